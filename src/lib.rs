@@ -1,0 +1,3 @@
+//! mailchime: a TLS IMAP proxy that gives any mail server native push to iOS Mail.
+
+pub mod model;

@@ -1,0 +1,3 @@
+//! The `mailchime` program.
+
+fn main() {}

@@ -1,0 +1,342 @@
+//! The nouns that the other floors share: whose mail, which device, which mailbox, in what state.
+//!
+//! Nothing here does I/O, reads a clock or knows IMAP, APNs or SQL. Values that come from a peer
+//! are checked where they enter (`imap`), so a constructed value is a valid one.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use secrecy::{ExposeSecret, SecretBox};
+
+/// Whose mail: the canonical form of the login name that the backend accepted.
+///
+/// The domain after the last `@` is compared without case. The local part is kept as it was given:
+/// a server may tell `Bob` from `bob`, and taking two users for one would show one the other's mail.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Account(Arc<str>);
+
+/// A device as the push service names it: hex digits, kept as given, compared without case.
+///
+/// `Display` and `Debug` show the first 8 digits only, so a token cannot reach a log in full.
+#[derive(Clone)]
+pub struct DeviceToken(Arc<str>);
+
+/// A mailbox name, decoded (UTF-8, not modified UTF-7); any spelling of `inbox` is `INBOX`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Mailbox(Arc<str>);
+
+/// Milliseconds since 1970-01-01 UTC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Timestamp(pub i64);
+
+/// What a user proves to the backend who they are with. `Debug` never shows the password.
+#[derive(Clone)]
+pub struct Credentials {
+    /// The login name as the user wrote it.
+    pub login: String,
+    /// SASL authorization identity (RFC 4616), empty when it is the login itself.
+    pub authorization: String,
+    password: Arc<SecretBox<[u8]>>,
+}
+
+/// The state of a mailbox as one STATUS tells it (RFC 9051 section 6.3.11, RFC 7162 section 3.1.7).
+/// `None` is what the server did not tell; it differs from nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    pub uid_validity: Option<u64>,
+    pub uid_next: Option<u64>,
+    pub messages: Option<u64>,
+    pub unseen: Option<u64>,
+    pub highest_mod_seq: Option<u64>,
+}
+
+/// One device of one account, as it registered (PROTOCOL.md section 1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    pub account: Account,
+    /// `aps-account-id`: the device's own name for this mail account.
+    pub account_id: String,
+    pub token: DeviceToken,
+    /// `aps-subtopic`: the bundle id of the mail client.
+    pub subtopic: String,
+    /// `aps-version` that was answered: with 1 only INBOX is pushed and no mailbox is named.
+    pub version: u8,
+    /// The topic that was answered; the device watches this one and drops others.
+    pub topic: String,
+}
+
+/// A registration that was checked and is to be stored: the device, and each mailbox that its
+/// user's own session can read with the state it was in at that moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    pub device: Device,
+    pub mailboxes: Vec<(Mailbox, Snapshot)>,
+}
+
+/// How much a change matters to a device (RFC 5423 names in brackets).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChangeKind {
+    /// Read, unread, expunged or moved away (MessageRead, FlagsClear, MessageExpunge, …): the badge
+    /// is to be corrected some time.
+    Quiet,
+    /// New mail (MessageNew, MessageAppend): the device chimes.
+    NewMail,
+}
+
+/// What a watcher tells the push side, in this order for one mailbox.
+#[derive(Clone, Debug)]
+pub enum WatchEvent {
+    /// The mailbox is no longer as its devices were told.
+    Changed(Change),
+    /// What [`Change::id`] announced has now been seen whole; no push of its own.
+    Confirmed { account: Account, mailbox: Mailbox, id: u64, snapshot: Snapshot },
+}
+
+/// A mailbox that is no longer as its devices were told.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub account: Account,
+    pub mailbox: Mailbox,
+    pub kind: ChangeKind,
+    /// Rises within one (account, mailbox) while the program runs.
+    pub id: u64,
+    /// The new state; `None` when the change was announced from untagged data and the state is
+    /// still being asked for. A [`WatchEvent::Confirmed`] with the same id follows then.
+    pub snapshot: Option<Snapshot>,
+    /// When the backend's line was read.
+    pub seen_at: Instant,
+}
+
+/// What a session tells the watching side.
+#[derive(Clone, Debug)]
+pub enum SessionEvent {
+    /// A registration of this account is on disk.
+    Registered { account: Account, credentials: Credentials },
+    /// The backend accepted these credentials just now.
+    LoggedIn { account: Account, credentials: Credentials },
+}
+
+// === impl Account ===
+
+impl Account {
+    /// The account of a login name that the backend accepted.
+    pub fn from_login(login: &str) -> Self {
+        match login.rsplit_once('@') {
+            Some((local, domain)) => {
+                Self(format!("{local}@{}", domain.to_ascii_lowercase()).into())
+            }
+            None => Self(login.into()),
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A login name is a peer's bytes: escape what could break a log line.
+        write!(f, "{}", self.0.escape_debug())
+    }
+}
+
+impl fmt::Debug for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+// === impl DeviceToken ===
+
+impl DeviceToken {
+    /// `None` unless `hex` is an even number of 64 to 200 hex digits.
+    pub fn new(hex: &str) -> Option<Self> {
+        let valid = (64..=200).contains(&hex.len())
+            && hex.len().is_multiple_of(2)
+            && hex.bytes().all(|b| b.is_ascii_hexdigit());
+        valid.then(|| Self(hex.into()))
+    }
+
+    /// As the device gave it.
+    pub fn as_given(&self) -> &str {
+        &self.0
+    }
+
+    /// The form that identifies the device.
+    pub fn to_lowercase(&self) -> String {
+        self.0.to_ascii_lowercase()
+    }
+}
+
+impl PartialEq for DeviceToken {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.eq_ignore_ascii_case(&other.0)
+    }
+}
+
+impl Eq for DeviceToken {}
+
+impl Hash for DeviceToken {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.len().hash(state);
+        for byte in self.0.bytes() {
+            state.write_u8(byte.to_ascii_lowercase());
+        }
+    }
+}
+
+impl fmt::Display for DeviceToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}…", &self.0[..8])
+    }
+}
+
+impl fmt::Debug for DeviceToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+// === impl Mailbox ===
+
+impl Mailbox {
+    pub const INBOX: &str = "INBOX";
+
+    /// From a decoded name.
+    pub fn new(name: &str) -> Self {
+        if name.eq_ignore_ascii_case(Self::INBOX) {
+            Self(Self::INBOX.into())
+        } else {
+            Self(name.into())
+        }
+    }
+
+    pub fn inbox() -> Self {
+        Self(Self::INBOX.into())
+    }
+
+    pub fn is_inbox(&self) -> bool {
+        &*self.0 == Self::INBOX
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Mailbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.escape_debug())
+    }
+}
+
+impl fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+// === impl Timestamp ===
+
+impl Timestamp {
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// `duration` earlier, not before 1970.
+    pub fn minus(self, duration: Duration) -> Self {
+        let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_sub(millis).max(0))
+    }
+}
+
+// === impl Credentials ===
+
+impl Credentials {
+    /// Password credentials of a user who acts as themselves.
+    pub fn password(login: impl Into<String>, password: Vec<u8>) -> Self {
+        Self {
+            login: login.into(),
+            authorization: String::new(),
+            password: Arc::new(SecretBox::new(password.into_boxed_slice())),
+        }
+    }
+
+    /// The same password, to act as `authorization` (RFC 4616 authzid).
+    pub fn acting_as(mut self, authorization: impl Into<String>) -> Self {
+        self.authorization = authorization.into();
+        self
+    }
+
+    /// The password, for the wire and the vault only.
+    pub fn expose_password(&self) -> &[u8] {
+        self.password.expose_secret()
+    }
+
+    /// The account that these credentials open: the authorization identity if there is one.
+    pub fn account(&self) -> Account {
+        if self.authorization.is_empty() {
+            Account::from_login(&self.login)
+        } else {
+            Account::from_login(&self.authorization)
+        }
+    }
+
+    /// Whether both prove the same thing with the same password.
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.login == other.login
+            && self.authorization == other.authorization
+            && self.expose_password() == other.expose_password()
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("account", &self.account())
+            .field("password", &"[redacted]")
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str = "AB12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12";
+
+    #[test]
+    fn the_domain_of_a_login_has_no_case_and_its_local_part_has() {
+        assert_eq!(Account::from_login("a@EXAMPLE.org"), Account::from_login("a@example.org"));
+        assert_ne!(Account::from_login("A@example.org"), Account::from_login("a@example.org"));
+        assert_ne!(Account::from_login("Bob"), Account::from_login("bob"));
+    }
+
+    #[test]
+    fn tokens_compare_without_case_and_show_eight_digits() {
+        let token = DeviceToken::new(TOKEN).unwrap();
+        assert_eq!(token, DeviceToken::new(&TOKEN.to_lowercase()).unwrap());
+        assert_eq!(format!("{token} {token:?}"), "AB12ab12… AB12ab12…");
+        let odd = &TOKEN[1..];
+        for bad in ["", "ab", odd, &TOKEN.replace('1', "g"), &"a".repeat(202)] {
+            assert!(DeviceToken::new(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn debug_of_credentials_has_no_password() {
+        let credentials = Credentials::password("alice", b"wonder land".to_vec());
+        let shown = format!("{credentials:?} {credentials:#?}");
+        assert!(!shown.contains("wonder") && !shown.contains("119"), "{shown}");
+    }
+
+    #[test]
+    fn what_a_peer_named_cannot_break_a_log_line() {
+        assert_eq!(Account::from_login("a\r\nb").to_string(), "a\\r\\nb");
+        assert_eq!(Mailbox::new("a\nb").to_string(), "a\\nb");
+    }
+}
