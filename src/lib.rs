@@ -1,3 +1,4 @@
 //! mailchime: a TLS IMAP proxy that gives any mail server native push to iOS Mail.
 
+pub mod imap;
 pub mod model;

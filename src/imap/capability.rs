@@ -1,0 +1,187 @@
+//! Capability lists (RFC 9051 section 7.2.2), and the edit that mailchime makes to them.
+
+use super::peek;
+
+/// A capability list: tokens in their order, each once whatever its case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities(Vec<String>);
+
+/// Capability under which Apple's extension is announced.
+pub const XAPPLEPUSHSERVICE: &str = "XAPPLEPUSHSERVICE";
+
+/// Where in `line`, a whole response with a capability list as [`peek::response`] told, the list
+/// stands. `None` if it has none or has no end.
+fn list_in(line: &[u8]) -> Option<std::ops::Range<usize>> {
+    let end = line.len() - line.iter().rev().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    let skip = |mut at: usize, space: bool| {
+        while at < end && (line[at] == b' ') == space {
+            at += 1;
+        }
+        at
+    };
+    // `*` or a tag, then the second word: CAPABILITY itself, or a status with a code behind it.
+    let second = skip(skip(0, false), true);
+    match peek::response(line)? {
+        peek::Response::Capability => Some(skip(second, false)..end),
+        peek::Response::Status { capability: true, .. } => {
+            let start = skip(skip(second, false), true) + "[CAPABILITY".len();
+            let length = line.get(start..end)?.iter().position(|b| *b == b']')?;
+            Some(start..start + length)
+        }
+        _ => None,
+    }
+}
+
+impl Capabilities {
+    /// Tokens that are separated by spaces; what is not printable ASCII is left out.
+    pub fn parse(list: &[u8]) -> Self {
+        let mut capabilities = Self::default();
+        for token in list.split(|b| *b == b' ') {
+            if let Ok(token) = std::str::from_utf8(token)
+                && token.bytes().all(|b| b.is_ascii_graphic())
+            {
+                capabilities.add(token);
+            }
+        }
+        capabilities
+    }
+
+    /// The list in a whole response that has one ([`peek::Response::Capability`], or a status with
+    /// `capability`).
+    pub fn in_response(line: &[u8]) -> Option<Self> {
+        list_in(line).map(|range| Self::parse(&line[range]))
+    }
+
+    /// Adds a token unless it is there.
+    pub fn add(&mut self, token: &str) {
+        if !token.is_empty() && !self.has(token) {
+            self.0.push(token.to_owned());
+        }
+    }
+
+    pub fn has(&self, token: &str) -> bool {
+        self.0.iter().any(|known| known.eq_ignore_ascii_case(token))
+    }
+
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.0.retain(|token| keep(token));
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
+    /// What may be shown to a client of a session through mailchime: without what the relay cannot
+    /// carry or must not (DESIGN.md section 3), and with XAPPLEPUSHSERVICE if `push`.
+    pub fn edited(mut self, push: bool) -> Self {
+        self.retain(|token| !is_hidden(token));
+        if push {
+            self.add(XAPPLEPUSHSERVICE);
+        }
+        self
+    }
+}
+
+impl std::fmt::Display for Capabilities {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.join(" "))
+    }
+}
+
+/// Capabilities that do not pass.
+fn is_hidden(token: &str) -> bool {
+    const HIDDEN: [&str; 6] = [
+        // TLS ends here.
+        "STARTTLS",
+        // Would make the stream opaque.
+        "COMPRESS=DEFLATE",
+        // Would send the client past mailchime.
+        "LOGIN-REFERRALS",
+        "MAILBOX-REFERRALS",
+        // Would change the user under a registration.
+        "UNAUTHENTICATE",
+        // The backend's own; mailchime answers it.
+        XAPPLEPUSHSERVICE,
+    ];
+    let upper = token.to_ascii_uppercase();
+    HIDDEN.contains(&upper.as_str())
+        // Channel binding cannot pass a proxy; a client certificate stays at mailchime.
+        || (upper.starts_with("AUTH=") && (upper.ends_with("-PLUS") || upper == "AUTH=EXTERNAL"))
+}
+
+/// A whole response with its capability list edited; everything else in it stays as it was.
+///
+/// A response without a well-formed list comes back as it is.
+pub fn edit_response(line: &[u8], push: bool) -> Vec<u8> {
+    let Some(range) = list_in(line) else { return line.to_vec() };
+    let edited = Capabilities::parse(&line[range.clone()]).edited(push);
+    let mut out = Vec::with_capacity(line.len() + 20);
+    out.extend_from_slice(&line[..range.start]);
+    for token in edited.iter() {
+        out.push(b' ');
+        out.extend_from_slice(token.as_bytes());
+    }
+    out.extend_from_slice(&line[range.end..]);
+    out
+}
+
+/// Whether a whole response carries a capability list.
+pub fn is_in(line: &[u8]) -> bool {
+    matches!(
+        peek::response(line),
+        Some(peek::Response::Capability | peek::Response::Status { capability: true, .. })
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_edit_touches_the_list_and_nothing_else() {
+        for (line, with_push, without) in [
+            (
+                "* CAPABILITY IMAP4rev1 STARTTLS IDLE COMPRESS=DEFLATE\r\n",
+                "* CAPABILITY IMAP4rev1 IDLE XAPPLEPUSHSERVICE\r\n",
+                "* CAPABILITY IMAP4rev1 IDLE\r\n",
+            ),
+            (
+                "* capability imap4rev1 xapplepushservice idle IDLE \r\n",
+                "* capability imap4rev1 idle XAPPLEPUSHSERVICE\r\n",
+                "* capability imap4rev1 idle\r\n",
+            ),
+            (
+                "a1 OK [CAPABILITY IMAP4rev1 LOGIN-REFERRALS] in [CAPABILITY STARTTLS]\r\n",
+                "a1 OK [CAPABILITY IMAP4rev1 XAPPLEPUSHSERVICE] in [CAPABILITY STARTTLS]\r\n",
+                "a1 OK [CAPABILITY IMAP4rev1] in [CAPABILITY STARTTLS]\r\n",
+            ),
+            (
+                "* OK [CAPABILITY IMAP4rev1 AUTH=SCRAM-SHA-256-PLUS AUTH=EXTERNAL AUTH=PLAIN] \r\n",
+                "* OK [CAPABILITY IMAP4rev1 AUTH=PLAIN XAPPLEPUSHSERVICE] \r\n",
+                "* OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] \r\n",
+            ),
+            ("* CAPABILITY\n", "* CAPABILITY XAPPLEPUSHSERVICE\n", "* CAPABILITY\n"),
+            (
+                "* OK [CAPABILITY IMAP4rev1\r\n",
+                "* OK [CAPABILITY IMAP4rev1\r\n",
+                "* OK [CAPABILITY IMAP4rev1\r\n",
+            ),
+        ] {
+            assert!(is_in(line.as_bytes()), "{line}");
+            let edited = |push| String::from_utf8(edit_response(line.as_bytes(), push)).unwrap();
+            assert_eq!(edited(true), with_push);
+            assert_eq!(edited(false), without);
+            assert_eq!(edit_response(with_push.as_bytes(), true), with_push.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_tag_that_spells_capability_does_not_mislead() {
+        for tag in ["CAPABILITY", "[CAPABILITY"] {
+            let line = format!("{tag} OK [CAPABILITY IMAP4rev1 STARTTLS] in\r\n");
+            let edited = edit_response(line.as_bytes(), true);
+            let expected = format!("{tag} OK [CAPABILITY IMAP4rev1 XAPPLEPUSHSERVICE] in\r\n");
+            assert_eq!(edited, expected.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Literal announcements (RFC 9051 section 4.3, RFC 7888) and the ends of whole responses.
+
+use memchr::memchr;
+
+/// Longest announcement that is recognised: `~{` + 20 digits + `+}` + CR LF.
+pub const LONGEST_ANNOUNCEMENT: usize = 26;
+
+/// `{n}`, `{n+}`, `~{n}` or `~{n+}` at the end of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// Octets that follow the line.
+    pub length: u64,
+    /// Whether the sender waits for a continuation before it sends them.
+    pub synchronising: bool,
+}
+
+impl Announcement {
+    /// The announcement at the end of `line`, which may still have its CR LF or bare LF.
+    ///
+    /// A number beyond 64 bits is none: no peer can send such a literal.
+    pub fn at_end_of(line: &[u8]) -> Option<Self> {
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let line = line.strip_suffix(b"}")?;
+        let (line, synchronising) = match line.strip_suffix(b"+") {
+            Some(line) => (line, false),
+            None => (line, true),
+        };
+        let digits = line.iter().rev().take_while(|b| b.is_ascii_digit()).count();
+        let (rest, digits) = line.split_at(line.len() - digits);
+        if digits.is_empty() || rest.last() != Some(&b'{') {
+            return None;
+        }
+        let length = std::str::from_utf8(digits).ok()?.parse().ok()?;
+        Some(Self { length, synchronising })
+    }
+}
+
+/// The last bytes of a line that arrives in pieces: enough to recognise an announcement.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tail {
+    bytes: [u8; LONGEST_ANNOUNCEMENT],
+    used: u8,
+}
+
+impl Tail {
+    /// Remembers the end of `piece`, a part of the line without its line feed.
+    pub fn push(&mut self, piece: &[u8]) {
+        let piece = &piece[piece.len().saturating_sub(LONGEST_ANNOUNCEMENT)..];
+        let used = usize::from(self.used);
+        let keep = used.min(LONGEST_ANNOUNCEMENT - piece.len());
+        self.bytes.copy_within(used - keep..used, 0);
+        self.bytes[keep..keep + piece.len()].copy_from_slice(piece);
+        self.used = u8::try_from(keep + piece.len()).unwrap_or(0);
+    }
+
+    /// The announcement at the end of the line whose last piece is `piece`.
+    pub fn announcement(mut self, piece: &[u8]) -> Option<Announcement> {
+        if self.used == 0 {
+            return Announcement::at_end_of(piece);
+        }
+        self.push(piece);
+        Announcement::at_end_of(&self.bytes[..usize::from(self.used)])
+    }
+}
+
+/// Where the response that starts `input` ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// After this many bytes, line end included.
+    At(usize),
+    /// Not in `input`.
+    Beyond,
+}
+
+/// The end of the line that starts `input`, without regard to literals.
+pub fn end_of_line(input: &[u8]) -> End {
+    memchr(b'\n', input).map_or(End::Beyond, |at| End::At(at + 1))
+}
+
+/// The end of the response that starts `input`, literals included.
+pub fn end_of_response(input: &[u8]) -> End {
+    let mut start = 0;
+    loop {
+        let Some(feed) = memchr(b'\n', &input[start..]) else { return End::Beyond };
+        let line_end = start + feed + 1;
+        match Announcement::at_end_of(&input[start..line_end]) {
+            None => return End::At(line_end),
+            Some(Announcement { length, .. }) => {
+                let left = (input.len() - line_end) as u64;
+                if length > left {
+                    return End::Beyond;
+                }
+                // `length` is at most `left`, which came from a usize.
+                start = line_end + length as usize;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn announcements_and_what_only_looks_like_one() {
+        let at = |length, synchronising| Some(Announcement { length, synchronising });
+        for (line, expected) in [
+            (&b"a LOGIN {5}\r\n"[..], at(5, true)),
+            (b"a LOGIN {5+}\r\n", at(5, false)),
+            (b"a APPEND x ~{5}\r\n", at(5, true)),
+            (b"a APPEND x ~{007+}\n", at(7, false)),
+            (b"{0}", at(0, true)),
+            (b"{18446744073709551615}", at(u64::MAX, true)),
+            (b"{18446744073709551616}", None),
+            (b"{}\r\n", None),
+            (b"{+}\r\n", None),
+            (b"{-1}\r\n", None),
+            (b"{5-}\r\n", None),
+            (b"{5} \r\n", None),
+            (b"5}\r\n", None),
+            (b"", None),
+        ] {
+            assert_eq!(Announcement::at_end_of(line), expected, "{}", line.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_tail_of_any_pieces_finds_what_the_whole_line_has() {
+        for line in [&b"a1 APPEND INBOX (\\Seen) ~{12345678901234567890+}\r"[..], b"{3}\r", b"a"] {
+            let whole = Announcement::at_end_of(line);
+            for first in 0..=line.len() {
+                for second in first..=line.len() {
+                    let mut tail = Tail::default();
+                    tail.push(&line[..first]);
+                    tail.push(&line[first..second]);
+                    assert_eq!(tail.announcement(&line[second..]), whole, "{first} {second}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_response_is_after_its_literals() {
+        let response = b"* 1 FETCH (A {3}\r\n)\r\n B {2}\r\nxy)\r\nrest";
+        assert_eq!(end_of_response(response), End::At(response.len() - 4));
+        for cut in 0..response.len() - 4 {
+            assert_eq!(end_of_response(&response[..cut]), End::Beyond, "{cut}");
+        }
+        assert_eq!(end_of_response(b"* x {18446744073709551615}\r\nabc"), End::Beyond);
+    }
+}

@@ -1,0 +1,30 @@
+//! The wire: what an IMAP byte stream means, without doing any I/O.
+//!
+//! Bytes go in, decisions and bytes come out; time and sockets belong to the caller. Nothing here
+//! knows tokio, a clock, or any floor above `model`.
+//!
+//! - [`literal`]: literal announcements, and where a whole command or response ends
+//! - [`peek`]: the first bytes of a line: which command, which response
+//! - [`collect`]: one bounded command, with its literals, put together from pieces
+//! - [`args`]: strings and lists as arguments (nom), and quoting
+//! - [`capability`]: capability lists, and the edit that mailchime makes to them
+//! - [`mailbox`]: modified UTF-7
+//! - [`sasl`]: PLAIN and LOGIN, the client's words and the backend's
+//! - [`status`]: the answers that a watcher reads
+//! - [`registration`]: the arguments and the answer of XAPPLEPUSHSERVICE (nom)
+//! - [`login`]: logging in at a backend, as a state machine
+//! - [`relay`]: the two lanes after login, and mailchime's own questions between them
+//! - [`session`]: one client's session as a state machine, from greeting to close
+
+pub mod args;
+pub mod capability;
+pub mod collect;
+pub mod literal;
+pub mod login;
+pub mod mailbox;
+pub mod peek;
+pub mod registration;
+pub mod relay;
+pub mod sasl;
+pub mod session;
+pub mod status;

@@ -1,0 +1,248 @@
+//! XAPPLEPUSHSERVICE: its arguments (nom) and its answer (PROTOCOL.md section 1).
+
+use std::fmt;
+
+use nom::branch::alt;
+use nom::character::complete::space1;
+use nom::combinator::map;
+use nom::multi::many0;
+use nom::sequence::{preceded, separated_pair};
+use nom::{IResult, Parser};
+
+use super::args::{Bytes, astring, astring_list, quote, whole};
+use crate::model::DeviceToken;
+
+/// What a device asks for. Mailbox names are as they came on the wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// 1 or 2; a higher one that the client asked for is answered as 2.
+    pub version: u8,
+    pub account_id: String,
+    pub token: DeviceToken,
+    pub subtopic: String,
+    /// Empty with version 1, which means INBOX.
+    pub mailboxes: Vec<Vec<u8>>,
+}
+
+/// Why the arguments are not a registration. `Display` is fit for the text of a BAD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    Arguments,
+    Repeated(&'static str),
+    Missing(&'static str),
+    Value(&'static str),
+}
+
+const VERSION: &str = "aps-version";
+const ACCOUNT_ID: &str = "aps-account-id";
+const TOKEN: &str = "aps-device-token";
+const SUBTOPIC: &str = "aps-subtopic";
+const MAILBOXES: &str = "mailboxes";
+
+enum Value<'a> {
+    One(Bytes<'a>),
+    List(Vec<Bytes<'a>>),
+}
+
+/// Parses the arguments of a whole command: from the space behind the verb to the line end.
+pub fn parse(arguments: &[u8]) -> Result<Request, Malformed> {
+    let pairs = whole(many0(preceded(space1, pair)))(arguments).ok_or(Malformed::Arguments)?;
+    let (mut version, mut account_id, mut token, mut subtopic) = (None, None, None, None);
+    let mut mailboxes = None;
+    for (key, value) in pairs {
+        let key = key.to_ascii_lowercase();
+        let (slot, name) = match key.as_slice() {
+            b"aps-version" => (&mut version, VERSION),
+            b"aps-account-id" => (&mut account_id, ACCOUNT_ID),
+            b"aps-device-token" => (&mut token, TOKEN),
+            b"aps-subtopic" => (&mut subtopic, SUBTOPIC),
+            b"mailboxes" => {
+                let Value::List(names) = value else { return Err(Malformed::Value(MAILBOXES)) };
+                if mailboxes.replace(names).is_some() {
+                    return Err(Malformed::Repeated(MAILBOXES));
+                }
+                continue;
+            }
+            // A key of a version to come.
+            _ => continue,
+        };
+        let Value::One(value) = value else { return Err(Malformed::Value(name)) };
+        if slot.replace(value).is_some() {
+            return Err(Malformed::Repeated(name));
+        }
+    }
+    let version = match text(version, VERSION)?.parse::<u64>() {
+        Ok(1) => 1,
+        Ok(2..) => 2,
+        Ok(0) | Err(_) => return Err(Malformed::Value(VERSION)),
+    };
+    let account_id = text(account_id, ACCOUNT_ID)?;
+    if !(1..=128).contains(&account_id.len()) {
+        return Err(Malformed::Value(ACCOUNT_ID));
+    }
+    let token = DeviceToken::new(&text(token, TOKEN)?).ok_or(Malformed::Value(TOKEN))?;
+    let subtopic = text(subtopic, SUBTOPIC)?;
+    if !(1..=128).contains(&subtopic.len()) {
+        return Err(Malformed::Value(SUBTOPIC));
+    }
+    let mailboxes = match (version, mailboxes) {
+        (1, _) => Vec::new(),
+        (_, Some(names)) => names.into_iter().map(Bytes::into_owned).collect(),
+        (_, None) => return Err(Malformed::Missing(MAILBOXES)),
+    };
+    Ok(Request { version, account_id, token, subtopic, mailboxes })
+}
+
+/// The untagged answer to a registration: `echoed` are the mailboxes that will be pushed, as the
+/// client spelled them (none are named with version 1).
+pub fn answer<'a>(version: u8, topic: &str, echoed: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut out = Vec::new();
+    for name in echoed.filter(|_| version >= 2) {
+        out.extend_from_slice(b"* XAPPLEPUSHSERVICE \"mailbox\" ");
+        match quote(name) {
+            Some(quoted) => out.extend_from_slice(&quoted),
+            None => {
+                out.extend_from_slice(format!("{{{}}}\r\n", name.len()).as_bytes());
+                out.extend_from_slice(name);
+            }
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(
+        format!("* XAPPLEPUSHSERVICE \"aps-version\" \"{version}\" \"aps-topic\" \"{topic}\"\r\n")
+            .as_bytes(),
+    );
+    out
+}
+
+fn pair(input: &[u8]) -> IResult<&[u8], (Bytes<'_>, Value<'_>)> {
+    let value = alt((map(astring_list, Value::List), map(astring, Value::One)));
+    separated_pair(astring, space1, value).parse(input)
+}
+
+/// A required value of printable ASCII.
+fn text(value: Option<Bytes<'_>>, key: &'static str) -> Result<String, Malformed> {
+    let value = value.ok_or(Malformed::Missing(key))?;
+    if !value.iter().all(|b| matches!(b, b' '..=b'~')) {
+        return Err(Malformed::Value(key));
+    }
+    String::from_utf8(value.into_owned()).map_err(|_| Malformed::Value(key))
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Arguments => f.write_str("arguments are not pairs of strings"),
+            Self::Repeated(key) => write!(f, "{key} is given twice"),
+            Self::Missing(key) => write!(f, "{key} is missing"),
+            Self::Value(key) => write!(f, "{key} has a wrong value"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str = "00112233445566778899aabbccddeeff00112233445566778899AABBCCDDEEFF";
+    const ID: &str = "0715A26B-CA09-4730-A419-793000CA982E";
+
+    /// `<T>` and `<I>` stand for a token and an account id.
+    fn parsed(arguments: &str) -> Result<Request, Malformed> {
+        parse(arguments.replace("<T>", TOKEN).replace("<I>", ID).as_bytes())
+    }
+
+    #[test]
+    fn good_forms() {
+        let full = " \"aps-version\" \"2\" \"aps-account-id\" \"<I>\" \"aps-device-token\" \"<T>\" \
+                    \"aps-subtopic\" \"com.apple.mobilemail\" \"mailboxes\" (\"INBOX\" \"Notes\")\r\n";
+        let expected = Request {
+            version: 2,
+            account_id: ID.into(),
+            token: DeviceToken::new(TOKEN).unwrap(),
+            subtopic: "com.apple.mobilemail".into(),
+            mailboxes: vec![b"INBOX".to_vec(), b"Notes".to_vec()],
+        };
+        assert_eq!(parsed(full), Ok(expected.clone()));
+        let id_literal = format!("{{{}}}\r\n{ID}", ID.len());
+        for same in [
+            full.to_uppercase()
+                .replace("COM.APPLE.MOBILEMAIL", "com.apple.mobilemail")
+                .replace("NOTES", "Notes"),
+            full.replace('"', ""),
+            full.replace("\"<I>\"", &id_literal),
+            full.replace("\"<I>\"", &id_literal.replace('}', "+}")),
+            full.replace("(\"INBOX\" \"Notes\")", "( {5}\r\nINBOX Notes )"),
+            full.replace("\"2\"", "\"3\""),
+            full.replace("\r\n", " \"aps-new\" \"thing\" \"more\" (a b)\r\n"),
+            full.replace("\r\n", "\n"),
+        ] {
+            assert_eq!(parsed(&same), Ok(expected.clone()), "{same}");
+        }
+        let reversed = " mailboxes (INBOX Notes) aps-subtopic com.apple.mobilemail \
+                        aps-device-token <T> aps-account-id <I> aps-version 2\r\n";
+        assert_eq!(parsed(reversed), Ok(expected.clone()));
+        let empty = full.replace("(\"INBOX\" \"Notes\")", "()");
+        assert_eq!(parsed(&empty).unwrap().mailboxes, Vec::<Vec<u8>>::new());
+        let version_1 = " aps-version 1 aps-account-id <I> aps-device-token <T> aps-subtopic x\r\n";
+        assert_eq!(parsed(version_1).unwrap().version, 1);
+        assert_eq!(parsed(&full.replace("\"2\"", "1")).unwrap().mailboxes, Vec::<Vec<u8>>::new());
+    }
+
+    #[test]
+    fn bad_forms() {
+        let full = " aps-version 2 aps-account-id <I> aps-device-token <T> aps-subtopic x \
+                    mailboxes (INBOX)\r\n";
+        assert!(parsed(full).is_ok());
+        let five_thousand = "x".repeat(5000);
+        for (bad, why) in [
+            ("\r\n".to_owned(), Malformed::Missing(VERSION)),
+            (" \r\n".to_owned(), Malformed::Missing(VERSION)),
+            (" aps-version\r\n".to_owned(), Malformed::Arguments),
+            (full.replace("mailboxes (INBOX)", "mailboxes"), Malformed::Arguments),
+            (full.replace("(INBOX)", "NIL"), Malformed::Arguments),
+            (full.replace("(INBOX)", "(NIL)"), Malformed::Arguments),
+            (full.replace("(INBOX)", "(INBOX NIL)"), Malformed::Arguments),
+            (full.replace("(INBOX)", "(INBOX"), Malformed::Arguments),
+            (full.replace("(INBOX)", "((INBOX))"), Malformed::Arguments),
+            (full.replace("(INBOX)", "INBOX"), Malformed::Value(MAILBOXES)),
+            (full.replace("<I>", "NIL"), Malformed::Arguments),
+            (full.replace("aps-version 2", "NIL NIL"), Malformed::Arguments),
+            (full.replace(" mailboxes (INBOX)", ""), Malformed::Missing(MAILBOXES)),
+            (full.replace("aps-version 2", "aps-other 2"), Malformed::Missing(VERSION)),
+            (full.replace("aps-version 2", "aps-version 0"), Malformed::Value(VERSION)),
+            (full.replace("aps-version 2", "aps-version two"), Malformed::Value(VERSION)),
+            (full.replace("aps-version 2", "aps-version (2)"), Malformed::Value(VERSION)),
+            (full.replace("x mail", "x aps-version 2 mail"), Malformed::Repeated(VERSION)),
+            (full.replace("\r\n", " mailboxes (x)\r\n"), Malformed::Repeated(MAILBOXES)),
+            (full.replace("<T>", "abcdef"), Malformed::Value(super::TOKEN)),
+            (full.replace("<T>", &TOKEN[1..]), Malformed::Value(super::TOKEN)),
+            (full.replace("<T>", &TOKEN.replace('0', "x")), Malformed::Value(super::TOKEN)),
+            (full.replace("<I>", "\"\""), Malformed::Value(ACCOUNT_ID)),
+            (full.replace("<I>", &five_thousand), Malformed::Value(ACCOUNT_ID)),
+            (full.replace("<I>", "\"a\u{fc}\""), Malformed::Value(ACCOUNT_ID)),
+            (full.replace("<I>", "{4}\r\na\r\nb"), Malformed::Value(ACCOUNT_ID)),
+            (full.replace("<I>", "{99}\r\na"), Malformed::Arguments),
+            (full.replace("<I>", "\"a"), Malformed::Arguments),
+            (full.replace(" aps-version 2", "aps-version 2"), Malformed::Arguments),
+        ] {
+            assert_eq!(parsed(&bad), Err(why), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_answer_echoes_in_order_and_quotes() {
+        let names: [&[u8]; 3] = [b"INBOX", b"a \"b\\", b"c\r\nd"];
+        assert_eq!(
+            String::from_utf8(answer(2, "com.apple.mail.XServer.x", names.into_iter())).unwrap(),
+            "* XAPPLEPUSHSERVICE \"mailbox\" \"INBOX\"\r\n\
+             * XAPPLEPUSHSERVICE \"mailbox\" \"a \\\"b\\\\\"\r\n\
+             * XAPPLEPUSHSERVICE \"mailbox\" {4}\r\nc\r\nd\r\n\
+             * XAPPLEPUSHSERVICE \"aps-version\" \"2\" \"aps-topic\" \"com.apple.mail.XServer.x\"\r\n"
+        );
+        assert_eq!(
+            answer(1, "t", [&b"INBOX"[..]].into_iter()),
+            b"* XAPPLEPUSHSERVICE \"aps-version\" \"1\" \"aps-topic\" \"t\"\r\n"
+        );
+    }
+}

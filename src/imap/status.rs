@@ -1,0 +1,121 @@
+//! The answers that tell a mailbox's state: STATUS, EXISTS and their like.
+//!
+//! Tolerant by need: servers put two spaces, no UIDNEXT, negative numbers or unknown items.
+
+use nom::bytes::complete::{tag_no_case, take_while1};
+use nom::character::complete::{char, space0, space1};
+use nom::multi::separated_list0;
+use nom::sequence::{delimited, preceded, separated_pair, tuple};
+use nom::{IResult, Parser};
+
+use super::args::{Bytes, astring, whole};
+use crate::model::Snapshot;
+
+/// An untagged response that a watcher cares for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// `* n EXISTS`
+    Exists(u64),
+    /// `* n EXPUNGE`, `* VANISHED`, `* n FETCH`: the mailbox may have changed.
+    Other,
+}
+
+/// A whole `* STATUS` response: the mailbox as it is spelled, and the numbers.
+pub fn mailbox_status(response: &[u8]) -> Option<(Bytes<'_>, Snapshot)> {
+    let items = separated_list0(space1, separated_pair(atom, space1, atom));
+    let items = delimited(tuple((char('('), space0)), items, tuple((space0, char(')'))));
+    let status = tuple((tag_no_case("*"), space1, tag_no_case("STATUS"), space1));
+    let (name, items) = whole(preceded(status, separated_pair(astring, space1, items)))(response)?;
+    let mut snapshot = Snapshot::default();
+    for (item, value) in items {
+        // What is no number, or a negative one, is as if it were not told.
+        let value = std::str::from_utf8(value).ok().and_then(|value| value.parse().ok());
+        match item.to_ascii_uppercase().as_slice() {
+            b"MESSAGES" => snapshot.messages = value,
+            b"UIDNEXT" => snapshot.uid_next = value,
+            b"UIDVALIDITY" => snapshot.uid_validity = value,
+            b"UNSEEN" => snapshot.unseen = value,
+            b"HIGHESTMODSEQ" => snapshot.highest_mod_seq = value,
+            _ => {}
+        }
+    }
+    Some((name, snapshot))
+}
+
+/// What an untagged response says of the selected mailbox; `None` if nothing.
+pub fn activity(response: &[u8]) -> Option<Activity> {
+    let mut words = response
+        .split(|b| matches!(b, b' ' | b'\r' | b'\n'))
+        .filter(|word| !word.is_empty())
+        .skip_while(|word| *word == b"*");
+    let (first, second) = (words.next()?, words.next());
+    if first.eq_ignore_ascii_case(b"VANISHED") {
+        return Some(Activity::Other);
+    }
+    let number = std::str::from_utf8(first).ok()?.parse().ok()?;
+    match second?.to_ascii_uppercase().as_slice() {
+        b"EXISTS" => Some(Activity::Exists(number)),
+        b"EXPUNGE" | b"FETCH" => Some(Activity::Other),
+        _ => None,
+    }
+}
+
+fn atom(input: &[u8]) -> IResult<&[u8], &[u8]> {
+    take_while1(|b: u8| b.is_ascii_graphic() && !matches!(b, b'(' | b')')).parse(input)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_of_many_servers() {
+        let told = |uid_validity, uid_next, messages, unseen| Snapshot {
+            uid_validity,
+            uid_next,
+            messages,
+            unseen,
+            highest_mod_seq: None,
+        };
+        for (response, name, expected) in [
+            (
+                "* STATUS INBOX (MESSAGES 3 UIDNEXT 9 UIDVALIDITY 7 UNSEEN 1)\r\n",
+                "INBOX",
+                told(Some(7), Some(9), Some(3), Some(1)),
+            ),
+            (
+                "* status {6}\r\na \"b\\c (messages 3 )\r\n",
+                "a \"b\\c",
+                told(None, None, Some(3), None),
+            ),
+            ("*  STATUS \"a b\"  ( UNSEEN -1  X 3) \n", "a b", told(None, None, None, None)),
+            ("* STATUS x ()\r\n", "x", told(None, None, None, None)),
+        ] {
+            let (mailbox, snapshot) = mailbox_status(response.as_bytes()).expect(response);
+            assert_eq!((mailbox.as_ref(), snapshot), (name.as_bytes(), expected));
+        }
+        let modseq = mailbox_status(b"* STATUS x (HIGHESTMODSEQ 18446744073709551615)\r\n");
+        assert_eq!(modseq.unwrap().1.highest_mod_seq, Some(u64::MAX));
+        for bad in ["* STATUS\r\n", "* STATUS x\r\n", "* STATUS x (A)\r\n", "* STATUS x (A 1\r\n"] {
+            assert_eq!(mailbox_status(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn activity_in_the_selected_mailbox() {
+        for (response, expected) in [
+            ("* 23 EXISTS\r\n", Some(Activity::Exists(23))),
+            ("*  22279 EXISTS\r\n", Some(Activity::Exists(22279))),
+            ("* 23 exists\n", Some(Activity::Exists(23))),
+            ("* 1 EXPUNGE\r\n", Some(Activity::Other)),
+            ("* VANISHED 3:5\r\n", Some(Activity::Other)),
+            ("* 1 FETCH (FLAGS (\\Seen))\r\n", Some(Activity::Other)),
+            ("* 1 RECENT\r\n", None),
+            ("* OK Still here\r\n", None),
+            ("* FLAGS (x)\r\n", None),
+            ("*\r\n", None),
+        ] {
+            assert_eq!(activity(response.as_bytes()), expected, "{response}");
+        }
+    }
+}
