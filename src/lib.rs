@@ -2,3 +2,4 @@
 
 pub mod imap;
 pub mod model;
+pub mod net;
