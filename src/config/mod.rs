@@ -1,0 +1,407 @@
+//! The configuration: a TOML file in, a checked [`Config`] out.
+//!
+//! Two stages. `raw` is the file as it is written, every key optional, an unknown one refused by
+//! name. `check` turns it into the structs below, in which every value is present and in range, so
+//! that no other part has to ask again. `proxy.toml` is the manual of the keys; tests hold the two
+//! together.
+//!
+//! This floor knows files and text only: no socket, no TLS, no IMAP. Files that keys name are looked
+//! for here and read elsewhere.
+
+mod check;
+mod raw;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// Everything the program can be told, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where clients connect; never empty.
+    pub listeners: Vec<Listener>,
+    pub tls: Tls,
+    pub backend: Backend,
+    pub store: Store,
+    pub credentials: Credentials,
+    pub watch: Watch,
+    pub push: Push,
+    /// `None`: nothing is pushed, and XAPPLEPUSHSERVICE is not advertised.
+    pub apns: Option<Apns>,
+    pub limits: Limits,
+    pub log: Log,
+    /// What is allowed but probably not meant; one sentence each, to be logged at start.
+    pub warnings: Vec<String>,
+}
+
+/// `[[listener]]`: one address, with TLS from the first byte (RFC 8314 section 3.2).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    /// Port 0 lets the system choose one.
+    pub address: SocketAddr,
+}
+
+/// `[tls]`: what clients are shown. Both are PEM files that exist.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tls {
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
+}
+
+/// `[backend]`: the IMAP server that holds the mail.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Backend {
+    /// A name or an IP address, the latter without brackets.
+    pub host: String,
+    pub port: u16,
+    pub tls: BackendTls,
+}
+
+/// How the backend is spoken to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BackendTls {
+    /// In the clear.
+    None,
+    /// TLS from the first byte.
+    Implicit {
+        /// A PEM file that exists; `None` trusts the system's roots.
+        ca: Option<PathBuf>,
+        /// The name or IP address that the certificate must bear.
+        server_name: String,
+    },
+}
+
+/// `[store]`: the database.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Store {
+    /// `sqlite://` and a path; a relative path in the file has been put below the file's folder.
+    pub url: String,
+    /// How long a statement waits for another process's lock.
+    pub busy_timeout: Duration,
+}
+
+/// `[credentials]`: how watchers come to a user's password. One way so far: stored, encrypted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Credentials {
+    /// May not exist yet; it is made at the first start.
+    pub key_file: PathBuf,
+}
+
+/// `[watch]`: how accounts are watched.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Watch {
+    /// IDLE is ended and begun again after this time, 1 to 29 minutes (RFC 2177 section 3).
+    pub idle_renewal: Duration,
+    /// Between two looks at a mailbox that IDLE does not cover.
+    pub poll_interval: Duration,
+    /// For the backend's whole answer to one of the watcher's commands.
+    pub answer_timeout: Duration,
+    pub logins_per_second: u32,
+    /// The first pause after a failure; not above `retry_max`.
+    pub retry_min: Duration,
+    pub retry_max: Duration,
+    /// From flag or expunge activity to the look that it causes.
+    pub settle: Duration,
+}
+
+/// `[push]`: which changes reach which devices, and when.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Push {
+    /// How long a change that is no new mail waits for others.
+    pub quiet_delay: Duration,
+    /// Between two pushes to one device.
+    pub min_interval: Duration,
+    /// No change waits longer than this; not below the two above.
+    pub max_delay: Duration,
+    /// A device that has not registered for this long is forgotten.
+    pub registration_ttl: Duration,
+    /// Bundle ids of the mail clients that may register; see [`Push::serves`].
+    pub clients: Vec<String>,
+    /// Most mailboxes of one registration.
+    pub mailboxes: usize,
+    /// Most devices of one account.
+    pub devices: usize,
+    pub push_type: PushType,
+    /// How long APNs keeps a push for a device that is offline.
+    pub expiration: Duration,
+    /// `apns-priority`: 1, 5 or 10, and never 10 with [`PushType::Background`]; `None` sends none.
+    pub priority: Option<u8>,
+}
+
+/// `apns-push-type` (PROTOCOL.md section 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "lowercase")]
+pub enum PushType {
+    Background,
+    Alert,
+}
+
+/// `[apns]`: the push service, and who we are to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Apns {
+    pub endpoint: Endpoint,
+    /// A PEM file that exists; `None` trusts the system's roots.
+    pub ca: Option<PathBuf>,
+    /// PEM files that exist.
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
+    /// For the connection, TLS included.
+    pub connect_timeout: Duration,
+    /// For the whole answer to one push.
+    pub request_timeout: Duration,
+    /// An idle connection is asked for a sign of life this often.
+    pub ping_interval: Duration,
+    /// Most pushes under way at once.
+    pub in_flight: usize,
+}
+
+/// A host that speaks HTTP/2 over TLS. `Display` gives `https://host:port`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Endpoint {
+    /// A name or an IP address, the latter without brackets.
+    pub host: String,
+    pub port: u16,
+}
+
+/// `[limits]`: what one peer, and all together, may take.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    pub sessions: usize,
+    /// For a client's TLS handshake.
+    pub handshake_timeout: Duration,
+    /// For the login dialogue, between two commands.
+    pub login_timeout: Duration,
+    /// For the connection to the backend, TLS and greeting included.
+    pub connect_timeout: Duration,
+    /// Bytes of a command that mailchime itself reads, literals included.
+    pub command_size: usize,
+    /// Bytes of a backend's capability list.
+    pub capability_size: usize,
+    /// How long a peer may read nothing of what it is sent.
+    pub write_timeout: Duration,
+}
+
+/// `[log]`: what is told on standard error.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    pub format: LogFormat,
+    /// Directives of `tracing_subscriber::EnvFilter` that are known to parse.
+    pub level: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What is wrong with a configuration. `Display` is the one message that its author needs: file,
+/// key, what is wrong, and what is allowed or to be done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {}{problem}", file.display(), key.as_deref().map(|key| format!("{key}: ")).unwrap_or_default())]
+pub struct ConfigError {
+    /// The configuration file, as it was named.
+    pub file: PathBuf,
+    /// As `[push] quiet_delay`; `None` when no single key is at fault.
+    pub key: Option<String>,
+    pub problem: String,
+}
+
+// === impl Config ===
+
+impl Config {
+    /// A configuration with what has no default, and the defaults.
+    pub fn new(tls: Tls, backend: Backend) -> Self {
+        Self {
+            listeners: vec![Listener::default()],
+            tls,
+            backend,
+            store: Store::default(),
+            credentials: Credentials::default(),
+            watch: Watch::default(),
+            push: Push::default(),
+            apns: None,
+            limits: Limits::default(),
+            log: Log::default(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Reads the file at `path` and checks it.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+            file: path.to_owned(),
+            key: None,
+            problem: match error.kind() {
+                io::ErrorKind::NotFound => {
+                    "no such file; name the configuration with --config".to_owned()
+                }
+                io::ErrorKind::InvalidData => "not text; it must be TOML in UTF-8".to_owned(),
+                _ => format!("cannot be read: {error}"),
+            },
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks `text`, the content of the file `origin`. Relative paths in it start at the folder of
+    /// `origin`, and the files that it names must exist.
+    pub fn parse(text: &str, origin: &Path) -> Result<Self, ConfigError> {
+        check::config(raw::parse(text, origin)?, origin)
+    }
+}
+
+// === impl Listener ===
+
+impl Default for Listener {
+    fn default() -> Self {
+        Self { address: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 993)) }
+    }
+}
+
+// === impl Store ===
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { url: "sqlite://mailchime.db".into(), busy_timeout: Duration::from_secs(5) }
+    }
+}
+
+// === impl Credentials ===
+
+impl Default for Credentials {
+    fn default() -> Self {
+        Self { key_file: "mailchime.key".into() }
+    }
+}
+
+// === impl Watch ===
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self {
+            idle_renewal: Duration::from_mins(9),
+            poll_interval: Duration::from_secs(60),
+            answer_timeout: Duration::from_secs(30),
+            logins_per_second: 100,
+            retry_min: Duration::from_secs(1),
+            retry_max: Duration::from_mins(5),
+            settle: Duration::from_millis(500),
+        }
+    }
+}
+
+// === impl Push ===
+
+impl Push {
+    /// Whether the client with this `aps-subtopic` may register: it is one of `clients`, or begins
+    /// as one of those that end in `*`.
+    pub fn serves(&self, subtopic: &str) -> bool {
+        self.clients.iter().any(|client| match client.strip_suffix('*') {
+            Some(prefix) => subtopic.starts_with(prefix),
+            None => subtopic == client,
+        })
+    }
+}
+
+impl Default for Push {
+    fn default() -> Self {
+        Self {
+            quiet_delay: Duration::from_secs(30),
+            min_interval: Duration::from_secs(5),
+            max_delay: Duration::from_mins(2),
+            registration_ttl: Duration::from_hours(10 * 24),
+            clients: vec!["com.apple.mobilemail".into()],
+            mailboxes: 64,
+            devices: 50,
+            push_type: PushType::Background,
+            expiration: Duration::from_hours(24),
+            priority: None,
+        }
+    }
+}
+
+// === impl PushType ===
+
+impl PushType {
+    /// The value of the header.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Background => "background",
+            Self::Alert => "alert",
+        }
+    }
+}
+
+// === impl Apns ===
+
+impl Apns {
+    /// The production service with this client certificate, and the defaults.
+    pub fn new(certificate: impl Into<PathBuf>, private_key: impl Into<PathBuf>) -> Self {
+        Self {
+            endpoint: Endpoint::production(),
+            ca: None,
+            certificate: certificate.into(),
+            private_key: private_key.into(),
+            connect_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(30),
+            ping_interval: Duration::from_mins(1),
+            in_flight: 500,
+        }
+    }
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// Apple's service for devices.
+    pub fn production() -> Self {
+        Self { host: "api.push.apple.com".into(), port: 443 }
+    }
+
+    /// Apple's service for development.
+    pub fn sandbox() -> Self {
+        Self { host: "api.sandbox.push.apple.com".into(), port: 443 }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "https://[{}]:{}", self.host, self.port),
+            false => write!(f, "https://{}:{}", self.host, self.port),
+        }
+    }
+}
+
+// === impl Limits ===
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sessions: 20_000,
+            handshake_timeout: Duration::from_secs(15),
+            login_timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(10),
+            command_size: 64 * 1024,
+            capability_size: 16 * 1024,
+            write_timeout: Duration::from_mins(5),
+        }
+    }
+}
+
+// === impl Log ===
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".into() }
+    }
+}

@@ -1,0 +1,160 @@
+//! The file as it is written: every key may be missing, an unknown one is an error.
+//!
+//! Nothing is judged here but names and types; ranges and defaults are `check`'s.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::{ConfigError, LogFormat, PushType};
+
+/// A table of the file. A macro, because the attributes of each must be the same.
+macro_rules! table {
+    ($name:ident { $($key:ident: $type:ty,)* }) => {
+        #[derive(Debug, Default, Deserialize)]
+        #[cfg_attr(test, derive(serde::Serialize))]
+        #[serde(deny_unknown_fields, default)]
+        pub(super) struct $name {
+            $(pub(super) $key: $type,)*
+        }
+    };
+}
+
+table!(RawConfig {
+    listener: Option<Vec<RawListener>>,
+    tls: RawTls,
+    backend: RawBackend,
+    store: RawStore,
+    credentials: RawCredentials,
+    watch: RawWatch,
+    push: RawPush,
+    apns: Option<RawApns>,
+    limits: RawLimits,
+    log: RawLog,
+});
+
+table!(RawListener {
+    address: Option<String>,
+    tls: Option<RawListenerTls>,
+});
+
+table!(RawTls {
+    certificate: Option<String>,
+    private_key: Option<String>,
+});
+
+table!(RawBackend {
+    address: Option<String>,
+    tls: Option<RawBackendTls>,
+    ca: Option<String>,
+    server_name: Option<String>,
+});
+
+table!(RawStore {
+    url: Option<String>,
+    busy_timeout: Option<String>,
+});
+
+table!(RawCredentials {
+    mode: Option<RawCredentialsMode>,
+    key_file: Option<String>,
+});
+
+table!(RawWatch {
+    idle_renewal: Option<String>,
+    poll_interval: Option<String>,
+    answer_timeout: Option<String>,
+    logins_per_second: Option<i64>,
+    retry_min: Option<String>,
+    retry_max: Option<String>,
+    settle: Option<String>,
+});
+
+table!(RawPush {
+    quiet_delay: Option<String>,
+    min_interval: Option<String>,
+    max_delay: Option<String>,
+    registration_ttl: Option<String>,
+    clients: Option<Vec<String>>,
+    mailboxes: Option<i64>,
+    devices: Option<i64>,
+    push_type: Option<PushType>,
+    expiration: Option<String>,
+    priority: Option<i64>,
+});
+
+table!(RawApns {
+    endpoint: Option<String>,
+    ca: Option<String>,
+    certificate: Option<String>,
+    private_key: Option<String>,
+    connect_timeout: Option<String>,
+    request_timeout: Option<String>,
+    ping_interval: Option<String>,
+    in_flight: Option<i64>,
+});
+
+table!(RawLimits {
+    sessions: Option<i64>,
+    handshake_timeout: Option<String>,
+    login_timeout: Option<String>,
+    connect_timeout: Option<String>,
+    command_size: Option<String>,
+    capability_size: Option<String>,
+    write_timeout: Option<String>,
+});
+
+table!(RawLog {
+    format: Option<LogFormat>,
+    level: Option<String>,
+});
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawListenerTls {
+    Implicit,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawBackendTls {
+    None,
+    Implicit,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawCredentialsMode {
+    Stored,
+}
+
+/// Reads `text`, the content of the file `origin`.
+pub(super) fn parse(text: &str, origin: &Path) -> Result<RawConfig, ConfigError> {
+    toml::from_str(text).map_err(|mut error| {
+        let line = error.span().map(|span| {
+            let before = text.get(..span.start).unwrap_or(text);
+            before.matches('\n').count() + 1
+        });
+        // Without its input the error shows no excerpt of the file but the path of the key, in a
+        // last line "in `watch.idle_renewal`". An unknown key's path ends at its table.
+        error.set_input(None);
+        let shown = error.to_string();
+        let path =
+            shown.lines().last().and_then(|line| line.strip_prefix("in `")?.strip_suffix('`'));
+        let mut problem = error.message().replacen("unknown field", "unknown key", 1);
+        if let Some(line) = line {
+            problem.push_str(&format!(" (line {line})"));
+        }
+        ConfigError { file: origin.to_owned(), key: path.map(bracketed), problem }
+    })
+}
+
+/// `watch.idle_renewal` as an administrator sees it: `[watch] idle_renewal`.
+fn bracketed(path: &str) -> String {
+    let (table, key) = path.split_once('.').unwrap_or((path, ""));
+    let table = if table == "listener" { "[[listener]]".to_owned() } else { format!("[{table}]") };
+    format!("{table} {key}").trim_end().to_owned()
+}

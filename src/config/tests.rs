@@ -1,0 +1,331 @@
+//! The manual `proxy.toml` against the program, and each kind of value against its limits.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use serde_json::Value;
+
+use super::raw::{RawApns, RawConfig, RawListener};
+use super::*;
+
+const MANUAL: &str = include_str!("../../proxy.toml");
+
+/// A folder with the files that the manual names, so that a fresh clone without them will do.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("certs")).unwrap();
+    for name in ["server.pem", "server.key", "apns.pem", "apns.key", "ca.pem"] {
+        fs::write(folder.path().join("certs").join(name), "").unwrap();
+    }
+    folder
+}
+
+/// What `text` gives below the tables that are required.
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    let folder = folder();
+    let required = "tls.certificate = \"certs/server.pem\"\ntls.private_key = \"certs/server.key\"";
+    let backend = match text.contains("[backend]") {
+        true => "",
+        false => "backend.address = \"localhost:993\"",
+    };
+    Config::parse(&format!("{required}\n{backend}\n{text}"), &folder.path().join("proxy.toml"))
+}
+
+fn refusal(text: &str) -> String {
+    match parse(text) {
+        Ok(_) => panic!("accepted: {text}"),
+        Err(error) => {
+            let file = error.file.display().to_string();
+            let message = error.to_string();
+            assert!(message.starts_with(&file), "{message}");
+            message[file.len() + ": ".len()..].to_owned()
+        }
+    }
+}
+
+/// The manual with its commented defaults, `#key = value`, made effective.
+fn manual_uncommented() -> String {
+    let is_default = |line: &str| key_of(line.strip_prefix('#').unwrap_or("")).is_some();
+    let line = |line: &'static str| if is_default(line) { &line[1..] } else { line };
+    MANUAL.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// The key of a line `key = value` that begins in its first column.
+fn key_of(line: &str) -> Option<&str> {
+    let (key, _) = line.split_once(" = ")?;
+    key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_').then_some(key)
+}
+
+/// Each `[table] key` of the manual, whether effective, commented default or example.
+fn keys_of_the_manual() -> BTreeSet<String> {
+    let mut table = "";
+    let mut keys = BTreeSet::new();
+    for line in MANUAL.lines() {
+        if line.starts_with('[') {
+            table = line.trim_matches(['[', ']']);
+        } else if let Some(key) = key_of(line.trim_start_matches("# ").trim_start_matches('#')) {
+            assert!(keys.insert(format!("[{table}] {key}")), "{key} stands twice in [{table}]");
+        }
+    }
+    keys
+}
+
+/// Each `[table] key` of the raw structs.
+fn keys_of_the_program() -> BTreeSet<String> {
+    let raw = RawConfig {
+        listener: Some(vec![RawListener::default()]),
+        apns: Some(RawApns::default()),
+        ..RawConfig::default()
+    };
+    let Value::Object(tables) = serde_json::to_value(raw).unwrap() else { unreachable!() };
+    let mut keys = BTreeSet::new();
+    for (name, table) in tables {
+        let table = if let Value::Array(tables) = table { tables[0].clone() } else { table };
+        let Value::Object(table) = table else { panic!("{name} is no table") };
+        keys.extend(table.keys().map(|key| format!("[{name}] {key}")));
+    }
+    keys
+}
+
+#[test]
+fn the_manual_and_the_program_know_the_same_keys() {
+    let keys = keys_of_the_program();
+    assert!(keys.len() > 40, "{keys:?}");
+    assert_eq!(keys_of_the_manual(), keys);
+}
+
+#[test]
+fn the_defaults_of_the_manual_are_those_of_the_program() {
+    let folder = folder();
+    let at = |path: &str| folder.path().join(path);
+    let parsed = |text: &str| Config::parse(text, &at("proxy.toml")).unwrap();
+    let tls = Tls { certificate: at("certs/server.pem"), private_key: at("certs/server.key") };
+    let host = "imap.example.org";
+    let implicit = BackendTls::Implicit { ca: None, server_name: host.into() };
+    let mut expected = Config::new(tls, Backend { host: host.into(), port: 993, tls: implicit });
+    expected.apns = Some(Apns::new(at("certs/apns.pem"), at("certs/apns.key")));
+    expected.store.url = format!("sqlite://{}", at("mailchime.db").display());
+    expected.credentials.key_file = at("mailchime.key");
+
+    assert_eq!(parsed(MANUAL), expected);
+    assert_eq!(parsed(&manual_uncommented()), expected);
+
+    // Each key but the examples must be among the defaults, or the above would prove little.
+    let effective: toml::Table = manual_uncommented().parse().unwrap();
+    let count = |value: &toml::Value| match value {
+        toml::Value::Array(tables) => tables[0].as_table().unwrap().len(),
+        table => table.as_table().unwrap().len(),
+    };
+    let examples = MANUAL.lines().filter_map(|line| key_of(line.strip_prefix("# ")?)).count();
+    let effective = effective.values().map(count).sum::<usize>();
+    assert_eq!(effective + examples, keys_of_the_program().len());
+}
+
+#[test]
+fn the_ranges_of_the_manual_are_those_of_the_program() {
+    let mut table = "";
+    let mut checked = 0;
+    for paragraph in MANUAL.split("\n\n") {
+        let prose = paragraph.replace("\n#", "");
+        for line in paragraph.lines() {
+            if line.starts_with('[') {
+                table = line;
+            }
+            let Some(key) = key_of(line.strip_prefix('#').unwrap_or("")) else { continue };
+            let default = line.split_once(" = ").unwrap().1;
+            let absurd = match default.trim_start_matches('"').starts_with(|c: char| c.is_numeric())
+            {
+                true if default.ends_with("iB\"") => "\"0B\"",
+                true if default.ends_with('"') => "\"0s\"",
+                true => "0",
+                false => continue,
+            };
+            let message = refusal(&format!("{table}\n{}{key} = {absurd}", required_in(table)));
+            let range = message.strip_prefix(&format!("{table} {key}: ")).unwrap_or("");
+            let (_, range) = range.split_once("; allowed is ").expect(&message);
+            assert!(prose.contains(range), "the manual does not say that {key} is {range}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 25, "{checked}");
+}
+
+fn required_in(table: &str) -> &'static str {
+    match table {
+        "[apns]" => "certificate = \"certs/apns.pem\"\nprivate_key = \"certs/apns.key\"\n",
+        "[backend]" => "address = \"localhost:143\"\n",
+        _ => "",
+    }
+}
+
+#[test]
+fn a_refused_value_names_its_key_and_what_is_allowed() {
+    for (text, expected) in [
+        ("[push]\nquiet_delay = \"soon\"", "[push] quiet_delay: \"soon\" is no duration"),
+        (
+            "[push]\nquiet_delay = 30",
+            "[push] quiet_delay: invalid type: integer `30`, expected a string (line 5)",
+        ),
+        ("[push]\nquiet_delay = \"30\"", "[push] quiet_delay: \"30\" is no duration"),
+        ("[push]\nquiet_delay = \"3m\"", "[push] quiet_delay: 3m is longer than max_delay (2m)"),
+        ("[push]\nmin_interval = \"3m\"", "[push] min_interval: 3m is longer than max_delay (2m)"),
+        ("[push]\nclients = []", "[push] clients: the list is empty"),
+        ("[push]\nclients = [\"com.*.mail\"]", "[push] clients: \"com.*.mail\" is not understood"),
+        ("[push]\npriority = 10", "[push] priority: 10 is refused by APNs for background pushes"),
+        ("[push]\npriority = 7", "[push] priority: 7 does not exist; allowed are 1, 5 and 10"),
+        (
+            "[push]\npush_type = \"voip\"",
+            "[push] push_type: unknown variant `voip`, expected `background` or `alert`",
+        ),
+        ("[push]\ndevices = -1", "[push] devices: -1 is out of range; allowed is 1 to 10000"),
+        (
+            "[watch]\nidle_renewal = \"30m\"",
+            "[watch] idle_renewal: 30m is out of range; allowed is 1m to 29m",
+        ),
+        ("[watch]\nretry_min = \"10m\"", "[watch] retry_min: 10m is longer than retry_max (5m)"),
+        (
+            "[limits]\ncommand_size = \"65536\"",
+            "[limits] command_size: \"65536\" is no size with a unit",
+        ),
+        (
+            "[limits]\ncommand_size = \"1GiB\"",
+            "[limits] command_size: 1GiB is out of range; allowed is 1KiB to 16MiB",
+        ),
+        ("[log]\nlevel = \"inof\"", "[log] level: \"inof\" is not understood; allowed are off,"),
+        ("[log]\nlevel = \"mailchime=loud\"", "[log] level: "),
+        ("[log]\nlevel = \"\"", "[log] level: "),
+        (
+            "[store]\nurl = \"mailchime.db\"",
+            "[store] url: \"mailchime.db\" is not understood; allowed is",
+        ),
+        ("[store]\nurl = \"sqlite://:memory:\"", "[store] url: "),
+        ("[store]\nurl = \"sqlite://mail.db?mode=memory\"", "[store] url: "),
+        (
+            "[[listener]]\naddress = \"imap.example.org:993\"",
+            "[[listener]] address: \"imap.example.org:993\" is no address",
+        ),
+        ("[[listener]]\n[[listener]]", "[[listener]] address: [::]:993 is given twice"),
+        ("[[listener]]\ntls = \"none\"", "[[listener]] tls: unknown variant `none`"),
+        (
+            "[[listener]]\nadress = 1",
+            "[[listener]]: unknown key `adress`, expected `address` or `tls` (line 5)",
+        ),
+        ("[wach]", "unknown key `wach`, expected one of `listener`, `tls`,"),
+        ("[watch", "unclosed table"),
+        ("[watch]\n[watch]", "duplicate key"),
+        ("[credentials]\nmode = \"plain\"", "[credentials] mode: unknown variant `plain`"),
+        ("[backend]", "[backend] address: missing; give the IMAP server as \"host:port\""),
+        ("[backend]\naddress = \"localhost\"", "[backend] address: \"localhost\" is no address"),
+        ("[backend]\naddress = \"::1:143\"", "[backend] address: \"::1:143\" is no address"),
+        ("[backend]\naddress = \"a b:143\"", "[backend] address: "),
+        ("[backend]\naddress = \"localhost:0\"", "[backend] address: "),
+        (
+            "[backend]\naddress = \"localhost:1\"\nserver_name = \"a:b\"",
+            "[backend] server_name: \"a:b\" cannot be",
+        ),
+        (
+            "[backend]\naddress = \"localhost:1\"\ntls = \"none\"\nca = \"certs/ca.pem\"",
+            "[backend] ca: has no meaning with tls = \"none\"",
+        ),
+        ("[apns]", "[apns] certificate: missing; name a PEM file"),
+        (
+            "[apns]\ncertificate = \"certs/apns.pem\"",
+            "[apns] private_key: missing; name a PEM file",
+        ),
+    ] {
+        let message = refusal(text);
+        assert!(
+            message.starts_with(expected),
+            "{text}\n    gives {message}\n instead of {expected}"
+        );
+        assert!(!message.contains('\n'), "{message}");
+    }
+}
+
+#[test]
+fn endpoints_are_named_or_https() {
+    let endpoint = |value: &str| {
+        let required = required_in("[apns]");
+        parse(&format!("[apns]\n{required}endpoint = \"{value}\""))
+            .map(|c| c.apns.unwrap().endpoint)
+    };
+    assert_eq!(endpoint("production").unwrap().to_string(), "https://api.push.apple.com:443");
+    assert_eq!(endpoint("sandbox").unwrap().to_string(), "https://api.sandbox.push.apple.com:443");
+    for url in ["https://127.0.0.1:8443", "https://[::1]:8443", "https://localhost:2197"] {
+        assert_eq!(endpoint(url).unwrap().to_string(), url);
+    }
+    for bad in ["prod", "http://localhost:1", "https://localhost", "https://localhost:1/3", ""] {
+        let message = endpoint(bad).unwrap_err().to_string();
+        assert!(message.contains("[apns] endpoint: "), "{message}");
+    }
+}
+
+#[test]
+fn files_must_exist_and_the_message_says_where_they_were_looked_for() {
+    let folder = folder();
+    let file = folder.path().join("proxy.toml");
+    fs::write(&file, MANUAL).unwrap();
+    Config::load(&file).unwrap();
+
+    let missing = folder.path().join("certs/apns.key");
+    fs::remove_file(&missing).unwrap();
+    let message = Config::load(&file).unwrap_err().to_string();
+    let expected =
+        format!("{}: [apns] private_key: {} does not exist;", file.display(), missing.display());
+    assert!(message.starts_with(&expected), "{message}");
+
+    fs::create_dir(&missing).unwrap();
+    let message = Config::load(&file).unwrap_err().to_string();
+    assert!(message.contains("apns.key is not a file"), "{message}");
+
+    let message = Config::load(&missing.join("none.toml")).unwrap_err().to_string();
+    assert!(message.ends_with("no such file; name the configuration with --config"), "{message}");
+}
+
+#[test]
+fn a_relative_path_starts_at_the_folder_of_the_file() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("50% off?");
+    fs::create_dir_all(folder.join("certs")).unwrap();
+    for name in ["server.pem", "server.key", "apns.pem", "apns.key"] {
+        fs::write(folder.join("certs").join(name), "").unwrap();
+    }
+    let config = Config::parse(MANUAL, &folder.join("proxy.toml")).unwrap();
+    assert_eq!(config.tls.certificate, folder.join("certs/server.pem"));
+    assert_eq!(config.credentials.key_file, folder.join("mailchime.key"));
+    let expected = format!("sqlite://{}/50%25%20off%3F/mailchime.db", root.path().display());
+    assert_eq!(config.store.url, expected);
+
+    let absolute = parse("store.url = \"sqlite:///var/lib/mail.db\"").unwrap();
+    assert_eq!(absolute.store.url, "sqlite:///var/lib/mail.db");
+}
+
+#[test]
+fn what_is_probably_not_meant_is_a_warning() {
+    let warnings = |address: &str, tls: &str| {
+        parse(&format!("[backend]\naddress = \"{address}\"\ntls = \"{tls}\"")).unwrap().warnings
+    };
+    let without_apns = "there is no [apns] table";
+    for local in ["localhost:143", "127.0.0.2:143", "[::1]:143"] {
+        let found = warnings(local, "none");
+        assert!(found.len() == 1 && found[0].starts_with(without_apns), "{found:?}");
+    }
+    assert_eq!(warnings("imap.example.org:993", "implicit").len(), 1);
+    let found = warnings("imap.example.org:143", "none");
+    assert!(found.len() == 2 && found[0].starts_with("[backend] tls = \"none\""), "{found:?}");
+}
+
+#[test]
+fn clients_match_whole_or_by_their_beginning() {
+    let push = parse("push.clients = [\"com.apple.mobilemail\", \"org.example.*\"]").unwrap().push;
+    for (subtopic, expected) in [
+        ("com.apple.mobilemail", true),
+        ("com.apple.mobilemail2", false),
+        ("com.apple", false),
+        ("org.example.mail", true),
+        ("org.example", false),
+        ("", false),
+    ] {
+        assert_eq!(push.serves(subtopic), expected, "{subtopic}");
+    }
+}
