@@ -1,5 +1,6 @@
 //! mailchime: a TLS IMAP proxy that gives any mail server native push to iOS Mail.
 
+pub mod cli;
 pub mod config;
 pub mod imap;
 pub mod model;
