@@ -1,1 +1,4 @@
+//! One binary for all integration tests, so that it links once.
 
+mod config;
+mod skip;

@@ -1,0 +1,170 @@
+//! Whole configuration files: those of `fixtures/config/valid` are accepted, those of `invalid`
+//! refused with the message in their first line, and none lets an unknown key pass.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mailchime::config::{BackendTls, Config, LogFormat, PushType};
+use toml::{Table, Value};
+
+const STRAY: &str = "stray_key";
+
+/// The configurations of a folder; there must be some.
+fn files(folder: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/config").join(folder);
+    let entries = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = entries
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .collect();
+    files.sort();
+    assert!(!files.is_empty(), "nothing in {}", folder.display());
+    files
+}
+
+#[test]
+fn the_valid_are_accepted() {
+    for file in files("valid") {
+        if let Err(error) = Config::load(&file) {
+            panic!("{error}");
+        }
+    }
+}
+
+#[test]
+fn the_invalid_are_refused_with_the_message_in_their_first_line() {
+    for file in files("invalid") {
+        let text = fs::read_to_string(&file).unwrap();
+        let expected = text.lines().next().and_then(|line| line.strip_prefix("# "));
+        let expected = expected.unwrap_or_else(|| panic!("{} expects nothing", file.display()));
+        let message = match Config::load(&file) {
+            Ok(_) => panic!("{} is accepted", file.display()),
+            Err(error) => error.to_string(),
+        };
+        let rest = message.strip_prefix(&format!("{}: ", file.display()));
+        assert!(rest.is_some_and(|rest| rest.contains(expected)), "{message}\nlacks {expected}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
+}
+
+#[test]
+fn every_key_takes_effect() {
+    let file = files("valid").into_iter().find(|file| file.ends_with("every-key.toml")).unwrap();
+    let config = Config::load(&file).unwrap();
+    let placeholder = file.parent().unwrap().join("../placeholder.pem");
+
+    assert_eq!(config.listeners.len(), 1);
+    assert_eq!(config.listeners[0].address, "0.0.0.0:0".parse().unwrap());
+    assert_eq!(config.tls.certificate, placeholder);
+    assert_eq!(config.tls.private_key, placeholder);
+    assert_eq!((config.backend.host.as_str(), config.backend.port), ("10.0.0.5", 1993));
+    let BackendTls::Implicit { ca, server_name } = &config.backend.tls else { panic!("no TLS") };
+    assert_eq!((ca.as_ref(), server_name.as_str()), (Some(&placeholder), "imap.example.org"));
+
+    let (store, credentials) = (&config.store, &config.credentials);
+    assert_eq!(store.url, "sqlite:///var/lib/mailchime/push.db");
+    assert_eq!(store.busy_timeout, Duration::from_millis(250));
+    assert_eq!(credentials.key_file, Path::new("/etc/mailchime/key"));
+
+    let watch = &config.watch;
+    assert_eq!(watch.idle_renewal, Duration::from_secs(28 * 60 + 30));
+    assert_eq!(watch.poll_interval, Duration::from_secs(15));
+    assert_eq!(watch.answer_timeout, Duration::from_secs(60));
+    assert_eq!(watch.logins_per_second, 20);
+    assert_eq!(watch.retry_min, Duration::from_secs(2));
+    assert_eq!(watch.retry_max, Duration::from_secs(3600));
+    assert_eq!(watch.settle, Duration::from_secs(1));
+
+    let push = &config.push;
+    assert_eq!(push.quiet_delay, Duration::from_secs(10));
+    assert_eq!(push.min_interval, Duration::from_secs(2));
+    assert_eq!(push.max_delay, Duration::from_secs(60));
+    assert_eq!(push.registration_ttl, Duration::from_secs(30 * 24 * 3600));
+    assert_eq!(push.clients, ["com.apple.mobilemail", "org.example.*"]);
+    assert_eq!((push.mailboxes, push.devices), (128, 10));
+    assert_eq!((push.push_type, push.priority), (PushType::Alert, Some(10)));
+    assert_eq!(push.expiration, Duration::from_secs(7200));
+
+    let apns = config.apns.as_ref().unwrap();
+    assert_eq!(apns.endpoint.to_string(), "https://api.push.apple.com:2197");
+    assert_eq!(apns.ca.as_ref(), Some(&placeholder));
+    assert_eq!((&apns.certificate, &apns.private_key), (&placeholder, &placeholder));
+    assert_eq!(apns.connect_timeout, Duration::from_secs(5));
+    assert_eq!(apns.request_timeout, Duration::from_secs(10));
+    assert_eq!(apns.ping_interval, Duration::from_secs(300));
+    assert_eq!(apns.in_flight, 1000);
+
+    let limits = &config.limits;
+    assert_eq!(limits.sessions, 500);
+    assert_eq!(limits.handshake_timeout, Duration::from_secs(5));
+    assert_eq!(limits.login_timeout, Duration::from_secs(30));
+    assert_eq!(limits.connect_timeout, Duration::from_secs(3));
+    assert_eq!(limits.command_size, 1536 * 1024);
+    assert_eq!(limits.capability_size, 8 * 1024);
+    assert_eq!(limits.write_timeout, Duration::from_secs(60));
+
+    let log = &config.log;
+    assert_eq!((log.format, log.level.as_str()), (LogFormat::Json, "warn,mailchime=debug"));
+    assert_eq!(config.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn a_stray_key_in_any_table_is_refused_by_name() {
+    for file in files("valid") {
+        let whole: Table = fs::read_to_string(&file).unwrap().parse().unwrap();
+        let strayed = with_a_stray_key("", &whole);
+        // The file itself, [tls] and [backend] at the least.
+        assert!(strayed.len() >= 3, "only {} tables in {}", strayed.len(), file.display());
+        for (table, content) in strayed {
+            let message = match Config::parse(&toml::to_string(&content).unwrap(), &file) {
+                Ok(_) => panic!("{}: {STRAY} is accepted in [{table}]", file.display()),
+                Err(error) => error.to_string(),
+            };
+            let named = message.contains(&format!("unknown key `{STRAY}`"));
+            assert!(named && message.contains(&table), "[{table}]: {message}");
+        }
+    }
+}
+
+#[test]
+fn the_file_with_every_key_has_the_tables_of_the_manual() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tables = |path: &str| {
+        let table: Table = fs::read_to_string(root.join(path)).unwrap().parse().unwrap();
+        table.keys().cloned().collect::<BTreeSet<_>>()
+    };
+    assert_eq!(tables("fixtures/config/valid/every-key.toml"), tables("proxy.toml"));
+}
+
+/// Copies of `table`, in each of which one of the tables within, or itself, has a stray key; each
+/// with the name of that one. `name` is that of `table`.
+fn with_a_stray_key(name: &str, table: &Table) -> Vec<(String, Table)> {
+    let mut strayed = vec![(name.to_owned(), table.clone())];
+    strayed[0].1.insert(STRAY.to_owned(), Value::Integer(1));
+    for (key, value) in table {
+        let replaced = |value: Value| {
+            let mut copy = table.clone();
+            copy.insert(key.clone(), value);
+            copy
+        };
+        match value {
+            Value::Table(inner) => {
+                let inner = with_a_stray_key(key, inner).into_iter();
+                strayed.extend(inner.map(|(name, inner)| (name, replaced(Value::Table(inner)))));
+            }
+            Value::Array(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    let Value::Table(inner) = item else { continue };
+                    for (name, inner) in with_a_stray_key(key, inner) {
+                        let mut items = items.clone();
+                        items[index] = Value::Table(inner);
+                        strayed.push((name, replaced(Value::Array(items))));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    strayed
+}
