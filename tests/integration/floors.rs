@@ -1,0 +1,461 @@
+//! The floors of the house: who may name whom, and that `imap` touches no socket, file or clock.
+//!
+//! The sources are read as tokens, so that a path in a comment or a string does not count and one
+//! in a group (`use crate::{imap, net}`) or through `super` does. Names that a macro would make are
+//! not seen; there are none.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// From the roof to the ground. Each names those below itself and none beside it.
+const FLOORS: &[&[&str]] = &[
+    &["cli"],
+    &["app"],
+    &["proxy", "watch", "push", "admin"],
+    &["store", "net"],
+    &["imap"],
+    &["config"],
+    &["model"],
+];
+
+/// The stand-ins: they may use anything, and only the command line and tests may use them.
+const DEMO: &str = "demo";
+
+/// What would give `imap` a socket, a file, a task or a clock. A path that ends in `::now` is a
+/// clock as well.
+const NOT_IN_IMAP: &[&str] = &[
+    "tokio",
+    "tokio_util",
+    "tokio_rustls",
+    "rustls",
+    "hyper",
+    "hyper_util",
+    "socket2",
+    "sqlx",
+    "std::env",
+    "std::fs",
+    "std::net",
+    "std::os",
+    "std::process",
+    "std::thread",
+];
+
+#[test]
+fn no_floor_names_one_above_or_beside_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&root, &mut Vec::new(), &mut files);
+    assert!(files.iter().any(|file| file.module == ["model"]), "no sources in {}", root.display());
+
+    // A module of tests may lie in a file of its own, so where it is declared comes first.
+    let tests: BTreeSet<_> = files.iter().flat_map(|file| file.uses().test_files).collect();
+    let mut faults = Vec::new();
+    for file in &files {
+        let is_test = (1..=file.module.len()).any(|depth| tests.contains(&file.module[..depth]));
+        faults.extend(
+            file.faults(is_test).into_iter().map(|fault| format!("{}: {fault}", file.name)),
+        );
+    }
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+/// A source file and the path of its module, empty for the root of the crate.
+struct File {
+    name: String,
+    module: Vec<String>,
+    text: String,
+}
+
+/// What a file names.
+#[derive(Default)]
+struct Uses {
+    /// Each path, resolved from the root of the crate (`["crate", "net"]`) or of another
+    /// (`["std", "fs"]`), and whether it stands in a module of tests.
+    paths: Vec<(Vec<String>, bool)>,
+    /// Modules that are declared for tests only and lie in files of their own.
+    test_files: Vec<Vec<String>>,
+}
+
+fn collect(folder: &Path, module: &mut Vec<String>, files: &mut Vec<File>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        if path.is_dir() {
+            module.push(stem);
+            collect(&path, module, files);
+            module.pop();
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let root = module.is_empty() && (stem == "lib" || stem == "main");
+            let own = (!root && stem != "mod").then_some(stem);
+            files.push(File {
+                name: path.display().to_string(),
+                module: module.iter().cloned().chain(own).collect(),
+                text: fs::read_to_string(&path).unwrap(),
+            });
+        }
+    }
+}
+
+impl File {
+    fn faults(&self, is_test: bool) -> Vec<String> {
+        // The roots only declare the floors and start the program.
+        let Some(from) = self.module.first() else { return Vec::new() };
+        if from != DEMO && floor(from).is_none() {
+            return vec![format!("`{from}` stands on no floor; add it to FLOORS")];
+        }
+        let mut faults = BTreeSet::new();
+        for (path, in_tests) in self.uses().paths {
+            let in_tests = in_tests || is_test;
+            let shown = path.join("::");
+            if let Some(to) = path.strip_prefix(&["crate".to_owned()]) {
+                let to = to.first().map_or("", String::as_str);
+                if to == "*" {
+                    faults.insert(format!("`{shown}` hides what is used"));
+                } else if !may_name(from, to, in_tests) {
+                    faults.insert(format!("`{from}` must not name `{shown}`"));
+                }
+            }
+            if from == "imap" && !in_tests && leaves_pure_code(&path) {
+                faults.insert(format!("`imap` must not use `{shown}`"));
+            }
+        }
+        faults.into_iter().collect()
+    }
+
+    /// Walks the tokens with the module that they stand in.
+    fn uses(&self) -> Uses {
+        let tokens = tokens(&self.text);
+        let mut uses = Uses::default();
+        let mut module = self.module.clone();
+        // For each open brace, whether it is that of a module, and whether tests had begun before.
+        let mut braces = Vec::new();
+        let mut in_tests = false;
+        let mut at = 0;
+        while at < tokens.len() {
+            let rest = &tokens[at..];
+            match rest {
+                [word, name, end, ..] if word == "mod" && (end == "{" || end == ";") => {
+                    let for_tests = ends_with_cfg_test(&tokens[..at]);
+                    module.push(name.clone());
+                    if end == "{" {
+                        braces.push((true, in_tests));
+                        in_tests |= for_tests;
+                    } else {
+                        if for_tests {
+                            uses.test_files.push(module.clone());
+                        }
+                        module.pop();
+                    }
+                    at += 3;
+                }
+                [token, ..] if token == "{" => {
+                    braces.push((false, in_tests));
+                    at += 1;
+                }
+                [token, ..] if token == "}" => {
+                    if let Some((is_module, before)) = braces.pop() {
+                        if is_module {
+                            module.pop();
+                        }
+                        in_tests = before;
+                    }
+                    at += 1;
+                }
+                // Words before a path that starts with `::`, which is no part of theirs.
+                [word, ..]
+                    if matches!(
+                        word.as_str(),
+                        "use" | "return" | "mut" | "dyn" | "impl" | "in"
+                    ) =>
+                {
+                    at += 1;
+                }
+                [token, ..] if is_word(token) => {
+                    let mut found = Vec::new();
+                    at += path_tree(rest, &[], &mut found);
+                    let found = found.into_iter().map(|path| (resolved(path, &module), in_tests));
+                    uses.paths.extend(found);
+                }
+                _ => at += 1,
+            }
+        }
+        uses
+    }
+}
+
+fn floor(module: &str) -> Option<usize> {
+    FLOORS.iter().position(|floor| floor.contains(&module))
+}
+
+fn may_name(from: &str, to: &str, in_tests: bool) -> bool {
+    if to == DEMO {
+        let pure = matches!(from, "imap" | "config" | "model");
+        return from == DEMO || from == "cli" || (in_tests && !pure);
+    }
+    match (floor(from), floor(to)) {
+        _ if from == DEMO || from == to => true,
+        (Some(from), Some(to)) => from < to,
+        // No module but an item of the root, which only says where things are.
+        (_, None) => true,
+        (None, _) => false,
+    }
+}
+
+fn leaves_pure_code(path: &[String]) -> bool {
+    let shown = path.join("::");
+    let within = |barred: &&str| shown == **barred || shown.starts_with(&format!("{barred}::"));
+    NOT_IN_IMAP.iter().any(|barred| within(&barred)) || shown.ends_with("::now")
+}
+
+/// `path` with `super` and `self` replaced by what they mean in `module`.
+fn resolved(path: Vec<String>, module: &[String]) -> Vec<String> {
+    let mut base = module.to_vec();
+    let mut rest = path.as_slice();
+    match rest.first().map(String::as_str) {
+        Some("self" | "super") => {}
+        Some("mailchime") => return [&["crate".to_owned()], &path[1..]].concat(),
+        _ => return path,
+    }
+    loop {
+        match rest.first().map(String::as_str) {
+            Some("super") => drop(base.pop()),
+            Some("self") => {}
+            _ => break,
+        }
+        rest = &rest[1..];
+    }
+    [&["crate".to_owned()], base.as_slice(), rest].concat()
+}
+
+/// Reads the path, or the tree of paths, with which `tokens` begin; returns how many it took.
+fn path_tree(tokens: &[String], prefix: &[String], found: &mut Vec<Vec<String>>) -> usize {
+    let mut path = prefix.to_vec();
+    let mut at = 0;
+    loop {
+        match tokens.get(at).map(String::as_str) {
+            Some("{") if at > 0 => {
+                at += 1;
+                while let Some(token) = tokens.get(at).filter(|token| *token != "}") {
+                    let starts = is_word(token) || token == "*";
+                    at += if starts { path_tree(&tokens[at..], &path, found) } else { 1 };
+                }
+                return at + 1;
+            }
+            Some("*") if path.len() > prefix.len() || !prefix.is_empty() => {
+                path.push("*".to_owned());
+                at += 1;
+                break;
+            }
+            Some(word) if is_word(word) => {
+                path.push(word.to_owned());
+                at += 1;
+            }
+            _ => break,
+        }
+        match tokens.get(at).map(String::as_str) {
+            Some("::") => at += 1,
+            _ => break,
+        }
+    }
+    found.push(path);
+    at
+}
+
+fn ends_with_cfg_test(tokens: &[String]) -> bool {
+    let visibility = ["pub", "(", "crate", "super", ")"];
+    let end = tokens.iter().rposition(|token| !visibility.contains(&token.as_str()));
+    // `)` of the attribute is also one of a visibility; what follows it decides.
+    let attribute = ["#", "[", "cfg", "(", "test", ")", "]"];
+    end.is_some_and(|end| {
+        tokens[..=end].iter().rev().zip(attribute.iter().rev()).all(|(a, b)| a == b)
+    }) && tokens.len() >= attribute.len()
+}
+
+fn is_word(token: &str) -> bool {
+    token.starts_with(|c: char| c.is_alphabetic() || c == '_')
+}
+
+/// Words, `::` and single signs; comments, strings, characters and lifetimes are left out.
+fn tokens(text: &str) -> Vec<String> {
+    let mut tokens = Vec::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let taken = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("/*") {
+            block_comment(rest)
+        } else if let Some(length) = raw_string(rest) {
+            length
+        } else if rest.starts_with('"') {
+            quoted(rest, '"')
+        } else if first == '\'' {
+            character_or_lifetime(rest)
+        } else if is_word(rest) {
+            let word = |c: char| c.is_alphanumeric() || c == '_';
+            let length = rest.find(|c| !word(c)).unwrap_or(rest.len());
+            // The prefix of a string (`b"…"`, `c"…"`) or a raw name is no name.
+            if !matches!(&rest[length..].chars().next(), Some('"' | '\'')) {
+                tokens.push(rest[..length].to_owned());
+            }
+            length
+        } else if rest.starts_with("::") {
+            tokens.push("::".to_owned());
+            2
+        } else {
+            if !first.is_whitespace() {
+                tokens.push(first.to_string());
+            }
+            first.len_utf8()
+        };
+        rest = &rest[taken..];
+    }
+    tokens
+}
+
+fn block_comment(text: &str) -> usize {
+    let mut depth = 0;
+    let mut at = 0;
+    while at < text.len() {
+        let rest = &text.as_bytes()[at..];
+        if rest.starts_with(b"/*") {
+            (depth, at) = (depth + 1, at + 2);
+        } else if rest.starts_with(b"*/") {
+            (depth, at) = (depth - 1, at + 2);
+            if depth == 0 {
+                return at;
+            }
+        } else {
+            at += 1;
+        }
+    }
+    at
+}
+
+fn raw_string(text: &str) -> Option<usize> {
+    let after = ["br", "cr", "r"].iter().find_map(|prefix| text.strip_prefix(prefix))?;
+    let hashes = after.len() - after.trim_start_matches('#').len();
+    let body = after[hashes..].strip_prefix('"')?;
+    let end = format!("\"{}", "#".repeat(hashes));
+    let length = body.find(&end)? + end.len();
+    Some(text.len() - body.len() + length)
+}
+
+/// The length of what begins with `quote` and ends with the next one that no `\` precedes.
+fn quoted(text: &str, quote: char) -> usize {
+    let mut characters = text.char_indices().skip(1);
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '\\' => drop(characters.next()),
+            character if character == quote => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+fn character_or_lifetime(text: &str) -> usize {
+    let mut characters = text.chars().skip(1);
+    match (characters.next(), characters.next()) {
+        (Some('\\'), _) | (Some(_), Some('\'')) => quoted(text, '\''),
+        _ => 1,
+    }
+}
+
+// --- the finder bites ---
+
+/// The faults of `text` as the file `src/<module>.rs`.
+fn faults(module: &str, text: &str) -> Vec<String> {
+    let module = module.split('/').map(str::to_owned).collect();
+    File { name: String::new(), module, text: text.to_owned() }.faults(false)
+}
+
+#[test]
+fn what_is_forbidden_is_found() {
+    for (module, text) in [
+        ("imap/frame", "use crate::net;"),
+        ("imap/frame", "use crate::net::Stream as S;"),
+        ("imap/frame", "use crate::{model::Mailbox, store};"),
+        (
+            "imap/frame",
+            "use crate::{\n    model::{Mailbox, Snapshot},\n    config,\n    admin::{self},\n};",
+        ),
+        ("imap/frame", "fn f() { crate::app::run() }"),
+        ("imap/frame", "fn f(x: &'a crate::proxy::Session) {}"),
+        ("imap/frame", "pub(in crate::watch) fn f() {}"),
+        ("imap/frame", "use super::super::push;"),
+        ("imap/frame", "use super::{super::push};"),
+        ("imap", "use super::cli;"),
+        ("imap", "mod inner { use super::super::cli; }"),
+        ("imap/frame", "mod a { mod b { fn f() {} } use super::super::super::cli; }"),
+        ("imap", "use self::super::cli;"),
+        ("imap", "use ::mailchime::demo;"),
+        ("imap", "use crate::*;"),
+        ("imap", "use super::*;"),
+        ("imap", "#[cfg(test)] mod tests { use crate::demo; }"),
+        ("imap", "#[cfg(test)] mod tests { use crate::net; }"),
+        ("imap", "use tokio::io::AsyncRead;"),
+        ("imap", "async fn f() { tokio::spawn(g()) }"),
+        ("imap", "use std::{fmt, net::IpAddr};"),
+        ("imap", "use std::fs;"),
+        ("imap", "fn f() { ::std::fs::read(x); }"),
+        ("imap", "let now = std::time::Instant::now();"),
+        ("imap", "use std::time::Instant; fn f() { Instant::now(); }"),
+        ("imap", "let t = crate::model::Timestamp::now();"),
+        ("imap", "#[cfg(test)] mod tests {} use std::fs;"),
+        ("imap", "let a = '\"'; use crate::net; let b = '\"';"),
+        ("imap", "let a = r#\"\"\"#; use crate::net;"),
+        ("imap", "let a = b\"\\\"\"; use crate::net;"),
+        ("imap", "/* /* */ */ use crate::net;"),
+        ("proxy", "use crate::watch;"),
+        ("proxy", "use crate::push;"),
+        ("proxy", "use crate::admin;"),
+        ("watch", "use crate::proxy;"),
+        ("watch/idle", "use super::super::push;"),
+        ("push", "use crate::watch;"),
+        ("store", "use crate::net;"),
+        ("net", "use crate::store;"),
+        ("net", "use crate::proxy;"),
+        ("config", "use crate::imap;"),
+        ("model", "use crate::config;"),
+        ("app", "use crate::cli;"),
+        ("app", "use crate::demo;"),
+        ("push", "use crate::demo;"),
+        ("cellar", "fn f() {}"),
+    ] {
+        assert_eq!(faults(module, text).len(), 1, "{module}: {text}: {:?}", faults(module, text));
+    }
+}
+
+#[test]
+fn what_is_allowed_passes() {
+    for (module, text) in [
+        ("imap/frame", "use crate::model::{Mailbox, Snapshot}; use super::capability;"),
+        ("imap/frame", "use crate::imap::sasl; use crate::config::Limits;"),
+        ("imap/frame", "#[cfg(test)] mod tests { use super::*; use super::super::frame; }"),
+        ("imap/frame", "// use crate::net;\n/// See [`crate::net`].\n//! crate::app"),
+        ("imap/frame", "/* use crate::net; /* nested */ use crate::app; */"),
+        ("imap/frame", "let a = \"crate::net \\\" crate::app\";"),
+        ("imap/frame", "let a = r#\"crate::net \" crate::app\"#;"),
+        ("imap/frame", "use std::time::{Duration, Instant}; fn f(now: Instant) {}"),
+        ("imap/frame", "#[cfg(test)] mod tests { fn f() { std::fs::read(x); } }"),
+        ("imap/frame", "let network = crate::imap::network; let tokios = tokios::x;"),
+        ("proxy", "use crate::{net, store, imap, config, model};"),
+        ("push", "#[cfg(test)] mod tests { use crate::demo::Apns; }"),
+        ("app", "use crate::{proxy, watch, push, admin, store, net};"),
+        ("cli/demo", "use crate::{app, demo}; use super::super::demo::Phone;"),
+        ("demo", "use crate::{app, push, net, imap};"),
+    ] {
+        assert_eq!(faults(module, text), Vec::<String>::new(), "{module}: {text}");
+    }
+}
+
+#[test]
+fn modules_of_tests_in_their_own_files_are_known() {
+    for text in ["#[cfg(test)]\nmod tests;", "#[cfg(test)] pub(super) mod tests;"] {
+        let file = File { name: String::new(), module: vec!["push".into()], text: text.into() };
+        assert_eq!(file.uses().test_files, [["push", "tests"]], "{text}");
+    }
+    let file = File { name: String::new(), module: vec!["push".into()], text: "mod tests;".into() };
+    assert!(file.uses().test_files.is_empty());
+}
