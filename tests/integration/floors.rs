@@ -204,8 +204,10 @@ fn may_name(from: &str, to: &str, in_tests: bool) -> bool {
 
 fn leaves_pure_code(path: &[String]) -> bool {
     let shown = path.join("::");
-    let within = |barred: &&str| shown == **barred || shown.starts_with(&format!("{barred}::"));
-    NOT_IN_IMAP.iter().any(|barred| within(&barred)) || shown.ends_with("::now")
+    let within = |barred: &&str| {
+        shown.strip_prefix(barred).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    NOT_IN_IMAP.iter().any(within) || shown.ends_with("::now")
 }
 
 /// `path` with `super` and `self` replaced by what they mean in `module`.

@@ -1,5 +1,7 @@
 //! One binary for all integration tests, so that it links once.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
+
 mod config;
 mod floors;
 mod skip;

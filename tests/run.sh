@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Formats, lints and tests mailchime, from a fresh clone on a fresh machine with Rust.
+#
+# Installs what the tests need with apt-get, as root or through sudo. What cannot be installed is
+# named, and the tests that need it say that they are skipped; the closing summary repeats them.
+# May be started from anywhere and as often as you like.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# The one list: what a test calls it : its Debian package : a file or command that shows it is here.
+# `cc` builds the cryptography and SQLite; without it there is nothing to test.
+needs=(
+    cc:build-essential:cc
+    dovecot:dovecot-imapd:/usr/lib/dovecot/imap
+    dovecot:dovecot-lmtpd:/usr/lib/dovecot/lmtp
+    curl:curl:curl
+    python3:python3:python3
+    openssl:openssl:openssl
+)
+
+log=$(mktemp)
+policy=/usr/sbin/policy-rc.d
+made_policy=
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+tidy() {
+    rm -f "$log"
+    if [ -n "$made_policy" ]; then as_root rm -f "$policy" || true; fi
+}
+trap tidy EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+say() { printf '\n== %s\n' "$*"; }
+fail() { printf 'tests/run.sh: %s\n' "$*" >&2; exit 1; }
+# `command -v` knows paths as well as names.
+is_here() { command -v "$1" >/dev/null 2>&1; }
+
+# Prints the packages, or with `names` the names, of what is not here; each once.
+missing() {
+    local need name package shown_by
+    for need in "${needs[@]}"; do
+        IFS=: read -r name package shown_by <<<"$need"
+        is_here "$shown_by" || if [ "${1-}" = names ]; then echo "$name"; else echo "$package"; fi
+    done | sort -u
+}
+
+install() {
+    is_here apt-get || { echo 'no apt-get on this machine'; return; }
+    [ "$(id -u)" = 0 ] || is_here sudo || { echo 'neither root nor sudo'; return; }
+    # The tests run their own servers; a package must not start the system's.
+    if [ ! -e "$policy" ]; then
+        made_policy=yes
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null || return 0
+        as_root chmod 755 "$policy" || return 0
+    fi
+    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120)
+    as_root "${apt[@]}" update || true
+    # All at once if that works; else one by one, so that one that fails takes no other with it.
+    as_root "${apt[@]}" install -y --no-install-recommends "$@" && return
+    local package
+    for package in "$@"; do
+        as_root "${apt[@]}" install -y --no-install-recommends "$package" || true
+    done
+}
+
+is_here cargo || fail 'Rust is missing; see https://rustup.rs'
+cargo fmt --version >/dev/null 2>&1 || fail 'rustfmt is missing; rustup component add rustfmt'
+cargo clippy --version >/dev/null 2>&1 || fail 'clippy is missing; rustup component add clippy'
+
+mapfile -t packages < <(missing)
+if [ ${#packages[@]} -gt 0 ]; then
+    say "install: ${packages[*]}"
+    install "${packages[@]}"
+fi
+is_here cc || fail 'a C compiler is missing; apt-get install build-essential'
+
+# Names given from outside are skipped too: MAILCHIME_SKIP=dovecot tests/run.sh
+MAILCHIME_SKIP="${MAILCHIME_SKIP-} $(missing names | tr '\n' ' ')"
+export MAILCHIME_SKIP
+mapfile -t absent < <(missing)
+if [ ${#absent[@]} -gt 0 ]; then
+    say "not installed, their tests will be skipped: ${absent[*]}"
+fi
+
+# A terminal still gets colours although the output passes through tee.
+if [ -t 1 ]; then export CARGO_TERM_COLOR=always; fi
+
+failed=()
+step() {
+    say "$*"
+    if ! "$@" 2>&1 | tee -a "$log"; then failed+=("$*"); fi
+}
+step cargo fmt --check
+step cargo clippy --all-targets --locked -- -D warnings
+step cargo test --locked --no-fail-fast
+
+say 'summary'
+# The line of a skipped test may stand behind what the harness printed before it.
+skipped=$(grep -o 'SKIPPED: .*' "$log" | sort -u || true)
+passed=$(sed -n 's/.*test result: .* \([0-9][0-9]*\) passed;.*/\1/p' "$log" | paste -sd+ - | sed 's/^$/0/')
+if [ -n "$skipped" ]; then printf '%s\n' "$skipped"; fi
+echo "tests: $((passed)) passed, $(printf '%s' "$skipped" | grep -c . || true) of them skipped"
+if [ ${#failed[@]} -gt 0 ]; then
+    printf 'FAILED: %s\n' "${failed[@]}"
+    exit 1
+fi
+echo 'all well'
