@@ -5,3 +5,4 @@ pub mod config;
 pub mod imap;
 pub mod model;
 pub mod net;
+pub mod store;

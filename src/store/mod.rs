@@ -1,0 +1,5 @@
+//! What mailchime keeps: the sealed credentials of users.
+
+mod vault;
+
+pub use vault::{Vault, VaultError};
