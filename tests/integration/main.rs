@@ -5,3 +5,4 @@
 mod config;
 mod floors;
 mod skip;
+mod store;

@@ -1,0 +1,207 @@
+//! What is peculiar to SQLite: the file, its mode, its settings and its two pools.
+//!
+//! SQLite has one writer at a time. All writes of this process go through a pool of one connection,
+//! which queues them fairly, and begin with the write lock held, so that a transaction never finds
+//! in its middle that another process was faster.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::any::AnyPoolOptions;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor};
+use tokio::time::Instant;
+
+use super::StoreError;
+use super::error::{CANNOT_OPEN, sqlite_code};
+
+/// Begins a transaction that holds the write lock from the start.
+pub(super) const BEGIN_WRITE: &str = "begin immediate";
+
+/// Reads run beside the writer and each other (WAL); few are ever in flight.
+const READERS: u32 = 4;
+
+/// Read and write by the owner only: the rows hold device tokens and sealed credentials.
+const MODE: u32 = 0o600;
+
+static MIGRATOR: Migrator = sqlx::migrate!("src/store/migrations");
+
+/// The file of `sqlite://path`.
+pub(super) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
+    let path = url.strip_prefix("sqlite://").unwrap_or_default();
+    if path.is_empty() || path.contains('?') || path == ":memory:" {
+        return Err(StoreError::Unusable {
+            database: url.into(),
+            problem: "is not the URL of a database file".into(),
+            remedy: "write sqlite://PATH, where PATH is relative or starts with a slash",
+        });
+    }
+    Ok(path.into())
+}
+
+/// Makes the file if need be, brings it up to date and returns the pools for reading and writing.
+pub(super) async fn open(
+    path: &Path,
+    database: &Arc<str>,
+    busy_timeout: Duration,
+) -> Result<(AnyPool, AnyPool), StoreError> {
+    let path = make_private(path, database)?;
+    let named = |error| StoreError::from_sqlx(database, error);
+    // SQLite does not wait where two programs turn a new database to WAL at once.
+    let deadline = Instant::now() + busy_timeout;
+    while let Err(error) = migrate(&path, database, busy_timeout).await {
+        if !error.is_temporary() || Instant::now() >= deadline {
+            return Err(error);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    sqlx::any::install_default_drivers();
+    let pragmas = format!(
+        "pragma busy_timeout = {}; pragma synchronous = full; pragma foreign_keys = on",
+        busy_timeout.as_millis()
+    );
+    let options = AnyPoolOptions::new()
+        .acquire_timeout(busy_timeout.max(Duration::from_secs(1)))
+        // A connection to a file does not go stale.
+        .test_before_acquire(false)
+        .max_lifetime(None)
+        .after_connect(move |connection, _| {
+            let pragmas = pragmas.clone();
+            Box::pin(async move { connection.execute(AssertSqlSafe(pragmas)).await.map(drop) })
+        });
+    let url = url_of(&path);
+    let writes = options.clone().max_connections(1).connect(&url).await.map_err(named)?;
+    let reads = options.max_connections(READERS).connect(&url).await.map_err(named)?;
+    Ok((reads, writes))
+}
+
+/// Creates the file for its owner alone before SQLite can create it for others, and closes an
+/// existing one to them. SQLite gives `-wal` and `-shm` the mode of the main file.
+fn make_private(path: &Path, database: &Arc<str>) -> Result<PathBuf, StoreError> {
+    let unusable = |error: io::Error| StoreError::Unusable {
+        database: Arc::clone(database),
+        problem: error.to_string(),
+        remedy: "it must be a file, in a folder that exists and belongs to the user that runs \
+                 mailchime",
+    };
+    match OpenOptions::new().write(true).create_new(true).mode(MODE).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(unusable(error)),
+        _ => {}
+    }
+    let path = fs::canonicalize(path).map_err(unusable)?;
+    for suffix in ["", "-wal", "-shm"] {
+        let mut file = path.clone().into_os_string();
+        file.push(suffix);
+        let file = PathBuf::from(file);
+        let mode = match fs::metadata(&file) {
+            Ok(metadata) if !metadata.is_file() => {
+                return Err(unusable(io::Error::other("is not a file")));
+            }
+            Ok(metadata) => metadata.permissions().mode() & 0o777,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(unusable(error)),
+        };
+        if mode & 0o077 != 0 {
+            fs::set_permissions(&file, Permissions::from_mode(MODE)).map_err(unusable)?;
+            tracing::warn!(
+                file = %file.display(),
+                "the database was open to others (mode {mode:03o}); it is now {MODE:03o}"
+            );
+        }
+    }
+    Ok(path)
+}
+
+/// Applies what is missing of the schema, all or nothing. The write lock is held meanwhile, so that
+/// of two programs that start at once one waits for the other.
+async fn migrate(
+    path: &Path,
+    database: &Arc<str>,
+    busy_timeout: Duration,
+) -> Result<(), StoreError> {
+    let named = |error| StoreError::from_sqlx(database, error);
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(busy_timeout)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full);
+    let mut connection = options.connect().await.map_err(|error| match sqlite_code(&error) {
+        // At run time this is a lack of file descriptors; at the start it is the file.
+        Some(CANNOT_OPEN) => StoreError::Unusable {
+            database: Arc::clone(database),
+            problem: error.to_string(),
+            remedy: "it must be a file that the user who runs mailchime can read and write",
+        },
+        _ => named(error),
+    })?;
+    let mut transaction = connection.begin_with(BEGIN_WRITE).await.map_err(named)?;
+    MIGRATOR.run(&mut *transaction).await.map_err(|error| {
+        let known = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default();
+        match error {
+            MigrateError::VersionMissing(found) if found > known => {
+                StoreError::Newer { database: Arc::clone(database), found, known }
+            }
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => named(error),
+            error => StoreError::Unusable {
+                database: Arc::clone(database),
+                problem: error.to_string(),
+                remedy: "it is not a database of this program; restore a backup or move it away",
+            },
+        }
+    })?;
+    transaction.commit().await.map_err(named)?;
+    connection.close().await.map_err(named)
+}
+
+/// The URL under which sqlx finds `path`, which must be absolute: whatever a URL could take for
+/// something else is escaped.
+fn url_of(path: &Path) -> String {
+    let mut url = String::from("sqlite://");
+    for &byte in path.as_os_str().as_encoded_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-_.".contains(&byte) {
+            url.push(char::from(byte));
+        } else {
+            url.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    url
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::Row;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn every_connection_is_durable_and_keeps_references() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.db");
+        let database: Arc<str> = "test.db".into();
+        let opening = open(&path, &database, Duration::from_millis(4321));
+        let (reads, writes) =
+            tokio::time::timeout(Duration::from_secs(30), opening).await.unwrap().unwrap();
+        for pool in [reads, writes] {
+            for (pragma, expected) in [
+                ("pragma synchronous", "2"),
+                ("pragma foreign_keys", "1"),
+                ("pragma busy_timeout", "4321"),
+                ("pragma journal_mode", "wal"),
+            ] {
+                let row = sqlx::query(pragma).fetch_one(&pool).await.unwrap();
+                let value = row
+                    .try_get::<i64, _>(0)
+                    .map(|number| number.to_string())
+                    .or_else(|_| row.try_get::<String, _>(0))
+                    .unwrap();
+                assert_eq!(value, expected, "{pragma}");
+            }
+        }
+    }
+}

@@ -1,0 +1,770 @@
+//! The store's contract, as functions that take an opened [`Store`] so that each database runs the
+//! same ones, and what is peculiar to a SQLite file.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail like tests")]
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::task::Poll;
+use std::time::Duration;
+
+use mailchime::model::{
+    Account, Credentials, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp,
+};
+use mailchime::store::{DeviceKey, LiveAccount, Settlement, Store, StoreError, Target, Vault};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
+use tempfile::TempDir;
+
+const EVER: Timestamp = Timestamp(0);
+
+// === helpers ===
+
+async fn limited(test: impl Future<Output = ()>) {
+    tokio::time::timeout(Duration::from_secs(30), test).await.expect("the test took too long");
+}
+
+async fn open(folder: &TempDir) -> Store {
+    try_open(folder, Duration::from_secs(5)).await.unwrap()
+}
+
+async fn try_open(folder: &TempDir, busy_timeout: Duration) -> Result<Store, StoreError> {
+    let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
+    Store::open(&url, busy_timeout).await
+}
+
+/// A connection beside the store's own.
+async fn beside(folder: &TempDir) -> SqliteConnection {
+    SqliteConnectOptions::new()
+        .filename(folder.path().join("mailchime.db"))
+        .foreign_keys(true)
+        .connect()
+        .await
+        .unwrap()
+}
+
+async fn count(connection: &mut SqliteConnection, sql: &'static str) -> i64 {
+    sqlx::query(sql).fetch_one(connection).await.unwrap().get(0)
+}
+
+fn alice() -> Account {
+    Account::from_login("alice@example.org")
+}
+
+fn bob() -> Account {
+    Account::from_login("bob@example.org")
+}
+
+/// The token of a phone that is told by one digit.
+fn token(digit: char) -> DeviceToken {
+    DeviceToken::new(&digit.to_string().repeat(64)).unwrap()
+}
+
+fn device(account: &Account, digit: char) -> Device {
+    Device {
+        account: account.clone(),
+        account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
+        token: token(digit),
+        subtopic: "com.apple.mobilemail".into(),
+        version: 2,
+        topic: "com.apple.mail.XServer.1".into(),
+    }
+}
+
+fn key(account: &Account, digit: char) -> DeviceKey {
+    DeviceKey::from(&device(account, digit))
+}
+
+fn state(uid_next: u64) -> Snapshot {
+    Snapshot {
+        uid_validity: Some(7),
+        uid_next: Some(uid_next),
+        messages: Some(uid_next - 1),
+        unseen: None,
+        highest_mod_seq: None,
+    }
+}
+
+fn registration(device: Device, mailboxes: &[&str], uid_next: u64) -> Registration {
+    let mailboxes = mailboxes.iter().map(|name| (Mailbox::new(name), state(uid_next))).collect();
+    Registration { device, mailboxes }
+}
+
+async fn register(store: &Store, device: Device, mailboxes: &[&str], uid_next: u64, now: i64) {
+    let registration = registration(device, mailboxes, uid_next);
+    store.register(&registration, None, 10, Timestamp(now)).await.unwrap();
+}
+
+async fn owe(store: &Store, device: DeviceKey, mailbox: &str) {
+    let mailbox = Mailbox::new(mailbox);
+    store.settle(&[Settlement::Owed { device, mailbox, since: Timestamp(50) }]).await.unwrap();
+}
+
+/// The mailboxes of an account's only device, an owed one with a `!`.
+fn mailboxes(target: &Target) -> Vec<String> {
+    let shown = |(mailbox, owed): &(Mailbox, bool)| {
+        format!("{}{}", mailbox.as_str(), if *owed { "!" } else { "" })
+    };
+    target.mailboxes.iter().map(shown).collect()
+}
+
+async fn only_target(store: &Store, account: &Account) -> Target {
+    let mut targets = store.targets(account, EVER).await.unwrap();
+    assert_eq!(targets.len(), 1, "{targets:?}");
+    targets.remove(0)
+}
+
+async fn told(store: &Store, account: &Account, mailbox: &str) -> Option<Snapshot> {
+    let watched = store.watched(account, EVER).await.unwrap();
+    watched.into_iter().find(|(name, _)| *name == Mailbox::new(mailbox)).map(|(_, told)| told)
+}
+
+// === the contract ===
+
+macro_rules! contract {
+    ($($case:ident,)+) => {
+        mod sqlite_keeps_the_contract {
+            $(
+                #[tokio::test]
+                async fn $case() {
+                    let folder = tempfile::tempdir().unwrap();
+                    super::limited(async { super::$case(super::open(&folder).await).await }).await;
+                }
+            )+
+        }
+    };
+}
+
+contract! {
+    a_registration_comes_back_as_it_was_given,
+    a_token_in_other_case_is_the_same_device,
+    one_token_with_another_subtopic_or_account_is_another_device,
+    two_devices_may_have_one_account_id,
+    a_new_registration_replaces_the_old_one,
+    owed_marks_outlive_a_registration,
+    a_registration_never_overwrites_what_devices_were_told,
+    a_mailbox_that_comes_back_begins_anew,
+    only_the_newest_devices_remain,
+    the_device_that_registers_remains_whatever_the_clock_says,
+    credentials_and_parking,
+    only_live_devices_count,
+    settlements_move_what_they_name,
+    settlements_for_what_is_gone_do_nothing,
+    numbers_beyond_a_signed_column_come_back,
+    a_device_that_registered_since_is_not_removed,
+    an_account_goes_with_its_last_device,
+    expiry_takes_old_devices_alone,
+    an_account_can_be_removed,
+    calls_run_side_by_side,
+    a_closed_store_says_so,
+}
+
+async fn a_registration_comes_back_as_it_was_given(store: Store) {
+    store.ping().await.unwrap();
+    register(&store, device(&alice(), 'a'), &["INBOX", "Entwürfe/\"日本\""], 5, 100).await;
+    let target = only_target(&store, &alice()).await;
+    assert_eq!(target.device, device(&alice(), 'a'));
+    assert_eq!(target.registered_at, Timestamp(100));
+    assert_eq!(target.pushed_at, None);
+    assert_eq!(mailboxes(&target), ["Entwürfe/\"日本\"", "INBOX"]);
+    let watched = store.watched(&alice(), EVER).await.unwrap();
+    let expected = [("Entwürfe/\"日本\"", state(5)), ("INBOX", state(5))];
+    assert_eq!(watched, expected.map(|(name, told)| (Mailbox::new(name), told)));
+    assert!(store.targets(&bob(), EVER).await.unwrap().is_empty());
+    assert!(store.watched(&bob(), EVER).await.unwrap().is_empty());
+}
+
+async fn a_token_in_other_case_is_the_same_device(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+    register(&store, device(&alice(), 'A'), &["INBOX"], 5, 200).await;
+    let target = only_target(&store, &alice()).await;
+    assert_eq!(target.device.token.as_given(), token('A').as_given(), "kept as given last");
+    assert!(store.remove_device(&key(&alice(), 'a'), None).await.unwrap().is_some());
+    assert!(store.targets(&alice(), EVER).await.unwrap().is_empty());
+}
+
+async fn one_token_with_another_subtopic_or_account_is_another_device(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+    let other = Device { subtopic: "com.example.mail".into(), ..device(&alice(), 'a') };
+    register(&store, other.clone(), &["Sent"], 5, 100).await;
+    register(&store, device(&bob(), 'a'), &["INBOX"], 5, 100).await;
+    assert_eq!(store.targets(&alice(), EVER).await.unwrap().len(), 2);
+    let removed = store.remove_device(&DeviceKey::from(&other), None).await.unwrap().unwrap();
+    assert_eq!((removed.device, removed.account_left), (other, true));
+    assert_eq!(mailboxes(&only_target(&store, &alice()).await), ["INBOX"]);
+    assert_eq!(mailboxes(&only_target(&store, &bob()).await), ["INBOX"]);
+}
+
+async fn two_devices_may_have_one_account_id(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+    register(&store, device(&alice(), 'b'), &["INBOX"], 5, 100).await;
+    let targets = store.targets(&alice(), EVER).await.unwrap();
+    assert_eq!(targets.len(), 2);
+    assert_eq!(targets[0].device.account_id, targets[1].device.account_id);
+    store.remove_device(&key(&alice(), 'a'), None).await.unwrap();
+    assert_eq!(only_target(&store, &alice()).await.device, device(&alice(), 'b'));
+}
+
+async fn a_new_registration_replaces_the_old_one(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
+    let pushed =
+        Settlement::Accepted { device: key(&alice(), 'a'), mailboxes: vec![], at: Timestamp(150) };
+    store.settle(&[pushed]).await.unwrap();
+    let newer = Device {
+        account_id: "another".into(),
+        version: 1,
+        topic: "com.apple.mail.XServer.2".into(),
+        ..device(&alice(), 'a')
+    };
+    register(&store, newer.clone(), &["INBOX"], 5, 200).await;
+    let target = only_target(&store, &alice()).await;
+    assert_eq!(target.device, newer);
+    assert_eq!(target.registered_at, Timestamp(200));
+    assert_eq!(target.pushed_at, Some(Timestamp(150)));
+    assert_eq!(mailboxes(&target), ["INBOX"]);
+}
+
+async fn owed_marks_outlive_a_registration(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX", "Sent", "Notes"], 5, 100).await;
+    owe(&store, key(&alice(), 'a'), "INBOX").await;
+    owe(&store, key(&alice(), 'a'), "Sent").await;
+    let renamed = Device { account_id: "another".into(), ..device(&alice(), 'A') };
+    register(&store, renamed, &["INBOX", "Notes", "Drafts"], 5, 200).await;
+    assert_eq!(mailboxes(&only_target(&store, &alice()).await), ["Drafts", "INBOX!", "Notes"]);
+    assert_eq!(store.owed_accounts().await.unwrap(), [alice()]);
+}
+
+async fn a_registration_never_overwrites_what_devices_were_told(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+    register(&store, device(&alice(), 'a'), &["INBOX"], 6, 200).await;
+    register(&store, device(&alice(), 'b'), &["INBOX", "Sent"], 7, 300).await;
+    assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(5)));
+    assert_eq!(told(&store, &alice(), "Sent").await, Some(state(7)));
+    register(&store, device(&bob(), 'a'), &["INBOX"], 8, 400).await;
+    assert_eq!(told(&store, &bob(), "INBOX").await, Some(state(8)), "each account its own");
+}
+
+async fn a_mailbox_that_comes_back_begins_anew(store: Store) {
+    // Dropped by the registration of its only device.
+    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
+    register(&store, device(&alice(), 'a'), &["INBOX"], 6, 200).await;
+    assert_eq!(told(&store, &alice(), "Sent").await, None);
+    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 7, 300).await;
+    assert_eq!(told(&store, &alice(), "Sent").await, Some(state(7)));
+    assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(5)));
+    // Still another device's.
+    register(&store, device(&alice(), 'b'), &["Sent"], 8, 400).await;
+    register(&store, device(&alice(), 'a'), &["INBOX"], 9, 500).await;
+    assert_eq!(told(&store, &alice(), "Sent").await, Some(state(7)));
+    // Gone with the device.
+    store.remove_device(&key(&alice(), 'b'), None).await.unwrap();
+    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 10, 600).await;
+    assert_eq!(told(&store, &alice(), "Sent").await, Some(state(10)));
+}
+
+async fn only_the_newest_devices_remain(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
+    register(&store, device(&alice(), 'b'), &["INBOX"], 5, 50).await;
+    register(&store, device(&bob(), 'd'), &["INBOX"], 5, 1).await;
+    let third = registration(device(&alice(), 'c'), &["INBOX"], 5);
+    store.register(&third, None, 2, Timestamp(300)).await.unwrap();
+    let left = |targets: Vec<Target>| -> Vec<String> {
+        targets.iter().map(|target| target.device.token.as_given()[..1].to_owned()).collect()
+    };
+    assert_eq!(left(store.targets(&alice(), EVER).await.unwrap()), ["a", "c"]);
+    assert_eq!(left(store.targets(&bob(), EVER).await.unwrap()), ["d"]);
+    store.register(&third, None, 0, Timestamp(400)).await.unwrap();
+    assert_eq!(left(store.targets(&alice(), EVER).await.unwrap()), ["c"], "one at least");
+    assert_eq!(told(&store, &alice(), "Sent").await, None, "nobody is registered for it");
+}
+
+async fn the_device_that_registers_remains_whatever_the_clock_says(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 1000).await;
+    let late = registration(device(&alice(), 'b'), &["INBOX"], 5);
+    store.register(&late, None, 1, Timestamp(10)).await.unwrap();
+    assert_eq!(only_target(&store, &alice()).await.device, late.device);
+}
+
+async fn credentials_and_parking(store: Store) {
+    let parked = async || store.accounts(EVER).await.unwrap().remove(0).parked;
+    let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
+    let now = Timestamp(100);
+
+    // Nobody's credentials are kept without a registration.
+    assert!(!store.save_credentials(&alice(), "sealed 0").await.unwrap());
+    assert_eq!(store.credentials(&alice()).await.unwrap(), None);
+    store.park(&alice(), "unknown", now).await.unwrap();
+    assert!(store.accounts(EVER).await.unwrap().is_empty());
+
+    store.register(&registration, Some("sealed 1"), 10, now).await.unwrap();
+    assert_eq!(store.credentials(&alice()).await.unwrap().as_deref(), Some("sealed 1"));
+    assert_eq!(parked().await, None);
+
+    store.park(&alice(), "AUTHENTICATIONFAILED", now).await.unwrap();
+    assert_eq!(parked().await.as_deref(), Some("AUTHENTICATIONFAILED"));
+    store.register(&registration, None, 10, now).await.unwrap();
+    assert_eq!(parked().await.as_deref(), Some("AUTHENTICATIONFAILED"));
+    assert_eq!(store.credentials(&alice()).await.unwrap().as_deref(), Some("sealed 1"));
+
+    store.register(&registration, Some("sealed 2"), 10, now).await.unwrap();
+    assert_eq!(parked().await, None);
+    assert_eq!(store.credentials(&alice()).await.unwrap().as_deref(), Some("sealed 2"));
+
+    store.park(&alice(), "NO", now).await.unwrap();
+    assert!(store.save_credentials(&alice(), "sealed 3").await.unwrap());
+    assert_eq!(parked().await, None);
+    assert_eq!(store.credentials(&alice()).await.unwrap().as_deref(), Some("sealed 3"));
+}
+
+async fn only_live_devices_count(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
+    register(&store, device(&alice(), 'b'), &["INBOX"], 5, 200).await;
+    register(&store, device(&bob(), 'c'), &["INBOX"], 5, 100).await;
+    let live = LiveAccount { account: alice(), parked: None };
+    assert_eq!(store.accounts(Timestamp(200)).await.unwrap(), [live]);
+    assert_eq!(store.accounts(Timestamp(100)).await.unwrap().len(), 2);
+    assert_eq!(store.accounts(Timestamp(201)).await.unwrap(), []);
+    let watched = store.watched(&alice(), Timestamp(200)).await.unwrap();
+    assert_eq!(watched, [(Mailbox::inbox(), state(5))]);
+    let targets = store.targets(&alice(), Timestamp(200)).await.unwrap();
+    assert_eq!(targets.len(), 1);
+    assert_eq!(targets[0].device, device(&alice(), 'b'));
+}
+
+async fn settlements_move_what_they_name(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX", "Sent", "Notes"], 5, 100).await;
+    register(&store, device(&alice(), 'b'), &["INBOX", "Sent"], 5, 100).await;
+    register(&store, device(&bob(), 'a'), &["INBOX"], 5, 100).await;
+    let of = |digit| key(&alice(), digit);
+    store.settle(&[]).await.unwrap();
+    store
+        .settle(&[
+            Settlement::Owed { device: of('a'), mailbox: Mailbox::inbox(), since: Timestamp(110) },
+            Settlement::Owed {
+                device: of('a'),
+                mailbox: Mailbox::new("Sent"),
+                since: Timestamp(110),
+            },
+            Settlement::Owed { device: of('b'), mailbox: Mailbox::inbox(), since: Timestamp(110) },
+            Settlement::Told { account: alice(), mailbox: Mailbox::inbox(), snapshot: state(6) },
+        ])
+        .await
+        .unwrap();
+    assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(6)));
+    assert_eq!(told(&store, &alice(), "Sent").await, Some(state(5)));
+    assert_eq!(told(&store, &bob(), "INBOX").await, Some(state(5)));
+    let targets = store.targets(&alice(), EVER).await.unwrap();
+    assert_eq!(mailboxes(&targets[0]), ["INBOX!", "Notes", "Sent!"]);
+    assert_eq!(mailboxes(&targets[1]), ["INBOX!", "Sent"]);
+    assert_eq!(store.owed_accounts().await.unwrap(), [alice()]);
+
+    let accepted = Settlement::Accepted {
+        device: key(&alice(), 'A'),
+        mailboxes: vec![Mailbox::inbox(), Mailbox::new("Notes")],
+        at: Timestamp(120),
+    };
+    store.settle(std::slice::from_ref(&accepted)).await.unwrap();
+    let targets = store.targets(&alice(), EVER).await.unwrap();
+    assert_eq!(mailboxes(&targets[0]), ["INBOX", "Notes", "Sent!"]);
+    assert_eq!(targets[0].pushed_at, Some(Timestamp(120)));
+    assert_eq!(mailboxes(&targets[1]), ["INBOX!", "Sent"]);
+    assert_eq!(targets[1].pushed_at, None);
+
+    // In the order given: a mark after the push it outlives stays.
+    let again =
+        Settlement::Owed { device: of('a'), mailbox: Mailbox::inbox(), since: Timestamp(115) };
+    store.settle(&[again.clone(), accepted.clone()]).await.unwrap();
+    assert_eq!(mailboxes(&store.targets(&alice(), EVER).await.unwrap()[0])[0], "INBOX");
+    store.settle(&[accepted, again]).await.unwrap();
+    assert_eq!(mailboxes(&store.targets(&alice(), EVER).await.unwrap()[0])[0], "INBOX!");
+}
+
+async fn settlements_for_what_is_gone_do_nothing(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+    let nobody = Account::from_login("nobody");
+    store
+        .settle(&[
+            Settlement::Told { account: nobody, mailbox: Mailbox::inbox(), snapshot: state(9) },
+            Settlement::Told {
+                account: alice(),
+                mailbox: Mailbox::new("Sent"),
+                snapshot: state(9),
+            },
+            Settlement::Owed {
+                device: key(&alice(), 'a'),
+                mailbox: Mailbox::new("Sent"),
+                since: Timestamp(1),
+            },
+            Settlement::Accepted {
+                device: key(&alice(), 'b'),
+                mailboxes: vec![Mailbox::inbox()],
+                at: Timestamp(1),
+            },
+        ])
+        .await
+        .unwrap();
+    assert_eq!(mailboxes(&only_target(&store, &alice()).await), ["INBOX"]);
+    // A late "told" must not be the baseline of a mailbox that is registered afterwards.
+    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 20, 200).await;
+    assert_eq!(told(&store, &alice(), "Sent").await, Some(state(20)));
+}
+
+async fn numbers_beyond_a_signed_column_come_back(store: Store) {
+    let extreme = Snapshot {
+        uid_validity: Some(u64::MAX),
+        uid_next: Some(i64::MAX as u64 + 1),
+        messages: Some(0),
+        unseen: Some(i64::MAX as u64),
+        highest_mod_seq: None,
+    };
+    let mailboxes = vec![(Mailbox::inbox(), extreme)];
+    let registration = Registration { device: device(&alice(), 'a'), mailboxes };
+    store.register(&registration, None, 10, EVER).await.unwrap();
+    assert_eq!(told(&store, &alice(), "INBOX").await, Some(extreme));
+    let nothing = Snapshot::default();
+    let settlement =
+        Settlement::Told { account: alice(), mailbox: Mailbox::inbox(), snapshot: nothing };
+    store.settle(&[settlement]).await.unwrap();
+    assert_eq!(told(&store, &alice(), "INBOX").await, Some(nothing));
+}
+
+async fn a_device_that_registered_since_is_not_removed(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 200).await;
+    let phone = key(&alice(), 'a');
+    assert_eq!(store.remove_device(&phone, Some(Timestamp(199))).await.unwrap(), None);
+    assert_eq!(store.targets(&alice(), EVER).await.unwrap().len(), 1);
+    let removed = store.remove_device(&phone, Some(Timestamp(200))).await.unwrap().unwrap();
+    assert_eq!(removed.device, device(&alice(), 'a'));
+    assert_eq!(store.remove_device(&phone, None).await.unwrap(), None);
+}
+
+async fn an_account_goes_with_its_last_device(store: Store) {
+    let first = registration(device(&alice(), 'a'), &["INBOX"], 5);
+    store.register(&first, Some("sealed"), 10, Timestamp(100)).await.unwrap();
+    register(&store, device(&alice(), 'b'), &["INBOX"], 5, 100).await;
+    owe(&store, key(&alice(), 'b'), "INBOX").await;
+
+    let removed = store.remove_device(&key(&alice(), 'a'), None).await.unwrap().unwrap();
+    assert!(removed.account_left);
+    assert_eq!(store.credentials(&alice()).await.unwrap().as_deref(), Some("sealed"));
+
+    let removed = store.remove_device(&key(&alice(), 'b'), None).await.unwrap().unwrap();
+    assert!(!removed.account_left);
+    assert_eq!(store.credentials(&alice()).await.unwrap(), None);
+    assert_eq!(store.accounts(EVER).await.unwrap(), []);
+    assert_eq!(store.owed_accounts().await.unwrap(), []);
+
+    register(&store, device(&alice(), 'a'), &["INBOX"], 9, 200).await;
+    assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(9)));
+    assert_eq!(store.credentials(&alice()).await.unwrap(), None);
+}
+
+async fn expiry_takes_old_devices_alone(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
+    register(&store, device(&alice(), 'b'), &["INBOX"], 5, 200).await;
+    let bobs = registration(device(&bob(), 'c'), &["INBOX"], 5);
+    store.register(&bobs, Some("sealed"), 10, Timestamp(199)).await.unwrap();
+    assert_eq!(store.expire(Timestamp(100)).await.unwrap(), []);
+    assert_eq!(store.expire(Timestamp(200)).await.unwrap(), [bob()]);
+    assert_eq!(store.credentials(&bob()).await.unwrap(), None);
+    assert_eq!(only_target(&store, &alice()).await.device, device(&alice(), 'b'));
+    assert_eq!(told(&store, &alice(), "Sent").await, None);
+    assert_eq!(store.accounts(EVER).await.unwrap().len(), 1);
+}
+
+async fn an_account_can_be_removed(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+    register(&store, device(&bob(), 'a'), &["INBOX"], 5, 100).await;
+    assert!(store.remove_account(&alice()).await.unwrap());
+    assert!(!store.remove_account(&alice()).await.unwrap());
+    assert!(store.targets(&alice(), EVER).await.unwrap().is_empty());
+    assert!(store.watched(&alice(), EVER).await.unwrap().is_empty());
+    assert_eq!(only_target(&store, &bob()).await.device, device(&bob(), 'a'));
+}
+
+async fn calls_run_side_by_side(store: Store) {
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..40 {
+        let store = store.clone();
+        tasks.spawn(async move {
+            let account = Account::from_login(&format!("user{}@example.org", number % 8));
+            register(&store, device(&account, 'a'), &["INBOX", "Sent"], 5, number).await;
+            owe(&store, key(&account, 'a'), "INBOX").await;
+            assert_eq!(mailboxes(&only_target(&store, &account).await), ["INBOX!", "Sent"]);
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(store.owed_accounts().await.unwrap().len(), 8);
+}
+
+async fn a_closed_store_says_so(store: Store) {
+    store.close().await;
+    assert!(store.ping().await.is_err());
+    let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
+    assert!(store.register(&registration, None, 10, EVER).await.is_err());
+}
+
+// === the SQLite file ===
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+fn files(folder: &TempDir) -> Vec<(String, u32)> {
+    let mut files: Vec<_> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.file_name().into_string().unwrap(), mode(&entry.path())))
+        .collect();
+    files.sort();
+    files
+}
+
+#[tokio::test]
+async fn the_files_are_their_owners_alone() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder).await;
+        register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+        let expected = ["mailchime.db", "mailchime.db-shm", "mailchime.db-wal"];
+        assert_eq!(files(&folder), expected.map(|name| (name.to_owned(), 0o600)));
+
+        // Opened to others by a careless copy, while a killed program left its log behind.
+        for name in expected {
+            let path = folder.path().join(name);
+            fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
+        }
+        let again = open(&folder).await;
+        assert_eq!(files(&folder), expected.map(|name| (name.to_owned(), 0o600)));
+        store.close().await;
+        again.close().await;
+        assert_eq!(files(&folder), [("mailchime.db".to_owned(), 0o600)], "nothing is left behind");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_ok_is_on_disk() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder).await;
+        register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+        owe(&store, key(&alice(), 'a'), "INBOX").await;
+        // What a killed program leaves: the files as they are at this moment, nothing closed.
+        let copy = tempfile::tempdir().unwrap();
+        for (name, _) in files(&folder) {
+            if !name.ends_with("-shm") {
+                fs::copy(folder.path().join(&name), copy.path().join(&name)).unwrap();
+            }
+        }
+        drop(store);
+        for folder in [&copy, &folder] {
+            let again = open(folder).await;
+            assert_eq!(mailboxes(&only_target(&again, &alice()).await), ["INBOX!"]);
+            assert_eq!(told(&again, &alice(), "INBOX").await, Some(state(5)));
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_registration_that_was_dropped_in_its_middle_leaves_nothing() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder).await;
+        let registration = registration(device(&alice(), 'a'), &["INBOX", "Sent"], 5);
+        let mut left_nothing = 0;
+        for polls in 0.. {
+            let mut call = Box::pin(store.register(&registration, Some("sealed"), 10, EVER));
+            let mut remaining = polls;
+            let returned = std::future::poll_fn(|context| {
+                if remaining == 0 {
+                    return Poll::Ready(false);
+                }
+                remaining -= 1;
+                call.as_mut().poll(context).map(|result| result.is_ok())
+            })
+            .await;
+            drop(call);
+            // The next writer is not held up, and once it is through so is what was dropped.
+            store.park(&bob(), "nobody", EVER).await.unwrap();
+            let devices = store.targets(&alice(), EVER).await.unwrap();
+            assert!(devices.iter().all(|target| target.mailboxes.len() == 2), "{devices:?}");
+            if returned {
+                assert_eq!(devices.len(), 1);
+                break;
+            }
+            left_nothing += usize::from(devices.is_empty());
+            assert_eq!(store.remove_account(&alice()).await.unwrap(), !devices.is_empty());
+        }
+        assert!(left_nothing > 5, "dropped before it was through {left_nothing} times");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nothing_dangles_when_an_account_goes() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder).await;
+        register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
+        let mut connection = beside(&folder).await;
+        let rows = "select (select count(*) from account) + (select count(*) from device) \
+                    + (select count(*) from device_mailbox) + (select count(*) from snapshot)";
+        assert_eq!(count(&mut connection, rows).await, 6);
+        store.remove_account(&alice()).await.unwrap();
+        assert_eq!(count(&mut connection, rows).await, 0);
+        register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
+        store.remove_device(&key(&alice(), 'a'), None).await.unwrap();
+        assert_eq!(count(&mut connection, rows).await, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_newer_database_is_refused_untouched() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        open(&folder).await.close().await;
+        let mut connection = beside(&folder).await;
+        sqlx::query(
+            "insert into _sqlx_migrations (version, description, success, checksum, \
+             execution_time) values (9999, 'of tomorrow', 1, x'00', 0)",
+        )
+        .execute(&mut connection)
+        .await
+        .unwrap();
+        let refused = try_open(&folder, Duration::from_secs(5)).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Newer { found: 9999, .. }), "{refused:?}");
+        let shown = refused.to_string();
+        assert!(shown.contains("mailchime.db") && shown.contains("newer"), "{shown}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_changed_migration_and_a_foreign_file_are_refused_by_name() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        open(&folder).await.close().await;
+        let mut connection = beside(&folder).await;
+        sqlx::query("update _sqlx_migrations set checksum = x'00'")
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        connection.close().await.unwrap();
+        let refused = try_open(&folder, Duration::from_secs(5)).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Unusable { .. }), "{refused:?}");
+
+        fs::write(folder.path().join("mailchime.db"), "a text that is no database ".repeat(99))
+            .unwrap();
+        let refused = try_open(&folder, Duration::from_secs(5)).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Other { .. }), "{refused:?}");
+        let shown = refused.to_string();
+        assert!(shown.contains("mailchime.db") && shown.contains("backup"), "{shown}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_url_or_folder_at_fault_is_named_with_the_remedy() {
+    limited(async {
+        for url in ["", "sqlite://", "sqlite::memory:", "sqlite://:memory:", "sqlite://a?mode=ro"] {
+            let refused = Store::open(url, Duration::from_secs(1)).await.unwrap_err();
+            assert!(refused.to_string().contains("sqlite://PATH"), "{refused}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("no/such.db");
+        let url = format!("sqlite://{}", path.display());
+        let refused = Store::open(&url, Duration::from_secs(1)).await.unwrap_err().to_string();
+        assert!(refused.contains("no/such.db") && refused.contains("folder"), "{refused}");
+
+        let path = folder.path().join("mailchime.db");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        let refused = try_open(&folder, Duration::from_secs(5)).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Unusable { .. }), "{refused:?}");
+        assert_eq!(mode(&path), 0o755, "a folder is left as it was");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_path_may_hold_what_means_something_in_a_url() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a b%41#ü [x].db");
+        let url = format!("sqlite://{}", path.display());
+        let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
+        register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+        store.close().await;
+        assert_eq!(files(&folder), [("a b%41#ü [x].db".to_owned(), 0o600)]);
+        assert!(fs::metadata(&path).unwrap().len() > 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_locked_database_is_an_error_to_try_again_on() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        open(&folder).await.close().await;
+        let store = try_open(&folder, Duration::from_millis(50)).await.unwrap();
+        let mut other = beside(&folder).await;
+        let lock = other.begin_with("begin immediate").await.unwrap();
+
+        let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
+        let refused = store.register(&registration, None, 10, EVER).await.unwrap_err();
+        assert!(refused.is_temporary(), "{refused:?}");
+        assert!(refused.to_string().contains("mailchime.db"), "{refused}");
+        let refused = store.park(&alice(), "why", EVER).await.unwrap_err();
+        assert!(refused.is_temporary(), "{refused:?}");
+        assert_eq!(store.accounts(EVER).await.unwrap(), [], "reading goes on");
+        store.ping().await.unwrap();
+        let refused = try_open(&folder, Duration::from_millis(50)).await.unwrap_err();
+        assert!(refused.is_temporary(), "{refused:?}");
+
+        lock.rollback().await.unwrap();
+        store.register(&registration, None, 10, EVER).await.unwrap();
+        only_target(&store, &alice()).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn programs_that_start_at_once_share_a_new_database() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, two, three) = tokio::join!(open(&folder), open(&folder), open(&folder));
+        register(&one, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+        only_target(&two, &alice()).await;
+        only_target(&three, &alice()).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_secret_is_in_the_database_or_an_error() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder).await;
+        let vault = Vault::open(&folder.path().join("credentials.key")).unwrap();
+        let credentials = Credentials::password("alice@example.org", b"wonder land".to_vec());
+        let sealed = vault.seal(&credentials);
+        let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
+        store.register(&registration, Some(&sealed), 10, EVER).await.unwrap();
+        let stored = store.credentials(&alice()).await.unwrap().unwrap();
+        assert!(vault.unseal(&alice(), &stored).unwrap().same_as(&credentials));
+        store.close().await;
+        let bytes = fs::read(folder.path().join("mailchime.db")).unwrap();
+        assert!(!bytes.windows(6).any(|window| window == b"wonder"));
+        let shown = format!("{store:?} {:?}", store.ping().await);
+        assert!(shown.contains("mailchime.db") && !shown.contains("aaaaaaaaa"), "{shown}");
+        let shown = format!("{:?}", key(&alice(), 'a'));
+        assert!(!shown.contains("aaaaaaaaa"), "{shown}");
+    })
+    .await;
+}
