@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -212,7 +212,7 @@ async fn offered(stream: &mut Stream, longest: usize) -> io::Result<Capabilities
 
 /// Reads some bytes; the end of the stream is an error.
 async fn read_more(stream: &mut Stream, input: &mut Vec<u8>) -> io::Result<()> {
-    match stream.read_buf(input).await? {
+    match stream.fill(input).await? {
         0 => Err(io::ErrorKind::UnexpectedEof.into()),
         _ => Ok(()),
     }

@@ -1,8 +1,10 @@
 //! A connection with or without TLS, as one type.
 
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -13,6 +15,15 @@ use tokio_rustls::{client, server};
 /// Finds a peer that is gone without a word within some minutes, well below what NAT boxes keep.
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(120)).with_interval(Duration::from_secs(30));
+
+/// Bytes read at a time.
+const READ_SIZE: usize = 64 * 1024;
+
+thread_local! {
+    /// Where bytes are read to: one for all connections of a thread, so that a connection that
+    /// waits holds no buffer.
+    static READ_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_SIZE]);
+}
 
 /// A connection of a client or to a backend.
 #[derive(Debug)]
@@ -27,6 +38,39 @@ pub enum Stream {
 pub fn tune(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let _ = SockRef::from(stream).set_tcp_keepalive(&KEEPALIVE);
+}
+
+impl Stream {
+    /// Reads what there is, at most 64 KiB, and gives it to `take`; nothing at the end. A TLS peer
+    /// that hangs up without close_notify has ended as well: IMAP delimits itself.
+    ///
+    /// `take` must not read from another connection.
+    pub fn poll_fresh<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: impl FnOnce(&mut Context<'_>, &[u8]) -> T,
+    ) -> Poll<io::Result<T>> {
+        READ_BUFFER.with_borrow_mut(|buffer| {
+            let mut read = ReadBuf::new(buffer);
+            match ready!(Pin::new(self).poll_read(cx, &mut read)) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => read.clear(),
+                result => result?,
+            }
+            Poll::Ready(Ok(take(cx, read.filled())))
+        })
+    }
+
+    /// Reads what there is behind what `into` has; returns how many bytes, 0 at the end. Cancel
+    /// safe, and no room is taken while waiting.
+    pub async fn fill(&mut self, into: &mut Vec<u8>) -> io::Result<usize> {
+        poll_fn(|cx| {
+            self.poll_fresh(cx, |_, fresh| {
+                into.extend_from_slice(fresh);
+                fresh.len()
+            })
+        })
+        .await
+    }
 }
 
 macro_rules! each {
