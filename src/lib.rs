@@ -5,4 +5,6 @@ pub mod config;
 pub mod imap;
 pub mod model;
 pub mod net;
+pub mod proxy;
 pub mod store;
+pub mod watch;

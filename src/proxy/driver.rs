@@ -1,0 +1,589 @@
+//! The sockets of one session: a single task that moves bytes both ways.
+//!
+//! Bytes are read into a buffer that the thread's sessions share, looked at there, and written on
+//! from there. A session holds bytes of its own only while the other side does not take them or
+//! their meaning is not yet clear, so an idle session holds none.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as Poller, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::AsyncWrite;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::register::register;
+use super::{Context, Limits};
+use crate::imap::session::{Action, Disconnect, Session, Step};
+use crate::model::{Account, Credentials, SessionEvent};
+use crate::net::backend::ConnectError;
+use crate::net::stream::Stream;
+
+/// Bytes of one side that a session keeps before it reads no more of them.
+const KEPT_SIZE: usize = 128 * 1024;
+
+/// Answers of ours that a client may leave unread before no more of its commands are looked at.
+const UNREAD_SIZE: usize = 16 * 1024;
+
+/// For the last words of a session to arrive, and for the client to hang up.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// One client's session and its two sockets.
+pub(super) struct Driver {
+    context: Arc<Context>,
+    session: Session,
+    client: Peer,
+    backend: Option<Peer>,
+    errand: Option<Errand>,
+    credentials: Option<Credentials>,
+    /// Armed while a peer takes no bytes.
+    stalled: Option<Pin<Box<Sleep>>>,
+    close: bool,
+}
+
+/// What a session waits for, beside its sockets.
+enum Errand {
+    Connect(Pin<Box<dyn Future<Output = Result<Stream, ConnectError>> + Send>>),
+    Register(Pin<Box<dyn Future<Output = bool> + Send>>),
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// Either side closed its connection.
+    Closed,
+    /// The dialogue ended: LOGOUT before login, or too many errors.
+    Dismissed,
+    /// No login in time.
+    LoginTimeout,
+    /// The program is stopping.
+    Stopped,
+    /// A socket failed or a bound was hit.
+    Fault(String),
+}
+
+/// One socket, and the lane of what comes from it.
+struct Peer {
+    stream: Stream,
+    lane: Lane,
+    /// Bytes were written that may not have left yet.
+    dirty: bool,
+    /// Our side of it is closed, or it takes no more.
+    shut: bool,
+}
+
+/// The bytes that come from one peer.
+struct Lane {
+    side: Side,
+    /// Bytes that were read and not dealt with.
+    kept: Vec<u8>,
+    /// How many of the next bytes go on to the other side without another look.
+    forward: usize,
+    /// No more bytes will come.
+    ended: bool,
+    /// Bytes that went on.
+    relayed: u64,
+    /// Something was done with its bytes in this round.
+    moved: bool,
+}
+
+/// Why a lane stands still.
+enum Pause {
+    /// Nothing to read, or nothing that can be decided.
+    Idle,
+    /// The other side takes no bytes.
+    Stalled,
+    /// The session has an action to be carried out.
+    Action,
+}
+
+impl Driver {
+    /// A session on a connection whose handshake is done.
+    pub(super) fn new(stream: Stream, context: Arc<Context>) -> Self {
+        let tag_prefix = format!("mc{:016x}x", rand::random::<u64>());
+        Self {
+            session: Session::new(context.profile(), tag_prefix),
+            context,
+            client: Peer::new(stream, Side::Client),
+            backend: None,
+            errand: None,
+            credentials: None,
+            stalled: None,
+            close: false,
+        }
+    }
+
+    /// Runs the session to its end.
+    pub(super) async fn run(&mut self, stop: &CancellationToken) -> Ended {
+        let deadline = Instant::now() + self.context.limits.login_timeout;
+        let stopped = stop.cancelled();
+        tokio::pin!(stopped);
+        let login = tokio::select! {
+            ended = poll_fn(|cx| self.poll(cx, true)) => ended,
+            () = &mut stopped => Some(Ended::Stopped),
+            () = tokio::time::sleep_until(deadline) => Some(Ended::LoginTimeout),
+        };
+        let ended = match login {
+            Some(ended) => ended,
+            None => tokio::select! {
+                ended = poll_fn(|cx| self.poll(cx, false)) => ended.unwrap_or(Ended::Closed),
+                () = stopped => Ended::Stopped,
+            },
+        };
+        self.farewell(&ended).await;
+        ended
+    }
+
+    /// Whose session it is, once the backend has accepted the login.
+    pub(super) fn account(&self) -> Option<Account> {
+        self.credentials.as_ref().map(Credentials::account)
+    }
+
+    /// Bytes that went from the client to the backend, and the other way.
+    pub(super) fn relayed(&self) -> [u64; 2] {
+        [self.client.lane.relayed, self.backend.as_ref().map_or(0, |backend| backend.lane.relayed)]
+    }
+
+    /// Ready with the end, or with `None` when the user is logged in and only that was waited for.
+    fn poll(&mut self, cx: &mut Poller<'_>, until_login: bool) -> Poll<Option<Ended>> {
+        loop {
+            match self.poll_lanes(cx) {
+                Ok(Pause::Action) => self.act(),
+                Ok(pause) => {
+                    if self.poll_errand(cx).is_ready() {
+                        continue;
+                    }
+                    if until_login && self.session.is_relaying() {
+                        return Poll::Ready(None);
+                    }
+                    if let Some(ended) = self.ended() {
+                        return Poll::Ready(Some(ended));
+                    }
+                    // A client that has hung up waits for the backend to do so, but not for ever.
+                    let stalled = matches!(pause, Pause::Stalled) || self.client.lane.ended;
+                    return self.poll_stall(cx, stalled);
+                }
+                Err(error) => return Poll::Ready(Some(Ended::Fault(error.to_string()))),
+            }
+        }
+    }
+
+    /// Moves bytes both ways as far as it goes.
+    fn poll_lanes(&mut self, cx: &mut Poller<'_>) -> Result<Pause, Fault> {
+        loop {
+            if !self.session.output.actions.is_empty() {
+                return Ok(Pause::Action);
+            }
+            // What one lane does may free the other: again, until neither moves.
+            self.client.lane.moved = false;
+            if let Some(backend) = &mut self.backend {
+                backend.lane.moved = false;
+            }
+            let up = self.poll_client_lane(cx)?;
+            let down = self.poll_backend_lane(cx)?;
+            if self.client.lane.moved
+                || self.backend.as_ref().is_some_and(|backend| backend.lane.moved)
+            {
+                continue;
+            }
+            if !self.session.output.actions.is_empty() {
+                return Ok(Pause::Action);
+            }
+            self.flush(cx)?;
+            let stalled = matches!(up, Pause::Stalled) || matches!(down, Pause::Stalled);
+            return Ok(if stalled { Pause::Stalled } else { Pause::Idle });
+        }
+    }
+
+    fn poll_client_lane(&mut self, cx: &mut Poller<'_>) -> Result<Pause, Fault> {
+        let Self { session, client, backend, .. } = self;
+        let mut pause = client.pump(cx, backend.as_mut(), session)?;
+        // A half-close goes on as one.
+        if let Some(backend) = backend
+            && client.lane.ended
+            && client.lane.kept.is_empty()
+            && session.output.to_backend.is_empty()
+            && session.is_relaying()
+            && !backend.shut
+        {
+            match backend.poll_shutdown(cx) {
+                Poll::Ready(_) => {}
+                Poll::Pending => pause = Pause::Stalled,
+            }
+        }
+        Ok(pause)
+    }
+
+    fn poll_backend_lane(&mut self, cx: &mut Poller<'_>) -> Result<Pause, Fault> {
+        let Self { session, client, backend, .. } = self;
+        match backend {
+            Some(backend) => {
+                let pause = backend.pump(cx, Some(client), session)?;
+                if backend.lane.ended && !session.is_relaying() && session.unavailable() {
+                    self.backend = None;
+                }
+                Ok(pause)
+            }
+            // Before there is a backend, what the session says itself must still be written.
+            None => match client.poll_write_own(cx, &mut session.output.to_client) {
+                Poll::Ready(result) => {
+                    result.map_err(Fault::Client)?;
+                    Ok(Pause::Idle)
+                }
+                Poll::Pending => Ok(Pause::Stalled),
+            },
+        }
+    }
+
+    fn flush(&mut self, cx: &mut Poller<'_>) -> Result<(), Fault> {
+        self.client.poll_flush(cx).map_err(Fault::Client)?;
+        if let Some(backend) = &mut self.backend {
+            backend.poll_flush(cx).map_err(Fault::Backend)?;
+        }
+        Ok(())
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.session.output.actions.pop_front() {
+            match action {
+                Action::Connect(_) => {
+                    let backend = self.context.backend.clone();
+                    self.errand =
+                        Some(Errand::Connect(Box::pin(async move { backend.connect().await })));
+                }
+                Action::Disconnect(why) => {
+                    if let Disconnect::Unavailable(why) = why {
+                        let backend = self.context.backend.name();
+                        tracing::warn!(backend, why, "the backend gave no answer to a login");
+                    }
+                    self.backend = None;
+                }
+                Action::Seen(offered) => self.context.backend.saw(offered),
+                Action::LoggedIn(credentials) => {
+                    let account = credentials.account();
+                    let event =
+                        SessionEvent::LoggedIn { account, credentials: credentials.clone() };
+                    // Mail does not wait for watchers: a lost event only leaves a parked account
+                    // parked until its user's next login.
+                    if self.context.events.try_send(event).is_err() {
+                        tracing::debug!("the watching side is busy: a login goes unnoticed");
+                    }
+                    self.credentials = Some(credentials);
+                }
+                Action::Register(registration) => match &self.credentials {
+                    Some(credentials) => {
+                        let context = Arc::clone(&self.context);
+                        let errand = register(context, registration, credentials.clone());
+                        self.errand = Some(Errand::Register(Box::pin(errand)));
+                    }
+                    None => self.session.registered(false),
+                },
+                Action::Close => self.close = true,
+            }
+        }
+    }
+
+    fn poll_errand(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
+        match &mut self.errand {
+            None => return Poll::Pending,
+            Some(Errand::Connect(connect)) => match ready!(connect.as_mut().poll(cx)) {
+                Ok(stream) => {
+                    self.backend = Some(Peer::new(stream, Side::Backend));
+                    self.session.connected();
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the backend cannot be reached");
+                    self.session.unavailable();
+                }
+            },
+            Some(Errand::Register(register)) => {
+                let stored = ready!(register.as_mut().poll(cx));
+                self.session.registered(stored);
+            }
+        }
+        self.errand = None;
+        Poll::Ready(())
+    }
+
+    /// Whether the session is over, now that nothing moves.
+    fn ended(&self) -> Option<Ended> {
+        let written = self.session.output.to_client.is_empty();
+        if self.close {
+            return written.then_some(Ended::Dismissed);
+        }
+        match &self.backend {
+            Some(backend) if self.session.is_relaying() => {
+                (backend.lane.ended && backend.lane.kept.is_empty() && written)
+                    .then_some(Ended::Closed)
+            }
+            // Nobody is left to talk to; an errand that is under way would be for nobody.
+            _ => (self.client.lane.ended && written).then_some(Ended::Closed),
+        }
+    }
+
+    fn poll_stall(&mut self, cx: &mut Poller<'_>, stalled: bool) -> Poll<Option<Ended>> {
+        if !stalled {
+            self.stalled = None;
+            return Poll::Pending;
+        }
+        let Limits { write_timeout, .. } = self.context.limits;
+        let timer = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_timeout)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Some(Ended::Fault(format!("a peer took no bytes for {write_timeout:?}"))))
+    }
+
+    /// Says goodbye where one can be said, and closes both connections in order.
+    async fn farewell(&mut self, ended: &Ended) {
+        let words: &[u8] = match ended {
+            Ended::LoginTimeout => b"* BYE No login in time\r\n",
+            Ended::Stopped => b"* BYE The server is shutting down\r\n",
+            Ended::Closed | Ended::Dismissed | Ended::Fault(_) => b"",
+        };
+        let client = &mut self.client;
+        let mut rest = std::mem::take(&mut self.session.output.to_client);
+        // Not into the middle of a response.
+        if self.session.at_response_boundary()
+            && self.backend.as_ref().is_none_or(|backend| backend.lane.forward == 0)
+        {
+            rest.extend_from_slice(words);
+        }
+        let backend = self.backend.take();
+        let last_words = async {
+            poll_fn(|cx| client.poll_write_own(cx, &mut rest)).await?;
+            poll_fn(|cx| client.poll_shutdown(cx)).await?;
+            drop(backend);
+            // A client that still sends would meet a reset, and might lose our last words to it.
+            poll_fn(|cx| client.poll_discard(cx)).await
+        };
+        // Whoever does not take them in time or is gone already has no use for them.
+        let _: Result<io::Result<()>, _> = tokio::time::timeout(FAREWELL, last_words).await;
+    }
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver").field("session", &self.session).finish_non_exhaustive()
+    }
+}
+
+/// Whose fault the end of a session is.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error("client: {0}")]
+    Client(io::Error),
+    #[error("backend: {0}")]
+    Backend(io::Error),
+    #[error("{0}")]
+    Bound(&'static str),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Client,
+    Backend,
+}
+
+impl Side {
+    fn read_fault(self, error: io::Error) -> Fault {
+        match self {
+            Self::Client => Fault::Client(error),
+            Self::Backend => Fault::Backend(error),
+        }
+    }
+
+    fn write_fault(self, error: io::Error) -> Fault {
+        match self {
+            Self::Client => Fault::Backend(error),
+            Self::Backend => Fault::Client(error),
+        }
+    }
+
+    fn step(self, session: &mut Session, input: &[u8], ended: bool) -> Step {
+        match self {
+            Self::Client => session.client(input, ended),
+            Self::Backend => session.backend(input, ended),
+        }
+    }
+
+    /// What the session has to say to the other side.
+    fn output(self, session: &mut Session) -> &mut Vec<u8> {
+        match self {
+            Self::Client => &mut session.output.to_backend,
+            Self::Backend => &mut session.output.to_client,
+        }
+    }
+}
+
+impl Peer {
+    fn new(stream: Stream, side: Side) -> Self {
+        let lane =
+            Lane { side, kept: Vec::new(), forward: 0, ended: false, relayed: 0, moved: false };
+        Self { stream, lane, dirty: false, shut: false }
+    }
+
+    /// Moves what comes from this peer to `other` until it must pause.
+    fn pump(
+        &mut self,
+        cx: &mut Poller<'_>,
+        mut other: Option<&mut Self>,
+        session: &mut Session,
+    ) -> Result<Pause, Fault> {
+        let Self { stream, lane, .. } = self;
+        loop {
+            // What was kept comes first.
+            let mut kept = std::mem::take(&mut lane.kept);
+            let (used, pause) = lane.deal(cx, &kept, other.as_deref_mut(), session)?;
+            kept.drain(..used);
+            if !kept.is_empty() {
+                lane.kept = kept;
+            }
+            if matches!(pause, Pause::Stalled | Pause::Action) {
+                return Ok(pause);
+            }
+            if lane.ended || lane.kept.len() >= KEPT_SIZE {
+                return Ok(Pause::Idle);
+            }
+            let dealt = stream.poll_fresh(cx, |cx, fresh| {
+                lane.ended = fresh.is_empty();
+                if !lane.kept.is_empty() {
+                    lane.kept.extend_from_slice(fresh);
+                    return Ok(Pause::Idle);
+                }
+                let (used, pause) = lane.deal(cx, fresh, other.as_deref_mut(), session)?;
+                lane.kept.extend_from_slice(&fresh[used..]);
+                Ok(pause)
+            });
+            match dealt {
+                Poll::Pending => return Ok(Pause::Idle),
+                Poll::Ready(Ok(Ok(Pause::Idle))) => {}
+                Poll::Ready(Ok(pause)) => return pause,
+                Poll::Ready(Err(error)) => return Err(lane.side.read_fault(error)),
+            }
+        }
+    }
+
+    /// Writes what the session says to this peer.
+    fn poll_write_own(
+        &mut self,
+        cx: &mut Poller<'_>,
+        output: &mut Vec<u8>,
+    ) -> Poll<io::Result<()>> {
+        while !output.is_empty() && !self.shut {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, output))?;
+            if written == 0 {
+                return Poll::Ready(Err(closed()));
+            }
+            output.drain(..written);
+            self.dirty = true;
+        }
+        if output.capacity() > 0 {
+            *output = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_flush(&mut self, cx: &mut Poller<'_>) -> io::Result<()> {
+        if self.dirty && !self.shut {
+            match Pin::new(&mut self.stream).poll_flush(cx) {
+                Poll::Pending => {}
+                Poll::Ready(result) => {
+                    result?;
+                    self.dirty = false;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Poller<'_>) -> Poll<io::Result<()>> {
+        let result = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
+        self.shut = true;
+        Poll::Ready(result)
+    }
+
+    /// Reads until the end and forgets what it read.
+    fn poll_discard(&mut self, cx: &mut Poller<'_>) -> Poll<io::Result<()>> {
+        while !self.lane.ended {
+            self.lane.ended = ready!(self.stream.poll_fresh(cx, |_, fresh| fresh.is_empty()))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Lane {
+    /// Deals with bytes of this lane: returns how many are done with, and why it stopped.
+    fn deal(
+        &mut self,
+        cx: &mut Poller<'_>,
+        input: &[u8],
+        mut other: Option<&mut Peer>,
+        session: &mut Session,
+    ) -> Result<(usize, Pause), Fault> {
+        let side = self.side;
+        let mut used = 0;
+        loop {
+            while self.forward > 0 {
+                let length = self.forward;
+                let written = match other.as_deref_mut() {
+                    Some(other) if !other.shut => {
+                        let next = &input[used..used + length];
+                        match Pin::new(&mut other.stream).poll_write(cx, next) {
+                            Poll::Pending => return Ok((used, Pause::Stalled)),
+                            Poll::Ready(Ok(0)) => return Err(side.write_fault(closed())),
+                            Poll::Ready(Ok(written)) => {
+                                other.dirty = true;
+                                written
+                            }
+                            Poll::Ready(Err(error)) if side == Side::Backend => {
+                                return Err(side.write_fault(error));
+                            }
+                            // The backend hung up. What it said before is still to be read.
+                            Poll::Ready(Err(_)) => {
+                                other.shut = true;
+                                length
+                            }
+                        }
+                    }
+                    _ => length,
+                };
+                used += written;
+                self.forward -= written;
+                self.relayed += written as u64;
+                self.moved = true;
+            }
+            if let Some(other) = other.as_deref_mut() {
+                match other.poll_write_own(cx, side.output(session)) {
+                    Poll::Pending => return Ok((used, Pause::Stalled)),
+                    Poll::Ready(result) => result.map_err(|error| side.write_fault(error))?,
+                }
+            }
+            // A client that does not read its answers must not pile them up here.
+            if side == Side::Client && session.output.to_client.len() >= UNREAD_SIZE {
+                return Ok((used, Pause::Stalled));
+            }
+            if !session.output.actions.is_empty() {
+                return Ok((used, Pause::Action));
+            }
+            match side.step(session, &input[used..], self.ended) {
+                Step::Wait => return Ok((used, Pause::Idle)),
+                Step::Forward(length) => self.forward = length,
+                Step::Take(0) if input.len() == used && side.output(session).is_empty() => {
+                    return Ok((used, Pause::Idle));
+                }
+                Step::Take(length) => {
+                    used += length;
+                    self.moved = true;
+                }
+                Step::Close(why) => return Err(Fault::Bound(why)),
+            }
+        }
+    }
+}
+
+fn closed() -> io::Error {
+    io::ErrorKind::WriteZero.into()
+}

@@ -1,0 +1,96 @@
+//! Two states of a mailbox compared: what the devices were told, and what is.
+
+use crate::model::{ChangeKind, Snapshot};
+
+/// What has happened between `told` and `now`; `None` if nothing that a device must know.
+///
+/// UIDNEXT decides on new mail (RFC 9051 section 2.3.1.1): counts alone are wrong when mail comes
+/// and goes between two looks. What either state does not tell is not compared.
+pub(super) fn difference(told: &Snapshot, now: &Snapshot) -> Option<ChangeKind> {
+    let more =
+        |told: Option<u64>, now: Option<u64>| matches!((told, now), (Some(t), Some(n)) if n > t);
+    let differs =
+        |told: Option<u64>, now: Option<u64>| matches!((told, now), (Some(t), Some(n)) if n != t);
+    let counts_differ = differs(told.messages, now.messages) || differs(told.unseen, now.unseen);
+    let renumbered = differs(told.uid_validity, now.uid_validity);
+    // With a new UIDVALIDITY the numbers mean nothing; and some servers (Mailutils imap4d) give a
+    // new one at each look. Only the counts can be compared then.
+    let uids_known = !renumbered && told.uid_next.is_some() && now.uid_next.is_some();
+    let new_mail = if uids_known {
+        more(told.uid_next, now.uid_next)
+    } else {
+        more(told.messages, now.messages)
+    };
+    if new_mail {
+        return Some(ChangeKind::NewMail);
+    }
+    let quiet =
+        counts_differ || (!renumbered && differs(told.highest_mod_seq, now.highest_mod_seq));
+    quiet.then_some(ChangeKind::Quiet)
+}
+
+/// What a mailbox is thought to be once EXISTS told of `arrived` more messages.
+pub(super) fn with_new_mail(told: &Snapshot, arrived: u64) -> Snapshot {
+    let add = |number: Option<u64>| number.map(|number| number.saturating_add(arrived));
+    Snapshot {
+        uid_next: add(told.uid_next),
+        messages: add(told.messages),
+        unseen: None,
+        highest_mod_seq: None,
+        ..*told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(validity: u64, next: u64, messages: u64, unseen: u64) -> Snapshot {
+        Snapshot {
+            uid_validity: Some(validity),
+            uid_next: Some(next),
+            messages: Some(messages),
+            unseen: Some(unseen),
+            highest_mod_seq: None,
+        }
+    }
+
+    #[test]
+    fn what_counts_as_a_change() {
+        let told = state(7, 10, 5, 2);
+        let modseq = |snapshot, number| Snapshot { highest_mod_seq: Some(number), ..snapshot };
+        for (now, expected, why) in [
+            (told, None, "the same"),
+            (state(7, 11, 6, 3), Some(ChangeKind::NewMail), "one came"),
+            (state(7, 11, 5, 2), Some(ChangeKind::NewMail), "one came and one went"),
+            (state(7, 11, 3, 0), Some(ChangeKind::NewMail), "one came and more went"),
+            (state(7, 10, 4, 2), Some(ChangeKind::Quiet), "one went"),
+            (state(7, 10, 5, 1), Some(ChangeKind::Quiet), "one was read"),
+            (state(7, 10, 5, 3), Some(ChangeKind::Quiet), "one was unread"),
+            (state(7, 9, 5, 2), None, "UIDNEXT fell: the server's lie"),
+            (modseq(told, 3), None, "a MODSEQ that was not known before"),
+            (state(8, 1, 0, 0), Some(ChangeKind::Quiet), "made anew, empty"),
+            (state(8, 7, 6, 6), Some(ChangeKind::NewMail), "made anew, with more"),
+            (state(8, 14, 5, 2), None, "imap4d: only UIDVALIDITY and UIDNEXT move"),
+            (Snapshot { uid_next: None, ..told }, None, "UIDNEXT untold"),
+            (
+                Snapshot { uid_next: None, ..state(7, 0, 6, 3) },
+                Some(ChangeKind::NewMail),
+                "UIDNEXT untold, more messages",
+            ),
+            (Snapshot::default(), None, "nothing told"),
+        ] {
+            assert_eq!(difference(&told, &now), expected, "{why}");
+        }
+        let (before, after) = (modseq(told, 3), modseq(told, 4));
+        assert_eq!(difference(&before, &after), Some(ChangeKind::Quiet), "a flag changed");
+        assert_eq!(difference(&Snapshot::default(), &told), None, "nothing was told before");
+    }
+
+    #[test]
+    fn announced_mail_is_no_difference_any_more() {
+        let thought = with_new_mail(&state(7, 10, 5, 2), 2);
+        assert_eq!(difference(&thought, &state(7, 12, 7, 4)), None);
+        assert_eq!(difference(&thought, &state(7, 13, 8, 5)), Some(ChangeKind::NewMail));
+    }
+}
