@@ -1,0 +1,279 @@
+//! Development certificates: a CA, a server certificate for this machine, and a client certificate
+//! like those that Apple gives out for mail push. Made in memory; written to a folder on request.
+//!
+//! Nothing here is for production: the CA's key lies beside what it signed.
+
+use std::fs::{self, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use secrecy::{ExposeSecret, SecretString};
+use thiserror::Error;
+
+use super::{crypto, random_uuid};
+
+/// A certificate authority and what it signed. All keys are ECDSA P-256.
+#[derive(Debug)]
+pub struct Pki {
+    pub ca: Identity,
+    /// For `localhost`, 127.0.0.1 and ::1.
+    pub server: Identity,
+    /// The subject's UID is [`Pki::topic`], as in a certificate from Apple (PROTOCOL.md section 2).
+    pub client: Identity,
+    pub topic: String,
+}
+
+/// A certificate and its private key, both as PEM. `Debug` never shows the key.
+#[derive(Debug)]
+pub struct Identity {
+    pub certificate: String,
+    private_key: SecretString,
+}
+
+/// Why certificates could not be made, used or written.
+#[derive(Debug, Error)]
+pub enum PkiError {
+    #[error("cannot make a development certificate: {0}")]
+    Generate(#[from] rcgen::Error),
+    #[error("cannot use a development certificate: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("cannot write {}: {source}", .path.display())]
+    Write { path: PathBuf, source: io::Error },
+}
+
+/// Subject attribute UID (RFC 4519 section 2.39), which holds the topic in Apple's certificates.
+pub(super) const UID: [u64; 7] = [0, 9, 2342, 19_200_300, 100, 1, 1];
+
+/// The longest validity that Apple's own TLS clients accept.
+const VALIDITY: Duration = Duration::from_secs(825 * 24 * 3600);
+
+/// A clock that is a little behind must not find the certificates to be of the future.
+const BACKDATED: Duration = Duration::from_secs(24 * 3600);
+
+// === impl Pki ===
+
+impl Pki {
+    /// Makes new keys and certificates. Without a `topic`, `com.apple.mail.XServer.` and a random
+    /// UUID is taken.
+    pub fn generate(topic: Option<&str>) -> Result<Self, PkiError> {
+        let topic = match topic {
+            Some(topic) => topic.to_owned(),
+            None => format!("com.apple.mail.XServer.{}", random_uuid().to_ascii_lowercase()),
+        };
+
+        let mut ca = params("mailchime development CA");
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let ca_key = KeyPair::generate()?;
+        let ca_identity = Identity::new(ca.self_signed(&ca_key)?, &ca_key);
+        let issuer = Issuer::new(ca, ca_key);
+
+        let names = ["localhost", "127.0.0.1", "::1"].map(String::from);
+        let mut server = params("localhost");
+        server.subject_alt_names = CertificateParams::new(names)?.subject_alt_names;
+        server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+
+        let mut client = params(&format!("APSP:{topic}"));
+        client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        client.distinguished_name.push(DnType::from_oid(&UID), topic.as_str());
+
+        Ok(Self {
+            ca: ca_identity,
+            server: Identity::signed(server, &issuer)?,
+            client: Identity::signed(client, &issuer)?,
+            topic,
+        })
+    }
+
+    /// Writes `ca.pem`, `ca.key`, `server.pem`, `server.key`, `apns.pem` and `apns.key` into the
+    /// folder `dir`, which is made if it is not there. Each file replaces an older one as a whole,
+    /// and a key can be read by its owner alone from the moment that it exists.
+    ///
+    /// Returns the paths that were written.
+    pub fn write_to(&self, dir: &Path) -> Result<Vec<PathBuf>, PkiError> {
+        fs::create_dir_all(dir).map_err(|source| PkiError::Write { path: dir.into(), source })?;
+        let mut written = Vec::new();
+        for (name, identity) in [("ca", &self.ca), ("server", &self.server), ("apns", &self.client)]
+        {
+            let key = identity.expose_private_key();
+            for (file, text, mode) in [
+                (format!("{name}.key"), key, 0o600),
+                (format!("{name}.pem"), identity.certificate.as_str(), 0o644),
+            ] {
+                let path = dir.join(file);
+                write(dir, &path, text, mode)
+                    .map_err(|source| PkiError::Write { path: path.clone(), source })?;
+                written.push(path);
+            }
+        }
+        Ok(written)
+    }
+
+    /// TLS for a server with [`Pki::server`] that asks no certificate of its clients.
+    pub fn server_config(&self) -> Result<Arc<ServerConfig>, PkiError> {
+        let config = ServerConfig::builder_with_provider(crypto())
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(self.server.chain()?, self.server.key()?)?;
+        Ok(Arc::new(config))
+    }
+
+    /// TLS for a server that talks HTTP/2 to clients with a certificate of this CA and to no others.
+    pub(super) fn apns_config(&self) -> Result<Arc<ServerConfig>, PkiError> {
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), crypto())
+                .build()
+                .map_err(|e| rustls::Error::General(e.to_string()))?;
+        let mut config = ServerConfig::builder_with_provider(crypto())
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(self.server.chain()?, self.server.key()?)?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// TLS for a client that trusts [`Pki::ca`] and shows `identity`, if any.
+    pub fn client_config(&self, identity: Option<&Identity>) -> Result<ClientConfig, PkiError> {
+        let builder = ClientConfig::builder_with_provider(crypto())
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(self.roots()?);
+        Ok(match identity {
+            Some(identity) => builder.with_client_auth_cert(identity.chain()?, identity.key()?)?,
+            None => builder.with_no_client_auth(),
+        })
+    }
+
+    fn roots(&self) -> Result<RootCertStore, rustls::Error> {
+        roots(&self.ca.certificate)
+    }
+}
+
+// === impl Identity ===
+
+impl Identity {
+    fn new(certificate: rcgen::Certificate, key: &KeyPair) -> Self {
+        Self { certificate: certificate.pem(), private_key: key.serialize_pem().into() }
+    }
+
+    fn signed(params: CertificateParams, issuer: &Issuer<'_, KeyPair>) -> Result<Self, PkiError> {
+        let key = KeyPair::generate()?;
+        Ok(Self::new(params.signed_by(&key, issuer)?, &key))
+    }
+
+    /// The private key as PEM (PKCS #8), for a file or a TLS configuration only.
+    pub fn expose_private_key(&self) -> &str {
+        self.private_key.expose_secret()
+    }
+
+    fn chain(&self) -> Result<Vec<CertificateDer<'static>>, rustls::Error> {
+        certificates(&self.certificate)
+    }
+
+    fn key(&self) -> Result<PrivateKeyDer<'static>, rustls::Error> {
+        PrivateKeyDer::from_pem_slice(self.expose_private_key().as_bytes())
+            .map_err(|e| rustls::Error::General(e.to_string()))
+    }
+}
+
+/// The trust anchors in a PEM text.
+pub(super) fn roots(pem: &str) -> Result<RootCertStore, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(pem)? {
+        roots.add(certificate)?;
+    }
+    Ok(roots)
+}
+
+fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, rustls::Error> {
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|e| rustls::Error::General(e.to_string()))
+}
+
+fn params(common_name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    params.not_before = epoch + now - BACKDATED;
+    params.not_after = params.not_before + VALIDITY;
+    params
+}
+
+/// Writes a file beside its place and moves it there, so that no half of it is ever seen.
+fn write(dir: &Path, path: &Path, text: &str, mode: u32) -> io::Result<()> {
+    let mut file = tempfile::Builder::new()
+        .prefix(".mailchime-")
+        .permissions(Permissions::from_mode(mode))
+        .tempfile_in(dir)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_topic_is_the_uid_of_the_client_certificate() {
+        let pki = Pki::generate(Some("com.apple.mail.XServer.test")).unwrap();
+        let der = pki.client.chain().unwrap();
+        let (_, certificate) = x509_parser::parse_x509_certificate(&der[0]).unwrap();
+        let subject = certificate.subject().to_string();
+        assert!(subject.contains("uid=com.apple.mail.XServer.test"), "{subject}");
+        let days = (certificate.validity().not_after.timestamp()
+            - certificate.validity().not_before.timestamp())
+            / 86_400;
+        assert_eq!(days, 825);
+
+        let other = Pki::generate(None).unwrap();
+        let uuid = other.topic.strip_prefix("com.apple.mail.XServer.").unwrap();
+        assert_eq!(uuid.len(), 36);
+    }
+
+    #[test]
+    fn debug_has_no_key() {
+        let pki = Pki::generate(None).unwrap();
+        let shown = format!("{pki:?} {pki:#?}");
+        assert!(shown.contains("BEGIN CERTIFICATE") && !shown.contains("PRIVATE KEY"), "{shown}");
+        assert!(pki.ca.expose_private_key().contains("PRIVATE KEY"));
+    }
+
+    #[test]
+    fn files_are_replaced_and_keys_are_their_owners_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let certs = dir.path().join("certs");
+        fs::create_dir(&certs).unwrap();
+        // An older key that everybody can read must not pass its mode on.
+        fs::write(certs.join("apns.key"), "old").unwrap();
+        fs::set_permissions(certs.join("apns.key"), Permissions::from_mode(0o644)).unwrap();
+
+        let pki = Pki::generate(None).unwrap();
+        let written = pki.write_to(&certs).unwrap();
+        assert_eq!(written.len(), 6);
+        assert_eq!(fs::read_dir(&certs).unwrap().count(), 6, "nothing else is left behind");
+        for path in written {
+            let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            let key = path.extension().unwrap() == "key";
+            assert_eq!(mode & 0o077 == 0, key, "{} {mode:o}", path.display());
+        }
+        let apns_key = fs::read_to_string(certs.join("apns.key")).unwrap();
+        assert_eq!(apns_key, pki.client.expose_private_key());
+    }
+}

@@ -1,0 +1,132 @@
+//! A TCP port that can be closed and opened again: the accept loop of both servers.
+//!
+//! It knows no protocol. What is to be done with a connection is a function that it is given.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A port that serves until it is dropped. Dropping it closes the socket and every connection.
+pub(super) struct Port {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    /// The accept loop, if the port is open.
+    accepting: Mutex<Option<(CancellationToken, JoinHandle<()>)>>,
+}
+
+struct Shared {
+    serve: Box<dyn Fn(TcpStream) -> Served + Send + Sync>,
+    tasks: TaskTracker,
+    /// Ends everything.
+    end: CancellationToken,
+    /// Ends the connections that are open now; a child of `end`.
+    connections: Mutex<CancellationToken>,
+}
+
+type Served = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// How long to wait when the process has no file descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+impl Port {
+    /// Serves each connection to `listener` in a task of its own.
+    pub(super) fn open<F, Fut>(listener: TcpListener, serve: F) -> io::Result<Self>
+    where
+        F: Fn(TcpStream) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let end = CancellationToken::new();
+        let port = Self {
+            address: listener.local_addr()?,
+            shared: Arc::new(Shared {
+                serve: Box::new(move |stream| Box::pin(serve(stream))),
+                tasks: TaskTracker::new(),
+                connections: Mutex::new(end.child_token()),
+                end,
+            }),
+            accepting: Mutex::new(None),
+        };
+        port.accept_from(listener);
+        Ok(port)
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Closes the listening socket: whoever connects now is refused. What is open stays open.
+    pub(super) async fn close(&self) {
+        let accepting = lock(&self.accepting).take();
+        if let Some((token, task)) = accepting {
+            token.cancel();
+            // The loop only waits and spawns; there is nothing to fail.
+            let _ = task.await;
+        }
+    }
+
+    /// Listens again on the same port. Nothing happens if it does already.
+    ///
+    /// Fails if another program has taken the port meanwhile.
+    pub(super) async fn reopen(&self) -> io::Result<()> {
+        if lock(&self.accepting).is_none() {
+            self.accept_from(TcpListener::bind(self.address).await?);
+        }
+        Ok(())
+    }
+
+    /// Closes every connection that is open now, in the middle of whatever it does.
+    pub(super) fn drop_connections(&self) {
+        let fresh = self.shared.end.child_token();
+        std::mem::replace(&mut *lock(&self.shared.connections), fresh).cancel();
+    }
+
+    /// Closes everything and waits until it is closed.
+    pub(super) async fn stop(&self) {
+        self.shared.end.cancel();
+        self.close().await;
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+
+    fn accept_from(&self, listener: TcpListener) {
+        let token = self.shared.end.child_token();
+        let accepting =
+            token.clone().run_until_cancelled_owned(accept(listener, self.shared.clone()));
+        let task = tokio::spawn(async move {
+            accepting.await;
+        });
+        *lock(&self.accepting) = Some((token, task));
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.shared.end.cancel();
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // Answers are written whole, so there is nothing for Nagle's algorithm to gather.
+                let _ = stream.set_nodelay(true);
+                let connections = lock(&shared.connections).clone();
+                let served = (shared.serve)(stream);
+                shared.tasks.spawn(connections.run_until_cancelled_owned(served));
+            }
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
