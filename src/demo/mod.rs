@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::crypto::CryptoProvider;
 
+pub mod apns;
 pub mod backend;
 pub mod pki;
 mod port;
