@@ -14,6 +14,7 @@ use rustls::crypto::CryptoProvider;
 
 pub mod apns;
 pub mod backend;
+pub mod phone;
 pub mod pki;
 mod port;
 
