@@ -273,6 +273,13 @@ S: l OK LIST completed
         other.play("C: b IDLE\nS: + idling").await;
         alice.play("C: m DELETE Gone\nS: m OK DELETE completed").await;
         other.play("S: * BYE the mailbox is gone").await;
+        // One of the same name is not the same mailbox.
+        backend.create_mailbox("alice", "Gone").unwrap();
+        let mut other = logged_in(&backend).await;
+        other.play("C: a SELECT Gone").await;
+        other.until("a OK [READ-WRITE]…").await;
+        alice.play("C: n DELETE Gone\nS: n OK…\nC: o CREATE Gone\nS: o OK…").await;
+        other.play("C: b NOOP\nS: * BYE the mailbox is gone").await;
     })
     .await;
 }
