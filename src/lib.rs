@@ -7,5 +7,6 @@ pub mod imap;
 pub mod model;
 pub mod net;
 pub mod proxy;
+pub mod push;
 pub mod store;
 pub mod watch;

@@ -1,0 +1,166 @@
+//! What APNs made of a push, as a caller can act on it (PROTOCOL.md section 2, "Answers").
+//!
+//! Pure. The body is read leniently: a reason that nobody knew when this was written must not turn
+//! an answer into an error.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::model::Timestamp;
+
+/// How much of a reason that is not known is kept, for the log.
+const MAX_REASON: usize = 100;
+
+/// What became of one push. No text in here holds a device token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// 200: APNs has it. Whether the device shows anything is not known.
+    Accepted {
+        /// The name under which Apple can find it.
+        apns_id: String,
+    },
+    /// 410: the token is dead.
+    Gone {
+        /// Since when; a registration that is newer than this is none of the dead.
+        since: Option<Timestamp>,
+    },
+    /// 400 `BadDeviceToken`: a dead token, or a token of the other environment.
+    BadToken,
+    /// `DeviceTokenNotForTopic`, `TopicDisallowed`: heals when the device registers again.
+    NotForTopic,
+    /// 403 and what else only an operator can mend.
+    Refused { status: u16, reason: String },
+    /// 429: this device is pushed too often.
+    TooMany { retry_after: Option<Duration> },
+    /// 5xx, no answer in time, no connection: nobody's registration is to blame.
+    Unavailable { why: String, retry_after: Option<Duration> },
+}
+
+impl Outcome {
+    /// One word, for logs and metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Accepted { .. } => "accepted",
+            Self::Gone { .. } => "gone",
+            Self::BadToken => "bad-token",
+            Self::NotForTopic => "not-for-topic",
+            Self::Refused { .. } => "refused",
+            Self::TooMany { .. } => "too-many",
+            Self::Unavailable { .. } => "unavailable",
+        }
+    }
+
+    pub(super) fn unavailable(why: impl Into<String>) -> Self {
+        Self::Unavailable { why: why.into(), retry_after: None }
+    }
+}
+
+/// The outcome that an answer stands for. `apns_id` is the answer's own or the one that was sent;
+/// `body` is what APNs says beside a status that is not 200: `{"reason":…,"timestamp":…}`.
+pub(super) fn outcome(
+    status: u16,
+    body: &[u8],
+    apns_id: &str,
+    retry_after: Option<Duration>,
+) -> Outcome {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let reason = body.get("reason").and_then(Value::as_str).unwrap_or_default();
+    match (status, reason) {
+        (200, _) => Outcome::Accepted { apns_id: apns_id.into() },
+        // A 410 with another reason is not known to mean that the token is dead.
+        (410, "Unregistered" | "ExpiredToken") => Outcome::Gone { since: since(&body) },
+        (400, "BadDeviceToken") => Outcome::BadToken,
+        (400..500, "DeviceTokenNotForTopic" | "TopicDisallowed") => Outcome::NotForTopic,
+        (429, _) => Outcome::TooMany { retry_after },
+        (400..500, _) => Outcome::Refused { status, reason: printable(reason) },
+        _ => {
+            let why = format!("APNs answered {status} {}", printable(reason));
+            Outcome::Unavailable { why: why.trim_end().into(), retry_after }
+        }
+    }
+}
+
+/// `Retry-After` in its form of seconds (RFC 9110 section 10.2.3); a date is taken for no hint.
+pub(super) fn retry_after(value: &str) -> Option<Duration> {
+    value.trim().parse().ok().map(Duration::from_secs)
+}
+
+fn since(body: &Value) -> Option<Timestamp> {
+    let millis = body.get("timestamp")?;
+    // A number in quotes is no number in JSON, but would be as clear.
+    let millis = millis.as_i64().or_else(|| millis.as_str()?.parse().ok())?;
+    (millis > 0).then_some(Timestamp(millis))
+}
+
+/// A peer's text, fit for a log line.
+fn printable(reason: &str) -> String {
+    reason.chars().take(MAX_REASON).flat_map(char::escape_debug).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_answer_has_its_outcome() {
+        let refused = |status, reason: &str| Outcome::Refused { status, reason: reason.into() };
+        let gone = |since: Option<i64>| Outcome::Gone { since: since.map(Timestamp) };
+        let later = Some(Duration::from_secs(7));
+        let unavailable = |why: &str| Outcome::Unavailable { why: why.into(), retry_after: later };
+        for (status, body, expected) in [
+            (200, "", Outcome::Accepted { apns_id: "ID".into() }),
+            (
+                410,
+                r#"{"reason":"Unregistered","timestamp":1700000000123}"#,
+                gone(Some(1_700_000_000_123)),
+            ),
+            (
+                410,
+                r#"{"reason":"ExpiredToken","timestamp":"1700000000123"}"#,
+                gone(Some(1_700_000_000_123)),
+            ),
+            (410, r#"{"reason":"Unregistered"}"#, gone(None)),
+            (410, r#"{"reason":"Unregistered","timestamp":{}}"#, gone(None)),
+            (410, r#"{"reason":"MovedElsewhere","timestamp":1}"#, refused(410, "MovedElsewhere")),
+            (410, "<html>", refused(410, "")),
+            (400, r#"{"reason":"BadDeviceToken"}"#, Outcome::BadToken),
+            (403, r#"{"reason":"BadDeviceToken"}"#, refused(403, "BadDeviceToken")),
+            (400, r#"{"reason":"DeviceTokenNotForTopic"}"#, Outcome::NotForTopic),
+            (400, r#"{"reason":"TopicDisallowed"}"#, Outcome::NotForTopic),
+            (400, r#"{"reason":"BadCollapseId"}"#, refused(400, "BadCollapseId")),
+            (400, r#"{"reason":"NeverHeardOf\r\n"}"#, refused(400, "NeverHeardOf\\r\\n")),
+            (400, r#"{"reason":7}"#, refused(400, "")),
+            (400, "[]", refused(400, "")),
+            (403, r#"{"reason":"BadCertificate"}"#, refused(403, "BadCertificate")),
+            (413, r#"{"reason":"PayloadTooLarge"}"#, refused(413, "PayloadTooLarge")),
+            (429, r#"{"reason":"TooManyRequests"}"#, Outcome::TooMany { retry_after: later }),
+            (
+                500,
+                r#"{"reason":"InternalServerError"}"#,
+                unavailable("APNs answered 500 InternalServerError"),
+            ),
+            (503, "", unavailable("APNs answered 503")),
+            (302, "", unavailable("APNs answered 302")),
+        ] {
+            assert_eq!(outcome(status, body.as_bytes(), "ID", later), expected, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_reason_of_any_length_stays_short() {
+        let body = format!(r#"{{"reason":"{}"}}"#, "x".repeat(10_000));
+        let Outcome::Refused { reason, .. } = outcome(400, body.as_bytes(), "ID", None) else {
+            panic!("not refused");
+        };
+        assert_eq!(reason.len(), MAX_REASON);
+    }
+
+    #[test]
+    fn retry_after_is_seconds() {
+        assert_eq!(retry_after(" 120 "), Some(Duration::from_secs(120)));
+        for other in ["", "-1", "Wed, 21 Oct 2026 07:28:00 GMT", "1.5"] {
+            assert_eq!(retry_after(other), None, "{other}");
+        }
+    }
+}

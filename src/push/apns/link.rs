@@ -1,0 +1,284 @@
+//! The one HTTP/2 connection to APNs: dialled on demand, kept alive, replaced when it ends.
+//!
+//! ```text
+//!   Down ──someone wants to send──> Dialling ──> Up ──closed, GOAWAY, given up──> Down
+//!    ^                                 │
+//!    └────── failed: cool-down ────────┘
+//! ```
+//!
+//! However many wait, one dial is under way (NEEDS.md B22). It knows nothing of what is sent.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::client::conn::http2::{Builder, Connection, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tracing::{debug, info, warn};
+
+use super::super::backoff::Backoff;
+use crate::config::{Apns, Endpoint};
+use crate::net::stream::tune;
+
+/// How long a PING may go unanswered.
+const PING_TIMEOUT: Duration = Duration::from_secs(15);
+/// After a failed dial nobody dials for so long.
+const COOL_DOWN: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+
+pub(super) type Body = Full<Bytes>;
+type Io = TokioIo<TlsStream<TcpStream>>;
+
+/// A handle to the connection; clones share it.
+#[derive(Clone)]
+pub(super) struct Link {
+    shared: Arc<Shared>,
+}
+
+/// A connection that was up when it was handed out.
+#[derive(Clone)]
+pub(super) struct Up {
+    pub(super) sender: SendRequest<Body>,
+    number: u64,
+    /// Whether anything was ever answered here. A connection that ends without counts as a failed
+    /// dial, or a server that accepts and closes would be dialled in a circle.
+    answered: Arc<AtomicBool>,
+}
+
+/// There is no connection now.
+#[derive(Clone, Debug)]
+pub(super) struct Down {
+    pub(super) why: Arc<str>,
+    /// Before then nobody dials.
+    pub(super) until: Instant,
+}
+
+struct Shared {
+    state: watch::Sender<State>,
+    endpoint: Endpoint,
+    tls: TlsConnector,
+    connect_timeout: Duration,
+    ping_interval: Duration,
+}
+
+struct State {
+    phase: Phase,
+    /// Of the connection that is up, or of the next.
+    number: u64,
+    /// Dials in a row that led to no answer.
+    failures: u32,
+}
+
+enum Phase {
+    Down(Option<Down>),
+    Dialling,
+    Up(Up),
+}
+
+impl Link {
+    pub(super) fn new(config: &Apns, tls: TlsConnector) -> Self {
+        let state = State { phase: Phase::Down(None), number: 0, failures: 0 };
+        let shared = Shared {
+            state: watch::Sender::new(state),
+            endpoint: config.endpoint.clone(),
+            tls,
+            connect_timeout: config.connect_timeout,
+            ping_interval: config.ping_interval,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The connection, dialled if there is none. Cancel safe: a dial that was begun goes on.
+    pub(super) async fn up(&self) -> Result<Up, Down> {
+        loop {
+            let (mut found, mut dial) = (None, false);
+            self.shared.state.send_if_modified(|state| {
+                match &state.phase {
+                    Phase::Up(up) if !up.sender.is_closed() => found = Some(Ok(up.clone())),
+                    Phase::Down(Some(down)) if Instant::now() < down.until => {
+                        found = Some(Err(down.clone()));
+                    }
+                    Phase::Dialling => {}
+                    Phase::Up(up) => {
+                        let number = up.number;
+                        state.lost(number, "it was closed");
+                    }
+                    Phase::Down(_) => {
+                        state.phase = Phase::Dialling;
+                        dial = true;
+                    }
+                }
+                dial
+            });
+            if let Some(found) = found {
+                return found;
+            }
+            if dial {
+                tokio::spawn(dial_and_tell(self.shared.clone()));
+            }
+            let mut state = self.shared.state.subscribe();
+            // The sender is in `self`, so this ends by the condition only.
+            let _ = state.wait_for(|state| !matches!(state.phase, Phase::Dialling)).await;
+        }
+    }
+
+    /// `up` answered a request.
+    pub(super) fn answered(&self, up: &Up) {
+        if !up.answered.swap(true, Ordering::Relaxed) {
+            self.shared.state.send_if_modified(|state| {
+                state.failures = 0;
+                false
+            });
+        }
+    }
+
+    /// Sends nothing more over `up`; what is under way there may end.
+    pub(super) fn give_up(&self, up: &Up, why: &str) {
+        self.shared.state.send_if_modified(|state| state.lost(up.number, why));
+    }
+}
+
+impl State {
+    /// The connection of this number is of no more use. Whether that was news.
+    fn lost(&mut self, number: u64, why: &str) -> bool {
+        let answered = match &self.phase {
+            Phase::Up(up) if up.number == number => up.answered.load(Ordering::Relaxed),
+            _ => return false,
+        };
+        self.phase = Phase::Down(None);
+        if !answered {
+            self.failures = self.failures.saturating_add(1);
+            // The first may be a restart at the other end, just as we came.
+            if self.failures > 1 {
+                self.cool_down(why);
+            }
+        }
+        true
+    }
+
+    fn cool_down(&mut self, why: &str) {
+        let until = Instant::now() + COOL_DOWN.wait(self.failures, rand::random());
+        self.phase = Phase::Down(Some(Down { why: why.into(), until }));
+    }
+}
+
+async fn dial_and_tell(shared: Arc<Shared>) {
+    let start = Instant::now();
+    let dialled = shared.dial().await;
+    let milliseconds = start.elapsed().as_millis();
+    match dialled {
+        Ok((sender, connection)) => {
+            info!(endpoint = %shared.endpoint, milliseconds, "connected to APNs");
+            shared.state.send_modify(|state| {
+                state.number += 1;
+                let number = state.number;
+                state.phase = Phase::Up(Up { sender, number, answered: Arc::default() });
+                tokio::spawn(run(connection, number, Arc::downgrade(&shared)));
+            });
+        }
+        Err(why) => {
+            warn!(endpoint = %shared.endpoint, milliseconds, "no connection to APNs: {why}");
+            shared.state.send_modify(|state| {
+                state.failures = state.failures.saturating_add(1);
+                state.cool_down(&why);
+            });
+        }
+    }
+}
+
+/// Drives the connection to its end. `shared` is weak: what is in there holds the sender, and the
+/// connection is to end when the last sender is gone.
+async fn run(connection: Connection<Io, Body, TokioExecutor>, number: u64, shared: Weak<Shared>) {
+    let why = match connection.await {
+        Ok(()) => "it was closed".to_owned(),
+        Err(error) => causes(&error),
+    };
+    let Some(shared) = shared.upgrade() else { return };
+    if shared.state.send_if_modified(|state| state.lost(number, &why)) {
+        info!(endpoint = %shared.endpoint, "the connection to APNs ended: {why}");
+    } else {
+        debug!(endpoint = %shared.endpoint, "a given-up connection to APNs ended: {why}");
+    }
+}
+
+impl Shared {
+    /// Name, TCP, TLS and HTTP/2 under one deadline.
+    async fn dial(
+        &self,
+    ) -> Result<(SendRequest<Body>, Connection<Io, Body, TokioExecutor>), String> {
+        let deadline = Instant::now() + self.connect_timeout;
+        let tcp = in_time(deadline, "TCP", self.dial_tcp(deadline)).await?;
+        let name = ServerName::try_from(self.endpoint.host.clone())
+            .map_err(|_| format!("TLS: {} is no name of a server", self.endpoint.host))?;
+        let tls = in_time(deadline, "TLS", self.tls.connect(name, tcp)).await?;
+        // A server that chose no protocol would be spoken to all the same; one that chose another
+        // cannot have been meant.
+        if tls.get_ref().1.alpn_protocol().is_some_and(|protocol| protocol != b"h2") {
+            return Err("TLS: the server does not speak HTTP/2".into());
+        }
+        let handshake = Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(self.ping_interval)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(true)
+            // Until the server has said how many streams it takes at once.
+            .initial_max_send_streams(1)
+            .handshake(TokioIo::new(tls));
+        timeout_at(deadline, handshake)
+            .await
+            .map_err(|_| "HTTP/2: no answer in time".to_owned())?
+            .map_err(|error| format!("HTTP/2: {}", causes(&error)))
+    }
+
+    /// Tries each address; one that swallows packets may use up no more than its share of the time.
+    async fn dial_tcp(&self, deadline: Instant) -> io::Result<TcpStream> {
+        let name = (self.endpoint.host.as_str(), self.endpoint.port);
+        let addresses: Vec<_> = tokio::net::lookup_host(name).await?.collect();
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for (index, address) in addresses.iter().enumerate() {
+            let left = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
+            let share = deadline.saturating_duration_since(Instant::now()) / left;
+            match timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    tune(&stream);
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => last = error,
+                Err(_) => last = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        Err(last)
+    }
+}
+
+async fn in_time<T>(
+    deadline: Instant,
+    phase: &str,
+    doing: impl Future<Output = io::Result<T>>,
+) -> Result<T, String> {
+    match timeout_at(deadline, doing).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(format!("{phase}: {error}")),
+        Err(_) => Err(format!("{phase}: no answer in time")),
+    }
+}
+
+/// An error with its causes: hyper's own texts do not include what h2 and the socket said, and the
+/// reason of a GOAWAY (NEEDS.md B29) is down there.
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}

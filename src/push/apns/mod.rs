@@ -1,0 +1,267 @@
+//! The client of Apple's push service: one request in, one [`Outcome`] out.
+//!
+//! HTTP/2 on hyper over a connection of our own ([`link`]), because the client of the a2 crate
+//! fixes host and trust roots; what is sent is a2's model ([`PayloadLike`]). It must not know
+//! which device is told of what, or when: that is the dispatcher's.
+
+mod answer;
+mod identity;
+mod link;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use a2::request::payload::PayloadLike;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::{Request, Response};
+use rustls::ClientConfig;
+use rustls::client::ResolvesClientCert;
+use rustls::sign::SingleCertAndKey;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+use tracing::warn;
+
+pub use answer::Outcome;
+pub use identity::{Identity, IdentityError};
+
+use crate::config::{self, Endpoint};
+use crate::net::tls::{self, TlsError};
+use link::{Body, Link, Up};
+
+/// How much of an answer's body is read; APNs says a reason and a time.
+const MAX_ANSWER: usize = 16 * 1024;
+
+/// A client of one APNs server under one identity. Clones share the connection, which is dialled
+/// at the first push.
+#[derive(Clone)]
+pub struct Apns {
+    link: Link,
+    endpoint: Endpoint,
+    topic: Arc<str>,
+    priority: Option<u8>,
+    request_timeout: Duration,
+    in_flight: usize,
+}
+
+/// What went wrong with one attempt.
+enum Failure {
+    /// Worth one more attempt at once: nothing was processed, or the connection broke, and then a
+    /// device told twice is better than one told late.
+    Again(String),
+    /// Trying again at once would not help.
+    Final(Outcome),
+}
+
+impl Apns {
+    /// A client that presents `identity` to `config.endpoint`, and believes only a server that
+    /// `config.ca` vouches for, or the system's roots: never one pinned root, since Apple changes
+    /// them (NEEDS.md B30). `priority` is the `apns-priority` of pushes that do not say their own;
+    /// `None` leaves the header out. Reads the CA's file and opens no socket.
+    ///
+    /// # Errors
+    /// When there is nobody to trust, or TLS cannot be set up.
+    pub fn new(
+        identity: &Identity,
+        config: &config::Apns,
+        priority: Option<u8>,
+    ) -> Result<Self, TlsError> {
+        let certificate: Arc<dyn ResolvesClientCert> =
+            Arc::new(SingleCertAndKey::from(identity.certified.clone()));
+        let mut tls = ClientConfig::builder_with_provider(tls::provider())
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(tls::roots(config.ca.as_deref())?)
+            .with_client_cert_resolver(certificate);
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Self {
+            link: Link::new(config, TlsConnector::from(Arc::new(tls))),
+            endpoint: config.endpoint.clone(),
+            topic: identity.topic().into(),
+            priority,
+            request_timeout: config.request_timeout,
+            in_flight: config.in_flight,
+        })
+    }
+
+    /// The topic that this client's identity speaks for.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// How many pushes may be under way at once.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Sends one push and says what APNs made of it: within `request_timeout`, including dialling
+    /// and, where the first attempt was not processed, one more on a new connection.
+    ///
+    /// Cancel safe in so far as a push that is dropped may or may not have been sent.
+    pub async fn send(&self, push: &impl PayloadLike) -> Outcome {
+        let (request, apns_id) = match self.request(push) {
+            Ok(built) => built,
+            Err(why) => return Outcome::Refused { status: 0, reason: why },
+        };
+        let mut used = None;
+        match timeout(self.request_timeout, self.attempts(request, &apns_id, &mut used)).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                // The connection may be dead behind some NAT, and a PING will find out; others
+                // need not wait for that (NEEDS.md B21).
+                if let Some(up) = used {
+                    self.link.give_up(&up, "a request was not answered in time");
+                }
+                Outcome::unavailable(format!("no answer within {:?}", self.request_timeout))
+            }
+        }
+    }
+
+    async fn attempts(
+        &self,
+        request: Request<Body>,
+        apns_id: &str,
+        used: &mut Option<Up>,
+    ) -> Outcome {
+        let mut retried = false;
+        loop {
+            let up = match self.link.up().await {
+                Ok(up) => up,
+                Err(down) => {
+                    return Outcome::Unavailable {
+                        why: format!("no connection: {}", down.why),
+                        retry_after: Some(down.until.saturating_duration_since(Instant::now())),
+                    };
+                }
+            };
+            *used = Some(up.clone());
+            match self.attempt(&up, request.clone(), apns_id).await {
+                Ok(outcome) | Err(Failure::Final(outcome)) => return outcome,
+                Err(Failure::Again(why)) if retried => return Outcome::unavailable(why),
+                Err(Failure::Again(_)) => retried = true,
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        up: &Up,
+        request: Request<Body>,
+        apns_id: &str,
+    ) -> Result<Outcome, Failure> {
+        match up.sender.clone().try_send_request(request).await {
+            Ok(response) => {
+                self.link.answered(up);
+                Ok(read(response, apns_id).await)
+            }
+            Err(mut error) => {
+                let never_sent = error.take_message().is_some();
+                let error = error.into_error();
+                let why = link::causes(&error);
+                match cause(&error) {
+                    // The connection lives; it had one stream too many.
+                    Some(h2) if h2.is_reset() => match h2.reason() {
+                        Some(h2::Reason::REFUSED_STREAM) => Err(Failure::Again(why)),
+                        _ => Err(Failure::Final(Outcome::unavailable(why))),
+                    },
+                    h2 => {
+                        if h2.is_some_and(h2::Error::is_go_away) {
+                            warn!(endpoint = %self.endpoint, "APNs sends us away: {why}");
+                        } else if !never_sent {
+                            warn!(endpoint = %self.endpoint, "the connection to APNs broke: {why}");
+                        }
+                        self.link.give_up(up, &why);
+                        Err(Failure::Again(why))
+                    }
+                }
+            }
+        }
+    }
+
+    /// The request for `push` and its `apns-id` (PROTOCOL.md section 2, "Headers").
+    fn request(&self, push: &impl PayloadLike) -> Result<(Request<Body>, String), String> {
+        let options = push.get_options();
+        let apns_id = options.apns_id.unwrap_or_default().to_owned();
+        let body = push.to_json_string().map_err(|_| "the payload cannot be written")?;
+        let uri = format!("{}/3/device/{}", self.endpoint, push.get_device_token());
+        let own_priority = options.apns_priority.as_ref().map(ToString::to_string);
+        let headers = [
+            ("apns-id", options.apns_id.map(str::to_owned)),
+            ("apns-topic", Some(options.apns_topic.unwrap_or(&self.topic).to_owned())),
+            ("apns-push-type", options.apns_push_type.map(|kind| kind.to_string())),
+            ("apns-priority", own_priority.or(self.priority.map(|priority| priority.to_string()))),
+            ("apns-expiration", options.apns_expiration.map(|at| at.to_string())),
+            ("apns-collapse-id", options.apns_collapse_id.as_ref().map(|id| id.value.to_owned())),
+        ];
+        // Without it the push is accepted and then dropped (NEEDS.md B33).
+        let mut request =
+            Request::post(uri).header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        for (name, value) in headers {
+            if let Some(value) = value {
+                request = request.header(name, value);
+            }
+        }
+        match request.body(Body::new(Bytes::from(body))) {
+            Ok(request) => Ok((request, apns_id)),
+            // The error's own text is about a header or the address, and that has the token.
+            Err(_) => Err("the push cannot be written as a request".into()),
+        }
+    }
+}
+
+impl fmt::Debug for Apns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Apns")
+            .field("endpoint", &self.endpoint)
+            .field("topic", &self.topic)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A fresh UUID (version 4, RFC 9562 section 5.4) for `apns-id`.
+pub fn new_apns_id() -> String {
+    let mut bytes: [u8; 16] = rand::random();
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let digits = format!("{:032x}", u128::from_be_bytes(bytes));
+    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
+}
+
+/// What h2 said, if that is the reason.
+fn cause(error: &hyper::Error) -> Option<&h2::Error> {
+    std::error::Error::source(error)?.downcast_ref()
+}
+
+async fn read(response: Response<Incoming>, sent_id: &str) -> Outcome {
+    let text = |name: &str| response.headers().get(name)?.to_str().ok();
+    let apns_id = text("apns-id").unwrap_or(sent_id).to_owned();
+    let retry_after = text(RETRY_AFTER.as_str()).and_then(answer::retry_after);
+    let status = response.status().as_u16();
+    // The status of a 200 says all.
+    let body = match status {
+        200 => Bytes::new(),
+        _ => match Limited::new(response.into_body(), MAX_ANSWER).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(_) => Bytes::new(),
+        },
+    };
+    answer::outcome(status, &body, &apns_id, retry_after)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_apns_id_is_a_random_uuid() {
+        let (one, other) = (new_apns_id(), new_apns_id());
+        assert_ne!(one, other);
+        let shape: String =
+            one.chars().map(|c| if c.is_ascii_hexdigit() { 'x' } else { c }).collect();
+        assert_eq!(shape, "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx");
+        assert_eq!(&one[14..15], "4");
+        assert!(matches!(&one[19..20], "8" | "9" | "a" | "b"), "{one}");
+    }
+}

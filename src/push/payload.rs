@@ -1,0 +1,183 @@
+//! What is written to a device: the notification that iOS Mail expects (PROTOCOL.md section 2).
+//!
+//! Pure: no socket, no clock. The options and the interface to the client are those of the a2
+//! crate; its own payload type cannot carry `account-id` and `m`.
+
+use std::fmt;
+
+use a2::request::notification::{NotificationOptions, PushType};
+use a2::request::payload::PayloadLike;
+use md5::{Digest, Md5};
+use serde::Serialize;
+
+use crate::model::{Device, Mailbox};
+
+/// How many mailboxes one notification can name. With an account id of 128 bytes, each of them
+/// escaped, 100 hashes stay under the 4096 bytes that APNs accepts; whoever has more to tell sends
+/// another notification.
+pub const MAX_MAILBOXES: usize = 100;
+
+/// A notification for one device. `Debug` shows the token shortened.
+#[derive(Serialize)]
+pub struct MailPush<'a> {
+    aps: Aps<'a>,
+    #[serde(skip)]
+    options: NotificationOptions<'a>,
+    #[serde(skip)]
+    device: &'a Device,
+}
+
+/// The headers that are the same for each notification (PROTOCOL.md section 2).
+#[derive(Debug)]
+pub struct Headers<'a> {
+    /// `apns-id`: a UUID.
+    pub id: &'a str,
+    /// `apns-push-type`.
+    pub push_type: PushType,
+    /// `apns-expiration`: seconds since 1970.
+    pub expiration: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Aps<'a> {
+    #[serde(rename = "account-id")]
+    account_id: &'a str,
+    #[serde(rename = "m", skip_serializing_if = "Vec::is_empty")]
+    mailboxes: Vec<String>,
+}
+
+/// The name of a mailbox as `m` carries it: upper-case hex MD5 of the decoded name in UTF-8.
+pub fn mailbox_hash(mailbox: &Mailbox) -> String {
+    Md5::digest(mailbox.as_str()).iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+impl<'a> MailPush<'a> {
+    /// Tells `device` that `changed` have changed: the first [`MAX_MAILBOXES`] of them.
+    ///
+    /// INBOX alone, or any change for a device that registered with version 1, is told by the
+    /// account id alone; as soon as another mailbox is among them *all* are named, since the
+    /// device looks at nothing but what is named.
+    pub fn new<'m>(
+        device: &'a Device,
+        changed: impl IntoIterator<Item = &'m Mailbox>,
+        headers: Headers<'a>,
+    ) -> Self {
+        let changed: Vec<&Mailbox> = changed.into_iter().take(MAX_MAILBOXES).collect();
+        let inbox_alone = device.version < 2 || changed.iter().all(|mailbox| mailbox.is_inbox());
+        let mailboxes = match inbox_alone {
+            true => Vec::new(),
+            false => changed.into_iter().map(mailbox_hash).collect(),
+        };
+        Self {
+            aps: Aps { account_id: &device.account_id, mailboxes },
+            options: NotificationOptions {
+                apns_id: Some(headers.id),
+                apns_push_type: Some(headers.push_type),
+                apns_expiration: Some(headers.expiration),
+                // The client's to say: a2 knows no priority 1.
+                apns_priority: None,
+                apns_topic: Some(&device.topic),
+                // A collapse id would save nothing: a device that comes back checks all mailboxes.
+                apns_collapse_id: None,
+            },
+            device,
+        }
+    }
+}
+
+impl PayloadLike for MailPush<'_> {
+    fn get_device_token(&self) -> &str {
+        self.device.token.as_given()
+    }
+
+    fn get_options(&self) -> &NotificationOptions<'_> {
+        &self.options
+    }
+}
+
+impl fmt::Debug for MailPush<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MailPush")
+            .field("aps", &self.aps)
+            .field("options", &self.options)
+            .field("token", &self.device.token)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Account, DeviceToken};
+
+    const ID: &str = "0715A26B-CA09-4730-A419-793000CA982E";
+
+    fn device(version: u8) -> Device {
+        Device {
+            account: Account::from_login("alice@example.org"),
+            account_id: ID.into(),
+            token: DeviceToken::new(&"ab".repeat(32)).unwrap(),
+            subtopic: "com.apple.mobilemail".into(),
+            version,
+            topic: "com.apple.mail.XServer.1".into(),
+        }
+    }
+
+    fn json(device: &Device, names: &[&str]) -> String {
+        let changed: Vec<_> = names.iter().map(|name| Mailbox::new(name)).collect();
+        let headers = Headers { id: ID, push_type: PushType::Background, expiration: 1 };
+        MailPush::new(device, &changed, headers).to_json_string().unwrap()
+    }
+
+    #[test]
+    fn mailboxes_are_named_by_the_md5_of_the_decoded_name() {
+        for (name, hash) in [
+            ("INBOX", "7E33429F656F1E6E9D79B29C3F82C57E"),
+            ("inbox", "7E33429F656F1E6E9D79B29C3F82C57E"),
+            ("Entwürfe", "6935862F74F620598B6B2549C202AAFA"),
+        ] {
+            assert_eq!(mailbox_hash(&Mailbox::new(name)), hash, "{name}");
+        }
+    }
+
+    /// NEEDS.md B34: naming one mailbox of several makes the device skip the others.
+    #[test]
+    fn b34_inbox_alone_is_the_account_id_alone_and_several_are_all_named() {
+        const INBOX: &str = "7E33429F656F1E6E9D79B29C3F82C57E";
+        let alone = format!(r#"{{"aps":{{"account-id":"{ID}"}}}}"#);
+        let notes = mailbox_hash(&Mailbox::new("Notes"));
+        assert_eq!(json(&device(2), &["INBOX"]), alone);
+        assert_eq!(json(&device(1), &["INBOX"]), alone);
+        assert_eq!(json(&device(1), &["INBOX", "Notes"]), alone);
+        assert_eq!(
+            json(&device(2), &["INBOX", "Notes"]),
+            format!(r#"{{"aps":{{"account-id":"{ID}","m":["{INBOX}","{notes}"]}}}}"#)
+        );
+        assert_eq!(
+            json(&device(2), &["Notes"]),
+            format!(r#"{{"aps":{{"account-id":"{ID}","m":["{notes}"]}}}}"#)
+        );
+    }
+
+    #[test]
+    fn the_largest_payload_is_within_what_apns_accepts() {
+        let device = Device { account_id: "\"".repeat(128), ..device(2) };
+        let names: Vec<_> = (0..500).map(|n| format!("folder {n}")).collect();
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let json = json(&device, &names);
+        assert!(json.len() <= 4096, "{}", json.len());
+        assert_eq!(json.matches(',').count(), MAX_MAILBOXES);
+    }
+
+    /// NEEDS.md B8, B35: what a phone sent is escaped, and no collapse id can be too long.
+    #[test]
+    fn an_account_id_cannot_leave_its_string_and_there_is_no_collapse_id() {
+        let device = Device { account_id: r#"","x":"\"#.into(), ..device(2) };
+        assert_eq!(json(&device, &["INBOX"]), r#"{"aps":{"account-id":"\",\"x\":\"\\"}}"#);
+        let headers = Headers { id: ID, push_type: PushType::Background, expiration: 1 };
+        let push = MailPush::new(&device, [], headers);
+        assert!(push.get_options().apns_collapse_id.is_none());
+        let shown = format!("{push:?}");
+        assert!(!shown.contains(&"ab".repeat(5)) && shown.contains("abababab…"), "{shown}");
+    }
+}
