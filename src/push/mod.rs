@@ -1,8 +1,10 @@
-//! A change's way out: dispatcher (which devices, merge, delay, retry) -> [`apns`] -> store.
+//! A change's way out: [`dispatcher`] (which devices, merge, delay, retry) -> [`apns`] -> store.
 //!
 //! Knows the model, the store and how to set up TLS. It must not know IMAP, nor who watches or who
 //! proxies: changes come in through a bounded channel, and what was told goes to the database.
 
 pub mod apns;
 mod backoff;
+pub mod dispatcher;
 pub mod payload;
+mod pending;

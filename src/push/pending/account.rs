@@ -1,0 +1,431 @@
+//! One account: its devices with what each is still to be told, and its rows in the database that
+//! move when all of them have been.
+//!
+//! A row is held up by a device while the device is to be told of the mailbox, unless a mark on
+//! disk says so too. Nothing here sends, writes or reads a clock.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::super::payload::MAX_MAILBOXES;
+use super::Rules;
+use super::gate::Pass;
+use crate::model::{Change, ChangeKind, Device, Mailbox, Snapshot, Timestamp};
+use crate::store::{DeviceKey, Target};
+
+/// For how long what was read of a device is believed when it is to be pushed.
+const FRESH: Duration = Duration::from_secs(60);
+/// How long the state of an announced change is waited for. Where it never comes the row stays as
+/// it is, and the next look at the mailbox finds the difference.
+const UNCONFIRMED: Duration = Duration::from_secs(600);
+
+#[derive(Default)]
+pub(super) struct AccountState {
+    pub(super) devices: Vec<DeviceState>,
+    telling: HashMap<Mailbox, Telling>,
+    /// Changes that still need to know whom they concern.
+    unread: HashMap<Mailbox, Change>,
+    pub(super) read: Read,
+}
+
+/// Whether the account's devices are being read from the database.
+#[derive(Default)]
+pub(super) enum Read {
+    #[default]
+    Idle,
+    Wanted {
+        at: Instant,
+        failures: u32,
+    },
+    /// With the changes that this read is for: one that came later is for the next, since a device
+    /// may have registered in between.
+    UnderWay {
+        changes: HashMap<Mailbox, Change>,
+        failures: u32,
+    },
+}
+
+/// What the devices are being told of; replaced by a newer change.
+struct Telling {
+    id: u64,
+    snapshot: Option<Snapshot>,
+    since: Instant,
+}
+
+pub(super) struct DeviceState {
+    pub(super) device: Arc<Device>,
+    pub(super) registered_at: Timestamp,
+    read_at: Instant,
+    /// Too long since it was read: it is read again before it is pushed.
+    pub(super) stale: bool,
+    /// No longer registered, but a push is under way.
+    departed: bool,
+    waiting: Option<Waiting>,
+    pub(super) in_flight: Option<InFlight>,
+    last_push: Option<Instant>,
+    pub(super) failures: u32,
+    pub(super) back_off_until: Option<Instant>,
+}
+
+/// What a device is to be told next.
+struct Waiting {
+    /// Each mailbox, and whether a mark on disk says that it is owed.
+    mailboxes: BTreeMap<Mailbox, bool>,
+    /// Since the first of these changes.
+    since: Instant,
+    until: Instant,
+    seen_at: Instant,
+}
+
+/// A push that has not been answered.
+pub(super) struct InFlight {
+    mailboxes: BTreeMap<Mailbox, bool>,
+    pub(super) pass: Pass,
+    sent_at: Instant,
+    seen_at: Instant,
+}
+
+// === impl AccountState ===
+
+impl AccountState {
+    /// Takes note of a change, unless its state is being told already. Whether that was news.
+    pub(super) fn change(&mut self, change: Change, now: Instant) -> bool {
+        if change.snapshot.is_some() && self.newest_snapshot(&change.mailbox) == change.snapshot {
+            return false;
+        }
+        merge(&mut self.unread, change);
+        self.want_read(now);
+        true
+    }
+
+    /// The state that change `id` announced.
+    pub(super) fn confirm(&mut self, mailbox: &Mailbox, id: u64, snapshot: Snapshot) {
+        let asked = match &mut self.read {
+            Read::UnderWay { changes, .. } => changes.get_mut(mailbox),
+            _ => None,
+        };
+        for change in [asked, self.unread.get_mut(mailbox)].into_iter().flatten() {
+            if change.id == id {
+                change.snapshot = Some(snapshot);
+            }
+        }
+        if let Some(telling) = self.telling.get_mut(mailbox).filter(|telling| telling.id == id) {
+            telling.snapshot = Some(snapshot);
+        }
+    }
+
+    /// The devices are to be read, now or when a failed read may be repeated.
+    pub(super) fn want_read(&mut self, now: Instant) {
+        if matches!(self.read, Read::Idle) {
+            self.read = Read::Wanted { at: now, failures: 0 };
+        }
+    }
+
+    pub(super) fn begin_read(&mut self) {
+        let failures = match self.read {
+            Read::Wanted { failures, .. } => failures,
+            _ => 0,
+        };
+        let changes = std::mem::take(&mut self.unread);
+        self.read = Read::UnderWay { changes, failures };
+    }
+
+    /// A read failed: nothing that it was for is lost. `wait` says how long to wait, given the
+    /// number of failures in a row.
+    pub(super) fn read_failed(&mut self, now: Instant, wait: impl FnOnce(u32) -> Duration) {
+        let Read::UnderWay { changes, failures } = std::mem::take(&mut self.read) else { return };
+        let newer = std::mem::replace(&mut self.unread, changes);
+        for change in newer.into_values() {
+            merge(&mut self.unread, change);
+        }
+        let failures = failures.saturating_add(1);
+        self.read = Read::Wanted { at: now + wait(failures), failures };
+    }
+
+    /// The account's devices as they are registered now, those of another topic left out.
+    pub(super) fn read(&mut self, targets: Vec<Target>, rules: &Rules, now: Instant) {
+        let changes = match std::mem::take(&mut self.read) {
+            Read::UnderWay { changes, .. } => changes,
+            other => {
+                self.read = other;
+                HashMap::new()
+            }
+        };
+        if !self.unread.is_empty() {
+            self.read = Read::Wanted { at: now, failures: 0 };
+        }
+        for device in &mut self.devices {
+            match targets.iter().find(|target| device.is(&target.device)) {
+                Some(target) => device.refresh(target, now),
+                None => device.depart(),
+            }
+        }
+        self.devices.retain(|device| !device.departed || device.in_flight.is_some());
+        for target in targets {
+            self.read_target(&target, &changes, rules, now);
+        }
+        for (mailbox, change) in changes {
+            self.telling
+                .insert(mailbox, Telling { id: change.id, snapshot: change.snapshot, since: now });
+        }
+    }
+
+    fn read_target(
+        &mut self,
+        target: &Target,
+        changes: &HashMap<Mailbox, Change>,
+        rules: &Rules,
+        now: Instant,
+    ) {
+        // With version 1 a device is told of INBOX alone.
+        let told_of = |mailbox: &Mailbox| target.device.version > 1 || mailbox.is_inbox();
+        let mailboxes = || target.mailboxes.iter().filter(|(mailbox, _)| told_of(mailbox));
+        let known = self.devices.iter().position(|device| device.is(&target.device));
+        let index = known.unwrap_or_else(|| {
+            self.devices.push(DeviceState::new(target, now));
+            self.devices.len() - 1
+        });
+        let device = &mut self.devices[index];
+        if known.is_none() {
+            // Of a device that is known what it is owed is known, and better than on disk. A mark
+            // that is only read may be about to be taken away, so it does not count as one here.
+            for (mailbox, _) in mailboxes().filter(|(_, owed)| *owed) {
+                device.wait_for(mailbox.clone(), ChangeKind::NewMail, now, now, rules);
+            }
+        }
+        for (mailbox, _) in mailboxes() {
+            if let Some(change) = changes.get(mailbox) {
+                device.wait_for(mailbox.clone(), change.kind, change.seen_at, now, rules);
+            }
+        }
+    }
+
+    /// The rows that nobody holds up any longer; they are not being told after this.
+    pub(super) fn take_told(&mut self) -> Vec<(Mailbox, Snapshot)> {
+        let devices = &self.devices;
+        self.telling
+            .extract_if(|mailbox, telling| {
+                telling.snapshot.is_some() && !devices.iter().any(|device| device.holds_up(mailbox))
+            })
+            .filter_map(|(mailbox, telling)| Some((mailbox, telling.snapshot?)))
+            .collect()
+    }
+
+    pub(super) fn device(&mut self, key: &DeviceKey) -> Option<&mut DeviceState> {
+        self.devices
+            .iter_mut()
+            .find(|state| state.device.token == key.token && state.device.subtopic == key.subtopic)
+    }
+
+    pub(super) fn remove(&mut self, key: &DeviceKey) {
+        self.devices.retain(|state| {
+            state.device.token != key.token || state.device.subtopic != key.subtopic
+        });
+    }
+
+    /// Of the devices that may be pushed soonest, and when.
+    pub(super) fn next_push(&self, rules: &Rules) -> Option<(usize, Instant)> {
+        let due = |(index, device): (usize, &DeviceState)| Some((index, device.due(rules)?));
+        self.devices.iter().enumerate().filter_map(due).min_by_key(|(_, at)| *at)
+    }
+
+    pub(super) fn next_read(&self) -> Option<Instant> {
+        match self.read {
+            Read::Wanted { at, .. } => Some(at),
+            _ => None,
+        }
+    }
+
+    /// Forgets what need not be remembered; returns when there will be more to forget.
+    pub(super) fn forget(&mut self, rules: &Rules, now: Instant) -> Option<Instant> {
+        let idle_until = |device: &DeviceState| {
+            let idle = device.waiting.is_none() && device.in_flight.is_none();
+            idle.then(|| device.last_push.map_or(now, |at| at + rules.min_interval))
+        };
+        let lost_at =
+            |telling: &Telling| telling.snapshot.is_none().then_some(telling.since + UNCONFIRMED);
+        self.devices.retain(|device| idle_until(device).is_none_or(|at| now < at));
+        self.telling.retain(|_, telling| lost_at(telling).is_none_or(|at| now < at));
+        let devices = self.devices.iter().filter_map(idle_until);
+        devices.chain(self.telling.values().filter_map(lost_at)).min()
+    }
+
+    /// Whether there is nothing to remember.
+    pub(super) fn is_empty(&self) -> bool {
+        self.devices.is_empty()
+            && self.telling.is_empty()
+            && self.unread.is_empty()
+            && matches!(self.read, Read::Idle)
+    }
+
+    fn newest_snapshot(&self, mailbox: &Mailbox) -> Option<Snapshot> {
+        if let Some(change) = self.unread.get(mailbox) {
+            return change.snapshot;
+        }
+        if let Read::UnderWay { changes, .. } = &self.read
+            && let Some(change) = changes.get(mailbox)
+        {
+            return change.snapshot;
+        }
+        self.telling.get(mailbox)?.snapshot
+    }
+}
+
+/// A newer change replaces an older one, and takes over what of it is still to be done.
+fn merge(changes: &mut HashMap<Mailbox, Change>, mut newer: Change) {
+    if let Some(older) = changes.get(&newer.mailbox) {
+        newer.kind = newer.kind.max(older.kind);
+        newer.seen_at = newer.seen_at.min(older.seen_at);
+    }
+    changes.insert(newer.mailbox.clone(), newer);
+}
+
+// === impl DeviceState ===
+
+impl DeviceState {
+    fn new(target: &Target, now: Instant) -> Self {
+        Self {
+            device: Arc::new(target.device.clone()),
+            registered_at: target.registered_at,
+            read_at: now,
+            stale: false,
+            departed: false,
+            waiting: None,
+            in_flight: None,
+            last_push: None,
+            failures: 0,
+            back_off_until: None,
+        }
+    }
+
+    pub(super) fn key(&self) -> DeviceKey {
+        (&*self.device).into()
+    }
+
+    fn is(&self, device: &Device) -> bool {
+        self.device.token == device.token && self.device.subtopic == device.subtopic
+    }
+
+    fn refresh(&mut self, target: &Target, now: Instant) {
+        if *self.device != target.device {
+            self.device = Arc::new(target.device.clone());
+        }
+        self.registered_at = target.registered_at;
+        (self.read_at, self.stale, self.departed) = (now, false, false);
+        if let Some(waiting) = &mut self.waiting {
+            waiting.mailboxes.retain(|mailbox, _| {
+                target.mailboxes.iter().any(|(registered, _)| registered == mailbox)
+            });
+        }
+        self.waiting.take_if(|waiting| waiting.mailboxes.is_empty());
+    }
+
+    fn depart(&mut self) {
+        (self.departed, self.waiting) = (true, None);
+    }
+
+    /// The device is to be told of the mailbox: at once, or when quiet changes have ceased.
+    fn wait_for(
+        &mut self,
+        mailbox: Mailbox,
+        kind: ChangeKind,
+        seen_at: Instant,
+        now: Instant,
+        rules: &Rules,
+    ) {
+        let waits = self.waiting.is_some();
+        let waiting = self.waiting.get_or_insert_with(|| Waiting::since(now, seen_at));
+        // A mark that is there covers this change too: only a push that is sent from now on can
+        // take it away, and that push names the mailbox.
+        waiting.mailboxes.entry(mailbox).or_insert(false);
+        waiting.seen_at = waiting.seen_at.min(seen_at);
+        match kind {
+            // What is urgent takes along what is not.
+            ChangeKind::NewMail => waiting.until = waiting.until.min(now),
+            // What is due, or would be but for a wait of its own, is not put off.
+            ChangeKind::Quiet if waits && waiting.until <= now => {}
+            // A delay that begins anew with each change needs an end (NEEDS.md B17).
+            ChangeKind::Quiet => {
+                waiting.until = (now + rules.quiet_delay).min(waiting.since + rules.max_delay);
+            }
+        }
+    }
+
+    fn holds_up(&self, mailbox: &Mailbox) -> bool {
+        let unmarked = |mailboxes: &BTreeMap<Mailbox, bool>| mailboxes.get(mailbox) == Some(&false);
+        self.waiting.as_ref().is_some_and(|waiting| unmarked(&waiting.mailboxes))
+            || self.in_flight.as_ref().is_some_and(|push| unmarked(&push.mailboxes))
+    }
+
+    /// When it may be pushed, if there is something to push.
+    fn due(&self, rules: &Rules) -> Option<Instant> {
+        let waiting = self.waiting.as_ref()?;
+        if self.in_flight.is_some() || self.stale {
+            return None;
+        }
+        let spaced = self.last_push.map(|at| at + rules.min_interval).max(Some(waiting.until))?;
+        let capped = spaced.min(waiting.since + rules.max_delay);
+        Some(self.back_off_until.map_or(capped, |until| until.max(capped)))
+    }
+
+    /// Whether what is known of it is new enough to push it.
+    pub(super) fn is_fresh(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.read_at) < FRESH
+    }
+
+    /// Makes what waits a push that is under way, but for what one push cannot hold. Returns the
+    /// mailboxes to name and when the first of their changes was seen.
+    pub(super) fn send(&mut self, pass: Pass, now: Instant) -> Option<(Vec<Mailbox>, Instant)> {
+        let Waiting { mut mailboxes, seen_at, .. } = self.waiting.take()?;
+        if let Some(next) = mailboxes.keys().nth(MAX_MAILBOXES).cloned() {
+            let mailboxes = mailboxes.split_off(&next);
+            self.waiting = Some(Waiting { mailboxes, since: now, until: now, seen_at });
+        }
+        let names = mailboxes.keys().cloned().collect();
+        self.in_flight = Some(InFlight { mailboxes, pass, sent_at: now, seen_at });
+        Some((names, seen_at))
+    }
+
+    /// APNs accepted the push: the mailboxes that the device was told of.
+    pub(super) fn accepted(&mut self) -> Vec<Mailbox> {
+        let Some(push) = self.in_flight.take() else { return Vec::new() };
+        self.last_push = Some(push.sent_at);
+        (self.failures, self.back_off_until) = (0, None);
+        push.mailboxes.into_keys().collect()
+    }
+
+    /// The push did not arrive, and another will not before `until`. The mailboxes that have to be
+    /// marked on disk; those with a mark are not among them.
+    pub(super) fn owe(&mut self, now: Instant, until: Instant) -> Vec<Mailbox> {
+        let Some(push) = self.in_flight.take() else { return Vec::new() };
+        self.back_off_until = Some(until);
+        if self.departed {
+            return Vec::new();
+        }
+        let unmarked = push.mailboxes.iter().filter(|(_, owed)| !**owed);
+        let unmarked = unmarked.map(|(mailbox, _)| mailbox.clone()).collect();
+        let waiting = self.waiting.get_or_insert_with(|| Waiting::since(now, push.seen_at));
+        waiting.mailboxes.extend(push.mailboxes.into_keys().map(|mailbox| (mailbox, true)));
+        waiting.until = waiting.until.min(now);
+        waiting.seen_at = waiting.seen_at.min(push.seen_at);
+        unmarked
+    }
+
+    /// Marks everything that the device has not been told of; as [`DeviceState::owe`].
+    pub(super) fn owe_all(&mut self, now: Instant) -> Vec<Mailbox> {
+        let mut unmarked = self.owe(now, now);
+        for (mailbox, owed) in self.waiting.iter_mut().flat_map(|waiting| &mut waiting.mailboxes) {
+            if !std::mem::replace(owed, true) {
+                unmarked.push(mailbox.clone());
+            }
+        }
+        unmarked
+    }
+}
+
+impl Waiting {
+    fn since(now: Instant, seen_at: Instant) -> Self {
+        Self { mailboxes: BTreeMap::new(), since: now, until: now, seen_at }
+    }
+}

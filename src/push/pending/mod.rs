@@ -1,0 +1,351 @@
+//! The rules of the dispatcher: who is told of what, when, how often, and when a row in the
+//! database may move (DESIGN.md promise 2 and section 5).
+//!
+//! Pure: no socket, no database, no clock. What happened comes in with the time at which it did;
+//! what is to be done comes out of [`Pending::next`], one [`Action`] at a time, until there is
+//! none; [`Pending::wake_at`] says when time alone will bring another.
+//!
+//! ```text
+//!   Changed ─> unread ─[Read: whose devices?]─> waiting ─[Push]─> in flight ─┬─ accepted ─> row moves
+//!   Confirmed ─────────────── (its state) ────────┘ ^                        │
+//!                                                   └──── marked as owed <───┴─ failed
+//! ```
+
+mod account;
+mod gate;
+mod outbox;
+mod schedule;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{error, warn};
+
+use super::apns::Outcome;
+use super::backoff::Backoff;
+use crate::model::{Account, Device, Mailbox, Timestamp, WatchEvent};
+use crate::store::{DeviceKey, Target};
+
+use account::{AccountState, DeviceState};
+use gate::{Gate, Pass, TokenAlarm};
+pub(super) use outbox::Batch;
+use outbox::Outbox;
+use schedule::Schedule;
+
+/// How many accounts may wait for the database to say who their devices are; then no more changes
+/// are taken in.
+const MAX_UNREAD: usize = 4096;
+/// How many of them are asked for at once.
+const MAX_READS: usize = 8;
+/// The longest that a `Retry-After` is believed.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+const DATABASE: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+const UNAVAILABLE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
+const TOO_MANY: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(300));
+const REFUSED: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(900));
+
+/// What of the configuration the rules need; see [`crate::config::Push`].
+#[derive(Clone, Debug)]
+pub(super) struct Rules {
+    pub(super) quiet_delay: Duration,
+    pub(super) min_interval: Duration,
+    pub(super) max_delay: Duration,
+    pub(super) in_flight: usize,
+    /// The topic of the identity that pushes: a device that watches another sleeps.
+    pub(super) topic: String,
+    /// Chance, 0 to 1, for the jitter of waits.
+    pub(super) chance: fn() -> f64,
+}
+
+/// What is to be done next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Read the account's devices, then [`Pending::read`].
+    Read(Account),
+    /// Send this, then [`Pending::answered`].
+    Push(Push),
+    /// Write this, then [`Pending::written`].
+    Write(Batch),
+}
+
+/// A push to be sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Push {
+    pub(super) device: Arc<Device>,
+    pub(super) mailboxes: Vec<Mailbox>,
+    /// When the first of its changes was seen.
+    pub(super) seen_at: Instant,
+}
+
+/// Everything that devices are still to be told, and what is to be written about it.
+pub(super) struct Pending {
+    rules: Rules,
+    accounts: HashMap<Account, AccountState>,
+    reads: Schedule,
+    pushes: Schedule,
+    forgets: Schedule,
+    /// Reads and pushes that are under way.
+    reading: usize,
+    sending: usize,
+    gate: Gate,
+    alarm: TokenAlarm,
+    outbox: Outbox,
+}
+
+// === impl Pending: what happened ===
+
+impl Pending {
+    pub(super) fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            accounts: HashMap::new(),
+            reads: Schedule::default(),
+            pushes: Schedule::default(),
+            forgets: Schedule::default(),
+            reading: 0,
+            sending: 0,
+            gate: Gate::default(),
+            alarm: TokenAlarm::default(),
+            outbox: Outbox::default(),
+        }
+    }
+
+    /// A watcher saw something.
+    pub(super) fn event(&mut self, event: WatchEvent, now: Instant) {
+        let account = match event {
+            WatchEvent::Changed(change) => {
+                let account = change.account.clone();
+                self.accounts.entry(account.clone()).or_default().change(change, now);
+                account
+            }
+            WatchEvent::Confirmed { account, mailbox, id, snapshot } => {
+                if let Some(state) = self.accounts.get_mut(&account) {
+                    state.confirm(&mailbox, id, snapshot);
+                }
+                account
+            }
+        };
+        self.settle(&account, now);
+    }
+
+    /// These accounts have devices to which a push is owed since an earlier run.
+    pub(super) fn owed(&mut self, accounts: Vec<Account>, now: Instant) {
+        for account in accounts {
+            self.accounts.entry(account.clone()).or_default().want_read(now);
+            self.settle(&account, now);
+        }
+    }
+
+    /// The account's live devices, or `None` if the database could not say.
+    pub(super) fn read(&mut self, account: &Account, targets: Option<Vec<Target>>, now: Instant) {
+        self.reading = self.reading.saturating_sub(1);
+        let Some(state) = self.accounts.get_mut(account) else { return };
+        match targets {
+            Some(mut targets) => {
+                targets.retain(|target| target.device.topic == self.rules.topic);
+                state.read(targets, &self.rules, now);
+            }
+            None => {
+                let chance = (self.rules.chance)();
+                state.read_failed(now, |failures| DATABASE.wait(failures, chance));
+            }
+        }
+        self.settle(account, now);
+    }
+
+    /// What APNs made of a push for `key`; `wall` is the time of day.
+    pub(super) fn answered(
+        &mut self,
+        key: &DeviceKey,
+        outcome: &Outcome,
+        now: Instant,
+        wall: Timestamp,
+    ) {
+        self.sending = self.sending.saturating_sub(1);
+        let Some(state) = self.accounts.get_mut(&key.account) else { return };
+        let Some(device) = state.device(key) else { return };
+        let Some(pass) = device.in_flight.as_ref().map(|push| push.pass) else { return };
+        let chance = (self.rules.chance)();
+        let bad_tokens = match outcome {
+            Outcome::BadToken => self.alarm.answered(&key.token, true),
+            Outcome::Unavailable { .. } | Outcome::Refused { .. } => false,
+            _ => self.alarm.answered(&key.token, false),
+        };
+        match outcome {
+            // Nothing is known of the device: it is the connection, or the identity.
+            Outcome::Unavailable { retry_after, .. } => {
+                let at_least = at_least(*retry_after);
+                self.gate.failed(pass, now, UNAVAILABLE, at_least, chance);
+            }
+            Outcome::Refused { status: 403, .. } => {
+                self.gate.failed(pass, now, REFUSED, Duration::ZERO, chance);
+            }
+            _ => self.gate.answered(pass),
+        }
+        let failed = match outcome {
+            Outcome::Accepted { .. } => {
+                self.outbox.accepted(key, device.accepted(), wall);
+                None
+            }
+            Outcome::Gone { since } => {
+                let not_after = since.unwrap_or(device.registered_at);
+                match device.registered_at <= not_after {
+                    true => {
+                        self.outbox.remove(key.clone(), not_after);
+                        state.remove(key);
+                        None
+                    }
+                    // It registered after its token died: it lives, and APNs has yet to see that.
+                    false => Some((REFUSED, None)),
+                }
+            }
+            Outcome::BadToken if bad_tokens => {
+                error!(
+                    account = %key.account,
+                    token = %key.token,
+                    "APNs knows hardly any of the tokens it was lately given, so nothing is removed: \
+                     does the certificate belong to this endpoint, production or sandbox?"
+                );
+                Some((REFUSED, None))
+            }
+            Outcome::BadToken => {
+                self.outbox.remove(key.clone(), device.registered_at);
+                state.remove(key);
+                None
+            }
+            Outcome::NotForTopic => {
+                warn!(
+                    account = %key.account,
+                    token = %key.token,
+                    topic = %device.device.topic,
+                    "the device does not take this topic; it heals when it registers again"
+                );
+                device.accepted();
+                None
+            }
+            Outcome::Refused { status, reason } => {
+                error!(status, reason, "APNs refuses pushes; an operator has to mend it");
+                Some((REFUSED, None))
+            }
+            Outcome::TooMany { retry_after } => Some((TOO_MANY, *retry_after)),
+            Outcome::Unavailable { retry_after, .. } => Some((UNAVAILABLE, *retry_after)),
+        };
+        if let Some((backoff, retry_after)) = failed
+            && let Some(device) = state.device(key)
+        {
+            device.failures = device.failures.saturating_add(1);
+            let wait = backoff.wait(device.failures, chance).max(at_least(retry_after));
+            for mailbox in device.owe(now, now + wait) {
+                self.outbox.owed(key, mailbox, wall);
+            }
+        }
+        self.settle(&key.account, now);
+    }
+
+    /// A batch was written, but for `failed`.
+    pub(super) fn written(&mut self, failed: Batch, now: Instant) {
+        self.outbox.written(failed, now, (self.rules.chance)());
+    }
+
+    /// It ends here: what devices have not been told of is marked as owed. Returns what is to be
+    /// written last; what it does not say will be found when the mailboxes are looked at again.
+    pub(super) fn end(mut self, now: Instant, wall: Timestamp) -> Batch {
+        let accounts: Vec<Account> = self.accounts.keys().cloned().collect();
+        for account in accounts {
+            for device in self.accounts.get_mut(&account).iter_mut().flat_map(|s| &mut s.devices) {
+                let key = device.key();
+                for mailbox in device.owe_all(now) {
+                    self.outbox.owed(&key, mailbox, wall);
+                }
+            }
+            self.settle(&account, now);
+        }
+        self.outbox.drain()
+    }
+
+    /// After anything that happened to an account: its rows, its places in the order of things.
+    fn settle(&mut self, account: &Account, now: Instant) {
+        let Some(state) = self.accounts.get_mut(account) else { return };
+        for (mailbox, snapshot) in state.take_told() {
+            self.outbox.told(account.clone(), mailbox, snapshot);
+        }
+        let forget = state.forget(&self.rules, now);
+        self.reads.set(account, state.next_read());
+        self.pushes.set(account, state.next_push(&self.rules).map(|(_, at)| at));
+        self.forgets.set(account, forget);
+        if state.is_empty() {
+            self.accounts.remove(account);
+        }
+    }
+}
+
+// === impl Pending: what to do ===
+
+impl Pending {
+    /// Whether another event may be taken in.
+    pub(super) fn takes_events(&self) -> bool {
+        self.reads.len() + self.reading < MAX_UNREAD
+    }
+
+    /// What is to be done now. Pushes come first: new mail does not wait for the disk.
+    pub(super) fn next(&mut self, now: Instant) -> Option<Action> {
+        while let Some(account) = self.forgets.due(now).cloned() {
+            self.settle(&account, now);
+        }
+        if let Some(push) = self.next_push(now) {
+            return Some(Action::Push(push));
+        }
+        if self.reading < MAX_READS
+            && let Some(account) = self.reads.due(now).cloned()
+            && let Some(state) = self.accounts.get_mut(&account)
+        {
+            state.begin_read();
+            self.reading += 1;
+            self.settle(&account, now);
+            return Some(Action::Read(account));
+        }
+        self.outbox.take(now).map(Action::Write)
+    }
+
+    /// When [`Pending::next`] will have something without anything having happened; seen from a
+    /// moment at which it had nothing.
+    pub(super) fn wake_at(&self, now: Instant) -> Option<Instant> {
+        let push = match self.sending < self.rules.in_flight {
+            true if self.gate.is_open() => self.pushes.next(),
+            true => self.pushes.next().and_then(|at| Some(at.max(self.gate.opens_at()?))),
+            false => None,
+        };
+        let read = self.reads.next().filter(|_| self.reading < MAX_READS);
+        [push, read, self.forgets.next(), self.outbox.next(now)].into_iter().flatten().min()
+    }
+
+    fn next_push(&mut self, now: Instant) -> Option<Push> {
+        while self.sending < self.rules.in_flight {
+            let account = self.pushes.due(now)?.clone();
+            let state = self.accounts.get_mut(&account)?;
+            let (index, _) = state.next_push(&self.rules)?;
+            let device: &mut DeviceState = &mut state.devices[index];
+            if !device.is_fresh(now) {
+                device.stale = true;
+                state.want_read(now);
+                self.settle(&account, now);
+                continue;
+            }
+            let pass: Pass = self.gate.pass(now)?;
+            let (mailboxes, seen_at) = device.send(pass, now)?;
+            let device = device.device.clone();
+            self.sending += 1;
+            self.settle(&account, now);
+            return Some(Push { device, mailboxes, seen_at });
+        }
+        None
+    }
+}
+
+fn at_least(retry_after: Option<Duration>) -> Duration {
+    retry_after.unwrap_or_default().min(MAX_RETRY_AFTER)
+}

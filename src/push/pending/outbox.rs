@@ -1,0 +1,144 @@
+//! What has to be written to the database, while it is being written or cannot be.
+//!
+//! Only the newest state of each row is kept, so however long the database is away, this is no
+//! larger than the rows that it is about.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::super::backoff::Backoff;
+use crate::model::{Account, Mailbox, Snapshot, Timestamp};
+use crate::store::{DeviceKey, Settlement};
+
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+
+#[derive(Default)]
+pub(super) struct Outbox {
+    told: HashMap<(Account, Mailbox), Snapshot>,
+    devices: HashMap<DeviceKey, Marks>,
+    removals: HashMap<DeviceKey, Timestamp>,
+    writing: bool,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+/// What is to be written at once: first the settlements, all or nothing, then the removals.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Batch {
+    /// A device's marks stand before the states that rely on them.
+    pub(crate) settlements: Vec<Settlement>,
+    /// The device, and when it registered last for the removal to be right.
+    pub(crate) removals: Vec<(DeviceKey, Timestamp)>,
+}
+
+#[derive(Default)]
+struct Marks {
+    accepted_at: Option<Timestamp>,
+    /// Owed since, or no longer owed.
+    mailboxes: HashMap<Mailbox, Option<Timestamp>>,
+}
+
+impl Outbox {
+    pub(super) fn told(&mut self, account: Account, mailbox: Mailbox, snapshot: Snapshot) {
+        self.told.insert((account, mailbox), snapshot);
+    }
+
+    pub(super) fn owed(&mut self, device: &DeviceKey, mailbox: Mailbox, since: Timestamp) {
+        self.marks(device).mailboxes.insert(mailbox, Some(since));
+    }
+
+    pub(super) fn accepted(&mut self, device: &DeviceKey, mailboxes: Vec<Mailbox>, at: Timestamp) {
+        let marks = self.marks(device);
+        marks.accepted_at = Some(at);
+        marks.mailboxes.extend(mailboxes.into_iter().map(|mailbox| (mailbox, None)));
+    }
+
+    /// The device is dead, if it has not registered after `not_after`.
+    pub(super) fn remove(&mut self, device: DeviceKey, not_after: Timestamp) {
+        self.removals.insert(device, not_after);
+    }
+
+    /// All that there is to write, unless a write is under way or failed a moment ago. The answer
+    /// goes to [`Outbox::written`].
+    pub(super) fn take(&mut self, now: Instant) -> Option<Batch> {
+        let wait = self.writing || self.is_empty() || self.not_before.is_some_and(|at| now < at);
+        (!wait).then(|| {
+            self.writing = true;
+            self.drain()
+        })
+    }
+
+    /// A batch was written but for `failed`.
+    pub(super) fn written(&mut self, failed: Batch, now: Instant, chance: f64) {
+        self.writing = false;
+        if failed == Batch::default() {
+            (self.failures, self.not_before) = (0, None);
+            return;
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = Some(now + BACKOFF.wait(self.failures, chance));
+        self.put_back(failed);
+    }
+
+    /// When there will be something to take, if time alone can bring it.
+    pub(super) fn next(&self, now: Instant) -> Option<Instant> {
+        (!self.writing && !self.is_empty()).then(|| self.not_before.unwrap_or(now))
+    }
+
+    /// Everything, whatever is under way or failed: the last write of all.
+    pub(super) fn drain(&mut self) -> Batch {
+        let mut settlements = Vec::new();
+        for (device, marks) in self.devices.drain() {
+            let (owed, settled): (Vec<_>, Vec<_>) =
+                marks.mailboxes.into_iter().partition(|(_, since)| since.is_some());
+            if let Some(at) = marks.accepted_at {
+                let mailboxes = settled.into_iter().map(|(mailbox, _)| mailbox).collect();
+                let device = device.clone();
+                settlements.push(Settlement::Accepted { device, mailboxes, at });
+            }
+            settlements.extend(owed.into_iter().filter_map(|(mailbox, since)| {
+                Some(Settlement::Owed { device: device.clone(), mailbox, since: since? })
+            }));
+        }
+        settlements.extend(
+            self.told.drain().map(|((account, mailbox), snapshot)| Settlement::Told {
+                account,
+                mailbox,
+                snapshot,
+            }),
+        );
+        Batch { settlements, removals: self.removals.drain().collect() }
+    }
+
+    /// What has come since is newer and stays.
+    pub(super) fn put_back(&mut self, batch: Batch) {
+        for settlement in batch.settlements {
+            match settlement {
+                Settlement::Told { account, mailbox, snapshot } => {
+                    self.told.entry((account, mailbox)).or_insert(snapshot);
+                }
+                Settlement::Owed { device, mailbox, since } => {
+                    self.marks(&device).mailboxes.entry(mailbox).or_insert(Some(since));
+                }
+                Settlement::Accepted { device, mailboxes, at } => {
+                    let marks = self.marks(&device);
+                    marks.accepted_at.get_or_insert(at);
+                    for mailbox in mailboxes {
+                        marks.mailboxes.entry(mailbox).or_insert(None);
+                    }
+                }
+            }
+        }
+        for (device, not_after) in batch.removals {
+            self.removals.entry(device).or_insert(not_after);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.told.is_empty() && self.devices.is_empty() && self.removals.is_empty()
+    }
+
+    fn marks(&mut self, device: &DeviceKey) -> &mut Marks {
+        self.devices.entry(device.clone()).or_default()
+    }
+}

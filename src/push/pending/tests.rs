@@ -1,0 +1,607 @@
+//! The rules as dialogues: what happens, and at which second what is done about it.
+
+use super::*;
+use crate::model::{Change, ChangeKind, DeviceToken, Snapshot};
+use crate::store::Settlement;
+
+const TOPIC: &str = "com.apple.mail.XServer.1";
+const NOW: Timestamp = Timestamp(1_800_000_000_000);
+const REGISTERED: Timestamp = Timestamp(1_700_000_000_000);
+
+/// The rules with a clock of their own, a database and an APNs that answers as it is told.
+struct Play {
+    pending: Pending,
+    start: Instant,
+    now: Instant,
+    targets: Vec<Target>,
+    database: bool,
+    /// What APNs answers; while `None` it does not.
+    apns: Option<Outcome>,
+    under_way: Vec<DeviceKey>,
+    id: u64,
+    lines: Vec<String>,
+}
+
+fn seconds(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+fn accepted() -> Outcome {
+    Outcome::Accepted { apns_id: String::new() }
+}
+
+fn unavailable() -> Outcome {
+    Outcome::Unavailable { why: "down".into(), retry_after: None }
+}
+
+fn refused(status: u16) -> Outcome {
+    Outcome::Refused { status, reason: "Bad".into() }
+}
+
+fn account() -> Account {
+    Account::from_login("alice@example.org")
+}
+
+/// A device whose token begins with `name`, for INBOX and Notes.
+fn phone(name: &str) -> Target {
+    phone_of(&account(), name)
+}
+
+fn phone_of(account: &Account, name: &str) -> Target {
+    let device = Device {
+        account: account.clone(),
+        account_id: "ID".into(),
+        token: DeviceToken::new(&format!("{name:0<64}")).unwrap(),
+        subtopic: "com.apple.mobilemail".into(),
+        version: 2,
+        topic: TOPIC.into(),
+    };
+    let mailboxes = ["INBOX", "Notes"].map(|name| (Mailbox::new(name), false)).to_vec();
+    Target { device, registered_at: REGISTERED, pushed_at: None, mailboxes }
+}
+
+/// The state of a mailbox after `n` mails.
+fn state(n: u64) -> Snapshot {
+    Snapshot { uid_next: Some(n), ..Snapshot::default() }
+}
+
+impl Play {
+    fn with(targets: impl IntoIterator<Item = Target>) -> Self {
+        let rules = Rules {
+            quiet_delay: seconds(30.0),
+            min_interval: seconds(5.0),
+            max_delay: seconds(120.0),
+            in_flight: 500,
+            topic: TOPIC.into(),
+            chance: || 1.0,
+        };
+        let start = Instant::now();
+        Self {
+            pending: Pending::new(rules),
+            start,
+            now: start,
+            targets: targets.into_iter().collect(),
+            database: true,
+            apns: Some(accepted()),
+            under_way: Vec::new(),
+            id: 0,
+            lines: Vec::new(),
+        }
+    }
+
+    /// Lets the time pass up to second `to` and returns what was done meanwhile.
+    fn until(&mut self, to: f64) -> Vec<String> {
+        let to = self.start + seconds(to);
+        loop {
+            while let Some(action) = self.pending.next(self.now) {
+                self.act(action);
+            }
+            match self.pending.wake_at(self.now) {
+                Some(at) if at <= to => {
+                    assert!(at > self.now, "awake without anything to do");
+                    self.now = at;
+                }
+                _ => break,
+            }
+        }
+        self.now = to;
+        std::mem::take(&mut self.lines)
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Read(account) => {
+                let mine = |target: &&Target| target.device.account == account;
+                let targets = self.targets.iter().filter(mine).cloned().collect();
+                let targets = self.database.then_some(targets);
+                if targets.is_none() {
+                    self.say("read fails".into());
+                }
+                self.pending.read(&account, targets, self.now);
+            }
+            Action::Push(push) => {
+                let names: Vec<_> = push.mailboxes.iter().map(Mailbox::as_str).collect();
+                let name = name(&push.device.token);
+                self.say(format!("push {name} {}", names.join("+")));
+                let key = (&*push.device).into();
+                match self.apns.clone() {
+                    Some(outcome) => self.pending.answered(&key, &outcome, self.now, NOW),
+                    None => self.under_way.push(key),
+                }
+            }
+            Action::Write(batch) if self.database => {
+                for line in written(&batch) {
+                    self.say(line);
+                }
+                self.pending.written(Batch::default(), self.now);
+            }
+            Action::Write(batch) => {
+                self.say("write fails".into());
+                self.pending.written(batch, self.now);
+            }
+        }
+    }
+
+    /// APNs answers the push that has been under way for longest.
+    fn answer(&mut self, outcome: Outcome) {
+        let key = self.under_way.remove(0);
+        self.pending.answered(&key, &outcome, self.now, NOW);
+    }
+
+    fn say(&mut self, line: String) {
+        let at = self.now.duration_since(self.start).as_secs_f64();
+        self.lines.push(format!("{at} {line}"));
+    }
+
+    fn change(&mut self, mailbox: &str, kind: ChangeKind, snapshot: Option<Snapshot>) -> u64 {
+        self.change_of(account(), mailbox, kind, snapshot)
+    }
+
+    fn change_of(
+        &mut self,
+        account: Account,
+        mailbox: &str,
+        kind: ChangeKind,
+        snapshot: Option<Snapshot>,
+    ) -> u64 {
+        self.id += 1;
+        let mailbox = Mailbox::new(mailbox);
+        let (id, seen_at) = (self.id, self.now);
+        let change = Change { account, mailbox, kind, id, snapshot, seen_at };
+        self.pending.event(WatchEvent::Changed(change), self.now);
+        id
+    }
+
+    fn mail(&mut self, mailbox: &str, n: u64) {
+        self.change(mailbox, ChangeKind::NewMail, Some(state(n)));
+    }
+
+    fn quiet(&mut self, mailbox: &str, n: u64) {
+        self.change(mailbox, ChangeKind::Quiet, Some(state(n)));
+    }
+
+    fn confirm(&mut self, id: u64, n: u64) {
+        let (account, mailbox, snapshot) = (account(), Mailbox::inbox(), state(n));
+        let event = WatchEvent::Confirmed { account, mailbox, id, snapshot };
+        self.pending.event(event, self.now);
+    }
+
+    fn end(self) -> Vec<String> {
+        written(&self.pending.end(self.now, NOW))
+    }
+}
+
+fn name(token: &DeviceToken) -> &str {
+    token.as_given().trim_end_matches('0')
+}
+
+fn written(batch: &Batch) -> Vec<String> {
+    let settlement = |settlement: &Settlement| match settlement {
+        Settlement::Told { mailbox, snapshot, .. } => {
+            format!("told {mailbox} {}", snapshot.uid_next.unwrap())
+        }
+        Settlement::Owed { device, mailbox, .. } => {
+            format!("owed {} {mailbox}", name(&device.token))
+        }
+        Settlement::Accepted { device, mailboxes, .. } => {
+            let mut names: Vec<_> = mailboxes.iter().map(Mailbox::as_str).collect();
+            names.sort_unstable();
+            format!("accepted {} {}", name(&device.token), names.join("+"))
+        }
+    };
+    let mut lines: Vec<_> = batch.settlements.iter().map(settlement).collect();
+    // The order among equals is none; that told comes last is what counts.
+    lines.sort_by_key(|line| (line.starts_with("told"), line.clone()));
+    assert!(
+        batch.settlements.is_sorted_by_key(|line| matches!(line, Settlement::Told { .. })),
+        "a row must not move before the marks that it relies on: {batch:?}"
+    );
+    lines.extend(batch.removals.iter().map(|(key, _)| format!("remove {}", name(&key.token))));
+    lines
+}
+
+#[test]
+fn new_mail_goes_at_once_and_its_row_moves_when_all_devices_have_accepted() {
+    let mut play = Play::with([phone("a"), phone("b")]);
+    play.apns = None;
+    play.mail("INBOX", 7);
+    assert_eq!(play.until(0.0), ["0 push a INBOX", "0 push b INBOX"]);
+    play.answer(accepted());
+    assert_eq!(play.until(1.0), ["0 accepted a INBOX"]);
+    play.answer(accepted());
+    assert_eq!(play.until(99.0), ["1 accepted b INBOX", "1 told INBOX 7"]);
+    assert!(play.pending.accounts.is_empty(), "nothing is remembered of who is told");
+}
+
+#[test]
+fn a_quiet_change_waits_and_new_mail_takes_it_along() {
+    let mut play = Play::with([phone("a")]);
+    play.quiet("Notes", 3);
+    assert_eq!(play.until(99.0), ["30 push a Notes", "30 accepted a Notes", "30 told Notes 3"]);
+    play.quiet("Notes", 4);
+    assert!(play.until(109.0).is_empty());
+    play.mail("INBOX", 7);
+    let done = ["109 push a INBOX+Notes", "109 accepted a INBOX+Notes", "109 told INBOX 7"];
+    assert_eq!(play.until(109.0)[..3], done);
+    assert!(play.until(300.0).is_empty());
+}
+
+#[test]
+fn b17_a_delay_that_begins_anew_has_an_end() {
+    let mut play = Play::with([phone("a")]);
+    let mut pushes = Vec::new();
+    for second in 0..240 {
+        play.quiet("INBOX", second);
+        let lines = play.until(second as f64 + 1.0);
+        pushes.extend(lines.into_iter().filter(|line| line.contains("push")));
+    }
+    assert_eq!(pushes, ["120 push a INBOX", "240 push a INBOX"]);
+}
+
+#[test]
+fn b18_a_change_after_a_push_is_put_off_and_never_dropped() {
+    let mut play = Play::with([phone("a")]);
+    play.mail("INBOX", 1);
+    play.until(1.0);
+    for n in 2..10 {
+        play.mail("INBOX", n);
+        assert!(play.until(1.0 + n as f64 / 10.0).is_empty());
+    }
+    assert_eq!(play.until(99.0), ["5 push a INBOX", "5 accepted a INBOX", "5 told INBOX 9"]);
+}
+
+#[test]
+fn b18_a_change_while_a_push_is_under_way_causes_another() {
+    let mut play = Play::with([phone("a")]);
+    play.apns = None;
+    play.mail("INBOX", 1);
+    assert_eq!(play.until(1.0), ["0 push a INBOX"]);
+    play.mail("INBOX", 2);
+    assert!(play.until(3.0).is_empty());
+    play.answer(accepted());
+    // The push that was accepted was sent before the change, so the row stays.
+    assert_eq!(play.until(5.0), ["3 accepted a INBOX", "5 push a INBOX"]);
+    play.answer(accepted());
+    assert_eq!(play.until(9.0), ["5 accepted a INBOX", "5 told INBOX 2"]);
+}
+
+#[test]
+fn what_is_announced_is_pushed_and_its_row_waits_for_the_state() {
+    let mut play = Play::with([phone("a")]);
+    let id = play.change("INBOX", ChangeKind::NewMail, None);
+    assert_eq!(play.until(1.0), ["0 push a INBOX", "0 accepted a INBOX"]);
+    play.confirm(id + 1, 99);
+    assert!(play.until(1.0).is_empty());
+    play.confirm(id, 7);
+    assert_eq!(play.until(99.0), ["1 told INBOX 7"]);
+
+    // The state may also be there before the push is accepted.
+    play.apns = None;
+    let id = play.change("INBOX", ChangeKind::NewMail, None);
+    play.confirm(id, 8);
+    assert_eq!(play.until(100.0), ["99 push a INBOX"]);
+    play.answer(accepted());
+    assert_eq!(play.until(101.0), ["100 accepted a INBOX", "100 told INBOX 8"]);
+
+    // One that never comes is not waited for for ever.
+    play.apns = Some(accepted());
+    play.change("INBOX", ChangeKind::NewMail, None);
+    assert_eq!(play.until(9999.0).len(), 2);
+    assert!(play.pending.accounts.is_empty());
+}
+
+#[test]
+fn a_state_that_is_being_told_is_not_told_again() {
+    let mut play = Play::with([phone("a")]);
+    play.apns = None;
+    play.mail("INBOX", 7);
+    play.mail("INBOX", 7);
+    assert_eq!(play.until(1.0), ["0 push a INBOX"]);
+    play.mail("INBOX", 7);
+    play.answer(accepted());
+    assert_eq!(play.until(99.0), ["1 accepted a INBOX", "1 told INBOX 7"]);
+}
+
+#[test]
+fn only_devices_of_this_topic_and_mailbox_are_pushed_and_the_others_hold_up_nothing() {
+    let mut asleep = phone("a");
+    asleep.device.topic = "com.apple.mail.XServer.old".into();
+    let mut other = phone("b");
+    other.mailboxes.remove(0);
+    let mut version_1 = phone("c");
+    version_1.device.version = 1;
+    let mut play = Play::with([asleep, other, version_1]);
+    play.mail("INBOX", 7);
+    assert_eq!(play.until(9.0), ["0 push c INBOX", "0 accepted c INBOX", "0 told INBOX 7"]);
+    play.mail("Notes", 3);
+    assert_eq!(play.until(19.0), ["9 push b Notes", "9 accepted b Notes", "9 told Notes 3"]);
+    play.mail("Elsewhere", 1);
+    assert_eq!(play.until(29.0), ["19 told Elsewhere 1"], "a row that concerns nobody moves");
+    assert!(play.pending.accounts.is_empty());
+}
+
+#[test]
+fn b20_an_outage_is_marked_the_row_moves_and_one_push_after_another_tries() {
+    let bob = Account::from_login("bob");
+    let mut play = Play::with([phone("a"), phone_of(&bob, "b")]);
+    play.apns = Some(unavailable());
+    play.mail("INBOX", 7);
+    let done = ["0 push a INBOX", "0 owed a INBOX", "0 told INBOX 7"];
+    assert_eq!(play.until(0.5), done);
+    // The gate is shut for everybody.
+    play.change_of(bob, "INBOX", ChangeKind::NewMail, Some(state(3)));
+    assert!(play.until(0.9).is_empty());
+    let done = ["1 push b INBOX", "1 owed b INBOX", "1 told INBOX 3", "3 push a INBOX"];
+    assert_eq!(play.until(4.0)[..], done, "a wait that grows, and no mark twice");
+    // A change during the outage is covered by the mark that is there.
+    play.mail("INBOX", 8);
+    assert_eq!(play.until(4.5), ["4 told INBOX 8"]);
+    play.apns = Some(accepted());
+    let done = ["7 push b INBOX", "7 push a INBOX", "7 accepted a INBOX", "7 accepted b INBOX"];
+    let mut lines = play.until(99.0);
+    lines[2..].sort();
+    lines[..2].sort_by_key(|line| line.contains(" a "));
+    assert_eq!(lines, done);
+    assert!(play.pending.accounts.is_empty());
+}
+
+#[test]
+fn the_wait_in_an_outage_has_a_cap_and_what_apns_asks_for_counts() {
+    let mut play = Play::with([phone("a")]);
+    play.apns = Some(unavailable());
+    play.mail("INBOX", 7);
+    let pushes: Vec<_> =
+        play.until(1200.0).into_iter().filter(|line| line.contains("push")).collect();
+    let at = |n: f64| format!("{n} push a INBOX");
+    let times = [0.0, 1.0, 3.0, 7.0, 15.0, 31.0, 63.0, 127.0, 255.0, 511.0, 811.0, 1111.0];
+    assert_eq!(pushes, times.map(at));
+
+    let retry_after = Some(seconds(900.0));
+    play.apns = Some(Outcome::Unavailable { why: "busy".into(), retry_after });
+    assert_eq!(play.until(1411.0), ["1411 push a INBOX"]);
+    play.apns = Some(accepted());
+    assert_eq!(play.until(2310.0), Vec::<String>::new());
+    assert_eq!(play.until(2400.0), ["2311 push a INBOX", "2311 accepted a INBOX"]);
+}
+
+#[test]
+fn b24_410_removes_the_row_only_if_it_is_older() {
+    let mut play = Play::with([phone("a")]);
+    for (since, removed) in [
+        (None, true),
+        (Some(Timestamp(REGISTERED.0 + 1)), true),
+        (Some(REGISTERED), true),
+        (Some(Timestamp(REGISTERED.0 - 1)), false),
+    ] {
+        play.apns = Some(Outcome::Gone { since });
+        play.mail("INBOX", 7);
+        let what = if removed { "remove a" } else { "owed a INBOX" };
+        let lines = play.until(play.now.duration_since(play.start).as_secs_f64() + 20.0);
+        assert!(lines.iter().any(|line| line.ends_with(what)), "{since:?}: {lines:?}");
+        assert!(lines.iter().any(|line| line.ends_with("told INBOX 7")), "{lines:?}");
+        assert_eq!(play.pending.accounts.is_empty(), removed);
+    }
+}
+
+#[test]
+fn b25_a_bad_token_is_removed_and_most_of_them_are_not() {
+    let mut play = Play::with([phone("a"), phone("b"), phone("c")]);
+    play.apns = None;
+    play.mail("INBOX", 7);
+    assert_eq!(play.until(1.0).len(), 3);
+    play.answer(accepted());
+    play.answer(accepted());
+    play.answer(Outcome::BadToken);
+    let done = ["1 accepted a INBOX", "1 accepted b INBOX", "1 told INBOX 7", "1 remove c"];
+    assert_eq!(play.until(10.0), done);
+
+    // Somebody puts in a certificate of the wrong environment.
+    play.targets = (0xd0..0xe0).map(|n| phone(&format!("{n:x}f"))).collect();
+    play.apns = Some(Outcome::BadToken);
+    play.mail("INBOX", 8);
+    let lines = play.until(11.0);
+    let count = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(count("push"), 16, "{lines:?}");
+    // 3 of 6 answers are half of them, 4 of 7 are most.
+    assert_eq!((count("remove"), count("owed"), count("told INBOX 8")), (1, 15, 1), "{lines:?}");
+}
+
+#[test]
+fn b26_a_device_that_does_not_take_the_topic_keeps_its_row_and_holds_up_nothing() {
+    let mut play = Play::with([phone("a")]);
+    play.apns = Some(Outcome::NotForTopic);
+    play.mail("INBOX", 7);
+    assert_eq!(play.until(999.0), ["0 push a INBOX", "0 told INBOX 7"]);
+}
+
+#[test]
+fn b27_429_leaves_that_device_alone_and_keeps_its_mark() {
+    let mut play = Play::with([phone("a"), phone("b")]);
+    play.apns = None;
+    play.mail("INBOX", 7);
+    play.until(0.0);
+    play.answer(Outcome::TooMany { retry_after: None });
+    play.answer(accepted());
+    let done = ["0 accepted b INBOX", "0 owed a INBOX", "0 told INBOX 7"];
+    assert_eq!(play.until(10.0), done);
+    play.apns = Some(accepted());
+    play.mail("INBOX", 8);
+    assert_eq!(play.until(59.0)[0], "10 push b INBOX");
+    assert_eq!(play.until(99.0), ["60 push a INBOX", "60 accepted a INBOX"]);
+
+    play.apns = Some(Outcome::TooMany { retry_after: Some(seconds(600.0)) });
+    play.mail("INBOX", 9);
+    play.until(100.0);
+    play.apns = Some(accepted());
+    assert!(play.until(698.0).is_empty());
+    assert_eq!(play.until(700.0).len(), 4);
+}
+
+#[test]
+fn a_refusal_keeps_everything_and_is_tried_again_ever_more_slowly() {
+    // 403 is about the certificate: nobody is pushed. Another one is about that push.
+    for (status, others) in [(403, 0), (400, 1)] {
+        let mut play = Play::with([phone("a"), phone_of(&Account::from_login("bob"), "b")]);
+        play.apns = Some(refused(status));
+        play.mail("INBOX", 7);
+        assert_eq!(play.until(1.0), ["0 push a INBOX", "0 owed a INBOX", "0 told INBOX 7"]);
+        play.apns = None;
+        play.change_of(Account::from_login("bob"), "INBOX", ChangeKind::NewMail, Some(state(1)));
+        assert_eq!(play.until(2.0).len(), others, "{status}");
+    }
+    let mut play = Play::with([phone("a")]);
+    play.apns = Some(refused(403));
+    play.mail("INBOX", 7);
+    let pushes: Vec<_> =
+        play.until(3600.0).into_iter().filter(|line| line.contains("push")).collect();
+    let at = |n: u32| format!("{n} push a INBOX");
+    assert_eq!(pushes, [0, 60, 180, 420, 900, 1800, 2700, 3600].map(at));
+}
+
+#[test]
+fn a_database_that_fails_loses_nothing_and_does_not_delay_what_is_known() {
+    let mut play = Play::with([phone("a")]);
+    play.database = false;
+    play.mail("INBOX", 7);
+    let fails = ["0 read fails", "0.5 read fails", "1.5 read fails"];
+    assert_eq!(play.until(2.0), fails);
+    let id = play.change("Notes", ChangeKind::NewMail, None);
+    play.database = true;
+    let done = ["3.5 push a INBOX+Notes", "3.5 accepted a INBOX+Notes", "3.5 told INBOX 7"];
+    assert_eq!(play.until(4.0), done);
+
+    // Writing fails: the push goes all the same, and only the newest of a row is kept.
+    play.until(20.0);
+    play.mail("INBOX", 8);
+    play.apns = None;
+    assert_eq!(play.until(20.0), ["20 push a INBOX"]);
+    play.database = false;
+    play.answer(accepted());
+    play.apns = Some(accepted());
+    assert_eq!(play.until(20.5), ["20 write fails", "20.5 write fails"]);
+    play.database = true;
+    play.mail("INBOX", 9);
+    let done = ["21.5 accepted a INBOX", "21.5 told INBOX 8"];
+    assert_eq!(play.until(22.0), done);
+    assert_eq!(play.until(99.0).last().unwrap(), "25 told INBOX 9");
+    let _ = id;
+}
+
+#[test]
+fn what_is_owed_since_an_earlier_run_is_pushed_at_once() {
+    let mut owed = phone("a");
+    owed.mailboxes[1].1 = true;
+    let mut play = Play::with([owed, phone("b")]);
+    play.pending.owed(vec![account(), Account::from_login("nobody")], play.now);
+    assert_eq!(play.until(99.0), ["0 push a Notes", "0 accepted a Notes"]);
+    assert!(play.pending.accounts.is_empty());
+}
+
+#[test]
+fn at_the_end_what_devices_were_not_told_of_is_marked() {
+    let mut play = Play::with([phone("a"), phone("b")]);
+    play.apns = None;
+    play.quiet("Notes", 3);
+    play.mail("INBOX", 7);
+    assert_eq!(play.until(1.0), ["0 push a INBOX+Notes", "0 push b INBOX+Notes"]);
+    play.answer(accepted());
+    play.quiet("Notes", 4);
+    play.change("INBOX", ChangeKind::NewMail, None);
+    assert_eq!(play.until(2.0), ["1 accepted a INBOX+Notes"]);
+    let mut lines = play.end();
+    lines.sort();
+    // Nobody knows the state of INBOX, so its row stays as it is.
+    assert_eq!(
+        lines,
+        ["owed a INBOX", "owed a Notes", "owed b INBOX", "owed b Notes", "told Notes 4"]
+    );
+}
+
+#[test]
+fn a_device_is_read_again_before_it_is_pushed_late() {
+    let mut play = Play::with([phone("a"), phone("b")]);
+    play.apns = Some(refused(400));
+    play.mail("INBOX", 7);
+    play.until(1.0);
+    // One registers under another account id, the other is taken away.
+    play.targets = vec![phone("a")];
+    play.targets[0].device.account_id = "NEW".into();
+    play.apns = None;
+    assert_eq!(play.until(60.0), ["60 push a INBOX"]);
+    let state = &play.pending.accounts[&account()];
+    assert_eq!((state.devices.len(), &*state.devices[0].device.account_id), (1, "NEW"));
+}
+
+#[test]
+fn a_mailbox_that_is_no_longer_registered_holds_up_nothing() {
+    let mut play = Play::with([phone("a")]);
+    play.quiet("Notes", 3);
+    play.until(1.0);
+    play.targets[0].mailboxes.truncate(1);
+    play.quiet("INBOX", 7);
+    assert_eq!(play.until(1.0), ["1 told Notes 3"]);
+}
+
+#[test]
+fn many_mailboxes_are_told_in_several_pushes() {
+    let mut target = phone("a");
+    target.mailboxes = (0..150).map(|n| (Mailbox::new(&format!("{n:03}")), false)).collect();
+    let mut play = Play::with([target]);
+    for n in 0..150 {
+        play.mail(&format!("{n:03}"), 1);
+    }
+    let pushes: Vec<_> =
+        play.until(99.0).into_iter().filter(|line| line.contains("push")).collect();
+    let named = |line: &String| line.matches('+').count() + 1;
+    assert_eq!(pushes.iter().map(named).collect::<Vec<_>>(), [100, 50]);
+    assert!(pushes[1].starts_with("5 "), "{pushes:?}");
+}
+
+#[test]
+fn no_more_are_under_way_than_may_be() {
+    let mut play = Play::with((0xa0..0xaa).map(|n| phone(&format!("{n:x}f"))));
+    play.pending.rules.in_flight = 3;
+    play.apns = None;
+    play.mail("INBOX", 7);
+    assert_eq!(play.until(1.0).len(), 3);
+    play.answer(accepted());
+    assert_eq!(play.until(1.0).iter().filter(|line| line.contains("push")).count(), 1);
+}
+
+#[test]
+fn events_are_not_taken_in_without_end_while_nobody_can_be_read() {
+    let mut play = Play::with([]);
+    play.database = false;
+    let mut taken = 0;
+    while play.pending.takes_events() {
+        let account = Account::from_login(&format!("user{taken}"));
+        play.change_of(account, "INBOX", ChangeKind::NewMail, Some(state(1)));
+        taken += 1;
+    }
+    assert_eq!(taken, MAX_UNREAD);
+    play.until(0.0);
+    assert!(!play.pending.takes_events());
+    play.database = true;
+    assert_eq!(play.until(10.0).iter().filter(|line| line.contains("told")).count(), MAX_UNREAD);
+    assert!(play.pending.takes_events() && play.pending.accounts.is_empty());
+}
