@@ -16,8 +16,8 @@ use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::Context;
 use super::register::register;
-use super::{Context, Limits};
 use crate::imap::session::{Action, Disconnect, Session, Step};
 use crate::model::{Account, Credentials, SessionEvent};
 use crate::net::backend::ConnectError;
@@ -330,7 +330,7 @@ impl Driver {
             self.stalled = None;
             return Poll::Pending;
         }
-        let Limits { write_timeout, .. } = self.context.limits;
+        let write_timeout = self.context.limits.write_timeout;
         let timer = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_timeout)));
         ready!(timer.as_mut().poll(cx));
         Poll::Ready(Some(Ended::Fault(format!("a peer took no bytes for {write_timeout:?}"))))

@@ -9,11 +9,11 @@ mod register;
 mod serve;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 pub use self::serve::serve;
+use crate::config::{self, Config};
 use crate::imap::session::{Profile, PushOffer};
 use crate::model::SessionEvent;
 use crate::net::backend::Backend;
@@ -22,30 +22,16 @@ use crate::store::{Store, Vault};
 /// What all sessions share.
 #[derive(Debug)]
 pub struct Context {
-    pub backend: Backend,
+    backend: Backend,
     /// Offered to clients; `None` when push is off.
-    pub push: Option<PushOffer>,
-    pub store: Store,
-    pub vault: Vault,
-    pub events: mpsc::Sender<SessionEvent>,
-    pub limits: Limits,
+    push: Option<PushOffer>,
+    store: Store,
+    vault: Arc<Vault>,
+    events: mpsc::Sender<SessionEvent>,
+    limits: config::Limits,
+    /// Most devices of one account.
+    devices: u32,
     profile: Mutex<Option<Arc<Profile>>>,
-}
-
-/// Bounds of sessions; each is a key of `[limits]` or `[push]`.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Sessions at a time.
-    pub sessions: usize,
-    pub handshake_timeout: Duration,
-    /// From the connection to the login.
-    pub login_timeout: Duration,
-    /// For a peer that takes no bytes although some are waiting.
-    pub write_timeout: Duration,
-    pub command_size: usize,
-    pub capability_size: usize,
-    /// Devices of one account.
-    pub devices: u32,
 }
 
 impl Context {
@@ -53,12 +39,20 @@ impl Context {
         backend: Backend,
         push: Option<PushOffer>,
         store: Store,
-        vault: Vault,
+        vault: Arc<Vault>,
         events: mpsc::Sender<SessionEvent>,
-        limits: Limits,
+        config: &Config,
     ) -> Self {
-        let profile = Mutex::new(None);
-        Self { backend, push, store, vault, events, limits, profile }
+        Self {
+            backend,
+            push,
+            store,
+            vault,
+            events,
+            limits: config.limits.clone(),
+            devices: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
+            profile: Mutex::new(None),
+        }
     }
 
     /// What a session that starts now may offer; shared by all sessions while it stays the same.

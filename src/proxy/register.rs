@@ -21,12 +21,8 @@ pub(super) async fn register(
     let mailboxes = registration.mailboxes.len();
     let sealed = context.vault.seal(&credentials);
     for attempt in 1..=TRIES {
-        let stored = context.store.register(
-            &registration,
-            Some(&sealed),
-            context.limits.devices,
-            Timestamp::now(),
-        );
+        let stored =
+            context.store.register(&registration, Some(&sealed), context.devices, Timestamp::now());
         match stored.await {
             Ok(()) => {
                 tracing::info!(%account, %token, mailboxes, "device registered");

@@ -267,7 +267,7 @@ impl Watcher {
     /// Reads which mailboxes are registered and what their devices were told.
     async fn reload(&mut self) -> Result<(), End> {
         let context = &self.context;
-        let since = Timestamp::now().minus(context.config.registration_ttl);
+        let since = Timestamp::now().minus(context.registration_ttl);
         let rows = context.store.watched(&self.account, since).await?;
         if rows.is_empty() {
             return Err(End::Nothing);
@@ -296,7 +296,7 @@ impl Watcher {
         let config = &context.config;
         let result = context
             .backend
-            .log_in(credentials.clone(), config.answer_timeout, config.response_size)
+            .log_in(credentials.clone(), config.answer_timeout, context.response_size)
             .await;
         match result {
             Ok(logged_in) => {
@@ -305,7 +305,7 @@ impl Watcher {
                     logged_in.stream,
                     logged_in.input,
                     config.answer_timeout,
-                    config.response_size,
+                    context.response_size,
                 );
                 Ok((connection, logged_in.capabilities))
             }

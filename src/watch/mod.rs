@@ -18,60 +18,53 @@ mod pacer;
 mod snapshot;
 mod supervisor;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 pub use self::supervisor::run;
+use crate::config::{self, Config};
 use crate::model::WatchEvent;
 use crate::net::backend::Backend;
 use crate::store::{Store, Vault};
 
-/// Times and bounds of watching; each is a key of `[watch]`, `[push]` or `[limits]`.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// An IDLE is not left open longer than this (RFC 2177 asks for less than 29 minutes).
-    pub idle_renewal: Duration,
-    /// Between two looks at mailboxes for which the backend sends no news.
-    pub poll_interval: Duration,
-    /// For the backend's answer to a command.
-    pub answer_timeout: Duration,
-    /// New connections of watchers, over all accounts.
-    pub logins_per_second: u32,
-    /// Shortest and longest pause before a watcher tries again.
-    pub retry_min: Duration,
-    pub retry_max: Duration,
-    /// After news that is not new mail, before looking: such news come in bursts.
-    pub settle: Duration,
-    /// A device that has not registered for so long is gone.
-    pub registration_ttl: Duration,
-    /// Longest response of a backend, in bytes.
-    pub response_size: usize,
-}
-
 /// What all watchers share.
 #[derive(Debug)]
 pub struct Context {
-    pub config: Config,
-    pub backend: Backend,
-    pub store: Store,
-    pub vault: Vault,
-    pub events: mpsc::Sender<WatchEvent>,
+    config: config::Watch,
+    /// A device that has not registered for so long is gone.
+    registration_ttl: Duration,
+    /// Longest response of a backend, in bytes.
+    response_size: usize,
+    backend: Backend,
+    store: Store,
+    vault: Arc<Vault>,
+    events: mpsc::Sender<WatchEvent>,
     pacer: pacer::Pacer,
     last_id: AtomicU64,
 }
 
 impl Context {
     pub fn new(
-        config: Config,
+        config: &Config,
         backend: Backend,
         store: Store,
-        vault: Vault,
+        vault: Arc<Vault>,
         events: mpsc::Sender<WatchEvent>,
     ) -> Self {
-        let pacer = pacer::Pacer::new(config.logins_per_second);
-        Self { config, backend, store, vault, events, pacer, last_id: AtomicU64::new(0) }
+        Self {
+            config: config.watch.clone(),
+            registration_ttl: config.push.registration_ttl,
+            response_size: config.limits.capability_size,
+            backend,
+            store,
+            vault,
+            events,
+            pacer: pacer::Pacer::new(config.watch.logins_per_second),
+            last_id: AtomicU64::new(0),
+        }
     }
 
     /// An id for a change, above all earlier ones.

@@ -148,6 +148,6 @@ impl Supervisor {
     }
 
     fn alive_since(&self) -> Timestamp {
-        Timestamp::now().minus(self.context.config.registration_ttl)
+        Timestamp::now().minus(self.context.registration_ttl)
     }
 }
