@@ -1,3 +1,7 @@
-//! The `mailchime` program.
+//! The `mailchime` program: arguments in, exit code out.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mailchime::cli::main()
+}

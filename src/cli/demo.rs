@@ -1,0 +1,229 @@
+//! `mailchime demo`: everything on loopback, a push within seconds, no setup.
+//!
+//! Real parts on real sockets: mailchime between a small IMAP server in memory and a stand-in for
+//! APNs, and a scripted phone. All files are in a temporary folder that goes away at the end.
+
+use std::io::IsTerminal;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+
+use super::serve::signals;
+use super::{Failure, logging, runtime, say};
+use crate::app;
+use crate::config::{self, Config, LogFormat};
+use crate::demo::apns::{Apns, Push};
+use crate::demo::backend::Backend;
+use crate::demo::phone::{self, Direction, Phone};
+use crate::demo::pki::Pki;
+
+/// All that is secret here is public.
+const LOGIN: &str = "alice";
+const PASSWORD: &str = "wonder land";
+
+/// The first push must come within this time.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// End after the first push
+    #[arg(long)]
+    once: bool,
+
+    /// Deliver a mail to the demo that runs elsewhere; it prints the address
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "once")]
+    deliver: Option<String>,
+}
+
+pub(super) fn run(options: &Options) -> Result<(), Failure> {
+    logging::init(LogFormat::Text, "warn").map_err(Failure::failed)?;
+    let runtime = runtime()?;
+    match &options.deliver {
+        Some(address) => runtime.block_on(deliver(address)),
+        None => runtime.block_on(show(options.once)),
+    }
+}
+
+async fn deliver(address: &str) -> Result<(), Failure> {
+    phone::deliver(address, LOGIN, PASSWORD, "INBOX", "Another mail")
+        .await
+        .map_err(|error| Failure::Failed(format!("no mail was delivered to {address}: {error}")))?;
+    say("Delivered. Look at the other terminal.");
+    Ok(())
+}
+
+async fn show(once: bool) -> Result<(), Failure> {
+    let paint = Paint { colours: std::io::stdout().is_terminal() };
+    let (mut terminate, mut interrupt) = signals().map_err(Failure::failed)?;
+    let folder = tempfile::Builder::new()
+        .prefix("mailchime-demo-")
+        .tempdir()
+        .map_err(|error| Failure::Failed(format!("no temporary folder: {error}")))?;
+    let world = World::start(folder.path()).await?;
+    let told = tokio::select! {
+        told = world.first_push(&paint) => told,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    if told.is_ok() && !once {
+        say(world.hints(folder.path(), &paint));
+        loop {
+            tokio::select! {
+                push = world.apns.next() => say(paint.push(&push, None)),
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        say("\nGoodbye.");
+    }
+    world.mailchime.stop().await;
+    told
+}
+
+/// The parts of the demo.
+struct World {
+    backend: Backend,
+    apns: Apns,
+    pki: Pki,
+    mailchime: app::Running,
+}
+
+impl World {
+    async fn start(folder: &Path) -> Result<Self, Failure> {
+        let pki = Pki::generate(None).map_err(Failure::failed)?;
+        pki.write_to(folder).map_err(Failure::failed)?;
+        let backend = Backend::start(bind().await?, None).map_err(Failure::failed)?;
+        backend.add_account(LOGIN, PASSWORD.as_bytes());
+        backend.create_mailbox(LOGIN, "Notes").map_err(Failure::failed)?;
+        let apns = Apns::start(bind().await?, &pki).map_err(Failure::failed)?;
+        let file = |name: &str| folder.join(name);
+        let mut config = Config::new(
+            config::Tls { certificate: file("server.pem"), private_key: file("server.key") },
+            config::Backend {
+                host: backend.address().ip().to_string(),
+                port: backend.address().port(),
+                tls: config::BackendTls::None,
+            },
+        );
+        config.listeners = vec![config::Listener { address: (Ipv4Addr::LOCALHOST, 0).into() }];
+        config.store.url = format!("sqlite://{}", file("mailchime.db").display());
+        config.credentials.key_file = file("mailchime.key");
+        let mut client = config::Apns::new(file("apns.pem"), file("apns.key"));
+        client.endpoint =
+            config::Endpoint { host: "localhost".into(), port: apns.address().port() };
+        client.ca = Some(file("ca.pem"));
+        config.apns = Some(client);
+        let mailchime = app::start(&config).await.map_err(Failure::failed)?;
+        Ok(Self { backend, apns, pki, mailchime })
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.mailchime.addresses[0]
+    }
+
+    /// The story: the phone registers and hangs up, a mail arrives, the push comes.
+    async fn first_push(&self, paint: &Paint) -> Result<(), Failure> {
+        say(format_args!(
+            "mailchime's demo. Everything runs on this machine, nothing leaves it.\n\n  \
+             IMAP server, in memory   {}\n  \
+             mailchime, TLS           {}\n  \
+             APNs stand-in, HTTP/2    {}\n",
+            self.backend.address(),
+            self.address(),
+            self.apns.address(),
+        ));
+        say(paint.title("The phone logs in, registers for push and hangs up:"));
+        let phone = Phone {
+            login: LOGIN.into(),
+            password: PASSWORD.into(),
+            account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
+            device_token: "8DF2A4C1".repeat(8),
+            mailboxes: vec!["INBOX".into(), "Notes".into(), "Somebody else's".into()],
+        };
+        let heard = |direction, line: &str| say(paint.line(direction, line));
+        phone
+            .register(self.address(), "localhost", &self.pki.ca.certificate, heard)
+            .await
+            .map_err(|error| Failure::Failed(format!("the phone could not register: {error}")))?;
+        // Nothing would be lost if the mail came sooner; it is to be seen that nobody is connected
+        // but the watcher.
+        let watched = self.backend.wait_until(|counters| counters.idling == 1);
+        tokio::time::timeout(PATIENCE, watched)
+            .await
+            .map_err(|_| Failure::Failed(format!("no watcher was in IDLE within {PATIENCE:?}")))?;
+
+        say(paint.title("\nNobody is connected. A mail arrives:"));
+        let mail = "From: Bob <bob@example.org>\r\nTo: alice@example.org\r\n\
+                    Subject: Hello\r\n\r\nDid it chime?\r\n";
+        self.backend.deliver(LOGIN, "INBOX", mail).map_err(Failure::failed)?;
+        let delivered = Instant::now();
+        say("  From Bob, \"Hello\"");
+        let push = tokio::time::timeout(PATIENCE, self.apns.next())
+            .await
+            .map_err(|_| Failure::Failed(format!("no push came within {PATIENCE:?}")))?;
+        say(paint.title("\nAPNs receives this push:"));
+        say(paint.push(&push, Some(delivered)));
+        Ok(())
+    }
+
+    fn hints(&self, folder: &Path, paint: &Paint) -> String {
+        let program = std::env::current_exe()
+            .map_or_else(|_| "mailchime".into(), |path| path.display().to_string());
+        let address = self.address();
+        let title = paint.title("It stays up until Ctrl-C. From a second terminal:");
+        format!(
+            "\n{title}\n\n  look in (then type: a LOGIN {LOGIN} \"{PASSWORD}\")\n    \
+             openssl s_client -quiet -crlf -CAfile {}/ca.pem -connect {address}\n\n  \
+             deliver another mail\n    {program} demo --deliver {}\n",
+            folder.display(),
+            self.backend.address(),
+        )
+    }
+}
+
+async fn bind() -> Result<TcpListener, Failure> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .map_err(|error| Failure::Failed(format!("no port on loopback: {error}")))
+}
+
+/// Colours, on a terminal only.
+struct Paint {
+    colours: bool,
+}
+
+impl Paint {
+    fn coloured(&self, code: &str, text: &str) -> String {
+        if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn title(&self, text: &str) -> String {
+        self.coloured("1", text)
+    }
+
+    fn line(&self, direction: Direction, line: &str) -> String {
+        match direction {
+            Direction::Client => self.coloured("36", &format!("  phone     > {line}")),
+            Direction::Server => self.coloured("32", &format!("  mailchime < {line}")),
+        }
+    }
+
+    fn push(&self, push: &Push, delivered: Option<Instant>) -> String {
+        let mut lines = Vec::new();
+        let token = push.token.as_ref().map_or("", |token| token.as_given());
+        lines.push(format!("  POST /3/device/{token}"));
+        for name in ["apns-topic", "apns-push-type", "apns-expiration"] {
+            lines.push(format!("  {name}: {}", push.header(name).unwrap_or("-")));
+        }
+        lines.push(self.coloured("33", &format!("  {}", String::from_utf8_lossy(&push.body))));
+        if let Some(delivered) = delivered {
+            let taken = push.received.saturating_duration_since(delivered);
+            let milliseconds = format!("{:.1} ms", taken.as_secs_f64() * 1000.0);
+            let text = format!("  {milliseconds} after the mail was delivered");
+            lines.push(self.coloured("1;33", &text));
+        }
+        lines.join("\n")
+    }
+}
