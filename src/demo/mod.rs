@@ -2,7 +2,8 @@
 //!
 //! The `demo` command, the tests and the benchmarks use the same ones: a small IMAP server in
 //! memory ([`backend`]), Apple's push service ([`apns`]), an iPhone that follows a script
-//! ([`phone`]) and the certificates that they need ([`pki`]).
+//! ([`phone`]) and the certificates that they need ([`pki`]). Written dialogues ([`dialogue`]) are
+//! read here, too.
 //!
 //! They are an independent check of mailchime's own wire code, so nothing here may use it: IMAP is
 //! read and written by `imap-codec`, HTTP/2 by hyper.
@@ -14,6 +15,7 @@ use rustls::crypto::CryptoProvider;
 
 pub mod apns;
 pub mod backend;
+pub mod dialogue;
 pub mod phone;
 pub mod pki;
 mod port;

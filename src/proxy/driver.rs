@@ -224,6 +224,8 @@ impl Driver {
             Some(backend) => {
                 let pause = backend.pump(cx, Some(client), session)?;
                 if backend.lane.ended && !session.is_relaying() && session.unavailable() {
+                    // The client is to be told, in another round.
+                    client.lane.moved = true;
                     self.backend = None;
                 }
                 Ok(pause)

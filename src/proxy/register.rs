@@ -31,7 +31,7 @@ pub(super) async fn register(
                     context.events.send(SessionEvent::Registered { account, credentials }).await;
                 return true;
             }
-            Err(error) if attempt == TRIES => {
+            Err(error) if attempt == TRIES || !error.is_temporary() => {
                 tracing::error!(%account, %token, %error, "a registration could not be stored");
             }
             Err(error) => {

@@ -4,6 +4,7 @@
 
 mod config;
 mod demo_parts;
+mod dialogues;
 mod floors;
 mod skip;
 mod store;

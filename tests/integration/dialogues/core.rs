@@ -1,0 +1,182 @@
+//! The pure core with memory in place of sockets.
+
+use std::path::Path;
+
+use mailchime::demo::dialogue::{Dialogue, Event, Peer, Text, Variables, What};
+use mailchime::imap::session::{Action, Profile, Session, Step};
+use mailchime::model::Registration;
+
+/// A session, and the bytes on their way around it.
+pub(super) struct Core {
+    pub(super) session: Session,
+    from_client: Vec<u8>,
+    from_backend: Vec<u8>,
+    pub(super) to_client: Vec<u8>,
+    pub(super) to_backend: Vec<u8>,
+    backend_ended: bool,
+    pub(super) closed: bool,
+    wants_backend: bool,
+    registration: Option<Registration>,
+}
+
+impl Core {
+    pub(super) fn new(profile: std::sync::Arc<Profile>) -> Self {
+        let mut core = Self {
+            session: Session::new(profile, "mcRANDOMx".into()),
+            from_client: Vec::new(),
+            from_backend: Vec::new(),
+            to_client: Vec::new(),
+            to_backend: Vec::new(),
+            backend_ended: false,
+            closed: false,
+            wants_backend: false,
+            registration: None,
+        };
+        core.pump();
+        core
+    }
+
+    pub(super) fn says(&mut self, peer: Peer, bytes: &[u8]) {
+        match peer {
+            Peer::Client => self.from_client.extend_from_slice(bytes),
+            Peer::Backend => self.from_backend.extend_from_slice(bytes),
+        }
+        self.pump();
+    }
+
+    /// Carries bytes as a driver of sockets does, until nothing moves.
+    pub(super) fn pump(&mut self) {
+        loop {
+            self.outputs();
+            let mut moved = false;
+            match self.session.client(&self.from_client, false) {
+                Step::Wait => {}
+                Step::Forward(length) => {
+                    moved = true;
+                    self.to_backend.extend(self.from_client.drain(..length));
+                }
+                Step::Take(length) => {
+                    moved = length > 0 || !self.session.output.to_backend.is_empty();
+                    self.from_client.drain(..length);
+                }
+                Step::Close(_) => self.closed = true,
+            }
+            self.outputs();
+            match self.session.backend(&self.from_backend, self.backend_ended) {
+                Step::Wait => {}
+                Step::Forward(length) => {
+                    moved |= length > 0;
+                    self.to_client.extend(self.from_backend.drain(..length));
+                }
+                Step::Take(length) => {
+                    moved |= length > 0 || !self.session.output.to_client.is_empty();
+                    self.from_backend.drain(..length);
+                }
+                Step::Close(_) => self.closed = true,
+            }
+            self.outputs();
+            if !moved || self.closed {
+                return;
+            }
+        }
+    }
+
+    fn outputs(&mut self) {
+        let output = &mut self.session.output;
+        self.to_client.append(&mut output.to_client);
+        self.to_backend.append(&mut output.to_backend);
+        while let Some(action) = output.actions.pop_front() {
+            match action {
+                Action::Connect(_) => self.wants_backend = true,
+                Action::Register(registration) => self.registration = Some(registration),
+                Action::Close => self.closed = true,
+                Action::Disconnect(_) => self.from_backend.clear(),
+                Action::LoggedIn(_) | Action::Seen(_) => {}
+            }
+        }
+    }
+
+    pub(super) fn connect(&mut self) {
+        assert!(std::mem::take(&mut self.wants_backend), "no connection was asked for");
+        self.session.connected();
+        self.pump();
+    }
+}
+
+pub(super) fn play(path: &Path, dialogue: &Dialogue, byte_by_byte: bool) {
+    let mut core = Core::new(super::profile(super::offered(dialogue), super::push(dialogue)));
+    let mut variables = Variables::default();
+    for Event { line, what } in &dialogue.events {
+        let place = format!("{}:{line}", path.display());
+        match what {
+            What::Says(peer, text) => {
+                let bytes = text.filled(&variables);
+                let piece = if byte_by_byte { 1 } else { bytes.len() };
+                for piece in bytes.chunks(piece) {
+                    core.says(*peer, piece);
+                }
+            }
+            What::Hears(peer, text) => {
+                let heard = match peer {
+                    Peer::Client => &mut core.to_client,
+                    Peer::Backend => &mut core.to_backend,
+                };
+                for line in text.lines() {
+                    compare(&line, heard, &mut variables, &place);
+                }
+            }
+            What::Does(what) => does(&mut core, what, &place),
+        }
+    }
+    assert_eq!(core.to_client.escape_ascii().to_string(), "", "{}: left over", path.display());
+    assert_eq!(core.to_backend.escape_ascii().to_string(), "", "{}: left over", path.display());
+}
+
+fn compare(line: &Text, heard: &mut Vec<u8>, variables: &mut Variables, place: &str) {
+    let length = line.length().unwrap_or_else(|| {
+        heard.iter().position(|b| *b == b'\n').map_or(heard.len(), |feed| feed + 1)
+    });
+    let length = length.min(heard.len());
+    let line_heard: Vec<u8> = heard.drain(..length).collect();
+    if let Err(difference) = line.compare(&line_heard, variables) {
+        panic!("{place}:\n{difference}");
+    }
+}
+
+fn does(core: &mut Core, what: &str, place: &str) {
+    let (verb, rest) = what.split_once(' ').unwrap_or((what, ""));
+    match (verb, rest) {
+        ("connect", "") => {
+            assert!(core.wants_backend, "{place}: no connection was asked for");
+            core.connect();
+        }
+        ("unreachable", "") => {
+            assert!(std::mem::take(&mut core.wants_backend), "{place}: nothing was tried");
+            assert!(core.session.unavailable());
+            core.pump();
+        }
+        ("hang", "up") => {
+            core.backend_ended = true;
+            if core.session.unavailable() {
+                core.backend_ended = false;
+            }
+            core.pump();
+        }
+        ("store", mailboxes) => {
+            let registration = core.registration.take();
+            let registration = registration.unwrap_or_else(|| panic!("{place}: nothing to store"));
+            let stored: Vec<_> =
+                registration.mailboxes.iter().map(|(mailbox, _)| mailbox.to_string()).collect();
+            assert_eq!(stored.join(", "), mailboxes, "{place}");
+            core.session.registered(true);
+            core.pump();
+        }
+        ("cannot", "store") => {
+            assert!(core.registration.take().is_some(), "{place}: nothing to store");
+            core.session.registered(false);
+            core.pump();
+        }
+        ("close", "") => assert!(core.closed, "{place}: still open"),
+        _ => panic!("{place}: what is {what:?}?"),
+    }
+}
