@@ -6,5 +6,6 @@ mod config;
 mod demo_parts;
 mod dialogues;
 mod floors;
+mod relay;
 mod skip;
 mod store;

@@ -7,20 +7,20 @@ use mailchime::imap::session::{Action, Profile, Session, Step};
 use mailchime::model::Registration;
 
 /// A session, and the bytes on their way around it.
-pub(super) struct Core {
-    pub(super) session: Session,
+pub(crate) struct Core {
+    pub(crate) session: Session,
     from_client: Vec<u8>,
     from_backend: Vec<u8>,
-    pub(super) to_client: Vec<u8>,
-    pub(super) to_backend: Vec<u8>,
+    pub(crate) to_client: Vec<u8>,
+    pub(crate) to_backend: Vec<u8>,
     backend_ended: bool,
-    pub(super) closed: bool,
+    pub(crate) closed: bool,
     wants_backend: bool,
     registration: Option<Registration>,
 }
 
 impl Core {
-    pub(super) fn new(profile: std::sync::Arc<Profile>) -> Self {
+    pub(crate) fn new(profile: std::sync::Arc<Profile>) -> Self {
         let mut core = Self {
             session: Session::new(profile, "mcRANDOMx".into()),
             from_client: Vec::new(),
@@ -36,7 +36,7 @@ impl Core {
         core
     }
 
-    pub(super) fn says(&mut self, peer: Peer, bytes: &[u8]) {
+    pub(crate) fn says(&mut self, peer: Peer, bytes: &[u8]) {
         match peer {
             Peer::Client => self.from_client.extend_from_slice(bytes),
             Peer::Backend => self.from_backend.extend_from_slice(bytes),
@@ -45,7 +45,7 @@ impl Core {
     }
 
     /// Carries bytes as a driver of sockets does, until nothing moves.
-    pub(super) fn pump(&mut self) {
+    pub(crate) fn pump(&mut self) {
         loop {
             self.outputs();
             let mut moved = false;
@@ -96,14 +96,14 @@ impl Core {
         }
     }
 
-    pub(super) fn connect(&mut self) {
+    pub(crate) fn connect(&mut self) {
         assert!(std::mem::take(&mut self.wants_backend), "no connection was asked for");
         self.session.connected();
         self.pump();
     }
 }
 
-pub(super) fn play(path: &Path, dialogue: &Dialogue, byte_by_byte: bool) {
+pub(crate) fn play(path: &Path, dialogue: &Dialogue, byte_by_byte: bool) {
     let mut core = Core::new(super::profile(super::offered(dialogue), super::push(dialogue)));
     let mut variables = Variables::default();
     for Event { line, what } in &dialogue.events {

@@ -1,9 +1,9 @@
 //! Every dialogue in `fixtures/`, played three ways: through the pure core in one piece, through
 //! the pure core byte by byte, and over real TLS sockets.
 
-mod core;
+pub(crate) mod core;
 
-mod sockets;
+pub(crate) mod sockets;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use mailchime::demo::dialogue::Dialogue;
 use mailchime::imap::capability::Capabilities;
 use mailchime::imap::session::{Profile, PushOffer};
 
-pub(crate) const TOPIC: &str = "com.apple.mail.XServer.11111111-2222-3333-4444-555555555555";
+const TOPIC: &str = "com.apple.mail.XServer.11111111-2222-3333-4444-555555555555";
 
 #[test]
 fn dialogues_hold_in_one_piece() {
@@ -60,11 +60,15 @@ fn offered(dialogue: &Dialogue) -> Option<Capabilities> {
 
 fn push(dialogue: &Dialogue) -> Option<PushOffer> {
     let off = dialogue.settings.iter().any(|(name, value)| name == "push" && value == "off");
-    (!off).then(|| PushOffer {
+    (!off).then(push_offer)
+}
+
+pub(crate) fn push_offer() -> PushOffer {
+    PushOffer {
         topic: TOPIC.into(),
         clients: vec!["com.apple.mobilemail".into()],
         most_mailboxes: 64,
-    })
+    }
 }
 
 pub(crate) fn profile(backend: Option<Capabilities>, push: Option<PushOffer>) -> Arc<Profile> {

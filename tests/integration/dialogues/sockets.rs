@@ -87,7 +87,7 @@ impl Proxy {
     }
 }
 
-pub(super) async fn play(path: &Path, dialogue: &Dialogue) {
+pub(crate) async fn play(path: &Path, dialogue: &Dialogue) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let backend_address = listener.local_addr().unwrap();
     let proxy = Proxy::start(backend_address, super::push(dialogue), |_| {}).await;
@@ -149,7 +149,8 @@ pub(super) async fn play(path: &Path, dialogue: &Dialogue) {
             && let Some(mailboxes) = what.strip_prefix("store")
         {
             let stored = stored_mailboxes(&proxy.store).await;
-            let mut expected: Vec<_> = mailboxes.trim().split(", ").filter(|m| !m.is_empty()).collect();
+            let mut expected: Vec<_> =
+                mailboxes.trim().split(", ").filter(|m| !m.is_empty()).collect();
             expected.sort_unstable();
             assert_eq!(stored, expected, "{}: what is in the store", path.display());
             break;

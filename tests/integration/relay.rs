@@ -1,0 +1,278 @@
+//! The relay after login is a plain copy but for what is ours: at random split points through the
+//! pure core, and in bulk over real sockets.
+
+use std::time::Duration;
+
+use mailchime::demo::dialogue::Peer;
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream;
+
+use crate::dialogues::core::Core;
+use crate::dialogues::sockets::{Proxy, read_to_end};
+use crate::dialogues::{profile, push_offer};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A core whose user is logged in, with nothing heard.
+fn relaying() -> Core {
+    let mut core = Core::new(profile(None, Some(push_offer())));
+    core.says(Peer::Client, b"a LOGIN alice x\r\n");
+    core.connect();
+    core.says(Peer::Backend, b"* OK [CAPABILITY IMAP4rev1] ready\r\nm2 OK in\r\n");
+    assert!(core.session.is_relaying());
+    core.to_client.clear();
+    core.to_backend.clear();
+    core
+}
+
+fn in_pieces(core: &mut Core, peer: Peer, bytes: &[u8], cuts: &[usize]) {
+    let mut cuts: Vec<_> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
+    cuts.sort_unstable();
+    let mut last = 0;
+    for cut in cuts.into_iter().chain([bytes.len()]) {
+        core.says(peer, &bytes[last..cut]);
+        last = cut;
+    }
+}
+
+/// What a literal may hold, to lead the framer astray.
+fn hostile() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        Just(b"a OK done\r\n".to_vec()),
+        Just(b"* CAPABILITY IMAP4rev1 STARTTLS\r\n".to_vec()),
+        Just(b"* OK [CAPABILITY STARTTLS] x\r\n".to_vec()),
+        Just(b"+ go\r\n".to_vec()),
+        Just(b"x {5}\r\n".to_vec()),
+        Just(b"y {9999999999+}\r\n".to_vec()),
+        Just(b"t XAPPLEPUSHSERVICE \"a\" \"b\"\r\n".to_vec()),
+        Just(b"DONE\r\n".to_vec()),
+        prop::collection::vec(any::<u8>(), 0..20),
+    ];
+    prop::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat())
+}
+
+fn response() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        hostile().prop_map(|body| {
+            [format!("* 1 FETCH (BODY[] {{{}}}\r\n", body.len()).as_bytes(), &body, b")\r\n"]
+                .concat()
+        }),
+        (hostile(), hostile()).prop_map(|(a, b)| {
+            let first = format!("* 2 FETCH (A ~{{{}}}\r\n", a.len());
+            let second = format!(" B {{{}}}\r\n", b.len());
+            [first.as_bytes(), &a, second.as_bytes(), &b, b")\r\n"].concat()
+        }),
+        Just(b"* OK text with {7}\r\n".to_vec()),
+        Just(b"b NO [TRYCREATE] CAPABILITY {7+}\r\n".to_vec()),
+        Just(b"* 23 EXISTS\r\n".to_vec()),
+        Just(b"*  5 EXPUNGE\n".to_vec()),
+        Just(b"* STATUS x (MESSAGES 1)\r\n".to_vec()),
+        Just(b"* ENABLED X\r\n".to_vec()),
+        Just(b"+ idling {3}\r\n".to_vec()),
+        Just(b"\r\n".to_vec()),
+        "[ -~]{0,40}".prop_map(|text| format!("* X{}\r\n", text.replace('}', "")).into_bytes()),
+    ]
+}
+
+fn command() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        hostile().prop_map(|body| {
+            [format!("c APPEND x {{{}+}}\r\n", body.len()).as_bytes(), &body, b"\r\n"].concat()
+        }),
+        Just(b"d NOOP\r\n".to_vec()),
+        Just(b"e UID FETCH 1:* (FLAGS)\n".to_vec()),
+        Just(b"\r\n".to_vec()),
+        Just(b"garbage\r\n".to_vec()),
+        Just(b"DONE\r\n".to_vec()),
+        "[a-z0-9]{1,8} [A-Z]{1,20} [ -~]{0,30}".prop_map(|text| format!(
+            "{}\r\n",
+            text.replace(['{', '}'], "")
+        )
+        .into_bytes()),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn what_a_backend_says_arrives_unchanged(
+        responses in prop::collection::vec(response(), 1..8),
+        cuts in prop::collection::vec(any::<usize>(), 0..20),
+    ) {
+        let stream = responses.concat();
+        let mut core = relaying();
+        in_pieces(&mut core, Peer::Backend, &stream, &cuts);
+        prop_assert_eq!(core.to_client.escape_ascii().to_string(), stream.escape_ascii().to_string());
+        prop_assert!(core.to_backend.is_empty());
+    }
+
+    #[test]
+    fn what_a_client_says_arrives_unchanged(
+        commands in prop::collection::vec(command(), 1..8),
+        cuts in prop::collection::vec(any::<usize>(), 0..20),
+    ) {
+        let stream = commands.concat();
+        let mut core = relaying();
+        in_pieces(&mut core, Peer::Client, &stream, &cuts);
+        prop_assert_eq!(core.to_backend.escape_ascii().to_string(), stream.escape_ascii().to_string());
+        prop_assert!(core.to_client.is_empty());
+    }
+
+    /// Whatever bytes come from either side, in whatever order: no panic, and nothing is made up.
+    #[test]
+    fn no_bytes_of_either_side_break_it(
+        said in prop::collection::vec((any::<bool>(), prop_oneof![response(), command(), hostile()]), 0..12),
+    ) {
+        let mut core = relaying();
+        for (from_client, bytes) in said {
+            core.says(if from_client { Peer::Client } else { Peer::Backend }, &bytes);
+        }
+    }
+
+    #[test]
+    fn no_bytes_before_login_break_it(
+        said in prop::collection::vec(prop_oneof![response(), command(), hostile()], 0..12),
+    ) {
+        let mut core = Core::new(profile(None, None));
+        for bytes in said {
+            core.says(Peer::Client, &bytes);
+        }
+    }
+}
+
+/// A client and a backend with mailchime between them, after a login.
+async fn between() -> (Proxy, TlsStream<TcpStream>, TcpStream) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let proxy = Proxy::start(address, Some(push_offer()), |_| {}).await;
+    let mut client = proxy.connect().await;
+    client.write_all(b"a LOGIN alice x\r\n").await.unwrap();
+    let (mut backend, _) = listener.accept().await.unwrap();
+    backend.write_all(b"* OK [CAPABILITY IMAP4rev1] ready\r\n").await.unwrap();
+    hear(&mut backend, b"m2 LOGIN alice x\r\n").await;
+    backend.write_all(b"m2 OK in\r\n").await.unwrap();
+    let mut heard = Vec::new();
+    while !heard.ends_with(b"a OK in\r\n") {
+        heard.push(client.read_u8().await.unwrap());
+    }
+    (proxy, client, backend)
+}
+
+async fn hear(stream: &mut (impl AsyncReadExt + Unpin), expected: &[u8]) {
+    let mut heard = vec![0; expected.len()];
+    stream.read_exact(&mut heard).await.unwrap();
+    assert!(heard == expected, "heard {}", heard[..heard.len().min(200)].escape_ascii());
+}
+
+/// A response of `size` bytes in which nothing is what it seems.
+fn large(size: usize) -> Vec<u8> {
+    let mut body = Vec::with_capacity(size + 100);
+    while body.len() < size {
+        body.extend_from_slice(b"a OK done\r\n* CAPABILITY STARTTLS\r\n{99}\r\n\0\xff");
+        let random: [u8; 32] = std::array::from_fn(|i| (body.len() * 31 + i * 7) as u8);
+        body.extend_from_slice(&random);
+    }
+    let head = format!("* 1 FETCH (BODY[] {{{}}}\r\n", body.len());
+    [head.as_bytes(), &body, b")\r\nb OK done\r\n"].concat()
+}
+
+#[tokio::test]
+async fn twenty_megabytes_arrive_at_a_client_that_reads_in_fits() {
+    let test = async {
+        let (_proxy, mut client, mut backend) = between().await;
+        let response = large(20_000_000);
+        let expected = response.clone();
+        let sender = tokio::spawn(async move {
+            backend.write_all(&response).await.unwrap();
+            backend
+        });
+        let mut at = 0;
+        let mut piece = vec![0; 1_000_000];
+        while at < expected.len() {
+            // Nothing is read for some turns: what is under way has to wait where it is.
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            let length = client.read(&mut piece).await.unwrap();
+            assert!(length > 0, "ended after {at}");
+            assert!(piece[..length] == expected[at..at + length], "differs after {at}");
+            at += length;
+        }
+        drop(sender.await.unwrap());
+        assert_eq!(read_to_end(&mut client).await, b"");
+    };
+    tokio::time::timeout(LIMIT, test).await.expect("in time");
+}
+
+#[tokio::test]
+async fn uploads_and_downloads_do_not_wait_for_each_other() {
+    let test = async {
+        let (_proxy, client, backend) = between().await;
+        let (mut from_client, mut to_client) = tokio::io::split(client);
+        let (mut from_backend, mut to_backend) = backend.into_split();
+        let down = large(5_000_000);
+        let body = large(5_000_000);
+        let up =
+            [format!("b APPEND x {{{}+}}\r\n", body.len()).as_bytes(), &body, b"\r\n"].concat();
+        let (up_said, down_said) = (up.clone(), down.clone());
+        let saying = async {
+            let up = async {
+                to_client.write_all(&up_said).await.unwrap();
+                to_client.flush().await.unwrap();
+            };
+            let down = async { to_backend.write_all(&down_said).await.unwrap() };
+            tokio::join!(up, down)
+        };
+        tokio::join!(saying, hear(&mut from_backend, &up), hear(&mut from_client, &down));
+    };
+    tokio::time::timeout(LIMIT, test).await.expect("in time");
+}
+
+#[tokio::test]
+async fn a_client_that_has_said_all_still_hears_the_rest() {
+    let test = async {
+        let (_proxy, mut client, mut backend) = between().await;
+        client.write_all(b"b FETCH 1 BODY[]\r\nc LOG").await.unwrap();
+        client.shutdown().await.unwrap();
+        hear(&mut backend, b"b FETCH 1 BODY[]\r\nc LOG").await;
+        assert_eq!(read_to_end(&mut backend).await, b"", "the half-close goes on");
+        backend.write_all(b"* 1 FETCH (BODY[] {3}\r\nabc)\r\nb OK\r\n* BY").await.unwrap();
+        drop(backend);
+        let expected = b"* 1 FETCH (BODY[] {3}\r\nabc)\r\nb OK\r\n* BY";
+        assert_eq!(read_to_end(&mut client).await, expected);
+    };
+    tokio::time::timeout(LIMIT, test).await.expect("in time");
+}
+
+#[tokio::test]
+async fn the_last_words_of_a_backend_that_takes_no_more_arrive() {
+    let test = async {
+        let (_proxy, mut client, mut backend) = between().await;
+        backend.write_all(b"* BYE Autologout\r\n").await.unwrap();
+        backend.shutdown().await.unwrap();
+        for _ in 0..50 {
+            // Some of these meet a closed socket.
+            if client.write_all(b"b NOOP\r\n").await.is_err() {
+                break;
+            }
+        }
+        assert_eq!(read_to_end(&mut client).await, b"* BYE Autologout\r\n");
+    };
+    tokio::time::timeout(LIMIT, test).await.expect("in time");
+}
+
+#[tokio::test]
+async fn a_capability_list_without_end_ends_the_session() {
+    let test = async {
+        let (_proxy, mut client, mut backend) = between().await;
+        let _ = backend.write_all(b"* CAPABILITY ").await;
+        for _ in 0..200 {
+            if backend.write_all(&[b'x'; 1000]).await.is_err() {
+                break;
+            }
+        }
+        assert_eq!(read_to_end(&mut client).await, b"");
+    };
+    tokio::time::timeout(LIMIT, test).await.expect("in time");
+}
