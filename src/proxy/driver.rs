@@ -188,6 +188,8 @@ impl Driver {
             if self.client.lane.moved
                 || self.backend.as_ref().is_some_and(|backend| backend.lane.moved)
             {
+                // A peer that takes bytes slowly still takes them.
+                self.stalled = None;
                 continue;
             }
             if !self.session.output.actions.is_empty() {
