@@ -355,11 +355,13 @@ impl Driver {
         {
             rest.extend_from_slice(words);
         }
-        let backend = self.backend.take();
+        let backend = &mut self.backend;
         let last_words = async {
             poll_fn(|cx| client.poll_write_own(cx, &mut rest)).await?;
             poll_fn(|cx| client.poll_shutdown(cx)).await?;
-            drop(backend);
+            if let Some(backend) = backend {
+                poll_fn(|cx| backend.poll_shutdown(cx)).await?;
+            }
             // A client that still sends would meet a reset, and might lose our last words to it.
             poll_fn(|cx| client.poll_discard(cx)).await
         };
