@@ -174,7 +174,7 @@ impl Text {
 
     /// How many bytes it matches, or `None` if that is for the next line end to say.
     pub fn length(&self) -> Option<usize> {
-        (!self.0.ends_with(b"\n")).then(|| self.0.len())
+        (!self.0.ends_with(b"\n")).then_some(self.0.len())
     }
 
     /// Compares one line. A placeholder seen for the first time stands for what is there, up to
