@@ -6,6 +6,7 @@ mod config;
 mod demo_parts;
 mod dialogues;
 mod floors;
+mod push;
 mod relay;
 mod skip;
 mod store;

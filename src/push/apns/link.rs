@@ -142,7 +142,16 @@ impl Link {
 
     /// Sends nothing more over `up`; what is under way there may end.
     pub(super) fn give_up(&self, up: &Up, why: &str) {
-        self.shared.state.send_if_modified(|state| state.lost(up.number, why));
+        self.shared.state.send_if_modified(|state| {
+            let news = state.lost(up.number, why);
+            // A request often knows better than the connection why that ended.
+            if let Phase::Down(Some(down)) = &mut state.phase
+                && state.number == up.number
+            {
+                down.why = why.into();
+            }
+            news
+        });
     }
 }
 

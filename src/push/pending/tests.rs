@@ -485,7 +485,7 @@ fn a_database_that_fails_loses_nothing_and_does_not_delay_what_is_known() {
     play.mail("INBOX", 7);
     let fails = ["0 read fails", "0.5 read fails", "1.5 read fails"];
     assert_eq!(play.until(2.0), fails);
-    let id = play.change("Notes", ChangeKind::NewMail, None);
+    play.change("Notes", ChangeKind::NewMail, None);
     play.database = true;
     let done = ["3.5 push a INBOX+Notes", "3.5 accepted a INBOX+Notes", "3.5 told INBOX 7"];
     assert_eq!(play.until(4.0), done);
@@ -504,7 +504,6 @@ fn a_database_that_fails_loses_nothing_and_does_not_delay_what_is_known() {
     let done = ["21.5 accepted a INBOX", "21.5 told INBOX 8"];
     assert_eq!(play.until(22.0), done);
     assert_eq!(play.until(99.0).last().unwrap(), "25 told INBOX 9");
-    let _ = id;
 }
 
 #[test]

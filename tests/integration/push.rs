@@ -1,0 +1,75 @@
+//! The way of a change out, over real sockets: HTTP/2 and TLS with a client certificate to the
+//! stand-in for APNs, and a database in a file.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "the helpers of tests are tests")]
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mailchime::config::{self, Endpoint};
+use mailchime::demo::apns::Apns as StandIn;
+use mailchime::demo::pki::Pki;
+use mailchime::model::{Account, Device, DeviceToken};
+use mailchime::push::apns::{Apns, Identity};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+
+mod client;
+mod dispatcher;
+
+async fn limited(test: impl Future<Output = ()>) {
+    tokio::time::timeout(Duration::from_secs(30), test).await.expect("the test takes too long");
+}
+
+async fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").await.unwrap()
+}
+
+/// Certificates in memory and in a folder.
+struct Certificates {
+    pki: Pki,
+    folder: TempDir,
+}
+
+impl Certificates {
+    fn new() -> Self {
+        let pki = Pki::generate(None).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        pki.write_to(folder.path()).unwrap();
+        Self { pki, folder }
+    }
+
+    async fn stand_in(&self) -> StandIn {
+        StandIn::start(listener().await, &self.pki).unwrap()
+    }
+
+    fn identity(&self) -> Identity {
+        let file = |name| self.folder.path().join(name);
+        Identity::load(&file("apns.pem"), &file("apns.key")).unwrap()
+    }
+
+    /// How to reach a server of these certificates.
+    fn config(&self, address: SocketAddr) -> config::Apns {
+        let file = |name| self.folder.path().join(name);
+        let mut config = config::Apns::new(file("apns.pem"), file("apns.key"));
+        config.endpoint = Endpoint { host: address.ip().to_string(), port: address.port() };
+        config.ca = Some(file("ca.pem"));
+        config
+    }
+
+    fn client(&self, address: SocketAddr) -> Apns {
+        Apns::new(&self.identity(), &self.config(address), None).unwrap()
+    }
+
+    /// A device whose token begins with `name`.
+    fn device(&self, name: &str) -> Device {
+        Device {
+            account: Account::from_login("alice@example.org"),
+            account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
+            token: DeviceToken::new(&format!("{name:0<64}")).unwrap(),
+            subtopic: "com.apple.mobilemail".into(),
+            version: 2,
+            topic: self.pki.topic.clone(),
+        }
+    }
+}

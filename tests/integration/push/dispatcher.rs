@@ -1,0 +1,330 @@
+//! From a watcher's change to the push and the row.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use mailchime::config;
+use mailchime::demo::apns::Answer;
+use mailchime::model::{
+    Account, Change, ChangeKind, Device, Mailbox, Registration, Snapshot, Timestamp, WatchEvent,
+};
+use mailchime::push::apns::Apns;
+use mailchime::push::dispatcher;
+use mailchime::push::payload::mailbox_hash;
+use mailchime::store::Store;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, SqliteConnection};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+
+use super::{Certificates, limited};
+
+const EVER: Timestamp = Timestamp(0);
+
+/// A database with devices that registered when each mailbox had one mail.
+struct Disk {
+    folder: TempDir,
+    store: Store,
+}
+
+impl Disk {
+    async fn with(devices: &[Device]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
+        let store = Store::open(&url, Duration::from_millis(50)).await.unwrap();
+        for device in devices {
+            let mailboxes = ["INBOX", "Notes"].map(|name| (Mailbox::new(name), state(1))).to_vec();
+            let registration = Registration { device: device.clone(), mailboxes };
+            store.register(&registration, None, 10, Timestamp::now()).await.unwrap();
+        }
+        Self { folder, store }
+    }
+
+    /// What the devices were told of.
+    async fn told(&self) -> Vec<(String, u64)> {
+        let rows = self.store.watched(&alice(), EVER).await.unwrap();
+        rows.iter().map(|(mailbox, told)| (mailbox.to_string(), told.uid_next.unwrap())).collect()
+    }
+
+    /// The mailboxes that are owed, with how the token of the device begins.
+    async fn owed(&self) -> Vec<String> {
+        let mut owed = Vec::new();
+        for target in self.store.targets(&alice(), EVER).await.unwrap() {
+            let marked = target.mailboxes.iter().filter(|(_, owed)| *owed);
+            let token = &target.device.token.as_given()[..2];
+            owed.extend(marked.map(|(mailbox, _)| format!("{token} {mailbox}")));
+        }
+        owed
+    }
+
+    /// A connection beside the program's own.
+    async fn beside(&self) -> SqliteConnection {
+        let file = self.folder.path().join("mailchime.db");
+        SqliteConnectOptions::new().filename(file).connect().await.unwrap()
+    }
+}
+
+/// A dispatcher that runs.
+struct Running {
+    events: mpsc::Sender<WatchEvent>,
+    removed: mpsc::Receiver<Account>,
+    cancel: CancellationToken,
+    task: JoinHandle<()>,
+    id: u64,
+}
+
+impl Running {
+    fn start(disk: &Disk, apns: Apns) -> Self {
+        let (events, changes) = mpsc::channel(8);
+        let (hints, removed) = mpsc::channel(8);
+        let cancel = CancellationToken::new();
+        let rules = config::Push { min_interval: Duration::ZERO, ..config::Push::default() };
+        let store = disk.store.clone();
+        let task =
+            tokio::spawn(dispatcher::run(changes, store, apns, rules, hints, cancel.clone()));
+        Self { events, removed, cancel, task, id: 0 }
+    }
+
+    async fn change(&mut self, mailbox: &str, snapshot: Option<Snapshot>) -> u64 {
+        self.id += 1;
+        let (account, mailbox) = (alice(), Mailbox::new(mailbox));
+        let (kind, id, seen_at) = (ChangeKind::NewMail, self.id, Instant::now());
+        let change = Change { account, mailbox, kind, id, snapshot, seen_at };
+        self.events.send(WatchEvent::Changed(change)).await.unwrap();
+        id
+    }
+
+    async fn mail(&mut self, mailbox: &str, n: u64) {
+        self.change(mailbox, Some(state(n))).await;
+    }
+
+    /// Ends it as the program does.
+    async fn end(self) {
+        self.cancel.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+fn alice() -> Account {
+    Account::from_login("alice@example.org")
+}
+
+fn state(n: u64) -> Snapshot {
+    Snapshot { uid_next: Some(n), ..Snapshot::default() }
+}
+
+fn rows(inbox: u64, notes: u64) -> Vec<(String, u64)> {
+    vec![("INBOX".into(), inbox), ("Notes".into(), notes)]
+}
+
+#[tokio::test]
+async fn a_change_becomes_a_push_to_each_device_and_then_the_row_moves() {
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let mut asleep = certificates.device("cc");
+        asleep.topic = "com.apple.mail.XServer.old".into();
+        let devices = [certificates.device("aa"), certificates.device("bb"), asleep];
+        let disk = Disk::with(&devices).await;
+        let mut running = Running::start(&disk, certificates.client(stand_in.address()));
+
+        let id = running.change("INBOX", None).await;
+        let mut tokens = Vec::new();
+        for _ in 0..2 {
+            let push = stand_in.next().await;
+            assert_eq!(push.json()["aps"].get("m"), None);
+            tokens.push(push.token.unwrap().as_given()[..2].to_owned());
+        }
+        tokens.sort();
+        assert_eq!(tokens, ["aa", "bb"]);
+
+        let (account, mailbox) = (alice(), Mailbox::inbox());
+        let event = WatchEvent::Confirmed { account, mailbox, id, snapshot: state(2) };
+        running.events.send(event).await.unwrap();
+        running.mail("Notes", 3).await;
+        let push = stand_in.next().await;
+        assert_eq!(push.json()["aps"]["m"][0], mailbox_hash(&Mailbox::new("Notes")));
+        stand_in.next().await;
+        running.end().await;
+        assert_eq!(disk.told().await, rows(2, 3));
+        assert!(disk.owed().await.is_empty());
+        assert_eq!(stand_in.received(), 4);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn b24_b25_a_dead_device_is_removed_and_the_watcher_of_nobody_may_stop() {
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let device = certificates.device("aa");
+        let disk = Disk::with(std::slice::from_ref(&device)).await;
+        let mut running = Running::start(&disk, certificates.client(stand_in.address()));
+
+        // Dead before it registered: the registration is the newer truth.
+        stand_in.answer_next(1, Answer::gone(1_600_000_000_000));
+        running.mail("INBOX", 2).await;
+        stand_in.next().await;
+        running.end().await;
+        assert_eq!((disk.told().await, disk.owed().await), (rows(2, 1), vec!["aa INBOX".into()]));
+
+        let mut running = Running::start(&disk, certificates.client(stand_in.address()));
+        stand_in.answer_next(1, Answer::gone(Timestamp::now().0 + 1000));
+        assert_eq!(running.removed.recv().await, Some(alice()));
+        running.end().await;
+        assert!(disk.store.targets(&alice(), EVER).await.unwrap().is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_apns_did_not_take_is_owed_and_pushed_after_the_next_start() {
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let disk = Disk::with(&[certificates.device("aa"), certificates.device("bb")]).await;
+        stand_in.answer_next(2, Answer::refuse(503, "Shutdown"));
+        let mut running = Running::start(&disk, certificates.client(stand_in.address()));
+        running.mail("INBOX", 2).await;
+        stand_in.wait_for(2).await;
+        running.end().await;
+        assert_eq!(disk.told().await, rows(2, 1));
+        assert_eq!(disk.owed().await, ["aa INBOX", "bb INBOX"]);
+
+        // Nobody there at all: the marks stay.
+        stand_in.refuse().await;
+        stand_in.drop_connections();
+        Running::start(&disk, certificates.client(stand_in.address())).end().await;
+        assert_eq!(disk.owed().await, ["aa INBOX", "bb INBOX"]);
+
+        stand_in.resume().await.unwrap();
+        let running = Running::start(&disk, certificates.client(stand_in.address()));
+        stand_in.wait_for(4).await;
+        running.end().await;
+        assert_eq!((disk.told().await, disk.owed().await), (rows(2, 1), Vec::<String>::new()));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn killed_while_a_push_is_under_way_the_row_has_not_moved() {
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let disk = Disk::with(&[certificates.device("aa")]).await;
+        stand_in.answer_next(1, Answer::Hang);
+        let mut running = Running::start(&disk, certificates.client(stand_in.address()));
+        running.mail("INBOX", 2).await;
+        stand_in.next().await;
+        running.task.abort();
+        assert!(running.task.await.unwrap_err().is_cancelled());
+        assert_eq!((disk.told().await, disk.owed().await), (rows(1, 1), Vec::<String>::new()));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_locked_delays_no_push_and_one_that_cannot_be_read_loses_none() {
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let disk = Disk::with(&[certificates.device("aa")]).await;
+        let mut running = Running::start(&disk, certificates.client(stand_in.address()));
+        let mut beside = disk.beside().await;
+        sqlx::query("begin immediate").execute(&mut beside).await.unwrap();
+        running.mail("INBOX", 2).await;
+        stand_in.next().await;
+        running.mail("INBOX", 3).await;
+        stand_in.next().await;
+        assert_eq!(disk.told().await, rows(1, 1));
+        sqlx::query("rollback").execute(&mut beside).await.unwrap();
+
+        // No table, no devices: an error for each read.
+        sqlx::query("alter table device rename to hidden").execute(&mut beside).await.unwrap();
+        running.mail("Notes", 2).await;
+        while running.events.capacity() < running.events.max_capacity() {
+            tokio::task::yield_now().await;
+        }
+        sqlx::query("alter table hidden rename to device").execute(&mut beside).await.unwrap();
+        stand_in.next().await;
+        running.end().await;
+        assert_eq!((disk.told().await, disk.owed().await), (rows(3, 2), Vec::<String>::new()));
+    })
+    .await;
+}
+
+/// What is written to the log.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_push_has_one_line_in_the_log_and_no_line_has_a_token() {
+    limited(async {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::registry()
+            .with(Targets::new().with_target("mailchime", Level::TRACE))
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .with_ansi(false)
+                    .with_writer(move || writer.clone()),
+            );
+        // Where there is one subscriber only, a line that a test on another thread comes to first
+        // would be taken for one that nobody wants.
+        let _another = tracing::Dispatch::new(tracing_subscriber::registry());
+        // The runtime of this test has one thread, this one.
+        let _guard = tracing::subscriber::set_default(subscriber);
+
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let disk = Disk::with(&[certificates.device("aa")]).await;
+        let mut running = Running::start(&disk, certificates.client(stand_in.address()));
+        stand_in.answer_next(1, Answer::refuse(403, "BadCertificate"));
+        running.mail("INBOX", 2).await;
+        stand_in.next().await;
+        running.end().await;
+        for (status, reason) in [(400, "BadDeviceToken"), (400, "TopicDisallowed")] {
+            let mut running = Running::start(&disk, certificates.client(stand_in.address()));
+            stand_in.answer_next(1, Answer::refuse(status, reason));
+            running.mail("INBOX", 3).await;
+            stand_in.next().await;
+            running.end().await;
+        }
+        stand_in.refuse().await;
+        stand_in.drop_connections();
+        let running = Running::start(&disk, certificates.client(stand_in.address()));
+        running.end().await;
+
+        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let pushes: Vec<_> =
+            log.lines().filter(|line| line.contains("dispatcher: push account")).collect();
+        assert_eq!(pushes.len(), 3, "{log}");
+        for part in ["INFO", "account=alice@example.org", "token=aa000000…", "mailboxes=1"] {
+            assert!(pushes[0].contains(part), "{part}: {}", pushes[0]);
+        }
+        for part in ["outcome=\"refused\"", "403 BadCertificate", "apns_id=", "milliseconds="] {
+            assert!(pushes[0].contains(part), "{part}: {}", pushes[0]);
+        }
+        assert!(log.contains("ERROR"), "a refusal is said loudly: {log}");
+        assert!(!log.contains(&certificates.device("aa").token.as_given()[..12]), "{log}");
+    })
+    .await;
+}
