@@ -1,5 +1,5 @@
 //! The task that owns what is pending for devices: it reads whose devices, sends, and writes what
-//! came of it, as the rules ([`super::pending`]) say. All decisions are there, all I/O is here.
+//! came of it, as the rules (`pending`) say. All decisions are there, all I/O is here.
 
 use std::time::Instant;
 

@@ -1,6 +1,6 @@
 //! The client of Apple's push service: one request in, one [`Outcome`] out.
 //!
-//! HTTP/2 on hyper over a connection of our own ([`link`]), because the client of the a2 crate
+//! HTTP/2 on hyper over a connection of our own (`link`), because the client of the a2 crate
 //! fixes host and trust roots; what is sent is a2's model ([`PayloadLike`]). It must not know
 //! which device is told of what, or when: that is the dispatcher's.
 

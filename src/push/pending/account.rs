@@ -345,10 +345,7 @@ impl DeviceState {
             ChangeKind::NewMail => waiting.until = waiting.until.min(now),
             // What is due, or would be but for a wait of its own, is not put off.
             ChangeKind::Quiet if waits && waiting.until <= now => {}
-            // A delay that begins anew with each change needs an end (NEEDS.md B17).
-            ChangeKind::Quiet => {
-                waiting.until = (now + rules.quiet_delay).min(waiting.since + rules.max_delay);
-            }
+            ChangeKind::Quiet => waiting.until = now + rules.quiet_delay,
         }
     }
 
@@ -365,6 +362,7 @@ impl DeviceState {
             return None;
         }
         let spaced = self.last_push.map(|at| at + rules.min_interval).max(Some(waiting.until))?;
+        // A delay that begins anew with each change needs an end (NEEDS.md B17).
         let capped = spaced.min(waiting.since + rules.max_delay);
         Some(self.back_off_until.map_or(capped, |until| until.max(capped)))
     }
