@@ -31,14 +31,23 @@ pub struct Mailbox(Arc<str>);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(pub i64);
 
-/// What a user proves to the backend who they are with. `Debug` never shows the password.
+/// What a user proves to the backend who they are with. `Debug` never shows the secret.
 #[derive(Clone)]
 pub struct Credentials {
     /// The login name as the user wrote it.
     pub login: String,
     /// SASL authorization identity (RFC 4616), empty when it is the login itself.
     pub authorization: String,
-    password: Arc<SecretBox<[u8]>>,
+    pub kind: SecretKind,
+    secret: Arc<SecretBox<[u8]>>,
+}
+
+/// What the secret of [`Credentials`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecretKind {
+    Password,
+    /// An OAuth 2.0 access token (RFC 6750), which expires.
+    Bearer,
 }
 
 /// The state of a mailbox as one STATUS tells it (RFC 9051 section 6.3.11, RFC 7162 section 3.1.7).
@@ -259,22 +268,29 @@ impl Timestamp {
 impl Credentials {
     /// Password credentials of a user who acts as themselves.
     pub fn password(login: impl Into<String>, password: Vec<u8>) -> Self {
-        Self {
-            login: login.into(),
-            authorization: String::new(),
-            password: Arc::new(SecretBox::new(password.into_boxed_slice())),
-        }
+        Self::new(login.into(), SecretKind::Password, password)
     }
 
-    /// The same password, to act as `authorization` (RFC 4616 authzid).
+    /// An access token of a user who acts as themselves.
+    pub fn bearer(login: impl Into<String>, token: Vec<u8>) -> Self {
+        Self::new(login.into(), SecretKind::Bearer, token)
+    }
+
+    /// A secret of a user who acts as themselves.
+    pub fn new(login: String, kind: SecretKind, secret: Vec<u8>) -> Self {
+        let secret = Arc::new(SecretBox::new(secret.into_boxed_slice()));
+        Self { login, authorization: String::new(), kind, secret }
+    }
+
+    /// The same secret, to act as `authorization` (RFC 4616 authzid).
     pub fn acting_as(mut self, authorization: impl Into<String>) -> Self {
         self.authorization = authorization.into();
         self
     }
 
-    /// The password, for the wire and the vault only.
-    pub fn expose_password(&self) -> &[u8] {
-        self.password.expose_secret()
+    /// The password or token, for the wire and the vault only.
+    pub fn expose_secret(&self) -> &[u8] {
+        self.secret.expose_secret()
     }
 
     /// The account that these credentials open: the authorization identity if there is one.
@@ -286,11 +302,12 @@ impl Credentials {
         }
     }
 
-    /// Whether both prove the same thing with the same password.
+    /// Whether both prove the same thing with the same secret.
     pub fn same_as(&self, other: &Self) -> bool {
-        self.login == other.login
+        self.kind == other.kind
+            && self.login == other.login
             && self.authorization == other.authorization
-            && self.expose_password() == other.expose_password()
+            && self.expose_secret() == other.expose_secret()
     }
 }
 
@@ -298,7 +315,8 @@ impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials")
             .field("account", &self.account())
-            .field("password", &"[redacted]")
+            .field("kind", &self.kind)
+            .field("secret", &"[redacted]")
             .finish()
     }
 }

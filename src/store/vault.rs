@@ -17,7 +17,7 @@ use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use secrecy::zeroize::Zeroizing;
 
-use crate::model::{Account, Credentials};
+use crate::model::{Account, Credentials, SecretKind};
 
 /// Seals under the key of one file. `Debug` shows where the key is and its id.
 pub struct Vault {
@@ -90,15 +90,19 @@ impl Vault {
     /// Seals `credentials` for the account that they open.
     pub fn seal(&self, credentials: &Credentials) -> String {
         let (authorization, login) = (&credentials.authorization, &credentials.login);
-        let password = credentials.expose_password();
+        let secret = credentials.expose_secret();
         // Room for all, so that no copy of the plaintext is left behind by growing; sealing
         // overwrites it.
         let mut plain = Vec::with_capacity(
-            8 + authorization.len() + login.len() + password.len() + AES_256_GCM.tag_len(),
+            9 + authorization.len() + login.len() + secret.len() + AES_256_GCM.tag_len(),
         );
+        plain.push(match credentials.kind {
+            SecretKind::Password => PASSWORD,
+            SecretKind::Bearer => BEARER,
+        });
         put(&mut plain, authorization);
         put(&mut plain, login);
-        plain.extend_from_slice(password);
+        plain.extend_from_slice(secret);
         #[expect(clippy::expect_used, reason = "fails for plaintexts of 64 GiB only")]
         let nonce = self
             .key
@@ -214,6 +218,10 @@ fn key_id(key: &[u8; KEY_LEN]) -> String {
 }
 
 /// A field: its length in four bytes, then its bytes. The password is what remains at the end.
+/// First byte of a plaintext: the kind of its secret.
+const PASSWORD: u8 = 0;
+const BEARER: u8 = 1;
+
 fn put(plain: &mut Vec<u8>, field: &str) {
     let length = u32::try_from(field.len()).unwrap_or(u32::MAX);
     plain.extend_from_slice(&length.to_be_bytes());
@@ -227,10 +235,16 @@ fn take<'a>(plain: &mut &'a [u8]) -> Option<&'a str> {
     str::from_utf8(field).ok()
 }
 
-fn read_plain(mut plain: &[u8]) -> Option<Credentials> {
+fn read_plain(plain: &[u8]) -> Option<Credentials> {
+    let (kind, mut plain) = plain.split_first()?;
+    let kind = match *kind {
+        PASSWORD => SecretKind::Password,
+        BEARER => SecretKind::Bearer,
+        _ => return None,
+    };
     let authorization = take(&mut plain)?;
     let login = take(&mut plain)?;
-    Some(Credentials::password(login, plain.to_vec()).acting_as(authorization))
+    Some(Credentials::new(login.into(), kind, plain.to_vec()).acting_as(authorization))
 }
 
 #[cfg(test)]
