@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{self, BackendTls, Config};
 use crate::imap::session::PushOffer;
 use crate::net::backend::Backend;
-use crate::net::{listen, tls};
+use crate::net::{self, listen, tls};
 use crate::proxy;
 use crate::push::apns::{Apns, Identity};
 use crate::push::dispatcher;
@@ -222,7 +222,7 @@ async fn probe(backend: Backend, longest: usize, stop: CancellationToken) {
 fn backend(config: &Config) -> Result<Backend, StartError> {
     let config::Backend { host, port, tls } = &config.backend;
     let tls = match tls {
-        BackendTls::None => None,
+        BackendTls::None => net::backend::Tls::None,
         BackendTls::Implicit { ca, server_name } => {
             let client = tls::client(ca.as_deref())
                 .map_err(|error| StartError::key("[backend] ca", error))?;
@@ -232,7 +232,7 @@ fn backend(config: &Config) -> Result<Backend, StartError> {
                     format!("{server_name:?} is no host name or IP address"),
                 )
             })?;
-            Some((client, name))
+            net::backend::Tls::Implicit(client, name)
         }
     };
     Ok(Backend::new(host.clone(), *port, tls, config.limits.connect_timeout))

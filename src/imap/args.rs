@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use nom::branch::alt;
-use nom::bytes::complete::{tag, take, take_while1};
+use nom::bytes::complete::{tag, tag_no_case, take, take_while1};
 use nom::character::complete::{char, digit1, line_ending, space1};
 use nom::combinator::{all_consuming, map, map_res, opt};
 use nom::multi::separated_list0;
@@ -35,6 +35,14 @@ pub fn two_astrings(arguments: &[u8]) -> Option<(Bytes<'_>, Bytes<'_>)> {
 pub fn atom_and_word(arguments: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
     let word = take_while1(|b: u8| b.is_ascii_graphic());
     whole(tuple((preceded(space1, take_while1(is_atom)), opt(preceded(space1, word)))))(arguments)
+}
+
+/// All of the arguments when they are ID's (RFC 2971): fields and their values, `None` for NIL.
+pub fn id_fields(arguments: &[u8]) -> Option<Vec<(Bytes<'_>, Option<Bytes<'_>>)>> {
+    let nil = map(tag_no_case("NIL"), |_| None);
+    let field = separated_pair(string, space1, alt((map(string, Some), nil)));
+    let fields = delimited(char('('), separated_list0(space1, field), char(')'));
+    whole(preceded(space1, fields))(arguments)
 }
 
 /// Runs `parser` over a whole command's arguments, line end included, optional spaces before it.

@@ -9,6 +9,18 @@ pub struct Capabilities(Vec<String>);
 /// Capability under which Apple's extension is announced.
 pub const XAPPLEPUSHSERVICE: &str = "XAPPLEPUSHSERVICE";
 
+/// Capability of compression (RFC 4978), which ends at mailchime.
+pub const COMPRESS_DEFLATE: &str = "COMPRESS=DEFLATE";
+
+/// What mailchime itself adds to the lists that a logged-in client sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// XAPPLEPUSHSERVICE.
+    pub push: bool,
+    /// COMPRESS=DEFLATE.
+    pub compress: bool,
+}
+
 /// Where in `line`, a whole response with a capability list as [`peek::response`] told, the list
 /// stands. `None` if it has none or has no end.
 fn list_in(line: &[u8]) -> Option<std::ops::Range<usize>> {
@@ -72,10 +84,13 @@ impl Capabilities {
     }
 
     /// What may be shown to a client of a session through mailchime: without what the relay cannot
-    /// carry or must not (DESIGN.md section 3), and with XAPPLEPUSHSERVICE if `push`.
-    pub fn edited(mut self, push: bool) -> Self {
+    /// carry or must not (DESIGN.md section 3), and with what is mailchime's own.
+    pub fn edited(mut self, own: Own) -> Self {
         self.retain(|token| !is_hidden(token));
-        if push {
+        if own.compress {
+            self.add(COMPRESS_DEFLATE);
+        }
+        if own.push {
             self.add(XAPPLEPUSHSERVICE);
         }
         self
@@ -93,8 +108,8 @@ fn is_hidden(token: &str) -> bool {
     const HIDDEN: [&str; 6] = [
         // TLS ends here.
         "STARTTLS",
-        // Would make the stream opaque.
-        "COMPRESS=DEFLATE",
+        // The backend's would make the stream opaque.
+        COMPRESS_DEFLATE,
         // Would send the client past mailchime.
         "LOGIN-REFERRALS",
         "MAILBOX-REFERRALS",
@@ -112,9 +127,9 @@ fn is_hidden(token: &str) -> bool {
 /// A whole response with its capability list edited; everything else in it stays as it was.
 ///
 /// A response without a well-formed list comes back as it is.
-pub fn edit_response(line: &[u8], push: bool) -> Vec<u8> {
+pub fn edit_response(line: &[u8], own: Own) -> Vec<u8> {
     let Some(range) = list_in(line) else { return line.to_vec() };
-    let edited = Capabilities::parse(&line[range.clone()]).edited(push);
+    let edited = Capabilities::parse(&line[range.clone()]).edited(own);
     let mut out = Vec::with_capacity(line.len() + 20);
     out.extend_from_slice(&line[..range.start]);
     for token in edited.iter() {
@@ -168,10 +183,17 @@ mod tests {
             ),
         ] {
             assert!(is_in(line.as_bytes()), "{line}");
-            let edited = |push| String::from_utf8(edit_response(line.as_bytes(), push)).unwrap();
-            assert_eq!(edited(true), with_push);
-            assert_eq!(edited(false), without);
-            assert_eq!(edit_response(with_push.as_bytes(), true), with_push.as_bytes());
+            let edited = |line: &str, push, compress| {
+                let own = Own { push, compress };
+                String::from_utf8(edit_response(line.as_bytes(), own)).unwrap()
+            };
+            assert_eq!(edited(line, true, false), with_push);
+            assert_eq!(edited(line, false, false), without);
+            assert_eq!(edited(with_push, true, false), with_push);
+            assert_eq!(
+                edited(line, true, true).matches("COMPRESS=DEFLATE").count(),
+                1 - usize::from(!line.contains("]") && line.contains("["))
+            );
         }
     }
 
@@ -179,7 +201,7 @@ mod tests {
     fn a_tag_that_spells_capability_does_not_mislead() {
         for tag in ["CAPABILITY", "[CAPABILITY"] {
             let line = format!("{tag} OK [CAPABILITY IMAP4rev1 STARTTLS] in\r\n");
-            let edited = edit_response(line.as_bytes(), true);
+            let edited = edit_response(line.as_bytes(), Own { push: true, compress: false });
             let expected = format!("{tag} OK [CAPABILITY IMAP4rev1 XAPPLEPUSHSERVICE] in\r\n");
             assert_eq!(edited, expected.as_bytes());
         }

@@ -1,7 +1,9 @@
 //! Logging in at a backend, as a state machine: used for a client's session and for a watcher.
 //!
 //! ```text
-//!   Greeting ──▶ Capability (if the greeting told none) ──▶ Answer ──▶ Outcome
+//!   Greeting ──▶ Capability (if the greeting told none) ──▶ Id (if wanted) ──▶ Answer ──▶ IdAfter ──▶ Outcome
+//!                                                                              │  ▲
+//!                                                                   Challenge ─▼──┘ respond
 //! ```
 
 use std::collections::VecDeque;
@@ -11,23 +13,23 @@ use imap_codec::encode::{Encoder, Fragment};
 use imap_codec::imap_types::command::{Command, CommandBody};
 use imap_codec::imap_types::core::{AString, Tag};
 
-use super::capability::{self, Capabilities};
+use super::capability::{self, Capabilities, Own};
 use super::literal::{End, end_of_response};
 use super::peek::{self, Response, Status};
-use super::sasl;
-use crate::model::Credentials;
+use super::sasl::{self, Mechanism};
+use crate::model::{Credentials, SecretKind};
 
-/// Tags of the two commands that a login may send.
-const CAPABILITY_TAG: &[u8] = b"m1";
-const LOGIN_TAG: &[u8] = b"m2";
+/// Tags of the commands that a login may send.
+const CAPABILITY_TAG: &str = "m1";
+const LOGIN_TAG: &str = "m2";
+const ID_TAG: &str = "m3";
+const ID_AFTER_TAG: &str = "m4";
 
 /// One login at one backend.
 #[derive(Debug)]
 pub struct Login {
-    credentials: Credentials,
-    prefer_login: bool,
-    /// Longest response and most untagged data, in bytes.
-    limit: usize,
+    attempt: Attempt,
+    options: Options,
     stage: Stage,
     /// As told before login.
     offered: Option<Capabilities>,
@@ -35,19 +37,54 @@ pub struct Login {
     untagged: Vec<u8>,
     /// As told with or after the login.
     granted: Option<Capabilities>,
+    /// The mechanism of a bearer token, which decides how a refusal is acknowledged.
+    mechanism: Option<Mechanism>,
+}
+
+/// With what to log in.
+#[derive(Clone, Debug)]
+pub enum Attempt {
+    /// Understood, and put into whatever form the backend offers.
+    Credentials(Credentials),
+    /// A mechanism that hides the secret: its messages pass between client and backend.
+    Relayed {
+        mechanism: String,
+        /// The initial response in base64, or `=`.
+        initial: Option<Vec<u8>>,
+    },
+}
+
+/// How to log in.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Use the LOGIN command where the backend allows it; otherwise AUTHENTICATE where it offers
+    /// that.
+    pub prefer_login: bool,
+    /// The greeting has been read already, before STARTTLS.
+    pub greeted: bool,
+    /// Arguments of ID (RFC 2971), sent before and after the login where the backend offers ID.
+    pub id: Option<Vec<u8>>,
+    /// Longest response and most untagged data, in bytes.
+    pub limit: usize,
 }
 
 #[derive(Debug)]
 enum Stage {
     Greeting,
     Capability,
+    Id,
     /// The login is sent but for these pieces, each of which needs a continuation first.
     Answer(VecDeque<Secret>),
+    /// The login has succeeded with this answer.
+    IdAfter(Vec<u8>),
 }
 
-/// How a login ended.
+/// What became of a login.
 #[derive(Debug)]
 pub enum Outcome {
+    /// The backend's challenge (behind `+ `), which is the client's to answer: call
+    /// [`Login::respond`], or [`Login::acknowledge`] if there is no client.
+    Challenge(Vec<u8>),
     Accepted {
         /// Untagged responses to the login, to be passed on.
         untagged: Vec<u8>,
@@ -60,7 +97,7 @@ pub enum Outcome {
     },
     /// The backend's tagged NO or BAD behind its tag, from the space on, line end included.
     Refused { answer: Vec<u8>, offered: Capabilities },
-    /// There is no answer to these credentials; the text says why, for a log.
+    /// There is no answer to this attempt; the text says why, for a log.
     Unavailable(String),
 }
 
@@ -74,34 +111,41 @@ impl fmt::Debug for Secret {
 }
 
 impl Login {
-    /// For a connection that was just opened. With `prefer_login` the LOGIN command is used where
-    /// the backend allows it, otherwise AUTHENTICATE PLAIN where the backend offers it. No response
-    /// of the backend may be longer than `limit` bytes.
-    pub fn new(credentials: Credentials, prefer_login: bool, limit: usize) -> Self {
+    /// For a connection that was just opened: with [`Options::greeted`] send what
+    /// [`Login::start`] gives first.
+    pub fn new(attempt: Attempt, options: Options) -> Self {
         Self {
-            credentials,
-            prefer_login,
-            limit,
+            attempt,
+            options,
             stage: Stage::Greeting,
             offered: None,
             untagged: Vec::new(),
             granted: None,
+            mechanism: None,
         }
     }
 
-    pub fn credentials(&self) -> &Credentials {
-        &self.credentials
+    /// Says the first word where no greeting is to be waited for.
+    pub fn start(&mut self, out: &mut Vec<u8>) {
+        if self.options.greeted {
+            self.ask_capability(out);
+        }
     }
 
-    /// Takes the backend's bytes: returns how many were used and, at the end, the outcome. Bytes
-    /// for the backend are added to `out`. What is not used must be given again, with more.
+    pub fn attempt(&self) -> &Attempt {
+        &self.attempt
+    }
+
+    /// Takes the backend's bytes: returns how many were used and what became of it, if something
+    /// did. Bytes for the backend are added to `out`. What is not used must be given again, with
+    /// more.
     pub fn step(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, Option<Outcome>) {
         let mut used = 0;
         loop {
             let rest = &input[used..];
             let length = match end_of_status_or_response(rest) {
-                End::At(length) if length <= self.limit => length,
-                End::Beyond if rest.len() <= self.limit => return (used, None),
+                End::At(length) if length <= self.options.limit => length,
+                End::Beyond if rest.len() <= self.options.limit => return (used, None),
                 _ => return (used, Some(unavailable("an overlong answer to a login"))),
             };
             used += length;
@@ -111,22 +155,41 @@ impl Login {
         }
     }
 
+    /// Passes on what the client says to a challenge, line end included.
+    pub fn respond(&mut self, line: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(line);
+    }
+
+    /// Answers a challenge for a client that is not there: a refused token is acknowledged
+    /// (RFC 7628 section 3.2.3), anything else is cancelled.
+    pub fn acknowledge(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(match self.mechanism {
+            Some(Mechanism::XOAuth2) => b"\r\n",
+            Some(Mechanism::OAuthBearer) => b"AQ==\r\n",
+            _ => b"*\r\n",
+        });
+    }
+
     fn response(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<Outcome> {
         let response = peek::response(line)?;
         if let Response::Status { tag: None, status: Status::Bye, .. } = response {
             return Some(unavailable(format_args!("BYE: {}", printable(line))));
         }
+        let tagged = |expected: &str| match response {
+            Response::Status { tag: Some(tag), status, .. } if tag == expected.as_bytes() => {
+                Some(status)
+            }
+            _ => None,
+        };
         let told = Capabilities::in_response(line);
         match &mut self.stage {
             Stage::Greeting => match response {
                 Response::Status { tag: None, status: Status::Ok, .. } => {
                     self.offered = told;
                     if self.offered.is_some() {
-                        return self.send_login(out);
+                        return self.send_id(out);
                     }
-                    out.extend_from_slice(CAPABILITY_TAG);
-                    out.extend_from_slice(b" CAPABILITY\r\n");
-                    self.stage = Stage::Capability;
+                    self.ask_capability(out);
                     None
                 }
                 Response::Status { tag: None, status: Status::Preauth, .. } => {
@@ -138,76 +201,91 @@ impl Login {
                 if told.is_some() {
                     self.offered = told;
                 }
-                match response {
-                    Response::Status { tag: Some(CAPABILITY_TAG), .. } => self.send_login(out),
-                    _ => None,
-                }
+                tagged(CAPABILITY_TAG).and_then(|_| self.send_id(out))
             }
-            Stage::Answer(pieces) => match response {
-                Response::Continuation => {
-                    // A challenge that nothing answers is cancelled (RFC 9051 section 6.2.2).
-                    let piece = pieces.pop_front().unwrap_or_else(|| Secret(b"*\r\n".to_vec()));
-                    out.extend_from_slice(&piece.0);
-                    None
-                }
-                Response::Status { tag: Some(LOGIN_TAG), status, .. } => {
-                    if told.is_some() {
-                        self.granted = told;
-                    }
-                    let answer = line[LOGIN_TAG.len()..].to_vec();
-                    let offered = self.offered.take().unwrap_or_default();
-                    Some(if status == Status::Ok {
-                        let untagged = std::mem::take(&mut self.untagged);
-                        Outcome::Accepted {
-                            untagged,
-                            answer,
-                            offered,
-                            granted: self.granted.take(),
+            Stage::Id => tagged(ID_TAG).and_then(|_| self.send_login(out)),
+            Stage::Answer(pieces) => {
+                if let Response::Continuation = response {
+                    return match pieces.pop_front() {
+                        Some(piece) => {
+                            out.extend_from_slice(&piece.0);
+                            None
                         }
-                    } else {
-                        Outcome::Refused { answer, offered }
-                    })
+                        None => {
+                            let text = line.strip_prefix(b"+").unwrap_or(line).trim_ascii();
+                            Some(Outcome::Challenge(text.to_vec()))
+                        }
+                    };
                 }
-                _ => {
-                    if told.is_some() {
-                        self.granted = told;
-                    }
-                    if self.untagged.len() + line.len() > self.limit {
-                        return Some(unavailable("an overlong answer to a login"));
-                    }
-                    self.untagged.extend_from_slice(line);
-                    None
+                if told.is_some() {
+                    self.granted = told;
                 }
-            },
+                if let Some(status) = tagged(LOGIN_TAG) {
+                    let answer = line[LOGIN_TAG.len()..].to_vec();
+                    return self.answered(status, answer, out);
+                }
+                if self.untagged.len() + line.len() > self.options.limit {
+                    return Some(unavailable("an overlong answer to a login"));
+                }
+                self.untagged.extend_from_slice(line);
+                None
+            }
+            Stage::IdAfter(answer) => {
+                if tagged(ID_AFTER_TAG).is_some() {
+                    let answer = std::mem::take(answer);
+                    return Some(self.accepted(answer));
+                }
+                None
+            }
         }
+    }
+
+    fn ask_capability(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(format!("{CAPABILITY_TAG} CAPABILITY\r\n").as_bytes());
+        self.stage = Stage::Capability;
+    }
+
+    /// The arguments of ID, if it is to be sent.
+    fn id(&self, told: Option<&Capabilities>) -> Option<&[u8]> {
+        let offered = [self.offered.as_ref(), told].into_iter().flatten().any(|c| c.has("ID"));
+        self.options.id.as_deref().filter(|_| offered)
+    }
+
+    fn send_id(&mut self, out: &mut Vec<u8>) -> Option<Outcome> {
+        let Some(id) = self.id(None) else { return self.send_login(out) };
+        out.extend_from_slice(&[ID_TAG.as_bytes(), b" ID ", id, b"\r\n"].concat());
+        self.stage = Stage::Id;
+        None
     }
 
     fn send_login(&mut self, out: &mut Vec<u8>) -> Option<Outcome> {
         let offered = self.offered.get_or_insert_default();
-        let plain = offered.has("AUTH=PLAIN");
-        let login_allowed = !offered.has("LOGINDISABLED");
-        let acts_as_other = !self.credentials.authorization.is_empty();
-        // LOGIN is specified for ASCII only.
-        let ascii = self.credentials.expose_password().is_ascii();
-        let login = !acts_as_other && login_allowed && (!plain || (self.prefer_login && ascii));
         let mut pieces = VecDeque::new();
-        if login {
-            let Some(encoded) = encode_login(&self.credentials) else {
-                return Some(unavailable("a login name or password that IMAP cannot carry"));
-            };
-            pieces = encoded;
-        } else if plain || (acts_as_other && login_allowed) {
-            let message = format!("{}\r\n", sasl::plain_message(&self.credentials));
-            let tag = LOGIN_TAG.escape_ascii();
-            if offered.has("SASL-IR") {
-                let line = format!("{tag} AUTHENTICATE PLAIN {message}");
-                pieces.push_back(Secret(line.into_bytes()));
-            } else {
-                pieces.push_back(Secret(format!("{tag} AUTHENTICATE PLAIN\r\n").into_bytes()));
-                pieces.push_back(Secret(message.into_bytes()));
+        match &self.attempt {
+            Attempt::Relayed { mechanism, initial } => {
+                let initial = initial.clone();
+                authenticate(offered, mechanism, initial, &mut pieces);
             }
-        } else {
-            return Some(unavailable("the backend takes no password on this connection"));
+            Attempt::Credentials(credentials) => {
+                match form(credentials, offered, self.options.prefer_login) {
+                    Some(Form::Login) => match encode_login(credentials) {
+                        Some(encoded) => pieces = encoded,
+                        None => {
+                            let why = "a login name or password that IMAP cannot carry";
+                            return Some(unavailable(why));
+                        }
+                    },
+                    Some(Form::Authenticate(mechanism)) => {
+                        self.mechanism = Some(mechanism);
+                        let message = sasl::message(mechanism, credentials).map(String::into_bytes);
+                        authenticate(offered, mechanism.name(), message, &mut pieces);
+                    }
+                    None => {
+                        let why = "the backend takes no such credentials on this connection";
+                        return Some(unavailable(why));
+                    }
+                }
+            }
         }
         if let Some(first) = pieces.pop_front() {
             out.extend_from_slice(&first.0);
@@ -215,14 +293,91 @@ impl Login {
         self.stage = Stage::Answer(pieces);
         None
     }
+
+    fn answered(&mut self, status: Status, answer: Vec<u8>, out: &mut Vec<u8>) -> Option<Outcome> {
+        if status != Status::Ok {
+            let offered = self.offered.take().unwrap_or_default();
+            return Some(Outcome::Refused { answer, offered });
+        }
+        let Some(id) = self.id(self.granted.as_ref()) else { return Some(self.accepted(answer)) };
+        out.extend_from_slice(&[ID_AFTER_TAG.as_bytes(), b" ID ", id, b"\r\n"].concat());
+        self.stage = Stage::IdAfter(answer);
+        None
+    }
+
+    fn accepted(&mut self, answer: Vec<u8>) -> Outcome {
+        Outcome::Accepted {
+            untagged: std::mem::take(&mut self.untagged),
+            answer,
+            offered: self.offered.take().unwrap_or_default(),
+            granted: self.granted.take(),
+        }
+    }
+}
+
+enum Form {
+    Login,
+    Authenticate(Mechanism),
+}
+
+/// How credentials are best put to a backend with these capabilities; `None` if it takes none.
+fn form(credentials: &Credentials, offered: &Capabilities, prefer_login: bool) -> Option<Form> {
+    let plain = offered.has("AUTH=PLAIN");
+    let login_allowed = !offered.has("LOGINDISABLED");
+    if credentials.kind == SecretKind::Bearer {
+        return [Mechanism::XOAuth2, Mechanism::OAuthBearer]
+            .into_iter()
+            .find(|mechanism| offered.has(&format!("AUTH={}", mechanism.name())))
+            .map(Form::Authenticate);
+    }
+    if !credentials.authorization.is_empty() {
+        return (plain || login_allowed).then_some(Form::Authenticate(Mechanism::Plain));
+    }
+    // LOGIN is specified for ASCII only.
+    let ascii = credentials.expose_secret().is_ascii();
+    if login_allowed && (!plain || (prefer_login && ascii)) {
+        Some(Form::Login)
+    } else {
+        plain.then_some(Form::Authenticate(Mechanism::Plain))
+    }
+}
+
+/// The AUTHENTICATE command, with its first message as far as there is one.
+fn authenticate(
+    offered: &Capabilities,
+    mechanism: &str,
+    message: Option<Vec<u8>>,
+    pieces: &mut VecDeque<Secret>,
+) {
+    let mut line = format!("{LOGIN_TAG} AUTHENTICATE {mechanism}").into_bytes();
+    match message {
+        Some(message) if offered.has("SASL-IR") => {
+            line.push(b' ');
+            line.extend_from_slice(&message);
+            line.extend_from_slice(b"\r\n");
+            pieces.push_back(Secret(line));
+        }
+        message => {
+            line.extend_from_slice(b"\r\n");
+            pieces.push_back(Secret(line));
+            if let Some(mut message) = message {
+                // `=` is an empty message, and only in an initial response.
+                if message == b"=" {
+                    message.clear();
+                }
+                message.extend_from_slice(b"\r\n");
+                pieces.push_back(Secret(message));
+            }
+        }
+    }
 }
 
 /// The LOGIN command in pieces that end where a synchronising literal begins.
 fn encode_login(credentials: &Credentials) -> Option<VecDeque<Secret>> {
     let name = AString::try_from(credentials.login.as_bytes()).ok()?;
-    let password = AString::try_from(credentials.expose_password()).ok()?;
+    let password = AString::try_from(credentials.expose_secret()).ok()?;
     let body = CommandBody::login(name, password).ok()?;
-    let command = Command { tag: Tag::try_from(LOGIN_TAG).ok()?, body };
+    let command = Command { tag: Tag::try_from(LOGIN_TAG.as_bytes()).ok()?, body };
     let mut pieces: VecDeque<Secret> = VecDeque::new();
     for fragment in imap_codec::CommandCodec::default().encode(&command) {
         match fragment {
@@ -273,13 +428,13 @@ pub fn has_code(line: &[u8], code: &str) -> bool {
 }
 
 /// The response with its capability list, if it has one, as a client may see it.
-pub fn edited(untagged: &[u8], push: bool) -> Vec<u8> {
+pub fn edited(untagged: &[u8], own: Own) -> Vec<u8> {
     let mut out = Vec::with_capacity(untagged.len());
     let mut rest = untagged;
     while let End::At(length) = end_of_status_or_response(rest) {
         let (response, after) = rest.split_at(length);
         if capability::is_in(response) {
-            out.extend_from_slice(&capability::edit_response(response, push));
+            out.extend_from_slice(&capability::edit_response(response, own));
         } else {
             out.extend_from_slice(response);
         }
@@ -295,7 +450,7 @@ mod tests {
 
     /// Plays `dialogue` (`B: ` the backend says, `M: ` must be said to it), a byte at a time.
     fn play(credentials: Credentials, prefer_login: bool, dialogue: &[&str]) -> Option<Outcome> {
-        let mut login = Login::new(credentials, prefer_login, 4096);
+        let mut login = Login::new(Attempt::Credentials(credentials), options(prefer_login));
         let (mut input, mut out, mut outcome) = (Vec::new(), Vec::new(), None);
         for line in dialogue {
             if let Some(text) = line.strip_prefix("B: ") {
@@ -314,6 +469,10 @@ mod tests {
         }
         assert_eq!(out, b"", "nothing more is said");
         outcome
+    }
+
+    fn options(prefer_login: bool) -> Options {
+        Options { prefer_login, greeted: false, id: None, limit: 4096 }
     }
 
     fn alice() -> Credentials {
@@ -435,25 +594,102 @@ mod tests {
             let outcome = play(alice(), true, dialogue);
             assert!(matches!(outcome, Some(Outcome::Unavailable(_))), "{outcome:?}");
         }
-        let mut login = Login::new(alice(), true, 100);
+        let options = Options { limit: 100, ..options(true) };
+        let mut login = Login::new(Attempt::Credentials(alice()), options);
         let (_, outcome) = login.step(&[b'x'; 101], &mut Vec::new());
         assert!(matches!(outcome, Some(Outcome::Unavailable(_))), "{outcome:?}");
     }
 
     #[test]
-    fn an_unexpected_challenge_is_cancelled() {
-        let outcome = play(
-            alice(),
-            true,
-            &[
-                "B: * OK [CAPABILITY IMAP4rev1] hi",
-                "M: m2 LOGIN alice \"wonder land\"",
-                "B: + what?",
-                "M: *",
-                "B: m2 BAD cancelled",
-            ],
-        );
+    fn a_challenge_that_nothing_was_kept_for_is_somebody_elses_to_answer() {
+        let mut login = Login::new(Attempt::Credentials(alice()), options(true));
+        let mut out = Vec::new();
+        login.step(b"* OK [CAPABILITY IMAP4rev1] hi\r\n", &mut out);
+        let (_, outcome) = login.step(b"+ what?\r\n", &mut out);
+        assert!(matches!(outcome, Some(Outcome::Challenge(text)) if text == b"what?"));
+        out.clear();
+        login.acknowledge(&mut out);
+        assert_eq!(out, b"*\r\n");
+        let (_, outcome) = login.step(b"m2 BAD cancelled\r\n", &mut out);
         assert!(matches!(outcome, Some(Outcome::Refused { .. })), "{outcome:?}");
+    }
+
+    #[test]
+    fn a_token_goes_by_the_mechanism_that_is_offered() {
+        let token = Credentials::bearer("a@b.example", b"tok".to_vec());
+        play(
+            token.clone(),
+            false,
+            &[
+                "B: * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=OAUTHBEARER] hi",
+                "M: m2 AUTHENTICATE OAUTHBEARER bixhPWFAYi5leGFtcGxlLAFhdXRoPUJlYXJlciB0b2sBAQ==",
+                "B: m2 OK in",
+            ],
+        )
+        .expect("an outcome");
+        let refused = play(token.clone(), false, &["B: * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi"]);
+        assert!(matches!(refused, Some(Outcome::Unavailable(_))), "{refused:?}");
+        let mut login = Login::new(Attempt::Credentials(token), options(false));
+        let mut out = Vec::new();
+        login.step(b"* OK [CAPABILITY AUTH=XOAUTH2] hi\r\n", &mut out);
+        assert_eq!(out, b"m2 AUTHENTICATE XOAUTH2\r\n");
+        out.clear();
+        login.step(b"+ \r\n", &mut out);
+        assert_eq!(out, b"dXNlcj1hQGIuZXhhbXBsZQFhdXRoPUJlYXJlciB0b2sBAQ==\r\n");
+        let (_, outcome) = login.step(b"+ eyJzdGF0dXMiOiI0MDEifQ==\r\n", &mut out);
+        assert!(matches!(outcome, Some(Outcome::Challenge(text)) if text.starts_with(b"eyJ")));
+        out.clear();
+        login.acknowledge(&mut out);
+        assert_eq!(out, b"\r\n");
+    }
+
+    #[test]
+    fn id_is_sent_before_and_after_where_it_is_offered() {
+        let mut options = options(true);
+        options.id = Some(b"(\"name\" \"x\")".to_vec());
+        let mut login = Login::new(Attempt::Credentials(alice()), options);
+        let mut out = Vec::new();
+        login.step(b"* OK [CAPABILITY IMAP4rev1 ID] Coremail\r\n", &mut out);
+        assert_eq!(out, b"m3 ID (\"name\" \"x\")\r\n");
+        out.clear();
+        login.step(b"* ID NIL\r\nm3 OK done\r\n", &mut out);
+        assert_eq!(out, b"m2 LOGIN alice \"wonder land\"\r\n");
+        out.clear();
+        let (_, outcome) = login.step(b"m2 OK in\r\n", &mut out);
+        assert!(outcome.is_none());
+        assert_eq!(out, b"m4 ID (\"name\" \"x\")\r\n");
+        let (_, outcome) = login.step(b"* ID NIL\r\nm4 OK done\r\n", &mut out);
+        let (untagged, answer) = accepted(outcome);
+        assert_eq!((&untagged[..], &answer[..]), ("", " OK in\r\n"));
+    }
+
+    #[test]
+    fn after_starttls_no_greeting_is_waited_for() {
+        let options = Options { greeted: true, ..options(true) };
+        let mut login = Login::new(Attempt::Credentials(alice()), options);
+        let mut out = Vec::new();
+        login.start(&mut out);
+        assert_eq!(out, b"m1 CAPABILITY\r\n");
+        out.clear();
+        login.step(b"* CAPABILITY IMAP4rev1\r\nm1 OK\r\n", &mut out);
+        assert_eq!(out, b"m2 LOGIN alice \"wonder land\"\r\n");
+    }
+
+    #[test]
+    fn a_mechanism_that_is_not_understood_passes() {
+        let attempt = Attempt::Relayed {
+            mechanism: "SCRAM-SHA-256".into(),
+            initial: Some(b"biwsbj1hLHI9eA==".to_vec()),
+        };
+        let mut login = Login::new(attempt, options(true));
+        let mut out = Vec::new();
+        login.step(b"* OK [CAPABILITY AUTH=SCRAM-SHA-256] hi\r\n", &mut out);
+        assert_eq!(out, b"m2 AUTHENTICATE SCRAM-SHA-256\r\n");
+        out.clear();
+        login.step(b"+ \r\n", &mut out);
+        assert_eq!(out, b"biwsbj1hLHI9eA==\r\n");
+        let (_, outcome) = login.step(b"+ cj14eSxzPXE=\r\n", &mut out);
+        assert!(matches!(outcome, Some(Outcome::Challenge(text)) if text == b"cj14eSxzPXE="));
     }
 
     #[test]
@@ -468,7 +704,7 @@ mod tests {
 
     #[test]
     fn debug_shows_no_password() {
-        let mut login = Login::new(alice(), false, 4096);
+        let mut login = Login::new(Attempt::Credentials(alice()), options(false));
         login.step(b"* OK [CAPABILITY AUTH=PLAIN] x\r\n", &mut Vec::new());
         let shown = format!("{login:?}");
         assert!(!shown.contains("AGFs") && !shown.contains("wonder"), "{shown}");

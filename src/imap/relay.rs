@@ -22,13 +22,13 @@ use std::sync::Arc;
 use memchr::memchr;
 
 use super::args::{self, quote};
-use super::capability;
+use super::capability::{self, Own};
 use super::collect::{Collector, Progress};
 use super::literal::{Announcement, End, Tail, end_of_line, end_of_response};
 use super::mailbox;
 use super::peek::{self, Command, Response, Status, Verb};
 use super::registration::{self, Request};
-use super::session::{Action, Output, Profile, Step};
+use super::session::{Action, Output, Profile, PushOffer, Step};
 use super::status::mailbox_status;
 use crate::model::{Account, Device, Mailbox, Registration, Snapshot};
 
@@ -46,21 +46,28 @@ pub const STATUS_ITEMS: &str = "(MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
 #[derive(Debug)]
 pub struct Relay {
     profile: Arc<Profile>,
-    account: Account,
+    /// `None` when a mechanism that mailchime does not understand hid who it is: then there is no
+    /// push either.
+    account: Option<Account>,
     client: At,
     backend: At,
     /// Tag of the client's last command that was passed on.
     client_tag: Vec<u8>,
     /// The client's last command is IDLE, and its line has not ended.
     idle_line: bool,
+    /// Commands of the client that are not answered yet, as far as tagged responses tell.
+    unanswered: u32,
     waiting: Waiting,
     utf8: bool,
+    /// The client's connection is compressed.
+    compressed: bool,
     /// Starts each tag of ours; no client could have made it up.
     tag_prefix: String,
     questions: u32,
     job: Option<Box<Job>>,
     /// Bytes for the client that must wait for the end of a response that is on its way.
     deferred: Vec<u8>,
+    compress_behind_deferred: bool,
 }
 
 /// Where in a stream a lane is.
@@ -123,7 +130,7 @@ struct Check {
 
 impl Relay {
     /// A session of `account` that starts at a line start in both directions.
-    pub fn new(profile: Arc<Profile>, account: Account, tag_prefix: String) -> Self {
+    pub fn new(profile: Arc<Profile>, account: Option<Account>, tag_prefix: String) -> Self {
         Self {
             profile,
             account,
@@ -131,12 +138,15 @@ impl Relay {
             backend: At::LineStart,
             client_tag: Vec::new(),
             idle_line: false,
+            unanswered: 0,
             waiting: Waiting::Nothing,
             utf8: false,
+            compressed: false,
             tag_prefix,
             questions: 0,
             job: None,
             deferred: Vec::new(),
+            compress_behind_deferred: false,
         }
     }
 
@@ -215,6 +225,9 @@ impl Relay {
             if at_start && !self.deferred.is_empty() {
                 if used == 0 {
                     out.to_client.append(&mut self.deferred);
+                    if std::mem::take(&mut self.compress_behind_deferred) {
+                        out.actions.push_back(Action::Compress);
+                    }
                     return Step::Take(0);
                 }
                 break;
@@ -321,6 +334,21 @@ impl Relay {
         self.job.is_some()
     }
 
+    /// Whether the client waits for nothing but news: all its commands are answered, or it idles.
+    pub fn is_idle(&self) -> bool {
+        let idling = matches!(self.waiting, Waiting::Idle { .. });
+        self.job.is_none() && (idling || self.unanswered == 0)
+    }
+
+    /// What mailchime adds to capability lists.
+    pub fn own(&self) -> Own {
+        Own { push: self.push().is_some(), compress: true }
+    }
+
+    fn push(&self) -> Option<&PushOffer> {
+        self.profile.push.as_ref().filter(|_| self.account.is_some())
+    }
+
     /// Whether no response of the backend is under way to the client.
     pub fn at_response_boundary(&self) -> bool {
         matches!(self.backend, At::LineStart)
@@ -330,6 +358,7 @@ impl Relay {
         self.client_tag.clear();
         self.client_tag.extend_from_slice(tag);
         self.idle_line = idle;
+        self.unanswered = self.unanswered.saturating_add(1);
         self.client = At::line(true);
     }
 
@@ -347,6 +376,7 @@ impl Relay {
 
     /// The backend answered a command of the client: its literal is not wanted, its IDLE is over.
     fn answered(&mut self, tag: &[u8]) {
+        self.unanswered = self.unanswered.saturating_sub(1);
         if self.waiting != Waiting::Nothing && tag == self.client_tag {
             self.waiting = Waiting::Nothing;
         }
@@ -383,8 +413,8 @@ impl Relay {
                 if let Response::Status { tag: Some(tag), .. } = response {
                     self.answered(tag);
                 }
-                let push = self.profile.push.is_some();
-                out.to_client.extend_from_slice(&capability::edit_response(line, push));
+                let edited = capability::edit_response(line, self.own());
+                out.to_client.extend_from_slice(&edited);
             }
         }
     }
@@ -452,9 +482,10 @@ impl Relay {
             Verb::XApplePushService => {}
             Verb::Login | Verb::Authenticate => return self.finish("BAD Already logged in", out),
             Verb::StartTls => return self.finish("BAD TLS is active already", out),
+            Verb::Compress => return self.compress(command, out),
             _ => return self.finish("BAD Command is not available here", out),
         }
-        let Some(push) = &self.profile.push else {
+        let Some(push) = self.profile.push.as_ref().filter(|_| self.account.is_some()) else {
             return self.finish("BAD XAPPLEPUSHSERVICE is not available here", out);
         };
         let Ok((arguments, _)) = args::tag_and_verb(command) else {
@@ -483,6 +514,28 @@ impl Relay {
         self.next_question(out);
     }
 
+    /// COMPRESS (RFC 4978), which ends here.
+    fn compress(&mut self, command: &[u8], out: &mut Output) {
+        let deflate = args::tag_and_verb(command)
+            .ok()
+            .and_then(|(arguments, _)| args::atom_and_word(arguments))
+            .is_some_and(|(name, more)| name.eq_ignore_ascii_case(b"DEFLATE") && more.is_none());
+        if !deflate {
+            return self.finish("BAD COMPRESS knows DEFLATE only", out);
+        }
+        if self.compressed {
+            return self.finish("NO [COMPRESSIONACTIVE] DEFLATE is active already", out);
+        }
+        self.compressed = true;
+        self.finish("OK DEFLATE active", out);
+        // The OK itself is the last that goes out as it is.
+        if self.deferred.is_empty() {
+            out.actions.push_back(Action::Compress);
+        } else {
+            self.compress_behind_deferred = true;
+        }
+    }
+
     /// Asks for the next mailbox that has a name one can ask for, or ends the check.
     fn next_question(&mut self, out: &mut Output) {
         let utf8 = self.utf8;
@@ -506,13 +559,13 @@ impl Relay {
     }
 
     fn store(&mut self, out: &mut Output) {
-        let Some(push) = &self.profile.push else { return };
+        let (Some(push), Some(account)) = (&self.profile.push, &self.account) else { return };
         let Some(job) = self.job.as_deref_mut() else { return };
         let Stage::Check(check) = std::mem::replace(&mut job.stage, Stage::Fence) else { return };
         let request = check.request;
         let version = request.version;
         let device = Device {
-            account: self.account.clone(),
+            account: account.clone(),
             account_id: request.account_id,
             token: request.token,
             subtopic: request.subtopic,

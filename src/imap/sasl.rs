@@ -1,24 +1,25 @@
-//! SASL as mailchime understands it: PLAIN (RFC 4616) and LOGIN (draft-murchison-sasl-login).
+//! SASL as mailchime understands it: PLAIN (RFC 4616), LOGIN (draft-murchison-sasl-login), XOAUTH2
+//! (Google's) and OAUTHBEARER (RFC 7628).
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::model::Credentials;
 
-/// A mechanism that carries a password which can be replayed.
+/// A mechanism that carries a secret which can be replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mechanism {
     Plain,
     Login,
+    XOAuth2,
+    OAuthBearer,
 }
 
 /// The server's side of an exchange.
 #[derive(Debug)]
 pub enum Exchange {
-    /// PLAIN: its one message is awaited.
-    Plain,
-    /// LOGIN: the name is awaited.
-    LoginName,
+    /// The one message of this mechanism is awaited.
+    Message(Mechanism),
     /// LOGIN: the password is awaited.
     LoginPassword { login: String },
 }
@@ -37,20 +38,25 @@ pub enum Step {
 
 impl Mechanism {
     pub fn named(name: &[u8]) -> Option<Self> {
-        if name.eq_ignore_ascii_case(b"PLAIN") {
-            Some(Self::Plain)
-        } else if name.eq_ignore_ascii_case(b"LOGIN") {
-            Some(Self::Login)
-        } else {
-            None
+        [Self::Plain, Self::Login, Self::XOAuth2, Self::OAuthBearer]
+            .into_iter()
+            .find(|mechanism| name.eq_ignore_ascii_case(mechanism.name().as_bytes()))
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "PLAIN",
+            Self::Login => "LOGIN",
+            Self::XOAuth2 => "XOAUTH2",
+            Self::OAuthBearer => "OAUTHBEARER",
         }
     }
 
     /// The exchange and its first challenge.
     pub fn start(self) -> (Exchange, &'static str) {
         match self {
-            Self::Plain => (Exchange::Plain, ""),
-            Self::Login => (Exchange::LoginName, "VXNlcm5hbWU6"),
+            Self::Login => (Exchange::Message(self), "VXNlcm5hbWU6"),
+            _ => (Exchange::Message(self), ""),
         }
     }
 }
@@ -64,16 +70,19 @@ impl Exchange {
         }
         let line = if line == b"=" { b"" } else { line };
         let Ok(message) = STANDARD.decode(line) else { return Step::Malformed };
-        match self {
-            Self::Plain => plain(&message).map_or(Step::Malformed, Step::Credentials),
-            Self::LoginName => match String::from_utf8(message) {
-                Ok(login) => Step::Challenge(Self::LoginPassword { login }, "UGFzc3dvcmQ6"),
-                Err(_) => Step::Malformed,
+        let credentials = match self {
+            Self::Message(Mechanism::Plain) => plain(&message),
+            Self::Message(Mechanism::XOAuth2) => xoauth2(&message),
+            Self::Message(Mechanism::OAuthBearer) => oauthbearer(&message),
+            Self::Message(Mechanism::Login) => match String::from_utf8(message) {
+                Ok(login) => {
+                    return Step::Challenge(Self::LoginPassword { login }, "UGFzc3dvcmQ6");
+                }
+                Err(_) => None,
             },
-            Self::LoginPassword { login } => {
-                Step::Credentials(Credentials::password(login, message))
-            }
-        }
+            Self::LoginPassword { login } => Some(Credentials::password(login, message)),
+        };
+        credentials.map_or(Step::Malformed, Step::Credentials)
     }
 }
 
@@ -89,15 +98,57 @@ fn plain(message: &[u8]) -> Option<Credentials> {
     Some(if authorization == login { credentials } else { credentials.acting_as(authorization) })
 }
 
-/// PLAIN's message for these credentials, in base64.
-pub fn plain_message(credentials: &Credentials) -> String {
-    let mut message = Vec::new();
-    message.extend_from_slice(credentials.authorization.as_bytes());
-    message.push(0);
-    message.extend_from_slice(credentials.login.as_bytes());
-    message.push(0);
-    message.extend_from_slice(credentials.expose_password());
-    STANDARD.encode(message)
+/// `user=<name>^Aauth=Bearer <token>^A^A`
+fn xoauth2(message: &[u8]) -> Option<Credentials> {
+    let mut fields = message.split(|b| *b == 1);
+    let login = fields.next()?.strip_prefix(b"user=")?;
+    bearer(login, fields)
+}
+
+/// `n,a=<name>,^Ahost=…^Aport=…^Aauth=Bearer <token>^A^A`
+fn oauthbearer(message: &[u8]) -> Option<Credentials> {
+    let mut fields = message.split(|b| *b == 1);
+    let header = std::str::from_utf8(fields.next()?).ok()?;
+    // Channel binding (`p=`) cannot pass a proxy.
+    let rest = header.strip_prefix("n,").or_else(|| header.strip_prefix("y,"))?;
+    let login = rest.strip_prefix("a=")?.strip_suffix(',')?;
+    let login = login.replace("=2C", ",").replace("=3D", "=");
+    bearer(login.as_bytes(), fields)
+}
+
+fn bearer<'a>(login: &[u8], mut fields: impl Iterator<Item = &'a [u8]>) -> Option<Credentials> {
+    let login = std::str::from_utf8(login).ok()?;
+    let auth = fields.find_map(|field| field.strip_prefix(b"auth="))?;
+    let (scheme, token) = auth.split_at_checked(7)?;
+    let fit = !token.is_empty() && token.iter().all(u8::is_ascii_graphic);
+    (scheme.eq_ignore_ascii_case(b"Bearer ") && fit)
+        .then(|| Credentials::bearer(login, token.to_vec()))
+}
+
+/// The one message of `mechanism` for these credentials, in base64. LOGIN has none.
+pub fn message(mechanism: Mechanism, credentials: &Credentials) -> Option<String> {
+    let (login, secret) = (credentials.login.as_bytes(), credentials.expose_secret());
+    let message = match mechanism {
+        Mechanism::Plain => {
+            [credentials.authorization.as_bytes(), b"\0", login, b"\0", secret].concat()
+        }
+        Mechanism::XOAuth2 => [b"user=", login, b"\x01auth=Bearer ", secret, b"\x01\x01"].concat(),
+        Mechanism::OAuthBearer => {
+            let name = credentials.login.replace('=', "=3D").replace(',', "=2C");
+            [b"n,a=", name.as_bytes(), b",\x01auth=Bearer ", secret, b"\x01\x01"].concat()
+        }
+        Mechanism::Login => return None,
+    };
+    Some(STANDARD.encode(message))
+}
+
+/// Whether a backend's mechanism may be relayed line by line although it is not understood: it must
+/// need no TLS of its own (channel binding, certificates), and prove somebody.
+pub fn is_relayable(name: &str) -> bool {
+    let upper = name.to_ascii_uppercase();
+    Mechanism::named(upper.as_bytes()).is_none()
+        && !upper.ends_with("-PLUS")
+        && !["EXTERNAL", "ANONYMOUS"].contains(&upper.as_str())
 }
 
 #[cfg(test)]
@@ -107,10 +158,14 @@ mod tests {
     fn credentials(step: Step) -> (String, String, Vec<u8>) {
         match step {
             Step::Credentials(c) => {
-                (c.authorization.clone(), c.login.clone(), c.expose_password().to_vec())
+                (c.authorization.clone(), c.login.clone(), c.expose_secret().to_vec())
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    fn respond(mechanism: Mechanism, message: &[u8]) -> Step {
+        Exchange::Message(mechanism).respond(STANDARD.encode(message).as_bytes())
     }
 
     #[test]
@@ -120,25 +175,55 @@ mod tests {
             (b"alice\0alice\0x", ("", "alice", b"x")),
             (b"bob\0boss\0\xff\"\\", ("bob", "boss", b"\xff\"\\")),
         ] {
-            let step = Exchange::Plain.respond(STANDARD.encode(message).as_bytes());
-            let (authorization, login, password) = credentials(step);
+            let (authorization, login, password) = credentials(respond(Mechanism::Plain, message));
             assert_eq!((&authorization[..], &login[..], &password[..]), expected);
             let again = Credentials::password(login, password).acting_as(authorization);
-            assert!(matches!(
-                Exchange::Plain.respond(plain_message(&again).as_bytes()),
-                Step::Credentials(c) if c.same_as(&again)
-            ));
+            round_trip(Mechanism::Plain, &again);
         }
+    }
+
+    #[test]
+    fn bearer_tokens() {
+        let token = b"ya29.Token-x_y~z==";
+        let message = b"user=a@b.example\x01auth=Bearer ya29.Token-x_y~z==\x01\x01";
+        let (_, login, secret) = credentials(respond(Mechanism::XOAuth2, message));
+        assert_eq!((&login[..], &secret[..]), ("a@b.example", &token[..]));
+        let message =
+            b"n,a=a=2Cb=3Dc,\x01host=x\x01port=993\x01auth=bearer ya29.Token-x_y~z==\x01\x01";
+        let (_, login, secret) = credentials(respond(Mechanism::OAuthBearer, message));
+        assert_eq!((&login[..], &secret[..]), ("a,b=c", &token[..]));
+        for mechanism in [Mechanism::XOAuth2, Mechanism::OAuthBearer] {
+            round_trip(mechanism, &Credentials::bearer("a,b=c", token.to_vec()));
+        }
+        for (mechanism, bad) in [
+            (Mechanism::XOAuth2, &b"user=a\x01auth=Basic x\x01\x01"[..]),
+            (Mechanism::XOAuth2, b"user=a\x01auth=Bearer \x01\x01"),
+            (Mechanism::XOAuth2, b"user=a\x01auth=Bearer a b\x01\x01"),
+            (Mechanism::XOAuth2, b"a\x01auth=Bearer x\x01\x01"),
+            (Mechanism::OAuthBearer, b"p=tls-unique,a=a,\x01auth=Bearer x\x01\x01"),
+            (Mechanism::OAuthBearer, b"n,,\x01auth=Bearer x\x01\x01"),
+            (Mechanism::OAuthBearer, b"\x01"),
+        ] {
+            let step = respond(mechanism, bad);
+            assert!(matches!(step, Step::Malformed), "{}: {step:?}", bad.escape_ascii());
+        }
+    }
+
+    fn round_trip(mechanism: Mechanism, known: &Credentials) {
+        let message = message(mechanism, known).unwrap();
+        let step = Exchange::Message(mechanism).respond(message.as_bytes());
+        assert!(matches!(&step, Step::Credentials(c) if c.same_as(known)), "{step:?}");
     }
 
     #[test]
     fn malformed_and_cancelled() {
         for bad in ["!", "AAA", "YWxpY2U=", "AGE=", "AGEAYgBj", "=", "", "\u{fc}"] {
-            let step = Exchange::Plain.respond(bad.as_bytes());
+            let step = Exchange::Message(Mechanism::Plain).respond(bad.as_bytes());
             assert!(matches!(step, Step::Malformed), "{bad}: {step:?}");
         }
-        assert!(matches!(Exchange::Plain.respond(b"*"), Step::Cancelled));
-        assert!(matches!(Exchange::LoginName.respond(b"*"), Step::Cancelled));
+        for mechanism in [Mechanism::Plain, Mechanism::Login] {
+            assert!(matches!(Exchange::Message(mechanism).respond(b"*"), Step::Cancelled));
+        }
     }
 
     #[test]
@@ -149,5 +234,20 @@ mod tests {
         assert_eq!(STANDARD.decode(challenge).unwrap(), b"Password:");
         let (_, login, password) = credentials(exchange.respond(b"c2VjcmV0"));
         assert_eq!((&login[..], &password[..]), ("alice", &b"secret"[..]));
+    }
+
+    #[test]
+    fn what_may_be_relayed() {
+        for (name, expected) in [
+            ("SCRAM-SHA-256", true),
+            ("cram-md5", true),
+            ("SCRAM-SHA-256-PLUS", false),
+            ("EXTERNAL", false),
+            ("ANONYMOUS", false),
+            ("PLAIN", false),
+            ("xoauth2", false),
+        ] {
+            assert_eq!(is_relayable(name), expected, "{name}");
+        }
     }
 }

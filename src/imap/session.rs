@@ -1,15 +1,18 @@
 //! One client's session as a state machine: greeting, login dialogue, backend login, relay.
 //!
 //! ```text
-//!   Login ──credentials──▶ Connect ──▶ Backend ──accepted──▶ Relay ──▶ Closed
-//!     ▲                       │           │
-//!     └──── NO (try again) ───┴───────────┘
+//!   Command ──credentials──▶ Connect ──▶ Backend ──accepted──▶ Relay ──▶ Closed
+//!     ▲  │ STARTTLS             │         │   ▲ │
+//!     │  ▼                      │         │   └─▼─ Challenge (the client answers)
+//!     │ Handshake               ▼         ▼
+//!     └──────────────────── Refused (for a while), then NO
 //! ```
 //!
 //! The caller owns sockets and time. It writes [`Output::to_client`] and [`Output::to_backend`],
 //! carries out [`Action`]s, and offers bytes of each side to [`Session::client`] and
 //! [`Session::backend`]. Order matters: bytes that a lane's [`Step::Forward`] named are written
-//! before output that came later, and output before the next forward.
+//! before output that came later, output before the next forward, and both before an action is
+//! carried out.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,14 +21,18 @@ use std::sync::Arc;
 use super::args;
 use super::capability::{Capabilities, XAPPLEPUSHSERVICE};
 use super::collect::{Collector, Progress};
-use super::login::{Login, Outcome, edited};
+use super::login::{Attempt, Login, Options, Outcome, edited};
 use super::peek::{self, Command, Verb};
 use super::relay::{Relay, tagged};
 use super::sasl::{self, Exchange, Mechanism};
-use crate::model::{Credentials, Registration};
+use crate::model::{Account, Credentials, Registration};
 
 /// Malformed or unknown commands before login after which the client is sent away.
 const MOST_BAD_COMMANDS: u32 = 20;
+
+/// Most fields of a client's ID that are passed on, and longest field (RFC 2971 section 3.3).
+const MOST_ID_FIELDS: usize = 30;
+const LONGEST_ID_FIELD: usize = 1024;
 
 const UNAVAILABLE: &str = "NO [UNAVAILABLE] The mail server cannot be reached, try again later";
 
@@ -34,12 +41,27 @@ const UNAVAILABLE: &str = "NO [UNAVAILABLE] The mail server cannot be reached, t
 pub struct Profile {
     /// What the backend was last seen to offer before login; `None` before it was seen.
     pub backend: Option<Arc<Capabilities>>,
-    /// `None` where push is not to be had: no topic, or no TLS to the client.
+    /// `None` where push is not to be had: no topic.
     pub push: Option<PushOffer>,
+    /// Relay mechanisms of the backend that hide the password.
+    pub relay_mechanisms: bool,
+    /// Pass the client's ID on to the backend.
+    pub send_id: bool,
     /// Longest command before login, and longest command of ours, in bytes.
     pub command_size: usize,
     /// Longest capability list of a backend, and most data in its answer to a login, in bytes.
     pub capability_size: usize,
+}
+
+/// What is particular to one connection.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    /// TLS is active; otherwise STARTTLS is offered and nothing else is to be had.
+    pub secure: bool,
+    /// Starts each tag of ours; one that the client cannot guess: letters and digits.
+    pub tag_prefix: String,
+    /// Fields that are added to the client's ID when that is passed on: names and values.
+    pub id_fields: Vec<(&'static str, String)>,
 }
 
 /// Push as it is offered to devices.
@@ -69,18 +91,25 @@ pub enum Step {
 /// What a session wants done.
 #[derive(Debug)]
 pub enum Action {
-    /// Connect to the backend of this user, then call [`Session::connected`] or
-    /// [`Session::unavailable`].
-    Connect(Credentials),
-    /// Close the connection to the backend, which refused the credentials, or had no answer for the
+    /// Shake hands with the client, then call [`Session::secured`]. No byte of the client may be at
+    /// hand: it would have come without TLS.
+    StartTls,
+    /// Connect to the backend of this account (any, if it is not known yet), then call
+    /// [`Session::connected`] or [`Session::unavailable`].
+    Connect(Option<Account>),
+    /// Close the connection to the backend, which refused the login, or had no answer for the
     /// reason given; another may follow.
     Disconnect(Disconnect),
-    /// The backend accepted these credentials.
-    LoggedIn(Credentials),
+    /// A login was refused: after a while call [`Session::release`], which says so.
+    Refused(Option<Account>),
+    /// The backend accepted these credentials; `None` if they were hidden from us.
+    LoggedIn(Option<Credentials>),
     /// The backend was seen to offer this before login.
     Seen(Capabilities),
     /// Store this, then call [`Session::registered`].
     Register(Registration),
+    /// From here on both directions of the client's connection are deflated (RFC 4978).
+    Compress,
     /// Write what there is to write, then close.
     Close,
 }
@@ -104,7 +133,6 @@ pub struct Output {
 #[derive(Debug)]
 pub struct Session {
     profile: Arc<Profile>,
-    tag_prefix: String,
     phase: Phase,
     pub output: Output,
 }
@@ -119,14 +147,21 @@ enum Phase {
 /// The login dialogue.
 #[derive(Debug)]
 struct Dialogue {
+    connection: Connection,
+    /// What the client said of itself, as ID fields.
+    client_id: Vec<IdField>,
     collector: Collector,
     bad_commands: u32,
     state: State,
 }
 
+type IdField = (Vec<u8>, Option<Vec<u8>>);
+
 #[derive(Debug)]
 enum State {
     Command,
+    /// STARTTLS was answered.
+    Handshake,
     Authenticate {
         tag: Vec<u8>,
         exchange: Exchange,
@@ -134,14 +169,21 @@ enum State {
     /// The backend is being dialled.
     Connect {
         tag: Vec<u8>,
-        credentials: Credentials,
+        attempt: Attempt,
         by_login: bool,
     },
     /// The backend is asked.
     Backend {
         tag: Vec<u8>,
-        login: Login,
+        login: Box<Login>,
     },
+    /// The backend asks; the client answers.
+    Challenge {
+        tag: Vec<u8>,
+        login: Box<Login>,
+    },
+    /// The answer waits for its time.
+    Refused(Vec<u8>),
 }
 
 impl PushOffer {
@@ -157,39 +199,65 @@ impl PushOffer {
 impl Profile {
     /// The capabilities that a client sees before login: those of the backend that can be honoured,
     /// and mailchime's own.
-    pub fn before_login(&self) -> Capabilities {
+    pub fn before_login(&self, secure: bool) -> Capabilities {
         let seen = self.backend.as_deref().cloned().unwrap_or_default();
         let mut shown = Capabilities::parse(b"IMAP4rev1");
-        for token in seen.edited(false).iter() {
+        let nothing_own = super::capability::Own { push: false, compress: false };
+        for token in seen.clone().edited(nothing_own).iter() {
             let upper = token.to_ascii_uppercase();
             if !upper.starts_with("AUTH=") && upper != "LOGINDISABLED" && upper != "SASL-IR" {
                 shown.add(token);
             }
         }
+        if !secure {
+            shown.add("STARTTLS");
+            shown.add("LOGINDISABLED");
+            return shown;
+        }
         for token in ["SASL-IR", "AUTH=PLAIN", "AUTH=LOGIN"] {
             shown.add(token);
+        }
+        if seen.has("AUTH=XOAUTH2") || seen.has("AUTH=OAUTHBEARER") {
+            shown.add("AUTH=XOAUTH2");
+            shown.add("AUTH=OAUTHBEARER");
+        }
+        for token in seen.iter().filter(|_| self.relay_mechanisms) {
+            if token.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("AUTH="))
+                && sasl::is_relayable(&token[5..])
+            {
+                shown.add(token);
+            }
         }
         if self.push.is_some() {
             shown.add(XAPPLEPUSHSERVICE);
         }
         shown
     }
+
+    /// Whether this mechanism of the backend may be relayed, hidden as its secret is.
+    fn relays(&self, mechanism: &str) -> bool {
+        let offered = |seen: &Capabilities| seen.has(&format!("AUTH={mechanism}"));
+        self.relay_mechanisms
+            && sasl::is_relayable(mechanism)
+            && self.backend.as_deref().is_some_and(offered)
+    }
 }
 
 impl Session {
-    /// A session whose greeting is in the output already. `tag_prefix` must be one that the client
-    /// cannot guess: letters and digits.
-    pub fn new(profile: Arc<Profile>, tag_prefix: String) -> Self {
+    /// A session whose greeting is in the output already.
+    pub fn new(profile: Arc<Profile>, connection: Connection) -> Self {
         let mut output = Output::default();
-        output.to_client.extend_from_slice(
-            format!("* OK [CAPABILITY {}] mailchime ready\r\n", profile.before_login()).as_bytes(),
-        );
+        let capabilities = profile.before_login(connection.secure);
+        let greeting = format!("* OK [CAPABILITY {capabilities}] mailchime ready\r\n");
+        output.to_client.extend_from_slice(greeting.as_bytes());
         let dialogue = Dialogue {
+            connection,
+            client_id: Vec::new(),
             collector: Collector::new(profile.command_size),
             bad_commands: 0,
             state: State::Command,
         };
-        Self { profile, tag_prefix, phase: Phase::Login(Box::new(dialogue)), output }
+        Self { profile, phase: Phase::Login(Box::new(dialogue)), output }
     }
 
     /// What to do with the client's bytes. `last` means that no more will follow.
@@ -212,7 +280,8 @@ impl Session {
         match &mut self.phase {
             Phase::Login(dialogue) => {
                 let State::Backend { login, .. } = &mut dialogue.state else {
-                    return Step::Take(input.len());
+                    // Nothing was asked: what is said now waits, and an end ends it.
+                    return Step::Wait;
                 };
                 let (used, outcome) = login.step(input, &mut self.output.to_backend);
                 match outcome {
@@ -227,13 +296,28 @@ impl Session {
         }
     }
 
-    /// The connection that [`Action::Connect`] asked for is open.
-    pub fn connected(&mut self) {
+    /// The client's connection has TLS now (RFC 9051 section 6.2.1): what was known before does not
+    /// count.
+    pub fn secured(&mut self) {
+        if let Phase::Login(dialogue) = &mut self.phase {
+            dialogue.connection.secure = true;
+            dialogue.client_id.clear();
+            dialogue.state = State::Command;
+        }
+    }
+
+    /// The connection that [`Action::Connect`] asked for is open; `greeted` if its greeting has been
+    /// read, as before STARTTLS.
+    pub fn connected(&mut self, greeted: bool) {
         let Phase::Login(dialogue) = &mut self.phase else { return };
+        let id = self.profile.send_id.then(|| dialogue.id());
         dialogue.state = match std::mem::replace(&mut dialogue.state, State::Command) {
-            State::Connect { tag, credentials, by_login } => {
+            State::Connect { tag, attempt, by_login } => {
                 let limit = self.profile.capability_size;
-                State::Backend { tag, login: Login::new(credentials, by_login, limit) }
+                let options = Options { prefer_login: by_login, greeted, id, limit };
+                let mut login = Box::new(Login::new(attempt, options));
+                login.start(&mut self.output.to_backend);
+                State::Backend { tag, login }
             }
             other => other,
         };
@@ -242,16 +326,33 @@ impl Session {
     /// The backend cannot be reached, or its connection ended. During the login dialogue the
     /// client is told and may try again; returns whether it was so.
     pub fn unavailable(&mut self) -> bool {
+        self.turned_away(UNAVAILABLE)
+    }
+
+    /// The login is not tried, for this reason: too many connections or failures. `answer` begins
+    /// with NO.
+    pub fn turned_away(&mut self, answer: &str) -> bool {
         let Phase::Login(dialogue) = &mut self.phase else { return false };
         match std::mem::replace(&mut dialogue.state, State::Command) {
-            State::Connect { tag, .. } | State::Backend { tag, .. } => {
-                tagged(&mut self.output.to_client, &tag, UNAVAILABLE);
+            State::Connect { tag, .. }
+            | State::Backend { tag, .. }
+            | State::Challenge { tag, .. } => {
+                tagged(&mut self.output.to_client, &tag, answer);
                 true
             }
             other => {
                 dialogue.state = other;
                 false
             }
+        }
+    }
+
+    /// The time has come to say that a login was refused.
+    pub fn release(&mut self) {
+        let Phase::Login(dialogue) = &mut self.phase else { return };
+        match std::mem::replace(&mut dialogue.state, State::Command) {
+            State::Refused(answer) => self.output.to_client.extend_from_slice(&answer),
+            other => dialogue.state = other,
         }
     }
 
@@ -265,6 +366,18 @@ impl Session {
     /// Whether the user is logged in.
     pub fn is_relaying(&self) -> bool {
         matches!(self.phase, Phase::Relay(_))
+    }
+
+    /// Whether the client waits for nothing but news, and may be sent away without losing an
+    /// answer.
+    pub fn is_idle(&self) -> bool {
+        match &self.phase {
+            Phase::Login(dialogue) => {
+                matches!(dialogue.state, State::Command) && dialogue.collector.is_empty()
+            }
+            Phase::Relay(relay) => relay.is_idle() && relay.at_response_boundary(),
+            Phase::Closed => true,
+        }
     }
 
     /// Whether something may be said to the client now without breaking into a response that is
@@ -283,26 +396,36 @@ impl Session {
             return;
         };
         let Output { to_client, actions, .. } = &mut self.output;
-        let push = self.profile.push.is_some();
+        let credentials = match login.attempt() {
+            Attempt::Credentials(credentials) => Some(credentials.clone()),
+            Attempt::Relayed { .. } => None,
+        };
+        let account = credentials.as_ref().map(Credentials::account);
         match outcome {
+            Outcome::Challenge(text) => {
+                to_client.extend_from_slice(b"+ ");
+                to_client.extend_from_slice(&text);
+                to_client.extend_from_slice(b"\r\n");
+                dialogue.state = State::Challenge { tag, login };
+            }
             Outcome::Accepted { untagged, answer, offered, .. } => {
-                to_client.extend_from_slice(&edited(&untagged, push));
+                let prefix = std::mem::take(&mut dialogue.connection.tag_prefix);
+                let relay = Relay::new(Arc::clone(&self.profile), account, prefix);
+                to_client.extend_from_slice(&edited(&untagged, relay.own()));
                 let mut line = tag;
                 line.extend_from_slice(&answer);
-                to_client.extend_from_slice(&edited(&line, push));
-                let credentials = login.credentials().clone();
-                let account = credentials.account();
+                to_client.extend_from_slice(&edited(&line, relay.own()));
                 actions.push_back(Action::Seen(offered));
                 actions.push_back(Action::LoggedIn(credentials));
-                let prefix = std::mem::take(&mut self.tag_prefix);
-                let relay = Relay::new(Arc::clone(&self.profile), account, prefix);
                 self.phase = Phase::Relay(relay);
             }
             Outcome::Refused { answer, offered } => {
-                to_client.extend_from_slice(&tag);
-                to_client.extend_from_slice(&answer);
+                let mut line = tag;
+                line.extend_from_slice(&answer);
+                dialogue.state = State::Refused(line);
                 actions.push_back(Action::Seen(offered));
                 actions.push_back(Action::Disconnect(Disconnect::Refused));
+                actions.push_back(Action::Refused(account));
             }
             Outcome::Unavailable(why) => {
                 tagged(to_client, &tag, UNAVAILABLE);
@@ -317,8 +440,13 @@ impl Session {
 impl Dialogue {
     fn client(&mut self, input: &[u8], profile: &Profile, out: &mut Output) -> Step {
         match self.state {
-            State::Connect { .. } | State::Backend { .. } => return Step::Wait,
-            State::Authenticate { .. } => self.collector.expect_plain_line(),
+            State::Handshake if input.is_empty() => return Step::Wait,
+            // What came before the handshake was not protected by it (CVE-2011-0411 and its kin).
+            State::Handshake => return Step::Close("bytes between STARTTLS and the handshake"),
+            State::Connect { .. } | State::Backend { .. } | State::Refused(_) => return Step::Wait,
+            State::Authenticate { .. } | State::Challenge { .. } => {
+                self.collector.expect_plain_line();
+            }
             State::Command => {}
         }
         if input.is_empty() {
@@ -343,6 +471,10 @@ impl Dialogue {
                         let line = command.trim_ascii_end();
                         self.respond(tag, exchange.respond(line), out);
                     }
+                    State::Challenge { tag, mut login } => {
+                        login.respond(&command, &mut out.to_backend);
+                        self.state = State::Backend { tag, login };
+                    }
                     _ => self.command(&command, profile, out),
                 }
             }
@@ -359,15 +491,17 @@ impl Dialogue {
         let Ok((arguments, (tag, _))) = args::tag_and_verb(command) else {
             return self.refuse(tag_of(command), "BAD Malformed command", out);
         };
+        let secure = self.connection.secure;
         let answer = &mut out.to_client;
         match verb {
             Some(Verb::Capability) => {
-                let list = format!("* CAPABILITY {}\r\n", profile.before_login());
+                let list = format!("* CAPABILITY {}\r\n", profile.before_login(secure));
                 answer.extend_from_slice(list.as_bytes());
                 tagged(answer, tag, "OK CAPABILITY completed");
             }
             Some(Verb::Noop) => tagged(answer, tag, "OK NOOP completed"),
             Some(Verb::Id) => {
+                self.client_id = id_fields(arguments);
                 answer.extend_from_slice(b"* ID (\"name\" \"mailchime\")\r\n");
                 tagged(answer, tag, "OK ID completed");
             }
@@ -376,35 +510,51 @@ impl Dialogue {
                 tagged(answer, tag, "OK LOGOUT completed");
                 out.actions.push_back(Action::Close);
             }
+            Some(Verb::StartTls) if !secure => {
+                tagged(answer, tag, "OK Begin TLS negotiation now");
+                out.actions.push_back(Action::StartTls);
+                self.state = State::Handshake;
+            }
+            Some(Verb::StartTls) => self.refuse(Some(tag), "BAD TLS is active already", out),
+            Some(Verb::Login | Verb::Authenticate) if !secure => {
+                tagged(answer, tag, "NO [PRIVACYREQUIRED] STARTTLS comes first");
+            }
             Some(Verb::Login) => match args::two_astrings(arguments) {
                 Some((login, password)) => match String::from_utf8(login.into_owned()) {
                     Ok(login) => {
                         let credentials = Credentials::password(login, password.into_owned());
                         self.verify(tag.to_vec(), credentials, true, out);
                     }
-                    Err(_) => refuse_credentials(tag, out),
+                    Err(_) => self.refuse_credentials(tag, None, out),
                 },
                 None => self.refuse(Some(tag), "BAD LOGIN takes a name and a password", out),
             },
-            Some(Verb::Authenticate) => self.authenticate(tag, arguments, out),
-            Some(Verb::StartTls) => self.refuse(Some(tag), "BAD TLS is active already", out),
+            Some(Verb::Authenticate) => self.authenticate(tag, arguments, profile, out),
             _ => self.refuse(Some(tag), "BAD Unknown command, or not before login", out),
         }
     }
 
-    fn authenticate(&mut self, tag: &[u8], arguments: &[u8], out: &mut Output) {
+    fn authenticate(&mut self, tag: &[u8], arguments: &[u8], profile: &Profile, out: &mut Output) {
         let Some((name, initial)) = args::atom_and_word(arguments) else {
             return self.refuse(Some(tag), "BAD AUTHENTICATE takes a mechanism", out);
         };
-        let Some(mechanism) = Mechanism::named(name) else {
-            return tagged(&mut out.to_client, tag, "NO [CANNOT] Mechanism is not available");
-        };
-        let (exchange, challenge) = mechanism.start();
-        let step = match initial {
-            Some(initial) => exchange.respond(initial),
-            None => sasl::Step::Challenge(exchange, challenge),
-        };
-        self.respond(tag.to_vec(), step, out);
+        if let Some(mechanism) = Mechanism::named(name) {
+            let (exchange, challenge) = mechanism.start();
+            let step = match initial {
+                Some(initial) => exchange.respond(initial),
+                None => sasl::Step::Challenge(exchange, challenge),
+            };
+            return self.respond(tag.to_vec(), step, out);
+        }
+        match std::str::from_utf8(name) {
+            Ok(name) if profile.relays(name) => {
+                let initial = initial.map(<[u8]>::to_vec);
+                let attempt = Attempt::Relayed { mechanism: name.to_ascii_uppercase(), initial };
+                out.actions.push_back(Action::Connect(None));
+                self.state = State::Connect { tag: tag.to_vec(), attempt, by_login: false };
+            }
+            _ => tagged(&mut out.to_client, tag, "NO [CANNOT] Mechanism is not available"),
+        }
     }
 
     fn respond(&mut self, tag: Vec<u8>, step: sasl::Step, out: &mut Output) {
@@ -423,14 +573,15 @@ impl Dialogue {
         // An empty password opens a door at some directories; control bytes are nobody's name.
         let names = [&credentials.login, &credentials.authorization];
         let unfit = credentials.login.is_empty()
-            || credentials.expose_password().is_empty()
-            || credentials.expose_password().contains(&0)
+            || credentials.expose_secret().is_empty()
+            || credentials.expose_secret().contains(&0)
             || names.iter().any(|name| name.len() > 512 || name.chars().any(char::is_control));
+        let account = credentials.account();
         if unfit {
-            return refuse_credentials(&tag, out);
+            return self.refuse_credentials(&tag, Some(account), out);
         }
-        out.actions.push_back(Action::Connect(credentials.clone()));
-        self.state = State::Connect { tag, credentials, by_login };
+        out.actions.push_back(Action::Connect(Some(account)));
+        self.state = State::Connect { tag, attempt: Attempt::Credentials(credentials), by_login };
     }
 
     /// Answers a command that makes no sense, and sends away who sends many of them.
@@ -442,10 +593,57 @@ impl Dialogue {
             out.actions.push_back(Action::Close);
         }
     }
+
+    /// Refuses credentials that no backend needs to be asked about, as if one had been.
+    fn refuse_credentials(&mut self, tag: &[u8], account: Option<Account>, out: &mut Output) {
+        let mut answer = Vec::new();
+        tagged(&mut answer, tag, "NO [AUTHENTICATIONFAILED] Authentication failed");
+        self.state = State::Refused(answer);
+        out.actions.push_back(Action::Refused(account));
+    }
+
+    /// The arguments of the ID that goes to the backend: the client's fields, and those that tell
+    /// where it comes from, which a client cannot claim for itself.
+    fn id(&self) -> Vec<u8> {
+        let own = &self.connection.id_fields;
+        let claimed = |name: &[u8]| {
+            let name = String::from_utf8_lossy(name);
+            ["x-originating-", "x-connected-", "x-proxy-", "x-session-", "x-forward-"]
+                .iter()
+                .any(|start| name.to_ascii_lowercase().starts_with(start))
+        };
+        let mut fields: Vec<String> = Vec::new();
+        let mut add = |name: &[u8], value: Option<&[u8]>| {
+            let value = value.map_or(Some(b"NIL".to_vec()), args::quote);
+            if let (Some(name), Some(value)) = (args::quote(name), value) {
+                fields.push(String::from_utf8_lossy(&[&name[..], b" ", &value].concat()).into());
+            }
+        };
+        for (name, value) in self.client_id.iter().filter(|(name, _)| !claimed(name)) {
+            add(name, value.as_deref());
+        }
+        if self.client_id.is_empty() {
+            add(b"name", Some(b"mailchime"));
+        }
+        for (name, value) in own {
+            add(name.as_bytes(), Some(value.as_bytes()));
+        }
+        format!("({})", fields.join(" ")).into_bytes()
+    }
 }
 
-fn refuse_credentials(tag: &[u8], out: &mut Output) {
-    tagged(&mut out.to_client, tag, "NO [AUTHENTICATIONFAILED] Authentication failed");
+/// The fields of a client's ID that are fit to be passed on; none if it is malformed or NIL.
+fn id_fields(arguments: &[u8]) -> Vec<IdField> {
+    args::id_fields(arguments)
+        .unwrap_or_default()
+        .into_iter()
+        .take(MOST_ID_FIELDS)
+        .filter(|(name, value)| {
+            let length = value.as_ref().map_or(0, |value| value.len()).max(name.len());
+            length <= LONGEST_ID_FIELD
+        })
+        .map(|(name, value)| (name.into_owned(), value.map(args::Bytes::into_owned)))
+        .collect()
 }
 
 /// The tag of a command that is otherwise malformed.

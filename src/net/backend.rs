@@ -13,7 +13,8 @@ use tokio_rustls::TlsConnector;
 use super::stream::{Stream, tune};
 use crate::imap::capability::Capabilities;
 use crate::imap::literal::End;
-use crate::imap::login::{Login, Outcome, end_of_status_or_response};
+use crate::imap::login::{Attempt, Login, Options, Outcome, end_of_status_or_response, printable};
+use crate::imap::peek::{self, Response, Status};
 use crate::model::Credentials;
 
 /// A backend and what is known of it. Cheap to clone.
@@ -24,10 +25,27 @@ pub struct Backend(Arc<Inner>);
 struct Inner {
     host: String,
     port: u16,
-    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    tls: Tls,
     connect_timeout: Duration,
     /// What it was last seen to offer before login.
     seen: Mutex<Option<Arc<Capabilities>>>,
+}
+
+/// How connections to a backend are protected. The name is the one that its certificate must be
+/// for.
+#[derive(Clone, Debug)]
+pub enum Tls {
+    None,
+    StartTls(Arc<ClientConfig>, ServerName<'static>),
+    Implicit(Arc<ClientConfig>, ServerName<'static>),
+}
+
+/// A connection on which nobody is logged in.
+#[derive(Debug)]
+pub struct Connected {
+    pub stream: Stream,
+    /// The greeting has been read, before STARTTLS; there is no other.
+    pub greeted: bool,
 }
 
 /// Why there is no connection to a backend: an operator's or the network's matter, and temporary.
@@ -62,14 +80,8 @@ pub enum LoginError {
 }
 
 impl Backend {
-    /// `tls` is the configuration and the name that the server's certificate must be for; the
-    /// timeout covers address look-up, TCP and TLS together.
-    pub fn new(
-        host: impl Into<String>,
-        port: u16,
-        tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
-        connect_timeout: Duration,
-    ) -> Self {
+    /// The timeout covers address look-up, TCP and TLS together.
+    pub fn new(host: impl Into<String>, port: u16, tls: Tls, connect_timeout: Duration) -> Self {
         let seen = Mutex::new(None);
         Self(Arc::new(Inner { host: host.into(), port, tls, connect_timeout, seen }))
     }
@@ -93,7 +105,7 @@ impl Backend {
     }
 
     /// Opens a connection, TLS included; each address of the host is tried in turn.
-    pub async fn connect(&self) -> Result<Stream, ConnectError> {
+    pub async fn connect(&self) -> Result<Connected, ConnectError> {
         let limit = self.0.connect_timeout;
         match tokio::time::timeout(limit, self.dial()).await {
             Ok(Ok(stream)) => Ok(stream),
@@ -110,8 +122,10 @@ impl Backend {
         limit: Duration,
         longest: usize,
     ) -> Result<LoggedIn, LoginError> {
-        let stream = self.connect().await?;
-        let dialogue = dialogue(stream, Login::new(credentials, false, longest));
+        let Connected { stream, greeted } = self.connect().await?;
+        let id = Some(b"(\"name\" \"mailchime\")".to_vec());
+        let options = Options { prefer_login: false, greeted, id, limit: longest };
+        let dialogue = dialogue(stream, Login::new(Attempt::Credentials(credentials), options));
         match tokio::time::timeout(limit, dialogue).await {
             Ok(result) => {
                 let (offered, result) = result?;
@@ -125,8 +139,8 @@ impl Backend {
     /// Asks what the backend offers before login, without logging in. `limit` and `longest` are as
     /// for [`Backend::log_in`].
     pub async fn probe(&self, limit: Duration, longest: usize) -> Result<(), LoginError> {
-        let mut stream = self.connect().await?;
-        let offered = tokio::time::timeout(limit, offered(&mut stream, longest))
+        let Connected { mut stream, greeted } = self.connect().await?;
+        let offered = tokio::time::timeout(limit, offered(&mut stream, greeted, longest))
             .await
             .map_err(|_| LoginError::Unavailable(format!("no greeting within {limit:?}")))?
             .map_err(|why| LoginError::Unavailable(why.to_string()))?;
@@ -138,22 +152,74 @@ impl Backend {
         Ok(())
     }
 
-    async fn dial(&self) -> io::Result<Stream> {
+    async fn dial(&self) -> io::Result<Connected> {
         let Inner { host, port, tls, .. } = &*self.0;
         let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in tokio::net::lookup_host((host.as_str(), *port)).await? {
             match TcpStream::connect(address).await {
                 Ok(stream) => {
                     tune(&stream);
-                    let Some((config, name)) = tls else { return Ok(Stream::Plain(stream)) };
-                    let connector = TlsConnector::from(Arc::clone(config));
-                    let stream = connector.connect(name.clone(), stream).await?;
-                    return Ok(Stream::Client(Box::new(stream)));
+                    return secure(stream, tls).await;
                 }
                 Err(error) => failure = error,
             }
         }
         Err(failure)
+    }
+}
+
+/// Brings a fresh connection under TLS as configured.
+async fn secure(stream: TcpStream, tls: &Tls) -> io::Result<Connected> {
+    let (config, name, greeted) = match tls {
+        Tls::None => return Ok(Connected { stream: Stream::Plain(stream), greeted: false }),
+        Tls::Implicit(config, name) => (config, name, false),
+        Tls::StartTls(config, name) => (config, name, true),
+    };
+    let mut stream = Stream::Plain(stream);
+    if greeted {
+        start_tls(&mut stream).await?;
+    }
+    let Stream::Plain(stream) = stream else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let connector = TlsConnector::from(Arc::clone(config));
+    let stream = connector.connect(name.clone(), stream).await?;
+    Ok(Connected { stream: Stream::Client(Box::new(stream)), greeted })
+}
+
+/// Reads the greeting and asks for TLS. Bytes behind the answer came without protection: they end
+/// the connection (CVE-2011-0411 and its kin).
+async fn start_tls(stream: &mut Stream) -> io::Result<()> {
+    const LONGEST: usize = 64 * 1024;
+    let mut input = Vec::new();
+    let mut asked = false;
+    loop {
+        while let End::At(length) = end_of_status_or_response(&input) {
+            let line: Vec<u8> = input.drain(..length).collect();
+            match (asked, peek::response(&line)) {
+                (false, Some(Response::Status { tag: None, status: Status::Ok, .. })) => {
+                    asked = true;
+                    stream.write_all(b"m0 STARTTLS\r\n").await?;
+                    stream.flush().await?;
+                }
+                (true, Some(Response::Status { tag: Some(b"m0"), status: Status::Ok, .. })) => {
+                    if input.is_empty() {
+                        return Ok(());
+                    }
+                    return Err(io::Error::other(
+                        "the backend sent more before TLS than it should",
+                    ));
+                }
+                (true, Some(Response::Status { tag: None, status: Status::Ok, .. }))
+                | (true, Some(Response::Capability)) => {}
+                _ => {
+                    let said = printable(&line);
+                    return Err(io::Error::other(format!("the backend refuses STARTTLS: {said}")));
+                }
+            }
+        }
+        if input.len() > LONGEST {
+            return Err(io::Error::other("an overlong response"));
+        }
+        read_more(stream, &mut input).await?;
     }
 }
 
@@ -163,18 +229,21 @@ async fn dialogue(
     mut login: Login,
 ) -> Result<(Capabilities, Result<LoggedIn, LoginError>), LoginError> {
     let (mut input, mut out) = (Vec::new(), Vec::new());
+    login.start(&mut out);
     let gone = |error: io::Error| LoginError::Unavailable(error.to_string());
     loop {
-        read_more(&mut stream, &mut input).await.map_err(gone)?;
-        let (used, outcome) = login.step(&input, &mut out);
-        input.drain(..used);
         if !out.is_empty() {
             stream.write_all(&out).await.map_err(gone)?;
             stream.flush().await.map_err(gone)?;
             out.clear();
         }
+        let (used, outcome) = login.step(&input, &mut out);
+        input.drain(..used);
         match outcome {
-            None => {}
+            // What was written leads to what is read.
+            None if !out.is_empty() => {}
+            None => read_more(&mut stream, &mut input).await.map_err(gone)?,
+            Some(Outcome::Challenge(_)) => login.acknowledge(&mut out),
             Some(Outcome::Accepted { offered, granted, .. }) => {
                 return Ok((offered, Ok(LoggedIn { stream, input, capabilities: granted })));
             }
@@ -187,8 +256,12 @@ async fn dialogue(
 }
 
 /// The capabilities in the greeting, or else in the answer to CAPABILITY.
-async fn offered(stream: &mut Stream, longest: usize) -> io::Result<Capabilities> {
-    let (mut input, mut asked) = (Vec::new(), false);
+async fn offered(stream: &mut Stream, greeted: bool, longest: usize) -> io::Result<Capabilities> {
+    let (mut input, mut asked) = (Vec::new(), greeted);
+    if greeted {
+        stream.write_all(b"m1 CAPABILITY\r\n").await?;
+        stream.flush().await?;
+    }
     loop {
         while let End::At(length) = end_of_status_or_response(&input) {
             let line: Vec<u8> = input.drain(..length).collect();

@@ -4,6 +4,7 @@
 //! watchers, pushes or the database.
 
 pub mod backend;
+pub mod deflate;
 pub mod listen;
 pub mod stream;
 pub mod tls;

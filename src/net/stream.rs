@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use super::deflate::Deflated;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -31,6 +32,10 @@ pub enum Stream {
     Plain(TcpStream),
     Server(Box<server::TlsStream<TcpStream>>),
     Client(Box<client::TlsStream<TcpStream>>),
+    /// Any of the others, under DEFLATE.
+    Deflated(Box<Deflated>),
+    /// In its place while a connection is being wrapped: at its end, and takes nothing.
+    Taken,
 }
 
 /// Sets what every connection wants: no Nagle delay, keepalive. Failure is harmless and ignored:
@@ -41,6 +46,11 @@ pub fn tune(stream: &TcpStream) {
 }
 
 impl Stream {
+    /// The same connection, under DEFLATE from here on.
+    pub fn deflated(self) -> Self {
+        Self::Deflated(Box::new(Deflated::new(self)))
+    }
+
     /// Reads what there is, at most 64 KiB, and gives it to `take`; nothing at the end. A TLS peer
     /// that hangs up without close_notify has ended as well: IMAP delimits itself.
     ///
@@ -88,6 +98,11 @@ macro_rules! each {
                 let $stream = Pin::new(&mut **$stream);
                 $call
             }
+            Stream::Deflated($stream) => {
+                let $stream = Pin::new(&mut **$stream);
+                $call
+            }
+            Stream::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     };
 }

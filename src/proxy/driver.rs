@@ -7,6 +7,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as Poller, Poll, ready};
@@ -14,13 +15,14 @@ use std::time::Duration;
 
 use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use super::register::register;
-use crate::imap::session::{Action, Disconnect, Session, Step};
+use crate::imap::session::{Action, Connection, Disconnect, Session, Step};
 use crate::model::{Account, Credentials, SessionEvent};
-use crate::net::backend::ConnectError;
+use crate::net::backend::{ConnectError, Connected};
 use crate::net::stream::Stream;
 
 /// Bytes of one side that a session keeps before it reads no more of them.
@@ -40,6 +42,13 @@ pub(super) struct Driver {
     backend: Option<Peer>,
     errand: Option<Errand>,
     credentials: Option<Credentials>,
+    peer: SocketAddr,
+    /// Wraps the client's connection after STARTTLS.
+    acceptor: Option<TlsAcceptor>,
+    /// The client's connection changes its form once all that is said has left.
+    switch: Option<Switch>,
+    /// When the login that is under way was tried.
+    tried_at: Instant,
     /// Armed while a peer takes no bytes.
     stalled: Option<Pin<Box<Sleep>>>,
     close: bool,
@@ -47,8 +56,17 @@ pub(super) struct Driver {
 
 /// What a session waits for, beside its sockets.
 enum Errand {
-    Connect(Pin<Box<dyn Future<Output = Result<Stream, ConnectError>> + Send>>),
+    Connect(Pin<Box<dyn Future<Output = Result<Connected, ConnectError>> + Send>>),
     Register(Pin<Box<dyn Future<Output = bool> + Send>>),
+    Handshake(Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>),
+    /// A refusal waits for its time.
+    Refuse(Pin<Box<Sleep>>),
+}
+
+#[derive(Clone, Copy)]
+enum Switch {
+    Tls,
+    Compression,
 }
 
 /// How a session ended.
@@ -102,16 +120,30 @@ enum Pause {
 }
 
 impl Driver {
-    /// A session on a connection whose handshake is done.
-    pub(super) fn new(stream: Stream, context: Arc<Context>) -> Self {
-        let tag_prefix = format!("mc{:016x}x", rand::random::<u64>());
+    /// A session on a connection whose handshake is done, or comes with STARTTLS, which `acceptor`
+    /// serves.
+    pub(super) fn new(
+        stream: Stream,
+        peer: SocketAddr,
+        acceptor: Option<TlsAcceptor>,
+        context: Arc<Context>,
+    ) -> Self {
+        let connection = Connection {
+            secure: acceptor.is_none(),
+            tag_prefix: format!("mc{:016x}x", rand::random::<u64>()),
+            id_fields: Vec::new(),
+        };
         Self {
-            session: Session::new(context.profile(), tag_prefix),
+            session: Session::new(context.profile(), connection),
             context,
             client: Peer::new(stream, Side::Client),
             backend: None,
             errand: None,
             credentials: None,
+            peer,
+            acceptor,
+            switch: None,
+            tried_at: Instant::now(),
             stalled: None,
             close: false,
         }
@@ -151,6 +183,23 @@ impl Driver {
     /// Ready with the end, or with `None` when the user is logged in and only that was waited for.
     fn poll(&mut self, cx: &mut Poller<'_>, until_login: bool) -> Poll<Option<Ended>> {
         loop {
+            // There is no connection to the client to move bytes on before this has ended.
+            if matches!(self.errand, Some(Errand::Handshake(_))) {
+                ready!(self.poll_errand(cx));
+            }
+            if let Some(switch) = self.switch {
+                match self.poll_written(cx) {
+                    Poll::Pending => return self.poll_stall(cx, true),
+                    Poll::Ready(Err(error)) => {
+                        return Poll::Ready(Some(Ended::Fault(Fault::Client(error).to_string())));
+                    }
+                    Poll::Ready(Ok(())) => {}
+                }
+                self.switch = None;
+                if let Err(fault) = self.switch(switch) {
+                    return Poll::Ready(Some(Ended::Fault(fault.to_string())));
+                }
+            }
             match self.poll_lanes(cx) {
                 Ok(Pause::Action) => self.act(),
                 Ok(pause) => {
@@ -251,10 +300,51 @@ impl Driver {
         Ok(())
     }
 
+    /// Writes all that was said to the client, to the last byte.
+    fn poll_written(&mut self, cx: &mut Poller<'_>) -> Poll<io::Result<()>> {
+        ready!(self.client.poll_write_own(cx, &mut self.session.output.to_client))?;
+        Pin::new(&mut self.client.stream).poll_flush(cx)
+    }
+
+    /// Changes the form of the client's connection, now that nothing is under way on it.
+    fn switch(&mut self, switch: Switch) -> Result<(), Fault> {
+        // What came already was sent in the old form, which nobody may take for the new one.
+        if !self.client.lane.kept.is_empty() {
+            return Err(Fault::Bound("bytes came before the connection had changed its form"));
+        }
+        let stream = std::mem::replace(&mut self.client.stream, Stream::Taken);
+        match (switch, stream, &self.acceptor) {
+            (Switch::Compression, stream, _) => self.client.stream = stream.deflated(),
+            (Switch::Tls, Stream::Plain(stream), Some(acceptor)) => {
+                let limit = self.context.limits.handshake_timeout;
+                let handshake = acceptor.accept(stream);
+                self.errand = Some(Errand::Handshake(Box::pin(async move {
+                    match tokio::time::timeout(limit, handshake).await {
+                        Ok(result) => result.map(|stream| Stream::Server(Box::new(stream))),
+                        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "TLS handshake")),
+                    }
+                })));
+            }
+            (Switch::Tls, ..) => return Err(Fault::Bound("STARTTLS where there is TLS already")),
+        }
+        Ok(())
+    }
+
     fn act(&mut self) {
         while let Some(action) = self.session.output.actions.pop_front() {
             match action {
+                Action::StartTls => self.switch = Some(Switch::Tls),
+                Action::Compress => self.switch = Some(Switch::Compression),
+                Action::Refused(account) => {
+                    let account = account.map_or_else(|| "?".to_owned(), |a| a.to_string());
+                    let peer = self.peer.ip();
+                    // One line for whoever bans guessers: fail2ban and its like.
+                    tracing::warn!(%peer, account, "login refused");
+                    let at = self.tried_at + self.context.limits.failure_delay;
+                    self.errand = Some(Errand::Refuse(Box::pin(tokio::time::sleep_until(at))));
+                }
                 Action::Connect(_) => {
+                    self.tried_at = Instant::now();
                     let backend = self.context.backend.clone();
                     self.errand =
                         Some(Errand::Connect(Box::pin(async move { backend.connect().await })));
@@ -267,7 +357,8 @@ impl Driver {
                     self.backend = None;
                 }
                 Action::Seen(offered) => self.context.backend.saw(offered),
-                Action::LoggedIn(credentials) => {
+                Action::LoggedIn(None) => {}
+                Action::LoggedIn(Some(credentials)) => {
                     let account = credentials.account();
                     let event =
                         SessionEvent::LoggedIn { account, credentials: credentials.clone() };
@@ -295,9 +386,9 @@ impl Driver {
         match &mut self.errand {
             None => return Poll::Pending,
             Some(Errand::Connect(connect)) => match ready!(connect.as_mut().poll(cx)) {
-                Ok(stream) => {
+                Ok(Connected { stream, greeted }) => {
                     self.backend = Some(Peer::new(stream, Side::Backend));
-                    self.session.connected();
+                    self.session.connected(greeted);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the backend cannot be reached");
@@ -308,6 +399,20 @@ impl Driver {
                 let stored = ready!(register.as_mut().poll(cx));
                 self.session.registered(stored);
             }
+            Some(Errand::Refuse(time)) => {
+                ready!(time.as_mut().poll(cx));
+                self.session.release();
+            }
+            Some(Errand::Handshake(handshake)) => match ready!(handshake.as_mut().poll(cx)) {
+                Ok(stream) => {
+                    self.client = Peer::new(stream, Side::Client);
+                    self.session.secured();
+                }
+                Err(error) => {
+                    tracing::debug!(peer = %self.peer, %error, "TLS handshake failed");
+                    self.close = true;
+                }
+            },
         }
         self.errand = None;
         Poll::Ready(())

@@ -67,6 +67,8 @@ impl Context {
         Arc::clone(profile.insert(Arc::new(Profile {
             backend: seen,
             push: self.push.clone(),
+            relay_mechanisms: false,
+            send_id: false,
             command_size: self.limits.command_size,
             capability_size: self.limits.capability_size,
         })))

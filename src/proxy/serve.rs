@@ -64,7 +64,7 @@ async fn session(
             Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
         },
     };
-    let mut driver = Driver::new(stream, context);
+    let mut driver = Driver::new(stream, peer, None, context);
     let ended = driver.run(&stop).await;
     let seconds = started.elapsed().as_secs_f64();
     let (account, [received, sent]) = (driver.account(), driver.relayed());

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use mailchime::demo::dialogue::{Dialogue, Event, Peer, Text, Variables, What};
-use mailchime::imap::session::{Action, Profile, Session, Step};
+use mailchime::imap::session::{Action, Connection, Profile, Session, Step};
 use mailchime::model::Registration;
 
 /// A session, and the bytes on their way around it.
@@ -22,7 +22,10 @@ pub(crate) struct Core {
 impl Core {
     pub(crate) fn new(profile: std::sync::Arc<Profile>) -> Self {
         let mut core = Self {
-            session: Session::new(profile, "mcRANDOMx".into()),
+            session: Session::new(
+                profile,
+                Connection { secure: true, tag_prefix: "mcRANDOMx".into(), id_fields: Vec::new() },
+            ),
             from_client: Vec::new(),
             from_backend: Vec::new(),
             to_client: Vec::new(),
@@ -85,8 +88,15 @@ impl Core {
         let output = &mut self.session.output;
         self.to_client.append(&mut output.to_client);
         self.to_backend.append(&mut output.to_backend);
-        while let Some(action) = output.actions.pop_front() {
+        let actions = std::mem::take(&mut output.actions);
+        for action in actions {
             match action {
+                Action::Refused(_) => {
+                    self.session.release();
+                    self.outputs();
+                }
+                // Dialogues are about what is said in the form that it is said.
+                Action::StartTls | Action::Compress => {}
                 Action::Connect(_) => self.wants_backend = true,
                 Action::Register(registration) => self.registration = Some(registration),
                 Action::Close => self.closed = true,
@@ -98,7 +108,7 @@ impl Core {
 
     pub(crate) fn connect(&mut self) {
         assert!(std::mem::take(&mut self.wants_backend), "no connection was asked for");
-        self.session.connected();
+        self.session.connected(false);
         self.pump();
     }
 }

@@ -75,6 +75,8 @@ pub(crate) fn profile(backend: Option<Capabilities>, push: Option<PushOffer>) ->
     Arc::new(Profile {
         backend: backend.map(Arc::new),
         push,
+        relay_mechanisms: false,
+        send_id: false,
         command_size: 64 * 1024,
         capability_size: 16 * 1024,
     })

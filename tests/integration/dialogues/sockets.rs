@@ -8,7 +8,7 @@ use mailchime::config::{self, Config};
 use mailchime::demo::dialogue::{Dialogue, Event, Peer, Text, Variables, What};
 use mailchime::demo::pki::Pki;
 use mailchime::model::Timestamp;
-use mailchime::net::backend::Backend;
+use mailchime::net::backend::{Backend, Tls};
 use mailchime::proxy;
 use mailchime::store::{Store, Vault};
 use rustls::pki_types::ServerName;
@@ -55,12 +55,14 @@ impl Proxy {
                 tls: config::BackendTls::None,
             },
         );
+        config.limits.failure_delay = Duration::from_millis(1);
         change(&mut config);
         let url = format!("sqlite://{}/mailchime.db", folder.path().display());
         let store = Store::open(&url, Duration::from_millis(100)).await.unwrap();
         let vault = Arc::new(Vault::open(&folder.path().join("key")).unwrap());
         let (sender, events) = mpsc::channel(1000);
-        let backend = Backend::new(config.backend.host.clone(), config.backend.port, None, LIMIT);
+        let backend =
+            Backend::new(config.backend.host.clone(), config.backend.port, Tls::None, LIMIT);
         let context = Arc::new(proxy::Context::new(
             backend.clone(),
             push,

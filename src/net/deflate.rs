@@ -1,0 +1,276 @@
+//! A connection under DEFLATE (RFC 4978): raw deflate both ways, flushed when a batch is written.
+//!
+//! Memory is bounded by the window and one buffer each way: what inflates to more than the reader
+//! asks for waits compressed, so a bomb is read no faster than it is passed on.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::stream::Stream;
+
+/// Compressed bytes that are kept each way.
+const BUFFER_SIZE: usize = 16 * 1024;
+
+/// RFC 4978 leaves it open; 6 is zlib's own middle.
+const LEVEL: u32 = 6;
+
+/// Both directions of one connection.
+#[derive(Debug)]
+pub struct Deflated {
+    stream: Stream,
+    inflate: Decompress,
+    deflate: Compress,
+    /// Compressed bytes from the peer.
+    input: Vec<u8>,
+    /// The inflater may have more to give although no input is left.
+    more: bool,
+    /// Compressed bytes for the peer.
+    output: Vec<u8>,
+    /// Bytes were compressed since the last flush.
+    dirty: bool,
+}
+
+impl Deflated {
+    pub fn new(stream: Stream) -> Self {
+        Self {
+            stream,
+            inflate: Decompress::new(false),
+            deflate: Compress::new(Compression::new(LEVEL), false),
+            input: Vec::new(),
+            more: false,
+            output: Vec::new(),
+            dirty: false,
+        }
+    }
+
+    /// Plain and compressed bytes from the peer, then plain and compressed bytes to it.
+    pub fn totals(&self) -> [u64; 4] {
+        [
+            self.inflate.total_out(),
+            self.inflate.total_in(),
+            self.deflate.total_in(),
+            self.deflate.total_out(),
+        ]
+    }
+
+    /// Writes compressed bytes until fewer than a buffer are left, or none if `all`.
+    fn poll_drain(&mut self, cx: &mut Context<'_>, all: bool) -> Poll<io::Result<()>> {
+        while self.output.len() >= BUFFER_SIZE || (all && !self.output.is_empty()) {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.output))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.output.drain(..written);
+        }
+        if self.output.is_empty() {
+            self.output = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Compresses some of `bytes`; returns how many.
+    fn compress(&mut self, bytes: &[u8], flush: FlushCompress) -> io::Result<usize> {
+        self.output.reserve(BUFFER_SIZE);
+        let before = self.deflate.total_in();
+        self.deflate
+            .compress_vec(bytes, &mut self.output, flush)
+            .map_err(|_| io::Error::other("cannot be compressed"))?;
+        // Never more than a slice's length.
+        Ok((self.deflate.total_in() - before) as usize)
+    }
+}
+
+impl AsyncRead for Deflated {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            if !this.input.is_empty() || this.more {
+                let (before_in, before_out) = (this.inflate.total_in(), this.inflate.total_out());
+                let room = buf.initialize_unfilled();
+                let size = room.len();
+                let status = this
+                    .inflate
+                    .decompress(&this.input, room, FlushDecompress::Sync)
+                    .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not DEFLATE"))?;
+                let used = (this.inflate.total_in() - before_in) as usize;
+                let made = (this.inflate.total_out() - before_out) as usize;
+                this.input.drain(..used);
+                if this.input.is_empty() {
+                    this.input = Vec::new();
+                }
+                // A full buffer may hide more.
+                this.more = made == size;
+                if made > 0 {
+                    buf.advance(made);
+                    return Poll::Ready(Ok(()));
+                }
+                if status == Status::StreamEnd {
+                    return Poll::Ready(Ok(()));
+                }
+                if used == 0 && !this.input.is_empty() {
+                    return Poll::Ready(Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "not DEFLATE",
+                    )));
+                }
+                if !this.input.is_empty() {
+                    continue;
+                }
+            }
+            this.more = false;
+            let mut fresh = [0; BUFFER_SIZE];
+            let mut read = ReadBuf::new(&mut fresh);
+            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
+            if read.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            this.input.extend_from_slice(read.filled());
+        }
+    }
+}
+
+impl AsyncWrite for Deflated {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        loop {
+            ready!(this.poll_drain(cx, false))?;
+            this.dirty = true;
+            // What was compressed before may take all the room there is.
+            let taken = this.compress(bytes, FlushCompress::None)?;
+            if taken > 0 || bytes.is_empty() {
+                return Poll::Ready(Ok(taken));
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        while this.dirty {
+            ready!(this.poll_drain(cx, false))?;
+            this.compress(&[], FlushCompress::Sync)?;
+            // A flush is complete once it leaves room.
+            this.dirty = this.output.len() == this.output.capacity();
+        }
+        ready!(this.poll_drain(cx, true))?;
+        Pin::new(&mut this.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    async fn pair() -> (Deflated, Deflated) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (one, other) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let other = other.unwrap().0;
+        (Deflated::new(Stream::Plain(one.unwrap())), Deflated::new(Stream::Plain(other)))
+    }
+
+    async fn in_time<T>(future: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(20), future).await.expect("in time")
+    }
+
+    #[tokio::test]
+    async fn each_flushed_batch_arrives_whole() {
+        in_time(async {
+            let (mut one, mut other) = pair().await;
+            for batch in [&b"a NOOP\r\n"[..], b"* 1 EXISTS\r\na OK\r\n", &[0; 100_000], b"x"] {
+                one.write_all(batch).await.unwrap();
+                one.flush().await.unwrap();
+                let mut heard = vec![0; batch.len()];
+                other.read_exact(&mut heard).await.unwrap();
+                assert!(heard == batch);
+            }
+            let [_, _, plain, compressed] = one.totals();
+            assert_eq!(plain, 8 + 18 + 100_000 + 1);
+            assert!(compressed < 1000, "{compressed}");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn what_does_not_compress_arrives_as_well() {
+        in_time(async {
+            let (mut one, mut other) = pair().await;
+            let mut noise = vec![0; 3_000_000];
+            for (i, word) in noise.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                *word =
+                    (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17).to_le_bytes();
+            }
+            let said = noise.clone();
+            let saying = tokio::spawn(async move {
+                one.write_all(&said).await.unwrap();
+                one.shutdown().await.unwrap();
+                one
+            });
+            let mut heard = Vec::new();
+            other.read_to_end(&mut heard).await.unwrap();
+            assert!(heard == noise);
+            saying.await.unwrap();
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn garbage_is_an_error() {
+        in_time(async {
+            let (one, mut other) = pair().await;
+            let Stream::Plain(mut raw) = one.stream else { panic!() };
+            raw.write_all(&[0xff; 100]).await.unwrap();
+            let error = other.read_u8().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_bomb_is_inflated_as_it_is_read_and_no_faster() {
+        in_time(async {
+            let (mut one, mut other) = pair().await;
+            let sender = tokio::spawn(async move {
+                let zeros = vec![0; 1_000_000];
+                for _ in 0..50 {
+                    one.write_all(&zeros).await.unwrap();
+                }
+                one.shutdown().await.unwrap();
+            });
+            let mut heard = 0;
+            let mut piece = vec![0; 1000];
+            loop {
+                let length = other.read(&mut piece).await.unwrap();
+                if length == 0 {
+                    break;
+                }
+                heard += length;
+                assert!(other.input.capacity() <= 2 * BUFFER_SIZE, "{}", other.input.capacity());
+            }
+            assert_eq!(heard, 50_000_000);
+            sender.await.unwrap();
+        })
+        .await;
+    }
+}
