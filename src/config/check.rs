@@ -297,6 +297,7 @@ impl Check<'_> {
         self.number("[limits] sessions", raw.sessions, 1..=1_000_000, &mut limits.sessions)?;
         self.duration("[limits] handshake_timeout", raw.handshake_timeout, SECOND..=10 * MINUTE, &mut limits.handshake_timeout)?;
         self.duration("[limits] login_timeout", raw.login_timeout, SECOND..=HOUR, &mut limits.login_timeout)?;
+        self.duration("[limits] shutdown_grace", raw.shutdown_grace, MILLISECOND..=10 * MINUTE, &mut limits.shutdown_grace)?;
         self.duration("[limits] failure_delay", raw.failure_delay, MILLISECOND..=MINUTE, &mut limits.failure_delay)?;
         self.duration("[limits] connect_timeout", raw.connect_timeout, SECOND..=10 * MINUTE, &mut limits.connect_timeout)?;
         self.size("[limits] command_size", raw.command_size, KIB..=16 * MIB, &mut limits.command_size)?;

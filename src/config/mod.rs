@@ -178,6 +178,8 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// For the login dialogue, between two commands.
     pub login_timeout: Duration,
+    /// For commands that are under way when the program is told to stop.
+    pub shutdown_grace: Duration,
     /// From a login's try to its refusal, at least.
     pub failure_delay: Duration,
     /// For the connection to the backend, TLS and greeting included.
@@ -392,6 +394,7 @@ impl Default for Limits {
             sessions: 20_000,
             handshake_timeout: Duration::from_secs(15),
             login_timeout: Duration::from_secs(60),
+            shutdown_grace: Duration::from_secs(10),
             failure_delay: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(10),
             command_size: 64 * 1024,

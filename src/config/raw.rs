@@ -98,6 +98,7 @@ table!(RawLimits {
     sessions: Option<i64>,
     handshake_timeout: Option<String>,
     login_timeout: Option<String>,
+    shutdown_grace: Option<String>,
     failure_delay: Option<String>,
     connect_timeout: Option<String>,
     command_size: Option<String>,

@@ -52,6 +52,8 @@ pub(super) struct Driver {
     /// Armed while a peer takes no bytes.
     stalled: Option<Pin<Box<Sleep>>>,
     close: bool,
+    /// The program is stopping: the session ends when nothing is under way.
+    draining: bool,
 }
 
 /// What a session waits for, beside its sockets.
@@ -146,6 +148,7 @@ impl Driver {
             tried_at: Instant::now(),
             stalled: None,
             close: false,
+            draining: false,
         }
     }
 
@@ -163,11 +166,21 @@ impl Driver {
             Some(ended) => ended,
             None => tokio::select! {
                 ended = poll_fn(|cx| self.poll(cx, false)) => ended.unwrap_or(Ended::Closed),
-                () = stopped => Ended::Stopped,
+                () = stopped => self.drain().await,
             },
         };
         self.farewell(&ended).await;
         ended
+    }
+
+    /// Lets the commands that are under way end, within the grace time.
+    async fn drain(&mut self) -> Ended {
+        self.draining = true;
+        let grace = self.context.limits.shutdown_grace;
+        match tokio::time::timeout(grace, poll_fn(|cx| self.poll(cx, false))).await {
+            Ok(ended) => ended.unwrap_or(Ended::Stopped),
+            Err(_) => Ended::Stopped,
+        }
     }
 
     /// Whose session it is, once the backend has accepted the login.
@@ -208,6 +221,9 @@ impl Driver {
                     }
                     if until_login && self.session.is_relaying() {
                         return Poll::Ready(None);
+                    }
+                    if self.draining && self.is_quiet() {
+                        return Poll::Ready(Some(Ended::Stopped));
                     }
                     if let Some(ended) = self.ended() {
                         return Poll::Ready(Some(ended));
@@ -416,6 +432,14 @@ impl Driver {
         }
         self.errand = None;
         Poll::Ready(())
+    }
+
+    /// Whether nothing would be lost if the session ended now.
+    fn is_quiet(&self) -> bool {
+        let lanes = [Some(&self.client), self.backend.as_ref()];
+        self.session.is_idle()
+            && self.session.output.to_client.is_empty()
+            && lanes.into_iter().flatten().all(|peer| peer.lane.kept.is_empty())
     }
 
     /// Whether the session is over, now that nothing moves.

@@ -146,6 +146,11 @@ async fn between() -> (Proxy, TlsStream<TcpStream>, TcpStream) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let proxy = Proxy::start(address, Some(push_offer()), |_| {}).await;
+    let (client, backend) = log_in(&proxy, &listener).await;
+    (proxy, client, backend)
+}
+
+async fn log_in(proxy: &Proxy, listener: &TcpListener) -> (TlsStream<TcpStream>, TcpStream) {
     let mut client = proxy.connect().await;
     client.write_all(b"a LOGIN alice x\r\n").await.unwrap();
     let (mut backend, _) = listener.accept().await.unwrap();
@@ -156,7 +161,7 @@ async fn between() -> (Proxy, TlsStream<TcpStream>, TcpStream) {
     while !heard.ends_with(b"a OK in\r\n") {
         heard.push(client.read_u8().await.unwrap());
     }
-    (proxy, client, backend)
+    (client, backend)
 }
 
 async fn hear(stream: &mut (impl AsyncReadExt + Unpin), expected: &[u8]) {
@@ -273,6 +278,100 @@ async fn a_capability_list_without_end_ends_the_session() {
             }
         }
         assert_eq!(read_to_end(&mut client).await, b"");
+    };
+    tokio::time::timeout(LIMIT, test).await.expect("in time");
+}
+
+#[tokio::test]
+async fn at_the_end_an_idle_client_is_sent_away_and_a_busy_one_is_answered_first() {
+    let test = async {
+        let (proxy, mut idle, _idle_backend) = between().await;
+        proxy.stop();
+        assert_eq!(read_to_end(&mut idle).await, b"* BYE The server is shutting down\r\n");
+
+        let (proxy, mut idling, mut backend) = between().await;
+        idling.write_all(b"b IDLE\r\n").await.unwrap();
+        hear(&mut backend, b"b IDLE\r\n").await;
+        backend.write_all(b"+ idling\r\n").await.unwrap();
+        hear(&mut idling, b"+ idling\r\n").await;
+        proxy.stop();
+        assert_eq!(read_to_end(&mut idling).await, b"* BYE The server is shutting down\r\n");
+
+        let (proxy, mut busy, mut backend) = between().await;
+        busy.write_all(b"b FETCH 1 BODY[]\r\n").await.unwrap();
+        hear(&mut backend, b"b FETCH 1 BODY[]\r\n").await;
+        backend.write_all(b"* 1 FETCH (BODY[] {5}\r\nab").await.unwrap();
+        hear(&mut busy, b"* 1 FETCH (BODY[] {5}\r\nab").await;
+        proxy.stop();
+        backend.write_all(b"cde)\r\nb OK\r\n").await.unwrap();
+        let rest = read_to_end(&mut busy).await;
+        assert_eq!(rest, b"cde)\r\nb OK\r\n* BYE The server is shutting down\r\n");
+    };
+    tokio::time::timeout(LIMIT, test).await.expect("in time");
+}
+
+#[tokio::test]
+async fn at_the_end_a_command_without_answer_has_its_grace_and_no_more() {
+    let test = async {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let grace = Duration::from_millis(50);
+        let proxy =
+            Proxy::start(address, None, |config| config.limits.shutdown_grace = grace).await;
+        let (mut client, mut backend) = log_in(&proxy, &listener).await;
+        client.write_all(b"b NOOP\r\n").await.unwrap();
+        hear(&mut backend, b"b NOOP\r\n").await;
+        proxy.stop();
+        assert_eq!(read_to_end(&mut client).await, b"* BYE The server is shutting down\r\n");
+    };
+    tokio::time::timeout(LIMIT, test).await.expect("in time");
+}
+
+/// Bytes go through deflate both ways, and what comes in one packet with COMPRESS ends the session.
+#[tokio::test]
+async fn compression_ends_here() {
+    let test = async {
+        let (_proxy, mut client, mut backend) = between().await;
+        client.write_all(b"b COMPRESS DEFLATE\r\n").await.unwrap();
+        let mut fence = vec![0; 27];
+        backend.read_exact(&mut fence).await.unwrap();
+        let tag = String::from_utf8(fence).unwrap().replace(" NOOP\r\n", "");
+        backend.write_all(format!("{tag} OK\r\n").as_bytes()).await.unwrap();
+        hear(&mut client, b"b OK DEFLATE active\r\n").await;
+        let stream = mailchime::net::stream::Stream::Client(Box::new(client));
+        let mut client = mailchime::net::deflate::Deflated::new(stream);
+        client.write_all(b"c FETCH 1 BODY[]\r\n").await.unwrap();
+        client.flush().await.unwrap();
+        hear(&mut backend, b"c FETCH 1 BODY[]\r\n").await;
+        let response = large(3_000_000);
+        let said = response.clone();
+        let saying = tokio::spawn(async move {
+            backend.write_all(&said).await.unwrap();
+            backend
+        });
+        hear(&mut client, &response).await;
+        let mut backend = saying.await.unwrap();
+        // One flush a batch: a short line does not wait for more.
+        backend.write_all(b"* 2 EXISTS\r\n").await.unwrap();
+        hear(&mut client, b"* 2 EXISTS\r\n").await;
+        let [_, _, plain, compressed] = client.totals();
+        assert!(plain > 0 && compressed > 0);
+        drop(backend);
+        assert_eq!(read_to_end(&mut client).await, b"");
+    };
+    tokio::time::timeout(LIMIT, test).await.expect("in time");
+}
+
+#[tokio::test]
+async fn bytes_that_come_with_compress_end_the_session() {
+    let test = async {
+        let (_proxy, mut client, mut backend) = between().await;
+        client.write_all(b"b COMPRESS DEFLATE\r\nc NOOP\r\n").await.unwrap();
+        let mut fence = vec![0; 27];
+        backend.read_exact(&mut fence).await.unwrap();
+        let tag = String::from_utf8(fence).unwrap().replace(" NOOP\r\n", "");
+        backend.write_all(format!("{tag} OK\r\n").as_bytes()).await.unwrap();
+        assert_eq!(read_to_end(&mut client).await, b"b OK DEFLATE active\r\n");
     };
     tokio::time::timeout(LIMIT, test).await.expect("in time");
 }

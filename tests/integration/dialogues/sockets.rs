@@ -79,6 +79,11 @@ impl Proxy {
         Self { address, store, backend, _events: events, stop, _folder: folder }
     }
 
+    /// Lets the sessions end, as at the end of the program.
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
+    }
+
     /// A client's TLS connection.
     pub(crate) async fn connect(&self) -> TlsStream<TcpStream> {
         let connector = TlsConnector::from(Arc::new(PKI.client_config(None).unwrap()));
