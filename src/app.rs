@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, BackendTls, Config};
 use crate::imap::session::PushOffer;
+use crate::model::Timestamp;
 use crate::net::backend::Backend;
 use crate::net::{self, listen, tls};
 use crate::proxy;
@@ -36,6 +37,9 @@ const QUEUE: usize = 1024;
 /// Between two looks at what the backend offers before login.
 const PROBE_INTERVAL: Duration = Duration::from_secs(600);
 const PROBE_RETRY: Duration = Duration::from_secs(10);
+
+/// So many days before its end a certificate is warned of.
+const EXPIRY_WARNING_DAYS: i64 = 30;
 
 /// For the answers of a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -89,13 +93,18 @@ impl StartError {
 /// # Errors
 /// Nothing is left running when this fails.
 pub async fn start(config: &Config) -> Result<Running, StartError> {
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(version, backend = %config.backend.host, "mailchime starts");
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     let server_tls = tls::server(&config.tls.certificate, &config.tls.private_key)
         .map_err(|error| StartError::key("[tls]", error))?;
     let backend = backend(config)?;
-    let apns = config.apns.as_ref().map(|apns| apns_client(apns, config)).transpose()?;
+    let apns = match &config.apns {
+        Some(apns) => apns_client(apns, config)?,
+        None => None,
+    };
     let vault = Vault::open(&config.credentials.key_file).map_err(|error| match error {
         VaultError::KeyFile { .. } => StartError::key("[credentials] key_file", error),
         other => StartError::Configuration(other.to_string()),
@@ -238,9 +247,26 @@ fn backend(config: &Config) -> Result<Backend, StartError> {
     Ok(Backend::new(host.clone(), *port, tls, config.limits.connect_timeout))
 }
 
-fn apns_client(apns: &config::Apns, config: &Config) -> Result<Apns, StartError> {
+/// The client of APNs; `None` when its certificate has expired, for then a phone that registers
+/// would leave Fetch and get nothing.
+fn apns_client(apns: &config::Apns, config: &Config) -> Result<Option<Apns>, StartError> {
     let identity = Identity::load(&apns.certificate, &apns.private_key)
         .map_err(|error| StartError::key("[apns] certificate, private_key", error))?;
+    let left = identity.not_after().0.saturating_sub(Timestamp::now().0);
+    let days = left / (24 * 3600 * 1000);
+    let certificate = apns.certificate.display();
+    if left <= 0 {
+        tracing::error!(
+            %certificate,
+            "the APNs certificate has expired: push is off until there is a new one"
+        );
+        return Ok(None);
+    }
+    if days < EXPIRY_WARNING_DAYS {
+        tracing::warn!(%certificate, days, "the APNs certificate expires soon: renew it");
+    }
+    tracing::info!(topic = identity.topic(), endpoint = %apns.endpoint, days, "push is on");
     Apns::new(&identity, apns, config.push.priority)
+        .map(Some)
         .map_err(|error| StartError::key("[apns] ca", error))
 }

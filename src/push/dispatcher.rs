@@ -196,9 +196,9 @@ async fn send(apns: &Apns, config: &config::Push, push: &Push) -> Outcome {
     };
     let outcome = apns.send(&MailPush::new(&push.device, &push.mailboxes, headers)).await;
     let detail = match &outcome {
-        Outcome::Refused { status, reason } => format!("{status} {reason}"),
-        Outcome::Unavailable { why, .. } => why.clone(),
-        _ => String::new(),
+        Outcome::Refused { status, reason } => Some(format!("{status} {reason}")),
+        Outcome::Unavailable { why, .. } => Some(why.clone()),
+        _ => None,
     };
     info!(
         account = %push.device.account,

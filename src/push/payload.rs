@@ -140,7 +140,7 @@ mod tests {
         }
     }
 
-    /// NEEDS.md B34: naming one mailbox of several makes the device skip the others.
+    /// Naming one mailbox of several makes the device skip the others.
     #[test]
     fn b34_inbox_alone_is_the_account_id_alone_and_several_are_all_named() {
         const INBOX: &str = "7E33429F656F1E6E9D79B29C3F82C57E";
@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(json.matches(',').count(), MAX_MAILBOXES);
     }
 
-    /// NEEDS.md B8, B35: what a phone sent is escaped, and no collapse id can be too long.
+    /// What a phone sent is escaped, and no collapse id can be too long.
     #[test]
     fn an_account_id_cannot_leave_its_string_and_there_is_no_collapse_id() {
         let device = Device { account_id: r#"","x":"\"#.into(), ..device(2) };

@@ -6,7 +6,7 @@
 //!    └────── failed: cool-down ────────┘
 //! ```
 //!
-//! However many wait, one dial is under way (NEEDS.md B22). It knows nothing of what is sent.
+//! However many wait, one dial is under way. It knows nothing of what is sent.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -281,7 +281,7 @@ async fn in_time<T>(
 }
 
 /// An error with its causes: hyper's own texts do not include what h2 and the socket said, and the
-/// reason of a GOAWAY (NEEDS.md B29) is down there.
+/// reason of a GOAWAY is down there.
 pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

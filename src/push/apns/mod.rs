@@ -59,7 +59,7 @@ enum Failure {
 impl Apns {
     /// A client that presents `identity` to `config.endpoint`, and believes only a server that
     /// `config.ca` vouches for, or the system's roots: never one pinned root, since Apple changes
-    /// them (NEEDS.md B30). `priority` is the `apns-priority` of pushes that do not say their own;
+    /// them. `priority` is the `apns-priority` of pushes that do not say their own;
     /// `None` leaves the header out. Reads the CA's file and opens no socket.
     ///
     /// # Errors
@@ -110,7 +110,7 @@ impl Apns {
             Ok(outcome) => outcome,
             Err(_) => {
                 // The connection may be dead behind some NAT, and a PING will find out; others
-                // need not wait for that (NEEDS.md B21).
+                // need not wait for that.
                 if let Some(up) = used {
                     self.link.give_up(&up, "a request was not answered in time");
                 }
@@ -195,7 +195,7 @@ impl Apns {
             ("apns-expiration", options.apns_expiration.map(|at| at.to_string())),
             ("apns-collapse-id", options.apns_collapse_id.as_ref().map(|id| id.value.to_owned())),
         ];
-        // Without it the push is accepted and then dropped (NEEDS.md B33).
+        // Without it the push is accepted and then dropped.
         let mut request =
             Request::post(uri).header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         for (name, value) in headers {

@@ -362,7 +362,7 @@ impl DeviceState {
             return None;
         }
         let spaced = self.last_push.map(|at| at + rules.min_interval).max(Some(waiting.until))?;
-        // A delay that begins anew with each change needs an end (NEEDS.md B17).
+        // A delay that begins anew with each change needs an end.
         let capped = spaced.min(waiting.since + rules.max_delay);
         Some(self.back_off_until.map_or(capped, |until| until.max(capped)))
     }
