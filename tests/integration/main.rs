@@ -8,5 +8,6 @@ mod dialogues;
 mod floors;
 mod push;
 mod relay;
+mod servers;
 mod skip;
 mod store;

@@ -8,14 +8,14 @@ use std::io::Write;
 /// Whether `test` cannot run because `needed` is named in `MAILCHIME_SKIP`, a list parted by blanks.
 /// If so, a line says it on standard error, past the capture of the test harness.
 pub(crate) fn skipped(test: &str, needed: &str) -> bool {
-    match reason(&std::env::var("MAILCHIME_SKIP").unwrap_or_default(), needed) {
-        Some(reason) => {
-            let line = format!("SKIPPED: {test}: {reason}\n");
-            std::io::stderr().write_all(line.as_bytes()).expect("standard error is open");
-            true
-        }
-        None => false,
-    }
+    let reason = reason(&std::env::var("MAILCHIME_SKIP").unwrap_or_default(), needed);
+    reason.inspect(|reason| report(test, reason)).is_some()
+}
+
+/// Says that `test` does not run, for a reason that its helper found out by itself.
+pub(crate) fn report(test: &str, reason: &str) {
+    let line = format!("SKIPPED: {test}: {reason}\n");
+    std::io::stderr().write_all(line.as_bytes()).expect("standard error is open");
 }
 
 fn reason(list: &str, needed: &str) -> Option<String> {

@@ -1,0 +1,130 @@
+//! Real servers for tests: each runs from a temporary folder on free ports of loopback, never as
+//! the system's service, and is gone with its folder when it is dropped.
+//!
+//! `start` gives `None`, and says so as [`skip`](crate::skip) does, where a server cannot run. It
+//! and the other functions wait for the server's process without a runtime; a test that wants its
+//! own tasks to go on meanwhile takes a runtime of several threads.
+//!
+//! Each server knows two users: [`ALICE`] and [`BOB`].
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use std::{fs, process as std_process};
+
+use mailchime::demo::pki::Pki;
+
+use crate::skip;
+
+mod client;
+pub(crate) mod dovecot;
+mod process;
+
+/// A login name and its password.
+pub(crate) type User = (&'static str, &'static str);
+
+/// Has a blank in her password.
+pub(crate) const ALICE: User = ("alice", "wonder land");
+
+/// Has a quote and a backslash in his password, which IMAP must escape.
+pub(crate) const BOB: User = ("bob", r#"q"uo\te"#);
+
+/// Number of the user `nobody` and of its group; servers read mail as this user.
+const NOBODY: u32 = 65_534;
+
+/// The certificates of all servers: `pki().server`, signed by `pki().ca`.
+pub(crate) fn pki() -> &'static Pki {
+    static PKI: OnceLock<Pki> = OnceLock::new();
+    PKI.get_or_init(|| Pki::generate(None).unwrap())
+}
+
+/// A mail with an id of its own, without which some servers take it for one that they have.
+pub(crate) fn mail(subject: &str) -> Vec<u8> {
+    let id = unique();
+    format!(
+        "Message-ID: <{id}@example.org>\r\nFrom: Ann <ann@example.org>\r\n\
+         To: alice@example.org\r\nSubject: {subject}\r\n\r\nHi there.\r\n"
+    )
+    .into_bytes()
+}
+
+// === for the servers ===
+
+/// Whether `test` can have a server that needs root and these files; says so if not.
+fn available(test: &str, server: &str, files: &[&Path]) -> bool {
+    if skip::skipped(test, server) {
+        return false;
+    }
+    let reason = if let Some(absent) = files.iter().find(|file| !file.exists()) {
+        format!("{server} is not on this machine: no {}", absent.display())
+    } else if fs::metadata("/proc/self").unwrap().uid() != 0 {
+        format!("{server} needs root")
+    } else {
+        return true;
+    };
+    skip::report(test, &reason);
+    false
+}
+
+/// A name that nothing else has.
+fn unique() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("{}.{count}.{:x}", std_process::id(), rand::random::<u32>())
+}
+
+/// Makes a folder, with those above it, that belongs to nobody.
+fn folder_of_nobody(path: &Path) {
+    if !path.exists() {
+        path.parent().map(folder_of_nobody);
+        fs::create_dir(path).unwrap();
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+}
+
+/// Moves a mail into a Maildir as a delivery agent does: whole or not at all. Makes the Maildir.
+fn deliver_to_maildir(maildir: &Path, mail: &[u8]) -> PathBuf {
+    for folder in ["cur", "new", "tmp"] {
+        folder_of_nobody(&maildir.join(folder));
+    }
+    let name = unique();
+    let (tmp, new) = (maildir.join("tmp").join(&name), maildir.join("new").join(&name));
+    fs::write(&tmp, mail).unwrap();
+    chown(&tmp, Some(NOBODY), Some(NOBODY)).unwrap();
+    fs::rename(&tmp, &new).unwrap();
+    new
+}
+
+/// Delivers a mail by LMTP (RFC 2033) and waits until it is accepted.
+fn deliver_by_lmtp(socket: &Path, user: &str, mail: &[u8]) {
+    let mut lmtp = UnixStream::connect(socket).unwrap();
+    lmtp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut answers = BufReader::new(lmtp.try_clone().unwrap()).lines();
+    let mut expect = |code: &str| {
+        loop {
+            let answer = answers.next().expect("LMTP goes on").unwrap();
+            assert!(answer.starts_with(code), "{answer}");
+            if answer.as_bytes().get(3) != Some(&b'-') {
+                return;
+            }
+        }
+    };
+    expect("220");
+    for (command, code) in [
+        ("LHLO localhost", "250"),
+        ("MAIL FROM:<ann@example.org>", "250"),
+        (&format!("RCPT TO:<{user}>"), "250"),
+        ("DATA", "354"),
+    ] {
+        lmtp.write_all(format!("{command}\r\n").as_bytes()).unwrap();
+        expect(code);
+    }
+    assert!(!mail.starts_with(b".") && !mail.windows(2).any(|at| at == b"\n."), "needs stuffing");
+    lmtp.write_all(mail).unwrap();
+    lmtp.write_all(b"\r\n.\r\n").unwrap();
+    expect("250");
+}

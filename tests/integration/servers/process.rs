@@ -1,0 +1,231 @@
+//! A server's process, from its start until nothing is left of it: neither a process nor a file.
+//!
+//! Knows no server in particular.
+
+use std::collections::HashSet;
+use std::fs::{File, Permissions, read_to_string};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// From the start of a server until it accepts.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// From the signal until a server that does not end is killed.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
+
+/// Between two looks at a process or a port.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// How often a server is started anew when it ended before it accepted, as it does when somebody
+/// took its port meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// A server that runs, and the folder that it lives in. Dropping it ends both.
+pub(super) struct Process {
+    plan: Plan,
+    addresses: Vec<SocketAddr>,
+    running: Option<Running>,
+    folder: TempDir,
+}
+
+/// What there is to know of a server to start and to stop it.
+pub(super) struct Plan {
+    /// Stays in the foreground. Its output goes to `output.log` in the server's folder.
+    pub(super) command: Command,
+    /// Succeeds when it is up, where accepting is not enough.
+    pub(super) ready: Option<Command>,
+    /// Makes it end by itself and in order: `TERM` with most.
+    pub(super) stop_signal: &'static str,
+}
+
+struct Running {
+    child: Child,
+    leash: Child,
+}
+
+/// Why a server is not up. Holds its log.
+enum Failure {
+    Ended(String),
+    Late(String),
+}
+
+// === starting ===
+
+/// Starts what `plan` plans for the folder and the addresses that it is given; for others, if that
+/// ends before it accepts. The folder is new and everybody may enter it, since servers change user.
+///
+/// Returns once all addresses accept. Panics with the server's log when it is not up within 10 seconds.
+pub(super) fn start<const PORTS: usize>(
+    plan: impl Fn(&Path, [SocketAddr; PORTS]) -> Plan,
+) -> (Process, [SocketAddr; PORTS]) {
+    for attempt in 1.. {
+        let folder = tempfile::Builder::new()
+            .prefix("mc-") // Short, for a Unix socket's path ends at 107 bytes.
+            .permissions(Permissions::from_mode(0o755))
+            .tempdir()
+            .unwrap();
+        let addresses = free_addresses();
+        let plan = plan(folder.path(), addresses);
+        let mut process = Process { plan, addresses: addresses.into(), running: None, folder };
+        match process.start() {
+            Ok(()) => return (process, addresses),
+            Err(Failure::Ended(_)) if attempt < ATTEMPTS => {}
+            Err(Failure::Ended(log)) => panic!("the server ended at its start:\n{log}"),
+            Err(Failure::Late(log)) => panic!("the server does not accept in time:\n{log}"),
+        }
+    }
+    unreachable!("the last attempt returns or panics");
+}
+
+/// Addresses on loopback that nobody listens on.
+///
+/// They are below the range that the kernel hands out by itself, so that neither a port 0 nor a
+/// client's socket takes one between here and the server's start, nor while a server is stopped to
+/// be started again. None is handed out twice by one process.
+fn free_addresses<const COUNT: usize>() -> [SocketAddr; COUNT] {
+    static TAKEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
+    std::array::from_fn(|_| {
+        loop {
+            let port = 10_000 + rand::random::<u16>() % 20_000;
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            let new = TAKEN.lock().unwrap().get_or_insert_default().insert(port);
+            if new && TcpListener::bind(address).is_ok() {
+                return address;
+            }
+        }
+    })
+}
+
+impl Process {
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Starts it again in the same folder and on the same ports.
+    pub(super) fn restart(&mut self) {
+        self.stop();
+        if let Err(Failure::Ended(log) | Failure::Late(log)) = self.start() {
+            panic!("the server does not start again:\n{log}");
+        }
+    }
+
+    /// Ends it in order if it runs; kills it if that takes too long. Its folder stays.
+    pub(super) fn stop(&mut self) {
+        let signal = self.plan.stop_signal;
+        if let Some(running) = self.running.take() {
+            running.end(signal);
+        }
+    }
+
+    fn start(&mut self) -> Result<(), Failure> {
+        let output = self.folder().join("output.log");
+        let open = || File::options().create(true).append(true).open(&output).unwrap();
+        let command = &mut self.plan.command;
+        // Of its own group, for a server may send signals to all of its group.
+        command.process_group(0).current_dir(self.folder.path());
+        command.stdin(Stdio::null()).stdout(open()).stderr(open());
+        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let leash = leash(child.id(), self.folder());
+        let running = self.running.insert(Running { child, leash });
+
+        let deadline = Instant::now() + START_LIMIT;
+        let mut waiting = self.addresses.clone();
+        loop {
+            waiting.retain(|address| TcpStream::connect_timeout(address, START_LIMIT).is_err());
+            let up = waiting.is_empty() && self.plan.ready.as_mut().is_none_or(succeeds);
+            let ended = running.child.try_wait().unwrap().is_some();
+            if ended || (!up && Instant::now() > deadline) {
+                let log = log(self.folder.path());
+                self.running.take().expect("it was just started").end("KILL");
+                return Err(if ended { Failure::Ended(log) } else { Failure::Late(log) });
+            }
+            if up {
+                return Ok(());
+            }
+            sleep(LOOK);
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// What a server wrote, whatever it calls its logs.
+fn log(folder: &Path) -> String {
+    let logs = folder.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let logs: Vec<PathBuf> =
+        logs.filter(|path| path.extension().is_some_and(|extension| extension == "log")).collect();
+    let read = |path: &PathBuf| {
+        let text = std::fs::read(path).unwrap_or_default();
+        format!("--- {}\n{}", path.display(), String::from_utf8_lossy(&text))
+    };
+    logs.iter().map(read).collect()
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+// === stopping ===
+
+impl Running {
+    fn end(mut self, signal: &str) {
+        let group = self.child.id();
+        if signal != "KILL" {
+            let deadline = Instant::now() + STOP_LIMIT;
+            // To all, for Dovecot's main process leaves its sessions alone.
+            send(signal, group);
+            while Instant::now() < deadline && is_alive(group) {
+                sleep(LOOK);
+            }
+        }
+        send("KILL", group);
+        // Whatever became of the group: it may be gone, but its number is not free before this.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // A leash that is told to let go does; one that loses its holder pulls.
+        let told = self.leash.stdin.take().map(|mut stdin| io::Write::write_all(&mut stdin, b"\n"));
+        assert!(told.is_some_and(|told| told.is_ok()), "the leash is gone");
+        let _ = self.leash.wait();
+    }
+}
+
+/// Ends a process group and removes its folder when this process is gone, however it went: killed
+/// by a test runner's time limit, or by Ctrl-C, which does not reach other groups.
+fn leash(group: u32, folder: &Path) -> Child {
+    let script = r#"read -r _ || { kill -s KILL -- "-$1"; rm -rf -- "$2"; }"#;
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "leash", &group.to_string()]).arg(folder).process_group(0);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("there is a shell")
+}
+
+/// Whether one of a group runs; those that only wait to be reaped do not (proc_pid_stat(5)).
+fn is_alive(group: u32) -> bool {
+    let processes = Path::new("/proc").read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let mut stats = processes.filter_map(|process| read_to_string(process.join("stat")).ok());
+    stats.any(|stat| {
+        // Behind the name, which may hold anything: state, parent, group.
+        let mut fields = stat.rsplit(')').next().into_iter().flat_map(str::split_whitespace);
+        fields.next() != Some("Z") && fields.nth(1) == Some(&group.to_string())
+    })
+}
+
+/// Sends a signal to all processes of a group, if there is one.
+fn send(signal: &str, group: u32) {
+    let mut command = Command::new("sh");
+    succeeds(command.args(["-c", r#"kill -s "$1" -- "-$2""#, "kill", signal, &group.to_string()]));
+}
