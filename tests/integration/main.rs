@@ -5,6 +5,7 @@
 mod config;
 mod demo_parts;
 mod dialogues;
+mod end_to_end;
 mod floors;
 mod push;
 mod relay;

@@ -17,20 +17,20 @@ trait Stream: Read + Write {}
 impl<S: Read + Write> Stream for S {}
 
 /// A connection whose greeting was read.
-pub(super) struct Client {
+pub(crate) struct Client {
     stream: BufReader<Box<dyn Stream>>,
-    pub(super) greeting: String,
+    pub(crate) greeting: String,
 }
 
 impl Client {
-    pub(super) fn connect(address: SocketAddr) -> Self {
+    pub(crate) fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         Self::greeted(Box::new(stream))
     }
 
     /// With TLS from the first byte, verified.
-    pub(super) fn connect_tls(address: SocketAddr) -> Self {
+    pub(crate) fn connect_tls(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         let config = Arc::new(pki().client_config(None).unwrap());
@@ -47,13 +47,13 @@ impl Client {
     }
 
     /// Logs in; the tagged answer.
-    pub(super) fn login(&mut self, (name, password): User) -> String {
+    pub(crate) fn login(&mut self, (name, password): User) -> String {
         let password = password.replace('\\', "\\\\").replace('"', "\\\"");
         self.ask(&format!("LOGIN {name} \"{password}\"")).pop().expect("the tagged line is last")
     }
 
     /// Sends a command; the answer's lines, of which the last is the tagged one.
-    pub(super) fn ask(&mut self, command: &str) -> Vec<String> {
+    pub(crate) fn ask(&mut self, command: &str) -> Vec<String> {
         self.say(&format!("x {command}"));
         let mut lines = vec![self.line()];
         while !lines.last().is_some_and(|line| line.starts_with("x ")) {
@@ -62,18 +62,32 @@ impl Client {
         lines
     }
 
+    /// Sends a command under a tag that no mail has; the answer's bytes as they came.
+    pub(crate) fn ask_raw(&mut self, command: &str) -> Vec<u8> {
+        self.say(&format!("q7Zk9 {command}"));
+        let mut said = Vec::new();
+        loop {
+            let start = said.len();
+            let length = self.stream.read_until(b'\n', &mut said).unwrap();
+            assert!(length > 0, "the connection ended");
+            if said[start..].starts_with(b"q7Zk9 ") {
+                return said;
+            }
+        }
+    }
+
     /// The number that STATUS gives for MESSAGES.
-    pub(super) fn messages(&mut self, mailbox: &str) -> u32 {
+    pub(crate) fn messages(&mut self, mailbox: &str) -> u32 {
         let lines = self.ask(&format!("STATUS {mailbox} (MESSAGES)"));
         let count = lines[0].rsplit_once("(MESSAGES ").map(|(_, rest)| rest.trim_end_matches(')'));
         count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{lines:?}"))
     }
 
-    pub(super) fn say(&mut self, line: &str) {
+    pub(crate) fn say(&mut self, line: &str) {
         self.stream.get_mut().write_all(format!("{line}\r\n").as_bytes()).unwrap();
     }
 
-    pub(super) fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         let mut line = Vec::new();
         self.stream.read_until(b'\n', &mut line).unwrap();
         assert!(line.ends_with(b"\n"), "the connection ended");
@@ -81,7 +95,7 @@ impl Client {
     }
 
     /// Reads until a line that begins so.
-    pub(super) fn until(&mut self, beginning: &str) {
+    pub(crate) fn until(&mut self, beginning: &str) {
         while !self.line().starts_with(beginning) {}
     }
 }

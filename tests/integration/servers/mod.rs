@@ -20,7 +20,7 @@ use mailchime::demo::pki::Pki;
 
 use crate::skip;
 
-mod client;
+pub(crate) mod client;
 pub(crate) mod dovecot;
 mod process;
 

@@ -1,0 +1,361 @@
+//! From end to end with a real Dovecot: a phone registers over TLS, a mail is dropped into the
+//! Maildir with nobody connected, and APNs, the stand-in, gets the right push.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use mailchime::app::{self, Running};
+use mailchime::config::{self, BackendTls, Config};
+use mailchime::demo::apns::{Apns, Push};
+use mailchime::demo::phone::{Phone, Registered};
+use mailchime::model::Mailbox;
+use mailchime::push::payload::mailbox_hash;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::servers::client::Client;
+use crate::servers::dovecot::{Dovecot, Options};
+use crate::servers::{ALICE, BOB, User, mail, pki};
+use crate::skip;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+const ACCOUNT_ID: &str = "0715A26B-CA09-4730-A419-793000CA982E";
+
+/// mailchime, and APNs as it sees it.
+struct World {
+    mailchime: Running,
+    apns: Apns,
+    folder: tempfile::TempDir,
+}
+
+impl World {
+    /// In front of a backend without TLS.
+    async fn start(backend: SocketAddr) -> Self {
+        Self::start_with(backend, |_, _| {}).await
+    }
+
+    async fn start_with(backend: SocketAddr, change: impl FnOnce(&mut Config, &Path)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        pki().write_to(folder.path()).unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let apns = Apns::start(listener, pki()).unwrap();
+        let file = |name: &str| folder.path().join(name);
+        let mut config = Config::new(
+            config::Tls { certificate: file("server.pem"), private_key: file("server.key") },
+            config::Backend {
+                host: backend.ip().to_string(),
+                port: backend.port(),
+                tls: BackendTls::None,
+            },
+        );
+        config.listeners[0].address = ([127, 0, 0, 1], 0).into();
+        config.store.url = format!("sqlite://{}", file("mailchime.db").display());
+        config.credentials.key_file = file("mailchime.key");
+        config.watch.poll_interval = Duration::from_millis(300);
+        config.watch.settle = Duration::from_millis(50);
+        config.watch.retry_min = Duration::from_millis(50);
+        config.watch.retry_max = Duration::from_millis(500);
+        config.push.quiet_delay = Duration::from_millis(100);
+        config.push.min_interval = Duration::from_millis(50);
+        let mut client = config::Apns::new(file("apns.pem"), file("apns.key"));
+        client.endpoint =
+            config::Endpoint { host: "localhost".into(), port: apns.address().port() };
+        client.ca = Some(file("ca.pem"));
+        config.apns = Some(client);
+        change(&mut config, folder.path());
+        let mailchime = app::start(&config).await.unwrap();
+        Self { mailchime, apns, folder }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.mailchime.addresses[0]
+    }
+
+    async fn register(&self, user: User, mailboxes: &[&str]) -> Registered {
+        let phone = Phone {
+            login: user.0.into(),
+            password: user.1.into(),
+            account_id: ACCOUNT_ID.into(),
+            device_token: "0123ABCD".repeat(8),
+            mailboxes: mailboxes.iter().map(|name| (*name).into()).collect(),
+        };
+        let ca = &pki().ca.certificate;
+        phone.register(self.address(), "localhost", ca, |_, _| {}).await.unwrap()
+    }
+
+    /// The next push that names what `expected` names, in `m` or by its absence.
+    async fn push_of(&self, expected: &[&str]) -> Push {
+        loop {
+            let push = self.apns.next().await;
+            let named = push.json()["aps"].get("m").cloned();
+            let hashes: Vec<_> =
+                expected.iter().map(|name| mailbox_hash(&Mailbox::new(name))).collect();
+            if named == (expected != ["INBOX"]).then(|| json!(hashes)) {
+                return push;
+            }
+        }
+    }
+}
+
+async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, future).await.expect("in time")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mail_in_dovecot_becomes_a_push() {
+    let test = "a_mail_in_dovecot_becomes_a_push";
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    dovecot.deliver("alice", "Team", &mail("an old one"));
+    in_time(async {
+        let world = World::start(dovecot.plain).await;
+        let registered = world.register(ALICE, &["INBOX", "Team", "Nope"]).await;
+        assert_eq!(registered.mailboxes, ["INBOX", "Team"]);
+        assert_eq!(registered.topic, pki().topic);
+
+        dovecot.deliver("alice", "INBOX", &mail("hello"));
+        let push = world.apns.next().await;
+        assert_eq!(push.json(), json!({ "aps": { "account-id": ACCOUNT_ID } }));
+        assert_eq!(push.token.as_ref().unwrap().as_given(), "0123ABCD".repeat(8));
+        assert_eq!(push.header("apns-topic"), Some(&*pki().topic));
+        assert_eq!(push.header("apns-push-type"), Some("background"));
+        assert_eq!(push.header("apns-priority"), None);
+
+        dovecot.deliver("alice", "Team", &mail("for the team"));
+        world.push_of(&["Team"]).await;
+
+        // Read elsewhere: the badge is put right, too.
+        let plain = dovecot.plain;
+        tokio::task::spawn_blocking(move || {
+            let mut client = Client::connect(plain);
+            client.login(ALICE);
+            client.ask("SELECT INBOX");
+            client.ask("STORE 1 +FLAGS (\\Seen)");
+        })
+        .await
+        .unwrap();
+        world.push_of(&["INBOX"]).await;
+        world.mailchime.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_behind_tls_is_verified() {
+    let test = "a_backend_behind_tls_is_verified";
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    in_time(async {
+        let world = World::start_with(dovecot.tls, |config, folder| {
+            config.backend.tls = BackendTls::Implicit {
+                ca: Some(folder.join("ca.pem")),
+                server_name: "localhost".into(),
+            };
+        })
+        .await;
+        world.register(BOB, &["INBOX"]).await;
+        dovecot.deliver("bob", "INBOX", &mail("hello"));
+        world.push_of(&["INBOX"]).await;
+        world.mailchime.stop().await;
+
+        // Another name than the certificate's: nobody is told a password.
+        let world = World::start_with(dovecot.tls, |config, folder| {
+            config.backend.tls = BackendTls::Implicit {
+                ca: Some(folder.join("ca.pem")),
+                server_name: "imap.example.org".into(),
+            };
+        })
+        .await;
+        let address = world.address();
+        let answer = tokio::task::spawn_blocking(move || Client::connect_tls(address).login(ALICE));
+        let answer = answer.await.unwrap();
+        assert!(answer.starts_with("x NO [UNAVAILABLE]"), "{answer}");
+        world.mailchime.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_that_comes_while_dovecot_or_mailchime_is_down_is_pushed_later() {
+    let test = "mail_that_comes_while_dovecot_or_mailchime_is_down_is_pushed_later";
+    let Some(mut dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    in_time(async {
+        let world = World::start(dovecot.plain).await;
+        world.register(ALICE, &["INBOX"]).await;
+        tokio::task::block_in_place(|| dovecot.stop());
+        dovecot.deliver("alice", "INBOX", &mail("while it is down"));
+        tokio::task::block_in_place(|| dovecot.restart());
+        world.push_of(&["INBOX"]).await;
+        world.mailchime.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_was_changed_is_tried_twice_and_replaced_at_the_next_login() {
+    let test = "a_password_that_was_changed_is_tried_twice_and_replaced_at_the_next_login";
+    let Some(mut dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    in_time(async {
+        let world = World::start(dovecot.plain).await;
+        world.register(ALICE, &["INBOX"]).await;
+        tokio::task::block_in_place(|| {
+            dovecot.stop();
+            dovecot.set_password("alice", "another one");
+            dovecot.restart();
+        });
+        dovecot.deliver("alice", "INBOX", &mail("unseen"));
+        let store = world.mailchime.store.clone();
+        loop {
+            let accounts = store.accounts(mailchime::model::Timestamp(0)).await.unwrap();
+            if accounts[0].parked.is_some() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(world.apns.received(), 0);
+        let address = world.address();
+        let login = move || Client::connect_tls(address).login(("alice", "another one"));
+        let answer = tokio::task::spawn_blocking(login).await.unwrap();
+        assert!(answer.starts_with("x OK"), "{answer}");
+        world.push_of(&["INBOX"]).await;
+        world.mailchime.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_the_user_may_read_is_registered() {
+    let test = "only_what_the_user_may_read_is_registered";
+    let options = Options { acl: true, ..Options::default() };
+    let Some(dovecot) = Dovecot::start(test, &options) else { return };
+    dovecot.deliver("alice", "Team", &mail("for the team"));
+    dovecot.deliver("alice", "Secret", &mail("for alice"));
+    in_time(async {
+        let plain = dovecot.plain;
+        tokio::task::spawn_blocking(move || {
+            let mut client = Client::connect(plain);
+            client.login(ALICE);
+            client.ask("SETACL Team bob lrs");
+        })
+        .await
+        .unwrap();
+        let world = World::start(plain).await;
+        let asked = ["INBOX", "shared/alice/Team", "shared/alice/Secret", "shared/alice/INBOX"];
+        let registered = world.register(BOB, &asked).await;
+        assert_eq!(registered.mailboxes, ["INBOX", "shared/alice/Team"]);
+        dovecot.deliver("alice", "Secret", &mail("still for alice"));
+        dovecot.deliver("alice", "Team", &mail("for the team again"));
+        world.push_of(&["shared/alice/Team"]).await;
+        assert_eq!(world.apns.received(), 1);
+        world.mailchime.stop().await;
+    })
+    .await;
+}
+
+/// A mail whose body is made of what could lead a relay astray.
+fn hostile_mail() -> Vec<u8> {
+    let mut mail = mail("hostile");
+    for _ in 0..2000 {
+        mail.extend_from_slice(
+            b"x OK FETCH completed\r\n* CAPABILITY IMAP4rev1 STARTTLS COMPRESS=DEFLATE\r\n\
+              * OK [CAPABILITY STARTTLS] x\r\n+ go ahead\r\nmc0000000000000000x1 OK\r\n\
+              here comes one {12}\r\n{99999999+}\r\n~{5}\r\n* BYE\r\n)\r\n\xff\xfe\r\n",
+        );
+    }
+    mail
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_mail_arrives_as_dovecot_sends_it() {
+    let test = "a_hostile_mail_arrives_as_dovecot_sends_it";
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    let mut with_nul = hostile_mail();
+    with_nul.extend_from_slice(b"a NUL: \0 and more\r\n");
+    dovecot.deliver("alice", "INBOX", &hostile_mail());
+    dovecot.deliver("alice", "INBOX", &with_nul);
+    in_time(async {
+        let world = World::start(dovecot.plain).await;
+        let (proxied, plain) = (world.address(), dovecot.plain);
+        let compare = move || {
+            let commands = [
+                "EXAMINE INBOX",
+                "FETCH 1:2 (FLAGS RFC822.SIZE BODYSTRUCTURE ENVELOPE)",
+                "FETCH 1:2 BODY.PEEK[]",
+                "FETCH 1:2 BINARY.PEEK[1]",
+                "UID SEARCH TEXT hostile",
+                "LIST \"\" *",
+                "STATUS INBOX (MESSAGES UIDNEXT)",
+                "NOSUCHCOMMAND",
+            ];
+            // The first to look is told that all is recent.
+            let mut first = Client::connect(plain);
+            first.login(ALICE);
+            first.ask("SELECT INBOX");
+            first.ask("LOGOUT");
+            let said = [Client::connect_tls(proxied), Client::connect(plain)].map(|mut client| {
+                client.login(ALICE);
+                commands.map(|command| client.ask_raw(command))
+            });
+            for ((proxied, direct), command) in said[0].iter().zip(&said[1]).zip(commands) {
+                assert!(direct.len() > 20, "{command}: {}", direct.escape_ascii());
+                assert!(without_times(proxied) == without_times(direct), "{command}");
+            }
+        };
+        tokio::task::spawn_blocking(compare).await.unwrap();
+        world.mailchime.stop().await;
+    })
+    .await;
+}
+
+/// Dovecot's `(0.001 + 0.000 secs)` in the text of an OK.
+fn without_times(said: &[u8]) -> String {
+    let said = said.escape_ascii().to_string();
+    let Some(start) = said.rfind("completed (") else { return said };
+    said[..start].to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn curl_and_imaplib_are_served() {
+    let test = "curl_and_imaplib_are_served";
+    if skip::skipped(test, "curl") || skip::skipped(test, "python3") {
+        return;
+    }
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    dovecot.deliver("alice", "INBOX", &mail("for curl"));
+    in_time(async {
+        let world = World::start(dovecot.plain).await;
+        let port = world.address().port();
+        let ca = world.folder.path().join("ca.pem");
+        let script = format!(
+            "import imaplib, ssl\n\
+             m = imaplib.IMAP4_SSL('localhost', {port}, \
+             ssl_context=ssl.create_default_context(cafile={ca:?}))\n\
+             m.login('alice', 'wonder land')\n\
+             assert 'XAPPLEPUSHSERVICE' in m.capability()[1][0].decode(), m.capability()\n\
+             m.select('INBOX')\n\
+             assert b'for curl' in m.fetch('1', '(BODY[])')[1][0][1]\n\
+             m.append('INBOX', None, None, b'Subject: appended\\r\\n\\r\\n' + b'x' * 1000000)\n\
+             assert m.noop()[0] == 'OK' and m.select('INBOX')[1] == [b'2']\n\
+             m.logout()\n",
+            ca = ca.to_str().unwrap(),
+        );
+        let run = move || {
+            let url = format!("imaps://localhost:{port}/INBOX;UID=1");
+            let curl = Command::new("curl")
+                .args(["-sS", "--max-time", "20", "-u", "alice:wonder land", "--cacert"])
+                .arg(&ca)
+                .arg(url)
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&curl.stdout).into_owned();
+            assert!(curl.status.success(), "{curl:?}");
+            assert!(said.contains("Subject: for curl"), "{said}");
+            let python = Command::new("python3").arg("-c").arg(script).output().unwrap();
+            assert!(python.status.success(), "{}", String::from_utf8_lossy(&python.stderr));
+        };
+        tokio::task::spawn_blocking(run).await.unwrap();
+        world.mailchime.stop().await;
+    })
+    .await;
+}
