@@ -16,6 +16,23 @@ needs=(
     curl:curl:curl
     python3:python3:python3
     openssl:openssl:openssl
+    postgres:postgresql:/usr/lib/postgresql/*/bin/postgres
+    imap4d:mailutils-imap4d:imap4d
+    cyrus:sasl2-bin:saslpasswd2
+    cyrus:libsasl2-modules-db:/usr/lib/*/sasl2/libsasldb.so
+    courier:courier-authdaemon:/usr/lib/courier/courier-authlib/authdaemond
+    courier:courier-authlib-userdb:makeuserdb
+    courier:gamin:/usr/libexec/gam_server
+)
+
+# Packages that conflict with Dovecot's, in the same form. They are unpacked below $servers, and
+# only the libraries that they depend on are installed; but not the virus scanner.
+servers=$(realpath -m "${CARGO_TARGET_DIR:-target}")/servers
+unpacked=(
+    cyrus:cyrus-common:usr/lib/cyrus/bin/master
+    cyrus:cyrus-imapd:usr/lib/cyrus/bin/imapd
+    courier:courier-base:usr/sbin/couriertcpd
+    courier:courier-imap:usr/bin/imapd
 )
 
 log=$(mktemp)
@@ -32,8 +49,14 @@ trap 'exit 143' TERM
 
 say() { printf '\n== %s\n' "$*"; }
 fail() { printf 'tests/run.sh: %s\n' "$*" >&2; exit 1; }
-# `command -v` knows paths as well as names.
-is_here() { command -v "$1" >/dev/null 2>&1; }
+# A command, a path or a pattern of paths.
+is_here() { command -v "$1" >/dev/null 2>&1 || compgen -G "$1" >/dev/null; }
+# A program that is unpacked, with all its libraries.
+is_unpacked() {
+    [ -x "$servers/$1" ] || return
+    local libraries=("$servers"/usr/lib/*-linux-gnu)
+    [[ $(LD_LIBRARY_PATH=${libraries[0]} ldd "$servers/$1") != *'not found'* ]]
+}
 
 # Prints the packages, or with `names` the names, of what is not here; each once.
 missing() {
@@ -41,6 +64,14 @@ missing() {
     for need in "${needs[@]}"; do
         IFS=: read -r name package shown_by <<<"$need"
         is_here "$shown_by" || if [ "${1-}" = names ]; then echo "$name"; else echo "$package"; fi
+    done | sort -u
+}
+# The same of what is not unpacked.
+missing_unpacked() {
+    local need name package shown_by
+    for need in "${unpacked[@]}"; do
+        IFS=: read -r name package shown_by <<<"$need"
+        is_unpacked "$shown_by" || if [ "${1-}" = names ]; then echo "$name"; else echo "$package"; fi
     done | sort -u
 }
 
@@ -63,6 +94,34 @@ install() {
     done
 }
 
+unpack() {
+    is_here apt-get && is_here dpkg-deb || { echo 'no apt-get on this machine'; return; }
+    local folder package file
+    folder=$(mktemp -d)
+    mkdir -p "$servers"
+    for package in "$@"; do
+        # A package list that names a version which the mirror no longer has is brought up to date.
+        (cd "$folder" && apt-get -q download "$package" 2>/dev/null) ||
+            { as_root apt-get -q update && (cd "$folder" && apt-get -q download "$package"); } || true
+    done
+    local libraries=()
+    for file in "$folder"/*.deb; do
+        [ -e "$file" ] || continue
+        dpkg-deb -x "$file" "$servers"
+        mapfile -t -O ${#libraries[@]} libraries < <(
+            dpkg-deb -f "$file" Depends | tr ',' '\n' | sed 's/^ *\([^ ]*\).*/\1/' |
+                grep '^lib' | grep -v '^libclamav'
+        )
+    done
+    rm -rf "$folder"
+    # apt-get would bring those that are here up to date, and what depends on them.
+    local absent=() library
+    for library in "${libraries[@]}"; do
+        [[ $(dpkg-query -W -f '${Status}' "$library" 2>&1) = *' installed'* ]] || absent+=("$library")
+    done
+    [ ${#absent[@]} = 0 ] || install "${absent[@]}"
+}
+
 is_here cargo || fail 'Rust is missing; see https://rustup.rs'
 cargo fmt --version >/dev/null 2>&1 || fail 'rustfmt is missing; rustup component add rustfmt'
 cargo clippy --version >/dev/null 2>&1 || fail 'clippy is missing; rustup component add clippy'
@@ -72,12 +131,18 @@ if [ ${#packages[@]} -gt 0 ]; then
     say "install: ${packages[*]}"
     install "${packages[@]}"
 fi
+mapfile -t packages < <(missing_unpacked)
+if [ ${#packages[@]} -gt 0 ]; then
+    say "unpack: ${packages[*]}"
+    unpack "${packages[@]}"
+fi
+export MAILCHIME_SERVERS=$servers
 is_here cc || fail 'a C compiler is missing; apt-get install build-essential'
 
 # Names given from outside are skipped too: MAILCHIME_SKIP=dovecot tests/run.sh
-MAILCHIME_SKIP="${MAILCHIME_SKIP-} $(missing names | tr '\n' ' ')"
+MAILCHIME_SKIP="${MAILCHIME_SKIP-} $({ missing names; missing_unpacked names; } | tr '\n' ' ')"
 export MAILCHIME_SKIP
-mapfile -t absent < <(missing)
+mapfile -t absent < <(missing; missing_unpacked)
 if [ ${#absent[@]} -gt 0 ]; then
     say "not installed, their tests will be skipped: ${absent[*]}"
 fi

@@ -74,7 +74,7 @@ impl World {
         self.mailchime.addresses[0]
     }
 
-    async fn register(&self, user: User, mailboxes: &[&str]) -> Registered {
+    async fn register(&self, user: User<'_>, mailboxes: &[&str]) -> Registered {
         let phone = Phone {
             login: user.0.into(),
             password: user.1.into(),

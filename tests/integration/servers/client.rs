@@ -47,7 +47,7 @@ impl Client {
     }
 
     /// Logs in; the tagged answer.
-    pub(crate) fn login(&mut self, (name, password): User) -> String {
+    pub(crate) fn login(&mut self, (name, password): User<'_>) -> String {
         let password = password.replace('\\', "\\\\").replace('"', "\\\"");
         self.ask(&format!("LOGIN {name} \"{password}\"")).pop().expect("the tagged line is last")
     }

@@ -7,12 +7,12 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::process::{self, Plan, Process};
+use super::process::{self, Plan, Process, Stop};
 use super::{ALICE, BOB, User, available, deliver_by_lmtp, deliver_to_maildir};
 use super::{folder_of_nobody, pki};
 
 /// A master user: `LOGIN bob*boss masterpw`, or PLAIN with `bob` as authorization identity.
-pub(crate) const MASTER: User = ("boss", "masterpw");
+pub(crate) const MASTER: User<'static> = ("boss", "masterpw");
 
 const FILES: [&str; 3] = ["/usr/sbin/dovecot", "/usr/lib/dovecot/imap", "/usr/lib/dovecot/lmtp"];
 
@@ -60,7 +60,8 @@ impl Dovecot {
                 .unwrap();
             let mut command = Command::new("/usr/sbin/dovecot");
             command.arg("-F").arg("-c").arg(folder.join("dovecot.conf"));
-            Plan { command, ready: None, stop_signal: "TERM" }
+            // To all: its main process alone leaves sessions as they are.
+            Plan { command, ready: None, stop: Stop::Group("TERM"), expendable: true }
         };
         let (process, [plain, tls]) = process::start(plan);
         Some(Self { plain, tls, process, users })
@@ -233,7 +234,7 @@ mod tests {
     use super::super::mail;
     use super::*;
 
-    fn logged_in(dovecot: &Dovecot, user: User) -> Client {
+    fn logged_in(dovecot: &Dovecot, user: User<'_>) -> Client {
         let mut client = Client::connect(dovecot.plain);
         let answer = client.login(user);
         assert!(answer.starts_with("x OK"), "{answer}");

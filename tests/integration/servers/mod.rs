@@ -7,31 +7,37 @@
 //!
 //! Each server knows two users: [`ALICE`] and [`BOB`].
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{self as std_process, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use std::{fs, process as std_process};
 
 use mailchime::demo::pki::Pki;
 
 use crate::skip;
 
 pub(crate) mod client;
+pub(crate) mod courier;
+pub(crate) mod cyrus;
 pub(crate) mod dovecot;
+pub(crate) mod imap4d;
+pub(crate) mod postgres;
 mod process;
+mod unpacked;
 
 /// A login name and its password.
-pub(crate) type User = (&'static str, &'static str);
+pub(crate) type User<'a> = (&'a str, &'a str);
 
 /// Has a blank in her password.
-pub(crate) const ALICE: User = ("alice", "wonder land");
+pub(crate) const ALICE: User<'static> = ("alice", "wonder land");
 
 /// Has a quote and a backslash in his password, which IMAP must escape.
-pub(crate) const BOB: User = ("bob", r#"q"uo\te"#);
+pub(crate) const BOB: User<'static> = ("bob", r#"q"uo\te"#);
 
 /// Number of the user `nobody` and of its group; servers read mail as this user.
 const NOBODY: u32 = 65_534;
@@ -68,6 +74,24 @@ fn available(test: &str, server: &str, files: &[&Path]) -> bool {
     };
     skip::report(test, &reason);
     false
+}
+
+/// Runs a command to its end with this input; its output. Panics with its errors if it fails.
+fn run(command: &mut Command, input: &str) -> String {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}\n{errors}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A command that runs as nobody.
+fn as_nobody(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(program);
+    command
 }
 
 /// A name that nothing else has.

@@ -20,7 +20,10 @@ use tempfile::TempDir;
 const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// From the signal until a server that does not end is killed.
-const STOP_LIMIT: Duration = Duration::from_secs(3);
+const STOP_LIMIT: Duration = Duration::from_secs(1);
+
+/// Ends whatever a server was up to.
+const KILL: Stop = Stop::Group("KILL");
 
 /// Between two looks at a process or a port.
 const LOOK: Duration = Duration::from_millis(10);
@@ -43,8 +46,17 @@ pub(super) struct Plan {
     pub(super) command: Command,
     /// Succeeds when it is up, where accepting is not enough.
     pub(super) ready: Option<Command>,
-    /// Makes it end by itself and in order: `TERM` with most.
-    pub(super) stop_signal: &'static str,
+    pub(super) stop: Stop,
+    /// Whether it may be killed when nobody wants it any more, since it leaves nothing outside its
+    /// folder. Some servers take their time to end.
+    pub(super) expendable: bool,
+}
+
+/// The signal that makes a server end by itself and in order, and who must have it.
+#[derive(Clone, Copy)]
+pub(super) enum Stop {
+    Leader(&'static str),
+    Group(&'static str),
 }
 
 struct Running {
@@ -120,9 +132,8 @@ impl Process {
 
     /// Ends it in order if it runs; kills it if that takes too long. Its folder stays.
     pub(super) fn stop(&mut self) {
-        let signal = self.plan.stop_signal;
         if let Some(running) = self.running.take() {
-            running.end(signal);
+            running.end(self.plan.stop);
         }
     }
 
@@ -145,7 +156,7 @@ impl Process {
             let ended = running.child.try_wait().unwrap().is_some();
             if ended || (!up && Instant::now() > deadline) {
                 let log = log(self.folder.path());
-                self.running.take().expect("it was just started").end("KILL");
+                self.running.take().expect("it was just started").end(KILL);
                 return Err(if ended { Failure::Ended(log) } else { Failure::Late(log) });
             }
             if up {
@@ -158,7 +169,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.stop();
+        let kill = self.plan.expendable.then_some(KILL);
+        if let Some(running) = self.running.take() {
+            running.end(kill.unwrap_or(self.plan.stop));
+        }
     }
 }
 
@@ -182,17 +196,19 @@ fn succeeds(command: &mut Command) -> bool {
 // === stopping ===
 
 impl Running {
-    fn end(mut self, signal: &str) {
+    fn end(mut self, stop: Stop) {
         let group = self.child.id();
-        if signal != "KILL" {
+        // Until the last is gone, for it may still accept or have to take leave of its client.
+        for stop in [stop, KILL] {
+            match stop {
+                Stop::Leader(signal) => send(signal, &group.to_string()),
+                Stop::Group(signal) => send(signal, &format!("-{group}")),
+            }
             let deadline = Instant::now() + STOP_LIMIT;
-            // To all, for Dovecot's main process leaves its sessions alone.
-            send(signal, group);
-            while Instant::now() < deadline && is_alive(group) {
+            while is_alive(group) && Instant::now() < deadline {
                 sleep(LOOK);
             }
         }
-        send("KILL", group);
         // Whatever became of the group: it may be gone, but its number is not free before this.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -224,8 +240,34 @@ fn is_alive(group: u32) -> bool {
     })
 }
 
-/// Sends a signal to all processes of a group, if there is one.
-fn send(signal: &str, group: u32) {
+/// Sends a signal to a process, or with a minus to a group, if there is one.
+fn send(signal: &str, to: &str) {
     let mut command = Command::new("sh");
-    succeeds(command.args(["-c", r#"kill -s "$1" -- "-$2""#, "kill", signal, &group.to_string()]));
+    succeeds(command.args(["-c", r#"kill -s "$1" -- "$2""#, "kill", signal, to]));
+}
+
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "a reason")]
+    fn a_server_that_ends_at_its_start_shows_its_log() {
+        start(|_, [_]| {
+            let mut command = Command::new("sh");
+            command.args(["-c", "echo a reason; exit 1"]);
+            Plan { command, ready: None, stop: KILL, expendable: true }
+        });
+    }
+
+    #[test]
+    fn nothing_outlives_the_tests() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut server = Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
+        let mut leash = leash(server.id(), folder.path());
+        // As when this process is killed.
+        drop(leash.stdin.take());
+        assert!(!server.wait().unwrap().success());
+        leash.wait().unwrap();
+        assert!(!folder.path().exists());
+    }
 }

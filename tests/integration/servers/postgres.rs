@@ -1,0 +1,97 @@
+//! PostgreSQL, with a database of its own for the test that starts it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+
+use super::process::{self, Plan, Process, Stop};
+use super::{NOBODY, as_nobody, available, run};
+
+const PASSWORD: &str = "chime";
+
+pub(crate) struct Postgres {
+    pub(crate) address: SocketAddr,
+    process: Process,
+}
+
+impl Postgres {
+    pub(crate) fn start(test: &str) -> Option<Self> {
+        let programs = programs();
+        if !available(test, "postgres", &[&programs.join("initdb"), &programs.join("postgres")]) {
+            return None;
+        }
+        let (process, [address]) = process::start(|folder, [address]| {
+            chown(folder, Some(NOBODY), Some(NOBODY)).unwrap();
+            fs::write(folder.join("password"), PASSWORD).unwrap();
+            let mut initdb = as_nobody(&programs.join("initdb"));
+            initdb.args(["-U", "mc", "-E", "UTF8", "--locale=C.UTF-8", "-A", "scram-sha-256"]);
+            initdb.arg("--no-sync").arg("-D").arg(folder.join("data"));
+            initdb.arg("--pwfile").arg(folder.join("password")).current_dir(folder);
+            run(&mut initdb, "");
+
+            let port = address.port().to_string();
+            let mut command = as_nobody(&programs.join("postgres"));
+            command.arg("-D").arg(folder.join("data")).arg("-k").arg(folder);
+            command.args(["-h", "127.0.0.1", "-p", &port, "-c", "fsync=off"]);
+            let mut ready = as_nobody(&programs.join("pg_isready"));
+            ready.arg("-q").arg("-h").arg(folder).args(["-p", &port]);
+            // Fast: it takes leave of its clients rather than wait for them.
+            Plan { command, ready: Some(ready), stop: Stop::Leader("INT"), expendable: false }
+        });
+        Some(Self { address, process })
+    }
+
+    /// What `store.url` takes.
+    pub(crate) fn url(&self) -> String {
+        format!("postgres://mc:{PASSWORD}@{}/postgres", self.address)
+    }
+
+    /// Ends it and its sessions.
+    pub(crate) fn stop(&mut self) {
+        self.process.stop();
+    }
+
+    /// Starts it, stopped or not, on the same port and with the same data.
+    pub(crate) fn restart(&mut self) {
+        self.process.restart();
+    }
+}
+
+/// The folder of the newest version's programs. Debian has one folder for each version.
+fn programs() -> PathBuf {
+    let base = Path::new("/usr/lib/postgresql");
+    let versions = base.read_dir().into_iter().flatten().filter_map(|entry| {
+        let name = entry.ok()?.file_name().into_string().ok()?;
+        name.parse::<u32>().ok().filter(|_| base.join(&name).join("bin/postgres").exists())
+    });
+    base.join(versions.max().unwrap_or_default().to_string()).join("bin")
+}
+
+mod tests {
+    use std::time::Duration;
+
+    use sqlx::any::AnyPoolOptions;
+    use sqlx::{AnyPool, Row};
+
+    use super::*;
+
+    async fn select(pool: &AnyPool, sql: &'static str) -> Result<i64, sqlx::Error> {
+        sqlx::query(sql).fetch_one(pool).await.map(|row| row.get(0))
+    }
+
+    #[tokio::test]
+    async fn it_answers_and_keeps_what_it_was_told() {
+        let Some(mut postgres) = Postgres::start("postgres::it_answers") else { return };
+        sqlx::any::install_default_drivers();
+        let options = AnyPoolOptions::new().acquire_timeout(Duration::from_millis(500));
+        let pool = options.connect(&postgres.url()).await.unwrap();
+        assert_eq!(select(&pool, "select cast(1 as bigint)").await.unwrap(), 1);
+        sqlx::query("create table kept as select cast(7 as bigint)").execute(&pool).await.unwrap();
+        postgres.stop();
+        assert!(select(&pool, "select * from kept").await.is_err());
+        postgres.restart();
+        assert_eq!(select(&pool, "select * from kept").await.unwrap(), 7);
+        pool.close().await;
+    }
+}
