@@ -30,7 +30,7 @@ pub enum IdentityError {
     /// A file cannot be read, holds something else, or the two do not belong together.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    #[error("{certificate}: is no certificate that can be read: {why}", certificate = .certificate.display())]
+    #[error("{certificate}: is no certificate that can be read: {why}; copy the file anew", certificate = .certificate.display())]
     BadCertificate { certificate: PathBuf, why: String },
     #[error(
         "{certificate}: its subject has no UID ({UID}), so it names no topic; take a push \
@@ -40,19 +40,25 @@ pub enum IdentityError {
     NoTopic { certificate: PathBuf },
 }
 
+impl IdentityError {
+    /// The one file that is at fault, if it is one.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Tls(error) => error.file(),
+            Self::BadCertificate { certificate, .. } | Self::NoTopic { certificate } => {
+                Some(certificate)
+            }
+        }
+    }
+}
+
 impl Identity {
     /// From the file of a PEM certificate chain, the client's own first, and that of its PEM
     /// private key. Reads no clock: whether it has expired is [`Identity::not_after`]'s to tell.
     pub fn load(certificate: &Path, private_key: &Path) -> Result<Self, IdentityError> {
-        let (chain, key) = tls::identity(certificate, private_key)?;
-        let (topic, not_after) = match chain.first() {
-            Some(own) => read(own, certificate)?,
-            None => return Err(IdentityError::NoTopic { certificate: certificate.into() }),
-        };
-        let certified = CertifiedKey::from_der(chain, key, &tls::provider()).map_err(|why| {
-            let (certificate, private_key) = (certificate.into(), private_key.into());
-            TlsError::Mismatch { certificate, private_key, why }
-        })?;
+        let certified = tls::identity(certificate, private_key)?;
+        let own = certified.end_entity_cert().map_err(TlsError::Setup)?;
+        let (topic, not_after) = read(own, certificate)?;
         Ok(Self { certified: Arc::new(certified), topic, not_after })
     }
 
