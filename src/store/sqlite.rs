@@ -4,8 +4,8 @@
 //! which queues them fairly, and begin with the write lock held, so that a transaction never finds
 //! in its middle that another process was faster.
 
-use std::fs::{self, OpenOptions, Permissions};
-use std::io;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -108,6 +108,10 @@ fn make_private(path: &Path, database: &Arc<str>) -> Result<PathBuf, StoreError>
             Err(error) => return Err(unusable(error)),
         };
         if mode & 0o077 != 0 {
+            // A URL may name the wrong file, and that is not ours to change.
+            if suffix.is_empty() && !is_database(&file).map_err(unusable)? {
+                return Err(unusable(io::Error::other("is not an SQLite database")));
+            }
             fs::set_permissions(&file, Permissions::from_mode(MODE)).map_err(unusable)?;
             tracing::warn!(
                 file = %file.display(),
@@ -116,6 +120,13 @@ fn make_private(path: &Path, database: &Arc<str>) -> Result<PathBuf, StoreError>
         }
     }
     Ok(path)
+}
+
+/// Whether a file is one of SQLite's (<https://www.sqlite.org/fileformat.html> section 1.3) or empty.
+fn is_database(path: &Path) -> io::Result<bool> {
+    let mut head = Vec::new();
+    File::open(path)?.take(16).read_to_end(&mut head)?;
+    Ok(head.is_empty() || head == b"SQLite format 3\0")
 }
 
 /// Applies what is missing of the schema, all or nothing. The write lock is held meanwhile, so that

@@ -6,7 +6,7 @@
 //! not open. The vault reads one file and knows nothing of the database.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -72,7 +72,11 @@ impl Vault {
             opened => opened.map_err(unreadable)?,
         };
         // Of the open file, so that what is checked is what is read.
-        let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
+        let metadata = file.metadata().map_err(unreadable)?;
+        if !metadata.is_file() {
+            return Err(unreadable(io::Error::other("is not a file")));
+        }
+        let mode = metadata.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
             let problem = format!("others than its owner can use it (mode {mode:03o})");
             return Err(key_file(path, problem, &format!("run: chmod 600 {}", path.display())));
@@ -186,6 +190,8 @@ fn create(path: &Path) -> io::Result<()> {
         _ => Path::new("."),
     };
     // Made with mode 0600.
+    // Said of the folder itself, since a temporary file's name would only puzzle.
+    fs::metadata(folder)?;
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(text.as_bytes())?;
     file.as_file().sync_all()?;
