@@ -35,6 +35,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// The next connection. Errors are survived: a peer that is gone again does not matter, and where
 /// descriptors are short a pause lets some be freed. Cancel safe.
 pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    let mut told = false;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -43,7 +44,10 @@ pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
             }
             Err(error) if is_peers_fault(&error) => {}
             Err(error) => {
-                tracing::error!(%error, "cannot accept connections; trying again");
+                // Once: it may last, and the log must not fill up with it.
+                if !std::mem::replace(&mut told, true) {
+                    tracing::error!(%error, "cannot accept connections; trying again");
+                }
                 tokio::time::sleep(PAUSE).await;
             }
         }
