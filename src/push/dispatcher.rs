@@ -200,6 +200,7 @@ async fn send(apns: &Apns, config: &config::Push, push: &Push) -> Outcome {
         Outcome::Unavailable { why, .. } => Some(why.clone()),
         _ => None,
     };
+    let since_seen = now().saturating_duration_since(push.seen_at);
     info!(
         account = %push.device.account,
         token = %push.device.token,
@@ -210,7 +211,8 @@ async fn send(apns: &Apns, config: &config::Push, push: &Push) -> Outcome {
             Outcome::Accepted { apns_id } => apns_id,
             _ => &id,
         },
-        milliseconds = now().saturating_duration_since(push.seen_at).as_millis(),
+        // What is wider would be text in JSON.
+        milliseconds = u64::try_from(since_seen.as_millis()).unwrap_or(u64::MAX),
         "push"
     );
     outcome
