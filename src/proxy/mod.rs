@@ -10,7 +10,7 @@ mod serve;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 pub use self::serve::serve;
 use crate::config::{self, Config};
@@ -29,6 +29,8 @@ pub struct Context {
     vault: Arc<Vault>,
     events: mpsc::Sender<SessionEvent>,
     limits: config::Limits,
+    /// One for each client that may be connected, to whichever listener.
+    places: Arc<Semaphore>,
     /// Most devices of one account.
     devices: u32,
     profile: Mutex<Option<Arc<Profile>>>,
@@ -49,6 +51,7 @@ impl Context {
             store,
             vault,
             events,
+            places: Arc::new(Semaphore::new(config.limits.sessions)),
             limits: config.limits.clone(),
             devices: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
             profile: Mutex::new(None),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,17 +24,16 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(tls);
-    let places = Arc::new(Semaphore::new(context.limits.sessions));
     let sessions = TaskTracker::new();
     loop {
-        let (stream, peer) = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = accept(&listener) => accepted,
+        // Where all places are taken the next client waits here, and others in the system's queue.
+        let next = async {
+            let client = accept(&listener).await;
+            (place(&context).await, client)
         };
-        // The permit lives in the session's task, so no way to end it can leak the place.
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            tracing::warn!(%peer, limit = context.limits.sessions, "[limits] sessions is reached");
-            continue;
+        let (place, (stream, peer)) = tokio::select! {
+            () = stop.cancelled() => break,
+            next = next => next,
         };
         let (acceptor, context, stop) = (acceptor.clone(), Arc::clone(&context), stop.clone());
         sessions.spawn(async move {
@@ -45,6 +44,18 @@ pub async fn serve(
     drop(listener);
     sessions.close();
     sessions.wait().await;
+}
+
+/// A place for one more client. It is given back by dropping it, which no end of a session can leave
+/// out.
+async fn place(context: &Context) -> Option<OwnedSemaphorePermit> {
+    if let Ok(place) = Arc::clone(&context.places).try_acquire_owned() {
+        return Some(place);
+    }
+    let limit = context.limits.sessions;
+    tracing::warn!(limit, "[limits] sessions is reached: clients have to wait");
+    // Nobody closes the semaphore, so there is a place in the end.
+    Arc::clone(&context.places).acquire_owned().await.ok()
 }
 
 async fn session(
