@@ -10,8 +10,10 @@
 //! [`start`] builds everything from a checked configuration and runs it; [`Running::stop`] ends it
 //! in the order in which bytes flow, so that what is under way arrives.
 
+use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,12 +46,18 @@ const EXPIRY_WARNING_DAYS: i64 = 30;
 /// For the answers of a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// For each part to end; longer than the parts allow themselves, so it matters only for one that
+/// waits for a peer that says nothing.
+const GRACE: Duration = Duration::from_secs(12);
+
 /// The program at work.
 #[derive(Debug)]
 pub struct Running {
     /// Where clients connect, in the order of the configuration.
     pub addresses: Vec<SocketAddr>,
     pub store: Store,
+    /// For commands of sessions that are under way at the end.
+    grace: Duration,
     serving: Vec<JoinHandle<()>>,
     watching: Option<JoinHandle<()>>,
     pushing: Option<JoinHandle<()>>,
@@ -66,6 +74,7 @@ pub enum StartError {
     Configuration(String),
     #[error("{address}: cannot listen: {source}{}", remedy(source))]
     Listen { address: SocketAddr, source: io::Error },
+    /// The database may be usable some time later.
     #[error(transparent)]
     Store(StoreError),
 }
@@ -75,6 +84,9 @@ fn remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::AddrInUse => {
             ". Another program listens there: stop it, or change [[listener]] address"
         }
+        io::ErrorKind::AddrNotAvailable => {
+            ". This machine has no such address: correct [[listener]] address"
+        }
         io::ErrorKind::PermissionDenied => {
             ". Ports below 1024 need root or CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities=)"
         }
@@ -83,8 +95,18 @@ fn remedy(error: &io::Error) -> &'static str {
 }
 
 impl StartError {
-    fn key(key: &str, problem: impl std::fmt::Display) -> Self {
+    fn key(key: &str, problem: impl Display) -> Self {
         Self::Configuration(format!("{key}: {problem}"))
+    }
+
+    /// For a certificate and its private key, by whichever of them is at fault.
+    fn pair(table: &str, pair: [&Path; 2], at_fault: Option<&Path>, problem: impl Display) -> Self {
+        let keys = match pair.map(|file| at_fault == Some(file)) {
+            [true, false] => "certificate",
+            [false, true] => "private_key",
+            _ => "certificate, private_key",
+        };
+        Self::key(&format!("{table} {keys}"), problem)
     }
 }
 
@@ -98,24 +120,16 @@ pub async fn start(config: &Config) -> Result<Running, StartError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let server_tls = tls::server(&config.tls.certificate, &config.tls.private_key)
-        .map_err(|error| StartError::key("[tls]", error))?;
+    let config::Tls { certificate, private_key } = &config.tls;
+    let server_tls = tls::server(certificate, private_key).map_err(|error| {
+        StartError::pair("[tls]", [certificate, private_key], error.file(), &error)
+    })?;
     let backend = backend(config)?;
     let apns = match &config.apns {
         Some(apns) => apns_client(apns, config)?,
         None => None,
     };
-    let vault = Vault::open(&config.credentials.key_file).map_err(|error| match error {
-        VaultError::KeyFile { .. } => StartError::key("[credentials] key_file", error),
-        other => StartError::Configuration(other.to_string()),
-    })?;
-    let vault = Arc::new(vault);
-    let store = Store::open(&config.store.url, config.store.busy_timeout).await.map_err(
-        |error| match error {
-            StoreError::Unusable { .. } => StartError::key("[store] url", error),
-            other => StartError::Store(other),
-        },
-    )?;
+    // What makes files comes last, so that a start that fails before it leaves none behind.
     let mut listeners = Vec::new();
     for config::Listener { address } in &config.listeners {
         let listener = listen::bind(*address)
@@ -127,6 +141,17 @@ pub async fn start(config: &Config) -> Result<Running, StartError> {
         .map(|listener| listener.local_addr())
         .collect::<io::Result<Vec<_>>>()
         .map_err(|source| StartError::Listen { address: config.listeners[0].address, source })?;
+    let store = Store::open(&config.store.url, config.store.busy_timeout).await.map_err(
+        |error| match error.is_temporary() {
+            true => StartError::Store(error),
+            false => StartError::key("[store] url", error),
+        },
+    )?;
+    let vault = Vault::open(&config.credentials.key_file).map_err(|error| match error {
+        VaultError::KeyFile { .. } => StartError::key("[credentials] key_file", error),
+        other => StartError::Configuration(other.to_string()),
+    })?;
+    let vault = Arc::new(vault);
 
     let (sessions, session_events) = mpsc::channel(QUEUE);
     let [stop_serving, stop_watching, stop_pushing] = [(); 3].map(|()| CancellationToken::new());
@@ -176,6 +201,7 @@ pub async fn start(config: &Config) -> Result<Running, StartError> {
     Ok(Running {
         addresses,
         store,
+        grace: config.limits.shutdown_grace,
         serving,
         watching,
         pushing,
@@ -187,45 +213,55 @@ pub async fn start(config: &Config) -> Result<Running, StartError> {
 
 impl Running {
     /// Ends everything in order: no more clients, sessions say goodbye, watchers log out, pushes
-    /// under way end or are marked as owed.
+    /// under way end or are marked as owed. What does not end in its time is given up; nothing is
+    /// lost by that, it only comes later.
     pub async fn stop(self) {
         self.stop_serving.cancel();
         for task in self.serving {
-            log_panic(task.await);
+            ended("serving clients", task, self.grace + GRACE).await;
         }
         self.stop_watching.cancel();
         if let Some(task) = self.watching {
-            log_panic(task.await);
+            ended("watching", task, GRACE).await;
         }
         self.stop_pushing.cancel();
         if let Some(task) = self.pushing {
-            log_panic(task.await);
+            ended("pushing", task, GRACE).await;
         }
-        self.store.close().await;
+        if tokio::time::timeout(GRACE, self.store.close()).await.is_err() {
+            tracing::warn!("the database was still at work at the end");
+        }
     }
 }
 
-fn log_panic(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
-        tracing::error!(%error, "a part of the program broke");
+/// Waits for a part of the program, but not for ever.
+async fn ended(part: &str, task: JoinHandle<()>, limit: Duration) {
+    let abort = task.abort_handle();
+    match tokio::time::timeout(limit, task).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(part, %error, "a part of the program broke"),
+        Err(_) => {
+            tracing::warn!(part, "did not end within {limit:?}, is given up");
+            abort.abort();
+        }
     }
 }
 
 /// Keeps what clients are offered before login up to date.
 async fn probe(backend: Backend, longest: usize, stop: CancellationToken) {
-    loop {
-        let pause = match backend.probe(PROBE_TIMEOUT, longest).await {
-            Ok(()) => PROBE_INTERVAL,
-            Err(error) => {
-                tracing::warn!(%error, "the backend cannot be asked what it offers");
-                PROBE_RETRY
-            }
-        };
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = stop.cancelled() => return,
+    let probing = async {
+        loop {
+            let pause = match backend.probe(PROBE_TIMEOUT, longest).await {
+                Ok(()) => PROBE_INTERVAL,
+                Err(error) => {
+                    tracing::warn!(%error, "the backend cannot be asked what it offers");
+                    PROBE_RETRY
+                }
+            };
+            tokio::time::sleep(pause).await;
         }
-    }
+    };
+    stop.run_until_cancelled(probing).await;
 }
 
 fn backend(config: &Config) -> Result<Backend, StartError> {
@@ -250,11 +286,13 @@ fn backend(config: &Config) -> Result<Backend, StartError> {
 /// The client of APNs; `None` when its certificate has expired, for then a phone that registers
 /// would leave Fetch and get nothing.
 fn apns_client(apns: &config::Apns, config: &Config) -> Result<Option<Apns>, StartError> {
-    let identity = Identity::load(&apns.certificate, &apns.private_key)
-        .map_err(|error| StartError::key("[apns] certificate, private_key", error))?;
+    let config::Apns { certificate, private_key, .. } = apns;
+    let identity = Identity::load(certificate, private_key).map_err(|error| {
+        StartError::pair("[apns]", [certificate, private_key], error.file(), &error)
+    })?;
     let left = identity.not_after().0.saturating_sub(Timestamp::now().0);
     let days = left / (24 * 3600 * 1000);
-    let certificate = apns.certificate.display();
+    let certificate = certificate.display();
     if left <= 0 {
         tracing::error!(
             %certificate,
