@@ -9,9 +9,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
+use tokio::signal::unix::SignalKind;
 
-use super::serve::signals;
-use super::{Failure, logging, runtime, say};
+use super::{Failure, Signals, logging, runtime, say};
 use crate::app;
 use crate::config::{self, Config, LogFormat};
 use crate::demo::apns::{Apns, Push};
@@ -33,52 +33,67 @@ pub(super) struct Options {
     once: bool,
 
     /// Deliver a mail to the demo that runs elsewhere; it prints the address
-    #[arg(long, value_name = "HOST:PORT", conflicts_with = "once")]
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "once", value_parser = host_and_port)]
     deliver: Option<String>,
 }
 
 pub(super) fn run(options: &Options) -> Result<(), Failure> {
-    logging::init(LogFormat::Text, "warn").map_err(Failure::failed)?;
-    let runtime = runtime()?;
-    match &options.deliver {
-        Some(address) => runtime.block_on(deliver(address)),
-        None => runtime.block_on(show(options.once)),
+    logging::init(LogFormat::Text, "warn").map_err(|error| Failure::Usage(error.to_string()))?;
+    if let Some(address) = &options.deliver {
+        return runtime()?.block_on(deliver(address));
     }
-}
-
-async fn deliver(address: &str) -> Result<(), Failure> {
-    phone::deliver(address, LOGIN, PASSWORD, "INBOX", "Another mail")
-        .await
-        .map_err(|error| Failure::Failed(format!("no mail was delivered to {address}: {error}")))?;
-    say("Delivered. Look at the other terminal.");
-    Ok(())
-}
-
-async fn show(once: bool) -> Result<(), Failure> {
-    let paint = Paint { colours: std::io::stdout().is_terminal() };
-    let (mut terminate, mut interrupt) = signals().map_err(Failure::failed)?;
     let folder = tempfile::Builder::new()
         .prefix("mailchime-demo-")
         .tempdir()
         .map_err(|error| Failure::Failed(format!("no temporary folder: {error}")))?;
-    let world = World::start(folder.path()).await?;
-    let told = tokio::select! {
-        told = world.first_push(&paint) => told,
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-    };
-    if told.is_ok() && !once {
-        say(world.hints(folder.path(), &paint));
-        loop {
-            tokio::select! {
-                push = world.apns.next() => say(paint.push(&push, None)),
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-            }
-        }
-        say("\nGoodbye.");
+    let runtime = runtime()?;
+    let told = runtime.block_on(show(folder.path(), options.once));
+    // To remove a folder takes a file descriptor. If there are none left, the runtime has them.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    let path = folder.path().display().to_string();
+    let removed = folder.close();
+    told?;
+    removed.map_err(|error| Failure::Failed(format!("{path} could not be removed: {error}")))
+}
+
+/// `HOST:PORT`, as far as it can be told without looking the host up.
+fn host_and_port(text: &str) -> Result<String, &'static str> {
+    let (host, port) = text.rsplit_once(':').unwrap_or_default();
+    match !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0) {
+        true => Ok(text.to_owned()),
+        false => Err("give the address of the IMAP server that the demo printed"),
     }
-    world.mailchime.stop().await;
+}
+
+async fn deliver(address: &str) -> Result<(), Failure> {
+    phone::deliver(address, LOGIN, PASSWORD, "INBOX", "Another mail").await.map_err(|error| {
+        Failure::Failed(format!(
+            "no mail was delivered to {address}: {error}; does a demo run there?"
+        ))
+    })?;
+    say("Delivered. Look at the other terminal.");
+    Ok(())
+}
+
+async fn show(folder: &Path, once: bool) -> Result<(), Failure> {
+    let paint = Paint { colours: std::io::stdout().is_terminal() };
+    let mut signals =
+        Signals::new(&[SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()])?;
+    let world = World::start(folder).await?;
+    let told = tokio::select! {
+        told = world.tell(folder, once, &paint) => told,
+        () = signals.next() => match once {
+            true => Err(Failure::Failed("ended before the push came".into())),
+            false => {
+                say("\nGoodbye.");
+                Ok(())
+            }
+        },
+    };
+    tokio::select! {
+        () = world.mailchime.stop() => {}
+        () = signals.next() => {}
+    }
     told
 }
 
@@ -123,8 +138,24 @@ impl World {
         self.mailchime.addresses[0]
     }
 
-    /// The story: the phone registers and hangs up, a mail arrives, the push comes.
-    async fn first_push(&self, paint: &Paint) -> Result<(), Failure> {
+    /// The first push; then, unless that is all, each that follows, for ever.
+    async fn tell(&self, folder: &Path, once: bool, paint: &Paint) -> Result<(), Failure> {
+        let mut awaited = "";
+        tokio::time::timeout(PATIENCE, self.first_push(paint, &mut awaited)).await.unwrap_or_else(
+            |_| Err(Failure::Failed(format!("no push within {PATIENCE:?}: {awaited}"))),
+        )?;
+        if once {
+            return Ok(());
+        }
+        say(self.hints(folder, paint));
+        loop {
+            say(paint.push(&self.apns.next().await, None));
+        }
+    }
+
+    /// The story: the phone registers and hangs up, a mail arrives, the push comes. `awaited` tells
+    /// what has not happened if it comes to no end.
+    async fn first_push(&self, paint: &Paint, awaited: &mut &'static str) -> Result<(), Failure> {
         say(format_args!(
             "mailchime's demo. Everything runs on this machine, nothing leaves it.\n\n  \
              IMAP server, in memory   {}\n  \
@@ -143,16 +174,15 @@ impl World {
             mailboxes: vec!["INBOX".into(), "Notes".into(), "Somebody else's".into()],
         };
         let heard = |direction, line: &str| say(paint.line(direction, line));
+        *awaited = "the phone's registration was not answered";
         phone
             .register(self.address(), "localhost", &self.pki.ca.certificate, heard)
             .await
             .map_err(|error| Failure::Failed(format!("the phone could not register: {error}")))?;
         // Nothing would be lost if the mail came sooner; it is to be seen that nobody is connected
         // but the watcher.
-        let watched = self.backend.wait_until(|counters| counters.idling == 1);
-        tokio::time::timeout(PATIENCE, watched)
-            .await
-            .map_err(|_| Failure::Failed(format!("no watcher was in IDLE within {PATIENCE:?}")))?;
+        *awaited = "mailchime does not watch the mailbox";
+        self.backend.wait_until(|counters| counters.idling == 1).await;
 
         say(paint.title("\nNobody is connected. A mail arrives:"));
         let mail = "From: Bob <bob@example.org>\r\nTo: alice@example.org\r\n\
@@ -160,9 +190,8 @@ impl World {
         self.backend.deliver(LOGIN, "INBOX", mail).map_err(Failure::failed)?;
         let delivered = Instant::now();
         say("  From Bob, \"Hello\"");
-        let push = tokio::time::timeout(PATIENCE, self.apns.next())
-            .await
-            .map_err(|_| Failure::Failed(format!("no push came within {PATIENCE:?}")))?;
+        *awaited = "mailchime has sent nothing to APNs";
+        let push = self.apns.next().await;
         say(paint.title("\nAPNs receives this push:"));
         say(paint.push(&push, Some(delivered)));
         Ok(())

@@ -6,10 +6,14 @@ pub mod logging;
 mod serve;
 
 use std::fmt::Display;
+use std::future::poll_fn;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::task::Poll;
 
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// A TLS IMAP proxy that gives any mail server native push to iOS Mail.
 #[derive(Debug, Parser)]
@@ -87,12 +91,35 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .map_err(|error| Failure::Failed(format!("the runtime cannot start: {error}")))
 }
 
-#[expect(clippy::print_stderr, reason = "a command's last word is for whoever typed it")]
+// Standard output and error may be closed, by `| head` for example. What a command does goes on; a
+// panic in the middle of it would help nobody.
+
+/// A command's last word, for whoever typed it.
 fn say_error(message: &str) {
-    eprintln!("mailchime: {message}");
+    let _ = writeln!(io::stderr(), "mailchime: {message}");
 }
 
-#[expect(clippy::print_stdout, reason = "what a command was asked for goes to standard output")]
+/// What a command was asked for.
 fn say(text: impl Display) {
-    println!("{text}");
+    let _ = writeln!(io::stdout(), "{text}");
+}
+
+/// The signals that end a command, held back so that it ends in order.
+struct Signals(Vec<Signal>);
+
+impl Signals {
+    /// Needs the runtime.
+    fn new(kinds: &[SignalKind]) -> Result<Self, Failure> {
+        let signals = kinds.iter().map(|kind| signal(*kind)).collect::<io::Result<_>>();
+        signals.map(Self).map_err(Failure::failed)
+    }
+
+    /// Waits for the next of them. Cancel safe.
+    async fn next(&mut self) {
+        poll_fn(|cx| match self.0.iter_mut().any(|signal| signal.poll_recv(cx).is_ready()) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        })
+        .await;
+    }
 }

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 
-use super::{Failure, logging, runtime};
+use super::{Failure, Signals, logging, runtime};
 use crate::app::{self, StartError};
 use crate::config::Config;
 
@@ -12,30 +12,29 @@ pub(super) fn run(path: &Path) -> Result<(), Failure> {
     let config = Config::load(path).map_err(|error| Failure::Usage(error.to_string()))?;
     logging::init(config.log.format, &config.log.level)
         .map_err(|error| Failure::Usage(error.to_string()))?;
-    runtime()?.block_on(serve(path, &config))
+    let runtime = runtime()?;
+    let ended = runtime.block_on(serve(path, &config));
+    // The look-up of a name cannot be ended, and is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn serve(path: &Path, config: &Config) -> Result<(), Failure> {
-    let (mut terminate, mut interrupt) = signals().map_err(Failure::failed)?;
-    let running = app::start(config).await.map_err(|error| match error {
+    let mut signals = Signals::new(&[SignalKind::terminate(), SignalKind::interrupt()])?;
+    let started = tokio::select! {
+        started = app::start(config) => started,
+        () = signals.next() => return Ok(()),
+    };
+    let running = started.map_err(|error| match error {
         StartError::Configuration(message) => {
             Failure::Usage(format!("{}: {message}", path.display()))
         }
         other => Failure::failed(other),
     })?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    signals.next().await;
     tracing::info!("stopping; a second signal ends the program at once");
     tokio::select! {
         () = running.stop() => Ok(()),
-        _ = terminate.recv() => Err(Failure::Failed("ended by a second signal".into())),
-        _ = interrupt.recv() => Err(Failure::Failed("ended by a second signal".into())),
+        () = signals.next() => Err(Failure::Failed("ended by a second signal".into())),
     }
-}
-
-/// What SIGTERM and SIGINT are told by.
-pub(super) fn signals() -> std::io::Result<(Signal, Signal)> {
-    Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
 }
