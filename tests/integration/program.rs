@@ -1,0 +1,29 @@
+//! The real binary between stand-ins, as an administrator meets it: what it says about bad input,
+//! how it lives through bad days, what it logs, how it ends.
+
+mod bad_days;
+mod demo;
+mod hostile;
+mod logs;
+mod messages;
+mod process;
+mod stop;
+mod world;
+
+use std::time::Duration;
+
+/// How long a test may take, on a machine that is busy.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// How long a single thing may take to happen.
+const SOON: Duration = Duration::from_secs(30);
+
+async fn limited(test: impl Future<Output = ()>) {
+    tokio::time::timeout(LIMIT, test).await.expect("the test takes too long");
+}
+
+/// What `event` gives, which is `awaited`.
+async fn soon<T>(awaited: &str, event: impl Future<Output = T>) -> T {
+    let waited = tokio::time::timeout(SOON, event).await;
+    waited.unwrap_or_else(|_| panic!("not within {SOON:?}: {awaited}"))
+}

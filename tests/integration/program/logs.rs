@@ -1,0 +1,228 @@
+//! What is logged, and what never is; and the modes of the files that are made.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use mailchime::demo::apns::Answer;
+use serde_json::Value;
+
+use super::limited;
+use super::process::{Process, mailchime, mailchime_after};
+use super::world::{LOGIN, PASSWORD, Server, TOKEN, World, registration};
+
+const WRONG: &str = "blunder land";
+
+/// Words that stand in the mail and nowhere else.
+const MAIL: &str = "Subject: Jabberwocky\r\nFrom: a <b@c>\r\n\r\n'Twas brillig, and the slithy\r\n";
+
+/// A run in which everything happens that has to do with secrets; returns what was logged.
+async fn full_run(world: &World, mut server: Server) -> Vec<String> {
+    let mut client = world.client(&server).await;
+    client.send(format!("a LOGIN {LOGIN} \"{WRONG}\"\r\n").as_bytes()).await;
+    client.until("a NO").await;
+    client.send(format!("b LOGIN {LOGIN} {{{}+}}\r\n{WRONG}\r\n", WRONG.len()).as_bytes()).await;
+    client.until("b NO").await;
+    let plain = |password| BASE64_STANDARD.encode(format!("\0{LOGIN}\0{password}"));
+    client.send(format!("c AUTHENTICATE PLAIN {}\r\n", plain(WRONG)).as_bytes()).await;
+    client.until("c NO").await;
+    client.send(b"d AUTHENTICATE LOGIN\r\n").await;
+    for answer in [LOGIN, PASSWORD] {
+        client.until("+ ").await;
+        client.send(format!("{}\r\n", BASE64_STANDARD.encode(answer)).as_bytes()).await;
+    }
+    client.until("d OK").await;
+    client.send(format!("e {}\r\n", registration().replace("INBOX", "NIL")).as_bytes()).await;
+    client.until("e OK").await;
+    client.send(format!("f {}\r\n", registration().replace("\"INBOX\"", "NIL")).as_bytes()).await;
+    client.until("f BAD").await;
+    client.send(format!("g {}\r\n", registration()).as_bytes()).await;
+    client.until("g OK").await;
+    client.send(format!("h APPEND INBOX {{{}+}}\r\n{MAIL}\r\n", MAIL.len()).as_bytes()).await;
+    client.until("h OK").await;
+    client.send(b"i SELECT INBOX\r\nj FETCH 1 BODY[]\r\n").await;
+    client.until("j OK").await;
+    client.send(b"k LOGOUT\r\n").await;
+    client.until("k OK").await;
+    drop(client);
+    world.push().await;
+
+    let mut client = world.client(&server).await;
+    client.send(format!("a AUTHENTICATE PLAIN {}\r\n", plain(PASSWORD)).as_bytes()).await;
+    client.until("a OK").await;
+    client.send(b"b LOGOUT\r\n").await;
+    client.until("b OK").await;
+    drop(client);
+
+    // Refused once, so that reasons are logged; then for good, so that the registration goes.
+    world.apns.answer_next(1, Answer::refuse(500, "InternalServerError"));
+    world.backend.deliver(LOGIN, "INBOX", MAIL).unwrap();
+    world.push().await;
+    world.push().await;
+    world.apns.answer_next(1, Answer::gone(i64::MAX));
+    world.backend.deliver(LOGIN, "INBOX", MAIL).unwrap();
+    world.push().await;
+    let removed = |line: &str| line.contains("registration removed").then_some(());
+    server.process.stderr.find("the removal", removed).await;
+
+    // The watcher's password, refused and unusable.
+    world.register(server.address).await.unwrap();
+    world.watched().await;
+    world.backend.set_password(LOGIN, b"looking glass").unwrap();
+    world.backend.drop_connections();
+    let parked = |line: &str| line.contains("not watched until its user").then_some(());
+    server.process.stderr.find("that the account is parked", parked).await;
+    server.process.signal("TERM");
+    assert_eq!(server.process.end().await.code(), Some(0));
+    std::mem::take(&mut server.process.stderr.seen)
+}
+
+#[track_caller]
+fn assert_no_secret(log: &str) {
+    let secrets = [PASSWORD, WRONG, "looking glass"];
+    let plain = |password| BASE64_STANDARD.encode(format!("\0{LOGIN}\0{password}"));
+    let mut never: Vec<_> = secrets.iter().map(ToString::to_string).collect();
+    never.extend(secrets.iter().map(|secret| BASE64_STANDARD.encode(secret)));
+    never.extend(secrets.iter().map(plain));
+    // As a list of numbers, which is how bytes are shown by `Debug`.
+    never.extend(secrets.iter().map(|secret| {
+        let bytes: Vec<_> = secret.bytes().map(|byte| byte.to_string()).collect();
+        bytes.join(", ")
+    }));
+    never.extend(["Jabberwocky", "brillig", "slithy"].map(String::from));
+    // More of the token than its first 8 digits.
+    never.push(TOKEN[..9].to_owned());
+    never.push(TOKEN[..9].to_uppercase());
+    for secret in never {
+        let line = log.lines().find(|line| line.contains(&secret));
+        assert_eq!(line, None, "{secret:?} was logged");
+    }
+}
+
+#[tokio::test]
+async fn json_tells_each_session_and_push_in_a_line_and_no_secret() {
+    limited(async {
+        let world = World::new().await;
+        let arguments = world.arguments();
+        let mut command = mailchime(&arguments.each_ref().map(String::as_str));
+        command.env("RUST_LOG", "trace");
+        let server = Server::of(Process::spawn(command)).await;
+        let log = full_run(&world, server).await;
+        assert_no_secret(&log.join("\n"));
+
+        let lines: Vec<Value> =
+            log.iter().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect();
+        let said = |message: &str| -> Vec<_> {
+            lines.iter().filter(|line| line["message"] == message).collect()
+        };
+        let sessions = said("session ended");
+        // Two that the test speaks for, and the phone.
+        assert_eq!(sessions.len(), 3, "{sessions:#?}");
+        for session in sessions {
+            assert_eq!(session["account"], LOGIN);
+            assert!(session["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{session}");
+            assert!(session["received"].is_u64() && session["sent"].is_u64(), "{session}");
+            assert_eq!(session["ended"], "Closed");
+        }
+        let pushes = said("push");
+        let outcomes: Vec<_> =
+            pushes.iter().map(|push| push["outcome"].as_str().unwrap()).collect();
+        assert_eq!(outcomes, ["accepted", "unavailable", "accepted", "gone"], "{pushes:#?}");
+        for push in pushes {
+            assert_eq!((&push["account"], &push["token"]), (&LOGIN.into(), &"8df2a4c1…".into()));
+            assert!(push["milliseconds"].is_u64(), "{push}");
+        }
+        let registered = said("device registered");
+        assert!(registered.iter().all(|line| line["token"] == "8df2a4c1…"), "{registered:#?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn text_tells_each_session_and_push_in_a_line_and_no_secret() {
+    limited(async {
+        let world = World::new().await;
+        world.configure("\"json\"", "\"text\"");
+        let arguments = world.arguments();
+        let mut command = mailchime(&arguments.each_ref().map(String::as_str));
+        command.env("RUST_LOG", "mailchime=trace");
+        let mut process = Process::spawn(command);
+        let address = process
+            .stderr
+            .find("the address", |line| line.split_once("listening address=")?.1.parse().ok())
+            .await;
+        let log = full_run(&world, Server { process, address }).await;
+        assert_no_secret(&log.join("\n"));
+        assert!(!log.join("").contains('\x1b'), "colours without a terminal");
+        let count = |parts: [&str; 4]| {
+            log.iter().filter(|line| parts.iter().all(|part| line.contains(part))).count()
+        };
+        let account = "account=alice";
+        assert_eq!(count(["session ended", account, "seconds=", "ended=Closed"]), 3, "{log:#?}");
+        let push = ["push account=alice token=8df2a4c1… ", "milliseconds="];
+        assert_eq!(count([push[0], push[1], "outcome=\"accepted\"", ""]), 2, "{log:#?}");
+        assert_eq!(count([push[0], push[1], "outcome=\"gone\"", ""]), 1, "{log:#?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_any_more_harms_nobody() {
+    limited(async {
+        let world = World::new().await;
+        let arguments = world.arguments();
+        let mut command = mailchime(&arguments.each_ref().map(String::as_str));
+        let (reader, writer) = io::pipe().unwrap();
+        let mut child = command.stderr(writer).spawn().unwrap();
+        drop(command);
+        // As a log collector that reads the first line and ends.
+        let mut lines = io::BufRead::lines(io::BufReader::new(reader));
+        let address = lines.find_map(|line| {
+            let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            line["address"].as_str()?.parse::<SocketAddr>().ok()
+        });
+        let address = address.expect("it listens");
+        drop(lines);
+
+        let phone = world.phone();
+        let registered = phone.register(address, "localhost", &world.pki.ca.certificate, |_, _| {});
+        let registered = registered.await;
+        world.deliver();
+        let pushed = tokio::time::timeout(super::SOON, world.apns.next()).await;
+        let running = child.try_wait().unwrap().is_none();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        registered.unwrap();
+        assert!(pushed.is_ok() && running);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_it_writes_is_its_users_alone_whatever_the_umask() {
+    limited(async {
+        let world = World::new().await;
+        let arguments = world.arguments();
+        let arguments = arguments.each_ref().map(String::as_str);
+        let process = Process::spawn(mailchime_after("umask 0", &arguments));
+        let server = Server::of(process).await;
+        world.register(server.address).await.unwrap();
+        let mut made = Vec::new();
+        for entry in fs::read_dir(world.folder()).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            if name.starts_with("mailchime.") {
+                let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+                assert_eq!(mode, 0o600, "{name} has mode {mode:o}");
+                made.push(name);
+            }
+        }
+        made.sort();
+        let expected = ["mailchime.db", "mailchime.db-shm", "mailchime.db-wal", "mailchime.key"];
+        assert_eq!(made, expected);
+    })
+    .await;
+}

@@ -1,0 +1,87 @@
+//! The end: everyone is told, everything is on disk, and nothing takes for ever.
+
+use std::time::Instant;
+
+use tokio::net::TcpStream;
+
+use super::world::{World, listener};
+use super::{SOON, limited, soon};
+
+#[tokio::test]
+async fn sigterm_ends_sessions_with_a_goodbye() {
+    limited(async {
+        let world = World::new().await;
+        let mut server = world.serve().await;
+        world.register(server.address).await.unwrap();
+        world.watched().await;
+        let stranger = world.client(&server).await;
+        let session = world.session(&server).await;
+        let mut idling = world.session(&server).await;
+        idling.send(b"s SELECT INBOX\r\ni IDLE\r\n").await;
+        idling.until("+ ").await;
+
+        server.process.signal("TERM");
+        for mut client in [stranger, session, idling] {
+            let last = client.rest().await;
+            assert!(last.starts_with("* BYE ") && last.lines().count() == 1, "{last:?}");
+        }
+        assert_eq!(server.process.end().await.code(), Some(0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_does_not_hang_up_cannot_hold_up_the_end() {
+    limited(async {
+        let world = World::new().await;
+        let mut server = world.serve().await;
+        // One that never begins with TLS, one that never reads.
+        let _silent = TcpStream::connect(server.address).await.unwrap();
+        let _deaf = world.session(&server).await;
+        let asked = Instant::now();
+        server.process.signal("TERM");
+        assert_eq!(server.process.end().await.code(), Some(0));
+        assert!(asked.elapsed() < SOON / 2, "{:?}", asked.elapsed());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    limited(async {
+        let world = World::new().await;
+        let mut server = world.serve().await;
+        // Goodbye would wait some seconds for this one.
+        let _deaf = world.session(&server).await;
+        server.process.signal("TERM");
+        server.logged("stopping; a second signal ends the program at once").await;
+        server.process.signal("INT");
+        assert_eq!(server.process.end().await.code(), Some(1));
+        assert!(server.process.stderr.seen.last().unwrap().contains("second signal"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_backend_that_says_nothing_cannot_hold_up_the_end() {
+    limited(async {
+        let world = World::new().await;
+        let server = world.serve().await;
+        world.register(server.address).await.unwrap();
+        server.process.kill();
+
+        let mute = listener().await;
+        let (old, new) = (world.backend.address(), mute.local_addr().unwrap());
+        world.configure(&old.to_string(), &new.to_string());
+        let mut server = world.serve().await;
+        // The watcher, and who asks what the backend offers.
+        let one = soon("a connection", mute.accept()).await.unwrap();
+        let two = soon("another", mute.accept()).await.unwrap();
+        let asked = Instant::now();
+        server.process.signal("TERM");
+        assert_eq!(server.process.end().await.code(), Some(0), "{:?}", server.process.stderr.seen);
+        assert!(asked.elapsed() < SOON * 2 / 3, "{:?}", asked.elapsed());
+        drop((one, two));
+    })
+    .await;
+}

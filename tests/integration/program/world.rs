@@ -1,0 +1,232 @@
+//! What surrounds the program: a folder with its files, a backend, APNs, clients.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use mailchime::demo::apns::{Apns, Push};
+use mailchime::demo::backend::Backend;
+use mailchime::demo::phone::{Phone, PhoneError, Registered};
+use mailchime::demo::pki::Pki;
+use rustls::pki_types::ServerName;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::process::{Process, mailchime};
+use super::soon;
+
+pub(super) const LOGIN: &str = "alice";
+pub(super) const PASSWORD: &str = "wonder land";
+pub(super) const ACCOUNT_ID: &str = "0715A26B-CA09-4730-A419-793000CA982E";
+pub(super) const TOKEN: &str = "8df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c1";
+pub(super) const MAIL: &str = "Subject: hello\r\nFrom: a <b@c>\r\n\r\nHi there, Alice\r\n";
+
+/// The registration of the phone, behind its tag.
+pub(super) fn registration() -> String {
+    format!(
+        "XAPPLEPUSHSERVICE \"aps-version\" \"2\" \"aps-account-id\" \"{ACCOUNT_ID}\" \
+         \"aps-device-token\" \"{TOKEN}\" \"aps-subtopic\" \"com.apple.mobilemail\" \
+         \"mailboxes\" (\"INBOX\")"
+    )
+}
+
+pub(super) struct World {
+    folder: TempDir,
+    pub(super) pki: Pki,
+    pub(super) backend: Backend,
+    pub(super) apns: Apns,
+}
+
+/// `mailchime serve`, listening.
+pub(super) struct Server {
+    pub(super) process: Process,
+    pub(super) address: SocketAddr,
+}
+
+impl World {
+    pub(super) async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let pki = Pki::generate(None).unwrap();
+        pki.write_to(folder.path()).unwrap();
+        let backend = Backend::start(listener().await, None).unwrap();
+        backend.add_account(LOGIN, PASSWORD.as_bytes());
+        let apns = Apns::start(listener().await, &pki).unwrap();
+        let world = Self { folder, pki, backend, apns };
+        fs::write(world.file("proxy.toml"), world.config()).unwrap();
+        world
+    }
+
+    /// A configuration in which nothing waits longer than a test likes to.
+    pub(super) fn config(&self) -> String {
+        format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n\
+             [tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\
+             [backend]\naddress = \"{}\"\ntls = \"none\"\n\
+             [store]\nbusy_timeout = \"500ms\"\n\
+             [watch]\nretry_min = \"10ms\"\nretry_max = \"200ms\"\nsettle = \"10ms\"\n\
+             [push]\nquiet_delay = \"100ms\"\nmin_interval = \"10ms\"\n\
+             [apns]\nendpoint = \"https://localhost:{}\"\nca = \"ca.pem\"\n\
+             certificate = \"apns.pem\"\nprivate_key = \"apns.key\"\n\
+             [log]\nformat = \"json\"\nlevel = \"info,mailchime=debug\"\n",
+            self.backend.address(),
+            self.apns.address().port(),
+        )
+    }
+
+    /// Changes the configuration; both must do so.
+    pub(super) fn configure(&self, old: &str, new: &str) {
+        let path = self.file("proxy.toml");
+        let before = fs::read_to_string(&path).unwrap();
+        let after = before.replace(old, new);
+        assert_ne!(before, after, "{old:?} is not in the configuration");
+        fs::write(path, after).unwrap();
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `serve --config …/proxy.toml`.
+    pub(super) fn arguments(&self) -> [String; 3] {
+        let config = self.file("proxy.toml").display().to_string();
+        ["serve".to_owned(), "--config".to_owned(), config]
+    }
+
+    pub(super) async fn serve(&self) -> Server {
+        let arguments = self.arguments();
+        Server::of(Process::spawn(mailchime(&arguments.each_ref().map(String::as_str)))).await
+    }
+
+    pub(super) fn phone(&self) -> Phone {
+        Phone {
+            login: LOGIN.into(),
+            password: PASSWORD.into(),
+            account_id: ACCOUNT_ID.into(),
+            device_token: TOKEN.into(),
+            mailboxes: vec!["INBOX".into()],
+        }
+    }
+
+    pub(super) async fn register(&self, address: SocketAddr) -> Result<Registered, PhoneError> {
+        self.phone().register(address, "localhost", &self.pki.ca.certificate, |_, _| {}).await
+    }
+
+    pub(super) fn deliver(&self) {
+        self.backend.deliver(LOGIN, "INBOX", MAIL).unwrap();
+    }
+
+    /// The next push, which must be for the phone.
+    pub(super) async fn push(&self) -> Push {
+        let push = soon("a push", self.apns.next()).await;
+        assert_eq!(push.json()["aps"]["account-id"], ACCOUNT_ID);
+        push
+    }
+
+    /// Waits until a watcher is in IDLE, and so has seen all mail so far.
+    pub(super) async fn watched(&self) {
+        soon("a watcher in IDLE", self.backend.wait_until(|counters| counters.idling > 0)).await;
+    }
+
+    /// A client that has heard the greeting.
+    pub(super) async fn client(&self, server: &Server) -> Client {
+        let config = self.pki.client_config(None).unwrap();
+        let stream = TcpStream::connect(server.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let stream = TlsConnector::from(std::sync::Arc::new(config)).connect(name, stream);
+        let mut client = Client(BufStream::new(soon("the TLS handshake", stream).await.unwrap()));
+        let greeting = client.line().await;
+        assert!(greeting.starts_with("* OK "), "{greeting}");
+        client
+    }
+
+    /// A client that is logged in.
+    pub(super) async fn session(&self, server: &Server) -> Client {
+        let mut client = self.client(server).await;
+        client.send(format!("in LOGIN {LOGIN} \"{PASSWORD}\"\r\n").as_bytes()).await;
+        client.until("in OK").await;
+        client
+    }
+}
+
+impl Server {
+    /// Waits until it listens, and learns where.
+    pub(super) async fn of(mut process: Process) -> Self {
+        let address = process.stderr.find("the address", |line| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            (line["message"] == "listening").then(|| line["address"].as_str()?.parse().ok())?
+        });
+        let address = address.await;
+        Self { process, address }
+    }
+
+    /// The next line of the log with this message, which may not have come yet.
+    pub(super) async fn logged(&mut self, message: &str) -> Value {
+        let found = self.process.stderr.find(message, |line| {
+            let line: Value = serde_json::from_str(line).expect("a line of the log is JSON");
+            (line["message"] == message).then_some(line)
+        });
+        found.await
+    }
+}
+
+/// A mail client that the test speaks for.
+pub(super) struct Client(BufStream<TlsStream<TcpStream>>);
+
+impl Client {
+    pub(super) async fn send(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).await.unwrap();
+        self.0.flush().await.unwrap();
+    }
+
+    /// The next line without its end.
+    pub(super) async fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        let read = soon("a line from mailchime", self.0.read_until(b'\n', &mut line)).await;
+        assert_ne!(read.unwrap(), 0, "mailchime hung up");
+        String::from_utf8_lossy(&line).trim_end().to_owned()
+    }
+
+    /// Reads to the line that begins so.
+    pub(super) async fn until(&mut self, start: &str) -> String {
+        loop {
+            let line = self.line().await;
+            if line.starts_with(start) {
+                return line;
+            }
+        }
+    }
+
+    /// Reads to the end.
+    pub(super) async fn rest(&mut self) -> String {
+        let mut rest = Vec::new();
+        // The end may be a reset: a peer that is refused does not always stop sending first.
+        let _ = soon("the end of the connection", self.0.read_to_end(&mut rest)).await;
+        String::from_utf8_lossy(&rest).into_owned()
+    }
+
+    /// Sends to whom may not want it all, and hangs up; returns what was heard meanwhile.
+    pub(super) async fn force(self, bytes: &[u8]) -> String {
+        let (mut reads, mut writes) = tokio::io::split(self.0);
+        let writing = async {
+            let _ = writes.write_all(bytes).await;
+            let _ = writes.flush().await;
+            let _ = writes.shutdown().await;
+        };
+        let mut heard = Vec::new();
+        let reading = reads.read_to_end(&mut heard);
+        let _ = soon("the end of the connection", async { tokio::join!(reading, writing) }).await;
+        String::from_utf8_lossy(&heard).into_owned()
+    }
+}
+
+pub(super) async fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").await.unwrap()
+}
