@@ -115,8 +115,6 @@ impl StartError {
 /// # Errors
 /// Nothing is left running when this fails.
 pub async fn start(config: &Config) -> Result<Running, StartError> {
-    let version = env!("CARGO_PKG_VERSION");
-    tracing::info!(version, backend = %config.backend.host, "mailchime starts");
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -152,6 +150,12 @@ pub async fn start(config: &Config) -> Result<Running, StartError> {
         other => StartError::Configuration(other.to_string()),
     })?;
     let vault = Arc::new(vault);
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        backend = backend.name(),
+        topic = apns.as_ref().map_or("none: push is off", Apns::topic),
+        "mailchime starts"
+    );
 
     let (sessions, session_events) = mpsc::channel(QUEUE);
     let [stop_serving, stop_watching, stop_pushing] = [(); 3].map(|()| CancellationToken::new());
@@ -303,7 +307,6 @@ fn apns_client(apns: &config::Apns, config: &Config) -> Result<Option<Apns>, Sta
     if days < EXPIRY_WARNING_DAYS {
         tracing::warn!(%certificate, days, "the APNs certificate expires soon: renew it");
     }
-    tracing::info!(topic = identity.topic(), endpoint = %apns.endpoint, days, "push is on");
     Apns::new(&identity, apns, config.push.priority)
         .map(Some)
         .map_err(|error| StartError::key("[apns] ca", error))
