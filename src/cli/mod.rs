@@ -18,19 +18,27 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// A TLS IMAP proxy that gives any mail server native push to iOS Mail.
 #[derive(Debug, Parser)]
 #[command(name = "mailchime", version, about, disable_help_subcommand = true)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
 
+    #[command(flatten)]
+    configured: Configured,
+}
+
+/// What each command takes that has to do with a configured mailchime.
+#[derive(Debug, clap::Args)]
+struct Configured {
     /// The configuration; proxy.toml in the source tree is its manual
-    #[arg(long, global = true, value_name = "FILE", default_value = "proxy.toml")]
+    #[arg(long, value_name = "FILE", default_value = "proxy.toml")]
     config: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the proxy (also when no command is given)
-    Serve,
+    Serve(Configured),
     /// See a push on this machine within seconds, without any setup
     Demo(demo::Options),
     /// Make certificates for development
@@ -69,8 +77,8 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
         }
     };
-    let result = match arguments.command.unwrap_or(Command::Serve) {
-        Command::Serve => serve::run(&arguments.config),
+    let result = match arguments.command.unwrap_or(Command::Serve(arguments.configured)) {
+        Command::Serve(configured) => serve::run(&configured.config),
         Command::Demo(options) => demo::run(&options),
         Command::Certs(Certs::Dev(options)) => certs::run(&options),
     };

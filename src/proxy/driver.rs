@@ -162,15 +162,13 @@ impl Driver {
             () = &mut stopped => Some(Ended::Stopped),
             () = tokio::time::sleep_until(deadline) => Some(Ended::LoginTimeout),
         };
-        let ended = match login {
+        match login {
             Some(ended) => ended,
             None => tokio::select! {
                 ended = poll_fn(|cx| self.poll(cx, false)) => ended.unwrap_or(Ended::Closed),
                 () = stopped => self.drain().await,
             },
-        };
-        self.farewell(&ended).await;
-        ended
+        }
     }
 
     /// Lets the commands that are under way end, within the grace time.
@@ -470,7 +468,7 @@ impl Driver {
     }
 
     /// Says goodbye where one can be said, and closes both connections in order.
-    async fn farewell(&mut self, ended: &Ended) {
+    pub(super) async fn farewell(&mut self, ended: &Ended) {
         let words: &[u8] = match ended {
             Ended::LoginTimeout => b"* BYE No login in time\r\n",
             Ended::Stopped => b"* BYE The server is shutting down\r\n",

@@ -89,4 +89,5 @@ async fn session(
         }
         (None, _) => tracing::debug!(%peer, seconds, ?ended, "connection ended without login"),
     }
+    driver.farewell(&ended).await;
 }
