@@ -1,9 +1,10 @@
-//! Sockets: listening, TLS configurations, and connections to a backend.
+//! Sockets: listening, TLS configurations, connections to a backend, and waits between tries.
 //!
 //! Knows the wire (`imap`) as far as logging in at a backend needs it, and nothing of sessions,
 //! watchers, pushes or the database.
 
 pub mod backend;
+pub mod backoff;
 pub mod deflate;
 pub mod listen;
 pub mod stream;

@@ -11,11 +11,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::apns::{Apns, Outcome, new_apns_id};
-use super::backoff::Backoff;
 use super::payload::{Headers, MailPush};
 use super::pending::{Action, Batch, Pending, Push, Rules};
 use crate::config;
 use crate::model::{Account, Timestamp, WatchEvent};
+use crate::net::backoff::Backoff;
 use crate::store::{DeviceKey, Store, Target};
 
 /// How long requests that are under way may take to end when the program does, and how long the

@@ -4,7 +4,6 @@
 //! proxies: changes come in through a bounded channel, and what was told goes to the database.
 
 pub mod apns;
-mod backoff;
 pub mod dispatcher;
 pub mod payload;
 mod pending;

@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Context;
-use super::backoff::Backoff;
 use super::connection::{Answer, Connection, Idle, Lost};
 use super::snapshot::{difference, with_new_mail};
 use crate::imap::args::quote;
@@ -27,6 +26,7 @@ use crate::model::{
     Account, Change, ChangeKind, Credentials, Mailbox, Snapshot, Timestamp, WatchEvent,
 };
 use crate::net::backend::LoginError;
+use crate::net::backoff::Backoff;
 use crate::store::StoreError;
 
 /// A connection that has lived so long makes the next failure the first one again.
@@ -107,8 +107,8 @@ impl Watcher {
     /// account's last watcher gave up, if it did.
     pub(super) async fn run(mut self, parked: Option<String>) {
         let config = &self.context.config;
-        let mut backoff = Backoff::new(config.retry_min, config.retry_max);
-        let mut refusals = 0;
+        let backoff = Backoff::new(config.retry_min, config.retry_max);
+        let (mut failures, mut refusals) = (0u32, 0);
         if parked.is_some() && self.wait_for_password().await.is_none() {
             return;
         }
@@ -131,12 +131,11 @@ impl Watcher {
                     refusals += 1;
                     let told = told_wrong(&answer);
                     let (tries, pause) = match told {
-                        true => (REFUSED_TRIES, backoff.next(rand::random())),
+                        true => (REFUSED_TRIES, backoff.wait(refusals, rand::random())),
                         false => (UNEXPLAINED_TRIES, UNEXPLAINED_PAUSE),
                     };
                     if refusals >= tries {
-                        refusals = 0;
-                        backoff.reset();
+                        (failures, refusals) = (0, 0);
                         if self.park(&answer).await.is_none() {
                             return;
                         }
@@ -146,11 +145,9 @@ impl Watcher {
                     pause
                 }
                 End::Failed(why) => {
-                    if lived {
-                        backoff.reset();
-                    }
+                    failures = if lived { 1 } else { failures.saturating_add(1) };
                     refusals = 0;
-                    let pause = backoff.next(rand::random());
+                    let pause = backoff.wait(failures, rand::random());
                     tracing::info!(%account, why, ?pause, "watching is interrupted");
                     pause
                 }

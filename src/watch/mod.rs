@@ -12,7 +12,6 @@
 //! difference again. The push side moves it.
 
 mod account;
-mod backoff;
 mod connection;
 mod pacer;
 mod snapshot;

@@ -25,8 +25,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tracing::{debug, info, warn};
 
-use super::super::backoff::Backoff;
 use crate::config::{Apns, Endpoint};
+use crate::net::backoff::Backoff;
 use crate::net::stream::tune;
 
 /// How long a PING may go unanswered.

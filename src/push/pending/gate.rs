@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::super::backoff::Backoff;
 use crate::model::DeviceToken;
+use crate::net::backoff::Backoff;
 
 /// How many of the last answers are looked at to tell a dead token from a wrong environment.
 const ANSWERS: usize = 50;

@@ -25,8 +25,8 @@ use std::time::{Duration, Instant};
 use tracing::{error, warn};
 
 use super::apns::Outcome;
-use super::backoff::Backoff;
 use crate::model::{Account, Device, Mailbox, Timestamp, WatchEvent};
+use crate::net::backoff::Backoff;
 use crate::store::{DeviceKey, Target};
 
 use account::{AccountState, DeviceState};

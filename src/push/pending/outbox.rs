@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::super::backoff::Backoff;
 use crate::model::{Account, Mailbox, Snapshot, Timestamp};
+use crate::net::backoff::Backoff;
 use crate::store::{DeviceKey, Settlement};
 
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));

@@ -5,18 +5,18 @@ use std::time::Duration;
 /// A wait that doubles with each failure in a row, up to a cap. Half of it is chance, so that many
 /// who failed together do not come back together.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Backoff {
+pub struct Backoff {
     first: Duration,
     most: Duration,
 }
 
 impl Backoff {
-    pub(super) const fn new(first: Duration, most: Duration) -> Self {
+    pub const fn new(first: Duration, most: Duration) -> Self {
         Self { first, most }
     }
 
     /// The wait after `failures` in a row (1 or more); `chance` is 0 to 1.
-    pub(super) fn wait(self, failures: u32, chance: f64) -> Duration {
+    pub fn wait(self, failures: u32, chance: f64) -> Duration {
         let step = self.first.saturating_mul(1 << failures.saturating_sub(1).min(20));
         step.min(self.most).mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0)
     }
