@@ -4,7 +4,9 @@ use std::io;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
 
+use super::news::News;
 use crate::imap::literal::End;
 use crate::imap::login::{end_of_status_or_response, printable};
 use crate::imap::peek::{self, Response, Status};
@@ -19,6 +21,10 @@ pub(super) struct Connection {
     stream: Stream,
     input: Vec<u8>,
     commands: u32,
+    /// The tag of the IDLE that is under way.
+    idle: Option<String>,
+    /// What was said of the mailbox that is open, in whatever answer.
+    pub(super) news: News,
     answer_timeout: Duration,
     longest: usize,
 }
@@ -40,26 +46,21 @@ pub(super) enum Lost {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     Ok,
-    /// NO or BAD.
-    Refused,
-}
-
-/// What an IDLE came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Idle {
-    Started,
-    Refused,
+    No,
+    Bad,
 }
 
 impl Connection {
-    /// `input` is what came behind the answer to the login.
+    /// `input` is what came behind the answer to the login. `answer_timeout` is for the whole
+    /// answer to a command, `longest` the most bytes of one response.
     pub(super) fn new(
         stream: Stream,
         input: Vec<u8>,
         answer_timeout: Duration,
         longest: usize,
     ) -> Self {
-        Self { stream, input, commands: 0, answer_timeout, longest }
+        let news = News::default();
+        Self { stream, input, commands: 0, idle: None, news, answer_timeout, longest }
     }
 
     /// Sends a command and gives each untagged response until its answer to `untagged`.
@@ -72,33 +73,48 @@ impl Connection {
         self.until(&tag, untagged).await
     }
 
-    /// Starts IDLE (RFC 2177): after [`Idle::Started`] read responses, then call
-    /// [`Connection::done`] with the tag.
-    pub(super) async fn idle(
-        &mut self,
-        mut untagged: impl FnMut(&[u8]),
-    ) -> Result<(Idle, String), Lost> {
+    /// Starts IDLE (RFC 2177) and returns whether it has begun: then call [`Connection::idling`]
+    /// and [`Connection::done`], and nothing else.
+    pub(super) async fn idle(&mut self) -> Result<bool, Lost> {
         let tag = self.send("IDLE").await?;
-        loop {
-            let response = self.timely().await?;
-            match peek::response(&response) {
-                Some(Response::Continuation) => return Ok((Idle::Started, tag)),
-                Some(Response::Status { tag: Some(told), .. }) if told == tag.as_bytes() => {
-                    return Ok((Idle::Refused, tag));
+        // Already now: a farewell in between has to end it, too.
+        self.idle = Some(tag.clone());
+        let limit = self.answer_timeout;
+        let begun = async {
+            loop {
+                let response = self.response().await?;
+                match peek::response(&response) {
+                    Some(Response::Continuation) => return Ok(true),
+                    Some(Response::Status { tag: Some(told), .. }) if told == tag.as_bytes() => {
+                        self.idle = None;
+                        return Ok(false);
+                    }
+                    _ => {}
                 }
-                _ => untagged(&response),
             }
+        };
+        timeout(limit, begun).await.map_err(|_| Lost::Silent(limit))?
+    }
+
+    /// The next response in IDLE, which may be news; false if the backend has ended the IDLE.
+    /// Cancel safe.
+    pub(super) async fn idling(&mut self) -> Result<bool, Lost> {
+        let response = self.response().await?;
+        if let Some(Response::Status { tag: Some(told), .. }) = peek::response(&response)
+            && self.idle.as_ref().is_some_and(|tag| tag.as_bytes() == told)
+        {
+            self.idle = None;
         }
+        Ok(self.idle.is_some())
     }
 
     /// Ends IDLE.
-    pub(super) async fn done(
-        &mut self,
-        tag: &str,
-        untagged: impl FnMut(&[u8]),
-    ) -> Result<Answer, Lost> {
-        self.write(b"DONE\r\n").await?;
-        self.until(tag, untagged).await
+    pub(super) async fn done(&mut self) -> Result<(), Lost> {
+        if let Some(tag) = self.idle.take() {
+            self.write(b"DONE\r\n").await?;
+            self.until(&tag, |_| {}).await?;
+        }
+        Ok(())
     }
 
     /// The next whole response, however long it takes. Cancel safe.
@@ -111,6 +127,7 @@ impl Connection {
                     if self.input.is_empty() {
                         self.input = Vec::new();
                     }
+                    self.news.read(&response);
                     return match peek::response(&response) {
                         Some(Response::Status { tag: None, status: Status::Bye, .. }) => {
                             Err(Lost::Bye(printable(&response)))
@@ -129,13 +146,19 @@ impl Connection {
         }
     }
 
-    /// Says goodbye, so that the backend's log shows an orderly end. Whether it is heard is no
-    /// matter.
+    /// Says goodbye wherever it stands, so that the backend's log shows an orderly end, and waits a
+    /// moment to be heard. Whether it was is no matter.
     pub(super) async fn log_out(mut self) {
-        self.answer_timeout = FAREWELL;
-        if self.send("LOGOUT").await.is_ok() {
-            let _ = tokio::time::timeout(FAREWELL, self.stream.shutdown()).await;
-        }
+        let farewell = async {
+            if self.idle.is_some() {
+                self.write(b"DONE\r\n").await?;
+            }
+            self.send("LOGOUT").await?;
+            // Until the BYE.
+            while self.response().await.is_ok() {}
+            Ok::<_, Lost>(self.stream.shutdown().await?)
+        };
+        let _ = timeout(FAREWELL, farewell).await;
     }
 
     async fn send(&mut self, command: &str) -> Result<String, Lost> {
@@ -151,29 +174,33 @@ impl Connection {
             stream.write_all(bytes).await?;
             stream.flush().await
         };
-        match tokio::time::timeout(*answer_timeout, written).await {
+        match timeout(*answer_timeout, written).await {
             Ok(result) => Ok(result?),
             Err(_) => Err(Lost::Silent(*answer_timeout)),
         }
     }
 
+    /// The answer to the command of `tag`, in time as a whole: a backend that goes on and on with
+    /// other things has not answered either.
     async fn until(&mut self, tag: &str, mut untagged: impl FnMut(&[u8])) -> Result<Answer, Lost> {
-        loop {
-            let response = self.timely().await?;
-            match peek::response(&response) {
-                Some(Response::Status { tag: Some(told), status, .. })
-                    if told == tag.as_bytes() =>
-                {
-                    let ok = status == Status::Ok;
-                    return Ok(if ok { Answer::Ok } else { Answer::Refused });
-                }
-                _ => untagged(&response),
-            }
-        }
-    }
-
-    async fn timely(&mut self) -> Result<Vec<u8>, Lost> {
         let limit = self.answer_timeout;
-        tokio::time::timeout(limit, self.response()).await.map_err(|_| Lost::Silent(limit))?
+        let answer = async {
+            loop {
+                let response = self.response().await?;
+                match peek::response(&response) {
+                    Some(Response::Status { tag: Some(told), status, .. })
+                        if told == tag.as_bytes() =>
+                    {
+                        return Ok(match status {
+                            Status::Ok => Answer::Ok,
+                            Status::No => Answer::No,
+                            _ => Answer::Bad,
+                        });
+                    }
+                    _ => untagged(&response),
+                }
+            }
+        };
+        timeout(limit, answer).await.map_err(|_| Lost::Silent(limit))?
     }
 }

@@ -13,7 +13,10 @@
 
 mod account;
 mod connection;
+mod news;
 mod pacer;
+mod refusal;
+mod rounds;
 mod snapshot;
 mod supervisor;
 

@@ -1,23 +1,24 @@
 //! Who is watched: one task owns the table of watchers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Context;
 use super::account::{Orders, Watcher};
 use crate::model::{Account, Credentials, SessionEvent, Timestamp};
-use crate::store::LiveAccount;
+use crate::store::{LiveAccount, StoreError};
 
-/// Between two tries to read who is to be watched, while the database does not answer.
-const STORE_RETRY: Duration = Duration::from_secs(2);
+/// Between two comparisons of the table with the store.
+const REFRESH_INTERVAL: Duration = Duration::from_hours(1);
 
-/// Between two looks for registrations that have expired.
-const EXPIRY_INTERVAL: Duration = Duration::from_secs(3600);
+/// The same while the database does not answer.
+const REFRESH_RETRY: Duration = Duration::from_secs(2);
 
 /// Each watched account, and the way to speak to its watcher. A watcher that has ended has no
 /// receiver any more.
@@ -29,7 +30,8 @@ struct Supervisor {
 }
 
 /// Watches every account with a live registration, from those in the store to those that `sessions`
-/// tells of, until `stop`. `unwatched` names accounts whose last device is gone.
+/// tells of, until `stop` or until `sessions` is closed; then all watchers log out. `unwatched`
+/// names accounts whose last device is gone.
 pub async fn run(
     context: Arc<Context>,
     mut sessions: mpsc::Receiver<SessionEvent>,
@@ -38,14 +40,22 @@ pub async fn run(
 ) {
     let mut supervisor =
         Supervisor { context, watchers: HashMap::new(), tasks: TaskTracker::new() };
-    let mut start = tokio::time::interval(STORE_RETRY);
-    let mut expiry = tokio::time::interval(EXPIRY_INTERVAL);
-    let mut started = false;
+    let mut next_refresh = Instant::now();
     loop {
+        // Before anything else at the start: that a user logged in can only be told to a watcher.
+        if Instant::now() >= next_refresh {
+            let pause = match supervisor.refresh().await {
+                Ok(()) => REFRESH_INTERVAL,
+                Err(error) => {
+                    tracing::error!(%error, "who is to be watched cannot be read; trying again");
+                    REFRESH_RETRY
+                }
+            };
+            next_refresh = Instant::now() + pause;
+        }
         tokio::select! {
             () = stop.cancelled() => break,
-            _ = start.tick(), if !started => started = supervisor.start_all().await,
-            _ = expiry.tick() => supervisor.expire().await,
+            () = sleep_until(next_refresh) => {}
             Some(account) = unwatched.recv() => supervisor.stop_unless_live(&account).await,
             event = sessions.recv() => match event {
                 Some(SessionEvent::Registered { account, credentials }) => {
@@ -67,23 +77,24 @@ pub async fn run(
 }
 
 impl Supervisor {
-    /// Starts a watcher for each account in the store; returns whether the store could tell.
-    async fn start_all(&mut self) -> bool {
-        match self.context.store.accounts(self.alive_since()).await {
-            Ok(accounts) => {
-                tracing::info!(accounts = accounts.len(), "watching starts");
-                for LiveAccount { account, parked } in accounts {
-                    if !self.is_watched(&account) {
-                        self.start(account, Orders::default(), parked);
-                    }
-                }
-                true
-            }
-            Err(error) => {
-                tracing::error!(%error, "who is to be watched cannot be read; trying again");
-                false
+    /// Brings the table to what the store says: forgets devices that have not registered for long,
+    /// starts a watcher for each account that lacks one, and stops those of accounts without any
+    /// device.
+    async fn refresh(&mut self) -> Result<(), StoreError> {
+        let since = self.alive_since();
+        self.context.store.expire(since).await?;
+        let accounts = self.context.store.accounts(since).await?;
+        let live: HashSet<&Account> = accounts.iter().map(|live| &live.account).collect();
+        let gone: Vec<_> =
+            self.watchers.keys().filter(|account| !live.contains(account)).cloned().collect();
+        gone.iter().for_each(|account| self.stop(account));
+        tracing::debug!(accounts = accounts.len(), "accounts are to be watched");
+        for LiveAccount { account, parked } in accounts {
+            if self.watchers.get(&account).is_none_or(watch::Sender::is_closed) {
+                self.start(account, Orders::default(), parked.is_some());
             }
         }
+        Ok(())
     }
 
     fn registered(&mut self, account: Account, credentials: Credentials) {
@@ -97,7 +108,7 @@ impl Supervisor {
             return;
         }
         let orders = Orders { credentials: Some(credentials), ..Orders::default() };
-        self.start(account, orders, None);
+        self.start(account, orders, false);
     }
 
     fn logged_in(&mut self, account: &Account, credentials: Credentials) {
@@ -106,7 +117,7 @@ impl Supervisor {
         }
     }
 
-    fn start(&mut self, account: Account, orders: Orders, parked: Option<String>) {
+    fn start(&mut self, account: Account, orders: Orders, parked: bool) {
         let (sender, receiver) = watch::channel(orders);
         let watcher = Watcher::new(account.clone(), Arc::clone(&self.context), receiver);
         self.tasks.spawn(watcher.run(parked));
@@ -118,7 +129,7 @@ impl Supervisor {
         match self.context.store.watched(account, self.alive_since()).await {
             Ok(mailboxes) if mailboxes.is_empty() => self.stop(account),
             Ok(_) => {}
-            // It watches for nobody until the next expiry.
+            // It watches for nobody until the next refresh.
             Err(error) => tracing::warn!(%account, %error, "an account could not be looked up"),
         }
     }
@@ -128,23 +139,6 @@ impl Supervisor {
             tracing::info!(%account, "no device is left: not watched any more");
             orders.send_modify(|orders| orders.stop = true);
         }
-    }
-
-    fn is_watched(&self, account: &Account) -> bool {
-        self.watchers.get(account).is_some_and(|orders| !orders.is_closed())
-    }
-
-    /// Forgets devices that have not registered for long, and accounts without any.
-    async fn expire(&mut self) {
-        match self.context.store.expire(self.alive_since()).await {
-            Ok(accounts) => {
-                for account in accounts {
-                    self.stop_unless_live(&account).await;
-                }
-            }
-            Err(error) => tracing::warn!(%error, "expired registrations could not be removed"),
-        }
-        self.watchers.retain(|_, orders| !orders.is_closed());
     }
 
     fn alive_since(&self) -> Timestamp {

@@ -13,3 +13,4 @@ mod relay;
 mod servers;
 mod skip;
 mod store;
+mod watch;

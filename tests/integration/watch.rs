@@ -1,0 +1,210 @@
+//! Watchers on real sockets: a backend, a store in a temporary folder, and what they tell `push`.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "the helpers of tests are tests")]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mailchime::config::{self, BackendTls, Config};
+use mailchime::model::{
+    Account, ChangeKind, Credentials, Device, DeviceToken, Mailbox, Registration, SessionEvent,
+    Snapshot, Timestamp, WatchEvent,
+};
+use mailchime::net;
+use mailchime::store::{DeviceKey, Store, Vault};
+use mailchime::watch;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+mod dialogues;
+mod life;
+mod mail;
+
+const PASSWORD: &str = "wonderland";
+const TOKEN: &str = "ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12";
+
+async fn limited<T>(test: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), test).await.expect("the test takes too long")
+}
+
+/// What outlives the program: the backend's address, the database, the key.
+struct World {
+    folder: TempDir,
+    store: Store,
+    vault: Arc<Vault>,
+    backend: SocketAddr,
+    watch: config::Watch,
+    /// How many events may wait for `push`.
+    queue: usize,
+}
+
+/// A running [`watch::run`], and the hands of its neighbours.
+struct Watching {
+    events: mpsc::Receiver<WatchEvent>,
+    sessions: mpsc::Sender<SessionEvent>,
+    unwatched: mpsc::Sender<Account>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+    announced: u64,
+}
+
+impl World {
+    /// Nothing happens by time alone, unless a test changes that.
+    async fn new(backend: SocketAddr) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
+        let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
+        let vault = Arc::new(Vault::open(&folder.path().join("key")).unwrap());
+        let watch = config::Watch {
+            idle_renewal: Duration::from_hours(1),
+            poll_interval: Duration::from_hours(1),
+            answer_timeout: Duration::from_hours(1),
+            logins_per_second: 10_000,
+            retry_min: Duration::from_millis(1),
+            retry_max: Duration::from_millis(5),
+            settle: Duration::from_millis(50),
+        };
+        Self { folder, store, vault, backend, watch, queue: 100 }
+    }
+
+    /// A phone of `user` registers for mailboxes, each with the state that it is told of.
+    async fn register(&self, user: &str, mailboxes: &[(&str, Snapshot)]) {
+        let registration = Registration {
+            device: Device {
+                account: Account::from_login(user),
+                account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
+                token: DeviceToken::new(TOKEN).unwrap(),
+                subtopic: "com.apple.mobilemail".into(),
+                version: 2,
+                topic: "com.apple.mail.XServer.test".into(),
+            },
+            mailboxes: mailboxes.iter().map(|(name, told)| (Mailbox::new(name), *told)).collect(),
+        };
+        let sealed = self.vault.seal(&credentials(user, PASSWORD));
+        self.store.register(&registration, Some(&sealed), 10, Timestamp::now()).await.unwrap();
+    }
+
+    /// The phone is no longer registered.
+    async fn unregister(&self, user: &str) {
+        let key = DeviceKey {
+            account: Account::from_login(user),
+            token: DeviceToken::new(TOKEN).unwrap(),
+            subtopic: "com.apple.mobilemail".into(),
+        };
+        self.store.remove_device(&key, None).await.unwrap().expect("it was registered");
+    }
+
+    /// Why the watcher of `user` gave up.
+    async fn parked(&self, user: &str) -> Option<String> {
+        let accounts = self.store.accounts(Timestamp(0)).await.unwrap();
+        let account = accounts.into_iter().find(|live| live.account.as_str() == user);
+        account.expect("an account with a device").parked
+    }
+
+    async fn until_parked(&self, user: &str, parked: bool) {
+        while self.parked(user).await.is_some() != parked {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn stored_password(&self, user: &str) -> Vec<u8> {
+        let account = Account::from_login(user);
+        let sealed = self.store.credentials(&account).await.unwrap().unwrap();
+        self.vault.unseal(&account, &sealed).unwrap().expose_password().to_vec()
+    }
+
+    /// Starts the program's watching part.
+    fn watch(&self) -> Watching {
+        let tls = config::Tls { certificate: "none".into(), private_key: "none".into() };
+        let (host, port) = (self.backend.ip().to_string(), self.backend.port());
+        let backend = config::Backend { host: host.clone(), port, tls: BackendTls::None };
+        let mut config = Config::new(tls, backend);
+        config.watch = self.watch.clone();
+        let (sender, events) = mpsc::channel(self.queue);
+        let backend = net::backend::Backend::new(host, port, None, Duration::from_secs(5));
+        let (store, vault) = (self.store.clone(), Arc::clone(&self.vault));
+        let context = Arc::new(watch::Context::new(&config, backend, store, vault, sender));
+        let (sessions, session_events) = mpsc::channel(10);
+        let (unwatched, unwatched_accounts) = mpsc::channel(10);
+        let stop = CancellationToken::new();
+        let task =
+            tokio::spawn(watch::run(context, session_events, unwatched_accounts, stop.clone()));
+        Watching { events, sessions, unwatched, stop, task, announced: 0 }
+    }
+}
+
+impl Watching {
+    /// The next thing that `push` is told, as a line. A confirmation is of what was last announced.
+    async fn next(&mut self) -> String {
+        let event = tokio::time::timeout(Duration::from_secs(10), self.events.recv()).await;
+        match event.expect("nothing is told").expect("the watching part has ended") {
+            WatchEvent::Changed(change) => {
+                let kind = match change.kind {
+                    ChangeKind::NewMail => "new mail",
+                    ChangeKind::Quiet => "quiet",
+                };
+                assert!(change.id > self.announced, "ids rise");
+                self.announced = change.id;
+                match change.snapshot {
+                    Some(snapshot) => format!("{}: {kind}, {}", change.mailbox, show(&snapshot)),
+                    None => format!("{}: {kind}, announced", change.mailbox),
+                }
+            }
+            WatchEvent::Confirmed { mailbox, id, snapshot, .. } => {
+                assert_eq!(id, self.announced, "what is confirmed was announced last");
+                format!("{mailbox}: confirmed, {}", show(&snapshot))
+            }
+        }
+    }
+
+    async fn expect(&mut self, lines: &[&str]) {
+        for line in lines {
+            assert_eq!(self.next().await, *line);
+        }
+    }
+
+    fn expect_nothing(&mut self) {
+        if let Ok(event) = self.events.try_recv() {
+            panic!("told without need: {event:?}");
+        }
+    }
+
+    async fn registered(&self, user: &str) {
+        let (account, credentials) = (Account::from_login(user), credentials(user, PASSWORD));
+        self.sessions.send(SessionEvent::Registered { account, credentials }).await.unwrap();
+    }
+
+    async fn logged_in(&self, user: &str, password: &str) {
+        let (account, credentials) = (Account::from_login(user), credentials(user, password));
+        self.sessions.send(SessionEvent::LoggedIn { account, credentials }).await.unwrap();
+    }
+
+    /// Ends it as the program does; what it had still to tell is lost.
+    async fn stop(self) {
+        self.stop.cancel();
+        limited(self.task).await.unwrap();
+    }
+}
+
+fn credentials(user: &str, password: &str) -> Credentials {
+    Credentials::password(user, password.as_bytes().to_vec())
+}
+
+fn told(uid_validity: u64, uid_next: u64, messages: u64, unseen: u64) -> Snapshot {
+    Snapshot {
+        uid_validity: Some(uid_validity),
+        uid_next: Some(uid_next),
+        messages: Some(messages),
+        unseen: Some(unseen),
+        highest_mod_seq: None,
+    }
+}
+
+fn show(snapshot: &Snapshot) -> String {
+    let number = |number: Option<u64>| number.map_or("?".into(), |number| number.to_string());
+    let Snapshot { uid_next, messages, unseen, .. } = *snapshot;
+    format!("next {} of {} with {} unseen", number(uid_next), number(messages), number(unseen))
+}

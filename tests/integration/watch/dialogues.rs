@@ -1,0 +1,486 @@
+//! Backends that do what the demo server does not: each a dialogue, `S: ` the backend's lines, `C: `
+//! the watcher's.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{Watching, World, limited, told};
+
+/// A login, with the capabilities that follow it.
+const IDLE: &str = "\
+S: * OK [CAPABILITY IMAP4rev1] hi
+C: m2 LOGIN alice wonderland
+S: m2 OK [CAPABILITY IMAP4rev1 IDLE] in
+";
+
+/// After [`IDLE`]: INBOX is as the devices were told, and waited for.
+const QUIET: &str = "\
+C: w1 EXAMINE INBOX
+S: * 5 EXISTS
+S: w1 OK [READ-ONLY] open
+C: w2 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2)
+S: w2 OK done
+C: w3 IDLE
+S: + idling
+";
+
+struct Stage {
+    listener: TcpListener,
+    world: World,
+}
+
+impl Stage {
+    /// Alice's devices were told of 5 messages in INBOX.
+    async fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let world = World::new(listener.local_addr().unwrap()).await;
+        world.register("alice", &[("INBOX", told(7, 10, 5, 2))]).await;
+        Self { listener, world }
+    }
+
+    /// The next connection.
+    async fn accept(&self) -> Peer {
+        Peer(BufStream::new(self.listener.accept().await.unwrap().0))
+    }
+}
+
+/// The watcher, as the backend sees it.
+struct Peer(BufStream<TcpStream>);
+
+impl Peer {
+    async fn play(&mut self, dialogue: &str) {
+        for line in dialogue.lines() {
+            if let Some(says) = line.strip_prefix("S: ") {
+                self.0.write_all(format!("{says}\r\n").as_bytes()).await.unwrap();
+                continue;
+            }
+            self.0.flush().await.unwrap();
+            let expected = line.strip_prefix("C: ").expect("a line has a speaker");
+            let mut heard = String::new();
+            self.0.read_line(&mut heard).await.unwrap();
+            assert_eq!(heard, format!("{expected}\r\n"), "in:\n{dialogue}");
+        }
+        self.0.flush().await.unwrap();
+    }
+
+    /// Waits until the watcher has closed the connection, saying nothing.
+    async fn is_left(mut self) {
+        let mut heard = Vec::new();
+        // A reset closes as well.
+        let _ = self.0.read_to_end(&mut heard).await;
+        assert_eq!(String::from_utf8_lossy(&heard), "");
+    }
+}
+
+async fn stop(watching: Watching, peer: Peer) {
+    drop(peer);
+    watching.stop().await;
+}
+
+#[tokio::test]
+async fn b38_an_expunge_and_a_new_mail_in_one_batch_are_new_mail() {
+    limited(async {
+        let stage = Stage::new().await;
+        let mut watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(QUIET).await;
+        peer.play(
+            "\
+S: * 1 EXPUNGE
+S: * 5 EXISTS
+C: DONE
+S: w3 OK done
+C: w4 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 11 UIDVALIDITY 7 UNSEEN 2)
+S: w4 OK done
+C: w5 IDLE
+S: + idling
+",
+        )
+        .await;
+        watching.expect(&["INBOX: new mail, next 11 of 5 with 2 unseen"]).await;
+        watching.expect_nothing();
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn b37_mail_that_is_told_behind_the_answer_to_a_look_is_looked_at() {
+    limited(async {
+        let stage = Stage::new().await;
+        let mut watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(
+            "\
+C: w1 EXAMINE INBOX
+S: * 5 EXISTS
+S: w1 OK [READ-ONLY] open
+C: w2 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2)
+S: * 6 EXISTS
+S: w2 OK done
+C: w3 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 6 UIDNEXT 11 UIDVALIDITY 7 UNSEEN 3)
+S: w3 OK done
+C: w4 IDLE
+",
+        )
+        .await;
+        let confirmed = "INBOX: confirmed, next 11 of 6 with 3 unseen";
+        watching.expect(&["INBOX: new mail, announced", confirmed]).await;
+        watching.expect_nothing();
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn b43_idle_that_is_refused_is_replaced_by_polling() {
+    limited(async {
+        let mut stage = Stage::new().await;
+        stage.world.watch.poll_interval = Duration::from_millis(20);
+        let mut watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        let until_idle = QUIET.strip_suffix("S: + idling\n").unwrap();
+        peer.play(until_idle).await;
+        peer.play(
+            "\
+S: w3 BAD [CLIENTBUG] no
+C: w4 CLOSE
+S: w4 OK closed
+C: w5 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2)
+S: w5 OK done
+C: w6 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 6 UIDNEXT 11 UIDVALIDITY 7 UNSEEN 3)
+S: w6 OK done
+C: w7 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+",
+        )
+        .await;
+        watching.expect(&["INBOX: new mail, next 11 of 6 with 3 unseen"]).await;
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn b43_idle_that_the_backend_ends_at_once_is_replaced_by_polling() {
+    limited(async {
+        let stage = Stage::new().await;
+        let watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(QUIET).await;
+        peer.play(
+            "\
+S: w3 OK that is enough
+C: w4 CLOSE
+S: w4 OK closed
+C: w5 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+",
+        )
+        .await;
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn b43_idle_that_is_never_answered_is_given_up_after_two_connections() {
+    limited(async {
+        let mut stage = Stage::new().await;
+        stage.world.watch.answer_timeout = Duration::from_millis(300);
+        let watching = stage.world.watch();
+        let until_idle = QUIET.strip_suffix("S: + idling\n").unwrap();
+        for _ in 0..2 {
+            let mut peer = stage.accept().await;
+            peer.play(IDLE).await;
+            peer.play(until_idle).await;
+            peer.is_left().await;
+        }
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play("C: w1 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)").await;
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn b36_idle_is_renewed_and_what_it_did_not_tell_is_found() {
+    limited(async {
+        let mut stage = Stage::new().await;
+        stage.world.watch.idle_renewal = Duration::from_millis(50);
+        let mut watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(QUIET).await;
+        peer.play(
+            "\
+C: DONE
+S: w3 OK done
+C: w4 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 6 UIDNEXT 11 UIDVALIDITY 7 UNSEEN 3)
+S: w4 OK done
+C: w5 IDLE
+",
+        )
+        .await;
+        watching.expect(&["INBOX: new mail, next 11 of 6 with 3 unseen"]).await;
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn b44_done_waits_for_the_continuation_and_anything_may_be_told() {
+    limited(async {
+        let stage = Stage::new().await;
+        let mut watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(QUIET.strip_suffix("S: + idling\n").unwrap()).await;
+        peer.play(
+            "\
+S: * 6 EXISTS
+S: * 0 FETCH
+S: * OK Still here {5}
+S: * X-NEW {3}
+S: abc
+S: + idling
+C: DONE
+",
+        )
+        .await;
+        watching.expect(&["INBOX: new mail, announced"]).await;
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn b45_bye_in_idle_brings_a_new_connection() {
+    limited(async {
+        let stage = Stage::new().await;
+        let watching = stage.world.watch();
+        for _ in 0..3 {
+            let mut peer = stage.accept().await;
+            peer.play(IDLE).await;
+            peer.play(QUIET).await;
+            peer.play("S: * BYE Session expired, please login again").await;
+            peer.is_left().await;
+        }
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_backend_that_says_nothing_is_given_up_in_time_and_tried_again() {
+    limited(async {
+        let mut stage = Stage::new().await;
+        stage.world.watch.answer_timeout = Duration::from_millis(50);
+        let watching = stage.world.watch();
+        stage.accept().await.is_left().await;
+        stage.accept().await.is_left().await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_backend_that_talks_and_never_answers_is_given_up_in_time() {
+    limited(async {
+        let mut stage = Stage::new().await;
+        stage.world.watch.answer_timeout = Duration::from_millis(300);
+        let watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play("C: w1 EXAMINE INBOX").await;
+        let Peer(mut stream) = peer;
+        while stream.write_all(b"* OK still at it\r\n").await.is_ok()
+            && stream.flush().await.is_ok()
+        {
+            tokio::task::yield_now().await;
+        }
+        stage.accept().await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_overlong_response_ends_the_connection_and_no_more() {
+    limited(async {
+        let stage = Stage::new().await;
+        let watching = stage.world.watch();
+        for endless in [&b"* X"[..], b"* 1 FETCH (X {4294967295}\r\n", b"\r\n\r\n* 1 FETCH {9"] {
+            let mut peer = stage.accept().await;
+            peer.play(IDLE).await;
+            peer.play(QUIET).await;
+            let Peer(mut stream) = peer;
+            let _ = stream.write_all(endless).await;
+            let line = vec![b'0'; 1024];
+            let mut sent = 0;
+            while sent < 10_000_000
+                && stream.write_all(&line).await.is_ok()
+                && stream.flush().await.is_ok()
+            {
+                sent += line.len();
+            }
+            assert!(sent < 10_000_000, "it is read for ever");
+        }
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_end_does_not_wait_for_a_backend() {
+    limited(async {
+        let mut stage = Stage::new().await;
+        stage.world.watch.settle = Duration::from_hours(1);
+        let watching = stage.world.watch();
+        let peer = stage.accept().await;
+        watching.stop().await;
+        drop(peer);
+
+        let mut watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(QUIET).await;
+        peer.play("S: * 6 EXISTS").await;
+        watching.expect(&["INBOX: new mail, announced"]).await;
+        watching.stop().await;
+        peer.play("C: DONE\nC: w4 LOGOUT").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn condstore_tells_of_flags_and_is_dropped_where_it_is_not_understood() {
+    limited(async {
+        let stage = Stage::new().await;
+        let mut watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(
+            "\
+S: * OK [CAPABILITY IMAP4rev1] hi
+C: m2 LOGIN alice wonderland
+S: m2 OK in
+C: w1 CAPABILITY
+S: * CAPABILITY IMAP4rev1 IDLE CONDSTORE ID
+S: w1 OK done
+C: w2 ID (\"name\" \"mailchime\")
+S: w2 NO never mind
+C: w3 EXAMINE INBOX
+S: w3 OK [READ-ONLY] open
+C: w4 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN HIGHESTMODSEQ)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2 HIGHESTMODSEQ 90)
+S: w4 OK done
+C: w5 IDLE
+S: + idling
+S: * 1 FETCH (FLAGS ($Junk))
+C: DONE
+S: w5 OK done
+C: w6 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN HIGHESTMODSEQ)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2 HIGHESTMODSEQ 91)
+S: w6 OK done
+C: w7 IDLE
+S: + idling
+S: * 2 FETCH (FLAGS ($Junk))
+C: DONE
+S: w7 OK done
+C: w8 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN HIGHESTMODSEQ)
+S: w8 BAD what is HIGHESTMODSEQ?
+C: w9 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 1)
+S: w9 OK done
+C: w10 IDLE
+",
+        )
+        .await;
+        watching.expect(&["INBOX: quiet, next 10 of 5 with 2 unseen"]).await;
+        watching.expect(&["INBOX: quiet, next 10 of 5 with 1 unseen"]).await;
+        watching.expect_nothing();
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn examine_refused_and_status_refused_are_no_reason_to_hurry() {
+    limited(async {
+        let mut stage = Stage::new().await;
+        (stage.world.watch.retry_min, stage.world.watch.retry_max) =
+            (Duration::from_secs(3600), Duration::from_secs(3600));
+        let watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(
+            "\
+C: w1 EXAMINE INBOX
+S: w1 NO not now
+C: w2 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: w2 BAD User is authenticated but not connected.
+",
+        )
+        .await;
+        peer.is_left().await;
+        // Its user's login is a sign that it may be better now.
+        watching.logged_in("alice", "wonderland").await;
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(
+            "\
+C: w1 EXAMINE INBOX
+S: w1 OK open
+C: w2 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: w2 NO not while it is open
+C: w3 CLOSE
+S: w3 OK closed
+C: w4 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2)
+S: w4 OK done
+",
+        )
+        .await;
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_refusal_without_a_code_is_not_tried_again_soon() {
+    limited(async {
+        let stage = Stage::new().await;
+        let watching = stage.world.watch();
+        let refusal = "\
+S: * OK [CAPABILITY IMAP4rev1] hi
+C: m2 LOGIN alice wonderland
+S: m2 NO Login failed
+";
+        // The next tries are minutes away; a login of the user brings them forward.
+        for _ in 0..2 {
+            let mut peer = stage.accept().await;
+            peer.play(refusal).await;
+            peer.is_left().await;
+            assert_eq!(stage.world.parked("alice").await, None);
+            watching.logged_in("alice", "wonderland").await;
+        }
+        stage.accept().await.play(refusal).await;
+        stage.world.until_parked("alice", true).await;
+        watching.stop().await;
+    })
+    .await;
+}

@@ -1,0 +1,282 @@
+//! A watcher's life: starts, ends, passwords and broken connections.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mailchime::model::Account;
+use mailchime::store::Vault;
+
+use super::mail::{backend, idling, reconnected, world};
+use super::{PASSWORD, World, limited, told};
+
+const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
+
+#[tokio::test]
+async fn every_start_watches_every_account_with_a_device() {
+    limited(async {
+        let backend = backend().await;
+        backend.add_account("bob@EXAMPLE.org", PASSWORD.as_bytes());
+        let world = world(&backend).await;
+        world.register("bob@EXAMPLE.org", &[("INBOX", told(2, 1, 0, 0))]).await;
+        for start in 1..=2 {
+            let watching = world.watch();
+            let seen = backend.wait_until(|c| c.idling == 2 && c.connections == 2).await;
+            assert_eq!((seen.logins["alice"], seen.logins["bob@EXAMPLE.org"]), (start, start));
+            watching.stop().await;
+            let seen = backend.wait_until(|c| c.connections == 0).await;
+            assert_eq!(seen.commands["LOGOUT"], 2 * start, "an orderly end");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn b41_a_wrong_password_is_tried_twice_and_then_its_user_is_waited_for() {
+    limited(async {
+        let backend = backend().await;
+        backend.add_account("bob", PASSWORD.as_bytes());
+        let world = world(&backend).await;
+        world.register("bob", &[("INBOX", told(2, 1, 0, 0))]).await;
+        backend.set_password("alice", b"changed").unwrap();
+
+        let mut watching = world.watch();
+        world.until_parked("alice", true).await;
+        let reason = world.parked("alice").await.unwrap();
+        assert!(reason.contains("AUTHENTICATIONFAILED"), "{reason}");
+        // In this time many more tries would have been made.
+        backend.wait_until(|c| c.idling == 1).await;
+        for _ in 0..3 {
+            reconnected(&backend).await;
+        }
+        backend.deliver("bob", "INBOX", MAIL).unwrap();
+        while !watching.next().await.contains("next 2") {}
+        assert_eq!(backend.counters().refused["alice"], 2);
+        watching.stop().await;
+
+        let watching = world.watch();
+        backend.wait_until(|c| c.idling == 1).await;
+        assert_eq!(backend.counters().refused["alice"], 2, "a restart does not try again");
+        watching.logged_in("alice", "changed").await;
+        backend.wait_until(|c| c.idling == 2).await;
+        world.until_parked("alice", false).await;
+        assert_eq!(world.stored_password("alice").await, b"changed");
+        assert_eq!(backend.counters().refused["alice"], 2);
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_login_with_the_same_password_ends_the_parking_for_good() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        backend.set_password("alice", b"changed").unwrap();
+        let watching = world.watch();
+        world.until_parked("alice", true).await;
+        backend.set_password("alice", PASSWORD.as_bytes()).unwrap();
+        watching.logged_in("alice", PASSWORD).await;
+        backend.wait_until(|c| c.idling == 1).await;
+        assert_eq!(world.parked("alice").await, None);
+        watching.stop().await;
+        idling(&world, &backend).await.stop().await;
+        assert_eq!(backend.counters().refused["alice"], 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn b42_a_backend_in_trouble_does_not_park() {
+    limited(async {
+        let backend = backend().await;
+        backend.behave(|behaviour| behaviour.unavailable = true);
+        let world = world(&backend).await;
+        let watching = world.watch();
+        backend.wait_until(|c| c.refused.get("alice").is_some_and(|refused| *refused >= 5)).await;
+        assert_eq!(world.parked("alice").await, None);
+        backend.behave(|behaviour| behaviour.unavailable = false);
+        backend.wait_until(|c| c.idling == 1).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_broken_connection_between_two_refusals_does_not_make_them_first_ones() {
+    limited(async {
+        let backend = backend().await;
+        backend.set_password("alice", b"changed").unwrap();
+        let mut world = world(&backend).await;
+        // Time for trouble after the first refusal, and none after that.
+        (world.watch.retry_min, world.watch.retry_max) =
+            (Duration::from_millis(200), Duration::from_millis(200));
+        let watching = world.watch();
+        backend.wait_until(|c| c.refused.get("alice") == Some(&1)).await;
+        backend.behave(|behaviour| behaviour.unavailable = true);
+        backend.wait_until(|c| c.refused.get("alice") == Some(&2)).await;
+        backend.behave(|behaviour| behaviour.unavailable = false);
+        world.until_parked("alice", true).await;
+        assert_eq!(backend.counters().refused["alice"], 3, "wrong, unavailable, wrong");
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_new_password_is_kept_while_the_connection_goes_on_undisturbed() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let watching = idling(&world, &backend).await;
+        let before = backend.counters().commands;
+        backend.set_password("alice", b"changed").unwrap();
+        watching.logged_in("alice", "changed").await;
+        while world.stored_password("alice").await != b"changed" {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(backend.counters().commands, before, "a login is no reason to look");
+        backend.drop_connections();
+        let seen = backend.wait_until(|c| c.logins["alice"] == 2 && c.idling == 1).await;
+        assert!(seen.refused.is_empty(), "{seen:?}");
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_password_that_cannot_be_read_is_waited_for_and_not_parked() {
+    limited(async {
+        let backend = backend().await;
+        backend.add_account("bob", PASSWORD.as_bytes());
+        let mut world = world(&backend).await;
+        let key = world.folder.path().join("another key");
+        let right = std::mem::replace(&mut world.vault, Arc::new(Vault::open(&key).unwrap()));
+        world.register("bob", &[("INBOX", told(2, 1, 0, 0))]).await;
+        let watching = world.watch();
+        backend.wait_until(|c| c.idling == 1).await;
+        for _ in 0..3 {
+            reconnected(&backend).await;
+        }
+        assert!(!backend.counters().logins.contains_key("alice"));
+        watching.stop().await;
+        // With the key of that time in its place nothing is lost.
+        assert_eq!(world.parked("alice").await, None);
+        world.vault = right;
+        let watching = world.watch();
+        backend.wait_until(|c| c.logins.contains_key("alice")).await;
+        watching.stop().await;
+        // And a login heals it without.
+        world.vault = Arc::new(Vault::open(&key).unwrap());
+        let watching = world.watch();
+        watching.logged_in("alice", PASSWORD).await;
+        backend.wait_until(|c| c.idling == 2).await;
+        assert_eq!(world.stored_password("alice").await, PASSWORD.as_bytes());
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn b40_a_lost_connection_is_replaced_by_one_and_ever_more_slowly() {
+    limited(async {
+        let backend = backend().await;
+        let mut world = world(&backend).await;
+        (world.watch.retry_min, world.watch.retry_max) =
+            (Duration::from_millis(40), Duration::from_secs(1));
+        let watching = idling(&world, &backend).await;
+        let began = Instant::now();
+        for _ in 0..3 {
+            reconnected(&backend).await;
+            assert_eq!(backend.counters().connections, 1);
+        }
+        // At least half of 40, 80 and 160.
+        assert!(began.elapsed() >= Duration::from_millis(140), "{:?}", began.elapsed());
+        assert_eq!(backend.counters().accepted, 4);
+        watching.stop().await;
+        backend.wait_until(|c| c.connections == 0).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn b46_whoever_has_no_device_is_not_watched() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let mut watching = idling(&world, &backend).await;
+        // A rumour is checked.
+        watching.unwatched.send(Account::from_login("alice")).await.unwrap();
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        while !watching.next().await.contains("confirmed") {}
+        assert_eq!(backend.counters().logins["alice"], 1);
+
+        backend.wait_until(|c| c.idling == 1).await;
+        world.unregister("alice").await;
+        watching.unwatched.send(Account::from_login("alice")).await.unwrap();
+        let seen = backend.wait_until(|c| c.connections == 0).await;
+        assert_eq!(seen.commands["LOGOUT"], 1);
+
+        world.register("alice", &[("INBOX", told(1, 2, 1, 1))]).await;
+        watching.registered("alice").await;
+        backend.wait_until(|c| c.idling == 1).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_watcher_that_finds_no_device_logs_out_and_waits_for_one() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let watching = idling(&world, &backend).await;
+        world.unregister("alice").await;
+        // Nobody has told the supervisor.
+        backend.drop_connections();
+        backend.wait_until(|c| c.connections == 0).await;
+        world.register("alice", &[("INBOX", told(1, 1, 0, 0))]).await;
+        watching.registered("alice").await;
+        backend.wait_until(|c| c.idling == 1).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_end_does_not_wait_for_a_push_side_that_takes_nothing() {
+    limited(async {
+        let backend = backend().await;
+        backend.create_mailbox("alice", "Notes").unwrap();
+        backend.create_mailbox("alice", "Sent").unwrap();
+        for mailbox in ["INBOX", "Notes", "Sent"] {
+            backend.deliver("alice", mailbox, MAIL).unwrap();
+        }
+        let mut world = World::new(backend.address()).await;
+        world.queue = 1;
+        let mailboxes =
+            [("INBOX", told(1, 1, 0, 0)), ("Notes", told(2, 1, 0, 0)), ("Sent", told(3, 1, 0, 0))];
+        world.register("alice", &mailboxes).await;
+        let watching = world.watch();
+        // The second of three changes finds the queue full.
+        backend.wait_until(|c| c.commands.get("STATUS") == Some(&2)).await;
+        watching.stop().await;
+        backend.wait_until(|c| c.connections == 0).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_the_database_nobody_is_logged_in_and_the_end_comes_all_the_same() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let watching = idling(&world, &backend).await;
+        world.store.close().await;
+        backend.drop_connections();
+        backend.wait_until(|c| c.connections == 0).await;
+        watching.registered("alice").await;
+        watching.stop().await;
+        assert_eq!(backend.counters().accepted, 1);
+    })
+    .await;
+}
