@@ -1,7 +1,7 @@
 //! Backends that do what the demo server does not: each a dialogue, `S: ` the backend's lines, `C: `
 //! the watcher's.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
@@ -67,7 +67,7 @@ impl Peer {
     }
 
     /// Waits until the watcher has closed the connection, saying nothing.
-    async fn is_left(mut self) {
+    async fn left(mut self) {
         let mut heard = Vec::new();
         // A reset closes as well.
         let _ = self.0.read_to_end(&mut heard).await;
@@ -204,7 +204,7 @@ async fn b43_idle_that_is_never_answered_is_given_up_after_two_connections() {
             let mut peer = stage.accept().await;
             peer.play(IDLE).await;
             peer.play(until_idle).await;
-            peer.is_left().await;
+            peer.left().await;
         }
         let mut peer = stage.accept().await;
         peer.play(IDLE).await;
@@ -235,6 +235,37 @@ C: w5 IDLE
         )
         .await;
         watching.expect(&["INBOX: new mail, next 11 of 6 with 3 unseen"]).await;
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn flags_settle_before_they_are_looked_at() {
+    limited(async {
+        let mut stage = Stage::new().await;
+        stage.world.watch.settle = Duration::from_millis(200);
+        let mut watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(QUIET).await;
+        let began = Instant::now();
+        peer.play(
+            "\
+S: * 1 FETCH (FLAGS (\\Seen))
+C: DONE
+S: w3 OK done
+C: w4 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 1)
+S: w4 OK done
+C: w5 IDLE
+S: + idling
+",
+        )
+        .await;
+        assert!(began.elapsed() >= Duration::from_millis(200), "{:?}", began.elapsed());
+        watching.expect(&["INBOX: quiet, next 10 of 5 with 1 unseen"]).await;
+        watching.expect_nothing();
         stop(watching, peer).await;
     })
     .await;
@@ -276,7 +307,7 @@ async fn b45_bye_in_idle_brings_a_new_connection() {
             peer.play(IDLE).await;
             peer.play(QUIET).await;
             peer.play("S: * BYE Session expired, please login again").await;
-            peer.is_left().await;
+            peer.left().await;
         }
         watching.stop().await;
     })
@@ -289,8 +320,8 @@ async fn a_backend_that_says_nothing_is_given_up_in_time_and_tried_again() {
         let mut stage = Stage::new().await;
         stage.world.watch.answer_timeout = Duration::from_millis(50);
         let watching = stage.world.watch();
-        stage.accept().await.is_left().await;
-        stage.accept().await.is_left().await;
+        stage.accept().await.left().await;
+        stage.accept().await.left().await;
         watching.stop().await;
     })
     .await;
@@ -436,7 +467,7 @@ S: w2 BAD User is authenticated but not connected.
 ",
         )
         .await;
-        peer.is_left().await;
+        peer.left().await;
         // Its user's login is a sign that it may be better now.
         watching.logged_in("alice", "wonderland").await;
         let mut peer = stage.accept().await;
@@ -474,7 +505,7 @@ S: m2 NO Login failed
         for _ in 0..2 {
             let mut peer = stage.accept().await;
             peer.play(refusal).await;
-            peer.is_left().await;
+            peer.left().await;
             assert_eq!(stage.world.parked("alice").await, None);
             watching.logged_in("alice", "wonderland").await;
         }
