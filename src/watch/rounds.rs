@@ -61,12 +61,13 @@ impl Watcher {
                 granted = Capabilities::in_response(line).or(granted.take());
             };
             connection.command("CAPABILITY", capability).await?;
+            // The login says who we are where ID was offered by then. Coremail opens no mailbox for
+            // a client that has not (RFC 2971).
+            if granted.as_ref().is_some_and(|granted| granted.has("ID")) {
+                connection.command("ID (\"name\" \"mailchime\")", |_| {}).await?;
+            }
         }
         let granted = granted.unwrap_or_default();
-        if granted.has("ID") {
-            // Coremail opens no mailbox for a client that has not said who it is (RFC 2971).
-            connection.command("ID (\"name\" \"mailchime\")", |_| {}).await?;
-        }
         let condstore = granted.has("CONDSTORE") || granted.has("QRESYNC");
         let idles = granted.has("IDLE") && self.silent_idles < SILENT_IDLES;
         if granted.has("IDLE") && !idles {

@@ -113,7 +113,7 @@ impl World {
     async fn stored_password(&self, user: &str) -> Vec<u8> {
         let account = Account::from_login(user);
         let sealed = self.store.credentials(&account).await.unwrap().unwrap();
-        self.vault.unseal(&account, &sealed).unwrap().expose_password().to_vec()
+        self.vault.unseal(&account, &sealed).unwrap().expose_secret().to_vec()
     }
 
     /// Starts the program's watching part.
@@ -124,7 +124,8 @@ impl World {
         let mut config = Config::new(tls, backend);
         config.watch = self.watch.clone();
         let (sender, events) = mpsc::channel(self.queue);
-        let backend = net::backend::Backend::new(host, port, None, Duration::from_secs(5));
+        let backend =
+            net::backend::Backend::new(host, port, net::backend::Tls::None, Duration::from_secs(5));
         let (store, vault) = (self.store.clone(), Arc::clone(&self.vault));
         let context = Arc::new(watch::Context::new(&config, backend, store, vault, sender));
         let (sessions, session_events) = mpsc::channel(10);
