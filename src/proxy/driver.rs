@@ -210,6 +210,7 @@ impl Driver {
                 if let Err(fault) = self.switch(switch) {
                     return Poll::Ready(Some(Ended::Fault(fault.to_string())));
                 }
+                continue;
             }
             match self.poll_lanes(cx) {
                 Ok(Pause::Action) => self.act(),
