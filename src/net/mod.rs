@@ -5,7 +5,9 @@
 
 pub mod backend;
 pub mod backoff;
+pub mod counters;
 pub mod deflate;
 pub mod listen;
+pub mod proxy_protocol;
 pub mod stream;
 pub mod tls;

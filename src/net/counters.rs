@@ -1,0 +1,88 @@
+//! How often each limit was hit, for whoever looks after the server.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// One counter for each limit, named as its key in `[limits]`.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub sessions: Counter,
+    pub sessions_per_ip: Counter,
+    pub connections_per_account: Counter,
+    pub login_failures_per_minute: Counter,
+    pub handshake_timeout: Counter,
+    pub login_timeout: Counter,
+    pub connect_timeout: Counter,
+    pub command_size: Counter,
+    pub capability_size: Counter,
+    pub write_timeout: Counter,
+}
+
+/// How often one limit was hit since the start.
+#[derive(Debug, Default)]
+pub struct Counter {
+    hits: AtomicU64,
+    /// When a log line last told of it.
+    told: Mutex<Option<Instant>>,
+}
+
+/// Between two log lines about one limit: whoever runs into it a thousand times a second must not
+/// fill the disk.
+const QUIET: Duration = Duration::from_secs(60);
+
+impl Counters {
+    /// Each counter with the key of its limit.
+    pub fn all(&self) -> [(&'static str, &Counter); 10] {
+        [
+            ("sessions", &self.sessions),
+            ("sessions_per_ip", &self.sessions_per_ip),
+            ("connections_per_account", &self.connections_per_account),
+            ("login_failures_per_minute", &self.login_failures_per_minute),
+            ("handshake_timeout", &self.handshake_timeout),
+            ("login_timeout", &self.login_timeout),
+            ("connect_timeout", &self.connect_timeout),
+            ("command_size", &self.command_size),
+            ("capability_size", &self.capability_size),
+            ("write_timeout", &self.write_timeout),
+        ]
+    }
+}
+
+impl Counter {
+    pub fn hits(&self) -> u64 {
+        self.hits.load(Ordering::Relaxed)
+    }
+
+    pub fn add(&self, times: u32) {
+        self.hits.fetch_add(times.into(), Ordering::Relaxed);
+    }
+
+    /// Counts one more. Returns whether it is time for a log line: at most one a minute.
+    pub fn hit(&self) -> bool {
+        self.add(1);
+        let now = Instant::now();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = told.is_none_or(|told| now.duration_since(told) >= QUIET);
+        if due {
+            *told = Some(now);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_hit_counts_and_one_a_minute_is_told() {
+        let counter = Counter::default();
+        assert_eq!([counter.hit(), counter.hit()], [true, false]);
+        tokio::time::advance(QUIET).await;
+        assert_eq!([counter.hit(), counter.hit()], [true, false]);
+        assert_eq!(counter.hits(), 4);
+    }
+}
