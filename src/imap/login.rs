@@ -99,6 +99,8 @@ pub enum Outcome {
     Refused { answer: Vec<u8>, offered: Capabilities },
     /// There is no answer to this attempt; the text says why, for a log.
     Unavailable(String),
+    /// There is one, but it is longer than [`Options::limit`].
+    TooLong,
 }
 
 /// Bytes that may hold a password.
@@ -146,7 +148,7 @@ impl Login {
             let length = match end_of_status_or_response(rest) {
                 End::At(length) if length <= self.options.limit => length,
                 End::Beyond if rest.len() <= self.options.limit => return (used, None),
-                _ => return (used, Some(unavailable("an overlong answer to a login"))),
+                _ => return (used, Some(Outcome::TooLong)),
             };
             used += length;
             if let Some(outcome) = self.response(&rest[..length], out) {
@@ -225,7 +227,7 @@ impl Login {
                     return self.answered(status, answer, out);
                 }
                 if self.untagged.len() + line.len() > self.options.limit {
-                    return Some(unavailable("an overlong answer to a login"));
+                    return Some(Outcome::TooLong);
                 }
                 self.untagged.extend_from_slice(line);
                 None
@@ -597,7 +599,7 @@ mod tests {
         let options = Options { limit: 100, ..options(true) };
         let mut login = Login::new(Attempt::Credentials(alice()), options);
         let (_, outcome) = login.step(&[b'x'; 101], &mut Vec::new());
-        assert!(matches!(outcome, Some(Outcome::Unavailable(_))), "{outcome:?}");
+        assert!(matches!(outcome, Some(Outcome::TooLong)), "{outcome:?}");
     }
 
     #[test]

@@ -299,6 +299,7 @@ impl Relay {
             }
             return match taken {
                 End::Beyond if rest.len() > self.profile.capability_size.max(LONGEST_STATUS) => {
+                    out.over.capability += 1;
                     Step::Close("a capability list of the backend that is too long")
                 }
                 End::Beyond => Step::Wait,
@@ -466,7 +467,10 @@ impl Relay {
         match progress {
             Progress::More => {}
             Progress::Continue => self.say(b"+ OK\r\n".to_vec(), out),
-            Progress::TooLong => self.finish("BAD Command is too long", out),
+            Progress::TooLong => {
+                out.over.command += 1;
+                self.finish("BAD Command is too long", out);
+            }
             Progress::Whole => {
                 let command = collector.take();
                 self.received(&command, out);

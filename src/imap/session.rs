@@ -45,8 +45,6 @@ pub struct Profile {
     pub push: Option<PushOffer>,
     /// Relay mechanisms of the backend that hide the password.
     pub relay_mechanisms: bool,
-    /// Pass the client's ID on to the backend.
-    pub send_id: bool,
     /// Longest command before login, and longest command of ours, in bytes.
     pub command_size: usize,
     /// Longest capability list of a backend, and most data in its answer to a login, in bytes.
@@ -127,6 +125,16 @@ pub struct Output {
     pub to_client: Vec<u8>,
     pub to_backend: Vec<u8>,
     pub actions: VecDeque<Action>,
+    pub over: Over,
+}
+
+/// How often a limit was hit, for the caller to count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Over {
+    /// [`Profile::command_size`].
+    pub command: u32,
+    /// [`Profile::capability_size`].
+    pub capability: u32,
 }
 
 /// One client's session.
@@ -307,10 +315,10 @@ impl Session {
     }
 
     /// The connection that [`Action::Connect`] asked for is open; `greeted` if its greeting has been
-    /// read, as before STARTTLS.
-    pub fn connected(&mut self, greeted: bool) {
+    /// read, as before STARTTLS. With `send_id` the client's ID is passed on to the backend.
+    pub fn connected(&mut self, greeted: bool, send_id: bool) {
         let Phase::Login(dialogue) = &mut self.phase else { return };
-        let id = self.profile.send_id.then(|| dialogue.id());
+        let id = send_id.then(|| dialogue.id());
         dialogue.state = match std::mem::replace(&mut dialogue.state, State::Command) {
             State::Connect { tag, attempt, by_login } => {
                 let limit = self.profile.capability_size;
@@ -395,7 +403,7 @@ impl Session {
         else {
             return;
         };
-        let Output { to_client, actions, .. } = &mut self.output;
+        let Output { to_client, actions, over, .. } = &mut self.output;
         let credentials = match login.attempt() {
             Attempt::Credentials(credentials) => Some(credentials.clone()),
             Attempt::Relayed { .. } => None,
@@ -431,6 +439,12 @@ impl Session {
                 tagged(to_client, &tag, UNAVAILABLE);
                 actions.push_back(Action::Disconnect(Disconnect::Unavailable(why)));
             }
+            Outcome::TooLong => {
+                over.capability += 1;
+                let why = Disconnect::Unavailable("an overlong answer to a login".to_owned());
+                tagged(to_client, &tag, UNAVAILABLE);
+                actions.push_back(Action::Disconnect(why));
+            }
         }
     }
 }
@@ -455,12 +469,14 @@ impl Dialogue {
         let (used, progress) = self.collector.push(input);
         match progress {
             Progress::More if self.collector.is_too_long() => {
+                out.over.command += 1;
                 out.to_client.extend_from_slice(b"* BYE Command is too long\r\n");
                 out.actions.push_back(Action::Close);
             }
             Progress::More => {}
             Progress::Continue => out.to_client.extend_from_slice(b"+ OK\r\n"),
             Progress::TooLong => {
+                out.over.command += 1;
                 let command = self.collector.take();
                 self.refuse(tag_of(&command), "BAD Command is too long", out);
             }

@@ -251,6 +251,10 @@ async fn dialogue(
                 return Ok((offered, Err(LoginError::Refused { answer })));
             }
             Some(Outcome::Unavailable(why)) => return Err(LoginError::Unavailable(why)),
+            Some(Outcome::TooLong) => {
+                let why = "an overlong answer to a login".to_owned();
+                return Err(LoginError::Unavailable(why));
+            }
         }
     }
 }

@@ -403,7 +403,7 @@ impl Driver {
             Some(Errand::Connect(connect)) => match ready!(connect.as_mut().poll(cx)) {
                 Ok(Connected { stream, greeted }) => {
                     self.backend = Some(Peer::new(stream, Side::Backend));
-                    self.session.connected(greeted);
+                    self.session.connected(greeted, false);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the backend cannot be reached");

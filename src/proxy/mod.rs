@@ -71,7 +71,6 @@ impl Context {
             backend: seen,
             push: self.push.clone(),
             relay_mechanisms: false,
-            send_id: false,
             command_size: self.limits.command_size,
             capability_size: self.limits.capability_size,
         })))

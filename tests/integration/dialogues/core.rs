@@ -108,7 +108,7 @@ impl Core {
 
     pub(crate) fn connect(&mut self) {
         assert!(std::mem::take(&mut self.wants_backend), "no connection was asked for");
-        self.session.connected(false);
+        self.session.connected(false, false);
         self.pump();
     }
 }

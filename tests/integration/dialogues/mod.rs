@@ -76,7 +76,6 @@ pub(crate) fn profile(backend: Option<Capabilities>, push: Option<PushOffer>) ->
         backend: backend.map(Arc::new),
         push,
         relay_mechanisms: false,
-        send_id: false,
         command_size: 64 * 1024,
         capability_size: 16 * 1024,
     })
