@@ -10,6 +10,7 @@
 //! [`start`] builds everything from a checked configuration and runs it; [`Running::stop`] ends it
 //! in the order in which bytes flow, so that what is under way arrives.
 
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
@@ -17,16 +18,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::ServerName;
-use tokio::sync::mpsc;
+use rustls::ServerConfig;
+use rustls::server::ProducesTickets;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch as cell};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, BackendTls, Config};
+use crate::config::{self, Config, Sni};
 use crate::imap::session::PushOffer;
 use crate::model::Timestamp;
-use crate::net::backend::Backend;
-use crate::net::{self, listen, tls};
+use crate::net::backends::{Backends, Table};
+use crate::net::counters::Counters;
+use crate::net::{listen, tls};
 use crate::proxy;
 use crate::push::apns::{Apns, Identity};
 use crate::push::dispatcher;
@@ -56,14 +60,32 @@ pub struct Running {
     /// Where clients connect, in the order of the configuration.
     pub addresses: Vec<SocketAddr>,
     pub store: Store,
-    /// For commands of sessions that are under way at the end.
-    grace: Duration,
+    /// What it goes by.
+    config: Config,
+    backends: Backends,
+    /// What new sessions begin with.
+    current: proxy::Current,
+    tickets: Arc<dyn ProducesTickets>,
+    listening: Vec<Listening>,
+    /// What clients are served by beside `listening`: who asks the backend what it offers, and
+    /// listeners that were closed, while they have sessions.
     serving: Vec<JoinHandle<()>>,
     watching: Option<JoinHandle<()>>,
     pushing: Option<JoinHandle<()>>,
     stop_serving: CancellationToken,
     stop_watching: CancellationToken,
     stop_pushing: CancellationToken,
+}
+
+/// A listener at work. It is closed when this is dropped; its sessions go on.
+#[derive(Debug)]
+struct Listening {
+    address: SocketAddr,
+    /// What the listener's new sessions go by.
+    how: cell::Sender<config::Listener>,
+    serving: JoinHandle<()>,
+    /// systemd gave it, so its address is systemd's matter.
+    inherited: bool,
 }
 
 /// Why the program cannot start.
@@ -74,6 +96,11 @@ pub enum StartError {
     Configuration(String),
     #[error("{address}: cannot listen: {source}{}", remedy(source))]
     Listen { address: SocketAddr, source: io::Error },
+    #[error(
+        "systemd hands over {given} sockets, and {wanted} [[listener]] tables say how to use them: \
+         give as many tables as sockets, or stop and start both units anew"
+    )]
+    Sockets { given: usize, wanted: usize },
     /// The database may be usable some time later.
     #[error(transparent)]
     Store(StoreError),
@@ -115,30 +142,28 @@ impl StartError {
 /// # Errors
 /// Nothing is left running when this fails.
 pub async fn start(config: &Config) -> Result<Running, StartError> {
+    start_with(config, Vec::new()).await
+}
+
+/// As [`start`], with sockets that systemd gave ([`listen::inherited`]) in place of the first
+/// listeners' addresses.
+pub async fn start_with(
+    config: &Config,
+    inherited: Vec<std::net::TcpListener>,
+) -> Result<Running, StartError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let config::Tls { certificate, private_key } = &config.tls;
-    let server_tls = tls::server(certificate, private_key).map_err(|error| {
-        StartError::pair("[tls]", [certificate, private_key], error.file(), &error)
-    })?;
-    let backend = backend(config)?;
+    let tickets = tls::tickets().map_err(|error| StartError::key("[tls]", error))?;
+    let server_tls = server_tls(&config.tls, &tickets)?;
+    let table = Table::new(config).map_err(|error| StartError::Configuration(error.to_string()))?;
+    let backends = Backends::new(table, Arc::new(Counters::default()));
     let apns = match &config.apns {
         Some(apns) => apns_client(apns, config)?,
         None => None,
     };
     // What makes files comes last, so that a start that fails before it leaves none behind.
-    let mut listeners = Vec::new();
-    for config::Listener { address } in &config.listeners {
-        let listener = listen::bind(*address)
-            .map_err(|source| StartError::Listen { address: *address, source })?;
-        listeners.push(listener);
-    }
-    let addresses = listeners
-        .iter()
-        .map(|listener| listener.local_addr())
-        .collect::<io::Result<Vec<_>>>()
-        .map_err(|source| StartError::Listen { address: config.listeners[0].address, source })?;
+    let sockets = sockets(config, inherited)?;
     let store = Store::open(&config.store.url, config.store.busy_timeout).await.map_err(
         |error| match error.is_temporary() {
             true => StartError::Store(error),
@@ -152,7 +177,7 @@ pub async fn start(config: &Config) -> Result<Running, StartError> {
     let vault = Arc::new(vault);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        backend = backend.name(),
+        backend = backends.of(None).name(),
         topic = apns.as_ref().map_or("none: push is off", Apns::topic),
         "mailchime starts"
     );
@@ -179,7 +204,7 @@ pub async fn start(config: &Config) -> Result<Running, StartError> {
         )));
         let context = Arc::new(watch::Context::new(
             config,
-            backend.clone(),
+            backends.clone(),
             store.clone(),
             vault.clone(),
             changes,
@@ -187,26 +212,29 @@ pub async fn start(config: &Config) -> Result<Running, StartError> {
         let stop = stop_watching.clone();
         watching = Some(tokio::spawn(watch::run(context, session_events, unwatched, stop)));
     }
-    let context = Arc::new(proxy::Context::new(
-        backend.clone(),
+    let current = proxy::Current::new(proxy::Context::new(
+        backends.clone(),
         offer,
         store.clone(),
         vault,
         sessions,
+        server_tls,
         config,
     ));
-    let mut serving =
-        vec![tokio::spawn(probe(backend, config.limits.capability_size, stop_serving.clone()))];
-    for (listener, address) in listeners.into_iter().zip(&addresses) {
-        tracing::info!(%address, "listening");
-        let (tls, context) = (Arc::clone(&server_tls), Arc::clone(&context));
-        serving.push(tokio::spawn(proxy::serve(listener, tls, context, stop_serving.clone())));
-    }
+    let probing = probe(backends.clone(), config.limits.capability_size, stop_serving.clone());
+    let listening = config.listeners.iter().zip(sockets).map(|(how, socket)| {
+        Listening::start(socket, how.clone(), current.clone(), stop_serving.clone())
+    });
+    let listening: Vec<_> = listening.collect();
     Ok(Running {
-        addresses,
+        addresses: listening.iter().map(|listening| listening.address).collect(),
         store,
-        grace: config.limits.shutdown_grace,
-        serving,
+        config: config.clone(),
+        backends,
+        current,
+        tickets,
+        listening,
+        serving: vec![tokio::spawn(probing)],
         watching,
         pushing,
         stop_serving,
@@ -216,13 +244,20 @@ pub async fn start(config: &Config) -> Result<Running, StartError> {
 }
 
 impl Running {
+    /// How often each limit was hit.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.backends.counters()
+    }
+
     /// Ends everything in order: no more clients, sessions say goodbye, watchers log out, pushes
     /// under way end or are marked as owed. What does not end in its time is given up; nothing is
     /// lost by that, it only comes later.
     pub async fn stop(self) {
         self.stop_serving.cancel();
-        for task in self.serving {
-            ended("serving clients", task, self.grace + GRACE).await;
+        let grace = self.config.limits.shutdown_grace + GRACE;
+        let listening = self.listening.into_iter().map(|listening| listening.serving);
+        for task in self.serving.into_iter().chain(listening) {
+            ended("serving clients", task, grace).await;
         }
         self.stop_watching.cancel();
         if let Some(task) = self.watching {
@@ -252,9 +287,10 @@ async fn ended(part: &str, task: JoinHandle<()>, limit: Duration) {
 }
 
 /// Keeps what clients are offered before login up to date.
-async fn probe(backend: Backend, longest: usize, stop: CancellationToken) {
+async fn probe(backends: Backends, longest: usize, stop: CancellationToken) {
     let probing = async {
         loop {
+            let backend = backends.of(None);
             let pause = match backend.probe(PROBE_TIMEOUT, longest).await {
                 Ok(()) => PROBE_INTERVAL,
                 Err(error) => {
@@ -262,29 +298,81 @@ async fn probe(backend: Backend, longest: usize, stop: CancellationToken) {
                     PROBE_RETRY
                 }
             };
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = backends.moved(None, &backend) => {}
+            }
         }
     };
     stop.run_until_cancelled(probing).await;
 }
 
-fn backend(config: &Config) -> Result<Backend, StartError> {
-    let config::Backend { host, port, tls } = &config.backend;
-    let tls = match tls {
-        BackendTls::None => net::backend::Tls::None,
-        BackendTls::Implicit { ca, server_name } => {
-            let client = tls::client(ca.as_deref())
-                .map_err(|error| StartError::key("[backend] ca", error))?;
-            let name = ServerName::try_from(server_name.clone()).map_err(|_| {
-                StartError::key(
-                    "[backend] server_name",
-                    format!("{server_name:?} is no host name or IP address"),
-                )
-            })?;
-            net::backend::Tls::Implicit(client, name)
-        }
+/// A listening socket, and whether systemd gave it.
+struct Socket {
+    listener: TcpListener,
+    address: SocketAddr,
+    inherited: bool,
+}
+
+/// A socket for each listener.
+fn sockets(
+    config: &Config,
+    inherited: Vec<std::net::TcpListener>,
+) -> Result<Vec<Socket>, StartError> {
+    let (given, wanted) = (inherited.len(), config.listeners.len());
+    if given > wanted {
+        return Err(StartError::Sockets { given, wanted });
+    }
+    let mut inherited = inherited.into_iter();
+    let socket = |how: &config::Listener| Socket::open(how.address, inherited.next());
+    config.listeners.iter().map(socket).collect()
+}
+
+impl Socket {
+    fn open(wanted: SocketAddr, given: Option<std::net::TcpListener>) -> Result<Self, StartError> {
+        let inherited = given.is_some();
+        let failed = |source| StartError::Listen { address: wanted, source };
+        let opened = given.map_or_else(|| listen::bind(wanted), listen::adopt);
+        let listener = opened.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, address, inherited })
+    }
+}
+
+impl Listening {
+    fn start(
+        socket: Socket,
+        how: config::Listener,
+        current: proxy::Current,
+        stop: CancellationToken,
+    ) -> Self {
+        let Socket { listener, address, inherited } = socket;
+        tracing::info!(%address, "listening");
+        let (how, changes) = cell::channel(how);
+        let serving = tokio::spawn(proxy::serve(listener, changes, current, stop));
+        Self { address, how, serving, inherited }
+    }
+}
+
+/// What clients are shown.
+fn server_tls(
+    tls: &config::Tls,
+    tickets: &Arc<dyn ProducesTickets>,
+) -> Result<Arc<ServerConfig>, StartError> {
+    let failed = |table, certificate: &Path, private_key: &Path, error: tls::TlsError| {
+        StartError::pair(table, [certificate, private_key], error.file(), &error)
     };
-    Ok(Backend::new(host.clone(), *port, tls, config.limits.connect_timeout))
+    let config::Tls { certificate, private_key, sni } = tls;
+    let default = tls::identity(certificate, private_key)
+        .map_err(|error| failed("[tls]", certificate, private_key, error))?;
+    let mut named = HashMap::new();
+    for Sni { name, certificate, private_key } in sni {
+        let identity = tls::identity_for(name, certificate, private_key)
+            .map_err(|error| failed("[[tls.sni]]", certificate, private_key, error))?;
+        named.insert(name.clone(), Arc::new(identity));
+    }
+    tls::server(default, named, Arc::clone(tickets))
+        .map_err(|error| StartError::key("[tls]", error))
 }
 
 /// The client of APNs; `None` when its certificate has expired, for then a phone that registers

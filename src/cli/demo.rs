@@ -115,14 +115,14 @@ impl World {
         let apns = Apns::start(bind().await?, &pki).map_err(Failure::failed)?;
         let file = |name: &str| folder.join(name);
         let mut config = Config::new(
-            config::Tls { certificate: file("server.pem"), private_key: file("server.key") },
-            config::Backend {
-                host: backend.address().ip().to_string(),
-                port: backend.address().port(),
-                tls: config::BackendTls::None,
-            },
+            config::Tls::new(file("server.pem"), file("server.key")),
+            config::Backend::new(
+                backend.address().ip().to_string(),
+                backend.address().port(),
+                config::BackendTls::None,
+            ),
         );
-        config.listeners = vec![config::Listener { address: (Ipv4Addr::LOCALHOST, 0).into() }];
+        config.listeners[0].address = (Ipv4Addr::LOCALHOST, 0).into();
         config.store.url = format!("sqlite://{}", file("mailchime.db").display());
         config.credentials.key_file = file("mailchime.key");
         let mut client = config::Apns::new(file("apns.pem"), file("apns.key"));

@@ -3,25 +3,25 @@
 //! A value that is refused is an error that names its key and what is allowed instead. What is
 //! allowed but probably not meant becomes a warning.
 
-use std::fmt;
-use std::fs;
-use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
+mod value;
+
+use std::iter;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytesize::ByteSize;
 use rustls::pki_types::ServerName;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use self::value::{domain, host_and_port, is_loopback, names_a_file, percent_encoded};
 use super::raw::{
     RawApns, RawBackend, RawBackendTls, RawConfig, RawCredentials, RawCredentialsMode, RawLimits,
-    RawListener, RawListenerTls, RawLog, RawPush, RawStore, RawTls, RawWatch,
+    RawListener, RawListenerTls, RawLog, RawPush, RawRoute, RawSni, RawStore, RawTls, RawWatch,
 };
 use super::{
-    Apns, Backend, BackendTls, Config, ConfigError, Credentials, Endpoint, Limits, Listener, Log,
-    Push, PushType, Store, Tls, Watch,
+    Apns, Backend, BackendTls, Config, ConfigError, Credentials, Endpoint, Limits, Listener,
+    ListenerTls, Log, Network, Push, PushType, Route, Sni, Store, Tls, Trust, Watch,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -37,7 +37,8 @@ const MIB: u64 = bytesize::MIB;
 /// Checks what was read from the file `origin`.
 pub(super) fn config(raw: RawConfig, origin: &Path) -> Result<Config> {
     let check = Check { origin };
-    let mut config = Config::new(check.tls(raw.tls)?, check.backend(raw.backend)?);
+    let mut config = Config::new(check.tls(raw.tls)?, check.backend("[backend]", raw.backend)?);
+    config.routes = check.routes(raw.route)?;
     if let Some(listeners) = raw.listener {
         config.listeners = check.listeners(listeners)?;
     }
@@ -54,11 +55,23 @@ pub(super) fn config(raw: RawConfig, origin: &Path) -> Result<Config> {
 
 fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
-    let Backend { host, tls, .. } = &config.backend;
-    if *tls == BackendTls::None && !is_loopback(host) {
+    let routes = config.routes.iter().map(|route| ("[[route]]", &route.backend));
+    for (table, Backend { host, tls, .. }) in
+        iter::once(("[backend]", &config.backend)).chain(routes)
+    {
+        if *tls == BackendTls::None && !is_loopback(host) {
+            warnings.push(format!(
+                "{table} tls = \"none\": passwords and mail travel to {host} unencrypted; use \
+                 \"implicit\" unless the whole way is yours"
+            ));
+        }
+    }
+    let everyone = ["0.0.0.0/0", "::/0"];
+    let networks = config.listeners.iter().flat_map(|listener| &listener.proxy_protocol);
+    for network in networks.map(Network::to_string).filter(|n| everyone.contains(&n.as_str())) {
         warnings.push(format!(
-            "[backend] tls = \"none\": passwords and mail travel to {host} unencrypted; use \
-             \"implicit\" unless the whole way is yours"
+            "[[listener]] proxy_protocol = [\"{network}\"]: whoever connects there can claim any \
+             address; name your load balancers only"
         ));
     }
     if config.apns.is_none() {
@@ -71,8 +84,7 @@ fn warnings(config: &Config) -> Vec<String> {
     warnings
 }
 
-/// The checks of one file, one method per table and then one per kind of value. The latter take the
-/// key for the message, and leave the default in `value` when the file is silent.
+/// The checks of one file: one method per table here, one per kind of value in `value`.
 struct Check<'a> {
     origin: &'a Path,
 }
@@ -81,10 +93,14 @@ impl Check<'_> {
     fn listeners(&self, raw: Vec<RawListener>) -> Result<Vec<Listener>> {
         const ADDRESS: &str = "[[listener]] address";
         let mut listeners: Vec<Listener> = Vec::new();
-        for RawListener { address, tls } in raw {
+        for RawListener { address, tls, proxy_protocol } in raw {
             let mut listener = Listener::default();
             match tls {
                 None | Some(RawListenerTls::Implicit) => {}
+                Some(RawListenerTls::StartTls) => {
+                    listener.tls = ListenerTls::StartTls;
+                    listener.address.set_port(143);
+                }
             }
             if let Some(text) = address {
                 listener.address = text.parse::<SocketAddr>().map_err(|_| {
@@ -93,9 +109,11 @@ impl Check<'_> {
                     self.refusal(ADDRESS, format!("{text:?} is no address; {allowed}"))
                 })?;
             }
+            let networks = proxy_protocol.iter().map(|text| self.network(text));
+            listener.proxy_protocol = networks.collect::<Result<_>>()?;
+            let address = listener.address;
             // Port 0 is another port each time.
-            if listener.address.port() != 0 && listeners.contains(&listener) {
-                let address = listener.address;
+            if address.port() != 0 && listeners.iter().any(|other| other.address == address) {
                 return Err(self.refusal(ADDRESS, format!("{address} is given twice; remove one")));
             }
             listeners.push(listener);
@@ -107,49 +125,109 @@ impl Check<'_> {
         Ok(listeners)
     }
 
-    fn tls(&self, raw: RawTls) -> Result<Tls> {
-        Ok(Tls {
-            certificate: self.required_file("[tls] certificate", raw.certificate)?,
-            private_key: self.required_file("[tls] private_key", raw.private_key)?,
+    fn network(&self, text: &str) -> Result<Network> {
+        text.parse().map_err(|meant: Option<Network>| {
+            let problem = match meant {
+                Some(meant) => format!("{text:?} has bits beyond its prefix; write \"{meant}\""),
+                None => format!(
+                    "{text:?} is no network; allowed is an IP address with or without the length \
+                     of its prefix, such as \"10.0.0.0/8\" or \"::1\""
+                ),
+            };
+            self.refusal("[[listener]] proxy_protocol", problem)
         })
     }
 
-    fn backend(&self, raw: RawBackend) -> Result<Backend> {
-        const ADDRESS: &str = "[backend] address";
+    fn tls(&self, raw: RawTls) -> Result<Tls> {
+        const NAME: &str = "[[tls.sni]] name";
+        let mut tls = Tls::new(
+            self.required_file("[tls] certificate", raw.certificate)?,
+            self.required_file("[tls] private_key", raw.private_key)?,
+        );
+        for RawSni { name, certificate, private_key } in raw.sni {
+            let allowed = "give a host name, such as \"imap.example.org\", or one with \"*\" for \
+                           its first label: \"*.example.org\"";
+            let Some(name) = name else {
+                return Err(self.refusal(NAME, format!("missing; {allowed}")));
+            };
+            let Some(known) = domain(name.strip_prefix("*.").unwrap_or(&name)) else {
+                return Err(self.refusal(NAME, format!("{name:?} is no host name; {allowed}")));
+            };
+            let name = if name.starts_with("*.") { format!("*.{known}") } else { known };
+            if tls.sni.iter().any(|other| other.name == name) {
+                return Err(self.refusal(NAME, format!("{name} is given twice; remove one")));
+            }
+            let certificate = self.required_file("[[tls.sni]] certificate", certificate)?;
+            let private_key = self.required_file("[[tls.sni]] private_key", private_key)?;
+            tls.sni.push(Sni { name, certificate, private_key });
+        }
+        Ok(tls)
+    }
+
+    fn routes(&self, raw: Vec<RawRoute>) -> Result<Vec<Route>> {
+        const DOMAIN: &str = "[[route]] domain";
+        let mut routes: Vec<Route> = Vec::new();
+        for route in raw {
+            let (name, backend) = route.split();
+            let allowed =
+                "give what stands behind the \"@\" of login names, such as \"example.org\"";
+            let Some(name) = name else {
+                return Err(self.refusal(DOMAIN, format!("missing; {allowed}")));
+            };
+            let Some(domain) = domain(&name) else {
+                return Err(self.refusal(DOMAIN, format!("{name:?} is no domain; {allowed}")));
+            };
+            if routes.iter().any(|other| other.domain == domain) {
+                return Err(self.refusal(DOMAIN, format!("{domain} is given twice; remove one")));
+            }
+            routes.push(Route { domain, backend: self.backend("[[route]]", backend)? });
+        }
+        Ok(routes)
+    }
+
+    /// The backend of a table that is called so.
+    fn backend(&self, table: &str, raw: RawBackend) -> Result<Backend> {
+        let key = |name: &str| format!("{table} {name}");
         let allowed = "give the IMAP server as \"host:port\", such as \"imap.example.org:993\"";
         let Some(address) = raw.address else {
-            return Err(self.refusal(ADDRESS, format!("missing; {allowed}")));
+            return Err(self.refusal(&key("address"), format!("missing; {allowed}")));
         };
         let Some((host, port)) = host_and_port(&address) else {
-            return Err(self.refusal(ADDRESS, format!("{address:?} is no address; {allowed}")));
+            let problem = format!("{address:?} is no address; {allowed}");
+            return Err(self.refusal(&key("address"), problem));
+        };
+        let trust = |ca, server_name: Option<String>| {
+            // A host that cannot stand in a certificate is a fault only where it would have to.
+            let (name, server_name) = match server_name {
+                Some(name) => ("server_name", name),
+                None => ("address", host.clone()),
+            };
+            if ServerName::try_from(server_name.as_str()).is_err() {
+                let problem = format!(
+                    "{server_name:?} cannot be the name in a certificate; allowed is a host name \
+                     or an IP address without port"
+                );
+                return Err(self.refusal(&key(name), problem));
+            }
+            Ok(Trust { ca: self.file(&key("ca"), ca)?, server_name })
         };
         let tls = match raw.tls.unwrap_or(RawBackendTls::Implicit) {
             RawBackendTls::None => {
-                for (key, value) in [("ca", &raw.ca), ("server_name", &raw.server_name)] {
+                for (name, value) in [("ca", &raw.ca), ("server_name", &raw.server_name)] {
                     if value.is_some() {
                         let problem = "has no meaning with tls = \"none\"; remove one of the two";
-                        return Err(self.refusal(&format!("[backend] {key}"), problem));
+                        return Err(self.refusal(&key(name), problem));
                     }
                 }
                 BackendTls::None
             }
-            RawBackendTls::Implicit => {
-                // A host that cannot stand in a certificate is a fault only where it would have to.
-                let (key, server_name) = match raw.server_name {
-                    Some(name) => ("[backend] server_name", name),
-                    None => (ADDRESS, host.clone()),
-                };
-                if ServerName::try_from(server_name.as_str()).is_err() {
-                    let problem = format!(
-                        "{server_name:?} cannot be the name in a certificate; allowed is a host \
-                         name or an IP address without port"
-                    );
-                    return Err(self.refusal(key, problem));
-                }
-                BackendTls::Implicit { ca: self.file("[backend] ca", raw.ca)?, server_name }
-            }
+            RawBackendTls::StartTls => BackendTls::StartTls(trust(raw.ca, raw.server_name)?),
+            RawBackendTls::Implicit => BackendTls::Implicit(trust(raw.ca, raw.server_name)?),
         };
-        Ok(Backend { host, port, tls })
+        let mut backend = Backend::new(host, port, tls);
+        backend.proxy_protocol = raw.proxy_protocol.unwrap_or(backend.proxy_protocol);
+        backend.send_id = raw.send_id.unwrap_or(backend.send_id);
+        Ok(backend)
     }
 
     fn store(&self, raw: RawStore) -> Result<Store> {
@@ -295,6 +373,9 @@ impl Check<'_> {
     fn limits(&self, raw: RawLimits) -> Result<Limits> {
         let mut limits = Limits::default();
         self.number("[limits] sessions", raw.sessions, 1..=1_000_000, &mut limits.sessions)?;
+        self.number("[limits] sessions_per_ip", raw.sessions_per_ip, 1..=1_000_000, &mut limits.sessions_per_ip)?;
+        self.number("[limits] connections_per_account", raw.connections_per_account, 0..=100_000, &mut limits.connections_per_account)?;
+        self.number("[limits] login_failures_per_minute", raw.login_failures_per_minute, 1..=1_000_000, &mut limits.login_failures_per_minute)?;
         self.duration("[limits] handshake_timeout", raw.handshake_timeout, SECOND..=10 * MINUTE, &mut limits.handshake_timeout)?;
         self.duration("[limits] login_timeout", raw.login_timeout, SECOND..=HOUR, &mut limits.login_timeout)?;
         self.duration("[limits] shutdown_grace", raw.shutdown_grace, MILLISECOND..=10 * MINUTE, &mut limits.shutdown_grace)?;
@@ -328,166 +409,4 @@ impl Check<'_> {
         }
         Ok(log)
     }
-
-    // --- kinds of value ---
-
-    fn duration(
-        &self,
-        key: &str,
-        text: Option<String>,
-        allowed: RangeInclusive<Duration>,
-        value: &mut Duration,
-    ) -> Result<()> {
-        let Some(text) = text else { return Ok(()) };
-        let range = format!("allowed is {} to {}", shown(*allowed.start()), shown(*allowed.end()));
-        *value = humantime::parse_duration(&text).map_err(|error| {
-            self.refusal(key, format!("{text:?} is no duration ({error}); {range}"))
-        })?;
-        self.in_range(key, &text, allowed.contains(value), range)
-    }
-
-    fn size(
-        &self,
-        key: &str,
-        text: Option<String>,
-        allowed: RangeInclusive<u64>,
-        value: &mut usize,
-    ) -> Result<()> {
-        let Some(text) = text else { return Ok(()) };
-        let shown = |bytes: u64| match bytes {
-            bytes if bytes.is_multiple_of(MIB) => format!("{}MiB", bytes / MIB),
-            bytes => format!("{}KiB", bytes / KIB),
-        };
-        let range = format!("allowed is {} to {}", shown(*allowed.start()), shown(*allowed.end()));
-        // A number without a unit is a guess what was meant.
-        let bytes = match text.parse::<ByteSize>() {
-            Ok(bytes) if text.ends_with(|c: char| c.is_ascii_alphabetic()) => bytes.as_u64(),
-            _ => return Err(self.refusal(key, format!("{text:?} is no size with a unit; {range}"))),
-        };
-        *value = usize::try_from(bytes).unwrap_or(usize::MAX);
-        self.in_range(key, &text, allowed.contains(&bytes), range)
-    }
-
-    fn number<T: TryFrom<i64>>(
-        &self,
-        key: &str,
-        number: Option<i64>,
-        allowed: RangeInclusive<i64>,
-        value: &mut T,
-    ) -> Result<()> {
-        let Some(number) = number else { return Ok(()) };
-        let range = format!("allowed is {} to {}", allowed.start(), allowed.end());
-        let fits = allowed.contains(&number);
-        if let (true, Ok(number)) = (fits, T::try_from(number)) {
-            *value = number;
-        }
-        self.in_range(key, &number.to_string(), fits, range)
-    }
-
-    fn in_range(&self, key: &str, value: &str, fits: bool, range: String) -> Result<()> {
-        match fits {
-            true => Ok(()),
-            false => Err(self.refusal(key, format!("{value} is out of range; {range}"))),
-        }
-    }
-
-    fn not_above(&self, low: (&str, Duration), high: (&str, Duration)) -> Result<()> {
-        if low.1 <= high.1 {
-            return Ok(());
-        }
-        let [value, limit] = [low.1, high.1].map(shown);
-        let problem = format!("{value} is longer than {} ({limit}); lower it", high.0);
-        Err(self.refusal(low.0, problem))
-    }
-
-    fn required_file(&self, key: &str, path: Option<String>) -> Result<PathBuf> {
-        self.file(key, path)?.ok_or_else(|| {
-            let remedy = "name a PEM file; `mailchime certs dev` makes one to try with";
-            self.refusal(key, format!("missing; {remedy}"))
-        })
-    }
-
-    /// The path from the folder of the configuration, of a file that can be read.
-    fn file(&self, key: &str, path: Option<String>) -> Result<Option<PathBuf>> {
-        let Some(path) = path else { return Ok(None) };
-        let path = self.folder().join(path);
-        let problem = match fs::metadata(&path).and_then(|found| {
-            // Opened only when it is a file: opening a pipe would wait for its other end.
-            if found.is_file() { fs::File::open(&path).map(|_| true) } else { Ok(false) }
-        }) {
-            Ok(true) => return Ok(Some(path)),
-            Ok(false) => "is not a file; name a PEM file".to_owned(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                "does not exist; correct the path, which starts at the folder of the configuration \
-                 file, or make the file"
-                    .to_owned()
-            }
-            Err(error) => {
-                format!("cannot be read ({error}); let the user that mailchime runs as read it")
-            }
-        };
-        Err(self.refusal(key, format!("{} {problem}", path.display())))
-    }
-
-    fn folder(&self) -> &Path {
-        self.origin.parent().unwrap_or(Path::new(""))
-    }
-
-    fn refusal(&self, key: &str, problem: impl fmt::Display) -> ConfigError {
-        ConfigError {
-            file: self.origin.to_owned(),
-            key: Some(key.to_owned()),
-            problem: problem.to_string(),
-        }
-    }
-}
-
-/// A duration in the largest unit of which it is a multiple.
-fn shown(duration: Duration) -> String {
-    let units = [(DAY, "d"), (HOUR, "h"), (MINUTE, "m"), (SECOND, "s"), (MILLISECOND, "ms")];
-    let fitting =
-        units.iter().find(|(unit, _)| duration.as_nanos().is_multiple_of(unit.as_nanos()));
-    match fitting {
-        Some((unit, name)) => format!("{}{name}", duration.as_nanos() / unit.as_nanos()),
-        None => format!("{duration:?}"),
-    }
-}
-
-/// `host:port` or `[IPv6]:port`; the host comes without brackets.
-fn host_and_port(text: &str) -> Option<(String, u16)> {
-    let (host, port) = text.rsplit_once(':')?;
-    let port = port.parse().ok().filter(|port| *port != 0)?;
-    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let valid = match bracketed {
-        Some(inner) => inner.contains(':') && inner.bytes().all(|b| b.is_ascii_graphic()),
-        None => {
-            let in_names = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
-            !host.is_empty() && host.bytes().all(in_names)
-        }
-    };
-    valid.then(|| (bracketed.unwrap_or(host).to_owned(), port))
-}
-
-fn is_loopback(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost")
-        || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-/// Whether the part of a database URL after `sqlite://` is the path of a file and nothing more: a
-/// database in memory would forget registrations, and parameters could turn off what keeps them.
-fn names_a_file(path: &str) -> bool {
-    !path.is_empty() && !path.starts_with(':') && !path.ends_with('/') && !path.contains(['?', '#'])
-}
-
-/// A folder as a part of a URL (RFC 3986 section 2.1).
-fn percent_encoded(folder: &Path) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~".contains(&b);
-    let bytes = folder.as_os_str().as_encoded_bytes();
-    bytes.iter().fold(String::new(), |mut encoded, &byte| {
-        match plain(byte) {
-            true => encoded.push(char::from(byte)),
-            false => encoded.push_str(&format!("%{byte:02X}")),
-        }
-        encoded
-    })
 }

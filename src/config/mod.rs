@@ -9,6 +9,7 @@
 //! for here and read elsewhere.
 
 mod check;
+mod network;
 mod raw;
 #[cfg(test)]
 mod tests;
@@ -21,13 +22,18 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use self::network::Network;
+
 /// Everything the program can be told, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where clients connect; never empty.
     pub listeners: Vec<Listener>,
     pub tls: Tls,
+    /// For whoever has no route.
     pub backend: Backend,
+    /// Each with a domain of its own.
+    pub routes: Vec<Route>,
     pub store: Store,
     pub credentials: Credentials,
     pub watch: Watch,
@@ -40,11 +46,23 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
-/// `[[listener]]`: one address, with TLS from the first byte (RFC 8314 section 3.2).
+/// `[[listener]]`: one address.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
     /// Port 0 lets the system choose one.
     pub address: SocketAddr,
+    pub tls: ListenerTls,
+    /// Who begins each connection with a PROXY header that tells the client's address.
+    pub proxy_protocol: Vec<Network>,
+}
+
+/// When TLS begins on a client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenerTls {
+    /// From the first byte (RFC 8314 section 3.2).
+    Implicit,
+    /// After the client's STARTTLS, and nobody logs in before (RFC 9051 section 6.2.1).
+    StartTls,
 }
 
 /// `[tls]`: what clients are shown. Both are PEM files that exist.
@@ -52,15 +70,30 @@ pub struct Listener {
 pub struct Tls {
     pub certificate: PathBuf,
     pub private_key: PathBuf,
+    /// Each with a name of its own.
+    pub sni: Vec<Sni>,
 }
 
-/// `[backend]`: the IMAP server that holds the mail.
+/// `[[tls.sni]]`: what clients are shown that ask for this name (RFC 6066 section 3).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sni {
+    /// A host name in lower case; `*.` at its beginning stands for exactly one label.
+    pub name: String,
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
+}
+
+/// `[backend]` or `[[route]]`: an IMAP server that holds the mail.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backend {
     /// A name or an IP address, the latter without brackets.
     pub host: String,
     pub port: u16,
     pub tls: BackendTls,
+    /// Each connection begins with a PROXY header, version 2.
+    pub proxy_protocol: bool,
+    /// The client's ID goes there, with its address.
+    pub send_id: bool,
 }
 
 /// How the backend is spoken to.
@@ -68,13 +101,27 @@ pub struct Backend {
 pub enum BackendTls {
     /// In the clear.
     None,
+    /// TLS after STARTTLS, or no connection.
+    StartTls(Trust),
     /// TLS from the first byte.
-    Implicit {
-        /// A PEM file that exists; `None` trusts the system's roots.
-        ca: Option<PathBuf>,
-        /// The name or IP address that the certificate must bear.
-        server_name: String,
-    },
+    Implicit(Trust),
+}
+
+/// Whose certificates are good for a backend, and which.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trust {
+    /// A PEM file that exists; `None` trusts the system's roots.
+    pub ca: Option<PathBuf>,
+    /// The name or IP address that the certificate must bear.
+    pub server_name: String,
+}
+
+/// `[[route]]`: the backend of one domain's accounts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// In lower case.
+    pub domain: String,
+    pub backend: Backend,
 }
 
 /// `[store]`: the database.
@@ -174,6 +221,12 @@ pub struct Endpoint {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     pub sessions: usize,
+    /// Sessions of one client address, or of one /64 network where that is IPv6.
+    pub sessions_per_ip: usize,
+    /// Connections to the backend of one account, its watcher's included; 0 for no limit.
+    pub connections_per_account: usize,
+    /// Refused logins of one client address, after which no backend is asked for a while.
+    pub login_failures_per_minute: u32,
     /// For a client's TLS handshake.
     pub handshake_timeout: Duration,
     /// For the login dialogue, between two commands.
@@ -229,6 +282,7 @@ impl Config {
             listeners: vec![Listener::default()],
             tls,
             backend,
+            routes: Vec::new(),
             store: Store::default(),
             credentials: Credentials::default(),
             watch: Watch::default(),
@@ -267,7 +321,29 @@ impl Config {
 
 impl Default for Listener {
     fn default() -> Self {
-        Self { address: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 993)) }
+        Self {
+            address: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 993)),
+            tls: ListenerTls::Implicit,
+            proxy_protocol: Vec::new(),
+        }
+    }
+}
+
+// === impl Tls ===
+
+impl Tls {
+    /// One certificate for every name.
+    pub fn new(certificate: impl Into<PathBuf>, private_key: impl Into<PathBuf>) -> Self {
+        Self { certificate: certificate.into(), private_key: private_key.into(), sni: Vec::new() }
+    }
+}
+
+// === impl Backend ===
+
+impl Backend {
+    /// A backend that is told nothing of the client.
+    pub fn new(host: impl Into<String>, port: u16, tls: BackendTls) -> Self {
+        Self { host: host.into(), port, tls, proxy_protocol: false, send_id: false }
     }
 }
 
@@ -392,6 +468,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             sessions: 20_000,
+            sessions_per_ip: 500,
+            connections_per_account: 0,
+            login_failures_per_minute: 30,
             handshake_timeout: Duration::from_secs(15),
             login_timeout: Duration::from_secs(60),
             shutdown_grace: Duration::from_secs(10),

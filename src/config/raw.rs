@@ -24,6 +24,7 @@ table!(RawConfig {
     listener: Option<Vec<RawListener>>,
     tls: RawTls,
     backend: RawBackend,
+    route: Vec<RawRoute>,
     store: RawStore,
     credentials: RawCredentials,
     watch: RawWatch,
@@ -36,9 +37,17 @@ table!(RawConfig {
 table!(RawListener {
     address: Option<String>,
     tls: Option<RawListenerTls>,
+    proxy_protocol: Vec<String>,
 });
 
 table!(RawTls {
+    certificate: Option<String>,
+    private_key: Option<String>,
+    sni: Vec<RawSni>,
+});
+
+table!(RawSni {
+    name: Option<String>,
     certificate: Option<String>,
     private_key: Option<String>,
 });
@@ -48,7 +57,28 @@ table!(RawBackend {
     tls: Option<RawBackendTls>,
     ca: Option<String>,
     server_name: Option<String>,
+    proxy_protocol: Option<bool>,
+    send_id: Option<bool>,
 });
+
+// `domain` and the keys of `RawBackend`, which serde cannot flatten into a table that refuses
+// unknown keys.
+table!(RawRoute {
+    domain: Option<String>,
+    address: Option<String>,
+    tls: Option<RawBackendTls>,
+    ca: Option<String>,
+    server_name: Option<String>,
+    proxy_protocol: Option<bool>,
+    send_id: Option<bool>,
+});
+
+impl RawRoute {
+    pub(super) fn split(self) -> (Option<String>, RawBackend) {
+        let Self { domain, address, tls, ca, server_name, proxy_protocol, send_id } = self;
+        (domain, RawBackend { address, tls, ca, server_name, proxy_protocol, send_id })
+    }
+}
 
 table!(RawStore {
     url: Option<String>,
@@ -96,6 +126,9 @@ table!(RawApns {
 
 table!(RawLimits {
     sessions: Option<i64>,
+    sessions_per_ip: Option<i64>,
+    connections_per_account: Option<i64>,
+    login_failures_per_minute: Option<i64>,
     handshake_timeout: Option<String>,
     login_timeout: Option<String>,
     shutdown_grace: Option<String>,
@@ -116,6 +149,7 @@ table!(RawLog {
 #[serde(rename_all = "lowercase")]
 pub(super) enum RawListenerTls {
     Implicit,
+    StartTls,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -123,6 +157,7 @@ pub(super) enum RawListenerTls {
 #[serde(rename_all = "lowercase")]
 pub(super) enum RawBackendTls {
     None,
+    StartTls,
     Implicit,
 }
 
@@ -156,7 +191,13 @@ pub(super) fn parse(text: &str, origin: &Path) -> Result<RawConfig, ConfigError>
 
 /// `watch.idle_renewal` as an administrator sees it: `[watch] idle_renewal`.
 fn bracketed(path: &str) -> String {
+    for table in ["listener", "route", "tls.sni"] {
+        match path.strip_prefix(table) {
+            Some("") => return format!("[[{table}]]"),
+            Some(key) if key.starts_with('.') => return format!("[[{table}]] {}", &key[1..]),
+            _ => {}
+        }
+    }
     let (table, key) = path.split_once('.').unwrap_or((path, ""));
-    let table = if table == "listener" { "[[listener]]".to_owned() } else { format!("[{table}]") };
-    format!("{table} {key}").trim_end().to_owned()
+    format!("[{table}] {key}").trim_end().to_owned()
 }

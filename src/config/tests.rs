@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::raw::{RawApns, RawConfig, RawListener};
+use super::raw::{RawApns, RawConfig, RawListener, RawRoute, RawSni, RawTls};
 use super::*;
 
 const MANUAL: &str = include_str!("../../proxy.toml");
@@ -56,13 +56,19 @@ fn key_of(line: &str) -> Option<&str> {
     key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_').then_some(key)
 }
 
+/// The table that a line begins, effective or example.
+fn table_of(line: &str) -> Option<&str> {
+    let table = line.strip_prefix("# ").unwrap_or(line);
+    (table.starts_with('[') && table.ends_with(']')).then_some(table)
+}
+
 /// Each `[table] key` of the manual, whether effective, commented default or example.
 fn keys_of_the_manual() -> BTreeSet<String> {
     let mut table = "";
     let mut keys = BTreeSet::new();
     for line in MANUAL.lines() {
-        if line.starts_with('[') {
-            table = line.trim_matches(['[', ']']);
+        if let Some(begun) = table_of(line) {
+            table = begun.trim_matches(['[', ']']);
         } else if let Some(key) = key_of(line.trim_start_matches("# ").trim_start_matches('#')) {
             assert!(keys.insert(format!("[{table}] {key}")), "{key} stands twice in [{table}]");
         }
@@ -74,17 +80,27 @@ fn keys_of_the_manual() -> BTreeSet<String> {
 fn keys_of_the_program() -> BTreeSet<String> {
     let raw = RawConfig {
         listener: Some(vec![RawListener::default()]),
+        tls: RawTls { sni: vec![RawSni::default()], ..RawTls::default() },
+        route: vec![RawRoute::default()],
         apns: Some(RawApns::default()),
         ..RawConfig::default()
     };
     let Value::Object(tables) = serde_json::to_value(raw).unwrap() else { unreachable!() };
     let mut keys = BTreeSet::new();
     for (name, table) in tables {
-        let table = if let Value::Array(tables) = table { tables[0].clone() } else { table };
-        let Value::Object(table) = table else { panic!("{name} is no table") };
-        keys.extend(table.keys().map(|key| format!("[{name}] {key}")));
+        collect_keys(&name, &table, &mut keys);
     }
     keys
+}
+
+fn collect_keys(name: &str, table: &Value, keys: &mut BTreeSet<String>) {
+    let Value::Object(table) = table.get(0).unwrap_or(table) else { panic!("{name} is no table") };
+    for (key, value) in table {
+        match value.get(0) {
+            Some(inner @ Value::Object(_)) => collect_keys(&format!("{name}.{key}"), inner, keys),
+            _ => assert!(keys.insert(format!("[{name}] {key}"))),
+        }
+    }
 }
 
 #[test]
@@ -99,10 +115,10 @@ fn the_defaults_of_the_manual_are_those_of_the_program() {
     let folder = folder();
     let at = |path: &str| folder.path().join(path);
     let parsed = |text: &str| Config::parse(text, &at("proxy.toml")).unwrap();
-    let tls = Tls { certificate: at("certs/server.pem"), private_key: at("certs/server.key") };
+    let tls = Tls::new(at("certs/server.pem"), at("certs/server.key"));
     let host = "imap.example.org";
-    let implicit = BackendTls::Implicit { ca: None, server_name: host.into() };
-    let mut expected = Config::new(tls, Backend { host: host.into(), port: 993, tls: implicit });
+    let implicit = BackendTls::Implicit(Trust { ca: None, server_name: host.into() });
+    let mut expected = Config::new(tls, Backend::new(host, 993, implicit));
     expected.apns = Some(Apns::new(at("certs/apns.pem"), at("certs/apns.key")));
     expected.store.url = format!("sqlite://{}", at("mailchime.db").display());
     expected.credentials.key_file = at("mailchime.key");
@@ -128,16 +144,14 @@ fn the_ranges_of_the_manual_are_those_of_the_program() {
     for paragraph in MANUAL.split("\n\n") {
         let prose = paragraph.replace("\n#", "");
         for line in paragraph.lines() {
-            if line.starts_with('[') {
-                table = line;
-            }
+            table = table_of(line).unwrap_or(table);
             let Some(key) = key_of(line.strip_prefix('#').unwrap_or("")) else { continue };
             let default = line.split_once(" = ").unwrap().1;
             let absurd = match default.trim_start_matches('"').starts_with(|c: char| c.is_numeric())
             {
                 true if default.ends_with("iB\"") => "\"0B\"",
                 true if default.ends_with('"') => "\"0s\"",
-                true => "0",
+                true => "-1",
                 false => continue,
             };
             let message = refusal(&format!("{table}\n{}{key} = {absurd}", required_in(table)));
@@ -208,7 +222,38 @@ fn a_refused_value_names_its_key_and_what_is_allowed() {
         ("[[listener]]\ntls = \"none\"", "[[listener]] tls: unknown variant `none`"),
         (
             "[[listener]]\nadress = 1",
-            "[[listener]]: unknown key `adress`, expected `address` or `tls` (line 5)",
+            "[[listener]]: unknown key `adress`, expected one of `address`, `tls`, `proxy_protocol` \
+             (line 5)",
+        ),
+        (
+            "[[listener]]\nproxy_protocol = [\"10.0.0.1/8\"]",
+            "[[listener]] proxy_protocol: \"10.0.0.1/8\" has bits beyond its prefix; write \
+             \"10.0.0.0/8\"",
+        ),
+        (
+            "[[listener]]\nproxy_protocol = [\"lb.example.org\"]",
+            "[[listener]] proxy_protocol: \"lb.example.org\" is no network; allowed is",
+        ),
+        (
+            "[[listener]]\nproxy_protocol = \"::1\"",
+            "[[listener]] proxy_protocol: invalid type: string \"::1\", expected a sequence",
+        ),
+        ("[[tls.sni]]", "[[tls.sni]] name: missing; give a host name"),
+        ("[[tls.sni]]\nnme = 1", "[[tls.sni]]: unknown key `nme`"),
+        ("[[tls.sni]]\nname = \"*\"", "[[tls.sni]] name: \"*\" is no host name"),
+        ("[[tls.sni]]\nname = \"a.*.b\"", "[[tls.sni]] name: \"a.*.b\" is no host name"),
+        ("[[tls.sni]]\nname = \"*.b\"", "[[tls.sni]] certificate: missing; name a PEM file"),
+        ("[[route]]", "[[route]] domain: missing; give what stands behind"),
+        ("[[route]]\ndomain = \"*.b\"", "[[route]] domain: \"*.b\" is no domain"),
+        ("[[route]]\ndomain = \"b\"", "[[route]] address: missing; give the IMAP server"),
+        ("[[route]]\ndomain = 1", "[[route]] domain: invalid type"),
+        (
+            "[[route]]\ndomain = \"b\"\naddress = \"b:1\"\ntls = \"none\"\nca = \"certs/ca.pem\"",
+            "[[route]] ca: has no meaning with tls = \"none\"",
+        ),
+        (
+            "[[route]]\ndomain = \"b\"\naddress = \"b:1\"\n[[route]]\ndomain = \"B\"\naddress = \"c:1\"",
+            "[[route]] domain: b is given twice; remove one",
         ),
         ("[wach]", "unknown key `wach`, expected one of `listener`, `tls`,"),
         ("[watch", "unclosed table"),
@@ -313,6 +358,19 @@ fn what_is_probably_not_meant_is_a_warning() {
     assert_eq!(warnings("imap.example.org:993", "implicit").len(), 1);
     let found = warnings("imap.example.org:143", "none");
     assert!(found.len() == 2 && found[0].starts_with("[backend] tls = \"none\""), "{found:?}");
+    let text = "[[listener]]\nproxy_protocol = [\"::/0\"]\n\
+                [[route]]\ndomain = \"b\"\naddress = \"b:1\"\ntls = \"none\"";
+    let found = parse(text).unwrap().warnings;
+    assert!(found[0].starts_with("[[route]] tls = \"none\""), "{found:?}");
+    assert!(found[1].starts_with("[[listener]] proxy_protocol = [\"::/0\"]"), "{found:?}");
+}
+
+#[test]
+fn a_listener_for_starttls_has_a_port_of_its_own() {
+    let listeners = parse("[[listener]]\n[[listener]]\ntls = \"starttls\"").unwrap().listeners;
+    let told: Vec<_> = listeners.iter().map(|l| (l.address.to_string(), l.tls)).collect();
+    let expected = [("[::]:993", ListenerTls::Implicit), ("[::]:143", ListenerTls::StartTls)];
+    assert_eq!(told, expected.map(|(address, tls)| (address.to_owned(), tls)));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The IMAP server behind: connecting to it, and logging in there.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,25 +9,44 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
+use super::backends::Place;
+use super::proxy_protocol::{self, Addresses};
 use super::stream::{Stream, tune};
+use super::tls::{self, TlsError};
+use crate::config::{self, BackendTls, Trust};
 use crate::imap::capability::Capabilities;
 use crate::imap::literal::End;
 use crate::imap::login::{Attempt, Login, Options, Outcome, end_of_status_or_response, printable};
 use crate::imap::peek::{self, Response, Status};
-use crate::model::Credentials;
+use crate::model::{Account, Credentials};
+
+/// Addresses of a host that are tried; each gets its share of the time.
+const MOST_ADDRESSES: usize = 8;
 
 /// A backend and what is known of it. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Backend(Arc<Inner>);
+pub struct Backend {
+    way: Arc<Way>,
+    known: Arc<Known>,
+}
 
+/// How to get there.
 #[derive(Debug)]
-struct Inner {
+struct Way {
     host: String,
     port: u16,
-    tls: Tls,
+    security: Security,
     connect_timeout: Duration,
+    proxy_protocol: bool,
+    send_id: bool,
+}
+
+/// What outlives a configuration, and so tells one backend from another.
+#[derive(Debug, Default)]
+struct Known {
     /// What it was last seen to offer before login.
     seen: Mutex<Option<Arc<Capabilities>>>,
 }
@@ -34,7 +54,7 @@ struct Inner {
 /// How connections to a backend are protected. The name is the one that its certificate must be
 /// for.
 #[derive(Clone, Debug)]
-pub enum Tls {
+enum Security {
     None,
     StartTls(Arc<ClientConfig>, ServerName<'static>),
     Implicit(Arc<ClientConfig>, ServerName<'static>),
@@ -46,6 +66,8 @@ pub struct Connected {
     pub stream: Stream,
     /// The greeting has been read, before STARTTLS; there is no other.
     pub greeted: bool,
+    /// Held as long as the connection is open.
+    pub place: Option<Place>,
 }
 
 /// Why there is no connection to a backend: an operator's or the network's matter, and temporary.
@@ -55,6 +77,9 @@ pub enum ConnectError {
     Timeout { backend: String, limit: Duration },
     #[error("{backend}: {source}")]
     Io { backend: String, source: io::Error },
+    /// `[limits] connections_per_account`.
+    #[error("{account} has {limit} connections already")]
+    TooMany { account: Account, limit: usize },
 }
 
 /// A connection on which a user is logged in.
@@ -65,6 +90,8 @@ pub struct LoggedIn {
     pub input: Vec<u8>,
     /// As told with the login, if it was.
     pub capabilities: Option<Capabilities>,
+    /// Held as long as the connection is open.
+    pub place: Option<Place>,
 }
 
 /// Why a login did not succeed.
@@ -81,37 +108,91 @@ pub enum LoginError {
 
 impl Backend {
     /// The timeout covers address look-up, TCP and TLS together.
-    pub fn new(host: impl Into<String>, port: u16, tls: Tls, connect_timeout: Duration) -> Self {
-        let seen = Mutex::new(None);
-        Self(Arc::new(Inner { host: host.into(), port, tls, connect_timeout, seen }))
+    ///
+    /// # Errors
+    /// What is wrong with the TLS that the configuration asks for, and its key.
+    pub fn new(
+        config: &config::Backend,
+        connect_timeout: Duration,
+    ) -> Result<Self, (&'static str, TlsError)> {
+        let trust = |trust: &Trust| {
+            let client = tls::client(trust.ca.as_deref()).map_err(|error| ("ca", error))?;
+            let name = trust.server_name.as_str();
+            let name = ServerName::try_from(name)
+                .map_err(|_| ("server_name", TlsError::NoName(name.to_owned())))?;
+            Ok((client, name.to_owned()))
+        };
+        let security = match &config.tls {
+            BackendTls::None => Security::None,
+            BackendTls::StartTls(whom) => {
+                let (client, name) = trust(whom)?;
+                Security::StartTls(client, name)
+            }
+            BackendTls::Implicit(whom) => {
+                let (client, name) = trust(whom)?;
+                Security::Implicit(client, name)
+            }
+        };
+        let config::Backend { host, port, proxy_protocol, send_id, .. } = config;
+        let way = Way {
+            host: host.clone(),
+            port: *port,
+            security,
+            connect_timeout,
+            proxy_protocol: *proxy_protocol,
+            send_id: *send_id,
+        };
+        Ok(Self { way: Arc::new(way), known: Arc::default() })
+    }
+
+    /// The same backend under a configuration that was read again: what is known of `old` counts.
+    pub(super) fn succeeding(self, old: &Self) -> Self {
+        Self { known: Arc::clone(&old.known), ..self }
+    }
+
+    /// Whether both are one backend, perhaps under different configurations.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.known, &other.known)
+    }
+
+    /// Whether it is to be sent the client's ID.
+    pub fn takes_id(&self) -> bool {
+        self.way.send_id
     }
 
     /// `host:port`, for logs.
     pub fn name(&self) -> String {
-        format!("{}:{}", self.0.host, self.0.port)
+        format!("{}:{}", self.way.host, self.way.port)
     }
 
     /// What it was last seen to offer before login.
     pub fn seen(&self) -> Option<Arc<Capabilities>> {
-        self.0.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.known.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Remembers what it was just seen to offer before login.
     pub fn saw(&self, offered: Capabilities) {
-        let mut seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.known.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.as_deref() != Some(&offered) {
             *seen = Some(Arc::new(offered));
         }
     }
 
-    /// Opens a connection, TLS included; each address of the host is tried in turn.
-    pub async fn connect(&self) -> Result<Connected, ConnectError> {
-        let limit = self.0.connect_timeout;
-        match tokio::time::timeout(limit, self.dial()).await {
-            Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(source)) => Err(ConnectError::Io { backend: self.name(), source }),
-            Err(_) => Err(ConnectError::Timeout { backend: self.name(), limit }),
-        }
+    /// Opens a connection, TLS included, for a client, or on mailchime's own behalf. Each address of
+    /// the host is tried in turn, with an equal share of what is left of the time: a dead one does
+    /// not use it up.
+    pub async fn connect(&self, client: Option<Addresses>) -> Result<Connected, ConnectError> {
+        let Way { host, port, connect_timeout: limit, .. } = &*self.way;
+        let failed = |source| ConnectError::Io { backend: self.name(), source };
+        let late = || ConnectError::Timeout { backend: self.name(), limit: *limit };
+        let deadline = Instant::now() + *limit;
+        let looked_up = tokio::net::lookup_host((host.as_str(), *port));
+        let looked_up = tokio::time::timeout_at(deadline, looked_up).await.map_err(|_| late())?;
+        let addresses: Vec<_> = looked_up.map_err(failed)?.take(MOST_ADDRESSES).collect();
+        self.dial(&addresses, deadline, client).await.map_err(|error| match error {
+            Some(source) => failed(source),
+            None => late(),
+        })
     }
 
     /// Connects and logs in; the whole takes at most `limit` beyond connecting. No response of the
@@ -122,7 +203,7 @@ impl Backend {
         limit: Duration,
         longest: usize,
     ) -> Result<LoggedIn, LoginError> {
-        let Connected { stream, greeted } = self.connect().await?;
+        let Connected { stream, greeted, .. } = self.connect(None).await?;
         let id = Some(b"(\"name\" \"mailchime\")".to_vec());
         let options = Options { prefer_login: false, greeted, id, limit: longest };
         let dialogue = dialogue(stream, Login::new(Attempt::Credentials(credentials), options));
@@ -139,7 +220,7 @@ impl Backend {
     /// Asks what the backend offers before login, without logging in. `limit` and `longest` are as
     /// for [`Backend::log_in`].
     pub async fn probe(&self, limit: Duration, longest: usize) -> Result<(), LoginError> {
-        let Connected { mut stream, greeted } = self.connect().await?;
+        let Connected { mut stream, greeted, .. } = self.connect(None).await?;
         let offered = tokio::time::timeout(limit, offered(&mut stream, greeted, longest))
             .await
             .map_err(|_| LoginError::Unavailable(format!("no greeting within {limit:?}")))?
@@ -152,28 +233,50 @@ impl Backend {
         Ok(())
     }
 
-    async fn dial(&self) -> io::Result<Connected> {
-        let Inner { host, port, tls, .. } = &*self.0;
-        let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in tokio::net::lookup_host((host.as_str(), *port)).await? {
-            match TcpStream::connect(address).await {
-                Ok(stream) => {
-                    tune(&stream);
-                    return secure(stream, tls).await;
-                }
-                Err(error) => failure = error,
+    /// The first of `addresses` that can be connected to; or the last one's error, `None` being that
+    /// its time was up.
+    async fn dial(
+        &self,
+        addresses: &[SocketAddr],
+        deadline: Instant,
+        client: Option<Addresses>,
+    ) -> Result<Connected, Option<io::Error>> {
+        let nowhere = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        let mut failure = Some(nowhere);
+        for (address, left) in addresses.iter().zip((1..=addresses.len()).rev()) {
+            let rest = deadline.saturating_duration_since(Instant::now());
+            let share = rest / u32::try_from(left).unwrap_or(u32::MAX);
+            failure = match tokio::time::timeout(share, self.open(*address, client)).await {
+                Ok(Ok(connected)) => return Ok(connected),
+                Ok(Err(error)) => Some(error),
+                Err(_) => None,
+            };
+            if left > 1 {
+                let why = failure.as_ref().map_or("no answer".to_owned(), io::Error::to_string);
+                tracing::info!(backend = self.name(), %address, why, "trying the next address");
             }
         }
         Err(failure)
     }
+
+    async fn open(&self, address: SocketAddr, client: Option<Addresses>) -> io::Result<Connected> {
+        let mut stream = TcpStream::connect(address).await?;
+        tune(&stream);
+        if self.way.proxy_protocol {
+            stream.write_all(&proxy_protocol::header(client)).await?;
+        }
+        secure(stream, &self.way.security).await
+    }
 }
 
 /// Brings a fresh connection under TLS as configured.
-async fn secure(stream: TcpStream, tls: &Tls) -> io::Result<Connected> {
-    let (config, name, greeted) = match tls {
-        Tls::None => return Ok(Connected { stream: Stream::Plain(stream), greeted: false }),
-        Tls::Implicit(config, name) => (config, name, false),
-        Tls::StartTls(config, name) => (config, name, true),
+async fn secure(stream: TcpStream, security: &Security) -> io::Result<Connected> {
+    let (config, name, greeted) = match security {
+        Security::None => {
+            return Ok(Connected { stream: Stream::Plain(stream), greeted: false, place: None });
+        }
+        Security::Implicit(config, name) => (config, name, false),
+        Security::StartTls(config, name) => (config, name, true),
     };
     let mut stream = Stream::Plain(stream);
     if greeted {
@@ -182,7 +285,7 @@ async fn secure(stream: TcpStream, tls: &Tls) -> io::Result<Connected> {
     let Stream::Plain(stream) = stream else { return Err(io::ErrorKind::InvalidInput.into()) };
     let connector = TlsConnector::from(Arc::clone(config));
     let stream = connector.connect(name.clone(), stream).await?;
-    Ok(Connected { stream: Stream::Client(Box::new(stream)), greeted })
+    Ok(Connected { stream: Stream::Client(Box::new(stream)), greeted, place: None })
 }
 
 /// Reads the greeting and asks for TLS. Bytes behind the answer came without protection: they end
@@ -245,7 +348,8 @@ async fn dialogue(
             None => read_more(&mut stream, &mut input).await.map_err(gone)?,
             Some(Outcome::Challenge(_)) => login.acknowledge(&mut out),
             Some(Outcome::Accepted { offered, granted, .. }) => {
-                return Ok((offered, Ok(LoggedIn { stream, input, capabilities: granted })));
+                let logged_in = LoggedIn { stream, input, capabilities: granted, place: None };
+                return Ok((offered, Ok(logged_in)));
             }
             Some(Outcome::Refused { answer, offered }) => {
                 return Ok((offered, Err(LoginError::Refused { answer })));
@@ -292,5 +396,96 @@ async fn read_more(stream: &mut Stream, input: &mut Vec<u8>) -> io::Result<()> {
     match stream.fill(input).await? {
         0 => Err(io::ErrorKind::UnexpectedEof.into()),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::demo::pki::Pki;
+
+    /// For what is expected to come about at once.
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    fn backend(tls: BackendTls) -> config::Backend {
+        config::Backend::new("localhost", 1, tls)
+    }
+
+    fn built(config: &config::Backend) -> Backend {
+        Backend::new(config, LIMIT).unwrap()
+    }
+
+    async fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    #[tokio::test]
+    async fn a_dead_address_takes_its_share_of_the_time_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let pki = Pki::generate(None).unwrap();
+        pki.write_to(folder.path()).unwrap();
+        let ca = Some(folder.path().join("ca.pem"));
+        let trust = Trust { ca, server_name: "localhost".into() };
+        let backend = built(&backend(BackendTls::Implicit(trust)));
+
+        // The system accepts for whoever never does; the one behind it shakes hands.
+        let (_silent, dead) = listener().await;
+        let (lively, alive) = listener().await;
+        let acceptor = tokio_rustls::TlsAcceptor::from(pki.server_config().unwrap());
+        tokio::spawn(async move {
+            let (stream, _) = lively.accept().await.unwrap();
+            acceptor.accept(stream).await.unwrap().read_to_end(&mut Vec::new()).await
+        });
+        let started = Instant::now();
+        let deadline = started + Duration::from_millis(900);
+        let connected = backend.dial(&[dead, dead, alive], deadline, None).await.unwrap();
+        assert!(matches!(connected.stream, Stream::Client(_)));
+        let taken = started.elapsed();
+        let thirds = Duration::from_millis(590)..Duration::from_millis(880);
+        assert!(thirds.contains(&taken), "{taken:?}: both dead ones have a third");
+
+        let failure = backend.dial(&[dead], Instant::now() + Duration::from_millis(1), None).await;
+        assert!(matches!(failure, Err(None)), "{failure:?}");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_refuses_takes_no_time() {
+        let (closed, refusing) = listener().await;
+        drop(closed);
+        let (_open, listening) = listener().await;
+        let backend = built(&backend(BackendTls::None));
+        let deadline = Instant::now() + LIMIT;
+        let failure = backend.dial(&[refusing], deadline, None).await.unwrap_err().unwrap();
+        assert_eq!(failure.kind(), io::ErrorKind::ConnectionRefused);
+        backend.dial(&[refusing, listening], deadline, None).await.unwrap();
+        let failure = backend.dial(&[], deadline, None).await.unwrap_err().unwrap();
+        assert_eq!(failure.to_string(), "the name has no address");
+    }
+
+    #[tokio::test]
+    async fn the_header_comes_before_anything_else() {
+        let client = Addresses {
+            source: "192.0.2.1:1234".parse().unwrap(),
+            destination: "198.51.100.1:993".parse().unwrap(),
+        };
+        let mut config = backend(BackendTls::None);
+        config.proxy_protocol = true;
+        for told in [Some(client), None] {
+            let (listening, address) = listener().await;
+            let deadline = Instant::now() + LIMIT;
+            let connected = built(&config).dial(&[address], deadline, told).await.unwrap();
+            drop(connected);
+            let (mut stream, _) = listening.accept().await.unwrap();
+            let mut heard = Vec::new();
+            stream.read_to_end(&mut heard).await.unwrap();
+            let mut rest = &heard[..];
+            assert_eq!(proxy_protocol::read(&mut rest).await.unwrap(), told);
+            assert_eq!(rest, b"");
+        }
     }
 }

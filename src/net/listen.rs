@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use listenfd::ListenFd;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -32,6 +33,24 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// The sockets that systemd hands over (LISTEN_FDS of sd_listen_fds(3)), in the order of its unit.
+///
+/// To be called before there are threads, for it clears the variables: a child of this process must
+/// not take them for its own.
+///
+/// # Errors
+/// If one of them is no TCP socket.
+pub fn inherited() -> io::Result<Vec<std::net::TcpListener>> {
+    let mut sockets = ListenFd::from_env();
+    (0..sockets.len()).filter_map(|index| sockets.take_tcp_listener(index).transpose()).collect()
+}
+
+/// A socket that [`inherited`] gave, which listens already.
+pub fn adopt(socket: std::net::TcpListener) -> io::Result<TcpListener> {
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket)
+}
+
 /// The next connection. Errors are survived: a peer that is gone again does not matter, and where
 /// descriptors are short a pause lets some be freed. Cancel safe.
 pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
@@ -55,7 +74,7 @@ pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
 }
 
 /// An IPv4 address that came in over an IPv6 socket, as IPv4.
-fn canonical(peer: SocketAddr) -> SocketAddr {
+pub fn canonical(peer: SocketAddr) -> SocketAddr {
     SocketAddr::new(peer.ip().to_canonical(), peer.port())
 }
 

@@ -4,6 +4,7 @@
 //! watchers, pushes or the database.
 
 pub mod backend;
+pub mod backends;
 pub mod backoff;
 pub mod counters;
 pub mod deflate;

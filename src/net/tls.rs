@@ -1,13 +1,16 @@
 //! TLS configurations from PEM files.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::verify_server_name;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::{ClientHello, ParsedCertificate, ProducesTickets, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 
 /// Why a TLS configuration cannot be made. Each message names the file and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +49,10 @@ pub enum TlsError {
         certificate = certificate.display(), private_key = private_key.display()
     )]
     Mismatch { certificate: PathBuf, private_key: PathBuf },
+    #[error("{path}: is not for {name}; name the certificate that is", path = path.display())]
+    OtherName { path: PathBuf, name: String },
+    #[error("{0:?} is no host name or IP address")]
+    NoName(String),
     #[error("the system has no certificate authorities: install ca-certificates, or set `ca`")]
     NoRoots,
     #[error("TLS cannot be set up: {0}")]
@@ -61,8 +68,9 @@ impl TlsError {
             | Self::NoKey { path }
             | Self::Malformed { path }
             | Self::BadCertificate { path, .. }
-            | Self::BadKey { path } => Some(path),
-            Self::Mismatch { .. } | Self::NoRoots | Self::Setup(_) => None,
+            | Self::BadKey { path }
+            | Self::OtherName { path, .. } => Some(path),
+            Self::Mismatch { .. } | Self::NoName(_) | Self::NoRoots | Self::Setup(_) => None,
         }
     }
 }
@@ -90,14 +98,66 @@ pub fn identity(certificate: &Path, private_key: &Path) -> Result<CertifiedKey, 
     })
 }
 
-/// What clients connect to: TLS 1.2 and 1.3 with this certificate.
-pub fn server(certificate: &Path, private_key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
+/// What seals the tickets by which clients resume a session without a full handshake (RFC 8446
+/// section 2.2, RFC 5077). One for the life of the program: tickets hold over new certificates, and
+/// their keys, which are never written, change every six hours.
+pub fn tickets() -> Result<Arc<dyn ProducesTickets>, TlsError> {
+    Ok(rustls::crypto::aws_lc_rs::Ticketer::new()?)
+}
+
+/// A certificate chain that is for `name`, a host name whose first label may be `*`, and its private
+/// key.
+pub fn identity_for(
+    name: &str,
+    certificate: &Path,
+    private_key: &Path,
+) -> Result<CertifiedKey, TlsError> {
     let identity = identity(certificate, private_key)?;
-    let config = ServerConfig::builder_with_provider(provider())
+    // What stands for any label is tried with one.
+    let host = name.replace('*', "any");
+    let fits = || {
+        let certificate = ParsedCertificate::try_from(identity.end_entity_cert()?)?;
+        let host = ServerName::try_from(host).map_err(|_| CertificateError::NotValidForName)?;
+        verify_server_name(&certificate, &host)
+    };
+    fits().map_err(|_| TlsError::OtherName { path: certificate.into(), name: name.to_owned() })?;
+    Ok(identity)
+}
+
+/// What clients connect to: TLS 1.2 and 1.3, with the certificate that is for the name they ask for,
+/// in lower case and with `*.` for any first label, or else with the default one.
+///
+/// ALPN is left alone: a client that offers `imap` (its name in IANA's registry) or anything else is
+/// served, and none is chosen.
+pub fn server(
+    default: CertifiedKey,
+    named: HashMap<String, Arc<CertifiedKey>>,
+    tickets: Arc<dyn ProducesTickets>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity)));
+        .with_cert_resolver(Arc::new(Certificates { named, default: Arc::new(default) }));
+    config.ticketer = tickets;
     Ok(Arc::new(config))
+}
+
+/// Which certificate a client is shown.
+#[derive(Debug)]
+struct Certificates {
+    named: HashMap<String, Arc<CertifiedKey>>,
+    default: Arc<CertifiedKey>,
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let named = hello.server_name().and_then(|name| {
+            let name = name.to_ascii_lowercase();
+            let parent = name.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+            self.named.get(&name).or_else(|| self.named.get(&parent?))
+        });
+        Some(Arc::clone(named.unwrap_or(&self.default)))
+    }
 }
 
 /// What connects to a backend: verified against `ca`, or the system's authorities.

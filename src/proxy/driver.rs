@@ -7,7 +7,6 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as Poller, Poll, ready};
@@ -22,7 +21,9 @@ use super::Context;
 use super::register::register;
 use crate::imap::session::{Action, Connection, Disconnect, Session, Step};
 use crate::model::{Account, Credentials, SessionEvent};
-use crate::net::backend::{ConnectError, Connected};
+use crate::net::backend::{Backend, ConnectError, Connected};
+use crate::net::backends::Place;
+use crate::net::proxy_protocol::Addresses;
 use crate::net::stream::Stream;
 
 /// Bytes of one side that a session keeps before it reads no more of them.
@@ -42,7 +43,9 @@ pub(super) struct Driver {
     backend: Option<Peer>,
     errand: Option<Errand>,
     credentials: Option<Credentials>,
-    peer: SocketAddr,
+    addresses: Addresses,
+    /// The backend that was last chosen.
+    chosen: Backend,
     /// Wraps the client's connection after STARTTLS.
     acceptor: Option<TlsAcceptor>,
     /// The client's connection changes its form once all that is said has left.
@@ -58,7 +61,7 @@ pub(super) struct Driver {
 
 /// What a session waits for, beside its sockets.
 enum Errand {
-    Connect(Pin<Box<dyn Future<Output = Result<Connected, ConnectError>> + Send>>),
+    Connect(Pin<Box<dyn Future<Output = Result<Connected, NotConnected>> + Send>>),
     Register(Pin<Box<dyn Future<Output = bool> + Send>>),
     Handshake(Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>),
     /// A refusal waits for its time.
@@ -69,6 +72,15 @@ enum Errand {
 enum Switch {
     Tls,
     Compression,
+}
+
+/// Why a login is not tried.
+#[derive(Debug, thiserror::Error)]
+enum NotConnected {
+    #[error(transparent)]
+    Backend(#[from] ConnectError),
+    #[error("too many failed logins")]
+    Guessing,
 }
 
 /// How a session ended.
@@ -94,6 +106,8 @@ struct Peer {
     dirty: bool,
     /// Our side of it is closed, or it takes no more.
     shut: bool,
+    /// Held as long as the connection, where connections are counted.
+    _place: Option<Place>,
 }
 
 /// The bytes that come from one peer.
@@ -126,23 +140,31 @@ impl Driver {
     /// serves.
     pub(super) fn new(
         stream: Stream,
-        peer: SocketAddr,
+        addresses: Addresses,
         acceptor: Option<TlsAcceptor>,
         context: Arc<Context>,
     ) -> Self {
+        let Addresses { source, destination } = addresses;
         let connection = Connection {
             secure: acceptor.is_none(),
             tag_prefix: format!("mc{:016x}x", rand::random::<u64>()),
-            id_fields: Vec::new(),
+            // As Dovecot names them (login_trusted_networks).
+            id_fields: vec![
+                ("x-originating-ip", source.ip().to_string()),
+                ("x-originating-port", source.port().to_string()),
+                ("x-connected-ip", destination.ip().to_string()),
+                ("x-connected-port", destination.port().to_string()),
+            ],
         };
         Self {
             session: Session::new(context.profile(), connection),
+            chosen: context.backends.of(None),
             context,
             client: Peer::new(stream, Side::Client),
             backend: None,
             errand: None,
             credentials: None,
-            peer,
+            addresses,
             acceptor,
             switch: None,
             tried_at: Instant::now(),
@@ -212,7 +234,10 @@ impl Driver {
                 }
                 continue;
             }
-            match self.poll_lanes(cx) {
+            let lanes = self.poll_lanes(cx);
+            let over = std::mem::take(&mut self.session.output.over);
+            self.context.count(over);
+            match lanes {
                 Ok(Pause::Action) => self.act(),
                 Ok(pause) => {
                     if self.poll_errand(cx).is_ready() {
@@ -352,26 +377,22 @@ impl Driver {
                 Action::Compress => self.switch = Some(Switch::Compression),
                 Action::Refused(account) => {
                     let account = account.map_or_else(|| "?".to_owned(), |a| a.to_string());
-                    let peer = self.peer.ip();
+                    let peer = self.addresses.source.ip();
+                    self.context.gate.failed(peer);
                     // One line for whoever bans guessers: fail2ban and its like.
                     tracing::warn!(%peer, account, "login refused");
                     let at = self.tried_at + self.context.limits.failure_delay;
                     self.errand = Some(Errand::Refuse(Box::pin(tokio::time::sleep_until(at))));
                 }
-                Action::Connect(_) => {
-                    self.tried_at = Instant::now();
-                    let backend = self.context.backend.clone();
-                    self.errand =
-                        Some(Errand::Connect(Box::pin(async move { backend.connect().await })));
-                }
+                Action::Connect(account) => self.connect(account),
                 Action::Disconnect(why) => {
                     if let Disconnect::Unavailable(why) = why {
-                        let backend = self.context.backend.name();
+                        let backend = self.chosen.name();
                         tracing::warn!(backend, why, "the backend gave no answer to a login");
                     }
                     self.backend = None;
                 }
-                Action::Seen(offered) => self.context.backend.saw(offered),
+                Action::Seen(offered) => self.chosen.saw(offered),
                 Action::LoggedIn(None) => {}
                 Action::LoggedIn(Some(credentials)) => {
                     let account = credentials.account();
@@ -397,15 +418,44 @@ impl Driver {
         }
     }
 
+    /// Connects to the account's backend, unless too many logins from the client's address failed.
+    fn connect(&mut self, account: Option<Account>) {
+        let (context, addresses) = (Arc::clone(&self.context), self.addresses);
+        let (peer, limit) = (addresses.source.ip(), context.limits.login_failures_per_minute);
+        let backend = context.backends.of(account.as_ref());
+        self.tried_at = Instant::now();
+        self.chosen = backend.clone();
+        let slowly = self.tried_at + context.limits.failure_delay;
+        self.errand = Some(Errand::Connect(Box::pin(async move {
+            if context.gate.fails_often(peer, limit) {
+                if context.counters.login_failures_per_minute.hit() {
+                    tracing::warn!(%peer, limit, "[limits] login_failures_per_minute is reached");
+                }
+                // Nor is it a way to guess faster.
+                tokio::time::sleep_until(slowly).await;
+                return Err(NotConnected::Guessing);
+            }
+            Ok(context.backends.connect(&backend, account.as_ref(), addresses).await?)
+        })));
+    }
+
     fn poll_errand(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
         match &mut self.errand {
             None => return Poll::Pending,
             Some(Errand::Connect(connect)) => match ready!(connect.as_mut().poll(cx)) {
-                Ok(Connected { stream, greeted }) => {
-                    self.backend = Some(Peer::new(stream, Side::Backend));
-                    self.session.connected(greeted, false);
+                Ok(Connected { stream, greeted, place }) => {
+                    self.backend = Some(Peer { _place: place, ..Peer::new(stream, Side::Backend) });
+                    self.session.connected(greeted, self.chosen.takes_id());
                 }
-                Err(error) => {
+                Err(NotConnected::Guessing) => {
+                    self.session.turned_away(
+                        "NO [LIMIT] Too many failed logins from your address, try again later",
+                    );
+                }
+                Err(NotConnected::Backend(ConnectError::TooMany { .. })) => {
+                    self.session.turned_away("NO [LIMIT] Too many connections of this account");
+                }
+                Err(NotConnected::Backend(error)) => {
                     tracing::warn!(%error, "the backend cannot be reached");
                     self.session.unavailable();
                 }
@@ -424,7 +474,7 @@ impl Driver {
                     self.session.secured();
                 }
                 Err(error) => {
-                    tracing::debug!(peer = %self.peer, %error, "TLS handshake failed");
+                    tracing::debug!(peer = %self.addresses.source, %error, "TLS handshake failed");
                     self.close = true;
                 }
             },
@@ -465,6 +515,7 @@ impl Driver {
         let write_timeout = self.context.limits.write_timeout;
         let timer = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_timeout)));
         ready!(timer.as_mut().poll(cx));
+        self.context.counters.write_timeout.hit();
         Poll::Ready(Some(Ended::Fault(format!("a peer took no bytes for {write_timeout:?}"))))
     }
 
@@ -556,7 +607,7 @@ impl Peer {
     fn new(stream: Stream, side: Side) -> Self {
         let lane =
             Lane { side, kept: Vec::new(), forward: 0, ended: false, relayed: 0, moved: false };
-        Self { stream, lane, dirty: false, shut: false }
+        Self { stream, lane, dirty: false, shut: false, _place: None }
     }
 
     /// Moves what comes from this peer to `other` until it must pause.

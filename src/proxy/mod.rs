@@ -5,62 +5,99 @@
 //! they must know of it leaves through a bounded channel of [`SessionEvent`]s.
 
 mod driver;
+mod limits;
 mod register;
 mod serve;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Semaphore, mpsc};
+use rustls::ServerConfig;
+use tokio::sync::mpsc;
 
+use self::limits::Gate;
 pub use self::serve::serve;
 use crate::config::{self, Config};
-use crate::imap::session::{Profile, PushOffer};
+use crate::imap::session::{Over, Profile, PushOffer};
 use crate::model::SessionEvent;
-use crate::net::backend::Backend;
+use crate::net::backends::Backends;
+use crate::net::counters::Counters;
 use crate::store::{Store, Vault};
 
-/// What all sessions share.
+/// What all sessions share that began under one configuration. Its parts that outlive it are handles.
 #[derive(Debug)]
 pub struct Context {
-    backend: Backend,
+    backends: Backends,
     /// Offered to clients; `None` when push is off.
     push: Option<PushOffer>,
     store: Store,
     vault: Arc<Vault>,
     events: mpsc::Sender<SessionEvent>,
+    /// What clients are shown.
+    tls: Arc<ServerConfig>,
+    gate: Arc<Gate>,
+    counters: Arc<Counters>,
     limits: config::Limits,
-    /// One for each client that may be connected, to whichever listener.
-    places: Arc<Semaphore>,
     /// Most devices of one account.
     devices: u32,
     profile: Mutex<Option<Arc<Profile>>>,
 }
 
+/// What sessions begin with, from the moment that it is set. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Current(Arc<Mutex<Arc<Context>>>);
+
 impl Context {
     pub fn new(
-        backend: Backend,
+        backends: Backends,
         push: Option<PushOffer>,
         store: Store,
         vault: Arc<Vault>,
         events: mpsc::Sender<SessionEvent>,
+        tls: Arc<ServerConfig>,
         config: &Config,
     ) -> Self {
         Self {
-            backend,
+            counters: backends.counters(),
+            backends,
             push,
             store,
             vault,
             events,
-            places: Arc::new(Semaphore::new(config.limits.sessions)),
+            tls,
+            gate: Arc::default(),
             limits: config.limits.clone(),
             devices: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
             profile: Mutex::new(None),
         }
     }
 
+    /// The same under other limits and certificates. What is counted stays counted.
+    #[must_use]
+    pub fn reloaded(&self, tls: Arc<ServerConfig>, limits: config::Limits) -> Self {
+        Self {
+            backends: self.backends.clone(),
+            push: self.push.clone(),
+            store: self.store.clone(),
+            vault: Arc::clone(&self.vault),
+            events: self.events.clone(),
+            tls,
+            gate: Arc::clone(&self.gate),
+            counters: Arc::clone(&self.counters),
+            limits,
+            devices: self.devices,
+            profile: Mutex::new(None),
+        }
+    }
+
+    fn count(&self, over: Over) {
+        self.counters.command_size.add(over.command);
+        self.counters.capability_size.add(over.capability);
+    }
+
     /// What a session that starts now may offer; shared by all sessions while it stays the same.
     fn profile(&self) -> Arc<Profile> {
-        let seen = self.backend.seen();
+        // Nobody knows yet whose session it will be.
+        let seen = self.backends.of(None).seen();
         let mut profile = self.profile.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(profile) = &*profile
             && profile.backend.as_ref().map(Arc::as_ptr) == seen.as_ref().map(Arc::as_ptr)
@@ -74,5 +111,21 @@ impl Context {
             command_size: self.limits.command_size,
             capability_size: self.limits.capability_size,
         })))
+    }
+}
+
+impl Current {
+    pub fn new(context: Context) -> Self {
+        Self(Arc::new(Mutex::new(Arc::new(context))))
+    }
+
+    pub fn set(&self, context: Context) {
+        let context = Arc::new(context);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&context);
+        context.gate.changed();
+    }
+
+    pub fn get(&self) -> Arc<Context> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

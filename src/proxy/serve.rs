@@ -1,84 +1,108 @@
 //! Accepting clients, and one task for each.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
-use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Context;
 use super::driver::{Driver, Ended};
-use crate::net::listen::accept;
+use super::limits::Place;
+use super::{Context, Current};
+use crate::config::{Listener, ListenerTls};
+use crate::net::listen::{accept, canonical};
+use crate::net::proxy_protocol::{self, Addresses};
 use crate::net::stream::Stream;
 
-/// Accepts clients with implicit TLS until `stop`; returns when their sessions have ended.
+/// Accepts clients until `stop`, or until nobody is left to say how; returns when their sessions
+/// have ended.
+///
+/// Each session goes by what `how` and `current` are when it begins, and is not touched by what they
+/// become.
 pub async fn serve(
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
-    context: Arc<Context>,
+    how: watch::Receiver<Listener>,
+    current: Current,
     stop: CancellationToken,
 ) {
-    let acceptor = TlsAcceptor::from(tls);
     let sessions = TaskTracker::new();
+    let mut changes = how.clone();
+    let closed = async { while changes.changed().await.is_ok() {} };
+    tokio::pin!(closed);
     loop {
         // Where all places are taken the next client waits here, and others in the system's queue.
         let next = async {
             let client = accept(&listener).await;
-            (place(&context).await, client)
+            (place(&current).await, client)
         };
+        // The place lives in the session's task, so no way to end it can leak the place.
         let (place, (stream, peer)) = tokio::select! {
             () = stop.cancelled() => break,
+            () = &mut closed => break,
             next = next => next,
         };
-        let (acceptor, context, stop) = (acceptor.clone(), Arc::clone(&context), stop.clone());
-        sessions.spawn(async move {
-            let _place = place;
-            session(stream, peer, acceptor, context, stop).await;
-        });
+        let how = how.borrow().clone();
+        sessions.spawn(session(stream, peer, how, place, current.get(), stop.clone()));
     }
     drop(listener);
     sessions.close();
     sessions.wait().await;
 }
 
-/// A place for one more client. It is given back by dropping it, which no end of a session can leave
-/// out.
-async fn place(context: &Context) -> Option<OwnedSemaphorePermit> {
-    if let Ok(place) = Arc::clone(&context.places).try_acquire_owned() {
-        return Some(place);
+/// A place for one more client, once there is one.
+async fn place(current: &Current) -> Place {
+    loop {
+        let context = current.get();
+        let limit = context.limits.sessions;
+        if let Some(place) = context.gate.enter(limit) {
+            return place;
+        }
+        if context.counters.sessions.hit() {
+            tracing::warn!(limit, "[limits] sessions is reached: clients have to wait");
+        }
+        context.gate.left().await;
     }
-    let limit = context.limits.sessions;
-    tracing::warn!(limit, "[limits] sessions is reached: clients have to wait");
-    // Nobody closes the semaphore, so there is a place in the end.
-    Arc::clone(&context.places).acquire_owned().await.ok()
 }
 
 async fn session(
     stream: TcpStream,
     peer: SocketAddr,
-    acceptor: TlsAcceptor,
+    how: Listener,
+    mut place: Place,
     context: Arc<Context>,
     stop: CancellationToken,
 ) {
     let started = Instant::now();
-    let handshake = tokio::time::timeout(context.limits.handshake_timeout, acceptor.accept(stream));
-    let stream = tokio::select! {
+    let limit = context.limits.handshake_timeout;
+    let opening = opening(stream, peer, &how, &mut place, &context);
+    let opened = tokio::select! {
         () = stop.cancelled() => return,
-        result = handshake => match result {
-            Ok(Ok(stream)) => Stream::Server(Box::new(stream)),
-            Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
-            Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
-        },
+        opened = tokio::time::timeout(limit, opening) => opened,
     };
-    let mut driver = Driver::new(stream, peer, None, context);
+    let (stream, addresses) = match opened {
+        Ok(Ok(Some(opened))) => opened,
+        Ok(Ok(None)) => return,
+        Ok(Err(error)) => return tracing::debug!(%peer, %error, "no session came about"),
+        Err(_) => {
+            context.counters.handshake_timeout.hit();
+            return tracing::debug!(%peer, ?limit, "TLS handshake took too long");
+        }
+    };
+    let peer = addresses.source;
+    let acceptor =
+        (how.tls == ListenerTls::StartTls).then(|| TlsAcceptor::from(Arc::clone(&context.tls)));
+    let mut driver = Driver::new(stream, addresses, acceptor, Arc::clone(&context));
     let ended = driver.run(&stop).await;
     let seconds = started.elapsed().as_secs_f64();
     let (account, [received, sent]) = (driver.account(), driver.relayed());
+    if matches!(ended, Ended::LoginTimeout) {
+        context.counters.login_timeout.hit();
+    }
     // One line a session; a connection that never logged in is of interest to few.
     match (&account, &ended) {
         (Some(account), Ended::Fault(why)) => {
@@ -90,4 +114,36 @@ async fn session(
         (None, _) => tracing::debug!(%peer, seconds, ?ended, "connection ended without login"),
     }
     driver.farewell(&ended).await;
+}
+
+/// What comes before the first word of IMAP: the PROXY header, if `peer` is one that sends it, the
+/// place among the sessions from the client's address, and TLS. `None`: turned away.
+async fn opening(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    how: &Listener,
+    place: &mut Place,
+    context: &Context,
+) -> io::Result<Option<(Stream, Addresses)>> {
+    let mut addresses = Addresses { source: peer, destination: canonical(stream.local_addr()?) };
+    if how.proxy_protocol.iter().any(|network| network.contains(peer.ip()))
+        && let Some(told) = proxy_protocol::read(&mut stream).await?
+    {
+        addresses = told;
+    }
+    let (client, limit) = (addresses.source, context.limits.sessions_per_ip);
+    if !place.settle(client.ip(), limit) {
+        if context.counters.sessions_per_ip.hit() {
+            tracing::warn!(peer = %client, limit, "[limits] sessions_per_ip is reached");
+        }
+        return Ok(None);
+    }
+    let stream = match how.tls {
+        ListenerTls::StartTls => Stream::Plain(stream),
+        ListenerTls::Implicit => {
+            let acceptor = TlsAcceptor::from(Arc::clone(&context.tls));
+            Stream::Server(Box::new(acceptor.accept(stream).await?))
+        }
+    };
+    Ok(Some((stream, addresses)))
 }

@@ -19,7 +19,7 @@ use super::refusal::Refusal;
 use crate::imap::capability::Capabilities;
 use crate::imap::login::printable;
 use crate::model::{Account, Credentials, Mailbox, Snapshot, Timestamp};
-use crate::net::backend::LoginError;
+use crate::net::backend::{Backend, LoginError};
 use crate::net::backoff::Backoff;
 use crate::store::StoreError;
 
@@ -233,25 +233,36 @@ impl Watcher {
     /// One connection from login to its end. Whatever it waits for, it ends when it is to stop.
     async fn connection(&mut self) -> End {
         let orders = self.orders.clone();
+        let (backends, account) = (self.context.backends.clone(), self.account.clone());
+        let backend = backends.of(Some(&account));
         let logged_in = tokio::select! {
-            logged_in = self.log_in() => logged_in,
+            logged_in = self.log_in(&backend) => logged_in,
             () = stopped(orders.clone()) => return End::Stop,
         };
         let (mut connection, granted) = match logged_in {
             Ok(logged_in) => logged_in,
             Err(end) => return end,
         };
-        let end = tokio::select! {
-            Err(end) = self.rounds(&mut connection, granted) => end,
-            () = stopped(orders) => End::Stop,
+        let (end, orderly) = tokio::select! {
+            Err(end) = self.rounds(&mut connection, granted) => {
+                let orderly = matches!(end, End::Stop | End::Nothing);
+                (end, orderly)
+            }
+            () = stopped(orders) => (End::Stop, true),
+            () = backends.moved(Some(&account), &backend) => {
+                (End::Failed("the configuration names another backend".to_owned()), true)
+            }
         };
-        if matches!(end, End::Stop | End::Nothing) {
+        if orderly {
             connection.log_out().await;
         }
         end
     }
 
-    async fn log_in(&mut self) -> Result<(Connection, Option<Capabilities>), End> {
+    async fn log_in(
+        &mut self,
+        backend: &Backend,
+    ) -> Result<(Connection, Option<Capabilities>), End> {
         // After a break nothing counts but what the devices were told.
         self.mailboxes.clear();
         self.reload().await?;
@@ -262,18 +273,14 @@ impl Watcher {
         self.credentials = Some(credentials.clone());
         let context = &self.context;
         let timeout = context.config.answer_timeout;
-        let result = context.backend.log_in(credentials, timeout, context.response_size).await;
+        let backends = &context.backends;
+        let result = backends.log_in(backend, credentials, timeout, context.response_size).await;
         match result {
-            Ok(logged_in) => {
+            Ok(mut logged_in) => {
                 self.logged_in = Some(Instant::now());
                 self.refusals = 0;
-                let connection = Connection::new(
-                    logged_in.stream,
-                    logged_in.input,
-                    timeout,
-                    context.response_size,
-                );
-                Ok((connection, logged_in.capabilities))
+                let granted = logged_in.capabilities.take();
+                Ok((Connection::new(logged_in, timeout, context.response_size), granted))
             }
             Err(LoginError::Refused { answer }) if Refusal::of(&answer) != Refusal::Temporary => {
                 Err(End::Refused(answer))

@@ -10,6 +10,8 @@ use super::news::News;
 use crate::imap::literal::End;
 use crate::imap::login::{end_of_status_or_response, printable};
 use crate::imap::peek::{self, Response, Status};
+use crate::net::backend::LoggedIn;
+use crate::net::backends::Place;
 use crate::net::stream::Stream;
 
 /// For the last words of a connection.
@@ -27,6 +29,8 @@ pub(super) struct Connection {
     pub(super) news: News,
     answer_timeout: Duration,
     longest: usize,
+    /// Among the connections of its account.
+    _place: Option<Place>,
 }
 
 /// Why a connection is of no more use.
@@ -51,16 +55,12 @@ pub(super) enum Answer {
 }
 
 impl Connection {
-    /// `input` is what came behind the answer to the login. `answer_timeout` is for the whole
-    /// answer to a command, `longest` the most bytes of one response.
-    pub(super) fn new(
-        stream: Stream,
-        input: Vec<u8>,
-        answer_timeout: Duration,
-        longest: usize,
-    ) -> Self {
+    /// `answer_timeout` is for the whole answer to a command, `longest` the most bytes of one
+    /// response.
+    pub(super) fn new(logged_in: LoggedIn, answer_timeout: Duration, longest: usize) -> Self {
+        let LoggedIn { stream, input, place: _place, .. } = logged_in;
         let news = News::default();
-        Self { stream, input, commands: 0, idle: None, news, answer_timeout, longest }
+        Self { stream, input, commands: 0, idle: None, news, answer_timeout, longest, _place }
     }
 
     /// Sends a command and gives each untagged response until its answer to `untagged`.

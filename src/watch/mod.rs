@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 pub use self::supervisor::run;
 use crate::config::{self, Config};
 use crate::model::WatchEvent;
-use crate::net::backend::Backend;
+use crate::net::backends::Backends;
 use crate::store::{Store, Vault};
 
 /// What all watchers share.
@@ -40,7 +40,7 @@ pub struct Context {
     registration_ttl: Duration,
     /// Longest response of a backend, in bytes.
     response_size: usize,
-    backend: Backend,
+    backends: Backends,
     store: Store,
     vault: Arc<Vault>,
     events: mpsc::Sender<WatchEvent>,
@@ -51,7 +51,7 @@ pub struct Context {
 impl Context {
     pub fn new(
         config: &Config,
-        backend: Backend,
+        backends: Backends,
         store: Store,
         vault: Arc<Vault>,
         events: mpsc::Sender<WatchEvent>,
@@ -60,7 +60,7 @@ impl Context {
             config: config.watch.clone(),
             registration_ttl: config.push.registration_ttl,
             response_size: config.limits.capability_size,
-            backend,
+            backends,
             store,
             vault,
             events,

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use mailchime::app::{self, Running};
-use mailchime::config::{self, BackendTls, Config};
+use mailchime::config::{self, BackendTls, Config, Trust};
 use mailchime::demo::apns::{Apns, Push};
 use mailchime::demo::phone::{Phone, Registered};
 use mailchime::model::Mailbox;
@@ -44,12 +44,8 @@ impl World {
         let apns = Apns::start(listener, pki()).unwrap();
         let file = |name: &str| folder.path().join(name);
         let mut config = Config::new(
-            config::Tls { certificate: file("server.pem"), private_key: file("server.key") },
-            config::Backend {
-                host: backend.ip().to_string(),
-                port: backend.port(),
-                tls: BackendTls::None,
-            },
+            config::Tls::new(file("server.pem"), file("server.key")),
+            config::Backend::new(backend.ip().to_string(), backend.port(), BackendTls::None),
         );
         config.listeners[0].address = ([127, 0, 0, 1], 0).into();
         config.store.url = format!("sqlite://{}", file("mailchime.db").display());
@@ -148,10 +144,10 @@ async fn a_backend_behind_tls_is_verified() {
     let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
     in_time(async {
         let world = World::start_with(dovecot.tls, |config, folder| {
-            config.backend.tls = BackendTls::Implicit {
+            config.backend.tls = BackendTls::Implicit(Trust {
                 ca: Some(folder.join("ca.pem")),
                 server_name: "localhost".into(),
-            };
+            });
         })
         .await;
         world.register(BOB, &["INBOX"]).await;
@@ -161,10 +157,10 @@ async fn a_backend_behind_tls_is_verified() {
 
         // Another name than the certificate's: nobody is told a password.
         let world = World::start_with(dovecot.tls, |config, folder| {
-            config.backend.tls = BackendTls::Implicit {
+            config.backend.tls = BackendTls::Implicit(Trust {
                 ca: Some(folder.join("ca.pem")),
                 server_name: "imap.example.org".into(),
-            };
+            });
         })
         .await;
         let address = world.address();

@@ -11,7 +11,7 @@ use mailchime::model::{
     Account, ChangeKind, Credentials, Device, DeviceToken, Mailbox, Registration, SessionEvent,
     Snapshot, Timestamp, WatchEvent,
 };
-use mailchime::net;
+use mailchime::net::backends::{Backends, Table};
 use mailchime::store::{DeviceKey, Store, Vault};
 use mailchime::watch;
 use tempfile::TempDir;
@@ -118,16 +118,14 @@ impl World {
 
     /// Starts the program's watching part.
     fn watch(&self) -> Watching {
-        let tls = config::Tls { certificate: "none".into(), private_key: "none".into() };
         let (host, port) = (self.backend.ip().to_string(), self.backend.port());
-        let backend = config::Backend { host: host.clone(), port, tls: BackendTls::None };
-        let mut config = Config::new(tls, backend);
+        let backend = config::Backend::new(host, port, BackendTls::None);
+        let mut config = Config::new(config::Tls::new("none", "none"), backend);
         config.watch = self.watch.clone();
         let (sender, events) = mpsc::channel(self.queue);
-        let backend =
-            net::backend::Backend::new(host, port, net::backend::Tls::None, Duration::from_secs(5));
+        let backends = Backends::new(Table::new(&config).unwrap(), Arc::default());
         let (store, vault) = (self.store.clone(), Arc::clone(&self.vault));
-        let context = Arc::new(watch::Context::new(&config, backend, store, vault, sender));
+        let context = Arc::new(watch::Context::new(&config, backends, store, vault, sender));
         let (sessions, session_events) = mpsc::channel(10);
         let (unwatched, unwatched_accounts) = mpsc::channel(10);
         let stop = CancellationToken::new();

@@ -8,13 +8,14 @@ use mailchime::config::{self, Config};
 use mailchime::demo::dialogue::{Dialogue, Event, Peer, Text, Variables, What};
 use mailchime::demo::pki::Pki;
 use mailchime::model::Timestamp;
-use mailchime::net::backend::{Backend, Tls};
+use mailchime::net::backend::Backend;
+use mailchime::net::backends::{Backends, Table};
 use mailchime::proxy;
 use mailchime::store::{Store, Vault};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,7 @@ pub(crate) struct Proxy {
     pub(crate) backend: Backend,
     _events: mpsc::Receiver<mailchime::model::SessionEvent>,
     stop: CancellationToken,
+    _open: watch::Sender<config::Listener>,
     _folder: tempfile::TempDir,
 }
 
@@ -48,12 +50,12 @@ impl Proxy {
     ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut config = Config::new(
-            config::Tls { certificate: "unused".into(), private_key: "unused".into() },
-            config::Backend {
-                host: backend.ip().to_string(),
-                port: backend.port(),
-                tls: config::BackendTls::None,
-            },
+            config::Tls::new("unused", "unused"),
+            config::Backend::new(
+                backend.ip().to_string(),
+                backend.port(),
+                config::BackendTls::None,
+            ),
         );
         config.limits.failure_delay = Duration::from_millis(1);
         change(&mut config);
@@ -61,22 +63,18 @@ impl Proxy {
         let store = Store::open(&url, Duration::from_millis(100)).await.unwrap();
         let vault = Arc::new(Vault::open(&folder.path().join("key")).unwrap());
         let (sender, events) = mpsc::channel(1000);
-        let backend =
-            Backend::new(config.backend.host.clone(), config.backend.port, Tls::None, LIMIT);
-        let context = Arc::new(proxy::Context::new(
-            backend.clone(),
-            push,
-            store.clone(),
-            vault,
-            sender,
-            &config,
-        ));
+        let backends = Backends::new(Table::new(&config).unwrap(), Arc::default());
+        let backend = backends.of(None);
+        let tls = PKI.server_config().unwrap();
+        let context =
+            proxy::Context::new(backends, push, store.clone(), vault, sender, tls, &config);
         let listener = mailchime::net::listen::bind(([127, 0, 0, 1], 0).into()).unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let tls = PKI.server_config().unwrap();
-        tokio::spawn(proxy::serve(listener, tls, context, stop.clone()));
-        Self { address, store, backend, _events: events, stop, _folder: folder }
+        let (open, how) = watch::channel(config.listeners[0].clone());
+        let current = proxy::Current::new(context);
+        tokio::spawn(proxy::serve(listener, how, current, stop.clone()));
+        Self { address, store, backend, _events: events, stop, _open: open, _folder: folder }
     }
 
     /// Lets the sessions end, as at the end of the program.

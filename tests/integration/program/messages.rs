@@ -72,7 +72,11 @@ async fn a_bad_configuration_is_refused_in_one_line() {
         // message names.
         for (old, new, [key, file, remedy]) in [
             ("tls =", "colour = 1\ntls =", ["[backend]", "`colour`", "expected one of `address`"]),
-            ("\"none\"", "\"no\"", ["[backend] tls:", "`no`", "`none` or `implicit`"]),
+            (
+                "\"none\"",
+                "\"no\"",
+                ["[backend] tls:", "`no`", "one of `none`, `starttls`, `implicit`"],
+            ),
             ("\"none\"", "7", ["[backend] tls", "line 8", "wanted string or table"]),
             ("[tls]", "[tls", ["proxy.toml", "line 3", "expected `]`"]),
             ("127.0.0.1:0", "localhost", ["[[listener]] address:", "localhost", "[::]:993"]),

@@ -1,0 +1,305 @@
+//! All backends: which one has an account's mail, and how many connections an account may have.
+//!
+//! Sessions and watchers share this, so that an account's connections are counted once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::backend::{Backend, ConnectError, Connected, LoggedIn, LoginError};
+use super::counters::Counters;
+use super::proxy_protocol::Addresses;
+use super::tls::TlsError;
+use crate::config::{self, Config};
+use crate::model::{Account, Credentials};
+
+/// A handle to all backends. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Backends(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    table: watch::Sender<Table>,
+    accounts: Arc<Accounts>,
+    counters: Arc<Counters>,
+}
+
+/// The backends of one configuration; [`Backends::replace`] puts it to use.
+#[derive(Debug)]
+pub struct Table {
+    default: (config::Backend, Backend),
+    /// By domain, in lower case.
+    routes: HashMap<String, (config::Backend, Backend)>,
+    connections_per_account: usize,
+}
+
+/// What is wrong with a backend's TLS.
+#[derive(Debug, thiserror::Error)]
+#[error("{table} {key}: {problem}")]
+pub struct Unusable {
+    table: &'static str,
+    key: &'static str,
+    problem: TlsError,
+}
+
+/// Connections by account.
+type Accounts = Mutex<HashMap<Account, usize>>;
+
+/// One connection's place among those of its account. Dropping it gives the place back.
+#[derive(Debug)]
+pub struct Place {
+    accounts: Arc<Accounts>,
+    account: Account,
+}
+
+// === impl Table ===
+
+impl Table {
+    pub fn new(config: &Config) -> Result<Self, Unusable> {
+        let backend = |table, backend: &config::Backend| match Backend::new(
+            backend,
+            config.limits.connect_timeout,
+        ) {
+            Ok(built) => Ok((backend.clone(), built)),
+            Err((key, problem)) => Err(Unusable { table, key, problem }),
+        };
+        let mut routes = HashMap::new();
+        for route in &config.routes {
+            routes.insert(route.domain.clone(), backend("[[route]]", &route.backend)?);
+        }
+        let connections_per_account = config.limits.connections_per_account;
+        Ok(Self {
+            default: backend("[backend]", &config.backend)?,
+            routes,
+            connections_per_account,
+        })
+    }
+
+    /// Backends that are configured as in `old` keep what is known of them.
+    fn succeeding(mut self, old: &Self) -> Self {
+        let routes = old.routes.iter().map(|(domain, backend)| (Some(domain), backend));
+        for (domain, (config, backend)) in routes.chain([(None, &old.default)]) {
+            let new = match domain {
+                Some(domain) => self.routes.get_mut(domain),
+                None => Some(&mut self.default),
+            };
+            if let Some((same, new)) = new
+                && same == config
+            {
+                *new = new.clone().succeeding(backend);
+            }
+        }
+        self
+    }
+
+    fn of(&self, account: Option<&Account>) -> &Backend {
+        // The domain of an account is in lower case.
+        let domain = account.and_then(|account| account.as_str().rsplit_once('@'));
+        let route = domain.and_then(|(_, domain)| self.routes.get(domain));
+        &route.unwrap_or(&self.default).1
+    }
+}
+
+// === impl Backends ===
+
+impl Backends {
+    pub fn new(table: Table, counters: Arc<Counters>) -> Self {
+        let (table, accounts) = (watch::Sender::new(table), Arc::default());
+        Self(Arc::new(Shared { table, accounts, counters }))
+    }
+
+    /// From now on new connections go by `table`. Those that are open stay, but whoever can come back
+    /// hears of it by [`Backends::moved`].
+    pub fn replace(&self, table: Table) {
+        self.0.table.send_modify(|current| *current = table.succeeding(current));
+    }
+
+    /// Waits until the account's backend is another one than `from`.
+    pub async fn moved(&self, account: Option<&Account>, from: &Backend) {
+        let mut table = self.0.table.subscribe();
+        // This handle keeps the sender alive.
+        let _ = table.wait_for(|table| !table.of(account).is(from)).await;
+    }
+
+    /// How often each limit was hit.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.0.counters)
+    }
+
+    /// The backend of this account: by its domain, or else the default one, which is also that of
+    /// whoever is not known yet.
+    pub fn of(&self, account: Option<&Account>) -> Backend {
+        self.0.table.borrow().of(account).clone()
+    }
+
+    /// Connects a client to `backend`, which is its account's, with a place among the account's
+    /// connections. Of an account that is not known there is no count.
+    pub async fn connect(
+        &self,
+        backend: &Backend,
+        account: Option<&Account>,
+        client: Addresses,
+    ) -> Result<Connected, ConnectError> {
+        let place = account.map(|account| self.place(account)).transpose()?;
+        let connected = backend.connect(Some(client)).await;
+        let connected = connected.inspect_err(|error| self.count(error))?;
+        Ok(Connected { place, ..connected })
+    }
+
+    /// Connects to the account's backend and logs in, with a place among the account's connections.
+    /// The limits are those of [`Backend::log_in`].
+    pub async fn log_in(
+        &self,
+        backend: &Backend,
+        credentials: Credentials,
+        limit: Duration,
+        longest: usize,
+    ) -> Result<LoggedIn, LoginError> {
+        let place = Some(self.place(&credentials.account())?);
+        let logged_in = backend.log_in(credentials, limit, longest).await;
+        let logged_in = logged_in.inspect_err(|error| {
+            if let LoginError::Connect(error) = error {
+                self.count(error);
+            }
+        })?;
+        Ok(LoggedIn { place, ..logged_in })
+    }
+
+    fn place(&self, account: &Account) -> Result<Place, ConnectError> {
+        let limit = self.0.table.borrow().connections_per_account;
+        let mut accounts = lock(&self.0.accounts);
+        let open = accounts.get(account).copied().unwrap_or(0);
+        if limit > 0 && open >= limit {
+            drop(accounts);
+            if self.0.counters.connections_per_account.hit() {
+                tracing::warn!(%account, limit, "[limits] connections_per_account is reached");
+            }
+            return Err(ConnectError::TooMany { account: account.clone(), limit });
+        }
+        accounts.insert(account.clone(), open + 1);
+        Ok(Place { accounts: Arc::clone(&self.0.accounts), account: account.clone() })
+    }
+
+    fn count(&self, error: &ConnectError) {
+        // Each failure has a log line of its own.
+        if matches!(error, ConnectError::Timeout { .. }) {
+            self.0.counters.connect_timeout.hit();
+        }
+    }
+}
+
+// === impl Place ===
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut accounts = lock(&self.accounts);
+        match accounts.get_mut(&self.account) {
+            Some(open) if *open > 1 => *open -= 1,
+            _ => drop(accounts.remove(&self.account)),
+        }
+    }
+}
+
+fn lock(accounts: &Accounts) -> MutexGuard<'_, HashMap<Account, usize>> {
+    accounts.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{BackendTls, Route, Tls};
+
+    /// Routes are pairs of a domain and the port that stands for its backend.
+    fn table(default: u16, routes: &[(&str, u16)], connections_per_account: usize) -> Table {
+        let backend = |port| config::Backend::new("127.0.0.1", port, BackendTls::None);
+        let mut config = Config::new(Tls::new("", ""), backend(default));
+        let route = |(domain, port): &(&str, u16)| Route {
+            domain: (*domain).to_owned(),
+            backend: backend(*port),
+        };
+        config.routes = routes.iter().map(route).collect();
+        config.limits.connections_per_account = connections_per_account;
+        Table::new(&config).unwrap()
+    }
+
+    fn backends(table: Table) -> Backends {
+        Backends::new(table, Arc::default())
+    }
+
+    fn account(login: &str) -> Account {
+        Account::from_login(login)
+    }
+
+    #[test]
+    fn an_account_is_on_the_backend_of_its_domain() {
+        let backends = backends(table(1, &[("a.example", 2), ("b.example", 3)], 0));
+        for (login, port) in [
+            ("x@a.example", 2),
+            ("x@A.Example", 2),
+            ("x@y@b.example", 3),
+            ("x@sub.a.example", 1),
+            ("x@a.example.", 1),
+            ("a.example", 1),
+            ("@a.example", 2),
+            ("x@", 1),
+        ] {
+            let name = backends.of(Some(&account(login))).name();
+            assert_eq!(name, format!("127.0.0.1:{port}"), "{login}");
+        }
+        assert_eq!(backends.of(None).name(), "127.0.0.1:1");
+    }
+
+    #[test]
+    fn places_are_counted_by_account_and_come_back() {
+        let backends = backends(table(1, &[], 2));
+        let (alice, bob) = (account("alice"), account("bob"));
+        let first = backends.place(&alice).unwrap();
+        let _second = backends.place(&alice).unwrap();
+        let refused = backends.place(&alice).unwrap_err().to_string();
+        assert_eq!(refused, "alice has 2 connections already");
+        let bobs = backends.place(&bob).unwrap();
+        drop((first, bobs));
+        let _third = backends.place(&alice).unwrap();
+        assert!(backends.place(&alice).is_err());
+        assert_eq!(backends.counters().connections_per_account.hits(), 2);
+        // A limit that falls takes nobody's place, and one that goes is none.
+        backends.replace(table(1, &[], 1));
+        assert!(backends.place(&alice).is_err());
+        backends.replace(table(1, &[], 0));
+        let _more: Vec<_> = (0..10).map(|_| backends.place(&alice).unwrap()).collect();
+        assert_eq!(lock(&backends.0.accounts).len(), 1, "who has no connection is forgotten");
+    }
+
+    #[tokio::test]
+    async fn what_is_known_stays_and_who_moves_is_told() {
+        let backends = backends(table(1, &[("a.example", 2)], 0));
+        let (a, b) = (account("x@a.example"), account("x@b.example"));
+        let (of_a, of_b) = (backends.of(Some(&a)), backends.of(Some(&b)));
+        of_b.saw(crate::imap::capability::Capabilities::parse(b"IMAP4rev1 X-KNOWN"));
+
+        // The same backends, and a route that none had: b moves, a does not.
+        let told = |backends: &Backends| {
+            let backends = backends.clone();
+            let (a, b, of_a, of_b) = (a.clone(), b.clone(), of_a.clone(), of_b.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    biased;
+                    () = backends.moved(Some(&a), &of_a) => "a",
+                    () = backends.moved(Some(&b), &of_b) => "b",
+                }
+            })
+        };
+        let waiting = told(&backends);
+        backends.replace(table(1, &[("a.example", 2)], 7));
+        assert!(backends.of(None).seen().is_some_and(|seen| seen.has("X-KNOWN")));
+        assert!(backends.of(Some(&a)).is(&of_a) && backends.of(Some(&b)).is(&of_b));
+        backends.replace(table(1, &[("a.example", 2), ("b.example", 3)], 7));
+        assert_eq!(waiting.await.unwrap(), "b");
+        backends.replace(table(1, &[("b.example", 3)], 7));
+        assert_eq!(told(&backends).await.unwrap(), "a");
+        backends.replace(table(4, &[], 7));
+        assert!(backends.of(None).seen().is_none(), "another backend, of which nothing is known");
+    }
+}
