@@ -7,8 +7,12 @@
 //!                                           └──────────────────────────────────────────────────┘
 //! ```
 //!
-//! [`start`] builds everything from a checked configuration and runs it; [`Running::stop`] ends it
-//! in the order in which bytes flow, so that what is under way arrives.
+//! [`start`] builds everything from a checked configuration and runs it; [`Running::reload`] makes it
+//! go by another; [`Running::stop`] ends it in the order in which bytes flow, so that what is under
+//! way arrives.
+
+mod reload;
+pub mod systemd;
 
 use std::collections::HashMap;
 use std::fmt::Display;

@@ -1,0 +1,105 @@
+//! Another configuration for a running program.
+//!
+//! New sessions go by it; those that are open end as they began. All that can fail comes first, so
+//! that a configuration is taken over as a whole or not at all.
+
+use super::{Listening, Running, Socket, StartError, server_tls};
+use crate::config::Config;
+use crate::net::backends::Table;
+
+/// What a listener of the new configuration gets: a listener that is there, or a new socket.
+enum Place {
+    Kept(usize),
+    New(Socket),
+}
+
+impl Running {
+    /// Goes by `config` from now on: listeners, certificates, backends, routes and limits. What is
+    /// left of it takes effect at the next start, which a log line says. Watchers whose account has
+    /// another backend now move there.
+    ///
+    /// # Errors
+    /// All stays as it was.
+    pub fn reload(&mut self, config: &Config) -> Result<(), StartError> {
+        let server_tls = server_tls(&config.tls, &self.tickets)?;
+        let table =
+            Table::new(config).map_err(|error| StartError::Configuration(error.to_string()))?;
+        let places = self.places(config)?;
+
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        self.tell_of_the_rest(config);
+        self.backends.replace(table);
+        let context = self.current.get().reloaded(server_tls, config.limits.clone());
+        self.current.set(context);
+        self.listen(config, places);
+        self.serving.retain(|task| !task.is_finished());
+        let grace = self.config.limits.shutdown_grace;
+        self.config = config.clone();
+        // Sessions that began before have their own.
+        let longest = &mut self.config.limits.shutdown_grace;
+        *longest = grace.max(*longest);
+        Ok(())
+    }
+
+    /// A place for each listener: one with its address that is there already, or a new socket. The
+    /// sockets that systemd gave stay where they are in the order.
+    fn places(&self, config: &Config) -> Result<Vec<Place>, StartError> {
+        let given = self.listening.iter().filter(|listening| listening.inherited).count();
+        let wanted = config.listeners.len();
+        if given > wanted {
+            return Err(StartError::Sockets { given, wanted });
+        }
+        let mut free: Vec<_> = (given..self.listening.len()).collect();
+        let mut places = Vec::new();
+        for (index, how) in config.listeners.iter().enumerate() {
+            let has_address = |at: &usize| self.listening[*at].how.borrow().address == how.address;
+            places.push(match free.iter().position(has_address) {
+                _ if index < given => Place::Kept(index),
+                Some(at) => Place::Kept(free.remove(at)),
+                None => Place::New(Socket::open(how.address, None)?),
+            });
+        }
+        Ok(places)
+    }
+
+    fn listen(&mut self, config: &Config, places: Vec<Place>) {
+        let mut before: Vec<_> =
+            std::mem::take(&mut self.listening).into_iter().map(Some).collect();
+        for (how, place) in config.listeners.iter().zip(places) {
+            let listening = match place {
+                Place::Kept(index) => before[index].take().inspect(|listening| {
+                    listening.how.send_replace(how.clone());
+                }),
+                Place::New(socket) => {
+                    let (current, stop) = (self.current.clone(), self.stop_serving.clone());
+                    Some(Listening::start(socket, how.clone(), current, stop))
+                }
+            };
+            self.listening.extend(listening);
+        }
+        for Listening { address, serving, .. } in before.into_iter().flatten() {
+            tracing::info!(%address, "listens no more");
+            self.serving.push(serving);
+        }
+        self.addresses = self.listening.iter().map(|listening| listening.address).collect();
+    }
+
+    fn tell_of_the_rest(&self, new: &Config) {
+        let old = &self.config;
+        let tables = [
+            ("[store]", old.store == new.store),
+            ("[credentials]", old.credentials == new.credentials),
+            ("[watch]", old.watch == new.watch),
+            ("[push]", old.push == new.push),
+            ("[apns]", old.apns == new.apns),
+            ("[log] format", old.log.format == new.log.format),
+        ];
+        let changed: Vec<_> = tables.iter().filter(|(_, same)| !same).map(|(t, _)| *t).collect();
+        if !changed.is_empty() {
+            let tables = changed.join(", ");
+            tracing::warn!(tables, "changes of these take effect at the next start");
+        }
+    }
+}
