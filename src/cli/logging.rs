@@ -5,13 +5,13 @@
 
 use std::io::{self, IsTerminal};
 
-use tracing::{Level, Metadata, Subscriber};
+use tracing::{Metadata, Subscriber};
 use tracing_subscriber::filter::{ParseError, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{EnvFilter, Layer, fmt};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 use crate::config::LogFormat;
 
@@ -30,14 +30,30 @@ pub enum LoggingError {
     Twice(TryInitError),
 }
 
+/// The level of what is logged, while the process runs.
+#[derive(Debug)]
+pub struct Level(reload::Handle<EnvFilter, Registry>);
+
+impl Level {
+    /// Logs at `level` from now on, as [`init`] would.
+    pub fn set(&self, level: &str) -> Result<(), LoggingError> {
+        let filter = filter(std::env::var(VARIABLE).ok().as_deref(), level)?;
+        // It fails only where nobody logs any more.
+        let _ = self.0.reload(filter);
+        Ok(())
+    }
+}
+
 /// Logs to standard error from now on, to the end of the process.
 ///
 /// `level` are directives as in `info,mailchime::watch=debug`; the environment variable `RUST_LOG`
 /// goes before them. Colours appear only on a terminal, and not where `NO_COLOR` is set.
-pub fn init(format: LogFormat, level: &str) -> Result<(), LoggingError> {
+pub fn init(format: LogFormat, level: &str) -> Result<Level, LoggingError> {
     let filter = filter(std::env::var(VARIABLE).ok().as_deref(), level)?;
+    let (filter, level) = reload::Layer::new(filter);
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    subscriber(format, filter, colours, io::stderr).try_init().map_err(LoggingError::Twice)
+    subscriber(format, filter, colours, io::stderr).try_init().map_err(LoggingError::Twice)?;
+    Ok(Level(level))
 }
 
 fn filter(variable: Option<&str>, level: &str) -> Result<EnvFilter, LoggingError> {
@@ -51,7 +67,7 @@ fn filter(variable: Option<&str>, level: &str) -> Result<EnvFilter, LoggingError
 
 fn subscriber<W>(
     format: LogFormat,
-    filter: EnvFilter,
+    filter: impl Layer<Registry> + Send + Sync,
     colours: bool,
     writer: W,
 ) -> impl Subscriber + Send + Sync + for<'a> LookupSpan<'a>
@@ -62,14 +78,14 @@ where
         LogFormat::Text => fmt::layer().with_ansi(colours).with_writer(writer).boxed(),
         LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(writer).boxed(),
     };
-    tracing_subscriber::registry().with(lines).with(filter).with(filter_fn(may_be_told))
+    tracing_subscriber::registry().with(filter).with(lines).with(filter_fn(may_be_told))
 }
 
 /// Below `info` only mailchime is heard, which keeps secrets out of its events. Libraries trace the
 /// bytes that they carry, and those are passwords and device tokens.
 fn may_be_told(event: &Metadata<'_>) -> bool {
     let ours = event.target().split("::").next() == Some(env!("CARGO_CRATE_NAME"));
-    ours || *event.level() <= Level::INFO
+    ours || *event.level() <= tracing::Level::INFO
 }
 
 #[cfg(test)]

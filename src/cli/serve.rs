@@ -1,40 +1,76 @@
 //! `mailchime serve`: the daemon.
 
+use std::net::TcpListener;
 use std::path::Path;
 
 use tokio::signal::unix::SignalKind;
 
 use super::{Failure, Signals, logging, runtime};
-use crate::app::{self, StartError};
+use crate::app::{self, StartError, systemd};
 use crate::config::Config;
+use crate::net::listen;
 
 pub(super) fn run(path: &Path) -> Result<(), Failure> {
     let config = Config::load(path).map_err(|error| Failure::Usage(error.to_string()))?;
-    logging::init(config.log.format, &config.log.level)
+    let log = logging::init(config.log.format, &config.log.level)
         .map_err(|error| Failure::Usage(error.to_string()))?;
+    // Before there are threads.
+    let sockets = listen::inherited()
+        .map_err(|error| Failure::Failed(format!("systemd's sockets are unusable: {error}")))?;
     let runtime = runtime()?;
-    let ended = runtime.block_on(serve(path, &config));
+    let ended = runtime.block_on(serve(path, &config, sockets, &log));
     // The look-up of a name cannot be ended, and is not waited for.
     runtime.shutdown_background();
     ended
 }
 
-async fn serve(path: &Path, config: &Config) -> Result<(), Failure> {
+async fn serve(
+    path: &Path,
+    config: &Config,
+    sockets: Vec<TcpListener>,
+    log: &logging::Level,
+) -> Result<(), Failure> {
     let mut signals = Signals::new(&[SignalKind::terminate(), SignalKind::interrupt()])?;
+    let mut hangups = Signals::new(&[SignalKind::hangup()])?;
     let started = tokio::select! {
-        started = app::start(config) => started,
+        started = app::start_with(config, sockets) => started,
         () = signals.next() => return Ok(()),
     };
-    let running = started.map_err(|error| match error {
+    let mut running = started.map_err(|error| match error {
         StartError::Configuration(message) => {
             Failure::Usage(format!("{}: {message}", path.display()))
         }
         other => Failure::failed(other),
     })?;
-    signals.next().await;
+    systemd::ready();
+    let watchdog = tokio::spawn(systemd::watchdog());
+    loop {
+        tokio::select! {
+            () = signals.next() => break,
+            () = hangups.next() => reload(path, &mut running, log),
+        }
+    }
+    systemd::stopping();
     tracing::info!("stopping; a second signal ends the program at once");
     tokio::select! {
-        () = running.stop() => Ok(()),
-        () = signals.next() => Err(Failure::Failed("ended by a second signal".into())),
+        () = running.stop() => {}
+        () = signals.next() => return Err(Failure::Failed("ended by a second signal".into())),
     }
+    watchdog.abort();
+    Ok(())
+}
+
+/// Reads the configuration again; if it cannot be used, all stays as it was.
+fn reload(path: &Path, running: &mut app::Running, log: &logging::Level) {
+    systemd::reloading();
+    let reloaded = Config::load(path).map_err(|error| error.to_string()).and_then(|config| {
+        let failed = |error: StartError| format!("{}: {error}", path.display());
+        running.reload(&config).map_err(failed)?;
+        log.set(&config.log.level).map_err(|error| error.to_string())
+    });
+    match reloaded {
+        Ok(()) => tracing::info!("the configuration was read again"),
+        Err(why) => tracing::error!(why, "the configuration stays as it was"),
+    }
+    systemd::ready();
 }
