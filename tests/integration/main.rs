@@ -7,6 +7,7 @@ mod demo_parts;
 mod dialogues;
 mod end_to_end;
 mod floors;
+mod listeners;
 mod program;
 mod push;
 mod relay;

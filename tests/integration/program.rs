@@ -7,6 +7,7 @@ mod hostile;
 mod logs;
 mod messages;
 mod process;
+mod reload;
 mod stop;
 mod world;
 

@@ -1,0 +1,143 @@
+//! Which backend a session gets, how it is protected, and how many connections an account may have.
+
+use mailchime::config::{BackendTls, Route, Trust};
+use mailchime::demo::apns::Apns;
+use mailchime::demo::backend::Backend;
+use tokio_rustls::TlsAcceptor;
+
+use super::world::{Line, REGISTER, World, demo_backend, listener, logins, plain, push_by};
+use super::{limited, soon};
+
+pub(super) fn route(domain: &str, backend: &Backend) -> Route {
+    Route { domain: domain.into(), backend: plain(backend.address()) }
+}
+
+#[tokio::test]
+async fn an_account_is_logged_in_at_the_backend_of_its_domain() {
+    limited(async {
+        let users = ["bob", "bob@b.example", "bob@B.example", "bob@c.example", "bob@d.example"];
+        let default = demo_backend(&users).await;
+        let (b, c) = (demo_backend(&users).await, demo_backend(&users).await);
+        let world = World::start(default.address(), |config| {
+            config.routes = vec![route("b.example", &b), route("c.example", &c)];
+        })
+        .await;
+        for user in users {
+            world.session(user).await;
+        }
+        let served =
+            |backend: &Backend| backend.counters().logins.into_keys().collect::<Vec<_>>().join(" ");
+        assert_eq!(served(&default), "bob bob@d.example");
+        assert_eq!(served(&b), "bob@B.example bob@b.example");
+        assert_eq!(served(&c), "bob@c.example");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn starttls_to_a_backend_protects_the_password_or_there_is_no_login() {
+    limited(async {
+        let backend = listener().await;
+        let world = World::start(backend.local_addr().unwrap(), |config| {
+            let folder = config.tls.certificate.parent().unwrap();
+            let ca = Some(folder.join("ca.pem"));
+            config.backend.tls = BackendTls::StartTls(Trust { ca, server_name: "localhost".into() });
+        })
+        .await;
+        let acceptor = TlsAcceptor::from(world.pki.server_config().unwrap());
+        for (answer, secure) in [("OK go", true), ("NO not here", false)] {
+            let mut client = world.client().await;
+            client.send("in LOGIN alice secret\r\n").await;
+            let played = async {
+                loop {
+                    let (stream, _) = backend.accept().await.unwrap();
+                    let mut line = Line::of(stream);
+                    line.send("* OK [CAPABILITY IMAP4rev1 STARTTLS] ready\r\n").await;
+                    assert_eq!(line.line().await, "m0 STARTTLS");
+                    line.send(&format!("m0 {answer}\r\n")).await;
+                    if !secure {
+                        assert_eq!(line.rest().await, "", "nothing more is said in the clear");
+                        continue;
+                    }
+                    let mut line = Line::of(acceptor.accept(line.0.into_inner()).await.unwrap());
+                    while let Some(command) = line.try_line().await {
+                        let (tag, rest) = command.split_once(' ').unwrap();
+                        let list = "* CAPABILITY IMAP4rev1\r\n";
+                        line.send(&format!("{list}{tag} OK done\r\n")).await;
+                        if rest.starts_with("LOGIN alice secret") {
+                            return line;
+                        }
+                    }
+                }
+            };
+            let answered = async {
+                loop {
+                    let line = client.line().await;
+                    if line.starts_with("in ") {
+                        return line;
+                    }
+                }
+            };
+            tokio::select! {
+                line = answered, if !secure => assert!(line.starts_with("in NO [UNAVAILABLE]"), "{line}"),
+                _ = soon("the login", played) => assert!(secure),
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_connections_of_an_account_are_limited_its_watcher_included() {
+    limited(async {
+        let backend = demo_backend(&["alice", "bob"]).await;
+        let apns_listener = listener().await;
+        let world = World::start(backend.address(), |config| {
+            config.limits.connections_per_account = 1;
+            push_by(config, apns_listener.local_addr().unwrap());
+        })
+        .await;
+        let _apns = Apns::start(apns_listener, &world.pki).unwrap();
+        let mut alice = world.session("alice").await;
+        let mut second = world.client().await;
+        let refusal = second.log_in("alice").await;
+        assert_eq!(refusal, "in NO [LIMIT] Too many connections of this account");
+        world.session("bob").await;
+
+        // The watcher of a device that registers in the only session has to wait for its end.
+        assert!(alice.command(REGISTER).await.starts_with("r OK"));
+        let counters = world.mailchime.counters();
+        let tried = async {
+            while counters.connections_per_account.hits() < 3 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("the watcher's tries", tried).await;
+        assert_eq!(logins(&backend, "alice"), 1);
+        drop(alice);
+        soon("a watcher in IDLE", backend.wait_until(|counters| counters.idling == 1)).await;
+        // Now the watcher has the only place.
+        let refusal = second.log_in("alice").await;
+        assert_eq!(refusal, "in NO [LIMIT] Too many connections of this account");
+        world.mailchime.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_login_that_fails_takes_no_place() {
+    limited(async {
+        let backend = demo_backend(&["alice"]).await;
+        let world = World::start(backend.address(), |config| {
+            config.limits.connections_per_account = 1;
+        })
+        .await;
+        let mut client = world.client().await;
+        for _ in 0..3 {
+            let refusal = client.command("x LOGIN alice wrong").await;
+            assert!(refusal.starts_with("x NO") && !refusal.contains("LIMIT"), "{refusal}");
+        }
+        assert!(client.log_in("alice").await.starts_with("in OK"));
+    })
+    .await;
+}

@@ -1,0 +1,124 @@
+//! Sessions by address, and addresses whose logins fail.
+
+use tokio::net::TcpStream;
+
+use super::world::{Line, World, demo_backend, listener, logins};
+use super::{limited, soon};
+
+#[tokio::test]
+async fn one_address_has_so_many_sessions_and_no_more() {
+    limited(async {
+        let backend = demo_backend(&["alice"]).await;
+        let world =
+            World::start(backend.address(), |config| config.limits.sessions_per_ip = 2).await;
+        let first = world.session("alice").await;
+        let _second = world.client().await;
+        let stream = TcpStream::connect(world.address()).await.unwrap();
+        assert!(world.secured(stream).await.is_none());
+        assert_eq!(world.mailchime.counters().sessions_per_ip.hits(), 1);
+        // The place comes back with the end of a session, which takes its time.
+        drop(first);
+        let served = async {
+            loop {
+                let stream = TcpStream::connect(world.address()).await.unwrap();
+                if let Some(client) = world.greeted(stream).await {
+                    return client;
+                }
+            }
+        };
+        soon("a place", served).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_guesses_passwords_is_not_heard_for_a_while() {
+    limited(async {
+        let backend = demo_backend(&["alice"]).await;
+        let world = World::start(backend.address(), |config| {
+            config.limits.login_failures_per_minute = 3;
+        })
+        .await;
+        let mut client = world.client().await;
+        for tries in 1..=3 {
+            let refusal = client.command("x LOGIN alice wrong").await;
+            assert!(refusal.starts_with("x NO [AUTHENTICATIONFAILED]"), "{refusal}");
+            assert_eq!(backend.counters().refused["alice"], tries);
+        }
+        // Neither on this connection nor on another, and be the password right.
+        for mut client in [client, world.client().await] {
+            let refusal = client.log_in("alice").await;
+            assert!(refusal.starts_with("in NO [LIMIT] Too many failed logins"), "{refusal}");
+        }
+        assert_eq!((backend.counters().refused["alice"], logins(&backend, "alice")), (3, 0));
+        assert_eq!(world.mailchime.counters().login_failures_per_minute.hits(), 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_does_not_log_in_is_sent_away_and_counted() {
+    limited(async {
+        let backend = demo_backend(&[]).await;
+        let world = World::start(backend.address(), |config| {
+            config.limits.login_timeout = std::time::Duration::from_millis(50);
+        })
+        .await;
+        let mut client = world.client().await;
+        assert_eq!(client.rest().await, "* BYE No login in time\r\n");
+        drop(client);
+        let counters = world.mailchime.counters();
+        let counted = async {
+            while counters.login_timeout.hits() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("the count", counted).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_too_long_is_counted() {
+    limited(async {
+        let backend = demo_backend(&["alice"]).await;
+        let world =
+            World::start(backend.address(), |config| config.limits.command_size = 1024).await;
+        let mut client = world.client().await;
+        assert_eq!(client.command("x LOGIN {2000}").await, "x BAD Command is too long");
+        assert_eq!(world.mailchime.counters().command_size.hits(), 1);
+        client.send(&"x".repeat(2000)).await;
+        assert!(client.rest().await.starts_with("* BYE Command is too long"));
+        assert_eq!(world.mailchime.counters().command_size.hits(), 2);
+
+        // Nothing else was hit, and each limit has its counter.
+        let counters = world.mailchime.counters();
+        let hit = counters.all().into_iter().filter(|(_, counter)| counter.hits() > 0);
+        assert_eq!(hit.map(|(key, _)| key).collect::<Vec<_>>(), ["command_size"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_answer_of_the_backend_that_is_too_long_is_counted() {
+    limited(async {
+        let backend = listener().await;
+        let world = World::start(backend.local_addr().unwrap(), |config| {
+            config.limits.capability_size = 1024;
+        })
+        .await;
+        let script = tokio::spawn(async move {
+            loop {
+                let (stream, _) = backend.accept().await.unwrap();
+                let mut line = Line::of(stream);
+                line.send(&format!("* OK [CAPABILITY IMAP4rev1 {}] x\r\n", "X".repeat(2000))).await;
+                line.rest().await;
+            }
+        });
+        let refusal = world.client().await.log_in("alice").await;
+        assert!(refusal.starts_with("in NO [UNAVAILABLE]"), "{refusal}");
+        assert_eq!(world.mailchime.counters().capability_size.hits(), 1);
+        script.abort();
+    })
+    .await;
+}
