@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
 /// Counts of what is going on now.
@@ -68,9 +69,9 @@ impl Gate {
         })
     }
 
-    /// Waits until [`Gate::enter`] is worth another try.
-    pub(super) async fn left(&self) {
-        self.left.notified().await;
+    /// Ends when [`Gate::enter`] is worth another try; to be had before the try that fails.
+    pub(super) fn left(&self) -> Notified<'_> {
+        self.left.notified()
     }
 
     /// The limits have changed.

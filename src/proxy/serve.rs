@@ -59,13 +59,14 @@ async fn place(current: &Current) -> Place {
     loop {
         let context = current.get();
         let limit = context.limits.sessions;
+        let left = context.gate.left();
         if let Some(place) = context.gate.enter(limit) {
             return place;
         }
         if context.counters.sessions.hit() {
             tracing::warn!(limit, "[limits] sessions is reached: clients have to wait");
         }
-        context.gate.left().await;
+        left.await;
     }
 }
 

@@ -1,5 +1,6 @@
 //! Sessions by address, and addresses whose logins fail.
 
+use mailchime::config::{BackendTls, Trust};
 use tokio::net::TcpStream;
 
 use super::world::{Line, World, demo_backend, listener, logins};
@@ -119,6 +120,24 @@ async fn an_answer_of_the_backend_that_is_too_long_is_counted() {
         assert!(refusal.starts_with("in NO [UNAVAILABLE]"), "{refusal}");
         assert_eq!(world.mailchime.counters().capability_size.hits(), 1);
         script.abort();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_backend_that_says_nothing_is_given_up_and_counted() {
+    limited(async {
+        // The system accepts connections for it, and that is all.
+        let mute = listener().await;
+        let world = World::start(mute.local_addr().unwrap(), |config| {
+            let ca = Some(config.tls.certificate.with_file_name("ca.pem"));
+            config.backend.tls = BackendTls::StartTls(Trust { ca, server_name: "x".into() });
+            config.limits.connect_timeout = std::time::Duration::from_millis(50);
+        })
+        .await;
+        let refusal = world.client().await.log_in("alice").await;
+        assert!(refusal.starts_with("in NO [UNAVAILABLE]"), "{refusal}");
+        assert_eq!(world.mailchime.counters().connect_timeout.hits(), 1);
     })
     .await;
 }
