@@ -38,6 +38,7 @@ const MIB: u64 = bytesize::MIB;
 pub(super) fn config(raw: RawConfig, origin: &Path) -> Result<Config> {
     let check = Check { origin };
     let mut config = Config::new(check.tls(raw.tls)?, check.backend("[backend]", raw.backend)?);
+    config.auth.relay = raw.auth.relay.unwrap_or_default();
     config.routes = check.routes(raw.route)?;
     if let Some(listeners) = raw.listener {
         config.listeners = check.listeners(listeners)?;

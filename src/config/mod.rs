@@ -34,6 +34,7 @@ pub struct Config {
     pub backend: Backend,
     /// Each with a domain of its own.
     pub routes: Vec<Route>,
+    pub auth: Auth,
     pub store: Store,
     pub credentials: Credentials,
     pub watch: Watch,
@@ -131,6 +132,24 @@ pub struct Store {
     pub url: String,
     /// How long a statement waits for another process's lock.
     pub busy_timeout: Duration,
+}
+
+/// `[auth]`: how clients may prove who they are.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Auth {
+    pub relay: Relay,
+}
+
+/// When mechanisms of the backend that hide the password are relayed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "lowercase")]
+pub enum Relay {
+    /// In master mode only, where nobody's password is needed for watching.
+    #[default]
+    Master,
+    Always,
+    Never,
 }
 
 /// `[credentials]`: how watchers come to a user's password. One way so far: stored, encrypted.
@@ -282,6 +301,7 @@ impl Config {
             listeners: vec![Listener::default()],
             tls,
             backend,
+            auth: Auth::default(),
             routes: Vec::new(),
             store: Store::default(),
             credentials: Credentials::default(),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{ConfigError, LogFormat, PushType};
+use super::{ConfigError, LogFormat, PushType, Relay};
 
 /// A table of the file. A macro, because the attributes of each must be the same.
 macro_rules! table {
@@ -23,6 +23,7 @@ macro_rules! table {
 table!(RawConfig {
     listener: Option<Vec<RawListener>>,
     tls: RawTls,
+    auth: RawAuth,
     backend: RawBackend,
     route: Vec<RawRoute>,
     store: RawStore,
@@ -50,6 +51,10 @@ table!(RawSni {
     name: Option<String>,
     certificate: Option<String>,
     private_key: Option<String>,
+});
+
+table!(RawAuth {
+    relay: Option<Relay>,
 });
 
 table!(RawBackend {

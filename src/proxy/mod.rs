@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use self::limits::Gate;
 pub use self::serve::serve;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Relay};
 use crate::imap::session::{Over, Profile, PushOffer};
 use crate::model::SessionEvent;
 use crate::net::backends::Backends;
@@ -39,6 +39,8 @@ pub struct Context {
     limits: config::Limits,
     /// Most devices of one account.
     devices: u32,
+    /// Mechanisms that hide the password pass.
+    relay_mechanisms: bool,
     profile: Mutex<Option<Arc<Profile>>>,
 }
 
@@ -67,6 +69,8 @@ impl Context {
             gate: Arc::default(),
             limits: config.limits.clone(),
             devices: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
+            // Watchers need the password: there is no master mode yet.
+            relay_mechanisms: config.auth.relay == Relay::Always,
             profile: Mutex::new(None),
         }
     }
@@ -85,6 +89,7 @@ impl Context {
             counters: Arc::clone(&self.counters),
             limits,
             devices: self.devices,
+            relay_mechanisms: self.relay_mechanisms,
             profile: Mutex::new(None),
         }
     }
@@ -107,7 +112,7 @@ impl Context {
         Arc::clone(profile.insert(Arc::new(Profile {
             backend: seen,
             push: self.push.clone(),
-            relay_mechanisms: false,
+            relay_mechanisms: self.relay_mechanisms,
             command_size: self.limits.command_size,
             capability_size: self.limits.capability_size,
         })))

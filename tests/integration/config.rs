@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mailchime::config::{
-    BackendTls, Config, ListenerTls, LogFormat, Network, PushType, Route, Trust,
+    BackendTls, Config, ListenerTls, LogFormat, Network, PushType, Relay, Route, Trust,
 };
 use toml::{Table, Value};
 
@@ -84,6 +84,7 @@ fn every_key_takes_effect() {
     assert_eq!(backend.tls, BackendTls::StartTls(trust("imap.example.com")));
     assert!(backend.proxy_protocol && !backend.send_id);
 
+    assert_eq!(config.auth.relay, Relay::Always);
     let (store, credentials) = (&config.store, &config.credentials);
     assert_eq!(store.url, "sqlite:///var/lib/mailchime/push.db");
     assert_eq!(store.busy_timeout, Duration::from_millis(250));
