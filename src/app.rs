@@ -30,14 +30,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config, Sni};
-use crate::imap::session::PushOffer;
+use crate::imap::session::{DomainTopic, PushOffer};
 use crate::model::Timestamp;
 use crate::net::backends::{Backends, Table};
 use crate::net::counters::Counters;
 use crate::net::{listen, tls};
 use crate::proxy;
-use crate::push::apns::{Apns, Identity};
-use crate::push::dispatcher;
+use crate::push::dispatcher::{self, Inquirer};
+use crate::push::expiry;
+use crate::push::identities::{Identities, Offer};
 use crate::store::{Store, StoreError, Vault, VaultError};
 use crate::watch;
 
@@ -47,9 +48,6 @@ const QUEUE: usize = 1024;
 /// Between two looks at what the backend offers before login.
 const PROBE_INTERVAL: Duration = Duration::from_secs(600);
 const PROBE_RETRY: Duration = Duration::from_secs(10);
-
-/// So many days before its end a certificate is warned of.
-const EXPIRY_WARNING_DAYS: i64 = 30;
 
 /// For the answers of a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -64,6 +62,10 @@ pub struct Running {
     /// Where clients connect, in the order of the configuration.
     pub addresses: Vec<SocketAddr>,
     pub store: Store,
+    /// To be reloaded when certificates were renewed.
+    pub identities: Identities,
+    /// Knows why a push would or would not be sent.
+    pub inquirer: Inquirer,
     /// What it goes by.
     config: Config,
     backends: Backends,
@@ -71,8 +73,8 @@ pub struct Running {
     current: proxy::Current,
     tickets: Arc<dyn ProducesTickets>,
     listening: Vec<Listening>,
-    /// What clients are served by beside `listening`: who asks the backend what it offers, and
-    /// listeners that were closed, while they have sessions.
+    /// What clients are served by beside `listening`: who asks the backend what it offers, the
+    /// calendar of the push identities, and listeners that were closed, while they have sessions.
     serving: Vec<JoinHandle<()>>,
     watching: Option<JoinHandle<()>>,
     pushing: Option<JoinHandle<()>>,
@@ -162,10 +164,8 @@ pub async fn start_with(
     let server_tls = server_tls(&config.tls, &tickets)?;
     let table = Table::new(config).map_err(|error| StartError::Configuration(error.to_string()))?;
     let backends = Backends::new(table, Arc::new(Counters::default()));
-    let apns = match &config.apns {
-        Some(apns) => apns_client(apns, config)?,
-        None => None,
-    };
+    let identities = Identities::load(&config.apns, config.push.priority)
+        .map_err(|error| StartError::Configuration(error.to_string()))?;
     // What makes files comes last, so that a start that fails before it leaves none behind.
     let sockets = sockets(config, inherited)?;
     let store = Store::open(&config.store.url, config.store.busy_timeout).await.map_err(
@@ -182,30 +182,32 @@ pub async fn start_with(
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         backend = backends.of(None).name(),
-        topic = apns.as_ref().map_or("none: push is off", Apns::topic),
+        topic = topics(&identities),
         "mailchime starts"
     );
 
     let (sessions, session_events) = mpsc::channel(QUEUE);
     let [stop_serving, stop_watching, stop_pushing] = [(); 3].map(|()| CancellationToken::new());
-    let offer = apns.as_ref().map(|apns| PushOffer {
-        topic: apns.topic().to_owned(),
-        clients: config.push.clients.clone(),
-        most_mailboxes: config.push.mailboxes,
-    });
+    let offered = push_offer(identities.offers(Timestamp::now()), &config.push);
+    let (offer, offered) = tokio::sync::watch::channel(offered);
+    let push = config.push.clone();
+    let publish = move |offers| drop(offer.send_replace(push_offer(offers, &push)));
+    let calendar = expiry::run(identities.clone(), Timestamp::now, publish, stop_serving.clone());
     let (mut watching, mut pushing) = (None, None);
+    let (inquirer, inquiries) = dispatcher::inquiries();
     // Without an identity nothing can be pushed, so nothing is watched either.
-    if let Some(apns) = apns {
+    if !identities.is_empty() {
         let (changes, change_events) = mpsc::channel(QUEUE);
         let (removed, unwatched) = mpsc::channel(QUEUE);
-        pushing = Some(tokio::spawn(dispatcher::run(
-            change_events,
-            store.clone(),
-            apns,
-            config.push.clone(),
+        let parts = dispatcher::Parts {
+            events: change_events,
+            store: store.clone(),
+            identities: identities.clone(),
+            config: config.push.clone(),
             removed,
-            stop_pushing.clone(),
-        )));
+            inquiries,
+        };
+        pushing = Some(tokio::spawn(dispatcher::run(parts, stop_pushing.clone())));
         let context = Arc::new(watch::Context::new(
             config,
             backends.clone(),
@@ -218,7 +220,7 @@ pub async fn start_with(
     }
     let current = proxy::Current::new(proxy::Context::new(
         backends.clone(),
-        offer,
+        offered,
         store.clone(),
         vault,
         sessions,
@@ -233,12 +235,14 @@ pub async fn start_with(
     Ok(Running {
         addresses: listening.iter().map(|listening| listening.address).collect(),
         store,
+        identities,
+        inquirer,
         config: config.clone(),
         backends,
         current,
         tickets,
         listening,
-        serving: vec![tokio::spawn(probing)],
+        serving: vec![tokio::spawn(probing), tokio::spawn(calendar)],
         watching,
         pushing,
         stop_serving,
@@ -379,27 +383,23 @@ fn server_tls(
         .map_err(|error| StartError::key("[tls]", error))
 }
 
-/// The client of APNs; `None` when its certificate has expired, for then a phone that registers
-/// would leave Fetch and get nothing.
-fn apns_client(apns: &config::Apns, config: &Config) -> Result<Option<Apns>, StartError> {
-    let config::Apns { certificate, private_key, .. } = apns;
-    let identity = Identity::load(certificate, private_key).map_err(|error| {
-        StartError::pair("[apns]", [certificate, private_key], error.file(), &error)
-    })?;
-    let left = identity.not_after().0.saturating_sub(Timestamp::now().0);
-    let days = left / (24 * 3600 * 1000);
-    let certificate = certificate.display();
-    if left <= 0 {
-        tracing::error!(
-            %certificate,
-            "the APNs certificate has expired: push is off until there is a new one"
-        );
-        return Ok(None);
+/// The topics that devices may be told at the moment, for the log.
+fn topics(identities: &Identities) -> String {
+    let offers = identities.offers(Timestamp::now());
+    let topics: Vec<_> = offers.into_iter().filter_map(|offer| offer.topic).collect();
+    if topics.is_empty() { "none: push is off".into() } else { topics.join(" ") }
+}
+
+/// What sessions offer: `None` while nobody could be pushed, for then a phone that registers would
+/// leave Fetch and get nothing.
+fn push_offer(offers: Vec<Offer>, config: &config::Push) -> Option<PushOffer> {
+    let mut topics = Vec::new();
+    for Offer { topic, domains } in offers {
+        let all_others = domains.is_empty().then_some(None);
+        let domains = domains.into_iter().map(Some).chain(all_others);
+        topics.extend(domains.map(|domain| DomainTopic { domain, topic: topic.clone() }));
     }
-    if days < EXPIRY_WARNING_DAYS {
-        tracing::warn!(%certificate, days, "the APNs certificate expires soon: renew it");
-    }
-    Apns::new(&identity, apns, config.push.priority)
-        .map(Some)
-        .map_err(|error| StartError::key("[apns] ca", error))
+    let clients = config.clients.clone();
+    let offer = PushOffer { topics, clients, most_mailboxes: config.mailboxes };
+    offer.is_open().then_some(offer)
 }

@@ -14,7 +14,8 @@ enum Place {
 }
 
 impl Running {
-    /// Goes by `config` from now on: listeners, certificates, backends, routes and limits. What is
+    /// Goes by `config` from now on: listeners, certificates, backends, routes, limits and the push
+    /// identities. What is
     /// left of it takes effect at the next start, which a log line says. Watchers whose account has
     /// another backend now move there.
     ///
@@ -25,6 +26,12 @@ impl Running {
         let table =
             Table::new(config).map_err(|error| StartError::Configuration(error.to_string()))?;
         let places = self.places(config)?;
+        // Where push was off at the start, nothing watches and nothing pushes.
+        if self.pushing.is_some() {
+            self.identities
+                .reload(&config.apns, config.push.priority)
+                .map_err(|error| StartError::Configuration(error.to_string()))?;
+        }
 
         for warning in &config.warnings {
             tracing::warn!("{warning}");
@@ -93,7 +100,7 @@ impl Running {
             ("[credentials]", old.credentials == new.credentials),
             ("[watch]", old.watch == new.watch),
             ("[push]", old.push == new.push),
-            ("[apns]", old.apns == new.apns),
+            ("[apns]", old.apns == new.apns || self.pushing.is_some()),
             ("[log] format", old.log.format == new.log.format),
         ];
         let changed: Vec<_> = tables.iter().filter(|(_, same)| !same).map(|(t, _)| *t).collect();

@@ -129,7 +129,7 @@ impl World {
         client.endpoint =
             config::Endpoint { host: "localhost".into(), port: apns.address().port() };
         client.ca = Some(file("ca.pem"));
-        config.apns = Some(client);
+        config.apns = vec![client];
         let mailchime = app::start(&config).await.map_err(Failure::failed)?;
         Ok(Self { backend, apns, pki, mailchime })
     }

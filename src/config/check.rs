@@ -3,6 +3,7 @@
 //! A value that is refused is an error that names its key and what is allowed instead. What is
 //! allowed but probably not meant becomes a warning.
 
+mod push;
 mod value;
 
 use std::iter;
@@ -16,12 +17,12 @@ use tracing_subscriber::filter::LevelFilter;
 
 use self::value::{domain, host_and_port, is_loopback, names_a_file, percent_encoded};
 use super::raw::{
-    RawApns, RawBackend, RawBackendTls, RawConfig, RawCredentials, RawCredentialsMode, RawLimits,
-    RawListener, RawListenerTls, RawLog, RawPush, RawRoute, RawSni, RawStore, RawTls, RawWatch,
+    RawBackend, RawBackendTls, RawConfig, RawCredentials, RawCredentialsMode, RawLimits,
+    RawListener, RawListenerTls, RawLog, RawRoute, RawSni, RawStore, RawTls, RawWatch,
 };
 use super::{
-    Apns, Backend, BackendTls, Config, ConfigError, Credentials, Endpoint, Limits, Listener,
-    ListenerTls, Log, Network, Push, PushType, Route, Sni, Store, Tls, Trust, Watch,
+    Backend, BackendTls, Config, ConfigError, Credentials, Limits, Listener, ListenerTls, Log,
+    Network, Route, Sni, Store, Tls, Trust, Watch,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -47,7 +48,7 @@ pub(super) fn config(raw: RawConfig, origin: &Path) -> Result<Config> {
     config.credentials = check.credentials(raw.credentials);
     config.watch = check.watch(raw.watch)?;
     config.push = check.push(raw.push)?;
-    config.apns = raw.apns.map(|raw| check.apns(raw)).transpose()?;
+    config.apns = check.identities(raw.apns)?;
     config.limits = check.limits(raw.limits)?;
     config.log = check.log(raw.log)?;
     config.warnings = warnings(&config);
@@ -75,7 +76,7 @@ fn warnings(config: &Config) -> Vec<String> {
              address; name your load balancers only"
         ));
     }
-    if config.apns.is_none() {
+    if config.apns.is_empty() {
         warnings.push(
             "there is no [apns] table: nothing is pushed, and clients are not offered \
              XAPPLEPUSHSERVICE"
@@ -277,97 +278,6 @@ impl Check<'_> {
         self.duration("[watch] settle", raw.settle, MILLISECOND..=MINUTE, &mut watch.settle)?;
         self.not_above(("[watch] retry_min", watch.retry_min), ("retry_max", watch.retry_max))?;
         Ok(watch)
-    }
-
-    #[rustfmt::skip] // a table: one key, one line
-    fn push(&self, raw: RawPush) -> Result<Push> {
-        let mut push = Push::default();
-        self.duration("[push] quiet_delay", raw.quiet_delay, MILLISECOND..=HOUR, &mut push.quiet_delay)?;
-        self.duration("[push] min_interval", raw.min_interval, MILLISECOND..=HOUR, &mut push.min_interval)?;
-        self.duration("[push] max_delay", raw.max_delay, MILLISECOND..=HOUR, &mut push.max_delay)?;
-        // Devices register anew every 23 hours: a shorter life would forget those that are well.
-        self.duration("[push] registration_ttl", raw.registration_ttl, 2 * DAY..=365 * DAY, &mut push.registration_ttl)?;
-        self.number("[push] mailboxes", raw.mailboxes, 1..=10_000, &mut push.mailboxes)?;
-        self.number("[push] devices", raw.devices, 1..=10_000, &mut push.devices)?;
-        self.duration("[push] expiration", raw.expiration, MINUTE..=30 * DAY, &mut push.expiration)?;
-        self.not_above(("[push] quiet_delay", push.quiet_delay), ("max_delay", push.max_delay))?;
-        self.not_above(("[push] min_interval", push.min_interval), ("max_delay", push.max_delay))?;
-        if let Some(clients) = raw.clients {
-            push.clients = self.clients(clients)?;
-        }
-        push.push_type = raw.push_type.unwrap_or(push.push_type);
-        push.priority = self.priority(raw.priority, push.push_type)?;
-        Ok(push)
-    }
-
-    fn clients(&self, clients: Vec<String>) -> Result<Vec<String>> {
-        let allowed = "allowed are bundle ids of letters, digits, \".\", \"-\" and \"_\", exact or \
-                       with \"*\" as the last character";
-        let refusal = |problem: String| self.refusal("[push] clients", problem);
-        if clients.is_empty() {
-            return Err(refusal(format!(
-                "the list is empty, so no device could register; {allowed}"
-            )));
-        }
-        let fits = |client: &str| {
-            let exact = client.strip_suffix('*').unwrap_or(client);
-            !client.is_empty()
-                && exact.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b))
-        };
-        match clients.iter().find(|client| !fits(client)) {
-            Some(client) => Err(refusal(format!("{client:?} is not understood; {allowed}"))),
-            None => Ok(clients),
-        }
-    }
-
-    fn priority(&self, priority: Option<i64>, push_type: PushType) -> Result<Option<u8>> {
-        let problem = match (priority, push_type) {
-            (None, _) => return Ok(None),
-            (Some(1), _) => return Ok(Some(1)),
-            (Some(5), _) => return Ok(Some(5)),
-            (Some(10), PushType::Alert) => return Ok(Some(10)),
-            (Some(10), PushType::Background) => {
-                "10 is refused by APNs for background pushes; use 5 or 1, or push_type = \"alert\""
-                    .to_owned()
-            }
-            (Some(other), _) => format!("{other} does not exist; allowed are 1, 5 and 10"),
-        };
-        Err(self.refusal("[push] priority", problem))
-    }
-
-    #[rustfmt::skip] // a table: one key, one line
-    fn apns(&self, raw: RawApns) -> Result<Apns> {
-        let mut apns = Apns::new(
-            self.required_file("[apns] certificate", raw.certificate)?,
-            self.required_file("[apns] private_key", raw.private_key)?,
-        );
-        if let Some(endpoint) = raw.endpoint {
-            apns.endpoint = self.endpoint(&endpoint)?;
-        }
-        apns.ca = self.file("[apns] ca", raw.ca)?;
-        self.duration("[apns] connect_timeout", raw.connect_timeout, SECOND..=10 * MINUTE, &mut apns.connect_timeout)?;
-        self.duration("[apns] request_timeout", raw.request_timeout, SECOND..=10 * MINUTE, &mut apns.request_timeout)?;
-        self.duration("[apns] ping_interval", raw.ping_interval, SECOND..=HOUR, &mut apns.ping_interval)?;
-        self.number("[apns] in_flight", raw.in_flight, 1..=100_000, &mut apns.in_flight)?;
-        Ok(apns)
-    }
-
-    fn endpoint(&self, text: &str) -> Result<Endpoint> {
-        let address = match text {
-            "production" => return Ok(Endpoint::production()),
-            "sandbox" => return Ok(Endpoint::sandbox()),
-            other => other.strip_prefix("https://").and_then(host_and_port),
-        };
-        match address {
-            Some((host, port)) if ServerName::try_from(host.as_str()).is_ok() => {
-                Ok(Endpoint { host, port })
-            }
-            _ => {
-                let allowed = "allowed are \"production\", \"sandbox\" and \"https://host:port\"";
-                Err(self
-                    .refusal("[apns] endpoint", format!("{text:?} is not understood; {allowed}")))
-            }
-        }
     }
 
     #[rustfmt::skip] // a table: one key, one line

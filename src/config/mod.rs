@@ -8,13 +8,13 @@
 //! This floor knows files and text only: no socket, no TLS, no IMAP. Files that keys name are looked
 //! for here and read elsewhere.
 
+mod apns;
 mod check;
 mod network;
 mod raw;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use self::apns::{Apns, Endpoint, Identity, Proxy};
 pub use self::network::Network;
 
 /// Everything the program can be told, checked.
@@ -39,8 +40,9 @@ pub struct Config {
     pub credentials: Credentials,
     pub watch: Watch,
     pub push: Push,
-    /// `None`: nothing is pushed, and XAPPLEPUSHSERVICE is not advertised.
-    pub apns: Option<Apns>,
+    /// Empty: nothing is pushed, and XAPPLEPUSHSERVICE is not advertised. No two serve the same
+    /// domain, and at most one serves all others.
+    pub apns: Vec<Apns>,
     pub limits: Limits,
     pub log: Log,
     /// What is allowed but probably not meant; one sentence each, to be logged at start.
@@ -193,11 +195,34 @@ pub struct Push {
     pub mailboxes: usize,
     /// Most devices of one account.
     pub devices: usize,
+    pub events: Events,
+    pub collapse: Collapse,
     pub push_type: PushType,
     /// How long APNs keeps a push for a device that is offline.
     pub expiration: Duration,
     /// `apns-priority`: 1, 5 or 10, and never 10 with [`PushType::Background`]; `None` sends none.
     pub priority: Option<u8>,
+}
+
+/// Which kinds of change are pushed; at least one is. What is not is taken note of all the same, so
+/// that it is not told later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Events {
+    /// New mail.
+    pub new_mail: bool,
+    /// Anything else: mail that was read, marked, deleted or moved elsewhere.
+    pub quiet: bool,
+}
+
+/// Whether APNs keeps every push for a device that is offline, or the last one only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "lowercase")]
+pub enum Collapse {
+    /// No `apns-collapse-id`.
+    None,
+    /// One for each mail account of a device.
+    Account,
 }
 
 /// `apns-push-type` (PROTOCOL.md section 2).
@@ -207,33 +232,6 @@ pub struct Push {
 pub enum PushType {
     Background,
     Alert,
-}
-
-/// `[apns]`: the push service, and who we are to it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Apns {
-    pub endpoint: Endpoint,
-    /// A PEM file that exists; `None` trusts the system's roots.
-    pub ca: Option<PathBuf>,
-    /// PEM files that exist.
-    pub certificate: PathBuf,
-    pub private_key: PathBuf,
-    /// For the connection, TLS included.
-    pub connect_timeout: Duration,
-    /// For the whole answer to one push.
-    pub request_timeout: Duration,
-    /// An idle connection is asked for a sign of life this often.
-    pub ping_interval: Duration,
-    /// Most pushes under way at once.
-    pub in_flight: usize,
-}
-
-/// A host that speaks HTTP/2 over TLS. `Display` gives `https://host:port`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Endpoint {
-    /// A name or an IP address, the latter without brackets.
-    pub host: String,
-    pub port: u16,
 }
 
 /// `[limits]`: what one peer, and all together, may take.
@@ -307,7 +305,7 @@ impl Config {
             credentials: Credentials::default(),
             watch: Watch::default(),
             push: Push::default(),
-            apns: None,
+            apns: Vec::new(),
             limits: Limits::default(),
             log: Log::default(),
             warnings: Vec::new(),
@@ -422,6 +420,8 @@ impl Default for Push {
             clients: vec!["com.apple.mobilemail".into()],
             mailboxes: 64,
             devices: 50,
+            events: Events { new_mail: true, quiet: true },
+            collapse: Collapse::None,
             push_type: PushType::Background,
             expiration: Duration::from_hours(24),
             priority: None,
@@ -437,47 +437,6 @@ impl PushType {
         match self {
             Self::Background => "background",
             Self::Alert => "alert",
-        }
-    }
-}
-
-// === impl Apns ===
-
-impl Apns {
-    /// The production service with this client certificate, and the defaults.
-    pub fn new(certificate: impl Into<PathBuf>, private_key: impl Into<PathBuf>) -> Self {
-        Self {
-            endpoint: Endpoint::production(),
-            ca: None,
-            certificate: certificate.into(),
-            private_key: private_key.into(),
-            connect_timeout: Duration::from_secs(10),
-            request_timeout: Duration::from_secs(30),
-            ping_interval: Duration::from_mins(1),
-            in_flight: 500,
-        }
-    }
-}
-
-// === impl Endpoint ===
-
-impl Endpoint {
-    /// Apple's service for devices.
-    pub fn production() -> Self {
-        Self { host: "api.push.apple.com".into(), port: 443 }
-    }
-
-    /// Apple's service for development.
-    pub fn sandbox() -> Self {
-        Self { host: "api.sandbox.push.apple.com".into(), port: 443 }
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host.contains(':') {
-            true => write!(f, "https://[{}]:{}", self.host, self.port),
-            false => write!(f, "https://{}:{}", self.host, self.port),
         }
     }
 }

@@ -2,11 +2,15 @@
 //!
 //! Nothing is judged here but names and types; ranges and defaults are `check`'s.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
-use super::{ConfigError, LogFormat, PushType, Relay};
+use super::{Collapse, ConfigError, LogFormat, PushType, Relay};
 
 /// A table of the file. A macro, because the attributes of each must be the same.
 macro_rules! table {
@@ -30,7 +34,7 @@ table!(RawConfig {
     credentials: RawCredentials,
     watch: RawWatch,
     push: RawPush,
-    apns: Option<RawApns>,
+    apns: Option<OneOrMore<RawApns>>,
     limits: RawLimits,
     log: RawLog,
 });
@@ -113,6 +117,8 @@ table!(RawPush {
     clients: Option<Vec<String>>,
     mailboxes: Option<i64>,
     devices: Option<i64>,
+    events: Option<Vec<RawEvent>>,
+    collapse: Option<Collapse>,
     push_type: Option<PushType>,
     expiration: Option<String>,
     priority: Option<i64>,
@@ -123,6 +129,14 @@ table!(RawApns {
     ca: Option<String>,
     certificate: Option<String>,
     private_key: Option<String>,
+    password_file: Option<String>,
+    key: Option<String>,
+    key_id: Option<String>,
+    team_id: Option<String>,
+    topic: Option<String>,
+    domains: Vec<String>,
+    proxy: Option<String>,
+    proxy_login_file: Option<String>,
     connect_timeout: Option<String>,
     request_timeout: Option<String>,
     ping_interval: Option<String>,
@@ -171,6 +185,50 @@ pub(super) enum RawBackendTls {
 #[serde(rename_all = "lowercase")]
 pub(super) enum RawCredentialsMode {
     Stored,
+}
+
+/// `[table]`, or `[[table]]` as often as there is need.
+#[derive(Debug)]
+#[cfg_attr(test, derive(serde::Serialize))]
+pub(super) struct OneOrMore<T>(pub(super) Vec<T>);
+
+/// The names of RFC 5423 section 4 for what happens to a mail.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+pub(super) enum RawEvent {
+    MessageNew,
+    MessageAppend,
+    MessageRead,
+    MessageTrash,
+    MessageExpunge,
+    MessageExpires,
+    FlagsSet,
+    FlagsClear,
+}
+
+// Not `untagged`, which would hide which key is at fault.
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMore<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Tables<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Tables<T> {
+            type Value = OneOrMore<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table or several")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(table)).map(|one| OneOrMore(vec![one]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, tables: A) -> Result<Self::Value, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(tables)).map(OneOrMore)
+            }
+        }
+
+        deserializer.deserialize_any(Tables(PhantomData))
+    }
 }
 
 /// Reads `text`, the content of the file `origin`.

@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::raw::{RawApns, RawConfig, RawListener, RawRoute, RawSni, RawTls};
+use super::raw::{OneOrMore, RawApns, RawConfig, RawListener, RawRoute, RawSni, RawTls};
 use super::*;
 
 const MANUAL: &str = include_str!("../../proxy.toml");
@@ -14,7 +14,7 @@ const MANUAL: &str = include_str!("../../proxy.toml");
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("certs")).unwrap();
-    for name in ["server.pem", "server.key", "apns.pem", "apns.key", "ca.pem"] {
+    for name in ["server.pem", "server.key", "apns.pem", "apns.key", "apns.p12", "ca.pem"] {
         fs::write(folder.path().join("certs").join(name), "").unwrap();
     }
     folder
@@ -82,7 +82,7 @@ fn keys_of_the_program() -> BTreeSet<String> {
         listener: Some(vec![RawListener::default()]),
         tls: RawTls { sni: vec![RawSni::default()], ..RawTls::default() },
         route: vec![RawRoute::default()],
-        apns: Some(RawApns::default()),
+        apns: Some(OneOrMore(vec![RawApns::default()])),
         ..RawConfig::default()
     };
     let Value::Object(tables) = serde_json::to_value(raw).unwrap() else { unreachable!() };
@@ -119,7 +119,7 @@ fn the_defaults_of_the_manual_are_those_of_the_program() {
     let host = "imap.example.org";
     let implicit = BackendTls::Implicit(Trust { ca: None, server_name: host.into() });
     let mut expected = Config::new(tls, Backend::new(host, 993, implicit));
-    expected.apns = Some(Apns::new(at("certs/apns.pem"), at("certs/apns.key")));
+    expected.apns = vec![Apns::new(at("certs/apns.pem"), at("certs/apns.key"))];
     expected.store.url = format!("sqlite://{}", at("mailchime.db").display());
     expected.credentials.key_file = at("mailchime.key");
 
@@ -277,13 +277,106 @@ fn a_refused_value_names_its_key_and_what_is_allowed() {
             "[apns]\ncertificate = \"certs/apns.pem\"",
             "[apns] private_key: missing; name a PEM file",
         ),
+        (
+            "[push]\nevents = [\"MessageNews\"]",
+            "[push] events: unknown variant `MessageNews`, expected one of `MessageNew`,",
+        ),
+        ("[push]\nevents = []", "[push] events: the list is empty, so nothing would be pushed"),
+        (
+            "[push]\ncollapse = \"device\"",
+            "[push] collapse: unknown variant `device`, expected `none` or `account`",
+        ),
+        (
+            "[apns]\ncertificate = \"certs/apns.p12\"\nprivate_key = \"certs/apns.key\"",
+            "[apns] private_key: has no meaning with a certificate that brings its own",
+        ),
+        (
+            "[apns]\ncertificate = \"certs/apns.pem\"\npassword_file = \"certs/ca.pem\"",
+            "[apns] password_file: has no meaning with a PEM certificate",
+        ),
+        (
+            "[apns]\ncertificate = \"certs/apns.pem\"\nkey_id = \"ABCDE12345\"",
+            "[apns] key_id: has no meaning with certificate",
+        ),
+        (
+            "[apns]\nkey = \"certs/apns.key\"\nprivate_key = \"certs/apns.key\"",
+            "[apns] private_key: has no meaning with key",
+        ),
+        ("[apns]\nkey = \"certs/apns.key\"", "[apns] topic: missing; a key is not bound"),
+        (
+            "[apns]\nkey = \"certs/apns.key\"\ntopic = \"t\"\nkey_id = \"ABC\"",
+            "[apns] key_id: \"ABC\" is not understood; give the ten letters",
+        ),
+        (
+            "[apns]\nkey = \"certs/apns.key\"\ntopic = \"t\"\nkey_id = \"ABCDE12345\"",
+            "[apns] team_id: missing; give the ten letters",
+        ),
+        ("[apns]\ntopic = \"a b\"", "[apns] topic: \"a b\" is no topic; allowed are"),
     ] {
-        let message = refusal(text);
-        assert!(
-            message.starts_with(expected),
-            "{text}\n    gives {message}\n instead of {expected}"
-        );
-        assert!(!message.contains('\n'), "{message}");
+        refused_with(text, expected);
+    }
+    let pem = required_in("[apns]");
+    for (text, expected) in [
+        ("domains = [\"a@b\"]", "[apns] domains: \"a@b\" is no domain; allowed is"),
+        ("proxy = \"https://proxy:1\"", "[apns] proxy: is not understood; allowed is"),
+        ("proxy = \"http://me:secret@proxy:1\"", "[apns] proxy: is not understood; allowed is"),
+        (
+            "proxy_login_file = \"certs/ca.pem\"",
+            "[apns] proxy_login_file: has no meaning without proxy",
+        ),
+    ] {
+        refused_with(&format!("[apns]\n{pem}{text}"), expected);
+    }
+    for (domains, expected) in [
+        (["[]", "[]"], "[[apns]] domains: two tables have none"),
+        (["[\"a.org\"]", "[\"b.org\", \"A.org\"]"], "[[apns]] domains: \"a.org\" is served by two"),
+    ] {
+        let table = |domains| format!("[[apns]]\n{pem}domains = {domains}\n");
+        refused_with(&domains.map(table).concat(), expected);
+    }
+    refused_with("[[apns]]\nkez = 1", "[apns]: unknown key `kez`, expected one of `endpoint`, ");
+}
+
+fn refused_with(text: &str, expected: &str) {
+    let message = refusal(text);
+    assert!(message.starts_with(expected), "{text}\n    gives {message}\n instead of {expected}");
+    assert!(!message.contains('\n') && !message.contains("secret"), "{message}");
+}
+
+#[test]
+fn an_identity_is_two_files_or_one_or_a_key() {
+    let identity = |text: &str| parse(text).unwrap().apns.remove(0).identity;
+    let pem = identity(&format!("[apns]\n{}topic = \"t\"", required_in("[apns]")));
+    assert!(matches!(pem, Identity::Pem { topic: Some(topic), .. } if topic == "t"));
+    for password in ["", "password_file = \"certs/ca.pem\""] {
+        let one = identity(&format!("[apns]\ncertificate = \"certs/apns.p12\"\n{password}"));
+        let Identity::Pkcs12 { file, password_file, topic: None } = one else { panic!("{one:?}") };
+        assert!(file.ends_with("certs/apns.p12"));
+        assert_eq!(password_file.is_some(), !password.is_empty());
+    }
+    let key = "[apns]\nkey = \"certs/apns.key\"\nkey_id = \"ABCDE12345\"\n\
+               team_id = \"TEAM123456\"\ntopic = \"t\"";
+    let Identity::Key { key_id, team_id, topic, .. } = identity(key) else { panic!("no key") };
+    assert_eq!([key_id, team_id, topic], ["ABCDE12345", "TEAM123456", "t"]);
+}
+
+#[test]
+fn several_identities_serve_different_domains() {
+    let pem = required_in("[apns]");
+    let domains = ["[\"A.example\", \"bücher.example\"]", "[\"b.example\"]", "[]"];
+    let text = domains.map(|domains| format!("[[apns]]\n{pem}domains = {domains}\n")).concat();
+    let apns = parse(&text).unwrap().apns;
+    let served: Vec<_> = apns.iter().map(|apns| apns.domains.join(" ")).collect();
+    assert_eq!(served, ["a.example bücher.example", "b.example", ""]);
+}
+
+#[test]
+fn events_are_new_mail_or_anything_else() {
+    let events = |names: &str| parse(&format!("push.events = [{names}]")).unwrap().push.events;
+    assert_eq!(events("\"MessageNew\""), Events { new_mail: true, quiet: false });
+    assert_eq!(events("\"MessageAppend\", \"FlagsClear\""), Push::default().events);
+    for quiet in ["MessageRead", "MessageTrash", "MessageExpunge", "MessageExpires", "FlagsSet"] {
+        assert_eq!(events(&format!("\"{quiet}\"")), Events { new_mail: false, quiet: true });
     }
 }
 
@@ -292,7 +385,7 @@ fn endpoints_are_named_or_https() {
     let endpoint = |value: &str| {
         let required = required_in("[apns]");
         parse(&format!("[apns]\n{required}endpoint = \"{value}\""))
-            .map(|c| c.apns.unwrap().endpoint)
+            .map(|c| c.apns[0].endpoint.clone())
     };
     assert_eq!(endpoint("production").unwrap().to_string(), "https://api.push.apple.com:443");
     assert_eq!(endpoint("sandbox").unwrap().to_string(), "https://api.sandbox.push.apple.com:443");

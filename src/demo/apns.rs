@@ -1,18 +1,19 @@
-//! A stand-in for Apple's push service: HTTP/2 over TLS with a client certificate, the checks that
-//! Apple makes, and answers that a test can prescribe (PROTOCOL.md section 2).
+//! A stand-in for Apple's push service: HTTP/2 over TLS with a client certificate or provider tokens,
+//! the checks that Apple makes, and answers that a test can prescribe (PROTOCOL.md section 2).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, DATE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -22,14 +23,15 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use x509_parser::der_parser::Oid;
 
-use super::pki::{Pki, PkiError, UID};
+use super::pki::{Pki, PkiError};
 use super::port::Port;
 use super::random_uuid;
 use crate::model::DeviceToken;
+use provider::Provider;
 use refusal::{PAYLOAD, refusal};
 
+mod provider;
 mod refusal;
 
 /// A running push service. Dropping it closes its port and its connections.
@@ -80,9 +82,14 @@ struct Shared {
     state: Mutex<State>,
     /// How many requests have come.
     received: watch::Sender<u64>,
+    /// Whether answers are held back.
+    held: watch::Sender<bool>,
     /// Counts the calls of [`Apns::go_away`].
     farewells: watch::Sender<u64>,
     connections: AtomicU64,
+    provider: Provider,
+    /// By how many seconds its clock is ahead.
+    ahead: AtomicI64,
 }
 
 #[derive(Default)]
@@ -109,20 +116,23 @@ const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 
 impl Apns {
     /// Serves `listener` with the server certificate of `pki`, to clients with a certificate that
-    /// its CA has signed.
+    /// its CA has signed, or with tokens that [`Pki::provider`] signs, to push to [`Pki::topic`].
     pub fn start(listener: TcpListener, pki: &Pki) -> Result<Self, StartError> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             received: watch::Sender::new(0),
+            held: watch::Sender::new(false),
             farewells: watch::Sender::new(0),
             connections: AtomicU64::new(0),
+            provider: Provider::new(&pki.provider, &pki.topic),
+            ahead: AtomicI64::new(0),
         });
         let tls = TlsAcceptor::from(pki.apns_config()?);
         let for_connections = shared.clone();
         let port = Port::open(listener, move |stream| {
             let (tls, shared) = (tls.clone(), for_connections.clone());
             async move {
-                // Whoever has no certificate learns it from TLS.
+                // Whose certificate is another CA's learns it from TLS.
                 if let Ok(Ok(stream)) =
                     tokio::time::timeout(TLS_HANDSHAKE, tls.accept(stream)).await
                 {
@@ -186,6 +196,17 @@ impl Apns {
     /// Sends GOAWAY on every connection; what is under way is still answered (RFC 9113 section 6.8).
     pub fn go_away(&self) {
         self.shared.farewells.send_modify(|count| *count += 1);
+    }
+
+    /// Takes requests, but answers none of them before `held` is false again.
+    pub fn hold_answers(&self, held: bool) {
+        self.shared.held.send_replace(held);
+    }
+
+    /// Sets its clock so many seconds ahead of this machine's, or behind. `date` in its answers
+    /// tells.
+    pub fn set_clock_ahead(&self, seconds: i64) {
+        self.shared.ahead.store(seconds, Ordering::Relaxed);
     }
 
     /// Closes every connection at once.
@@ -302,6 +323,12 @@ impl State {
 }
 
 impl Shared {
+    fn clock(&self) -> SystemTime {
+        let ahead = self.ahead.load(Ordering::Relaxed);
+        let by = Duration::from_secs(ahead.unsigned_abs());
+        if ahead < 0 { SystemTime::now() - by } else { SystemTime::now() + by }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -312,19 +339,22 @@ impl Shared {
 async fn serve(stream: TlsStream<TcpStream>, shared: Arc<Shared>) {
     let number = shared.connections.fetch_add(1, Ordering::Relaxed) + 1;
     let mut farewells = shared.farewells.subscribe();
-    let topic: Option<Arc<str>> = topic_of(&stream).map(Into::into);
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let topics: Option<Arc<[String]>> =
+        certificate.map(|der| provider::topics_of(der).unwrap_or_default().into());
     let disconnect = CancellationToken::new();
     let service = service_fn(|request| {
-        let (shared, topic, disconnect) = (shared.clone(), topic.clone(), disconnect.clone());
+        let (shared, topics, disconnect) = (shared.clone(), topics.clone(), disconnect.clone());
         async move {
-            let (answer, id) = receive(request, &shared, topic.as_deref(), number).await;
+            let (answer, id) = receive(request, &shared, topics.as_deref(), number).await;
+            let _ = shared.held.subscribe().wait_for(|held| !held).await;
             match answer {
                 Answer::Hang => std::future::pending().await,
                 Answer::Disconnect => {
                     disconnect.cancel();
                     std::future::pending().await
                 }
-                answer => Ok::<_, Infallible>(respond(answer, &id)),
+                answer => Ok::<_, Infallible>(respond(answer, &id, shared.clock())),
             }
         }
     });
@@ -343,20 +373,12 @@ async fn serve(stream: TlsStream<TcpStream>, shared: Arc<Shared>) {
     }
 }
 
-/// The UID in the subject of the client's certificate.
-fn topic_of(stream: &TlsStream<TcpStream>) -> Option<String> {
-    let der = stream.get_ref().1.peer_certificates()?.first()?;
-    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
-    let uid = Oid::from(&UID).ok()?;
-    let attribute = certificate.subject().iter_by_oid(&uid).next()?;
-    attribute.as_str().ok().map(String::from)
-}
-
-/// Reads and records a request. Returns its answer and its `apns-id`.
+/// Reads and records a request. `topics` are those of the client's certificate, if it has one.
+/// Returns its answer and its `apns-id`.
 async fn receive(
     request: Request<Incoming>,
     shared: &Shared,
-    topic: Option<&str>,
+    topics: Option<&[String]>,
     connection: u64,
 ) -> (Answer, String) {
     let received = Instant::now();
@@ -366,7 +388,19 @@ async fn receive(
     let token = given.and_then(DeviceToken::new);
     let body = Limited::new(body, PAYLOAD).collect().await.map(|body| body.to_bytes());
 
-    let refused = refusal(&head.method, given, &headers, topic, body.as_ref().ok());
+    let topics = match topics {
+        Some(topics) => Ok(topics.to_vec()),
+        None => {
+            let authorization =
+                head.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+            let now = shared.clock().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            shared.provider.topics(authorization, connection, now.cast_signed())
+        }
+    };
+    let refused = match &topics {
+        Ok(topics) => refusal(&head.method, given, &headers, topics, body.as_ref().ok()),
+        Err(refused) => Some(*refused),
+    };
     let answer = {
         let mut state = shared.state();
         let answer = match (&token, refused) {
@@ -394,7 +428,7 @@ fn headers_of_interest(headers: &HeaderMap) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn respond(answer: Answer, id: &str) -> Response<Full<Bytes>> {
+fn respond(answer: Answer, id: &str, now: SystemTime) -> Response<Full<Bytes>> {
     let (status, body, retry_after) = match answer {
         Answer::Refuse { status, reason, timestamp, retry_after } => {
             let mut body = json!({ "reason": reason });
@@ -409,6 +443,8 @@ fn respond(answer: Answer, id: &str) -> Response<Full<Bytes>> {
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
     // An id that a client made up of odd bytes is not echoed.
     response.headers_mut().extend(id.parse().ok().map(|id| (APNS_ID, id)));
+    let date = HeaderValue::try_from(httpdate::fmt_http_date(now)).ok();
+    response.headers_mut().extend(date.map(|date| (DATE, date)));
     if let Some(seconds) = retry_after {
         response.headers_mut().insert(hyper::header::RETRY_AFTER, seconds.into());
     }

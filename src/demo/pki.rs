@@ -3,16 +3,18 @@
 //!
 //! Nothing here is for production: the CA's key lies beside what it signed.
 
+use std::fmt;
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -24,7 +26,6 @@ use thiserror::Error;
 use super::{crypto, random_uuid};
 
 /// A certificate authority and what it signed. All keys are ECDSA P-256.
-#[derive(Debug)]
 pub struct Pki {
     pub ca: Identity,
     /// For `localhost`, 127.0.0.1 and ::1.
@@ -32,6 +33,19 @@ pub struct Pki {
     /// The subject's UID is [`Pki::topic`], as in a certificate from Apple (PROTOCOL.md section 2).
     pub client: Identity,
     pub topic: String,
+    /// What may be used in place of [`Pki::client`].
+    pub provider: ProviderKey,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A key for provider tokens, with the names that Apple gives to it and its team. `Debug` never
+/// shows the key.
+#[derive(Debug)]
+pub struct ProviderKey {
+    pub key_id: String,
+    pub team_id: String,
+    public_key: Vec<u8>,
+    private_key: SecretString,
 }
 
 /// A certificate and its private key, both as PEM. `Debug` never shows the key.
@@ -54,6 +68,9 @@ pub enum PkiError {
 
 /// Subject attribute UID (RFC 4519 section 2.39), which holds the topic in Apple's certificates.
 pub(super) const UID: [u64; 7] = [0, 9, 2342, 19_200_300, 100, 1, 1];
+
+/// Apple's extension that lists all topics of a certificate.
+pub(super) const TOPICS: [u64; 8] = [1, 2, 840, 113_635, 100, 6, 3, 6];
 
 /// The longest validity that Apple's own TLS clients accept.
 const VALIDITY: Duration = Duration::from_secs(825 * 24 * 3600);
@@ -84,16 +101,27 @@ impl Pki {
         server.subject_alt_names = CertificateParams::new(names)?.subject_alt_names;
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
 
-        let mut client = params(&format!("APSP:{topic}"));
-        client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        client.distinguished_name.push(DnType::from_oid(&UID), topic.as_str());
-
         Ok(Self {
             ca: ca_identity,
             server: Identity::signed(server, &issuer)?,
-            client: Identity::signed(client, &issuer)?,
+            client: Identity::signed(client_params(&[&topic]), &issuer)?,
             topic,
+            provider: ProviderKey::generate()?,
+            issuer,
         })
+    }
+
+    /// Another client certificate, for these topics, of which the first is its subject's, and from
+    /// so many seconds from now (or before, if negative) to so many.
+    pub fn client(&self, topics: &[&str], validity: Range<i64>) -> Result<Identity, PkiError> {
+        let mut client = client_params(topics);
+        let now = client.not_before + BACKDATED;
+        let at = |seconds: i64| {
+            let by = Duration::from_secs(seconds.unsigned_abs());
+            if seconds < 0 { now - by } else { now + by }
+        };
+        (client.not_before, client.not_after) = (at(validity.start), at(validity.end));
+        Identity::signed(client, &self.issuer)
     }
 
     /// Writes `ca.pem`, `ca.key`, `server.pem`, `server.key`, `apns.pem` and `apns.key` into the
@@ -129,10 +157,11 @@ impl Pki {
         Ok(Arc::new(config))
     }
 
-    /// TLS for a server that talks HTTP/2 to clients with a certificate of this CA and to no others.
+    /// TLS for a server that talks HTTP/2 to clients with a certificate of this CA, or without any.
     pub(super) fn apns_config(&self) -> Result<Arc<ServerConfig>, PkiError> {
         let verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), crypto())
+                .allow_unauthenticated()
                 .build()
                 .map_err(|e| rustls::Error::General(e.to_string()))?;
         let mut config = ServerConfig::builder_with_provider(crypto())
@@ -156,6 +185,42 @@ impl Pki {
 
     fn roots(&self) -> Result<RootCertStore, rustls::Error> {
         roots(&self.ca.certificate)
+    }
+}
+
+impl fmt::Debug for Pki {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pki")
+            .field("ca", &self.ca)
+            .field("server", &self.server)
+            .field("client", &self.client)
+            .field("topic", &self.topic)
+            .field("provider", &self.provider)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl ProviderKey ===
+
+impl ProviderKey {
+    /// A new key, under names that are the same each time.
+    pub fn generate() -> Result<Self, PkiError> {
+        let key = KeyPair::generate()?;
+        Ok(Self {
+            key_id: "ABCDE12345".into(),
+            team_id: "TEAM123456".into(),
+            public_key: key.public_key_raw().to_vec(),
+            private_key: key.serialize_pem().into(),
+        })
+    }
+
+    /// The private key as PEM, like Apple's `.p8` files; for such a file only.
+    pub fn expose_private_key(&self) -> &str {
+        self.private_key.expose_secret()
+    }
+
+    pub(super) fn public_key(&self) -> &[u8] {
+        &self.public_key
     }
 }
 
@@ -199,6 +264,34 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, rustls::Error
     CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|e| rustls::Error::General(e.to_string()))
+}
+
+/// A client certificate as Apple's are; `topics` has at least one.
+fn client_params(topics: &[&str]) -> CertificateParams {
+    let topic = topics.first().copied().unwrap_or_default();
+    let mut client = params(&format!("APSP:{topic}"));
+    client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    client.distinguished_name.push(DnType::from_oid(&UID), topic);
+    client.custom_extensions.push(CustomExtension::from_oid_content(&TOPICS, listed(topics)));
+    client
+}
+
+/// `SEQUENCE { UTF8String topic, SEQUENCE { UTF8String "app" }, … }`, in DER.
+fn listed(topics: &[&str]) -> Vec<u8> {
+    const UTF8_STRING: u8 = 0x0c;
+    const SEQUENCE: u8 = 0x30;
+    let der = |tag: u8, content: &[u8]| {
+        let length = u16::try_from(content.len()).unwrap_or(u16::MAX).to_be_bytes();
+        let head = match length {
+            [0, short @ ..0x80] => vec![tag, short],
+            [0, long] => vec![tag, 0x81, long],
+            [high, low] => vec![tag, 0x82, high, low],
+        };
+        [&head, content].concat()
+    };
+    let kind = der(SEQUENCE, &der(UTF8_STRING, b"app"));
+    let entry = |topic: &&str| [der(UTF8_STRING, topic.as_bytes()), kind.clone()].concat();
+    der(SEQUENCE, &topics.iter().flat_map(entry).collect::<Vec<u8>>())
 }
 
 fn params(common_name: &str) -> CertificateParams {

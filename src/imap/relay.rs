@@ -317,10 +317,10 @@ impl Relay {
         let Some(job) = self.job.take() else { return };
         let Job { tag, stage: Stage::Store { version, echoed }, .. } = *job else { return };
         let mut answer = Vec::new();
-        match &self.profile.push {
-            Some(push) if stored => {
+        match self.push() {
+            Some((_, topic)) if stored => {
                 let names = echoed.iter().map(Vec::as_slice);
-                answer = registration::answer(version, &push.topic, names);
+                answer = registration::answer(version, topic, names);
                 tagged(&mut answer, &tag, "OK XAPPLEPUSHSERVICE completed");
             }
             _ => {
@@ -346,8 +346,9 @@ impl Relay {
         Own { push: self.push().is_some(), compress: true }
     }
 
-    fn push(&self) -> Option<&PushOffer> {
-        self.profile.push.as_ref().filter(|_| self.account.is_some())
+    /// What is offered to this user, and the topic.
+    fn push(&self) -> Option<(&PushOffer, &str)> {
+        offered(&self.profile, self.account.as_ref())
     }
 
     /// Whether no response of the backend is under way to the client.
@@ -489,7 +490,7 @@ impl Relay {
             Verb::Compress => return self.compress(command, out),
             _ => return self.finish("BAD Command is not available here", out),
         }
-        let Some(push) = self.profile.push.as_ref().filter(|_| self.account.is_some()) else {
+        let Some((push, _)) = offered(&self.profile, self.account.as_ref()) else {
             return self.finish("BAD XAPPLEPUSHSERVICE is not available here", out);
         };
         let Ok((arguments, _)) = args::tag_and_verb(command) else {
@@ -563,18 +564,19 @@ impl Relay {
     }
 
     fn store(&mut self, out: &mut Output) {
-        let (Some(push), Some(account)) = (&self.profile.push, &self.account) else { return };
+        let (Some((_, topic)), Some(account)) = (self.push(), self.account.clone()) else { return };
+        let topic = topic.to_owned();
         let Some(job) = self.job.as_deref_mut() else { return };
         let Stage::Check(check) = std::mem::replace(&mut job.stage, Stage::Fence) else { return };
         let request = check.request;
         let version = request.version;
         let device = Device {
-            account: account.clone(),
+            account,
             account_id: request.account_id,
             token: request.token,
             subtopic: request.subtopic,
             version,
-            topic: push.topic.clone(),
+            topic,
         };
         let mut echoed = Vec::new();
         let mut mailboxes = Vec::new();
@@ -687,6 +689,15 @@ fn is_ours(verb: Verb) -> bool {
             | Verb::Unauthenticate
             | Verb::Compress
     )
+}
+
+/// What is offered to the user of this account, and the topic that devices of theirs are told.
+fn offered<'a>(
+    profile: &'a Profile,
+    account: Option<&'a Account>,
+) -> Option<(&'a PushOffer, &'a str)> {
+    let offer = profile.push.as_ref()?;
+    Some((offer, offer.topic(account?)?))
 }
 
 /// Adds a tagged response.

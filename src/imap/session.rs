@@ -63,13 +63,22 @@ pub struct Connection {
 }
 
 /// Push as it is offered to devices.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PushOffer {
-    pub topic: String,
+    pub topics: Vec<DomainTopic>,
     /// Bundle ids of mail clients that are served; `*` at the end stands for anything.
     pub clients: Vec<String>,
     /// Most mailboxes in one registration.
     pub most_mailboxes: usize,
+}
+
+/// What devices of the users of one domain are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainTopic {
+    /// In lower case; `None` stands for all users whom no other entry names.
+    pub domain: Option<String>,
+    /// `None` where they cannot be pushed at the moment.
+    pub topic: Option<String>,
 }
 
 /// What to do with the first bytes of a lane.
@@ -195,6 +204,21 @@ enum State {
 }
 
 impl PushOffer {
+    /// The topic for devices of this account; `None` where it is not offered push.
+    pub fn topic(&self, account: &Account) -> Option<&str> {
+        let domain = account.as_str().rsplit_once('@').map(|(_, domain)| domain);
+        let of = |domain: Option<&str>| {
+            self.topics.iter().find(|entry| entry.domain.as_deref() == domain)
+        };
+        let own = domain.and_then(|domain| of(Some(domain)));
+        own.or_else(|| of(None))?.topic.as_deref()
+    }
+
+    /// Whether there is anybody to whom push is offered.
+    pub fn is_open(&self) -> bool {
+        self.topics.iter().any(|entry| entry.topic.is_some())
+    }
+
     /// Whether a client of this bundle id is served.
     pub fn serves(&self, subtopic: &str) -> bool {
         self.clients.iter().any(|pattern| match pattern.strip_suffix('*') {
@@ -236,7 +260,7 @@ impl Profile {
                 shown.add(token);
             }
         }
-        if self.push.is_some() {
+        if self.push.as_ref().is_some_and(PushOffer::is_open) {
             shown.add(XAPPLEPUSHSERVICE);
         }
         shown
@@ -665,4 +689,35 @@ fn id_fields(arguments: &[u8]) -> Vec<IdField> {
 /// The tag of a command that is otherwise malformed.
 fn tag_of(command: &[u8]) -> Option<&[u8]> {
     args::tag_and_verb(command).ok().map(|(_, (tag, _))| tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a29_the_topic_depends_on_the_domain_of_the_user() {
+        let entry = |domain: Option<&str>, topic: Option<&str>| DomainTopic {
+            domain: domain.map(str::to_owned),
+            topic: topic.map(str::to_owned),
+        };
+        let offer = |topics| PushOffer { topics, clients: Vec::new(), most_mailboxes: 1 };
+        let entries = vec![
+            entry(None, Some("others")),
+            entry(Some("a.example"), Some("a")),
+            entry(Some("b.example"), None),
+        ];
+        let several = offer(entries.clone());
+        for (login, topic) in [
+            ("alice@A.example", Some("a")),
+            // Not that of the others: its own is to be mended.
+            ("bob@b.example", None),
+            ("carol@c.example", Some("others")),
+            ("dave", Some("others")),
+        ] {
+            assert_eq!(several.topic(&Account::from_login(login)), topic, "{login}");
+        }
+        assert!(several.is_open() && !offer(vec![entry(None, None)]).is_open());
+        assert_eq!(offer(entries[1..].to_vec()).topic(&Account::from_login("dave")), None);
+    }
 }

@@ -12,7 +12,7 @@ mod serve;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::ServerConfig;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use self::limits::Gate;
 pub use self::serve::serve;
@@ -27,8 +27,8 @@ use crate::store::{Store, Vault};
 #[derive(Debug)]
 pub struct Context {
     backends: Backends,
-    /// Offered to clients; `None` when push is off.
-    push: Option<PushOffer>,
+    /// Offered to clients; `None` when push is off. May change at any time.
+    push: watch::Receiver<Option<PushOffer>>,
     store: Store,
     vault: Arc<Vault>,
     events: mpsc::Sender<SessionEvent>,
@@ -51,7 +51,7 @@ pub struct Current(Arc<Mutex<Arc<Context>>>);
 impl Context {
     pub fn new(
         backends: Backends,
-        push: Option<PushOffer>,
+        push: watch::Receiver<Option<PushOffer>>,
         store: Store,
         vault: Arc<Vault>,
         events: mpsc::Sender<SessionEvent>,
@@ -103,15 +103,17 @@ impl Context {
     fn profile(&self) -> Arc<Profile> {
         // Nobody knows yet whose session it will be.
         let seen = self.backends.of(None).seen();
+        let push = self.push.borrow().clone();
         let mut profile = self.profile.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(profile) = &*profile
             && profile.backend.as_ref().map(Arc::as_ptr) == seen.as_ref().map(Arc::as_ptr)
+            && profile.push == push
         {
             return Arc::clone(profile);
         }
         Arc::clone(profile.insert(Arc::new(Profile {
             backend: seen,
-            push: self.push.clone(),
+            push,
             relay_mechanisms: self.relay_mechanisms,
             command_size: self.limits.command_size,
             capability_size: self.limits.capability_size,

@@ -1,22 +1,25 @@
 //! The task that owns what is pending for devices: it reads whose devices, sends, and writes what
 //! came of it, as the rules (`pending`) say. All decisions are there, all I/O is here.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use a2::PushType;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Duration, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::apns::{Apns, Outcome, new_apns_id};
-use super::payload::{Headers, MailPush};
-use super::pending::{Action, Batch, Pending, Push, Rules};
-use crate::config;
-use crate::model::{Account, Timestamp, WatchEvent};
+use super::apns::{Outcome, new_apns_id};
+use super::explain::{Explanation, Facts};
+use super::identities::Identities;
+use super::payload::{Headers, MailPush, collapse_id};
+use super::pending::{Action, Batch, ChangeId, Pending, Push, Rules};
+use crate::config::{self, Collapse};
+use crate::model::{Account, Change, Device, Mailbox, Timestamp, WatchEvent};
 use crate::net::backoff::Backoff;
-use crate::store::{DeviceKey, Store, Target};
+use crate::store::{Store, StoreError, Target};
 
 /// How long requests that are under way may take to end when the program does, and how long the
 /// last write may take.
@@ -24,29 +27,74 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Between attempts to learn what is owed since an earlier run.
 const OWED: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 
+/// How many questions may wait for an answer.
+const QUESTIONS: usize = 8;
+
+/// What the dispatcher works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// What watchers saw.
+    pub events: mpsc::Receiver<WatchEvent>,
+    pub store: Store,
+    pub identities: Identities,
+    pub config: config::Push,
+    /// Gets the accounts that have no live device: a hint, given without waiting, that may be late
+    /// or lost.
+    pub removed: mpsc::Sender<Account>,
+    /// What people ask; see [`Inquirer`].
+    pub inquiries: Inquiries,
+}
+
+/// Asks the dispatcher why it does what it does. Clones ask the same one.
+#[derive(Clone, Debug)]
+pub struct Inquirer(mpsc::Sender<Inquiry>);
+
+/// The questions of an [`Inquirer`].
+#[derive(Debug)]
+pub struct Inquiries(mpsc::Receiver<Inquiry>);
+
+#[derive(Debug)]
+struct Inquiry {
+    account: Account,
+    mailbox: Option<Mailbox>,
+    reply: oneshot::Sender<Result<Vec<Explanation>, StoreError>>,
+}
+
+/// For a dispatcher, and for those who want to know of it.
+pub fn inquiries() -> (Inquirer, Inquiries) {
+    let (questions, asked) = mpsc::channel(QUESTIONS);
+    (Inquirer(questions), Inquiries(asked))
+}
+
+impl Inquirer {
+    /// Why each device of the account would or would not be pushed if new mail came now: to
+    /// `mailbox`, or to any that it registered for. `None` when the dispatcher has ended.
+    pub async fn explain(
+        &self,
+        account: Account,
+        mailbox: Option<Mailbox>,
+    ) -> Option<Result<Vec<Explanation>, StoreError>> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Inquiry { account, mailbox, reply }).await.ok()?;
+        answer.await.ok()
+    }
+}
+
 /// Takes changes from `events` and tells devices of them, until `cancel` or until `events` is
 /// closed; begins with what is owed since an earlier run. Then it lets requests under way end, for
 /// some seconds, marks on disk what devices have not been told of, and returns.
-///
-/// `removed` gets the accounts that have no live device: a hint, given without waiting, that may
-/// be late or lost.
-pub async fn run(
-    mut events: mpsc::Receiver<WatchEvent>,
-    store: Store,
-    apns: Apns,
-    config: config::Push,
-    removed: mpsc::Sender<Account>,
-    cancel: CancellationToken,
-) {
+pub async fn run(parts: Parts, cancel: CancellationToken) {
+    let Parts { mut events, store, identities, config, removed, mut inquiries } = parts;
     let mut pending = Pending::new(Rules {
         quiet_delay: config.quiet_delay,
         min_interval: config.min_interval,
         max_delay: config.max_delay,
-        in_flight: apns.in_flight().max(1),
-        topic: apns.topic().to_owned(),
+        events: config.events,
         chance: rand::random,
     });
-    let mut jobs = Jobs { store, apns, config, removed, under_way: JoinSet::new(), busy: 0 };
+    let mut reloads = identities.reloads();
+    pending.topics(identities.topics(), now(), Timestamp::now());
+    let mut jobs = Jobs { store, identities, config, removed, under_way: JoinSet::new(), busy: 0 };
     jobs.load();
     loop {
         while let Some(action) = pending.next(now()) {
@@ -57,19 +105,36 @@ pub async fn run(
             () = cancel.cancelled() => break,
             Some(done) = jobs.under_way.join_next() => jobs.done(done, &mut pending),
             event = events.recv(), if pending.takes_events() => match event {
-                Some(event) => pending.event(event, now()),
+                Some(event) => {
+                    trace(&event);
+                    pending.event(event, now());
+                }
                 None => break,
             },
+            () = reloads.next() => {
+                pending.topics(jobs.identities.topics(), now(), Timestamp::now());
+                // Perhaps to devices of a topic that was not there before.
+                jobs.load();
+            }
+            Some(inquiry) = inquiries.0.recv() => jobs.ask(inquiry),
             () = sleep_until(wake.unwrap_or_else(now).into()), if wake.is_some() => {}
         }
     }
     jobs.end(pending).await;
 }
 
+/// The first line of a change's trail; `push` and `settled` are the next, with the same number.
+fn trace(event: &WatchEvent) {
+    if let WatchEvent::Changed(change) = event {
+        let Change { account, mailbox, kind, .. } = change;
+        debug!(%account, change = %ChangeId::of(change), %mailbox, ?kind, "change");
+    }
+}
+
 /// The I/O that is under way, and what it needs.
 struct Jobs {
     store: Store,
-    apns: Apns,
+    identities: Identities,
     config: config::Push,
     removed: mpsc::Sender<Account>,
     under_way: JoinSet<Done>,
@@ -80,7 +145,8 @@ struct Jobs {
 enum Done {
     Loaded(Vec<Account>),
     Read(Account, Option<Vec<Target>>),
-    Answered(DeviceKey, Outcome),
+    Answered(Arc<Device>, Outcome),
+    Asked(Inquiry, Result<Vec<Target>, StoreError>),
     /// With what could not be written.
     Written(Batch),
 }
@@ -117,10 +183,10 @@ impl Jobs {
             }
             Action::Push(push) => {
                 self.busy += 1;
-                let (apns, config) = (self.apns.clone(), self.config.clone());
+                let (identities, config) = (self.identities.clone(), self.config.clone());
                 self.under_way.spawn(async move {
-                    let outcome = send(&apns, &config, &push).await;
-                    Done::Answered((&*push.device).into(), outcome)
+                    let outcome = send(&identities, &config, &push).await;
+                    Done::Answered(push.device, outcome)
                 });
             }
             Action::Write(batch) => {
@@ -130,6 +196,15 @@ impl Jobs {
                     .spawn(async move { Done::Written(write(&store, &removed, batch).await) });
             }
         }
+    }
+
+    fn ask(&mut self, inquiry: Inquiry) {
+        let store = self.store.clone();
+        self.under_way.spawn(async move {
+            // Devices that are forgotten for their silence too: that is the explanation then.
+            let targets = store.targets(&inquiry.account, Timestamp::default()).await;
+            Done::Asked(inquiry, targets)
+        });
     }
 
     fn done(&mut self, done: Result<Done, JoinError>, pending: &mut Pending) {
@@ -146,9 +221,26 @@ impl Jobs {
                 }
                 pending.read(&account, targets, now());
             }
-            Ok(Done::Answered(key, outcome)) => {
+            Ok(Done::Answered(device, outcome)) => {
                 self.busy -= 1;
-                pending.answered(&key, &outcome, now(), Timestamp::now());
+                pending.answered(&device, &outcome, now(), Timestamp::now());
+            }
+            Ok(Done::Asked(Inquiry { mailbox, reply, .. }, targets)) => {
+                let wall = Timestamp::now();
+                let explained = targets.map(|targets| {
+                    let explained = targets.iter().map(|target| {
+                        let facts = Facts {
+                            target,
+                            registration_ttl: self.config.registration_ttl,
+                            identity: self.identities.client_for(&target.device.topic, wall).err(),
+                            pending: pending.view(&target.device, now()),
+                        };
+                        facts.explain(mailbox.as_ref(), wall)
+                    });
+                    explained.collect()
+                });
+                // Whoever asked may have gone.
+                let _ = reply.send(explained);
             }
             Ok(Done::Written(failed)) => {
                 self.busy -= 1;
@@ -181,11 +273,29 @@ impl Jobs {
     }
 }
 
+/// Sends a push to one device, whatever else is pending for it, and says what APNs made of it.
+/// Nothing is written but a line in the log.
+pub async fn send_now(
+    identities: &Identities,
+    config: &config::Push,
+    device: Device,
+    mailboxes: Vec<Mailbox>,
+) -> Outcome {
+    let device = Arc::new(device);
+    let push = Push { device, mailboxes, changes: Vec::new(), seen_at: now() };
+    send(identities, config, &push).await
+}
+
 /// Sends one push and writes its line in the log.
-async fn send(apns: &Apns, config: &config::Push, push: &Push) -> Outcome {
+async fn send(identities: &Identities, config: &config::Push, push: &Push) -> Outcome {
     let id = new_apns_id();
+    let wall = Timestamp::now();
     let lifetime = i64::try_from(config.expiration.as_millis()).unwrap_or(i64::MAX);
-    let expiration = Timestamp::now().0.saturating_add(lifetime) / 1000;
+    let expiration = wall.0.saturating_add(lifetime) / 1000;
+    let collapse_id = match config.collapse {
+        Collapse::None => None,
+        Collapse::Account => Some(collapse_id(&push.device)),
+    };
     let headers = Headers {
         id: &id,
         push_type: match config.push_type {
@@ -193,8 +303,13 @@ async fn send(apns: &Apns, config: &config::Push, push: &Push) -> Outcome {
             config::PushType::Alert => PushType::Alert,
         },
         expiration: expiration.unsigned_abs(),
+        collapse_id: collapse_id.as_deref(),
     };
-    let outcome = apns.send(&MailPush::new(&push.device, &push.mailboxes, headers)).await;
+    let outcome = match identities.client_for(&push.device.topic, wall) {
+        Ok(apns) => apns.send(&MailPush::new(&push.device, &push.mailboxes, headers)).await,
+        // As APNs would say of such a certificate: everything is kept and tried again.
+        Err(why) => Outcome::Refused { status: 403, reason: why.to_string() },
+    };
     let detail = match &outcome {
         Outcome::Refused { status, reason } => Some(format!("{status} {reason}")),
         Outcome::Unavailable { why, .. } => Some(why.clone()),
@@ -204,6 +319,7 @@ async fn send(apns: &Apns, config: &config::Push, push: &Push) -> Outcome {
     info!(
         account = %push.device.account,
         token = %push.device.token,
+        change = joined(&push.changes),
         mailboxes = push.mailboxes.len(),
         outcome = outcome.name(),
         detail,
@@ -218,11 +334,20 @@ async fn send(apns: &Apns, config: &config::Push, push: &Push) -> Outcome {
     outcome
 }
 
+/// `#17 #18`.
+fn joined(changes: &[ChangeId]) -> String {
+    changes.iter().map(ChangeId::to_string).collect::<Vec<_>>().join(" ")
+}
+
 /// Writes a batch; returns what could not be written.
 async fn write(store: &Store, removed: &mpsc::Sender<Account>, batch: Batch) -> Batch {
     if let Err(error) = store.settle(&batch.settlements).await {
         error!(rows = batch.settlements.len(), "what was pushed cannot be written: {error}");
         return batch;
+    }
+    if !batch.changes.is_empty() {
+        // Every device was told, or has a mark on disk that it will be.
+        debug!(change = joined(&batch.changes), "settled");
     }
     let mut failed = Batch::default();
     for (device, not_after) in batch.removals {

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use a2::request::notification::{NotificationOptions, PushType};
+use a2::request::notification::{CollapseId, NotificationOptions, PushType};
 use a2::request::payload::PayloadLike;
 use md5::{Digest, Md5};
 use serde::Serialize;
@@ -36,6 +36,8 @@ pub struct Headers<'a> {
     pub push_type: PushType,
     /// `apns-expiration`: seconds since 1970.
     pub expiration: u64,
+    /// `apns-collapse-id`: at most 64 bytes.
+    pub collapse_id: Option<&'a str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -48,7 +50,20 @@ struct Aps<'a> {
 
 /// The name of a mailbox as `m` carries it: upper-case hex MD5 of the decoded name in UTF-8.
 pub fn mailbox_hash(mailbox: &Mailbox) -> String {
-    Md5::digest(mailbox.as_str()).iter().map(|byte| format!("{byte:02X}")).collect()
+    hex(&Md5::digest(mailbox.as_str()))
+}
+
+/// What makes a push replace an undelivered one for the same mail account of a device: the device's
+/// own name of the account, or a hash of one that is longer than 64 bytes.
+pub fn collapse_id(device: &Device) -> String {
+    match device.account_id.len() {
+        ..=64 => device.account_id.clone(),
+        _ => hex(&Md5::digest(&device.account_id)),
+    }
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
 impl<'a> MailPush<'a> {
@@ -77,8 +92,7 @@ impl<'a> MailPush<'a> {
                 // The client's to say: a2 knows no priority 1.
                 apns_priority: None,
                 apns_topic: Some(&device.topic),
-                // A collapse id would save nothing: a device that comes back checks all mailboxes.
-                apns_collapse_id: None,
+                apns_collapse_id: headers.collapse_id.and_then(|id| CollapseId::new(id).ok()),
             },
             device,
         }
@@ -125,7 +139,8 @@ mod tests {
 
     fn json(device: &Device, names: &[&str]) -> String {
         let changed: Vec<_> = names.iter().map(|name| Mailbox::new(name)).collect();
-        let headers = Headers { id: ID, push_type: PushType::Background, expiration: 1 };
+        let headers =
+            Headers { id: ID, push_type: PushType::Background, expiration: 1, collapse_id: None };
         MailPush::new(device, &changed, headers).to_json_string().unwrap()
     }
 
@@ -171,10 +186,24 @@ mod tests {
 
     /// What a phone sent is escaped, and no collapse id can be too long.
     #[test]
-    fn an_account_id_cannot_leave_its_string_and_there_is_no_collapse_id() {
+    fn b8_b35_an_account_id_cannot_leave_its_string_and_a_collapse_id_is_short() {
         let device = Device { account_id: r#"","x":"\"#.into(), ..device(2) };
         assert_eq!(json(&device, &["INBOX"]), r#"{"aps":{"account-id":"\",\"x\":\"\\"}}"#);
-        let headers = Headers { id: ID, push_type: PushType::Background, expiration: 1 };
+        let long = Device { account_id: "x".repeat(128), ..device.clone() };
+        for (device, expected) in [(&device, &*device.account_id), (&long, &*collapse_id(&long))] {
+            let id = collapse_id(device);
+            let headers = Headers {
+                id: ID,
+                push_type: PushType::Background,
+                expiration: 1,
+                collapse_id: Some(&id),
+            };
+            let push = MailPush::new(device, [], headers);
+            let found = push.get_options().apns_collapse_id.as_ref().unwrap();
+            assert_eq!(found.value, expected);
+        }
+        let headers =
+            Headers { id: ID, push_type: PushType::Background, expiration: 1, collapse_id: None };
         let push = MailPush::new(&device, [], headers);
         assert!(push.get_options().apns_collapse_id.is_none());
         let shown = format!("{push:?}");

@@ -60,7 +60,7 @@ impl World {
         client.endpoint =
             config::Endpoint { host: "localhost".into(), port: apns.address().port() };
         client.ca = Some(file("ca.pem"));
-        config.apns = Some(client);
+        config.apns = vec![client];
         change(&mut config, folder.path());
         let mailchime = app::start(&config).await.unwrap();
         Self { mailchime, apns, folder }

@@ -11,11 +11,16 @@ use mailchime::demo::apns::Apns as StandIn;
 use mailchime::demo::pki::Pki;
 use mailchime::model::{Account, Device, DeviceToken};
 use mailchime::push::apns::{Apns, Identity};
+use mailchime::push::identities::Identities;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
+mod advertisement;
 mod client;
 mod dispatcher;
+mod identities;
+mod tokens;
+mod tunnel;
 
 async fn limited(test: impl Future<Output = ()>) {
     tokio::time::timeout(Duration::from_secs(30), test).await.expect("the test takes too long");
@@ -45,7 +50,8 @@ impl Certificates {
 
     fn identity(&self) -> Identity {
         let file = |name| self.folder.path().join(name);
-        Identity::load(&file("apns.pem"), &file("apns.key")).unwrap()
+        let config = config::Apns::new(file("apns.pem"), file("apns.key"));
+        Identity::load(&config.identity).unwrap()
     }
 
     /// How to reach a server of these certificates.
@@ -59,6 +65,11 @@ impl Certificates {
 
     fn client(&self, address: SocketAddr) -> Apns {
         Apns::new(&self.identity(), &self.config(address), None).unwrap()
+    }
+
+    /// The only identity, for everybody.
+    fn identities(&self, address: SocketAddr) -> Identities {
+        Identities::load(&[self.config(address)], None).unwrap()
     }
 
     /// A device whose token begins with `name`.

@@ -31,7 +31,7 @@ pub(super) fn refusal(
     method: &Method,
     given: Option<&str>,
     headers: &BTreeMap<String, String>,
-    topic: Option<&str>,
+    topics: &[String],
     body: Option<&Bytes>,
 ) -> Option<(u16, &'static str)> {
     let header = |name| headers.get(name).map(String::as_str);
@@ -47,8 +47,8 @@ pub(super) fn refusal(
     }
     match header("apns-topic") {
         None => return Some((400, "MissingTopic")),
-        asked if asked != topic => return Some((400, "TopicDisallowed")),
-        Some(_) => {}
+        Some(asked) if topics.iter().any(|topic| topic == asked) => {}
+        Some(_) => return Some((400, "TopicDisallowed")),
     }
     match header("apns-push-type") {
         Some(kind) if PUSH_TYPES.contains(&kind) => {}
@@ -100,6 +100,7 @@ mod tests {
             headers.remove(name);
             headers
         };
+        let topics = ["s".to_owned(), "t".to_owned()];
         let zeros = "0".repeat(64);
         let odd = &TOKEN[1..];
         let long = "x".repeat(65);
@@ -134,10 +135,10 @@ mod tests {
             (None, good(), Some("{}"), Some((404, "BadPath"))),
         ] {
             let body = body.map(Bytes::from);
-            let refused = refusal(&Method::POST, token, &headers, Some("t"), body.as_ref());
+            let refused = refusal(&Method::POST, token, &headers, &topics, body.as_ref());
             assert_eq!(refused, expected, "{token:?} {headers:?} {body:?}");
         }
-        let get = refusal(&Method::GET, Some(TOKEN), &good(), Some("t"), None);
+        let get = refusal(&Method::GET, Some(TOKEN), &good(), &topics, None);
         assert_eq!(get, Some((405, "MethodNotAllowed")));
     }
 }

@@ -12,6 +12,9 @@ use crate::model::Timestamp;
 /// How much of a reason that is not known is kept, for the log.
 const MAX_REASON: usize = 100;
 
+/// After a provider brought new tokens too often it is left alone for so long.
+const TOKEN_UPDATES: Duration = Duration::from_mins(5);
+
 /// What became of one push. No text in here holds a device token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -72,6 +75,11 @@ pub(super) fn outcome(
         (410, "Unregistered" | "ExpiredToken") => Outcome::Gone { since: since(&body) },
         (400, "BadDeviceToken") => Outcome::BadToken,
         (400..500, "DeviceTokenNotForTopic" | "TopicDisallowed") => Outcome::NotForTopic,
+        // About us and not about the device.
+        (429, "TooManyProviderTokenUpdates") => Outcome::Unavailable {
+            why: format!("APNs answered {status} {reason}"),
+            retry_after: retry_after.max(Some(TOKEN_UPDATES)),
+        },
         (429, _) => Outcome::TooMany { retry_after },
         (400..500, _) => Outcome::Refused { status, reason: printable(reason) },
         _ => {
@@ -135,6 +143,14 @@ mod tests {
             (403, r#"{"reason":"BadCertificate"}"#, refused(403, "BadCertificate")),
             (413, r#"{"reason":"PayloadTooLarge"}"#, refused(413, "PayloadTooLarge")),
             (429, r#"{"reason":"TooManyRequests"}"#, Outcome::TooMany { retry_after: later }),
+            (
+                429,
+                r#"{"reason":"TooManyProviderTokenUpdates"}"#,
+                Outcome::Unavailable {
+                    why: "APNs answered 429 TooManyProviderTokenUpdates".into(),
+                    retry_after: Some(TOKEN_UPDATES),
+                },
+            ),
             (
                 500,
                 r#"{"reason":"InternalServerError"}"#,

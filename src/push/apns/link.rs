@@ -25,6 +25,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tracing::{debug, info, warn};
 
+use super::tunnel::Tunnel;
 use crate::config::{Apns, Endpoint};
 use crate::net::backoff::Backoff;
 use crate::net::stream::tune;
@@ -64,6 +65,7 @@ pub(super) struct Down {
 struct Shared {
     state: watch::Sender<State>,
     endpoint: Endpoint,
+    tunnel: Option<Tunnel>,
     tls: TlsConnector,
     connect_timeout: Duration,
     ping_interval: Duration,
@@ -84,11 +86,12 @@ enum Phase {
 }
 
 impl Link {
-    pub(super) fn new(config: &Apns, tls: TlsConnector) -> Self {
+    pub(super) fn new(config: &Apns, tls: TlsConnector, tunnel: Option<Tunnel>) -> Self {
         let state = State { phase: Phase::Down(None), number: 0, failures: 0 };
         let shared = Shared {
             state: watch::Sender::new(state),
             endpoint: config.endpoint.clone(),
+            tunnel,
             tls,
             connect_timeout: config.connect_timeout,
             ping_interval: config.ping_interval,
@@ -219,12 +222,15 @@ async fn run(connection: Connection<Io, Body, TokioExecutor>, number: u64, share
 }
 
 impl Shared {
-    /// Name, TCP, TLS and HTTP/2 under one deadline.
+    /// Name, TCP, tunnel, TLS and HTTP/2 under one deadline.
     async fn dial(
         &self,
     ) -> Result<(SendRequest<Body>, Connection<Io, Body, TokioExecutor>), String> {
         let deadline = Instant::now() + self.connect_timeout;
-        let tcp = in_time(deadline, "TCP", self.dial_tcp(deadline)).await?;
+        let mut tcp = in_time(deadline, "TCP", self.dial_tcp(deadline)).await?;
+        if let Some(tunnel) = &self.tunnel {
+            in_time(deadline, "proxy", tunnel.open(&mut tcp)).await?;
+        }
         let name = ServerName::try_from(self.endpoint.host.clone())
             .map_err(|_| format!("TLS: {} is no name of a server", self.endpoint.host))?;
         let tls = in_time(deadline, "TLS", self.tls.connect(name, tcp)).await?;
@@ -249,7 +255,10 @@ impl Shared {
 
     /// Tries each address; one that swallows packets may use up no more than its share of the time.
     async fn dial_tcp(&self, deadline: Instant) -> io::Result<TcpStream> {
-        let name = (self.endpoint.host.as_str(), self.endpoint.port);
+        let name = match &self.tunnel {
+            Some(tunnel) => tunnel.proxy(),
+            None => (self.endpoint.host.as_str(), self.endpoint.port),
+        };
         let addresses: Vec<_> = tokio::net::lookup_host(name).await?.collect();
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for (index, address) in addresses.iter().enumerate() {

@@ -7,6 +7,9 @@
 mod answer;
 mod identity;
 mod link;
+mod skew;
+mod token;
+mod tunnel;
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,7 +19,7 @@ use a2::request::payload::PayloadLike;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderValue, RETRY_AFTER};
 use hyper::{Request, Response};
 use rustls::ClientConfig;
 use rustls::client::ResolvesClientCert;
@@ -26,11 +29,19 @@ use tokio_rustls::TlsConnector;
 use tracing::warn;
 
 pub use answer::Outcome;
-pub use identity::{Identity, IdentityError};
+pub use identity::{Identity, IdentityError, Validity};
 
 use crate::config::{self, Endpoint};
+use crate::model::Timestamp;
 use crate::net::tls::{self, TlsError};
+use identity::Proof;
 use link::{Body, Link, Up};
+use skew::Skew;
+use token::Tokens;
+use tunnel::Tunnel;
+
+/// The reason with which APNs refuses a token that is too old.
+const EXPIRED: &str = "ExpiredProviderToken";
 
 /// How much of an answer's body is read; APNs says a reason and a time.
 const MAX_ANSWER: usize = 16 * 1024;
@@ -42,9 +53,22 @@ pub struct Apns {
     link: Link,
     endpoint: Endpoint,
     topic: Arc<str>,
+    /// `None` where a certificate says who we are.
+    tokens: Option<Arc<Tokens>>,
+    skew: Arc<Skew>,
     priority: Option<u8>,
     request_timeout: Duration,
     in_flight: usize,
+}
+
+/// Why there can be no client. The texts name the file and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SetupError {
+    #[error("[apns] ca: {0}")]
+    Ca(TlsError),
+    #[error("[apns] proxy_login_file: {0}")]
+    ProxyLogin(IdentityError),
 }
 
 /// What went wrong with one attempt.
@@ -60,26 +84,28 @@ impl Apns {
     /// A client that presents `identity` to `config.endpoint`, and believes only a server that
     /// `config.ca` vouches for, or the system's roots: never one pinned root, since Apple changes
     /// them. `priority` is the `apns-priority` of pushes that do not say their own;
-    /// `None` leaves the header out. Reads the CA's file and opens no socket.
+    /// `None` leaves the header out. Reads the files of the CA and of the proxy's login, and opens no
+    /// socket.
     ///
     /// # Errors
-    /// When there is nobody to trust, or TLS cannot be set up.
+    /// When there is nobody to trust, a file cannot be read, or TLS cannot be set up.
     pub fn new(
         identity: &Identity,
         config: &config::Apns,
         priority: Option<u8>,
-    ) -> Result<Self, TlsError> {
-        let certificate: Arc<dyn ResolvesClientCert> =
-            Arc::new(SingleCertAndKey::from(identity.certified.clone()));
-        let mut tls = ClientConfig::builder_with_provider(tls::provider())
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(tls::roots(config.ca.as_deref())?)
-            .with_client_cert_resolver(certificate);
-        tls.alpn_protocols = vec![b"h2".to_vec()];
+    ) -> Result<Self, SetupError> {
+        let tls = client_tls(identity, config).map_err(SetupError::Ca)?;
+        let tunnel = config.proxy.as_ref().map(|proxy| Tunnel::new(proxy, &config.endpoint));
+        let tunnel = tunnel.transpose().map_err(SetupError::ProxyLogin)?;
         Ok(Self {
-            link: Link::new(config, TlsConnector::from(Arc::new(tls))),
+            link: Link::new(config, TlsConnector::from(Arc::new(tls)), tunnel),
             endpoint: config.endpoint.clone(),
             topic: identity.topic().into(),
+            tokens: match &identity.proof {
+                Proof::Certificate(_) => None,
+                Proof::Token(tokens) => Some(tokens.clone()),
+            },
+            skew: Arc::default(),
             priority,
             request_timeout: config.request_timeout,
             in_flight: config.in_flight,
@@ -89,6 +115,10 @@ impl Apns {
     /// The topic that this client's identity speaks for.
     pub fn topic(&self) -> &str {
         &self.topic
+    }
+
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     /// How many pushes may be under way at once.
@@ -126,6 +156,14 @@ impl Apns {
         used: &mut Option<Up>,
     ) -> Outcome {
         let mut retried = false;
+        let mut authorization = None;
+        if let Some(tokens) = &self.tokens {
+            authorization = tokens.authorization(Timestamp::now());
+            if authorization.is_none() {
+                let reason = "no provider token can be signed".into();
+                return Outcome::Refused { status: 0, reason };
+            }
+        }
         loop {
             let up = match self.link.up().await {
                 Ok(up) => up,
@@ -137,7 +175,18 @@ impl Apns {
                 }
             };
             *used = Some(up.clone());
-            match self.attempt(&up, request.clone(), apns_id).await {
+            let mut attempt = request.clone();
+            attempt.headers_mut().extend(authorization.clone().map(|token| (AUTHORIZATION, token)));
+            match self.attempt(&up, attempt, apns_id).await {
+                Ok(Outcome::Refused { status: 403, reason }) if reason == EXPIRED => {
+                    let newer = authorization.as_ref().zip(self.tokens.as_ref());
+                    let newer =
+                        newer.and_then(|(old, tokens)| tokens.renewed(old, Timestamp::now()));
+                    if newer.is_none() || retried {
+                        return Outcome::Refused { status: 403, reason };
+                    }
+                    (authorization, retried) = (newer, true);
+                }
                 Ok(outcome) | Err(Failure::Final(outcome)) => return outcome,
                 Err(Failure::Again(why)) if retried => return Outcome::unavailable(why),
                 Err(Failure::Again(_)) => retried = true,
@@ -154,6 +203,7 @@ impl Apns {
         match up.sender.clone().try_send_request(request).await {
             Ok(response) => {
                 self.link.answered(up);
+                self.skew.look(response.headers().get(DATE), Timestamp::now());
                 Ok(read(response, apns_id).await)
             }
             Err(mut error) => {
@@ -220,6 +270,23 @@ impl fmt::Debug for Apns {
     }
 }
 
+/// Shows the certificate, if that is who we are.
+fn client_tls(identity: &Identity, config: &config::Apns) -> Result<ClientConfig, TlsError> {
+    let builder = ClientConfig::builder_with_provider(tls::provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(tls::roots(config.ca.as_deref())?);
+    let mut tls = match &identity.proof {
+        Proof::Certificate(certified) => {
+            let certificate: Arc<dyn ResolvesClientCert> =
+                Arc::new(SingleCertAndKey::from(certified.clone()));
+            builder.with_client_cert_resolver(certificate)
+        }
+        Proof::Token(_) => builder.with_no_client_auth(),
+    };
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(tls)
+}
+
 /// A fresh UUID (version 4, RFC 9562 section 5.4) for `apns-id`.
 pub fn new_apns_id() -> String {
     let mut bytes: [u8; 16] = rand::random();
@@ -252,7 +319,59 @@ async fn read(response: Response<Incoming>, sent_id: &str) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use a2::PushType;
+
+    use super::super::payload::{Headers, MailPush};
     use super::*;
+    use crate::demo;
+    use crate::demo::pki::Pki;
+    use crate::model::{Account, Device, DeviceToken, Mailbox};
+
+    /// A token that APNs finds too old, though we do not: its clock is half an hour ahead.
+    #[tokio::test]
+    async fn b28_an_expired_token_is_replaced_once() {
+        let pki = Pki::generate(None).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stand_in = demo::apns::Apns::start(listener, &pki).unwrap();
+        stand_in.set_clock_ahead(40 * 60);
+        let folder = tempfile::tempdir().unwrap();
+        pki.write_to(folder.path()).unwrap();
+        let key = folder.path().join("apns.p8");
+        std::fs::write(&key, pki.provider.expose_private_key()).unwrap();
+        let (key_id, team_id) = (pki.provider.key_id.clone(), pki.provider.team_id.clone());
+        let topic = pki.topic.clone();
+        let mut config = config::Apns::with(config::Identity::Key { key, key_id, team_id, topic });
+        let (host, port) = ("localhost".into(), stand_in.address().port());
+        (config.endpoint, config.ca) =
+            (Endpoint { host, port }, Some(folder.path().join("ca.pem")));
+        let apns = Apns::new(&Identity::load(&config.identity).unwrap(), &config, None).unwrap();
+
+        let device = Device {
+            account: Account::from_login("alice"),
+            account_id: "ID".into(),
+            token: DeviceToken::new(&"ab".repeat(32)).unwrap(),
+            subtopic: "com.apple.mobilemail".into(),
+            version: 2,
+            topic: pki.topic.clone(),
+        };
+        let push = async || {
+            let (push_type, expiration, collapse_id) = (PushType::Background, 1, None);
+            let id = new_apns_id();
+            let headers = Headers { id: &id, push_type, expiration, collapse_id };
+            apns.send(&MailPush::new(&device, &[Mailbox::inbox()], headers)).await
+        };
+        let tokens = apns.tokens.as_ref().unwrap();
+        tokens.authorization(Timestamp::now().minus(Duration::from_secs(25 * 60))).unwrap();
+        assert!(matches!(push().await, Outcome::Accepted { .. }));
+        assert_eq!(stand_in.received(), 2, "refused, and sent again with a new token");
+        assert!(matches!(push().await, Outcome::Accepted { .. }));
+        assert_eq!((stand_in.received(), stand_in.connections()), (3, 1));
+
+        stand_in.set_clock_ahead(2 * 3600);
+        let reason = EXPIRED.to_owned();
+        assert_eq!(push().await, Outcome::Refused { status: 403, reason });
+        assert_eq!(stand_in.received(), 4, "a token that is new is not replaced");
+    }
 
     #[test]
     fn an_apns_id_is_a_random_uuid() {

@@ -5,12 +5,15 @@
 //! disk says so too. Nothing here sends, writes or reads a clock.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tracing::debug;
+
 use super::super::payload::MAX_MAILBOXES;
-use super::Rules;
 use super::gate::Pass;
+use super::{Push, Rules, View};
 use crate::model::{Change, ChangeKind, Device, Mailbox, Snapshot, Timestamp};
 use crate::store::{DeviceKey, Target};
 
@@ -19,6 +22,10 @@ const FRESH: Duration = Duration::from_secs(60);
 /// How long the state of an announced change is waited for. Where it never comes the row stays as
 /// it is, and the next look at the mailbox finds the difference.
 const UNCONFIRMED: Duration = Duration::from_secs(600);
+
+/// [`Change::id`] as logs show it: `#17`, the same in each line on the way of the change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ChangeId(u64);
 
 #[derive(Default)]
 pub(super) struct AccountState {
@@ -68,10 +75,18 @@ pub(super) struct DeviceState {
     pub(super) back_off_until: Option<Instant>,
 }
 
+/// A mailbox of which a device is to be told.
+#[derive(Clone, Copy, Default)]
+struct Due {
+    /// A mark on disk says that it is owed.
+    marked: bool,
+    /// The last change; `None` if that was in an earlier run.
+    change: Option<ChangeId>,
+}
+
 /// What a device is to be told next.
 struct Waiting {
-    /// Each mailbox, and whether a mark on disk says that it is owed.
-    mailboxes: BTreeMap<Mailbox, bool>,
+    mailboxes: BTreeMap<Mailbox, Due>,
     /// Since the first of these changes.
     since: Instant,
     until: Instant,
@@ -80,7 +95,7 @@ struct Waiting {
 
 /// A push that has not been answered.
 pub(super) struct InFlight {
-    mailboxes: BTreeMap<Mailbox, bool>,
+    mailboxes: BTreeMap<Mailbox, Due>,
     pub(super) pass: Pass,
     sent_at: Instant,
     seen_at: Instant,
@@ -89,14 +104,14 @@ pub(super) struct InFlight {
 // === impl AccountState ===
 
 impl AccountState {
-    /// Takes note of a change, unless its state is being told already. Whether that was news.
-    pub(super) fn change(&mut self, change: Change, now: Instant) -> bool {
+    /// Takes note of a change, unless its state is being told already.
+    pub(super) fn change(&mut self, change: Change, rules: &Rules, now: Instant) {
         if change.snapshot.is_some() && self.newest_snapshot(&change.mailbox) == change.snapshot {
-            return false;
+            debug!(change = %ChangeId(change.id), "is being told already");
+            return;
         }
-        merge(&mut self.unread, change);
+        merge(&mut self.unread, change, rules);
         self.want_read(now);
-        true
     }
 
     /// The state that change `id` announced.
@@ -133,11 +148,16 @@ impl AccountState {
 
     /// A read failed: nothing that it was for is lost. `wait` says how long to wait, given the
     /// number of failures in a row.
-    pub(super) fn read_failed(&mut self, now: Instant, wait: impl FnOnce(u32) -> Duration) {
+    pub(super) fn read_failed(
+        &mut self,
+        rules: &Rules,
+        now: Instant,
+        wait: impl FnOnce(u32) -> Duration,
+    ) {
         let Read::UnderWay { changes, failures } = std::mem::take(&mut self.read) else { return };
         let newer = std::mem::replace(&mut self.unread, changes);
         for change in newer.into_values() {
-            merge(&mut self.unread, change);
+            merge(&mut self.unread, change, rules);
         }
         let failures = failures.saturating_add(1);
         self.read = Read::Wanted { at: now + wait(failures), failures };
@@ -166,8 +186,10 @@ impl AccountState {
             self.read_target(&target, &changes, rules, now);
         }
         for (mailbox, change) in changes {
-            self.telling
-                .insert(mailbox, Telling { id: change.id, snapshot: change.snapshot, since: now });
+            let telling = Telling { id: change.id, snapshot: change.snapshot, since: now };
+            if let Some(older) = self.telling.insert(mailbox, telling) {
+                covered(older.id, change.id);
+            }
         }
     }
 
@@ -191,24 +213,29 @@ impl AccountState {
             // Of a device that is known what it is owed is known, and better than on disk. A mark
             // that is only read may be about to be taken away, so it does not count as one here.
             for (mailbox, _) in mailboxes().filter(|(_, owed)| *owed) {
-                device.wait_for(mailbox.clone(), ChangeKind::NewMail, now, now, rules);
+                device.wait_for(mailbox.clone(), None, ChangeKind::NewMail, now, now, rules);
             }
         }
         for (mailbox, _) in mailboxes() {
-            if let Some(change) = changes.get(mailbox) {
-                device.wait_for(mailbox.clone(), change.kind, change.seen_at, now, rules);
+            if let Some(Change { kind, id, seen_at, .. }) = changes.get(mailbox)
+                && rules.tells(*kind)
+            {
+                let change = Some(ChangeId(*id));
+                device.wait_for(mailbox.clone(), change, *kind, *seen_at, now, rules);
             }
         }
     }
 
     /// The rows that nobody holds up any longer; they are not being told after this.
-    pub(super) fn take_told(&mut self) -> Vec<(Mailbox, Snapshot)> {
+    pub(super) fn take_told(&mut self) -> Vec<(Mailbox, Snapshot, ChangeId)> {
         let devices = &self.devices;
         self.telling
             .extract_if(|mailbox, telling| {
                 telling.snapshot.is_some() && !devices.iter().any(|device| device.holds_up(mailbox))
             })
-            .filter_map(|(mailbox, telling)| Some((mailbox, telling.snapshot?)))
+            .filter_map(|(mailbox, telling)| {
+                Some((mailbox, telling.snapshot?, ChangeId(telling.id)))
+            })
             .collect()
     }
 
@@ -224,10 +251,12 @@ impl AccountState {
         });
     }
 
-    /// Of the devices that may be pushed soonest, and when.
-    pub(super) fn next_push(&self, rules: &Rules) -> Option<(usize, Instant)> {
+    /// Of the devices of this topic the one that may be pushed soonest, and when.
+    pub(super) fn next_push(&self, topic: &str, rules: &Rules) -> Option<(usize, Instant)> {
         let due = |(index, device): (usize, &DeviceState)| Some((index, device.due(rules)?));
-        self.devices.iter().enumerate().filter_map(due).min_by_key(|(_, at)| *at)
+        let mine = |(_, device): &(usize, &DeviceState)| device.device.topic == topic;
+        let devices = self.devices.iter().enumerate().filter(mine);
+        devices.filter_map(due).min_by_key(|(_, at)| *at)
     }
 
     pub(super) fn next_read(&self) -> Option<Instant> {
@@ -273,12 +302,21 @@ impl AccountState {
 }
 
 /// A newer change replaces an older one, and takes over what of it is still to be done.
-fn merge(changes: &mut HashMap<Mailbox, Change>, mut newer: Change) {
+fn merge(changes: &mut HashMap<Mailbox, Change>, mut newer: Change, rules: &Rules) {
     if let Some(older) = changes.get(&newer.mailbox) {
-        newer.kind = newer.kind.max(older.kind);
+        // What is not told must not hide what is.
+        let kinds = [newer.kind, older.kind];
+        let most = kinds.into_iter().max_by_key(|kind| (rules.tells(*kind), *kind));
+        newer.kind = most.unwrap_or(newer.kind);
         newer.seen_at = newer.seen_at.min(older.seen_at);
+        covered(older.id, newer.id);
     }
     changes.insert(newer.mailbox.clone(), newer);
+}
+
+/// The trail of an older change goes on as that of a newer one.
+fn covered(older: u64, newer: u64) {
+    debug!(change = %ChangeId(older), by = %ChangeId(newer), "covered by a later change");
 }
 
 // === impl DeviceState ===
@@ -329,6 +367,7 @@ impl DeviceState {
     fn wait_for(
         &mut self,
         mailbox: Mailbox,
+        change: Option<ChangeId>,
         kind: ChangeKind,
         seen_at: Instant,
         now: Instant,
@@ -338,7 +377,8 @@ impl DeviceState {
         let waiting = self.waiting.get_or_insert_with(|| Waiting::since(now, seen_at));
         // A mark that is there covers this change too: only a push that is sent from now on can
         // take it away, and that push names the mailbox.
-        waiting.mailboxes.entry(mailbox).or_insert(false);
+        let due = waiting.mailboxes.entry(mailbox).or_default();
+        due.change = change.or(due.change);
         waiting.seen_at = waiting.seen_at.min(seen_at);
         match kind {
             // What is urgent takes along what is not.
@@ -350,7 +390,9 @@ impl DeviceState {
     }
 
     fn holds_up(&self, mailbox: &Mailbox) -> bool {
-        let unmarked = |mailboxes: &BTreeMap<Mailbox, bool>| mailboxes.get(mailbox) == Some(&false);
+        let unmarked = |mailboxes: &BTreeMap<Mailbox, Due>| {
+            mailboxes.get(mailbox).is_some_and(|due| !due.marked)
+        };
         self.waiting.as_ref().is_some_and(|waiting| unmarked(&waiting.mailboxes))
             || self.in_flight.as_ref().is_some_and(|push| unmarked(&push.mailboxes))
     }
@@ -367,22 +409,41 @@ impl DeviceState {
         Some(self.back_off_until.map_or(capped, |until| until.max(capped)))
     }
 
+    /// What is pending for it, seen at `now`.
+    pub(super) fn view(&self, rules: &Rules, now: Instant) -> View {
+        let left = |at: Instant| Some(at.saturating_duration_since(now)).filter(|d| !d.is_zero());
+        let waiting = self.waiting.iter().flat_map(|waiting| &waiting.mailboxes);
+        View {
+            under_way: self.in_flight.as_ref().map(|push| now.duration_since(push.sent_at)),
+            waiting: waiting.map(|(mailbox, _)| mailbox.clone()).collect(),
+            due_in: self.due(rules).map(|at| at.saturating_duration_since(now)),
+            too_soon: self.last_push.and_then(|at| left(at + rules.min_interval)),
+            backs_off: self.back_off_until.and_then(left),
+            failures: self.failures,
+            shut: None,
+        }
+    }
+
     /// Whether what is known of it is new enough to push it.
     pub(super) fn is_fresh(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.read_at) < FRESH
     }
 
-    /// Makes what waits a push that is under way, but for what one push cannot hold. Returns the
-    /// mailboxes to name and when the first of their changes was seen.
-    pub(super) fn send(&mut self, pass: Pass, now: Instant) -> Option<(Vec<Mailbox>, Instant)> {
+    /// Makes what waits a push that is under way, but for what one push cannot hold.
+    pub(super) fn send(&mut self, pass: Pass, now: Instant) -> Option<Push> {
         let Waiting { mut mailboxes, seen_at, .. } = self.waiting.take()?;
         if let Some(next) = mailboxes.keys().nth(MAX_MAILBOXES).cloned() {
             let mailboxes = mailboxes.split_off(&next);
             self.waiting = Some(Waiting { mailboxes, since: now, until: now, seen_at });
         }
-        let names = mailboxes.keys().cloned().collect();
+        let push = Push {
+            device: self.device.clone(),
+            mailboxes: mailboxes.keys().cloned().collect(),
+            changes: mailboxes.values().filter_map(|due| due.change).collect(),
+            seen_at,
+        };
         self.in_flight = Some(InFlight { mailboxes, pass, sent_at: now, seen_at });
-        Some((names, seen_at))
+        Some(push)
     }
 
     /// APNs accepted the push: the mailboxes that the device was told of.
@@ -401,24 +462,49 @@ impl DeviceState {
         if self.departed {
             return Vec::new();
         }
-        let unmarked = push.mailboxes.iter().filter(|(_, owed)| !**owed);
+        let unmarked = push.mailboxes.iter().filter(|(_, due)| !due.marked);
         let unmarked = unmarked.map(|(mailbox, _)| mailbox.clone()).collect();
         let waiting = self.waiting.get_or_insert_with(|| Waiting::since(now, push.seen_at));
-        waiting.mailboxes.extend(push.mailboxes.into_keys().map(|mailbox| (mailbox, true)));
+        for (mailbox, Due { change, .. }) in push.mailboxes {
+            let due = waiting.mailboxes.entry(mailbox).or_default();
+            (due.marked, due.change) = (true, due.change.or(change));
+        }
         waiting.until = waiting.until.min(now);
         waiting.seen_at = waiting.seen_at.min(push.seen_at);
         unmarked
     }
 
+    /// The identity may be another one: nothing that was said of it is believed any longer.
+    pub(super) fn try_anew(&mut self) {
+        (self.failures, self.back_off_until) = (0, None);
+        if let Some(push) = &mut self.in_flight {
+            push.pass = Pass::Late;
+        }
+    }
+
     /// Marks everything that the device has not been told of; as [`DeviceState::owe`].
     pub(super) fn owe_all(&mut self, now: Instant) -> Vec<Mailbox> {
         let mut unmarked = self.owe(now, now);
-        for (mailbox, owed) in self.waiting.iter_mut().flat_map(|waiting| &mut waiting.mailboxes) {
-            if !std::mem::replace(owed, true) {
+        for (mailbox, due) in self.waiting.iter_mut().flat_map(|waiting| &mut waiting.mailboxes) {
+            if !std::mem::replace(&mut due.marked, true) {
                 unmarked.push(mailbox.clone());
             }
         }
         unmarked
+    }
+}
+
+// === impl ChangeId ===
+
+impl ChangeId {
+    pub(crate) fn of(change: &Change) -> Self {
+        Self(change.id)
+    }
+}
+
+impl fmt::Display for ChangeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0)
     }
 }
 

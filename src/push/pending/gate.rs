@@ -25,6 +25,8 @@ pub(super) struct Gate {
 pub(super) enum Pass {
     Open,
     Try,
+    /// Through a gate that is no longer there: its outcome says nothing of the one that is.
+    Late,
 }
 
 /// Remembers the last answers, one for each token.
@@ -49,7 +51,7 @@ impl Gate {
     /// APNs answered, whatever it said.
     pub(super) fn answered(&mut self, pass: Pass) {
         // A late answer to a push of before does not say that things are well again.
-        if pass == Pass::Try || self.shut_until.is_none() {
+        if pass == Pass::Try || (pass == Pass::Open && self.shut_until.is_none()) {
             *self = Self::default();
         }
     }
@@ -64,7 +66,7 @@ impl Gate {
         chance: f64,
     ) {
         // Of many that were under way together the first shuts the gate.
-        if pass == Pass::Open && self.shut_until.is_some() {
+        if pass == Pass::Late || (pass == Pass::Open && self.shut_until.is_some()) {
             return;
         }
         self.failures = self.failures.saturating_add(1);

@@ -18,17 +18,19 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{error, warn};
 
 use super::apns::Outcome;
-use crate::model::{Account, Device, Mailbox, Timestamp, WatchEvent};
+use crate::config::Events;
+use crate::model::{Account, ChangeKind, Device, DeviceToken, Mailbox, Timestamp, WatchEvent};
 use crate::net::backoff::Backoff;
 use crate::store::{DeviceKey, Target};
 
+pub(super) use account::ChangeId;
 use account::{AccountState, DeviceState};
 use gate::{Gate, Pass, TokenAlarm};
 pub(super) use outbox::Batch;
@@ -54,9 +56,7 @@ pub(super) struct Rules {
     pub(super) quiet_delay: Duration,
     pub(super) min_interval: Duration,
     pub(super) max_delay: Duration,
-    pub(super) in_flight: usize,
-    /// The topic of the identity that pushes: a device that watches another sleeps.
-    pub(super) topic: String,
+    pub(super) events: Events,
     /// Chance, 0 to 1, for the jitter of waits.
     pub(super) chance: fn() -> f64,
 }
@@ -77,8 +77,27 @@ pub(super) enum Action {
 pub(super) struct Push {
     pub(super) device: Arc<Device>,
     pub(super) mailboxes: Vec<Mailbox>,
+    /// The last change of each of them, unless it is from an earlier run.
+    pub(super) changes: Vec<ChangeId>,
     /// When the first of its changes was seen.
     pub(super) seen_at: Instant,
+}
+
+/// What is pending for one device, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct View {
+    /// For how long a push has been under way.
+    pub(super) under_way: Option<Duration>,
+    /// The mailboxes that it is to be told of next, and when that may be.
+    pub(super) waiting: Vec<Mailbox>,
+    pub(super) due_in: Option<Duration>,
+    /// How long until another push is not too soon after the last.
+    pub(super) too_soon: Option<Duration>,
+    /// How long it is left alone after so many failures in a row.
+    pub(super) backs_off: Option<Duration>,
+    pub(super) failures: u32,
+    /// For how long APNs is left alone by all devices of this topic; zero while one push tries.
+    pub(super) shut: Option<Duration>,
 }
 
 /// Everything that devices are still to be told, and what is to be written about it.
@@ -86,14 +105,34 @@ pub(super) struct Pending {
     rules: Rules,
     accounts: HashMap<Account, AccountState>,
     reads: Schedule,
-    pushes: Schedule,
     forgets: Schedule,
-    /// Reads and pushes that are under way.
+    /// Reads that are under way.
     reading: usize,
+    /// By topic. A device that watches another topic sleeps.
+    lanes: BTreeMap<Arc<str>, Lane>,
+    outbox: Outbox,
+}
+
+/// The way out for the devices of one topic; what holds up one lane holds up no other.
+struct Lane {
+    pushes: Schedule,
+    /// Pushes that are under way, and how many may be.
     sending: usize,
+    in_flight: usize,
     gate: Gate,
     alarm: TokenAlarm,
-    outbox: Outbox,
+}
+
+// === impl Rules ===
+
+impl Rules {
+    /// Whether a change of this kind is told to anyone.
+    fn tells(&self, kind: ChangeKind) -> bool {
+        match kind {
+            ChangeKind::NewMail => self.events.new_mail,
+            ChangeKind::Quiet => self.events.quiet,
+        }
+    }
 }
 
 // === impl Pending: what happened ===
@@ -104,13 +143,44 @@ impl Pending {
             rules,
             accounts: HashMap::new(),
             reads: Schedule::default(),
-            pushes: Schedule::default(),
             forgets: Schedule::default(),
             reading: 0,
-            sending: 0,
-            gate: Gate::default(),
-            alarm: TokenAlarm::default(),
+            lanes: BTreeMap::new(),
             outbox: Outbox::default(),
+        }
+    }
+
+    /// These are the topics that can be pushed from now on, each with how many pushes may be under
+    /// way at once. An operator may have mended what was refused, so each is tried at once; what is
+    /// to be told to devices of a topic that is gone is marked as owed. `wall` is the time of day.
+    pub(super) fn topics(
+        &mut self,
+        topics: impl IntoIterator<Item = (Arc<str>, usize)>,
+        now: Instant,
+        wall: Timestamp,
+    ) {
+        let mut before = std::mem::take(&mut self.lanes);
+        for (topic, in_flight) in topics {
+            let lane = before.remove(&topic);
+            let sending = lane.map_or(0, |lane| lane.sending);
+            let in_flight = in_flight.max(1);
+            let (pushes, gate, alarm) = Default::default();
+            self.lanes.insert(topic, Lane { pushes, sending, in_flight, gate, alarm });
+        }
+        let accounts: Vec<Account> = self.accounts.keys().cloned().collect();
+        for account in accounts {
+            let Some(state) = self.accounts.get_mut(&account) else { continue };
+            for device in &mut state.devices {
+                device.try_anew();
+                if !self.lanes.contains_key(&*device.device.topic) {
+                    let key = device.key();
+                    for mailbox in device.owe_all(now) {
+                        self.outbox.owed(&key, mailbox, wall);
+                    }
+                }
+            }
+            state.devices.retain(|device| self.lanes.contains_key(&*device.device.topic));
+            self.settle(&account, now);
         }
     }
 
@@ -119,7 +189,8 @@ impl Pending {
         let account = match event {
             WatchEvent::Changed(change) => {
                 let account = change.account.clone();
-                self.accounts.entry(account.clone()).or_default().change(change, now);
+                let state = self.accounts.entry(account.clone()).or_default();
+                state.change(change, &self.rules, now);
                 account
             }
             WatchEvent::Confirmed { account, mailbox, id, snapshot } => {
@@ -146,46 +217,38 @@ impl Pending {
         let Some(state) = self.accounts.get_mut(account) else { return };
         match targets {
             Some(mut targets) => {
-                targets.retain(|target| target.device.topic == self.rules.topic);
+                targets.retain(|target| self.lanes.contains_key(&*target.device.topic));
                 state.read(targets, &self.rules, now);
             }
             None => {
                 let chance = (self.rules.chance)();
-                state.read_failed(now, |failures| DATABASE.wait(failures, chance));
+                state.read_failed(&self.rules, now, |failures| DATABASE.wait(failures, chance));
             }
         }
         self.settle(account, now);
     }
 
-    /// What APNs made of a push for `key`; `wall` is the time of day.
+    /// What APNs made of a push that was sent for `sent`; `wall` is the time of day.
     pub(super) fn answered(
         &mut self,
-        key: &DeviceKey,
+        sent: &Device,
         outcome: &Outcome,
         now: Instant,
         wall: Timestamp,
     ) {
-        self.sending = self.sending.saturating_sub(1);
-        let Some(state) = self.accounts.get_mut(&key.account) else { return };
-        let Some(device) = state.device(key) else { return };
-        let Some(pass) = device.in_flight.as_ref().map(|push| push.pass) else { return };
+        let lane = self.lanes.get_mut(&*sent.topic);
         let chance = (self.rules.chance)();
-        let bad_tokens = match outcome {
-            Outcome::BadToken => self.alarm.answered(&key.token, true),
-            Outcome::Unavailable { .. } | Outcome::Refused { .. } => false,
-            _ => self.alarm.answered(&key.token, false),
+        let key = &DeviceKey::from(sent);
+        let device = self.accounts.get_mut(&key.account).and_then(|state| state.device(key));
+        let pass = device.and_then(|device| Some(device.in_flight.as_ref()?.pass));
+        let bad_tokens = lane.is_some_and(|lane| {
+            lane.sending = lane.sending.saturating_sub(1);
+            pass.is_some_and(|pass| lane.answered(pass, &key.token, outcome, now, chance))
+        });
+        let Some(state) = self.accounts.get_mut(&key.account).filter(|_| pass.is_some()) else {
+            return;
         };
-        match outcome {
-            // Nothing is known of the device: it is the connection, or the identity.
-            Outcome::Unavailable { retry_after, .. } => {
-                let at_least = at_least(*retry_after);
-                self.gate.failed(pass, now, UNAVAILABLE, at_least, chance);
-            }
-            Outcome::Refused { status: 403, .. } => {
-                self.gate.failed(pass, now, REFUSED, Duration::ZERO, chance);
-            }
-            _ => self.gate.answered(pass),
-        }
+        let Some(device) = state.device(key) else { return };
         let failed = match outcome {
             Outcome::Accepted { .. } => {
                 self.outbox.accepted(key, device.accepted(), wall);
@@ -270,12 +333,14 @@ impl Pending {
     /// After anything that happened to an account: its rows, its places in the order of things.
     fn settle(&mut self, account: &Account, now: Instant) {
         let Some(state) = self.accounts.get_mut(account) else { return };
-        for (mailbox, snapshot) in state.take_told() {
-            self.outbox.told(account.clone(), mailbox, snapshot);
+        for (mailbox, snapshot, change) in state.take_told() {
+            self.outbox.told(account.clone(), mailbox, snapshot, change);
         }
         let forget = state.forget(&self.rules, now);
         self.reads.set(account, state.next_read());
-        self.pushes.set(account, state.next_push(&self.rules).map(|(_, at)| at));
+        for (topic, lane) in &mut self.lanes {
+            lane.pushes.set(account, state.next_push(topic, &self.rules).map(|(_, at)| at));
+        }
         self.forgets.set(account, forget);
         if state.is_empty() {
             self.accounts.remove(account);
@@ -314,20 +379,35 @@ impl Pending {
     /// When [`Pending::next`] will have something without anything having happened; seen from a
     /// moment at which it had nothing.
     pub(super) fn wake_at(&self, now: Instant) -> Option<Instant> {
-        let push = match self.sending < self.rules.in_flight {
-            true if self.gate.is_open() => self.pushes.next(),
-            true => self.pushes.next().and_then(|at| Some(at.max(self.gate.opens_at()?))),
-            false => None,
-        };
+        let push = self.lanes.values().filter_map(Lane::wake_at).min();
         let read = self.reads.next().filter(|_| self.reading < MAX_READS);
         [push, read, self.forgets.next(), self.outbox.next(now)].into_iter().flatten().min()
     }
 
+    /// What is pending for a device.
+    pub(super) fn view(&self, device: &Device, now: Instant) -> View {
+        let key = DeviceKey::from(device);
+        let known = self.accounts.get(&key.account).into_iter().flat_map(|state| &state.devices);
+        let view = known.map(|known| (known.key(), known)).find(|(other, _)| *other == key);
+        let view = view.map(|(_, known)| known.view(&self.rules, now)).unwrap_or_default();
+        let gate = self.lanes.get(&*device.topic).map(|lane| &lane.gate);
+        let shut = gate.filter(|gate| !gate.is_open()).map(|gate| {
+            gate.opens_at().map(|at| at.saturating_duration_since(now)).unwrap_or_default()
+        });
+        View { shut, ..view }
+    }
+
     fn next_push(&mut self, now: Instant) -> Option<Push> {
-        while self.sending < self.rules.in_flight {
-            let account = self.pushes.due(now)?.clone();
+        let topics: Vec<Arc<str>> = self.lanes.keys().cloned().collect();
+        topics.iter().find_map(|topic| self.next_push_of(topic, now))
+    }
+
+    fn next_push_of(&mut self, topic: &Arc<str>, now: Instant) -> Option<Push> {
+        loop {
+            let lane = self.lanes.get_mut(topic).filter(|lane| lane.sending < lane.in_flight)?;
+            let account = lane.pushes.due(now)?.clone();
             let state = self.accounts.get_mut(&account)?;
-            let (index, _) = state.next_push(&self.rules)?;
+            let (index, _) = state.next_push(topic, &self.rules)?;
             let device: &mut DeviceState = &mut state.devices[index];
             if !device.is_fresh(now) {
                 device.stale = true;
@@ -335,14 +415,52 @@ impl Pending {
                 self.settle(&account, now);
                 continue;
             }
-            let pass: Pass = self.gate.pass(now)?;
-            let (mailboxes, seen_at) = device.send(pass, now)?;
-            let device = device.device.clone();
-            self.sending += 1;
+            let pass: Pass = lane.gate.pass(now)?;
+            let push = device.send(pass, now)?;
+            lane.sending += 1;
             self.settle(&account, now);
-            return Some(Push { device, mailboxes, seen_at });
+            return Some(push);
         }
-        None
+    }
+}
+
+// === impl Lane ===
+
+impl Lane {
+    /// What an answer says of the identity; returns whether most tokens are bad, as it seems.
+    fn answered(
+        &mut self,
+        pass: Pass,
+        token: &DeviceToken,
+        outcome: &Outcome,
+        now: Instant,
+        chance: f64,
+    ) -> bool {
+        match outcome {
+            // Nothing is known of the device: it is the connection, or the identity.
+            Outcome::Unavailable { retry_after, .. } => {
+                self.gate.failed(pass, now, UNAVAILABLE, at_least(*retry_after), chance);
+                return false;
+            }
+            Outcome::Refused { status: 403, .. } => {
+                self.gate.failed(pass, now, REFUSED, Duration::ZERO, chance);
+                return false;
+            }
+            _ => self.gate.answered(pass),
+        }
+        let bad = *outcome == Outcome::BadToken;
+        !matches!(outcome, Outcome::Refused { .. }) && self.alarm.answered(token, bad)
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        if self.sending >= self.in_flight {
+            return None;
+        }
+        let next = self.pushes.next()?;
+        match self.gate.is_open() {
+            true => Some(next),
+            false => Some(next.max(self.gate.opens_at()?)),
+        }
     }
 }
 

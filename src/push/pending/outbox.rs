@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use super::account::ChangeId;
 use crate::model::{Account, Mailbox, Snapshot, Timestamp};
 use crate::net::backoff::Backoff;
 use crate::store::{DeviceKey, Settlement};
@@ -14,7 +15,7 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from
 
 #[derive(Default)]
 pub(super) struct Outbox {
-    told: HashMap<(Account, Mailbox), Snapshot>,
+    told: HashMap<(Account, Mailbox), (Snapshot, ChangeId)>,
     devices: HashMap<DeviceKey, Marks>,
     removals: HashMap<DeviceKey, Timestamp>,
     writing: bool,
@@ -27,6 +28,8 @@ pub(super) struct Outbox {
 pub(crate) struct Batch {
     /// A device's marks stand before the states that rely on them.
     pub(crate) settlements: Vec<Settlement>,
+    /// The change of each [`Settlement::Told`], in the same order.
+    pub(crate) changes: Vec<ChangeId>,
     /// The device, and when it registered last for the removal to be right.
     pub(crate) removals: Vec<(DeviceKey, Timestamp)>,
 }
@@ -39,8 +42,14 @@ struct Marks {
 }
 
 impl Outbox {
-    pub(super) fn told(&mut self, account: Account, mailbox: Mailbox, snapshot: Snapshot) {
-        self.told.insert((account, mailbox), snapshot);
+    pub(super) fn told(
+        &mut self,
+        account: Account,
+        mailbox: Mailbox,
+        snapshot: Snapshot,
+        change: ChangeId,
+    ) {
+        self.told.insert((account, mailbox), (snapshot, change));
     }
 
     pub(super) fn owed(&mut self, device: &DeviceKey, mailbox: Mailbox, since: Timestamp) {
@@ -100,22 +109,22 @@ impl Outbox {
                 Some(Settlement::Owed { device: device.clone(), mailbox, since: since? })
             }));
         }
-        settlements.extend(
-            self.told.drain().map(|((account, mailbox), snapshot)| Settlement::Told {
-                account,
-                mailbox,
-                snapshot,
-            }),
-        );
-        Batch { settlements, removals: self.removals.drain().collect() }
+        let mut changes = Vec::new();
+        for ((account, mailbox), (snapshot, change)) in self.told.drain() {
+            settlements.push(Settlement::Told { account, mailbox, snapshot });
+            changes.push(change);
+        }
+        Batch { settlements, changes, removals: self.removals.drain().collect() }
     }
 
     /// What has come since is newer and stays.
     pub(super) fn put_back(&mut self, batch: Batch) {
+        let mut changes = batch.changes.into_iter();
         for settlement in batch.settlements {
             match settlement {
                 Settlement::Told { account, mailbox, snapshot } => {
-                    self.told.entry((account, mailbox)).or_insert(snapshot);
+                    let Some(change) = changes.next() else { continue };
+                    self.told.entry((account, mailbox)).or_insert((snapshot, change));
                 }
                 Settlement::Owed { device, mailbox, since } => {
                     self.marks(&device).mailboxes.entry(mailbox).or_insert(Some(since));

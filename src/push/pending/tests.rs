@@ -17,7 +17,7 @@ struct Play {
     database: bool,
     /// What APNs answers; while `None` it does not.
     apns: Option<Outcome>,
-    under_way: Vec<DeviceKey>,
+    under_way: Vec<Arc<Device>>,
     id: u64,
     lines: Vec<String>,
 }
@@ -71,13 +71,14 @@ impl Play {
             quiet_delay: seconds(30.0),
             min_interval: seconds(5.0),
             max_delay: seconds(120.0),
-            in_flight: 500,
-            topic: TOPIC.into(),
+            events: Events { new_mail: true, quiet: true },
             chance: || 1.0,
         };
         let start = Instant::now();
+        let mut pending = Pending::new(rules);
+        pending.topics([(TOPIC.into(), 500)], start, NOW);
         Self {
-            pending: Pending::new(rules),
+            pending,
             start,
             now: start,
             targets: targets.into_iter().collect(),
@@ -123,10 +124,9 @@ impl Play {
                 let names: Vec<_> = push.mailboxes.iter().map(Mailbox::as_str).collect();
                 let name = name(&push.device.token);
                 self.say(format!("push {name} {}", names.join("+")));
-                let key = (&*push.device).into();
                 match self.apns.clone() {
-                    Some(outcome) => self.pending.answered(&key, &outcome, self.now, NOW),
-                    None => self.under_way.push(key),
+                    Some(outcome) => self.pending.answered(&push.device, &outcome, self.now, NOW),
+                    None => self.under_way.push(push.device),
                 }
             }
             Action::Write(batch) if self.database => {
@@ -144,8 +144,8 @@ impl Play {
 
     /// APNs answers the push that has been under way for longest.
     fn answer(&mut self, outcome: Outcome) {
-        let key = self.under_way.remove(0);
-        self.pending.answered(&key, &outcome, self.now, NOW);
+        let device = self.under_way.remove(0);
+        self.pending.answered(&device, &outcome, self.now, NOW);
     }
 
     fn say(&mut self, line: String) {
@@ -579,7 +579,7 @@ fn many_mailboxes_are_told_in_several_pushes() {
 #[test]
 fn no_more_are_under_way_than_may_be() {
     let mut play = Play::with((0xa0..0xaa).map(|n| phone(&format!("{n:x}f"))));
-    play.pending.rules.in_flight = 3;
+    play.pending.topics([(TOPIC.into(), 3)], play.now, NOW);
     play.apns = None;
     play.mail("INBOX", 7);
     assert_eq!(play.until(1.0).len(), 3);
@@ -603,4 +603,129 @@ fn events_are_not_taken_in_without_end_while_nobody_can_be_read() {
     play.database = true;
     assert_eq!(play.until(10.0).iter().filter(|line| line.contains("told")).count(), MAX_UNREAD);
     assert!(play.pending.takes_events() && play.pending.accounts.is_empty());
+}
+
+#[test]
+fn a29_one_topic_that_is_refused_holds_up_no_other() {
+    let mut other = phone("b");
+    other.device.topic = "com.apple.mail.XServer.2".into();
+    let mut play = Play::with([phone("a"), other.clone()]);
+    let both = || [TOPIC, "com.apple.mail.XServer.2"].map(|topic| (topic.into(), 500));
+    play.pending.topics(both(), play.now, NOW);
+    play.apns = None;
+    play.mail("INBOX", 7);
+    let mut lines = play.until(0.0);
+    lines.sort();
+    assert_eq!(lines, ["0 push a INBOX", "0 push b INBOX"]);
+    play.under_way.sort_by_key(|device| device.topic.clone());
+    play.answer(refused(403));
+    play.answer(accepted());
+    play.apns = Some(accepted());
+    play.mail("INBOX", 8);
+    assert!(play.until(59.0).contains(&"5 accepted b INBOX".to_owned()));
+    assert_eq!(play.until(60.0), ["60 push a INBOX", "60 accepted a INBOX"]);
+}
+
+#[test]
+fn a_new_certificate_is_tried_at_once_and_late_words_about_the_old_one_count_no_more() {
+    let mut play = Play::with([phone("a"), phone("b")]);
+    play.apns = None;
+    play.mail("INBOX", 7);
+    play.until(0.0);
+    play.answer(refused(403));
+    assert_eq!(play.until(9.0), ["0 owed a INBOX"]);
+    play.pending.topics([(TOPIC.into(), 500)], play.now, NOW);
+    assert_eq!(play.until(9.0), ["9 push a INBOX"]);
+    // This was sent under the old one.
+    play.answer(refused(403));
+    play.answer(accepted());
+    play.mail("INBOX", 8);
+    let lines = play.until(14.0);
+    assert!(lines.contains(&"14 push a INBOX".to_owned()), "the gate is open: {lines:?}");
+}
+
+#[test]
+fn what_is_to_be_told_under_a_topic_that_is_gone_is_marked() {
+    let mut play = Play::with([phone("a")]);
+    play.apns = None;
+    play.mail("INBOX", 7);
+    play.quiet("Notes", 3);
+    assert_eq!(play.until(1.0), ["0 push a INBOX+Notes"]);
+    play.quiet("Notes", 4);
+    play.until(1.0);
+    play.pending.topics([("com.apple.mail.XServer.2".into(), 500)], play.now, NOW);
+    let mut lines = play.until(1.0);
+    lines.sort();
+    assert_eq!(lines, ["1 owed a INBOX", "1 owed a Notes", "1 told INBOX 7", "1 told Notes 4"]);
+    play.answer(accepted());
+    assert!(play.until(99.0).is_empty() && play.pending.accounts.is_empty());
+
+    // And when the topic is back what is owed is read and pushed.
+    play.targets[0].mailboxes[0].1 = true;
+    play.pending.topics([(TOPIC.into(), 500)], play.now, NOW);
+    play.pending.owed(vec![account()], play.now);
+    assert_eq!(play.until(99.0), ["99 push a INBOX"]);
+}
+
+#[test]
+fn events_that_are_not_chosen_move_the_row_and_push_nothing() {
+    for (new_mail, quiet, pushes) in [(true, false, 1), (false, true, 1), (true, true, 1)] {
+        let mut play = Play::with([phone("a")]);
+        play.pending.rules.events = Events { new_mail, quiet };
+        play.quiet("Notes", 3);
+        play.mail("Notes", 4);
+        let lines = play.until(99.0);
+        let pushed = lines.iter().filter(|line| line.contains("push")).count();
+        assert_eq!(pushed, pushes, "{new_mail} {quiet}: {lines:?}");
+        // Either order: what is not told must not hide what is.
+        assert!(lines.last().unwrap().ends_with("told Notes 4"), "{lines:?}");
+    }
+    let mut play = Play::with([phone("a")]);
+    play.pending.rules.events = Events { new_mail: true, quiet: false };
+    play.quiet("Notes", 3);
+    assert_eq!(play.until(99.0), ["0 told Notes 3"]);
+    assert!(play.pending.accounts.is_empty());
+}
+
+#[test]
+fn a_push_names_the_changes_that_it_tells_of() {
+    let mut play = Play::with([phone("a")]);
+    let first = play.change("INBOX", ChangeKind::NewMail, Some(state(1)));
+    play.pending.next(play.now);
+    play.pending.read(&account(), Some(play.targets.clone()), play.now);
+    let Some(Action::Push(push)) = play.pending.next(play.now) else { panic!("no push") };
+    assert_eq!(
+        push.changes.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [format!("#{first}")]
+    );
+    play.pending.answered(&push.device, &accepted(), play.now, NOW);
+    let Some(Action::Write(batch)) = play.pending.next(play.now) else { panic!("no write") };
+    assert_eq!(batch.changes, push.changes);
+    // What could not be written keeps its number.
+    play.pending.written(batch, play.now);
+    play.now += seconds(1.0);
+    let Some(Action::Write(again)) = play.pending.next(play.now) else { panic!("no write") };
+    assert_eq!(again.changes, push.changes);
+}
+
+#[test]
+fn what_is_pending_for_a_device_can_be_seen() {
+    let mut play = Play::with([phone("a")]);
+    let device = play.targets[0].device.clone();
+    assert_eq!(play.pending.view(&device, play.now), View::default());
+    play.quiet("Notes", 3);
+    play.until(10.0);
+    let view = play.pending.view(&device, play.now);
+    assert_eq!((view.waiting, view.due_in), (vec![Mailbox::new("Notes")], Some(seconds(20.0))));
+    play.apns = None;
+    play.until(31.0);
+    assert_eq!(play.pending.view(&device, play.now).under_way, Some(seconds(1.0)));
+    play.answer(accepted());
+    assert_eq!(play.pending.view(&device, play.now).too_soon, Some(seconds(4.0)));
+    play.apns = Some(refused(403));
+    play.mail("INBOX", 7);
+    play.until(40.0);
+    let view = play.pending.view(&device, play.now);
+    let expected = (Some(seconds(55.0)), Some(seconds(55.0)), 1);
+    assert_eq!((view.shut, view.backs_off, view.failures), expected);
 }

@@ -49,11 +49,11 @@ async fn a_push_is_checked_recorded_and_accepted() {
 }
 
 #[tokio::test]
-async fn nobody_gets_in_without_a_certificate_of_the_ca() {
+async fn nobody_gets_in_without_a_certificate_of_the_ca_or_a_token_that_is_good() {
     limited(async {
         let (apns, pki) = apns().await;
         let stranger = Pki::generate(Some(TOPIC)).unwrap();
-        for identity in [None, Some(&stranger.client), Some(&pki.server)] {
+        for identity in [Some(&stranger.client), Some(&pki.server)] {
             let refused = match http2(&apns, &pki, identity).await {
                 Err(_) => true,
                 // In TLS 1.3 the client learns it only when it reads.
@@ -64,6 +64,9 @@ async fn nobody_gets_in_without_a_certificate_of_the_ca() {
             assert!(refused, "{identity:?}");
         }
         assert_eq!((apns.received(), apns.connections()), (0, 0));
+        let mut client = http2(&apns, &pki, None).await.unwrap();
+        let (status, _, answer) = push(&mut client, TOKEN, TOPIC).await;
+        assert_eq!((status.as_u16(), answer), (403, json!({"reason": "InvalidProviderToken"})));
     })
     .await;
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use mailchime::demo::dialogue::Dialogue;
 use mailchime::imap::capability::Capabilities;
-use mailchime::imap::session::{Profile, PushOffer};
+use mailchime::imap::session::{DomainTopic, Profile, PushOffer};
 
 const TOPIC: &str = "com.apple.mail.XServer.11111111-2222-3333-4444-555555555555";
 
@@ -65,7 +65,7 @@ fn push(dialogue: &Dialogue) -> Option<PushOffer> {
 
 pub(crate) fn push_offer() -> PushOffer {
     PushOffer {
-        topic: TOPIC.into(),
+        topics: vec![DomainTopic { domain: None, topic: Some(TOPIC.into()) }],
         clients: vec!["com.apple.mobilemail".into()],
         most_mailboxes: 64,
     }

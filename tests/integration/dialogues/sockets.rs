@@ -66,6 +66,7 @@ impl Proxy {
         let backends = Backends::new(Table::new(&config).unwrap(), Arc::default());
         let backend = backends.of(None);
         let tls = PKI.server_config().unwrap();
+        let push = watch::channel(push).1;
         let context =
             proxy::Context::new(backends, push, store.clone(), vault, sender, tls, &config);
         let listener = mailchime::net::listen::bind(([127, 0, 0, 1], 0).into()).unwrap();

@@ -147,7 +147,7 @@ pub(super) fn push_by(config: &mut Config, apns: SocketAddr) {
     let mut client = config::Apns::new(folder.join("apns.pem"), folder.join("apns.key"));
     client.endpoint = config::Endpoint { host: "localhost".into(), port: apns.port() };
     client.ca = Some(folder.join("ca.pem"));
-    config.apns = Some(client);
+    config.apns = vec![client];
     config.watch.retry_min = Duration::from_millis(10);
     config.watch.retry_max = Duration::from_millis(20);
 }

@@ -20,18 +20,23 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Certificates, StandIn, limited, listener};
 
-async fn push(apns: &Apns, device: &Device) -> Outcome {
+pub(super) async fn push(apns: &Apns, device: &Device) -> Outcome {
     let id = new_apns_id();
-    let headers = Headers { id: &id, push_type: PushType::Background, expiration: 1_900_000_000 };
+    let headers = Headers {
+        id: &id,
+        push_type: PushType::Background,
+        expiration: 1_900_000_000,
+        collapse_id: None,
+    };
     let inbox = [Mailbox::inbox()];
     apns.send(&MailPush::new(device, &inbox, headers)).await
 }
 
-fn is_accepted(outcome: &Outcome) -> bool {
+pub(super) fn is_accepted(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Accepted { .. })
 }
 
-fn why(outcome: Outcome) -> String {
+pub(super) fn why(outcome: Outcome) -> String {
     match outcome {
         Outcome::Unavailable { why, .. } => why,
         outcome => panic!("not unavailable: {outcome:?}"),

@@ -9,10 +9,10 @@ use mailchime::demo::apns::Answer;
 use mailchime::model::{
     Account, Change, ChangeKind, Device, Mailbox, Registration, Snapshot, Timestamp, WatchEvent,
 };
-use mailchime::push::apns::Apns;
-use mailchime::push::dispatcher;
+use mailchime::push::dispatcher::{self, Inquirer, Parts};
+use mailchime::push::identities::Identities;
 use mailchime::push::payload::mailbox_hash;
-use mailchime::store::Store;
+use mailchime::store::{Settlement, Store};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};
 use tempfile::TempDir;
@@ -76,25 +76,45 @@ struct Running {
     removed: mpsc::Receiver<Account>,
     cancel: CancellationToken,
     task: JoinHandle<()>,
+    inquirer: Inquirer,
     id: u64,
 }
 
 impl Running {
-    fn start(disk: &Disk, apns: Apns) -> Self {
+    fn start(disk: &Disk, identities: Identities) -> Self {
+        Self::with(disk, identities, config::Push::default())
+    }
+
+    fn with(disk: &Disk, identities: Identities, config: config::Push) -> Self {
         let (events, changes) = mpsc::channel(8);
         let (hints, removed) = mpsc::channel(8);
         let cancel = CancellationToken::new();
-        let rules = config::Push { min_interval: Duration::ZERO, ..config::Push::default() };
-        let store = disk.store.clone();
-        let task =
-            tokio::spawn(dispatcher::run(changes, store, apns, rules, hints, cancel.clone()));
-        Self { events, removed, cancel, task, id: 0 }
+        let (inquirer, inquiries) = dispatcher::inquiries();
+        let parts = Parts {
+            events: changes,
+            store: disk.store.clone(),
+            identities,
+            config: config::Push { min_interval: Duration::ZERO, ..config },
+            removed: hints,
+            inquiries,
+        };
+        let task = tokio::spawn(dispatcher::run(parts, cancel.clone()));
+        Self { events, removed, cancel, task, inquirer, id: 0 }
     }
 
     async fn change(&mut self, mailbox: &str, snapshot: Option<Snapshot>) -> u64 {
+        self.changed(mailbox, ChangeKind::NewMail, snapshot).await
+    }
+
+    async fn changed(
+        &mut self,
+        mailbox: &str,
+        kind: ChangeKind,
+        snapshot: Option<Snapshot>,
+    ) -> u64 {
         self.id += 1;
         let (account, mailbox) = (alice(), Mailbox::new(mailbox));
-        let (kind, id, seen_at) = (ChangeKind::NewMail, self.id, Instant::now());
+        let (id, seen_at) = (self.id, Instant::now());
         let change = Change { account, mailbox, kind, id, snapshot, seen_at };
         self.events.send(WatchEvent::Changed(change)).await.unwrap();
         id
@@ -102,6 +122,13 @@ impl Running {
 
     async fn mail(&mut self, mailbox: &str, n: u64) {
         self.change(mailbox, Some(state(n))).await;
+    }
+
+    /// Why the first device would not be pushed if mail came to `mailbox` now.
+    async fn why(&self, mailbox: &str) -> Vec<String> {
+        let mailbox = Some(Mailbox::new(mailbox));
+        let explained = self.inquirer.explain(alice(), mailbox).await.unwrap().unwrap();
+        explained[0].reasons.iter().map(ToString::to_string).collect()
     }
 
     /// Ends it as the program does.
@@ -132,7 +159,7 @@ async fn a_change_becomes_a_push_to_each_device_and_then_the_row_moves() {
         asleep.topic = "com.apple.mail.XServer.old".into();
         let devices = [certificates.device("aa"), certificates.device("bb"), asleep];
         let disk = Disk::with(&devices).await;
-        let mut running = Running::start(&disk, certificates.client(stand_in.address()));
+        let mut running = Running::start(&disk, certificates.identities(stand_in.address()));
 
         let id = running.change("INBOX", None).await;
         let mut tokens = Vec::new();
@@ -166,7 +193,7 @@ async fn b24_b25_a_dead_device_is_removed_and_the_watcher_of_nobody_may_stop() {
         let stand_in = certificates.stand_in().await;
         let device = certificates.device("aa");
         let disk = Disk::with(std::slice::from_ref(&device)).await;
-        let mut running = Running::start(&disk, certificates.client(stand_in.address()));
+        let mut running = Running::start(&disk, certificates.identities(stand_in.address()));
 
         // Dead before it registered: the registration is the newer truth.
         stand_in.answer_next(1, Answer::gone(1_600_000_000_000));
@@ -175,7 +202,7 @@ async fn b24_b25_a_dead_device_is_removed_and_the_watcher_of_nobody_may_stop() {
         running.end().await;
         assert_eq!((disk.told().await, disk.owed().await), (rows(2, 1), vec!["aa INBOX".into()]));
 
-        let mut running = Running::start(&disk, certificates.client(stand_in.address()));
+        let mut running = Running::start(&disk, certificates.identities(stand_in.address()));
         stand_in.answer_next(1, Answer::gone(Timestamp::now().0 + 1000));
         assert_eq!(running.removed.recv().await, Some(alice()));
         running.end().await;
@@ -191,7 +218,7 @@ async fn what_apns_did_not_take_is_owed_and_pushed_after_the_next_start() {
         let stand_in = certificates.stand_in().await;
         let disk = Disk::with(&[certificates.device("aa"), certificates.device("bb")]).await;
         stand_in.answer_next(2, Answer::refuse(503, "Shutdown"));
-        let mut running = Running::start(&disk, certificates.client(stand_in.address()));
+        let mut running = Running::start(&disk, certificates.identities(stand_in.address()));
         running.mail("INBOX", 2).await;
         stand_in.wait_for(2).await;
         running.end().await;
@@ -201,11 +228,11 @@ async fn what_apns_did_not_take_is_owed_and_pushed_after_the_next_start() {
         // Nobody there at all: the marks stay.
         stand_in.refuse().await;
         stand_in.drop_connections();
-        Running::start(&disk, certificates.client(stand_in.address())).end().await;
+        Running::start(&disk, certificates.identities(stand_in.address())).end().await;
         assert_eq!(disk.owed().await, ["aa INBOX", "bb INBOX"]);
 
         stand_in.resume().await.unwrap();
-        let running = Running::start(&disk, certificates.client(stand_in.address()));
+        let running = Running::start(&disk, certificates.identities(stand_in.address()));
         stand_in.wait_for(4).await;
         running.end().await;
         assert_eq!((disk.told().await, disk.owed().await), (rows(2, 1), Vec::<String>::new()));
@@ -220,7 +247,7 @@ async fn killed_while_a_push_is_under_way_the_row_has_not_moved() {
         let stand_in = certificates.stand_in().await;
         let disk = Disk::with(&[certificates.device("aa")]).await;
         stand_in.answer_next(1, Answer::Hang);
-        let mut running = Running::start(&disk, certificates.client(stand_in.address()));
+        let mut running = Running::start(&disk, certificates.identities(stand_in.address()));
         running.mail("INBOX", 2).await;
         stand_in.next().await;
         running.task.abort();
@@ -236,7 +263,7 @@ async fn a_database_that_is_locked_delays_no_push_and_one_that_cannot_be_read_lo
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
         let disk = Disk::with(&[certificates.device("aa")]).await;
-        let mut running = Running::start(&disk, certificates.client(stand_in.address()));
+        let mut running = Running::start(&disk, certificates.identities(stand_in.address()));
         let mut beside = disk.beside().await;
         sqlx::query("begin immediate").execute(&mut beside).await.unwrap();
         running.mail("INBOX", 2).await;
@@ -296,13 +323,13 @@ async fn a_push_has_one_line_in_the_log_and_no_line_has_a_token() {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
         let disk = Disk::with(&[certificates.device("aa")]).await;
-        let mut running = Running::start(&disk, certificates.client(stand_in.address()));
+        let mut running = Running::start(&disk, certificates.identities(stand_in.address()));
         stand_in.answer_next(1, Answer::refuse(403, "BadCertificate"));
         running.mail("INBOX", 2).await;
         stand_in.next().await;
         running.end().await;
         for (status, reason) in [(400, "BadDeviceToken"), (400, "TopicDisallowed")] {
-            let mut running = Running::start(&disk, certificates.client(stand_in.address()));
+            let mut running = Running::start(&disk, certificates.identities(stand_in.address()));
             stand_in.answer_next(1, Answer::refuse(status, reason));
             running.mail("INBOX", 3).await;
             stand_in.next().await;
@@ -310,7 +337,7 @@ async fn a_push_has_one_line_in_the_log_and_no_line_has_a_token() {
         }
         stand_in.refuse().await;
         stand_in.drop_connections();
-        let running = Running::start(&disk, certificates.client(stand_in.address()));
+        let running = Running::start(&disk, certificates.identities(stand_in.address()));
         running.end().await;
 
         let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
@@ -323,8 +350,115 @@ async fn a_push_has_one_line_in_the_log_and_no_line_has_a_token() {
         for part in ["outcome=\"refused\"", "403 BadCertificate", "apns_id=", "milliseconds="] {
             assert!(pushes[0].contains(part), "{part}: {}", pushes[0]);
         }
+        // The way of one change.
+        for line in
+            ["dispatcher: change account=alice@example.org change=#1 mailbox=INBOX", "push "]
+        {
+            assert!(log.lines().any(|found| found.contains(line) && found.contains("#1")), "{log}");
+        }
+        assert!(log.lines().any(|line| line.ends_with("settled change=\"#1\"")), "{log}");
         assert!(log.contains("ERROR"), "a refusal is said loudly: {log}");
         assert!(!log.contains(&certificates.device("aa").token.as_given()[..12]), "{log}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn b10_nothing_is_lost_while_the_certificate_is_expired() {
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let topic = certificates.pki.topic.clone();
+        let write = |validity| {
+            let identity = certificates.pki.client(&[&topic], validity).unwrap();
+            let file = |name| certificates.folder.path().join(name);
+            std::fs::write(file("apns.pem"), &identity.certificate).unwrap();
+            std::fs::write(file("apns.key"), identity.expose_private_key()).unwrap();
+        };
+        write(-7200..-3600);
+        let config = [certificates.config(stand_in.address())];
+        let identities = Identities::load(&config, None).unwrap();
+        let disk = Disk::with(&[certificates.device("aa")]).await;
+        let mut running = Running::start(&disk, identities.clone());
+        running.mail("INBOX", 2).await;
+        while disk.owed().await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let why = running.why("INBOX").await;
+        assert!(why[0].contains("apns.pem: is expired"), "{why:?}");
+        assert!(why[1].starts_with("APNs did not answer or refused us"), "{why:?}");
+        assert_eq!((disk.told().await, stand_in.connections()), (rows(2, 1), 0));
+
+        write(-3600..3600);
+        identities.reload(&config, None).unwrap();
+        stand_in.next().await;
+        running.end().await;
+        assert_eq!((disk.told().await, disk.owed().await), (rows(2, 1), Vec::<String>::new()));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_device_of_a_topic_that_comes_later_is_told_what_it_is_owed() {
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let identities = certificates.identities(stand_in.address());
+        let other = "com.apple.mail.XServer.other";
+        let mut device = certificates.device("aa");
+        device.topic = other.into();
+        let disk = Disk::with(std::slice::from_ref(&device)).await;
+        let owed = Settlement::Owed {
+            device: (&device).into(),
+            mailbox: Mailbox::new("Notes"),
+            since: Timestamp::now(),
+        };
+        disk.store.settle(&[owed]).await.unwrap();
+        let running = Running::start(&disk, identities.clone());
+        let why = running.why("Notes").await;
+        assert!(why.len() == 1 && why[0].contains("listens to another topic"), "{why:?}");
+        assert!(running.why("Spam").await[0].contains("did not register for"));
+
+        let client = certificates.pki.client(&[other], -60..3600).unwrap();
+        let file = |name| certificates.folder.path().join(name);
+        std::fs::write(file("other.pem"), &client.certificate).unwrap();
+        std::fs::write(file("other.key"), client.expose_private_key()).unwrap();
+        let first = certificates.config(stand_in.address());
+        let mut second = config::Apns {
+            identity: config::Apns::new(file("other.pem"), file("other.key")).identity,
+            ..first.clone()
+        };
+        second.domains = vec!["example.org".into()];
+        identities.reload(&[first, second], None).unwrap();
+        let push = stand_in.next().await;
+        assert_eq!((push.header("apns-topic"), push.status), (Some(other), Some(200)));
+        running.end().await;
+        assert!(disk.owed().await.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn pushes_collapse_and_quiet_changes_are_left_out_as_configured() {
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let disk = Disk::with(&[certificates.device("aa")]).await;
+        let config = config::Push {
+            collapse: config::Collapse::Account,
+            events: config::Events { new_mail: true, quiet: false },
+            quiet_delay: Duration::ZERO,
+            ..config::Push::default()
+        };
+        let identities = certificates.identities(stand_in.address());
+        let mut running = Running::with(&disk, identities, config);
+        running.changed("Notes", ChangeKind::Quiet, Some(state(2))).await;
+        running.mail("INBOX", 2).await;
+        let push = stand_in.next().await;
+        assert_eq!(push.header("apns-collapse-id"), Some(&*certificates.device("aa").account_id));
+        assert_eq!(push.json()["aps"].get("m"), None, "INBOX alone");
+        running.end().await;
+        assert_eq!((disk.told().await, stand_in.received()), (rows(2, 2), 1));
     })
     .await;
 }

@@ -1,0 +1,91 @@
+//! Provider tokens in place of a certificate.
+
+use mailchime::config::{self, Identity as IdentityConfig};
+use mailchime::demo::apns::Answer;
+use mailchime::demo::pki::ProviderKey;
+use mailchime::push::apns::{Apns, Identity, Outcome};
+
+use super::client::{is_accepted, push};
+use super::{Certificates, StandIn, limited};
+
+/// Identity and configuration of a provider with this key.
+fn provider(
+    certificates: &Certificates,
+    stand_in: &StandIn,
+    key: &ProviderKey,
+    change: impl FnOnce(&mut String, &mut String),
+) -> (Identity, config::Apns) {
+    let file = certificates.folder.path().join("apns.p8");
+    std::fs::write(&file, key.expose_private_key()).unwrap();
+    let (mut key_id, mut team_id) = (key.key_id.clone(), key.team_id.clone());
+    change(&mut key_id, &mut team_id);
+    let topic = certificates.pki.topic.clone();
+    let identity = IdentityConfig::Key { key: file, key_id, team_id, topic };
+    let config = config::Apns { identity, ..certificates.config(stand_in.address()) };
+    (Identity::load(&config.identity).unwrap(), config)
+}
+
+#[tokio::test]
+async fn a6_b28_a_key_signs_one_token_for_all_pushes() {
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let (identity, config) =
+            provider(&certificates, &stand_in, &certificates.pki.provider, |_, _| {});
+        assert_eq!((identity.topic(), identity.not_after()), (&*certificates.pki.topic, None));
+        let apns = Apns::new(&identity, &config, None).unwrap();
+        let device = certificates.device("ab");
+        for _ in 0..3 {
+            assert!(is_accepted(&push(&apns, &device).await));
+        }
+        // Another token on this connection would have been too many.
+        assert_eq!((stand_in.received(), stand_in.connections()), (3, 1));
+
+        let mut other = certificates.device("ab");
+        other.topic = "com.apple.mail.XServer.other".into();
+        assert_eq!(push(&apns, &other).await, Outcome::NotForTopic);
+
+        stand_in.answer_next(1, Answer::refuse(429, "TooManyProviderTokenUpdates"));
+        let outcome = push(&apns, &device).await;
+        let Outcome::Unavailable { retry_after: Some(wait), .. } = outcome else {
+            panic!("it is about us, not about the device: {outcome:?}")
+        };
+        assert!(wait.as_secs() >= 60, "{wait:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_key_or_a_name_that_apple_does_not_know_is_refused_and_sent_once() {
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let ours = &certificates.pki.provider;
+        let stranger = ProviderKey::generate().unwrap();
+        let device = certificates.device("ab");
+        for (n, (identity, config)) in [
+            provider(&certificates, &stand_in, &stranger, |_, _| {}),
+            provider(&certificates, &stand_in, ours, |key_id, _| *key_id = "OTHER12345".into()),
+            provider(&certificates, &stand_in, ours, |_, team| *team = "OTHER12345".into()),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let apns = Apns::new(&identity, &config, None).unwrap();
+            let reason = "InvalidProviderToken".to_owned();
+            assert_eq!(push(&apns, &device).await, Outcome::Refused { status: 403, reason });
+            assert_eq!(stand_in.received(), n as u64 + 1);
+        }
+    })
+    .await;
+}
+
+#[test]
+fn a_file_without_a_key_is_named() {
+    let certificates = Certificates::new();
+    let key = certificates.folder.path().join("apns.pem");
+    let (key_id, team_id, topic) = ("k".into(), "t".into(), "t".into());
+    let identity = IdentityConfig::Key { key, key_id, team_id, topic };
+    let error = Identity::load(&identity).unwrap_err().to_string();
+    assert!(error.contains("apns.pem: holds no key for provider tokens"), "{error}");
+}
