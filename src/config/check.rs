@@ -18,11 +18,11 @@ use tracing_subscriber::filter::LevelFilter;
 use self::value::{domain, host_and_port, is_loopback, names_a_file, percent_encoded};
 use super::raw::{
     RawBackend, RawBackendTls, RawConfig, RawCredentials, RawCredentialsMode, RawLimits,
-    RawListener, RawListenerTls, RawLog, RawRoute, RawSni, RawStore, RawTls, RawWatch,
+    RawListener, RawListenerTls, RawLog, RawRecord, RawRoute, RawSni, RawStore, RawTls, RawWatch,
 };
 use super::{
     Backend, BackendTls, Config, ConfigError, Credentials, Limits, Listener, ListenerTls, Log,
-    Network, Route, Sni, Store, Tls, Trust, Watch,
+    Network, Record, Route, Sni, Store, Tls, Trust, Watch,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -51,6 +51,7 @@ pub(super) fn config(raw: RawConfig, origin: &Path) -> Result<Config> {
     config.apns = check.identities(raw.apns)?;
     config.limits = check.limits(raw.limits)?;
     config.log = check.log(raw.log)?;
+    config.record = check.record(raw.record)?;
     config.warnings = warnings(&config);
     Ok(config)
 }
@@ -296,6 +297,18 @@ impl Check<'_> {
         self.size("[limits] capability_size", raw.capability_size, KIB..=MIB, &mut limits.capability_size)?;
         self.duration("[limits] write_timeout", raw.write_timeout, SECOND..=DAY, &mut limits.write_timeout)?;
         Ok(limits)
+    }
+
+    fn record(&self, raw: RawRecord) -> Result<Option<Record>> {
+        let mut max_size = MIB as usize;
+        self.size("[record] max_size", raw.max_size, KIB..=1024 * MIB, &mut max_size)?;
+        let Some(folder) = raw.folder else { return Ok(None) };
+        let folder = self.folder().join(folder);
+        if !folder.is_dir() {
+            let problem = format!("{} is no folder; make it", folder.display());
+            return Err(self.refusal("[record] folder", problem));
+        }
+        Ok(Some(Record { folder, max_size: max_size as u64 }))
     }
 
     fn log(&self, raw: RawLog) -> Result<Log> {

@@ -45,6 +45,8 @@ pub struct Config {
     pub apns: Vec<Apns>,
     pub limits: Limits,
     pub log: Log,
+    /// `None`: no session is recorded.
+    pub record: Option<Record>,
     /// What is allowed but probably not meant; one sentence each, to be logged at start.
     pub warnings: Vec<String>,
 }
@@ -278,6 +280,15 @@ pub enum LogFormat {
     Json,
 }
 
+/// `[record]`: sessions as dialogues, for whoever looks for a fault.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// A folder that exists.
+    pub folder: PathBuf,
+    /// Bytes of one session's file.
+    pub max_size: u64,
+}
+
 /// What is wrong with a configuration. `Display` is the one message that its author needs: file,
 /// key, what is wrong, and what is allowed or to be done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -308,6 +319,7 @@ impl Config {
             apns: Vec::new(),
             limits: Limits::default(),
             log: Log::default(),
+            record: None,
             warnings: Vec::new(),
         }
     }

@@ -37,6 +37,7 @@ table!(RawConfig {
     apns: Option<OneOrMore<RawApns>>,
     limits: RawLimits,
     log: RawLog,
+    record: RawRecord,
 });
 
 table!(RawListener {
@@ -161,6 +162,11 @@ table!(RawLimits {
 table!(RawLog {
     format: Option<LogFormat>,
     level: Option<String>,
+});
+
+table!(RawRecord {
+    folder: Option<String>,
+    max_size: Option<String>,
 });
 
 #[derive(Clone, Copy, Debug, Deserialize)]

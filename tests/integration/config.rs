@@ -144,6 +144,10 @@ fn every_key_takes_effect() {
 
     let log = &config.log;
     assert_eq!((log.format, log.level.as_str()), (LogFormat::Json, "warn,mailchime=debug"));
+
+    let record = config.record.as_ref().unwrap();
+    assert!(record.folder.ends_with(".."), "{record:?}");
+    assert_eq!(record.max_size, 64 * 1024);
     assert_eq!(config.warnings, Vec::<String>::new());
 }
 
