@@ -167,6 +167,7 @@ pub async fn start_with(
     let identities = Identities::load(&config.apns, config.push.priority)
         .map_err(|error| StartError::Configuration(error.to_string()))?;
     // What makes files comes last, so that a start that fails before it leaves none behind.
+    check_record(config)?;
     let sockets = sockets(config, inherited)?;
     let store = Store::open(&config.store.url, config.store.busy_timeout).await.map_err(
         |error| match error.is_temporary() {
@@ -248,6 +249,15 @@ pub async fn start_with(
         stop_serving,
         stop_watching,
         stop_pushing,
+    })
+}
+
+/// Whether sessions can be recorded, if they are to be.
+fn check_record(config: &Config) -> Result<(), StartError> {
+    let Some(record) = &config.record else { return Ok(()) };
+    proxy::record::check(record).map_err(|error| {
+        let folder = record.folder.display();
+        StartError::key("[record] folder", format!("{folder}: cannot be written: {error}"))
     })
 }
 

@@ -3,7 +3,7 @@
 //! New sessions go by it; those that are open end as they began. All that can fail comes first, so
 //! that a configuration is taken over as a whole or not at all.
 
-use super::{Listening, Running, Socket, StartError, server_tls};
+use super::{Listening, Running, Socket, StartError, check_record, server_tls};
 use crate::config::Config;
 use crate::net::backends::Table;
 
@@ -14,10 +14,9 @@ enum Place {
 }
 
 impl Running {
-    /// Goes by `config` from now on: listeners, certificates, backends, routes, limits and the push
-    /// identities. What is
-    /// left of it takes effect at the next start, which a log line says. Watchers whose account has
-    /// another backend now move there.
+    /// Goes by `config` from now on: listeners, certificates, backends, routes, limits, recording and
+    /// the push identities. What is left of it takes effect at the next start, which a log line says.
+    /// Watchers whose account has another backend now move there.
     ///
     /// # Errors
     /// All stays as it was.
@@ -25,6 +24,7 @@ impl Running {
         let server_tls = server_tls(&config.tls, &self.tickets)?;
         let table =
             Table::new(config).map_err(|error| StartError::Configuration(error.to_string()))?;
+        check_record(config)?;
         let places = self.places(config)?;
         // Where push was off at the start, nothing watches and nothing pushes.
         if self.pushing.is_some() {
@@ -38,7 +38,7 @@ impl Running {
         }
         self.tell_of_the_rest(config);
         self.backends.replace(table);
-        let context = self.current.get().reloaded(server_tls, config.limits.clone());
+        let context = self.current.get().reloaded(server_tls, config);
         self.current.set(context);
         self.listen(config, places);
         self.serving.retain(|task| !task.is_finished());

@@ -18,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
+use super::record::Recorded;
 use super::register::register;
 use crate::imap::session::{Action, Connection, Disconnect, Session, Step};
 use crate::model::{Account, Credentials, SessionEvent};
@@ -38,7 +39,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// One client's session and its two sockets.
 pub(super) struct Driver {
     context: Arc<Context>,
-    session: Session,
+    session: Recorded,
     client: Peer,
     backend: Option<Peer>,
     errand: Option<Errand>,
@@ -156,8 +157,11 @@ impl Driver {
                 ("x-connected-port", destination.port().to_string()),
             ],
         };
+        let (profile, secure) = (context.profile(), connection.secure);
+        let session = Session::new(Arc::clone(&profile), connection);
+        let session = Recorded::new(session, context.record.as_ref(), &profile, secure);
         Self {
-            session: Session::new(context.profile(), connection),
+            session,
             chosen: context.backends.of(None),
             context,
             client: Peer::new(stream, Side::Client),
@@ -546,6 +550,7 @@ impl Driver {
         };
         // Whoever does not take them in time or is gone already has no use for them.
         let _: Result<io::Result<()>, _> = tokio::time::timeout(FAREWELL, last_words).await;
+        self.session.finish().await;
     }
 }
 
@@ -587,7 +592,7 @@ impl Side {
         }
     }
 
-    fn step(self, session: &mut Session, input: &[u8], ended: bool) -> Step {
+    fn step(self, session: &mut Recorded, input: &[u8], ended: bool) -> Step {
         match self {
             Self::Client => session.client(input, ended),
             Self::Backend => session.backend(input, ended),
@@ -595,7 +600,7 @@ impl Side {
     }
 
     /// What the session has to say to the other side.
-    fn output(self, session: &mut Session) -> &mut Vec<u8> {
+    fn output(self, session: &mut Recorded) -> &mut Vec<u8> {
         match self {
             Self::Client => &mut session.output.to_backend,
             Self::Backend => &mut session.output.to_client,
@@ -615,7 +620,7 @@ impl Peer {
         &mut self,
         cx: &mut Poller<'_>,
         mut other: Option<&mut Self>,
-        session: &mut Session,
+        session: &mut Recorded,
     ) -> Result<Pause, Fault> {
         let Self { stream, lane, .. } = self;
         loop {
@@ -706,7 +711,7 @@ impl Lane {
         cx: &mut Poller<'_>,
         input: &[u8],
         mut other: Option<&mut Peer>,
-        session: &mut Session,
+        session: &mut Recorded,
     ) -> Result<(usize, Pause), Fault> {
         let side = self.side;
         let mut used = 0;

@@ -6,6 +6,7 @@
 
 mod driver;
 mod limits;
+pub mod record;
 mod register;
 mod serve;
 
@@ -37,6 +38,7 @@ pub struct Context {
     gate: Arc<Gate>,
     counters: Arc<Counters>,
     limits: config::Limits,
+    record: Option<config::Record>,
     /// Most devices of one account.
     devices: u32,
     /// Mechanisms that hide the password pass.
@@ -68,6 +70,7 @@ impl Context {
             tls,
             gate: Arc::default(),
             limits: config.limits.clone(),
+            record: config.record.clone(),
             devices: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
             // Watchers need the password: there is no master mode yet.
             relay_mechanisms: config.auth.relay == Relay::Always,
@@ -75,9 +78,10 @@ impl Context {
         }
     }
 
-    /// The same under other limits and certificates. What is counted stays counted.
+    /// The same under other certificates, and the limits and recording of another configuration. What
+    /// is counted stays counted.
     #[must_use]
-    pub fn reloaded(&self, tls: Arc<ServerConfig>, limits: config::Limits) -> Self {
+    pub fn reloaded(&self, tls: Arc<ServerConfig>, config: &Config) -> Self {
         Self {
             backends: self.backends.clone(),
             push: self.push.clone(),
@@ -87,7 +91,8 @@ impl Context {
             tls,
             gate: Arc::clone(&self.gate),
             counters: Arc::clone(&self.counters),
-            limits,
+            limits: config.limits.clone(),
+            record: config.record.clone(),
             devices: self.devices,
             relay_mechanisms: self.relay_mechanisms,
             profile: Mutex::new(None),

@@ -106,6 +106,16 @@ async fn a_bad_configuration_is_refused_in_one_line() {
                 "server.pem",
                 ["[tls] certificate, private_key:", "server.pem", "BEGIN PRIV"],
             ),
+            (
+                "[tls]",
+                "[record]\nfolder = \"/proc\"\n[tls]",
+                ["[record] folder:", "/proc", "cannot be written"],
+            ),
+            (
+                "[tls]",
+                "[record]\nfolder = \"none\"\n[tls]",
+                ["[record] folder:", "none", "make it"],
+            ),
             ("server.key", "text.key", ["[tls] private_key:", "text.key", "BEGIN PRIV"]),
             ("server.key", "empty.key", ["[tls] private_key:", "empty.key", "allowed are"]),
             ("server.key", "locked.key", ["[tls] private_key:", "locked.key", "passphrase"]),
