@@ -3,6 +3,7 @@
 mod certs;
 mod demo;
 pub mod logging;
+mod replay;
 mod serve;
 
 use std::fmt::Display;
@@ -41,6 +42,8 @@ enum Command {
     Serve(Configured),
     /// See a push on this machine within seconds, without any setup
     Demo(demo::Options),
+    /// Play written dialogues and show the first difference of each
+    Replay(replay::Options),
     /// Make certificates for development
     #[command(subcommand)]
     Certs(Certs),
@@ -80,6 +83,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command.unwrap_or(Command::Serve(arguments.configured)) {
         Command::Serve(configured) => serve::run(&configured.config),
         Command::Demo(options) => demo::run(&options),
+        Command::Replay(options) => replay::run(&options),
         Command::Certs(Certs::Dev(options)) => certs::run(&options),
     };
     let (message, code) = match result {

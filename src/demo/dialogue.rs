@@ -1,17 +1,37 @@
 //! Dialogue files (`fixtures/*.imap`): what client, mailchime and backend say, line by line.
 //!
-//! The format is described in `fixtures/README.md`. Here it is read, and a dialogue's lines are
-//! compared with bytes; who plays it against what is the caller's.
+//! The format is described in `fixtures/README.md`. Here it is read; who plays it against what is
+//! the caller's.
 
-use std::collections::HashMap;
-use std::fmt;
+mod text;
+
+pub use self::text::{Difference, Text, Variables};
 
 /// A dialogue, ready to be played.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dialogue {
-    /// `@ name value` lines, in order.
-    pub settings: Vec<(String, String)>,
+    pub settings: Settings,
     pub events: Vec<Event>,
+}
+
+/// The `@` lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// What the backend was seen to offer before login; `None` before it was seen.
+    pub backend: Option<String>,
+    /// A push identity is configured.
+    pub push: bool,
+    /// Mechanisms that hide the password are relayed.
+    pub relay: bool,
+    /// The client's ID goes on to the backend.
+    pub send_id: bool,
+    /// The client connects without TLS.
+    pub starttls: bool,
+    /// It makes sense against a live server.
+    pub live: bool,
+    /// Who logs in, unless the dialogue is played for somebody else.
+    pub user: String,
+    pub password: String,
 }
 
 /// Something that happens, and the line of the file where it starts.
@@ -28,7 +48,7 @@ pub enum What {
     /// A peer hears this from mailchime.
     Hears(Peer, Text),
     /// Something that mailchime does or that happens to it.
-    Does(String),
+    Does(Deed),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,79 +57,101 @@ pub enum Peer {
     Backend,
 }
 
-/// Bytes with placeholders `${name}`.
+/// What mailchime does, or what happens to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Text(Vec<u8>);
-
-/// What the placeholders stood for so far.
-#[derive(Clone, Debug, Default)]
-pub struct Variables(HashMap<String, Vec<u8>>);
+pub enum Deed {
+    /// It connects to the backend, which accepts.
+    Connect,
+    /// It tries, and the backend closes the connection without a word.
+    Unreachable,
+    /// The backend closes the connection.
+    HangUp,
+    /// It stores a registration for these mailboxes (decoded names), and can.
+    Store(Vec<String>),
+    /// It cannot store it.
+    CannotStore,
+    /// It shakes hands with the client, which begins TLS.
+    Handshake,
+    /// Both directions between client and mailchime are compressed from here on.
+    Compress,
+    /// It closes the connection to the client.
+    Close,
+}
 
 /// A line that is not of the format.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: {problem}")]
+#[error("{problem}")]
 pub struct Malformed {
     pub line: usize,
     pub problem: String,
 }
 
-/// What was heard is not what was expected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Difference {
-    pub expected: Vec<u8>,
-    pub heard: Vec<u8>,
-}
+const LANES: [&str; 7] = ["C", "S", "F", "B", "CF", "BS", "P"];
 
-impl fmt::Display for Difference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "  expected: {}", self.expected.escape_ascii())?;
-        write!(f, "  heard:    {}", self.heard.escape_ascii())
+const NO_LANE: &str = "begins with none of C: S: F: B: CF: BS: P: @ #";
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            backend: None,
+            push: true,
+            relay: false,
+            send_id: false,
+            starttls: false,
+            live: true,
+            user: "alice".into(),
+            password: "wonder land".into(),
+        }
     }
 }
 
-impl std::error::Error for Difference {}
-
-const LANES: [&str; 7] = ["C", "S", "F", "B", "CF", "BS", "P"];
-
 impl Dialogue {
     /// Reads a dialogue file.
-    pub fn parse(text: &str) -> Result<Self, Malformed> {
-        let mut settings = Vec::new();
+    pub fn parse(file: &str) -> Result<Self, Malformed> {
+        let mut settings = Settings::default();
         // Neighbouring lines of a lane are one packet.
-        let mut groups: Vec<(usize, &str, Vec<u8>)> = Vec::new();
-        for (index, line) in text.lines().enumerate() {
+        let mut groups: Vec<(usize, &str, Text)> = Vec::new();
+        let mut deeds = Vec::new();
+        for (index, line) in file.lines().enumerate() {
             let number = index + 1;
-            let malformed = |problem: &str| Malformed { line: number, problem: problem.into() };
+            let malformed = |problem: String| Malformed { line: number, problem };
             if line.trim().is_empty() {
                 // An empty line ends a packet, so that a pause can be shown.
-                groups.push((number, "", Vec::new()));
+                groups.push((number, "", Text::default()));
                 continue;
             }
             if line.starts_with('#') {
                 continue;
             }
             if let Some(setting) = line.strip_prefix("@ ") {
-                let (name, value) = setting.split_once(' ').unwrap_or((setting, ""));
-                settings.push((name.to_owned(), value.trim().to_owned()));
+                settings.set(setting).map_err(malformed)?;
                 continue;
             }
             let (lane, said) = line
                 .split_once(':')
                 .filter(|(lane, _)| LANES.contains(lane))
-                .ok_or_else(|| malformed("begins with none of C: S: F: B: CF: BS: P: @ #"))?;
+                .ok_or_else(|| malformed(NO_LANE.into()))?;
             let said = said.strip_prefix(' ').unwrap_or(said);
-            let bytes = match lane {
-                "P" => said.as_bytes().to_vec(),
-                _ => unescape(said).ok_or_else(|| malformed("\\x wants two hex digits"))?,
-            };
+            if lane == "P" {
+                let deed = Deed::parse(said.trim());
+                deeds.push(deed.ok_or_else(|| malformed(format!("P: does not know {said:?}")))?);
+                groups.push((number, lane, Text::default()));
+                continue;
+            }
             match groups.last_mut() {
-                Some((_, last, packet)) if *last == lane && lane != "P" => packet.extend(bytes),
-                _ => groups.push((number, lane, bytes)),
+                Some((_, last, packet)) if *last == lane => {
+                    packet.add(number, said).map_err(malformed)?;
+                }
+                _ => {
+                    let mut packet = Text::default();
+                    packet.add(number, said).map_err(malformed)?;
+                    groups.push((number, lane, packet));
+                }
             }
         }
         let mut events = Vec::new();
-        for (line, lane, bytes) in groups {
-            let text = Text(bytes);
+        let mut deeds = deeds.into_iter();
+        for (line, lane, text) in groups {
             let mut event = |what| events.push(Event { line, what });
             match lane {
                 "C" => event(What::Says(Peer::Client, text)),
@@ -124,7 +166,7 @@ impl Dialogue {
                     event(What::Says(Peer::Backend, text.clone()));
                     event(What::Hears(Peer::Client, text));
                 }
-                "P" => event(What::Does(String::from_utf8_lossy(&text.0).trim().to_owned())),
+                "P" => deeds.next().into_iter().for_each(|deed| event(What::Does(deed))),
                 _ => {}
             }
         }
@@ -135,121 +177,94 @@ impl Dialogue {
     }
 }
 
-/// A line's bytes: `\xHH` is a byte, a `\` at the end leaves out the CR LF.
-fn unescape(said: &str) -> Option<Vec<u8>> {
-    let (said, end) = match said.strip_suffix('\\') {
-        Some(said) => (said, &b""[..]),
-        None => (said, &b"\r\n"[..]),
-    };
-    let mut bytes = Vec::new();
-    let mut rest = said;
-    while let Some((before, after)) = rest.split_once("\\x") {
-        bytes.extend_from_slice(before.as_bytes());
-        bytes.push(u8::from_str_radix(after.get(..2)?, 16).ok()?);
-        rest = &after[2..];
-    }
-    bytes.extend_from_slice(rest.as_bytes());
-    bytes.extend_from_slice(end);
-    Some(bytes)
-}
-
-impl Text {
-    /// The bytes, with what the placeholders stand for.
-    pub fn filled(&self, variables: &Variables) -> Vec<u8> {
-        let mut out = Vec::new();
-        let mut rest = &self.0[..];
-        while let Some((before, name, after)) = placeholder(rest) {
-            out.extend_from_slice(before);
-            out.extend_from_slice(variables.0.get(name).map_or(&[][..], Vec::as_slice));
-            rest = after;
+impl Settings {
+    fn set(&mut self, setting: &str) -> Result<(), String> {
+        let (name, value) = setting.split_once(' ').unwrap_or((setting, ""));
+        match (name, value.trim()) {
+            ("backend", list) => self.backend = Some(list.to_owned()),
+            ("push", "off") => self.push = false,
+            ("relay", "always") => self.relay = true,
+            ("send-id", "") => self.send_id = true,
+            ("starttls", "") => self.starttls = true,
+            ("live", "no") => self.live = false,
+            ("user", name) if !name.is_empty() => self.user = name.to_owned(),
+            ("password", word) if !word.is_empty() => self.password = word.to_owned(),
+            _ => return Err(format!("@ does not know {setting:?}")),
         }
-        out.extend_from_slice(rest);
-        out
-    }
-
-    /// The lines that this text is made of; the last may have no line end.
-    pub fn lines(&self) -> impl Iterator<Item = Text> {
-        self.0.split_inclusive(|b| *b == b'\n').map(|line| Text(line.to_vec()))
-    }
-
-    /// How many bytes it matches, or `None` if that is for the next line end to say.
-    pub fn length(&self) -> Option<usize> {
-        (!self.0.ends_with(b"\n")).then_some(self.0.len())
-    }
-
-    /// Compares one line. A placeholder seen for the first time stands for what is there, up to
-    /// what follows it; later it must be the same.
-    pub fn compare(&self, heard: &[u8], variables: &mut Variables) -> Result<(), Difference> {
-        let mut left = heard;
-        let mut rest = &self.0[..];
-        let difference = || Difference { expected: self.0.clone(), heard: heard.to_vec() };
-        while let Some((before, name, after)) = placeholder(rest) {
-            left = left.strip_prefix(before).ok_or_else(difference)?;
-            let until = match placeholder(after) {
-                Some((next, _, _)) => next,
-                None => after,
-            };
-            let length = match variables.0.get(name) {
-                Some(known) if left.starts_with(known) => known.len(),
-                Some(_) => return Err(difference()),
-                None if until.is_empty() => left.len(),
-                None => {
-                    left.windows(until.len()).position(|w| w == until).ok_or_else(difference)?
-                }
-            };
-            variables.0.insert(name.to_owned(), left[..length].to_vec());
-            left = &left[length..];
-            rest = after;
-        }
-        if left == rest { Ok(()) } else { Err(difference()) }
+        Ok(())
     }
 }
 
-fn placeholder(text: &[u8]) -> Option<(&[u8], &str, &[u8])> {
-    let start = text.windows(2).position(|w| w == b"${")?;
-    let length = text[start..].iter().position(|b| *b == b'}')?;
-    let name = std::str::from_utf8(&text[start + 2..start + length]).ok()?;
-    Some((&text[..start], name, &text[start + length + 1..]))
+impl Deed {
+    fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "connect" => Self::Connect,
+            "unreachable" => Self::Unreachable,
+            "hang up" => Self::HangUp,
+            "store" => Self::Store(Vec::new()),
+            "cannot store" => Self::CannotStore,
+            "handshake" => Self::Handshake,
+            "compress" => Self::Compress,
+            "close" => Self::Close,
+            _ => {
+                let mailboxes = text.strip_prefix("store ")?;
+                Self::Store(mailboxes.split(", ").map(str::to_owned).collect())
+            }
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn text(text: &str) -> Text {
-        Text(text.as_bytes().to_vec())
-    }
-
     #[test]
     fn lanes_become_events() {
         let dialogue = Dialogue::parse(
-            "# a comment\n@ backend IDLE\nC: a NOOP\nC: b {3}\nS: x\\x00y\\\nCF: c\n\nC: d\nC: \n\nC: e\nP: connect",
+            "# a comment\n@ backend IDLE\nC: a NOOP\nC: b {3}\nS: x\\x00y\\\nCF: c\n\nC: d\nC: \n\nC: e\nP: connect\nP: store A, B c",
         )
         .unwrap();
-        assert_eq!(dialogue.settings, [("backend".into(), "IDLE".into())]);
-        let expected = [
-            (3, What::Says(Peer::Client, text("a NOOP\r\nb {3}\r\n"))),
-            (5, What::Hears(Peer::Client, text("x\0y"))),
-            (6, What::Says(Peer::Client, text("c\r\n"))),
-            (6, What::Hears(Peer::Backend, text("c\r\n"))),
-            (8, What::Says(Peer::Client, text("d\r\n\r\n"))),
-            (11, What::Says(Peer::Client, text("e\r\n"))),
-            (12, What::Does("connect".into())),
-        ];
-        let events: Vec<_> = dialogue.events.into_iter().map(|e| (e.line, e.what)).collect();
-        assert_eq!(events, expected);
-        assert_eq!(Dialogue::parse("C: x\nX: y\n").unwrap_err().line, 2);
-        assert_eq!(Dialogue::parse("C: \\xg0").unwrap_err().line, 1);
-        assert!(Dialogue::parse("# nothing").is_err());
+        assert_eq!(dialogue.settings.backend.as_deref(), Some("IDLE"));
+        let shown: Vec<_> = dialogue
+            .events
+            .iter()
+            .map(|event| match &event.what {
+                What::Says(peer, text) => {
+                    format!("{} {peer:?} says {}", event.line, text.bytes().escape_ascii())
+                }
+                What::Hears(peer, text) => {
+                    format!("{} {peer:?} hears {}", event.line, text.bytes().escape_ascii())
+                }
+                What::Does(deed) => format!("{} {deed:?}", event.line),
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                r"3 Client says a NOOP\r\nb {3}\r\n",
+                r"5 Client hears x\x00y",
+                r"6 Client says c\r\n",
+                r"6 Backend hears c\r\n",
+                r"8 Client says d\r\n\r\n",
+                r"11 Client says e\r\n",
+                "12 Connect",
+                r#"13 Store(["A", "B c"])"#,
+            ]
+        );
     }
 
     #[test]
-    fn placeholders_are_bound_once() {
-        let mut variables = Variables::default();
-        text("${a} NOOP ${b}\r\n").compare(b"x1 NOOP y\r\n", &mut variables).unwrap();
-        assert_eq!(text("${a}-${b}").filled(&variables), b"x1-y");
-        text("${a} x\r\n").compare(b"x1 x\r\n", &mut variables).unwrap();
-        assert!(text("${a} x\r\n").compare(b"x2 x\r\n", &mut variables).is_err());
-        assert!(text("a\r\n").compare(b"a\r\nb", &mut variables).is_err());
+    fn what_is_not_of_the_format_is_told_with_its_line() {
+        for (file, line) in [
+            ("C: x\nX: y\n", 2),
+            ("C: \\xg0", 1),
+            ("C: ${*99999999999}", 1),
+            ("# nothing", 1),
+            ("C: x\n\nP: dance", 3),
+            ("@ backend X\n@ push on\nC: x", 2),
+            ("@ user\nC: x", 1),
+        ] {
+            assert_eq!(Dialogue::parse(file).unwrap_err().line, line, "{file}");
+        }
     }
 }

@@ -3,10 +3,10 @@
 //! The `demo` command, the tests and the benchmarks use the same ones: a small IMAP server in
 //! memory ([`backend`]), Apple's push service ([`apns`]), an iPhone that follows a script
 //! ([`phone`]) and the certificates that they need ([`pki`]). Written dialogues ([`dialogue`]) are
-//! read here, too.
+//! read and played here, too ([`replay`]).
 //!
-//! They are an independent check of mailchime's own wire code, so nothing here may use it: IMAP is
-//! read and written by `imap-codec`, HTTP/2 by hyper.
+//! The stand-ins are an independent check of mailchime's own wire code, so they may not use it: IMAP
+//! is read and written by `imap-codec`, HTTP/2 by hyper.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,6 +19,7 @@ pub mod dialogue;
 pub mod phone;
 pub mod pki;
 mod port;
+pub mod replay;
 
 /// The one provider that all of them use; which one the process has installed does not matter.
 fn crypto() -> Arc<CryptoProvider> {

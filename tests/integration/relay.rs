@@ -4,20 +4,20 @@
 use std::time::Duration;
 
 use mailchime::demo::dialogue::Peer;
+use mailchime::demo::replay::Proxy;
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 
 use crate::dialogues::core::Core;
-use crate::dialogues::sockets::{Proxy, read_to_end};
-use crate::dialogues::{profile, push_offer};
+use crate::dialogues::{profile, proxy, push_offer, read_to_end};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A core whose user is logged in, with nothing heard.
 fn relaying() -> Core {
-    let mut core = Core::new(profile(None, Some(push_offer())));
+    let mut core = Core::new(profile(None, Some(push_offer())), true);
     core.says(Peer::Client, b"a LOGIN alice x\r\n");
     core.connect();
     core.says(Peer::Backend, b"* OK [CAPABILITY IMAP4rev1] ready\r\nm2 OK in\r\n");
@@ -134,7 +134,7 @@ proptest! {
     fn no_bytes_before_login_break_it(
         said in prop::collection::vec(prop_oneof![response(), command(), hostile()], 0..12),
     ) {
-        let mut core = Core::new(profile(None, None));
+        let mut core = Core::new(profile(None, None), true);
         for bytes in said {
             core.says(Peer::Client, &bytes);
         }
@@ -145,13 +145,13 @@ proptest! {
 async fn between() -> (Proxy, TlsStream<TcpStream>, TcpStream) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let proxy = Proxy::start(address, Some(push_offer()), |_| {}).await;
+    let proxy = proxy(address, Some(push_offer()), |_| {}).await;
     let (client, backend) = log_in(&proxy, &listener).await;
     (proxy, client, backend)
 }
 
 async fn log_in(proxy: &Proxy, listener: &TcpListener) -> (TlsStream<TcpStream>, TcpStream) {
-    let mut client = proxy.connect().await;
+    let mut client = proxy.connect().await.unwrap();
     client.write_all(b"a LOGIN alice x\r\n").await.unwrap();
     let (mut backend, _) = listener.accept().await.unwrap();
     backend.write_all(b"* OK [CAPABILITY IMAP4rev1] ready\r\n").await.unwrap();
@@ -316,8 +316,7 @@ async fn at_the_end_a_command_without_answer_has_its_grace_and_no_more() {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let grace = Duration::from_millis(50);
-        let proxy =
-            Proxy::start(address, None, |config| config.limits.shutdown_grace = grace).await;
+        let proxy = proxy(address, None, |config| config.limits.shutdown_grace = grace).await;
         let (mut client, mut backend) = log_in(&proxy, &listener).await;
         client.write_all(b"b NOOP\r\n").await.unwrap();
         hear(&mut backend, b"b NOOP\r\n").await;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mailchime::demo::dialogue::{Dialogue, Event, Peer, Text, Variables, What};
+use mailchime::demo::dialogue::{Deed, Dialogue, Event, Peer, Text, Variables, What};
 use mailchime::imap::session::{Action, Connection, Profile, Session, Step};
 use mailchime::model::Registration;
 
@@ -16,15 +16,18 @@ pub(crate) struct Core {
     backend_ended: bool,
     pub(crate) closed: bool,
     wants_backend: bool,
+    send_id: bool,
     registration: Option<Registration>,
+    /// The form of the client's connection is to change: to this.
+    switch: Option<Deed>,
 }
 
 impl Core {
-    pub(crate) fn new(profile: std::sync::Arc<Profile>) -> Self {
+    pub(crate) fn new(profile: std::sync::Arc<Profile>, secure: bool) -> Self {
         let mut core = Self {
             session: Session::new(
                 profile,
-                Connection { secure: true, tag_prefix: "mcRANDOMx".into(), id_fields: Vec::new() },
+                Connection { secure, tag_prefix: "mcRANDOMx".into(), id_fields: Vec::new() },
             ),
             from_client: Vec::new(),
             from_backend: Vec::new(),
@@ -33,7 +36,9 @@ impl Core {
             backend_ended: false,
             closed: false,
             wants_backend: false,
+            send_id: false,
             registration: None,
+            switch: None,
         };
         core.pump();
         core
@@ -95,8 +100,8 @@ impl Core {
                     self.session.release();
                     self.outputs();
                 }
-                // Dialogues are about what is said in the form that it is said.
-                Action::StartTls | Action::Compress => {}
+                Action::StartTls => self.switch = Some(Deed::Handshake),
+                Action::Compress => self.switch = Some(Deed::Compress),
                 Action::Connect(_) => self.wants_backend = true,
                 Action::Register(registration) => self.registration = Some(registration),
                 Action::Close => self.closed = true,
@@ -108,20 +113,22 @@ impl Core {
 
     pub(crate) fn connect(&mut self) {
         assert!(std::mem::take(&mut self.wants_backend), "no connection was asked for");
-        self.session.connected(false, false);
+        self.session.connected(false, self.send_id);
         self.pump();
     }
 }
 
 pub(crate) fn play(path: &Path, dialogue: &Dialogue, byte_by_byte: bool) {
-    let mut core = Core::new(super::profile(super::offered(dialogue), super::push(dialogue)));
-    let mut variables = Variables::default();
+    let settings = &dialogue.settings;
+    let mut core = Core::new(super::profile_for(settings), !settings.starttls);
+    core.send_id = settings.send_id;
+    let mut variables = Variables::of(settings);
     for Event { line, what } in &dialogue.events {
         let place = format!("{}:{line}", path.display());
         match what {
             What::Says(peer, text) => {
-                let bytes = text.filled(&variables);
-                let piece = if byte_by_byte { 1 } else { bytes.len() };
+                let bytes = text.filled(&mut variables);
+                let piece = if byte_by_byte { 1 } else { bytes.len().max(1) };
                 for piece in bytes.chunks(piece) {
                     core.says(*peer, piece);
                 }
@@ -132,7 +139,7 @@ pub(crate) fn play(path: &Path, dialogue: &Dialogue, byte_by_byte: bool) {
                     Peer::Backend => &mut core.to_backend,
                 };
                 for line in text.lines() {
-                    compare(&line, heard, &mut variables, &place);
+                    compare(&line, heard, &mut variables, path);
                 }
             }
             What::Does(what) => does(&mut core, what, &place),
@@ -142,51 +149,57 @@ pub(crate) fn play(path: &Path, dialogue: &Dialogue, byte_by_byte: bool) {
     assert_eq!(core.to_backend.escape_ascii().to_string(), "", "{}: left over", path.display());
 }
 
-fn compare(line: &Text, heard: &mut Vec<u8>, variables: &mut Variables, place: &str) {
-    let length = line.length().unwrap_or_else(|| {
+fn compare(line: &Text, heard: &mut Vec<u8>, variables: &mut Variables, path: &Path) {
+    let length = line.length(variables).unwrap_or_else(|| {
         heard.iter().position(|b| *b == b'\n').map_or(heard.len(), |feed| feed + 1)
     });
     let length = length.min(heard.len());
     let line_heard: Vec<u8> = heard.drain(..length).collect();
     if let Err(difference) = line.compare(&line_heard, variables) {
-        panic!("{place}:\n{difference}");
+        panic!("{}:{}:\n{difference}", path.display(), difference.line);
     }
 }
 
-fn does(core: &mut Core, what: &str, place: &str) {
-    let (verb, rest) = what.split_once(' ').unwrap_or((what, ""));
-    match (verb, rest) {
-        ("connect", "") => {
+fn does(core: &mut Core, what: &Deed, place: &str) {
+    match what {
+        Deed::Connect => {
             assert!(core.wants_backend, "{place}: no connection was asked for");
             core.connect();
         }
-        ("unreachable", "") => {
+        Deed::Unreachable => {
             assert!(std::mem::take(&mut core.wants_backend), "{place}: nothing was tried");
             assert!(core.session.unavailable());
             core.pump();
         }
-        ("hang", "up") => {
+        Deed::HangUp => {
             core.backend_ended = true;
             if core.session.unavailable() {
                 core.backend_ended = false;
             }
+            core.closed |= core.session.is_relaying();
             core.pump();
         }
-        ("store", mailboxes) => {
+        Deed::Store(mailboxes) => {
             let registration = core.registration.take();
             let registration = registration.unwrap_or_else(|| panic!("{place}: nothing to store"));
             let stored: Vec<_> =
                 registration.mailboxes.iter().map(|(mailbox, _)| mailbox.to_string()).collect();
-            assert_eq!(stored.join(", "), mailboxes, "{place}");
+            assert_eq!(&stored, mailboxes, "{place}");
             core.session.registered(true);
             core.pump();
         }
-        ("cannot", "store") => {
+        Deed::CannotStore => {
             assert!(core.registration.take().is_some(), "{place}: nothing to store");
             core.session.registered(false);
             core.pump();
         }
-        ("close", "") => assert!(core.closed, "{place}: still open"),
-        _ => panic!("{place}: what is {what:?}?"),
+        Deed::Handshake => {
+            assert_eq!(core.switch.take().as_ref(), Some(what), "{place}");
+            core.session.secured();
+            core.pump();
+        }
+        // The core never sees bytes in another form.
+        Deed::Compress => assert_eq!(core.switch.take().as_ref(), Some(what), "{place}"),
+        Deed::Close => assert!(core.closed, "{place}: still open"),
     }
 }

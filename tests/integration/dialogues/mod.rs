@@ -3,16 +3,23 @@
 
 pub(crate) mod core;
 
-pub(crate) mod sockets;
-
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
-use mailchime::demo::dialogue::Dialogue;
+use mailchime::config::Config;
+use mailchime::demo::dialogue::{Dialogue, Settings};
+use mailchime::demo::pki::Pki;
+pub(crate) use mailchime::demo::replay::push_offer;
+use mailchime::demo::replay::{Proxy, TOPIC, against_mailchime};
 use mailchime::imap::capability::Capabilities;
-use mailchime::imap::session::{DomainTopic, Profile, PushOffer};
+use mailchime::imap::session::{Profile, PushOffer};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
-const TOPIC: &str = "com.apple.mail.XServer.11111111-2222-3333-4444-555555555555";
+const LIMIT: Duration = Duration::from_secs(10);
+
+pub(crate) static PKI: LazyLock<Pki> = LazyLock::new(|| Pki::generate(Some(TOPIC)).unwrap());
 
 #[test]
 fn dialogues_hold_in_one_piece() {
@@ -31,11 +38,13 @@ fn dialogues_hold_byte_by_byte() {
 #[tokio::test]
 async fn dialogues_hold_over_tls_sockets() {
     for (path, dialogue) in all() {
-        sockets::play(&path, &dialogue).await;
+        if let Err(failure) = against_mailchime(&dialogue, &PKI).await {
+            panic!("{}: {failure:?}", path.display());
+        }
     }
 }
 
-fn all() -> Vec<(PathBuf, Dialogue)> {
+pub(crate) fn all() -> Vec<(PathBuf, Dialogue)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     let mut dialogues = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -43,32 +52,22 @@ fn all() -> Vec<(PathBuf, Dialogue)> {
         if path.extension().is_some_and(|extension| extension == "imap") {
             let text = std::fs::read_to_string(&path).unwrap();
             let dialogue = Dialogue::parse(&text)
-                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                .unwrap_or_else(|e| panic!("{}:{}: {e}", path.display(), e.line));
             dialogues.push((path, dialogue));
         }
     }
-    assert!(dialogues.len() >= 10, "only {} dialogues were found", dialogues.len());
+    assert!(dialogues.len() >= 25, "only {} dialogues were found", dialogues.len());
     dialogues.sort_by(|(a, _), (b, _)| a.cmp(b));
     dialogues
 }
 
 /// What the settings of a dialogue ask for.
-fn offered(dialogue: &Dialogue) -> Option<Capabilities> {
-    let backend = dialogue.settings.iter().find(|(name, _)| name == "backend")?;
-    Some(Capabilities::parse(backend.1.as_bytes()))
-}
-
-fn push(dialogue: &Dialogue) -> Option<PushOffer> {
-    let off = dialogue.settings.iter().any(|(name, value)| name == "push" && value == "off");
-    (!off).then(push_offer)
-}
-
-pub(crate) fn push_offer() -> PushOffer {
-    PushOffer {
-        topics: vec![DomainTopic { domain: None, topic: Some(TOPIC.into()) }],
-        clients: vec!["com.apple.mobilemail".into()],
-        most_mailboxes: 64,
-    }
+fn profile_for(settings: &Settings) -> Arc<Profile> {
+    let backend = settings.backend.as_ref().map(|list| Capabilities::parse(list.as_bytes()));
+    let push = settings.push.then(push_offer);
+    let mut profile = profile(backend, push);
+    Arc::make_mut(&mut profile).relay_mechanisms = settings.relay;
+    profile
 }
 
 pub(crate) fn profile(backend: Option<Capabilities>, push: Option<PushOffer>) -> Arc<Profile> {
@@ -79,4 +78,22 @@ pub(crate) fn profile(backend: Option<Capabilities>, push: Option<PushOffer>) ->
         command_size: 64 * 1024,
         capability_size: 16 * 1024,
     })
+}
+
+/// mailchime's sessions in front of a listener, with a store in a temporary folder.
+pub(crate) async fn proxy(
+    backend: SocketAddr,
+    push: Option<PushOffer>,
+    change: impl FnOnce(&mut Config),
+) -> Proxy {
+    Proxy::start(backend, push, &PKI, change).await.unwrap()
+}
+
+/// What is heard to the end of a connection.
+pub(crate) async fn read_to_end(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
+    let mut rest = Vec::new();
+    // How the end comes is no matter, that it comes is.
+    let end = tokio::time::timeout(LIMIT, stream.read_to_end(&mut rest)).await;
+    assert!(end.is_ok(), "the connection was not closed");
+    rest
 }

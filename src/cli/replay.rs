@@ -1,0 +1,142 @@
+//! `mailchime replay`: a dialogue against mailchime, or its client's half against a live server.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use super::{Failure, logging, runtime, say};
+use crate::config::LogFormat;
+use crate::demo::dialogue::Dialogue;
+use crate::demo::pki::Pki;
+use crate::demo::replay::{self, Login, Server, against_mailchime, against_server};
+use crate::net::tls;
+
+/// Where the password comes from, unless it is in a file.
+const PASSWORD: &str = "MAILCHIME_PASSWORD";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// Dialogues; fixtures/README.md in the source tree tells how they are written
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+
+    /// Play the client's half against this server, with TLS
+    #[arg(long, value_name = "HOST:PORT")]
+    to: Option<String>,
+
+    /// PEM file with the authorities that may have signed the server's certificate [default: the
+    /// system's]
+    #[arg(long, value_name = "FILE", requires = "to")]
+    ca: Option<PathBuf>,
+
+    /// Speak without TLS: everything, the password included, travels in the clear
+    #[arg(long, requires = "to", conflicts_with = "ca")]
+    insecure_plain: bool,
+
+    /// Log in as this user, with the password from the environment variable MAILCHIME_PASSWORD or
+    /// from --password-file
+    #[arg(long, value_name = "NAME", requires = "to")]
+    user: Option<String>,
+
+    /// File whose first line is the password
+    #[arg(long, value_name = "FILE", requires = "user")]
+    password_file: Option<PathBuf>,
+}
+
+pub(super) fn run(options: &Options) -> Result<(), Failure> {
+    logging::init(LogFormat::Text, "off").map_err(Failure::failed)?;
+    // All are read before any is played.
+    let dialogues = options.files.iter().map(|file| read(file)).collect::<Result<Vec<_>, _>>()?;
+    let server = server(options)?;
+    let login = login(options)?;
+    runtime()?.block_on(play(options, &dialogues, server.as_ref(), login.as_ref()))
+}
+
+fn read(path: &Path) -> Result<Dialogue, Failure> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::Usage(format!("{shown}: cannot be read: {error}")))?;
+    Dialogue::parse(&text)
+        .map_err(|error| Failure::Usage(format!("{shown}:{}: {error}", error.line)))
+}
+
+fn server(options: &Options) -> Result<Option<Server>, Failure> {
+    let Some(to) = &options.to else { return Ok(None) };
+    let parts = to.rsplit_once(':').and_then(|(host, port)| {
+        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        Some((host.to_owned(), port.parse::<u16>().ok()?))
+    });
+    let (host, port) =
+        parts.filter(|(host, port)| !host.is_empty() && *port != 0).ok_or_else(|| {
+            Failure::Usage(format!("--to {to}: give the server as host:port, [2001:db8::1]:993"))
+        })?;
+    let tls = if options.insecure_plain {
+        None
+    } else {
+        let config = tls::client(options.ca.as_deref());
+        Some(config.map_err(|error| Failure::Usage(error.to_string()))?)
+    };
+    Ok(Some(Server { host, port, tls }))
+}
+
+fn login(options: &Options) -> Result<Option<Login>, Failure> {
+    let Some(user) = options.user.clone() else { return Ok(None) };
+    let password = match &options.password_file {
+        Some(path) => {
+            let text = std::fs::read(path).map_err(|error| {
+                Failure::Usage(format!("{}: cannot be read: {error}", path.display()))
+            })?;
+            let line = text.split(|b| *b == b'\n').next().unwrap_or_default();
+            line.strip_suffix(b"\r").unwrap_or(line).to_vec()
+        }
+        None => std::env::var(PASSWORD)
+            .map_err(|_| {
+                let remedy = "set it to the user's password, or give --password-file";
+                Failure::Usage(format!("the environment variable {PASSWORD} is not set: {remedy}"))
+            })?
+            .into_bytes(),
+    };
+    Ok(Some(Login { user, password }))
+}
+
+async fn play(
+    options: &Options,
+    dialogues: &[Dialogue],
+    server: Option<&Server>,
+    login: Option<&Login>,
+) -> Result<(), Failure> {
+    let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let paint = |colour: &str, text: &str| match colours {
+        true => format!("\x1b[{colour}m{text}\x1b[0m"),
+        false => text.to_owned(),
+    };
+    let pki = Pki::generate(Some(replay::TOPIC)).map_err(Failure::failed)?;
+    let mut failed = 0;
+    for (file, dialogue) in options.files.iter().zip(dialogues) {
+        let file = file.display();
+        let result = match server {
+            Some(_) if !dialogue.settings.live => {
+                say(format_args!("{file}: {} (not for a live server)", paint("33", "skipped")));
+                continue;
+            }
+            Some(server) => against_server(dialogue, server, login).await,
+            None => against_mailchime(dialogue, &pki).await,
+        };
+        match result {
+            Ok(()) => say(format_args!("{file}: {}", paint("32", "ok"))),
+            Err(replay::Failure::Differs(difference)) => {
+                failed += 1;
+                say(format_args!("{file}:{}: {}", difference.line, paint("31", "differs")));
+                say(format_args!("  expected: {}", paint("32", &difference.expected)));
+                say(format_args!("  heard:    {}", paint("31", &difference.heard)));
+            }
+            Err(replay::Failure::Broken(why)) => {
+                failed += 1;
+                say(format_args!("{file}: {}: {why}", paint("31", "cannot be played")));
+            }
+        }
+    }
+    match failed {
+        0 => Ok(()),
+        _ => Err(Failure::Failed(format!("{failed} of {} dialogues do not hold", dialogues.len()))),
+    }
+}

@@ -1,0 +1,146 @@
+//! mailchime's sessions alone, in front of one backend: no watchers, no pushes, a store that is
+//! forgotten.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Failure, LIMIT};
+use crate::config::{self, Config};
+use crate::demo::pki::Pki;
+use crate::imap::session::{DomainTopic, PushOffer};
+use crate::model::SessionEvent;
+use crate::net::backend::Backend;
+use crate::net::backends::{Backends, Table};
+use crate::net::listen;
+use crate::proxy;
+use crate::store::{Store, Vault};
+
+/// The push topic that registrations in dialogues are answered with.
+pub const TOPIC: &str = proxy::record::TOPIC;
+
+/// The push that dialogues are offered.
+pub fn push_offer() -> PushOffer {
+    PushOffer {
+        topics: vec![DomainTopic { domain: None, topic: Some(TOPIC.into()) }],
+        clients: vec!["com.apple.mobilemail".into()],
+        most_mailboxes: 64,
+    }
+}
+
+/// mailchime's sessions behind a listener, until it is dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    pub address: SocketAddr,
+    pub store: Store,
+    pub backend: Backend,
+    client_tls: Arc<ClientConfig>,
+    _events: mpsc::Receiver<SessionEvent>,
+    stop: CancellationToken,
+    sessions: TaskTracker,
+    _open: watch::Sender<config::Listener>,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Proxy {
+    /// In front of the server at `backend`, which is spoken to without TLS; `change` may change the
+    /// configuration. The first listener counts, and the address of none.
+    pub async fn start(
+        backend: SocketAddr,
+        push: Option<PushOffer>,
+        pki: &Pki,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self, Failure> {
+        let folder = tempfile::tempdir().map_err(Failure::broken)?;
+        let (host, port) = (backend.ip().to_string(), backend.port());
+        let mut config = Config::new(
+            config::Tls::new("unused", "unused"),
+            config::Backend::new(host, port, config::BackendTls::None),
+        );
+        config.limits.failure_delay = Duration::from_millis(1);
+        change(&mut config);
+        let url = format!("sqlite://{}/mailchime.db", folder.path().display());
+        let store = Store::open(&url, Duration::from_millis(100)).await.map_err(Failure::broken)?;
+        let vault = Vault::open(&folder.path().join("key")).map_err(Failure::broken)?;
+        let vault = Arc::new(vault);
+        let (sender, events) = mpsc::channel(1000);
+        let table = Table::new(&config).map_err(Failure::broken)?;
+        let backends = Backends::new(table, Arc::default());
+        let backend = backends.of(None);
+        let tls = pki.server_config().map_err(Failure::broken)?;
+        let push = watch::channel(push).1;
+        let context =
+            proxy::Context::new(backends, push, store.clone(), vault, sender, tls, &config);
+        let listener = listen::bind(([127, 0, 0, 1], 0).into()).map_err(Failure::broken)?;
+        let address = listener.local_addr().map_err(Failure::broken)?;
+        let client = pki.client_config(None).map_err(Failure::broken)?;
+        let stop = CancellationToken::new();
+        let sessions = TaskTracker::new();
+        let (open, how) = watch::channel(config.listeners[0].clone());
+        let current = proxy::Current::new(context);
+        sessions.spawn(proxy::serve(listener, how, current, stop.clone()));
+        Ok(Self {
+            address,
+            store,
+            backend,
+            client_tls: Arc::new(client),
+            _events: events,
+            stop,
+            sessions,
+            _open: open,
+            _folder: folder,
+        })
+    }
+
+    /// Lets the sessions end, as at the end of the program.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Lets the sessions end, and waits until they have.
+    pub async fn ended(&self) {
+        self.stop.cancel();
+        self.sessions.close();
+        self.sessions.wait().await;
+    }
+
+    /// A client's TLS connection.
+    pub async fn connect(&self) -> Result<TlsStream<TcpStream>, Failure> {
+        self.handshake(self.connect_plain().await?).await
+    }
+
+    /// A client's connection without TLS.
+    pub(super) async fn connect_plain(&self) -> Result<TcpStream, Failure> {
+        let stream = TcpStream::connect(self.address).await.map_err(Failure::broken)?;
+        stream.set_nodelay(true).map_err(Failure::broken)?;
+        Ok(stream)
+    }
+
+    /// The client's side of TLS.
+    pub(super) async fn handshake(
+        &self,
+        stream: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, Failure> {
+        let name = ServerName::try_from("localhost").map_err(Failure::broken)?;
+        let connector = TlsConnector::from(Arc::clone(&self.client_tls));
+        match tokio::time::timeout(LIMIT, connector.connect(name, stream)).await {
+            Ok(result) => result.map_err(Failure::broken),
+            Err(_) => Err(Failure::Broken(format!("no TLS handshake within {LIMIT:?}"))),
+        }
+    }
+}
