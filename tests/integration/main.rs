@@ -11,6 +11,7 @@ mod listeners;
 mod program;
 mod push;
 mod relay;
+mod replay;
 mod servers;
 mod skip;
 mod store;
