@@ -18,9 +18,11 @@ mod tests;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Deserialize;
+use sqlx::postgres::PgConnectOptions;
 
 pub use self::apns::{Apns, Endpoint, Identity, Proxy};
 pub use self::network::Network;
@@ -129,10 +131,11 @@ pub struct Route {
     pub backend: Backend,
 }
 
-/// `[store]`: the database.
-#[derive(Clone, Debug, PartialEq)]
+/// `[store]`: the database. `Debug` shows no password.
+#[derive(Clone, PartialEq)]
 pub struct Store {
-    /// `sqlite://` and a path; a relative path in the file has been put below the file's folder.
+    /// `sqlite://` and a path, where a relative path in the file has been put below the file's
+    /// folder; or `postgres://` and what a connection needs, maybe with a password.
     pub url: String,
     /// How long a statement waits for another process's lock.
     pub busy_timeout: Duration,
@@ -382,6 +385,29 @@ impl Backend {
 impl Default for Store {
     fn default() -> Self {
         Self { url: "sqlite://mailchime.db".into(), busy_timeout: Duration::from_secs(5) }
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("url", &database_name(&self.url))
+            .field("busy_timeout", &self.busy_timeout)
+            .finish()
+    }
+}
+
+/// A database URL as it may be shown: of a server where it is and no more, since the rest may hold a
+/// password.
+pub fn database_name(url: &str) -> String {
+    if url.starts_with("sqlite://") {
+        return url.to_owned();
+    }
+    let Ok(server) = PgConnectOptions::from_str(url) else { return "postgres://…".to_owned() };
+    let database = server.get_database().unwrap_or(server.get_username());
+    match server.get_socket() {
+        Some(folder) => format!("postgres://{}/{database}", folder.display()),
+        None => format!("postgres://{}:{}/{database}", server.get_host(), server.get_port()),
     }
 }
 

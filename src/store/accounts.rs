@@ -12,7 +12,7 @@ impl Store {
         &self,
         registered_since: Timestamp,
     ) -> Result<Vec<LiveAccount>, StoreError> {
-        self.named(async {
+        self.read(async {
             let rows = sqlx::query(
                 "select name, parked from account where exists (select 1 from device \
                  where device.account = account.name and device.registered_at >= $1) order by name",
@@ -34,7 +34,7 @@ impl Store {
 
     /// The sealed credentials; `None` when the account is unknown or none are kept.
     pub async fn credentials(&self, account: &Account) -> Result<Option<String>, StoreError> {
-        self.named(async {
+        self.read(async {
             let row = sqlx::query("select credentials from account where name = $1")
                 .bind(account.as_str())
                 .fetch_optional(&self.reads)
@@ -51,7 +51,7 @@ impl Store {
         account: &Account,
         sealed: &str,
     ) -> Result<bool, StoreError> {
-        self.named(async {
+        self.write(|| async {
             let done = sqlx::query(
                 "update account set credentials = $2, parked = null, parked_since = null \
                  where name = $1",
@@ -73,7 +73,7 @@ impl Store {
         reason: &str,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        self.named(async {
+        self.write(|| async {
             sqlx::query(
                 "update account set parked = $2, parked_since = coalesce(parked_since, $3) \
                  where name = $1",

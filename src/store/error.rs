@@ -1,9 +1,13 @@
 //! What can go wrong with the database, as a caller can tell it apart.
 
+use std::fmt;
 use std::sync::Arc;
 
+use sqlx::postgres::PgDatabaseError;
+use sqlx::sqlite::SqliteError;
+
 /// An error of the store. Each names the database (never its password) and what to do.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum StoreError {
     /// The URL or the file cannot be used as it is; an operator has to change something.
     #[error("{database}: {problem}; {remedy}")]
@@ -14,7 +18,7 @@ pub enum StoreError {
          {known}); run the newer program, or restore the backup from before its first start"
     )]
     Newer { database: Arc<str>, found: i64, known: i64 },
-    /// Locked, full, out of reach: nothing was changed and the same call may succeed later.
+    /// Locked, full, out of reach, late: the same call may succeed later.
     #[error("{database} cannot be used at the moment, try again: {source}")]
     Unavailable {
         database: Arc<str>,
@@ -42,17 +46,44 @@ impl StoreError {
         if is_temporary(&source) {
             return Self::Unavailable { database, source };
         }
-        let remedy = match sqlite_code(&source) {
-            Some(READONLY | PERM) => {
+        let remedy = match (sqlite_code(&source), postgres_code(&source)) {
+            (Some(READONLY | PERM), _) => {
                 "the user that runs mailchime must be able to write the file and its folder"
             }
-            Some(CORRUPT | NOT_A_DATABASE) => {
+            (Some(CORRUPT | NOT_A_DATABASE), _) => {
                 "the file is damaged or no database: restore a backup, or move it away and let \
                  devices register again"
+            }
+            (_, Some(INSUFFICIENT_PRIVILEGE)) => {
+                "the user of the database must be able to create tables in its schema: let it own \
+                 the database"
             }
             _ => "see the log for what led to it",
         };
         Self::Other { database, remedy, source }
+    }
+}
+
+/// What keeps a connection to a server from coming about and an operator must change.
+pub(super) fn unusable_server(database: &Arc<str>, error: sqlx::Error) -> StoreError {
+    StoreError::Unusable {
+        database: Arc::clone(database),
+        problem: error.to_string(),
+        remedy: "user, password (PGPASSWORD or ~/.pgpass, if it is not in the URL), database and \
+                 sslmode must be what the server expects",
+    }
+}
+
+impl fmt::Debug for StoreError {
+    /// The message: what a database adds in other fields may be a row.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Self::Unusable { .. } => "Unusable",
+            Self::Newer { .. } => "Newer",
+            Self::Unavailable { .. } => "Unavailable",
+            Self::Other { .. } => "Other",
+        };
+        write!(f, "{kind}({:?})", self.to_string())
     }
 }
 
@@ -69,9 +100,27 @@ pub(super) const CANNOT_OPEN: i64 = 14;
 const PROTOCOL: i64 = 15;
 const NOT_A_DATABASE: i64 = 26;
 
+// PostgreSQL's, https://www.postgresql.org/docs/current/errcodes-appendix.html
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
+/// A primary that became a standby: its successor will be found at the same address.
+const READ_ONLY: &str = "25006";
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+const NO_SUCH_DATABASE: &str = "3D000";
+/// Connection, resources (full, too many connections), operator (shutdown, statement_timeout), system
+/// (I/O), conflict of transactions.
+const TEMPORARY_CLASSES: [&str; 5] = ["08", "53", "57", "58", "40"];
+const CONFLICT: &str = "40";
+const AUTHORIZATION: &str = "28";
+
 fn is_temporary(error: &sqlx::Error) -> bool {
+    if let Some(code) = postgres_code(error) {
+        return TEMPORARY_CLASSES.iter().any(|class| code.starts_with(class))
+            || [READ_ONLY, LOCK_NOT_AVAILABLE].contains(&code);
+    }
     match error {
         sqlx::Error::PoolTimedOut | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => true,
+        // The server's process was killed between two messages.
+        sqlx::Error::Protocol(_) => true,
         _ => matches!(
             sqlite_code(error),
             Some(BUSY | LOCKED | NO_MEMORY | IO_ERROR | FULL | CANNOT_OPEN | PROTOCOL)
@@ -79,8 +128,25 @@ fn is_temporary(error: &sqlx::Error) -> bool {
     }
 }
 
+/// Whether another transaction was in the way, and the same one may succeed at once.
+pub(super) fn is_conflict(error: &sqlx::Error) -> bool {
+    postgres_code(error).is_some_and(|code| code.starts_with(CONFLICT))
+}
+
+/// Whether the server does not let us in, as we are.
+pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Tls(_) | sqlx::Error::Configuration(_))
+        || postgres_code(error)
+            .is_some_and(|code| code.starts_with(AUTHORIZATION) || code == NO_SUCH_DATABASE)
+}
+
 /// The primary code; the low byte of the extended one that sqlx gives.
 pub(super) fn sqlite_code(error: &sqlx::Error) -> Option<i64> {
-    let code = error.as_database_error()?.code()?.parse::<i64>().ok()?;
+    let error = error.as_database_error()?.try_downcast_ref::<SqliteError>()?;
+    let code = sqlx::error::DatabaseError::code(error)?.parse::<i64>().ok()?;
     Some(code & 0xff)
+}
+
+fn postgres_code(error: &sqlx::Error) -> Option<&str> {
+    error.as_database_error()?.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::code)
 }

@@ -3,30 +3,42 @@
 //!
 //! The store keeps and returns rows; it does not know why they change. It reads no clock: times are
 //! arguments. Each call is one transaction, and when it has returned `Ok` the change is on disk.
-//! Every error leaves the rows as they were, and dropping a call's future in its middle does too.
+//! Every error leaves the rows as they were, and dropping a call's future in its middle does too;
+//! only where the connection broke while the end of the transaction was on its way may the change
+//! have been made. Each call may be repeated.
 //!
 //! What always holds between two calls:
 //! - an account has at least one device; with its last device go its credentials and snapshots;
 //! - a mailbox has a snapshot row exactly while some device of the account is registered for it.
 //!
-//! SQLite today; the statements are such that PostgreSQL takes them too (`$1`, TEXT and BIGINT,
-//! `on conflict`, `returning`), which is why they go through sqlx's `Any` driver.
+//! SQLite and PostgreSQL have one set of statements (`$1`, TEXT and BIGINT, `on conflict`,
+//! `returning`), which is why they go through sqlx's `Any` driver. What SQLite does by having one
+//! writer, PostgreSQL does by rows: whatever adds or removes a device first locks the row of its
+//! account, so that "has no device" stays true until the account is deleted for it. Transactions
+//! that got into each other's way all the same are run again here.
 
 mod accounts;
 mod error;
+mod postgres;
 mod pushes;
 mod registrations;
+mod rows;
+mod schema;
 mod sqlite;
 mod vault;
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::any::{AnyArguments, AnyRow};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::query::Query;
 use sqlx::{Any, AnyPool, Row, Transaction};
+use tokio::sync::OnceCell;
 
+use crate::config::database_name;
 use crate::model::{Account, Device, DeviceToken, Mailbox, Snapshot, Timestamp};
 
 pub use error::StoreError;
@@ -39,7 +51,24 @@ pub struct Store {
     database: Arc<str>,
     reads: AnyPool,
     writes: AnyPool,
+    /// The statement that begins a transaction.
+    begin: &'static str,
+    /// No call takes longer.
+    limit: Duration,
+    schema: Arc<Schema>,
 }
+
+/// The schema of a server, which may be away when the program starts.
+struct Schema {
+    server: Option<PgConnectOptions>,
+    up_to_date: OnceCell<()>,
+}
+
+/// What a call may take beyond `busy_timeout`.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How often a transaction is run that others got into the way of.
+const TRIES: u32 = 5;
 
 /// What identifies a registration (PROTOCOL.md section 1): the token is compared without case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -90,25 +119,43 @@ pub struct Removed {
 // === impl Store ===
 
 impl Store {
-    /// Opens the database of `url` (`sqlite://path`, relative or absolute), makes it when there is
-    /// none and brings its schema up to date. The files are readable by their owner only.
+    /// Opens the database of `url` (`sqlite://path`, relative or absolute, or `postgres://…`) and
+    /// brings its schema up to date. A SQLite file is made when there is none, readable by its owner
+    /// only. A PostgreSQL server that is out of reach is no error: calls fail until it is there.
     ///
-    /// A call waits up to `busy_timeout` for another process that holds the write lock, and as long
-    /// for calls before it.
+    /// A call waits up to `busy_timeout` for others that hold a lock, and takes no longer than 5
+    /// seconds more, whatever became of the database.
     ///
     /// # Errors
     /// [`StoreError::Newer`] when a newer program wrote it, [`StoreError::Unusable`] when the URL,
-    /// the folder or the file is at fault, else as any call.
+    /// the folder, the file or the rights are at fault, else as any call.
     pub async fn open(url: &str, busy_timeout: Duration) -> Result<Self, StoreError> {
-        let path = sqlite::path_of(url)?;
-        let database: Arc<str> = path.to_string_lossy().into();
-        let (reads, writes) = sqlite::open(&path, &database, busy_timeout).await?;
-        Ok(Self { database, reads, writes })
+        let limit = busy_timeout + GRACE;
+        if !postgres::is_url(url) {
+            let path = sqlite::path_of(url)?;
+            let database: Arc<str> = path.to_string_lossy().into();
+            let (reads, writes) = sqlite::open(&path, &database, busy_timeout).await?;
+            let schema = Schema { server: None, up_to_date: OnceCell::new_with(Some(())) };
+            let (schema, begin) = (Arc::new(schema), sqlite::BEGIN_WRITE);
+            return Ok(Self { database, reads, writes, begin, limit, schema });
+        }
+        let database: Arc<str> = database_name(url).into();
+        let (server, reads, writes) = postgres::pools(url, &database, busy_timeout, limit)?;
+        let schema = Schema { server: Some(server), up_to_date: OnceCell::new() };
+        let (schema, begin) = (Arc::new(schema), postgres::BEGIN_WRITE);
+        let store = Self { database, reads, writes, begin, limit, schema };
+        match store.limited(store.ready()).await {
+            Err(error) if error.is_temporary() => {
+                tracing::error!(%error, "the database is not there yet");
+            }
+            result => result?,
+        }
+        Ok(store)
     }
 
     /// Whether the database answers; changes nothing.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.named(async { sqlx::query("select 1").execute(&self.reads).await.map(drop) }).await
+        self.read(async { sqlx::query("select 1").execute(&self.reads).await.map(drop) }).await
     }
 
     /// Waits for the calls in flight and closes the database; later calls fail.
@@ -117,13 +164,58 @@ impl Store {
         self.writes.close().await;
     }
 
-    async fn begin(&self) -> sqlx::Result<Transaction<'static, Any>> {
-        self.writes.begin_with(sqlite::BEGIN_WRITE).await
+    /// Runs the work of a call that only reads.
+    async fn read<T>(&self, work: impl Future<Output = sqlx::Result<T>>) -> Result<T, StoreError> {
+        self.limited(async {
+            self.ready().await?;
+            self.named(work.await)
+        })
+        .await
     }
 
-    /// Runs the work of one call and gives its error the database's name.
-    async fn named<T>(&self, work: impl Future<Output = sqlx::Result<T>>) -> Result<T, StoreError> {
-        work.await.map_err(|error| StoreError::from_sqlx(&self.database, error))
+    /// Runs the work of a call that writes: one transaction, which is run again when another one got
+    /// into its way.
+    async fn write<T, F: Future<Output = sqlx::Result<T>>>(
+        &self,
+        work: impl Fn() -> F,
+    ) -> Result<T, StoreError> {
+        self.limited(async {
+            self.ready().await?;
+            for _ in 1..TRIES {
+                match work().await {
+                    Err(error) if error::is_conflict(&error) => {}
+                    result => return self.named(result),
+                }
+            }
+            self.named(work().await)
+        })
+        .await
+    }
+
+    async fn begin(&self) -> sqlx::Result<Transaction<'static, Any>> {
+        self.writes.begin_with(self.begin).await
+    }
+
+    /// Brings the schema up to date, unless that has been done.
+    async fn ready(&self) -> Result<(), StoreError> {
+        let Some(server) = &self.schema.server else { return Ok(()) };
+        let update = || postgres::migrate(server, &self.database, self.limit);
+        self.schema.up_to_date.get_or_try_init(update).await.copied()
+    }
+
+    async fn limited<T>(
+        &self,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        tokio::time::timeout(self.limit, call).await.unwrap_or_else(|_| {
+            let late = format!("no answer within {:?}", self.limit);
+            self.named(Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, late))))
+        })
+    }
+
+    /// Gives an error the database's name.
+    fn named<T>(&self, result: sqlx::Result<T>) -> Result<T, StoreError> {
+        result.map_err(|error| StoreError::from_sqlx(&self.database, error))
     }
 }
 
@@ -188,24 +280,4 @@ fn snapshot(row: &AnyRow) -> sqlx::Result<Snapshot> {
         unseen: number("unseen")?,
         highest_mod_seq: number("highest_mod_seq")?,
     })
-}
-
-/// `sql` with the row of a snapshot bound to `$1` to `$7`.
-fn bind_snapshot<'q>(
-    sql: &'static str,
-    account: &Account,
-    mailbox: &Mailbox,
-    snapshot: &Snapshot,
-) -> Query<'q, Any, AnyArguments> {
-    // Bit for bit, not saturated: a value that came back smaller would differ from what the backend
-    // says at every look, and every look would push.
-    let number = |value: Option<u64>| value.map(u64::cast_signed);
-    sqlx::query(sql)
-        .bind(account.as_str().to_owned())
-        .bind(mailbox.as_str().to_owned())
-        .bind(number(snapshot.uid_validity))
-        .bind(number(snapshot.uid_next))
-        .bind(number(snapshot.messages))
-        .bind(number(snapshot.unseen))
-        .bind(number(snapshot.highest_mod_seq))
 }

@@ -1,13 +1,14 @@
 //! A change's way through the database: what the devices were told, which devices there are, what
 //! is owed to them, and what became of it (DESIGN.md, promise 2).
 
+use std::collections::BTreeMap;
+
 use sqlx::{AnyConnection, Row};
 
 use crate::model::{Account, Mailbox, Snapshot, Timestamp};
 
-use super::{
-    DeviceKey, Settlement, Store, StoreError, Target, account, bind_snapshot, device, snapshot,
-};
+use super::registrations::bind_snapshot;
+use super::{DeviceKey, Settlement, Store, StoreError, Target, account, device, rows, snapshot};
 
 impl Store {
     /// The mailboxes that the account's devices registered for, each with the state they were told
@@ -17,7 +18,7 @@ impl Store {
         account: &Account,
         registered_since: Timestamp,
     ) -> Result<Vec<(Mailbox, Snapshot)>, StoreError> {
-        self.named(async {
+        self.read(async {
             // A missing snapshot would read as "told of nothing", which pushes; a plain join would
             // stop watching.
             let rows = sqlx::query(
@@ -45,7 +46,7 @@ impl Store {
         account: &Account,
         registered_since: Timestamp,
     ) -> Result<Vec<Target>, StoreError> {
-        self.named(async {
+        self.read(async {
             let rows = sqlx::query(
                 "select d.account, d.token_given, d.subtopic, d.aps_account_id, d.version, \
                  d.topic, d.registered_at, d.pushed_at, m.mailbox, m.owed_since from device d \
@@ -82,7 +83,7 @@ impl Store {
 
     /// The accounts with a device that is owed a push, live or not.
     pub async fn owed_accounts(&self) -> Result<Vec<Account>, StoreError> {
-        self.named(async {
+        self.read(async {
             let rows = sqlx::query(
                 "select distinct account from device_mailbox where owed_since is not null \
                  order by account",
@@ -103,69 +104,125 @@ impl Store {
         if settlements.is_empty() {
             return Ok(());
         }
-        self.named(async {
+        let outcome = Outcome::of(settlements);
+        self.write(|| async {
             let mut transaction = self.begin().await?;
-            for settlement in settlements {
-                settle(&mut transaction, settlement).await?;
-            }
+            outcome.write(&mut transaction).await?;
             transaction.commit().await
         })
         .await
     }
 }
 
-async fn settle(connection: &mut AnyConnection, settlement: &Settlement) -> sqlx::Result<()> {
-    match settlement {
-        // A mailbox that nobody is registered for has no row, so this cannot bring one back.
-        Settlement::Told { account, mailbox, snapshot } => bind_snapshot(
-            "update snapshot set uid_validity = $3, uid_next = $4, messages = $5, unseen = $6, \
-             highest_mod_seq = $7 where account = $1 and mailbox = $2",
-            account,
-            mailbox,
-            snapshot,
-        )
-        .execute(connection)
-        .await
-        .map(drop),
-        Settlement::Owed { device, mailbox, since } => device
-            .bind(
-                "update device_mailbox set owed_since = coalesce(owed_since, $5) \
-                 where account = $1 and token = $2 and subtopic = $3 and mailbox = $4",
-            )
-            .bind(mailbox.as_str())
-            .bind(since.0)
-            .execute(connection)
-            .await
-            .map(drop),
-        Settlement::Accepted { device, mailboxes, at } => {
-            accepted(connection, device, mailboxes, *at).await
+/// What a batch comes to: one row for each that it changes. Sorted, so that two batches meet their
+/// rows in the same order.
+struct Outcome<'a> {
+    told: BTreeMap<(&'a str, &'a str), &'a Snapshot>,
+    marks: BTreeMap<(Key<'a>, &'a str), Mark>,
+    pushed: BTreeMap<Key<'a>, Timestamp>,
+}
+
+/// Account, token in lower case, subtopic.
+type Key<'a> = (&'a str, String, &'a str);
+
+/// What becomes of the mark that a mailbox is owed.
+#[derive(Default)]
+struct Mark {
+    /// A mark from before the batch does not stay.
+    cleared: bool,
+    /// The time of a mark that the batch sets, unless there is one.
+    since: Option<Timestamp>,
+}
+
+impl<'a> Outcome<'a> {
+    fn of(settlements: &'a [Settlement]) -> Self {
+        let mut outcome =
+            Self { told: BTreeMap::new(), marks: BTreeMap::new(), pushed: BTreeMap::new() };
+        for settlement in settlements {
+            match settlement {
+                Settlement::Told { account, mailbox, snapshot } => {
+                    outcome.told.insert((account.as_str(), mailbox.as_str()), snapshot);
+                }
+                Settlement::Owed { device, mailbox, since } => {
+                    let mark = outcome.marks.entry((key(device), mailbox.as_str())).or_default();
+                    mark.since.get_or_insert(*since);
+                }
+                Settlement::Accepted { device, mailboxes, at } => {
+                    outcome.pushed.insert(key(device), *at);
+                    for mailbox in mailboxes {
+                        let cleared = Mark { cleared: true, since: None };
+                        outcome.marks.insert((key(device), mailbox.as_str()), cleared);
+                    }
+                }
+            }
         }
+        outcome
+    }
+
+    /// Rows that are not there stay so: a mailbox that nobody is registered for has none, and a late
+    /// word about it cannot bring one back.
+    async fn write(&self, connection: &mut AnyConnection) -> sqlx::Result<()> {
+        for marks in chunks(&self.marks) {
+            let mut query = rows::query(format!(
+                "with v (account, token, subtopic, mailbox, cleared, since) as (values {}) \
+                 update device_mailbox set owed_since = case when v.cleared = 1 then v.since \
+                 else coalesce(owed_since, v.since) end \
+                 from v where device_mailbox.account = v.account \
+                 and device_mailbox.token = v.token and device_mailbox.subtopic = v.subtopic \
+                 and device_mailbox.mailbox = v.mailbox",
+                rows::values(1, 6, marks.len())
+            ));
+            for (((account, token, subtopic), mailbox), mark) in marks {
+                query = query
+                    .bind(*account)
+                    .bind(token.as_str())
+                    .bind(*subtopic)
+                    .bind(*mailbox)
+                    .bind(i64::from(mark.cleared))
+                    .bind(mark.since.map(|since| since.0));
+            }
+            query.execute(&mut *connection).await?;
+        }
+        for devices in chunks(&self.pushed) {
+            let mut query = rows::query(format!(
+                "with v (account, token, subtopic, pushed_at) as (values {}) \
+                 update device set pushed_at = v.pushed_at \
+                 from v where device.account = v.account and device.token = v.token \
+                 and device.subtopic = v.subtopic",
+                rows::values(1, 4, devices.len())
+            ));
+            for ((account, token, subtopic), at) in devices {
+                query = query.bind(*account).bind(token.as_str()).bind(*subtopic).bind(at.0);
+            }
+            query.execute(&mut *connection).await?;
+        }
+        for told in chunks(&self.told) {
+            let mut query = rows::query(format!(
+                "with v (account, mailbox, uid_validity, uid_next, messages, unseen, \
+                 highest_mod_seq) as (values {}) \
+                 update snapshot set uid_validity = v.uid_validity, uid_next = v.uid_next, \
+                 messages = v.messages, unseen = v.unseen, highest_mod_seq = v.highest_mod_seq \
+                 from v where snapshot.account = v.account and snapshot.mailbox = v.mailbox",
+                rows::values(1, 7, told.len())
+            ));
+            for ((account, mailbox), snapshot) in told {
+                query = bind_snapshot(query, account, mailbox, snapshot);
+            }
+            query.execute(&mut *connection).await?;
+        }
+        Ok(())
     }
 }
 
-async fn accepted(
-    connection: &mut AnyConnection,
-    device: &DeviceKey,
-    mailboxes: &[Mailbox],
-    at: Timestamp,
-) -> sqlx::Result<()> {
-    for mailbox in mailboxes {
-        device
-            .bind(
-                "update device_mailbox set owed_since = null \
-                 where account = $1 and token = $2 and subtopic = $3 and mailbox = $4",
-            )
-            .bind(mailbox.as_str())
-            .execute(&mut *connection)
-            .await?;
-    }
-    device
-        .bind(
-            "update device set pushed_at = $4 \
-             where account = $1 and token = $2 and subtopic = $3",
-        )
-        .bind(at.0)
-        .execute(connection)
-        .await
-        .map(drop)
+fn key(device: &DeviceKey) -> Key<'_> {
+    (device.account.as_str(), device.token.to_lowercase(), &device.subtopic)
+}
+
+/// What is written by one statement at a time.
+fn chunks<K, V>(map: &BTreeMap<K, V>) -> impl Iterator<Item = Vec<(&K, &V)>> {
+    let mut entries = map.iter();
+    std::iter::from_fn(move || {
+        let chunk: Vec<_> = entries.by_ref().take(rows::MOST).collect();
+        (!chunk.is_empty()).then_some(chunk)
+    })
 }

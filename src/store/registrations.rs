@@ -1,13 +1,15 @@
 //! Registrations coming and going. Whatever removes a device ends with [`sweep`], which keeps what
 //! the module's head promises of accounts and snapshots.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeMap;
 
-use sqlx::{AnyConnection, Row};
+use sqlx::any::AnyArguments;
+use sqlx::query::Query;
+use sqlx::{Any, AnyConnection, Row};
 
-use crate::model::{Account, Mailbox, Registration, Snapshot, Timestamp};
+use crate::model::{Account, Registration, Snapshot, Timestamp};
 
-use super::{DeviceKey, Removed, Store, StoreError, account, bind_snapshot, device};
+use super::{DeviceKey, Removed, Store, StoreError, account, device, rows};
 
 impl Store {
     /// Stores a registration. When this returns `Ok` it is on disk.
@@ -32,7 +34,7 @@ impl Store {
         let account = &registration.device.account;
         let key = DeviceKey::from(&registration.device);
         let dropped = self
-            .named(async {
+            .write(|| async {
                 let mut transaction = self.begin().await?;
                 upsert_account(&mut transaction, account, sealed, now).await?;
                 upsert_device(&mut transaction, &key, registration, now).await?;
@@ -56,8 +58,9 @@ impl Store {
         key: &DeviceKey,
         registered_not_after: Option<Timestamp>,
     ) -> Result<Option<Removed>, StoreError> {
-        self.named(async {
+        self.write(|| async {
             let mut transaction = self.begin().await?;
+            lock(&mut transaction, key.account.as_str()).await?;
             let row = key
                 .bind(
                     "delete from device where account = $1 and token = $2 and subtopic = $3 \
@@ -77,33 +80,43 @@ impl Store {
     }
 
     /// Removes the devices that registered before `registered_before`; returns the accounts that
-    /// lost their last one.
+    /// lost their last one. One transaction for each account, so that nobody waits for long.
     pub async fn expire(&self, registered_before: Timestamp) -> Result<Vec<Account>, StoreError> {
-        self.named(async {
-            let mut transaction = self.begin().await?;
-            let rows = sqlx::query("delete from device where registered_at < $1 returning account")
+        let touched = self
+            .read(async {
+                let rows = sqlx::query(
+                    "select distinct account from device where registered_at < $1 order by account",
+                )
                 .bind(registered_before.0)
-                .fetch_all(&mut *transaction)
+                .fetch_all(&self.reads)
                 .await?;
-            let touched = rows
-                .iter()
-                .map(|row| account(row, "account"))
-                .collect::<sqlx::Result<BTreeSet<Account>>>()?;
-            let mut gone = Vec::new();
-            for account in touched {
-                if !sweep(&mut transaction, account.as_str()).await? {
-                    gone.push(account);
-                }
+                rows.iter().map(|row| account(row, "account")).collect::<sqlx::Result<Vec<_>>>()
+            })
+            .await?;
+        let mut gone = Vec::new();
+        for account in touched {
+            let left = self.write(|| async {
+                let mut transaction = self.begin().await?;
+                lock(&mut transaction, account.as_str()).await?;
+                sqlx::query("delete from device where account = $1 and registered_at < $2")
+                    .bind(account.as_str())
+                    .bind(registered_before.0)
+                    .execute(&mut *transaction)
+                    .await?;
+                let left = sweep(&mut transaction, account.as_str()).await?;
+                transaction.commit().await?;
+                Ok(left)
+            });
+            if !left.await? {
+                gone.push(account);
             }
-            transaction.commit().await?;
-            Ok(gone)
-        })
-        .await
+        }
+        Ok(gone)
     }
 
     /// Removes all that is known of an account; returns whether there was something.
     pub async fn remove_account(&self, account: &Account) -> Result<bool, StoreError> {
-        self.named(async {
+        self.write(|| async {
             let done = sqlx::query("delete from account where name = $1")
                 .bind(account.as_str())
                 .execute(&self.writes)
@@ -114,6 +127,16 @@ impl Store {
     }
 }
 
+/// Makes other transactions that add or remove devices of the account wait for this one.
+async fn lock(connection: &mut AnyConnection, account: &str) -> sqlx::Result<()> {
+    sqlx::query("update account set created_at = created_at where name = $1")
+        .bind(account)
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// Locks the account, too.
 async fn upsert_account(
     connection: &mut AnyConnection,
     account: &Account,
@@ -165,18 +188,20 @@ async fn replace_mailboxes(
     key: &DeviceKey,
     registration: &Registration,
 ) -> sqlx::Result<()> {
-    let wanted: HashSet<&str> =
-        registration.mailboxes.iter().map(|(mailbox, _)| mailbox.as_str()).collect();
-    let rows = key
+    // A name that is given twice is one mailbox.
+    let wanted: BTreeMap<&str, &Snapshot> =
+        registration.mailboxes.iter().map(|(name, state)| (name.as_str(), state)).collect();
+    let wanted: Vec<_> = wanted.into_iter().collect();
+    let kept = key
         .bind(
             "select mailbox from device_mailbox \
              where account = $1 and token = $2 and subtopic = $3",
         )
         .fetch_all(&mut *connection)
         .await?;
-    for row in &rows {
+    for row in &kept {
         let mailbox: &str = row.try_get("mailbox")?;
-        if !wanted.contains(mailbox) {
+        if wanted.binary_search_by_key(&mailbox, |(name, _)| name).is_err() {
             key.bind(
                 "delete from device_mailbox \
                  where account = $1 and token = $2 and subtopic = $3 and mailbox = $4",
@@ -186,35 +211,51 @@ async fn replace_mailboxes(
             .await?;
         }
     }
-    for (mailbox, state) in &registration.mailboxes {
-        key.bind(
-            "insert into device_mailbox (account, token, subtopic, mailbox) \
-             values ($1, $2, $3, $4) on conflict do nothing",
-        )
-        .bind(mailbox.as_str())
-        .execute(&mut *connection)
-        .await?;
-        insert_baseline(connection, &key.account, mailbox, state).await?;
+    for wanted in wanted.chunks(rows::MOST) {
+        let mut query = rows::query(format!(
+            "insert into device_mailbox (account, token, subtopic, mailbox) values {} \
+             on conflict do nothing",
+            rows::values(1, 4, wanted.len())
+        ));
+        for (mailbox, _) in wanted {
+            query = query
+                .bind(key.account.as_str())
+                .bind(key.token.to_lowercase())
+                .bind(key.subtopic.as_str())
+                .bind(*mailbox);
+        }
+        query.execute(&mut *connection).await?;
+        let mut query = rows::query(format!(
+            "insert into snapshot (account, mailbox, uid_validity, uid_next, messages, unseen, \
+             highest_mod_seq) values {} on conflict do nothing",
+            rows::values(1, 7, wanted.len())
+        ));
+        for (mailbox, state) in wanted {
+            query = bind_snapshot(query, key.account.as_str(), mailbox, state);
+        }
+        query.execute(&mut *connection).await?;
     }
     Ok(())
 }
 
-async fn insert_baseline(
-    connection: &mut AnyConnection,
-    account: &Account,
-    mailbox: &Mailbox,
-    state: &Snapshot,
-) -> sqlx::Result<()> {
-    bind_snapshot(
-        "insert into snapshot (account, mailbox, uid_validity, uid_next, messages, unseen, \
-         highest_mod_seq) values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing",
-        account,
-        mailbox,
-        state,
-    )
-    .execute(connection)
-    .await
-    .map(drop)
+/// Binds the seven columns of a snapshot's row.
+pub(super) fn bind_snapshot<'q>(
+    query: Query<'q, Any, AnyArguments>,
+    account: &str,
+    mailbox: &str,
+    snapshot: &Snapshot,
+) -> Query<'q, Any, AnyArguments> {
+    // Bit for bit, not saturated: a value that came back smaller would differ from what the backend
+    // says at every look, and every look would push.
+    let number = |value: Option<u64>| value.map(u64::cast_signed);
+    query
+        .bind(account)
+        .bind(mailbox)
+        .bind(number(snapshot.uid_validity))
+        .bind(number(snapshot.uid_next))
+        .bind(number(snapshot.messages))
+        .bind(number(snapshot.unseen))
+        .bind(number(snapshot.highest_mod_seq))
 }
 
 /// Keeps the device of `key` first of all: a clock that was set back must not make a device that

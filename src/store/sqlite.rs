@@ -12,13 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::any::AnyPoolOptions;
-use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tokio::time::Instant;
 
-use super::StoreError;
 use super::error::{CANNOT_OPEN, sqlite_code};
+use super::{StoreError, schema};
 
 /// Begins a transaction that holds the write lock from the start.
 pub(super) const BEGIN_WRITE: &str = "begin immediate";
@@ -29,8 +28,6 @@ const READERS: u32 = 4;
 /// Read and write by the owner only: the rows hold device tokens and sealed credentials.
 const MODE: u32 = 0o600;
 
-static MIGRATOR: Migrator = sqlx::migrate!("src/store/migrations");
-
 /// The file of `sqlite://path`.
 pub(super) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
     let path = url.strip_prefix("sqlite://").unwrap_or_default();
@@ -38,7 +35,8 @@ pub(super) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
         return Err(StoreError::Unusable {
             database: url.into(),
             problem: "is not the URL of a database file".into(),
-            remedy: "write sqlite://PATH, where PATH is relative or starts with a slash",
+            remedy: "write sqlite://PATH, where PATH is relative or starts with a slash, or \
+                     postgres://…",
         });
     }
     Ok(path.into())
@@ -152,20 +150,10 @@ async fn migrate(
         _ => named(error),
     })?;
     let mut transaction = connection.begin_with(BEGIN_WRITE).await.map_err(named)?;
-    MIGRATOR.run(&mut *transaction).await.map_err(|error| {
-        let known = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default();
-        match error {
-            MigrateError::VersionMissing(found) if found > known => {
-                StoreError::Newer { database: Arc::clone(database), found, known }
-            }
-            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => named(error),
-            error => StoreError::Unusable {
-                database: Arc::clone(database),
-                problem: error.to_string(),
-                remedy: "it is not a database of this program; restore a backup or move it away",
-            },
-        }
-    })?;
+    schema::MIGRATOR
+        .run(&mut *transaction)
+        .await
+        .map_err(|error| schema::error(database, error))?;
     transaction.commit().await.map_err(named)?;
     connection.close().await.map_err(named)
 }
