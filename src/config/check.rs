@@ -4,6 +4,7 @@
 //! allowed but probably not meant becomes a warning.
 
 mod push;
+mod store;
 mod value;
 
 use std::iter;
@@ -15,14 +16,14 @@ use rustls::pki_types::ServerName;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use self::value::{domain, host_and_port, is_loopback, names_a_file, percent_encoded};
+use self::value::{domain, host_and_port, is_loopback};
 use super::raw::{
-    RawBackend, RawBackendTls, RawConfig, RawCredentials, RawCredentialsMode, RawLimits,
-    RawListener, RawListenerTls, RawLog, RawRecord, RawRoute, RawSni, RawStore, RawTls, RawWatch,
+    RawBackend, RawBackendTls, RawConfig, RawLimits, RawListener, RawListenerTls, RawLog,
+    RawRecord, RawRoute, RawSni, RawTls, RawWatch,
 };
 use super::{
-    Backend, BackendTls, Config, ConfigError, Credentials, Limits, Listener, ListenerTls, Log,
-    Network, Record, Route, Sni, Store, Tls, Trust, Watch,
+    Backend, BackendTls, Config, ConfigError, Limits, Listener, ListenerTls, Log, Network, Record,
+    Route, Sni, Tls, Trust, Watch, database_name,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -45,7 +46,7 @@ pub(super) fn config(raw: RawConfig, origin: &Path) -> Result<Config> {
         config.listeners = check.listeners(listeners)?;
     }
     config.store = check.store(raw.store)?;
-    config.credentials = check.credentials(raw.credentials);
+    config.credentials = check.credentials(raw.credentials)?;
     config.watch = check.watch(raw.watch)?;
     config.push = check.push(raw.push)?;
     config.apns = check.identities(raw.apns)?;
@@ -75,6 +76,14 @@ fn warnings(config: &Config) -> Vec<String> {
         warnings.push(format!(
             "[[listener]] proxy_protocol = [\"{network}\"]: whoever connects there can claim any \
              address; name your load balancers only"
+        ));
+    }
+    if store::is_in_the_clear(&config.store.url) {
+        warnings.push(format!(
+            "[store] url: device tokens and sealed credentials may travel to {} unencrypted; add \
+             ?sslmode=verify-full (and sslrootcert=, for a private authority) unless the whole way \
+             is yours",
+            database_name(&config.store.url)
         ));
     }
     if config.apns.is_empty() {
@@ -231,40 +240,6 @@ impl Check<'_> {
         backend.proxy_protocol = raw.proxy_protocol.unwrap_or(backend.proxy_protocol);
         backend.send_id = raw.send_id.unwrap_or(backend.send_id);
         Ok(backend)
-    }
-
-    fn store(&self, raw: RawStore) -> Result<Store> {
-        let mut store = Store::default();
-        let url = raw.url.unwrap_or(store.url);
-        let Some(path) = url.strip_prefix("sqlite://").filter(|path| names_a_file(path)) else {
-            let allowed = "allowed is \"sqlite://\" and the path of a file, such as \
-                           \"sqlite:///var/lib/mailchime/mailchime.db\"";
-            return Err(
-                self.refusal("[store] url", format!("{url:?} is not understood; {allowed}"))
-            );
-        };
-        let folder = self.folder();
-        store.url = if path.starts_with('/') || folder.as_os_str().is_empty() {
-            url
-        } else {
-            format!("sqlite://{}/{path}", percent_encoded(folder).trim_end_matches('/'))
-        };
-        let busy_timeout = &mut store.busy_timeout;
-        self.duration(
-            "[store] busy_timeout",
-            raw.busy_timeout,
-            MILLISECOND..=MINUTE,
-            busy_timeout,
-        )?;
-        Ok(store)
-    }
-
-    fn credentials(&self, raw: RawCredentials) -> Credentials {
-        match raw.mode {
-            None | Some(RawCredentialsMode::Stored) => {}
-        }
-        let key_file = raw.key_file.map_or(Credentials::default().key_file, PathBuf::from);
-        Credentials { key_file: self.folder().join(key_file) }
     }
 
     #[rustfmt::skip] // a table: one key, one line

@@ -159,12 +159,30 @@ pub enum Relay {
     Never,
 }
 
-/// `[credentials]`: how watchers come to a user's password. One way so far: stored, encrypted.
+/// `[credentials]`: with what watchers log in, by `mode`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Credentials {
-    /// May not exist yet; it is made at the first start.
-    pub key_file: PathBuf,
+pub enum Credentials {
+    /// With what each user logged in, encrypted in the database.
+    Stored {
+        /// May not exist yet; it is made at the first start.
+        key_file: PathBuf,
+    },
+    /// With what each user logged in since the program's start.
+    Memory,
+    /// As one user who may act as any other.
+    Master {
+        /// Not empty.
+        user: String,
+        /// A file that exists.
+        password_file: PathBuf,
+        /// `None`: with the user as SASL authorization identity (RFC 4616).
+        login_template: Option<LoginTemplate>,
+    },
 }
+
+/// A login name made of a user's and the master's, such as `{user}*{master}`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoginTemplate(String);
 
 /// `[watch]`: how accounts are watched.
 #[derive(Clone, Debug, PartialEq)]
@@ -413,9 +431,36 @@ pub fn database_name(url: &str) -> String {
 
 // === impl Credentials ===
 
+impl Credentials {
+    /// Of the mode `stored`, when no other is given.
+    const KEY_FILE: &str = "mailchime.key";
+}
+
 impl Default for Credentials {
     fn default() -> Self {
-        Self { key_file: "mailchime.key".into() }
+        Self::Stored { key_file: Self::KEY_FILE.into() }
+    }
+}
+
+// === impl LoginTemplate ===
+
+impl LoginTemplate {
+    const USER: &str = "{user}";
+    const MASTER: &str = "{master}";
+
+    /// `None` unless `text` holds `{user}` and `{master}`, once each, and no other brace.
+    pub fn new(text: &str) -> Option<Self> {
+        let once = |part: &str| text.matches(part).count() == 1;
+        let valid = once(Self::USER) && once(Self::MASTER) && text.matches(['{', '}']).count() == 4;
+        valid.then(|| Self(text.to_owned()))
+    }
+
+    /// The login name with which `master` acts as `user`.
+    pub fn login(&self, user: &str, master: &str) -> String {
+        // The names may hold anything, so neither may be put in before the other is looked for.
+        let filled = |text: &str| text.replace(Self::MASTER, master);
+        let (before, behind) = self.0.split_once(Self::USER).unwrap_or((&self.0, ""));
+        format!("{}{user}{}", filled(before), filled(behind))
     }
 }
 

@@ -98,6 +98,9 @@ table!(RawStore {
 table!(RawCredentials {
     mode: Option<RawCredentialsMode>,
     key_file: Option<String>,
+    master_user: Option<String>,
+    master_password_file: Option<String>,
+    login_template: Option<String>,
 });
 
 table!(RawWatch {
@@ -186,11 +189,13 @@ pub(super) enum RawBackendTls {
     Implicit,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(rename_all = "lowercase")]
 pub(super) enum RawCredentialsMode {
     Stored,
+    Memory,
+    Master,
 }
 
 /// `[table]`, or `[[table]]` as often as there is need.

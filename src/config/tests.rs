@@ -121,7 +121,7 @@ fn the_defaults_of_the_manual_are_those_of_the_program() {
     let mut expected = Config::new(tls, Backend::new(host, 993, implicit));
     expected.apns = vec![Apns::new(at("certs/apns.pem"), at("certs/apns.key"))];
     expected.store.url = format!("sqlite://{}", at("mailchime.db").display());
-    expected.credentials.key_file = at("mailchime.key");
+    expected.credentials = Credentials::Stored { key_file: at("mailchime.key") };
 
     assert_eq!(parsed(MANUAL), expected);
     assert_eq!(parsed(&manual_uncommented()), expected);
@@ -430,7 +430,8 @@ fn a_relative_path_starts_at_the_folder_of_the_file() {
     }
     let config = Config::parse(MANUAL, &folder.join("proxy.toml")).unwrap();
     assert_eq!(config.tls.certificate, folder.join("certs/server.pem"));
-    assert_eq!(config.credentials.key_file, folder.join("mailchime.key"));
+    let stored = Credentials::Stored { key_file: folder.join("mailchime.key") };
+    assert_eq!(config.credentials, stored);
     let expected = format!("sqlite://{}/50%25%20off%3F/mailchime.db", root.path().display());
     assert_eq!(config.store.url, expected);
 

@@ -4,7 +4,7 @@ use sqlx::Row;
 
 use crate::model::{Account, Timestamp};
 
-use super::{LiveAccount, Store, StoreError, account};
+use super::{LiveAccount, Sealed, Store, StoreError, account, rows};
 
 impl Store {
     /// The accounts with a device that registered at `registered_since` or later, by name.
@@ -33,13 +33,20 @@ impl Store {
     }
 
     /// The sealed credentials; `None` when the account is unknown or none are kept.
-    pub async fn credentials(&self, account: &Account) -> Result<Option<String>, StoreError> {
+    pub async fn credentials(&self, account: &Account) -> Result<Option<Sealed>, StoreError> {
         self.read(async {
-            let row = sqlx::query("select credentials from account where name = $1")
-                .bind(account.as_str())
-                .fetch_optional(&self.reads)
-                .await?;
-            row.map_or(Ok(None), |row| row.try_get("credentials"))
+            let row = sqlx::query(
+                "select credentials, credentials_until from account \
+                 where name = $1 and credentials is not null",
+            )
+            .bind(account.as_str())
+            .fetch_optional(&self.reads)
+            .await?;
+            row.map(|row| {
+                let until = row.try_get::<Option<i64>, _>("credentials_until")?.map(Timestamp);
+                Ok(Sealed { text: row.try_get("credentials")?, until })
+            })
+            .transpose()
         })
         .await
     }
@@ -49,18 +56,106 @@ impl Store {
     pub async fn save_credentials(
         &self,
         account: &Account,
-        sealed: &str,
+        sealed: &Sealed,
     ) -> Result<bool, StoreError> {
         self.write(|| async {
             let done = sqlx::query(
-                "update account set credentials = $2, parked = null, parked_since = null \
-                 where name = $1",
+                "update account set credentials = $2, credentials_until = $3, parked = null, \
+                 parked_since = null where name = $1",
             )
             .bind(account.as_str())
-            .bind(sealed)
+            .bind(sealed.text.as_str())
+            .bind(sealed.until.map(|until| until.0))
             .execute(&self.writes)
             .await?;
             Ok(done.rows_affected() > 0)
+        })
+        .await
+    }
+
+    /// Removes sealed credentials: those that are not to be kept beyond `expired_at`, or all.
+    /// Returns how many there were.
+    pub async fn erase_credentials(
+        &self,
+        expired_at: Option<Timestamp>,
+    ) -> Result<u64, StoreError> {
+        self.write(|| async {
+            let erase = match expired_at {
+                Some(now) => sqlx::query(
+                    "update account set credentials = null, credentials_until = null \
+                     where credentials_until <= $1",
+                )
+                .bind(now.0),
+                None => sqlx::query(
+                    "update account set credentials = null, credentials_until = null \
+                     where credentials is not null",
+                ),
+            };
+            erase.execute(&self.writes).await.map(|done| done.rows_affected())
+        })
+        .await
+    }
+
+    /// How many sealed credentials begin with each text of `length` characters: by which keys.
+    pub(super) async fn seals(&self, length: usize) -> Result<Vec<(String, u64)>, StoreError> {
+        self.read(async {
+            let rows = sqlx::query(
+                "select seal, count(*) as accounts from (select substr(credentials, 1, $1) as seal \
+                 from account where credentials is not null) seals group by seal order by seal",
+            )
+            // PostgreSQL's substr() takes no bigint.
+            .bind(i32::try_from(length).unwrap_or(i32::MAX))
+            .fetch_all(&self.reads)
+            .await?;
+            rows.iter()
+                .map(|row| {
+                    let accounts: i64 = row.try_get("accounts")?;
+                    Ok((row.try_get("seal")?, accounts.unsigned_abs()))
+                })
+                .collect()
+        })
+        .await
+    }
+
+    /// The next accounts with sealed credentials in the database's order, `limit` at most.
+    pub(super) async fn sealed_after(
+        &self,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<(Account, String)>, StoreError> {
+        self.read(async {
+            let rows = sqlx::query(
+                "select name, credentials from account \
+                 where credentials is not null and name > $1 order by name limit $2",
+            )
+            .bind(after)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(&self.reads)
+            .await?;
+            rows.iter()
+                .map(|row| Ok((account(row, "name")?, row.try_get("credentials")?)))
+                .collect()
+        })
+        .await
+    }
+
+    /// Puts new texts in the place of old ones, each unless it has been replaced meanwhile. Returns
+    /// how many it replaced.
+    pub(super) async fn reseal(&self, texts: &[Resealed]) -> Result<u64, StoreError> {
+        if texts.is_empty() {
+            return Ok(0);
+        }
+        self.write(|| async {
+            let mut query = rows::query(format!(
+                "with v (name, was, becomes) as (values {}) update account \
+                 set credentials = v.becomes from v \
+                 where account.name = v.name and account.credentials = v.was",
+                rows::values(1, 3, texts.len())
+            ));
+            for Resealed { account, old, new } in texts {
+                query = query.bind(account.as_str()).bind(old.as_str()).bind(new.as_str());
+            }
+            query.execute(&self.writes).await.map(|done| done.rows_affected())
         })
         .await
     }
@@ -87,4 +182,26 @@ impl Store {
         })
         .await
     }
+
+    /// Ends the parking.
+    pub async fn unpark(&self, account: &Account) -> Result<(), StoreError> {
+        self.write(|| async {
+            sqlx::query(
+                "update account set parked = null, parked_since = null \
+                 where name = $1 and parked is not null",
+            )
+            .bind(account.as_str())
+            .execute(&self.writes)
+            .await
+            .map(drop)
+        })
+        .await
+    }
+}
+
+/// Credentials of an account that another key seals now.
+pub(super) struct Resealed {
+    pub(super) account: Account,
+    pub(super) old: String,
+    pub(super) new: String,
 }

@@ -1,6 +1,7 @@
 //! What can go wrong with the database, as a caller can tell it apart.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use sqlx::postgres::PgDatabaseError;
@@ -135,7 +136,10 @@ pub(super) fn is_conflict(error: &sqlx::Error) -> bool {
 
 /// Whether the server does not let us in, as we are.
 pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
+    // What rustls finds wrong with a certificate comes as invalid data.
+    let invalid = |error: &io::Error| error.kind() == io::ErrorKind::InvalidData;
     matches!(error, sqlx::Error::Tls(_) | sqlx::Error::Configuration(_))
+        || matches!(error, sqlx::Error::Io(error) if invalid(error))
         || postgres_code(error)
             .is_some_and(|code| code.starts_with(AUTHORIZATION) || code == NO_SUCH_DATABASE)
 }

@@ -1,5 +1,5 @@
 //! The database: who registered which device for which mailboxes, what those devices were told,
-//! and the sealed credentials of their users ([`Vault`]).
+//! and the credentials with which their users' watchers log in ([`CredentialSource`]).
 //!
 //! The store keeps and returns rows; it does not know why they change. It reads no clock: times are
 //! arguments. Each call is one transaction, and when it has returned `Ok` the change is on disk.
@@ -18,10 +18,12 @@
 //! that got into each other's way all the same are run again here.
 
 mod accounts;
+mod credentials;
 mod error;
 mod postgres;
 mod pushes;
 mod registrations;
+mod rotation;
 mod rows;
 mod schema;
 mod sqlite;
@@ -41,7 +43,9 @@ use tokio::sync::OnceCell;
 use crate::config::database_name;
 use crate::model::{Account, Device, DeviceToken, Mailbox, Snapshot, Timestamp};
 
+pub use credentials::{CredentialSource, CredentialsError};
 pub use error::StoreError;
+pub use rotation::{Rotated, rotate};
 pub use vault::{Vault, VaultError};
 
 /// A handle to the database; clones share it.
@@ -84,6 +88,15 @@ pub struct LiveAccount {
     pub account: Account,
     /// Why its watcher gave up; `None` while it may try.
     pub parked: Option<String>,
+}
+
+/// Credentials as the database keeps them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    /// Of the [`Vault`].
+    pub text: String,
+    /// They are not to be kept any longer; `None` while their account lives.
+    pub until: Option<Timestamp>,
 }
 
 /// A live device with what it registered for.

@@ -38,7 +38,6 @@ pub(super) fn pools(
     let malformed = |error| unusable_server(database, error);
     let settings = settings(busy_timeout, limit);
     let server = PgConnectOptions::from_str(url).map_err(malformed)?;
-    let server = server.application_name("mailchime");
     sqlx::any::install_default_drivers();
     let options = AnyPoolOptions::new()
         .max_connections(CONNECTIONS)
@@ -67,6 +66,8 @@ fn settings(busy_timeout: Duration, limit: Duration) -> String {
     format!(
         "set lock_timeout = {busy}; set statement_timeout = {limit}; \
          set idle_in_transaction_session_timeout = {limit}; \
+         select set_config('application_name', 'mailchime', false) \
+         where current_setting('application_name') = ''; \
          select set_config('synchronous_commit', 'on', false) \
          where current_setting('synchronous_commit') = 'off'",
         // 0 would mean without end.

@@ -9,13 +9,13 @@ use sqlx::{Any, AnyConnection, Row};
 
 use crate::model::{Account, Registration, Snapshot, Timestamp};
 
-use super::{DeviceKey, Removed, Store, StoreError, account, device, rows};
+use super::{DeviceKey, Removed, Sealed, Store, StoreError, account, device, rows};
 
 impl Store {
     /// Stores a registration. When this returns `Ok` it is on disk.
     ///
-    /// - `sealed` credentials replace the old ones and end the account's parking; `None` leaves
-    ///   both alone.
+    /// - `sealed` credentials replace the old ones; `None` leaves them alone.
+    /// - The account's parking ends: a session registers that has just logged in.
     /// - The device's newest account id, version and topic replace the older; when it was last
     ///   pushed stays.
     /// - Its mailboxes become those of the registration; what is owed of one that stays is still
@@ -27,7 +27,7 @@ impl Store {
     pub async fn register(
         &self,
         registration: &Registration,
-        sealed: Option<&str>,
+        sealed: Option<&Sealed>,
         max_devices: u32,
         now: Timestamp,
     ) -> Result<(), StoreError> {
@@ -140,18 +140,20 @@ async fn lock(connection: &mut AnyConnection, account: &str) -> sqlx::Result<()>
 async fn upsert_account(
     connection: &mut AnyConnection,
     account: &Account,
-    sealed: Option<&str>,
+    sealed: Option<&Sealed>,
     now: Timestamp,
 ) -> sqlx::Result<()> {
     sqlx::query(
-        "insert into account (name, credentials, created_at) values ($1, $2, $3) \
-         on conflict (name) do update set \
+        "insert into account (name, credentials, credentials_until, created_at) \
+         values ($1, $2, $3, $4) on conflict (name) do update set \
          credentials = coalesce(excluded.credentials, account.credentials), \
-         parked = case when excluded.credentials is null then account.parked end, \
-         parked_since = case when excluded.credentials is null then account.parked_since end",
+         credentials_until = case when excluded.credentials is null \
+         then account.credentials_until else excluded.credentials_until end, \
+         parked = null, parked_since = null",
     )
     .bind(account.as_str())
-    .bind(sealed)
+    .bind(sealed.map(|sealed| sealed.text.as_str()))
+    .bind(sealed.and_then(|sealed| sealed.until).map(|until| until.0))
     .bind(now.0)
     .execute(connection)
     .await

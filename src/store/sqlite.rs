@@ -33,7 +33,8 @@ pub(super) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
     let path = url.strip_prefix("sqlite://").unwrap_or_default();
     if path.is_empty() || path.contains('?') || path == ":memory:" {
         return Err(StoreError::Unusable {
-            database: url.into(),
+            // One of another kind may hold a password.
+            database: if url.contains('@') { "the URL" } else { url }.into(),
             problem: "is not the URL of a database file".into(),
             remedy: "write sqlite://PATH, where PATH is relative or starts with a slash, or \
                      postgres://…",
@@ -69,6 +70,12 @@ pub(super) async fn open(
         // A connection to a file does not go stale.
         .test_before_acquire(false)
         .max_lifetime(None)
+        // SQLite ends a transaction by itself when the disk is full. Whoever then tries to roll back
+        // fails, and the connection counts itself as in a transaction for good.
+        .before_acquire(|connection, _| {
+            let usable = !connection.is_in_transaction();
+            Box::pin(async move { Ok(usable) })
+        })
         .after_connect(move |connection, _| {
             let pragmas = pragmas.clone();
             Box::pin(async move { connection.execute(AssertSqlSafe(pragmas)).await.map(drop) })

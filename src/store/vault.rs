@@ -4,12 +4,17 @@
 //! `BOX` is base64 of nonce, ciphertext and tag of AES-256-GCM with a random nonce. The version, the
 //! key id and the account are authenticated with it, so that a row copied to another account does
 //! not open. The vault reads one file and knows nothing of the database.
+//!
+//! The file holds one key, or two while one is being replaced: the first seals, both open. It is
+//! read again when it has changed, so that a running server seals with a new key from the moment
+//! that there is one.
 
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::{digest, rand};
@@ -19,18 +24,45 @@ use secrecy::zeroize::Zeroizing;
 
 use crate::model::{Account, Credentials, SecretKind};
 
-/// Seals under the key of one file. `Debug` shows where the key is and its id.
+/// Seals under the keys of one file. `Debug` shows where they are and their ids.
 pub struct Vault {
     path: PathBuf,
-    key_id: String,
-    key: RandomizedNonceKey,
+    keys: RwLock<Keys>,
 }
+
+/// What the file held when it was last read.
+struct Keys {
+    stamp: Stamp,
+    /// Seals and opens.
+    current: Key,
+    /// The one before, while it is being replaced: opens only.
+    old: Option<Key>,
+}
+
+struct Key {
+    id: String,
+    key: RandomizedNonceKey,
+    /// As the file has it.
+    text: Zeroizing<String>,
+}
+
+/// What tells a file from another of the same name: device, inode, length, time of change.
+type Stamp = (u64, u64, u64, i64, i64);
 
 /// Why a key file cannot be used or sealed credentials cannot be opened. Holds no secret.
 #[derive(Debug, thiserror::Error)]
 pub enum VaultError {
     #[error("credentials key {}: {problem}; {remedy}", .path.display())]
     KeyFile { path: PathBuf, problem: String, remedy: String },
+    #[error("master password {}: {problem}; {remedy}", .path.display())]
+    PasswordFile { path: PathBuf, problem: String, remedy: String },
+    /// None of what is stored was sealed with the keys of this file.
+    #[error(
+        "the key in {} ({key_id}) is not the one that sealed the stored credentials of {accounts} \
+         accounts ({sealed_by}); put back the key file of that time",
+        .path.display()
+    )]
+    WrongKeyFile { path: PathBuf, key_id: String, sealed_by: String, accounts: u64 },
     /// Sealed with another key: this key file is not the one that was in use then.
     #[error(
         "the key in {} ({key_id}) is not the one that sealed the credentials of {account} \
@@ -48,51 +80,39 @@ pub enum VaultError {
 
 const VERSION: &str = "v1";
 const KEY_LEN: usize = 32;
-/// No key file that mailchime wrote comes near this, in bytes.
-const MAX_KEY_FILE: u64 = 4096;
+/// Digits of a key's id.
+const ID_LEN: usize = 8;
+/// Characters of a sealed text up to the end of its key's id.
+pub(super) const SEAL_LEN: usize = VERSION.len() + 1 + ID_LEN;
+/// No file with a secret comes near this, in bytes.
+const MAX_FILE: u64 = 4096;
 
 // === impl Vault ===
 
 impl Vault {
-    /// Opens the key file at `path`, which holds 32 random bytes in base64 on one line and maybe
-    /// comment lines (`#`). When there is no file it is made, readable by its owner only.
+    /// Opens the key file at `path`, which holds 32 random bytes in base64 on one line, maybe a
+    /// second line with the key that is being replaced, and maybe comment lines (`#`). When there is
+    /// no file it is made, readable by its owner only.
     ///
     /// # Errors
     /// [`VaultError::KeyFile`] when others can read the file or it holds anything else.
     pub fn open(path: &Path) -> Result<Self, VaultError> {
-        let unreadable = |error: io::Error| {
-            let remedy = "it must be a file that the user who runs mailchime can read, in a folder \
-                          that exists (and that mailchime can write when it is to make the file)";
-            key_file(path, error.to_string(), remedy)
-        };
-        let file = match File::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                create(path).and_then(|()| File::open(path)).map_err(unreadable)?
+        let keys = match read_keys(path) {
+            Err(Unfit::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+                create(path).map_err(Unfit::Io).and_then(|()| read_keys(path))
             }
-            opened => opened.map_err(unreadable)?,
+            read => read,
         };
-        // Of the open file, so that what is checked is what is read.
-        let metadata = file.metadata().map_err(unreadable)?;
-        if !metadata.is_file() {
-            return Err(unreadable(io::Error::other("is not a file")));
-        }
-        let mode = metadata.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            let problem = format!("others than its owner can use it (mode {mode:03o})");
-            return Err(key_file(path, problem, &format!("run: chmod 600 {}", path.display())));
-        }
-        let mut text = Zeroizing::new(String::with_capacity(MAX_KEY_FILE as usize));
-        file.take(MAX_KEY_FILE).read_to_string(&mut text).map_err(unreadable)?;
-        let key = parse_key(&text).ok_or_else(|| {
-            let remedy = "restore it from a copy; or, if no credentials were stored with it, \
-                          remove it and mailchime makes a new one";
-            key_file(path, "is not one line with 32 bytes in base64".into(), remedy)
-        })?;
-        Ok(Self::new(path, &key))
+        let keys = keys.map_err(|unfit| unfit.key_file(path))?;
+        Ok(Self { path: path.to_owned(), keys: RwLock::new(keys) })
     }
 
     /// Seals `credentials` for the account that they open.
     pub fn seal(&self, credentials: &Credentials) -> String {
+        self.seal_for(&credentials.account(), credentials)
+    }
+
+    fn seal_for(&self, account: &Account, credentials: &Credentials) -> String {
         let (authorization, login) = (&credentials.authorization, &credentials.login);
         let secret = credentials.expose_secret();
         // Room for all, so that no copy of the plaintext is left behind by growing; sealing
@@ -107,13 +127,15 @@ impl Vault {
         put(&mut plain, authorization);
         put(&mut plain, login);
         plain.extend_from_slice(secret);
+        let keys = self.keys();
+        let key = &keys.current;
         #[expect(clippy::expect_used, reason = "fails for plaintexts of 64 GiB only")]
-        let nonce = self
+        let nonce = key
             .key
-            .seal_in_place_append_tag(self.bound_to(&credentials.account()), &mut plain)
+            .seal_in_place_append_tag(key.bound_to(account), &mut plain)
             .expect("credentials are shorter than the limit of AES-GCM");
         let sealed = [&nonce.as_ref()[..], &plain].concat();
-        format!("{VERSION}.{}.{}", self.key_id, BASE64_URL_SAFE_NO_PAD.encode(sealed))
+        format!("{VERSION}.{}.{}", key.id, BASE64_URL_SAFE_NO_PAD.encode(sealed))
     }
 
     /// Opens what [`seal`](Self::seal) made for credentials of this account.
@@ -128,35 +150,160 @@ impl Vault {
         else {
             return Err(damaged());
         };
-        if sealed_by != self.key_id {
+        let keys = self.keys();
+        let Some(key) = keys.all().find(|key| key.id == sealed_by) else {
             return Err(VaultError::OtherKey {
                 path: self.path.clone(),
-                key_id: self.key_id.clone(),
-                // From the database: show no more of it than an id can have.
-                sealed_by: sealed_by.chars().filter(char::is_ascii_hexdigit).take(8).collect(),
+                key_id: keys.current.id.clone(),
+                sealed_by: id_shown(sealed_by),
                 account: account.clone(),
             });
-        }
+        };
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).map_err(|_| damaged())?;
         let (nonce, cipher) = bytes.split_at_checked(NONCE_LEN).ok_or_else(damaged)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| damaged())?;
         let mut plain = Zeroizing::new(cipher.to_vec());
-        let opened = self
+        let opened = key
             .key
-            .open_in_place(nonce, self.bound_to(account), &mut plain)
+            .open_in_place(nonce, key.bound_to(account), &mut plain)
             .map_err(|_| damaged())?;
         read_plain(opened).ok_or_else(damaged)
     }
 
-    fn new(path: &Path, key: &[u8; KEY_LEN]) -> Self {
-        #[expect(clippy::expect_used, reason = "fails for other key lengths only")]
-        let sealing = RandomizedNonceKey::new(&AES_256_GCM, key).expect("AES-256 takes 32 bytes");
-        Self { path: path.to_owned(), key_id: key_id(key), key: sealing }
+    /// What [`seal`](Self::seal) made under another key of the file, sealed under the current one;
+    /// `None` when it is so already.
+    ///
+    /// # Errors
+    /// As [`unseal`](Self::unseal).
+    pub(super) fn reseal(
+        &self,
+        account: &Account,
+        sealed: &str,
+    ) -> Result<Option<String>, VaultError> {
+        if sealed.get(..SEAL_LEN) == Some(&self.keys().current.seal()) {
+            return Ok(None);
+        }
+        Ok(Some(self.seal_for(account, &self.unseal(account, sealed)?)))
+    }
+
+    /// Whether a sealed text with this beginning, of [`SEAL_LEN`] characters, is of a key of the
+    /// file.
+    pub(super) fn knows(&self, seal: &str) -> bool {
+        self.keys().all().any(|key| key.seal() == seal)
+    }
+
+    /// The error of a file none of whose keys is among `seals`.
+    pub(super) fn wrong_key_file(&self, seals: &[(String, u64)]) -> VaultError {
+        let ids = seals.iter().map(|(seal, _)| id_shown(seal.get(VERSION.len()..).unwrap_or("")));
+        VaultError::WrongKeyFile {
+            path: self.path.clone(),
+            key_id: self.keys().current.id.clone(),
+            sealed_by: ids.collect::<Vec<_>>().join(", "),
+            accounts: seals.iter().map(|(_, accounts)| accounts).sum(),
+        }
+    }
+
+    /// Puts a new key before the one of the file, unless it has two already.
+    ///
+    /// # Errors
+    /// [`VaultError::KeyFile`]; the file is as it was then.
+    pub(super) fn add_key(&self) -> Result<(), VaultError> {
+        self.rewrite(|keys| {
+            if keys.old.is_some() {
+                return Ok(None);
+            }
+            let (new, old) = (new_key()?, &*keys.current.text);
+            Ok(Some(Zeroizing::new(format!("{KEY_COMMENT}{}\n{OLD_KEY_COMMENT}{old}\n", *new))))
+        })
+    }
+
+    /// Leaves the first key alone in the file.
+    ///
+    /// # Errors
+    /// [`VaultError::KeyFile`]; the file is as it was then.
+    pub(super) fn drop_old_key(&self) -> Result<(), VaultError> {
+        self.rewrite(|keys| {
+            let alone = || Zeroizing::new(format!("{KEY_COMMENT}{}\n", *keys.current.text));
+            Ok(keys.old.is_some().then(alone))
+        })
+    }
+
+    /// Writes a new content in the place of the file's, made from its keys; whole or not at all.
+    fn rewrite(
+        &self,
+        content: impl Fn(&Keys) -> io::Result<Option<Zeroizing<String>>>,
+    ) -> Result<(), VaultError> {
+        self.try_rewrite(content).map_err(|unfit| unfit.key_file(&self.path))?;
+        drop(self.keys());
+        Ok(())
+    }
+
+    fn try_rewrite(
+        &self,
+        content: impl Fn(&Keys) -> io::Result<Option<Zeroizing<String>>>,
+    ) -> Result<(), Unfit> {
+        // What is found here may be a link; the file that it leads to is the one to replace.
+        let path = fs::canonicalize(&self.path)?;
+        loop {
+            // Two rotations that begin at once must not both put a key before the same old one.
+            let held = File::open(&path)?;
+            held.lock()?;
+            let keys = read_keys(&path)?;
+            if stamp(&held.metadata()?) != keys.stamp {
+                continue;
+            }
+            if let Some(text) = content(&keys)? {
+                write_beside(&path, &text, Some(&held.metadata()?))?
+                    .persist(&path)
+                    .map_err(|error| error.error)?;
+                sync_folder(&path)?;
+            }
+            return Ok(());
+        }
+    }
+
+    /// The keys, read again if the file has changed. If it cannot be read those known stay.
+    fn keys(&self) -> RwLockReadGuard<'_, Keys> {
+        let known = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        if fs::metadata(&self.path).is_ok_and(|metadata| stamp(&metadata) == known.stamp) {
+            return known;
+        }
+        drop(known);
+        match read_keys(&self.path) {
+            Ok(keys) => *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys,
+            Err(unfit) => {
+                let error = unfit.key_file(&self.path);
+                tracing::error!(%error, "the key file changed; the key of before is still used");
+            }
+        }
+        self.keys.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Keys ===
+
+impl Keys {
+    fn all(&self) -> impl Iterator<Item = &Key> {
+        std::iter::once(&self.current).chain(&self.old)
+    }
+}
+
+impl Key {
+    fn new(text: &str) -> Option<Self> {
+        let bytes = Zeroizing::new(BASE64_STANDARD.decode(text).ok()?);
+        let bytes: Zeroizing<[u8; KEY_LEN]> = Zeroizing::new(bytes.as_slice().try_into().ok()?);
+        let key = RandomizedNonceKey::new(&AES_256_GCM, &*bytes).ok()?;
+        Some(Self { id: key_id(&bytes), key, text: Zeroizing::new(text.to_owned()) })
+    }
+
+    /// What the texts that it sealed begin with.
+    fn seal(&self) -> String {
+        format!("{VERSION}.{}", self.id)
     }
 
     /// What a sealed text is bound to.
     fn bound_to(&self, account: &Account) -> Aad<Vec<u8>> {
-        let bound = format!("mailchime credentials {VERSION} {} {}", self.key_id, account.as_str());
+        let bound = format!("mailchime credentials {VERSION} {} {}", self.id, account.as_str());
         Aad::from(bound.into_bytes())
     }
 }
@@ -165,40 +312,118 @@ impl fmt::Debug for Vault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Vault")
             .field("path", &self.path)
-            .field("key_id", &self.key_id)
+            .field("key_id", &self.keys().current.id)
             .finish_non_exhaustive()
     }
 }
 
-fn key_file(path: &Path, problem: String, remedy: &str) -> VaultError {
-    VaultError::KeyFile { path: path.to_owned(), problem, remedy: remedy.to_owned() }
+// === files ===
+
+/// Why a file with a secret cannot be used.
+pub(super) enum Unfit {
+    Io(io::Error),
+    /// The mode of a file that others can use.
+    Open(u32),
+    Malformed,
+}
+
+impl From<io::Error> for Unfit {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl Unfit {
+    fn key_file(self, path: &Path) -> VaultError {
+        let (problem, remedy) = self.told(
+            path,
+            "it must be a file that the user who runs mailchime can read, in a folder that exists \
+             (and that mailchime can write when it is to make or change the file)",
+            "does not hold 32 bytes in base64 on one line (or two such lines, that differ, while \
+             the key is being replaced)",
+            "restore it from a copy; or, if no credentials were stored with it, remove it and \
+             mailchime makes a new one",
+        );
+        VaultError::KeyFile { path: path.to_owned(), problem, remedy }
+    }
+
+    pub(super) fn password_file(self, path: &Path) -> VaultError {
+        let (problem, remedy) = self.told(
+            path,
+            "it must be a file that the user who runs mailchime can read",
+            "does not hold a password on one line",
+            "write the password of master_user into it, and nothing else",
+        );
+        VaultError::PasswordFile { path: path.to_owned(), problem, remedy }
+    }
+
+    /// The problem and its remedy.
+    fn told(self, path: &Path, unread: &str, malformed: &str, rewrite: &str) -> (String, String) {
+        match self {
+            Self::Io(error) => (error.to_string(), unread.to_owned()),
+            Self::Open(mode) => (
+                format!("others than its owner can use it (mode {mode:03o})"),
+                format!("run: chmod 600 {}", path.display()),
+            ),
+            Self::Malformed => (malformed.to_owned(), rewrite.to_owned()),
+        }
+    }
+}
+
+/// The content of a file that only its owner can use.
+pub(super) fn read_private(path: &Path) -> Result<(Zeroizing<String>, fs::Metadata), Unfit> {
+    let file = File::open(path)?;
+    // Of the open file, so that what is checked is what is read.
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(Unfit::Io(io::Error::other("is not a file")));
+    }
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(Unfit::Open(mode));
+    }
+    let mut text = Zeroizing::new(String::with_capacity(MAX_FILE as usize));
+    file.take(MAX_FILE).read_to_string(&mut text)?;
+    Ok((text, metadata))
+}
+
+fn read_keys(path: &Path) -> Result<Keys, Unfit> {
+    let (text, metadata) = read_private(path)?;
+    let lines = text.lines().map(str::trim);
+    let mut lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let mut key = || lines.next().map(|line| Key::new(line).ok_or(Unfit::Malformed)).transpose();
+    let (Some(current), old, None) = (key()?, key()?, key()?) else { return Err(Unfit::Malformed) };
+    if old.as_ref().is_some_and(|old| old.id == current.id) {
+        return Err(Unfit::Malformed);
+    }
+    Ok(Keys { stamp: stamp(&metadata), current, old })
+}
+
+fn stamp(metadata: &fs::Metadata) -> Stamp {
+    let (seconds, nanos) = (metadata.mtime(), metadata.mtime_nsec());
+    (metadata.dev(), metadata.ino(), metadata.len(), seconds, nanos)
+}
+
+const KEY_COMMENT: &str = "\
+    # The key that seals the credentials in mailchime's database (AES-256).\n\
+    # Without it they cannot be read, with it they can: keep a copy, away from the database's.\n";
+const OLD_KEY_COMMENT: &str = "\
+    # The key before, which still opens what it sealed. `mailchime credentials rotate` was begun:\n\
+    # run it again to bring it to its end.\n";
+
+fn new_key() -> io::Result<Zeroizing<String>> {
+    let mut key = Zeroizing::new([0; KEY_LEN]);
+    rand::fill(&mut *key).map_err(|_| io::Error::other("the system gave no random bytes"))?;
+    Ok(Zeroizing::new(BASE64_STANDARD.encode(*key)))
 }
 
 /// Writes a new key beside `path` and gives it that name when nothing has it: nobody ever sees a
 /// key file that is half written, and of two programs that start at once both use the first's.
 fn create(path: &Path) -> io::Result<()> {
-    let mut key = Zeroizing::new([0; KEY_LEN]);
-    rand::fill(&mut *key).map_err(|_| io::Error::other("the system gave no random bytes"))?;
-    let text = Zeroizing::new(format!(
-        "# The key that seals the credentials in mailchime's database (AES-256).\n\
-         # Without it they cannot be read, with it they can: keep a copy, away from the database's.\n\
-         {}\n",
-        *Zeroizing::new(BASE64_STANDARD.encode(*key))
-    ));
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    // Made with mode 0600.
-    // Said of the folder itself, since a temporary file's name would only puzzle.
-    fs::metadata(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(text.as_bytes())?;
-    file.as_file().sync_all()?;
-    match file.persist_noclobber(path) {
+    let text = Zeroizing::new(format!("{KEY_COMMENT}{}\n", *new_key()?));
+    match write_beside(path, &text, None)?.persist_noclobber(path) {
         Ok(_) => {
-            // The name too must outlive a power cut: rows sealed with a key that is gone are lost.
-            File::open(folder)?.sync_all()?;
+            sync_folder(path)?;
             tracing::info!(path = %path.display(), "made a new key for stored credentials");
             Ok(())
         }
@@ -207,12 +432,42 @@ fn create(path: &Path) -> io::Result<()> {
     }
 }
 
-fn parse_key(text: &str) -> Option<Zeroizing<[u8; KEY_LEN]>> {
-    let mut lines =
-        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let (Some(line), None) = (lines.next(), lines.next()) else { return None };
-    let bytes = Zeroizing::new(BASE64_STANDARD.decode(line).ok()?);
-    Some(Zeroizing::new(bytes.as_slice().try_into().ok()?))
+/// A file on disk with this text and mode 0600 in the folder of `path`, for the owner of the file
+/// that it is to replace: an administrator's new file must not lock out mailchime's user.
+fn write_beside(
+    path: &Path,
+    text: &str,
+    replaced: Option<&fs::Metadata>,
+) -> io::Result<tempfile::NamedTempFile> {
+    // Said of the folder itself, since a temporary file's name would only puzzle.
+    fs::metadata(folder(path))?;
+    let mut file = tempfile::NamedTempFile::new_in(folder(path))?;
+    if let Some(replaced) = replaced {
+        let made = file.as_file().metadata()?;
+        if (made.uid(), made.gid()) != (replaced.uid(), replaced.gid()) {
+            std::os::unix::fs::fchown(file.as_file(), Some(replaced.uid()), Some(replaced.gid()))?;
+        }
+    }
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    Ok(file)
+}
+
+/// The name too must outlive a power cut: rows sealed with a key that is gone are lost.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(folder(path))?.sync_all()
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// A key's id that comes from the database: no more of it than an id can have.
+fn id_shown(id: &str) -> String {
+    id.chars().filter(char::is_ascii_hexdigit).take(ID_LEN).collect()
 }
 
 /// 32 bits of a digest: enough to tell one's keys apart, and nothing about a random key.
@@ -220,14 +475,14 @@ fn key_id(key: &[u8; KEY_LEN]) -> String {
     let mut context = digest::Context::new(&digest::SHA256);
     context.update(b"mailchime key id");
     context.update(key);
-    context.finish().as_ref()[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+    context.finish().as_ref()[..ID_LEN / 2].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A field: its length in four bytes, then its bytes. The password is what remains at the end.
 /// First byte of a plaintext: the kind of its secret.
 const PASSWORD: u8 = 0;
 const BEARER: u8 = 1;
 
+/// A field: its length in four bytes, then its bytes. The password is what remains at the end.
 fn put(plain: &mut Vec<u8>, field: &str) {
     let length = u32::try_from(field.len()).unwrap_or(u32::MAX);
     plain.extend_from_slice(&length.to_be_bytes());
@@ -264,8 +519,12 @@ mod tests {
         Credentials::password("alice@example.org", b"p\xffss\0 w\r\n\xc3\xb6rd".to_vec())
     }
 
-    fn vault(byte: u8) -> Vault {
-        Vault::new(Path::new("test.key"), &[byte; KEY_LEN])
+    /// A vault and the folder of its file.
+    fn vault(byte: u8) -> (Vault, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.key");
+        write(&path, 0o600, &BASE64_STANDARD.encode([byte; KEY_LEN]));
+        (Vault::open(&path).unwrap(), folder)
     }
 
     fn write(path: &Path, mode: u32, text: &str) {
@@ -277,7 +536,7 @@ mod tests {
 
     #[test]
     fn what_was_sealed_opens_for_its_account_alone() {
-        let vault = vault(1);
+        let (vault, _folder) = vault(1);
         let master = Credentials::password("master", b"m".to_vec()).acting_as("bob@example.org");
         let empty = Credentials::password("", Vec::new());
         for credentials in [credentials(), master, empty] {
@@ -291,21 +550,21 @@ mod tests {
 
     #[test]
     fn two_seals_of_the_same_differ() {
-        let vault = vault(1);
+        let (vault, _folder) = vault(1);
         assert_ne!(vault.seal(&credentials()), vault.seal(&credentials()));
     }
 
     #[test]
     fn another_key_is_told_from_damage() {
-        let sealed = vault(1).seal(&credentials());
-        let refused = vault(2).unseal(&credentials().account(), &sealed).unwrap_err();
+        let sealed = vault(1).0.seal(&credentials());
+        let refused = vault(2).0.unseal(&credentials().account(), &sealed).unwrap_err();
         assert!(matches!(refused, VaultError::OtherKey { .. }), "{refused:?}");
         assert!(refused.to_string().contains("test.key"), "{refused}");
     }
 
     #[test]
     fn every_alteration_is_refused() {
-        let vault = vault(1);
+        let (vault, _folder) = vault(1);
         let account = credentials().account();
         let sealed = vault.seal(&credentials());
         for at in 0..sealed.len() {
@@ -363,6 +622,7 @@ mod tests {
             "# only a comment\n".into(),
             "c2VjcmV0".into(),
             format!("{key}\n{key}\n"),
+            [1, 2, 3].map(|byte| BASE64_STANDARD.encode([byte; KEY_LEN])).join("\n"),
             format!("{key}x"),
             BASE64_STANDARD.encode([7; 33]),
         ];
@@ -383,7 +643,7 @@ mod tests {
 
     #[test]
     fn debug_shows_no_key() {
-        let shown = format!("{:?}", vault(7));
+        let shown = format!("{:?}", vault(7).0);
         assert!(shown.contains("test.key") && !shown.contains("7, 7"), "{shown}");
         assert!(!shown.contains(&BASE64_STANDARD.encode([7; KEY_LEN])[..8]), "{shown}");
     }

@@ -3,9 +3,7 @@
 
 use std::time::Duration;
 
-use mailchime::model::{
-    Account, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp,
-};
+use mailchime::model::{Account, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp};
 use mailchime::store::{DeviceKey, LiveAccount, Settlement, Store, StoreError, Target};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};

@@ -1,0 +1,146 @@
+//! The checks of `[store]` and `[credentials]`.
+
+use std::path::Path;
+use std::str::FromStr;
+
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+
+use super::super::raw::{RawCredentials, RawCredentialsMode, RawStore};
+use super::super::{Credentials, LoginTemplate, Store, database_name};
+use super::value::{is_loopback, names_a_file, percent_encoded};
+use super::{Check, MILLISECOND, MINUTE, Result};
+
+const POSTGRES: [&str; 2] = ["postgres://", "postgresql://"];
+/// What may follow the `?`.
+const POSTGRES_PARAMETERS: [&str; 13] = [
+    "application_name",
+    "dbname",
+    "host",
+    "hostaddr",
+    "options",
+    "password",
+    "port",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "statement-cache-capacity",
+    "user",
+];
+
+/// Whether what goes to a database of this URL can be read or changed on its way.
+pub(super) fn is_in_the_clear(url: &str) -> bool {
+    if !POSTGRES.iter().any(|scheme| url.starts_with(scheme)) {
+        return false;
+    }
+    PgConnectOptions::from_str(url).is_ok_and(|server| {
+        let verified = matches!(server.get_ssl_mode(), PgSslMode::VerifyFull | PgSslMode::VerifyCa);
+        !verified && server.get_socket().is_none() && !is_loopback(server.get_host())
+    })
+}
+
+impl Check<'_> {
+    pub(super) fn store(&self, raw: RawStore) -> Result<Store> {
+        let mut store = Store::default();
+        store.url = self.database(raw.url.unwrap_or(store.url))?;
+        let busy_timeout = &mut store.busy_timeout;
+        self.duration(
+            "[store] busy_timeout",
+            raw.busy_timeout,
+            MILLISECOND..=MINUTE,
+            busy_timeout,
+        )?;
+        Ok(store)
+    }
+
+    fn database(&self, url: String) -> Result<String> {
+        const URL: &str = "[store] url";
+        if POSTGRES.iter().any(|scheme| url.starts_with(scheme)) {
+            let problem =
+                |problem| self.refusal(URL, format!("{}: {problem}", database_name(&url)));
+            let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
+            for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
+                let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+                if !POSTGRES_PARAMETERS.contains(&name) {
+                    let allowed = POSTGRES_PARAMETERS.join(", ");
+                    // What is misspelt may be the name of a password.
+                    return Err(problem(format!(
+                        "has an unknown parameter; allowed are {allowed}"
+                    )));
+                }
+                let is_file = ["sslrootcert", "sslcert", "sslkey"].contains(&name);
+                if is_file && !value.contains('%') && !Path::new(value).is_file() {
+                    return Err(problem(format!("{name}: {value} is not a file; name a PEM file")));
+                }
+            }
+            return match PgConnectOptions::from_str(&url) {
+                Ok(_) => Ok(url),
+                Err(error) => Err(problem(error.to_string())),
+            };
+        }
+        let Some(path) = url.strip_prefix("sqlite://").filter(|path| names_a_file(path)) else {
+            let allowed = "allowed is \"sqlite://\" and the path of a file, such as \
+                           \"sqlite:///var/lib/mailchime/mailchime.db\", or \
+                           \"postgres://user@host/database\"";
+            // A URL of another kind may hold a password, too.
+            let shown = if url.contains('@') { "the URL".to_owned() } else { format!("{url:?}") };
+            return Err(self.refusal(URL, format!("{shown} is not understood; {allowed}")));
+        };
+        let folder = self.folder();
+        Ok(if path.starts_with('/') || folder.as_os_str().is_empty() {
+            url
+        } else {
+            format!("sqlite://{}/{path}", percent_encoded(folder).trim_end_matches('/'))
+        })
+    }
+
+    pub(super) fn credentials(&self, raw: RawCredentials) -> Result<Credentials> {
+        use RawCredentialsMode::{Master, Memory, Stored};
+        let mode = raw.mode.unwrap_or(Stored);
+        for (key, value, of) in [
+            ("key_file", &raw.key_file, Stored),
+            ("master_user", &raw.master_user, Master),
+            ("master_password_file", &raw.master_password_file, Master),
+            ("login_template", &raw.login_template, Master),
+        ] {
+            if value.is_some() && mode != of {
+                let (has, of) = (format!("{mode:?}"), format!("{of:?}"));
+                let (has, of) = (has.to_lowercase(), of.to_lowercase());
+                let problem = format!(
+                    "has no meaning with mode = \"{has}\"; remove it, or set mode = \"{of}\""
+                );
+                return Err(self.refusal(&format!("[credentials] {key}"), problem));
+            }
+        }
+        Ok(match mode {
+            Stored => {
+                let key_file = raw.key_file.unwrap_or(Credentials::KEY_FILE.to_owned());
+                Credentials::Stored { key_file: self.folder().join(key_file) }
+            }
+            Memory => Credentials::Memory,
+            Master => {
+                const USER: &str = "[credentials] master_user";
+                const PASSWORD: &str = "[credentials] master_password_file";
+                const TEMPLATE: &str = "[credentials] login_template";
+                let Some(user) = raw.master_user.filter(|user| !user.is_empty()) else {
+                    let remedy = "name the user of the IMAP server who may act as any other";
+                    return Err(self.refusal(USER, format!("missing; {remedy}")));
+                };
+                let password_file =
+                    self.file(PASSWORD, raw.master_password_file)?.ok_or_else(|| {
+                        let remedy = "name a file with nothing but the password of master_user";
+                        self.refusal(PASSWORD, format!("missing; {remedy}"))
+                    })?;
+                let template = |text: String| {
+                    LoginTemplate::new(&text).ok_or_else(|| {
+                        let allowed = "allowed is a text that holds {user} and {master} once each, \
+                                       such as \"{user}*{master}\"";
+                        self.refusal(TEMPLATE, format!("{text:?} is not understood; {allowed}"))
+                    })
+                };
+                let login_template = raw.login_template.map(template).transpose()?;
+                Credentials::Master { user, password_file, login_template }
+            }
+        })
+    }
+}

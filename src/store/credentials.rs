@@ -1,0 +1,299 @@
+//! With what the watcher of an account logs in: `[credentials] mode`.
+//!
+//! `stored`: what the user last logged in with, sealed in the database. `memory`: the same, never
+//! written and gone at a restart. `master`: one user who may act as any other, so that no user's
+//! password is kept at all. An access token is kept until it expires, in every mode.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use secrecy::zeroize::Zeroizing;
+use serde::Deserialize;
+
+use super::vault::{SEAL_LEN, Unfit, read_private};
+use super::{Sealed, Store, StoreError, Vault, VaultError};
+use crate::config::{self, LoginTemplate};
+use crate::model::{Account, Credentials, Registration, SecretKind, Timestamp};
+
+/// How long a token is kept that does not say when it expires, in milliseconds: an hour, for which
+/// most are issued.
+const TOKEN_LIFE: i64 = 3_600_000;
+
+/// Takes over what users log in with and says what their watchers log in with. `Debug` shows the
+/// mode.
+pub struct CredentialSource {
+    store: Store,
+    mode: Mode,
+}
+
+enum Mode {
+    Stored(Vault),
+    Memory(Mutex<HashMap<Account, Kept>>),
+    Master { master: Credentials, template: Option<LoginTemplate> },
+}
+
+struct Kept {
+    credentials: Credentials,
+    until: Option<Timestamp>,
+}
+
+/// Why the credentials of an account cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialsError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// They are there but cannot be read; what its user logs in with next replaces them.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+}
+
+impl CredentialSource {
+    /// Reads the key file or the master's password.
+    ///
+    /// # Errors
+    /// [`VaultError::KeyFile`] or [`VaultError::PasswordFile`].
+    pub fn open(config: &config::Credentials, store: Store) -> Result<Self, VaultError> {
+        let mode = match config {
+            config::Credentials::Stored { key_file } => Mode::Stored(Vault::open(key_file)?),
+            config::Credentials::Memory => Mode::Memory(Mutex::new(HashMap::new())),
+            config::Credentials::Master { user, password_file, login_template } => {
+                let password = read_private(password_file)
+                    .and_then(|(text, _)| password(&text).ok_or(Unfit::Malformed))
+                    .map_err(|unfit| unfit.password_file(password_file))?;
+                let master = Credentials::password(user, password.to_vec());
+                Mode::Master { master, template: login_template.clone() }
+            }
+        };
+        Ok(Self { store, mode })
+    }
+
+    /// Stores the registration of a user who has just logged in with `credentials`, and keeps them
+    /// as the mode says. As [`Store::register`].
+    pub async fn register(
+        &self,
+        registration: &Registration,
+        credentials: &Credentials,
+        max_devices: u32,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let until = expiry(credentials, now);
+        let sealed = match &self.mode {
+            Mode::Stored(vault) => Some(Sealed { text: vault.seal(credentials), until }),
+            Mode::Memory(_) | Mode::Master { .. } => None,
+        };
+        self.store.register(registration, sealed.as_ref(), max_devices, now).await?;
+        if let Mode::Memory(kept) = &self.mode {
+            let credentials = credentials.clone();
+            lock(kept).insert(registration.device.account.clone(), Kept { credentials, until });
+        }
+        Ok(())
+    }
+
+    /// Keeps what the user of a registered account has just logged in with, in the place of what
+    /// was kept, and ends the parking.
+    pub async fn save(
+        &self,
+        account: &Account,
+        credentials: &Credentials,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let until = expiry(credentials, now);
+        match &self.mode {
+            Mode::Stored(vault) => match self.of(account, now).await {
+                Ok(Some(known)) if known.same_as(credentials) => {}
+                Err(CredentialsError::Store(error)) => return Err(error),
+                _ => {
+                    let sealed = Sealed { text: vault.seal(credentials), until };
+                    return self.store.save_credentials(account, &sealed).await.map(drop);
+                }
+            },
+            Mode::Memory(kept) => {
+                let credentials = credentials.clone();
+                lock(kept).insert(account.clone(), Kept { credentials, until });
+            }
+            Mode::Master { .. } => {}
+        }
+        self.store.unpark(account).await
+    }
+
+    /// What to log in with for `account`; `None` until its user logs in again.
+    pub async fn of(
+        &self,
+        account: &Account,
+        now: Timestamp,
+    ) -> Result<Option<Credentials>, CredentialsError> {
+        let lives = |until: Option<Timestamp>| until.is_none_or(|until| now < until);
+        match &self.mode {
+            Mode::Stored(vault) => match self.store.credentials(account).await? {
+                Some(sealed) if lives(sealed.until) => {
+                    Ok(Some(vault.unseal(account, &sealed.text)?))
+                }
+                _ => Ok(None),
+            },
+            Mode::Memory(kept) => {
+                let kept = lock(kept);
+                let kept = kept.get(account).filter(|kept| lives(kept.until));
+                Ok(kept.map(|kept| kept.credentials.clone()))
+            }
+            Mode::Master { master, template } => {
+                Ok(Some(acting(master, template.as_ref(), account)))
+            }
+        }
+    }
+
+    /// What the watcher of `account` logs in with, now that its user has logged in with `fresh`.
+    pub fn watching(&self, account: &Account, fresh: Credentials) -> Credentials {
+        match &self.mode {
+            Mode::Stored(_) | Mode::Memory(_) => fresh,
+            Mode::Master { master, template } => acting(master, template.as_ref(), account),
+        }
+    }
+
+    /// Whether credentials that were refused are replaced when their user logs in; if not, it takes
+    /// a change of the configuration.
+    pub fn heal_by_login(&self) -> bool {
+        !matches!(self.mode, Mode::Master { .. })
+    }
+
+    /// Forgets what is kept in memory for an account that has no device any more; what is stored
+    /// goes with its row.
+    pub fn forget(&self, account: &Account) {
+        if let Mode::Memory(kept) = &self.mode {
+            lock(kept).remove(account);
+        }
+    }
+
+    /// Removes what must not be kept any longer: tokens that have expired, and in the modes that
+    /// store nothing what is stored from before. To be called again and again. Returns how many the
+    /// database lost.
+    pub async fn tidy(&self, now: Timestamp) -> Result<u64, StoreError> {
+        match &self.mode {
+            Mode::Stored(_) => return self.store.erase_credentials(Some(now)).await,
+            Mode::Memory(kept) => {
+                lock(kept).retain(|_, kept| kept.until.is_none_or(|until| now < until));
+            }
+            Mode::Master { .. } => {}
+        }
+        self.store.erase_credentials(None).await
+    }
+
+    /// How many stored credentials the key file cannot open: another one was in use.
+    pub async fn unreadable(&self) -> Result<u64, StoreError> {
+        let Mode::Stored(vault) = &self.mode else { return Ok(0) };
+        let seals = self.store.seals(SEAL_LEN).await?;
+        Ok(seals.iter().filter(|(seal, _)| !vault.knows(seal)).map(|(_, count)| count).sum())
+    }
+}
+
+impl fmt::Debug for CredentialSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mode = match &self.mode {
+            Mode::Stored(_) => "stored",
+            Mode::Memory(_) => "memory",
+            Mode::Master { .. } => "master",
+        };
+        f.debug_struct("CredentialSource").field("mode", &mode).finish_non_exhaustive()
+    }
+}
+
+/// The master as `account`.
+fn acting(
+    master: &Credentials,
+    template: Option<&LoginTemplate>,
+    account: &Account,
+) -> Credentials {
+    match template {
+        None => master.clone().acting_as(account.as_str()),
+        Some(template) => {
+            let login = template.login(account.as_str(), &master.login);
+            Credentials::password(login, master.expose_secret().to_vec())
+        }
+    }
+}
+
+fn lock(kept: &Mutex<HashMap<Account, Kept>>) -> MutexGuard<'_, HashMap<Account, Kept>> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The password that a file holds: its only line.
+fn password(text: &str) -> Option<Zeroizing<Vec<u8>>> {
+    let line = text.strip_suffix('\n').unwrap_or(text);
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    let fits = !line.is_empty() && !line.contains(['\n', '\r', '\0']);
+    fits.then(|| Zeroizing::new(line.as_bytes().to_vec()))
+}
+
+/// When credentials are worth nothing any more: for a token, what it says of itself if it is a JWT
+/// (RFC 7519 section 4.1.4), else an hour from now.
+fn expiry(credentials: &Credentials, now: Timestamp) -> Option<Timestamp> {
+    match credentials.kind {
+        SecretKind::Password => None,
+        SecretKind::Bearer => {
+            let told = expiry_of_jwt(credentials.expose_secret());
+            Some(told.unwrap_or(Timestamp(now.0.saturating_add(TOKEN_LIFE))))
+        }
+    }
+}
+
+fn expiry_of_jwt(token: &[u8]) -> Option<Timestamp> {
+    #[derive(Deserialize)]
+    struct Claims {
+        /// Seconds since 1970, maybe with a fraction.
+        exp: f64,
+    }
+    let mut parts = token.split(|byte| *byte == b'.');
+    let (_, Some(claims), Some(_), None) =
+        (parts.next()?, parts.next(), parts.next(), parts.next())
+    else {
+        return None;
+    };
+    let claims = Zeroizing::new(BASE64_URL_SAFE_NO_PAD.decode(claims).ok()?);
+    let Claims { exp } = serde_json::from_slice(&claims).ok()?;
+    Some(Timestamp((exp * 1000.0) as i64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(claims: &str) -> Credentials {
+        let claims = BASE64_URL_SAFE_NO_PAD.encode(claims);
+        Credentials::bearer("alice", format!("eyJhbGciOiJub25lIn0.{claims}.c2ln").into_bytes())
+    }
+
+    #[test]
+    fn a_token_says_when_it_expires_or_lives_an_hour() {
+        let now = Timestamp(1_000_000);
+        let of = |credentials: &Credentials| expiry(credentials, now).unwrap().0;
+        assert_eq!(of(&token(r#"{"sub":"alice","exp":1300819380}"#)), 1_300_819_380_000);
+        assert_eq!(of(&token(r#"{"exp":1.5}"#)), 1500);
+        let hour = now.0 + 3_600_000;
+        for claims in ["{}", r#"{"exp":"tomorrow"}"#, "not json", ""] {
+            assert_eq!(of(&token(claims)), hour, "{claims}");
+        }
+        for opaque in ["ya29.opaque", "a.b.c.d", "", "a.!.c"] {
+            assert_eq!(of(&Credentials::bearer("alice", opaque.into())), hour, "{opaque}");
+        }
+        assert_eq!(expiry(&Credentials::password("alice", b"a.e30.c".to_vec()), now), None);
+    }
+
+    #[test]
+    fn a_password_file_holds_one_line() {
+        for (text, expected) in [
+            ("secret", Some("secret")),
+            ("secret\n", Some("secret")),
+            (" sec ret \r\n", Some(" sec ret ")),
+            ("", None),
+            ("\n", None),
+            ("one\ntwo\n", None),
+            ("one\n\n", None),
+        ] {
+            let found = password(text);
+            let found = found.as_deref().map(|found| str::from_utf8(found).unwrap());
+            assert_eq!(found, expected, "{text:?}");
+        }
+    }
+}
