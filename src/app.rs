@@ -39,7 +39,7 @@ use crate::proxy;
 use crate::push::dispatcher::{self, Inquirer};
 use crate::push::expiry;
 use crate::push::identities::{Identities, Offer};
-use crate::store::{Store, StoreError, Vault, VaultError};
+use crate::store::{CredentialSource, Store, StoreError, VaultError};
 use crate::watch;
 
 /// Events that may wait between two parts; then the one that sends them waits.
@@ -48,6 +48,9 @@ const QUEUE: usize = 1024;
 /// Between two looks at what the backend offers before login.
 const PROBE_INTERVAL: Duration = Duration::from_secs(600);
 const PROBE_RETRY: Duration = Duration::from_secs(10);
+
+/// Between two looks for credentials that have expired.
+const TIDY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// For the answers of a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -175,11 +178,15 @@ pub async fn start_with(
             false => StartError::key("[store] url", error),
         },
     )?;
-    let vault = Vault::open(&config.credentials.key_file).map_err(|error| match error {
-        VaultError::KeyFile { .. } => StartError::key("[credentials] key_file", error),
-        other => StartError::Configuration(other.to_string()),
-    })?;
-    let vault = Arc::new(vault);
+    let credentials = CredentialSource::open(&config.credentials, store.clone()).map_err(
+        |error| match error {
+            VaultError::PasswordFile { .. } => {
+                StartError::key("[credentials] master_password_file", error)
+            }
+            error => StartError::key("[credentials] key_file", error),
+        },
+    )?;
+    let credentials = Arc::new(credentials);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         backend = backends.of(None).name(),
@@ -213,7 +220,7 @@ pub async fn start_with(
             config,
             backends.clone(),
             store.clone(),
-            vault.clone(),
+            Arc::clone(&credentials),
             changes,
         ));
         let stop = stop_watching.clone();
@@ -222,13 +229,13 @@ pub async fn start_with(
     let current = proxy::Current::new(proxy::Context::new(
         backends.clone(),
         offered,
-        store.clone(),
-        vault,
+        Arc::clone(&credentials),
         sessions,
         server_tls,
         config,
     ));
     let probing = probe(backends.clone(), config.limits.capability_size, stop_serving.clone());
+    let tidying = tidy(credentials, stop_serving.clone());
     let listening = config.listeners.iter().zip(sockets).map(|(how, socket)| {
         Listening::start(socket, how.clone(), current.clone(), stop_serving.clone())
     });
@@ -243,7 +250,7 @@ pub async fn start_with(
         current,
         tickets,
         listening,
-        serving: vec![tokio::spawn(probing), tokio::spawn(calendar)],
+        serving: vec![tokio::spawn(probing), tokio::spawn(calendar), tokio::spawn(tidying)],
         watching,
         pushing,
         stop_serving,
@@ -323,6 +330,30 @@ async fn probe(backends: Backends, longest: usize, stop: CancellationToken) {
         }
     };
     stop.run_until_cancelled(probing).await;
+}
+
+/// Keeps no credentials longer than they may be kept.
+async fn tidy(credentials: Arc<CredentialSource>, stop: CancellationToken) {
+    match credentials.unreadable().await {
+        Ok(0) => {}
+        Ok(accounts) => tracing::error!(
+            accounts,
+            "[credentials] key_file is not the one that sealed what is stored: these accounts are \
+             watched again once it is put back, or each when its user logs in"
+        ),
+        Err(error) => tracing::warn!(%error, "stored credentials could not be looked at"),
+    }
+    loop {
+        match credentials.tidy(Timestamp::now()).await {
+            Ok(0) => {}
+            Ok(accounts) => tracing::info!(accounts, "credentials are no longer kept"),
+            Err(error) => tracing::warn!(%error, "credentials that expired are still stored"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(TIDY_INTERVAL) => {}
+            () = stop.cancelled() => return,
+        }
+    }
 }
 
 /// A listening socket, and whether systemd gave it.

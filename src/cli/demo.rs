@@ -124,7 +124,8 @@ impl World {
         );
         config.listeners[0].address = (Ipv4Addr::LOCALHOST, 0).into();
         config.store.url = format!("sqlite://{}", file("mailchime.db").display());
-        config.credentials.key_file = file("mailchime.key");
+        let key_file = file("mailchime.key");
+        config.credentials = config::Credentials::Stored { key_file };
         let mut client = config::Apns::new(file("apns.pem"), file("apns.key"));
         client.endpoint =
             config::Endpoint { host: "localhost".into(), port: apns.address().port() };

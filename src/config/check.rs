@@ -9,7 +9,7 @@ mod value;
 
 use std::iter;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;

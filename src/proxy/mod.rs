@@ -22,7 +22,7 @@ use crate::imap::session::{Over, Profile, PushOffer};
 use crate::model::SessionEvent;
 use crate::net::backends::Backends;
 use crate::net::counters::Counters;
-use crate::store::{Store, Vault};
+use crate::store::CredentialSource;
 
 /// What all sessions share that began under one configuration. Its parts that outlive it are handles.
 #[derive(Debug)]
@@ -30,8 +30,7 @@ pub struct Context {
     backends: Backends,
     /// Offered to clients; `None` when push is off. May change at any time.
     push: watch::Receiver<Option<PushOffer>>,
-    store: Store,
-    vault: Arc<Vault>,
+    credentials: Arc<CredentialSource>,
     events: mpsc::Sender<SessionEvent>,
     /// What clients are shown.
     tls: Arc<ServerConfig>,
@@ -54,8 +53,7 @@ impl Context {
     pub fn new(
         backends: Backends,
         push: watch::Receiver<Option<PushOffer>>,
-        store: Store,
-        vault: Arc<Vault>,
+        credentials: Arc<CredentialSource>,
         events: mpsc::Sender<SessionEvent>,
         tls: Arc<ServerConfig>,
         config: &Config,
@@ -64,8 +62,7 @@ impl Context {
             counters: backends.counters(),
             backends,
             push,
-            store,
-            vault,
+            credentials,
             events,
             tls,
             gate: Arc::default(),
@@ -85,8 +82,7 @@ impl Context {
         Self {
             backends: self.backends.clone(),
             push: self.push.clone(),
-            store: self.store.clone(),
-            vault: Arc::clone(&self.vault),
+            credentials: Arc::clone(&self.credentials),
             events: self.events.clone(),
             tls,
             gate: Arc::clone(&self.gate),

@@ -19,11 +19,9 @@ pub(super) async fn register(
     let account = registration.device.account.clone();
     let token = registration.device.token.clone();
     let mailboxes = registration.mailboxes.len();
-    let sealed = context.vault.seal(&credentials);
     for attempt in 1..=TRIES {
-        let stored =
-            context.store.register(&registration, Some(&sealed), context.devices, Timestamp::now());
-        match stored.await {
+        let (source, now) = (&context.credentials, Timestamp::now());
+        match source.register(&registration, &credentials, context.devices, now).await {
             Ok(()) => {
                 tracing::info!(%account, %token, mailboxes, "device registered");
                 // If the watching side is gone the program is ending, and starts it next time.

@@ -18,10 +18,10 @@ use super::connection::{Connection, Lost};
 use super::refusal::Refusal;
 use crate::imap::capability::Capabilities;
 use crate::imap::login::printable;
-use crate::model::{Account, Credentials, Mailbox, Snapshot, Timestamp};
+use crate::model::{Account, Credentials, Mailbox, SecretKind, Snapshot, Timestamp};
 use crate::net::backend::{Backend, LoginError};
 use crate::net::backoff::Backoff;
-use crate::store::StoreError;
+use crate::store::{CredentialsError, StoreError};
 
 /// A connection that has lived so long makes the next failure the first one again.
 pub(super) const LIVED: Duration = Duration::from_secs(60);
@@ -221,9 +221,8 @@ impl Watcher {
         if self.credentials.as_ref().is_some_and(|known| known.same_as(&fresh)) {
             return;
         }
-        let sealed = self.context.vault.seal(&fresh);
-        let store = &self.context.store;
-        if let Err(error) = store.save_credentials(&self.account, &sealed).await {
+        let source = &self.context.credentials;
+        if let Err(error) = source.save(&self.account, &fresh, Timestamp::now()).await {
             tracing::warn!(account = %self.account, %error, "a new password could not be stored");
         }
         self.credentials = Some(fresh);
@@ -266,7 +265,7 @@ impl Watcher {
         // After a break nothing counts but what the devices were told.
         self.mailboxes.clear();
         self.reload().await?;
-        let credentials = match self.credentials.take() {
+        let credentials = match self.credentials.take().filter(lasts) {
             Some(credentials) => credentials,
             None => self.kept_credentials().await?,
         };
@@ -291,19 +290,23 @@ impl Watcher {
 
     /// The password that a session brought, else the stored one.
     async fn kept_credentials(&self) -> Result<Credentials, End> {
-        if let Some(credentials) = self.orders.borrow().credentials.clone() {
+        if let Some(credentials) = self.orders.borrow().credentials.clone().filter(lasts) {
             return Ok(credentials);
         }
         let account = &self.account;
-        let Some(sealed) = self.context.store.credentials(account).await? else {
-            tracing::warn!(%account, "not watched until its user logs in: no password is stored");
-            return Err(End::NoPassword);
-        };
-        // It stays as it is: with the right key file the next start can read it.
-        self.context.vault.unseal(account, &sealed).map_err(|error| {
-            tracing::error!(%account, %error, "not watched until its user logs in");
-            End::NoPassword
-        })
+        match self.context.credentials.of(account, Timestamp::now()).await {
+            Ok(Some(credentials)) => Ok(credentials),
+            Ok(None) => {
+                tracing::warn!(%account, "not watched until its user logs in: no password is kept");
+                Err(End::NoPassword)
+            }
+            // It stays as it is: with the right key file the next start can read it.
+            Err(CredentialsError::Vault(error)) => {
+                tracing::error!(%account, %error, "not watched until its user logs in");
+                Err(End::NoPassword)
+            }
+            Err(CredentialsError::Store(error)) => Err(error.into()),
+        }
     }
 
     /// Reads which mailboxes are registered and what their devices were told.
@@ -341,6 +344,11 @@ impl Watcher {
         }
         Ok(wanted)
     }
+}
+
+/// Whether credentials can be used again. A token expires, and the source knows when.
+fn lasts(credentials: &Credentials) -> bool {
+    credentials.kind == SecretKind::Password
 }
 
 async fn stopped(mut orders: watch::Receiver<Orders>) {

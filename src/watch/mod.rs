@@ -30,7 +30,7 @@ pub use self::supervisor::run;
 use crate::config::{self, Config};
 use crate::model::WatchEvent;
 use crate::net::backends::Backends;
-use crate::store::{Store, Vault};
+use crate::store::{CredentialSource, Store};
 
 /// What all watchers share.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub struct Context {
     response_size: usize,
     backends: Backends,
     store: Store,
-    vault: Arc<Vault>,
+    credentials: Arc<CredentialSource>,
     events: mpsc::Sender<WatchEvent>,
     pacer: pacer::Pacer,
     last_id: AtomicU64,
@@ -53,7 +53,7 @@ impl Context {
         config: &Config,
         backends: Backends,
         store: Store,
-        vault: Arc<Vault>,
+        credentials: Arc<CredentialSource>,
         events: mpsc::Sender<WatchEvent>,
     ) -> Self {
         Self {
@@ -62,7 +62,7 @@ impl Context {
             response_size: config.limits.capability_size,
             backends,
             store,
-            vault,
+            credentials,
             events,
             pacer: pacer::Pacer::new(config.watch.logins_per_second),
             last_id: AtomicU64::new(0),

@@ -91,13 +91,15 @@ impl Supervisor {
         tracing::debug!(accounts = accounts.len(), "accounts are to be watched");
         for LiveAccount { account, parked } in accounts {
             if self.watchers.get(&account).is_none_or(watch::Sender::is_closed) {
-                self.start(account, Orders::default(), parked.is_some());
+                let parked = parked.is_some() && self.context.credentials.heal_by_login();
+                self.start(account, Orders::default(), parked);
             }
         }
         Ok(())
     }
 
     fn registered(&mut self, account: Account, credentials: Credentials) {
+        let credentials = self.context.credentials.watching(&account, credentials);
         if let Some(orders) = self.watchers.get(&account)
             && !orders.is_closed()
         {
@@ -113,6 +115,7 @@ impl Supervisor {
 
     fn logged_in(&mut self, account: &Account, credentials: Credentials) {
         if let Some(orders) = self.watchers.get(account) {
+            let credentials = self.context.credentials.watching(account, credentials);
             orders.send_modify(|orders| orders.credentials = Some(credentials));
         }
     }
@@ -137,6 +140,7 @@ impl Supervisor {
     fn stop(&mut self, account: &Account) {
         if let Some(orders) = self.watchers.remove(account) {
             tracing::info!(%account, "no device is left: not watched any more");
+            self.context.credentials.forget(account);
             orders.send_modify(|orders| orders.stop = true);
         }
     }

@@ -49,7 +49,8 @@ impl World {
         );
         config.listeners[0].address = ([127, 0, 0, 1], 0).into();
         config.store.url = format!("sqlite://{}", file("mailchime.db").display());
-        config.credentials.key_file = file("mailchime.key");
+        let key_file = file("mailchime.key");
+        config.credentials = config::Credentials::Stored { key_file };
         config.watch.poll_interval = Duration::from_millis(300);
         config.watch.settle = Duration::from_millis(50);
         config.watch.retry_min = Duration::from_millis(50);

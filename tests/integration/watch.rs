@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "the helpers of tests are tests")]
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use mailchime::model::{
     Snapshot, Timestamp, WatchEvent,
 };
 use mailchime::net::backends::{Backends, Table};
-use mailchime::store::{DeviceKey, Store, Vault};
+use mailchime::store::{CredentialSource, DeviceKey, Sealed, Store, Vault};
 use mailchime::watch;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -34,7 +35,7 @@ async fn limited<T>(test: impl Future<Output = T>) -> T {
 struct World {
     folder: TempDir,
     store: Store,
-    vault: Arc<Vault>,
+    key_file: PathBuf,
     backend: SocketAddr,
     watch: config::Watch,
     /// How many events may wait for `push`.
@@ -57,7 +58,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
         let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
-        let vault = Arc::new(Vault::open(&folder.path().join("key")).unwrap());
+        let key_file = folder.path().join("key");
         let watch = config::Watch {
             idle_renewal: Duration::from_hours(1),
             poll_interval: Duration::from_hours(1),
@@ -67,7 +68,7 @@ impl World {
             retry_max: Duration::from_millis(5),
             settle: Duration::from_millis(50),
         };
-        Self { folder, store, vault, backend, watch, queue: 100 }
+        Self { folder, store, key_file, backend, watch, queue: 100 }
     }
 
     /// A phone of `user` registers for mailboxes, each with the state that it is told of.
@@ -83,8 +84,13 @@ impl World {
             },
             mailboxes: mailboxes.iter().map(|(name, told)| (Mailbox::new(name), *told)).collect(),
         };
-        let sealed = self.vault.seal(&credentials(user, PASSWORD));
+        let text = self.vault().seal(&credentials(user, PASSWORD));
+        let sealed = Sealed { text, until: None };
         self.store.register(&registration, Some(&sealed), 10, Timestamp::now()).await.unwrap();
+    }
+
+    fn vault(&self) -> Vault {
+        Vault::open(&self.key_file).unwrap()
     }
 
     /// The phone is no longer registered.
@@ -113,7 +119,7 @@ impl World {
     async fn stored_password(&self, user: &str) -> Vec<u8> {
         let account = Account::from_login(user);
         let sealed = self.store.credentials(&account).await.unwrap().unwrap();
-        self.vault.unseal(&account, &sealed).unwrap().expose_secret().to_vec()
+        self.vault().unseal(&account, &sealed.text).unwrap().expose_secret().to_vec()
     }
 
     /// Starts the program's watching part.
@@ -124,8 +130,10 @@ impl World {
         config.watch = self.watch.clone();
         let (sender, events) = mpsc::channel(self.queue);
         let backends = Backends::new(Table::new(&config).unwrap(), Arc::default());
-        let (store, vault) = (self.store.clone(), Arc::clone(&self.vault));
-        let context = Arc::new(watch::Context::new(&config, backends, store, vault, sender));
+        let stored = config::Credentials::Stored { key_file: self.key_file.clone() };
+        let source = Arc::new(CredentialSource::open(&stored, self.store.clone()).unwrap());
+        let store = self.store.clone();
+        let context = Arc::new(watch::Context::new(&config, backends, store, source, sender));
         let (sessions, session_events) = mpsc::channel(10);
         let (unwatched, unwatched_accounts) = mpsc::channel(10);
         let stop = CancellationToken::new();

@@ -23,7 +23,7 @@ use crate::net::backend::Backend;
 use crate::net::backends::{Backends, Table};
 use crate::net::listen;
 use crate::proxy;
-use crate::store::{Store, Vault};
+use crate::store::{CredentialSource, Store};
 
 /// The push topic that registrations in dialogues are answered with.
 pub const TOPIC: &str = proxy::record::TOPIC;
@@ -76,16 +76,15 @@ impl Proxy {
         change(&mut config);
         let url = format!("sqlite://{}/mailchime.db", folder.path().display());
         let store = Store::open(&url, Duration::from_millis(100)).await.map_err(Failure::broken)?;
-        let vault = Vault::open(&folder.path().join("key")).map_err(Failure::broken)?;
-        let vault = Arc::new(vault);
+        let credentials = CredentialSource::open(&config::Credentials::Memory, store.clone());
+        let credentials = Arc::new(credentials.map_err(Failure::broken)?);
         let (sender, events) = mpsc::channel(1000);
         let table = Table::new(&config).map_err(Failure::broken)?;
         let backends = Backends::new(table, Arc::default());
         let backend = backends.of(None);
         let tls = pki.server_config().map_err(Failure::broken)?;
         let push = watch::channel(push).1;
-        let context =
-            proxy::Context::new(backends, push, store.clone(), vault, sender, tls, &config);
+        let context = proxy::Context::new(backends, push, credentials, sender, tls, &config);
         let listener = listen::bind(([127, 0, 0, 1], 0).into()).map_err(Failure::broken)?;
         let address = listener.local_addr().map_err(Failure::broken)?;
         let client = pki.client_config(None).map_err(Failure::broken)?;

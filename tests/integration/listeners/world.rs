@@ -40,7 +40,8 @@ impl World {
             Config::new(config::Tls::new(file("server.pem"), file("server.key")), plain(backend));
         config.listeners[0].address = loopback();
         config.store.url = format!("sqlite://{}", file("mailchime.db").display());
-        config.credentials.key_file = file("mailchime.key");
+        let key_file = file("mailchime.key");
+        config.credentials = config::Credentials::Stored { key_file };
         config.limits.failure_delay = Duration::from_millis(1);
         change(&mut config);
         let mailchime = app::start(&config).await.unwrap();

@@ -1,10 +1,8 @@
 //! A watcher's life: starts, ends, passwords and broken connections.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mailchime::model::Account;
-use mailchime::store::Vault;
 
 use super::mail::{backend, idling, reconnected, world};
 use super::{PASSWORD, World, limited, told};
@@ -153,7 +151,7 @@ async fn a_password_that_cannot_be_read_is_waited_for_and_not_parked() {
         backend.add_account("bob", PASSWORD.as_bytes());
         let mut world = world(&backend).await;
         let key = world.folder.path().join("another key");
-        let right = std::mem::replace(&mut world.vault, Arc::new(Vault::open(&key).unwrap()));
+        let right = std::mem::replace(&mut world.key_file, key.clone());
         world.register("bob", &[("INBOX", told(2, 1, 0, 0))]).await;
         let watching = world.watch();
         backend.wait_until(|c| c.idling == 1).await;
@@ -164,12 +162,12 @@ async fn a_password_that_cannot_be_read_is_waited_for_and_not_parked() {
         watching.stop().await;
         // With the key of that time in its place nothing is lost.
         assert_eq!(world.parked("alice").await, None);
-        world.vault = right;
+        world.key_file = right;
         let watching = world.watch();
         backend.wait_until(|c| c.logins.contains_key("alice")).await;
         watching.stop().await;
         // And a login heals it without.
-        world.vault = Arc::new(Vault::open(&key).unwrap());
+        world.key_file = key;
         let watching = world.watch();
         watching.logged_in("alice", PASSWORD).await;
         backend.wait_until(|c| c.idling == 2).await;
