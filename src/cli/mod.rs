@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand, and what they share.
 
 mod certs;
+mod credentials;
 mod demo;
 pub mod logging;
 mod replay;
@@ -47,12 +48,21 @@ enum Command {
     /// Make certificates for development
     #[command(subcommand)]
     Certs(Certs),
+    /// The stored credentials
+    #[command(subcommand)]
+    Credentials(Credentials),
 }
 
 #[derive(Debug, Subcommand)]
 enum Certs {
     /// A CA, a server certificate for localhost and one for the APNs stand-in
     Dev(certs::Options),
+}
+
+#[derive(Debug, Subcommand)]
+enum Credentials {
+    /// Encrypt what is stored with a new key; mailchime may run meanwhile
+    Rotate(Configured),
 }
 
 /// How a command ended; the exit codes of DESIGN.md section 6.
@@ -85,6 +95,9 @@ pub fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Replay(options) => replay::run(&options),
         Command::Certs(Certs::Dev(options)) => certs::run(&options),
+        Command::Credentials(Credentials::Rotate(configured)) => {
+            credentials::run(&configured.config)
+        }
     };
     let (message, code) = match result {
         Ok(()) => return ExitCode::SUCCESS,

@@ -1,0 +1,51 @@
+//! `mailchime credentials rotate`: a new key for the stored credentials, while mailchime runs or not.
+
+use std::path::Path;
+
+use super::{Failure, runtime, say};
+use crate::config::{Config, Credentials};
+use crate::store::{CredentialsError, Store, StoreError, Vault, VaultError, rotate};
+
+pub(super) fn run(path: &Path) -> Result<(), Failure> {
+    let config = Config::load(path).map_err(|error| Failure::Usage(error.to_string()))?;
+    let Credentials::Stored { key_file } = &config.credentials else {
+        let problem = "no credentials are stored, so there is nothing to rotate";
+        return Err(Failure::Usage(format!("{}: [credentials] mode: {problem}", path.display())));
+    };
+    let usage = |key: &str, error: &dyn std::fmt::Display| {
+        Failure::Usage(format!("{}: {key}: {error}", path.display()))
+    };
+    // A key that nothing was sealed with is no key to rotate, and a misspelt path none to make.
+    if !key_file.exists() {
+        let problem = format!("{} does not exist; nothing was changed", key_file.display());
+        return Err(usage("[credentials] key_file", &problem));
+    }
+    let vault = Vault::open(key_file).map_err(|error| usage("[credentials] key_file", &error))?;
+    let rotated = runtime()?.block_on(async {
+        let store = Store::open(&config.store.url, config.store.busy_timeout).await?;
+        let rotated = rotate(&store, &vault).await;
+        store.close().await;
+        rotated
+    });
+    let rotated = rotated.map_err(|error| match error {
+        CredentialsError::Store(error @ StoreError::Unusable { .. }) => {
+            usage("[store] url", &error)
+        }
+        CredentialsError::Vault(
+            error @ (VaultError::KeyFile { .. } | VaultError::WrongKeyFile { .. }),
+        ) => usage("[credentials] key_file", &error),
+        error => Failure::Failed(format!("{error}. Run it again to go on where it stopped")),
+    })?;
+    say(format_args!(
+        "{} has a new key; {} credentials are sealed with it.",
+        key_file.display(),
+        rotated.resealed
+    ));
+    if rotated.unreadable > 0 {
+        say(format_args!(
+            "{} could not be opened and stay as they are: their users have to log in once more.",
+            rotated.unreadable
+        ));
+    }
+    Ok(())
+}
