@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mailchime::config::{
-    BackendTls, Collapse, Config, Events, Identity, ListenerTls, LogFormat, Network, Proxy,
+    self, BackendTls, Collapse, Config, Events, Identity, ListenerTls, LogFormat, Network, Proxy,
     PushType, Relay, Route, Trust,
 };
 use toml::{Table, Value};
@@ -89,7 +89,8 @@ fn every_key_takes_effect() {
     let (store, credentials) = (&config.store, &config.credentials);
     assert_eq!(store.url, "sqlite:///var/lib/mailchime/push.db");
     assert_eq!(store.busy_timeout, Duration::from_millis(250));
-    assert_eq!(credentials.key_file, Path::new("/etc/mailchime/key"));
+    let config::Credentials::Stored { key_file } = credentials else { panic!("{credentials:?}") };
+    assert_eq!(key_file, Path::new("/etc/mailchime/key"));
 
     let watch = &config.watch;
     assert_eq!(watch.idle_renewal, Duration::from_secs(28 * 60 + 30));

@@ -4,13 +4,19 @@
 use std::time::Duration;
 
 use mailchime::model::{Account, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp};
-use mailchime::store::{DeviceKey, LiveAccount, Settlement, Store, StoreError, Target};
+use mailchime::store::{DeviceKey, LiveAccount, Sealed, Settlement, Store, StoreError, Target};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};
 use tempfile::TempDir;
 
+mod bad_times;
+mod credentials;
+mod load;
 mod postgres;
+mod schemas;
 mod sqlite;
+
+use self::credentials::{a_master, credentials_in_memory, stored_credentials};
 
 const EVER: Timestamp = Timestamp(0);
 
@@ -159,6 +165,13 @@ contract! {
     expiry_takes_old_devices_alone,
     an_account_can_be_removed,
     calls_run_side_by_side,
+    who_comes_and_goes_at_once_is_not_lost,
+    everything_of_an_account_goes_in_one_call,
+    a_batch_of_any_size_is_written,
+    credentials_go_when_they_expire,
+    stored_credentials,
+    credentials_in_memory,
+    a_master,
     a_closed_store_says_so,
 }
 
@@ -288,35 +301,134 @@ async fn the_device_that_registers_remains_whatever_the_clock_says(store: Store)
     assert_eq!(only_target(&store, &alice()).await.device, late.device);
 }
 
+fn sealed(text: &str) -> Sealed {
+    Sealed { text: text.into(), until: None }
+}
+
+async fn kept(store: &Store, account: &Account) -> Option<String> {
+    store.credentials(account).await.unwrap().map(|sealed| sealed.text)
+}
+
 async fn credentials_and_parking(store: Store) {
     let parked = async || store.accounts(EVER).await.unwrap().remove(0).parked;
     let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
     let now = Timestamp(100);
 
     // Nobody's credentials are kept without a registration.
-    assert!(!store.save_credentials(&alice(), "sealed 0").await.unwrap());
-    assert_eq!(store.credentials(&alice()).await.unwrap(), None);
+    assert!(!store.save_credentials(&alice(), &sealed("sealed 0")).await.unwrap());
+    assert_eq!(kept(&store, &alice()).await, None);
     store.park(&alice(), "unknown", now).await.unwrap();
+    store.unpark(&alice()).await.unwrap();
     assert!(store.accounts(EVER).await.unwrap().is_empty());
 
-    store.register(&registration, Some("sealed 1"), 10, now).await.unwrap();
-    assert_eq!(store.credentials(&alice()).await.unwrap().as_deref(), Some("sealed 1"));
+    store.register(&registration, Some(&sealed("sealed 1")), 10, now).await.unwrap();
+    assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 1"));
     assert_eq!(parked().await, None);
 
     store.park(&alice(), "AUTHENTICATIONFAILED", now).await.unwrap();
     assert_eq!(parked().await.as_deref(), Some("AUTHENTICATIONFAILED"));
     store.register(&registration, None, 10, now).await.unwrap();
-    assert_eq!(parked().await.as_deref(), Some("AUTHENTICATIONFAILED"));
-    assert_eq!(store.credentials(&alice()).await.unwrap().as_deref(), Some("sealed 1"));
-
-    store.register(&registration, Some("sealed 2"), 10, now).await.unwrap();
-    assert_eq!(parked().await, None);
-    assert_eq!(store.credentials(&alice()).await.unwrap().as_deref(), Some("sealed 2"));
+    assert_eq!(parked().await, None, "whoever registers has just logged in");
+    assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 1"));
 
     store.park(&alice(), "NO", now).await.unwrap();
-    assert!(store.save_credentials(&alice(), "sealed 3").await.unwrap());
+    store.register(&registration, Some(&sealed("sealed 2")), 10, now).await.unwrap();
     assert_eq!(parked().await, None);
-    assert_eq!(store.credentials(&alice()).await.unwrap().as_deref(), Some("sealed 3"));
+    assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 2"));
+
+    store.park(&alice(), "NO", now).await.unwrap();
+    assert!(store.save_credentials(&alice(), &sealed("sealed 3")).await.unwrap());
+    assert_eq!(parked().await, None);
+    assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 3"));
+
+    store.park(&alice(), "NO", now).await.unwrap();
+    store.unpark(&alice()).await.unwrap();
+    assert_eq!(parked().await, None);
+    assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 3"));
+}
+
+async fn credentials_go_when_they_expire(store: Store) {
+    for (digit, account, until) in [('a', alice(), Some(200)), ('b', bob(), None)] {
+        let registration = registration(device(&account, digit), &["INBOX"], 5);
+        let sealed = Sealed { text: "sealed".into(), until: until.map(Timestamp) };
+        store.register(&registration, Some(&sealed), 10, Timestamp(100)).await.unwrap();
+        assert_eq!(store.credentials(&account).await.unwrap(), Some(sealed));
+        // A registration that brings none leaves them, and their end, alone.
+        store.register(&registration, None, 10, Timestamp(150)).await.unwrap();
+    }
+    assert_eq!(store.erase_credentials(Some(Timestamp(199))).await.unwrap(), 0);
+    assert_eq!(store.erase_credentials(Some(Timestamp(200))).await.unwrap(), 1);
+    assert_eq!(store.credentials(&alice()).await.unwrap(), None);
+    only_target(&store, &alice()).await;
+    assert_eq!(kept(&store, &bob()).await.as_deref(), Some("sealed"));
+    assert_eq!(store.erase_credentials(None).await.unwrap(), 1);
+    assert_eq!(store.credentials(&bob()).await.unwrap(), None);
+    assert_eq!(store.erase_credentials(None).await.unwrap(), 0);
+}
+
+async fn who_comes_and_goes_at_once_is_not_lost(store: Store) {
+    let mut tasks = tokio::task::JoinSet::new();
+    for digit in ['a', 'b', 'c'] {
+        let store = store.clone();
+        tasks.spawn(async move {
+            for round in 0..20 {
+                register(&store, device(&alice(), digit), &["INBOX", "Sent"], 5, round).await;
+                let targets = store.targets(&alice(), EVER).await.unwrap();
+                let own = targets.iter().find(|target| target.device.token == token(digit));
+                assert_eq!(own.expect("it was told OK").mailboxes.len(), 2, "round {round}");
+                assert_eq!(told(&store, &alice(), "Sent").await, Some(state(5)));
+                let removed = store.remove_device(&key(&alice(), digit), None).await.unwrap();
+                assert!(removed.is_some(), "round {round}");
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(store.accounts(EVER).await.unwrap(), []);
+}
+
+async fn everything_of_an_account_goes_in_one_call(store: Store) {
+    for digit in ['a', 'b'] {
+        let registration = registration(device(&alice(), digit), &["INBOX", "Sent"], 5);
+        store.register(&registration, Some(&sealed("sealed")), 10, EVER).await.unwrap();
+        owe(&store, key(&alice(), digit), "INBOX").await;
+    }
+    store.park(&alice(), "NO", EVER).await.unwrap();
+    assert!(store.remove_account(&alice()).await.unwrap());
+    assert_eq!(store.owed_accounts().await.unwrap(), []);
+    assert_eq!(store.credentials(&alice()).await.unwrap(), None);
+    // Whoever comes back begins anew.
+    register(&store, device(&alice(), 'a'), &["INBOX"], 9, 100).await;
+    assert_eq!(store.accounts(EVER).await.unwrap()[0].parked, None);
+    assert_eq!(mailboxes(&only_target(&store, &alice()).await), ["INBOX"]);
+    assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(9)));
+    assert_eq!(store.credentials(&alice()).await.unwrap(), None);
+}
+
+async fn a_batch_of_any_size_is_written(store: Store) {
+    // More than one statement takes.
+    let names: Vec<String> = (0..1203).map(|number| format!("Folder {number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    register(&store, device(&alice(), 'a'), &names, 5, 100).await;
+    let owed = |name: &&str| Settlement::Owed {
+        device: key(&alice(), 'a'),
+        mailbox: Mailbox::new(name),
+        since: Timestamp(1),
+    };
+    let now_told = |name: &&str| Settlement::Told {
+        account: alice(),
+        mailbox: Mailbox::new(name),
+        snapshot: state(6),
+    };
+    let batch: Vec<_> = names.iter().map(owed).chain(names.iter().map(now_told)).collect();
+    store.settle(&batch).await.unwrap();
+    let target = only_target(&store, &alice()).await;
+    assert_eq!(target.mailboxes.len(), names.len());
+    assert!(target.mailboxes.iter().all(|(_, owed)| *owed));
+    let watched = store.watched(&alice(), EVER).await.unwrap();
+    assert_eq!(watched.len(), names.len());
+    assert!(watched.iter().all(|(_, told)| *told == state(6)));
 }
 
 async fn only_live_devices_count(store: Store) {
@@ -443,13 +555,13 @@ async fn a_device_that_registered_since_is_not_removed(store: Store) {
 
 async fn an_account_goes_with_its_last_device(store: Store) {
     let first = registration(device(&alice(), 'a'), &["INBOX"], 5);
-    store.register(&first, Some("sealed"), 10, Timestamp(100)).await.unwrap();
+    store.register(&first, Some(&sealed("sealed")), 10, Timestamp(100)).await.unwrap();
     register(&store, device(&alice(), 'b'), &["INBOX"], 5, 100).await;
     owe(&store, key(&alice(), 'b'), "INBOX").await;
 
     let removed = store.remove_device(&key(&alice(), 'a'), None).await.unwrap().unwrap();
     assert!(removed.account_left);
-    assert_eq!(store.credentials(&alice()).await.unwrap().as_deref(), Some("sealed"));
+    assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed"));
 
     let removed = store.remove_device(&key(&alice(), 'b'), None).await.unwrap().unwrap();
     assert!(!removed.account_left);
@@ -466,7 +578,7 @@ async fn expiry_takes_old_devices_alone(store: Store) {
     register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
     register(&store, device(&alice(), 'b'), &["INBOX"], 5, 200).await;
     let bobs = registration(device(&bob(), 'c'), &["INBOX"], 5);
-    store.register(&bobs, Some("sealed"), 10, Timestamp(199)).await.unwrap();
+    store.register(&bobs, Some(&sealed("sealed")), 10, Timestamp(199)).await.unwrap();
     assert_eq!(store.expire(Timestamp(100)).await.unwrap(), []);
     assert_eq!(store.expire(Timestamp(200)).await.unwrap(), [bob()]);
     assert_eq!(store.credentials(&bob()).await.unwrap(), None);

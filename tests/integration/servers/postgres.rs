@@ -52,6 +52,11 @@ impl Postgres {
         self.process.stop();
     }
 
+    /// Ends it as if it had crashed: it has to recover at its next start.
+    pub(crate) fn crash(&mut self) {
+        self.process.stop_by(Stop::Leader("QUIT"));
+    }
+
     /// Starts it, stopped or not, on the same port and with the same data.
     pub(crate) fn restart(&mut self) {
         self.process.restart();

@@ -132,8 +132,13 @@ impl Process {
 
     /// Ends it in order if it runs; kills it if that takes too long. Its folder stays.
     pub(super) fn stop(&mut self) {
+        self.stop_by(self.plan.stop);
+    }
+
+    /// As [`Process::stop`], by another signal than the planned one.
+    pub(super) fn stop_by(&mut self, stop: Stop) {
         if let Some(running) = self.running.take() {
-            running.end(self.plan.stop);
+            running.end(stop);
         }
     }
 

@@ -83,9 +83,10 @@ async fn a_registration_that_was_dropped_in_its_middle_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(&folder).await;
         let registration = registration(device(&alice(), 'a'), &["INBOX", "Sent"], 5);
+        let dummy = sealed("sealed");
         let mut left_nothing = 0;
         for polls in 0.. {
-            let mut call = Box::pin(store.register(&registration, Some("sealed"), 10, EVER));
+            let mut call = Box::pin(store.register(&registration, Some(&dummy), 10, EVER));
             let mut remaining = polls;
             let returned = std::future::poll_fn(|context| {
                 if remaining == 0 {
@@ -260,11 +261,11 @@ async fn no_secret_is_in_the_database_or_an_error() {
         let store = open(&folder).await;
         let vault = Vault::open(&folder.path().join("credentials.key")).unwrap();
         let credentials = Credentials::password("alice@example.org", b"wonder land".to_vec());
-        let sealed = vault.seal(&credentials);
+        let sealed = Sealed { text: vault.seal(&credentials), until: None };
         let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
         store.register(&registration, Some(&sealed), 10, EVER).await.unwrap();
         let stored = store.credentials(&alice()).await.unwrap().unwrap();
-        assert!(vault.unseal(&alice(), &stored).unwrap().same_as(&credentials));
+        assert!(vault.unseal(&alice(), &stored.text).unwrap().same_as(&credentials));
         store.close().await;
         let bytes = fs::read(folder.path().join("mailchime.db")).unwrap();
         assert!(!bytes.windows(6).any(|window| window == b"wonder"));

@@ -1,0 +1,305 @@
+//! A database that is slow, locked, full or gone: each call ends in time with an error to try again
+//! on, and the store is well again by itself when the database is.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Instant;
+
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::postgres::Database;
+use super::*;
+use crate::servers::postgres::Postgres;
+
+const BUSY: Duration = Duration::from_millis(200);
+
+/// What a call may take beyond `busy_timeout`, and some time for a machine that is busy.
+const BOUND: Duration = Duration::from_secs(8);
+
+/// Each kind of call says that it may succeed later, and in time.
+async fn unavailable(store: &Store) {
+    let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
+    let owed = Settlement::Owed {
+        device: key(&alice(), 'a'),
+        mailbox: Mailbox::inbox(),
+        since: Timestamp(1),
+    };
+    let began = Instant::now();
+    let calls = tokio::join!(
+        store.register(&registration, None, 10, EVER),
+        store.settle(std::slice::from_ref(&owed)),
+        async { store.targets(&alice(), EVER).await.map(drop) },
+        store.ping(),
+    );
+    for refused in [calls.0, calls.1, calls.2, calls.3].map(Result::unwrap_err) {
+        assert!(refused.is_temporary(), "{refused:?}");
+        assert!(matches!(refused, StoreError::Unavailable { .. }), "{refused:?}");
+    }
+    let took = began.elapsed();
+    assert!(took < BUSY + BOUND, "{took:?}");
+}
+
+async fn well_again(store: &Store) {
+    register(store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+    assert_eq!(mailboxes(&only_target(store, &alice()).await), ["INBOX"]);
+}
+
+// The server is stopped without the runtime, so the tests' own tasks need another thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_crashes_and_comes_back() {
+    let Some(mut server) = Postgres::start("store::bad_times::a_server_that_crashes") else {
+        return;
+    };
+    limited(async {
+        let store = Store::open(&server.url(), BUSY).await.unwrap();
+        well_again(&store).await;
+        server.crash();
+        unavailable(&store).await;
+        server.restart();
+        well_again(&store).await;
+        store.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_comes_after_us() {
+    let Some(mut server) = Postgres::start("store::bad_times::a_server_that_comes_after") else {
+        return;
+    };
+    limited(async {
+        server.stop();
+        let store = Store::open(&server.url(), BUSY).await.unwrap();
+        unavailable(&store).await;
+        server.restart();
+        well_again(&store).await;
+        store.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn connections_that_the_server_ends_are_replaced() {
+    let test = "store::bad_times::connections_that_the_server_ends_are_replaced";
+    let Some(database) = Database::make(test).await else { return };
+    limited(async {
+        let store = database.open().await;
+        well_again(&store).await;
+        let mut beside = database.beside().await;
+        let ended: i64 = sqlx::query(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+             where application_name = 'mailchime' and datname = current_database()",
+        )
+        .fetch_one(&mut beside)
+        .await
+        .unwrap()
+        .get(0);
+        assert!(ended >= 2, "{ended}");
+        well_again(&store).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_table_that_is_locked() {
+    let Some(database) = Database::make("store::bad_times::a_table_that_is_locked").await else {
+        return;
+    };
+    limited(async {
+        let store = database.try_open(BUSY).await.unwrap();
+        let mut beside = database.beside().await;
+        let mut lock = beside.begin().await.unwrap();
+        lock.execute("lock table account, device in access exclusive mode").await.unwrap();
+        let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
+        let began = Instant::now();
+        let refused = store.register(&registration, None, 10, EVER).await.unwrap_err();
+        assert!(refused.is_temporary(), "{refused:?}");
+        let refused = store.targets(&alice(), EVER).await.unwrap_err();
+        assert!(refused.is_temporary(), "{refused:?}");
+        assert!(began.elapsed() >= 2 * BUSY && began.elapsed() < BOUND, "{:?}", began.elapsed());
+        store.ping().await.unwrap();
+        lock.rollback().await.unwrap();
+        well_again(&store).await;
+    })
+    .await;
+}
+
+/// How many connections wait for a lock.
+async fn waiting(connection: &mut PgConnection) -> i64 {
+    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
+                   and datname = current_database()";
+    sqlx::query(waiting).fetch_one(connection).await.unwrap().get(0)
+}
+
+#[tokio::test]
+async fn transactions_in_each_others_way() {
+    let test = "store::bad_times::transactions_in_each_others_way";
+    let Some(database) = Database::make(test).await else { return };
+    limited(async {
+        let store = database.open().await;
+        well_again(&store).await;
+        let mut beside = database.beside().await;
+        let mut watching = database.beside().await;
+        let mut other = beside.begin().await.unwrap();
+        other.execute("update snapshot set messages = 1").await.unwrap();
+        let settling = tokio::spawn({
+            let store = store.clone();
+            async move {
+                let owed = Settlement::Owed {
+                    device: key(&alice(), 'a'),
+                    mailbox: Mailbox::inbox(),
+                    since: Timestamp(1),
+                };
+                let mailbox = Mailbox::inbox();
+                let told = Settlement::Told { account: alice(), mailbox, snapshot: state(6) };
+                store.settle(&[owed, told]).await
+            }
+        });
+        while waiting(&mut watching).await == 0 {
+            tokio::task::yield_now().await;
+        }
+        // Now each waits for the other. The store began to wait first, so it is the one to go.
+        other.execute("update device_mailbox set owed_since = null").await.unwrap();
+        other.commit().await.unwrap();
+        settling.await.unwrap().unwrap();
+        assert_eq!(mailboxes(&only_target(&store, &alice()).await), ["INBOX!"]);
+        assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(6)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_with_a_full_disk_or_too_many_clients() {
+    let test = "store::bad_times::a_server_with_a_full_disk_or_too_many_clients";
+    let Some(database) = Database::make(test).await else { return };
+    limited(async {
+        let store = database.open().await;
+        let mut beside = database.beside().await;
+        let codes = ["53100", "53300", "58030", "57014", "25006", "40001", "08006"];
+        for (code, temporary) in
+            codes.map(|code| (code, true)).into_iter().chain([("22000", false)])
+        {
+            let failing = format!(
+                "create or replace function fail() returns trigger language plpgsql as $$ begin \
+                 raise exception 'as if' using errcode = '{code}'; end $$; \
+                 create or replace trigger fail before insert on device execute function fail()"
+            );
+            beside.execute(AssertSqlSafe(failing)).await.unwrap();
+            let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
+            let refused = store.register(&registration, None, 10, EVER).await.unwrap_err();
+            assert_eq!(refused.is_temporary(), temporary, "{code}: {refused:?}");
+            beside.execute("drop trigger fail on device").await.unwrap();
+            well_again(&store).await;
+            store.remove_account(&alice()).await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// Passes bytes on to `server`, until it is told to freeze.
+async fn relay(server: SocketAddr, frozen: watch::Receiver<bool>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut frozen = frozen.clone();
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(server).await.unwrap();
+                // Frozen once, a connection says nothing any more and does not end.
+                tokio::select! {
+                    _ = copy_bidirectional(&mut client, &mut server) => return,
+                    _ = async { frozen.wait_for(|frozen| *frozen).await.map(drop) } => {}
+                }
+                std::future::pending::<()>().await;
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_any_more() {
+    let test = "store::bad_times::a_server_that_says_nothing_any_more";
+    let Some(database) = Database::make(test).await else { return };
+    limited(async {
+        let (freeze, frozen) = watch::channel(false);
+        let address = relay(database.address, frozen).await;
+        let url = database.url.replace(&database.address.to_string(), &address.to_string());
+        let patience = Duration::from_secs(2);
+        let store = Store::open(&url, patience).await.unwrap();
+        well_again(&store).await;
+        // As many calls as there are connections are waiting for a lock when it happens.
+        let mut beside = database.beside().await;
+        let mut watching = database.beside().await;
+        let mut lock = beside.begin().await.unwrap();
+        lock.execute("lock table account, device in access exclusive mode").await.unwrap();
+        let mut calls = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let (reading, writing) = (store.clone(), store.clone());
+            calls.spawn(async move { reading.targets(&alice(), EVER).await.map(drop) });
+            calls.spawn(async move { writing.remove_account(&bob()).await.map(drop) });
+        }
+        while waiting(&mut watching).await < 8 {
+            tokio::task::yield_now().await;
+        }
+        freeze.send_replace(true);
+        let began = Instant::now();
+        while let Some(refused) = calls.join_next().await {
+            let refused = refused.unwrap().unwrap_err();
+            assert!(refused.is_temporary(), "{refused:?}");
+        }
+        assert!(began.elapsed() < patience + BOUND, "{:?}", began.elapsed());
+        lock.rollback().await.unwrap();
+        freeze.send_replace(false);
+        // The connections from before are given up; nobody waits for them.
+        while store.ping().await.is_err() {}
+        well_again(&store).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_sqlite_file_on_a_full_disk() {
+    let test = "store::bad_times::a_sqlite_file_on_a_full_disk";
+    let folder = tempfile::tempdir().unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=600k", "tmpfs"])
+        .arg(folder.path())
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !mounted {
+        crate::skip::report(test, "no file system can be mounted");
+        return;
+    }
+    limited(async {
+        let store = open(&folder).await;
+        well_again(&store).await;
+        let filler = folder.path().join("filler");
+        // Whatever is left of it.
+        let _ = std::fs::write(&filler, vec![0; 1024 * 1024]);
+        let mut stored = 1;
+        let refused = loop {
+            let account = Account::from_login(&format!("user{stored}@example.org"));
+            let registration = registration(device(&account, 'b'), &["INBOX"; 1], 5);
+            match store.register(&registration, None, 10, EVER).await {
+                Ok(()) => stored += 1,
+                Err(error) => break error,
+            }
+            assert!(stored < 10_000, "it is never full");
+        };
+        assert!(refused.is_temporary(), "{refused:?}");
+        assert_eq!(store.accounts(EVER).await.unwrap().len(), stored, "reading goes on");
+        std::fs::remove_file(&filler).unwrap();
+        well_again(&store).await;
+        register(&store, device(&bob(), 'c'), &["INBOX"], 5, 100).await;
+        assert_eq!(store.accounts(EVER).await.unwrap().len(), stored + 1);
+        store.close().await;
+    })
+    .await;
+    let unmounted = Command::new("umount").arg("-l").arg(folder.path()).status().unwrap();
+    assert!(unmounted.success());
+}

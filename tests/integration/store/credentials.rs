@@ -1,0 +1,154 @@
+//! With what watchers log in, by mode; part of the contract.
+
+use mailchime::config::{self, LoginTemplate};
+use mailchime::model::{Credentials, SecretKind};
+use mailchime::store::{CredentialSource, CredentialsError, VaultError};
+use tempfile::NamedTempFile;
+
+use super::*;
+
+const HOUR: i64 = 3_600_000;
+
+fn password(password: &str) -> Credentials {
+    Credentials::password("alice@Example.org", password.as_bytes().to_vec())
+}
+
+fn token() -> Credentials {
+    Credentials::bearer("alice@Example.org", b"opaque".to_vec())
+}
+
+async fn registered(source: &CredentialSource, with: &Credentials, now: i64) {
+    let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
+    source.register(&registration, with, 10, Timestamp(now)).await.unwrap();
+}
+
+/// The secret with which alice's watcher logs in.
+async fn secret(source: &CredentialSource, now: i64) -> Option<String> {
+    let credentials = source.of(&alice(), Timestamp(now)).await.unwrap()?;
+    Some(String::from_utf8(credentials.expose_secret().to_vec()).unwrap())
+}
+
+async fn is_parked(store: &Store) -> bool {
+    store.accounts(EVER).await.unwrap()[0].parked.is_some()
+}
+
+pub(super) async fn stored_credentials(store: Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config::Credentials::Stored { key_file: folder.path().join("key") };
+    let source = CredentialSource::open(&config, store.clone()).unwrap();
+    assert!(source.of(&alice(), EVER).await.unwrap().is_none());
+    registered(&source, &password("first"), 0).await;
+    assert_eq!(secret(&source, i64::MAX).await.as_deref(), Some("first"));
+    let known = source.of(&alice(), EVER).await.unwrap().unwrap();
+    assert!(known.same_as(&password("first")), "also the name as it was given");
+
+    // A new password replaces the old at once and ends the parking; so does the same, unwritten.
+    store.park(&alice(), "NO", EVER).await.unwrap();
+    source.save(&alice(), &password("second"), EVER).await.unwrap();
+    assert_eq!(secret(&source, 0).await.as_deref(), Some("second"));
+    assert!(!is_parked(&store).await);
+    let before = kept(&store, &alice()).await;
+    store.park(&alice(), "NO", EVER).await.unwrap();
+    source.save(&alice(), &password("second"), EVER).await.unwrap();
+    assert!(!is_parked(&store).await);
+    assert_eq!(kept(&store, &alice()).await, before);
+
+    // A token lives until it expires, and is gone then.
+    source.save(&alice(), &token(), Timestamp(1000)).await.unwrap();
+    assert_eq!(secret(&source, 999 + HOUR).await.as_deref(), Some("opaque"));
+    let known = source.of(&alice(), EVER).await.unwrap().unwrap();
+    assert_eq!(known.kind, SecretKind::Bearer);
+    assert_eq!(secret(&source, 1000 + HOUR).await, None);
+    assert_eq!(source.tidy(Timestamp(999 + HOUR)).await.unwrap(), 0);
+    assert_eq!(source.tidy(Timestamp(1000 + HOUR)).await.unwrap(), 1);
+    assert_eq!(kept(&store, &alice()).await, None);
+
+    // Under another key nothing opens, nothing is lost, and a login heals it.
+    registered(&source, &password("third"), 0).await;
+    assert_eq!(source.unreadable().await.unwrap(), 0);
+    let config = config::Credentials::Stored { key_file: folder.path().join("other key") };
+    let other = CredentialSource::open(&config, store.clone()).unwrap();
+    assert_eq!(other.unreadable().await.unwrap(), 1);
+    let refused = other.of(&alice(), EVER).await.unwrap_err();
+    let CredentialsError::Vault(VaultError::OtherKey { .. }) = refused else { panic!("{refused}") };
+    assert_eq!(secret(&source, 0).await.as_deref(), Some("third"));
+    other.save(&alice(), &password("third"), EVER).await.unwrap();
+    assert_eq!(secret(&other, 0).await.as_deref(), Some("third"));
+
+    let known = source.watching(&alice(), password("fresh"));
+    assert!(known.same_as(&password("fresh")) && source.heal_by_login());
+}
+
+pub(super) async fn credentials_in_memory(store: Store) {
+    let source = CredentialSource::open(&config::Credentials::Memory, store.clone()).unwrap();
+    registered(&source, &password("first"), 0).await;
+    assert_eq!(kept(&store, &alice()).await, None, "nothing is written");
+    assert_eq!(secret(&source, i64::MAX).await.as_deref(), Some("first"));
+    store.park(&alice(), "NO", EVER).await.unwrap();
+    source.save(&alice(), &password("second"), EVER).await.unwrap();
+    assert!(!is_parked(&store).await);
+    assert_eq!(secret(&source, 0).await.as_deref(), Some("second"));
+    let shown = format!("{source:?}");
+    assert!(shown.contains("memory") && !shown.contains("second"), "{shown}");
+
+    let restarted = CredentialSource::open(&config::Credentials::Memory, store.clone()).unwrap();
+    assert_eq!(secret(&restarted, 0).await, None, "gone at a restart");
+
+    source.save(&alice(), &token(), Timestamp(1000)).await.unwrap();
+    assert_eq!(secret(&source, 1000 + HOUR).await, None);
+    source.tidy(Timestamp(1000 + HOUR)).await.unwrap();
+    assert_eq!(secret(&source, 1000).await, None, "not hidden but gone");
+
+    source.save(&alice(), &password("third"), EVER).await.unwrap();
+    source.forget(&alice());
+    assert_eq!(secret(&source, 0).await, None);
+
+    // What another mode stored does not stay.
+    store.save_credentials(&alice(), &sealed("from before")).await.unwrap();
+    assert_eq!(source.tidy(EVER).await.unwrap(), 1);
+    assert_eq!(kept(&store, &alice()).await, None);
+}
+
+pub(super) async fn a_master(store: Store) {
+    let file = NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "master's secret\n").unwrap();
+    let config = |template: Option<&str>| config::Credentials::Master {
+        user: "boss".into(),
+        password_file: file.path().to_owned(),
+        login_template: template.map(|template| LoginTemplate::new(template).unwrap()),
+    };
+    let source = CredentialSource::open(&config(None), store.clone()).unwrap();
+    registered(&source, &password("alice's own"), 0).await;
+    assert_eq!(kept(&store, &alice()).await, None);
+    let master = source.of(&alice(), EVER).await.unwrap().unwrap();
+    let expected = Credentials::password("boss", b"master's secret".to_vec());
+    assert!(master.same_as(&expected.acting_as("alice@example.org")), "{master:?}");
+    source.save(&alice(), &password("alice's own"), EVER).await.unwrap();
+    assert_eq!(kept(&store, &alice()).await, None);
+    let watching = source.watching(&alice(), password("alice's own"));
+    assert!(watching.same_as(&master) && !source.heal_by_login());
+    let shown = format!("{source:?}");
+    assert!(shown.contains("master") && !shown.contains("secret"), "{shown}");
+
+    let source = CredentialSource::open(&config(Some("{user}*{master}")), store.clone()).unwrap();
+    let master = source.of(&alice(), EVER).await.unwrap().unwrap();
+    let login = "alice@example.org*boss";
+    assert!(master.same_as(&Credentials::password(login, b"master's secret".to_vec())));
+    // A name may hold what means something in the template.
+    let odd = Account::from_login("{master}{user}");
+    let master = source.of(&odd, EVER).await.unwrap().unwrap();
+    assert_eq!(master.login, "{master}{user}*boss");
+
+    for (mode, text, said) in
+        [(0o640, "secret", "chmod 600"), (0o600, "", "one line"), (0o600, "a\nb", "one line")]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::write(file.path(), text).unwrap();
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(file.path(), permissions).unwrap();
+        let refused = CredentialSource::open(&config(None), store.clone()).unwrap_err();
+        assert!(matches!(refused, VaultError::PasswordFile { .. }), "{refused:?}");
+        let shown = refused.to_string();
+        assert!(shown.contains(said) && !shown.contains("secret"), "{shown}");
+    }
+}

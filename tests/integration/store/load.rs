@@ -1,0 +1,115 @@
+//! What a thousand changes a second cost. The times are printed, the numbers of transactions and
+//! statements are checked.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use tracing::subscriber::DefaultGuard;
+use tracing::{Event, Metadata, span};
+
+use super::*;
+
+const CHANGES: usize = 1000;
+
+/// Counts what sqlx logs on this thread: one event for each statement.
+#[derive(Clone, Default)]
+struct Statements(Arc<AtomicUsize>);
+
+impl Statements {
+    fn count() -> (Self, DefaultGuard) {
+        let counter = Self::default();
+        let guard = tracing::subscriber::set_default(counter.clone());
+        (counter, guard)
+    }
+
+    fn take(&self) -> usize {
+        self.0.swap(0, Ordering::Relaxed)
+    }
+}
+
+impl tracing::Subscriber for Statements {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "sqlx::query"
+    }
+    fn event(&self, _: &Event<'_>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+async fn filled(store: &Store) {
+    for number in 0..CHANGES {
+        register(store, device(&account(number), 'a'), &["INBOX"], 5, 100).await;
+    }
+}
+
+fn account(number: usize) -> Account {
+    Account::from_login(&format!("user{number}@example.org"))
+}
+
+/// A change of each account, told to its device.
+fn batch(uid_next: u64) -> Vec<Settlement> {
+    let of = |number| {
+        let account = account(number);
+        let device = key(&account, 'a');
+        let mailboxes = vec![Mailbox::inbox()];
+        [
+            Settlement::Accepted { device, mailboxes, at: Timestamp(200) },
+            Settlement::Told { account, mailbox: Mailbox::inbox(), snapshot: state(uid_next) },
+        ]
+    };
+    (0..CHANGES).flat_map(of).collect()
+}
+
+async fn write(store: &Store, database: &str) {
+    let began = Instant::now();
+    store.settle(&batch(6)).await.unwrap();
+    println!("{database}: {CHANGES} changes in one batch: {:?}", began.elapsed());
+    assert_eq!(told(store, &account(CHANGES - 1), "INBOX").await, Some(state(6)));
+}
+
+#[tokio::test]
+async fn a_second_of_changes_is_one_transaction_of_few_statements() {
+    let test = "store::load::a_second_of_changes_is_one_transaction_of_few_statements";
+    let Some(database) = postgres::Database::make(test).await else { return };
+    limited(async {
+        let store = database.open().await;
+        filled(&store).await;
+        let (statements, _guard) = Statements::count();
+        store.ping().await.unwrap();
+        let of_a_ping = statements.take();
+        assert!(of_a_ping >= 1, "statements are counted");
+        write(&store, "PostgreSQL").await;
+        // Marks, devices and snapshots, 500 rows each at most; one to begin, one to commit, and one
+        // that reads in the end.
+        let counted = statements.take();
+        println!("PostgreSQL: {counted} statements");
+        assert!((6..=9).contains(&counted), "{counted}");
+
+        // A registration costs the same for one mailbox as for many.
+        let names: Vec<String> = (0..64).map(|number| format!("Folder {number}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        register(&store, device(&alice(), 'a'), &names, 5, 100).await;
+        let counted = statements.take();
+        assert!(counted <= 10, "{counted}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_second_of_changes_takes_a_sqlite_file_little_time() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder).await;
+        filled(&store).await;
+        write(&store, "SQLite").await;
+    })
+    .await;
+}

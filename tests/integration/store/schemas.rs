@@ -1,0 +1,79 @@
+//! Databases of earlier schemas, kept in `fixtures/schemas`, are brought up to date with all that is
+//! in them.
+
+use sqlx::{AssertSqlSafe, Connection, Executor};
+
+use super::*;
+
+const SQLITE: &str = include_str!("../../../fixtures/schemas/0001.sqlite.sql");
+const POSTGRES: &str = include_str!("../../../fixtures/schemas/0001.postgres.sql");
+
+#[tokio::test]
+async fn the_first_sqlite_database_is_brought_up_to_date() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mailchime.db");
+        let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
+        let mut connection = options.connect().await.unwrap();
+        connection.execute(AssertSqlSafe(SQLITE)).await.unwrap();
+        connection.close().await.unwrap();
+        holds_what_it_held(&open(&folder).await).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_first_postgres_database_is_brought_up_to_date() {
+    let test = "store::schemas::the_first_postgres_database_is_brought_up_to_date";
+    let Some(database) = postgres::Database::make(test).await else { return };
+    limited(async {
+        let mut connection = database.beside().await;
+        connection.execute(AssertSqlSafe(POSTGRES)).await.unwrap();
+        connection.close().await.unwrap();
+        holds_what_it_held(&database.open().await).await;
+    })
+    .await;
+}
+
+async fn holds_what_it_held(store: &Store) {
+    let bob = Account::from_login("Bob");
+    let phone = DeviceToken::new(&"ab12".repeat(16)).unwrap();
+    let accounts = store.accounts(EVER).await.unwrap();
+    let parked: Vec<_> =
+        accounts.iter().map(|live| (live.account.as_str(), live.parked.as_deref())).collect();
+    let mut expected = vec![("Bob", Some("AUTHENTICATIONFAILED")), ("alice@example.org", None)];
+    // In the order of the database.
+    expected.sort_by_key(|(name, _)| parked.iter().position(|(found, _)| found == name));
+    assert_eq!(parked, expected);
+    assert_eq!(store.credentials(&alice()).await.unwrap(), Some(sealed("v1.0a1b2c3d.c2VhbGVk")));
+    assert_eq!(store.credentials(&bob).await.unwrap(), None);
+
+    let target = only_target(store, &alice()).await;
+    assert_eq!(target.device.token.as_given(), "AB12".repeat(16));
+    assert_eq!(target.device.account_id, "0715A26B-CA09-4730-A419-793000CA982E");
+    assert_eq!((target.device.version, &*target.device.topic), (2, "com.apple.mail.XServer.1"));
+    assert_eq!(target.registered_at, Timestamp(1_700_000_000_000));
+    assert_eq!(target.pushed_at, Some(Timestamp(1_700_000_100_000)));
+    assert_eq!(mailboxes(&target), ["Entwürfe!", "INBOX"]);
+    let other = only_target(store, &bob).await;
+    assert_eq!((other.device.token, other.device.version, other.pushed_at), (phone, 1, None));
+
+    let drafts = Snapshot {
+        uid_validity: Some(2),
+        uid_next: Some(9),
+        messages: Some(1),
+        unseen: None,
+        highest_mod_seq: Some(u64::MAX),
+    };
+    assert_eq!(told(store, &alice(), "Entwürfe").await, Some(drafts));
+    assert_eq!(told(store, &bob, "INBOX").await.unwrap().highest_mod_seq, Some(77));
+
+    // And it goes on from there.
+    let fresh = Sealed { text: "v1.fresh".into(), until: Some(Timestamp(5)) };
+    let registration = registration(device(&alice(), 'c'), &["INBOX"], 30);
+    store.register(&registration, Some(&fresh), 10, Timestamp::now()).await.unwrap();
+    assert_eq!(store.credentials(&alice()).await.unwrap(), Some(fresh));
+    assert_eq!(told(store, &alice(), "INBOX").await.unwrap().uid_next, Some(5));
+    assert_eq!(store.expire(Timestamp(1_700_000_300_000)).await.unwrap(), []);
+    assert!(store.remove_account(&bob).await.unwrap());
+}
