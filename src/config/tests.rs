@@ -259,6 +259,39 @@ fn a_refused_value_names_its_key_and_what_is_allowed() {
         ("[watch", "unclosed table"),
         ("[watch]\n[watch]", "duplicate key"),
         ("[credentials]\nmode = \"plain\"", "[credentials] mode: unknown variant `plain`"),
+        (
+            "[credentials]\nmode = \"memory\"\nkey_file = \"a.key\"",
+            "[credentials] key_file: has no meaning with mode = \"memory\"; remove it, or set mode = \
+             \"stored\"",
+        ),
+        (
+            "[credentials]\nmaster_user = \"boss\"",
+            "[credentials] master_user: has no meaning with mode = \"stored\"; remove it, or set mode \
+             = \"master\"",
+        ),
+        (
+            "[credentials]\nmode = \"master\"",
+            "[credentials] master_user: missing; name the user of the IMAP server",
+        ),
+        (
+            "[credentials]\nmode = \"master\"\nmaster_user = \"boss\"",
+            "[credentials] master_password_file: missing; name a file with nothing but the password",
+        ),
+        (
+            "[credentials]\nmode = \"master\"\nmaster_user = \"boss\"\n\
+             master_password_file = \"certs/ca.pem\"\nlogin_template = \"{user}\"",
+            "[credentials] login_template: \"{user}\" is not understood; allowed is a text that holds",
+        ),
+        (
+            "[store]\nurl = \"postgres://u:secret@db:5432/mail?pasword=secret\"",
+            "[store] url: postgres://db:5432/mail: has an unknown parameter; allowed are application",
+        ),
+        (
+            "[store]\nurl = \"postgres://u:secret@db/mail?sslrootcert=no.pem\"",
+            "[store] url: postgres://db:5432/mail: sslrootcert: no.pem is not a file",
+        ),
+        ("[store]\nurl = \"postgres://u:secret@db:x/mail\"", "[store] url: postgres://…: "),
+        ("[store]\nurl = \"mysql://u:secret@db/mail\"", "[store] url: the URL is not understood"),
         ("[backend]", "[backend] address: missing; give the IMAP server as \"host:port\""),
         ("[backend]\naddress = \"localhost\"", "[backend] address: \"localhost\" is no address"),
         ("[backend]\naddress = \"::1:143\"", "[backend] address: \"::1:143\" is no address"),
@@ -377,6 +410,50 @@ fn events_are_new_mail_or_anything_else() {
     assert_eq!(events("\"MessageAppend\", \"FlagsClear\""), Push::default().events);
     for quiet in ["MessageRead", "MessageTrash", "MessageExpunge", "MessageExpires", "FlagsSet"] {
         assert_eq!(events(&format!("\"{quiet}\"")), Events { new_mail: false, quiet: true });
+    }
+}
+
+#[test]
+fn a_database_server_is_taken_as_it_is_given_and_its_password_not_shown() {
+    for url in [
+        "postgres://mc:secret@127.0.0.1/mail",
+        "postgresql://mc@db.example.org:5433/mail?sslmode=verify-full&password=secret",
+        "postgres:///mail?host=/run/postgresql&user=mc&password=secret",
+    ] {
+        let config = parse(&format!("[store]\nurl = \"{url}\"")).unwrap();
+        assert_eq!(config.store.url, url);
+        assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("secret") && shown.contains("postgres://"), "{shown}");
+    }
+    for mode in ["", "?sslmode=require", "?sslmode=disable"] {
+        let url = format!("postgres://mc:secret@db.example.org/mail{mode}");
+        let warnings = parse(&format!("[store]\nurl = \"{url}\"")).unwrap().warnings;
+        assert!(warnings[0].starts_with("[store] url: device tokens"), "{warnings:?}");
+        assert!(!warnings[0].contains("secret"), "{warnings:?}");
+    }
+}
+
+#[test]
+fn credentials_have_three_modes() {
+    let credentials = |text: &str| parse(&format!("[credentials]\n{text}")).unwrap().credentials;
+    assert_eq!(credentials("mode = \"memory\""), Credentials::Memory);
+    let master = "mode = \"master\"\nmaster_user = \"boss\"\n\
+                  master_password_file = \"certs/ca.pem\"\n";
+    let Credentials::Master { user, password_file, login_template } = credentials(master) else {
+        panic!("no master")
+    };
+    assert_eq!((&*user, login_template), ("boss", None));
+    assert!(password_file.ends_with("certs/ca.pem"));
+    let with = credentials(&format!("{master}login_template = \"{{user}}*{{master}}\""));
+    let Credentials::Master { login_template: Some(template), .. } = with else {
+        panic!("{with:?}")
+    };
+    assert_eq!(template.login("alice", "boss"), "alice*boss");
+    for bad in
+        ["", "{user}", "{master}", "{user}{user}{master}", "{user}*{master}{", "{User}{master}"]
+    {
+        assert_eq!(LoginTemplate::new(bad), None, "{bad}");
     }
 }
 

@@ -2,6 +2,7 @@
 //! how it lives through bad days, what it logs, how it ends.
 
 mod bad_days;
+mod credentials;
 mod demo;
 mod hostile;
 mod logs;

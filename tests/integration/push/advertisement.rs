@@ -59,7 +59,8 @@ async fn b10_push_is_offered_to_those_for_whom_there_is_a_valid_identity() {
         );
         config.listeners[0].address = ([127, 0, 0, 1], 0).into();
         config.store.url = format!("sqlite://{}", file("mailchime.db").display());
-        config.credentials.key_file = file("mailchime.key");
+        let key_file = file("mailchime.key");
+        config.credentials = config::Credentials::Stored { key_file };
         config.apns = ["a", "b"]
             .map(|topic| {
                 let files = [".pem", ".key"].map(|end| file(&format!("{topic}{end}")));

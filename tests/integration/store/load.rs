@@ -68,11 +68,13 @@ fn batch(uid_next: u64) -> Vec<Settlement> {
     (0..CHANGES).flat_map(of).collect()
 }
 
-async fn write(store: &Store, database: &str) {
+/// Writes the changes; how long that took.
+async fn write(store: &Store) -> Duration {
     let began = Instant::now();
     store.settle(&batch(6)).await.unwrap();
-    println!("{database}: {CHANGES} changes in one batch: {:?}", began.elapsed());
+    let took = began.elapsed();
     assert_eq!(told(store, &account(CHANGES - 1), "INBOX").await, Some(state(6)));
+    took
 }
 
 #[tokio::test]
@@ -86,11 +88,11 @@ async fn a_second_of_changes_is_one_transaction_of_few_statements() {
         store.ping().await.unwrap();
         let of_a_ping = statements.take();
         assert!(of_a_ping >= 1, "statements are counted");
-        write(&store, "PostgreSQL").await;
+        let took = write(&store).await;
         // Marks, devices and snapshots, 500 rows each at most; one to begin, one to commit, and one
         // that reads in the end.
         let counted = statements.take();
-        println!("PostgreSQL: {counted} statements");
+        println!("PostgreSQL: {CHANGES} changes: {counted} statements, {took:?}");
         assert!((6..=9).contains(&counted), "{counted}");
 
         // A registration costs the same for one mailbox as for many.
@@ -109,7 +111,7 @@ async fn a_second_of_changes_takes_a_sqlite_file_little_time() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(&folder).await;
         filled(&store).await;
-        write(&store, "SQLite").await;
+        println!("SQLite: {CHANGES} changes: {:?}", write(&store).await);
     })
     .await;
 }

@@ -1,0 +1,79 @@
+//! `mailchime credentials rotate`: what it says and what becomes of the files.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use mailchime::config;
+use mailchime::demo::pki::Pki;
+use mailchime::model::{
+    Credentials, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp,
+};
+use mailchime::store::{CredentialSource, Store};
+
+use super::limited;
+use super::process::{Process, mailchime};
+
+const CONFIG: &str = "[tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\
+    [backend]\naddress = \"127.0.0.1:1\"\ntls = \"none\"\n";
+
+async fn rotate(folder: &Path, config: &str) -> (Option<i32>, String) {
+    fs::write(folder.join("proxy.toml"), config).unwrap();
+    let mut command = mailchime(&["credentials", "rotate", "--config", "proxy.toml"]);
+    command.current_dir(folder);
+    let mut process = Process::spawn(command);
+    let code = process.end().await.code();
+    (code, [&process.stdout.seen[..], &process.stderr.seen[..]].concat().join("\n"))
+}
+
+#[tokio::test]
+async fn a_rotation_says_what_it_did_and_changes_nothing_when_it_cannot() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        Pki::generate(None).unwrap().write_to(path).unwrap();
+
+        let (code, said) = rotate(path, CONFIG).await;
+        assert_eq!(code, Some(64), "{said}");
+        assert!(said.contains("[credentials] key_file: mailchime.key does not exist"), "{said}");
+        assert!(!path.join("mailchime.key").exists() && !path.join("mailchime.db").exists());
+        let (code, said) = rotate(path, &format!("{CONFIG}[credentials]\nmode = \"memory\"")).await;
+        assert_eq!(code, Some(64), "{said}");
+        assert!(said.contains("[credentials] mode: no credentials are stored"), "{said}");
+
+        let url = format!("sqlite://{}", path.join("mailchime.db").display());
+        let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
+        let stored = |name: &str| config::Credentials::Stored { key_file: path.join(name) };
+        // A server that runs meanwhile.
+        let source = CredentialSource::open(&stored("mailchime.key"), store.clone()).unwrap();
+        let alice = Credentials::password("alice", b"wonder land".to_vec());
+        let device = Device {
+            account: alice.account(),
+            account_id: "id".into(),
+            token: DeviceToken::new(&"ab".repeat(32)).unwrap(),
+            subtopic: "com.apple.mobilemail".into(),
+            version: 2,
+            topic: "topic".into(),
+        };
+        let mailboxes = vec![(Mailbox::inbox(), Snapshot::default())];
+        let registration = Registration { device, mailboxes };
+        source.register(&registration, &alice, 10, Timestamp::now()).await.unwrap();
+        let before = fs::read_to_string(path.join("mailchime.key")).unwrap();
+        let (code, said) = rotate(path, CONFIG).await;
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("a new key; 1 credentials are sealed with it"), "{said}");
+        let after = fs::read_to_string(path.join("mailchime.key")).unwrap();
+        assert!(before != after && before.lines().count() == after.lines().count(), "{after}");
+        let known = source.of(&alice.account(), Timestamp::now()).await.unwrap().unwrap();
+        assert!(known.same_as(&alice));
+
+        let wrong = CredentialSource::open(&stored("wrong.key"), store.clone()).unwrap();
+        drop(wrong);
+        let config = format!("{CONFIG}[credentials]\nkey_file = \"wrong.key\"");
+        let (code, said) = rotate(path, &config).await;
+        assert_eq!(code, Some(64), "{said}");
+        assert!(said.contains("put back the key file of that time"), "{said}");
+        assert!(source.of(&alice.account(), Timestamp::now()).await.unwrap().is_some());
+    })
+    .await;
+}
