@@ -13,7 +13,8 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use secrecy::zeroize::Zeroizing;
 use serde::Deserialize;
 
-use super::vault::{SEAL_LEN, Unfit, read_private};
+use super::secret_file::{Unfit, read_private};
+use super::vault::SEAL_LEN;
 use super::{Sealed, Store, StoreError, Vault, VaultError};
 use crate::config::{self, LoginTemplate};
 use crate::model::{Account, Credentials, Registration, SecretKind, Timestamp};

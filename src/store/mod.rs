@@ -26,6 +26,7 @@ mod registrations;
 mod rotation;
 mod rows;
 mod schema;
+mod secret_file;
 mod sqlite;
 mod vault;
 
@@ -212,7 +213,7 @@ impl Store {
     /// Brings the schema up to date, unless that has been done.
     async fn ready(&self) -> Result<(), StoreError> {
         let Some(server) = &self.schema.server else { return Ok(()) };
-        let update = || postgres::migrate(server, &self.database, self.limit);
+        let update = || postgres::migrate(server, &self.database, self.limit - GRACE, self.limit);
         self.schema.up_to_date.get_or_try_init(update).await.copied()
     }
 

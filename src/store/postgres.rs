@@ -41,7 +41,7 @@ pub(super) fn pools(
     sqlx::any::install_default_drivers();
     let options = AnyPoolOptions::new()
         .max_connections(CONNECTIONS)
-        .acquire_timeout(busy_timeout.max(Duration::from_secs(1)))
+        .acquire_timeout(connecting(busy_timeout))
         .after_connect(move |connection, _| {
             let settings = settings.clone();
             Box::pin(async move { connection.execute(AssertSqlSafe(settings)).await.map(drop) })
@@ -59,6 +59,11 @@ pub(super) fn pools(
     let reads = options.clone().connect_lazy(url).map_err(malformed)?;
     let writes = options.connect_lazy(url).map_err(malformed)?;
     Ok((server, reads, writes))
+}
+
+/// How long a call waits for a connection.
+fn connecting(busy_timeout: Duration) -> Duration {
+    busy_timeout.max(Duration::from_secs(1))
 }
 
 /// What every session of the server begins with.
@@ -81,10 +86,12 @@ fn settings(busy_timeout: Duration, limit: Duration) -> String {
 pub(super) async fn migrate(
     server: &PgConnectOptions,
     database: &Arc<str>,
+    busy_timeout: Duration,
     limit: Duration,
 ) -> Result<(), StoreError> {
     // A pool of its own: should something fail, the lock on the schema goes with its connection.
-    let options = PgPoolOptions::new().max_connections(1).acquire_timeout(limit);
+    let options = PgPoolOptions::new().max_connections(1);
+    let options = options.acquire_timeout(connecting(busy_timeout));
     let options = options.after_connect(move |connection, _| {
         let settings = settings(limit, limit);
         Box::pin(async move { connection.execute(AssertSqlSafe(settings)).await.map(drop) })

@@ -11,8 +11,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
@@ -22,6 +21,7 @@ use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use secrecy::zeroize::Zeroizing;
 
+use super::secret_file::{Stamp, Unfit, read_private, stamp, sync_folder, write_beside};
 use crate::model::{Account, Credentials, SecretKind};
 
 /// Seals under the keys of one file. `Debug` shows where they are and their ids.
@@ -45,9 +45,6 @@ struct Key {
     /// As the file has it.
     text: Zeroizing<String>,
 }
-
-/// What tells a file from another of the same name: device, inode, length, time of change.
-type Stamp = (u64, u64, u64, i64, i64);
 
 /// Why a key file cannot be used or sealed credentials cannot be opened. Holds no secret.
 #[derive(Debug, thiserror::Error)]
@@ -84,9 +81,6 @@ const KEY_LEN: usize = 32;
 const ID_LEN: usize = 8;
 /// Characters of a sealed text up to the end of its key's id.
 pub(super) const SEAL_LEN: usize = VERSION.len() + 1 + ID_LEN;
-/// No file with a secret comes near this, in bytes.
-const MAX_FILE: u64 = 4096;
-
 // === impl Vault ===
 
 impl Vault {
@@ -319,74 +313,6 @@ impl fmt::Debug for Vault {
 
 // === files ===
 
-/// Why a file with a secret cannot be used.
-pub(super) enum Unfit {
-    Io(io::Error),
-    /// The mode of a file that others can use.
-    Open(u32),
-    Malformed,
-}
-
-impl From<io::Error> for Unfit {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl Unfit {
-    fn key_file(self, path: &Path) -> VaultError {
-        let (problem, remedy) = self.told(
-            path,
-            "it must be a file that the user who runs mailchime can read, in a folder that exists \
-             (and that mailchime can write when it is to make or change the file)",
-            "does not hold 32 bytes in base64 on one line (or two such lines, that differ, while \
-             the key is being replaced)",
-            "restore it from a copy; or, if no credentials were stored with it, remove it and \
-             mailchime makes a new one",
-        );
-        VaultError::KeyFile { path: path.to_owned(), problem, remedy }
-    }
-
-    pub(super) fn password_file(self, path: &Path) -> VaultError {
-        let (problem, remedy) = self.told(
-            path,
-            "it must be a file that the user who runs mailchime can read",
-            "does not hold a password on one line",
-            "write the password of master_user into it, and nothing else",
-        );
-        VaultError::PasswordFile { path: path.to_owned(), problem, remedy }
-    }
-
-    /// The problem and its remedy.
-    fn told(self, path: &Path, unread: &str, malformed: &str, rewrite: &str) -> (String, String) {
-        match self {
-            Self::Io(error) => (error.to_string(), unread.to_owned()),
-            Self::Open(mode) => (
-                format!("others than its owner can use it (mode {mode:03o})"),
-                format!("run: chmod 600 {}", path.display()),
-            ),
-            Self::Malformed => (malformed.to_owned(), rewrite.to_owned()),
-        }
-    }
-}
-
-/// The content of a file that only its owner can use.
-pub(super) fn read_private(path: &Path) -> Result<(Zeroizing<String>, fs::Metadata), Unfit> {
-    let file = File::open(path)?;
-    // Of the open file, so that what is checked is what is read.
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(Unfit::Io(io::Error::other("is not a file")));
-    }
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(Unfit::Open(mode));
-    }
-    let mut text = Zeroizing::new(String::with_capacity(MAX_FILE as usize));
-    file.take(MAX_FILE).read_to_string(&mut text)?;
-    Ok((text, metadata))
-}
-
 fn read_keys(path: &Path) -> Result<Keys, Unfit> {
     let (text, metadata) = read_private(path)?;
     let lines = text.lines().map(str::trim);
@@ -397,11 +323,6 @@ fn read_keys(path: &Path) -> Result<Keys, Unfit> {
         return Err(Unfit::Malformed);
     }
     Ok(Keys { stamp: stamp(&metadata), current, old })
-}
-
-fn stamp(metadata: &fs::Metadata) -> Stamp {
-    let (seconds, nanos) = (metadata.mtime(), metadata.mtime_nsec());
-    (metadata.dev(), metadata.ino(), metadata.len(), seconds, nanos)
 }
 
 const KEY_COMMENT: &str = "\
@@ -429,39 +350,6 @@ fn create(path: &Path) -> io::Result<()> {
         }
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error.error),
-    }
-}
-
-/// A file on disk with this text and mode 0600 in the folder of `path`, for the owner of the file
-/// that it is to replace: an administrator's new file must not lock out mailchime's user.
-fn write_beside(
-    path: &Path,
-    text: &str,
-    replaced: Option<&fs::Metadata>,
-) -> io::Result<tempfile::NamedTempFile> {
-    // Said of the folder itself, since a temporary file's name would only puzzle.
-    fs::metadata(folder(path))?;
-    let mut file = tempfile::NamedTempFile::new_in(folder(path))?;
-    if let Some(replaced) = replaced {
-        let made = file.as_file().metadata()?;
-        if (made.uid(), made.gid()) != (replaced.uid(), replaced.gid()) {
-            std::os::unix::fs::fchown(file.as_file(), Some(replaced.uid()), Some(replaced.gid()))?;
-        }
-    }
-    file.write_all(text.as_bytes())?;
-    file.as_file().sync_all()?;
-    Ok(file)
-}
-
-/// The name too must outlive a power cut: rows sealed with a key that is gone are lost.
-fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(folder(path))?.sync_all()
-}
-
-fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
     }
 }
 
@@ -511,7 +399,8 @@ fn read_plain(plain: &[u8]) -> Option<Credentials> {
 #[cfg(test)]
 mod tests {
     use std::fs::{self, OpenOptions, Permissions};
-    use std::os::unix::fs::OpenOptionsExt;
+    use std::io::Write;
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 
     use super::*;
 
