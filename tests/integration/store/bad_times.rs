@@ -2,6 +2,7 @@
 //! on, and the store is well again by itself when the database is.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -275,6 +276,7 @@ async fn a_sqlite_file_on_a_full_disk() {
         crate::skip::report(test, "no file system can be mounted");
         return;
     }
+    let _unmounting = Unmounting(folder.path());
     limited(async {
         let store = open(&folder).await;
         well_again(&store).await;
@@ -300,6 +302,14 @@ async fn a_sqlite_file_on_a_full_disk() {
         store.close().await;
     })
     .await;
-    let unmounted = Command::new("umount").arg("-l").arg(folder.path()).status().unwrap();
-    assert!(unmounted.success());
+}
+
+/// Unmounts a file system, however the test ends.
+struct Unmounting<'a>(&'a Path);
+
+impl Drop for Unmounting<'_> {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("-l").arg(self.0).status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
 }
