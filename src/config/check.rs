@@ -18,12 +18,12 @@ use tracing_subscriber::filter::LevelFilter;
 
 use self::value::{domain, host_and_port, is_loopback};
 use super::raw::{
-    RawBackend, RawBackendTls, RawConfig, RawLimits, RawListener, RawListenerTls, RawLog,
+    RawAdmin, RawBackend, RawBackendTls, RawConfig, RawLimits, RawListener, RawListenerTls, RawLog,
     RawRecord, RawRoute, RawSni, RawTls, RawWatch,
 };
 use super::{
-    Backend, BackendTls, Config, ConfigError, Limits, Listener, ListenerTls, Log, Network, Record,
-    Route, Sni, Tls, Trust, Watch, database_name,
+    Admin, Backend, BackendTls, Config, ConfigError, Limits, Listener, ListenerTls, Log, Network,
+    Record, Route, Sni, Tls, Trust, Watch, database_name,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -51,6 +51,7 @@ pub(super) fn config(raw: RawConfig, origin: &Path) -> Result<Config> {
     config.push = check.push(raw.push)?;
     config.apns = check.identities(raw.apns)?;
     config.limits = check.limits(raw.limits)?;
+    config.admin = check.admin(raw.admin)?;
     config.log = check.log(raw.log)?;
     config.record = check.record(raw.record)?;
     config.warnings = warnings(&config);
@@ -284,6 +285,25 @@ impl Check<'_> {
             return Err(self.refusal("[record] folder", problem));
         }
         Ok(Some(Record { folder, max_size: max_size as u64 }))
+    }
+
+    fn admin(&self, raw: RawAdmin) -> Result<Admin> {
+        const ADDRESS: &str = "[admin] address";
+        let Some(text) = raw.address else { return Ok(Admin::default()) };
+        let address = text.parse::<SocketAddr>().map_err(|_| {
+            let allowed = "allowed is an IP address with a port, such as \"127.0.0.1:8143\"";
+            self.refusal(ADDRESS, format!("{text:?} is no address; {allowed}"))
+        })?;
+        let exposed = raw.expose_without_authentication.unwrap_or_default();
+        if !address.ip().is_loopback() && !exposed {
+            let problem = format!(
+                "{address} can be reached from other machines, and nobody is asked for a password \
+                 there; use \"127.0.0.1:8143\", or set expose_without_authentication = true if \
+                 something else keeps strangers out"
+            );
+            return Err(self.refusal(ADDRESS, problem));
+        }
+        Ok(Admin { address: Some(address) })
     }
 
     fn log(&self, raw: RawLog) -> Result<Log> {

@@ -47,6 +47,7 @@ pub struct Config {
     /// domain, and at most one serves all others.
     pub apns: Vec<Apns>,
     pub limits: Limits,
+    pub admin: Admin,
     pub log: Log,
     /// `None`: no session is recorded.
     pub record: Option<Record>,
@@ -286,6 +287,14 @@ pub struct Limits {
     pub write_timeout: Duration,
 }
 
+/// `[admin]`: metrics, health and status over HTTP, without authentication.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Admin {
+    /// `None`: there is none of it. Not a loopback address only where the configuration says that
+    /// this is meant. Port 0 lets the system choose one.
+    pub address: Option<SocketAddr>,
+}
+
 /// `[log]`: what is told on standard error.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Log {
@@ -340,6 +349,7 @@ impl Config {
             push: Push::default(),
             apns: Vec::new(),
             limits: Limits::default(),
+            admin: Admin::default(),
             log: Log::default(),
             record: None,
             warnings: Vec::new(),

@@ -36,6 +36,7 @@ table!(RawConfig {
     push: RawPush,
     apns: Option<OneOrMore<RawApns>>,
     limits: RawLimits,
+    admin: RawAdmin,
     log: RawLog,
     record: RawRecord,
 });
@@ -160,6 +161,11 @@ table!(RawLimits {
     command_size: Option<String>,
     capability_size: Option<String>,
     write_timeout: Option<String>,
+});
+
+table!(RawAdmin {
+    address: Option<String>,
+    expose_without_authentication: Option<bool>,
 });
 
 table!(RawLog {

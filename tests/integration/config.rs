@@ -143,6 +143,8 @@ fn every_key_takes_effect() {
     assert_eq!(limits.capability_size, 8 * 1024);
     assert_eq!(limits.write_timeout, Duration::from_secs(60));
 
+    assert_eq!(config.admin.address, Some("10.0.0.6:9143".parse().unwrap()));
+
     let log = &config.log;
     assert_eq!((log.format, log.level.as_str()), (LogFormat::Json, "warn,mailchime=debug"));
 
