@@ -16,7 +16,7 @@ const FLOORS: &[&[&str]] = &[
     &["store", "net"],
     &["imap"],
     &["config"],
-    &["model"],
+    &["model", "metrics"],
 ];
 
 /// The stand-ins: they may use anything, and only the command line and tests may use them.

@@ -1,0 +1,634 @@
+//! What is counted and measured, for Prometheus.
+//!
+//! One struct, made from a registry; each part gets a share of it and adds to what it knows. Nothing
+//! here knows what a session, a watcher or a push is: labels are fixed sets of words, all of them
+//! there from the beginning at zero, so that an alert on one that never happened yet works.
+//!
+//! Counting is an addition to an atomic number, found by an index. Histograms take a lock that is
+//! held for as long, and measure only what does I/O anyway.
+
+use std::fmt::{self, Debug};
+use std::hash::Hash;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::TypedMetric;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Metric, Registry, Unit};
+use tokio::sync::mpsc;
+
+/// The media type of [`Metrics::text`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Seconds from a change to APNs' acceptance: new mail takes milliseconds, whatever is merged or
+/// tried again takes up to a minute and more.
+const PUSH_LATENCY: [f64; 15] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// Seconds of a call of the database: from a row in the cache to a lock that is waited for.
+const DATABASE_TIME: [f64; 12] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 10.0];
+
+/// Everything that is counted. The names in brackets are those that Prometheus shows.
+pub struct Metrics {
+    /// Connections of clients that are open (`mailchime_sessions`).
+    pub sessions: Gauge,
+    /// `mailchime_sessions_ended_total`
+    pub sessions_ended: By<SessionEnd, Counter>,
+    /// Commands that mailchime itself answered (`mailchime_commands_total`).
+    pub commands: By<(Verb, Answer), Counter>,
+    /// What passed between clients and backends (`mailchime_relayed_bytes_total`).
+    pub relayed: By<Direction, Counter>,
+    /// Both forms of what COMPRESS sent or received (`mailchime_compression_bytes_total`).
+    pub compression: By<(Direction, Form), Counter>,
+    /// `mailchime_watchers`
+    pub watchers: By<Watching, Gauge>,
+    /// `mailchime_changes_total`
+    pub changes: By<Kind, Counter>,
+    /// `mailchime_pushes_total`
+    pub pushes: By<PushOutcome, Counter>,
+    /// From a change seen to its push accepted (`mailchime_push_latency_seconds`).
+    pub push_latency: Histogram,
+    /// `mailchime_queue_length`; those that are channels are told to [`Metrics::watch_channel`].
+    pub queues: By<Queue, Gauge>,
+    /// `mailchime_database_seconds`
+    pub database: By<Call, Histogram>,
+    /// `mailchime_database_errors_total`
+    pub database_errors: By<Call, Counter>,
+    /// `mailchime_limits_hit_total`, by the key of the limit.
+    limits_hit: Family<[(&'static str, &'static str); 1], Counter>,
+    certificates: Family<[(&'static str, String); 1], Gauge<f64, AtomicU64>>,
+    /// What is measured only when it is asked for.
+    asked: Mutex<Asked>,
+}
+
+/// One metric for each value of `L`.
+pub struct By<L, M> {
+    metrics: Box<[M]>,
+    labels: PhantomData<L>,
+}
+
+/// A gauge that is one higher while this lives.
+#[derive(Debug)]
+pub struct Held(Gauge);
+
+/// A fixed set of values of one or more labels.
+pub trait Labels: Copy + Debug + Eq + Hash + Send + Sync + 'static {
+    /// How many values there are.
+    const COUNT: usize;
+
+    /// All values, in the order of [`Labels::index`].
+    fn all() -> Vec<Self>;
+
+    /// From 0 on.
+    fn index(self) -> usize;
+
+    /// Names of labels and their values.
+    fn pairs(self) -> Vec<(&'static str, &'static str)>;
+}
+
+#[derive(Default)]
+struct Asked {
+    channels: Vec<(Queue, Box<dyn Fn() -> usize + Send + Sync>)>,
+    limits: Vec<Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>>,
+    /// Topics and when their certificates end.
+    certificates: Vec<(String, SystemTime)>,
+}
+
+/// A label: its name, and its values with their words.
+macro_rules! label {
+    ($(#[$about:meta])* $name:ident as $label:literal { $($(#[$of:meta])* $value:ident: $word:literal,)* }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$of])* $value,)*
+        }
+
+        impl Labels for $name {
+            const COUNT: usize = [$($word),*].len();
+
+            fn all() -> Vec<Self> {
+                vec![$(Self::$value),*]
+            }
+
+            fn index(self) -> usize {
+                self as usize
+            }
+
+            fn pairs(self) -> Vec<(&'static str, &'static str)> {
+                vec![($label, match self { $(Self::$value => $word,)* })]
+            }
+        }
+    };
+}
+
+label!(
+    /// How a session ended.
+    SessionEnd as "how" {
+        /// TLS did not come about.
+        Handshake: "handshake",
+        /// Either side closed its connection.
+        Closed: "closed",
+        /// LOGOUT before login, or too many errors.
+        Dismissed: "dismissed",
+        LoginTimeout: "login_timeout",
+        /// The program is stopping.
+        Stopped: "stopped",
+        /// A socket failed, or a bound was hit.
+        Fault: "fault",
+    }
+);
+
+label!(
+    /// A command that mailchime itself answers.
+    Verb as "verb" {
+        Login: "login",
+        Authenticate: "authenticate",
+        Register: "xapplepushservice",
+        Compress: "compress",
+        StartTls: "starttls",
+    }
+);
+
+label!(
+    /// How a command was answered.
+    Answer as "result" {
+        Ok: "ok",
+        No: "no",
+        Bad: "bad",
+    }
+);
+
+label!(
+    /// Which way bytes go.
+    Direction as "direction" {
+        ToBackend: "to_backend",
+        ToClient: "to_client",
+    }
+);
+
+label!(
+    /// The two forms of compressed data.
+    Form as "form" {
+        Plain: "plain",
+        Compressed: "compressed",
+    }
+);
+
+label!(
+    /// What a change was.
+    Kind as "kind" {
+        NewMail: "new_mail",
+        Quiet: "quiet",
+    }
+);
+
+label!(
+    /// What became of a push.
+    PushOutcome as "outcome" {
+        Accepted: "accepted",
+        Gone: "gone",
+        BadToken: "bad_token",
+        NotForTopic: "not_for_topic",
+        Refused: "refused",
+        TooMany: "too_many",
+        Unavailable: "unavailable",
+    }
+);
+
+label!(
+    /// Something that waits for its turn.
+    Queue as "queue" {
+        /// From sessions to the watching side.
+        SessionEvents: "session_events",
+        /// From watchers to the push side.
+        ChangeEvents: "change_events",
+        /// Devices that are to be told of something, or are being told.
+        Pushes: "pushes",
+        /// Rows about pushes that are still to be written.
+        Settlements: "settlements",
+    }
+);
+
+label!(
+    /// A call of the database.
+    Call as "call" {
+        Register: "register",
+        RemoveDevice: "remove_device",
+        RemoveAccount: "remove_account",
+        Expire: "expire",
+        Accounts: "accounts",
+        Credentials: "credentials",
+        SaveCredentials: "save_credentials",
+        Park: "park",
+        Watched: "watched",
+        Targets: "targets",
+        Owed: "owed",
+        Settle: "settle",
+        Devices: "devices",
+        Ping: "ping",
+    }
+);
+
+/// What a watcher does, and for one at work, how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Watching {
+    Starting,
+    Poll,
+    Idle,
+    Notify,
+    BackingOff,
+    Parked,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// All of them, registered.
+    pub fn new(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix("mailchime");
+        let certificates = Family::default();
+        let limits_hit = Family::default();
+        let sessions = Gauge::default();
+        let push_latency = Histogram::new(PUSH_LATENCY);
+        registry.register(
+            "limits_hit",
+            "How often a limit of the configuration was reached",
+            limits_hit.clone(),
+        );
+        registry.register("sessions", "Client connections that are open", sessions.clone());
+        registry.register_with_unit(
+            "push_latency",
+            "From a change seen to its push accepted by APNs",
+            Unit::Seconds,
+            push_latency.clone(),
+        );
+        registry.register_with_unit(
+            "certificate_expiry",
+            "Time until the push certificate for a topic ends, negative afterwards",
+            Unit::Seconds,
+            certificates.clone(),
+        );
+        Self {
+            sessions,
+            push_latency,
+            limits_hit,
+            certificates,
+            sessions_ended: By::new(
+                registry,
+                "sessions_ended",
+                None,
+                "Client connections by how they ended",
+            ),
+            commands: By::new(
+                registry,
+                "commands",
+                None,
+                "Commands that mailchime itself answered",
+            ),
+            relayed: By::new(
+                registry,
+                "relayed",
+                Some(Unit::Bytes),
+                "What passed between clients and backends, uncompressed",
+            ),
+            compression: By::new(
+                registry,
+                "compression",
+                Some(Unit::Bytes),
+                "What COMPRESS carried, in both its forms",
+            ),
+            watchers: By::new(registry, "watchers", None, "Accounts by what their watchers do"),
+            changes: By::new(registry, "changes", None, "Changes of mailboxes that were seen"),
+            pushes: By::new(registry, "pushes", None, "Pushes by what APNs made of them"),
+            queues: By::new(registry, "queue_length", None, "What waits for its turn"),
+            database: By::made(
+                registry,
+                "database",
+                Some(Unit::Seconds),
+                "Time of calls of the database",
+                || Histogram::new(DATABASE_TIME),
+            ),
+            database_errors: By::new(
+                registry,
+                "database_errors",
+                None,
+                "Calls of the database that failed",
+            ),
+            asked: Mutex::default(),
+        }
+    }
+
+    /// From now on the length of `queue` is what waits in the channel of `sender`. The channel is not
+    /// kept open by this.
+    pub fn watch_channel<T: Send + 'static>(&self, queue: Queue, sender: &mpsc::Sender<T>) {
+        let sender = sender.downgrade();
+        let length =
+            move || sender.upgrade().map_or(0, |sender| sender.max_capacity() - sender.capacity());
+        self.asked().channels.push((queue, Box::new(length)));
+    }
+
+    /// From now on `hits` is asked how often limits were hit since the start, each by its key.
+    pub fn watch_limits(
+        &self,
+        hits: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static,
+    ) {
+        self.asked().limits.push(Box::new(hits));
+    }
+
+    /// Topics and when their certificates end, in place of those of before.
+    pub fn set_certificates(&self, certificates: Vec<(String, SystemTime)>) {
+        self.asked().certificates = certificates;
+    }
+
+    /// Takes note of a call of the database.
+    pub fn database_call<T, E>(&self, call: Call, time: Duration, result: &Result<T, E>) {
+        self.database.of(call).observe(time.as_secs_f64());
+        if result.is_err() {
+            self.database_errors.of(call).inc();
+        }
+    }
+
+    /// All that is in `registry`, as [`CONTENT_TYPE`]; what of these metrics depends on the moment is
+    /// brought up to date first.
+    pub fn text(&self, registry: &Registry) -> String {
+        let asked = self.asked();
+        for (queue, length) in &asked.channels {
+            self.queues.of(*queue).set(i64::try_from(length()).unwrap_or(i64::MAX));
+        }
+        for (limit, hits) in asked.limits.iter().flat_map(|hits| hits()) {
+            let counter = self.limits_hit.get_or_create(&[("limit", limit)]);
+            counter.inner().store(hits, Ordering::Relaxed);
+        }
+        let now = SystemTime::now();
+        self.certificates.clear();
+        for (topic, end) in &asked.certificates {
+            let left = match end.duration_since(now) {
+                Ok(left) => left.as_secs_f64(),
+                Err(past) => -past.duration().as_secs_f64(),
+            };
+            self.certificates.get_or_create(&[("topic", topic.clone())]).set(left.round());
+        }
+        drop(asked);
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = text::encode(&mut text, registry);
+        text
+    }
+
+    fn asked(&self) -> std::sync::MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Metrics that nobody reads.
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new(&mut Registry::default())
+    }
+}
+
+impl Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+// === impl By ===
+
+impl<L: Labels, M: Metric + TypedMetric + Clone + Default> By<L, M> {
+    fn new(registry: &mut Registry, name: &str, unit: Option<Unit>, help: &str) -> Self {
+        Self::made(registry, name, unit, help, M::default)
+    }
+}
+
+impl<L: Labels, M: Metric + TypedMetric + Clone> By<L, M> {
+    fn made(
+        registry: &mut Registry,
+        name: &str,
+        unit: Option<Unit>,
+        help: &str,
+        make: fn() -> M,
+    ) -> Self {
+        let family = Family::<Vec<(&str, &str)>, M, _>::new_with_constructor(make);
+        let metric = |labels: L| family.get_or_create_owned(&labels.pairs());
+        let metrics = L::all().into_iter().map(metric).collect();
+        match unit {
+            Some(unit) => registry.register_with_unit(name, help, unit, family),
+            None => registry.register(name, help, family),
+        }
+        Self { metrics, labels: PhantomData }
+    }
+}
+
+impl<L: Labels, M> By<L, M> {
+    /// The metric with these labels.
+    pub fn of(&self, labels: L) -> &M {
+        &self.metrics[labels.index()]
+    }
+}
+
+impl<L: Labels> By<L, Gauge> {
+    /// Counts one more, until what this returns is dropped.
+    pub fn hold(&self, labels: L) -> Held {
+        Held::new(self.of(labels))
+    }
+}
+
+impl<L, M> Debug for By<L, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("By").finish_non_exhaustive()
+    }
+}
+
+// === impl Held ===
+
+impl Held {
+    /// Counts one more in `gauge`, until this is dropped.
+    pub fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+// === impl Labels ===
+
+impl<A: Labels, B: Labels> Labels for (A, B) {
+    const COUNT: usize = A::COUNT * B::COUNT;
+
+    fn all() -> Vec<Self> {
+        A::all().into_iter().flat_map(|a| B::all().into_iter().map(move |b| (a, b))).collect()
+    }
+
+    fn index(self) -> usize {
+        self.0.index() * B::COUNT + self.1.index()
+    }
+
+    fn pairs(self) -> Vec<(&'static str, &'static str)> {
+        [self.0.pairs(), self.1.pairs()].concat()
+    }
+}
+
+impl Labels for Watching {
+    const COUNT: usize = 6;
+
+    fn all() -> Vec<Self> {
+        vec![Self::Starting, Self::Poll, Self::Idle, Self::Notify, Self::BackingOff, Self::Parked]
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
+
+    fn pairs(self) -> Vec<(&'static str, &'static str)> {
+        let (state, mode) = match self {
+            Self::Starting => ("starting", ""),
+            Self::Poll => ("watching", "poll"),
+            Self::Idle => ("watching", "idle"),
+            Self::Notify => ("watching", "notify"),
+            Self::BackingOff => ("backing_off", ""),
+            Self::Parked => ("parked", ""),
+        };
+        vec![("state", state), ("mode", mode)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn world() -> (Registry, Metrics) {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        (registry, metrics)
+    }
+
+    fn has(text: &str, line: &str) {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+
+    #[test]
+    fn all_series_are_there_at_zero_and_the_text_ends_as_it_must() {
+        let (registry, metrics) = world();
+        let text = metrics.text(&registry);
+        for line in [
+            "mailchime_sessions 0",
+            "mailchime_sessions_ended_total{how=\"fault\"} 0",
+            "mailchime_commands_total{verb=\"xapplepushservice\",result=\"ok\"} 0",
+            "mailchime_relayed_bytes_total{direction=\"to_client\"} 0",
+            "mailchime_compression_bytes_total{direction=\"to_client\",form=\"plain\"} 0",
+            "mailchime_watchers{state=\"watching\",mode=\"idle\"} 0",
+            "mailchime_watchers{state=\"parked\",mode=\"\"} 0",
+            "mailchime_changes_total{kind=\"new_mail\"} 0",
+            "mailchime_pushes_total{outcome=\"bad_token\"} 0",
+            "mailchime_push_latency_seconds_bucket{le=\"0.001\"} 0",
+            "mailchime_push_latency_seconds_bucket{le=\"60.0\"} 0",
+            "mailchime_push_latency_seconds_bucket{le=\"+Inf\"} 0",
+            "mailchime_queue_length{queue=\"settlements\"} 0",
+            "mailchime_database_seconds_count{call=\"register\"} 0",
+            "mailchime_database_errors_total{call=\"settle\"} 0",
+            "# EOF",
+        ] {
+            has(&text, line);
+        }
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+
+    #[test]
+    fn each_value_has_a_place_of_its_own() {
+        fn distinct<L: Labels>() {
+            let all = L::all();
+            assert_eq!(all.len(), L::COUNT);
+            for (place, labels) in all.iter().enumerate() {
+                assert_eq!(labels.index(), place, "{labels:?}");
+                assert_eq!(all.iter().filter(|other| other.pairs() == labels.pairs()).count(), 1);
+            }
+        }
+        distinct::<SessionEnd>();
+        distinct::<(Verb, Answer)>();
+        distinct::<(Direction, Form)>();
+        distinct::<Kind>();
+        distinct::<Watching>();
+        distinct::<PushOutcome>();
+        distinct::<Queue>();
+        distinct::<Call>();
+    }
+
+    #[test]
+    fn what_is_counted_is_shown() {
+        let (registry, metrics) = world();
+        metrics.commands.of((Verb::Register, Answer::Bad)).inc();
+        metrics.relayed.of(Direction::ToBackend).inc_by(1234);
+        metrics.push_latency.observe(0.002);
+        metrics.database_call(Call::Park, Duration::from_millis(3), &Ok::<_, ()>(()));
+        metrics.database_call(Call::Park, Duration::from_millis(3), &Err::<(), _>(()));
+        let held = metrics.watchers.hold(Watching::Idle);
+        let text = metrics.text(&registry);
+        for line in [
+            "mailchime_commands_total{verb=\"xapplepushservice\",result=\"bad\"} 1",
+            "mailchime_relayed_bytes_total{direction=\"to_backend\"} 1234",
+            "mailchime_push_latency_seconds_bucket{le=\"0.001\"} 0",
+            "mailchime_push_latency_seconds_bucket{le=\"0.0025\"} 1",
+            "mailchime_database_seconds_count{call=\"park\"} 2",
+            "mailchime_database_errors_total{call=\"park\"} 1",
+            "mailchime_watchers{state=\"watching\",mode=\"idle\"} 1",
+        ] {
+            has(&text, line);
+        }
+        drop(held);
+        has(&metrics.text(&registry), "mailchime_watchers{state=\"watching\",mode=\"idle\"} 0");
+    }
+
+    #[test]
+    fn a_channel_is_measured_and_not_kept_open() {
+        let (registry, metrics) = world();
+        let (sender, mut receiver) = mpsc::channel(4);
+        metrics.watch_channel(Queue::ChangeEvents, &sender);
+        sender.try_send(()).unwrap();
+        has(&metrics.text(&registry), "mailchime_queue_length{queue=\"change_events\"} 1");
+        drop(sender);
+        receiver.try_recv().unwrap();
+        assert!(receiver.is_closed());
+        has(&metrics.text(&registry), "mailchime_queue_length{queue=\"change_events\"} 0");
+    }
+
+    #[test]
+    fn limits_are_shown_as_they_were_counted() {
+        let (registry, metrics) = world();
+        metrics.watch_limits(|| vec![("sessions", 0), ("command_size", 7)]);
+        let text = metrics.text(&registry);
+        has(&text, "mailchime_limits_hit_total{limit=\"sessions\"} 0");
+        has(&text, "mailchime_limits_hit_total{limit=\"command_size\"} 7");
+    }
+
+    #[test]
+    fn certificates_are_shown_by_the_time_that_is_left_to_them() {
+        let (registry, metrics) = world();
+        let now = SystemTime::now();
+        let day = Duration::from_secs(86_400);
+        metrics.set_certificates(vec![("old".into(), now - day), ("new".into(), now + day)]);
+        let text = metrics.text(&registry);
+        let left = |topic: &str| {
+            let start = format!("mailchime_certificate_expiry_seconds{{topic=\"{topic}\"}} ");
+            let line = text.lines().find_map(|line| line.strip_prefix(&start)).unwrap_or("none");
+            line.parse::<f64>().unwrap_or_else(|_| panic!("{topic}: {line}"))
+        };
+        assert!((left("old") + 86_400.0).abs() < 60.0 && (left("new") - 86_400.0).abs() < 60.0);
+        metrics.set_certificates(Vec::new());
+        assert!(!metrics.text(&registry).contains("topic="));
+    }
+}
