@@ -1,5 +1,6 @@
 //! mailchime: a TLS IMAP proxy that gives any mail server native push to iOS Mail.
 
+pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;

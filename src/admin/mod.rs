@@ -1,0 +1,101 @@
+//! What people and machines may ask of the program at work, over HTTP/1.1:
+//!
+//! | request | answer |
+//! | --- | --- |
+//! | `GET /metrics` | what is counted, for Prometheus |
+//! | `GET /healthz` | 200 while the process answers at all |
+//! | `GET /readyz` | 200 when every part is ready, else 503; `?exclude=PART` leaves one out |
+//! | `GET /watchers` | the watched accounts; `?user=USER` for one |
+//! | `POST /push?user=USER` | sends a test push, `&mailbox=NAME` for one mailbox, and tells APNs' answers |
+//! | `GET /explain?user=USER` | whether new mail would be pushed now, device by device; `&mailbox=NAME` too |
+//!
+//! Answers but the first are JSON, times in milliseconds since 1970; an error is `{"error": "…"}`.
+//! Nobody is asked who they are, so the address must be one that only the right ones reach. No
+//! answer holds a secret or a device token in full.
+//!
+//! Nothing here knows the other parts: `app` gives functions that ask them.
+
+mod answer;
+mod serve;
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+use serde_json::Value;
+
+pub use self::serve::serve;
+use crate::metrics::Metrics;
+use crate::model::{Account, Mailbox};
+
+/// What is to be told, and how to find it out.
+pub struct Context {
+    pub registry: Registry,
+    pub metrics: Arc<Metrics>,
+    /// What `/readyz` asks, in this order.
+    pub parts: Vec<Part>,
+    /// The watchers of an account, or all of them.
+    pub watchers: Ask<Option<Account>>,
+    /// Sends a test push.
+    pub push: Ask<(Account, Option<Mailbox>)>,
+    /// Whether a change would be pushed.
+    pub explain: Ask<(Account, Option<Mailbox>)>,
+}
+
+/// A part of the program that is ready or not.
+pub struct Part {
+    /// One word.
+    pub name: &'static str,
+    check: Ask<()>,
+}
+
+/// Asks a part of the program. The error is one sentence for people; what takes too long is dropped.
+pub struct Ask<Q>(Box<dyn Fn(Q) -> Answered + Send + Sync>);
+
+type Answered = Pin<Box<dyn Future<Output = Result<Value, String>> + Send>>;
+
+impl Part {
+    /// A part about which `check` says what is wrong.
+    pub fn new<F>(name: &'static str, check: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        let check = Ask::new(move |()| {
+            let checked = check();
+            async move { checked.await.map(|()| Value::Null) }
+        });
+        Self { name, check }
+    }
+}
+
+impl<Q> Ask<Q> {
+    pub fn new<F>(ask: impl Fn(Q) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<Value, String>> + Send + 'static,
+    {
+        Self(Box::new(move |question| Box::pin(ask(question))))
+    }
+
+    fn ask(&self, question: Q) -> Answered {
+        (self.0)(question)
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("parts", &self.parts).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl<Q> fmt::Debug for Ask<Q> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ask").finish_non_exhaustive()
+    }
+}
