@@ -224,7 +224,9 @@ pub async fn start_with(
             changes,
         ));
         let stop = stop_watching.clone();
-        watching = Some(tokio::spawn(watch::run(context, session_events, unwatched, stop)));
+        let (_, inquiries) = watch::inquiries();
+        watching =
+            Some(tokio::spawn(watch::run(context, session_events, unwatched, inquiries, stop)));
     }
     let current = proxy::Current::new(proxy::Context::new(
         backends.clone(),

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::Context;
 use super::connection::{Connection, Lost};
 use super::refusal::Refusal;
+use super::status::{Doing, Status};
 use crate::imap::capability::Capabilities;
 use crate::imap::login::printable;
 use crate::model::{Account, Credentials, Mailbox, SecretKind, Snapshot, Timestamp};
@@ -43,6 +44,7 @@ pub(super) struct Watcher {
     pub(super) account: Account,
     pub(super) context: Arc<Context>,
     pub(super) orders: watch::Receiver<Orders>,
+    pub(super) status: Status,
     credentials: Option<Credentials>,
     pub(super) mailboxes: Vec<Watched>,
     /// The registrations that `mailboxes` takes in.
@@ -72,8 +74,8 @@ pub(super) enum End {
     Stop,
     /// No live registration is in the store.
     Nothing,
-    /// There is no password to try.
-    NoPassword,
+    /// There is no password to try, for this reason.
+    NoPassword(&'static str),
     /// The password was refused; the backend's answer behind the tag.
     Refused(Vec<u8>),
     Failed(String),
@@ -105,11 +107,13 @@ impl Watcher {
         account: Account,
         context: Arc<Context>,
         orders: watch::Receiver<Orders>,
+        status: Status,
     ) -> Self {
         Self {
             account,
             context,
             orders,
+            status,
             credentials: None,
             mailboxes: Vec::new(),
             registrations: 0,
@@ -143,6 +147,7 @@ impl Watcher {
                 }
                 () = tokio::time::sleep(pause) => {}
             }
+            self.status.set(Doing::Starting);
             tokio::select! {
                 () = self.context.pacer.turn() => {}
                 () = stopped(self.orders.clone()) => return,
@@ -164,8 +169,14 @@ impl Watcher {
         match end {
             End::Stop => Next::Stop,
             // Another registration may be on its way: only the supervisor ends a watcher.
-            End::Nothing => Next::Try(Duration::MAX),
-            End::NoPassword => Next::Login,
+            End::Nothing => {
+                self.rest(None, "no device is registered");
+                Next::Try(Duration::MAX)
+            }
+            End::NoPassword(why) => {
+                self.status.set(Doing::Parked { why: why.to_owned() });
+                Next::Login
+            }
             End::Refused(answer) => {
                 self.refusals += 1;
                 let wait = Refusal::of(&answer).wait(self.refusals, backoff, rand::random());
@@ -173,9 +184,11 @@ impl Watcher {
                 match wait {
                     Some(wait) => {
                         tracing::warn!(%account, reason, ?wait, "the stored password is refused");
+                        self.rest(Some(wait), &reason);
                         Next::Try(wait)
                     }
                     None => {
+                        self.status.set(Doing::Parked { why: reason.clone() });
                         self.park(&reason).await;
                         Next::Login
                     }
@@ -185,9 +198,16 @@ impl Watcher {
                 self.failures = self.failures.saturating_add(1);
                 let wait = backoff.wait(self.failures, rand::random());
                 tracing::info!(%account, why, ?wait, "watching is interrupted");
+                self.rest(Some(wait), &why);
                 Next::Try(wait)
             }
         }
+    }
+
+    /// Notes that nothing is done for some time, or until something happens.
+    fn rest(&self, pause: Option<Duration>, why: &str) {
+        let next_try = pause.map(|pause| Timestamp::now().plus(pause));
+        self.status.set(Doing::BackingOff { next_try, why: why.to_owned() });
     }
 
     /// Notes that the password is wrong, for the next start of the program too.
@@ -298,12 +318,12 @@ impl Watcher {
             Ok(Some(credentials)) => Ok(credentials),
             Ok(None) => {
                 tracing::warn!(%account, "not watched until its user logs in: no password is kept");
-                Err(End::NoPassword)
+                Err(End::NoPassword("no password is kept"))
             }
             // It stays as it is: with the right key file the next start can read it.
             Err(CredentialsError::Vault(error)) => {
                 tracing::error!(%account, %error, "not watched until its user logs in");
-                Err(End::NoPassword)
+                Err(End::NoPassword("the stored password cannot be read"))
             }
             Err(CredentialsError::Store(error)) => Err(error.into()),
         }

@@ -18,6 +18,7 @@ mod pacer;
 mod refusal;
 mod rounds;
 mod snapshot;
+mod status;
 mod supervisor;
 
 use std::sync::Arc;
@@ -26,8 +27,10 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+pub use self::status::{Inquirer, Inquiries, WatcherStatus, inquiries};
 pub use self::supervisor::run;
 use crate::config::{self, Config};
+use crate::metrics::Metrics;
 use crate::model::WatchEvent;
 use crate::net::backends::Backends;
 use crate::store::{CredentialSource, Store};
@@ -46,6 +49,7 @@ pub struct Context {
     events: mpsc::Sender<WatchEvent>,
     pacer: pacer::Pacer,
     last_id: AtomicU64,
+    metrics: Arc<Metrics>,
 }
 
 impl Context {
@@ -66,7 +70,14 @@ impl Context {
             events,
             pacer: pacer::Pacer::new(config.watch.logins_per_second),
             last_id: AtomicU64::new(0),
+            metrics: Arc::default(),
         }
+    }
+
+    /// Counts in `metrics` from now on.
+    #[must_use]
+    pub fn counting(self, metrics: Arc<Metrics>) -> Self {
+        Self { metrics, ..self }
     }
 
     /// An id for a change, above all earlier ones.

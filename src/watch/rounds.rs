@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::account::{End, LIVED, Watcher};
 use super::connection::{Answer, Connection, Lost};
 use super::snapshot::{difference, with_new_mail};
+use super::status::{Doing, Mode};
 use crate::imap::args::quote;
 use crate::imap::capability::Capabilities;
 use crate::imap::mailbox;
@@ -80,6 +81,8 @@ impl Watcher {
         let mut next_poll = Instant::now();
         loop {
             self.open_inbox(&mut round).await?;
+            let mode = if round.open { Mode::Idle } else { Mode::Poll };
+            self.status.set(Doing::Watching(mode));
             self.look(&mut round, wanted).await?;
             if wanted == Look::All {
                 next_poll = Instant::now() + self.context.config.poll_interval;
@@ -154,6 +157,7 @@ impl Watcher {
         let watched = &mut self.mailboxes[index];
         let event = match (difference(&watched.known, &now), watched.announced.take()) {
             (Some(kind), _) => {
+                self.status.event(kind);
                 tracing::debug!(account = %self.account, mailbox = %watched.mailbox, ?kind, "changed");
                 Some(WatchEvent::Changed(Change {
                     account: self.account.clone(),
@@ -191,6 +195,7 @@ impl Watcher {
         inbox.known = with_new_mail(&inbox.known, arrived);
         let id = context.next_id();
         inbox.announced = Some(id);
+        self.status.event(ChangeKind::NewMail);
         let change = Change {
             account: self.account.clone(),
             mailbox: inbox.mailbox.clone(),

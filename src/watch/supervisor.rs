@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Context;
 use super::account::{Orders, Watcher};
+use super::status::{Doing, Inquiries, Inquiry, Status};
 use crate::model::{Account, Credentials, SessionEvent, Timestamp};
 use crate::store::{LiveAccount, StoreError};
 
@@ -20,22 +21,29 @@ const REFRESH_INTERVAL: Duration = Duration::from_hours(1);
 /// The same while the database does not answer.
 const REFRESH_RETRY: Duration = Duration::from_secs(2);
 
-/// Each watched account, and the way to speak to its watcher. A watcher that has ended has no
-/// receiver any more.
+/// Each watched account, and its watcher.
 #[derive(Debug)]
 struct Supervisor {
     context: Arc<Context>,
-    watchers: HashMap<Account, watch::Sender<Orders>>,
+    watchers: HashMap<Account, Seat>,
     tasks: TaskTracker,
+}
+
+/// The way to speak to a watcher, and what it does. One that has ended has no receiver any more.
+#[derive(Debug)]
+struct Seat {
+    orders: watch::Sender<Orders>,
+    status: Status,
 }
 
 /// Watches every account with a live registration, from those in the store to those that `sessions`
 /// tells of, until `stop` or until `sessions` is closed; then all watchers log out. `unwatched`
-/// names accounts whose last device is gone.
+/// names accounts whose last device is gone; `inquiries` ask how accounts are watched.
 pub async fn run(
     context: Arc<Context>,
     mut sessions: mpsc::Receiver<SessionEvent>,
     mut unwatched: mpsc::Receiver<Account>,
+    mut inquiries: Inquiries,
     stop: CancellationToken,
 ) {
     let mut supervisor =
@@ -57,6 +65,7 @@ pub async fn run(
             () = stop.cancelled() => break,
             () = sleep_until(next_refresh) => {}
             Some(account) = unwatched.recv() => supervisor.stop_unless_live(&account).await,
+            Some(inquiry) = inquiries.next() => supervisor.answer(inquiry),
             event = sessions.recv() => match event {
                 Some(SessionEvent::Registered { account, credentials }) => {
                     supervisor.registered(account, credentials);
@@ -69,7 +78,7 @@ pub async fn run(
             },
         }
     }
-    for orders in supervisor.watchers.values() {
+    for Seat { orders, .. } in supervisor.watchers.values() {
         orders.send_modify(|orders| orders.stop = true);
     }
     supervisor.tasks.close();
@@ -90,8 +99,8 @@ impl Supervisor {
         gone.iter().for_each(|account| self.stop(account));
         tracing::debug!(accounts = accounts.len(), "accounts are to be watched");
         for LiveAccount { account, parked } in accounts {
-            if self.watchers.get(&account).is_none_or(watch::Sender::is_closed) {
-                let parked = parked.is_some() && self.context.credentials.heal_by_login();
+            if self.watchers.get(&account).is_none_or(|seat| seat.orders.is_closed()) {
+                let parked = parked.filter(|_| self.context.credentials.heal_by_login());
                 self.start(account, Orders::default(), parked);
             }
         }
@@ -100,7 +109,7 @@ impl Supervisor {
 
     fn registered(&mut self, account: Account, credentials: Credentials) {
         let credentials = self.context.credentials.watching(&account, credentials);
-        if let Some(orders) = self.watchers.get(&account)
+        if let Some(Seat { orders, .. }) = self.watchers.get(&account)
             && !orders.is_closed()
         {
             orders.send_modify(|orders| {
@@ -110,21 +119,40 @@ impl Supervisor {
             return;
         }
         let orders = Orders { credentials: Some(credentials), ..Orders::default() };
-        self.start(account, orders, false);
+        self.start(account, orders, None);
     }
 
     fn logged_in(&mut self, account: &Account, credentials: Credentials) {
-        if let Some(orders) = self.watchers.get(account) {
+        if let Some(Seat { orders, .. }) = self.watchers.get(account) {
             let credentials = self.context.credentials.watching(account, credentials);
             orders.send_modify(|orders| orders.credentials = Some(credentials));
         }
     }
 
-    fn start(&mut self, account: Account, orders: Orders, parked: bool) {
+    /// `parked` tells why the account's password was last found to be wrong, if it was.
+    fn start(&mut self, account: Account, orders: Orders, parked: Option<String>) {
         let (sender, receiver) = watch::channel(orders);
-        let watcher = Watcher::new(account.clone(), Arc::clone(&self.context), receiver);
-        self.tasks.spawn(watcher.run(parked));
-        self.watchers.insert(account, sender);
+        let is_parked = parked.is_some();
+        let doing = parked.map_or(Doing::Starting, |why| Doing::Parked { why });
+        let status = Status::new(&self.context.metrics, doing);
+        let context = Arc::clone(&self.context);
+        let watcher = Watcher::new(account.clone(), context, receiver, status.clone());
+        self.tasks.spawn(watcher.run(is_parked));
+        self.watchers.insert(account, Seat { orders: sender, status });
+    }
+
+    fn answer(&self, inquiry: Inquiry) {
+        let live = self.watchers.iter().filter(|(_, seat)| !seat.orders.is_closed());
+        let mut statuses: Vec<_> = match &inquiry.account {
+            Some(account) => live
+                .filter(|(watched, _)| *watched == account)
+                .map(|(account, seat)| seat.status.of(account))
+                .collect(),
+            None => live.map(|(account, seat)| seat.status.of(account)).collect(),
+        };
+        statuses.sort_by(|a, b| a.account.cmp(&b.account));
+        // Who asked may have gone.
+        let _ = inquiry.reply.send(statuses);
     }
 
     /// The last device of the account is said to be gone; it may have registered again meanwhile.
@@ -138,7 +166,7 @@ impl Supervisor {
     }
 
     fn stop(&mut self, account: &Account) {
-        if let Some(orders) = self.watchers.remove(account) {
+        if let Some(Seat { orders, .. }) = self.watchers.remove(account) {
             tracing::info!(%account, "no device is left: not watched any more");
             self.context.credentials.forget(account);
             orders.send_modify(|orders| orders.stop = true);

@@ -47,6 +47,7 @@ struct Watching {
     events: mpsc::Receiver<WatchEvent>,
     sessions: mpsc::Sender<SessionEvent>,
     unwatched: mpsc::Sender<Account>,
+    inquirer: watch::Inquirer,
     stop: CancellationToken,
     task: JoinHandle<()>,
     announced: u64,
@@ -137,9 +138,15 @@ impl World {
         let (sessions, session_events) = mpsc::channel(10);
         let (unwatched, unwatched_accounts) = mpsc::channel(10);
         let stop = CancellationToken::new();
-        let task =
-            tokio::spawn(watch::run(context, session_events, unwatched_accounts, stop.clone()));
-        Watching { events, sessions, unwatched, stop, task, announced: 0 }
+        let (inquirer, inquiries) = watch::inquiries();
+        let task = tokio::spawn(watch::run(
+            context,
+            session_events,
+            unwatched_accounts,
+            inquiries,
+            stop.clone(),
+        ));
+        Watching { events, sessions, unwatched, inquirer, stop, task, announced: 0 }
     }
 }
 
@@ -170,6 +177,17 @@ impl Watching {
     async fn expect(&mut self, lines: &[&str]) {
         for line in lines {
             assert_eq!(self.next().await, *line);
+        }
+    }
+
+    /// What is told of the one account that is watched, once its state is this.
+    async fn until(&self, state: &str) -> watch::WatcherStatus {
+        loop {
+            let mut told = self.inquirer.watchers(None).await.unwrap();
+            if told.len() == 1 && told[0].state == state {
+                return told.remove(0);
+            }
+            tokio::task::yield_now().await;
         }
     }
 

@@ -200,6 +200,46 @@ async fn b40_a_lost_connection_is_replaced_by_one_and_ever_more_slowly() {
 }
 
 #[tokio::test]
+async fn a_watcher_tells_what_it_does() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let mut watching = idling(&world, &backend).await;
+        let told = watching.until("watching").await;
+        assert_eq!((told.account.as_str(), told.mode), ("alice", Some("idle")));
+        assert_eq!((told.last_event_at, told.next_try_at, told.reason), (None, None, None));
+        let bob = Some(Account::from_login("bob"));
+        assert_eq!(watching.inquirer.watchers(bob).await.unwrap(), []);
+
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        watching.next().await;
+        assert!(watching.until("watching").await.last_event_at.is_some());
+
+        backend.refuse().await;
+        backend.drop_connections();
+        let told = watching.until("backing_off").await;
+        let late = told.next_try_at.unwrap() - told.since;
+        assert!((0..1000).contains(&late), "{late}");
+        assert!(told.reason.is_some() && told.mode.is_none(), "{told:?}");
+
+        backend.set_password("alice", b"changed").unwrap();
+        backend.resume().await.unwrap();
+        let told = watching.until("parked").await;
+        assert!(told.reason.as_ref().unwrap().contains("AUTHENTICATIONFAILED"), "{told:?}");
+        watching.stop().await;
+
+        // The reason is still known when the program starts anew.
+        let watching = world.watch();
+        assert_eq!(watching.until("parked").await.reason, told.reason);
+        backend.behave(|b| b.remove("IDLE"));
+        watching.logged_in("alice", "changed").await;
+        assert_eq!(watching.until("watching").await.mode, Some("poll"));
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn b46_whoever_has_no_device_is_not_watched() {
     limited(async {
         let backend = backend().await;

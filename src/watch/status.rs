@@ -1,0 +1,220 @@
+//! What watchers are doing, for people who ask and for the metrics.
+//!
+//! A watcher notes each turn of its life in its [`Status`], which the supervisor shares and reads;
+//! neither ever waits for the other.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::metrics::{Held, Kind, Metrics, Watching};
+use crate::model::{Account, ChangeKind, Timestamp};
+
+/// How many questions may wait for an answer.
+const QUESTIONS: usize = 8;
+
+/// One account, and how it is watched. Times are in milliseconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WatcherStatus {
+    pub account: String,
+    /// `starting`, `watching`, `backing_off` or `parked`.
+    pub state: &'static str,
+    /// While watching: `poll`, `idle` or `notify`.
+    pub mode: Option<&'static str>,
+    /// Since when it has been so.
+    pub since: i64,
+    /// When it last saw a change.
+    pub last_event_at: Option<i64>,
+    /// While backing off; `None` when something has to happen first.
+    pub next_try_at: Option<i64>,
+    /// Why it is backing off or parked.
+    pub reason: Option<String>,
+}
+
+/// Asks the supervisor. Clones ask the same one.
+#[derive(Clone, Debug)]
+pub struct Inquirer(mpsc::Sender<Inquiry>);
+
+/// The questions of an [`Inquirer`].
+#[derive(Debug)]
+pub struct Inquiries(mpsc::Receiver<Inquiry>);
+
+#[derive(Debug)]
+pub(super) struct Inquiry {
+    /// `None` asks for all.
+    pub(super) account: Option<Account>,
+    pub(super) reply: oneshot::Sender<Vec<WatcherStatus>>,
+}
+
+/// For a supervisor, and for those who want to know of it.
+pub fn inquiries() -> (Inquirer, Inquiries) {
+    let (questions, asked) = mpsc::channel(QUESTIONS);
+    (Inquirer(questions), Inquiries(asked))
+}
+
+/// What a watcher does at the moment; clones are of the same watcher.
+#[derive(Clone, Debug)]
+pub(super) struct Status(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    metrics: Arc<Metrics>,
+    now: Doing,
+    since: Timestamp,
+    last_event: Option<Timestamp>,
+    /// Counts the watcher among those that do the same.
+    counted: Held,
+}
+
+/// A turn in a watcher's life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Doing {
+    /// It waits for its turn, connects and logs in.
+    Starting,
+    Watching(Mode),
+    BackingOff {
+        next_try: Option<Timestamp>,
+        why: String,
+    },
+    Parked {
+        why: String,
+    },
+}
+
+/// How it learns of changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    Poll,
+    Idle,
+}
+
+// === impl Inquirer ===
+
+impl Inquirer {
+    /// How the account is being watched, or all are; nothing is said of one that is not. `None` when
+    /// the supervisor has ended.
+    pub async fn watchers(&self, account: Option<Account>) -> Option<Vec<WatcherStatus>> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Inquiry { account, reply }).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+impl Inquiries {
+    /// The next question; `None` when nobody is left to ask. Cancel safe.
+    pub(super) async fn next(&mut self) -> Option<Inquiry> {
+        self.0.recv().await
+    }
+}
+
+// === impl Status ===
+
+impl Status {
+    pub(super) fn new(metrics: &Arc<Metrics>, doing: Doing) -> Self {
+        let counted = metrics.watchers.hold(doing.label());
+        let (metrics, since) = (Arc::clone(metrics), Timestamp::now());
+        Self(Arc::new(Mutex::new(Inner { metrics, now: doing, since, last_event: None, counted })))
+    }
+
+    pub(super) fn set(&self, doing: Doing) {
+        let mut inner = self.inner();
+        if inner.now == doing {
+            return;
+        }
+        inner.counted = inner.metrics.watchers.hold(doing.label());
+        (inner.now, inner.since) = (doing, Timestamp::now());
+    }
+
+    /// A change was seen.
+    pub(super) fn event(&self, kind: ChangeKind) {
+        let mut inner = self.inner();
+        inner.last_event = Some(Timestamp::now());
+        let kind = match kind {
+            ChangeKind::NewMail => Kind::NewMail,
+            ChangeKind::Quiet => Kind::Quiet,
+        };
+        inner.metrics.changes.of(kind).inc();
+    }
+
+    pub(super) fn of(&self, account: &Account) -> WatcherStatus {
+        let inner = self.inner();
+        let (state, mode, next_try, reason) = match &inner.now {
+            Doing::Starting => ("starting", None, None, None),
+            Doing::Watching(mode) => ("watching", Some(mode.word()), None, None),
+            Doing::BackingOff { next_try, why } => ("backing_off", None, *next_try, Some(why)),
+            Doing::Parked { why } => ("parked", None, None, Some(why)),
+        };
+        WatcherStatus {
+            account: account.as_str().to_owned(),
+            state,
+            mode,
+            since: inner.since.0,
+            last_event_at: inner.last_event.map(|at| at.0),
+            next_try_at: next_try.map(|at| at.0),
+            reason: reason.cloned(),
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Doing ===
+
+impl Doing {
+    fn label(&self) -> Watching {
+        match self {
+            Self::Starting => Watching::Starting,
+            Self::Watching(Mode::Poll) => Watching::Poll,
+            Self::Watching(Mode::Idle) => Watching::Idle,
+            Self::BackingOff { .. } => Watching::BackingOff,
+            Self::Parked { .. } => Watching::Parked,
+        }
+    }
+}
+
+impl Mode {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Poll => "poll",
+            Self::Idle => "idle",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watcher_is_counted_where_it_is_and_nowhere_when_it_is_gone() {
+        let metrics = Arc::new(Metrics::default());
+        let count = |what| metrics.watchers.of(what).get();
+        let status = Status::new(&metrics, Doing::Starting);
+        assert_eq!(count(Watching::Starting), 1);
+        status.set(Doing::Watching(Mode::Idle));
+        assert_eq!([count(Watching::Starting), count(Watching::Idle)], [0, 1]);
+        status.clone().set(Doing::Parked { why: "NO".into() });
+        assert_eq!([count(Watching::Idle), count(Watching::Parked)], [0, 1]);
+        drop(status);
+        assert_eq!(count(Watching::Parked), 0);
+    }
+
+    #[test]
+    fn since_is_when_it_began_and_not_when_it_was_last_said() {
+        let status = Status::new(&Arc::default(), Doing::Starting);
+        status.0.lock().unwrap().since = Timestamp(5);
+        status.set(Doing::Starting);
+        status.event(ChangeKind::Quiet);
+        let shown = status.of(&Account::from_login("alice"));
+        assert_eq!((shown.account.as_str(), shown.state, shown.since), ("alice", "starting", 5));
+        assert!(shown.last_event_at.is_some());
+        status.set(Doing::BackingOff { next_try: Some(Timestamp(9)), why: "reset".into() });
+        let shown = status.of(&Account::from_login("alice"));
+        assert_eq!((shown.state, shown.next_try_at), ("backing_off", Some(9)));
+        assert_eq!(shown.reason.as_deref(), Some("reset"));
+        assert!(shown.since > 5);
+    }
+}
