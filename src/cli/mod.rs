@@ -1,11 +1,15 @@
 //! The command line: one file per subcommand, and what they share.
 
+mod ask;
 mod certs;
 mod credentials;
 mod demo;
 pub mod logging;
+mod push;
 mod replay;
 mod serve;
+mod table;
+mod watchers;
 
 use std::fmt::Display;
 use std::future::poll_fn;
@@ -16,6 +20,8 @@ use std::task::Poll;
 
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::config::Config;
 
 /// A TLS IMAP proxy that gives any mail server native push to iOS Mail.
 #[derive(Debug, Parser)]
@@ -41,6 +47,10 @@ struct Configured {
 enum Command {
     /// Run the proxy (also when no command is given)
     Serve(Configured),
+    /// What the running mailchime watches
+    Watchers(watchers::Options),
+    /// Have the running mailchime send a test push, and show what APNs says
+    Push(push::Options),
     /// See a push on this machine within seconds, without any setup
     Demo(demo::Options),
     /// Play written dialogues and show the first difference of each
@@ -92,6 +102,8 @@ pub fn main() -> ExitCode {
     };
     let result = match arguments.command.unwrap_or(Command::Serve(arguments.configured)) {
         Command::Serve(configured) => serve::run(&configured.config),
+        Command::Watchers(options) => watchers::run(&options),
+        Command::Push(options) => push::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Replay(options) => replay::run(&options),
         Command::Certs(Certs::Dev(options)) => certs::run(&options),
@@ -114,6 +126,11 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("the runtime cannot start: {error}")))
+}
+
+/// The configuration of a command.
+fn configuration(configured: &Configured) -> Result<Config, Failure> {
+    Config::load(&configured.config).map_err(|error| Failure::Usage(error.to_string()))
 }
 
 // Standard output and error may be closed, by `| head` for example. What a command does goes on; a

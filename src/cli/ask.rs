@@ -1,0 +1,106 @@
+//! Asking the mailchime that runs, over the address of `[admin]`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::header::HOST;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::{Configured, Failure, configuration, runtime};
+
+/// For the connection.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+
+/// For the answer: longer than mailchime itself takes to give up.
+const ANSWER_TIME: Duration = Duration::from_secs(100);
+
+/// The status of a hundred thousand accounts is a tenth of this.
+const ANSWER_SIZE: usize = 256 * 1024 * 1024;
+
+/// What the running mailchime answers to `path` with these parameters.
+pub(super) fn ask(
+    configured: &Configured,
+    method: Method,
+    path: &str,
+    parameters: &[(&str, &str)],
+) -> Result<Value, Failure> {
+    let config = configuration(configured)?;
+    let Some(address) = config.admin.address else {
+        return Err(Failure::Usage(format!(
+            "{}: [admin] address: not set, so a running mailchime cannot be asked; set it, to \
+             \"127.0.0.1:8143\" for example, and start mailchime anew",
+            configured.config.display()
+        )));
+    };
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(parameters);
+    let target = format!("{path}?{}", query.finish());
+    let address = reachable(address);
+    let asking = async {
+        let stream = match timeout(CONNECT_TIME, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(silent(address, &error.to_string())),
+            Err(_) => return Err(silent(address, "no connection in time")),
+        };
+        let answer = timeout(ANSWER_TIME, exchange(stream, address, method, &target)).await;
+        let (status, body) = match answer {
+            Ok(answer) => answer.map_err(|why| silent(address, &why))?,
+            Err(_) => return Err(silent(address, "no answer in time")),
+        };
+        let value: Value = serde_json::from_slice(&body)
+            .map_err(|_| silent(address, "what answers there is not mailchime"))?;
+        match (status, value["error"].as_str()) {
+            (StatusCode::OK, _) => Ok(value),
+            (_, Some(error)) => Err(Failure::Failed(error.to_owned())),
+            (status, None) => Err(silent(address, &format!("it answered {status}"))),
+        }
+    };
+    runtime()?.block_on(asking)
+}
+
+fn silent(address: SocketAddr, why: &str) -> Failure {
+    Failure::Failed(format!(
+        "[admin] address {address}: {why}; is mailchime running, with this configuration?"
+    ))
+}
+
+/// Listening to every address of the machine is heard on its loopback one.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        });
+    }
+    address
+}
+
+async fn exchange(
+    stream: TcpStream,
+    address: SocketAddr,
+    method: Method,
+    target: &str,
+) -> Result<(StatusCode, Bytes), String> {
+    let failed = |error: hyper::Error| error.to_string();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    // Its errors come back with the request.
+    let connection = tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(target)
+        .header(HOST, address.to_string())
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    let response = sender.send_request(request).await.map_err(failed)?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_SIZE).collect().await;
+    connection.abort();
+    Ok((status, body.map_err(|error| error.to_string())?.to_bytes()))
+}

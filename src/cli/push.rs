@@ -1,0 +1,96 @@
+//! `mailchime push USER`: a test push by the running mailchime, or why there would be none.
+
+use hyper::Method;
+use serde_json::Value;
+
+use super::ask::ask;
+use super::table::{table, told, word};
+use super::{Configured, Failure, say, watchers};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// Whose devices: the login name
+    user: String,
+
+    /// Tell of this mailbox, to the devices that registered for it
+    #[arg(long, value_name = "NAME")]
+    mailbox: Option<String>,
+
+    /// Send nothing; say for each device whether new mail would be pushed now, and why not
+    #[arg(long)]
+    explain: bool,
+
+    /// JSON, for machines
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    configured: Configured,
+}
+
+pub(super) fn run(options: &Options) -> Result<(), Failure> {
+    let mut parameters = vec![("user", &*options.user)];
+    parameters.extend(options.mailbox.as_deref().map(|mailbox| ("mailbox", mailbox)));
+    let (method, path) = match options.explain {
+        true => (Method::GET, "/explain"),
+        false => (Method::POST, "/push"),
+    };
+    let answer = ask(&options.configured, method, path, &parameters)?;
+    let devices = answer["devices"].as_array().map(Vec::as_slice).unwrap_or_default();
+    match (options.json, options.explain) {
+        (true, _) => say(&answer),
+        (false, true) => explain(&answer, devices),
+        (false, false) => tested(devices),
+    }
+    let well = if options.explain { "would_push" } else { "accepted" };
+    match devices.iter().filter(|device| device[well] != true).count() {
+        _ if devices.is_empty() => Err(Failure::Failed(format!(
+            "{} has no registered device: iOS registers when Mail is opened with Push switched on",
+            options.user
+        ))),
+        0 => Ok(()),
+        failed if options.explain => {
+            Err(Failure::Failed(format!("{failed} of {} would not be pushed now", devices.len())))
+        }
+        failed => Err(Failure::Failed(format!("{failed} of {} got no push", devices.len()))),
+    }
+}
+
+fn tested(devices: &[Value]) {
+    let row = |device: &Value| {
+        let took = device["milliseconds"].as_u64().unwrap_or_default();
+        let [token, client, outcome, id, detail] =
+            ["token", "subtopic", "outcome", "apns_id", "detail"].map(|key| word(&device[key]));
+        vec![token, client, outcome, format!("{took} ms"), id, detail]
+    };
+    if !devices.is_empty() {
+        let rows: Vec<_> = devices.iter().map(row).collect();
+        say(table(&["TOKEN", "CLIENT", "OUTCOME", "TIME", "APNS ID", "DETAIL"], &rows));
+    }
+}
+
+fn explain(answer: &Value, devices: &[Value]) {
+    match &answer["watcher"] {
+        Value::Null => say("watcher: none, so no change is seen"),
+        watcher => say(format_args!("watcher: {}", watchers::line(watcher))),
+    }
+    for device in devices {
+        let [token, client] = ["token", "subtopic"].map(|key| word(&device[key]));
+        let [registered, pushed] = ["registered_at", "pushed_at"].map(|key| told(&device[key]));
+        say(format_args!("device {token} {client}: registered {registered}, last push {pushed}"));
+        for (what, key) in [("registered for", "mailboxes"), ("a push is owed for", "owed")] {
+            let names: Vec<_> = device[key].as_array().into_iter().flatten().map(word).collect();
+            if !names.is_empty() {
+                say(format_args!("    {what}: {}", names.join(", ")));
+            }
+        }
+        match device["obstacles"].as_array().map(Vec::as_slice).unwrap_or_default() {
+            [] => say("    new mail would be pushed now"),
+            obstacles => {
+                for obstacle in obstacles {
+                    say(format_args!("    not now: {}", word(obstacle)));
+                }
+            }
+        }
+    }
+}
