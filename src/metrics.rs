@@ -131,6 +131,8 @@ macro_rules! label {
 label!(
     /// How a session ended.
     SessionEnd as "how" {
+        /// Too many from its address.
+        TurnedAway: "turned_away",
         /// TLS did not come about.
         Handshake: "handshake",
         /// Either side closed its connection.
@@ -148,11 +150,13 @@ label!(
 label!(
     /// A command that mailchime itself answers.
     Verb as "verb" {
+        /// And AUTHENTICATE.
         Login: "login",
-        Authenticate: "authenticate",
         Register: "xapplepushservice",
         Compress: "compress",
         StartTls: "starttls",
+        /// What would break the session, and is refused after login.
+        Other: "other",
     }
 );
 

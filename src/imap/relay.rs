@@ -322,8 +322,10 @@ impl Relay {
                 let names = echoed.iter().map(Vec::as_slice);
                 answer = registration::answer(version, topic, names);
                 tagged(&mut answer, &tag, "OK XAPPLEPUSHSERVICE completed");
+                out.answered.push((Verb::XApplePushService, Status::Ok));
             }
             _ => {
+                out.answered.push((Verb::XApplePushService, Status::No));
                 tagged(&mut answer, &tag, "NO [UNAVAILABLE] Registrations cannot be kept just now")
             }
         }
@@ -470,7 +472,7 @@ impl Relay {
             Progress::Continue => self.say(b"+ OK\r\n".to_vec(), out),
             Progress::TooLong => {
                 out.over.command += 1;
-                self.finish("BAD Command is too long", out);
+                self.finish(Status::Bad, "BAD Command is too long", out);
             }
             Progress::Whole => {
                 let command = collector.take();
@@ -485,29 +487,35 @@ impl Relay {
         let Some(job) = self.job.as_deref_mut() else { return };
         match job.verb {
             Verb::XApplePushService => {}
-            Verb::Login | Verb::Authenticate => return self.finish("BAD Already logged in", out),
-            Verb::StartTls => return self.finish("BAD TLS is active already", out),
+            Verb::Login | Verb::Authenticate => {
+                return self.finish(Status::Bad, "BAD Already logged in", out);
+            }
+            Verb::StartTls => return self.finish(Status::Bad, "BAD TLS is active already", out),
             Verb::Compress => return self.compress(command, out),
-            _ => return self.finish("BAD Command is not available here", out),
+            _ => return self.finish(Status::Bad, "BAD Command is not available here", out),
         }
         let Some((push, _)) = offered(&self.profile, self.account.as_ref()) else {
-            return self.finish("BAD XAPPLEPUSHSERVICE is not available here", out);
+            return self.finish(Status::Bad, "BAD XAPPLEPUSHSERVICE is not available here", out);
         };
         let Ok((arguments, _)) = args::tag_and_verb(command) else {
-            return self.finish("BAD Malformed command", out);
+            return self.finish(Status::Bad, "BAD Malformed command", out);
         };
         let request = match registration::parse(arguments) {
             Ok(request) => request,
             Err(why) => {
-                return self.finish(format_args!("BAD XAPPLEPUSHSERVICE: {why}"), out);
+                return self.finish(Status::Bad, format_args!("BAD XAPPLEPUSHSERVICE: {why}"), out);
             }
         };
         if !push.serves(&request.subtopic) {
-            return self.finish("NO [CANNOT] This mail client is not served with push", out);
+            return self.finish(
+                Status::No,
+                "NO [CANNOT] This mail client is not served with push",
+                out,
+            );
         }
         if request.mailboxes.len() > push.most_mailboxes {
             let text = format!("NO [LIMIT] At most {} mailboxes", push.most_mailboxes);
-            return self.finish(text, out);
+            return self.finish(Status::No, text, out);
         }
         job.stage = Stage::Check(Check {
             request,
@@ -526,13 +534,17 @@ impl Relay {
             .and_then(|(arguments, _)| args::atom_and_word(arguments))
             .is_some_and(|(name, more)| name.eq_ignore_ascii_case(b"DEFLATE") && more.is_none());
         if !deflate {
-            return self.finish("BAD COMPRESS knows DEFLATE only", out);
+            return self.finish(Status::Bad, "BAD COMPRESS knows DEFLATE only", out);
         }
         if self.compressed {
-            return self.finish("NO [COMPRESSIONACTIVE] DEFLATE is active already", out);
+            return self.finish(
+                Status::No,
+                "NO [COMPRESSIONACTIVE] DEFLATE is active already",
+                out,
+            );
         }
         self.compressed = true;
-        self.finish("OK DEFLATE active", out);
+        self.finish(Status::Ok, "OK DEFLATE active", out);
         // The OK itself is the last that goes out as it is.
         if self.deferred.is_empty() {
             out.actions.push_back(Action::Compress);
@@ -588,10 +600,12 @@ impl Relay {
         out.actions.push_back(Action::Register(Registration { device, mailboxes }));
     }
 
-    fn finish(&mut self, text: impl fmt::Display, out: &mut Output) {
+    /// Answers a command of ours; `text` begins with `status`.
+    fn finish(&mut self, status: Status, text: impl fmt::Display, out: &mut Output) {
         let Some(job) = self.job.take() else { return };
         let mut answer = Vec::new();
         tagged(&mut answer, &job.tag, text);
+        out.answered.push((job.verb, status));
         self.say(answer, out);
     }
 

@@ -22,7 +22,7 @@ use super::args;
 use super::capability::{Capabilities, XAPPLEPUSHSERVICE};
 use super::collect::{Collector, Progress};
 use super::login::{Attempt, Login, Options, Outcome, edited};
-use super::peek::{self, Command, Verb};
+use super::peek::{self, Command, Status, Verb};
 use super::relay::{Relay, tagged};
 use super::sasl::{self, Exchange, Mechanism};
 use crate::model::{Account, Credentials, Registration};
@@ -135,6 +135,8 @@ pub struct Output {
     pub to_backend: Vec<u8>,
     pub actions: VecDeque<Action>,
     pub over: Over,
+    /// Commands of ours and how they were answered, for the caller to count.
+    pub answered: Vec<(Verb, Status)>,
 }
 
 /// How often a limit was hit, for the caller to count.
@@ -370,6 +372,7 @@ impl Session {
             | State::Backend { tag, .. }
             | State::Challenge { tag, .. } => {
                 tagged(&mut self.output.to_client, &tag, answer);
+                self.output.answered.push((Verb::Login, Status::No));
                 true
             }
             other => {
@@ -427,7 +430,7 @@ impl Session {
         else {
             return;
         };
-        let Output { to_client, actions, over, .. } = &mut self.output;
+        let Output { to_client, actions, over, answered, .. } = &mut self.output;
         let credentials = match login.attempt() {
             Attempt::Credentials(credentials) => Some(credentials.clone()),
             Attempt::Relayed { .. } => None,
@@ -449,6 +452,7 @@ impl Session {
                 to_client.extend_from_slice(&edited(&line, relay.own()));
                 actions.push_back(Action::Seen(offered));
                 actions.push_back(Action::LoggedIn(credentials));
+                answered.push((Verb::Login, Status::Ok));
                 self.phase = Phase::Relay(relay);
             }
             Outcome::Refused { answer, offered } => {
@@ -458,13 +462,16 @@ impl Session {
                 actions.push_back(Action::Seen(offered));
                 actions.push_back(Action::Disconnect(Disconnect::Refused));
                 actions.push_back(Action::Refused(account));
+                answered.push((Verb::Login, Status::No));
             }
             Outcome::Unavailable(why) => {
+                answered.push((Verb::Login, Status::No));
                 tagged(to_client, &tag, UNAVAILABLE);
                 actions.push_back(Action::Disconnect(Disconnect::Unavailable(why)));
             }
             Outcome::TooLong => {
                 over.capability += 1;
+                answered.push((Verb::Login, Status::No));
                 let why = Disconnect::Unavailable("an overlong answer to a login".to_owned());
                 tagged(to_client, &tag, UNAVAILABLE);
                 actions.push_back(Action::Disconnect(why));
@@ -553,6 +560,7 @@ impl Dialogue {
             Some(Verb::StartTls) if !secure => {
                 tagged(answer, tag, "OK Begin TLS negotiation now");
                 out.actions.push_back(Action::StartTls);
+                out.answered.push((Verb::StartTls, Status::Ok));
                 self.state = State::Handshake;
             }
             Some(Verb::StartTls) => self.refuse(Some(tag), "BAD TLS is active already", out),
@@ -639,6 +647,7 @@ impl Dialogue {
         let mut answer = Vec::new();
         tagged(&mut answer, tag, "NO [AUTHENTICATIONFAILED] Authentication failed");
         self.state = State::Refused(answer);
+        out.answered.push((Verb::Login, Status::No));
         out.actions.push_back(Action::Refused(account));
     }
 

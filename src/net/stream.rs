@@ -51,6 +51,14 @@ impl Stream {
         Self::Deflated(Box::new(Deflated::new(self)))
     }
 
+    /// Plain and compressed bytes from the peer, then to it; `None` where there is no DEFLATE.
+    pub fn totals(&self) -> Option<[u64; 4]> {
+        match self {
+            Self::Deflated(deflated) => Some(deflated.totals()),
+            _ => None,
+        }
+    }
+
     /// Reads what there is, at most 64 KiB, and gives it to `take`; nothing at the end. A TLS peer
     /// that hangs up without close_notify has ended as well: IMAP delimits itself.
     ///

@@ -20,7 +20,8 @@ use tokio_util::sync::CancellationToken;
 use super::Context;
 use super::record::Recorded;
 use super::register::register;
-use crate::imap::session::{Action, Connection, Disconnect, Session, Step};
+use super::tally::{self, Tally};
+use crate::imap::session::{Action, Connection, Disconnect, Output, Session, Step};
 use crate::model::{Account, Credentials, SessionEvent};
 use crate::net::backend::{Backend, ConnectError, Connected};
 use crate::net::backends::Place;
@@ -51,6 +52,7 @@ pub(super) struct Driver {
     acceptor: Option<TlsAcceptor>,
     /// The client's connection changes its form once all that is said has left.
     switch: Option<Switch>,
+    tally: Tally,
     /// When the login that is under way was tried.
     tried_at: Instant,
     /// Armed while a peer takes no bytes.
@@ -171,6 +173,7 @@ impl Driver {
             addresses,
             acceptor,
             switch: None,
+            tally: Tally::default(),
             tried_at: Instant::now(),
             stalled: None,
             close: false,
@@ -239,8 +242,7 @@ impl Driver {
                 continue;
             }
             let lanes = self.poll_lanes(cx);
-            let over = std::mem::take(&mut self.session.output.over);
-            self.context.count(over);
+            self.count();
             match lanes {
                 Ok(Pause::Action) => self.act(),
                 Ok(pause) => {
@@ -262,6 +264,19 @@ impl Driver {
                 }
                 Err(error) => return Poll::Ready(Some(Ended::Fault(error.to_string()))),
             }
+        }
+    }
+
+    /// Adds what has happened since the last time to what is counted for all sessions.
+    fn count(&mut self) {
+        let Output { over, answered, .. } = &mut self.session.output;
+        self.context.count(std::mem::take(over));
+        let metrics = &self.context.metrics;
+        tally::answered(metrics, answered.drain(..));
+        let relayed = self.relayed();
+        self.tally.relayed(metrics, relayed);
+        if let Some(totals) = self.client.stream.totals() {
+            self.tally.compressed(metrics, totals);
         }
     }
 

@@ -9,6 +9,7 @@ mod limits;
 pub mod record;
 mod register;
 mod serve;
+mod tally;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,6 +20,7 @@ use self::limits::Gate;
 pub use self::serve::serve;
 use crate::config::{self, Config, Relay};
 use crate::imap::session::{Over, Profile, PushOffer};
+use crate::metrics::Metrics;
 use crate::model::SessionEvent;
 use crate::net::backends::Backends;
 use crate::net::counters::Counters;
@@ -43,6 +45,7 @@ pub struct Context {
     /// Mechanisms that hide the password pass.
     relay_mechanisms: bool,
     profile: Mutex<Option<Arc<Profile>>>,
+    metrics: Arc<Metrics>,
 }
 
 /// What sessions begin with, from the moment that it is set. Cheap to clone.
@@ -72,7 +75,14 @@ impl Context {
             // Watchers need the password: there is no master mode yet.
             relay_mechanisms: config.auth.relay == Relay::Always,
             profile: Mutex::new(None),
+            metrics: Arc::default(),
         }
+    }
+
+    /// Counts in `metrics` from now on.
+    #[must_use]
+    pub fn counting(self, metrics: Arc<Metrics>) -> Self {
+        Self { metrics, ..self }
     }
 
     /// The same under other certificates, and the limits and recording of another configuration. What
@@ -92,6 +102,7 @@ impl Context {
             devices: self.devices,
             relay_mechanisms: self.relay_mechanisms,
             profile: Mutex::new(None),
+            metrics: Arc::clone(&self.metrics),
         }
     }
 

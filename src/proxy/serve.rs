@@ -15,6 +15,7 @@ use super::driver::{Driver, Ended};
 use super::limits::Place;
 use super::{Context, Current};
 use crate::config::{Listener, ListenerTls};
+use crate::metrics::{Held, SessionEnd};
 use crate::net::listen::{accept, canonical};
 use crate::net::proxy_protocol::{self, Addresses};
 use crate::net::stream::Stream;
@@ -79,17 +80,25 @@ async fn session(
     stop: CancellationToken,
 ) {
     let started = Instant::now();
+    let _open = Held::new(&context.metrics.sessions);
+    let count = |how| {
+        context.metrics.sessions_ended.of(how).inc();
+    };
     let limit = context.limits.handshake_timeout;
     let opening = opening(stream, peer, &how, &mut place, &context);
     let opened = tokio::select! {
-        () = stop.cancelled() => return,
+        () = stop.cancelled() => return count(SessionEnd::Stopped),
         opened = tokio::time::timeout(limit, opening) => opened,
     };
     let (stream, addresses) = match opened {
         Ok(Ok(Some(opened))) => opened,
-        Ok(Ok(None)) => return,
-        Ok(Err(error)) => return tracing::debug!(%peer, %error, "no session came about"),
+        Ok(Ok(None)) => return count(SessionEnd::TurnedAway),
+        Ok(Err(error)) => {
+            count(SessionEnd::Handshake);
+            return tracing::debug!(%peer, %error, "no session came about");
+        }
         Err(_) => {
+            count(SessionEnd::Handshake);
             context.counters.handshake_timeout.hit();
             return tracing::debug!(%peer, ?limit, "TLS handshake took too long");
         }
@@ -99,6 +108,7 @@ async fn session(
         (how.tls == ListenerTls::StartTls).then(|| TlsAcceptor::from(Arc::clone(&context.tls)));
     let mut driver = Driver::new(stream, addresses, acceptor, Arc::clone(&context));
     let ended = driver.run(&stop).await;
+    count(SessionEnd::from(&ended));
     let seconds = started.elapsed().as_secs_f64();
     let (account, [received, sent]) = (driver.account(), driver.relayed());
     if matches!(ended, Ended::LoginTimeout) {
