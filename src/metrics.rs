@@ -93,12 +93,13 @@ pub trait Labels: Copy + Debug + Eq + Hash + Send + Sync + 'static {
     fn pairs(self) -> Vec<(&'static str, &'static str)>;
 }
 
+type Measure<T> = Box<dyn Fn() -> T + Send + Sync>;
+
 #[derive(Default)]
 struct Asked {
-    channels: Vec<(Queue, Box<dyn Fn() -> usize + Send + Sync>)>,
-    limits: Vec<Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>>,
-    /// Topics and when their certificates end.
-    certificates: Vec<(String, SystemTime)>,
+    channels: Vec<(Queue, Measure<usize>)>,
+    limits: Vec<Measure<Vec<(&'static str, u64)>>>,
+    certificates: Option<Measure<Vec<(String, SystemTime)>>>,
 }
 
 /// A label: its name, and its values with their words.
@@ -213,7 +214,7 @@ label!(
         SessionEvents: "session_events",
         /// From watchers to the push side.
         ChangeEvents: "change_events",
-        /// Devices that are to be told of something, or are being told.
+        /// Accounts with a device that is to be told of something, and pushes that are under way.
         Pushes: "pushes",
         /// Rows about pushes that are still to be written.
         Settlements: "settlements",
@@ -346,9 +347,12 @@ impl Metrics {
         self.asked().limits.push(Box::new(hits));
     }
 
-    /// Topics and when their certificates end, in place of those of before.
-    pub fn set_certificates(&self, certificates: Vec<(String, SystemTime)>) {
-        self.asked().certificates = certificates;
+    /// From now on `ends` is asked for topics and when their certificates end.
+    pub fn watch_certificates(
+        &self,
+        ends: impl Fn() -> Vec<(String, SystemTime)> + Send + Sync + 'static,
+    ) {
+        self.asked().certificates = Some(Box::new(ends));
     }
 
     /// Takes note of a call of the database.
@@ -372,12 +376,12 @@ impl Metrics {
         }
         let now = SystemTime::now();
         self.certificates.clear();
-        for (topic, end) in &asked.certificates {
+        for (topic, end) in asked.certificates.iter().flat_map(|ends| ends()) {
             let left = match end.duration_since(now) {
                 Ok(left) => left.as_secs_f64(),
                 Err(past) => -past.duration().as_secs_f64(),
             };
-            self.certificates.get_or_create(&[("topic", topic.clone())]).set(left.round());
+            self.certificates.get_or_create(&[("topic", topic)]).set(left.round());
         }
         drop(asked);
         let mut text = String::new();
@@ -624,7 +628,8 @@ mod tests {
         let (registry, metrics) = world();
         let now = SystemTime::now();
         let day = Duration::from_secs(86_400);
-        metrics.set_certificates(vec![("old".into(), now - day), ("new".into(), now + day)]);
+        metrics
+            .watch_certificates(move || vec![("old".into(), now - day), ("new".into(), now + day)]);
         let text = metrics.text(&registry);
         let left = |topic: &str| {
             let start = format!("mailchime_certificate_expiry_seconds{{topic=\"{topic}\"}} ");
@@ -632,7 +637,7 @@ mod tests {
             line.parse::<f64>().unwrap_or_else(|_| panic!("{topic}: {line}"))
         };
         assert!((left("old") + 86_400.0).abs() < 60.0 && (left("new") - 86_400.0).abs() < 60.0);
-        metrics.set_certificates(Vec::new());
+        metrics.watch_certificates(Vec::new);
         assert!(!metrics.text(&registry).contains("topic="));
     }
 }

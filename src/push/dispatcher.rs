@@ -17,6 +17,7 @@ use super::identities::Identities;
 use super::payload::{Headers, MailPush, collapse_id};
 use super::pending::{Action, Batch, ChangeId, Pending, Push, Rules};
 use crate::config::{self, Collapse};
+use crate::metrics::{Metrics, PushOutcome, Queue};
 use crate::model::{Account, Change, Device, Mailbox, Timestamp, WatchEvent};
 use crate::net::backoff::Backoff;
 use crate::store::{Store, StoreError, Target};
@@ -43,6 +44,7 @@ pub struct Parts {
     pub removed: mpsc::Sender<Account>,
     /// What people ask; see [`Inquirer`].
     pub inquiries: Inquiries,
+    pub metrics: Arc<Metrics>,
 }
 
 /// Asks the dispatcher why it does what it does. Clones ask the same one.
@@ -84,7 +86,7 @@ impl Inquirer {
 /// closed; begins with what is owed since an earlier run. Then it lets requests under way end, for
 /// some seconds, marks on disk what devices have not been told of, and returns.
 pub async fn run(parts: Parts, cancel: CancellationToken) {
-    let Parts { mut events, store, identities, config, removed, mut inquiries } = parts;
+    let Parts { mut events, store, identities, config, removed, mut inquiries, metrics } = parts;
     let mut pending = Pending::new(Rules {
         quiet_delay: config.quiet_delay,
         min_interval: config.min_interval,
@@ -94,12 +96,14 @@ pub async fn run(parts: Parts, cancel: CancellationToken) {
     });
     let mut reloads = identities.reloads();
     pending.topics(identities.topics(), now(), Timestamp::now());
-    let mut jobs = Jobs { store, identities, config, removed, under_way: JoinSet::new(), busy: 0 };
+    let (under_way, busy) = (JoinSet::new(), 0);
+    let mut jobs = Jobs { store, identities, config, removed, metrics, under_way, busy };
     jobs.load();
     loop {
         while let Some(action) = pending.next(now()) {
             jobs.start(action);
         }
+        jobs.measure(&pending);
         let wake = pending.wake_at(now());
         tokio::select! {
             () = cancel.cancelled() => break,
@@ -137,6 +141,7 @@ struct Jobs {
     identities: Identities,
     config: config::Push,
     removed: mpsc::Sender<Account>,
+    metrics: Arc<Metrics>,
     under_way: JoinSet<Done>,
     /// Those of them that are worth waiting for at the end: pushes and writes.
     busy: usize,
@@ -184,8 +189,10 @@ impl Jobs {
             Action::Push(push) => {
                 self.busy += 1;
                 let (identities, config) = (self.identities.clone(), self.config.clone());
+                let metrics = Arc::clone(&self.metrics);
                 self.under_way.spawn(async move {
                     let outcome = send(&identities, &config, &push).await;
+                    count(&metrics, &outcome, push.seen_at);
                     Done::Answered(push.device, outcome)
                 });
             }
@@ -195,6 +202,15 @@ impl Jobs {
                 self.under_way
                     .spawn(async move { Done::Written(write(&store, &removed, batch).await) });
             }
+        }
+    }
+
+    /// Tells how much is waiting.
+    fn measure(&self, pending: &Pending) {
+        for (queue, length) in
+            [(Queue::Pushes, pending.to_push()), (Queue::Settlements, pending.to_write())]
+        {
+            self.metrics.queues.of(queue).set(i64::try_from(length).unwrap_or(i64::MAX));
         }
     }
 
@@ -332,6 +348,23 @@ async fn send(identities: &Identities, config: &config::Push, push: &Push) -> Ou
         "push"
     );
     outcome
+}
+
+fn count(metrics: &Metrics, outcome: &Outcome, seen_at: Instant) {
+    let label = match outcome {
+        Outcome::Accepted { .. } => PushOutcome::Accepted,
+        Outcome::Gone { .. } => PushOutcome::Gone,
+        Outcome::BadToken => PushOutcome::BadToken,
+        Outcome::NotForTopic => PushOutcome::NotForTopic,
+        Outcome::Refused { .. } => PushOutcome::Refused,
+        Outcome::TooMany { .. } => PushOutcome::TooMany,
+        Outcome::Unavailable { .. } => PushOutcome::Unavailable,
+    };
+    metrics.pushes.of(label).inc();
+    if label == PushOutcome::Accepted {
+        let latency = now().saturating_duration_since(seen_at);
+        metrics.push_latency.observe(latency.as_secs_f64());
+    }
 }
 
 /// `#17 #18`.

@@ -397,6 +397,16 @@ impl Pending {
         View { shut, ..view }
     }
 
+    /// Accounts with a device to be pushed, and pushes that are under way.
+    pub(super) fn to_push(&self) -> usize {
+        self.lanes.values().map(|lane| lane.pushes.len() + lane.sending).sum()
+    }
+
+    /// Rows to be written.
+    pub(super) fn to_write(&self) -> usize {
+        self.outbox.len()
+    }
+
     fn next_push(&mut self, now: Instant) -> Option<Push> {
         let topics: Vec<Arc<str>> = self.lanes.keys().cloned().collect();
         topics.iter().find_map(|topic| self.next_push_of(topic, now))

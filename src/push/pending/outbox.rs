@@ -94,6 +94,11 @@ impl Outbox {
         (!self.writing && !self.is_empty()).then(|| self.not_before.unwrap_or(now))
     }
 
+    /// Rows that wait.
+    pub(super) fn len(&self) -> usize {
+        self.told.len() + self.devices.len() + self.removals.len()
+    }
+
     /// Everything, whatever is under way or failed: the last write of all.
     pub(super) fn drain(&mut self) -> Batch {
         let mut settlements = Vec::new();
