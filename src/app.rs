@@ -11,6 +11,7 @@
 //! go by another; [`Running::stop`] ends it in the order in which bytes flow, so that what is under
 //! way arrives.
 
+mod admin;
 mod reload;
 pub mod systemd;
 
@@ -22,6 +23,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus_client::registry::Registry;
 use rustls::ServerConfig;
 use rustls::server::ProducesTickets;
 use tokio::net::TcpListener;
@@ -31,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config, Sni};
 use crate::imap::session::{DomainTopic, PushOffer};
+use crate::metrics::{Metrics, Queue};
 use crate::model::Timestamp;
 use crate::net::backends::{Backends, Table};
 use crate::net::counters::Counters;
@@ -64,6 +67,8 @@ const GRACE: Duration = Duration::from_secs(12);
 pub struct Running {
     /// Where clients connect, in the order of the configuration.
     pub addresses: Vec<SocketAddr>,
+    /// Where it tells of itself, if it does.
+    pub admin: Option<SocketAddr>,
     pub store: Store,
     /// To be reloaded when certificates were renewed.
     pub identities: Identities,
@@ -81,9 +86,11 @@ pub struct Running {
     serving: Vec<JoinHandle<()>>,
     watching: Option<JoinHandle<()>>,
     pushing: Option<JoinHandle<()>>,
+    telling: Option<JoinHandle<()>>,
     stop_serving: CancellationToken,
     stop_watching: CancellationToken,
     stop_pushing: CancellationToken,
+    stop_telling: CancellationToken,
 }
 
 /// A listener at work. It is closed when this is dropped; its sessions go on.
@@ -172,6 +179,9 @@ pub async fn start_with(
     // What makes files comes last, so that a start that fails before it leaves none behind.
     check_record(config)?;
     let sockets = sockets(config, inherited)?;
+    let admin_socket = admin::Socket::open(&config.admin)?;
+    let mut registry = Registry::default();
+    let metrics = Arc::new(Metrics::new(&mut registry));
     let store = Store::open(&config.store.url, config.store.busy_timeout).await.map_err(
         |error| match error.is_temporary() {
             true => StartError::Store(error),
@@ -203,6 +213,10 @@ pub async fn start_with(
     let calendar = expiry::run(identities.clone(), Timestamp::now, publish, stop_serving.clone());
     let (mut watching, mut pushing) = (None, None);
     let (inquirer, inquiries) = dispatcher::inquiries();
+    let (watchers, watch_inquiries) = watch::inquiries();
+    metrics.watch_channel(Queue::SessionEvents, &sessions);
+    let counters = backends.counters();
+    metrics.watch_limits(move || counters.all().map(|(key, counter)| (key, counter.hits())).into());
     // Without an identity nothing can be pushed, so nothing is watched either.
     if !identities.is_empty() {
         let (changes, change_events) = mpsc::channel(QUEUE);
@@ -214,35 +228,56 @@ pub async fn start_with(
             config: config.push.clone(),
             removed,
             inquiries,
+            metrics: Arc::clone(&metrics),
         };
+        metrics.watch_channel(Queue::ChangeEvents, &changes);
         pushing = Some(tokio::spawn(dispatcher::run(parts, stop_pushing.clone())));
-        let context = Arc::new(watch::Context::new(
+        let context = watch::Context::new(
             config,
             backends.clone(),
             store.clone(),
             Arc::clone(&credentials),
             changes,
-        ));
+        );
+        let context = Arc::new(context.counting(Arc::clone(&metrics)));
         let stop = stop_watching.clone();
-        let (_, inquiries) = watch::inquiries();
-        watching =
-            Some(tokio::spawn(watch::run(context, session_events, unwatched, inquiries, stop)));
+        let watch = watch::run(context, session_events, unwatched, watch_inquiries, stop);
+        watching = Some(tokio::spawn(watch));
     }
-    let current = proxy::Current::new(proxy::Context::new(
+    let context = proxy::Context::new(
         backends.clone(),
         offered,
         Arc::clone(&credentials),
         sessions,
         server_tls,
         config,
-    ));
+    );
+    let current = proxy::Current::new(context.counting(Arc::clone(&metrics)));
     let probing = probe(backends.clone(), config.limits.capability_size, stop_serving.clone());
     let tidying = tidy(credentials, stop_serving.clone());
     let listening = config.listeners.iter().zip(sockets).map(|(how, socket)| {
         Listening::start(socket, how.clone(), current.clone(), stop_serving.clone())
     });
     let listening: Vec<_> = listening.collect();
+    let stop_telling = CancellationToken::new();
+    let admin = admin_socket.as_ref().map(|socket| socket.address);
+    let telling = admin_socket.map(|socket| {
+        let parts = admin::Parts {
+            registry,
+            metrics,
+            store: store.clone(),
+            backends: backends.clone(),
+            identities: identities.clone(),
+            watchers,
+            pushes: inquirer.clone(),
+            push: config.push.clone(),
+            capability_size: config.limits.capability_size,
+            stopping: stop_serving.clone(),
+        };
+        socket.serve(parts, stop_telling.clone())
+    });
     Ok(Running {
+        admin,
         addresses: listening.iter().map(|listening| listening.address).collect(),
         store,
         identities,
@@ -255,9 +290,11 @@ pub async fn start_with(
         serving: vec![tokio::spawn(probing), tokio::spawn(calendar), tokio::spawn(tidying)],
         watching,
         pushing,
+        telling,
         stop_serving,
         stop_watching,
         stop_pushing,
+        stop_telling,
     })
 }
 
@@ -293,6 +330,11 @@ impl Running {
         self.stop_pushing.cancel();
         if let Some(task) = self.pushing {
             ended("pushing", task, GRACE).await;
+        }
+        // Last, so that how it goes can be seen.
+        self.stop_telling.cancel();
+        if let Some(task) = self.telling {
+            ended("telling of itself", task, GRACE).await;
         }
         if tokio::time::timeout(GRACE, self.store.close()).await.is_err() {
             tracing::warn!("the database was still at work at the end");

@@ -101,6 +101,7 @@ impl Running {
             ("[watch]", old.watch == new.watch),
             ("[push]", old.push == new.push),
             ("[apns]", old.apns == new.apns || self.pushing.is_some()),
+            ("[admin]", old.admin == new.admin),
             ("[log] format", old.log.format == new.log.format),
         ];
         let changed: Vec<_> = tables.iter().filter(|(_, same)| !same).map(|(t, _)| *t).collect();

@@ -1,0 +1,235 @@
+//! What `[admin]` tells, and how the parts are asked for it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::StartError;
+use crate::admin::{self, Ask, Context, Part};
+use crate::config;
+use crate::metrics::Metrics;
+use crate::model::{Account, Device, Mailbox, Timestamp};
+use crate::net::backends::Backends;
+use crate::net::listen;
+use crate::push::apns::Outcome;
+use crate::push::dispatcher::{self, Inquirer};
+use crate::push::explain::Explanation;
+use crate::push::identities::Identities;
+use crate::store::{Store, Target};
+use crate::watch;
+
+/// For a backend that is asked whether it is there.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+const PUSH_OFF: &str = "push is off: there is no [apns] table";
+
+/// The server of `[admin]`, listening.
+#[derive(Debug)]
+pub(super) struct Socket {
+    listener: TcpListener,
+    pub(super) address: SocketAddr,
+}
+
+/// Who is asked.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) registry: Registry,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) store: Store,
+    pub(super) backends: Backends,
+    pub(super) identities: Identities,
+    pub(super) watchers: watch::Inquirer,
+    pub(super) pushes: Inquirer,
+    pub(super) push: config::Push,
+    /// The longest capability list of a backend.
+    pub(super) capability_size: usize,
+    /// Cancelled when clients are no longer served.
+    pub(super) stopping: CancellationToken,
+}
+
+impl Socket {
+    pub(super) fn open(config: &config::Admin) -> Result<Option<Self>, StartError> {
+        let Some(wanted) = config.address else { return Ok(None) };
+        let failed = |error| StartError::key("[admin] address", format!("{wanted}: {error}"));
+        let listener = listen::bind(wanted).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Some(Self { listener, address }))
+    }
+
+    /// Answers until `stop`.
+    pub(super) fn serve(self, parts: Parts, stop: CancellationToken) -> JoinHandle<()> {
+        tracing::info!(address = %self.address, "metrics and health are told");
+        tokio::spawn(admin::serve(self.listener, Arc::new(parts.context()), stop))
+    }
+}
+
+impl Parts {
+    fn context(self) -> Context {
+        let identities = self.identities.clone();
+        self.metrics.watch_certificates(move || {
+            let ends = identities.statuses(Timestamp::now()).into_iter();
+            let at = |millis: i64| UNIX_EPOCH + Duration::from_millis(millis.unsigned_abs());
+            ends.filter_map(|status| Some((status.topic, at(status.not_after?)))).collect()
+        });
+        let parts = vec![
+            listening(self.stopping),
+            database(self.store.clone()),
+            backend(self.backends, self.capability_size),
+            identity(self.identities.clone()),
+        ];
+        let (watchers, pushes) = (self.watchers.clone(), self.pushes);
+        let (store, identities, push) = (self.store, self.identities, self.push);
+        Context {
+            registry: self.registry,
+            metrics: self.metrics,
+            parts,
+            watchers: Ask::new(move |account| watching(self.watchers.clone(), account)),
+            push: Ask::new(move |(account, mailbox)| {
+                test(store.clone(), identities.clone(), push.clone(), account, mailbox)
+            }),
+            explain: Ask::new(move |(account, mailbox)| {
+                explain(watchers.clone(), pushes.clone(), account, mailbox)
+            }),
+        }
+    }
+}
+
+// === what is ready ===
+
+fn listening(stopping: CancellationToken) -> Part {
+    Part::new("listening", move || {
+        let stopping = stopping.is_cancelled();
+        async move { if stopping { Err("mailchime is stopping".to_owned()) } else { Ok(()) } }
+    })
+}
+
+fn database(store: Store) -> Part {
+    Part::new("database", move || {
+        let store = store.clone();
+        async move { store.ping().await.map_err(|error| error.to_string()) }
+    })
+}
+
+fn backend(backends: Backends, longest: usize) -> Part {
+    Part::new("backend", move || {
+        let backend = backends.of(None);
+        async move { backend.probe(PROBE_TIMEOUT, longest).await.map_err(|error| error.to_string()) }
+    })
+}
+
+/// Without identities push is off because it was not wanted, and nothing is missing.
+fn identity(identities: Identities) -> Part {
+    Part::new("push", move || {
+        let statuses = identities.statuses(Timestamp::now());
+        async move {
+            let invalid: Vec<_> = statuses.iter().filter(|status| !status.valid).collect();
+            match invalid.first() {
+                None => Ok(()),
+                Some(first) => Err(format!(
+                    "{}: has expired or is not valid yet; nothing is pushed under {}",
+                    first.file.display(),
+                    first.topic
+                )),
+            }
+        }
+    })
+}
+
+// === what is asked ===
+
+async fn watching(inquirer: watch::Inquirer, account: Option<Account>) -> Result<Value, String> {
+    match inquirer.watchers(account).await {
+        Some(watchers) => Ok(json!({ "watchers": watchers })),
+        None => Err(PUSH_OFF.to_owned()),
+    }
+}
+
+async fn explain(
+    watchers: watch::Inquirer,
+    pushes: Inquirer,
+    account: Account,
+    mailbox: Option<Mailbox>,
+) -> Result<Value, String> {
+    let watcher = watchers.watchers(Some(account.clone())).await.ok_or(PUSH_OFF)?;
+    let devices = pushes.explain(account.clone(), mailbox).await.ok_or(PUSH_OFF)?;
+    let devices = devices.map_err(|error| error.to_string())?;
+    let device = |explanation: &Explanation| {
+        let obstacles: Vec<_> = explanation.reasons.iter().map(ToString::to_string).collect();
+        let mut device = json!(explanation);
+        device["obstacles"] = json!(obstacles);
+        device
+    };
+    let devices: Vec<Value> = devices.iter().map(device).collect();
+    let watcher = watcher.into_iter().next();
+    Ok(json!({ "account": account.as_str(), "watcher": watcher, "devices": devices }))
+}
+
+/// Sends a push to each device of the account, whatever is or is not due, all at once: they are few.
+async fn test(
+    store: Store,
+    identities: Identities,
+    config: config::Push,
+    account: Account,
+    mailbox: Option<Mailbox>,
+) -> Result<Value, String> {
+    if identities.is_empty() {
+        return Err(PUSH_OFF.to_owned());
+    }
+    let since = Timestamp::now().minus(config.registration_ttl);
+    let targets = store.targets(&account, since).await.map_err(|error| error.to_string())?;
+    let mut sending = JoinSet::new();
+    for (place, Target { device, mailboxes, .. }) in targets.into_iter().enumerate() {
+        let (identities, config, mailbox) = (identities.clone(), config.clone(), mailbox.clone());
+        sending.spawn(async move {
+            let told = mailbox.unwrap_or_else(Mailbox::inbox);
+            let registered = told.is_inbox() || mailboxes.iter().any(|(name, _)| *name == told);
+            (place, test_device(&identities, &config, device, told, registered).await)
+        });
+    }
+    let mut devices = sending.join_all().await;
+    devices.sort_by_key(|(place, _)| *place);
+    let devices: Vec<Value> = devices.into_iter().map(|(_, device)| device).collect();
+    Ok(json!({ "account": account.as_str(), "devices": devices }))
+}
+
+async fn test_device(
+    identities: &Identities,
+    config: &config::Push,
+    device: Device,
+    mailbox: Mailbox,
+    registered: bool,
+) -> Value {
+    let began = tokio::time::Instant::now();
+    let mut shown = json!({
+        "token": device.token.to_string(),
+        "subtopic": device.subtopic,
+        "topic": device.topic,
+        "accepted": false,
+        "outcome": "not-sent",
+        "detail": null,
+        "apns_id": null,
+    });
+    if registered {
+        let outcome = dispatcher::send_now(identities, config, device, vec![mailbox]).await;
+        shown["outcome"] = json!(outcome.name());
+        shown["accepted"] = json!(matches!(outcome, Outcome::Accepted { .. }));
+        match outcome {
+            Outcome::Accepted { apns_id } => shown["apns_id"] = json!(apns_id),
+            Outcome::Refused { status, reason } => {
+                shown["detail"] = json!(format!("{status} {reason}"));
+            }
+            Outcome::Unavailable { why, .. } => shown["detail"] = json!(why),
+            _ => {}
+        }
+    } else {
+        shown["detail"] = json!(format!("it did not register for {mailbox}"));
+    }
+    shown["milliseconds"] = json!(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+    shown
+}
