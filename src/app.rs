@@ -188,6 +188,7 @@ pub async fn start_with(
             false => StartError::key("[store] url", error),
         },
     )?;
+    let store = store.counting(Arc::clone(&metrics));
     let credentials = CredentialSource::open(&config.credentials, store.clone()).map_err(
         |error| match error {
             VaultError::PasswordFile { .. } => {

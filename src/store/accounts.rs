@@ -2,6 +2,7 @@
 
 use sqlx::Row;
 
+use crate::metrics::Call;
 use crate::model::{Account, Timestamp};
 
 use super::{LiveAccount, Sealed, Store, StoreError, account, rows};
@@ -12,7 +13,7 @@ impl Store {
         &self,
         registered_since: Timestamp,
     ) -> Result<Vec<LiveAccount>, StoreError> {
-        self.read(async {
+        self.read(Call::Accounts, async {
             let rows = sqlx::query(
                 "select name, parked from account where exists (select 1 from device \
                  where device.account = account.name and device.registered_at >= $1) order by name",
@@ -34,7 +35,7 @@ impl Store {
 
     /// The sealed credentials; `None` when the account is unknown or none are kept.
     pub async fn credentials(&self, account: &Account) -> Result<Option<Sealed>, StoreError> {
-        self.read(async {
+        self.read(Call::Credentials, async {
             let row = sqlx::query(
                 "select credentials, credentials_until from account \
                  where name = $1 and credentials is not null",
@@ -58,7 +59,7 @@ impl Store {
         account: &Account,
         sealed: &Sealed,
     ) -> Result<bool, StoreError> {
-        self.write(|| async {
+        self.write(Call::SaveCredentials, || async {
             let done = sqlx::query(
                 "update account set credentials = $2, credentials_until = $3, parked = null, \
                  parked_since = null where name = $1",
@@ -79,7 +80,7 @@ impl Store {
         &self,
         expired_at: Option<Timestamp>,
     ) -> Result<u64, StoreError> {
-        self.write(|| async {
+        self.write(Call::EraseCredentials, || async {
             let erase = match expired_at {
                 Some(now) => sqlx::query(
                     "update account set credentials = null, credentials_until = null \
@@ -98,7 +99,7 @@ impl Store {
 
     /// How many sealed credentials begin with each text of `length` characters: by which keys.
     pub(super) async fn seals(&self, length: usize) -> Result<Vec<(String, u64)>, StoreError> {
-        self.read(async {
+        self.read(Call::Seals, async {
             let rows = sqlx::query(
                 "select seal, count(*) as accounts from (select substr(credentials, 1, $1) as seal \
                  from account where credentials is not null) seals group by seal order by seal",
@@ -123,7 +124,7 @@ impl Store {
         after: &str,
         limit: usize,
     ) -> Result<Vec<(Account, String)>, StoreError> {
-        self.read(async {
+        self.read(Call::SealedAfter, async {
             let rows = sqlx::query(
                 "select name, credentials from account \
                  where credentials is not null and name > $1 order by name limit $2",
@@ -145,7 +146,7 @@ impl Store {
         if texts.is_empty() {
             return Ok(0);
         }
-        self.write(|| async {
+        self.write(Call::Reseal, || async {
             let mut query = rows::query(format!(
                 "with v (name, was, becomes) as (values {}) update account \
                  set credentials = v.becomes from v \
@@ -168,7 +169,7 @@ impl Store {
         reason: &str,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        self.write(|| async {
+        self.write(Call::Park, || async {
             sqlx::query(
                 "update account set parked = $2, parked_since = coalesce(parked_since, $3) \
                  where name = $1",
@@ -185,7 +186,7 @@ impl Store {
 
     /// Ends the parking.
     pub async fn unpark(&self, account: &Account) -> Result<(), StoreError> {
-        self.write(|| async {
+        self.write(Call::Unpark, || async {
             sqlx::query(
                 "update account set parked = null, parked_since = null \
                  where name = $1 and parked is not null",

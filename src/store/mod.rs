@@ -32,8 +32,9 @@ mod vault;
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::postgres::PgConnectOptions;
@@ -42,6 +43,7 @@ use sqlx::{Any, AnyPool, Row, Transaction};
 use tokio::sync::OnceCell;
 
 use crate::config::database_name;
+use crate::metrics::{Call, Metrics};
 use crate::model::{Account, Device, DeviceToken, Mailbox, Snapshot, Timestamp};
 
 pub use credentials::{CredentialSource, CredentialsError};
@@ -61,12 +63,21 @@ pub struct Store {
     /// No call takes longer.
     limit: Duration,
     schema: Arc<Schema>,
+    metrics: Arc<Metrics>,
 }
 
 /// The schema of a server, which may be away when the program starts.
 struct Schema {
     server: Option<PgConnectOptions>,
     up_to_date: OnceCell<()>,
+}
+
+impl Schema {
+    /// Without a server it is up to date already.
+    fn of(server: Option<PgConnectOptions>) -> Self {
+        let done = server.is_none().then_some(());
+        Self { server, up_to_date: OnceCell::new_with(done) }
+    }
 }
 
 /// What a call may take beyond `busy_timeout`.
@@ -144,20 +155,12 @@ impl Store {
     /// [`StoreError::Newer`] when a newer program wrote it, [`StoreError::Unusable`] when the URL,
     /// the folder, the file or the rights are at fault, else as any call.
     pub async fn open(url: &str, busy_timeout: Duration) -> Result<Self, StoreError> {
-        let limit = busy_timeout + GRACE;
-        if !postgres::is_url(url) {
-            let path = sqlite::path_of(url)?;
+        if let Some(path) = Self::file(url)? {
             let database: Arc<str> = path.to_string_lossy().into();
-            let (reads, writes) = sqlite::open(&path, &database, busy_timeout).await?;
-            let schema = Schema { server: None, up_to_date: OnceCell::new_with(Some(())) };
-            let (schema, begin) = (Arc::new(schema), sqlite::BEGIN_WRITE);
-            return Ok(Self { database, reads, writes, begin, limit, schema });
+            let pools = sqlite::open(&path, &database, busy_timeout).await?;
+            return Ok(Self::new(database, pools, sqlite::BEGIN_WRITE, busy_timeout, None));
         }
-        let database: Arc<str> = database_name(url).into();
-        let (server, reads, writes) = postgres::pools(url, &database, busy_timeout, limit)?;
-        let schema = Schema { server: Some(server), up_to_date: OnceCell::new() };
-        let (schema, begin) = (Arc::new(schema), postgres::BEGIN_WRITE);
-        let store = Self { database, reads, writes, begin, limit, schema };
+        let store = Self::on_server(url, busy_timeout)?;
         match store.limited(store.ready()).await {
             Err(error) if error.is_temporary() => {
                 tracing::error!(%error, "the database is not there yet");
@@ -167,9 +170,43 @@ impl Store {
         Ok(store)
     }
 
+    /// The file of `sqlite://path`; `None` where the URL is that of a server.
+    pub fn file(url: &str) -> Result<Option<PathBuf>, StoreError> {
+        if postgres::is_url(url) { Ok(None) } else { sqlite::path_of(url).map(Some) }
+    }
+
+    fn on_server(url: &str, busy_timeout: Duration) -> Result<Self, StoreError> {
+        let database: Arc<str> = database_name(url).into();
+        let limit = busy_timeout + GRACE;
+        let (server, reads, writes) = postgres::pools(url, &database, busy_timeout, limit)?;
+        let begin = postgres::BEGIN_WRITE;
+        Ok(Self::new(database, (reads, writes), begin, busy_timeout, Some(server)))
+    }
+
+    /// `server` says where the schema is still to be brought up to date.
+    fn new(
+        database: Arc<str>,
+        (reads, writes): (AnyPool, AnyPool),
+        begin: &'static str,
+        busy_timeout: Duration,
+        server: Option<PgConnectOptions>,
+    ) -> Self {
+        let (limit, schema) = (busy_timeout + GRACE, Arc::new(Schema::of(server)));
+        Self { database, reads, writes, begin, limit, schema, metrics: Arc::default() }
+    }
+
+    /// Counts in `metrics` from now on.
+    #[must_use]
+    pub fn counting(self, metrics: Arc<Metrics>) -> Self {
+        Self { metrics, ..self }
+    }
+
     /// Whether the database answers; changes nothing.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.read(async { sqlx::query("select 1").execute(&self.reads).await.map(drop) }).await
+        self.read(Call::Ping, async {
+            sqlx::query("select 1").execute(&self.reads).await.map(drop)
+        })
+        .await
     }
 
     /// Waits for the calls in flight and closes the database; later calls fail.
@@ -179,21 +216,26 @@ impl Store {
     }
 
     /// Runs the work of a call that only reads.
-    async fn read<T>(&self, work: impl Future<Output = sqlx::Result<T>>) -> Result<T, StoreError> {
-        self.limited(async {
+    async fn read<T>(
+        &self,
+        call: Call,
+        work: impl Future<Output = sqlx::Result<T>>,
+    ) -> Result<T, StoreError> {
+        let work = async {
             self.ready().await?;
             self.named(work.await)
-        })
-        .await
+        };
+        self.measured(call, work).await
     }
 
     /// Runs the work of a call that writes: one transaction, which is run again when another one got
     /// into its way.
     async fn write<T, F: Future<Output = sqlx::Result<T>>>(
         &self,
+        call: Call,
         work: impl Fn() -> F,
     ) -> Result<T, StoreError> {
-        self.limited(async {
+        let work = async {
             self.ready().await?;
             for _ in 1..TRIES {
                 match work().await {
@@ -202,8 +244,19 @@ impl Store {
                 }
             }
             self.named(work().await)
-        })
-        .await
+        };
+        self.measured(call, work).await
+    }
+
+    async fn measured<T>(
+        &self,
+        call: Call,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let began = Instant::now();
+        let result = self.limited(work).await;
+        self.metrics.database_call(call, began.elapsed(), &result);
+        result
     }
 
     async fn begin(&self) -> sqlx::Result<Transaction<'static, Any>> {

@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
+use crate::metrics::Call;
 use crate::model::{Account, Mailbox, Snapshot, Timestamp};
 
 use super::registrations::bind_snapshot;
@@ -18,7 +20,7 @@ impl Store {
         account: &Account,
         registered_since: Timestamp,
     ) -> Result<Vec<(Mailbox, Snapshot)>, StoreError> {
-        self.read(async {
+        self.read(Call::Watched, async {
             // A missing snapshot would read as "told of nothing", which pushes; a plain join would
             // stop watching.
             let rows = sqlx::query(
@@ -46,7 +48,7 @@ impl Store {
         account: &Account,
         registered_since: Timestamp,
     ) -> Result<Vec<Target>, StoreError> {
-        self.read(async {
+        self.read(Call::Targets, async {
             let rows = sqlx::query(
                 "select d.account, d.token_given, d.subtopic, d.aps_account_id, d.version, \
                  d.topic, d.registered_at, d.pushed_at, m.mailbox, m.owed_since from device d \
@@ -59,31 +61,14 @@ impl Store {
             .bind(registered_since.0)
             .fetch_all(&self.reads)
             .await?;
-            let mut targets: Vec<Target> = Vec::new();
-            for row in &rows {
-                let device = device(row)?;
-                if targets.last().is_none_or(|last| last.device != device) {
-                    targets.push(Target {
-                        device,
-                        registered_at: Timestamp(row.try_get("registered_at")?),
-                        pushed_at: row.try_get::<Option<i64>, _>("pushed_at")?.map(Timestamp),
-                        mailboxes: Vec::new(),
-                    });
-                }
-                let mailbox: Option<&str> = row.try_get("mailbox")?;
-                if let (Some(mailbox), Some(target)) = (mailbox, targets.last_mut()) {
-                    let owed = row.try_get::<Option<i64>, _>("owed_since")?.is_some();
-                    target.mailboxes.push((Mailbox::new(mailbox), owed));
-                }
-            }
-            Ok(targets)
+            targets(&rows)
         })
         .await
     }
 
     /// The accounts with a device that is owed a push, live or not.
     pub async fn owed_accounts(&self) -> Result<Vec<Account>, StoreError> {
-        self.read(async {
+        self.read(Call::Owed, async {
             let rows = sqlx::query(
                 "select distinct account from device_mailbox where owed_since is not null \
                  order by account",
@@ -105,13 +90,35 @@ impl Store {
             return Ok(());
         }
         let outcome = Outcome::of(settlements);
-        self.write(|| async {
+        self.write(Call::Settle, || async {
             let mut transaction = self.begin().await?;
             outcome.write(&mut transaction).await?;
             transaction.commit().await
         })
         .await
     }
+}
+
+/// Devices from rows of each with one of its mailboxes; rows of one device follow each other.
+fn targets(rows: &[AnyRow]) -> sqlx::Result<Vec<Target>> {
+    let mut targets: Vec<Target> = Vec::new();
+    for row in rows {
+        let device = device(row)?;
+        if targets.last().is_none_or(|last| last.device != device) {
+            targets.push(Target {
+                device,
+                registered_at: Timestamp(row.try_get("registered_at")?),
+                pushed_at: row.try_get::<Option<i64>, _>("pushed_at")?.map(Timestamp),
+                mailboxes: Vec::new(),
+            });
+        }
+        let mailbox: Option<&str> = row.try_get("mailbox")?;
+        if let (Some(mailbox), Some(target)) = (mailbox, targets.last_mut()) {
+            let owed = row.try_get::<Option<i64>, _>("owed_since")?.is_some();
+            target.mailboxes.push((Mailbox::new(mailbox), owed));
+        }
+    }
+    Ok(targets)
 }
 
 /// What a batch comes to: one row for each that it changes. Sorted, so that two batches meet their

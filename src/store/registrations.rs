@@ -7,6 +7,7 @@ use sqlx::any::AnyArguments;
 use sqlx::query::Query;
 use sqlx::{Any, AnyConnection, Row};
 
+use crate::metrics::Call;
 use crate::model::{Account, Registration, Snapshot, Timestamp};
 
 use super::{DeviceKey, Removed, Sealed, Store, StoreError, account, device, rows};
@@ -34,7 +35,7 @@ impl Store {
         let account = &registration.device.account;
         let key = DeviceKey::from(&registration.device);
         let dropped = self
-            .write(|| async {
+            .write(Call::Register, || async {
                 let mut transaction = self.begin().await?;
                 upsert_account(&mut transaction, account, sealed, now).await?;
                 upsert_device(&mut transaction, &key, registration, now).await?;
@@ -58,7 +59,7 @@ impl Store {
         key: &DeviceKey,
         registered_not_after: Option<Timestamp>,
     ) -> Result<Option<Removed>, StoreError> {
-        self.write(|| async {
+        self.write(Call::RemoveDevice, || async {
             let mut transaction = self.begin().await?;
             lock(&mut transaction, key.account.as_str()).await?;
             let row = key
@@ -83,7 +84,7 @@ impl Store {
     /// lost their last one. One transaction for each account, so that nobody waits for long.
     pub async fn expire(&self, registered_before: Timestamp) -> Result<Vec<Account>, StoreError> {
         let touched = self
-            .read(async {
+            .read(Call::Expire, async {
                 let rows = sqlx::query(
                     "select distinct account from device where registered_at < $1 order by account",
                 )
@@ -95,7 +96,7 @@ impl Store {
             .await?;
         let mut gone = Vec::new();
         for account in touched {
-            let left = self.write(|| async {
+            let left = self.write(Call::Expire, || async {
                 let mut transaction = self.begin().await?;
                 lock(&mut transaction, account.as_str()).await?;
                 sqlx::query("delete from device where account = $1 and registered_at < $2")
@@ -116,7 +117,7 @@ impl Store {
 
     /// Removes all that is known of an account; returns whether there was something.
     pub async fn remove_account(&self, account: &Account) -> Result<bool, StoreError> {
-        self.write(|| async {
+        self.write(Call::RemoveAccount, || async {
             let done = sqlx::query("delete from account where name = $1")
                 .bind(account.as_str())
                 .execute(&self.writes)

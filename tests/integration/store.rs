@@ -1,10 +1,13 @@
 //! The store's contract, as functions that take an opened [`Store`] so that each database runs the
 //! same ones. What is peculiar to one of them, or to bad times, is in the modules below.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use mailchime::metrics::Metrics;
 use mailchime::model::{Account, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp};
 use mailchime::store::{DeviceKey, LiveAccount, Sealed, Settlement, Store, StoreError, Target};
+use prometheus_client::registry::Registry;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};
 use tempfile::TempDir;
@@ -157,6 +160,7 @@ contract! {
     the_device_that_registers_remains_whatever_the_clock_says,
     credentials_and_parking,
     only_live_devices_count,
+    each_call_is_counted_by_its_name,
     settlements_move_what_they_name,
     settlements_for_what_is_gone_do_nothing,
     numbers_beyond_a_signed_column_come_back,
@@ -444,6 +448,26 @@ async fn only_live_devices_count(store: Store) {
     let targets = store.targets(&alice(), Timestamp(200)).await.unwrap();
     assert_eq!(targets.len(), 1);
     assert_eq!(targets[0].device, device(&alice(), 'b'));
+}
+
+async fn each_call_is_counted_by_its_name(store: Store) {
+    let mut registry = Registry::default();
+    let metrics = Arc::new(Metrics::new(&mut registry));
+    let store = store.counting(Arc::clone(&metrics));
+    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+    store.ping().await.unwrap();
+    store.close().await;
+    store.ping().await.unwrap_err();
+    let text = metrics.text(&registry);
+    for line in [
+        "mailchime_database_seconds_count{call=\"register\"} 1",
+        "mailchime_database_seconds_count{call=\"ping\"} 2",
+        "mailchime_database_seconds_count{call=\"settle\"} 0",
+        "mailchime_database_errors_total{call=\"register\"} 0",
+        "mailchime_database_errors_total{call=\"ping\"} 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
 }
 
 async fn settlements_move_what_they_name(store: Store) {

@@ -122,6 +122,7 @@ async fn numbers_move_with_what_is_done() {
         world.until("commands_total{verb=\"login\",result=\"ok\"}", 1.0).await;
         world.until("commands_total{verb=\"xapplepushservice\",result=\"ok\"}", 1.0).await;
         world.until("watchers{state=\"watching\",mode=\"idle\"}", 1.0).await;
+        assert_eq!(world.metric("database_seconds_count{call=\"register\"}").await, 1.0);
         world.until("sessions", 0.0).await;
         assert!(world.metric("relayed_bytes_total{direction=\"to_client\"}").await > 0.0);
 
@@ -133,6 +134,9 @@ async fn numbers_move_with_what_is_done() {
         assert_eq!(world.metric("push_latency_seconds_bucket{le=\"60.0\"}").await, 1.0);
         world.until("queue_length{queue=\"pushes\"}", 0.0).await;
         world.until("queue_length{queue=\"settlements\"}", 0.0).await;
+        while world.metric("database_seconds_count{call=\"settle\"}").await == 0.0 {
+            tokio::task::yield_now().await;
+        }
         let expiry = "certificate_expiry_seconds{topic=\"com.apple.mail.XServer.test\"}";
         assert!(world.metric(expiry).await > 86_400.0);
 
