@@ -89,6 +89,8 @@ impl fmt::Debug for StoreError {
 }
 
 // SQLite's primary result codes, https://www.sqlite.org/rescode.html
+/// Whatever has no code of its own, such as a table that is not there.
+const ERROR: i64 = 1;
 const PERM: i64 = 3;
 const BUSY: i64 = 5;
 const LOCKED: i64 = 6;
@@ -102,6 +104,7 @@ const PROTOCOL: i64 = 15;
 const NOT_A_DATABASE: i64 = 26;
 
 // PostgreSQL's, https://www.postgresql.org/docs/current/errcodes-appendix.html
+const UNDEFINED_TABLE: &str = "42P01";
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
 /// A primary that became a standby: its successor will be found at the same address.
 const READ_ONLY: &str = "25006";
@@ -142,6 +145,11 @@ pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
         || matches!(error, sqlx::Error::Io(error) if invalid(error))
         || postgres_code(error)
             .is_some_and(|code| code.starts_with(AUTHORIZATION) || code == NO_SUCH_DATABASE)
+}
+
+/// Whether a table is not there, so that it is another's database or an empty one.
+pub(super) fn is_no_table(error: &sqlx::Error) -> bool {
+    sqlite_code(error) == Some(ERROR) || postgres_code(error) == Some(UNDEFINED_TABLE)
 }
 
 /// The primary code; the low byte of the extended one that sqlx gives.

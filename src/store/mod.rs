@@ -170,6 +170,24 @@ impl Store {
         Ok(store)
     }
 
+    /// Opens the database as [`Store::open`] does, but only one that is there and has the schema of
+    /// this program: nothing is made or changed by opening it. For whoever looks at it beside the
+    /// program that serves.
+    pub async fn open_existing(url: &str, busy_timeout: Duration) -> Result<Self, StoreError> {
+        let store = match Self::file(url)? {
+            Some(path) => {
+                let database: Arc<str> = path.to_string_lossy().into();
+                let pools = sqlite::open_existing(&path, &database, busy_timeout).await?;
+                Self::new(database, pools, sqlite::BEGIN_WRITE, busy_timeout, None)
+            }
+            None => {
+                Self { schema: Arc::new(Schema::of(None)), ..Self::on_server(url, busy_timeout)? }
+            }
+        };
+        store.limited(store.expect_schema()).await?;
+        Ok(store)
+    }
+
     /// The file of `sqlite://path`; `None` where the URL is that of a server.
     pub fn file(url: &str) -> Result<Option<PathBuf>, StoreError> {
         if postgres::is_url(url) { Ok(None) } else { sqlite::path_of(url).map(Some) }
@@ -199,6 +217,38 @@ impl Store {
     #[must_use]
     pub fn counting(self, metrics: Arc<Metrics>) -> Self {
         Self { metrics, ..self }
+    }
+
+    /// The schema is that of this program.
+    async fn expect_schema(&self) -> Result<(), StoreError> {
+        let unusable = |problem: String, remedy| StoreError::Unusable {
+            database: Arc::clone(&self.database),
+            problem,
+            remedy,
+        };
+        let sql = "select max(version) as version from _sqlx_migrations";
+        let row = sqlx::query(sql).fetch_one(&self.reads).await.map_err(|error| {
+            if error::is_no_table(&error) {
+                let remedy = "name the one that mailchime uses, or start mailchime to have it made";
+                return unusable("is no database of mailchime".to_owned(), remedy);
+            }
+            match error::is_refusal(&error) {
+                true => error::unusable_server(&self.database, error),
+                false => StoreError::from_sqlx(&self.database, error),
+            }
+        })?;
+        let version = row.try_get::<Option<i64>, _>("version");
+        let found = self.named(version)?.unwrap_or_default();
+        match (found, schema::known()) {
+            (found, known) if found > known => {
+                Err(StoreError::Newer { database: Arc::clone(&self.database), found, known })
+            }
+            (found, known) if found < known => Err(unusable(
+                format!("has an older schema ({found}, this program's is {known})"),
+                "mailchime brings it up to date when it is started, after a backup say",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Whether the database answers; changes nothing.

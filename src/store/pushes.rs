@@ -66,6 +66,33 @@ impl Store {
         .await
     }
 
+    /// All devices, live or not, by account: those of the next `accounts` accounts behind `after`.
+    /// None is the end.
+    pub async fn devices(
+        &self,
+        after: Option<&Account>,
+        accounts: u32,
+    ) -> Result<Vec<Target>, StoreError> {
+        self.read(Call::Devices, async {
+            let rows = sqlx::query(
+                "select d.account, d.token_given, d.subtopic, d.aps_account_id, d.version, \
+                 d.topic, d.registered_at, d.pushed_at, m.mailbox, m.owed_since from device d \
+                 left join device_mailbox m on m.account = d.account and m.token = d.token \
+                 and m.subtopic = d.subtopic \
+                 where d.account in (select name from account where name > $1 \
+                 order by name limit $2) \
+                 order by d.account, d.token, d.subtopic, m.mailbox",
+            )
+            // No account has an empty name.
+            .bind(after.map_or("", Account::as_str))
+            .bind(i64::from(accounts))
+            .fetch_all(&self.reads)
+            .await?;
+            targets(&rows)
+        })
+        .await
+    }
+
     /// The accounts with a device that is owed a push, live or not.
     pub async fn owed_accounts(&self) -> Result<Vec<Account>, StoreError> {
         self.read(Call::Owed, async {

@@ -8,9 +8,14 @@ use super::StoreError;
 
 pub(super) static MIGRATOR: Migrator = sqlx::migrate!("src/store/migrations");
 
+/// The newest version that this program knows.
+pub(super) fn known() -> i64 {
+    MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
 /// Why the schema could not be brought up to date.
 pub(super) fn error(database: &Arc<str>, error: MigrateError) -> StoreError {
-    let known = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default();
+    let known = known();
     match error {
         MigrateError::VersionMissing(found) if found > known => {
             StoreError::Newer { database: Arc::clone(database), found, known }

@@ -50,7 +50,6 @@ pub(super) async fn open(
     busy_timeout: Duration,
 ) -> Result<(AnyPool, AnyPool), StoreError> {
     let path = make_private(path, database)?;
-    let named = |error| StoreError::from_sqlx(database, error);
     // SQLite does not wait where two programs turn a new database to WAL at once.
     let deadline = Instant::now() + busy_timeout;
     while let Err(error) = migrate(&path, database, busy_timeout).await {
@@ -59,7 +58,29 @@ pub(super) async fn open(
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    pools(&path, database, busy_timeout).await
+}
 
+/// The pools for reading and writing of a file that is there, whatever is in it.
+pub(super) async fn open_existing(
+    path: &Path,
+    database: &Arc<str>,
+    busy_timeout: Duration,
+) -> Result<(AnyPool, AnyPool), StoreError> {
+    let path = fs::canonicalize(path).map_err(|error| StoreError::Unusable {
+        database: Arc::clone(database),
+        problem: error.to_string(),
+        remedy: "mailchime makes it at its first start",
+    })?;
+    pools(&path, database, busy_timeout).await
+}
+
+async fn pools(
+    path: &Path,
+    database: &Arc<str>,
+    busy_timeout: Duration,
+) -> Result<(AnyPool, AnyPool), StoreError> {
+    let named = |error| StoreError::from_sqlx(database, error);
     sqlx::any::install_default_drivers();
     let pragmas = format!(
         "pragma busy_timeout = {}; pragma synchronous = full; pragma foreign_keys = on",
@@ -80,7 +101,7 @@ pub(super) async fn open(
             let pragmas = pragmas.clone();
             Box::pin(async move { connection.execute(AssertSqlSafe(pragmas)).await.map(drop) })
         });
-    let url = url_of(&path);
+    let url = url_of(path);
     let writes = options.clone().max_connections(1).connect(&url).await.map_err(named)?;
     let reads = options.max_connections(READERS).connect(&url).await.map_err(named)?;
     Ok((reads, writes))

@@ -160,6 +160,7 @@ contract! {
     the_device_that_registers_remains_whatever_the_clock_says,
     credentials_and_parking,
     only_live_devices_count,
+    all_devices_come_in_pages_of_accounts,
     each_call_is_counted_by_its_name,
     settlements_move_what_they_name,
     settlements_for_what_is_gone_do_nothing,
@@ -448,6 +449,33 @@ async fn only_live_devices_count(store: Store) {
     let targets = store.targets(&alice(), Timestamp(200)).await.unwrap();
     assert_eq!(targets.len(), 1);
     assert_eq!(targets[0].device, device(&alice(), 'b'));
+}
+
+async fn all_devices_come_in_pages_of_accounts(store: Store) {
+    let carol = Account::from_login("carol@example.org");
+    for (account, digit) in [(&alice(), 'a'), (&alice(), 'b'), (&bob(), 'a'), (&carol, 'c')] {
+        register(&store, device(account, digit), &["INBOX", "Notes"], 5, 100).await;
+    }
+    owe(&store, key(&bob(), 'a'), "Notes").await;
+    let mut seen = Vec::new();
+    let mut after = None;
+    loop {
+        let page = store.devices(after.as_ref(), 2).await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some(last.device.account.clone());
+        let shown = |target: &Target| {
+            let device = &target.device;
+            format!("{} {} {}", device.account, device.token, mailboxes(target).join(" "))
+        };
+        seen.push(page.iter().map(shown).collect::<Vec<_>>());
+    }
+    let line = |line: &str| line.to_owned();
+    let first = [
+        line("alice@example.org aaaaaaaa… INBOX Notes"),
+        line("alice@example.org bbbbbbbb… INBOX Notes"),
+        line("bob@example.org aaaaaaaa… INBOX Notes!"),
+    ];
+    assert_eq!(seen, [first.to_vec(), vec![line("carol@example.org cccccccc… INBOX Notes")]]);
 }
 
 async fn each_call_is_counted_by_its_name(store: Store) {

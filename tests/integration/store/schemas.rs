@@ -35,6 +35,66 @@ async fn the_first_postgres_database_is_brought_up_to_date() {
     .await;
 }
 
+/// What is refused to whoever only looks at the database of `url`.
+async fn refusal(url: &str) -> String {
+    match Store::open_existing(url, Duration::from_secs(5)).await {
+        Ok(_) => panic!("{url} is opened"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[tokio::test]
+async fn who_only_looks_opens_no_sqlite_database_but_a_whole_one() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mailchime.db");
+        let url = format!("sqlite://{}", path.display());
+        assert!(refusal(&url).await.contains("at its first start"));
+        assert!(!path.exists(), "it was made");
+
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let mut connection = options.connect().await.unwrap();
+        connection.execute("create table other (name text)").await.unwrap();
+        assert!(refusal(&url).await.contains("is no database of mailchime"));
+        connection.execute("drop table other").await.unwrap();
+        connection.execute(AssertSqlSafe(SQLITE)).await.unwrap();
+        assert!(refusal(&url).await.contains("has an older schema (1, "));
+        open(&folder).await.close().await;
+        let store = Store::open_existing(&url, Duration::from_secs(5)).await.unwrap();
+        holds_what_it_held(&store).await;
+        connection
+            .execute("update _sqlx_migrations set version = 9999 where version = 1")
+            .await
+            .unwrap();
+        assert!(refusal(&url).await.contains("newer mailchime (schema 9999"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_only_looks_opens_no_postgres_database_but_a_whole_one() {
+    let test = "store::schemas::who_only_looks_opens_no_postgres_database_but_a_whole_one";
+    let Some(database) = postgres::Database::make(test).await else { return };
+    limited(async {
+        let url = &database.url;
+        assert!(refusal(url).await.contains("is no database of mailchime"));
+        let mut connection = database.beside().await;
+        connection.execute(AssertSqlSafe(POSTGRES)).await.unwrap();
+        assert!(refusal(url).await.contains("has an older schema (1, "));
+        database.open().await.close().await;
+        let store = Store::open_existing(url, Duration::from_secs(5)).await.unwrap();
+        holds_what_it_held(&store).await;
+        // The dump left the other one without a search path.
+        let mut connection = database.beside().await;
+        connection
+            .execute("update _sqlx_migrations set version = 9999 where version = 1")
+            .await
+            .unwrap();
+        assert!(refusal(url).await.contains("newer mailchime (schema 9999"));
+    })
+    .await;
+}
+
 async fn holds_what_it_held(store: &Store) {
     let bob = Account::from_login("Bob");
     let phone = DeviceToken::new(&"ab12".repeat(16)).unwrap();
