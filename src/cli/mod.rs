@@ -4,6 +4,7 @@ mod ask;
 mod certs;
 mod credentials;
 mod demo;
+mod devices;
 pub mod logging;
 mod push;
 mod replay;
@@ -47,6 +48,9 @@ struct Configured {
 enum Command {
     /// Run the proxy (also when no command is given)
     Serve(Configured),
+    /// Who is registered for push
+    #[command(subcommand)]
+    Devices(devices::Devices),
     /// What the running mailchime watches
     Watchers(watchers::Options),
     /// Have the running mailchime send a test push, and show what APNs says
@@ -102,6 +106,7 @@ pub fn main() -> ExitCode {
     };
     let result = match arguments.command.unwrap_or(Command::Serve(arguments.configured)) {
         Command::Serve(configured) => serve::run(&configured.config),
+        Command::Devices(devices) => devices::run(&devices),
         Command::Watchers(options) => watchers::run(&options),
         Command::Push(options) => push::run(&options),
         Command::Demo(options) => demo::run(&options),

@@ -1,0 +1,170 @@
+//! `mailchime devices list|remove`: the registrations, in the database itself, so that it works
+//! whether mailchime runs or not.
+
+use serde_json::{Value, json};
+
+use super::table::{at, from_now, table};
+use super::{Configured, Failure, configuration, runtime, say};
+use crate::model::{Account, Mailbox, Timestamp};
+use crate::store::{DeviceKey, Store, StoreError, Target};
+
+/// Accounts that are read at once.
+const PAGE: u32 = 500;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Devices {
+    /// Show who is registered, for what, and when each was last pushed
+    List(List),
+    /// Forget devices; they are pushed again when they register anew
+    Remove(Remove),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct List {
+    /// Only this user's
+    #[arg(long)]
+    user: Option<String>,
+
+    /// JSON, for machines
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    configured: Configured,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Remove {
+    /// Whose devices: the login name
+    user: String,
+
+    /// Only those whose token begins so
+    #[arg(long, value_name = "PREFIX")]
+    token: Option<String>,
+
+    #[command(flatten)]
+    configured: Configured,
+}
+
+pub(super) fn run(devices: &Devices) -> Result<(), Failure> {
+    match devices {
+        Devices::List(options) => list(options),
+        Devices::Remove(options) => remove(options),
+    }
+}
+
+fn list(options: &List) -> Result<(), Failure> {
+    let account = options.user.as_deref().map(Account::from_login);
+    let targets = on_store(&options.configured, async |store| match &account {
+        Some(account) => store.targets(account, Timestamp(0)).await,
+        None => all(&store).await,
+    })?;
+    if options.json {
+        let devices: Vec<Value> = targets.iter().map(shown).collect();
+        say(json!({ "devices": devices }));
+        return Ok(());
+    }
+    let rows: Vec<_> = targets.iter().map(row).collect();
+    let head = ["USER", "TOKEN", "CLIENT", "TOPIC", "REGISTERED", "LAST PUSH", "MAILBOXES"];
+    say(table(&head, &rows));
+    Ok(())
+}
+
+fn remove(options: &Remove) -> Result<(), Failure> {
+    let account = Account::from_login(&options.user);
+    let prefix = options.token.as_deref().unwrap_or_default().to_ascii_lowercase();
+    let removed = on_store(&options.configured, async |store| {
+        let mut removed = Vec::new();
+        for target in store.targets(&account, Timestamp(0)).await? {
+            if target.device.token.to_lowercase().starts_with(&prefix) {
+                removed.extend(store.remove_device(&DeviceKey::from(&target.device), None).await?);
+            }
+        }
+        Ok(removed)
+    })?;
+    for gone in &removed {
+        let device = &gone.device;
+        say(format_args!("removed {} {}", device.token, device.subtopic.escape_debug()));
+    }
+    match (removed.last(), options.token.as_deref()) {
+        (None, Some(prefix)) => Err(Failure::Failed(format!(
+            "{account} has no device whose token begins with {:?}",
+            prefix.chars().take(8).collect::<String>()
+        ))),
+        (None, None) => Err(Failure::Failed(format!("{account} has no device"))),
+        (Some(last), _) => {
+            if !last.account_left {
+                say(
+                    "it was the last one: the password is forgotten, too, and a mailchime that runs \
+                     ceases to watch within the hour",
+                );
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Works on the database, which must be there.
+fn on_store<T>(
+    configured: &Configured,
+    work: impl AsyncFnOnce(Store) -> Result<T, StoreError>,
+) -> Result<T, Failure> {
+    let config = configuration(configured)?;
+    runtime()?.block_on(async {
+        let store = Store::open_existing(&config.store.url, config.store.busy_timeout)
+            .await
+            .map_err(Failure::failed)?;
+        let result = work(store.clone()).await.map_err(Failure::failed);
+        store.close().await;
+        result
+    })
+}
+
+async fn all(store: &Store) -> Result<Vec<Target>, StoreError> {
+    let mut all: Vec<Target> = Vec::new();
+    loop {
+        let last = all.last().map(|target| target.device.account.clone());
+        let page = store.devices(last.as_ref(), PAGE).await?;
+        if page.is_empty() {
+            return Ok(all);
+        }
+        all.extend(page);
+    }
+}
+
+fn row(target: &Target) -> Vec<String> {
+    let device = &target.device;
+    let mailboxes: Vec<_> = target.mailboxes.iter().map(mailbox).collect();
+    vec![
+        device.account.to_string(),
+        device.token.to_string(),
+        device.subtopic.escape_debug().to_string(),
+        device.topic.escape_debug().to_string(),
+        from_now(Some(at(target.registered_at.0))),
+        from_now(target.pushed_at.map(|time| at(time.0))),
+        mailboxes.join(", "),
+    ]
+}
+
+fn mailbox((name, owed): &(Mailbox, bool)) -> String {
+    format!("{name}{}", if *owed { " (owed)" } else { "" })
+}
+
+fn shown(target: &Target) -> Value {
+    let device = &target.device;
+    let names = |owed_only: bool| -> Vec<&str> {
+        let named = target.mailboxes.iter().filter(|(_, owed)| *owed || !owed_only);
+        named.map(|(name, _)| name.as_str()).collect()
+    };
+    json!({
+        "account": device.account.as_str(),
+        "token": device.token.to_string(),
+        "subtopic": device.subtopic,
+        "topic": device.topic,
+        "version": device.version,
+        "registered_at": target.registered_at.0,
+        "pushed_at": target.pushed_at.map(|time| time.0),
+        "mailboxes": names(false),
+        "owed": names(true),
+    })
+}
