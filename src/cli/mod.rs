@@ -2,6 +2,7 @@
 
 mod ask;
 mod certs;
+mod check;
 mod credentials;
 mod demo;
 mod devices;
@@ -48,6 +49,8 @@ struct Configured {
 enum Command {
     /// Run the proxy (also when no command is given)
     Serve(Configured),
+    /// Test every part and say what is wrong with it
+    Check(check::Options),
     /// Who is registered for push
     #[command(subcommand)]
     Devices(devices::Devices),
@@ -106,6 +109,7 @@ pub fn main() -> ExitCode {
     };
     let result = match arguments.command.unwrap_or(Command::Serve(arguments.configured)) {
         Command::Serve(configured) => serve::run(&configured.config),
+        Command::Check(options) => check::run(&options),
         Command::Devices(devices) => devices::run(&devices),
         Command::Watchers(options) => watchers::run(&options),
         Command::Push(options) => push::run(&options),

@@ -99,6 +99,39 @@ impl<'a> MailPush<'a> {
     }
 }
 
+/// A push to a device that cannot be, which APNs answers with `BadDeviceToken` if nothing else is
+/// wrong.
+#[derive(Debug, Serialize)]
+pub struct Probe<'a> {
+    aps: Nothing,
+    #[serde(skip)]
+    options: NotificationOptions<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct Nothing {}
+
+impl<'a> Probe<'a> {
+    pub fn new(topic: &'a str) -> Self {
+        let options = NotificationOptions {
+            apns_push_type: Some(PushType::Background),
+            apns_topic: Some(topic),
+            ..NotificationOptions::default()
+        };
+        Self { aps: Nothing {}, options }
+    }
+}
+
+impl PayloadLike for Probe<'_> {
+    fn get_device_token(&self) -> &str {
+        "0000000000000000000000000000000000000000000000000000000000000000"
+    }
+
+    fn get_options(&self) -> &NotificationOptions<'_> {
+        &self.options
+    }
+}
+
 impl PayloadLike for MailPush<'_> {
     fn get_device_token(&self) -> &str {
         self.device.token.as_given()

@@ -1,6 +1,7 @@
 //! The real binary between stand-ins, as an administrator meets it: what it says about bad input,
 //! how it lives through bad days, what it logs, how it ends.
 
+mod admin;
 mod bad_days;
 mod credentials;
 mod demo;

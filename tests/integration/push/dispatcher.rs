@@ -97,7 +97,7 @@ impl Running {
             config: config::Push { min_interval: Duration::ZERO, ..config },
             removed: hints,
             inquiries,
-            metrics: std::sync::Arc::default(),
+            metrics: Arc::default(),
         };
         let task = tokio::spawn(dispatcher::run(parts, cancel.clone()));
         Self { events, removed, cancel, task, inquirer, id: 0 }

@@ -1,0 +1,169 @@
+//! What lies on this machine: certificates, the key of the credentials, the database.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustls::sign::CertifiedKey;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::Report;
+use crate::config::{self, Credentials, Tls};
+use crate::model::Timestamp;
+use crate::net::tls;
+use crate::store::{Store, Vault};
+
+/// From so many days before its end a certificate is warned of.
+const WARNING_DAYS: i64 = 30;
+
+const DAY: i64 = 24 * 3600;
+
+pub(super) fn certificates(tls: &Tls, report: &mut Report) {
+    const DEFAULT: &str = "[tls]";
+    match tls::identity(&tls.certificate, &tls.private_key) {
+        Ok(identity) => certificate(DEFAULT, &tls.certificate, &identity, report),
+        Err(error) => report.failed(DEFAULT, error),
+    }
+    private(DEFAULT, &tls.private_key, report);
+    for config::Sni { name, certificate: file, private_key } in &tls.sni {
+        let part = format!("[[tls.sni]] {name}");
+        match tls::identity_for(name, file, private_key) {
+            Ok(identity) => certificate(&part, file, &identity, report),
+            Err(error) => report.failed(&part, error),
+        }
+        private(&part, private_key, report);
+    }
+}
+
+fn certificate(part: &str, file: &Path, identity: &CertifiedKey, report: &mut Report) {
+    let file = file.display();
+    let leaf = identity.cert.first().and_then(|der| X509Certificate::from_der(der).ok());
+    let Some((_, leaf)) = leaf else {
+        return report.failed(part, format_args!("{file}: cannot be read; copy it anew"));
+    };
+    let names = names(&leaf);
+    if names.is_empty() {
+        let remedy = "phones take no certificate without subject alternative names; get another";
+        return report.failed(part, format_args!("{file}: {remedy}"));
+    }
+    let names = names.join(", ");
+    let validity = leaf.validity();
+    let now = Timestamp::now().0 / 1000;
+    let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+    let until = date(to);
+    match (to - now).div_euclid(DAY) {
+        _ if now < from => {
+            let from = date(from);
+            report
+                .failed(part, format_args!("{file}: is valid from {from} on; is the clock right?"));
+        }
+        ..0 => report.failed(part, format_args!("{file}: expired on {until}; renew it")),
+        days @ 0..WARNING_DAYS => {
+            report.warning(part, format_args!("{file}: expires in {days} days; renew it"));
+        }
+        _ => report.ok(part, format_args!("{file}: for {names}, until {until}")),
+    }
+}
+
+fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };
+    let name = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some((*name).escape_debug().to_string()),
+        GeneralName::IPAddress(bytes) => match *bytes {
+            [a, b, c, d] => Some(format!("{a}.{b}.{c}.{d}")),
+            bytes => <[u8; 16]>::try_from(bytes)
+                .ok()
+                .map(|bytes| std::net::Ipv6Addr::from(bytes).to_string()),
+        },
+        _ => None,
+    };
+    names.value.general_names.iter().filter_map(name).collect()
+}
+
+/// `2027-01-31`
+pub(super) fn date(seconds: i64) -> String {
+    let last = 253_402_300_799; // of the year 9999
+    let since = std::time::Duration::from_secs(seconds.clamp(0, last).unsigned_abs());
+    let time = humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string();
+    time[..10].to_owned()
+}
+
+/// Warns of a private key that everybody on the machine can read.
+pub(super) fn private(part: &str, file: &Path, report: &mut Report) {
+    let mode = fs::metadata(file).map(|metadata| metadata.permissions().mode() & 0o777);
+    if let Ok(mode) = mode
+        && mode & 0o007 != 0
+    {
+        let file = file.display();
+        report.warning(
+            part,
+            format_args!(
+                "{file}: everybody on this machine can use it (mode {mode:03o}); run: \
+                          chmod o= {file}"
+            ),
+        );
+    }
+}
+
+pub(super) fn credentials(config: &Credentials, report: &mut Report) {
+    const PART: &str = "[credentials]";
+    match config {
+        Credentials::Stored { key_file } if exists(key_file) => match Vault::open(key_file) {
+            Ok(_) => report.ok(PART, format_args!("{}: can be used", key_file.display())),
+            Err(error) => report.failed(PART, error),
+        },
+        Credentials::Stored { key_file } => to_be_made(PART, key_file, report),
+        Credentials::Memory => report.ok(PART, "kept in memory: gone at each restart"),
+        Credentials::Master { user, password_file, .. } => {
+            private(PART, password_file, report);
+            report.ok(PART, format_args!("accounts are watched as the master user {user}"));
+        }
+    }
+}
+
+pub(super) async fn database(config: &config::Store, report: &mut Report) {
+    const PART: &str = "[store]";
+    match Store::file(&config.url) {
+        Ok(Some(path)) if !exists(&path) => return to_be_made(PART, &path, report),
+        Ok(_) => {}
+        Err(error) => return report.failed(PART, error),
+    }
+    let store = match Store::open_existing(&config.url, config.busy_timeout).await {
+        Ok(store) => store,
+        Err(error) => return report.failed(PART, error),
+    };
+    match store.accounts(Timestamp(0)).await {
+        Ok(accounts) => {
+            let name = config::database_name(&config.url);
+            report.ok(PART, format_args!("{name}: {} accounts", accounts.len()));
+        }
+        Err(error) => report.failed(PART, error),
+    }
+    store.close().await;
+}
+
+fn exists(file: &Path) -> bool {
+    !fs::metadata(file).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+/// A file that the first start makes: its folder must be there.
+fn to_be_made(part: &str, file: &Path, report: &mut Report) {
+    let folder = match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let (shown, folder_shown) = (file.display(), folder.display());
+    match fs::metadata(&folder) {
+        Ok(found) if found.is_dir() => {
+            report.ok(part, format_args!("{shown}: is made at the first start"));
+        }
+        _ => report.failed(
+            part,
+            format_args!(
+                "{shown}: there is no folder {folder_shown}; make it, writable for the \
+                          user that mailchime runs as"
+            ),
+        ),
+    }
+}

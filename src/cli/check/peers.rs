@@ -1,0 +1,232 @@
+//! Who mailchime talks to: the backends, a login there, and APNs.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use secrecy::zeroize::Zeroizing;
+use tokio::io::AsyncWriteExt;
+
+use super::Report;
+use super::files::{date, private};
+use crate::cli::Failure;
+use crate::config::{self, BackendTls, Config};
+use crate::imap::capability::Capabilities;
+use crate::model::{Account, Credentials, Timestamp};
+use crate::net::backend::{Backend, ConnectError, LoginError};
+use crate::net::backends::{Backends, Table};
+use crate::push::apns::{Apns, Identity, Outcome, Validity};
+use crate::push::payload::Probe;
+
+/// For a backend's answers.
+const ANSWER_TIME: Duration = Duration::from_secs(15);
+
+/// The environment variable with the password for `--login`.
+const VARIABLE: &str = "MAILCHIME_PASSWORD";
+
+const DAY: i64 = 24 * 3600 * 1000;
+const WARNING_DAYS: i64 = 30;
+
+/// What is worth telling of what a backend offers.
+const TOLD: [&str; 6] = ["IDLE", "NOTIFY", "CONDSTORE", "LIST-STATUS", "ID", "LOGINDISABLED"];
+
+/// A user's password. `Debug` does not show it.
+pub(super) struct Password(Zeroizing<Vec<u8>>);
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// The password for `--login`: the first line of `file`, or the environment's.
+pub(super) fn password(file: Option<&Path>) -> Result<Password, Failure> {
+    let text = match file {
+        Some(file) => Zeroizing::new(std::fs::read(file).map_err(|error| {
+            Failure::Usage(format!("--password-file {}: {error}", file.display()))
+        })?),
+        None => {
+            let text = std::env::var_os(VARIABLE).filter(|text| !text.is_empty());
+            let missing = || {
+                let problem = "--login needs the user's password: put it into the environment \
+                               variable MAILCHIME_PASSWORD, or into a file for --password-file";
+                Failure::Usage(problem.to_owned())
+            };
+            Zeroizing::new(text.ok_or_else(missing)?.into_encoded_bytes())
+        }
+    };
+    let line = text.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    Ok(Password(Zeroizing::new(line.to_vec())))
+}
+
+pub(super) async fn backends(config: &Config, report: &mut Report) {
+    let table = match Table::new(config) {
+        Ok(table) => table,
+        Err(error) => return report.failed("[backend]", error),
+    };
+    let backends = Backends::new(table, std::sync::Arc::default());
+    backend("[backend]", &backends.of(None), &config.backend, config, report).await;
+    for route in &config.routes {
+        let part = format!("[[route]] {}", route.domain);
+        let someone = Account::from_login(&format!("someone@{}", route.domain));
+        backend(&part, &backends.of(Some(&someone)), &route.backend, config, report).await;
+    }
+}
+
+async fn backend(
+    part: &str,
+    backend: &Backend,
+    how: &config::Backend,
+    config: &Config,
+    report: &mut Report,
+) {
+    let name = backend.name();
+    match backend.probe(ANSWER_TIME, config.limits.capability_size).await {
+        Ok(()) => {
+            let tls = match &how.tls {
+                BackendTls::None => "no TLS",
+                BackendTls::StartTls(_) => "STARTTLS, its certificate is good",
+                BackendTls::Implicit(_) => "TLS, its certificate is good",
+            };
+            let offered = told(backend.seen().as_deref());
+            report.ok(part, format_args!("{name}: {tls}; before login it offers {offered}"));
+        }
+        Err(error) => report.failed(part, format_args!("{error}; {}", remedy(&error))),
+    }
+}
+
+fn told(offered: Option<&Capabilities>) -> String {
+    let told = |offered: &Capabilities| {
+        let told = TOLD.iter().copied().filter(|word| offered.has(word)).collect::<Vec<_>>();
+        if told.is_empty() { format!("none of {}", TOLD.join(", ")) } else { told.join(", ") }
+    };
+    offered.map_or_else(|| "nothing".to_owned(), told)
+}
+
+/// What to do about a backend that cannot be used.
+fn remedy(error: &LoginError) -> &'static str {
+    match error {
+        LoginError::Connect(ConnectError::Io { source, .. }) => match source.kind() {
+            io::ErrorKind::ConnectionRefused => "is it running, and are host and port right?",
+            // What rustls says of a certificate, or of an answer that is no TLS.
+            io::ErrorKind::InvalidData => {
+                "name the authority in `ca` or the certificate's name in `server_name`, and see \
+                 whether the port speaks TLS from the first byte"
+            }
+            _ => "see whether host and port are right and this machine reaches them",
+        },
+        LoginError::Connect(_) => "see whether this machine reaches it, a firewall may be between",
+        LoginError::Refused { .. } => "see whether login name and password are right",
+        LoginError::Unavailable(_) => {
+            "see whether it is an IMAP server, and whether it wants another `tls`"
+        }
+    }
+}
+
+pub(super) async fn log_in(config: &Config, user: &str, password: Password, report: &mut Report) {
+    let part = format!("login {}", user.escape_debug());
+    // What is wrong with it has been said.
+    let Ok(table) = Table::new(config) else { return };
+    let backend =
+        Backends::new(table, std::sync::Arc::default()).of(Some(&Account::from_login(user)));
+    let credentials = Credentials::password(user, password.0.to_vec());
+    let longest = config.limits.capability_size;
+    match backend.log_in(credentials, ANSWER_TIME, longest).await {
+        Ok(mut logged_in) => {
+            let name = backend.name();
+            match &logged_in.capabilities {
+                Some(offered) => {
+                    let offered = told(Some(offered));
+                    report.ok(&part, format_args!("{name} accepts it and offers {offered}"));
+                }
+                None => report.ok(&part, format_args!("{name} accepts it")),
+            }
+            // A farewell, whether it arrives or not.
+            let _ = logged_in.stream.write_all(b"m3 LOGOUT\r\n").await;
+            let _ = logged_in.stream.shutdown().await;
+        }
+        Err(error) => {
+            report.failed(&part, format_args!("{}: {error}; {}", backend.name(), remedy(&error)));
+        }
+    }
+}
+
+pub(super) async fn push(config: &Config, report: &mut Report) {
+    if config.apns.is_empty() {
+        return report.warning("[apns]", "there is none: push is off");
+    }
+    for apns in &config.apns {
+        match Identity::load(&apns.identity) {
+            Ok(identity) => identity_and_service(apns, &identity, report).await,
+            Err(error) => report.failed("[apns]", error),
+        }
+    }
+}
+
+async fn identity_and_service(apns: &config::Apns, identity: &Identity, report: &mut Report) {
+    let part = format!("[apns] {}", identity.topic().escape_debug());
+    let file = identity.file().display();
+    let now = Timestamp::now();
+    let left = identity.not_after().map(|end| (end.0 - now.0).div_euclid(DAY));
+    match (identity.validity(now), left) {
+        (Validity::Valid, Some(days @ ..WARNING_DAYS)) => {
+            report.warning(&part, format_args!("{file}: expires in {days} days; renew it"));
+        }
+        (Validity::Valid, _) => {
+            let until = identity.not_after().map(|end| format!(", until {}", date(end.0 / 1000)));
+            report.ok(&part, format_args!("{file}: can be used{}", until.unwrap_or_default()));
+        }
+        (validity, _) => {
+            let remedy = "get a new one from Apple; or is the clock wrong?";
+            report.failed(&part, format_args!("{file}: is {validity}; {remedy}"));
+        }
+    }
+    match &apns.identity {
+        config::Identity::Pem { private_key: key, .. }
+        | config::Identity::Pkcs12 { file: key, .. }
+        | config::Identity::Key { key, .. } => private(&part, key, report),
+    }
+    if !identity.is_for_mail() {
+        report.warning(
+            &part,
+            "iOS drops pushes of this topic: it takes those that begin with \
+             com.apple.mobilemail.push. or com.apple.mail.",
+        );
+    }
+    match Apns::new(identity, apns, None) {
+        Ok(client) => service(&part, &client, apns, report).await,
+        Err(error) => report.failed(&part, error),
+    }
+}
+
+/// A push to a device that does not exist: a service that takes our identity says just that.
+async fn service(part: &str, client: &Apns, apns: &config::Apns, report: &mut Report) {
+    let endpoint = &apns.endpoint;
+    let outcome = client.send(&Probe::new(client.topic())).await;
+    match outcome {
+        Outcome::BadToken => {
+            report.ok(part, format_args!("{endpoint} takes it: BadDeviceToken, as it should be"));
+        }
+        Outcome::Unavailable { why, .. } => {
+            let remedy = "see whether this machine reaches it; port 2197 serves where 443 is \
+                          blocked, and `proxy` where everything is";
+            report.failed(part, format_args!("{endpoint}: {why}; {remedy}"));
+        }
+        Outcome::Refused { status, reason } => {
+            let remedy = "does the certificate belong to this endpoint, and is it still in force?";
+            report.failed(part, format_args!("{endpoint} refuses it: {status} {reason}; {remedy}"));
+        }
+        Outcome::NotForTopic => {
+            let remedy = "the certificate is not for this topic, or Apple has withdrawn it";
+            report.failed(part, format_args!("{endpoint} refuses the topic; {remedy}"));
+        }
+        other => {
+            let outcome = other.name();
+            report.failed(
+                part,
+                format_args!("{endpoint} says {outcome} to a token that cannot be; is it APNs?"),
+            );
+        }
+    }
+}
