@@ -110,6 +110,8 @@ THREAD=REFERENCES SORT QUOTA IDLE AUTH=CRAM-MD5"
 export IMAP_CAPABILITY_TLS="$IMAP_CAPABILITY AUTH=PLAIN" AUTHMODULES=authdaemon
 export MAILDIRPATH=Maildir IMAP_KEYWORDS=1 IMAP_ACL=1 IMAP_USELOCKS=1 IMAP_UMASK=022
 export IMAP_ENHANCEDIDLE=1 IMAP_IDLE_TIMEOUT=60
+# Else all share one of gamin's servers, which knows nobody from another namespace.
+export GAM_CLIENT_ID={plain}
 export COURIERTLS={dir}/root/usr/bin/couriertls TLS_CERTFILE=/etc/courier/imapd.pem
 export TLS_VERIFYPEER=NONE
 tcpd="{dir}/root/usr/sbin/couriertcpd -stderr={dir}/imapd.log -address=127.0.0.1 -maxprocs=200
