@@ -23,16 +23,31 @@ needs=(
     courier:courier-authdaemon:/usr/lib/courier/courier-authlib/authdaemond
     courier:courier-authlib-userdb:makeuserdb
     courier:gamin:/usr/libexec/gam_server
+    mbsync:isync:mbsync
+    mutt:mutt:mutt
+    mutt:bsdutils:script
+    imapclient:python3-pip:pip3
+    imapflow:nodejs:node
+    imapflow:npm:npm
 )
 
 # Packages that conflict with Dovecot's, in the same form. They are unpacked below $servers, and
 # only the libraries that they depend on are installed; but not the virus scanner.
-servers=$(realpath -m "${CARGO_TARGET_DIR:-target}")/servers
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+servers=$target/servers
 unpacked=(
     cyrus:cyrus-common:usr/lib/cyrus/bin/master
     cyrus:cyrus-imapd:usr/lib/cyrus/bin/imapd
     courier:courier-base:usr/sbin/couriertcpd
     courier:courier-imap:usr/bin/imapd
+)
+
+# Mail clients that are libraries, each in a folder of its own below $clients that bears its version:
+# what a test calls it : its version : what installs it : a file that shows it is here.
+clients=$target/clients
+libraries=(
+    imapclient:4.1.0:pip:imapclient/__init__.py
+    imapflow:2.1.2:npm:node_modules/imapflow/package.json
 )
 
 log=$(mktemp)
@@ -73,6 +88,16 @@ missing_unpacked() {
         IFS=: read -r name package shown_by <<<"$need"
         is_unpacked "$shown_by" || if [ "${1-}" = names ]; then echo "$name"; else echo "$package"; fi
     done | sort -u
+}
+
+# The same of the libraries.
+missing_libraries() {
+    local need name version installer shown_by
+    for need in "${libraries[@]}"; do
+        IFS=: read -r name version installer shown_by <<<"$need"
+        [ -e "$clients/$name-$version/$shown_by" ] ||
+            if [ "${1-}" = names ]; then echo "$name"; else echo "$need"; fi
+    done
 }
 
 install() {
@@ -122,6 +147,21 @@ unpack() {
     [ ${#absent[@]} = 0 ] || install "${absent[@]}"
 }
 
+# Whole or not at all, so that a folder which is there can be relied on.
+install_library() {
+    local name version installer folder
+    IFS=: read -r name version installer _ <<<"$1"
+    mkdir -p "$clients"
+    folder=$(mktemp -d -p "$clients" .installing-XXXXXX)
+    case $installer in
+        pip) python3 -m pip install -qq --disable-pip-version-check \
+            --target "$folder" "$name==$version" ;;
+        npm) npm install --prefix "$folder" --ignore-scripts --no-audit --no-fund --loglevel error \
+            "$name@$version" ;;
+    esac && rm -rf "$clients/$name-$version" && mv "$folder" "$clients/$name-$version" ||
+        { rm -rf "$folder"; echo "$name $version could not be installed"; }
+}
+
 is_here cargo || fail 'Rust is missing; see https://rustup.rs'
 cargo fmt --version >/dev/null 2>&1 || fail 'rustfmt is missing; rustup component add rustfmt'
 cargo clippy --version >/dev/null 2>&1 || fail 'clippy is missing; rustup component add clippy'
@@ -136,19 +176,29 @@ if [ ${#packages[@]} -gt 0 ]; then
     say "unpack: ${packages[*]}"
     unpack "${packages[@]}"
 fi
-export MAILCHIME_SERVERS=$servers
+mapfile -t packages < <(missing_libraries)
+for package in "${packages[@]}"; do
+    say "install: ${package%%:*}"
+    install_library "$package"
+done
+export MAILCHIME_SERVERS=$servers MAILCHIME_CLIENTS=$clients
 is_here cc || fail 'a C compiler is missing; apt-get install build-essential'
 
 # Names given from outside are skipped too: MAILCHIME_SKIP=dovecot tests/run.sh
-MAILCHIME_SKIP="${MAILCHIME_SKIP-} $({ missing names; missing_unpacked names; } | tr '\n' ' ')"
+MAILCHIME_SKIP="${MAILCHIME_SKIP-} $({ missing names; missing_unpacked names
+    missing_libraries names; } | sort -u | tr '\n' ' ')"
 export MAILCHIME_SKIP
-mapfile -t absent < <(missing; missing_unpacked)
+mapfile -t absent < <(missing; missing_unpacked; missing_libraries names)
 if [ ${#absent[@]} -gt 0 ]; then
     say "not installed, their tests will be skipped: ${absent[*]}"
 fi
 
 # A terminal still gets colours although the output passes through tee.
 if [ -t 1 ]; then export CARGO_TERM_COLOR=always; fi
+
+# Each cell of the matrix of servers and clients leaves its rows there; the last one counts.
+matrix=$target/matrix.tsv
+rm -f "$matrix"
 
 failed=()
 step() {
@@ -158,6 +208,14 @@ step() {
 step cargo fmt --check
 step cargo clippy --all-targets --locked -- -D warnings
 step cargo test --locked --no-fail-fast
+
+say 'real servers by real clients, through mailchime and directly'
+if [ -e "$matrix" ]; then
+    awk -F '\t' '{ rows[$1] = sprintf("%-32s %-8s %s", $1, $2, $3) }
+        END { for (name in rows) print rows[name] }' "$matrix" | sort
+else
+    echo 'no cell was run'
+fi
 
 say 'summary'
 # The line of a skipped test may stand behind what the harness printed before it.

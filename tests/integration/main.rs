@@ -9,6 +9,7 @@ mod dialogues;
 mod end_to_end;
 mod floors;
 mod listeners;
+mod matrix;
 mod program;
 mod push;
 mod relay;

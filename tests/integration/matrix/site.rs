@@ -1,0 +1,266 @@
+//! A real server with a mailbox state that is the same each time, alone or behind mailchime.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mailchime::app::{self, Running};
+use mailchime::config::{self, BackendTls, Config, Trust};
+use mailchime::demo::apns::Apns;
+use tokio::net::TcpListener;
+
+use crate::servers::client::Client;
+use crate::servers::courier::Courier;
+use crate::servers::cyrus::Cyrus;
+use crate::servers::dovecot::{Dovecot, Options};
+use crate::servers::imap4d::Imap4d;
+use crate::servers::{ALICE, pki};
+
+/// The servers of the matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Dovecot,
+    Cyrus,
+    Courier,
+    Imap4d,
+}
+
+/// One of them at work.
+pub(super) enum Server {
+    Dovecot(Dovecot),
+    Cyrus(Cyrus),
+    Courier(Courier),
+    Imap4d(Imap4d),
+}
+
+/// How mailchime speaks to its backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Behind {
+    Plain,
+    Tls,
+}
+
+/// mailchime, and APNs as it sees it.
+pub(super) struct Mailchime {
+    running: Running,
+    pub(super) apns: Apns,
+    /// Holds its files.
+    _folder: tempfile::TempDir,
+}
+
+// === impl Kind ===
+
+impl Kind {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Dovecot => "dovecot",
+            Self::Cyrus => "cyrus",
+            Self::Courier => "courier",
+            Self::Imap4d => "imap4d",
+        }
+    }
+
+    /// What the name of a new mailbox begins with.
+    pub(super) fn prefix(self) -> &'static str {
+        if self == Self::Courier { "INBOX." } else { "" }
+    }
+
+    /// The name that alice logs in by.
+    pub(super) fn login(self) -> String {
+        if self == Self::Imap4d { Imap4d::login_name(ALICE.0) } else { ALICE.0.to_owned() }
+    }
+
+    /// Whether it sees new mail only when a second has passed since it last looked, and tells of it
+    /// whenever that is.
+    pub(super) fn tells_by_the_clock(self) -> bool {
+        self == Self::Imap4d
+    }
+
+    pub(super) fn has_move(self) -> bool {
+        matches!(self, Self::Dovecot | Self::Cyrus)
+    }
+
+    /// `None` where it cannot run, which has been said.
+    pub(super) fn start(self, test: &str) -> Option<Server> {
+        Some(match self {
+            Self::Dovecot => Server::Dovecot(Dovecot::start(test, &Options::default())?),
+            Self::Cyrus => Server::Cyrus(Cyrus::start(test)?),
+            Self::Courier => Server::Courier(Courier::start(test)?),
+            Self::Imap4d => Server::Imap4d(Imap4d::start(test)?),
+        })
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Self::Dovecot(_) => Kind::Dovecot,
+            Self::Cyrus(_) => Kind::Cyrus,
+            Self::Courier(_) => Kind::Courier,
+            Self::Imap4d(_) => Kind::Imap4d,
+        }
+    }
+
+    pub(super) fn plain(&self) -> SocketAddr {
+        match self {
+            Self::Dovecot(server) => server.plain,
+            Self::Cyrus(server) => server.plain,
+            Self::Courier(server) => server.plain,
+            Self::Imap4d(server) => server.plain,
+        }
+    }
+
+    pub(super) fn tls(&self) -> SocketAddr {
+        match self {
+            Self::Dovecot(server) => server.tls,
+            Self::Cyrus(server) => server.tls,
+            Self::Courier(server) => server.tls,
+            Self::Imap4d(server) => server.tls,
+        }
+    }
+
+    /// Delivers a mail into alice's INBOX as the server's own delivery does.
+    pub(super) fn deliver(&self, mail: &[u8]) {
+        match self {
+            Self::Dovecot(server) => server.deliver_by_lmtp(ALICE.0, mail),
+            Self::Cyrus(server) => server.deliver(ALICE.0, mail),
+            Self::Courier(server) => server.deliver(ALICE.0, "INBOX", mail),
+            Self::Imap4d(server) => server.deliver(ALICE.0, mail),
+        }
+    }
+
+    /// A connection of alice's without anything between.
+    pub(super) fn client(&self) -> Client {
+        let mut client = Client::connect(self.plain());
+        let answer = client.login((&self.kind().login(), ALICE.1));
+        assert!(answer.starts_with("x OK"), "{answer}");
+        client
+    }
+
+    /// Makes the state that all cells begin with: three mails in INBOX, one in Team.
+    pub(super) fn seed(&self) {
+        let mut client = self.client();
+        let team = format!("{}Team", self.kind().prefix());
+        let created = client.ask(&format!("CREATE {team}")).pop().unwrap();
+        assert!(created.starts_with("x OK"), "{created}");
+        for (mailbox, number, mail) in [
+            ("INBOX", 1, SHORT),
+            ("INBOX", 2, ALTERNATIVES),
+            ("INBOX", 3, MISLEADING),
+            (&team, 4, SHORT),
+        ] {
+            let mail = mail.replace("{number}", &number.to_string()).replace('\n', "\r\n");
+            client.say(&format!(
+                "x APPEND {mailbox} () \"0{number}-Mar-2026 10:20:30 +0000\" {{{}}}",
+                mail.len()
+            ));
+            client.until("+");
+            client.say(&mail);
+            client.until("x OK");
+        }
+        client.ask("LOGOUT");
+    }
+}
+
+const SHORT: &str = "Message-ID: <{number}@matrix.example.org>
+Date: Sun, 1 Mar 2026 10:20:30 +0000
+From: Ann <ann@example.org>
+To: alice@example.org
+Subject: needle
+
+Hi there.
+";
+
+const ALTERNATIVES: &str = "Message-ID: <{number}@matrix.example.org>
+Date: Sun, 1 Mar 2026 10:20:30 +0000
+From: =?utf-8?q?J=C3=BCrgen?= <j@example.org>
+To: alice@example.org
+Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?= \"quoted\" back\\slash
+MIME-Version: 1.0
+Content-Type: multipart/alternative; boundary=\"b\"
+
+--b
+Content-Type: text/plain; charset=utf-8
+Content-Transfer-Encoding: 8bit
+
+Grüße
+--b
+Content-Type: text/html; charset=utf-8
+Content-Transfer-Encoding: quoted-printable
+
+<p>Gr=C3=BC=C3=9Fe</p>
+--b--
+";
+
+/// Looks like IMAP in each line.
+const MISLEADING: &str = "Message-ID: <{number}@matrix.example.org>
+Date: Sun, 1 Mar 2026 10:20:30 +0000
+From: Ann <ann@example.org>
+To: alice@example.org
+Subject: misleading {12}
+
+* CAPABILITY IMAP4rev1 STARTTLS COMPRESS=DEFLATE
+* OK [CAPABILITY STARTTLS] x
++ go ahead
+here comes one {12}
+{99999999+}
+~{5}
+* BYE
+)
+";
+
+// === impl Mailchime ===
+
+impl Mailchime {
+    pub(super) async fn start(server: &Server, behind: Behind) -> Self {
+        let address = if behind == Behind::Tls { server.tls() } else { server.plain() };
+        Self::before(address, behind).await
+    }
+
+    /// In front of whatever is at this address.
+    pub(super) async fn before(backend: SocketAddr, behind: Behind) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        pki().write_to(folder.path()).unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let apns = Apns::start(listener, pki()).unwrap();
+        let running = app::start(&configuration(folder.path(), backend, behind, &apns)).await;
+        Self { running: running.unwrap(), apns, _folder: folder }
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.running.addresses[0]
+    }
+
+    pub(super) async fn stop(self) {
+        self.running.stop().await;
+    }
+}
+
+fn configuration(folder: &Path, backend: SocketAddr, behind: Behind, apns: &Apns) -> Config {
+    let file = |name: &str| -> PathBuf { folder.join(name) };
+    let tls = match behind {
+        Behind::Plain => BackendTls::None,
+        Behind::Tls => BackendTls::Implicit(Trust {
+            ca: Some(file("ca.pem")),
+            server_name: "localhost".into(),
+        }),
+    };
+    let mut config = Config::new(
+        config::Tls::new(file("server.pem"), file("server.key")),
+        config::Backend::new(backend.ip().to_string(), backend.port(), tls),
+    );
+    config.listeners[0].address = ([127, 0, 0, 1], 0).into();
+    config.store.url = format!("sqlite://{}", file("mailchime.db").display());
+    config.credentials = config::Credentials::Stored { key_file: file("mailchime.key") };
+    config.watch.poll_interval = Duration::from_millis(500);
+    config.watch.settle = Duration::from_millis(50);
+    config.push.quiet_delay = Duration::from_millis(100);
+    config.push.min_interval = Duration::from_millis(50);
+    let mut client = config::Apns::new(file("apns.pem"), file("apns.key"));
+    client.endpoint = config::Endpoint { host: "localhost".into(), port: apns.address().port() };
+    client.ca = Some(file("ca.pem"));
+    config.apns = vec![client];
+    config
+}
