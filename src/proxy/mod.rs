@@ -72,8 +72,12 @@ impl Context {
             limits: config.limits.clone(),
             record: config.record.clone(),
             devices: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
-            // Watchers need the password: there is no master mode yet.
-            relay_mechanisms: config.auth.relay == Relay::Always,
+            relay_mechanisms: match config.auth.relay {
+                Relay::Always => true,
+                // A master user watches; nobody's password is needed.
+                Relay::Master => matches!(config.credentials, config::Credentials::Master { .. }),
+                Relay::Never => false,
+            },
             profile: Mutex::new(None),
             metrics: Arc::default(),
         }
