@@ -247,12 +247,16 @@ impl Check<'_> {
     fn watch(&self, raw: RawWatch) -> Result<Watch> {
         let mut watch = Watch::default();
         self.duration("[watch] idle_renewal", raw.idle_renewal, MINUTE..=29 * MINUTE, &mut watch.idle_renewal)?;
+        self.duration("[watch] idle_check", raw.idle_check, MINUTE..=DAY, &mut watch.idle_check)?;
         self.duration("[watch] poll_interval", raw.poll_interval, SECOND..=DAY, &mut watch.poll_interval)?;
+        self.duration("[watch] poll_max", raw.poll_max, SECOND..=DAY, &mut watch.poll_max)?;
         self.duration("[watch] answer_timeout", raw.answer_timeout, SECOND..=10 * MINUTE, &mut watch.answer_timeout)?;
         self.number("[watch] logins_per_second", raw.logins_per_second, 1..=100_000, &mut watch.logins_per_second)?;
+        self.number("[watch] connections", raw.connections, 0..=1_000_000, &mut watch.connections)?;
         self.duration("[watch] retry_min", raw.retry_min, 10 * MILLISECOND..=HOUR, &mut watch.retry_min)?;
         self.duration("[watch] retry_max", raw.retry_max, 10 * MILLISECOND..=DAY, &mut watch.retry_max)?;
         self.duration("[watch] settle", raw.settle, MILLISECOND..=MINUTE, &mut watch.settle)?;
+        self.not_above(("[watch] poll_interval", watch.poll_interval), ("poll_max", watch.poll_max))?;
         self.not_above(("[watch] retry_min", watch.retry_min), ("retry_max", watch.retry_max))?;
         Ok(watch)
     }

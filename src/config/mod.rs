@@ -191,11 +191,19 @@ pub struct LoginTemplate(String);
 pub struct Watch {
     /// IDLE is ended and begun again after this time, 1 to 29 minutes (RFC 2177 section 3).
     pub idle_renewal: Duration,
-    /// Between two looks at a mailbox that IDLE does not cover.
+    /// At the latest after this time everything is looked at, whatever the backend told.
+    pub idle_check: Duration,
+    /// Between two looks at a mailbox of which the backend tells nothing by itself, while there are
+    /// changes; not above `poll_max`.
     pub poll_interval: Duration,
+    /// The same after a long time without any.
+    pub poll_max: Duration,
     /// For the backend's whole answer to one of the watcher's commands.
     pub answer_timeout: Duration,
+    /// To one backend.
     pub logins_per_second: u32,
+    /// Of watchers to one backend; 0 for no limit.
+    pub connections: usize,
     /// The first pause after a failure; not above `retry_max`.
     pub retry_min: Duration,
     pub retry_max: Duration,
@@ -481,9 +489,12 @@ impl Default for Watch {
     fn default() -> Self {
         Self {
             idle_renewal: Duration::from_mins(9),
+            idle_check: Duration::from_mins(15),
             poll_interval: Duration::from_secs(60),
+            poll_max: Duration::from_mins(5),
             answer_timeout: Duration::from_secs(30),
             logins_per_second: 100,
+            connections: 0,
             retry_min: Duration::from_secs(1),
             retry_max: Duration::from_mins(5),
             settle: Duration::from_millis(500),

@@ -106,9 +106,12 @@ table!(RawCredentials {
 
 table!(RawWatch {
     idle_renewal: Option<String>,
+    idle_check: Option<String>,
     poll_interval: Option<String>,
+    poll_max: Option<String>,
     answer_timeout: Option<String>,
     logins_per_second: Option<i64>,
+    connections: Option<i64>,
     retry_min: Option<String>,
     retry_max: Option<String>,
     settle: Option<String>,

@@ -94,9 +94,12 @@ fn every_key_takes_effect() {
 
     let watch = &config.watch;
     assert_eq!(watch.idle_renewal, Duration::from_secs(28 * 60 + 30));
+    assert_eq!(watch.idle_check, Duration::from_secs(20 * 60));
     assert_eq!(watch.poll_interval, Duration::from_secs(15));
+    assert_eq!(watch.poll_max, Duration::from_secs(120));
     assert_eq!(watch.answer_timeout, Duration::from_secs(60));
     assert_eq!(watch.logins_per_second, 20);
+    assert_eq!(watch.connections, 5000);
     assert_eq!(watch.retry_min, Duration::from_secs(2));
     assert_eq!(watch.retry_max, Duration::from_secs(3600));
     assert_eq!(watch.settle, Duration::from_secs(1));
