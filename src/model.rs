@@ -99,7 +99,9 @@ pub enum ChangeKind {
 pub enum WatchEvent {
     /// The mailbox is no longer as its devices were told.
     Changed(Change),
-    /// What [`Change::id`] announced has now been seen whole; no push of its own.
+    /// What [`Change::id`] announced has now been seen whole; no push of its own. With an id that
+    /// announced nothing: there is nothing that the devices do not know, and yet the state is another
+    /// one than they were told of.
     Confirmed { account: Account, mailbox: Mailbox, id: u64, snapshot: Snapshot },
 }
 

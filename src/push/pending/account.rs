@@ -114,8 +114,22 @@ impl AccountState {
         self.want_read(now);
     }
 
-    /// The state that change `id` announced.
-    pub(super) fn confirm(&mut self, mailbox: &Mailbox, id: u64, snapshot: Snapshot) {
+    /// The state that change `id` announced. Returned is the change when devices are told nothing of
+    /// the mailbox, so that the row may move at once.
+    pub(super) fn confirm(
+        &mut self,
+        mailbox: &Mailbox,
+        id: u64,
+        snapshot: Snapshot,
+    ) -> Option<ChangeId> {
+        let under_way = match &self.read {
+            Read::UnderWay { changes, .. } => changes.contains_key(mailbox),
+            _ => false,
+        };
+        let idle = !under_way
+            && !self.unread.contains_key(mailbox)
+            && !self.telling.contains_key(mailbox)
+            && !self.devices.iter().any(|device| device.holds_up(mailbox));
         let asked = match &mut self.read {
             Read::UnderWay { changes, .. } => changes.get_mut(mailbox),
             _ => None,
@@ -128,6 +142,7 @@ impl AccountState {
         if let Some(telling) = self.telling.get_mut(mailbox).filter(|telling| telling.id == id) {
             telling.snapshot = Some(snapshot);
         }
+        idle.then_some(ChangeId(id))
     }
 
     /// The devices are to be read, now or when a failed read may be repeated.

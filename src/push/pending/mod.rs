@@ -194,8 +194,9 @@ impl Pending {
                 account
             }
             WatchEvent::Confirmed { account, mailbox, id, snapshot } => {
-                if let Some(state) = self.accounts.get_mut(&account) {
-                    state.confirm(&mailbox, id, snapshot);
+                let state = self.accounts.entry(account.clone()).or_default();
+                if let Some(change) = state.confirm(&mailbox, id, snapshot) {
+                    self.outbox.told(account.clone(), mailbox, snapshot, change);
                 }
                 account
             }

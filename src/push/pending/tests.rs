@@ -311,6 +311,25 @@ fn what_is_announced_is_pushed_and_its_row_waits_for_the_state() {
 }
 
 #[test]
+fn a_state_of_which_nothing_was_announced_moves_the_row_and_pushes_nothing() {
+    let mut play = Play::with([phone("a")]);
+    play.confirm(1, 7);
+    assert_eq!(play.until(99.0), ["0 told INBOX 7"]);
+    assert!(play.pending.accounts.is_empty());
+    // But not while there is something to tell.
+    play.id = 1;
+    play.quiet("INBOX", 8);
+    play.confirm(3, 9);
+    play.until(128.0);
+    play.apns = None;
+    assert_eq!(play.until(129.0), ["129 push a INBOX"]);
+    play.confirm(4, 9);
+    assert!(play.until(130.0).is_empty());
+    play.answer(accepted());
+    assert_eq!(play.until(131.0), ["130 accepted a INBOX", "130 told INBOX 8"]);
+}
+
+#[test]
 fn a_state_that_is_being_told_is_not_told_again() {
     let mut play = Play::with([phone("a")]);
     play.apns = None;
