@@ -266,26 +266,28 @@ impl Store {
     }
 
     /// Runs the work of a call that only reads.
-    async fn read<T>(
-        &self,
+    ///
+    /// Calls are boxed: there are thousands of tasks that make one now and then, and each would have
+    /// room for the largest all the time.
+    fn read<'a, T: Send + 'a>(
+        &'a self,
         call: Call,
-        work: impl Future<Output = sqlx::Result<T>>,
-    ) -> Result<T, StoreError> {
-        let work = async {
+        work: impl Future<Output = sqlx::Result<T>> + Send + 'a,
+    ) -> impl Future<Output = Result<T, StoreError>> + Send + 'a {
+        Box::pin(self.measured(call, async {
             self.ready().await?;
             self.named(work.await)
-        };
-        self.measured(call, work).await
+        }))
     }
 
     /// Runs the work of a call that writes: one transaction, which is run again when another one got
     /// into its way.
-    async fn write<T, F: Future<Output = sqlx::Result<T>>>(
-        &self,
+    fn write<'a, T: Send + 'a, F: Future<Output = sqlx::Result<T>> + Send + 'a>(
+        &'a self,
         call: Call,
-        work: impl Fn() -> F,
-    ) -> Result<T, StoreError> {
-        let work = async {
+        work: impl Fn() -> F + Send + Sync + 'a,
+    ) -> impl Future<Output = Result<T, StoreError>> + Send + 'a {
+        Box::pin(self.measured(call, async move {
             self.ready().await?;
             for _ in 1..TRIES {
                 match work().await {
@@ -294,8 +296,7 @@ impl Store {
                 }
             }
             self.named(work().await)
-        };
-        self.measured(call, work).await
+        }))
     }
 
     async fn measured<T>(
