@@ -17,6 +17,7 @@ use super::Context;
 use super::connection::{Connection, Lost};
 use super::refusal::Refusal;
 use super::status::{Doing, Status};
+use super::upstream::Upstream;
 use crate::imap::capability::Capabilities;
 use crate::imap::login::printable;
 use crate::model::{Account, Credentials, Mailbox, SecretKind, Snapshot, Timestamp};
@@ -65,6 +66,12 @@ pub(super) struct Watched {
     pub(super) known: Snapshot,
     /// An announcement from untagged data that a look has yet to confirm.
     pub(super) announced: Option<u64>,
+    /// The new UIDVALIDITY, if the last look showed one.
+    pub(super) renumbered: Option<u64>,
+    /// UIDVALIDITY was another one at each of the last looks: the server makes its numbers up.
+    pub(super) unnumbered: bool,
+    /// It is to be looked at.
+    pub(super) due: bool,
 }
 
 /// Why a connection ended, or never was.
@@ -72,6 +79,8 @@ pub(super) struct Watched {
 pub(super) enum End {
     /// The supervisor said so.
     Stop,
+    /// Another watcher needs the place.
+    Turn,
     /// No live registration is in the store.
     Nothing,
     /// There is no password to try, for this reason.
@@ -148,12 +157,15 @@ impl Watcher {
                 () = tokio::time::sleep(pause) => {}
             }
             self.status.set(Doing::Starting);
-            tokio::select! {
-                () = self.context.pacer.turn() => {}
+            let backend = self.context.backends.of(Some(&self.account));
+            let upstream = self.context.upstreams.of(&backend);
+            let place = tokio::select! {
+                place = upstream.turn() => place,
                 () = stopped(self.orders.clone()) => return,
-            }
+            };
             // Boxed: an account spends its life inside, and its parts are not all needed at once.
-            let end = Box::pin(self.connection()).await;
+            let end = Box::pin(self.connection(&backend, &upstream)).await;
+            drop(place);
             next = self.after(end).await;
         }
     }
@@ -168,6 +180,7 @@ impl Watcher {
         }
         match end {
             End::Stop => Next::Stop,
+            End::Turn => Next::Try(Duration::ZERO),
             // Another registration may be on its way: only the supervisor ends a watcher.
             End::Nothing => {
                 self.rest(None, "no device is registered");
@@ -250,12 +263,12 @@ impl Watcher {
     }
 
     /// One connection from login to its end. Whatever it waits for, it ends when it is to stop.
-    async fn connection(&mut self) -> End {
+    async fn connection(&mut self, backend: &Backend, upstream: &Upstream) -> End {
         let orders = self.orders.clone();
         let (backends, account) = (self.context.backends.clone(), self.account.clone());
-        let backend = backends.of(Some(&account));
         let logged_in = tokio::select! {
-            logged_in = self.log_in(&backend) => logged_in,
+            // Boxed: it is the largest part, and soon over.
+            logged_in = Box::pin(self.log_in(backend)) => logged_in,
             () = stopped(orders.clone()) => return End::Stop,
         };
         let (mut connection, granted) = match logged_in {
@@ -263,12 +276,13 @@ impl Watcher {
             Err(end) => return end,
         };
         let (end, orderly) = tokio::select! {
-            Err(end) = self.rounds(&mut connection, granted) => {
+            Err(end) = self.rounds(&mut connection, upstream, granted) => {
                 let orderly = matches!(end, End::Stop | End::Nothing);
                 (end, orderly)
             }
             () = stopped(orders) => (End::Stop, true),
-            () = backends.moved(Some(&account), &backend) => {
+            () = upstream.wanted() => (End::Turn, true),
+            () = backends.moved(Some(&account), backend) => {
                 (End::Failed("the configuration names another backend".to_owned()), true)
             }
         };
@@ -347,7 +361,7 @@ impl Watcher {
             let known = before.iter().position(|watched| watched.mailbox == mailbox);
             self.mailboxes.push(match known {
                 Some(index) => before.swap_remove(index),
-                None => Watched { mailbox, known: told, announced: None },
+                None => Watched::new(mailbox, told),
             });
         }
         self.registrations = registrations;
@@ -369,6 +383,19 @@ impl Watcher {
 /// Whether credentials can be used again. A token expires, and the source knows when.
 fn lasts(credentials: &Credentials) -> bool {
     credentials.kind == SecretKind::Password
+}
+
+impl Watched {
+    fn new(mailbox: Mailbox, told: Snapshot) -> Self {
+        Self {
+            mailbox,
+            known: told,
+            announced: None,
+            renumbered: None,
+            unnumbered: false,
+            due: true,
+        }
+    }
 }
 
 async fn stopped(mut orders: watch::Receiver<Orders>) {

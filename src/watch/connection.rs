@@ -1,5 +1,7 @@
-//! A watcher's connection: commands one at a time, responses whole and bounded.
+//! A watcher's connection: commands, a bounded number of them at a time, and whole responses of a
+//! bounded length.
 
+use std::fmt::Write as _;
 use std::io;
 use std::time::Duration;
 
@@ -17,6 +19,9 @@ use crate::net::stream::Stream;
 /// For the last words of a connection.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// Commands that are sent ahead of their answers.
+const AHEAD: usize = 16;
+
 /// A logged-in connection. It holds no bytes while it waits for some.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -25,7 +30,7 @@ pub(super) struct Connection {
     commands: u32,
     /// The tag of the IDLE that is under way.
     idle: Option<String>,
-    /// What was said of the mailbox that is open, in whatever answer.
+    /// What was said of mailboxes, in whatever answer.
     pub(super) news: News,
     answer_timeout: Duration,
     longest: usize,
@@ -73,7 +78,41 @@ impl Connection {
         self.until(&tag, untagged).await
     }
 
-    /// Starts IDLE (RFC 2177) and returns whether it has begun: then call [`Connection::idling`]
+    /// Sends commands that do not depend on each other, some of them ahead of the answers
+    /// (RFC 9051 section 5.5). Calls `answered` with the place of each, its answer and what was said
+    /// until then.
+    pub(super) async fn commands(
+        &mut self,
+        commands: &[String],
+        mut answered: impl FnMut(usize, Answer, &mut News),
+    ) -> Result<(), Lost> {
+        let first = self.commands.wrapping_add(1);
+        let (mut sent, mut done) = (0, 0);
+        while done < commands.len() {
+            if sent < commands.len() && sent - done <= AHEAD / 2 {
+                let mut batch = String::new();
+                for command in &commands[sent..commands.len().min(done + AHEAD)] {
+                    self.commands = self.commands.wrapping_add(1);
+                    sent += 1;
+                    // A String takes anything.
+                    let _ = write!(batch, "w{} {command}\r\n", self.commands);
+                }
+                self.write(batch.as_bytes()).await?;
+            }
+            let (place, answer) = self
+                .tagged(|tag| {
+                    let tag = std::str::from_utf8(tag).ok()?.strip_prefix('w')?;
+                    let place = tag.parse::<u32>().ok()?.wrapping_sub(first);
+                    usize::try_from(place).ok().filter(|place| *place < sent)
+                })
+                .await?;
+            done += 1;
+            answered(place, answer, &mut self.news);
+        }
+        Ok(())
+    }
+
+    /// Starts IDLE (RFC 2177) and returns whether it has begun: then call [`Connection::unasked`]
     /// and [`Connection::done`], and nothing else.
     pub(super) async fn idle(&mut self) -> Result<bool, Lost> {
         let tag = self.send("IDLE").await?;
@@ -96,19 +135,28 @@ impl Connection {
         timeout(limit, begun).await.map_err(|_| Lost::Silent(limit))?
     }
 
-    /// The next response in IDLE, which may be news; false if the backend has ended the IDLE.
-    /// Cancel safe.
-    pub(super) async fn idling(&mut self) -> Result<bool, Lost> {
+    /// Takes in the next response that nothing was asked for, which may be news; whether the backend
+    /// has ended the IDLE with it. Cancel safe.
+    pub(super) async fn unasked(&mut self) -> Result<bool, Lost> {
         let response = self.response().await?;
-        if let Some(Response::Status { tag: Some(told), .. }) = peek::response(&response)
-            && self.idle.as_ref().is_some_and(|tag| tag.as_bytes() == told)
-        {
+        let ends = match peek::response(&response) {
+            Some(Response::Status { tag: Some(told), .. }) => {
+                self.idle.as_ref().is_some_and(|tag| tag.as_bytes() == told)
+            }
+            _ => false,
+        };
+        if ends {
             self.idle = None;
         }
-        Ok(self.idle.is_some())
+        Ok(ends)
     }
 
-    /// Ends IDLE.
+    /// Whether IDLE is under way.
+    pub(super) fn idles(&self) -> bool {
+        self.idle.is_some()
+    }
+
+    /// Ends IDLE, if it is under way.
     pub(super) async fn done(&mut self) -> Result<(), Lost> {
         if let Some(tag) = self.idle.take() {
             self.write(b"DONE\r\n").await?;
@@ -118,7 +166,7 @@ impl Connection {
     }
 
     /// The next whole response, however long it takes. Cancel safe.
-    pub(super) async fn response(&mut self) -> Result<Vec<u8>, Lost> {
+    async fn response(&mut self) -> Result<Vec<u8>, Lost> {
         loop {
             match end_of_status_or_response(&self.input) {
                 End::At(length) => {
@@ -180,25 +228,40 @@ impl Connection {
         }
     }
 
-    /// The answer to the command of `tag`, in time as a whole: a backend that goes on and on with
-    /// other things has not answered either.
+    /// The answer to the command of `tag`.
     async fn until(&mut self, tag: &str, mut untagged: impl FnMut(&[u8])) -> Result<Answer, Lost> {
+        let ours = |told: &[u8]| (told == tag.as_bytes()).then_some(());
+        let ((), answer) = self.tagged_or(ours, &mut untagged).await?;
+        Ok(answer)
+    }
+
+    async fn tagged<T>(&mut self, ours: impl Fn(&[u8]) -> Option<T>) -> Result<(T, Answer), Lost> {
+        self.tagged_or(ours, |_| {}).await
+    }
+
+    /// The next answer whose tag is one of `ours`, in time as a whole: a backend that goes on and on
+    /// with other things has not answered either.
+    async fn tagged_or<T>(
+        &mut self,
+        ours: impl Fn(&[u8]) -> Option<T>,
+        mut other: impl FnMut(&[u8]),
+    ) -> Result<(T, Answer), Lost> {
         let limit = self.answer_timeout;
         let answer = async {
             loop {
                 let response = self.response().await?;
-                match peek::response(&response) {
-                    Some(Response::Status { tag: Some(told), status, .. })
-                        if told == tag.as_bytes() =>
-                    {
-                        return Ok(match status {
-                            Status::Ok => Answer::Ok,
-                            Status::No => Answer::No,
-                            _ => Answer::Bad,
-                        });
-                    }
-                    _ => untagged(&response),
+                if let Some(Response::Status { tag: Some(tag), status, .. }) =
+                    peek::response(&response)
+                    && let Some(found) = ours(tag)
+                {
+                    let answer = match status {
+                        Status::Ok => Answer::Ok,
+                        Status::No => Answer::No,
+                        _ => Answer::Bad,
+                    };
+                    return Ok((found, answer));
                 }
+                other(&response);
             }
         };
         timeout(limit, answer).await.map_err(|_| Lost::Silent(limit))?

@@ -1,7 +1,7 @@
 //! Watching registered mailboxes, also while no client is connected.
 //!
 //! ```text
-//!   supervisor ──▶ one task per account ──▶ one connection: EXAMINE, IDLE, STATUS
+//!   supervisor ──▶ one task per account ──▶ one connection: EXAMINE, IDLE, NOTIFY, STATUS
 //!                          │ compares two snapshots
 //!                          ▼
 //!                      WatchEvent ──▶ (app) ──▶ push
@@ -13,6 +13,7 @@
 
 mod account;
 mod connection;
+mod look;
 mod news;
 mod pacer;
 mod refusal;
@@ -20,6 +21,7 @@ mod rounds;
 mod snapshot;
 mod status;
 mod supervisor;
+mod upstream;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,7 +49,7 @@ pub struct Context {
     store: Store,
     credentials: Arc<CredentialSource>,
     events: mpsc::Sender<WatchEvent>,
-    pacer: pacer::Pacer,
+    upstreams: upstream::Upstreams,
     last_id: AtomicU64,
     metrics: Arc<Metrics>,
 }
@@ -68,7 +70,7 @@ impl Context {
             store,
             credentials,
             events,
-            pacer: pacer::Pacer::new(config.watch.logins_per_second),
+            upstreams: upstream::Upstreams::new(&config.watch),
             last_id: AtomicU64::new(0),
             metrics: Arc::default(),
         }

@@ -1,6 +1,13 @@
-//! What a backend says unasked of the mailbox that is open. Pure.
+//! What a backend says of mailboxes, asked or not. Pure.
 
-use crate::imap::status::{Activity, activity};
+use super::snapshot::merged;
+use crate::imap::mailbox;
+use crate::imap::status::{Activity, activity, mailbox_status};
+use crate::model::{Mailbox, Snapshot};
+
+/// The most mailboxes whose state is kept until it is taken. What is told beyond that has to be
+/// looked at.
+const MOST_STATES: usize = 1000;
 
 /// What was said since it was last asked.
 #[derive(Debug, Default)]
@@ -10,6 +17,8 @@ pub(super) struct News {
     /// The number to which it rose.
     grown: Option<u64>,
     other: bool,
+    /// The states that STATUS told; `None` is a mailbox whose name cannot be read.
+    states: Vec<(Option<Mailbox>, Snapshot)>,
 }
 
 impl News {
@@ -26,8 +35,26 @@ impl News {
                 }
             }
             Some(Activity::Other) => (self.count, self.other) = (None, true),
-            None => {}
+            None => {
+                if let Some((name, told)) = mailbox_status(response) {
+                    self.read_state(mailbox::decode(&name, false), told);
+                }
+            }
         }
+    }
+
+    /// What is told of one mailbox piece by piece becomes one state.
+    pub(super) fn read_state(&mut self, mailbox: Option<Mailbox>, told: Snapshot) {
+        if let Some((_, state)) = self.states.iter_mut().find(|(known, _)| *known == mailbox) {
+            *state = merged(state, &told);
+        } else if self.states.len() < MOST_STATES {
+            self.states.push((mailbox, told));
+        }
+    }
+
+    /// The states that were told.
+    pub(super) fn take_states(&mut self) -> Vec<(Option<Mailbox>, Snapshot)> {
+        std::mem::take(&mut self.states)
     }
 
     /// The number of messages, if it rose.
@@ -40,7 +67,7 @@ impl News {
         std::mem::take(&mut self.other)
     }
 
-    /// The mailbox is about to be looked at, which tells all that was said so far.
+    /// The open mailbox is about to be looked at, which tells all that was said of it so far.
     pub(super) fn settle(&mut self) {
         (self.grown, self.other) = (None, false);
     }
@@ -63,6 +90,10 @@ mod tests {
             ("* 8 EXISTS|* 1 EXPUNGE", Some(8), true),
             ("* 8 EXISTS", Some(8), false),
             ("* 6 EXISTS", None, true),
+            ("* VANISHED (EARLIER) 1:3", None, true),
+            ("* VANISHED 2|* 6 EXISTS", Some(6), true),
+            ("* 3 FETCH (UID 9 MODSEQ (17) FLAGS ())", None, true),
+            ("* OK [HIGHESTMODSEQ 17] Highest|* OK [CLOSED] x|* OK [NOMODSEQ] x", None, false),
             ("w1 OK done", None, false),
         ] {
             said.split('|').for_each(|line| news.read(format!("{line}\r\n").as_bytes()));
@@ -71,5 +102,32 @@ mod tests {
         news.read(b"* 9 EXISTS\r\n");
         news.settle();
         assert_eq!((news.take_grown(), news.take_other()), (None, false));
+    }
+
+    #[test]
+    fn states_come_in_pieces_and_are_bounded() {
+        let mut news = News::default();
+        for said in [
+            "* STATUS Team (MESSAGES 3 UIDNEXT 9 UIDVALIDITY 7 UNSEEN 1)",
+            "* STATUS inbox (MESSAGES 1)",
+            "* STATUS Team (UNSEEN 0)",
+        ] {
+            news.read(format!("{said}\r\n").as_bytes());
+        }
+        let team = Snapshot {
+            uid_validity: Some(7),
+            uid_next: Some(9),
+            messages: Some(3),
+            unseen: Some(0),
+            highest_mod_seq: None,
+        };
+        let inbox = Snapshot { messages: Some(1), ..Snapshot::default() };
+        let states = [(Some(Mailbox::new("Team")), team), (Some(Mailbox::inbox()), inbox)];
+        assert_eq!(news.take_states(), states);
+        for number in 0..2 * MOST_STATES {
+            news.read(format!("* STATUS m{number} (MESSAGES 1)\r\n").as_bytes());
+        }
+        assert_eq!(news.take_states().len(), MOST_STATES);
+        assert_eq!(news.take_states(), []);
     }
 }

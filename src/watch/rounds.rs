@@ -1,53 +1,74 @@
-//! What a watcher does while it is connected: it looks at its mailboxes, and waits for a reason to
-//! look again.
+//! What a watcher does while it is connected: it looks at its mailboxes (see `look`), and waits for
+//! a reason to look again.
 //!
 //! ```text
-//!   look (STATUS) ──▶ IDLE on INBOX until news, the next poll or renewal ──▶ look …
-//!        │ compare      │ EXISTS
-//!        ▼              ▼
-//!     Changed or     Changed, announced before it was looked at
-//!     Confirmed
+//!   EXAMINE INBOX ──▶ NOTIFY for the others ──▶ look ──▶ IDLE until news, the next poll or check ──▶ look …
+//!                                                 │ compare     │ EXISTS, STATUS
+//!                                                 ▼             ▼
+//!                                       Changed or Confirmed   Changed, announced before it was looked at
 //! ```
+//!
+//! What the backend does not have, refuses, or does not tell is left out: without IDLE nothing is
+//! open, without NOTIFY the others are polled. With NOTIFY they are polled too, but more rarely:
+//! Dovecot's does not know of mail that another program puts into a Maildir. And so is INBOX while
+//! the backend has not told anything by IDLE, to whichever account.
 
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::Instant as StdInstant;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::account::{End, LIVED, Watcher};
 use super::connection::{Answer, Connection, Lost};
-use super::snapshot::{difference, with_new_mail};
 use super::status::{Doing, Mode};
+use super::upstream::Upstream;
+use crate::config;
 use crate::imap::args::quote;
 use crate::imap::capability::Capabilities;
 use crate::imap::mailbox;
-use crate::imap::status::mailbox_status;
-use crate::model::{Change, ChangeKind, Mailbox, Snapshot, WatchEvent};
-
-/// What STATUS is asked for, with and without CONDSTORE (RFC 7162 section 3.1.7).
-const ITEMS: &str = "(MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
-const ITEMS_CONDSTORE: &str = "(MESSAGES UIDNEXT UIDVALIDITY UNSEEN HIGHESTMODSEQ)";
+use crate::model::{ChangeKind, Mailbox};
 
 /// Connections on which IDLE got no answer at all, before one is tried without.
 const SILENT_IDLES: u32 = 2;
 
-/// Which mailboxes to look at.
+/// What NOTIFY is asked to tell (RFC 5465 section 5): the three go together.
+const EVENTS: &str = "(MessageNew MessageExpunge FlagChange)";
+
+/// Longest command that servers have to take (RFC 7162 section 4), in bytes, with some to spare for
+/// the tag.
+pub(super) const LONGEST_COMMAND: usize = 8000;
+
+/// Which mailboxes to look at, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Look {
+pub(super) enum Look {
+    /// All, since nothing is known to have told of them.
     All,
-    Inbox,
+    /// All, whatever was told; IDLE or NOTIFY should have told of new mail.
+    Check { idle: bool, notify: bool },
+    /// Those of which nothing is told by itself, or was not yet.
+    Poll,
+    /// Those of which something was told.
+    News,
 }
 
 /// What is known of the backend on this connection.
-struct Round<'a> {
-    connection: &'a mut Connection,
-    /// The items of STATUS that it takes.
-    items: &'static str,
-    /// Whether it is still believed to have IDLE.
-    idles: bool,
-    /// Whether INBOX is open.
-    open: bool,
+pub(super) struct Round<'a> {
+    pub(super) connection: &'a mut Connection,
+    pub(super) upstream: &'a Upstream,
+    /// Whether STATUS tells HIGHESTMODSEQ (RFC 7162 section 3.1.7).
+    pub(super) mod_seq: bool,
+    /// What it lists and has not refused here: IDLE, NOTIFY, LIST-STATUS (RFC 5819).
+    pub(super) idles: bool,
+    pub(super) notifies: bool,
+    pub(super) lists: bool,
+    /// INBOX is open, so that IDLE tells of it, since then.
+    pub(super) open: Option<Instant>,
+    /// NOTIFY tells of all mailboxes that are not open.
+    pub(super) armed: bool,
+    /// Between two polls; nothing before the first.
+    interval: Duration,
+    poll_at: Instant,
+    check_at: Instant,
 }
 
 impl Watcher {
@@ -55,6 +76,7 @@ impl Watcher {
     pub(super) async fn rounds(
         &mut self,
         connection: &mut Connection,
+        upstream: &Upstream,
         mut granted: Option<Capabilities>,
     ) -> Result<Infallible, End> {
         if granted.is_none() {
@@ -68,175 +90,118 @@ impl Watcher {
                 connection.command("ID (\"name\" \"mailchime\")", |_| {}).await?;
             }
         }
-        let granted = granted.unwrap_or_default();
-        let condstore = granted.has("CONDSTORE") || granted.has("QRESYNC");
-        let idles = granted.has("IDLE") && self.silent_idles < SILENT_IDLES;
-        if granted.has("IDLE") && !idles {
+        let mut round = Round::new(connection, upstream, &granted.take().unwrap_or_default());
+        if round.idles && self.silent_idles >= SILENT_IDLES {
             tracing::warn!(account = %self.account, "the backend does not answer IDLE: polled");
-            self.silent_idles = 0;
+            (round.idles, self.silent_idles) = (false, 0);
         }
-        let items = if condstore { ITEMS_CONDSTORE } else { ITEMS };
-        let mut round = Round { connection, items, idles, open: false };
-        let mut wanted = Look::All;
-        let mut next_poll = Instant::now();
+        let mut look = Look::All;
         loop {
-            self.open_inbox(&mut round).await?;
-            let mode = if round.open { Mode::Idle } else { Mode::Poll };
-            self.status.set(Doing::Watching(mode));
-            self.look(&mut round, wanted).await?;
-            if wanted == Look::All {
-                next_poll = Instant::now() + self.context.config.poll_interval;
+            if matches!(look, Look::All | Look::Check { .. }) {
+                self.open_inbox(&mut round, look).await?;
+                self.arm(&mut round).await?;
+                self.mailboxes.iter_mut().for_each(|watched| watched.due = true);
             }
-            wanted = match round.open {
-                true => self.idle(&mut round, next_poll).await?,
-                false => self.pause(&mut round, next_poll).await?,
+            let changed = self.look(&mut round, look).await?;
+            let config = &self.context.config;
+            round.looked(look, changed, config);
+            self.status.set(Doing::Watching(round.mode()));
+            look = match round.is_believed() {
+                true => self.wait(&mut round).await?,
+                false => Look::All,
             };
         }
     }
 
-    /// Opens INBOX for IDLE, where both are to be had, without touching \Recent.
-    async fn open_inbox(&self, round: &mut Round<'_>) -> Result<(), End> {
-        let wanted = self.mailboxes.iter().any(|watched| watched.mailbox.is_inbox());
-        if round.open || !round.idles || !wanted {
+    /// Opens INBOX for IDLE, where both are to be had, without touching \Recent; closes it where
+    /// IDLE is no longer believed.
+    async fn open_inbox(&self, round: &mut Round<'_>, look: Look) -> Result<(), End> {
+        let wanted = self.mailboxes.iter().any(|watched| watched.mailbox.is_inbox())
+            && round.idles
+            && round.upstream.idle.holds();
+        // STATUS may tell of an open mailbox only what this connection has been told; so now and
+        // then it is opened anew.
+        let check = matches!(look, Look::Check { .. });
+        let fresh =
+            round.open.is_some_and(|at| !check || at.elapsed() < self.context.config.idle_check);
+        match (wanted, fresh) {
+            (true, false) => {
+                let answer = round.connection.command("EXAMINE INBOX", |_| {}).await?;
+                round.open = (answer == Answer::Ok).then(Instant::now);
+                if round.open.is_none() {
+                    tracing::warn!(account = %self.account, "the backend does not open INBOX: polled");
+                    round.idles = false;
+                }
+            }
+            (false, _) if round.open.is_some() => round.close().await?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Asks to be told of all mailboxes that IDLE does not cover, if there are any.
+    async fn arm(&self, round: &mut Round<'_>) -> Result<(), End> {
+        round.armed = false;
+        if !round.notifies || !round.upstream.notify.holds() {
             return Ok(());
         }
-        round.open = round.connection.command("EXAMINE INBOX", |_| {}).await? == Answer::Ok;
-        if !round.open {
-            tracing::warn!(account = %self.account, "the backend does not open INBOX: polled");
-            round.idles = false;
+        let others = self.mailboxes.iter().map(|watched| &watched.mailbox);
+        let others = others.filter(|mailbox| !mailbox.is_inbox() || round.open.is_none());
+        let names: Vec<String> = others.map(quoted).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        // Without `selected` IDLE would not tell of INBOX any more (RFC 5465 section 6.1).
+        let selected = round.open.map(|_| format!("(selected {EVENTS}) ")).unwrap_or_default();
+        let command = format!("NOTIFY SET {selected}(mailboxes ({}) {EVENTS})", names.join(" "));
+        if command.len() > LONGEST_COMMAND {
+            round.notifies = false;
+            return Ok(());
+        }
+        round.armed = round.connection.command(&command, |_| {}).await? == Answer::Ok;
+        if round.armed {
+            round.upstream.notify.accepted();
+            return Ok(());
+        }
+        tracing::debug!(account = %self.account, "NOTIFY is refused: polled");
+        round.notifies = false;
+        if round.upstream.notify.refused() {
+            let backend = &round.upstream.name;
+            tracing::warn!(backend, "lists NOTIFY and refuses it: done without for a day");
         }
         Ok(())
     }
 
-    /// Takes snapshots, and tells `push` of what differs.
-    async fn look(&mut self, round: &mut Round<'_>, wanted: Look) -> Result<(), End> {
-        for index in 0..self.mailboxes.len() {
-            if wanted == Look::Inbox && !self.mailboxes[index].mailbox.is_inbox() {
-                continue;
-            }
-            self.look_at(round, index).await?;
-            // INBOX is the first of the list. What is told of it on the way does not wait.
-            if let Some(count) = round.connection.news.take_grown() {
-                self.announce(count).await?;
-                self.look_at(round, 0).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn look_at(&mut self, round: &mut Round<'_>, index: usize) -> Result<(), End> {
-        let mailbox = self.mailboxes[index].mailbox.clone();
-        if mailbox.is_inbox() {
-            // What is told from here on may be later than the snapshot.
-            round.connection.news.settle();
-        }
-        let (mut answer, mut now) = status(round, &mailbox).await?;
-        if answer == Answer::Bad && round.items != ITEMS {
-            // It lists CONDSTORE and does not know this item.
-            round.items = ITEMS;
-            (answer, now) = status(round, &mailbox).await?;
-        }
-        if answer != Answer::Ok && mailbox.is_inbox() && round.open {
-            // A server may refuse STATUS of the mailbox that is open (RFC 9051 section 6.3.11).
-            self.distrust_idle(round).await?;
-            (answer, now) = status(round, &mailbox).await?;
-        }
-        match now {
-            Some(now) if answer == Answer::Ok => self.compare(index, now).await,
-            _ if mailbox.is_inbox() => Err(End::Failed("there is no STATUS of INBOX".into())),
-            // Deleted or renamed, it may come back; its devices will register again.
-            _ => {
-                tracing::debug!(account = %self.account, %mailbox, "has no STATUS");
-                Ok(())
-            }
-        }
-    }
-
-    async fn compare(&mut self, index: usize, now: Snapshot) -> Result<(), End> {
-        let context = Arc::clone(&self.context);
-        let watched = &mut self.mailboxes[index];
-        let event = match (difference(&watched.known, &now), watched.announced.take()) {
-            (Some(kind), _) => {
-                self.status.event(kind);
-                tracing::debug!(account = %self.account, mailbox = %watched.mailbox, ?kind, "changed");
-                Some(WatchEvent::Changed(Change {
-                    account: self.account.clone(),
-                    mailbox: watched.mailbox.clone(),
-                    kind,
-                    id: context.next_id(),
-                    snapshot: Some(now),
-                    seen_at: StdInstant::now(),
-                }))
-            }
-            (None, Some(id)) => Some(WatchEvent::Confirmed {
-                account: self.account.clone(),
-                mailbox: watched.mailbox.clone(),
-                id,
-                snapshot: now,
-            }),
-            (None, None) => None,
-        };
-        watched.known = now;
-        match event {
-            Some(event) => context.events.send(event).await.map_err(|_| End::Stop),
-            None => Ok(()),
-        }
-    }
-
-    /// INBOX was told to hold `count` messages: those that are new are announced before they have
-    /// been looked at.
-    async fn announce(&mut self, count: u64) -> Result<(), End> {
-        let context = Arc::clone(&self.context);
-        let inbox = self.mailboxes.iter_mut().find(|watched| watched.mailbox.is_inbox());
-        let Some(inbox) = inbox else { return Ok(()) };
-        // Where messages went as well, only a look can tell.
-        let arrived = inbox.known.messages.and_then(|known| count.checked_sub(known));
-        let Some(arrived @ 1..) = arrived else { return Ok(()) };
-        inbox.known = with_new_mail(&inbox.known, arrived);
-        let id = context.next_id();
-        inbox.announced = Some(id);
-        self.status.event(ChangeKind::NewMail);
-        let change = Change {
-            account: self.account.clone(),
-            mailbox: inbox.mailbox.clone(),
-            kind: ChangeKind::NewMail,
-            id,
-            snapshot: None,
-            seen_at: StdInstant::now(),
-        };
-        context.events.send(WatchEvent::Changed(change)).await.map_err(|_| End::Stop)
-    }
-
-    /// Waits in IDLE until there is something to look at.
-    async fn idle(&mut self, round: &mut Round<'_>, next_poll: Instant) -> Result<Look, End> {
+    /// Waits until there is something to look at: in IDLE, if INBOX is open.
+    async fn wait(&mut self, round: &mut Round<'_>) -> Result<Look, End> {
         let settle = self.context.config.settle;
         let began = Instant::now();
-        let renewal = began + self.context.config.idle_renewal;
-        let others = self.mailboxes.iter().any(|watched| !watched.mailbox.is_inbox());
-        let deadline = if others { renewal.min(next_poll) } else { renewal };
-        match round.connection.idle().await {
-            Ok(true) => self.silent_idles = 0,
-            Ok(false) => return self.distrust_idle(round).await,
-            Err(lost) => {
-                if matches!(lost, Lost::Silent(_)) {
-                    self.silent_idles += 1;
-                }
-                return Err(lost.into());
-            }
+        if round.open.is_some() && !self.begin_idle(round).await? {
+            return self.distrust_idle(round).await;
         }
-        let mut look_at = deadline;
+        let polls = self.mailboxes.iter().any(|watched| !round.covers(&watched.mailbox));
+        let checks = round.armed || round.open.is_some();
+        let check_at = round.check_at;
+        let mut look_at = match (polls, checks) {
+            (true, true) => round.poll_at.min(check_at),
+            (true, false) => round.poll_at,
+            _ => check_at,
+        };
+        if self.mailboxes.iter().any(|watched| watched.due) {
+            look_at = look_at.min(began + settle);
+        }
         let mut reloaded = false;
         loop {
-            if let Some(count) = round.connection.news.take_grown() {
-                self.announce(count).await?;
+            match self.hear(round).await? {
                 // At once; but however much a backend tells, there is some time between two looks.
-                look_at = look_at.min(Instant::now().max(began + settle));
-            }
-            if round.connection.news.take_other() {
-                look_at = look_at.min(Instant::now() + settle);
+                Some(ChangeKind::NewMail) => {
+                    look_at = look_at.min(Instant::now().max(began + settle));
+                }
+                Some(ChangeKind::Quiet) => look_at = look_at.min(Instant::now() + settle),
+                None => {}
             }
             tokio::select! {
-                goes_on = round.connection.idling() => if !goes_on? {
+                idle_ended = round.connection.unasked() => if idle_ended? {
                     // Some servers end it when they please; one that does so at once has no IDLE.
                     return match began.elapsed() < LIVED {
                         true => self.distrust_idle(round).await,
@@ -254,47 +219,145 @@ impl Watcher {
             }
         }
         round.connection.done().await?;
-        // Once in a while everything is looked at, whatever was or was not told.
-        Ok(if reloaded || Instant::now() >= deadline { Look::All } else { Look::Inbox })
+        let now = Instant::now();
+        Ok(if reloaded {
+            round.interval = Duration::ZERO;
+            Look::All
+        } else if checks && now >= check_at {
+            Look::Check { idle: round.open.is_some(), notify: round.armed }
+        } else if polls && now >= round.poll_at {
+            match checks {
+                true => Look::Poll,
+                // What could not be had before may be there by now.
+                false => Look::All,
+            }
+        } else {
+            Look::News
+        })
     }
 
-    /// The backend lists IDLE and cannot be watched with it: it is polled from here on. INBOX is
-    /// closed, as STATUS may tell of an open mailbox only what this connection has been told.
-    async fn distrust_idle(&self, round: &mut Round<'_>) -> Result<Look, End> {
-        tracing::warn!(account = %self.account, "the backend cannot do what IDLE needs: polled");
-        (round.idles, round.open) = (false, false);
-        round.connection.command("CLOSE", |_| {}).await?;
-        Ok(Look::All)
-    }
-
-    /// Waits, without IDLE, for the next look.
-    async fn pause(&mut self, round: &mut Round<'_>, next_poll: Instant) -> Result<Look, End> {
-        loop {
-            tokio::select! {
-                // Untagged data between two looks tells nothing that the look will not; BYE does.
-                response = round.connection.response() => { response?; }
-                () = tokio::time::sleep_until(next_poll) => return Ok(Look::All),
-                changed = self.orders.changed() => {
-                    changed.map_err(|_| End::Stop)?;
-                    if self.obey().await? {
-                        return Ok(Look::All);
-                    }
+    /// Starts IDLE; false if that is refused.
+    async fn begin_idle(&mut self, round: &mut Round<'_>) -> Result<bool, End> {
+        match round.connection.idle().await {
+            Ok(begun) => {
+                if begun {
+                    self.silent_idles = 0;
                 }
+                Ok(begun)
+            }
+            Err(lost) => {
+                if matches!(lost, Lost::Silent(_)) {
+                    self.silent_idles += 1;
+                }
+                Err(lost.into())
             }
         }
     }
+
+    /// The backend lists IDLE and this account cannot be watched with it: it is polled from here on.
+    pub(super) async fn distrust_idle(&self, round: &mut Round<'_>) -> Result<Look, End> {
+        tracing::debug!(account = %self.account, "the backend cannot do what IDLE needs: polled");
+        if round.upstream.idle.refused() {
+            let backend = &round.upstream.name;
+            tracing::warn!(backend, "lists IDLE and cannot do what it needs: polled for a day");
+        }
+        round.idles = false;
+        round.close().await?;
+        Ok(Look::All)
+    }
 }
 
-/// Asks for the state of a mailbox.
-async fn status(
-    round: &mut Round<'_>,
-    mailbox: &Mailbox,
-) -> Result<(Answer, Option<Snapshot>), Lost> {
+impl<'a> Round<'a> {
+    fn new(connection: &'a mut Connection, upstream: &'a Upstream, granted: &Capabilities) -> Self {
+        let now = Instant::now();
+        Self {
+            connection,
+            upstream,
+            mod_seq: granted.has("CONDSTORE") || granted.has("QRESYNC"),
+            idles: granted.has("IDLE"),
+            notifies: granted.has("NOTIFY"),
+            lists: granted.has("LIST-STATUS"),
+            open: None,
+            armed: false,
+            interval: Duration::ZERO,
+            poll_at: now,
+            check_at: now,
+        }
+    }
+
+    /// Sets the times of the next looks. Between polls there is more and more time while nothing
+    /// changes.
+    fn looked(&mut self, look: Look, changed: bool, config: &config::Watch) {
+        let now = Instant::now();
+        if matches!(look, Look::All | Look::Check { .. }) {
+            self.check_at = now + config.idle_renewal.min(config.idle_check);
+        }
+        let polled = look != Look::News;
+        // What NOTIFY told is no reason to doubt it.
+        let changed = changed && (polled || !self.armed);
+        self.interval = interval(self.interval, changed, polled, config);
+        let next = now + self.interval;
+        self.poll_at = if polled { next } else { self.poll_at.min(next) };
+    }
+
+    /// Whether the mailbox need not be polled.
+    pub(super) fn covers(&self, mailbox: &Mailbox) -> bool {
+        self.open.is_some() && mailbox.is_inbox() && self.upstream.idle.is_proven()
+    }
+
+    fn mode(&self) -> Mode {
+        match (self.armed, self.open) {
+            (true, _) => Mode::Notify,
+            (false, Some(_)) => Mode::Idle,
+            (false, None) => Mode::Poll,
+        }
+    }
+
+    /// Whether what this connection relies on is believed in still: others may have caught it.
+    fn is_believed(&self) -> bool {
+        let Upstream { idle, notify, .. } = self.upstream;
+        (self.open.is_none() || idle.holds()) && (!self.armed || notify.holds())
+    }
+
+    /// Closes INBOX, as STATUS may tell of an open mailbox only what this connection has been told.
+    async fn close(&mut self) -> Result<(), Lost> {
+        // NOTIFY was not asked to tell of INBOX.
+        (self.open, self.armed) = (None, false);
+        self.connection.command("CLOSE", |_| {}).await?;
+        Ok(())
+    }
+}
+
+/// The time to the next poll: it doubles with each that found nothing. `before` is nothing at first.
+fn interval(before: Duration, changed: bool, polled: bool, config: &config::Watch) -> Duration {
+    match (changed || before.is_zero(), polled) {
+        (true, _) => config.poll_interval,
+        (false, true) => before.saturating_mul(2).min(config.poll_max),
+        (false, false) => before,
+    }
+}
+
+/// A mailbox's name as an argument.
+pub(super) fn quoted(mailbox: &Mailbox) -> String {
     // Modified UTF-7 is printable ASCII, which can always be quoted.
     let name = quote(mailbox::encode(mailbox).as_bytes()).unwrap_or_default();
-    let command = format!("STATUS {} {}", String::from_utf8_lossy(&name), round.items);
-    let mut now = None;
-    let read = |line: &[u8]| now = mailbox_status(line).map(|(_, now)| now).or(now);
-    let answer = round.connection.command(&command, read).await?;
-    Ok((answer, now))
+    String::from_utf8_lossy(&name).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn polls_grow_rare_while_nothing_changes() {
+        let config = config::Watch::default();
+        let mut seconds = Duration::ZERO;
+        let mut looked = |changed, polled| {
+            seconds = interval(seconds, changed, polled, &config);
+            seconds.as_secs()
+        };
+        assert_eq!([(); 5].map(|()| looked(false, true)), [60, 120, 240, 300, 300]);
+        assert_eq!(looked(false, false), 300, "a look at what was told of is no poll");
+        assert_eq!((looked(true, false), looked(false, true)), (60, 120));
+    }
 }

@@ -12,7 +12,7 @@ pub(super) fn difference(told: &Snapshot, now: &Snapshot) -> Option<ChangeKind> 
     let differs =
         |told: Option<u64>, now: Option<u64>| matches!((told, now), (Some(t), Some(n)) if n != t);
     let counts_differ = differs(told.messages, now.messages) || differs(told.unseen, now.unseen);
-    let renumbered = differs(told.uid_validity, now.uid_validity);
+    let renumbered = renumbered(told, now).is_some();
     // With a new UIDVALIDITY the numbers mean nothing; and some servers (Mailutils imap4d) give a
     // new one at each look. Only the counts can be compared then.
     let uids_known = !renumbered && told.uid_next.is_some() && now.uid_next.is_some();
@@ -27,6 +27,25 @@ pub(super) fn difference(told: &Snapshot, now: &Snapshot) -> Option<ChangeKind> 
     let quiet =
         counts_differ || (!renumbered && differs(told.highest_mod_seq, now.highest_mod_seq));
     quiet.then_some(ChangeKind::Quiet)
+}
+
+/// What is known once `told`, which may be a part, has been told too.
+pub(super) fn merged(known: &Snapshot, told: &Snapshot) -> Snapshot {
+    if renumbered(known, told).is_some() {
+        return *told;
+    }
+    Snapshot {
+        uid_validity: told.uid_validity.or(known.uid_validity),
+        uid_next: told.uid_next.or(known.uid_next),
+        messages: told.messages.or(known.messages),
+        unseen: told.unseen.or(known.unseen),
+        highest_mod_seq: told.highest_mod_seq.or(known.highest_mod_seq),
+    }
+}
+
+/// The UIDVALIDITY of `now`, if it is another one.
+pub(super) fn renumbered(told: &Snapshot, now: &Snapshot) -> Option<u64> {
+    now.uid_validity.filter(|now| told.uid_validity.is_some_and(|told| told != *now))
 }
 
 /// What a mailbox is thought to be once EXISTS told of `arrived` more messages.
@@ -85,6 +104,16 @@ mod tests {
         let (before, after) = (modseq(told, 3), modseq(told, 4));
         assert_eq!(difference(&before, &after), Some(ChangeKind::Quiet), "a flag changed");
         assert_eq!(difference(&Snapshot::default(), &told), None, "nothing was told before");
+    }
+
+    #[test]
+    fn a_part_changes_what_it_tells() {
+        let known = state(7, 10, 5, 2);
+        let unseen = Snapshot { unseen: Some(0), ..Snapshot::default() };
+        assert_eq!(merged(&known, &unseen), state(7, 10, 5, 0));
+        assert_eq!(merged(&known, &Snapshot::default()), known);
+        let anew = Snapshot { uid_validity: Some(8), messages: Some(1), ..Snapshot::default() };
+        assert_eq!(merged(&known, &anew), anew, "of another mailbox nothing is known");
     }
 
     #[test]

@@ -85,8 +85,12 @@ pub(super) enum Doing {
 /// How it learns of changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
+    /// All mailboxes by looks now and then.
     Poll,
+    /// INBOX by IDLE (RFC 2177), other mailboxes by looks now and then.
     Idle,
+    /// INBOX by IDLE where that is to be had, everything else by NOTIFY (RFC 5465).
+    Notify,
 }
 
 // === impl Inquirer ===
@@ -169,6 +173,7 @@ impl Doing {
             Self::Starting => Watching::Starting,
             Self::Watching(Mode::Poll) => Watching::Poll,
             Self::Watching(Mode::Idle) => Watching::Idle,
+            Self::Watching(Mode::Notify) => Watching::Notify,
             Self::BackingOff { .. } => Watching::BackingOff,
             Self::Parked { .. } => Watching::Parked,
         }
@@ -180,6 +185,7 @@ impl Mode {
         match self {
             Self::Poll => "poll",
             Self::Idle => "idle",
+            Self::Notify => "notify",
         }
     }
 }

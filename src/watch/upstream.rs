@@ -1,0 +1,280 @@
+//! What all watchers of one backend share: its turns, its places, and what it is believed to tell.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep};
+
+use super::pacer::Pacer;
+use crate::config;
+use crate::net::backend::Backend;
+
+/// For how long a backend that was caught is not believed.
+const DISTRUST: Duration = Duration::from_hours(24);
+
+/// Refusals in a row of what a backend lists, by whichever accounts.
+const REFUSALS: u32 = 2;
+
+/// Backends that are remembered; those of an earlier configuration go first.
+const MOST_BACKENDS: usize = 1024;
+
+/// The backends that are or were watched.
+#[derive(Debug)]
+pub(super) struct Upstreams {
+    config: config::Watch,
+    known: Mutex<HashMap<String, Arc<Upstream>>>,
+}
+
+/// One backend, as all its watchers know it.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    /// For logs.
+    pub(super) name: String,
+    pacer: Pacer,
+    places: Option<Places>,
+    pub(super) idle: Trust,
+    pub(super) notify: Trust,
+}
+
+/// The connections that a backend may have, if there is a limit.
+#[derive(Debug)]
+struct Places {
+    free: Arc<Semaphore>,
+    /// One for each watcher that found none free.
+    wanted: Semaphore,
+    /// There was a watcher that found none free.
+    short: AtomicBool,
+    /// For how long a watcher may have its place although others wait.
+    term: Duration,
+}
+
+/// A watcher's place among the connections of its backend.
+#[derive(Debug)]
+pub(super) struct Place(#[expect(dead_code, reason = "it counts")] Option<OwnedSemaphorePermit>);
+
+/// Whether a way of watching tells what happens, by what it did for all accounts of a backend.
+///
+/// One miss proves nothing, as mail may come in the moment of the look. Two misses some time apart
+/// do, if nothing was told by this way in between. Until it has told something, and again after a
+/// miss, it is not relied on.
+#[derive(Debug, Default)]
+pub(super) struct Trust(Mutex<Record>);
+
+#[derive(Debug, Default)]
+struct Record {
+    /// Something was told, and nothing missed since.
+    proven: bool,
+    /// The first miss since something was told.
+    missed: Option<Instant>,
+    /// Refusals in a row.
+    refused: u32,
+    distrusted_until: Option<Instant>,
+}
+
+impl Upstreams {
+    pub(super) fn new(config: &config::Watch) -> Self {
+        Self { config: config.clone(), known: Mutex::default() }
+    }
+
+    pub(super) fn of(&self, backend: &Backend) -> Arc<Upstream> {
+        let mut known = lock(&self.known);
+        if known.len() >= MOST_BACKENDS {
+            known.retain(|_, upstream| Arc::strong_count(upstream) > 1);
+        }
+        let upstream = known.entry(backend.name()).or_insert_with(|| {
+            let config::Watch { logins_per_second, connections, poll_interval, .. } = self.config;
+            let places = (connections > 0).then(|| Places {
+                free: Arc::new(Semaphore::new(connections)),
+                wanted: Semaphore::new(0),
+                short: AtomicBool::new(false),
+                term: poll_interval,
+            });
+            let pacer = Pacer::new(logins_per_second);
+            let (idle, notify) = Default::default();
+            Arc::new(Upstream { name: backend.name(), pacer, places, idle, notify })
+        });
+        Arc::clone(upstream)
+    }
+}
+
+impl Upstream {
+    /// Waits for a place among the connections and then for a turn to log in.
+    pub(super) async fn turn(&self) -> Place {
+        let place = match &self.places {
+            Some(places) => places.take(&self.name).await,
+            None => None,
+        };
+        self.pacer.turn().await;
+        Place(place)
+    }
+
+    /// Waits until another watcher has need of a place that the caller has had for its term.
+    pub(super) async fn wanted(&self) {
+        let Some(places) = &self.places else { return std::future::pending().await };
+        sleep(places.term).await;
+        if let Ok(wanted) = places.wanted.acquire().await {
+            wanted.forget();
+        }
+    }
+}
+
+impl Places {
+    async fn take(&self, backend: &str) -> Option<OwnedSemaphorePermit> {
+        if let Ok(place) = Arc::clone(&self.free).try_acquire_owned() {
+            return Some(place);
+        }
+        if !self.short.swap(true, Ordering::Relaxed) {
+            tracing::warn!(backend, "[watch] connections is reached: accounts take turns");
+        }
+        self.wanted.add_permits(1);
+        // In the order in which they came. It is never closed.
+        Arc::clone(&self.free).acquire_owned().await.ok()
+    }
+}
+
+impl Trust {
+    /// Whether it may be used now.
+    pub(super) fn holds(&self) -> bool {
+        let mut record = lock(&self.0);
+        if record.distrusted_until.is_some_and(|until| Instant::now() >= until) {
+            *record = Record::default();
+        }
+        record.distrusted_until.is_none()
+    }
+
+    /// Whether it may be relied on, at least between two checks.
+    pub(super) fn is_proven(&self) -> bool {
+        lock(&self.0).proven
+    }
+
+    /// It told of something by itself.
+    pub(super) fn told(&self) {
+        let mut record = lock(&self.0);
+        (record.proven, record.missed) = (true, None);
+    }
+
+    /// A look found what it had not told; a second such look counts if it is at least `apart` from
+    /// the first. Whether this is where trust ends, to be logged.
+    pub(super) fn missed(&self, apart: Duration) -> bool {
+        let mut record = lock(&self.0);
+        record.proven = false;
+        match record.missed {
+            Some(first) => record.distrust_if(first.elapsed() >= apart),
+            None => {
+                record.missed = Some(Instant::now());
+                false
+            }
+        }
+    }
+
+    /// The backend took the command.
+    pub(super) fn accepted(&self) {
+        lock(&self.0).refused = 0;
+    }
+
+    /// The backend refused a command that it lists, or undid it at once. Whether this is where trust
+    /// ends, to be logged.
+    pub(super) fn refused(&self) -> bool {
+        let mut record = lock(&self.0);
+        record.refused += 1;
+        let refused = record.refused;
+        record.distrust_if(refused >= REFUSALS)
+    }
+}
+
+impl Record {
+    fn distrust_if(&mut self, caught: bool) -> bool {
+        let ends = caught && self.distrusted_until.is_none();
+        if ends {
+            self.distrusted_until = Some(Instant::now() + DISTRUST);
+        }
+        ends
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::config::BackendTls;
+
+    const APART: Duration = Duration::from_mins(15);
+
+    fn backend(port: u16) -> Backend {
+        let config = config::Backend::new("localhost", port, BackendTls::None);
+        Backend::new(&config, Duration::from_secs(1)).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn b43_two_misses_apart_and_nothing_told_between_end_trust_for_a_day() {
+        let trust = Trust::default();
+        assert!(!trust.missed(APART) && !trust.missed(APART), "two at once are one");
+        advance(APART).await;
+        assert!(!trust.is_proven());
+        trust.told();
+        assert!(trust.is_proven());
+        assert!(!trust.missed(APART) && trust.holds() && !trust.is_proven());
+        advance(APART).await;
+        assert!(trust.missed(APART), "said once");
+        assert!(!trust.missed(APART) && !trust.holds());
+        advance(DISTRUST - Duration::from_secs(1)).await;
+        assert!(!trust.holds());
+        advance(Duration::from_secs(1)).await;
+        assert!(trust.holds());
+        assert!(!trust.missed(APART), "it begins anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn b43_two_refusals_in_a_row_end_trust() {
+        let trust = Trust::default();
+        assert!(!trust.refused());
+        trust.accepted();
+        assert!(!trust.refused() && trust.holds());
+        assert!(trust.refused() && !trust.holds());
+        assert!(!trust.refused(), "said once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_watchers_than_places_take_turns() {
+        let term = Duration::from_secs(60);
+        let config = config::Watch { connections: 2, poll_interval: term, ..Default::default() };
+        let upstreams = Upstreams::new(&config);
+        let upstream = upstreams.of(&backend(1));
+        let watched = Arc::new(Mutex::new(Vec::new()));
+        for account in 0..5 {
+            let (upstream, watched) = (upstreams.of(&backend(1)), Arc::clone(&watched));
+            tokio::spawn(async move {
+                loop {
+                    let place = upstream.turn().await;
+                    lock(&watched).push(account);
+                    upstream.wanted().await;
+                    drop(place);
+                }
+            });
+        }
+        sleep(term * 10).await;
+        let watched = lock(&watched).clone();
+        assert_eq!(upstream.places.as_ref().unwrap().free.available_permits(), 0);
+        let turns = |account| watched.iter().filter(|watched| **watched == account).count();
+        assert!((0..5).all(|account| (3..=5).contains(&turns(account))), "{watched:?}");
+        // Another backend has places of its own.
+        upstreams.of(&backend(2)).turn().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whom_nobody_waits_for_keeps_its_place() {
+        let config = config::Watch { connections: 2, ..Default::default() };
+        let upstream = Upstreams::new(&config).of(&backend(1));
+        let _places = (upstream.turn().await, upstream.turn().await);
+        let wanted = tokio::time::timeout(Duration::from_hours(9), upstream.wanted()).await;
+        assert!(wanted.is_err());
+    }
+}
