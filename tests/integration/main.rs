@@ -18,3 +18,4 @@ mod servers;
 mod skip;
 mod store;
 mod watch;
+mod watch_servers;

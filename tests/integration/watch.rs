@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mailchime::config::{self, BackendTls, Config};
+use mailchime::metrics::{Metrics, Watching as Mode};
 use mailchime::model::{
     Account, ChangeKind, Credentials, Device, DeviceToken, Mailbox, Registration, SessionEvent,
     Snapshot, Timestamp, WatchEvent,
@@ -23,57 +24,69 @@ use tokio_util::sync::CancellationToken;
 mod dialogues;
 mod life;
 mod mail;
+mod scale;
+mod ways;
 
 const PASSWORD: &str = "wonderland";
 const TOKEN: &str = "ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12";
 
-async fn limited<T>(test: impl Future<Output = T>) -> T {
+pub(crate) async fn limited<T>(test: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), test).await.expect("the test takes too long")
 }
 
 /// What outlives the program: the backend's address, the database, the key.
-struct World {
+pub(crate) struct World {
     folder: TempDir,
     store: Store,
     key_file: PathBuf,
     backend: SocketAddr,
-    watch: config::Watch,
+    pub(crate) tls: BackendTls,
+    /// Of every user.
+    pub(crate) password: &'static str,
+    pub(crate) watch: config::Watch,
     /// How many events may wait for `push`.
     queue: usize,
 }
 
 /// A running [`watch::run`], and the hands of its neighbours.
-struct Watching {
+pub(crate) struct Watching {
+    metrics: Arc<Metrics>,
     events: mpsc::Receiver<WatchEvent>,
     sessions: mpsc::Sender<SessionEvent>,
     unwatched: mpsc::Sender<Account>,
     inquirer: watch::Inquirer,
     stop: CancellationToken,
     task: JoinHandle<()>,
-    announced: u64,
+    /// Of the last change, and of those that are to be confirmed.
+    last_id: u64,
+    announced: Vec<u64>,
 }
 
 impl World {
     /// Nothing happens by time alone, unless a test changes that.
-    async fn new(backend: SocketAddr) -> Self {
+    pub(crate) async fn new(backend: SocketAddr) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
         let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
         let key_file = folder.path().join("key");
         let watch = config::Watch {
             idle_renewal: Duration::from_hours(1),
+            idle_check: Duration::from_hours(1),
             poll_interval: Duration::from_hours(1),
+            poll_max: Duration::from_hours(1),
             answer_timeout: Duration::from_hours(1),
             logins_per_second: 10_000,
+            connections: 0,
             retry_min: Duration::from_millis(1),
             retry_max: Duration::from_millis(5),
             settle: Duration::from_millis(50),
         };
-        Self { folder, store, key_file, backend, watch, queue: 100 }
+        let (tls, password) = (BackendTls::None, PASSWORD);
+        Self { folder, store, key_file, backend, tls, password, watch, queue: 100 }
     }
 
     /// A phone of `user` registers for mailboxes, each with the state that it is told of.
-    async fn register(&self, user: &str, mailboxes: &[(&str, Snapshot)]) {
+    pub(crate) async fn register(&self, user: &str, mailboxes: &[(&str, Snapshot)]) {
         let registration = Registration {
             device: Device {
                 account: Account::from_login(user),
@@ -85,7 +98,7 @@ impl World {
             },
             mailboxes: mailboxes.iter().map(|(name, told)| (Mailbox::new(name), *told)).collect(),
         };
-        let text = self.vault().seal(&credentials(user, PASSWORD));
+        let text = self.vault().seal(&credentials(user, self.password));
         let sealed = Sealed { text, until: None };
         self.store.register(&registration, Some(&sealed), 10, Timestamp::now()).await.unwrap();
     }
@@ -124,9 +137,9 @@ impl World {
     }
 
     /// Starts the program's watching part.
-    fn watch(&self) -> Watching {
+    pub(crate) fn watch(&self) -> Watching {
         let (host, port) = (self.backend.ip().to_string(), self.backend.port());
-        let backend = config::Backend::new(host, port, BackendTls::None);
+        let backend = config::Backend::new(host, port, self.tls.clone());
         let mut config = Config::new(config::Tls::new("none", "none"), backend);
         config.watch = self.watch.clone();
         let (sender, events) = mpsc::channel(self.queue);
@@ -134,7 +147,9 @@ impl World {
         let stored = config::Credentials::Stored { key_file: self.key_file.clone() };
         let source = Arc::new(CredentialSource::open(&stored, self.store.clone()).unwrap());
         let store = self.store.clone();
-        let context = Arc::new(watch::Context::new(&config, backends, store, source, sender));
+        let metrics = Arc::new(Metrics::default());
+        let context = watch::Context::new(&config, backends, store, source, sender);
+        let context = Arc::new(context.counting(Arc::clone(&metrics)));
         let (sessions, session_events) = mpsc::channel(10);
         let (unwatched, unwatched_accounts) = mpsc::channel(10);
         let stop = CancellationToken::new();
@@ -146,13 +161,24 @@ impl World {
             inquiries,
             stop.clone(),
         ));
-        Watching { events, sessions, unwatched, inquirer, stop, task, announced: 0 }
+        Watching {
+            metrics,
+            events,
+            sessions,
+            unwatched,
+            inquirer,
+            stop,
+            task,
+            last_id: 0,
+            announced: Vec::new(),
+        }
     }
 }
 
 impl Watching {
-    /// The next thing that `push` is told, as a line. A confirmation is of what was last announced.
-    async fn next(&mut self) -> String {
+    /// The next thing that `push` is told, as a line. A confirmation is of what was last announced,
+    /// or of nothing.
+    pub(crate) async fn next(&mut self) -> String {
         let event = tokio::time::timeout(Duration::from_secs(10), self.events.recv()).await;
         match event.expect("nothing is told").expect("the watching part has ended") {
             WatchEvent::Changed(change) => {
@@ -160,16 +186,24 @@ impl Watching {
                     ChangeKind::NewMail => "new mail",
                     ChangeKind::Quiet => "quiet",
                 };
-                assert!(change.id > self.announced, "ids rise");
-                self.announced = change.id;
+                assert!(change.id > self.last_id, "ids rise");
+                self.last_id = change.id;
+                if change.snapshot.is_none() {
+                    self.announced.push(change.id);
+                }
                 match change.snapshot {
                     Some(snapshot) => format!("{}: {kind}, {}", change.mailbox, show(&snapshot)),
                     None => format!("{}: {kind}, announced", change.mailbox),
                 }
             }
             WatchEvent::Confirmed { mailbox, id, snapshot, .. } => {
-                assert_eq!(id, self.announced, "what is confirmed was announced last");
-                format!("{mailbox}: confirmed, {}", show(&snapshot))
+                let place = self.announced.iter().position(|announced| *announced == id);
+                let what = match place.map(|place| self.announced.remove(place)) {
+                    Some(_) => "confirmed",
+                    None => "as told",
+                };
+                assert!(what == "confirmed" || id > self.last_id, "{id} was announced before");
+                format!("{mailbox}: {what}, {}", show(&snapshot))
             }
         }
     }
@@ -191,7 +225,12 @@ impl Watching {
         }
     }
 
-    fn expect_nothing(&mut self) {
+    /// How many accounts are watched in this way.
+    pub(crate) fn watched(&self, mode: Mode) -> usize {
+        usize::try_from(self.metrics.watchers.of(mode).get()).unwrap()
+    }
+
+    pub(crate) fn expect_nothing(&mut self) {
         if let Ok(event) = self.events.try_recv() {
             panic!("told without need: {event:?}");
         }
@@ -208,7 +247,7 @@ impl Watching {
     }
 
     /// Ends it as the program does; what it had still to tell is lost.
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.cancel();
         limited(self.task).await.unwrap();
     }

@@ -9,14 +9,14 @@ use tokio::net::{TcpListener, TcpStream};
 use super::{Watching, World, limited, told};
 
 /// A login, with the capabilities that follow it.
-const IDLE: &str = "\
+pub(super) const IDLE: &str = "\
 S: * OK [CAPABILITY IMAP4rev1] hi
 C: m2 LOGIN alice wonderland
 S: m2 OK [CAPABILITY IMAP4rev1 IDLE] in
 ";
 
 /// After [`IDLE`]: INBOX is as the devices were told, and waited for.
-const QUIET: &str = "\
+pub(super) const QUIET: &str = "\
 C: w1 EXAMINE INBOX
 S: * 5 EXISTS
 S: w1 OK [READ-ONLY] open
@@ -27,14 +27,14 @@ C: w3 IDLE
 S: + idling
 ";
 
-struct Stage {
+pub(super) struct Stage {
     listener: TcpListener,
-    world: World,
+    pub(super) world: World,
 }
 
 impl Stage {
     /// Alice's devices were told of 5 messages in INBOX.
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let world = World::new(listener.local_addr().unwrap()).await;
         world.register("alice", &[("INBOX", told(7, 10, 5, 2))]).await;
@@ -42,16 +42,16 @@ impl Stage {
     }
 
     /// The next connection.
-    async fn accept(&self) -> Peer {
+    pub(super) async fn accept(&self) -> Peer {
         Peer(BufStream::new(self.listener.accept().await.unwrap().0))
     }
 }
 
 /// The watcher, as the backend sees it.
-struct Peer(BufStream<TcpStream>);
+pub(super) struct Peer(BufStream<TcpStream>);
 
 impl Peer {
-    async fn play(&mut self, dialogue: &str) {
+    pub(super) async fn play(&mut self, dialogue: &str) {
         for line in dialogue.lines() {
             if let Some(says) = line.strip_prefix("S: ") {
                 self.0.write_all(format!("{says}\r\n").as_bytes()).await.unwrap();
@@ -66,8 +66,16 @@ impl Peer {
         self.0.flush().await.unwrap();
     }
 
+    /// What the watcher says next.
+    pub(super) async fn line(&mut self) -> String {
+        let mut heard = String::new();
+        self.0.flush().await.unwrap();
+        self.0.read_line(&mut heard).await.unwrap();
+        heard.trim_end().to_owned()
+    }
+
     /// Waits until the watcher has closed the connection, saying nothing.
-    async fn left(mut self) {
+    pub(super) async fn left(mut self) {
         let mut heard = Vec::new();
         // A reset closes as well.
         let _ = self.0.read_to_end(&mut heard).await;
@@ -75,7 +83,7 @@ impl Peer {
     }
 }
 
-async fn stop(watching: Watching, peer: Peer) {
+pub(super) async fn stop(watching: Watching, peer: Peer) {
     drop(peer);
     watching.stop().await;
 }

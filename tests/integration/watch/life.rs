@@ -42,7 +42,7 @@ async fn b41_a_wrong_password_is_tried_twice_and_then_its_user_is_waited_for() {
         let reason = world.parked("alice").await.unwrap();
         assert!(reason.contains("AUTHENTICATIONFAILED"), "{reason}");
         // In this time many more tries would have been made.
-        backend.wait_until(|c| c.idling == 1).await;
+        backend.wait_until(|c| c.idling == 1 && c.connections == 1).await;
         for _ in 0..3 {
             reconnected(&backend).await;
         }
@@ -299,7 +299,7 @@ async fn the_end_does_not_wait_for_a_push_side_that_takes_nothing() {
         world.register("alice", &mailboxes).await;
         let watching = world.watch();
         // The second of three changes finds the queue full.
-        backend.wait_until(|c| c.commands.get("STATUS") == Some(&2)).await;
+        backend.wait_until(|c| c.commands.get("STATUS") == Some(&3)).await;
         watching.stop().await;
         backend.wait_until(|c| c.connections == 0).await;
     })

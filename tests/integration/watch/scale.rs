@@ -1,0 +1,139 @@
+//! Thousands of accounts: how soon all of them are watched after a start, and what each costs.
+//!
+//! The measurement runs in a process of its own, since the memory of this one is also that of other
+//! tests.
+
+use std::io::Write;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use mailchime::config::{BackendTls, Trust};
+use mailchime::demo::backend::Backend;
+use mailchime::metrics::Watching as Mode;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{PASSWORD, World, told};
+use crate::servers::pki;
+
+/// How many accounts, and how many logins a second: below what the default would allow.
+const ACCOUNTS: usize = 2000;
+const RATE: u32 = 400;
+
+#[test]
+fn thousands_of_accounts_are_watched_soon_and_evenly() {
+    for measurement in ["plain", "tls"] {
+        let name = format!("watch::scale::measured_{measurement}");
+        let program = std::env::current_exe().unwrap();
+        let output = Command::new("sh")
+            .args(["-c", "ulimit -n 12000; exec \"$0\" \"$@\""])
+            .arg(program)
+            .args(["--ignored", "--exact", &name, "--nocapture", "--test-threads=1"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}\n{errors}");
+        assert!(said.contains("1 passed"), "the measurement did not run: {said}");
+        let result = said.lines().find_map(|line| line.split_once("WATCHED ")).expect(&said).1;
+        std::io::stderr().write_all(format!("{result}\n").as_bytes()).unwrap();
+    }
+}
+
+#[tokio::test]
+#[ignore = "run by the test above in a process of its own"]
+async fn measured_plain() {
+    measure(false).await;
+}
+
+#[tokio::test]
+#[ignore = "run by the test above in a process of its own"]
+async fn measured_tls() {
+    measure(true).await;
+}
+
+async fn measure(tls: bool) {
+    tokio::time::timeout(Duration::from_secs(120), measured(tls)).await.expect("in time");
+}
+
+async fn measured(tls: bool) {
+    let backend = demo(tls).await;
+    let mut world = World::new(backend.address()).await;
+    world.watch.logins_per_second = RATE;
+    let ca = world.folder.path().join("ca.pem");
+    std::fs::write(&ca, &pki().ca.certificate).unwrap();
+    if tls {
+        let trust = Trust { ca: Some(ca), server_name: "localhost".into() };
+        world.tls = BackendTls::Implicit(trust);
+    }
+    for number in 0..ACCOUNTS {
+        let user = format!("user{number}");
+        backend.add_account(&user, PASSWORD.as_bytes());
+        world.register(&user, &[("INBOX", told(number as u64 + 1, 1, 0, 0))]).await;
+    }
+    let before = memory();
+    let began = Instant::now();
+    let watching = world.watch();
+    let mut slots = Vec::new();
+    while watching.watched(Mode::Idle) < ACCOUNTS {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        slots.push(backend.counters().accepted);
+    }
+    let took = began.elapsed();
+    backend.wait_until(|c| c.idling == ACCOUNTS).await;
+    let each = (memory() - before) / ACCOUNTS as u64;
+
+    // Evenly: no moment in which many more come than the rate has it.
+    let most = slots.windows(11).map(|second| second[10] - second[0]).max().unwrap_or(0);
+    let seen = backend.counters();
+    assert_eq!(seen.accepted, ACCOUNTS as u64, "one connection each");
+    // The server's own part: as many clients that hold next to nothing.
+    let other = demo(false).await;
+    let before = memory();
+    let mut clients = Vec::new();
+    for number in 0..ACCOUNTS {
+        let user = format!("user{number}");
+        other.add_account(&user, PASSWORD.as_bytes());
+        clients.push(idle_client(&other, &user).await);
+    }
+    let server = (memory() - before) / ACCOUNTS as u64;
+    let result = format!(
+        "WATCHED {ACCOUNTS} accounts ({}) in {:.1} s at {RATE} logins a second, at most {most} in one; \
+         {each} bytes each, of which the demo server and sockets take {server} (without TLS)\n",
+        if tls { "TLS" } else { "plain" },
+        took.as_secs_f64(),
+    );
+    std::io::stdout().write_all(result.as_bytes()).unwrap();
+    // A watcher that has grown shows here. The server's side of TLS is in it, and no optimisation.
+    let own = each.saturating_sub(server);
+    assert!(own < if tls { 28 } else { 12 } * 1024, "{own} bytes for each account");
+    assert!(most <= u64::from(RATE) * 3 / 2, "{most} at once");
+    // 10,000 accounts in two minutes need 84 a second.
+    let rate = ACCOUNTS as f64 / took.as_secs_f64();
+    assert!(rate > 84.0, "{rate} a second");
+    drop(clients);
+    watching.stop().await;
+}
+
+async fn demo(tls: bool) -> Backend {
+    let tls = tls.then(|| pki().server_config().unwrap());
+    Backend::start(TcpListener::bind("127.0.0.1:0").await.unwrap(), tls).unwrap()
+}
+
+/// A client in IDLE that keeps no buffer.
+async fn idle_client(backend: &Backend, user: &str) -> TcpStream {
+    let idling = backend.counters().idling;
+    let mut stream = TcpStream::connect(backend.address()).await.unwrap();
+    let commands = format!("a LOGIN {user} {PASSWORD}\r\nb EXAMINE INBOX\r\nc IDLE\r\n");
+    stream.write_all(commands.as_bytes()).await.unwrap();
+    backend.wait_until(|c| c.idling > idling).await;
+    let mut heard = [0; 4096];
+    let _ = stream.read(&mut heard).await.unwrap();
+    stream
+}
+
+/// Resident memory of this process, in bytes (proc(5)).
+fn memory() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}

@@ -1,0 +1,241 @@
+//! Watchers at real servers: in which way each is watched, and how soon what happens there is told.
+//!
+//! Each test prints a line of what it saw.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mailchime::metrics::Watching as Mode;
+use mailchime::model::Snapshot;
+use tokio::task::block_in_place;
+
+use crate::servers::client::Client;
+use crate::servers::courier::Courier;
+use crate::servers::cyrus::Cyrus;
+use crate::servers::dovecot::{Dovecot, Options};
+use crate::servers::imap4d::Imap4d;
+use crate::servers::{ALICE, mail};
+use crate::watch::{Watching, World, limited};
+
+/// Between two polls: the least that the configuration takes.
+const POLL: Duration = Duration::from_secs(1);
+
+/// A user who is watched at a server.
+struct Scene {
+    watching: Watching,
+    _world: World,
+    began: Instant,
+    /// What was seen, and after how many milliseconds.
+    seen: Vec<String>,
+}
+
+impl Scene {
+    /// Watches as soon as the server is known to be watched in this way.
+    async fn new(
+        address: SocketAddr,
+        login: &str,
+        mailboxes: &[&str],
+        mode: Mode,
+        adjust: impl FnOnce(&mut World),
+    ) -> Self {
+        let mut world = World::new(address).await;
+        world.password = ALICE.1;
+        (world.watch.poll_interval, world.watch.poll_max) = (POLL, POLL);
+        world.watch.answer_timeout = Duration::from_secs(10);
+        adjust(&mut world);
+        let mailboxes: Vec<_> = mailboxes.iter().map(|name| (*name, Snapshot::default())).collect();
+        world.register(login, &mailboxes).await;
+        let watching = world.watch();
+        let (began, seen) = (Instant::now(), Vec::new());
+        let mut scene = Self { watching, _world: world, began, seen };
+        scene.until(mode).await;
+        scene
+    }
+
+    async fn until(&mut self, mode: Mode) {
+        while self.watching.watched(mode) == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.seen.push(format!("{mode:?}"));
+    }
+
+    /// Makes something happen, and waits until it is told; what confirms what was told before does
+    /// not count.
+    async fn expect(&mut self, told: &str, within: Duration, happen: impl FnOnce()) {
+        let began = Instant::now();
+        block_in_place(happen);
+        loop {
+            let line = self.watching.next().await;
+            if line.starts_with(told) {
+                break;
+            }
+            assert!(!line.contains(": new mail"), "{line:?} instead of {told:?}");
+        }
+        let took = began.elapsed();
+        self.seen.push(format!("{told} {} ms", took.as_millis()));
+        assert!(took < within, "{told}: {took:?}");
+    }
+
+    async fn end(self, server: &str) {
+        let line = format!(
+            "{server}: {} (in {:.1} s)\n",
+            self.seen.join(", "),
+            self.began.elapsed().as_secs_f64()
+        );
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
+        self.watching.stop().await;
+    }
+}
+
+/// What is told by the server itself takes less than this, and the rest less than the other.
+const TOLD: Duration = Duration::from_millis(1500);
+const POLLED: Duration = Duration::from_millis(3500);
+
+/// A Dovecot to which mail comes as to most: by LMTP, also into other mailboxes than INBOX.
+fn dovecot(test: &str, capability: Option<&'static str>) -> Option<Dovecot> {
+    let extra = "
+lmtp_save_to_detail_mailbox = yes
+lda_mailbox_autocreate = yes
+";
+    let dovecot = Dovecot::start(test, &Options { capability, extra, ..Options::default() })?;
+    let mut client = Client::connect(dovecot.plain);
+    client.login(ALICE);
+    client.ask("CREATE Team");
+    Some(dovecot)
+}
+
+async fn dovecot_tells(dovecot: &Dovecot, mode: Mode, inbox: Duration, team: Duration) -> Scene {
+    let boxes = ["INBOX", "Team"];
+    let mut scene = Scene::new(dovecot.plain, ALICE.0, &boxes, mode, |_| {}).await;
+    for _ in 0..2 {
+        let deliver = || dovecot.deliver_by_lmtp(ALICE.0, &mail("for the inbox"));
+        scene.expect("INBOX: new mail", inbox, deliver).await;
+        let deliver = || dovecot.deliver_by_lmtp("alice+Team", &mail("for the team"));
+        scene.expect("Team: new mail", team, deliver).await;
+    }
+    let read = |mailbox| move || read(dovecot.plain, ALICE.0, mailbox);
+    scene.expect("INBOX: quiet", inbox + TOLD, read("INBOX")).await;
+    scene.expect("Team: quiet", team + TOLD, read("Team")).await;
+    scene
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dovecot_by_notify() {
+    let Some(dovecot) = dovecot("watch_servers::dovecot_by_notify", None) else { return };
+    limited(async {
+        dovecot_tells(&dovecot, Mode::Notify, TOLD, TOLD).await.end("Dovecot by NOTIFY").await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dovecot_by_idle_and_list_status() {
+    let capability = Some("IMAP4rev1 IDLE LIST-EXTENDED LIST-STATUS CONDSTORE");
+    let Some(dovecot) = dovecot("watch_servers::dovecot_by_idle", capability) else { return };
+    limited(async {
+        dovecot_tells(&dovecot, Mode::Idle, TOLD, POLLED).await.end("Dovecot by IDLE").await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dovecot_by_polls() {
+    let Some(dovecot) = dovecot("watch_servers::dovecot_by_polls", Some("IMAP4rev1")) else {
+        return;
+    };
+    limited(async {
+        dovecot_tells(&dovecot, Mode::Poll, POLLED, POLLED).await.end("Dovecot by polls").await;
+    })
+    .await;
+}
+
+/// Dovecot's NOTIFY knows only of what Dovecot itself delivers. What a program puts into a Maildir
+/// is found by polls, and in INBOX told by IDLE.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dovecot_whose_maildirs_another_program_fills() {
+    let test = "watch_servers::dovecot_whose_maildirs_another_program_fills";
+    let Some(dovecot) = dovecot(test, None) else { return };
+    limited(async {
+        let boxes = ["INBOX", "Team"];
+        let mut scene = Scene::new(dovecot.plain, ALICE.0, &boxes, Mode::Notify, |_| {}).await;
+        for _ in 0..4 {
+            let deliver = || drop(dovecot.deliver(ALICE.0, "INBOX", &mail("for the inbox")));
+            scene.expect("INBOX: new mail", TOLD, deliver).await;
+            let deliver = || drop(dovecot.deliver(ALICE.0, "Team", &mail("for the team")));
+            scene.expect("Team: new mail", POLLED, deliver).await;
+        }
+        scene.end("Dovecot with foreign deliveries").await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cyrus_by_idle() {
+    let Some(cyrus) = Cyrus::start("watch_servers::cyrus_by_idle") else { return };
+    limited(async {
+        let mut scene = Scene::new(cyrus.plain, ALICE.0, &["INBOX"], Mode::Idle, |_| {}).await;
+        for _ in 0..2 {
+            let deliver = || cyrus.deliver(ALICE.0, &mail("hello"));
+            scene.expect("INBOX: new mail", TOLD, deliver).await;
+        }
+        scene.expect("INBOX: quiet", 2 * TOLD, || read(cyrus.plain, ALICE.0, "INBOX")).await;
+        scene.end("Cyrus").await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn courier_by_idle() {
+    let Some(courier) = Courier::start("watch_servers::courier_by_idle") else { return };
+    // It makes the mailbox, too.
+    courier.deliver(ALICE.0, "Team", &mail("the first"));
+    limited(async {
+        let boxes = ["INBOX", "INBOX.Team"];
+        let mut scene = Scene::new(courier.plain, ALICE.0, &boxes, Mode::Idle, |_| {}).await;
+        for _ in 0..2 {
+            let deliver = || courier.deliver(ALICE.0, "INBOX", &mail("hello"));
+            scene.expect("INBOX: new mail", TOLD, deliver).await;
+            let deliver = || courier.deliver(ALICE.0, "Team", &mail("hello, all"));
+            scene.expect("INBOX.Team: new mail", POLLED, deliver).await;
+        }
+        scene.expect("INBOX: quiet", 2 * TOLD, || read(courier.plain, ALICE.0, "INBOX")).await;
+        scene.end("Courier").await;
+    })
+    .await;
+}
+
+/// It accepts IDLE and tells nothing; then it is polled, and its UIDVALIDITY is another one at each
+/// poll.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b43_imap4d_is_found_out_and_polled() {
+    let Some(imap4d) = Imap4d::start("watch_servers::b43_imap4d") else { return };
+    limited(async {
+        let login = Imap4d::login_name(ALICE.0);
+        let adjust = |world: &mut World| world.watch.idle_check = POLL;
+        let mut scene = Scene::new(imap4d.plain, &login, &["INBOX"], Mode::Idle, adjust).await;
+        for _ in 0..3 {
+            let deliver = || imap4d.deliver(ALICE.0, &mail("hello"));
+            scene.expect("INBOX: new mail", POLLED, deliver).await;
+        }
+        scene.until(Mode::Poll).await;
+        // Three polls of a mailbox to which nothing comes.
+        let quiet = tokio::time::timeout(3 * POLL + POLL / 2, scene.watching.next()).await;
+        assert!(quiet.is_err(), "told without need: {quiet:?}");
+        let deliver = || imap4d.deliver(ALICE.0, &mail("hello"));
+        scene.expect("INBOX: new mail", POLLED, deliver).await;
+        scene.expect("INBOX: quiet", POLLED, || read(imap4d.plain, &login, "INBOX")).await;
+        scene.end("imap4d").await;
+    })
+    .await;
+}
+
+/// Reads the first message of a mailbox in another session.
+fn read(address: SocketAddr, login: &str, mailbox: &str) {
+    let mut client = Client::connect(address);
+    assert!(client.login((login, ALICE.1)).starts_with("x OK"));
+    client.ask(&format!("SELECT {mailbox}"));
+    let answer = client.ask("STORE 1 +FLAGS (\\Seen)");
+    assert!(answer.last().unwrap().starts_with("x OK"), "{answer:?}");
+    client.ask("LOGOUT");
+}
