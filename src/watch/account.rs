@@ -287,7 +287,7 @@ impl Watcher {
             }
         };
         if orderly {
-            connection.log_out().await;
+            Box::pin(connection.log_out()).await;
         }
         end
     }

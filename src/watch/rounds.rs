@@ -102,7 +102,8 @@ impl Watcher {
                 self.arm(&mut round).await?;
                 self.mailboxes.iter_mut().for_each(|watched| watched.due = true);
             }
-            let changed = self.look(&mut round, look).await?;
+            // Boxed: an account spends its life waiting, and a look takes more room than that.
+            let changed = Box::pin(self.look(&mut round, look)).await?;
             let config = &self.context.config;
             round.looked(look, changed, config);
             self.status.set(Doing::Watching(round.mode()));

@@ -1,0 +1,293 @@
+//! What watching costs: the time until all accounts are watched after a start, memory and idle CPU,
+//! and how long a change takes to its push.
+//!
+//! The real program runs in a process of its own, with a database that is filled beforehand. The
+//! IMAP server and the APNs stand-in run in this one, on the same cores: their share of the time is
+//! in every figure but the program's own CPU and memory.
+//!
+//! `cargo bench --bench watching -- --help`
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use mailchime::demo::apns::Apns;
+use mailchime::demo::backend::Backend;
+use mailchime::demo::pki::Pki;
+use mailchime::model::{
+    Account, Credentials, Device, DeviceToken, Mailbox, Registration, SecretKind, Snapshot,
+    Timestamp,
+};
+use mailchime::store::{Sealed, Store, Vault};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{interval, sleep, timeout};
+
+const PASSWORD: &str = "wonderland";
+const MAIL: &str = "Subject: hello\r\nFrom: a <b@c>\r\n\r\nHi there\r\n";
+const TOPIC: &str = "com.apple.mail.XServer.c171e9f9-1a7b-4a2e-9b0d-6a9f7e1d2c3b";
+
+/// The kernel's unit of CPU time in proc(5), a second's hundredth on Linux.
+const TICK: f64 = 0.01;
+
+/// Measures the watching of many accounts on loopback.
+#[derive(Parser)]
+struct Options {
+    /// Watched accounts, each with one device and INBOX registered.
+    #[arg(long, default_value_t = 2000)]
+    accounts: usize,
+    /// `watch.logins_per_second`; the program's default is 100.
+    #[arg(long, default_value_t = 100_000)]
+    logins_per_second: u32,
+    /// TLS to the IMAP server.
+    #[arg(long)]
+    tls: bool,
+    /// Mails a second while the latency is measured.
+    #[arg(long, default_value_t = 200)]
+    changes: u32,
+    /// How long idle CPU and latency are measured, each, in seconds.
+    #[arg(long, default_value_t = 10)]
+    seconds: u32,
+    /// `cargo bench` says so.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// The program, which is killed when this is dropped.
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let options = Options::parse();
+    let folder = tempfile::tempdir()?;
+    let pki = Pki::generate(Some(TOPIC))?;
+    pki.write_to(folder.path())?;
+    let tls = options.tls.then(|| pki.server_config()).transpose()?;
+    let backend = Backend::start(TcpListener::bind("127.0.0.1:0").await?, tls)?;
+    let apns = Apns::start(TcpListener::bind("127.0.0.1:0").await?, &pki)?;
+    let port = TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port();
+    configure(folder.path(), &options, port, &backend, &apns)?;
+
+    let (program, listening) = start(folder.path(), port).await?;
+    sleep(Duration::from_secs(1)).await;
+    let empty = memory(&program)?;
+    println!("start: listening after {:.0} ms, {} MB resident", ms(listening), megabytes(empty));
+    drop(program);
+
+    let accounts = register(folder.path(), &backend, options.accounts).await?;
+    let began = Instant::now();
+    let (program, _) = start(folder.path(), port).await?;
+    let all = |counters: &mailchime::demo::backend::Counters| counters.idling >= options.accounts;
+    timeout(Duration::from_secs(600), backend.wait_until(all)).await?;
+    println!(
+        "{} accounts ({}): all watched {:.1} s after the start at {} logins a second, {:.2} ms of CPU each",
+        options.accounts,
+        if options.tls { "TLS" } else { "plain" },
+        began.elapsed().as_secs_f64(),
+        options.logins_per_second,
+        cpu(&program)? * 1000.0 / options.accounts as f64,
+    );
+    sleep(Duration::from_secs(2)).await;
+    let full = memory(&program)?;
+    let each = full.saturating_sub(empty) as f64 / options.accounts as f64 / 1024.0;
+    println!("memory: {} MB, {each:.1} KB an account", megabytes(full));
+
+    let before = cpu(&program)?;
+    sleep(Duration::from_secs(options.seconds.into())).await;
+    let idle = (cpu(&program)? - before) / f64::from(options.seconds);
+    println!("idle: {:.2} % of a core", idle * 100.0);
+
+    latency(&options, &program, &backend, &apns, &accounts).await?;
+    burst(&program, &backend, &apns, &accounts).await?;
+    println!("memory afterwards: {} MB", megabytes(memory(&program)?));
+    Ok(())
+}
+
+fn configure(
+    folder: &Path,
+    options: &Options,
+    port: u16,
+    backend: &Backend,
+    apns: &Apns,
+) -> Result<(), Box<dyn Error>> {
+    let tls = match options.tls {
+        true => "tls = \"implicit\"\nca = \"ca.pem\"",
+        false => "tls = \"none\"",
+    };
+    let config = format!(
+        "[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
+         [tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\
+         [backend]\naddress = \"localhost:{}\"\n{tls}\n\
+         [watch]\nlogins_per_second = {}\n\
+         [apns]\nendpoint = \"https://localhost:{}\"\nca = \"ca.pem\"\n\
+         certificate = \"apns.pem\"\nprivate_key = \"apns.key\"\n\
+         [log]\nlevel = \"info\"\n",
+        backend.address().port(),
+        options.logins_per_second,
+        apns.address().port(),
+    );
+    Ok(fs::write(folder.join("proxy.toml"), config)?)
+}
+
+/// Starts the program; how long it took until it listened.
+async fn start(folder: &Path, port: u16) -> Result<(Program, Duration), Box<dyn Error>> {
+    let began = Instant::now();
+    let child = Command::new(env!("CARGO_BIN_EXE_mailchime"))
+        .args(["serve", "--config", "proxy.toml"])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .spawn()?;
+    let program = Program(child);
+    while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+        if began.elapsed() > Duration::from_secs(30) {
+            return Err("the program does not listen".into());
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    Ok((program, began.elapsed()))
+}
+
+/// Gives each account a device; the account by the device's token.
+async fn register(
+    folder: &Path,
+    backend: &Backend,
+    accounts: usize,
+) -> Result<HashMap<String, String>, Box<dyn Error>> {
+    let url = format!("sqlite://{}", folder.join("mailchime.db").display());
+    let store = Store::open(&url, Duration::from_secs(5)).await?;
+    let vault = Vault::open(&folder.join("mailchime.key"))?;
+    let mut by_token = HashMap::new();
+    for number in 0..accounts {
+        let user = format!("user{number}@example.org");
+        backend.add_account(&user, PASSWORD.as_bytes());
+        // Apple takes 64 zeros for no token.
+        let token = format!("{:064x}", number + 1);
+        let device = Device {
+            account: Account::from_login(&user),
+            account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
+            token: DeviceToken::new(&token).ok_or("no token")?,
+            subtopic: "com.apple.mobilemail".into(),
+            version: 2,
+            topic: TOPIC.into(),
+        };
+        let mailboxes = vec![(Mailbox::inbox(), Snapshot::default())];
+        let credentials = Credentials::new(user.clone(), SecretKind::Password, PASSWORD.into());
+        let sealed = Sealed { text: vault.seal(&credentials), until: None };
+        let registration = Registration { device, mailboxes };
+        store.register(&registration, Some(&sealed), 10, Timestamp::now()).await?;
+        by_token.insert(token, user);
+    }
+    store.close().await;
+    Ok(by_token)
+}
+
+/// Mails one after the other, evenly, each for another account.
+async fn latency(
+    options: &Options,
+    program: &Program,
+    backend: &Backend,
+    apns: &Apns,
+    accounts: &HashMap<String, String>,
+) -> Result<(), Box<dyn Error>> {
+    let earlier = apns.received();
+    let before = cpu(program)?;
+    let mails = (options.changes * options.seconds) as usize;
+    let mut tick = interval(Duration::from_secs(1) / options.changes);
+    let mut delivered: HashMap<&str, Vec<Instant>> = HashMap::new();
+    let in_turn: Vec<_> = accounts.iter().collect();
+    for (token, user) in in_turn.iter().cycle().take(mails) {
+        tick.tick().await;
+        delivered.entry(token).or_default().push(Instant::now());
+        backend.deliver(user, "INBOX", MAIL)?;
+    }
+    // Mails for one account that come close together share a push.
+    let once = mails.min(accounts.len()) as u64;
+    timeout(Duration::from_secs(60), apns.wait_for(earlier + once)).await?;
+    sleep(Duration::from_secs(1)).await;
+    let spent = cpu(program)? - before;
+    let mut latencies = Vec::new();
+    for push in apns.pushes().iter().skip(earlier as usize) {
+        let token = push.token.as_ref().map(DeviceToken::to_lowercase).unwrap_or_default();
+        let sent = delivered.get_mut(token.as_str()).filter(|sent| !sent.is_empty());
+        if let Some(sent) = sent {
+            latencies.push(push.received.saturating_duration_since(sent.remove(0)));
+        }
+    }
+    latencies.sort_unstable();
+    let percentile = |share: f64| ms(latencies[((latencies.len() - 1) as f64 * share) as usize]);
+    println!(
+        "push: {mails} mails at {} a second, {} pushes; from the mail to the request at the stand-in \
+         p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms; {:.2} ms of CPU each",
+        options.changes,
+        latencies.len(),
+        percentile(0.5),
+        percentile(0.99),
+        percentile(1.0),
+        spent * 1000.0 / mails as f64,
+    );
+    Ok(())
+}
+
+/// A mail for every account at once.
+async fn burst(
+    program: &Program,
+    backend: &Backend,
+    apns: &Apns,
+    accounts: &HashMap<String, String>,
+) -> Result<(), Box<dyn Error>> {
+    // The pauses after the pushes before are over.
+    sleep(Duration::from_secs(6)).await;
+    let (earlier, before, began) = (apns.received(), cpu(program)?, Instant::now());
+    let links = apns.connections();
+    for user in accounts.values() {
+        backend.deliver(user, "INBOX", MAIL)?;
+    }
+    let all = apns.wait_for(earlier + accounts.len() as u64);
+    if timeout(Duration::from_secs(60), all).await.is_err() {
+        return Err(format!("only {} pushes", apns.received() - earlier).into());
+    }
+    let took = began.elapsed().as_secs_f64();
+    println!(
+        "burst: {} mails at once, all pushed after {took:.2} s: {:.0} pushes a second over {} \
+         connection(s), {:.3} ms of CPU each",
+        accounts.len(),
+        accounts.len() as f64 / took,
+        1 + apns.connections() - links,
+        (cpu(program)? - before) * 1000.0 / accounts.len() as f64,
+    );
+    Ok(())
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / f64::from(1 << 20))
+}
+
+/// The program's own share of memory (PSS, proc(5)), in bytes.
+fn memory(program: &Program) -> Result<u64, Box<dyn Error>> {
+    let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", program.0.id()))?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).ok_or("no Pss")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+}
+
+/// CPU that the program has used, in seconds.
+fn cpu(program: &Program) -> Result<f64, Box<dyn Error>> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", program.0.id()))?;
+    // Behind the name, which is in parentheses: user and system time are the fields 14 and 15.
+    let fields = stat.rsplit_once(')').ok_or("no name")?.1;
+    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+    Ok(ticks.sum::<Result<u64, _>>()? as f64 * TICK)
+}
