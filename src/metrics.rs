@@ -49,6 +49,8 @@ pub struct Metrics {
     pub compression: By<(Direction, Form), Counter>,
     /// `mailchime_watchers`
     pub watchers: By<Watching, Gauge>,
+    /// Nodes that share the database, this one included (`mailchime_nodes`).
+    pub nodes: Gauge,
     /// `mailchime_changes_total`
     pub changes: By<Kind, Counter>,
     /// `mailchime_pushes_total`
@@ -229,6 +231,7 @@ label!(
         RemoveAccount: "remove_account",
         Expire: "expire",
         Accounts: "accounts",
+        Account: "account",
         Credentials: "credentials",
         SaveCredentials: "save_credentials",
         EraseCredentials: "erase_credentials",
@@ -242,6 +245,10 @@ label!(
         Owed: "owed",
         Settle: "settle",
         Devices: "devices",
+        /// A node comes, goes or gives a sign of life.
+        Beat: "beat",
+        Nodes: "nodes",
+        News: "news",
         Ping: "ping",
     }
 );
@@ -265,7 +272,7 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("mailchime");
         let certificates = Family::default();
         let limits_hit = Family::default();
-        let sessions = Gauge::default();
+        let (sessions, nodes) = (Gauge::default(), Gauge::default());
         let push_latency = Histogram::new(PUSH_LATENCY);
         registry.register(
             "limits_hit",
@@ -273,6 +280,11 @@ impl Metrics {
             limits_hit.clone(),
         );
         registry.register("sessions", "Client connections that are open", sessions.clone());
+        registry.register(
+            "nodes",
+            "Nodes that share the database and divide the watching, this one included",
+            nodes.clone(),
+        );
         registry.register_with_unit(
             "push_latency",
             "From a change seen to its push accepted by APNs",
@@ -287,6 +299,7 @@ impl Metrics {
         );
         Self {
             sessions,
+            nodes,
             push_latency,
             limits_hit,
             certificates,

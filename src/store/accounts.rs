@@ -33,6 +33,27 @@ impl Store {
         .await
     }
 
+    /// One account, if it has a device that registered at `registered_since` or later.
+    pub async fn live_account(
+        &self,
+        account: &Account,
+        registered_since: Timestamp,
+    ) -> Result<Option<LiveAccount>, StoreError> {
+        self.read(Call::Account, async {
+            let row = sqlx::query(
+                "select parked from account where name = $1 and exists (select 1 from device \
+                 where device.account = account.name and device.registered_at >= $2)",
+            )
+            .bind(account.as_str())
+            .bind(registered_since.0)
+            .fetch_optional(&self.reads)
+            .await?;
+            let parked = row.map(|row| row.try_get("parked")).transpose()?;
+            Ok(parked.map(|parked| LiveAccount { account: account.clone(), parked }))
+        })
+        .await
+    }
+
     /// The sealed credentials; `None` when the account is unknown or none are kept.
     pub async fn credentials(&self, account: &Account) -> Result<Option<Sealed>, StoreError> {
         self.read(Call::Credentials, async {
@@ -60,6 +81,7 @@ impl Store {
         sealed: &Sealed,
     ) -> Result<bool, StoreError> {
         self.write(Call::SaveCredentials, || async {
+            let mut transaction = self.begin().await?;
             let done = sqlx::query(
                 "update account set credentials = $2, credentials_until = $3, parked = null, \
                  parked_since = null where name = $1",
@@ -67,9 +89,14 @@ impl Store {
             .bind(account.as_str())
             .bind(sealed.text.as_str())
             .bind(sealed.until.map(|until| until.0))
-            .execute(&self.writes)
+            .execute(&mut *transaction)
             .await?;
-            Ok(done.rows_affected() > 0)
+            let known = done.rows_affected() > 0;
+            if known {
+                self.tell(&mut transaction, account.as_str(), true).await?;
+            }
+            transaction.commit().await?;
+            Ok(known)
         })
         .await
     }
@@ -184,17 +211,21 @@ impl Store {
         .await
     }
 
-    /// Ends the parking.
+    /// Ends the parking, when the account's user has logged in.
     pub async fn unpark(&self, account: &Account) -> Result<(), StoreError> {
         self.write(Call::Unpark, || async {
-            sqlx::query(
+            let mut transaction = self.begin().await?;
+            let done = sqlx::query(
                 "update account set parked = null, parked_since = null \
                  where name = $1 and parked is not null",
             )
             .bind(account.as_str())
-            .execute(&self.writes)
-            .await
-            .map(drop)
+            .execute(&mut *transaction)
+            .await?;
+            if done.rows_affected() > 0 {
+                self.tell(&mut transaction, account.as_str(), true).await?;
+            }
+            transaction.commit().await
         })
         .await
     }

@@ -159,6 +159,20 @@ impl CredentialSource {
         !matches!(self.mode, Mode::Master { .. })
     }
 
+    /// Whether this process alone knows what to log in with: it is kept in memory, so no other one can
+    /// watch the account.
+    pub fn holds(&self, account: &Account) -> bool {
+        match &self.mode {
+            Mode::Memory(kept) => lock(kept).contains_key(account),
+            Mode::Stored(_) | Mode::Master { .. } => false,
+        }
+    }
+
+    /// Whether other processes know what this one keeps, if they have the same database.
+    pub fn are_shared(&self) -> bool {
+        !matches!(self.mode, Mode::Memory(_))
+    }
+
     /// Forgets what is kept in memory for an account that has no device any more; what is stored
     /// goes with its row.
     pub fn forget(&self, account: &Account) {

@@ -20,6 +20,7 @@
 mod accounts;
 mod credentials;
 mod error;
+mod nodes;
 mod postgres;
 mod pushes;
 mod registrations;
@@ -48,6 +49,7 @@ use crate::model::{Account, Device, DeviceToken, Mailbox, Snapshot, Timestamp};
 
 pub use credentials::{CredentialSource, CredentialsError};
 pub use error::StoreError;
+pub use nodes::{News, Node};
 pub use rotation::{Rotated, rotate};
 pub use vault::{Vault, VaultError};
 
@@ -64,6 +66,8 @@ pub struct Store {
     limit: Duration,
     schema: Arc<Schema>,
     metrics: Arc<Metrics>,
+    /// Of this process as a node; empty if it is none.
+    incarnation: Arc<str>,
 }
 
 /// The schema of a server, which may be away when the program starts.
@@ -210,13 +214,36 @@ impl Store {
         server: Option<PgConnectOptions>,
     ) -> Self {
         let (limit, schema) = (busy_timeout + GRACE, Arc::new(Schema::of(server)));
-        Self { database, reads, writes, begin, limit, schema, metrics: Arc::default() }
+        let (metrics, incarnation) = (Arc::default(), "".into());
+        Self { database, reads, writes, begin, limit, schema, metrics, incarnation }
     }
 
     /// Counts in `metrics` from now on.
     #[must_use]
     pub fn counting(self, metrics: Arc<Metrics>) -> Self {
         Self { metrics, ..self }
+    }
+
+    /// The same for a process that is to be a node ([`Store::join`]), by a name that no other process
+    /// has or had.
+    #[must_use]
+    pub fn of_node(self, incarnation: Arc<str>) -> Self {
+        Self { incarnation, ..self }
+    }
+
+    /// By what it [joins](Store::of_node); empty if it does not.
+    pub fn incarnation(&self) -> &str {
+        &self.incarnation
+    }
+
+    /// Whether processes on other machines may serve from the same database.
+    pub fn is_shared(&self) -> bool {
+        self.schema.server.is_some()
+    }
+
+    /// No call takes longer.
+    pub fn limit(&self) -> Duration {
+        self.limit
     }
 
     /// The schema is that of this program.

@@ -42,6 +42,7 @@ impl Store {
                 replace_mailboxes(&mut transaction, &key, registration).await?;
                 let dropped = drop_oldest(&mut transaction, &key, max_devices).await?;
                 sweep(&mut transaction, account.as_str()).await?;
+                self.tell(&mut transaction, account.as_str(), true).await?;
                 transaction.commit().await?;
                 Ok(dropped)
             })
@@ -74,6 +75,7 @@ impl Store {
             let Some(row) = row else { return Ok(None) };
             let account_left = sweep(&mut transaction, key.account.as_str()).await?;
             let removed = Removed { device: device(&row)?, account_left };
+            self.tell(&mut transaction, key.account.as_str(), false).await?;
             transaction.commit().await?;
             Ok(Some(removed))
         })
@@ -105,6 +107,7 @@ impl Store {
                     .execute(&mut *transaction)
                     .await?;
                 let left = sweep(&mut transaction, account.as_str()).await?;
+                self.tell(&mut transaction, account.as_str(), false).await?;
                 transaction.commit().await?;
                 Ok(left)
             });
@@ -118,11 +121,17 @@ impl Store {
     /// Removes all that is known of an account; returns whether there was something.
     pub async fn remove_account(&self, account: &Account) -> Result<bool, StoreError> {
         self.write(Call::RemoveAccount, || async {
+            let mut transaction = self.begin().await?;
             let done = sqlx::query("delete from account where name = $1")
                 .bind(account.as_str())
-                .execute(&self.writes)
+                .execute(&mut *transaction)
                 .await?;
-            Ok(done.rows_affected() > 0)
+            let known = done.rows_affected() > 0;
+            if known {
+                self.tell(&mut transaction, account.as_str(), false).await?;
+            }
+            transaction.commit().await?;
+            Ok(known)
         })
         .await
     }

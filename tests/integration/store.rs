@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use mailchime::metrics::Metrics;
 use mailchime::model::{Account, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp};
-use mailchime::store::{DeviceKey, LiveAccount, Sealed, Settlement, Store, StoreError, Target};
+use mailchime::store::{
+    DeviceKey, LiveAccount, News, Node, Sealed, Settlement, Store, StoreError, Target,
+};
 use prometheus_client::registry::Registry;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};
@@ -15,11 +17,17 @@ use tempfile::TempDir;
 mod bad_times;
 mod credentials;
 mod load;
+mod nodes;
 mod postgres;
 mod schemas;
 mod sqlite;
 
 use self::credentials::{a_master, credentials_in_memory, stored_credentials};
+use self::nodes::{
+    a_name_is_taken_over, a_node_comes_and_goes, news_goes_with_its_node,
+    no_news_is_lost_while_it_is_taken, one_account_is_looked_up,
+    what_changes_is_news_to_the_other_nodes,
+};
 
 const EVER: Timestamp = Timestamp(0);
 
@@ -177,6 +185,12 @@ contract! {
     stored_credentials,
     credentials_in_memory,
     a_master,
+    a_node_comes_and_goes,
+    a_name_is_taken_over,
+    what_changes_is_news_to_the_other_nodes,
+    news_goes_with_its_node,
+    no_news_is_lost_while_it_is_taken,
+    one_account_is_looked_up,
     a_closed_store_says_so,
 }
 

@@ -1,0 +1,172 @@
+//! The processes that share the database: who is there, and what each is to read again.
+//!
+//! A change of an account that its watcher has to know of is news for every node but the one that
+//! made it, written in the same transaction: when the change is on disk so is the news. It goes to
+//! all, and not to the one that is thought to watch the account, so that nobody's idea of who that
+//! is can be out of date.
+
+use sqlx::{AnyConnection, Row};
+
+use crate::metrics::Call;
+use crate::model::Account;
+
+use super::{Store, StoreError, account};
+
+/// A node's row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub name: String,
+    /// Of the process that has the name now.
+    pub incarnation: String,
+    /// Another number with each sign of life.
+    pub beats: i64,
+}
+
+/// An account that another process has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    pub account: Account,
+    /// Its user has just logged in: what is stored is good.
+    pub login: bool,
+}
+
+impl Store {
+    /// Makes this process the node of that name, whoever had it. Until it [leaves](Store::leave),
+    /// others write it news; what was written for an earlier one is gone.
+    pub async fn join(&self, name: &str) -> Result<(), StoreError> {
+        self.write(Call::Beat, || async {
+            let mut transaction = self.begin().await?;
+            sqlx::query("delete from news where node = $1")
+                .bind(name)
+                .execute(&mut *transaction)
+                .await?;
+            sqlx::query(
+                "insert into node (name, incarnation, beats) values ($1, $2, 0) \
+                 on conflict (name) do update set incarnation = excluded.incarnation, beats = 0",
+            )
+            .bind(name)
+            .bind(&*self.incarnation)
+            .execute(&mut *transaction)
+            .await?;
+            transaction.commit().await
+        })
+        .await
+    }
+
+    /// Gives a sign of life, while the name is this process's.
+    pub async fn beat(&self, name: &str) -> Result<(), StoreError> {
+        self.write(Call::Beat, || async {
+            sqlx::query("update node set beats = beats + 1 where name = $1 and incarnation = $2")
+                .bind(name)
+                .bind(&*self.incarnation)
+                .execute(&self.writes)
+                .await
+                .map(drop)
+        })
+        .await
+    }
+
+    /// Gives the name up, if it is this process's.
+    pub async fn leave(&self, name: &str) -> Result<(), StoreError> {
+        self.remove_node(name, &self.incarnation, None).await.map(drop)
+    }
+
+    /// Removes a node that gives no sign of life, unless it has given one since `last` was read.
+    /// Returns whether it was removed.
+    pub async fn bury(&self, last: &Node) -> Result<bool, StoreError> {
+        self.remove_node(&last.name, &last.incarnation, Some(last.beats)).await
+    }
+
+    async fn remove_node(
+        &self,
+        name: &str,
+        incarnation: &str,
+        beats: Option<i64>,
+    ) -> Result<bool, StoreError> {
+        self.write(Call::Beat, || async {
+            let mut transaction = self.begin().await?;
+            let done = sqlx::query(
+                "delete from node where name = $1 and incarnation = $2 \
+                 and beats = coalesce($3, beats)",
+            )
+            .bind(name)
+            .bind(incarnation)
+            .bind(beats)
+            .execute(&mut *transaction)
+            .await?;
+            // Of all that are gone: news may have been on its way when its node was removed.
+            sqlx::query("delete from news where node not in (select name from node)")
+                .execute(&mut *transaction)
+                .await?;
+            transaction.commit().await?;
+            Ok(done.rows_affected() > 0)
+        })
+        .await
+    }
+
+    /// The nodes, by name.
+    pub async fn nodes(&self) -> Result<Vec<Node>, StoreError> {
+        self.read(Call::Nodes, async {
+            let rows = sqlx::query("select name, incarnation, beats from node order by name")
+                .fetch_all(&self.reads)
+                .await?;
+            rows.iter()
+                .map(|row| {
+                    Ok(Node {
+                        name: row.try_get("name")?,
+                        incarnation: row.try_get("incarnation")?,
+                        beats: row.try_get("beats")?,
+                    })
+                })
+                .collect()
+        })
+        .await
+    }
+
+    /// Takes what is news to the node of that name, `most` of it. It is gone then: if this fails,
+    /// it may be too. What it is about was on disk before this returned.
+    pub async fn take_news(&self, name: &str, most: usize) -> Result<Vec<News>, StoreError> {
+        self.write(Call::News, || async {
+            let rows = sqlx::query(
+                "delete from news where node = $1 and account in \
+                 (select account from news where node = $1 order by account limit $2) \
+                 returning account, login",
+            )
+            .bind(name)
+            .bind(i64::try_from(most).unwrap_or(i64::MAX))
+            .fetch_all(&self.writes)
+            .await?;
+            rows.iter()
+                .map(|row| {
+                    let login = row.try_get::<i64, _>("login")? != 0;
+                    Ok(News { account: account(row, "account")?, login })
+                })
+                .collect()
+        })
+        .await
+    }
+
+    /// Writes news of an account to all nodes but this one.
+    ///
+    /// News that is there already is locked by this: whoever takes it meanwhile waits until the
+    /// transaction has ended, and then reads what it has changed.
+    pub(super) async fn tell(
+        &self,
+        connection: &mut AnyConnection,
+        account: &str,
+        login: bool,
+    ) -> sqlx::Result<()> {
+        sqlx::query(
+            "insert into news (node, account, login) \
+             select name, $1, $2 from node where incarnation <> $3 order by name \
+             on conflict (node, account) do update set login = \
+             case when excluded.login = 1 then 1 else news.login end",
+        )
+        .bind(account)
+        .bind(i64::from(login))
+        .bind(&*self.incarnation)
+        .execute(connection)
+        .await
+        .map(drop)
+    }
+}
