@@ -9,6 +9,7 @@ pub mod imap;
 pub mod metrics;
 pub mod model;
 pub mod net;
+pub mod nodes;
 pub mod proxy;
 pub mod push;
 pub mod store;

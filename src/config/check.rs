@@ -19,11 +19,11 @@ use tracing_subscriber::filter::LevelFilter;
 use self::value::{domain, host_and_port, is_loopback};
 use super::raw::{
     RawAdmin, RawBackend, RawBackendTls, RawConfig, RawLimits, RawListener, RawListenerTls, RawLog,
-    RawRecord, RawRoute, RawSni, RawTls, RawWatch,
+    RawNode, RawRecord, RawRoute, RawSni, RawTls, RawWatch,
 };
 use super::{
     Admin, Backend, BackendTls, Config, ConfigError, Limits, Listener, ListenerTls, Log, Network,
-    Record, Route, Sni, Tls, Trust, Watch, database_name,
+    Node, Record, Route, Sni, Tls, Trust, Watch, database_name,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -52,6 +52,7 @@ pub(super) fn config(raw: RawConfig, origin: &Path) -> Result<Config> {
     config.apns = check.identities(raw.apns)?;
     config.limits = check.limits(raw.limits)?;
     config.admin = check.admin(raw.admin)?;
+    config.node = check.node(raw.node)?;
     config.log = check.log(raw.log)?;
     config.record = check.record(raw.record)?;
     config.warnings = warnings(&config);
@@ -308,6 +309,18 @@ impl Check<'_> {
             return Err(self.refusal(ADDRESS, problem));
         }
         Ok(Admin { address: Some(address) })
+    }
+
+    fn node(&self, raw: RawNode) -> Result<Node> {
+        let mut node = Node { name: raw.name, ..Node::default() };
+        if let Some(name) = &node.name
+            && (name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_graphic()))
+        {
+            let allowed = "allowed are 1 to 64 characters of ASCII without blanks";
+            return Err(self.refusal("[node] name", format!("{name:?} is no name; {allowed}")));
+        }
+        self.duration("[node] takeover", raw.takeover, 3 * SECOND..=HOUR, &mut node.takeover)?;
+        Ok(node)
     }
 
     fn log(&self, raw: RawLog) -> Result<Log> {

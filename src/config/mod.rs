@@ -48,6 +48,7 @@ pub struct Config {
     pub apns: Vec<Apns>,
     pub limits: Limits,
     pub admin: Admin,
+    pub node: Node,
     pub log: Log,
     /// `None`: no session is recorded.
     pub record: Option<Record>,
@@ -303,6 +304,15 @@ pub struct Admin {
     pub address: Option<SocketAddr>,
 }
 
+/// `[node]`: this process among those that share its database.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Unlike that of any other; `None`: made of the machine's name and the first listener's port.
+    pub name: Option<String>,
+    /// A node that gives no sign of life for this time is dead.
+    pub takeover: Duration,
+}
+
 /// `[log]`: what is told on standard error.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Log {
@@ -358,6 +368,7 @@ impl Config {
             apns: Vec::new(),
             limits: Limits::default(),
             admin: Admin::default(),
+            node: Node::default(),
             log: Log::default(),
             record: None,
             warnings: Vec::new(),
@@ -564,6 +575,14 @@ impl Default for Limits {
             capability_size: 16 * 1024,
             write_timeout: Duration::from_mins(5),
         }
+    }
+}
+
+// === impl Node ===
+
+impl Default for Node {
+    fn default() -> Self {
+        Self { name: None, takeover: Duration::from_secs(30) }
     }
 }
 

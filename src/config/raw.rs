@@ -37,6 +37,7 @@ table!(RawConfig {
     apns: Option<OneOrMore<RawApns>>,
     limits: RawLimits,
     admin: RawAdmin,
+    node: RawNode,
     log: RawLog,
     record: RawRecord,
 });
@@ -169,6 +170,11 @@ table!(RawLimits {
 table!(RawAdmin {
     address: Option<String>,
     expose_without_authentication: Option<bool>,
+});
+
+table!(RawNode {
+    name: Option<String>,
+    takeover: Option<String>,
 });
 
 table!(RawLog {

@@ -148,6 +148,9 @@ fn every_key_takes_effect() {
 
     assert_eq!(config.admin.address, Some("10.0.0.6:9143".parse().unwrap()));
 
+    let node = &config.node;
+    assert_eq!((node.name.as_deref(), node.takeover.as_secs()), (Some("mail1"), 10));
+
     let log = &config.log;
     assert_eq!((log.format, log.level.as_str()), (LogFormat::Json, "warn,mailchime=debug"));
 

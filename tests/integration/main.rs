@@ -10,6 +10,7 @@ mod end_to_end;
 mod floors;
 mod listeners;
 mod matrix;
+mod nodes;
 mod program;
 mod push;
 mod relay;

@@ -1,0 +1,223 @@
+//! The nodes: processes that share one database and divide the watching among them, without a
+//! coordinator.
+//!
+//! ```text
+//!   each node ──▶ its row, beating ──▶ all see the same rows ──▶ Division ──▶ watch, push
+//!   any change of an account ──▶ news for the other nodes ──▶ whoever watches it looks again
+//! ```
+//!
+//! Who has a row takes part. A row goes when its node stops, or when it has not changed for too long
+//! and another node removes it. A node that cannot reach the database keeps the division that it
+//! knows: its mailboxes may be watched twice then, but never by nobody.
+//!
+//! Nothing here knows what is done with the division. A process with a database of its own needs
+//! none of this: it is [alone](Neighbours::none).
+
+mod division;
+mod looks;
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+pub use self::division::Division;
+use self::looks::Looks;
+use crate::metrics::Metrics;
+use crate::store::{News, Node, Store, StoreError};
+
+/// How many looks at the rows it takes to find a node dead.
+const LOOKS: u32 = 30;
+
+/// One beat in so many looks.
+const LOOKS_PER_BEAT: u32 = 5;
+
+/// News that may wait to be looked into; what is more waits in the database.
+const NEWS: usize = 256;
+
+/// What a node sees of the others.
+#[derive(Debug)]
+pub struct Neighbours {
+    pub division: watch::Receiver<Division>,
+    /// Accounts that other processes have changed.
+    pub news: mpsc::Receiver<News>,
+}
+
+/// A node that takes part.
+#[derive(Debug)]
+pub struct Membership {
+    name: Arc<str>,
+    store: Store,
+    metrics: Arc<Metrics>,
+    division: watch::Sender<Division>,
+    news: mpsc::Sender<News>,
+    /// Between two looks.
+    pause: Duration,
+    looks: Looks,
+    turns: u32,
+    /// As [`Division::joined`].
+    joined: u64,
+    /// Calls that began before this node had its row, and so told it nothing, have ended by then.
+    told_from: Option<Instant>,
+    displaced: bool,
+    cut_off: bool,
+}
+
+/// The name of a node that was given none: that of the machine, and the port on which it listens,
+/// for there may be several.
+pub fn default_name(port: u16) -> String {
+    let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match machine.trim() {
+        "" => format!("{}:{port}", incarnation()),
+        machine => format!("{machine}:{port}"),
+    }
+}
+
+/// For [`Store::of_node`].
+pub fn incarnation() -> String {
+    format!("{:016x}", rand::random::<u64>())
+}
+
+impl Neighbours {
+    /// Of a process that shares its database with nobody.
+    pub fn none(name: &str) -> Self {
+        let (_, division) = watch::channel(Division::alone(name.into()));
+        let (_, news) = mpsc::channel(1);
+        Self { division, news }
+    }
+}
+
+impl Membership {
+    /// Of a node that finds others dead after `takeover` and looks after them 30 times in this time.
+    /// `store` must know it as a [node](Store::of_node).
+    pub fn new(
+        name: Arc<str>,
+        store: Store,
+        takeover: Duration,
+        metrics: Arc<Metrics>,
+    ) -> (Self, Neighbours) {
+        let (division, divided) = watch::channel(Division::unknown(Arc::clone(&name)));
+        let (news, told) = mpsc::channel(NEWS);
+        let membership = Self {
+            name,
+            store,
+            metrics,
+            division,
+            news,
+            pause: takeover / LOOKS,
+            looks: Looks::new(LOOKS),
+            turns: 0,
+            joined: 0,
+            told_from: None,
+            displaced: false,
+            cut_off: false,
+        };
+        (membership, Neighbours { division: divided, news: told })
+    }
+
+    /// Takes part until `stop`, then gives up its share, so that others take it over at once.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut turns = interval(self.pause);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let taking_part = async {
+            loop {
+                turns.tick().await;
+                let result = self.turn().await;
+                self.report(result);
+            }
+        };
+        stop.run_until_cancelled(taking_part).await;
+        if let Err(error) = self.store.leave(&self.name).await {
+            tracing::warn!(%error, "the other nodes learn only by its silence that this one stopped");
+        }
+    }
+
+    async fn turn(&mut self) -> Result<(), StoreError> {
+        self.turns = self.turns.wrapping_add(1);
+        if self.turns.is_multiple_of(LOOKS_PER_BEAT) {
+            self.store.beat(&self.name).await?;
+        }
+        let mut rows = self.store.nodes().await?;
+        // A name that is there at the start is left from an earlier run that was killed.
+        if self.joined == 0 || !rows.iter().any(|row| *row.name == *self.name) {
+            self.store.join(&self.name).await?;
+            if self.joined > 0 {
+                tracing::warn!(node = %self.name, "the other nodes took this one for dead");
+            }
+            self.joined += 1;
+            self.told_from = Some(Instant::now() + self.store.limit());
+            rows = self.store.nodes().await?;
+        }
+        if self.told_from.is_some_and(|at| at <= Instant::now()) {
+            self.joined += 1;
+            self.told_from = None;
+        }
+        self.bury(&mut rows).await?;
+        self.divide(&rows);
+        if !self.displaced && self.news.capacity() > 0 {
+            let news = self.store.take_news(&self.name, self.news.capacity()).await;
+            // What could not be taken may be gone.
+            self.joined += u64::from(news.is_err());
+            for news in news? {
+                // There is room, unless nobody reads it any more.
+                let _ = self.news.try_send(news);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the nodes that are dead.
+    async fn bury(&mut self, rows: &mut Vec<Node>) -> Result<(), StoreError> {
+        let others = rows.iter().filter(|row| row.incarnation != self.store.incarnation());
+        for dead in self.looks.look(others) {
+            if self.store.bury(&dead).await? {
+                tracing::warn!(node = dead.name, "gives no sign of life: its share is taken over");
+                rows.retain(|row| *row != dead);
+            }
+        }
+        Ok(())
+    }
+
+    fn divide(&mut self, rows: &[Node]) {
+        let own = rows.iter().find(|row| *row.name == *self.name);
+        let displaced = own.is_some_and(|row| row.incarnation != self.store.incarnation());
+        if displaced && !self.displaced {
+            tracing::error!(
+                node = %self.name,
+                "another mailchime has taken the name of this node and watches in its place: give \
+                 each its own [node] name"
+            );
+        }
+        self.displaced = displaced;
+        let names = rows.iter().map(|row| Arc::from(&*row.name));
+        let division = Division::new(Arc::clone(&self.name), !displaced, names, self.joined);
+        self.metrics.nodes.set(i64::try_from(rows.len()).unwrap_or(i64::MAX));
+        self.division.send_if_modified(|before| {
+            let changed = *before != division;
+            if !before.nodes().eq(division.nodes()) {
+                let nodes: Vec<_> = division.nodes().collect();
+                tracing::info!(node = %self.name, nodes = nodes.join(" "), "the nodes that live");
+            }
+            *before = division;
+            changed
+        });
+    }
+
+    /// Says when the others go out of sight and come back.
+    fn report(&mut self, result: Result<(), StoreError>) {
+        match result {
+            Err(error) if !self.cut_off => {
+                tracing::warn!(%error, "the other nodes are out of sight: all stays as it is");
+                self.cut_off = true;
+            }
+            Ok(()) if self.cut_off => {
+                tracing::info!("the other nodes are in sight again");
+                self.cut_off = false;
+            }
+            _ => {}
+        }
+    }
+}

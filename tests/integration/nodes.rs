@@ -1,0 +1,169 @@
+//! Nodes on one database see each other come, go and die.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mailchime::model::{Account, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp};
+use mailchime::nodes::{Division, Membership, Neighbours};
+use mailchime::store::{News, Store};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+async fn limited(test: impl Future<Output = ()>) {
+    tokio::time::timeout(Duration::from_secs(30), test).await.expect("the test takes too long");
+}
+
+/// A database that nodes share. Several processes may share an SQLite file too, for a test.
+struct World(TempDir);
+
+struct Node {
+    store: Store,
+    neighbours: Neighbours,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl World {
+    async fn store(&self) -> Store {
+        let url = format!("sqlite://{}", self.0.path().join("mailchime.db").display());
+        Store::open(&url, Duration::from_millis(100)).await.unwrap()
+    }
+
+    /// Finds others dead after 300 ms.
+    async fn node(&self, name: &str, incarnation: &str) -> Node {
+        let store = self.store().await.of_node(incarnation.into());
+        let takeover = Duration::from_millis(300);
+        let (membership, neighbours) =
+            Membership::new(name.into(), store.clone(), takeover, Arc::default());
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(membership.run(stop.clone()));
+        Node { store, neighbours, stop, task }
+    }
+}
+
+impl Node {
+    /// Waits until the division is such.
+    async fn until(&mut self, reached: impl FnMut(&Division) -> bool) -> Division {
+        self.neighbours.division.wait_for(reached).await.unwrap().clone()
+    }
+
+    async fn sees(&mut self, nodes: &[&str]) -> Division {
+        self.until(|division| division.nodes().eq(nodes.iter().copied())).await
+    }
+
+    /// As SIGKILL does.
+    async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+/// Whose the accounts are, by the division of each node: each must be of one.
+fn shares(divisions: &[&Division]) -> Vec<usize> {
+    let accounts = (0..3000).map(|number| Account::from_login(&format!("user{number}")));
+    let mut shares = vec![0; divisions.len()];
+    for account in accounts {
+        let owners: Vec<_> =
+            (0..divisions.len()).filter(|at| divisions[*at].is_mine(&account)).collect();
+        assert_eq!(owners.len(), 1, "{account} is watched by {owners:?}");
+        shares[owners[0]] += 1;
+    }
+    shares
+}
+
+#[tokio::test]
+async fn who_comes_and_goes_is_seen_and_the_rest_is_divided() {
+    limited(async {
+        let world = World(tempfile::tempdir().unwrap());
+        let mut a = world.node("a", "1").await;
+        assert_eq!(shares(&[&a.sees(&["a"]).await]), [3000]);
+        let mut b = world.node("b", "2").await;
+        let mut c = world.node("c", "3").await;
+        let all = ["a", "b", "c"];
+        let divisions = [a.sees(&all).await, b.sees(&all).await, c.sees(&all).await];
+        let even = shares(&divisions.each_ref());
+        assert!(even.iter().all(|share| (900..1100).contains(share)), "{even:?}");
+
+        // Killed: it takes a while. Stopped: its row goes with it.
+        b.kill().await;
+        shares(&[&a.sees(&["a", "c"]).await, &c.sees(&["a", "c"]).await]);
+        c.stop().await;
+        assert_eq!(a.store.nodes().await.unwrap().len(), 1);
+        assert_eq!(shares(&[&a.sees(&["a"]).await]), [3000]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_name_that_two_have_is_of_the_later_until_that_one_dies() {
+    limited(async {
+        let world = World(tempfile::tempdir().unwrap());
+        let mut earlier = world.node("a", "1").await;
+        earlier.until(|division| division.is_mine(&Account::from_login("alice"))).await;
+        let mut later = world.node("a", "2").await;
+        let alice = Account::from_login("alice");
+        later.until(|division| division.is_mine(&alice)).await;
+        let displaced = earlier.until(|division| !division.is_mine(&alice)).await;
+        assert_eq!(displaced.owner(&alice), Some("a"));
+        later.kill().await;
+        earlier.until(|division| division.is_mine(&alice)).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_was_taken_for_dead_comes_back_and_is_told_to_read_all_again() {
+    limited(async {
+        let world = World(tempfile::tempdir().unwrap());
+        let mut a = world.node("a", "1").await;
+        let before = a.sees(&["a"]).await.joined();
+        // As another node does that has not seen it beat for long.
+        a.store.leave("a").await.unwrap();
+        let back = a.until(|division| division.joined() > before).await;
+        assert!(back.is_mine(&Account::from_login("alice")), "it has watched all the while");
+        // And again when whatever began while it was away has ended.
+        a.until(|division| division.joined() > back.joined()).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_others_change_is_told() {
+    limited(async {
+        let world = World(tempfile::tempdir().unwrap());
+        let mut a = world.node("a", "1").await;
+        a.sees(&["a"]).await;
+        // More than is taken at a time.
+        let other = world.store().await;
+        let users: BTreeSet<_> =
+            (0..300).map(|number| Account::from_login(&format!("user{number}"))).collect();
+        for account in &users {
+            let device = Device {
+                account: account.clone(),
+                account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
+                token: DeviceToken::new(&"ab12".repeat(16)).unwrap(),
+                subtopic: "com.apple.mobilemail".into(),
+                version: 2,
+                topic: "com.apple.mail.XServer.1".into(),
+            };
+            let mailboxes = vec![(Mailbox::new("INBOX"), Snapshot::default())];
+            let registration = Registration { device, mailboxes };
+            other.register(&registration, None, 10, Timestamp::now()).await.unwrap();
+        }
+        let mut told = BTreeSet::new();
+        while told != users {
+            let News { account, login } = a.neighbours.news.recv().await.unwrap();
+            assert!(login);
+            told.insert(account);
+        }
+        a.stop().await;
+    })
+    .await;
+}
