@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!   listeners ──▶ proxy ──SessionEvent──▶ watch ──WatchEvent──▶ push ──▶ APNs
-//!                   │                       ▲ └── reads ──┐      │ └─ Account without devices ─┐
-//!                   └──────── store ◀───────┼─────────────┴──────┘                             │
-//!                                           └──────────────────────────────────────────────────┘
+//!                   │                      ▲ ▲ └── reads ──┐      │ └─ Account without devices ─┐
+//!                   └──────── store ◀──────┼─┼─────────────┴──────┘                             │
+//!                               ▲          │ └──────────────────────────────────────────────────┘
+//!                               └─ nodes ──┴── Division (to push, too), News
 //! ```
 //!
 //! [`start`] builds everything from a checked configuration and runs it; [`Running::reload`] makes it
@@ -38,6 +39,7 @@ use crate::model::Timestamp;
 use crate::net::backends::{Backends, Table};
 use crate::net::counters::Counters;
 use crate::net::{listen, tls};
+use crate::nodes::{self, Membership, Neighbours};
 use crate::proxy;
 use crate::push::dispatcher::{self, Inquirer};
 use crate::push::expiry;
@@ -86,10 +88,13 @@ pub struct Running {
     serving: Vec<JoinHandle<()>>,
     watching: Option<JoinHandle<()>>,
     pushing: Option<JoinHandle<()>>,
+    /// Takes part in the division among the nodes, if there may be others.
+    dividing: Option<JoinHandle<()>>,
     telling: Option<JoinHandle<()>>,
     stop_serving: CancellationToken,
     stop_watching: CancellationToken,
     stop_pushing: CancellationToken,
+    stop_dividing: CancellationToken,
     stop_telling: CancellationToken,
 }
 
@@ -188,7 +193,7 @@ pub async fn start_with(
             false => StartError::key("[store] url", error),
         },
     )?;
-    let store = store.counting(Arc::clone(&metrics));
+    let store = store.counting(Arc::clone(&metrics)).of_node(nodes::incarnation().into());
     let credentials = CredentialSource::open(&config.credentials, store.clone()).map_err(
         |error| match error {
             VaultError::PasswordFile { .. } => {
@@ -198,15 +203,19 @@ pub async fn start_with(
         },
     )?;
     let credentials = Arc::new(credentials);
+    let port = sockets.first().map_or(0, |socket| socket.address.port());
+    let node = config.node.name.clone().unwrap_or_else(|| nodes::default_name(port));
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         backend = backends.of(None).name(),
         topic = topics(&identities),
+        node,
         "mailchime starts"
     );
 
     let (sessions, session_events) = mpsc::channel(QUEUE);
-    let [stop_serving, stop_watching, stop_pushing] = [(); 3].map(|()| CancellationToken::new());
+    let [stop_serving, stop_watching, stop_pushing, stop_dividing] =
+        [(); 4].map(|()| CancellationToken::new());
     let offered = push_offer(identities.offers(Timestamp::now()), &config.push);
     let (offer, offered) = tokio::sync::watch::channel(offered);
     let push = config.push.clone();
@@ -218,7 +227,17 @@ pub async fn start_with(
     metrics.watch_channel(Queue::SessionEvents, &sessions);
     let counters = backends.counters();
     metrics.watch_limits(move || counters.all().map(|(key, counter)| (key, counter.hits())).into());
+    let (mut dividing, mut neighbours) = (None, Neighbours::none(&node));
+    metrics.nodes.set(1);
     // Without an identity nothing can be pushed, so nothing is watched either.
+    if !identities.is_empty() && store.is_shared() {
+        let (name, takeover) = (node.into(), config.node.takeover);
+        let membership;
+        (membership, neighbours) =
+            Membership::new(name, store.clone(), takeover, Arc::clone(&metrics));
+        dividing = Some(tokio::spawn(membership.run(stop_dividing.clone())));
+    }
+    let division = neighbours.division.clone();
     if !identities.is_empty() {
         let (changes, change_events) = mpsc::channel(QUEUE);
         let (removed, unwatched) = mpsc::channel(QUEUE);
@@ -228,6 +247,7 @@ pub async fn start_with(
             identities: identities.clone(),
             config: config.push.clone(),
             removed,
+            division: division.clone(),
             inquiries,
             metrics: Arc::clone(&metrics),
         };
@@ -242,8 +262,14 @@ pub async fn start_with(
         );
         let context = Arc::new(context.counting(Arc::clone(&metrics)));
         let stop = stop_watching.clone();
-        let watch = watch::run(context, session_events, unwatched, watch_inquiries, stop);
-        watching = Some(tokio::spawn(watch));
+        watching = Some(tokio::spawn(watch::run(
+            context,
+            session_events,
+            unwatched,
+            neighbours,
+            watch_inquiries,
+            stop,
+        )));
     }
     let context = proxy::Context::new(
         backends.clone(),
@@ -269,6 +295,7 @@ pub async fn start_with(
             store: store.clone(),
             backends: backends.clone(),
             identities: identities.clone(),
+            division,
             watchers,
             pushes: inquirer.clone(),
             push: config.push.clone(),
@@ -291,10 +318,12 @@ pub async fn start_with(
         serving: vec![tokio::spawn(probing), tokio::spawn(calendar), tokio::spawn(tidying)],
         watching,
         pushing,
+        dividing,
         telling,
         stop_serving,
         stop_watching,
         stop_pushing,
+        stop_dividing,
         stop_telling,
     })
 }
@@ -331,6 +360,11 @@ impl Running {
         self.stop_pushing.cancel();
         if let Some(task) = self.pushing {
             ended("pushing", task, GRACE).await;
+        }
+        // When all that others need of it is on disk.
+        self.stop_dividing.cancel();
+        if let Some(task) = self.dividing {
+            ended("dividing", task, GRACE).await;
         }
         // Last, so that how it goes can be seen.
         self.stop_telling.cancel();

@@ -5,7 +5,7 @@
 //! | `GET /metrics` | what is counted, for Prometheus |
 //! | `GET /healthz` | 200 while the process answers at all |
 //! | `GET /readyz` | 200 when every part is ready, else 503; `?exclude=PART` leaves one out |
-//! | `GET /watchers` | the watched accounts; `?user=USER` for one |
+//! | `GET /watchers` | the accounts that this node watches; `?user=USER` for one |
 //! | `POST /push?user=USER` | sends a test push, `&mailbox=NAME` for one mailbox, and tells APNs' answers |
 //! | `GET /explain?user=USER` | whether new mail would be pushed now, device by device; `&mailbox=NAME` too |
 //!

@@ -7,6 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::watch as cell;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::model::{Account, Device, Mailbox, Timestamp};
 use crate::net::backends::Backends;
 use crate::net::listen;
+use crate::nodes::Division;
 use crate::push::apns::Outcome;
 use crate::push::dispatcher::{self, Inquirer};
 use crate::push::explain::Explanation;
@@ -44,6 +46,7 @@ pub(super) struct Parts {
     pub(super) store: Store,
     pub(super) backends: Backends,
     pub(super) identities: Identities,
+    pub(super) division: cell::Receiver<Division>,
     pub(super) watchers: watch::Inquirer,
     pub(super) pushes: Inquirer,
     pub(super) push: config::Push,
@@ -83,18 +86,21 @@ impl Parts {
             backend(self.backends, self.capability_size),
             identity(self.identities.clone()),
         ];
-        let (watchers, pushes) = (self.watchers.clone(), self.pushes);
+        let (watchers, pushes, division) = (self.watchers.clone(), self.pushes, self.division);
+        let divided = division.clone();
         let (store, identities, push) = (self.store, self.identities, self.push);
         Context {
             registry: self.registry,
             metrics: self.metrics,
             parts,
-            watchers: Ask::new(move |account| watching(self.watchers.clone(), account)),
+            watchers: Ask::new(move |account| {
+                watching(self.watchers.clone(), divided.clone(), account)
+            }),
             push: Ask::new(move |(account, mailbox)| {
                 test(store.clone(), identities.clone(), push.clone(), account, mailbox)
             }),
             explain: Ask::new(move |(account, mailbox)| {
-                explain(watchers.clone(), pushes.clone(), account, mailbox)
+                explain(watchers.clone(), pushes.clone(), division.clone(), account, mailbox)
             }),
         }
     }
@@ -143,16 +149,21 @@ fn identity(identities: Identities) -> Part {
 
 // === what is asked ===
 
-async fn watching(inquirer: watch::Inquirer, account: Option<Account>) -> Result<Value, String> {
-    match inquirer.watchers(account).await {
-        Some(watchers) => Ok(json!({ "watchers": watchers })),
-        None => Err(PUSH_OFF.to_owned()),
-    }
+async fn watching(
+    inquirer: watch::Inquirer,
+    division: cell::Receiver<Division>,
+    account: Option<Account>,
+) -> Result<Value, String> {
+    let watchers = inquirer.watchers(account).await.ok_or(PUSH_OFF)?;
+    let division = division.borrow();
+    let nodes: Vec<_> = division.nodes().collect();
+    Ok(json!({ "node": division.here(), "nodes": nodes, "watchers": watchers }))
 }
 
 async fn explain(
     watchers: watch::Inquirer,
     pushes: Inquirer,
+    division: cell::Receiver<Division>,
     account: Account,
     mailbox: Option<Mailbox>,
 ) -> Result<Value, String> {
@@ -167,7 +178,20 @@ async fn explain(
     };
     let devices: Vec<Value> = devices.iter().map(device).collect();
     let watcher = watcher.into_iter().next();
-    Ok(json!({ "account": account.as_str(), "watcher": watcher, "devices": devices }))
+    // Nobody watches an account without devices.
+    let owner = |division: &Division| {
+        let owner = division.owner(&account).filter(|_| !devices.is_empty());
+        owner.map(str::to_owned)
+    };
+    let division = division.borrow();
+    let here = division.here();
+    Ok(json!({
+        "account": account.as_str(),
+        "node": here,
+        "watched_by": if watcher.is_some() { Some(here.to_owned()) } else { owner(&division) },
+        "watcher": watcher,
+        "devices": devices,
+    }))
 }
 
 /// Sends a push to each device of the account, whatever is or is not due, all at once: they are few.

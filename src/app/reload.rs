@@ -101,6 +101,7 @@ impl Running {
             ("[watch]", old.watch == new.watch),
             ("[push]", old.push == new.push),
             ("[apns]", old.apns == new.apns || self.pushing.is_some()),
+            ("[node]", old.node == new.node),
             ("[admin]", old.admin == new.admin),
             ("[log] format", old.log.format == new.log.format),
         ];

@@ -70,7 +70,12 @@ fn tested(devices: &[Value]) {
 }
 
 fn explain(answer: &Value, devices: &[Value]) {
+    let [here, watched_by] = ["node", "watched_by"].map(|key| word(&answer[key]));
     match &answer["watcher"] {
+        Value::Null if answer["watched_by"].is_string() && watched_by != here => say(format_args!(
+            "watcher: at node {watched_by}, which alone knows what it is about to push; this is node \
+             {here}, and what it says of the devices is what the database says"
+        )),
         Value::Null => say("watcher: none, so no change is seen"),
         watcher => say(format_args!("watcher: {}", watchers::line(watcher))),
     }

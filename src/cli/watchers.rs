@@ -28,10 +28,21 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
         say(answer);
         return Ok(());
     }
+    say(nodes(&answer));
     let watchers = answer["watchers"].as_array().map(Vec::as_slice).unwrap_or_default();
     let rows: Vec<_> = watchers.iter().map(row).collect();
     say(table(&["USER", "STATE", "MODE", "SINCE", "LAST EVENT", "NEXT TRY", "REASON"], &rows));
     Ok(())
+}
+
+/// Who was asked, and whom else to ask.
+fn nodes(answer: &Value) -> String {
+    let here = word(&answer["node"]);
+    let nodes: Vec<_> = answer["nodes"].as_array().into_iter().flatten().map(word).collect();
+    match nodes.into_iter().filter(|name| *name != here).collect::<Vec<_>>() {
+        others if others.is_empty() => format!("node {here}"),
+        others => format!("node {here}; other accounts are watched by {}", others.join(", ")),
+    }
 }
 
 fn row(watcher: &Value) -> Vec<String> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use a2::PushType;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Duration, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -20,12 +20,13 @@ use crate::config::{self, Collapse};
 use crate::metrics::{Metrics, PushOutcome, Queue};
 use crate::model::{Account, Change, Device, Mailbox, Timestamp, WatchEvent};
 use crate::net::backoff::Backoff;
+use crate::nodes::Division;
 use crate::store::{Store, StoreError, Target};
 
 /// How long requests that are under way may take to end when the program does, and how long the
 /// last write may take.
 const GRACE: Duration = Duration::from_secs(5);
-/// Between attempts to learn what is owed since an earlier run.
+/// Between attempts to learn what is owed on disk.
 const OWED: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 
 /// How many questions may wait for an answer.
@@ -42,6 +43,8 @@ pub struct Parts {
     /// Gets the accounts that have no live device: a hint, given without waiting, that may be late
     /// or lost.
     pub removed: mpsc::Sender<Account>,
+    /// Whose marks on disk that a push is owed are this node's matter.
+    pub division: watch::Receiver<Division>,
     /// What people ask; see [`Inquirer`].
     pub inquiries: Inquiries,
     pub metrics: Arc<Metrics>,
@@ -83,10 +86,20 @@ impl Inquirer {
 }
 
 /// Takes changes from `events` and tells devices of them, until `cancel` or until `events` is
-/// closed; begins with what is owed since an earlier run. Then it lets requests under way end, for
+/// closed; begins with what is owed since an earlier run, and whenever the nodes divide the accounts
+/// anew, with what the node that had them before has left. Then it lets requests under way end, for
 /// some seconds, marks on disk what devices have not been told of, and returns.
 pub async fn run(parts: Parts, cancel: CancellationToken) {
-    let Parts { mut events, store, identities, config, removed, mut inquiries, metrics } = parts;
+    let Parts {
+        mut events,
+        store,
+        identities,
+        config,
+        removed,
+        mut division,
+        mut inquiries,
+        metrics,
+    } = parts;
     let mut pending = Pending::new(Rules {
         quiet_delay: config.quiet_delay,
         min_interval: config.min_interval,
@@ -97,8 +110,9 @@ pub async fn run(parts: Parts, cancel: CancellationToken) {
     let mut reloads = identities.reloads();
     pending.topics(identities.topics(), now(), Timestamp::now());
     let (under_way, busy) = (JoinSet::new(), 0);
-    let mut jobs = Jobs { store, identities, config, removed, metrics, under_way, busy };
-    jobs.load();
+    let shares = division.clone();
+    let mut jobs = Jobs { store, identities, config, removed, shares, metrics, under_way, busy };
+    division.mark_changed();
     loop {
         while let Some(action) = pending.next(now()) {
             jobs.start(action);
@@ -120,6 +134,7 @@ pub async fn run(parts: Parts, cancel: CancellationToken) {
                 // Perhaps to devices of a topic that was not there before.
                 jobs.load();
             }
+            Ok(()) = division.changed() => jobs.load(),
             Some(inquiry) = inquiries.0.recv() => jobs.ask(inquiry),
             () = sleep_until(wake.unwrap_or_else(now).into()), if wake.is_some() => {}
         }
@@ -141,6 +156,7 @@ struct Jobs {
     identities: Identities,
     config: config::Push,
     removed: mpsc::Sender<Account>,
+    shares: watch::Receiver<Division>,
     metrics: Arc<Metrics>,
     under_way: JoinSet<Done>,
     /// Those of them that are worth waiting for at the end: pushes and writes.
@@ -166,7 +182,7 @@ impl Jobs {
             loop {
                 match store.owed_accounts().await {
                     Ok(accounts) => return Done::Loaded(accounts),
-                    Err(error) => warn!("pushes owed since an earlier run are not known: {error}"),
+                    Err(error) => warn!("pushes that are owed on disk are not known: {error}"),
                 }
                 failures += 1;
                 sleep(OWED.wait(failures, rand::random())).await;
@@ -225,9 +241,11 @@ impl Jobs {
 
     fn done(&mut self, done: Result<Done, JoinError>, pending: &mut Pending) {
         match done {
-            Ok(Done::Loaded(accounts)) => {
+            Ok(Done::Loaded(mut accounts)) => {
+                let division = self.shares.borrow().clone();
+                accounts.retain(|account| division.is_mine(account));
                 if !accounts.is_empty() {
-                    info!(accounts = accounts.len(), "pushes are owed since an earlier run");
+                    info!(accounts = accounts.len(), "pushes are owed on disk");
                 }
                 pending.owed(accounts, now());
             }

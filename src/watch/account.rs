@@ -33,8 +33,10 @@ pub(super) const LIVED: Duration = Duration::from_secs(60);
 pub(super) struct Orders {
     /// Counts registrations: another one means that other mailboxes may be wanted.
     pub(super) registrations: u64,
-    /// What the backend last accepted.
+    /// What the backend last accepted here.
     pub(super) credentials: Option<Credentials>,
+    /// Counts logins at other nodes: after another one, what is stored is what was last accepted.
+    pub(super) logins_elsewhere: u64,
     /// No device is left, or the program ends.
     pub(super) stop: bool,
 }
@@ -50,6 +52,8 @@ pub(super) struct Watcher {
     pub(super) mailboxes: Vec<Watched>,
     /// The registrations that `mailboxes` takes in.
     registrations: u64,
+    /// Those that `credentials` takes in.
+    logins_elsewhere: u64,
     /// Since when it has been logged in.
     logged_in: Option<Instant>,
     /// Tries of the password, and connections, that failed in a row.
@@ -126,6 +130,7 @@ impl Watcher {
             credentials: None,
             mailboxes: Vec::new(),
             registrations: 0,
+            logins_elsewhere: 0,
             logged_in: None,
             refusals: 0,
             failures: 0,
@@ -237,12 +242,20 @@ impl Watcher {
     async fn wait_for_login(&mut self) -> Option<()> {
         // Forgotten, so that whatever comes is taken as new, stored, and ends the parking there.
         self.credentials = None;
-        while self.credentials.is_none() {
+        let logins_elsewhere = self.logins_elsewhere;
+        while self.credentials.is_none() && self.logins_elsewhere == logins_elsewhere {
             self.orders.changed().await.ok()?;
             if self.orders.borrow().stop {
                 return None;
             }
             self.take_orders().await;
+        }
+        if self.credentials.is_none() {
+            self.refusals = 0;
+            // The other node has done so, but this one may have parked the account since.
+            if let Err(error) = self.context.store.unpark(&self.account).await {
+                tracing::warn!(account = %self.account, %error, "the parking is still stored");
+            }
         }
         tracing::info!(account = %self.account, "its user logged in: watched again");
         Some(())
@@ -250,7 +263,12 @@ impl Watcher {
 
     /// Takes over what the supervisor told; keeps a new password.
     pub(super) async fn take_orders(&mut self) {
-        let Some(fresh) = self.orders.borrow_and_update().credentials.clone() else { return };
+        let Orders { credentials, logins_elsewhere, .. } = self.orders.borrow_and_update().clone();
+        if logins_elsewhere != self.logins_elsewhere {
+            self.logins_elsewhere = logins_elsewhere;
+            self.credentials = None;
+        }
+        let Some(fresh) = credentials else { return };
         if self.credentials.as_ref().is_some_and(|known| known.same_as(&fresh)) {
             return;
         }
@@ -348,8 +366,7 @@ impl Watcher {
         let context = &self.context;
         // Before the rows are read: a registration that comes meanwhile has them read again.
         let registrations = self.orders.borrow().registrations;
-        let since = Timestamp::now().minus(context.registration_ttl);
-        let mut rows = context.store.watched(&self.account, since).await?;
+        let mut rows = context.store.watched(&self.account, context.alive_since()).await?;
         if rows.is_empty() {
             return Err(End::Nothing);
         }

@@ -7,9 +7,9 @@
 //!                      WatchEvent ──▶ (app) ──▶ push
 //! ```
 //!
-//! Nothing here knows sessions or pushes. What the devices of an account were told is in the
-//! store; a watcher only reads it, after every connect, so that whatever was interrupted shows as a
-//! difference again. The push side moves it.
+//! Of several nodes each watches its share. Nothing here knows sessions or pushes. What the devices of
+//! an account were told is in the store; a watcher only reads it, after every connect, so that
+//! whatever was interrupted shows as a difference again. The push side moves it.
 
 mod account;
 mod connection;
@@ -33,7 +33,7 @@ pub use self::status::{Inquirer, Inquiries, WatcherStatus, inquiries};
 pub use self::supervisor::run;
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
-use crate::model::WatchEvent;
+use crate::model::{Timestamp, WatchEvent};
 use crate::net::backends::Backends;
 use crate::store::{CredentialSource, Store};
 
@@ -80,6 +80,11 @@ impl Context {
     #[must_use]
     pub fn counting(self, metrics: Arc<Metrics>) -> Self {
         Self { metrics, ..self }
+    }
+
+    /// Devices that registered before are gone.
+    fn alive_since(&self) -> Timestamp {
+        Timestamp::now().minus(self.registration_ttl)
     }
 
     /// An id for a change, above all earlier ones.

@@ -1,10 +1,14 @@
 //! Who is watched: one task owns the table of watchers.
+//!
+//! Of several nodes each watches the accounts that the [`Division`] gives it. What a session of this
+//! node tells of an account that another one watches reaches that one through the database.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, watch as cell};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -13,7 +17,8 @@ use super::Context;
 use super::account::{Orders, Watcher};
 use super::status::{Doing, Inquiries, Inquiry, Status};
 use crate::model::{Account, Credentials, SessionEvent, Timestamp};
-use crate::store::{LiveAccount, StoreError};
+use crate::nodes::{Division, Neighbours};
+use crate::store::{LiveAccount, News, StoreError};
 
 /// Between two comparisons of the table with the store.
 const REFRESH_INTERVAL: Duration = Duration::from_hours(1);
@@ -21,10 +26,19 @@ const REFRESH_INTERVAL: Duration = Duration::from_hours(1);
 /// The same while the database does not answer.
 const REFRESH_RETRY: Duration = Duration::from_secs(2);
 
+/// Logins of users whom another node watches that may be looked into at once. Of more, the next
+/// login counts.
+const LOGINS: usize = 64;
+
 /// Each watched account, and its watcher.
 #[derive(Debug)]
 struct Supervisor {
     context: Arc<Context>,
+    division: cell::Receiver<Division>,
+    /// As [`Division::joined`], when all was last read again.
+    joined: u64,
+    /// Gives those users who can be watched here alone, and with what they logged in.
+    logins: JoinSet<Option<(Account, Credentials)>>,
     watchers: HashMap<Account, Seat>,
     tasks: TaskTracker,
 }
@@ -32,22 +46,31 @@ struct Supervisor {
 /// The way to speak to a watcher, and what it does. One that has ended has no receiver any more.
 #[derive(Debug)]
 struct Seat {
-    orders: watch::Sender<Orders>,
+    orders: cell::Sender<Orders>,
     status: Status,
 }
 
 /// Watches every account with a live registration, from those in the store to those that `sessions`
-/// tells of, until `stop` or until `sessions` is closed; then all watchers log out. `unwatched`
-/// names accounts whose last device is gone; `inquiries` ask how accounts are watched.
+/// tells of, as far as they are this node's, until `stop` or until `sessions` is closed; then all
+/// watchers log out. `unwatched` names accounts whose last device is gone; `inquiries` ask how
+/// accounts are watched.
 pub async fn run(
     context: Arc<Context>,
     mut sessions: mpsc::Receiver<SessionEvent>,
     mut unwatched: mpsc::Receiver<Account>,
+    neighbours: Neighbours,
     mut inquiries: Inquiries,
     stop: CancellationToken,
 ) {
-    let mut supervisor =
-        Supervisor { context, watchers: HashMap::new(), tasks: TaskTracker::new() };
+    let Neighbours { mut division, mut news } = neighbours;
+    let mut supervisor = Supervisor {
+        context,
+        division: division.clone(),
+        joined: 0,
+        logins: JoinSet::new(),
+        watchers: HashMap::new(),
+        tasks: TaskTracker::new(),
+    };
     let mut next_refresh = Instant::now();
     loop {
         // Before anything else at the start: that a user logged in can only be told to a watcher.
@@ -64,6 +87,17 @@ pub async fn run(
         tokio::select! {
             () = stop.cancelled() => break,
             () = sleep_until(next_refresh) => {}
+            Ok(()) = division.changed() => next_refresh = Instant::now(),
+            Some(news) = news.recv() => if supervisor.look_again(news).await.is_err() {
+                // What it was about is lost, so all is to be read again.
+                supervisor.joined = 0;
+                next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
+            },
+            Some(login) = supervisor.logins.join_next() => {
+                if let Ok(Some((account, credentials))) = login {
+                    supervisor.registered(account, credentials);
+                }
+            }
             Some(account) = unwatched.recv() => supervisor.stop_unless_live(&account).await,
             Some(inquiry) = inquiries.next() => supervisor.answer(inquiry),
             event = sessions.recv() => match event {
@@ -71,7 +105,7 @@ pub async fn run(
                     supervisor.registered(account, credentials);
                 }
                 Some(SessionEvent::LoggedIn { account, credentials }) => {
-                    supervisor.logged_in(&account, credentials);
+                    supervisor.logged_in(account, credentials);
                 }
                 // No session is left to speak: the program is ending.
                 None => break,
@@ -88,26 +122,78 @@ pub async fn run(
 impl Supervisor {
     /// Brings the table to what the store says: forgets devices that have not registered for long,
     /// starts a watcher for each account that lacks one, and stops those of accounts without any
-    /// device.
+    /// device and of accounts that another node watches. Where news of other nodes was missed, all
+    /// watchers look again.
     async fn refresh(&mut self) -> Result<(), StoreError> {
-        let since = self.alive_since();
+        let since = self.context.alive_since();
+        let joined = self.division.borrow().joined();
         self.context.store.expire(since).await?;
         let accounts = self.context.store.accounts(since).await?;
         let live: HashSet<&Account> = accounts.iter().map(|live| &live.account).collect();
-        let gone: Vec<_> =
-            self.watchers.keys().filter(|account| !live.contains(account)).cloned().collect();
-        gone.iter().for_each(|account| self.stop(account));
-        tracing::debug!(accounts = accounts.len(), "accounts are to be watched");
-        for LiveAccount { account, parked } in accounts {
-            if self.watchers.get(&account).is_none_or(|seat| seat.orders.is_closed()) {
-                let parked = parked.filter(|_| self.context.credentials.heal_by_login());
-                self.start(account, Orders::default(), parked);
+        let (mut gone, mut elsewhere) = (Vec::new(), Vec::new());
+        for account in self.watchers.keys() {
+            match live.contains(account) {
+                false => gone.push(account.clone()),
+                true if !self.is_ours(account) => elsewhere.push(account.clone()),
+                true => {}
             }
+        }
+        gone.iter().for_each(|account| self.stop(account));
+        elsewhere.iter().for_each(|account| self.hand_over(account));
+        let (all, mut missing) = (accounts.len(), 0);
+        for LiveAccount { account, parked } in accounts {
+            match self.watchers.get(&account).filter(|seat| !seat.orders.is_closed()) {
+                Some(seat) if joined != self.joined => {
+                    let login = parked.is_none() && self.context.credentials.are_shared();
+                    seat.look_again(login);
+                }
+                Some(_) => {}
+                None if self.is_ours(&account) => {
+                    let parked = parked.filter(|_| self.context.credentials.heal_by_login());
+                    self.start(account, Orders::default(), parked);
+                    missing += 1;
+                }
+                None => {}
+            }
+        }
+        self.joined = joined;
+        tracing::info!(
+            accounts = all,
+            here = self.watchers.len(),
+            started = missing,
+            handed_over = elsewhere.len(),
+            "accounts are watched"
+        );
+        Ok(())
+    }
+
+    /// Whether this node is to watch the account.
+    fn is_ours(&self, account: &Account) -> bool {
+        self.division.borrow().is_mine(account) || self.context.credentials.holds(account)
+    }
+
+    /// Another process has changed the account.
+    async fn look_again(&mut self, News { account, login }: News) -> Result<(), StoreError> {
+        if !self.is_ours(&account) {
+            return Ok(());
+        }
+        let since = self.context.alive_since();
+        let watched = self.context.store.watched(&account, since).await.inspect_err(
+            |error| tracing::warn!(%account, %error, "an account could not be looked up"),
+        )?;
+        match self.watchers.get(&account).filter(|seat| !seat.orders.is_closed()) {
+            _ if watched.is_empty() => self.stop(&account),
+            Some(seat) => seat.look_again(login && self.context.credentials.are_shared()),
+            None => self.start(account, Orders::default(), None),
         }
         Ok(())
     }
 
     fn registered(&mut self, account: Account, credentials: Credentials) {
+        if !self.is_ours(&account) {
+            // With the registration, news of it was written to the node that watches.
+            return;
+        }
         let credentials = self.context.credentials.watching(&account, credentials);
         if let Some(Seat { orders, .. }) = self.watchers.get(&account)
             && !orders.is_closed()
@@ -122,16 +208,22 @@ impl Supervisor {
         self.start(account, orders, None);
     }
 
-    fn logged_in(&mut self, account: &Account, credentials: Credentials) {
-        if let Some(Seat { orders, .. }) = self.watchers.get(account) {
-            let credentials = self.context.credentials.watching(account, credentials);
+    fn logged_in(&mut self, account: Account, credentials: Credentials) {
+        if let Some(Seat { orders, .. }) = self.watchers.get(&account) {
+            let credentials = self.context.credentials.watching(&account, credentials);
             orders.send_modify(|orders| orders.credentials = Some(credentials));
+        } else if !self.is_ours(&account) && self.context.credentials.heal_by_login() {
+            if self.logins.len() < LOGINS {
+                self.logins.spawn(pass_on(Arc::clone(&self.context), account, credentials));
+            } else {
+                tracing::debug!(%account, "the database is busy: a login goes unnoticed");
+            }
         }
     }
 
     /// `parked` tells why the account's password was last found to be wrong, if it was.
     fn start(&mut self, account: Account, orders: Orders, parked: Option<String>) {
-        let (sender, receiver) = watch::channel(orders);
+        let (sender, receiver) = cell::channel(orders);
         let is_parked = parked.is_some();
         let doing = parked.map_or(Doing::Starting, |why| Doing::Parked { why });
         let status = Status::new(&self.context.metrics, doing);
@@ -157,7 +249,7 @@ impl Supervisor {
 
     /// The last device of the account is said to be gone; it may have registered again meanwhile.
     async fn stop_unless_live(&mut self, account: &Account) {
-        match self.context.store.watched(account, self.alive_since()).await {
+        match self.context.store.watched(account, self.context.alive_since()).await {
             Ok(mailboxes) if mailboxes.is_empty() => self.stop(account),
             Ok(_) => {}
             // It watches for nobody until the next refresh.
@@ -173,7 +265,50 @@ impl Supervisor {
         }
     }
 
-    fn alive_since(&self) -> Timestamp {
-        Timestamp::now().minus(self.context.registration_ttl)
+    /// Another node watches the account from now on.
+    fn hand_over(&mut self, account: &Account) {
+        if let Some(Seat { orders, .. }) = self.watchers.remove(account) {
+            orders.send_modify(|orders| orders.stop = true);
+        }
+    }
+}
+
+impl Seat {
+    /// The rows of the account are others now; with `login` its stored credentials, too.
+    fn look_again(&self, login: bool) {
+        self.orders.send_modify(|orders| {
+            orders.registrations += 1;
+            if login {
+                orders.credentials = None;
+                orders.logins_elsewhere += 1;
+            }
+        });
+    }
+}
+
+/// A user has logged in whom another node watches: if anybody is registered, stores a new password,
+/// which is news to that node. Returns who can be watched by this node alone.
+async fn pass_on(
+    context: Arc<Context>,
+    account: Account,
+    credentials: Credentials,
+) -> Option<(Account, Credentials)> {
+    let (source, now) = (&context.credentials, Timestamp::now());
+    let passing_on = async {
+        let live = context.store.live_account(&account, context.alive_since()).await?;
+        let Some(LiveAccount { parked, .. }) = live else { return Ok(false) };
+        let kept = source.of(&account, now).await;
+        if parked.is_some() || !kept.is_ok_and(|kept| kept.is_some_and(|k| k.same_as(&credentials)))
+        {
+            source.save(&account, &credentials, now).await?;
+        }
+        Ok::<_, StoreError>(source.holds(&account))
+    };
+    match passing_on.await {
+        Ok(here) => here.then_some((account, credentials)),
+        Err(error) => {
+            tracing::warn!(%account, %error, "a login could not be passed on");
+            None
+        }
     }
 }

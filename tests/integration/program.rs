@@ -8,6 +8,7 @@ mod demo;
 mod hostile;
 mod logs;
 mod messages;
+mod nodes;
 mod process;
 mod reload;
 mod stop;

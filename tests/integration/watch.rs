@@ -14,6 +14,7 @@ use mailchime::model::{
     Snapshot, Timestamp, WatchEvent,
 };
 use mailchime::net::backends::{Backends, Table};
+use mailchime::nodes::Neighbours;
 use mailchime::store::{CredentialSource, DeviceKey, Sealed, Store, Vault};
 use mailchime::watch;
 use tempfile::TempDir;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 mod dialogues;
 mod life;
 mod mail;
+mod nodes;
 mod scale;
 mod ways;
 
@@ -138,6 +140,11 @@ impl World {
 
     /// Starts the program's watching part.
     pub(crate) fn watch(&self) -> Watching {
+        self.watch_beside(Neighbours::none("here"))
+    }
+
+    /// The same, as one of several nodes.
+    fn watch_beside(&self, neighbours: Neighbours) -> Watching {
         let (host, port) = (self.backend.ip().to_string(), self.backend.port());
         let backend = config::Backend::new(host, port, self.tls.clone());
         let mut config = Config::new(config::Tls::new("none", "none"), backend);
@@ -158,6 +165,7 @@ impl World {
             context,
             session_events,
             unwatched_accounts,
+            neighbours,
             inquiries,
             stop.clone(),
         ));

@@ -204,7 +204,8 @@ impl Pending {
         self.settle(&account, now);
     }
 
-    /// These accounts have devices to which a push is owed since an earlier run.
+    /// These accounts have devices to which a push is owed since an earlier run, or by
+    /// another node.
     pub(super) fn owed(&mut self, accounts: Vec<Account>, now: Instant) {
         for account in accounts {
             self.accounts.entry(account.clone()).or_default().want_read(now);

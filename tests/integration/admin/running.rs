@@ -193,7 +193,8 @@ async fn readiness_follows_the_backend_and_the_database() {
 async fn watchers_test_pushes_and_explanations_are_told() {
     limited(async {
         let world = World::start().await;
-        assert_eq!(get(world.admin, "/watchers").await.json(), json!({ "watchers": [] }));
+        let nobody = get(world.admin, "/watchers").await.json();
+        assert_eq!((&nobody["watchers"], &nobody["nodes"]), (&json!([]), &json!([nobody["node"]])));
         world.register().await;
         world.until("watchers{state=\"watching\",mode=\"idle\"}", 1.0).await;
 
@@ -224,6 +225,7 @@ async fn watchers_test_pushes_and_explanations_are_told() {
         let answer = get(world.admin, "/explain?user=alice").await;
         let explained = answer.json();
         assert_eq!(explained["watcher"]["state"], "watching");
+        assert_eq!(explained["watched_by"], nobody["node"]);
         let device = &explained["devices"][0];
         assert_eq!((&device["would_push"], &device["obstacles"]), (&json!(true), &json!([])));
         assert!(!answer.body.contains(TOKEN), "{}", answer.body);

@@ -9,6 +9,7 @@ use mailchime::demo::apns::Answer;
 use mailchime::model::{
     Account, Change, ChangeKind, Device, Mailbox, Registration, Snapshot, Timestamp, WatchEvent,
 };
+use mailchime::nodes::Neighbours;
 use mailchime::push::dispatcher::{self, Inquirer, Parts};
 use mailchime::push::identities::Identities;
 use mailchime::push::payload::mailbox_hash;
@@ -96,6 +97,7 @@ impl Running {
             identities,
             config: config::Push { min_interval: Duration::ZERO, ..config },
             removed: hints,
+            division: Neighbours::none("here").division,
             inquiries,
             metrics: Arc::default(),
         };

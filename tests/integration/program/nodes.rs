@@ -1,0 +1,378 @@
+//! Three processes on one PostgreSQL: they divide the watching, take over from one that is killed,
+//! and lose no push by it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::Instant;
+
+use mailchime::demo::phone::Phone;
+use serde_json::Value;
+
+use super::limited;
+use super::process::{Process, mailchime};
+use super::world::{MAIL, Server, World};
+use crate::servers::postgres::Postgres;
+
+const PASSWORD: &str = "of everyone";
+
+struct Cluster {
+    world: World,
+    database: Postgres,
+    users: Vec<Phone>,
+    delivered: usize,
+}
+
+/// A node that runs.
+struct Node {
+    name: &'static str,
+    server: Server,
+}
+
+impl Cluster {
+    async fn new(test: &str) -> Option<Self> {
+        let database = Postgres::start(test)?;
+        Some(Self { world: World::new().await, database, users: Vec::new(), delivered: 0 })
+    }
+
+    /// Nodes find each other dead after 3 s, not 30. `more` goes before `[log]`.
+    async fn start(&self, name: &'static str, more: &str) -> Node {
+        let any = "[admin]\naddress = \"127.0.0.1:0\"\n";
+        let node = format!("[node]\nname = \"{name}\"\ntakeover = \"3s\"\n{more}");
+        let config = self.world.config();
+        let config = config.replace("[log]", &format!("{any}{node}[log]"));
+        let config =
+            config.replace("[store]\n", &format!("[store]\nurl = \"{}\"\n", self.database.url()));
+        let file = self.world.file(&format!("{name}.toml"));
+        fs::write(&file, &config).unwrap();
+        let file = file.display().to_string();
+        let process = Process::spawn(mailchime(&["serve", "--config", &file]));
+        let mut server = Server::of(process).await;
+        let line = server.logged("metrics and health are told").await;
+        let address = line["address"].as_str().unwrap();
+        let known = any.replace("127.0.0.1:0", address);
+        fs::write(file, config.replace(any, &known)).unwrap();
+        Node { name, server }
+    }
+
+    /// A new user's phone registers at `node`.
+    async fn register(&mut self, node: &Node) {
+        let number = self.users.len() + 1;
+        let login = format!("user{number}@example.org");
+        self.world.backend.add_account(&login, PASSWORD.as_bytes());
+        let phone = Phone {
+            login,
+            password: PASSWORD.into(),
+            account_id: super::world::ACCOUNT_ID.into(),
+            device_token: format!("{number:064x}"),
+            mailboxes: vec!["INBOX".into()],
+        };
+        let ca = &self.world.pki.ca.certificate;
+        phone.register(node.server.address, "localhost", ca, |_, _| {}).await.unwrap();
+        self.users.push(phone);
+    }
+
+    /// What a command says about the node that it asks.
+    async fn ask(&self, node: &Node, arguments: &[&str]) -> String {
+        let config = self.world.file(&format!("{}.toml", node.name)).display().to_string();
+        let arguments = [arguments, &["--config", &config]].concat();
+        let mut process = Process::spawn(mailchime(&arguments));
+        process.end().await;
+        process.stdout.seen.join("\n")
+    }
+
+    async fn watched_by(&self, node: &Node) -> BTreeSet<String> {
+        let told: Value =
+            serde_json::from_str(&self.ask(node, &["watchers", "--json"]).await).unwrap();
+        assert_eq!(told["node"], node.name);
+        let watchers = told["watchers"].as_array().unwrap().iter();
+        watchers.map(|watcher| watcher["account"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Waits until each account is watched by one of these nodes, all in IDLE; how many by each.
+    async fn divided(&self, nodes: &[&Node]) -> Vec<usize> {
+        let all: BTreeSet<_> = self.users.iter().map(|user| user.login.clone()).collect();
+        loop {
+            let mut shares = Vec::new();
+            for node in nodes {
+                shares.push(self.watched_by(node).await);
+            }
+            let sizes: Vec<_> = shares.iter().map(BTreeSet::len).collect();
+            let together: BTreeSet<_> = shares.into_iter().flatten().collect();
+            if together == all && sizes.iter().sum::<usize>() == all.len() {
+                let idling = self.world.backend.wait_until(|now| now.idling == all.len());
+                super::soon("all in IDLE", idling).await;
+                return sizes;
+            }
+        }
+    }
+
+    /// A mail to each user; since when.
+    fn mail_to_all(&mut self) -> Instant {
+        let since = Instant::now();
+        for user in &self.users {
+            self.world.backend.deliver(&user.login, "INBOX", MAIL).unwrap();
+        }
+        self.delivered += self.users.len();
+        since
+    }
+
+    /// Waits until each device has got a push since then.
+    async fn all_told(&self, since: Instant) {
+        let all: BTreeSet<_> = self.users.iter().map(|user| user.device_token.clone()).collect();
+        loop {
+            let received = self.world.apns.received();
+            let pushes = self.world.apns.pushes();
+            let told = pushes.iter().filter(|push| push.received >= since);
+            let told: BTreeSet<_> =
+                told.map(|push| push.token.as_ref().unwrap().to_lowercase()).collect();
+            if told == all {
+                return;
+            }
+            let missing = format!("{} of {} devices told", told.len(), all.len());
+            super::soon(&missing, self.world.apns.wait_for(received + 1)).await;
+        }
+    }
+}
+
+impl Node {
+    async fn sees(&mut self, nodes: &str) {
+        while self.server.logged("the nodes that live").await["nodes"] != nodes {}
+    }
+
+    /// Waits until so many more changes are settled on disk.
+    async fn settled(&mut self, mut changes: usize) {
+        while changes > 0 {
+            let line = self.server.logged("settled").await;
+            let settled = line["change"].as_str().unwrap().split(' ').count();
+            changes = changes.saturating_sub(settled);
+        }
+    }
+}
+
+fn fair(shares: &[usize]) {
+    let even = shares.iter().sum::<usize>() / shares.len();
+    assert!(shares.iter().all(|share| share * 2 >= even && *share <= even * 2), "{shares:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_lose_no_push_whoever_is_killed_stopped_or_started() {
+    let test = "program::nodes::three_nodes_lose_no_push_whoever_is_killed_stopped_or_started";
+    let Some(mut cluster) = Cluster::new(test).await else { return };
+    limited(async {
+        let mut a = cluster.start("a", "").await;
+        let mut b = cluster.start("b", "").await;
+        let mut c = cluster.start("c", "").await;
+        for node in [&mut a, &mut b, &mut c] {
+            node.sees("a b c").await;
+        }
+        for _ in 0..20 {
+            for node in [&a, &b, &c] {
+                cluster.register(node).await;
+            }
+        }
+        let shares = cluster.divided(&[&a, &b, &c]).await;
+        println!("shares of a, b and c: {shares:?}");
+        fair(&shares);
+        let since = cluster.mail_to_all();
+        cluster.all_told(since).await;
+        assert_eq!(cluster.world.apns.received(), 60, "nobody is told twice");
+
+        // Killed while mail comes, and more comes while nobody has noticed.
+        cluster.mail_to_all();
+        b.server.process.kill();
+        let since = cluster.mail_to_all();
+        cluster.all_told(since).await;
+        println!("all told again {:?} after the SIGKILL of b", since.elapsed());
+        a.sees("a c").await;
+        println!("shares of a and c: {:?}", cluster.divided(&[&a, &c]).await);
+
+        // Of twelve users who register at a, some are c's.
+        let before = cluster.watched_by(&c).await.len();
+        for _ in 0..12 {
+            cluster.register(&a).await;
+        }
+        cluster.divided(&[&a, &c]).await;
+        let of_c = cluster.watched_by(&c).await;
+        assert!(of_c.len() > before, "{of_c:?}");
+        let since = cluster.mail_to_all();
+        cluster.all_told(since).await;
+
+        // Asked at a of one of c's, both commands say so.
+        let user = of_c.first().unwrap();
+        assert!(cluster.ask(&a, &["watchers"]).await.contains("node a; other accounts"));
+        let explained = cluster.ask(&a, &["push", user, "--explain"]).await;
+        assert!(explained.contains("watcher: at node c, "), "{explained}");
+        let explained = cluster.ask(&c, &["push", user, "--explain"]).await;
+        assert!(explained.contains("watcher: watching (idle)"), "{explained}");
+
+        // Stopped, it is gone at once; started again, it has a share again.
+        c.server.process.signal("TERM");
+        c.server.process.end().await;
+        assert_eq!(cluster.divided(&[&a]).await, [72]);
+        let since = cluster.mail_to_all();
+        cluster.all_told(since).await;
+        a.sees("a").await;
+        let log = a.server.process.stderr.seen.join("\n");
+        let buried =
+            "\"message\":\"gives no sign of life: its share is taken over\",\"node\":\"c\"";
+        assert!(!log.contains(buried), "{log}");
+        let mut b = cluster.start("b", "").await;
+        let mut c = cluster.start("c", "").await;
+        for node in [&mut a, &mut b, &mut c] {
+            node.sees("a b c").await;
+        }
+        let shares = cluster.divided(&[&a, &b, &c]).await;
+        println!("shares of a, b and c: {shares:?}");
+        fair(&shares);
+        let since = cluster.mail_to_all();
+        cluster.all_told(since).await;
+        println!("{} mails, {} pushes", cluster.delivered, cluster.world.apns.received());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_password_at_one_node_wakes_the_watcher_at_another() {
+    let test = "program::nodes::a_new_password_at_one_node_wakes_the_watcher_at_another";
+    let Some(mut cluster) = Cluster::new(test).await else { return };
+    limited(async {
+        let mut a = cluster.start("a", "").await;
+        let mut b = cluster.start("b", "").await;
+        a.sees("a b").await;
+        b.sees("a b").await;
+        for _ in 0..8 {
+            cluster.register(&a).await;
+        }
+        cluster.divided(&[&a, &b]).await;
+        let login = cluster.watched_by(&b).await.first().unwrap().clone();
+        cluster.world.backend.set_password(&login, b"another").unwrap();
+        cluster.world.backend.drop_connections();
+        b.server.logged("not watched until its user logs in again").await;
+
+        let mut client = cluster.world.client(&a.server).await;
+        client.send(format!("in LOGIN {login} another\r\n").as_bytes()).await;
+        client.until("in OK").await;
+        b.server.logged("its user logged in: watched again").await;
+        cluster.divided(&[&a, &b]).await;
+        let since = cluster.mail_to_all();
+        cluster.all_told(since).await;
+        // The node that takes over knows it, too.
+        b.server.process.kill();
+        let since = cluster.mail_to_all();
+        cluster.all_told(since).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_in_memory_is_used_where_its_user_logged_in() {
+    let test = "program::nodes::a_password_in_memory_is_used_where_its_user_logged_in";
+    let Some(mut cluster) = Cluster::new(test).await else { return };
+    limited(async {
+        let memory = "[credentials]\nmode = \"memory\"\n";
+        let mut a = cluster.start("a", memory).await;
+        let mut b = cluster.start("b", memory).await;
+        a.sees("a b").await;
+        b.sees("a b").await;
+        for _ in 0..8 {
+            cluster.register(&a).await;
+        }
+        let idling = cluster.world.backend.wait_until(|now| now.idling == 8);
+        super::soon("all in IDLE", idling).await;
+        assert_eq!(cluster.watched_by(&a).await.len(), 8);
+        let since = cluster.mail_to_all();
+        cluster.all_told(since).await;
+
+        // After that node, whoever logs in at another one is watched there.
+        a.server.process.kill();
+        b.server.logged("gives no sign of life: its share is taken over").await;
+        for user in &cluster.users {
+            let mut client = cluster.world.client(&b.server).await;
+            let login = format!("in LOGIN {} \"{PASSWORD}\"\r\n", user.login);
+            client.send(login.as_bytes()).await;
+            client.until("in OK").await;
+        }
+        let since = cluster.mail_to_all();
+        cluster.all_told(since).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_node_owes_is_pushed_by_the_one_that_takes_over_and_once() {
+    let test =
+        "program::nodes::what_a_killed_node_owes_is_pushed_by_the_one_that_takes_over_and_once";
+    let Some(mut cluster) = Cluster::new(test).await else { return };
+    limited(async {
+        let mut a = cluster.start("a", "").await;
+        let mut b = cluster.start("b", "").await;
+        a.sees("a b").await;
+        b.sees("a b").await;
+        // Few: after a failure one device at a time tries whether APNs is back.
+        for _ in 0..4 {
+            cluster.register(&a).await;
+        }
+        let [_, share_of_b] = cluster.divided(&[&a, &b]).await[..] else { panic!("two") };
+        assert!(share_of_b > 0);
+        // What is owed is marked on disk, and the rows that tell what was told have moved.
+        cluster.world.apns.refuse().await;
+        cluster.world.apns.drop_connections();
+        cluster.mail_to_all();
+        b.settled(share_of_b).await;
+        b.server.process.kill();
+        cluster.world.apns.resume().await.unwrap();
+        let mut since = Instant::now();
+        cluster.all_told(since).await;
+
+        // Both are killed, and start anew, each for itself.
+        let mut b = cluster.start("b", "").await;
+        b.sees("a b").await;
+        let [share_of_a, share_of_b] = cluster.divided(&[&a, &b]).await[..] else { panic!("two") };
+        cluster.world.apns.refuse().await;
+        cluster.world.apns.drop_connections();
+        a.sees("a b").await;
+        cluster.mail_to_all();
+        a.settled(share_of_a).await;
+        b.settled(share_of_b).await;
+        a.server.process.kill();
+        b.server.process.kill();
+        cluster.world.apns.resume().await.unwrap();
+        let before = cluster.world.apns.received();
+        since = Instant::now();
+        let a = cluster.start("a", "").await;
+        let b = cluster.start("b", "").await;
+        cluster.all_told(since).await;
+        cluster.divided(&[&a, &b]).await;
+        assert_eq!(cluster.world.apns.received() - before, 4, "nobody is told twice");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_database_is_away_each_node_keeps_its_share() {
+    let test = "program::nodes::while_the_database_is_away_each_node_keeps_its_share";
+    let Some(mut cluster) = Cluster::new(test).await else { return };
+    limited(async {
+        let mut a = cluster.start("a", "").await;
+        let mut b = cluster.start("b", "").await;
+        a.sees("a b").await;
+        b.sees("a b").await;
+        for _ in 0..12 {
+            cluster.register(&b).await;
+        }
+        let shares = cluster.divided(&[&a, &b]).await;
+        cluster.database.stop();
+        for node in [&mut a, &mut b] {
+            node.server.logged("the other nodes are out of sight: all stays as it is").await;
+        }
+        let since = cluster.mail_to_all();
+        assert_eq!(cluster.divided(&[&a, &b]).await, shares);
+        cluster.database.restart();
+        cluster.all_told(since).await;
+        for node in [&mut a, &mut b] {
+            node.server.logged("the other nodes are in sight again").await;
+        }
+        assert_eq!(cluster.divided(&[&a, &b]).await, shares);
+    })
+    .await;
+}

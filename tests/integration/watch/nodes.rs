@@ -1,0 +1,164 @@
+//! One of several nodes: which accounts it watches, and what it hears of the others.
+
+use mailchime::model::Account;
+use mailchime::nodes::{Division, Neighbours};
+use mailchime::store::{News, Sealed};
+use tokio::sync::{mpsc, watch};
+
+use super::mail::{backend, world};
+use super::{PASSWORD, World, credentials, limited, told};
+
+const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
+
+/// The hands of the nodes beside it.
+struct Others {
+    division: watch::Sender<Division>,
+    news: mpsc::Sender<News>,
+}
+
+/// Everything is this node's, or nothing is.
+fn division(all: bool, joined: u64) -> Division {
+    let owner = if all { "here" } else { "elsewhere" };
+    Division::new("here".into(), true, [owner.into()], joined)
+}
+
+impl Others {
+    fn new(all: bool) -> (Self, Neighbours) {
+        let (division, divided) = watch::channel(division(all, 1));
+        let (news, told) = mpsc::channel(10);
+        (Self { division, news }, Neighbours { division: divided, news: told })
+    }
+
+    fn divide(&self, all: bool, joined: u64) {
+        self.division.send_replace(division(all, joined));
+    }
+
+    async fn tell(&self, user: &str, login: bool) {
+        self.news.send(News { account: Account::from_login(user), login }).await.unwrap();
+    }
+}
+
+/// What another node does when `user` has logged in there.
+async fn store_password(world: &World, user: &str, password: &str) {
+    let text = world.vault().seal(&credentials(user, password));
+    let sealed = Sealed { text, until: None };
+    assert!(world.store.save_credentials(&Account::from_login(user), &sealed).await.unwrap());
+}
+
+#[tokio::test]
+async fn an_account_is_watched_while_it_is_this_nodes() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let (others, neighbours) = Others::new(false);
+        let watching = world.watch_beside(neighbours);
+        // Whose sessions are here does not matter, nor news of what others watch.
+        watching.registered("alice").await;
+        watching.logged_in("alice", PASSWORD).await;
+        others.tell("alice", true).await;
+        for start in 1..=2 {
+            others.divide(true, 1);
+            let seen = backend.wait_until(|c| c.idling == 1).await;
+            assert_eq!(seen.accepted, start);
+            others.divide(false, 1);
+            backend.wait_until(|c| c.connections == 0).await;
+        }
+        assert_eq!(world.parked("alice").await, None);
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_login_at_this_node_reaches_the_one_that_watches() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let alice = Account::from_login("alice");
+        let other = world.store.clone().of_node("2".into());
+        other.join("elsewhere").await.unwrap();
+        let (_others, neighbours) = Others::new(false);
+        let watching = world.watch_beside(neighbours);
+
+        // The same password again is no news, and nobody is kept who is not registered.
+        watching.logged_in("alice", PASSWORD).await;
+        watching.logged_in("bob", "secret").await;
+        watching.logged_in("alice", "changed").await;
+        while world.stored_password("alice").await != b"changed" {
+            tokio::task::yield_now().await;
+        }
+        let news = News { account: alice.clone(), login: true };
+        assert_eq!(other.take_news("elsewhere", 10).await.unwrap(), std::slice::from_ref(&news));
+        // But it is for one that is parked.
+        world.store.park(&alice, "no", mailchime::model::Timestamp(1)).await.unwrap();
+        watching.logged_in("alice", "changed").await;
+        world.until_parked("alice", false).await;
+        assert_eq!(other.take_news("elsewhere", 10).await.unwrap(), [news]);
+        assert_eq!(backend.counters().accepted, 0);
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_login_at_another_node_ends_the_parking_and_nothing_else_does() {
+    limited(async {
+        let backend = backend().await;
+        backend.add_account("bob", PASSWORD.as_bytes());
+        let world = world(&backend).await;
+        backend.set_password("alice", b"changed").unwrap();
+        let (others, neighbours) = Others::new(true);
+        let watching = world.watch_beside(neighbours);
+        world.until_parked("alice", true).await;
+
+        // Another device of hers has gone, say. Bob is new, and heard of after that.
+        others.tell("alice", false).await;
+        world.register("bob", &[("INBOX", told(2, 1, 0, 0))]).await;
+        others.tell("bob", true).await;
+        backend.wait_until(|c| c.idling == 1 && c.logins.contains_key("bob")).await;
+        assert_eq!(backend.counters().refused["alice"], 2);
+
+        store_password(&world, "alice", "changed").await;
+        // As the watcher does that was refused a moment ago.
+        let alice = Account::from_login("alice");
+        world.store.park(&alice, "no", mailchime::model::Timestamp(1)).await.unwrap();
+        others.tell("alice", true).await;
+        backend.wait_until(|c| c.idling == 2).await;
+        world.until_parked("alice", false).await;
+        assert_eq!(backend.counters().refused["alice"], 2);
+
+        // Bob's last device goes.
+        world.unregister("bob").await;
+        others.tell("bob", false).await;
+        backend.wait_until(|c| c.idling == 1 && c.connections == 1).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_registration_at_another_node_is_watched_and_so_is_one_that_was_missed() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let (others, neighbours) = Others::new(true);
+        let mut watching = world.watch_beside(neighbours);
+        backend.wait_until(|c| c.idling == 1).await;
+        for (mailbox, joined) in [("Notes", None), ("Sent", Some(2))] {
+            backend.create_mailbox("alice", mailbox).unwrap();
+            backend.deliver("alice", mailbox, MAIL).unwrap();
+            world
+                .register("alice", &[("INBOX", told(1, 1, 0, 0)), (mailbox, told(9, 1, 0, 0))])
+                .await;
+            match joined {
+                None => others.tell("alice", true).await,
+                Some(joined) => others.divide(true, joined),
+            }
+            let line = watching.next().await;
+            assert!(line.starts_with(mailbox), "{line}");
+        }
+        assert_eq!(backend.counters().accepted, 1, "on the connection that there is");
+        watching.stop().await;
+    })
+    .await;
+}
