@@ -7,6 +7,8 @@
 //!
 //! `cargo bench --bench watching -- --help`
 
+#![expect(clippy::print_stdout, reason = "that is what it is for")]
+
 use std::collections::HashMap;
 use std::error::Error;
 use std::fs;
