@@ -13,7 +13,8 @@ use crate::config::Config;
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
     /// Log in at the backend as this user, with the password in the environment variable
-    /// MAILCHIME_PASSWORD
+    /// MAILCHIME_PASSWORD; where a master user watches, as that one for this user, and without a
+    /// password just so
     #[arg(long, value_name = "USER")]
     login: Option<String>,
 
@@ -32,16 +33,18 @@ struct Report {
 }
 
 pub(super) fn run(options: &Options) -> Result<(), Failure> {
-    let login = options.login.as_deref();
-    let password = login.map(|_| peers::password(options.password_file.as_deref())).transpose()?;
     let config = configuration(&options.configured)?;
+    let password = match &options.login {
+        Some(_) => peers::password(options.password_file.as_deref(), &config.credentials)?,
+        None => None,
+    };
     let mut report = Report::default();
     report.ok("configuration", options.configured.config.display());
     for warning in &config.warnings {
         report.warning("configuration", warning);
     }
     let runtime = runtime()?;
-    runtime.block_on(check(&config, login.zip(password), &mut report));
+    runtime.block_on(check(&config, options.login.as_deref(), password, &mut report));
     // The look-up of a name cannot be ended, and is not waited for.
     runtime.shutdown_background();
     match report.failed {
@@ -51,13 +54,21 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     }
 }
 
-async fn check(config: &Config, login: Option<(&str, peers::Password)>, report: &mut Report) {
+async fn check(
+    config: &Config,
+    login: Option<&str>,
+    password: Option<peers::Password>,
+    report: &mut Report,
+) {
     files::certificates(&config.tls, report);
     files::credentials(&config.credentials, report);
     files::database(&config.store, report).await;
     peers::backends(config, report).await;
-    if let Some((user, password)) = login {
-        peers::log_in(config, user, password, report).await;
+    if let Some(user) = login {
+        if let Some(password) = password {
+            peers::log_in(config, user, password, report).await;
+        }
+        peers::watch(config, user, report).await;
     }
     peers::push(config, report).await;
 }

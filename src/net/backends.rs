@@ -149,15 +149,17 @@ impl Backends {
     }
 
     /// Connects to the account's backend and logs in, with a place among the account's connections.
-    /// The limits are those of [`Backend::log_in`].
+    /// The name in the credentials may be another one: a master's. The limits are those of
+    /// [`Backend::log_in`].
     pub async fn log_in(
         &self,
         backend: &Backend,
+        account: &Account,
         credentials: Credentials,
         limit: Duration,
         longest: usize,
     ) -> Result<LoggedIn, LoginError> {
-        let place = Some(self.place(&credentials.account())?);
+        let place = Some(self.place(account)?);
         let logged_in = backend.log_in(credentials, limit, longest).await;
         let logged_in = logged_in.inspect_err(|error| {
             if let LoginError::Connect(error) = error {

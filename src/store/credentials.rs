@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use base64::Engine;
@@ -33,7 +34,14 @@ pub struct CredentialSource {
 enum Mode {
     Stored(Vault),
     Memory(Mutex<HashMap<Account, Kept>>),
-    Master { master: Credentials, template: Option<LoginTemplate> },
+    Master(Master),
+}
+
+/// The user of the backend who may act as any other. `Debug` does not show the password.
+#[derive(Debug)]
+pub struct Master {
+    credentials: Credentials,
+    template: Option<LoginTemplate>,
 }
 
 struct Kept {
@@ -61,11 +69,7 @@ impl CredentialSource {
             config::Credentials::Stored { key_file } => Mode::Stored(Vault::open(key_file)?),
             config::Credentials::Memory => Mode::Memory(Mutex::new(HashMap::new())),
             config::Credentials::Master { user, password_file, login_template } => {
-                let password = read_private(password_file)
-                    .and_then(|(text, _)| password(&text).ok_or(Unfit::Malformed))
-                    .map_err(|unfit| unfit.password_file(password_file))?;
-                let master = Credentials::password(user, password.to_vec());
-                Mode::Master { master, template: login_template.clone() }
+                Mode::Master(Master::open(user, password_file, login_template.clone())?)
             }
         };
         Ok(Self { store, mode })
@@ -83,7 +87,7 @@ impl CredentialSource {
         let until = expiry(credentials, now);
         let sealed = match &self.mode {
             Mode::Stored(vault) => Some(Sealed { text: vault.seal(credentials), until }),
-            Mode::Memory(_) | Mode::Master { .. } => None,
+            Mode::Memory(_) | Mode::Master(_) => None,
         };
         self.store.register(registration, sealed.as_ref(), max_devices, now).await?;
         if let Mode::Memory(kept) = &self.mode {
@@ -115,7 +119,7 @@ impl CredentialSource {
                 let credentials = credentials.clone();
                 lock(kept).insert(account.clone(), Kept { credentials, until });
             }
-            Mode::Master { .. } => {}
+            Mode::Master(_) => {}
         }
         self.store.unpark(account).await
     }
@@ -139,9 +143,7 @@ impl CredentialSource {
                 let kept = kept.get(account).filter(|kept| lives(kept.until));
                 Ok(kept.map(|kept| kept.credentials.clone()))
             }
-            Mode::Master { master, template } => {
-                Ok(Some(acting(master, template.as_ref(), account)))
-            }
+            Mode::Master(master) => Ok(Some(master.acting_as(account))),
         }
     }
 
@@ -149,7 +151,7 @@ impl CredentialSource {
     pub fn watching(&self, account: &Account, fresh: Credentials) -> Credentials {
         match &self.mode {
             Mode::Stored(_) | Mode::Memory(_) => fresh,
-            Mode::Master { master, template } => acting(master, template.as_ref(), account),
+            Mode::Master(master) => master.acting_as(account),
         }
     }
 
@@ -190,7 +192,7 @@ impl CredentialSource {
             Mode::Memory(kept) => {
                 lock(kept).retain(|_, kept| kept.until.is_none_or(|until| now < until));
             }
-            Mode::Master { .. } => {}
+            Mode::Master(_) => {}
         }
         self.store.erase_credentials(None).await
     }
@@ -208,23 +210,37 @@ impl fmt::Debug for CredentialSource {
         let mode = match &self.mode {
             Mode::Stored(_) => "stored",
             Mode::Memory(_) => "memory",
-            Mode::Master { .. } => "master",
+            Mode::Master(_) => "master",
         };
         f.debug_struct("CredentialSource").field("mode", &mode).finish_non_exhaustive()
     }
 }
 
-/// The master as `account`.
-fn acting(
-    master: &Credentials,
-    template: Option<&LoginTemplate>,
-    account: &Account,
-) -> Credentials {
-    match template {
-        None => master.clone().acting_as(account.as_str()),
-        Some(template) => {
-            let login = template.login(account.as_str(), &master.login);
-            Credentials::password(login, master.expose_secret().to_vec())
+impl Master {
+    /// Reads the password from its file.
+    ///
+    /// # Errors
+    /// [`VaultError::PasswordFile`].
+    pub fn open(
+        user: &str,
+        password_file: &Path,
+        template: Option<LoginTemplate>,
+    ) -> Result<Self, VaultError> {
+        let password = read_private(password_file)
+            .and_then(|(text, _)| password(&text).ok_or(Unfit::Malformed))
+            .map_err(|unfit| unfit.password_file(password_file))?;
+        Ok(Self { credentials: Credentials::password(user, password.to_vec()), template })
+    }
+
+    /// What to log in with as `account`.
+    pub fn acting_as(&self, account: &Account) -> Credentials {
+        let master = &self.credentials;
+        match &self.template {
+            None => master.clone().acting_as(account.as_str()),
+            Some(template) => {
+                let login = template.login(account.as_str(), &master.login);
+                Credentials::password(login, master.expose_secret().to_vec())
+            }
         }
     }
 }

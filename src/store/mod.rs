@@ -47,7 +47,7 @@ use crate::config::database_name;
 use crate::metrics::{Call, Metrics};
 use crate::model::{Account, Device, DeviceToken, Mailbox, Snapshot, Timestamp};
 
-pub use credentials::{CredentialSource, CredentialsError};
+pub use credentials::{CredentialSource, CredentialsError, Master};
 pub use error::StoreError;
 pub use nodes::{News, Node};
 pub use rotation::{Rotated, rotate};

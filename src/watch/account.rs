@@ -15,7 +15,8 @@ use tokio::time::Instant;
 
 use super::Context;
 use super::connection::{Connection, Lost};
-use super::refusal::Refusal;
+use super::master::Turn;
+use super::refusal::{self, Refusal};
 use super::status::{Doing, Status};
 use super::upstream::Upstream;
 use crate::imap::capability::Capabilities;
@@ -27,6 +28,10 @@ use crate::store::{CredentialsError, StoreError};
 
 /// A connection that has lived so long makes the next failure the first one again.
 pub(super) const LIVED: Duration = Duration::from_secs(60);
+
+const MASTER_REMEDY: &str = "see [credentials] master_user, master_password_file and login_template, \
+    and what the server lets this user do; `mailchime check --login USER` tries it; restart mailchime \
+    when the configuration or the password file has changed";
 
 /// What the supervisor last told a watcher.
 #[derive(Clone, Debug, Default)]
@@ -91,6 +96,8 @@ pub(super) enum End {
     NoPassword(&'static str),
     /// The password was refused; the backend's answer behind the tag.
     Refused(Vec<u8>),
+    /// The master user was, as this account. For so long nobody tries it if it is as all.
+    MasterRefused { answer: Vec<u8>, rest: Option<Duration> },
     Failed(String),
 }
 
@@ -113,6 +120,8 @@ enum Next {
     Login,
     /// Another try after this time, or when the supervisor has something to tell.
     Try(Duration),
+    /// Another try after this time, whatever is told.
+    Later(Duration),
 }
 
 impl Watcher {
@@ -150,6 +159,10 @@ impl Watcher {
                     None => return,
                 },
                 Next::Try(pause) => pause,
+                Next::Later(pause) => tokio::select! {
+                    () = tokio::time::sleep(pause) => Duration::ZERO,
+                    () = stopped(self.orders.clone()) => return,
+                },
             };
             tokio::select! {
                 biased;
@@ -164,12 +177,20 @@ impl Watcher {
             self.status.set(Doing::Starting);
             let backend = self.context.backends.of(Some(&self.account));
             let upstream = self.context.upstreams.of(&backend);
-            let place = tokio::select! {
-                place = upstream.turn() => place,
+            let turns = async {
+                let leave = match self.acts_as_master() {
+                    true => Some(upstream.master.turn(|rest, why| self.rest(Some(rest), why)).await),
+                    false => None,
+                };
+                (leave, upstream.turn().await)
+            };
+            let (leave, place) = tokio::select! {
+                turns = turns => turns,
                 () = stopped(self.orders.clone()) => return,
             };
+            self.status.set(Doing::Starting);
             // Boxed: an account spends its life inside, and its parts are not all needed at once.
-            let end = Box::pin(self.connection(&backend, &upstream)).await;
+            let end = Box::pin(self.connection(&backend, &upstream, leave)).await;
             drop(place);
             next = self.after(end).await;
         }
@@ -211,6 +232,24 @@ impl Watcher {
                         Next::Login
                     }
                 }
+            }
+            End::MasterRefused { answer, rest } => {
+                self.refusals = self.refusals.saturating_add(1);
+                let wait = refusal::master_wait(self.refusals, rand::random());
+                let reason = printable(&answer);
+                match rest {
+                    Some(rest) => tracing::error!(
+                        %account, reason, wait = ?rest, remedy = MASTER_REMEDY,
+                        "the backend refuses the master user, whoever it acts as: nobody is watched \
+                         anew"
+                    ),
+                    None => tracing::warn!(
+                        %account, reason, ?wait,
+                        "the backend refuses the master user as this account"
+                    ),
+                }
+                self.rest(Some(wait), &format!("the master user is refused: {reason}"));
+                Next::Later(wait)
             }
             End::Failed(why) => {
                 self.failures = self.failures.saturating_add(1);
@@ -280,15 +319,26 @@ impl Watcher {
         (self.refusals, self.failures) = (0, 0);
     }
 
+    /// Whether it logs in as the master user, whom no user's login can help.
+    fn acts_as_master(&self) -> bool {
+        !self.context.credentials.heal_by_login()
+    }
+
     /// One connection from login to its end. Whatever it waits for, it ends when it is to stop.
-    async fn connection(&mut self, backend: &Backend, upstream: &Upstream) -> End {
+    async fn connection(
+        &mut self,
+        backend: &Backend,
+        upstream: &Upstream,
+        leave: Option<Turn<'_>>,
+    ) -> End {
         let orders = self.orders.clone();
         let (backends, account) = (self.context.backends.clone(), self.account.clone());
         let logged_in = tokio::select! {
             // Boxed: it is the largest part, and soon over.
-            logged_in = Box::pin(self.log_in(backend)) => logged_in,
+            logged_in = Box::pin(self.log_in(backend, upstream)) => logged_in,
             () = stopped(orders.clone()) => return End::Stop,
         };
+        drop(leave);
         let (mut connection, granted) = match logged_in {
             Ok(logged_in) => logged_in,
             Err(end) => return end,
@@ -313,6 +363,7 @@ impl Watcher {
     async fn log_in(
         &mut self,
         backend: &Backend,
+        upstream: &Upstream,
     ) -> Result<(Connection, Option<Capabilities>), End> {
         // After a break nothing counts but what the devices were told.
         self.mailboxes.clear();
@@ -325,16 +376,23 @@ impl Watcher {
         let context = &self.context;
         let timeout = context.config.answer_timeout;
         let backends = &context.backends;
-        let result = backends.log_in(backend, credentials, timeout, context.response_size).await;
-        match result {
+        let longest = context.response_size;
+        let account = &self.account;
+        match backends.log_in(backend, account, credentials, timeout, longest).await {
             Ok(mut logged_in) => {
                 self.logged_in = Some(Instant::now());
                 self.refusals = 0;
+                upstream.master.accepted();
                 let granted = logged_in.capabilities.take();
-                Ok((Connection::new(logged_in, timeout, context.response_size), granted))
+                Ok((Connection::new(logged_in, timeout, longest), granted))
             }
             Err(LoginError::Refused { answer }) if Refusal::of(&answer) != Refusal::Temporary => {
-                Err(End::Refused(answer))
+                if !self.acts_as_master() {
+                    return Err(End::Refused(answer));
+                }
+                let why = format!("the master user is refused: {}", printable(&answer));
+                let rest = upstream.master.refused(account, &why);
+                Err(End::MasterRefused { answer, rest })
             }
             Err(error) => Err(End::Failed(error.to_string())),
         }

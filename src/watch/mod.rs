@@ -14,6 +14,7 @@
 mod account;
 mod connection;
 mod look;
+mod master;
 mod news;
 mod pacer;
 mod refusal;

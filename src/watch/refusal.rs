@@ -13,6 +13,10 @@ const WRONG_TRIES: u32 = 2;
 const UNEXPLAINED_TRIES: u32 = 3;
 const UNEXPLAINED_WAIT: Duration = Duration::from_mins(10);
 
+/// The first wait of an account as which the master user was refused, and the longest. No login of its
+/// user could mend that, so there is always another try.
+const MASTER_WAITS: [Duration; 2] = [Duration::from_mins(10), Duration::from_hours(1)];
+
 /// A backend's NO or BAD to a login, by its response code (RFC 5530).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
@@ -52,6 +56,13 @@ impl Refusal {
             Self::Unexplained => (tries < UNEXPLAINED_TRIES).then_some(UNEXPLAINED_WAIT),
         }
     }
+}
+
+/// How long an account waits as which the master user was refused so often in a row. `chance` is 0
+/// to 1.
+pub(super) fn master_wait(tries: u32, chance: f64) -> Duration {
+    let [first, longest] = MASTER_WAITS;
+    Backoff::new(first, longest).wait(tries, chance).max(first)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 
+use super::master::Master;
 use super::pacer::Pacer;
 use crate::config;
 use crate::net::backend::Backend;
@@ -35,6 +36,7 @@ pub(super) struct Upstream {
     pub(super) name: String,
     pacer: Pacer,
     places: Option<Places>,
+    pub(super) master: Master,
     pub(super) idle: Trust,
     pub(super) notify: Trust,
 }
@@ -94,7 +96,8 @@ impl Upstreams {
             });
             let pacer = Pacer::new(logins_per_second);
             let (idle, notify) = Default::default();
-            Arc::new(Upstream { name: backend.name(), pacer, places, idle, notify })
+            let (name, master) = (backend.name(), Master::new());
+            Arc::new(Upstream { name, pacer, places, master, idle, notify })
         });
         Arc::clone(upstream)
     }

@@ -7,6 +7,7 @@ mod credentials;
 mod demo;
 mod hostile;
 mod logs;
+mod master;
 mod messages;
 mod nodes;
 mod process;

@@ -18,6 +18,7 @@ use crate::net::backend::{Backend, ConnectError, LoginError};
 use crate::net::backends::{Backends, Table};
 use crate::push::apns::{Apns, Identity, Outcome, Validity};
 use crate::push::payload::Probe;
+use crate::store::Master;
 
 /// For a backend's answers.
 const ANSWER_TIME: Duration = Duration::from_secs(15);
@@ -40,14 +41,21 @@ impl fmt::Debug for Password {
     }
 }
 
-/// The password for `--login`: the first line of `file`, or the environment's.
-pub(super) fn password(file: Option<&Path>) -> Result<Password, Failure> {
+/// The password for `--login`: the first line of `file`, or the environment's. Only where a master
+/// user watches it may be left out.
+pub(super) fn password(
+    file: Option<&Path>,
+    credentials: &config::Credentials,
+) -> Result<Option<Password>, Failure> {
     let text = match file {
         Some(file) => Zeroizing::new(std::fs::read(file).map_err(|error| {
             Failure::Usage(format!("--password-file {}: {error}", file.display()))
         })?),
         None => {
             let text = std::env::var_os(VARIABLE).filter(|text| !text.is_empty());
+            if text.is_none() && matches!(credentials, config::Credentials::Master { .. }) {
+                return Ok(None);
+            }
             let missing = || {
                 let problem = "--login needs the user's password: put it into the environment \
                                variable MAILCHIME_PASSWORD, or into a file for --password-file";
@@ -57,7 +65,7 @@ pub(super) fn password(file: Option<&Path>) -> Result<Password, Failure> {
         }
     };
     let line = text.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
-    Ok(Password(Zeroizing::new(line.to_vec())))
+    Ok(Some(Password(Zeroizing::new(line.to_vec()))))
 }
 
 pub(super) async fn backends(config: &Config, report: &mut Report) {
@@ -124,13 +132,48 @@ fn remedy(error: &LoginError) -> &'static str {
     }
 }
 
+/// Logs in as the user does.
 pub(super) async fn log_in(config: &Config, user: &str, password: Password, report: &mut Report) {
     let part = format!("login {}", user.escape_debug());
+    let credentials = Credentials::password(user, password.0.to_vec());
+    try_login(config, &part, user, credentials, remedy, report).await;
+}
+
+/// Logs in as the watcher of the user does, where that needs no password of theirs.
+pub(super) async fn watch(config: &Config, user: &str, report: &mut Report) {
+    let config::Credentials::Master { user: name, password_file, login_template } =
+        &config.credentials
+    else {
+        return;
+    };
+    let part = format!("{} as {}", name.escape_debug(), user.escape_debug());
+    let master = match Master::open(name, password_file, login_template.clone()) {
+        Ok(master) => master,
+        Err(error) => return report.failed(&part, error),
+    };
+    let credentials = master.acting_as(&Account::from_login(user));
+    let master_remedy = |error: &LoginError| match error {
+        LoginError::Refused { .. } => {
+            "see whether the user exists, master_user and its password are right, the server lets it \
+             act as others, and whether it wants a login_template"
+        }
+        other => remedy(other),
+    };
+    try_login(config, &part, user, credentials, master_remedy, report).await;
+}
+
+async fn try_login(
+    config: &Config,
+    part: &str,
+    user: &str,
+    credentials: Credentials,
+    remedy: impl Fn(&LoginError) -> &'static str,
+    report: &mut Report,
+) {
     // What is wrong with it has been said.
     let Ok(table) = Table::new(config) else { return };
     let backend =
         Backends::new(table, std::sync::Arc::default()).of(Some(&Account::from_login(user)));
-    let credentials = Credentials::password(user, password.0.to_vec());
     let longest = config.limits.capability_size;
     match backend.log_in(credentials, ANSWER_TIME, longest).await {
         Ok(mut logged_in) => {
@@ -138,16 +181,16 @@ pub(super) async fn log_in(config: &Config, user: &str, password: Password, repo
             match &logged_in.capabilities {
                 Some(offered) => {
                     let offered = told(Some(offered));
-                    report.ok(&part, format_args!("{name} accepts it and offers {offered}"));
+                    report.ok(part, format_args!("{name} accepts it and offers {offered}"));
                 }
-                None => report.ok(&part, format_args!("{name} accepts it")),
+                None => report.ok(part, format_args!("{name} accepts it")),
             }
             // A farewell, whether it arrives or not.
             let _ = logged_in.stream.write_all(b"m3 LOGOUT\r\n").await;
             let _ = logged_in.stream.shutdown().await;
         }
         Err(error) => {
-            report.failed(&part, format_args!("{}: {error}; {}", backend.name(), remedy(&error)));
+            report.failed(part, format_args!("{}: {error}; {}", backend.name(), remedy(&error)));
         }
     }
 }

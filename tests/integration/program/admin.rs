@@ -12,19 +12,19 @@ use super::process::{Process, mailchime};
 use super::world::{LOGIN, PASSWORD, Server, TOKEN, World};
 
 /// What a command said, and how it ended.
-struct Said {
-    code: i32,
-    stdout: String,
-    stderr: String,
+pub(super) struct Said {
+    pub(super) code: i32,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
 }
 
 impl Said {
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|_| panic!("no JSON: {}", self.stdout))
     }
 
     /// The line that begins so.
-    fn line(&self, start: &str) -> &str {
+    pub(super) fn line(&self, start: &str) -> &str {
         let line = self.stdout.lines().find(|line| line.starts_with(start));
         line.unwrap_or_else(|| panic!("no line {start:?} in\n{}\n{}", self.stdout, self.stderr))
     }
@@ -32,11 +32,11 @@ impl Said {
 
 impl World {
     /// A command with `--config`.
-    async fn command(&self, arguments: &[&str]) -> Said {
+    pub(super) async fn command(&self, arguments: &[&str]) -> Said {
         self.command_with(arguments, &[]).await
     }
 
-    async fn command_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Said {
+    pub(super) async fn command_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Said {
         let config = self.file("proxy.toml").display().to_string();
         let arguments = [arguments, &["--config", &config]].concat();
         let mut command = mailchime(&arguments);
@@ -52,7 +52,7 @@ impl World {
     }
 
     /// `mailchime serve` with `[admin]`, which the commands find from then on.
-    async fn serve_with_admin(&self) -> Server {
+    pub(super) async fn serve_with_admin(&self) -> Server {
         let any = "[admin]\naddress = \"127.0.0.1:0\"\n";
         self.configure("[log]", &format!("{any}[log]"));
         let mut server = self.serve().await;
