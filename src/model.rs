@@ -124,9 +124,9 @@ pub struct Change {
 #[derive(Clone, Debug)]
 pub enum SessionEvent {
     /// A registration of this account is on disk.
-    Registered { account: Account, credentials: Credentials },
-    /// The backend accepted these credentials just now.
-    LoggedIn { account: Account, credentials: Credentials },
+    Registered { account: Account, credentials: Option<Credentials> },
+    /// The backend accepted these credentials just now; `None` where they were hidden from us.
+    LoggedIn { account: Account, credentials: Option<Credentials> },
 }
 
 // === impl Account ===

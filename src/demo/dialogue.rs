@@ -23,6 +23,8 @@ pub struct Settings {
     pub push: bool,
     /// Mechanisms that hide the password are relayed.
     pub relay: bool,
+    /// A master user watches.
+    pub master: bool,
     /// The client's ID goes on to the backend.
     pub send_id: bool,
     /// The client connects without TLS.
@@ -96,6 +98,7 @@ impl Default for Settings {
             backend: None,
             push: true,
             relay: false,
+            master: false,
             send_id: false,
             starttls: false,
             live: true,
@@ -184,6 +187,7 @@ impl Settings {
             ("backend", list) => self.backend = Some(list.to_owned()),
             ("push", "off") => self.push = false,
             ("relay", "always") => self.relay = true,
+            ("master", "") => self.master = true,
             ("send-id", "") => self.send_id = true,
             ("starttls", "") => self.starttls = true,
             ("live", "no") => self.live = false,

@@ -15,6 +15,7 @@ use imap_codec::imap_types::core::{AString, Tag};
 
 use super::capability::{self, Capabilities, Own};
 use super::literal::{End, end_of_response};
+use super::overheard::Overheard;
 use super::peek::{self, Response, Status};
 use super::sasl::{self, Mechanism};
 use crate::model::{Credentials, SecretKind};
@@ -39,6 +40,8 @@ pub struct Login {
     granted: Option<Capabilities>,
     /// The mechanism of a bearer token, which decides how a refusal is acknowledged.
     mechanism: Option<Mechanism>,
+    /// Who it is, where that passes by.
+    overheard: Overheard,
 }
 
 /// With what to log in.
@@ -116,6 +119,11 @@ impl Login {
     /// For a connection that was just opened: with [`Options::greeted`] send what
     /// [`Login::start`] gives first.
     pub fn new(attempt: Attempt, options: Options) -> Self {
+        let mut overheard = Overheard::Nobody;
+        if let Attempt::Relayed { mechanism, initial } = &attempt {
+            overheard = Overheard::new(mechanism);
+            initial.iter().for_each(|initial| overheard.client(initial));
+        }
         Self {
             attempt,
             options,
@@ -124,6 +132,7 @@ impl Login {
             untagged: Vec::new(),
             granted: None,
             mechanism: None,
+            overheard,
         }
     }
 
@@ -136,6 +145,11 @@ impl Login {
 
     pub fn attempt(&self) -> &Attempt {
         &self.attempt
+    }
+
+    /// Who it is that a relayed mechanism proves, once the backend has answered.
+    pub fn overheard(&self) -> Option<&str> {
+        self.overheard.name()
     }
 
     /// Takes the backend's bytes: returns how many were used and what became of it, if something
@@ -159,6 +173,7 @@ impl Login {
 
     /// Passes on what the client says to a challenge, line end included.
     pub fn respond(&mut self, line: &[u8], out: &mut Vec<u8>) {
+        self.overheard.client(line);
         out.extend_from_slice(line);
     }
 
@@ -215,6 +230,7 @@ impl Login {
                         }
                         None => {
                             let text = line.strip_prefix(b"+").unwrap_or(line).trim_ascii();
+                            self.overheard.backend(text);
                             Some(Outcome::Challenge(text.to_vec()))
                         }
                     };

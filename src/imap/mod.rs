@@ -22,6 +22,7 @@ pub mod collect;
 pub mod literal;
 pub mod login;
 pub mod mailbox;
+pub mod overheard;
 pub mod peek;
 pub mod registration;
 pub mod relay;

@@ -46,8 +46,8 @@ pub const STATUS_ITEMS: &str = "(MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
 #[derive(Debug)]
 pub struct Relay {
     profile: Arc<Profile>,
-    /// `None` when a mechanism that mailchime does not understand hid who it is: then there is no
-    /// push either.
+    /// `None` when there is no saying who it is, or no way to watch for them: then there is no push
+    /// either.
     account: Option<Account>,
     client: At,
     backend: At,

@@ -45,6 +45,8 @@ pub struct Profile {
     pub push: Option<PushOffer>,
     /// Relay mechanisms of the backend that hide the password.
     pub relay_mechanisms: bool,
+    /// A master user watches: whose password is hidden can be watched too.
+    pub master: bool,
     /// Longest command before login, and longest command of ours, in bytes.
     pub command_size: usize,
     /// Longest capability list of a backend, and most data in its answer to a login, in bytes.
@@ -109,8 +111,8 @@ pub enum Action {
     Disconnect(Disconnect),
     /// A login was refused: after a while call [`Session::release`], which says so.
     Refused(Option<Account>),
-    /// The backend accepted these credentials; `None` if they were hidden from us.
-    LoggedIn(Option<Credentials>),
+    /// The backend accepted this user, and these credentials; `None` where they were hidden from us.
+    LoggedIn(Option<Account>, Option<Credentials>),
     /// The backend was seen to offer this before login.
     Seen(Capabilities),
     /// Store this, then call [`Session::registered`].
@@ -431,11 +433,16 @@ impl Session {
             return;
         };
         let Output { to_client, actions, over, answered, .. } = &mut self.output;
-        let credentials = match login.attempt() {
-            Attempt::Credentials(credentials) => Some(credentials.clone()),
-            Attempt::Relayed { .. } => None,
+        let master = self.profile.master;
+        let (account, credentials, watchable) = match login.attempt() {
+            Attempt::Credentials(credentials) => {
+                // The watcher of who acts as somebody else must do so by the same right: a backend
+                // that overlooks the authorization identity would show a master another's mail.
+                let watchable = !master || credentials.authorization.is_empty();
+                (Some(credentials.account()), Some(credentials.clone()), watchable)
+            }
+            Attempt::Relayed { .. } => (login.overheard().map(Account::from_login), None, master),
         };
-        let account = credentials.as_ref().map(Credentials::account);
         match outcome {
             Outcome::Challenge(text) => {
                 to_client.extend_from_slice(b"+ ");
@@ -445,13 +452,14 @@ impl Session {
             }
             Outcome::Accepted { untagged, answer, offered, .. } => {
                 let prefix = std::mem::take(&mut dialogue.connection.tag_prefix);
-                let relay = Relay::new(Arc::clone(&self.profile), account, prefix);
+                let watched = account.clone().filter(|_| watchable);
+                let relay = Relay::new(Arc::clone(&self.profile), watched, prefix);
                 to_client.extend_from_slice(&edited(&untagged, relay.own()));
                 let mut line = tag;
                 line.extend_from_slice(&answer);
                 to_client.extend_from_slice(&edited(&line, relay.own()));
                 actions.push_back(Action::Seen(offered));
-                actions.push_back(Action::LoggedIn(credentials));
+                actions.push_back(Action::LoggedIn(account, credentials));
                 answered.push((Verb::Login, Status::Ok));
                 self.phase = Phase::Relay(relay);
             }

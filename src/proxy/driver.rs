@@ -44,6 +44,8 @@ pub(super) struct Driver {
     client: Peer,
     backend: Option<Peer>,
     errand: Option<Errand>,
+    /// Whose session it is, and what was accepted, once the backend has accepted the login.
+    account: Option<Account>,
     credentials: Option<Credentials>,
     addresses: Addresses,
     /// The backend that was last chosen.
@@ -169,6 +171,7 @@ impl Driver {
             client: Peer::new(stream, Side::Client),
             backend: None,
             errand: None,
+            account: None,
             credentials: None,
             addresses,
             acceptor,
@@ -212,7 +215,7 @@ impl Driver {
 
     /// Whose session it is, once the backend has accepted the login.
     pub(super) fn account(&self) -> Option<Account> {
-        self.credentials.as_ref().map(Credentials::account)
+        self.account.clone()
     }
 
     /// Bytes that went from the client to the backend, and the other way.
@@ -412,26 +415,21 @@ impl Driver {
                     self.backend = None;
                 }
                 Action::Seen(offered) => self.chosen.saw(offered),
-                Action::LoggedIn(None) => {}
-                Action::LoggedIn(Some(credentials)) => {
-                    let account = credentials.account();
+                Action::LoggedIn(account, credentials) => {
+                    (self.account, self.credentials) = (account.clone(), credentials.clone());
                     let event =
-                        SessionEvent::LoggedIn { account, credentials: credentials.clone() };
+                        account.map(|account| SessionEvent::LoggedIn { account, credentials });
                     // Mail does not wait for watchers: a lost event only leaves a parked account
                     // parked until its user's next login.
-                    if self.context.events.try_send(event).is_err() {
+                    if event.is_some_and(|event| self.context.events.try_send(event).is_err()) {
                         tracing::debug!("the watching side is busy: a login goes unnoticed");
                     }
-                    self.credentials = Some(credentials);
                 }
-                Action::Register(registration) => match &self.credentials {
-                    Some(credentials) => {
-                        let context = Arc::clone(&self.context);
-                        let errand = register(context, registration, credentials.clone());
-                        self.errand = Some(Errand::Register(Box::pin(errand)));
-                    }
-                    None => self.session.registered(false),
-                },
+                Action::Register(registration) => {
+                    let context = Arc::clone(&self.context);
+                    let errand = register(context, registration, self.credentials.clone());
+                    self.errand = Some(Errand::Register(Box::pin(errand)));
+                }
                 Action::Close => self.close = true,
             }
         }

@@ -44,6 +44,8 @@ pub struct Context {
     devices: u32,
     /// Mechanisms that hide the password pass.
     relay_mechanisms: bool,
+    /// A master user watches; nobody's password is needed.
+    master: bool,
     profile: Mutex<Option<Arc<Profile>>>,
     metrics: Arc<Metrics>,
 }
@@ -61,6 +63,7 @@ impl Context {
         tls: Arc<ServerConfig>,
         config: &Config,
     ) -> Self {
+        let master = matches!(config.credentials, config::Credentials::Master { .. });
         Self {
             counters: backends.counters(),
             backends,
@@ -74,10 +77,10 @@ impl Context {
             devices: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
             relay_mechanisms: match config.auth.relay {
                 Relay::Always => true,
-                // A master user watches; nobody's password is needed.
-                Relay::Master => matches!(config.credentials, config::Credentials::Master { .. }),
+                Relay::Master => master,
                 Relay::Never => false,
             },
+            master,
             profile: Mutex::new(None),
             metrics: Arc::default(),
         }
@@ -105,6 +108,7 @@ impl Context {
             record: config.record.clone(),
             devices: self.devices,
             relay_mechanisms: self.relay_mechanisms,
+            master: self.master,
             profile: Mutex::new(None),
             metrics: Arc::clone(&self.metrics),
         }
@@ -131,6 +135,7 @@ impl Context {
             backend: seen,
             push,
             relay_mechanisms: self.relay_mechanisms,
+            master: self.master,
             command_size: self.limits.command_size,
             capability_size: self.limits.capability_size,
         })))

@@ -385,6 +385,7 @@ mod tests {
             backend: None,
             push: None,
             relay_mechanisms: false,
+            master: false,
             command_size: 1024,
             capability_size: 1024,
         });

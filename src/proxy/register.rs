@@ -10,18 +10,18 @@ use crate::model::{Credentials, Registration, SessionEvent, Timestamp};
 const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Stores the registration and lets it be watched; returns whether it is on disk.
+/// Stores the registration, with what the user logged in with if that is known, and lets it be watched; returns whether it is on disk.
 pub(super) async fn register(
     context: Arc<Context>,
     registration: Registration,
-    credentials: Credentials,
+    credentials: Option<Credentials>,
 ) -> bool {
     let account = registration.device.account.clone();
     let token = registration.device.token.clone();
     let mailboxes = registration.mailboxes.len();
     for attempt in 1..=TRIES {
         let (source, now) = (&context.credentials, Timestamp::now());
-        match source.register(&registration, &credentials, context.devices, now).await {
+        match source.register(&registration, credentials.as_ref(), context.devices, now).await {
             Ok(()) => {
                 tracing::info!(%account, %token, mailboxes, "device registered");
                 // If the watching side is gone the program is ending, and starts it next time.

@@ -76,23 +76,27 @@ impl CredentialSource {
     }
 
     /// Stores the registration of a user who has just logged in with `credentials`, and keeps them
-    /// as the mode says. As [`Store::register`].
+    /// as the mode says; where a master watches they need not be known. As [`Store::register`].
     pub async fn register(
         &self,
         registration: &Registration,
-        credentials: &Credentials,
+        credentials: Option<&Credentials>,
         max_devices: u32,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let until = expiry(credentials, now);
-        let sealed = match &self.mode {
-            Mode::Stored(vault) => Some(Sealed { text: vault.seal(credentials), until }),
-            Mode::Memory(_) | Mode::Master(_) => None,
+        let kept = credentials.map(|credentials| Kept {
+            until: expiry(credentials, now),
+            credentials: credentials.clone(),
+        });
+        let sealed = match (&self.mode, &kept) {
+            (Mode::Stored(vault), Some(Kept { credentials, until })) => {
+                Some(Sealed { text: vault.seal(credentials), until: *until })
+            }
+            _ => None,
         };
         self.store.register(registration, sealed.as_ref(), max_devices, now).await?;
-        if let Mode::Memory(kept) = &self.mode {
-            let credentials = credentials.clone();
-            lock(kept).insert(registration.device.account.clone(), Kept { credentials, until });
+        if let (Mode::Memory(all), Some(kept)) = (&self.mode, kept) {
+            lock(all).insert(registration.device.account.clone(), kept);
         }
         Ok(())
     }
@@ -147,11 +151,12 @@ impl CredentialSource {
         }
     }
 
-    /// What the watcher of `account` logs in with, now that its user has logged in with `fresh`.
-    pub fn watching(&self, account: &Account, fresh: Credentials) -> Credentials {
+    /// What the watcher of `account` logs in with, now that its user has logged in with `fresh`, if
+    /// that is known; `None` if it has to go on with what it has.
+    pub fn watching(&self, account: &Account, fresh: Option<Credentials>) -> Option<Credentials> {
         match &self.mode {
             Mode::Stored(_) | Mode::Memory(_) => fresh,
-            Mode::Master(master) => master.acting_as(account),
+            Mode::Master(master) => Some(master.acting_as(account)),
         }
     }
 

@@ -97,7 +97,10 @@ pub(super) enum End {
     /// The password was refused; the backend's answer behind the tag.
     Refused(Vec<u8>),
     /// The master user was, as this account. For so long nobody tries it if it is as all.
-    MasterRefused { answer: Vec<u8>, rest: Option<Duration> },
+    MasterRefused {
+        answer: Vec<u8>,
+        rest: Option<Duration>,
+    },
     Failed(String),
 }
 
@@ -179,7 +182,9 @@ impl Watcher {
             let upstream = self.context.upstreams.of(&backend);
             let turns = async {
                 let leave = match self.acts_as_master() {
-                    true => Some(upstream.master.turn(|rest, why| self.rest(Some(rest), why)).await),
+                    true => {
+                        Some(upstream.master.turn(|rest, why| self.rest(Some(rest), why)).await)
+                    }
                     false => None,
                 };
                 (leave, upstream.turn().await)

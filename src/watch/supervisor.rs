@@ -95,7 +95,7 @@ pub async fn run(
             },
             Some(login) = supervisor.logins.join_next() => {
                 if let Ok(Some((account, credentials))) = login {
-                    supervisor.registered(account, credentials);
+                    supervisor.registered(account, Some(credentials));
                 }
             }
             Some(account) = unwatched.recv() => supervisor.stop_unless_live(&account).await,
@@ -189,7 +189,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn registered(&mut self, account: Account, credentials: Credentials) {
+    fn registered(&mut self, account: Account, credentials: Option<Credentials>) {
         if !self.is_ours(&account) {
             // With the registration, news of it was written to the node that watches.
             return;
@@ -200,19 +200,23 @@ impl Supervisor {
         {
             orders.send_modify(|orders| {
                 orders.registrations += 1;
-                orders.credentials = Some(credentials);
+                orders.credentials = credentials.or(orders.credentials.take());
             });
             return;
         }
-        let orders = Orders { credentials: Some(credentials), ..Orders::default() };
+        let orders = Orders { credentials, ..Orders::default() };
         self.start(account, orders, None);
     }
 
-    fn logged_in(&mut self, account: Account, credentials: Credentials) {
+    fn logged_in(&mut self, account: Account, credentials: Option<Credentials>) {
         if let Some(Seat { orders, .. }) = self.watchers.get(&account) {
             let credentials = self.context.credentials.watching(&account, credentials);
+            let Some(credentials) = credentials else { return };
             orders.send_modify(|orders| orders.credentials = Some(credentials));
-        } else if !self.is_ours(&account) && self.context.credentials.heal_by_login() {
+        } else if !self.is_ours(&account)
+            && self.context.credentials.heal_by_login()
+            && let Some(credentials) = credentials
+        {
             if self.logins.len() < LOGINS {
                 self.logins.spawn(pass_on(Arc::clone(&self.context), account, credentials));
             } else {

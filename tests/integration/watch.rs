@@ -245,12 +245,14 @@ impl Watching {
     }
 
     async fn registered(&self, user: &str) {
-        let (account, credentials) = (Account::from_login(user), credentials(user, PASSWORD));
+        let account = Account::from_login(user);
+        let credentials = Some(credentials(user, PASSWORD));
         self.sessions.send(SessionEvent::Registered { account, credentials }).await.unwrap();
     }
 
     async fn logged_in(&self, user: &str, password: &str) {
-        let (account, credentials) = (Account::from_login(user), credentials(user, password));
+        let account = Account::from_login(user);
+        let credentials = Some(credentials(user, password));
         self.sessions.send(SessionEvent::LoggedIn { account, credentials }).await.unwrap();
     }
 

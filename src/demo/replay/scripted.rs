@@ -4,7 +4,7 @@
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{End, Failure, LIMIT, Proxy, differs, push_offer};
-use crate::config::{Config, ListenerTls, Relay};
+use crate::config::{self, Config, ListenerTls, Relay};
 use crate::demo::dialogue::{Deed, Dialogue, Difference, Event, Peer, Variables, What};
 use crate::demo::pki::Pki;
 use crate::imap::capability::Capabilities;
@@ -36,6 +36,12 @@ pub async fn against_mailchime_as(
         }
         if settings.relay {
             config.auth.relay = Relay::Always;
+        }
+        if settings.master {
+            let password_file = "unused".into();
+            let (user, login_template) = ("master".into(), None);
+            config.credentials =
+                config::Credentials::Master { user, password_file, login_template };
         }
         config.backend.send_id = settings.send_id;
         change(config);

@@ -224,9 +224,33 @@ impl Masks {
                 let fields = message.split(|b| *b == 1).map(|field| self.oauth(field));
                 fields.collect::<Vec<_>>().join(&1)
             }
+            // These two have to say who it is in the recording, too.
+            "CRAM-MD5" => match message.iter().rposition(|b| *b == b' ') {
+                Some(blank) => {
+                    [&self.login_name(&message[..blank])[..], b" ", &[b'0'; 32]].concat()
+                }
+                None => vec![b'x'; length_class(message.len())],
+            },
+            name if name.starts_with("SCRAM-") => {
+                let fields = message.split(|b| *b == b',').map(|field| self.scram(field));
+                fields.collect::<Vec<_>>().join(&b',')
+            }
             _ => vec![b'x'; length_class(message.len())],
         };
         STANDARD.encode(masked).into_bytes()
+    }
+
+    /// A field of RFC 5802 section 7. What one begins another still begins, as nonces do.
+    fn scram(&mut self, field: &[u8]) -> Vec<u8> {
+        match field {
+            b"" | b"n" | b"y" => field.to_vec(),
+            [b'n' | b'a', b'=', name @ ..] => {
+                let name = String::from_utf8_lossy(name).replace("=2C", ",").replace("=3D", "=");
+                [&field[..2], &self.login_name(name.as_bytes())].concat()
+            }
+            [_, b'=', value @ ..] => [&field[..2], &vec![b'x'; value.len()]].concat(),
+            other => vec![b'x'; other.len()],
+        }
     }
 
     fn oauth(&mut self, field: &[u8]) -> Vec<u8> {
@@ -348,7 +372,10 @@ mod tests {
             masked("XOAUTH2", b"user=alice\x01auth=Bearer ya29.x\x01\x01"),
             "user=2xxxx\x01auth=Bearer xxxxxxxx\x01\x01"
         );
-        assert_eq!(masked("SCRAM-SHA-256", b"n,,n=alice,r=abc"), "xxxxxxxxxxxxxxxx");
+        assert_eq!(masked("SCRAM-SHA-256", b"n,,n=alice,r=abc"), "n,,n=2xxxx,r=xxx");
+        assert_eq!(masked("SCRAM-SHA-256", b"r=abcd,s=QQ==,i=1"), "r=xxxx,s=xxxx,i=x");
+        assert_eq!(masked("CRAM-MD5", b"alice 01ab"), format!("2xxxx {}", "0".repeat(32)));
+        assert_eq!(masked("NTLM", b"n,,n=alice,r=abc"), "xxxxxxxxxxxxxxxx");
         let plain = STANDARD.encode(b"\0alice\0wonder land");
         assert_eq!(masks.sasl("PLAIN", plain.as_bytes(), 0), b"${plain}");
         let (name, secret) = masks.first().unwrap();

@@ -107,6 +107,7 @@ impl Transcript {
         for (holds, setting) in [
             (profile.push.is_none(), "@ push off\n"),
             (profile.relay_mechanisms, "@ relay always\n"),
+            (profile.master, "@ master\n"),
             (!secure, "@ starttls\n@ live no\n"),
         ] {
             if holds {
@@ -372,8 +373,10 @@ impl Transcript {
                 *announced = None;
                 let challenge = text.strip_prefix(b"+ ").unwrap_or_default();
                 match &self.sasl {
-                    Some(_) if is_base64(challenge) => {
-                        let masked = self.masks.sasl("", challenge, 0);
+                    Some(sasl) if is_base64(challenge) => {
+                        let scram =
+                            Some(&*sasl.mechanism).filter(|name| name.starts_with("SCRAM-"));
+                        let masked = self.masks.sasl(scram.unwrap_or_default(), challenge, 0);
                         [b"+ ", &masked[..]].concat()
                     }
                     _ => self.masks.human(text),
@@ -570,6 +573,7 @@ mod tests {
             backend: None,
             push: None,
             relay_mechanisms: false,
+            master: false,
             command_size: 1024,
             capability_size: 1024,
         };

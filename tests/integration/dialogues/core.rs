@@ -106,7 +106,7 @@ impl Core {
                 Action::Register(registration) => self.registration = Some(registration),
                 Action::Close => self.closed = true,
                 Action::Disconnect(_) => self.from_backend.clear(),
-                Action::LoggedIn(_) | Action::Seen(_) => {}
+                Action::LoggedIn(..) | Action::Seen(_) => {}
             }
         }
     }

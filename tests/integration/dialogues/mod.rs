@@ -66,7 +66,8 @@ fn profile_for(settings: &Settings) -> Arc<Profile> {
     let backend = settings.backend.as_ref().map(|list| Capabilities::parse(list.as_bytes()));
     let push = settings.push.then(push_offer);
     let mut profile = profile(backend, push);
-    Arc::make_mut(&mut profile).relay_mechanisms = settings.relay;
+    let changed = Arc::make_mut(&mut profile);
+    (changed.relay_mechanisms, changed.master) = (settings.relay, settings.master);
     profile
 }
 
@@ -75,6 +76,7 @@ pub(crate) fn profile(backend: Option<Capabilities>, push: Option<PushOffer>) ->
         backend: backend.map(Arc::new),
         push,
         relay_mechanisms: false,
+        master: false,
         command_size: 64 * 1024,
         capability_size: 16 * 1024,
     })

@@ -36,7 +36,11 @@ impl World {
         self.command_with(arguments, &[]).await
     }
 
-    pub(super) async fn command_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Said {
+    pub(super) async fn command_with(
+        &self,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Said {
         let config = self.file("proxy.toml").display().to_string();
         let arguments = [arguments, &["--config", &config]].concat();
         let mut command = mailchime(&arguments);

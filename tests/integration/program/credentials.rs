@@ -57,7 +57,7 @@ async fn a_rotation_says_what_it_did_and_changes_nothing_when_it_cannot() {
         };
         let mailboxes = vec![(Mailbox::inbox(), Snapshot::default())];
         let registration = Registration { device, mailboxes };
-        source.register(&registration, &alice, 10, Timestamp::now()).await.unwrap();
+        source.register(&registration, Some(&alice), 10, Timestamp::now()).await.unwrap();
         let before = fs::read_to_string(path.join("mailchime.key")).unwrap();
         let (code, said) = rotate(path, CONFIG).await;
         assert_eq!(code, Some(0), "{said}");

@@ -19,7 +19,7 @@ fn token() -> Credentials {
 
 async fn registered(source: &CredentialSource, with: &Credentials, now: i64) {
     let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
-    source.register(&registration, with, 10, Timestamp(now)).await.unwrap();
+    source.register(&registration, Some(with), 10, Timestamp(now)).await.unwrap();
 }
 
 /// The secret with which alice's watcher logs in.
@@ -75,8 +75,9 @@ pub(super) async fn stored_credentials(store: Store) {
     other.save(&alice(), &password("third"), EVER).await.unwrap();
     assert_eq!(secret(&other, 0).await.as_deref(), Some("third"));
 
-    let known = source.watching(&alice(), password("fresh"));
-    assert!(known.same_as(&password("fresh")) && source.heal_by_login());
+    let known = source.watching(&alice(), Some(password("fresh")));
+    assert!(source.watching(&alice(), None).is_none());
+    assert!(known.unwrap().same_as(&password("fresh")) && source.heal_by_login());
 }
 
 pub(super) async fn credentials_in_memory(store: Store) {
@@ -125,8 +126,10 @@ pub(super) async fn a_master(store: Store) {
     assert!(master.same_as(&expected.acting_as("alice@example.org")), "{master:?}");
     source.save(&alice(), &password("alice's own"), EVER).await.unwrap();
     assert_eq!(kept(&store, &alice()).await, None);
-    let watching = source.watching(&alice(), password("alice's own"));
-    assert!(watching.same_as(&master) && !source.heal_by_login());
+    for fresh in [Some(password("alice's own")), None] {
+        assert!(source.watching(&alice(), fresh).unwrap().same_as(&master));
+    }
+    assert!(!source.heal_by_login());
     let shown = format!("{source:?}");
     assert!(shown.contains("master") && !shown.contains("secret"), "{shown}");
 
