@@ -86,14 +86,18 @@ impl Gate {
 
 impl TokenAlarm {
     /// Takes note of an answer about a token; returns whether more than half of the tokens that
-    /// were lately answered for are bad, which says more of the environment than of the tokens.
+    /// were lately answered for are bad, which says more of the environment than of the tokens. One
+    /// that is the only bad one, and was good under the same identity, has come to its end.
     pub(super) fn answered(&mut self, token: &DeviceToken, bad: bool) -> bool {
-        self.last.retain(|(other, _)| other != token);
+        let before = self.last.iter().position(|(other, _)| other == token);
+        let before = before.and_then(|place| self.last.remove(place));
         self.last.push_back((token.clone(), bad));
         if self.last.len() > ANSWERS {
             self.last.pop_front();
         }
-        self.last.iter().filter(|(_, bad)| *bad).count() * 2 > self.last.len()
+        let all_bad = self.last.iter().filter(|(_, bad)| *bad).count();
+        let was_good = before.is_some_and(|(_, bad)| !bad);
+        all_bad * 2 > self.last.len() && !(all_bad == 1 && was_good)
     }
 }
 
@@ -141,9 +145,15 @@ mod tests {
             assert!(!alarm.answered(&token(1), true), "one token is one token");
         }
         assert!(alarm.answered(&token(3), true));
+        assert!(alarm.answered(&token(2), true), "good before, but not the only one");
         for n in 0..ANSWERS {
             alarm.answered(&token(100 + n), false);
         }
         assert!(!alarm.answered(&token(4), true), "old answers are forgotten");
+
+        let mut household = TokenAlarm::default();
+        assert!(!household.answered(&token(1), false));
+        assert!(!household.answered(&token(1), true), "it was good under this identity");
+        assert!(household.answered(&token(1), true), "and is no longer");
     }
 }

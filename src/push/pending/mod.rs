@@ -42,6 +42,9 @@ use schedule::Schedule;
 const MAX_UNREAD: usize = 4096;
 /// How many of them are asked for at once.
 const MAX_READS: usize = 8;
+/// A phone registers again within a day, unless it is off, and then when it is on. So a bad token that
+/// was registered earlier than this is dead whatever becomes of the others.
+const RENEWED: Duration = Duration::from_hours(48);
 /// The longest that a `Retry-After` is believed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
@@ -268,12 +271,13 @@ impl Pending {
                     false => Some((REFUSED, None)),
                 }
             }
-            Outcome::BadToken if bad_tokens => {
+            Outcome::BadToken if bad_tokens && device.registered_at >= wall.minus(RENEWED) => {
                 error!(
                     account = %key.account,
                     token = %key.token,
-                    "APNs knows hardly any of the tokens it was lately given, so nothing is removed: \
-                     does the certificate belong to this endpoint, production or sandbox?"
+                    "APNs knows hardly any of the tokens it was lately given, so none is removed \
+                     within two days of its registration: does the certificate belong to this \
+                     endpoint, production or sandbox?"
                 );
                 Some((REFUSED, None))
             }

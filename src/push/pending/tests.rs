@@ -424,7 +424,8 @@ fn b24_410_removes_the_row_only_if_it_is_older() {
 
 #[test]
 fn b25_a_bad_token_is_removed_and_most_of_them_are_not() {
-    let mut play = Play::with([phone("a"), phone("b"), phone("c")]);
+    let renewed = |name: &str| Target { registered_at: NOW.minus(RENEWED), ..phone(name) };
+    let mut play = Play::with(["a", "b", "c"].map(renewed));
     play.apns = None;
     play.mail("INBOX", 7);
     assert_eq!(play.until(1.0).len(), 3);
@@ -435,7 +436,7 @@ fn b25_a_bad_token_is_removed_and_most_of_them_are_not() {
     assert_eq!(play.until(10.0), done);
 
     // Somebody puts in a certificate of the wrong environment.
-    play.targets = (0xd0..0xe0).map(|n| phone(&format!("{n:x}f"))).collect();
+    play.targets = (0xd0..0xe0).map(|n| renewed(&format!("{n:x}f"))).collect();
     play.apns = Some(Outcome::BadToken);
     play.mail("INBOX", 8);
     let lines = play.until(11.0);
@@ -443,6 +444,28 @@ fn b25_a_bad_token_is_removed_and_most_of_them_are_not() {
     assert_eq!(count("push"), 16, "{lines:?}");
     // 3 of 6 answers are half of them, 4 of 7 are most.
     assert_eq!((count("remove"), count("owed"), count("told INBOX 8")), (1, 15, 1), "{lines:?}");
+}
+
+#[test]
+fn b25_the_only_phone_of_all_is_removed_too() {
+    // It was good, and is not any more.
+    let renewed = Target { registered_at: NOW, ..phone("a") };
+    let mut play = Play::with([renewed.clone()]);
+    play.mail("INBOX", 7);
+    play.until(9.0);
+    play.apns = Some(Outcome::BadToken);
+    play.mail("INBOX", 8);
+    assert_eq!(play.until(10.0), ["9 push a INBOX", "9 told INBOX 8", "9 remove a"]);
+
+    // Nothing is known of it: perhaps the certificate is wrong. It registers again if it lives.
+    let mut play = Play::with([renewed]);
+    play.apns = Some(Outcome::BadToken);
+    play.mail("INBOX", 7);
+    assert_eq!(play.until(9.0), ["0 push a INBOX", "0 owed a INBOX", "0 told INBOX 7"]);
+    play.targets[0].registered_at = NOW.minus(RENEWED).minus(seconds(1.0));
+    let lines = play.until(9999.0);
+    assert_eq!(lines.last().unwrap().split_once(' ').unwrap().1, "remove a", "{lines:?}");
+    assert_eq!(lines.len(), 2, "{lines:?}");
 }
 
 #[test]
