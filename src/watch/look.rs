@@ -10,7 +10,7 @@ use super::Context;
 use super::account::{End, Watcher};
 use super::connection::Answer;
 use super::rounds::{LONGEST_COMMAND, Look, Round, quoted};
-use super::snapshot::{difference, merged, renumbered, with_new_mail};
+use super::snapshot::{difference, merged, only_uid_next_grew, renumbered, with_new_mail};
 use crate::model::{Change, ChangeKind, Mailbox, Snapshot, WatchEvent};
 
 /// What STATUS is asked for, with and without CONDSTORE (RFC 7162 section 3.1.7).
@@ -54,9 +54,13 @@ impl Watcher {
                 round.connection.news.settle();
             }
             let told = self.ask(round, &due).await?;
+            let made_up = self.made_up(round, look, &due, &told).await?;
             for index in due {
                 let watched = &mut self.mailboxes[index];
                 watched.due = false;
+                if made_up.contains(&index) {
+                    watched.known.uid_next = None;
+                }
                 match told.states[index] {
                     Some(now) => changed |= self.compare(round, index, now, look).await?,
                     None if watched.mailbox.is_inbox() => {
@@ -75,6 +79,33 @@ impl Watcher {
             }
         }
         Ok(changed)
+    }
+
+    /// Which of them have a UIDNEXT that grows with each question (Mailutils imap4d): where nothing
+    /// else has changed, and nothing was told unasked, it is asked for once more.
+    async fn made_up(
+        &self,
+        round: &mut Round<'_>,
+        look: Look,
+        due: &[usize],
+        told: &Told,
+    ) -> Result<Vec<usize>, End> {
+        if look == Look::News {
+            return Ok(Vec::new());
+        }
+        let grew = |index: &usize, since: &Snapshot, now: Option<Snapshot>| {
+            now.is_some_and(|now| only_uid_next_grew(since, &now)).then_some(*index)
+        };
+        let grown = due
+            .iter()
+            .filter_map(|index| grew(index, &self.mailboxes[*index].known, told.states[*index]));
+        let grown: Vec<usize> = grown.collect();
+        if grown.is_empty() {
+            return Ok(grown);
+        }
+        let again = self.ask(round, &grown).await?;
+        let still = |index: &usize| grew(index, &told.states[*index]?, again.states[*index]);
+        Ok(grown.iter().filter_map(still).collect())
     }
 
     /// The states of these mailboxes, in as few turns as the backend allows.

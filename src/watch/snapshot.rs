@@ -29,6 +29,17 @@ pub(super) fn difference(told: &Snapshot, now: &Snapshot) -> Option<ChangeKind> 
     quiet.then_some(ChangeKind::Quiet)
 }
 
+/// Whether the only sign of new mail is UIDNEXT, although the number of messages is told. One may
+/// have come while another went; but some servers make it up.
+pub(super) fn only_uid_next_grew(told: &Snapshot, now: &Snapshot) -> bool {
+    let counted = Snapshot { uid_next: None, ..*told };
+    // Whoever counts changes (RFC 7162) does not make up the rest.
+    now.messages.is_some()
+        && now.highest_mod_seq.is_none()
+        && difference(told, now) == Some(ChangeKind::NewMail)
+        && difference(&counted, now).is_none()
+}
+
 /// What is known once `told`, which may be a part, has been told too.
 pub(super) fn merged(known: &Snapshot, told: &Snapshot) -> Snapshot {
     if renumbered(known, told).is_some() {
@@ -104,6 +115,24 @@ mod tests {
         let (before, after) = (modseq(told, 3), modseq(told, 4));
         assert_eq!(difference(&before, &after), Some(ChangeKind::Quiet), "a flag changed");
         assert_eq!(difference(&Snapshot::default(), &told), None, "nothing was told before");
+    }
+
+    #[test]
+    fn a_uidnext_that_grows_alone_is_told_from_one_that_does_not() {
+        let told = state(7, 10, 5, 2);
+        let modseq = Snapshot { highest_mod_seq: Some(3), ..state(7, 12, 5, 2) };
+        let uncounted = Snapshot { messages: None, ..state(7, 12, 5, 2) };
+        for (now, expected) in [
+            (state(7, 12, 5, 2), true),
+            (state(7, 12, 6, 3), false),
+            (state(7, 12, 5, 3), false),
+            (state(8, 12, 5, 2), false),
+            (told, false),
+            (modseq, false),
+            (uncounted, false),
+        ] {
+            assert_eq!(only_uid_next_grew(&told, &now), expected, "{now:?}");
+        }
     }
 
     #[test]

@@ -254,7 +254,8 @@ fn configuration(folder: &Path, backend: SocketAddr, behind: Behind, apns: &Apns
     config.listeners[0].address = ([127, 0, 0, 1], 0).into();
     config.store.url = format!("sqlite://{}", file("mailchime.db").display());
     config.credentials = config::Credentials::Stored { key_file: file("mailchime.key") };
-    config.watch.poll_interval = Duration::from_millis(500);
+    // The least that a configuration file may ask for.
+    config.watch.poll_interval = Duration::from_secs(1);
     config.watch.settle = Duration::from_millis(50);
     config.push.quiet_delay = Duration::from_millis(100);
     config.push.min_interval = Duration::from_millis(50);
