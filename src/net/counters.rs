@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// One counter for each limit, named as its key in `[limits]`.
+/// One counter for each limit, named as its key in `[limits]`; of other tables with theirs before it.
 #[derive(Debug, Default)]
 pub struct Counters {
     pub sessions: Counter,
@@ -19,6 +19,7 @@ pub struct Counters {
     pub command_size: Counter,
     pub capability_size: Counter,
     pub write_timeout: Counter,
+    pub watch_connections: Counter,
 }
 
 /// How often one limit was hit since the start.
@@ -35,7 +36,7 @@ const QUIET: Duration = Duration::from_secs(60);
 
 impl Counters {
     /// Each counter with the key of its limit.
-    pub fn all(&self) -> [(&'static str, &Counter); 10] {
+    pub fn all(&self) -> [(&'static str, &Counter); 11] {
         [
             ("sessions", &self.sessions),
             ("sessions_per_ip", &self.sessions_per_ip),
@@ -47,6 +48,7 @@ impl Counters {
             ("command_size", &self.command_size),
             ("capability_size", &self.capability_size),
             ("write_timeout", &self.write_timeout),
+            ("watch_connections", &self.watch_connections),
         ]
     }
 }

@@ -154,11 +154,16 @@ impl Watcher {
     /// found to be wrong.
     pub(super) async fn run(mut self, parked: bool) {
         let mut next = if parked { Next::Login } else { Next::Try(Duration::ZERO) };
+        // Its user has just registered or logged in.
+        let mut user_is_there = self.orders.borrow().credentials.is_some();
         loop {
             let pause = match next {
                 Next::Stop => return,
                 Next::Login => match self.wait_for_login().await {
-                    Some(()) => Duration::ZERO,
+                    Some(()) => {
+                        user_is_there = true;
+                        Duration::ZERO
+                    }
                     None => return,
                 },
                 Next::Try(pause) => pause,
@@ -174,6 +179,7 @@ impl Watcher {
                         return;
                     }
                     self.take_orders().await;
+                    user_is_there = true;
                 }
                 () = tokio::time::sleep(pause) => {}
             }
@@ -187,7 +193,7 @@ impl Watcher {
                     }
                     false => None,
                 };
-                (leave, upstream.turn().await)
+                (leave, upstream.turn(user_is_there).await)
             };
             let (leave, place) = tokio::select! {
                 turns = turns => turns,
@@ -197,6 +203,7 @@ impl Watcher {
             // Boxed: an account spends its life inside, and its parts are not all needed at once.
             let end = Box::pin(self.connection(&backend, &upstream, leave)).await;
             drop(place);
+            user_is_there = false;
             next = self.after(end).await;
         }
     }

@@ -67,11 +67,11 @@ impl Context {
             config: config.watch.clone(),
             registration_ttl: config.push.registration_ttl,
             response_size: config.limits.capability_size,
+            upstreams: upstream::Upstreams::new(&config.watch, backends.counters()),
             backends,
             store,
             credentials,
             events,
-            upstreams: upstream::Upstreams::new(&config.watch),
             last_id: AtomicU64::new(0),
             metrics: Arc::default(),
         }

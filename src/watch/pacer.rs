@@ -3,35 +3,54 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-/// Gives each caller its moment, evenly spaced.
+/// A turn that comes so late, since timers are no finer, is no reason to give fewer of them.
+const LATE: Duration = Duration::from_millis(10);
+
+/// Gives each caller its moment, evenly spaced, in the order in which they came; but the urgent ones
+/// go first.
 #[derive(Debug)]
 pub(super) struct Pacer {
     spacing: Duration,
     next: Mutex<Option<Instant>>,
+    /// Where those wait who are not urgent, but for the first of them.
+    line: Semaphore,
+    /// Where the urgent ones wait, and that first one.
+    front: Semaphore,
 }
 
 impl Pacer {
     pub(super) fn new(per_second: u32) -> Self {
-        Self { spacing: Duration::from_secs(1) / per_second.max(1), next: Mutex::new(None) }
+        Self {
+            spacing: Duration::from_secs(1) / per_second.max(1),
+            next: Mutex::new(None),
+            line: Semaphore::new(1),
+            front: Semaphore::new(1),
+        }
     }
 
-    /// Waits for the caller's turn. A turn that is not waited for is lost.
-    pub(super) async fn turn(&self) {
-        let at = {
-            let now = Instant::now();
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-            let at = next.map_or(now, |next| next.max(now));
-            *next = Some(at + self.spacing);
-            at
+    /// Waits for the caller's turn. One that is not waited for is another's.
+    pub(super) async fn turn(&self, urgent: bool) {
+        // Neither is ever closed.
+        let _line = match urgent {
+            true => None,
+            false => self.line.acquire().await.ok(),
         };
+        let _front = self.front.acquire().await;
+        let now = Instant::now();
+        let next = *self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = next.filter(|next| *next + LATE >= now).unwrap_or(now);
         tokio::time::sleep_until(at).await;
+        *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(at + self.spacing);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -39,12 +58,38 @@ mod tests {
         let pacer = Pacer::new(10);
         let started = Instant::now();
         for turn in 0..30 {
-            pacer.turn().await;
+            pacer.turn(turn % 3 == 0).await;
             assert_eq!(started.elapsed().as_millis(), turn * 100);
         }
         tokio::time::advance(Duration::from_secs(60)).await;
         let later = Instant::now();
-        pacer.turn().await;
+        pacer.turn(false).await;
         assert_eq!(later.elapsed(), Duration::ZERO, "idle time is not saved up, nor waited for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn thousands_of_turns_a_second_are_not_fewer() {
+        let pacer = Pacer::new(10_000);
+        let started = Instant::now();
+        for _ in 0..20_000 {
+            pacer.turn(false).await;
+        }
+        let took = started.elapsed().as_millis();
+        assert!((1990..2020).contains(&took), "{took} ms");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_urgent_does_not_wait_behind_thousands() {
+        let pacer = Arc::new(Pacer::new(100));
+        for _ in 0..12_000 {
+            let pacer = Arc::clone(&pacer);
+            tokio::spawn(async move { pacer.turn(false).await });
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let began = Instant::now();
+        pacer.turn(true).await;
+        assert!(began.elapsed() <= Duration::from_millis(20), "{:?}", began.elapsed());
+        pacer.turn(false).await;
+        assert_eq!(began.elapsed().as_secs(), 119, "the others have all had theirs");
     }
 }

@@ -12,6 +12,7 @@ use super::master::Master;
 use super::pacer::Pacer;
 use crate::config;
 use crate::net::backend::Backend;
+use crate::net::counters::Counters;
 
 /// For how long a backend that was caught is not believed.
 const DISTRUST: Duration = Duration::from_hours(24);
@@ -26,6 +27,7 @@ const MOST_BACKENDS: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Upstreams {
     config: config::Watch,
+    counters: Arc<Counters>,
     known: Mutex<HashMap<String, Arc<Upstream>>>,
 }
 
@@ -51,6 +53,7 @@ struct Places {
     short: AtomicBool,
     /// For how long a watcher may have its place although others wait.
     term: Duration,
+    counters: Arc<Counters>,
 }
 
 /// A watcher's place among the connections of its backend.
@@ -77,8 +80,8 @@ struct Record {
 }
 
 impl Upstreams {
-    pub(super) fn new(config: &config::Watch) -> Self {
-        Self { config: config.clone(), known: Mutex::default() }
+    pub(super) fn new(config: &config::Watch, counters: Arc<Counters>) -> Self {
+        Self { config: config.clone(), counters, known: Mutex::default() }
     }
 
     pub(super) fn of(&self, backend: &Backend) -> Arc<Upstream> {
@@ -93,6 +96,7 @@ impl Upstreams {
                 wanted: Semaphore::new(0),
                 short: AtomicBool::new(false),
                 term: poll_interval,
+                counters: Arc::clone(&self.counters),
             });
             let pacer = Pacer::new(logins_per_second);
             let (idle, notify) = Default::default();
@@ -104,13 +108,14 @@ impl Upstreams {
 }
 
 impl Upstream {
-    /// Waits for a place among the connections and then for a turn to log in.
-    pub(super) async fn turn(&self) -> Place {
+    /// Waits for a place among the connections and then for a turn to log in. Turns are for those
+    /// whose user is there first.
+    pub(super) async fn turn(&self, user_is_there: bool) -> Place {
         let place = match &self.places {
             Some(places) => places.take(&self.name).await,
             None => None,
         };
-        self.pacer.turn().await;
+        self.pacer.turn(user_is_there).await;
         Place(place)
     }
 
@@ -129,6 +134,7 @@ impl Places {
         if let Ok(place) = Arc::clone(&self.free).try_acquire_owned() {
             return Some(place);
         }
+        self.counters.watch_connections.add(1);
         if !self.short.swap(true, Ordering::Relaxed) {
             tracing::warn!(backend, "[watch] connections is reached: accounts take turns");
         }
@@ -249,14 +255,14 @@ mod tests {
     async fn more_watchers_than_places_take_turns() {
         let term = Duration::from_secs(60);
         let config = config::Watch { connections: 2, poll_interval: term, ..Default::default() };
-        let upstreams = Upstreams::new(&config);
+        let upstreams = Upstreams::new(&config, Arc::default());
         let upstream = upstreams.of(&backend(1));
         let watched = Arc::new(Mutex::new(Vec::new()));
         for account in 0..5 {
             let (upstream, watched) = (upstreams.of(&backend(1)), Arc::clone(&watched));
             tokio::spawn(async move {
                 loop {
-                    let place = upstream.turn().await;
+                    let place = upstream.turn(false).await;
                     lock(&watched).push(account);
                     upstream.wanted().await;
                     drop(place);
@@ -267,16 +273,17 @@ mod tests {
         let watched = lock(&watched).clone();
         assert_eq!(upstream.places.as_ref().unwrap().free.available_permits(), 0);
         let turns = |account| watched.iter().filter(|watched| **watched == account).count();
+        assert!(upstreams.counters.watch_connections.hits() > 3);
         assert!((0..5).all(|account| (3..=5).contains(&turns(account))), "{watched:?}");
         // Another backend has places of its own.
-        upstreams.of(&backend(2)).turn().await;
+        upstreams.of(&backend(2)).turn(false).await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn whom_nobody_waits_for_keeps_its_place() {
         let config = config::Watch { connections: 2, ..Default::default() };
-        let upstream = Upstreams::new(&config).of(&backend(1));
-        let _places = (upstream.turn().await, upstream.turn().await);
+        let upstream = Upstreams::new(&config, Arc::default()).of(&backend(1));
+        let _places = (upstream.turn(false).await, upstream.turn(false).await);
         let wanted = tokio::time::timeout(Duration::from_hours(9), upstream.wanted()).await;
         assert!(wanted.is_err());
     }
