@@ -31,7 +31,7 @@ const PUSH_TIME: Duration = Duration::from_secs(60);
 pub(super) async fn to<B>(request: &Request<B>, context: &Context) -> Answer {
     let path = request.uri().path();
     let allowed = match path {
-        "/push" => "POST",
+        "/push" | "/devices" => "POST",
         "/metrics" | "/healthz" | "/readyz" | "/watchers" | "/explain" => "GET, HEAD",
         _ => return refusal(StatusCode::NOT_FOUND, "there is nothing here"),
     };
@@ -44,8 +44,8 @@ pub(super) async fn to<B>(request: &Request<B>, context: &Context) -> Answer {
         answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
         return answer;
     }
-    // A browser says where a POST comes from. A page on the web must not send pushes through the
-    // browser of someone on this machine.
+    // A browser says where a POST comes from. A page on the web must not do anything here through
+    // the browser of someone on this machine.
     if method == Method::POST && request.headers().contains_key(ORIGIN) {
         return refusal(StatusCode::FORBIDDEN, "not from a browser");
     }
@@ -56,6 +56,7 @@ pub(super) async fn to<B>(request: &Request<B>, context: &Context) -> Answer {
         "/readyz" => ready(&context.parts, &query).await,
         "/watchers" => watchers(context, &query).await,
         "/push" => devices(&context.push, PUSH_TIME, &query).await,
+        "/devices" => changed(context, &query).await,
         _ => devices(&context.explain, ANSWER_TIME, &query).await,
     };
     result.unwrap_or_else(|(status, why)| refusal(status, &why))
@@ -96,6 +97,11 @@ async fn watchers(context: &Context, query: &Query<'_>) -> Result<Answer, Refuse
     answered(context.watchers.ask(account), ANSWER_TIME).await
 }
 
+async fn changed(context: &Context, query: &Query<'_>) -> Result<Answer, Refused> {
+    query.knows(&["user"])?;
+    answered(context.devices.ask(query.account()?), ANSWER_TIME).await
+}
+
 /// For a question about an account's devices.
 async fn devices(
     ask: &Ask<(Account, Option<Mailbox>)>,
@@ -103,10 +109,7 @@ async fn devices(
     query: &Query<'_>,
 ) -> Result<Answer, Refused> {
     query.knows(&["user", "mailbox"])?;
-    let account = match query.one("user") {
-        Some(user) if !user.is_empty() => Account::from_login(&user),
-        _ => return Err((StatusCode::BAD_REQUEST, "say whose: ?user=USER".to_owned())),
-    };
+    let account = query.account()?;
     let mailbox = query.one("mailbox").map(|name| Mailbox::new(&name));
     answered(ask.ask((account, mailbox)), limit).await
 }
@@ -131,6 +134,14 @@ impl Query<'_> {
 
     fn one(&self, name: &str) -> Option<String> {
         self.all(name).into_iter().next()
+    }
+
+    /// Whom it is about.
+    fn account(&self) -> Result<Account, Refused> {
+        match self.one("user") {
+            Some(user) if !user.is_empty() => Ok(Account::from_login(&user)),
+            _ => Err((StatusCode::BAD_REQUEST, "say whose: ?user=USER".to_owned())),
+        }
     }
 
     /// A misspelt name would otherwise mean "all".

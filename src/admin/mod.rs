@@ -7,6 +7,7 @@
 //! | `GET /readyz` | 200 when every part is ready, else 503; `?exclude=PART` leaves one out |
 //! | `GET /watchers` | the accounts that this node watches; `?user=USER` for one |
 //! | `POST /push?user=USER` | sends a test push, `&mailbox=NAME` for one mailbox, and tells APNs' answers |
+//! | `POST /devices?user=USER` | has the user's devices read again, which were changed in the database |
 //! | `GET /explain?user=USER` | whether new mail would be pushed now, device by device; `&mailbox=NAME` too |
 //!
 //! Answers but the first are JSON, times in milliseconds since 1970; an error is `{"error": "…"}`.
@@ -39,6 +40,8 @@ pub struct Context {
     pub watchers: Ask<Option<Account>>,
     /// Sends a test push.
     pub push: Ask<(Account, Option<Mailbox>)>,
+    /// Has an account's devices read again.
+    pub devices: Ask<Account>,
     /// Whether a change would be pushed.
     pub explain: Ask<(Account, Option<Mailbox>)>,
 }

@@ -87,22 +87,51 @@ impl Parts {
             identity(self.identities.clone()),
         ];
         let (watchers, pushes, division) = (self.watchers.clone(), self.pushes, self.division);
-        let divided = division.clone();
+        let (divided, changed) = (division.clone(), pushes.clone());
+        let on = WhileOn(self.identities.clone());
         let (store, identities, push) = (self.store, self.identities, self.push);
         Context {
             registry: self.registry,
             metrics: self.metrics,
             parts,
-            watchers: Ask::new(move |account| {
-                watching(self.watchers.clone(), divided.clone(), account)
-            }),
-            push: Ask::new(move |(account, mailbox)| {
+            watchers: on
+                .ask(move |account| watching(self.watchers.clone(), divided.clone(), account)),
+            push: on.ask(move |(account, mailbox)| {
                 test(store.clone(), identities.clone(), push.clone(), account, mailbox)
             }),
-            explain: Ask::new(move |(account, mailbox)| {
+            devices: on.ask(move |account: Account| {
+                let pushes = changed.clone();
+                async move {
+                    let shown = json!({ "account": account.as_str() });
+                    pushes.changed(account).await.map(|()| shown).ok_or(PUSH_OFF.to_owned())
+                }
+            }),
+            explain: on.ask(move |(account, mailbox)| {
                 explain(watchers.clone(), pushes.clone(), division.clone(), account, mailbox)
             }),
         }
+    }
+}
+
+/// Questions that have an answer while there is an identity.
+struct WhileOn(Identities);
+
+impl WhileOn {
+    fn ask<Q, F>(&self, ask: impl Fn(Q) -> F + Send + Sync + 'static) -> Ask<Q>
+    where
+        Q: Send + 'static,
+        F: Future<Output = Result<Value, String>> + Send + 'static,
+    {
+        let identities = self.0.clone();
+        Ask::new(move |question| {
+            let answer = (!identities.is_empty()).then(|| ask(question));
+            async move {
+                match answer {
+                    Some(answer) => answer.await,
+                    None => Err(PUSH_OFF.to_owned()),
+                }
+            }
+        })
     }
 }
 
@@ -202,9 +231,6 @@ async fn test(
     account: Account,
     mailbox: Option<Mailbox>,
 ) -> Result<Value, String> {
-    if identities.is_empty() {
-        return Err(PUSH_OFF.to_owned());
-    }
     let since = Timestamp::now().minus(config.registration_ttl);
     let targets = store.targets(&account, since).await.map_err(|error| error.to_string())?;
     let mut sending = JoinSet::new();

@@ -1,8 +1,10 @@
 //! `mailchime devices list|remove`: the registrations, in the database itself, so that it works
-//! whether mailchime runs or not.
+//! whether mailchime runs or not. One that runs is told of a removal, if there is a way.
 
+use hyper::Method;
 use serde_json::{Value, json};
 
+use super::ask::ask;
 use super::table::{at, from_now, table};
 use super::{Configured, Failure, configuration, runtime, say};
 use crate::model::{Account, Mailbox, Timestamp};
@@ -94,14 +96,30 @@ fn remove(options: &Remove) -> Result<(), Failure> {
         (None, None) => Err(Failure::Failed(format!("{account} has no device"))),
         (Some(last), _) => {
             if !last.account_left {
-                say(
-                    "it was the last one: the password is forgotten, too, and a mailchime that runs \
-                     ceases to watch within the hour",
-                );
+                say("it was the last one: the password is forgotten, too");
             }
-            Ok(())
+            tell(options, &account)
         }
     }
+}
+
+/// Tells the mailchime that runs.
+fn tell(options: &Remove, account: &Account) -> Result<(), Failure> {
+    const LATER: &str = "it finds out within the hour, and may push until then";
+    if configuration(&options.configured)?.admin.address.is_none() {
+        say(format_args!(
+            "a mailchime that runs cannot be told, as [admin] address is not set: {LATER}"
+        ));
+        return Ok(());
+    }
+    let user = [("user", account.as_str())];
+    match ask(&options.configured, Method::POST, "/devices", &user) {
+        Ok(_) => say("the mailchime that runs has been told"),
+        Err(Failure::Failed(why) | Failure::Usage(why)) => {
+            say(format_args!("no mailchime that runs was told: {why}; if one does, {LATER}"));
+        }
+    }
+    Ok(())
 }
 
 /// Works on the database, which must be there.

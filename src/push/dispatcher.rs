@@ -59,7 +59,14 @@ pub struct Inquirer(mpsc::Sender<Inquiry>);
 pub struct Inquiries(mpsc::Receiver<Inquiry>);
 
 #[derive(Debug)]
-struct Inquiry {
+enum Inquiry {
+    Explain(Explain),
+    /// The devices of this account have been changed in the database.
+    Changed(Account),
+}
+
+#[derive(Debug)]
+struct Explain {
     account: Account,
     mailbox: Option<Mailbox>,
     reply: oneshot::Sender<Result<Vec<Explanation>, StoreError>>,
@@ -80,8 +87,15 @@ impl Inquirer {
         mailbox: Option<Mailbox>,
     ) -> Option<Result<Vec<Explanation>, StoreError>> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(Inquiry { account, mailbox, reply }).await.ok()?;
+        self.0.send(Inquiry::Explain(Explain { account, mailbox, reply })).await.ok()?;
         answer.await.ok()
+    }
+
+    /// Has the account's devices read again, as somebody else has changed them in the database: who is
+    /// gone is told nothing more, and if all are, that is passed on. `None` when the dispatcher has
+    /// ended.
+    pub async fn changed(&self, account: Account) -> Option<()> {
+        self.0.send(Inquiry::Changed(account)).await.ok()
     }
 }
 
@@ -135,7 +149,11 @@ pub async fn run(parts: Parts, cancel: CancellationToken) {
                 jobs.load();
             }
             Ok(()) = division.changed() => jobs.load(),
-            Some(inquiry) = inquiries.0.recv() => jobs.ask(inquiry),
+            Some(inquiry) = inquiries.0.recv() => match inquiry {
+                Inquiry::Explain(explain) => jobs.ask(explain),
+                // As if something were owed to them: that is what has them read.
+                Inquiry::Changed(account) => pending.owed(vec![account], now()),
+            },
             () = sleep_until(wake.unwrap_or_else(now).into()), if wake.is_some() => {}
         }
     }
@@ -167,7 +185,7 @@ enum Done {
     Loaded(Vec<Account>),
     Read(Account, Option<Vec<Target>>),
     Answered(Arc<Device>, Outcome),
-    Asked(Inquiry, Result<Vec<Target>, StoreError>),
+    Asked(Explain, Result<Vec<Target>, StoreError>),
     /// With what could not be written.
     Written(Batch),
 }
@@ -230,7 +248,7 @@ impl Jobs {
         }
     }
 
-    fn ask(&mut self, inquiry: Inquiry) {
+    fn ask(&mut self, inquiry: Explain) {
         let store = self.store.clone();
         self.under_way.spawn(async move {
             // Devices that are forgotten for their silence too: that is the explanation then.
@@ -259,7 +277,7 @@ impl Jobs {
                 self.busy -= 1;
                 pending.answered(&device, &outcome, now(), Timestamp::now());
             }
-            Ok(Done::Asked(Inquiry { mailbox, reply, .. }, targets)) => {
+            Ok(Done::Asked(Explain { mailbox, reply, .. }, targets)) => {
                 let wall = Timestamp::now();
                 let explained = targets.map(|targets| {
                     let explained = targets.iter().map(|target| {

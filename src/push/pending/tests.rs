@@ -469,6 +469,18 @@ fn b25_the_only_phone_of_all_is_removed_too() {
 }
 
 #[test]
+fn who_is_removed_elsewhere_is_told_nothing_more() {
+    let mut play = Play::with([phone("a")]);
+    play.mail("INBOX", 7);
+    play.until(1.0);
+    play.mail("INBOX", 8);
+    assert!(play.until(2.0).is_empty(), "too soon after the last");
+    play.targets.clear();
+    play.pending.owed(vec![account()], play.now);
+    assert_eq!(play.until(99.0), ["2 told INBOX 8"]);
+}
+
+#[test]
 fn b26_a_device_that_does_not_take_the_topic_keeps_its_row_and_holds_up_nothing() {
     let mut play = Play::with([phone("a")]);
     play.apns = Some(Outcome::NotForTopic);

@@ -7,9 +7,9 @@ use mailchime::demo::apns::Answer;
 use serde_json::Value;
 use sqlx::{Connection, Executor, SqliteConnection};
 
-use super::limited;
 use super::process::{Process, mailchime};
 use super::world::{LOGIN, PASSWORD, Server, TOKEN, World};
+use super::{limited, soon};
 
 /// What a command said, and how it ended.
 pub(super) struct Said {
@@ -109,6 +109,7 @@ async fn devices_are_listed_and_removed() {
         assert_eq!(said.code, 0, "{}", said.stderr);
         assert!(said.line("removed").contains("8df2a4c1…"));
         said.line("it was the last one");
+        said.line("a mailchime that runs cannot be told, as [admin] address is not set");
         let said = world.command(&["devices", "list", "--json"]).await;
         assert_eq!(said.json()["devices"], serde_json::json!([]));
     })
@@ -213,6 +214,31 @@ async fn a_good_world_is_found_good() {
         let file = world.file("password").display().to_string();
         let said = world.command(&["check", "--login", LOGIN, "--password-file", &file]).await;
         assert_eq!(said.code, 0, "{}\n{}", said.stdout, said.stderr);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_mailchime_that_runs_is_told_of_a_removal() {
+    limited(async {
+        let world = World::new().await;
+        let server = world.serve_with_admin().await;
+        world.register(server.address).await.unwrap();
+        world.watched().await;
+        let said = world.command(&["devices", "remove", LOGIN]).await;
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        said.line("the mailchime that runs has been told");
+        // Of the hour that it would take otherwise this is a small part.
+        let gone = world.backend.wait_until(|counters| counters.connections == 0);
+        soon("the end of the watcher", gone).await;
+        let said = world.command(&["watchers", "--json"]).await;
+        assert_eq!(said.json()["watchers"], serde_json::json!([]));
+
+        world.register(server.address).await.unwrap();
+        server.process.kill();
+        let said = world.command(&["devices", "remove", LOGIN]).await;
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        said.line("no mailchime that runs was told: [admin] address 127.0.0.1:");
     })
     .await;
 }
