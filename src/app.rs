@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{self, Config, Sni};
 use crate::imap::session::{DomainTopic, PushOffer};
 use crate::metrics::{Metrics, Queue};
-use crate::model::Timestamp;
+use crate::model::{SessionEvent, Timestamp};
 use crate::net::backends::{Backends, Table};
 use crate::net::counters::Counters;
 use crate::net::{listen, tls};
@@ -86,8 +86,8 @@ pub struct Running {
     /// What clients are served by beside `listening`: who asks the backend what it offers, the
     /// calendar of the push identities, and listeners that were closed, while they have sessions.
     serving: Vec<JoinHandle<()>>,
-    watching: Option<JoinHandle<()>>,
-    pushing: Option<JoinHandle<()>>,
+    watching: JoinHandle<()>,
+    pushing: JoinHandle<()>,
     /// Takes part in the division among the nodes, if there may be others.
     dividing: Option<JoinHandle<()>>,
     telling: Option<JoinHandle<()>>,
@@ -213,7 +213,7 @@ pub async fn start_with(
         "mailchime starts"
     );
 
-    let (sessions, session_events) = mpsc::channel(QUEUE);
+    let (sessions, mut session_events) = mpsc::channel(QUEUE);
     let [stop_serving, stop_watching, stop_pushing, stop_dividing] =
         [(); 4].map(|()| CancellationToken::new());
     let offered = push_offer(identities.offers(Timestamp::now()), &config.push);
@@ -221,7 +221,6 @@ pub async fn start_with(
     let push = config.push.clone();
     let publish = move |offers| drop(offer.send_replace(push_offer(offers, &push)));
     let calendar = expiry::run(identities.clone(), Timestamp::now, publish, stop_serving.clone());
-    let (mut watching, mut pushing) = (None, None);
     let (inquirer, inquiries) = dispatcher::inquiries();
     let (watchers, watch_inquiries) = watch::inquiries();
     metrics.watch_channel(Queue::SessionEvents, &sessions);
@@ -229,48 +228,54 @@ pub async fn start_with(
     metrics.watch_limits(move || counters.all().map(|(key, counter)| (key, counter.hits())).into());
     let (mut dividing, mut neighbours) = (None, Neighbours::none(&node));
     metrics.nodes.set(1);
-    // Without an identity nothing can be pushed, so nothing is watched either.
-    if !identities.is_empty() && store.is_shared() {
+    if store.is_shared() {
         let (name, takeover) = (node.into(), config.node.takeover);
         let membership;
         (membership, neighbours) =
             Membership::new(name, store.clone(), takeover, Arc::clone(&metrics));
-        dividing = Some(tokio::spawn(membership.run(stop_dividing.clone())));
+        let (first, stop) = (identities.clone(), stop_dividing.clone());
+        dividing = Some(tokio::spawn(async move {
+            // A node that watches nobody must not have a share.
+            if stop.run_until_cancelled(first.first()).await.is_some() {
+                membership.run(stop).await;
+            }
+        }));
     }
     let division = neighbours.division.clone();
-    if !identities.is_empty() {
-        let (changes, change_events) = mpsc::channel(QUEUE);
-        let (removed, unwatched) = mpsc::channel(QUEUE);
-        let parts = dispatcher::Parts {
-            events: change_events,
-            store: store.clone(),
-            identities: identities.clone(),
-            config: config.push.clone(),
-            removed,
-            division: division.clone(),
-            inquiries,
-            metrics: Arc::clone(&metrics),
-        };
-        metrics.watch_channel(Queue::ChangeEvents, &changes);
-        pushing = Some(tokio::spawn(dispatcher::run(parts, stop_pushing.clone())));
-        let context = watch::Context::new(
-            config,
-            backends.clone(),
-            store.clone(),
-            Arc::clone(&credentials),
-            changes,
-        );
-        let context = Arc::new(context.counting(Arc::clone(&metrics)));
-        let stop = stop_watching.clone();
-        watching = Some(tokio::spawn(watch::run(
-            context,
-            session_events,
-            unwatched,
-            neighbours,
-            watch_inquiries,
-            stop,
-        )));
-    }
+    let (changes, change_events) = mpsc::channel(QUEUE);
+    let (removed, unwatched) = mpsc::channel(QUEUE);
+    let parts = dispatcher::Parts {
+        events: change_events,
+        store: store.clone(),
+        identities: identities.clone(),
+        config: config.push.clone(),
+        removed,
+        division: division.clone(),
+        inquiries,
+        metrics: Arc::clone(&metrics),
+    };
+    metrics.watch_channel(Queue::ChangeEvents, &changes);
+    let (first, stop) = (identities.clone(), stop_pushing.clone());
+    let pushing = tokio::spawn(async move {
+        if stop.run_until_cancelled(first.first()).await.is_some() {
+            dispatcher::run(parts, stop).await;
+        }
+    });
+    let context =
+        watch::Context::new(config, backends.clone(), store.clone(), credentials.clone(), changes);
+    let context = Arc::new(context.counting(Arc::clone(&metrics)));
+    let (first, stop) = (identities.clone(), stop_watching.clone());
+    let watching = tokio::spawn(async move {
+        // Without an identity nothing can be pushed, so nothing is watched either, and who logs in
+        // is nobody's matter.
+        tokio::select! {
+            biased;
+            () = first.first() => {}
+            () = forget(&mut session_events) => return,
+            () = stop.cancelled() => return,
+        }
+        watch::run(context, session_events, unwatched, neighbours, watch_inquiries, stop).await;
+    });
     let context = proxy::Context::new(
         backends.clone(),
         offered,
@@ -328,6 +333,11 @@ pub async fn start_with(
     })
 }
 
+/// Takes what comes until nobody is left to send.
+async fn forget(events: &mut mpsc::Receiver<SessionEvent>) {
+    while events.recv().await.is_some() {}
+}
+
 /// Whether sessions can be recorded, if they are to be.
 fn check_record(config: &Config) -> Result<(), StartError> {
     let Some(record) = &config.record else { return Ok(()) };
@@ -354,13 +364,9 @@ impl Running {
             ended("serving clients", task, grace).await;
         }
         self.stop_watching.cancel();
-        if let Some(task) = self.watching {
-            ended("watching", task, GRACE).await;
-        }
+        ended("watching", self.watching, GRACE).await;
         self.stop_pushing.cancel();
-        if let Some(task) = self.pushing {
-            ended("pushing", task, GRACE).await;
-        }
+        ended("pushing", self.pushing, GRACE).await;
         // When all that others need of it is on disk.
         self.stop_dividing.cancel();
         if let Some(task) = self.dividing {

@@ -26,12 +26,9 @@ impl Running {
             Table::new(config).map_err(|error| StartError::Configuration(error.to_string()))?;
         check_record(config)?;
         let places = self.places(config)?;
-        // Where push was off at the start, nothing watches and nothing pushes.
-        if self.pushing.is_some() {
-            self.identities
-                .reload(&config.apns, config.push.priority)
-                .map_err(|error| StartError::Configuration(error.to_string()))?;
-        }
+        self.identities
+            .reload(&config.apns, config.push.priority)
+            .map_err(|error| StartError::Configuration(error.to_string()))?;
 
         for warning in &config.warnings {
             tracing::warn!("{warning}");
@@ -100,7 +97,6 @@ impl Running {
             ("[credentials]", old.credentials == new.credentials),
             ("[watch]", old.watch == new.watch),
             ("[push]", old.push == new.push),
-            ("[apns]", old.apns == new.apns || self.pushing.is_some()),
             ("[node]", old.node == new.node),
             ("[admin]", old.admin == new.admin),
             ("[log] format", old.log.format == new.log.format),

@@ -332,6 +332,13 @@ impl Relay {
         self.say(answer, out);
     }
 
+    /// Goes by another profile from now on. The topic that this user's devices are told then; `None` if
+    /// they are offered no push.
+    pub fn renewed(&mut self, profile: Arc<Profile>) -> Option<&str> {
+        self.profile = profile;
+        self.push().map(|(_, topic)| topic)
+    }
+
     /// Whether a command of ours is under way, so that the client's bytes wait.
     pub fn is_busy(&self) -> bool {
         self.job.is_some()

@@ -393,6 +393,15 @@ impl Session {
         }
     }
 
+    /// The session began under another profile than sessions do now. The topic that is right for a
+    /// registration now; `None` if there is none.
+    pub fn renewed(&mut self, profile: Arc<Profile>) -> Option<&str> {
+        match &mut self.phase {
+            Phase::Relay(relay) => relay.renewed(profile),
+            Phase::Login(_) | Phase::Closed => None,
+        }
+    }
+
     /// The registration of the last [`Action::Register`] is on disk, or cannot be.
     pub fn registered(&mut self, stored: bool) {
         if let Phase::Relay(relay) = &mut self.phase {

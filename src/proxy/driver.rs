@@ -425,7 +425,13 @@ impl Driver {
                         tracing::debug!("the watching side is busy: a login goes unnoticed");
                     }
                 }
-                Action::Register(registration) => {
+                // The identities may be others than when the session began.
+                Action::Register(mut registration) => {
+                    let Some(topic) = self.session.renewed(self.context.profile()) else {
+                        self.session.registered(false);
+                        continue;
+                    };
+                    topic.clone_into(&mut registration.device.topic);
                     let context = Arc::clone(&self.context);
                     let errand = register(context, registration, self.credentials.clone());
                     self.errand = Some(Errand::Register(Box::pin(errand)));

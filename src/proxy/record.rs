@@ -167,6 +167,10 @@ impl Recorded {
         self.within(Session::release);
     }
 
+    pub(super) fn renewed(&mut self, profile: Arc<Profile>) -> Option<&str> {
+        self.session.renewed(profile)
+    }
+
     pub(super) fn registered(&mut self, stored: bool) {
         if let Some(tape) = &mut self.tape {
             let mailboxes = std::mem::take(&mut tape.mailboxes);

@@ -92,6 +92,11 @@ impl Identities {
         self.entries().is_empty()
     }
 
+    /// Waits until there is one; for ever if there never is.
+    pub async fn first(&self) {
+        let _ = self.entries.subscribe().wait_for(|entries| !entries.is_empty()).await;
+    }
+
     /// What devices may be told at `now`, one for each identity: its topic if it is valid.
     pub fn offers(&self, now: Timestamp) -> Vec<Offer> {
         let offer =

@@ -4,10 +4,12 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
 
+use mailchime::demo::phone::PhoneError;
+use mailchime::demo::pki::Pki;
 use tokio::net::{TcpStream, UnixDatagram};
 
 use super::process::{Process, mailchime, mailchime_after};
-use super::world::{Server, World};
+use super::world::{Server, World, registration};
 use super::{limited, soon};
 
 const READ: &str = "the configuration was read again";
@@ -182,6 +184,58 @@ async fn a_socket_that_no_listener_is_for_is_an_error() {
         assert_eq!(process.end().await.code(), Some(1));
         let last = process.stderr.seen.last().unwrap();
         assert!(last.contains("systemd hands over 2 sockets, and 1 [[listener]] tables"), "{last}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn sighup_switches_push_on_where_there_was_none() {
+    limited(async {
+        let world = World::new().await;
+        let config = world.config();
+        let apns = &config[config.find("[apns]").unwrap()..config.find("[log]").unwrap()];
+        world.configure(apns, "");
+        let mut server = world.serve().await;
+        let refused = world.register(server.address).await.unwrap_err();
+        assert!(matches!(refused, PhoneError::NotOffered), "{refused}");
+
+        world.configure("[log]", &format!("{apns}[log]"));
+        server.process.signal("HUP");
+        server.logged(READ).await;
+        world.register(server.address).await.unwrap();
+        world.watched().await;
+        world.deliver();
+        world.push().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_session_of_before_registers_for_the_topic_of_now() {
+    limited(async {
+        let world = World::new().await;
+        let other = Pki::generate(Some("com.apple.mail.XServer.other")).unwrap();
+        other.write_to(&world.file("other")).unwrap();
+        let mut server = world.serve().await;
+        let mut session = world.session(&server).await;
+        world.configure("\"apns.pem\"", "\"other/apns.pem\"");
+        world.configure("\"apns.key\"", "\"other/apns.key\"");
+        server.process.signal("HUP");
+        server.logged(READ).await;
+        // What is offered follows upon what was read.
+        let registered = async {
+            loop {
+                session.send(format!("r {}\r\n", registration()).as_bytes()).await;
+                let answer = session.until("* XAPPLEPUSHSERVICE \"aps-version\"").await;
+                session.until("r OK").await;
+                if answer.ends_with("\"com.apple.mail.XServer.other\"") {
+                    break;
+                }
+            }
+        };
+        soon("the other topic", registered).await;
+        let said = world.command(&["devices", "list", "--json"]).await.json();
+        assert_eq!(said["devices"][0]["topic"], "com.apple.mail.XServer.other");
     })
     .await;
 }
