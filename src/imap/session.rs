@@ -47,6 +47,9 @@ pub struct Profile {
     pub relay_mechanisms: bool,
     /// A master user watches: whose password is hidden can be watched too.
     pub master: bool,
+    /// The domains, in lower case, whose users are on another backend than whoever is not known before
+    /// the login.
+    pub routed: Vec<String>,
     /// Longest command before login, and longest command of ours, in bytes.
     pub command_size: usize,
     /// Longest capability list of a backend, and most data in its answer to a login, in bytes.
@@ -270,6 +273,12 @@ impl Profile {
         shown
     }
 
+    /// Whether the account is on another backend than whoever is not known yet.
+    fn routes(&self, account: &Account) -> bool {
+        let domain = account.as_str().rsplit_once('@').map(|(_, domain)| domain);
+        domain.is_some_and(|domain| self.routed.iter().any(|routed| routed == domain))
+    }
+
     /// Whether this mechanism of the backend may be relayed, hidden as its secret is.
     fn relays(&self, mechanism: &str) -> bool {
         let offered = |seen: &Capabilities| seen.has(&format!("AUTH={mechanism}"));
@@ -450,7 +459,12 @@ impl Session {
                 let watchable = !master || credentials.authorization.is_empty();
                 (Some(credentials.account()), Some(credentials.clone()), watchable)
             }
-            Attempt::Relayed { .. } => (login.overheard().map(Account::from_login), None, master),
+            Attempt::Relayed { .. } => {
+                // One backend has accepted the name, and it may be somebody else's at another.
+                let account = login.overheard().map(Account::from_login);
+                let routed = account.as_ref().is_some_and(|account| self.profile.routes(account));
+                (account, None, master && !routed)
+            }
         };
         match outcome {
             Outcome::Challenge(text) => {
@@ -719,6 +733,9 @@ fn tag_of(command: &[u8]) -> Option<&[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
 
     #[test]
@@ -745,5 +762,49 @@ mod tests {
         }
         assert!(several.is_open() && !offer(vec![entry(None, None)]).is_open());
         assert_eq!(offer(entries[1..].to_vec()).topic(&Account::from_login("dave")), None);
+    }
+
+    /// What is said to who has logged in by CRAM-MD5 under this name.
+    fn answer_by_cram_md5(profile: &Profile, name: &str) -> String {
+        let (tag_prefix, id_fields) = ("mc".to_owned(), Vec::new());
+        let connection = Connection { secure: true, tag_prefix, id_fields };
+        let mut session = Session::new(Arc::new(profile.clone()), connection);
+        session.client(b"a AUTHENTICATE CRAM-MD5\r\n", false);
+        assert!(matches!(session.output.actions.pop_back(), Some(Action::Connect(None))));
+        session.connected(false, false);
+        session.backend(b"* OK [CAPABILITY IMAP4rev1 AUTH=CRAM-MD5] ready\r\n", false);
+        session.backend(b"+ PDFAeD4=\r\n", false);
+        let proof = STANDARD.encode(format!("{name} b913a602c7eda7a495b4e6e7334d3890"));
+        session.client(format!("{proof}\r\n").as_bytes(), false);
+        session.output.to_client.clear();
+        session.backend(b"m2 OK [CAPABILITY IMAP4rev1] in\r\n", false);
+        assert!(session.is_relaying());
+        String::from_utf8(std::mem::take(&mut session.output.to_client)).unwrap()
+    }
+
+    #[test]
+    fn whom_one_backend_accepts_is_not_watched_at_another() {
+        let topics = vec![DomainTopic { domain: None, topic: Some("topic".into()) }];
+        let profile = Profile {
+            backend: Some(Arc::new(Capabilities::parse(b"IMAP4rev1 AUTH=CRAM-MD5"))),
+            push: Some(PushOffer { topics, clients: Vec::new(), most_mailboxes: 1 }),
+            relay_mechanisms: true,
+            master: true,
+            routed: vec!["b.example".into()],
+            command_size: 1024,
+            capability_size: 1024,
+        };
+        let offered =
+            |profile: &Profile, name| answer_by_cram_md5(profile, name).contains(XAPPLEPUSHSERVICE);
+        for (name, expected) in [
+            ("tim", true),
+            ("tim@a.example", true),
+            ("tim@B.example", false),
+            ("x@y@b.example", false),
+        ] {
+            assert_eq!(offered(&profile, name), expected, "{name}");
+        }
+        let stored = Profile { master: false, ..profile };
+        assert!(!offered(&stored, "tim"));
     }
 }

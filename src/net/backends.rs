@@ -134,6 +134,11 @@ impl Backends {
         self.0.table.borrow().of(account).clone()
     }
 
+    /// The domains, in lower case, whose users are not on the backend of whoever is not known yet.
+    pub fn routed(&self) -> Vec<String> {
+        self.0.table.borrow().routes.keys().cloned().collect()
+    }
+
     /// Connects a client to `backend`, which is its account's, with a place among the account's
     /// connections. Of an account that is not known there is no count.
     pub async fn connect(
@@ -251,6 +256,9 @@ mod tests {
             assert_eq!(name, format!("127.0.0.1:{port}"), "{login}");
         }
         assert_eq!(backends.of(None).name(), "127.0.0.1:1");
+        let mut routed = backends.routed();
+        routed.sort();
+        assert_eq!(routed, ["a.example", "b.example"]);
     }
 
     #[test]

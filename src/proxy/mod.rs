@@ -136,6 +136,7 @@ impl Context {
             push,
             relay_mechanisms: self.relay_mechanisms,
             master: self.master,
+            routed: self.backends.routed(),
             command_size: self.limits.command_size,
             capability_size: self.limits.capability_size,
         })))

@@ -390,6 +390,7 @@ mod tests {
             push: None,
             relay_mechanisms: false,
             master: false,
+            routed: Vec::new(),
             command_size: 1024,
             capability_size: 1024,
         });

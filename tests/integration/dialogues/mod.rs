@@ -77,6 +77,7 @@ pub(crate) fn profile(backend: Option<Capabilities>, push: Option<PushOffer>) ->
         push,
         relay_mechanisms: false,
         master: false,
+        routed: Vec::new(),
         command_size: 64 * 1024,
         capability_size: 16 * 1024,
     })
