@@ -84,6 +84,8 @@ struct Shared {
     received: watch::Sender<u64>,
     /// Whether answers are held back.
     held: watch::Sender<bool>,
+    /// Whether whoever connects hears nothing, not even of TLS.
+    stalled: watch::Sender<bool>,
     /// Counts the calls of [`Apns::go_away`].
     farewells: watch::Sender<u64>,
     connections: AtomicU64,
@@ -101,6 +103,8 @@ struct State {
     /// How many requests [`Apns::next`] has handed out or passed over.
     handed_out: u64,
     next_answers: VecDeque<Answer>,
+    /// To everything that has no other.
+    answer_to_all: Option<Answer>,
     answers: HashMap<DeviceToken, Answer>,
 }
 
@@ -122,6 +126,7 @@ impl Apns {
             state: Mutex::default(),
             received: watch::Sender::new(0),
             held: watch::Sender::new(false),
+            stalled: watch::Sender::new(false),
             farewells: watch::Sender::new(0),
             connections: AtomicU64::new(0),
             provider: Provider::new(&pki.provider, &pki.topic),
@@ -132,6 +137,7 @@ impl Apns {
         let port = Port::open(listener, move |stream| {
             let (tls, shared) = (tls.clone(), for_connections.clone());
             async move {
+                let _ = shared.stalled.subscribe().wait_for(|stalled| !stalled).await;
                 // Whose certificate is another CA's learns it from TLS.
                 if let Ok(Ok(stream)) =
                     tokio::time::timeout(TLS_HANDSHAKE, tls.accept(stream)).await
@@ -193,6 +199,11 @@ impl Apns {
         self.shared.state().answers.insert(token.clone(), answer);
     }
 
+    /// The answer to every push for which nothing else is prescribed, until another is given.
+    pub fn answer_all(&self, answer: Answer) {
+        self.shared.state().answer_to_all = Some(answer);
+    }
+
     /// Sends GOAWAY on every connection; what is under way is still answered (RFC 9113 section 6.8).
     pub fn go_away(&self) {
         self.shared.farewells.send_modify(|count| *count += 1);
@@ -201,6 +212,11 @@ impl Apns {
     /// Takes requests, but answers none of them before `held` is false again.
     pub fn hold_answers(&self, held: bool) {
         self.shared.held.send_replace(held);
+    }
+
+    /// Takes connections, but says nothing on those that come before `stalled` is false again.
+    pub fn stall(&self, stalled: bool) {
+        self.shared.stalled.send_replace(stalled);
     }
 
     /// Sets its clock so many seconds ahead of this machine's, or behind. `date` in its answers
@@ -318,6 +334,7 @@ impl State {
         self.next_answers
             .pop_front()
             .or_else(|| self.answers.get(token).cloned())
+            .or_else(|| self.answer_to_all.clone())
             .unwrap_or(Answer::Accept)
     }
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use imap_codec::imap_types::flag::Flag;
@@ -81,6 +81,8 @@ struct Shared {
     state: Mutex<State>,
     behaviour: Mutex<Behaviour>,
     counters: watch::Sender<Counters>,
+    /// Counts the calls of [`Backend::say_bye`].
+    farewells: watch::Sender<u64>,
 }
 
 /// Different names that one counter tells apart; a client that makes up more gets `OTHER`.
@@ -97,6 +99,7 @@ impl Backend {
             state: Mutex::new(State::default()),
             behaviour: Mutex::new(Behaviour::default()),
             counters: watch::Sender::new(Counters::default()),
+            farewells: watch::Sender::new(0),
         });
         let acceptor = tls.map(TlsAcceptor::from);
         let for_sessions = shared.clone();
@@ -136,8 +139,16 @@ impl Backend {
     pub fn set_password(&self, login: &str, password: &[u8]) -> Result<(), Missing> {
         let mut state = self.shared.state();
         let account = state.account(login).ok_or_else(|| Missing(format!("account {login}")))?;
-        account.password = password.into();
+        account.set_password(password);
         Ok(())
+    }
+
+    /// How often each password that the account once had was refused since it was replaced, the
+    /// oldest first.
+    pub fn stale_tries(&self, login: &str) -> Result<Vec<u64>, Missing> {
+        let mut state = self.shared.state();
+        let account = state.account(login).ok_or_else(|| Missing(format!("account {login}")))?;
+        Ok(account.stale.iter().map(|(_, tries)| *tries).collect())
     }
 
     /// A new, empty mailbox.
@@ -203,6 +214,12 @@ impl Backend {
         })
     }
 
+    /// When the numbers that STATUS tells of a mailbox changed last, `None` if they never did. No
+    /// session can see the change before that moment.
+    pub fn last_change(&self, login: &str, mailbox: &str) -> Result<Option<Instant>, Missing> {
+        self.with(login, mailbox, |mailbox| mailbox.last_change)
+    }
+
     /// Changes the behaviour from the next command on.
     pub fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
         change(&mut self.shared.behaviour.lock().unwrap_or_else(PoisonError::into_inner));
@@ -226,6 +243,11 @@ impl Backend {
     /// Closes every connection that is open now, without a BYE. New ones are welcome.
     pub fn drop_connections(&self) {
         self.port.drop_connections();
+    }
+
+    /// Ends every session with a BYE, at its next pause. New connections are welcome.
+    pub fn say_bye(&self) {
+        self.shared.farewells.send_modify(|count| *count += 1);
     }
 
     /// Refuses new connections until [`Backend::resume`]. Open ones stay.

@@ -75,7 +75,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         let behaviour = self.shared.behaviour();
         let name = String::from_utf8_lossy(login).into_owned();
         let known = std::str::from_utf8(login).is_ok()
-            && self.shared.state().account(&name).is_some_and(|own| own.password == password);
+            && self.shared.state().account(&name).is_some_and(|own| {
+                let right = own.password == password;
+                // Where nobody can log in, nothing is said of the password.
+                if !right && !behaviour.unavailable {
+                    own.refuse(password);
+                }
+                right
+            });
         if behaviour.unavailable || !known {
             self.shared.count(&name, |c| &mut c.refused);
             return match behaviour.unavailable {

@@ -19,6 +19,7 @@ use imap_codec::imap_types::response::{
 };
 use imap_codec::{CommandCodec, IdleDoneCodec};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 
 use super::state::{Account, Mailbox, News, Selected};
 use super::wire::{Input, Limits, Wire};
@@ -29,6 +30,7 @@ pub(super) struct Session<'a, S> {
     pub(super) wire: Wire<S>,
     pub(super) account: Option<String>,
     pub(super) selected: Option<Selected>,
+    farewells: watch::Receiver<u64>,
 }
 
 /// How a command ends: the tagged response without its tag.
@@ -39,9 +41,14 @@ pub(super) struct Answer {
     pub(super) text: &'static str,
 }
 
-/// The mailbox that a session has selected was deleted or renamed.
+/// Why a session ends that its client did not end.
 #[derive(Debug)]
-pub(super) struct Gone;
+pub(super) enum Gone {
+    /// The mailbox that it has selected was deleted or renamed.
+    Mailbox,
+    /// See [`super::Backend::say_bye`].
+    Server,
+}
 
 /// What a session that is not logged in may send as one command.
 const STRANGER: usize = 64 * 1024;
@@ -53,7 +60,9 @@ pub(super) async fn run<S>(stream: S, shared: &Shared) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    Session { shared, wire: Wire::new(stream), account: None, selected: None }.serve().await
+    let farewells = shared.farewells.subscribe();
+    let wire = Wire::new(stream);
+    Session { shared, wire, account: None, selected: None, farewells }.serve().await
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
@@ -61,10 +70,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         let listed = self.shared.behaviour().list_in_greeting;
         let code = listed.then(|| self.capabilities()).flatten().map(Code::Capability);
         self.untagged(StatusKind::Ok, code, "mailchime demo server ready");
-        self.wire.flush().await?;
-
         loop {
-            let line = match self.wire.command(self.limits()).await? {
+            // Whole, so that a farewell is not in the middle of it.
+            self.wire.flush().await?;
+            let limits = self.limits();
+            let input = tokio::select! {
+                input = self.wire.command(limits) => input?,
+                _ = self.farewells.changed() => return self.end(Gone::Server).await,
+            };
+            let line = match input {
                 Input::Command(command) => command,
                 Input::Refused(line) => {
                     self.tagged(&tag_of(&line), Answer::no(Some("TOOBIG"), "literal too long"));
@@ -88,12 +102,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
             };
             match answer {
                 Ok(answer) => self.tagged(&tag, answer),
-                Err(Gone) => {
-                    self.bye("the mailbox is gone");
-                    return self.wire.close().await;
-                }
+                Err(gone) => return self.end(gone).await,
             }
         }
+    }
+
+    async fn end(mut self, gone: Gone) -> io::Result<()> {
+        self.bye(match gone {
+            Gone::Mailbox => "the mailbox is gone",
+            Gone::Server => "shutting down",
+        });
+        self.wire.close().await
     }
 
     /// Executes a command and writes its untagged responses.
@@ -241,6 +260,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
                     line = self.wire.line() => line?,
                     // An error says that the mailbox is gone, which the next look tells as well.
                     _ = selected.changed.changed() => continue,
+                    _ = self.farewells.changed() => return Ok(Err(Gone::Server)),
                 },
             };
             return Ok(Ok(match IdleDoneCodec::default().decode(&line.unwrap_or_default()) {
@@ -287,7 +307,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         f: impl FnOnce(&mut Mailbox, &mut Selected) -> R,
     ) -> Result<R, Gone> {
         let (Some(login), Some(selected)) = (&self.account, &mut self.selected) else {
-            return Err(Gone);
+            return Err(Gone::Mailbox);
         };
         let mut state = self.shared.state();
         let mailbox = state.account(login).and_then(|account| account.mailbox(&selected.name));
@@ -295,7 +315,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
             Some(mailbox) if mailbox.uid_validity == selected.uid_validity => {
                 Ok(f(mailbox, selected))
             }
-            _ => Err(Gone),
+            _ => Err(Gone::Mailbox),
         }
     }
 

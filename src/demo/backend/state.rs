@@ -1,7 +1,7 @@
 //! Accounts, mailboxes and messages, and what a session has seen of its mailbox. No I/O.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use imap_codec::imap_types::flag::Flag;
@@ -17,6 +17,8 @@ pub(super) struct State {
 
 pub(super) struct Account {
     pub(super) password: Vec<u8>,
+    /// The passwords of before, and how often each was refused since.
+    pub(super) stale: Vec<(Vec<u8>, u64)>,
     /// By name as on the wire; `INBOX` is there always.
     pub(super) mailboxes: BTreeMap<String, Mailbox>,
 }
@@ -27,6 +29,8 @@ pub(super) struct Mailbox {
     /// See [`super::Backend::deny`].
     pub(super) denied: bool,
     pub(super) subscribed: bool,
+    /// When [`uid_next`](Self::uid_next), the number of messages or that of unseen ones changed.
+    pub(super) last_change: Option<Instant>,
     /// By rising UID.
     messages: Vec<Message>,
     /// Counts changes; idling sessions wait on it.
@@ -93,7 +97,8 @@ const MAILBOXES: usize = 10_000;
 
 impl State {
     pub(super) fn add_account(&mut self, login: &str, password: &[u8]) {
-        let account = Account { password: password.into(), mailboxes: BTreeMap::new() };
+        let (stale, mailboxes) = Default::default();
+        let account = Account { password: password.into(), stale, mailboxes };
         self.accounts.insert(login.to_owned(), account);
         let made = self.create(login, "INBOX");
         debug_assert_eq!(made, Ok(()));
@@ -123,6 +128,20 @@ impl State {
 // === impl Account ===
 
 impl Account {
+    pub(super) fn set_password(&mut self, password: &[u8]) {
+        let before = std::mem::replace(&mut self.password, password.into());
+        self.stale.push((before, 0));
+    }
+
+    /// Notes that `password` is wrong.
+    pub(super) fn refuse(&mut self, password: &[u8]) {
+        // One that was given twice counts for the last time.
+        let stale = self.stale.iter_mut().rev().find(|(stale, _)| stale == password);
+        if let Some((_, tries)) = stale {
+            *tries += 1;
+        }
+    }
+
     /// Any spelling of `inbox` is INBOX (RFC 3501 section 5.1).
     pub(super) fn mailbox(&mut self, name: &str) -> Option<&mut Mailbox> {
         self.mailboxes.get_mut(canonical(name))
@@ -142,6 +161,7 @@ impl Mailbox {
             uid_next: 1,
             denied: false,
             subscribed: true,
+            last_change: None,
             messages: Vec::new(),
             revision: watch::Sender::new(1),
         }
@@ -165,6 +185,7 @@ impl Mailbox {
         let uid = self.uid_next;
         self.uid_next += 1;
         self.messages.push(Message { uid, flags, recent: true, date, body, touched: 0 });
+        self.last_change = Some(Instant::now());
         self.touch();
         uid
     }
@@ -180,6 +201,7 @@ impl Mailbox {
             !remove
         });
         if !removed.is_empty() {
+            self.last_change = Some(Instant::now());
             self.touch();
         }
         removed
@@ -192,8 +214,11 @@ impl Mailbox {
         change: impl FnOnce(&mut Vec<Flag<'static>>),
     ) -> Option<()> {
         let at = self.messages.binary_search_by_key(&uid, |m| m.uid).ok()?;
-        let before = self.messages[at].flags.clone();
+        let (before, seen) = (self.messages[at].flags.clone(), self.messages[at].seen());
         change(&mut self.messages[at].flags);
+        if self.messages[at].seen() != seen {
+            self.last_change = Some(Instant::now());
+        }
         if self.messages[at].flags != before {
             self.messages[at].touched = *self.revision.borrow() + 1;
             self.touch();
@@ -326,6 +351,26 @@ mod tests {
         assert_eq!(selected.update(&mut mailbox, true), []);
         let uids: Vec<_> = selected.view.iter().map(|seen| seen.uid).collect();
         assert_eq!(uids, [3, 4]);
+    }
+
+    #[test]
+    fn only_what_status_tells_is_a_change() {
+        let mut mailbox = Mailbox::new(1);
+        assert_eq!(mailbox.last_change, None);
+        let mut changes = |change: &mut dyn FnMut(&mut Mailbox)| {
+            mailbox.last_change = None;
+            change(&mut mailbox);
+            mailbox.last_change.is_some()
+        };
+        assert!(changes(&mut |m| assert_eq!(
+            m.append(Bytes::new(), Vec::new(), SystemTime::now()),
+            1
+        )));
+        assert!(!changes(&mut |m| m.change_flags(1, |own| *own = vec![Flag::Flagged]).unwrap()));
+        assert!(changes(&mut |m| m.change_flags(1, |own| *own = vec![Flag::Seen]).unwrap()));
+        assert!(!changes(&mut |m| m.change_flags(1, |own| *own = vec![Flag::Seen]).unwrap()));
+        assert!(!changes(&mut |m| drop(m.remove(|message| message.uid == 2))));
+        assert!(changes(&mut |m| drop(m.remove(|message| message.uid == 1))));
     }
 
     #[test]
