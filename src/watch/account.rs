@@ -33,6 +33,9 @@ const MASTER_REMEDY: &str = "see [credentials] master_user, master_password_file
     and what the server lets this user do; `mailchime check --login USER` tries it; restart mailchime \
     when the configuration or the password file has changed";
 
+/// Between attempts to store that a password is wrong.
+const NOTE: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+
 /// What the supervisor last told a watcher.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Orders {
@@ -54,6 +57,8 @@ pub(super) struct Watcher {
     pub(super) orders: watch::Receiver<Orders>,
     pub(super) status: Status,
     credentials: Option<Credentials>,
+    /// They are not in the store, as far as is known.
+    unsaved: bool,
     pub(super) mailboxes: Vec<Watched>,
     /// The registrations that `mailboxes` takes in.
     registrations: u64,
@@ -61,9 +66,14 @@ pub(super) struct Watcher {
     logins_elsewhere: u64,
     /// Since when it has been logged in.
     logged_in: Option<Instant>,
+    /// Nothing has shown yet that the password is right: whoever watched before, until it was killed
+    /// perhaps, may have tried it and had no time to note what came of it.
+    inherited: bool,
     /// Tries of the password, and connections, that failed in a row.
     refusals: u32,
     failures: u32,
+    /// The store knows that the password was refused.
+    noted: bool,
     /// How often in a row nothing at all came back on IDLE.
     pub(super) silent_idles: u32,
 }
@@ -134,18 +144,22 @@ impl Watcher {
         orders: watch::Receiver<Orders>,
         status: Status,
     ) -> Self {
+        let inherited = orders.borrow().credentials.is_none();
         Self {
             account,
             context,
             orders,
             status,
             credentials: None,
+            unsaved: false,
             mailboxes: Vec::new(),
             registrations: 0,
             logins_elsewhere: 0,
             logged_in: None,
+            inherited,
             refusals: 0,
             failures: 0,
+            noted: false,
             silent_idles: 0,
         }
     }
@@ -230,17 +244,25 @@ impl Watcher {
             }
             End::Refused(answer) => {
                 self.refusals += 1;
-                let wait = Refusal::of(&answer).wait(self.refusals, backoff, rand::random());
+                let refusal = Refusal::of(&answer);
+                let tried_before = self.inherited && refusal == Refusal::Wrong;
+                let tries = self.refusals + u32::from(tried_before);
+                let wait = refusal.wait(tries, backoff, rand::random());
                 let reason = printable(&answer);
                 match wait {
                     Some(wait) => {
                         tracing::warn!(%account, reason, ?wait, "the stored password is refused");
                         self.rest(Some(wait), &reason);
+                        // Before the last try: who is killed after it must not count anew.
+                        if refusal == Refusal::Wrong {
+                            self.note(&reason).await;
+                        }
                         Next::Try(wait)
                     }
                     None => {
+                        tracing::warn!(%account, reason, "not watched until its user logs in again");
                         self.status.set(Doing::Parked { why: reason.clone() });
-                        self.park(&reason).await;
+                        self.note(&reason).await;
                         Next::Login
                     }
                 }
@@ -279,13 +301,25 @@ impl Watcher {
         self.status.set(Doing::BackingOff { next_try, why: why.to_owned() });
     }
 
-    /// Notes that the password is wrong, for the next start of the program too.
-    async fn park(&self, reason: &str) {
-        let account = &self.account;
-        tracing::warn!(%account, reason, "not watched until its user logs in again");
-        if let Err(error) = self.context.store.park(account, reason, Timestamp::now()).await {
-            tracing::warn!(%account, %error, "that the account is parked could not be stored");
+    /// Notes that the password is wrong, for the next start of the program too: the account is
+    /// parked then. While the store does not take it, nothing else is done, until the supervisor has
+    /// something to tell.
+    async fn note(&mut self, reason: &str) {
+        let mut failures = 0;
+        while let Err(error) =
+            self.context.store.park(&self.account, reason, Timestamp::now()).await
+        {
+            tracing::warn!(account = %self.account, %error, "that a password is wrong is not stored");
+            failures += 1;
+            let pause = NOTE.wait(failures, rand::random());
+            // Left for `run` to see.
+            let mut orders = self.orders.clone();
+            tokio::select! {
+                _ = orders.changed() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
         }
+        self.noted = true;
     }
 
     /// Waits until the account's user has logged in; `None` on stop. Even the same password counts:
@@ -320,14 +354,20 @@ impl Watcher {
             self.credentials = None;
         }
         let Some(fresh) = credentials else { return };
-        if self.credentials.as_ref().is_some_and(|known| known.same_as(&fresh)) {
+        let known = self.credentials.as_ref().is_some_and(|known| known.same_as(&fresh));
+        if known && !self.unsaved {
             return;
         }
         let source = &self.context.credentials;
-        if let Err(error) = source.save(&self.account, &fresh, Timestamp::now()).await {
+        let saved = source.save(&self.account, &fresh, Timestamp::now()).await;
+        if let Err(error) = &saved {
             tracing::warn!(account = %self.account, %error, "a new password could not be stored");
         }
+        // The next login brings it again.
+        self.unsaved = saved.is_err();
+        self.noted &= self.unsaved;
         self.credentials = Some(fresh);
+        self.inherited = false;
         (self.refusals, self.failures) = (0, 0);
     }
 
@@ -393,8 +433,11 @@ impl Watcher {
         match backends.log_in(backend, account, credentials, timeout, longest).await {
             Ok(mut logged_in) => {
                 self.logged_in = Some(Instant::now());
-                self.refusals = 0;
+                (self.inherited, self.refusals) = (false, 0);
                 upstream.master.accepted();
+                if std::mem::take(&mut self.noted) {
+                    context.store.unpark(&self.account).await.inspect_err(|_| self.noted = true)?;
+                }
                 let granted = logged_in.capabilities.take();
                 Ok((Connection::new(logged_in, timeout, longest), granted))
             }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mailchime::model::Account;
+use sqlx::{Connection, Executor, SqliteConnection};
 
 use super::mail::{backend, idling, reconnected, world};
 use super::{PASSWORD, World, limited, told};
@@ -35,9 +36,12 @@ async fn b41_a_wrong_password_is_tried_twice_and_then_its_user_is_waited_for() {
         backend.add_account("bob", PASSWORD.as_bytes());
         let world = world(&backend).await;
         world.register("bob", &[("INBOX", told(2, 1, 0, 0))]).await;
-        backend.set_password("alice", b"changed").unwrap();
-
         let mut watching = world.watch();
+        backend.wait_until(|c| c.idling == 2).await;
+        backend.set_password("alice", b"changed").unwrap();
+        backend.drop_connections();
+
+        backend.wait_until(|c| c.refused.get("alice") == Some(&2)).await;
         world.until_parked("alice", true).await;
         let reason = world.parked("alice").await.unwrap();
         assert!(reason.contains("AUTHENTICATIONFAILED"), "{reason}");
@@ -78,7 +82,88 @@ async fn a_login_with_the_same_password_ends_the_parking_for_good() {
         assert_eq!(world.parked("alice").await, None);
         watching.stop().await;
         idling(&world, &backend).await.stop().await;
-        assert_eq!(backend.counters().refused["alice"], 2);
+        assert_eq!(backend.counters().refused["alice"], 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn b41_a_program_that_ends_between_two_tries_does_not_count_anew() {
+    limited(async {
+        let backend = backend().await;
+        let mut world = world(&backend).await;
+        let watching = idling(&world, &backend).await;
+        backend.set_password("alice", b"changed").unwrap();
+        watching.stop().await;
+        // Killed before it could note anything, it may have tried already: once more and no more.
+        let watching = world.watch();
+        assert!(watching.until("parked").await.reason.is_some());
+        world.until_parked("alice", true).await;
+        assert_eq!(backend.stale_tries("alice").unwrap(), [1]);
+        watching.logged_in("alice", "changed").await;
+        backend.wait_until(|c| c.idling == 1).await;
+        watching.stop().await;
+
+        // What a first try has shown is known after an end before the second.
+        (world.watch.retry_min, world.watch.retry_max) =
+            (Duration::from_secs(2), Duration::from_secs(2));
+        let watching = idling(&world, &backend).await;
+        backend.set_password("alice", b"again").unwrap();
+        backend.say_bye();
+        world.until_parked("alice", true).await;
+        watching.stop().await;
+        let watching = world.watch();
+        assert!(watching.until("parked").await.reason.is_some());
+        watching.stop().await;
+        assert_eq!(backend.stale_tries("alice").unwrap(), [1, 1]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn b41_a_second_try_that_succeeds_ends_the_parking() {
+    limited(async {
+        let backend = backend().await;
+        let mut world = world(&backend).await;
+        (world.watch.retry_min, world.watch.retry_max) =
+            (Duration::from_millis(500), Duration::from_millis(500));
+        let watching = idling(&world, &backend).await;
+        backend.set_password("alice", b"changed").unwrap();
+        backend.drop_connections();
+        world.until_parked("alice", true).await;
+        backend.set_password("alice", PASSWORD.as_bytes()).unwrap();
+        backend.wait_until(|c| c.idling == 1).await;
+        assert_eq!(world.parked("alice").await, None);
+        assert_eq!(backend.counters().refused["alice"], 1);
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_new_password_that_could_not_be_stored_is_stored_at_the_next_login() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let watching = idling(&world, &backend).await;
+        let file = world.folder.path().join("mailchime.db");
+        let mut beside =
+            SqliteConnection::connect(&format!("sqlite://{}", file.display())).await.unwrap();
+        let failing = "create trigger fail before update on account begin \
+                       select raise(abort, 'as if'); end";
+        beside.execute(failing).await.unwrap();
+        backend.set_password("alice", b"changed").unwrap();
+        watching.logged_in("alice", "changed").await;
+        backend.drop_connections();
+        // By now it has been taken, and not stored.
+        backend.wait_until(|c| c.logins["alice"] == 2 && c.idling == 1).await;
+        assert_eq!(world.stored_password("alice").await, PASSWORD.as_bytes());
+        beside.execute("drop trigger fail").await.unwrap();
+        watching.logged_in("alice", "changed").await;
+        while world.stored_password("alice").await != b"changed" {
+            tokio::task::yield_now().await;
+        }
+        watching.stop().await;
     })
     .await;
 }
@@ -103,17 +188,18 @@ async fn b42_a_backend_in_trouble_does_not_park() {
 async fn a_broken_connection_between_two_refusals_does_not_make_them_first_ones() {
     limited(async {
         let backend = backend().await;
-        backend.set_password("alice", b"changed").unwrap();
         let mut world = world(&backend).await;
         // Time for trouble after the first refusal, and none after that.
         (world.watch.retry_min, world.watch.retry_max) =
             (Duration::from_millis(200), Duration::from_millis(200));
-        let watching = world.watch();
+        let watching = idling(&world, &backend).await;
+        backend.set_password("alice", b"changed").unwrap();
+        backend.drop_connections();
         backend.wait_until(|c| c.refused.get("alice") == Some(&1)).await;
         backend.behave(|behaviour| behaviour.unavailable = true);
         backend.wait_until(|c| c.refused.get("alice") == Some(&2)).await;
         backend.behave(|behaviour| behaviour.unavailable = false);
-        world.until_parked("alice", true).await;
+        watching.until("parked").await;
         assert_eq!(backend.counters().refused["alice"], 3, "wrong, unavailable, wrong");
         watching.stop().await;
     })
