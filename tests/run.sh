@@ -17,6 +17,7 @@ needs=(
     python3:python3:python3
     openssl:openssl:openssl
     postgres:postgresql:/usr/lib/postgresql/*/bin/postgres
+    faketime:libfaketime:/usr/lib/*/faketime/libfaketimeMT.so.1
     imap4d:mailutils-imap4d:imap4d
     cyrus:sasl2-bin:saslpasswd2
     cyrus:libsasl2-modules-db:/usr/lib/*/sasl2/libsasldb.so

@@ -7,6 +7,7 @@ mod config;
 mod demo_parts;
 mod dialogues;
 mod end_to_end;
+mod faults;
 mod floors;
 mod listeners;
 mod matrix;

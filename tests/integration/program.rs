@@ -1,8 +1,7 @@
 //! The real binary between stand-ins, as an administrator meets it: what it says about bad input,
-//! how it lives through bad days, what it logs, how it ends.
+//! what it logs, how it ends.
 
 mod admin;
-mod bad_days;
 mod credentials;
 mod demo;
 mod hostile;
@@ -10,10 +9,10 @@ mod logs;
 mod master;
 mod messages;
 mod nodes;
-mod process;
+pub(crate) mod process;
 mod reload;
 mod stop;
-mod world;
+pub(crate) mod world;
 
 use std::time::Duration;
 

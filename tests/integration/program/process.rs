@@ -8,28 +8,28 @@ use tokio::sync::mpsc;
 
 use super::soon;
 
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Child,
-    pub(super) stdout: Lines,
-    pub(super) stderr: Lines,
+    pub(crate) stdout: Lines,
+    pub(crate) stderr: Lines,
 }
 
 /// What a process writes on one of its outputs, line by line.
-pub(super) struct Lines {
+pub(crate) struct Lines {
     incoming: mpsc::UnboundedReceiver<String>,
     /// All lines so far.
-    pub(super) seen: Vec<String>,
+    pub(crate) seen: Vec<String>,
 }
 
 /// The binary with these arguments, and no variables that change what it does.
-pub(super) fn mailchime(arguments: &[&str]) -> Command {
+pub(crate) fn mailchime(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mailchime"));
     command.args(arguments).stdin(Stdio::null());
     cleared(command)
 }
 
 /// The binary, run with these arguments by a shell that has done `first`, such as `umask 0`.
-pub(super) fn mailchime_after(first: &str, arguments: &[&str]) -> Command {
+pub(crate) fn mailchime_after(first: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("sh");
     let script = format!("{first}; exec \"$0\" \"$@\"");
     command.args(["-c", &script, env!("CARGO_BIN_EXE_mailchime")]).args(arguments);
@@ -45,19 +45,19 @@ fn cleared(mut command: Command) -> Command {
 }
 
 impl Process {
-    pub(super) fn spawn(mut command: Command) -> Self {
+    pub(crate) fn spawn(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = Lines::of(child.stdout.take().unwrap());
         let stderr = Lines::of(child.stderr.take().unwrap());
         Self { child, stdout, stderr }
     }
 
-    pub(super) fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// Sends a signal by its name, such as `TERM`.
-    pub(super) fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("sh")
             .args(["-c", &format!("kill -{name} {}", self.id())])
             .status()
@@ -66,7 +66,7 @@ impl Process {
     }
 
     /// Waits for the process to end by itself.
-    pub(super) async fn end(&mut self) -> ExitStatus {
+    pub(crate) async fn end(&mut self) -> ExitStatus {
         // Outputs end with the process; then it can be waited for without blocking.
         self.stdout.rest().await;
         self.stderr.rest().await;
@@ -74,13 +74,23 @@ impl Process {
     }
 
     /// Ends it by SIGKILL.
-    pub(super) fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
+    /// How many files it has open.
+    pub(crate) fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.id())).unwrap().count()
+    }
+
+    /// How many threads it has.
+    pub(crate) fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().count()
+    }
+
     /// A number of `/proc/<id>/status`, in KiB.
-    pub(super) fn memory(&self, name: &str) -> u64 {
+    pub(crate) fn memory(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
         line.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
@@ -109,14 +119,14 @@ impl Lines {
     }
 
     /// The next line; `None` at the end.
-    pub(super) async fn next(&mut self) -> Option<String> {
+    pub(crate) async fn next(&mut self) -> Option<String> {
         let line = soon("a line of output", self.incoming.recv()).await;
         self.seen.extend(line.clone());
         line
     }
 
     /// The next line that `fits`, and what it gives.
-    pub(super) async fn find<T>(&mut self, awaited: &str, fits: impl Fn(&str) -> Option<T>) -> T {
+    pub(crate) async fn find<T>(&mut self, awaited: &str, fits: impl Fn(&str) -> Option<T>) -> T {
         let found = async {
             while let Some(line) = self.incoming.recv().await {
                 let found = fits(&line);
@@ -131,8 +141,16 @@ impl Lines {
         found.unwrap_or_else(|| panic!("no line with {awaited} in\n{}", self.seen.join("\n")))
     }
 
+    /// All that has come so far, without waiting for more.
+    pub(crate) fn so_far(&mut self) -> &[String] {
+        while let Ok(line) = self.incoming.try_recv() {
+            self.seen.push(line);
+        }
+        &self.seen
+    }
+
     /// The lines until the end.
-    pub(super) async fn rest(&mut self) {
+    pub(crate) async fn rest(&mut self) {
         while self.next().await.is_some() {}
     }
 }

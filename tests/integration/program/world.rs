@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use mailchime::demo::apns::{Apns, Push};
 use mailchime::demo::backend::Backend;
@@ -19,14 +20,14 @@ use tokio_rustls::client::TlsStream;
 use super::process::{Process, mailchime};
 use super::soon;
 
-pub(super) const LOGIN: &str = "alice";
-pub(super) const PASSWORD: &str = "wonder land";
-pub(super) const ACCOUNT_ID: &str = "0715A26B-CA09-4730-A419-793000CA982E";
-pub(super) const TOKEN: &str = "8df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c1";
-pub(super) const MAIL: &str = "Subject: hello\r\nFrom: a <b@c>\r\n\r\nHi there, Alice\r\n";
+pub(crate) const LOGIN: &str = "alice";
+pub(crate) const PASSWORD: &str = "wonder land";
+pub(crate) const ACCOUNT_ID: &str = "0715A26B-CA09-4730-A419-793000CA982E";
+pub(crate) const TOKEN: &str = "8df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c1";
+pub(crate) const MAIL: &str = "Subject: hello\r\nFrom: a <b@c>\r\n\r\nHi there, Alice\r\n";
 
 /// The registration of the phone, behind its tag.
-pub(super) fn registration() -> String {
+pub(crate) fn registration() -> String {
     format!(
         "XAPPLEPUSHSERVICE \"aps-version\" \"2\" \"aps-account-id\" \"{ACCOUNT_ID}\" \
          \"aps-device-token\" \"{TOKEN}\" \"aps-subtopic\" \"com.apple.mobilemail\" \
@@ -34,21 +35,21 @@ pub(super) fn registration() -> String {
     )
 }
 
-pub(super) struct World {
+pub(crate) struct World {
     folder: TempDir,
-    pub(super) pki: Pki,
-    pub(super) backend: Backend,
-    pub(super) apns: Apns,
+    pub(crate) pki: Pki,
+    pub(crate) backend: Backend,
+    pub(crate) apns: Apns,
 }
 
 /// `mailchime serve`, listening.
-pub(super) struct Server {
-    pub(super) process: Process,
-    pub(super) address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) process: Process,
+    pub(crate) address: SocketAddr,
 }
 
 impl World {
-    pub(super) async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let pki = Pki::generate(None).unwrap();
         pki.write_to(folder.path()).unwrap();
@@ -61,7 +62,7 @@ impl World {
     }
 
     /// A configuration in which nothing waits longer than a test likes to.
-    pub(super) fn config(&self) -> String {
+    pub(crate) fn config(&self) -> String {
         format!(
             "[[listener]]\naddress = \"127.0.0.1:0\"\n\
              [tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\
@@ -78,7 +79,7 @@ impl World {
     }
 
     /// Changes the configuration; both must do so.
-    pub(super) fn configure(&self, old: &str, new: &str) {
+    pub(crate) fn configure(&self, old: &str, new: &str) {
         let path = self.file("proxy.toml");
         let before = fs::read_to_string(&path).unwrap();
         let after = before.replace(old, new);
@@ -86,26 +87,30 @@ impl World {
         fs::write(path, after).unwrap();
     }
 
-    pub(super) fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    pub(super) fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// `serve --config …/proxy.toml`.
-    pub(super) fn arguments(&self) -> [String; 3] {
+    pub(crate) fn arguments(&self) -> [String; 3] {
         let config = self.file("proxy.toml").display().to_string();
         ["serve".to_owned(), "--config".to_owned(), config]
     }
 
-    pub(super) async fn serve(&self) -> Server {
-        let arguments = self.arguments();
-        Server::of(Process::spawn(mailchime(&arguments.each_ref().map(String::as_str)))).await
+    /// The program, to be started.
+    pub(crate) fn program(&self) -> Command {
+        mailchime(&self.arguments().each_ref().map(String::as_str))
     }
 
-    pub(super) fn phone(&self) -> Phone {
+    pub(crate) async fn serve(&self) -> Server {
+        Server::of(Process::spawn(self.program())).await
+    }
+
+    pub(crate) fn phone(&self) -> Phone {
         Phone {
             login: LOGIN.into(),
             password: PASSWORD.into(),
@@ -115,28 +120,28 @@ impl World {
         }
     }
 
-    pub(super) async fn register(&self, address: SocketAddr) -> Result<Registered, PhoneError> {
+    pub(crate) async fn register(&self, address: SocketAddr) -> Result<Registered, PhoneError> {
         self.phone().register(address, "localhost", &self.pki.ca.certificate, |_, _| {}).await
     }
 
-    pub(super) fn deliver(&self) {
+    pub(crate) fn deliver(&self) {
         self.backend.deliver(LOGIN, "INBOX", MAIL).unwrap();
     }
 
     /// The next push, which must be for the phone.
-    pub(super) async fn push(&self) -> Push {
+    pub(crate) async fn push(&self) -> Push {
         let push = soon("a push", self.apns.next()).await;
         assert_eq!(push.json()["aps"]["account-id"], ACCOUNT_ID);
         push
     }
 
     /// Waits until a watcher is in IDLE, and so has seen all mail so far.
-    pub(super) async fn watched(&self) {
+    pub(crate) async fn watched(&self) {
         soon("a watcher in IDLE", self.backend.wait_until(|counters| counters.idling > 0)).await;
     }
 
     /// A client that has heard the greeting.
-    pub(super) async fn client(&self, server: &Server) -> Client {
+    pub(crate) async fn client(&self, server: &Server) -> Client {
         let config = self.pki.client_config(None).unwrap();
         let stream = TcpStream::connect(server.address).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
@@ -148,7 +153,7 @@ impl World {
     }
 
     /// A client that is logged in.
-    pub(super) async fn session(&self, server: &Server) -> Client {
+    pub(crate) async fn session(&self, server: &Server) -> Client {
         let mut client = self.client(server).await;
         client.send(format!("in LOGIN {LOGIN} \"{PASSWORD}\"\r\n").as_bytes()).await;
         client.until("in OK").await;
@@ -158,7 +163,7 @@ impl World {
 
 impl Server {
     /// Waits until it listens, and learns where.
-    pub(super) async fn of(mut process: Process) -> Self {
+    pub(crate) async fn of(mut process: Process) -> Self {
         let address = process.stderr.find("the address", |line| {
             let line: Value = serde_json::from_str(line).ok()?;
             (line["message"] == "listening").then(|| line["address"].as_str()?.parse().ok())?
@@ -168,7 +173,7 @@ impl Server {
     }
 
     /// The next line of the log with this message, which may not have come yet.
-    pub(super) async fn logged(&mut self, message: &str) -> Value {
+    pub(crate) async fn logged(&mut self, message: &str) -> Value {
         let found = self.process.stderr.find(message, |line| {
             let line: Value = serde_json::from_str(line).expect("a line of the log is JSON");
             (line["message"] == message).then_some(line)
@@ -178,16 +183,16 @@ impl Server {
 }
 
 /// A mail client that the test speaks for.
-pub(super) struct Client(BufStream<TlsStream<TcpStream>>);
+pub(crate) struct Client(BufStream<TlsStream<TcpStream>>);
 
 impl Client {
-    pub(super) async fn send(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).await.unwrap();
         self.0.flush().await.unwrap();
     }
 
     /// The next line without its end.
-    pub(super) async fn line(&mut self) -> String {
+    pub(crate) async fn line(&mut self) -> String {
         let mut line = Vec::new();
         let read = soon("a line from mailchime", self.0.read_until(b'\n', &mut line)).await;
         assert_ne!(read.unwrap(), 0, "mailchime hung up");
@@ -195,7 +200,7 @@ impl Client {
     }
 
     /// Reads to the line that begins so.
-    pub(super) async fn until(&mut self, start: &str) -> String {
+    pub(crate) async fn until(&mut self, start: &str) -> String {
         loop {
             let line = self.line().await;
             if line.starts_with(start) {
@@ -205,7 +210,7 @@ impl Client {
     }
 
     /// Reads to the end.
-    pub(super) async fn rest(&mut self) -> String {
+    pub(crate) async fn rest(&mut self) -> String {
         let mut rest = Vec::new();
         // The end may be a reset: a peer that is refused does not always stop sending first.
         let _ = soon("the end of the connection", self.0.read_to_end(&mut rest)).await;
@@ -213,7 +218,7 @@ impl Client {
     }
 
     /// Sends to whom may not want it all, and hangs up; returns what was heard meanwhile.
-    pub(super) async fn force(self, bytes: &[u8]) -> String {
+    pub(crate) async fn force(self, bytes: &[u8]) -> String {
         let (mut reads, mut writes) = tokio::io::split(self.0);
         let writing = async {
             let _ = writes.write_all(bytes).await;
@@ -227,6 +232,6 @@ impl Client {
     }
 }
 
-pub(super) async fn listener() -> TcpListener {
+pub(crate) async fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.unwrap()
 }

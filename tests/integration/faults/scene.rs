@@ -1,0 +1,125 @@
+//! Where a fault happens: a world of its own, and a count of what happens in it.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
+
+use mailchime::demo::apns::Push;
+use serde_json::Value;
+use sqlx::{Connection, SqliteConnection};
+
+use crate::program::world::{Server, World};
+use crate::skip;
+
+/// How long a single thing may take to happen on a machine that is busy.
+const SOON: Duration = Duration::from_secs(60);
+
+/// What happened to a scene.
+#[derive(Default)]
+pub(super) struct Tally {
+    pub(super) deliveries: AtomicU64,
+    pub(super) pushes: AtomicU64,
+    pub(super) faults: AtomicU64,
+    pub(super) skipped: AtomicBool,
+}
+
+pub(super) struct Scene {
+    name: &'static str,
+    world: World,
+    tally: Arc<Tally>,
+}
+
+impl Scene {
+    pub(super) async fn new(name: &'static str, tally: Arc<Tally>) -> Self {
+        Self { name, world: World::new().await, tally }
+    }
+
+    /// The program with a phone that has registered, its mailbox being watched.
+    pub(super) async fn registered(&self) -> Server {
+        let server = self.serve().await;
+        self.register(server.address).await.unwrap();
+        self.watched().await;
+        server
+    }
+
+    pub(super) fn deliver(&self) {
+        self.tally.deliveries.fetch_add(1, Relaxed);
+        self.world.deliver();
+    }
+
+    /// Another fault was done.
+    pub(super) fn fault(&self) {
+        self.tally.faults.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn kill(&self, server: Server) {
+        self.fault();
+        server.process.kill();
+    }
+
+    /// The next push that APNs takes; those that it does not take are passed over.
+    pub(super) async fn accepted(&self) -> Push {
+        loop {
+            let push = soon("a push", self.apns.next()).await;
+            if push.status == Some(200) {
+                return push;
+            }
+        }
+    }
+
+    /// The database as another program sees it.
+    pub(super) async fn beside(&self) -> SqliteConnection {
+        let url = format!("sqlite://{}", self.file("mailchime.db").display());
+        SqliteConnection::connect(&url).await.unwrap()
+    }
+
+    /// The row is not carried out, for this reason.
+    pub(super) fn skip(&self, reason: &str) {
+        skip::report(self.name, reason);
+        self.tally.skipped.store(true, Relaxed);
+    }
+
+    /// Whether the row cannot be carried out without a program that is not on this machine.
+    pub(super) fn lacks(&self, needed: &str) -> bool {
+        let lacks = skip::skipped(self.name, needed);
+        self.tally.skipped.store(lacks, Relaxed);
+        lacks
+    }
+}
+
+impl Deref for Scene {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.world
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.tally.pushes.store(self.world.apns.received(), Relaxed);
+    }
+}
+
+/// What `event` gives, which is `awaited`.
+pub(super) async fn soon<T>(awaited: &str, event: impl Future<Output = T>) -> T {
+    let waited = tokio::time::timeout(SOON, event).await;
+    waited.unwrap_or_else(|_| panic!("not within {SOON:?}: {awaited}"))
+}
+
+/// Waits for a line of the log that says this of a push: `accepted`, `unavailable`, …
+pub(super) async fn push_logged(server: &mut Server, outcome: &str) -> Value {
+    loop {
+        let line = server.logged("push").await;
+        if line["outcome"] == outcome {
+            return line;
+        }
+    }
+}
+
+/// Waits for a line of the log with these words.
+pub(super) async fn said(server: &mut Server, words: &str) {
+    server.process.stderr.find(words, |line| line.contains(words).then_some(())).await;
+}

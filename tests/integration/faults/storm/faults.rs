@@ -1,0 +1,188 @@
+//! What goes on and what goes wrong, each kind in a stream of its own.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use mailchime::demo::apns::Answer;
+use mailchime::model::DeviceToken;
+use sqlx::{Connection, Executor};
+
+use super::chance::Chance;
+use super::site::{FIRST, MAIL, Site};
+
+/// Goes on until it is dropped.
+pub(super) type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// After this time the program is not killed any more: a start looks at everything, and would hide
+/// what a program that runs has forgotten.
+const KILLS: Duration = Duration::from_secs(40);
+
+/// After this time no device is told any more that it is pushed too often. It may be left alone for
+/// minutes then, unless the program is killed.
+const TOO_OFTEN: Duration = Duration::from_secs(25);
+
+/// To how many devices that is said at once.
+const MANY: usize = 50;
+
+/// Mail comes, is read, is deleted: the numbers of a mailbox never become again what they were, so
+/// that there is always something to tell.
+pub(super) fn mail(site: Arc<Site>, mut chance: Chance) -> Stream {
+    Box::pin(async move {
+        let backend = &site.world.backend;
+        loop {
+            let user = chance.of(&site.users);
+            let mailbox = chance.of(user.mailboxes);
+            let messages = backend.messages(&user.login, mailbox).unwrap();
+            // The first one stays, to be read.
+            let others: Vec<_> = messages.iter().filter(|(uid, ..)| *uid > FIRST).collect();
+            match chance.below(10) {
+                0 | 1 if !others.is_empty() => {
+                    let (uid, ..) = chance.of(&others);
+                    backend.set_flags(&user.login, mailbox, *uid, &["\\Seen"]).unwrap();
+                    site.tally.quiet.fetch_add(1, Relaxed);
+                }
+                2 if !others.is_empty() => {
+                    let (uid, ..) = chance.of(&others);
+                    backend.expunge(&user.login, mailbox, *uid).unwrap();
+                    site.tally.quiet.fetch_add(1, Relaxed);
+                }
+                _ => {
+                    backend.deliver(&user.login, mailbox, MAIL).unwrap();
+                    site.tally.deliveries.fetch_add(1, Relaxed);
+                }
+            }
+            chance.pause(5..40).await;
+        }
+    })
+}
+
+/// The program is killed and started again, half of the times while pushes are under way of which
+/// APNs says nothing.
+pub(super) fn kills(site: Arc<Site>, mut chance: Chance) -> Stream {
+    Box::pin(async move {
+        let began = Instant::now();
+        loop {
+            chance.pause(6_000..14_000).await;
+            if began.elapsed() > KILLS {
+                return std::future::pending().await;
+            }
+            site.tally.kills.fetch_add(1, Relaxed);
+            let silent = chance.below(2) == 0;
+            if silent {
+                site.world.apns.stall(true);
+                site.world.apns.drop_connections();
+                chance.pause(300..1_500).await;
+            }
+            // Goes on when the storm ends in the middle of it.
+            let site = site.clone();
+            let restarted = tokio::spawn(async move {
+                site.restart().await;
+                if silent {
+                    site.world.apns.stall(false);
+                }
+            });
+            restarted.await.unwrap();
+        }
+    })
+}
+
+pub(super) fn backend(site: Arc<Site>, mut chance: Chance) -> Stream {
+    Box::pin(async move {
+        let backend = &site.world.backend;
+        loop {
+            chance.pause(3_000..9_000).await;
+            site.tally.backend.fetch_add(1, Relaxed);
+            match chance.below(4) {
+                0 => backend.drop_connections(),
+                1 => backend.say_bye(),
+                2 => {
+                    backend.refuse().await;
+                    backend.drop_connections();
+                    chance.pause(200..3_000).await;
+                    backend.resume().await.unwrap();
+                }
+                _ => {
+                    backend.behave(|behaviour| behaviour.unavailable = true);
+                    backend.drop_connections();
+                    chance.pause(200..3_000).await;
+                    backend.behave(|behaviour| behaviour.unavailable = false);
+                }
+            }
+        }
+    })
+}
+
+pub(super) fn apns(site: Arc<Site>, mut chance: Chance) -> Stream {
+    Box::pin(async move {
+        let apns = &site.world.apns;
+        let began = Instant::now();
+        loop {
+            chance.pause(1_000..4_000).await;
+            site.tally.apns.fetch_add(1, Relaxed);
+            match chance.below(8) {
+                0 => {
+                    apns.refuse().await;
+                    apns.drop_connections();
+                    chance.pause(200..3_000).await;
+                    apns.resume().await.unwrap();
+                }
+                1 => {
+                    apns.stall(true);
+                    apns.drop_connections();
+                    chance.pause(200..3_000).await;
+                    apns.stall(false);
+                }
+                2 => {
+                    apns.hold_answers(true);
+                    chance.pause(200..3_000).await;
+                    apns.go_away();
+                    apns.hold_answers(false);
+                }
+                3 => apns.drop_connections(),
+                4 => {
+                    apns.answer_all(Answer::Hang);
+                    chance.pause(200..3_000).await;
+                    apns.answer_all(Answer::Accept);
+                }
+                // None may be left over for long: while APNs fails, it is tried ever more rarely.
+                5 => apns.answer_next(2, Answer::Disconnect),
+                6 if began.elapsed() < TOO_OFTEN => {
+                    let first = chance.below(site.users.len() - MANY);
+                    let busy = &site.users[first..first + MANY];
+                    let answer = |answer: Answer| {
+                        for user in busy {
+                            let token = DeviceToken::new(&user.token).unwrap();
+                            apns.answer_token(&token, answer.clone());
+                        }
+                    };
+                    answer(Answer::refuse(429, "TooManyRequests"));
+                    chance.pause(200..3_000).await;
+                    answer(Answer::Accept);
+                }
+                _ => {
+                    apns.answer_all(Answer::refuse(503, "ServiceUnavailable"));
+                    chance.pause(200..3_000).await;
+                    apns.answer_all(Answer::Accept);
+                }
+            }
+        }
+    })
+}
+
+/// Another program has the database for itself.
+pub(super) fn database(site: Arc<Site>, mut chance: Chance) -> Stream {
+    Box::pin(async move {
+        let mut database = site.database().await;
+        loop {
+            chance.pause(5_000..12_000).await;
+            site.tally.database.fetch_add(1, Relaxed);
+            // Rolled back when it is dropped, in the middle of it at the end of the storm too.
+            let mut locked = database.begin_with("begin exclusive").await.unwrap();
+            locked.execute("select 1").await.unwrap();
+            chance.pause(200..3_000).await;
+            locked.rollback().await.unwrap();
+        }
+    })
+}
