@@ -84,7 +84,6 @@ groups=()
 tidy() {
     local group
     for group in "${groups[@]}"; do kill -KILL -- "-$group" || true; done 2>/dev/null
-    wait 2>/dev/null
     rm -rf "$folder"
     if [ -n "$made_policy" ]; then as_root rm -f "$policy" || true; fi
 }
@@ -127,6 +126,8 @@ spare=${ports[5]}
 start() { # NAME PROGRAM…
     setsid "${@:2}" >>"$folder/$1.log" 2>&1 </dev/null &
     group=$!
+    # The shell has nothing to say about how it ends.
+    disown "$group"
     groups[group]=$group
 }
 # Until no process of the group is left: one that still listens would be in the next one's way.
@@ -139,7 +140,7 @@ stop() { # GROUP
             sleep 0.05
         done
     done
-    wait "$1" 2>/dev/null || true
+    if [ "$signal" = KILL ]; then echo "group $1 had to be killed"; fi
     unset "groups[$1]"
 }
 listens() { # PORT
@@ -370,8 +371,7 @@ measure() { # FIGURE PEER ROUND LOAD…
         return 0
     }
     local peer=$group
-    row "$1" "$2" "$3" "$load" measure "${@:4}" --to "127.0.0.1:$port" --ca "$certs/ca.pem" \
-        --pid "$peer"
+    row "$1" "$2" "$3" "$load" measure "${@:4}" --to "127.0.0.1:$port" --pid "$peer"
     stop "$peer"
 }
 # The same of many peers, one after the other.
@@ -427,14 +427,14 @@ dovecots() { # ROUND
         server=$group
         listens "$dovecot"
         # Its first login is slower.
-        row "dovecot-$figure" dovecot "$1" "$load" measure "${of[@]}" --ca "$certs/ca.pem" \
+        row "dovecot-$figure" dovecot "$1" "$load" measure "${of[@]}" \
             --to "127.0.0.1:$tls_dovecot" --pid "$server"
         stop "$server"
         start dovecot dovecot -F -c "$folder/dovecot.conf"
         server=$group
         listens "$dovecot"
         start_peer mailchime-dovecot
-        row "dovecot-$figure" mailchime "$1" "$load" measure "${of[@]}" --ca "$certs/ca.pem" \
+        row "dovecot-$figure" mailchime "$1" "$load" measure "${of[@]}" \
             --to "127.0.0.1:$port" --pid "$group" --pid "$server"
         stop "$group"
         stop "$server"

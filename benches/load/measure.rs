@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,9 +31,6 @@ pub(crate) struct Options {
     /// The server
     #[arg(long)]
     to: SocketAddr,
-    /// The authority that signed its certificate, as PEM
-    #[arg(long)]
-    ca: PathBuf,
     /// The processes whose CPU time and memory count, with their children
     #[arg(long, required = true)]
     pid: Vec<u32>,
@@ -97,7 +93,7 @@ fn say(name: &str, value: f64) {
 async fn commands(options: &Options) -> io::Result<()> {
     let (figure, message) = (options.figure, options.message);
     let text: Arc<[u8]> = server::text(1024 * 1024).into();
-    let tls = client::tls(&options.ca, false);
+    let tls = client::tls(false);
     let mut sessions = Vec::new();
     for user in 0..options.sessions {
         let size = if matches!(figure, Figure::Noop) { SMALL } else { LARGE };
@@ -183,7 +179,7 @@ async fn logins(options: &Options) -> io::Result<()> {
     let mut tasks = JoinSet::new();
     for user in 0..options.sessions {
         // Each has its own tickets, as each phone has.
-        let tls = client::tls(&options.ca, resume);
+        let tls = client::tls(resume);
         let to = options.to;
         tasks.spawn(async move {
             let (mut took, mut resumed) = (Vec::new(), 0);
@@ -216,7 +212,7 @@ async fn logins(options: &Options) -> io::Result<()> {
 }
 
 async fn idle(options: &Options) -> io::Result<()> {
-    let tls: Arc<ClientConfig> = client::tls(&options.ca, false);
+    let tls: Arc<ClientConfig> = client::tls(false);
     let before = processes::pss(&options.pid);
     let (next, total, to) = (Arc::new(AtomicUsize::new(0)), options.sessions, options.to);
     let mut tasks = JoinSet::new();

@@ -68,8 +68,16 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Mail of which there is enough: words, in lines, with the frequencies that words have.
 static TEXT: LazyLock<Vec<u8>> = LazyLock::new(|| text(1024 * 1024));
 
-/// Much the same as prose to a compressor: it shrinks to about two fifths.
+/// Much the same as prose to a compressor, in size and in time.
 pub(crate) fn text(size: usize) -> Vec<u8> {
+    // Letters as often as English has them, in thousands.
+    #[rustfmt::skip]
+    const LETTERS: &[(u8, u64)] = &[
+        (b'e', 127), (b't', 91), (b'a', 82), (b'o', 75), (b'i', 70), (b'n', 67), (b's', 63),
+        (b'h', 61), (b'r', 60), (b'd', 43), (b'l', 40), (b'c', 28), (b'u', 28), (b'm', 24),
+        (b'w', 24), (b'f', 22), (b'g', 20), (b'y', 20), (b'p', 19), (b'b', 15), (b'v', 10),
+        (b'k', 8), (b'j', 2), (b'x', 1),
+    ];
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = move || {
         state ^= state << 13;
@@ -77,23 +85,28 @@ pub(crate) fn text(size: usize) -> Vec<u8> {
         state ^= state << 17;
         state
     };
-    let syllables: Vec<&str> =
-        "an be con der es for ge her in ion ka la men no or per qua re sta the un ver wa y ze ting"
-            .split(' ')
-            .collect();
-    let words: Vec<String> = (0..8000)
-        .map(|_| {
-            let length = 1 + random() as usize % 4;
-            (0..length).map(|_| syllables[random() as usize % syllables.len()]).collect()
+    let letter = |mut left: u64| {
+        for &(letter, weight) in LETTERS {
+            if left < weight {
+                return letter;
+            }
+            left -= weight;
+        }
+        b'e'
+    };
+    // Those that are frequent are short.
+    let words: Vec<Vec<u8>> = (1..=20_000_u32)
+        .map(|rank| {
+            (0..1 + rank.ilog2() * 2 / 3 + rank % 3).map(|_| letter(random() % 1000)).collect()
         })
         .collect();
     let mut text = Vec::with_capacity(size + 80);
     let mut line = 0;
     while text.len() < size {
         // Zipf's law: the logarithm of a word's rank is even.
-        let rank = (words.len() as f64).powf((random() >> 11) as f64 / (1_u64 << 53) as f64);
-        let word = &words[rank as usize - 1];
-        text.extend_from_slice(word.as_bytes());
+        let even = (random() >> 11) as f64 / (1_u64 << 53) as f64;
+        let word = &words[(words.len() as f64).powf(even) as usize - 1];
+        text.extend_from_slice(word);
         line += word.len() + 1;
         if line > 66 {
             text.extend_from_slice(b"\r\n");
