@@ -131,7 +131,7 @@ start() { # NAME PROGRAM…
     groups[group]=$group
 }
 # Until no process of the group is left: one that still listens would be in the next one's way.
-stop() { # GROUP
+stop() { # GROUP NAME
     local signal tries
     for signal in TERM KILL; do
         kill -"$signal" -- "-$1" 2>/dev/null || true
@@ -140,7 +140,7 @@ stop() { # GROUP
             sleep 0.05
         done
     done
-    if [ "$signal" = KILL ]; then echo "group $1 had to be killed"; fi
+    if [ "$signal" = KILL ]; then echo "$2 did not end within 5 s and was killed"; fi
     unset "groups[$1]"
 }
 listens() { # PORT
@@ -339,7 +339,7 @@ start_peer() { # PEER
             esac >"$folder/mailchime.toml"
             start mailchime "$mailchime" serve --config "$folder/mailchime.toml" ;;
     esac
-    listens "$port" || { stop "$group"; return 1; }
+    listens "$port" || { stop "$group" "$1"; return 1; }
 }
 
 # === measuring ===
@@ -372,7 +372,7 @@ measure() { # FIGURE PEER ROUND LOAD…
     }
     local peer=$group
     row "$1" "$2" "$3" "$load" measure "${@:4}" --to "127.0.0.1:$port" --pid "$peer"
-    stop "$peer"
+    stop "$peer" "$2"
 }
 # The same of many peers, one after the other.
 each() { # FIGURE PEERS ROUND LOAD…
@@ -403,7 +403,7 @@ figures() {
             each idle "$many" "$round" idle --sessions "$most"
             each idle perdition "$round" idle --sessions "$few"
         fi
-        if wanted dovecot && [[ $absent != *' dovecot '* ]]; then dovecots "$round"; fi
+        if [[ $absent != *' dovecot '* ]] && takes_part mailchime; then dovecots "$round"; fi
     done
     if wanted start && takes_part mailchime; then
         mailchime_conf "$plain" 'tls = "none"' >"$folder/mailchime.toml"
@@ -429,15 +429,15 @@ dovecots() { # ROUND
         # Its first login is slower.
         row "dovecot-$figure" dovecot "$1" "$load" measure "${of[@]}" \
             --to "127.0.0.1:$tls_dovecot" --pid "$server"
-        stop "$server"
+        stop "$server" dovecot
         start dovecot dovecot -F -c "$folder/dovecot.conf"
         server=$group
         listens "$dovecot"
         start_peer mailchime-dovecot
         row "dovecot-$figure" mailchime "$1" "$load" measure "${of[@]}" \
             --to "127.0.0.1:$port" --pid "$group" --pid "$server"
-        stop "$group"
-        stop "$server"
+        stop "$group" mailchime
+        stop "$server" dovecot
     done
 }
 # A mailbox with a message of 4 MiB.
