@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use tracing::subscriber::DefaultGuard;
-use tracing::{Event, Metadata, span};
+use tracing::{Dispatch, Event, Metadata, span};
 
 use super::*;
 
@@ -17,10 +17,12 @@ const CHANGES: usize = 1000;
 struct Statements(Arc<AtomicUsize>);
 
 impl Statements {
-    fn count() -> (Self, DefaultGuard) {
+    fn count() -> (Self, (DefaultGuard, Dispatch)) {
         let counter = Self::default();
         let guard = tracing::subscriber::set_default(counter.clone());
-        (counter, guard)
+        // While there is one subscriber, tracing asks only the thread that comes first to a place
+        // whether its events are wanted, and that may be another test's. There are two, then.
+        (counter, (guard, Dispatch::new(Self::default())))
     }
 
     fn take(&self) -> usize {
