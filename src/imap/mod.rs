@@ -14,6 +14,7 @@
 //! - [`registration`]: the arguments and the answer of XAPPLEPUSHSERVICE (nom)
 //! - [`login`]: logging in at a backend, as a state machine
 //! - [`relay`]: the two lanes after login, and mailchime's own questions between them
+//! - `unauthenticated`: what is said with a client before it is logged in
 //! - [`session`]: one client's session as a state machine, from greeting to close
 
 pub mod args;
@@ -29,3 +30,4 @@ pub mod relay;
 pub mod sasl;
 pub mod session;
 pub mod status;
+mod unauthenticated;

@@ -15,24 +15,15 @@
 //! carried out.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::Arc;
 
-use super::args;
 use super::capability::{Capabilities, XAPPLEPUSHSERVICE};
-use super::collect::{Collector, Progress};
 use super::login::{Attempt, Login, Options, Outcome, edited};
-use super::peek::{self, Command, Status, Verb};
+use super::peek::{Status, Verb};
 use super::relay::{Relay, tagged};
-use super::sasl::{self, Exchange, Mechanism};
+use super::sasl;
+use super::unauthenticated::{Dialogue, State};
 use crate::model::{Account, Credentials, Registration};
-
-/// Malformed or unknown commands before login after which the client is sent away.
-const MOST_BAD_COMMANDS: u32 = 20;
-
-/// Most fields of a client's ID that are passed on, and longest field (RFC 2971 section 3.3).
-const MOST_ID_FIELDS: usize = 30;
-const LONGEST_ID_FIELD: usize = 1024;
 
 const UNAVAILABLE: &str = "NO [UNAVAILABLE] The mail server cannot be reached, try again later";
 
@@ -168,48 +159,6 @@ enum Phase {
     Closed,
 }
 
-/// The login dialogue.
-#[derive(Debug)]
-struct Dialogue {
-    connection: Connection,
-    /// What the client said of itself, as ID fields.
-    client_id: Vec<IdField>,
-    collector: Collector,
-    bad_commands: u32,
-    state: State,
-}
-
-type IdField = (Vec<u8>, Option<Vec<u8>>);
-
-#[derive(Debug)]
-enum State {
-    Command,
-    /// STARTTLS was answered.
-    Handshake,
-    Authenticate {
-        tag: Vec<u8>,
-        exchange: Exchange,
-    },
-    /// The backend is being dialled.
-    Connect {
-        tag: Vec<u8>,
-        attempt: Attempt,
-        by_login: bool,
-    },
-    /// The backend is asked.
-    Backend {
-        tag: Vec<u8>,
-        login: Box<Login>,
-    },
-    /// The backend asks; the client answers.
-    Challenge {
-        tag: Vec<u8>,
-        login: Box<Login>,
-    },
-    /// The answer waits for its time.
-    Refused(Vec<u8>),
-}
-
 impl PushOffer {
     /// The topic for devices of this account; `None` where it is not offered push.
     pub fn topic(&self, account: &Account) -> Option<&str> {
@@ -280,7 +229,7 @@ impl Profile {
     }
 
     /// Whether this mechanism of the backend may be relayed, hidden as its secret is.
-    fn relays(&self, mechanism: &str) -> bool {
+    pub(super) fn relays(&self, mechanism: &str) -> bool {
         let offered = |seen: &Capabilities| seen.has(&format!("AUTH={mechanism}"));
         self.relay_mechanisms
             && sasl::is_relayable(mechanism)
@@ -295,13 +244,7 @@ impl Session {
         let capabilities = profile.before_login(connection.secure);
         let greeting = format!("* OK [CAPABILITY {capabilities}] mailchime ready\r\n");
         output.to_client.extend_from_slice(greeting.as_bytes());
-        let dialogue = Dialogue {
-            connection,
-            client_id: Vec::new(),
-            collector: Collector::new(profile.command_size),
-            bad_commands: 0,
-            state: State::Command,
-        };
+        let dialogue = Dialogue::new(connection, profile.command_size);
         Self { profile, phase: Phase::Login(Box::new(dialogue)), output }
     }
 
@@ -345,9 +288,7 @@ impl Session {
     /// count.
     pub fn secured(&mut self) {
         if let Phase::Login(dialogue) = &mut self.phase {
-            dialogue.connection.secure = true;
-            dialogue.client_id.clear();
-            dialogue.state = State::Command;
+            dialogue.secured();
         }
     }
 
@@ -427,9 +368,7 @@ impl Session {
     /// answer.
     pub fn is_idle(&self) -> bool {
         match &self.phase {
-            Phase::Login(dialogue) => {
-                matches!(dialogue.state, State::Command) && dialogue.collector.is_empty()
-            }
+            Phase::Login(dialogue) => dialogue.is_idle(),
             Phase::Relay(relay) => relay.is_idle() && relay.at_response_boundary(),
             Phase::Closed => true,
         }
@@ -509,226 +448,6 @@ impl Session {
             }
         }
     }
-}
-
-// === impl Dialogue ===
-
-impl Dialogue {
-    fn client(&mut self, input: &[u8], profile: &Profile, out: &mut Output) -> Step {
-        match self.state {
-            State::Handshake if input.is_empty() => return Step::Wait,
-            // What came before the handshake was not protected by it (CVE-2011-0411 and its kin).
-            State::Handshake => return Step::Close("bytes between STARTTLS and the handshake"),
-            State::Connect { .. } | State::Backend { .. } | State::Refused(_) => return Step::Wait,
-            State::Authenticate { .. } | State::Challenge { .. } => {
-                self.collector.expect_plain_line();
-            }
-            State::Command => {}
-        }
-        if input.is_empty() {
-            return Step::Wait;
-        }
-        let (used, progress) = self.collector.push(input);
-        match progress {
-            Progress::More if self.collector.is_too_long() => {
-                out.over.command += 1;
-                out.to_client.extend_from_slice(b"* BYE Command is too long\r\n");
-                out.actions.push_back(Action::Close);
-            }
-            Progress::More => {}
-            Progress::Continue => out.to_client.extend_from_slice(b"+ OK\r\n"),
-            Progress::TooLong => {
-                out.over.command += 1;
-                let command = self.collector.take();
-                self.refuse(tag_of(&command), "BAD Command is too long", out);
-            }
-            Progress::Whole => {
-                let command = self.collector.take();
-                match std::mem::replace(&mut self.state, State::Command) {
-                    State::Authenticate { tag, exchange } => {
-                        let line = command.trim_ascii_end();
-                        self.respond(tag, exchange.respond(line), out);
-                    }
-                    State::Challenge { tag, mut login } => {
-                        login.respond(&command, &mut out.to_backend);
-                        self.state = State::Backend { tag, login };
-                    }
-                    _ => self.command(&command, profile, out),
-                }
-            }
-        }
-        Step::Take(used)
-    }
-
-    fn command(&mut self, command: &[u8], profile: &Profile, out: &mut Output) {
-        let verb = match peek::command(command) {
-            Some(Command::Known { verb, .. }) => Some(verb),
-            Some(Command::Other { .. }) => None,
-            _ => return self.refuse(None, "BAD Malformed command", out),
-        };
-        let Ok((arguments, (tag, _))) = args::tag_and_verb(command) else {
-            return self.refuse(tag_of(command), "BAD Malformed command", out);
-        };
-        let secure = self.connection.secure;
-        let answer = &mut out.to_client;
-        match verb {
-            Some(Verb::Capability) => {
-                let list = format!("* CAPABILITY {}\r\n", profile.before_login(secure));
-                answer.extend_from_slice(list.as_bytes());
-                tagged(answer, tag, "OK CAPABILITY completed");
-            }
-            Some(Verb::Noop) => tagged(answer, tag, "OK NOOP completed"),
-            Some(Verb::Id) => {
-                self.client_id = id_fields(arguments);
-                answer.extend_from_slice(b"* ID (\"name\" \"mailchime\")\r\n");
-                tagged(answer, tag, "OK ID completed");
-            }
-            Some(Verb::Logout) => {
-                answer.extend_from_slice(b"* BYE Logging out\r\n");
-                tagged(answer, tag, "OK LOGOUT completed");
-                out.actions.push_back(Action::Close);
-            }
-            Some(Verb::StartTls) if !secure => {
-                tagged(answer, tag, "OK Begin TLS negotiation now");
-                out.actions.push_back(Action::StartTls);
-                out.answered.push((Verb::StartTls, Status::Ok));
-                self.state = State::Handshake;
-            }
-            Some(Verb::StartTls) => self.refuse(Some(tag), "BAD TLS is active already", out),
-            Some(Verb::Login | Verb::Authenticate) if !secure => {
-                tagged(answer, tag, "NO [PRIVACYREQUIRED] STARTTLS comes first");
-            }
-            Some(Verb::Login) => match args::two_astrings(arguments) {
-                Some((login, password)) => match String::from_utf8(login.into_owned()) {
-                    Ok(login) => {
-                        let credentials = Credentials::password(login, password.into_owned());
-                        self.verify(tag.to_vec(), credentials, true, out);
-                    }
-                    Err(_) => self.refuse_credentials(tag, None, out),
-                },
-                None => self.refuse(Some(tag), "BAD LOGIN takes a name and a password", out),
-            },
-            Some(Verb::Authenticate) => self.authenticate(tag, arguments, profile, out),
-            _ => self.refuse(Some(tag), "BAD Unknown command, or not before login", out),
-        }
-    }
-
-    fn authenticate(&mut self, tag: &[u8], arguments: &[u8], profile: &Profile, out: &mut Output) {
-        let Some((name, initial)) = args::atom_and_word(arguments) else {
-            return self.refuse(Some(tag), "BAD AUTHENTICATE takes a mechanism", out);
-        };
-        if let Some(mechanism) = Mechanism::named(name) {
-            let (exchange, challenge) = mechanism.start();
-            let step = match initial {
-                Some(initial) => exchange.respond(initial),
-                None => sasl::Step::Challenge(exchange, challenge),
-            };
-            return self.respond(tag.to_vec(), step, out);
-        }
-        match std::str::from_utf8(name) {
-            Ok(name) if profile.relays(name) => {
-                let initial = initial.map(<[u8]>::to_vec);
-                let attempt = Attempt::Relayed { mechanism: name.to_ascii_uppercase(), initial };
-                out.actions.push_back(Action::Connect(None));
-                self.state = State::Connect { tag: tag.to_vec(), attempt, by_login: false };
-            }
-            _ => tagged(&mut out.to_client, tag, "NO [CANNOT] Mechanism is not available"),
-        }
-    }
-
-    fn respond(&mut self, tag: Vec<u8>, step: sasl::Step, out: &mut Output) {
-        match step {
-            sasl::Step::Challenge(exchange, challenge) => {
-                out.to_client.extend_from_slice(format!("+ {challenge}\r\n").as_bytes());
-                self.state = State::Authenticate { tag, exchange };
-            }
-            sasl::Step::Credentials(credentials) => self.verify(tag, credentials, false, out),
-            sasl::Step::Cancelled => self.refuse(Some(&tag), "BAD AUTHENTICATE cancelled", out),
-            sasl::Step::Malformed => self.refuse(Some(&tag), "BAD Malformed response", out),
-        }
-    }
-
-    fn verify(&mut self, tag: Vec<u8>, credentials: Credentials, by_login: bool, out: &mut Output) {
-        // An empty password opens a door at some directories; control bytes are nobody's name.
-        let names = [&credentials.login, &credentials.authorization];
-        let unfit = credentials.login.is_empty()
-            || credentials.expose_secret().is_empty()
-            || credentials.expose_secret().contains(&0)
-            || names.iter().any(|name| name.len() > 512 || name.chars().any(char::is_control));
-        let account = credentials.account();
-        if unfit {
-            return self.refuse_credentials(&tag, Some(account), out);
-        }
-        out.actions.push_back(Action::Connect(Some(account)));
-        self.state = State::Connect { tag, attempt: Attempt::Credentials(credentials), by_login };
-    }
-
-    /// Answers a command that makes no sense, and sends away who sends many of them.
-    fn refuse(&mut self, tag: Option<&[u8]>, text: impl fmt::Display, out: &mut Output) {
-        tagged(&mut out.to_client, tag.unwrap_or(b"*"), text);
-        self.bad_commands += 1;
-        if self.bad_commands >= MOST_BAD_COMMANDS {
-            out.to_client.extend_from_slice(b"* BYE Too many bad commands\r\n");
-            out.actions.push_back(Action::Close);
-        }
-    }
-
-    /// Refuses credentials that no backend needs to be asked about, as if one had been.
-    fn refuse_credentials(&mut self, tag: &[u8], account: Option<Account>, out: &mut Output) {
-        let mut answer = Vec::new();
-        tagged(&mut answer, tag, "NO [AUTHENTICATIONFAILED] Authentication failed");
-        self.state = State::Refused(answer);
-        out.answered.push((Verb::Login, Status::No));
-        out.actions.push_back(Action::Refused(account));
-    }
-
-    /// The arguments of the ID that goes to the backend: the client's fields, and those that tell
-    /// where it comes from, which a client cannot claim for itself.
-    fn id(&self) -> Vec<u8> {
-        let own = &self.connection.id_fields;
-        let claimed = |name: &[u8]| {
-            let name = String::from_utf8_lossy(name);
-            ["x-originating-", "x-connected-", "x-proxy-", "x-session-", "x-forward-"]
-                .iter()
-                .any(|start| name.to_ascii_lowercase().starts_with(start))
-        };
-        let mut fields: Vec<String> = Vec::new();
-        let mut add = |name: &[u8], value: Option<&[u8]>| {
-            let value = value.map_or(Some(b"NIL".to_vec()), args::quote);
-            if let (Some(name), Some(value)) = (args::quote(name), value) {
-                fields.push(String::from_utf8_lossy(&[&name[..], b" ", &value].concat()).into());
-            }
-        };
-        for (name, value) in self.client_id.iter().filter(|(name, _)| !claimed(name)) {
-            add(name, value.as_deref());
-        }
-        if self.client_id.is_empty() {
-            add(b"name", Some(b"mailchime"));
-        }
-        for (name, value) in own {
-            add(name.as_bytes(), Some(value.as_bytes()));
-        }
-        format!("({})", fields.join(" ")).into_bytes()
-    }
-}
-
-/// The fields of a client's ID that are fit to be passed on; none if it is malformed or NIL.
-fn id_fields(arguments: &[u8]) -> Vec<IdField> {
-    args::id_fields(arguments)
-        .unwrap_or_default()
-        .into_iter()
-        .take(MOST_ID_FIELDS)
-        .filter(|(name, value)| {
-            let length = value.as_ref().map_or(0, |value| value.len()).max(name.len());
-            length <= LONGEST_ID_FIELD
-        })
-        .map(|(name, value)| (name.into_owned(), value.map(args::Bytes::into_owned)))
-        .collect()
-}
-
-/// The tag of a command that is otherwise malformed.
-fn tag_of(command: &[u8]) -> Option<&[u8]> {
-    args::tag_and_verb(command).ok().map(|(_, (tag, _))| tag)
 }
 
 #[cfg(test)]
