@@ -11,7 +11,7 @@ use super::literal::{Announcement, Tail};
 ///   Line ────────────────▶ Literal ───────────▶ Line ──▶ … ──▶ Whole
 ///     │ limit                 │ limit
 ///     ▼                       ▼
-///   the same without keeping any byte ──▶ TooLong
+///   Refused, or the same without keeping any byte ──▶ TooLong
 /// ```
 #[derive(Debug)]
 pub struct Collector {
@@ -34,8 +34,11 @@ pub enum Progress {
     Continue,
     /// The command is whole: [`Collector::take`] gives it.
     Whole,
-    /// It ended, or waits for a continuation that it must not get, and was longer than the limit;
-    /// [`Collector::take`] gives its first bytes.
+    /// It would be longer than the limit with the literal that it announces, and waits for a
+    /// continuation that it must not get; [`Collector::take`] gives what it said.
+    Refused,
+    /// It ended, or waits likewise, and was longer than the limit already; [`Collector::take`] gives
+    /// its first bytes.
     TooLong,
 }
 
@@ -95,12 +98,11 @@ impl Collector {
                 return (at, if self.too_long { Progress::TooLong } else { Progress::Whole });
             };
             let room = self.limit - self.kept.len();
-            if self.too_long || length > room as u64 {
-                self.too_long = true;
-                if synchronising {
-                    // Nothing of it has been sent: a refusal ends the command here.
-                    return (at, Progress::TooLong);
-                }
+            let was_too_long = self.too_long;
+            self.too_long |= length > room as u64;
+            if self.too_long && synchronising {
+                // Nothing of it has been sent: a refusal ends the command here.
+                return (at, if was_too_long { Progress::TooLong } else { Progress::Refused });
             }
             self.literal = length;
             if synchronising {
@@ -163,7 +165,7 @@ mod tests {
     #[test]
     fn a_literal_over_the_limit_is_refused_or_skipped() {
         let mut collector = Collector::new(64);
-        assert_eq!(collector.push(b"a LOGIN {4294967295}\r\n"), (22, Progress::TooLong));
+        assert_eq!(collector.push(b"a LOGIN {4294967295}\r\n"), (22, Progress::Refused));
         collector.take();
         assert_eq!(collector.push(b"a LOGIN {99+}\r\n"), (15, Progress::More));
         assert_eq!(collector.push(&[b'\n'; 99]), (99, Progress::More));
@@ -208,7 +210,7 @@ mod tests {
             while !rest.is_empty() {
                 let (used, progress) = collector.push(rest);
                 rest = &rest[used..];
-                if matches!(progress, Progress::Whole | Progress::TooLong) {
+                if matches!(progress, Progress::Whole | Progress::TooLong | Progress::Refused) {
                     commands.push((collector.take(), progress));
                 }
             }

@@ -1,9 +1,6 @@
 //! Literal announcements (RFC 9051 section 4.3, RFC 7888) and the ends of whole responses.
 
-use memchr::memchr;
-
-/// Longest announcement that is recognised: `~{` + 20 digits + `+}` + CR LF.
-pub const LONGEST_ANNOUNCEMENT: usize = 26;
+use memchr::{memchr, memrchr};
 
 /// `{n}`, `{n+}`, `~{n}` or `~{n+}` at the end of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,48 +16,79 @@ impl Announcement {
     ///
     /// A number beyond 64 bits is none: no peer can send such a literal.
     pub fn at_end_of(line: &[u8]) -> Option<Self> {
-        let line = line.strip_suffix(b"\n").unwrap_or(line);
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let line = line.strip_suffix(b"}")?;
-        let (line, synchronising) = match line.strip_suffix(b"+") {
-            Some(line) => (line, false),
-            None => (line, true),
-        };
-        let digits = line.iter().rev().take_while(|b| b.is_ascii_digit()).count();
-        let (rest, digits) = line.split_at(line.len() - digits);
-        if digits.is_empty() || rest.last() != Some(&b'{') {
-            return None;
-        }
-        let length = std::str::from_utf8(digits).ok()?.parse().ok()?;
-        Some(Self { length, synchronising })
+        Tail::default().announcement(line.strip_suffix(b"\n").unwrap_or(line))
     }
 }
 
-/// The last bytes of a line that arrives in pieces: enough to recognise an announcement.
+/// What the end of a line that arrives in pieces announces, as far as it has come. However long a
+/// number is (zeros may stand ahead of it), nothing of the line is kept.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Tail {
-    bytes: [u8; LONGEST_ANNOUNCEMENT],
-    used: u8,
+pub enum Tail {
+    /// No part of an announcement.
+    #[default]
+    Text,
+    /// Behind `{`, and the number so far.
+    Open(Option<u64>),
+    /// Behind the `+`.
+    Plus(u64),
+    /// Behind the `}`.
+    Closed(Announcement),
+    /// Behind the CR.
+    Return(Announcement),
 }
 
 impl Tail {
-    /// Remembers the end of `piece`, a part of the line without its line feed.
+    /// Takes in `piece`, a part of the line without its line feed.
     pub fn push(&mut self, piece: &[u8]) {
-        let piece = &piece[piece.len().saturating_sub(LONGEST_ANNOUNCEMENT)..];
-        let used = usize::from(self.used);
-        let keep = used.min(LONGEST_ANNOUNCEMENT - piece.len());
-        self.bytes.copy_within(used - keep..used, 0);
-        self.bytes[keep..keep + piece.len()].copy_from_slice(piece);
-        self.used = u8::try_from(keep + piece.len()).unwrap_or(0);
+        let rest = match memrchr(b'{', piece) {
+            Some(brace) => {
+                *self = Self::Open(None);
+                &piece[brace + 1..]
+            }
+            None => piece,
+        };
+        for byte in rest {
+            if let Self::Text = self {
+                return;
+            }
+            *self = self.then(*byte);
+        }
     }
 
     /// The announcement at the end of the line whose last piece is `piece`.
     pub fn announcement(mut self, piece: &[u8]) -> Option<Announcement> {
-        if self.used == 0 {
-            return Announcement::at_end_of(piece);
+        // Most lines end in text, and need no look at the rest of them.
+        let text = piece.strip_suffix(b"\r").unwrap_or(piece);
+        if text.last().is_some_and(|last| *last != b'}') {
+            return None;
         }
         self.push(piece);
-        Announcement::at_end_of(&self.bytes[..usize::from(self.used)])
+        match self {
+            Self::Closed(announcement) | Self::Return(announcement) => Some(announcement),
+            Self::Text | Self::Open(_) | Self::Plus(_) => None,
+        }
+    }
+
+    /// Behind one more byte, which is no `{`.
+    fn then(self, byte: u8) -> Self {
+        match (self, byte) {
+            (Self::Open(number), b'0'..=b'9') => {
+                let number = number.unwrap_or(0).checked_mul(10);
+                match number.and_then(|number| number.checked_add(u64::from(byte - b'0'))) {
+                    Some(number) => Self::Open(Some(number)),
+                    None => Self::Text,
+                }
+            }
+            (Self::Open(Some(length)), b'+') => Self::Plus(length),
+            (Self::Open(Some(length)), b'}') => {
+                Self::Closed(Announcement { length, synchronising: true })
+            }
+            (Self::Plus(length), b'}') => {
+                Self::Closed(Announcement { length, synchronising: false })
+            }
+            (Self::Closed(announcement), b'\r') => Self::Return(announcement),
+            _ => Self::Text,
+        }
     }
 }
 
@@ -118,6 +146,9 @@ mod tests {
             (b"{-1}\r\n", None),
             (b"{5-}\r\n", None),
             (b"{5} \r\n", None),
+            (b"{5}\r\r\n", None),
+            (b"{5++}\r\n", None),
+            (b"{{5}\r\n", at(5, true)),
             (b"5}\r\n", None),
             (b"", None),
         ] {
@@ -127,7 +158,15 @@ mod tests {
 
     #[test]
     fn a_tail_of_any_pieces_finds_what_the_whole_line_has() {
-        for line in [&b"a1 APPEND INBOX (\\Seen) ~{12345678901234567890+}\r"[..], b"{3}\r", b"a"] {
+        for line in [
+            &b"a1 APPEND INBOX (\\Seen) ~{12345678901234567890+}\r"[..],
+            b"{3}\r",
+            b"a",
+            b"{3}{5",
+            b"{99999999999999999999}",
+            // More digits than a number of 64 bits has.
+            b"a {0000000000000000000000000000005}\r",
+        ] {
             let whole = Announcement::at_end_of(line);
             for first in 0..=line.len() {
                 for second in first..=line.len() {

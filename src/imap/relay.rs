@@ -173,6 +173,8 @@ impl Relay {
                         self.client = At::line(false);
                     }
                     None => break,
+                    // What came before it goes first.
+                    Some(Command::Endless) if used > 0 => break,
                     Some(Command::Endless) => return Step::Close("a tag without end"),
                     Some(Command::Done) => {
                         self.waiting = Waiting::Nothing;
@@ -264,20 +266,22 @@ impl Relay {
                 }
                 Response::Capability => end_of_line(rest),
                 Response::Enabled => {
+                    let limit = self.profile.capability_size;
                     match end_of_line(rest) {
-                        End::At(length) => self.enabled(&rest[..length]),
-                        End::Beyond if rest.len() <= self.profile.capability_size && !last => break,
-                        End::Beyond => {}
+                        End::At(length) if length <= limit => self.enabled(&rest[..length]),
+                        End::Beyond if rest.len() <= limit && !last => break,
+                        End::At(_) | End::Beyond => {}
                     }
                     self.backend = At::line(false);
                     continue;
                 }
                 Response::MailboxStatus if self.is_asking() => match end_of_response(rest) {
-                    End::Beyond if rest.len() > LONGEST_STATUS => {
+                    End::At(length) if length <= LONGEST_STATUS => End::At(length),
+                    End::Beyond if rest.len() <= LONGEST_STATUS => End::Beyond,
+                    End::At(_) | End::Beyond => {
                         self.backend = At::line(true);
                         continue;
                     }
-                    end => end,
                 },
                 Response::Continuation => {
                     self.go_ahead();
@@ -297,15 +301,17 @@ impl Relay {
             if used > 0 {
                 break;
             }
+            let limit = self.profile.capability_size.max(LONGEST_STATUS);
             return match taken {
-                End::Beyond if rest.len() > self.profile.capability_size.max(LONGEST_STATUS) => {
-                    out.over.capability += 1;
-                    Step::Close("a capability list of the backend that is too long")
-                }
-                End::Beyond => Step::Wait,
-                End::At(length) => {
+                End::At(length) if length <= limit => {
                     self.take(response, &rest[..length], out);
                     Step::Take(length)
+                }
+                End::Beyond if rest.len() <= limit => Step::Wait,
+                // Whether its end is at hand already is chance, and makes no difference.
+                End::At(_) | End::Beyond => {
+                    out.over.capability += 1;
+                    Step::Close("a capability list of the backend that is too long")
                 }
             };
         }
@@ -477,7 +483,7 @@ impl Relay {
         match progress {
             Progress::More => {}
             Progress::Continue => self.say(b"+ OK\r\n".to_vec(), out),
-            Progress::TooLong => {
+            Progress::Refused | Progress::TooLong => {
                 out.over.command += 1;
                 self.finish(Status::Bad, "BAD Command is too long", out);
             }

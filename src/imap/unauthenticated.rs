@@ -105,14 +105,15 @@ impl Dialogue {
         }
         let (used, progress) = self.collector.push(input);
         match progress {
-            Progress::More if self.collector.is_too_long() => {
+            // Whether its end is at hand already is chance, and makes no difference.
+            Progress::More | Progress::TooLong if self.collector.is_too_long() => {
                 out.over.command += 1;
                 out.to_client.extend_from_slice(b"* BYE Command is too long\r\n");
                 out.actions.push_back(Action::Close);
             }
             Progress::More => {}
             Progress::Continue => out.to_client.extend_from_slice(b"+ OK\r\n"),
-            Progress::TooLong => {
+            Progress::Refused | Progress::TooLong => {
                 out.over.command += 1;
                 let command = self.collector.take();
                 self.refuse(tag_of(&command), "BAD Command is too long", out);

@@ -13,6 +13,9 @@
 
 mod account;
 mod connection;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod look;
 mod master;
 mod news;

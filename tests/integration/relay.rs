@@ -94,6 +94,36 @@ fn command() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+/// Says it at once, or byte by byte; returns what each side heard, and whether that was the end.
+fn heard(mut core: Core, peer: Peer, bytes: &[u8], at_once: bool) -> (Vec<u8>, Vec<u8>, bool) {
+    for piece in bytes.chunks(if at_once { bytes.len() } else { 1 }) {
+        if !core.closed {
+            core.says(peer, piece);
+        }
+    }
+    (core.to_client, core.to_backend, core.closed)
+}
+
+#[test]
+fn what_is_too_long_is_so_however_it_arrives() {
+    let long = |before: &str, after: &str| format!("{before}{}{after}", "x".repeat(70_000));
+    for (logged_in, peer, said, ends) in [
+        (true, Peer::Backend, long("* CAPABILITY IMAP4rev1 ", "\r\n"), true),
+        (true, Peer::Backend, long("b OK [CAPABILITY X] ", "\r\n"), true),
+        (true, Peer::Backend, long("* ENABLED ", " UTF8=ACCEPT\r\n"), false),
+        (true, Peer::Client, format!("b NOOP\r\n{}", long("", " NOOP\r\n")), true),
+        (true, Peer::Client, long("b LOGIN ", " y\r\nc NOOP\r\n"), false),
+        (false, Peer::Client, long("b LOGIN ", " y\r\nc NOOP\r\n"), true),
+        (false, Peer::Client, long("b LOGIN {70000+}\r\n", "\r\nc NOOP\r\n"), true),
+        (false, Peer::Client, "b LOGIN {70000}\r\nc NOOP\r\n".to_owned(), false),
+    ] {
+        let core = || if logged_in { relaying() } else { Core::new(profile(None, None), true) };
+        let whole = heard(core(), peer, said.as_bytes(), true);
+        assert_eq!(whole.2, ends, "{}", &said[..20]);
+        assert!(whole == heard(core(), peer, said.as_bytes(), false), "{}", &said[..20]);
+    }
+}
+
 proptest! {
     #[test]
     fn what_a_backend_says_arrives_unchanged(

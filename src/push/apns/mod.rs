@@ -5,6 +5,9 @@
 //! which device is told of what, or when: that is the dispatcher's.
 
 mod answer;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod identity;
 mod link;
 mod skew;

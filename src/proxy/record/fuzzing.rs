@@ -1,0 +1,52 @@
+//! The way in of `fuzz/` to what is private here. It is in no other build.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::transcript::{self, Lane};
+use crate::imap::session::Profile;
+
+/// A recording, without a channel and a file.
+pub struct Transcript(transcript::Transcript);
+
+/// Who said something, and whether it went on to the other side.
+#[derive(Clone, Copy, Debug)]
+pub enum Said {
+    ByClient { passed: bool },
+    ByBackend { passed: bool },
+    ToClient,
+    ToBackend,
+}
+
+impl Transcript {
+    pub fn new(profile: &Profile, secure: bool) -> Self {
+        Self(transcript::Transcript::new(profile, secure))
+    }
+
+    pub fn said(&mut self, said: Said, bytes: &[u8]) {
+        let lane = match said {
+            Said::ByClient { passed: false } => Lane::C,
+            Said::ByClient { passed: true } => Lane::CF,
+            Said::ByBackend { passed: false } => Lane::B,
+            Said::ByBackend { passed: true } => Lane::BS,
+            Said::ToClient => Lane::S,
+            Said::ToBackend => Lane::F,
+        };
+        self.0.said(Duration::ZERO, lane, bytes);
+    }
+
+    pub fn happens(&mut self, what: &str) {
+        self.0.happens(Duration::ZERO, what);
+    }
+
+    pub fn end(mut self) -> String {
+        self.0.end();
+        self.0.text
+    }
+}
+
+impl fmt::Debug for Transcript {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transcript").finish_non_exhaustive()
+    }
+}

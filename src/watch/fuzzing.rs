@@ -1,0 +1,41 @@
+//! The way in of `fuzz/` to what is private here. It is in no other build.
+
+use std::time::Duration;
+
+use super::news::News;
+use super::refusal::Refusal;
+use super::snapshot;
+use crate::model::{ChangeKind, Mailbox, Snapshot};
+use crate::net::backoff::Backoff;
+
+/// What a watcher makes of whole responses.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Heard {
+    pub grown: Option<u64>,
+    pub other: bool,
+    pub states: Vec<(Option<Mailbox>, Snapshot)>,
+}
+
+pub fn hear<'a>(responses: impl Iterator<Item = &'a [u8]>) -> Heard {
+    let mut news = News::default();
+    responses.for_each(|response| news.read(response));
+    Heard { grown: news.take_grown(), other: news.take_other(), states: news.take_states() }
+}
+
+pub fn difference(told: &Snapshot, now: &Snapshot) -> Option<ChangeKind> {
+    snapshot::difference(told, now)
+}
+
+pub fn merged(known: &Snapshot, told: &Snapshot) -> Snapshot {
+    snapshot::merged(known, told)
+}
+
+pub fn with_new_mail(told: &Snapshot, arrived: u64) -> Snapshot {
+    snapshot::with_new_mail(told, arrived)
+}
+
+/// The wait after this many refusals in a row that say so; `None` where there are no more tries.
+pub fn wait_after_refusal(answer: &[u8], tries: u32) -> Option<Duration> {
+    let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
+    Refusal::of(answer).wait(tries, backoff, 1.0)
+}
