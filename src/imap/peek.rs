@@ -139,11 +139,12 @@ impl<'a> Head<'a> {
         (self.ended || !bytes.is_empty()).then_some(Self { bytes, ..self })
     }
 
-    /// Whether it starts with `expected` (without regard to case) and a delimiter.
-    fn starts(self, expected: &[u8]) -> Option<bool> {
+    /// Whether it starts with a response code of this name (without regard to case): `[` and it.
+    fn has_code(self, expected: &[u8]) -> Option<bool> {
         if self.bytes.len() > expected.len() {
             let (start, rest) = self.bytes.split_at(expected.len());
-            return Some(start.eq_ignore_ascii_case(expected) && !rest[0].is_ascii_alphanumeric());
+            let ends = matches!(rest[0], b' ' | b']' | b'\r');
+            return Some(ends && start.eq_ignore_ascii_case(expected));
         }
         if self.ended || !expected[..self.bytes.len()].eq_ignore_ascii_case(self.bytes) {
             return Some(self.bytes.eq_ignore_ascii_case(expected));
@@ -172,7 +173,7 @@ pub fn response(input: &[u8]) -> Option<Response<'_>> {
     };
     if let Some((_, status)) = STATUSES.iter().find(|(word, _)| word.eq_ignore_ascii_case(name)) {
         let text = after.trimmed()?;
-        let capability = text.starts(b"[CAPABILITY")?;
+        let capability = text.has_code(b"[CAPABILITY")?;
         return Some(Response::Status { tag, status: *status, capability });
     }
     if tag.is_some() {
@@ -245,6 +246,8 @@ mod tests {
             ("* CAPABILITYX\r\n", Response::Data),
             ("* OK [CAPABILITY IMAP4rev1] hi\r\n", status(None, Status::Ok, true)),
             ("* OK [CAPABILITYX] hi\r\n", status(None, Status::Ok, false)),
+            ("* OK [CAPABILITY-X Y] hi\r\n", status(None, Status::Ok, false)),
+            ("* OK [CAPABILITY] hi\r\n", status(None, Status::Ok, true)),
             ("* OK\r\n", status(None, Status::Ok, false)),
             ("* ok [capability x] hi\r\n", status(None, Status::Ok, true)),
             ("* OK [UIDVALIDITY 3] x\r\n", status(None, Status::Ok, false)),

@@ -5,7 +5,7 @@
 //! them into lines, replaces what is private ([`mask`], [`words`]), and writes them. When it cannot
 //! keep up or the file is long enough, the recording ends, not the session.
 
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 mod mask;

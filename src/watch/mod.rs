@@ -13,7 +13,7 @@
 
 mod account;
 mod connection;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 mod look;

@@ -5,7 +5,7 @@
 //! which device is told of what, or when: that is the dispatcher's.
 
 mod answer;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 mod identity;

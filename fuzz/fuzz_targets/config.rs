@@ -1,0 +1,53 @@
+//! The configuration: what is taken holds what its types promise, what is not is told in a sentence.
+#![no_main]
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use libfuzzer_sys::{Corpus, fuzz_target};
+use mailchime::config::Config;
+
+/// Files that keys name are looked for here.
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/config/proxy.toml");
+
+fuzz_target!(|text: &str| -> Corpus {
+    let config = match Config::parse(text, Path::new(FOLDER)) {
+        Ok(config) => config,
+        Err(error) => {
+            let told = error.to_string();
+            assert!(!told.is_empty());
+            // A password in a URL is not repeated.
+            assert!(!told.contains("Zq7secret"), "{told}");
+            return Corpus::Keep;
+        }
+    };
+    assert!(!config.listeners.is_empty());
+    let mut domains = HashSet::new();
+    for route in &config.routes {
+        assert_eq!(route.domain, route.domain.to_lowercase());
+        assert!(domains.insert(&route.domain), "{} twice", route.domain);
+    }
+    let mut names = HashSet::new();
+    for sni in &config.tls.sni {
+        assert!(names.insert(&sni.name), "{} twice", sni.name);
+        assert!(sni.certificate.is_file() && sni.private_key.is_file());
+    }
+    assert!(config.tls.certificate.is_file() && config.tls.private_key.is_file());
+    let mut served = HashSet::new();
+    for apns in &config.apns {
+        for domain in &apns.domains {
+            assert!(served.insert(domain.clone()), "{domain} twice");
+        }
+    }
+    assert!(config.apns.iter().filter(|apns| apns.domains.is_empty()).count() <= 1);
+    let watch = &config.watch;
+    assert!(!watch.poll_interval.is_zero() && watch.poll_max >= watch.poll_interval);
+    assert!(!watch.idle_renewal.is_zero() && !watch.idle_check.is_zero());
+    assert!(!config.push.registration_ttl.is_zero());
+    assert!(config.limits.capability_size > 0 && config.limits.command_size > 0);
+    let shown = format!("{config:?}");
+    assert!(!shown.contains("Zq7secret"), "a password is shown: {shown}");
+    // It is a function of the text.
+    assert_eq!(Config::parse(text, Path::new(FOLDER)).ok().as_ref(), Some(&config));
+    Corpus::Keep
+});

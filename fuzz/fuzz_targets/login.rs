@@ -1,0 +1,136 @@
+//! Logging in at a hostile backend: whole against split input, bounded output, no secret told.
+#![no_main]
+
+use libfuzzer_sys::{Corpus, fuzz_target};
+use mailchime::imap::capability::Own;
+use mailchime::imap::login::{Attempt, Login, Options, Outcome, edited, has_code, printable};
+use mailchime::model::Credentials;
+use mailchime_fuzz::oracle::contains;
+
+const SECRET: &str = "Zq7-very-secret";
+/// The same in base64, wherever it stands in a message.
+const ENCODED: [&str; 3] = ["WnE3LXZlcnktc2VjcmV0", "pxNy12ZXJ5LXNlY3JldA", "acTctdmVyeS1zZWNyZX"];
+const LIMIT: usize = 700;
+
+fn attempt(options: u8) -> Attempt {
+    let secret = SECRET.as_bytes().to_vec();
+    match options % 5 {
+        0 => Attempt::Credentials(Credentials::password("alice@example.org", secret)),
+        1 => Attempt::Credentials(Credentials::password(
+            "al\"ice",
+            [&secret[..], b"\xff\""].concat(),
+        )),
+        2 => Attempt::Credentials(Credentials::password("boss", secret).acting_as("alice")),
+        3 => Attempt::Credentials(Credentials::bearer("alice@example.org", secret)),
+        _ => {
+            Attempt::Relayed { mechanism: "SCRAM-SHA-256".into(), initial: Some(b"biws".to_vec()) }
+        }
+    }
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Played {
+    out: Vec<u8>,
+    outcome: String,
+    challenges: usize,
+}
+
+fn play<'a>(options: u8, pieces: impl Iterator<Item = &'a [u8]>) -> Played {
+    let settings = Options {
+        prefer_login: options & 0x20 != 0,
+        greeted: options & 0x40 != 0,
+        id: (options & 0x80 == 0).then(|| b"(\"name\" \"mailchime\")".to_vec()),
+        limit: LIMIT,
+    };
+    let mut login = Login::new(attempt(options), settings);
+    let (mut input, mut played) = (Vec::new(), Played::default());
+    login.start(&mut played.out);
+    for piece in pieces {
+        input.extend_from_slice(piece);
+        loop {
+            let (used, outcome) = login.step(&input, &mut played.out);
+            input.drain(..used);
+            assert!(input.len() <= LIMIT || outcome.is_some(), "more is kept than the limit");
+            if used > 0 {
+                not_told(format!("{login:?}{outcome:?}").as_bytes());
+            }
+            match outcome {
+                None => break,
+                Some(Outcome::Challenge(text)) => {
+                    assert!(text.len() <= LIMIT);
+                    played.challenges += 1;
+                    match played.challenges % 2 {
+                        0 => login.respond(b"abcd\r\n", &mut played.out),
+                        _ => login.acknowledge(&mut played.out),
+                    }
+                }
+                Some(end) => {
+                    ended(&end);
+                    played.outcome = format!("{end:?}");
+                    return played;
+                }
+            }
+        }
+    }
+    played
+}
+
+fn not_told(shown: &[u8]) {
+    let text = String::from_utf8_lossy(shown);
+    let numbers = format!("{:?}", SECRET.as_bytes());
+    assert!(!text.contains(SECRET) && !ENCODED.iter().any(|e| text.contains(e)), "{text}");
+    assert!(!text.contains(numbers.trim_matches(['[', ']'])), "{text}");
+}
+
+fn ended(end: &Outcome) {
+    match end {
+        Outcome::Accepted { untagged, answer, .. } => {
+            assert!(untagged.len() <= LIMIT && answer.len() <= LIMIT);
+            assert!(answer.ends_with(b"\n") && (untagged.is_empty() || untagged.ends_with(b"\n")));
+            let own = Own { push: true, compress: true };
+            let shown = edited(untagged, own);
+            assert!(shown.len() <= 2 * untagged.len() + 40 * (1 + lines(untagged)));
+            assert_eq!(edited(&shown, own), shown, "edited twice");
+        }
+        Outcome::Refused { answer, .. } => {
+            assert!(answer.len() <= LIMIT && answer.ends_with(b"\n"));
+            let wrong = has_code(answer, "AUTHENTICATIONFAILED");
+            assert!(!wrong || contains(answer, "[AUTHENTICATIONFAILED"));
+        }
+        Outcome::Unavailable(why) => {
+            assert!(why.len() < 1000 && !why.chars().any(char::is_control), "{why}");
+        }
+        Outcome::TooLong | Outcome::Challenge(_) => {}
+    }
+}
+
+fn lines(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|b| **b == b'\n').count()
+}
+
+fuzz_target!(|data: &[u8]| -> Corpus {
+    let Some((&options, data)) = data.split_first() else { return Corpus::Reject };
+    // What a backend says may be shown, were it the secret itself.
+    let text = data.split(|b| *b == 0xf3).collect::<Vec<_>>().concat();
+    if contains(&text, "Zq7") || ENCODED.iter().any(|encoded| contains(&text, encoded)) {
+        return Corpus::Reject;
+    }
+    let whole = play(options, [&text[..]].into_iter());
+    assert_eq!(whole, play(options, data.split(|b| *b == 0xf3)), "in pieces");
+    assert_eq!(whole, play(options, text.chunks(1)), "in bytes");
+    // What is said does not grow with what is heard, but for the answers to challenges.
+    assert!(whole.out.len() <= 500 + 10 * whole.challenges, "{}", whole.out.escape_ascii());
+    let out = String::from_utf8_lossy(&whole.out);
+    let told = [SECRET].iter().chain(&ENCODED).map(|s| out.matches(s).count()).sum::<usize>();
+    assert!(told <= 1, "the secret is told twice: {out}");
+    if matches!(options % 5, 3 | 4) {
+        assert!(!out.contains("m2 LOGIN") && !out.contains(SECRET), "{out}");
+    }
+    if told > 0 && options & 0x40 == 0 {
+        assert!(contains(&text, " OK"), "the secret is told without a greeting");
+    }
+    for line in text.split_inclusive(|b| *b == b'\n') {
+        assert!(printable(line).bytes().all(|b| matches!(b, b' '..=b'~')));
+    }
+    Corpus::Keep
+});
