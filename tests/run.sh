@@ -210,7 +210,7 @@ step cargo fmt --check
 step cargo clippy --all-targets --locked -- -D warnings
 step cargo test --locked --no-fail-fast
 # It has dependencies and a lock of its own; that it compiles is all that is looked at here.
-step cargo check --manifest-path fuzz/Cargo.toml --target-dir "$target"
+step cargo clippy --manifest-path fuzz/Cargo.toml --target-dir "$target"
 
 say 'real servers by real clients, through mailchime and directly'
 if [ -e "$matrix" ]; then

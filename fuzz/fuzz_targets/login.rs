@@ -112,7 +112,9 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     let Some((&options, data)) = data.split_first() else { return Corpus::Reject };
     // What a backend says may be shown, were it the secret itself.
     let text = data.split(|b| *b == 0xf3).collect::<Vec<_>>().concat();
-    if contains(&text, "Zq7") || ENCODED.iter().any(|encoded| contains(&text, encoded)) {
+    let numbers = format!("{:?}", SECRET.as_bytes());
+    if [SECRET, numbers.trim_matches(['[', ']'])].iter().chain(&ENCODED).any(|s| contains(&text, s))
+    {
         return Corpus::Reject;
     }
     let whole = play(options, [&text[..]].into_iter());

@@ -28,11 +28,11 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     let recorded = [Cut::Whole, Cut::Pieces].map(|cut| record(&script, cut));
     let tokens = device_tokens(&client);
     for (text, logins) in &recorded {
-        if text.lines().any(|line| !line.starts_with(['#', '@']) && !line.is_empty()) {
-            if let Err(malformed) = Dialogue::parse(text) {
-                let line = text.lines().nth(malformed.line - 1).unwrap_or_default();
-                panic!("{malformed} at {line:?}");
-            }
+        let says = text.lines().any(|line| !line.starts_with(['#', '@']) && !line.is_empty());
+        if let Err(malformed) = Dialogue::parse(text)
+            && says
+        {
+            panic!("{malformed} at {:?}", text.lines().nth(malformed.line - 1));
         }
         if password_is_secret(&client, &backend) {
             assert!(!contains(text.as_bytes(), PASSWORD), "{text}");

@@ -11,8 +11,6 @@ pub trait Machine {
     fn output(&mut self) -> &mut Output;
     /// What the caller was asked to do is done, or cannot be.
     fn done(&mut self, asked: &Action, well: bool);
-    /// Whether a byte of ours may go to the client now.
-    fn at_response_boundary(&self) -> bool;
 }
 
 #[derive(Debug)]
@@ -38,10 +36,6 @@ impl Machine for BareRelay {
             self.relay.registered(well, &mut self.output);
         }
     }
-
-    fn at_response_boundary(&self) -> bool {
-        self.relay.at_response_boundary()
-    }
 }
 
 impl Machine for Session {
@@ -65,10 +59,6 @@ impl Machine for Session {
             Action::Refused(_) => self.release(),
             _ => {}
         }
-    }
-
-    fn at_response_boundary(&self) -> bool {
-        Session::at_response_boundary(self)
     }
 }
 
@@ -132,7 +122,6 @@ pub fn play(machine: &mut impl Machine, script: &Script, cut: Cut) -> Log {
             }
             Event::Done(well) => {
                 if let Some(asked) = drive.asked.take() {
-                    // STARTTLS does without bytes that came before it is done, as the driver does.
                     drive.machine.done(&asked, *well);
                     drive.flush();
                     drive.run();

@@ -37,15 +37,11 @@ impl Script {
         let mut side = Side::Client;
         let mut bytes = data.iter();
         while let Some(&byte) = bytes.next() {
-            if let 0xf1..=0xf5 = byte {
-                if !piece.is_empty() {
-                    pieces.push(std::mem::take(&mut piece));
-                }
+            if matches!(byte, 0xf1..=0xf5) && !piece.is_empty() {
+                pieces.push(std::mem::take(&mut piece));
             }
-            if let 0xf1 | 0xf2 | 0xf4 | 0xf5 = byte {
-                if !pieces.is_empty() {
-                    events.push(Event::Says(side, std::mem::take(&mut pieces)));
-                }
+            if matches!(byte, 0xf1 | 0xf2 | 0xf4 | 0xf5) && !pieces.is_empty() {
+                events.push(Event::Says(side, std::mem::take(&mut pieces)));
             }
             match byte {
                 0xf1 => side = Side::Client,

@@ -45,12 +45,13 @@ fn list_in(line: &[u8]) -> Option<std::ops::Range<usize>> {
 }
 
 impl Capabilities {
-    /// Tokens that are separated by spaces; what is not printable ASCII is left out.
+    /// Tokens that are separated by spaces; what is not printable ASCII is left out, and what might
+    /// announce a literal.
     pub fn parse(list: &[u8]) -> Self {
         let mut capabilities = Self::default();
         for token in list.split(|b| *b == b' ') {
             if let Ok(token) = std::str::from_utf8(token)
-                && token.bytes().all(|b| b.is_ascii_graphic())
+                && token.bytes().all(|b| b.is_ascii_graphic() && b != b'{')
             {
                 capabilities.add(token);
             }
@@ -176,6 +177,12 @@ mod tests {
                 "* OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] \r\n",
             ),
             ("* CAPABILITY\n", "* CAPABILITY XAPPLEPUSHSERVICE\n", "* CAPABILITY\n"),
+            // A client might take what follows for a literal, and the relay does not.
+            (
+                "* CAPABILITY IMAP4rev1 {9}\r\n",
+                "* CAPABILITY IMAP4rev1 XAPPLEPUSHSERVICE\r\n",
+                "* CAPABILITY IMAP4rev1\r\n",
+            ),
             (
                 "* OK [CAPABILITY IMAP4rev1\r\n",
                 "* OK [CAPABILITY IMAP4rev1\r\n",

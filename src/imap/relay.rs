@@ -272,7 +272,7 @@ impl Relay {
                         End::Beyond if rest.len() <= limit && !last => break,
                         End::At(_) | End::Beyond => {}
                     }
-                    self.backend = At::line(false);
+                    self.backend = At::line(true);
                     continue;
                 }
                 Response::MailboxStatus if self.is_asking() => match end_of_response(rest) {

@@ -70,6 +70,7 @@ fn response() -> impl Strategy<Value = Vec<u8>> {
         Just(b"*  5 EXPUNGE\n".to_vec()),
         Just(b"* STATUS x (MESSAGES 1)\r\n".to_vec()),
         Just(b"* ENABLED X\r\n".to_vec()),
+        Just(b"* ENABLED X {33}\r\n* CAPABILITY IMAP4rev1 STARTTLS\r\n\r\n".to_vec()),
         Just(b"+ idling {3}\r\n".to_vec()),
         Just(b"\r\n".to_vec()),
         "[ -~]{0,40}".prop_map(|text| format!("* X{}\r\n", text.replace('}', "")).into_bytes()),
