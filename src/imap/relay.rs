@@ -294,7 +294,7 @@ impl Relay {
                 }
             };
             if taken == End::Beyond && last {
-                self.backend = At::line(false);
+                self.backend = At::line(true);
                 continue;
             }
             // A response that does not simply pass: what came before it goes first.
