@@ -125,6 +125,23 @@ fn what_is_too_long_is_so_however_it_arrives() {
     }
 }
 
+#[test]
+fn what_is_inside_a_literal_is_not_looked_at_when_a_hang_up_cuts_it_short() {
+    let mut core = relaying();
+    let token = "0123456789abcdef".repeat(4);
+    let asked = format!(
+        "b XAPPLEPUSHSERVICE aps-version 2 aps-account-id x aps-device-token {token} \
+         aps-subtopic com.apple.mobilemail mailboxes (INBOX)\r\n"
+    );
+    core.says(Peer::Client, asked.as_bytes());
+    core.says(Peer::Backend, b"mcRANDOMx1 OK\r\n");
+    assert!(core.to_backend.ends_with(b"UNSEEN)\r\n"), "STATUS is asked");
+    let cut_short = b"* STATUS {99}\r\n* CAPABILITY STARTTLS\r\n";
+    core.says(Peer::Backend, cut_short);
+    core.hang_up();
+    assert_eq!(core.to_client, cut_short);
+}
+
 proptest! {
     #[test]
     fn what_a_backend_says_arrives_unchanged(

@@ -111,6 +111,12 @@ impl Core {
         }
     }
 
+    /// The backend closes its connection.
+    pub(crate) fn hang_up(&mut self) {
+        self.backend_ended = true;
+        self.pump();
+    }
+
     pub(crate) fn connect(&mut self) {
         assert!(std::mem::take(&mut self.wants_backend), "no connection was asked for");
         self.session.connected(false, self.send_id);
