@@ -88,6 +88,8 @@ fn lists(data: &[u8], own: Own, options: u8) {
         backend: Some(Arc::new(list.clone())),
         push: own.push.then_some(push),
         relay_mechanisms: options & 4 != 0,
+        master: options & 8 != 0,
+        routed: Vec::new(),
         command_size: 100,
         capability_size: 100,
     };

@@ -71,7 +71,7 @@ fn record(script: &Script, cut: Cut) -> (String, usize) {
                         transcript
                             .happens(&format!("store {}", names.collect::<Vec<_>>().join(", ")));
                     }
-                    Action::LoggedIn(_) => logins += 1,
+                    Action::LoggedIn(..) => logins += 1,
                     _ => {}
                 }
                 continue;

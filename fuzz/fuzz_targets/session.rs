@@ -3,8 +3,11 @@
 
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::imap::session::{Action, Session};
+use mailchime::model::Account;
 use mailchime_fuzz::drive::{Happened, Log, assert_same, play};
 use mailchime_fuzz::oracle::contains;
 use mailchime_fuzz::script::{Cut, Event, Script, Side};
@@ -51,7 +54,10 @@ fn before_tls(script: &Script, log: &Log) {
 fn secrets(log: &Log, client: &[u8], backend: &[u8]) {
     let mut places = 0;
     for happened in &log.happened {
-        let Happened::Did(Action::LoggedIn(Some(credentials))) = happened else { continue };
+        if let Happened::Did(Action::LoggedIn(Some(account), None)) = happened {
+            named_itself(client, account);
+        }
+        let Happened::Did(Action::LoggedIn(_, Some(credentials))) = happened else { continue };
         places += 1;
         let secret = credentials.expose_secret();
         let count = |bytes: &[u8]| bytes.windows(secret.len()).filter(|w| *w == secret).count();
@@ -67,4 +73,15 @@ fn secrets(log: &Log, client: &[u8], backend: &[u8]) {
         assert!(count(&log.to_backend) <= 1, "a secret is told twice");
     }
     assert!(places <= 1, "two logins");
+}
+
+/// Who hides the password is known by a name of their own saying, in base64.
+fn named_itself(client: &[u8], account: &Account) {
+    let name = account.as_str().to_ascii_lowercase();
+    let said = client.split(|b| b" \r\n".contains(b)).filter_map(|word| STANDARD.decode(word).ok());
+    let mut said = said.map(|message| String::from_utf8_lossy(&message).replace("=2C", ","));
+    assert!(
+        said.any(|message| message.replace("=3D", "=").to_ascii_lowercase().contains(&name)),
+        "{account} came from nowhere"
+    );
 }

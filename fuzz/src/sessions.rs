@@ -8,7 +8,7 @@ use mailchime::imap::session::{Connection, DomainTopic, Profile, PushOffer};
 use crate::script::Script;
 
 /// Option 0: no push. Option 1: without TLS. Option 2: mechanisms are relayed, and the backend was
-/// seen to have some.
+/// seen to have some. Option 3: a master user watches.
 pub fn profile(script: &Script) -> Profile {
     let topics = vec![DomainTopic { domain: None, topic: Some("com.apple.mail.XServer.x".into()) }];
     let clients = vec!["com.apple.mobilemail".into()];
@@ -17,6 +17,8 @@ pub fn profile(script: &Script) -> Profile {
         backend: script.option(2).then(|| Arc::new(Capabilities::parse(seen))),
         push: (!script.option(0)).then_some(PushOffer { topics, clients, most_mailboxes: 4 }),
         relay_mechanisms: script.option(2),
+        master: script.option(3),
+        routed: Vec::new(),
         command_size: 600,
         capability_size: 600,
     }
