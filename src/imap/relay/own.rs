@@ -1,0 +1,323 @@
+//! The commands that mailchime answers itself after login.
+//!
+//! ```text
+//!   Fence (a NOOP of our own) ──▶ Collect ──▶ Check (STATUS, mailbox by mailbox) ──▶ Store ──▶ answer
+//! ```
+//!
+//! The client's lane is held meanwhile; the lanes themselves are the [relay](super)'s matter.
+
+use std::fmt;
+
+use super::{Relay, STATUS_ITEMS, offered, tagged};
+use crate::imap::args::{self, quote};
+use crate::imap::collect::{Collector, Progress};
+use crate::imap::mailbox;
+use crate::imap::peek::{Status, Verb};
+use crate::imap::registration::{self, Request};
+use crate::imap::session::{Action, Output, Step};
+use crate::imap::status::mailbox_status;
+use crate::model::{Device, Mailbox, Registration, Snapshot};
+
+/// Most STATUS responses that are looked at for one question.
+const MOST_STATUSES: usize = 64;
+
+/// A command of the client that mailchime answers.
+#[derive(Debug)]
+pub(super) struct Job {
+    tag: Vec<u8>,
+    verb: Verb,
+    /// Our tag that is awaited, if one is.
+    question: Vec<u8>,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Fence,
+    Collect(Collector),
+    Check(Check),
+    /// The caller writes the registration; these names are echoed then.
+    Store {
+        version: u8,
+        echoed: Vec<Vec<u8>>,
+    },
+}
+
+/// Which of the mailboxes asked for can this user read?
+#[derive(Debug)]
+struct Check {
+    request: Request,
+    /// Index of the next name to look at.
+    next: usize,
+    asked: Option<(Vec<u8>, Mailbox)>,
+    found: Vec<(Vec<u8>, Mailbox, Snapshot)>,
+    /// STATUS responses since the question was put.
+    statuses: Vec<Vec<u8>>,
+}
+
+impl Relay {
+    /// The registration of the last [`Action::Register`] is on disk, or cannot be.
+    pub fn registered(&mut self, stored: bool, out: &mut Output) {
+        let Some(job) = self.job.take() else { return };
+        let Job { tag, stage: Stage::Store { version, echoed }, .. } = *job else { return };
+        let mut answer = Vec::new();
+        match self.push() {
+            Some((_, topic)) if stored => {
+                let names = echoed.iter().map(Vec::as_slice);
+                answer = registration::answer(version, topic, names);
+                tagged(&mut answer, &tag, "OK XAPPLEPUSHSERVICE completed");
+                out.answered.push((Verb::XApplePushService, Status::Ok));
+            }
+            _ => {
+                out.answered.push((Verb::XApplePushService, Status::No));
+                tagged(&mut answer, &tag, "NO [UNAVAILABLE] Registrations cannot be kept just now")
+            }
+        }
+        self.say(answer, out);
+    }
+
+    /// Whether the tag is that of a question of ours.
+    pub(super) fn is_question(&self, tag: &[u8]) -> bool {
+        self.job.as_ref().is_some_and(|job| !job.question.is_empty() && job.question == tag)
+    }
+
+    /// Whether a STATUS may be the answer to a question of ours.
+    pub(super) fn is_asking(&self) -> bool {
+        self.job.as_ref().is_some_and(|job| {
+            matches!(&job.stage, Stage::Check(check)
+                if check.asked.is_some() && check.statuses.len() < MOST_STATUSES)
+        })
+    }
+
+    /// A STATUS that may be the answer to a question of ours.
+    pub(super) fn keep(&mut self, response: &[u8]) {
+        if let Some(Job { stage: Stage::Check(check), .. }) = self.job.as_deref_mut() {
+            check.statuses.push(response.to_vec());
+        }
+    }
+
+    pub(super) fn start(&mut self, tag: &[u8], verb: Verb, out: &mut Output) {
+        self.job = Some(Box::new(Job {
+            tag: tag.to_vec(),
+            verb,
+            question: Vec::new(),
+            stage: Stage::Fence,
+        }));
+        self.ask(b"NOOP", out);
+    }
+
+    fn ask(&mut self, command: &[u8], out: &mut Output) {
+        let Some(job) = self.job.as_deref_mut() else { return };
+        self.questions += 1;
+        job.question = format!("{}{}", self.tag_prefix, self.questions).into_bytes();
+        out.to_backend.extend_from_slice(&job.question);
+        out.to_backend.push(b' ');
+        out.to_backend.extend_from_slice(command);
+        out.to_backend.extend_from_slice(b"\r\n");
+    }
+
+    pub(super) fn question_answered(&mut self, ok: bool, out: &mut Output) {
+        let limit = self.profile.command_size;
+        let Some(job) = self.job.as_deref_mut() else { return };
+        job.question.clear();
+        match &mut job.stage {
+            Stage::Fence => job.stage = Stage::Collect(Collector::new(limit)),
+            Stage::Check(check) => {
+                check.conclude(ok, out);
+                self.next_question(out);
+            }
+            Stage::Collect(_) | Stage::Store { .. } => {}
+        }
+    }
+
+    /// The client's bytes while a command of ours is under way.
+    pub(super) fn collect(&mut self, input: &[u8], out: &mut Output) -> Step {
+        let Some(job) = self.job.as_deref_mut() else { return Step::Wait };
+        let Stage::Collect(collector) = &mut job.stage else { return Step::Wait };
+        if input.is_empty() {
+            return Step::Wait;
+        }
+        let (used, progress) = collector.push(input);
+        match progress {
+            Progress::More => {}
+            Progress::Continue => self.say(b"+ OK\r\n".to_vec(), out),
+            Progress::Refused | Progress::TooLong => {
+                out.over.command += 1;
+                self.finish(Status::Bad, "BAD Command is too long", out);
+            }
+            Progress::Whole => {
+                let command = collector.take();
+                self.received(&command, out);
+            }
+        }
+        Step::Take(used)
+    }
+
+    /// A whole command of ours.
+    fn received(&mut self, command: &[u8], out: &mut Output) {
+        let Some(job) = self.job.as_deref_mut() else { return };
+        match job.verb {
+            Verb::XApplePushService => {}
+            Verb::Login | Verb::Authenticate => {
+                return self.finish(Status::Bad, "BAD Already logged in", out);
+            }
+            Verb::StartTls => return self.finish(Status::Bad, "BAD TLS is active already", out),
+            Verb::Compress => return self.compress(command, out),
+            _ => return self.finish(Status::Bad, "BAD Command is not available here", out),
+        }
+        let Some((push, _)) = offered(&self.profile, self.account.as_ref()) else {
+            return self.finish(Status::Bad, "BAD XAPPLEPUSHSERVICE is not available here", out);
+        };
+        let Ok((arguments, _)) = args::tag_and_verb(command) else {
+            return self.finish(Status::Bad, "BAD Malformed command", out);
+        };
+        let request = match registration::parse(arguments) {
+            Ok(request) => request,
+            Err(why) => {
+                return self.finish(Status::Bad, format_args!("BAD XAPPLEPUSHSERVICE: {why}"), out);
+            }
+        };
+        if !push.serves(&request.subtopic) {
+            return self.finish(
+                Status::No,
+                "NO [CANNOT] This mail client is not served with push",
+                out,
+            );
+        }
+        if request.mailboxes.len() > push.most_mailboxes {
+            let text = format!("NO [LIMIT] At most {} mailboxes", push.most_mailboxes);
+            return self.finish(Status::No, text, out);
+        }
+        job.stage = Stage::Check(Check {
+            request,
+            next: 0,
+            asked: None,
+            found: Vec::new(),
+            statuses: Vec::new(),
+        });
+        self.next_question(out);
+    }
+
+    /// COMPRESS (RFC 4978), which ends here.
+    fn compress(&mut self, command: &[u8], out: &mut Output) {
+        let deflate = args::tag_and_verb(command)
+            .ok()
+            .and_then(|(arguments, _)| args::atom_and_word(arguments))
+            .is_some_and(|(name, more)| name.eq_ignore_ascii_case(b"DEFLATE") && more.is_none());
+        if !deflate {
+            return self.finish(Status::Bad, "BAD COMPRESS knows DEFLATE only", out);
+        }
+        if self.compressed {
+            return self.finish(
+                Status::No,
+                "NO [COMPRESSIONACTIVE] DEFLATE is active already",
+                out,
+            );
+        }
+        self.compressed = true;
+        self.finish(Status::Ok, "OK DEFLATE active", out);
+        // The OK itself is the last that goes out as it is.
+        if self.deferred.is_empty() {
+            out.actions.push_back(Action::Compress);
+        } else {
+            self.compress_behind_deferred = true;
+        }
+    }
+
+    /// Asks for the next mailbox that has a name one can ask for, or ends the check.
+    fn next_question(&mut self, out: &mut Output) {
+        let utf8 = self.utf8;
+        let Some(Job { stage: Stage::Check(check), .. }) = self.job.as_deref_mut() else { return };
+        while let Some(name) = check.name(check.next).map(<[u8]>::to_vec) {
+            check.next += 1;
+            let (Some(mailbox), Some(quoted)) = (mailbox::decode(&name, utf8), quote(&name)) else {
+                continue;
+            };
+            if check.found.iter().any(|(_, found, _)| *found == mailbox) {
+                continue;
+            }
+            check.asked = Some((name, mailbox));
+            let mut command = b"STATUS ".to_vec();
+            command.extend_from_slice(&quoted);
+            command.push(b' ');
+            command.extend_from_slice(STATUS_ITEMS.as_bytes());
+            return self.ask(&command, out);
+        }
+        self.store(out);
+    }
+
+    fn store(&mut self, out: &mut Output) {
+        let (Some((_, topic)), Some(account)) = (self.push(), self.account.clone()) else { return };
+        let topic = topic.to_owned();
+        let Some(job) = self.job.as_deref_mut() else { return };
+        let Stage::Check(check) = std::mem::replace(&mut job.stage, Stage::Fence) else { return };
+        let request = check.request;
+        let version = request.version;
+        let device = Device {
+            account,
+            account_id: request.account_id,
+            token: request.token,
+            subtopic: request.subtopic,
+            version,
+            topic,
+        };
+        let mut echoed = Vec::new();
+        let mut mailboxes = Vec::new();
+        for (name, mailbox, snapshot) in check.found {
+            echoed.push(name);
+            mailboxes.push((mailbox, snapshot));
+        }
+        job.stage = Stage::Store { version, echoed };
+        out.actions.push_back(Action::Register(Registration { device, mailboxes }));
+    }
+
+    /// Answers a command of ours; `text` begins with `status`.
+    fn finish(&mut self, status: Status, text: impl fmt::Display, out: &mut Output) {
+        let Some(job) = self.job.take() else { return };
+        let mut answer = Vec::new();
+        tagged(&mut answer, &job.tag, text);
+        out.answered.push((job.verb, status));
+        self.say(answer, out);
+    }
+
+    /// To the client, but not into the middle of a response that is on its way.
+    fn say(&mut self, bytes: Vec<u8>, out: &mut Output) {
+        if self.at_response_boundary() && self.deferred.is_empty() {
+            out.to_client.extend_from_slice(&bytes);
+        } else {
+            self.deferred.extend_from_slice(&bytes);
+        }
+    }
+}
+
+impl Check {
+    /// The nth name to look at; with version 1 there is INBOX only.
+    fn name(&self, index: usize) -> Option<&[u8]> {
+        if self.request.version == 1 {
+            return (index == 0).then_some(Mailbox::INBOX.as_bytes());
+        }
+        self.request.mailboxes.get(index).map(Vec::as_slice)
+    }
+
+    /// Our STATUS was answered: one of the responses since is the answer, the others are the
+    /// client's (NOTIFY sends them unasked).
+    fn conclude(&mut self, ok: bool, out: &mut Output) {
+        let Some((name, mailbox)) = self.asked.take() else { return };
+        let mut statuses = std::mem::take(&mut self.statuses);
+        if ok && !statuses.is_empty() {
+            let names_it = |line: &Vec<u8>| {
+                mailbox_status(line).is_some_and(|(told, _)| {
+                    *told == *name || (mailbox.is_inbox() && told.eq_ignore_ascii_case(b"INBOX"))
+                })
+            };
+            let answer = statuses.iter().rposition(names_it).unwrap_or(statuses.len() - 1);
+            let answer = statuses.remove(answer);
+            if let Some((_, snapshot)) = mailbox_status(&answer) {
+                self.found.push((name, mailbox, snapshot));
+            }
+        }
+        for status in statuses {
+            out.to_client.extend_from_slice(&status);
+        }
+    }
+}
