@@ -141,3 +141,68 @@ async fn a_login_that_fails_takes_no_place() {
     })
     .await;
 }
+
+/// Bytes behind the backend's answer came without protection, whoever sent them; and what was listed
+/// before TLS counts for nothing after it (CVE-2011-0411 and its kin, RFC 9051 section 6.2.1).
+#[tokio::test]
+async fn starttls_injection_by_a_backend() {
+    limited(async {
+        let backend = listener().await;
+        let world = World::start(backend.local_addr().unwrap(), |config| {
+            let folder = config.tls.certificate.parent().unwrap();
+            let ca = Some(folder.join("ca.pem"));
+            config.backend.tls =
+                BackendTls::StartTls(Trust { ca, server_name: "localhost".into() });
+        })
+        .await;
+        let acceptor = TlsAcceptor::from(world.pki.server_config().unwrap());
+        // The probe at the start, and each login.
+        let playing = async {
+            let injected = [
+                "m0 OK go\r\n* CAPABILITY IMAP4rev1 XEVIL\r\n",
+                "m0 OK go\r\nm1 OK\r\nm2 OK in\r\n",
+                "m0 OK go\r\n\x16",
+                "* BYE\r\nm0 OK go\r\n",
+                "* X {10}\r\nm0 OK go\r\n\r\n",
+                "",
+            ];
+            for answer in injected {
+                for _ in 0..2 {
+                    let (stream, _) = backend.accept().await.unwrap();
+                    let mut line = Line::of(stream);
+                    line.send("* OK [CAPABILITY IMAP4rev1 STARTTLS XEVIL] ready\r\n").await;
+                    assert_eq!(line.line().await, "m0 STARTTLS");
+                    if !answer.is_empty() {
+                        line.send(answer).await;
+                        assert_eq!(line.rest().await, "", "{answer:?}");
+                        continue;
+                    }
+                    line.send("m0 OK go\r\n").await;
+                    let mut line = Line::of(acceptor.accept(line.0.into_inner()).await.unwrap());
+                    assert_eq!(line.line().await, "m1 CAPABILITY");
+                    line.send("* CAPABILITY IMAP4rev1 XGOOD\r\nm1 OK\r\n").await;
+                    if line.try_line().await.is_some_and(|said| said.starts_with("m2 LOGIN ")) {
+                        line.send("m2 OK in\r\n").await;
+                        return line;
+                    }
+                }
+            }
+            panic!("no login");
+        };
+        let trying = async {
+            loop {
+                let answer = world.client().await.log_in("alice").await;
+                if answer == "in OK in" {
+                    return;
+                }
+                assert!(answer.starts_with("in NO [UNAVAILABLE]"), "{answer}");
+            }
+        };
+        let (_line, ()) = tokio::join!(playing, trying);
+        let mut client = world.client().await;
+        client.send("b CAPABILITY\r\n").await;
+        let list = client.line().await;
+        assert!(list.contains(" XGOOD") && !list.contains("XEVIL"), "{list}");
+    })
+    .await;
+}
