@@ -22,18 +22,21 @@ use crate::skip;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-const ACCOUNT_ID: &str = "0715A26B-CA09-4730-A419-793000CA982E";
+pub(crate) const ACCOUNT_ID: &str = "0715A26B-CA09-4730-A419-793000CA982E";
+
+/// Between two looks at all mailboxes.
+pub(crate) const POLL: Duration = Duration::from_millis(300);
 
 /// mailchime, and APNs as it sees it.
-struct World {
-    mailchime: Running,
-    apns: Apns,
+pub(crate) struct World {
+    pub(crate) mailchime: Running,
+    pub(crate) apns: Apns,
     folder: tempfile::TempDir,
 }
 
 impl World {
     /// In front of a backend without TLS.
-    async fn start(backend: SocketAddr) -> Self {
+    pub(crate) async fn start(backend: SocketAddr) -> Self {
         Self::start_with(backend, |_, _| {}).await
     }
 
@@ -51,7 +54,7 @@ impl World {
         config.store.url = format!("sqlite://{}", file("mailchime.db").display());
         let key_file = file("mailchime.key");
         config.credentials = config::Credentials::Stored { key_file };
-        config.watch.poll_interval = Duration::from_millis(300);
+        config.watch.poll_interval = POLL;
         config.watch.settle = Duration::from_millis(50);
         config.watch.retry_min = Duration::from_millis(50);
         config.watch.retry_max = Duration::from_millis(500);
@@ -67,7 +70,7 @@ impl World {
         Self { mailchime, apns, folder }
     }
 
-    fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.mailchime.addresses[0]
     }
 
@@ -84,7 +87,7 @@ impl World {
     }
 
     /// The next push that names what `expected` names, in `m` or by its absence.
-    async fn push_of(&self, expected: &[&str]) -> Push {
+    pub(crate) async fn push_of(&self, expected: &[&str]) -> Push {
         loop {
             let push = self.apns.next().await;
             let named = push.json()["aps"].get("m").cloned();

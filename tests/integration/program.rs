@@ -1,7 +1,7 @@
 //! The real binary between stand-ins, as an administrator meets it: what it says about bad input,
 //! what it logs, how it ends.
 
-mod admin;
+pub(crate) mod admin;
 mod credentials;
 mod demo;
 mod hostile;
@@ -27,7 +27,7 @@ async fn limited(test: impl Future<Output = ()>) {
 }
 
 /// What `event` gives, which is `awaited`.
-async fn soon<T>(awaited: &str, event: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(awaited: &str, event: impl Future<Output = T>) -> T {
     let waited = tokio::time::timeout(SOON, event).await;
     waited.unwrap_or_else(|_| panic!("not within {SOON:?}: {awaited}"))
 }

@@ -12,10 +12,10 @@ use super::world::{LOGIN, PASSWORD, Server, TOKEN, World};
 use super::{limited, soon};
 
 /// What a command said, and how it ended.
-pub(super) struct Said {
-    pub(super) code: i32,
-    pub(super) stdout: String,
-    pub(super) stderr: String,
+pub(crate) struct Said {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Said {
@@ -32,11 +32,11 @@ impl Said {
 
 impl World {
     /// A command with `--config`.
-    pub(super) async fn command(&self, arguments: &[&str]) -> Said {
+    pub(crate) async fn command(&self, arguments: &[&str]) -> Said {
         self.command_with(arguments, &[]).await
     }
 
-    pub(super) async fn command_with(
+    pub(crate) async fn command_with(
         &self,
         arguments: &[&str],
         variables: &[(&str, &str)],
@@ -56,7 +56,7 @@ impl World {
     }
 
     /// `mailchime serve` with `[admin]`, which the commands find from then on.
-    pub(super) async fn serve_with_admin(&self) -> Server {
+    pub(crate) async fn serve_with_admin(&self) -> Server {
         let any = "[admin]\naddress = \"127.0.0.1:0\"\n";
         self.configure("[log]", &format!("{any}[log]"));
         let mut server = self.serve().await;

@@ -191,6 +191,11 @@ impl Client {
         self.0.flush().await.unwrap();
     }
 
+    /// The same, unless mailchime has hung up or takes no more; returns whether it was sent.
+    pub(crate) async fn try_send(&mut self, bytes: &[u8]) -> bool {
+        self.0.write_all(bytes).await.is_ok() && self.0.flush().await.is_ok()
+    }
+
     /// The next line without its end.
     pub(crate) async fn line(&mut self) -> String {
         let mut line = Vec::new();
@@ -215,6 +220,20 @@ impl Client {
         // The end may be a reset: a peer that is refused does not always stop sending first.
         let _ = soon("the end of the connection", self.0.read_to_end(&mut rest)).await;
         String::from_utf8_lossy(&rest).into_owned()
+    }
+
+    /// Reads to the end, however far it is; what came first.
+    pub(crate) async fn start_of_rest(mut self) -> String {
+        let (mut first, mut piece) = (Vec::new(), vec![0; 64 * 1024]);
+        let reading = async {
+            while let Ok(length @ 1..) = self.0.read(&mut piece).await {
+                first.extend_from_slice(
+                    &piece[..length.min(1024_usize.saturating_sub(first.len()))],
+                );
+            }
+        };
+        soon("the end of the connection", reading).await;
+        String::from_utf8_lossy(&first).into_owned()
     }
 
     /// Sends to whom may not want it all, and hangs up; returns what was heard meanwhile.

@@ -54,7 +54,13 @@ impl Client {
 
     /// Sends a command; the answer's lines, of which the last is the tagged one.
     pub(crate) fn ask(&mut self, command: &str) -> Vec<String> {
-        self.say(&format!("x {command}"));
+        self.ask_bytes(command.as_bytes())
+    }
+
+    /// The same with any bytes, such as literals that do not wait.
+    pub(crate) fn ask_bytes(&mut self, command: &[u8]) -> Vec<String> {
+        let said = [b"x ", command, b"\r\n"].concat();
+        self.stream.get_mut().write_all(&said).unwrap();
         let mut lines = vec![self.line()];
         while !lines.last().is_some_and(|line| line.starts_with("x ")) {
             lines.push(self.line());

@@ -1,0 +1,20 @@
+//! What somebody does who means harm, each by its name: clients and backends that break the
+//! protocol, users who are after the mailboxes of others, and readers of what is left lying about.
+//!
+//! Attacks that a dialogue tells best are in `fixtures/`: `starttls-injection`,
+//! `literal-smuggling-by-a-client`, `literal-smuggling-by-a-backend`, `tag-confusion`, `too-long`,
+//! `endless-bye`. What strangers can do before a login is in `program::hostile`, too.
+
+mod backend;
+mod client;
+mod mailboxes;
+mod secrets;
+
+use std::time::Duration;
+
+/// For each test as a whole, on a machine that is busy.
+const LIMIT: Duration = Duration::from_secs(90);
+
+async fn limited(test: impl Future<Output = ()>) {
+    tokio::time::timeout(LIMIT, test).await.expect("the test takes too long");
+}
