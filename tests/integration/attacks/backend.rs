@@ -76,7 +76,9 @@ async fn play(stream: TcpStream, acts: &[Act]) -> std::io::Result<()> {
             Say(text) => stream.write_all(text.replace('#', &tag).as_bytes()).await?,
             Endless(text) => {
                 let piece = text.repeat(64 * 1024 / text.len());
-                for _ in 0..ENDLESS / piece.len() {
+                // Each line that is kept takes more than its bytes.
+                let most = if text.ends_with('\n') { ENDLESS / 3 } else { ENDLESS };
+                for _ in 0..most / piece.len() {
                     stream.write_all(piece.as_bytes()).await?;
                 }
             }
