@@ -1,8 +1,5 @@
-//! The sockets of one session: a single task that moves bytes both ways.
-//!
-//! Bytes are read into a buffer that the thread's sessions share, looked at there, and written on
-//! from there. A session holds bytes of its own only while the other side does not take them or
-//! their meaning is not yet clear, so an idle session holds none.
+//! One session: a single task that moves bytes both ways ([`lane`](super::lane)), carries out what
+//! the session wants done, and ends it.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -12,27 +9,20 @@ use std::sync::Arc;
 use std::task::{Context as Poller, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
+use super::lane::{Fault, Lanes, Pause, Peer, Side};
 use super::record::Recorded;
 use super::register::register;
 use super::tally::{self, Tally};
-use crate::imap::session::{Action, Connection, Disconnect, Output, Session, Step};
+use crate::imap::session::{Action, Connection, Disconnect, Output, Session};
 use crate::model::{Account, Credentials, SessionEvent};
 use crate::net::backend::{Backend, ConnectError, Connected};
-use crate::net::backends::Place;
 use crate::net::proxy_protocol::Addresses;
 use crate::net::stream::Stream;
-
-/// Bytes of one side that a session keeps before it reads no more of them.
-const KEPT_SIZE: usize = 128 * 1024;
-
-/// Answers of ours that a client may leave unread before no more of its commands are looked at.
-const UNREAD_SIZE: usize = 16 * 1024;
 
 /// For the last words of a session to arrive, and for the client to hang up.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -41,8 +31,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 pub(super) struct Driver {
     context: Arc<Context>,
     session: Recorded,
-    client: Peer,
-    backend: Option<Peer>,
+    lanes: Lanes,
     errand: Option<Errand>,
     /// Whose session it is, and what was accepted, once the backend has accepted the login.
     account: Option<Account>,
@@ -103,43 +92,6 @@ pub(super) enum Ended {
     Fault(String),
 }
 
-/// One socket, and the lane of what comes from it.
-struct Peer {
-    stream: Stream,
-    lane: Lane,
-    /// Bytes were written that may not have left yet.
-    dirty: bool,
-    /// Our side of it is closed, or it takes no more.
-    shut: bool,
-    /// Held as long as the connection, where connections are counted.
-    _place: Option<Place>,
-}
-
-/// The bytes that come from one peer.
-struct Lane {
-    side: Side,
-    /// Bytes that were read and not dealt with.
-    kept: Vec<u8>,
-    /// How many of the next bytes go on to the other side without another look.
-    forward: usize,
-    /// No more bytes will come.
-    ended: bool,
-    /// Bytes that went on.
-    relayed: u64,
-    /// Something was done with its bytes in this round.
-    moved: bool,
-}
-
-/// Why a lane stands still.
-enum Pause {
-    /// Nothing to read, or nothing that can be decided.
-    Idle,
-    /// The other side takes no bytes.
-    Stalled,
-    /// The session has an action to be carried out.
-    Action,
-}
-
 impl Driver {
     /// A session on a connection whose handshake is done, or comes with STARTTLS, which `acceptor`
     /// serves.
@@ -168,8 +120,7 @@ impl Driver {
             session,
             chosen: context.backends.of(None),
             context,
-            client: Peer::new(stream, Side::Client),
-            backend: None,
+            lanes: Lanes::new(stream),
             errand: None,
             account: None,
             credentials: None,
@@ -220,7 +171,10 @@ impl Driver {
 
     /// Bytes that went from the client to the backend, and the other way.
     pub(super) fn relayed(&self) -> [u64; 2] {
-        [self.client.lane.relayed, self.backend.as_ref().map_or(0, |backend| backend.lane.relayed)]
+        [
+            self.lanes.client.lane.relayed,
+            self.lanes.backend.as_ref().map_or(0, |backend| backend.lane.relayed),
+        ]
     }
 
     /// Ready with the end, or with `None` when the user is logged in and only that was waited for.
@@ -231,7 +185,7 @@ impl Driver {
                 ready!(self.poll_errand(cx));
             }
             if let Some(switch) = self.switch {
-                match self.poll_written(cx) {
+                match self.lanes.poll_written(cx, &mut self.session) {
                     Poll::Pending => return self.poll_stall(cx, true),
                     Poll::Ready(Err(error)) => {
                         return Poll::Ready(Some(Ended::Fault(Fault::Client(error).to_string())));
@@ -244,7 +198,11 @@ impl Driver {
                 }
                 continue;
             }
-            let lanes = self.poll_lanes(cx);
+            let lanes = self.lanes.poll_move(cx, &mut self.session);
+            if std::mem::take(&mut self.lanes.moved) {
+                // A peer that takes bytes slowly still takes them.
+                self.stalled = None;
+            }
             self.count();
             match lanes {
                 Ok(Pause::Action) => self.act(),
@@ -262,7 +220,7 @@ impl Driver {
                         return Poll::Ready(Some(ended));
                     }
                     // A client that has hung up waits for the backend to do so, but not for ever.
-                    let stalled = matches!(pause, Pause::Stalled) || self.client.lane.ended;
+                    let stalled = matches!(pause, Pause::Stalled) || self.lanes.client.lane.ended;
                     return self.poll_stall(cx, stalled);
                 }
                 Err(error) => return Poll::Ready(Some(Ended::Fault(error.to_string()))),
@@ -278,105 +236,20 @@ impl Driver {
         tally::answered(metrics, answered.drain(..));
         let relayed = self.relayed();
         self.tally.relayed(metrics, relayed);
-        if let Some(totals) = self.client.stream.totals() {
+        if let Some(totals) = self.lanes.client.stream.totals() {
             self.tally.compressed(metrics, totals);
         }
-    }
-
-    /// Moves bytes both ways as far as it goes.
-    fn poll_lanes(&mut self, cx: &mut Poller<'_>) -> Result<Pause, Fault> {
-        loop {
-            if !self.session.output.actions.is_empty() {
-                return Ok(Pause::Action);
-            }
-            // What one lane does may free the other: again, until neither moves.
-            self.client.lane.moved = false;
-            if let Some(backend) = &mut self.backend {
-                backend.lane.moved = false;
-            }
-            let up = self.poll_client_lane(cx)?;
-            let down = self.poll_backend_lane(cx)?;
-            if self.client.lane.moved
-                || self.backend.as_ref().is_some_and(|backend| backend.lane.moved)
-            {
-                // A peer that takes bytes slowly still takes them.
-                self.stalled = None;
-                continue;
-            }
-            if !self.session.output.actions.is_empty() {
-                return Ok(Pause::Action);
-            }
-            self.flush(cx)?;
-            let stalled = matches!(up, Pause::Stalled) || matches!(down, Pause::Stalled);
-            return Ok(if stalled { Pause::Stalled } else { Pause::Idle });
-        }
-    }
-
-    fn poll_client_lane(&mut self, cx: &mut Poller<'_>) -> Result<Pause, Fault> {
-        let Self { session, client, backend, .. } = self;
-        let mut pause = client.pump(cx, backend.as_mut(), session)?;
-        // A half-close goes on as one.
-        if let Some(backend) = backend
-            && client.lane.ended
-            && client.lane.kept.is_empty()
-            && session.output.to_backend.is_empty()
-            && session.is_relaying()
-            && !backend.shut
-        {
-            match backend.poll_shutdown(cx) {
-                Poll::Ready(_) => {}
-                Poll::Pending => pause = Pause::Stalled,
-            }
-        }
-        Ok(pause)
-    }
-
-    fn poll_backend_lane(&mut self, cx: &mut Poller<'_>) -> Result<Pause, Fault> {
-        let Self { session, client, backend, .. } = self;
-        match backend {
-            Some(backend) => {
-                let pause = backend.pump(cx, Some(client), session)?;
-                if backend.lane.ended && !session.is_relaying() && session.unavailable() {
-                    // The client is to be told, in another round.
-                    client.lane.moved = true;
-                    self.backend = None;
-                }
-                Ok(pause)
-            }
-            // Before there is a backend, what the session says itself must still be written.
-            None => match client.poll_write_own(cx, &mut session.output.to_client) {
-                Poll::Ready(result) => {
-                    result.map_err(Fault::Client)?;
-                    Ok(Pause::Idle)
-                }
-                Poll::Pending => Ok(Pause::Stalled),
-            },
-        }
-    }
-
-    fn flush(&mut self, cx: &mut Poller<'_>) -> Result<(), Fault> {
-        self.client.poll_flush(cx).map_err(Fault::Client)?;
-        if let Some(backend) = &mut self.backend {
-            backend.poll_flush(cx).map_err(Fault::Backend)?;
-        }
-        Ok(())
-    }
-
-    /// Writes all that was said to the client, to the last byte.
-    fn poll_written(&mut self, cx: &mut Poller<'_>) -> Poll<io::Result<()>> {
-        ready!(self.client.poll_write_own(cx, &mut self.session.output.to_client))?;
-        Pin::new(&mut self.client.stream).poll_flush(cx)
     }
 
     /// Changes the form of the client's connection, now that nothing is under way on it.
     fn switch(&mut self, switch: Switch) -> Result<(), Fault> {
         // What came already was sent in the old form, which nobody may take for the new one.
-        if !self.client.lane.kept.is_empty() {
+        if !self.lanes.client.lane.kept.is_empty() {
             return Err(Fault::Bound("bytes came before the connection had changed its form"));
         }
-        let stream = std::mem::replace(&mut self.client.stream, Stream::Taken);
+        let stream = std::mem::replace(&mut self.lanes.client.stream, Stream::Taken);
         match (switch, stream, &self.acceptor) {
-            (Switch::Compression, stream, _) => self.client.stream = stream.deflated(),
+            (Switch::Compression, stream, _) => self.lanes.client.stream = stream.deflated(),
             (Switch::Tls, Stream::Plain(stream), Some(acceptor)) => {
                 let limit = self.context.limits.handshake_timeout;
                 let handshake = acceptor.accept(stream);
@@ -412,7 +285,7 @@ impl Driver {
                         let backend = self.chosen.name();
                         tracing::warn!(backend, why, "the backend gave no answer to a login");
                     }
-                    self.backend = None;
+                    self.lanes.backend = None;
                 }
                 Action::Seen(offered) => self.chosen.saw(offered),
                 Action::LoggedIn(account, credentials) => {
@@ -467,7 +340,7 @@ impl Driver {
             None => return Poll::Pending,
             Some(Errand::Connect(connect)) => match ready!(connect.as_mut().poll(cx)) {
                 Ok(Connected { stream, greeted, place }) => {
-                    self.backend = Some(Peer { _place: place, ..Peer::new(stream, Side::Backend) });
+                    self.lanes.backend = Some(Peer::new(stream, Side::Backend, place));
                     self.session.connected(greeted, self.chosen.takes_id());
                 }
                 Err(NotConnected::Guessing) => {
@@ -493,7 +366,7 @@ impl Driver {
             }
             Some(Errand::Handshake(handshake)) => match ready!(handshake.as_mut().poll(cx)) {
                 Ok(stream) => {
-                    self.client = Peer::new(stream, Side::Client);
+                    self.lanes.client = Peer::new(stream, Side::Client, None);
                     self.session.secured();
                 }
                 Err(error) => {
@@ -508,7 +381,7 @@ impl Driver {
 
     /// Whether nothing would be lost if the session ended now.
     fn is_quiet(&self) -> bool {
-        let lanes = [Some(&self.client), self.backend.as_ref()];
+        let lanes = [Some(&self.lanes.client), self.lanes.backend.as_ref()];
         self.session.is_idle()
             && self.session.output.to_client.is_empty()
             && lanes.into_iter().flatten().all(|peer| peer.lane.kept.is_empty())
@@ -520,13 +393,13 @@ impl Driver {
         if self.close {
             return written.then_some(Ended::Dismissed);
         }
-        match &self.backend {
+        match &self.lanes.backend {
             Some(backend) if self.session.is_relaying() => {
                 (backend.lane.ended && backend.lane.kept.is_empty() && written)
                     .then_some(Ended::Closed)
             }
             // Nobody is left to talk to; an errand that is under way would be for nobody.
-            _ => (self.client.lane.ended && written).then_some(Ended::Closed),
+            _ => (self.lanes.client.lane.ended && written).then_some(Ended::Closed),
         }
     }
 
@@ -549,15 +422,15 @@ impl Driver {
             Ended::Stopped => b"* BYE The server is shutting down\r\n",
             Ended::Closed | Ended::Dismissed | Ended::Fault(_) => b"",
         };
-        let client = &mut self.client;
+        let client = &mut self.lanes.client;
         let mut rest = std::mem::take(&mut self.session.output.to_client);
         // Not into the middle of a response.
         if self.session.at_response_boundary()
-            && self.backend.as_ref().is_none_or(|backend| backend.lane.forward == 0)
+            && self.lanes.backend.as_ref().is_none_or(|backend| backend.lane.forward == 0)
         {
             rest.extend_from_slice(words);
         }
-        let backend = &mut self.backend;
+        let backend = &mut self.lanes.backend;
         let last_words = async {
             poll_fn(|cx| client.poll_write_own(cx, &mut rest)).await?;
             poll_fn(|cx| client.poll_shutdown(cx)).await?;
@@ -577,222 +450,4 @@ impl fmt::Debug for Driver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Driver").field("session", &self.session).finish_non_exhaustive()
     }
-}
-
-/// Whose fault the end of a session is.
-#[derive(Debug, thiserror::Error)]
-enum Fault {
-    #[error("client: {0}")]
-    Client(io::Error),
-    #[error("backend: {0}")]
-    Backend(io::Error),
-    #[error("{0}")]
-    Bound(&'static str),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Client,
-    Backend,
-}
-
-impl Side {
-    fn read_fault(self, error: io::Error) -> Fault {
-        match self {
-            Self::Client => Fault::Client(error),
-            Self::Backend => Fault::Backend(error),
-        }
-    }
-
-    fn write_fault(self, error: io::Error) -> Fault {
-        match self {
-            Self::Client => Fault::Backend(error),
-            Self::Backend => Fault::Client(error),
-        }
-    }
-
-    fn step(self, session: &mut Recorded, input: &[u8], ended: bool) -> Step {
-        match self {
-            Self::Client => session.client(input, ended),
-            Self::Backend => session.backend(input, ended),
-        }
-    }
-
-    /// What the session has to say to the other side.
-    fn output(self, session: &mut Recorded) -> &mut Vec<u8> {
-        match self {
-            Self::Client => &mut session.output.to_backend,
-            Self::Backend => &mut session.output.to_client,
-        }
-    }
-}
-
-impl Peer {
-    fn new(stream: Stream, side: Side) -> Self {
-        let lane =
-            Lane { side, kept: Vec::new(), forward: 0, ended: false, relayed: 0, moved: false };
-        Self { stream, lane, dirty: false, shut: false, _place: None }
-    }
-
-    /// Moves what comes from this peer to `other` until it must pause.
-    fn pump(
-        &mut self,
-        cx: &mut Poller<'_>,
-        mut other: Option<&mut Self>,
-        session: &mut Recorded,
-    ) -> Result<Pause, Fault> {
-        let Self { stream, lane, .. } = self;
-        loop {
-            // What was kept comes first.
-            let mut kept = std::mem::take(&mut lane.kept);
-            let (used, pause) = lane.deal(cx, &kept, other.as_deref_mut(), session)?;
-            kept.drain(..used);
-            if !kept.is_empty() {
-                lane.kept = kept;
-            }
-            if matches!(pause, Pause::Stalled | Pause::Action) {
-                return Ok(pause);
-            }
-            if lane.ended || lane.kept.len() >= KEPT_SIZE {
-                return Ok(Pause::Idle);
-            }
-            let dealt = stream.poll_fresh(cx, |cx, fresh| {
-                lane.ended = fresh.is_empty();
-                if !lane.kept.is_empty() {
-                    lane.kept.extend_from_slice(fresh);
-                    return Ok(Pause::Idle);
-                }
-                let (used, pause) = lane.deal(cx, fresh, other.as_deref_mut(), session)?;
-                lane.kept.extend_from_slice(&fresh[used..]);
-                Ok(pause)
-            });
-            match dealt {
-                Poll::Pending => return Ok(Pause::Idle),
-                Poll::Ready(Ok(Ok(Pause::Idle))) => {}
-                Poll::Ready(Ok(pause)) => return pause,
-                Poll::Ready(Err(error)) => return Err(lane.side.read_fault(error)),
-            }
-        }
-    }
-
-    /// Writes what the session says to this peer.
-    fn poll_write_own(
-        &mut self,
-        cx: &mut Poller<'_>,
-        output: &mut Vec<u8>,
-    ) -> Poll<io::Result<()>> {
-        while !output.is_empty() && !self.shut {
-            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, output))?;
-            if written == 0 {
-                return Poll::Ready(Err(closed()));
-            }
-            output.drain(..written);
-            self.dirty = true;
-        }
-        if output.capacity() > 0 {
-            *output = Vec::new();
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_flush(&mut self, cx: &mut Poller<'_>) -> io::Result<()> {
-        if self.dirty && !self.shut {
-            match Pin::new(&mut self.stream).poll_flush(cx) {
-                Poll::Pending => {}
-                Poll::Ready(result) => {
-                    result?;
-                    self.dirty = false;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn poll_shutdown(&mut self, cx: &mut Poller<'_>) -> Poll<io::Result<()>> {
-        let result = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
-        self.shut = true;
-        Poll::Ready(result)
-    }
-
-    /// Reads until the end and forgets what it read.
-    fn poll_discard(&mut self, cx: &mut Poller<'_>) -> Poll<io::Result<()>> {
-        while !self.lane.ended {
-            self.lane.ended = ready!(self.stream.poll_fresh(cx, |_, fresh| fresh.is_empty()))?;
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Lane {
-    /// Deals with bytes of this lane: returns how many are done with, and why it stopped.
-    fn deal(
-        &mut self,
-        cx: &mut Poller<'_>,
-        input: &[u8],
-        mut other: Option<&mut Peer>,
-        session: &mut Recorded,
-    ) -> Result<(usize, Pause), Fault> {
-        let side = self.side;
-        let mut used = 0;
-        loop {
-            while self.forward > 0 {
-                let length = self.forward;
-                let written = match other.as_deref_mut() {
-                    Some(other) if !other.shut => {
-                        let next = &input[used..used + length];
-                        match Pin::new(&mut other.stream).poll_write(cx, next) {
-                            Poll::Pending => return Ok((used, Pause::Stalled)),
-                            Poll::Ready(Ok(0)) => return Err(side.write_fault(closed())),
-                            Poll::Ready(Ok(written)) => {
-                                other.dirty = true;
-                                written
-                            }
-                            Poll::Ready(Err(error)) if side == Side::Backend => {
-                                return Err(side.write_fault(error));
-                            }
-                            // The backend hung up. What it said before is still to be read.
-                            Poll::Ready(Err(_)) => {
-                                other.shut = true;
-                                length
-                            }
-                        }
-                    }
-                    _ => length,
-                };
-                used += written;
-                self.forward -= written;
-                self.relayed += written as u64;
-                self.moved = true;
-            }
-            if let Some(other) = other.as_deref_mut() {
-                match other.poll_write_own(cx, side.output(session)) {
-                    Poll::Pending => return Ok((used, Pause::Stalled)),
-                    Poll::Ready(result) => result.map_err(|error| side.write_fault(error))?,
-                }
-            }
-            // A client that does not read its answers must not pile them up here.
-            if side == Side::Client && session.output.to_client.len() >= UNREAD_SIZE {
-                return Ok((used, Pause::Stalled));
-            }
-            if !session.output.actions.is_empty() {
-                return Ok((used, Pause::Action));
-            }
-            match side.step(session, &input[used..], self.ended) {
-                Step::Wait => return Ok((used, Pause::Idle)),
-                Step::Forward(length) => self.forward = length,
-                Step::Take(0) if input.len() == used && side.output(session).is_empty() => {
-                    return Ok((used, Pause::Idle));
-                }
-                Step::Take(length) => {
-                    used += length;
-                    self.moved = true;
-                }
-                Step::Close(why) => return Err(Fault::Bound(why)),
-            }
-        }
-    }
-}
-
-fn closed() -> io::Error {
-    io::ErrorKind::WriteZero.into()
 }

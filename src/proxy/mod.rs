@@ -5,6 +5,7 @@
 //! they must know of it leaves through a bounded channel of [`SessionEvent`]s.
 
 mod driver;
+mod lane;
 mod limits;
 pub mod record;
 mod register;

@@ -1,0 +1,388 @@
+//! The two lanes of a session: bytes that move between a client's socket and a backend's.
+//!
+//! Bytes are read into a buffer that the thread's sessions share, looked at there, and written on
+//! from there. A lane holds bytes of its own only while the other side does not take them or their
+//! meaning is not yet clear, so an idle session holds none. What the bytes mean is the session's to
+//! say; nothing here knows what else it does.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context as Poller, Poll, ready};
+
+use tokio::io::AsyncWrite;
+
+use super::record::Recorded;
+use crate::imap::session::Step;
+use crate::net::backends::Place;
+use crate::net::stream::Stream;
+
+/// Bytes of one side that a session keeps before it reads no more of them.
+const KEPT_SIZE: usize = 128 * 1024;
+
+/// Answers of ours that a client may leave unread before no more of its commands are looked at.
+const UNREAD_SIZE: usize = 16 * 1024;
+
+/// A client's socket, and that of its backend if there is one.
+pub(super) struct Lanes {
+    pub(super) client: Peer,
+    pub(super) backend: Option<Peer>,
+    /// Bytes moved since the owner last took note.
+    pub(super) moved: bool,
+}
+
+/// One socket, and the lane of what comes from it.
+pub(super) struct Peer {
+    pub(super) stream: Stream,
+    pub(super) lane: Lane,
+    /// Bytes were written that may not have left yet.
+    dirty: bool,
+    /// Our side of it is closed, or it takes no more.
+    shut: bool,
+    /// Held as long as the connection, where connections are counted.
+    _place: Option<Place>,
+}
+
+/// The bytes that come from one peer.
+pub(super) struct Lane {
+    side: Side,
+    /// Bytes that were read and not dealt with.
+    pub(super) kept: Vec<u8>,
+    /// How many of the next bytes go on to the other side without another look.
+    pub(super) forward: usize,
+    /// No more bytes will come.
+    pub(super) ended: bool,
+    /// Bytes that went on.
+    pub(super) relayed: u64,
+    /// Something was done with its bytes in this round.
+    moved: bool,
+}
+
+/// Why a lane stands still.
+pub(super) enum Pause {
+    /// Nothing to read, or nothing that can be decided.
+    Idle,
+    /// The other side takes no bytes.
+    Stalled,
+    /// The session has an action to be carried out.
+    Action,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Backend,
+}
+
+/// Whose fault the end of a session is.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    #[error("client: {0}")]
+    Client(io::Error),
+    #[error("backend: {0}")]
+    Backend(io::Error),
+    #[error("{0}")]
+    Bound(&'static str),
+}
+
+impl Lanes {
+    pub(super) fn new(client: Stream) -> Self {
+        Self { client: Peer::new(client, Side::Client, None), backend: None, moved: false }
+    }
+
+    /// Moves bytes both ways as far as it goes.
+    pub(super) fn poll_move(
+        &mut self,
+        cx: &mut Poller<'_>,
+        session: &mut Recorded,
+    ) -> Result<Pause, Fault> {
+        loop {
+            if !session.output.actions.is_empty() {
+                return Ok(Pause::Action);
+            }
+            // What one lane does may free the other: again, until neither moves.
+            self.client.lane.moved = false;
+            if let Some(backend) = &mut self.backend {
+                backend.lane.moved = false;
+            }
+            let up = self.poll_client(cx, session)?;
+            let down = self.poll_backend(cx, session)?;
+            if self.client.lane.moved
+                || self.backend.as_ref().is_some_and(|backend| backend.lane.moved)
+            {
+                self.moved = true;
+                continue;
+            }
+            if !session.output.actions.is_empty() {
+                return Ok(Pause::Action);
+            }
+            self.flush(cx)?;
+            let stalled = matches!(up, Pause::Stalled) || matches!(down, Pause::Stalled);
+            return Ok(if stalled { Pause::Stalled } else { Pause::Idle });
+        }
+    }
+
+    fn poll_client(&mut self, cx: &mut Poller<'_>, session: &mut Recorded) -> Result<Pause, Fault> {
+        let Self { client, backend, .. } = self;
+        let mut pause = client.pump(cx, backend.as_mut(), session)?;
+        // A half-close goes on as one.
+        if let Some(backend) = backend
+            && client.lane.ended
+            && client.lane.kept.is_empty()
+            && session.output.to_backend.is_empty()
+            && session.is_relaying()
+            && !backend.shut
+        {
+            match backend.poll_shutdown(cx) {
+                Poll::Ready(_) => {}
+                Poll::Pending => pause = Pause::Stalled,
+            }
+        }
+        Ok(pause)
+    }
+
+    fn poll_backend(
+        &mut self,
+        cx: &mut Poller<'_>,
+        session: &mut Recorded,
+    ) -> Result<Pause, Fault> {
+        let Self { client, backend, .. } = self;
+        match backend {
+            Some(backend) => {
+                let pause = backend.pump(cx, Some(client), session)?;
+                if backend.lane.ended && !session.is_relaying() && session.unavailable() {
+                    // The client is to be told, in another round.
+                    client.lane.moved = true;
+                    self.backend = None;
+                }
+                Ok(pause)
+            }
+            // Before there is a backend, what the session says itself must still be written.
+            None => match client.poll_write_own(cx, &mut session.output.to_client) {
+                Poll::Ready(result) => {
+                    result.map_err(Fault::Client)?;
+                    Ok(Pause::Idle)
+                }
+                Poll::Pending => Ok(Pause::Stalled),
+            },
+        }
+    }
+
+    fn flush(&mut self, cx: &mut Poller<'_>) -> Result<(), Fault> {
+        self.client.poll_flush(cx).map_err(Fault::Client)?;
+        if let Some(backend) = &mut self.backend {
+            backend.poll_flush(cx).map_err(Fault::Backend)?;
+        }
+        Ok(())
+    }
+
+    /// Writes all that was said to the client, to the last byte.
+    pub(super) fn poll_written(
+        &mut self,
+        cx: &mut Poller<'_>,
+        session: &mut Recorded,
+    ) -> Poll<io::Result<()>> {
+        ready!(self.client.poll_write_own(cx, &mut session.output.to_client))?;
+        Pin::new(&mut self.client.stream).poll_flush(cx)
+    }
+}
+
+impl Side {
+    fn read_fault(self, error: io::Error) -> Fault {
+        match self {
+            Self::Client => Fault::Client(error),
+            Self::Backend => Fault::Backend(error),
+        }
+    }
+
+    fn write_fault(self, error: io::Error) -> Fault {
+        match self {
+            Self::Client => Fault::Backend(error),
+            Self::Backend => Fault::Client(error),
+        }
+    }
+
+    fn step(self, session: &mut Recorded, input: &[u8], ended: bool) -> Step {
+        match self {
+            Self::Client => session.client(input, ended),
+            Self::Backend => session.backend(input, ended),
+        }
+    }
+
+    /// What the session has to say to the other side.
+    fn output(self, session: &mut Recorded) -> &mut Vec<u8> {
+        match self {
+            Self::Client => &mut session.output.to_backend,
+            Self::Backend => &mut session.output.to_client,
+        }
+    }
+}
+
+impl Peer {
+    pub(super) fn new(stream: Stream, side: Side, place: Option<Place>) -> Self {
+        let lane =
+            Lane { side, kept: Vec::new(), forward: 0, ended: false, relayed: 0, moved: false };
+        Self { stream, lane, dirty: false, shut: false, _place: place }
+    }
+
+    /// Moves what comes from this peer to `other` until it must pause.
+    fn pump(
+        &mut self,
+        cx: &mut Poller<'_>,
+        mut other: Option<&mut Self>,
+        session: &mut Recorded,
+    ) -> Result<Pause, Fault> {
+        let Self { stream, lane, .. } = self;
+        loop {
+            // What was kept comes first.
+            let mut kept = std::mem::take(&mut lane.kept);
+            let (used, pause) = lane.deal(cx, &kept, other.as_deref_mut(), session)?;
+            kept.drain(..used);
+            if !kept.is_empty() {
+                lane.kept = kept;
+            }
+            if matches!(pause, Pause::Stalled | Pause::Action) {
+                return Ok(pause);
+            }
+            if lane.ended || lane.kept.len() >= KEPT_SIZE {
+                return Ok(Pause::Idle);
+            }
+            let dealt = stream.poll_fresh(cx, |cx, fresh| {
+                lane.ended = fresh.is_empty();
+                if !lane.kept.is_empty() {
+                    lane.kept.extend_from_slice(fresh);
+                    return Ok(Pause::Idle);
+                }
+                let (used, pause) = lane.deal(cx, fresh, other.as_deref_mut(), session)?;
+                lane.kept.extend_from_slice(&fresh[used..]);
+                Ok(pause)
+            });
+            match dealt {
+                Poll::Pending => return Ok(Pause::Idle),
+                Poll::Ready(Ok(Ok(Pause::Idle))) => {}
+                Poll::Ready(Ok(pause)) => return pause,
+                Poll::Ready(Err(error)) => return Err(lane.side.read_fault(error)),
+            }
+        }
+    }
+
+    /// Writes what the session says to this peer.
+    pub(super) fn poll_write_own(
+        &mut self,
+        cx: &mut Poller<'_>,
+        output: &mut Vec<u8>,
+    ) -> Poll<io::Result<()>> {
+        while !output.is_empty() && !self.shut {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, output))?;
+            if written == 0 {
+                return Poll::Ready(Err(closed()));
+            }
+            output.drain(..written);
+            self.dirty = true;
+        }
+        if output.capacity() > 0 {
+            *output = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_flush(&mut self, cx: &mut Poller<'_>) -> io::Result<()> {
+        if self.dirty && !self.shut {
+            match Pin::new(&mut self.stream).poll_flush(cx) {
+                Poll::Pending => {}
+                Poll::Ready(result) => {
+                    result?;
+                    self.dirty = false;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Poller<'_>) -> Poll<io::Result<()>> {
+        let result = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
+        self.shut = true;
+        Poll::Ready(result)
+    }
+
+    /// Reads until the end and forgets what it read.
+    pub(super) fn poll_discard(&mut self, cx: &mut Poller<'_>) -> Poll<io::Result<()>> {
+        while !self.lane.ended {
+            self.lane.ended = ready!(self.stream.poll_fresh(cx, |_, fresh| fresh.is_empty()))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Lane {
+    /// Deals with bytes of this lane: returns how many are done with, and why it stopped.
+    fn deal(
+        &mut self,
+        cx: &mut Poller<'_>,
+        input: &[u8],
+        mut other: Option<&mut Peer>,
+        session: &mut Recorded,
+    ) -> Result<(usize, Pause), Fault> {
+        let side = self.side;
+        let mut used = 0;
+        loop {
+            while self.forward > 0 {
+                let length = self.forward;
+                let written = match other.as_deref_mut() {
+                    Some(other) if !other.shut => {
+                        let next = &input[used..used + length];
+                        match Pin::new(&mut other.stream).poll_write(cx, next) {
+                            Poll::Pending => return Ok((used, Pause::Stalled)),
+                            Poll::Ready(Ok(0)) => return Err(side.write_fault(closed())),
+                            Poll::Ready(Ok(written)) => {
+                                other.dirty = true;
+                                written
+                            }
+                            Poll::Ready(Err(error)) if side == Side::Backend => {
+                                return Err(side.write_fault(error));
+                            }
+                            // The backend hung up. What it said before is still to be read.
+                            Poll::Ready(Err(_)) => {
+                                other.shut = true;
+                                length
+                            }
+                        }
+                    }
+                    _ => length,
+                };
+                used += written;
+                self.forward -= written;
+                self.relayed += written as u64;
+                self.moved = true;
+            }
+            if let Some(other) = other.as_deref_mut() {
+                match other.poll_write_own(cx, side.output(session)) {
+                    Poll::Pending => return Ok((used, Pause::Stalled)),
+                    Poll::Ready(result) => result.map_err(|error| side.write_fault(error))?,
+                }
+            }
+            // A client that does not read its answers must not pile them up here.
+            if side == Side::Client && session.output.to_client.len() >= UNREAD_SIZE {
+                return Ok((used, Pause::Stalled));
+            }
+            if !session.output.actions.is_empty() {
+                return Ok((used, Pause::Action));
+            }
+            match side.step(session, &input[used..], self.ended) {
+                Step::Wait => return Ok((used, Pause::Idle)),
+                Step::Forward(length) => self.forward = length,
+                Step::Take(0) if input.len() == used && side.output(session).is_empty() => {
+                    return Ok((used, Pause::Idle));
+                }
+                Step::Take(length) => {
+                    used += length;
+                    self.moved = true;
+                }
+                Step::Close(why) => return Err(Fault::Bound(why)),
+            }
+        }
+    }
+}
+
+fn closed() -> io::Error {
+    io::ErrorKind::WriteZero.into()
+}
