@@ -53,8 +53,10 @@ pub(super) struct Lane {
     pub(super) ended: bool,
     /// Bytes that went on.
     pub(super) relayed: u64,
-    /// Something was done with its bytes in this round.
+    /// Something was done with its bytes since this was last asked, or something was said.
     moved: bool,
+    /// All that came is dealt with, and the task is woken when more comes.
+    rests: bool,
 }
 
 /// Why a lane stands still.
@@ -95,30 +97,38 @@ impl Lanes {
         cx: &mut Poller<'_>,
         session: &mut Recorded,
     ) -> Result<Pause, Fault> {
-        loop {
+        // Whichever socket it is that has woken the task.
+        let (mut client_due, mut backend_due) = (true, true);
+        let (mut up, mut down) = (Pause::Idle, Pause::Idle);
+        while client_due || backend_due {
             if !session.output.actions.is_empty() {
                 return Ok(Pause::Action);
             }
-            // What one lane does may free the other: again, until neither moves.
-            self.client.lane.moved = false;
-            if let Some(backend) = &mut self.backend {
-                backend.lane.moved = false;
+            // What one lane does may free the other, unless that only waits for its socket.
+            if client_due {
+                up = self.poll_client(cx, session)?;
+                let moved = std::mem::take(&mut self.client.lane.moved);
+                self.moved |= moved;
+                let rests = self.backend.as_ref().is_none_or(|backend| backend.lane.rests);
+                backend_due |= moved && !(rests && session.output.to_client.is_empty());
+                client_due = false;
             }
-            let up = self.poll_client(cx, session)?;
-            let down = self.poll_backend(cx, session)?;
-            if self.client.lane.moved
-                || self.backend.as_ref().is_some_and(|backend| backend.lane.moved)
-            {
-                self.moved = true;
-                continue;
+            if backend_due {
+                let moved;
+                (down, moved) = self.poll_backend(cx, session)?;
+                self.moved |= moved;
+                client_due =
+                    moved && !(self.client.lane.rests && session.output.to_backend.is_empty());
+                backend_due =
+                    moved && self.backend.is_none() && !session.output.to_client.is_empty();
             }
-            if !session.output.actions.is_empty() {
-                return Ok(Pause::Action);
-            }
-            self.flush(cx)?;
-            let stalled = matches!(up, Pause::Stalled) || matches!(down, Pause::Stalled);
-            return Ok(if stalled { Pause::Stalled } else { Pause::Idle });
         }
+        if !session.output.actions.is_empty() {
+            return Ok(Pause::Action);
+        }
+        self.flush(cx)?;
+        let stalled = matches!(up, Pause::Stalled) || matches!(down, Pause::Stalled);
+        Ok(if stalled { Pause::Stalled } else { Pause::Idle })
     }
 
     fn poll_client(&mut self, cx: &mut Poller<'_>, session: &mut Recorded) -> Result<Pause, Fault> {
@@ -140,31 +150,34 @@ impl Lanes {
         Ok(pause)
     }
 
+    /// Also returns whether it moved anything.
     fn poll_backend(
         &mut self,
         cx: &mut Poller<'_>,
         session: &mut Recorded,
-    ) -> Result<Pause, Fault> {
+    ) -> Result<(Pause, bool), Fault> {
         let Self { client, backend, .. } = self;
-        match backend {
-            Some(backend) => {
-                let pause = backend.pump(cx, Some(client), session)?;
-                if backend.lane.ended && !session.is_relaying() && session.unavailable() {
-                    // The client is to be told, in another round.
-                    client.lane.moved = true;
-                    self.backend = None;
-                }
-                Ok(pause)
-            }
+        let Some(backend) = backend else {
             // Before there is a backend, what the session says itself must still be written.
-            None => match client.poll_write_own(cx, &mut session.output.to_client) {
+            let output = &mut session.output.to_client;
+            let before = output.len();
+            let pause = match client.poll_write_own(cx, output) {
                 Poll::Ready(result) => {
                     result.map_err(Fault::Client)?;
-                    Ok(Pause::Idle)
+                    Pause::Idle
                 }
-                Poll::Pending => Ok(Pause::Stalled),
-            },
+                Poll::Pending => Pause::Stalled,
+            };
+            return Ok((pause, output.len() < before));
+        };
+        let pause = backend.pump(cx, Some(client), session)?;
+        let moved = std::mem::take(&mut backend.lane.moved);
+        if backend.lane.ended && !session.is_relaying() && session.unavailable() {
+            // The client is to be told, in another round.
+            self.backend = None;
+            return Ok((pause, true));
         }
+        Ok((pause, moved))
     }
 
     fn flush(&mut self, cx: &mut Poller<'_>) -> Result<(), Fault> {
@@ -219,8 +232,15 @@ impl Side {
 
 impl Peer {
     pub(super) fn new(stream: Stream, side: Side, place: Option<Place>) -> Self {
-        let lane =
-            Lane { side, kept: Vec::new(), forward: 0, ended: false, relayed: 0, moved: false };
+        let lane = Lane {
+            side,
+            kept: Vec::new(),
+            forward: 0,
+            ended: false,
+            relayed: 0,
+            moved: false,
+            rests: false,
+        };
         Self { stream, lane, dirty: false, shut: false, _place: place }
     }
 
@@ -232,6 +252,7 @@ impl Peer {
         session: &mut Recorded,
     ) -> Result<Pause, Fault> {
         let Self { stream, lane, .. } = self;
+        lane.rests = false;
         loop {
             // What was kept comes first.
             let mut kept = std::mem::take(&mut lane.kept);
@@ -257,7 +278,10 @@ impl Peer {
                 Ok(pause)
             });
             match dealt {
-                Poll::Pending => return Ok(Pause::Idle),
+                Poll::Pending => {
+                    lane.rests = lane.kept.is_empty();
+                    return Ok(Pause::Idle);
+                }
                 Poll::Ready(Ok(Ok(Pause::Idle))) => {}
                 Poll::Ready(Ok(pause)) => return pause,
                 Poll::Ready(Err(error)) => return Err(lane.side.read_fault(error)),
@@ -355,7 +379,11 @@ impl Lane {
                 self.moved = true;
             }
             if let Some(other) = other.as_deref_mut() {
-                match other.poll_write_own(cx, side.output(session)) {
+                let output = side.output(session);
+                let before = output.len();
+                let written = other.poll_write_own(cx, output);
+                self.moved |= output.len() < before;
+                match written {
                     Poll::Pending => return Ok((used, Pause::Stalled)),
                     Poll::Ready(result) => result.map_err(|error| side.write_fault(error))?,
                 }
