@@ -1,6 +1,7 @@
 //! One session: a single task that moves bytes both ways ([`lane`](super::lane)), carries out what
 //! the session wants done, and ends it.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -137,20 +138,23 @@ impl Driver {
 
     /// Runs the session to its end.
     pub(super) async fn run(&mut self, stop: &CancellationToken) -> Ended {
+        // Boxed: it is soon over, and has a timer.
+        if let Some(ended) = Box::pin(self.log_in(stop)).await {
+            return ended;
+        }
+        tokio::select! {
+            ended = poll_fn(|cx| self.poll(cx, false)) => ended.unwrap_or(Ended::Closed),
+            () = stop.cancelled() => Box::pin(self.drain()).await,
+        }
+    }
+
+    /// Runs the session until the user is logged in, or to an end before that.
+    async fn log_in(&mut self, stop: &CancellationToken) -> Option<Ended> {
         let deadline = Instant::now() + self.context.limits.login_timeout;
-        let stopped = stop.cancelled();
-        tokio::pin!(stopped);
-        let login = tokio::select! {
+        tokio::select! {
             ended = poll_fn(|cx| self.poll(cx, true)) => ended,
-            () = &mut stopped => Some(Ended::Stopped),
+            () = stop.cancelled() => Some(Ended::Stopped),
             () = tokio::time::sleep_until(deadline) => Some(Ended::LoginTimeout),
-        };
-        match login {
-            Some(ended) => ended,
-            None => tokio::select! {
-                ended = poll_fn(|cx| self.poll(cx, false)) => ended.unwrap_or(Ended::Closed),
-                () = stopped => self.drain().await,
-            },
         }
     }
 
@@ -233,7 +237,7 @@ impl Driver {
         let Output { over, answered, .. } = &mut self.session.output;
         self.context.count(std::mem::take(over));
         let metrics = &self.context.metrics;
-        tally::answered(metrics, answered.drain(..));
+        tally::answered(metrics, std::mem::take(answered));
         let relayed = self.relayed();
         self.tally.relayed(metrics, relayed);
         if let Some(totals) = self.lanes.client.stream.totals() {
@@ -312,6 +316,8 @@ impl Driver {
                 Action::Close => self.close = true,
             }
         }
+        // Most sessions have had all of theirs after the login.
+        self.session.output.actions = VecDeque::new();
     }
 
     /// Connects to the account's backend, unless too many logins from the client's address failed.

@@ -81,26 +81,13 @@ async fn session(
 ) {
     let started = Instant::now();
     let _open = Held::new(&context.metrics.sessions);
-    let count = |how| {
-        context.metrics.sessions_ended.of(how).inc();
-    };
-    let limit = context.limits.handshake_timeout;
-    let opening = opening(stream, peer, &how, &mut place, &context);
-    let opened = tokio::select! {
-        () = stop.cancelled() => return count(SessionEnd::Stopped),
-        opened = tokio::time::timeout(limit, opening) => opened,
-    };
+    // Boxed, as what follows is too where it is rare: a session spends its life in what is left.
+    let opened = Box::pin(opened(stream, peer, &how, &mut place, &context, &stop)).await;
     let (stream, addresses) = match opened {
-        Ok(Ok(Some(opened))) => opened,
-        Ok(Ok(None)) => return count(SessionEnd::TurnedAway),
-        Ok(Err(error)) => {
-            count(SessionEnd::Handshake);
-            return tracing::debug!(%peer, %error, "no session came about");
-        }
-        Err(_) => {
-            count(SessionEnd::Handshake);
-            context.counters.handshake_timeout.hit();
-            return tracing::debug!(%peer, ?limit, "TLS handshake took too long");
+        Ok(opened) => opened,
+        Err(end) => {
+            context.metrics.sessions_ended.of(end).inc();
+            return;
         }
     };
     let peer = addresses.source;
@@ -108,7 +95,7 @@ async fn session(
         (how.tls == ListenerTls::StartTls).then(|| TlsAcceptor::from(Arc::clone(&context.tls)));
     let mut driver = Driver::new(stream, addresses, acceptor, Arc::clone(&context));
     let ended = driver.run(&stop).await;
-    count(SessionEnd::from(&ended));
+    context.metrics.sessions_ended.of(SessionEnd::from(&ended)).inc();
     let seconds = started.elapsed().as_secs_f64();
     let (account, [received, sent]) = (driver.account(), driver.relayed());
     if matches!(ended, Ended::LoginTimeout) {
@@ -124,10 +111,39 @@ async fn session(
         }
         (None, _) => tracing::debug!(%peer, seconds, ?ended, "connection ended without login"),
     }
-    driver.farewell(&ended).await;
+    Box::pin(driver.farewell(&ended)).await;
 }
 
-/// What comes before the first word of IMAP: the PROXY header, if `peer` is one that sends it, the
+/// What comes before the first word of IMAP, in time; otherwise how it ended.
+async fn opened(
+    stream: TcpStream,
+    peer: SocketAddr,
+    how: &Listener,
+    place: &mut Place,
+    context: &Context,
+    stop: &CancellationToken,
+) -> Result<(Stream, Addresses), SessionEnd> {
+    let limit = context.limits.handshake_timeout;
+    let opening = opening(stream, peer, how, place, context);
+    let opened = tokio::select! {
+        () = stop.cancelled() => return Err(SessionEnd::Stopped),
+        opened = tokio::time::timeout(limit, opening) => opened,
+    };
+    match opened {
+        Ok(Ok(opened)) => opened.ok_or(SessionEnd::TurnedAway),
+        Ok(Err(error)) => {
+            tracing::debug!(%peer, %error, "no session came about");
+            Err(SessionEnd::Handshake)
+        }
+        Err(_) => {
+            context.counters.handshake_timeout.hit();
+            tracing::debug!(%peer, ?limit, "TLS handshake took too long");
+            Err(SessionEnd::Handshake)
+        }
+    }
+}
+
+/// The PROXY header, if `peer` is one that sends it, the
 /// place among the sessions from the client's address, and TLS. `None`: turned away.
 async fn opening(
     mut stream: TcpStream,
