@@ -15,10 +15,10 @@ use tokio::time::Instant;
 
 use super::Context;
 use super::connection::{Connection, Lost};
-use super::master::Turn;
 use super::refusal::{self, Refusal};
 use super::status::{Doing, Status};
 use super::upstream::Upstream;
+use super::{master, pacer};
 use crate::imap::capability::Capabilities;
 use crate::imap::login::printable;
 use crate::model::{Account, Credentials, Mailbox, SecretKind, Snapshot, Timestamp};
@@ -165,7 +165,7 @@ impl Watcher {
     }
 
     /// Watches until the supervisor says stop. `parked` tells that the account's password was last
-    /// found to be wrong.
+    /// found to be wrong. What it does but seldom is boxed: it spends its life in a connection.
     pub(super) async fn run(mut self, parked: bool) {
         let mut next = if parked { Next::Login } else { Next::Try(Duration::ZERO) };
         // Its user has just registered or logged in.
@@ -173,7 +173,7 @@ impl Watcher {
         loop {
             let pause = match next {
                 Next::Stop => return,
-                Next::Login => match self.wait_for_login().await {
+                Next::Login => match Box::pin(self.wait_for_login()).await {
                     Some(()) => {
                         user_is_there = true;
                         Duration::ZERO
@@ -192,7 +192,7 @@ impl Watcher {
                     if changed.is_err() || self.orders.borrow().stop {
                         return;
                     }
-                    self.take_orders().await;
+                    Box::pin(self.take_orders()).await;
                     user_is_there = true;
                 }
                 () = tokio::time::sleep(pause) => {}
@@ -209,16 +209,15 @@ impl Watcher {
                 };
                 (leave, upstream.turn(user_is_there).await)
             };
-            let (leave, place) = tokio::select! {
-                turns = turns => turns,
+            let (leave, (place, turn)) = tokio::select! {
+                turns = Box::pin(turns) => turns,
                 () = stopped(self.orders.clone()) => return,
             };
             self.status.set(Doing::Starting);
-            // Boxed: an account spends its life inside, and its parts are not all needed at once.
-            let end = Box::pin(self.connection(&backend, &upstream, leave)).await;
+            let end = Box::pin(self.connection(&backend, &upstream, (leave, turn))).await;
             drop(place);
             user_is_there = false;
-            next = self.after(end).await;
+            next = Box::pin(self.after(end)).await;
         }
     }
 
@@ -381,20 +380,22 @@ impl Watcher {
         &mut self,
         backend: &Backend,
         upstream: &Upstream,
-        leave: Option<Turn<'_>>,
+        turns: (Option<master::Turn<'_>>, pacer::Turn<'_>),
     ) -> End {
         let orders = self.orders.clone();
         let (backends, account) = (self.context.backends.clone(), self.account.clone());
-        let logged_in = tokio::select! {
-            // Boxed: it is the largest part, and soon over.
-            logged_in = Box::pin(self.log_in(backend, upstream)) => logged_in,
-            () = stopped(orders.clone()) => return End::Stop,
-        };
-        drop(leave);
-        let (mut connection, granted) = match logged_in {
+        // Boxed: it is the largest part, and soon over.
+        let logged_in = Box::pin(async {
+            tokio::select! {
+                logged_in = self.log_in(backend, upstream) => logged_in,
+                () = stopped(orders.clone()) => Err(End::Stop),
+            }
+        });
+        let (mut connection, granted) = match logged_in.await {
             Ok(logged_in) => logged_in,
             Err(end) => return end,
         };
+        drop(turns);
         let (end, orderly) = tokio::select! {
             Err(end) = self.rounds(&mut connection, upstream, granted) => {
                 let orderly = matches!(end, End::Stop | End::Nothing);

@@ -1,13 +1,19 @@
-//! Turns: so many a second, so that thousands of watchers do not start at once.
+//! Turns: so many a second, and so many under way, so that thousands of watchers do not start at once.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 /// A turn that comes so late, since timers are no finer, is no reason to give fewer of them.
 const LATE: Duration = Duration::from_millis(10);
+
+/// Turns that are under way at once, however many a second there may be. More logins than a backend
+/// works on wait in its listen queue, which is 128 long where nobody has changed it, and what
+/// overflows is tried again after seconds. And a login takes several times the memory of an account
+/// that is watched, which the allocator does not give back when thousands of them were had at once.
+const UNDER_WAY: usize = 64;
 
 /// Gives each caller its moment, evenly spaced, in the order in which they came; but the urgent ones
 /// go first.
@@ -19,7 +25,13 @@ pub(super) struct Pacer {
     line: Semaphore,
     /// Where the urgent ones wait, and that first one.
     front: Semaphore,
+    /// Those that are not under way.
+    free: Semaphore,
 }
+
+/// A turn that is under way, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Turn<'a>(#[expect(dead_code, reason = "it counts")] Option<SemaphorePermit<'a>>);
 
 impl Pacer {
     pub(super) fn new(per_second: u32) -> Self {
@@ -28,22 +40,25 @@ impl Pacer {
             next: Mutex::new(None),
             line: Semaphore::new(1),
             front: Semaphore::new(1),
+            free: Semaphore::new(UNDER_WAY),
         }
     }
 
     /// Waits for the caller's turn. One that is not waited for is another's.
-    pub(super) async fn turn(&self, urgent: bool) {
-        // Neither is ever closed.
+    pub(super) async fn turn(&self, urgent: bool) -> Turn<'_> {
+        // None of them is ever closed.
         let _line = match urgent {
             true => None,
             false => self.line.acquire().await.ok(),
         };
         let _front = self.front.acquire().await;
+        let turn = Turn(self.free.acquire().await.ok());
         let now = Instant::now();
         let next = *self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let at = next.filter(|next| *next + LATE >= now).unwrap_or(now);
         tokio::time::sleep_until(at).await;
         *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(at + self.spacing);
+        turn
     }
 }
 
@@ -83,7 +98,7 @@ mod tests {
         let pacer = Arc::new(Pacer::new(100));
         for _ in 0..12_000 {
             let pacer = Arc::clone(&pacer);
-            tokio::spawn(async move { pacer.turn(false).await });
+            tokio::spawn(async move { drop(pacer.turn(false).await) });
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
         let began = Instant::now();
@@ -91,5 +106,34 @@ mod tests {
         assert!(began.elapsed() <= Duration::from_millis(20), "{:?}", began.elapsed());
         pacer.turn(false).await;
         assert_eq!(began.elapsed().as_secs(), 119, "the others have all had theirs");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_are_under_way_than_a_backend_takes() {
+        let pacer = Arc::new(Pacer::new(100_000));
+        let under_way = Arc::new(Mutex::new((0, 0)));
+        let count = |under_way: &Mutex<(usize, usize)>, change: isize| {
+            let mut under_way = under_way.lock().unwrap();
+            under_way.0 = under_way.0.checked_add_signed(change).unwrap();
+            under_way.1 = under_way.1.max(under_way.0);
+        };
+        let began = Instant::now();
+        let mut logins = tokio::task::JoinSet::new();
+        for _ in 0..10 * UNDER_WAY {
+            let (pacer, under_way) = (Arc::clone(&pacer), Arc::clone(&under_way));
+            logins.spawn(async move {
+                let turn = pacer.turn(false).await;
+                count(&under_way, 1);
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                count(&under_way, -1);
+                drop(turn);
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        drop(pacer.turn(true).await);
+        assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+        logins.join_all().await;
+        assert_eq!(began.elapsed().as_secs(), 10);
+        assert_eq!(*under_way.lock().unwrap(), (0, UNDER_WAY));
     }
 }

@@ -97,13 +97,16 @@ impl Watcher {
         }
         let mut look = Look::All;
         loop {
-            if matches!(look, Look::All | Look::Check { .. }) {
-                self.open_inbox(&mut round, look).await?;
-                self.arm(&mut round).await?;
-                self.mailboxes.iter_mut().for_each(|watched| watched.due = true);
-            }
             // Boxed: an account spends its life waiting, and a look takes more room than that.
-            let changed = Box::pin(self.look(&mut round, look)).await?;
+            let changed = Box::pin(async {
+                if matches!(look, Look::All | Look::Check { .. }) {
+                    self.open_inbox(&mut round, look).await?;
+                    self.arm(&mut round).await?;
+                    self.mailboxes.iter_mut().for_each(|watched| watched.due = true);
+                }
+                self.look(&mut round, look).await
+            })
+            .await?;
             let config = &self.context.config;
             round.looked(look, changed, config);
             self.status.set(Doing::Watching(round.mode()));
@@ -173,12 +176,13 @@ impl Watcher {
         Ok(())
     }
 
-    /// Waits until there is something to look at: in IDLE, if INBOX is open.
+    /// Waits until there is something to look at: in IDLE, if INBOX is open. What else it does on the
+    /// way is boxed, since it is for the waiting that room is kept.
     async fn wait(&mut self, round: &mut Round<'_>) -> Result<Look, End> {
         let settle = self.context.config.settle;
         let began = Instant::now();
-        if round.open.is_some() && !self.begin_idle(round).await? {
-            return self.distrust_idle(round).await;
+        if round.open.is_some() && !Box::pin(self.begin_idle(round)).await? {
+            return Box::pin(self.distrust_idle(round)).await;
         }
         let polls = self.mailboxes.iter().any(|watched| !round.covers(&watched.mailbox));
         let checks = round.armed || round.open.is_some();
@@ -193,7 +197,7 @@ impl Watcher {
         }
         let mut reloaded = false;
         loop {
-            match self.hear(round).await? {
+            match Box::pin(self.hear(round)).await? {
                 // At once; but however much a backend tells, there is some time between two looks.
                 Some(ChangeKind::NewMail) => {
                     look_at = look_at.min(Instant::now().max(began + settle));
@@ -205,21 +209,21 @@ impl Watcher {
                 idle_ended = round.connection.unasked() => if idle_ended? {
                     // Some servers end it when they please; one that does so at once has no IDLE.
                     return match began.elapsed() < LIVED {
-                        true => self.distrust_idle(round).await,
+                        true => Box::pin(self.distrust_idle(round)).await,
                         false => Ok(Look::All),
                     };
                 },
                 () = tokio::time::sleep_until(look_at) => break,
                 changed = self.orders.changed() => {
                     changed.map_err(|_| End::Stop)?;
-                    reloaded = self.obey().await?;
+                    reloaded = Box::pin(self.obey()).await?;
                     if reloaded {
                         break;
                     }
                 }
             }
         }
-        round.connection.done().await?;
+        Box::pin(round.connection.done()).await?;
         let now = Instant::now();
         Ok(if reloaded {
             round.interval = Duration::ZERO;

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 
 use super::master::Master;
-use super::pacer::Pacer;
+use super::pacer::{Pacer, Turn};
 use crate::config;
 use crate::net::backend::Backend;
 use crate::net::counters::Counters;
@@ -109,14 +109,14 @@ impl Upstreams {
 
 impl Upstream {
     /// Waits for a place among the connections and then for a turn to log in. Turns are for those
-    /// whose user is there first.
-    pub(super) async fn turn(&self, user_is_there: bool) -> Place {
+    /// whose user is there first, and are under way until it is known what came of the login.
+    pub(super) async fn turn(&self, user_is_there: bool) -> (Place, Turn<'_>) {
         let place = match &self.places {
             Some(places) => places.take(&self.name).await,
             None => None,
         };
-        self.pacer.turn(user_is_there).await;
-        Place(place)
+        let turn = self.pacer.turn(user_is_there).await;
+        (Place(place), turn)
     }
 
     /// Waits until another watcher has need of a place that the caller has had for its term.
@@ -262,7 +262,7 @@ mod tests {
             let (upstream, watched) = (upstreams.of(&backend(1)), Arc::clone(&watched));
             tokio::spawn(async move {
                 loop {
-                    let place = upstream.turn(false).await;
+                    let (place, _) = upstream.turn(false).await;
                     lock(&watched).push(account);
                     upstream.wanted().await;
                     drop(place);
@@ -283,7 +283,7 @@ mod tests {
     async fn whom_nobody_waits_for_keeps_its_place() {
         let config = config::Watch { connections: 2, ..Default::default() };
         let upstream = Upstreams::new(&config, Arc::default()).of(&backend(1));
-        let _places = (upstream.turn(false).await, upstream.turn(false).await);
+        let _places = (upstream.turn(false).await.0, upstream.turn(false).await.0);
         let wanted = tokio::time::timeout(Duration::from_hours(9), upstream.wanted()).await;
         assert!(wanted.is_err());
     }
