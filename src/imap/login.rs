@@ -242,6 +242,10 @@ impl Login {
                     let answer = line[LOGIN_TAG.len()..].to_vec();
                     return self.answered(status, answer, out);
                 }
+                // The answer to what nobody asked could be taken for one to the client's next command.
+                if matches!(response, Response::Status { tag: Some(_), .. }) {
+                    return None;
+                }
                 if self.untagged.len() + line.len() > self.options.limit {
                     return Some(Outcome::TooLong);
                 }
