@@ -108,7 +108,8 @@ async fn a_registration_that_was_dropped_in_its_middle_leaves_nothing() {
             left_nothing += usize::from(devices.is_empty());
             assert_eq!(store.remove_account(&alice()).await.unwrap(), !devices.is_empty());
         }
-        assert!(left_nothing > 5, "dropped before it was through {left_nothing} times");
+        // How often depends on how quick the threads of the database are.
+        assert!(left_nothing > 0, "it was never dropped before it was through");
     })
     .await;
 }
