@@ -3,7 +3,7 @@
 #
 # Installs what the tests need with apt-get, as root or through sudo. What cannot be installed is
 # named, and the tests that need it say that they are skipped; the closing summary repeats them.
-# May be started from anywhere and as often as you like.
+# May be started from anywhere and as often as you like. What takes longer is apart: tests/soak.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -208,6 +208,8 @@ step() {
 }
 step cargo fmt --check
 step cargo clippy --all-targets --locked -- -D warnings
+# Not among all targets, for it is run by tests/soak.sh alone, with the minutes that it is to take.
+step cargo clippy --test soak --locked -- -D warnings
 step cargo test --locked --no-fail-fast
 # It has dependencies and a lock of its own; that it compiles is all that is looked at here.
 step cargo clippy --manifest-path fuzz/Cargo.toml --target-dir "$target"

@@ -1,20 +1,24 @@
 //! Dovecot 2.3: IMAP with all that mailchime's watchers may use, LMTP, and Maildirs.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::process::{self, Plan, Process, Stop};
-use super::{ALICE, BOB, User, available, deliver_by_lmtp, deliver_to_maildir};
+use super::{ALICE, BOB, NOBODY, User, available, deliver_by_lmtp, deliver_to_maildir};
 use super::{folder_of_nobody, pki};
 
 /// A master user: `LOGIN bob*boss masterpw`, or PLAIN with `bob` as authorization identity.
 pub(crate) const MASTER: User<'static> = ("boss", "masterpw");
 
 const FILES: [&str; 3] = ["/usr/sbin/dovecot", "/usr/lib/dovecot/imap", "/usr/lib/dovecot/lmtp"];
+
+/// The first number of users who are not nobody.
+const FIRST_UID: u32 = 20_000;
 
 /// What is not so in every test. The default starts the least.
 #[derive(Clone, Default)]
@@ -25,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) acl: bool,
     /// Lets [`MASTER`] log in as anybody.
     pub(crate) master: bool,
+    /// Names and passwords of users beside [`ALICE`] and [`BOB`]. Their mail comes by LMTP alone.
+    pub(crate) users: Vec<(String, String)>,
     /// How many sessions a user may have from one address; as good as unlimited if none.
     pub(crate) sessions: Option<u32>,
     /// Lines for the end of `dovecot.conf`, where they win.
@@ -52,7 +58,7 @@ impl Dovecot {
         if !available(test, "dovecot", &FILES.map(Path::new)) {
             return None;
         }
-        let users = Users::new();
+        let users = Users::new(&options.users);
         let plan = |folder: &Path, [plain, tls]: [SocketAddr; 2]| {
             lay_out(folder);
             users.write_to(folder);
@@ -74,7 +80,12 @@ impl Dovecot {
 
     /// Delivers a mail into INBOX as a mail server does, so that Dovecot knows of it at once.
     pub(crate) fn deliver_by_lmtp(&self, user: &str, mail: &[u8]) {
-        deliver_by_lmtp(&self.process.folder().join("run/lmtp"), user, mail);
+        deliver_by_lmtp(&self.lmtp(), user, mail);
+    }
+
+    /// Where it takes mail by LMTP, for [`try_by_lmtp`](super::try_by_lmtp).
+    pub(crate) fn lmtp(&self) -> PathBuf {
+        self.process.folder().join("run/lmtp")
     }
 
     /// The folder with a mailbox's `cur`, `new` and `tmp`.
@@ -106,8 +117,9 @@ impl Dovecot {
 // === impl Users ===
 
 impl Users {
-    fn new() -> Self {
-        let passwords = [ALICE, BOB].map(|(name, password)| (name.into(), password.into())).into();
+    fn new(others: &[(String, String)]) -> Self {
+        let first = [ALICE, BOB].map(|(name, password)| (name.into(), password.into()));
+        let passwords = first.into_iter().chain(others.iter().cloned()).collect();
         Self { passwords, changed: SystemTime::now() }
     }
 
@@ -118,9 +130,16 @@ impl Users {
     }
 
     fn write_to(&self, folder: &Path) {
-        let line = |(name, password): &(String, String)| format!("{name}:{{PLAIN}}{password}\n");
+        let line = |(at, (name, password)): (usize, &(String, String))| {
+            // A user of the system may have 128 watches of files (inotify(7)), one for each IDLE. So
+            // each of many has its own, but for the two whose Maildirs the tests fill themselves.
+            let uid = if at < 2 { NOBODY } else { FIRST_UID + u32::try_from(at).unwrap() };
+            let home = folder.join("home").join(name);
+            format!("{name}:{{PLAIN}}{password}:{uid}:{NOBODY}::{}\n", home.display())
+        };
         let (new, path) = (folder.join("passwd.new"), folder.join("passwd"));
-        fs::write(&new, self.passwords.iter().map(line).collect::<String>()).unwrap();
+        let lines: String = self.passwords.iter().enumerate().map(line).collect();
+        fs::write(&new, lines).unwrap();
         File::options().write(true).open(&new).unwrap().set_modified(self.changed).unwrap();
         fs::rename(new, path).unwrap();
     }
@@ -134,6 +153,8 @@ fn lay_out(folder: &Path) {
     }
     for name in ["mail", "home"] {
         folder_of_nobody(&folder.join(name));
+        // Each user makes what is theirs.
+        fs::set_permissions(folder.join(name), Permissions::from_mode(0o1777)).unwrap();
     }
     fs::write(folder.join("masters"), format!("{}:{{PLAIN}}{}\n", MASTER.0, MASTER.1)).unwrap();
     fs::write(folder.join("server.pem"), &pki().server.certificate).unwrap();
@@ -181,8 +202,8 @@ passdb {{
   args = scheme=PLAIN {dir}/passwd
 }}
 userdb {{
-  driver = static
-  args = uid=nobody gid=nogroup home={dir}/home/%u
+  driver = passwd-file
+  args = {dir}/passwd
 }}
 service imap-login {{
   inet_listener imap {{
@@ -288,6 +309,7 @@ mod tests {
     #[test]
     fn options_take_effect() {
         let options = Options {
+            users: vec![("carol".to_owned(), "c4rol".to_owned())],
             capability: Some("IMAP4rev1 IDLE XTEST"),
             acl: true,
             master: true,
@@ -305,5 +327,7 @@ mod tests {
         assert!(Client::connect(dovecot.plain).login(ALICE).starts_with("x NO [LIMIT]"));
         let master = (concat!("bob*", "boss"), MASTER.1);
         assert_eq!(logged_in(&dovecot, master).messages("shared/alice/Team"), 1);
+        dovecot.deliver_by_lmtp("carol", &mail("for another"));
+        assert_eq!(logged_in(&dovecot, ("carol", "c4rol")).messages("INBOX"), 1);
     }
 }

@@ -8,7 +8,7 @@
 //! Each server knows two users: [`ALICE`] and [`BOB`].
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -123,32 +123,39 @@ fn deliver_to_maildir(maildir: &Path, mail: &[u8]) -> PathBuf {
     new
 }
 
-/// Delivers a mail by LMTP (RFC 2033) and waits until it is accepted.
+/// Delivers a mail by LMTP and waits until it is accepted.
 fn deliver_by_lmtp(socket: &Path, user: &str, mail: &[u8]) {
-    let mut lmtp = UnixStream::connect(socket).unwrap();
-    lmtp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let mut answers = BufReader::new(lmtp.try_clone().unwrap()).lines();
+    try_by_lmtp(socket, user, mail).unwrap();
+}
+
+/// Delivers a mail by LMTP (RFC 2033). After an error it may have been delivered all the same.
+pub(crate) fn try_by_lmtp(socket: &Path, user: &str, mail: &[u8]) -> io::Result<()> {
+    assert!(!mail.starts_with(b".") && !mail.windows(2).any(|at| at == b"\n."), "needs stuffing");
+    let mut lmtp = UnixStream::connect(socket)?;
+    lmtp.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut answers = BufReader::new(lmtp.try_clone()?).lines();
     let mut expect = |code: &str| {
         loop {
-            let answer = answers.next().expect("LMTP goes on").unwrap();
-            assert!(answer.starts_with(code), "{answer}");
+            let answer = answers.next().ok_or(io::ErrorKind::UnexpectedEof)??;
+            if !answer.starts_with(code) {
+                return Err(io::Error::other(answer));
+            }
             if answer.as_bytes().get(3) != Some(&b'-') {
-                return;
+                return Ok(());
             }
         }
     };
-    expect("220");
+    expect("220")?;
     for (command, code) in [
         ("LHLO localhost", "250"),
         ("MAIL FROM:<ann@example.org>", "250"),
         (&format!("RCPT TO:<{user}>"), "250"),
         ("DATA", "354"),
     ] {
-        lmtp.write_all(format!("{command}\r\n").as_bytes()).unwrap();
-        expect(code);
+        lmtp.write_all(format!("{command}\r\n").as_bytes())?;
+        expect(code)?;
     }
-    assert!(!mail.starts_with(b".") && !mail.windows(2).any(|at| at == b"\n."), "needs stuffing");
-    lmtp.write_all(mail).unwrap();
-    lmtp.write_all(b"\r\n.\r\n").unwrap();
-    expect("250");
+    lmtp.write_all(mail)?;
+    lmtp.write_all(b"\r\n.\r\n")?;
+    expect("250")
 }
