@@ -65,6 +65,8 @@ pub(super) struct Round<'a> {
     pub(super) open: Option<Instant>,
     /// NOTIFY tells of all mailboxes that are not open.
     pub(super) armed: bool,
+    /// A NOTIFY SET was accepted and not taken back, whatever it asks for.
+    notified: bool,
     /// Between two polls; nothing before the first.
     interval: Duration,
     poll_at: Instant,
@@ -162,7 +164,12 @@ impl Watcher {
             round.notifies = false;
             return Ok(());
         }
+        if round.notified {
+            // One that takes the place of another makes Dovecot 2.3 tell nothing, until the next.
+            round.connection.command("NOTIFY NONE", |_| {}).await?;
+        }
         round.armed = round.connection.command(&command, |_| {}).await? == Answer::Ok;
+        round.notified = round.armed;
         if round.armed {
             round.upstream.notify.accepted();
             return Ok(());
@@ -284,6 +291,7 @@ impl<'a> Round<'a> {
             lists: granted.has("LIST-STATUS"),
             open: None,
             armed: false,
+            notified: false,
             interval: Duration::ZERO,
             poll_at: now,
             check_at: now,

@@ -129,6 +129,30 @@ async fn dovecot_by_notify() {
     .await;
 }
 
+/// Now and then everything is looked at and asked for anew. A NOTIFY SET that takes the place of
+/// another makes Dovecot 2.3 deaf: it tells nothing of other mailboxes until the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dovecot_by_notify_that_is_asked_for_again() {
+    let test = "watch_servers::dovecot_by_notify_that_is_asked_for_again";
+    let Some(dovecot) = dovecot(test, None) else { return };
+    limited(async {
+        // Longer than a delivery may take to be told, and no poll comes before it.
+        let check = 2 * TOLD;
+        let adjust = |world: &mut World| {
+            world.watch.idle_check = check;
+            (world.watch.poll_interval, world.watch.poll_max) = (10 * check, 10 * check);
+        };
+        let boxes = ["INBOX", "Team"];
+        let mut scene = Scene::new(dovecot.plain, ALICE.0, &boxes, Mode::Notify, adjust).await;
+        while scene.began.elapsed() < 3 * check {
+            let deliver = || dovecot.deliver_by_lmtp("alice+Team", &mail("for the team"));
+            scene.expect("Team: new mail", TOLD, deliver).await;
+        }
+        scene.end("Dovecot by NOTIFY, again and again").await;
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dovecot_by_idle_and_list_status() {
     let capability = Some("IMAP4rev1 IDLE LIST-EXTENDED LIST-STATUS CONDSTORE");

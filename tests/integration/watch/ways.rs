@@ -124,6 +124,46 @@ C: w10 IDLE
 }
 
 #[tokio::test]
+async fn notify_is_taken_back_before_it_is_asked_for_again() {
+    limited(async {
+        let mut stage = stage_with_team().await;
+        stage.world.watch.idle_check = Duration::from_millis(20);
+        let mut watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(&login("IDLE NOTIFY LIST-STATUS")).await;
+        peer.play(&format!(
+            "\
+C: w1 EXAMINE INBOX
+S: w1 OK open
+C: w2 {NOTIFY}
+S: w2 OK done
+C: w3 {LIST}
+{LISTED}S: w3 OK done
+C: w4 IDLE
+S: + idling
+C: DONE
+S: w4 OK done
+C: w5 EXAMINE INBOX
+S: w5 OK open
+C: w6 NOTIFY NONE
+S: w6 OK done
+C: w7 {NOTIFY}
+S: w7 OK done
+C: w8 {LIST}
+{LISTED}S: w8 OK done
+C: w9 IDLE
+S: + idling
+"
+        ))
+        .await;
+        assert_eq!(watching.watched(Mode::Notify), 1);
+        watching.expect_nothing();
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn notify_that_is_refused_is_replaced_by_polling_and_not_tried_for_ever() {
     limited(async {
         let mut stage = stage_with_team().await;
@@ -171,17 +211,22 @@ async fn b43_notify_that_tells_nothing_is_found_out_by_two_looks() {
         peer.play(&login("NOTIFY LIST-STATUS")).await;
         let notify = "NOTIFY SET (mailboxes (\"INBOX\" \"Team\") \
                       (MessageNew MessageExpunge FlagChange))";
+        let mut tags = 1..;
+        let mut tag = || tags.next().unwrap();
         for look in 0..3 {
-            let tag = 2 * look;
+            if look > 0 {
+                let tag = tag();
+                peer.play(&format!("C: w{tag} NOTIFY NONE\nS: w{tag} OK")).await;
+            }
             let told = LISTED.replace("3 UIDNEXT 8", &format!("{} UIDNEXT {}", 3 + look, 8 + look));
-            let (first, second) = (tag + 1, tag + 2);
+            let (first, second) = (tag(), tag());
             peer.play(&format!(
                 "C: w{first} {notify}\nS: w{first} OK\nC: w{second} {LIST}\n{told}S: w{second} OK"
             ))
             .await;
         }
         // It is looked at again at once, by the other way from here on.
-        peer.play(&format!("C: w7 {LIST}\n{LISTED}S: w7 OK")).await;
+        peer.play(&format!("C: w9 {LIST}\n{LISTED}S: w9 OK")).await;
         let news = [
             "Team: new mail, next 9 of 4 with 0 unseen",
             "Team: new mail, next 10 of 5 with 0 unseen",
