@@ -10,7 +10,7 @@
 # is in target/soak.log afterwards. Ctrl-C ends it and all that it has started.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[[ ${1-} =~ ^[0-9]+$ ]] || { sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed '$d'; exit 64; }
+[[ ${1-} =~ ^[0-9]+$ ]] || { sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 64; }
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 
 cargo build --release --locked --bin mailchime
