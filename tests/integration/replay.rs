@@ -141,8 +141,8 @@ async fn replays(name: &str, recording: &str) {
 async fn what_is_recorded_can_be_replayed() {
     for (path, dialogue) in all() {
         let name = path.file_stem().unwrap().to_str().unwrap();
-        // One has a line that is longer than what is kept of one; the other a password that only a
-        // literal can tell, and what hides it could be told otherwise.
+        // One has a line that is longer than what is kept of one; the other a LOGIN that is malformed,
+        // and is not when its words are hidden.
         if ["register-malformed", "literal-smuggling-by-a-client"].contains(&name) {
             continue;
         }

@@ -74,12 +74,14 @@ impl Masks {
     /// string or only as a literal stays, since that decides what is said.
     pub(super) fn secret(&mut self, secret: &[u8], exact: bool) -> Vec<u8> {
         self.stand_in(Kind::Secret, secret, |secret, _| {
-            // An empty one hides nothing; one beyond ASCII is announced with its length.
-            let exact = exact || secret.is_empty() || !secret.is_ascii();
+            // Only a literal can tell the others (RFC 9051 section 9, quoted), with their length.
+            let quotable = secret.is_ascii() && !secret.iter().any(|b| b"\0\r\n".contains(b));
+            // An empty one hides nothing.
+            let exact = exact || secret.is_empty() || !quotable;
             let length = if exact { secret.len() } else { length_class(secret.len()) };
             let mut mask = vec![b'x'; length];
             let atom = |b: &u8| b.is_ascii_graphic() && !b"(){%*\"\\".contains(b);
-            if !secret.is_ascii() {
+            if !quotable {
                 accent(&mut mask);
             } else if !secret.iter().all(atom) && length >= 1 {
                 mask[length / 2] = b' ';
@@ -343,6 +345,7 @@ mod tests {
             (b"wonder land", "xxxxxxxx xxxxxxx"),
             (b"q\"uote", "xxxx xxx"),
             ("pässwört".as_bytes(), "xxxxxxxxé"),
+            (b"two\r\nlines", "xxxxxxxxé"),
         ] {
             assert_eq!(text(masks.secret(password, false)), expected);
             assert_eq!(text(masks.secret(password, true)), expected, "known already");
