@@ -14,7 +14,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -23,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::say;
+use crate::apart::apart;
 use site::{Growth, Site};
 
 mod chance;
@@ -73,22 +73,16 @@ impl fmt::Display for Tally {
 
 #[test]
 fn after_a_storm_every_device_has_been_told_of_everything() {
-    let output = Command::new("sh")
-        .args(["-c", "ulimit -n 8192; exec \"$0\" \"$@\""])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "faults::storm::the_storm_itself"])
-        .args(["--nocapture", "--test-threads=1"])
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}\n{errors}");
-    assert!(said.contains("1 passed"), "there was no storm: {said}");
-    say(&errors);
+    let test = "faults::storm::after_a_storm_every_device_has_been_told_of_everything";
+    let storm = || {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        runtime.worker_threads(2).enable_all().build().unwrap().block_on(the_storm_itself());
+    };
+    if let Some([_, errors]) = apart(test, 8192, storm) {
+        say(&errors);
+    }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "run by the test above in a process of its own, which may open enough files"]
 async fn the_storm_itself() {
     let seed = std::env::var(SEED).ok().map(|text| text.parse().expect("the seed is a number"));
     let seed = seed.unwrap_or_else(rand::random::<u32>);

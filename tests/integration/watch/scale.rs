@@ -4,7 +4,6 @@
 //! tests.
 
 use std::io::Write;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use mailchime::config::{BackendTls, Trust};
@@ -13,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{PASSWORD, World, told};
+use crate::apart::apart;
 use crate::servers::pki;
 
 /// How many accounts, and how many logins a second: below what the default would allow.
@@ -21,34 +21,22 @@ const RATE: u32 = 400;
 
 #[test]
 fn thousands_of_accounts_are_watched_by_one_connection_each() {
-    for measurement in ["plain", "tls"] {
-        let name = format!("watch::scale::measured_{measurement}");
-        let program = std::env::current_exe().unwrap();
-        let output = Command::new("sh")
-            .args(["-c", "ulimit -n 12000; exec \"$0\" \"$@\""])
-            .arg(program)
-            .args(["--ignored", "--exact", &name, "--nocapture", "--test-threads=1"])
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}\n{errors}");
-        assert!(said.contains("1 passed"), "the measurement did not run: {said}");
-        let result = said.lines().find_map(|line| line.split_once("WATCHED ")).expect(&said).1;
-        std::io::stderr().write_all(format!("{result}\n").as_bytes()).unwrap();
-    }
+    run_apart("watch::scale::thousands_of_accounts_are_watched_by_one_connection_each", false);
 }
 
-#[tokio::test]
-#[ignore = "run by the test above in a process of its own"]
-async fn measured_plain() {
-    measure(false).await;
+#[test]
+fn thousands_of_accounts_are_watched_over_tls() {
+    run_apart("watch::scale::thousands_of_accounts_are_watched_over_tls", true);
 }
 
-#[tokio::test]
-#[ignore = "run by the test above in a process of its own"]
-async fn measured_tls() {
-    measure(true).await;
+fn run_apart(test: &str, tls: bool) {
+    let measured = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(measure(tls));
+    };
+    let Some([said, _]) = apart(test, 12_000, measured) else { return };
+    let result = said.lines().find_map(|line| line.split_once("WATCHED ")).expect(&said).1;
+    std::io::stderr().write_all(format!("{result}\n").as_bytes()).unwrap();
 }
 
 async fn measure(tls: bool) {
