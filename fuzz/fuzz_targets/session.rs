@@ -61,8 +61,15 @@ fn secrets(log: &Log, client: &[u8], backend: &[u8]) {
         places += 1;
         let secret = credentials.expose_secret();
         let count = |bytes: &[u8]| bytes.windows(secret.len()).filter(|w| *w == secret).count();
-        // Said elsewhere, too, it may be heard elsewhere; other words mailchime says by itself.
-        if !contains(secret, "Zq7") || count(client) > 1 || count(backend) > 0 {
+        let tags =
+            client.split(|b| *b == b'\n').filter_map(|line| line.split(|b| *b == b' ').next());
+        // Said elsewhere, too, it may be heard elsewhere, and a tag is; other words mailchime says by
+        // itself.
+        if !contains(secret, "Zq7")
+            || count(client) > 1
+            || count(backend) > 0
+            || tags.into_iter().any(|tag| count(tag) > 0)
+        {
             continue;
         }
         assert_eq!(count(&log.to_client), 0, "a secret is told to the client");

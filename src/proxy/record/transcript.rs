@@ -85,8 +85,8 @@ enum Literal {
     None,
     /// Announced; its sender waits.
     Awaited(Announcement),
-    /// So many octets of content to come.
-    Content(u64),
+    /// Content: how much of the placeholder that stands there is to come, and of what has none yet.
+    Content { part: u64, rest: u64 },
     /// A value of this length, as far as it has come.
     Value(usize, Vec<u8>),
 }
@@ -177,11 +177,12 @@ impl Transcript {
                 self.begin_literal(stream, lane, announced);
                 input
             }
-            Literal::Content(left) => {
-                let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
-                *left -= taken as u64;
-                if *left == 0 {
-                    stream.literal = Literal::None;
+            Literal::Content { part, rest } => {
+                let taken = usize::try_from(*part).unwrap_or(usize::MAX).min(input.len());
+                *part -= taken as u64;
+                if *part == 0 {
+                    let rest = *rest;
+                    self.begin_content(stream, lane, rest);
                 }
                 &input[taken..]
             }
@@ -224,17 +225,24 @@ impl Transcript {
             let length = usize::try_from(announced.length).unwrap_or(0);
             stream.literal = Literal::Value(length, Vec::new());
         } else {
-            let mut left = announced.length;
-            while left > 0 {
-                let part = left.min(LONGEST_FILL);
-                self.write(lane, format!("${{*{part}}}").as_bytes(), b"");
-                left -= part;
-            }
-            stream.literal = Literal::Content(announced.length);
+            self.begin_content(stream, lane, announced.length);
         }
         if announced.length == 0 {
             stream.literal = Literal::None;
         }
+    }
+
+    /// Writes the next placeholder for `left` octets of content. Those behind it get theirs when it is
+    /// filled: who announces more than ever comes must not fill the recording.
+    fn begin_content(&mut self, stream: &mut Stream, lane: Lane, left: u64) {
+        let part = left.min(LONGEST_FILL);
+        stream.literal = match part {
+            0 => Literal::None,
+            _ => {
+                self.write(lane, format!("${{*{part}}}").as_bytes(), b"");
+                Literal::Content { part, rest: left - part }
+            }
+        };
     }
 
     fn line(&mut self, stream: &mut Stream, lane: Lane, line: &[u8]) {
@@ -594,6 +602,19 @@ mod tests {
             "{}",
             transcript.text
         );
+    }
+
+    #[test]
+    fn a_literal_without_end_is_written_as_far_as_it_comes() {
+        let mut transcript = transcript();
+        transcript.said(Duration::ZERO, Lane::BS, b"* 1 FETCH (BODY[] {18446744073709551615}\r\n");
+        let begun = transcript.text.len();
+        assert!(transcript.text.ends_with("BS: ${*16777216}\\\n"), "{}", transcript.text);
+        let mebibyte = vec![b'x'; 1024 * 1024];
+        for _ in 0..40 {
+            transcript.said(Duration::ZERO, Lane::BS, &mebibyte);
+        }
+        assert_eq!(&transcript.text[begun..], "BS: ${*16777216}\\\n".repeat(2));
     }
 
     #[test]
