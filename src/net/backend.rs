@@ -151,7 +151,7 @@ impl Backend {
     }
 
     /// Whether both are one backend, perhaps under different configurations.
-    pub(super) fn is(&self, other: &Self) -> bool {
+    pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.known, &other.known)
     }
 

@@ -111,9 +111,14 @@ impl Backends {
     }
 
     /// From now on new connections go by `table`. Those that are open stay, but whoever can come back
-    /// hears of it by [`Backends::moved`].
+    /// hears of it by [`Backends::moved`] or [`Backends::replacements`].
     pub fn replace(&self, table: Table) {
         self.0.table.send_modify(|current| *current = table.succeeding(current));
+    }
+
+    /// Tells of each [`Backends::replace`] from now on.
+    pub fn replacements(&self) -> watch::Receiver<Table> {
+        self.0.table.subscribe()
     }
 
     /// Waits until the account's backend is another one than `from`.

@@ -36,7 +36,7 @@ const MASTER_REMEDY: &str = "see [credentials] master_user, master_password_file
 /// Between attempts to store that a password is wrong.
 const NOTE: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 
-/// What the supervisor last told a watcher.
+/// What the supervisor last told a watcher. Told again unchanged, other backends are in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Orders {
     /// Counts registrations: another one means that other mailboxes may be wanted.
@@ -382,8 +382,9 @@ impl Watcher {
         upstream: &Upstream,
         turns: (Option<master::Turn<'_>>, pacer::Turn<'_>),
     ) -> End {
-        let orders = self.orders.clone();
+        let mut orders = self.orders.clone();
         let (backends, account) = (self.context.backends.clone(), self.account.clone());
+        let moved = || !backends.of(Some(&account)).is(backend);
         // Boxed: it is the largest part, and soon over.
         let logged_in = Box::pin(async {
             tokio::select! {
@@ -401,11 +402,13 @@ impl Watcher {
                 let orderly = matches!(end, End::Stop | End::Nothing);
                 (end, orderly)
             }
-            () = stopped(orders) => (End::Stop, true),
             () = upstream.wanted() => (End::Turn, true),
-            () = backends.moved(Some(&account), backend) => {
-                (End::Failed("the configuration names another backend".to_owned()), true)
-            }
+            told = orders.wait_for(|orders| orders.stop || moved()) => match told {
+                Ok(orders) if !orders.stop => {
+                    (End::Failed("the configuration names another backend".to_owned()), true)
+                }
+                _ => (End::Stop, true),
+            },
         };
         if orderly {
             Box::pin(connection.log_out()).await;

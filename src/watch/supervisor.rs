@@ -71,6 +71,7 @@ pub async fn run(
         watchers: HashMap::new(),
         tasks: TaskTracker::new(),
     };
+    let mut replacements = supervisor.context.backends.replacements();
     let mut next_refresh = Instant::now();
     loop {
         // Before anything else at the start: that a user logged in can only be told to a watcher.
@@ -88,6 +89,7 @@ pub async fn run(
             () = stop.cancelled() => break,
             () = sleep_until(next_refresh) => {}
             Ok(()) = division.changed() => next_refresh = Instant::now(),
+            Ok(()) = replacements.changed() => supervisor.backends_are_replaced(),
             Some(news) = news.recv() => if supervisor.look_again(news).await.is_err() {
                 // What it was about is lost, so all is to be read again.
                 supervisor.joined = 0;
@@ -170,6 +172,11 @@ impl Supervisor {
     /// Whether this node is to watch the account.
     fn is_ours(&self, account: &Account) -> bool {
         self.division.borrow().is_mine(account) || self.context.credentials.holds(account)
+    }
+
+    /// Each watcher sees for itself whether its backend is another one now.
+    fn backends_are_replaced(&self) {
+        self.watchers.values().for_each(|seat| seat.orders.send_modify(|_| {}));
     }
 
     /// Another process has changed the account.

@@ -119,17 +119,24 @@ impl Upstream {
         (Place(place), turn)
     }
 
-    /// Waits until another watcher has need of a place that the caller has had for its term.
+    /// Waits until another watcher has need of a place that the caller has had for its term. Each
+    /// watcher waits for that all the time: where there is no limit it takes no room.
     pub(super) async fn wanted(&self) {
-        let Some(places) = &self.places else { return std::future::pending().await };
-        sleep(places.term).await;
-        if let Ok(wanted) = places.wanted.acquire().await {
-            wanted.forget();
+        match &self.places {
+            Some(places) => Box::pin(places.wanted()).await,
+            None => std::future::pending().await,
         }
     }
 }
 
 impl Places {
+    async fn wanted(&self) {
+        sleep(self.term).await;
+        if let Ok(wanted) = self.wanted.acquire().await {
+            wanted.forget();
+        }
+    }
+
     async fn take(&self, backend: &str) -> Option<OwnedSemaphorePermit> {
         if let Ok(place) = Arc::clone(&self.free).try_acquire_owned() {
             return Some(place);

@@ -52,6 +52,7 @@ pub(crate) struct World {
 
 /// A running [`watch::run`], and the hands of its neighbours.
 pub(crate) struct Watching {
+    backends: Backends,
     metrics: Arc<Metrics>,
     events: mpsc::Receiver<WatchEvent>,
     sessions: mpsc::Sender<SessionEvent>,
@@ -138,6 +139,14 @@ impl World {
         self.vault().unseal(&account, &sealed.text).unwrap().expose_secret().to_vec()
     }
 
+    fn config(&self) -> Config {
+        let (host, port) = (self.backend.ip().to_string(), self.backend.port());
+        let backend = config::Backend::new(host, port, self.tls.clone());
+        let mut config = Config::new(config::Tls::new("none", "none"), backend);
+        config.watch = self.watch.clone();
+        config
+    }
+
     /// Starts the program's watching part.
     pub(crate) fn watch(&self) -> Watching {
         self.watch_beside(Neighbours::none("here"))
@@ -145,17 +154,14 @@ impl World {
 
     /// The same, as one of several nodes.
     fn watch_beside(&self, neighbours: Neighbours) -> Watching {
-        let (host, port) = (self.backend.ip().to_string(), self.backend.port());
-        let backend = config::Backend::new(host, port, self.tls.clone());
-        let mut config = Config::new(config::Tls::new("none", "none"), backend);
-        config.watch = self.watch.clone();
+        let config = self.config();
         let (sender, events) = mpsc::channel(self.queue);
         let backends = Backends::new(Table::new(&config).unwrap(), Arc::default());
         let stored = config::Credentials::Stored { key_file: self.key_file.clone() };
         let source = Arc::new(CredentialSource::open(&stored, self.store.clone()).unwrap());
         let store = self.store.clone();
         let metrics = Arc::new(Metrics::default());
-        let context = watch::Context::new(&config, backends, store, source, sender);
+        let context = watch::Context::new(&config, backends.clone(), store, source, sender);
         let context = Arc::new(context.counting(Arc::clone(&metrics)));
         let (sessions, session_events) = mpsc::channel(10);
         let (unwatched, unwatched_accounts) = mpsc::channel(10);
@@ -170,6 +176,7 @@ impl World {
             stop.clone(),
         ));
         Watching {
+            backends,
             metrics,
             events,
             sessions,
@@ -254,6 +261,11 @@ impl Watching {
         let account = Account::from_login(user);
         let credentials = Some(credentials(user, password));
         self.sessions.send(SessionEvent::LoggedIn { account, credentials }).await.unwrap();
+    }
+
+    /// The configuration is read again.
+    fn reload(&self, config: &Config) {
+        self.backends.replace(Table::new(config).unwrap());
     }
 
     /// Ends it as the program does; what it had still to tell is lost.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use mailchime::config::{self, BackendTls};
 use mailchime::model::Account;
 use sqlx::{Connection, Executor, SqliteConnection};
 
@@ -25,6 +26,35 @@ async fn every_start_watches_every_account_with_a_device() {
             let seen = backend.wait_until(|c| c.connections == 0).await;
             assert_eq!(seen.commands["LOGOUT"], 2 * start, "an orderly end");
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_has_another_backend_now_is_watched_there_and_nobody_else_is_disturbed() {
+    limited(async {
+        let (before, after) = (backend().await, backend().await);
+        for backend in [&before, &after] {
+            backend.add_account("bob@example.org", PASSWORD.as_bytes());
+        }
+        let world = world(&before).await;
+        world.register("bob@example.org", &[("INBOX", told(2, 1, 0, 0))]).await;
+        let watching = world.watch();
+        before.wait_until(|c| c.idling == 2).await;
+
+        let mut config = world.config();
+        let (host, port) = (after.address().ip().to_string(), after.address().port());
+        let backend = config::Backend::new(host, port, BackendTls::None);
+        config.routes.push(config::Route { domain: "example.org".into(), backend });
+        watching.reload(&config);
+        after.wait_until(|c| c.idling == 1).await;
+        let seen = before.wait_until(|c| c.connections == 1).await;
+        assert_eq!((seen.commands["LOGOUT"], seen.idling), (1, 1));
+
+        watching.reload(&config);
+        watching.stop().await;
+        assert_eq!(before.counters().logins["alice"], 1);
+        assert_eq!(after.counters().logins["bob@example.org"], 1);
     })
     .await;
 }
