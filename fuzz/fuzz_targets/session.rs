@@ -61,15 +61,9 @@ fn secrets(log: &Log, client: &[u8], backend: &[u8]) {
         places += 1;
         let secret = credentials.expose_secret();
         let count = |bytes: &[u8]| bytes.windows(secret.len()).filter(|w| *w == secret).count();
-        let tags =
-            client.split(|b| *b == b'\n').filter_map(|line| line.split(|b| *b == b' ').next());
-        // Said elsewhere, too, it may be heard elsewhere, and a tag is; other words mailchime says by
-        // itself.
-        if !contains(secret, "Zq7")
-            || count(client) > 1
-            || count(backend) > 0
-            || tags.into_iter().any(|tag| count(tag) > 0)
-        {
+        let said = count(client) + in_base64(client).filter(|said| count(said) > 0).count();
+        // Said elsewhere, too, it may be heard elsewhere; other words mailchime says by itself.
+        if !contains(secret, "Zq7") || said > 1 || count(backend) > 0 {
             continue;
         }
         assert_eq!(count(&log.to_client), 0, "a secret is told to the client");
@@ -85,10 +79,15 @@ fn secrets(log: &Log, client: &[u8], backend: &[u8]) {
 /// Who hides the password is known by a name of their own saying, in base64.
 fn named_itself(client: &[u8], account: &Account) {
     let name = account.as_str().to_ascii_lowercase();
-    let said = client.split(|b| b" \r\n".contains(b)).filter_map(|word| STANDARD.decode(word).ok());
-    let mut said = said.map(|message| String::from_utf8_lossy(&message).replace("=2C", ","));
+    let mut said =
+        in_base64(client).map(|message| String::from_utf8_lossy(&message).replace("=2C", ","));
     assert!(
         said.any(|message| message.replace("=3D", "=").to_ascii_lowercase().contains(&name)),
         "{account} came from nowhere"
     );
+}
+
+/// What the words that are base64 say.
+fn in_base64(text: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    text.split(|b| b" \r\n".contains(b)).filter_map(|word| STANDARD.decode(word).ok())
 }
