@@ -49,7 +49,8 @@ impl Overheard {
 
     /// The client says this, in base64; `=` is nothing, in an initial response.
     pub fn client(&mut self, line: &[u8]) {
-        let line = line.trim_ascii_end();
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
         let line = if line == b"=" { b"" } else { line };
         let message = STANDARD.decode(line).ok();
         let before = std::mem::replace(self, Self::Nobody);
@@ -261,5 +262,22 @@ mod tests {
         let mut overheard = Overheard::new("SCRAM-SHA-1");
         overheard.client(b"*\r\n");
         assert_eq!(overheard, Overheard::Nobody);
+    }
+
+    #[test]
+    fn what_is_not_just_base64_names_nobody() {
+        let first = STANDARD.encode("n,,n=user,r=ab");
+        for (line, known) in [
+            (first.clone(), true),
+            (format!("{first}\n"), true),
+            (format!("{first}\r\n"), true),
+            (format!("{first}\t\n"), false),
+            (format!("{first} \r\n"), false),
+            (format!(" {first}\r\n"), false),
+        ] {
+            let mut overheard = Overheard::new("SCRAM-SHA-256");
+            overheard.client(line.as_bytes());
+            assert_eq!(overheard != Overheard::Nobody, known, "{line:?}");
+        }
     }
 }
