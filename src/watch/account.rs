@@ -17,7 +17,7 @@ use super::Context;
 use super::connection::{Connection, Lost};
 use super::refusal::{self, Refusal};
 use super::status::{Doing, Status};
-use super::upstream::Upstream;
+use super::upstream::{Place, Upstream};
 use super::{master, pacer};
 use crate::imap::capability::Capabilities;
 use crate::imap::login::printable;
@@ -166,58 +166,73 @@ impl Watcher {
 
     /// Watches until the supervisor says stop. `parked` tells that the account's password was last
     /// found to be wrong. What it does but seldom is boxed: it spends its life in a connection.
-    pub(super) async fn run(mut self, parked: bool) {
+    pub(super) async fn run(&mut self, parked: bool) {
         let mut next = if parked { Next::Login } else { Next::Try(Duration::ZERO) };
         // Its user has just registered or logged in.
         let mut user_is_there = self.orders.borrow().credentials.is_some();
-        loop {
-            let pause = match next {
-                Next::Stop => return,
-                Next::Login => match Box::pin(self.wait_for_login()).await {
-                    Some(()) => {
-                        user_is_there = true;
-                        Duration::ZERO
-                    }
-                    None => return,
-                },
-                Next::Try(pause) => pause,
-                Next::Later(pause) => tokio::select! {
-                    () = tokio::time::sleep(pause) => Duration::ZERO,
-                    () = stopped(self.orders.clone()) => return,
-                },
-            };
-            tokio::select! {
-                biased;
-                changed = self.orders.changed() => {
-                    if changed.is_err() || self.orders.borrow().stop {
-                        return;
-                    }
-                    Box::pin(self.take_orders()).await;
-                    user_is_there = true;
-                }
-                () = tokio::time::sleep(pause) => {}
-            }
+        while let Some(told) = Box::pin(self.pause(next)).await {
+            user_is_there |= told;
             self.status.set(Doing::Starting);
             let backend = self.context.backends.of(Some(&self.account));
             let upstream = self.context.upstreams.of(&backend);
-            let turns = async {
-                let leave = match self.acts_as_master() {
-                    true => {
-                        Some(upstream.master.turn(|rest, why| self.rest(Some(rest), why)).await)
-                    }
-                    false => None,
-                };
-                (leave, upstream.turn(user_is_there).await)
-            };
-            let (leave, (place, turn)) = tokio::select! {
-                turns = Box::pin(turns) => turns,
-                () = stopped(self.orders.clone()) => return,
-            };
+            let turns = Box::pin(self.turns(&upstream, user_is_there)).await;
+            let Some((leave, place, turn)) = turns else { return };
             self.status.set(Doing::Starting);
             let end = Box::pin(self.connection(&backend, &upstream, (leave, turn))).await;
             drop(place);
             user_is_there = false;
             next = Box::pin(self.after(end)).await;
+        }
+    }
+
+    /// Waits for what is next; `None` on stop. Returns whether the supervisor had something to tell.
+    async fn pause(&mut self, next: Next) -> Option<bool> {
+        let mut told = false;
+        let pause = match next {
+            Next::Stop => return None,
+            Next::Login => {
+                self.wait_for_login().await?;
+                told = true;
+                Duration::ZERO
+            }
+            Next::Try(pause) => pause,
+            Next::Later(pause) => tokio::select! {
+                () = tokio::time::sleep(pause) => Duration::ZERO,
+                () = stopped(self.orders.clone()) => return None,
+            },
+        };
+        tokio::select! {
+            biased;
+            changed = self.orders.changed() => {
+                if changed.is_err() || self.orders.borrow().stop {
+                    return None;
+                }
+                self.take_orders().await;
+                told = true;
+            }
+            () = tokio::time::sleep(pause) => {}
+        }
+        Some(told)
+    }
+
+    /// Waits for leave to log in as the master user, if it does, for a place among the connections
+    /// and for a turn; `None` on stop.
+    async fn turns<'a>(
+        &self,
+        upstream: &'a Upstream,
+        user_is_there: bool,
+    ) -> Option<(Option<master::Turn<'a>>, Place, pacer::Turn<'a>)> {
+        let turns = async {
+            let leave = match self.acts_as_master() {
+                true => Some(upstream.master.turn(|rest, why| self.rest(Some(rest), why)).await),
+                false => None,
+            };
+            let (place, turn) = upstream.turn(user_is_there).await;
+            (leave, place, turn)
+        };
+        tokio::select! {
+            turns = turns => Some(turns),
+            () = stopped(self.orders.clone()) => None,
         }
     }
 

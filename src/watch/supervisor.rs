@@ -239,8 +239,8 @@ impl Supervisor {
         let doing = parked.map_or(Doing::Starting, |why| Doing::Parked { why });
         let status = Status::new(&self.context.metrics, doing);
         let context = Arc::clone(&self.context);
-        let watcher = Watcher::new(account.clone(), context, receiver, status.clone());
-        self.tasks.spawn(watcher.run(is_parked));
+        let mut watcher = Watcher::new(account.clone(), context, receiver, status.clone());
+        self.tasks.spawn(async move { watcher.run(is_parked).await });
         self.watchers.insert(account, Seat { orders: sender, status });
     }
 
