@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as Poller, Poll, ready};
@@ -166,6 +167,11 @@ impl Driver {
             Ok(ended) => ended.unwrap_or(Ended::Stopped),
             Err(_) => Ended::Stopped,
         }
+    }
+
+    /// The client, as far as is known where it is.
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.addresses.source
     }
 
     /// Whose session it is, once the backend has accepted the login.

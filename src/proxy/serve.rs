@@ -20,6 +20,14 @@ use crate::net::listen::{accept, canonical};
 use crate::net::proxy_protocol::{self, Addresses};
 use crate::net::stream::Stream;
 
+/// A client that was accepted, where, and its place among the sessions.
+struct Client {
+    stream: TcpStream,
+    peer: SocketAddr,
+    how: Listener,
+    place: Place,
+}
+
 /// Accepts clients until `stop`, or until nobody is left to say how; returns when their sessions
 /// have ended.
 ///
@@ -48,7 +56,8 @@ pub async fn serve(
             next = next => next,
         };
         let how = how.borrow().clone();
-        sessions.spawn(session(stream, peer, how, place, current.get(), stop.clone()));
+        let client = Box::new(Client { stream, peer, how, place });
+        sessions.spawn(session(client, current.get(), stop.clone()));
     }
     drop(listener);
     sessions.close();
@@ -71,33 +80,21 @@ async fn place(current: &Current) -> Place {
     }
 }
 
-async fn session(
-    stream: TcpStream,
-    peer: SocketAddr,
-    how: Listener,
-    mut place: Place,
-    context: Arc<Context>,
-    stop: CancellationToken,
-) {
+async fn session(client: Box<Client>, context: Arc<Context>, stop: CancellationToken) {
     let started = Instant::now();
     let _open = Held::new(&context.metrics.sessions);
     // Boxed, as what follows is too where it is rare: a session spends its life in what is left.
-    let opened = Box::pin(opened(stream, peer, &how, &mut place, &context, &stop)).await;
-    let (stream, addresses) = match opened {
+    let (mut driver, _place) = match Box::pin(opened(client, &context, &stop)).await {
         Ok(opened) => opened,
         Err(end) => {
             context.metrics.sessions_ended.of(end).inc();
             return;
         }
     };
-    let peer = addresses.source;
-    let acceptor =
-        (how.tls == ListenerTls::StartTls).then(|| TlsAcceptor::from(Arc::clone(&context.tls)));
-    let mut driver = Driver::new(stream, addresses, acceptor, Arc::clone(&context));
     let ended = driver.run(&stop).await;
     context.metrics.sessions_ended.of(SessionEnd::from(&ended)).inc();
     let seconds = started.elapsed().as_secs_f64();
-    let (account, [received, sent]) = (driver.account(), driver.relayed());
+    let (peer, account, [received, sent]) = (driver.peer(), driver.account(), driver.relayed());
     if matches!(ended, Ended::LoginTimeout) {
         context.counters.login_timeout.hit();
     }
@@ -116,21 +113,25 @@ async fn session(
 
 /// What comes before the first word of IMAP, in time; otherwise how it ended.
 async fn opened(
-    stream: TcpStream,
-    peer: SocketAddr,
-    how: &Listener,
-    place: &mut Place,
-    context: &Context,
+    client: Box<Client>,
+    context: &Arc<Context>,
     stop: &CancellationToken,
-) -> Result<(Stream, Addresses), SessionEnd> {
+) -> Result<(Box<Driver>, Place), SessionEnd> {
+    let Client { stream, peer, how, mut place } = *client;
     let limit = context.limits.handshake_timeout;
-    let opening = opening(stream, peer, how, place, context);
+    let opening = opening(stream, peer, &how, &mut place, context);
     let opened = tokio::select! {
         () = stop.cancelled() => return Err(SessionEnd::Stopped),
         opened = tokio::time::timeout(limit, opening) => opened,
     };
     match opened {
-        Ok(Ok(opened)) => opened.ok_or(SessionEnd::TurnedAway),
+        Ok(Ok(Some((stream, addresses)))) => {
+            let acceptor = (how.tls == ListenerTls::StartTls)
+                .then(|| TlsAcceptor::from(Arc::clone(&context.tls)));
+            let driver = Driver::new(stream, addresses, acceptor, Arc::clone(context));
+            Ok((Box::new(driver), place))
+        }
+        Ok(Ok(None)) => Err(SessionEnd::TurnedAway),
         Ok(Err(error)) => {
             tracing::debug!(%peer, %error, "no session came about");
             Err(SessionEnd::Handshake)
@@ -143,8 +144,8 @@ async fn opened(
     }
 }
 
-/// The PROXY header, if `peer` is one that sends it, the
-/// place among the sessions from the client's address, and TLS. `None`: turned away.
+/// The PROXY header, if `peer` is one that sends it, the place among the sessions from the client's
+/// address, and TLS. `None`: turned away.
 async fn opening(
     mut stream: TcpStream,
     peer: SocketAddr,
