@@ -10,14 +10,16 @@ use mailchime::config::Config;
 /// Files that keys name are looked for here.
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/config/proxy.toml");
 
+/// In the dictionary it stands in a URL.
+const PASSWORD: &str = "Zq7secret";
+
 fuzz_target!(|text: &str| -> Corpus {
     let config = match Config::parse(text, Path::new(FOLDER)) {
         Ok(config) => config,
         Err(error) => {
             let told = error.to_string();
             assert!(!told.is_empty());
-            // A password in a URL is not repeated.
-            assert!(!told.contains("Zq7secret"), "{told}");
+            assert!(!told.contains(PASSWORD) || !is_secret(text), "{told}");
             return Corpus::Keep;
         }
     };
@@ -46,8 +48,14 @@ fuzz_target!(|text: &str| -> Corpus {
     assert!(!config.push.registration_ttl.is_zero());
     assert!(config.limits.capability_size > 0 && config.limits.command_size > 0);
     let shown = format!("{config:?}");
-    assert!(!shown.contains("Zq7secret"), "a password is shown: {shown}");
+    assert!(!shown.contains(PASSWORD) || !is_secret(text), "a password is shown: {shown}");
     // It is a function of the text.
     assert_eq!(Config::parse(text, Path::new(FOLDER)).ok().as_ref(), Some(&config));
     Corpus::Keep
 });
+
+/// The password is in a URL where one belongs, and not in the name of a file, which errors repeat.
+fn is_secret(text: &str) -> bool {
+    let mut lines = text.lines().filter(|line| line.contains(PASSWORD));
+    lines.all(|line| line.trim_start().starts_with("url "))
+}
