@@ -221,14 +221,11 @@ impl Transcript {
 
     fn begin_literal(&mut self, stream: &mut Stream, lane: Lane, announced: Announcement) {
         let manner = stream.manner.get_or_insert(Manner::Whole);
-        if manner.wants(announced) {
-            let length = usize::try_from(announced.length).unwrap_or(0);
-            stream.literal = Literal::Value(length, Vec::new());
-        } else {
-            self.begin_content(stream, lane, announced.length);
-        }
-        if announced.length == 0 {
-            stream.literal = Literal::None;
+        match usize::try_from(announced.length) {
+            Ok(length) if length > 0 && manner.wants(announced) => {
+                stream.literal = Literal::Value(length, Vec::new());
+            }
+            _ => self.begin_content(stream, lane, announced.length),
         }
     }
 
