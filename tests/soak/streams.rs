@@ -228,8 +228,8 @@ fn dovecot(site: Arc<Site>, mut chance: Chance, time: Duration) -> Stream {
     })
 }
 
-/// Restarts, in order and by SIGKILL in turn, for the first third: then one run of mailchime lasts until the end, and what it loses
-/// is seen, and what it gathers.
+/// Restarts, in order and by SIGKILL in turn, for the first third: then one run of mailchime lasts
+/// until the end, and what it loses is seen, and what it gathers.
 fn mailchime(site: Arc<Site>, mut chance: Chance, time: Duration) -> Stream {
     Box::pin(async move {
         let began = Instant::now();

@@ -103,6 +103,16 @@ async fn play(stream: TcpStream, acts: &[Act]) -> std::io::Result<()> {
     stream.shutdown().await
 }
 
+/// A program behind which a backend may turn hostile, and its peak before that.
+async fn serving() -> (World, Backend, Server, u64) {
+    let world = World::new().await;
+    let backend = Backend::before(&world).await;
+    let server = world.serve().await;
+    is_served_as_ever(&world, &server).await;
+    let before = peak(&server);
+    (world, backend, server, before)
+}
+
 async fn is_served_as_ever(world: &World, server: &Server) {
     let mut session = world.session(server).await;
     session.send(b"z NOOP\r\n").await;
@@ -158,11 +168,7 @@ async fn a_hostile_backend_before_and_in_the_login() {
         ("lines of no meaning again and again", &[READY, Hear("LOGIN"), Endless("\r\n")]),
     ];
     limited(async {
-        let world = World::new().await;
-        let backend = Backend::before(&world).await;
-        let server = world.serve().await;
-        is_served_as_ever(&world, &server).await;
-        let before = peak(&server);
+        let (world, backend, server, before) = serving().await;
         let mut client = world.client(&server).await;
         for (name, manner) in manners {
             backend.becomes(Some(manner));
@@ -253,11 +259,7 @@ async fn a_hostile_backend_after_the_login_and_in_a_registration() {
         ("hangs up at the question", "", &[FENCE, DONE, STATUS]),
     ];
     limited(async {
-        let world = World::new().await;
-        let backend = Backend::before(&world).await;
-        let server = world.serve().await;
-        is_served_as_ever(&world, &server).await;
-        let before = peak(&server);
+        let (world, backend, server, before) = serving().await;
         for (name, expected, manner) in manners {
             let mut acts = vec![READY, Hear("LOGIN"), IN];
             acts.extend_from_slice(manner);

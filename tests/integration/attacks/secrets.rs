@@ -188,10 +188,14 @@ async fn nothing_is_left(mode: &str) {
     }
     // Read again, refused by APNs, and a password that holds no more.
     server.process.signal("HUP");
+    server.logged("the configuration was read again").await;
     world.apns.answer_next(1, Answer::refuse(500, "InternalServerError"));
     world.deliver();
     world.backend.set_password(LOGIN, CHANGED.as_bytes()).unwrap();
     world.backend.drop_connections();
+    if mode != "master" {
+        server.logged("the stored password is refused").await;
+    }
     left.add(
         "a refusal",
         answered(&mut world.client(&server).await, &[format!("LOGIN {LOGIN} \"{PASSWORD}\"")])
