@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::Context;
 use super::account::{End, Watcher};
@@ -62,7 +63,14 @@ impl Watcher {
                     watched.known.uid_next = None;
                 }
                 match told.states[index] {
-                    Some(now) => changed |= self.compare(round, index, now, look).await?,
+                    Some(now) => {
+                        let news = self.compare(round, index, now, look).await?;
+                        changed |= news;
+                        if round.covers(&self.mailboxes[index].mailbox) {
+                            let interval = self.context.config.poll_interval;
+                            round.again_at = news.then(|| Instant::now() + interval);
+                        }
+                    }
                     None if watched.mailbox.is_inbox() => {
                         return Err(End::Failed("there is no STATUS of INBOX".into()));
                     }
@@ -361,7 +369,7 @@ impl Watcher {
         id
     }
 
-    fn place(&self, mailbox: &Mailbox) -> Option<usize> {
+    pub(super) fn place(&self, mailbox: &Mailbox) -> Option<usize> {
         self.mailboxes.iter().position(|watched| watched.mailbox == *mailbox)
     }
 }

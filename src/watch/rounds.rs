@@ -11,7 +11,8 @@
 //! What the backend does not have, refuses, or does not tell is left out: without IDLE nothing is
 //! open, without NOTIFY the others are polled. With NOTIFY they are polled too, but more rarely:
 //! Dovecot's does not know of mail that another program puts into a Maildir. And so is INBOX while
-//! the backend has not told anything by IDLE, to whichever account.
+//! the backend has not told anything by IDLE, to whichever account. Where it has, INBOX is looked at
+//! once more after news: Cyrus does not tell of mail that comes in the moment in which IDLE begins.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -71,6 +72,8 @@ pub(super) struct Round<'a> {
     interval: Duration,
     poll_at: Instant,
     check_at: Instant,
+    /// When INBOX is looked at once more although IDLE tells of it.
+    pub(super) again_at: Option<Instant>,
 }
 
 impl Watcher {
@@ -199,6 +202,9 @@ impl Watcher {
             (true, false) => round.poll_at,
             _ => check_at,
         };
+        if let Some(again_at) = round.again_at {
+            look_at = look_at.min(again_at);
+        }
         if self.mailboxes.iter().any(|watched| watched.due) {
             look_at = look_at.min(began + settle);
         }
@@ -232,6 +238,11 @@ impl Watcher {
         }
         Box::pin(round.connection.done()).await?;
         let now = Instant::now();
+        if round.again_at.take_if(|again_at| now >= *again_at).is_some()
+            && let Some(inbox) = self.place(&Mailbox::inbox())
+        {
+            self.mailboxes[inbox].due = true;
+        }
         Ok(if reloaded {
             round.interval = Duration::ZERO;
             Look::All
@@ -295,6 +306,7 @@ impl<'a> Round<'a> {
             interval: Duration::ZERO,
             poll_at: now,
             check_at: now,
+            again_at: None,
         }
     }
 

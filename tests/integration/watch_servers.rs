@@ -199,10 +199,10 @@ async fn cyrus_by_idle() {
     let Some(cyrus) = Cyrus::start("watch_servers::cyrus_by_idle") else { return };
     limited(async {
         let mut scene = Scene::new(cyrus.plain, ALICE.0, &["INBOX"], Mode::Idle, |_| {}).await;
-        for _ in 0..2 {
-            let deliver = || cyrus.deliver(ALICE.0, &mail("hello"));
-            scene.expect("INBOX: new mail", TOLD, deliver).await;
-        }
+        let deliver = || cyrus.deliver(ALICE.0, &mail("hello"));
+        scene.expect("INBOX: new mail", TOLD, deliver).await;
+        // It may come while IDLE begins anew, of which Cyrus does not tell.
+        scene.expect("INBOX: new mail", POLLED, deliver).await;
         scene.expect("INBOX: quiet", 2 * TOLD, || read(cyrus.plain, ALICE.0, "INBOX")).await;
         scene.end("Cyrus").await;
     })

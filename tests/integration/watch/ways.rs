@@ -411,6 +411,51 @@ S: w{tag} OK done
     .await;
 }
 
+/// Cyrus looks at the mailbox as IDLE begins, and only then has itself be told: it says nothing of
+/// what comes in between.
+#[tokio::test]
+async fn mail_that_comes_while_idle_begins_is_found_by_one_more_look() {
+    limited(async {
+        let mut stage = Stage::new().await;
+        stage.world.watch.poll_interval = Duration::from_secs(2);
+        stage.world.watch.idle_check = Duration::from_secs(7);
+        let mut watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(QUIET).await;
+        let looks = [(6, 11), (7, 12), (7, 12)];
+        for ((messages, next), tag) in looks.into_iter().zip((4..).step_by(2)) {
+            if tag == 4 {
+                peer.play("S: * 6 EXISTS\n").await;
+            }
+            peer.play(&format!(
+                "\
+C: DONE
+S: w{} OK done
+C: w{tag} STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES {messages} UIDNEXT {next} UIDVALIDITY 7 UNSEEN 3)
+S: w{tag} OK done
+C: w{} IDLE
+S: + idling
+",
+                tag - 1,
+                tag + 1
+            ))
+            .await;
+        }
+        let news = [
+            "INBOX: new mail, announced",
+            "INBOX: confirmed, next 11 of 6 with 3 unseen",
+            "INBOX: new mail, next 12 of 7 with 3 unseen",
+        ];
+        watching.expect(&news).await;
+        // After a look that found nothing there is none until all is checked.
+        peer.play("C: DONE\nS: w9 OK done\nC: w10 EXAMINE INBOX").await;
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn what_condstore_and_qresync_tell_is_activity_like_any_other() {
     limited(async {
