@@ -140,8 +140,13 @@ impl Watcher {
             && round.open.is_some()
         {
             // A server may refuse STATUS of the mailbox that is open (RFC 9051 section 6.3.11).
-            self.distrust_idle(round).await?;
+            round.idles = false;
+            round.close().await?;
             self.ask_each(round, &due[place..=place], &mut told).await?;
+            // Where there is none in either case it is not IDLE that fails.
+            if told.states[due[place]].is_some() {
+                self.idle_refused(round);
+            }
         }
         Ok(told)
     }

@@ -221,10 +221,11 @@ impl Watcher {
             tokio::select! {
                 idle_ended = round.connection.unasked() => if idle_ended? {
                     // Some servers end it when they please; one that does so at once has no IDLE.
-                    return match began.elapsed() < LIVED {
-                        true => Box::pin(self.distrust_idle(round)).await,
-                        false => Ok(Look::All),
-                    };
+                    if began.elapsed() < LIVED {
+                        return Box::pin(self.distrust_idle(round)).await;
+                    }
+                    round.upstream.idle.accepted();
+                    return Ok(Look::All);
                 },
                 () = tokio::time::sleep_until(look_at) => break,
                 changed = self.orders.changed() => {
@@ -235,6 +236,9 @@ impl Watcher {
                     }
                 }
             }
+        }
+        if round.connection.idles() && began.elapsed() >= LIVED {
+            round.upstream.idle.accepted();
         }
         Box::pin(round.connection.done()).await?;
         let now = Instant::now();
@@ -278,15 +282,20 @@ impl Watcher {
     }
 
     /// The backend lists IDLE and this account cannot be watched with it: it is polled from here on.
-    pub(super) async fn distrust_idle(&self, round: &mut Round<'_>) -> Result<Look, End> {
+    async fn distrust_idle(&self, round: &mut Round<'_>) -> Result<Look, End> {
+        self.idle_refused(round);
+        round.close().await?;
+        Ok(Look::All)
+    }
+
+    /// The same, with INBOX closed already.
+    pub(super) fn idle_refused(&self, round: &mut Round<'_>) {
         tracing::debug!(account = %self.account, "the backend cannot do what IDLE needs: polled");
         if round.upstream.idle.refused() {
             let backend = &round.upstream.name;
             tracing::warn!(backend, "lists IDLE and cannot do what it needs: polled for a day");
         }
         round.idles = false;
-        round.close().await?;
-        Ok(Look::All)
     }
 }
 
@@ -345,7 +354,7 @@ impl<'a> Round<'a> {
     }
 
     /// Closes INBOX, as STATUS may tell of an open mailbox only what this connection has been told.
-    async fn close(&mut self) -> Result<(), Lost> {
+    pub(super) async fn close(&mut self) -> Result<(), Lost> {
         // NOTIFY was not asked to tell of INBOX.
         (self.open, self.armed) = (None, false);
         self.connection.command("CLOSE", |_| {}).await?;

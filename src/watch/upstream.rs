@@ -169,7 +169,7 @@ impl Trust {
     /// It told of something by itself.
     pub(super) fn told(&self) {
         let mut record = lock(&self.0);
-        (record.proven, record.missed) = (true, None);
+        (record.proven, record.missed, record.refused) = (true, None, 0);
     }
 
     /// A look found what it had not told; a second such look counts if it is at least `apart` from
@@ -186,7 +186,7 @@ impl Trust {
         }
     }
 
-    /// The backend took the command.
+    /// The backend took the command, and did not undo it at once.
     pub(super) fn accepted(&self) {
         lock(&self.0).refused = 0;
     }
@@ -253,6 +253,8 @@ mod tests {
         let trust = Trust::default();
         assert!(!trust.refused());
         trust.accepted();
+        assert!(!trust.refused() && trust.holds());
+        trust.told();
         assert!(!trust.refused() && trust.holds());
         assert!(trust.refused() && !trust.holds());
         assert!(!trust.refused(), "said once");

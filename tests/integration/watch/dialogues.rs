@@ -180,6 +180,64 @@ C: w7 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
 }
 
 #[tokio::test]
+async fn idle_that_is_refused_now_and_then_is_tried_again() {
+    limited(async {
+        let stage = Stage::new().await;
+        let mut watching = stage.world.watch();
+        let until_idle = QUIET.strip_suffix("S: + idling\n").unwrap();
+        let refused = "\
+S: w3 NO [SERVERBUG] not now
+C: w4 CLOSE
+S: w4 OK closed
+C: w5 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * BYE that is all
+";
+        let told = "\
+S: + idling
+S: * 6 EXISTS
+C: DONE
+S: * BYE that is all
+";
+        for then in [refused, told, refused, "S: + idling\n"] {
+            let mut peer = stage.accept().await;
+            peer.play(IDLE).await;
+            peer.play(until_idle).await;
+            peer.play(then).await;
+        }
+        watching.expect(&["INBOX: new mail, announced"]).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_inbox_without_status_is_no_reason_to_doubt_idle() {
+    limited(async {
+        let stage = Stage::new().await;
+        let watching = stage.world.watch();
+        for _ in 0..3 {
+            let mut peer = stage.accept().await;
+            peer.play(IDLE).await;
+            peer.play(
+                "\
+C: w1 EXAMINE INBOX
+S: w1 OK open
+C: w2 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: w2 NO [SERVERBUG] its index is broken
+C: w3 CLOSE
+S: w3 OK closed
+C: w4 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: w4 NO [SERVERBUG] its index is broken
+",
+            )
+            .await;
+        }
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn b43_idle_that_the_backend_ends_at_once_is_replaced_by_polling() {
     limited(async {
         let stage = Stage::new().await;
