@@ -116,7 +116,11 @@ async fn only(mailchime: SocketAddr, server: SocketAddr, mailboxes: &[&str], exp
 }
 
 /// Says these in a session of `user` at the server; each must be done.
-async fn by(server: SocketAddr, user: User<'static>, commands: &'static [&'static str]) {
+async fn by<const COMMANDS: usize>(
+    server: SocketAddr,
+    user: User<'static>,
+    commands: [&'static str; COMMANDS],
+) {
     let saying = move || {
         let mut client = Client::connect(server);
         assert!(client.login(user).starts_with("x OK"));
@@ -139,8 +143,8 @@ async fn cve_2026_47081_mailboxes_of_others_at_dovecot() {
         dovecot.deliver(ALICE.0, mailbox, &mail("of alice"));
     }
     limited(async {
-        by(dovecot.plain, ALICE, &["SETACL Seen bob l", "SETACL Read bob lr"]).await;
-        by(dovecot.plain, ALICE, &["SETACL Entw&APw-rfe bob lrs"]).await;
+        by(dovecot.plain, ALICE, ["SETACL Seen bob l", "SETACL Read bob lr"]).await;
+        by(dovecot.plain, ALICE, ["SETACL Entw&APw-rfe bob lrs"]).await;
         let world = World::start(dovecot.plain).await;
         let asked = [
             "INBOX",
@@ -160,7 +164,7 @@ async fn cve_2026_47081_mailboxes_of_others_at_dovecot() {
         world.push_of(&["shared/alice/Read"]).await;
 
         // Withdrawn: there is no push of what comes then, and no echo.
-        by(dovecot.plain, ALICE, &["DELETEACL Read bob"]).await;
+        by(dovecot.plain, ALICE, ["DELETEACL Read bob"]).await;
         pushed_no_more(&world, "shared/alice/Read", || {
             dovecot.deliver(ALICE.0, "Read", &mail("for alice alone"));
             dovecot.deliver(BOB.0, "INBOX", &mail("for bob"));
@@ -177,12 +181,20 @@ async fn cve_2026_47081_mailboxes_of_others_at_dovecot() {
 async fn cve_2026_47081_mailboxes_of_others_at_cyrus() {
     let Some(cyrus) = Cyrus::start("cve_2026_47081_mailboxes_of_others_at_cyrus") else { return };
     limited(async {
-        by(cyrus.plain, ALICE, &["CREATE Secret", "CREATE Seen", "CREATE Read"]).await;
-        by(cyrus.plain, ALICE, &["SETACL Seen bob l", "SETACL Read bob lr"]).await;
-        by(cyrus.plain, ADMIN, &["CREATE closed", "SETACL closed anyone \"\""]).await;
-        by(cyrus.plain, ADMIN, &["CREATE seen", "SETACL seen anyone l"]).await;
-        by(cyrus.plain, ADMIN, &["CREATE open", "SETACL open anyone lr"]).await;
-        by(cyrus.plain, BOB, &["NOOP"]).await;
+        let made = [
+            "CREATE user/alice/Secret",
+            "CREATE user/alice/Seen",
+            "SETACL user/alice/Seen bob l",
+            "CREATE user/alice/Read",
+            "SETACL user/alice/Read bob lr",
+            "CREATE closed",
+            "SETACL closed anyone \"\"",
+            "CREATE seen",
+            "SETACL seen anyone l",
+            "CREATE open",
+            "SETACL open anyone lr",
+        ];
+        by(cyrus.plain, ADMIN, made).await;
         let world = World::start(cyrus.plain).await;
         let asked = [
             "INBOX",
@@ -212,7 +224,7 @@ async fn cve_2026_47081_mailboxes_of_others_at_cyrus() {
         append("for both");
         world.push_of(&["Other Users/alice/Read"]).await;
 
-        by(cyrus.plain, ALICE, &["DELETEACL Read bob"]).await;
+        by(cyrus.plain, ALICE, ["DELETEACL Read bob"]).await;
         pushed_no_more(&world, "Other Users/alice/Read", || {
             append("for alice alone");
             cyrus.deliver(BOB.0, &mail("for bob"));

@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
+use super::client::Client;
 use super::process::{self, Plan, Process, Stop};
 use super::unpacked::{self, available_unpacked};
-use super::{ALICE, BOB, NOBODY, User, deliver_by_lmtp, folder_of_nobody, pki, run};
+use super::{ALICE, BOB, NOBODY, User, deliver_by_lmtp, folder_of_nobody, next_second, pki, run};
 
 /// May log in as anybody, by PLAIN with an authorization identity.
 pub(crate) const ADMIN: User<'static> = ("cyrus", "adminpw");
@@ -29,7 +30,20 @@ impl Cyrus {
             return None;
         }
         let (process, [plain, tls]) = process::start(plan);
-        Some(Self { plain, tls, process })
+        let mut cyrus = Self { plain, tls, process };
+        let mut admin = Client::connect(plain);
+        admin.login(ADMIN);
+        for (name, _) in [ALICE, BOB] {
+            let answer = admin.ask(&format!("CREATE user/{name}"));
+            assert!(answer[0].starts_with("x OK"), "{answer:?}");
+        }
+        // Each of its processes numbers mailboxes by what the clock said at its start, so that those
+        // that two of one second make are the same one on the disk: one session makes what a test
+        // needs. The processes of the test are of another second than this one.
+        cyrus.stop();
+        next_second();
+        cyrus.restart();
+        Some(cyrus)
     }
 
     /// Delivers a mail into INBOX. One with a Message-ID seen before is accepted and dropped.
@@ -118,7 +132,6 @@ SERVICES {
 "#;
 
 mod tests {
-    use super::super::client::Client;
     use super::super::mail;
     use super::*;
 
@@ -132,8 +145,10 @@ mod tests {
         alice.ask("SELECT INBOX");
         alice.say("x IDLE");
         alice.until("+ ");
+        // It does not tell of what comes while IDLE begins.
         cyrus.deliver(ALICE.0, &mail("one"));
-        alice.until("* 1 EXISTS");
+        cyrus.deliver(ALICE.0, &mail("two"));
+        alice.until("* 2 EXISTS");
 
         let mut bob = Client::connect_tls(cyrus.tls);
         assert!(bob.login(BOB).starts_with("x OK"));
@@ -145,6 +160,6 @@ mod tests {
         cyrus.restart();
         let mut alice = Client::connect(cyrus.plain);
         assert!(alice.login(ALICE).starts_with("x OK"));
-        assert_eq!(alice.messages("INBOX"), 1);
+        assert_eq!(alice.messages("INBOX"), 2);
     }
 }

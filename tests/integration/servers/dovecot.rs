@@ -5,12 +5,11 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread::sleep;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use super::process::{self, Plan, Process, Stop};
 use super::{ALICE, BOB, NOBODY, User, available, deliver_by_lmtp, deliver_to_maildir};
-use super::{folder_of_nobody, pki};
+use super::{folder_of_nobody, next_second, pki};
 
 /// A master user: `LOGIN bob*boss masterpw`, or PLAIN with `bob` as authorization identity.
 pub(crate) const MASTER: User<'static> = ("boss", "masterpw");
@@ -99,8 +98,7 @@ impl Dovecot {
     pub(crate) fn set_password(&mut self, user: &str, password: &str) {
         self.users.set(user, password);
         self.users.write_to(self.process.folder());
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        sleep(Duration::from_secs(now.as_secs() + 1) - now);
+        next_second();
     }
 
     /// Ends it in order: sessions get `* BYE`.

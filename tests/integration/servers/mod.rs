@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::{self as std_process, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mailchime::demo::pki::Pki;
 
@@ -99,6 +100,12 @@ fn unique() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("{}.{count}.{:x}", std_process::id(), rand::random::<u32>())
+}
+
+/// Waits until the clock shows another second.
+fn next_second() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    sleep(Duration::from_secs(now.as_secs() + 1) - now);
 }
 
 /// Makes a folder, with those above it, that belongs to nobody.
