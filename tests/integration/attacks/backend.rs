@@ -318,17 +318,18 @@ async fn a_hostile_backend_toward_a_watcher() {
             acts.extend_from_slice(manner);
             backend.becomes(Some(acts.leak()));
             world.backend.drop_connections();
+            world.backend.wait_until(|counters| counters.idling == 0).await;
             // The good connection, and the bad one.
             for _ in 0..2 {
                 server.logged("watching is interrupted").await;
             }
             backend.becomes(None);
             is_served_as_ever(&world, &server).await;
+            world.watched().await;
         }
         let grown = peak(&server).saturating_sub(before);
         assert!(grown < MOST_GROWTH, "{grown} KiB more than before");
         // And all the while mail is what counts.
-        world.watched().await;
         world.deliver();
         world.push().await;
     })
