@@ -11,6 +11,7 @@ mod messages;
 mod nodes;
 pub(crate) mod process;
 mod reload;
+pub(crate) mod sasl;
 mod stop;
 pub(crate) mod world;
 

@@ -13,7 +13,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::limited;
+use crate::program::sasl;
 use crate::program::world::{Client, LOGIN, MAIL, PASSWORD, Server, TOKEN, World, registration};
+use crate::servers::dovecot::{Dovecot, Options, token};
 
 const WRONG: &str = "blunder land";
 const CHANGED: &str = "looking glass";
@@ -50,6 +52,24 @@ struct Left(Vec<(String, Vec<u8>)>);
 impl Left {
     fn add(&mut self, place: &str, bytes: impl Into<Vec<u8>>) {
         self.0.push((place.to_owned(), bytes.into()));
+    }
+
+    /// The files of `world`, with what was recorded of more than ten sessions.
+    fn add_files(&mut self, world: &World) {
+        let mut folders = vec![world.folder().to_owned()];
+        let mut recordings = 0;
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                recordings += usize::from(path.extension().is_some_and(|name| name == "imap"));
+                self.add(&path.display().to_string(), fs::read(&path).unwrap());
+            }
+        }
+        assert!(recordings > 10, "{recordings} recordings");
     }
 
     #[track_caller]
@@ -117,6 +137,17 @@ async fn http(address: &str, path: &str) -> Vec<u8> {
     answer
 }
 
+/// Has the program log and record all that it can, and hear all mechanisms.
+fn keep_everything(world: &World) {
+    world.configure(
+        "[log]",
+        "[auth]\nrelay = \"always\"\n[record]\nfolder = \"record\"\n[limits]\n\
+         failure_delay = \"1ms\"\nlogin_failures_per_minute = 1000\n[log]",
+    );
+    fs::create_dir(world.file("record")).unwrap();
+    world.configure("\"info,mailchime=debug\"", "\"trace\"");
+}
+
 async fn nothing_is_left(mode: &str) {
     let world = World::new().await;
     for capability in ["AUTH=XOAUTH2", "AUTH=OAUTHBEARER", "AUTH=CRAM-MD5"] {
@@ -137,13 +168,7 @@ async fn nothing_is_left(mode: &str) {
         world.backend.add_account(&format!("{LOGIN}*boss"), MASTER.as_bytes());
     }
     world.configure("[store]", &format!("[credentials]\n{credentials}[store]"));
-    world.configure(
-        "[log]",
-        "[auth]\nrelay = \"always\"\n[record]\nfolder = \"record\"\n[limits]\n\
-         failure_delay = \"1ms\"\nlogin_failures_per_minute = 1000\n[log]",
-    );
-    fs::create_dir(world.file("record")).unwrap();
-    world.configure("\"info,mailchime=debug\"", "\"trace\"");
+    keep_everything(&world);
     let mut server = world.serve_with_admin().await;
     let mut left = Left(Vec::new());
 
@@ -207,26 +232,10 @@ async fn nothing_is_left(mode: &str) {
         left.add(file, fs::read(format!("{process}/{file}")).unwrap());
     }
     // As it is while it runs: what was written last is in the -wal.
-    let collect = |left: &mut Left| {
-        let mut folders = vec![world.folder().to_owned()];
-        let mut recordings = 0;
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    folders.push(path);
-                    continue;
-                }
-                recordings += usize::from(path.extension().is_some_and(|name| name == "imap"));
-                left.add(&path.display().to_string(), fs::read(&path).unwrap());
-            }
-        }
-        assert!(recordings > 10, "{recordings} recordings");
-    };
-    collect(&mut left);
+    left.add_files(&world);
     server.process.signal("TERM");
     assert_eq!(server.process.end().await.code(), Some(0));
-    collect(&mut left);
+    left.add_files(&world);
     let log = server.process.stderr.seen.join("\n");
     assert!(log.contains("\"DEBUG\"") && log.contains("session ended"), "{log}");
     left.add("the log", log);
@@ -261,4 +270,46 @@ async fn no_secret_is_left_where_passwords_are_in_memory_alone() {
 #[tokio::test]
 async fn no_secret_is_left_where_a_master_user_watches() {
     limited(nothing_is_left("master")).await;
+}
+
+/// What a real server accepts without being shown the password; a token is as good as one.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_is_left_of_who_does_not_show_the_password() {
+    let test = "attacks::secrets::no_secret_is_left_of_who_does_not_show_the_password";
+    let options = Options { tokens: true, ..Options::default() };
+    let Some(dovecot) = Dovecot::start(test, &options) else { return };
+    limited(async {
+        let world = World::new().await;
+        world.in_front_of(dovecot.plain);
+        keep_everything(&world);
+        let mut server = world.serve().await;
+        // It offers what Dovecot does, once it has seen that.
+        world.session(&server).await;
+        let (user, token) = ((LOGIN, PASSWORD), token(LOGIN));
+        let mut left = Left(Vec::new());
+        let mut secrets = vec![PASSWORD.to_owned()];
+        for way in ["SCRAM-SHA-256", "CRAM-MD5", "XOAUTH2", "OAUTHBEARER"].repeat(3) {
+            let mut client = world.client(&server).await;
+            let (answer, said) = match way {
+                "SCRAM-SHA-256" => sasl::scram(&mut client, user).await,
+                "CRAM-MD5" => sasl::cram(&mut client, user).await,
+                _ => sasl::bearer(&mut client, way, (LOGIN, &token)).await,
+            };
+            assert!(answer.starts_with("in OK"), "{way}: {answer}");
+            secrets.extend(said);
+            client.send(format!("r {}\r\nz LOGOUT\r\n", registration()).as_bytes()).await;
+            left.add(&format!("an answer to a registration by {way}"), client.until("r ").await);
+            client.until("z OK").await;
+        }
+        left.add_files(&world);
+        server.process.signal("TERM");
+        assert_eq!(server.process.end().await.code(), Some(0));
+        left.add_files(&world);
+        let log = server.process.stderr.seen.join("\n");
+        assert!(log.contains("\"DEBUG\"") && log.contains("session ended"), "{log}");
+        left.add("the log", log);
+        assert_eq!(secrets.len(), 1 + 4 * 3);
+        secrets.iter().for_each(|secret| left.has_none_of(secret, |_| false));
+    })
+    .await;
 }

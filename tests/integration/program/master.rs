@@ -2,18 +2,15 @@
 //! kept.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use aws_lc_rs::{digest, hmac, pbkdf2};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use mailchime::demo::phone::Phone;
 use tokio::task::block_in_place;
 
 use super::admin::Said;
-use super::world::{ACCOUNT_ID, Client, LOGIN, PASSWORD, World, registration};
+use super::sasl::scram;
+use super::world::{ACCOUNT_ID, LOGIN, PASSWORD, World, registration};
 use super::{limited, soon};
 use crate::servers::cyrus::{self, Cyrus};
 use crate::servers::dovecot::{self, Dovecot, Options};
@@ -38,10 +35,6 @@ impl World {
         let probe = soon("the push that cannot be", self.apns.next()).await;
         assert_eq!(probe.json(), serde_json::json!({ "aps": {} }));
         said
-    }
-
-    fn in_front_of(&self, server: SocketAddr) {
-        self.configure(&self.backend.address().to_string(), &server.to_string());
     }
 
     /// How the only account is watched, once it is so.
@@ -214,35 +207,6 @@ async fn whom_the_master_may_not_act_as_waits_alone() {
     .await;
 }
 
-/// Logs in by SCRAM-SHA-256 (RFC 5802 section 3, RFC 7677), which shows nobody the password.
-async fn scram(client: &mut Client, (name, password): User<'_>) -> String {
-    let first = format!("n={name},r=fyko+d2lbbFgONRv9qkxdawL");
-    let encoded = STANDARD.encode(format!("n,,{first}"));
-    client.send(format!("in AUTHENTICATE SCRAM-SHA-256 {encoded}\r\n").as_bytes()).await;
-    let challenge = client.until("+ ").await;
-    let challenge = String::from_utf8(STANDARD.decode(&challenge[2..]).unwrap()).unwrap();
-    let field = |name: &str| challenge.split(',').find_map(|it| it.strip_prefix(name)).unwrap();
-    let (salt, rounds) = (STANDARD.decode(field("s=")).unwrap(), field("i=").parse().unwrap());
-    let mut salted = [0; 32];
-    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, rounds, &salt, password.as_bytes(), &mut salted);
-    let sign = |key: &[u8], text: &str| {
-        hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes()).as_ref().to_vec()
-    };
-    let key = sign(&salted, "Client Key");
-    let last = format!("c=biws,r={}", field("r="));
-    let stored = digest::digest(&digest::SHA256, &key);
-    let signature = sign(stored.as_ref(), &format!("{first},{challenge},{last}"));
-    let proof: Vec<u8> = key.iter().zip(signature).map(|(key, sign)| key ^ sign).collect();
-    let encoded = STANDARD.encode(format!("{last},p={}", STANDARD.encode(proof)));
-    client.send(format!("{encoded}\r\n").as_bytes()).await;
-    let answer = client.line().await;
-    if !answer.starts_with("+ ") {
-        return answer;
-    }
-    client.send(b"\r\n").await;
-    client.until("in ").await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_hides_the_password_is_watched_too() {
     let options = Options { master: true, ..Options::default() };
@@ -257,10 +221,10 @@ async fn who_hides_the_password_is_watched_too() {
         world.session(&server).await;
 
         let mut client = world.client(&server).await;
-        let answer = scram(&mut client, (LOGIN, "wrong")).await;
+        let (answer, _) = scram(&mut client, (LOGIN, "wrong")).await;
         assert!(answer.starts_with("in NO [AUTHENTICATIONFAILED]"), "{answer}");
         assert_eq!(server.logged("login refused").await["account"], LOGIN);
-        let answer = scram(&mut client, (LOGIN, PASSWORD)).await;
+        let (answer, _) = scram(&mut client, (LOGIN, PASSWORD)).await;
         assert!(answer.starts_with("in OK [CAPABILITY "), "{answer}");
         assert_eq!(answer.matches(" XAPPLEPUSHSERVICE").count(), 1, "{answer}");
         client.send(format!("r {}\r\n", registration()).as_bytes()).await;

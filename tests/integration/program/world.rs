@@ -87,6 +87,11 @@ impl World {
         fs::write(path, after).unwrap();
     }
 
+    /// Puts the program before another backend than this world's.
+    pub(crate) fn in_front_of(&self, server: SocketAddr) {
+        self.configure(&self.backend.address().to_string(), &server.to_string());
+    }
+
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }

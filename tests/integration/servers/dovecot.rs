@@ -7,12 +7,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+
 use super::process::{self, Plan, Process, Stop};
 use super::{ALICE, BOB, NOBODY, User, available, deliver_by_lmtp, deliver_to_maildir};
 use super::{folder_of_nobody, next_second, pki};
 
 /// A master user: `LOGIN bob*boss masterpw`, or PLAIN with `bob` as authorization identity.
 pub(crate) const MASTER: User<'static> = ("boss", "masterpw");
+
+/// Signs tokens.
+const TOKEN_KEY: &[u8] = b"a key that only Dovecot has, and who gives tokens";
 
 const FILES: [&str; 3] = ["/usr/sbin/dovecot", "/usr/lib/dovecot/imap", "/usr/lib/dovecot/lmtp"];
 
@@ -28,6 +35,8 @@ pub(crate) struct Options {
     pub(crate) acl: bool,
     /// Lets [`MASTER`] log in as anybody.
     pub(crate) master: bool,
+    /// Takes a [`token`] in place of a password, by XOAUTH2 and OAUTHBEARER.
+    pub(crate) tokens: bool,
     /// Names and passwords of users beside [`ALICE`] and [`BOB`]. Their mail comes by LMTP alone.
     pub(crate) users: Vec<(String, String)>,
     /// How many sessions a user may have from one address; as good as unlimited if none.
@@ -43,6 +52,17 @@ pub(crate) struct Dovecot {
     pub(crate) tls: SocketAddr,
     process: Process,
     users: Users,
+}
+
+/// A token of `user` that holds for an hour (RFC 7519, signed as RFC 7515 section A.1).
+pub(crate) fn token(user: &str) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let claims = serde_json::json!({ "sub": user, "iat": now, "exp": now + 3600 });
+    let head = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#);
+    let text = format!("{head}.{}", URL_SAFE_NO_PAD.encode(claims.to_string()));
+    let key = hmac::Key::new(hmac::HMAC_SHA256, TOKEN_KEY);
+    let signature = hmac::sign(&key, text.as_bytes());
+    format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
 /// The passwords by name.
@@ -155,6 +175,11 @@ fn lay_out(folder: &Path) {
         fs::set_permissions(folder.join(name), Permissions::from_mode(0o1777)).unwrap();
     }
     fs::write(folder.join("masters"), format!("{}:{{PLAIN}}{}\n", MASTER.0, MASTER.1)).unwrap();
+    let keys = folder.join("keys/default/HS256");
+    fs::create_dir_all(&keys).unwrap();
+    fs::write(keys.join("default"), STANDARD.encode(TOKEN_KEY)).unwrap();
+    let tokens = TOKENS_CONF.replace("{dir}", &folder.display().to_string());
+    fs::write(folder.join("tokens.conf"), tokens).unwrap();
     fs::write(folder.join("server.pem"), &pki().server.certificate).unwrap();
     fs::write(folder.join("server.key"), pki().server.expose_private_key()).unwrap();
 }
@@ -168,6 +193,8 @@ fn configuration(folder: &Path, plain: SocketAddr, tls: SocketAddr, options: &Op
     let (acl, imap_acl) = if options.acl { (ACL, "mail_plugins = acl imap_acl") } else { ("", "") };
     let acl = acl.replace("{dir}", &dir.to_string());
     let master = if options.master { MASTERS } else { "" }.replace("{dir}", &dir.to_string());
+    let tokens = if options.tokens { TOKENS } else { "" }.replace("{dir}", &dir.to_string());
+    let mechanisms = if options.tokens { "xoauth2 oauthbearer" } else { "" };
     let extra = options.extra;
     format!(
         "
@@ -178,7 +205,7 @@ state_dir = {dir}/state
 log_path = {dir}/dovecot.log
 mail_location = maildir:{dir}/mail/%u:LAYOUT=fs
 auth_username_format = %Ln
-auth_mechanisms = plain login cram-md5 scram-sha-256
+auth_mechanisms = plain login cram-md5 scram-sha-256 {mechanisms}
 auth_master_user_separator = *
 auth_failure_delay = 0
 disable_plaintext_auth = no
@@ -195,6 +222,7 @@ namespace inbox {{
 }}
 {acl}
 {master}
+{tokens}
 passdb {{
   driver = passwd-file
   args = scheme=PLAIN {dir}/passwd
@@ -246,6 +274,20 @@ passdb {
   args = {dir}/masters
   master = yes
 }
+";
+
+const TOKENS: &str = "
+passdb {
+  driver = oauth2
+  mechanisms = xoauth2 oauthbearer
+  args = {dir}/tokens.conf
+}
+";
+
+const TOKENS_CONF: &str = "
+introspection_mode = local
+local_validation_key_dict = fs:posix:prefix={dir}/keys/
+username_attribute = sub
 ";
 
 mod tests {
@@ -311,6 +353,7 @@ mod tests {
             capability: Some("IMAP4rev1 IDLE XTEST"),
             acl: true,
             master: true,
+            tokens: true,
             sessions: Some(1),
             extra: "login_greeting = hello",
         };
