@@ -195,7 +195,7 @@ pub struct Watch {
     /// At the latest after this time everything is looked at, whatever the backend told.
     pub idle_check: Duration,
     /// Between two looks at a mailbox of which the backend tells nothing by itself, while there are
-    /// changes; not above `poll_max`.
+    /// changes, and from news of INBOX to one more look; not above `poll_max`.
     pub poll_interval: Duration,
     /// The same after a long time without any.
     pub poll_max: Duration,
