@@ -182,8 +182,11 @@ impl Lanes {
 
     fn flush(&mut self, cx: &mut Poller<'_>) -> Result<(), Fault> {
         self.client.poll_flush(cx).map_err(Fault::Client)?;
-        if let Some(backend) = &mut self.backend {
-            backend.poll_flush(cx).map_err(Fault::Backend)?;
+        if let Some(backend) = &mut self.backend
+            && backend.poll_flush(cx).is_err()
+        {
+            // It hung up. What it said before is still to be read.
+            backend.shut = true;
         }
         Ok(())
     }
@@ -284,6 +287,10 @@ impl Peer {
                 }
                 Poll::Ready(Ok(Ok(Pause::Idle))) => {}
                 Poll::Ready(Ok(pause)) => return pause,
+                // Until the login the client is told, and may try again.
+                Poll::Ready(Err(_)) if lane.side == Side::Backend && !session.is_relaying() => {
+                    lane.ended = true;
+                }
                 Poll::Ready(Err(error)) => return Err(lane.side.read_fault(error)),
             }
         }
@@ -385,7 +392,15 @@ impl Lane {
                 self.moved |= output.len() < before;
                 match written {
                     Poll::Pending => return Ok((used, Pause::Stalled)),
-                    Poll::Ready(result) => result.map_err(|error| side.write_fault(error))?,
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) if side == Side::Backend => {
+                        return Err(side.write_fault(error));
+                    }
+                    // Here, too.
+                    Poll::Ready(Err(_)) => {
+                        other.shut = true;
+                        *output = Vec::new();
+                    }
                 }
             }
             // A client that does not read its answers must not pile them up here.

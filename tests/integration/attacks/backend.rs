@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 
-use self::Act::{AnswerUntil, Endless, Hear, Say};
+use self::Act::{AnswerUntil, Endless, Hear, Reset, Say};
 use super::limited;
 use crate::program::world::{LOGIN, PASSWORD, Server, World, registration};
 
@@ -28,6 +28,8 @@ enum Act {
     Hear(&'static str),
     /// Says OK to all commands before one with this, which has been heard then.
     AnswerUntil(&'static str),
+    /// Hangs up with a reset, of which nothing but an error is heard at the other end.
+    Reset,
 }
 
 const READY: Act = Say("* OK [CAPABILITY IMAP4rev1 IDLE LIST-STATUS] ready\r\n");
@@ -81,6 +83,11 @@ async fn play(stream: TcpStream, acts: &[Act]) -> std::io::Result<()> {
                 for _ in 0..most / piece.len() {
                     stream.write_all(piece.as_bytes()).await?;
                 }
+            }
+            Reset => {
+                stream.flush().await?;
+                stream.get_ref().set_zero_linger()?;
+                return Ok(());
             }
             Hear(awaited) | AnswerUntil(awaited) => loop {
                 stream.flush().await?;
@@ -137,6 +144,9 @@ async fn a_hostile_backend_before_and_in_the_login() {
         ("a capability bomb in the greeting", &[Say("* OK [CAPABILITY "), Endless("AUTH=X ")]),
         ("BYE after the greeting", &[READY, Say("* BYE\r\n")]),
         ("hangs up after the greeting", &[READY]),
+        ("resets the connection at once", &[Reset]),
+        ("resets it after the greeting", &[READY, Reset]),
+        ("resets it in the login", &[READY, Hear("LOGIN"), Reset]),
         ("BYE in the login", &[READY, Hear("LOGIN"), Say("* BYE\r\n")]),
         ("hangs up in the login", &[READY, Hear("LOGIN")]),
         ("BYE with the answer on its way", &[READY, Hear("LOGIN"), Say("* BYE\r\n"), IN]),
