@@ -37,8 +37,12 @@ struct Supervisor {
     division: cell::Receiver<Division>,
     /// As [`Division::joined`], when all was last read again.
     joined: u64,
-    /// Gives those users who can be watched here alone, and with what they logged in.
-    logins: JoinSet<Option<(Account, Credentials)>>,
+    /// Logins that are being passed on. Each gives its user, and with what he logged in if he can be
+    /// watched here alone.
+    logins: JoinSet<(Account, Option<Credentials>)>,
+    /// The users of `logins`, and with what each has logged in since: of one user's logins the last
+    /// has to be passed on last.
+    passing: HashMap<Account, Option<Credentials>>,
     watchers: HashMap<Account, Seat>,
     tasks: TaskTracker,
 }
@@ -68,6 +72,7 @@ pub async fn run(
         division: division.clone(),
         joined: 0,
         logins: JoinSet::new(),
+        passing: HashMap::new(),
         watchers: HashMap::new(),
         tasks: TaskTracker::new(),
     };
@@ -95,11 +100,11 @@ pub async fn run(
                 supervisor.joined = 0;
                 next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
             },
-            Some(login) = supervisor.logins.join_next() => {
-                if let Ok(Some((account, credentials))) = login {
-                    supervisor.registered(account, Some(credentials));
-                }
-            }
+            Some(login) = supervisor.logins.join_next() => match login {
+                Ok((account, here)) => supervisor.passed_on(account, here),
+                // It is not known whose it was.
+                Err(_) => supervisor.passing.clear(),
+            },
             Some(account) = unwatched.recv() => supervisor.stop_unless_live(&account).await,
             Some(inquiry) = inquiries.next() => supervisor.answer(inquiry),
             event = sessions.recv() => match event {
@@ -224,11 +229,29 @@ impl Supervisor {
             && self.context.credentials.heal_by_login()
             && let Some(credentials) = credentials
         {
-            if self.logins.len() < LOGINS {
-                self.logins.spawn(pass_on(Arc::clone(&self.context), account, credentials));
-            } else {
-                tracing::debug!(%account, "the database is busy: a login goes unnoticed");
+            match self.passing.get_mut(&account) {
+                Some(next) => *next = Some(credentials),
+                None if self.logins.len() < LOGINS => self.pass_on(account, credentials),
+                None => tracing::debug!(%account, "the database is busy: a login goes unnoticed"),
             }
+        }
+    }
+
+    fn pass_on(&mut self, account: Account, credentials: Credentials) {
+        self.passing.insert(account.clone(), None);
+        let context = Arc::clone(&self.context);
+        self.logins.spawn(async move {
+            let here = pass_on(context, &account, credentials).await;
+            (account, here)
+        });
+    }
+
+    fn passed_on(&mut self, account: Account, here: Option<Credentials>) {
+        if let Some(Some(next)) = self.passing.remove(&account) {
+            self.pass_on(account.clone(), next);
+        }
+        if here.is_some() {
+            self.registered(account, here);
         }
     }
 
@@ -298,25 +321,25 @@ impl Seat {
 }
 
 /// A user has logged in whom another node watches: if anybody is registered, stores a new password,
-/// which is news to that node. Returns who can be watched by this node alone.
+/// which is news to that node. Returns the credentials if this node alone can watch with them.
 async fn pass_on(
     context: Arc<Context>,
-    account: Account,
+    account: &Account,
     credentials: Credentials,
-) -> Option<(Account, Credentials)> {
+) -> Option<Credentials> {
     let (source, now) = (&context.credentials, Timestamp::now());
     let passing_on = async {
-        let live = context.store.live_account(&account, context.alive_since()).await?;
+        let live = context.store.live_account(account, context.alive_since()).await?;
         let Some(LiveAccount { parked, .. }) = live else { return Ok(false) };
-        let kept = source.of(&account, now).await;
+        let kept = source.of(account, now).await;
         if parked.is_some() || !kept.is_ok_and(|kept| kept.is_some_and(|k| k.same_as(&credentials)))
         {
-            source.save(&account, &credentials, now).await?;
+            source.save(account, &credentials, now).await?;
         }
-        Ok::<_, StoreError>(source.holds(&account))
+        Ok::<_, StoreError>(source.holds(account))
     };
     match passing_on.await {
-        Ok(here) => here.then_some((account, credentials)),
+        Ok(here) => here.then_some(credentials),
         Err(error) => {
             tracing::warn!(%account, %error, "a login could not be passed on");
             None
