@@ -59,13 +59,14 @@ pub(super) fn renumbered(told: &Snapshot, now: &Snapshot) -> Option<u64> {
     now.uid_validity.filter(|now| told.uid_validity.is_some_and(|told| told != *now))
 }
 
-/// What a mailbox is thought to be once EXISTS told of `arrived` more messages.
+/// What a mailbox is thought to be once EXISTS told of `arrived` more messages, which nobody has seen.
+/// One that has been, or is another that was read meanwhile, makes a difference to the next look.
 pub(super) fn with_new_mail(told: &Snapshot, arrived: u64) -> Snapshot {
     let add = |number: Option<u64>| number.map(|number| number.saturating_add(arrived));
     Snapshot {
         uid_next: add(told.uid_next),
         messages: add(told.messages),
-        unseen: None,
+        unseen: add(told.unseen),
         highest_mod_seq: None,
         ..*told
     }
@@ -150,5 +151,6 @@ mod tests {
         let thought = with_new_mail(&state(7, 10, 5, 2), 2);
         assert_eq!(difference(&thought, &state(7, 12, 7, 4)), None);
         assert_eq!(difference(&thought, &state(7, 13, 8, 5)), Some(ChangeKind::NewMail));
+        assert_eq!(difference(&thought, &state(7, 12, 7, 3)), Some(ChangeKind::Quiet), "read");
     }
 }

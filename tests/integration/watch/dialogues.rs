@@ -148,6 +148,36 @@ C: w4 IDLE
     .await;
 }
 
+/// The phone may have looked by then.
+#[tokio::test]
+async fn what_is_read_between_an_announcement_and_its_look_is_told() {
+    limited(async {
+        let stage = Stage::new().await;
+        let mut watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(QUIET).await;
+        peer.play(
+            "\
+S: * 6 EXISTS
+C: DONE
+S: * 1 FETCH (FLAGS (\\Seen))
+S: w3 OK done
+C: w4 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 6 UIDNEXT 11 UIDVALIDITY 7 UNSEEN 2)
+S: w4 OK done
+C: w5 IDLE
+",
+        )
+        .await;
+        let read = "INBOX: quiet, next 11 of 6 with 2 unseen";
+        watching.expect(&["INBOX: new mail, announced", read]).await;
+        watching.expect_nothing();
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn b43_idle_that_is_refused_is_replaced_by_polling() {
     limited(async {

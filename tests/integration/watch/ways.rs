@@ -98,7 +98,7 @@ C: DONE
 S: w8 OK done
 C: w9 LIST \"\" (\"INBOX\" \"Team\") RETURN (STATUS (MESSAGES UIDNEXT UIDVALIDITY UNSEEN))
 S: * STATUS INBOX (MESSAGES 6 UIDNEXT 11 UIDVALIDITY 7 UNSEEN 3)
-S: * STATUS Team (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 8 UNSEEN 0)
+S: * STATUS Team (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 8 UNSEEN 1)
 S: w9 OK done
 C: w10 IDLE
 ",
@@ -113,7 +113,7 @@ C: w10 IDLE
         let expected = [
             "INBOX: confirmed, next 11 of 6 with 3 unseen",
             "INBOX: new mail, announced",
-            "Team: confirmed, next 10 of 5 with 0 unseen",
+            "Team: confirmed, next 10 of 5 with 1 unseen",
             "Team: new mail, announced",
         ];
         assert_eq!(lines, expected);
