@@ -54,6 +54,18 @@ impl Left {
         self.0.push((place.to_owned(), bytes.into()));
     }
 
+    /// The log, and the files before the program ends and after.
+    async fn add_end(&mut self, world: &World, mut server: Server) {
+        // What was written last is in the -wal while it runs.
+        self.add_files(world);
+        server.process.signal("TERM");
+        assert_eq!(server.process.end().await.code(), Some(0));
+        self.add_files(world);
+        let log = server.process.stderr.seen.join("\n");
+        assert!(log.contains("\"DEBUG\"") && log.contains("session ended"), "{log}");
+        self.add("the log", log);
+    }
+
     /// The files of `world`, with what was recorded of more than ten sessions.
     fn add_files(&mut self, world: &World) {
         let mut folders = vec![world.folder().to_owned()];
@@ -231,14 +243,7 @@ async fn nothing_is_left(mode: &str) {
     for file in ["environ", "cmdline"] {
         left.add(file, fs::read(format!("{process}/{file}")).unwrap());
     }
-    // As it is while it runs: what was written last is in the -wal.
-    left.add_files(&world);
-    server.process.signal("TERM");
-    assert_eq!(server.process.end().await.code(), Some(0));
-    left.add_files(&world);
-    let log = server.process.stderr.seen.join("\n");
-    assert!(log.contains("\"DEBUG\"") && log.contains("session ended"), "{log}");
-    left.add("the log", log);
+    left.add_end(&world, server).await;
 
     for secret in [PASSWORD, WRONG, CHANGED, BEARER, PROOF] {
         left.has_none_of(secret, |_| false);
@@ -282,7 +287,7 @@ async fn no_secret_is_left_of_who_does_not_show_the_password() {
         let world = World::new().await;
         world.in_front_of(dovecot.plain);
         keep_everything(&world);
-        let mut server = world.serve().await;
+        let server = world.serve().await;
         // It offers what Dovecot does, once it has seen that.
         world.session(&server).await;
         let (user, token) = ((LOGIN, PASSWORD), token(LOGIN));
@@ -301,13 +306,7 @@ async fn no_secret_is_left_of_who_does_not_show_the_password() {
             left.add(&format!("an answer to a registration by {way}"), client.until("r ").await);
             client.until("z OK").await;
         }
-        left.add_files(&world);
-        server.process.signal("TERM");
-        assert_eq!(server.process.end().await.code(), Some(0));
-        left.add_files(&world);
-        let log = server.process.stderr.seen.join("\n");
-        assert!(log.contains("\"DEBUG\"") && log.contains("session ended"), "{log}");
-        left.add("the log", log);
+        left.add_end(&world, server).await;
         assert_eq!(secrets.len(), 1 + 4 * 3);
         secrets.iter().for_each(|secret| left.has_none_of(secret, |_| false));
     })
