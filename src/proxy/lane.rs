@@ -12,7 +12,7 @@ use std::task::{Context as Poller, Poll, ready};
 use tokio::io::AsyncWrite;
 
 use super::record::Recorded;
-use crate::imap::session::Step;
+use crate::imap::session::{Action, Disconnect, Step};
 use crate::net::backends::Place;
 use crate::net::stream::Stream;
 
@@ -170,12 +170,25 @@ impl Lanes {
             };
             return Ok((pause, output.len() < before));
         };
-        let pause = backend.pump(cx, Some(client), session)?;
-        let moved = std::mem::take(&mut backend.lane.moved);
-        if backend.lane.ended && !session.is_relaying() && session.unavailable() {
-            // The client is to be told, in another round.
-            self.backend = None;
-            return Ok((pause, true));
+        let pumped = backend.pump(cx, Some(client), session);
+        if session.is_relaying() {
+            return Ok((pumped?, std::mem::take(&mut backend.lane.moved)));
+        }
+        let (pause, failed) = match pumped {
+            Ok(pause) => (pause, None),
+            Err(Fault::Backend(error)) => {
+                backend.lane.ended = true;
+                (Pause::Idle, Some(error))
+            }
+            Err(fault) => return Err(fault),
+        };
+        let mut moved = std::mem::take(&mut backend.lane.moved);
+        if backend.lane.ended && session.unavailable() {
+            // The client is told, in another round, and may try again.
+            let why = failed.map_or_else(|| "it hung up".to_owned(), |error| error.to_string());
+            let gone = Action::Disconnect(Disconnect::Unavailable(why));
+            session.output.actions.push_back(gone);
+            moved = true;
         }
         Ok((pause, moved))
     }
@@ -287,10 +300,6 @@ impl Peer {
                 }
                 Poll::Ready(Ok(Ok(Pause::Idle))) => {}
                 Poll::Ready(Ok(pause)) => return pause,
-                // Until the login the client is told, and may try again.
-                Poll::Ready(Err(_)) if lane.side == Side::Backend && !session.is_relaying() => {
-                    lane.ended = true;
-                }
                 Poll::Ready(Err(error)) => return Err(lane.side.read_fault(error)),
             }
         }
@@ -396,7 +405,7 @@ impl Lane {
                     Poll::Ready(Err(error)) if side == Side::Backend => {
                         return Err(side.write_fault(error));
                     }
-                    // Here, too.
+                    // As above: it hung up.
                     Poll::Ready(Err(_)) => {
                         other.shut = true;
                         *output = Vec::new();

@@ -178,13 +178,24 @@ async fn a_hostile_backend_before_and_in_the_login() {
         ("lines of no meaning again and again", &[READY, Hear("LOGIN"), Endless("\r\n")]),
     ];
     limited(async {
-        let (world, backend, server, before) = serving().await;
+        let (world, backend, mut server, before) = serving().await;
         let mut client = world.client(&server).await;
         for (name, manner) in manners {
             backend.becomes(Some(manner));
             client.send(format!("a LOGIN {LOGIN} \"{PASSWORD}\"\r\n").as_bytes()).await;
             let answer = client.line().await;
             assert!(answer.starts_with("a NO [UNAVAILABLE] "), "{name}: {answer}");
+            let why = match *name {
+                "hangs up in the login" => "it hung up",
+                "resets it in the login" => "reset",
+                _ => "",
+            };
+            while !why.is_empty() {
+                let line = server.logged("the backend gave no answer to a login").await;
+                if line["why"].as_str().unwrap().contains(why) {
+                    break;
+                }
+            }
             backend.becomes(None);
             is_served_as_ever(&world, &server).await;
         }
