@@ -116,11 +116,7 @@ async fn only(mailchime: SocketAddr, server: SocketAddr, mailboxes: &[&str], exp
 }
 
 /// Says these in a session of `user` at the server; each must be done.
-async fn by<const COMMANDS: usize>(
-    server: SocketAddr,
-    user: User<'static>,
-    commands: [&'static str; COMMANDS],
-) {
+async fn by(server: SocketAddr, user: User<'static>, commands: &'static [&'static str]) {
     let saying = move || {
         let mut client = Client::connect(server);
         assert!(client.login(user).starts_with("x OK"));
@@ -143,8 +139,8 @@ async fn cve_2026_47081_mailboxes_of_others_at_dovecot() {
         dovecot.deliver(ALICE.0, mailbox, &mail("of alice"));
     }
     limited(async {
-        by(dovecot.plain, ALICE, ["SETACL Seen bob l", "SETACL Read bob lr"]).await;
-        by(dovecot.plain, ALICE, ["SETACL Entw&APw-rfe bob lrs"]).await;
+        by(dovecot.plain, ALICE, &["SETACL Seen bob l", "SETACL Read bob lr"]).await;
+        by(dovecot.plain, ALICE, &["SETACL Entw&APw-rfe bob lrs"]).await;
         let world = World::start(dovecot.plain).await;
         let asked = [
             "INBOX",
@@ -164,7 +160,7 @@ async fn cve_2026_47081_mailboxes_of_others_at_dovecot() {
         world.push_of(&["shared/alice/Read"]).await;
 
         // Withdrawn: there is no push of what comes then, and no echo.
-        by(dovecot.plain, ALICE, ["DELETEACL Read bob"]).await;
+        by(dovecot.plain, ALICE, &["DELETEACL Read bob"]).await;
         pushed_no_more(&world, "shared/alice/Read", || {
             dovecot.deliver(ALICE.0, "Read", &mail("for alice alone"));
             dovecot.deliver(BOB.0, "INBOX", &mail("for bob"));
@@ -181,7 +177,7 @@ async fn cve_2026_47081_mailboxes_of_others_at_dovecot() {
 async fn cve_2026_47081_mailboxes_of_others_at_cyrus() {
     let Some(cyrus) = Cyrus::start("cve_2026_47081_mailboxes_of_others_at_cyrus") else { return };
     limited(async {
-        let made = [
+        let made = &[
             "CREATE user/alice/Secret",
             "CREATE user/alice/Seen",
             "SETACL user/alice/Seen bob l",
@@ -224,7 +220,7 @@ async fn cve_2026_47081_mailboxes_of_others_at_cyrus() {
         append("for both");
         world.push_of(&["Other Users/alice/Read"]).await;
 
-        by(cyrus.plain, ALICE, ["DELETEACL Read bob"]).await;
+        by(cyrus.plain, ALICE, &["DELETEACL Read bob"]).await;
         pushed_no_more(&world, "Other Users/alice/Read", || {
             append("for alice alone");
             cyrus.deliver(BOB.0, &mail("for bob"));
