@@ -62,8 +62,7 @@ pub(crate) struct Watching {
     task: JoinHandle<()>,
     /// Of the last change, and of those that are to be confirmed.
     last_id: u64,
-    /// Of which mailboxes new mail was announced, by which ids, and nothing since.
-    announced: Vec<(u64, Mailbox)>,
+    announced: Vec<u64>,
 }
 
 impl World {
@@ -204,9 +203,8 @@ impl Watching {
                 };
                 assert!(change.id > self.last_id, "ids rise");
                 self.last_id = change.id;
-                self.announced.retain(|(_, mailbox)| *mailbox != change.mailbox);
                 if change.snapshot.is_none() {
-                    self.announced.push((change.id, change.mailbox.clone()));
+                    self.announced.push(change.id);
                 }
                 match change.snapshot {
                     Some(snapshot) => format!("{}: {kind}, {}", change.mailbox, show(&snapshot)),
@@ -214,7 +212,7 @@ impl Watching {
                 }
             }
             WatchEvent::Confirmed { mailbox, id, snapshot, .. } => {
-                let place = self.announced.iter().position(|(announced, _)| *announced == id);
+                let place = self.announced.iter().position(|announced| *announced == id);
                 let what = match place.map(|place| self.announced.remove(place)) {
                     Some(_) => "confirmed",
                     None => "as told",
@@ -222,13 +220,6 @@ impl Watching {
                 assert!(what == "confirmed" || id > self.last_id, "{id} was announced before");
                 format!("{mailbox}: {what}, {}", show(&snapshot))
             }
-        }
-    }
-
-    /// Waits until what was announced has been looked at. What happens before is told with it.
-    pub(crate) async fn confirmed(&mut self) {
-        while !self.announced.is_empty() {
-            self.next().await;
         }
     }
 
