@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::Context;
 use super::lane::{Fault, Lanes, Pause, Peer, Side};
 use super::record::Recorded;
+use super::refused::login_refused;
 use super::register::register;
 use super::tally::{self, Tally};
 use crate::imap::session::{Action, Connection, Disconnect, Output, Session};
@@ -281,11 +282,9 @@ impl Driver {
                 Action::StartTls => self.switch = Some(Switch::Tls),
                 Action::Compress => self.switch = Some(Switch::Compression),
                 Action::Refused(account) => {
-                    let account = account.map_or_else(|| "?".to_owned(), |a| a.to_string());
                     let peer = self.addresses.source.ip();
                     self.context.gate.failed(peer);
-                    // One line for whoever bans guessers: fail2ban and its like.
-                    tracing::warn!(%peer, account, "login refused");
+                    login_refused(peer, account.as_ref());
                     let at = self.tried_at + self.context.limits.failure_delay;
                     self.errand = Some(Errand::Refuse(Box::pin(tokio::time::sleep_until(at))));
                 }

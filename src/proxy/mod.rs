@@ -8,6 +8,7 @@ mod driver;
 mod lane;
 mod limits;
 pub mod record;
+mod refused;
 mod register;
 mod serve;
 mod tally;
