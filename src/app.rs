@@ -38,6 +38,7 @@ use crate::metrics::{Metrics, Queue};
 use crate::model::{SessionEvent, Timestamp};
 use crate::net::backends::{Backends, Table};
 use crate::net::counters::Counters;
+use crate::net::resolve::Resolver;
 use crate::net::{listen, tls};
 use crate::nodes::{self, Membership, Neighbours};
 use crate::proxy;
@@ -79,6 +80,7 @@ pub struct Running {
     /// What it goes by.
     config: Config,
     backends: Backends,
+    resolver: Resolver,
     /// What new sessions begin with.
     current: proxy::Current,
     tickets: Arc<dyn ProducesTickets>,
@@ -177,9 +179,12 @@ pub async fn start_with(
     }
     let tickets = tls::tickets().map_err(|error| StartError::key("[tls]", error))?;
     let server_tls = server_tls(&config.tls, &tickets)?;
-    let table = Table::new(config).map_err(|error| StartError::Configuration(error.to_string()))?;
-    let backends = Backends::new(table, Arc::new(Counters::default()));
-    let identities = Identities::load(&config.apns, config.push.priority)
+    let counters = Arc::new(Counters::default());
+    let resolver = Resolver::new(&config.resolver, Arc::clone(&counters));
+    let table = Table::new(config, &resolver)
+        .map_err(|error| StartError::Configuration(error.to_string()))?;
+    let backends = Backends::new(table, counters);
+    let identities = Identities::load(&config.apns, config.push.priority, &resolver)
         .map_err(|error| StartError::Configuration(error.to_string()))?;
     // What makes files comes last, so that a start that fails before it leaves none behind.
     check_record(config)?;
@@ -317,6 +322,7 @@ pub async fn start_with(
         inquirer,
         config: config.clone(),
         backends,
+        resolver,
         current,
         tickets,
         listening,

@@ -22,8 +22,8 @@ impl Running {
     /// All stays as it was.
     pub fn reload(&mut self, config: &Config) -> Result<(), StartError> {
         let server_tls = server_tls(&config.tls, &self.tickets)?;
-        let table =
-            Table::new(config).map_err(|error| StartError::Configuration(error.to_string()))?;
+        let table = Table::new(config, &self.resolver)
+            .map_err(|error| StartError::Configuration(error.to_string()))?;
         check_record(config)?;
         let places = self.places(config)?;
         self.identities
@@ -97,6 +97,7 @@ impl Running {
             ("[credentials]", old.credentials == new.credentials),
             ("[watch]", old.watch == new.watch),
             ("[push]", old.push == new.push),
+            ("[resolver]", old.resolver == new.resolver),
             ("[node]", old.node == new.node),
             ("[admin]", old.admin == new.admin),
             ("[log] format", old.log.format == new.log.format),

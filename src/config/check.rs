@@ -8,7 +8,7 @@ mod store;
 mod value;
 
 use std::iter;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,11 +19,11 @@ use tracing_subscriber::filter::LevelFilter;
 use self::value::{domain, host_and_port, is_loopback};
 use super::raw::{
     RawAdmin, RawBackend, RawBackendTls, RawConfig, RawLimits, RawListener, RawListenerTls, RawLog,
-    RawNode, RawRecord, RawRoute, RawSni, RawTls, RawWatch,
+    RawNode, RawRecord, RawResolver, RawRoute, RawSni, RawTls, RawWatch,
 };
 use super::{
     Admin, Backend, BackendTls, Config, ConfigError, Limits, Listener, ListenerTls, Log, Network,
-    Node, Record, Route, Sni, Tls, Trust, Watch, database_name,
+    Node, Record, Resolver, Route, Sni, Tls, Trust, Watch, database_name,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -51,6 +51,7 @@ pub(super) fn config(raw: RawConfig, origin: &Path) -> Result<Config> {
     config.push = check.push(raw.push)?;
     config.apns = check.identities(raw.apns)?;
     config.limits = check.limits(raw.limits)?;
+    config.resolver = check.resolver(raw.resolver)?;
     config.admin = check.admin(raw.admin)?;
     config.node = check.node(raw.node)?;
     config.log = check.log(raw.log)?;
@@ -290,6 +291,22 @@ impl Check<'_> {
             return Err(self.refusal("[record] folder", problem));
         }
         Ok(Some(Record { folder, max_size: max_size as u64 }))
+    }
+
+    fn resolver(&self, raw: RawResolver) -> Result<Resolver> {
+        const SERVERS: &str = "[resolver] name_servers";
+        let mut resolver = Resolver::default();
+        for text in raw.name_servers {
+            let address = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
+            let address = address.or_else(|_| text.parse::<SocketAddr>()).map_err(|_| {
+                let allowed = "allowed is an IP address, also with a port, such as \"192.0.2.53\" or \
+                               \"127.0.0.1:5353\"";
+                self.refusal(SERVERS, format!("{text:?} is no address; {allowed}"))
+            })?;
+            resolver.name_servers.push(address);
+        }
+        self.number("[resolver] waiting", raw.waiting, 1..=1_000_000, &mut resolver.waiting)?;
+        Ok(resolver)
     }
 
     fn admin(&self, raw: RawAdmin) -> Result<Admin> {

@@ -47,6 +47,7 @@ pub struct Config {
     /// domain, and at most one serves all others.
     pub apns: Vec<Apns>,
     pub limits: Limits,
+    pub resolver: Resolver,
     pub admin: Admin,
     pub node: Node,
     pub log: Log,
@@ -296,6 +297,15 @@ pub struct Limits {
     pub write_timeout: Duration,
 }
 
+/// `[resolver]`: how names of servers become addresses.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resolver {
+    /// Empty: those of `/etc/resolv.conf`.
+    pub name_servers: Vec<SocketAddr>,
+    /// Connections that wait for the address of one name.
+    pub waiting: usize,
+}
+
 /// `[admin]`: metrics, health and status over HTTP, without authentication.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Admin {
@@ -367,6 +377,7 @@ impl Config {
             push: Push::default(),
             apns: Vec::new(),
             limits: Limits::default(),
+            resolver: Resolver::default(),
             admin: Admin::default(),
             node: Node::default(),
             log: Log::default(),
@@ -575,6 +586,14 @@ impl Default for Limits {
             capability_size: 16 * 1024,
             write_timeout: Duration::from_mins(5),
         }
+    }
+}
+
+// === impl Resolver ===
+
+impl Default for Resolver {
+    fn default() -> Self {
+        Self { name_servers: Vec::new(), waiting: 4096 }
     }
 }
 

@@ -36,6 +36,7 @@ table!(RawConfig {
     push: RawPush,
     apns: Option<OneOrMore<RawApns>>,
     limits: RawLimits,
+    resolver: RawResolver,
     admin: RawAdmin,
     node: RawNode,
     log: RawLog,
@@ -165,6 +166,11 @@ table!(RawLimits {
     command_size: Option<String>,
     capability_size: Option<String>,
     write_timeout: Option<String>,
+});
+
+table!(RawResolver {
+    name_servers: Vec<String>,
+    waiting: Option<i64>,
 });
 
 table!(RawAdmin {

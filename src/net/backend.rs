@@ -14,6 +14,7 @@ use tokio_rustls::TlsConnector;
 
 use super::backends::Place;
 use super::proxy_protocol::{self, Addresses};
+use super::resolve::Resolver;
 use super::stream::{Stream, tune};
 use super::tls::{self, TlsError};
 use crate::config::{self, BackendTls, Trust};
@@ -42,6 +43,7 @@ struct Way {
     connect_timeout: Duration,
     proxy_protocol: bool,
     send_id: bool,
+    resolver: Resolver,
 }
 
 /// What outlives a configuration, and so tells one backend from another.
@@ -114,6 +116,7 @@ impl Backend {
     pub fn new(
         config: &config::Backend,
         connect_timeout: Duration,
+        resolver: &Resolver,
     ) -> Result<Self, (&'static str, TlsError)> {
         let trust = |trust: &Trust| {
             let client = tls::client(trust.ca.as_deref()).map_err(|error| ("ca", error))?;
@@ -141,6 +144,7 @@ impl Backend {
             connect_timeout,
             proxy_protocol: *proxy_protocol,
             send_id: *send_id,
+            resolver: resolver.clone(),
         };
         Ok(Self { way: Arc::new(way), known: Arc::default() })
     }
@@ -186,9 +190,10 @@ impl Backend {
         let failed = |source| ConnectError::Io { backend: self.name(), source };
         let late = || ConnectError::Timeout { backend: self.name(), limit: *limit };
         let deadline = Instant::now() + *limit;
-        let looked_up = tokio::net::lookup_host((host.as_str(), *port));
+        let looked_up = self.way.resolver.resolve(host, *port);
         let looked_up = tokio::time::timeout_at(deadline, looked_up).await.map_err(|_| late())?;
-        let addresses: Vec<_> = looked_up.map_err(failed)?.take(MOST_ADDRESSES).collect();
+        let mut addresses = looked_up.map_err(failed)?;
+        addresses.truncate(MOST_ADDRESSES);
         self.dial(&addresses, deadline, client).await.map_err(|error| match error {
             Some(source) => failed(source),
             None => late(),
@@ -415,7 +420,7 @@ mod tests {
     }
 
     fn built(config: &config::Backend) -> Backend {
-        Backend::new(config, LIMIT).unwrap()
+        Backend::new(config, LIMIT, &Resolver::default()).unwrap()
     }
 
     async fn listener() -> (TcpListener, SocketAddr) {

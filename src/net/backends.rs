@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::backend::{Backend, ConnectError, Connected, LoggedIn, LoginError};
 use super::counters::Counters;
 use super::proxy_protocol::Addresses;
+use super::resolve::Resolver;
 use super::tls::TlsError;
 use crate::config::{self, Config};
 use crate::model::{Account, Credentials};
@@ -57,10 +58,12 @@ pub struct Place {
 // === impl Table ===
 
 impl Table {
-    pub fn new(config: &Config) -> Result<Self, Unusable> {
+    /// The backends of `config`, whose names `resolver` knows.
+    pub fn new(config: &Config, resolver: &Resolver) -> Result<Self, Unusable> {
         let backend = |table, backend: &config::Backend| match Backend::new(
             backend,
             config.limits.connect_timeout,
+            resolver,
         ) {
             Ok(built) => Ok((backend.clone(), built)),
             Err((key, problem)) => Err(Unusable { table, key, problem }),
@@ -233,7 +236,7 @@ mod tests {
         };
         config.routes = routes.iter().map(route).collect();
         config.limits.connections_per_account = connections_per_account;
-        Table::new(&config).unwrap()
+        Table::new(&config, &Resolver::default()).unwrap()
     }
 
     fn backends(table: Table) -> Backends {

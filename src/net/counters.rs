@@ -20,6 +20,7 @@ pub struct Counters {
     pub capability_size: Counter,
     pub write_timeout: Counter,
     pub watch_connections: Counter,
+    pub resolver_waiting: Counter,
 }
 
 /// How often one limit was hit since the start.
@@ -36,7 +37,7 @@ const QUIET: Duration = Duration::from_secs(60);
 
 impl Counters {
     /// Each counter with the key of its limit.
-    pub fn all(&self) -> [(&'static str, &Counter); 11] {
+    pub fn all(&self) -> [(&'static str, &Counter); 12] {
         [
             ("sessions", &self.sessions),
             ("sessions_per_ip", &self.sessions_per_ip),
@@ -49,6 +50,7 @@ impl Counters {
             ("capability_size", &self.capability_size),
             ("write_timeout", &self.write_timeout),
             ("watch_connections", &self.watch_connections),
+            ("resolver_waiting", &self.resolver_waiting),
         ]
     }
 }

@@ -1,4 +1,5 @@
-//! Sockets: listening, TLS configurations, connections to a backend, and waits between tries.
+//! Sockets: listening, TLS configurations, names and addresses, connections to a backend, and waits
+//! between tries.
 //!
 //! Knows the wire (`imap`) as far as logging in at a backend needs it, and nothing of sessions,
 //! watchers, pushes or the database.
@@ -10,5 +11,6 @@ pub mod counters;
 pub mod deflate;
 pub mod listen;
 pub mod proxy_protocol;
+pub mod resolve;
 pub mod stream;
 pub mod tls;

@@ -14,11 +14,13 @@ use tracing::warn;
 use super::apns::{Apns, Identity, IdentityError, SetupError, Validity};
 use crate::config;
 use crate::model::{Account, Timestamp};
+use crate::net::resolve::Resolver;
 
 /// The identities of a configuration; clones share them.
 #[derive(Clone, Debug)]
 pub struct Identities {
     entries: Arc<watch::Sender<Arc<[Entry]>>>,
+    resolver: Resolver,
 }
 
 #[derive(Debug)]
@@ -74,16 +76,20 @@ pub enum LoadError {
 // === impl Identities ===
 
 impl Identities {
-    /// Reads all files and opens no socket. `priority` as in [`Apns::new`].
-    pub fn load(config: &[config::Apns], priority: Option<u8>) -> Result<Self, LoadError> {
-        let entries = watch::Sender::new(entries(config, priority, &[])?);
-        Ok(Self { entries: Arc::new(entries) })
+    /// Reads all files and opens no socket. `priority` and `resolver` as in [`Apns::new`].
+    pub fn load(
+        config: &[config::Apns],
+        priority: Option<u8>,
+        resolver: &Resolver,
+    ) -> Result<Self, LoadError> {
+        let entries = watch::Sender::new(entries(config, priority, resolver, &[])?);
+        Ok(Self { entries: Arc::new(entries), resolver: resolver.clone() })
     }
 
     /// Replaces all identities, or none on an error. Requests under way end on their connections;
     /// new ones use new connections.
     pub fn reload(&self, config: &[config::Apns], priority: Option<u8>) -> Result<(), LoadError> {
-        let new = entries(config, priority, &self.entries())?;
+        let new = entries(config, priority, &self.resolver, &self.entries())?;
         self.entries.send_replace(new);
         Ok(())
     }
@@ -193,6 +199,7 @@ impl Entry {
 fn entries(
     config: &[config::Apns],
     priority: Option<u8>,
+    resolver: &Resolver,
     before: &[Entry],
 ) -> Result<Arc<[Entry]>, LoadError> {
     let mut entries: Vec<Entry> = Vec::new();
@@ -212,7 +219,7 @@ fn entries(
                  com.apple.mail. and drops others, this one too"
             );
         }
-        let client = Apns::new(&identity, apns, priority)?;
+        let client = Apns::new(&identity, apns, priority, resolver)?;
         entries.push(Entry { identity, apns: client, domains: apns.domains.clone() });
     }
     Ok(entries.into())

@@ -8,6 +8,7 @@
 mod backend;
 mod client;
 mod mailboxes;
+mod names;
 mod secrets;
 
 use std::time::Duration;

@@ -145,6 +145,9 @@ fn every_key_takes_effect() {
     assert_eq!(limits.command_size, 1536 * 1024);
     assert_eq!(limits.capability_size, 8 * 1024);
     assert_eq!(limits.write_timeout, Duration::from_secs(60));
+    let servers = ["192.0.2.53:53", "[2001:db8::53]:5353"].map(|text| text.parse().unwrap());
+    assert_eq!(config.resolver.name_servers, servers);
+    assert_eq!(config.resolver.waiting, 100);
 
     assert_eq!(config.admin.address, Some("10.0.0.6:9143".parse().unwrap()));
 

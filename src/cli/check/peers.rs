@@ -16,6 +16,7 @@ use crate::imap::capability::Capabilities;
 use crate::model::{Account, Credentials, Timestamp};
 use crate::net::backend::{Backend, ConnectError, LoginError};
 use crate::net::backends::{Backends, Table};
+use crate::net::resolve::Resolver;
 use crate::push::apns::{Apns, Identity, Outcome, Validity};
 use crate::push::payload::Probe;
 use crate::store::Master;
@@ -31,6 +32,11 @@ const WARNING_DAYS: i64 = 30;
 
 /// What is worth telling of what a backend offers.
 const TOLD: [&str; 6] = ["IDLE", "NOTIFY", "CONDSTORE", "LIST-STATUS", "ID", "LOGINDISABLED"];
+
+/// Looks names up as the program does.
+fn resolver(config: &Config) -> Resolver {
+    Resolver::new(&config.resolver, std::sync::Arc::default())
+}
 
 /// A user's password. `Debug` does not show it.
 pub(super) struct Password(Zeroizing<Vec<u8>>);
@@ -69,7 +75,7 @@ pub(super) fn password(
 }
 
 pub(super) async fn backends(config: &Config, report: &mut Report) {
-    let table = match Table::new(config) {
+    let table = match Table::new(config, &resolver(config)) {
         Ok(table) => table,
         Err(error) => return report.failed("[backend]", error),
     };
@@ -171,7 +177,7 @@ async fn try_login(
     report: &mut Report,
 ) {
     // What is wrong with it has been said.
-    let Ok(table) = Table::new(config) else { return };
+    let Ok(table) = Table::new(config, &resolver(config)) else { return };
     let backend =
         Backends::new(table, std::sync::Arc::default()).of(Some(&Account::from_login(user)));
     let longest = config.limits.capability_size;
@@ -199,15 +205,21 @@ pub(super) async fn push(config: &Config, report: &mut Report) {
     if config.apns.is_empty() {
         return report.warning("[apns]", "there is none: push is off");
     }
+    let resolver = resolver(config);
     for apns in &config.apns {
         match Identity::load(&apns.identity) {
-            Ok(identity) => identity_and_service(apns, &identity, report).await,
+            Ok(identity) => identity_and_service(apns, &identity, &resolver, report).await,
             Err(error) => report.failed("[apns]", error),
         }
     }
 }
 
-async fn identity_and_service(apns: &config::Apns, identity: &Identity, report: &mut Report) {
+async fn identity_and_service(
+    apns: &config::Apns,
+    identity: &Identity,
+    resolver: &Resolver,
+    report: &mut Report,
+) {
     let part = format!("[apns] {}", identity.topic().escape_debug());
     let file = identity.file().display();
     let now = Timestamp::now();
@@ -237,7 +249,7 @@ async fn identity_and_service(apns: &config::Apns, identity: &Identity, report: 
              com.apple.mobilemail.push. or com.apple.mail.",
         );
     }
-    match Apns::new(identity, apns, None) {
+    match Apns::new(identity, apns, None, resolver) {
         Ok(client) => service(&part, &client, apns, report).await,
         Err(error) => report.failed(&part, error),
     }

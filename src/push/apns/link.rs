@@ -28,6 +28,7 @@ use tracing::{debug, info, warn};
 use super::tunnel::Tunnel;
 use crate::config::{Apns, Endpoint};
 use crate::net::backoff::Backoff;
+use crate::net::resolve::Resolver;
 use crate::net::stream::tune;
 
 /// How long a PING may go unanswered.
@@ -67,6 +68,7 @@ struct Shared {
     endpoint: Endpoint,
     tunnel: Option<Tunnel>,
     tls: TlsConnector,
+    resolver: Resolver,
     connect_timeout: Duration,
     ping_interval: Duration,
 }
@@ -86,13 +88,19 @@ enum Phase {
 }
 
 impl Link {
-    pub(super) fn new(config: &Apns, tls: TlsConnector, tunnel: Option<Tunnel>) -> Self {
+    pub(super) fn new(
+        config: &Apns,
+        tls: TlsConnector,
+        tunnel: Option<Tunnel>,
+        resolver: Resolver,
+    ) -> Self {
         let state = State { phase: Phase::Down(None), number: 0, failures: 0 };
         let shared = Shared {
             state: watch::Sender::new(state),
             endpoint: config.endpoint.clone(),
             tunnel,
             tls,
+            resolver,
             connect_timeout: config.connect_timeout,
             ping_interval: config.ping_interval,
         };
@@ -255,11 +263,11 @@ impl Shared {
 
     /// Tries each address; one that swallows packets may use up no more than its share of the time.
     async fn dial_tcp(&self, deadline: Instant) -> io::Result<TcpStream> {
-        let name = match &self.tunnel {
+        let (host, port) = match &self.tunnel {
             Some(tunnel) => tunnel.proxy(),
             None => (self.endpoint.host.as_str(), self.endpoint.port),
         };
-        let addresses: Vec<_> = tokio::net::lookup_host(name).await?.collect();
+        let addresses = self.resolver.resolve(host, port).await?;
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for (index, address) in addresses.iter().enumerate() {
             let left = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);

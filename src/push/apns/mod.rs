@@ -36,6 +36,7 @@ pub use identity::{Identity, IdentityError, Validity};
 
 use crate::config::{self, Endpoint};
 use crate::model::Timestamp;
+use crate::net::resolve::Resolver;
 use crate::net::tls::{self, TlsError};
 use identity::Proof;
 use link::{Body, Link, Up};
@@ -87,7 +88,7 @@ impl Apns {
     /// A client that presents `identity` to `config.endpoint`, and believes only a server that
     /// `config.ca` vouches for, or the system's roots: never one pinned root, since Apple changes
     /// them. `priority` is the `apns-priority` of pushes that do not say their own;
-    /// `None` leaves the header out. Reads the files of the CA and of the proxy's login, and opens no
+    /// `None` leaves the header out. `resolver` knows the endpoint's name, or the proxy's. Reads the files of the CA and of the proxy's login, and opens no
     /// socket.
     ///
     /// # Errors
@@ -96,12 +97,13 @@ impl Apns {
         identity: &Identity,
         config: &config::Apns,
         priority: Option<u8>,
+        resolver: &Resolver,
     ) -> Result<Self, SetupError> {
         let tls = client_tls(identity, config).map_err(SetupError::Ca)?;
         let tunnel = config.proxy.as_ref().map(|proxy| Tunnel::new(proxy, &config.endpoint));
         let tunnel = tunnel.transpose().map_err(SetupError::ProxyLogin)?;
         Ok(Self {
-            link: Link::new(config, TlsConnector::from(Arc::new(tls)), tunnel),
+            link: Link::new(config, TlsConnector::from(Arc::new(tls)), tunnel, resolver.clone()),
             endpoint: config.endpoint.clone(),
             topic: identity.topic().into(),
             tokens: match &identity.proof {
@@ -347,7 +349,13 @@ mod tests {
         let (host, port) = ("localhost".into(), stand_in.address().port());
         (config.endpoint, config.ca) =
             (Endpoint { host, port }, Some(folder.path().join("ca.pem")));
-        let apns = Apns::new(&Identity::load(&config.identity).unwrap(), &config, None).unwrap();
+        let apns = Apns::new(
+            &Identity::load(&config.identity).unwrap(),
+            &config,
+            None,
+            &Resolver::default(),
+        )
+        .unwrap();
 
         let device = Device {
             account: Account::from_login("alice"),

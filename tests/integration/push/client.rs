@@ -9,6 +9,7 @@ use bytes::Bytes;
 use hyper::Response;
 use mailchime::demo::apns::Answer;
 use mailchime::model::{Device, Mailbox, Timestamp};
+use mailchime::net::resolve::Resolver;
 use mailchime::push::apns::{Apns, Outcome, new_apns_id};
 use mailchime::push::payload::{Headers, MailPush};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
@@ -115,7 +116,8 @@ async fn b33_b35_a_push_has_the_headers_that_large_senders_use() {
         );
 
         let config = certificates.config(stand_in.address());
-        let apns = Apns::new(&certificates.identity(), &config, Some(5)).unwrap();
+        let apns =
+            Apns::new(&certificates.identity(), &config, Some(5), &Resolver::default()).unwrap();
         assert!(is_accepted(&push(&apns, &device).await));
         assert_eq!(stand_in.next().await.header("apns-priority"), Some("5"));
     })
@@ -168,7 +170,8 @@ async fn b21_a_request_has_a_deadline_and_the_next_one_does_not_wait_behind_it()
         let stand_in = certificates.stand_in().await;
         let mut config = certificates.config(stand_in.address());
         config.request_timeout = Duration::from_secs(1);
-        let apns = Apns::new(&certificates.identity(), &config, None).unwrap();
+        let apns =
+            Apns::new(&certificates.identity(), &config, None, &Resolver::default()).unwrap();
         let device = certificates.device("ab");
         assert!(is_accepted(&push(&apns, &device).await));
         stand_in.answer_next(1, Answer::Hang);
@@ -277,7 +280,8 @@ async fn b22_a_server_that_says_nothing_is_given_up() {
         let silent = listener().await;
         let mut config = certificates.config(silent.local_addr().unwrap());
         config.connect_timeout = Duration::from_millis(200);
-        let apns = Apns::new(&certificates.identity(), &config, None).unwrap();
+        let apns =
+            Apns::new(&certificates.identity(), &config, None, &Resolver::default()).unwrap();
         let said = why(push(&apns, &certificates.device("ab")).await);
         assert_eq!(said, "no connection: TLS: no answer in time");
     })
@@ -300,7 +304,13 @@ async fn b23_b31_who_is_not_believed_is_said_and_nothing_is_sent() {
 
         // The server does not believe us. TLS 1.3 says so after the handshake, when a request may
         // be under way and break, so what is said varies.
-        let apns = Apns::new(&ours.identity(), &theirs.config(stand_in.address()), None).unwrap();
+        let apns = Apns::new(
+            &ours.identity(),
+            &theirs.config(stand_in.address()),
+            None,
+            &Resolver::default(),
+        )
+        .unwrap();
         why(push(&apns, &ours.device("ab")).await);
         assert_eq!(stand_in.received(), 0);
     })

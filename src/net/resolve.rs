@@ -1,0 +1,391 @@
+//! Names to addresses, without a thread that waits: what the system's `getaddrinfo` does for a server,
+//! asked of `/etc/hosts` and of the name servers in `/etc/resolv.conf`, whose changes count at once.
+//!
+//! Of each name one look-up is under way, however many wait for it, and it belongs to none of them: who
+//! waits may go, and the answer is there for whoever comes next. So a name server that says nothing
+//! costs those who need one of its names their time, and nobody else anything.
+//!
+//! An answer counts for its time to live. When that is over and no name server answers, it is used all
+//! the same, for up to a day (RFC 8767): that a name server is away does not mean that its names moved.
+
+mod files;
+mod servers;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use self::files::Files;
+use self::servers::{Failure, Found, Servers};
+use super::counters::Counters;
+use crate::config;
+
+/// For a look-up as a whole: all servers, all domains of the search list.
+const LOOK_UP_TIME: Duration = Duration::from_secs(30);
+/// An answer counts for no less, or each login would be a question.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// And for no more.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// That there is no such name counts for no longer: somebody may be about to mend it.
+const LONGEST_ABSENCE: Duration = Duration::from_secs(5);
+/// After a look-up without an answer the next one waits for so long.
+const RETRY: Duration = Duration::from_secs(2);
+/// How long an answer is used after its time when there is no newer one (RFC 8767 section 5).
+const STALE: Duration = Duration::from_secs(24 * 60 * 60);
+/// For a newer answer, where there is an old one (RFC 8767 section 5).
+const PATIENCE: Duration = Duration::from_millis(1800);
+/// Names that are remembered. They come from the configuration, so there are few.
+const NAMES: usize = 4096;
+/// Between two log lines about one name.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// A handle to what is known of names. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Resolver(Arc<Shared>);
+
+/// Where answers come from.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    pub hosts: PathBuf,
+    pub resolv_conf: PathBuf,
+    /// Those of `resolv_conf` where there are none.
+    pub name_servers: Vec<SocketAddr>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    files: Mutex<Files>,
+    names: Mutex<HashMap<String, watch::Sender<Known>>>,
+    most_waiting: usize,
+    counters: Arc<Counters>,
+}
+
+/// What is known of a name.
+#[derive(Debug, Default)]
+struct Known {
+    answer: Option<Answer>,
+    /// Of the last look-up, if it found nothing.
+    failure: Option<(Failure, Instant)>,
+    asking: Option<Asking>,
+    /// Of the servers that answer and failure come from.
+    generation: u64,
+    /// When the log last told of a failure.
+    told: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    /// In the order in which they are to be tried.
+    addresses: Vec<IpAddr>,
+    /// How many at the beginning are as good as the first.
+    alike: usize,
+    /// How often it was given.
+    given: usize,
+    fresh_until: Instant,
+}
+
+/// A look-up that is under way.
+#[derive(Clone, Copy, Debug)]
+struct Asking {
+    since: Instant,
+    /// Of the servers that are asked.
+    generation: u64,
+}
+
+/// What somebody who asks for a name gets now.
+enum Verdict {
+    Addresses(Vec<IpAddr>),
+    Failure(Failure),
+    /// A look-up is under way; what else there is will do from then on.
+    Wait(Option<Instant>),
+}
+
+// === impl Sources ===
+
+impl Default for Sources {
+    /// Those of the system.
+    fn default() -> Self {
+        Self {
+            hosts: "/etc/hosts".into(),
+            resolv_conf: "/etc/resolv.conf".into(),
+            name_servers: Vec::new(),
+        }
+    }
+}
+
+// === impl Resolver ===
+
+impl Default for Resolver {
+    fn default() -> Self {
+        Self::new(&config::Resolver::default(), Arc::default())
+    }
+}
+
+impl Resolver {
+    /// A resolver that knows nothing yet. `counters` learn how often too many wait for one name.
+    pub fn new(config: &config::Resolver, counters: Arc<Counters>) -> Self {
+        let name_servers = config.name_servers.clone();
+        let sources = Sources { name_servers, ..Sources::default() };
+        Self::with_sources(sources, config.waiting, counters)
+    }
+
+    /// The same with other files than the system's.
+    pub fn with_sources(sources: Sources, most_waiting: usize, counters: Arc<Counters>) -> Self {
+        let files = Mutex::new(Files::new(sources));
+        Self(Arc::new(Shared { files, names: Mutex::default(), most_waiting, counters }))
+    }
+
+    /// The addresses of `host` with this port, in the order in which they are to be tried. Those that
+    /// are as good as the first take turns. `host` is a name, or an IP address without brackets.
+    ///
+    /// It may take as long as the name servers do, so the caller has to have a limit of its own.
+    ///
+    /// # Errors
+    /// `NotFound`: there is no such name, or it has no address. `TimedOut`: no name server answers.
+    /// `ResourceBusy`: `[resolver] waiting` connections wait for this name. Anything else is what a
+    /// name server said.
+    pub async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        if let Some(address) = literal(host, port) {
+            return Ok(vec![address]);
+        }
+        let name = host.trim_end_matches('.').to_ascii_lowercase();
+        // A dot at the end says that the name is whole.
+        let name = if host.ends_with('.') { format!("{name}.") } else { name };
+        let (hosts, servers) = lock(&self.0.files).current();
+        let addresses = match hosts.get(name.trim_end_matches('.')) {
+            Some(addresses) => in_order(addresses.clone()).0,
+            None if files::is_localhost(&name) => in_order(files::localhost()).0,
+            None => self.ask(&name, &servers).await?,
+        };
+        Ok(addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect())
+    }
+
+    /// The addresses of a name that only a name server knows.
+    async fn ask(&self, name: &str, servers: &Arc<Servers>) -> io::Result<Vec<IpAddr>> {
+        let (mut verdict, mut known) = self.begin(name, servers);
+        loop {
+            let until = match verdict {
+                Verdict::Addresses(addresses) => return Ok(addresses),
+                Verdict::Failure(failure) => return Err(failure.into()),
+                Verdict::Wait(until) => until,
+            };
+            let Some(receiver) = &mut known else { return Err(self.too_many(name)) };
+            tokio::select! {
+                changed = receiver.changed() => if changed.is_err() {
+                    return Err(Failure::Silent.into());
+                },
+                () = async {
+                    match until {
+                        Some(until) => sleep_until(until).await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
+            }
+            verdict = self.now(name);
+        }
+    }
+
+    /// What is known of `name`, after a look-up was begun if there has to be one; and, for whoever has
+    /// to wait, how to hear of its end, unless too many wait.
+    fn begin(
+        &self,
+        name: &str,
+        servers: &Arc<Servers>,
+    ) -> (Verdict, Option<watch::Receiver<Known>>) {
+        let now = Instant::now();
+        let mut names = lock(&self.0.names);
+        if names.len() >= NAMES && !names.contains_key(name) {
+            names.retain(|_, known| known.receiver_count() > 0);
+        }
+        let sender = names.entry(name.to_owned()).or_default();
+        let (mut verdict, mut look_up) = (Verdict::Wait(None), false);
+        sender.send_if_modified(|known| {
+            look_up = known.is_due(servers.generation(), now);
+            if look_up {
+                known.asking = Some(Asking { since: now, generation: servers.generation() });
+            }
+            verdict = known.verdict(now);
+            false
+        });
+        if look_up {
+            tokio::spawn(look_up_and_tell(self.clone(), name.to_owned(), Arc::clone(servers)));
+        }
+        let may_wait = sender.receiver_count() < self.0.most_waiting;
+        let waits = matches!(verdict, Verdict::Wait(_)) && may_wait;
+        let receiver = waits.then(|| sender.subscribe());
+        (verdict, receiver)
+    }
+
+    /// What is known of `name`.
+    fn now(&self, name: &str) -> Verdict {
+        let (now, mut verdict) = (Instant::now(), Verdict::Failure(Failure::Silent));
+        if let Some(sender) = lock(&self.0.names).get(name) {
+            sender.send_if_modified(|known| {
+                verdict = known.verdict(now);
+                false
+            });
+        }
+        verdict
+    }
+
+    fn too_many(&self, name: &str) -> io::Error {
+        let limit = self.0.most_waiting;
+        if self.0.counters.resolver_waiting.hit() {
+            tracing::warn!(
+                name,
+                limit,
+                "the name server says nothing, and [resolver] waiting is reached: further \
+                 connections there fail at once"
+            );
+        }
+        let why = format!("{limit} connections wait for the address of {name} already");
+        io::Error::new(io::ErrorKind::ResourceBusy, why)
+    }
+}
+
+/// The one look-up of a name.
+async fn look_up_and_tell(resolver: Resolver, name: String, servers: Arc<Servers>) {
+    let found = timeout(LOOK_UP_TIME, servers.look_up(&name)).await;
+    let found = found.unwrap_or(Err(Failure::Silent));
+    let names = lock(&resolver.0.names);
+    if let Some(sender) = names.get(&name) {
+        let now = Instant::now();
+        sender.send_if_modified(|known| known.learn(&name, found, servers.generation(), now));
+    }
+}
+
+// === impl Known ===
+
+impl Known {
+    /// Whether a look-up has to begin, at the servers of this generation.
+    fn is_due(&self, generation: u64, now: Instant) -> bool {
+        // One that ended without a word, by a panic, must not be waited for for ever.
+        let under_way = self.asking.is_some_and(|asking| {
+            asking.generation == generation && now < asking.since + 2 * LOOK_UP_TIME
+        });
+        let fresh = self.answer.as_ref().is_some_and(|answer| now < answer.fresh_until);
+        let resting = self.failure.as_ref().is_some_and(|(_, until)| now < *until);
+        // What other servers said before is no more than an old answer.
+        let settled = self.generation == generation && (fresh || resting);
+        !under_way && !settled
+    }
+
+    fn verdict(&mut self, now: Instant) -> Verdict {
+        self.answer.take_if(|answer| now >= answer.fresh_until + STALE);
+        match (&mut self.answer, self.asking) {
+            (Some(answer), Some(asking)) => match asking.since + PATIENCE {
+                until if now < until => Verdict::Wait(Some(until)),
+                _ => Verdict::Addresses(answer.give()),
+            },
+            (Some(answer), None) => Verdict::Addresses(answer.give()),
+            (None, Some(_)) => Verdict::Wait(None),
+            (None, None) => {
+                let failure = self.failure.as_ref().map(|(failure, _)| failure.clone());
+                Verdict::Failure(failure.unwrap_or(Failure::Silent))
+            }
+        }
+    }
+
+    /// A look-up has ended. Returns whether anybody has to hear of it.
+    fn learn(
+        &mut self,
+        name: &str,
+        found: Result<Found, Failure>,
+        generation: u64,
+        now: Instant,
+    ) -> bool {
+        if self.asking.is_none_or(|asking| asking.generation != generation) {
+            return false;
+        }
+        (self.asking, self.generation) = (None, generation);
+        match found {
+            Ok(Found { addresses, ttl }) => {
+                let fresh_until = now + ttl.clamp(SHORTEST, LONGEST);
+                self.answer = Some(Answer::new(addresses, fresh_until));
+                self.failure = None;
+            }
+            Err(failure) => {
+                let rest = match &failure {
+                    Failure::Absent { ttl, .. } => {
+                        // The name's owner says so; what was known holds no more.
+                        self.answer = None;
+                        ttl.unwrap_or(LONGEST_ABSENCE).clamp(SHORTEST, LONGEST_ABSENCE)
+                    }
+                    Failure::Silent | Failure::Other(_) => RETRY,
+                };
+                let due = self.told.is_none_or(|told| now.duration_since(told) >= QUIET);
+                if due && self.answer.is_some() {
+                    self.told = Some(now);
+                    tracing::warn!(
+                        name,
+                        why = %failure,
+                        "a name cannot be looked up; the addresses that it had are used for a day"
+                    );
+                }
+                self.failure = Some((failure, now + rest));
+            }
+        }
+        true
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    fn new(addresses: Vec<IpAddr>, fresh_until: Instant) -> Self {
+        let (addresses, alike) = in_order(addresses);
+        Self { addresses, alike, given: 0, fresh_until }
+    }
+
+    fn give(&mut self) -> Vec<IpAddr> {
+        let mut addresses = self.addresses.clone();
+        if self.alike > 1 {
+            addresses[..self.alike].rotate_left(self.given % self.alike);
+        }
+        self.given = self.given.wrapping_add(1);
+        addresses
+    }
+}
+
+/// The addresses in the order in which they are to be tried, and how many are as good as the first. As
+/// RFC 6724 section 6 has it where it matters: first those that this machine has a way to (rule 1), and
+/// of them IPv6 (rule 6).
+fn in_order(addresses: Vec<IpAddr>) -> (Vec<IpAddr>, usize) {
+    let rank = |address: IpAddr| ((!has_way_to(address), address.is_ipv4()), address);
+    let mut ranked: Vec<_> = addresses.into_iter().map(rank).collect();
+    ranked.sort_by_key(|(rank, _)| *rank);
+    let first = ranked.first().map(|(rank, _)| *rank);
+    let alike = ranked.iter().take_while(|(rank, _)| Some(*rank) == first).count();
+    (ranked.into_iter().map(|(_, address)| address).collect(), alike)
+}
+
+/// Whether this machine has a route there. Nothing is sent.
+fn has_way_to(address: IpAddr) -> bool {
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    UdpSocket::bind((any, 0)).and_then(|socket| socket.connect((address, 53))).is_ok()
+}
+
+/// An address that needs no look-up; of IPv6 also one with the name or number of an interface behind a
+/// `%` (RFC 4007 section 11).
+fn literal(host: &str, port: u16) -> Option<SocketAddr> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Some(SocketAddr::new(address, port));
+    }
+    let (address, zone) = host.split_once('%')?;
+    let address = address.parse::<Ipv6Addr>().ok()?;
+    let zone = zone.parse().ok().or_else(|| files::interface(zone))?;
+    Some(SocketAddrV6::new(address, port, 0, zone).into())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
