@@ -310,6 +310,17 @@ impl Credentials {
         }
     }
 
+    /// Whether a backend that accepts these credentials has accepted this very account.
+    ///
+    /// A password proves the login name, and some backends overlook the authorization identity: then
+    /// both must be one account. A token proves whom it was issued to, and some backends overlook the
+    /// name that comes with it: `checks_token_name` says that this one does not.
+    pub fn prove_account(&self, checks_token_name: bool) -> bool {
+        let claims_nothing =
+            self.authorization.is_empty() || Account::from_login(&self.login) == self.account();
+        claims_nothing && (self.kind == SecretKind::Password || checks_token_name)
+    }
+
     /// Whether both prove the same thing with the same secret.
     pub fn same_as(&self, other: &Self) -> bool {
         self.kind == other.kind
@@ -358,6 +369,26 @@ mod tests {
         let credentials = Credentials::password("alice", b"wonder land".to_vec());
         let shown = format!("{credentials:?} {credentials:#?}");
         assert!(!shown.contains("wonder") && !shown.contains("119"), "{shown}");
+    }
+
+    #[test]
+    fn credentials_prove_the_account_that_they_claim_or_none() {
+        let password = |authorization: &str| {
+            Credentials::password("bob@b.example", b"x".to_vec()).acting_as(authorization)
+        };
+        for (authorization, proven) in [
+            ("", true),
+            ("bob@b.example", true),
+            ("bob@B.Example", true),
+            ("Bob@b.example", false),
+            ("bob", false),
+            ("alice@b.example", false),
+        ] {
+            assert_eq!(password(authorization).prove_account(false), proven, "{authorization}");
+        }
+        let token = Credentials::bearer("bob", b"x".to_vec());
+        assert!(!token.prove_account(false) && token.prove_account(true));
+        assert!(!token.acting_as("alice").prove_account(true));
     }
 
     #[test]

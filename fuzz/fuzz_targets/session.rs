@@ -6,7 +6,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use libfuzzer_sys::{Corpus, fuzz_target};
-use mailchime::imap::session::{Action, Session};
+use mailchime::imap::session::{Action, LoggedIn, Proven, Session};
 use mailchime::model::Account;
 use mailchime_fuzz::drive::{Happened, Log, assert_same, play};
 use mailchime_fuzz::oracle::contains;
@@ -54,11 +54,16 @@ fn before_tls(script: &Script, log: &Log) {
 fn secrets(log: &Log, client: &[u8], backend: &[u8]) {
     let mut places = 0;
     for happened in &log.happened {
-        if let Happened::Did(Action::LoggedIn(Some(account), None)) = happened {
-            named_itself(client, account);
-        }
-        let Happened::Did(Action::LoggedIn(_, Some(credentials))) = happened else { continue };
+        let Happened::Did(Action::LoggedIn(LoggedIn { claimed, proven })) = happened else {
+            continue;
+        };
         places += 1;
+        let Some(Proven { account, credentials }) = proven else { continue };
+        assert_eq!(claimed.as_ref(), Some(account), "another is proven than was claimed");
+        let Some(credentials) = credentials else {
+            named_itself(client, account);
+            continue;
+        };
         let secret = credentials.expose_secret();
         let count = |bytes: &[u8]| bytes.windows(secret.len()).filter(|w| *w == secret).count();
         let said = count(client) + in_base64(client).filter(|said| count(said) > 0).count();

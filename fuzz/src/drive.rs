@@ -1,7 +1,7 @@
 //! Plays a script against a state machine as the proxy's driver does, and keeps a log.
 
 use mailchime::imap::relay::Relay;
-use mailchime::imap::session::{Action, Output, Session, Step};
+use mailchime::imap::session::{Action, Output, Reached, Session, Step};
 
 use crate::script::{Cut, Event, Script, Side};
 
@@ -54,7 +54,9 @@ impl Machine for Session {
         match asked {
             Action::Register(_) => self.registered(well),
             Action::StartTls => self.secured(),
-            Action::Connect(_) if well => self.connected(false, true),
+            Action::Connect(_) if well => {
+                self.connected(Reached { send_id: true, ..Reached::default() });
+            }
             Action::Connect(_) => drop(self.unavailable()),
             Action::Refused(_) => self.release(),
             _ => {}

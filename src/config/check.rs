@@ -242,6 +242,7 @@ impl Check<'_> {
         let mut backend = Backend::new(host, port, tls);
         backend.proxy_protocol = raw.proxy_protocol.unwrap_or(backend.proxy_protocol);
         backend.send_id = raw.send_id.unwrap_or(backend.send_id);
+        backend.checks_token_name = raw.checks_token_name.unwrap_or(backend.checks_token_name);
         Ok(backend)
     }
 

@@ -105,6 +105,8 @@ pub struct Backend {
     pub proxy_protocol: bool,
     /// The client's ID goes there, with its address.
     pub send_id: bool,
+    /// An access token is refused there that was not issued to the name that comes with it.
+    pub checks_token_name: bool,
 }
 
 /// How the backend is spoken to.
@@ -435,7 +437,14 @@ impl Tls {
 impl Backend {
     /// A backend that is told nothing of the client.
     pub fn new(host: impl Into<String>, port: u16, tls: BackendTls) -> Self {
-        Self { host: host.into(), port, tls, proxy_protocol: false, send_id: false }
+        Self {
+            host: host.into(),
+            port,
+            tls,
+            proxy_protocol: false,
+            send_id: false,
+            checks_token_name: false,
+        }
     }
 }
 

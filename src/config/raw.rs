@@ -72,6 +72,7 @@ table!(RawBackend {
     server_name: Option<String>,
     proxy_protocol: Option<bool>,
     send_id: Option<bool>,
+    checks_token_name: Option<bool>,
 });
 
 // `domain` and the keys of `RawBackend`, which serde cannot flatten into a table that refuses
@@ -84,12 +85,31 @@ table!(RawRoute {
     server_name: Option<String>,
     proxy_protocol: Option<bool>,
     send_id: Option<bool>,
+    checks_token_name: Option<bool>,
 });
 
 impl RawRoute {
     pub(super) fn split(self) -> (Option<String>, RawBackend) {
-        let Self { domain, address, tls, ca, server_name, proxy_protocol, send_id } = self;
-        (domain, RawBackend { address, tls, ca, server_name, proxy_protocol, send_id })
+        let Self {
+            domain,
+            address,
+            tls,
+            ca,
+            server_name,
+            proxy_protocol,
+            send_id,
+            checks_token_name,
+        } = self;
+        let backend = RawBackend {
+            address,
+            tls,
+            ca,
+            server_name,
+            proxy_protocol,
+            send_id,
+            checks_token_name,
+        };
+        (domain, backend)
     }
 }
 

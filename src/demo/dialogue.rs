@@ -27,6 +27,8 @@ pub struct Settings {
     pub master: bool,
     /// The client's ID goes on to the backend.
     pub send_id: bool,
+    /// The backend checks the name that comes with an access token.
+    pub checks_token_name: bool,
     /// The client connects without TLS.
     pub starttls: bool,
     /// It makes sense against a live server.
@@ -100,6 +102,7 @@ impl Default for Settings {
             relay: false,
             master: false,
             send_id: false,
+            checks_token_name: false,
             starttls: false,
             live: true,
             user: "alice".into(),
@@ -189,6 +192,7 @@ impl Settings {
             ("relay", "always") => self.relay = true,
             ("master", "") => self.master = true,
             ("send-id", "") => self.send_id = true,
+            ("checks-token-name", "") => self.checks_token_name = true,
             ("starttls", "") => self.starttls = true,
             ("live", "no") => self.live = false,
             ("user", name) if !name.is_empty() => self.user = name.to_owned(),

@@ -105,8 +105,8 @@ pub enum Action {
     Disconnect(Disconnect),
     /// A login was refused: after a while call [`Session::release`], which says so.
     Refused(Option<Account>),
-    /// The backend accepted this user, and these credentials; `None` where they were hidden from us.
-    LoggedIn(Option<Account>, Option<Credentials>),
+    /// The backend accepted a login.
+    LoggedIn(LoggedIn),
     /// The backend was seen to offer this before login.
     Seen(Capabilities),
     /// Store this, then call [`Session::registered`].
@@ -115,6 +115,34 @@ pub enum Action {
     Compress,
     /// Write what there is to write, then close.
     Close,
+}
+
+/// Who is logged in.
+#[derive(Clone, Debug)]
+pub struct LoggedIn {
+    /// Whom the client claims to be, for logs and nothing else; `None` where that was not said.
+    pub claimed: Option<Account>,
+    /// Who it is beyond doubt. Without it nothing of the session is stored, and nobody is told.
+    pub proven: Option<Proven>,
+}
+
+/// An account whose user the backend has accepted under just this name.
+#[derive(Clone, Debug)]
+pub struct Proven {
+    pub account: Account,
+    /// What was accepted; `None` where it was hidden from us.
+    pub credentials: Option<Credentials>,
+}
+
+/// What a session must know of the connection to its backend.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reached {
+    /// The greeting has been read, as before STARTTLS.
+    pub greeted: bool,
+    /// The client's ID is passed on.
+    pub send_id: bool,
+    /// The backend refuses an access token that was not issued to the name that comes with it.
+    pub checks_token_name: bool,
 }
 
 /// Why a login failed.
@@ -292,11 +320,12 @@ impl Session {
         }
     }
 
-    /// The connection that [`Action::Connect`] asked for is open; `greeted` if its greeting has been
-    /// read, as before STARTTLS. With `send_id` the client's ID is passed on to the backend.
-    pub fn connected(&mut self, greeted: bool, send_id: bool) {
+    /// The connection that [`Action::Connect`] asked for is open.
+    pub fn connected(&mut self, reached: Reached) {
         let Phase::Login(dialogue) = &mut self.phase else { return };
+        let Reached { greeted, send_id, checks_token_name } = reached;
         let id = send_id.then(|| dialogue.id());
+        dialogue.checks_token_name = checks_token_name;
         dialogue.state = match std::mem::replace(&mut dialogue.state, State::Command) {
             State::Connect { tag, attempt, by_login } => {
                 let limit = self.profile.capability_size;
@@ -390,20 +419,9 @@ impl Session {
             return;
         };
         let Output { to_client, actions, over, answered, .. } = &mut self.output;
-        let master = self.profile.master;
-        let (account, credentials, watchable) = match login.attempt() {
-            Attempt::Credentials(credentials) => {
-                // The watcher of who acts as somebody else must do so by the same right: a backend
-                // that overlooks the authorization identity would show a master another's mail.
-                let watchable = !master || credentials.authorization.is_empty();
-                (Some(credentials.account()), Some(credentials.clone()), watchable)
-            }
-            Attempt::Relayed { .. } => {
-                // One backend has accepted the name, and it may be somebody else's at another.
-                let account = login.overheard().map(Account::from_login);
-                let routed = account.as_ref().is_some_and(|account| self.profile.routes(account));
-                (account, None, master && !routed)
-            }
+        let claimed = match login.attempt() {
+            Attempt::Credentials(credentials) => Some(credentials.account()),
+            Attempt::Relayed { .. } => login.overheard().map(Account::from_login),
         };
         match outcome {
             Outcome::Challenge(text) => {
@@ -414,14 +432,18 @@ impl Session {
             }
             Outcome::Accepted { untagged, answer, offered, .. } => {
                 let prefix = std::mem::take(&mut dialogue.connection.tag_prefix);
-                let watched = account.clone().filter(|_| watchable);
+                let proven = proven(&login, dialogue.checks_token_name, &self.profile);
+                // Its watcher needs what the user has, or a master.
+                let watchable =
+                    |proven: &&Proven| self.profile.master || proven.credentials.is_some();
+                let watched = proven.as_ref().filter(watchable).map(|it| it.account.clone());
                 let relay = Relay::new(Arc::clone(&self.profile), watched, prefix);
                 to_client.extend_from_slice(&edited(&untagged, relay.own()));
                 let mut line = tag;
                 line.extend_from_slice(&answer);
                 to_client.extend_from_slice(&edited(&line, relay.own()));
                 actions.push_back(Action::Seen(offered));
-                actions.push_back(Action::LoggedIn(account, credentials));
+                actions.push_back(Action::LoggedIn(LoggedIn { claimed, proven }));
                 answered.push((Verb::Login, Status::Ok));
                 self.phase = Phase::Relay(relay);
             }
@@ -431,7 +453,7 @@ impl Session {
                 dialogue.state = State::Refused(line);
                 actions.push_back(Action::Seen(offered));
                 actions.push_back(Action::Disconnect(Disconnect::Refused));
-                actions.push_back(Action::Refused(account));
+                actions.push_back(Action::Refused(claimed));
                 answered.push((Verb::Login, Status::No));
             }
             Outcome::Unavailable(why) => {
@@ -446,6 +468,23 @@ impl Session {
                 tagged(to_client, &tag, UNAVAILABLE);
                 actions.push_back(Action::Disconnect(why));
             }
+        }
+    }
+}
+
+/// Who has logged in, where the backend's answer proves it.
+fn proven(login: &Login, checks_token_name: bool, profile: &Profile) -> Option<Proven> {
+    match login.attempt() {
+        Attempt::Credentials(credentials) => {
+            credentials.prove_account(checks_token_name).then(|| Proven {
+                account: credentials.account(),
+                credentials: Some(credentials.clone()),
+            })
+        }
+        // One backend has accepted the name, and it may be somebody else's at another.
+        Attempt::Relayed { .. } => {
+            let account = Account::from_login(login.overheard()?);
+            (!profile.routes(&account)).then_some(Proven { account, credentials: None })
         }
     }
 }
@@ -490,7 +529,7 @@ mod tests {
         let mut session = Session::new(Arc::new(profile.clone()), connection);
         session.client(b"a AUTHENTICATE CRAM-MD5\r\n", false);
         assert!(matches!(session.output.actions.pop_back(), Some(Action::Connect(None))));
-        session.connected(false, false);
+        session.connected(Reached::default());
         session.backend(b"* OK [CAPABILITY IMAP4rev1 AUTH=CRAM-MD5] ready\r\n", false);
         session.backend(b"+ PDFAeD4=\r\n", false);
         let proof = STANDARD.encode(format!("{name} b913a602c7eda7a495b4e6e7334d3890"));

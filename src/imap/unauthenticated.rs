@@ -30,6 +30,8 @@ pub(super) struct Dialogue {
     client_id: Vec<IdField>,
     collector: Collector,
     bad_commands: u32,
+    /// Of the backend that was last reached.
+    pub(super) checks_token_name: bool,
     pub(super) state: State,
 }
 
@@ -72,6 +74,7 @@ impl Dialogue {
             client_id: Vec::new(),
             collector: Collector::new(longest),
             bad_commands: 0,
+            checks_token_name: false,
             state: State::Command,
         }
     }

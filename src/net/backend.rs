@@ -44,6 +44,7 @@ struct Way {
     proxy_protocol: bool,
     send_id: bool,
     resolver: Resolver,
+    checks_token_name: bool,
 }
 
 /// What outlives a configuration, and so tells one backend from another.
@@ -136,7 +137,7 @@ impl Backend {
                 Security::Implicit(client, name)
             }
         };
-        let config::Backend { host, port, proxy_protocol, send_id, .. } = config;
+        let config::Backend { host, port, proxy_protocol, send_id, checks_token_name, .. } = config;
         let way = Way {
             host: host.clone(),
             port: *port,
@@ -145,6 +146,7 @@ impl Backend {
             proxy_protocol: *proxy_protocol,
             send_id: *send_id,
             resolver: resolver.clone(),
+            checks_token_name: *checks_token_name,
         };
         Ok(Self { way: Arc::new(way), known: Arc::default() })
     }
@@ -162,6 +164,11 @@ impl Backend {
     /// Whether it is to be sent the client's ID.
     pub fn takes_id(&self) -> bool {
         self.way.send_id
+    }
+
+    /// Whether it refuses an access token that was not issued to the name that comes with it.
+    pub fn checks_token_name(&self) -> bool {
+        self.way.checks_token_name
     }
 
     /// `host:port`, for logs.

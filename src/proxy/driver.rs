@@ -21,7 +21,9 @@ use super::record::Recorded;
 use super::refused::login_refused;
 use super::register::register;
 use super::tally::{self, Tally};
-use crate::imap::session::{Action, Connection, Disconnect, Output, Session};
+use crate::imap::session::{
+    Action, Connection, Disconnect, LoggedIn, Output, Proven, Reached, Session,
+};
 use crate::model::{Account, Credentials, SessionEvent};
 use crate::net::backend::{Backend, ConnectError, Connected};
 use crate::net::proxy_protocol::Addresses;
@@ -36,8 +38,9 @@ pub(super) struct Driver {
     session: Recorded,
     lanes: Lanes,
     errand: Option<Errand>,
-    /// Whose session it is, and what was accepted, once the backend has accepted the login.
+    /// Whose session it is said to be, once the backend has accepted the login.
     account: Option<Account>,
+    /// What was accepted, where it proves whose session it is.
     credentials: Option<Credentials>,
     addresses: Addresses,
     /// The backend that was last chosen.
@@ -175,7 +178,7 @@ impl Driver {
         self.addresses.source
     }
 
-    /// Whose session it is, once the backend has accepted the login.
+    /// Whose session it is said to be, once the backend has accepted the login.
     pub(super) fn account(&self) -> Option<Account> {
         self.account.clone()
     }
@@ -297,10 +300,12 @@ impl Driver {
                     self.lanes.backend = None;
                 }
                 Action::Seen(offered) => self.chosen.saw(offered),
-                Action::LoggedIn(account, credentials) => {
-                    (self.account, self.credentials) = (account.clone(), credentials.clone());
-                    let event =
-                        account.map(|account| SessionEvent::LoggedIn { account, credentials });
+                Action::LoggedIn(LoggedIn { claimed, proven }) => {
+                    self.account = claimed;
+                    let event = proven.map(|Proven { account, credentials }| {
+                        self.credentials.clone_from(&credentials);
+                        SessionEvent::LoggedIn { account, credentials }
+                    });
                     // Mail does not wait for watchers: a lost event only leaves a parked account
                     // parked until its user's next login.
                     if event.is_some_and(|event| self.context.events.try_send(event).is_err()) {
@@ -352,7 +357,12 @@ impl Driver {
             Some(Errand::Connect(connect)) => match ready!(connect.as_mut().poll(cx)) {
                 Ok(Connected { stream, greeted, place }) => {
                     self.lanes.backend = Some(Peer::new(stream, Side::Backend, place));
-                    self.session.connected(greeted, self.chosen.takes_id());
+                    let reached = Reached {
+                        greeted,
+                        send_id: self.chosen.takes_id(),
+                        checks_token_name: self.chosen.checks_token_name(),
+                    };
+                    self.session.connected(reached);
                 }
                 Err(NotConnected::Guessing) => {
                     self.session.turned_away(

@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 pub use self::mask::TOPIC;
 use self::transcript::{Lane, Transcript};
 use crate::config;
-use crate::imap::session::{Action, Output, Profile, Session, Step};
+use crate::imap::session::{Action, Output, Profile, Reached, Session, Step};
 use crate::model::Timestamp;
 
 /// Pieces of a session that may wait for the writer, and bytes in all of them.
@@ -73,8 +73,8 @@ struct Backlog {
 }
 
 enum Piece {
-    /// The client's ID goes on to the backend.
-    SendsId,
+    /// A setting that shows only now.
+    Setting(&'static str),
     Said(Lane, Vec<u8>),
     Happened(String),
 }
@@ -127,15 +127,17 @@ impl Recorded {
         step
     }
 
-    pub(super) fn connected(&mut self, greeted: bool, send_id: bool) {
+    pub(super) fn connected(&mut self, reached: Reached) {
         if let Some(tape) = &mut self.tape {
             tape.connected = true;
-            if send_id {
-                tape.add(0, || Piece::SendsId);
+            let settings =
+                [(reached.send_id, "send-id"), (reached.checks_token_name, "checks-token-name")];
+            for (_, setting) in settings.into_iter().filter(|(set, _)| *set) {
+                tape.add(0, || Piece::Setting(setting));
             }
             tape.happens("connect");
         }
-        self.within(|session| session.connected(greeted, send_id));
+        self.within(|session| session.connected(reached));
     }
 
     pub(super) fn unavailable(&mut self) -> bool {
@@ -324,7 +326,7 @@ async fn write(
                     client_spoke |= lane == Lane::C;
                     transcript.said(at, lane, &bytes);
                 }
-                Piece::SendsId => transcript.sends_id(),
+                Piece::Setting(setting) => transcript.setting(setting),
                 Piece::Happened(what) => transcript.happens(at, &what),
             }
         }

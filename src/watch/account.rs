@@ -443,6 +443,14 @@ impl Watcher {
             Some(credentials) => credentials,
             None => self.kept_credentials().await?,
         };
+        // What was stored under another configuration, or by an earlier version, may be a claim.
+        if !self.acts_as_master() && !credentials.prove_account(backend.checks_token_name()) {
+            tracing::warn!(
+                account = %self.account,
+                "not watched until its user logs in: what is kept does not prove whose it is"
+            );
+            return Err(End::NoPassword("what is kept does not prove whose it is"));
+        }
         self.credentials = Some(credentials.clone());
         let context = &self.context;
         let timeout = context.config.answer_timeout;

@@ -7,6 +7,7 @@
 
 mod backend;
 mod client;
+mod identity;
 mod mailboxes;
 mod names;
 mod secrets;

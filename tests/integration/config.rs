@@ -72,6 +72,7 @@ fn every_key_takes_effect() {
     let trust = |name: &str| Trust { ca: Some(placeholder.clone()), server_name: name.into() };
     assert_eq!(config.backend.tls, BackendTls::Implicit(trust("imap.example.org")));
     assert!(config.backend.proxy_protocol && config.backend.send_id);
+    assert!(config.backend.checks_token_name);
 
     let names: Vec<_> = config.tls.sni.iter().map(|sni| sni.name.as_str()).collect();
     assert_eq!(names, ["imap.example.com", "*.example.net"]);
@@ -83,7 +84,7 @@ fn every_key_takes_effect() {
         ("example.com", "10.0.0.6", 143)
     );
     assert_eq!(backend.tls, BackendTls::StartTls(trust("imap.example.com")));
-    assert!(backend.proxy_protocol && !backend.send_id);
+    assert!(backend.proxy_protocol && !backend.send_id && !backend.checks_token_name);
 
     assert_eq!(config.auth.relay, Relay::Always);
     let (store, credentials) = (&config.store, &config.credentials);

@@ -105,8 +105,32 @@ async fn backend(
             };
             let offered = told(backend.seen().as_deref());
             report.ok(part, format_args!("{name}: {tls}; before login it offers {offered}"));
+            tokens(part, backend, report);
         }
         Err(error) => report.failed(part, format_args!("{error}; {}", remedy(&error))),
+    }
+}
+
+/// What becomes of sessions by access token, where the backend takes one.
+fn tokens(part: &str, backend: &Backend, report: &mut Report) {
+    let takes = |offered: &Capabilities| {
+        ["AUTH=XOAUTH2", "AUTH=OAUTHBEARER"].iter().any(|mechanism| offered.has(mechanism))
+    };
+    if !backend.seen().as_deref().is_some_and(takes) {
+        return;
+    }
+    if backend.checks_token_name() {
+        report.ok(
+            part,
+            "sessions by access token are offered push: checks_token_name says that the server \
+             refuses a token that was issued to another name",
+        );
+    } else {
+        report.warning(
+            part,
+            "sessions by access token (XOAUTH2, OAUTHBEARER) are not offered push; if the server \
+             refuses a token that was issued to another name, set checks_token_name = true",
+        );
     }
 }
 

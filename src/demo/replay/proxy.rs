@@ -45,7 +45,8 @@ pub struct Proxy {
     pub store: Store,
     pub backend: Backend,
     client_tls: Arc<ClientConfig>,
-    _events: mpsc::Receiver<SessionEvent>,
+    /// What sessions tell the watching side.
+    pub events: mpsc::Receiver<SessionEvent>,
     stop: CancellationToken,
     sessions: TaskTracker,
     _open: watch::Sender<config::Listener>,
@@ -99,7 +100,7 @@ impl Proxy {
             store,
             backend,
             client_tls: Arc::new(client),
-            _events: events,
+            events,
             stop,
             sessions,
             _open: open,

@@ -44,6 +44,7 @@ pub async fn against_mailchime_as(
                 config::Credentials::Master { user, password_file, login_template };
         }
         config.backend.send_id = settings.send_id;
+        config.backend.checks_token_name = settings.checks_token_name;
         change(config);
     })
     .await?;

@@ -259,9 +259,11 @@ impl Masks {
         if let Some(name) = field.strip_prefix(b"user=") {
             return [b"user=", &self.login_name(name)[..]].concat();
         }
-        if let Some(name) = field.strip_prefix(b"n,a=").and_then(|f| f.strip_suffix(b",")) {
-            let name = String::from_utf8_lossy(name).replace("=2C", ",").replace("=3D", "=");
-            return [b"n,a=", &self.login_name(name.as_bytes())[..], b","].concat();
+        for header in [b"n,a=", b"y,a="] {
+            if let Some(name) = field.strip_prefix(header).and_then(|f| f.strip_suffix(b",")) {
+                let name = String::from_utf8_lossy(name).replace("=2C", ",").replace("=3D", "=");
+                return [header, &self.login_name(name.as_bytes())[..], b","].concat();
+            }
         }
         if let Some((b"auth=Bearer ", token)) = field.split_at_checked(12) {
             return [b"auth=Bearer ", &self.secret(token, false)[..]].concat();

@@ -127,9 +127,9 @@ impl Transcript {
         }
     }
 
-    /// The client's ID goes on to the backend.
-    pub(super) fn sends_id(&mut self) {
-        self.text.push_str("@ send-id\n");
+    /// A setting of dialogues that holds from the beginning, without the `@`.
+    pub(super) fn setting(&mut self, setting: &str) {
+        self.text.push_str(&format!("@ {setting}\n"));
     }
 
     /// Something happens, in the words of a `P:` line.

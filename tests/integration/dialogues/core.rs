@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use mailchime::demo::dialogue::{Deed, Dialogue, Event, Peer, Text, Variables, What};
-use mailchime::imap::session::{Action, Connection, Profile, Session, Step};
+use mailchime::imap::session::{Action, Connection, Profile, Reached, Session, Step};
 use mailchime::model::Registration;
 
 /// A session, and the bytes on their way around it.
@@ -16,7 +16,7 @@ pub(crate) struct Core {
     backend_ended: bool,
     pub(crate) closed: bool,
     wants_backend: bool,
-    send_id: bool,
+    reached: Reached,
     registration: Option<Registration>,
     /// The form of the client's connection is to change: to this.
     switch: Option<Deed>,
@@ -36,7 +36,7 @@ impl Core {
             backend_ended: false,
             closed: false,
             wants_backend: false,
-            send_id: false,
+            reached: Reached::default(),
             registration: None,
             switch: None,
         };
@@ -119,7 +119,7 @@ impl Core {
 
     pub(crate) fn connect(&mut self) {
         assert!(std::mem::take(&mut self.wants_backend), "no connection was asked for");
-        self.session.connected(false, self.send_id);
+        self.session.connected(self.reached);
         self.pump();
     }
 }
@@ -127,7 +127,8 @@ impl Core {
 pub(crate) fn play(path: &Path, dialogue: &Dialogue, byte_by_byte: bool) {
     let settings = &dialogue.settings;
     let mut core = Core::new(super::profile_for(settings), !settings.starttls);
-    core.send_id = settings.send_id;
+    (core.reached.send_id, core.reached.checks_token_name) =
+        (settings.send_id, settings.checks_token_name);
     let mut variables = Variables::of(settings);
     for Event { line, what } in &dialogue.events {
         let place = format!("{}:{line}", path.display());
