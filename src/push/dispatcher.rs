@@ -271,7 +271,7 @@ impl Jobs {
                 if targets.as_ref().is_some_and(Vec::is_empty) {
                     hint(&self.removed, &account);
                 }
-                pending.read(&account, targets, now());
+                pending.read(&account, targets, now(), Timestamp::now());
             }
             Ok(Done::Answered(device, outcome)) => {
                 self.busy -= 1;

@@ -52,6 +52,8 @@ pub enum Reason {
     Identity { why: String },
     /// APNs cannot be reached, or refuses the identity; the next push tries after this time.
     ApnsShut { tries_in: u64 },
+    /// APNs said twice that there is no such token: it is left alone until it registers anew.
+    BadToken,
     /// It is left alone after failures in a row.
     BacksOff { failures: u32, tries_in: u64 },
     /// A push is under way; the next one waits for its answer.
@@ -75,7 +77,7 @@ impl Facts<'_> {
     /// `mailbox` is where the mail would come; `None` stands for any that it registered for.
     pub(super) fn explain(&self, mailbox: Option<&Mailbox>, now: Timestamp) -> Explanation {
         let Target { device, registered_at, pushed_at, mailboxes } = self.target;
-        let View { under_way, waiting, due_in, too_soon, backs_off, failures, shut } =
+        let View { under_way, waiting, due_in, too_soon, backs_off, failures, suspended, shut } =
             &self.pending;
         let mut reasons = Vec::new();
         if *registered_at < now.minus(self.registration_ttl) {
@@ -94,6 +96,7 @@ impl Facts<'_> {
             NoClient::Invalid { .. } => Reason::Identity { why: why.to_string() },
         }));
         reasons.extend(shut.map(|left| Reason::ApnsShut { tries_in: millis(left) }));
+        reasons.extend(suspended.then_some(Reason::BadToken));
         let failures = *failures;
         reasons.extend(backs_off.map(|left| Reason::BacksOff { failures, tries_in: millis(left) }));
         reasons.extend(under_way.map(|since| Reason::UnderWay { since: millis(since) }));
@@ -139,6 +142,10 @@ impl fmt::Display for Reason {
                 let left = seconds(tries_in);
                 write!(f, "APNs did not answer or refused us; one push tries again in {left}")
             }
+            Self::BadToken => f.write_str(
+                "APNs said twice that it does not know this token; nothing is sent until it \
+                 registers again",
+            ),
             Self::BacksOff { failures, tries_in } => {
                 let left = seconds(tries_in);
                 write!(f, "{failures} pushes in a row failed; it is left alone for {left} more")
@@ -203,6 +210,7 @@ mod tests {
             too_soon: second,
             backs_off: second,
             failures: 3,
+            suspended: true,
             shut: Some(Duration::ZERO),
         };
         let ill = explain(&old, Some(invalid), pending, Some("Notes"));
@@ -216,6 +224,8 @@ mod tests {
                 "it registered with version 1, for INBOX alone",
                 "apns.pem: is expired",
                 "APNs did not answer or refused us; one push is trying now",
+                "APNs said twice that it does not know this token; nothing is sent until it \
+                 registers again",
                 "3 pushes in a row failed; it is left alone for 1.0 s more",
                 "a push is under way since 1.0 s; the next waits for it",
                 "the last push was a moment ago; the next may go in 1.0 s",

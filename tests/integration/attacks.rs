@@ -7,6 +7,7 @@
 
 mod backend;
 mod client;
+mod fair;
 mod identity;
 mod mailboxes;
 mod names;

@@ -23,6 +23,11 @@ const FRESH: Duration = Duration::from_secs(60);
 /// it is, and the next look at the mailbox finds the difference.
 const UNCONFIRMED: Duration = Duration::from_secs(600);
 
+/// After so many answers that there is no such token, one is left alone until it registers anew.
+const BAD_ANSWERS: u32 = 2;
+/// How often a device that is left alone so is looked at: has it registered?
+const RECHECK: Duration = Duration::from_mins(15);
+
 /// [`Change::id`] as logs show it: `#17`, the same in each line on the way of the change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ChangeId(u64);
@@ -73,6 +78,8 @@ pub(super) struct DeviceState {
     last_push: Option<Instant>,
     pub(super) failures: u32,
     pub(super) back_off_until: Option<Instant>,
+    /// How often APNs said that there is no such token, since it registered.
+    pub(super) bad_answers: u32,
 }
 
 /// A mailbox of which a device is to be told.
@@ -254,6 +261,16 @@ impl AccountState {
             .collect()
     }
 
+    /// The devices that are left alone for their tokens and registered before `before`; they are not
+    /// known after this. With each comes when it registered.
+    pub(super) fn take_dead(&mut self, before: Timestamp) -> Vec<(DeviceKey, Timestamp)> {
+        let dead = |device: &mut DeviceState| {
+            device.is_suspended() && device.registered_at < before && device.in_flight.is_none()
+        };
+        let dead = self.devices.extract_if(.., dead);
+        dead.map(|device| (device.key(), device.registered_at)).collect()
+    }
+
     pub(super) fn device(&mut self, key: &DeviceKey) -> Option<&mut DeviceState> {
         self.devices
             .iter_mut()
@@ -349,6 +366,7 @@ impl DeviceState {
             last_push: None,
             failures: 0,
             back_off_until: None,
+            bad_answers: 0,
         }
     }
 
@@ -363,6 +381,10 @@ impl DeviceState {
     fn refresh(&mut self, target: &Target, now: Instant) {
         if *self.device != target.device {
             self.device = Arc::new(target.device.clone());
+        }
+        if self.registered_at < target.registered_at && self.bad_answers > 0 {
+            // The device lives, and so may its token.
+            self.try_anew();
         }
         self.registered_at = target.registered_at;
         (self.read_at, self.stale, self.departed) = (now, false, false);
@@ -418,6 +440,10 @@ impl DeviceState {
         if self.in_flight.is_some() || self.stale {
             return None;
         }
+        if self.is_suspended() {
+            // Then what is known of it is old, and it is read again.
+            return Some(self.read_at + RECHECK);
+        }
         let spaced = self.last_push.map(|at| at + rules.min_interval).max(Some(waiting.until))?;
         // A delay that begins anew with each change needs an end.
         let capped = spaced.min(waiting.since + rules.max_delay);
@@ -435,8 +461,14 @@ impl DeviceState {
             too_soon: self.last_push.and_then(|at| left(at + rules.min_interval)),
             backs_off: self.back_off_until.and_then(left),
             failures: self.failures,
+            suspended: self.is_suspended(),
             shut: None,
         }
+    }
+
+    /// Whether its token seems not to exist, so that it is not pushed.
+    fn is_suspended(&self) -> bool {
+        self.bad_answers >= BAD_ANSWERS
     }
 
     /// Whether what is known of it is new enough to push it.
@@ -465,7 +497,7 @@ impl DeviceState {
     pub(super) fn accepted(&mut self) -> Vec<Mailbox> {
         let Some(push) = self.in_flight.take() else { return Vec::new() };
         self.last_push = Some(push.sent_at);
-        (self.failures, self.back_off_until) = (0, None);
+        (self.failures, self.back_off_until, self.bad_answers) = (0, None, 0);
         push.mailboxes.into_keys().collect()
     }
 
@@ -491,7 +523,7 @@ impl DeviceState {
 
     /// The identity may be another one: nothing that was said of it is believed any longer.
     pub(super) fn try_anew(&mut self) {
-        (self.failures, self.back_off_until) = (0, None);
+        (self.failures, self.back_off_until, self.bad_answers) = (0, None, 0);
         if let Some(push) = &mut self.in_flight {
             push.pass = Pass::Late;
         }

@@ -4,11 +4,16 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::model::DeviceToken;
+use crate::model::{Account, DeviceToken};
 use crate::net::backoff::Backoff;
 
-/// How many of the last answers are looked at to tell a dead token from a wrong environment.
-const ANSWERS: usize = 50;
+/// Domains and accounts of each that are looked at to tell a dead token from a wrong environment, the
+/// last that APNs answered for, and tokens of each account.
+const DOMAINS: usize = 32;
+const ACCOUNTS: usize = 32;
+const TOKENS: usize = 8;
+/// Between two lines of the log that say so.
+const SAID: Duration = Duration::from_hours(1);
 
 /// Shut while APNs cannot be reached or refuses the certificate. When the wait is over one push
 /// goes to try, and only after an answer to it the others follow.
@@ -29,10 +34,29 @@ pub(super) enum Pass {
     Late,
 }
 
-/// Remembers the last answers, one for each token.
+/// Remembers the last answers about tokens. Most domains decide; in each of them most of its accounts, and of
+/// an account most of its tokens. A user who makes up a thousand tokens, or accounts, decides no
+/// more than one with a single phone.
 #[derive(Default)]
 pub(super) struct TokenAlarm {
-    last: VecDeque<(DeviceToken, bool)>,
+    domains: Votes<Option<Box<str>>, AccountVotes>,
+    said_at: Option<Instant>,
+}
+
+/// What an answer says of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TokenVerdict {
+    /// Most tokens are bad, as it seems, which says more of the environment than of the tokens.
+    pub(super) alarm: bool,
+    /// It is time to say so in the log.
+    pub(super) say: bool,
+}
+
+type AccountVotes = Votes<Account, Votes<DeviceToken, ()>>;
+
+/// The last votes, the newest at the back, each with whether it is "bad".
+struct Votes<K, V> {
+    last: VecDeque<(K, V, bool)>,
 }
 
 impl Gate {
@@ -85,19 +109,76 @@ impl Gate {
 }
 
 impl TokenAlarm {
-    /// Takes note of an answer about a token; returns whether more than half of the tokens that
-    /// were lately answered for are bad, which says more of the environment than of the tokens. One
-    /// that is the only bad one, and was good under the same identity, has come to its end.
-    pub(super) fn answered(&mut self, token: &DeviceToken, bad: bool) -> bool {
-        let before = self.last.iter().position(|(other, _)| other == token);
+    /// Takes note of an answer about a token. A token that is the only bad one, and was good under
+    /// the same identity, has come to its end, so it raises no alarm.
+    pub(super) fn answered(
+        &mut self,
+        account: &Account,
+        token: &DeviceToken,
+        bad: bool,
+        now: Instant,
+    ) -> TokenVerdict {
+        let was_good = self.vote(account, token, bad) == Some(false);
+        let alarm = self.domains.are_mostly_bad() && !(was_good && self.is_only_bad_one());
+        let due = self.said_at.is_none_or(|at| now.saturating_duration_since(at) >= SAID);
+        let say = alarm && bad && due;
+        if say {
+            self.said_at = Some(now);
+        }
+        TokenVerdict { alarm, say }
+    }
+
+    /// Returns whether the token was bad before, if that is remembered.
+    fn vote(&mut self, account: &Account, token: &DeviceToken, bad: bool) -> Option<bool> {
+        self.domains.vote(domain(account).map(Into::into), DOMAINS, |accounts| {
+            let before = accounts.vote(account.clone(), ACCOUNTS, |tokens| {
+                let before = tokens.of(token);
+                tokens.vote(token.clone(), TOKENS, |()| (bad, ()));
+                (tokens.are_mostly_bad(), before)
+            });
+            (accounts.are_mostly_bad(), before)
+        })
+    }
+
+    fn is_only_bad_one(&self) -> bool {
+        let accounts = self.domains.last.iter().flat_map(|(_, accounts, _)| &accounts.last);
+        let tokens = accounts.flat_map(|(_, tokens, _)| &tokens.last);
+        tokens.filter(|(.., bad)| *bad).count() == 1
+    }
+}
+
+/// Who shares a vote: the users of a domain, and all who have none.
+fn domain(account: &Account) -> Option<&str> {
+    account.as_str().rsplit_once('@').map(|(_, domain)| domain)
+}
+
+impl<K, V> Default for Votes<K, V> {
+    fn default() -> Self {
+        Self { last: VecDeque::new() }
+    }
+}
+
+impl<K: PartialEq, V: Default> Votes<K, V> {
+    /// The vote of `key` becomes what `change` returns first, and the newest of all, of which there
+    /// are `most`. Returns what `change` returns besides.
+    fn vote<T>(&mut self, key: K, most: usize, change: impl FnOnce(&mut V) -> (bool, T)) -> T {
+        let before = self.last.iter().position(|(other, ..)| *other == key);
         let before = before.and_then(|place| self.last.remove(place));
-        self.last.push_back((token.clone(), bad));
-        if self.last.len() > ANSWERS {
+        let mut value = before.map(|(_, value, _)| value).unwrap_or_default();
+        let (vote, besides) = change(&mut value);
+        self.last.push_back((key, value, vote));
+        if self.last.len() > most {
             self.last.pop_front();
         }
-        let all_bad = self.last.iter().filter(|(_, bad)| *bad).count();
-        let was_good = before.is_some_and(|(_, bad)| !bad);
-        all_bad * 2 > self.last.len() && !(all_bad == 1 && was_good)
+        besides
+    }
+
+    fn of(&self, key: &K) -> Option<bool> {
+        self.last.iter().find(|(other, ..)| other == key).map(|(.., vote)| *vote)
+    }
+
+    fn are_mostly_bad(&self) -> bool {
+        self.last.iter().filter(|(.., bad)| *bad).count() * 2 > self.last.len()
     }
 }
 
@@ -135,25 +216,75 @@ mod tests {
         assert_eq!(gate.opens_at(), Some(later(69)), "APNs' own wish counts");
     }
 
+    fn token(n: usize) -> DeviceToken {
+        DeviceToken::new(&format!("{n:064x}")).unwrap()
+    }
+
     #[test]
     fn b25_the_alarm_counts_each_token_once_among_the_last() {
-        let token = |n: usize| DeviceToken::new(&format!("{n:064x}")).unwrap();
+        let now = Instant::now();
         let mut alarm = TokenAlarm::default();
-        assert!(alarm.answered(&token(1), true), "the only answer there is");
-        assert!(!alarm.answered(&token(2), false), "half is not most");
+        let mut answered = |n: usize, bad| {
+            alarm.answered(&Account::from_login(&format!("user{n}")), &token(n), bad, now).alarm
+        };
+        assert!(answered(1, true), "the only answer there is");
+        assert!(!answered(2, false), "half is not most");
         for _ in 0..10 {
-            assert!(!alarm.answered(&token(1), true), "one token is one token");
+            assert!(!answered(1, true), "one token is one token");
         }
-        assert!(alarm.answered(&token(3), true));
-        assert!(alarm.answered(&token(2), true), "good before, but not the only one");
-        for n in 0..ANSWERS {
-            alarm.answered(&token(100 + n), false);
+        assert!(answered(3, true));
+        assert!(answered(2, true), "good before, but not the only one");
+        for n in 0..ACCOUNTS {
+            answered(100 + n, false);
         }
-        assert!(!alarm.answered(&token(4), true), "old answers are forgotten");
+        assert!(!answered(4, true), "old answers are forgotten");
 
+        let alice = Account::from_login("alice");
         let mut household = TokenAlarm::default();
-        assert!(!household.answered(&token(1), false));
-        assert!(!household.answered(&token(1), true), "it was good under this identity");
-        assert!(household.answered(&token(1), true), "and is no longer");
+        let mut answered = |n, bad| household.answered(&alice, &token(n), bad, now).alarm;
+        assert!(!answered(1, false));
+        assert!(!answered(2, false));
+        assert!(!answered(2, true), "one of two");
+        assert!(!answered(1, false));
+        let mut alone = TokenAlarm::default();
+        let mut answered = |bad| alone.answered(&alice, &token(1), bad, now).alarm;
+        assert!(!answered(false));
+        assert!(!answered(true), "it was good under this identity");
+        assert!(answered(true), "and is no longer");
+    }
+
+    #[test]
+    fn who_makes_up_tokens_accounts_or_both_has_one_vote() {
+        let now = Instant::now();
+        let account = |login: &str| Account::from_login(login);
+        let mut alarm = TokenAlarm::default();
+        for n in 0..500 {
+            // One account with many, and many accounts of a domain.
+            alarm.answered(&account("m@a.example"), &token(n), true, now);
+            alarm.answered(&account(&format!("m{n}@b.example")), &token(n), true, now);
+        }
+        assert!(alarm.answered(&account("m@a.example"), &token(1), true, now).alarm);
+        for domain in ["c.example", "d.example"] {
+            alarm.answered(&account(&format!("u@{domain}")), &token(1000), false, now);
+        }
+        assert!(!alarm.answered(&account("v@c.example"), &token(1001), true, now).alarm);
+        // Where the environment is wrong, it is so for all domains.
+        for domain in ["c.example", "d.example"] {
+            alarm.answered(&account(&format!("u@{domain}")), &token(1000), true, now);
+        }
+        assert!(alarm.answered(&account("v@c.example"), &token(1001), true, now).alarm);
+        let remembered = alarm.domains.last.iter().flat_map(|(_, accounts, _)| &accounts.last);
+        let tokens: usize = remembered.clone().map(|(_, tokens, _)| tokens.last.len()).sum();
+        assert!(tokens <= 2 * TOKENS + 2 * ACCOUNTS, "{tokens}");
+    }
+
+    #[test]
+    fn the_alarm_is_told_once_an_hour_not_for_each_push() {
+        let now = Instant::now();
+        let alice = Account::from_login("alice");
+        let mut alarm = TokenAlarm::default();
+        let mut said = |n: usize, at| alarm.answered(&alice, &token(n), true, at).say;
+        assert_eq!([said(1, now), said(2, now), said(1, now)], [true, false, false]);
+        assert_eq!([said(1, now + SAID), said(2, now + SAID)], [true, false]);
     }
 }

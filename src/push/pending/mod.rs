@@ -26,13 +26,13 @@ use tracing::{error, warn};
 
 use super::apns::Outcome;
 use crate::config::Events;
-use crate::model::{Account, ChangeKind, Device, DeviceToken, Mailbox, Timestamp, WatchEvent};
+use crate::model::{Account, ChangeKind, Device, Mailbox, Timestamp, WatchEvent};
 use crate::net::backoff::Backoff;
 use crate::store::{DeviceKey, Target};
 
 pub(super) use account::ChangeId;
 use account::{AccountState, DeviceState};
-use gate::{Gate, Pass, TokenAlarm};
+use gate::{Gate, Pass, TokenAlarm, TokenVerdict};
 pub(super) use outbox::Batch;
 use outbox::Outbox;
 use schedule::Schedule;
@@ -99,6 +99,8 @@ pub(super) struct View {
     /// How long it is left alone after so many failures in a row.
     pub(super) backs_off: Option<Duration>,
     pub(super) failures: u32,
+    /// APNs said more than once that there is no such token; it is left alone until it registers anew.
+    pub(super) suspended: bool,
     /// For how long APNs is left alone by all devices of this topic; zero while one push tries.
     pub(super) shut: Option<Duration>,
 }
@@ -217,13 +219,23 @@ impl Pending {
     }
 
     /// The account's live devices, or `None` if the database could not say.
-    pub(super) fn read(&mut self, account: &Account, targets: Option<Vec<Target>>, now: Instant) {
+    /// `wall` is the time of day.
+    pub(super) fn read(
+        &mut self,
+        account: &Account,
+        targets: Option<Vec<Target>>,
+        now: Instant,
+        wall: Timestamp,
+    ) {
         self.reading = self.reading.saturating_sub(1);
         let Some(state) = self.accounts.get_mut(account) else { return };
         match targets {
             Some(mut targets) => {
                 targets.retain(|target| self.lanes.contains_key(&*target.device.topic));
                 state.read(targets, &self.rules, now);
+                for (device, registered_at) in state.take_dead(wall.minus(RENEWED)) {
+                    self.outbox.remove(device, registered_at);
+                }
             }
             None => {
                 let chance = (self.rules.chance)();
@@ -246,9 +258,9 @@ impl Pending {
         let key = &DeviceKey::from(sent);
         let device = self.accounts.get_mut(&key.account).and_then(|state| state.device(key));
         let pass = device.and_then(|device| Some(device.in_flight.as_ref()?.pass));
-        let bad_tokens = lane.is_some_and(|lane| {
+        let verdict = lane.and_then(|lane| {
             lane.sending = lane.sending.saturating_sub(1);
-            pass.is_some_and(|pass| lane.answered(pass, &key.token, outcome, now, chance))
+            lane.answered(pass?, key, outcome, now, chance)
         });
         let Some(state) = self.accounts.get_mut(&key.account).filter(|_| pass.is_some()) else {
             return;
@@ -271,14 +283,21 @@ impl Pending {
                     false => Some((REFUSED, None)),
                 }
             }
-            Outcome::BadToken if bad_tokens && device.registered_at >= wall.minus(RENEWED) => {
-                error!(
-                    account = %key.account,
-                    token = %key.token,
-                    "APNs knows hardly any of the tokens it was lately given, so none is removed \
-                     within two days of its registration: does the certificate belong to this \
-                     endpoint, production or sandbox?"
-                );
+            Outcome::BadToken
+                if let Some(TokenVerdict { alarm: true, say }) = verdict
+                    && device.registered_at >= wall.minus(RENEWED) =>
+            {
+                if say {
+                    error!(
+                        topic = %device.device.topic,
+                        account = %key.account,
+                        token = %key.token,
+                        "APNs says BadDeviceToken to most pushes. Registrations of the last two \
+                         days are not removed for that until other answers come. Check that the \
+                         certificate belongs to [apns] endpoint: production or sandbox"
+                    );
+                }
+                device.bad_answers = device.bad_answers.saturating_add(1);
                 Some((REFUSED, None))
             }
             Outcome::BadToken => {
@@ -443,29 +462,30 @@ impl Pending {
 // === impl Lane ===
 
 impl Lane {
-    /// What an answer says of the identity; returns whether most tokens are bad, as it seems.
+    /// What an answer says of the identity; returns what it says of tokens, if it does.
     fn answered(
         &mut self,
         pass: Pass,
-        token: &DeviceToken,
+        device: &DeviceKey,
         outcome: &Outcome,
         now: Instant,
         chance: f64,
-    ) -> bool {
+    ) -> Option<TokenVerdict> {
         match outcome {
             // Nothing is known of the device: it is the connection, or the identity.
             Outcome::Unavailable { retry_after, .. } => {
                 self.gate.failed(pass, now, UNAVAILABLE, at_least(*retry_after), chance);
-                return false;
+                return None;
             }
             Outcome::Refused { status: 403, .. } => {
                 self.gate.failed(pass, now, REFUSED, Duration::ZERO, chance);
-                return false;
+                return None;
             }
             _ => self.gate.answered(pass),
         }
         let bad = *outcome == Outcome::BadToken;
-        !matches!(outcome, Outcome::Refused { .. }) && self.alarm.answered(token, bad)
+        let says = !matches!(outcome, Outcome::Refused { .. });
+        says.then(|| self.alarm.answered(&device.account, &device.token, bad, now))
     }
 
     fn wake_at(&self) -> Option<Instant> {

@@ -118,7 +118,7 @@ impl Play {
                 if targets.is_none() {
                     self.say("read fails".into());
                 }
-                self.pending.read(&account, targets, self.now);
+                self.pending.read(&account, targets, self.now, NOW);
             }
             Action::Push(push) => {
                 let names: Vec<_> = push.mailboxes.iter().map(Mailbox::as_str).collect();
@@ -469,6 +469,46 @@ fn b25_the_only_phone_of_all_is_removed_too() {
 }
 
 #[test]
+fn a_token_that_was_bad_twice_waits_until_it_registers_anew() {
+    let renewed = Target { registered_at: NOW, ..phone("a") };
+    let mut play = Play::with([renewed]);
+    play.apns = Some(Outcome::BadToken);
+    play.mail("INBOX", 7);
+    let done = ["0 push a INBOX", "0 owed a INBOX", "0 told INBOX 7", "60 push a INBOX"];
+    assert_eq!(play.until(5000.0), done);
+    assert!(play.pending.view(&play.targets[0].device, play.now).suspended);
+    play.mail("INBOX", 8);
+    assert_eq!(play.until(5000.0), ["5000 told INBOX 8"], "what is owed is marked already");
+    // It registers, and is looked at within a quarter of an hour.
+    play.targets[0].registered_at.0 += 1;
+    play.apns = Some(accepted());
+    assert_eq!(play.until(9000.0), ["5900 push a INBOX", "5900 accepted a INBOX"]);
+    assert!(play.pending.accounts.is_empty());
+
+    // One that registers no more is removed after two days.
+    play.apns = Some(Outcome::BadToken);
+    play.pending.topics([(TOPIC.into(), 500)], play.now, NOW);
+    play.mail("INBOX", 9);
+    assert_eq!(play.until(9100.0)[3..], ["9060 push a INBOX"]);
+    let late = NOW.plus(RENEWED).plus(seconds(1.0));
+    play.pending.owed(vec![account()], play.now);
+    let Some(Action::Read(of)) = play.pending.next(play.now) else { panic!("no read") };
+    play.pending.read(&of, Some(play.targets.clone()), play.now, late);
+    assert_eq!(play.until(9101.0), ["9100 remove a"]);
+}
+
+#[test]
+fn a_certificate_of_another_kind_is_tried_with_tokens_that_were_bad_twice() {
+    let mut play = Play::with([Target { registered_at: NOW, ..phone("a") }]);
+    play.apns = Some(Outcome::BadToken);
+    play.mail("INBOX", 7);
+    assert_eq!(play.until(300.0).len(), 4);
+    play.apns = Some(accepted());
+    play.pending.topics([(TOPIC.into(), 500)], play.now, NOW);
+    assert_eq!(play.until(300.0), ["300 push a INBOX", "300 accepted a INBOX"]);
+}
+
+#[test]
 fn who_is_removed_elsewhere_is_told_nothing_more() {
     let mut play = Play::with([phone("a")]);
     play.mail("INBOX", 7);
@@ -746,7 +786,7 @@ fn a_push_names_the_changes_that_it_tells_of() {
     let mut play = Play::with([phone("a")]);
     let first = play.change("INBOX", ChangeKind::NewMail, Some(state(1)));
     play.pending.next(play.now);
-    play.pending.read(&account(), Some(play.targets.clone()), play.now);
+    play.pending.read(&account(), Some(play.targets.clone()), play.now, NOW);
     let Some(Action::Push(push)) = play.pending.next(play.now) else { panic!("no push") };
     assert_eq!(
         push.changes.iter().map(ToString::to_string).collect::<Vec<_>>(),

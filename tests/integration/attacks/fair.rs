@@ -1,0 +1,213 @@
+//! One who takes more than a share: made-up accounts, devices and tokens, a foreign device's token,
+//! registrations without end. Others are told of their mail as if nothing were going on.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use mailchime::config::{self, Endpoint};
+use mailchime::demo::apns::{Answer, Apns};
+use mailchime::demo::pki::Pki;
+use mailchime::model::{
+    Account, Change, ChangeKind, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp,
+    WatchEvent,
+};
+use mailchime::net::resolve::Resolver;
+use mailchime::nodes::Neighbours;
+use mailchime::push::dispatcher::{self, Parts};
+use mailchime::push::identities::Identities;
+use mailchime::store::Store;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+
+use super::limited;
+
+/// The push side alone: a database in a file, the rules, and the stand-in for APNs. Changes come from
+/// the test.
+struct Site {
+    pki: Pki,
+    folder: TempDir,
+    apns: Apns,
+    store: Store,
+    config: config::Push,
+    running: Option<Running>,
+    changes: u64,
+}
+
+struct Running {
+    events: mpsc::Sender<WatchEvent>,
+    cancel: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+fn account(login: &str) -> Account {
+    Account::from_login(login)
+}
+
+fn state(mails: u64) -> Snapshot {
+    Snapshot { uid_next: Some(mails), ..Snapshot::default() }
+}
+
+fn token(name: &str) -> DeviceToken {
+    DeviceToken::new(&format!("{name:0<64}")).unwrap()
+}
+
+impl Site {
+    async fn new(config: config::Push) -> Self {
+        let pki = Pki::generate(None).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        pki.write_to(folder.path()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let apns = Apns::start(listener, &pki).unwrap();
+        let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
+        let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
+        Self { pki, folder, apns, store, config, running: None, changes: 0 }
+    }
+
+    /// A device of this account, whose token begins with `name`.
+    fn device(&self, login: &str, name: &str) -> Device {
+        Device {
+            account: account(login),
+            account_id: format!("ID of {login}"),
+            token: token(name),
+            subtopic: "com.apple.mobilemail".into(),
+            version: 2,
+            topic: self.pki.topic.clone(),
+        }
+    }
+
+    async fn register(&self, device: Device) {
+        let mailboxes = vec![(Mailbox::inbox(), state(1))];
+        let registration = Registration { device, mailboxes };
+        self.store.register(&registration, None, 50, Timestamp::now()).await.unwrap();
+    }
+
+    fn start(&mut self) {
+        let file = |name| self.folder.path().join(name);
+        let mut apns = config::Apns::new(file("apns.pem"), file("apns.key"));
+        let address = self.apns.address();
+        apns.endpoint = Endpoint { host: address.ip().to_string(), port: address.port() };
+        apns.ca = Some(file("ca.pem"));
+        let (events, changes) = mpsc::channel(1024);
+        let (removed, mut hints) = mpsc::channel(8);
+        tokio::spawn(async move { while hints.recv().await.is_some() {} });
+        let cancel = CancellationToken::new();
+        let parts = Parts {
+            events: changes,
+            store: self.store.clone(),
+            identities: Identities::load(&[apns], None, &Resolver::default()).unwrap(),
+            config: self.config.clone(),
+            removed,
+            division: Neighbours::none("here").division,
+            inquiries: dispatcher::inquiries().1,
+            metrics: Arc::default(),
+        };
+        let task = tokio::spawn(dispatcher::run(parts, cancel.clone()));
+        self.running = Some(Running { events, cancel, task });
+    }
+
+    /// New mail in the account's INBOX.
+    async fn mail(&mut self, login: &str) {
+        self.changes += 1;
+        let change = Change {
+            account: account(login),
+            mailbox: Mailbox::inbox(),
+            kind: ChangeKind::NewMail,
+            id: self.changes,
+            snapshot: Some(state(1 + self.changes)),
+            seen_at: Instant::now(),
+        };
+        let running = self.running.as_ref().unwrap();
+        running.events.send(WatchEvent::Changed(change)).await.unwrap();
+    }
+
+    /// Ends the dispatcher as the program does.
+    async fn end(&mut self) {
+        let Running { cancel, task, .. } = self.running.take().unwrap();
+        cancel.cancel();
+        task.await.unwrap();
+    }
+
+    async fn devices(&self, login: &str) -> usize {
+        self.store.targets(&account(login), Timestamp(0)).await.unwrap().len()
+    }
+}
+
+/// What is written to the log.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn count(&self, what: &str) -> usize {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).matches(what).count()
+    }
+
+    fn subscriber(&self) -> impl tracing::Subscriber + use<> {
+        let writer = self.clone();
+        tracing_subscriber::registry()
+            .with(Targets::new().with_target("mailchime", Level::INFO))
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .with_ansi(false)
+                    .with_writer(move || writer.clone()),
+            )
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Tokens that nobody has are answered as bad, and so is one of a phone that is gone. The first say
+/// nothing of the second.
+#[tokio::test]
+async fn made_up_tokens_of_one_account_keep_no_dead_token_of_others() {
+    limited(async {
+        let log = Log::default();
+        // With one subscriber alone, a line that another test's thread reaches first would count as
+        // one that nobody wants.
+        let _another = tracing::Dispatch::new(tracing_subscriber::registry());
+        let _guard = tracing::subscriber::set_default(log.subscriber());
+        let mut site = Site::new(config::Push::default()).await;
+        for number in 0..50 {
+            let made_up = site.device("mallory@tenant.example", &format!("bad{number:02x}f"));
+            site.apns.answer_token(&made_up.token, Answer::refuse(400, "BadDeviceToken"));
+            site.register(made_up).await;
+        }
+        for number in 0..6 {
+            site.register(site.device(&format!("u{number}@example.org"), &format!("a{number}f")))
+                .await;
+        }
+        let gone = site.device("carol@example.org", "deadf");
+        site.apns.answer_token(&gone.token, Answer::refuse(400, "BadDeviceToken"));
+        site.register(gone).await;
+        site.start();
+        for number in 0..6 {
+            site.mail(&format!("u{number}@example.org")).await;
+        }
+        site.apns.wait_for(6).await;
+        site.mail("mallory@tenant.example").await;
+        site.apns.wait_for(56).await;
+        site.mail("carol@example.org").await;
+        site.apns.wait_for(57).await;
+        site.end().await;
+        let (left, errors) = (site.devices("carol@example.org").await, log.count("ERROR"));
+        println!("carol has {left} devices, the log has {errors} errors");
+        assert_eq!(left, 0, "the device of a phone that is gone is removed");
+        assert!(errors <= 1, "the alarm is told once, not {errors} times");
+    })
+    .await;
+}
