@@ -70,7 +70,7 @@ const GRACE: Duration = Duration::from_secs(12);
 pub struct Running {
     /// Where clients connect, in the order of the configuration.
     pub addresses: Vec<SocketAddr>,
-    /// Where it tells of itself, if it does.
+    /// The port where it tells of itself, if there is one.
     pub admin: Option<SocketAddr>,
     pub store: Store,
     /// To be reloaded when certificates were renewed.
@@ -297,7 +297,7 @@ pub async fn start_with(
     });
     let listening: Vec<_> = listening.collect();
     let stop_telling = CancellationToken::new();
-    let admin = admin_socket.as_ref().map(|socket| socket.address);
+    let admin = admin_socket.as_ref().and_then(admin::Socket::address);
     let telling = admin_socket.map(|socket| {
         let parts = admin::Parts {
             registry,

@@ -1,10 +1,12 @@
 //! Requests to answers.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
+use hyper::http::uri::Authority;
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -13,10 +15,10 @@ use super::{Answered, Ask, Context, Part};
 use crate::metrics::CONTENT_TYPE as METRICS;
 use crate::model::{Account, Mailbox};
 
-type Answer = Response<Full<Bytes>>;
+pub(super) type Answer = Response<Full<Bytes>>;
 
 /// Why there is no other answer.
-type Refused = (StatusCode, String);
+pub(super) type Refused = (StatusCode, String);
 
 /// For a part to say whether it is ready.
 const READY_TIME: Duration = Duration::from_secs(3);
@@ -26,6 +28,52 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 
 /// For APNs to answer for all devices of an account.
 const PUSH_TIME: Duration = Duration::from_secs(60);
+
+/// Whether a request is meant for this server, and is not that of a page on the web in the browser of
+/// someone who may ask. `local` is the address that the connection was made to, `None` for a Unix
+/// socket, to which no browser connects; `hosts` are further ones.
+pub(super) fn is_meant<B>(
+    request: &Request<B>,
+    local: Option<IpAddr>,
+    hosts: &[String],
+) -> Result<(), Refused> {
+    let headers = request.headers();
+    // Fetch Metadata: "none" is the address bar of a browser. Nothing here is a page that asks.
+    let own = |site: &HeaderValue| site == "same-origin" || site == "none";
+    if headers.contains_key(ORIGIN) || !headers.get_all("sec-fetch-site").iter().all(own) {
+        return Err((StatusCode::FORBIDDEN, "not for a page on the web".to_owned()));
+    }
+    let Some(local) = local else { return Ok(()) };
+    // Before HTTP/1.1 there need not be one, and load balancers send none. Browsers do.
+    let named = headers.get_all(HOST).iter().map(|host| host.to_str().unwrap_or("?"));
+    let target = request.uri().authority().map(Authority::as_str);
+    match named.chain(target).find(|host| !is_ours(host, local, hosts)) {
+        None => Ok(()),
+        Some(host) => {
+            let host: String = host.chars().take(100).collect();
+            let why = format!("this is not {host:?}; [admin] hosts lists names that are");
+            Err((StatusCode::MISDIRECTED_REQUEST, why))
+        }
+    }
+}
+
+/// Whether a `Host` (RFC 9110 section 7.2) is this server, whatever its port.
+fn is_ours(host: &str, local: IpAddr, hosts: &[String]) -> bool {
+    let (host, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, port)) => (address, port.strip_prefix(':').unwrap_or(port)),
+        None => host.rsplit_once(':').unwrap_or((host, "")),
+    };
+    if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return false;
+    }
+    if let Ok(address) = host.parse::<IpAddr>() {
+        let address = address.to_canonical();
+        let listed = |host: &String| host.parse() == Ok(address);
+        return address == local || address.is_loopback() || hosts.iter().any(listed);
+    }
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    host == "localhost" || host.ends_with(".localhost") || hosts.contains(&host)
+}
 
 /// The answer to a request, whose body does not matter.
 pub(super) async fn to<B>(request: &Request<B>, context: &Context) -> Answer {
@@ -43,11 +91,6 @@ pub(super) async fn to<B>(request: &Request<B>, context: &Context) -> Answer {
         let mut answer = refusal(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
         answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
         return answer;
-    }
-    // A browser says where a POST comes from. A page on the web must not do anything here through
-    // the browser of someone on this machine.
-    if method == Method::POST && request.headers().contains_key(ORIGIN) {
-        return refusal(StatusCode::FORBIDDEN, "not from a browser");
     }
     let query = Query(request.uri().query().unwrap_or_default());
     let result = match path {
@@ -157,7 +200,7 @@ impl Query<'_> {
     }
 }
 
-fn refusal(status: StatusCode, why: &str) -> Answer {
+pub(super) fn refusal(status: StatusCode, why: &str) -> Answer {
     value(status, &json!({ "error": why }))
 }
 
@@ -173,4 +216,40 @@ fn text(kind: &'static str, text: String) -> Answer {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_this_one_by_its_address_as_localhost_or_by_a_name_of_the_configuration() {
+        let hosts = ["mail1.example.org".to_owned(), "192.0.2.7".to_owned()];
+        for (host, ours) in [
+            ("localhost", true),
+            ("LOCALHOST:8143", true),
+            ("localhost.:8143", true),
+            ("x.localhost", true),
+            ("127.0.0.1:8143", true),
+            ("127.9.9.9", true),
+            ("[::1]:8143", true),
+            ("[::ffff:10.0.0.6]", true),
+            ("10.0.0.6:1", true),
+            ("192.0.2.7:8143", true),
+            ("Mail1.Example.org", true),
+            ("10.0.0.7", false),
+            ("evil.example", false),
+            ("evil.example:8143", false),
+            ("localhost.evil.example", false),
+            ("localhost:8143.evil.example", false),
+            ("127.0.0.1.evil.example", false),
+            ("[::1].evil.example", false),
+            ("localhost@evil.example", false),
+            ("xlocalhost", false),
+            ("", false),
+        ] {
+            let local = "10.0.0.6".parse().unwrap();
+            assert_eq!(is_ours(host, local, &hosts), ours, "{host}");
+        }
+    }
 }

@@ -11,12 +11,16 @@
 //! | `GET /explain?user=USER` | whether new mail would be pushed now, device by device; `&mailbox=NAME` too |
 //!
 //! Answers but the first are JSON, times in milliseconds since 1970; an error is `{"error": "…"}`.
-//! Nobody is asked who they are, so the address must be one that only the right ones reach. No
+//! Nobody is asked who they are, so the address must be one that only the right ones reach, or a Unix
+//! socket that only they may open. A page on the web must not come in through the browser of someone
+//! who may: requests that a browser says are another site's are refused, and so are those for a host
+//! that this is not, which is what a page gets who has its own name point here (DNS rebinding). No
 //! answer holds a secret or a device token in full.
 //!
 //! Nothing here knows the other parts: `app` gives functions that ask them.
 
 mod answer;
+mod listener;
 mod serve;
 
 use std::fmt;
@@ -26,14 +30,20 @@ use std::sync::Arc;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 
+pub use self::listener::Listener;
 pub use self::serve::serve;
 use crate::metrics::Metrics;
 use crate::model::{Account, Mailbox};
+use crate::net::counters::Counters;
 
 /// What is to be told, and how to find it out.
 pub struct Context {
     pub registry: Registry,
     pub metrics: Arc<Metrics>,
+    pub counters: Arc<Counters>,
+    /// Names and addresses by which this is reached, beside `localhost` and the address of the connection.
+    /// In lower case, addresses without brackets.
+    pub hosts: Vec<String>,
     /// What `/readyz` asks, in this order.
     pub parts: Vec<Part>,
     /// The watchers of an account, or all of them.

@@ -6,19 +6,17 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::sync::watch as cell;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
-use crate::admin::{self, Ask, Context, Part};
+use crate::admin::{self, Ask, Context, Listener, Part};
 use crate::config;
 use crate::metrics::Metrics;
 use crate::model::{Account, Device, Mailbox, Timestamp};
 use crate::net::backends::Backends;
-use crate::net::listen;
-use crate::nodes::Division;
+use crate::nodes::{self, Division};
 use crate::push::apns::Outcome;
 use crate::push::dispatcher::{self, Inquirer};
 use crate::push::explain::Explanation;
@@ -34,8 +32,10 @@ const PUSH_OFF: &str = "push is off: there is no [apns] table";
 /// The server of `[admin]`, listening.
 #[derive(Debug)]
 pub(super) struct Socket {
-    listener: TcpListener,
-    pub(super) address: SocketAddr,
+    listener: Listener,
+    /// Where it is, in words.
+    name: String,
+    hosts: Vec<String>,
 }
 
 /// Who is asked.
@@ -58,22 +58,29 @@ pub(super) struct Parts {
 
 impl Socket {
     pub(super) fn open(config: &config::Admin) -> Result<Option<Self>, StartError> {
-        let Some(wanted) = config.address else { return Ok(None) };
+        let Some(wanted) = &config.address else { return Ok(None) };
         let failed = |error| StartError::key("[admin] address", format!("{wanted}: {error}"));
-        let listener = listen::bind(wanted).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        Ok(Some(Self { listener, address }))
+        let listener = Listener::bind(wanted).map_err(failed)?;
+        let machine = nodes::machine().map(|name| name.to_ascii_lowercase());
+        let hosts = config.hosts.iter().cloned().chain(machine).collect();
+        let name = listener.address().map_or_else(|| wanted.to_string(), |at| at.to_string());
+        Ok(Some(Self { listener, name, hosts }))
+    }
+
+    /// The address, if it is one of TCP.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.listener.address()
     }
 
     /// Answers until `stop`.
     pub(super) fn serve(self, parts: Parts, stop: CancellationToken) -> JoinHandle<()> {
-        tracing::info!(address = %self.address, "metrics and health are told");
-        tokio::spawn(admin::serve(self.listener, Arc::new(parts.context()), stop))
+        tracing::info!(address = self.name, "metrics and health are told");
+        tokio::spawn(admin::serve(self.listener, Arc::new(parts.context(self.hosts)), stop))
     }
 }
 
 impl Parts {
-    fn context(self) -> Context {
+    fn context(self, hosts: Vec<String>) -> Context {
         let identities = self.identities.clone();
         self.metrics.watch_certificates(move || {
             let ends = identities.statuses(Timestamp::now()).into_iter();
@@ -83,7 +90,7 @@ impl Parts {
         let parts = vec![
             listening(self.stopping),
             database(self.store.clone()),
-            backend(self.backends, self.capability_size),
+            backend(self.backends.clone(), self.capability_size),
             identity(self.identities.clone()),
         ];
         let (watchers, pushes, division) = (self.watchers.clone(), self.pushes, self.division);
@@ -92,6 +99,8 @@ impl Parts {
         let (store, identities, push) = (self.store, self.identities, self.push);
         Context {
             registry: self.registry,
+            counters: self.backends.counters(),
+            hosts,
             metrics: self.metrics,
             parts,
             watchers: on

@@ -1,6 +1,7 @@
-//! Asking the mailchime that runs, over the address of `[admin]`.
+//! Asking the mailchime that runs, at the address of `[admin]`, a port or a Unix socket.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
@@ -10,10 +11,12 @@ use hyper::header::HOST;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+use tokio_util::either::Either;
 
 use super::{Configured, Failure, configuration, runtime};
+use crate::config::AdminAddress;
 
 /// For the connection.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
@@ -32,7 +35,7 @@ pub(super) fn ask(
     parameters: &[(&str, &str)],
 ) -> Result<Value, Failure> {
     let config = configuration(configured)?;
-    let Some(address) = config.admin.address else {
+    let Some(address) = config.admin.address.map(reachable) else {
         return Err(Failure::Usage(format!(
             "{}: [admin] address: not set, so a running mailchime cannot be asked; set it, to \
              \"127.0.0.1:8143\" for example, and start mailchime anew",
@@ -42,14 +45,18 @@ pub(super) fn ask(
     let mut query = form_urlencoded::Serializer::new(String::new());
     query.extend_pairs(parameters);
     let target = format!("{path}?{}", query.finish());
-    let address = reachable(address);
+    let address = &address;
     let asking = async {
-        let stream = match timeout(CONNECT_TIME, TcpStream::connect(address)).await {
+        let stream = match timeout(CONNECT_TIME, connect(address)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(silent(address, &error.to_string())),
             Err(_) => return Err(silent(address, "no connection in time")),
         };
-        let answer = timeout(ANSWER_TIME, exchange(stream, address, method, &target)).await;
+        let host = match address {
+            AdminAddress::Tcp(address) => address.to_string(),
+            AdminAddress::Unix { .. } => "localhost".to_owned(),
+        };
+        let answer = timeout(ANSWER_TIME, exchange(stream, host, method, &target)).await;
         let (status, body) = match answer {
             Ok(answer) => answer.map_err(|why| silent(address, &why))?,
             Err(_) => return Err(silent(address, "no answer in time")),
@@ -65,26 +72,35 @@ pub(super) fn ask(
     runtime()?.block_on(asking)
 }
 
-fn silent(address: SocketAddr, why: &str) -> Failure {
+fn silent(address: &AdminAddress, why: &str) -> Failure {
     Failure::Failed(format!(
         "[admin] address {address}: {why}; is mailchime running, with this configuration?"
     ))
 }
 
 /// Listening to every address of the machine is heard on its loopback one.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(match address {
-            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+fn reachable(mut address: AdminAddress) -> AdminAddress {
+    if let AdminAddress::Tcp(address) = &mut address
+        && address.ip().is_unspecified()
+    {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         });
     }
     address
 }
 
+async fn connect(address: &AdminAddress) -> io::Result<Either<TcpStream, UnixStream>> {
+    match address {
+        AdminAddress::Tcp(address) => TcpStream::connect(address).await.map(Either::Left),
+        AdminAddress::Unix { path, .. } => UnixStream::connect(path).await.map(Either::Right),
+    }
+}
+
 async fn exchange(
-    stream: TcpStream,
-    address: SocketAddr,
+    stream: Either<TcpStream, UnixStream>,
+    host: String,
     method: Method,
     target: &str,
 ) -> Result<(StatusCode, Bytes), String> {
@@ -95,7 +111,7 @@ async fn exchange(
     let request = Request::builder()
         .method(method)
         .uri(target)
-        .header(HOST, address.to_string())
+        .header(HOST, host)
         .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await.map_err(failed)?;

@@ -22,8 +22,8 @@ use super::raw::{
     RawNode, RawRecord, RawResolver, RawRoute, RawSni, RawTls, RawWatch,
 };
 use super::{
-    Admin, Backend, BackendTls, Config, ConfigError, Limits, Listener, ListenerTls, Log, Network,
-    Node, Record, Resolver, Route, Sni, Tls, Trust, Watch, database_name,
+    Admin, AdminAddress, Backend, BackendTls, Config, ConfigError, Limits, Listener, ListenerTls,
+    Log, Network, Node, Record, Resolver, Route, Sni, Tls, Trust, Watch, database_name,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -312,13 +312,31 @@ impl Check<'_> {
 
     fn admin(&self, raw: RawAdmin) -> Result<Admin> {
         const ADDRESS: &str = "[admin] address";
-        let Some(text) = raw.address else { return Ok(Admin::default()) };
+        let RawAdmin { address: Some(text), group, hosts, expose_without_authentication } = raw
+        else {
+            return Ok(Admin::default());
+        };
+        let hosts = hosts.iter().map(|host| self.admin_host(host)).collect::<Result<_>>()?;
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = self.folder().join(path);
+            // It is made under a longer name, and the system allows 107.
+            if path.as_os_str().len() > 90 || path.file_name().is_none() {
+                let allowed = "allowed is the path of a file of at most 90 bytes, behind \"unix:\"";
+                return Err(self.refusal(ADDRESS, format!("{text:?} is no socket; {allowed}")));
+            }
+            return Ok(Admin { address: Some(AdminAddress::Unix { path, group }), hosts });
+        }
         let address = text.parse::<SocketAddr>().map_err(|_| {
-            let allowed = "allowed is an IP address with a port, such as \"127.0.0.1:8143\"";
+            let allowed = "allowed is an IP address with a port, such as \"127.0.0.1:8143\", or a Unix \
+                           socket, such as \"unix:/run/mailchime/admin.sock\"";
             self.refusal(ADDRESS, format!("{text:?} is no address; {allowed}"))
         })?;
-        let exposed = raw.expose_without_authentication.unwrap_or_default();
-        if !address.ip().is_loopback() && !exposed {
+        if group.is_some() {
+            let problem =
+                "only a Unix socket has a group; give address = \"unix:…\", or leave it out";
+            return Err(self.refusal("[admin] group", problem));
+        }
+        if !address.ip().is_loopback() && !expose_without_authentication.unwrap_or_default() {
             let problem = format!(
                 "{address} can be reached from other machines, and nobody is asked for a password \
                  there; use \"127.0.0.1:8143\", or set expose_without_authentication = true if \
@@ -326,7 +344,15 @@ impl Check<'_> {
             );
             return Err(self.refusal(ADDRESS, problem));
         }
-        Ok(Admin { address: Some(address) })
+        Ok(Admin { address: Some(address.into()), hosts })
+    }
+
+    fn admin_host(&self, text: &str) -> Result<String> {
+        let address = text.parse::<IpAddr>().map(|address| address.to_string());
+        address.ok().or_else(|| domain(text)).ok_or_else(|| {
+            let allowed = "allowed are names and IP addresses, without a port";
+            self.refusal("[admin] hosts", format!("{text:?} is no host; {allowed}"))
+        })
     }
 
     fn node(&self, raw: RawNode) -> Result<Node> {

@@ -311,9 +311,25 @@ pub struct Resolver {
 /// `[admin]`: metrics, health and status over HTTP, without authentication.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Admin {
-    /// `None`: there is none of it. Not a loopback address only where the configuration says that
-    /// this is meant. Port 0 lets the system choose one.
-    pub address: Option<SocketAddr>,
+    /// `None`: there is none of it.
+    pub address: Option<AdminAddress>,
+    /// Names and addresses by which it is reached beside its own; in lower case, addresses without
+    /// brackets.
+    pub hosts: Vec<String>,
+}
+
+/// Where `[admin]` listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// Not a loopback address only where the configuration says that this is meant. Port 0 lets the
+    /// system choose one.
+    Tcp(SocketAddr),
+    /// A socket in the file system.
+    Unix {
+        path: PathBuf,
+        /// Name or number of a group that may connect, beside mailchime's user.
+        group: Option<String>,
+    },
 }
 
 /// `[node]`: this process among those that share its database.
@@ -594,6 +610,23 @@ impl Default for Limits {
             command_size: 64 * 1024,
             capability_size: 16 * 1024,
             write_timeout: Duration::from_mins(5),
+        }
+    }
+}
+
+// === impl AdminAddress ===
+
+impl From<SocketAddr> for AdminAddress {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(address)
+    }
+}
+
+impl fmt::Display for AdminAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix { path, .. } => write!(f, "unix:{}", path.display()),
         }
     }
 }

@@ -195,6 +195,8 @@ table!(RawResolver {
 
 table!(RawAdmin {
     address: Option<String>,
+    group: Option<String>,
+    hosts: Vec<String>,
     expose_without_authentication: Option<bool>,
 });
 

@@ -21,6 +21,7 @@ pub struct Counters {
     pub write_timeout: Counter,
     pub watch_connections: Counter,
     pub resolver_waiting: Counter,
+    pub admin_connections: Counter,
 }
 
 /// How often one limit was hit since the start.
@@ -37,7 +38,7 @@ const QUIET: Duration = Duration::from_secs(60);
 
 impl Counters {
     /// Each counter with the key of its limit.
-    pub fn all(&self) -> [(&'static str, &Counter); 12] {
+    pub fn all(&self) -> [(&'static str, &Counter); 13] {
         [
             ("sessions", &self.sessions),
             ("sessions_per_ip", &self.sessions_per_ip),
@@ -51,6 +52,7 @@ impl Counters {
             ("write_timeout", &self.write_timeout),
             ("watch_connections", &self.watch_connections),
             ("resolver_waiting", &self.resolver_waiting),
+            ("admin_connections", &self.admin_connections),
         ]
     }
 }

@@ -69,11 +69,17 @@ pub struct Membership {
 /// The name of a node that was given none: that of the machine, and the port on which it listens,
 /// for there may be several.
 pub fn default_name(port: u16) -> String {
-    let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    match machine.trim() {
-        "" => format!("{}:{port}", incarnation()),
-        machine => format!("{machine}:{port}"),
+    match machine() {
+        Some(machine) => format!("{machine}:{port}"),
+        None => format!("{}:{port}", incarnation()),
     }
+}
+
+/// The name of this machine, where the system tells it.
+pub fn machine() -> Option<String> {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 /// For [`Store::of_node`].

@@ -5,6 +5,7 @@
 //! `literal-smuggling-by-a-client`, `literal-smuggling-by-a-backend`, `tag-confusion`, `too-long`,
 //! `endless-bye`. What strangers can do before a login is in `program::hostile`, too.
 
+mod admin;
 mod backend;
 mod client;
 mod fair;

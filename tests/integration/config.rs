@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mailchime::config::{
-    self, BackendTls, Collapse, Config, Events, Identity, ListenerTls, LogFormat, Network, Proxy,
-    PushType, Relay, Route, Trust,
+    self, AdminAddress, BackendTls, Collapse, Config, Events, Identity, ListenerTls, LogFormat,
+    Network, Proxy, PushType, Relay, Route, Trust,
 };
 use toml::{Table, Value};
 
@@ -146,11 +146,12 @@ fn every_key_takes_effect() {
     assert_eq!(limits.command_size, 1536 * 1024);
     assert_eq!(limits.capability_size, 8 * 1024);
     assert_eq!(limits.write_timeout, Duration::from_secs(60));
+    assert_eq!(config.admin.hosts, ["mail1.example.org", "2001:db8::1"]);
     let servers = ["192.0.2.53:53", "[2001:db8::53]:5353"].map(|text| text.parse().unwrap());
     assert_eq!(config.resolver.name_servers, servers);
     assert_eq!(config.resolver.waiting, 100);
 
-    assert_eq!(config.admin.address, Some("10.0.0.6:9143".parse().unwrap()));
+    assert_eq!(config.admin.address, Some(AdminAddress::Tcp("10.0.0.6:9143".parse().unwrap())));
 
     let node = &config.node;
     assert_eq!((node.name.as_deref(), node.takeover.as_secs()), (Some("mail1"), 10));

@@ -49,6 +49,8 @@ impl Server {
         let context = Context {
             registry,
             metrics: Arc::clone(&metrics),
+            counters: Arc::default(),
+            hosts: vec!["mail1.example.org".to_owned()],
             parts,
             watchers: echo("watchers"),
             push: echo("push"),
@@ -114,6 +116,8 @@ async fn a_part_that_says_nothing_is_not_ready() {
         let context = Context {
             metrics: Arc::new(Metrics::new(&mut registry)),
             registry,
+            counters: Arc::default(),
+            hosts: Vec::new(),
             parts: vec![Part::new("database", std::future::pending::<Result<(), String>>)],
             watchers: Ask::new(|_| std::future::pending()),
             push: echo("push"),

@@ -48,7 +48,7 @@ impl World {
             config::Backend::new(at.ip().to_string(), at.port(), BackendTls::None),
         );
         config.listeners[0].address = ([127, 0, 0, 1], 0).into();
-        config.admin.address = Some(([127, 0, 0, 1], 0).into());
+        config.admin.address = Some(config::AdminAddress::Tcp(([127, 0, 0, 1], 0).into()));
         config.store.url = format!("sqlite://{}", file("mailchime.db").display());
         config.credentials = config::Credentials::Stored { key_file: file("mailchime.key") };
         config.push.quiet_delay = Duration::from_millis(100);

@@ -24,7 +24,7 @@ impl Said {
     }
 
     /// The line that begins so.
-    pub(super) fn line(&self, start: &str) -> &str {
+    pub(crate) fn line(&self, start: &str) -> &str {
         let line = self.stdout.lines().find(|line| line.starts_with(start));
         line.unwrap_or_else(|| panic!("no line {start:?} in\n{}\n{}", self.stdout, self.stderr))
     }
