@@ -8,31 +8,39 @@ use super::*;
 const SQLITE: &str = include_str!("../../../fixtures/schemas/0001.sqlite.sql");
 const POSTGRES: &str = include_str!("../../../fixtures/schemas/0001.postgres.sql");
 
+/// Before accounts had a backend.
+const THIRD_SQLITE: &str = include_str!("../../../fixtures/schemas/0003.sqlite.sql");
+const THIRD_POSTGRES: &str = include_str!("../../../fixtures/schemas/0003.postgres.sql");
+
 #[tokio::test]
-async fn the_first_sqlite_database_is_brought_up_to_date() {
+async fn the_sqlite_databases_of_before_are_brought_up_to_date() {
     limited(async {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("mailchime.db");
-        let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
-        let mut connection = options.connect().await.unwrap();
-        connection.execute(AssertSqlSafe(SQLITE)).await.unwrap();
-        connection.close().await.unwrap();
-        holds_what_it_held(&open(&folder).await).await;
+        for dump in [SQLITE, THIRD_SQLITE] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("mailchime.db");
+            let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
+            let mut connection = options.connect().await.unwrap();
+            connection.execute(AssertSqlSafe(dump)).await.unwrap();
+            connection.close().await.unwrap();
+            holds_what_it_held(&open(&folder).await).await;
+        }
     })
     .await;
 }
 
 #[tokio::test]
-async fn the_first_postgres_database_is_brought_up_to_date() {
-    let test = "store::schemas::the_first_postgres_database_is_brought_up_to_date";
-    let Some(database) = postgres::Database::make(test).await else { return };
-    limited(async {
-        let mut connection = database.beside().await;
-        connection.execute(AssertSqlSafe(POSTGRES)).await.unwrap();
-        connection.close().await.unwrap();
-        holds_what_it_held(&database.open().await).await;
-    })
-    .await;
+async fn the_postgres_databases_of_before_are_brought_up_to_date() {
+    let test = "store::schemas::the_postgres_databases_of_before_are_brought_up_to_date";
+    for dump in [POSTGRES, THIRD_POSTGRES] {
+        let Some(database) = postgres::Database::make(test).await else { return };
+        limited(async {
+            let mut connection = database.beside().await;
+            connection.execute(AssertSqlSafe(dump)).await.unwrap();
+            connection.close().await.unwrap();
+            holds_what_it_held(&database.open().await).await;
+        })
+        .await;
+    }
 }
 
 /// What is refused to whoever only looks at the database of `url`.
