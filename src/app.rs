@@ -45,7 +45,7 @@ use crate::proxy;
 use crate::push::dispatcher::{self, Inquirer};
 use crate::push::expiry;
 use crate::push::identities::{Identities, Offer};
-use crate::store::{CredentialSource, Store, StoreError, VaultError};
+use crate::store::{CredentialSource, Store, StoreError};
 use crate::watch;
 
 /// Events that may wait between two parts; then the one that sends them waits.
@@ -199,14 +199,8 @@ pub async fn start_with(
         },
     )?;
     let store = store.counting(Arc::clone(&metrics)).of_node(nodes::incarnation().into());
-    let credentials = CredentialSource::open(&config.credentials, store.clone()).map_err(
-        |error| match error {
-            VaultError::PasswordFile { .. } => {
-                StartError::key("[credentials] master_password_file", error)
-            }
-            error => StartError::key("[credentials] key_file", error),
-        },
-    )?;
+    let credentials = CredentialSource::open(&config.credentials, store.clone())
+        .map_err(|error| StartError::key("[credentials] key_file", error))?;
     let credentials = Arc::new(credentials);
     let port = sockets.first().map_or(0, |socket| socket.address.port());
     let node = config.node.name.clone().unwrap_or_else(|| nodes::default_name(port));

@@ -12,5 +12,6 @@ pub mod net;
 pub mod nodes;
 pub mod proxy;
 pub mod push;
+mod secret_file;
 pub mod store;
 pub mod watch;

@@ -17,6 +17,15 @@ use secrecy::{ExposeSecret, SecretBox};
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Account(Arc<str>);
 
+/// Which backend, as the row of an account says which one has accepted its user: by the name that the
+/// configuration gives it, or else by its address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendId {
+    name: Option<Arc<str>>,
+    /// `host:port`, the host in lower case.
+    address: Arc<str>,
+}
+
 /// A device as the push service names it: hex digits, kept as given, compared without case.
 ///
 /// `Display` and `Debug` show the first 8 digits only, so a token cannot reach a log in full.
@@ -157,6 +166,36 @@ impl fmt::Display for Account {
 impl fmt::Debug for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+// === impl BackendId ===
+
+impl BackendId {
+    pub fn new(name: Option<&str>, host: &str, port: u16) -> Self {
+        let address = format!("{}:{port}", host.to_ascii_lowercase());
+        Self { name: name.map(Into::into), address: address.into() }
+    }
+
+    /// What is recorded.
+    pub fn as_str(&self) -> &str {
+        self.name.as_ref().unwrap_or(&self.address)
+    }
+
+    /// What was recorded before it had a name.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Whether this backend was recorded so.
+    pub fn is(&self, recorded: &str) -> bool {
+        [self.as_str(), &self.address].contains(&recorded)
+    }
+}
+
+impl fmt::Display for BackendId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -351,6 +390,17 @@ mod tests {
         assert_eq!(Account::from_login("a@EXAMPLE.org"), Account::from_login("a@example.org"));
         assert_ne!(Account::from_login("A@example.org"), Account::from_login("a@example.org"));
         assert_ne!(Account::from_login("Bob"), Account::from_login("bob"));
+    }
+
+    #[test]
+    fn a_backend_is_known_by_its_name_and_by_its_address() {
+        let unnamed = BackendId::new(None, "IMAP.example.org", 993);
+        assert_eq!(unnamed.as_str(), "imap.example.org:993");
+        let named = BackendId::new(Some("main"), "imap.example.org", 993);
+        assert_eq!(named.to_string(), "main");
+        assert!(named.is("main") && named.is(unnamed.as_str()) && !unnamed.is("main"));
+        let moved = BackendId::new(Some("main"), "imap2.example.org", 993);
+        assert!(moved.is(named.as_str()) && !moved.is(unnamed.as_str()));
     }
 
     #[test]

@@ -3,11 +3,11 @@
 //! A value that is refused is an error that names its key and what is allowed instead. What is
 //! allowed but probably not meant becomes a warning.
 
+mod backend;
 mod push;
 mod store;
 mod value;
 
-use std::iter;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -22,8 +22,9 @@ use super::raw::{
     RawNode, RawRecord, RawResolver, RawRoute, RawSni, RawTls, RawWatch,
 };
 use super::{
-    Admin, AdminAddress, Backend, BackendTls, Config, ConfigError, Limits, Listener, ListenerTls,
-    Log, Network, Node, Record, Resolver, Route, Sni, Tls, Trust, Watch, database_name,
+    Admin, AdminAddress, Backend, BackendTls, Config, ConfigError, Credentials, Limits, Listener,
+    ListenerTls, Log, Network, Node, Record, Resolver, Route, Sni, Tls, Trust, Watch,
+    database_name,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -56,20 +57,24 @@ pub(super) fn config(raw: RawConfig, origin: &Path) -> Result<Config> {
     config.node = check.node(raw.node)?;
     config.log = check.log(raw.log)?;
     config.record = check.record(raw.record)?;
+    check.backends(&config)?;
     config.warnings = warnings(&config);
     Ok(config)
 }
 
 fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
-    let routes = config.routes.iter().map(|route| ("[[route]]", &route.backend));
-    for (table, Backend { host, tls, .. }) in
-        iter::once(("[backend]", &config.backend)).chain(routes)
-    {
+    for (table, Backend { host, tls, master, .. }) in backend::tables(config) {
         if *tls == BackendTls::None && !is_loopback(host) {
             warnings.push(format!(
                 "{table} tls = \"none\": passwords and mail travel to {host} unencrypted; use \
                  \"implicit\" unless the whole way is yours"
+            ));
+        }
+        if config.credentials == Credentials::Master && master.is_none() {
+            warnings.push(format!(
+                "{table} has no master_user: its accounts are not watched, and their phones are not \
+                 offered push"
             ));
         }
     }
@@ -240,9 +245,12 @@ impl Check<'_> {
             RawBackendTls::Implicit => BackendTls::Implicit(trust(raw.ca, raw.server_name)?),
         };
         let mut backend = Backend::new(host, port, tls);
+        backend.name = self.backend_name(&key("name"), raw.name)?;
         backend.proxy_protocol = raw.proxy_protocol.unwrap_or(backend.proxy_protocol);
         backend.send_id = raw.send_id.unwrap_or(backend.send_id);
         backend.checks_token_name = raw.checks_token_name.unwrap_or(backend.checks_token_name);
+        let master = (raw.master_user, raw.master_password_file, raw.login_template);
+        backend.master = self.master(table, master)?;
         Ok(backend)
     }
 

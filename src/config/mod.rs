@@ -27,6 +27,7 @@ use sqlx::postgres::PgConnectOptions;
 
 pub use self::apns::{Apns, Endpoint, Identity, Proxy};
 pub use self::network::Network;
+use crate::model::BackendId;
 
 /// Everything the program can be told, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,6 +98,8 @@ pub struct Sni {
 /// `[backend]` or `[[route]]`: an IMAP server that holds the mail.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backend {
+    /// Tells it from others when its address has changed; no other address has this name.
+    pub name: Option<String>,
     /// A name or an IP address, the latter without brackets.
     pub host: String,
     pub port: u16,
@@ -107,6 +110,19 @@ pub struct Backend {
     pub send_id: bool,
     /// An access token is refused there that was not issued to the name that comes with it.
     pub checks_token_name: bool,
+    /// Whom its accounts are watched as in the mode [`Credentials::Master`]; `None`: they are not.
+    pub master: Option<MasterUser>,
+}
+
+/// The user of a backend who may act as any other.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MasterUser {
+    /// Not empty.
+    pub name: String,
+    /// A file that exists.
+    pub password_file: PathBuf,
+    /// `None`: with the user as SASL authorization identity (RFC 4616).
+    pub login_template: Option<LoginTemplate>,
 }
 
 /// How the backend is spoken to.
@@ -175,15 +191,8 @@ pub enum Credentials {
     },
     /// With what each user logged in since the program's start.
     Memory,
-    /// As one user who may act as any other.
-    Master {
-        /// Not empty.
-        user: String,
-        /// A file that exists.
-        password_file: PathBuf,
-        /// `None`: with the user as SASL authorization identity (RFC 4616).
-        login_template: Option<LoginTemplate>,
-    },
+    /// As the [`MasterUser`] of each backend.
+    Master,
 }
 
 /// A login name made of a user's and the master's, such as `{user}*{master}`.
@@ -451,16 +460,23 @@ impl Tls {
 // === impl Backend ===
 
 impl Backend {
-    /// A backend that is told nothing of the client.
+    /// A backend that is told nothing of the client, and has no master user.
     pub fn new(host: impl Into<String>, port: u16, tls: BackendTls) -> Self {
         Self {
+            name: None,
             host: host.into(),
             port,
             tls,
             proxy_protocol: false,
             send_id: false,
             checks_token_name: false,
+            master: None,
         }
+    }
+
+    /// What accounts that it has accepted are recorded with.
+    pub fn id(&self) -> BackendId {
+        BackendId::new(self.name.as_deref(), &self.host, self.port)
     }
 }
 

@@ -66,6 +66,7 @@ table!(RawAuth {
 });
 
 table!(RawBackend {
+    name: Option<String>,
     address: Option<String>,
     tls: Option<RawBackendTls>,
     ca: Option<String>,
@@ -73,12 +74,16 @@ table!(RawBackend {
     proxy_protocol: Option<bool>,
     send_id: Option<bool>,
     checks_token_name: Option<bool>,
+    master_user: Option<String>,
+    master_password_file: Option<String>,
+    login_template: Option<String>,
 });
 
 // `domain` and the keys of `RawBackend`, which serde cannot flatten into a table that refuses
 // unknown keys.
 table!(RawRoute {
     domain: Option<String>,
+    name: Option<String>,
     address: Option<String>,
     tls: Option<RawBackendTls>,
     ca: Option<String>,
@@ -86,30 +91,27 @@ table!(RawRoute {
     proxy_protocol: Option<bool>,
     send_id: Option<bool>,
     checks_token_name: Option<bool>,
+    master_user: Option<String>,
+    master_password_file: Option<String>,
+    login_template: Option<String>,
 });
 
 impl RawRoute {
     pub(super) fn split(self) -> (Option<String>, RawBackend) {
-        let Self {
-            domain,
-            address,
-            tls,
-            ca,
-            server_name,
-            proxy_protocol,
-            send_id,
-            checks_token_name,
-        } = self;
         let backend = RawBackend {
-            address,
-            tls,
-            ca,
-            server_name,
-            proxy_protocol,
-            send_id,
-            checks_token_name,
+            name: self.name,
+            address: self.address,
+            tls: self.tls,
+            ca: self.ca,
+            server_name: self.server_name,
+            proxy_protocol: self.proxy_protocol,
+            send_id: self.send_id,
+            checks_token_name: self.checks_token_name,
+            master_user: self.master_user,
+            master_password_file: self.master_password_file,
+            login_template: self.login_template,
         };
-        (domain, backend)
+        (self.domain, backend)
     }
 }
 
@@ -121,9 +123,6 @@ table!(RawStore {
 table!(RawCredentials {
     mode: Option<RawCredentialsMode>,
     key_file: Option<String>,
-    master_user: Option<String>,
-    master_password_file: Option<String>,
-    login_template: Option<String>,
 });
 
 table!(RawWatch {
@@ -285,6 +284,9 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMore<T> {
     }
 }
 
+/// Keys of `[credentials]` in earlier versions.
+const MOVED: [&str; 3] = ["master_user", "master_password_file", "login_template"];
+
 /// Reads `text`, the content of the file `origin`.
 pub(super) fn parse(text: &str, origin: &Path) -> Result<RawConfig, ConfigError> {
     toml::from_str(text).map_err(|mut error| {
@@ -299,6 +301,16 @@ pub(super) fn parse(text: &str, origin: &Path) -> Result<RawConfig, ConfigError>
         let path =
             shown.lines().last().and_then(|line| line.strip_prefix("in `")?.strip_suffix('`'));
         let mut problem = error.message().replacen("unknown field", "unknown key", 1);
+        let moved = MOVED.iter().find(|key| {
+            path == Some("credentials") && problem.starts_with(&format!("unknown key `{key}`"))
+        });
+        if let Some(key) = moved {
+            problem = format!(
+                "{key} is a key of the backend now, so that no backend is sent the password of \
+                 another: move it to [backend], and to each [[route]] whose accounts are to be \
+                 watched"
+            );
+        }
         if let Some(line) = line {
             problem.push_str(&format!(" (line {line})"));
         }

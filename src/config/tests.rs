@@ -269,22 +269,41 @@ fn a_refused_value_names_its_key_and_what_is_allowed() {
              \"stored\"",
         ),
         (
-            "[credentials]\nmaster_user = \"boss\"",
-            "[credentials] master_user: has no meaning with mode = \"stored\"; remove it, or set mode \
-             = \"master\"",
+            "[credentials]\nmode = \"master\"\nmaster_user = \"boss\"",
+            "[credentials]: master_user is a key of the backend now, so that no backend is sent the \
+             password of another: move it to [backend], and to each [[route]] whose accounts are to \
+             be watched (line 6)",
+        ),
+        (
+            "[backend]\naddress = \"a:1\"\nmaster_user = \"boss\"\n\
+             master_password_file = \"certs/ca.pem\"",
+            "[backend] master_user: has no meaning unless [credentials] mode = \"master\"",
         ),
         (
             "[credentials]\nmode = \"master\"",
-            "[credentials] master_user: missing; name the user of the IMAP server",
+            "[backend] master_user: missing, and so in each [[route]]: with [credentials] mode",
         ),
         (
-            "[credentials]\nmode = \"master\"\nmaster_user = \"boss\"",
-            "[credentials] master_password_file: missing; name a file with nothing but the password",
+            "[[route]]\ndomain = \"b\"\naddress = \"b:1\"\nmaster_password_file = \"certs/ca.pem\"",
+            "[[route]] master_user: missing; name the user of the IMAP server",
         ),
         (
-            "[credentials]\nmode = \"master\"\nmaster_user = \"boss\"\n\
+            "[backend]\naddress = \"a:1\"\nmaster_user = \"boss\"",
+            "[backend] master_password_file: missing; name a file with nothing but the password",
+        ),
+        (
+            "[backend]\naddress = \"a:1\"\nmaster_user = \"boss\"\n\
              master_password_file = \"certs/ca.pem\"\nlogin_template = \"{user}\"",
-            "[credentials] login_template: \"{user}\" is not understood; allowed is a text that holds",
+            "[backend] login_template: \"{user}\" is not understood; allowed is a text that holds",
+        ),
+        (
+            "[backend]\naddress = \"a:1\"\nname = \"a:1\"",
+            "[backend] name: \"a:1\" is no name; allowed are 1 to 64 letters and digits",
+        ),
+        (
+            "[backend]\naddress = \"a:1\"\nname = \"a\"\n\
+             [[route]]\ndomain = \"b\"\naddress = \"b:1\"\nname = \"a\"",
+            "[[route]] name: a is the name of a:1 and of b:1; a name is that of one server",
         ),
         (
             "[store]\nurl = \"postgres://u:secret@db:5432/mail?pasword=secret\"",
@@ -442,18 +461,17 @@ fn a_database_server_is_taken_as_it_is_given_and_its_password_not_shown() {
 fn credentials_have_three_modes() {
     let credentials = |text: &str| parse(&format!("[credentials]\n{text}")).unwrap().credentials;
     assert_eq!(credentials("mode = \"memory\""), Credentials::Memory);
-    let master = "mode = \"master\"\nmaster_user = \"boss\"\n\
+    let master = "[backend]\naddress = \"a:1\"\nmaster_user = \"boss\"\n\
                   master_password_file = \"certs/ca.pem\"\n";
-    let Credentials::Master { user, password_file, login_template } = credentials(master) else {
-        panic!("no master")
+    let config = |template: &str| {
+        parse(&format!("{master}{template}\n[credentials]\nmode = \"master\"")).unwrap()
     };
-    assert_eq!((&*user, login_template), ("boss", None));
+    let Config { credentials, backend, .. } = config("");
+    let MasterUser { name, password_file, login_template } = backend.master.unwrap();
+    assert_eq!((credentials, &*name, login_template), (Credentials::Master, "boss", None));
     assert!(password_file.ends_with("certs/ca.pem"));
-    let with = credentials(&format!("{master}login_template = \"{{user}}*{{master}}\""));
-    let Credentials::Master { login_template: Some(template), .. } = with else {
-        panic!("{with:?}")
-    };
-    assert_eq!(template.login("alice", "boss"), "alice*boss");
+    let with = config("login_template = \"{user}*{master}\"").backend.master.unwrap();
+    assert_eq!(with.login_template.unwrap().login("alice", "boss"), "alice*boss");
     for bad in
         ["", "{user}", "{master}", "{user}{user}{master}", "{user}*{master}{", "{User}{master}"]
     {
@@ -536,8 +554,31 @@ fn what_is_probably_not_meant_is_a_warning() {
     let text = "[[listener]]\nproxy_protocol = [\"::/0\"]\n\
                 [[route]]\ndomain = \"b\"\naddress = \"b:1\"\ntls = \"none\"";
     let found = parse(text).unwrap().warnings;
-    assert!(found[0].starts_with("[[route]] tls = \"none\""), "{found:?}");
+    assert!(found[0].starts_with("[[route]] b tls = \"none\""), "{found:?}");
     assert!(found[1].starts_with("[[listener]] proxy_protocol = [\"::/0\"]"), "{found:?}");
+}
+
+#[test]
+fn a_backend_without_a_master_is_warned_of_where_a_master_watches() {
+    let route = "[[route]]\ndomain = \"b\"\naddress = \"b:1\"\n";
+    let master = "master_user = \"boss\"\nmaster_password_file = \"certs/ca.pem\"\n";
+    let mode = "[credentials]\nmode = \"master\"";
+    let warnings = |text: &str| {
+        let mut warnings = parse(text).unwrap().warnings;
+        warnings.pop();
+        warnings
+    };
+    let found = warnings(&format!("{route}{master}{mode}"));
+    assert!(
+        found.len() == 1 && found[0].starts_with("[backend] has no master_user: "),
+        "{found:?}"
+    );
+    let found = warnings(&format!("[backend]\naddress = \"a:1\"\n{master}{route}{mode}"));
+    assert!(
+        found.len() == 1 && found[0].starts_with("[[route]] b has no master_user: "),
+        "{found:?}"
+    );
+    assert!(warnings(route).is_empty());
 }
 
 #[test]

@@ -190,7 +190,11 @@ enum Phase {
 impl PushOffer {
     /// The topic for devices of this account; `None` where it is not offered push.
     pub fn topic(&self, account: &Account) -> Option<&str> {
-        let domain = account.as_str().rsplit_once('@').map(|(_, domain)| domain);
+        self.of_domain(account.as_str().rsplit_once('@').map(|(_, domain)| domain))
+    }
+
+    /// The same for all users of this domain.
+    pub fn of_domain(&self, domain: Option<&str>) -> Option<&str> {
         let of = |domain: Option<&str>| {
             self.topics.iter().find(|entry| entry.domain.as_deref() == domain)
         };

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::backends::Place;
+use super::master::{MasterLogin, PasswordFileError};
 use super::proxy_protocol::{self, Addresses};
 use super::resolve::Resolver;
 use super::stream::{Stream, tune};
@@ -22,7 +23,7 @@ use crate::imap::capability::Capabilities;
 use crate::imap::literal::End;
 use crate::imap::login::{Attempt, Login, Options, Outcome, end_of_status_or_response, printable};
 use crate::imap::peek::{self, Response, Status};
-use crate::model::{Account, Credentials};
+use crate::model::{Account, BackendId, Credentials};
 
 /// Addresses of a host that are tried; each gets its share of the time.
 const MOST_ADDRESSES: usize = 8;
@@ -45,6 +46,8 @@ struct Way {
     send_id: bool,
     resolver: Resolver,
     checks_token_name: bool,
+    id: BackendId,
+    master: Option<MasterLogin>,
 }
 
 /// What outlives a configuration, and so tells one backend from another.
@@ -97,6 +100,15 @@ pub struct LoggedIn {
     pub place: Option<Place>,
 }
 
+/// What is wrong with a backend as it is configured.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    PasswordFile(#[from] PasswordFileError),
+}
+
 /// Why a login did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
@@ -110,20 +122,20 @@ pub enum LoginError {
 }
 
 impl Backend {
-    /// The timeout covers address look-up, TCP and TLS together.
+    /// The timeout covers address look-up, TCP and TLS together. The master's password is read here.
     ///
     /// # Errors
-    /// What is wrong with the TLS that the configuration asks for, and its key.
+    /// What is wrong with the TLS or the master user that the configuration asks for, and its key.
     pub fn new(
         config: &config::Backend,
         connect_timeout: Duration,
         resolver: &Resolver,
-    ) -> Result<Self, (&'static str, TlsError)> {
-        let trust = |trust: &Trust| {
-            let client = tls::client(trust.ca.as_deref()).map_err(|error| ("ca", error))?;
+    ) -> Result<Self, (&'static str, BackendError)> {
+        let trust = |trust: &Trust| -> Result<_, (&'static str, BackendError)> {
+            let client = tls::client(trust.ca.as_deref()).map_err(|error| ("ca", error.into()))?;
             let name = trust.server_name.as_str();
             let name = ServerName::try_from(name)
-                .map_err(|_| ("server_name", TlsError::NoName(name.to_owned())))?;
+                .map_err(|_| ("server_name", TlsError::NoName(name.to_owned()).into()))?;
             Ok((client, name.to_owned()))
         };
         let security = match &config.tls {
@@ -138,6 +150,7 @@ impl Backend {
             }
         };
         let config::Backend { host, port, proxy_protocol, send_id, checks_token_name, .. } = config;
+        let master = config.master.as_ref().map(MasterLogin::open);
         let way = Way {
             host: host.clone(),
             port: *port,
@@ -147,6 +160,8 @@ impl Backend {
             send_id: *send_id,
             resolver: resolver.clone(),
             checks_token_name: *checks_token_name,
+            id: config.id(),
+            master: master.transpose().map_err(|error| ("master_password_file", error.into()))?,
         };
         Ok(Self { way: Arc::new(way), known: Arc::default() })
     }
@@ -169,6 +184,16 @@ impl Backend {
     /// Whether it refuses an access token that was not issued to the name that comes with it.
     pub fn checks_token_name(&self) -> bool {
         self.way.checks_token_name
+    }
+
+    /// What accounts that it has accepted are recorded with.
+    pub fn id(&self) -> &BackendId {
+        &self.way.id
+    }
+
+    /// Whom watchers log in as there, in the mode in which they do; `None`: they do not.
+    pub fn master(&self) -> Option<&MasterLogin> {
+        self.way.master.as_ref()
     }
 
     /// `host:port`, for logs.

@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::backend::{Backend, ConnectError, Connected, LoggedIn, LoginError};
+use super::backend::{Backend, BackendError, ConnectError, Connected, LoggedIn, LoginError};
 use super::counters::Counters;
 use super::proxy_protocol::Addresses;
 use super::resolve::Resolver;
-use super::tls::TlsError;
 use crate::config::{self, Config};
 use crate::model::{Account, Credentials};
 
@@ -36,13 +35,13 @@ pub struct Table {
     connections_per_account: usize,
 }
 
-/// What is wrong with a backend's TLS.
+/// What is wrong with a backend as it is configured.
 #[derive(Debug, thiserror::Error)]
 #[error("{table} {key}: {problem}")]
 pub struct Unusable {
     table: &'static str,
     key: &'static str,
-    problem: TlsError,
+    problem: BackendError,
 }
 
 /// Connections by account.
@@ -140,6 +139,15 @@ impl Backends {
     /// whoever is not known yet.
     pub fn of(&self, account: Option<&Account>) -> Backend {
         self.0.table.borrow().of(account).clone()
+    }
+
+    /// Whether accounts have a master user who watches for them: those of each domain with a route, and
+    /// all others.
+    pub fn masters(&self) -> (Vec<(String, bool)>, bool) {
+        let table = self.0.table.borrow();
+        let has = |(_, backend): &(config::Backend, Backend)| backend.master().is_some();
+        let routes = table.routes.iter().map(|(domain, backend)| (domain.clone(), has(backend)));
+        (routes.collect(), has(&table.default))
     }
 
     /// The domains, in lower case, whose users are not on the backend of whoever is not known yet.

@@ -10,6 +10,7 @@ pub mod backoff;
 pub mod counters;
 pub mod deflate;
 pub mod listen;
+pub mod master;
 pub mod proxy_protocol;
 pub mod resolve;
 pub mod stream;

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 use self::limits::Gate;
 pub use self::serve::serve;
 use crate::config::{self, Config, Relay};
-use crate::imap::session::{Over, Profile, PushOffer};
+use crate::imap::session::{DomainTopic, Over, Profile, PushOffer};
 use crate::metrics::Metrics;
 use crate::model::SessionEvent;
 use crate::net::backends::Backends;
@@ -65,7 +65,7 @@ impl Context {
         tls: Arc<ServerConfig>,
         config: &Config,
     ) -> Self {
-        let master = matches!(config.credentials, config::Credentials::Master { .. });
+        let master = config.credentials == config::Credentials::Master;
         Self {
             counters: backends.counters(),
             backends,
@@ -116,6 +116,26 @@ impl Context {
         }
     }
 
+    /// What is offered where a master watches: nothing to whoever is on a backend that has none.
+    fn to_be_watched(&self, offer: &PushOffer) -> Option<PushOffer> {
+        let (routes, default) = self.backends.masters();
+        let mut topics: Vec<_> = routes
+            .into_iter()
+            .map(|(domain, has_master)| {
+                let topic = offer.of_domain(Some(&domain)).filter(|_| has_master);
+                DomainTopic { topic: topic.map(str::to_owned), domain: Some(domain) }
+            })
+            .collect();
+        for DomainTopic { domain, topic } in &offer.topics {
+            if domain.is_none() || topics.iter().all(|routed| routed.domain != *domain) {
+                let topic = topic.clone().filter(|_| default);
+                topics.push(DomainTopic { domain: domain.clone(), topic });
+            }
+        }
+        let offer = PushOffer { topics, ..offer.clone() };
+        offer.is_open().then_some(offer)
+    }
+
     fn count(&self, over: Over) {
         self.counters.command_size.add(over.command);
         self.counters.capability_size.add(over.capability);
@@ -125,7 +145,10 @@ impl Context {
     fn profile(&self) -> Arc<Profile> {
         // Nobody knows yet whose session it will be.
         let seen = self.backends.of(None).seen();
-        let push = self.push.borrow().clone();
+        let mut push = self.push.borrow().clone();
+        if self.master {
+            push = push.and_then(|offer| self.to_be_watched(&offer));
+        }
         let mut profile = self.profile.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(profile) = &*profile
             && profile.backend.as_ref().map(Arc::as_ptr) == seen.as_ref().map(Arc::as_ptr)

@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use base64::Engine;
@@ -14,10 +13,9 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use secrecy::zeroize::Zeroizing;
 use serde::Deserialize;
 
-use super::secret_file::{Unfit, read_private};
 use super::vault::SEAL_LEN;
 use super::{Sealed, Store, StoreError, Vault, VaultError};
-use crate::config::{self, LoginTemplate};
+use crate::config;
 use crate::model::{Account, Credentials, Registration, SecretKind, Timestamp};
 
 /// How long a token is kept that does not say when it expires, in milliseconds: an hour, for which
@@ -34,14 +32,7 @@ pub struct CredentialSource {
 enum Mode {
     Stored(Vault),
     Memory(Mutex<HashMap<Account, Kept>>),
-    Master(Master),
-}
-
-/// The user of the backend who may act as any other. `Debug` does not show the password.
-#[derive(Debug)]
-pub struct Master {
-    credentials: Credentials,
-    template: Option<LoginTemplate>,
+    Master,
 }
 
 struct Kept {
@@ -60,17 +51,15 @@ pub enum CredentialsError {
 }
 
 impl CredentialSource {
-    /// Reads the key file or the master's password.
+    /// Reads the key file.
     ///
     /// # Errors
-    /// [`VaultError::KeyFile`] or [`VaultError::PasswordFile`].
+    /// [`VaultError::KeyFile`].
     pub fn open(config: &config::Credentials, store: Store) -> Result<Self, VaultError> {
         let mode = match config {
             config::Credentials::Stored { key_file } => Mode::Stored(Vault::open(key_file)?),
             config::Credentials::Memory => Mode::Memory(Mutex::new(HashMap::new())),
-            config::Credentials::Master { user, password_file, login_template } => {
-                Mode::Master(Master::open(user, password_file, login_template.clone())?)
-            }
+            config::Credentials::Master => Mode::Master,
         };
         Ok(Self { store, mode })
     }
@@ -123,12 +112,13 @@ impl CredentialSource {
                 let credentials = credentials.clone();
                 lock(kept).insert(account.clone(), Kept { credentials, until });
             }
-            Mode::Master(_) => {}
+            Mode::Master => {}
         }
         self.store.unpark(account).await
     }
 
-    /// What to log in with for `account`; `None` until its user logs in again.
+    /// What to log in with for `account`; `None` until its user logs in again, and always where it is
+    /// a master who logs in.
     pub async fn of(
         &self,
         account: &Account,
@@ -147,23 +137,14 @@ impl CredentialSource {
                 let kept = kept.get(account).filter(|kept| lives(kept.until));
                 Ok(kept.map(|kept| kept.credentials.clone()))
             }
-            Mode::Master(master) => Ok(Some(master.acting_as(account))),
+            Mode::Master => Ok(None),
         }
     }
 
-    /// What the watcher of `account` logs in with, now that its user has logged in with `fresh`, if
-    /// that is known; `None` if it has to go on with what it has.
-    pub fn watching(&self, account: &Account, fresh: Option<Credentials>) -> Option<Credentials> {
-        match &self.mode {
-            Mode::Stored(_) | Mode::Memory(_) => fresh,
-            Mode::Master(master) => Some(master.acting_as(account)),
-        }
-    }
-
-    /// Whether credentials that were refused are replaced when their user logs in; if not, it takes
-    /// a change of the configuration.
-    pub fn heal_by_login(&self) -> bool {
-        !matches!(self.mode, Mode::Master { .. })
+    /// Whether watchers log in with what their users have logged in with; if not, as the master user
+    /// of the backend.
+    pub fn are_of_users(&self) -> bool {
+        !matches!(self.mode, Mode::Master)
     }
 
     /// Whether this process alone knows what to log in with: it is kept in memory, so no other one can
@@ -171,7 +152,7 @@ impl CredentialSource {
     pub fn holds(&self, account: &Account) -> bool {
         match &self.mode {
             Mode::Memory(kept) => lock(kept).contains_key(account),
-            Mode::Stored(_) | Mode::Master { .. } => false,
+            Mode::Stored(_) | Mode::Master => false,
         }
     }
 
@@ -197,7 +178,7 @@ impl CredentialSource {
             Mode::Memory(kept) => {
                 lock(kept).retain(|_, kept| kept.until.is_none_or(|until| now < until));
             }
-            Mode::Master(_) => {}
+            Mode::Master => {}
         }
         self.store.erase_credentials(None).await
     }
@@ -215,51 +196,14 @@ impl fmt::Debug for CredentialSource {
         let mode = match &self.mode {
             Mode::Stored(_) => "stored",
             Mode::Memory(_) => "memory",
-            Mode::Master(_) => "master",
+            Mode::Master => "master",
         };
         f.debug_struct("CredentialSource").field("mode", &mode).finish_non_exhaustive()
     }
 }
 
-impl Master {
-    /// Reads the password from its file.
-    ///
-    /// # Errors
-    /// [`VaultError::PasswordFile`].
-    pub fn open(
-        user: &str,
-        password_file: &Path,
-        template: Option<LoginTemplate>,
-    ) -> Result<Self, VaultError> {
-        let password = read_private(password_file)
-            .and_then(|(text, _)| password(&text).ok_or(Unfit::Malformed))
-            .map_err(|unfit| unfit.password_file(password_file))?;
-        Ok(Self { credentials: Credentials::password(user, password.to_vec()), template })
-    }
-
-    /// What to log in with as `account`.
-    pub fn acting_as(&self, account: &Account) -> Credentials {
-        let master = &self.credentials;
-        match &self.template {
-            None => master.clone().acting_as(account.as_str()),
-            Some(template) => {
-                let login = template.login(account.as_str(), &master.login);
-                Credentials::password(login, master.expose_secret().to_vec())
-            }
-        }
-    }
-}
-
 fn lock(kept: &Mutex<HashMap<Account, Kept>>) -> MutexGuard<'_, HashMap<Account, Kept>> {
     kept.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The password that a file holds: its only line.
-fn password(text: &str) -> Option<Zeroizing<Vec<u8>>> {
-    let line = text.strip_suffix('\n').unwrap_or(text);
-    let line = line.strip_suffix('\r').unwrap_or(line);
-    let fits = !line.is_empty() && !line.contains(['\n', '\r', '\0']);
-    fits.then(|| Zeroizing::new(line.as_bytes().to_vec()))
 }
 
 /// When credentials are worth nothing any more: for a token, what it says of itself if it is a JWT
@@ -314,22 +258,5 @@ mod tests {
             assert_eq!(of(&Credentials::bearer("alice", opaque.into())), hour, "{opaque}");
         }
         assert_eq!(expiry(&Credentials::password("alice", b"a.e30.c".to_vec()), now), None);
-    }
-
-    #[test]
-    fn a_password_file_holds_one_line() {
-        for (text, expected) in [
-            ("secret", Some("secret")),
-            ("secret\n", Some("secret")),
-            (" sec ret \r\n", Some(" sec ret ")),
-            ("", None),
-            ("\n", None),
-            ("one\ntwo\n", None),
-            ("one\n\n", None),
-        ] {
-            let found = password(text);
-            let found = found.as_deref().map(|found| str::from_utf8(found).unwrap());
-            assert_eq!(found, expected, "{text:?}");
-        }
     }
 }

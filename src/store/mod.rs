@@ -27,7 +27,6 @@ mod registrations;
 mod rotation;
 mod rows;
 mod schema;
-mod secret_file;
 mod sqlite;
 mod vault;
 
@@ -47,7 +46,7 @@ use crate::config::database_name;
 use crate::metrics::{Call, Metrics};
 use crate::model::{Account, Device, DeviceToken, Mailbox, Snapshot, Timestamp};
 
-pub use credentials::{CredentialSource, CredentialsError, Master};
+pub use credentials::{CredentialSource, CredentialsError};
 pub use error::StoreError;
 pub use nodes::{News, Node};
 pub use rotation::{Rotated, rotate};

@@ -21,8 +21,8 @@ use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use secrecy::zeroize::Zeroizing;
 
-use super::secret_file::{Stamp, Unfit, read_private, stamp, sync_folder, write_beside};
 use crate::model::{Account, Credentials, SecretKind};
+use crate::secret_file::{Stamp, Unfit, read_private, stamp, sync_folder, write_beside};
 
 /// Seals under the keys of one file. `Debug` shows where they are and their ids.
 pub struct Vault {
@@ -51,8 +51,6 @@ struct Key {
 pub enum VaultError {
     #[error("credentials key {}: {problem}; {remedy}", .path.display())]
     KeyFile { path: PathBuf, problem: String, remedy: String },
-    #[error("master password {}: {problem}; {remedy}", .path.display())]
-    PasswordFile { path: PathBuf, problem: String, remedy: String },
     /// None of what is stored was sealed with the keys of this file.
     #[error(
         "the key in {} ({key_id}) is not the one that sealed the stored credentials of {accounts} \
@@ -97,7 +95,7 @@ impl Vault {
             }
             read => read,
         };
-        let keys = keys.map_err(|unfit| unfit.key_file(path))?;
+        let keys = keys.map_err(|unfit| unusable(unfit, path))?;
         Ok(Self { path: path.to_owned(), keys: RwLock::new(keys) })
     }
 
@@ -227,7 +225,7 @@ impl Vault {
         &self,
         content: impl Fn(&Keys) -> io::Result<Option<Zeroizing<String>>>,
     ) -> Result<(), VaultError> {
-        self.try_rewrite(content).map_err(|unfit| unfit.key_file(&self.path))?;
+        self.try_rewrite(content).map_err(|unfit| unusable(unfit, &self.path))?;
         drop(self.keys());
         Ok(())
     }
@@ -266,7 +264,7 @@ impl Vault {
         match read_keys(&self.path) {
             Ok(keys) => *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys,
             Err(unfit) => {
-                let error = unfit.key_file(&self.path);
+                let error = unusable(unfit, &self.path);
                 tracing::error!(%error, "the key file changed; the key of before is still used");
             }
         }
@@ -312,6 +310,19 @@ impl fmt::Debug for Vault {
 }
 
 // === files ===
+
+fn unusable(unfit: Unfit, path: &Path) -> VaultError {
+    let (problem, remedy) = unfit.told(
+        path,
+        "it must be a file that the user who runs mailchime can read, in a folder that exists (and \
+         that mailchime can write when it is to make or change the file)",
+        "does not hold 32 bytes in base64 on one line (or two such lines, that differ, while the \
+         key is being replaced)",
+        "restore it from a copy; or, if no credentials were stored with it, remove it and mailchime \
+         makes a new one",
+    );
+    VaultError::KeyFile { path: path.to_owned(), problem, remedy }
+}
 
 fn read_keys(path: &Path) -> Result<Keys, Unfit> {
     let (text, metadata) = read_private(path)?;

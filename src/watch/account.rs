@@ -15,10 +15,11 @@ use tokio::time::Instant;
 
 use super::Context;
 use super::connection::{Connection, Lost};
+use super::master::{self, Master};
+use super::pacer;
 use super::refusal::{self, Refusal};
 use super::status::{Doing, Status};
 use super::upstream::{Place, Upstream};
-use super::{master, pacer};
 use crate::imap::capability::Capabilities;
 use crate::imap::login::printable;
 use crate::model::{Account, Credentials, Mailbox, SecretKind, Snapshot, Timestamp};
@@ -29,9 +30,9 @@ use crate::store::{CredentialsError, StoreError};
 /// A connection that has lived so long makes the next failure the first one again.
 pub(super) const LIVED: Duration = Duration::from_secs(60);
 
-const MASTER_REMEDY: &str = "see [credentials] master_user, master_password_file and login_template, \
-    and what the server lets this user do; `mailchime check --login USER` tries it; restart mailchime \
-    when the configuration or the password file has changed";
+const MASTER_REMEDY: &str = "see master_user, master_password_file and login_template of its [backend] \
+    or [[route]], and what the server lets this user do; `mailchime check --login USER` tries it; send \
+    SIGHUP when the configuration or the password file has changed";
 
 /// Between attempts to store that a password is wrong.
 const NOTE: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
@@ -43,8 +44,9 @@ pub(super) struct Orders {
     pub(super) registrations: u64,
     /// What the backend last accepted here.
     pub(super) credentials: Option<Credentials>,
-    /// Counts logins at other nodes: after another one, what is stored is what was last accepted.
-    pub(super) logins_elsewhere: u64,
+    /// Counts logins of which only that is known, at other nodes or where a master watches: after
+    /// another one, what is stored is what was last accepted.
+    pub(super) logins: u64,
     /// No device is left, or the program ends.
     pub(super) stop: bool,
 }
@@ -63,7 +65,7 @@ pub(super) struct Watcher {
     /// The registrations that `mailboxes` takes in.
     registrations: u64,
     /// Those that `credentials` takes in.
-    logins_elsewhere: u64,
+    logins: u64,
     /// Since when it has been logged in.
     logged_in: Option<Instant>,
     /// Nothing has shown yet that the password is right: whoever watched before, until it was killed
@@ -104,6 +106,8 @@ pub(super) enum End {
     Nothing,
     /// There is no password to try, for this reason.
     NoPassword(&'static str),
+    /// A master watches, and the account's backend has none.
+    NoMaster,
     /// The password was refused; the backend's answer behind the tag.
     Refused(Vec<u8>),
     /// The master user was, as this account. For so long nobody tries it if it is as all.
@@ -124,6 +128,15 @@ impl From<StoreError> for End {
     fn from(error: StoreError) -> Self {
         Self::Failed(error.to_string())
     }
+}
+
+/// Where a watcher logs in, and what is shared with others who do.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    backend: &'a Backend,
+    upstream: &'a Upstream,
+    /// Where it logs in as a master user.
+    master: Option<&'a Master>,
 }
 
 /// What comes after an end.
@@ -154,7 +167,7 @@ impl Watcher {
             unsaved: false,
             mailboxes: Vec::new(),
             registrations: 0,
-            logins_elsewhere: 0,
+            logins: 0,
             logged_in: None,
             inherited,
             refusals: 0,
@@ -169,16 +182,30 @@ impl Watcher {
     pub(super) async fn run(&mut self, parked: bool) {
         let mut next = if parked { Next::Login } else { Next::Try(Duration::ZERO) };
         // Its user has just registered or logged in.
-        let mut user_is_there = self.orders.borrow().credentials.is_some();
+        let mut user_is_there = {
+            let orders = self.orders.borrow();
+            orders.credentials.is_some() || orders.logins > 0
+        };
         while let Some(told) = Box::pin(self.pause(next)).await {
             user_is_there |= told;
-            self.status.set(Doing::Starting);
             let backend = self.context.backends.of(Some(&self.account));
             let upstream = self.context.upstreams.of(&backend);
-            let turns = Box::pin(self.turns(&upstream, user_is_there)).await;
+            let master = match self.acts_as_master() {
+                false => None,
+                true => match upstream.master(&backend) {
+                    None => {
+                        next = self.after(End::NoMaster).await;
+                        continue;
+                    }
+                    master => master,
+                },
+            };
+            self.status.set(Doing::Starting);
+            let turns = Box::pin(self.turns(&upstream, master.as_deref(), user_is_there)).await;
             let Some((leave, place, turn)) = turns else { return };
             self.status.set(Doing::Starting);
-            let end = Box::pin(self.connection(&backend, &upstream, (leave, turn))).await;
+            let at = At { backend: &backend, upstream: &upstream, master: master.as_deref() };
+            let end = Box::pin(self.connection(at, (leave, turn))).await;
             drop(place);
             user_is_there = false;
             next = Box::pin(self.after(end)).await;
@@ -220,12 +247,13 @@ impl Watcher {
     async fn turns<'a>(
         &self,
         upstream: &'a Upstream,
+        master: Option<&'a Master>,
         user_is_there: bool,
     ) -> Option<(Option<master::Turn<'a>>, Place, pacer::Turn<'a>)> {
         let turns = async {
-            let leave = match self.acts_as_master() {
-                true => Some(upstream.master.turn(|rest, why| self.rest(Some(rest), why)).await),
-                false => None,
+            let leave = match master {
+                Some(master) => Some(master.turn(|rest, why| self.rest(Some(rest), why)).await),
+                None => None,
             };
             let (place, turn) = upstream.turn(user_is_there).await;
             (leave, place, turn)
@@ -255,6 +283,11 @@ impl Watcher {
             End::NoPassword(why) => {
                 self.status.set(Doing::Parked { why: why.to_owned() });
                 Next::Login
+            }
+            End::NoMaster => {
+                let why = "its backend has no master_user";
+                self.status.set(Doing::Parked { why: why.to_owned() });
+                Next::Try(Duration::MAX)
             }
             End::Refused(answer) => {
                 self.refusals += 1;
@@ -341,8 +374,8 @@ impl Watcher {
     async fn wait_for_login(&mut self) -> Option<()> {
         // Forgotten, so that whatever comes is taken as new, stored, and ends the parking there.
         self.credentials = None;
-        let logins_elsewhere = self.logins_elsewhere;
-        while self.credentials.is_none() && self.logins_elsewhere == logins_elsewhere {
+        let logins = self.logins;
+        while self.credentials.is_none() && self.logins == logins {
             self.orders.changed().await.ok()?;
             if self.orders.borrow().stop {
                 return None;
@@ -362,9 +395,9 @@ impl Watcher {
 
     /// Takes over what the supervisor told; keeps a new password.
     pub(super) async fn take_orders(&mut self) {
-        let Orders { credentials, logins_elsewhere, .. } = self.orders.borrow_and_update().clone();
-        if logins_elsewhere != self.logins_elsewhere {
-            self.logins_elsewhere = logins_elsewhere;
+        let Orders { credentials, logins, .. } = self.orders.borrow_and_update().clone();
+        if logins != self.logins {
+            self.logins = logins;
             self.credentials = None;
         }
         let Some(fresh) = credentials else { return };
@@ -387,23 +420,23 @@ impl Watcher {
 
     /// Whether it logs in as the master user, whom no user's login can help.
     fn acts_as_master(&self) -> bool {
-        !self.context.credentials.heal_by_login()
+        !self.context.credentials.are_of_users()
     }
 
     /// One connection from login to its end. Whatever it waits for, it ends when it is to stop.
     async fn connection(
         &mut self,
-        backend: &Backend,
-        upstream: &Upstream,
+        at: At<'_>,
         turns: (Option<master::Turn<'_>>, pacer::Turn<'_>),
     ) -> End {
+        let At { backend, upstream, .. } = at;
         let mut orders = self.orders.clone();
         let (backends, account) = (self.context.backends.clone(), self.account.clone());
         let moved = || !backends.of(Some(&account)).is(backend);
         // Boxed: it is the largest part, and soon over.
         let logged_in = Box::pin(async {
             tokio::select! {
-                logged_in = self.log_in(backend, upstream) => logged_in,
+                logged_in = self.log_in(at) => logged_in,
                 () = stopped(orders.clone()) => Err(End::Stop),
             }
         });
@@ -433,25 +466,32 @@ impl Watcher {
 
     async fn log_in(
         &mut self,
-        backend: &Backend,
-        upstream: &Upstream,
+        At { backend, master, .. }: At<'_>,
     ) -> Result<(Connection, Option<Capabilities>), End> {
         // After a break nothing counts but what the devices were told.
         self.mailboxes.clear();
         self.reload().await?;
-        let credentials = match self.credentials.take().filter(lasts) {
-            Some(credentials) => credentials,
-            None => self.kept_credentials().await?,
+        let credentials = match master {
+            Some(_) => {
+                let user = backend.master().ok_or(End::NoMaster)?;
+                user.acting_as(&self.account)
+            }
+            None => {
+                let credentials = match self.credentials.take().filter(lasts) {
+                    Some(credentials) => credentials,
+                    None => self.kept_credentials().await?,
+                };
+                self.credentials.insert(credentials).clone()
+            }
         };
         // What was stored under another configuration, or by an earlier version, may be a claim.
-        if !self.acts_as_master() && !credentials.prove_account(backend.checks_token_name()) {
+        if master.is_none() && !credentials.prove_account(backend.checks_token_name()) {
             tracing::warn!(
                 account = %self.account,
                 "not watched until its user logs in: what is kept does not prove whose it is"
             );
             return Err(End::NoPassword("what is kept does not prove whose it is"));
         }
-        self.credentials = Some(credentials.clone());
         let context = &self.context;
         let timeout = context.config.answer_timeout;
         let backends = &context.backends;
@@ -461,7 +501,7 @@ impl Watcher {
             Ok(mut logged_in) => {
                 self.logged_in = Some(Instant::now());
                 (self.inherited, self.refusals) = (false, 0);
-                upstream.master.accepted();
+                master.inspect(|master| master.accepted());
                 if std::mem::take(&mut self.noted) {
                     context.store.unpark(&self.account).await.inspect_err(|_| self.noted = true)?;
                 }
@@ -469,11 +509,9 @@ impl Watcher {
                 Ok((Connection::new(logged_in, timeout, longest), granted))
             }
             Err(LoginError::Refused { answer }) if Refusal::of(&answer) != Refusal::Temporary => {
-                if !self.acts_as_master() {
-                    return Err(End::Refused(answer));
-                }
+                let Some(master) = master else { return Err(End::Refused(answer)) };
                 let why = format!("the master user is refused: {}", printable(&answer));
-                let rest = upstream.master.refused(account, &why);
+                let rest = master.refused(account, &why);
                 Err(End::MasterRefused { answer, rest })
             }
             Err(error) => Err(End::Failed(error.to_string())),

@@ -156,7 +156,7 @@ impl Supervisor {
                 }
                 Some(_) => {}
                 None if self.is_ours(&account) => {
-                    let parked = parked.filter(|_| self.context.credentials.heal_by_login());
+                    let parked = parked.filter(|_| self.context.credentials.are_of_users());
                     self.start(account, Orders::default(), parked);
                     missing += 1;
                 }
@@ -206,27 +206,27 @@ impl Supervisor {
             // With the registration, news of it was written to the node that watches.
             return;
         }
-        let credentials = self.context.credentials.watching(&account, credentials);
-        if let Some(Seat { orders, .. }) = self.watchers.get(&account)
-            && !orders.is_closed()
-        {
-            orders.send_modify(|orders| {
-                orders.registrations += 1;
-                orders.credentials = credentials.or(orders.credentials.take());
-            });
-            return;
-        }
-        let orders = Orders { credentials, ..Orders::default() };
-        self.start(account, orders, None);
+        let of_users = self.context.credentials.are_of_users();
+        let seat = self.watchers.get(&account).filter(|seat| !seat.orders.is_closed());
+        let Some(Seat { orders, .. }) = seat else {
+            let mut orders = Orders::default();
+            orders.log_in(credentials, of_users);
+            return self.start(account, orders, None);
+        };
+        orders.send_modify(|orders| {
+            orders.registrations += 1;
+            orders.log_in(credentials, of_users);
+        });
     }
 
     fn logged_in(&mut self, account: Account, credentials: Option<Credentials>) {
         if let Some(Seat { orders, .. }) = self.watchers.get(&account) {
-            let credentials = self.context.credentials.watching(&account, credentials);
-            let Some(credentials) = credentials else { return };
-            orders.send_modify(|orders| orders.credentials = Some(credentials));
+            let of_users = self.context.credentials.are_of_users();
+            if credentials.is_some() || !of_users {
+                orders.send_modify(|orders| orders.log_in(credentials, of_users));
+            }
         } else if !self.is_ours(&account)
-            && self.context.credentials.heal_by_login()
+            && self.context.credentials.are_of_users()
             && let Some(credentials) = credentials
         {
             match self.passing.get_mut(&account) {
@@ -307,6 +307,18 @@ impl Supervisor {
     }
 }
 
+impl Orders {
+    /// The account's user has logged in, with these credentials if they are known. Where a master
+    /// watches they are nobody's matter.
+    fn log_in(&mut self, credentials: Option<Credentials>, of_users: bool) {
+        match credentials.filter(|_| of_users) {
+            None if of_users => {}
+            None => self.logins += 1,
+            fresh => self.credentials = fresh,
+        }
+    }
+}
+
 impl Seat {
     /// The rows of the account are others now; with `login` its stored credentials, too.
     fn look_again(&self, login: bool) {
@@ -314,7 +326,7 @@ impl Seat {
             orders.registrations += 1;
             if login {
                 orders.credentials = None;
-                orders.logins_elsewhere += 1;
+                orders.logins += 1;
             }
         });
     }

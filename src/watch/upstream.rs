@@ -38,7 +38,8 @@ pub(super) struct Upstream {
     pub(super) name: String,
     pacer: Pacer,
     places: Option<Places>,
-    pub(super) master: Master,
+    /// Several backends may have this address, each with a master user of its own.
+    masters: Mutex<Vec<(Backend, Arc<Master>)>>,
     pub(super) idle: Trust,
     pub(super) notify: Trust,
 }
@@ -99,15 +100,31 @@ impl Upstreams {
                 counters: Arc::clone(&self.counters),
             });
             let pacer = Pacer::new(logins_per_second);
-            let (idle, notify) = Default::default();
-            let (name, master) = (backend.name(), Master::new());
-            Arc::new(Upstream { name, pacer, places, master, idle, notify })
+            let (masters, idle, notify) = Default::default();
+            Arc::new(Upstream { name: backend.name(), pacer, places, masters, idle, notify })
         });
         Arc::clone(upstream)
     }
 }
 
 impl Upstream {
+    /// Whether it takes the master user of `backend`, which has this address; `None` where there is
+    /// none. Of one with another password nothing is known yet.
+    pub(super) fn master(&self, backend: &Backend) -> Option<Arc<Master>> {
+        let user = backend.master()?;
+        let mut masters = lock(&self.masters);
+        let known =
+            |(of, _): &(Backend, Arc<Master>)| of.master().is_some_and(|it| it.same_as(user));
+        if let Some((_, master)) = masters.iter().find(|known_as| known(known_as)) {
+            return Some(Arc::clone(master));
+        }
+        // What nobody waits for is of an earlier configuration.
+        masters.retain(|(_, master)| Arc::strong_count(master) > 1);
+        let master = Arc::new(Master::new());
+        masters.push((backend.clone(), Arc::clone(&master)));
+        Some(master)
+    }
+
     /// Waits for a place among the connections and then for a turn to log in. Turns are for those
     /// whose user is there first, and are under way until it is known what came of the login.
     pub(super) async fn turn(&self, user_is_there: bool) -> (Place, Turn<'_>) {

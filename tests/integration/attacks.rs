@@ -13,6 +13,7 @@ mod identity;
 mod mailboxes;
 mod names;
 mod secrets;
+mod tenants;
 
 use std::time::Duration;
 

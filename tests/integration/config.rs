@@ -69,6 +69,7 @@ fn every_key_takes_effect() {
     assert_eq!(config.tls.certificate, placeholder);
     assert_eq!(config.tls.private_key, placeholder);
     assert_eq!((config.backend.host.as_str(), config.backend.port), ("10.0.0.5", 1993));
+    assert_eq!((config.backend.id().as_str(), config.backend.master.as_ref()), ("main", None));
     let trust = |name: &str| Trust { ca: Some(placeholder.clone()), server_name: name.into() };
     assert_eq!(config.backend.tls, BackendTls::Implicit(trust("imap.example.org")));
     assert!(config.backend.proxy_protocol && config.backend.send_id);

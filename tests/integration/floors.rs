@@ -17,7 +17,7 @@ const FLOORS: &[&[&str]] = &[
     &["store", "net"],
     &["imap"],
     &["config"],
-    &["model", "metrics"],
+    &["model", "metrics", "secret_file"],
 ];
 
 /// The stand-ins: they may use anything, and only the command line and tests may use them.

@@ -12,7 +12,7 @@ use super::Report;
 use crate::config::{self, Credentials, Tls};
 use crate::model::Timestamp;
 use crate::net::tls;
-use crate::store::{Master, Store, Vault};
+use crate::store::{Store, Vault};
 
 /// From so many days before its end a certificate is warned of.
 const WARNING_DAYS: i64 = 30;
@@ -115,14 +115,8 @@ pub(super) fn credentials(config: &Credentials, report: &mut Report) {
         },
         Credentials::Stored { key_file } => to_be_made(PART, key_file, report),
         Credentials::Memory => report.ok(PART, "kept in memory: gone at each restart"),
-        Credentials::Master { user, password_file, login_template } => {
-            match Master::open(user, password_file, login_template.clone()) {
-                Ok(_) => {
-                    report.ok(PART, format_args!("accounts are watched as the master user {user}"));
-                }
-                Err(error) => report.failed(PART, error),
-            }
-        }
+        // Of each backend it is told with the rest of what is known of that.
+        Credentials::Master => report.ok(PART, "no user's password is kept"),
     }
 }
 

@@ -19,7 +19,6 @@ use crate::net::backends::{Backends, Table};
 use crate::net::resolve::Resolver;
 use crate::push::apns::{Apns, Identity, Outcome, Validity};
 use crate::push::payload::Probe;
-use crate::store::Master;
 
 /// For a backend's answers.
 const ANSWER_TIME: Duration = Duration::from_secs(15);
@@ -59,7 +58,7 @@ pub(super) fn password(
         })?),
         None => {
             let text = std::env::var_os(VARIABLE).filter(|text| !text.is_empty());
-            if text.is_none() && matches!(credentials, config::Credentials::Master { .. }) {
+            if text.is_none() && *credentials == config::Credentials::Master {
                 return Ok(None);
             }
             let missing = || {
@@ -108,6 +107,9 @@ async fn backend(
             tokens(part, backend, report);
         }
         Err(error) => report.failed(part, format_args!("{error}; {}", remedy(&error))),
+    }
+    if let Some(master) = backend.master() {
+        report.ok(part, format_args!("{name}: accounts are watched as the master user {master}"));
     }
 }
 
@@ -171,17 +173,20 @@ pub(super) async fn log_in(config: &Config, user: &str, password: Password, repo
 
 /// Logs in as the watcher of the user does, where that needs no password of theirs.
 pub(super) async fn watch(config: &Config, user: &str, report: &mut Report) {
-    let config::Credentials::Master { user: name, password_file, login_template } =
-        &config.credentials
-    else {
+    // What is wrong with it has been said.
+    let Ok(table) = Table::new(config, &resolver(config)) else { return };
+    if config.credentials != config::Credentials::Master {
         return;
+    }
+    let account = Account::from_login(user);
+    let backend = Backends::new(table, std::sync::Arc::default()).of(Some(&account));
+    let Some(master) = backend.master() else {
+        let part = format!("watching {}", user.escape_debug());
+        let why = "has no master_user, so this user is not offered push";
+        return report.failed(&part, format_args!("{}: {why}", backend.name()));
     };
-    let part = format!("{} as {}", name.escape_debug(), user.escape_debug());
-    let master = match Master::open(name, password_file, login_template.clone()) {
-        Ok(master) => master,
-        Err(error) => return report.failed(&part, error),
-    };
-    let credentials = master.acting_as(&Account::from_login(user));
+    let part = format!("{master} as {}", user.escape_debug());
+    let credentials = master.acting_as(&account);
     let master_remedy = |error: &LoginError| match error {
         LoginError::Refused { .. } => {
             "see whether the user exists, master_user and its password are right, the server lets it \

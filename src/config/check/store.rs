@@ -6,7 +6,7 @@ use std::str::FromStr;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::super::raw::{RawCredentials, RawCredentialsMode, RawStore};
-use super::super::{Credentials, LoginTemplate, Store, database_name};
+use super::super::{Credentials, Store, database_name};
 use super::value::{is_loopback, names_a_file, percent_encoded};
 use super::{Check, MILLISECOND, MINUTE, Result};
 
@@ -97,20 +97,12 @@ impl Check<'_> {
     pub(super) fn credentials(&self, raw: RawCredentials) -> Result<Credentials> {
         use RawCredentialsMode::{Master, Memory, Stored};
         let mode = raw.mode.unwrap_or(Stored);
-        for (key, value, of) in [
-            ("key_file", &raw.key_file, Stored),
-            ("master_user", &raw.master_user, Master),
-            ("master_password_file", &raw.master_password_file, Master),
-            ("login_template", &raw.login_template, Master),
-        ] {
-            if value.is_some() && mode != of {
-                let (has, of) = (format!("{mode:?}"), format!("{of:?}"));
-                let (has, of) = (has.to_lowercase(), of.to_lowercase());
-                let problem = format!(
-                    "has no meaning with mode = \"{has}\"; remove it, or set mode = \"{of}\""
-                );
-                return Err(self.refusal(&format!("[credentials] {key}"), problem));
-            }
+        if raw.key_file.is_some() && mode != Stored {
+            let has = format!("{mode:?}").to_lowercase();
+            let problem = format!(
+                "has no meaning with mode = \"{has}\"; remove it, or set mode = \"stored\""
+            );
+            return Err(self.refusal("[credentials] key_file", problem));
         }
         Ok(match mode {
             Stored => {
@@ -118,29 +110,7 @@ impl Check<'_> {
                 Credentials::Stored { key_file: self.folder().join(key_file) }
             }
             Memory => Credentials::Memory,
-            Master => {
-                const USER: &str = "[credentials] master_user";
-                const PASSWORD: &str = "[credentials] master_password_file";
-                const TEMPLATE: &str = "[credentials] login_template";
-                let Some(user) = raw.master_user.filter(|user| !user.is_empty()) else {
-                    let remedy = "name the user of the IMAP server who may act as any other";
-                    return Err(self.refusal(USER, format!("missing; {remedy}")));
-                };
-                let password_file =
-                    self.file(PASSWORD, raw.master_password_file)?.ok_or_else(|| {
-                        let remedy = "name a file with nothing but the password of master_user";
-                        self.refusal(PASSWORD, format!("missing; {remedy}"))
-                    })?;
-                let template = |text: String| {
-                    LoginTemplate::new(&text).ok_or_else(|| {
-                        let allowed = "allowed is a text that holds {user} and {master} once each, \
-                                       such as \"{user}*{master}\"";
-                        self.refusal(TEMPLATE, format!("{text:?} is not understood; {allowed}"))
-                    })
-                };
-                let login_template = raw.login_template.map(template).transpose()?;
-                Credentials::Master { user, password_file, login_template }
-            }
+            Master => Credentials::Master,
         })
     }
 }

@@ -1,7 +1,10 @@
 //! mailchime's sessions alone, in front of one backend: no watchers, no pushes, a store that is
 //! forgotten.
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,6 +79,15 @@ impl Proxy {
         );
         config.limits.failure_delay = Duration::from_millis(1);
         change(&mut config);
+        if config.credentials == config::Credentials::Master {
+            let (name, login_template) = ("master".into(), None);
+            let password_file = folder.path().join("master.password");
+            let mut file = OpenOptions::new();
+            let file = file.write(true).create_new(true).mode(0o600).open(&password_file);
+            file.and_then(|mut file| file.write_all(b"secret")).map_err(Failure::broken)?;
+            config.backend.master =
+                Some(config::MasterUser { name, password_file, login_template });
+        }
         let url = format!("sqlite://{}/mailchime.db", folder.path().display());
         let store = Store::open(&url, Duration::from_millis(100)).await.map_err(Failure::broken)?;
         let credentials = CredentialSource::open(&config::Credentials::Memory, store.clone());

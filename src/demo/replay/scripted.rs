@@ -38,10 +38,7 @@ pub async fn against_mailchime_as(
             config.auth.relay = Relay::Always;
         }
         if settings.master {
-            let password_file = "unused".into();
-            let (user, login_template) = ("master".into(), None);
-            config.credentials =
-                config::Credentials::Master { user, password_file, login_template };
+            config.credentials = config::Credentials::Master;
         }
         config.backend.send_id = settings.send_id;
         config.backend.checks_token_name = settings.checks_token_name;

@@ -252,11 +252,7 @@ async fn events_of(mode: &str, change: impl FnOnce(&mut Config), lines: &[String
     let credentials = match mode {
         "stored" => config::Credentials::Stored { key_file: "unused".into() },
         "memory" => config::Credentials::Memory,
-        _ => config::Credentials::Master {
-            user: "master".into(),
-            password_file: "unused".into(),
-            login_template: None,
-        },
+        _ => config::Credentials::Master,
     };
     let mut proxy = proxy(credulous().await, Some(push_offer()), |config| {
         config.credentials = credentials;

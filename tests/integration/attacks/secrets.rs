@@ -168,18 +168,16 @@ async fn nothing_is_left(mode: &str) {
     let master = world.file("master.password");
     fs::write(&master, format!("{MASTER}\n")).unwrap();
     fs::set_permissions(&master, fs::Permissions::from_mode(0o600)).unwrap();
-    let credentials = match mode {
-        "master" => "mode = \"master\"\nmaster_user = \"boss\"\n\
-                     master_password_file = \"master.password\"\n\
-                     login_template = \"{user}*{master}\"\n"
-            .to_owned(),
-        _ => format!("mode = \"{mode}\"\n"),
-    };
     if mode == "master" {
+        world.configure(
+            "[backend]",
+            "[backend]\nmaster_user = \"boss\"\nmaster_password_file = \"master.password\"\n\
+             login_template = \"{user}*{master}\"",
+        );
         world.backend.add_account("boss", MASTER.as_bytes());
         world.backend.add_account(&format!("{LOGIN}*boss"), MASTER.as_bytes());
     }
-    world.configure("[store]", &format!("[credentials]\n{credentials}[store]"));
+    world.configure("[store]", &format!("[credentials]\nmode = \"{mode}\"\n[store]"));
     keep_everything(&world);
     let mut server = world.serve_with_admin().await;
     let mut left = Left(Vec::new());

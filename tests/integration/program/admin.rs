@@ -19,7 +19,7 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    pub(super) fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|_| panic!("no JSON: {}", self.stdout))
     }
 

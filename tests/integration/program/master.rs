@@ -23,10 +23,11 @@ impl World {
         fs::write(&file, format!("{password}\n")).unwrap();
         fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
         let master = format!(
-            "[credentials]\nmode = \"master\"\nmaster_user = \"{name}\"\n\
-             master_password_file = \"master.password\"\n{template}\n[store]\n"
+            "[backend]\nmaster_user = \"{name}\"\nmaster_password_file = \"master.password\"\n\
+             {template}\n"
         );
-        self.configure("[store]\n", &master);
+        self.configure("[backend]\n", &master);
+        self.configure("[store]\n", "[credentials]\nmode = \"master\"\n[store]\n");
     }
 
     /// What `check --login` says of the only user.

@@ -71,7 +71,7 @@ async fn a_bad_configuration_is_refused_in_one_line() {
         // What is changed in the configuration; then the key, the file and the remedy that the
         // message names.
         for (old, new, [key, file, remedy]) in [
-            ("tls =", "colour = 1\ntls =", ["[backend]", "`colour`", "expected one of `address`"]),
+            ("tls =", "colour = 1\ntls =", ["[backend]", "`colour`", "expected one of `name`"]),
             (
                 "\"none\"",
                 "\"no\"",

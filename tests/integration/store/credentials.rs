@@ -1,9 +1,8 @@
 //! With what watchers log in, by mode; part of the contract.
 
-use mailchime::config::{self, LoginTemplate};
+use mailchime::config;
 use mailchime::model::{Credentials, SecretKind};
 use mailchime::store::{CredentialSource, CredentialsError, VaultError};
-use tempfile::NamedTempFile;
 
 use super::*;
 
@@ -75,9 +74,7 @@ pub(super) async fn stored_credentials(store: Store) {
     other.save(&alice(), &password("third"), EVER).await.unwrap();
     assert_eq!(secret(&other, 0).await.as_deref(), Some("third"));
 
-    let known = source.watching(&alice(), Some(password("fresh")));
-    assert!(source.watching(&alice(), None).is_none());
-    assert!(known.unwrap().same_as(&password("fresh")) && source.heal_by_login());
+    assert!(source.are_of_users());
 }
 
 pub(super) async fn credentials_in_memory(store: Store) {
@@ -111,47 +108,17 @@ pub(super) async fn credentials_in_memory(store: Store) {
 }
 
 pub(super) async fn a_master(store: Store) {
-    let file = NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "master's secret\n").unwrap();
-    let config = |template: Option<&str>| config::Credentials::Master {
-        user: "boss".into(),
-        password_file: file.path().to_owned(),
-        login_template: template.map(|template| LoginTemplate::new(template).unwrap()),
-    };
-    let source = CredentialSource::open(&config(None), store.clone()).unwrap();
+    store
+        .register(&registration(device(&alice(), 'a'), &["INBOX"], 5), None, 10, EVER)
+        .await
+        .unwrap();
+    store.save_credentials(&alice(), &sealed("from before")).await.unwrap();
+    let source = CredentialSource::open(&config::Credentials::Master, store.clone()).unwrap();
+    assert_eq!(source.tidy(EVER).await.unwrap(), 1);
     registered(&source, &password("alice's own"), 0).await;
-    assert_eq!(kept(&store, &alice()).await, None);
-    let master = source.of(&alice(), EVER).await.unwrap().unwrap();
-    let expected = Credentials::password("boss", b"master's secret".to_vec());
-    assert!(master.same_as(&expected.acting_as("alice@example.org")), "{master:?}");
     source.save(&alice(), &password("alice's own"), EVER).await.unwrap();
     assert_eq!(kept(&store, &alice()).await, None);
-    for fresh in [Some(password("alice's own")), None] {
-        assert!(source.watching(&alice(), fresh).unwrap().same_as(&master));
-    }
-    assert!(!source.heal_by_login());
-    let shown = format!("{source:?}");
-    assert!(shown.contains("master") && !shown.contains("secret"), "{shown}");
-
-    let source = CredentialSource::open(&config(Some("{user}*{master}")), store.clone()).unwrap();
-    let master = source.of(&alice(), EVER).await.unwrap().unwrap();
-    let login = "alice@example.org*boss";
-    assert!(master.same_as(&Credentials::password(login, b"master's secret".to_vec())));
-    // A name may hold what means something in the template.
-    let odd = Account::from_login("{master}{user}");
-    let master = source.of(&odd, EVER).await.unwrap().unwrap();
-    assert_eq!(master.login, "{master}{user}*boss");
-
-    for (mode, text, said) in
-        [(0o640, "secret", "chmod 600"), (0o600, "", "one line"), (0o600, "a\nb", "one line")]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::write(file.path(), text).unwrap();
-        let permissions = std::fs::Permissions::from_mode(mode);
-        std::fs::set_permissions(file.path(), permissions).unwrap();
-        let refused = CredentialSource::open(&config(None), store.clone()).unwrap_err();
-        assert!(matches!(refused, VaultError::PasswordFile { .. }), "{refused:?}");
-        let shown = refused.to_string();
-        assert!(shown.contains(said) && !shown.contains("secret"), "{shown}");
-    }
+    assert!(source.of(&alice(), EVER).await.unwrap().is_none());
+    assert!(!source.are_of_users());
+    assert!(format!("{source:?}").contains("master"));
 }

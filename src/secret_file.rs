@@ -8,16 +8,14 @@ use std::path::Path;
 
 use secrecy::zeroize::Zeroizing;
 
-use super::VaultError;
-
 /// What tells a file from another of the same name: device, inode, length, time of change.
-pub(super) type Stamp = (u64, u64, u64, i64, i64);
+pub(crate) type Stamp = (u64, u64, u64, i64, i64);
 
 /// No file with a secret comes near this, in bytes.
 const MAX_FILE: u64 = 4096;
 
 /// Why a file with a secret cannot be used.
-pub(super) enum Unfit {
+pub(crate) enum Unfit {
     Io(io::Error),
     /// The mode of a file that others can use.
     Open(u32),
@@ -31,31 +29,14 @@ impl From<io::Error> for Unfit {
 }
 
 impl Unfit {
-    pub(super) fn key_file(self, path: &Path) -> VaultError {
-        let (problem, remedy) = self.told(
-            path,
-            "it must be a file that the user who runs mailchime can read, in a folder that exists \
-             (and that mailchime can write when it is to make or change the file)",
-            "does not hold 32 bytes in base64 on one line (or two such lines, that differ, while \
-             the key is being replaced)",
-            "restore it from a copy; or, if no credentials were stored with it, remove it and \
-             mailchime makes a new one",
-        );
-        VaultError::KeyFile { path: path.to_owned(), problem, remedy }
-    }
-
-    pub(super) fn password_file(self, path: &Path) -> VaultError {
-        let (problem, remedy) = self.told(
-            path,
-            "it must be a file that the user who runs mailchime can read",
-            "does not hold a password on one line",
-            "write the password of master_user into it, and nothing else",
-        );
-        VaultError::PasswordFile { path: path.to_owned(), problem, remedy }
-    }
-
-    /// The problem and its remedy.
-    fn told(self, path: &Path, unread: &str, malformed: &str, rewrite: &str) -> (String, String) {
+    /// The problem and its remedy: of a file that cannot be read, and of one with the wrong content.
+    pub(crate) fn told(
+        self,
+        path: &Path,
+        unread: &str,
+        malformed: &str,
+        rewrite: &str,
+    ) -> (String, String) {
         match self {
             Self::Io(error) => (error.to_string(), unread.to_owned()),
             Self::Open(mode) => (
@@ -68,7 +49,7 @@ impl Unfit {
 }
 
 /// The content of a file that only its owner can use.
-pub(super) fn read_private(path: &Path) -> Result<(Zeroizing<String>, fs::Metadata), Unfit> {
+pub(crate) fn read_private(path: &Path) -> Result<(Zeroizing<String>, fs::Metadata), Unfit> {
     let file = File::open(path)?;
     // Of the open file, so that what is checked is what is read.
     let metadata = file.metadata()?;
@@ -84,14 +65,14 @@ pub(super) fn read_private(path: &Path) -> Result<(Zeroizing<String>, fs::Metada
     Ok((text, metadata))
 }
 
-pub(super) fn stamp(metadata: &fs::Metadata) -> Stamp {
+pub(crate) fn stamp(metadata: &fs::Metadata) -> Stamp {
     let (seconds, nanos) = (metadata.mtime(), metadata.mtime_nsec());
     (metadata.dev(), metadata.ino(), metadata.len(), seconds, nanos)
 }
 
 /// A file on disk with this text and mode 0600 in the folder of `path`, for the owner of the file
 /// that it is to replace: an administrator's new file must not lock out mailchime's user.
-pub(super) fn write_beside(
+pub(crate) fn write_beside(
     path: &Path,
     text: &str,
     replaced: Option<&fs::Metadata>,
@@ -111,11 +92,11 @@ pub(super) fn write_beside(
 }
 
 /// The name too must outlive a power cut: rows sealed with a key that is gone are lost.
-pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(folder(path))?.sync_all()
 }
 
-pub(super) fn folder(path: &Path) -> &Path {
+pub(crate) fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
