@@ -206,7 +206,7 @@ pub async fn start_with(
     let node = config.node.name.clone().unwrap_or_else(|| nodes::default_name(port));
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        backend = backends.of(None).name(),
+        backend = backends.default().name(),
         topic = topics(&identities),
         node,
         "mailchime starts"
@@ -400,7 +400,7 @@ async fn ended(part: &str, task: JoinHandle<()>, limit: Duration) {
 async fn probe(backends: Backends, longest: usize, stop: CancellationToken) {
     let probing = async {
         loop {
-            let backend = backends.of(None);
+            let backend = backends.default();
             let pause = match backend.probe(PROBE_TIMEOUT, longest).await {
                 Ok(()) => PROBE_INTERVAL,
                 Err(error) => {

@@ -3,12 +3,16 @@
 //! Nothing here does I/O, reads a clock or knows IMAP, APNs or SQL. Values that come from a peer
 //! are checked where they enter (`imap`), so a constructed value is a valid one.
 
+mod domain;
+
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use secrecy::{ExposeSecret, SecretBox};
+
+pub use self::domain::AmbiguousDomain;
 
 /// Whose mail: the canonical form of the login name that the backend accepted.
 ///
@@ -143,12 +147,10 @@ pub enum SessionEvent {
 impl Account {
     /// The account of a login name that the backend accepted.
     pub fn from_login(login: &str) -> Self {
-        match login.rsplit_once('@') {
-            Some((local, domain)) => {
-                Self(format!("{local}@{}", domain.to_ascii_lowercase()).into())
-            }
-            None => Self(login.into()),
-        }
+        let Some((local, domain)) = domain::last(login) else { return Self(login.into()) };
+        // What stands behind the domain, as in `user@domain\Shared`, may have a case that counts.
+        let more = &login[local.len() + 1 + domain.len()..];
+        Self(format!("{local}@{}{more}", domain.to_ascii_lowercase()).into())
     }
 
     pub fn as_str(&self) -> &str {
@@ -390,6 +392,9 @@ mod tests {
         assert_eq!(Account::from_login("a@EXAMPLE.org"), Account::from_login("a@example.org"));
         assert_ne!(Account::from_login("A@example.org"), Account::from_login("a@example.org"));
         assert_ne!(Account::from_login("Bob"), Account::from_login("bob"));
+        let shared = Account::from_login("a@EXAMPLE.org\\Shared");
+        assert_eq!(shared, Account::from_login("a@example.org\\Shared"));
+        assert_ne!(shared, Account::from_login("a@example.org\\shared"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use libfuzzer_sys::{Corpus, fuzz_target};
-use mailchime::imap::session::{Action, LoggedIn, Proven, Session};
+use mailchime::imap::session::{Action, Authenticated, Proven, Session};
 use mailchime::model::Account;
 use mailchime_fuzz::drive::{Happened, Log, assert_same, play};
 use mailchime_fuzz::oracle::contains;
@@ -54,7 +54,7 @@ fn before_tls(script: &Script, log: &Log) {
 fn secrets(log: &Log, client: &[u8], backend: &[u8]) {
     let mut places = 0;
     for happened in &log.happened {
-        let Happened::Did(Action::LoggedIn(LoggedIn { claimed, proven })) = happened else {
+        let Happened::Did(Action::LoggedIn(Authenticated { claimed, proven })) = happened else {
             continue;
         };
         places += 1;

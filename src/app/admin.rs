@@ -162,7 +162,7 @@ fn database(store: Store) -> Part {
 
 fn backend(backends: Backends, longest: usize) -> Part {
     Part::new("backend", move || {
-        let backend = backends.of(None);
+        let backend = backends.default();
         async move { backend.probe(PROBE_TIMEOUT, longest).await.map_err(|error| error.to_string()) }
     })
 }

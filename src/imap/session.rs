@@ -106,7 +106,7 @@ pub enum Action {
     /// A login was refused: after a while call [`Session::release`], which says so.
     Refused(Option<Account>),
     /// The backend accepted a login.
-    LoggedIn(LoggedIn),
+    LoggedIn(Authenticated),
     /// The backend was seen to offer this before login.
     Seen(Capabilities),
     /// Store this, then call [`Session::registered`].
@@ -119,7 +119,7 @@ pub enum Action {
 
 /// Who is logged in.
 #[derive(Clone, Debug)]
-pub struct LoggedIn {
+pub struct Authenticated {
     /// Whom the client claims to be, for logs and nothing else; `None` where that was not said.
     pub claimed: Option<Account>,
     /// Who it is beyond doubt. Without it nothing of the session is stored, and nobody is told.
@@ -190,7 +190,10 @@ enum Phase {
 impl PushOffer {
     /// The topic for devices of this account; `None` where it is not offered push.
     pub fn topic(&self, account: &Account) -> Option<&str> {
-        self.of_domain(account.as_str().rsplit_once('@').map(|(_, domain)| domain))
+        let named =
+            |domain: &str| self.topics.iter().any(|entry| entry.domain.as_deref() == Some(domain));
+        // A name that mentions a domain in another form than user@domain counts as of none of them.
+        self.of_domain(account.domain_among(named).unwrap_or_default())
     }
 
     /// The same for all users of this domain.
@@ -254,10 +257,10 @@ impl Profile {
         shown
     }
 
-    /// Whether the account is on another backend than whoever is not known yet.
-    fn routes(&self, account: &Account) -> bool {
-        let domain = account.as_str().rsplit_once('@').map(|(_, domain)| domain);
-        domain.is_some_and(|domain| self.routed.iter().any(|routed| routed == domain))
+    /// Whether users of this domain are on another backend than a session is before its user is
+    /// known.
+    pub(super) fn routes(&self, domain: &str) -> bool {
+        self.routed.iter().any(|routed| routed == domain)
     }
 
     /// Whether this mechanism of the backend may be relayed, hidden as its secret is.
@@ -367,6 +370,21 @@ impl Session {
         }
     }
 
+    /// No backend is asked about these credentials: they are refused as if one had refused them.
+    pub fn refused(&mut self) {
+        let Phase::Login(dialogue) = &mut self.phase else { return };
+        match std::mem::replace(&mut dialogue.state, State::Command) {
+            State::Connect { tag, attempt, .. } => {
+                let account = match attempt {
+                    Attempt::Credentials(credentials) => Some(credentials.account()),
+                    Attempt::Relayed { .. } => None,
+                };
+                dialogue.refuse_credentials(&tag, account, &mut self.output);
+            }
+            other => dialogue.state = other,
+        }
+    }
+
     /// The time has come to say that a login was refused.
     pub fn release(&mut self) {
         let Phase::Login(dialogue) = &mut self.phase else { return };
@@ -447,7 +465,7 @@ impl Session {
                 line.extend_from_slice(&answer);
                 to_client.extend_from_slice(&edited(&line, relay.own()));
                 actions.push_back(Action::Seen(offered));
-                actions.push_back(Action::LoggedIn(LoggedIn { claimed, proven }));
+                actions.push_back(Action::LoggedIn(Authenticated { claimed, proven }));
                 answered.push((Verb::Login, Status::Ok));
                 self.phase = Phase::Relay(relay);
             }
@@ -488,7 +506,8 @@ fn proven(login: &Login, checks_token_name: bool, profile: &Profile) -> Option<P
         // One backend has accepted the name, and it may be somebody else's at another.
         Attempt::Relayed { .. } => {
             let account = Account::from_login(login.overheard()?);
-            (!profile.routes(&account)).then_some(Proven { account, credentials: None })
+            let domain = account.domain_among(|domain| profile.routes(domain));
+            (domain == Ok(None)).then_some(Proven { account, credentials: None })
         }
     }
 }
@@ -519,6 +538,7 @@ mod tests {
             ("bob@b.example", None),
             ("carol@c.example", Some("others")),
             ("dave", Some("others")),
+            ("bob@b.example\\shared", Some("others")),
         ] {
             assert_eq!(several.topic(&Account::from_login(login)), topic, "{login}");
         }
@@ -563,6 +583,8 @@ mod tests {
             ("tim@a.example", true),
             ("tim@B.example", false),
             ("x@y@b.example", false),
+            ("tim@b.example/x", false),
+            ("tim@a.example/x", true),
         ] {
             assert_eq!(offered(&profile, name), expected, "{name}");
         }

@@ -126,7 +126,7 @@ impl Dialogue {
                 match std::mem::replace(&mut self.state, State::Command) {
                     State::Authenticate { tag, exchange } => {
                         let line = command.trim_ascii_end();
-                        self.respond(tag, exchange.respond(line), out);
+                        self.respond(tag, exchange.respond(line), profile, out);
                     }
                     State::Challenge { tag, mut login } => {
                         login.respond(&command, &mut out.to_backend);
@@ -181,7 +181,7 @@ impl Dialogue {
                 Some((login, password)) => match String::from_utf8(login.into_owned()) {
                     Ok(login) => {
                         let credentials = Credentials::password(login, password.into_owned());
-                        self.verify(tag.to_vec(), credentials, true, out);
+                        self.verify(tag.to_vec(), credentials, true, profile, out);
                     }
                     Err(_) => self.refuse_credentials(tag, None, out),
                 },
@@ -202,7 +202,7 @@ impl Dialogue {
                 Some(initial) => exchange.respond(initial),
                 None => sasl::Step::Challenge(exchange, challenge),
             };
-            return self.respond(tag.to_vec(), step, out);
+            return self.respond(tag.to_vec(), step, profile, out);
         }
         match std::str::from_utf8(name) {
             Ok(name) if profile.relays(name) => {
@@ -215,19 +215,28 @@ impl Dialogue {
         }
     }
 
-    fn respond(&mut self, tag: Vec<u8>, step: sasl::Step, out: &mut Output) {
+    fn respond(&mut self, tag: Vec<u8>, step: sasl::Step, profile: &Profile, out: &mut Output) {
         match step {
             sasl::Step::Challenge(exchange, challenge) => {
                 out.to_client.extend_from_slice(format!("+ {challenge}\r\n").as_bytes());
                 self.state = State::Authenticate { tag, exchange };
             }
-            sasl::Step::Credentials(credentials) => self.verify(tag, credentials, false, out),
+            sasl::Step::Credentials(credentials) => {
+                self.verify(tag, credentials, false, profile, out);
+            }
             sasl::Step::Cancelled => self.refuse(Some(&tag), "BAD AUTHENTICATE cancelled", out),
             sasl::Step::Malformed => self.refuse(Some(&tag), "BAD Malformed response", out),
         }
     }
 
-    fn verify(&mut self, tag: Vec<u8>, credentials: Credentials, by_login: bool, out: &mut Output) {
+    fn verify(
+        &mut self,
+        tag: Vec<u8>,
+        credentials: Credentials,
+        by_login: bool,
+        profile: &Profile,
+        out: &mut Output,
+    ) {
         // An empty password opens a door at some directories; control bytes are nobody's name.
         let names = [&credentials.login, &credentials.authorization];
         let unfit = credentials.login.is_empty()
@@ -235,6 +244,8 @@ impl Dialogue {
             || credentials.expose_secret().contains(&0)
             || names.iter().any(|name| name.len() > 512 || name.chars().any(char::is_control));
         let account = credentials.account();
+        // Whose server it is must be certain, before any server sees the password.
+        let unfit = unfit || credentials.domain_among(|domain| profile.routes(domain)).is_err();
         if unfit {
             return self.refuse_credentials(&tag, Some(account), out);
         }
@@ -253,7 +264,12 @@ impl Dialogue {
     }
 
     /// Refuses credentials that no backend needs to be asked about, as if one had been.
-    fn refuse_credentials(&mut self, tag: &[u8], account: Option<Account>, out: &mut Output) {
+    pub(super) fn refuse_credentials(
+        &mut self,
+        tag: &[u8],
+        account: Option<Account>,
+        out: &mut Output,
+    ) {
         let mut answer = Vec::new();
         tagged(&mut answer, tag, "NO [AUTHENTICATIONFAILED] Authentication failed");
         self.state = State::Refused(answer);

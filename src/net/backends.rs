@@ -13,7 +13,7 @@ use super::counters::Counters;
 use super::proxy_protocol::Addresses;
 use super::resolve::Resolver;
 use crate::config::{self, Config};
-use crate::model::{Account, Credentials};
+use crate::model::{Account, AmbiguousDomain, Credentials};
 
 /// A handle to all backends. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -96,11 +96,18 @@ impl Table {
         self
     }
 
-    fn of(&self, account: Option<&Account>) -> &Backend {
-        // The domain of an account is in lower case.
-        let domain = account.and_then(|account| account.as_str().rsplit_once('@'));
-        let route = domain.and_then(|(_, domain)| self.routes.get(domain));
-        &route.unwrap_or(&self.default).1
+    fn of(&self, account: &Account) -> Result<&Backend, AmbiguousDomain> {
+        let domain = account.domain_among(|domain| self.routes.contains_key(domain))?;
+        let route = domain.and_then(|domain| self.routes.get(domain));
+        Ok(&route.unwrap_or(&self.default).1)
+    }
+
+    /// Whether this is the backend of the account, or of nobody in particular.
+    fn is_of(&self, account: Option<&Account>, backend: &Backend) -> bool {
+        match account {
+            Some(account) => self.of(account).is_ok_and(|of| of.is(backend)),
+            None => self.default.1.is(backend),
+        }
     }
 }
 
@@ -123,11 +130,12 @@ impl Backends {
         self.0.table.subscribe()
     }
 
-    /// Waits until the account's backend is another one than `from`.
+    /// Waits until the account's backend, or that of nobody in particular, is another one than
+    /// `from`, or is not certain.
     pub async fn moved(&self, account: Option<&Account>, from: &Backend) {
         let mut table = self.0.table.subscribe();
         // This handle keeps the sender alive.
-        let _ = table.wait_for(|table| !table.of(account).is(from)).await;
+        let _ = table.wait_for(|table| !table.is_of(account, from)).await;
     }
 
     /// How often each limit was hit.
@@ -135,10 +143,22 @@ impl Backends {
         Arc::clone(&self.0.counters)
     }
 
-    /// The backend of this account: by its domain, or else the default one, which is also that of
-    /// whoever is not known yet.
-    pub fn of(&self, account: Option<&Account>) -> Backend {
-        self.0.table.borrow().of(account).clone()
+    /// The backend of this account: by its domain, or else the default one.
+    ///
+    /// # Errors
+    /// The name of the account leaves open which one it is.
+    pub fn of(&self, account: &Account) -> Result<Backend, AmbiguousDomain> {
+        self.0.table.borrow().of(account).cloned()
+    }
+
+    /// Whether `backend` is still that of this account.
+    pub fn is_of(&self, account: &Account, backend: &Backend) -> bool {
+        self.0.table.borrow().is_of(Some(account), backend)
+    }
+
+    /// The backend of accounts without a route, and of sessions before the account is known.
+    pub fn default(&self) -> Backend {
+        self.0.table.borrow().default.1.clone()
     }
 
     /// Whether accounts have a master user who watches for them: those of each domain with a route, and
@@ -261,17 +281,17 @@ mod tests {
         for (login, port) in [
             ("x@a.example", 2),
             ("x@A.Example", 2),
-            ("x@y@b.example", 3),
             ("x@sub.a.example", 1),
-            ("x@a.example.", 1),
-            ("a.example", 1),
+            ("x*boss", 1),
+            ("x@c.example\\shared", 1),
             ("@a.example", 2),
             ("x@", 1),
         ] {
-            let name = backends.of(Some(&account(login))).name();
+            let name = backends.of(&account(login)).unwrap().name();
             assert_eq!(name, format!("127.0.0.1:{port}"), "{login}");
         }
-        assert_eq!(backends.of(None).name(), "127.0.0.1:1");
+        assert!(backends.of(&account("x@a.example\\shared")).is_err());
+        assert_eq!(backends.default().name(), "127.0.0.1:1");
         let mut routed = backends.routed();
         routed.sort();
         assert_eq!(routed, ["a.example", "b.example"]);
@@ -302,7 +322,7 @@ mod tests {
     async fn what_is_known_stays_and_who_moves_is_told() {
         let backends = backends(table(1, &[("a.example", 2)], 0));
         let (a, b) = (account("x@a.example"), account("x@b.example"));
-        let (of_a, of_b) = (backends.of(Some(&a)), backends.of(Some(&b)));
+        let (of_a, of_b) = (backends.of(&a).unwrap(), backends.of(&b).unwrap());
         of_b.saw(crate::imap::capability::Capabilities::parse(b"IMAP4rev1 X-KNOWN"));
 
         // The same backends, and a route that none had: b moves, a does not.
@@ -319,13 +339,13 @@ mod tests {
         };
         let waiting = told(&backends);
         backends.replace(table(1, &[("a.example", 2)], 7));
-        assert!(backends.of(None).seen().is_some_and(|seen| seen.has("X-KNOWN")));
-        assert!(backends.of(Some(&a)).is(&of_a) && backends.of(Some(&b)).is(&of_b));
+        assert!(backends.default().seen().is_some_and(|seen| seen.has("X-KNOWN")));
+        assert!(backends.is_of(&a, &of_a) && backends.is_of(&b, &of_b));
         backends.replace(table(1, &[("a.example", 2), ("b.example", 3)], 7));
         assert_eq!(waiting.await.unwrap(), "b");
         backends.replace(table(1, &[("b.example", 3)], 7));
         assert_eq!(told(&backends).await.unwrap(), "a");
         backends.replace(table(4, &[], 7));
-        assert!(backends.of(None).seen().is_none(), "another backend, of which nothing is known");
+        assert!(backends.default().seen().is_none(), "another backend, of which nothing is known");
     }
 }

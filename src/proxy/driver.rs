@@ -22,7 +22,7 @@ use super::refused::login_refused;
 use super::register::register;
 use super::tally::{self, Tally};
 use crate::imap::session::{
-    Action, Connection, Disconnect, LoggedIn, Output, Proven, Reached, Session,
+    Action, Authenticated, Connection, Disconnect, Output, Proven, Reached, Session,
 };
 use crate::model::{Account, Credentials, SessionEvent};
 use crate::net::backend::{Backend, ConnectError, Connected};
@@ -50,8 +50,8 @@ pub(super) struct Driver {
     /// The client's connection changes its form once all that is said has left.
     switch: Option<Switch>,
     tally: Tally,
-    /// When the login that is under way was tried.
-    tried_at: Instant,
+    /// When the backend was asked about the login that is under way.
+    tried_at: Option<Instant>,
     /// Armed while a peer takes no bytes.
     stalled: Option<Pin<Box<Sleep>>>,
     close: bool,
@@ -124,7 +124,7 @@ impl Driver {
         let session = Recorded::new(session, context.record.as_ref(), &profile, secure);
         Self {
             session,
-            chosen: context.backends.of(None),
+            chosen: context.backends.default(),
             context,
             lanes: Lanes::new(stream),
             errand: None,
@@ -134,7 +134,7 @@ impl Driver {
             acceptor,
             switch: None,
             tally: Tally::default(),
-            tried_at: Instant::now(),
+            tried_at: None,
             stalled: None,
             close: false,
             draining: false,
@@ -288,19 +288,21 @@ impl Driver {
                     let peer = self.addresses.source.ip();
                     self.context.gate.failed(peer);
                     login_refused(peer, account.as_ref());
-                    let at = self.tried_at + self.context.limits.failure_delay;
+                    let tried_at = self.tried_at.take().unwrap_or_else(Instant::now);
+                    let at = tried_at + self.context.limits.failure_delay;
                     self.errand = Some(Errand::Refuse(Box::pin(tokio::time::sleep_until(at))));
                 }
                 Action::Connect(account) => self.connect(account),
                 Action::Disconnect(why) => {
                     if let Disconnect::Unavailable(why) = why {
+                        self.tried_at = None;
                         let backend = self.chosen.name();
                         tracing::warn!(backend, why, "the backend gave no answer to a login");
                     }
                     self.lanes.backend = None;
                 }
                 Action::Seen(offered) => self.chosen.saw(offered),
-                Action::LoggedIn(LoggedIn { claimed, proven }) => {
+                Action::LoggedIn(Authenticated { claimed, proven }) => {
                     self.account = claimed;
                     let event = proven.map(|Proven { account, credentials }| {
                         self.credentials.clone_from(&credentials);
@@ -334,10 +336,18 @@ impl Driver {
     fn connect(&mut self, account: Option<Account>) {
         let (context, addresses) = (Arc::clone(&self.context), self.addresses);
         let (peer, limit) = (addresses.source.ip(), context.limits.login_failures_per_minute);
-        let backend = context.backends.of(account.as_ref());
-        self.tried_at = Instant::now();
+        let backend = match &account {
+            None => context.backends.default(),
+            // The routes may be others than when the session began.
+            Some(account) => match context.backends.of(account) {
+                Ok(backend) => backend,
+                Err(_) => return self.session.refused(),
+            },
+        };
+        let now = Instant::now();
+        self.tried_at = Some(now);
         self.chosen = backend.clone();
-        let slowly = self.tried_at + context.limits.failure_delay;
+        let slowly = now + context.limits.failure_delay;
         self.errand = Some(Errand::Connect(Box::pin(async move {
             if context.gate.fails_often(peer, limit) {
                 if context.counters.login_failures_per_minute.hit() {
@@ -354,29 +364,34 @@ impl Driver {
     fn poll_errand(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
         match &mut self.errand {
             None => return Poll::Pending,
-            Some(Errand::Connect(connect)) => match ready!(connect.as_mut().poll(cx)) {
-                Ok(Connected { stream, greeted, place }) => {
-                    self.lanes.backend = Some(Peer::new(stream, Side::Backend, place));
-                    let reached = Reached {
-                        greeted,
-                        send_id: self.chosen.takes_id(),
-                        checks_token_name: self.chosen.checks_token_name(),
-                    };
-                    self.session.connected(reached);
+            Some(Errand::Connect(connect)) => {
+                match ready!(connect.as_mut().poll(cx).map_err(|error| {
+                    self.tried_at = None;
+                    error
+                })) {
+                    Ok(Connected { stream, greeted, place }) => {
+                        self.lanes.backend = Some(Peer::new(stream, Side::Backend, place));
+                        let reached = Reached {
+                            greeted,
+                            send_id: self.chosen.takes_id(),
+                            checks_token_name: self.chosen.checks_token_name(),
+                        };
+                        self.session.connected(reached);
+                    }
+                    Err(NotConnected::Guessing) => {
+                        self.session.turned_away(
+                            "NO [LIMIT] Too many failed logins from your address, try again later",
+                        );
+                    }
+                    Err(NotConnected::Backend(ConnectError::TooMany { .. })) => {
+                        self.session.turned_away("NO [LIMIT] Too many connections of this account");
+                    }
+                    Err(NotConnected::Backend(error)) => {
+                        tracing::warn!(%error, "the backend cannot be reached");
+                        self.session.unavailable();
+                    }
                 }
-                Err(NotConnected::Guessing) => {
-                    self.session.turned_away(
-                        "NO [LIMIT] Too many failed logins from your address, try again later",
-                    );
-                }
-                Err(NotConnected::Backend(ConnectError::TooMany { .. })) => {
-                    self.session.turned_away("NO [LIMIT] Too many connections of this account");
-                }
-                Err(NotConnected::Backend(error)) => {
-                    tracing::warn!(%error, "the backend cannot be reached");
-                    self.session.unavailable();
-                }
-            },
+            }
             Some(Errand::Register(register)) => {
                 let stored = ready!(register.as_mut().poll(cx));
                 self.session.registered(stored);

@@ -144,7 +144,7 @@ impl Context {
     /// What a session that starts now may offer; shared by all sessions while it stays the same.
     fn profile(&self) -> Arc<Profile> {
         // Nobody knows yet whose session it will be.
-        let seen = self.backends.of(None).seen();
+        let seen = self.backends.default().seen();
         let mut push = self.push.borrow().clone();
         if self.master {
             push = push.and_then(|offer| self.to_be_watched(&offer));

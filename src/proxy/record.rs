@@ -168,6 +168,10 @@ impl Recorded {
         self.within(Session::secured);
     }
 
+    pub(super) fn refused(&mut self) {
+        self.within(Session::refused);
+    }
+
     pub(super) fn release(&mut self) {
         self.within(Session::release);
     }

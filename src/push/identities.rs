@@ -113,11 +113,13 @@ impl Identities {
     /// What a device of this account is told when it registers at `now`; `None` where nobody could
     /// push to it.
     pub fn offer(&self, account: &Account, now: Timestamp) -> Option<String> {
-        let domain = account.as_str().rsplit_once('@').map(|(_, domain)| domain);
         let entries = self.entries();
-        let own = entries
-            .iter()
-            .find(|entry| entry.domains.iter().any(|served| Some(served.as_str()) == domain));
+        let of = |domain: &str| {
+            entries.iter().find(|entry| entry.domains.iter().any(|served| served == domain))
+        };
+        // A name that mentions a domain in another form than user@domain counts as of none of them.
+        let domain = account.domain_among(|domain| of(domain).is_some()).unwrap_or_default();
+        let own = domain.and_then(of);
         let entry = own.or_else(|| entries.iter().find(|entry| entry.domains.is_empty()))?;
         entry.topic_at(now)
     }

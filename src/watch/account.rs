@@ -188,7 +188,14 @@ impl Watcher {
         };
         while let Some(told) = Box::pin(self.pause(next)).await {
             user_is_there |= told;
-            let backend = self.context.backends.of(Some(&self.account));
+            let backend = match self.context.backends.of(&self.account) {
+                Ok(backend) => backend,
+                // Another configuration may tell.
+                Err(error) => {
+                    next = Box::pin(self.after(End::Failed(error.to_string()))).await;
+                    continue;
+                }
+            };
             let upstream = self.context.upstreams.of(&backend);
             let master = match self.acts_as_master() {
                 false => None,
@@ -432,7 +439,7 @@ impl Watcher {
         let At { backend, upstream, .. } = at;
         let mut orders = self.orders.clone();
         let (backends, account) = (self.context.backends.clone(), self.account.clone());
-        let moved = || !backends.of(Some(&account)).is(backend);
+        let moved = || !backends.is_of(&account, backend);
         // Boxed: it is the largest part, and soon over.
         let logged_in = Box::pin(async {
             tokio::select! {

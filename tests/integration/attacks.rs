@@ -12,6 +12,7 @@ mod fair;
 mod identity;
 mod mailboxes;
 mod names;
+mod routing;
 mod secrets;
 mod tenants;
 

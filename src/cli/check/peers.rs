@@ -79,11 +79,14 @@ pub(super) async fn backends(config: &Config, report: &mut Report) {
         Err(error) => return report.failed("[backend]", error),
     };
     let backends = Backends::new(table, std::sync::Arc::default());
-    backend("[backend]", &backends.of(None), &config.backend, config, report).await;
+    backend("[backend]", &backends.default(), &config.backend, config, report).await;
     for route in &config.routes {
         let part = format!("[[route]] {}", route.domain);
         let someone = Account::from_login(&format!("someone@{}", route.domain));
-        backend(&part, &backends.of(Some(&someone)), &route.backend, config, report).await;
+        match backends.of(&someone) {
+            Ok(found) => backend(&part, &found, &route.backend, config, report).await,
+            Err(error) => report.failed(&part, error),
+        }
     }
 }
 
@@ -179,7 +182,13 @@ pub(super) async fn watch(config: &Config, user: &str, report: &mut Report) {
         return;
     }
     let account = Account::from_login(user);
-    let backend = Backends::new(table, std::sync::Arc::default()).of(Some(&account));
+    let backend = match Backends::new(table, std::sync::Arc::default()).of(&account) {
+        Ok(backend) => backend,
+        Err(error) => {
+            let part = format!("watching {}", user.escape_debug());
+            return report.failed(&part, format_args!("{error}; give the user as user@domain"));
+        }
+    };
     let Some(master) = backend.master() else {
         let part = format!("watching {}", user.escape_debug());
         let why = "has no master_user, so this user is not offered push";
@@ -207,8 +216,13 @@ async fn try_login(
 ) {
     // What is wrong with it has been said.
     let Ok(table) = Table::new(config, &resolver(config)) else { return };
-    let backend =
-        Backends::new(table, std::sync::Arc::default()).of(Some(&Account::from_login(user)));
+    let backends = Backends::new(table, std::sync::Arc::default());
+    let backend = match backends.of(&Account::from_login(user)) {
+        Ok(backend) => backend,
+        Err(error) => {
+            return report.failed(part, format_args!("{error}; give the user as user@domain"));
+        }
+    };
     let longest = config.limits.capability_size;
     match backend.log_in(credentials, ANSWER_TIME, longest).await {
         Ok(mut logged_in) => {

@@ -95,7 +95,7 @@ impl Proxy {
         let (sender, events) = mpsc::channel(1000);
         let table = Table::new(&config, &Resolver::default()).map_err(Failure::broken)?;
         let backends = Backends::new(table, Arc::default());
-        let backend = backends.of(None);
+        let backend = backends.default();
         let tls = pki.server_config().map_err(Failure::broken)?;
         let push = watch::channel(push).1;
         let context = proxy::Context::new(backends, push, credentials, sender, tls, &config);

@@ -149,7 +149,7 @@ impl TokenAlarm {
 
 /// Who shares a vote: the users of a domain, and all who have none.
 fn domain(account: &Account) -> Option<&str> {
-    account.as_str().rsplit_once('@').map(|(_, domain)| domain)
+    account.domain()
 }
 
 impl<K, V> Default for Votes<K, V> {
