@@ -92,6 +92,7 @@ fn lists(data: &[u8], own: Own, options: u8) {
         routed: Vec::new(),
         command_size: 100,
         capability_size: 100,
+        compress: true,
     };
     for secure in [false, true] {
         let shown = profile.before_login(secure);

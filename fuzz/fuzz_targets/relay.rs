@@ -31,6 +31,7 @@ fn machine(script: &Script) -> BareRelay {
         routed: Vec::new(),
         command_size: COMMAND_SIZE,
         capability_size: 600,
+        compress: true,
     };
     let account = (!script.option(1)).then(|| Account::from_login("alice@example.org"));
     BareRelay {

@@ -21,6 +21,7 @@ pub fn profile(script: &Script) -> Profile {
         routed: Vec::new(),
         command_size: 600,
         capability_size: 600,
+        compress: true,
     }
 }
 

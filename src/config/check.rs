@@ -287,6 +287,7 @@ impl Check<'_> {
         self.size("[limits] command_size", raw.command_size, KIB..=16 * MIB, &mut limits.command_size)?;
         self.size("[limits] capability_size", raw.capability_size, KIB..=MIB, &mut limits.capability_size)?;
         self.duration("[limits] write_timeout", raw.write_timeout, SECOND..=DAY, &mut limits.write_timeout)?;
+        limits.compress = raw.compress.unwrap_or(limits.compress);
         Ok(limits)
     }
 

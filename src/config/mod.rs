@@ -306,6 +306,8 @@ pub struct Limits {
     pub capability_size: usize,
     /// How long a peer may read nothing of what it is sent.
     pub write_timeout: Duration,
+    /// Clients may have their connection compressed.
+    pub compress: bool,
 }
 
 /// `[resolver]`: how names of servers become addresses.
@@ -626,6 +628,7 @@ impl Default for Limits {
             command_size: 64 * 1024,
             capability_size: 16 * 1024,
             write_timeout: Duration::from_mins(5),
+            compress: true,
         }
     }
 }

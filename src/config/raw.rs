@@ -185,6 +185,7 @@ table!(RawLimits {
     command_size: Option<String>,
     capability_size: Option<String>,
     write_timeout: Option<String>,
+    compress: Option<bool>,
 });
 
 table!(RawResolver {

@@ -299,7 +299,7 @@ impl Relay {
 
     /// What mailchime adds to capability lists.
     pub fn own(&self) -> Own {
-        Own { push: self.push().is_some(), compress: true }
+        Own { push: self.push().is_some(), compress: self.profile.compress }
     }
 
     /// What is offered to this user, and the topic.

@@ -45,6 +45,8 @@ pub struct Profile {
     pub command_size: usize,
     /// Longest capability list of a backend, and most data in its answer to a login, in bytes.
     pub capability_size: usize,
+    /// COMPRESS=DEFLATE is offered (RFC 4978).
+    pub compress: bool,
 }
 
 /// What is particular to one connection.
@@ -575,6 +577,7 @@ mod tests {
             routed: vec!["b.example".into()],
             command_size: 1024,
             capability_size: 1024,
+            compress: true,
         };
         let offered =
             |profile: &Profile, name| answer_by_cram_md5(profile, name).contains(XAPPLEPUSHSERVICE);

@@ -164,6 +164,7 @@ impl Context {
             routed: self.backends.routed(),
             command_size: self.limits.command_size,
             capability_size: self.limits.capability_size,
+            compress: self.limits.compress,
         })))
     }
 }

@@ -402,6 +402,7 @@ mod tests {
             routed: Vec::new(),
             command_size: 1024,
             capability_size: 1024,
+            compress: true,
         });
         let connection =
             Connection { secure: true, tag_prefix: "mc0x".into(), id_fields: Vec::new() };

@@ -7,7 +7,9 @@
 
 mod admin;
 mod backend;
+mod binary;
 mod client;
+mod compression;
 mod fair;
 mod identity;
 mod mailboxes;

@@ -200,6 +200,9 @@ impl Relay {
 
     /// COMPRESS (RFC 4978), which ends here.
     fn compress(&mut self, command: &[u8], out: &mut Output) {
+        if !self.profile.compress {
+            return self.finish(Status::No, "NO COMPRESS is switched off", out);
+        }
         let deflate = args::tag_and_verb(command)
             .ok()
             .and_then(|(arguments, _)| args::atom_and_word(arguments))

@@ -582,6 +582,7 @@ mod tests {
             routed: Vec::new(),
             command_size: 1024,
             capability_size: 1024,
+            compress: true,
         };
         Transcript::new(&profile, true)
     }

@@ -80,6 +80,7 @@ pub(crate) fn profile(backend: Option<Capabilities>, push: Option<PushOffer>) ->
         routed: Vec::new(),
         command_size: 64 * 1024,
         capability_size: 16 * 1024,
+        compress: true,
     })
 }
 

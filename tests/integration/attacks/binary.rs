@@ -1,0 +1,94 @@
+//! What is in the program itself: none of the old TLS that a2 brings into the dependency tree, whose
+//! certificate checks have known faults (`deny.toml`, SECURITY.md).
+//!
+//! The program is the one that the tests run. `contrib/release/build.sh` asks the same of a release.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use memchr::memmem;
+use toml::Table;
+
+/// A crate and its version.
+type Package = (String, String);
+
+/// What a2 alone brings: crates, and what their versions begin with.
+const OLD: [(&str, &str); 6] = [
+    ("ring", ""),
+    ("rustls", "0.22."),
+    ("rustls-webpki", "0.102."),
+    ("rustls-pemfile", ""),
+    ("hyper-rustls", ""),
+    ("tokio-rustls", "0.25."),
+];
+
+/// The same with their whole versions, by `Cargo.lock`.
+fn old() -> Vec<Package> {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock"));
+    let lock: Table = text.unwrap().parse().unwrap();
+    let locked = lock["package"].as_array().unwrap();
+    let found = OLD.map(|(name, start)| {
+        let found = locked.iter().find_map(|package| {
+            let version = package["version"].as_str().unwrap();
+            (package["name"].as_str() == Some(name) && version.starts_with(start))
+                .then_some(version)
+        });
+        let gone = "is not in Cargo.lock any more: take it out of here, deny.toml and SECURITY.md";
+        (name.to_owned(), found.unwrap_or_else(|| panic!("{name} {start} {gone}")).to_owned())
+    });
+    found.into()
+}
+
+/// What code of a crate leaves in a program: the paths of its sources, in messages of panics; and of
+/// ring, names in C.
+fn marks((name, version): &Package) -> Vec<String> {
+    let mut marks = vec![format!("/{name}-{version}/")];
+    if name == "ring" {
+        marks.push("ring_core_0_".to_owned());
+    }
+    marks
+}
+
+fn holds(bytes: &[u8], mark: &str) -> bool {
+    memmem::find(bytes, mark.as_bytes()).is_some()
+}
+
+/// The libraries that the program was linked from, by the name of their crate.
+fn libraries(name: &str) -> Vec<PathBuf> {
+    let tests = std::env::current_exe().unwrap();
+    let start = format!("lib{name}-");
+    let is = |path: &PathBuf| {
+        let file = path.file_name().unwrap().to_string_lossy();
+        file.starts_with(&start) && file.ends_with(".rlib")
+    };
+    let files = fs::read_dir(tests.parent().unwrap()).unwrap();
+    files.map(|file| file.unwrap().path()).filter(is).collect()
+}
+
+#[test]
+fn none_of_the_old_tls_that_a2_brings_is_in_the_program() {
+    let program = fs::read(env!("CARGO_BIN_EXE_mailchime")).unwrap();
+    for package in &old() {
+        for mark in marks(package) {
+            assert!(!holds(&program, &mark), "{mark} is in the program");
+        }
+    }
+}
+
+#[test]
+fn the_search_for_old_tls_finds_what_is_there() {
+    let program = fs::read(env!("CARGO_BIN_EXE_mailchime")).unwrap();
+    for crates in ["/rustls-0.23.", "/rustls-webpki-0.103.", "/aws-lc-rs-1.", "/tokio-rustls-0.26."]
+    {
+        assert!(holds(&program, crates), "{crates} is not in the program");
+    }
+    // In the libraries that it was linked from there is what must not be in it.
+    for (name, library) in [("ring", "ring"), ("rustls", "rustls"), ("rustls-webpki", "webpki")] {
+        let package = old().into_iter().find(|(found, _)| found == name).unwrap();
+        let found = libraries(library).iter().any(|library| {
+            let library = fs::read(library).unwrap();
+            marks(&package).iter().any(|mark| holds(&library, mark))
+        });
+        assert!(found, "no library has a mark of {name}");
+    }
+}
