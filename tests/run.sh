@@ -1,11 +1,22 @@
 #!/usr/bin/env bash
 # Formats, lints and tests mailchime, from a fresh clone on a fresh machine with Rust.
 #
-# Installs what the tests need with apt-get, as root or through sudo. What cannot be installed is
-# named, and the tests that need it say that they are skipped; the closing summary repeats them.
-# May be started from anywhere and as often as you like. What takes longer is apart: tests/soak.sh.
+#   tests/run.sh            changes nothing outside the folder of the build
+#   tests/run.sh --install  first installs what the tests need, with apt-get, as root or through sudo, and
+#                           with pip and npm below the folder of the build
+#
+# What the tests need and is not here is named, and the tests that need it say that they are skipped;
+# the closing summary repeats them. May be started from anywhere and as often as you like. What takes
+# longer is apart: tests/soak.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+may_install=
+case "$*" in
+    '') ;;
+    --install) may_install=yes ;;
+    *) echo 'usage: tests/run.sh [--install]' >&2; exit 64 ;;
+esac
 
 # The one list: what a test calls it : its Debian package : a file or command that shows it is here.
 # `cc` builds the cryptography and SQLite; without it there is nothing to test.
@@ -163,27 +174,32 @@ install_library() {
         { rm -rf "$folder"; echo "$name $version could not be installed"; }
 }
 
+install_all() {
+    local packages package
+    mapfile -t packages < <(missing)
+    if [ ${#packages[@]} -gt 0 ]; then
+        say "install: ${packages[*]}"
+        install "${packages[@]}"
+    fi
+    mapfile -t packages < <(missing_unpacked)
+    if [ ${#packages[@]} -gt 0 ]; then
+        say "unpack: ${packages[*]}"
+        unpack "${packages[@]}"
+    fi
+    mapfile -t packages < <(missing_libraries)
+    for package in "${packages[@]}"; do
+        say "install: ${package%%:*}"
+        install_library "$package"
+    done
+}
+
 is_here cargo || fail 'Rust is missing; see https://rustup.rs'
 cargo fmt --version >/dev/null 2>&1 || fail 'rustfmt is missing; rustup component add rustfmt'
 cargo clippy --version >/dev/null 2>&1 || fail 'clippy is missing; rustup component add clippy'
 
-mapfile -t packages < <(missing)
-if [ ${#packages[@]} -gt 0 ]; then
-    say "install: ${packages[*]}"
-    install "${packages[@]}"
-fi
-mapfile -t packages < <(missing_unpacked)
-if [ ${#packages[@]} -gt 0 ]; then
-    say "unpack: ${packages[*]}"
-    unpack "${packages[@]}"
-fi
-mapfile -t packages < <(missing_libraries)
-for package in "${packages[@]}"; do
-    say "install: ${package%%:*}"
-    install_library "$package"
-done
+if [ -n "$may_install" ]; then install_all; fi
 export MAILCHIME_SERVERS=$servers MAILCHIME_CLIENTS=$clients
-is_here cc || fail 'a C compiler is missing; apt-get install build-essential'
+is_here cc || fail 'a C compiler is missing; apt-get install build-essential, or tests/run.sh --install'
 
 # Names given from outside are skipped too: MAILCHIME_SKIP=dovecot tests/run.sh
 MAILCHIME_SKIP="${MAILCHIME_SKIP-} $({ missing names; missing_unpacked names
@@ -191,7 +207,8 @@ MAILCHIME_SKIP="${MAILCHIME_SKIP-} $({ missing names; missing_unpacked names
 export MAILCHIME_SKIP
 mapfile -t absent < <(missing; missing_unpacked; missing_libraries names)
 if [ ${#absent[@]} -gt 0 ]; then
-    say "not installed, their tests will be skipped: ${absent[*]}"
+    say "not here, their tests will be skipped: ${absent[*]}"
+    if [ -z "$may_install" ]; then echo 'tests/run.sh --install installs what it can.'; fi
 fi
 
 # A terminal still gets colours although the output passes through tee.

@@ -6,7 +6,7 @@
 #
 #     tests/soak.sh MINUTES [--seed N] [--postgres]
 #
-# Needs root, and Dovecot with LMTP (and PostgreSQL), which tests/run.sh installs. mailchime's log
+# Needs root, and Dovecot with LMTP (and PostgreSQL), which tests/run.sh --install installs. mailchime's log
 # is in target/soak.log afterwards. Ctrl-C ends it and all that it has started.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
