@@ -1,10 +1,12 @@
 //! What is in the program itself: none of the old TLS that a2 brings into the dependency tree, whose
-//! certificate checks have known faults (`deny.toml`, SECURITY.md).
+//! certificate checks have known faults (`deny.toml`, SECURITY.md), and in a release nothing of the
+//! machine that built it, so that anybody can build the same and compare.
 //!
 //! The program is the one that the tests run. `contrib/release/build.sh` asks the same of a release.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use memchr::memmem;
 use toml::Table;
@@ -91,4 +93,43 @@ fn the_search_for_old_tls_finds_what_is_there() {
         });
         assert!(found, "no library has a mark of {name}");
     }
+}
+
+/// Builds a small program in Rust and an object in C as a release is built; their bytes.
+fn built(folder: &Path) -> [Vec<u8>; 2] {
+    let write = |name: &str, text: &str| fs::write(folder.join(name), text).unwrap();
+    fs::create_dir_all(folder.join("src")).unwrap();
+    // With what debuggers read, which names the folder.
+    let package = "[package]\nname = \"small\"\nversion = \"1.0.0\"\nedition = \"2024\"\n";
+    write("Cargo.toml", &format!("{package}[profile.release]\ndebug = 1\n"));
+    // A message with the path of the source, for a panic.
+    write(
+        "src/main.rs",
+        "fn main() {\n    println!(\"{:?}\", std::env::args().nth(9).unwrap());\n}\n",
+    );
+    write("object.c", "const char *here(void) { return __FILE__; }\n");
+    let environment = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/release/environment.sh");
+    let script = "set -eu; root=$1; . \"$2\"; cd \"$root\"
+        \"$3\" build --quiet --release --offline --target-dir \"$root/target\"
+        cc $CFLAGS -c \"$root/object.c\" -o \"$root/object.o\"";
+    let output = Command::new("bash")
+        .args(["-c", script, "bash"])
+        .args([folder, &environment, Path::new(env!("CARGO"))])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ["target/release/small", "object.o"].map(|name| fs::read(folder.join(name)).unwrap())
+}
+
+#[test]
+fn a_release_is_the_same_bytes_whatever_folder_it_is_built_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = built(&folder.path().join("one"));
+    let other = built(&folder.path().join("another/with/a/longer/name"));
+    let within = folder.path().display().to_string();
+    for (one, other) in one.iter().zip(&other) {
+        assert!(!holds(one, &within), "a folder of this machine is named");
+        assert!(one == other, "{} and {} bytes, which differ", one.len(), other.len());
+    }
+    assert!(holds(&one[0], "src/main.rs") && holds(&one[1], "/mailchime/object.c"));
 }
