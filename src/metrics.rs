@@ -227,6 +227,8 @@ label!(
     /// A call of the database.
     Call as "call" {
         Register: "register",
+        /// Whether a registration is stored as it is.
+        Registered: "registered",
         RemoveDevice: "remove_device",
         RemoveAccount: "remove_account",
         Expire: "expire",

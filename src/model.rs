@@ -156,6 +156,11 @@ impl Account {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// What limits count by: names that differ in nothing but case are one user to most servers.
+    pub fn case_folded(&self) -> String {
+        self.0.to_lowercase()
+    }
 }
 
 impl fmt::Display for Account {

@@ -1,7 +1,7 @@
 //! Plays a script against a state machine as the proxy's driver does, and keeps a log.
 
 use mailchime::imap::relay::Relay;
-use mailchime::imap::session::{Action, Output, Reached, Session, Step};
+use mailchime::imap::session::{Action, Output, Reached, RegistrationResult, Session, Step};
 
 use crate::script::{Cut, Event, Script, Side};
 
@@ -33,7 +33,7 @@ impl Machine for BareRelay {
 
     fn done(&mut self, asked: &Action, well: bool) {
         if let Action::Register(_) = asked {
-            self.relay.registered(well, &mut self.output);
+            self.relay.registered(result(well), &mut self.output);
         }
     }
 }
@@ -52,7 +52,7 @@ impl Machine for Session {
 
     fn done(&mut self, asked: &Action, well: bool) {
         match asked {
-            Action::Register(_) => self.registered(well),
+            Action::Register(_) => self.registered(result(well)),
             Action::StartTls => self.secured(),
             Action::Connect(_) if well => {
                 self.connected(Reached { send_id: true, ..Reached::default() });
@@ -261,4 +261,8 @@ pub fn assert_same(whole: &Log, other: &Log, cut: Cut) {
     }
     assert_eq!(whole.actions, other.actions, "actions, {cut:?}");
     assert!(ended || whole.left == other.left, "left, {cut:?}");
+}
+
+fn result(well: bool) -> RegistrationResult {
+    if well { RegistrationResult::Stored } else { RegistrationResult::Unavailable }
 }

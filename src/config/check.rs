@@ -279,6 +279,7 @@ impl Check<'_> {
         self.number("[limits] sessions_per_ip", raw.sessions_per_ip, 1..=1_000_000, &mut limits.sessions_per_ip)?;
         self.number("[limits] connections_per_account", raw.connections_per_account, 0..=100_000, &mut limits.connections_per_account)?;
         self.number("[limits] login_failures_per_minute", raw.login_failures_per_minute, 1..=1_000_000, &mut limits.login_failures_per_minute)?;
+        self.number("[limits] registrations_per_minute", raw.registrations_per_minute, 1..=100_000, &mut limits.registrations_per_minute)?;
         self.duration("[limits] handshake_timeout", raw.handshake_timeout, SECOND..=10 * MINUTE, &mut limits.handshake_timeout)?;
         self.duration("[limits] login_timeout", raw.login_timeout, SECOND..=HOUR, &mut limits.login_timeout)?;
         self.duration("[limits] shutdown_grace", raw.shutdown_grace, MILLISECOND..=10 * MINUTE, &mut limits.shutdown_grace)?;

@@ -290,6 +290,8 @@ pub struct Limits {
     pub connections_per_account: usize,
     /// Refused logins of one client address, after which no backend is asked for a while.
     pub login_failures_per_minute: u32,
+    /// Registrations of one account that are written without a delay.
+    pub registrations_per_minute: u32,
     /// For a client's TLS handshake.
     pub handshake_timeout: Duration,
     /// For the login dialogue, between two commands.
@@ -620,6 +622,7 @@ impl Default for Limits {
             sessions_per_ip: 500,
             connections_per_account: 0,
             login_failures_per_minute: 30,
+            registrations_per_minute: 10,
             handshake_timeout: Duration::from_secs(15),
             login_timeout: Duration::from_secs(60),
             shutdown_grace: Duration::from_secs(10),

@@ -177,6 +177,7 @@ table!(RawLimits {
     sessions_per_ip: Option<i64>,
     connections_per_account: Option<i64>,
     login_failures_per_minute: Option<i64>,
+    registrations_per_minute: Option<i64>,
     handshake_timeout: Option<String>,
     login_timeout: Option<String>,
     shutdown_grace: Option<String>,

@@ -147,6 +147,17 @@ pub struct Reached {
     pub checks_token_name: bool,
 }
 
+/// What became of an [`Action::Register`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegistrationResult {
+    /// It is on disk.
+    Stored,
+    /// It cannot be written now.
+    Unavailable,
+    /// The account registers too often.
+    TooMany,
+}
+
 /// Why a login failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disconnect {
@@ -406,9 +417,9 @@ impl Session {
     }
 
     /// The registration of the last [`Action::Register`] is on disk, or cannot be.
-    pub fn registered(&mut self, stored: bool) {
+    pub fn registered(&mut self, result: RegistrationResult) {
         if let Phase::Relay(relay) = &mut self.phase {
-            relay.registered(stored, &mut self.output);
+            relay.registered(result, &mut self.output);
         }
     }
 

@@ -20,6 +20,7 @@ pub struct Counters {
     pub capability_size: Counter,
     pub write_timeout: Counter,
     pub watch_connections: Counter,
+    pub registrations_per_minute: Counter,
     pub resolver_waiting: Counter,
     pub admin_connections: Counter,
 }
@@ -38,7 +39,7 @@ const QUIET: Duration = Duration::from_secs(60);
 
 impl Counters {
     /// Each counter with the key of its limit.
-    pub fn all(&self) -> [(&'static str, &Counter); 13] {
+    pub fn all(&self) -> [(&'static str, &Counter); 14] {
         [
             ("sessions", &self.sessions),
             ("sessions_per_ip", &self.sessions_per_ip),
@@ -51,6 +52,7 @@ impl Counters {
             ("capability_size", &self.capability_size),
             ("write_timeout", &self.write_timeout),
             ("watch_connections", &self.watch_connections),
+            ("registrations_per_minute", &self.registrations_per_minute),
             ("resolver_waiting", &self.resolver_waiting),
             ("admin_connections", &self.admin_connections),
         ]

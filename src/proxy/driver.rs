@@ -22,7 +22,8 @@ use super::refused::login_refused;
 use super::register::register;
 use super::tally::{self, Tally};
 use crate::imap::session::{
-    Action, Authenticated, Connection, Disconnect, Output, Proven, Reached, Session,
+    Action, Authenticated, Connection, Disconnect, Output, Proven, Reached, RegistrationResult,
+    Session,
 };
 use crate::model::{Account, Credentials, SessionEvent};
 use crate::net::backend::{Backend, ConnectError, Connected};
@@ -62,7 +63,7 @@ pub(super) struct Driver {
 /// What a session waits for, beside its sockets.
 enum Errand {
     Connect(Pin<Box<dyn Future<Output = Result<Connected, NotConnected>> + Send>>),
-    Register(Pin<Box<dyn Future<Output = bool> + Send>>),
+    Register(Pin<Box<dyn Future<Output = RegistrationResult> + Send>>),
     Handshake(Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>),
     /// A refusal waits for its time.
     Refuse(Pin<Box<Sleep>>),
@@ -317,7 +318,7 @@ impl Driver {
                 // The identities may be others than when the session began.
                 Action::Register(mut registration) => {
                     let Some(topic) = self.session.renewed(self.context.profile()) else {
-                        self.session.registered(false);
+                        self.session.registered(RegistrationResult::Unavailable);
                         continue;
                     };
                     topic.clone_into(&mut registration.device.topic);
@@ -393,8 +394,8 @@ impl Driver {
                 }
             }
             Some(Errand::Register(register)) => {
-                let stored = ready!(register.as_mut().poll(cx));
-                self.session.registered(stored);
+                let result = ready!(register.as_mut().poll(cx));
+                self.session.registered(result);
             }
             Some(Errand::Refuse(time)) => {
                 ready!(time.as_mut().poll(cx));

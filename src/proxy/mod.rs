@@ -19,6 +19,7 @@ use rustls::ServerConfig;
 use tokio::sync::{mpsc, watch};
 
 use self::limits::Gate;
+use self::register::Pace;
 pub use self::serve::serve;
 use crate::config::{self, Config, Relay};
 use crate::imap::session::{DomainTopic, Over, Profile, PushOffer};
@@ -44,6 +45,7 @@ pub struct Context {
     record: Option<config::Record>,
     /// Most devices of one account.
     devices: u32,
+    pace: Arc<Pace>,
     /// Mechanisms that hide the password pass.
     relay_mechanisms: bool,
     /// A master user watches; nobody's password is needed.
@@ -77,6 +79,7 @@ impl Context {
             limits: config.limits.clone(),
             record: config.record.clone(),
             devices: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
+            pace: Arc::default(),
             relay_mechanisms: match config.auth.relay {
                 Relay::Always => true,
                 Relay::Master => master,
@@ -109,6 +112,7 @@ impl Context {
             limits: config.limits.clone(),
             record: config.record.clone(),
             devices: self.devices,
+            pace: Arc::clone(&self.pace),
             relay_mechanisms: self.relay_mechanisms,
             master: self.master,
             profile: Mutex::new(None),

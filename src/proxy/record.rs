@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 pub use self::mask::TOPIC;
 use self::transcript::{Lane, Transcript};
 use crate::config;
-use crate::imap::session::{Action, Output, Profile, Reached, Session, Step};
+use crate::imap::session::{Action, Output, Profile, Reached, RegistrationResult, Session, Step};
 use crate::model::Timestamp;
 
 /// Pieces of a session that may wait for the writer, and bytes in all of them.
@@ -180,15 +180,15 @@ impl Recorded {
         self.session.renewed(profile)
     }
 
-    pub(super) fn registered(&mut self, stored: bool) {
+    pub(super) fn registered(&mut self, result: RegistrationResult) {
         if let Some(tape) = &mut self.tape {
             let mailboxes = std::mem::take(&mut tape.mailboxes);
-            match stored {
+            match result == RegistrationResult::Stored {
                 true => tape.happens(&format!("store {mailboxes}")),
                 false => tape.happens("cannot store"),
             }
         }
-        self.within(|session| session.registered(stored));
+        self.within(|session| session.registered(result));
     }
 
     /// Waits until all that was recorded is written.

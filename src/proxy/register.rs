@@ -1,33 +1,83 @@
-//! Writing a registration: the one errand of a session that outlives a short database outage.
+//! Writing a registration: the one errand of a session that outlives a short database outage, and
+//! waits where its account registers too often.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::Context;
-use crate::model::{Credentials, Registration, SessionEvent, Timestamp};
+use crate::imap::session::RegistrationResult;
+use crate::model::{Account, Credentials, Registration, SessionEvent, Timestamp};
 
 /// A device waits about a day after a NO, so an outage of the database is waited out this often.
 const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Stores the registration, with what the user logged in with if that is known, and lets it be watched; returns whether it is on disk.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Registrations that are written, by account: so many a minute, of which all may come at once. Those
+/// beyond are put off, each to its own time.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// When all that an account was granted would have been used up, had it come evenly. Names that
+    /// differ in nothing but case share a pace: to most servers they are one user.
+    accounts: Mutex<HashMap<String, Instant>>,
+}
+
+/// With so many accounts the ones that may register freely are forgotten.
+const SWEEP: usize = 4096;
+
+impl Pace {
+    /// How long the next registration of this account is put off, of which `per_minute` are free. An
+    /// error is the time after which it is refused: more than a minute's worth waits already.
+    fn wait(&self, account: &Account, per_minute: u32, now: Instant) -> Result<Duration, Duration> {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        if accounts.len() >= SWEEP && accounts.len().is_power_of_two() {
+            accounts.retain(|_, used| *used > now);
+        }
+        let used = accounts.entry(account.case_folded()).or_insert(now);
+        let next = (*used).max(now) + MINUTE / per_minute;
+        let wait = next.saturating_duration_since(now + MINUTE);
+        if wait > MINUTE {
+            return Err(MINUTE);
+        }
+        *used = next;
+        Ok(wait)
+    }
+}
+
+/// Stores the registration, with what the user logged in with if that is known, and lets it be
+/// watched; returns whether it is on disk. One that is on disk already is not written again within the
+/// hour.
 pub(super) async fn register(
     context: Arc<Context>,
     registration: Registration,
     credentials: Option<Credentials>,
-) -> bool {
+) -> RegistrationResult {
     let account = registration.device.account.clone();
     let token = registration.device.token.clone();
     let mailboxes = registration.mailboxes.len();
+    let source = &context.credentials;
+    // Where the database cannot say, the write says it.
+    let known = source.has_registered(&registration, credentials.as_ref(), Timestamp::now()).await;
+    if known.unwrap_or_default() {
+        tracing::debug!(%account, %token, mailboxes, "device registered without a change");
+        return RegistrationResult::Stored;
+    }
+    if let Err(refused) = keep_pace(&context, &account).await {
+        return refused;
+    }
     for attempt in 1..=TRIES {
-        let (source, now) = (&context.credentials, Timestamp::now());
+        let now = Timestamp::now();
         match source.register(&registration, credentials.as_ref(), context.devices, now).await {
             Ok(()) => {
                 tracing::info!(%account, %token, mailboxes, "device registered");
                 // If the watching side is gone the program is ending, and starts it next time.
                 let _ =
                     context.events.send(SessionEvent::Registered { account, credentials }).await;
-                return true;
+                return RegistrationResult::Stored;
             }
             Err(error) if attempt == TRIES || !error.is_temporary() => {
                 tracing::error!(%account, %token, %error, "a registration could not be stored");
@@ -38,5 +88,63 @@ pub(super) async fn register(
             }
         }
     }
-    false
+    RegistrationResult::Unavailable
+}
+
+/// Waits until the account may register again; an error is the answer where too many wait.
+async fn keep_pace(context: &Context, account: &Account) -> Result<(), RegistrationResult> {
+    let limit = context.limits.registrations_per_minute;
+    let wait = context.pace.wait(account, limit, Instant::now());
+    if wait != Ok(Duration::ZERO) && context.counters.registrations_per_minute.hit() {
+        tracing::warn!(
+            %account,
+            limit,
+            "[limits] registrations_per_minute is reached; further ones of this account wait"
+        );
+    }
+    match wait {
+        Ok(wait) => {
+            tokio::time::sleep(wait).await;
+            Ok(())
+        }
+        Err(time) => {
+            tokio::time::sleep(time).await;
+            Err(RegistrationResult::TooMany)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_a_minute_are_free_ten_more_wait_and_what_is_beyond_is_refused() {
+        let (pace, now) = (Pace::default(), Instant::now());
+        let alice = Account::from_login("alice@example.org");
+        let waits: Vec<_> = (0..21).map(|_| pace.wait(&alice, 10, now)).collect();
+        assert!(waits[..10].iter().all(|wait| *wait == Ok(Duration::ZERO)), "{waits:?}");
+        let seconds = |number| Ok(Duration::from_secs(number));
+        assert_eq!((waits[10], waits[19]), (seconds(6), seconds(60)));
+        assert_eq!(waits[20], Err(MINUTE));
+        // Another spelling is the same user, another user is not.
+        let spelling = Account::from_login("ALICE@example.org");
+        assert_eq!(pace.wait(&spelling, 10, now), Err(MINUTE));
+        let bob = Account::from_login("bob@example.org");
+        assert_eq!(pace.wait(&bob, 10, now), Ok(Duration::ZERO));
+        // Who has waited for the twenty has ten free ones a minute after that.
+        let later = now + 2 * MINUTE;
+        assert_eq!(pace.wait(&alice, 10, later), Ok(Duration::ZERO));
+    }
+
+    #[test]
+    fn accounts_that_may_register_freely_are_forgotten() {
+        let (pace, now) = (Pace::default(), Instant::now());
+        for number in 0..3 * SWEEP {
+            let account = Account::from_login(&format!("user{number}"));
+            let at = now + MINUTE * u32::try_from(number).unwrap();
+            assert_eq!(pace.wait(&account, 10, at), Ok(Duration::ZERO));
+        }
+        assert!(pace.accounts.lock().unwrap().len() <= SWEEP);
+    }
 }

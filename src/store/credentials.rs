@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -21,6 +22,10 @@ use crate::model::{Account, Credentials, Registration, SecretKind, Timestamp};
 /// How long a token is kept that does not say when it expires, in milliseconds: an hour, for which
 /// most are issued.
 const TOKEN_LIFE: i64 = 3_600_000;
+
+/// How long a registration that changes nothing is not written again. When it was made is then known
+/// to within this time, of the days after which a device is forgotten.
+const UNWRITTEN: Duration = Duration::from_hours(1);
 
 /// Takes over what users log in with and says what their watchers log in with. `Debug` shows the
 /// mode.
@@ -62,6 +67,36 @@ impl CredentialSource {
             config::Credentials::Master => Mode::Master,
         };
         Ok(Self { store, mode })
+    }
+
+    /// Whether the same registration, of a user with the same credentials, was written within the last
+    /// hour, so that nothing of it has to be written again.
+    pub async fn has_registered(
+        &self,
+        registration: &Registration,
+        credentials: Option<&Credentials>,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let since = now.minus(UNWRITTEN);
+        let Some(sealed) = self.store.registered(registration, since, now).await? else {
+            return Ok(false);
+        };
+        let account = &registration.device.account;
+        let Some(credentials) = credentials else { return Ok(true) };
+        let lives = |until: Option<Timestamp>| until.is_none_or(|until| now < until);
+        Ok(match &self.mode {
+            Mode::Stored(vault) => {
+                sealed.filter(|sealed| lives(sealed.until)).is_some_and(|sealed| {
+                    vault
+                        .unseal(account, &sealed.text)
+                        .is_ok_and(|known| known.same_as(credentials))
+                })
+            }
+            Mode::Memory(kept) => lock(kept)
+                .get(account)
+                .is_some_and(|kept| lives(kept.until) && kept.credentials.same_as(credentials)),
+            Mode::Master => true,
+        })
     }
 
     /// Stores the registration of a user who has just logged in with `credentials`, and keeps them

@@ -42,6 +42,18 @@ impl StoreError {
         matches!(self, Self::Unavailable { .. })
     }
 
+    /// Of an error that several calls got.
+    pub(super) fn from_shared(database: &Arc<str>, source: Arc<sqlx::Error>) -> Self {
+        match Arc::try_unwrap(source) {
+            Ok(source) => Self::from_sqlx(database, source),
+            Err(shared) if is_temporary(&shared) => Self::Unavailable {
+                database: Arc::clone(database),
+                source: sqlx::Error::Io(io::Error::other(shared)),
+            },
+            Err(shared) => Self::from_sqlx(database, sqlx::Error::Io(io::Error::other(shared))),
+        }
+    }
+
     pub(super) fn from_sqlx(database: &Arc<str>, source: sqlx::Error) -> Self {
         let database = Arc::clone(database);
         if is_temporary(&source) {
@@ -116,7 +128,7 @@ const TEMPORARY_CLASSES: [&str; 5] = ["08", "53", "57", "58", "40"];
 const CONFLICT: &str = "40";
 const AUTHORIZATION: &str = "28";
 
-fn is_temporary(error: &sqlx::Error) -> bool {
+pub(super) fn is_temporary(error: &sqlx::Error) -> bool {
     if let Some(code) = postgres_code(error) {
         return TEMPORARY_CLASSES.iter().any(|class| code.starts_with(class))
             || [READ_ONLY, LOCK_NOT_AVAILABLE].contains(&code);

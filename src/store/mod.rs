@@ -3,8 +3,8 @@
 //!
 //! The store keeps and returns rows; it does not know why they change. It reads no clock: times are
 //! arguments. Each call is one transaction, and when it has returned `Ok` the change is on disk.
-//! Every error leaves the rows as they were, and dropping a call's future in its middle does too;
-//! only where the connection broke while the end of the transaction was on its way may the change
+//! Every error leaves the rows as they were, and dropping a call's future in its middle does too, but
+//! for a registration, which is then made or not; only where the connection broke while the end of the transaction was on its way may the change
 //! have been made. Each call may be repeated.
 //!
 //! What always holds between two calls:
@@ -18,6 +18,7 @@
 //! that got into each other's way all the same are run again here.
 
 mod accounts;
+mod batches;
 mod credentials;
 mod error;
 mod nodes;
@@ -46,6 +47,7 @@ use crate::config::database_name;
 use crate::metrics::{Call, Metrics};
 use crate::model::{Account, Device, DeviceToken, Mailbox, Snapshot, Timestamp};
 
+use batches::Batches;
 pub use credentials::{CredentialSource, CredentialsError};
 pub use error::StoreError;
 pub use nodes::{News, Node};
@@ -64,6 +66,7 @@ pub struct Store {
     /// No call takes longer.
     limit: Duration,
     schema: Arc<Schema>,
+    batches: Arc<Batches>,
     metrics: Arc<Metrics>,
     /// Of this process as a node; empty if it is none.
     incarnation: Arc<str>,
@@ -212,9 +215,11 @@ impl Store {
         busy_timeout: Duration,
         server: Option<PgConnectOptions>,
     ) -> Self {
+        // SQLite has one writer. A server has the disk to itself, and others may share it.
+        let batches = Arc::new(Batches::new(if server.is_some() { 2 } else { 1 }));
         let (limit, schema) = (busy_timeout + GRACE, Arc::new(Schema::of(server)));
         let (metrics, incarnation) = (Arc::default(), "".into());
-        Self { database, reads, writes, begin, limit, schema, metrics, incarnation }
+        Self { database, reads, writes, begin, limit, schema, batches, metrics, incarnation }
     }
 
     /// Counts in `metrics` from now on.
@@ -315,14 +320,22 @@ impl Store {
     ) -> impl Future<Output = Result<T, StoreError>> + Send + 'a {
         Box::pin(self.measured(call, async move {
             self.ready().await?;
-            for _ in 1..TRIES {
-                match work().await {
-                    Err(error) if error::is_conflict(&error) => {}
-                    result => return self.named(result),
-                }
-            }
-            self.named(work().await)
+            self.named(self.repeated(work).await)
         }))
+    }
+
+    /// Runs a transaction, and again when another one got into its way.
+    async fn repeated<T, F: Future<Output = sqlx::Result<T>>>(
+        &self,
+        work: impl Fn() -> F,
+    ) -> sqlx::Result<T> {
+        for _ in 1..TRIES {
+            match work().await {
+                Err(error) if error::is_conflict(&error) => {}
+                result => return result,
+            }
+        }
+        work().await
     }
 
     async fn measured<T>(

@@ -1,7 +1,7 @@
 //! Registrations coming and going. Whatever removes a device ends with [`sweep`], which keeps what
 //! the module's head promises of accounts and snapshots.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::any::AnyArguments;
 use sqlx::query::Query;
@@ -10,10 +10,12 @@ use sqlx::{Any, AnyConnection, Row};
 use crate::metrics::Call;
 use crate::model::{Account, Registration, Snapshot, Timestamp};
 
+use super::batches::Waiting;
 use super::{DeviceKey, Removed, Sealed, Store, StoreError, account, device, rows};
 
 impl Store {
-    /// Stores a registration. When this returns `Ok` it is on disk.
+    /// Stores a registration, with those of others in one transaction. When this returns `Ok` it is on
+    /// disk. Once the database works on it, dropping the call does not stop it.
     ///
     /// - `sealed` credentials replace the old ones; `None` leaves them alone.
     /// - The account's parking ends: a session registers that has just logged in.
@@ -32,25 +34,82 @@ impl Store {
         max_devices: u32,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let account = &registration.device.account;
-        let key = DeviceKey::from(&registration.device);
-        let dropped = self
-            .write(Call::Register, || async {
-                let mut transaction = self.begin().await?;
-                upsert_account(&mut transaction, account, sealed, now).await?;
-                upsert_device(&mut transaction, &key, registration, now).await?;
-                replace_mailboxes(&mut transaction, &key, registration).await?;
-                let dropped = drop_oldest(&mut transaction, &key, max_devices).await?;
-                sweep(&mut transaction, account.as_str()).await?;
-                self.tell(&mut transaction, account.as_str(), true).await?;
-                transaction.commit().await?;
-                Ok(dropped)
-            })
-            .await?;
+        let writing = self.write_with_others(registration, sealed, max_devices, now);
+        let dropped = Box::pin(self.measured(Call::Register, async {
+            self.ready().await?;
+            writing.await
+        }))
+        .await?;
         if dropped > 0 {
+            let account = &registration.device.account;
             tracing::info!(%account, dropped, max_devices, "the oldest devices made room");
         }
         Ok(())
+    }
+
+    /// Writes registrations in one transaction, all or none; how many devices made room for each.
+    pub(super) async fn write_batch(&self, batch: &[Waiting]) -> sqlx::Result<Vec<u64>> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.repeated(|| async {
+            let mut transaction = self.begin().await?;
+            let mut dropped = Vec::with_capacity(batch.len());
+            for Waiting { registration, sealed, max_devices, now, .. } in batch {
+                let account = &registration.device.account;
+                let key = DeviceKey::from(&registration.device);
+                upsert_account(&mut transaction, account, sealed.as_ref(), *now).await?;
+                upsert_device(&mut transaction, &key, registration, *now).await?;
+                replace_mailboxes(&mut transaction, &key, registration).await?;
+                dropped.push(drop_oldest(&mut transaction, &key, *max_devices).await?);
+                sweep(&mut transaction, account.as_str()).await?;
+                self.tell(&mut transaction, account.as_str(), true).await?;
+            }
+            transaction.commit().await?;
+            Ok(dropped)
+        })
+        .await
+    }
+
+    /// Whether the registration is stored as it is, since `since` or later, and its account is not
+    /// parked. With it come the account's credentials, if any are stored.
+    pub(super) async fn registered(
+        &self,
+        registration: &Registration,
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Result<Option<Option<Sealed>>, StoreError> {
+        let key = DeviceKey::from(&registration.device);
+        let rows = self
+            .read(Call::Registered, async {
+                key.bind(
+                    "select d.account, d.token_given, d.subtopic, d.aps_account_id, d.version, \
+                     d.topic, a.credentials, a.credentials_until, m.mailbox from device d \
+                     join account a on a.name = d.account \
+                     join device_mailbox m on m.account = d.account and m.token = d.token \
+                     and m.subtopic = d.subtopic \
+                     where d.account = $1 and d.token = $2 and d.subtopic = $3 \
+                     and d.registered_at > $4 and d.registered_at <= $5 and d.outdated_since is null \
+                     and a.parked is null",
+                )
+                .bind(since.0)
+                .bind(now.0)
+                .fetch_all(&self.reads)
+                .await
+            })
+            .await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let stored = || {
+            let text: Option<String> = row.try_get("credentials")?;
+            let until = row.try_get::<Option<i64>, _>("credentials_until")?.map(Timestamp);
+            let mailboxes: BTreeSet<&str> =
+                rows.iter().map(|row| row.try_get("mailbox")).collect::<sqlx::Result<_>>()?;
+            let wanted = registration.mailboxes.iter().map(|(mailbox, _)| mailbox.as_str());
+            let same = device(row)? == registration.device
+                && mailboxes == wanted.collect::<BTreeSet<&str>>();
+            Ok(same.then(|| text.map(|text| Sealed { text, until })))
+        };
+        self.named(stored())
     }
 
     /// Removes a registration, unless it is newer than `registered_not_after` (a device that

@@ -14,7 +14,7 @@ use crate::imap::collect::{Collector, Progress};
 use crate::imap::mailbox;
 use crate::imap::peek::{Status, Verb};
 use crate::imap::registration::{self, Request};
-use crate::imap::session::{Action, Output, Step};
+use crate::imap::session::{Action, Output, RegistrationResult, Step};
 use crate::imap::status::mailbox_status;
 use crate::model::{Device, Mailbox, Registration, Snapshot};
 
@@ -57,12 +57,12 @@ struct Check {
 
 impl Relay {
     /// The registration of the last [`Action::Register`] is on disk, or cannot be.
-    pub fn registered(&mut self, stored: bool, out: &mut Output) {
+    pub fn registered(&mut self, result: RegistrationResult, out: &mut Output) {
         let Some(job) = self.job.take() else { return };
         let Job { tag, stage: Stage::Store { version, echoed }, .. } = *job else { return };
         let mut answer = Vec::new();
         match self.push() {
-            Some((_, topic)) if stored => {
+            Some((_, topic)) if result == RegistrationResult::Stored => {
                 let names = echoed.iter().map(Vec::as_slice);
                 answer = registration::answer(version, topic, names);
                 tagged(&mut answer, &tag, "OK XAPPLEPUSHSERVICE completed");
@@ -70,7 +70,16 @@ impl Relay {
             }
             _ => {
                 out.answered.push((Verb::XApplePushService, Status::No));
-                tagged(&mut answer, &tag, "NO [UNAVAILABLE] Registrations cannot be kept just now")
+                tagged(
+                    &mut answer,
+                    &tag,
+                    match result {
+                        RegistrationResult::TooMany => {
+                            "NO [LIMIT] Too many registrations of this account"
+                        }
+                        _ => "NO [UNAVAILABLE] Registrations cannot be kept just now",
+                    },
+                );
             }
         }
         self.say(answer, out);

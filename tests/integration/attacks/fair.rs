@@ -27,6 +27,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::limited;
+use crate::program::world::{PASSWORD, TOKEN, World, registration};
 
 /// The push side alone: a database in a file, the rules, and the stand-in for APNs. Changes come from
 /// the test.
@@ -208,6 +209,80 @@ async fn made_up_tokens_of_one_account_keep_no_dead_token_of_others() {
         println!("carol has {left} devices, the log has {errors} errors");
         assert_eq!(left, 0, "the device of a phone that is gone is removed");
         assert!(errors <= 1, "the alarm is told once, not {errors} times");
+    })
+    .await;
+}
+
+/// A registration with another device's token.
+fn registration_of(token: &str) -> String {
+    registration().replace(TOKEN, token)
+}
+
+/// The phone's own registration again and again, which changes nothing.
+#[tokio::test]
+async fn a_registration_that_is_repeated_is_written_once() {
+    limited(async {
+        const TIMES: usize = 200;
+        let world = World::new().await;
+        let mut server = world.serve().await;
+        let mut client = world.session(&server).await;
+        client.send(format!("a {}\r\n", registration()).as_bytes()).await;
+        client.until("a OK").await;
+        server.logged("device registered").await;
+        world.watched().await;
+        let written = || std::fs::metadata(world.file("mailchime.db-wal")).unwrap().len();
+        let (before, began) = (written(), Instant::now());
+        for number in 0..TIMES {
+            client.send(format!("r{number} {}\r\n", registration()).as_bytes()).await;
+            client.until(&format!("r{number} OK")).await;
+        }
+        let (took, grown) = (began.elapsed(), written() - before);
+        let lines = server.process.stderr.so_far();
+        let lines = lines.iter().filter(|line| line.contains("\"device registered\"")).count();
+        println!(
+            "{TIMES} registrations of one user: {:.0} a second, {grown} bytes written, {lines} lines",
+            TIMES as f64 / took.as_secs_f64()
+        );
+        assert_eq!(grown, 0, "nothing is written");
+        assert!(lines <= 1, "the log has {lines} lines of it");
+        // What changes is written: other mailboxes.
+        let other = registration().replace("(\"INBOX\")", "(\"INBOX\" \"Notes\")");
+        client.send(format!("b CREATE Notes\r\nc {other}\r\n").as_bytes()).await;
+        client.until("c OK").await;
+        assert!(written() > before);
+    })
+    .await;
+}
+
+/// Registrations that do change something, from one user: they wait for their turns, and nobody else
+/// does.
+#[tokio::test]
+async fn a_user_who_registers_without_end_waits_alone() {
+    limited(async {
+        const FREE: usize = 60;
+        let world = World::new().await;
+        world.backend.add_account("bob", PASSWORD.as_bytes());
+        let limit = format!("[limits]\nregistrations_per_minute = {FREE}\n[log]");
+        world.configure("[log]", &limit);
+        let server = world.serve().await;
+        let began = Instant::now();
+        let mut alice = world.session(&server).await;
+        for number in 0..FREE + 3 {
+            let other = registration_of(&format!("{number:064x}"));
+            alice.send(format!("r{number} {other}\r\n").as_bytes()).await;
+        }
+        alice.until(&format!("r{} OK", FREE - 1)).await;
+        let asked = Instant::now();
+        let mut bob = world.client(&server).await;
+        bob.send(format!("in LOGIN bob \"{PASSWORD}\"\r\nb {}\r\n", registration()).as_bytes())
+            .await;
+        bob.until("b OK").await;
+        println!("bob waits {:?} from his connection to the OK", asked.elapsed());
+        alice.until(&format!("r{} OK", FREE + 2)).await;
+        let took = began.elapsed();
+        println!("{} registrations take {took:?}", FREE + 3);
+        // The three beyond have their turns after one, two and three seconds.
+        assert!(took >= Duration::from_secs(3), "{took:?}");
     })
     .await;
 }

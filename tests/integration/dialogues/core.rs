@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use mailchime::demo::dialogue::{Deed, Dialogue, Event, Peer, Text, Variables, What};
-use mailchime::imap::session::{Action, Connection, Profile, Reached, Session, Step};
+use mailchime::imap::session::{
+    Action, Connection, Profile, Reached, RegistrationResult, Session, Step,
+};
 use mailchime::model::Registration;
 
 /// A session, and the bytes on their way around it.
@@ -192,12 +194,12 @@ fn does(core: &mut Core, what: &Deed, place: &str) {
             let stored: Vec<_> =
                 registration.mailboxes.iter().map(|(mailbox, _)| mailbox.to_string()).collect();
             assert_eq!(&stored, mailboxes, "{place}");
-            core.session.registered(true);
+            core.session.registered(RegistrationResult::Stored);
             core.pump();
         }
         Deed::CannotStore => {
             assert!(core.registration.take().is_some(), "{place}: nothing to store");
-            core.session.registered(false);
+            core.session.registered(RegistrationResult::Unavailable);
             core.pump();
         }
         Deed::Handshake => {
