@@ -16,16 +16,16 @@
 //! While a command of ours is under way the client's lane is held. The fence, a NOOP of our own, is
 //! answered when all earlier commands of the client are, since a server answers in order.
 
+mod at;
 mod own;
 
 use std::fmt;
 use std::sync::Arc;
 
-use memchr::memchr;
-
+use self::at::{At, LineEnd};
 use self::own::Job;
 use super::capability::{self, Own};
-use super::literal::{Announcement, End, Tail, end_of_line, end_of_response};
+use super::literal::{Announcement, End, end_of_line, end_of_response};
 use super::peek::{self, Command, Response, Status, Verb};
 use super::session::{Action, Output, Profile, PushOffer, Step};
 use crate::model::Account;
@@ -63,19 +63,6 @@ pub struct Relay {
     /// Bytes for the client that must wait for the end of a response that is on its way.
     deferred: Vec<u8>,
     compress_behind_deferred: bool,
-}
-
-/// Where in a stream a lane is.
-#[derive(Clone, Copy, Debug)]
-enum At {
-    LineStart,
-    Line {
-        tail: Tail,
-        /// Whether this line's end may announce a literal.
-        literals: bool,
-    },
-    /// Inside a literal, with so many octets to come.
-    Literal(u64),
 }
 
 /// What the client has been told to wait for.
@@ -358,47 +345,6 @@ impl Relay {
                 }
                 let edited = capability::edit_response(line, self.own());
                 out.to_client.extend_from_slice(&edited);
-            }
-        }
-    }
-}
-
-// === impl At ===
-
-enum LineEnd {
-    /// The input ended first.
-    None,
-    Plain,
-    Announces(Announcement),
-}
-
-impl At {
-    fn line(literals: bool) -> Self {
-        Self::Line { tail: Tail::default(), literals }
-    }
-
-    fn literal(length: u64) -> Self {
-        if length == 0 { Self::line(true) } else { Self::Literal(length) }
-    }
-
-    /// Follows the stream to the end of this literal or line; returns the bytes it has there. After
-    /// a line without announcement the stream is at a line start.
-    fn follow(&mut self, input: &[u8]) -> (usize, LineEnd) {
-        match self {
-            Self::LineStart => (0, LineEnd::None),
-            Self::Literal(left) => {
-                let length = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
-                *self = Self::literal(*left - length as u64);
-                (length, LineEnd::None)
-            }
-            Self::Line { tail, literals } => {
-                let Some(feed) = memchr(b'\n', input) else {
-                    tail.push(input);
-                    return (input.len(), LineEnd::None);
-                };
-                let announced = tail.announcement(&input[..feed]).filter(|_| *literals);
-                *self = Self::LineStart;
-                (feed + 1, announced.map_or(LineEnd::Plain, LineEnd::Announces))
             }
         }
     }
