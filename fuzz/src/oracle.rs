@@ -47,7 +47,8 @@ pub fn announcement(line: &[u8]) -> Option<(u64, bool)> {
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    digits.parse().ok().map(|length| (length, waits))
+    // What is too large for a number is more than anybody says.
+    Some((digits.parse().unwrap_or(u64::MAX), waits))
 }
 
 /// A status response, tagged or not.
@@ -95,7 +96,8 @@ impl Commands {
                 continue;
             }
             let line = std::mem::take(&mut self.line);
-            let whole = self.continued || second_word(&line).is_some_and(|verb| !verb.is_empty());
+            let verb = second_word(&line).is_some_and(|verb| !verb.is_empty());
+            let whole = self.continued || (verb && !first_word(&line).is_empty());
             self.continued = false;
             if let Some((length, _)) = announcement(&line).filter(|_| whole) {
                 self.literal = length;

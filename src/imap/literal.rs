@@ -14,7 +14,7 @@ pub struct Announcement {
 impl Announcement {
     /// The announcement at the end of `line`, which may still have its CR LF or bare LF.
     ///
-    /// A number beyond 64 bits is none: no peer can send such a literal.
+    /// A number beyond 64 bits counts as the largest: no peer comes to the end of either.
     pub fn at_end_of(line: &[u8]) -> Option<Self> {
         Tail::default().announcement(line.strip_suffix(b"\n").unwrap_or(line))
     }
@@ -69,15 +69,17 @@ impl Tail {
         }
     }
 
+    /// Whether a synchronising literal is announced if the line ends here.
+    pub fn waits(self) -> bool {
+        matches!(self, Self::Closed(end) | Self::Return(end) if end.synchronising)
+    }
+
     /// Behind one more byte, which is no `{`.
     fn then(self, byte: u8) -> Self {
         match (self, byte) {
             (Self::Open(number), b'0'..=b'9') => {
-                let number = number.unwrap_or(0).checked_mul(10);
-                match number.and_then(|number| number.checked_add(u64::from(byte - b'0'))) {
-                    Some(number) => Self::Open(Some(number)),
-                    None => Self::Text,
-                }
+                let number = number.unwrap_or(0).saturating_mul(10);
+                Self::Open(Some(number.saturating_add(u64::from(byte - b'0'))))
             }
             (Self::Open(Some(length)), b'+') => Self::Plus(length),
             (Self::Open(Some(length)), b'}') => {
@@ -140,7 +142,8 @@ mod tests {
             (b"a APPEND x ~{007+}\n", at(7, false)),
             (b"{0}", at(0, true)),
             (b"{18446744073709551615}", at(u64::MAX, true)),
-            (b"{18446744073709551616}", None),
+            (b"{18446744073709551616}", at(u64::MAX, true)),
+            (b"{99999999999999999999+}\r\n", at(u64::MAX, false)),
             (b"{}\r\n", None),
             (b"{+}\r\n", None),
             (b"{-1}\r\n", None),

@@ -5,29 +5,41 @@
 //! and the few commands that mailchime answers itself.
 //!
 //! ```text
-//!   client  ──▶ command? ──▶ IDLE or a synchronising literal: hold the lane for the go-ahead
+//!   client  ──▶ command? ──▶ `owed`: what the backend owes for it
 //!                  │ ours
 //!                  ▼
 //!               a job (see `own`): the lane is held until it is answered
 //!
 //!   backend ──▶ response? ──▶ capability list: edit │ our own tag, our STATUS: swallow │ pass on
+//!                  └───────▶ `owed`: whose go-ahead, answer or refusal is it?
 //! ```
 //!
-//! While a command of ours is under way the client's lane is held. The fence, a NOOP of our own, is
-//! answered when all earlier commands of the client are, since a server answers in order.
+//! Whether what follows a synchronising literal's announcement, or IDLE, is a command is the backend's
+//! to decide. A client that does not wait for that is held: until the go-ahead, an answer to the
+//! command or an untagged BAD has come that is not an earlier command's. Any of them may come before
+//! the command's line has ended (Dovecot says NO when a mailbox's name has come, and `+` at the brace);
+//! then nothing is waited for at its end. What an answered command announces to come without waiting
+//! still comes.
+//!
+//! While a command of ours is under way the client's lane is held, too. The fence, a NOOP of our own,
+//! is answered when all earlier commands of the client are, since a server answers in order.
+//!
+//! Nothing is held for ever: see [`Relay::awaited`].
 
 mod at;
+mod owed;
 mod own;
 
 use std::fmt;
 use std::sync::Arc;
 
 use self::at::{At, LineEnd};
+use self::owed::{Owed, To, Whose};
 use self::own::Job;
 use super::capability::{self, Own};
 use super::literal::{Announcement, End, end_of_line, end_of_response};
 use super::peek::{self, Command, Response, Status, Verb};
-use super::session::{Action, Output, Profile, PushOffer, Step};
+use super::session::{Action, Awaited, Output, Profile, PushOffer, Step};
 use crate::model::Account;
 
 /// Longest STATUS response that is ours to swallow, in bytes.
@@ -46,13 +58,13 @@ pub struct Relay {
     account: Option<Account>,
     client: At,
     backend: At,
-    /// Tag of the client's last command that was passed on.
-    client_tag: Vec<u8>,
-    /// The client's last command is IDLE, and its line has not ended.
-    idle_line: bool,
-    /// Commands of the client that are not answered yet, as far as tagged responses tell.
-    unanswered: u32,
-    waiting: Waiting,
+    owed: Owed,
+    /// The go-ahead for the literal that the client's line is about to announce has come already.
+    granted: bool,
+    /// The client's last command is answered.
+    over: bool,
+    /// The client has gone on without waiting for what decides what its bytes are.
+    held: bool,
     utf8: bool,
     /// The client's connection is compressed.
     compressed: bool,
@@ -65,15 +77,15 @@ pub struct Relay {
     compress_behind_deferred: bool,
 }
 
-/// What the client has been told to wait for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waiting {
-    Nothing,
-    /// A synchronising literal of this length was announced.
-    Literal(u64),
-    Idle {
-        started: bool,
-    },
+/// What begins at a line start of the client.
+enum Next<'a> {
+    /// Something that passes; the lane follows it.
+    Passes,
+    /// Nothing that is known yet.
+    Waits,
+    /// A command that mailchime answers.
+    Ours(&'a [u8], Verb),
+    Endless,
 }
 
 impl Relay {
@@ -84,10 +96,10 @@ impl Relay {
             account,
             client: At::LineStart,
             backend: At::LineStart,
-            client_tag: Vec::new(),
-            idle_line: false,
-            unanswered: 0,
-            waiting: Waiting::Nothing,
+            owed: Owed::default(),
+            granted: false,
+            over: false,
+            held: false,
             utf8: false,
             compressed: false,
             tag_prefix,
@@ -103,45 +115,21 @@ impl Relay {
         if self.job.is_some() {
             return self.collect(input, out);
         }
+        self.held = false;
         let mut used = 0;
         while used < input.len() {
             let rest = &input[used..];
-            if let At::LineStart = self.client {
-                match self.waiting {
-                    Waiting::Literal(_) => break,
-                    Waiting::Idle { started: false }
-                        if peek::command(rest) != Some(Command::Done) && !last =>
-                    {
-                        break;
-                    }
-                    _ => {}
-                }
-                match peek::command(rest) {
-                    None if last => {
-                        self.client = At::line(false);
-                    }
-                    None => break,
+            if let At::LineStart | At::Announced(_) = self.client {
+                match self.next(rest, last) {
+                    Next::Passes => {}
+                    Next::Waits => break,
                     // What came before it goes first.
-                    Some(Command::Endless) if used > 0 => break,
-                    Some(Command::Endless) => return Step::Close("a tag without end"),
-                    Some(Command::Done) => {
-                        self.waiting = Waiting::Nothing;
-                        self.client = At::line(false);
+                    Next::Ours(..) | Next::Endless if used > 0 => break,
+                    Next::Ours(tag, verb) => {
+                        self.start(tag, verb, out);
+                        return Step::Take(0);
                     }
-                    // In IDLE nothing but DONE is a command; the backend says so.
-                    Some(_) if self.waiting != Waiting::Nothing => self.client = At::line(false),
-                    Some(Command::Known { tag, verb }) if is_ours(verb) => {
-                        if used == 0 {
-                            self.start(tag, verb, out);
-                            return Step::Take(0);
-                        }
-                        break;
-                    }
-                    Some(Command::Known { tag, verb }) => {
-                        self.begin(tag, verb == Verb::Idle);
-                    }
-                    Some(Command::Other { tag }) => self.begin(tag, false),
-                    Some(Command::Garbage) => self.begin(b"", false),
+                    Next::Endless => return Step::Close("a tag without end"),
                 }
                 continue;
             }
@@ -149,22 +137,65 @@ impl Relay {
             used += length;
             match end {
                 LineEnd::None => {}
-                LineEnd::Plain => {
-                    if self.idle_line {
-                        self.idle_line = false;
-                        self.waiting = Waiting::Idle { started: false };
-                    }
-                }
-                LineEnd::Announces(Announcement { length, synchronising: true }) => {
-                    self.client = At::LineStart;
-                    self.waiting = Waiting::Literal(length);
-                }
-                LineEnd::Announces(Announcement { length, .. }) => {
-                    self.client = At::literal(length);
-                }
+                LineEnd::Plain => self.granted = false,
+                LineEnd::Announces(announcement) => self.announces(announcement),
             }
         }
         if used == 0 { Step::Wait } else { Step::Forward(used) }
+    }
+
+    /// What begins at a line start of the client.
+    fn next<'a>(&mut self, rest: &'a [u8], last: bool) -> Next<'a> {
+        if let At::Announced(_) = self.client
+            && !self.over
+        {
+            self.held = true;
+            return Next::Waits;
+        }
+        let command = match peek::command(rest) {
+            Some(Command::Endless) => return Next::Endless,
+            Some(command) => command,
+            // Half a line is all that will ever come.
+            None if last => {
+                self.client = At::line(false);
+                return Next::Passes;
+            }
+            None => return Next::Waits,
+        };
+        match (self.owed.idle(), command) {
+            (_, Command::Done) => {
+                self.owed.done();
+                self.client = At::line(false);
+            }
+            (Some(false), _) if !last => {
+                self.held = true;
+                return Next::Waits;
+            }
+            // In IDLE nothing but DONE is a command; the backend says so.
+            (Some(_), _) => self.client = At::line(false),
+            (None, Command::Known { tag, verb }) if is_ours(verb) => {
+                return Next::Ours(tag, verb);
+            }
+            (None, Command::Known { tag, verb: Verb::Idle }) => self.begin(tag, To::IDLE),
+            (None, Command::Known { tag, .. } | Command::Other { tag }) => {
+                self.begin(tag, To::Command);
+            }
+            (None, Command::Garbage | Command::Endless) => {
+                let word = rest.iter().position(|b| b" \r\n".contains(b)).unwrap_or(rest.len());
+                self.begin(&rest[..word], To::Stray);
+            }
+        }
+        Next::Passes
+    }
+
+    /// A line of the client's last command ended so.
+    fn announces(&mut self, Announcement { length, synchronising }: Announcement) {
+        let granted = std::mem::take(&mut self.granted);
+        if !synchronising || granted {
+            self.client = At::literal(length);
+        } else if !self.over {
+            self.client = At::Announced(length);
+        }
     }
 
     /// What to do with the backend's bytes. `last` means that no more will follow.
@@ -201,12 +232,9 @@ impl Relay {
                 None => break,
             };
             let taken = match response {
-                Response::Status { tag, capability, .. } => {
-                    let ours = tag.is_some_and(|tag| self.is_question(tag));
-                    if !ours && !capability {
-                        if let Some(tag) = tag {
-                            self.answered(tag);
-                        }
+                Response::Status { tag, status, capability } => {
+                    if !capability && !self.is_ours(tag, status) {
+                        self.told(tag, status);
                         self.backend = At::line(false);
                         continue;
                     }
@@ -280,8 +308,32 @@ impl Relay {
 
     /// Whether the client waits for nothing but news: all its commands are answered, or it idles.
     pub fn is_idle(&self) -> bool {
-        let idling = matches!(self.waiting, Waiting::Idle { .. });
-        self.job.is_none() && (idling || self.unanswered == 0)
+        self.job.is_none() && (self.owed.idle().is_some() || self.owed.is_settled())
+    }
+
+    /// The word of the backend that holds up the client, if one does. When it has not come in time,
+    /// call [`Relay::overdue`].
+    pub fn awaited(&self) -> Option<Awaited> {
+        match &self.job {
+            Some(job) => job.awaits().then(|| match self.owed.is_settled() {
+                true => Awaited::Answer(self.questions),
+                false => Awaited::Turn,
+            }),
+            None => self.held.then_some(Awaited::Turn),
+        }
+    }
+
+    /// What [`Relay::awaited`] named is not waited for any longer. A command of ours is answered with
+    /// NO. Bytes that were held go on unlooked at: as those of the literal that was announced, or
+    /// as said in IDLE.
+    pub fn overdue(&mut self, out: &mut Output) {
+        if self.job.is_some() {
+            self.give_up(out);
+        } else if let At::Announced(length) = self.client {
+            self.client = At::literal(length);
+        } else {
+            self.owed.start_idle();
+        }
     }
 
     /// What mailchime adds to capability lists.
@@ -299,31 +351,51 @@ impl Relay {
         matches!(self.backend, At::LineStart)
     }
 
-    fn begin(&mut self, tag: &[u8], idle: bool) {
-        self.client_tag.clear();
-        self.client_tag.extend_from_slice(tag);
-        self.idle_line = idle;
-        self.unanswered = self.unanswered.saturating_add(1);
-        self.client = At::line(true);
+    fn begin(&mut self, tag: &[u8], to: To) {
+        self.owed.begin(tag, to);
+        (self.granted, self.over) = (false, false);
+        // No server looks for a literal where there is no command.
+        self.client = At::line(to != To::Stray);
     }
 
     /// The backend sent `+`.
     fn go_ahead(&mut self) {
-        match self.waiting {
-            Waiting::Literal(length) => {
+        if self.owed.go_ahead() {
+            return;
+        }
+        match self.client {
+            At::Announced(length) => {
                 self.client = At::literal(length);
-                self.waiting = Waiting::Nothing;
+                if std::mem::take(&mut self.over) {
+                    self.owed.revive();
+                }
             }
-            Waiting::Idle { .. } => self.waiting = Waiting::Idle { started: true },
-            Waiting::Nothing => {}
+            At::Line { tail, literals: true } => self.granted |= tail.waits(),
+            At::Line { .. } | At::LineStart | At::Literal(_) => {}
         }
     }
 
-    /// The backend answered a command of the client: its literal is not wanted, its IDLE is over.
-    fn answered(&mut self, tag: &[u8]) {
-        self.unanswered = self.unanswered.saturating_sub(1);
-        if self.waiting != Waiting::Nothing && tag == self.client_tag {
-            self.waiting = Waiting::Nothing;
+    /// Whether a status response is the answer to a question of ours.
+    fn is_ours(&self, tag: Option<&[u8]>, status: Status) -> bool {
+        match tag {
+            Some(tag) => tag.starts_with(self.tag_prefix.as_bytes()) && self.owed.is_question(tag),
+            None => status == Status::Bad && self.owed.is_question_next(),
+        }
+    }
+
+    /// The backend answered a command of the client, or refused one without its tag.
+    fn told(&mut self, tag: Option<&[u8]>, status: Status) {
+        let whose = match tag {
+            Some(tag) => self.owed.answered(tag, status == Status::Ok),
+            None if status == Status::Bad => self.owed.refused(),
+            None => return,
+        };
+        if whose == Whose::Last {
+            self.over = true;
+            // What was only complained about may have its go-ahead yet.
+            if let (Some(_), At::Announced(_)) = (tag, self.client) {
+                self.client = At::LineStart;
+            }
         }
     }
 
@@ -335,13 +407,20 @@ impl Relay {
     /// A whole response that does not simply pass.
     fn take(&mut self, response: Response<'_>, line: &[u8], out: &mut Output) {
         match response {
-            Response::Status { tag: Some(tag), status, .. } if self.is_question(tag) => {
-                self.question_answered(status == Status::Ok, out);
+            Response::Status { tag, status, .. } if self.is_ours(tag, status) => {
+                match tag {
+                    Some(tag) => drop(self.owed.answered(tag, true)),
+                    None => {
+                        self.owed.refused();
+                        out.to_client.extend_from_slice(line);
+                    }
+                }
+                self.question_answered(tag, status == Status::Ok, out);
             }
             Response::MailboxStatus => self.keep(line),
             _ => {
-                if let Response::Status { tag: Some(tag), .. } = response {
-                    self.answered(tag);
+                if let Response::Status { tag, status, .. } = response {
+                    self.told(tag, status);
                 }
                 let edited = capability::edit_response(line, self.own());
                 out.to_client.extend_from_slice(&edited);

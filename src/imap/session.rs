@@ -158,6 +158,15 @@ pub enum RegistrationResult {
     TooMany,
 }
 
+/// A word of the backend without which the client's commands do not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    /// The client's own commands come before it: while the backend speaks, it may be at work on those.
+    Turn,
+    /// The answer to mailchime's question of this number, and to nothing else.
+    Answer(u32),
+}
+
 /// Why a login failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disconnect {
@@ -196,7 +205,7 @@ pub struct Session {
 #[derive(Debug)]
 enum Phase {
     Login(Box<Dialogue>),
-    Relay(Relay),
+    Relay(Box<Relay>),
     Closed,
 }
 
@@ -423,6 +432,27 @@ impl Session {
         }
     }
 
+    /// The word of the backend that holds up a client that is logged in, if one does. When it has not
+    /// come in time, call [`Session::overdue`].
+    pub fn awaited(&self) -> Option<Awaited> {
+        match &self.phase {
+            Phase::Relay(relay) => relay.awaited(),
+            Phase::Login(_) | Phase::Closed => None,
+        }
+    }
+
+    /// What [`Session::awaited`] named is not waited for any longer.
+    pub fn overdue(&mut self) {
+        if let Phase::Relay(relay) = &mut self.phase {
+            relay.overdue(&mut self.output);
+        }
+    }
+
+    /// Whether a command that mailchime answers itself after the login is under way.
+    pub fn is_busy(&self) -> bool {
+        matches!(&self.phase, Phase::Relay(relay) if relay.is_busy())
+    }
+
     /// Whether the user is logged in.
     pub fn is_relaying(&self) -> bool {
         matches!(self.phase, Phase::Relay(_))
@@ -480,7 +510,7 @@ impl Session {
                 actions.push_back(Action::Seen(offered));
                 actions.push_back(Action::LoggedIn(Authenticated { claimed, proven }));
                 answered.push((Verb::Login, Status::Ok));
-                self.phase = Phase::Relay(relay);
+                self.phase = Phase::Relay(Box::new(relay));
             }
             Outcome::Refused { answer, offered } => {
                 let mut line = tag;

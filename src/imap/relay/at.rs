@@ -13,6 +13,9 @@ pub(super) enum At {
         /// Whether this line's end may announce a literal.
         literals: bool,
     },
+    /// Behind a line that announced a synchronising literal of so many octets, which the backend may
+    /// want or not.
+    Announced(u64),
     /// Inside a literal, with so many octets to come.
     Literal(u64),
 }
@@ -37,7 +40,7 @@ impl At {
     /// a line without announcement the stream is at a line start.
     pub(super) fn follow(&mut self, input: &[u8]) -> (usize, LineEnd) {
         match self {
-            Self::LineStart => (0, LineEnd::None),
+            Self::LineStart | Self::Announced(_) => (0, LineEnd::None),
             Self::Literal(left) => {
                 let length = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
                 *self = Self::literal(*left - length as u64);

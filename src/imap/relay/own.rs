@@ -8,6 +8,7 @@
 
 use std::fmt;
 
+use super::owed::To;
 use super::{Relay, STATUS_ITEMS, offered, tagged};
 use crate::imap::args::{self, quote};
 use crate::imap::collect::{Collector, Progress};
@@ -21,6 +22,8 @@ use crate::model::{Device, Mailbox, Registration, Snapshot};
 /// Most STATUS responses that are looked at for one question.
 const MOST_STATUSES: usize = 64;
 
+const UNANSWERED: &str = "NO [UNAVAILABLE] The mail server does not answer, try again later";
+
 /// A command of the client that mailchime answers.
 #[derive(Debug)]
 pub(super) struct Job {
@@ -28,6 +31,8 @@ pub(super) struct Job {
     verb: Verb,
     /// Our tag that is awaited, if one is.
     question: Vec<u8>,
+    /// The backend did not answer in time: it is asked no more.
+    late: bool,
     stage: Stage,
 }
 
@@ -85,11 +90,6 @@ impl Relay {
         self.say(answer, out);
     }
 
-    /// Whether the tag is that of a question of ours.
-    pub(super) fn is_question(&self, tag: &[u8]) -> bool {
-        self.job.as_ref().is_some_and(|job| !job.question.is_empty() && job.question == tag)
-    }
-
     /// Whether a STATUS may be the answer to a question of ours.
     pub(super) fn is_asking(&self) -> bool {
         self.job.as_ref().is_some_and(|job| {
@@ -110,6 +110,7 @@ impl Relay {
             tag: tag.to_vec(),
             verb,
             question: Vec::new(),
+            late: false,
             stage: Stage::Fence,
         }));
         self.ask(b"NOOP", out);
@@ -119,21 +120,46 @@ impl Relay {
         let Some(job) = self.job.as_deref_mut() else { return };
         self.questions += 1;
         job.question = format!("{}{}", self.tag_prefix, self.questions).into_bytes();
+        self.owed.begin(&job.question, To::Question);
         out.to_backend.extend_from_slice(&job.question);
         out.to_backend.push(b' ');
         out.to_backend.extend_from_slice(command);
         out.to_backend.extend_from_slice(b"\r\n");
     }
 
-    pub(super) fn question_answered(&mut self, ok: bool, out: &mut Output) {
+    /// The question under this tag is answered; without a tag it is the one that is awaited.
+    pub(super) fn question_answered(&mut self, tag: Option<&[u8]>, ok: bool, out: &mut Output) {
         let limit = self.profile.command_size;
         let Some(job) = self.job.as_deref_mut() else { return };
+        // It may be one that is not waited for any more.
+        if !job.awaits() || tag.is_some_and(|tag| tag != job.question) {
+            return;
+        }
         job.question.clear();
         match &mut job.stage {
             Stage::Fence => job.stage = Stage::Collect(Collector::new(limit)),
             Stage::Check(check) => {
                 check.conclude(ok, out);
                 self.next_question(out);
+            }
+            Stage::Collect(_) | Stage::Store { .. } => {}
+        }
+    }
+
+    /// The question that is awaited is not answered in time.
+    pub(super) fn give_up(&mut self, out: &mut Output) {
+        let limit = self.profile.command_size;
+        let Some(job) = self.job.as_deref_mut().filter(|job| job.awaits()) else { return };
+        self.owed.give_up();
+        job.question.clear();
+        job.late = true;
+        match &mut job.stage {
+            // The command is still to be read, to its end.
+            Stage::Fence => job.stage = Stage::Collect(Collector::new(limit)),
+            Stage::Check(check) => {
+                let statuses = std::mem::take(&mut check.statuses).concat();
+                self.say(statuses, out);
+                self.finish(Status::No, UNANSWERED, out);
             }
             Stage::Collect(_) | Stage::Store { .. } => {}
         }
@@ -149,6 +175,9 @@ impl Relay {
         let (used, progress) = collector.push(input);
         match progress {
             Progress::More => {}
+            Progress::Continue | Progress::Whole if job.late => {
+                self.finish(Status::No, UNANSWERED, out);
+            }
             Progress::Continue => self.say(b"+ OK\r\n".to_vec(), out),
             Progress::Refused | Progress::TooLong => {
                 out.over.command += 1;
@@ -299,6 +328,13 @@ impl Relay {
         } else {
             self.deferred.extend_from_slice(&bytes);
         }
+    }
+}
+
+impl Job {
+    /// Whether a question is asked and not answered.
+    pub(super) fn awaits(&self) -> bool {
+        !self.question.is_empty()
     }
 }
 
