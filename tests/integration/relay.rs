@@ -1,6 +1,8 @@
 //! The relay after login is a plain copy but for what is ours: at random split points through the
 //! pure core, and in bulk over real sockets.
 
+mod cuts;
+
 use std::time::Duration;
 
 use mailchime::demo::dialogue::Peer;
