@@ -16,8 +16,8 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::RequireNone),
 );
 
-/// The mailbox that `wire` names: UTF-8 after ENABLE UTF8=ACCEPT (RFC 6855), modified UTF-7
-/// otherwise.
+/// The mailbox that `wire` names: UTF-8 after ENABLE UTF8=ACCEPT (RFC 6855) or IMAP4rev2 (RFC 9051
+/// section 5.1), modified UTF-7 otherwise.
 ///
 /// `None` for a name that would not be spelled so again: a watcher could not ask for it, and two
 /// spellings of one name must not become two mailboxes.

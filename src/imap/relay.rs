@@ -401,7 +401,8 @@ impl Relay {
 
     fn enabled(&mut self, line: &[u8]) {
         let mut words = line.split(|b| matches!(b, b' ' | b'\r' | b'\n'));
-        self.utf8 |= words.any(|word| word.eq_ignore_ascii_case(b"UTF8=ACCEPT"));
+        let utf8 = [&b"UTF8=ACCEPT"[..], b"IMAP4rev2"];
+        self.utf8 |= words.any(|word| utf8.iter().any(|name| word.eq_ignore_ascii_case(name)));
     }
 
     /// A whole response that does not simply pass.
