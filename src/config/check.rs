@@ -289,6 +289,7 @@ impl Check<'_> {
         self.size("[limits] capability_size", raw.capability_size, KIB..=MIB, &mut limits.capability_size)?;
         self.duration("[limits] write_timeout", raw.write_timeout, SECOND..=DAY, &mut limits.write_timeout)?;
         limits.compress = raw.compress.unwrap_or(limits.compress);
+        self.duration("[limits] answer_timeout", raw.answer_timeout, SECOND..=10 * MINUTE, &mut limits.answer_timeout)?;
         Ok(limits)
     }
 

@@ -310,6 +310,8 @@ pub struct Limits {
     pub write_timeout: Duration,
     /// Clients may have their connection compressed.
     pub compress: bool,
+    /// How long a client is held up by a word of the backend that mailchime needs.
+    pub answer_timeout: Duration,
 }
 
 /// `[resolver]`: how names of servers become addresses.
@@ -632,6 +634,7 @@ impl Default for Limits {
             capability_size: 16 * 1024,
             write_timeout: Duration::from_mins(5),
             compress: true,
+            answer_timeout: Duration::from_secs(30),
         }
     }
 }

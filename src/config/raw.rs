@@ -187,6 +187,7 @@ table!(RawLimits {
     capability_size: Option<String>,
     write_timeout: Option<String>,
     compress: Option<bool>,
+    answer_timeout: Option<String>,
 });
 
 table!(RawResolver {

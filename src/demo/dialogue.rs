@@ -70,6 +70,8 @@ pub enum Deed {
     Unreachable,
     /// The backend closes the connection.
     HangUp,
+    /// It has waited for the backend's answer for as long as it does.
+    Overdue,
     /// It stores a registration for these mailboxes (decoded names), and can.
     Store(Vec<String>),
     /// It cannot store it.
@@ -209,6 +211,7 @@ impl Deed {
             "connect" => Self::Connect,
             "unreachable" => Self::Unreachable,
             "hang up" => Self::HangUp,
+            "overdue" => Self::Overdue,
             "store" => Self::Store(Vec::new()),
             "cannot store" => Self::CannotStore,
             "handshake" => Self::Handshake,

@@ -78,7 +78,7 @@ pub struct Relay {
 }
 
 /// What begins at a line start of the client.
-enum Next<'a> {
+enum Begun<'a> {
     /// Something that passes; the lane follows it.
     Passes,
     /// Nothing that is known yet.
@@ -120,16 +120,16 @@ impl Relay {
         while used < input.len() {
             let rest = &input[used..];
             if let At::LineStart | At::Announced(_) = self.client {
-                match self.next(rest, last) {
-                    Next::Passes => {}
-                    Next::Waits => break,
+                match self.begins(rest, last) {
+                    Begun::Passes => {}
+                    Begun::Waits => break,
                     // What came before it goes first.
-                    Next::Ours(..) | Next::Endless if used > 0 => break,
-                    Next::Ours(tag, verb) => {
+                    Begun::Ours(..) | Begun::Endless if used > 0 => break,
+                    Begun::Ours(tag, verb) => {
                         self.start(tag, verb, out);
                         return Step::Take(0);
                     }
-                    Next::Endless => return Step::Close("a tag without end"),
+                    Begun::Endless => return Step::Close("a tag without end"),
                 }
                 continue;
             }
@@ -145,22 +145,22 @@ impl Relay {
     }
 
     /// What begins at a line start of the client.
-    fn next<'a>(&mut self, rest: &'a [u8], last: bool) -> Next<'a> {
+    fn begins<'a>(&mut self, rest: &'a [u8], last: bool) -> Begun<'a> {
         if let At::Announced(_) = self.client
             && !self.over
         {
             self.held = true;
-            return Next::Waits;
+            return Begun::Waits;
         }
         let command = match peek::command(rest) {
-            Some(Command::Endless) => return Next::Endless,
+            Some(Command::Endless) => return Begun::Endless,
             Some(command) => command,
             // Half a line is all that will ever come.
             None if last => {
                 self.client = At::line(false);
-                return Next::Passes;
+                return Begun::Passes;
             }
-            None => return Next::Waits,
+            None => return Begun::Waits,
         };
         match (self.owed.idle(), command) {
             (_, Command::Done) => {
@@ -169,12 +169,12 @@ impl Relay {
             }
             (Some(false), _) if !last => {
                 self.held = true;
-                return Next::Waits;
+                return Begun::Waits;
             }
             // In IDLE nothing but DONE is a command; the backend says so.
             (Some(_), _) => self.client = At::line(false),
             (None, Command::Known { tag, verb }) if is_ours(verb) => {
-                return Next::Ours(tag, verb);
+                return Begun::Ours(tag, verb);
             }
             (None, Command::Known { tag, verb: Verb::Idle }) => self.begin(tag, To::IDLE),
             (None, Command::Known { tag, .. } | Command::Other { tag }) => {
@@ -185,7 +185,7 @@ impl Relay {
                 self.begin(&rest[..word], To::Stray);
             }
         }
-        Next::Passes
+        Begun::Passes
     }
 
     /// A line of the client's last command ended so.

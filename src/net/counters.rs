@@ -19,6 +19,7 @@ pub struct Counters {
     pub command_size: Counter,
     pub capability_size: Counter,
     pub write_timeout: Counter,
+    pub answer_timeout: Counter,
     pub watch_connections: Counter,
     pub registrations_per_minute: Counter,
     pub resolver_waiting: Counter,
@@ -39,7 +40,7 @@ const QUIET: Duration = Duration::from_secs(60);
 
 impl Counters {
     /// Each counter with the key of its limit.
-    pub fn all(&self) -> [(&'static str, &Counter); 14] {
+    pub fn all(&self) -> [(&'static str, &Counter); 15] {
         [
             ("sessions", &self.sessions),
             ("sessions_per_ip", &self.sessions_per_ip),
@@ -51,6 +52,7 @@ impl Counters {
             ("command_size", &self.command_size),
             ("capability_size", &self.capability_size),
             ("write_timeout", &self.write_timeout),
+            ("answer_timeout", &self.answer_timeout),
             ("watch_connections", &self.watch_connections),
             ("registrations_per_minute", &self.registrations_per_minute),
             ("resolver_waiting", &self.resolver_waiting),

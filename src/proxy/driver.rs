@@ -22,8 +22,8 @@ use super::refused::login_refused;
 use super::register::register;
 use super::tally::{self, Tally};
 use crate::imap::session::{
-    Action, Authenticated, Connection, Disconnect, Output, Proven, Reached, RegistrationResult,
-    Session,
+    Action, Authenticated, Awaited, Connection, Disconnect, Output, Proven, Reached,
+    RegistrationResult, Session,
 };
 use crate::model::{Account, Credentials, SessionEvent};
 use crate::net::backend::{Backend, ConnectError, Connected};
@@ -55,6 +55,8 @@ pub(super) struct Driver {
     tried_at: Option<Instant>,
     /// Armed while a peer takes no bytes.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Armed while the client is held up until the backend has said this.
+    awaited: Option<(Awaited, Pin<Box<Sleep>>)>,
     close: bool,
     /// The program is stopping: the session ends when nothing is under way.
     draining: bool,
@@ -137,6 +139,7 @@ impl Driver {
             tally: Tally::default(),
             tried_at: None,
             stalled: None,
+            awaited: None,
             close: false,
             draining: false,
         }
@@ -222,7 +225,7 @@ impl Driver {
             match lanes {
                 Ok(Pause::Action) => self.act(),
                 Ok(pause) => {
-                    if self.poll_errand(cx).is_ready() {
+                    if self.poll_errand(cx).is_ready() || self.poll_awaited(cx).is_ready() {
                         continue;
                     }
                     if until_login && self.session.is_relaying() {
@@ -438,6 +441,36 @@ impl Driver {
             // Nobody is left to talk to; an errand that is under way would be for nobody.
             _ => (self.lanes.client.lane.ended && written).then_some(Ended::Closed),
         }
+    }
+
+    /// Ready when the backend has held up the client for too long, and does so no more.
+    fn poll_awaited(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
+        let heard = std::mem::take(&mut self.lanes.heard);
+        let Some(now) = self.session.awaited() else {
+            self.awaited = None;
+            return Poll::Pending;
+        };
+        let limit = self.context.limits.answer_timeout;
+        let arm = || (now, Box::pin(tokio::time::sleep(limit)));
+        let (awaited, timer) = self.awaited.get_or_insert_with(arm);
+        if *awaited != now || (heard && now == Awaited::Turn) {
+            *awaited = now;
+            timer.as_mut().reset(Instant::now() + limit);
+        }
+        ready!(timer.as_mut().poll(cx));
+        self.awaited = None;
+        if self.context.counters.answer_timeout.hit() {
+            let (backend, account) = (self.chosen.name(), self.account());
+            let account = account.map_or_else(|| "?".to_owned(), |account| account.to_string());
+            tracing::warn!(
+                backend,
+                account,
+                limit_s = limit.as_secs(),
+                "[limits] answer_timeout is reached: the backend does not answer, and its client goes on"
+            );
+        }
+        self.session.overdue();
+        Poll::Ready(())
     }
 
     fn poll_stall(&mut self, cx: &mut Poller<'_>, stalled: bool) -> Poll<Option<Ended>> {

@@ -28,6 +28,8 @@ pub(super) struct Lanes {
     pub(super) backend: Option<Peer>,
     /// Bytes moved since the owner last took note.
     pub(super) moved: bool,
+    /// Those of the backend did.
+    pub(super) heard: bool,
 }
 
 /// One socket, and the lane of what comes from it.
@@ -88,7 +90,12 @@ pub(super) enum Fault {
 
 impl Lanes {
     pub(super) fn new(client: Stream) -> Self {
-        Self { client: Peer::new(client, Side::Client, None), backend: None, moved: false }
+        Self {
+            client: Peer::new(client, Side::Client, None),
+            backend: None,
+            moved: false,
+            heard: false,
+        }
     }
 
     /// Moves bytes both ways as far as it goes.
@@ -117,6 +124,7 @@ impl Lanes {
                 let moved;
                 (down, moved) = self.poll_backend(cx, session)?;
                 self.moved |= moved;
+                self.heard |= moved;
                 client_due =
                     moved && !(self.client.lane.rests && session.output.to_backend.is_empty());
                 backend_due =

@@ -180,6 +180,13 @@ impl Recorded {
         self.session.renewed(profile)
     }
 
+    pub(super) fn overdue(&mut self) {
+        if let Some(tape) = &mut self.tape {
+            tape.happens("overdue");
+        }
+        self.within(Session::overdue);
+    }
+
     pub(super) fn registered(&mut self, result: RegistrationResult) {
         if let Some(tape) = &mut self.tape {
             let mailboxes = std::mem::take(&mut tape.mailboxes);

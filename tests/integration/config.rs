@@ -148,6 +148,7 @@ fn every_key_takes_effect() {
     assert_eq!(limits.command_size, 1536 * 1024);
     assert_eq!(limits.capability_size, 8 * 1024);
     assert_eq!(limits.write_timeout, Duration::from_secs(60));
+    assert_eq!(limits.answer_timeout, Duration::from_secs(20));
     assert_eq!(config.admin.hosts, ["mail1.example.org", "2001:db8::1"]);
     assert!(!limits.compress);
     let servers = ["192.0.2.53:53", "[2001:db8::53]:5353"].map(|text| text.parse().unwrap());

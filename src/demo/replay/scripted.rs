@@ -1,6 +1,8 @@
 //! A dialogue with mailchime in its middle: real sockets, TLS to the client, and a backend that
 //! follows the script.
 
+use std::time::Duration;
+
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{End, Failure, LIMIT, Proxy, differs, push_offer};
@@ -11,6 +13,9 @@ use crate::imap::capability::Capabilities;
 use crate::model::Timestamp;
 use crate::net::stream::Stream;
 use crate::store::Store;
+
+/// How long an answer is waited for in a dialogue in which one does not come.
+const SOON: Duration = Duration::from_secs(2);
 
 /// Plays both ends of a dialogue and compares what they hear.
 ///
@@ -39,6 +44,9 @@ pub async fn against_mailchime_as(
         }
         if settings.master {
             config.credentials = config::Credentials::Master;
+        }
+        if dialogue.events.iter().any(|event| event.what == What::Does(Deed::Overdue)) {
+            config.limits.answer_timeout = SOON;
         }
         config.backend.send_id = settings.send_id;
         config.backend.checks_token_name = settings.checks_token_name;
@@ -110,6 +118,8 @@ impl Stage {
             }
             Deed::Unreachable => drop(self.accept(line, "P: unreachable").await?),
             Deed::HangUp => self.backend = None,
+            // What it says then shows it.
+            Deed::Overdue => {}
             Deed::Handshake => {
                 let stream = std::mem::replace(&mut self.client.stream, Stream::Taken);
                 let Stream::Plain(stream) = stream else {

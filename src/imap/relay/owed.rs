@@ -23,13 +23,13 @@ const MOST: usize = 256;
 /// What is owed; holds no memory while nothing is.
 #[derive(Debug, Default)]
 pub(super) struct Owed {
-    answers: VecDeque<Answer>,
+    debts: VecDeque<Debt>,
     /// Answers to older commands that are not kept in mind.
     older: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Answer {
+struct Debt {
     /// A digest of the tag: a client that finds two of one digest confuses only itself.
     tag: u64,
     to: To,
@@ -77,19 +77,19 @@ impl To {
 impl Owed {
     /// Something went to the backend under this tag.
     pub(super) fn begin(&mut self, tag: &[u8], to: To) {
-        self.answers.pop_back_if(|last| last.to == To::Refused);
-        if self.answers.len() >= MOST
-            && let Some(Answer { to: To::Command | To::Idle { .. }, .. }) = self.answers.pop_front()
+        self.debts.pop_back_if(|last| last.to == To::Refused);
+        if self.debts.len() >= MOST
+            && let Some(Debt { to: To::Command | To::Idle { .. }, .. }) = self.debts.pop_front()
         {
             self.older = self.older.saturating_add(1);
         }
-        self.answers.push_back(Answer { tag: digest(tag), to });
+        self.debts.push_back(Debt { tag: digest(tag), to });
     }
 
     /// Whether the client's last command is an IDLE without DONE; if so, whether it has had its
     /// go-ahead.
     pub(super) fn idle(&self) -> Option<bool> {
-        match self.answers.back()?.to {
+        match self.debts.back()?.to {
             To::Idle { started, done: false } => Some(started),
             _ => None,
         }
@@ -97,23 +97,23 @@ impl Owed {
 
     /// Takes the last IDLE for one that has had its go-ahead.
     pub(super) fn start_idle(&mut self) {
-        if let Some(Answer { to: To::Idle { started, .. }, .. }) = self.answers.back_mut() {
+        if let Some(Debt { to: To::Idle { started, .. }, .. }) = self.debts.back_mut() {
             *started = true;
         }
     }
 
     /// The client said DONE.
     pub(super) fn done(&mut self) {
-        match self.answers.back_mut() {
-            Some(Answer { to: To::Idle { done, .. }, .. }) if !*done => *done = true,
+        match self.debts.back_mut() {
+            Some(Debt { to: To::Idle { done, .. }, .. }) if !*done => *done = true,
             _ => self.begin(b"DONE", To::Stray),
         }
     }
 
     /// The backend said `+`; whether that was an IDLE's.
     pub(super) fn go_ahead(&mut self) -> bool {
-        for answer in &mut self.answers {
-            if let To::Idle { started: started @ false, .. } = &mut answer.to {
+        for debt in &mut self.debts {
+            if let To::Idle { started: started @ false, .. } = &mut debt.to {
                 *started = true;
                 return true;
             }
@@ -123,7 +123,7 @@ impl Owed {
 
     /// Takes the last command for one that was not refused after all.
     pub(super) fn revive(&mut self) {
-        if let Some(Answer { to: to @ To::Refused, .. }) = self.answers.back_mut() {
+        if let Some(Debt { to: to @ To::Refused, .. }) = self.debts.back_mut() {
             *to = To::Command;
         }
     }
@@ -131,14 +131,15 @@ impl Owed {
     /// A tagged answer came, OK or not.
     pub(super) fn answered(&mut self, tag: &[u8], ok: bool) -> Whose {
         let tag = digest(tag);
-        let Some(mut place) = self.answers.iter().position(|answer| answer.tag == tag) else {
+        let Some(mut place) = self.debts.iter().position(|debt| debt.tag == tag) else {
             self.older = self.older.saturating_sub(1);
             return Whose::Another;
         };
         let whose = self.settle(place, ok);
         // Lines before it that are no commands will have no answer.
-        while let Some(stray) = self.answers.iter().take(place).position(|a| a.to == To::Stray) {
-            self.answers.remove(stray);
+        while let Some(stray) = self.debts.iter().take(place).position(|debt| debt.to == To::Stray)
+        {
+            self.debts.remove(stray);
             place -= 1;
         }
         self.rest();
@@ -147,16 +148,16 @@ impl Owed {
 
     /// An untagged BAD came.
     pub(super) fn refused(&mut self) -> Whose {
-        let Some(place) = self.answers.iter().position(|answer| answer.to.is_open()) else {
+        let Some(place) = self.debts.iter().position(|debt| debt.to.is_open()) else {
             return Whose::Another;
         };
-        let last = place + 1 == self.answers.len();
-        let answer = &mut self.answers[place];
-        match answer.to {
-            To::Command if last => answer.to = To::Refused,
+        let last = place + 1 == self.debts.len();
+        let debt = &mut self.debts[place];
+        match debt.to {
+            To::Command if last => debt.to = To::Refused,
             // Its tagged answer may come yet, and is nobody else's.
             To::Question => {
-                answer.to = To::Late;
+                debt.to = To::Late;
                 return Whose::Question;
             }
             _ => return self.settle(place, false),
@@ -166,45 +167,45 @@ impl Owed {
 
     /// Whether the next untagged BAD is the answer to a question of mailchime's own.
     pub(super) fn is_question_next(&self) -> bool {
-        let mut open = self.answers.iter().filter(|answer| answer.to.is_open());
-        open.next().is_some_and(|answer| answer.to == To::Question)
+        let mut open = self.debts.iter().filter(|debt| debt.to.is_open());
+        open.next().is_some_and(|debt| debt.to == To::Question)
     }
 
     /// Whether a question of mailchime's own under this tag has no answer.
     pub(super) fn is_question(&self, tag: &[u8]) -> bool {
         let tag = digest(tag);
-        let is_ours = |answer: &&Answer| matches!(answer.to, To::Question | To::Late);
-        self.answers.iter().filter(is_ours).any(|answer| answer.tag == tag)
+        let is_ours = |debt: &&Debt| matches!(debt.to, To::Question | To::Late);
+        self.debts.iter().filter(is_ours).any(|debt| debt.tag == tag)
     }
 
     /// No question is waited for any more.
     pub(super) fn give_up(&mut self) {
-        for answer in self.answers.iter_mut().filter(|answer| answer.to == To::Question) {
-            answer.to = To::Late;
+        for debt in self.debts.iter_mut().filter(|debt| debt.to == To::Question) {
+            debt.to = To::Late;
         }
     }
 
     /// Whether all commands of the client are answered.
     pub(super) fn is_settled(&self) -> bool {
-        let is_owed = |answer: &Answer| matches!(answer.to, To::Command | To::Idle { .. });
-        self.older == 0 && !self.answers.iter().any(is_owed)
+        let is_owed = |debt: &Debt| matches!(debt.to, To::Command | To::Idle { .. });
+        self.older == 0 && !self.debts.iter().any(is_owed)
     }
 
     fn settle(&mut self, place: usize, ok: bool) -> Whose {
-        let last = place + 1 == self.answers.len();
-        let answer = &mut self.answers[place];
-        let whose = match answer.to {
+        let last = place + 1 == self.debts.len();
+        let debt = &mut self.debts[place];
+        let whose = match debt.to {
             To::Question | To::Late => Whose::Question,
             _ if last => Whose::Last,
             _ => Whose::Another,
         };
-        match answer.to {
+        match debt.to {
             // There is no IDLE that its DONE could end.
             To::Idle { started: false, done: true } if !ok => {
-                *answer = Answer { tag: digest(b"DONE"), to: To::Stray };
+                *debt = Debt { tag: digest(b"DONE"), to: To::Stray };
             }
             _ => {
-                self.answers.remove(place);
+                self.debts.remove(place);
             }
         }
         whose
@@ -212,8 +213,8 @@ impl Owed {
 
     /// Gives memory back when there is no use for it.
     fn rest(&mut self) {
-        if self.answers.is_empty() && self.answers.capacity() > 16 {
-            self.answers = VecDeque::new();
+        if self.debts.is_empty() && self.debts.capacity() > 16 {
+            self.debts = VecDeque::new();
         }
     }
 }
@@ -317,12 +318,12 @@ mod tests {
         for number in 0..10_000 {
             owed.begin(format!("a{number}").as_bytes(), To::Command);
         }
-        assert!(owed.answers.capacity() <= 2 * MOST);
+        assert!(owed.debts.capacity() <= 2 * MOST);
         for number in 0..10_000 {
             assert!(!owed.is_settled());
             owed.answered(format!("a{number}").as_bytes(), true);
         }
         assert!(owed.is_settled());
-        assert_eq!(owed.answers.capacity(), 0);
+        assert_eq!(owed.debts.capacity(), 0);
     }
 }

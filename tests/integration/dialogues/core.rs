@@ -202,6 +202,11 @@ fn does(core: &mut Core, what: &Deed, place: &str) {
             core.session.registered(RegistrationResult::Unavailable);
             core.pump();
         }
+        Deed::Overdue => {
+            assert!(core.session.awaited().is_some(), "{place}: nothing is waited for");
+            core.session.overdue();
+            core.pump();
+        }
         Deed::Handshake => {
             assert_eq!(core.switch.take().as_ref(), Some(what), "{place}");
             core.session.secured();
