@@ -453,6 +453,15 @@ impl Session {
         matches!(&self.phase, Phase::Relay(relay) if relay.is_busy())
     }
 
+    /// Whether nothing happens before the login until the client says more.
+    pub fn awaits_client(&self) -> bool {
+        match &self.phase {
+            Phase::Login(dialogue) => dialogue.awaits_client(),
+            Phase::Relay(_) => false,
+            Phase::Closed => true,
+        }
+    }
+
     /// Whether the user is logged in.
     pub fn is_relaying(&self) -> bool {
         matches!(self.phase, Phase::Relay(_))

@@ -84,6 +84,11 @@ impl Dialogue {
         matches!(self.state, State::Command) && self.collector.is_empty()
     }
 
+    /// Whether nothing happens until the client says more.
+    pub(super) fn awaits_client(&self) -> bool {
+        !matches!(self.state, State::Connect { .. } | State::Backend { .. } | State::Refused(_))
+    }
+
     /// As [`Session::secured`](super::session::Session::secured).
     pub(super) fn secured(&mut self) {
         self.connection.secure = true;

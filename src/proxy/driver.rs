@@ -438,8 +438,12 @@ impl Driver {
                 (backend.lane.ended && backend.lane.kept.is_empty() && written)
                     .then_some(Ended::Closed)
             }
-            // Nobody is left to talk to; an errand that is under way would be for nobody.
-            _ => (self.lanes.client.lane.ended && written).then_some(Ended::Closed),
+            // A client that has said all it will say still gets the answers to that.
+            _ => (self.lanes.client.lane.ended
+                && written
+                && self.errand.is_none()
+                && self.session.awaits_client())
+            .then_some(Ended::Closed),
         }
     }
 

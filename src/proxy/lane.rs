@@ -148,6 +148,7 @@ impl Lanes {
             && client.lane.kept.is_empty()
             && session.output.to_backend.is_empty()
             && session.is_relaying()
+            && !session.is_busy()
             && !backend.shut
         {
             match backend.poll_shutdown(cx) {

@@ -301,6 +301,71 @@ async fn a_client_that_has_said_all_still_hears_the_rest() {
 }
 
 #[tokio::test]
+async fn a_client_that_has_said_all_before_its_login_is_answered_hears_all_of_it() {
+    let test = async {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let proxy = proxy(address, Some(push_offer()), |_| {}).await;
+        let mut client = proxy.connect().await.unwrap();
+        // The second registers, and asks the backend after the client has said all.
+        let token = "0123456789abcdef".repeat(4);
+        let said = format!(
+            "a LOGIN alice wrong\r\nb LOGIN alice x\r\nc NOOP\r\nd XAPPLEPUSHSERVICE aps-version 2 \
+             aps-account-id x aps-device-token {token} aps-subtopic com.apple.mobilemail mailboxes \
+             (INBOX)\r\n"
+        );
+        client.write_all(said.as_bytes()).await.unwrap();
+        client.shutdown().await.unwrap();
+        let greeting = b"* OK [CAPABILITY IMAP4rev1] ready\r\n";
+        let (mut backend, _) = listener.accept().await.unwrap();
+        backend.write_all(greeting).await.unwrap();
+        hear(&mut backend, b"m2 LOGIN alice wrong\r\n").await;
+        backend.write_all(b"m2 NO wrong\r\n").await.unwrap();
+        let (mut backend, _) = listener.accept().await.unwrap();
+        backend.write_all(greeting).await.unwrap();
+        hear(&mut backend, b"m2 LOGIN alice x\r\n").await;
+        backend.write_all(b"m2 OK in\r\n").await.unwrap();
+        hear(&mut backend, b"c NOOP\r\n").await;
+        backend.write_all(b"c OK done\r\n").await.unwrap();
+        for question in ["NOOP", "STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)"] {
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n") {
+                asked.push(backend.read_u8().await.expect("a question"));
+            }
+            let asked = String::from_utf8(asked).unwrap();
+            let (tag, rest) = asked.trim_end().split_once(' ').unwrap();
+            assert_eq!(rest, question);
+            let answer = format!("* STATUS INBOX (MESSAGES 1)\r\n{tag} OK\r\n");
+            backend.write_all(answer.as_bytes()).await.unwrap();
+        }
+        assert_eq!(read_to_end(&mut backend).await, b"", "the half-close goes on");
+        drop(backend);
+        let heard = String::from_utf8(read_to_end(&mut client).await).unwrap();
+        let tagged: Vec<_> = heard.lines().filter(|line| !line.starts_with('*')).collect();
+        let expected = ["a NO wrong", "b OK in", "c OK done", "d OK XAPPLEPUSHSERVICE completed"];
+        assert_eq!(tagged, expected, "{heard}");
+    };
+    tokio::time::timeout(LIMIT, test).await.expect("in time");
+}
+
+/// Who hangs up in the middle of a login, or in none, is let go.
+#[tokio::test]
+async fn a_client_that_hangs_up_before_it_logs_in_is_let_go() {
+    let test = async {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let proxy = proxy(listener.local_addr().unwrap(), None, |_| {}).await;
+        for said in ["", "a NOOP\r\nb LOG", "a AUTHENTICATE PLAIN\r\n", "a LOGIN {5}\r\n"] {
+            let mut client = proxy.connect().await.unwrap();
+            client.write_all(said.as_bytes()).await.unwrap();
+            client.shutdown().await.unwrap();
+            let heard = String::from_utf8(read_to_end(&mut client).await).unwrap();
+            assert!(heard.starts_with("* OK ") && !heard.contains("BYE"), "{heard}");
+        }
+    };
+    tokio::time::timeout(LIMIT, test).await.expect("in time");
+}
+
+#[tokio::test]
 async fn the_last_words_of_a_backend_that_takes_no_more_arrive() {
     let test = async {
         let (_proxy, mut client, mut backend) = between().await;
