@@ -92,7 +92,8 @@ fn ended(end: &Outcome) {
             assert!(shown.len() <= 2 * untagged.len() + 40 * (1 + lines(untagged)));
             assert_eq!(edited(&shown, own), shown, "edited twice");
         }
-        Outcome::Refused { answer, .. } => {
+        Outcome::Refused { untagged, answer, .. } => {
+            assert!(untagged.len() <= LIMIT && !contains(untagged, "[CAPABILITY "));
             assert!(answer.len() <= LIMIT && answer.ends_with(b"\n"));
             let wrong = has_code(answer, "AUTHENTICATIONFAILED");
             assert!(!wrong || contains(answer, "[AUTHENTICATIONFAILED"));

@@ -98,8 +98,14 @@ pub enum Outcome {
         /// What it told in or with its answer.
         granted: Option<Capabilities>,
     },
-    /// The backend's tagged NO or BAD behind its tag, from the space on, line end included.
-    Refused { answer: Vec<u8>, offered: Capabilities },
+    Refused {
+        /// Untagged responses to the login, to be passed on.
+        untagged: Vec<u8>,
+        /// The tagged NO or BAD behind its tag, from the space on, line end included.
+        answer: Vec<u8>,
+        /// What the backend told before login.
+        offered: Capabilities,
+    },
     /// There is no answer to this attempt; the text says why, for a log.
     Unavailable(String),
     /// There is one, but it is longer than [`Options::limit`].
@@ -318,8 +324,9 @@ impl Login {
 
     fn answered(&mut self, status: Status, answer: Vec<u8>, out: &mut Vec<u8>) -> Option<Outcome> {
         if status != Status::Ok {
+            let untagged = without_lists(&std::mem::take(&mut self.untagged));
             let offered = self.offered.take().unwrap_or_default();
-            return Some(Outcome::Refused { answer, offered });
+            return Some(Outcome::Refused { untagged, answer, offered });
         }
         let Some(id) = self.id(self.granted.as_ref()) else { return Some(self.accepted(answer)) };
         out.extend_from_slice(&[ID_AFTER_TAG.as_bytes(), b" ID ", id, b"\r\n"].concat());
@@ -451,12 +458,22 @@ pub fn has_code(line: &[u8], code: &str) -> bool {
 
 /// The response with its capability list, if it has one, as a client may see it.
 pub fn edited(untagged: &[u8], own: Own) -> Vec<u8> {
+    with_lists(untagged, |list| capability::edit_response(list, own))
+}
+
+/// The responses that have no capability list.
+fn without_lists(untagged: &[u8]) -> Vec<u8> {
+    with_lists(untagged, |_| Vec::new())
+}
+
+/// The responses, with others in place of those that have a capability list.
+fn with_lists(untagged: &[u8], edit: impl Fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
     let mut out = Vec::with_capacity(untagged.len());
     let mut rest = untagged;
     while let End::At(length) = end_of_status_or_response(rest) {
         let (response, after) = rest.split_at(length);
         if capability::is_in(response) {
-            out.extend_from_slice(&capability::edit_response(response, own));
+            out.extend_from_slice(&edit(response));
         } else {
             out.extend_from_slice(response);
         }

@@ -521,9 +521,8 @@ impl Session {
                 answered.push((Verb::Login, Status::Ok));
                 self.phase = Phase::Relay(Box::new(relay));
             }
-            Outcome::Refused { answer, offered } => {
-                let mut line = tag;
-                line.extend_from_slice(&answer);
+            Outcome::Refused { untagged, answer, offered } => {
+                let line = [untagged, tag, answer].concat();
                 dialogue.state = State::Refused(line);
                 actions.push_back(Action::Seen(offered));
                 actions.push_back(Action::Disconnect(Disconnect::Refused));

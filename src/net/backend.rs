@@ -388,7 +388,7 @@ async fn dialogue(
                 let logged_in = LoggedIn { stream, input, capabilities: granted, place: None };
                 return Ok((offered, Ok(logged_in)));
             }
-            Some(Outcome::Refused { answer, offered }) => {
+            Some(Outcome::Refused { answer, offered, .. }) => {
                 return Ok((offered, Err(LoginError::Refused { answer })));
             }
             Some(Outcome::Unavailable(why)) => return Err(LoginError::Unavailable(why)),
