@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use std::task::Poll;
 
 use clap::{Parser, Subcommand};
+use rustix::process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Config;
@@ -99,6 +100,7 @@ impl Failure {
 
 /// Runs the command that the program's arguments name.
 pub fn main() -> ExitCode {
+    let secluded = seclude();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -108,7 +110,7 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match arguments.command.unwrap_or(Command::Serve(arguments.configured)) {
-        Command::Serve(configured) => serve::run(&configured.config),
+        Command::Serve(configured) => serve::run(&configured.config, secluded),
         Command::Check(options) => check::run(&options),
         Command::Devices(devices) => devices::run(&devices),
         Command::Watchers(options) => watchers::run(&options),
@@ -127,6 +129,15 @@ pub fn main() -> ExitCode {
     };
     say_error(&message);
     ExitCode::from(code)
+}
+
+/// Keeps what this process knows of passwords and keys from everybody but root: no core is written, and
+/// no other process of the same user may look into it.
+fn seclude() -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    process::set_dumpable_behavior(process::DumpableBehavior::NotDumpable)?;
+    let none = process::Rlimit { current: Some(0), maximum: Some(0) };
+    Ok(process::setrlimit(process::Resource::Core, none)?)
 }
 
 /// The runtime of a command.

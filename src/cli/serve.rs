@@ -1,5 +1,6 @@
 //! `mailchime serve`: the daemon.
 
+use std::io;
 use std::net::TcpListener;
 use std::path::Path;
 
@@ -10,10 +11,14 @@ use crate::app::{self, StartError, systemd};
 use crate::config::Config;
 use crate::net::listen;
 
-pub(super) fn run(path: &Path) -> Result<(), Failure> {
+/// `secluded` tells whether the process could be shut to others.
+pub(super) fn run(path: &Path, secluded: io::Result<()>) -> Result<(), Failure> {
     let config = Config::load(path).map_err(|error| Failure::Usage(error.to_string()))?;
     let log = logging::init(config.log.format, &config.log.level)
         .map_err(|error| Failure::Usage(error.to_string()))?;
+    if let Err(error) = secluded {
+        tracing::warn!(%error, "other processes of this user can read this one's memory");
+    }
     // Before there are threads.
     let sockets = listen::inherited()
         .map_err(|error| Failure::Failed(format!("systemd's sockets are unusable: {error}")))?;

@@ -467,6 +467,11 @@ impl Session {
         matches!(self.phase, Phase::Relay(_))
     }
 
+    /// Whether the user is logged in and is offered push.
+    pub fn offers_push(&self) -> bool {
+        matches!(&self.phase, Phase::Relay(relay) if relay.own().push)
+    }
+
     /// Whether the client waits for nothing but news, and may be sent away without losing an
     /// answer.
     pub fn is_idle(&self) -> bool {

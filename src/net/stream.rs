@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use super::deflate::Deflated;
+use secrecy::zeroize::Zeroize;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -43,6 +44,12 @@ pub enum Stream {
 pub fn tune(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let _ = SockRef::from(stream).set_tcp_keepalive(&KEEPALIVE);
+}
+
+/// Overwrites the last `length` bytes that [`Stream::poll_fresh`] has read on this thread, where they
+/// may have held a password.
+pub fn forget_read(length: usize) {
+    READ_BUFFER.with_borrow_mut(|buffer| buffer[..length.min(READ_SIZE)].zeroize());
 }
 
 impl Stream {

@@ -41,7 +41,7 @@ pub(super) struct Driver {
     errand: Option<Errand>,
     /// Whose session it is said to be, once the backend has accepted the login.
     account: Option<Account>,
-    /// What was accepted, where it proves whose session it is.
+    /// What was accepted, where it proves whose session it is and a registration may need it.
     credentials: Option<Credentials>,
     addresses: Addresses,
     /// The backend that was last chosen.
@@ -309,7 +309,12 @@ impl Driver {
                 Action::LoggedIn(Authenticated { claimed, proven }) => {
                     self.account = claimed;
                     let event = proven.map(|Proven { account, credentials }| {
-                        self.credentials.clone_from(&credentials);
+                        let takes = self.context.credentials.takes_logins();
+                        let credentials = credentials.filter(|_| takes);
+                        // For its registrations. Who cannot register needs none.
+                        if self.session.offers_push() {
+                            self.credentials.clone_from(&credentials);
+                        }
                         SessionEvent::LoggedIn { account, credentials }
                     });
                     // Mail does not wait for watchers: a lost event only leaves a parked account

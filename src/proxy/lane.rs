@@ -14,7 +14,7 @@ use tokio::io::AsyncWrite;
 use super::record::Recorded;
 use crate::imap::session::{Action, Disconnect, Step};
 use crate::net::backends::Place;
-use crate::net::stream::Stream;
+use crate::net::stream::{Stream, forget_read};
 
 /// Bytes of one side that a session keeps before it reads no more of them.
 const KEPT_SIZE: usize = 128 * 1024;
@@ -292,7 +292,9 @@ impl Peer {
             if lane.ended || lane.kept.len() >= KEPT_SIZE {
                 return Ok(Pause::Idle);
             }
+            let mut read = 0;
             let dealt = stream.poll_fresh(cx, |cx, fresh| {
+                read = fresh.len();
                 lane.ended = fresh.is_empty();
                 if !lane.kept.is_empty() {
                     lane.kept.extend_from_slice(fresh);
@@ -302,6 +304,9 @@ impl Peer {
                 lane.kept.extend_from_slice(&fresh[used..]);
                 Ok(pause)
             });
+            if !session.is_relaying() {
+                forget_read(read);
+            }
             match dealt {
                 Poll::Pending => {
                     lane.rests = lane.kept.is_empty();
