@@ -33,6 +33,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config, Sni};
+use crate::files;
 use crate::imap::session::{DomainTopic, PushOffer};
 use crate::metrics::{Metrics, Queue};
 use crate::model::{SessionEvent, Timestamp};
@@ -79,6 +80,7 @@ pub struct Running {
     pub inquirer: Inquirer,
     /// What it goes by.
     config: Config,
+    metrics: Arc<Metrics>,
     backends: Backends,
     resolver: Resolver,
     /// What new sessions begin with.
@@ -202,6 +204,7 @@ pub async fn start_with(
     let credentials = CredentialSource::open(&config.credentials, store.clone())
         .map_err(|error| StartError::key("[credentials] key_file", error))?;
     let credentials = Arc::new(credentials);
+    metrics.exposed_files.set(exposed(config));
     let port = sockets.first().map_or(0, |socket| socket.address.port());
     let node = config.node.name.clone().unwrap_or_else(|| nodes::default_name(port));
     tracing::info!(
@@ -295,7 +298,7 @@ pub async fn start_with(
     let telling = admin_socket.map(|socket| {
         let parts = admin::Parts {
             registry,
-            metrics,
+            metrics: Arc::clone(&metrics),
             store: store.clone(),
             backends: backends.clone(),
             identities: identities.clone(),
@@ -315,6 +318,7 @@ pub async fn start_with(
         identities,
         inquirer,
         config: config.clone(),
+        metrics,
         backends,
         resolver,
         current,
@@ -336,6 +340,19 @@ pub async fn start_with(
 /// Takes what comes until nobody is left to send.
 async fn forget(events: &mut mpsc::Receiver<SessionEvent>) {
     while events.recv().await.is_some() {}
+}
+
+/// How many files with secrets others can use; each is told of in the log.
+fn exposed(config: &Config) -> i64 {
+    let mut exposed = 0;
+    for (key, path) in config.secret_files() {
+        if let Some(why) = files::exposure(path) {
+            let file = path.display();
+            tracing::error!(key, %file, why, "others than mailchime can use a file with a secret");
+            exposed += 1;
+        }
+    }
+    exposed
 }
 
 /// Whether sessions can be recorded, if they are to be.

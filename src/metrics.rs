@@ -51,6 +51,8 @@ pub struct Metrics {
     pub watchers: By<Watching, Gauge>,
     /// Nodes that share the database, this one included (`mailchime_nodes`).
     pub nodes: Gauge,
+    /// Files with secrets that others can use (`mailchime_exposed_files`).
+    pub exposed_files: Gauge,
     /// `mailchime_changes_total`
     pub changes: By<Kind, Counter>,
     /// `mailchime_pushes_total`
@@ -63,6 +65,8 @@ pub struct Metrics {
     pub database: By<Call, Histogram>,
     /// `mailchime_database_errors_total`
     pub database_errors: By<Call, Counter>,
+    /// Rows that could not be read and were left out (`mailchime_database_unreadable_rows_total`).
+    pub unreadable_rows: Counter,
     /// `mailchime_limits_hit_total`, by the key of the limit.
     limits_hit: Family<[(&'static str, &'static str); 1], Counter>,
     certificates: Family<[(&'static str, String); 1], Gauge<f64, AtomicU64>>,
@@ -252,6 +256,7 @@ label!(
         Nodes: "nodes",
         News: "news",
         Ping: "ping",
+        Scrub: "scrub",
     }
 );
 
@@ -275,6 +280,7 @@ impl Metrics {
         let certificates = Family::default();
         let limits_hit = Family::default();
         let (sessions, nodes) = (Gauge::default(), Gauge::default());
+        let exposed_files = Gauge::default();
         let push_latency = Histogram::new(PUSH_LATENCY);
         registry.register(
             "limits_hit",
@@ -286,6 +292,17 @@ impl Metrics {
             "nodes",
             "Nodes that share the database and divide the watching, this one included",
             nodes.clone(),
+        );
+        let unreadable_rows = Counter::default();
+        registry.register(
+            "database_unreadable_rows",
+            "Rows of the database that could not be read and were left out",
+            unreadable_rows.clone(),
+        );
+        registry.register(
+            "exposed_files",
+            "Files with secrets, named by the configuration, that others can use",
+            exposed_files.clone(),
         );
         registry.register_with_unit(
             "push_latency",
@@ -302,6 +319,8 @@ impl Metrics {
         Self {
             sessions,
             nodes,
+            exposed_files,
+            unreadable_rows,
             push_latency,
             limits_hit,
             certificates,

@@ -3,7 +3,7 @@
 //! New sessions go by it; those that are open end as they began. All that can fail comes first, so
 //! that a configuration is taken over as a whole or not at all.
 
-use super::{Listening, Running, Socket, StartError, check_record, server_tls};
+use super::{Listening, Running, Socket, StartError, check_record, exposed, server_tls};
 use crate::config::Config;
 use crate::net::backends::Table;
 
@@ -33,6 +33,7 @@ impl Running {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
+        self.metrics.exposed_files.set(exposed(config));
         self.tell_of_the_rest(config);
         self.backends.replace(table);
         let context = self.current.get().reloaded(server_tls, config);

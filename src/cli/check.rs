@@ -61,6 +61,7 @@ async fn check(
     report: &mut Report,
 ) {
     files::certificates(&config.tls, report);
+    files::secrets(config, report);
     files::credentials(&config.credentials, report);
     files::database(&config.store, report).await;
     peers::backends(config, report).await;

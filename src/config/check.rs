@@ -58,6 +58,7 @@ pub(super) fn config(raw: RawConfig, origin: &Path) -> Result<Config> {
     config.log = check.log(raw.log)?;
     config.record = check.record(raw.record)?;
     check.backends(&config)?;
+    config.secret_origin = store::holds_password(&config.store.url).then(|| origin.to_owned());
     config.warnings = warnings(&config);
     Ok(config)
 }

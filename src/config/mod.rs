@@ -27,6 +27,7 @@ use sqlx::postgres::PgConnectOptions;
 
 pub use self::apns::{Apns, Endpoint, Identity, Proxy};
 pub use self::network::Network;
+use crate::files;
 use crate::model::BackendId;
 
 /// Everything the program can be told, checked.
@@ -54,6 +55,8 @@ pub struct Config {
     pub log: Log,
     /// `None`: no session is recorded.
     pub record: Option<Record>,
+    /// The file that all this was read from, where it holds a password.
+    pub secret_origin: Option<PathBuf>,
     /// What is allowed but probably not meant; one sentence each, to be logged at start.
     pub warnings: Vec<String>,
 }
@@ -415,13 +418,14 @@ impl Config {
             node: Node::default(),
             log: Log::default(),
             record: None,
+            secret_origin: None,
             warnings: Vec::new(),
         }
     }
 
     /// Reads the file at `path` and checks it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+        let (text, _) = files::read_text(path, files::LARGEST).map_err(|error| ConfigError {
             file: path.to_owned(),
             key: None,
             problem: match error.kind() {
@@ -439,6 +443,36 @@ impl Config {
     /// `origin`, and the files that it names must exist.
     pub fn parse(text: &str, origin: &Path) -> Result<Self, ConfigError> {
         check::config(raw::parse(text, origin)?, origin)
+    }
+
+    /// The files with secrets that it names, each with its key.
+    pub fn secret_files(&self) -> Vec<(&'static str, &Path)> {
+        let mut files = vec![("[tls] private_key", self.tls.private_key.as_path())];
+        let named = self.tls.sni.iter().map(|sni| sni.private_key.as_path());
+        files.extend(named.map(|key| ("[[tls.sni]] private_key", key)));
+        let routes = self.routes.iter().map(|route| &route.backend);
+        let masters = std::iter::once(&self.backend).chain(routes).flat_map(|it| &it.master);
+        files.extend(masters.map(|master| ("master_password_file", &*master.password_file)));
+        if let Credentials::Stored { key_file } = &self.credentials {
+            files.push(("[credentials] key_file", key_file));
+        }
+        for apns in &self.apns {
+            match &apns.identity {
+                Identity::Pem { private_key, .. } => {
+                    files.push(("[apns] private_key", private_key));
+                }
+                Identity::Pkcs12 { file, password_file, .. } => {
+                    files.push(("[apns] certificate", file));
+                    let password_file = password_file.iter();
+                    files.extend(password_file.map(|file| ("[apns] password_file", &**file)));
+                }
+                Identity::Key { key, .. } => files.push(("[apns] key", key)),
+            }
+            let login_file = apns.proxy.iter().flat_map(|proxy| &proxy.login_file);
+            files.extend(login_file.map(|file| ("[apns] proxy_login_file", &**file)));
+        }
+        files.extend(self.secret_origin.iter().map(|file| ("[store] url", &**file)));
+        files
     }
 }
 

@@ -11,6 +11,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ParsedCertificate, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
+use secrecy::zeroize::Zeroizing;
+
+use crate::files;
 
 /// Why a TLS configuration cannot be made. Each message names the file and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -195,6 +198,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     Ok(chain)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    std::fs::read(path).map_err(|source| TlsError::Unreadable { path: path.into(), source })
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
+    let read = files::read(path, files::LARGEST);
+    let (bytes, _) = read.map_err(|source| TlsError::Unreadable { path: path.into(), source })?;
+    Ok(bytes)
 }

@@ -39,8 +39,8 @@ const BATCH: usize = 256;
 
 /// Fails if no file can be made in the folder.
 pub fn check(config: &config::Record) -> io::Result<()> {
-    // Goes away at once.
-    tempfile::Builder::new().prefix(".mailchime-").tempfile_in(&config.folder).map(drop)
+    // It has no name, and so goes away whatever happens.
+    tempfile::tempfile_in(&config.folder).map(drop)
 }
 
 /// A session, and what of it is recorded. Says and does what [`Session`] does.

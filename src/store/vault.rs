@@ -10,7 +10,7 @@
 //! that there is one.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
@@ -22,7 +22,7 @@ use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use secrecy::zeroize::Zeroizing;
 
 use crate::model::{Account, Credentials, SecretKind};
-use crate::secret_file::{Stamp, Unfit, read_private, stamp, sync_folder, write_beside};
+use crate::secret_file::{Stamp, Successor, Unfit, read_private, stamp, tidy};
 
 /// Seals under the keys of one file. `Debug` shows where they are and their ids.
 pub struct Vault {
@@ -39,11 +39,10 @@ struct Keys {
     old: Option<Key>,
 }
 
+/// Nothing of it is kept as the file has it.
 struct Key {
     id: String,
     key: RandomizedNonceKey,
-    /// As the file has it.
-    text: Zeroizing<String>,
 }
 
 /// Why a key file cannot be used or sealed credentials cannot be opened. Holds no secret.
@@ -96,6 +95,11 @@ impl Vault {
             read => read,
         };
         let keys = keys.map_err(|unfit| unusable(unfit, path))?;
+        let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        if let Err(error) = tidy(&real) {
+            let remedy = "remove the file beside it that ends in .new";
+            tracing::warn!(path = %path.display(), %error, remedy, "a key was left by a rotation");
+        }
         Ok(Self { path: path.to_owned(), keys: RwLock::new(keys) })
     }
 
@@ -200,12 +204,13 @@ impl Vault {
     /// # Errors
     /// [`VaultError::KeyFile`]; the file is as it was then.
     pub(super) fn add_key(&self) -> Result<(), VaultError> {
-        self.rewrite(|keys| {
-            if keys.old.is_some() {
+        self.rewrite(|current, old| {
+            if old.is_some() {
                 return Ok(None);
             }
-            let (new, old) = (new_key()?, &*keys.current.text);
-            Ok(Some(Zeroizing::new(format!("{KEY_COMMENT}{}\n{OLD_KEY_COMMENT}{old}\n", *new))))
+            let new = new_key()?;
+            let text = format!("{KEY_COMMENT}{}\n{OLD_KEY_COMMENT}{current}\n", *new);
+            Ok(Some(Zeroizing::new(text)))
         })
     }
 
@@ -214,16 +219,17 @@ impl Vault {
     /// # Errors
     /// [`VaultError::KeyFile`]; the file is as it was then.
     pub(super) fn drop_old_key(&self) -> Result<(), VaultError> {
-        self.rewrite(|keys| {
-            let alone = || Zeroizing::new(format!("{KEY_COMMENT}{}\n", *keys.current.text));
-            Ok(keys.old.is_some().then(alone))
+        self.rewrite(|current, old| {
+            let alone = || Zeroizing::new(format!("{KEY_COMMENT}{current}\n"));
+            Ok(old.is_some().then(alone))
         })
     }
 
-    /// Writes a new content in the place of the file's, made from its keys; whole or not at all.
+    /// Writes a new content in the place of the file's, made from its key and the one before; whole or
+    /// not at all.
     fn rewrite(
         &self,
-        content: impl Fn(&Keys) -> io::Result<Option<Zeroizing<String>>>,
+        content: impl Fn(&str, Option<&str>) -> io::Result<Option<Zeroizing<String>>>,
     ) -> Result<(), VaultError> {
         self.try_rewrite(content).map_err(|unfit| unusable(unfit, &self.path))?;
         drop(self.keys());
@@ -232,26 +238,20 @@ impl Vault {
 
     fn try_rewrite(
         &self,
-        content: impl Fn(&Keys) -> io::Result<Option<Zeroizing<String>>>,
+        content: impl Fn(&str, Option<&str>) -> io::Result<Option<Zeroizing<String>>>,
     ) -> Result<(), Unfit> {
         // What is found here may be a link; the file that it leads to is the one to replace.
         let path = fs::canonicalize(&self.path)?;
-        loop {
-            // Two rotations that begin at once must not both put a key before the same old one.
-            let held = File::open(&path)?;
-            held.lock()?;
-            let keys = read_keys(&path)?;
-            if stamp(&held.metadata()?) != keys.stamp {
-                continue;
-            }
-            if let Some(text) = content(&keys)? {
-                write_beside(&path, &text, Some(&held.metadata()?))?
-                    .persist(&path)
-                    .map_err(|error| error.error)?;
-                sync_folder(&path)?;
-            }
-            return Ok(());
+        // Two rotations that begin at once must not both put a key before the same old one.
+        let successor = Successor::of(&path)?;
+        let (text, metadata) = read_private(&path)?;
+        Keys::of(&text, &metadata)?;
+        let mut keys = key_lines(&text);
+        let (current, old) = (keys.next().unwrap_or_default(), keys.next());
+        if let Some(text) = content(current, old)? {
+            successor.write(&text, Some(&metadata))?;
         }
+        Ok(())
     }
 
     /// The keys, read again if the file has changed. If it cannot be read those known stay.
@@ -275,6 +275,19 @@ impl Vault {
 // === impl Keys ===
 
 impl Keys {
+    fn of(text: &str, metadata: &fs::Metadata) -> Result<Self, Unfit> {
+        let mut lines = key_lines(text);
+        let mut key =
+            || lines.next().map(|line| Key::new(line).ok_or(Unfit::Malformed)).transpose();
+        let (Some(current), old, None) = (key()?, key()?, key()?) else {
+            return Err(Unfit::Malformed);
+        };
+        if old.as_ref().is_some_and(|old| old.id == current.id) {
+            return Err(Unfit::Malformed);
+        }
+        Ok(Self { stamp: stamp(metadata), current, old })
+    }
+
     fn all(&self) -> impl Iterator<Item = &Key> {
         std::iter::once(&self.current).chain(&self.old)
     }
@@ -285,7 +298,7 @@ impl Key {
         let bytes = Zeroizing::new(BASE64_STANDARD.decode(text).ok()?);
         let bytes: Zeroizing<[u8; KEY_LEN]> = Zeroizing::new(bytes.as_slice().try_into().ok()?);
         let key = RandomizedNonceKey::new(&AES_256_GCM, &*bytes).ok()?;
-        Some(Self { id: key_id(&bytes), key, text: Zeroizing::new(text.to_owned()) })
+        Some(Self { id: key_id(&bytes), key })
     }
 
     /// What the texts that it sealed begin with.
@@ -326,14 +339,12 @@ fn unusable(unfit: Unfit, path: &Path) -> VaultError {
 
 fn read_keys(path: &Path) -> Result<Keys, Unfit> {
     let (text, metadata) = read_private(path)?;
-    let lines = text.lines().map(str::trim);
-    let mut lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let mut key = || lines.next().map(|line| Key::new(line).ok_or(Unfit::Malformed)).transpose();
-    let (Some(current), old, None) = (key()?, key()?, key()?) else { return Err(Unfit::Malformed) };
-    if old.as_ref().is_some_and(|old| old.id == current.id) {
-        return Err(Unfit::Malformed);
-    }
-    Ok(Keys { stamp: stamp(&metadata), current, old })
+    Keys::of(&text, &metadata)
+}
+
+/// The keys in the text of a file, each as it is written there.
+fn key_lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
 const KEY_COMMENT: &str = "\
@@ -349,19 +360,17 @@ fn new_key() -> io::Result<Zeroizing<String>> {
     Ok(Zeroizing::new(BASE64_STANDARD.encode(*key)))
 }
 
-/// Writes a new key beside `path` and gives it that name when nothing has it: nobody ever sees a
-/// key file that is half written, and of two programs that start at once both use the first's.
+/// Makes a key file unless there is one by now: nobody ever sees a key file that is half written, and of
+/// two programs that start at once both use the first's.
 fn create(path: &Path) -> io::Result<()> {
-    let text = Zeroizing::new(format!("{KEY_COMMENT}{}\n", *new_key()?));
-    match write_beside(path, &text, None)?.persist_noclobber(path) {
-        Ok(_) => {
-            sync_folder(path)?;
-            tracing::info!(path = %path.display(), "made a new key for stored credentials");
-            Ok(())
-        }
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error.error),
+    let successor = Successor::of(path)?;
+    if fs::symlink_metadata(path).is_ok() {
+        return Ok(());
     }
+    let text = Zeroizing::new(format!("{KEY_COMMENT}{}\n", *new_key()?));
+    successor.write(&text, None)?;
+    tracing::info!(path = %path.display(), "made a new key for stored credentials");
+    Ok(())
 }
 
 /// A key's id that comes from the database: no more of it than an id can have.

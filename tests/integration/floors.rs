@@ -18,6 +18,7 @@ const FLOORS: &[&[&str]] = &[
     &["imap"],
     &["config"],
     &["model", "metrics", "secret_file"],
+    &["files"],
 ];
 
 /// The stand-ins: they may use anything, and only the command line and tests may use them.

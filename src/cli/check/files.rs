@@ -9,7 +9,8 @@ use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::Report;
-use crate::config::{self, Credentials, Tls};
+use crate::config::{self, Config, Credentials, Tls};
+use crate::files;
 use crate::model::Timestamp;
 use crate::net::tls;
 use crate::store::{Store, Vault};
@@ -25,14 +26,12 @@ pub(super) fn certificates(tls: &Tls, report: &mut Report) {
         Ok(identity) => certificate(DEFAULT, &tls.certificate, &identity, report),
         Err(error) => report.failed(DEFAULT, error),
     }
-    private(DEFAULT, &tls.private_key, report);
     for config::Sni { name, certificate: file, private_key } in &tls.sni {
         let part = format!("[[tls.sni]] {name}");
         match tls::identity_for(name, file, private_key) {
             Ok(identity) => certificate(&part, file, &identity, report),
             Err(error) => report.failed(&part, error),
         }
-        private(&part, private_key, report);
     }
 }
 
@@ -89,20 +88,26 @@ pub(super) fn date(seconds: i64) -> String {
     time[..10].to_owned()
 }
 
-/// Warns of a private key that everybody on the machine can read.
-pub(super) fn private(part: &str, file: &Path, report: &mut Report) {
-    let mode = fs::metadata(file).map(|metadata| metadata.permissions().mode() & 0o777);
-    if let Ok(mode) = mode
-        && mode & 0o007 != 0
-    {
-        let file = file.display();
-        report.warning(
-            part,
-            format_args!(
-                "{file}: everybody on this machine can use it (mode {mode:03o}); run: \
-                          chmod o= {file}"
-            ),
-        );
+/// Fails for files with secrets that others can use. As root it is not known whose they should be: the
+/// program may run as any user.
+pub(super) fn secrets(config: &Config, report: &mut Report) {
+    let root = rustix::process::geteuid().is_root();
+    // These are refused where others can use them.
+    let refused = ["master_password_file", "[credentials] key_file"];
+    let files = config.secret_files().into_iter();
+    for (key, path) in files.filter(|(key, _)| !refused.contains(key)) {
+        let Ok(metadata) = fs::metadata(path) else { continue };
+        let (mode, file) = (metadata.permissions().mode() & 0o777, path.display());
+        match files::exposure(path) {
+            Some(why) if mode & 0o027 != 0 || !root => {
+                report.failed(key, format_args!("{file}: {why}"));
+            }
+            _ if mode & 0o040 != 0 => {
+                let note = format_args!("{file}: its group can read it, too (mode {mode:03o})");
+                report.ok(key, note);
+            }
+            _ => {}
+        }
     }
 }
 

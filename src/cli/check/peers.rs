@@ -9,7 +9,7 @@ use secrecy::zeroize::Zeroizing;
 use tokio::io::AsyncWriteExt;
 
 use super::Report;
-use super::files::{date, private};
+use super::files::date;
 use crate::cli::Failure;
 use crate::config::{self, BackendTls, Config};
 use crate::imap::capability::Capabilities;
@@ -279,11 +279,6 @@ async fn identity_and_service(
             let remedy = "get a new one from Apple; or is the clock wrong?";
             report.failed(&part, format_args!("{file}: is {validity}; {remedy}"));
         }
-    }
-    match &apns.identity {
-        config::Identity::Pem { private_key: key, .. }
-        | config::Identity::Pkcs12 { file: key, .. }
-        | config::Identity::Key { key, .. } => private(&part, key, report),
     }
     if !identity.is_for_mail() {
         report.warning(

@@ -30,13 +30,25 @@ const POSTGRES_PARAMETERS: [&str; 13] = [
 
 /// Whether what goes to a database of this URL can be read or changed on its way.
 pub(super) fn is_in_the_clear(url: &str) -> bool {
-    if !POSTGRES.iter().any(|scheme| url.starts_with(scheme)) {
+    if !is_server(url) {
         return false;
     }
     PgConnectOptions::from_str(url).is_ok_and(|server| {
         let verified = matches!(server.get_ssl_mode(), PgSslMode::VerifyFull | PgSslMode::VerifyCa);
         !verified && server.get_socket().is_none() && !is_loopback(server.get_host())
     })
+}
+
+/// Whether the URL of a database holds the password (or the key) of its user.
+pub(super) fn holds_password(url: &str) -> bool {
+    let Some((_, rest)) = url.split_once("://").filter(|_| is_server(url)) else { return false };
+    let (place, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+    let user = place.rsplit_once('@').map_or("", |(user, _)| user);
+    user.contains(':') || parameters.split('&').any(|given| given.starts_with("password="))
+}
+
+fn is_server(url: &str) -> bool {
+    POSTGRES.iter().any(|scheme| url.starts_with(scheme))
 }
 
 impl Check<'_> {
@@ -55,7 +67,7 @@ impl Check<'_> {
 
     fn database(&self, url: String) -> Result<String> {
         const URL: &str = "[store] url";
-        if POSTGRES.iter().any(|scheme| url.starts_with(scheme)) {
+        if is_server(&url) {
             let problem =
                 |problem| self.refusal(URL, format!("{}: {problem}", database_name(&url)));
             let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);

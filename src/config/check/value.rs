@@ -4,7 +4,6 @@
 //! silent.
 
 use std::fmt;
-use std::fs;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -14,6 +13,7 @@ use bytesize::ByteSize;
 
 use super::{Check, DAY, HOUR, KIB, MIB, MILLISECOND, MINUTE, Result, SECOND};
 use crate::config::ConfigError;
+use crate::files;
 
 impl Check<'_> {
     pub(super) fn duration(
@@ -96,12 +96,11 @@ impl Check<'_> {
     pub(super) fn file(&self, key: &str, path: Option<String>) -> Result<Option<PathBuf>> {
         let Some(path) = path else { return Ok(None) };
         let path = self.folder().join(path);
-        let problem = match fs::metadata(&path).and_then(|found| {
-            // Opened only when it is a file: opening a pipe would wait for its other end.
-            if found.is_file() { fs::File::open(&path).map(|_| true) } else { Ok(false) }
-        }) {
-            Ok(true) => return Ok(Some(path)),
-            Ok(false) => "is not a file; name a PEM file".to_owned(),
+        let problem = match files::open(&path) {
+            Ok(_) => return Ok(Some(path)),
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+                "is not a file; name a PEM file".to_owned()
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 "does not exist; correct the path, which starts at the folder of the configuration \
                  file, or make the file"

@@ -9,15 +9,16 @@ use p12_keystore::{Certificate, Pkcs12Archive};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
 use x509_parser::asn1_rs::{Any, Sequence, Tag, Utf8String};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::token::Tokens;
-use crate::config;
 use crate::model::Timestamp;
 use crate::net::tls::{self, TlsError};
+use crate::{config, files};
 
 /// The subject attribute that holds the topic: `userId` (RFC 4519 section 2.39).
 const UID: &str = "0.9.2342.19200300.100.1.1";
@@ -217,18 +218,18 @@ impl fmt::Display for Validity {
     }
 }
 
-fn bytes(file: &Path) -> Result<Vec<u8>, IdentityError> {
-    let read = std::fs::read(file);
-    Ok(read.map_err(|source| TlsError::Unreadable { path: file.into(), source })?)
+fn bytes(file: &Path) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
+    let read = files::read(file, files::LARGEST);
+    let (bytes, _) = read.map_err(|source| TlsError::Unreadable { path: file.into(), source })?;
+    Ok(bytes)
 }
 
 /// The first line of a file, which is a secret.
 pub(super) fn first_line(file: &Path) -> Result<SecretString, IdentityError> {
     let failed = |why: String| IdentityError::Secret { file: file.into(), why };
-    let text = std::fs::read_to_string(file)
-        .map(SecretString::from)
+    let (text, _) = files::read_text(file, files::LARGEST)
         .map_err(|error| failed(format!("cannot be read: {error}")))?;
-    let line = text.expose_secret().lines().next().unwrap_or_default();
+    let line = text.lines().next().unwrap_or_default();
     if line.is_empty() {
         return Err(failed("is empty; its first line is to be the password".into()));
     }

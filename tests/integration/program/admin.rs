@@ -273,7 +273,7 @@ async fn what_is_wrong_is_found_and_named_with_what_to_do() {
         let said = world.command(&["check"]).await;
         assert_eq!(said.code, 1, "{}", said.stdout);
         for (start, text) in [
-            ("warning  [tls]: ", "chmod o="),
+            ("FAILED   [tls] private_key: ", "chmod o="),
             ("FAILED   [credentials]: ", "chmod 600"),
             ("FAILED   [store]: ", "newer mailchime"),
             ("FAILED   [backend]: ", "is it running"),
@@ -283,7 +283,7 @@ async fn what_is_wrong_is_found_and_named_with_what_to_do() {
         }
         let line = said.line(&format!("FAILED   [apns] {}: ", world.pki.topic));
         assert!(line.contains("2197"), "{line}");
-        assert!(said.stderr.contains("4 checks failed"), "{}", said.stderr);
+        assert!(said.stderr.contains("5 checks failed"), "{}", said.stderr);
     })
     .await;
 }
