@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::ask::ask;
 use super::table::{at, from_now, table};
-use super::{Configured, Failure, configuration, runtime, say};
+use super::{Configured, Failure, configuration, logging, runtime, say};
+use crate::config::LogFormat;
 use crate::model::{Account, Mailbox, Timestamp};
 use crate::store::{DeviceKey, Store, StoreError, Target};
 
@@ -49,6 +50,8 @@ pub(super) struct Remove {
 }
 
 pub(super) fn run(devices: &Devices) -> Result<(), Failure> {
+    // Rows that cannot be read are named there.
+    logging::init(LogFormat::Text, "warn").map_err(Failure::failed)?;
     match devices {
         Devices::List(options) => list(options),
         Devices::Remove(options) => remove(options),
@@ -75,18 +78,24 @@ fn list(options: &List) -> Result<(), Failure> {
 fn remove(options: &Remove) -> Result<(), Failure> {
     let account = Account::from_login(&options.user);
     let prefix = options.token.as_deref().unwrap_or_default().to_ascii_lowercase();
-    let removed = on_store(&options.configured, async |store| {
+    let (removed, others) = on_store(&options.configured, async |store| {
         let mut removed = Vec::new();
         for target in store.targets(&account, Timestamp(0)).await? {
             if target.device.token.to_lowercase().starts_with(&prefix) {
                 removed.extend(store.remove_device(&DeviceKey::from(&target.device), None).await?);
             }
         }
-        Ok(removed)
+        // What cannot be read of the account goes as well.
+        let others = prefix.is_empty() && store.remove_account(&account).await?;
+        Ok((removed, others))
     })?;
     for gone in &removed {
         let device = &gone.device;
         say(format_args!("removed {} {}", device.token, device.subtopic.escape_debug()));
+    }
+    if others {
+        say(format_args!("removed what could not be read of {account}"));
+        return tell(options, &account);
     }
     match (removed.last(), options.token.as_deref()) {
         (None, Some(prefix)) => Err(Failure::Failed(format!(
@@ -139,15 +148,12 @@ fn on_store<T>(
 }
 
 async fn all(store: &Store) -> Result<Vec<Target>, StoreError> {
-    let mut all: Vec<Target> = Vec::new();
-    loop {
-        let last = all.last().map(|target| target.device.account.clone());
-        let page = store.devices(last.as_ref(), PAGE).await?;
-        if page.is_empty() {
-            return Ok(all);
-        }
+    let (mut all, mut last) = (Vec::new(), None);
+    while let Some((account, page)) = store.devices(last.as_ref(), PAGE).await? {
         all.extend(page);
+        last = Some(account);
     }
+    Ok(all)
 }
 
 fn row(target: &Target) -> Vec<String> {

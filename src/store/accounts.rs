@@ -1,6 +1,7 @@
 //! Accounts: which are to be watched, with what credentials, and which are parked.
 
 use sqlx::Row;
+use sqlx::any::AnyRow;
 
 use crate::metrics::Call;
 use crate::model::{Account, Timestamp};
@@ -14,21 +15,15 @@ impl Store {
         registered_since: Timestamp,
     ) -> Result<Vec<LiveAccount>, StoreError> {
         self.read(Call::Accounts, async {
-            let rows = sqlx::query(
+            let query = sqlx::query(
                 "select name, parked from account where exists (select 1 from device \
                  where device.account = account.name and device.registered_at >= $1) order by name",
             )
-            .bind(registered_since.0)
-            .fetch_all(&self.reads)
-            .await?;
-            rows.iter()
-                .map(|row| {
-                    Ok(LiveAccount {
-                        account: account(row, "name")?,
-                        parked: row.try_get("parked")?,
-                    })
-                })
-                .collect()
+            .bind(registered_since.0);
+            self.rows(query, |row| {
+                Ok(LiveAccount { account: account(row, "name")?, parked: parked(row) })
+            })
+            .await
         })
         .await
     }
@@ -48,27 +43,24 @@ impl Store {
             .bind(registered_since.0)
             .fetch_optional(&self.reads)
             .await?;
-            let parked = row.map(|row| row.try_get("parked")).transpose()?;
-            Ok(parked.map(|parked| LiveAccount { account: account.clone(), parked }))
+            Ok(row.map(|row| LiveAccount { account: account.clone(), parked: parked(&row) }))
         })
         .await
     }
 
-    /// The sealed credentials; `None` when the account is unknown or none are kept.
+    /// The sealed credentials; `None` when the account is unknown, and none are kept or can be read.
     pub async fn credentials(&self, account: &Account) -> Result<Option<Sealed>, StoreError> {
         self.read(Call::Credentials, async {
-            let row = sqlx::query(
-                "select credentials, credentials_until from account \
+            let query = sqlx::query(
+                "select name, credentials, credentials_until from account \
                  where name = $1 and credentials is not null",
             )
-            .bind(account.as_str())
-            .fetch_optional(&self.reads)
-            .await?;
-            row.map(|row| {
+            .bind(account.as_str());
+            let found = self.rows(query, |row| {
                 let until = row.try_get::<Option<i64>, _>("credentials_until")?.map(Timestamp);
                 Ok(Sealed { text: row.try_get("credentials")?, until })
-            })
-            .transpose()
+            });
+            Ok(found.await?.pop())
         })
         .await
     }
@@ -96,6 +88,7 @@ impl Store {
                 self.tell(&mut transaction, account.as_str(), true).await?;
             }
             transaction.commit().await?;
+            self.leaves_traces();
             Ok(known)
         })
         .await
@@ -119,7 +112,11 @@ impl Store {
                      where credentials is not null",
                 ),
             };
-            erase.execute(&self.writes).await.map(|done| done.rows_affected())
+            let erased = erase.execute(&self.writes).await?.rows_affected();
+            if erased > 0 {
+                self.leaves_traces();
+            }
+            Ok(erased)
         })
         .await
     }
@@ -127,42 +124,37 @@ impl Store {
     /// How many sealed credentials begin with each text of `length` characters: by which keys.
     pub(super) async fn seals(&self, length: usize) -> Result<Vec<(String, u64)>, StoreError> {
         self.read(Call::Seals, async {
-            let rows = sqlx::query(
+            let query = sqlx::query(
                 "select seal, count(*) as accounts from (select substr(credentials, 1, $1) as seal \
                  from account where credentials is not null) seals group by seal order by seal",
             )
             // PostgreSQL's substr() takes no bigint.
-            .bind(i32::try_from(length).unwrap_or(i32::MAX))
-            .fetch_all(&self.reads)
-            .await?;
-            rows.iter()
-                .map(|row| {
-                    let accounts: i64 = row.try_get("accounts")?;
-                    Ok((row.try_get("seal")?, accounts.unsigned_abs()))
-                })
-                .collect()
+            .bind(i32::try_from(length).unwrap_or(i32::MAX));
+            self.rows(query, |row| {
+                let accounts: i64 = row.try_get("accounts")?;
+                Ok((row.try_get("seal")?, accounts.unsigned_abs()))
+            })
+            .await
         })
         .await
     }
 
-    /// The next accounts with sealed credentials in the database's order, `limit` at most.
+    /// The next accounts with sealed credentials in the database's order, `limit` at most; `None` for
+    /// those that cannot be read.
     pub(super) async fn sealed_after(
         &self,
         after: &str,
         limit: usize,
-    ) -> Result<Vec<(Account, String)>, StoreError> {
+    ) -> Result<Vec<(Account, Option<String>)>, StoreError> {
         self.read(Call::SealedAfter, async {
-            let rows = sqlx::query(
+            let query = sqlx::query(
                 "select name, credentials from account \
                  where credentials is not null and name > $1 order by name limit $2",
             )
             .bind(after)
-            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-            .fetch_all(&self.reads)
-            .await?;
-            rows.iter()
-                .map(|row| Ok((account(row, "name")?, row.try_get("credentials")?)))
-                .collect()
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX));
+            self.page(query, |row| Ok((account(row, "name")?, row.try_get("credentials").ok())))
+                .await
         })
         .await
     }
@@ -183,7 +175,9 @@ impl Store {
             for Resealed { account, old, new } in texts {
                 query = query.bind(account.as_str()).bind(old.as_str()).bind(new.as_str());
             }
-            query.execute(&self.writes).await.map(|done| done.rows_affected())
+            let replaced = query.execute(&self.writes).await?.rows_affected();
+            self.leaves_traces();
+            Ok(replaced)
         })
         .await
     }
@@ -229,6 +223,12 @@ impl Store {
         })
         .await
     }
+}
+
+/// Why the account's watcher gave up. What cannot be read is a reason as well: the user's next login
+/// heals it, and until then nobody tries a password that may be wrong.
+fn parked(row: &AnyRow) -> Option<String> {
+    row.try_get("parked").unwrap_or_else(|_| Some("the reason cannot be read".to_owned()))
 }
 
 /// Credentials of an account that another key seals now.

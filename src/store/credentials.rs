@@ -182,6 +182,11 @@ impl CredentialSource {
         !matches!(self.mode, Mode::Master)
     }
 
+    /// Whether what users log in with is of any use to their watchers.
+    pub fn takes_logins(&self) -> bool {
+        !matches!(self.mode, Mode::Master)
+    }
+
     /// Whether this process alone knows what to log in with: it is kept in memory, so no other one can
     /// watch the account.
     pub fn holds(&self, account: &Account) -> bool {
@@ -204,18 +209,21 @@ impl CredentialSource {
         }
     }
 
-    /// Removes what must not be kept any longer: tokens that have expired, and in the modes that
-    /// store nothing what is stored from before. To be called again and again. Returns how many the
-    /// database lost.
+    /// Removes what must not be kept any longer: tokens that have expired, in the modes that store
+    /// nothing what is stored from before, and in SQLite's log what was removed or replaced since the
+    /// last time. To be called again and again. Returns how many the database lost.
     pub async fn tidy(&self, now: Timestamp) -> Result<u64, StoreError> {
         match &self.mode {
-            Mode::Stored(_) => return self.store.erase_credentials(Some(now)).await,
+            Mode::Stored(_) => {}
             Mode::Memory(kept) => {
                 lock(kept).retain(|_, kept| kept.until.is_none_or(|until| now < until));
             }
             Mode::Master => {}
         }
-        self.store.erase_credentials(None).await
+        let expired_at = matches!(self.mode, Mode::Stored(_)).then_some(now);
+        let erased = self.store.erase_credentials(expired_at).await?;
+        self.store.scrub().await?;
+        Ok(erased)
     }
 
     /// How many stored credentials the key file cannot open: another one was in use.

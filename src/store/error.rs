@@ -56,6 +56,14 @@ impl StoreError {
 
     pub(super) fn from_sqlx(database: &Arc<str>, source: sqlx::Error) -> Self {
         let database = Arc::clone(database);
+        // What sqlx says of a value that it cannot read holds the value.
+        let source = match source {
+            sqlx::Error::ColumnDecode { index, .. } => {
+                let source = "a value that is not what it should be".into();
+                sqlx::Error::ColumnDecode { index, source }
+            }
+            source => source,
+        };
         if is_temporary(&source) {
             return Self::Unavailable { database, source };
         }

@@ -33,8 +33,9 @@ mod vault;
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::any::{AnyArguments, AnyRow};
@@ -43,6 +44,7 @@ use sqlx::query::Query;
 use sqlx::{Any, AnyPool, Row, Transaction};
 use tokio::sync::OnceCell;
 
+use self::rows::Readable;
 use crate::config::database_name;
 use crate::metrics::{Call, Metrics};
 use crate::model::{Account, Device, DeviceToken, Mailbox, Snapshot, Timestamp};
@@ -67,6 +69,9 @@ pub struct Store {
     limit: Duration,
     schema: Arc<Schema>,
     batches: Arc<Batches>,
+    /// Of SQLite: the database, and whether its log holds what was removed or replaced.
+    file: Option<Arc<Path>>,
+    traces: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
     /// Of this process as a node; empty if it is none.
     incarnation: Arc<str>,
@@ -88,6 +93,11 @@ impl Schema {
 
 /// What a call may take beyond `busy_timeout`.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// Between the tries to empty SQLite's log for somebody who waits.
+const SCRUB_PAUSES: [Duration; 5] = [Duration::from_millis(50); 5];
+const TRACES_STAY: &str =
+    "what was removed may stay in the database's log until mailchime has stopped";
 
 /// How often a transaction is run that others got into the way of.
 const TRIES: u32 = 5;
@@ -164,7 +174,7 @@ impl Store {
         if let Some(path) = Self::file(url)? {
             let database: Arc<str> = path.to_string_lossy().into();
             let pools = sqlite::open(&path, &database, busy_timeout).await?;
-            return Ok(Self::new(database, pools, sqlite::BEGIN_WRITE, busy_timeout, None));
+            return Ok(Self::of_file(&path, database, pools, busy_timeout));
         }
         let store = Self::on_server(url, busy_timeout)?;
         match store.limited(store.ready()).await {
@@ -184,7 +194,7 @@ impl Store {
             Some(path) => {
                 let database: Arc<str> = path.to_string_lossy().into();
                 let pools = sqlite::open_existing(&path, &database, busy_timeout).await?;
-                Self::new(database, pools, sqlite::BEGIN_WRITE, busy_timeout, None)
+                Self::of_file(&path, database, pools, busy_timeout)
             }
             None => {
                 Self { schema: Arc::new(Schema::of(None)), ..Self::on_server(url, busy_timeout)? }
@@ -197,6 +207,16 @@ impl Store {
     /// The file of `sqlite://path`; `None` where the URL is that of a server.
     pub fn file(url: &str) -> Result<Option<PathBuf>, StoreError> {
         if postgres::is_url(url) { Ok(None) } else { sqlite::path_of(url).map(Some) }
+    }
+
+    fn of_file(
+        path: &Path,
+        database: Arc<str>,
+        pools: (AnyPool, AnyPool),
+        busy_timeout: Duration,
+    ) -> Self {
+        let store = Self::new(database, pools, sqlite::BEGIN_WRITE, busy_timeout, None);
+        Self { file: Some(path.into()), ..store }
     }
 
     fn on_server(url: &str, busy_timeout: Duration) -> Result<Self, StoreError> {
@@ -219,7 +239,20 @@ impl Store {
         let batches = Arc::new(Batches::new(if server.is_some() { 2 } else { 1 }));
         let (limit, schema) = (busy_timeout + GRACE, Arc::new(Schema::of(server)));
         let (metrics, incarnation) = (Arc::default(), "".into());
-        Self { database, reads, writes, begin, limit, schema, batches, metrics, incarnation }
+        let (file, traces) = (None, Arc::default());
+        Self {
+            database,
+            reads,
+            writes,
+            begin,
+            limit,
+            schema,
+            batches,
+            file,
+            traces,
+            metrics,
+            incarnation,
+        }
     }
 
     /// Counts in `metrics` from now on.
@@ -290,10 +323,69 @@ impl Store {
         .await
     }
 
+    /// Takes what was removed or replaced out of SQLite's log, too, if there is any: it is overwritten
+    /// in the database itself, but stays in the log until that is emptied. Returns whether nothing is
+    /// left; if not, somebody reads what was there before, or writes. To be called again then.
+    pub async fn scrub(&self) -> Result<bool, StoreError> {
+        let Some(file) = &self.file else { return Ok(true) };
+        if !self.traces.swap(false, Ordering::Relaxed) {
+            return Ok(true);
+        }
+        let emptied = self.write(Call::Scrub, || sqlite::empty_log(file)).await;
+        if !matches!(emptied, Ok(true)) {
+            self.traces.store(true, Ordering::Relaxed);
+        }
+        emptied
+    }
+
+    /// The same, for somebody who waits until it is done, but not for long.
+    pub(crate) async fn scrub_soon(&self) {
+        for pause in SCRUB_PAUSES {
+            match self.scrub().await {
+                Ok(true) => return,
+                Ok(false) => tokio::time::sleep(pause).await,
+                Err(error) => return tracing::warn!(%error, "{TRACES_STAY}"),
+            }
+        }
+        tracing::warn!("{TRACES_STAY}");
+    }
+
+    /// From now on there is something to [`scrub`](Self::scrub).
+    fn leaves_traces(&self) {
+        self.traces.store(true, Ordering::Relaxed);
+    }
+
     /// Waits for the calls in flight and closes the database; later calls fail.
     pub async fn close(&self) {
         self.reads.close().await;
+        self.scrub_soon().await;
         self.writes.close().await;
+    }
+
+    /// The same for a page of rows behind the last one's: an error if there are some, and none can be
+    /// read, so that nobody takes it for the end.
+    async fn page<T>(
+        &self,
+        query: Query<'_, Any, AnyArguments>,
+        read: impl Fn(&AnyRow) -> sqlx::Result<T>,
+    ) -> sqlx::Result<Vec<T>> {
+        let Readable { rows, left_out } =
+            rows::readable(&self.reads, &self.metrics, query, read).await?;
+        match left_out {
+            1.. if rows.is_empty() => {
+                Err(sqlx::Error::Decode("no row of a page can be read".into()))
+            }
+            _ => Ok(rows),
+        }
+    }
+
+    /// What `read` makes of the rows of a query that can be read.
+    async fn rows<T>(
+        &self,
+        query: Query<'_, Any, AnyArguments>,
+        read: impl Fn(&AnyRow) -> sqlx::Result<T>,
+    ) -> sqlx::Result<Vec<T>> {
+        Ok(rows::readable(&self.reads, &self.metrics, query, read).await?.rows)
     }
 
     /// Runs the work of a call that only reads.
@@ -412,10 +504,13 @@ fn account(row: &AnyRow, column: &str) -> sqlx::Result<Account> {
 }
 
 fn device(row: &AnyRow) -> sqlx::Result<Device> {
-    let token = DeviceToken::new(row.try_get("token_given")?)
-        .ok_or_else(|| sqlx::Error::Decode("device.token_given is no device token".into()))?;
-    let version = u8::try_from(row.try_get::<i64, _>("version")?)
-        .map_err(|error| sqlx::Error::Decode(error.into()))?;
+    let unfit = |column: &str| sqlx::Error::ColumnDecode {
+        index: format!("{column:?}"),
+        source: "a value that cannot be".into(),
+    };
+    let token =
+        DeviceToken::new(row.try_get("token_given")?).ok_or_else(|| unfit("token_given"))?;
+    let version = u8::try_from(row.try_get::<i64, _>("version")?).map_err(|_| unfit("version"))?;
     Ok(Device {
         account: account(row, "account")?,
         account_id: row.try_get("aps_account_id")?,
@@ -426,15 +521,15 @@ fn device(row: &AnyRow) -> sqlx::Result<Device> {
     })
 }
 
-fn snapshot(row: &AnyRow) -> sqlx::Result<Snapshot> {
-    let number = |column: &str| {
-        row.try_get::<Option<i64>, _>(column).map(|value| value.map(i64::cast_unsigned))
-    };
-    Ok(Snapshot {
-        uid_validity: number("uid_validity")?,
-        uid_next: number("uid_next")?,
-        messages: number("messages")?,
-        unseen: number("unseen")?,
-        highest_mod_seq: number("highest_mod_seq")?,
-    })
+/// What cannot be read was not told: the next look finds a difference, pushes and writes it anew.
+fn snapshot(row: &AnyRow) -> Snapshot {
+    let number =
+        |column: &str| row.try_get::<Option<i64>, _>(column).ok().flatten().map(i64::cast_unsigned);
+    Snapshot {
+        uid_validity: number("uid_validity"),
+        uid_next: number("uid_next"),
+        messages: number("messages"),
+        unseen: number("unseen"),
+        highest_mod_seq: number("highest_mod_seq"),
+    }
 }

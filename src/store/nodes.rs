@@ -5,12 +5,13 @@
 //! all, and not to the one that is thought to watch the account, so that nobody's idea of who that
 //! is can be out of date.
 
+use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
 use crate::metrics::Call;
 use crate::model::Account;
 
-use super::{Store, StoreError, account};
+use super::{Store, StoreError, account, rows};
 
 /// A node's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,18 +108,15 @@ impl Store {
     /// The nodes, by name.
     pub async fn nodes(&self) -> Result<Vec<Node>, StoreError> {
         self.read(Call::Nodes, async {
-            let rows = sqlx::query("select name, incarnation, beats from node order by name")
-                .fetch_all(&self.reads)
-                .await?;
-            rows.iter()
-                .map(|row| {
-                    Ok(Node {
-                        name: row.try_get("name")?,
-                        incarnation: row.try_get("incarnation")?,
-                        beats: row.try_get("beats")?,
-                    })
+            let query = sqlx::query("select name, incarnation, beats from node order by name");
+            self.rows(query, |row| {
+                Ok(Node {
+                    name: row.try_get("name")?,
+                    incarnation: row.try_get("incarnation")?,
+                    beats: row.try_get("beats")?,
                 })
-                .collect()
+            })
+            .await
         })
         .await
     }
@@ -127,21 +125,18 @@ impl Store {
     /// it may be too. What it is about was on disk before this returned.
     pub async fn take_news(&self, name: &str, most: usize) -> Result<Vec<News>, StoreError> {
         self.write(Call::News, || async {
-            let rows = sqlx::query(
+            let query = sqlx::query(
                 "delete from news where node = $1 and account in \
                  (select account from news where node = $1 order by account limit $2) \
                  returning account, login",
             )
             .bind(name)
-            .bind(i64::try_from(most).unwrap_or(i64::MAX))
-            .fetch_all(&self.writes)
-            .await?;
-            rows.iter()
-                .map(|row| {
-                    let login = row.try_get::<i64, _>("login")? != 0;
-                    Ok(News { account: account(row, "account")?, login })
-                })
-                .collect()
+            .bind(i64::try_from(most).unwrap_or(i64::MAX));
+            let read = |row: &AnyRow| {
+                let login = row.try_get::<i64, _>("login")? != 0;
+                Ok(News { account: account(row, "account")?, login })
+            };
+            Ok(rows::readable(&self.writes, &self.metrics, query, read).await?.rows)
         })
         .await
     }

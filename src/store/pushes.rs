@@ -23,8 +23,8 @@ impl Store {
         self.read(Call::Watched, async {
             // A missing snapshot would read as "told of nothing", which pushes; a plain join would
             // stop watching.
-            let rows = sqlx::query(
-                "select distinct m.mailbox, s.uid_validity, s.uid_next, s.messages, s.unseen, \
+            let query = sqlx::query(
+                "select distinct d.account, m.mailbox, s.uid_validity, s.uid_next, s.messages, s.unseen, \
                  s.highest_mod_seq from device d \
                  join device_mailbox m on m.account = d.account and m.token = d.token \
                  and m.subtopic = d.subtopic \
@@ -32,12 +32,8 @@ impl Store {
                  where d.account = $1 and d.registered_at >= $2 order by m.mailbox",
             )
             .bind(account.as_str())
-            .bind(registered_since.0)
-            .fetch_all(&self.reads)
-            .await?;
-            rows.iter()
-                .map(|row| Ok((Mailbox::new(row.try_get("mailbox")?), snapshot(row)?)))
-                .collect()
+            .bind(registered_since.0);
+            self.rows(query, |row| Ok((Mailbox::new(row.try_get("mailbox")?), snapshot(row)))).await
         })
         .await
     }
@@ -49,7 +45,7 @@ impl Store {
         registered_since: Timestamp,
     ) -> Result<Vec<Target>, StoreError> {
         self.read(Call::Targets, async {
-            let rows = sqlx::query(
+            let query = sqlx::query(
                 "select d.account, d.token_given, d.subtopic, d.aps_account_id, d.version, \
                  d.topic, d.registered_at, d.pushed_at, m.mailbox, m.owed_since from device d \
                  left join device_mailbox m on m.account = d.account and m.token = d.token \
@@ -58,37 +54,38 @@ impl Store {
                  order by d.token, d.subtopic, m.mailbox",
             )
             .bind(account.as_str())
-            .bind(registered_since.0)
-            .fetch_all(&self.reads)
-            .await?;
-            targets(&rows)
+            .bind(registered_since.0);
+            Ok(targets(self.rows(query, entry).await?))
         })
         .await
     }
 
-    /// All devices, live or not, by account: those of the next `accounts` accounts behind `after`.
-    /// None is the end.
+    /// All devices, live or not, by account: those of the next `accounts` accounts behind `after`, with
+    /// the last of these accounts. `None` is the end.
     pub async fn devices(
         &self,
         after: Option<&Account>,
         accounts: u32,
-    ) -> Result<Vec<Target>, StoreError> {
+    ) -> Result<Option<(Account, Vec<Target>)>, StoreError> {
         self.read(Call::Devices, async {
-            let rows = sqlx::query(
+            // No account has an empty name.
+            let after = after.map_or("", Account::as_str);
+            let page = "select name from account where name > $1 order by name limit $2";
+            let page = sqlx::query(page).bind(after).bind(i64::from(accounts));
+            let mut page = self.page(page, |row| account(row, "name")).await?;
+            let Some(last) = page.pop() else { return Ok(None) };
+            let query = sqlx::query(
                 "select d.account, d.token_given, d.subtopic, d.aps_account_id, d.version, \
                  d.topic, d.registered_at, d.pushed_at, m.mailbox, m.owed_since from device d \
                  left join device_mailbox m on m.account = d.account and m.token = d.token \
                  and m.subtopic = d.subtopic \
-                 where d.account in (select name from account where name > $1 \
-                 order by name limit $2) \
+                 where d.account > $1 and d.account <= $2 \
                  order by d.account, d.token, d.subtopic, m.mailbox",
             )
-            // No account has an empty name.
-            .bind(after.map_or("", Account::as_str))
-            .bind(i64::from(accounts))
-            .fetch_all(&self.reads)
-            .await?;
-            targets(&rows)
+            .bind(after)
+            .bind(last.as_str());
+            let targets = targets(self.rows(query, entry).await?);
+            Ok(Some((last, targets)))
         })
         .await
     }
@@ -96,13 +93,11 @@ impl Store {
     /// The accounts with a device that is owed a push, live or not.
     pub async fn owed_accounts(&self) -> Result<Vec<Account>, StoreError> {
         self.read(Call::Owed, async {
-            let rows = sqlx::query(
+            let query = sqlx::query(
                 "select distinct account from device_mailbox where owed_since is not null \
                  order by account",
-            )
-            .fetch_all(&self.reads)
-            .await?;
-            rows.iter().map(|row| account(row, "account")).collect()
+            );
+            self.rows(query, |row| account(row, "account")).await
         })
         .await
     }
@@ -126,26 +121,29 @@ impl Store {
     }
 }
 
-/// Devices from rows of each with one of its mailboxes; rows of one device follow each other.
-fn targets(rows: &[AnyRow]) -> sqlx::Result<Vec<Target>> {
+/// A device with one of its mailboxes, if it has any.
+fn entry(row: &AnyRow) -> sqlx::Result<Target> {
+    let mailbox: Option<&str> = row.try_get("mailbox")?;
+    // What is there and cannot be read is owed: twice is allowed, never is not.
+    let owed = row.try_get::<Option<i64>, _>("owed_since").map_or(true, |since| since.is_some());
+    Ok(Target {
+        device: device(row)?,
+        registered_at: Timestamp(row.try_get("registered_at")?),
+        pushed_at: row.try_get::<Option<i64>, _>("pushed_at").ok().flatten().map(Timestamp),
+        mailboxes: mailbox.map(|mailbox| (Mailbox::new(mailbox), owed)).into_iter().collect(),
+    })
+}
+
+/// Devices from an entry for each of their mailboxes; those of one device follow each other.
+fn targets(entries: Vec<Target>) -> Vec<Target> {
     let mut targets: Vec<Target> = Vec::new();
-    for row in rows {
-        let device = device(row)?;
-        if targets.last().is_none_or(|last| last.device != device) {
-            targets.push(Target {
-                device,
-                registered_at: Timestamp(row.try_get("registered_at")?),
-                pushed_at: row.try_get::<Option<i64>, _>("pushed_at")?.map(Timestamp),
-                mailboxes: Vec::new(),
-            });
-        }
-        let mailbox: Option<&str> = row.try_get("mailbox")?;
-        if let (Some(mailbox), Some(target)) = (mailbox, targets.last_mut()) {
-            let owed = row.try_get::<Option<i64>, _>("owed_since")?.is_some();
-            target.mailboxes.push((Mailbox::new(mailbox), owed));
+    for entry in entries {
+        match targets.last_mut() {
+            Some(last) if last.device == entry.device => last.mailboxes.extend(entry.mailboxes),
+            _ => targets.push(entry),
         }
     }
-    Ok(targets)
+    targets
 }
 
 /// What a batch comes to: one row for each that it changes. Sorted, so that two batches meet their

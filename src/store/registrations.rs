@@ -66,6 +66,7 @@ impl Store {
                 self.tell(&mut transaction, account.as_str(), true).await?;
             }
             transaction.commit().await?;
+            self.leaves_traces();
             Ok(dropped)
         })
         .await
@@ -82,7 +83,8 @@ impl Store {
         let key = DeviceKey::from(&registration.device);
         let rows = self
             .read(Call::Registered, async {
-                key.bind(
+                let query = key
+                    .bind(
                     "select d.account, d.token_given, d.subtopic, d.aps_account_id, d.version, \
                      d.topic, a.credentials, a.credentials_until, m.mailbox from device d \
                      join account a on a.name = d.account \
@@ -93,23 +95,22 @@ impl Store {
                      and a.parked is null",
                 )
                 .bind(since.0)
-                .bind(now.0)
-                .fetch_all(&self.reads)
+                .bind(now.0);
+                self.rows(query, |row| {
+                    let text: Option<String> = row.try_get("credentials")?;
+                    let until = row.try_get::<Option<i64>, _>("credentials_until")?.map(Timestamp);
+                    let sealed = text.map(|text| Sealed { text, until });
+                    Ok((device(row)?, row.try_get::<String, _>("mailbox")?, sealed))
+                })
                 .await
             })
             .await?;
-        let Some(row) = rows.first() else { return Ok(None) };
-        let stored = || {
-            let text: Option<String> = row.try_get("credentials")?;
-            let until = row.try_get::<Option<i64>, _>("credentials_until")?.map(Timestamp);
-            let mailboxes: BTreeSet<&str> =
-                rows.iter().map(|row| row.try_get("mailbox")).collect::<sqlx::Result<_>>()?;
-            let wanted = registration.mailboxes.iter().map(|(mailbox, _)| mailbox.as_str());
-            let same = device(row)? == registration.device
-                && mailboxes == wanted.collect::<BTreeSet<&str>>();
-            Ok(same.then(|| text.map(|text| Sealed { text, until })))
-        };
-        self.named(stored())
+        // What cannot be read is not as it is, and is written anew.
+        let Some((stored, _, sealed)) = rows.first() else { return Ok(None) };
+        let mailboxes: BTreeSet<&str> = rows.iter().map(|(_, mailbox, _)| &**mailbox).collect();
+        let wanted = registration.mailboxes.iter().map(|(mailbox, _)| mailbox.as_str());
+        let same = *stored == registration.device && mailboxes == wanted.collect();
+        Ok(same.then(|| sealed.clone()))
     }
 
     /// Removes a registration, unless it is newer than `registered_not_after` (a device that
@@ -136,6 +137,7 @@ impl Store {
             let removed = Removed { device: device(&row)?, account_left };
             self.tell(&mut transaction, key.account.as_str(), false).await?;
             transaction.commit().await?;
+            self.leaves_traces();
             Ok(Some(removed))
         })
         .await
@@ -146,13 +148,11 @@ impl Store {
     pub async fn expire(&self, registered_before: Timestamp) -> Result<Vec<Account>, StoreError> {
         let touched = self
             .read(Call::Expire, async {
-                let rows = sqlx::query(
+                let query = sqlx::query(
                     "select distinct account from device where registered_at < $1 order by account",
                 )
-                .bind(registered_before.0)
-                .fetch_all(&self.reads)
-                .await?;
-                rows.iter().map(|row| account(row, "account")).collect::<sqlx::Result<Vec<_>>>()
+                .bind(registered_before.0);
+                self.rows(query, |row| account(row, "account")).await
             })
             .await?;
         let mut gone = Vec::new();
@@ -168,6 +168,7 @@ impl Store {
                 let left = sweep(&mut transaction, account.as_str()).await?;
                 self.tell(&mut transaction, account.as_str(), false).await?;
                 transaction.commit().await?;
+                self.leaves_traces();
                 Ok(left)
             });
             if !left.await? {
@@ -190,6 +191,7 @@ impl Store {
                 self.tell(&mut transaction, account.as_str(), false).await?;
             }
             transaction.commit().await?;
+            self.leaves_traces();
             Ok(known)
         })
         .await
@@ -271,7 +273,8 @@ async fn replace_mailboxes(
         .fetch_all(&mut *connection)
         .await?;
     for row in &kept {
-        let mailbox: &str = row.try_get("mailbox")?;
+        // One that cannot be read stays, and is left out wherever it is read.
+        let Ok(mailbox) = row.try_get::<&str, _>("mailbox") else { continue };
         if wanted.binary_search_by_key(&mailbox, |(name, _)| name).is_err() {
             key.bind(
                 "delete from device_mailbox \

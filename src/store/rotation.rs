@@ -22,7 +22,8 @@ pub struct Rotated {
     pub unreadable: u64,
 }
 
-/// Makes a new key, seals all stored credentials with it, and drops the old key.
+/// Makes a new key, seals all stored credentials with it, and drops the old key; what the old one sealed
+/// is gone from the files of SQLite, too.
 ///
 /// # Errors
 /// [`VaultError::WrongKeyFile`] when the file opens nothing of what is stored; nothing was changed
@@ -44,6 +45,7 @@ pub async fn rotate(store: &Store, vault: &Vault) -> Result<Rotated, Credentials
         }
     }
     vault.drop_old_key()?;
+    store.scrub_soon().await;
     Ok(rotated)
 }
 
@@ -65,6 +67,10 @@ async fn pass(store: &Store, vault: &Vault) -> Result<Pass, CredentialsError> {
         account.as_str().clone_into(&mut last);
         let mut texts = Vec::new();
         for (account, old) in accounts {
+            let Some(old) = old else {
+                pass.unreadable += 1;
+                continue;
+            };
             match vault.reseal(&account, &old) {
                 Ok(Some(new)) => texts.push(Resealed { account, old, new }),
                 Ok(None) => {}

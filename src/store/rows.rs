@@ -1,12 +1,16 @@
-//! Many rows in one statement, so that what is written in a batch costs few round trips.
+//! Many rows in one statement, so that what is written in a batch costs few round trips; and what is
+//! read of many, of which one may be damaged.
 //!
 //! Both databases take `with v (a, b) as (values ($1, $2), …)`. Types are those of what is bound.
 
 use std::fmt::Write;
+use std::future::poll_fn;
 
-use sqlx::any::AnyArguments;
+use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
-use sqlx::{Any, AssertSqlSafe};
+use sqlx::{Any, AnyPool, AssertSqlSafe, Row};
+
+use crate::metrics::Metrics;
 
 /// Most rows of one statement. Both databases take ten times as many, but SQLite looks for each
 /// parameter among all before it.
@@ -31,6 +35,77 @@ pub(super) fn values(first: usize, columns: usize, rows: usize) -> String {
 /// nothing that came from outside.
 pub(super) fn query<'q>(sql: String) -> Query<'q, Any, AnyArguments> {
     sqlx::query(AssertSqlSafe(sql)).persistent(false)
+}
+
+/// What was made of the rows of a query.
+#[derive(Debug)]
+pub(super) struct Readable<T> {
+    pub(super) rows: Vec<T>,
+    /// How many could not be read.
+    pub(super) left_out: u64,
+}
+
+/// Most rows of one query that are named in the log.
+const NAMED: u64 = 10;
+
+/// Most characters of a name that are shown.
+const SHOWN: usize = 64;
+
+/// What `read` makes of each row of the query. A row that cannot be read is left out, named in the log
+/// and counted: whatever is wrong with it, the others are not to suffer.
+pub(super) async fn readable<T>(
+    pool: &AnyPool,
+    metrics: &Metrics,
+    query: Query<'_, Any, AnyArguments>,
+    read: impl Fn(&AnyRow) -> sqlx::Result<T>,
+) -> sqlx::Result<Readable<T>> {
+    // A pool's own stream ends with the first row that cannot be read.
+    let mut connection = pool.acquire().await?;
+    let mut stream = query.fetch(&mut *connection);
+    let mut found = Readable { rows: Vec::new(), left_out: 0 };
+    while let Some(row) = poll_fn(|cx| stream.as_mut().poll_next(cx)).await {
+        let why =
+            match row.as_ref().map_err(reason).and_then(|row| read(row).map_err(|e| reason(&e))) {
+                Ok(value) => {
+                    found.rows.push(value);
+                    continue;
+                }
+                Err(why) => why,
+            };
+        let Some(why) = why else { return row.and_then(|row| read(&row)).map(|_| found) };
+        found.left_out += 1;
+        metrics.unreadable_rows.inc();
+        if found.left_out <= NAMED {
+            let of = row.as_ref().map_or("?", name);
+            tracing::warn!(?of, why, "a row of the database cannot be read and is left out");
+        }
+    }
+    if found.left_out > NAMED {
+        let rows = found.left_out - NAMED;
+        tracing::warn!(rows, "more rows of the database cannot be read and are left out");
+    }
+    Ok(found)
+}
+
+/// Whose row it is, of which no more is shown than a name should take.
+fn name(row: &AnyRow) -> &str {
+    let mut columns = ["account", "name"].into_iter();
+    columns.find_map(|column| row.try_get(column).ok()).map_or("?", shortened)
+}
+
+fn shortened(name: &str) -> &str {
+    name.char_indices().nth(SHOWN).map_or(name, |(end, _)| &name[..end])
+}
+
+/// Why a row cannot be read, without what is in it; `None` if the error is of another kind.
+fn reason(error: &sqlx::Error) -> Option<String> {
+    match error {
+        sqlx::Error::ColumnDecode { index, .. } => {
+            Some(format!("{index} is not what it should be"))
+        }
+        sqlx::Error::Decode(_) => Some("a value is not what it should be".to_owned()),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

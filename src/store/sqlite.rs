@@ -13,17 +13,24 @@ use std::time::Duration;
 
 use sqlx::any::AnyPoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor};
+use sqlx::{AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor, SqliteConnection};
 use tokio::time::Instant;
 
 use super::error::{CANNOT_OPEN, sqlite_code};
 use super::{StoreError, schema};
+use crate::files;
 
 /// Begins a transaction that holds the write lock from the start.
 pub(super) const BEGIN_WRITE: &str = "begin immediate";
 
 /// Reads run beside the writer and each other (WAL); few are ever in flight.
 const READERS: u32 = 4;
+
+/// A larger file is not written anew at the start, in bytes: that takes some seconds.
+const MOST_WIPED: u64 = 256 * 1024 * 1024;
+
+/// How long emptying the log waits for a reader or writer.
+const LOG_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Read and write by the owner only: the rows hold device tokens and sealed credentials.
 const MODE: u32 = 0o600;
@@ -67,7 +74,8 @@ pub(super) async fn open_existing(
     database: &Arc<str>,
     busy_timeout: Duration,
 ) -> Result<(AnyPool, AnyPool), StoreError> {
-    let path = fs::canonicalize(path).map_err(|error| StoreError::Unusable {
+    let real = files::open(path).and_then(|_| fs::canonicalize(path));
+    let path = real.map_err(|error| StoreError::Unusable {
         database: Arc::clone(database),
         problem: error.to_string(),
         remedy: "mailchime makes it at its first start",
@@ -83,7 +91,8 @@ async fn pools(
     let named = |error| StoreError::from_sqlx(database, error);
     sqlx::any::install_default_drivers();
     let pragmas = format!(
-        "pragma busy_timeout = {}; pragma synchronous = full; pragma foreign_keys = on",
+        "pragma busy_timeout = {}; pragma synchronous = full; pragma foreign_keys = on; \
+         pragma secure_delete = on",
         busy_timeout.as_millis()
     );
     let options = AnyPoolOptions::new()
@@ -167,7 +176,9 @@ async fn migrate(
         .filename(path)
         .busy_timeout(busy_timeout)
         .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full);
+        .synchronous(SqliteSynchronous::Full)
+        .pragma("secure_delete", "on");
+    let is_new = fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0);
     let mut connection = options.connect().await.map_err(|error| match sqlite_code(&error) {
         // At run time this is a lack of file descriptors; at the start it is the file.
         Some(CANNOT_OPEN) => StoreError::Unusable {
@@ -183,7 +194,55 @@ async fn migrate(
         .await
         .map_err(|error| schema::error(database, error))?;
     transaction.commit().await.map_err(named)?;
+    if let Err(error) = wipe(&mut connection, path, is_new).await {
+        tracing::warn!(%error, "{WIPED_LATER}");
+    }
     connection.close().await.map_err(named)
+}
+
+/// The `user_version` of a file all of whose free space was overwritten: all that ever wrote to it did
+/// so with `secure_delete`.
+const WIPED: i64 = 1;
+
+/// Writes a file anew in which earlier versions may have left what they removed, once. A large one is
+/// left alone, as nobody can write meanwhile.
+async fn wipe(connection: &mut SqliteConnection, path: &Path, is_new: bool) -> sqlx::Result<()> {
+    let version: i64 =
+        sqlx::query_scalar("pragma user_version").fetch_one(&mut *connection).await?;
+    if version >= WIPED {
+        return Ok(());
+    }
+    if !is_new {
+        let size = fs::metadata(path).map(|metadata| metadata.len()).unwrap_or_default();
+        if size > MOST_WIPED {
+            let file = path.display();
+            tracing::warn!(
+                %file,
+                "an earlier version may have left in this file what it removed; stop mailchime and \
+                 run: sqlite3 {file} \"vacuum; pragma user_version = {WIPED}\""
+            );
+            return Ok(());
+        }
+        connection.execute("vacuum").await?;
+    }
+    connection.execute(AssertSqlSafe(format!("pragma user_version = {WIPED}"))).await.map(drop)
+}
+
+const WIPED_LATER: &str = "what earlier versions removed may be left in the database; the next start \
+                           tries again";
+
+/// Copies the log (`-wal`) into the database and cuts it down to nothing. Returns whether that could be
+/// done at once: it does not wait for others, who would wait for it meanwhile.
+pub(super) async fn empty_log(path: &Path) -> sqlx::Result<bool> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(LOG_TIMEOUT)
+        .synchronous(SqliteSynchronous::Full);
+    let mut connection = options.connect().await?;
+    let busy: i64 =
+        sqlx::query_scalar("pragma wal_checkpoint(truncate)").fetch_one(&mut connection).await?;
+    connection.close().await?;
+    Ok(busy == 0)
 }
 
 /// The URL under which sqlx finds `path`, which must be absolute: whatever a URL could take for
@@ -220,6 +279,7 @@ mod tests {
                 ("pragma foreign_keys", "1"),
                 ("pragma busy_timeout", "4321"),
                 ("pragma journal_mode", "wal"),
+                ("pragma secure_delete", "1"),
             ] {
                 let row = sqlx::query(pragma).fetch_one(&pool).await.unwrap();
                 let value = row
