@@ -12,6 +12,7 @@ mod client;
 mod compression;
 mod fair;
 mod identity;
+mod kept;
 mod mailboxes;
 mod names;
 mod routing;

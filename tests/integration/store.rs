@@ -473,10 +473,8 @@ async fn all_devices_come_in_pages_of_accounts(store: Store) {
     owe(&store, key(&bob(), 'a'), "Notes").await;
     let mut seen = Vec::new();
     let mut after = None;
-    loop {
-        let page = store.devices(after.as_ref(), 2).await.unwrap();
-        let Some(last) = page.last() else { break };
-        after = Some(last.device.account.clone());
+    while let Some((last, page)) = store.devices(after.as_ref(), 2).await.unwrap() {
+        after = Some(last);
         let shown = |target: &Target| {
             let device = &target.device;
             format!("{} {} {}", device.account, device.token, mailboxes(target).join(" "))

@@ -24,7 +24,7 @@ const BEARER: &str = "ya29.AHES6ZRVmB7fkLtd1XTmq6mo0S1wqZZi3";
 const PROOF: &str = "b913a602c7eda7a495b4e6e7334d3890";
 
 /// How a secret may be written, so that any text that has it has one of these.
-fn forms(secret: &str) -> Vec<Vec<u8>> {
+pub(super) fn forms(secret: &str) -> Vec<Vec<u8>> {
     let bytes = secret.as_bytes();
     let mut forms = vec![secret.to_owned()];
     // In base64, whatever stands before it and behind it: the characters that it makes alone.
@@ -140,7 +140,7 @@ async fn answered(client: &mut Client, lines: &[String]) -> String {
     }
 }
 
-async fn http(address: &str, path: &str) -> Vec<u8> {
+pub(super) async fn http(address: &str, path: &str) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
