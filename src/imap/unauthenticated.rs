@@ -18,8 +18,23 @@ use crate::model::{Account, Credentials};
 /// Malformed or unknown commands after which the client is sent away.
 const MOST_BAD_COMMANDS: u32 = 20;
 
-/// Most fields of a client's ID that are passed on, and longest field (RFC 2971 section 3.3).
-const MOST_ID_FIELDS: usize = 30;
+/// The fields of a client's ID that are passed on (RFC 2971 section 3.3). Proxies tell servers of their
+/// clients in fields of other names, so whatever has another name could be taken for a proxy's word.
+const ID_FIELDS: [&str; 11] = [
+    "name",
+    "version",
+    "os",
+    "os-version",
+    "vendor",
+    "support-url",
+    "address",
+    "date",
+    "command",
+    "arguments",
+    "environment",
+];
+
+/// Longest value of such a field (RFC 2971 section 3.3).
 const LONGEST_ID_FIELD: usize = 1024;
 
 /// The login dialogue.
@@ -35,7 +50,7 @@ pub(super) struct Dialogue {
     pub(super) state: State,
 }
 
-type IdField = (Vec<u8>, Option<Vec<u8>>);
+type IdField = (&'static str, Option<Vec<u8>>);
 
 #[derive(Debug)]
 pub(super) enum State {
@@ -285,45 +300,41 @@ impl Dialogue {
     /// The arguments of the ID that goes to the backend: the client's fields, and those that tell
     /// where it comes from, which a client cannot claim for itself.
     pub(super) fn id(&self) -> Vec<u8> {
-        let own = &self.connection.id_fields;
-        let claimed = |name: &[u8]| {
-            let name = String::from_utf8_lossy(name);
-            ["x-originating-", "x-connected-", "x-proxy-", "x-session-", "x-forward-"]
-                .iter()
-                .any(|start| name.to_ascii_lowercase().starts_with(start))
-        };
         let mut fields: Vec<String> = Vec::new();
-        let mut add = |name: &[u8], value: Option<&[u8]>| {
+        let mut add = |name: &str, value: Option<&[u8]>| {
             let value = value.map_or(Some(b"NIL".to_vec()), args::quote);
-            if let (Some(name), Some(value)) = (args::quote(name), value) {
+            if let (Some(name), Some(value)) = (args::quote(name.as_bytes()), value) {
                 fields.push(String::from_utf8_lossy(&[&name[..], b" ", &value].concat()).into());
             }
         };
-        for (name, value) in self.client_id.iter().filter(|(name, _)| !claimed(name)) {
+        for (name, value) in &self.client_id {
             add(name, value.as_deref());
         }
         if self.client_id.is_empty() {
-            add(b"name", Some(b"mailchime"));
+            add("name", Some(b"mailchime"));
         }
-        for (name, value) in own {
-            add(name.as_bytes(), Some(value.as_bytes()));
+        for (name, value) in &self.connection.id_fields {
+            add(name, Some(value.as_bytes()));
         }
         format!("({})", fields.join(" ")).into_bytes()
     }
 }
 
-/// The fields of a client's ID that are fit to be passed on; none if it is malformed or NIL.
+/// The fields of a client's ID that are fit to be passed on, each once; none if it is malformed or
+/// NIL.
 fn id_fields(arguments: &[u8]) -> Vec<IdField> {
-    args::id_fields(arguments)
-        .unwrap_or_default()
-        .into_iter()
-        .take(MOST_ID_FIELDS)
-        .filter(|(name, value)| {
-            let length = value.as_ref().map_or(0, |value| value.len()).max(name.len());
-            length <= LONGEST_ID_FIELD
-        })
-        .map(|(name, value)| (name.into_owned(), value.map(args::Bytes::into_owned)))
-        .collect()
+    let mut fields: Vec<IdField> = Vec::new();
+    for (name, value) in args::id_fields(arguments).unwrap_or_default() {
+        let known = ID_FIELDS.into_iter().find(|known| name.eq_ignore_ascii_case(known.as_bytes()));
+        let fits = value.as_ref().is_none_or(|value| value.len() <= LONGEST_ID_FIELD);
+        if let Some(known) = known
+            && fits
+            && fields.iter().all(|(name, _)| *name != known)
+        {
+            fields.push((known, value.map(args::Bytes::into_owned)));
+        }
+    }
+    fields
 }
 
 /// The tag of a command that is otherwise malformed.

@@ -9,6 +9,7 @@ mod admin;
 mod backend;
 mod binary;
 mod client;
+mod client_id;
 mod compression;
 mod fair;
 mod identity;
