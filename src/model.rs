@@ -163,16 +163,18 @@ impl Account {
     }
 }
 
+/// The name as it is, which is a peer's text: the log quotes it, and what else a person reads must, as
+/// [`str::escape_debug`] does.
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A login name is a peer's bytes: escape what could break a log line.
-        write!(f, "{}", self.0.escape_debug())
+        f.write_str(&self.0)
     }
 }
 
+/// Quoted and escaped.
 impl fmt::Debug for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        fmt::Debug::fmt(&*self.0, f)
     }
 }
 
@@ -284,15 +286,17 @@ impl Mailbox {
     }
 }
 
+/// The name as it is: see [`Account`].
 impl fmt::Display for Mailbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0.escape_debug())
+        f.write_str(&self.0)
     }
 }
 
+/// Quoted and escaped.
 impl fmt::Debug for Mailbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        fmt::Debug::fmt(&*self.0, f)
     }
 }
 
@@ -452,8 +456,8 @@ mod tests {
     }
 
     #[test]
-    fn what_a_peer_named_cannot_break_a_log_line() {
-        assert_eq!(Account::from_login("a\r\nb").to_string(), "a\\r\\nb");
-        assert_eq!(Mailbox::new("a\nb").to_string(), "a\\nb");
+    fn names_are_quoted_and_escaped_where_they_are_debugged() {
+        assert_eq!(format!("{:?}", Account::from_login("a\r\n\" b")), r#""a\r\n\" b""#);
+        assert_eq!(format!("{:?}", Mailbox::new("a\nb")), r#""a\nb""#);
     }
 }

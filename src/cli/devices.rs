@@ -99,10 +99,13 @@ fn remove(options: &Remove) -> Result<(), Failure> {
     }
     match (removed.last(), options.token.as_deref()) {
         (None, Some(prefix)) => Err(Failure::Failed(format!(
-            "{account} has no device whose token begins with {:?}",
+            "{} has no device whose token begins with {:?}",
+            account.as_str().escape_debug(),
             prefix.chars().take(8).collect::<String>()
         ))),
-        (None, None) => Err(Failure::Failed(format!("{account} has no device"))),
+        (None, None) => {
+            Err(Failure::Failed(format!("{} has no device", account.as_str().escape_debug())))
+        }
         (Some(last), _) => {
             if !last.account_left {
                 say("it was the last one: the password is forgotten, too");
@@ -160,7 +163,7 @@ fn row(target: &Target) -> Vec<String> {
     let device = &target.device;
     let mailboxes: Vec<_> = target.mailboxes.iter().map(mailbox).collect();
     vec![
-        device.account.to_string(),
+        device.account.as_str().escape_debug().to_string(),
         device.token.to_string(),
         device.subtopic.escape_debug().to_string(),
         device.topic.escape_debug().to_string(),
@@ -171,7 +174,7 @@ fn row(target: &Target) -> Vec<String> {
 }
 
 fn mailbox((name, owed): &(Mailbox, bool)) -> String {
-    format!("{name}{}", if *owed { " (owed)" } else { "" })
+    format!("{}{}", name.as_str().escape_debug(), if *owed { " (owed)" } else { "" })
 }
 
 fn shown(target: &Target) -> Value {

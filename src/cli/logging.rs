@@ -3,15 +3,20 @@
 //! It knows the two keys of `[log]` and nothing of what is logged. Standard output belongs to the
 //! commands.
 
+use std::fmt;
 use std::io::{self, IsTerminal};
+use std::net::{IpAddr, SocketAddr};
 
+use tracing::field::{Field, Visit};
 use tracing::{Metadata, Subscriber};
+use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{ParseError, filter_fn};
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use crate::config::LogFormat;
 
@@ -75,10 +80,88 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let lines = match format {
-        LogFormat::Text => fmt::layer().with_ansi(colours).with_writer(writer).boxed(),
-        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(writer).boxed(),
+        LogFormat::Text => tracing_subscriber::fmt::layer()
+            .fmt_fields(Quoted)
+            .with_ansi(colours)
+            .with_writer(writer)
+            .boxed(),
+        LogFormat::Json => {
+            tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(writer).boxed()
+        }
     };
     tracing_subscriber::registry().with(filter).with(lines).with(filter_fn(may_be_told))
+}
+
+/// The fields of the text form: `name=value`, parted by blanks.
+///
+/// Numbers and truth values are bare. Whatever else stands behind `=` may hold a peer's text, so it is
+/// in double quotes, with quotes, backslashes and what does not print escaped as in Rust. Bare are, too,
+/// the addresses in `peer` and `address`, which the program itself has from its sockets.
+struct Quoted;
+
+struct Fields<'w> {
+    writer: Writer<'w>,
+    first: bool,
+    result: fmt::Result,
+}
+
+impl<'w> FormatFields<'w> for Quoted {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut visitor = Fields { writer, first: true, result: Ok(()) };
+        fields.record(&mut visitor);
+        visitor.result
+    }
+}
+
+impl Fields<'_> {
+    fn write(&mut self, text: fmt::Arguments<'_>) {
+        let blank = if std::mem::take(&mut self.first) { "" } else { " " };
+        self.result = self.result.and_then(|()| write!(self.writer, "{blank}{text}"));
+    }
+}
+
+impl Visit for Fields<'_> {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.write(format_args!("{field}={value}"));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.write(format_args!("{field}={value}"));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.write(format_args!("{field}={value}"));
+    }
+
+    fn record_i128(&mut self, field: &Field, value: i128) {
+        self.write(format_args!("{field}={value}"));
+    }
+
+    fn record_u128(&mut self, field: &Field, value: u128) {
+        self.write(format_args!("{field}={value}"));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.write(format_args!("{field}={value}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.write(format_args!("{field}={value:?}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = format!("{value:?}");
+        match field.name() {
+            // The program's own words.
+            "message" => self.write(format_args!("{}", text.replace(char::is_control, " "))),
+            "peer" | "address"
+                if text.parse::<SocketAddr>().is_ok() || text.parse::<IpAddr>().is_ok() =>
+            {
+                self.write(format_args!("{field}={text}"));
+            }
+            _ => self.write(format_args!("{field}={text:?}")),
+        }
+    }
 }
 
 /// Below `info` only mailchime is heard, which keeps secrets out of its events. Libraries trace the
@@ -118,15 +201,20 @@ mod tests {
 
     /// What is written for a few events with these settings.
     fn told(format: LogFormat, colours: bool, level: &str) -> String {
-        let memory = Memory::default();
-        let subscriber = subscriber(format, filter(None, level).unwrap(), colours, memory.clone());
-        tracing::subscriber::with_default(subscriber, || {
+        written(format, colours, level, || {
             tracing::info!(account = "alice", "first");
             tracing::debug!("second");
             tracing::info!(target: "h2::client", "third");
             tracing::trace!(target: "h2::client", "fourth");
             tracing::debug!(target: "mailchimera", "fifth");
-        });
+        })
+    }
+
+    /// What is written for the events of `happen`.
+    fn written(format: LogFormat, colours: bool, level: &str, happen: impl FnOnce()) -> String {
+        let memory = Memory::default();
+        let subscriber = subscriber(format, filter(None, level).unwrap(), colours, memory.clone());
+        tracing::subscriber::with_default(subscriber, happen);
         let written = memory.0.lock().unwrap().clone();
         String::from_utf8(written).unwrap()
     }
@@ -137,6 +225,48 @@ mod tests {
         assert_eq!(text.lines().count(), 2, "{text}");
         assert!(text.contains("first account=\"alice\"") && !text.contains('\x1b'), "{text}");
         assert!(told(LogFormat::Text, true, "info").contains('\x1b'));
+    }
+
+    #[test]
+    fn what_a_peer_chose_is_quoted_in_text_and_whole_in_json() {
+        const NAMES: [&str; 6] = [
+            "alice",
+            "x login refused peer=203.0.113.99",
+            "x\" peer=203.0.113.99 y=\"",
+            "x\\",
+            "x\r\n2026-01-01T00:00:00.000000Z  WARN mailchime::login: login refused peer=::1",
+            "\u{1b}[31m\u{2028}\u{85}",
+        ];
+        let log = |format| {
+            written(format, false, "info", || {
+                for name in NAMES {
+                    let account = crate::model::Account::from_login(name);
+                    let error = io::Error::other(name);
+                    tracing::warn!(%account, ?account, %error, why = name, count = 1, "said");
+                }
+                let peer: IpAddr = "2001:db8::7".parse().unwrap();
+                let address: SocketAddr = "192.0.2.1:993".parse().unwrap();
+                tracing::warn!(%peer, %address, wait = ?std::time::Duration::from_secs(1), "seen");
+            })
+        };
+        let text = log(LogFormat::Text);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), NAMES.len() + 1, "{text}");
+        for (line, name) in lines.iter().zip(NAMES) {
+            let end = format!(
+                " WARN mailchime::cli::logging::tests: said account={name:?} account={:?} \
+                 error={name:?} why={name:?} count=1",
+                format!("{name:?}"),
+            );
+            assert!(line.ends_with(&end), "{line}\n{end}");
+        }
+        let end = "seen peer=2001:db8::7 address=192.0.2.1:993 wait=\"1s\"";
+        assert!(lines.last().unwrap().ends_with(end), "{text}");
+        let json = log(LogFormat::Json);
+        for (line, name) in json.split('\n').zip(NAMES) {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!((&line["error"], &line["why"]), (&name.into(), &name.into()));
+        }
     }
 
     #[test]

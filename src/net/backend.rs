@@ -84,7 +84,7 @@ pub enum ConnectError {
     #[error("{backend}: {source}")]
     Io { backend: String, source: io::Error },
     /// `[limits] connections_per_account`.
-    #[error("{account} has {limit} connections already")]
+    #[error("{} has {limit} connections already", .account.as_str().escape_debug())]
     TooMany { account: Account, limit: usize },
 }
 

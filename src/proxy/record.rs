@@ -255,8 +255,11 @@ impl Recorded {
         for action in output.actions.iter().skip(actions) {
             match action {
                 Action::Register(registration) => {
-                    let names: Vec<_> =
-                        registration.mailboxes.iter().map(|(name, _)| name.to_string()).collect();
+                    let names: Vec<_> = registration
+                        .mailboxes
+                        .iter()
+                        .map(|(name, _)| name.as_str().escape_debug().to_string())
+                        .collect();
                     tape.mailboxes = names.join(", ");
                 }
                 Action::Disconnect(_) => tape.connected = false,

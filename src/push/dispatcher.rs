@@ -200,7 +200,7 @@ impl Jobs {
             loop {
                 match store.owed_accounts().await {
                     Ok(accounts) => return Done::Loaded(accounts),
-                    Err(error) => warn!("pushes that are owed on disk are not known: {error}"),
+                    Err(error) => warn!(%error, "pushes that are owed on disk are not known"),
                 }
                 failures += 1;
                 sleep(OWED.wait(failures, rand::random())).await;
@@ -216,7 +216,7 @@ impl Jobs {
                 self.under_way.spawn(async move {
                     let targets = store.targets(&account, since).await;
                     let targets = targets
-                        .inspect_err(|error| warn!(%account, "no devices can be read: {error}"));
+                        .inspect_err(|error| warn!(%account, %error, "no devices can be read"));
                     Done::Read(account, targets.ok())
                 });
             }
@@ -299,7 +299,7 @@ impl Jobs {
                 pending.written(failed, now());
             }
             // Its rows have not moved, so the next start finds what it was about.
-            Err(error) => error!("a task of the dispatcher failed: {error}"),
+            Err(error) => error!(%error, "a task of the dispatcher failed"),
         }
     }
 
@@ -411,7 +411,7 @@ fn joined(changes: &[ChangeId]) -> String {
 /// Writes a batch; returns what could not be written.
 async fn write(store: &Store, removed: &mpsc::Sender<Account>, batch: Batch) -> Batch {
     if let Err(error) = store.settle(&batch.settlements).await {
-        error!(rows = batch.settlements.len(), "what was pushed cannot be written: {error}");
+        error!(rows = batch.settlements.len(), %error, "what was pushed cannot be written");
         return batch;
     }
     if !batch.changes.is_empty() {
@@ -429,7 +429,7 @@ async fn write(store: &Store, removed: &mpsc::Sender<Account>, batch: Batch) -> 
             }
             Ok(None) => {}
             Err(error) => {
-                error!(account = %device.account, token = %device.token, "not removed: {error}");
+                error!(account = %device.account, token = %device.token, %error, "not removed");
                 failed.removals.push((device, not_after));
             }
         }

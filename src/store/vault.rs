@@ -59,15 +59,17 @@ pub enum VaultError {
     WrongKeyFile { path: PathBuf, key_id: String, sealed_by: String, accounts: u64 },
     /// Sealed with another key: this key file is not the one that was in use then.
     #[error(
-        "the key in {} ({key_id}) is not the one that sealed the credentials of {account} \
+        "the key in {} ({key_id}) is not the one that sealed the credentials of {} \
          ({sealed_by}); put back the key file of that time, or let the user log in again",
-        .path.display()
+        .path.display(),
+        .account.as_str().escape_debug()
     )]
     OtherKey { path: PathBuf, key_id: String, sealed_by: String, account: Account },
     /// Cut, altered, sealed for another account, or of a version that this program does not know.
     #[error(
-        "the sealed credentials of {account} are damaged or not this account's; they are replaced \
-         when the user logs in again"
+        "the sealed credentials of {} are damaged or not this account's; they are replaced when the \
+         user logs in again",
+        .account.as_str().escape_debug()
     )]
     Damaged { account: Account },
 }

@@ -14,6 +14,7 @@ mod compression;
 mod fair;
 mod identity;
 mod kept;
+mod logs;
 mod mailboxes;
 mod names;
 mod routing;

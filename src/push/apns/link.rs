@@ -205,7 +205,7 @@ async fn dial_and_tell(shared: Arc<Shared>) {
             });
         }
         Err(why) => {
-            warn!(endpoint = %shared.endpoint, milliseconds, "no connection to APNs: {why}");
+            warn!(endpoint = %shared.endpoint, milliseconds, why, "no connection to APNs");
             shared.state.send_modify(|state| {
                 state.failures = state.failures.saturating_add(1);
                 state.cool_down(&why);
@@ -223,9 +223,9 @@ async fn run(connection: Connection<Io, Body, TokioExecutor>, number: u64, share
     };
     let Some(shared) = shared.upgrade() else { return };
     if shared.state.send_if_modified(|state| state.lost(number, &why)) {
-        info!(endpoint = %shared.endpoint, "the connection to APNs ended: {why}");
+        info!(endpoint = %shared.endpoint, why, "the connection to APNs ended");
     } else {
-        debug!(endpoint = %shared.endpoint, "a given-up connection to APNs ended: {why}");
+        debug!(endpoint = %shared.endpoint, why, "a given-up connection to APNs ended");
     }
 }
 

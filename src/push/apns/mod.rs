@@ -223,9 +223,9 @@ impl Apns {
                     },
                     h2 => {
                         if h2.is_some_and(h2::Error::is_go_away) {
-                            warn!(endpoint = %self.endpoint, "APNs sends us away: {why}");
+                            warn!(endpoint = %self.endpoint, why, "APNs sends us away");
                         } else if !never_sent {
-                            warn!(endpoint = %self.endpoint, "the connection to APNs broke: {why}");
+                            warn!(endpoint = %self.endpoint, why, "the connection to APNs broke");
                         }
                         self.link.give_up(up, &why);
                         Err(Failure::Again(why))

@@ -177,7 +177,7 @@ async fn a_route_that_comes_while_a_client_is_connected_counts() {
         server.logged("the configuration was read again").await;
         let answer = log_in(&mut client, name).await;
         assert!(answer.starts_with("a NO [AUTHENTICATIONFAILED]"), "{answer}");
-        server.logged("login refused").await;
+        assert_eq!(server.logged("login refused").await["account"], name);
         assert_eq!((tries(&world.backend), tries(&other)), (0, 0));
     })
     .await;

@@ -160,9 +160,13 @@ async fn text_tells_each_session_and_push_in_a_line_and_no_secret() {
         let count = |parts: [&str; 4]| {
             log.iter().filter(|line| parts.iter().all(|part| line.contains(part))).count()
         };
-        let account = "account=alice";
-        assert_eq!(count(["session ended", account, "seconds=", "ended=Closed"]), 3, "{log:#?}");
-        let push = ["push account=alice token=8df2a4c1… ", "milliseconds="];
+        let account = "account=\"alice\"";
+        assert_eq!(
+            count(["session ended", account, "seconds=", "ended=\"Closed\""]),
+            3,
+            "{log:#?}"
+        );
+        let push = ["push account=\"alice\" token=\"8df2a4c1…\" ", "milliseconds="];
         assert_eq!(count([push[0], push[1], "outcome=\"accepted\"", ""]), 2, "{log:#?}");
         assert_eq!(count([push[0], push[1], "outcome=\"gone\"", ""]), 1, "{log:#?}");
     })
