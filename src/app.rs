@@ -39,7 +39,7 @@ use crate::metrics::{Metrics, Queue};
 use crate::model::{SessionEvent, Timestamp};
 use crate::net::backends::{Backends, Table};
 use crate::net::counters::Counters;
-use crate::net::resolve::Resolver;
+use crate::net::resolve::NameResolver;
 use crate::net::{listen, tls};
 use crate::nodes::{self, Membership, Neighbours};
 use crate::proxy;
@@ -82,7 +82,7 @@ pub struct Running {
     config: Config,
     metrics: Arc<Metrics>,
     backends: Backends,
-    resolver: Resolver,
+    resolver: NameResolver,
     /// What new sessions begin with.
     current: proxy::Current,
     tickets: Arc<dyn ProducesTickets>,
@@ -182,7 +182,7 @@ pub async fn start_with(
     let tickets = tls::tickets().map_err(|error| StartError::key("[tls]", error))?;
     let server_tls = server_tls(&config.tls, &tickets)?;
     let counters = Arc::new(Counters::default());
-    let resolver = Resolver::new(&config.resolver, Arc::clone(&counters));
+    let resolver = NameResolver::new(&config.resolver, Arc::clone(&counters));
     let table = Table::new(config, &resolver)
         .map_err(|error| StartError::Configuration(error.to_string()))?;
     let backends = Backends::new(table, counters);

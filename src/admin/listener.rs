@@ -14,24 +14,24 @@ use crate::config::AdminAddress;
 use crate::net::listen;
 
 /// A connection.
-pub(super) type Stream = Either<TcpStream, UnixStream>;
+pub(super) type AdminStream = Either<TcpStream, UnixStream>;
 
 /// A listening socket.
 #[derive(Debug)]
-pub enum Listener {
+pub enum AdminListener {
     Tcp(TcpListener),
-    Unix(UnixListener, Socket),
+    Unix(UnixListener, SocketFile),
 }
 
 /// The file of a Unix socket, which goes when this is dropped, unless another has its place.
 #[derive(Debug)]
-pub struct Socket {
+pub struct SocketFile {
     path: PathBuf,
     /// Device and inode.
     file: (u64, u64),
 }
 
-impl Listener {
+impl AdminListener {
     /// Listens at `address`. A Unix socket has the mode 0600, or 0660 where it has a group; one that
     /// nobody listens at any more is replaced.
     ///
@@ -56,7 +56,7 @@ impl Listener {
     }
 
     /// The next connection, and the address of this machine that it was made to.
-    pub(super) async fn accept(&self) -> io::Result<(Stream, Option<IpAddr>)> {
+    pub(super) async fn accept(&self) -> io::Result<(AdminStream, Option<IpAddr>)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
@@ -68,7 +68,7 @@ impl Listener {
     }
 }
 
-impl From<TcpListener> for Listener {
+impl From<TcpListener> for AdminListener {
     fn from(listener: TcpListener) -> Self {
         Self::Tcp(listener)
     }
@@ -76,7 +76,7 @@ impl From<TcpListener> for Listener {
 
 /// The socket is made in a folder that only this user can enter, and comes to its place when it has its
 /// mode: nobody else can connect in between.
-fn bind_unix(path: &Path, group: Option<&str>) -> io::Result<(UnixListener, Socket)> {
+fn bind_unix(path: &Path, group: Option<&str>) -> io::Result<(UnixListener, SocketFile)> {
     match fs::symlink_metadata(path) {
         Ok(there) if !there.file_type().is_socket() => {
             let problem = "there is something else than a socket, which is left alone";
@@ -99,7 +99,7 @@ fn bind_unix(path: &Path, group: Option<&str>) -> io::Result<(UnixListener, Sock
     fs::set_permissions(&made, fs::Permissions::from_mode(mode))?;
     let file = inode(&made)?;
     fs::rename(&made, path)?;
-    Ok((listener, Socket { path: path.to_owned(), file }))
+    Ok((listener, SocketFile { path: path.to_owned(), file }))
 }
 
 /// The number of a group of this machine, by its name or itself.
@@ -125,10 +125,10 @@ fn inode(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-impl Drop for Socket {
+impl Drop for SocketFile {
     fn drop(&mut self) {
         if inode(&self.path).is_ok_and(|file| file == self.file) {
-            // Whoever listens there next replaces what is left.
+            // The next program that listens there replaces what is left.
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 
-pub use self::listener::Listener;
+pub use self::listener::AdminListener;
 pub use self::serve::serve;
 use crate::metrics::Metrics;
 use crate::model::{Account, Mailbox};

@@ -1,7 +1,7 @@
 //! The sockets: one task a connection, one request on each, and an end to everything.
 //!
-//! Connections are few, and whoever comes gets in: when there are too many, the oldest goes that is not
-//! being answered by a part of the program. So who says nothing, or reads nothing, takes nobody's place.
+//! A new connection always gets in: when there are too many, mailchime closes the oldest one for which no
+//! part of the program works. So a client that says nothing, or reads nothing, keeps nobody out.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -20,14 +20,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::answer::{self, Answer};
-use super::listener::Stream;
-use super::{Context, Listener};
+use super::listener::AdminStream;
+use super::{AdminListener, Context};
 
 /// Connections at once.
 const CONNECTIONS: usize = 128;
 
-/// Questions that are put to parts of the program at once; others wait for them. Health is apart, and
-/// whether the process answers at all is nobody's to ask but its own.
+/// Questions that parts of the program answer at once; others wait for them. `/readyz` has a number of its
+/// own, and `/healthz` asks no part.
 const QUESTIONS: usize = 32;
 const READINESS: usize = 8;
 
@@ -45,26 +45,30 @@ const CONNECTION_TIME: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// What connections share.
-struct Room {
+struct Connections {
     context: Arc<Context>,
     /// In the order in which they came.
-    open: Mutex<BTreeMap<u64, Arc<Seat>>>,
+    open: Mutex<BTreeMap<u64, Arc<Admitted>>>,
     questions: Semaphore,
     readiness: Semaphore,
 }
 
 /// What is known of one connection.
 #[derive(Default)]
-struct Seat {
+struct Admitted {
     /// A part of the program is being asked for it.
     is_answered: AtomicBool,
     leave: CancellationToken,
 }
 
 /// Answers requests until `stop`; those under way are broken off then.
-pub async fn serve(listener: impl Into<Listener>, context: Arc<Context>, stop: CancellationToken) {
+pub async fn serve(
+    listener: impl Into<AdminListener>,
+    context: Arc<Context>,
+    stop: CancellationToken,
+) {
     let listener = listener.into();
-    let room = Arc::new(Room {
+    let shared = Arc::new(Connections {
         context,
         open: Mutex::default(),
         questions: Semaphore::new(QUESTIONS),
@@ -81,14 +85,14 @@ pub async fn serve(listener: impl Into<Listener>, context: Arc<Context>, stop: C
                     continue;
                 }
             };
-            let seat = room.admit(number);
-            let (room, stop) = (Arc::clone(&room), stop.clone());
+            let admitted = shared.admit(number);
+            let (shared, stop) = (Arc::clone(&shared), stop.clone());
             connections.spawn(async move {
-                let served = connection(stream, local, &room, &seat);
+                let served = connection(stream, local, &shared, &admitted);
                 let served = tokio::time::timeout(CONNECTION_TIME, served);
-                let served = seat.leave.run_until_cancelled(served);
+                let served = admitted.leave.run_until_cancelled(served);
                 stop.run_until_cancelled(served).await;
-                room.open().remove(&number);
+                shared.open().remove(&number);
             });
         }
     };
@@ -97,38 +101,39 @@ pub async fn serve(listener: impl Into<Listener>, context: Arc<Context>, stop: C
     connections.wait().await;
 }
 
-impl Room {
-    fn open(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Seat>>> {
+impl Connections {
+    fn open(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Admitted>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A seat for the connection of this number, which may be that of another.
-    fn admit(&self, number: u64) -> Arc<Seat> {
+    /// Lets the connection of this number in, and closes another one if there are too many.
+    fn admit(&self, number: u64) -> Arc<Admitted> {
         let mut open = self.open();
         if open.len() >= CONNECTIONS {
             // Fewer than all can be answered at once.
-            let idle = |seat: &Seat| !seat.is_answered.load(Ordering::Relaxed);
-            let oldest = open.iter().find(|(_, seat)| idle(seat)).map(|(number, _)| *number);
-            if let Some(seat) = oldest.and_then(|number| open.remove(&number)) {
-                seat.leave.cancel();
+            let idle = |admitted: &Admitted| !admitted.is_answered.load(Ordering::Relaxed);
+            let oldest =
+                open.iter().find(|(_, admitted)| idle(admitted)).map(|(number, _)| *number);
+            if let Some(admitted) = oldest.and_then(|number| open.remove(&number)) {
+                admitted.leave.cancel();
             }
             if self.context.counters.admin_connections.hit() {
                 tracing::warn!(
                     limit = CONNECTIONS,
-                    "[admin] has too many connections: the oldest that is not being answered goes"
+                    "[admin] has too many connections; mailchime closes the oldest ones that wait"
                 );
             }
         }
-        let seat = Arc::<Seat>::default();
-        open.insert(number, Arc::clone(&seat));
-        seat
+        let admitted = Arc::<Admitted>::default();
+        open.insert(number, Arc::clone(&admitted));
+        admitted
     }
 
     async fn answer(
         &self,
         request: &Request<Incoming>,
         local: Option<IpAddr>,
-        seat: &Seat,
+        admitted: &Admitted,
     ) -> Answer {
         if let Err((status, why)) = answer::is_meant(request, local, &self.context.hosts) {
             return answer::refusal(status, &why);
@@ -140,16 +145,21 @@ impl Room {
         };
         // Nobody closes the semaphores.
         let _turn = questions.acquire().await.ok();
-        seat.is_answered.store(true, Ordering::Relaxed);
+        admitted.is_answered.store(true, Ordering::Relaxed);
         let answer = answer::to(request, &self.context).await;
-        seat.is_answered.store(false, Ordering::Relaxed);
+        admitted.is_answered.store(false, Ordering::Relaxed);
         answer
     }
 }
 
-async fn connection(stream: Stream, local: Option<IpAddr>, room: &Room, seat: &Seat) {
+async fn connection(
+    stream: AdminStream,
+    local: Option<IpAddr>,
+    shared: &Connections,
+    admitted: &Admitted,
+) {
     let service = service_fn(|request| async move {
-        Ok::<Response<_>, Infallible>(room.answer(&request, local, seat).await)
+        Ok::<Response<_>, Infallible>(shared.answer(&request, local, admitted).await)
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())

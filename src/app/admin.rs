@@ -11,7 +11,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
-use crate::admin::{self, Ask, Context, Listener, Part};
+use crate::admin::{self, AdminListener, Ask, Context, Part};
 use crate::config;
 use crate::metrics::Metrics;
 use crate::model::{Account, Device, Mailbox, Timestamp};
@@ -32,7 +32,7 @@ const PUSH_OFF: &str = "push is off: there is no [apns] table";
 /// The server of `[admin]`, listening.
 #[derive(Debug)]
 pub(super) struct Socket {
-    listener: Listener,
+    listener: AdminListener,
     /// Where it is, in words.
     name: String,
     hosts: Vec<String>,
@@ -60,7 +60,7 @@ impl Socket {
     pub(super) fn open(config: &config::Admin) -> Result<Option<Self>, StartError> {
         let Some(wanted) = &config.address else { return Ok(None) };
         let failed = |error| StartError::key("[admin] address", format!("{wanted}: {error}"));
-        let listener = Listener::bind(wanted).map_err(failed)?;
+        let listener = AdminListener::bind(wanted).map_err(failed)?;
         let machine = nodes::machine().map(|name| name.to_ascii_lowercase());
         let hosts = config.hosts.iter().cloned().chain(machine).collect();
         let name = listener.address().map_or_else(|| wanted.to_string(), |at| at.to_string());

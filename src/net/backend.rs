@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use super::backends::Place;
 use super::master::{MasterLogin, PasswordFileError};
 use super::proxy_protocol::{self, Addresses};
-use super::resolve::Resolver;
+use super::resolve::NameResolver;
 use super::stream::{Stream, tune};
 use super::tls::{self, TlsError};
 use crate::config::{self, BackendTls, Trust};
@@ -44,7 +44,7 @@ struct Way {
     connect_timeout: Duration,
     proxy_protocol: bool,
     send_id: bool,
-    resolver: Resolver,
+    resolver: NameResolver,
     checks_token_name: bool,
     id: BackendId,
     master: Option<MasterLogin>,
@@ -129,7 +129,7 @@ impl Backend {
     pub fn new(
         config: &config::Backend,
         connect_timeout: Duration,
-        resolver: &Resolver,
+        resolver: &NameResolver,
     ) -> Result<Self, (&'static str, BackendError)> {
         let trust = |trust: &Trust| -> Result<_, (&'static str, BackendError)> {
             let client = tls::client(trust.ca.as_deref()).map_err(|error| ("ca", error.into()))?;
@@ -452,7 +452,7 @@ mod tests {
     }
 
     fn built(config: &config::Backend) -> Backend {
-        Backend::new(config, LIMIT, &Resolver::default()).unwrap()
+        Backend::new(config, LIMIT, &NameResolver::default()).unwrap()
     }
 
     async fn listener() -> (TcpListener, SocketAddr) {

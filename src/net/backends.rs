@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::backend::{Backend, BackendError, ConnectError, Connected, LoggedIn, LoginError};
 use super::counters::Counters;
 use super::proxy_protocol::Addresses;
-use super::resolve::Resolver;
+use super::resolve::NameResolver;
 use crate::config::{self, Config};
 use crate::model::{Account, AmbiguousDomain, Credentials};
 
@@ -58,7 +58,7 @@ pub struct Place {
 
 impl Table {
     /// The backends of `config`, whose names `resolver` knows.
-    pub fn new(config: &Config, resolver: &Resolver) -> Result<Self, Unusable> {
+    pub fn new(config: &Config, resolver: &NameResolver) -> Result<Self, Unusable> {
         let backend = |table, backend: &config::Backend| match Backend::new(
             backend,
             config.limits.connect_timeout,
@@ -264,7 +264,7 @@ mod tests {
         };
         config.routes = routes.iter().map(route).collect();
         config.limits.connections_per_account = connections_per_account;
-        Table::new(&config, &Resolver::default()).unwrap()
+        Table::new(&config, &NameResolver::default()).unwrap()
     }
 
     fn backends(table: Table) -> Backends {

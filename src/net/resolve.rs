@@ -1,12 +1,12 @@
 //! Names to addresses, without a thread that waits: what the system's `getaddrinfo` does for a server,
 //! asked of `/etc/hosts` and of the name servers in `/etc/resolv.conf`, whose changes count at once.
 //!
-//! Of each name one look-up is under way, however many wait for it, and it belongs to none of them: who
-//! waits may go, and the answer is there for whoever comes next. So a name server that says nothing
-//! costs those who need one of its names their time, and nobody else anything.
+//! One look-up of a name is under way at a time, in a task of its own. Any number of connections wait for
+//! it; when they give up, it goes on, and the next connection gets its answer. So a name server that says
+//! nothing delays only connections that need one of its names.
 //!
-//! An answer counts for its time to live. When that is over and no name server answers, it is used all
-//! the same, for up to a day (RFC 8767): that a name server is away does not mean that its names moved.
+//! The resolver keeps an answer for its time to live. After that it asks again, and goes on using the old
+//! answer for up to a day while no name server answers (RFC 8767).
 
 mod files;
 mod servers;
@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use self::files::Files;
-use self::servers::{Failure, Found, Servers};
+use self::servers::{FoundAddresses, LookupFailure, Servers};
 use super::counters::Counters;
 use crate::config;
 
@@ -47,7 +47,7 @@ const QUIET: Duration = Duration::from_secs(60);
 
 /// A handle to what is known of names. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Resolver(Arc<Shared>);
+pub struct NameResolver(Arc<NameTable>);
 
 /// Where answers come from.
 #[derive(Clone, Debug)]
@@ -59,20 +59,20 @@ pub struct Sources {
 }
 
 #[derive(Debug)]
-struct Shared {
+struct NameTable {
     files: Mutex<Files>,
-    names: Mutex<HashMap<String, watch::Sender<Known>>>,
+    names: Mutex<HashMap<String, watch::Sender<NameRecord>>>,
     most_waiting: usize,
     counters: Arc<Counters>,
 }
 
 /// What is known of a name.
 #[derive(Debug, Default)]
-struct Known {
-    answer: Option<Answer>,
+struct NameRecord {
+    answer: Option<KnownAddresses>,
     /// Of the last look-up, if it found nothing.
-    failure: Option<(Failure, Instant)>,
-    asking: Option<Asking>,
+    failure: Option<(LookupFailure, Instant)>,
+    asking: Option<Lookup>,
     /// Of the servers that answer and failure come from.
     generation: u64,
     /// When the log last told of a failure.
@@ -80,7 +80,7 @@ struct Known {
 }
 
 #[derive(Debug)]
-struct Answer {
+struct KnownAddresses {
     /// In the order in which they are to be tried.
     addresses: Vec<IpAddr>,
     /// How many at the beginning are as good as the first.
@@ -92,7 +92,7 @@ struct Answer {
 
 /// A look-up that is under way.
 #[derive(Clone, Copy, Debug)]
-struct Asking {
+struct Lookup {
     since: Instant,
     /// Of the servers that are asked.
     generation: u64,
@@ -101,7 +101,7 @@ struct Asking {
 /// What somebody who asks for a name gets now.
 enum Verdict {
     Addresses(Vec<IpAddr>),
-    Failure(Failure),
+    LookupFailure(LookupFailure),
     /// A look-up is under way; what else there is will do from then on.
     Wait(Option<Instant>),
 }
@@ -119,15 +119,15 @@ impl Default for Sources {
     }
 }
 
-// === impl Resolver ===
+// === impl NameResolver ===
 
-impl Default for Resolver {
+impl Default for NameResolver {
     fn default() -> Self {
         Self::new(&config::Resolver::default(), Arc::default())
     }
 }
 
-impl Resolver {
+impl NameResolver {
     /// A resolver that knows nothing yet. `counters` learn how often too many wait for one name.
     pub fn new(config: &config::Resolver, counters: Arc<Counters>) -> Self {
         let name_servers = config.name_servers.clone();
@@ -138,7 +138,7 @@ impl Resolver {
     /// The same with other files than the system's.
     pub fn with_sources(sources: Sources, most_waiting: usize, counters: Arc<Counters>) -> Self {
         let files = Mutex::new(Files::new(sources));
-        Self(Arc::new(Shared { files, names: Mutex::default(), most_waiting, counters }))
+        Self(Arc::new(NameTable { files, names: Mutex::default(), most_waiting, counters }))
     }
 
     /// The addresses of `host` with this port, in the order in which they are to be tried. Those that
@@ -172,13 +172,13 @@ impl Resolver {
         loop {
             let until = match verdict {
                 Verdict::Addresses(addresses) => return Ok(addresses),
-                Verdict::Failure(failure) => return Err(failure.into()),
+                Verdict::LookupFailure(failure) => return Err(failure.into()),
                 Verdict::Wait(until) => until,
             };
             let Some(receiver) = &mut known else { return Err(self.too_many(name)) };
             tokio::select! {
                 changed = receiver.changed() => if changed.is_err() {
-                    return Err(Failure::Silent.into());
+                    return Err(LookupFailure::Silent.into());
                 },
                 () = async {
                     match until {
@@ -191,13 +191,13 @@ impl Resolver {
         }
     }
 
-    /// What is known of `name`, after a look-up was begun if there has to be one; and, for whoever has
-    /// to wait, how to hear of its end, unless too many wait.
+    /// What is known of `name`. Begins a look-up if there has to be one. A caller that has to wait gets a
+    /// receiver that tells of the end, unless too many wait.
     fn begin(
         &self,
         name: &str,
         servers: &Arc<Servers>,
-    ) -> (Verdict, Option<watch::Receiver<Known>>) {
+    ) -> (Verdict, Option<watch::Receiver<NameRecord>>) {
         let now = Instant::now();
         let mut names = lock(&self.0.names);
         if names.len() >= NAMES && !names.contains_key(name) {
@@ -208,7 +208,7 @@ impl Resolver {
         sender.send_if_modified(|known| {
             look_up = known.is_due(servers.generation(), now);
             if look_up {
-                known.asking = Some(Asking { since: now, generation: servers.generation() });
+                known.asking = Some(Lookup { since: now, generation: servers.generation() });
             }
             verdict = known.verdict(now);
             false
@@ -224,7 +224,7 @@ impl Resolver {
 
     /// What is known of `name`.
     fn now(&self, name: &str) -> Verdict {
-        let (now, mut verdict) = (Instant::now(), Verdict::Failure(Failure::Silent));
+        let (now, mut verdict) = (Instant::now(), Verdict::LookupFailure(LookupFailure::Silent));
         if let Some(sender) = lock(&self.0.names).get(name) {
             sender.send_if_modified(|known| {
                 verdict = known.verdict(now);
@@ -250,9 +250,9 @@ impl Resolver {
 }
 
 /// The one look-up of a name.
-async fn look_up_and_tell(resolver: Resolver, name: String, servers: Arc<Servers>) {
+async fn look_up_and_tell(resolver: NameResolver, name: String, servers: Arc<Servers>) {
     let found = timeout(LOOK_UP_TIME, servers.look_up(&name)).await;
-    let found = found.unwrap_or(Err(Failure::Silent));
+    let found = found.unwrap_or(Err(LookupFailure::Silent));
     let names = lock(&resolver.0.names);
     if let Some(sender) = names.get(&name) {
         let now = Instant::now();
@@ -260,9 +260,9 @@ async fn look_up_and_tell(resolver: Resolver, name: String, servers: Arc<Servers
     }
 }
 
-// === impl Known ===
+// === impl NameRecord ===
 
-impl Known {
+impl NameRecord {
     /// Whether a look-up has to begin, at the servers of this generation.
     fn is_due(&self, generation: u64, now: Instant) -> bool {
         // One that ended without a word, by a panic, must not be waited for for ever.
@@ -287,7 +287,7 @@ impl Known {
             (None, Some(_)) => Verdict::Wait(None),
             (None, None) => {
                 let failure = self.failure.as_ref().map(|(failure, _)| failure.clone());
-                Verdict::Failure(failure.unwrap_or(Failure::Silent))
+                Verdict::LookupFailure(failure.unwrap_or(LookupFailure::Silent))
             }
         }
     }
@@ -296,7 +296,7 @@ impl Known {
     fn learn(
         &mut self,
         name: &str,
-        found: Result<Found, Failure>,
+        found: Result<FoundAddresses, LookupFailure>,
         generation: u64,
         now: Instant,
     ) -> bool {
@@ -305,19 +305,19 @@ impl Known {
         }
         (self.asking, self.generation) = (None, generation);
         match found {
-            Ok(Found { addresses, ttl }) => {
+            Ok(FoundAddresses { addresses, ttl }) => {
                 let fresh_until = now + ttl.clamp(SHORTEST, LONGEST);
-                self.answer = Some(Answer::new(addresses, fresh_until));
+                self.answer = Some(KnownAddresses::new(addresses, fresh_until));
                 self.failure = None;
             }
             Err(failure) => {
                 let rest = match &failure {
-                    Failure::Absent { ttl, .. } => {
+                    LookupFailure::Absent { ttl, .. } => {
                         // The name's owner says so; what was known holds no more.
                         self.answer = None;
                         ttl.unwrap_or(LONGEST_ABSENCE).clamp(SHORTEST, LONGEST_ABSENCE)
                     }
-                    Failure::Silent | Failure::Other(_) => RETRY,
+                    LookupFailure::Silent | LookupFailure::Other(_) => RETRY,
                 };
                 let due = self.told.is_none_or(|told| now.duration_since(told) >= QUIET);
                 if due && self.answer.is_some() {
@@ -335,9 +335,9 @@ impl Known {
     }
 }
 
-// === impl Answer ===
+// === impl KnownAddresses ===
 
-impl Answer {
+impl KnownAddresses {
     fn new(addresses: Vec<IpAddr>, fresh_until: Instant) -> Self {
         let (addresses, alike) = in_order(addresses);
         Self { addresses, alike, given: 0, fresh_until }

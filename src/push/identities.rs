@@ -14,13 +14,13 @@ use tracing::warn;
 use super::apns::{Apns, Identity, IdentityError, SetupError, Validity};
 use crate::config;
 use crate::model::{Account, Timestamp};
-use crate::net::resolve::Resolver;
+use crate::net::resolve::NameResolver;
 
 /// The identities of a configuration; clones share them.
 #[derive(Clone, Debug)]
 pub struct Identities {
     entries: Arc<watch::Sender<Arc<[Entry]>>>,
-    resolver: Resolver,
+    resolver: NameResolver,
 }
 
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl Identities {
     pub fn load(
         config: &[config::Apns],
         priority: Option<u8>,
-        resolver: &Resolver,
+        resolver: &NameResolver,
     ) -> Result<Self, LoadError> {
         let entries = watch::Sender::new(entries(config, priority, resolver, &[])?);
         Ok(Self { entries: Arc::new(entries), resolver: resolver.clone() })
@@ -201,7 +201,7 @@ impl Entry {
 fn entries(
     config: &[config::Apns],
     priority: Option<u8>,
-    resolver: &Resolver,
+    resolver: &NameResolver,
     before: &[Entry],
 ) -> Result<Arc<[Entry]>, LoadError> {
     let mut entries: Vec<Entry> = Vec::new();

@@ -238,13 +238,13 @@ mod tests {
 
     use super::*;
     use crate::config::BackendTls;
-    use crate::net::resolve::Resolver;
+    use crate::net::resolve::NameResolver;
 
     const APART: Duration = Duration::from_mins(15);
 
     fn backend(port: u16) -> Backend {
         let config = config::Backend::new("localhost", port, BackendTls::None);
-        Backend::new(&config, Duration::from_secs(1), &Resolver::default()).unwrap()
+        Backend::new(&config, Duration::from_secs(1), &NameResolver::default()).unwrap()
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@ use mailchime::config::{self, Endpoint};
 use mailchime::demo::apns::Apns as StandIn;
 use mailchime::demo::pki::Pki;
 use mailchime::model::{Account, Device, DeviceToken};
-use mailchime::net::resolve::Resolver;
+use mailchime::net::resolve::NameResolver;
 use mailchime::push::apns::{Apns, Identity};
 use mailchime::push::identities::Identities;
 use tempfile::TempDir;
@@ -65,12 +65,12 @@ impl Certificates {
     }
 
     fn client(&self, address: SocketAddr) -> Apns {
-        Apns::new(&self.identity(), &self.config(address), None, &Resolver::default()).unwrap()
+        Apns::new(&self.identity(), &self.config(address), None, &NameResolver::default()).unwrap()
     }
 
     /// The only identity, for everybody.
     fn identities(&self, address: SocketAddr) -> Identities {
-        Identities::load(&[self.config(address)], None, &Resolver::default()).unwrap()
+        Identities::load(&[self.config(address)], None, &NameResolver::default()).unwrap()
     }
 
     /// A device whose token begins with `name`.

@@ -14,7 +14,7 @@ use mailchime::model::{
     Snapshot, Timestamp, WatchEvent,
 };
 use mailchime::net::backends::{Backends, Table};
-use mailchime::net::resolve::Resolver;
+use mailchime::net::resolve::NameResolver;
 use mailchime::nodes::Neighbours;
 use mailchime::store::{CredentialSource, DeviceKey, Sealed, Store, Vault};
 use mailchime::watch;
@@ -158,7 +158,7 @@ impl World {
         let config = self.config();
         let (sender, events) = mpsc::channel(self.queue);
         let backends =
-            Backends::new(Table::new(&config, &Resolver::default()).unwrap(), Arc::default());
+            Backends::new(Table::new(&config, &NameResolver::default()).unwrap(), Arc::default());
         let stored = config::Credentials::Stored { key_file: self.key_file.clone() };
         let source = Arc::new(CredentialSource::open(&stored, self.store.clone()).unwrap());
         let store = self.store.clone();
@@ -267,7 +267,7 @@ impl Watching {
 
     /// The configuration is read again.
     fn reload(&self, config: &Config) {
-        self.backends.replace(Table::new(config, &Resolver::default()).unwrap());
+        self.backends.replace(Table::new(config, &NameResolver::default()).unwrap());
     }
 
     /// Ends it as the program does; what it had still to tell is lost.

@@ -16,7 +16,7 @@ use crate::imap::capability::Capabilities;
 use crate::model::{Account, Credentials, Timestamp};
 use crate::net::backend::{Backend, ConnectError, LoginError};
 use crate::net::backends::{Backends, Table};
-use crate::net::resolve::Resolver;
+use crate::net::resolve::NameResolver;
 use crate::push::apns::{Apns, Identity, Outcome, Validity};
 use crate::push::payload::Probe;
 
@@ -33,8 +33,8 @@ const WARNING_DAYS: i64 = 30;
 const TOLD: [&str; 6] = ["IDLE", "NOTIFY", "CONDSTORE", "LIST-STATUS", "ID", "LOGINDISABLED"];
 
 /// Looks names up as the program does.
-fn resolver(config: &Config) -> Resolver {
-    Resolver::new(&config.resolver, std::sync::Arc::default())
+fn resolver(config: &Config) -> NameResolver {
+    NameResolver::new(&config.resolver, std::sync::Arc::default())
 }
 
 /// A user's password. `Debug` does not show it.
@@ -260,7 +260,7 @@ pub(super) async fn push(config: &Config, report: &mut Report) {
 async fn identity_and_service(
     apns: &config::Apns,
     identity: &Identity,
-    resolver: &Resolver,
+    resolver: &NameResolver,
     report: &mut Report,
 ) {
     let part = format!("[apns] {}", identity.topic().escape_debug());

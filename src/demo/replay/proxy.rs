@@ -25,7 +25,7 @@ use crate::model::SessionEvent;
 use crate::net::backend::Backend;
 use crate::net::backends::{Backends, Table};
 use crate::net::listen;
-use crate::net::resolve::Resolver;
+use crate::net::resolve::NameResolver;
 use crate::proxy;
 use crate::store::{CredentialSource, Store};
 
@@ -93,7 +93,7 @@ impl Proxy {
         let credentials = CredentialSource::open(&config::Credentials::Memory, store.clone());
         let credentials = Arc::new(credentials.map_err(Failure::broken)?);
         let (sender, events) = mpsc::channel(1000);
-        let table = Table::new(&config, &Resolver::default()).map_err(Failure::broken)?;
+        let table = Table::new(&config, &NameResolver::default()).map_err(Failure::broken)?;
         let backends = Backends::new(table, Arc::default());
         let backend = backends.default();
         let tls = pki.server_config().map_err(Failure::broken)?;

@@ -1,4 +1,4 @@
-//! Asking name servers, one after the other, as resolv.conf(5) says: each that does not answer in its
+//! Lookup name servers, one after the other, as resolv.conf(5) says: each that does not answer in its
 //! time leaves the question to the next, and the round is made as often as `attempts`.
 
 use std::fmt;
@@ -44,7 +44,7 @@ pub(super) struct Servers {
 
 /// What a name was found to have.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct FoundAddresses {
     /// At least one.
     pub(super) addresses: Vec<IpAddr>,
     pub(super) ttl: Duration,
@@ -52,7 +52,7 @@ pub(super) struct Found {
 
 /// Why there is no address.
 #[derive(Clone, Debug)]
-pub(super) enum Failure {
+pub(super) enum LookupFailure {
     /// There is no such name, or none with an address, for so long.
     Absent { ttl: Option<Duration> },
     /// No name server answers.
@@ -103,14 +103,15 @@ impl Servers {
     }
 
     /// The addresses of `name`, by the search list where the name is not whole.
-    pub(super) async fn look_up(&self, name: &str) -> Result<Found, Failure> {
-        let mut failure = Failure::Absent { ttl: None };
+    pub(super) async fn look_up(&self, name: &str) -> Result<FoundAddresses, LookupFailure> {
+        let mut failure = LookupFailure::Absent { ttl: None };
         for candidate in self.candidates(name) {
             let Ok(name) = Name::from_ascii(&candidate) else { continue };
             match self.of_name(&name).await {
                 Ok(found) => return Ok(found),
                 // What is not known counts for more than what is not there.
-                Err(Failure::Absent { .. }) if !matches!(failure, Failure::Absent { .. }) => {}
+                Err(LookupFailure::Absent { .. })
+                    if !matches!(failure, LookupFailure::Absent { .. }) => {}
                 Err(why) => failure = why,
             }
         }
@@ -135,12 +136,12 @@ impl Servers {
         candidates
     }
 
-    async fn of_name(&self, name: &Name) -> Result<Found, Failure> {
-        let mut failure = Failure::Silent;
+    async fn of_name(&self, name: &Name) -> Result<FoundAddresses, LookupFailure> {
+        let mut failure = LookupFailure::Silent;
         for _ in 0..self.attempts {
             for (address, server) in &self.servers {
                 match self.at(server, name).await {
-                    Err(why @ (Failure::Silent | Failure::Other(_))) => {
+                    Err(why @ (LookupFailure::Silent | LookupFailure::Other(_))) => {
                         tracing::debug!(%name, %address, %why, "the name server gives no address");
                         failure = why;
                     }
@@ -152,7 +153,11 @@ impl Servers {
     }
 
     /// What one server says of both families.
-    async fn at(&self, server: &TokioResolver, name: &Name) -> Result<Found, Failure> {
+    async fn at(
+        &self,
+        server: &TokioResolver,
+        name: &Name,
+    ) -> Result<FoundAddresses, LookupFailure> {
         let v4 = one_family(server, name, RecordType::A);
         if !self.ipv6 {
             return v4.await;
@@ -170,16 +175,16 @@ impl Servers {
             },
         };
         match (first, second) {
-            (Ok(one), Some(Ok(other))) => Ok(Found {
+            (Ok(one), Some(Ok(other))) => Ok(FoundAddresses {
                 addresses: [one.addresses, other.addresses].concat(),
                 ttl: one.ttl.min(other.ttl),
             }),
             // The other family may be there at the next look.
-            (Ok(one), None | Some(Err(Failure::Silent | Failure::Other(_)))) => {
-                Ok(Found { ttl: one.ttl.min(Duration::from_secs(60)), ..one })
+            (Ok(one), None | Some(Err(LookupFailure::Silent | LookupFailure::Other(_)))) => {
+                Ok(FoundAddresses { ttl: one.ttl.min(Duration::from_secs(60)), ..one })
             }
             (Ok(one), _) | (Err(_), Some(Ok(one))) => Ok(one),
-            (Err(Failure::Absent { .. }), Some(Err(other))) => Err(other),
+            (Err(LookupFailure::Absent { .. }), Some(Err(other))) => Err(other),
             (Err(one), _) => Err(one),
         }
     }
@@ -189,15 +194,15 @@ async fn one_family(
     server: &TokioResolver,
     name: &Name,
     family: RecordType,
-) -> Result<Found, Failure> {
-    let lookup = server.lookup(name.clone(), family).await.map_err(Failure::from)?;
+) -> Result<FoundAddresses, LookupFailure> {
+    let lookup = server.lookup(name.clone(), family).await.map_err(LookupFailure::from)?;
     let answers = lookup.answers();
     let addresses = answers.iter().filter_map(|record| record.data.ip_addr());
     let addresses: Vec<_> = addresses.take(ADDRESSES).collect();
     let ttl = answers.iter().map(|record| Duration::from_secs(record.ttl.into())).min();
     match addresses.is_empty() {
-        true => Err(Failure::Absent { ttl }),
-        false => Ok(Found { addresses, ttl: ttl.unwrap_or_default() }),
+        true => Err(LookupFailure::Absent { ttl }),
+        false => Ok(FoundAddresses { addresses, ttl: ttl.unwrap_or_default() }),
     }
 }
 
@@ -234,9 +239,9 @@ impl fmt::Debug for Servers {
     }
 }
 
-// === impl Failure ===
+// === impl LookupFailure ===
 
-impl From<NetError> for Failure {
+impl From<NetError> for LookupFailure {
     fn from(error: NetError) -> Self {
         match error {
             NetError::Dns(DnsError::NoRecordsFound(none)) => {
@@ -249,7 +254,7 @@ impl From<NetError> for Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for LookupFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Absent { .. } => f.write_str("the name has no address"),
@@ -259,12 +264,12 @@ impl fmt::Display for Failure {
     }
 }
 
-impl From<Failure> for io::Error {
-    fn from(failure: Failure) -> Self {
+impl From<LookupFailure> for io::Error {
+    fn from(failure: LookupFailure) -> Self {
         let kind = match failure {
-            Failure::Absent { .. } => io::ErrorKind::NotFound,
-            Failure::Silent => io::ErrorKind::TimedOut,
-            Failure::Other(_) => io::ErrorKind::Other,
+            LookupFailure::Absent { .. } => io::ErrorKind::NotFound,
+            LookupFailure::Silent => io::ErrorKind::TimedOut,
+            LookupFailure::Other(_) => io::ErrorKind::Other,
         };
         Self::new(kind, failure.to_string())
     }

@@ -28,7 +28,7 @@ use tracing::{debug, info, warn};
 use super::tunnel::Tunnel;
 use crate::config::{Apns, Endpoint};
 use crate::net::backoff::Backoff;
-use crate::net::resolve::Resolver;
+use crate::net::resolve::NameResolver;
 use crate::net::stream::tune;
 
 /// How long a PING may go unanswered.
@@ -68,7 +68,7 @@ struct Shared {
     endpoint: Endpoint,
     tunnel: Option<Tunnel>,
     tls: TlsConnector,
-    resolver: Resolver,
+    resolver: NameResolver,
     connect_timeout: Duration,
     ping_interval: Duration,
 }
@@ -92,7 +92,7 @@ impl Link {
         config: &Apns,
         tls: TlsConnector,
         tunnel: Option<Tunnel>,
-        resolver: Resolver,
+        resolver: NameResolver,
     ) -> Self {
         let state = State { phase: Phase::Down(None), number: 0, failures: 0 };
         let shared = Shared {

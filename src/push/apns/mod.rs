@@ -36,7 +36,7 @@ pub use identity::{Identity, IdentityError, Validity};
 
 use crate::config::{self, Endpoint};
 use crate::model::Timestamp;
-use crate::net::resolve::Resolver;
+use crate::net::resolve::NameResolver;
 use crate::net::tls::{self, TlsError};
 use identity::Proof;
 use link::{Body, Link, Up};
@@ -97,7 +97,7 @@ impl Apns {
         identity: &Identity,
         config: &config::Apns,
         priority: Option<u8>,
-        resolver: &Resolver,
+        resolver: &NameResolver,
     ) -> Result<Self, SetupError> {
         let tls = client_tls(identity, config).map_err(SetupError::Ca)?;
         let tunnel = config.proxy.as_ref().map(|proxy| Tunnel::new(proxy, &config.endpoint));
@@ -353,7 +353,7 @@ mod tests {
             &Identity::load(&config.identity).unwrap(),
             &config,
             None,
-            &Resolver::default(),
+            &NameResolver::default(),
         )
         .unwrap();
 

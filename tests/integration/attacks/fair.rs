@@ -12,7 +12,7 @@ use mailchime::model::{
     Account, Change, ChangeKind, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp,
     WatchEvent,
 };
-use mailchime::net::resolve::Resolver;
+use mailchime::net::resolve::NameResolver;
 use mailchime::nodes::Neighbours;
 use mailchime::push::dispatcher::{self, Parts};
 use mailchime::push::identities::Identities;
@@ -102,7 +102,7 @@ impl Site {
         let parts = Parts {
             events: changes,
             store: self.store.clone(),
-            identities: Identities::load(&[apns], None, &Resolver::default()).unwrap(),
+            identities: Identities::load(&[apns], None, &NameResolver::default()).unwrap(),
             config: self.config.clone(),
             removed,
             division: Neighbours::none("here").division,

@@ -15,7 +15,7 @@ use std::time::Duration;
 use hickory_resolver::proto::op::{Message, ResponseCode};
 use hickory_resolver::proto::rr::{RData, Record, RecordType};
 use mailchime::net::counters::Counters;
-use mailchime::net::resolve::{Resolver, Sources};
+use mailchime::net::resolve::{NameResolver, Sources};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpStream, UdpSocket};
@@ -27,6 +27,12 @@ use crate::program::world::{World, listener};
 
 /// Of the waiters for one name, in the program as it comes.
 const WAITING: usize = 4096;
+
+/// For a test whose clock is ahead.
+async fn in_days(test: impl Future<Output = ()>) {
+    let limit = Duration::from_secs(7 * 24 * 3600);
+    tokio::time::timeout(limit, test).await.expect("the test takes too long");
+}
 
 /// A name server. What it was told nothing about it does not answer.
 struct NameServer {
@@ -104,7 +110,7 @@ struct Asker {
     server: NameServer,
     folder: TempDir,
     counters: Arc<Counters>,
-    resolver: Resolver,
+    resolver: NameResolver,
 }
 
 impl Asker {
@@ -115,7 +121,7 @@ impl Asker {
         fs::write(&resolv_conf, "options timeout:1 attempts:2\n").unwrap();
         let sources = Sources { hosts, resolv_conf, name_servers: vec![server.address] };
         let counters = Arc::new(Counters::default());
-        let resolver = Resolver::with_sources(sources, most_waiting, Arc::clone(&counters));
+        let resolver = NameResolver::with_sources(sources, most_waiting, Arc::clone(&counters));
         Self { server, folder, counters, resolver }
     }
 
@@ -130,14 +136,11 @@ impl Asker {
         self.ask(name).await.unwrap_err().kind()
     }
 
-    /// Asks until this is said.
-    async fn comes_to_say(&self, name: &str, said: &str) {
-        let asking = async {
-            while self.ask(name).await.ok().as_deref() != Some(said) {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        soon(said, asking).await;
+    /// Lets so much time pass, and what is due in it happen.
+    async fn later(&self, seconds: u64) {
+        let passed =
+            tokio::time::timeout(Duration::from_secs(seconds), std::future::pending::<()>());
+        passed.await.unwrap_err();
     }
 
     fn write(&self, file: &str, text: &str) {
@@ -278,69 +281,75 @@ async fn no_more_wait_for_a_name_than_may() {
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_answer_counts_for_its_time_and_then_the_new_one() {
-    limited(async {
+    in_days(async {
         let asker = Asker::new(WAITING).await;
-        asker.server.addresses("short.example", &["192.0.2.1"], 1);
+        asker.server.addresses("short.example", &["192.0.2.1"], 5);
         asker.server.addresses("long.example", &["192.0.2.1"], 3600);
         for name in ["short.example", "long.example"] {
             assert_eq!(asker.ask(name).await.unwrap(), "192.0.2.1:143");
             asker.server.addresses(name, &["192.0.2.2"], 3600);
         }
-        asker.comes_to_say("short.example", "192.0.2.2:143").await;
+        asker.later(4).await;
+        assert_eq!(asker.ask("short.example").await.unwrap(), "192.0.2.1:143");
+        asker.later(2).await;
+        assert_eq!(asker.ask("short.example").await.unwrap(), "192.0.2.2:143");
         assert_eq!(asker.ask("long.example").await.unwrap(), "192.0.2.1:143");
         assert_eq!(asker.server.asked("long.example"), 1);
     })
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_was_known_is_used_while_the_name_server_is_silent() {
-    limited(async {
+    in_days(async {
         let asker = Asker::new(WAITING).await;
-        asker.server.addresses("imap.example", &["192.0.2.1"], 1);
+        asker.server.addresses("imap.example", &["192.0.2.1"], 5);
         assert_eq!(asker.ask("imap.example").await.unwrap(), "192.0.2.1:143");
         asker.server.falls_silent();
-        let before = asker.server.asked("imap.example");
-        let later = async {
-            while asker.server.asked("imap.example") == before {
-                assert_eq!(asker.ask("imap.example").await.unwrap(), "192.0.2.1:143");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        soon("a new question", later).await;
-        assert_eq!(asker.ask("imap.example").await.unwrap(), "192.0.2.1:143");
-        // What its owner says counts at once: the name is gone, or somewhere else.
+        for _ in 0..10 {
+            asker.later(600).await;
+            let before = asker.server.asked("imap.example");
+            assert_eq!(asker.ask("imap.example").await.unwrap(), "192.0.2.1:143");
+            assert!(asker.server.asked("imap.example") > before, "it asks again");
+        }
         asker.server.says("imap.example", Says::Refused);
+        asker.later(60).await;
         assert_eq!(asker.ask("imap.example").await.unwrap(), "192.0.2.1:143");
-        asker.server.addresses("imap.example", &["192.0.2.3"], 1);
-        asker.comes_to_say("imap.example", "192.0.2.3:143").await;
+        // What the owner of the name says counts: it is somewhere else, or gone.
+        asker.server.addresses("imap.example", &["192.0.2.3"], 5);
+        asker.later(60).await;
+        assert_eq!(asker.ask("imap.example").await.unwrap(), "192.0.2.3:143");
         asker.server.says("imap.example", Says::NoSuchName);
-        let gone = async {
-            while asker.ask("imap.example").await.is_ok() {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        soon("the end of the name", gone).await;
+        asker.later(60).await;
         assert_eq!(asker.failure("imap.example").await, ErrorKind::NotFound);
+        // After a day an old answer is worth nothing.
+        asker.server.addresses("imap.example", &["192.0.2.4"], 5);
+        asker.later(60).await;
+        assert_eq!(asker.ask("imap.example").await.unwrap(), "192.0.2.4:143");
+        asker.server.falls_silent();
+        asker.later(25 * 3600).await;
+        assert_eq!(asker.failure("imap.example").await, ErrorKind::TimedOut);
     })
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_name_that_was_missing_is_found_seconds_later() {
-    limited(async {
+    in_days(async {
         let asker = Asker::new(WAITING).await;
         asker.server.says("imap.example", Says::NoSuchName);
         assert_eq!(asker.failure("imap.example").await, ErrorKind::NotFound);
         asker.server.addresses("imap.example", &["192.0.2.1"], 60);
         assert_eq!(asker.failure("imap.example").await, ErrorKind::NotFound, "kept for seconds");
-        asker.comes_to_say("imap.example", "192.0.2.1:143").await;
+        asker.later(6).await;
+        assert_eq!(asker.ask("imap.example").await.unwrap(), "192.0.2.1:143");
 
         assert_eq!(asker.failure("mx.example").await, ErrorKind::TimedOut);
         asker.server.addresses("mx.example", &["192.0.2.2"], 60);
-        asker.comes_to_say("mx.example", "192.0.2.2:143").await;
+        asker.later(3).await;
+        assert_eq!(asker.ask("mx.example").await.unwrap(), "192.0.2.2:143");
     })
     .await;
 }
@@ -355,30 +364,34 @@ async fn the_next_name_server_is_asked_when_one_says_nothing() {
         let resolv_conf = asker.folder.path().join("resolv.conf");
         let hosts = asker.folder.path().join("hosts");
         let sources = Sources { hosts, resolv_conf, name_servers };
-        let resolver = Resolver::with_sources(sources, WAITING, Arc::default());
+        let resolver = NameResolver::with_sources(sources, WAITING, Arc::default());
         let addresses = soon("an answer", resolver.resolve("imap.example", 143)).await.unwrap();
         assert_eq!(addresses, ["192.0.2.1:143".parse().unwrap()]);
     })
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_files_of_the_system_count_and_so_do_their_changes() {
-    limited(async {
+    in_days(async {
         let asker = Asker::new(WAITING).await;
         asker.server.addresses("imap.a.example", &["192.0.2.1"], 3600);
         asker.server.addresses("imap.b.example", &["192.0.2.2"], 3600);
         asker.server.says("imap", Says::NoSuchName);
-        asker.write("resolv.conf", "search a.example\noptions timeout:1\n");
+        let resolv_conf = |domain: &str| format!("search {domain}\noptions timeout:1\n");
+        asker.write("resolv.conf", &resolv_conf("a.example"));
         assert_eq!(asker.ask("imap").await.unwrap(), "192.0.2.1:143");
-        asker.write("resolv.conf", "search b.example\noptions timeout:1\n");
-        asker.comes_to_say("imap", "192.0.2.2:143").await;
-        asker.write("hosts", "192.0.2.3 imap # here\n");
-        asker.comes_to_say("imap", "192.0.2.3:143").await;
-        asker.write("hosts", "192.0.2.4 IMAP other\n");
-        asker.comes_to_say("imap", "192.0.2.4:143").await;
-        fs::remove_file(asker.folder.path().join("hosts")).unwrap();
-        asker.comes_to_say("imap", "192.0.2.2:143").await;
+        for (file, text, address) in [
+            ("resolv.conf", &*resolv_conf("other.b.example b.example"), "192.0.2.2:143"),
+            ("hosts", "192.0.2.3 imap # here\n", "192.0.2.3:143"),
+            ("hosts", "192.0.2.4 IMAP others\n", "192.0.2.4:143"),
+            ("hosts", "", "192.0.2.2:143"),
+        ] {
+            asker.server.says("imap.other.b.example", Says::NoSuchName);
+            asker.write(file, text);
+            asker.later(2).await;
+            assert_eq!(asker.ask("imap").await.unwrap(), address, "{file}: {text}");
+        }
     })
     .await;
 }

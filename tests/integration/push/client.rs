@@ -9,7 +9,7 @@ use bytes::Bytes;
 use hyper::Response;
 use mailchime::demo::apns::Answer;
 use mailchime::model::{Device, Mailbox, Timestamp};
-use mailchime::net::resolve::Resolver;
+use mailchime::net::resolve::NameResolver;
 use mailchime::push::apns::{Apns, Outcome, new_apns_id};
 use mailchime::push::payload::{Headers, MailPush};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
@@ -116,8 +116,8 @@ async fn b33_b35_a_push_has_the_headers_that_large_senders_use() {
         );
 
         let config = certificates.config(stand_in.address());
-        let apns =
-            Apns::new(&certificates.identity(), &config, Some(5), &Resolver::default()).unwrap();
+        let apns = Apns::new(&certificates.identity(), &config, Some(5), &NameResolver::default())
+            .unwrap();
         assert!(is_accepted(&push(&apns, &device).await));
         assert_eq!(stand_in.next().await.header("apns-priority"), Some("5"));
     })
@@ -171,7 +171,7 @@ async fn b21_a_request_has_a_deadline_and_the_next_one_does_not_wait_behind_it()
         let mut config = certificates.config(stand_in.address());
         config.request_timeout = Duration::from_secs(1);
         let apns =
-            Apns::new(&certificates.identity(), &config, None, &Resolver::default()).unwrap();
+            Apns::new(&certificates.identity(), &config, None, &NameResolver::default()).unwrap();
         let device = certificates.device("ab");
         assert!(is_accepted(&push(&apns, &device).await));
         stand_in.answer_next(1, Answer::Hang);
@@ -281,7 +281,7 @@ async fn b22_a_server_that_says_nothing_is_given_up() {
         let mut config = certificates.config(silent.local_addr().unwrap());
         config.connect_timeout = Duration::from_millis(200);
         let apns =
-            Apns::new(&certificates.identity(), &config, None, &Resolver::default()).unwrap();
+            Apns::new(&certificates.identity(), &config, None, &NameResolver::default()).unwrap();
         let said = why(push(&apns, &certificates.device("ab")).await);
         assert_eq!(said, "no connection: TLS: no answer in time");
     })
@@ -308,7 +308,7 @@ async fn b23_b31_who_is_not_believed_is_said_and_nothing_is_sent() {
             &ours.identity(),
             &theirs.config(stand_in.address()),
             None,
-            &Resolver::default(),
+            &NameResolver::default(),
         )
         .unwrap();
         why(push(&apns, &ours.device("ab")).await);

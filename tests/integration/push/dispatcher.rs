@@ -9,7 +9,7 @@ use mailchime::demo::apns::Answer;
 use mailchime::model::{
     Account, Change, ChangeKind, Device, Mailbox, Registration, Snapshot, Timestamp, WatchEvent,
 };
-use mailchime::net::resolve::Resolver;
+use mailchime::net::resolve::NameResolver;
 use mailchime::nodes::Neighbours;
 use mailchime::push::dispatcher::{self, Inquirer, Parts};
 use mailchime::push::identities::Identities;
@@ -381,7 +381,7 @@ async fn b10_nothing_is_lost_while_the_certificate_is_expired() {
         };
         write(-7200..-3600);
         let config = [certificates.config(stand_in.address())];
-        let identities = Identities::load(&config, None, &Resolver::default()).unwrap();
+        let identities = Identities::load(&config, None, &NameResolver::default()).unwrap();
         let disk = Disk::with(&[certificates.device("aa")]).await;
         let mut running = Running::start(&disk, identities.clone());
         running.mail("INBOX", 2).await;

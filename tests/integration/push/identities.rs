@@ -9,7 +9,7 @@ use std::time::Duration;
 use mailchime::config::{self, Identity as IdentityConfig};
 use mailchime::demo::pki;
 use mailchime::model::{Account, Timestamp};
-use mailchime::net::resolve::Resolver;
+use mailchime::net::resolve::NameResolver;
 use mailchime::push::apns::{Apns, Identity, Validity};
 use mailchime::push::expiry;
 use mailchime::push::identities::{Identities, NoClient, Offer};
@@ -94,7 +94,7 @@ async fn a6_a_pkcs12_file_is_as_good_as_two_pem_files_with_old_ciphers_too() {
             let identity = Identity::load(&identity).unwrap();
             assert_eq!(identity.topic(), certificates.pki.topic);
             let config = certificates.config(stand_in.address());
-            let apns = Apns::new(&identity, &config, None, &Resolver::default()).unwrap();
+            let apns = Apns::new(&identity, &config, None, &NameResolver::default()).unwrap();
             assert!(is_accepted(&push(&apns, &certificates.device("ab")).await), "{legacy:?}");
         }
 
@@ -168,7 +168,7 @@ async fn a29_each_domain_has_its_identity_and_each_topic_its_client() {
         configs[0].domains = vec!["a.example".into(), "a2.example".into()];
         configs[1].identity = certificates.issue(b, -DAY, -60);
         configs[1].domains = vec!["b.example".into()];
-        let identities = Identities::load(&configs, None, &Resolver::default()).unwrap();
+        let identities = Identities::load(&configs, None, &NameResolver::default()).unwrap();
         let now = Timestamp::now();
         let offer = |login: &str| identities.offer(&Account::from_login(login), now);
         let others = certificates.pki.topic.as_str();
@@ -211,7 +211,7 @@ fn what_is_wrong_with_an_identity_is_said_with_its_key() {
     let certificates = Certificates::new();
     let mut config = certificates.config(([127, 0, 0, 1], 1).into());
     let said = |config: &config::Apns| {
-        Identities::load(std::slice::from_ref(config), None, &Resolver::default())
+        Identities::load(std::slice::from_ref(config), None, &NameResolver::default())
             .unwrap_err()
             .to_string()
     };
@@ -246,7 +246,8 @@ async fn a7_a_reload_loses_no_push_and_the_next_one_has_the_new_certificate() {
         let stand_in = certificates.stand_in().await;
         let config = certificates.config(stand_in.address());
         let identities =
-            Identities::load(std::slice::from_ref(&config), None, &Resolver::default()).unwrap();
+            Identities::load(std::slice::from_ref(&config), None, &NameResolver::default())
+                .unwrap();
         let topic = certificates.pki.topic.clone();
         let client =
             |identities: &Identities| identities.client_for(&topic, Timestamp::now()).unwrap();
@@ -289,7 +290,8 @@ async fn b10_an_offer_is_withdrawn_when_the_certificate_ends_and_back_with_a_new
         let topic = "com.apple.mail.XServer.a";
         config.identity = certificates.issue(topic, -DAY, 2 * DAY);
         let identities =
-            Identities::load(std::slice::from_ref(&config), None, &Resolver::default()).unwrap();
+            Identities::load(std::slice::from_ref(&config), None, &NameResolver::default())
+                .unwrap();
         let (begin, start) = (Timestamp::now(), tokio::time::Instant::now());
         let clock = move || Timestamp(begin.0 + start.elapsed().as_millis() as i64);
         let published = Rc::new(RefCell::new(Vec::<(i64, Option<String>)>::new()));

@@ -3,7 +3,7 @@
 use mailchime::config::{self, Identity as IdentityConfig};
 use mailchime::demo::apns::Answer;
 use mailchime::demo::pki::ProviderKey;
-use mailchime::net::resolve::Resolver;
+use mailchime::net::resolve::NameResolver;
 use mailchime::push::apns::{Apns, Identity, Outcome};
 
 use super::client::{is_accepted, push};
@@ -34,7 +34,7 @@ async fn a6_b28_a_key_signs_one_token_for_all_pushes() {
         let (identity, config) =
             provider(&certificates, &stand_in, &certificates.pki.provider, |_, _| {});
         assert_eq!((identity.topic(), identity.not_after()), (&*certificates.pki.topic, None));
-        let apns = Apns::new(&identity, &config, None, &Resolver::default()).unwrap();
+        let apns = Apns::new(&identity, &config, None, &NameResolver::default()).unwrap();
         let device = certificates.device("ab");
         for _ in 0..3 {
             assert!(is_accepted(&push(&apns, &device).await));
@@ -72,7 +72,7 @@ async fn a_key_or_a_name_that_apple_does_not_know_is_refused_and_sent_once() {
         .into_iter()
         .enumerate()
         {
-            let apns = Apns::new(&identity, &config, None, &Resolver::default()).unwrap();
+            let apns = Apns::new(&identity, &config, None, &NameResolver::default()).unwrap();
             let reason = "InvalidProviderToken".to_owned();
             assert_eq!(push(&apns, &device).await, Outcome::Refused { status: 403, reason });
             assert_eq!(stand_in.received(), n as u64 + 1);
