@@ -342,7 +342,7 @@ async fn forget(events: &mut mpsc::Receiver<SessionEvent>) {
     while events.recv().await.is_some() {}
 }
 
-/// How many files with secrets others can use; each is told of in the log.
+/// How many files with secrets others can use; the log names each.
 fn exposed(config: &Config) -> i64 {
     let mut exposed = 0;
     for (key, path) in config.secret_files() {

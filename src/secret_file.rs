@@ -71,8 +71,8 @@ pub(crate) fn stamp(metadata: &fs::Metadata) -> Stamp {
 }
 
 /// The one right to give a file a new content: a file beside it, by a name that is always the same,
-/// which is locked while it is written and then takes its place. Whoever is killed in between leaves it
-/// behind; the next one takes it over, and so does a program that starts ([`tidy`]).
+/// which is locked while it is written and then takes its place. A process that is killed in between
+/// leaves it behind; the next one takes it over, and a program that starts removes it ([`tidy`]).
 pub(crate) struct Successor {
     file: File,
     /// Where it is; `None` when it has taken its place, and the name may be another's.

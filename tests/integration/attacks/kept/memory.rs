@@ -124,7 +124,7 @@ async fn a_password_is_gone_once_the_login_is_answered() {
     .await;
 }
 
-/// Whoever can register keeps it while connected: it is what a registration stores.
+/// A session that can register keeps it while connected: it is what a registration stores.
 #[tokio::test]
 async fn a_password_is_kept_while_it_may_be_needed_and_gone_with_the_session() {
     let test = "attacks::kept::memory::a_password_is_kept_while_it_may_be_needed";
