@@ -246,6 +246,7 @@ pub async fn start_with(
     let division = neighbours.division.clone();
     let (changes, change_events) = mpsc::channel(QUEUE);
     let (removed, unwatched) = mpsc::channel(QUEUE);
+    let of_accounts = backends.clone();
     let parts = dispatcher::Parts {
         events: change_events,
         store: store.clone(),
@@ -255,6 +256,11 @@ pub async fn start_with(
         division: division.clone(),
         inquiries,
         metrics: Arc::clone(&metrics),
+        // Names that are ambiguous have no backend, and no watcher either.
+        backend_of: dispatcher::BackendOf::new(move |account| {
+            of_accounts.of(account).map_or_else(|_| "".into(), |backend| backend.name().into())
+        }),
+        counters: backends.counters(),
     };
     metrics.watch_channel(Queue::ChangeEvents, &changes);
     let (first, stop) = (identities.clone(), stop_pushing.clone());

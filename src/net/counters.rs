@@ -22,6 +22,8 @@ pub struct Counters {
     pub answer_timeout: Counter,
     pub watch_connections: Counter,
     pub registrations_per_minute: Counter,
+    /// Pushes that were put off for those of other accounts to the same device.
+    pub min_interval: Counter,
     pub resolver_waiting: Counter,
     pub admin_connections: Counter,
 }
@@ -40,7 +42,7 @@ const QUIET: Duration = Duration::from_secs(60);
 
 impl Counters {
     /// Each counter with the key of its limit.
-    pub fn all(&self) -> [(&'static str, &Counter); 15] {
+    pub fn all(&self) -> [(&'static str, &Counter); 16] {
         [
             ("sessions", &self.sessions),
             ("sessions_per_ip", &self.sessions_per_ip),
@@ -55,6 +57,7 @@ impl Counters {
             ("answer_timeout", &self.answer_timeout),
             ("watch_connections", &self.watch_connections),
             ("registrations_per_minute", &self.registrations_per_minute),
+            ("min_interval", &self.min_interval),
             ("resolver_waiting", &self.resolver_waiting),
             ("admin_connections", &self.admin_connections),
         ]

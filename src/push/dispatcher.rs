@@ -15,11 +15,13 @@ use super::apns::{Outcome, new_apns_id};
 use super::explain::{Explanation, Facts};
 use super::identities::Identities;
 use super::payload::{Headers, MailPush, collapse_id};
+pub use super::pending::BackendOf;
 use super::pending::{Action, Batch, ChangeId, Pending, Push, Rules};
 use crate::config::{self, Collapse};
 use crate::metrics::{Metrics, PushOutcome, Queue};
 use crate::model::{Account, Change, Device, Mailbox, Timestamp, WatchEvent};
 use crate::net::backoff::Backoff;
+use crate::net::counters::Counters;
 use crate::nodes::Division;
 use crate::store::{Store, StoreError, Target};
 
@@ -48,6 +50,9 @@ pub struct Parts {
     /// What people ask; see [`Inquirer`].
     pub inquiries: Inquiries,
     pub metrics: Arc<Metrics>,
+    /// By whose names accounts take turns.
+    pub backend_of: BackendOf,
+    pub counters: Arc<Counters>,
 }
 
 /// Asks the dispatcher why it does what it does. Clones ask the same one.
@@ -113,6 +118,8 @@ pub async fn run(parts: Parts, cancel: CancellationToken) {
         mut division,
         mut inquiries,
         metrics,
+        backend_of,
+        counters,
     } = parts;
     let mut pending = Pending::new(Rules {
         quiet_delay: config.quiet_delay,
@@ -120,6 +127,7 @@ pub async fn run(parts: Parts, cancel: CancellationToken) {
         max_delay: config.max_delay,
         events: config.events,
         chance: rand::random,
+        backend_of,
     });
     let mut reloads = identities.reloads();
     pending.topics(identities.topics(), now(), Timestamp::now());
@@ -132,6 +140,8 @@ pub async fn run(parts: Parts, cancel: CancellationToken) {
             jobs.start(action);
         }
         jobs.measure(&pending);
+        let held = u32::try_from(pending.take_held()).unwrap_or(u32::MAX);
+        counters.min_interval.add(held);
         let wake = pending.wake_at(now());
         tokio::select! {
             () = cancel.cancelled() => break,

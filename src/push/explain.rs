@@ -52,6 +52,8 @@ pub enum Reason {
     Identity { why: String },
     /// APNs cannot be reached, or refuses the identity; the next push tries after this time.
     ApnsShut { tries_in: u64 },
+    /// It was pushed for other accounts a moment ago.
+    OtherAccounts { due_in: u64 },
     /// APNs said twice that there is no such token: it is left alone until it registers anew.
     BadToken,
     /// It is left alone after failures in a row.
@@ -77,8 +79,17 @@ impl Facts<'_> {
     /// `mailbox` is where the mail would come; `None` stands for any that it registered for.
     pub(super) fn explain(&self, mailbox: Option<&Mailbox>, now: Timestamp) -> Explanation {
         let Target { device, registered_at, pushed_at, mailboxes } = self.target;
-        let View { under_way, waiting, due_in, too_soon, backs_off, failures, suspended, shut } =
-            &self.pending;
+        let View {
+            under_way,
+            waiting,
+            due_in,
+            too_soon,
+            backs_off,
+            failures,
+            held,
+            suspended,
+            shut,
+        } = &self.pending;
         let mut reasons = Vec::new();
         if *registered_at < now.minus(self.registration_ttl) {
             let since = now.0.saturating_sub(registered_at.0);
@@ -96,6 +107,7 @@ impl Facts<'_> {
             NoClient::Invalid { .. } => Reason::Identity { why: why.to_string() },
         }));
         reasons.extend(shut.map(|left| Reason::ApnsShut { tries_in: millis(left) }));
+        reasons.extend(held.map(|left| Reason::OtherAccounts { due_in: millis(left) }));
         reasons.extend(suspended.then_some(Reason::BadToken));
         let failures = *failures;
         reasons.extend(backs_off.map(|left| Reason::BacksOff { failures, tries_in: millis(left) }));
@@ -141,6 +153,13 @@ impl fmt::Display for Reason {
             Self::ApnsShut { tries_in } => {
                 let left = seconds(tries_in);
                 write!(f, "APNs did not answer or refused us; one push tries again in {left}")
+            }
+            Self::OtherAccounts { due_in } => {
+                let left = seconds(due_in);
+                write!(
+                    f,
+                    "it was pushed for other accounts a moment ago; the next may go in {left}"
+                )
             }
             Self::BadToken => f.write_str(
                 "APNs said twice that it does not know this token; nothing is sent until it \
@@ -210,6 +229,7 @@ mod tests {
             too_soon: second,
             backs_off: second,
             failures: 3,
+            held: second,
             suspended: true,
             shut: Some(Duration::ZERO),
         };
@@ -224,6 +244,7 @@ mod tests {
                 "it registered with version 1, for INBOX alone",
                 "apns.pem: is expired",
                 "APNs did not answer or refused us; one push is trying now",
+                "it was pushed for other accounts a moment ago; the next may go in 1.0 s",
                 "APNs said twice that it does not know this token; nothing is sent until it \
                  registers again",
                 "3 pushes in a row failed; it is left alone for 1.0 s more",

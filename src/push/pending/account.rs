@@ -78,6 +78,8 @@ pub(super) struct DeviceState {
     last_push: Option<Instant>,
     pub(super) failures: u32,
     pub(super) back_off_until: Option<Instant>,
+    /// It was pushed lately for other accounts.
+    pub(super) held_until: Option<Instant>,
     /// How often APNs said that there is no such token, since it registered.
     pub(super) bad_answers: u32,
 }
@@ -366,6 +368,7 @@ impl DeviceState {
             last_push: None,
             failures: 0,
             back_off_until: None,
+            held_until: None,
             bad_answers: 0,
         }
     }
@@ -447,7 +450,7 @@ impl DeviceState {
         let spaced = self.last_push.map(|at| at + rules.min_interval).max(Some(waiting.until))?;
         // A delay that begins anew with each change needs an end.
         let capped = spaced.min(waiting.since + rules.max_delay);
-        Some(self.back_off_until.map_or(capped, |until| until.max(capped)))
+        Some(capped).max(self.back_off_until).max(self.held_until)
     }
 
     /// What is pending for it, seen at `now`.
@@ -460,6 +463,7 @@ impl DeviceState {
             due_in: self.due(rules).map(|at| at.saturating_duration_since(now)),
             too_soon: self.last_push.and_then(|at| left(at + rules.min_interval)),
             backs_off: self.back_off_until.and_then(left),
+            held: self.held_until.and_then(left),
             failures: self.failures,
             suspended: self.is_suspended(),
             shut: None,

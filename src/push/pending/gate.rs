@@ -98,6 +98,11 @@ impl Gate {
         self.shut_until = Some(now + backoff.wait(self.failures, chance).max(at_least));
     }
 
+    /// Whether [`Gate::pass`] would let a push go.
+    pub(super) fn lets_pass(&self, now: Instant) -> bool {
+        self.shut_until.is_none_or(|until| until <= now && !self.trying)
+    }
+
     /// When the next push may go, seen from a moment at which none may; `None` while one is trying.
     pub(super) fn opens_at(&self) -> Option<Instant> {
         self.shut_until.filter(|_| !self.trying)
@@ -130,7 +135,7 @@ impl TokenAlarm {
 
     /// Returns whether the token was bad before, if that is remembered.
     fn vote(&mut self, account: &Account, token: &DeviceToken, bad: bool) -> Option<bool> {
-        self.domains.vote(domain(account).map(Into::into), DOMAINS, |accounts| {
+        self.domains.vote(account.domain().map(Into::into), DOMAINS, |accounts| {
             let before = accounts.vote(account.clone(), ACCOUNTS, |tokens| {
                 let before = tokens.of(token);
                 tokens.vote(token.clone(), TOKENS, |()| (bad, ()));
@@ -145,11 +150,6 @@ impl TokenAlarm {
         let tokens = accounts.flat_map(|(_, tokens, _)| &tokens.last);
         tokens.filter(|(.., bad)| *bad).count() == 1
     }
-}
-
-/// Who shares a vote: the users of a domain, and all who have none.
-fn domain(account: &Account) -> Option<&str> {
-    account.domain()
 }
 
 impl<K, V> Default for Votes<K, V> {

@@ -12,6 +12,7 @@
 //! ```
 
 mod account;
+mod endpoints;
 mod gate;
 mod outbox;
 mod schedule;
@@ -19,6 +20,7 @@ mod schedule;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,10 +34,11 @@ use crate::store::{DeviceKey, Target};
 
 pub(super) use account::ChangeId;
 use account::{AccountState, DeviceState};
+use endpoints::Endpoints;
 use gate::{Gate, Pass, TokenAlarm, TokenVerdict};
 pub(super) use outbox::Batch;
 use outbox::Outbox;
-use schedule::Schedule;
+use schedule::{Schedule, Share};
 
 /// How many accounts may wait for the database to say who their devices are; then no more changes
 /// are taken in.
@@ -62,6 +65,26 @@ pub(super) struct Rules {
     pub(super) events: Events,
     /// Chance, 0 to 1, for the jitter of waits.
     pub(super) chance: fn() -> f64,
+    /// The name of an account's backend.
+    pub(super) backend_of: BackendOf,
+}
+
+/// Tells the name of an account's backend.
+#[derive(Clone)]
+pub struct BackendOf(Arc<NameOf>);
+
+type NameOf = dyn Fn(&Account) -> Arc<str> + Send + Sync;
+
+impl BackendOf {
+    pub fn new(name: impl Fn(&Account) -> Arc<str> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(name))
+    }
+}
+
+impl fmt::Debug for BackendOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BackendOf")
+    }
 }
 
 /// What is to be done next.
@@ -99,6 +122,8 @@ pub(super) struct View {
     /// How long it is left alone after so many failures in a row.
     pub(super) backs_off: Option<Duration>,
     pub(super) failures: u32,
+    /// For how long it is left alone because it was pushed for other accounts.
+    pub(super) held: Option<Duration>,
     /// APNs said more than once that there is no such token; it is left alone until it registers anew.
     pub(super) suspended: bool,
     /// For how long APNs is left alone by all devices of this topic; zero while one push tries.
@@ -115,6 +140,9 @@ pub(super) struct Pending {
     reading: usize,
     /// By topic. A device that watches another topic sleeps.
     lanes: BTreeMap<Arc<str>, Lane>,
+    endpoints: Endpoints,
+    /// How often a push was put off because its device was pushed for other accounts.
+    held: u64,
     outbox: Outbox,
 }
 
@@ -138,6 +166,11 @@ impl Rules {
             ChangeKind::Quiet => self.events.quiet,
         }
     }
+
+    fn share(&self, account: &Account) -> Share {
+        let domain = account.domain().unwrap_or_default().into();
+        Share { backend: (self.backend_of.0)(account), domain }
+    }
 }
 
 // === impl Pending: what happened ===
@@ -151,6 +184,8 @@ impl Pending {
             forgets: Schedule::default(),
             reading: 0,
             lanes: BTreeMap::new(),
+            endpoints: Endpoints::default(),
+            held: 0,
             outbox: Outbox::default(),
         }
     }
@@ -383,14 +418,14 @@ impl Pending {
 
     /// What is to be done now. Pushes come first: new mail does not wait for the disk.
     pub(super) fn next(&mut self, now: Instant) -> Option<Action> {
-        while let Some(account) = self.forgets.due(now).cloned() {
+        while let Some(account) = self.forgets.take(now, |account| self.rules.share(account)) {
             self.settle(&account, now);
         }
         if let Some(push) = self.next_push(now) {
             return Some(Action::Push(push));
         }
         if self.reading < MAX_READS
-            && let Some(account) = self.reads.due(now).cloned()
+            && let Some(account) = self.reads.take(now, |account| self.rules.share(account))
             && let Some(state) = self.accounts.get_mut(&account)
         {
             state.begin_read();
@@ -440,9 +475,12 @@ impl Pending {
     fn next_push_of(&mut self, topic: &Arc<str>, now: Instant) -> Option<Push> {
         loop {
             let lane = self.lanes.get_mut(topic).filter(|lane| lane.sending < lane.in_flight)?;
-            let account = lane.pushes.due(now)?.clone();
-            let state = self.accounts.get_mut(&account)?;
-            let (index, _) = state.next_push(topic, &self.rules)?;
+            if !lane.gate.lets_pass(now) {
+                return None;
+            }
+            let account = lane.pushes.take(now, |account| self.rules.share(account))?;
+            let Some(state) = self.accounts.get_mut(&account) else { continue };
+            let Some((index, _)) = state.next_push(topic, &self.rules) else { continue };
             let device: &mut DeviceState = &mut state.devices[index];
             if !device.is_fresh(now) {
                 device.stale = true;
@@ -450,12 +488,27 @@ impl Pending {
                 self.settle(&account, now);
                 continue;
             }
+            let (token, distance) = (&device.device.token, self.rules.min_interval);
+            let domain = account.domain().unwrap_or_default();
+            if let Err(free_at) = self.endpoints.use_one(token, domain, distance, now) {
+                device.held_until = Some(free_at);
+                self.held += 1;
+                self.settle(&account, now);
+                continue;
+            }
+            device.held_until = None;
             let pass: Pass = lane.gate.pass(now)?;
             let push = device.send(pass, now)?;
             lane.sending += 1;
             self.settle(&account, now);
             return Some(push);
         }
+    }
+
+    /// How often pushes were put off since the last question, as their devices had been pushed for
+    /// other accounts.
+    pub(super) fn take_held(&mut self) -> u64 {
+        std::mem::take(&mut self.held)
     }
 }
 

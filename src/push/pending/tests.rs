@@ -73,6 +73,7 @@ impl Play {
             max_delay: seconds(120.0),
             events: Events { new_mail: true, quiet: true },
             chance: || 1.0,
+            backend_of: BackendOf::new(|_| "backend".into()),
         };
         let start = Instant::now();
         let mut pending = Pending::new(rules);
@@ -466,6 +467,56 @@ fn b25_the_only_phone_of_all_is_removed_too() {
     let lines = play.until(9999.0);
     assert_eq!(lines.last().unwrap().split_once(' ').unwrap().1, "remove a", "{lines:?}");
     assert_eq!(lines.len(), 2, "{lines:?}");
+}
+
+#[test]
+fn a_tenant_with_many_accounts_delays_no_other() {
+    let of = |login: &str, name: &str| phone_of(&Account::from_login(login), name);
+    let crowd = (0..40).flat_map(|number| {
+        let login = format!("m{number}@tenant.example");
+        (0..5).map(move |device| of(&login, &format!("{number:02x}{device}f")))
+    });
+    let mut play = Play::with(crowd.chain([of("alice@example.org", "a11ce")]));
+    play.pending.topics([(TOPIC.into(), 2)], play.now, NOW);
+    play.apns = None;
+    for number in 0..40 {
+        let account = Account::from_login(&format!("m{number}@tenant.example"));
+        play.change_of(account, "INBOX", ChangeKind::NewMail, Some(state(7)));
+    }
+    assert_eq!(play.until(1.0).len(), 2);
+    let alice = Account::from_login("alice@example.org");
+    play.change_of(alice, "INBOX", ChangeKind::NewMail, Some(state(7)));
+    assert!(play.until(1.0).is_empty());
+    play.answer(accepted());
+    play.answer(accepted());
+    let lines = play.until(1.0);
+    let pushes: Vec<_> = lines.iter().filter(|line| line.contains("push")).collect();
+    assert!(pushes.len() == 2 && pushes.contains(&&"1 push a11ce INBOX".to_owned()), "{pushes:?}");
+}
+
+#[test]
+fn a_device_under_many_accounts_is_pushed_as_often_as_one_under_few() {
+    let of = |login: &str| phone_of(&Account::from_login(login), "a11ce");
+    let logins: Vec<_> = (0..20).map(|number| format!("m{number}@tenant.example")).collect();
+    let mut play = Play::with(logins.iter().map(|login| of(login)));
+    play.targets.push(of("alice@example.org"));
+    let mut pushes = 0;
+    for second in 0..22 {
+        for login in &logins {
+            let account = Account::from_login(login);
+            play.change_of(account, "INBOX", ChangeKind::NewMail, Some(state(second + 10)));
+        }
+        let lines = play.until(second as f64 + 0.9);
+        pushes += lines.iter().filter(|line| line.contains("push")).count();
+    }
+    assert_eq!(pushes, 8, "of 100 that one account at a time would be allowed");
+    assert!(play.pending.take_held() > 0);
+    let alice = Account::from_login("alice@example.org");
+    play.change_of(alice, "INBOX", ChangeKind::NewMail, Some(state(7)));
+    assert!(play.until(22.0).contains(&"22 push a11ce INBOX".to_owned()), "hers is not put off");
+    // All of them have their turn some time.
+    let lines = play.until(22.0 + 25.0 * 5.0);
+    assert!(lines.iter().filter(|line| line.contains("told")).count() >= 20, "{lines:?}");
 }
 
 #[test]

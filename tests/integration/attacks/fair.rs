@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mailchime::config::{self, Endpoint};
-use mailchime::demo::apns::{Answer, Apns};
+use mailchime::demo::apns::{Answer, Apns, Push};
 use mailchime::demo::pki::Pki;
 use mailchime::model::{
     Account, Change, ChangeKind, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp,
@@ -108,6 +108,8 @@ impl Site {
             division: Neighbours::none("here").division,
             inquiries: dispatcher::inquiries().1,
             metrics: Arc::default(),
+            backend_of: dispatcher::BackendOf::new(|_| "backend".into()),
+            counters: Arc::default(),
         };
         let task = tokio::spawn(dispatcher::run(parts, cancel.clone()));
         self.running = Some(Running { events, cancel, task });
@@ -137,6 +139,23 @@ impl Site {
 
     async fn devices(&self, login: &str) -> usize {
         self.store.targets(&account(login), Timestamp(0)).await.unwrap().len()
+    }
+
+    /// Waits for a push like this.
+    async fn pushed(&self, fits: impl Fn(&Push) -> bool) {
+        loop {
+            let received = self.apns.received();
+            if self.apns.pushes().iter().any(&fits) {
+                return;
+            }
+            self.apns.wait_for(received + 1).await;
+        }
+    }
+
+    /// How many pushes went to tokens that begin so.
+    fn pushes_to(&self, name: &str) -> usize {
+        let fits = |token: &DeviceToken| token.as_given().starts_with(name);
+        self.apns.pushes().iter().filter(|push| push.token.as_ref().is_some_and(fits)).count()
     }
 }
 
@@ -285,4 +304,132 @@ async fn a_user_who_registers_without_end_waits_alone() {
         assert!(took >= Duration::from_secs(3), "{took:?}");
     })
     .await;
+}
+
+/// 400 made-up accounts of one tenant with 50 devices each get mail at once. The next push to APNs
+/// but for those that are under way is another tenant's.
+#[tokio::test]
+async fn a_tenant_who_floods_delays_no_push_of_another() {
+    limited(async {
+        const ACCOUNTS: usize = 400;
+        let mut site = Site::new(config::Push::default()).await;
+        site.fill(ACCOUNTS, 50).await;
+        site.register(site.device("alice@example.org", "a11ce")).await;
+        site.start();
+        site.apns.hold_answers(true);
+        for number in 0..ACCOUNTS {
+            site.mail(&format!("m{number}@tenant.example")).await;
+        }
+        // As many as may be under way.
+        site.apns.wait_for(500).await;
+        let before = site.apns.received();
+        let began = Instant::now();
+        site.mail("alice@example.org").await;
+        site.apns.hold_answers(false);
+        site.pushed(|push| push.token == Some(token("a11ce"))).await;
+        let took = began.elapsed();
+        let pushes = site.apns.pushes();
+        let place = pushes.iter().position(|push| push.token == Some(token("a11ce"))).unwrap();
+        let ahead = place - usize::try_from(before).unwrap();
+        println!("{ahead} pushes of the flood went ahead, {took:?}");
+        site.running.take().unwrap().task.abort();
+        assert!(ahead < 600, "{ahead} pushes went ahead of alice's");
+    })
+    .await;
+}
+
+/// Somebody registers a foreign phone's token under accounts of their own, and sends mail to them.
+#[tokio::test]
+async fn a_foreign_token_under_many_accounts_does_not_wake_its_owner_without_end() {
+    limited(async {
+        // As five seconds and 22 seconds, but a tenth as long.
+        let interval = Duration::from_millis(500);
+        let config = config::Push { min_interval: interval, ..config::Push::default() };
+        let mut site = Site::new(config).await;
+        for number in 0..40 {
+            site.register(site.device(&format!("m{number}@tenant.example"), "a11ce")).await;
+        }
+        site.register(site.device("alice@example.org", "a11ce")).await;
+        let of_the_token = async |site: &Site| {
+            let mut count = 0;
+            for number in 0..40 {
+                count += site.devices(&format!("m{number}@tenant.example")).await;
+            }
+            count + site.devices("alice@example.org").await
+        };
+        let accounts = of_the_token(&site).await;
+        site.start();
+        let began = Instant::now();
+        let mut ticks = tokio::time::interval(Duration::from_millis(100));
+        while began.elapsed() < Duration::from_millis(2200) {
+            for number in 0..40 {
+                site.mail(&format!("m{number}@tenant.example")).await;
+            }
+            ticks.tick().await;
+        }
+        let (pushes, time) = (site.pushes_to("a11ce"), began.elapsed());
+        site.mail("alice@example.org").await;
+        let asked = Instant::now();
+        site.pushed(|push| push.json()["aps"]["account-id"] == "ID of alice@example.org").await;
+        println!(
+            "{accounts} accounts have the token, {pushes} pushes in {time:?}, alice's own mail \
+             came after {:?}",
+            asked.elapsed()
+        );
+        site.end().await;
+        assert_eq!(site.devices("alice@example.org").await, 1);
+        let most = 5 + time.div_duration_f64(interval) as usize;
+        assert!(pushes <= most, "{pushes} pushes, {most} would do");
+    })
+    .await;
+}
+
+impl Site {
+    /// Accounts of a tenant, each with so many devices, as they would be after as many registrations.
+    async fn fill(&self, accounts: usize, devices: usize) {
+        use sqlx::{ConnectOptions, Connection};
+        let file = self.folder.path().join("mailchime.db");
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file);
+        let mut connection = options.connect().await.unwrap();
+        let mut transaction = connection.begin().await.unwrap();
+        let now = Timestamp::now().0;
+        for number in 0..accounts {
+            let name = format!("m{number}@tenant.example");
+            sqlx::query("insert into account (name, created_at) values ($1, $2)")
+                .bind(&name)
+                .bind(now)
+                .execute(&mut *transaction)
+                .await
+                .unwrap();
+            for device in 0..devices {
+                let token = made_up(number, device);
+                sqlx::query(
+                    "insert into device (account, token, subtopic, token_given, aps_account_id, \
+                     version, topic, registered_at) values ($1, $2, 's', $2, 'ID', 2, $3, $4)",
+                )
+                .bind(&name)
+                .bind(token.as_given())
+                .bind(&self.pki.topic)
+                .bind(now)
+                .execute(&mut *transaction)
+                .await
+                .unwrap();
+                sqlx::query(
+                    "insert into device_mailbox (account, token, subtopic, mailbox) \
+                     values ($1, $2, 's', 'INBOX')",
+                )
+                .bind(&name)
+                .bind(token.as_given())
+                .execute(&mut *transaction)
+                .await
+                .unwrap();
+            }
+        }
+        transaction.commit().await.unwrap();
+        connection.close().await.unwrap();
+    }
+}
+
+fn made_up(number: usize, device: usize) -> DeviceToken {
+    token(&format!("f{number:04x}{device:04x}f"))
 }

@@ -101,6 +101,8 @@ impl Running {
             division: Neighbours::none("here").division,
             inquiries,
             metrics: Arc::default(),
+            backend_of: dispatcher::BackendOf::new(|_| "backend".into()),
+            counters: Arc::default(),
         };
         let task = tokio::spawn(dispatcher::run(parts, cancel.clone()));
         Self { events, removed, cancel, task, inquirer, id: 0 }
