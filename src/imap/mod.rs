@@ -13,6 +13,7 @@
 //! - [`status`]: the answers that a watcher reads
 //! - [`registration`]: the arguments and the answer of XAPPLEPUSHSERVICE (nom)
 //! - [`login`]: logging in at a backend, as a state machine
+//! - [`refusal`]: what a backend's refusal of a login says
 //! - [`relay`]: the two lanes after login, and mailchime's own questions between them
 //! - `unauthenticated`: what is said with a client before it is logged in
 //! - [`session`]: one client's session as a state machine, from greeting to close
@@ -25,6 +26,7 @@ pub mod login;
 pub mod mailbox;
 pub mod overheard;
 pub mod peek;
+pub mod refusal;
 pub mod registration;
 pub mod relay;
 pub mod sasl;

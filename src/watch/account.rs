@@ -17,11 +17,12 @@ use super::Context;
 use super::connection::{Connection, Lost};
 use super::master::{self, Master};
 use super::pacer;
-use super::refusal::{self, Refusal};
+use super::refusal;
 use super::status::{Doing, Status};
 use super::upstream::{Place, Upstream};
 use crate::imap::capability::Capabilities;
 use crate::imap::login::printable;
+use crate::imap::refusal::Refusal;
 use crate::model::{Account, Credentials, Mailbox, SecretKind, Snapshot, Timestamp};
 use crate::net::backend::{Backend, LoginError};
 use crate::net::backoff::Backoff;
@@ -299,16 +300,17 @@ impl Watcher {
             End::Refused(answer) => {
                 self.refusals += 1;
                 let refusal = Refusal::of(&answer);
-                let tried_before = self.inherited && refusal == Refusal::Wrong;
+                let wrong = matches!(refusal, Refusal::Wrong | Refusal::Barred);
+                let tried_before = self.inherited && wrong;
                 let tries = self.refusals + u32::from(tried_before);
-                let wait = refusal.wait(tries, backoff, rand::random());
+                let wait = refusal::wait(refusal, tries, backoff, rand::random());
                 let reason = printable(&answer);
                 match wait {
                     Some(wait) => {
                         tracing::warn!(%account, reason, ?wait, "the stored password is refused");
                         self.rest(Some(wait), &reason);
                         // Before the last try: who is killed after it must not count anew.
-                        if refusal == Refusal::Wrong {
+                        if wrong {
                             self.note(&reason).await;
                         }
                         Next::Try(wait)

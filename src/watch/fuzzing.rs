@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::news::News;
-use super::refusal::Refusal;
+use super::refusal::wait;
 use super::snapshot;
+use crate::imap::refusal::Refusal;
 use crate::model::{ChangeKind, Mailbox, Snapshot};
 use crate::net::backoff::Backoff;
 
@@ -37,5 +38,5 @@ pub fn with_new_mail(told: &Snapshot, arrived: u64) -> Snapshot {
 /// The wait after this many refusals in a row that say so; `None` where there are no more tries.
 pub fn wait_after_refusal(answer: &[u8], tries: u32) -> Option<Duration> {
     let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
-    Refusal::of(answer).wait(tries, backoff, 1.0)
+    wait(Refusal::of(answer), tries, backoff, 1.0)
 }
