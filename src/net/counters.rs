@@ -1,5 +1,6 @@
 //! How often each limit was hit, for whoever looks after the server.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -26,6 +27,16 @@ pub struct Counters {
     pub min_interval: Counter,
     pub resolver_waiting: Counter,
     pub admin_connections: Counter,
+    pub waiting: Counter,
+    pub account_failures_per_minute: Counter,
+    pub dials_per_minute: Counter,
+    pub dials_at_once: Counter,
+    /// "the backend cannot be reached", by backend.
+    pub unreachable: Folded,
+    /// "the backend gave no answer to a login", by backend.
+    pub unanswered: Folded,
+    /// "the backend refused a login, and not for its name or password", by backend.
+    pub undecided: Folded,
 }
 
 /// How often one limit was hit since the start.
@@ -36,13 +47,24 @@ pub struct Counter {
     told: Mutex<Option<Instant>>,
 }
 
+/// A log line that may be due a thousand times a second: the first one is written, and then one a
+/// minute that says how many there were.
+#[derive(Debug, Default)]
+pub struct Folded {
+    /// When a line last told of each matter, and how many were left out since.
+    told: Mutex<HashMap<String, (Instant, u64)>>,
+}
+
+/// Matters that are told apart; when there are more, all are forgotten.
+const MOST_MATTERS: usize = 1024;
+
 /// Between two log lines about one limit: whoever runs into it a thousand times a second must not
 /// fill the disk.
 const QUIET: Duration = Duration::from_secs(60);
 
 impl Counters {
     /// Each counter with the key of its limit.
-    pub fn all(&self) -> [(&'static str, &Counter); 16] {
+    pub fn all(&self) -> [(&'static str, &Counter); 20] {
         [
             ("sessions", &self.sessions),
             ("sessions_per_ip", &self.sessions_per_ip),
@@ -60,6 +82,10 @@ impl Counters {
             ("min_interval", &self.min_interval),
             ("resolver_waiting", &self.resolver_waiting),
             ("admin_connections", &self.admin_connections),
+            ("waiting", &self.waiting),
+            ("account_failures_per_minute", &self.account_failures_per_minute),
+            ("dials_per_minute", &self.dials_per_minute),
+            ("dials_at_once", &self.dials_at_once),
         ]
     }
 }
@@ -89,9 +115,44 @@ impl Counter {
     }
 }
 
+impl Folded {
+    /// Whether to write a line about this matter now: `None`, or how many were left out since the
+    /// last one.
+    pub fn due(&self, matter: &str) -> Option<u64> {
+        let now = Instant::now();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, left_out)) = told.get_mut(matter) {
+            if now.duration_since(*at) < QUIET {
+                *left_out += 1;
+                return None;
+            }
+            *at = now;
+            return Some(std::mem::take(left_out));
+        }
+        if told.len() >= MOST_MATTERS {
+            told.clear();
+        }
+        told.insert(matter.to_owned(), (now, 0));
+        Some(0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_line_is_written_and_then_one_a_minute() {
+        let folded = Folded::default();
+        assert_eq!([folded.due("a"), folded.due("a"), folded.due("a")], [Some(0), None, None]);
+        assert_eq!([folded.due("b"), folded.due("a")], [Some(0), None]);
+        tokio::time::advance(QUIET).await;
+        assert_eq!([folded.due("a"), folded.due("a"), folded.due("b")], [Some(3), None, Some(0)]);
+        for at in 0..2 * MOST_MATTERS {
+            folded.due(&at.to_string());
+        }
+        assert!(folded.told.lock().unwrap().len() <= MOST_MATTERS);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn each_hit_counts_and_one_a_minute_is_told() {
