@@ -138,8 +138,8 @@ macro_rules! label {
 label!(
     /// How a session ended.
     SessionEnd as "how" {
-        /// Too many from its address.
-        TurnedAway: "turned_away",
+        /// Nobody was logged in, and others needed the place.
+        Evicted: "evicted",
         /// TLS did not come about.
         Handshake: "handshake",
         /// Either side closed its connection.

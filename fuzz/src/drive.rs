@@ -57,8 +57,9 @@ impl Machine for Session {
             Action::Connect(_) if well => {
                 self.connected(Reached { send_id: true, ..Reached::default() });
             }
-            Action::Connect(_) => drop(self.unavailable()),
-            Action::Refused(_) => self.release(),
+            Action::Connect(_) => drop(self.unavailable("unreachable")),
+            Action::Failed(_) => self.release(),
+            Action::Admit(_) => self.admitted(),
             _ => {}
         }
     }
@@ -219,6 +220,7 @@ impl<M: Machine> Drive<'_, M> {
                 log.happened.push(Happened::Said(side, bytes));
             }
         }
+        let mut admitted = None;
         for action in actions {
             let places = (log.to_client.len(), log.to_backend.len());
             log.actions.push((places.0, places.1, format!("{action:?}")));
@@ -227,10 +229,16 @@ impl<M: Machine> Drive<'_, M> {
                 Action::Register(_)
                 | Action::StartTls
                 | Action::Connect(_)
-                | Action::Refused(_) => self.asked = Some(copy(&action)),
+                | Action::Failed(_) => self.asked = Some(copy(&action)),
+                // There is always room.
+                Action::Admit(account) => admitted = Some(Action::Admit(account.clone())),
                 _ => {}
             }
             log.happened.push(Happened::Did(action));
+        }
+        if let Some(admitted) = admitted {
+            self.machine.done(&admitted, true);
+            self.flush();
         }
     }
 }
@@ -241,7 +249,7 @@ fn copy(action: &Action) -> Action {
         Action::Register(registration) => Action::Register(registration.clone()),
         Action::StartTls => Action::StartTls,
         Action::Connect(account) => Action::Connect(account.clone()),
-        Action::Refused(account) => Action::Refused(account.clone()),
+        Action::Failed(failure) => Action::Failed(failure.clone()),
         _ => Action::Close,
     }
 }

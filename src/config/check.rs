@@ -278,8 +278,12 @@ impl Check<'_> {
         let mut limits = Limits::default();
         self.number("[limits] sessions", raw.sessions, 1..=1_000_000, &mut limits.sessions)?;
         self.number("[limits] sessions_per_ip", raw.sessions_per_ip, 1..=1_000_000, &mut limits.sessions_per_ip)?;
+        self.number("[limits] waiting", raw.waiting, 1..=1_000_000, &mut limits.waiting)?;
         self.number("[limits] connections_per_account", raw.connections_per_account, 0..=100_000, &mut limits.connections_per_account)?;
         self.number("[limits] login_failures_per_minute", raw.login_failures_per_minute, 1..=1_000_000, &mut limits.login_failures_per_minute)?;
+        self.number("[limits] account_failures_per_minute", raw.account_failures_per_minute, 1..=1_000_000, &mut limits.account_failures_per_minute)?;
+        self.number("[limits] dials_per_minute", raw.dials_per_minute, 1..=1_000_000, &mut limits.dials_per_minute)?;
+        self.number("[limits] dials_at_once", raw.dials_at_once, 1..=1_000_000, &mut limits.dials_at_once)?;
         self.number("[limits] registrations_per_minute", raw.registrations_per_minute, 1..=100_000, &mut limits.registrations_per_minute)?;
         self.duration("[limits] handshake_timeout", raw.handshake_timeout, SECOND..=10 * MINUTE, &mut limits.handshake_timeout)?;
         self.duration("[limits] login_timeout", raw.login_timeout, SECOND..=HOUR, &mut limits.login_timeout)?;

@@ -286,13 +286,23 @@ pub enum PushType {
 /// `[limits]`: what one peer, and all together, may take.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
+    /// Users who are logged in.
     pub sessions: usize,
-    /// Sessions of one client address, or of one /64 network where that is IPv6.
+    /// Of them from one client address, or from one /64 network where that is IPv6; four times as many
+    /// from one of 56 bits, and sixteen times as many from one of 48.
     pub sessions_per_ip: usize,
+    /// Connections on which nobody is logged in.
+    pub waiting: usize,
     /// Connections to the backend of one account, its watcher's included; 0 for no limit.
     pub connections_per_account: usize,
     /// Refused logins of one client address, after which no backend is asked for a while.
     pub login_failures_per_minute: u32,
+    /// Refused logins of one account, after which further ones are slowed down.
+    pub account_failures_per_minute: u32,
+    /// Connections to backends that one client address causes.
+    pub dials_per_minute: u32,
+    /// Logins from one client address that are under way.
+    pub dials_at_once: u32,
     /// Registrations of one account that are written without a delay.
     pub registrations_per_minute: u32,
     /// For a client's TLS handshake.
@@ -656,8 +666,12 @@ impl Default for Limits {
         Self {
             sessions: 20_000,
             sessions_per_ip: 500,
+            waiting: 4_000,
             connections_per_account: 0,
             login_failures_per_minute: 30,
+            account_failures_per_minute: 30,
+            dials_per_minute: 600,
+            dials_at_once: 50,
             registrations_per_minute: 10,
             handshake_timeout: Duration::from_secs(15),
             login_timeout: Duration::from_secs(60),

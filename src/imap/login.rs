@@ -121,6 +121,20 @@ impl fmt::Debug for Secret {
     }
 }
 
+impl Attempt {
+    /// Whether a backend that offers this may take it; `prefer_login` is as in [`Options`].
+    pub fn fits(&self, offered: &Capabilities, prefer_login: bool) -> bool {
+        match self {
+            Self::Relayed { mechanism, .. } => offered.has(&format!("AUTH={mechanism}")),
+            Self::Credentials(credentials) => match form(credentials, offered, prefer_login) {
+                Some(Form::Login) => encode_login(credentials).is_some(),
+                Some(Form::Authenticate(_)) => true,
+                None => false,
+            },
+        }
+    }
+}
+
 impl Login {
     /// For a connection that was just opened: with [`Options::greeted`] send what
     /// [`Login::start`] gives first.

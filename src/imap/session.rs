@@ -20,12 +20,14 @@ use std::sync::Arc;
 use super::capability::{Capabilities, XAPPLEPUSHSERVICE};
 use super::login::{Attempt, Login, Options, Outcome, edited};
 use super::peek::{Status, Verb};
+use super::refusal::Refusal;
 use super::relay::{Relay, tagged};
 use super::sasl;
 use super::unauthenticated::{Dialogue, State};
 use crate::model::{Account, Credentials, Registration};
 
-const UNAVAILABLE: &str = "NO [UNAVAILABLE] The mail server cannot be reached, try again later";
+/// What a client is told where there is no connection to the backend, or no answer.
+pub const UNAVAILABLE: &str = "NO [UNAVAILABLE] The mail server cannot be reached, try again later";
 
 /// What sessions offer, and how much they take.
 #[derive(Clone, Debug)]
@@ -100,14 +102,15 @@ pub enum Action {
     /// hand: it would have come without TLS.
     StartTls,
     /// Connect to the backend of this account (any, if it is not known yet), then call
-    /// [`Session::connected`] or [`Session::unavailable`].
+    /// [`Session::connected`], [`Session::unavailable`] or [`Session::turned_away`].
     Connect(Option<Account>),
-    /// Close the connection to the backend, which refused the login, or had no answer for the
-    /// reason given; another may follow.
-    Disconnect(Disconnect),
-    /// A login was refused: after a while call [`Session::release`], which says so.
-    Refused(Option<Account>),
-    /// The backend accepted a login.
+    /// A login failed. Close the connection to the backend, if there is one; another may follow. After
+    /// a while call [`Session::release`], which tells the client.
+    Failed(Failure),
+    /// The backend has accepted a login, and the connection is this account's. Call
+    /// [`Session::admitted`] or [`Session::turned_away`].
+    Admit(Option<Account>),
+    /// The user is logged in.
     LoggedIn(Authenticated),
     /// The backend was seen to offer this before login.
     Seen(Capabilities),
@@ -169,9 +172,13 @@ pub enum Awaited {
 
 /// Why a login failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Disconnect {
-    Refused,
+pub enum Failure {
+    /// It was refused, and what the refusal says.
+    Refused(Option<Account>, Refusal),
+    /// The backend has no answer, for this reason.
     Unavailable(String),
+    /// [`Session::turned_away`].
+    TurnedAway,
 }
 
 /// What a session has to say.
@@ -330,6 +337,10 @@ impl Session {
                 };
                 let (used, outcome) = login.step(input, &mut self.output.to_backend);
                 match outcome {
+                    // Nobody is there to answer.
+                    Some(Outcome::Challenge(_)) if dialogue.abandoned => {
+                        login.acknowledge(&mut self.output.to_backend);
+                    }
                     Some(outcome) => self.decided(outcome),
                     None if used == 0 => return Step::Wait,
                     None => {}
@@ -367,22 +378,30 @@ impl Session {
         };
     }
 
-    /// The backend cannot be reached, or its connection ended. During the login dialogue the
-    /// client is told and may try again; returns whether it was so.
-    pub fn unavailable(&mut self) -> bool {
-        self.turned_away(UNAVAILABLE)
+    /// The backend cannot be reached, or its connection ended, for the reason given. During the login
+    /// dialogue the client is told and may try again; returns whether it was so.
+    pub fn unavailable(&mut self, why: impl Into<String>) -> bool {
+        self.failed(UNAVAILABLE, Failure::Unavailable(why.into()))
     }
 
-    /// The login is not tried, for this reason: too many connections or failures. `answer` begins
-    /// with NO.
+    /// The login is not tried, or its user is not let in, for this reason: too many connections,
+    /// sessions or failures. `answer` begins with NO.
     pub fn turned_away(&mut self, answer: &str) -> bool {
+        self.failed(answer, Failure::TurnedAway)
+    }
+
+    fn failed(&mut self, answer: &str, failure: Failure) -> bool {
         let Phase::Login(dialogue) = &mut self.phase else { return false };
         match std::mem::replace(&mut dialogue.state, State::Command) {
             State::Connect { tag, .. }
             | State::Backend { tag, .. }
-            | State::Challenge { tag, .. } => {
-                tagged(&mut self.output.to_client, &tag, answer);
+            | State::Challenge { tag, .. }
+            | State::Accepted { tag, .. } => {
+                let mut line = Vec::new();
+                tagged(&mut line, &tag, answer);
+                dialogue.state = State::Refused(line);
                 self.output.answered.push((Verb::Login, Status::No));
+                self.output.actions.push_back(Action::Failed(failure));
                 true
             }
             other => {
@@ -407,7 +426,32 @@ impl Session {
         }
     }
 
-    /// The time has come to say that a login was refused.
+    /// Whether the login that waits for a connection is one that a backend may take which offers this.
+    pub fn fits(&self, offered: &Capabilities) -> bool {
+        match &self.phase {
+            Phase::Login(dialogue) => match &dialogue.state {
+                State::Connect { attempt, by_login, .. } => attempt.fits(offered, *by_login),
+                _ => true,
+            },
+            _ => true,
+        }
+    }
+
+    /// The client is gone, and the login that is under way is to be finished without it: what the
+    /// backend asks is answered so that it decides.
+    pub fn abandoned(&mut self) {
+        let Phase::Login(dialogue) = &mut self.phase else { return };
+        dialogue.abandoned = true;
+        dialogue.state = match std::mem::replace(&mut dialogue.state, State::Command) {
+            State::Challenge { tag, mut login } => {
+                login.acknowledge(&mut self.output.to_backend);
+                State::Backend { tag, login }
+            }
+            other => other,
+        };
+    }
+
+    /// The time has come to say that a login failed.
     pub fn release(&mut self) {
         let Phase::Login(dialogue) = &mut self.phase else { return };
         match std::mem::replace(&mut dialogue.state, State::Command) {
@@ -497,11 +541,7 @@ impl Session {
         else {
             return;
         };
-        let Output { to_client, actions, over, answered, .. } = &mut self.output;
-        let claimed = match login.attempt() {
-            Attempt::Credentials(credentials) => Some(credentials.account()),
-            Attempt::Relayed { .. } => login.overheard().map(Account::from_login),
-        };
+        let Output { to_client, actions, over, .. } = &mut self.output;
         match outcome {
             Outcome::Challenge(text) => {
                 to_client.extend_from_slice(b"+ ");
@@ -510,43 +550,75 @@ impl Session {
                 dialogue.state = State::Challenge { tag, login };
             }
             Outcome::Accepted { untagged, answer, offered, .. } => {
-                let prefix = std::mem::take(&mut dialogue.connection.tag_prefix);
                 let proven = proven(&login, dialogue.checks_token_name, &self.profile);
-                // Its watcher needs what the user has, or a master.
-                let watchable =
-                    |proven: &&Proven| self.profile.master || proven.credentials.is_some();
-                let watched = proven.as_ref().filter(watchable).map(|it| it.account.clone());
-                let relay = Relay::new(Arc::clone(&self.profile), watched, prefix);
-                to_client.extend_from_slice(&edited(&untagged, relay.own()));
-                let mut line = tag;
-                line.extend_from_slice(&answer);
-                to_client.extend_from_slice(&edited(&line, relay.own()));
+                // Who claims to be somebody else takes no place of theirs.
+                let whose = proven.map(|proven| proven.account).or_else(|| authenticated(&login));
                 actions.push_back(Action::Seen(offered));
-                actions.push_back(Action::LoggedIn(Authenticated { claimed, proven }));
-                answered.push((Verb::Login, Status::Ok));
-                self.phase = Phase::Relay(Box::new(relay));
+                actions.push_back(Action::Admit(whose));
+                dialogue.state = State::Accepted { tag, login, untagged, answer };
             }
             Outcome::Refused { untagged, answer, offered } => {
+                let failure = Failure::Refused(claimed(&login), Refusal::of(&answer));
                 let line = [untagged, tag, answer].concat();
                 dialogue.state = State::Refused(line);
                 actions.push_back(Action::Seen(offered));
-                actions.push_back(Action::Disconnect(Disconnect::Refused));
-                actions.push_back(Action::Refused(claimed));
-                answered.push((Verb::Login, Status::No));
+                actions.push_back(Action::Failed(failure));
+                self.output.answered.push((Verb::Login, Status::No));
             }
             Outcome::Unavailable(why) => {
-                answered.push((Verb::Login, Status::No));
-                tagged(to_client, &tag, UNAVAILABLE);
-                actions.push_back(Action::Disconnect(Disconnect::Unavailable(why)));
+                dialogue.state = State::Backend { tag, login };
+                self.unavailable(why);
             }
             Outcome::TooLong => {
                 over.capability += 1;
-                answered.push((Verb::Login, Status::No));
-                let why = Disconnect::Unavailable("an overlong answer to a login".to_owned());
-                tagged(to_client, &tag, UNAVAILABLE);
-                actions.push_back(Action::Disconnect(why));
+                dialogue.state = State::Backend { tag, login };
+                self.unavailable("an overlong answer to a login");
             }
         }
+    }
+
+    /// Whom the backend has accepted is let in: the client hears of it, and is relayed from here on.
+    pub fn admitted(&mut self) {
+        let Phase::Login(dialogue) = &mut self.phase else { return };
+        let (tag, login, untagged, answer) =
+            match std::mem::replace(&mut dialogue.state, State::Command) {
+                State::Accepted { tag, login, untagged, answer } => (tag, login, untagged, answer),
+                other => {
+                    dialogue.state = other;
+                    return;
+                }
+            };
+        let Output { to_client, actions, answered, .. } = &mut self.output;
+        let prefix = std::mem::take(&mut dialogue.connection.tag_prefix);
+        let claimed = claimed(&login);
+        let proven = proven(&login, dialogue.checks_token_name, &self.profile);
+        // Its watcher needs what the user has, or a master.
+        let watchable = |proven: &&Proven| self.profile.master || proven.credentials.is_some();
+        let watched = proven.as_ref().filter(watchable).map(|it| it.account.clone());
+        let relay = Relay::new(Arc::clone(&self.profile), watched, prefix);
+        to_client.extend_from_slice(&edited(&untagged, relay.own()));
+        let mut line = tag;
+        line.extend_from_slice(&answer);
+        to_client.extend_from_slice(&edited(&line, relay.own()));
+        actions.push_back(Action::LoggedIn(Authenticated { claimed, proven }));
+        answered.push((Verb::Login, Status::Ok));
+        self.phase = Phase::Relay(Box::new(relay));
+    }
+}
+
+/// Whose name and password were accepted, whoever they act as.
+fn authenticated(login: &Login) -> Option<Account> {
+    match login.attempt() {
+        Attempt::Credentials(credentials) => Some(Account::from_login(&credentials.login)),
+        Attempt::Relayed { .. } => login.overheard().map(Account::from_login),
+    }
+}
+
+/// Whom the client claims to be.
+fn claimed(login: &Login) -> Option<Account> {
+    match login.attempt() {
+        Attempt::Credentials(credentials) => Some(credentials.account()),
+        Attempt::Relayed { .. } => login.overheard().map(Account::from_login),
     }
 }
 
@@ -616,6 +688,7 @@ mod tests {
         session.client(format!("{proof}\r\n").as_bytes(), false);
         session.output.to_client.clear();
         session.backend(b"m2 OK [CAPABILITY IMAP4rev1] in\r\n", false);
+        session.admitted();
         assert!(session.is_relaying());
         String::from_utf8(std::mem::take(&mut session.output.to_client)).unwrap()
     }

@@ -10,9 +10,10 @@ use super::args;
 use super::collect::{Collector, Progress};
 use super::login::{Attempt, Login};
 use super::peek::{self, Command, Status, Verb};
+use super::refusal::Refusal;
 use super::relay::tagged;
 use super::sasl::{self, Exchange, Mechanism};
-use super::session::{Action, Connection, Output, Profile, Step};
+use super::session::{Action, Connection, Failure, Output, Profile, Step};
 use crate::model::{Account, Credentials};
 
 /// Malformed or unknown commands after which the client is sent away.
@@ -47,6 +48,8 @@ pub(super) struct Dialogue {
     bad_commands: u32,
     /// Of the backend that was last reached.
     pub(super) checks_token_name: bool,
+    /// The client is gone.
+    pub(super) abandoned: bool,
     pub(super) state: State,
 }
 
@@ -77,6 +80,14 @@ pub(super) enum State {
         tag: Vec<u8>,
         login: Box<Login>,
     },
+    /// The backend has accepted; whether there is room is yet to be said.
+    Accepted {
+        tag: Vec<u8>,
+        login: Box<Login>,
+        /// Untagged responses to the login, and the answer behind its tag.
+        untagged: Vec<u8>,
+        answer: Vec<u8>,
+    },
     /// The answer waits for its time.
     Refused(Vec<u8>),
 }
@@ -90,6 +101,7 @@ impl Dialogue {
             collector: Collector::new(longest),
             bad_commands: 0,
             checks_token_name: false,
+            abandoned: false,
             state: State::Command,
         }
     }
@@ -117,7 +129,10 @@ impl Dialogue {
             State::Handshake if input.is_empty() => return Step::Wait,
             // What came before the handshake was not protected by it (CVE-2011-0411 and its kin).
             State::Handshake => return Step::Close("bytes between STARTTLS and the handshake"),
-            State::Connect { .. } | State::Backend { .. } | State::Refused(_) => return Step::Wait,
+            State::Connect { .. }
+            | State::Backend { .. }
+            | State::Accepted { .. }
+            | State::Refused(_) => return Step::Wait,
             State::Authenticate { .. } | State::Challenge { .. } => {
                 self.collector.expect_plain_line();
             }
@@ -294,7 +309,7 @@ impl Dialogue {
         tagged(&mut answer, tag, "NO [AUTHENTICATIONFAILED] Authentication failed");
         self.state = State::Refused(answer);
         out.answered.push((Verb::Login, Status::No));
-        out.actions.push_back(Action::Refused(account));
+        out.actions.push_back(Action::Failed(Failure::Refused(account, Refusal::Wrong)));
     }
 
     /// The arguments of the ID that goes to the backend: the client's fields, and those that tell

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustls::ClientConfig;
@@ -27,6 +27,9 @@ use crate::model::{Account, BackendId, Credentials};
 
 /// Addresses of a host that are tried; each gets its share of the time.
 const MOST_ADDRESSES: usize = 8;
+
+/// What a backend offers counts for so long where it rules a login out.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// A backend and what is known of it. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -53,8 +56,10 @@ struct Way {
 /// What outlives a configuration, and so tells one backend from another.
 #[derive(Debug, Default)]
 struct Known {
-    /// What it was last seen to offer before login.
-    seen: Mutex<Option<Arc<Capabilities>>>,
+    /// What it was last seen to offer before login, and when.
+    seen: Mutex<Option<(Arc<Capabilities>, Instant)>>,
+    /// When it last gave no answer to who asked it because that ruled a login out.
+    unanswered: tokio::sync::Mutex<Option<Instant>>,
 }
 
 /// How connections to a backend are protected. The name is the one that its certificate must be
@@ -72,8 +77,6 @@ pub struct Connected {
     pub stream: Stream,
     /// The greeting has been read, before STARTTLS; there is no other.
     pub greeted: bool,
-    /// Held as long as the connection is open.
-    pub place: Option<Place>,
 }
 
 /// Why there is no connection to a backend: an operator's or the network's matter, and temporary.
@@ -119,6 +122,12 @@ pub enum LoginError {
     Refused { answer: Vec<u8> },
     #[error("no answer: {0}")]
     Unavailable(String),
+}
+
+impl Known {
+    fn seen(&self) -> MutexGuard<'_, Option<(Arc<Capabilities>, Instant)>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Backend {
@@ -203,14 +212,15 @@ impl Backend {
 
     /// What it was last seen to offer before login.
     pub fn seen(&self) -> Option<Arc<Capabilities>> {
-        self.known.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.known.seen().as_ref().map(|(seen, _)| Arc::clone(seen))
     }
 
     /// Remembers what it was just seen to offer before login.
     pub fn saw(&self, offered: Capabilities) {
-        let mut seen = self.known.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.as_deref() != Some(&offered) {
-            *seen = Some(Arc::new(offered));
+        let (mut seen, now) = (self.known.seen(), Instant::now());
+        match &mut *seen {
+            Some((same, when)) if **same == offered => *when = now,
+            other => *other = Some((Arc::new(offered), now)),
         }
     }
 
@@ -252,6 +262,25 @@ impl Backend {
             }
             Err(_) => Err(LoginError::Unavailable(format!("no answer within {limit:?}"))),
         }
+    }
+
+    /// What it offers before login, asked anew unless it was just seen: for a login that what was last
+    /// seen rules out. `None` if it does not answer. However many ask, it is asked once every few
+    /// seconds. `limit` and `longest` are as for [`Backend::log_in`].
+    pub async fn seen_anew(&self, limit: Duration, longest: usize) -> Option<Arc<Capabilities>> {
+        // One asks, and the others wait for the answer.
+        let mut unanswered = self.known.unanswered.lock().await;
+        let is_new = |seen: Instant| seen.elapsed() < ASK_AGAIN;
+        if unanswered.is_some_and(is_new) {
+            return None;
+        }
+        let known = self.known.seen().as_ref().is_some_and(|(_, when)| is_new(*when));
+        if !known && self.probe(limit, longest).await.is_err() {
+            *unanswered = Some(Instant::now());
+            return None;
+        }
+        *unanswered = None;
+        self.seen()
     }
 
     /// Asks what the backend offers before login, without logging in. `limit` and `longest` are as
@@ -310,7 +339,7 @@ impl Backend {
 async fn secure(stream: TcpStream, security: &Security) -> io::Result<Connected> {
     let (config, name, greeted) = match security {
         Security::None => {
-            return Ok(Connected { stream: Stream::Plain(stream), greeted: false, place: None });
+            return Ok(Connected { stream: Stream::Plain(stream), greeted: false });
         }
         Security::Implicit(config, name) => (config, name, false),
         Security::StartTls(config, name) => (config, name, true),
@@ -322,7 +351,7 @@ async fn secure(stream: TcpStream, security: &Security) -> io::Result<Connected>
     let Stream::Plain(stream) = stream else { return Err(io::ErrorKind::InvalidInput.into()) };
     let connector = TlsConnector::from(Arc::clone(config));
     let stream = connector.connect(name.clone(), stream).await?;
-    Ok(Connected { stream: Stream::Client(Box::new(stream)), greeted, place: None })
+    Ok(Connected { stream: Stream::Client(Box::new(stream)), greeted })
 }
 
 /// Reads the greeting and asks for TLS. Bytes behind the answer came without protection: they end

@@ -175,22 +175,18 @@ impl Backends {
         self.0.table.borrow().routes.keys().cloned().collect()
     }
 
-    /// Connects a client to `backend`, which is its account's, with a place among the account's
-    /// connections. Of an account that is not known there is no count.
+    /// Connects a client to `backend`.
     pub async fn connect(
         &self,
         backend: &Backend,
-        account: Option<&Account>,
         client: Addresses,
     ) -> Result<Connected, ConnectError> {
-        let place = account.map(|account| self.place(account)).transpose()?;
-        let connected = backend.connect(Some(client)).await;
-        let connected = connected.inspect_err(|error| self.count(error))?;
-        Ok(Connected { place, ..connected })
+        backend.connect(Some(client)).await.inspect_err(|error| self.count(error))
     }
 
-    /// Connects to the account's backend and logs in, with a place among the account's connections.
-    /// The name in the credentials may be another one: a master's. The limits are those of
+    /// Connects to the account's backend and logs in, with a place among the account's connections,
+    /// which is taken when the backend has accepted; where there is none, nothing is dialled. The name
+    /// in the credentials may be another one: a master's. The limits are those of
     /// [`Backend::log_in`].
     pub async fn log_in(
         &self,
@@ -200,17 +196,21 @@ impl Backends {
         limit: Duration,
         longest: usize,
     ) -> Result<LoggedIn, LoginError> {
-        let place = Some(self.place(account)?);
+        drop(self.place(account)?);
         let logged_in = backend.log_in(credentials, limit, longest).await;
         let logged_in = logged_in.inspect_err(|error| {
             if let LoginError::Connect(error) = error {
                 self.count(error);
             }
         })?;
-        Ok(LoggedIn { place, ..logged_in })
+        Ok(LoggedIn { place: Some(self.place(account)?), ..logged_in })
     }
 
-    fn place(&self, account: &Account) -> Result<Place, ConnectError> {
+    /// A place among the connections of the account, which its backend has accepted.
+    ///
+    /// # Errors
+    /// [`ConnectError::TooMany`] where `[limits] connections_per_account` are taken.
+    pub fn place(&self, account: &Account) -> Result<Place, ConnectError> {
         let limit = self.0.table.borrow().connections_per_account;
         let mut accounts = lock(&self.0.accounts);
         let open = accounts.get(account).copied().unwrap_or(0);

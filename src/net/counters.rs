@@ -116,8 +116,8 @@ impl Counter {
 }
 
 impl Folded {
-    /// Whether to write a line about this matter now: `None`, or how many were left out since the
-    /// last one.
+    /// Whether to write a line about this matter now: how many were left out since the last one, or
+    /// `None` where this one is to be left out too, but for a log of details.
     pub fn due(&self, matter: &str) -> Option<u64> {
         let now = Instant::now();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);

@@ -52,8 +52,8 @@ pub fn adopt(socket: std::net::TcpListener) -> io::Result<TcpListener> {
 }
 
 /// The next connection. Errors are survived: a peer that is gone again does not matter, and where
-/// descriptors are short a pause lets some be freed. Cancel safe.
-pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+/// descriptors are short `make_room` is asked to free some before the next try. Cancel safe.
+pub async fn accept(listener: &TcpListener, make_room: impl Fn()) -> (TcpStream, SocketAddr) {
     let mut told = false;
     loop {
         match listener.accept().await {
@@ -67,6 +67,7 @@ pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
                 if !std::mem::replace(&mut told, true) {
                     tracing::error!(%error, "cannot accept connections; trying again");
                 }
+                make_room();
                 tokio::time::sleep(PAUSE).await;
             }
         }

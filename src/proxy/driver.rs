@@ -16,22 +16,33 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
+use super::admission::{Full, Over, Place, Try, Wait};
 use super::lane::{Fault, Lanes, Pause, Peer, Side};
 use super::record::Recorded;
 use super::refused::login_refused;
 use super::register::register;
 use super::tally::{self, Tally};
+use crate::imap::capability::Capabilities;
+use crate::imap::refusal::Refusal;
 use crate::imap::session::{
-    Action, Authenticated, Awaited, Connection, Disconnect, Output, Proven, Reached,
-    RegistrationResult, Session,
+    Action, Authenticated, Awaited, Connection, Failure, Output, Proven, Reached,
+    RegistrationResult, Session, UNAVAILABLE,
 };
 use crate::model::{Account, Credentials, SessionEvent};
 use crate::net::backend::{Backend, ConnectError, Connected};
+use crate::net::backends;
 use crate::net::proxy_protocol::Addresses;
 use crate::net::stream::Stream;
 
 /// For the last words of a session to arrive, and for the client to hang up.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// For the backend to decide on a login whose client is gone. It must be longer than a backend waits
+/// before it refuses a wrong password: Dovecot up to 17 seconds.
+const FINISH: Duration = Duration::from_secs(60);
+
+/// For the backend to say what it offers.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One client's session and its two sockets.
 pub(super) struct Driver {
@@ -51,8 +62,16 @@ pub(super) struct Driver {
     /// The client's connection changes its form once all that is said has left.
     switch: Option<Switch>,
     tally: Tally,
-    /// When the backend was asked about the login that is under way.
+    /// When the login that is under way was tried.
     tried_at: Option<Instant>,
+    /// The try that the backend is asked about.
+    attempt: Option<Try>,
+    /// Whom the client claims to be in it, as far as that is known before the login.
+    trying_as: Option<Account>,
+    /// The client is gone; the try is finished without it.
+    abandoned: bool,
+    /// Held to the end by who is logged in: among all sessions, and among the account's connections.
+    places: Option<(Place, Option<backends::Place>)>,
     /// Armed while a peer takes no bytes.
     stalled: Option<Pin<Box<Sleep>>>,
     /// Armed while the client is held up until the backend has said this.
@@ -64,7 +83,11 @@ pub(super) struct Driver {
 
 /// What a session waits for, beside its sockets.
 enum Errand {
-    Connect(Pin<Box<dyn Future<Output = Result<Connected, NotConnected>> + Send>>),
+    /// What the backend offers rules the login out, and may have changed.
+    Ask(Pin<Box<dyn Future<Output = Option<Arc<Capabilities>>> + Send>>),
+    /// A login waits until it may be tried.
+    Reserve(Pin<Box<dyn Future<Output = Result<Try, Over>> + Send>>),
+    Connect(Pin<Box<dyn Future<Output = Result<Connected, ConnectError>> + Send>>),
     Register(Pin<Box<dyn Future<Output = RegistrationResult> + Send>>),
     Handshake(Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>),
     /// A refusal waits for its time.
@@ -77,15 +100,6 @@ enum Switch {
     Compression,
 }
 
-/// Why a login is not tried.
-#[derive(Debug, thiserror::Error)]
-enum NotConnected {
-    #[error(transparent)]
-    Backend(#[from] ConnectError),
-    #[error("too many failed logins")]
-    Guessing,
-}
-
 /// How a session ended.
 #[derive(Debug)]
 pub(super) enum Ended {
@@ -95,6 +109,8 @@ pub(super) enum Ended {
     Dismissed,
     /// No login in time.
     LoginTimeout,
+    /// Its place was needed for others, who are not logged in either.
+    Evicted,
     /// The program is stopping.
     Stopped,
     /// A socket failed or a bound was hit.
@@ -138,6 +154,10 @@ impl Driver {
             switch: None,
             tally: Tally::default(),
             tried_at: None,
+            attempt: None,
+            trying_as: None,
+            abandoned: false,
+            places: None,
             stalled: None,
             awaited: None,
             close: false,
@@ -145,25 +165,64 @@ impl Driver {
         }
     }
 
-    /// Runs the session to its end.
+    /// Runs the session of a user who is logged in to its end.
     pub(super) async fn run(&mut self, stop: &CancellationToken) -> Ended {
-        // Boxed: it is soon over, and has a timer.
-        if let Some(ended) = Box::pin(self.log_in(stop)).await {
-            return ended;
-        }
         tokio::select! {
             ended = poll_fn(|cx| self.poll(cx, false)) => ended.unwrap_or(Ended::Closed),
             () = stop.cancelled() => Box::pin(self.drain()).await,
         }
     }
 
-    /// Runs the session until the user is logged in, or to an end before that.
-    async fn log_in(&mut self, stop: &CancellationToken) -> Option<Ended> {
+    /// Runs the session until the user is logged in, or to an end before that. `wait` is its place
+    /// meanwhile.
+    pub(super) async fn log_in(&mut self, wait: &Wait, stop: &CancellationToken) -> Option<Ended> {
         let deadline = Instant::now() + self.context.limits.login_timeout;
+        let deadline = tokio::time::sleep_until(deadline);
+        tokio::pin!(deadline);
+        loop {
+            let trying = self.attempt.is_some();
+            wait.tries(trying);
+            tokio::select! {
+                ended = poll_fn(|cx| {
+                    let ended = self.poll(cx, true);
+                    if ended.is_pending() && self.attempt.is_some() != trying {
+                        return Poll::Ready(None);
+                    }
+                    ended.map(Some)
+                }) => {
+                    if let Some(ended) = ended {
+                        return ended;
+                    }
+                }
+                () = stop.cancelled() => return Some(Ended::Stopped),
+                () = wait.over() => return Some(Ended::Evicted),
+                () = &mut deadline => return Some(Ended::LoginTimeout),
+            }
+        }
+    }
+
+    /// Lets the backend decide on the try that is under way, if there is one, now that its client is
+    /// gone: who hangs up before the answer has guessed all the same.
+    pub(super) async fn finish(mut self: Box<Self>, stop: &CancellationToken) {
+        if self.attempt.is_none() {
+            return;
+        }
+        self.abandoned = true;
+        self.lanes.client = Peer::gone(Side::Client);
+        self.session.output.to_client = Vec::new();
+        self.session.abandoned();
+        let decided = poll_fn(|cx| {
+            let ended = self.poll(cx, true);
+            if ended.is_ready() || self.attempt.is_none() { Poll::Ready(()) } else { Poll::Pending }
+        });
         tokio::select! {
-            ended = poll_fn(|cx| self.poll(cx, true)) => ended,
-            () = stop.cancelled() => Some(Ended::Stopped),
-            () = tokio::time::sleep_until(deadline) => Some(Ended::LoginTimeout),
+            _ = tokio::time::timeout(FINISH, decided) => {}
+            // Nobody guesses by having the program stopped.
+            () = stop.cancelled() => {
+                if let Some(attempt) = self.attempt.take() {
+                    attempt.no_guess();
+                }
+            }
         }
     }
 
@@ -288,27 +347,15 @@ impl Driver {
             match action {
                 Action::StartTls => self.switch = Some(Switch::Tls),
                 Action::Compress => self.switch = Some(Switch::Compression),
-                Action::Refused(account) => {
-                    let peer = self.addresses.source.ip();
-                    self.context.gate.failed(peer);
-                    login_refused(peer, account.as_ref());
-                    let tried_at = self.tried_at.take().unwrap_or_else(Instant::now);
-                    let at = tried_at + self.context.limits.failure_delay;
-                    self.errand = Some(Errand::Refuse(Box::pin(tokio::time::sleep_until(at))));
-                }
+                Action::Failed(failure) => self.failed(failure),
                 Action::Connect(account) => self.connect(account),
-                Action::Disconnect(why) => {
-                    if let Disconnect::Unavailable(why) = why {
-                        self.tried_at = None;
-                        let backend = self.chosen.name();
-                        tracing::warn!(backend, why, "the backend gave no answer to a login");
-                    }
-                    self.lanes.backend = None;
-                }
+                Action::Admit(account) => self.admit(account.as_ref()),
                 Action::Seen(offered) => self.chosen.saw(offered),
                 Action::LoggedIn(Authenticated { claimed, proven }) => {
                     self.account = claimed;
                     let event = proven.map(|Proven { account, credentials }| {
+                        let peer = self.addresses.source.ip();
+                        self.context.admission.logged_in(peer, &account);
                         let takes = self.context.credentials.takes_logins();
                         let credentials = credentials.filter(|_| takes);
                         // For its registrations. Who cannot register needs none.
@@ -341,66 +388,185 @@ impl Driver {
         self.session.output.actions = VecDeque::new();
     }
 
-    /// Connects to the account's backend, unless too many logins from the client's address failed.
+    /// Begins a login, whose account may not be known yet: connects to its backend as soon as there
+    /// may be another try.
     fn connect(&mut self, account: Option<Account>) {
-        let (context, addresses) = (Arc::clone(&self.context), self.addresses);
-        let (peer, limit) = (addresses.source.ip(), context.limits.login_failures_per_minute);
-        let backend = match &account {
-            None => context.backends.default(),
+        let backends = &self.context.backends;
+        self.chosen = match &account {
+            None => backends.default(),
             // The routes may be others than when the session began.
-            Some(account) => match context.backends.of(account) {
+            Some(account) => match backends.of(account) {
                 Ok(backend) => backend,
                 Err(_) => return self.session.refused(),
             },
         };
-        let now = Instant::now();
-        self.tried_at = Some(now);
-        self.chosen = backend.clone();
-        let slowly = now + context.limits.failure_delay;
-        self.errand = Some(Errand::Connect(Box::pin(async move {
-            if context.gate.fails_often(peer, limit) {
-                if context.counters.login_failures_per_minute.hit() {
-                    tracing::warn!(%peer, limit, "[limits] login_failures_per_minute is reached");
-                }
-                // Nor is it a way to guess faster.
-                tokio::time::sleep_until(slowly).await;
-                return Err(NotConnected::Guessing);
+        self.tried_at = Some(Instant::now());
+        self.trying_as = account;
+        match self.chosen.seen() {
+            Some(seen) if !self.session.fits(&seen) => {
+                let (backend, longest) = (self.chosen.clone(), self.context.limits.capability_size);
+                self.errand = Some(Errand::Ask(Box::pin(async move {
+                    backend.seen_anew(PROBE_TIMEOUT, longest).await
+                })));
             }
-            Ok(context.backends.connect(&backend, account.as_ref(), addresses).await?)
+            _ => self.reserve(),
+        }
+    }
+
+    /// Waits until the login may be tried.
+    fn reserve(&mut self) {
+        let (context, account) = (Arc::clone(&self.context), self.trying_as.clone());
+        let peer = self.addresses.source.ip();
+        self.errand = Some(Errand::Reserve(Box::pin(async move {
+            let Context { admission, limits, counters, .. } = &*context;
+            admission.try_in(peer, account.as_ref(), limits, counters).await
         })));
+    }
+
+    /// Lets whom the backend has accepted in, if there is room.
+    fn admit(&mut self, account: Option<&Account>) {
+        if let Some(attempt) = self.attempt.take() {
+            attempt.no_guess();
+        }
+        let context = Arc::clone(&self.context);
+        let Context { admission, limits, counters, backends, .. } = &*context;
+        let peer = self.addresses.source;
+        if self.abandoned {
+            self.session.turned_away("NO [UNAVAILABLE] Nobody is there");
+            return;
+        }
+        let session = match admission.session(peer.ip(), limits) {
+            Ok(session) => session,
+            Err(Full::All) => {
+                let limit = limits.sessions;
+                if counters.sessions.hit() {
+                    tracing::warn!(limit, "[limits] sessions is reached: logins are turned away");
+                }
+                let answer = "NO [UNAVAILABLE] The server has no room, try again later";
+                self.session.turned_away(answer);
+                return;
+            }
+            Err(Full::Origin) => {
+                let limit = limits.sessions_per_ip;
+                if counters.sessions_per_ip.hit() {
+                    tracing::warn!(%peer, limit, "[limits] sessions_per_ip is reached");
+                }
+                self.session.turned_away("NO [LIMIT] Too many sessions from your address");
+                return;
+            }
+        };
+        match account.map(|account| backends.place(account)).transpose() {
+            Ok(connection) => {
+                self.places = Some((session, connection));
+                self.session.admitted();
+            }
+            Err(_) => self.session.turned_away("NO [LIMIT] Too many connections of this account"),
+        }
+    }
+
+    /// Takes note of a login that failed, and lets its answer wait.
+    fn failed(&mut self, failure: Failure) {
+        self.lanes.backend = None;
+        let (attempt, peer) = (self.attempt.take(), self.addresses.source.ip());
+        let Context { admission, counters, .. } = &*self.context;
+        match failure {
+            Failure::Refused(account, refusal) if refusal.may_be_a_guess() => {
+                match attempt {
+                    // It counts as failed.
+                    Some(attempt) => drop(attempt),
+                    None => admission.failed(peer, account.as_ref()),
+                }
+                login_refused(peer, account.as_ref());
+            }
+            Failure::Refused(account, refusal) => {
+                attempt.into_iter().for_each(Try::no_guess);
+                let (backend, account) = (self.chosen.name(), account.or(self.trying_as.take()));
+                if let Some(left_out) = counters.undecided.due(&backend) {
+                    let account = account.map(|account| account.to_string());
+                    let why = match refusal {
+                        Refusal::Barred => "somebody has to change something",
+                        _ => "it may pass",
+                    };
+                    tracing::warn!(
+                        backend,
+                        account,
+                        why,
+                        left_out,
+                        "the backend refuses a login, and not for its name or password"
+                    );
+                }
+            }
+            Failure::Unavailable(why) => {
+                attempt.into_iter().for_each(Try::no_guess);
+                let backend = self.chosen.name();
+                let message = "the backend gave no answer to a login";
+                match counters.unanswered.due(&backend) {
+                    Some(left_out) => tracing::warn!(backend, why, left_out, "{message}"),
+                    None => tracing::debug!(backend, why, "{message}"),
+                }
+            }
+            Failure::TurnedAway => attempt.into_iter().for_each(Try::no_guess),
+        }
+        // Nothing is a way to try faster.
+        let tried_at = self.tried_at.take().unwrap_or_else(Instant::now);
+        let at = tried_at + self.context.limits.failure_delay;
+        self.errand = Some(Errand::Refuse(Box::pin(tokio::time::sleep_until(at))));
     }
 
     fn poll_errand(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
         match &mut self.errand {
             None => return Poll::Pending,
-            Some(Errand::Connect(connect)) => {
-                match ready!(connect.as_mut().poll(cx).map_err(|error| {
-                    self.tried_at = None;
-                    error
-                })) {
-                    Ok(Connected { stream, greeted, place }) => {
-                        self.lanes.backend = Some(Peer::new(stream, Side::Backend, place));
-                        let reached = Reached {
-                            greeted,
-                            send_id: self.chosen.takes_id(),
-                            checks_token_name: self.chosen.checks_token_name(),
-                        };
-                        self.session.connected(reached);
-                    }
-                    Err(NotConnected::Guessing) => {
-                        self.session.turned_away(
-                            "NO [LIMIT] Too many failed logins from your address, try again later",
-                        );
-                    }
-                    Err(NotConnected::Backend(ConnectError::TooMany { .. })) => {
-                        self.session.turned_away("NO [LIMIT] Too many connections of this account");
-                    }
-                    Err(NotConnected::Backend(error)) => {
-                        tracing::warn!(%error, "the backend cannot be reached");
-                        self.session.unavailable();
-                    }
+            Some(Errand::Ask(ask)) => {
+                let seen = ready!(ask.as_mut().poll(cx));
+                self.errand = None;
+                // One that does not answer is to be asked by the login itself.
+                if seen.is_some_and(|seen| !self.session.fits(&seen)) {
+                    self.session.turned_away(
+                        "NO [CANNOT] The mail server does not take this kind of login",
+                    );
+                } else {
+                    self.reserve();
                 }
+                return Poll::Ready(());
             }
+            Some(Errand::Reserve(reserve)) => {
+                let reserved = ready!(reserve.as_mut().poll(cx));
+                self.errand = None;
+                match reserved {
+                    Ok(mut attempt) => {
+                        attempt.ask();
+                        self.attempt = Some(attempt);
+                        self.tried_at = Some(Instant::now());
+                        let (context, backend) = (Arc::clone(&self.context), self.chosen.clone());
+                        let addresses = self.addresses;
+                        self.errand = Some(Errand::Connect(Box::pin(async move {
+                            context.backends.connect(&backend, addresses).await
+                        })));
+                    }
+                    Err(over) => self.session.turned_away(over.answer()),
+                }
+                return Poll::Ready(());
+            }
+            Some(Errand::Connect(connect)) => match ready!(connect.as_mut().poll(cx)) {
+                Ok(Connected { stream, greeted }) => {
+                    self.lanes.backend = Some(Peer::new(stream, Side::Backend));
+                    let reached = Reached {
+                        greeted,
+                        send_id: self.chosen.takes_id(),
+                        checks_token_name: self.chosen.checks_token_name(),
+                    };
+                    self.session.connected(reached);
+                }
+                Err(error) => {
+                    let unreachable = &self.context.counters.unreachable;
+                    let message = "the backend cannot be reached";
+                    match unreachable.due(&self.chosen.name()) {
+                        Some(left_out) => tracing::warn!(%error, left_out, "{message}"),
+                        None => tracing::debug!(%error, "{message}"),
+                    }
+                    self.session.turned_away(UNAVAILABLE);
+                }
+            },
             Some(Errand::Register(register)) => {
                 let result = ready!(register.as_mut().poll(cx));
                 self.session.registered(result);
@@ -411,7 +577,7 @@ impl Driver {
             }
             Some(Errand::Handshake(handshake)) => match ready!(handshake.as_mut().poll(cx)) {
                 Ok(stream) => {
-                    self.lanes.client = Peer::new(stream, Side::Client, None);
+                    self.lanes.client = Peer::new(stream, Side::Client);
                     self.session.secured();
                 }
                 Err(error) => {
@@ -443,12 +609,13 @@ impl Driver {
                 (backend.lane.ended && backend.lane.kept.is_empty() && written)
                     .then_some(Ended::Closed)
             }
-            // A client that has said all it will say still gets the answers to that.
-            _ => (self.lanes.client.lane.ended
-                && written
-                && self.errand.is_none()
-                && self.session.awaits_client())
-            .then_some(Ended::Closed),
+            // A client that has said all it will say still gets the answers to that. A try that is
+            // finished without its client goes on.
+            _ => {
+                let finishing = self.abandoned && self.attempt.is_some();
+                let ended = self.lanes.client.lane.ended && self.session.awaits_client();
+                (ended && written && self.errand.is_none() && !finishing).then_some(Ended::Closed)
+            }
         }
     }
 
@@ -494,10 +661,12 @@ impl Driver {
         Poll::Ready(Some(Ended::Fault(format!("a peer took no bytes for {write_timeout:?}"))))
     }
 
-    /// Says goodbye where one can be said, and closes both connections in order.
+    /// Says goodbye where one can be said, and closes both connections in order; that to the backend
+    /// only where no login is under way on it.
     pub(super) async fn farewell(&mut self, ended: &Ended) {
         let words: &[u8] = match ended {
             Ended::LoginTimeout => b"* BYE No login in time\r\n",
+            Ended::Evicted => b"* BYE [UNAVAILABLE] Too many connections without a login\r\n",
             Ended::Stopped => b"* BYE The server is shutting down\r\n",
             Ended::Closed | Ended::Dismissed | Ended::Fault(_) => b"",
         };
@@ -509,18 +678,23 @@ impl Driver {
         {
             rest.extend_from_slice(words);
         }
-        let backend = &mut self.lanes.backend;
+        let (backend, trying) = (&mut self.lanes.backend, self.attempt.is_some());
         let last_words = async {
             poll_fn(|cx| client.poll_write_own(cx, &mut rest)).await?;
             poll_fn(|cx| client.poll_shutdown(cx)).await?;
-            if let Some(backend) = backend {
+            // A login that is under way is still to be decided.
+            if let Some(backend) = backend
+                && !trying
+            {
                 poll_fn(|cx| backend.poll_shutdown(cx)).await?;
             }
             // A client that still sends would meet a reset, and might lose our last words to it.
             poll_fn(|cx| client.poll_discard(cx)).await
         };
         // Whoever does not take them in time or is gone already has no use for them.
-        let _: Result<io::Result<()>, _> = tokio::time::timeout(FAREWELL, last_words).await;
+        // Where its place was needed nobody waits for one.
+        let patience = if matches!(ended, Ended::Evicted) { Duration::ZERO } else { FAREWELL };
+        let _: Result<io::Result<()>, _> = tokio::time::timeout(patience, last_words).await;
         self.session.finish().await;
     }
 }

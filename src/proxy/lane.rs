@@ -12,8 +12,7 @@ use std::task::{Context as Poller, Poll, ready};
 use tokio::io::AsyncWrite;
 
 use super::record::Recorded;
-use crate::imap::session::{Action, Disconnect, Step};
-use crate::net::backends::Place;
+use crate::imap::session::Step;
 use crate::net::stream::{Stream, forget_read};
 
 /// Bytes of one side that a session keeps before it reads no more of them.
@@ -40,8 +39,6 @@ pub(super) struct Peer {
     dirty: bool,
     /// Our side of it is closed, or it takes no more.
     shut: bool,
-    /// Held as long as the connection, where connections are counted.
-    _place: Option<Place>,
 }
 
 /// The bytes that come from one peer.
@@ -90,12 +87,7 @@ pub(super) enum Fault {
 
 impl Lanes {
     pub(super) fn new(client: Stream) -> Self {
-        Self {
-            client: Peer::new(client, Side::Client, None),
-            backend: None,
-            moved: false,
-            heard: false,
-        }
+        Self { client: Peer::new(client, Side::Client), backend: None, moved: false, heard: false }
     }
 
     /// Moves bytes both ways as far as it goes.
@@ -192,12 +184,10 @@ impl Lanes {
             Err(fault) => return Err(fault),
         };
         let mut moved = std::mem::take(&mut backend.lane.moved);
-        if backend.lane.ended && session.unavailable() {
-            // The client is told, in another round, and may try again.
+        if backend.lane.ended {
             let why = failed.map_or_else(|| "it hung up".to_owned(), |error| error.to_string());
-            let gone = Action::Disconnect(Disconnect::Unavailable(why));
-            session.output.actions.push_back(gone);
-            moved = true;
+            // The client is told, in another round, and may try again.
+            moved |= session.unavailable(why);
         }
         Ok((pause, moved))
     }
@@ -256,7 +246,14 @@ impl Side {
 }
 
 impl Peer {
-    pub(super) fn new(stream: Stream, side: Side, place: Option<Place>) -> Self {
+    /// A peer that is gone: at its end, and takes nothing.
+    pub(super) fn gone(side: Side) -> Self {
+        let mut gone = Self::new(Stream::Taken, side);
+        (gone.lane.ended, gone.shut) = (true, true);
+        gone
+    }
+
+    pub(super) fn new(stream: Stream, side: Side) -> Self {
         let lane = Lane {
             side,
             kept: Vec::new(),
@@ -266,7 +263,7 @@ impl Peer {
             moved: false,
             rests: false,
         };
-        Self { stream, lane, dirty: false, shut: false, _place: place }
+        Self { stream, lane, dirty: false, shut: false }
     }
 
     /// Moves what comes from this peer to `other` until it must pause.

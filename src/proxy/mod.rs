@@ -4,9 +4,9 @@
 //! deadlines and its errands. A session is one task. Nothing here knows watchers or pushes: what
 //! they must know of it leaves through a bounded channel of [`SessionEvent`]s.
 
+mod admission;
 mod driver;
 mod lane;
-mod limits;
 pub mod record;
 mod refused;
 mod register;
@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustls::ServerConfig;
 use tokio::sync::{mpsc, watch};
 
-use self::limits::Gate;
+use self::admission::Admission;
 use self::register::Pace;
 pub use self::serve::serve;
 use crate::config::{self, Config, Relay};
@@ -39,7 +39,7 @@ pub struct Context {
     events: mpsc::Sender<SessionEvent>,
     /// What clients are shown.
     tls: Arc<ServerConfig>,
-    gate: Arc<Gate>,
+    admission: Arc<Admission>,
     counters: Arc<Counters>,
     limits: config::Limits,
     record: Option<config::Record>,
@@ -75,7 +75,7 @@ impl Context {
             credentials,
             events,
             tls,
-            gate: Arc::default(),
+            admission: Arc::default(),
             limits: config.limits.clone(),
             record: config.record.clone(),
             devices: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
@@ -107,7 +107,7 @@ impl Context {
             credentials: Arc::clone(&self.credentials),
             events: self.events.clone(),
             tls,
-            gate: Arc::clone(&self.gate),
+            admission: Arc::clone(&self.admission),
             counters: Arc::clone(&self.counters),
             limits: config.limits.clone(),
             record: config.record.clone(),
@@ -179,9 +179,7 @@ impl Current {
     }
 
     pub fn set(&self, context: Context) {
-        let context = Arc::new(context);
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&context);
-        context.gate.changed();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(context);
     }
 
     pub fn get(&self) -> Arc<Context> {

@@ -140,8 +140,8 @@ impl Recorded {
         self.within(|session| session.connected(reached));
     }
 
-    pub(super) fn unavailable(&mut self) -> bool {
-        self.gone(Session::unavailable)
+    pub(super) fn unavailable(&mut self, why: String) -> bool {
+        self.gone(|session| session.unavailable(why))
     }
 
     pub(super) fn turned_away(&mut self, answer: &str) {
@@ -170,6 +170,14 @@ impl Recorded {
 
     pub(super) fn refused(&mut self) {
         self.within(Session::refused);
+    }
+
+    pub(super) fn abandoned(&mut self) {
+        self.within(Session::abandoned);
+    }
+
+    pub(super) fn admitted(&mut self) {
+        self.within(Session::admitted);
     }
 
     pub(super) fn release(&mut self) {
@@ -262,7 +270,7 @@ impl Recorded {
                         .collect();
                     tape.mailboxes = names.join(", ");
                 }
-                Action::Disconnect(_) => tape.connected = false,
+                Action::Failed(_) => tape.connected = false,
                 _ => {}
             }
         }

@@ -11,8 +11,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::admission::Wait;
 use super::driver::{Driver, Ended};
-use super::limits::Place;
 use super::{Context, Current};
 use crate::config::{Listener, ListenerTls};
 use crate::metrics::{Held, SessionEnd};
@@ -20,19 +20,19 @@ use crate::net::listen::{accept, canonical};
 use crate::net::proxy_protocol::{self, Addresses};
 use crate::net::stream::Stream;
 
-/// A client that was accepted, where, and its place among the sessions.
+/// A client that was accepted, where, and its place among those that are not logged in.
 struct Client {
     stream: TcpStream,
     peer: SocketAddr,
     how: Listener,
-    place: Place,
+    wait: Wait,
 }
 
 /// Accepts clients until `stop`, or until nobody is left to say how; returns when their sessions
 /// have ended.
 ///
 /// Each session goes by what `how` and `current` are when it begins, and is not touched by what they
-/// become.
+/// become. However many clients there are, the next one is accepted.
 pub async fn serve(
     listener: TcpListener,
     how: watch::Receiver<Listener>,
@@ -44,71 +44,73 @@ pub async fn serve(
     let closed = async { while changes.changed().await.is_ok() {} };
     tokio::pin!(closed);
     loop {
-        // Where all places are taken the next client waits here, and others in the system's queue.
-        let next = async {
-            let client = accept(&listener).await;
-            (place(&current).await, client)
-        };
-        // The place lives in the session's task, so no way to end it can leak the place.
-        let (place, (stream, peer)) = tokio::select! {
+        let make_room = || current.get().admission.make_room();
+        let (stream, peer) = tokio::select! {
             () = stop.cancelled() => break,
             () = &mut closed => break,
-            next = next => next,
+            next = accept(&listener, make_room) => next,
         };
-        let how = how.borrow().clone();
-        let client = Box::new(Client { stream, peer, how, place });
-        sessions.spawn(session(client, current.get(), stop.clone()));
+        let (how, context) = (how.borrow().clone(), current.get());
+        // The place lives in the session's task, so no way to end it can leak the place.
+        let wait = context.admission.enter(peer.ip(), &context.limits, &context.counters);
+        let client = Box::new(Client { stream, peer, how, wait });
+        sessions.spawn(session(client, context, stop.clone()));
     }
     drop(listener);
     sessions.close();
     sessions.wait().await;
 }
 
-/// A place for one more client, once there is one.
-async fn place(current: &Current) -> Place {
-    loop {
-        let context = current.get();
-        let limit = context.limits.sessions;
-        let left = context.gate.left();
-        if let Some(place) = context.gate.enter(limit) {
-            return place;
-        }
-        if context.counters.sessions.hit() {
-            tracing::warn!(limit, "[limits] sessions is reached: clients have to wait");
-        }
-        left.await;
-    }
-}
-
 async fn session(client: Box<Client>, context: Arc<Context>, stop: CancellationToken) {
     let started = Instant::now();
     let _open = Held::new(&context.metrics.sessions);
     // Boxed, as what follows is too where it is rare: a session spends its life in what is left.
-    let (mut driver, _place) = match Box::pin(opened(client, &context, &stop)).await {
-        Ok(opened) => opened,
-        Err(end) => {
-            context.metrics.sessions_ended.of(end).inc();
-            return;
-        }
-    };
+    let Some(mut driver) = Box::pin(logged_in(client, &context, &stop)).await else { return };
     let ended = driver.run(&stop).await;
     context.metrics.sessions_ended.of(SessionEnd::from(&ended)).inc();
     let seconds = started.elapsed().as_secs_f64();
     let (peer, account, [received, sent]) = (driver.peer(), driver.account(), driver.relayed());
+    // One line a session.
+    let account = account.map_or_else(|| "?".to_owned(), |account| account.to_string());
+    match &ended {
+        Ended::Fault(why) => {
+            tracing::warn!(%peer, account, seconds, received, sent, why, "session broken off");
+        }
+        _ => tracing::info!(%peer, account, seconds, received, sent, ?ended, "session ended"),
+    }
+    Box::pin(driver.farewell(&ended)).await;
+}
+
+/// The session of a client that has logged in. `None`: it ended before that.
+async fn logged_in(
+    client: Box<Client>,
+    context: &Arc<Context>,
+    stop: &CancellationToken,
+) -> Option<Box<Driver>> {
+    let started = Instant::now();
+    let ends = |end: SessionEnd| context.metrics.sessions_ended.of(end).inc();
+    let (mut driver, wait) = match opened(client, context, stop).await {
+        Ok(opened) => opened,
+        Err(end) => {
+            ends(end);
+            return None;
+        }
+    };
+    let Some(ended) = driver.log_in(&wait, stop).await else { return Some(driver) };
+    ends(SessionEnd::from(&ended));
     if matches!(ended, Ended::LoginTimeout) {
         context.counters.login_timeout.hit();
     }
-    // One line a session; a connection that never logged in is of interest to few.
-    match (&account, &ended) {
-        (Some(account), Ended::Fault(why)) => {
-            tracing::warn!(%peer, %account, seconds, received, sent, why, "session broken off");
-        }
-        (Some(account), _) => {
-            tracing::info!(%peer, %account, seconds, received, sent, ?ended, "session ended");
-        }
-        (None, _) => tracing::debug!(%peer, seconds, ?ended, "connection ended without login"),
+    // It is of interest to few.
+    let (peer, seconds) = (driver.peer(), started.elapsed().as_secs_f64());
+    tracing::debug!(%peer, seconds, ?ended, "connection ended without login");
+    tokio::select! {
+        () = driver.farewell(&ended) => {}
+        () = wait.over(), if !matches!(ended, Ended::Evicted) => {}
     }
-    Box::pin(driver.farewell(&ended)).await;
+    drop(wait);
+    driver.finish(stop).await;
+    None
 }
 
 /// What comes before the first word of IMAP, in time; otherwise how it ended.
@@ -116,22 +118,22 @@ async fn opened(
     client: Box<Client>,
     context: &Arc<Context>,
     stop: &CancellationToken,
-) -> Result<(Box<Driver>, Place), SessionEnd> {
-    let Client { stream, peer, how, mut place } = *client;
+) -> Result<(Box<Driver>, Wait), SessionEnd> {
+    let Client { stream, peer, how, wait } = *client;
     let limit = context.limits.handshake_timeout;
-    let opening = opening(stream, peer, &how, &mut place, context);
+    let opening = tokio::time::timeout(limit, opening(stream, peer, &how, &wait, context));
     let opened = tokio::select! {
         () = stop.cancelled() => return Err(SessionEnd::Stopped),
-        opened = tokio::time::timeout(limit, opening) => opened,
+        () = wait.over() => return Err(SessionEnd::Evicted),
+        opened = opening => opened,
     };
     match opened {
-        Ok(Ok(Some((stream, addresses)))) => {
+        Ok(Ok((stream, addresses))) => {
             let acceptor = (how.tls == ListenerTls::StartTls)
                 .then(|| TlsAcceptor::from(Arc::clone(&context.tls)));
             let driver = Driver::new(stream, addresses, acceptor, Arc::clone(context));
-            Ok((Box::new(driver), place))
+            Ok((Box::new(driver), wait))
         }
-        Ok(Ok(None)) => Err(SessionEnd::TurnedAway),
         Ok(Err(error)) => {
             tracing::debug!(%peer, %error, "no session came about");
             Err(SessionEnd::Handshake)
@@ -144,27 +146,20 @@ async fn opened(
     }
 }
 
-/// The PROXY header, if `peer` is one that sends it, the place among the sessions from the client's
-/// address, and TLS. `None`: turned away.
+/// The PROXY header, if `peer` is one that sends it, and TLS. `wait` learns the client's address.
 async fn opening(
     mut stream: TcpStream,
     peer: SocketAddr,
     how: &Listener,
-    place: &mut Place,
+    wait: &Wait,
     context: &Context,
-) -> io::Result<Option<(Stream, Addresses)>> {
+) -> io::Result<(Stream, Addresses)> {
     let mut addresses = Addresses { source: peer, destination: canonical(stream.local_addr()?) };
     if how.proxy_protocol.iter().any(|network| network.contains(peer.ip()))
         && let Some(told) = proxy_protocol::read(&mut stream).await?
     {
         addresses = told;
-    }
-    let (client, limit) = (addresses.source, context.limits.sessions_per_ip);
-    if !place.settle(client.ip(), limit) {
-        if context.counters.sessions_per_ip.hit() {
-            tracing::warn!(peer = %client, limit, "[limits] sessions_per_ip is reached");
-        }
-        return Ok(None);
+        wait.settle(told.source.ip());
     }
     let stream = match how.tls {
         ListenerTls::StartTls => Stream::Plain(stream),
@@ -173,5 +168,5 @@ async fn opening(
             Stream::Server(Box::new(acceptor.accept(stream).await?))
         }
     };
-    Ok(Some((stream, addresses)))
+    Ok((stream, addresses))
 }

@@ -71,6 +71,7 @@ impl From<&Ended> for SessionEnd {
             Ended::Closed => Self::Closed,
             Ended::Dismissed => Self::Dismissed,
             Ended::LoginTimeout => Self::LoginTimeout,
+            Ended::Evicted => Self::Evicted,
             Ended::Stopped => Self::Stopped,
             Ended::Fault(_) => Self::Fault,
         }

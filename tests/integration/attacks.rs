@@ -6,6 +6,7 @@
 //! `endless-bye`. What strangers can do before a login is in `program::hostile`, too.
 
 mod admin;
+mod admission;
 mod backend;
 mod binary;
 mod client;

@@ -141,6 +141,8 @@ fn every_key_takes_effect() {
     let limits = &config.limits;
     assert_eq!((limits.sessions, limits.sessions_per_ip), (500, 50));
     assert_eq!((limits.connections_per_account, limits.login_failures_per_minute), (20, 5));
+    assert_eq!((limits.waiting, limits.account_failures_per_minute), (100, 6));
+    assert_eq!((limits.dials_per_minute, limits.dials_at_once), (70, 8));
     assert_eq!(limits.registrations_per_minute, 7);
     assert_eq!(limits.handshake_timeout, Duration::from_secs(5));
     assert_eq!(limits.login_timeout, Duration::from_secs(30));

@@ -455,7 +455,8 @@ fn configuration(backend: SocketAddr, apns: SocketAddr, store: &str) -> String {
          [watch]\nretry_min = \"200ms\"\nretry_max = \"5s\"\nidle_renewal = \"1m\"\n\
          idle_check = \"1m\"\npoll_interval = \"5s\"\npoll_max = \"20s\"\nanswer_timeout = \"10s\"\n\
          [push]\nquiet_delay = \"2s\"\nmin_interval = \"500ms\"\nmax_delay = \"10s\"\n\
-         [limits]\nlogin_failures_per_minute = 1000000\n\
+         [limits]\nlogin_failures_per_minute = 1000000\naccount_failures_per_minute = 1000000\n\
+         dials_per_minute = 1000000\ndials_at_once = 1000000\n\
          [apns]\nendpoint = \"https://localhost:{apns}\"\nca = \"ca.pem\"\n\
          certificate = \"apns.pem\"\nprivate_key = \"apns.key\"\n\
          connect_timeout = \"3s\"\nrequest_timeout = \"3s\"\n\

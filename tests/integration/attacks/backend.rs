@@ -113,6 +113,7 @@ async fn play(stream: TcpStream, acts: &[Act]) -> std::io::Result<()> {
 /// A program behind which a backend may turn hostile, and its peak before that.
 async fn serving() -> (World, Backend, Server, u64) {
     let world = World::new().await;
+    world.configure("[log]", "[limits]\nfailure_delay = \"1ms\"\n[log]");
     let backend = Backend::before(&world).await;
     let server = world.serve().await;
     is_served_as_ever(&world, &server).await;

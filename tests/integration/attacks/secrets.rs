@@ -154,7 +154,8 @@ fn keep_everything(world: &World) {
     world.configure(
         "[log]",
         "[auth]\nrelay = \"always\"\n[record]\nfolder = \"record\"\n[limits]\n\
-         failure_delay = \"1ms\"\nlogin_failures_per_minute = 1000\n[log]",
+         failure_delay = \"1ms\"\nlogin_failures_per_minute = 1000\n\
+         account_failures_per_minute = 1000\n[log]",
     );
     fs::create_dir(world.file("record")).unwrap();
     world.configure("\"info,mailchime=debug\"", "\"trace\"");

@@ -98,8 +98,13 @@ impl Core {
         let actions = std::mem::take(&mut output.actions);
         for action in actions {
             match action {
-                Action::Refused(_) => {
+                Action::Failed(_) => {
+                    self.from_backend.clear();
                     self.session.release();
+                    self.outputs();
+                }
+                Action::Admit(_) => {
+                    self.session.admitted();
                     self.outputs();
                 }
                 Action::StartTls => self.switch = Some(Deed::Handshake),
@@ -107,7 +112,6 @@ impl Core {
                 Action::Connect(_) => self.wants_backend = true,
                 Action::Register(registration) => self.registration = Some(registration),
                 Action::Close => self.closed = true,
-                Action::Disconnect(_) => self.from_backend.clear(),
                 Action::LoggedIn(..) | Action::Seen(_) => {}
             }
         }
@@ -177,12 +181,12 @@ fn does(core: &mut Core, what: &Deed, place: &str) {
         }
         Deed::Unreachable => {
             assert!(std::mem::take(&mut core.wants_backend), "{place}: nothing was tried");
-            assert!(core.session.unavailable());
+            assert!(core.session.unavailable("unreachable"));
             core.pump();
         }
         Deed::HangUp => {
             core.backend_ended = true;
-            if core.session.unavailable() {
+            if core.session.unavailable("it hung up") {
                 core.backend_ended = false;
             }
             core.closed |= core.session.is_relaying();

@@ -113,7 +113,8 @@ async fn the_connections_of_an_account_are_limited_its_watcher_included() {
             }
         };
         soon("the watcher's tries", tried).await;
-        assert_eq!(logins(&backend, "alice"), 1);
+        // The session's, and that of the client that was turned away: none of the watcher's.
+        assert_eq!(logins(&backend, "alice"), 2);
         drop(alice);
         soon("a watcher in IDLE", backend.wait_until(|counters| counters.idling == 1)).await;
         // Now the watcher has the only place.

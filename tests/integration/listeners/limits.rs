@@ -1,7 +1,6 @@
 //! Sessions by address, and addresses whose logins fail.
 
 use mailchime::config::{BackendTls, Trust};
-use tokio::net::TcpStream;
 
 use super::world::{Line, World, demo_backend, listener, logins};
 use super::{limited, soon};
@@ -13,20 +12,16 @@ async fn one_address_has_so_many_sessions_and_no_more() {
         let world =
             World::start(backend.address(), |config| config.limits.sessions_per_ip = 2).await;
         let first = world.session("alice").await;
-        let _second = world.client().await;
-        let stream = TcpStream::connect(world.address()).await.unwrap();
-        assert!(world.secured(stream).await.is_none());
+        let _second = world.session("alice").await;
+        // Who is not logged in takes none.
+        let _not_yet = world.client().await;
+        let mut third = world.client().await;
+        let refusal = third.log_in("alice").await;
+        assert_eq!(refusal, "in NO [LIMIT] Too many sessions from your address");
         assert_eq!(world.mailchime.counters().sessions_per_ip.hits(), 1);
         // The place comes back with the end of a session, which takes its time.
         drop(first);
-        let served = async {
-            loop {
-                let stream = TcpStream::connect(world.address()).await.unwrap();
-                if let Some(client) = world.greeted(stream).await {
-                    return client;
-                }
-            }
-        };
+        let served = async { while !third.log_in("alice").await.starts_with("in OK") {} };
         soon("a place", served).await;
     })
     .await;

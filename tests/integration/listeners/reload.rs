@@ -36,9 +36,9 @@ async fn new_sessions_go_by_it_and_the_others_go_on() {
         assert_eq!((logins(&old, "a@b.example"), logins(&new, "a@b.example")), (1, 1));
         assert!(after.command("n NOOP").await.starts_with("n OK"));
         // The sessions that are there count, whenever they began.
-        let _third = world.client().await;
-        let stream = TcpStream::connect(world.address()).await.unwrap();
-        assert!(world.secured(stream).await.is_none());
+        let _third = world.session("a@b.example").await;
+        let refusal = world.client().await.log_in("a@b.example").await;
+        assert_eq!(refusal, "in NO [LIMIT] Too many sessions from your address");
     })
     .await;
 }

@@ -29,25 +29,6 @@ async fn it_outlives_a_shortage_of_file_descriptors() {
 }
 
 #[tokio::test]
-async fn more_clients_than_there_are_places_for_wait() {
-    limited(async {
-        let world = World::new().await;
-        world.configure("[log]", "[limits]\nsessions = 1\n[log]");
-        let mut server = world.serve().await;
-        let mut first = world.session(&server).await;
-        let second = world.register(server.address);
-        let leaving = async {
-            server.logged("[limits] sessions is reached: clients have to wait").await;
-            first.send(b"l LOGOUT\r\n").await;
-            first.until("l OK").await;
-            drop(first);
-        };
-        tokio::join!(second, leaving).0.unwrap();
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn what_strangers_send_costs_little_and_harms_nobody() {
     limited(async {
         let world = World::new().await;

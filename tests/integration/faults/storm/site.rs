@@ -25,6 +25,11 @@ pub(super) const FIRST: u32 = 1;
 
 pub(super) const MAIL: &str = "Subject: storm\r\nFrom: a <b@c>\r\n\r\nIt blows.\r\n";
 
+/// All users have one address.
+const LIMITS: &str = "[limits]\nlogin_failures_per_minute = 1000000\n\
+    account_failures_per_minute = 1000000\ndials_per_minute = 1000000\n\
+    dials_at_once = 1000000\n[log]\n";
+
 /// How mailboxes are watched, in `[watch]`.
 const POLLS: &str = "settle = \"50ms\"\npoll_interval = \"2s\"\npoll_max = \"4s\"\n\
                      answer_timeout = \"5s\"\nlogins_per_second = 400";
@@ -130,8 +135,7 @@ impl Site {
             ("quiet_delay = \"100ms\"", "quiet_delay = \"300ms\""),
             ("min_interval = \"10ms\"", "min_interval = \"100ms\""),
             ("[apns]\n", "[apns]\nconnect_timeout = \"2s\"\nrequest_timeout = \"2s\"\n"),
-            // All users have one address.
-            ("[log]\n", "[limits]\nlogin_failures_per_minute = 1000000\n[log]\n"),
+            ("[log]\n", LIMITS),
             ("\"info,mailchime=debug\"", "\"info\""),
         ] {
             world.configure(old, new);
