@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::imap::literal::End;
-use mailchime::imap::login::end_of_status_or_response;
+use mailchime::imap::responses::end_of_status_or_response;
 use mailchime::imap::status::mailbox_status;
 use mailchime::model::{ChangeKind, Snapshot};
 use mailchime::watch::fuzzing::{difference, hear, merged, wait_after_refusal, with_new_mail};

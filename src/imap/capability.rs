@@ -1,6 +1,11 @@
 //! Capability lists (RFC 9051 section 7.2.2), and the edit that mailchime makes to them.
 
+use std::collections::HashSet;
+
 use super::peek;
+
+/// The most tokens of a list that count. Servers have 90 at most.
+pub const MOST_TOKENS: usize = 256;
 
 /// A capability list: tokens in their order, each once whatever its case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,14 +51,17 @@ fn list_in(line: &[u8]) -> Option<std::ops::Range<usize>> {
 
 impl Capabilities {
     /// Tokens that are separated by spaces; what is not printable ASCII is left out, and what might
-    /// announce a literal.
+    /// announce a literal, and what comes behind the first [`MOST_TOKENS`].
     pub fn parse(list: &[u8]) -> Self {
+        let tokens = list.split(|b| *b == b' ').filter(|token| !token.is_empty());
+        let mut known = HashSet::new();
         let mut capabilities = Self::default();
-        for token in list.split(|b| *b == b' ') {
+        for token in tokens.take(MOST_TOKENS) {
             if let Ok(token) = std::str::from_utf8(token)
                 && token.bytes().all(|b| b.is_ascii_graphic() && b != b'{')
+                && known.insert(token.to_ascii_lowercase())
             {
-                capabilities.add(token);
+                capabilities.0.push(token.to_owned());
             }
         }
         capabilities
@@ -74,6 +82,11 @@ impl Capabilities {
 
     pub fn has(&self, token: &str) -> bool {
         self.0.iter().any(|known| known.eq_ignore_ascii_case(token))
+    }
+
+    /// Memory that is held, in bytes.
+    pub(super) fn held(&self) -> usize {
+        self.0.iter().map(|token| token.capacity() + size_of::<String>()).sum()
     }
 
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
@@ -202,6 +215,19 @@ mod tests {
                 1 - usize::from(!line.contains("]") && line.contains("["))
             );
         }
+    }
+
+    #[test]
+    fn what_a_list_costs_is_bounded_by_its_tokens() {
+        let list: String = (0..5000).map(|number| format!(" X{number} x{number}")).collect();
+        let parsed = Capabilities::parse(list.as_bytes());
+        assert_eq!(parsed.iter().count(), MOST_TOKENS / 2);
+        assert!(parsed.has("x127") && !parsed.has("X128"));
+        let line = format!("* CAPABILITY{list}\r\n");
+        let edited = edit_response(line.as_bytes(), Own { push: true, compress: true });
+        let expected: String = (0..128).map(|number| format!(" X{number}")).collect();
+        let expected = format!("* CAPABILITY{expected} {COMPRESS_DEFLATE} {XAPPLEPUSHSERVICE}\r\n");
+        assert_eq!(String::from_utf8(edited).unwrap(), expected);
     }
 
     #[test]

@@ -105,24 +105,59 @@ pub enum End {
 
 /// The end of the line that starts `input`, without regard to literals.
 pub fn end_of_line(input: &[u8]) -> End {
-    memchr(b'\n', input).map_or(End::Beyond, |at| End::At(at + 1))
+    Scan::default().end_of_line(input)
 }
 
 /// The end of the response that starts `input`, literals included.
 pub fn end_of_response(input: &[u8]) -> End {
-    let mut start = 0;
-    loop {
-        let Some(feed) = memchr(b'\n', &input[start..]) else { return End::Beyond };
-        let line_end = start + feed + 1;
-        match Announcement::at_end_of(&input[start..line_end]) {
-            None => return End::At(line_end),
-            Some(Announcement { length, .. }) => {
-                let left = (input.len() - line_end) as u64;
-                if length > left {
-                    return End::Beyond;
+    Scan::default().end_of_response(input)
+}
+
+/// Looks for the end of what comes in pieces. It is asked again and again with the same bytes and
+/// more behind them, and looks at none twice, however small the pieces are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scan {
+    /// Where the line begins that is under way; inside a literal, where the next one will.
+    line: usize,
+    /// There is no line feed between its beginning and here.
+    seen: usize,
+}
+
+impl Scan {
+    /// The end of the line that starts `input`, as [`end_of_line`]. Where that is found the scan is
+    /// as new.
+    pub fn end_of_line(&mut self, input: &[u8]) -> End {
+        match memchr(b'\n', &input[self.seen.min(input.len())..]) {
+            Some(feed) => End::At(std::mem::take(self).seen + feed + 1),
+            None => {
+                self.seen = input.len();
+                End::Beyond
+            }
+        }
+    }
+
+    /// The end of the response that starts `input`, as [`end_of_response`]. Where that is found the
+    /// scan is as new.
+    pub fn end_of_response(&mut self, input: &[u8]) -> End {
+        loop {
+            let from = self.line.max(self.seen);
+            if from > input.len() {
+                return End::Beyond;
+            }
+            let Some(feed) = memchr(b'\n', &input[from..]) else {
+                self.seen = input.len();
+                return End::Beyond;
+            };
+            let line_end = from + feed + 1;
+            match Announcement::at_end_of(&input[self.line..line_end]) {
+                None => {
+                    *self = Self::default();
+                    return End::At(line_end);
                 }
-                // `length` is at most `left`, which came from a usize.
-                start = line_end + length as usize;
+                Some(Announcement { length, .. }) => {
+                    let length = usize::try_from(length).unwrap_or(usize::MAX);
+                    self.line = line_end.saturating_add(length);
+                }
             }
         }
     }
@@ -190,5 +225,31 @@ mod tests {
             assert_eq!(end_of_response(&response[..cut]), End::Beyond, "{cut}");
         }
         assert_eq!(end_of_response(b"* x {18446744073709551615}\r\nabc"), End::Beyond);
+    }
+
+    #[test]
+    fn a_scan_finds_in_any_pieces_what_it_finds_in_the_whole() {
+        let response = b"* 1 FETCH (A {3}\r\n)\r\n B {0}\r\n{2}\r\nxy)\r\n* rest\r\n";
+        let End::At(line) = end_of_line(response) else { panic!() };
+        let End::At(whole) = end_of_response(response) else { panic!() };
+        for first in 0..=response.len() {
+            let pieces = [&response[..first], &response[..response.len()]];
+            for (expected, literals) in [(line, false), (whole, true)] {
+                let mut scan = Scan::default();
+                let mut find = |piece| match literals {
+                    true => scan.end_of_response(piece),
+                    false => scan.end_of_line(piece),
+                };
+                let found = pieces.map(&mut find);
+                let early = if first >= expected { End::At(expected) } else { End::Beyond };
+                assert_eq!(found, [early, End::At(expected)], "{first}");
+                let mut scan = Scan::default();
+                let mut byte_by_byte = (0..=response.len()).map(|end| match literals {
+                    true => scan.end_of_response(&response[..end]),
+                    false => scan.end_of_line(&response[..end]),
+                });
+                assert_eq!(byte_by_byte.position(|end| end != End::Beyond), Some(expected));
+            }
+        }
     }
 }

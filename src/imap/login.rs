@@ -14,9 +14,10 @@ use imap_codec::imap_types::command::{Command, CommandBody};
 use imap_codec::imap_types::core::{AString, Tag};
 
 use super::capability::{self, Capabilities, Own};
-use super::literal::{End, end_of_response};
+use super::literal::End;
 use super::overheard::Overheard;
 use super::peek::{self, Response, Status};
+use super::responses::{Ending, end_of_status_or_response};
 use super::sasl::{self, Mechanism};
 use crate::model::{Credentials, SecretKind};
 
@@ -25,6 +26,12 @@ const CAPABILITY_TAG: &str = "m1";
 const LOGIN_TAG: &str = "m2";
 const ID_TAG: &str = "m3";
 const ID_AFTER_TAG: &str = "m4";
+
+/// The most that a backend may say from its greeting to its answer, in [`Options::limit`]s.
+const MOST_HEARD: usize = 8;
+
+/// The most challenges of a backend to one login: no mechanism has as many.
+const MOST_CHALLENGES: u32 = 32;
 
 /// One login at one backend.
 #[derive(Debug)]
@@ -42,6 +49,11 @@ pub struct Login {
     mechanism: Option<Mechanism>,
     /// Who it is, where that passes by.
     overheard: Overheard,
+    /// That of the response under way.
+    ending: Ending,
+    /// Bytes that were said so far.
+    heard: usize,
+    challenges: u32,
 }
 
 /// With what to log in.
@@ -67,7 +79,8 @@ pub struct Options {
     pub greeted: bool,
     /// Arguments of ID (RFC 2971), sent before and after the login where the backend offers ID.
     pub id: Option<Vec<u8>>,
-    /// Longest response and most untagged data, in bytes.
+    /// Longest response and most untagged data to the login itself, in bytes; all that is said until
+    /// then may be eight times as much.
     pub limit: usize,
 }
 
@@ -112,6 +125,20 @@ pub enum Outcome {
     TooLong,
 }
 
+impl Attempt {
+    /// Memory that is held, in bytes, about.
+    pub(super) fn held(&self) -> usize {
+        match self {
+            Self::Credentials(credentials) => {
+                credentials.login.len()
+                    + credentials.authorization.len()
+                    + credentials.expose_secret().len()
+            }
+            Self::Relayed { initial, .. } => initial.as_ref().map_or(0, Vec::capacity),
+        }
+    }
+}
+
 /// Bytes that may hold a password.
 struct Secret(Vec<u8>);
 
@@ -153,6 +180,9 @@ impl Login {
             granted: None,
             mechanism: None,
             overheard,
+            ending: Ending::default(),
+            heard: 0,
+            challenges: 0,
         }
     }
 
@@ -161,6 +191,19 @@ impl Login {
         if self.options.greeted {
             self.ask_capability(out);
         }
+    }
+
+    /// Memory that is held, in bytes, about.
+    pub fn held(&self) -> usize {
+        let told = [&self.offered, &self.granted].into_iter().flatten();
+        let pieces = match &self.stage {
+            Stage::Answer(pieces) => pieces.iter().map(|piece| piece.0.capacity()).sum(),
+            Stage::IdAfter(answer) => answer.capacity(),
+            Stage::Greeting | Stage::Capability | Stage::Id => 0,
+        };
+        let id = self.options.id.as_ref().map_or(0, Vec::capacity);
+        let capabilities = told.map(Capabilities::held).sum::<usize>();
+        self.attempt.held() + pieces + id + self.untagged.capacity() + capabilities
     }
 
     pub fn attempt(&self) -> &Attempt {
@@ -179,12 +222,17 @@ impl Login {
         let mut used = 0;
         loop {
             let rest = &input[used..];
-            let length = match end_of_status_or_response(rest) {
+            let length = match self.ending.find(rest) {
                 End::At(length) if length <= self.options.limit => length,
                 End::Beyond if rest.len() <= self.options.limit => return (used, None),
                 _ => return (used, Some(Outcome::TooLong)),
             };
             used += length;
+            // Whoever says so much without an answer has none, however short each word is.
+            self.heard += length;
+            if self.heard > MOST_HEARD * self.options.limit {
+                return (used, Some(Outcome::TooLong));
+            }
             if let Some(outcome) = self.response(&rest[..length], out) {
                 return (used, Some(outcome));
             }
@@ -248,7 +296,11 @@ impl Login {
                             out.extend_from_slice(&piece.0);
                             None
                         }
+                        None if self.challenges >= MOST_CHALLENGES => {
+                            Some(unavailable("more challenges than any mechanism has"))
+                        }
                         None => {
+                            self.challenges += 1;
                             let text = line.strip_prefix(b"+").unwrap_or(line).trim_ascii();
                             self.overheard.backend(text);
                             Some(Outcome::Challenge(text.to_vec()))
@@ -433,17 +485,6 @@ fn encode_login(credentials: &Credentials) -> Option<VecDeque<Secret>> {
         }
     }
     Some(pieces)
-}
-
-/// The end of the response that starts `input`; the text of a status announces no literal.
-pub fn end_of_status_or_response(input: &[u8]) -> End {
-    match peek::response(input) {
-        None => End::Beyond,
-        Some(Response::Continuation | Response::Status { .. }) => {
-            super::literal::end_of_line(input)
-        }
-        Some(_) => end_of_response(input),
-    }
 }
 
 fn unavailable(why: impl fmt::Display) -> Outcome {

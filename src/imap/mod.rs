@@ -12,6 +12,7 @@
 //! - [`sasl`]: PLAIN and LOGIN, the client's words and the backend's
 //! - [`status`]: the answers that a watcher reads
 //! - [`registration`]: the arguments and the answer of XAPPLEPUSHSERVICE (nom)
+//! - [`responses`]: what a backend says, response by response
 //! - [`login`]: logging in at a backend, as a state machine
 //! - [`refusal`]: what a backend's refusal of a login says
 //! - [`relay`]: the two lanes after login, and mailchime's own questions between them
@@ -29,6 +30,7 @@ pub mod peek;
 pub mod refusal;
 pub mod registration;
 pub mod relay;
+pub mod responses;
 pub mod sasl;
 pub mod session;
 pub mod status;

@@ -20,9 +20,9 @@ use super::stream::{Stream, tune};
 use super::tls::{self, TlsError};
 use crate::config::{self, BackendTls, Trust};
 use crate::imap::capability::Capabilities;
-use crate::imap::literal::End;
-use crate::imap::login::{Attempt, Login, Options, Outcome, end_of_status_or_response, printable};
+use crate::imap::login::{Attempt, Login, Options, Outcome, printable};
 use crate::imap::peek::{self, Response, Status};
+use crate::imap::responses::Responses;
 use crate::model::{Account, BackendId, Credentials};
 
 /// Addresses of a host that are tried; each gets its share of the time.
@@ -357,38 +357,29 @@ async fn secure(stream: TcpStream, security: &Security) -> io::Result<Connected>
 /// Reads the greeting and asks for TLS. Bytes behind the answer came without protection: they end
 /// the connection (CVE-2011-0411 and its kin).
 async fn start_tls(stream: &mut Stream) -> io::Result<()> {
-    const LONGEST: usize = 64 * 1024;
-    let mut input = Vec::new();
+    let mut told = Told::new(64 * 1024);
     let mut asked = false;
     loop {
-        while let End::At(length) = end_of_status_or_response(&input) {
-            let line: Vec<u8> = input.drain(..length).collect();
-            match (asked, peek::response(&line)) {
-                (false, Some(Response::Status { tag: None, status: Status::Ok, .. })) => {
-                    asked = true;
-                    stream.write_all(b"m0 STARTTLS\r\n").await?;
-                    stream.flush().await?;
+        let line = told.next(stream).await?;
+        match (asked, peek::response(line)) {
+            (false, Some(Response::Status { tag: None, status: Status::Ok, .. })) => {
+                asked = true;
+                stream.write_all(b"m0 STARTTLS\r\n").await?;
+                stream.flush().await?;
+            }
+            (true, Some(Response::Status { tag: Some(b"m0"), status: Status::Ok, .. })) => {
+                if told.responses.rest().is_empty() {
+                    return Ok(());
                 }
-                (true, Some(Response::Status { tag: Some(b"m0"), status: Status::Ok, .. })) => {
-                    if input.is_empty() {
-                        return Ok(());
-                    }
-                    return Err(io::Error::other(
-                        "the backend sent more before TLS than it should",
-                    ));
-                }
-                (true, Some(Response::Status { tag: None, status: Status::Ok, .. }))
-                | (true, Some(Response::Capability)) => {}
-                _ => {
-                    let said = printable(&line);
-                    return Err(io::Error::other(format!("the backend refuses STARTTLS: {said}")));
-                }
+                return Err(io::Error::other("the backend sent more before TLS than it should"));
+            }
+            (true, Some(Response::Status { tag: None, status: Status::Ok, .. }))
+            | (true, Some(Response::Capability)) => {}
+            _ => {
+                let said = printable(line);
+                return Err(io::Error::other(format!("the backend refuses STARTTLS: {said}")));
             }
         }
-        if input.len() > LONGEST {
-            return Err(io::Error::other("an overlong response"));
-        }
-        read_more(stream, &mut input).await?;
     }
 }
 
@@ -431,29 +422,51 @@ async fn dialogue(
 
 /// The capabilities in the greeting, or else in the answer to CAPABILITY.
 async fn offered(stream: &mut Stream, greeted: bool, longest: usize) -> io::Result<Capabilities> {
-    let (mut input, mut asked) = (Vec::new(), greeted);
+    let (mut told, mut asked) = (Told::new(longest), greeted);
     if greeted {
         stream.write_all(b"m1 CAPABILITY\r\n").await?;
         stream.flush().await?;
     }
     loop {
-        while let End::At(length) = end_of_status_or_response(&input) {
-            let line: Vec<u8> = input.drain(..length).collect();
-            if let Some(offered) = Capabilities::in_response(&line) {
-                return Ok(offered);
-            }
-            if !asked {
-                asked = true;
-                stream.write_all(b"m1 CAPABILITY\r\n").await?;
-                stream.flush().await?;
-            } else if line.starts_with(b"m1 ") {
-                return Err(io::Error::other("the backend tells no capabilities"));
-            }
+        let line = told.next(stream).await?;
+        if let Some(offered) = Capabilities::in_response(line) {
+            return Ok(offered);
         }
-        if input.len() > longest {
-            return Err(io::Error::other("an overlong response"));
+        if !asked {
+            asked = true;
+            stream.write_all(b"m1 CAPABILITY\r\n").await?;
+            stream.flush().await?;
+        } else if line.starts_with(b"m1 ") {
+            return Err(io::Error::other("the backend tells no capabilities"));
         }
-        read_more(stream, &mut input).await?;
+    }
+}
+
+/// What a backend tells before a login, of which so many bytes are heard.
+struct Told {
+    responses: Responses,
+    left: usize,
+}
+
+impl Told {
+    fn new(most: usize) -> Self {
+        Self { responses: Responses::default(), left: most }
+    }
+
+    /// The next response. The end of the stream is an error, and so are too many bytes.
+    async fn next(&mut self, stream: &mut Stream) -> io::Result<&[u8]> {
+        while !self.responses.advance() {
+            if self.responses.rest().len() > self.left {
+                return Err(io::Error::other("an overlong response"));
+            }
+            read_more(stream, self.responses.more()).await?;
+        }
+        let length = self.responses.current().len();
+        self.left = self
+            .left
+            .checked_sub(length)
+            .ok_or_else(|| io::Error::other("too much is said, and not what was asked for"))?;
+        Ok(self.responses.current())
     }
 }
 

@@ -7,6 +7,8 @@
 //!     └──── its user logs in ◀── parked ◀── refused
 //! ```
 
+use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +64,7 @@ pub(super) struct Watcher {
     credentials: Option<Credentials>,
     /// They are not in the store, as far as is known.
     unsaved: bool,
+    /// In the order of [`in_order`], each once.
     pub(super) mailboxes: Vec<Watched>,
     /// The registrations that `mailboxes` takes in.
     registrations: u64,
@@ -557,16 +560,14 @@ impl Watcher {
         if rows.is_empty() {
             return Err(End::Nothing);
         }
-        // INBOX first: a long list must not make new mail wait.
-        rows.sort_by_key(|(mailbox, _)| !mailbox.is_inbox());
-        let mut before = std::mem::take(&mut self.mailboxes);
+        rows.sort_by(|(one, _), (other, _)| in_order(one, other));
+        let before = std::mem::take(&mut self.mailboxes).into_iter();
+        let mut before: HashMap<_, _> =
+            before.map(|watched| (watched.mailbox.clone(), watched)).collect();
         for (mailbox, told) in rows {
             // What was announced and not yet told is still known; the rest is as it was told.
-            let known = before.iter().position(|watched| watched.mailbox == mailbox);
-            self.mailboxes.push(match known {
-                Some(index) => before.swap_remove(index),
-                None => Watched::new(mailbox, told),
-            });
+            let known = before.remove(&mailbox);
+            self.mailboxes.push(known.unwrap_or_else(|| Watched::new(mailbox, told)));
         }
         self.registrations = registrations;
         Ok(())
@@ -582,6 +583,11 @@ impl Watcher {
         }
         Ok(wanted)
     }
+}
+
+/// The order in which mailboxes are looked at. INBOX first: a long list must not make new mail wait.
+pub(super) fn in_order(one: &Mailbox, other: &Mailbox) -> Ordering {
+    other.is_inbox().cmp(&one.is_inbox()).then_with(|| one.cmp(other))
 }
 
 /// Whether credentials can be used again. A token expires, and the source knows when.

@@ -9,9 +9,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use super::news::News;
-use crate::imap::literal::End;
-use crate::imap::login::{end_of_status_or_response, printable};
+use crate::imap::login::printable;
 use crate::imap::peek::{self, Response, Status};
+use crate::imap::responses::Responses;
 use crate::net::backend::LoggedIn;
 use crate::net::backends::Place;
 use crate::net::stream::Stream;
@@ -22,11 +22,20 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Commands that are sent ahead of their answers.
 const AHEAD: usize = 16;
 
+/// What is read before other tasks have their turn: bytes, of which each response counts for some
+/// more. It is done within a fraction of a millisecond, however short the responses are.
+const TURN: usize = 128 * 1024;
+const RESPONSE: usize = 128;
+
 /// A logged-in connection. It holds no bytes while it waits for some.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: Stream,
-    input: Vec<u8>,
+    input: Responses,
+    /// What was read since other tasks had their turn.
+    read: usize,
+    /// Why the next response will not come.
+    lost: Option<Box<Lost>>,
     commands: u32,
     /// The tag of the IDLE that is under way.
     idle: Option<String>,
@@ -64,8 +73,18 @@ impl Connection {
     /// response.
     pub(super) fn new(logged_in: LoggedIn, answer_timeout: Duration, longest: usize) -> Self {
         let LoggedIn { stream, input, place: _place, .. } = logged_in;
-        let news = News::default();
-        Self { stream, input, commands: 0, idle: None, news, answer_timeout, longest, _place }
+        Self {
+            stream,
+            input: Responses::new(input),
+            read: 0,
+            lost: None,
+            commands: 0,
+            idle: None,
+            news: News::default(),
+            answer_timeout,
+            longest,
+            _place,
+        }
     }
 
     /// Sends a command and gives each untagged response until its answer to `untagged`.
@@ -121,8 +140,7 @@ impl Connection {
         let limit = self.answer_timeout;
         let begun = async {
             loop {
-                let response = self.response().await?;
-                match peek::response(&response) {
+                match peek::response(self.response().await?) {
                     Some(Response::Continuation) => return Ok(true),
                     Some(Response::Status { tag: Some(told), .. }) if told == tag.as_bytes() => {
                         self.idle = None;
@@ -135,20 +153,34 @@ impl Connection {
         timeout(limit, begun).await.map_err(|_| Lost::Silent(limit))?
     }
 
-    /// Takes in the next response that nothing was asked for, which may be news; whether the backend
-    /// has ended the IDLE with it. Cancel safe.
+    /// Takes in what nothing was asked for, which may be news: the next response, and those that came
+    /// with it. Whether the backend has ended the IDLE with them. Cancel safe.
     pub(super) async fn unasked(&mut self) -> Result<bool, Lost> {
-        let response = self.response().await?;
-        let ends = match peek::response(&response) {
-            Some(Response::Status { tag: Some(told), .. }) => {
-                self.idle.as_ref().is_some_and(|tag| tag.as_bytes() == told)
+        self.response().await?;
+        let mut ends = self.ends_idle();
+        // What was told must not wait for the rest of what is under way.
+        while !ends && self.read < TURN && self.input.advance() {
+            if let Err(lost) = self.heard() {
+                // Nor be lost with it.
+                self.lost = Some(Box::new(lost));
+                break;
             }
-            _ => false,
-        };
+            ends = self.ends_idle();
+        }
         if ends {
             self.idle = None;
         }
         Ok(ends)
+    }
+
+    /// Whether the current response is the answer to IDLE.
+    fn ends_idle(&self) -> bool {
+        match peek::response(self.input.current()) {
+            Some(Response::Status { tag: Some(told), .. }) => {
+                self.idle.as_ref().is_some_and(|tag| tag.as_bytes() == told)
+            }
+            _ => false,
+        }
     }
 
     /// Whether IDLE is under way.
@@ -166,31 +198,35 @@ impl Connection {
     }
 
     /// The next whole response, however long it takes. Cancel safe.
-    async fn response(&mut self) -> Result<Vec<u8>, Lost> {
-        loop {
-            match end_of_status_or_response(&self.input) {
-                End::At(length) => {
-                    let rest = self.input.split_off(length);
-                    let response = std::mem::replace(&mut self.input, rest);
-                    if self.input.is_empty() {
-                        self.input = Vec::new();
-                    }
-                    self.news.read(&response);
-                    return match peek::response(&response) {
-                        Some(Response::Status { tag: None, status: Status::Bye, .. }) => {
-                            Err(Lost::Bye(printable(&response)))
-                        }
-                        _ => Ok(response),
-                    };
-                }
-                End::Beyond if self.input.len() > self.longest => {
-                    return Err(Lost::TooLong(self.longest));
-                }
-                End::Beyond => {}
+    async fn response(&mut self) -> Result<&[u8], Lost> {
+        if let Some(lost) = self.lost.take() {
+            return Err(*lost);
+        }
+        if self.read >= TURN {
+            self.read = 0;
+            tokio::task::yield_now().await;
+        }
+        while !self.input.advance() {
+            if self.input.rest().len() > self.longest {
+                return Err(Lost::TooLong(self.longest));
             }
-            if self.stream.fill(&mut self.input).await? == 0 {
+            if self.stream.fill(self.input.more()).await? == 0 {
                 return Err(Lost::Io(io::ErrorKind::UnexpectedEof.into()));
             }
+        }
+        self.heard()
+    }
+
+    /// Takes note of the current response.
+    fn heard(&mut self) -> Result<&[u8], Lost> {
+        let response = self.input.current();
+        self.read += response.len() + RESPONSE;
+        self.news.read(response);
+        match peek::response(response) {
+            Some(Response::Status { tag: None, status: Status::Bye, .. }) => {
+                Err(Lost::Bye(printable(response)))
+            }
+            _ => Ok(response),
         }
     }
 
@@ -251,7 +287,7 @@ impl Connection {
             loop {
                 let response = self.response().await?;
                 if let Some(Response::Status { tag: Some(tag), status, .. }) =
-                    peek::response(&response)
+                    peek::response(response)
                     && let Some(found) = ours(tag)
                 {
                     let answer = match status {
@@ -261,7 +297,7 @@ impl Connection {
                     };
                     return Ok((found, answer));
                 }
-                other(&response);
+                other(response);
             }
         };
         timeout(limit, answer).await.map_err(|_| Lost::Silent(limit))?

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Context;
-use super::account::{End, Watcher};
+use super::account::{End, Watcher, in_order};
 use super::connection::Answer;
 use super::rounds::{LONGEST_COMMAND, Look, Round, quoted};
 use super::snapshot::{difference, merged, only_uid_next_grew, renumbered, with_new_mail};
@@ -59,7 +59,7 @@ impl Watcher {
             for index in due {
                 let watched = &mut self.mailboxes[index];
                 watched.due = false;
-                if made_up.contains(&index) {
+                if made_up.binary_search(&index).is_ok() {
                     watched.known.uid_next = None;
                 }
                 match told.states[index] {
@@ -90,7 +90,7 @@ impl Watcher {
     }
 
     /// Which of them have a UIDNEXT that grows with each question (Mailutils imap4d): where nothing
-    /// else has changed, and nothing was told unasked, it is asked for once more.
+    /// else has changed, and nothing was told unasked, it is asked for once more. In their order.
     async fn made_up(
         &self,
         round: &mut Round<'_>,
@@ -375,7 +375,7 @@ impl Watcher {
     }
 
     pub(super) fn place(&self, mailbox: &Mailbox) -> Option<usize> {
-        self.mailboxes.iter().position(|watched| watched.mailbox == *mailbox)
+        self.mailboxes.binary_search_by(|watched| in_order(&watched.mailbox, mailbox)).ok()
     }
 }
 

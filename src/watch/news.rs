@@ -1,5 +1,7 @@
 //! What a backend says of mailboxes, asked or not. Pure.
 
+use std::collections::HashMap;
+
 use super::snapshot::merged;
 use crate::imap::mailbox;
 use crate::imap::status::{Activity, activity, mailbox_status};
@@ -19,6 +21,8 @@ pub(super) struct News {
     other: bool,
     /// The states that STATUS told; `None` is a mailbox whose name cannot be read.
     states: Vec<(Option<Mailbox>, Snapshot)>,
+    /// The place of each in `states`.
+    places: HashMap<Option<Mailbox>, usize>,
 }
 
 impl News {
@@ -45,15 +49,18 @@ impl News {
 
     /// What is told of one mailbox piece by piece becomes one state.
     pub(super) fn read_state(&mut self, mailbox: Option<Mailbox>, told: Snapshot) {
-        if let Some((_, state)) = self.states.iter_mut().find(|(known, _)| *known == mailbox) {
+        if let Some(place) = self.places.get(&mailbox) {
+            let state = &mut self.states[*place].1;
             *state = merged(state, &told);
         } else if self.states.len() < MOST_STATES {
+            self.places.insert(mailbox.clone(), self.states.len());
             self.states.push((mailbox, told));
         }
     }
 
     /// The states that were told.
     pub(super) fn take_states(&mut self) -> Vec<(Option<Mailbox>, Snapshot)> {
+        self.places = HashMap::new();
         std::mem::take(&mut self.states)
     }
 
