@@ -41,6 +41,8 @@ pub struct Metrics {
     pub sessions: Gauge,
     /// `mailchime_sessions_ended_total`
     pub sessions_ended: By<SessionEnd, Counter>,
+    /// Memory that sessions hold beside what each of them needs (`mailchime_session_memory_bytes`).
+    pub kept: By<Phase, Gauge>,
     /// Commands that mailchime itself answered (`mailchime_commands_total`).
     pub commands: By<(Verb, Answer), Counter>,
     /// What passed between clients and backends (`mailchime_relayed_bytes_total`).
@@ -151,6 +153,15 @@ label!(
         Stopped: "stopped",
         /// A socket failed, or a bound was hit.
         Fault: "fault",
+    }
+);
+
+label!(
+    /// How far a session is.
+    Phase as "phase" {
+        Login: "login",
+        /// The user is logged in.
+        Session: "session",
     }
 );
 
@@ -329,6 +340,12 @@ impl Metrics {
                 "sessions_ended",
                 None,
                 "Client connections by how they ended",
+            ),
+            kept: By::new(
+                registry,
+                "session_memory",
+                Some(Unit::Bytes),
+                "What sessions hold of bytes not yet passed on, of logins under way, and for COMPRESS",
             ),
             commands: By::new(
                 registry,
@@ -575,6 +592,7 @@ mod tests {
         for line in [
             "mailchime_sessions 0",
             "mailchime_sessions_ended_total{how=\"fault\"} 0",
+            "mailchime_session_memory_bytes{phase=\"login\"} 0",
             "mailchime_commands_total{verb=\"xapplepushservice\",result=\"ok\"} 0",
             "mailchime_relayed_bytes_total{direction=\"to_client\"} 0",
             "mailchime_compression_bytes_total{direction=\"to_client\",form=\"plain\"} 0",
@@ -606,6 +624,7 @@ mod tests {
             }
         }
         distinct::<SessionEnd>();
+        distinct::<Phase>();
         distinct::<(Verb, Answer)>();
         distinct::<(Direction, Form)>();
         distinct::<Kind>();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::imap::capability::{Capabilities, Own, edit_response, is_in};
 use mailchime::imap::login::edited;
-use mailchime::imap::session::{DomainTopic, Profile, PushOffer};
+use mailchime::imap::session::{DomainTopic, Profile, PushOffer, Shown};
 use mailchime_fuzz::oracle::is_status;
 
 const HIDDEN: [&str; 4] = ["STARTTLS", "LOGIN-REFERRALS", "MAILBOX-REFERRALS", "UNAUTHENTICATE"];
@@ -90,9 +90,11 @@ fn lists(data: &[u8], own: Own, options: u8) {
         relay_mechanisms: options & 4 != 0,
         master: options & 8 != 0,
         routed: Vec::new(),
+        commands: 10_000,
         command_size: 100,
         capability_size: 100,
         compress: true,
+        shown: Shown::default(),
     };
     for secure in [false, true] {
         let shown = profile.before_login(secure);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::imap::relay::Relay;
-use mailchime::imap::session::{Action, DomainTopic, Output, Profile, PushOffer};
+use mailchime::imap::session::{Action, DomainTopic, Output, Profile, PushOffer, Shown};
 use mailchime::model::Account;
 use mailchime_fuzz::drive::{BareRelay, Happened, Log, assert_same, play};
 use mailchime_fuzz::oracle::{
@@ -29,9 +29,11 @@ fn machine(script: &Script) -> BareRelay {
         relay_mechanisms: false,
         master: false,
         routed: Vec::new(),
+        commands: 10_000,
         command_size: COMMAND_SIZE,
         capability_size: 600,
         compress: true,
+        shown: Shown::default(),
     };
     let account = (!script.option(1)).then(|| Account::from_login("alice@example.org"));
     BareRelay {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mailchime::imap::capability::Capabilities;
-use mailchime::imap::session::{Connection, DomainTopic, Profile, PushOffer};
+use mailchime::imap::session::{Connection, DomainTopic, Profile, PushOffer, Shown};
 
 use crate::script::Script;
 
@@ -19,9 +19,11 @@ pub fn profile(script: &Script) -> Profile {
         relay_mechanisms: script.option(2),
         master: script.option(3),
         routed: Vec::new(),
+        commands: 10_000,
         command_size: 600,
         capability_size: 600,
         compress: true,
+        shown: Shown::default(),
     }
 }
 

@@ -290,8 +290,11 @@ impl Check<'_> {
         self.duration("[limits] shutdown_grace", raw.shutdown_grace, MILLISECOND..=10 * MINUTE, &mut limits.shutdown_grace)?;
         self.duration("[limits] failure_delay", raw.failure_delay, MILLISECOND..=MINUTE, &mut limits.failure_delay)?;
         self.duration("[limits] connect_timeout", raw.connect_timeout, SECOND..=10 * MINUTE, &mut limits.connect_timeout)?;
+        self.number("[limits] commands_before_login", raw.commands_before_login, 20..=1_000_000, &mut limits.commands_before_login)?;
         self.size("[limits] command_size", raw.command_size, KIB..=16 * MIB, &mut limits.command_size)?;
         self.size("[limits] capability_size", raw.capability_size, KIB..=MIB, &mut limits.capability_size)?;
+        self.size("[limits] login_memory", raw.login_memory, MIB..=1024 * 1024 * MIB, &mut limits.login_memory)?;
+        self.size("[limits] session_memory", raw.session_memory, MIB..=1024 * 1024 * MIB, &mut limits.session_memory)?;
         self.duration("[limits] write_timeout", raw.write_timeout, SECOND..=DAY, &mut limits.write_timeout)?;
         limits.compress = raw.compress.unwrap_or(limits.compress);
         self.duration("[limits] answer_timeout", raw.answer_timeout, SECOND..=10 * MINUTE, &mut limits.answer_timeout)?;

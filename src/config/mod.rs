@@ -315,10 +315,16 @@ pub struct Limits {
     pub failure_delay: Duration,
     /// For the connection to the backend, TLS and greeting included.
     pub connect_timeout: Duration,
+    /// Commands of a client until it is logged in.
+    pub commands_before_login: u32,
     /// Bytes of a command that mailchime itself reads, literals included.
     pub command_size: usize,
     /// Bytes of a backend's capability list.
     pub capability_size: usize,
+    /// Bytes that all sessions together may hold before their login, beside a small share for each.
+    pub login_memory: usize,
+    /// The same of sessions that are logged in, memory for COMPRESS included.
+    pub session_memory: usize,
     /// How long a peer may read nothing of what it is sent.
     pub write_timeout: Duration,
     /// Clients may have their connection compressed.
@@ -678,8 +684,11 @@ impl Default for Limits {
             shutdown_grace: Duration::from_secs(10),
             failure_delay: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(10),
+            commands_before_login: 200,
             command_size: 64 * 1024,
             capability_size: 16 * 1024,
+            login_memory: 64 * 1024 * 1024,
+            session_memory: 1024 * 1024 * 1024,
             write_timeout: Duration::from_mins(5),
             compress: true,
             answer_timeout: Duration::from_secs(30),

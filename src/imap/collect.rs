@@ -70,6 +70,11 @@ impl Collector {
         self.kept.is_empty()
     }
 
+    /// Memory that is held, in bytes.
+    pub fn held(&self) -> usize {
+        self.kept.capacity()
+    }
+
     /// Takes in bytes of the command; returns how many of `input` belong to it, and what is known.
     pub fn push(&mut self, input: &[u8]) -> (usize, Progress) {
         let mut at = 0;
@@ -122,7 +127,14 @@ impl Collector {
         if bytes.len() > room {
             self.too_long = true;
         }
-        self.kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        let bytes = &bytes[..bytes.len().min(room)];
+        let needed = self.kept.len() + bytes.len();
+        if needed > self.kept.capacity() {
+            // Twice as much each time, so that the work is linear, but no more than may ever be needed.
+            let capacity = needed.max((2 * self.kept.capacity()).min(self.limit));
+            self.kept.reserve_exact(capacity - self.kept.len());
+        }
+        self.kept.extend_from_slice(bytes);
     }
 }
 
@@ -157,6 +169,7 @@ mod tests {
             assert_eq!(collector.push(&line), (1000, Progress::More));
         }
         assert!(collector.is_too_long());
+        assert!(collector.held() <= 16);
         assert_eq!(collector.push(b"\r\nb NOOP\r\n"), (2, Progress::TooLong));
         assert_eq!(collector.take().len(), 16);
         assert_eq!(collector.push(b"b NOOP\r\n"), (8, Progress::Whole));

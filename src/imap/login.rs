@@ -228,7 +228,7 @@ impl Login {
                 _ => return (used, Some(Outcome::TooLong)),
             };
             used += length;
-            // Whoever says so much without an answer has none, however short each word is.
+            // A backend that says so much without an answer has none, however short each line is.
             self.heard += length;
             if self.heard > MOST_HEARD * self.options.limit {
                 return (used, Some(Outcome::TooLong));

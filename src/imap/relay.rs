@@ -37,13 +37,16 @@ use self::at::{At, LineEnd};
 use self::owed::{Owed, To, Whose};
 use self::own::Job;
 use super::capability::{self, Own};
-use super::literal::{Announcement, End, end_of_line, end_of_response};
+use super::literal::{Announcement, End, Scan};
 use super::peek::{self, Command, Response, Status, Verb};
 use super::session::{Action, Awaited, Output, Profile, PushOffer, Step};
 use crate::model::Account;
 
 /// Longest STATUS response that is ours to swallow, in bytes.
-const LONGEST_STATUS: usize = 8 * 1024;
+pub(super) const LONGEST_STATUS: usize = 8 * 1024;
+
+/// The most lines that are looked at in one step, so that the caller can let others have their turn.
+const MOST_LINES: u32 = 4096;
 
 /// What a STATUS for a registration asks. HIGHESTMODSEQ is not in it: asking would switch the
 /// client's session to CONDSTORE (RFC 7162 section 3.1).
@@ -58,6 +61,8 @@ pub struct Relay {
     account: Option<Account>,
     client: At,
     backend: At,
+    /// For the end of the backend's response under way, where that is waited for.
+    scan: Scan,
     owed: Owed,
     /// The go-ahead for the literal that the client's line is about to announce has come already.
     granted: bool,
@@ -75,6 +80,8 @@ pub struct Relay {
     /// Bytes for the client that must wait for the end of a response that is on its way.
     deferred: Vec<u8>,
     compress_behind_deferred: bool,
+    /// There is no memory to spare: COMPRESS is refused.
+    scarce: bool,
 }
 
 /// What begins at a line start of the client.
@@ -96,6 +103,7 @@ impl Relay {
             account,
             client: At::LineStart,
             backend: At::LineStart,
+            scan: Scan::default(),
             owed: Owed::default(),
             granted: false,
             over: false,
@@ -107,6 +115,7 @@ impl Relay {
             job: None,
             deferred: Vec::new(),
             compress_behind_deferred: false,
+            scarce: false,
         }
     }
 
@@ -116,8 +125,10 @@ impl Relay {
             return self.collect(input, out);
         }
         self.held = false;
-        let mut used = 0;
-        while used < input.len() {
+        let (mut used, mut lines) = (0, 0);
+        while used < input.len() && lines < MOST_LINES {
+            lines += 1;
+            out.lines += 1;
             let rest = &input[used..];
             if let At::LineStart | At::Announced(_) = self.client {
                 match self.begins(rest, last) {
@@ -200,8 +211,10 @@ impl Relay {
 
     /// What to do with the backend's bytes. `last` means that no more will follow.
     pub fn backend(&mut self, input: &[u8], last: bool, out: &mut Output) -> Step {
-        let mut used = 0;
-        loop {
+        let (mut used, mut lines) = (0, 0);
+        while lines < MOST_LINES {
+            lines += 1;
+            out.lines += 1;
             let at_start = matches!(self.backend, At::LineStart);
             if at_start && !self.deferred.is_empty() {
                 if used == 0 {
@@ -235,49 +248,51 @@ impl Relay {
                 Response::Status { tag, status, capability } => {
                     if !capability && !self.is_ours(tag, status) {
                         self.told(tag, status);
-                        self.backend = At::line(false);
+                        self.passes(false);
                         continue;
                     }
-                    end_of_line(rest)
+                    self.scan.end_of_line(rest)
                 }
-                Response::Capability => end_of_line(rest),
+                Response::Capability => self.scan.end_of_line(rest),
                 Response::Enabled => {
                     let limit = self.profile.capability_size;
-                    match end_of_line(rest) {
+                    match self.scan.end_of_line(rest) {
                         End::At(length) if length <= limit => self.enabled(&rest[..length]),
                         End::Beyond if rest.len() <= limit && !last => break,
                         End::At(_) | End::Beyond => {}
                     }
-                    self.backend = At::line(true);
+                    self.passes(true);
                     continue;
                 }
-                Response::MailboxStatus if self.is_asking() => match end_of_response(rest) {
-                    End::At(length) if length <= LONGEST_STATUS => End::At(length),
-                    End::Beyond if rest.len() <= LONGEST_STATUS => End::Beyond,
-                    End::At(_) | End::Beyond => {
-                        self.backend = At::line(true);
-                        continue;
+                Response::MailboxStatus if self.is_asking() => {
+                    match self.scan.end_of_response(rest) {
+                        End::At(length) if length <= LONGEST_STATUS => End::At(length),
+                        End::Beyond if rest.len() <= LONGEST_STATUS => End::Beyond,
+                        End::At(_) | End::Beyond => {
+                            self.passes(true);
+                            continue;
+                        }
                     }
-                },
+                }
                 Response::Continuation => {
                     self.go_ahead();
-                    self.backend = At::line(false);
+                    self.passes(false);
                     continue;
                 }
                 Response::MailboxStatus | Response::Data => {
-                    self.backend = At::line(true);
+                    self.passes(true);
                     continue;
                 }
             };
             if taken == End::Beyond && last {
-                self.backend = At::line(true);
+                self.passes(true);
                 continue;
             }
             // A response that does not simply pass: what came before it goes first.
             if used > 0 {
                 break;
             }
-            let limit = self.profile.capability_size.max(LONGEST_STATUS);
+            let limit = self.profile.longest_response();
             return match taken {
                 End::At(length) if length <= limit => {
                     self.take(response, &rest[..length], out);
@@ -299,6 +314,16 @@ impl Relay {
     pub fn renewed(&mut self, profile: Arc<Profile>) -> Option<&str> {
         self.profile = profile;
         self.push().map(|(_, topic)| topic)
+    }
+
+    /// As [`Session::spare`](super::session::Session::spare).
+    pub(super) fn spare(&mut self, scarce: bool) {
+        self.scarce = scarce;
+    }
+
+    /// As [`Session::held`](super::session::Session::held).
+    pub(super) fn held(&self) -> usize {
+        self.deferred.capacity() + self.job.as_ref().map_or(0, |job| job.held())
     }
 
     /// Whether a command of ours is under way, so that the client's bytes wait.
@@ -349,6 +374,12 @@ impl Relay {
     /// Whether no response of the backend is under way to the client.
     pub fn at_response_boundary(&self) -> bool {
         matches!(self.backend, At::LineStart)
+    }
+
+    /// The backend's response goes on as it is; its first line may announce a literal, or not.
+    fn passes(&mut self, literals: bool) {
+        self.scan = Scan::default();
+        self.backend = At::line(literals);
     }
 
     fn begin(&mut self, tag: &[u8], to: To) {

@@ -15,13 +15,13 @@
 //! carried out.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::capability::{Capabilities, XAPPLEPUSHSERVICE};
 use super::login::{Attempt, Login, Options, Outcome, edited};
 use super::peek::{Status, Verb};
 use super::refusal::Refusal;
-use super::relay::{Relay, tagged};
+use super::relay::{LONGEST_STATUS, Relay, tagged};
 use super::sasl;
 use super::unauthenticated::{Dialogue, State};
 use crate::model::{Account, Credentials, Registration};
@@ -43,12 +43,27 @@ pub struct Profile {
     /// The domains, in lower case, whose users are on another backend than whoever is not known before
     /// the login.
     pub routed: Vec<String>,
+    /// Most commands of a client until it is logged in.
+    pub commands: u32,
     /// Longest command before login, and longest command of ours, in bytes.
     pub command_size: usize,
     /// Longest capability list of a backend, and most data in its answer to a login, in bytes.
     pub capability_size: usize,
     /// COMPRESS=DEFLATE is offered (RFC 4978).
     pub compress: bool,
+    /// Made of the rest.
+    pub shown: Shown,
+}
+
+/// The capability lists that clients see before login, without TLS and with it, once they were asked
+/// for. A clone has none, as it may become another profile.
+#[derive(Debug, Default)]
+pub struct Shown([OnceLock<Box<str>>; 2]);
+
+impl Clone for Shown {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
 }
 
 /// What is particular to one connection.
@@ -188,6 +203,8 @@ pub struct Output {
     pub to_backend: Vec<u8>,
     pub actions: VecDeque<Action>,
     pub over: Over,
+    /// Lines that were looked at, for the caller to take note of how much it was.
+    pub lines: u32,
     /// Commands of ours and how they were answered, for the caller to count.
     pub answered: Vec<(Verb, Status)>,
 }
@@ -195,6 +212,8 @@ pub struct Output {
 /// How often a limit was hit, for the caller to count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Over {
+    /// [`Profile::commands`].
+    pub commands: u32,
     /// [`Profile::command_size`].
     pub command: u32,
     /// [`Profile::capability_size`].
@@ -286,6 +305,18 @@ impl Profile {
         shown
     }
 
+    /// The longest response of a backend that is looked at as a whole, in bytes.
+    pub fn longest_response(&self) -> usize {
+        self.capability_size.max(LONGEST_STATUS)
+    }
+
+    /// What [`Profile::before_login`] says as the words of a list, made once.
+    pub(super) fn list_before_login(&self, secure: bool) -> &str {
+        let Shown(lists) = &self.shown;
+        lists[usize::from(secure)]
+            .get_or_init(|| self.before_login(secure).to_string().into_boxed_str())
+    }
+
     /// Whether users of this domain are on another backend than a session is before its user is
     /// known.
     pub(super) fn routes(&self, domain: &str) -> bool {
@@ -305,7 +336,7 @@ impl Session {
     /// A session whose greeting is in the output already.
     pub fn new(profile: Arc<Profile>, connection: Connection) -> Self {
         let mut output = Output::default();
-        let capabilities = profile.before_login(connection.secure);
+        let capabilities = profile.list_before_login(connection.secure);
         let greeting = format!("* OK [CAPABILITY {capabilities}] mailchime ready\r\n");
         output.to_client.extend_from_slice(greeting.as_bytes());
         let dialogue = Dialogue::new(connection, profile.command_size);
@@ -506,6 +537,30 @@ impl Session {
         }
     }
 
+    /// There is no memory to spare from now on, or there is: COMPRESS is refused meanwhile.
+    pub fn spare(&mut self, scarce: bool) {
+        if let Phase::Relay(relay) = &mut self.phase {
+            relay.spare(scarce);
+        }
+    }
+
+    /// Memory that is held for commands that are not whole or not answered, and for a login under way,
+    /// in bytes.
+    pub fn held(&self) -> usize {
+        let Output { to_client, to_backend, .. } = &self.output;
+        let phase = match &self.phase {
+            Phase::Login(dialogue) => dialogue.held(),
+            Phase::Relay(relay) => relay.held(),
+            Phase::Closed => 0,
+        };
+        phase + to_client.capacity() + to_backend.capacity()
+    }
+
+    /// Gives up: what is still to be said is said, and nothing is heard any more.
+    pub fn forget(&mut self) {
+        self.phase = Phase::Closed;
+    }
+
     /// Whether the user is logged in.
     pub fn is_relaying(&self) -> bool {
         matches!(self.phase, Phase::Relay(_))
@@ -702,9 +757,11 @@ mod tests {
             relay_mechanisms: true,
             master: true,
             routed: vec!["b.example".into()],
+            commands: 100,
             command_size: 1024,
             capability_size: 1024,
             compress: true,
+            shown: Shown::default(),
         };
         let offered =
             |profile: &Profile, name| answer_by_cram_md5(profile, name).contains(XAPPLEPUSHSERVICE);

@@ -35,8 +35,10 @@ const ID_FIELDS: [&str; 11] = [
     "environment",
 ];
 
-/// Longest value of such a field (RFC 2971 section 3.3).
+/// Longest value of such a field (RFC 2971 section 3.3), and of all of them together, which are kept until
+/// the login.
 const LONGEST_ID_FIELD: usize = 1024;
+const MOST_ID: usize = 4 * 1024;
 
 /// The login dialogue.
 #[derive(Debug)]
@@ -45,6 +47,7 @@ pub(super) struct Dialogue {
     /// What the client said of itself, as ID fields.
     client_id: Vec<IdField>,
     collector: Collector,
+    commands: u32,
     bad_commands: u32,
     /// Of the backend that was last reached.
     pub(super) checks_token_name: bool,
@@ -99,6 +102,7 @@ impl Dialogue {
             connection,
             client_id: Vec::new(),
             collector: Collector::new(longest),
+            commands: 0,
             bad_commands: 0,
             checks_token_name: false,
             abandoned: false,
@@ -114,6 +118,21 @@ impl Dialogue {
     /// Whether nothing happens until the client says more.
     pub(super) fn awaits_client(&self) -> bool {
         !matches!(self.state, State::Connect { .. } | State::Backend { .. } | State::Refused(_))
+    }
+
+    /// As [`Session::held`](super::session::Session::held).
+    pub(super) fn held(&self) -> usize {
+        let id = self.client_id.iter().map(|field| id_size(field) + size_of::<IdField>());
+        let state = match &self.state {
+            State::Connect { attempt, .. } => attempt.held(),
+            State::Backend { login, .. } | State::Challenge { login, .. } => login.held(),
+            State::Accepted { login, untagged, answer, .. } => {
+                login.held() + untagged.capacity() + answer.capacity()
+            }
+            State::Refused(answer) => answer.capacity(),
+            State::Command | State::Handshake | State::Authenticate { .. } => 0,
+        };
+        self.collector.held() + id.sum::<usize>() + state
     }
 
     /// As [`Session::secured`](super::session::Session::secured).
@@ -142,6 +161,15 @@ impl Dialogue {
             return Step::Wait;
         }
         let (used, progress) = self.collector.push(input);
+        if let Progress::Whole | Progress::Refused | Progress::TooLong = progress {
+            self.commands += 1;
+            if self.commands > profile.commands {
+                out.over.commands += 1;
+                out.to_client.extend_from_slice(b"* BYE Too many commands before a login\r\n");
+                out.actions.push_back(Action::Close);
+                return Step::Take(used);
+            }
+        }
         match progress {
             // Whether its end is at hand already is chance, and makes no difference.
             Progress::More | Progress::TooLong if self.collector.is_too_long() => {
@@ -187,8 +215,9 @@ impl Dialogue {
         let answer = &mut out.to_client;
         match verb {
             Some(Verb::Capability) => {
-                let list = format!("* CAPABILITY {}\r\n", profile.before_login(secure));
-                answer.extend_from_slice(list.as_bytes());
+                answer.extend_from_slice(b"* CAPABILITY ");
+                answer.extend_from_slice(profile.list_before_login(secure).as_bytes());
+                answer.extend_from_slice(b"\r\n");
                 tagged(answer, tag, "OK CAPABILITY completed");
             }
             Some(Verb::Noop) => tagged(answer, tag, "OK NOOP completed"),
@@ -338,7 +367,7 @@ impl Dialogue {
 /// The fields of a client's ID that are fit to be passed on, each once; none if it is malformed or
 /// NIL.
 fn id_fields(arguments: &[u8]) -> Vec<IdField> {
-    let mut fields: Vec<IdField> = Vec::new();
+    let (mut fields, mut size): (Vec<IdField>, usize) = (Vec::new(), 0);
     for (name, value) in args::id_fields(arguments).unwrap_or_default() {
         let known = ID_FIELDS.into_iter().find(|known| name.eq_ignore_ascii_case(known.as_bytes()));
         let fits = value.as_ref().is_none_or(|value| value.len() <= LONGEST_ID_FIELD);
@@ -346,10 +375,18 @@ fn id_fields(arguments: &[u8]) -> Vec<IdField> {
             && fits
             && fields.iter().all(|(name, _)| *name != known)
         {
+            size += value.as_ref().map_or(0, |value| value.len());
+            if size > MOST_ID {
+                break;
+            }
             fields.push((known, value.map(args::Bytes::into_owned)));
         }
     }
     fields
+}
+
+fn id_size((name, value): &IdField) -> usize {
+    name.len() + value.as_ref().map_or(0, Vec::len)
 }
 
 /// The tag of a command that is otherwise malformed.

@@ -17,8 +17,11 @@ pub struct Counters {
     pub handshake_timeout: Counter,
     pub login_timeout: Counter,
     pub connect_timeout: Counter,
+    pub commands_before_login: Counter,
     pub command_size: Counter,
     pub capability_size: Counter,
+    pub login_memory: Counter,
+    pub session_memory: Counter,
     pub write_timeout: Counter,
     pub answer_timeout: Counter,
     pub watch_connections: Counter,
@@ -64,7 +67,7 @@ const QUIET: Duration = Duration::from_secs(60);
 
 impl Counters {
     /// Each counter with the key of its limit.
-    pub fn all(&self) -> [(&'static str, &Counter); 20] {
+    pub fn all(&self) -> [(&'static str, &Counter); 23] {
         [
             ("sessions", &self.sessions),
             ("sessions_per_ip", &self.sessions_per_ip),
@@ -73,8 +76,11 @@ impl Counters {
             ("handshake_timeout", &self.handshake_timeout),
             ("login_timeout", &self.login_timeout),
             ("connect_timeout", &self.connect_timeout),
+            ("commands_before_login", &self.commands_before_login),
             ("command_size", &self.command_size),
             ("capability_size", &self.capability_size),
+            ("login_memory", &self.login_memory),
+            ("session_memory", &self.session_memory),
             ("write_timeout", &self.write_timeout),
             ("answer_timeout", &self.answer_timeout),
             ("watch_connections", &self.watch_connections),

@@ -4,7 +4,7 @@
 //! asks for waits compressed, so a bomb is read no faster than it is passed on.
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
@@ -14,6 +14,9 @@ use super::stream::Stream;
 
 /// Compressed bytes that are kept each way.
 const BUFFER_SIZE: usize = 16 * 1024;
+
+/// What is read of a peer that sends much that inflates to nothing, before others have their turn.
+const TURN: usize = 64 * 1024;
 
 /// RFC 4978 leaves it open; 6 is zlib's own middle.
 const LEVEL: u32 = 6;
@@ -28,8 +31,9 @@ pub struct Deflated {
     stream: Stream,
     inflate: Decompress,
     deflate: Compress,
-    /// Compressed bytes from the peer.
+    /// Compressed bytes from the peer, and how many of them are inflated.
     input: Vec<u8>,
+    inflated: usize,
     /// The inflater may have more to give although no input is left.
     more: bool,
     /// Compressed bytes for the peer.
@@ -45,11 +49,15 @@ impl Deflated {
             inflate: Decompress::new(false),
             deflate: Compress::new_with_window_bits(Compression::new(LEVEL), false, WINDOW_BITS),
             input: Vec::new(),
+            inflated: 0,
             more: false,
             output: Vec::new(),
             dirty: false,
         }
     }
+
+    /// Memory that both directions hold, in bytes: the windows, their tables, and what zlib gathers.
+    pub const HELD: usize = 260 * 1024;
 
     /// Plain and compressed bytes from the peer, then plain and compressed bytes to it.
     pub fn totals(&self) -> [u64; 4] {
@@ -63,13 +71,20 @@ impl Deflated {
 
     /// Writes compressed bytes until fewer than a buffer are left, or none if `all`.
     fn poll_drain(&mut self, cx: &mut Context<'_>, all: bool) -> Poll<io::Result<()>> {
-        while self.output.len() >= BUFFER_SIZE || (all && !self.output.is_empty()) {
-            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.output))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        let most = if all { 0 } else { BUFFER_SIZE - 1 };
+        let mut written = 0;
+        while self.output.len() - written > most {
+            match Pin::new(&mut self.stream).poll_write(cx, &self.output[written..]) {
+                Poll::Ready(Ok(length @ 1..)) => written += length,
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    self.output.drain(..written);
+                    return Poll::Pending;
+                }
             }
-            self.output.drain(..written);
         }
+        self.output.drain(..written);
         if self.output.is_empty() {
             self.output = Vec::new();
         }
@@ -95,6 +110,7 @@ impl AsyncRead for Deflated {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let mut read_here = 0;
         loop {
             if !this.input.is_empty() || this.more {
                 let (before_in, before_out) = (this.inflate.total_in(), this.inflate.total_out());
@@ -102,13 +118,13 @@ impl AsyncRead for Deflated {
                 let size = room.len();
                 let status = this
                     .inflate
-                    .decompress(&this.input, room, FlushDecompress::Sync)
+                    .decompress(&this.input[this.inflated..], room, FlushDecompress::Sync)
                     .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not DEFLATE"))?;
                 let used = (this.inflate.total_in() - before_in) as usize;
                 let made = (this.inflate.total_out() - before_out) as usize;
-                this.input.drain(..used);
-                if this.input.is_empty() {
-                    this.input = Vec::new();
+                this.inflated += used;
+                if this.inflated == this.input.len() {
+                    (this.input, this.inflated) = (Vec::new(), 0);
                 }
                 // A full buffer may hide more.
                 this.more = made == size;
@@ -130,12 +146,17 @@ impl AsyncRead for Deflated {
                 }
             }
             this.more = false;
+            if read_here >= TURN {
+                let _ = pin!(tokio::task::yield_now()).poll(cx);
+                return Poll::Pending;
+            }
             let mut fresh = [0; BUFFER_SIZE];
             let mut read = ReadBuf::new(&mut fresh);
             ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
             if read.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
+            read_here += read.filled().len();
             this.input.extend_from_slice(read.filled());
         }
     }

@@ -18,8 +18,11 @@ use tokio_rustls::{client, server};
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(120)).with_interval(Duration::from_secs(30));
 
-/// Bytes read at a time.
-const READ_SIZE: usize = 64 * 1024;
+/// Most bytes that are read at a time.
+pub const READ_SIZE: usize = 64 * 1024;
+
+/// What TLS keeps of what a peer does not take, in bytes.
+const UNWRITTEN: usize = 64 * 1024;
 
 thread_local! {
     /// Where bytes are read to: one for all connections of a thread, so that a connection that
@@ -66,17 +69,40 @@ impl Stream {
         }
     }
 
-    /// Reads what there is, at most 64 KiB, and gives it to `take`; nothing at the end. A TLS peer
-    /// that hangs up without close_notify has ended as well: IMAP delimits itself.
+    /// Whether it is under DEFLATE.
+    pub fn is_deflated(&self) -> bool {
+        matches!(self, Self::Deflated(_))
+    }
+
+    /// Memory that is held for DEFLATE, in bytes.
+    pub fn held(&self) -> usize {
+        if self.is_deflated() { Deflated::HELD } else { 0 }
+    }
+
+    /// From now on TLS keeps at most a quarter of what it may keep otherwise of what the peer does not
+    /// take, or all of that.
+    pub fn keep_little(&mut self, little: bool) {
+        let most = Some(if little { UNWRITTEN / 4 } else { UNWRITTEN });
+        match self {
+            Self::Server(stream) => stream.get_mut().1.set_buffer_limit(most),
+            Self::Client(stream) => stream.get_mut().1.set_buffer_limit(most),
+            Self::Plain(_) | Self::Deflated(_) | Self::Taken => {}
+        }
+    }
+
+    /// Reads what there is, at most `most` bytes and 64 KiB, and gives it to `take`; nothing at the
+    /// end. A TLS peer that hangs up without close_notify has ended as well: IMAP delimits itself.
     ///
     /// `take` must not read from another connection.
     pub fn poll_fresh<T>(
         &mut self,
         cx: &mut Context<'_>,
+        most: usize,
         take: impl FnOnce(&mut Context<'_>, &[u8]) -> T,
     ) -> Poll<io::Result<T>> {
         READ_BUFFER.with_borrow_mut(|buffer| {
-            let mut read = ReadBuf::new(buffer);
+            let most = most.min(buffer.len());
+            let mut read = ReadBuf::new(&mut buffer[..most]);
             match ready!(Pin::new(self).poll_read(cx, &mut read)) {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => read.clear(),
                 result => result?,
@@ -89,7 +115,7 @@ impl Stream {
     /// safe, and no room is taken while waiting.
     pub async fn fill(&mut self, into: &mut Vec<u8>) -> io::Result<usize> {
         poll_fn(|cx| {
-            self.poll_fresh(cx, |_, fresh| {
+            self.poll_fresh(cx, READ_SIZE, |_, fresh| {
                 into.extend_from_slice(fresh);
                 fresh.len()
             })

@@ -6,7 +6,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context as Poller, Poll, ready};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use super::admission::{Full, Over, Place, Try, Wait};
+use super::kept::{Kept, Share};
 use super::lane::{Fault, Lanes, Pause, Peer, Side};
 use super::record::Recorded;
 use super::refused::login_refused;
@@ -28,6 +29,7 @@ use crate::imap::session::{
     Action, Authenticated, Awaited, Connection, Failure, Output, Proven, Reached,
     RegistrationResult, Session, UNAVAILABLE,
 };
+use crate::metrics::Phase;
 use crate::model::{Account, Credentials, SessionEvent};
 use crate::net::backend::{Backend, ConnectError, Connected};
 use crate::net::backends;
@@ -43,6 +45,9 @@ const FINISH: Duration = Duration::from_secs(60);
 
 /// For the backend to say what it offers.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a session before its login may hold in any case, however much all of them hold together.
+const SHARE: usize = 8 * 1024;
 
 /// One client's session and its two sockets.
 pub(super) struct Driver {
@@ -62,6 +67,7 @@ pub(super) struct Driver {
     /// The client's connection changes its form once all that is said has left.
     switch: Option<Switch>,
     tally: Tally,
+    share: Share,
     /// When the login that is under way was tried.
     tried_at: Option<Instant>,
     /// The try that the backend is asked about.
@@ -121,11 +127,12 @@ impl Driver {
     /// A session on a connection whose handshake is done, or comes with STARTTLS, which `acceptor`
     /// serves.
     pub(super) fn new(
-        stream: Stream,
+        mut stream: Stream,
         addresses: Addresses,
         acceptor: Option<TlsAcceptor>,
         context: Arc<Context>,
     ) -> Self {
+        stream.keep_little(true);
         let Addresses { source, destination } = addresses;
         let connection = Connection {
             secure: acceptor.is_none(),
@@ -141,11 +148,12 @@ impl Driver {
         let (profile, secure) = (context.profile(), connection.secure);
         let session = Session::new(Arc::clone(&profile), connection);
         let session = Recorded::new(session, context.record.as_ref(), &profile, secure);
+        let share = Share::new(Arc::clone(&context.metrics));
         Self {
             session,
             chosen: context.backends.default(),
             context,
-            lanes: Lanes::new(stream),
+            lanes: Lanes::new(stream, profile.longest_response()),
             errand: None,
             account: None,
             credentials: None,
@@ -153,6 +161,7 @@ impl Driver {
             acceptor,
             switch: None,
             tally: Tally::default(),
+            share,
             tried_at: None,
             attempt: None,
             trying_as: None,
@@ -256,6 +265,10 @@ impl Driver {
 
     /// Ready with the end, or with `None` when the user is logged in and only that was waited for.
     fn poll(&mut self, cx: &mut Poller<'_>, until_login: bool) -> Poll<Option<Ended>> {
+        let scarce =
+            !until_login && self.share.is_over(Phase::Session, self.context.limits.session_memory);
+        self.session.spare(scarce);
+        self.lanes.begin(scarce);
         loop {
             // There is no connection to the client to move bytes on before this has ended.
             if matches!(self.errand, Some(Errand::Handshake(_))) {
@@ -281,6 +294,16 @@ impl Driver {
                 self.stalled = None;
             }
             self.count();
+            if self.holds_too_much() {
+                let words = b"* BYE There is no memory for so long a command just now\r\n";
+                self.session.output.to_client.extend_from_slice(words);
+                // Its farewell may take a while. A try that is under way counts as failed.
+                self.session.forget();
+                self.lanes.client.lane.kept = Kept::default();
+                (self.lanes.backend, self.errand, self.attempt) = (None, None, None);
+                self.count();
+                return Poll::Ready(Some(Ended::Dismissed));
+            }
             match lanes {
                 Ok(Pause::Action) => self.act(),
                 Ok(pause) => {
@@ -295,6 +318,11 @@ impl Driver {
                     }
                     if let Some(ended) = self.ended() {
                         return Poll::Ready(Some(ended));
+                    }
+                    if let Pause::Turn = pause {
+                        // It is woken again behind all tasks that have something to do.
+                        let _ = pin!(tokio::task::yield_now()).poll(cx);
+                        return Poll::Pending;
                     }
                     // A client that has hung up waits for the backend to do so, but not for ever.
                     let stalled = matches!(pause, Pause::Stalled) || self.lanes.client.lane.ended;
@@ -316,6 +344,32 @@ impl Driver {
         if let Some(totals) = self.lanes.client.stream.totals() {
             self.tally.compressed(metrics, totals);
         }
+        let held = self.lanes.held() + self.session.held();
+        let Context { limits, counters, .. } = &*self.context;
+        if self.session.is_relaying() {
+            let (most, hits) = (limits.session_memory, &counters.session_memory);
+            if self.share.set(Phase::Session, held, most, hits) {
+                tracing::warn!(
+                    limit = most,
+                    "[limits] session_memory is reached: less is read at once, and COMPRESS refused"
+                );
+            }
+        } else {
+            let (most, hits) = (limits.login_memory, &counters.login_memory);
+            if self.share.set(Phase::Login, held, most, hits) {
+                tracing::warn!(
+                    limit = most,
+                    "[limits] login_memory is reached: clients that send long commands get a BYE"
+                );
+            }
+        }
+    }
+
+    /// Whether it holds more than its share before its login, while login_memory is used up.
+    fn holds_too_much(&self) -> bool {
+        !self.session.is_relaying()
+            && self.lanes.held() + self.session.held() > SHARE
+            && self.share.is_over(Phase::Login, self.context.limits.login_memory)
     }
 
     /// Changes the form of the client's connection, now that nothing is under way on it.
@@ -352,6 +406,7 @@ impl Driver {
                 Action::Admit(account) => self.admit(account.as_ref()),
                 Action::Seen(offered) => self.chosen.saw(offered),
                 Action::LoggedIn(Authenticated { claimed, proven }) => {
+                    self.lanes.client.stream.keep_little(false);
                     self.account = claimed;
                     let event = proven.map(|Proven { account, credentials }| {
                         let peer = self.addresses.source.ip();
@@ -576,7 +631,8 @@ impl Driver {
                 self.session.release();
             }
             Some(Errand::Handshake(handshake)) => match ready!(handshake.as_mut().poll(cx)) {
-                Ok(stream) => {
+                Ok(mut stream) => {
+                    stream.keep_little(true);
                     self.lanes.client = Peer::new(stream, Side::Client);
                     self.session.secured();
                 }

@@ -11,15 +11,32 @@ use std::task::{Context as Poller, Poll, ready};
 
 use tokio::io::AsyncWrite;
 
+use super::kept::Kept;
 use super::record::Recorded;
 use crate::imap::session::Step;
-use crate::net::stream::{Stream, forget_read};
+use crate::net::stream::{READ_SIZE, Stream, forget_read};
 
-/// Bytes of one side that a session keeps before it reads no more of them.
-const KEPT_SIZE: usize = 128 * 1024;
+/// What is read at once of a peer that may make a session keep it: before the login, while memory is
+/// scarce, or behind what cannot be dealt with yet. No client needs more to say what its next command
+/// is.
+const SMALL: usize = 4 * 1024;
 
-/// Answers of ours that a client may leave unread before no more of its commands are looked at.
+/// Answers of ours that a client may leave unread before no more of its commands are looked at, and
+/// before the login.
 const UNREAD_SIZE: usize = 16 * 1024;
+const UNREAD_BEFORE_LOGIN: usize = 4 * 1024;
+
+/// What a session may do before other tasks have their turn, in bytes that pass. In release builds
+/// that is done within half a millisecond.
+const TURN: usize = 1024 * 1024;
+
+/// What else counts as so many: a line that is looked at, a read, each byte to or from a peer under
+/// DEFLATE, a command or response that does not pass, and each byte of that.
+const LINE: usize = 64;
+const READ: usize = 16 * 1024;
+const DEFLATED: usize = 16;
+const TAKEN: usize = 8 * 1024;
+const TAKEN_BYTE: usize = 16;
 
 /// A client's socket, and that of its backend if there is one.
 pub(super) struct Lanes {
@@ -29,6 +46,17 @@ pub(super) struct Lanes {
     pub(super) moved: bool,
     /// Those of the backend did.
     pub(super) heard: bool,
+    bounds: Bounds,
+}
+
+/// What lanes may take.
+struct Bounds {
+    /// Most bytes that are kept of what a backend says, for the longest response that is looked at.
+    backend: usize,
+    /// All sessions together keep too much.
+    scarce: bool,
+    /// What is left of the session's turn.
+    turn: usize,
 }
 
 /// One socket, and the lane of what comes from it.
@@ -45,7 +73,7 @@ pub(super) struct Peer {
 pub(super) struct Lane {
     side: Side,
     /// Bytes that were read and not dealt with.
-    pub(super) kept: Vec<u8>,
+    pub(super) kept: Kept,
     /// How many of the next bytes go on to the other side without another look.
     pub(super) forward: usize,
     /// No more bytes will come.
@@ -66,6 +94,8 @@ pub(super) enum Pause {
     Stalled,
     /// The session has an action to be carried out.
     Action,
+    /// It is the turn of others.
+    Turn,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -86,8 +116,27 @@ pub(super) enum Fault {
 }
 
 impl Lanes {
-    pub(super) fn new(client: Stream) -> Self {
-        Self { client: Peer::new(client, Side::Client), backend: None, moved: false, heard: false }
+    /// No response of a backend that is looked at as a whole is longer than `longest` bytes.
+    pub(super) fn new(client: Stream, longest: usize) -> Self {
+        let bounds = Bounds { backend: longest + SMALL, scarce: false, turn: TURN };
+        Self {
+            client: Peer::new(client, Side::Client),
+            backend: None,
+            moved: false,
+            heard: false,
+            bounds,
+        }
+    }
+
+    /// The session has its turn; all sessions together keep too much, or not.
+    pub(super) fn begin(&mut self, scarce: bool) {
+        (self.bounds.scarce, self.bounds.turn) = (scarce, TURN);
+    }
+
+    /// Memory that is held for bytes on their way, in bytes.
+    pub(super) fn held(&self) -> usize {
+        let of = |peer: &Peer| peer.lane.kept.held() + peer.stream.held();
+        of(&self.client) + self.backend.as_ref().map_or(0, of)
     }
 
     /// Moves bytes both ways as far as it goes.
@@ -122,18 +171,24 @@ impl Lanes {
                 backend_due =
                     moved && self.backend.is_none() && !session.output.to_client.is_empty();
             }
+            if self.bounds.turn == 0 {
+                break;
+            }
         }
         if !session.output.actions.is_empty() {
             return Ok(Pause::Action);
         }
         self.flush(cx)?;
+        if self.bounds.turn == 0 {
+            return Ok(Pause::Turn);
+        }
         let stalled = matches!(up, Pause::Stalled) || matches!(down, Pause::Stalled);
         Ok(if stalled { Pause::Stalled } else { Pause::Idle })
     }
 
     fn poll_client(&mut self, cx: &mut Poller<'_>, session: &mut Recorded) -> Result<Pause, Fault> {
-        let Self { client, backend, .. } = self;
-        let mut pause = client.pump(cx, backend.as_mut(), session)?;
+        let Self { client, backend, bounds, .. } = self;
+        let mut pause = client.pump(cx, backend.as_mut(), session, bounds)?;
         // A half-close goes on as one.
         if let Some(backend) = backend
             && client.lane.ended
@@ -157,7 +212,7 @@ impl Lanes {
         cx: &mut Poller<'_>,
         session: &mut Recorded,
     ) -> Result<(Pause, bool), Fault> {
-        let Self { client, backend, .. } = self;
+        let Self { client, backend, bounds, .. } = self;
         let Some(backend) = backend else {
             // Before there is a backend, what the session says itself must still be written.
             let output = &mut session.output.to_client;
@@ -171,7 +226,7 @@ impl Lanes {
             };
             return Ok((pause, output.len() < before));
         };
-        let pumped = backend.pump(cx, Some(client), session);
+        let pumped = backend.pump(cx, Some(client), session, bounds);
         if session.is_relaying() {
             return Ok((pumped?, std::mem::take(&mut backend.lane.moved)));
         }
@@ -256,7 +311,7 @@ impl Peer {
     pub(super) fn new(stream: Stream, side: Side) -> Self {
         let lane = Lane {
             side,
-            kept: Vec::new(),
+            kept: Kept::default(),
             forward: 0,
             ended: false,
             relayed: 0,
@@ -272,33 +327,38 @@ impl Peer {
         cx: &mut Poller<'_>,
         mut other: Option<&mut Self>,
         session: &mut Recorded,
+        bounds: &mut Bounds,
     ) -> Result<Pause, Fault> {
         let Self { stream, lane, .. } = self;
         lane.rests = false;
         loop {
             // What was kept comes first.
             let mut kept = std::mem::take(&mut lane.kept);
-            let (used, pause) = lane.deal(cx, &kept, other.as_deref_mut(), session)?;
-            kept.drain(..used);
-            if !kept.is_empty() {
-                lane.kept = kept;
-            }
-            if matches!(pause, Pause::Stalled | Pause::Action) {
+            let dealt = lane.deal(cx, kept.as_slice(), other.as_deref_mut(), session, bounds);
+            let (used, pause) = dealt?;
+            kept.take(used);
+            lane.kept = kept;
+            if !matches!(pause, Pause::Idle) {
                 return Ok(pause);
             }
-            if lane.ended || lane.kept.len() >= KEPT_SIZE {
+            let room = lane.room(session, bounds);
+            if lane.ended || room == 0 {
                 return Ok(Pause::Idle);
             }
+            let price = if stream.is_deflated() { TURN / 4 } else { READ };
             let mut read = 0;
-            let dealt = stream.poll_fresh(cx, |cx, fresh| {
+            let dealt = stream.poll_fresh(cx, room, |cx, fresh| {
+                bounds.costs(price);
                 read = fresh.len();
                 lane.ended = fresh.is_empty();
                 if !lane.kept.is_empty() {
-                    lane.kept.extend_from_slice(fresh);
+                    lane.kept.append(fresh);
                     return Ok(Pause::Idle);
                 }
-                let (used, pause) = lane.deal(cx, fresh, other.as_deref_mut(), session)?;
-                lane.kept.extend_from_slice(&fresh[used..]);
+                let (used, pause) = lane.deal(cx, fresh, other.as_deref_mut(), session, bounds)?;
+                if used < fresh.len() {
+                    lane.kept.append(&fresh[used..]);
+                }
                 Ok(pause)
             });
             if !session.is_relaying() {
@@ -322,14 +382,20 @@ impl Peer {
         cx: &mut Poller<'_>,
         output: &mut Vec<u8>,
     ) -> Poll<io::Result<()>> {
-        while !output.is_empty() && !self.shut {
-            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, output))?;
-            if written == 0 {
-                return Poll::Ready(Err(closed()));
+        let mut written = 0;
+        while written < output.len() && !self.shut {
+            match Pin::new(&mut self.stream).poll_write(cx, &output[written..]) {
+                Poll::Ready(Ok(length @ 1..)) => written += length,
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(closed())),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    output.drain(..written);
+                    self.dirty |= written > 0;
+                    return Poll::Pending;
+                }
             }
-            output.drain(..written);
-            self.dirty = true;
         }
+        self.dirty |= written > 0;
         if output.capacity() > 0 {
             *output = Vec::new();
         }
@@ -358,13 +424,36 @@ impl Peer {
     /// Reads until the end and forgets what it read.
     pub(super) fn poll_discard(&mut self, cx: &mut Poller<'_>) -> Poll<io::Result<()>> {
         while !self.lane.ended {
-            self.lane.ended = ready!(self.stream.poll_fresh(cx, |_, fresh| fresh.is_empty()))?;
+            let read = self.stream.poll_fresh(cx, READ_SIZE, |_, fresh| fresh.is_empty());
+            self.lane.ended = ready!(read)?;
         }
         Poll::Ready(Ok(()))
     }
 }
 
+impl Bounds {
+    fn costs(&mut self, bytes: usize) {
+        self.turn = self.turn.saturating_sub(bytes);
+    }
+}
+
 impl Lane {
+    /// How many bytes may be read now.
+    fn room(&self, session: &Recorded, bounds: &Bounds) -> usize {
+        let at_once = match session.is_relaying() && !bounds.scarce {
+            true => READ_SIZE,
+            false => SMALL,
+        };
+        if self.kept.is_empty() {
+            return at_once;
+        }
+        let most = match self.side {
+            Side::Client => SMALL,
+            Side::Backend => bounds.backend,
+        };
+        at_once.min(most.saturating_sub(self.kept.len()))
+    }
+
     /// Deals with bytes of this lane: returns how many are done with, and why it stopped.
     fn deal(
         &mut self,
@@ -372,8 +461,11 @@ impl Lane {
         input: &[u8],
         mut other: Option<&mut Peer>,
         session: &mut Recorded,
+        bounds: &mut Bounds,
     ) -> Result<(usize, Pause), Fault> {
         let side = self.side;
+        let deflates = other.as_deref().is_some_and(|other| other.stream.is_deflated());
+        let price = if deflates { DEFLATED } else { 1 };
         let mut used = 0;
         loop {
             while self.forward > 0 {
@@ -400,6 +492,7 @@ impl Lane {
                     }
                     _ => length,
                 };
+                bounds.costs(written * price);
                 used += written;
                 self.forward -= written;
                 self.relayed += written as u64;
@@ -424,19 +517,29 @@ impl Lane {
                 }
             }
             // A client that does not read its answers must not pile them up here.
-            if side == Side::Client && session.output.to_client.len() >= UNREAD_SIZE {
+            let unread = match session.is_relaying() {
+                true => UNREAD_SIZE,
+                false => UNREAD_BEFORE_LOGIN,
+            };
+            if side == Side::Client && session.output.to_client.len() >= unread {
                 return Ok((used, Pause::Stalled));
             }
             if !session.output.actions.is_empty() {
                 return Ok((used, Pause::Action));
             }
-            match side.step(session, &input[used..], self.ended) {
+            if bounds.turn == 0 {
+                return Ok((used, Pause::Turn));
+            }
+            let step = side.step(session, &input[used..], self.ended);
+            bounds.costs(std::mem::take(&mut session.output.lines) as usize * LINE);
+            match step {
                 Step::Wait => return Ok((used, Pause::Idle)),
                 Step::Forward(length) => self.forward = length,
                 Step::Take(0) if input.len() == used && side.output(session).is_empty() => {
                     return Ok((used, Pause::Idle));
                 }
                 Step::Take(length) => {
+                    bounds.costs(TAKEN + length * TAKEN_BYTE);
                     used += length;
                     self.moved = true;
                 }

@@ -6,6 +6,7 @@
 
 mod admission;
 mod driver;
+mod kept;
 mod lane;
 pub mod record;
 mod refused;
@@ -22,7 +23,7 @@ use self::admission::Admission;
 use self::register::Pace;
 pub use self::serve::serve;
 use crate::config::{self, Config, Relay};
-use crate::imap::session::{DomainTopic, Over, Profile, PushOffer};
+use crate::imap::session::{DomainTopic, Over, Profile, PushOffer, Shown};
 use crate::metrics::Metrics;
 use crate::model::SessionEvent;
 use crate::net::backends::Backends;
@@ -141,6 +142,7 @@ impl Context {
     }
 
     fn count(&self, over: Over) {
+        self.counters.commands_before_login.add(over.commands);
         self.counters.command_size.add(over.command);
         self.counters.capability_size.add(over.capability);
     }
@@ -166,9 +168,11 @@ impl Context {
             relay_mechanisms: self.relay_mechanisms,
             master: self.master,
             routed: self.backends.routed(),
+            commands: self.limits.commands_before_login,
             command_size: self.limits.command_size,
             capability_size: self.limits.capability_size,
             compress: self.limits.compress,
+            shown: Shown::default(),
         })))
     }
 }

@@ -37,6 +37,9 @@ const QUEUE_SIZE: usize = 4 * 1024 * 1024;
 /// Pieces that are written at once.
 const BATCH: usize = 256;
 
+/// Bytes that are turned into lines before others have their turn.
+const TURN: usize = 32 * 1024;
+
 /// Fails if no file can be made in the folder.
 pub fn check(config: &config::Record) -> io::Result<()> {
     // It has no name, and so goes away whatever happens.
@@ -341,9 +344,15 @@ async fn write(
     let mut client_spoke = false;
     loop {
         let count = waiting.recv_many(&mut batch, BATCH).await;
+        let mut said = 0;
         for (at, piece) in batch.drain(..) {
             match piece {
                 Piece::Said(lane, bytes) => {
+                    said += bytes.len();
+                    if said >= TURN {
+                        said = 0;
+                        tokio::task::yield_now().await;
+                    }
                     backlog.bytes.fetch_sub(bytes.len(), Ordering::Relaxed);
                     client_spoke |= lane == Lane::C;
                     transcript.said(at, lane, &bytes);
@@ -418,9 +427,11 @@ mod tests {
             relay_mechanisms: false,
             master: false,
             routed: Vec::new(),
+            commands: 10_000,
             command_size: 1024,
             capability_size: 1024,
             compress: true,
+            shown: Default::default(),
         });
         let connection =
             Connection { secure: true, tag_prefix: "mc0x".into(), id_fields: Vec::new() };

@@ -21,6 +21,7 @@ mod names;
 mod routing;
 mod secrets;
 mod tenants;
+mod work;
 
 use std::time::Duration;
 

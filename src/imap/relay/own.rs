@@ -6,6 +6,7 @@
 //!
 //! The client's lane is held meanwhile; the lanes themselves are the [relay](super)'s matter.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use super::owed::To;
@@ -19,8 +20,9 @@ use crate::imap::session::{Action, Output, RegistrationResult, Step};
 use crate::imap::status::mailbox_status;
 use crate::model::{Device, Mailbox, Registration, Snapshot};
 
-/// Most STATUS responses that are looked at for one question.
+/// Most STATUS responses that are looked at for one question, and most bytes of them but for the last.
 const MOST_STATUSES: usize = 64;
+const MOST_STATUSES_SIZE: usize = 16 * 1024;
 
 const UNANSWERED: &str = "NO [UNAVAILABLE] The mail server does not answer, try again later";
 
@@ -52,12 +54,17 @@ enum Stage {
 #[derive(Debug)]
 struct Check {
     request: Request,
+    /// Memory that the names take.
+    names_size: usize,
     /// Index of the next name to look at.
     next: usize,
     asked: Option<(Vec<u8>, Mailbox)>,
     found: Vec<(Vec<u8>, Mailbox, Snapshot)>,
-    /// STATUS responses since the question was put.
+    /// Those that were asked for.
+    known: HashSet<Mailbox>,
+    /// STATUS responses since the question was put, and their size.
     statuses: Vec<Vec<u8>>,
+    statuses_size: usize,
 }
 
 impl Relay {
@@ -94,13 +101,16 @@ impl Relay {
     pub(super) fn is_asking(&self) -> bool {
         self.job.as_ref().is_some_and(|job| {
             matches!(&job.stage, Stage::Check(check)
-                if check.asked.is_some() && check.statuses.len() < MOST_STATUSES)
+                if check.asked.is_some()
+                    && check.statuses.len() < MOST_STATUSES
+                    && check.statuses_size < MOST_STATUSES_SIZE)
         })
     }
 
     /// A STATUS that may be the answer to a question of ours.
     pub(super) fn keep(&mut self, response: &[u8]) {
         if let Some(Job { stage: Stage::Check(check), .. }) = self.job.as_deref_mut() {
+            check.statuses_size += response.len();
             check.statuses.push(response.to_vec());
         }
     }
@@ -227,11 +237,14 @@ impl Relay {
             return self.finish(Status::No, text, out);
         }
         job.stage = Stage::Check(Check {
+            names_size: names_size(&request.mailboxes),
             request,
             next: 0,
             asked: None,
             found: Vec::new(),
+            known: HashSet::new(),
             statuses: Vec::new(),
+            statuses_size: 0,
         });
         self.next_question(out);
     }
@@ -255,6 +268,10 @@ impl Relay {
                 out,
             );
         }
+        if self.scarce {
+            let text = "NO [LIMIT] There is no memory for compression just now";
+            return self.finish(Status::No, text, out);
+        }
         self.compressed = true;
         self.finish(Status::Ok, "OK DEFLATE active", out);
         // The OK itself is the last that goes out as it is.
@@ -274,7 +291,7 @@ impl Relay {
             let (Some(mailbox), Some(quoted)) = (mailbox::decode(&name, utf8), quote(&name)) else {
                 continue;
             };
-            if check.found.iter().any(|(_, found, _)| *found == mailbox) {
+            if !check.known.insert(mailbox.clone()) {
                 continue;
             }
             check.asked = Some((name, mailbox));
@@ -331,10 +348,28 @@ impl Relay {
     }
 }
 
+/// Memory that these take, about.
+fn names_size(names: &[Vec<u8>]) -> usize {
+    names.iter().map(|name| name.len() + 64).sum()
+}
+
 impl Job {
     /// Whether a question is asked and not answered.
     pub(super) fn awaits(&self) -> bool {
         !self.question.is_empty()
+    }
+
+    /// Memory of the command, and of what is asked for it.
+    pub(super) fn held(&self) -> usize {
+        match &self.stage {
+            Stage::Fence => 0,
+            Stage::Collect(collector) => collector.held(),
+            Stage::Check(check) => {
+                // A name is held as it was written, as a mailbox, and where it was found.
+                2 * check.names_size + check.statuses_size
+            }
+            Stage::Store { echoed, .. } => names_size(echoed),
+        }
     }
 }
 
@@ -352,6 +387,7 @@ impl Check {
     fn conclude(&mut self, ok: bool, out: &mut Output) {
         let Some((name, mailbox)) = self.asked.take() else { return };
         let mut statuses = std::mem::take(&mut self.statuses);
+        self.statuses_size = 0;
         if ok && !statuses.is_empty() {
             let names_it = |line: &Vec<u8>| {
                 mailbox_status(line).is_some_and(|(told, _)| {

@@ -580,9 +580,11 @@ mod tests {
             relay_mechanisms: false,
             master: false,
             routed: Vec::new(),
+            commands: 10_000,
             command_size: 1024,
             capability_size: 1024,
             compress: true,
+            shown: Default::default(),
         };
         Transcript::new(&profile, true)
     }

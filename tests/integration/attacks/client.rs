@@ -96,7 +96,8 @@ async fn flooding(world: &World, reads: bool) {
 async fn a_client_that_reads_nothing_is_given_up() {
     limited(async {
         let world = World::new().await;
-        world.configure("[log]", "[limits]\nwrite_timeout = \"1s\"\n[log]");
+        let limits = "[limits]\nwrite_timeout = \"1s\"\ncommands_before_login = 1000000\n[log]";
+        world.configure("[log]", limits);
         flooding(&world, false).await;
         let mut server = world.serve().await;
         let before = server.process.memory("VmHWM");

@@ -14,7 +14,7 @@ use mailchime::demo::pki::Pki;
 pub(crate) use mailchime::demo::replay::push_offer;
 use mailchime::demo::replay::{Proxy, TOPIC, against_mailchime};
 use mailchime::imap::capability::Capabilities;
-use mailchime::imap::session::{Profile, PushOffer};
+use mailchime::imap::session::{Profile, PushOffer, Shown};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -78,9 +78,11 @@ pub(crate) fn profile(backend: Option<Capabilities>, push: Option<PushOffer>) ->
         relay_mechanisms: false,
         master: false,
         routed: Vec::new(),
+        commands: 10_000,
         command_size: 64 * 1024,
         capability_size: 16 * 1024,
         compress: true,
+        shown: Shown::default(),
     })
 }
 
