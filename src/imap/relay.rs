@@ -246,7 +246,7 @@ impl Relay {
             };
             let taken = match response {
                 Response::Status { tag, status, capability } => {
-                    if !capability && !self.is_ours(tag, status) {
+                    if !capability && !self.is_question_answered(tag, status) {
                         self.told(tag, status);
                         self.passes(false);
                         continue;
@@ -407,7 +407,7 @@ impl Relay {
     }
 
     /// Whether a status response is the answer to a question of ours.
-    fn is_ours(&self, tag: Option<&[u8]>, status: Status) -> bool {
+    fn is_question_answered(&self, tag: Option<&[u8]>, status: Status) -> bool {
         match tag {
             Some(tag) => tag.starts_with(self.tag_prefix.as_bytes()) && self.owed.is_question(tag),
             None => status == Status::Bad && self.owed.is_question_next(),
@@ -418,7 +418,7 @@ impl Relay {
     fn told(&mut self, tag: Option<&[u8]>, status: Status) {
         let whose = match tag {
             Some(tag) => self.owed.answered(tag, status == Status::Ok),
-            None if status == Status::Bad => self.owed.refused(),
+            None if status == Status::Bad && !self.owed.is_question_next() => self.owed.refused(),
             None => return,
         };
         if whose == Whose::Last {
@@ -439,7 +439,9 @@ impl Relay {
     /// A whole response that does not simply pass.
     fn take(&mut self, response: Response<'_>, line: &[u8], out: &mut Output) {
         match response {
-            Response::Status { tag, status, .. } if self.is_ours(tag, status) => {
+            Response::Status { tag, status, capability }
+                if (tag.is_some() || !capability) && self.is_question_answered(tag, status) =>
+            {
                 match tag {
                     Some(tag) => drop(self.owed.answered(tag, true)),
                     None => {
