@@ -212,7 +212,13 @@ fn normal(heard: &[u8]) -> String {
             continue;
         }
         let mut line = line.to_owned();
-        for (start, end) in [(" (0.", " secs)"), ("[APPENDUID ", "]"), ("[CAPABILITY ", "] ")] {
+        // How long it took.
+        if let Some((text, took)) = line.rsplit_once(" (")
+            && took.contains(" secs)")
+        {
+            line = format!("{text}.\r\n");
+        }
+        for (start, end) in [("[APPENDUID ", "]"), ("[CAPABILITY ", "] ")] {
             if let Some((before, after)) = line.split_once(start)
                 && let Some((_, after)) = after.split_once(end)
             {
