@@ -122,6 +122,8 @@ fn only_ours_is_taken(log: &Log) {
     let mut commands = Vec::new();
     let (mut agreed, mut statuses) = (0, 0);
     let mut question: &[u8] = b"";
+    // Refused without their tags, which may come yet.
+    let mut refused: Vec<&[u8]> = Vec::new();
     let mut happened = log.happened.iter().peekable();
     while let Some(now) = happened.next() {
         match now {
@@ -139,6 +141,18 @@ fn only_ours_is_taken(log: &Log) {
                     let of_status = second_word(question) == Some(b"STATUS");
                     question = b"";
                     agreed += usize::from(ok && of_status);
+                } else if let Some(place) = refused.iter().position(|refused| *refused == tag) {
+                    refused.remove(place);
+                } else if tag == b"*"
+                    && second_word(line).is_some_and(|word| word.eq_ignore_ascii_case(b"BAD"))
+                    && !contains(line, "[CAPABILITY")
+                {
+                    assert!(!question.is_empty(), "taken: {}", line.escape_ascii());
+                    refused.push(first_word(question));
+                    question = b"";
+                    let passes = matches!(happened.peek(), Some(Happened::Said(Side::Client, said))
+                        if said.starts_with(line));
+                    assert!(passes, "kept from the client: {}", line.escape_ascii());
                 } else if second_word(line).is_some_and(|w| w.eq_ignore_ascii_case(b"STATUS")) {
                     statuses += 1;
                 } else {
