@@ -94,7 +94,8 @@ fn remove(options: &Remove) -> Result<(), Failure> {
         say(format_args!("removed {} {}", device.token, device.subtopic.escape_debug()));
     }
     if others {
-        say(format_args!("removed what could not be read of {account}"));
+        let name = account.as_str().escape_debug();
+        say(format_args!("removed what could not be read of {name}"));
         return tell(options, &account);
     }
     match (removed.last(), options.token.as_deref()) {
