@@ -166,6 +166,9 @@ async fn a_token_registers_only_where_its_name_is_checked() {
                 }
             }
             assert_eq!(rows(&world).await.len(), usize::from(checks));
+            let said = world.command(&["check"]).await;
+            let expected = if checks { "are offered push" } else { "are not offered push" };
+            assert!(said.stdout.contains(expected), "{}", said.stdout);
         }
     })
     .await;
