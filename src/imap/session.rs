@@ -121,7 +121,7 @@ pub enum Action {
     Connect(Option<Account>),
     /// A login failed. Close the connection to the backend, if there is one; another may follow. After
     /// a while call [`Session::release`], which tells the client.
-    Failed(Failure),
+    Failed(LoginFailure),
     /// The backend has accepted a login, and the connection is this account's. Call
     /// [`Session::admitted`] or [`Session::turned_away`].
     Admit(Option<Account>),
@@ -187,7 +187,7 @@ pub enum Awaited {
 
 /// Why a login failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub enum LoginFailure {
     /// It was refused, and what the refusal says.
     Refused(Option<Account>, Refusal),
     /// The backend has no answer, for this reason.
@@ -412,16 +412,16 @@ impl Session {
     /// The backend cannot be reached, or its connection ended, for the reason given. During the login
     /// dialogue the client is told and may try again; returns whether it was so.
     pub fn unavailable(&mut self, why: impl Into<String>) -> bool {
-        self.failed(UNAVAILABLE, Failure::Unavailable(why.into()))
+        self.failed(UNAVAILABLE, LoginFailure::Unavailable(why.into()))
     }
 
     /// The login is not tried, or its user is not let in, for this reason: too many connections,
     /// sessions or failures. `answer` begins with NO.
     pub fn turned_away(&mut self, answer: &str) -> bool {
-        self.failed(answer, Failure::TurnedAway)
+        self.failed(answer, LoginFailure::TurnedAway)
     }
 
-    fn failed(&mut self, answer: &str, failure: Failure) -> bool {
+    fn failed(&mut self, answer: &str, failure: LoginFailure) -> bool {
         let Phase::Login(dialogue) = &mut self.phase else { return false };
         match std::mem::replace(&mut dialogue.state, State::Command) {
             State::Connect { tag, .. }
@@ -613,7 +613,7 @@ impl Session {
                 dialogue.state = State::Accepted { tag, login, untagged, answer };
             }
             Outcome::Refused { untagged, answer, offered } => {
-                let failure = Failure::Refused(claimed(&login), Refusal::of(&answer));
+                let failure = LoginFailure::Refused(claimed(&login), Refusal::of(&answer));
                 let line = [untagged, tag, answer].concat();
                 dialogue.state = State::Refused(line);
                 actions.push_back(Action::Seen(offered));

@@ -13,7 +13,7 @@ use super::peek::{self, Command, Status, Verb};
 use super::refusal::Refusal;
 use super::relay::tagged;
 use super::sasl::{self, Exchange, Mechanism};
-use super::session::{Action, Connection, Failure, Output, Profile, Step};
+use super::session::{Action, Connection, LoginFailure, Output, Profile, Step};
 use crate::model::{Account, Credentials};
 
 /// Malformed or unknown commands after which the client is sent away.
@@ -338,7 +338,7 @@ impl Dialogue {
         tagged(&mut answer, tag, "NO [AUTHENTICATIONFAILED] Authentication failed");
         self.state = State::Refused(answer);
         out.answered.push((Verb::Login, Status::No));
-        out.actions.push_back(Action::Failed(Failure::Refused(account, Refusal::Wrong)));
+        out.actions.push_back(Action::Failed(LoginFailure::Refused(account, Refusal::Wrong)));
     }
 
     /// The arguments of the ID that goes to the backend: the client's fields, and those that tell

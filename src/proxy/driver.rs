@@ -1,6 +1,8 @@
 //! One session: a single task that moves bytes both ways ([`lane`](super::lane)), carries out what
 //! the session wants done, and ends it.
 
+mod login;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
@@ -16,18 +18,16 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
-use super::admission::{Full, Over, Place, Try, Wait};
+use super::admission::{LimitHit, SessionPlace, Try, WaitingPlace};
 use super::kept::{Kept, Share};
 use super::lane::{Fault, Lanes, Pause, Peer, Side};
 use super::record::Recorded;
-use super::refused::login_refused;
 use super::register::register;
 use super::tally::{self, Tally};
 use crate::imap::capability::Capabilities;
-use crate::imap::refusal::Refusal;
 use crate::imap::session::{
-    Action, Authenticated, Awaited, Connection, Failure, Output, Proven, Reached,
-    RegistrationResult, Session, UNAVAILABLE,
+    Action, Authenticated, Awaited, Connection, Output, Proven, Reached, RegistrationResult,
+    Session, UNAVAILABLE,
 };
 use crate::metrics::Phase;
 use crate::model::{Account, Credentials, SessionEvent};
@@ -38,13 +38,6 @@ use crate::net::stream::Stream;
 
 /// For the last words of a session to arrive, and for the client to hang up.
 const FAREWELL: Duration = Duration::from_secs(5);
-
-/// For the backend to decide on a login whose client is gone. It must be longer than a backend waits
-/// before it refuses a wrong password: Dovecot up to 17 seconds.
-const FINISH: Duration = Duration::from_secs(60);
-
-/// For the backend to say what it offers.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a session before its login may hold in any case, however much all of them hold together.
 const SHARE: usize = 8 * 1024;
@@ -77,7 +70,7 @@ pub(super) struct Driver {
     /// The client is gone; the try is finished without it.
     abandoned: bool,
     /// Held to the end by who is logged in: among all sessions, and among the account's connections.
-    places: Option<(Place, Option<backends::Place>)>,
+    places: Option<(SessionPlace, Option<backends::Place>)>,
     /// Armed while a peer takes no bytes.
     stalled: Option<Pin<Box<Sleep>>>,
     /// Armed while the client is held up until the backend has said this.
@@ -92,7 +85,7 @@ enum Errand {
     /// What the backend offers rules the login out, and may have changed.
     Ask(Pin<Box<dyn Future<Output = Option<Arc<Capabilities>>> + Send>>),
     /// A login waits until it may be tried.
-    Reserve(Pin<Box<dyn Future<Output = Result<Try, Over>> + Send>>),
+    Reserve(Pin<Box<dyn Future<Output = Result<Try, LimitHit>> + Send>>),
     Connect(Pin<Box<dyn Future<Output = Result<Connected, ConnectError>> + Send>>),
     Register(Pin<Box<dyn Future<Output = RegistrationResult> + Send>>),
     Handshake(Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>),
@@ -184,7 +177,11 @@ impl Driver {
 
     /// Runs the session until the user is logged in, or to an end before that. `wait` is its place
     /// meanwhile.
-    pub(super) async fn log_in(&mut self, wait: &Wait, stop: &CancellationToken) -> Option<Ended> {
+    pub(super) async fn log_in(
+        &mut self,
+        wait: &WaitingPlace,
+        stop: &CancellationToken,
+    ) -> Option<Ended> {
         let deadline = Instant::now() + self.context.limits.login_timeout;
         let deadline = tokio::time::sleep_until(deadline);
         tokio::pin!(deadline);
@@ -206,31 +203,6 @@ impl Driver {
                 () = stop.cancelled() => return Some(Ended::Stopped),
                 () = wait.over() => return Some(Ended::Evicted),
                 () = &mut deadline => return Some(Ended::LoginTimeout),
-            }
-        }
-    }
-
-    /// Lets the backend decide on the try that is under way, if there is one, now that its client is
-    /// gone: who hangs up before the answer has guessed all the same.
-    pub(super) async fn finish(mut self: Box<Self>, stop: &CancellationToken) {
-        if self.attempt.is_none() {
-            return;
-        }
-        self.abandoned = true;
-        self.lanes.client = Peer::gone(Side::Client);
-        self.session.output.to_client = Vec::new();
-        self.session.abandoned();
-        let decided = poll_fn(|cx| {
-            let ended = self.poll(cx, true);
-            if ended.is_ready() || self.attempt.is_none() { Poll::Ready(()) } else { Poll::Pending }
-        });
-        tokio::select! {
-            _ = tokio::time::timeout(FINISH, decided) => {}
-            // Nobody guesses by having the program stopped.
-            () = stop.cancelled() => {
-                if let Some(attempt) = self.attempt.take() {
-                    attempt.no_guess();
-                }
             }
         }
     }
@@ -441,131 +413,6 @@ impl Driver {
         }
         // Most sessions have had all of theirs after the login.
         self.session.output.actions = VecDeque::new();
-    }
-
-    /// Begins a login, whose account may not be known yet: connects to its backend as soon as there
-    /// may be another try.
-    fn connect(&mut self, account: Option<Account>) {
-        let backends = &self.context.backends;
-        self.chosen = match &account {
-            None => backends.default(),
-            // The routes may be others than when the session began.
-            Some(account) => match backends.of(account) {
-                Ok(backend) => backend,
-                Err(_) => return self.session.refused(),
-            },
-        };
-        self.tried_at = Some(Instant::now());
-        self.trying_as = account;
-        match self.chosen.seen() {
-            Some(seen) if !self.session.fits(&seen) => {
-                let (backend, longest) = (self.chosen.clone(), self.context.limits.capability_size);
-                self.errand = Some(Errand::Ask(Box::pin(async move {
-                    backend.seen_anew(PROBE_TIMEOUT, longest).await
-                })));
-            }
-            _ => self.reserve(),
-        }
-    }
-
-    /// Waits until the login may be tried.
-    fn reserve(&mut self) {
-        let (context, account) = (Arc::clone(&self.context), self.trying_as.clone());
-        let peer = self.addresses.source.ip();
-        self.errand = Some(Errand::Reserve(Box::pin(async move {
-            let Context { admission, limits, counters, .. } = &*context;
-            admission.try_in(peer, account.as_ref(), limits, counters).await
-        })));
-    }
-
-    /// Lets whom the backend has accepted in, if there is room.
-    fn admit(&mut self, account: Option<&Account>) {
-        if let Some(attempt) = self.attempt.take() {
-            attempt.no_guess();
-        }
-        let context = Arc::clone(&self.context);
-        let Context { admission, limits, counters, backends, .. } = &*context;
-        let peer = self.addresses.source;
-        if self.abandoned {
-            self.session.turned_away("NO [UNAVAILABLE] Nobody is there");
-            return;
-        }
-        let session = match admission.session(peer.ip(), limits) {
-            Ok(session) => session,
-            Err(Full::All) => {
-                let limit = limits.sessions;
-                if counters.sessions.hit() {
-                    tracing::warn!(limit, "[limits] sessions is reached: logins are turned away");
-                }
-                let answer = "NO [UNAVAILABLE] The server has no room, try again later";
-                self.session.turned_away(answer);
-                return;
-            }
-            Err(Full::Origin) => {
-                let limit = limits.sessions_per_ip;
-                if counters.sessions_per_ip.hit() {
-                    tracing::warn!(%peer, limit, "[limits] sessions_per_ip is reached");
-                }
-                self.session.turned_away("NO [LIMIT] Too many sessions from your address");
-                return;
-            }
-        };
-        match account.map(|account| backends.place(account)).transpose() {
-            Ok(connection) => {
-                self.places = Some((session, connection));
-                self.session.admitted();
-            }
-            Err(_) => self.session.turned_away("NO [LIMIT] Too many connections of this account"),
-        }
-    }
-
-    /// Takes note of a login that failed, and lets its answer wait.
-    fn failed(&mut self, failure: Failure) {
-        self.lanes.backend = None;
-        let (attempt, peer) = (self.attempt.take(), self.addresses.source.ip());
-        let Context { admission, counters, .. } = &*self.context;
-        match failure {
-            Failure::Refused(account, refusal) if refusal.may_be_a_guess() => {
-                match attempt {
-                    // It counts as failed.
-                    Some(attempt) => drop(attempt),
-                    None => admission.failed(peer, account.as_ref()),
-                }
-                login_refused(peer, account.as_ref());
-            }
-            Failure::Refused(account, refusal) => {
-                attempt.into_iter().for_each(Try::no_guess);
-                let (backend, account) = (self.chosen.name(), account.or(self.trying_as.take()));
-                if let Some(left_out) = counters.undecided.due(&backend) {
-                    let account = account.map(|account| account.to_string());
-                    let why = match refusal {
-                        Refusal::Barred => "somebody has to change something",
-                        _ => "it may pass",
-                    };
-                    tracing::warn!(
-                        backend,
-                        account,
-                        why,
-                        left_out,
-                        "the backend refuses a login, and not for its name or password"
-                    );
-                }
-            }
-            Failure::Unavailable(why) => {
-                attempt.into_iter().for_each(Try::no_guess);
-                let backend = self.chosen.name();
-                let message = "the backend gave no answer to a login";
-                match counters.unanswered.due(&backend) {
-                    Some(left_out) => tracing::warn!(backend, why, left_out, "{message}"),
-                    None => tracing::debug!(backend, why, "{message}"),
-                }
-            }
-            Failure::TurnedAway => attempt.into_iter().for_each(Try::no_guess),
-        }
-        // Nothing is a way to try faster.
-        let tried_at = self.tried_at.take().unwrap_or_else(Instant::now);
-        let at = tried_at + self.context.limits.failure_delay;
-        self.errand = Some(Errand::Refuse(Box::pin(tokio::time::sleep_until(at))));
     }
 
     fn poll_errand(&mut self, cx: &mut Poller<'_>) -> Poll<()> {

@@ -11,7 +11,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::admission::Wait;
+use super::admission::WaitingPlace;
 use super::driver::{Driver, Ended};
 use super::{Context, Current};
 use crate::config::{Listener, ListenerTls};
@@ -25,7 +25,7 @@ struct Client {
     stream: TcpStream,
     peer: SocketAddr,
     how: Listener,
-    wait: Wait,
+    wait: WaitingPlace,
 }
 
 /// Accepts clients until `stop`, or until nobody is left to say how; returns when their sessions
@@ -118,7 +118,7 @@ async fn opened(
     client: Box<Client>,
     context: &Arc<Context>,
     stop: &CancellationToken,
-) -> Result<(Box<Driver>, Wait), SessionEnd> {
+) -> Result<(Box<Driver>, WaitingPlace), SessionEnd> {
     let Client { stream, peer, how, wait } = *client;
     let limit = context.limits.handshake_timeout;
     let opening = tokio::time::timeout(limit, opening(stream, peer, &how, &wait, context));
@@ -151,7 +151,7 @@ async fn opening(
     mut stream: TcpStream,
     peer: SocketAddr,
     how: &Listener,
-    wait: &Wait,
+    wait: &WaitingPlace,
     context: &Context,
 ) -> io::Result<(Stream, Addresses)> {
     let mut addresses = Addresses { source: peer, destination: canonical(stream.local_addr()?) };

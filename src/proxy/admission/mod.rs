@@ -5,7 +5,7 @@
 //! place among the [sessions](sessions). What is counted here outlives a configuration; the limits
 //! themselves come with each call.
 
-mod network;
+mod origin;
 mod sessions;
 mod tries;
 mod waiting;
@@ -18,12 +18,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::network::Network;
+use self::origin::Origin;
 use self::sessions::Sessions;
-pub(super) use self::sessions::{Full, Place};
-pub(super) use self::tries::Over;
-use self::tries::{Keys, Tries, Verdict};
-use self::waiting::Waiting;
+pub(super) use self::sessions::{Full, SessionPlace};
+pub(super) use self::tries::LimitHit;
+use self::tries::{Decision, Tries, TryKeys};
+use self::waiting::WaitingRoom;
 use crate::config::Limits;
 use crate::model::Account;
 use crate::net::counters::Counters;
@@ -37,16 +37,16 @@ const MANY_ACCOUNTS: usize = 30;
 /// Counts of what is going on now.
 #[derive(Debug, Default)]
 pub(super) struct Admission {
-    waiting: Arc<Mutex<Waiting>>,
+    waiting: Arc<Mutex<WaitingRoom>>,
     tries: Arc<Mutex<Tries>>,
     sessions: Arc<Mutex<Sessions>>,
-    crowd: Mutex<Crowd>,
+    crowd: Mutex<LastOrigin>,
 }
 
 /// A connection's place among those on which nobody is logged in. Dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct Wait {
-    waiting: Arc<Mutex<Waiting>>,
+pub(super) struct WaitingPlace {
+    waiting: Arc<Mutex<WaitingRoom>>,
     number: u64,
     goes: CancellationToken,
 }
@@ -55,14 +55,14 @@ pub(super) struct Wait {
 #[derive(Debug)]
 pub(super) struct Try {
     tries: Arc<Mutex<Tries>>,
-    keys: Keys,
+    keys: TryKeys,
     asked: bool,
 }
 
 /// The accounts that logged in from the origin that was the last to log in.
 #[derive(Debug, Default)]
-struct Crowd {
-    origin: Option<Network>,
+struct LastOrigin {
+    origin: Option<Origin>,
     accounts: HashSet<Account>,
     told: bool,
 }
@@ -72,7 +72,12 @@ struct Crowd {
 impl Admission {
     /// Takes in a connection from `address`. Where it is one too many, another one has to go, which
     /// is counted.
-    pub(super) fn enter(&self, address: IpAddr, limits: &Limits, counters: &Counters) -> Wait {
+    pub(super) fn enter(
+        &self,
+        address: IpAddr,
+        limits: &Limits,
+        counters: &Counters,
+    ) -> WaitingPlace {
         let (number, goes, crowded) = lock(&self.waiting).enter(address, limits.waiting);
         if crowded && counters.waiting.hit() {
             let limit = limits.waiting;
@@ -81,7 +86,7 @@ impl Admission {
                 "[limits] waiting is reached: old connections without a login go"
             );
         }
-        Wait { waiting: Arc::clone(&self.waiting), number, goes }
+        WaitingPlace { waiting: Arc::clone(&self.waiting), number, goes }
     }
 
     /// Sends a connection away on which nobody is logged in, if there is any.
@@ -97,23 +102,23 @@ impl Admission {
         account: Option<&Account>,
         limits: &Limits,
         counters: &Counters,
-    ) -> Result<Try, Over> {
+    ) -> Result<Try, LimitHit> {
         let (mut told, mut woken_by) = (false, None);
         loop {
             let verdict = lock(&self.tries).begin(address, account, limits, Instant::now());
             let full = match &verdict {
-                Verdict::Full { freed, .. } => Some(Arc::clone(freed)),
+                Decision::Full { freed, .. } => Some(Arc::clone(freed)),
                 _ => None,
             };
             // Who cannot use it leaves it to the next one.
             if let Some(woken_by) = woken_by.take()
-                && !matches!(verdict, Verdict::Go { .. })
+                && !matches!(verdict, Decision::Go { .. })
                 && full.as_ref().is_none_or(|full| !Arc::ptr_eq(full, &woken_by))
             {
                 woken_by.notify_one();
             }
             match verdict {
-                Verdict::Go { keys, at, slowed } => {
+                Decision::Go { keys, at, slowed } => {
                     let reserved = Try { tries: Arc::clone(&self.tries), keys, asked: false };
                     if let Some(over) = slowed {
                         over.hit(address, limits, counters);
@@ -121,13 +126,13 @@ impl Admission {
                     tokio::time::sleep_until(at).await;
                     return Ok(reserved);
                 }
-                Verdict::No(over) => {
+                Decision::No(over) => {
                     over.hit(address, limits, counters);
                     return Err(over);
                 }
-                Verdict::Full { freed, why } => {
-                    // Tries that are all right take their turns, and need not be told of.
-                    if why == Over::DialsAtOnce && !std::mem::replace(&mut told, true) {
+                Decision::Full { freed, why } => {
+                    // Tries that are all right take their turns, and need no log line.
+                    if why == LimitHit::DialsAtOnce && !std::mem::replace(&mut told, true) {
                         why.hit(address, limits, counters);
                     }
                     let _ = tokio::time::timeout(LOOK_AGAIN, freed.notified()).await;
@@ -145,15 +150,15 @@ impl Admission {
     }
 
     /// A place for a session from `address`, whose user the backend has accepted.
-    pub(super) fn session(&self, address: IpAddr, limits: &Limits) -> Result<Place, Full> {
-        Place::take(&self.sessions, address, limits)
+    pub(super) fn session(&self, address: IpAddr, limits: &Limits) -> Result<SessionPlace, Full> {
+        SessionPlace::take(&self.sessions, address, limits)
     }
 
     /// The user of an account, beyond doubt, is logged in from `address`, where the account is known
     /// from now on. Warns once where all users seem to have one address.
     pub(super) fn logged_in(&self, address: IpAddr, account: &Account) {
         lock(&self.tries).succeed(address, account, Instant::now());
-        let many = lock(&self.crowd).add(Network::origin(address), account);
+        let many = lock(&self.crowd).add(Origin::of(address), account);
         if many {
             tracing::warn!(
                 %address,
@@ -166,9 +171,9 @@ impl Admission {
     }
 }
 
-impl Crowd {
+impl LastOrigin {
     /// Whether this is the moment to tell that all users come from one origin.
-    fn add(&mut self, origin: Network, account: &Account) -> bool {
+    fn add(&mut self, origin: Origin, account: &Account) -> bool {
         if self.told {
             return false;
         }
@@ -184,9 +189,9 @@ impl Crowd {
     }
 }
 
-// === impl Wait ===
+// === impl WaitingPlace ===
 
-impl Wait {
+impl WaitingPlace {
     /// The connection is known to come from another address than that of who sent it here.
     pub(super) fn settle(&self, address: IpAddr) {
         lock(&self.waiting).settle(self.number, address);
@@ -203,7 +208,7 @@ impl Wait {
     }
 }
 
-impl Drop for Wait {
+impl Drop for WaitingPlace {
     fn drop(&mut self) {
         lock(&self.waiting).leave(self.number);
     }
@@ -233,10 +238,10 @@ impl Drop for Try {
     }
 }
 
-// === impl Over ===
+// === impl LimitHit ===
 
-impl Over {
-    /// What the client is told.
+impl LimitHit {
+    /// What mailchime answers.
     pub(super) fn answer(self) -> &'static str {
         match self {
             Self::LoginFailures => {
@@ -316,15 +321,15 @@ mod tests {
             let mut wrong = trying(format!("wrong{at}")).await.unwrap();
             wrong.ask();
         }
-        assert_eq!(trying("late".into()).await.unwrap_err(), Over::LoginFailures);
+        assert_eq!(trying("late".into()).await.unwrap_err(), LimitHit::LoginFailures);
         trying("other7".into()).await.unwrap().no_guess();
         assert_eq!(counters.login_failures_per_minute.hits(), 1);
     }
 
     #[test]
     fn many_accounts_of_one_address_alone_are_told_of_once() {
-        let mut crowd = Crowd::default();
-        let origin = |text: &str| Network::origin(text.parse().unwrap());
+        let mut crowd = LastOrigin::default();
+        let origin = |text: &str| Origin::of(text.parse().unwrap());
         let account = |at: usize| Account::from_login(&format!("user{at}"));
         assert!((0..29).all(|at| !crowd.add(origin(PEER), &account(at))));
         assert!(!crowd.add(origin(PEER), &account(0)), "the same one again");

@@ -5,18 +5,18 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use super::lock;
-use super::network::Network;
+use super::origin::Origin;
 use crate::config::Limits;
 
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
     all: usize,
-    by_network: HashMap<Network, usize>,
+    by_network: HashMap<Origin, usize>,
 }
 
 /// A session's place. Dropping it gives it back.
 #[derive(Debug)]
-pub(in crate::proxy) struct Place {
+pub(in crate::proxy) struct SessionPlace {
     sessions: Arc<Mutex<Sessions>>,
     address: IpAddr,
 }
@@ -32,13 +32,13 @@ pub(in crate::proxy) enum Full {
 
 /// The networks that a session counts for. Of IPv4 it is the address alone: the subscribers of a
 /// mobile network share the addresses of one network of 24 bits, by the thousand.
-fn networks(address: IpAddr) -> impl Iterator<Item = (Network, usize)> {
+fn networks(address: IpAddr) -> impl Iterator<Item = (Origin, usize)> {
     let only_origin = address.to_canonical().is_ipv4();
-    let networks = Network::all(address).take(if only_origin { 1 } else { usize::MAX });
+    let networks = Origin::all(address).take(if only_origin { 1 } else { usize::MAX });
     networks.map(|(network, factor)| (network, factor as usize))
 }
 
-impl Place {
+impl SessionPlace {
     /// A place for a session from `address`, if there is one.
     pub(super) fn take(
         sessions: &Arc<Mutex<Sessions>>,
@@ -64,7 +64,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for SessionPlace {
     fn drop(&mut self) {
         let mut counts = lock(&self.sessions);
         counts.all -= 1;
@@ -89,7 +89,7 @@ mod tests {
     fn places_come_back_in_all_and_by_network() {
         let sessions = Arc::default();
         let take = |address: &str, limits: &Limits| {
-            Place::take(&sessions, address.parse().unwrap(), limits)
+            SessionPlace::take(&sessions, address.parse().unwrap(), limits)
         };
         let two = limits(2, 1);
         let first = take("192.0.2.1", &two).unwrap();
@@ -118,10 +118,10 @@ mod tests {
         let sessions = Arc::default();
         let (inner, address) = (Arc::clone(&sessions), "192.0.2.1".parse().unwrap());
         let panicked = std::thread::spawn(move || {
-            let _place = Place::take(&inner, address, &limits(1, 1)).unwrap();
+            let _place = SessionPlace::take(&inner, address, &limits(1, 1)).unwrap();
             panic!("as a session might");
         });
         assert!(panicked.join().is_err());
-        assert!(Place::take(&sessions, address, &limits(1, 1)).is_ok());
+        assert!(SessionPlace::take(&sessions, address, &limits(1, 1)).is_ok());
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::network::Network;
+use super::origin::Origin;
 use crate::config::Limits;
 use crate::model::Account;
 
@@ -73,24 +73,24 @@ struct Generations<K, V> {
 
 /// Whether a try may be made.
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub(super) enum Decision {
     /// It is reserved, and is to be made at that time, which has mostly come.
     Go {
-        keys: Keys,
+        keys: TryKeys,
         at: Instant,
-        slowed: Option<Over>,
+        slowed: Option<LimitHit>,
     },
     /// Not before another one has ended; then it may ask again.
     Full {
         freed: Arc<Notify>,
-        why: Over,
+        why: LimitHit,
     },
-    No(Over),
+    No(LimitHit),
 }
 
 /// The limit that a try met: its key in `[limits]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::proxy) enum Over {
+pub(in crate::proxy) enum LimitHit {
     LoginFailures,
     AccountFailures,
     DialsPerMinute,
@@ -98,7 +98,7 @@ pub(in crate::proxy) enum Over {
 }
 
 /// Where a try is counted: the networks, and the account and its pair with the origin if it is known before the login.
-pub(super) type Keys = Vec<Key>;
+pub(super) type TryKeys = Vec<Key>;
 
 impl Tries {
     /// Whether an account (`None` if nobody knows which) may be tried from `address` now.
@@ -111,11 +111,11 @@ impl Tries {
         account: Option<&Account>,
         limits: &Limits,
         now: Instant,
-    ) -> Verdict {
+    ) -> Decision {
         self.counts.turn(now, MINUTE);
         self.known.turn(now, KNOWN);
         let networks: Vec<_> =
-            Network::all(address).map(|(network, factor)| (self.key(&network), factor)).collect();
+            Origin::all(address).map(|(network, factor)| (self.key(&network), factor)).collect();
         let name = account.map(folded);
         let account = name.as_ref().map(|name| self.key(name));
         let pair = name.as_ref().map(|name| self.pair(address, name));
@@ -126,20 +126,23 @@ impl Tries {
             let (open, factor) = (f64::from(self.open(key)), f64::from(*factor));
             let allowed = f64::from(limits.login_failures_per_minute) * factor;
             if known.is_none() && self.failed(key, now) >= allowed {
-                return Verdict::No(Over::LoginFailures);
+                return Decision::No(LimitHit::LoginFailures);
             }
             let over_reserved = known.is_none() && self.failed(key, now) + open >= allowed;
             if over_reserved || open >= f64::from(limits.dials_at_once) * factor {
                 let freed = self.open.get(key).map(|open| Arc::clone(&open.freed));
-                let why = if over_reserved { Over::LoginFailures } else { Over::DialsAtOnce };
-                return Verdict::Full { freed: freed.unwrap_or_default(), why };
+                let why =
+                    if over_reserved { LimitHit::LoginFailures } else { LimitHit::DialsAtOnce };
+                return Decision::Full { freed: freed.unwrap_or_default(), why };
             }
         }
 
         let (mut at, mut slowed) = (now, None);
         let lane = match known {
-            Some(pair) => Some((pair, limits.login_failures_per_minute, Over::LoginFailures)),
-            None => account.map(|a| (a, limits.account_failures_per_minute, Over::AccountFailures)),
+            Some(pair) => Some((pair, limits.login_failures_per_minute, LimitHit::LoginFailures)),
+            None => {
+                account.map(|a| (a, limits.account_failures_per_minute, LimitHit::AccountFailures))
+            }
         };
         let mut turn = None;
         if let Some((key, limit, over)) = lane
@@ -154,14 +157,14 @@ impl Tries {
             let until = self.latest(key, |count| count.dials).unwrap_or(now).max(now) + each;
             let earliest = until.checked_sub(MINUTE).unwrap_or(now);
             if earliest > at {
-                (at, slowed) = (earliest, Some(Over::DialsPerMinute));
+                (at, slowed) = (earliest, Some(LimitHit::DialsPerMinute));
             }
             dials.push((*key, until));
         }
         if let Some(over) = slowed
             && at > now + PATIENCE
         {
-            return Verdict::No(over);
+            return Decision::No(over);
         }
 
         // A known pair uses up what its networks have as well.
@@ -179,11 +182,11 @@ impl Tries {
             self.count(key, now).turn = Some(until);
         }
         let networks = networks.into_iter().map(|(key, _)| key);
-        let keys: Keys = networks.chain(account).chain(pair).collect();
+        let keys: TryKeys = networks.chain(account).chain(pair).collect();
         for key in &keys {
             self.open.entry(*key).or_default().tries += 1;
         }
-        Verdict::Go { keys, at, slowed }
+        Decision::Go { keys, at, slowed }
     }
 
     /// The try is over, whatever it was.
@@ -218,8 +221,8 @@ impl Tries {
     }
 
     /// Where a try that is not reserved is counted.
-    pub(super) fn keys(&self, address: IpAddr, account: Option<&Account>) -> Keys {
-        let networks = Network::all(address).map(|(network, _)| self.key(&network));
+    pub(super) fn keys(&self, address: IpAddr, account: Option<&Account>) -> TryKeys {
+        let networks = Origin::all(address).map(|(network, _)| self.key(&network));
         let name = account.map(folded);
         let pair = name.as_ref().map(|name| self.pair(address, name));
         let account = name.as_ref().map(|name| self.key(name));
@@ -227,7 +230,7 @@ impl Tries {
     }
 
     fn pair(&self, address: IpAddr, name: &str) -> Key {
-        self.key(&(Network::origin(address), name))
+        self.key(&(Origin::of(address), name))
     }
 
     fn key(&self, of: &impl Hash) -> Key {
@@ -328,14 +331,14 @@ mod tests {
             Self { tries: Tries::default(), limits, now: Instant::now() }
         }
 
-        fn begin(&mut self, address: &str, account: &str) -> Verdict {
+        fn begin(&mut self, address: &str, account: &str) -> Decision {
             let account = Account::from_login(account);
             self.tries.begin(address.parse().unwrap(), Some(&account), &self.limits, self.now)
         }
 
-        fn go(&mut self, address: &str, account: &str) -> (Keys, Duration) {
+        fn go(&mut self, address: &str, account: &str) -> (TryKeys, Duration) {
             match self.begin(address, account) {
-                Verdict::Go { keys, at, .. } => (keys, at - self.now),
+                Decision::Go { keys, at, .. } => (keys, at - self.now),
                 other => panic!("{other:?}"),
             }
         }
@@ -354,9 +357,9 @@ mod tests {
             wait
         }
 
-        fn no(&mut self, address: &str, account: &str) -> Over {
+        fn no(&mut self, address: &str, account: &str) -> LimitHit {
             match self.begin(address, account) {
-                Verdict::No(over) => over,
+                Decision::No(over) => over,
                 other => panic!("{other:?}"),
             }
         }
@@ -368,13 +371,17 @@ mod tests {
         for name in ["a", "b", "c"] {
             play.fail("192.0.2.1", name);
         }
-        assert_eq!(play.no("192.0.2.1", "d"), Over::LoginFailures);
+        assert_eq!(play.no("192.0.2.1", "d"), LimitHit::LoginFailures);
         play.go("192.0.2.2", "d");
         play.now += MINUTE - Duration::from_millis(1);
-        assert_eq!(play.no("192.0.2.1", "d"), Over::LoginFailures);
+        assert_eq!(play.no("192.0.2.1", "d"), LimitHit::LoginFailures);
         play.now += Duration::from_secs(20);
         play.fail("192.0.2.1", "d");
-        assert_eq!(play.no("192.0.2.1", "d"), Over::LoginFailures, "two thirds of three, and one");
+        assert_eq!(
+            play.no("192.0.2.1", "d"),
+            LimitHit::LoginFailures,
+            "two thirds of three, and one"
+        );
         play.now += 2 * MINUTE;
         play.go("192.0.2.1", "d");
     }
@@ -383,22 +390,23 @@ mod tests {
     fn tries_under_way_count_as_failed_until_they_are_not() {
         let mut play = Play::new();
         let open: Vec<_> = ["a", "b", "c"].map(|name| play.go("192.0.2.1", name).0).into();
-        let Verdict::Full { freed, why: Over::LoginFailures } = play.begin("192.0.2.1", "d") else {
+        let Decision::Full { freed, why: LimitHit::LoginFailures } = play.begin("192.0.2.1", "d")
+        else {
             panic!("overrun");
         };
         play.tries.end(&open[0]);
-        assert!(tokio_test_ready(&freed), "who waits is told");
+        assert!(is_ready(&freed), "one that waits is woken");
         let (fourth, _) = play.go("192.0.2.1", "d");
         for keys in [&open[1], &open[2], &fourth] {
             play.tries.end(keys);
             play.tries.fail(keys, play.now);
         }
-        assert_eq!(play.no("192.0.2.1", "e"), Over::LoginFailures);
+        assert_eq!(play.no("192.0.2.1", "e"), LimitHit::LoginFailures);
         assert!(play.tries.open.is_empty());
     }
 
     /// Whether one who waits from now on need not wait.
-    fn tokio_test_ready(freed: &Notify) -> bool {
+    fn is_ready(freed: &Notify) -> bool {
         let mut waiting = Box::pin(freed.notified());
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         waiting.as_mut().poll(&mut cx).is_ready()
@@ -415,7 +423,7 @@ mod tests {
             play.fail(&format!("198.51.{at}.1"), ALICE);
         }
         assert_eq!(play.succeed("192.0.2.1", "ALICE@a.example"), Duration::ZERO);
-        assert_eq!(play.no("192.0.2.1", "bob"), Over::LoginFailures);
+        assert_eq!(play.no("192.0.2.1", "bob"), LimitHit::LoginFailures);
         // Guesses from her own address slow her down, and no more.
         for _ in 0..3 {
             play.fail("192.0.2.1", ALICE);
@@ -426,7 +434,7 @@ mod tests {
         for name in ["x", "y", "z"] {
             play.fail("192.0.2.1", name);
         }
-        assert_eq!(play.no("192.0.2.1", ALICE), Over::LoginFailures, "it is too long ago");
+        assert_eq!(play.no("192.0.2.1", ALICE), LimitHit::LoginFailures, "it is too long ago");
     }
 
     #[test]
@@ -440,13 +448,13 @@ mod tests {
         let over = loop {
             at += 1;
             match play.begin(&format!("198.51.{at}.1"), "alice") {
-                Verdict::Go { at, .. } => waits.push((at - play.now).as_secs()),
-                Verdict::No(over) => break over,
+                Decision::Go { at, .. } => waits.push((at - play.now).as_secs()),
+                Decision::No(over) => break over,
                 other => panic!("{other:?}"),
             }
         };
         assert_eq!((waits.len(), waits[0], waits[10]), (11, 0, 20));
-        assert_eq!(over, Over::AccountFailures);
+        assert_eq!(over, LimitHit::AccountFailures);
         assert_eq!(play.go("192.0.2.1", "bob").1, Duration::ZERO);
     }
 
@@ -457,7 +465,7 @@ mod tests {
         let open: Vec<_> = (0..10).map(|name| play.go("192.0.2.1", &name.to_string()).0).collect();
         assert!(matches!(
             play.begin("192.0.2.1", "x"),
-            Verdict::Full { why: Over::DialsAtOnce, .. }
+            Decision::Full { why: LimitHit::DialsAtOnce, .. }
         ));
         open.iter().for_each(|keys| play.tries.end(keys));
         for name in 10..100 {
@@ -469,12 +477,12 @@ mod tests {
         play.tries.end(&keys);
         assert_eq!(wait, MINUTE / 100);
         let mut more = 0;
-        while let Verdict::Go { keys, .. } = play.begin("192.0.2.1", "more") {
+        while let Decision::Go { keys, .. } = play.begin("192.0.2.1", "more") {
             play.tries.end(&keys);
             more += 1;
         }
         assert_eq!(more, 32, "until the wait is too long");
-        assert_eq!(play.no("192.0.2.1", "more"), Over::DialsPerMinute);
+        assert_eq!(play.no("192.0.2.1", "more"), LimitHit::DialsPerMinute);
         play.go("192.0.2.2", "more");
     }
 
@@ -489,6 +497,6 @@ mod tests {
         assert!(now.len() + before.len() <= 2 * MOST_COUNTS && play.tries.open.is_empty());
         let last = std::net::Ipv4Addr::from_bits((MOST_COUNTS as u32 - 1) << 8).to_string();
         play.limits.login_failures_per_minute = 1;
-        assert_eq!(play.no(&last, "x"), Over::LoginFailures, "the latest are kept");
+        assert_eq!(play.no(&last, "x"), LimitHit::LoginFailures, "the latest are kept");
     }
 }

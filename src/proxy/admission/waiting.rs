@@ -7,18 +7,18 @@ use std::net::IpAddr;
 
 use tokio_util::sync::CancellationToken;
 
-use super::network::Network;
+use super::origin::Origin;
 
 /// All that wait. Pure: the caller says what happens, and each has a token that tells it to go.
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
+pub(super) struct WaitingRoom {
     /// The next one's number: who has a smaller one is older.
     next: u64,
     members: HashMap<u64, Member>,
     /// They have no login under way, and go first.
-    idle: Crowd,
+    idle: Ranks,
     /// The backend is being asked about their login.
-    trying: Crowd,
+    trying: Ranks,
 }
 
 #[derive(Debug)]
@@ -31,13 +31,13 @@ struct Member {
 
 /// Members by network, and the networks by how much of the room they take.
 #[derive(Debug, Default)]
-struct Crowd {
-    networks: HashMap<Network, (u32, BTreeSet<u64>)>,
+struct Ranks {
+    networks: HashMap<Origin, (u32, BTreeSet<u64>)>,
     /// The last one is the next to lose its oldest member.
-    order: BTreeSet<(usize, Reverse<u64>, Network)>,
+    order: BTreeSet<(usize, Reverse<u64>, Origin)>,
 }
 
-impl Waiting {
+impl WaitingRoom {
     /// Takes in a connection from `address`. Where there are `limit` already, another one goes for it.
     /// Returns its number, what ends when it has to go itself, and whether another one had to.
     pub(super) fn enter(
@@ -92,27 +92,27 @@ impl Waiting {
         self.members.insert(number, member);
     }
 
-    fn crowd(&mut self, trying: bool) -> &mut Crowd {
+    fn crowd(&mut self, trying: bool) -> &mut Ranks {
         if trying { &mut self.trying } else { &mut self.idle }
     }
 }
 
-impl Crowd {
+impl Ranks {
     fn add(&mut self, number: u64, address: IpAddr) {
-        for (network, factor) in Network::all(address) {
+        for (network, factor) in Origin::all(address) {
             self.update(network, factor, |members| members.insert(number));
         }
     }
 
     fn remove(&mut self, number: u64, address: IpAddr) {
-        for (network, factor) in Network::all(address) {
+        for (network, factor) in Origin::all(address) {
             self.update(network, factor, |members| members.remove(&number));
         }
     }
 
     fn update(
         &mut self,
-        network: Network,
+        network: Origin,
         factor: u32,
         change: impl FnOnce(&mut BTreeSet<u64>) -> bool,
     ) {
@@ -135,9 +135,9 @@ impl Crowd {
 
 /// Where a network stands in the order, if it has members.
 fn place(
-    network: Network,
+    network: Origin,
     (factor, members): &(u32, BTreeSet<u64>),
-) -> Option<(usize, Reverse<u64>, Network)> {
+) -> Option<(usize, Reverse<u64>, Origin)> {
     // Every factor divides it.
     let weight = members.len() * 16 / *factor as usize;
     members.first().map(|oldest| (weight, Reverse(*oldest), network))
@@ -153,7 +153,7 @@ mod tests {
 
     /// Lets all of them in, into a room for `limit`; the numbers of those that had to go, in order.
     fn gone(limit: usize, addresses: &[&str]) -> Vec<u64> {
-        let mut waiting = Waiting::default();
+        let mut waiting = WaitingRoom::default();
         let (mut receivers, mut gone) = (Vec::new(), Vec::new());
         for address in addresses {
             let (number, goes, _) = waiting.enter(ip(address), limit);
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn whose_login_is_under_way_goes_last_and_who_left_is_forgotten() {
-        let mut waiting = Waiting::default();
+        let mut waiting = WaitingRoom::default();
         let (first, first_goes, _) = waiting.enter(ip("192.0.2.1"), 2);
         waiting.tries(first, true);
         let (second, second_goes, _) = waiting.enter(ip("192.0.2.2"), 2);

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-/// Addresses that begin with the same bits. An IPv4 address counts as its mapped IPv6 address.
+/// Addresses that count as one: they begin with the same bits. An IPv4 address counts as its mapped IPv6 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Network {
+pub(super) struct Origin {
     bits: u128,
     prefix: u8,
 }
@@ -16,7 +16,7 @@ const IPV6: [(u8, u32); 3] = [(64, 1), (56, 4), (48, 16)];
 /// The same for IPv4: an address, and the network of 24 bits.
 const IPV4: [(u8, u32); 2] = [(128, 1), (120, 16)];
 
-impl Network {
+impl Origin {
     /// The networks of `address` with their factors, the smallest first: that is its origin, and its
     /// factor is 1.
     pub(super) fn all(address: IpAddr) -> impl Iterator<Item = (Self, u32)> {
@@ -31,7 +31,7 @@ impl Network {
     }
 
     /// The smallest of them: an IPv4 address, or an IPv6 network of 64 bits.
-    pub(super) fn origin(address: IpAddr) -> Self {
+    pub(super) fn of(address: IpAddr) -> Self {
         let mut smallest = Self { bits: 0, prefix: 0 };
         if let Some((network, _)) = Self::all(address).next() {
             smallest = network;
@@ -47,7 +47,7 @@ mod tests {
     #[test]
     fn addresses_of_one_network_count_as_one() {
         let shared = |one: &str, other: &str| {
-            let networks = |text: &str| Network::all(text.parse().unwrap()).collect::<Vec<_>>();
+            let networks = |text: &str| Origin::all(text.parse().unwrap()).collect::<Vec<_>>();
             let other = networks(other);
             networks(one).into_iter().filter(|n| other.contains(n)).map(|n| n.1).collect::<Vec<_>>()
         };

@@ -1,0 +1,185 @@
+//! One login of a session: its try is reserved, its backend dialled, its user let in or not.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::super::Context;
+use super::super::admission::{Full, Try};
+use super::super::lane::{Peer, Side};
+use super::super::refused::login_refused;
+use super::{Driver, Errand};
+use crate::imap::refusal::Refusal;
+use crate::imap::session::LoginFailure;
+use crate::model::Account;
+
+/// For the backend to decide on a login whose client is gone. It must be longer than a backend waits
+/// before it refuses a wrong password: Dovecot up to 17 seconds.
+const FINISH: Duration = Duration::from_secs(60);
+
+/// For the backend to say what it offers.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Driver {
+    /// Lets the backend decide on the try that is under way, if there is one, now that its client is
+    /// gone: who hangs up before the answer has guessed all the same.
+    pub(in crate::proxy) async fn finish(mut self: Box<Self>, stop: &CancellationToken) {
+        if self.attempt.is_none() {
+            return;
+        }
+        self.abandoned = true;
+        self.lanes.client = Peer::gone(Side::Client);
+        self.session.output.to_client = Vec::new();
+        self.session.abandoned();
+        let decided = poll_fn(|cx| {
+            let ended = self.poll(cx, true);
+            if ended.is_ready() || self.attempt.is_none() { Poll::Ready(()) } else { Poll::Pending }
+        });
+        tokio::select! {
+            decided = tokio::time::timeout(FINISH, decided) => {
+                let why = "its client is gone, and the backend has not decided";
+                let backend = self.chosen.name();
+                if decided.is_err()
+                    && let Some(left_out) = self.context.counters.unanswered.due(&backend)
+                {
+                    tracing::warn!(backend, why, left_out, "the backend gave no answer to a login");
+                }
+            }
+            // Nobody guesses by having the program stopped.
+            () = stop.cancelled() => {
+                if let Some(attempt) = self.attempt.take() {
+                    attempt.no_guess();
+                }
+            }
+        }
+    }
+
+    /// Begins a login, whose account may not be known yet: connects to its backend as soon as there
+    /// may be another try.
+    pub(super) fn connect(&mut self, account: Option<Account>) {
+        let backends = &self.context.backends;
+        self.chosen = match &account {
+            None => backends.default(),
+            // The routes may be others than when the session began.
+            Some(account) => match backends.of(account) {
+                Ok(backend) => backend,
+                Err(_) => return self.session.refused(),
+            },
+        };
+        self.tried_at = Some(Instant::now());
+        self.trying_as = account;
+        match self.chosen.seen() {
+            Some(seen) if !self.session.fits(&seen) => {
+                let (backend, longest) = (self.chosen.clone(), self.context.limits.capability_size);
+                self.errand = Some(Errand::Ask(Box::pin(async move {
+                    backend.seen_anew(PROBE_TIMEOUT, longest).await
+                })));
+            }
+            _ => self.reserve(),
+        }
+    }
+
+    /// Waits until the login may be tried.
+    pub(super) fn reserve(&mut self) {
+        let (context, account) = (Arc::clone(&self.context), self.trying_as.clone());
+        let peer = self.addresses.source.ip();
+        self.errand = Some(Errand::Reserve(Box::pin(async move {
+            let Context { admission, limits, counters, .. } = &*context;
+            admission.try_in(peer, account.as_ref(), limits, counters).await
+        })));
+    }
+
+    /// Lets whom the backend has accepted in, if there is room.
+    pub(super) fn admit(&mut self, account: Option<&Account>) {
+        if let Some(attempt) = self.attempt.take() {
+            attempt.no_guess();
+        }
+        let context = Arc::clone(&self.context);
+        let Context { admission, limits, counters, backends, .. } = &*context;
+        let peer = self.addresses.source;
+        if self.abandoned {
+            self.session.turned_away("NO [UNAVAILABLE] Nobody is there");
+            return;
+        }
+        let session = match admission.session(peer.ip(), limits) {
+            Ok(session) => session,
+            Err(Full::All) => {
+                let limit = limits.sessions;
+                if counters.sessions.hit() {
+                    tracing::warn!(limit, "[limits] sessions is reached: logins are turned away");
+                }
+                let answer = "NO [UNAVAILABLE] The server has no room, try again later";
+                self.session.turned_away(answer);
+                return;
+            }
+            Err(Full::Origin) => {
+                let limit = limits.sessions_per_ip;
+                if counters.sessions_per_ip.hit() {
+                    tracing::warn!(%peer, limit, "[limits] sessions_per_ip is reached");
+                }
+                self.session.turned_away("NO [LIMIT] Too many sessions from your address");
+                return;
+            }
+        };
+        match account.map(|account| backends.place(account)).transpose() {
+            Ok(connection) => {
+                self.places = Some((session, connection));
+                self.session.admitted();
+            }
+            Err(_) => self.session.turned_away("NO [LIMIT] Too many connections of this account"),
+        }
+    }
+
+    /// Takes note of a login that failed, and lets its answer wait.
+    pub(super) fn failed(&mut self, failure: LoginFailure) {
+        self.lanes.backend = None;
+        let (attempt, peer) = (self.attempt.take(), self.addresses.source.ip());
+        let Context { admission, counters, .. } = &*self.context;
+        match failure {
+            LoginFailure::Refused(account, refusal) if refusal.may_be_a_guess() => {
+                match attempt {
+                    // It counts as failed.
+                    Some(attempt) => drop(attempt),
+                    None => admission.failed(peer, account.as_ref()),
+                }
+                login_refused(peer, account.as_ref());
+            }
+            LoginFailure::Refused(account, refusal) => {
+                attempt.into_iter().for_each(Try::no_guess);
+                let (backend, account) = (self.chosen.name(), account.or(self.trying_as.take()));
+                if let Some(left_out) = counters.undecided.due(&backend) {
+                    let account = account.map(|account| account.to_string());
+                    let why = match refusal {
+                        Refusal::Barred => "somebody has to change something",
+                        _ => "it may pass",
+                    };
+                    tracing::warn!(
+                        backend,
+                        account,
+                        why,
+                        left_out,
+                        "the backend refuses a login, and not for its name or password"
+                    );
+                }
+            }
+            LoginFailure::Unavailable(why) => {
+                attempt.into_iter().for_each(Try::no_guess);
+                let backend = self.chosen.name();
+                let message = "the backend gave no answer to a login";
+                match counters.unanswered.due(&backend) {
+                    Some(left_out) => tracing::warn!(backend, why, left_out, "{message}"),
+                    None => tracing::debug!(backend, why, "{message}"),
+                }
+            }
+            LoginFailure::TurnedAway => attempt.into_iter().for_each(Try::no_guess),
+        }
+        // Nothing is a way to try faster.
+        let tried_at = self.tried_at.take().unwrap_or_else(Instant::now);
+        let at = tried_at + self.context.limits.failure_delay;
+        self.errand = Some(Errand::Refuse(Box::pin(tokio::time::sleep_until(at))));
+    }
+}
