@@ -545,7 +545,8 @@ async fn a_list_that_has_grown_old_keeps_nobody_out() {
                 });
             }
         });
-        let world = world_before(address, "failure_delay = \"1ms\"").await;
+        let limits = "failure_delay = \"1ms\"\ncommands_before_login = 1000000";
+        let world = world_before(address, limits).await;
         let server = world.serve().await;
         let network = Network::of(&world, &server);
         network.gets_in(HOME).await;
