@@ -22,10 +22,10 @@ use mailchime::demo::apns::Apns;
 use mailchime::demo::backend::Backend;
 use mailchime::demo::pki::Pki;
 use mailchime::model::{
-    Account, Credentials, Device, DeviceToken, Mailbox, Registration, SecretKind, Snapshot,
-    Timestamp,
+    Account, BackendId, Credentials, Device, DeviceToken, Mailbox, Registration, SecretKind,
+    Snapshot, Timestamp,
 };
-use mailchime::store::{Sealed, Store, Vault};
+use mailchime::store::{Registrant, Sealed, Store, Vault};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{interval, sleep, timeout};
 
@@ -191,6 +191,8 @@ async fn register(
     let store = Store::open(&url, Duration::from_secs(5)).await?;
     let vault = Vault::open(&folder.join("mailchime.key"))?;
     let mut by_token = HashMap::new();
+    let address = backend.address();
+    let id = BackendId::new(None, &address.ip().to_string(), address.port());
     for number in 0..accounts {
         let user = format!("user{number}@example.org");
         backend.add_account(&user, PASSWORD.as_bytes());
@@ -208,7 +210,9 @@ async fn register(
         let credentials = Credentials::new(user.clone(), SecretKind::Password, PASSWORD.into());
         let sealed = Sealed { text: vault.seal(&credentials), until: None };
         let registration = Registration { device, mailboxes };
-        store.register(&registration, Some(&sealed), 10, Timestamp::now()).await?;
+        let now = Timestamp::now();
+        let login = Registrant::new(&id, now, Some(&sealed));
+        store.register(&registration, login, 10, now).await?;
         by_token.insert(token, user);
     }
     store.close().await;

@@ -250,6 +250,7 @@ pub async fn start_with(
     let parts = dispatcher::Parts {
         events: change_events,
         store: store.clone(),
+        backends: backends.clone(),
         identities: identities.clone(),
         config: config.push.clone(),
         removed,

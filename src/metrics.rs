@@ -250,6 +250,7 @@ label!(
         Accounts: "accounts",
         Account: "account",
         Credentials: "credentials",
+        Adopt: "adopt",
         SaveCredentials: "save_credentials",
         EraseCredentials: "erase_credentials",
         Seals: "seals",

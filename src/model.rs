@@ -115,13 +115,21 @@ pub enum WatchEvent {
     /// What [`Change::id`] announced has now been seen whole; no push of its own. With an id that
     /// announced nothing: there is nothing that the devices do not know, and yet the state is another
     /// one than they were told of.
-    Confirmed { account: Account, mailbox: Mailbox, id: u64, snapshot: Snapshot },
+    Confirmed {
+        account: Account,
+        backend: BackendId,
+        mailbox: Mailbox,
+        id: u64,
+        snapshot: Snapshot,
+    },
 }
 
 /// A mailbox that is no longer as its devices were told.
 #[derive(Clone, Debug)]
 pub struct Change {
     pub account: Account,
+    /// Where it was seen.
+    pub backend: BackendId,
     pub mailbox: Mailbox,
     pub kind: ChangeKind,
     /// Rises within one (account, mailbox) while the program runs.
@@ -133,13 +141,22 @@ pub struct Change {
     pub seen_at: Instant,
 }
 
+/// A login that a backend has accepted.
+#[derive(Clone, Debug)]
+pub struct AcceptedLogin {
+    pub backend: BackendId,
+    /// `None` where they were hidden from us.
+    pub credentials: Option<Credentials>,
+    pub at: Timestamp,
+}
+
 /// What a session tells the watching side.
 #[derive(Clone, Debug)]
 pub enum SessionEvent {
     /// A registration of this account is on disk.
-    Registered { account: Account, credentials: Option<Credentials> },
-    /// The backend accepted these credentials just now; `None` where they were hidden from us.
-    LoggedIn { account: Account, credentials: Option<Credentials> },
+    Registered { account: Account, login: AcceptedLogin },
+    /// This account's user has just logged in.
+    LoggedIn { account: Account, login: AcceptedLogin },
 }
 
 // === impl Account ===

@@ -14,14 +14,14 @@ use super::StartError;
 use crate::admin::{self, AdminListener, Ask, Context, Part};
 use crate::config;
 use crate::metrics::Metrics;
-use crate::model::{Account, Device, Mailbox, Timestamp};
+use crate::model::{Account, BackendId, Device, Mailbox, Timestamp};
 use crate::net::backends::Backends;
 use crate::nodes::{self, Division};
 use crate::push::apns::Outcome;
 use crate::push::dispatcher::{self, Inquirer};
 use crate::push::explain::Explanation;
 use crate::push::identities::Identities;
-use crate::store::{Store, Target};
+use crate::store::{Alive, Store, Target};
 use crate::watch;
 
 /// For a backend that is asked whether it is there.
@@ -97,6 +97,7 @@ impl Parts {
         let (divided, changed) = (division.clone(), pushes.clone());
         let on = WhileOn(self.identities.clone());
         let (store, identities, push) = (self.store, self.identities, self.push);
+        let backends = self.backends.clone();
         Context {
             registry: self.registry,
             counters: self.backends.counters(),
@@ -106,7 +107,8 @@ impl Parts {
             watchers: on
                 .ask(move |account| watching(self.watchers.clone(), divided.clone(), account)),
             push: on.ask(move |(account, mailbox)| {
-                test(store.clone(), identities.clone(), push.clone(), account, mailbox)
+                let home = backends.id_of(&account);
+                test(store.clone(), identities.clone(), push.clone(), home, (account, mailbox))
             }),
             devices: on.ask(move |account: Account| {
                 let pushes = changed.clone();
@@ -233,15 +235,24 @@ async fn explain(
 }
 
 /// Sends a push to each device of the account, whatever is or is not due, all at once: they are few.
+/// Devices that registered at another backend than `home` get none.
 async fn test(
     store: Store,
     identities: Identities,
     config: config::Push,
-    account: Account,
-    mailbox: Option<Mailbox>,
+    home: Option<BackendId>,
+    (account, mailbox): (Account, Option<Mailbox>),
 ) -> Result<Value, String> {
-    let since = Timestamp::now().minus(config.registration_ttl);
-    let targets = store.targets(&account, since).await.map_err(|error| error.to_string())?;
+    let alive = Alive::at(Timestamp::now(), &config);
+    let targets = store.targets(&account, alive).await.map_err(|error| error.to_string())?;
+    let Some(home) = home else {
+        return Err(format!("{account}: the name leaves open which backend it is on"));
+    };
+    if let Some(recorded) = targets.first().and_then(|target| target.elsewhere(&home)) {
+        return Err(format!(
+            "{account} is parked: it registered at {recorded}, and its backend is {home} now"
+        ));
+    }
     let mut sending = JoinSet::new();
     for (place, Target { device, mailboxes, .. }) in targets.into_iter().enumerate() {
         let (identities, config, mailbox) = (identities.clone(), config.clone(), mailbox.clone());

@@ -70,7 +70,8 @@ fn list(options: &List) -> Result<(), Failure> {
         return Ok(());
     }
     let rows: Vec<_> = targets.iter().map(row).collect();
-    let head = ["USER", "TOKEN", "CLIENT", "TOPIC", "REGISTERED", "LAST PUSH", "MAILBOXES"];
+    let head =
+        ["USER", "TOKEN", "CLIENT", "TOPIC", "REGISTERED", "LAST PUSH", "BACKEND", "MAILBOXES"];
     say(table(&head, &rows));
     Ok(())
 }
@@ -168,8 +169,12 @@ fn row(target: &Target) -> Vec<String> {
         device.token.to_string(),
         device.subtopic.escape_debug().to_string(),
         device.topic.escape_debug().to_string(),
-        from_now(Some(at(target.registered_at.0))),
+        match target.outdated_since {
+            None => from_now(Some(at(target.registered_at.0))),
+            Some(_) => format!("{}, old password", from_now(Some(at(target.registered_at.0)))),
+        },
         from_now(target.pushed_at.map(|time| at(time.0))),
+        target.backend.as_deref().unwrap_or("-").escape_debug().to_string(),
         mailboxes.join(", "),
     ]
 }
@@ -192,6 +197,8 @@ fn shown(target: &Target) -> Value {
         "version": device.version,
         "registered_at": target.registered_at.0,
         "pushed_at": target.pushed_at.map(|time| time.0),
+        "backend": target.backend,
+        "outdated_since": target.outdated_since.map(|time| time.0),
         "mailboxes": names(false),
         "owed": names(true),
     })

@@ -244,6 +244,8 @@ pub struct Push {
     pub mailboxes: usize,
     /// Most devices of one account.
     pub devices: usize,
+    /// Devices do not outlive the password that they registered with, not even for a day.
+    pub forget_devices_on_password_change: bool,
     pub events: Events,
     pub collapse: Collapse,
     pub push_type: PushType,
@@ -624,6 +626,15 @@ impl Default for Watch {
 // === impl Push ===
 
 impl Push {
+    /// For how long a device lives that has not registered with its account's new password. One that
+    /// is well registers each 23 hours.
+    pub fn outdated_for(&self) -> Duration {
+        match self.forget_devices_on_password_change {
+            true => Duration::ZERO,
+            false => Duration::from_hours(25),
+        }
+    }
+
     /// Whether the client with this `aps-subtopic` may register: it is one of `clients`, or begins
     /// as one of those that end in `*`.
     pub fn serves(&self, subtopic: &str) -> bool {
@@ -644,6 +655,7 @@ impl Default for Push {
             clients: vec!["com.apple.mobilemail".into()],
             mailboxes: 64,
             devices: 50,
+            forget_devices_on_password_change: false,
             events: Events { new_mail: true, quiet: true },
             collapse: Collapse::None,
             push_type: PushType::Background,

@@ -146,6 +146,7 @@ table!(RawPush {
     clients: Option<Vec<String>>,
     mailboxes: Option<i64>,
     devices: Option<i64>,
+    forget_devices_on_password_change: Option<bool>,
     events: Option<Vec<RawEvent>>,
     collapse: Option<Collapse>,
     push_type: Option<PushType>,

@@ -13,7 +13,7 @@ use super::counters::Counters;
 use super::proxy_protocol::Addresses;
 use super::resolve::NameResolver;
 use crate::config::{self, Config};
-use crate::model::{Account, AmbiguousDomain, Credentials};
+use crate::model::{Account, AmbiguousDomain, BackendId, Credentials};
 
 /// A handle to all backends. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -149,6 +149,12 @@ impl Backends {
     /// The name of the account leaves open which one it is.
     pub fn of(&self, account: &Account) -> Result<Backend, AmbiguousDomain> {
         self.0.table.borrow().of(account).cloned()
+    }
+
+    /// What the backend of this account is recorded with; `None` where its name leaves open which one
+    /// it is.
+    pub fn id_of(&self, account: &Account) -> Option<BackendId> {
+        self.of(account).ok().map(|backend| backend.id().clone())
     }
 
     /// Whether `backend` is still that of this account.

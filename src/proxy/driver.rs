@@ -30,7 +30,7 @@ use crate::imap::session::{
     Session, UNAVAILABLE,
 };
 use crate::metrics::Phase;
-use crate::model::{Account, Credentials, SessionEvent};
+use crate::model::{AcceptedLogin, Account, SessionEvent, Timestamp};
 use crate::net::backend::{Backend, ConnectError, Connected};
 use crate::net::backends;
 use crate::net::proxy_protocol::Addresses;
@@ -50,8 +50,9 @@ pub(super) struct Driver {
     errand: Option<Errand>,
     /// Whose session it is said to be, once the backend has accepted the login.
     account: Option<Account>,
-    /// What was accepted, where it proves whose session it is and a registration may need it.
-    credentials: Option<Credentials>,
+    /// What was accepted, where it proves whose session it is; with credentials where a registration may
+    /// need them.
+    login: Option<AcceptedLogin>,
     addresses: Addresses,
     /// The backend that was last chosen.
     chosen: Backend,
@@ -149,7 +150,7 @@ impl Driver {
             lanes: Lanes::new(stream, profile.longest_response()),
             errand: None,
             account: None,
-            credentials: None,
+            login: None,
             addresses,
             acceptor,
             switch: None,
@@ -385,11 +386,13 @@ impl Driver {
                         self.context.admission.logged_in(peer, &account);
                         let takes = self.context.credentials.takes_logins();
                         let credentials = credentials.filter(|_| takes);
+                        let (backend, at) = (self.chosen.id().clone(), Timestamp::now());
+                        let login = AcceptedLogin { backend, credentials, at };
                         // For its registrations. Who cannot register needs none.
                         if self.session.offers_push() {
-                            self.credentials.clone_from(&credentials);
+                            self.login = Some(login.clone());
                         }
-                        SessionEvent::LoggedIn { account, credentials }
+                        SessionEvent::LoggedIn { account, login }
                     });
                     // Mail does not wait for watchers: a lost event only leaves a parked account
                     // parked until its user's next login.
@@ -404,8 +407,11 @@ impl Driver {
                         continue;
                     };
                     topic.clone_into(&mut registration.device.topic);
-                    let context = Arc::clone(&self.context);
-                    let errand = register(context, registration, self.credentials.clone());
+                    let Some(login) = self.login.clone() else {
+                        self.session.registered(RegistrationResult::Unavailable);
+                        continue;
+                    };
+                    let errand = register(Arc::clone(&self.context), registration, login);
                     self.errand = Some(Errand::Register(Box::pin(errand)));
                 }
                 Action::Close => self.close = true,

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Context;
 use crate::imap::session::RegistrationResult;
-use crate::model::{Account, Credentials, Registration, SessionEvent, Timestamp};
+use crate::model::{AcceptedLogin, Account, Registration, SessionEvent, Timestamp};
 
 /// A device waits about a day after a NO, so an outage of the database is waited out this often.
 const TRIES: u32 = 4;
@@ -48,20 +48,23 @@ impl Pace {
     }
 }
 
-/// Stores the registration, with what the user logged in with if that is known, and lets it be
-/// watched; returns whether it is on disk. One that is on disk already is not written again within the
-/// hour.
+/// Stores the registration of a session with this login, and lets it be watched; returns whether it is
+/// on disk. It is not where the account has another backend since. One that is on disk already is not
+/// written again within the hour.
 pub(super) async fn register(
     context: Arc<Context>,
     registration: Registration,
-    credentials: Option<Credentials>,
+    mut login: AcceptedLogin,
 ) -> RegistrationResult {
     let account = registration.device.account.clone();
     let token = registration.device.token.clone();
     let mailboxes = registration.mailboxes.len();
     let source = &context.credentials;
+    if !is_at_home(&context, &account, &mut login) {
+        return RegistrationResult::Unavailable;
+    }
     // Where the database cannot say, the write says it.
-    let known = source.has_registered(&registration, credentials.as_ref(), Timestamp::now()).await;
+    let known = source.has_registered(&registration, &login, Timestamp::now()).await;
     if known.unwrap_or_default() {
         tracing::debug!(%account, %token, mailboxes, "device registered without a change");
         return RegistrationResult::Stored;
@@ -70,13 +73,15 @@ pub(super) async fn register(
         return refused;
     }
     for attempt in 1..=TRIES {
+        if !is_at_home(&context, &account, &mut login) {
+            return RegistrationResult::Unavailable;
+        }
         let now = Timestamp::now();
-        match source.register(&registration, credentials.as_ref(), context.devices, now).await {
+        match source.register(&registration, &login, context.devices, now).await {
             Ok(()) => {
                 tracing::info!(%account, %token, mailboxes, "device registered");
                 // If the watching side is gone the program is ending, and starts it next time.
-                let _ =
-                    context.events.send(SessionEvent::Registered { account, credentials }).await;
+                let _ = context.events.send(SessionEvent::Registered { account, login }).await;
                 return RegistrationResult::Stored;
             }
             Err(error) if attempt == TRIES || !error.is_temporary() => {
@@ -110,6 +115,26 @@ async fn keep_pace(context: &Context, account: &Account) -> Result<(), Registrat
         Err(time) => {
             tokio::time::sleep(time).await;
             Err(RegistrationResult::TooMany)
+        }
+    }
+}
+
+/// Whether the account still has the backend at which its session has logged in, which may have got a
+/// name since.
+fn is_at_home(context: &Context, account: &Account, login: &mut AcceptedLogin) -> bool {
+    let now = context.backends.id_of(account);
+    match now {
+        Some(now) if now.is(login.backend.as_str()) => {
+            login.backend = now;
+            true
+        }
+        _ => {
+            let former = &login.backend;
+            tracing::warn!(
+                %account, %former,
+                "the account has another backend since this session began: its device is not registered"
+            );
+            false
         }
     }
 }

@@ -19,11 +19,12 @@ pub use super::pending::BackendOf;
 use super::pending::{Action, Batch, ChangeId, Pending, Push, Rules};
 use crate::config::{self, Collapse};
 use crate::metrics::{Metrics, PushOutcome, Queue};
-use crate::model::{Account, Change, Device, Mailbox, Timestamp, WatchEvent};
+use crate::model::{Account, BackendId, Change, Device, Mailbox, Timestamp, WatchEvent};
+use crate::net::backends::Backends;
 use crate::net::backoff::Backoff;
 use crate::net::counters::Counters;
 use crate::nodes::Division;
-use crate::store::{Store, StoreError, Target};
+use crate::store::{Alive, Store, StoreError, Target};
 
 /// How long requests that are under way may take to end when the program does, and how long the
 /// last write may take.
@@ -40,6 +41,8 @@ pub struct Parts {
     /// What watchers saw.
     pub events: mpsc::Receiver<WatchEvent>,
     pub store: Store,
+    /// Which one each account has.
+    pub backends: Backends,
     pub identities: Identities,
     pub config: config::Push,
     /// Gets the accounts that have no live device: a hint, given without waiting, that may be late
@@ -112,6 +115,7 @@ pub async fn run(parts: Parts, cancel: CancellationToken) {
     let Parts {
         mut events,
         store,
+        backends,
         identities,
         config,
         removed,
@@ -130,10 +134,12 @@ pub async fn run(parts: Parts, cancel: CancellationToken) {
         backend_of,
     });
     let mut reloads = identities.reloads();
+    let mut replacements = backends.replacements();
     pending.topics(identities.topics(), now(), Timestamp::now());
     let (under_way, busy) = (JoinSet::new(), 0);
     let shares = division.clone();
-    let mut jobs = Jobs { store, identities, config, removed, shares, metrics, under_way, busy };
+    let mut jobs =
+        Jobs { store, backends, identities, config, removed, shares, metrics, under_way, busy };
     division.mark_changed();
     loop {
         while let Some(action) = pending.next(now()) {
@@ -147,10 +153,11 @@ pub async fn run(parts: Parts, cancel: CancellationToken) {
             () = cancel.cancelled() => break,
             Some(done) = jobs.under_way.join_next() => jobs.done(done, &mut pending),
             event = events.recv(), if pending.takes_events() => match event {
-                Some(event) => {
+                Some(event) if jobs.is_at_home(&event) => {
                     trace(&event);
                     pending.event(event, now());
                 }
+                Some(_) => {}
                 None => break,
             },
             () = reloads.next() => {
@@ -159,6 +166,11 @@ pub async fn run(parts: Parts, cancel: CancellationToken) {
                 jobs.load();
             }
             Ok(()) = division.changed() => jobs.load(),
+            Ok(()) = replacements.changed() => {
+                pending.backends_are_replaced(|account| jobs.home(account), now());
+                // Perhaps to devices of an account that has its former backend again.
+                jobs.load();
+            }
             Some(inquiry) = inquiries.0.recv() => match inquiry {
                 Inquiry::Explain(explain) => jobs.ask(explain),
                 // As if something were owed to them: that is what has them read.
@@ -181,6 +193,7 @@ fn trace(event: &WatchEvent) {
 /// The I/O that is under way, and what it needs.
 struct Jobs {
     store: Store,
+    backends: Backends,
     identities: Identities,
     config: config::Push,
     removed: mpsc::Sender<Account>,
@@ -222,9 +235,9 @@ impl Jobs {
         match action {
             Action::Read(account) => {
                 let store = self.store.clone();
-                let since = Timestamp::now().minus(self.config.registration_ttl);
+                let alive = Alive::at(Timestamp::now(), &self.config);
                 self.under_way.spawn(async move {
-                    let targets = store.targets(&account, since).await;
+                    let targets = store.targets(&account, alive).await;
                     let targets = targets
                         .inspect_err(|error| warn!(%account, %error, "no devices can be read"));
                     Done::Read(account, targets.ok())
@@ -247,6 +260,20 @@ impl Jobs {
                     .spawn(async move { Done::Written(write(&store, &removed, batch).await) });
             }
         }
+    }
+
+    /// The account's backend, if its name says which one it is.
+    fn home(&self, account: &Account) -> Option<BackendId> {
+        self.backends.id_of(account)
+    }
+
+    /// Whether what was seen was seen at the account's backend.
+    fn is_at_home(&self, event: &WatchEvent) -> bool {
+        let (account, seen_at) = match event {
+            WatchEvent::Changed(change) => (&change.account, &change.backend),
+            WatchEvent::Confirmed { account, backend, .. } => (account, backend),
+        };
+        self.home(account).is_some_and(|home| home.is(seen_at.as_str()))
     }
 
     /// Tells how much is waiting.
@@ -281,7 +308,17 @@ impl Jobs {
                 if targets.as_ref().is_some_and(Vec::is_empty) {
                     hint(&self.removed, &account);
                 }
-                pending.read(&account, targets, now(), Timestamp::now());
+                let home = self.home(&account);
+                let elsewhere = |targets: &Vec<Target>| {
+                    let elsewhere = |target: &Target| {
+                        home.as_ref().is_none_or(|home| target.elsewhere(home).is_some())
+                    };
+                    targets.first().is_some_and(elsewhere)
+                };
+                match targets.as_ref().is_some_and(elsewhere) {
+                    true => pending.set_aside(&account, now()),
+                    false => pending.read(&account, targets, now(), Timestamp::now()),
+                }
             }
             Ok(Done::Answered(device, outcome)) => {
                 self.busy -= 1;
@@ -291,9 +328,11 @@ impl Jobs {
                 let wall = Timestamp::now();
                 let explained = targets.map(|targets| {
                     let explained = targets.iter().map(|target| {
+                        let home = self.home(&target.device.account);
                         let facts = Facts {
                             target,
-                            registration_ttl: self.config.registration_ttl,
+                            home: home.as_ref(),
+                            config: &self.config,
                             identity: self.identities.client_for(&target.device.topic, wall).err(),
                             pending: pending.view(&target.device, now()),
                         };

@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use super::identities::NoClient;
 use super::pending::View;
-use crate::model::{Mailbox, Timestamp};
-use crate::store::Target;
+use crate::config;
+use crate::model::{BackendId, Mailbox, Timestamp};
+use crate::store::{Alive, Target};
 
 /// One device, and what would become of new mail that comes now. Times are in milliseconds since
 /// 1970, spans in milliseconds.
@@ -42,6 +43,10 @@ pub struct Explanation {
 pub enum Reason {
     /// It has not registered for too long.
     Expired { since: u64 },
+    /// Its account got another password, with which it has not registered.
+    OldPassword { since: u64 },
+    /// Its account registered at this backend, and has that one now.
+    OtherBackend { registered_at: String, now: String },
     /// It did not register for this mailbox.
     OtherMailbox { mailbox: String },
     /// With version 1 only INBOX is pushed.
@@ -69,7 +74,9 @@ pub enum Reason {
 pub(super) struct Facts<'a> {
     pub(super) target: &'a Target,
     /// How long a registration counts.
-    pub(super) registration_ttl: Duration,
+    pub(super) config: &'a config::Push,
+    /// The backend of its account.
+    pub(super) home: Option<&'a BackendId>,
     /// Why nobody can push to its topic.
     pub(super) identity: Option<NoClient>,
     pub(super) pending: View,
@@ -78,7 +85,8 @@ pub(super) struct Facts<'a> {
 impl Facts<'_> {
     /// `mailbox` is where the mail would come; `None` stands for any that it registered for.
     pub(super) fn explain(&self, mailbox: Option<&Mailbox>, now: Timestamp) -> Explanation {
-        let Target { device, registered_at, pushed_at, mailboxes } = self.target;
+        let Target { device, registered_at, pushed_at, mailboxes, outdated_since, .. } =
+            self.target;
         let View {
             under_way,
             waiting,
@@ -91,9 +99,20 @@ impl Facts<'_> {
             shut,
         } = &self.pending;
         let mut reasons = Vec::new();
-        if *registered_at < now.minus(self.registration_ttl) {
+        let alive = Alive::at(now, self.config);
+        if *registered_at < alive.registered_since {
             let since = now.0.saturating_sub(registered_at.0);
             reasons.push(Reason::Expired { since: since.unsigned_abs() });
+        }
+        if let Some(at) = outdated_since.filter(|at| *at <= alive.outdated_after) {
+            let since = now.0.saturating_sub(at.0).unsigned_abs();
+            reasons.push(Reason::OldPassword { since });
+        }
+        if let Some(home) = self.home
+            && let Some(recorded) = self.target.elsewhere(home)
+        {
+            let (registered_at, now) = (recorded.to_owned(), home.to_string());
+            reasons.push(Reason::OtherBackend { registered_at, now });
         }
         if let Some(mailbox) = mailbox {
             if !mailboxes.iter().any(|(registered, _)| registered == mailbox) {
@@ -138,6 +157,19 @@ impl fmt::Display for Reason {
                 let days = since / (24 * 3600 * 1000);
                 write!(f, "it has not registered for {days} days, so it is taken for gone")
             }
+            Self::OldPassword { since } => {
+                let hours = since / (3600 * 1000);
+                write!(
+                    f,
+                    "its account got another password {hours} hours ago, and it has not registered \
+                     with that"
+                )
+            }
+            Self::OtherBackend { registered_at, now } => write!(
+                f,
+                "its account registered at {registered_at}, and its backend is {now} now; it is parked \
+                 until its phone has registered there"
+            ),
             Self::OtherMailbox { mailbox } => {
                 write!(f, "it did not register for {:?}", Mailbox::new(mailbox))
             }
@@ -202,13 +234,17 @@ mod tests {
             topic: "com.apple.mail.XServer.1".into(),
         };
         let mailboxes = vec![(Mailbox::inbox(), false), (Mailbox::new("Notes"), true)];
-        Target { device, registered_at: NOW.minus(TTL), pushed_at: None, mailboxes }
+        let (backend, outdated_since) = (Some("imap:993".to_owned()), None);
+        let registered_at = NOW.minus(TTL);
+        Target { device, registered_at, backend, outdated_since, pushed_at: None, mailboxes }
     }
 
     #[test]
     fn a_device_that_is_well_would_be_pushed_and_each_hindrance_is_named() {
         let explain = |target: &Target, identity, pending, mailbox: Option<&str>| {
-            let facts = Facts { target, registration_ttl: TTL, identity, pending };
+            let config = config::Push { registration_ttl: TTL, ..Default::default() };
+            let home = BackendId::new(None, "imap", 993);
+            let facts = Facts { target, config: &config, home: Some(&home), identity, pending };
             facts.explain(mailbox.map(Mailbox::new).as_ref(), NOW)
         };
         let well = explain(&target(), None, View::default(), Some("inbox"));
@@ -217,6 +253,8 @@ mod tests {
 
         let mut old = target();
         (old.registered_at.0, old.device.version) = (NOW.0 - 11 * 24 * 3600 * 1000, 1);
+        old.outdated_since = Some(NOW.minus(Duration::from_hours(25)));
+        old.backend = Some("other:993".into());
         let invalid = NoClient::Invalid {
             file: "apns.pem".into(),
             validity: super::super::apns::Validity::Expired,
@@ -241,6 +279,9 @@ mod tests {
             sentences,
             [
                 "it has not registered for 11 days, so it is taken for gone",
+                "its account got another password 25 hours ago, and it has not registered with that",
+                "its account registered at other:993, and its backend is imap:993 now; it is parked \
+                 until its phone has registered there",
                 "it registered with version 1, for INBOX alone",
                 "apns.pem: is expired",
                 "APNs did not answer or refused us; one push is trying now",

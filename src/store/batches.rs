@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{Sealed, Store, StoreError, error};
+use super::{Registrant, Store, StoreError, error};
 use crate::model::{Registration, Timestamp};
 
 /// Most registrations of one transaction, so that it does not hold up other writes for long.
@@ -23,7 +23,7 @@ pub(super) struct Batches {
 /// A registration, and whom to answer.
 pub(super) struct Waiting {
     pub(super) registration: Registration,
-    pub(super) sealed: Option<Sealed>,
+    pub(super) login: Registrant,
     pub(super) max_devices: u32,
     pub(super) now: Timestamp,
     reply: oneshot::Sender<Written>,
@@ -61,14 +61,14 @@ impl Store {
     pub(super) async fn write_with_others(
         &self,
         registration: &Registration,
-        sealed: Option<&Sealed>,
+        login: Registrant,
         max_devices: u32,
         now: Timestamp,
     ) -> Result<u64, StoreError> {
         let (reply, answer) = oneshot::channel();
         self.batches.waiting().push(Waiting {
             registration: registration.clone(),
-            sealed: sealed.cloned(),
+            login,
             max_devices,
             now,
             reply,
@@ -119,7 +119,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::model::{Account, Device, DeviceToken, Mailbox, Snapshot};
+    use crate::model::{Account, BackendId, Device, DeviceToken, Mailbox, Snapshot};
 
     async fn open() -> (TempDir, Store, String) {
         let folder = tempfile::tempdir().unwrap();
@@ -148,7 +148,8 @@ mod tests {
             let before = store.batches.waiting().len();
             let batches = Arc::clone(&store.batches);
             tasks.push(tokio::spawn(async move {
-                store.register(&registration, None, 5, Timestamp(1)).await.is_ok()
+                let login = Registrant::new(&BackendId::new(None, "imap", 993), Timestamp(1), None);
+                store.register(&registration, login, 5, Timestamp(1)).await.is_ok()
             }));
             while batches.waiting().len() == before {
                 tokio::task::yield_now().await;

@@ -15,9 +15,11 @@ use secrecy::zeroize::Zeroizing;
 use serde::Deserialize;
 
 use super::vault::SEAL_LEN;
-use super::{Sealed, Store, StoreError, Vault, VaultError};
+use super::{Registrant, Sealed, Store, StoreError, Vault, VaultError};
 use crate::config;
-use crate::model::{Account, Credentials, Registration, SecretKind, Timestamp};
+use crate::model::{
+    AcceptedLogin, Account, BackendId, Credentials, Registration, SecretKind, Timestamp,
+};
 
 /// How long a token is kept that does not say when it expires, in milliseconds: an hour, for which
 /// most are issued.
@@ -41,8 +43,12 @@ enum Mode {
 }
 
 struct Kept {
+    /// Which one has accepted them.
+    backend: BackendId,
     credentials: Credentials,
     until: Option<Timestamp>,
+    /// The first login with this password.
+    at: Timestamp,
 }
 
 /// Why the credentials of an account cannot be had.
@@ -69,21 +75,34 @@ impl CredentialSource {
         Ok(Self { store, mode })
     }
 
-    /// Whether the same registration, of a user with the same credentials, was written within the last
+    /// Whether the same registration, by a login with the same credentials, was written within the last
     /// hour, so that nothing of it has to be written again.
     pub async fn has_registered(
         &self,
         registration: &Registration,
-        credentials: Option<&Credentials>,
+        login: &AcceptedLogin,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
         let since = now.minus(UNWRITTEN);
-        let Some(sealed) = self.store.registered(registration, since, now).await? else {
+        let account = &registration.device.account;
+        let lives = |until: Option<Timestamp>| until.is_none_or(|until| now < until);
+        // Before the rows are read: with another password in memory they are outdated already.
+        if let (Mode::Memory(kept), Some(credentials)) = (&self.mode, &login.credentials) {
+            let kept = lock(kept);
+            let same = kept.get(account).is_some_and(|kept| {
+                login.backend.is(kept.backend.as_str())
+                    && lives(kept.until)
+                    && kept.credentials.same_as(credentials)
+            });
+            if !same {
+                return Ok(false);
+            }
+        }
+        let Some(sealed) = self.store.registered(registration, &login.backend, since, now).await?
+        else {
             return Ok(false);
         };
-        let account = &registration.device.account;
-        let Some(credentials) = credentials else { return Ok(true) };
-        let lives = |until: Option<Timestamp>| until.is_none_or(|until| now < until);
+        let Some(credentials) = &login.credentials else { return Ok(true) };
         Ok(match &self.mode {
             Mode::Stored(vault) => {
                 sealed.filter(|sealed| lives(sealed.until)).is_some_and(|sealed| {
@@ -92,76 +111,121 @@ impl CredentialSource {
                         .is_ok_and(|known| known.same_as(credentials))
                 })
             }
-            Mode::Memory(kept) => lock(kept)
-                .get(account)
-                .is_some_and(|kept| lives(kept.until) && kept.credentials.same_as(credentials)),
-            Mode::Master => true,
+            Mode::Memory(_) | Mode::Master => true,
         })
     }
 
-    /// Stores the registration of a user who has just logged in with `credentials`, and keeps them
-    /// as the mode says; where a master watches they need not be known. As [`Store::register`].
+    /// Stores the registration of a user who has logged in with `login`, and keeps the credentials as
+    /// the mode says; where a master watches they need not be known. As [`Store::register`].
     pub async fn register(
         &self,
         registration: &Registration,
-        credentials: Option<&Credentials>,
+        login: &AcceptedLogin,
         max_devices: u32,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let kept = credentials.map(|credentials| Kept {
-            until: expiry(credentials, now),
-            credentials: credentials.clone(),
-        });
-        let sealed = match (&self.mode, &kept) {
-            (Mode::Stored(vault), Some(Kept { credentials, until })) => {
-                Some(Sealed { text: vault.seal(credentials), until: *until })
-            }
-            _ => None,
-        };
-        self.store.register(registration, sealed.as_ref(), max_devices, now).await?;
-        if let (Mode::Memory(all), Some(kept)) = (&self.mode, kept) {
-            lock(all).insert(registration.device.account.clone(), kept);
+        let account = &registration.device.account;
+        let AcceptedLogin { backend, credentials, at } = login;
+        let mut registrant = Registrant::new(backend, *at, None);
+        if let (Mode::Stored(vault), Some(credentials)) = (&self.mode, credentials) {
+            let until = expiry(credentials, now);
+            registrant.sealed = Some(Sealed { text: vault.seal(credentials), until });
+            registrant.other_password = match self.of(account, backend, now).await {
+                Ok(known) => known.is_some_and(|known| is_other_password(&known, credentials)),
+                Err(CredentialsError::Vault(_)) => false,
+                Err(CredentialsError::Store(error)) => return Err(error),
+            };
+        }
+        if let (Mode::Memory(all), Some(credentials)) = (&self.mode, credentials) {
+            let all = lock(all);
+            let known = all.get(account).filter(|known| backend.is(known.backend.as_str()));
+            registrant.other_password =
+                known.is_some_and(|known| is_other_password(&known.credentials, credentials));
+        }
+        self.store.register(registration, registrant, max_devices, now).await?;
+        if let (Mode::Memory(all), Some(kept)) = (&self.mode, Kept::of(login)) {
+            self.replace(all, account, kept).await?;
         }
         Ok(())
     }
 
-    /// Keeps what the user of a registered account has just logged in with, in the place of what
-    /// was kept, and ends the parking.
-    pub async fn save(
-        &self,
-        account: &Account,
-        credentials: &Credentials,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        let until = expiry(credentials, now);
-        match &self.mode {
-            Mode::Stored(vault) => match self.of(account, now).await {
-                Ok(Some(known)) if known.same_as(credentials) => {}
-                Err(CredentialsError::Store(error)) => return Err(error),
-                _ => {
-                    let sealed = Sealed { text: vault.seal(credentials), until };
-                    return self.store.save_credentials(account, &sealed).await.map(drop);
+    /// Keeps what the user of a registered account has logged in with, in the place of what was kept,
+    /// and ends the parking. Returns whether the account is of the backend that has accepted it; of
+    /// another one nothing is touched.
+    pub async fn save(&self, account: &Account, login: &AcceptedLogin) -> Result<bool, StoreError> {
+        let AcceptedLogin { backend, credentials, at } = login;
+        match (&self.mode, credentials) {
+            (Mode::Stored(vault), Some(credentials)) => {
+                let known = match self.of(account, backend, *at).await {
+                    Err(CredentialsError::Store(error)) => return Err(error),
+                    Err(CredentialsError::Vault(_)) | Ok(None) => None,
+                    Ok(known) => known,
+                };
+                if !known.as_ref().is_some_and(|known| known.same_as(credentials)) {
+                    let text = vault.seal(credentials);
+                    let sealed = Sealed { text, until: expiry(credentials, *at) };
+                    let other_password =
+                        known.is_some_and(|known| is_other_password(&known, credentials));
+                    let login = Registrant::new(backend, *at, Some(&sealed));
+                    let login = Registrant { other_password, ..login };
+                    return self.store.save_credentials(account, login).await;
                 }
-            },
-            Mode::Memory(kept) => {
-                let credentials = credentials.clone();
-                lock(kept).insert(account.clone(), Kept { credentials, until });
             }
-            Mode::Master => {}
+            (Mode::Memory(all), Some(_)) => {
+                let Some(kept) = Kept::of(login) else { return Ok(false) };
+                if !self.store.is_of(account, backend).await?
+                    || !self.replace(all, account, kept).await?
+                {
+                    return Ok(false);
+                }
+            }
+            _ if !self.store.is_of(account, backend).await? => return Ok(false),
+            _ => {}
         }
-        self.store.unpark(account).await
+        self.store.unpark(account, backend).await.map(|()| true)
     }
 
-    /// What to log in with for `account`; `None` until its user logs in again, and always where it is
-    /// a master who logs in.
+    /// Keeps these in memory, unless their login was before the one that brought the password of now.
+    async fn replace(
+        &self,
+        all: &Mutex<HashMap<Account, Kept>>,
+        account: &Account,
+        mut kept: Kept,
+    ) -> Result<bool, StoreError> {
+        let (backend, at) = (kept.backend.clone(), kept.at);
+        let other_password = {
+            let all = lock(all);
+            let before = all.get(account).filter(|before| backend.is(before.backend.as_str()));
+            let other_password = before
+                .is_some_and(|before| is_other_password(&before.credentials, &kept.credentials));
+            if other_password && before.is_some_and(|before| at < before.at) {
+                return Ok(false);
+            }
+            // A token of later says nothing of the password.
+            if let (false, Some(before)) = (other_password, before) {
+                kept.at = before.at;
+            }
+            other_password
+        };
+        // First, so that what is in memory tells that it has been done.
+        if other_password {
+            self.store.outdate(account, at).await?;
+        }
+        lock(all).insert(account.clone(), kept);
+        Ok(true)
+    }
+
+    /// What to log in with for `account` at the backend that has accepted it; `None` until its user
+    /// logs in again, and always where it is a master who logs in.
     pub async fn of(
         &self,
         account: &Account,
+        backend: &BackendId,
         now: Timestamp,
     ) -> Result<Option<Credentials>, CredentialsError> {
         let lives = |until: Option<Timestamp>| until.is_none_or(|until| now < until);
         match &self.mode {
-            Mode::Stored(vault) => match self.store.credentials(account).await? {
+            Mode::Stored(vault) => match self.store.credentials(account, backend).await? {
                 Some(sealed) if lives(sealed.until) => {
                     Ok(Some(vault.unseal(account, &sealed.text)?))
                 }
@@ -170,6 +234,7 @@ impl CredentialSource {
             Mode::Memory(kept) => {
                 let kept = lock(kept);
                 let kept = kept.get(account).filter(|kept| lives(kept.until));
+                let kept = kept.filter(|kept| backend.is(kept.backend.as_str()));
                 Ok(kept.map(|kept| kept.credentials.clone()))
             }
             Mode::Master => Ok(None),
@@ -243,6 +308,21 @@ impl fmt::Debug for CredentialSource {
         };
         f.debug_struct("CredentialSource").field("mode", &mode).finish_non_exhaustive()
     }
+}
+
+impl Kept {
+    fn of(login: &AcceptedLogin) -> Option<Self> {
+        let AcceptedLogin { backend, credentials, at } = login.clone();
+        let credentials = credentials?;
+        Some(Self { backend, until: expiry(&credentials, at), credentials, at })
+    }
+}
+
+/// Whether both are passwords, and not the same. Tokens change all the time.
+fn is_other_password(old: &Credentials, new: &Credentials) -> bool {
+    old.kind == SecretKind::Password
+        && new.kind == SecretKind::Password
+        && old.expose_secret() != new.expose_secret()
 }
 
 fn lock(kept: &Mutex<HashMap<Account, Kept>>) -> MutexGuard<'_, HashMap<Account, Kept>> {

@@ -7,6 +7,9 @@
 //! for a registration, which is then made or not; only where the connection broke while the end of the transaction was on its way may the change
 //! have been made. Each call may be repeated.
 //!
+//! An account belongs to the backend that has accepted its user. What is read or written on behalf of
+//! another backend finds no account, and a registration there begins a new one in its place.
+//!
 //! What always holds between two calls:
 //! - an account has at least one device; with its last device go its credentials and snapshots;
 //! - a mailbox has a snapshot row exactly while some device of the account is registered for it.
@@ -45,9 +48,9 @@ use sqlx::{Any, AnyPool, Row, Transaction};
 use tokio::sync::OnceCell;
 
 use self::rows::Readable;
-use crate::config::database_name;
+use crate::config::{self, database_name};
 use crate::metrics::{Call, Metrics};
-use crate::model::{Account, Device, DeviceToken, Mailbox, Snapshot, Timestamp};
+use crate::model::{Account, BackendId, Device, DeviceToken, Mailbox, Snapshot, Timestamp};
 
 use batches::Batches;
 pub use credentials::{CredentialSource, CredentialsError};
@@ -110,12 +113,36 @@ pub struct DeviceKey {
     pub subtopic: String,
 }
 
+/// Which devices live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alive {
+    /// They registered then or later,
+    pub registered_since: Timestamp,
+    /// and their account got no other password up to then with which they have not registered.
+    pub outdated_after: Timestamp,
+}
+
 /// An account with at least one live device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LiveAccount {
     pub account: Account,
+    /// Which backend has accepted its user, see [`BackendId::is`]; `None` in rows of versions that did
+    /// not record it.
+    pub backend: Option<String>,
     /// Why its watcher gave up; `None` while it may try.
     pub parked: Option<String>,
+}
+
+/// The login of a session that registers a device.
+#[derive(Clone, Debug)]
+pub struct Registrant {
+    /// Which backend has accepted it.
+    pub backend: BackendId,
+    pub logged_in_at: Timestamp,
+    /// What is to be kept of its credentials.
+    pub sealed: Option<Sealed>,
+    /// Its password is not the one that is kept.
+    pub other_password: bool,
 }
 
 /// Credentials as the database keeps them.
@@ -132,6 +159,10 @@ pub struct Sealed {
 pub struct Target {
     pub device: Device,
     pub registered_at: Timestamp,
+    /// Which backend has accepted its account's user, as [`LiveAccount::backend`].
+    pub backend: Option<String>,
+    /// When its account got another password, if it has not registered with that.
+    pub outdated_since: Option<Timestamp>,
     /// When APNs last accepted a push for it.
     pub pushed_at: Option<Timestamp>,
     /// Each mailbox, and whether a push for it is still owed to this device.
@@ -155,6 +186,54 @@ pub struct Removed {
     pub device: Device,
     /// Whether the account has other devices. If not, nothing of it is left.
     pub account_left: bool,
+}
+
+// === impl Alive ===
+
+impl Alive {
+    /// Those that live at `now`.
+    pub fn at(now: Timestamp, push: &config::Push) -> Self {
+        Self {
+            registered_since: now.minus(push.registration_ttl),
+            outdated_after: now.minus(push.outdated_for()),
+        }
+    }
+}
+
+impl From<Timestamp> for Alive {
+    /// All that registered then or later.
+    fn from(registered_since: Timestamp) -> Self {
+        Self { registered_since, outdated_after: Timestamp(i64::MIN) }
+    }
+}
+
+// === impl LiveAccount ===
+
+impl LiveAccount {
+    /// The backend that has accepted its user, if that is another one than `now`, the one that it has
+    /// by the configuration.
+    pub fn elsewhere(&self, now: &BackendId) -> Option<&str> {
+        self.backend.as_deref().filter(|recorded| !now.is(recorded))
+    }
+}
+
+// === impl Registrant ===
+
+impl Registrant {
+    /// One whose password is the one that is kept, as far as is known.
+    pub fn new(backend: &BackendId, logged_in_at: Timestamp, sealed: Option<&Sealed>) -> Self {
+        let (backend, sealed) = (backend.clone(), sealed.cloned());
+        Self { backend, logged_in_at, sealed, other_password: false }
+    }
+}
+
+// === impl Target ===
+
+impl Target {
+    /// As [`LiveAccount::elsewhere`].
+    pub fn elsewhere(&self, now: &BackendId) -> Option<&str> {
+        self.backend.as_deref().filter(|recorded| !now.is(recorded))
+    }
 }
 
 // === impl Store ===

@@ -7,54 +7,67 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
 use crate::metrics::Call;
-use crate::model::{Account, Mailbox, Snapshot, Timestamp};
+use crate::model::{Account, BackendId, Mailbox, Snapshot, Timestamp};
 
 use super::registrations::bind_snapshot;
-use super::{DeviceKey, Settlement, Store, StoreError, Target, account, device, rows, snapshot};
+use super::{
+    Alive, DeviceKey, Settlement, Store, StoreError, Target, account, device, rows, snapshot,
+};
 
 impl Store {
-    /// The mailboxes that the account's devices registered for, each with the state they were told
-    /// of. Only devices that registered at `registered_since` or later count.
+    /// The mailboxes that this backend's account's live devices registered for, each with the state
+    /// that they know; none if the account is another backend's.
     pub async fn watched(
         &self,
         account: &Account,
-        registered_since: Timestamp,
+        backend: &BackendId,
+        alive: impl Into<Alive>,
     ) -> Result<Vec<(Mailbox, Snapshot)>, StoreError> {
+        let alive = alive.into();
         self.read(Call::Watched, async {
             // A missing snapshot would read as "told of nothing", which pushes; a plain join would
             // stop watching.
             let query = sqlx::query(
-                "select distinct d.account, m.mailbox, s.uid_validity, s.uid_next, s.messages, s.unseen, \
-                 s.highest_mod_seq from device d \
+                "select distinct d.account, m.mailbox, s.uid_validity, s.uid_next, s.messages, \
+                 s.unseen, s.highest_mod_seq from account a join device d on d.account = a.name \
                  join device_mailbox m on m.account = d.account and m.token = d.token \
                  and m.subtopic = d.subtopic \
                  left join snapshot s on s.account = m.account and s.mailbox = m.mailbox \
-                 where d.account = $1 and d.registered_at >= $2 order by m.mailbox",
+                 where a.name = $1 and coalesce(a.backend, $2) in ($2, $3) \
+                 and d.registered_at >= $4 \
+                 and (d.outdated_since is null or d.outdated_since > $5) order by m.mailbox",
             )
             .bind(account.as_str())
-            .bind(registered_since.0);
+            .bind(backend.as_str())
+            .bind(backend.address())
+            .bind(alive.registered_since.0)
+            .bind(alive.outdated_after.0);
             self.rows(query, |row| Ok((Mailbox::new(row.try_get("mailbox")?), snapshot(row)))).await
         })
         .await
     }
 
-    /// The account's devices that registered at `registered_since` or later, with their mailboxes.
+    /// The account's live devices with their mailboxes, whichever backend it is on.
     pub async fn targets(
         &self,
         account: &Account,
-        registered_since: Timestamp,
+        alive: impl Into<Alive>,
     ) -> Result<Vec<Target>, StoreError> {
+        let alive = alive.into();
         self.read(Call::Targets, async {
             let query = sqlx::query(
-                "select d.account, d.token_given, d.subtopic, d.aps_account_id, d.version, \
-                 d.topic, d.registered_at, d.pushed_at, m.mailbox, m.owed_since from device d \
+                "select d.account, a.backend, d.token_given, d.subtopic, d.aps_account_id, \
+                 d.version, d.topic, d.registered_at, d.outdated_since, d.pushed_at, m.mailbox, \
+                 m.owed_since from account a join device d on d.account = a.name \
                  left join device_mailbox m on m.account = d.account and m.token = d.token \
                  and m.subtopic = d.subtopic \
-                 where d.account = $1 and d.registered_at >= $2 \
+                 where a.name = $1 and d.registered_at >= $2 \
+                 and (d.outdated_since is null or d.outdated_since > $3) \
                  order by d.token, d.subtopic, m.mailbox",
             )
             .bind(account.as_str())
-            .bind(registered_since.0);
+            .bind(alive.registered_since.0)
+            .bind(alive.outdated_after.0);
             Ok(targets(self.rows(query, entry).await?))
         })
         .await
@@ -75,8 +88,9 @@ impl Store {
             let mut page = self.page(page, |row| account(row, "name")).await?;
             let Some(last) = page.pop() else { return Ok(None) };
             let query = sqlx::query(
-                "select d.account, d.token_given, d.subtopic, d.aps_account_id, d.version, \
-                 d.topic, d.registered_at, d.pushed_at, m.mailbox, m.owed_since from device d \
+                "select d.account, a.backend, d.token_given, d.subtopic, d.aps_account_id, \
+                 d.version, d.topic, d.registered_at, d.outdated_since, d.pushed_at, m.mailbox, \
+                 m.owed_since from account a join device d on d.account = a.name \
                  left join device_mailbox m on m.account = d.account and m.token = d.token \
                  and m.subtopic = d.subtopic \
                  where d.account > $1 and d.account <= $2 \
@@ -129,6 +143,8 @@ fn entry(row: &AnyRow) -> sqlx::Result<Target> {
     Ok(Target {
         device: device(row)?,
         registered_at: Timestamp(row.try_get("registered_at")?),
+        backend: row.try_get("backend")?,
+        outdated_since: row.try_get::<Option<i64>, _>("outdated_since")?.map(Timestamp),
         pushed_at: row.try_get::<Option<i64>, _>("pushed_at").ok().flatten().map(Timestamp),
         mailboxes: mailbox.map(|mailbox| (Mailbox::new(mailbox), owed)).into_iter().collect(),
     })

@@ -8,17 +8,24 @@ use sqlx::query::Query;
 use sqlx::{Any, AnyConnection, Row};
 
 use crate::metrics::Call;
-use crate::model::{Account, Registration, Snapshot, Timestamp};
+use crate::model::{Account, BackendId, Registration, Snapshot, Timestamp};
 
 use super::batches::Waiting;
-use super::{DeviceKey, Removed, Sealed, Store, StoreError, account, device, rows};
+use super::{
+    Alive, DeviceKey, Registrant, Removed, Sealed, Store, StoreError, account, device, rows,
+};
 
 impl Store {
     /// Stores a registration, with those of others in one transaction. When this returns `Ok` it is on
     /// disk. Once the database works on it, dropping the call does not stop it.
     ///
-    /// - `sealed` credentials replace the old ones; `None` leaves them alone.
+    /// - Of an account that another backend has accepted before nothing stays: neither devices nor
+    ///   credentials nor what devices were told.
+    /// - Sealed credentials of `login` replace the old ones; `None` leaves them alone.
     /// - The account's parking ends: a session registers that has just logged in.
+    /// - With another password, the other devices that registered before the login are outdated.
+    /// - A session that logged in before there was another password changes nothing but its device,
+    ///   which is outdated.
     /// - The device's newest account id, version and topic replace the older; when it was last
     ///   pushed stays.
     /// - Its mailboxes become those of the registration; what is owed of one that stays is still
@@ -30,11 +37,11 @@ impl Store {
     pub async fn register(
         &self,
         registration: &Registration,
-        sealed: Option<&Sealed>,
+        login: Registrant,
         max_devices: u32,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let writing = self.write_with_others(registration, sealed, max_devices, now);
+        let writing = self.write_with_others(registration, login, max_devices, now);
         let dropped = Box::pin(self.measured(Call::Register, async {
             self.ready().await?;
             writing.await
@@ -55,11 +62,15 @@ impl Store {
         self.repeated(|| async {
             let mut transaction = self.begin().await?;
             let mut dropped = Vec::with_capacity(batch.len());
-            for Waiting { registration, sealed, max_devices, now, .. } in batch {
+            for Waiting { registration, login, max_devices, now, .. } in batch {
                 let account = &registration.device.account;
                 let key = DeviceKey::from(&registration.device);
-                upsert_account(&mut transaction, account, sealed.as_ref(), *now).await?;
-                upsert_device(&mut transaction, &key, registration, *now).await?;
+                leave(&mut transaction, account, &login.backend).await?;
+                let outdated = upsert_account(&mut transaction, account, login, *now).await?;
+                upsert_device(&mut transaction, &key, registration, outdated, *now).await?;
+                if login.other_password && outdated.is_none() {
+                    outdate_others(&mut transaction, &key, login.logged_in_at).await?;
+                }
                 replace_mailboxes(&mut transaction, &key, registration).await?;
                 dropped.push(drop_oldest(&mut transaction, &key, *max_devices).await?);
                 sweep(&mut transaction, account.as_str()).await?;
@@ -77,6 +88,7 @@ impl Store {
     pub(super) async fn registered(
         &self,
         registration: &Registration,
+        backend: &BackendId,
         since: Timestamp,
         now: Timestamp,
     ) -> Result<Option<Option<Sealed>>, StoreError> {
@@ -92,10 +104,11 @@ impl Store {
                      and m.subtopic = d.subtopic \
                      where d.account = $1 and d.token = $2 and d.subtopic = $3 \
                      and d.registered_at > $4 and d.registered_at <= $5 and d.outdated_since is null \
-                     and a.parked is null",
+                     and a.parked is null and a.backend = $6",
                 )
                 .bind(since.0)
-                .bind(now.0);
+                .bind(now.0)
+                .bind(backend.as_str());
                 self.rows(query, |row| {
                     let text: Option<String> = row.try_get("credentials")?;
                     let until = row.try_get::<Option<i64>, _>("credentials_until")?.map(Timestamp);
@@ -143,15 +156,18 @@ impl Store {
         .await
     }
 
-    /// Removes the devices that registered before `registered_before`; returns the accounts that
-    /// lost their last one. One transaction for each account, so that nobody waits for long.
-    pub async fn expire(&self, registered_before: Timestamp) -> Result<Vec<Account>, StoreError> {
+    /// Removes the devices that do not live; returns the accounts that lost their last one. One
+    /// transaction for each account, so that nobody waits for long.
+    pub async fn expire(&self, alive: impl Into<Alive>) -> Result<Vec<Account>, StoreError> {
+        let Alive { registered_since, outdated_after } = alive.into();
         let touched = self
             .read(Call::Expire, async {
                 let query = sqlx::query(
-                    "select distinct account from device where registered_at < $1 order by account",
+                    "select distinct account from device \
+                     where registered_at < $1 or outdated_since <= $2 order by account",
                 )
-                .bind(registered_before.0);
+                .bind(registered_since.0)
+                .bind(outdated_after.0);
                 self.rows(query, |row| account(row, "account")).await
             })
             .await?;
@@ -160,11 +176,15 @@ impl Store {
             let left = self.write(Call::Expire, || async {
                 let mut transaction = self.begin().await?;
                 lock(&mut transaction, account.as_str()).await?;
-                sqlx::query("delete from device where account = $1 and registered_at < $2")
-                    .bind(account.as_str())
-                    .bind(registered_before.0)
-                    .execute(&mut *transaction)
-                    .await?;
+                sqlx::query(
+                    "delete from device where account = $1 \
+                     and (registered_at < $2 or outdated_since <= $3)",
+                )
+                .bind(account.as_str())
+                .bind(registered_since.0)
+                .bind(outdated_after.0)
+                .execute(&mut *transaction)
+                .await?;
                 let left = sweep(&mut transaction, account.as_str()).await?;
                 self.tell(&mut transaction, account.as_str(), false).await?;
                 transaction.commit().await?;
@@ -207,50 +227,112 @@ async fn lock(connection: &mut AnyConnection, account: &str) -> sqlx::Result<()>
         .map(drop)
 }
 
-/// Locks the account, too.
+/// Removes what is kept of the account if another backend has accepted it.
+async fn leave(
+    connection: &mut AnyConnection,
+    account: &Account,
+    backend: &BackendId,
+) -> sqlx::Result<()> {
+    let done = sqlx::query(
+        "delete from account where name = $1 and coalesce(backend, $2) not in ($2, $3)",
+    )
+    .bind(account.as_str())
+    .bind(backend.as_str())
+    .bind(backend.address())
+    .execute(connection)
+    .await?;
+    if done.rows_affected() > 0 {
+        tracing::info!(
+            %account, %backend,
+            "the account registers at another backend: what was kept of it for the former one is removed"
+        );
+    }
+    Ok(())
+}
+
+/// Locks the account, too. Returns since when it has another password than that of `login`, if that is
+/// of before.
 async fn upsert_account(
     connection: &mut AnyConnection,
     account: &Account,
-    sealed: Option<&Sealed>,
+    login: &Registrant,
     now: Timestamp,
-) -> sqlx::Result<()> {
+) -> sqlx::Result<Option<Timestamp>> {
+    if login.other_password {
+        lock(connection, account.as_str()).await?;
+        let row = sqlx::query("select password_since from account where name = $1")
+            .bind(account.as_str())
+            .fetch_optional(&mut *connection)
+            .await?;
+        let since = row.map(|row| row.try_get::<Option<i64>, _>("password_since")).transpose()?;
+        if let Some(since) = since.flatten().filter(|since| login.logged_in_at.0 < *since) {
+            return Ok(Some(Timestamp(since)));
+        }
+    }
+    let sealed = login.sealed.as_ref();
     sqlx::query(
-        "insert into account (name, credentials, credentials_until, created_at) \
-         values ($1, $2, $3, $4) on conflict (name) do update set \
+        "insert into account (name, backend, credentials, credentials_until, created_at) \
+         values ($1, $2, $3, $4, $5) on conflict (name) do update set \
+         backend = excluded.backend, \
          credentials = coalesce(excluded.credentials, account.credentials), \
          credentials_until = case when excluded.credentials is null \
          then account.credentials_until else excluded.credentials_until end, \
+         password_since = case when $6 = 1 then $7 else account.password_since end, \
          parked = null, parked_since = null",
     )
     .bind(account.as_str())
+    .bind(login.backend.as_str())
     .bind(sealed.map(|sealed| sealed.text.as_str()))
     .bind(sealed.and_then(|sealed| sealed.until).map(|until| until.0))
     .bind(now.0)
+    .bind(i64::from(login.other_password))
+    .bind(login.logged_in_at.0)
     .execute(connection)
-    .await
-    .map(drop)
+    .await?;
+    Ok(None)
 }
 
+/// With `outdated` the device stays outdated, or is so from then on.
 async fn upsert_device(
     connection: &mut AnyConnection,
     key: &DeviceKey,
     registration: &Registration,
+    outdated: Option<Timestamp>,
     now: Timestamp,
 ) -> sqlx::Result<()> {
     let device = &registration.device;
     key.bind(
         "insert into device (account, token, subtopic, token_given, aps_account_id, version, \
-         topic, registered_at) values ($1, $2, $3, $4, $5, $6, $7, $8) \
+         topic, registered_at, outdated_since) values ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
          on conflict (account, token, subtopic) do update set \
          token_given = excluded.token_given, aps_account_id = excluded.aps_account_id, \
          version = excluded.version, topic = excluded.topic, \
-         registered_at = excluded.registered_at",
+         registered_at = excluded.registered_at, \
+         outdated_since = case when excluded.outdated_since is null then null \
+         else coalesce(device.outdated_since, excluded.outdated_since) end",
     )
     .bind(device.token.as_given())
     .bind(&device.account_id)
     .bind(i64::from(device.version))
     .bind(&device.topic)
     .bind(now.0)
+    .bind(outdated.map(|since| since.0))
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// The account got another password, and the device of `key` has registered with it.
+async fn outdate_others(
+    connection: &mut AnyConnection,
+    key: &DeviceKey,
+    at: Timestamp,
+) -> sqlx::Result<()> {
+    key.bind(
+        "update device set outdated_since = $4 where account = $1 \
+         and not (token = $2 and subtopic = $3) and registered_at < $4 and outdated_since is null",
+    )
+    .bind(at.0)
     .execute(connection)
     .await
     .map(drop)

@@ -94,8 +94,10 @@ mod tests {
 
     use super::*;
     use crate::model::{
-        Account, Credentials, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp,
+        Account, BackendId, Credentials, Device, DeviceToken, Mailbox, Registration, Snapshot,
+        Timestamp,
     };
+    use crate::store::Registrant;
     use crate::store::Sealed;
 
     const ACCOUNTS: usize = 7;
@@ -103,6 +105,10 @@ mod tests {
     fn credentials(number: usize) -> Credentials {
         let password = format!("password {number}").into_bytes();
         Credentials::password(format!("user{number}@example.org"), password)
+    }
+
+    fn backend() -> BackendId {
+        BackendId::new(None, "imap", 993)
     }
 
     async fn register(store: &Store, account: Account, text: String) {
@@ -117,7 +123,9 @@ mod tests {
         let mailboxes = vec![(Mailbox::inbox(), Snapshot::default())];
         let sealed = Sealed { text, until: None };
         let registration = Registration { device, mailboxes };
-        store.register(&registration, Some(&sealed), 10, Timestamp(1)).await.unwrap();
+        let backend = backend();
+        let login = Registrant::new(&backend, Timestamp(1), Some(&sealed));
+        store.register(&registration, login, 10, Timestamp(1)).await.unwrap();
     }
 
     async fn filled(folder: &Path) -> (Store, Vault) {
@@ -137,7 +145,7 @@ mod tests {
         for number in 0..ACCOUNTS {
             let expected = credentials(number);
             let account = expected.account();
-            let sealed = store.credentials(&account).await.unwrap().unwrap();
+            let sealed = store.credentials(&account, &backend()).await.unwrap().unwrap();
             assert!(vault.unseal(&account, &sealed.text).unwrap().same_as(&expected));
         }
     }
@@ -215,7 +223,8 @@ mod tests {
         register(&store, Account::from_login("zoe"), foreign.into()).await;
         let rotated = rotate(&store, &vault).await.unwrap();
         assert_eq!(rotated, Rotated { resealed: ACCOUNTS as u64, unreadable: 1 });
-        let kept = store.credentials(&Account::from_login("zoe")).await.unwrap().unwrap();
+        let kept =
+            store.credentials(&Account::from_login("zoe"), &backend()).await.unwrap().unwrap();
         assert_eq!(kept.text, foreign);
         all_open(&store, folder.path()).await;
     }

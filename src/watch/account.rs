@@ -25,7 +25,9 @@ use super::upstream::{Place, Upstream};
 use crate::imap::capability::Capabilities;
 use crate::imap::login::printable;
 use crate::imap::refusal::Refusal;
-use crate::model::{Account, Credentials, Mailbox, SecretKind, Snapshot, Timestamp};
+use crate::model::{
+    AcceptedLogin, Account, BackendId, Credentials, Mailbox, SecretKind, Snapshot, Timestamp,
+};
 use crate::net::backend::{Backend, LoginError};
 use crate::net::backoff::Backoff;
 use crate::store::{CredentialsError, StoreError};
@@ -45,8 +47,8 @@ const NOTE: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_se
 pub(super) struct Orders {
     /// Counts registrations: another one means that other mailboxes may be wanted.
     pub(super) registrations: u64,
-    /// What the backend last accepted here.
-    pub(super) credentials: Option<Credentials>,
+    /// What a backend last accepted here.
+    pub(super) login: Option<AcceptedLogin>,
     /// Counts logins of which only that is known, at other nodes or where a master watches: after
     /// another one, what is stored is what was last accepted.
     pub(super) logins: u64,
@@ -61,7 +63,10 @@ pub(super) struct Watcher {
     pub(super) context: Arc<Context>,
     pub(super) orders: watch::Receiver<Orders>,
     pub(super) status: Status,
-    credentials: Option<Credentials>,
+    /// Where it is connected, or last was.
+    pub(super) backend: Backend,
+    /// Which backend has accepted them, and the credentials.
+    credentials: Option<(BackendId, Credentials)>,
     /// They are not in the store, as far as is known.
     unsaved: bool,
     /// In the order of [`in_order`], each once.
@@ -82,6 +87,18 @@ pub(super) struct Watcher {
     noted: bool,
     /// How often in a row nothing at all came back on IDLE.
     pub(super) silent_idles: u32,
+    /// The account was last found to be of another backend than it has by the configuration.
+    elsewhere: bool,
+}
+
+/// How a watcher begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Begin {
+    AtOnce,
+    /// When its user has logged in: the password was last found to be wrong, as this says.
+    Login(String),
+    /// When its account is its backend's again, or another one's: this backend has accepted it.
+    Elsewhere(String),
 }
 
 /// A mailbox, and what `push` was last told of it.
@@ -112,6 +129,10 @@ pub(super) enum End {
     NoPassword(&'static str),
     /// A master watches, and the account's backend has none.
     NoMaster,
+    /// This backend has accepted the account's user, and the configuration names another one.
+    Elsewhere(String),
+    /// The configuration names another backend since a moment ago.
+    Moved,
     /// The password was refused; the backend's answer behind the tag.
     Refused(Vec<u8>),
     /// The master user was, as this account. For so long nobody tries it if it is as all.
@@ -161,12 +182,14 @@ impl Watcher {
         orders: watch::Receiver<Orders>,
         status: Status,
     ) -> Self {
-        let inherited = orders.borrow().credentials.is_none();
+        let inherited = orders.borrow().login.is_none();
+        let backend = context.backends.of(&account).unwrap_or_else(|_| context.backends.default());
         Self {
             account,
             context,
             orders,
             status,
+            backend,
             credentials: None,
             unsaved: false,
             mailboxes: Vec::new(),
@@ -178,17 +201,22 @@ impl Watcher {
             failures: 0,
             noted: false,
             silent_idles: 0,
+            elsewhere: false,
         }
     }
 
-    /// Watches until the supervisor says stop. `parked` tells that the account's password was last
-    /// found to be wrong. What it does but seldom is boxed: it spends its life in a connection.
-    pub(super) async fn run(&mut self, parked: bool) {
-        let mut next = if parked { Next::Login } else { Next::Try(Duration::ZERO) };
+    /// Watches until the supervisor says stop. What it does but seldom is boxed: it spends its life in
+    /// a connection.
+    pub(super) async fn run(&mut self, begin: Begin) {
+        let mut next = match begin {
+            Begin::AtOnce => Next::Try(Duration::ZERO),
+            Begin::Login(_) => Next::Login,
+            Begin::Elsewhere(recorded) => self.after(End::Elsewhere(recorded)).await,
+        };
         // Its user has just registered or logged in.
         let mut user_is_there = {
             let orders = self.orders.borrow();
-            orders.credentials.is_some() || orders.logins > 0
+            orders.login.is_some() || orders.logins > 0
         };
         while let Some(told) = Box::pin(self.pause(next)).await {
             user_is_there |= told;
@@ -200,6 +228,13 @@ impl Watcher {
                     continue;
                 }
             };
+            // Of a backend that is not the account's nothing is asked, not even a turn.
+            if self.elsewhere
+                && let Err(end) = self.reload(&backend).await
+            {
+                next = Box::pin(self.after(end)).await;
+                continue;
+            }
             let upstream = self.context.upstreams.of(&backend);
             let master = match self.acts_as_master() {
                 false => None,
@@ -285,7 +320,7 @@ impl Watcher {
         }
         match end {
             End::Stop => Next::Stop,
-            End::Turn => Next::Try(Duration::ZERO),
+            End::Turn | End::Moved => Next::Try(Duration::ZERO),
             // Another registration may be on its way: only the supervisor ends a watcher.
             End::Nothing => {
                 self.rest(None, "no device is registered");
@@ -294,6 +329,21 @@ impl Watcher {
             End::NoPassword(why) => {
                 self.status.set(Doing::Parked { why: why.to_owned() });
                 Next::Login
+            }
+            End::Elsewhere(recorded) => {
+                let now = self.context.backends.id_of(account);
+                let now = now.as_ref().map_or("unknown", BackendId::as_str);
+                if !std::mem::replace(&mut self.elsewhere, true) {
+                    tracing::warn!(
+                        %account, recorded, now,
+                        "parked: the account registered at another backend than the configuration names; \
+                         it is watched again when its phone has registered there, or when the \
+                         configuration names the former one"
+                    );
+                }
+                let why = format!("it registered at {recorded}, and its backend is {now} now");
+                self.status.set(Doing::Parked { why });
+                Next::Try(Duration::MAX)
             }
             End::NoMaster => {
                 let why = "its backend has no master_user";
@@ -364,9 +414,10 @@ impl Watcher {
     /// parked then. While the store does not take it, nothing else is done, until the supervisor has
     /// something to tell.
     async fn note(&mut self, reason: &str) {
+        let backend = self.backend.clone();
         let mut failures = 0;
         while let Err(error) =
-            self.context.store.park(&self.account, reason, Timestamp::now()).await
+            self.context.store.park(&self.account, backend.id(), reason, Timestamp::now()).await
         {
             tracing::warn!(account = %self.account, %error, "that a password is wrong is not stored");
             failures += 1;
@@ -397,7 +448,8 @@ impl Watcher {
         if self.credentials.is_none() {
             self.refusals = 0;
             // The other node has done so, but this one may have parked the account since.
-            if let Err(error) = self.context.store.unpark(&self.account).await {
+            let id = self.backend.id();
+            if let Err(error) = self.context.store.unpark(&self.account, id).await {
                 tracing::warn!(account = %self.account, %error, "the parking is still stored");
             }
         }
@@ -407,25 +459,35 @@ impl Watcher {
 
     /// Takes over what the supervisor told; keeps a new password.
     pub(super) async fn take_orders(&mut self) {
-        let Orders { credentials, logins, .. } = self.orders.borrow_and_update().clone();
+        let Orders { login, logins, .. } = self.orders.borrow_and_update().clone();
         if logins != self.logins {
             self.logins = logins;
             self.credentials = None;
         }
-        let Some(fresh) = credentials else { return };
-        let known = self.credentials.as_ref().is_some_and(|known| known.same_as(&fresh));
-        if known && !self.unsaved {
+        let Some(login) = login else { return };
+        let Some(fresh) = &login.credentials else { return };
+        let known = self.credentials.as_ref().is_some_and(|(backend, known)| {
+            backend.is(login.backend.as_str()) && known.same_as(fresh)
+        });
+        // A session may be older than the configuration.
+        let id = self.context.backends.id_of(&self.account);
+        let at_home = id.is_some_and(|id| id.is(login.backend.as_str()));
+        if known && !self.unsaved || !at_home {
             return;
         }
-        let source = &self.context.credentials;
-        let saved = source.save(&self.account, &fresh, Timestamp::now()).await;
-        if let Err(error) = &saved {
-            tracing::warn!(account = %self.account, %error, "a new password could not be stored");
+        let saved = self.context.credentials.save(&self.account, &login).await;
+        match &saved {
+            Ok(true) => {}
+            // Another backend has the account, or it has another password since.
+            Ok(false) => return,
+            Err(error) => {
+                tracing::warn!(account = %self.account, %error, "a new password could not be stored");
+            }
         }
         // The next login brings it again.
         self.unsaved = saved.is_err();
         self.noted &= self.unsaved;
-        self.credentials = Some(fresh);
+        self.credentials = Some((login.backend.clone(), fresh.clone()));
         self.inherited = false;
         (self.refusals, self.failures) = (0, 0);
     }
@@ -482,18 +544,26 @@ impl Watcher {
     ) -> Result<(Connection, Option<Capabilities>), End> {
         // After a break nothing counts but what the devices were told.
         self.mailboxes.clear();
-        self.reload().await?;
+        self.backend = backend.clone();
+        // Credentials that are used without being taken would not be stored.
+        if self.orders.has_changed().unwrap_or_default() {
+            self.take_orders().await;
+        }
+        self.reload(backend).await?;
         let credentials = match master {
             Some(_) => {
                 let user = backend.master().ok_or(End::NoMaster)?;
                 user.acting_as(&self.account)
             }
             None => {
-                let credentials = match self.credentials.take().filter(lasts) {
-                    Some(credentials) => credentials,
-                    None => self.kept_credentials().await?,
+                let known = self.credentials.take();
+                let known =
+                    known.filter(|(by, known)| backend.id().is(by.as_str()) && lasts(known));
+                let credentials = match known {
+                    Some((_, credentials)) => credentials,
+                    None => self.kept_credentials(backend.id()).await?,
                 };
-                self.credentials.insert(credentials).clone()
+                self.credentials.insert((backend.id().clone(), credentials)).1.clone()
             }
         };
         // What was stored under another configuration, or by an earlier version, may be a claim.
@@ -507,6 +577,10 @@ impl Watcher {
         let context = &self.context;
         let timeout = context.config.answer_timeout;
         let backends = &context.backends;
+        // It took its time to come here.
+        if !backends.is_of(&self.account, backend) {
+            return Err(End::Moved);
+        }
         let longest = context.response_size;
         let account = &self.account;
         match backends.log_in(backend, account, credentials, timeout, longest).await {
@@ -515,7 +589,8 @@ impl Watcher {
                 (self.inherited, self.refusals) = (false, 0);
                 master.inspect(|master| master.accepted());
                 if std::mem::take(&mut self.noted) {
-                    context.store.unpark(&self.account).await.inspect_err(|_| self.noted = true)?;
+                    let unparked = context.store.unpark(&self.account, backend.id()).await;
+                    unparked.inspect_err(|_| self.noted = true)?;
                 }
                 let granted = logged_in.capabilities.take();
                 Ok((Connection::new(logged_in, timeout, longest), granted))
@@ -530,13 +605,15 @@ impl Watcher {
         }
     }
 
-    /// The password that a session brought, else the stored one.
-    async fn kept_credentials(&self) -> Result<Credentials, End> {
-        if let Some(credentials) = self.orders.borrow().credentials.clone().filter(lasts) {
+    /// The password that a session brought to this backend, else the stored one.
+    async fn kept_credentials(&self, backend: &BackendId) -> Result<Credentials, End> {
+        let login = self.orders.borrow().login.clone();
+        let login = login.filter(|login| backend.is(login.backend.as_str()));
+        if let Some(credentials) = login.and_then(|login| login.credentials).filter(lasts) {
             return Ok(credentials);
         }
         let account = &self.account;
-        match self.context.credentials.of(account, Timestamp::now()).await {
+        match self.context.credentials.of(account, backend, Timestamp::now()).await {
             Ok(Some(credentials)) => Ok(credentials),
             Ok(None) => {
                 tracing::warn!(%account, "not watched until its user logs in: no password is kept");
@@ -552,14 +629,17 @@ impl Watcher {
     }
 
     /// Reads which mailboxes are registered and what their devices were told.
-    async fn reload(&mut self) -> Result<(), End> {
-        let context = &self.context;
+    async fn reload(&mut self, backend: &Backend) -> Result<(), End> {
+        let (context, account, id) = (&self.context, &self.account, backend.id());
         // Before the rows are read: a registration that comes meanwhile has them read again.
         let registrations = self.orders.borrow().registrations;
-        let mut rows = context.store.watched(&self.account, context.alive_since()).await?;
+        let mut rows = context.store.watched(account, id, context.alive()).await?;
         if rows.is_empty() {
-            return Err(End::Nothing);
+            let live = context.store.live_account(account, context.alive()).await?;
+            let elsewhere = live.as_ref().and_then(|live| live.elsewhere(id));
+            return Err(elsewhere.map_or(End::Nothing, |it| End::Elsewhere(it.to_owned())));
         }
+        self.elsewhere = false;
         rows.sort_by(|(one, _), (other, _)| in_order(one, other));
         let before = std::mem::take(&mut self.mailboxes).into_iter();
         let mut before: HashMap<_, _> =
@@ -579,7 +659,8 @@ impl Watcher {
         self.take_orders().await;
         let wanted = self.orders.borrow().registrations != self.registrations;
         if wanted {
-            self.reload().await?;
+            let backend = self.backend.clone();
+            self.reload(&backend).await?;
         }
         Ok(wanted)
     }

@@ -266,7 +266,8 @@ impl Watcher {
         if let Some(id) = id {
             let room = self.context.room().await?;
             let (account, mailbox) = (self.account.clone(), watched.mailbox.clone());
-            room.send(WatchEvent::Confirmed { account, mailbox, id, snapshot: now });
+            let backend = self.backend.id().clone();
+            room.send(WatchEvent::Confirmed { account, backend, mailbox, id, snapshot: now });
         }
         Ok(announced.is_some())
     }
@@ -365,6 +366,7 @@ impl Watcher {
         self.status.event(kind);
         room.send(WatchEvent::Changed(Change {
             account: self.account.clone(),
+            backend: self.backend.id().clone(),
             mailbox: self.mailboxes[index].mailbox.clone(),
             kind,
             id,

@@ -29,7 +29,6 @@ mod upstream;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -39,14 +38,14 @@ use crate::config::{self, Config};
 use crate::metrics::Metrics;
 use crate::model::{Timestamp, WatchEvent};
 use crate::net::backends::Backends;
-use crate::store::{CredentialSource, Store};
+use crate::store::{Alive, CredentialSource, Store};
 
 /// What all watchers share.
 #[derive(Debug)]
 pub struct Context {
     config: config::Watch,
-    /// A device that has not registered for so long is gone.
-    registration_ttl: Duration,
+    /// For how long devices live.
+    push: config::Push,
     /// Longest response of a backend, in bytes.
     response_size: usize,
     backends: Backends,
@@ -68,7 +67,7 @@ impl Context {
     ) -> Self {
         Self {
             config: config.watch.clone(),
-            registration_ttl: config.push.registration_ttl,
+            push: config.push.clone(),
             response_size: config.limits.capability_size,
             upstreams: upstream::Upstreams::new(&config.watch, backends.counters()),
             backends,
@@ -86,9 +85,9 @@ impl Context {
         Self { metrics, ..self }
     }
 
-    /// Devices that registered before are gone.
-    fn alive_since(&self) -> Timestamp {
-        Timestamp::now().minus(self.registration_ttl)
+    /// Other devices are gone.
+    fn alive(&self) -> Alive {
+        Alive::at(Timestamp::now(), &self.push)
     }
 
     /// An id for a change, above all earlier ones.

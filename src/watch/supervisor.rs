@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Context;
-use super::account::{Orders, Watcher};
+use super::account::{Begin, Orders, Watcher};
 use super::status::{Doing, Inquiries, Inquiry, Status};
-use crate::model::{Account, Credentials, SessionEvent, Timestamp};
+use crate::model::{AcceptedLogin, Account, SessionEvent, Timestamp};
 use crate::nodes::{Division, Neighbours};
 use crate::store::{LiveAccount, News, StoreError};
 
@@ -30,6 +30,9 @@ const REFRESH_RETRY: Duration = Duration::from_secs(2);
 /// login counts.
 const LOGINS: usize = 64;
 
+/// Accounts whose backends are recorded in one transaction.
+const ADOPTED: usize = 2000;
+
 /// Each watched account, and its watcher.
 #[derive(Debug)]
 struct Supervisor {
@@ -39,10 +42,10 @@ struct Supervisor {
     joined: u64,
     /// Logins that are being passed on. Each gives its user, and with what he logged in if he can be
     /// watched here alone.
-    logins: JoinSet<(Account, Option<Credentials>)>,
+    logins: JoinSet<(Account, Option<AcceptedLogin>)>,
     /// The users of `logins`, and with what each has logged in since: of one user's logins the last
     /// has to be passed on last.
-    passing: HashMap<Account, Option<Credentials>>,
+    passing: HashMap<Account, Option<AcceptedLogin>>,
     watchers: HashMap<Account, Seat>,
     tasks: TaskTracker,
 }
@@ -94,7 +97,11 @@ pub async fn run(
             () = stop.cancelled() => break,
             () = sleep_until(next_refresh) => {}
             Ok(()) = division.changed() => next_refresh = Instant::now(),
-            Ok(()) = replacements.changed() => supervisor.backends_are_replaced(),
+            Ok(()) = replacements.changed() => {
+                supervisor.backends_are_replaced();
+                // Backends may have got names.
+                next_refresh = Instant::now();
+            }
             Some(news) = news.recv() => if supervisor.look_again(news).await.is_err() {
                 // What it was about is lost, so all is to be read again.
                 supervisor.joined = 0;
@@ -108,11 +115,11 @@ pub async fn run(
             Some(account) = unwatched.recv() => supervisor.stop_unless_live(&account).await,
             Some(inquiry) = inquiries.next() => supervisor.answer(inquiry),
             event = sessions.recv() => match event {
-                Some(SessionEvent::Registered { account, credentials }) => {
-                    supervisor.registered(account, credentials);
+                Some(SessionEvent::Registered { account, login }) => {
+                    supervisor.registered(account, login);
                 }
-                Some(SessionEvent::LoggedIn { account, credentials }) => {
-                    supervisor.logged_in(account, credentials);
+                Some(SessionEvent::LoggedIn { account, login }) => {
+                    supervisor.logged_in(account, login);
                 }
                 // No session is left to speak: the program is ending.
                 None => break,
@@ -132,10 +139,11 @@ impl Supervisor {
     /// device and of accounts that another node watches. Where news of other nodes was missed, all
     /// watchers look again.
     async fn refresh(&mut self) -> Result<(), StoreError> {
-        let since = self.context.alive_since();
+        let alive = self.context.alive();
         let joined = self.division.borrow().joined();
-        self.context.store.expire(since).await?;
-        let accounts = self.context.store.accounts(since).await?;
+        self.context.store.expire(alive).await?;
+        let accounts = self.context.store.accounts(alive).await?;
+        self.adopt(&accounts).await?;
         let live: HashSet<&Account> = accounts.iter().map(|live| &live.account).collect();
         let (mut gone, mut elsewhere) = (Vec::new(), Vec::new());
         for account in self.watchers.keys() {
@@ -148,7 +156,9 @@ impl Supervisor {
         gone.iter().for_each(|account| self.stop(account));
         elsewhere.iter().for_each(|account| self.hand_over(account));
         let (all, mut missing) = (accounts.len(), 0);
-        for LiveAccount { account, parked } in accounts {
+        for live in accounts {
+            let begin = self.begin(&live);
+            let LiveAccount { account, parked, .. } = live;
             match self.watchers.get(&account).filter(|seat| !seat.orders.is_closed()) {
                 Some(seat) if joined != self.joined => {
                     let login = parked.is_none() && self.context.credentials.are_shared();
@@ -156,8 +166,7 @@ impl Supervisor {
                 }
                 Some(_) => {}
                 None if self.is_ours(&account) => {
-                    let parked = parked.filter(|_| self.context.credentials.are_of_users());
-                    self.start(account, Orders::default(), parked);
+                    self.start(account, Orders::default(), begin);
                     missing += 1;
                 }
                 None => {}
@@ -172,6 +181,49 @@ impl Supervisor {
             "accounts are watched"
         );
         Ok(())
+    }
+
+    /// Records the backends of accounts in rows of versions that did not, and the names of those that
+    /// had none: whoever registered did so at the backend that the configuration names.
+    async fn adopt(&self, accounts: &[LiveAccount]) -> Result<(), StoreError> {
+        let to_adopt = |live: &LiveAccount| {
+            let (id, recorded) =
+                (self.context.backends.id_of(&live.account)?, live.backend.as_deref());
+            let adopts = recorded.is_none_or(|it| it == id.address() && it != id.as_str());
+            adopts.then(|| (live.account.clone(), id))
+        };
+        let to_adopt: Vec<_> = accounts.iter().filter_map(to_adopt).collect();
+        for accounts in to_adopt.chunks(ADOPTED) {
+            let adopted = self.context.store.adopt(accounts).await?;
+            tracing::info!(accounts = adopted, "the backends of accounts are recorded");
+        }
+        Ok(())
+    }
+
+    /// How the account's watcher begins.
+    fn begin(&self, live: &LiveAccount) -> Begin {
+        let id = self.context.backends.id_of(&live.account);
+        match (id.as_ref().and_then(|id| live.elsewhere(id)), &live.parked) {
+            (Some(recorded), _) => Begin::Elsewhere(recorded.to_owned()),
+            (None, Some(why)) if self.context.credentials.are_of_users() => {
+                Begin::Login(why.clone())
+            }
+            (None, _) => Begin::AtOnce,
+        }
+    }
+
+    /// Whether the account has a mailbox to be watched, now or when its backend is the one that has
+    /// accepted it.
+    async fn is_live(&self, account: &Account) -> Result<bool, StoreError> {
+        let (store, alive) = (&self.context.store, self.context.alive());
+        let id = self.context.backends.id_of(account);
+        match (store.live_account(account, alive).await?, id) {
+            (None, _) => Ok(false),
+            (Some(live), Some(id)) if live.elsewhere(&id).is_none() => {
+                Ok(!store.watched(account, &id, alive).await?.is_empty())
+            }
+            (Some(_), _) => Ok(true),
+        }
     }
 
     /// Whether this node is to watch the account.
@@ -189,19 +241,18 @@ impl Supervisor {
         if !self.is_ours(&account) {
             return Ok(());
         }
-        let since = self.context.alive_since();
-        let watched = self.context.store.watched(&account, since).await.inspect_err(
+        let live = self.is_live(&account).await.inspect_err(
             |error| tracing::warn!(%account, %error, "an account could not be looked up"),
         )?;
         match self.watchers.get(&account).filter(|seat| !seat.orders.is_closed()) {
-            _ if watched.is_empty() => self.stop(&account),
+            _ if !live => self.stop(&account),
             Some(seat) => seat.look_again(login && self.context.credentials.are_shared()),
-            None => self.start(account, Orders::default(), None),
+            None => self.start(account, Orders::default(), Begin::AtOnce),
         }
         Ok(())
     }
 
-    fn registered(&mut self, account: Account, credentials: Option<Credentials>) {
+    fn registered(&mut self, account: Account, login: AcceptedLogin) {
         if !self.is_ours(&account) {
             // With the registration, news of it was written to the node that watches.
             return;
@@ -210,60 +261,61 @@ impl Supervisor {
         let seat = self.watchers.get(&account).filter(|seat| !seat.orders.is_closed());
         let Some(Seat { orders, .. }) = seat else {
             let mut orders = Orders::default();
-            orders.log_in(credentials, of_users);
-            return self.start(account, orders, None);
+            orders.log_in(login, of_users);
+            return self.start(account, orders, Begin::AtOnce);
         };
         orders.send_modify(|orders| {
             orders.registrations += 1;
-            orders.log_in(credentials, of_users);
+            orders.log_in(login, of_users);
         });
     }
 
-    fn logged_in(&mut self, account: Account, credentials: Option<Credentials>) {
+    fn logged_in(&mut self, account: Account, login: AcceptedLogin) {
         if let Some(Seat { orders, .. }) = self.watchers.get(&account) {
             let of_users = self.context.credentials.are_of_users();
-            if credentials.is_some() || !of_users {
-                orders.send_modify(|orders| orders.log_in(credentials, of_users));
+            if login.credentials.is_some() || !of_users {
+                orders.send_modify(|orders| orders.log_in(login, of_users));
             }
         } else if !self.is_ours(&account)
             && self.context.credentials.are_of_users()
-            && let Some(credentials) = credentials
+            && login.credentials.is_some()
         {
             match self.passing.get_mut(&account) {
-                Some(next) => *next = Some(credentials),
-                None if self.logins.len() < LOGINS => self.pass_on(account, credentials),
+                Some(next) => *next = Some(login),
+                None if self.logins.len() < LOGINS => self.pass_on(account, login),
                 None => tracing::debug!(%account, "the database is busy: a login goes unnoticed"),
             }
         }
     }
 
-    fn pass_on(&mut self, account: Account, credentials: Credentials) {
+    fn pass_on(&mut self, account: Account, login: AcceptedLogin) {
         self.passing.insert(account.clone(), None);
         let context = Arc::clone(&self.context);
         self.logins.spawn(async move {
-            let here = pass_on(context, &account, credentials).await;
+            let here = pass_on(context, &account, login).await;
             (account, here)
         });
     }
 
-    fn passed_on(&mut self, account: Account, here: Option<Credentials>) {
+    fn passed_on(&mut self, account: Account, here: Option<AcceptedLogin>) {
         if let Some(Some(next)) = self.passing.remove(&account) {
             self.pass_on(account.clone(), next);
         }
-        if here.is_some() {
-            self.registered(account, here);
+        if let Some(login) = here {
+            self.registered(account, login);
         }
     }
 
-    /// `parked` tells why the account's password was last found to be wrong, if it was.
-    fn start(&mut self, account: Account, orders: Orders, parked: Option<String>) {
+    fn start(&mut self, account: Account, orders: Orders, begin: Begin) {
         let (sender, receiver) = cell::channel(orders);
-        let is_parked = parked.is_some();
-        let doing = parked.map_or(Doing::Starting, |why| Doing::Parked { why });
+        let doing = match &begin {
+            Begin::Login(why) => Doing::Parked { why: why.clone() },
+            Begin::AtOnce | Begin::Elsewhere(_) => Doing::Starting,
+        };
         let status = Status::new(&self.context.metrics, doing);
         let context = Arc::clone(&self.context);
         let mut watcher = Watcher::new(account.clone(), context, receiver, status.clone());
-        self.tasks.spawn(async move { watcher.run(is_parked).await });
+        self.tasks.spawn(async move { watcher.run(begin).await });
         self.watchers.insert(account, Seat { orders: sender, status });
     }
 
@@ -283,9 +335,9 @@ impl Supervisor {
 
     /// The last device of the account is said to be gone; it may have registered again meanwhile.
     async fn stop_unless_live(&mut self, account: &Account) {
-        match self.context.store.watched(account, self.context.alive_since()).await {
-            Ok(mailboxes) if mailboxes.is_empty() => self.stop(account),
-            Ok(_) => {}
+        match self.is_live(account).await {
+            Ok(false) => self.stop(account),
+            Ok(true) => {}
             // It watches for nobody until the next refresh.
             Err(error) => tracing::warn!(%account, %error, "an account could not be looked up"),
         }
@@ -308,13 +360,12 @@ impl Supervisor {
 }
 
 impl Orders {
-    /// The account's user has logged in, with these credentials if they are known. Where a master
-    /// watches they are nobody's matter.
-    fn log_in(&mut self, credentials: Option<Credentials>, of_users: bool) {
-        match credentials.filter(|_| of_users) {
-            None if of_users => {}
-            None => self.logins += 1,
-            fresh => self.credentials = fresh,
+    /// The account's user has logged in. Where a master watches, the credentials are nobody's matter.
+    fn log_in(&mut self, login: AcceptedLogin, of_users: bool) {
+        match of_users {
+            true if login.credentials.is_none() => {}
+            true => self.login = Some(login),
+            false => self.logins += 1,
         }
     }
 }
@@ -325,7 +376,7 @@ impl Seat {
         self.orders.send_modify(|orders| {
             orders.registrations += 1;
             if login {
-                orders.credentials = None;
+                orders.login = None;
                 orders.logins += 1;
             }
         });
@@ -333,25 +384,31 @@ impl Seat {
 }
 
 /// A user has logged in whom another node watches: if anybody is registered, stores a new password,
-/// which is news to that node. Returns the credentials if this node alone can watch with them.
+/// which is news to that node. Returns the login if this node alone can watch with it.
 async fn pass_on(
     context: Arc<Context>,
     account: &Account,
-    credentials: Credentials,
-) -> Option<Credentials> {
+    login: AcceptedLogin,
+) -> Option<AcceptedLogin> {
     let (source, now) = (&context.credentials, Timestamp::now());
+    let id = &context.backends.id_of(account)?;
     let passing_on = async {
-        let live = context.store.live_account(account, context.alive_since()).await?;
+        let live = context.store.live_account(account, context.alive()).await?;
+        let live = live.filter(|live| live.elsewhere(id).is_none());
         let Some(LiveAccount { parked, .. }) = live else { return Ok(false) };
-        let kept = source.of(account, now).await;
-        if parked.is_some() || !kept.is_ok_and(|kept| kept.is_some_and(|k| k.same_as(&credentials)))
-        {
-            source.save(account, &credentials, now).await?;
+        let kept = source.of(account, id, now).await.ok().flatten();
+        let is_kept = login.credentials.as_ref().zip(kept).is_some_and(|(it, k)| k.same_as(it));
+        if parked.is_some() || !is_kept {
+            source.save(account, &login).await?;
         }
         Ok::<_, StoreError>(source.holds(account))
     };
+    // A session may be older than the configuration.
+    if !id.is(login.backend.as_str()) {
+        return None;
+    }
     match passing_on.await {
-        Ok(here) => here.then_some(credentials),
+        Ok(here) => here.then_some(login),
         Err(error) => {
             tracing::warn!(%account, %error, "a login could not be passed on");
             None

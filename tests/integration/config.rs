@@ -113,6 +113,7 @@ fn every_key_takes_effect() {
     assert_eq!(push.registration_ttl, Duration::from_secs(30 * 24 * 3600));
     assert_eq!(push.clients, ["com.apple.mobilemail", "org.example.*"]);
     assert_eq!((push.mailboxes, push.devices), (128, 10));
+    assert!(push.forget_devices_on_password_change);
     assert_eq!(push.events, Events { new_mail: false, quiet: true });
     assert_eq!(push.collapse, Collapse::Account);
     assert_eq!((push.push_type, push.priority), (PushType::Alert, Some(10)));

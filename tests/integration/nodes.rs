@@ -11,6 +11,8 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::push::register;
+
 async fn limited(test: impl Future<Output = ()>) {
     tokio::time::timeout(Duration::from_secs(30), test).await.expect("the test takes too long");
 }
@@ -155,7 +157,7 @@ async fn what_others_change_is_told() {
             };
             let mailboxes = vec![(Mailbox::new("INBOX"), Snapshot::default())];
             let registration = Registration { device, mailboxes };
-            other.register(&registration, None, 10, Timestamp::now()).await.unwrap();
+            register(&other, &registration, Timestamp::now()).await;
         }
         let mut told = BTreeSet::new();
         while told != users {

@@ -4,15 +4,18 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "the helpers of tests are tests")]
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use mailchime::config::{self, Endpoint};
+use mailchime::config::{self, Config, Endpoint};
 use mailchime::demo::apns::Apns as StandIn;
 use mailchime::demo::pki::Pki;
-use mailchime::model::{Account, Device, DeviceToken};
+use mailchime::model::{Account, Device, DeviceToken, Registration, Timestamp};
+use mailchime::net::backends::{Backends, Table};
 use mailchime::net::resolve::NameResolver;
 use mailchime::push::apns::{Apns, Identity};
 use mailchime::push::identities::Identities;
+use mailchime::store::{Registrant, Store};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
@@ -29,6 +32,21 @@ async fn limited(test: impl Future<Output = ()>) {
 
 async fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.unwrap()
+}
+
+/// The backend of all accounts.
+pub(crate) fn backends() -> Backends {
+    let backend = config::Backend::new("imap.example.org", 993, config::BackendTls::None);
+    let config = Config::new(config::Tls::new("", ""), backend);
+    let table = Table::new(&config, &NameResolver::default()).unwrap();
+    Backends::new(table, Arc::default())
+}
+
+/// A registration in a session that has just logged in there.
+pub(crate) async fn register(store: &Store, registration: &Registration, now: Timestamp) {
+    let backend = backends().default();
+    let login = Registrant::new(backend.id(), now, None);
+    store.register(registration, login, 50, now).await.unwrap();
 }
 
 /// Certificates in memory and in a folder.

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mailchime::metrics::Metrics;
-use mailchime::model::{Account, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp};
+use mailchime::model::{
+    Account, BackendId, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp,
+};
 use mailchime::store::{
-    DeviceKey, LiveAccount, News, Node, Sealed, Settlement, Store, StoreError, Target,
+    DeviceKey, LiveAccount, News, Node, Registrant, Sealed, Settlement, Store, StoreError, Target,
 };
 use prometheus_client::registry::Registry;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -56,6 +58,16 @@ async fn beside(folder: &TempDir) -> SqliteConnection {
         .unwrap()
 }
 
+/// The backend of all accounts but those that a test says otherwise of.
+fn imap() -> BackendId {
+    BackendId::new(None, "imap.example.org", 993)
+}
+
+/// A login that this backend has accepted.
+fn by(backend: &BackendId, sealed: Option<&Sealed>) -> Registrant {
+    Registrant::new(backend, EVER, sealed)
+}
+
 fn alice() -> Account {
     Account::from_login("alice@example.org")
 }
@@ -101,7 +113,7 @@ fn registration(device: Device, mailboxes: &[&str], uid_next: u64) -> Registrati
 
 async fn register(store: &Store, device: Device, mailboxes: &[&str], uid_next: u64, now: i64) {
     let registration = registration(device, mailboxes, uid_next);
-    store.register(&registration, None, 10, Timestamp(now)).await.unwrap();
+    store.register(&registration, by(&imap(), None), 10, Timestamp(now)).await.unwrap();
 }
 
 async fn owe(store: &Store, device: DeviceKey, mailbox: &str) {
@@ -124,7 +136,7 @@ async fn only_target(store: &Store, account: &Account) -> Target {
 }
 
 async fn told(store: &Store, account: &Account, mailbox: &str) -> Option<Snapshot> {
-    let watched = store.watched(account, EVER).await.unwrap();
+    let watched = store.watched(account, &imap(), EVER).await.unwrap();
     watched.into_iter().find(|(name, _)| *name == Mailbox::new(mailbox)).map(|(_, told)| told)
 }
 
@@ -202,11 +214,11 @@ async fn a_registration_comes_back_as_it_was_given(store: Store) {
     assert_eq!(target.registered_at, Timestamp(100));
     assert_eq!(target.pushed_at, None);
     assert_eq!(mailboxes(&target), ["Entwürfe/\"日本\"", "INBOX"]);
-    let watched = store.watched(&alice(), EVER).await.unwrap();
+    let watched = store.watched(&alice(), &imap(), EVER).await.unwrap();
     let expected = [("Entwürfe/\"日本\"", state(5)), ("INBOX", state(5))];
     assert_eq!(watched, expected.map(|(name, told)| (Mailbox::new(name), told)));
     assert!(store.targets(&bob(), EVER).await.unwrap().is_empty());
-    assert!(store.watched(&bob(), EVER).await.unwrap().is_empty());
+    assert!(store.watched(&bob(), &imap(), EVER).await.unwrap().is_empty());
 }
 
 async fn a_token_in_other_case_is_the_same_device(store: Store) {
@@ -302,13 +314,13 @@ async fn only_the_newest_devices_remain(store: Store) {
     register(&store, device(&alice(), 'b'), &["INBOX"], 5, 50).await;
     register(&store, device(&bob(), 'd'), &["INBOX"], 5, 1).await;
     let third = registration(device(&alice(), 'c'), &["INBOX"], 5);
-    store.register(&third, None, 2, Timestamp(300)).await.unwrap();
+    store.register(&third, by(&imap(), None), 2, Timestamp(300)).await.unwrap();
     let left = |targets: Vec<Target>| -> Vec<String> {
         targets.iter().map(|target| target.device.token.as_given()[..1].to_owned()).collect()
     };
     assert_eq!(left(store.targets(&alice(), EVER).await.unwrap()), ["a", "c"]);
     assert_eq!(left(store.targets(&bob(), EVER).await.unwrap()), ["d"]);
-    store.register(&third, None, 0, Timestamp(400)).await.unwrap();
+    store.register(&third, by(&imap(), None), 0, Timestamp(400)).await.unwrap();
     assert_eq!(left(store.targets(&alice(), EVER).await.unwrap()), ["c"], "one at least");
     assert_eq!(told(&store, &alice(), "Sent").await, None, "nobody is registered for it");
 }
@@ -316,7 +328,7 @@ async fn only_the_newest_devices_remain(store: Store) {
 async fn the_device_that_registers_remains_whatever_the_clock_says(store: Store) {
     register(&store, device(&alice(), 'a'), &["INBOX"], 5, 1000).await;
     let late = registration(device(&alice(), 'b'), &["INBOX"], 5);
-    store.register(&late, None, 1, Timestamp(10)).await.unwrap();
+    store.register(&late, by(&imap(), None), 1, Timestamp(10)).await.unwrap();
     assert_eq!(only_target(&store, &alice()).await.device, late.device);
 }
 
@@ -325,7 +337,7 @@ fn sealed(text: &str) -> Sealed {
 }
 
 async fn kept(store: &Store, account: &Account) -> Option<String> {
-    store.credentials(account).await.unwrap().map(|sealed| sealed.text)
+    store.credentials(account, &imap()).await.unwrap().map(|sealed| sealed.text)
 }
 
 async fn credentials_and_parking(store: Store) {
@@ -334,34 +346,38 @@ async fn credentials_and_parking(store: Store) {
     let now = Timestamp(100);
 
     // Nobody's credentials are kept without a registration.
-    assert!(!store.save_credentials(&alice(), &sealed("sealed 0")).await.unwrap());
+    assert!(
+        !store.save_credentials(&alice(), by(&imap(), Some(&sealed("sealed 0")))).await.unwrap()
+    );
     assert_eq!(kept(&store, &alice()).await, None);
-    store.park(&alice(), "unknown", now).await.unwrap();
-    store.unpark(&alice()).await.unwrap();
+    store.park(&alice(), &imap(), "unknown", now).await.unwrap();
+    store.unpark(&alice(), &imap()).await.unwrap();
     assert!(store.accounts(EVER).await.unwrap().is_empty());
 
-    store.register(&registration, Some(&sealed("sealed 1")), 10, now).await.unwrap();
+    store.register(&registration, by(&imap(), Some(&sealed("sealed 1"))), 10, now).await.unwrap();
     assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 1"));
     assert_eq!(parked().await, None);
 
-    store.park(&alice(), "AUTHENTICATIONFAILED", now).await.unwrap();
+    store.park(&alice(), &imap(), "AUTHENTICATIONFAILED", now).await.unwrap();
     assert_eq!(parked().await.as_deref(), Some("AUTHENTICATIONFAILED"));
-    store.register(&registration, None, 10, now).await.unwrap();
+    store.register(&registration, by(&imap(), None), 10, now).await.unwrap();
     assert_eq!(parked().await, None, "whoever registers has just logged in");
     assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 1"));
 
-    store.park(&alice(), "NO", now).await.unwrap();
-    store.register(&registration, Some(&sealed("sealed 2")), 10, now).await.unwrap();
+    store.park(&alice(), &imap(), "NO", now).await.unwrap();
+    store.register(&registration, by(&imap(), Some(&sealed("sealed 2"))), 10, now).await.unwrap();
     assert_eq!(parked().await, None);
     assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 2"));
 
-    store.park(&alice(), "NO", now).await.unwrap();
-    assert!(store.save_credentials(&alice(), &sealed("sealed 3")).await.unwrap());
+    store.park(&alice(), &imap(), "NO", now).await.unwrap();
+    assert!(
+        store.save_credentials(&alice(), by(&imap(), Some(&sealed("sealed 3")))).await.unwrap()
+    );
     assert_eq!(parked().await, None);
     assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 3"));
 
-    store.park(&alice(), "NO", now).await.unwrap();
-    store.unpark(&alice()).await.unwrap();
+    store.park(&alice(), &imap(), "NO", now).await.unwrap();
+    store.unpark(&alice(), &imap()).await.unwrap();
     assert_eq!(parked().await, None);
     assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 3"));
 }
@@ -370,18 +386,21 @@ async fn credentials_go_when_they_expire(store: Store) {
     for (digit, account, until) in [('a', alice(), Some(200)), ('b', bob(), None)] {
         let registration = registration(device(&account, digit), &["INBOX"], 5);
         let sealed = Sealed { text: "sealed".into(), until: until.map(Timestamp) };
-        store.register(&registration, Some(&sealed), 10, Timestamp(100)).await.unwrap();
-        assert_eq!(store.credentials(&account).await.unwrap(), Some(sealed));
+        store
+            .register(&registration, by(&imap(), Some(&sealed)), 10, Timestamp(100))
+            .await
+            .unwrap();
+        assert_eq!(store.credentials(&account, &imap()).await.unwrap(), Some(sealed));
         // A registration that brings none leaves them, and their end, alone.
-        store.register(&registration, None, 10, Timestamp(150)).await.unwrap();
+        store.register(&registration, by(&imap(), None), 10, Timestamp(150)).await.unwrap();
     }
     assert_eq!(store.erase_credentials(Some(Timestamp(199))).await.unwrap(), 0);
     assert_eq!(store.erase_credentials(Some(Timestamp(200))).await.unwrap(), 1);
-    assert_eq!(store.credentials(&alice()).await.unwrap(), None);
+    assert_eq!(store.credentials(&alice(), &imap()).await.unwrap(), None);
     only_target(&store, &alice()).await;
     assert_eq!(kept(&store, &bob()).await.as_deref(), Some("sealed"));
     assert_eq!(store.erase_credentials(None).await.unwrap(), 1);
-    assert_eq!(store.credentials(&bob()).await.unwrap(), None);
+    assert_eq!(store.credentials(&bob(), &imap()).await.unwrap(), None);
     assert_eq!(store.erase_credentials(None).await.unwrap(), 0);
 }
 
@@ -410,19 +429,22 @@ async fn who_comes_and_goes_at_once_is_not_lost(store: Store) {
 async fn everything_of_an_account_goes_in_one_call(store: Store) {
     for digit in ['a', 'b'] {
         let registration = registration(device(&alice(), digit), &["INBOX", "Sent"], 5);
-        store.register(&registration, Some(&sealed("sealed")), 10, EVER).await.unwrap();
+        store
+            .register(&registration, by(&imap(), Some(&sealed("sealed"))), 10, EVER)
+            .await
+            .unwrap();
         owe(&store, key(&alice(), digit), "INBOX").await;
     }
-    store.park(&alice(), "NO", EVER).await.unwrap();
+    store.park(&alice(), &imap(), "NO", EVER).await.unwrap();
     assert!(store.remove_account(&alice()).await.unwrap());
     assert_eq!(store.owed_accounts().await.unwrap(), []);
-    assert_eq!(store.credentials(&alice()).await.unwrap(), None);
+    assert_eq!(store.credentials(&alice(), &imap()).await.unwrap(), None);
     // Whoever comes back begins anew.
     register(&store, device(&alice(), 'a'), &["INBOX"], 9, 100).await;
     assert_eq!(store.accounts(EVER).await.unwrap()[0].parked, None);
     assert_eq!(mailboxes(&only_target(&store, &alice()).await), ["INBOX"]);
     assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(9)));
-    assert_eq!(store.credentials(&alice()).await.unwrap(), None);
+    assert_eq!(store.credentials(&alice(), &imap()).await.unwrap(), None);
 }
 
 async fn a_batch_of_any_size_is_written(store: Store) {
@@ -445,7 +467,7 @@ async fn a_batch_of_any_size_is_written(store: Store) {
     let target = only_target(&store, &alice()).await;
     assert_eq!(target.mailboxes.len(), names.len());
     assert!(target.mailboxes.iter().all(|(_, owed)| *owed));
-    let watched = store.watched(&alice(), EVER).await.unwrap();
+    let watched = store.watched(&alice(), &imap(), EVER).await.unwrap();
     assert_eq!(watched.len(), names.len());
     assert!(watched.iter().all(|(_, told)| *told == state(6)));
 }
@@ -454,11 +476,12 @@ async fn only_live_devices_count(store: Store) {
     register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
     register(&store, device(&alice(), 'b'), &["INBOX"], 5, 200).await;
     register(&store, device(&bob(), 'c'), &["INBOX"], 5, 100).await;
-    let live = LiveAccount { account: alice(), parked: None };
+    let live =
+        LiveAccount { account: alice(), backend: Some(imap().as_str().to_owned()), parked: None };
     assert_eq!(store.accounts(Timestamp(200)).await.unwrap(), [live]);
     assert_eq!(store.accounts(Timestamp(100)).await.unwrap().len(), 2);
     assert_eq!(store.accounts(Timestamp(201)).await.unwrap(), []);
-    let watched = store.watched(&alice(), Timestamp(200)).await.unwrap();
+    let watched = store.watched(&alice(), &imap(), Timestamp(200)).await.unwrap();
     assert_eq!(watched, [(Mailbox::inbox(), state(5))]);
     let targets = store.targets(&alice(), Timestamp(200)).await.unwrap();
     assert_eq!(targets.len(), 1);
@@ -598,7 +621,7 @@ async fn numbers_beyond_a_signed_column_come_back(store: Store) {
     };
     let mailboxes = vec![(Mailbox::inbox(), extreme)];
     let registration = Registration { device: device(&alice(), 'a'), mailboxes };
-    store.register(&registration, None, 10, EVER).await.unwrap();
+    store.register(&registration, by(&imap(), None), 10, EVER).await.unwrap();
     assert_eq!(told(&store, &alice(), "INBOX").await, Some(extreme));
     let nothing = Snapshot::default();
     let settlement =
@@ -619,7 +642,7 @@ async fn a_device_that_registered_since_is_not_removed(store: Store) {
 
 async fn an_account_goes_with_its_last_device(store: Store) {
     let first = registration(device(&alice(), 'a'), &["INBOX"], 5);
-    store.register(&first, Some(&sealed("sealed")), 10, Timestamp(100)).await.unwrap();
+    store.register(&first, by(&imap(), Some(&sealed("sealed"))), 10, Timestamp(100)).await.unwrap();
     register(&store, device(&alice(), 'b'), &["INBOX"], 5, 100).await;
     owe(&store, key(&alice(), 'b'), "INBOX").await;
 
@@ -629,23 +652,23 @@ async fn an_account_goes_with_its_last_device(store: Store) {
 
     let removed = store.remove_device(&key(&alice(), 'b'), None).await.unwrap().unwrap();
     assert!(!removed.account_left);
-    assert_eq!(store.credentials(&alice()).await.unwrap(), None);
+    assert_eq!(store.credentials(&alice(), &imap()).await.unwrap(), None);
     assert_eq!(store.accounts(EVER).await.unwrap(), []);
     assert_eq!(store.owed_accounts().await.unwrap(), []);
 
     register(&store, device(&alice(), 'a'), &["INBOX"], 9, 200).await;
     assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(9)));
-    assert_eq!(store.credentials(&alice()).await.unwrap(), None);
+    assert_eq!(store.credentials(&alice(), &imap()).await.unwrap(), None);
 }
 
 async fn expiry_takes_old_devices_alone(store: Store) {
     register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
     register(&store, device(&alice(), 'b'), &["INBOX"], 5, 200).await;
     let bobs = registration(device(&bob(), 'c'), &["INBOX"], 5);
-    store.register(&bobs, Some(&sealed("sealed")), 10, Timestamp(199)).await.unwrap();
+    store.register(&bobs, by(&imap(), Some(&sealed("sealed"))), 10, Timestamp(199)).await.unwrap();
     assert_eq!(store.expire(Timestamp(100)).await.unwrap(), []);
     assert_eq!(store.expire(Timestamp(200)).await.unwrap(), [bob()]);
-    assert_eq!(store.credentials(&bob()).await.unwrap(), None);
+    assert_eq!(store.credentials(&bob(), &imap()).await.unwrap(), None);
     assert_eq!(only_target(&store, &alice()).await.device, device(&alice(), 'b'));
     assert_eq!(told(&store, &alice(), "Sent").await, None);
     assert_eq!(store.accounts(EVER).await.unwrap().len(), 1);
@@ -657,7 +680,7 @@ async fn an_account_can_be_removed(store: Store) {
     assert!(store.remove_account(&alice()).await.unwrap());
     assert!(!store.remove_account(&alice()).await.unwrap());
     assert!(store.targets(&alice(), EVER).await.unwrap().is_empty());
-    assert!(store.watched(&alice(), EVER).await.unwrap().is_empty());
+    assert!(store.watched(&alice(), &imap(), EVER).await.unwrap().is_empty());
     assert_eq!(only_target(&store, &bob()).await.device, device(&bob(), 'a'));
 }
 
@@ -682,5 +705,5 @@ async fn a_closed_store_says_so(store: Store) {
     store.close().await;
     assert!(store.ping().await.is_err());
     let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
-    assert!(store.register(&registration, None, 10, EVER).await.is_err());
+    assert!(store.register(&registration, by(&imap(), None), 10, EVER).await.is_err());
 }

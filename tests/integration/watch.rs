@@ -10,13 +10,13 @@ use std::time::Duration;
 use mailchime::config::{self, BackendTls, Config};
 use mailchime::metrics::{Metrics, Watching as Mode};
 use mailchime::model::{
-    Account, ChangeKind, Credentials, Device, DeviceToken, Mailbox, Registration, SessionEvent,
-    Snapshot, Timestamp, WatchEvent,
+    AcceptedLogin, Account, BackendId, ChangeKind, Credentials, Device, DeviceToken, Mailbox,
+    Registration, SessionEvent, Snapshot, Timestamp, WatchEvent,
 };
 use mailchime::net::backends::{Backends, Table};
 use mailchime::net::resolve::NameResolver;
 use mailchime::nodes::Neighbours;
-use mailchime::store::{CredentialSource, DeviceKey, Sealed, Store, Vault};
+use mailchime::store::{CredentialSource, DeviceKey, Registrant, Sealed, Store, Vault};
 use mailchime::watch;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -91,6 +91,11 @@ impl World {
 
     /// A phone of `user` registers for mailboxes, each with the state that it is told of.
     pub(crate) async fn register(&self, user: &str, mailboxes: &[(&str, Snapshot)]) {
+        self.register_at(&self.id(), user, mailboxes).await;
+    }
+
+    /// The same at this backend.
+    async fn register_at(&self, id: &BackendId, user: &str, mailboxes: &[(&str, Snapshot)]) {
         let registration = Registration {
             device: Device {
                 account: Account::from_login(user),
@@ -104,7 +109,14 @@ impl World {
         };
         let text = self.vault().seal(&credentials(user, self.password));
         let sealed = Sealed { text, until: None };
-        self.store.register(&registration, Some(&sealed), 10, Timestamp::now()).await.unwrap();
+        let now = Timestamp::now();
+        let login = Registrant::new(id, now, Some(&sealed));
+        self.store.register(&registration, login, 10, now).await.unwrap();
+    }
+
+    /// What accounts are recorded with.
+    fn id(&self) -> BackendId {
+        self.config().backend.id()
     }
 
     fn vault(&self) -> Vault {
@@ -136,7 +148,7 @@ impl World {
 
     async fn stored_password(&self, user: &str) -> Vec<u8> {
         let account = Account::from_login(user);
-        let sealed = self.store.credentials(&account).await.unwrap().unwrap();
+        let sealed = self.store.credentials(&account, &self.id()).await.unwrap().unwrap();
         self.vault().unseal(&account, &sealed.text).unwrap().expose_secret().to_vec()
     }
 
@@ -253,16 +265,22 @@ impl Watching {
         }
     }
 
+    /// A login that the user's backend has accepted just now.
+    fn login(&self, credentials: Credentials) -> AcceptedLogin {
+        let backend = self.backends.id_of(&credentials.account()).unwrap();
+        AcceptedLogin { backend, credentials: Some(credentials), at: Timestamp::now() }
+    }
+
     async fn registered(&self, user: &str) {
         let account = Account::from_login(user);
-        let credentials = Some(credentials(user, PASSWORD));
-        self.sessions.send(SessionEvent::Registered { account, credentials }).await.unwrap();
+        let login = self.login(credentials(user, PASSWORD));
+        self.sessions.send(SessionEvent::Registered { account, login }).await.unwrap();
     }
 
     async fn logged_in(&self, user: &str, password: &str) {
         let account = Account::from_login(user);
-        let credentials = Some(credentials(user, password));
-        self.sessions.send(SessionEvent::LoggedIn { account, credentials }).await.unwrap();
+        let login = self.login(credentials(user, password));
+        self.sessions.send(SessionEvent::LoggedIn { account, login }).await.unwrap();
     }
 
     /// The configuration is read again.

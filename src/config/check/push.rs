@@ -29,6 +29,9 @@ impl Check<'_> {
         if let Some(events) = raw.events {
             push.events = self.events(&events)?;
         }
+        push.forget_devices_on_password_change = raw
+            .forget_devices_on_password_change
+            .unwrap_or(push.forget_devices_on_password_change);
         push.collapse = raw.collapse.unwrap_or(push.collapse);
         push.push_type = raw.push_type.unwrap_or(push.push_type);
         push.priority = self.priority(raw.priority, push.push_type)?;

@@ -10,6 +10,7 @@ use crate::config::{self, Config, ListenerTls, Relay};
 use crate::demo::dialogue::{Deed, Dialogue, Difference, Event, Peer, Variables, What};
 use crate::demo::pki::Pki;
 use crate::imap::capability::Capabilities;
+use crate::model::BackendId;
 use crate::model::Timestamp;
 use crate::net::stream::Stream;
 use crate::store::Store;
@@ -158,7 +159,9 @@ impl Stage {
         if let Some((line, expected)) = stored {
             let mut expected = expected.clone();
             expected.sort_unstable();
-            let stored = stored_mailboxes(&self.proxy.store).await.map_err(Failure::broken)?;
+            let stored = stored_mailboxes(&self.proxy.store, self.proxy.backend.id())
+                .await
+                .map_err(Failure::broken)?;
             if stored != expected {
                 let expected = format!("P: store {}", expected.join(", "));
                 return Err(differs(line, &expected, stored.join(", ")).into());
@@ -184,10 +187,13 @@ impl Stage {
     }
 }
 
-async fn stored_mailboxes(store: &Store) -> Result<Vec<String>, crate::store::StoreError> {
+async fn stored_mailboxes(
+    store: &Store,
+    backend: &BackendId,
+) -> Result<Vec<String>, crate::store::StoreError> {
     let mut mailboxes = Vec::new();
     for live in store.accounts(Timestamp(0)).await? {
-        for (mailbox, _) in store.watched(&live.account, Timestamp(0)).await? {
+        for (mailbox, _) in store.watched(&live.account, backend, Timestamp(0)).await? {
             mailboxes.push(mailbox.to_string());
         }
     }

@@ -14,7 +14,7 @@ use tracing::debug;
 use super::super::payload::MAX_MAILBOXES;
 use super::gate::Pass;
 use super::{Push, Rules, View};
-use crate::model::{Change, ChangeKind, Device, Mailbox, Snapshot, Timestamp};
+use crate::model::{BackendId, Change, ChangeKind, Device, Mailbox, Snapshot, Timestamp};
 use crate::store::{DeviceKey, Target};
 
 /// For how long what was read of a device is believed when it is to be pushed.
@@ -39,6 +39,8 @@ pub(super) struct AccountState {
     /// Changes that still need to know whom they concern.
     unread: HashMap<Mailbox, Change>,
     pub(super) read: Read,
+    /// Where the last change was seen.
+    backend: Option<BackendId>,
 }
 
 /// Whether the account's devices are being read from the database.
@@ -119,8 +121,37 @@ impl AccountState {
             debug!(change = %ChangeId(change.id), "is being told already");
             return;
         }
+        self.backend = Some(change.backend.clone());
         merge(&mut self.unread, change, rules);
         self.want_read(now);
+    }
+
+    /// Whether what was seen was seen at this backend.
+    pub(super) fn is_of(&self, backend: &BackendId) -> bool {
+        self.backend.as_ref().is_none_or(|seen_at| backend.is(seen_at.as_str()))
+    }
+
+    /// The devices may be another backend's: they are read again before they are pushed.
+    pub(super) fn doubt(&mut self, now: Instant) {
+        self.devices.iter_mut().for_each(|device| device.stale = true);
+        match &self.read {
+            // What is under way began before.
+            Read::UnderWay { .. } | Read::Wanted { .. } => {}
+            Read::Idle => self.want_read(now),
+        }
+    }
+
+    /// Forgets what devices are still to be told. Their rows stay, so the next look at the former
+    /// backend finds it again.
+    pub(super) fn set_aside(&mut self) {
+        self.devices.iter_mut().for_each(DeviceState::depart);
+        self.devices.retain(|device| device.in_flight.is_some());
+        self.telling.clear();
+        self.unread.clear();
+        self.backend = None;
+        if let Read::UnderWay { changes, .. } = &mut self.read {
+            changes.clear();
+        }
     }
 
     /// The state that change `id` announced. Returned is the change when devices are told nothing of

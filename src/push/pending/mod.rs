@@ -28,12 +28,12 @@ use tracing::{error, warn};
 
 use super::apns::Outcome;
 use crate::config::Events;
-use crate::model::{Account, ChangeKind, Device, Mailbox, Timestamp, WatchEvent};
+use crate::model::{Account, BackendId, ChangeKind, Device, Mailbox, Timestamp, WatchEvent};
 use crate::net::backoff::Backoff;
 use crate::store::{DeviceKey, Target};
 
 pub(super) use account::ChangeId;
-use account::{AccountState, DeviceState};
+use account::{AccountState, DeviceState, Read};
 use endpoints::Endpoints;
 use gate::{Gate, Pass, TokenAlarm, TokenVerdict};
 pub(super) use outbox::Batch;
@@ -233,7 +233,7 @@ impl Pending {
                 state.change(change, &self.rules, now);
                 account
             }
-            WatchEvent::Confirmed { account, mailbox, id, snapshot } => {
+            WatchEvent::Confirmed { account, mailbox, id, snapshot, .. } => {
                 let state = self.accounts.entry(account.clone()).or_default();
                 if let Some(change) = state.confirm(&mailbox, id, snapshot) {
                     self.outbox.told(account.clone(), mailbox, snapshot, change);
@@ -251,6 +251,34 @@ impl Pending {
             self.accounts.entry(account.clone()).or_default().want_read(now);
             self.settle(&account, now);
         }
+    }
+
+    /// Accounts may have another backend now, which `home` says: what was seen at the former one is
+    /// not told, and no device is pushed before it has been read again.
+    pub(super) fn backends_are_replaced(
+        &mut self,
+        home: impl Fn(&Account) -> Option<BackendId>,
+        now: Instant,
+    ) {
+        let accounts: Vec<Account> = self.accounts.keys().cloned().collect();
+        for account in accounts {
+            let Some(state) = self.accounts.get_mut(&account) else { continue };
+            match home(&account).is_some_and(|home| state.is_of(&home)) {
+                true => state.doubt(now),
+                false => state.set_aside(),
+            }
+            self.settle(&account, now);
+        }
+    }
+
+    /// The account's devices were read, and are of another backend than it has now: they are told
+    /// nothing, and its rows stay as they are until it has its former backend again.
+    pub(super) fn set_aside(&mut self, account: &Account, now: Instant) {
+        self.reading = self.reading.saturating_sub(1);
+        let Some(state) = self.accounts.get_mut(account) else { return };
+        state.set_aside();
+        state.read = Read::default();
+        self.settle(account, now);
     }
 
     /// The account's live devices, or `None` if the database could not say.

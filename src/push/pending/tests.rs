@@ -38,6 +38,10 @@ fn refused(status: u16) -> Outcome {
     Outcome::Refused { status, reason: "Bad".into() }
 }
 
+fn home() -> BackendId {
+    BackendId::new(None, "imap", 993)
+}
+
 fn account() -> Account {
     Account::from_login("alice@example.org")
 }
@@ -57,7 +61,9 @@ fn phone_of(account: &Account, name: &str) -> Target {
         topic: TOPIC.into(),
     };
     let mailboxes = ["INBOX", "Notes"].map(|name| (Mailbox::new(name), false)).to_vec();
-    Target { device, registered_at: REGISTERED, pushed_at: None, mailboxes }
+    let backend = Some(home().as_str().to_owned());
+    let (outdated_since, pushed_at) = (None, None);
+    Target { device, registered_at: REGISTERED, backend, outdated_since, pushed_at, mailboxes }
 }
 
 /// The state of a mailbox after `n` mails.
@@ -168,7 +174,7 @@ impl Play {
         self.id += 1;
         let mailbox = Mailbox::new(mailbox);
         let (id, seen_at) = (self.id, self.now);
-        let change = Change { account, mailbox, kind, id, snapshot, seen_at };
+        let change = Change { account, backend: home(), mailbox, kind, id, snapshot, seen_at };
         self.pending.event(WatchEvent::Changed(change), self.now);
         id
     }
@@ -183,7 +189,7 @@ impl Play {
 
     fn confirm(&mut self, id: u64, n: u64) {
         let (account, mailbox, snapshot) = (account(), Mailbox::inbox(), state(n));
-        let event = WatchEvent::Confirmed { account, mailbox, id, snapshot };
+        let event = WatchEvent::Confirmed { account, backend: home(), mailbox, id, snapshot };
         self.pending.event(event, self.now);
     }
 

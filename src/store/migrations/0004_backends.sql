@@ -2,5 +2,8 @@
 
 alter table account add column backend text; -- by its name or its address; null in rows from before
 
-alter table device add column outdated_since bigint; -- the account's password was changed then, and the
--- device has not registered since; null when it has
+alter table account add column password_since bigint; -- when its user first logged in with this password, if
+-- there was another one before
+
+alter table device add column outdated_since bigint; -- the account got another password then, and the device
+-- has not registered with it; null when it has

@@ -28,6 +28,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use super::limited;
 use crate::program::world::{PASSWORD, TOKEN, World, registration};
+use crate::push::{backends, register};
 
 /// The push side alone: a database in a file, the rules, and the stand-in for APNs. Changes come from
 /// the test.
@@ -86,7 +87,7 @@ impl Site {
     async fn register(&self, device: Device) {
         let mailboxes = vec![(Mailbox::inbox(), state(1))];
         let registration = Registration { device, mailboxes };
-        self.store.register(&registration, None, 50, Timestamp::now()).await.unwrap();
+        register(&self.store, &registration, Timestamp::now()).await;
     }
 
     fn start(&mut self) {
@@ -102,6 +103,7 @@ impl Site {
         let parts = Parts {
             events: changes,
             store: self.store.clone(),
+            backends: backends(),
             identities: Identities::load(&[apns], None, &NameResolver::default()).unwrap(),
             config: self.config.clone(),
             removed,
@@ -120,6 +122,7 @@ impl Site {
         self.changes += 1;
         let change = Change {
             account: account(login),
+            backend: backends().default().id().clone(),
             mailbox: Mailbox::inbox(),
             kind: ChangeKind::NewMail,
             id: self.changes,

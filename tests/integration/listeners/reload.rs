@@ -140,7 +140,7 @@ async fn one_that_cannot_be_used_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_watcher_goes_to_where_its_account_is_now() {
+async fn a_watcher_goes_to_where_its_account_registered_anew() {
     limited(async {
         let user = "a@b.example";
         let (old, new) = (demo_backend(&[user]).await, demo_backend(&[user]).await);
@@ -159,9 +159,11 @@ async fn a_watcher_goes_to_where_its_account_is_now() {
         world.mailchime.reload(&config).unwrap();
         config.routes.push(route("b.example", &new));
         world.mailchime.reload(&config).unwrap();
-        soon("the watcher there", new.wait_until(|counters| counters.idling == 1)).await;
         soon("its farewell", old.wait_until(|counters| counters.connections == 0)).await;
         assert_eq!(logins(&old, user), 2, "the phone and the watcher");
+        assert_eq!(logins(&new, user), 0, "the password was not accepted there yet");
+        assert!(world.session(user).await.command(REGISTER).await.starts_with("r OK"));
+        soon("the watcher there", new.wait_until(|counters| counters.idling == 1)).await;
         new.deliver(user, "INBOX", "Subject: hello\r\n\r\nHi\r\n").unwrap();
         soon("a push", apns.next()).await;
         world.mailchime.stop().await;

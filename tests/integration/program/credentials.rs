@@ -7,7 +7,8 @@ use std::time::Duration;
 use mailchime::config;
 use mailchime::demo::pki::Pki;
 use mailchime::model::{
-    Credentials, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp,
+    AcceptedLogin, BackendId, Credentials, Device, DeviceToken, Mailbox, Registration, Snapshot,
+    Timestamp,
 };
 use mailchime::store::{CredentialSource, Store};
 
@@ -57,14 +58,17 @@ async fn a_rotation_says_what_it_did_and_changes_nothing_when_it_cannot() {
         };
         let mailboxes = vec![(Mailbox::inbox(), Snapshot::default())];
         let registration = Registration { device, mailboxes };
-        source.register(&registration, Some(&alice), 10, Timestamp::now()).await.unwrap();
+        let (backend, now) = (BackendId::new(None, "localhost", 993), Timestamp::now());
+        let login =
+            AcceptedLogin { backend: backend.clone(), credentials: Some(alice.clone()), at: now };
+        source.register(&registration, &login, 10, now).await.unwrap();
         let before = fs::read_to_string(path.join("mailchime.key")).unwrap();
         let (code, said) = rotate(path, CONFIG).await;
         assert_eq!(code, Some(0), "{said}");
         assert!(said.contains("a new key; 1 credentials are sealed with it"), "{said}");
         let after = fs::read_to_string(path.join("mailchime.key")).unwrap();
         assert!(before != after && before.lines().count() == after.lines().count(), "{after}");
-        let known = source.of(&alice.account(), Timestamp::now()).await.unwrap().unwrap();
+        let known = source.of(&alice.account(), &backend, Timestamp::now()).await.unwrap().unwrap();
         assert!(known.same_as(&alice));
 
         let wrong = CredentialSource::open(&stored("wrong.key"), store.clone()).unwrap();
@@ -73,7 +77,7 @@ async fn a_rotation_says_what_it_did_and_changes_nothing_when_it_cannot() {
         let (code, said) = rotate(path, &config).await;
         assert_eq!(code, Some(64), "{said}");
         assert!(said.contains("put back the key file of that time"), "{said}");
-        assert!(source.of(&alice.account(), Timestamp::now()).await.unwrap().is_some());
+        assert!(source.of(&alice.account(), &backend, Timestamp::now()).await.unwrap().is_some());
     })
     .await;
 }

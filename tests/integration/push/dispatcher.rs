@@ -25,7 +25,7 @@ use tracing::Level;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 
-use super::{Certificates, limited};
+use super::{Certificates, backends, limited, register};
 
 const EVER: Timestamp = Timestamp(0);
 
@@ -43,14 +43,14 @@ impl Disk {
         for device in devices {
             let mailboxes = ["INBOX", "Notes"].map(|name| (Mailbox::new(name), state(1))).to_vec();
             let registration = Registration { device: device.clone(), mailboxes };
-            store.register(&registration, None, 10, Timestamp::now()).await.unwrap();
+            register(&store, &registration, Timestamp::now()).await;
         }
         Self { folder, store }
     }
 
     /// What the devices were told of.
     async fn told(&self) -> Vec<(String, u64)> {
-        let rows = self.store.watched(&alice(), EVER).await.unwrap();
+        let rows = self.store.watched(&alice(), backends().default().id(), EVER).await.unwrap();
         rows.iter().map(|(mailbox, told)| (mailbox.to_string(), told.uid_next.unwrap())).collect()
     }
 
@@ -95,6 +95,7 @@ impl Running {
         let parts = Parts {
             events: changes,
             store: disk.store.clone(),
+            backends: backends(),
             identities,
             config: config::Push { min_interval: Duration::ZERO, ..config },
             removed: hints,
@@ -121,7 +122,8 @@ impl Running {
         self.id += 1;
         let (account, mailbox) = (alice(), Mailbox::new(mailbox));
         let (id, seen_at) = (self.id, Instant::now());
-        let change = Change { account, mailbox, kind, id, snapshot, seen_at };
+        let backend = backends().default().id().clone();
+        let change = Change { account, backend, mailbox, kind, id, snapshot, seen_at };
         self.events.send(WatchEvent::Changed(change)).await.unwrap();
         id
     }
@@ -178,7 +180,8 @@ async fn a_change_becomes_a_push_to_each_device_and_then_the_row_moves() {
         assert_eq!(tokens, ["aa", "bb"]);
 
         let (account, mailbox) = (alice(), Mailbox::inbox());
-        let event = WatchEvent::Confirmed { account, mailbox, id, snapshot: state(2) };
+        let backend = backends().default().id().clone();
+        let event = WatchEvent::Confirmed { account, backend, mailbox, id, snapshot: state(2) };
         running.events.send(event).await.unwrap();
         running.mail("Notes", 3).await;
         let push = stand_in.next().await;

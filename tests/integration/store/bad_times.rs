@@ -29,8 +29,9 @@ async fn unavailable(store: &Store) {
         since: Timestamp(1),
     };
     let began = Instant::now();
+    let backend = imap();
     let calls = tokio::join!(
-        store.register(&registration, None, 10, EVER),
+        store.register(&registration, by(&backend, None), 10, EVER),
         store.settle(std::slice::from_ref(&owed)),
         async { store.targets(&alice(), EVER).await.map(drop) },
         store.ping(),
@@ -116,7 +117,7 @@ async fn a_table_that_is_locked() {
         lock.execute("lock table account, device in access exclusive mode").await.unwrap();
         let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
         let began = Instant::now();
-        let refused = store.register(&registration, None, 10, EVER).await.unwrap_err();
+        let refused = store.register(&registration, by(&imap(), None), 10, EVER).await.unwrap_err();
         assert!(refused.is_temporary(), "{refused:?}");
         let refused = store.targets(&alice(), EVER).await.unwrap_err();
         assert!(refused.is_temporary(), "{refused:?}");
@@ -190,7 +191,8 @@ async fn a_server_with_a_full_disk_or_too_many_clients() {
             );
             beside.execute(AssertSqlSafe(failing)).await.unwrap();
             let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
-            let refused = store.register(&registration, None, 10, EVER).await.unwrap_err();
+            let refused =
+                store.register(&registration, by(&imap(), None), 10, EVER).await.unwrap_err();
             assert_eq!(refused.is_temporary(), temporary, "{code}: {refused:?}");
             beside.execute("drop trigger fail on device").await.unwrap();
             well_again(&store).await;
@@ -287,7 +289,7 @@ async fn a_sqlite_file_on_a_full_disk() {
         let refused = loop {
             let account = Account::from_login(&format!("user{stored}@example.org"));
             let registration = registration(device(&account, 'b'), &["INBOX"; 1], 5);
-            match store.register(&registration, None, 10, EVER).await {
+            match store.register(&registration, by(&imap(), None), 10, EVER).await {
                 Ok(()) => stored += 1,
                 Err(error) => break error,
             }

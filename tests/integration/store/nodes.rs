@@ -85,15 +85,15 @@ pub(super) async fn what_changes_is_news_to_the_other_nodes(store: Store) {
     assert_eq!(news(&store, "b").await, ["alice@example.org!"]);
 
     // Each change of one kind, as b learns of it.
-    a.park(&alice(), "no", Timestamp(1)).await.unwrap();
+    a.park(&alice(), &imap(), "no", Timestamp(1)).await.unwrap();
     assert_eq!(news(&store, "b").await, [""; 0]);
-    a.unpark(&alice()).await.unwrap();
+    a.unpark(&alice(), &imap()).await.unwrap();
     assert_eq!(news(&store, "b").await, ["alice@example.org!"]);
-    a.unpark(&alice()).await.unwrap();
+    a.unpark(&alice(), &imap()).await.unwrap();
     assert_eq!(news(&store, "b").await, [""; 0], "it was not parked");
     let sealed = sealed("v1.new");
-    assert!(a.save_credentials(&alice(), &sealed).await.unwrap());
-    assert!(!a.save_credentials(&bob(), &sealed).await.unwrap());
+    assert!(a.save_credentials(&alice(), by(&imap(), Some(&sealed))).await.unwrap());
+    assert!(!a.save_credentials(&bob(), by(&imap(), Some(&sealed))).await.unwrap());
     assert_eq!(news(&store, "b").await, ["alice@example.org!"]);
     register(&b, device(&bob(), 'a'), &["INBOX"], 5, 100).await;
     a.expire(Timestamp(200)).await.unwrap();
@@ -157,11 +157,12 @@ pub(super) async fn no_news_is_lost_while_it_is_taken(store: Store) {
 
 pub(super) async fn one_account_is_looked_up(store: Store) {
     register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
-    let live = LiveAccount { account: alice(), parked: None };
+    let live =
+        LiveAccount { account: alice(), backend: Some(imap().as_str().to_owned()), parked: None };
     assert_eq!(store.live_account(&alice(), Timestamp(100)).await.unwrap(), Some(live));
     assert_eq!(store.live_account(&alice(), Timestamp(101)).await.unwrap(), None);
     assert_eq!(store.live_account(&bob(), EVER).await.unwrap(), None);
-    store.park(&alice(), "no", Timestamp(1)).await.unwrap();
+    store.park(&alice(), &imap(), "no", Timestamp(1)).await.unwrap();
     let parked = store.live_account(&alice(), EVER).await.unwrap().unwrap().parked;
     assert_eq!(parked.as_deref(), Some("no"));
 }

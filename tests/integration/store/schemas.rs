@@ -113,8 +113,11 @@ async fn holds_what_it_held(store: &Store) {
     // In the order of the database.
     expected.sort_by_key(|(name, _)| parked.iter().position(|(found, _)| found == name));
     assert_eq!(parked, expected);
-    assert_eq!(store.credentials(&alice()).await.unwrap(), Some(sealed("v1.0a1b2c3d.c2VhbGVk")));
-    assert_eq!(store.credentials(&bob).await.unwrap(), None);
+    assert_eq!(
+        store.credentials(&alice(), &imap()).await.unwrap(),
+        Some(sealed("v1.0a1b2c3d.c2VhbGVk"))
+    );
+    assert_eq!(store.credentials(&bob, &imap()).await.unwrap(), None);
 
     let target = only_target(store, &alice()).await;
     assert_eq!(target.device.token.as_given(), "AB12".repeat(16));
@@ -139,8 +142,8 @@ async fn holds_what_it_held(store: &Store) {
     // And it goes on from there.
     let fresh = Sealed { text: "v1.fresh".into(), until: Some(Timestamp(5)) };
     let registration = registration(device(&alice(), 'c'), &["INBOX"], 30);
-    store.register(&registration, Some(&fresh), 10, Timestamp::now()).await.unwrap();
-    assert_eq!(store.credentials(&alice()).await.unwrap(), Some(fresh));
+    store.register(&registration, by(&imap(), Some(&fresh)), 10, Timestamp::now()).await.unwrap();
+    assert_eq!(store.credentials(&alice(), &imap()).await.unwrap(), Some(fresh));
     assert_eq!(told(store, &alice(), "INBOX").await.unwrap().uid_next, Some(5));
     assert_eq!(store.expire(Timestamp(1_700_000_300_000)).await.unwrap(), []);
     store.clone().of_node("1".into()).join("a").await.unwrap();

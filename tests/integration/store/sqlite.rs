@@ -84,7 +84,7 @@ async fn a_registration_that_was_dropped_is_there_whole_or_not_at_all() {
         let registration = registration(device(&alice(), 'a'), &["INBOX", "Sent"], 5);
         let dummy = sealed("sealed");
         for turns in 0..100 {
-            let call = store.register(&registration, Some(&dummy), 10, EVER);
+            let call = store.register(&registration, by(&imap(), Some(&dummy)), 10, EVER);
             let gone = async {
                 for _ in 0..turns {
                     tokio::task::yield_now().await;
@@ -96,7 +96,7 @@ async fn a_registration_that_was_dropped_is_there_whole_or_not_at_all() {
                 () = gone => false,
             };
             // The next writer is not held up, and once it is through so is what was dropped.
-            store.park(&bob(), "nobody", EVER).await.unwrap();
+            store.park(&bob(), &imap(), "nobody", EVER).await.unwrap();
             let devices = store.targets(&alice(), EVER).await.unwrap();
             assert!(devices.iter().all(|target| target.mailboxes.len() == 2), "{devices:?}");
             // Nobody waited any more when its turn came.
@@ -220,10 +220,10 @@ async fn a_locked_database_is_an_error_to_try_again_on() {
         let lock = other.begin_with("begin immediate").await.unwrap();
 
         let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
-        let refused = store.register(&registration, None, 10, EVER).await.unwrap_err();
+        let refused = store.register(&registration, by(&imap(), None), 10, EVER).await.unwrap_err();
         assert!(refused.is_temporary(), "{refused:?}");
         assert!(refused.to_string().contains("mailchime.db"), "{refused}");
-        let refused = store.park(&alice(), "why", EVER).await.unwrap_err();
+        let refused = store.park(&alice(), &imap(), "why", EVER).await.unwrap_err();
         assert!(refused.is_temporary(), "{refused:?}");
         assert_eq!(store.accounts(EVER).await.unwrap(), [], "reading goes on");
         store.ping().await.unwrap();
@@ -231,7 +231,7 @@ async fn a_locked_database_is_an_error_to_try_again_on() {
         assert!(refused.is_temporary(), "{refused:?}");
 
         lock.rollback().await.unwrap();
-        store.register(&registration, None, 10, EVER).await.unwrap();
+        store.register(&registration, by(&imap(), None), 10, EVER).await.unwrap();
         only_target(&store, &alice()).await;
     })
     .await;
@@ -258,8 +258,8 @@ async fn no_secret_is_in_the_database_or_an_error() {
         let credentials = Credentials::password("alice@example.org", b"wonder land".to_vec());
         let sealed = Sealed { text: vault.seal(&credentials), until: None };
         let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
-        store.register(&registration, Some(&sealed), 10, EVER).await.unwrap();
-        let stored = store.credentials(&alice()).await.unwrap().unwrap();
+        store.register(&registration, by(&imap(), Some(&sealed)), 10, EVER).await.unwrap();
+        let stored = store.credentials(&alice(), &imap()).await.unwrap().unwrap();
         assert!(vault.unseal(&alice(), &stored.text).unwrap().same_as(&credentials));
         store.close().await;
         let bytes = fs::read(folder.path().join("mailchime.db")).unwrap();

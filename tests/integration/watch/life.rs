@@ -31,7 +31,7 @@ async fn every_start_watches_every_account_with_a_device() {
 }
 
 #[tokio::test]
-async fn who_has_another_backend_now_is_watched_there_and_nobody_else_is_disturbed() {
+async fn who_registers_at_another_backend_is_watched_there_and_nobody_else_is_disturbed() {
     limited(async {
         let (before, after) = (backend().await, backend().await);
         for backend in [&before, &after] {
@@ -45,11 +45,15 @@ async fn who_has_another_backend_now_is_watched_there_and_nobody_else_is_disturb
         let mut config = world.config();
         let (host, port) = (after.address().ip().to_string(), after.address().port());
         let backend = config::Backend::new(host, port, BackendTls::None);
+        let id = backend.id();
         config.routes.push(config::Route { domain: "example.org".into(), backend });
         watching.reload(&config);
-        after.wait_until(|c| c.idling == 1).await;
         let seen = before.wait_until(|c| c.connections == 1).await;
         assert_eq!((seen.commands["LOGOUT"], seen.idling), (1, 1));
+        assert_eq!(after.counters().accepted, 0, "it is parked until its user registers there");
+        world.register_at(&id, "bob@example.org", &[("INBOX", told(2, 1, 0, 0))]).await;
+        watching.registered("bob@example.org").await;
+        after.wait_until(|c| c.idling == 1).await;
 
         watching.reload(&config);
         watching.stop().await;

@@ -1,8 +1,8 @@
 //! One of several nodes: which accounts it watches, and what it hears of the others.
 
-use mailchime::model::Account;
+use mailchime::model::{Account, Timestamp};
 use mailchime::nodes::{Division, Neighbours};
-use mailchime::store::{News, Sealed};
+use mailchime::store::{News, Registrant, Sealed};
 use tokio::sync::{mpsc, watch};
 
 use super::mail::{backend, world};
@@ -42,7 +42,9 @@ impl Others {
 async fn store_password(world: &World, user: &str, password: &str) {
     let text = world.vault().seal(&credentials(user, password));
     let sealed = Sealed { text, until: None };
-    assert!(world.store.save_credentials(&Account::from_login(user), &sealed).await.unwrap());
+    let id = world.id();
+    let login = Registrant::new(&id, Timestamp::now(), Some(&sealed));
+    assert!(world.store.save_credentials(&Account::from_login(user), login).await.unwrap());
 }
 
 #[tokio::test]
@@ -90,7 +92,7 @@ async fn a_login_at_this_node_reaches_the_one_that_watches() {
         let news = News { account: alice.clone(), login: true };
         assert_eq!(other.take_news("elsewhere", 10).await.unwrap(), std::slice::from_ref(&news));
         // But it is for one that is parked.
-        world.store.park(&alice, "no", mailchime::model::Timestamp(1)).await.unwrap();
+        world.store.park(&alice, &world.id(), "no", Timestamp(1)).await.unwrap();
         watching.logged_in("alice", "changed").await;
         world.until_parked("alice", false).await;
         assert_eq!(other.take_news("elsewhere", 10).await.unwrap(), [news]);
@@ -121,7 +123,7 @@ async fn a_login_at_another_node_ends_the_parking_and_nothing_else_does() {
         store_password(&world, "alice", "changed").await;
         // As the watcher does that was refused a moment ago.
         let alice = Account::from_login("alice");
-        world.store.park(&alice, "no", mailchime::model::Timestamp(1)).await.unwrap();
+        world.store.park(&alice, &world.id(), "no", Timestamp(1)).await.unwrap();
         others.tell("alice", true).await;
         backend.wait_until(|c| c.idling == 2).await;
         world.until_parked("alice", false).await;

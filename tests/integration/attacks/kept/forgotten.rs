@@ -3,8 +3,10 @@
 use std::fs;
 use std::time::Duration;
 
-use mailchime::model::{Account, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp};
-use mailchime::store::{Sealed, Store};
+use mailchime::model::{
+    Account, BackendId, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp,
+};
+use mailchime::store::{Registrant, Sealed, Store};
 use sqlx::{Connection, Row, SqliteConnection};
 
 use super::super::limited;
@@ -182,6 +184,7 @@ async fn of_many_that_came_and_went_nothing_is_left() {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
         let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
+        let backend = BackendId::new(None, "imap.example.org", 993);
         const ACCOUNTS: usize = 600;
         let name = |number: usize| format!("user{:04}@example.org", (number * 37) % ACCOUNTS);
         let text = |number: usize, round: usize| {
@@ -193,7 +196,8 @@ async fn of_many_that_came_and_went_nothing_is_left() {
             for number in 0..ACCOUNTS {
                 let registration = registration(&name(number));
                 let sealed = text(number, round);
-                store.register(&registration, Some(&sealed), 10, Timestamp(1)).await.unwrap();
+                let login = Registrant::new(&backend, Timestamp(1), Some(&sealed));
+                store.register(&registration, login, 10, Timestamp(1)).await.unwrap();
                 if number % 3 == 0 && number > 0 {
                     let gone = Account::from_login(&name(number / 2));
                     store.remove_account(&gone).await.unwrap();
