@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn a_master_acts_as_any_user_by_either_way() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), "master's secret\n").unwrap();
+        fs::write(file.path(), "open sesame\n").unwrap();
         let open = |template: Option<&str>| {
             MasterLogin::open(&config::MasterUser {
                 name: "boss".into(),
@@ -116,28 +116,28 @@ mod tests {
         };
         let alice = Account::from_login("alice@example.org");
         let master = open(None).unwrap();
-        let expected = Credentials::password("boss", b"master's secret".to_vec());
+        let expected = Credentials::password("boss", b"open sesame".to_vec());
         let expected = expected.acting_as("alice@example.org");
         assert!(master.acting_as(&alice).same_as(&expected));
         let shown = format!("{master:?} {master}");
-        assert!(shown.contains("boss") && !shown.contains("secret"), "{shown}");
+        assert!(shown.contains("boss") && !shown.contains("sesame"), "{shown}");
 
         let by_name = open(Some("{user}*{master}")).unwrap();
         assert!(!by_name.same_as(&master) && by_name.same_as(&by_name));
         let login = "alice@example.org*boss";
-        let expected = Credentials::password(login, b"master's secret".to_vec());
+        let expected = Credentials::password(login, b"open sesame".to_vec());
         assert!(by_name.acting_as(&alice).same_as(&expected));
         // A name may hold what means something in the template.
         let odd = by_name.acting_as(&Account::from_login("{master}{user}"));
         assert_eq!(odd.login, "{master}{user}*boss");
 
         for (mode, text, said) in
-            [(0o640, "secret", "chmod 600"), (0o600, "", "one line"), (0o600, "a\nb", "one line")]
+            [(0o640, "sesame", "chmod 600"), (0o600, "", "one line"), (0o600, "a\nb", "one line")]
         {
             fs::write(file.path(), text).unwrap();
             fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).unwrap();
             let shown = open(None).unwrap_err().to_string();
-            assert!(shown.contains(said) && !shown.contains("secret"), "{shown}");
+            assert!(shown.contains(said) && !shown.contains("sesame"), "{shown}");
         }
     }
 }

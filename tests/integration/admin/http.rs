@@ -143,7 +143,7 @@ async fn questions_reach_their_part_with_what_they_are_about() {
         let address = server.address;
         assert_eq!(get(address, "/watchers").await.json(), json!({ "watchers": "None" }));
         let answer = get(address, "/watchers?user=a%2Bb%40EXAMPLE.org").await;
-        assert_eq!(answer.json(), json!({ "watchers": "Some(a+b@example.org)" }));
+        assert_eq!(answer.json(), json!({ "watchers": "Some(\"a+b@example.org\")" }));
         let answer = request(address, "POST", "/push?user=alice&mailbox=Entw%C3%BCrfe").await;
         assert_eq!(answer.json(), json!({ "push": "(alice, Some(Entwürfe))" }));
         let answer = request(address, "POST", "/devices?user=alice").await;

@@ -217,7 +217,7 @@ async fn watchers_test_pushes_and_explanations_are_told() {
 
         let answer = request(world.admin, "POST", "/push?user=alice&mailbox=Notes").await;
         let device = &answer.json()["devices"][0];
-        assert_eq!(device["detail"], "it did not register for Notes", "{device}");
+        assert_eq!(device["detail"], "it did not register for \"Notes\"", "{device}");
         assert_eq!(world.apns.received(), 1);
         let answer = request(world.admin, "POST", "/push?user=bob").await;
         assert_eq!(answer.json()["devices"], json!([]));
@@ -231,7 +231,7 @@ async fn watchers_test_pushes_and_explanations_are_told() {
         assert!(!answer.body.contains(TOKEN), "{}", answer.body);
         let answer = get(world.admin, "/explain?user=alice&mailbox=Notes").await;
         let device = &answer.json()["devices"][0];
-        assert_eq!(device["obstacles"], json!(["it did not register for Notes"]));
+        assert_eq!(device["obstacles"], json!(["it did not register for \"Notes\""]));
         world.mailchime.stop().await;
     })
     .await;
