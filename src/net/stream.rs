@@ -21,8 +21,8 @@ const KEEPALIVE: TcpKeepalive =
 /// Most bytes that are read at a time.
 pub const READ_SIZE: usize = 64 * 1024;
 
-/// What TLS keeps of what a peer does not take, in bytes.
-const UNWRITTEN: usize = 64 * 1024;
+/// Most bytes that TLS keeps of what a peer does not take.
+pub const UNWRITTEN: usize = 64 * 1024;
 
 thread_local! {
     /// Where bytes are read to: one for all connections of a thread, so that a connection that

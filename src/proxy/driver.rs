@@ -321,6 +321,7 @@ impl Driver {
         let Context { limits, counters, .. } = &*self.context;
         if self.session.is_relaying() {
             let (most, hits) = (limits.session_memory, &counters.session_memory);
+            let held = held + self.lanes.unwritten();
             if self.share.set(Phase::Session, held, most, hits) {
                 tracing::warn!(
                     limit = most,

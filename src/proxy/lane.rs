@@ -14,7 +14,7 @@ use tokio::io::AsyncWrite;
 use super::kept::Kept;
 use super::record::Recorded;
 use crate::imap::session::Step;
-use crate::net::stream::{READ_SIZE, Stream, forget_read};
+use crate::net::stream::{READ_SIZE, Stream, UNWRITTEN, forget_read};
 
 /// What is read at once of a peer that may make a session keep it: before the login, while memory is
 /// scarce, or behind what cannot be dealt with yet. No client needs more to say what its next command
@@ -136,6 +136,12 @@ impl Lanes {
     /// Memory that is held for bytes on their way, in bytes.
     pub(super) fn held(&self) -> usize {
         let of = |peer: &Peer| peer.lane.kept.held() + peer.stream.held();
+        of(&self.client) + self.backend.as_ref().map_or(0, of)
+    }
+
+    /// Memory that TLS may hold for bytes that a peer does not take, in bytes.
+    pub(super) fn unwritten(&self) -> usize {
+        let of = |peer: &Peer| if peer.dirty { UNWRITTEN } else { 0 };
         of(&self.client) + self.backend.as_ref().map_or(0, of)
     }
 

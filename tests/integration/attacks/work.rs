@@ -425,3 +425,21 @@ async fn sessions_together_compress_no_more_than_is_allowed() {
     })
     .await;
 }
+
+/// The manual says what the limits come to, and the unit leaves room for that.
+#[test]
+fn the_unit_leaves_room_for_all_that_the_limits_allow() {
+    const KIB: usize = 1024;
+    let limits = config::Limits::default();
+    let connections = limits.sessions + limits.waiting;
+    let most = 50 * KIB * KIB
+        + limits.login_memory
+        + limits.session_memory
+        + connections * 64 * KIB
+        + 10_000 * 16 * KIB;
+    assert!(most < 3 * KIB * KIB * KIB, "the manual says less than 3 GiB: {most}");
+    let unit = include_str!("../../../contrib/systemd/mailchime.service");
+    let line = unit.lines().find_map(|line| line.strip_prefix("MemoryMax=")).unwrap();
+    let gib: usize = line.strip_suffix('G').unwrap().parse().unwrap();
+    assert!(gib * KIB * KIB * KIB > most, "{line}");
+}
