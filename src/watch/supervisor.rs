@@ -184,7 +184,7 @@ impl Supervisor {
     }
 
     /// Records the backends of accounts in rows of versions that did not, and the names of those that
-    /// had none: whoever registered did so at the backend that the configuration names.
+    /// had none: their users registered at the backend that the configuration names.
     async fn adopt(&self, accounts: &[LiveAccount]) -> Result<(), StoreError> {
         let to_adopt = |live: &LiveAccount| {
             let (id, recorded) =

@@ -16,6 +16,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};
 use tempfile::TempDir;
 
+mod backends;
 mod bad_times;
 mod credentials;
 mod load;
@@ -24,6 +25,10 @@ mod postgres;
 mod schemas;
 mod sqlite;
 
+use self::backends::{
+    a_backend_may_get_a_name, devices_outlive_a_password_by_25_hours,
+    what_one_backend_accepted_is_nothing_to_another,
+};
 use self::credentials::{a_master, credentials_in_memory, stored_credentials};
 use self::nodes::{
     a_name_is_taken_over, a_node_comes_and_goes, news_goes_with_its_node,
@@ -197,6 +202,9 @@ contract! {
     stored_credentials,
     credentials_in_memory,
     a_master,
+    what_one_backend_accepted_is_nothing_to_another,
+    a_backend_may_get_a_name,
+    devices_outlive_a_password_by_25_hours,
     a_node_comes_and_goes,
     a_name_is_taken_over,
     what_changes_is_news_to_the_other_nodes,

@@ -271,8 +271,8 @@ impl Pending {
         }
     }
 
-    /// The account's devices were read, and are of another backend than it has now: they are told
-    /// nothing, and its rows stay as they are until it has its former backend again.
+    /// The account's devices were read, and are of another backend than it has now: they get nothing,
+    /// and its rows stay as they are until it has its former backend again.
     pub(super) fn set_aside(&mut self, account: &Account, now: Instant) {
         self.reading = self.reading.saturating_sub(1);
         let Some(state) = self.accounts.get_mut(account) else { return };

@@ -263,7 +263,7 @@ async fn a_backend_with_a_name_keeps_its_accounts_at_another_address() {
     .await;
 }
 
-/// Whoever upgrades has accounts that no backend is recorded for: they stay with the one that they have.
+/// After an upgrade no backend is recorded for the accounts: they stay with the one that they have.
 #[tokio::test]
 async fn accounts_of_before_belong_to_the_backend_that_they_have() {
     limited(async {
