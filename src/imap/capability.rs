@@ -101,6 +101,8 @@ impl Capabilities {
     /// carry or must not (DESIGN.md section 3), and with what is mailchime's own.
     pub fn edited(mut self, own: Own) -> Self {
         self.retain(|token| !is_hidden(token));
+        // With its own two the list is one of which all tokens count again.
+        self.0.truncate(MOST_TOKENS - 2);
         if own.compress {
             self.add(COMPRESS_DEFLATE);
         }
@@ -228,6 +230,12 @@ mod tests {
         let expected: String = (0..128).map(|number| format!(" X{number}")).collect();
         let expected = format!("* CAPABILITY{expected} {COMPRESS_DEFLATE} {XAPPLEPUSHSERVICE}\r\n");
         assert_eq!(String::from_utf8(edited).unwrap(), expected);
+        let many: String = (0..300).map(|number| format!(" X{number}")).collect();
+        let own = Own { push: true, compress: true };
+        let once = edit_response(format!("* CAPABILITY{many}\r\n").as_bytes(), own);
+        let list = Capabilities::in_response(&once).unwrap();
+        assert!(list.iter().count() == MOST_TOKENS && list.has(XAPPLEPUSHSERVICE));
+        assert_eq!(edit_response(&once, own), once);
     }
 
     #[test]
