@@ -77,7 +77,7 @@ pub(super) async fn readable<T>(
         metrics.unreadable_rows.inc();
         if found.left_out <= NAMED {
             let of = row.as_ref().map_or("?", name);
-            tracing::warn!(?of, why, "a row of the database cannot be read and is left out");
+            tracing::warn!(of, why, "a row of the database cannot be read and is left out");
         }
     }
     if found.left_out > NAMED {

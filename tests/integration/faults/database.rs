@@ -8,7 +8,7 @@ use sqlx::Executor;
 use super::scene::{Scene, push_logged, said};
 use super::{Fault, fault};
 use crate::program::process::Process;
-use crate::program::world::registration;
+use crate::program::world::registration_as;
 use crate::servers::postgres::Postgres;
 
 pub(super) fn faults() -> Vec<Fault> {
@@ -71,7 +71,7 @@ async fn locked_for_long(scene: Scene) {
     database.execute("begin exclusive").await.unwrap();
 
     let mut client = scene.session(&server).await;
-    client.send(format!("r {}\r\n", registration()).as_bytes()).await;
+    client.send(format!("r {}\r\n", registration_as("refused")).as_bytes()).await;
     let answer = client.until("r ").await;
     assert!(answer.starts_with("r NO "), "{answer}");
     // The session is well, and what is asked behind a refusal is answered.
@@ -82,7 +82,7 @@ async fn locked_for_long(scene: Scene) {
     // The earlier registration is still there, and another one works.
     scene.deliver();
     scene.push().await;
-    client.send(format!("s {}\r\n", registration()).as_bytes()).await;
+    client.send(format!("s {}\r\n", registration_as("another")).as_bytes()).await;
     client.until("s OK").await;
 }
 
@@ -143,7 +143,10 @@ async fn full(scene: Scene) {
         return scene.skip("no file system can be mounted");
     }
     let _unmounting = Unmounting(folder.clone());
-    scene.configure("[store]\n", "[store]\nurl = \"sqlite://small/mailchime.db\"\n");
+    // Each registration is another one, since one that changes nothing is not written.
+    let tables = "[limits]\nregistrations_per_minute = 1000\n[store]\n\
+                  url = \"sqlite://small/mailchime.db\"\n";
+    scene.configure("[store]\n", tables);
     let mut server = scene.registered().await;
     scene.fault();
     let filler = folder.join("filler");
@@ -151,11 +154,11 @@ async fn full(scene: Scene) {
     let _ = std::fs::write(&filler, vec![0; 1024 * 1024]);
     // What is in the log of the database already may be written over; more than that cannot be.
     let mut refused = false;
-    for _ in 0..200 {
+    for time in 0..200 {
         scene.deliver();
         push_logged(&mut server, "accepted").await;
         let mut client = scene.session(&server).await;
-        client.send(format!("r {}\r\n", registration()).as_bytes()).await;
+        client.send(format!("r {}\r\n", registration_as(&format!("time-{time}"))).as_bytes()).await;
         refused = client.until("r ").await.starts_with("r NO ");
         client.send(b"n NOOP\r\n").await;
         client.until("n OK").await;

@@ -28,8 +28,13 @@ pub(crate) const MAIL: &str = "Subject: hello\r\nFrom: a <b@c>\r\n\r\nHi there, 
 
 /// The registration of the phone, behind its tag.
 pub(crate) fn registration() -> String {
+    registration_as(ACCOUNT_ID)
+}
+
+/// A registration under another account id is another one, which has to be written.
+pub(crate) fn registration_as(account_id: &str) -> String {
     format!(
-        "XAPPLEPUSHSERVICE \"aps-version\" \"2\" \"aps-account-id\" \"{ACCOUNT_ID}\" \
+        "XAPPLEPUSHSERVICE \"aps-version\" \"2\" \"aps-account-id\" \"{account_id}\" \
          \"aps-device-token\" \"{TOKEN}\" \"aps-subtopic\" \"com.apple.mobilemail\" \
          \"mailboxes\" (\"INBOX\")"
     )
