@@ -46,7 +46,7 @@ use crate::proxy;
 use crate::push::dispatcher::{self, Inquirer};
 use crate::push::expiry;
 use crate::push::identities::{Identities, Offer};
-use crate::store::{CredentialSource, Store, StoreError};
+use crate::store::{CredentialSource, Shares, Store, StoreError};
 use crate::watch;
 
 /// Events that may wait between two parts; then the one that sends them waits.
@@ -200,6 +200,11 @@ pub async fn start_with(
             false => StartError::key("[store] url", error),
         },
     )?;
+    let store = store.sharing(Shares {
+        accounts_per_device: config.push.accounts_per_device,
+        accounts_per_domain: config.push.accounts_per_domain,
+        devices_per_domain: config.push.devices_per_domain,
+    });
     let store = store.counting(Arc::clone(&metrics)).of_node(nodes::incarnation().into());
     let credentials = CredentialSource::open(&config.credentials, store.clone())
         .map_err(|error| StartError::key("[credentials] key_file", error))?;

@@ -246,6 +246,12 @@ pub struct Push {
     pub devices: usize,
     /// Devices do not outlive the password that they registered with, not even for a day.
     pub forget_devices_on_password_change: bool,
+    /// Most accounts of one device.
+    pub accounts_per_device: u32,
+    /// Most accounts with devices of one domain; 0 for no limit.
+    pub accounts_per_domain: u32,
+    /// Most devices of one domain; 0 for no limit.
+    pub devices_per_domain: u32,
     pub events: Events,
     pub collapse: Collapse,
     pub push_type: PushType,
@@ -656,6 +662,9 @@ impl Default for Push {
             mailboxes: 64,
             devices: 50,
             forget_devices_on_password_change: false,
+            accounts_per_device: 20,
+            accounts_per_domain: 0,
+            devices_per_domain: 0,
             events: Events { new_mail: true, quiet: true },
             collapse: Collapse::None,
             push_type: PushType::Background,

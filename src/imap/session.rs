@@ -174,6 +174,8 @@ pub enum RegistrationResult {
     Unavailable,
     /// The account registers too often.
     TooMany,
+    /// There are as many devices as there may be.
+    NoRoom,
 }
 
 /// A word of the backend without which the client's commands do not go on.

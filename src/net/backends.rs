@@ -44,14 +44,16 @@ pub struct Unusable {
     problem: BackendError,
 }
 
-/// Connections by account.
-type Accounts = Mutex<HashMap<Account, usize>>;
+/// Connections by account: accounts whose names differ in nothing but case count as one, since to most
+/// servers they are one user.
+type Accounts = Mutex<HashMap<String, usize>>;
 
 /// One connection's place among those of its account. Dropping it gives the place back.
 #[derive(Debug)]
 pub struct Place {
     accounts: Arc<Accounts>,
-    account: Account,
+    /// Its key.
+    account: String,
 }
 
 // === impl Table ===
@@ -218,8 +220,9 @@ impl Backends {
     /// [`ConnectError::TooMany`] where `[limits] connections_per_account` are taken.
     pub fn place(&self, account: &Account) -> Result<Place, ConnectError> {
         let limit = self.0.table.borrow().connections_per_account;
+        let key = account.case_folded();
         let mut accounts = lock(&self.0.accounts);
-        let open = accounts.get(account).copied().unwrap_or(0);
+        let open = accounts.get(&key).copied().unwrap_or(0);
         if limit > 0 && open >= limit {
             drop(accounts);
             if self.0.counters.connections_per_account.hit() {
@@ -227,8 +230,8 @@ impl Backends {
             }
             return Err(ConnectError::TooMany { account: account.clone(), limit });
         }
-        accounts.insert(account.clone(), open + 1);
-        Ok(Place { accounts: Arc::clone(&self.0.accounts), account: account.clone() })
+        accounts.insert(key.clone(), open + 1);
+        Ok(Place { accounts: Arc::clone(&self.0.accounts), account: key })
     }
 
     fn count(&self, error: &ConnectError) {
@@ -251,7 +254,7 @@ impl Drop for Place {
     }
 }
 
-fn lock(accounts: &Accounts) -> MutexGuard<'_, HashMap<Account, usize>> {
+fn lock(accounts: &Accounts) -> MutexGuard<'_, HashMap<String, usize>> {
     accounts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -311,11 +314,12 @@ mod tests {
         let _second = backends.place(&alice).unwrap();
         let refused = backends.place(&alice).unwrap_err().to_string();
         assert_eq!(refused, "alice has 2 connections already");
+        assert!(backends.place(&account("ALICE")).is_err(), "another spelling is no other user");
         let bobs = backends.place(&bob).unwrap();
         drop((first, bobs));
         let _third = backends.place(&alice).unwrap();
         assert!(backends.place(&alice).is_err());
-        assert_eq!(backends.counters().connections_per_account.hits(), 2);
+        assert_eq!(backends.counters().connections_per_account.hits(), 3);
         // A limit that falls takes nobody's place, and one that goes is none.
         backends.replace(table(1, &[], 1));
         assert!(backends.place(&alice).is_err());

@@ -26,6 +26,9 @@ pub struct Counters {
     pub answer_timeout: Counter,
     pub watch_connections: Counter,
     pub registrations_per_minute: Counter,
+    pub accounts_per_device: Counter,
+    pub accounts_per_domain: Counter,
+    pub devices_per_domain: Counter,
     /// Pushes that were put off for those of other accounts to the same device.
     pub min_interval: Counter,
     pub resolver_waiting: Counter,
@@ -67,7 +70,7 @@ const QUIET: Duration = Duration::from_secs(60);
 
 impl Counters {
     /// Each counter with the key of its limit.
-    pub fn all(&self) -> [(&'static str, &Counter); 23] {
+    pub fn all(&self) -> [(&'static str, &Counter); 26] {
         [
             ("sessions", &self.sessions),
             ("sessions_per_ip", &self.sessions_per_ip),
@@ -85,6 +88,9 @@ impl Counters {
             ("answer_timeout", &self.answer_timeout),
             ("watch_connections", &self.watch_connections),
             ("registrations_per_minute", &self.registrations_per_minute),
+            ("accounts_per_device", &self.accounts_per_device),
+            ("accounts_per_domain", &self.accounts_per_domain),
+            ("devices_per_domain", &self.devices_per_domain),
             ("min_interval", &self.min_interval),
             ("resolver_waiting", &self.resolver_waiting),
             ("admin_connections", &self.admin_connections),

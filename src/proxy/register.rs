@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::Context;
 use crate::imap::session::RegistrationResult;
 use crate::model::{AcceptedLogin, Account, Registration, SessionEvent, Timestamp};
+use crate::store::{Full, RegisterOutcome};
 
 /// A device waits about a day after a NO, so an outage of the database is waited out this often.
 const TRIES: u32 = 4;
@@ -78,8 +79,20 @@ pub(super) async fn register(
         }
         let now = Timestamp::now();
         match source.register(&registration, &login, context.devices, now).await {
-            Ok(()) => {
+            Ok(RegisterOutcome::Full(full)) => {
+                no_room(&context, &account, full);
+                return RegistrationResult::NoRoom;
+            }
+            Ok(RegisterOutcome::Stored(room)) => {
                 tracing::info!(%account, %token, mailboxes, "device registered");
+                if room.registrations > 0 && context.counters.accounts_per_device.hit() {
+                    tracing::warn!(
+                        %account,
+                        %token,
+                        "[push] accounts_per_device is reached: of the domain with most accounts for \
+                         this device the oldest registration was removed"
+                    );
+                }
                 // If the watching side is gone the program is ending, and starts it next time.
                 let _ = context.events.send(SessionEvent::Registered { account, login }).await;
                 return RegistrationResult::Stored;
@@ -94,6 +107,18 @@ pub(super) async fn register(
         }
     }
     RegistrationResult::Unavailable
+}
+
+/// Says which limit leaves no room.
+fn no_room(context: &Context, account: &Account, full: Full) {
+    let counters = &context.counters;
+    let (key, counter) = match full {
+        Full::AccountsPerDomain => ("accounts_per_domain", &counters.accounts_per_domain),
+        Full::DevicesPerDomain => ("devices_per_domain", &counters.devices_per_domain),
+    };
+    if counter.hit() {
+        tracing::warn!(%account, "[push] {key} is reached: a registration is refused");
+    }
 }
 
 /// Waits until the account may register again; an error is the answer where too many wait.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{Registrant, Store, StoreError, error};
+use super::{RegisterOutcome, Registrant, Store, StoreError, error};
 use crate::model::{Registration, Timestamp};
 
 /// Most registrations of one transaction, so that it does not hold up other writes for long.
@@ -29,8 +29,8 @@ pub(super) struct Waiting {
     reply: oneshot::Sender<Written>,
 }
 
-/// How many devices made room, or why nothing was written.
-pub(super) type Written = Result<u64, Arc<sqlx::Error>>;
+/// What became of it, or why nothing was written.
+pub(super) type Written = Result<RegisterOutcome, Arc<sqlx::Error>>;
 
 impl Batches {
     pub(super) fn new(at_once: usize) -> Self {
@@ -64,7 +64,7 @@ impl Store {
         login: Registrant,
         max_devices: u32,
         now: Timestamp,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<RegisterOutcome, StoreError> {
         let (reply, answer) = oneshot::channel();
         self.batches.waiting().push(Waiting {
             registration: registration.clone(),
@@ -79,7 +79,7 @@ impl Store {
             store.write_waiting().await;
         });
         match answer.await {
-            Ok(Ok(dropped)) => Ok(dropped),
+            Ok(Ok(registered)) => Ok(registered),
             Ok(Err(error)) => Err(StoreError::from_shared(&self.database, error)),
             Err(_) => self.named(Err(sqlx::Error::WorkerCrashed)),
         }
@@ -89,16 +89,18 @@ impl Store {
     async fn write_waiting(&self) {
         let batch = self.batches.take();
         match self.write_batch(&batch).await {
-            Ok(dropped) => {
-                for (waiting, dropped) in batch.into_iter().zip(dropped) {
-                    let _ = waiting.reply.send(Ok(dropped));
+            Ok(registered) => {
+                for (waiting, registered) in batch.into_iter().zip(registered) {
+                    let _ = waiting.reply.send(Ok(registered));
                 }
             }
             Err(error) if batch.len() > 1 && !error::is_temporary(&error) => {
                 // One of them cannot be written, which is not the fault of the others.
                 for waiting in batch {
                     let alone = self.write_batch(std::slice::from_ref(&waiting)).await;
-                    let written = alone.map(|dropped| dropped.first().copied().unwrap_or_default());
+                    let written = alone.and_then(|mut registered| {
+                        registered.pop().ok_or(sqlx::Error::WorkerCrashed)
+                    });
                     let _ = waiting.reply.send(written.map_err(Arc::new));
                 }
             }

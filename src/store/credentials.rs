@@ -15,7 +15,7 @@ use secrecy::zeroize::Zeroizing;
 use serde::Deserialize;
 
 use super::vault::SEAL_LEN;
-use super::{Registrant, Sealed, Store, StoreError, Vault, VaultError};
+use super::{RegisterOutcome, Registrant, Sealed, Store, StoreError, Vault, VaultError};
 use crate::config;
 use crate::model::{
     AcceptedLogin, Account, BackendId, Credentials, Registration, SecretKind, Timestamp,
@@ -123,7 +123,7 @@ impl CredentialSource {
         login: &AcceptedLogin,
         max_devices: u32,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) -> Result<RegisterOutcome, StoreError> {
         let account = &registration.device.account;
         let AcceptedLogin { backend, credentials, at } = login;
         let mut registrant = Registrant::new(backend, *at, None);
@@ -142,11 +142,13 @@ impl CredentialSource {
             registrant.other_password =
                 known.is_some_and(|known| is_other_password(&known.credentials, credentials));
         }
-        self.store.register(registration, registrant, max_devices, now).await?;
-        if let (Mode::Memory(all), Some(kept)) = (&self.mode, Kept::of(login)) {
+        let stored = self.store.register(registration, registrant, max_devices, now).await?;
+        if let (Mode::Memory(all), Some(kept)) = (&self.mode, Kept::of(login))
+            && let RegisterOutcome::Stored(_) = stored
+        {
             self.replace(all, account, kept).await?;
         }
-        Ok(())
+        Ok(stored)
     }
 
     /// Keeps what the user of a registered account has logged in with, in the place of what was kept,

@@ -31,6 +31,7 @@ mod registrations;
 mod rotation;
 mod rows;
 mod schema;
+mod shares;
 mod sqlite;
 mod vault;
 
@@ -57,6 +58,7 @@ pub use credentials::{CredentialSource, CredentialsError};
 pub use error::StoreError;
 pub use nodes::{News, Node};
 pub use rotation::{Rotated, rotate};
+pub use shares::{Full, MadeRoom, Shares};
 pub use vault::{Vault, VaultError};
 
 /// A handle to the database; clones share it.
@@ -72,6 +74,7 @@ pub struct Store {
     limit: Duration,
     schema: Arc<Schema>,
     batches: Arc<Batches>,
+    shares: Shares,
     /// Of SQLite: the database, and whether its log holds what was removed or replaced.
     file: Option<Arc<Path>>,
     traces: Arc<AtomicBool>,
@@ -178,6 +181,15 @@ pub enum Settlement {
     Owed { device: DeviceKey, mailbox: Mailbox, since: Timestamp },
     /// APNs accepted a push for these mailboxes: they are no longer owed.
     Accepted { device: DeviceKey, mailboxes: Vec<Mailbox>, at: Timestamp },
+}
+
+/// What became of a registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegisterOutcome {
+    /// It is on disk.
+    Stored(MadeRoom),
+    /// It is not, as this limit leaves no room for it.
+    Full(Full),
 }
 
 /// A registration that was removed.
@@ -317,7 +329,7 @@ impl Store {
         // SQLite has one writer. A server has the disk to itself, and others may share it.
         let batches = Arc::new(Batches::new(if server.is_some() { 2 } else { 1 }));
         let (limit, schema) = (busy_timeout + GRACE, Arc::new(Schema::of(server)));
-        let (metrics, incarnation) = (Arc::default(), "".into());
+        let (metrics, incarnation, shares) = (Arc::default(), "".into(), Shares::default());
         let (file, traces) = (None, Arc::default());
         Self {
             database,
@@ -327,11 +339,18 @@ impl Store {
             limit,
             schema,
             batches,
+            shares,
             file,
             traces,
             metrics,
             incarnation,
         }
+    }
+
+    /// Keeps these limits from now on.
+    #[must_use]
+    pub fn sharing(self, shares: Shares) -> Self {
+        Self { shares, ..self }
     }
 
     /// Counts in `metrics` from now on.

@@ -11,8 +11,10 @@ use crate::metrics::Call;
 use crate::model::{Account, BackendId, Registration, Snapshot, Timestamp};
 
 use super::batches::Waiting;
+use super::shares;
 use super::{
-    Alive, DeviceKey, Registrant, Removed, Sealed, Store, StoreError, account, device, rows,
+    Alive, DeviceKey, MadeRoom, RegisterOutcome, Registrant, Removed, Sealed, Store, StoreError,
+    account, device, rows,
 };
 
 impl Store {
@@ -33,52 +35,68 @@ impl Store {
     /// - A mailbox that no device was registered for begins with the registration's snapshot. An
     ///   existing snapshot stays: it says what the other devices were told.
     /// - Of the account's devices this one and the newest others remain, `max_devices` in all (at
-    ///   least one).
+    ///   least one). Accounts whose names differ in nothing but case share this number: the one with
+    ///   most devices makes room.
+    /// - The limits of [`Shares`] hold.
     pub async fn register(
         &self,
         registration: &Registration,
         login: Registrant,
         max_devices: u32,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) -> Result<RegisterOutcome, StoreError> {
         let writing = self.write_with_others(registration, login, max_devices, now);
-        let dropped = Box::pin(self.measured(Call::Register, async {
+        let registered = Box::pin(self.measured(Call::Register, async {
             self.ready().await?;
             writing.await
         }))
         .await?;
-        if dropped > 0 {
+        if let RegisterOutcome::Stored(MadeRoom { devices: dropped @ 1.., .. }) = registered {
             let account = &registration.device.account;
             tracing::info!(%account, dropped, max_devices, "the oldest devices made room");
         }
-        Ok(())
+        Ok(registered)
     }
 
-    /// Writes registrations in one transaction, all or none; how many devices made room for each.
-    pub(super) async fn write_batch(&self, batch: &[Waiting]) -> sqlx::Result<Vec<u64>> {
+    /// Writes registrations in one transaction, all or none; what became of each.
+    pub(super) async fn write_batch(
+        &self,
+        batch: &[Waiting],
+    ) -> sqlx::Result<Vec<RegisterOutcome>> {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
         self.repeated(|| async {
             let mut transaction = self.begin().await?;
-            let mut dropped = Vec::with_capacity(batch.len());
+            let mut registered = Vec::with_capacity(batch.len());
             for Waiting { registration, login, max_devices, now, .. } in batch {
                 let account = &registration.device.account;
                 let key = DeviceKey::from(&registration.device);
                 leave(&mut transaction, account, &login.backend).await?;
+                if let Some(full) = self.shares.full(&mut transaction, &key).await? {
+                    self.tell(&mut transaction, account.as_str(), false).await?;
+                    registered.push(RegisterOutcome::Full(full));
+                    continue;
+                }
                 let outdated = upsert_account(&mut transaction, account, login, *now).await?;
                 upsert_device(&mut transaction, &key, registration, outdated, *now).await?;
                 if login.other_password && outdated.is_none() {
                     outdate_others(&mut transaction, &key, login.logged_in_at).await?;
                 }
                 replace_mailboxes(&mut transaction, &key, registration).await?;
-                dropped.push(drop_oldest(&mut transaction, &key, *max_devices).await?);
+                let room = self.shares.make_room(&mut transaction, &key, *max_devices);
+                let (made, losers) = room.await?;
+                for loser in losers {
+                    sweep(&mut transaction, &loser).await?;
+                    self.tell(&mut transaction, &loser, false).await?;
+                }
                 sweep(&mut transaction, account.as_str()).await?;
                 self.tell(&mut transaction, account.as_str(), true).await?;
+                registered.push(RegisterOutcome::Stored(made));
             }
             transaction.commit().await?;
             self.leaves_traces();
-            Ok(dropped)
+            Ok(registered)
         })
         .await
     }
@@ -219,7 +237,7 @@ impl Store {
 }
 
 /// Makes other transactions that add or remove devices of the account wait for this one.
-async fn lock(connection: &mut AnyConnection, account: &str) -> sqlx::Result<()> {
+pub(super) async fn lock(connection: &mut AnyConnection, account: &str) -> sqlx::Result<()> {
     sqlx::query("update account set created_at = created_at where name = $1")
         .bind(account)
         .execute(connection)
@@ -271,9 +289,9 @@ async fn upsert_account(
     }
     let sealed = login.sealed.as_ref();
     sqlx::query(
-        "insert into account (name, backend, credentials, credentials_until, created_at) \
-         values ($1, $2, $3, $4, $5) on conflict (name) do update set \
-         backend = excluded.backend, \
+        "insert into account (name, backend, credentials, credentials_until, created_at, folded, \
+         domain) values ($1, $2, $3, $4, $5, $8, $9) on conflict (name) do update set \
+         backend = excluded.backend, folded = excluded.folded, domain = excluded.domain, \
          credentials = coalesce(excluded.credentials, account.credentials), \
          credentials_until = case when excluded.credentials is null \
          then account.credentials_until else excluded.credentials_until end, \
@@ -287,6 +305,8 @@ async fn upsert_account(
     .bind(now.0)
     .bind(i64::from(login.other_password))
     .bind(login.logged_in_at.0)
+    .bind(account.case_folded())
+    .bind(shares::domain(account))
     .execute(connection)
     .await?;
     Ok(None)
@@ -412,26 +432,6 @@ pub(super) fn bind_snapshot<'q>(
         .bind(number(snapshot.messages))
         .bind(number(snapshot.unseen))
         .bind(number(snapshot.highest_mod_seq))
-}
-
-/// Keeps the device of `key` first of all: a clock that was set back must not make a device that
-/// was just told OK the oldest.
-async fn drop_oldest(
-    connection: &mut AnyConnection,
-    key: &DeviceKey,
-    max_devices: u32,
-) -> sqlx::Result<u64> {
-    let done = key
-        .bind(
-            "delete from device where account = $1 and (token, subtopic) not in (\
-             select token, subtopic from device where account = $1 \
-             order by case when token = $2 and subtopic = $3 then 0 else 1 end, \
-             registered_at desc, token, subtopic limit $4)",
-        )
-        .bind(i64::from(max_devices.max(1)))
-        .execute(connection)
-        .await?;
-    Ok(done.rows_affected())
 }
 
 /// Deletes the snapshots that no device is registered for any more, so that a mailbox that comes

@@ -146,11 +146,11 @@ async fn what_others_change_is_told() {
         let other = world.store().await;
         let users: BTreeSet<_> =
             (0..300).map(|number| Account::from_login(&format!("user{number}"))).collect();
-        for account in &users {
+        for (number, account) in users.iter().enumerate() {
             let device = Device {
                 account: account.clone(),
                 account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
-                token: DeviceToken::new(&"ab12".repeat(16)).unwrap(),
+                token: DeviceToken::new(&format!("{number:064x}")).unwrap(),
                 subtopic: "com.apple.mobilemail".into(),
                 version: 2,
                 topic: "com.apple.mail.XServer.1".into(),

@@ -31,7 +31,11 @@ mod scale;
 mod ways;
 
 const PASSWORD: &str = "wonderland";
-const TOKEN: &str = "ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12";
+/// The token of the user's phone.
+fn token(user: &str) -> DeviceToken {
+    let hex: String = user.bytes().map(|byte| format!("{byte:02x}")).collect();
+    DeviceToken::new(&format!("{hex:0<64}")).unwrap()
+}
 
 pub(crate) async fn limited<T>(test: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), test).await.expect("the test takes too long")
@@ -100,7 +104,7 @@ impl World {
             device: Device {
                 account: Account::from_login(user),
                 account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
-                token: DeviceToken::new(TOKEN).unwrap(),
+                token: token(user),
                 subtopic: "com.apple.mobilemail".into(),
                 version: 2,
                 topic: "com.apple.mail.XServer.test".into(),
@@ -127,7 +131,7 @@ impl World {
     async fn unregister(&self, user: &str) {
         let key = DeviceKey {
             account: Account::from_login(user),
-            token: DeviceToken::new(TOKEN).unwrap(),
+            token: token(user),
             subtopic: "com.apple.mobilemail".into(),
         };
         self.store.remove_device(&key, None).await.unwrap().expect("it was registered");

@@ -20,6 +20,9 @@ impl Check<'_> {
         self.duration("[push] registration_ttl", raw.registration_ttl, 2 * DAY..=365 * DAY, &mut push.registration_ttl)?;
         self.number("[push] mailboxes", raw.mailboxes, 1..=10_000, &mut push.mailboxes)?;
         self.number("[push] devices", raw.devices, 1..=10_000, &mut push.devices)?;
+        self.number("[push] accounts_per_device", raw.accounts_per_device, 1..=10_000, &mut push.accounts_per_device)?;
+        self.number("[push] accounts_per_domain", raw.accounts_per_domain, 0..=100_000_000, &mut push.accounts_per_domain)?;
+        self.number("[push] devices_per_domain", raw.devices_per_domain, 0..=100_000_000, &mut push.devices_per_domain)?;
         self.duration("[push] expiration", raw.expiration, MINUTE..=30 * DAY, &mut push.expiration)?;
         self.not_above(("[push] quiet_delay", push.quiet_delay), ("max_delay", push.max_delay))?;
         self.not_above(("[push] min_interval", push.min_interval), ("max_delay", push.max_delay))?;

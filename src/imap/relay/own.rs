@@ -89,6 +89,9 @@ impl Relay {
                         RegistrationResult::TooMany => {
                             "NO [LIMIT] Too many registrations of this account"
                         }
+                        RegistrationResult::NoRoom => {
+                            "NO [LIMIT] No more devices of this domain can register"
+                        }
                         _ => "NO [UNAVAILABLE] Registrations cannot be kept just now",
                     },
                 );

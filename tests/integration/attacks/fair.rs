@@ -353,6 +353,9 @@ async fn a_foreign_token_under_many_accounts_does_not_wake_its_owner_without_end
             site.register(site.device(&format!("m{number}@tenant.example"), "a11ce")).await;
         }
         site.register(site.device("alice@example.org", "a11ce")).await;
+        for number in 0..40 {
+            site.register(site.device(&format!("m{number}@tenant.example"), "a11ce")).await;
+        }
         let of_the_token = async |site: &Site| {
             let mut count = 0;
             for number in 0..40 {
@@ -380,6 +383,7 @@ async fn a_foreign_token_under_many_accounts_does_not_wake_its_owner_without_end
             asked.elapsed()
         );
         site.end().await;
+        assert!(accounts <= 20, "{accounts} accounts have the token");
         assert_eq!(site.devices("alice@example.org").await, 1);
         let most = 5 + time.div_duration_f64(interval) as usize;
         assert!(pushes <= most, "{pushes} pushes, {most} would do");
@@ -435,4 +439,64 @@ impl Site {
 
 fn made_up(number: usize, device: usize) -> DeviceToken {
     token(&format!("f{number:04x}{device:04x}f"))
+}
+
+/// To Dovecot and most others `alice` and `ALICE` are one user.
+#[tokio::test]
+async fn one_user_in_many_spellings_has_the_devices_of_one() {
+    limited(async {
+        let site = Site::new(config::Push::default()).await;
+        let spellings: Vec<String> = (0..32_u32)
+            .map(|number| {
+                let letters = "alice".chars().enumerate().map(|(place, letter)| {
+                    if number >> place & 1 == 1 { letter.to_ascii_uppercase() } else { letter }
+                });
+                format!("{}@example.org", letters.collect::<String>())
+            })
+            .collect();
+        for round in 0..3 {
+            for (number, spelling) in spellings.iter().enumerate() {
+                site.register(site.device(spelling, &format!("{number:02x}{round}f"))).await;
+                site.register(site.device(spelling, &format!("{number:02x}{round}e"))).await;
+            }
+        }
+        let mut devices = 0;
+        for spelling in &spellings {
+            devices += site.devices(spelling).await;
+        }
+        println!("{} spellings have {devices} devices", spellings.len());
+        assert!(devices <= 50, "{devices}");
+        // A server may tell them apart: nobody loses a device to somebody who has more.
+        site.register(site.device("Bob@example.org", "b0bf")).await;
+        for number in 0..60 {
+            site.register(site.device("bob@example.org", &format!("b{number:02x}f"))).await;
+        }
+        let devices =
+            [site.devices("Bob@example.org").await, site.devices("bob@example.org").await];
+        assert_eq!(devices, [1, 49]);
+    })
+    .await;
+}
+
+/// A registration beyond what a domain may have is refused, and says so.
+#[tokio::test]
+async fn a_domain_that_has_all_it_may_have_gets_a_refusal_that_says_so() {
+    limited(async {
+        let world = World::new().await;
+        world.backend.add_account("bob", PASSWORD.as_bytes());
+        world.configure("[push]", "[push]\naccounts_per_domain = 1\ndevices_per_domain = 2");
+        let mut server = world.serve().await;
+        let mut alice = world.session(&server).await;
+        for (number, answer) in [(1, "OK"), (2, "OK"), (3, "NO [LIMIT]"), (2, "OK")] {
+            let registration = registration_of(&format!("{number:064x}"));
+            alice.send(format!("r {registration}\r\n").as_bytes()).await;
+            alice.until(&format!("r {answer}")).await;
+        }
+        let mut bob = world.client(&server).await;
+        bob.send(format!("in LOGIN bob \"{PASSWORD}\"\r\nb {}\r\n", registration()).as_bytes())
+            .await;
+        bob.until("b NO [LIMIT]").await;
+        server.logged("[push] devices_per_domain is reached: a registration is refused").await;
+    })
+    .await;
 }

@@ -48,7 +48,7 @@ impl tracing::Subscriber for Statements {
 
 async fn filled(store: &Store) {
     for number in 0..CHANGES {
-        register(store, device(&account(number), 'a'), &["INBOX"], 5, 100).await;
+        register(store, phone(number), &["INBOX"], 5, 100).await;
     }
 }
 
@@ -56,11 +56,17 @@ fn account(number: usize) -> Account {
     Account::from_login(&format!("user{number}@example.org"))
 }
 
+/// Each account has a phone of its own.
+fn phone(number: usize) -> Device {
+    let token = DeviceToken::new(&format!("{number:064x}")).unwrap();
+    Device { token, ..device(&account(number), 'a') }
+}
+
 /// A change of each account, told to its device.
 fn batch(uid_next: u64) -> Vec<Settlement> {
     let of = |number| {
         let account = account(number);
-        let device = key(&account, 'a');
+        let device = DeviceKey::from(&phone(number));
         let mailboxes = vec![Mailbox::inbox()];
         [
             Settlement::Accepted { device, mailboxes, at: Timestamp(200) },

@@ -166,10 +166,12 @@ async fn what_an_earlier_version_left_goes_at_the_next_start() {
 }
 
 fn registration(name: &str) -> Registration {
+    // Each has a phone of their own.
+    let hex: String = name.bytes().take(32).map(|byte| format!("{byte:02x}")).collect();
     let device = Device {
         account: Account::from_login(name),
         account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
-        token: DeviceToken::new(&"a1".repeat(32)).unwrap(),
+        token: DeviceToken::new(&format!("{hex:0<64}")).unwrap(),
         subtopic: "com.apple.mobilemail".into(),
         version: 2,
         topic: "com.apple.mail.XServer.1".into(),

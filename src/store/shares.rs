@@ -1,0 +1,222 @@
+//! What one user, one device and one domain may take of the database, whatever names they make up.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use sqlx::{AnyConnection, Row};
+
+use super::DeviceKey;
+use super::registrations::lock;
+use crate::model::Account;
+
+/// Limits of the rows that are not those of one account; 0 is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shares {
+    /// Accounts for which one device is registered.
+    pub accounts_per_device: u32,
+    /// Accounts with devices, and their devices, of one domain; names without one count as one domain.
+    pub accounts_per_domain: u32,
+    pub devices_per_domain: u32,
+}
+
+/// A limit that leaves no room for a registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    AccountsPerDomain,
+    DevicesPerDomain,
+}
+
+/// What made room for a registration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MadeRoom {
+    /// Devices of the account and of others whose names differ from it in nothing but case.
+    pub devices: usize,
+    /// Registrations of the same device for other accounts.
+    pub registrations: usize,
+}
+
+/// A registration that has to go: account, token in lower case, subtopic.
+type DeviceRow = (String, String, String);
+
+/// By what accounts are counted together.
+pub(super) fn domain(account: &Account) -> &str {
+    account.domain().unwrap_or_default()
+}
+
+impl Default for Shares {
+    fn default() -> Self {
+        Self { accounts_per_device: 20, accounts_per_domain: 0, devices_per_domain: 0 }
+    }
+}
+
+impl Shares {
+    /// Whether there is no room for what would be a new row.
+    pub(super) async fn full(
+        self,
+        connection: &mut AnyConnection,
+        key: &DeviceKey,
+    ) -> sqlx::Result<Option<Full>> {
+        if self.devices_per_domain > 0 {
+            let row = sqlx::query(
+                "select count(*) as others from device d join account a on a.name = d.account \
+                 where a.domain = $1 and not exists (select 1 from device \
+                 where account = $2 and token = $3 and subtopic = $4)",
+            )
+            .bind(domain(&key.account))
+            .bind(key.account.as_str())
+            .bind(key.token.to_lowercase())
+            .bind(key.subtopic.as_str())
+            .fetch_one(&mut *connection)
+            .await?;
+            if row.try_get::<i64, _>("others")? >= i64::from(self.devices_per_domain) {
+                return Ok(Some(Full::DevicesPerDomain));
+            }
+        }
+        if self.accounts_per_domain > 0 {
+            let row = sqlx::query(
+                "select count(*) as others from account where domain = $1 \
+                 and not exists (select 1 from account where name = $2)",
+            )
+            .bind(domain(&key.account))
+            .bind(key.account.as_str())
+            .fetch_one(connection)
+            .await?;
+            if row.try_get::<i64, _>("others")? >= i64::from(self.accounts_per_domain) {
+                return Ok(Some(Full::AccountsPerDomain));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes what is too much now that the registration of `key` is there; never that one. Of each
+    /// kind the oldest goes, of those who have most. Returns the other accounts that lost something.
+    pub(super) async fn make_room(
+        self,
+        connection: &mut AnyConnection,
+        key: &DeviceKey,
+        max_devices: u32,
+    ) -> sqlx::Result<(MadeRoom, BTreeSet<String>)> {
+        // To a server that tells names by their case they are others, so each keeps its own as long
+        // as it has no more than the others.
+        let rows = sqlx::query(
+            "select d.account, d.token, d.subtopic, d.registered_at from device d \
+             join account a on a.name = d.account where a.folded = $1 \
+             union select account, token, subtopic, registered_at from device where token = $2 \
+             order by 4, 1, 2, 3",
+        )
+        .bind(key.account.case_folded())
+        .bind(key.token.to_lowercase())
+        .fetch_all(&mut *connection)
+        .await?;
+        // A row that cannot be read is not counted, and costs nobody else anything.
+        let rows: Vec<_> = rows.iter().filter_map(|row| device_row(row).ok()).collect();
+        let (folded, token) = (key.account.case_folded(), key.token.to_lowercase());
+        let of_account = |(account, ..): &&DeviceRow| account.to_lowercase() == folded;
+        let devices = rows.iter().filter(of_account).cloned().collect();
+        let too_many = excess(devices, max_devices, key, |(account, ..)| account.clone());
+
+        let of_device = |(_, other, _): &&DeviceRow| *other == token;
+        let same = rows.iter().filter(of_device).cloned().collect();
+        // Somebody who registers a foreign device makes room at the cost of their own domain.
+        let foreign = excess(same, self.accounts_per_device, key, |(account, ..)| {
+            domain(&Account::from_login(account)).to_owned()
+        });
+
+        let made = MadeRoom { devices: too_many.len(), registrations: foreign.len() };
+        let mut losers = BTreeSet::new();
+        for (account, token, subtopic) in too_many.into_iter().chain(foreign) {
+            if account != key.account.as_str() {
+                lock(&mut *connection, &account).await?;
+            }
+            sqlx::query("delete from device where account = $1 and token = $2 and subtopic = $3")
+                .bind(account.as_str())
+                .bind(token)
+                .bind(subtopic)
+                .execute(&mut *connection)
+                .await?;
+            if account != key.account.as_str() {
+                losers.insert(account);
+            }
+        }
+        Ok((made, losers))
+    }
+}
+
+fn device_row(row: &sqlx::any::AnyRow) -> sqlx::Result<DeviceRow> {
+    Ok((row.try_get("account")?, row.try_get("token")?, row.try_get("subtopic")?))
+}
+
+/// Of `rows`, oldest first, those that are more than `most`: again and again the oldest of the group
+/// with most rows, but for that of `key`.
+fn excess(
+    rows: Vec<DeviceRow>,
+    most: u32,
+    key: &DeviceKey,
+    group: impl Fn(&DeviceRow) -> String,
+) -> Vec<DeviceRow> {
+    let most = usize::try_from(most).unwrap_or(usize::MAX).max(1);
+    if rows.len() <= most {
+        return Vec::new();
+    }
+    let kept = (key.account.as_str(), key.token.to_lowercase(), key.subtopic.as_str());
+    let mut left = rows.len();
+    let mut groups: HashMap<String, (usize, VecDeque<DeviceRow>)> = HashMap::new();
+    for row in rows {
+        let is_kept = (row.0.as_str(), row.1.clone(), row.2.as_str()) == kept;
+        let (size, others) = groups.entry(group(&row)).or_default();
+        *size += 1;
+        if !is_kept {
+            others.push_back(row);
+        }
+    }
+    let mut excess = Vec::new();
+    while left > most {
+        // Among equals the name decides, so that it is the same one each time.
+        let largest = groups.iter_mut().filter(|(_, (_, others))| !others.is_empty());
+        let Some((_, (size, others))) =
+            largest.max_by(|(a, (n, _)), (b, (m, _))| n.cmp(m).then_with(|| b.cmp(a)))
+        else {
+            break;
+        };
+        excess.extend(others.pop_front());
+        *size -= 1;
+        left -= 1;
+    }
+    excess
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::DeviceToken;
+
+    fn key(account: &str) -> DeviceKey {
+        DeviceKey {
+            account: Account::from_login(account),
+            token: DeviceToken::new(&"ab".repeat(32)).unwrap(),
+            subtopic: "s".into(),
+        }
+    }
+
+    /// Rows of one device, oldest first.
+    fn rows(accounts: &[&str]) -> Vec<DeviceRow> {
+        accounts.iter().map(|a| ((*a).to_owned(), "ab".repeat(32), "s".to_owned())).collect()
+    }
+
+    fn gone(accounts: &[&str], most: u32, of: &str) -> Vec<String> {
+        let by_domain = |row: &DeviceRow| domain(&Account::from_login(&row.0)).to_owned();
+        let gone = excess(rows(accounts), most, &key(of), by_domain);
+        gone.into_iter().map(|(account, ..)| account).collect()
+    }
+
+    #[test]
+    fn the_largest_group_gives_its_oldest_and_never_what_has_just_come() {
+        let all = ["a@x", "m1@t", "m2@t", "b@x", "m3@t"];
+        assert!(gone(&all, 5, "m3@t").is_empty());
+        assert_eq!(gone(&all, 4, "m3@t"), ["m1@t"]);
+        assert_eq!(gone(&all, 3, "m3@t"), ["m1@t", "m2@t"]);
+        // The owner comes after the crowd, and has room all the same.
+        assert_eq!(gone(&["m1@t", "m2@t", "m3@t", "a@x"], 3, "a@x"), ["m1@t"]);
+        assert_eq!(gone(&["m1@t", "a@x"], 1, "m1@t"), ["a@x"]);
+        assert_eq!(gone(&["m1@t", "a@x"], 0, "a@x"), ["m1@t"]);
+    }
+}
