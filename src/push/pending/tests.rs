@@ -519,7 +519,8 @@ fn a_device_under_many_accounts_is_pushed_as_often_as_one_under_few() {
     assert!(play.pending.take_held() > 0);
     let alice = Account::from_login("alice@example.org");
     play.change_of(alice, "INBOX", ChangeKind::NewMail, Some(state(7)));
-    assert!(play.until(22.0).contains(&"22 push a11ce INBOX".to_owned()), "hers is not put off");
+    let lines = play.until(22.0);
+    assert!(lines.iter().any(|line| line.contains("push a11ce")), "hers is not put off: {lines:?}");
     // All of them have their turn some time.
     let lines = play.until(22.0 + 25.0 * 5.0);
     assert!(lines.iter().filter(|line| line.contains("told")).count() >= 20, "{lines:?}");
