@@ -128,7 +128,6 @@ impl Relay {
         let (mut used, mut lines) = (0, 0);
         while used < input.len() && lines < MOST_LINES {
             lines += 1;
-            out.lines += 1;
             let rest = &input[used..];
             if let At::LineStart | At::Announced(_) = self.client {
                 match self.begins(rest, last) {
@@ -152,6 +151,7 @@ impl Relay {
                 LineEnd::Announces(announcement) => self.announces(announcement),
             }
         }
+        out.lines += lines;
         if used == 0 { Step::Wait } else { Step::Forward(used) }
     }
 
@@ -214,7 +214,6 @@ impl Relay {
         let (mut used, mut lines) = (0, 0);
         while lines < MOST_LINES {
             lines += 1;
-            out.lines += 1;
             let at_start = matches!(self.backend, At::LineStart);
             if at_start && !self.deferred.is_empty() {
                 if used == 0 {
@@ -306,6 +305,7 @@ impl Relay {
                 }
             };
         }
+        out.lines += lines;
         if used == 0 { Step::Wait } else { Step::Forward(used) }
     }
 

@@ -205,7 +205,7 @@ pub struct Output {
     pub to_backend: Vec<u8>,
     pub actions: VecDeque<Action>,
     pub over: Over,
-    /// Lines that were looked at, for the caller to take note of how much it was.
+    /// Lines of what passes that were looked at, for the caller to take note of how much it was.
     pub lines: u32,
     /// Commands of ours and how they were answered, for the caller to count.
     pub answered: Vec<(Verb, Status)>,
