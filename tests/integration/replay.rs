@@ -141,9 +141,17 @@ async fn replays(name: &str, recording: &str) {
 async fn what_is_recorded_can_be_replayed() {
     for (path, dialogue) in all() {
         let name = path.file_stem().unwrap().to_str().unwrap();
-        // One has a line that is longer than what is kept of one; the other a LOGIN that is malformed,
-        // and is not when its words are hidden.
-        if ["register-malformed", "literal-smuggling-by-a-client"].contains(&name) {
+        // The first has a line that is longer than what is kept of one. The second has a LOGIN that is
+        // malformed, and is not when its words are hidden. In the others the backend answers inside a
+        // line or refuses a literal without a tag. A recording holds each line whole, where it ends, and
+        // hides what may be the literal.
+        let exceptions = [
+            "register-malformed",
+            "literal-smuggling-by-a-client",
+            "early-answers",
+            "go-aheads-in-order",
+        ];
+        if exceptions.contains(&name) {
             continue;
         }
         let recording = recorded(&dialogue, 1 << 20).await;
