@@ -298,7 +298,7 @@ async fn test_device(
             _ => {}
         }
     } else {
-        shown["detail"] = json!(format!("it did not register for {mailbox}"));
+        shown["detail"] = json!(format!("it did not register for {mailbox:?}"));
     }
     shown["milliseconds"] = json!(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
     shown

@@ -145,9 +145,9 @@ async fn questions_reach_their_part_with_what_they_are_about() {
         let answer = get(address, "/watchers?user=a%2Bb%40EXAMPLE.org").await;
         assert_eq!(answer.json(), json!({ "watchers": "Some(\"a+b@example.org\")" }));
         let answer = request(address, "POST", "/push?user=alice&mailbox=Entw%C3%BCrfe").await;
-        assert_eq!(answer.json(), json!({ "push": "(alice, Some(Entwürfe))" }));
+        assert_eq!(answer.json(), json!({ "push": "(\"alice\", Some(\"Entwürfe\"))" }));
         let answer = request(address, "POST", "/devices?user=alice").await;
-        assert_eq!(answer.json(), json!({ "devices": "alice" }));
+        assert_eq!(answer.json(), json!({ "devices": "\"alice\"" }));
         let answer = get(address, "/explain?user=alice").await;
         assert_eq!((answer.status, answer.json()), (503, json!({ "error": "push is off" })));
     })
