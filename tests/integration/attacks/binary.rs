@@ -55,6 +55,20 @@ fn holds(bytes: &[u8], mark: &str) -> bool {
     memmem::find(bytes, mark.as_bytes()).is_some()
 }
 
+/// The program without what only debuggers read: that names each source which the linker looked at, also
+/// where nothing of it went into the program.
+fn program() -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let stripped = folder.path().join("mailchime");
+    let mut strip = Command::new("strip");
+    strip
+        .arg("--strip-debug")
+        .arg("-o")
+        .args([stripped.as_path(), Path::new(env!("CARGO_BIN_EXE_mailchime"))]);
+    assert!(strip.status().unwrap().success());
+    fs::read(stripped).unwrap()
+}
+
 /// The libraries that the program was linked from, by the name of their crate.
 fn libraries(name: &str) -> Vec<PathBuf> {
     let tests = std::env::current_exe().unwrap();
@@ -69,7 +83,7 @@ fn libraries(name: &str) -> Vec<PathBuf> {
 
 #[test]
 fn none_of_the_old_tls_that_a2_brings_is_in_the_program() {
-    let program = fs::read(env!("CARGO_BIN_EXE_mailchime")).unwrap();
+    let program = program();
     for package in &old() {
         for mark in marks(package) {
             assert!(!holds(&program, &mark), "{mark} is in the program");
@@ -79,7 +93,7 @@ fn none_of_the_old_tls_that_a2_brings_is_in_the_program() {
 
 #[test]
 fn the_search_for_old_tls_finds_what_is_there() {
-    let program = fs::read(env!("CARGO_BIN_EXE_mailchime")).unwrap();
+    let program = program();
     for crates in ["/rustls-0.23.", "/rustls-webpki-0.103.", "/aws-lc-rs-1.", "/tokio-rustls-0.26."]
     {
         assert!(holds(&program, crates), "{crates} is not in the program");
