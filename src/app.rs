@@ -204,6 +204,8 @@ pub async fn start_with(
         accounts_per_device: config.push.accounts_per_device,
         accounts_per_domain: config.push.accounts_per_domain,
         devices_per_domain: config.push.devices_per_domain,
+        accounts_per_backend: config.push.accounts_per_backend,
+        devices_per_backend: config.push.devices_per_backend,
     });
     let store = store.counting(Arc::clone(&metrics)).of_node(nodes::incarnation().into());
     let credentials = CredentialSource::open(&config.credentials, store.clone())

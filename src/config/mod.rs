@@ -252,6 +252,14 @@ pub struct Push {
     pub accounts_per_domain: u32,
     /// Most devices of one domain; 0 for no limit.
     pub devices_per_domain: u32,
+    /// Most accounts with devices of one backend; 0 for no limit.
+    pub accounts_per_backend: u32,
+    /// Most devices of one backend; 0 for no limit.
+    pub devices_per_backend: u32,
+    /// Most pushes a second to the devices of one domain; 0 for no limit.
+    pub pushes_per_second_per_domain: u32,
+    /// Most pushes a second to the devices of one backend; 0 for no limit.
+    pub pushes_per_second_per_backend: u32,
     pub events: Events,
     pub collapse: Collapse,
     pub push_type: PushType,
@@ -665,6 +673,10 @@ impl Default for Push {
             accounts_per_device: 20,
             accounts_per_domain: 0,
             devices_per_domain: 0,
+            accounts_per_backend: 0,
+            devices_per_backend: 0,
+            pushes_per_second_per_domain: 0,
+            pushes_per_second_per_backend: 0,
             events: Events { new_mail: true, quiet: true },
             collapse: Collapse::None,
             push_type: PushType::Background,

@@ -174,8 +174,10 @@ pub enum RegistrationResult {
     Unavailable,
     /// The account registers too often.
     TooMany,
-    /// There are as many devices as there may be.
-    NoRoom,
+    /// There are as many accounts or devices of its domain as there may be.
+    DomainFull,
+    /// There are as many accounts or devices of its backend as there may be.
+    BackendFull,
 }
 
 /// A word of the backend without which the client's commands do not go on.

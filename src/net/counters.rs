@@ -29,6 +29,11 @@ pub struct Counters {
     pub accounts_per_device: Counter,
     pub accounts_per_domain: Counter,
     pub devices_per_domain: Counter,
+    pub accounts_per_backend: Counter,
+    pub devices_per_backend: Counter,
+    /// Pushes that waited for their turns, as their domain or backend had as many as it may have.
+    pub pushes_per_second_per_domain: Counter,
+    pub pushes_per_second_per_backend: Counter,
     /// Pushes that were put off for those of other accounts to the same device.
     pub min_interval: Counter,
     pub resolver_waiting: Counter,
@@ -70,7 +75,7 @@ const QUIET: Duration = Duration::from_secs(60);
 
 impl Counters {
     /// Each counter with the key of its limit.
-    pub fn all(&self) -> [(&'static str, &Counter); 26] {
+    pub fn all(&self) -> [(&'static str, &Counter); 30] {
         [
             ("sessions", &self.sessions),
             ("sessions_per_ip", &self.sessions_per_ip),
@@ -91,6 +96,10 @@ impl Counters {
             ("accounts_per_device", &self.accounts_per_device),
             ("accounts_per_domain", &self.accounts_per_domain),
             ("devices_per_domain", &self.devices_per_domain),
+            ("accounts_per_backend", &self.accounts_per_backend),
+            ("devices_per_backend", &self.devices_per_backend),
+            ("pushes_per_second_per_domain", &self.pushes_per_second_per_domain),
+            ("pushes_per_second_per_backend", &self.pushes_per_second_per_backend),
             ("min_interval", &self.min_interval),
             ("resolver_waiting", &self.resolver_waiting),
             ("admin_connections", &self.admin_connections),

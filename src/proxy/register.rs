@@ -80,8 +80,7 @@ pub(super) async fn register(
         let now = Timestamp::now();
         match source.register(&registration, &login, context.devices, now).await {
             Ok(RegisterOutcome::Full(full)) => {
-                no_room(&context, &account, full);
-                return RegistrationResult::NoRoom;
+                return no_room(&context, &account, full);
             }
             Ok(RegisterOutcome::Stored(room)) => {
                 tracing::info!(%account, %token, mailboxes, "device registered");
@@ -109,15 +108,21 @@ pub(super) async fn register(
     RegistrationResult::Unavailable
 }
 
-/// Says which limit leaves no room.
-fn no_room(context: &Context, account: &Account, full: Full) {
+/// Says which limit leaves no room, to the log and to the client.
+fn no_room(context: &Context, account: &Account, full: Full) -> RegistrationResult {
     let counters = &context.counters;
     let (key, counter) = match full {
         Full::AccountsPerDomain => ("accounts_per_domain", &counters.accounts_per_domain),
         Full::DevicesPerDomain => ("devices_per_domain", &counters.devices_per_domain),
+        Full::AccountsPerBackend => ("accounts_per_backend", &counters.accounts_per_backend),
+        Full::DevicesPerBackend => ("devices_per_backend", &counters.devices_per_backend),
     };
     if counter.hit() {
         tracing::warn!(%account, "[push] {key} is reached: a registration is refused");
+    }
+    match full {
+        Full::AccountsPerDomain | Full::DevicesPerDomain => RegistrationResult::DomainFull,
+        Full::AccountsPerBackend | Full::DevicesPerBackend => RegistrationResult::BackendFull,
     }
 }
 

@@ -129,6 +129,8 @@ pub async fn run(parts: Parts, cancel: CancellationToken) {
         quiet_delay: config.quiet_delay,
         min_interval: config.min_interval,
         max_delay: config.max_delay,
+        per_domain: config.pushes_per_second_per_domain,
+        per_backend: config.pushes_per_second_per_backend,
         events: config.events,
         chance: rand::random,
         backend_of,
@@ -148,6 +150,9 @@ pub async fn run(parts: Parts, cancel: CancellationToken) {
         jobs.measure(&pending);
         let held = u32::try_from(pending.take_held()).unwrap_or(u32::MAX);
         counters.min_interval.add(held);
+        let waits = pending.take_waits();
+        counters.pushes_per_second_per_domain.add(waits.domains);
+        counters.pushes_per_second_per_backend.add(waits.backends);
         let wake = pending.wake_at(now());
         tokio::select! {
             () = cancel.cancelled() => break,

@@ -73,7 +73,8 @@ impl Store {
                 let account = &registration.device.account;
                 let key = DeviceKey::from(&registration.device);
                 leave(&mut transaction, account, &login.backend).await?;
-                if let Some(full) = self.shares.full(&mut transaction, &key).await? {
+                if let Some(full) = self.shares.full(&mut transaction, &key, &login.backend).await?
+                {
                     self.tell(&mut transaction, account.as_str(), false).await?;
                     registered.push(RegisterOutcome::Full(full));
                     continue;

@@ -1,4 +1,4 @@
-//! What one user, one device and one domain may take of the database, whatever names they make up.
+//! What one user, one device, one domain and one backend may take of the database, whatever names they make up.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -6,7 +6,7 @@ use sqlx::{AnyConnection, Row};
 
 use super::DeviceKey;
 use super::registrations::lock;
-use crate::model::Account;
+use crate::model::{Account, BackendId};
 
 /// Limits of the rows that are not those of one account; 0 is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,9 @@ pub struct Shares {
     /// Accounts with devices, and their devices, of one domain; names without one count as one domain.
     pub accounts_per_domain: u32,
     pub devices_per_domain: u32,
+    /// The same of one backend.
+    pub accounts_per_backend: u32,
+    pub devices_per_backend: u32,
 }
 
 /// A limit that leaves no room for a registration.
@@ -23,6 +26,8 @@ pub struct Shares {
 pub enum Full {
     AccountsPerDomain,
     DevicesPerDomain,
+    AccountsPerBackend,
+    DevicesPerBackend,
 }
 
 /// What made room for a registration.
@@ -37,6 +42,20 @@ pub struct MadeRoom {
 /// A registration that has to go: account, token in lower case, subtopic.
 type DeviceRow = (String, String, String);
 
+// How many others there are, or none if the row is there already. Before the domain or the backend, each
+// takes what names the row.
+const DEVICES_OF_DOMAIN: &str = "select count(*) as others from device d \
+    join account a on a.name = d.account where a.domain = $4 \
+    and not exists (select 1 from device where account = $1 and token = $2 and subtopic = $3)";
+const ACCOUNTS_OF_DOMAIN: &str = "select count(*) as others from account \
+    where domain = $2 and not exists (select 1 from account where name = $1)";
+// A row may have the backend by the address that it had before it got a name.
+const DEVICES_OF_BACKEND: &str = "select count(*) as others from device d \
+    join account a on a.name = d.account where a.backend in ($4, $5) \
+    and not exists (select 1 from device where account = $1 and token = $2 and subtopic = $3)";
+const ACCOUNTS_OF_BACKEND: &str = "select count(*) as others from account \
+    where backend in ($2, $3) and not exists (select 1 from account where name = $1)";
+
 /// By what accounts are counted together.
 pub(super) fn domain(account: &Account) -> &str {
     account.domain().unwrap_or_default()
@@ -44,44 +63,61 @@ pub(super) fn domain(account: &Account) -> &str {
 
 impl Default for Shares {
     fn default() -> Self {
-        Self { accounts_per_device: 20, accounts_per_domain: 0, devices_per_domain: 0 }
+        Self {
+            accounts_per_device: 20,
+            accounts_per_domain: 0,
+            devices_per_domain: 0,
+            accounts_per_backend: 0,
+            devices_per_backend: 0,
+        }
     }
 }
 
 impl Shares {
-    /// Whether there is no room for what would be a new row.
+    /// Whether there is no room for what would be a new row of an account of this backend.
     pub(super) async fn full(
         self,
         connection: &mut AnyConnection,
         key: &DeviceKey,
+        backend: &BackendId,
     ) -> sqlx::Result<Option<Full>> {
-        if self.devices_per_domain > 0 {
-            let row = sqlx::query(
-                "select count(*) as others from device d join account a on a.name = d.account \
-                 where a.domain = $1 and not exists (select 1 from device \
-                 where account = $2 and token = $3 and subtopic = $4)",
-            )
-            .bind(domain(&key.account))
-            .bind(key.account.as_str())
-            .bind(key.token.to_lowercase())
-            .bind(key.subtopic.as_str())
-            .fetch_one(&mut *connection)
-            .await?;
-            if row.try_get::<i64, _>("others")? >= i64::from(self.devices_per_domain) {
-                return Ok(Some(Full::DevicesPerDomain));
+        let (account, domain) = (key.account.as_str(), domain(&key.account));
+        let (token, subtopic) = (key.token.to_lowercase(), key.subtopic.as_str());
+        let (id, address) = (backend.as_str(), backend.address());
+        let limits: [(u32, Full, &'static str, &[&str]); 4] = [
+            (
+                self.devices_per_domain,
+                Full::DevicesPerDomain,
+                DEVICES_OF_DOMAIN,
+                &[account, &token, subtopic, domain],
+            ),
+            (
+                self.accounts_per_domain,
+                Full::AccountsPerDomain,
+                ACCOUNTS_OF_DOMAIN,
+                &[account, domain],
+            ),
+            (
+                self.devices_per_backend,
+                Full::DevicesPerBackend,
+                DEVICES_OF_BACKEND,
+                &[account, &token, subtopic, id, address],
+            ),
+            (
+                self.accounts_per_backend,
+                Full::AccountsPerBackend,
+                ACCOUNTS_OF_BACKEND,
+                &[account, id, address],
+            ),
+        ];
+        for (limit, full, sql, values) in limits {
+            if limit == 0 {
+                continue;
             }
-        }
-        if self.accounts_per_domain > 0 {
-            let row = sqlx::query(
-                "select count(*) as others from account where domain = $1 \
-                 and not exists (select 1 from account where name = $2)",
-            )
-            .bind(domain(&key.account))
-            .bind(key.account.as_str())
-            .fetch_one(connection)
-            .await?;
-            if row.try_get::<i64, _>("others")? >= i64::from(self.accounts_per_domain) {
-                return Ok(Some(Full::AccountsPerDomain));
+            let query = values.iter().fold(sqlx::query(sql), |query, value| query.bind(*value));
+            let row = query.fetch_one(&mut *connection).await?;
+            if row.try_get::<i64, _>("others")? >= i64::from(limit) {
+                return Ok(Some(full));
             }
         }
         Ok(None)

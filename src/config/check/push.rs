@@ -23,6 +23,10 @@ impl Check<'_> {
         self.number("[push] accounts_per_device", raw.accounts_per_device, 1..=10_000, &mut push.accounts_per_device)?;
         self.number("[push] accounts_per_domain", raw.accounts_per_domain, 0..=100_000_000, &mut push.accounts_per_domain)?;
         self.number("[push] devices_per_domain", raw.devices_per_domain, 0..=100_000_000, &mut push.devices_per_domain)?;
+        self.number("[push] accounts_per_backend", raw.accounts_per_backend, 0..=100_000_000, &mut push.accounts_per_backend)?;
+        self.number("[push] devices_per_backend", raw.devices_per_backend, 0..=100_000_000, &mut push.devices_per_backend)?;
+        self.number("[push] pushes_per_second_per_domain", raw.pushes_per_second_per_domain, 0..=1_000_000, &mut push.pushes_per_second_per_domain)?;
+        self.number("[push] pushes_per_second_per_backend", raw.pushes_per_second_per_backend, 0..=1_000_000, &mut push.pushes_per_second_per_backend)?;
         self.duration("[push] expiration", raw.expiration, MINUTE..=30 * DAY, &mut push.expiration)?;
         self.not_above(("[push] quiet_delay", push.quiet_delay), ("max_delay", push.max_delay))?;
         self.not_above(("[push] min_interval", push.min_interval), ("max_delay", push.max_delay))?;

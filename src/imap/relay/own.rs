@@ -89,8 +89,11 @@ impl Relay {
                         RegistrationResult::TooMany => {
                             "NO [LIMIT] Too many registrations of this account"
                         }
-                        RegistrationResult::NoRoom => {
+                        RegistrationResult::DomainFull => {
                             "NO [LIMIT] No more devices of this domain can register"
+                        }
+                        RegistrationResult::BackendFull => {
+                            "NO [LIMIT] No more devices of this mail server can register"
                         }
                         _ => "NO [UNAVAILABLE] Registrations cannot be kept just now",
                     },

@@ -15,6 +15,7 @@ mod account;
 mod endpoints;
 mod gate;
 mod outbox;
+mod rates;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,8 @@ use endpoints::Endpoints;
 use gate::{Gate, Pass, TokenAlarm, TokenVerdict};
 pub(super) use outbox::Batch;
 use outbox::Outbox;
+use rates::Rates;
+pub(super) use rates::Waits;
 use schedule::{Schedule, Share};
 
 /// How many accounts may wait for the database to say who their devices are; then no more changes
@@ -62,6 +65,9 @@ pub(super) struct Rules {
     pub(super) quiet_delay: Duration,
     pub(super) min_interval: Duration,
     pub(super) max_delay: Duration,
+    /// Pushes a second; 0 is no limit.
+    pub(super) per_domain: u32,
+    pub(super) per_backend: u32,
     pub(super) events: Events,
     /// Chance, 0 to 1, for the jitter of waits.
     pub(super) chance: fn() -> f64,
@@ -143,6 +149,7 @@ pub(super) struct Pending {
     endpoints: Endpoints,
     /// How often a push was put off because its device was pushed for other accounts.
     held: u64,
+    rates: Rates,
     outbox: Outbox,
 }
 
@@ -178,6 +185,7 @@ impl Rules {
 impl Pending {
     pub(super) fn new(rules: Rules) -> Self {
         Self {
+            rates: Rates::new(rules.per_domain, rules.per_backend),
             rules,
             accounts: HashMap::new(),
             reads: Schedule::default(),
@@ -446,14 +454,14 @@ impl Pending {
 
     /// What is to be done now. Pushes come first: new mail does not wait for the disk.
     pub(super) fn next(&mut self, now: Instant) -> Option<Action> {
-        while let Some(account) = self.forgets.take(now, |account| self.rules.share(account)) {
+        while let Some((account, _)) = self.forgets.take(now, |account| self.rules.share(account)) {
             self.settle(&account, now);
         }
         if let Some(push) = self.next_push(now) {
             return Some(Action::Push(push));
         }
         if self.reading < MAX_READS
-            && let Some(account) = self.reads.take(now, |account| self.rules.share(account))
+            && let Some((account, _)) = self.reads.take(now, |account| self.rules.share(account))
             && let Some(state) = self.accounts.get_mut(&account)
         {
             state.begin_read();
@@ -506,7 +514,11 @@ impl Pending {
             if !lane.gate.lets_pass(now) {
                 return None;
             }
-            let account = lane.pushes.take(now, |account| self.rules.share(account))?;
+            let (account, share) = lane.pushes.take_unless(
+                now,
+                |account| self.rules.share(account),
+                |part| self.rates.wait(part, now),
+            )?;
             let Some(state) = self.accounts.get_mut(&account) else { continue };
             let Some((index, _)) = state.next_push(topic, &self.rules) else { continue };
             let device: &mut DeviceState = &mut state.devices[index];
@@ -528,6 +540,7 @@ impl Pending {
             let pass: Pass = lane.gate.pass(now)?;
             let push = device.send(pass, now)?;
             lane.sending += 1;
+            self.rates.use_one(share, now);
             self.settle(&account, now);
             return Some(push);
         }
@@ -537,6 +550,12 @@ impl Pending {
     /// other accounts.
     pub(super) fn take_held(&mut self) -> u64 {
         std::mem::take(&mut self.held)
+    }
+
+    /// How often pushes waited for their turns since the last question, as their domain or backend had
+    /// as many in a second as it may have.
+    pub(super) fn take_waits(&mut self) -> Waits {
+        self.rates.take_waits()
     }
 }
 

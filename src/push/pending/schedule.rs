@@ -1,6 +1,7 @@
 //! When which account has its turn. Those that are due take turns by backend, by domain within a
 //! backend, and by account within a domain: one with many accounts has its turn as often as one with
-//! few, and a single account does not wait behind a crowd.
+//! few, and a single account does not wait behind a crowd. A backend or domain that may have no turn
+//! before some time is passed over until then.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -39,8 +40,23 @@ type DomainTurns = Turns<Box<str>, Turns<Account, ()>>;
 /// Members that have their turns one after the other.
 struct Turns<K, V> {
     order: BTreeMap<u64, K>,
-    members: HashMap<K, (u64, V)>,
+    members: HashMap<K, Member<V>>,
+    /// Who has no turn until some time; not in `order`.
+    paused: BTreeMap<(Instant, u64), K>,
     next: u64,
+}
+
+struct Member<V> {
+    turn: u64,
+    paused_until: Option<Instant>,
+    value: V,
+}
+
+/// Whose turns have to wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Part<'a> {
+    Backend(&'a Arc<str>),
+    Domain(&'a str),
 }
 
 impl Schedule {
@@ -63,12 +79,23 @@ impl Schedule {
         }
     }
 
-    /// Takes off the account whose turn it is.
+    /// Takes off the account whose turn it is, and says whose it is.
     pub(super) fn take(
         &mut self,
         now: Instant,
         share: impl Fn(&Account) -> Share,
-    ) -> Option<Account> {
+    ) -> Option<(Account, Share)> {
+        self.take_unless(now, share, |_| None)
+    }
+
+    /// As [`Schedule::take`], but for backends and domains that have no turn until the time that `wait`
+    /// says.
+    pub(super) fn take_unless(
+        &mut self,
+        now: Instant,
+        share: impl Fn(&Account) -> Share,
+        mut wait: impl FnMut(Part<'_>) -> Option<Instant>,
+    ) -> Option<(Account, Share)> {
         while self.waiting.first().is_some_and(|(at, ..)| *at <= now)
             && let Some((at, _, account)) = self.waiting.pop_first()
         {
@@ -77,19 +104,38 @@ impl Schedule {
             domains.member(share.domain.clone()).member(account.clone());
             self.places.insert(account, Place::Ready { at, share });
         }
-        let (backend, domains) = self.ready.first()?;
-        let (domain, accounts) = domains.first()?;
-        let (account, ()) = accounts.first()?;
-        let (backend, domain, account) = (backend.clone(), domain.clone(), account.clone());
+        self.ready.resume(now);
+        let (backend, domain, account) = loop {
+            let backend = self.ready.first()?.0.clone();
+            if let Some(until) = wait(Part::Backend(&backend)) {
+                self.ready.pause(&backend, until);
+                continue;
+            }
+            let domains = self.ready.get_mut(&backend)?;
+            domains.resume(now);
+            match domains.first() {
+                Some((domain, accounts)) => {
+                    let domain = domain.clone();
+                    let Some(until) = wait(Part::Domain(&domain)) else {
+                        break (backend, domain, accounts.first()?.0.clone());
+                    };
+                    domains.pause(&domain, until);
+                }
+                None => {
+                    let until = domains.resumes_at()?;
+                    self.ready.pause(&backend, until);
+                }
+            }
+        };
         self.remove(&account);
         self.ready.put_last(&backend);
         if let Some(domains) = self.ready.get_mut(&backend) {
             domains.put_last(&domain);
         }
-        Some(account)
+        Some((account, Share { backend, domain }))
     }
 
-    /// The soonest time.
+    /// The soonest time at which somebody has a turn.
     pub(super) fn next(&self) -> Option<Instant> {
         let ready = || {
             let account = self.ready.first()?.1.first()?.1.first()?.0;
@@ -97,7 +143,9 @@ impl Schedule {
                 Place::Ready { at, .. } | Place::Waiting { at, .. } => Some(*at),
             }
         };
-        ready().or_else(|| self.waiting.first().map(|(at, ..)| *at))
+        let waiting = self.waiting.first().map(|(at, ..)| *at);
+        // Who is ready has a time that has passed.
+        ready().or_else(|| waiting.into_iter().chain(self.ready.resumes_at()).min())
     }
 
     pub(super) fn len(&self) -> usize {
@@ -128,47 +176,85 @@ impl Schedule {
 
 impl<K, V> Default for Turns<K, V> {
     fn default() -> Self {
-        Self { order: BTreeMap::new(), members: HashMap::new(), next: 0 }
+        let (order, members, paused) = Default::default();
+        Self { order, members, paused, next: 0 }
     }
 }
 
 impl<K: Clone + Eq + Hash, V: Default> Turns<K, V> {
-    /// The member of this name, which has the last turn if it is new.
+    /// The member of this name, which has the last turn if it is new. What it gets may have its turn
+    /// at once, so a pause ends.
     fn member(&mut self, key: K) -> &mut V {
-        let (order, next) = (&mut self.order, &mut self.next);
         let member = self.members.entry(key.clone()).or_insert_with(|| {
-            *next += 1;
-            order.insert(*next, key);
-            (*next, V::default())
+            self.next += 1;
+            self.order.insert(self.next, key);
+            Member { turn: self.next, paused_until: None, value: V::default() }
         });
-        &mut member.1
+        if let Some(until) = member.paused_until.take()
+            && let Some(key) = self.paused.remove(&(until, member.turn))
+        {
+            self.order.insert(member.turn, key);
+        }
+        &mut member.value
+    }
+
+    /// Takes its turns from the member until this time; then it has the one that it had.
+    fn pause(&mut self, key: &K, until: Instant) {
+        if let Some(member) = self.members.get_mut(key)
+            && let Some(key) = self.order.remove(&member.turn)
+        {
+            member.paused_until = Some(until);
+            self.paused.insert((until, member.turn), key);
+        }
+    }
+
+    /// Ends the pauses whose time has come.
+    fn resume(&mut self, now: Instant) {
+        while let Some(first) = self.paused.first_entry()
+            && first.key().0 <= now
+        {
+            let ((_, turn), key) = first.remove_entry();
+            if let Some(member) = self.members.get_mut(&key) {
+                member.paused_until = None;
+            }
+            self.order.insert(turn, key);
+        }
+    }
+
+    /// When the first pause ends.
+    fn resumes_at(&self) -> Option<Instant> {
+        self.paused.first_key_value().map(|((until, _), _)| *until)
     }
 
     /// Whose turn it is.
     fn first(&self) -> Option<(&K, &V)> {
         let (_, key) = self.order.first_key_value()?;
-        Some((key, &self.members.get(key)?.1))
+        Some((key, &self.members.get(key)?.value))
     }
 
     fn get_mut<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<&mut V>
     where
         K: Borrow<Q>,
     {
-        self.members.get_mut(key).map(|(_, value)| value)
+        self.members.get_mut(key).map(|member| &mut member.value)
     }
 
     fn put_last(&mut self, key: &K) {
-        if let Some((turn, _)) = self.members.get_mut(key) {
-            self.order.remove(turn);
+        if let Some(member) = self.members.get_mut(key)
+            && let Some(key) = self.order.remove(&member.turn)
+        {
             self.next += 1;
-            *turn = self.next;
-            self.order.insert(self.next, key.clone());
+            member.turn = self.next;
+            self.order.insert(self.next, key);
         }
     }
 
     fn remove(&mut self, key: &K) {
-        if let Some((turn, _)) = self.members.remove(key) {
-            self.order.remove(&turn);
+        if let Some(member) = self.members.remove(key) {
+            self.order.remove(&member.turn);
+            if let Some(until) = member.paused_until {
+                self.paused.remove(&(until, member.turn));
+            }
         }
     }
 
@@ -202,7 +288,7 @@ mod tests {
             schedule.set(&account(name), Some(now));
         }
         let mut order = Vec::new();
-        while let Some(account) = schedule.take(now, share) {
+        while let Some((account, _)) = schedule.take(now, share) {
             // The first has more to do, and has its turn again after the others of its domain.
             if order.len() < 2 && account.as_str() == "1@a.x" {
                 schedule.set(&account, Some(now));
@@ -223,12 +309,47 @@ mod tests {
             schedule.set(&account(name), Some(now));
         }
         schedule.set(&account("4@a.x"), Some(later));
-        assert_eq!(schedule.take(now, share), Some(account("1@a.x")));
+        let take = |schedule: &mut Schedule, now| schedule.take(now, share).map(|(taken, _)| taken);
+        assert_eq!(take(&mut schedule, now), Some(account("1@a.x")));
         schedule.set(&account("2@a.x"), Some(later));
         schedule.set(&account("3@a.x"), None);
-        assert_eq!((schedule.take(now, share), schedule.next()), (None, Some(later)));
-        assert_eq!(schedule.take(later, share), Some(account("4@a.x")));
-        assert_eq!(schedule.take(later, share), Some(account("2@a.x")));
+        assert_eq!((take(&mut schedule, now), schedule.next()), (None, Some(later)));
+        assert_eq!(take(&mut schedule, later), Some(account("4@a.x")));
+        assert_eq!(take(&mut schedule, later), Some(account("2@a.x")));
         assert_eq!(schedule.len(), 0);
+    }
+
+    #[test]
+    fn who_has_to_wait_is_passed_over_until_the_time_and_keeps_the_order() {
+        let now = Instant::now();
+        let later = |seconds| now + Duration::from_secs(seconds);
+        let mut schedule = Schedule::default();
+        for name in ["1@a.x", "2@a.x", "1@b.x", "1@c.y", "2@c.y"] {
+            schedule.set(&account(name), Some(now));
+        }
+        let take = |schedule: &mut Schedule, at: Instant| {
+            let wait = |part: Part<'_>| match part {
+                Part::Domain("a.x") => Some(later(2)),
+                Part::Backend(name) if **name == *"y" => Some(later(3)),
+                _ => None,
+            };
+            let wait = |part: Part<'_>| wait(part).filter(|until| at < *until);
+            schedule.take_unless(at, share, wait).map(|(taken, _)| taken.to_string())
+        };
+        assert_eq!(take(&mut schedule, now).as_deref(), Some("1@b.x"));
+        assert_eq!((take(&mut schedule, now), schedule.next()), (None, Some(later(2))));
+        assert_eq!((take(&mut schedule, later(1)), schedule.len()), (None, 4));
+        // One that comes to a backend all of whose domains wait has its turn at once.
+        schedule.set(&account("2@b.x"), Some(later(1)));
+        assert_eq!(take(&mut schedule, later(1)).as_deref(), Some("2@b.x"));
+        assert_eq!((take(&mut schedule, later(1)), schedule.next()), (None, Some(later(2))));
+        // Who is gone is not waited for.
+        schedule.set(&account("1@c.y"), None);
+        assert_eq!(take(&mut schedule, later(2)).as_deref(), Some("1@a.x"));
+        assert_eq!(take(&mut schedule, later(2)).as_deref(), Some("2@a.x"));
+        assert_eq!((take(&mut schedule, later(2)), schedule.next()), (None, Some(later(3))));
+        assert_eq!(take(&mut schedule, later(3)).as_deref(), Some("2@c.y"));
+        assert_eq!((schedule.len(), schedule.next()), (0, None));
+        assert!(schedule.ready.is_empty() && schedule.ready.paused.is_empty());
     }
 }

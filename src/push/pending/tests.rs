@@ -73,7 +73,18 @@ fn state(n: u64) -> Snapshot {
 
 impl Play {
     fn with(targets: impl IntoIterator<Item = Target>) -> Self {
+        Self::at_rates(0, 0, targets)
+    }
+
+    /// With so many pushes a second for a domain, and for a backend.
+    fn at_rates(
+        per_domain: u32,
+        per_backend: u32,
+        targets: impl IntoIterator<Item = Target>,
+    ) -> Self {
         let rules = Rules {
+            per_domain,
+            per_backend,
             quiet_delay: seconds(30.0),
             min_interval: seconds(5.0),
             max_delay: seconds(120.0),
@@ -251,6 +262,48 @@ fn a_quiet_change_waits_and_new_mail_takes_it_along() {
     let done = ["109 push a INBOX+Notes", "109 accepted a INBOX+Notes", "109 told INBOX 7"];
     assert_eq!(play.until(109.0)[..3], done);
     assert!(play.until(300.0).is_empty());
+}
+
+#[test]
+fn a_domain_over_its_rate_waits_for_its_turns_and_another_does_not() {
+    let login = |n: usize| Account::from_login(&format!("u{n}@tenant.example"));
+    let crowd = (0..6).map(|n| phone_of(&login(n), &format!("f{n}f")));
+    let mut play = Play::at_rates(2, 0, crowd.chain([phone("a")]));
+    for n in 0..6 {
+        play.change_of(login(n), "INBOX", ChangeKind::NewMail, Some(state(7)));
+    }
+    let pushes = |lines: Vec<String>| -> Vec<String> {
+        lines.into_iter().filter(|line| line.contains("push")).collect()
+    };
+    assert_eq!(pushes(play.until(0.0)), ["0 push f0f INBOX", "0 push f1f INBOX"]);
+    play.mail("INBOX", 7);
+    assert_eq!(pushes(play.until(0.0)), ["0 push a INBOX"]);
+    // What comes while it waits goes into the push that waits.
+    play.change_of(login(5), "Notes", ChangeKind::NewMail, Some(state(3)));
+    play.change_of(login(5), "INBOX", ChangeKind::NewMail, Some(state(8)));
+    let waited = ["0.5 push f2f INBOX", "1 push f3f INBOX", "1.5 push f4f INBOX"];
+    assert_eq!(pushes(play.until(1.9)), waited);
+    let last = play.until(99.0);
+    assert_eq!(last[..1], ["2 push f5f INBOX+Notes"]);
+    assert!(last.contains(&"2 told INBOX 8".to_owned()), "{last:?}");
+    assert!(play.pending.accounts.is_empty());
+    assert!(play.pending.take_waits().domains > 0);
+}
+
+#[test]
+fn domains_of_a_backend_over_its_rate_take_turns_and_nothing_is_lost_at_the_end() {
+    let login = |n: usize| Account::from_login(&format!("u{n}@tenant.example"));
+    let crowd = (0..4).map(|n| phone_of(&login(n), &format!("f{n}f")));
+    let mut play = Play::at_rates(0, 1, crowd.chain([phone("a")]));
+    for n in 0..4 {
+        play.change_of(login(n), "INBOX", ChangeKind::NewMail, Some(state(7)));
+    }
+    play.mail("INBOX", 7);
+    let lines = play.until(2.0);
+    let pushes: Vec<_> = lines.iter().filter(|line| line.contains("push")).collect();
+    assert_eq!(pushes, ["0 push f0f INBOX", "1 push a INBOX", "2 push f1f INBOX"]);
+    assert!(play.pending.take_waits().backends > 0);
+    assert_eq!(play.end(), ["owed f2f INBOX", "owed f3f INBOX", "told INBOX 7", "told INBOX 7"]);
 }
 
 #[test]

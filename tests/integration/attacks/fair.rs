@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use mailchime::config::{self, Endpoint};
 use mailchime::demo::apns::{Answer, Apns, Push};
+use mailchime::demo::backend::Backend;
 use mailchime::demo::pki::Pki;
 use mailchime::model::{
     Account, Change, ChangeKind, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp,
     WatchEvent,
 };
+use mailchime::net::counters::Counters;
 use mailchime::net::resolve::NameResolver;
 use mailchime::nodes::Neighbours;
 use mailchime::push::dispatcher::{self, Parts};
@@ -27,7 +29,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::limited;
-use crate::program::world::{PASSWORD, TOKEN, World, registration};
+use crate::program::world::{PASSWORD, TOKEN, World, listener, registration};
 use crate::push::{backends, register};
 
 /// The push side alone: a database in a file, the rules, and the stand-in for APNs. Changes come from
@@ -38,6 +40,7 @@ struct Site {
     apns: Apns,
     store: Store,
     config: config::Push,
+    counters: Arc<Counters>,
     running: Option<Running>,
     changes: u64,
 }
@@ -69,7 +72,8 @@ impl Site {
         let apns = Apns::start(listener, &pki).unwrap();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
         let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
-        Self { pki, folder, apns, store, config, running: None, changes: 0 }
+        let counters = Arc::default();
+        Self { pki, folder, apns, store, config, counters, running: None, changes: 0 }
     }
 
     /// A device of this account, whose token begins with `name`.
@@ -111,7 +115,7 @@ impl Site {
             inquiries: dispatcher::inquiries().1,
             metrics: Arc::default(),
             backend_of: dispatcher::BackendOf::new(|_| "backend".into()),
-            counters: Arc::default(),
+            counters: Arc::clone(&self.counters),
         };
         let task = tokio::spawn(dispatcher::run(parts, cancel.clone()));
         self.running = Some(Running { events, cancel, task });
@@ -497,6 +501,91 @@ async fn a_domain_that_has_all_it_may_have_gets_a_refusal_that_says_so() {
             .await;
         bob.until("b NO [LIMIT]").await;
         server.logged("[push] devices_per_domain is reached: a registration is refused").await;
+    })
+    .await;
+}
+
+/// A registration beyond what the accounts of a backend may have is refused, and says so; that of another
+/// backend's account is not, nor is a renewal.
+#[tokio::test]
+async fn a_backend_that_has_all_it_may_have_gets_a_refusal_that_says_so() {
+    limited(async {
+        let world = World::new().await;
+        world.backend.add_account("bob", PASSWORD.as_bytes());
+        let other = Backend::start(listener().await, None).unwrap();
+        other.add_account("carol@b.example", PASSWORD.as_bytes());
+        let route = format!(
+            "[[route]]\ndomain = \"b.example\"\naddress = \"{}\"\ntls = \"none\"\n[push]\n\
+             accounts_per_backend = 1\ndevices_per_backend = 2",
+            other.address()
+        );
+        world.configure("[push]", &route);
+        let mut server = world.serve().await;
+        let mut alice = world.session(&server).await;
+        alice.send(format!("r {}\r\n", registration_of(&"1".repeat(64))).as_bytes()).await;
+        alice.until("r OK").await;
+        let mut bob = world.client(&server).await;
+        bob.send(format!("in LOGIN bob \"{PASSWORD}\"\r\nb {}\r\n", registration()).as_bytes())
+            .await;
+        bob.until("b NO [LIMIT] No more devices of this mail server can register").await;
+        server.logged("[push] accounts_per_backend is reached: a registration is refused").await;
+        for (number, answer) in [(2, "OK"), (3, "NO [LIMIT]")] {
+            let registration = registration_of(&number.to_string().repeat(64));
+            alice.send(format!("r {registration}\r\n").as_bytes()).await;
+            alice.until(&format!("r {answer}")).await;
+        }
+        server.logged("[push] devices_per_backend is reached: a registration is refused").await;
+        // A renewal that has to be written.
+        let renewal = registration_of(&"1".repeat(64));
+        let renewal = renewal.replace("(\"INBOX\")", "(\"INBOX\" \"Notes\")");
+        alice.send(format!("n CREATE Notes\r\nr {renewal}\r\n").as_bytes()).await;
+        alice.until("r OK").await;
+        let mut carol = world.client(&server).await;
+        let login = format!("in LOGIN carol@b.example \"{PASSWORD}\"\r\n");
+        carol.send(format!("{login}c {}\r\n", registration()).as_bytes()).await;
+        carol.until("c OK").await;
+    })
+    .await;
+}
+
+/// A tenant whose accounts all get mail at once is pushed as often as its domain may be, and all of it in
+/// the end. Another tenant's push does not wait.
+#[tokio::test]
+async fn a_domain_over_its_rate_of_pushes_waits_alone_and_loses_none() {
+    limited(async {
+        const ACCOUNTS: usize = 40;
+        const RATE: u32 = 10;
+        let config = config::Push { pushes_per_second_per_domain: RATE, ..config::Push::default() };
+        let mut site = Site::new(config).await;
+        for number in 0..ACCOUNTS {
+            let login = format!("m{number}@tenant.example");
+            site.register(site.device(&login, &format!("f{number:02x}f"))).await;
+        }
+        site.register(site.device("alice@example.org", "a11ce")).await;
+        site.start();
+        let began = Instant::now();
+        for number in 0..ACCOUNTS {
+            site.mail(&format!("m{number}@tenant.example")).await;
+        }
+        // As many as go at once.
+        site.apns.wait_for(RATE.into()).await;
+        site.mail("alice@example.org").await;
+        site.pushed(|push| push.token == Some(token("a11ce"))).await;
+        let pushes = site.apns.pushes();
+        let place = pushes.iter().position(|push| push.token == Some(token("a11ce"))).unwrap();
+        site.apns.wait_for(ACCOUNTS as u64 + 1).await;
+        let took = began.elapsed();
+        for number in 0..ACCOUNTS {
+            assert_eq!(site.pushes_to(&format!("f{number:02x}f")), 1, "one push of each");
+        }
+        let waits = site.counters.pushes_per_second_per_domain.hits();
+        println!("{ACCOUNTS} pushes of one domain take {took:?}, {place} went before alice's");
+        site.end().await;
+        // The first second's go at once, and the others one after the other.
+        let least = Duration::from_secs(1) * (ACCOUNTS as u32 - RATE) / RATE;
+        assert!(took >= least, "{took:?}");
+        assert!(place < ACCOUNTS, "alice's push came after {place} of the tenant's");
+        assert!(waits > 0);
     })
     .await;
 }
