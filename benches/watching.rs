@@ -208,7 +208,7 @@ async fn register(
         };
         let mailboxes = vec![(Mailbox::inbox(), Snapshot::default())];
         let credentials = Credentials::new(user.clone(), SecretKind::Password, PASSWORD.into());
-        let sealed = Sealed { text: vault.seal(&credentials), until: None };
+        let sealed = Sealed { text: vault.seal(&credentials.account(), &credentials), until: None };
         let registration = Registration { device, mailboxes };
         let now = Timestamp::now();
         let login = Registrant::new(&id, now, Some(&sealed));

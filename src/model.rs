@@ -18,6 +18,7 @@ pub use self::domain::AmbiguousDomain;
 ///
 /// The domain after the last `@` is compared without case. The local part is kept as it was given:
 /// a server may tell `Bob` from `bob`, and taking two users for one would show one the other's mail.
+/// Where the backend is said not to, it is the name in lower case ([`Account::canonical`]).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Account(Arc<str>);
 
@@ -148,6 +149,8 @@ pub struct AcceptedLogin {
     /// `None` where they were hidden from us.
     pub credentials: Option<Credentials>,
     pub at: Timestamp,
+    /// Names in any case are one user there, and the account's is the canonical one.
+    pub names_ignore_case: bool,
 }
 
 /// What a session tells the watching side.
@@ -172,6 +175,12 @@ impl Account {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The one name of the account at a backend to which names in any case are one user: the whole name
+    /// with its ASCII letters in lower case. The account as it is where the backend tells them apart.
+    pub fn canonical(self, names_ignore_case: bool) -> Self {
+        if names_ignore_case { Self(self.0.to_ascii_lowercase().into()) } else { self }
     }
 
     /// What limits count by: names that differ in nothing but case are one user to most servers.
@@ -421,6 +430,19 @@ mod tests {
         let shared = Account::from_login("a@EXAMPLE.org\\Shared");
         assert_eq!(shared, Account::from_login("a@example.org\\Shared"));
         assert_ne!(shared, Account::from_login("a@example.org\\shared"));
+    }
+
+    #[test]
+    fn the_canonical_name_is_in_lower_case_where_names_ignore_case() {
+        let account = |login| Account::from_login(login);
+        assert_eq!(account("Al.ICE@Example.org").canonical(true), account("al.ice@example.org"));
+        assert_eq!(account("a@b.example\\Shared").canonical(true).as_str(), "a@b.example\\shared");
+        assert_eq!(
+            account("\u{c4}A").canonical(true).as_str(),
+            "\u{c4}a",
+            "letters of ASCII alone"
+        );
+        assert_eq!(account("Alice").canonical(false).as_str(), "Alice");
     }
 
     #[test]

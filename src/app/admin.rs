@@ -98,15 +98,23 @@ impl Parts {
         let on = WhileOn(self.identities.clone());
         let (store, identities, push) = (self.store, self.identities, self.push);
         let backends = self.backends.clone();
+        let one = |backends: &Backends| {
+            let backends = backends.clone();
+            move |account| backends.canonical(account)
+        };
+        let [of_watchers, of_push, of_explain] = std::array::from_fn(|_| one(&backends));
         Context {
             registry: self.registry,
             counters: self.backends.counters(),
             hosts,
             metrics: self.metrics,
             parts,
-            watchers: on
-                .ask(move |account| watching(self.watchers.clone(), divided.clone(), account)),
+            watchers: on.ask(move |account: Option<Account>| {
+                let account = account.map(&of_watchers);
+                watching(self.watchers.clone(), divided.clone(), account)
+            }),
             push: on.ask(move |(account, mailbox)| {
+                let account = of_push(account);
                 let home = backends.id_of(&account);
                 test(store.clone(), identities.clone(), push.clone(), home, (account, mailbox))
             }),
@@ -118,6 +126,7 @@ impl Parts {
                 }
             }),
             explain: on.ask(move |(account, mailbox)| {
+                let account = of_explain(account);
                 explain(watchers.clone(), pushes.clone(), division.clone(), account, mailbox)
             }),
         }

@@ -1,6 +1,8 @@
 //! `mailchime devices list|remove`: the registrations, in the database itself, so that it works
 //! whether mailchime runs or not. One that runs is told of a removal, if there is a way.
 
+use std::collections::BTreeSet;
+
 use hyper::Method;
 use serde_json::{Value, json};
 
@@ -59,10 +61,15 @@ pub(super) fn run(devices: &Devices) -> Result<(), Failure> {
 }
 
 fn list(options: &List) -> Result<(), Failure> {
-    let account = options.user.as_deref().map(Account::from_login);
-    let targets = on_store(&options.configured, async |store| match &account {
-        Some(account) => store.targets(account, Timestamp(0)).await,
-        None => all(&store).await,
+    let user = options.user.as_deref();
+    let accounts = user.map(|user| accounts(&options.configured, user)).transpose()?;
+    let targets = on_store(&options.configured, async |store| {
+        let Some(accounts) = &accounts else { return all(&store).await };
+        let mut targets = Vec::new();
+        for account in accounts {
+            targets.extend(store.targets(account, Timestamp(0)).await?);
+        }
+        Ok(targets)
     })?;
     if options.json {
         let devices: Vec<Value> = targets.iter().map(shown).collect();
@@ -77,17 +84,20 @@ fn list(options: &List) -> Result<(), Failure> {
 }
 
 fn remove(options: &Remove) -> Result<(), Failure> {
-    let account = Account::from_login(&options.user);
+    let accounts = accounts(&options.configured, &options.user)?;
     let prefix = options.token.as_deref().unwrap_or_default().to_ascii_lowercase();
     let (removed, others) = on_store(&options.configured, async |store| {
-        let mut removed = Vec::new();
-        for target in store.targets(&account, Timestamp(0)).await? {
-            if target.device.token.to_lowercase().starts_with(&prefix) {
-                removed.extend(store.remove_device(&DeviceKey::from(&target.device), None).await?);
+        let (mut removed, mut others) = (Vec::new(), false);
+        for account in &accounts {
+            for target in store.targets(account, Timestamp(0)).await? {
+                if target.device.token.to_lowercase().starts_with(&prefix) {
+                    let key = DeviceKey::from(&target.device);
+                    removed.extend(store.remove_device(&key, None).await?);
+                }
             }
+            // What cannot be read of the account goes as well.
+            others |= prefix.is_empty() && store.remove_account(account).await?;
         }
-        // What cannot be read of the account goes as well.
-        let others = prefix.is_empty() && store.remove_account(&account).await?;
         Ok((removed, others))
     })?;
     for gone in &removed {
@@ -95,30 +105,38 @@ fn remove(options: &Remove) -> Result<(), Failure> {
         say(format_args!("removed {} {}", device.token, device.subtopic.escape_debug()));
     }
     if others {
-        let name = account.as_str().escape_debug();
+        let name = options.user.escape_debug();
         say(format_args!("removed what could not be read of {name}"));
-        return tell(options, &account);
+        return tell(options, &accounts);
     }
     match (removed.last(), options.token.as_deref()) {
         (None, Some(prefix)) => Err(Failure::Failed(format!(
             "{} has no device whose token begins with {:?}",
-            account.as_str().escape_debug(),
+            options.user.escape_debug(),
             prefix.chars().take(8).collect::<String>()
         ))),
         (None, None) => {
-            Err(Failure::Failed(format!("{} has no device", account.as_str().escape_debug())))
+            Err(Failure::Failed(format!("{} has no device", options.user.escape_debug())))
         }
         (Some(last), _) => {
             if !last.account_left {
                 say("it was the last one: the password is forgotten, too");
             }
-            tell(options, &account)
+            tell(options, &accounts)
         }
     }
 }
 
+/// Under which names the user may have devices: the one of the account, and the spelling that was given,
+/// which may have been its name before `names_ignore_case` was set.
+fn accounts(configured: &Configured, user: &str) -> Result<BTreeSet<Account>, Failure> {
+    let given = Account::from_login(user);
+    let canonical = configuration(configured)?.canonical(given.clone());
+    Ok(BTreeSet::from([given, canonical]))
+}
+
 /// Tells the mailchime that runs.
-fn tell(options: &Remove, account: &Account) -> Result<(), Failure> {
+fn tell(options: &Remove, accounts: &BTreeSet<Account>) -> Result<(), Failure> {
     const LATER: &str = "it finds out within the hour, and may push until then";
     if configuration(&options.configured)?.admin.address.is_none() {
         say(format_args!(
@@ -126,9 +144,12 @@ fn tell(options: &Remove, account: &Account) -> Result<(), Failure> {
         ));
         return Ok(());
     }
-    let user = [("user", account.as_str())];
-    match ask(&options.configured, Method::POST, "/devices", &user) {
-        Ok(_) => say("the mailchime that runs has been told"),
+    let told = accounts.iter().try_for_each(|account| {
+        let user = [("user", account.as_str())];
+        ask(&options.configured, Method::POST, "/devices", &user).map(drop)
+    });
+    match told {
+        Ok(()) => say("the mailchime that runs has been told"),
         Err(Failure::Failed(why) | Failure::Usage(why)) => {
             say(format_args!("no mailchime that runs was told: {why}; if one does, {LATER}"));
         }

@@ -250,6 +250,7 @@ impl Check<'_> {
         backend.proxy_protocol = raw.proxy_protocol.unwrap_or(backend.proxy_protocol);
         backend.send_id = raw.send_id.unwrap_or(backend.send_id);
         backend.checks_token_name = raw.checks_token_name.unwrap_or(backend.checks_token_name);
+        backend.names_ignore_case = raw.names_ignore_case.unwrap_or(backend.names_ignore_case);
         let master = (raw.master_user, raw.master_password_file, raw.login_template);
         backend.master = self.master(table, master)?;
         Ok(backend)

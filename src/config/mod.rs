@@ -28,7 +28,7 @@ use sqlx::postgres::PgConnectOptions;
 pub use self::apns::{Apns, Endpoint, Identity, Proxy};
 pub use self::network::Network;
 use crate::files;
-use crate::model::BackendId;
+use crate::model::{Account, BackendId};
 
 /// Everything the program can be told, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -113,6 +113,8 @@ pub struct Backend {
     pub send_id: bool,
     /// An access token is refused there that was not issued to the name that comes with it.
     pub checks_token_name: bool,
+    /// Login names that differ in nothing but the case of ASCII letters are one user's there.
+    pub names_ignore_case: bool,
     /// Whom its accounts are watched as in the mode [`Credentials::Master`]; `None`: they are not.
     pub master: Option<MasterUser>,
 }
@@ -455,6 +457,17 @@ impl Config {
         }
     }
 
+    /// The account under the one name that it has where its backend ignores the case of names; as it is
+    /// at any other backend, and where the name leaves open which one it is.
+    pub fn canonical(&self, account: Account) -> Account {
+        let route = |domain: &str| self.routes.iter().find(|route| route.domain == domain);
+        let Ok(domain) = account.domain_among(|domain| route(domain).is_some()) else {
+            return account;
+        };
+        let backend = domain.and_then(route).map_or(&self.backend, |route| &route.backend);
+        account.canonical(backend.names_ignore_case)
+    }
+
     /// Reads the file at `path` and checks it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let (text, _) = files::read_text(path, files::LARGEST).map_err(|error| ConfigError {
@@ -542,6 +555,7 @@ impl Backend {
             proxy_protocol: false,
             send_id: false,
             checks_token_name: false,
+            names_ignore_case: false,
             master: None,
         }
     }

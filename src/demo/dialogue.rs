@@ -29,6 +29,8 @@ pub struct Settings {
     pub send_id: bool,
     /// The backend checks the name that comes with an access token.
     pub checks_token_name: bool,
+    /// Names in any case are one user to the backend.
+    pub names_ignore_case: bool,
     /// The client connects without TLS.
     pub starttls: bool,
     /// It makes sense against a live server.
@@ -105,6 +107,7 @@ impl Default for Settings {
             master: false,
             send_id: false,
             checks_token_name: false,
+            names_ignore_case: false,
             starttls: false,
             live: true,
             user: "alice".into(),
@@ -195,6 +198,7 @@ impl Settings {
             ("master", "") => self.master = true,
             ("send-id", "") => self.send_id = true,
             ("checks-token-name", "") => self.checks_token_name = true,
+            ("names-ignore-case", "") => self.names_ignore_case = true,
             ("starttls", "") => self.starttls = true,
             ("live", "no") => self.live = false,
             ("user", name) if !name.is_empty() => self.user = name.to_owned(),

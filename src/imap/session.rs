@@ -163,6 +163,8 @@ pub struct Reached {
     pub send_id: bool,
     /// The backend refuses an access token that was not issued to the name that comes with it.
     pub checks_token_name: bool,
+    /// Names in any case are one user to the backend.
+    pub names_ignore_case: bool,
 }
 
 /// What became of an [`Action::Register`].
@@ -398,9 +400,9 @@ impl Session {
     /// The connection that [`Action::Connect`] asked for is open.
     pub fn connected(&mut self, reached: Reached) {
         let Phase::Login(dialogue) = &mut self.phase else { return };
-        let Reached { greeted, send_id, checks_token_name } = reached;
+        let Reached { greeted, send_id, .. } = reached;
         let id = send_id.then(|| dialogue.id());
-        dialogue.checks_token_name = checks_token_name;
+        dialogue.reached = reached;
         dialogue.state = match std::mem::replace(&mut dialogue.state, State::Command) {
             State::Connect { tag, attempt, by_login } => {
                 let limit = self.profile.capability_size;
@@ -609,7 +611,7 @@ impl Session {
                 dialogue.state = State::Challenge { tag, login };
             }
             Outcome::Accepted { untagged, answer, offered, .. } => {
-                let proven = proven(&login, dialogue.checks_token_name, &self.profile);
+                let proven = proven(&login, dialogue.reached, &self.profile);
                 // Who claims to be somebody else takes no place of theirs.
                 let whose = proven.map(|proven| proven.account).or_else(|| authenticated(&login));
                 actions.push_back(Action::Seen(offered));
@@ -649,8 +651,8 @@ impl Session {
             };
         let Output { to_client, actions, answered, .. } = &mut self.output;
         let prefix = std::mem::take(&mut dialogue.connection.tag_prefix);
-        let claimed = claimed(&login);
-        let proven = proven(&login, dialogue.checks_token_name, &self.profile);
+        let claimed = claimed(&login).map(|it| it.canonical(dialogue.reached.names_ignore_case));
+        let proven = proven(&login, dialogue.reached, &self.profile);
         // Its watcher needs what the user has, or a master.
         let watchable = |proven: &&Proven| self.profile.master || proven.credentials.is_some();
         let watched = proven.as_ref().filter(watchable).map(|it| it.account.clone());
@@ -682,11 +684,12 @@ fn claimed(login: &Login) -> Option<Account> {
 }
 
 /// Who has logged in, where the backend's answer proves it.
-fn proven(login: &Login, checks_token_name: bool, profile: &Profile) -> Option<Proven> {
+fn proven(login: &Login, reached: Reached, profile: &Profile) -> Option<Proven> {
+    let Reached { checks_token_name, names_ignore_case, .. } = reached;
     match login.attempt() {
         Attempt::Credentials(credentials) => {
             credentials.prove_account(checks_token_name).then(|| Proven {
-                account: credentials.account(),
+                account: credentials.account().canonical(names_ignore_case),
                 credentials: Some(credentials.clone()),
             })
         }
@@ -694,7 +697,9 @@ fn proven(login: &Login, checks_token_name: bool, profile: &Profile) -> Option<P
         Attempt::Relayed { .. } => {
             let account = Account::from_login(login.overheard()?);
             let domain = account.domain_among(|domain| profile.routes(domain));
-            (domain == Ok(None)).then_some(Proven { account, credentials: None })
+            let certain = domain == Ok(None);
+            let account = account.canonical(names_ignore_case);
+            certain.then_some(Proven { account, credentials: None })
         }
     }
 }

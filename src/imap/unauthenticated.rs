@@ -13,7 +13,7 @@ use super::peek::{self, Command, Status, Verb};
 use super::refusal::Refusal;
 use super::relay::tagged;
 use super::sasl::{self, Exchange, Mechanism};
-use super::session::{Action, Connection, LoginFailure, Output, Profile, Step};
+use super::session::{Action, Connection, LoginFailure, Output, Profile, Reached, Step};
 use crate::model::{Account, Credentials};
 
 /// Malformed or unknown commands after which the client is sent away.
@@ -50,7 +50,7 @@ pub(super) struct Dialogue {
     commands: u32,
     bad_commands: u32,
     /// Of the backend that was last reached.
-    pub(super) checks_token_name: bool,
+    pub(super) reached: Reached,
     /// The client is gone.
     pub(super) abandoned: bool,
     pub(super) state: State,
@@ -104,7 +104,7 @@ impl Dialogue {
             collector: Collector::new(longest),
             commands: 0,
             bad_commands: 0,
-            checks_token_name: false,
+            reached: Reached::default(),
             abandoned: false,
             state: State::Command,
         }

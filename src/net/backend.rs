@@ -49,6 +49,7 @@ struct Way {
     send_id: bool,
     resolver: NameResolver,
     checks_token_name: bool,
+    names_ignore_case: bool,
     id: BackendId,
     master: Option<MasterLogin>,
 }
@@ -169,6 +170,7 @@ impl Backend {
             send_id: *send_id,
             resolver: resolver.clone(),
             checks_token_name: *checks_token_name,
+            names_ignore_case: config.names_ignore_case,
             id: config.id(),
             master: master.transpose().map_err(|error| ("master_password_file", error.into()))?,
         };
@@ -193,6 +195,11 @@ impl Backend {
     /// Whether it refuses an access token that was not issued to the name that comes with it.
     pub fn checks_token_name(&self) -> bool {
         self.way.checks_token_name
+    }
+
+    /// Whether login names that differ in nothing but the case of ASCII letters are one user's there.
+    pub fn names_ignore_case(&self) -> bool {
+        self.way.names_ignore_case
     }
 
     /// What accounts that it has accepted are recorded with.

@@ -153,6 +153,15 @@ impl Backends {
         self.0.table.borrow().of(account).cloned()
     }
 
+    /// The account under the one name that it has where its backend ignores the case of names; as it is
+    /// at any other backend, and where the name leaves open which one it is.
+    pub fn canonical(&self, account: Account) -> Account {
+        match self.of(&account) {
+            Ok(backend) => account.canonical(backend.names_ignore_case()),
+            Err(AmbiguousDomain) => account,
+        }
+    }
+
     /// What the backend of this account is recorded with; `None` where its name leaves open which one
     /// it is.
     pub fn id_of(&self, account: &Account) -> Option<BackendId> {
@@ -304,6 +313,24 @@ mod tests {
         let mut routed = backends.routed();
         routed.sort();
         assert_eq!(routed, ["a.example", "b.example"]);
+    }
+
+    #[test]
+    fn an_account_has_one_name_where_its_backend_ignores_case() {
+        let backend = || config::Backend::new("127.0.0.1", 1, BackendTls::None);
+        let mut config = Config::new(Tls::new("", ""), backend());
+        config.routes = vec![Route { domain: "a.example".into(), backend: backend() }];
+        config.routes[0].backend.names_ignore_case = true;
+        let backends = backends(Table::new(&config, &NameResolver::default()).unwrap());
+        for (login, expected) in [
+            ("Bob@A.Example", "bob@a.example"),
+            ("Bob@b.example", "Bob@b.example"),
+            ("Bob", "Bob"),
+            ("Bob@a.example\\Shared", "Bob@a.example\\Shared"),
+        ] {
+            assert_eq!(backends.canonical(account(login)).as_str(), expected);
+            assert_eq!(config.canonical(account(login)).as_str(), expected);
+        }
     }
 
     #[test]

@@ -388,7 +388,8 @@ impl Driver {
                         let takes = self.context.credentials.takes_logins();
                         let credentials = credentials.filter(|_| takes);
                         let (backend, at) = (self.chosen.id().clone(), Timestamp::now());
-                        let login = AcceptedLogin { backend, credentials, at };
+                        let names_ignore_case = self.chosen.names_ignore_case();
+                        let login = AcceptedLogin { backend, credentials, at, names_ignore_case };
                         // For its registrations. Who cannot register needs none.
                         if self.session.offers_push() {
                             self.login = Some(login.clone());
@@ -463,6 +464,7 @@ impl Driver {
                         greeted,
                         send_id: self.chosen.takes_id(),
                         checks_token_name: self.chosen.checks_token_name(),
+                        names_ignore_case: self.chosen.names_ignore_case(),
                     };
                     self.session.connected(reached);
                 }

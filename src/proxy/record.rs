@@ -133,8 +133,11 @@ impl Recorded {
     pub(super) fn connected(&mut self, reached: Reached) {
         if let Some(tape) = &mut self.tape {
             tape.connected = true;
-            let settings =
-                [(reached.send_id, "send-id"), (reached.checks_token_name, "checks-token-name")];
+            let settings = [
+                (reached.send_id, "send-id"),
+                (reached.checks_token_name, "checks-token-name"),
+                (reached.names_ignore_case, "names-ignore-case"),
+            ];
             for (_, setting) in settings.into_iter().filter(|(set, _)| *set) {
                 tape.add(0, || Piece::Setting(setting));
             }

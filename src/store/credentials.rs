@@ -125,11 +125,12 @@ impl CredentialSource {
         now: Timestamp,
     ) -> Result<RegisterOutcome, StoreError> {
         let account = &registration.device.account;
-        let AcceptedLogin { backend, credentials, at } = login;
+        let AcceptedLogin { backend, credentials, at, .. } = login;
         let mut registrant = Registrant::new(backend, *at, None);
+        registrant.names_ignore_case = login.names_ignore_case;
         if let (Mode::Stored(vault), Some(credentials)) = (&self.mode, credentials) {
             let until = expiry(credentials, now);
-            registrant.sealed = Some(Sealed { text: vault.seal(credentials), until });
+            registrant.sealed = Some(Sealed { text: vault.seal(account, credentials), until });
             registrant.other_password = match self.of(account, backend, now).await {
                 Ok(known) => known.is_some_and(|known| is_other_password(&known, credentials)),
                 Err(CredentialsError::Vault(_)) => false,
@@ -155,7 +156,7 @@ impl CredentialSource {
     /// and ends the parking. Returns whether the account is of the backend that has accepted it; of
     /// another one nothing is touched.
     pub async fn save(&self, account: &Account, login: &AcceptedLogin) -> Result<bool, StoreError> {
-        let AcceptedLogin { backend, credentials, at } = login;
+        let AcceptedLogin { backend, credentials, at, .. } = login;
         match (&self.mode, credentials) {
             (Mode::Stored(vault), Some(credentials)) => {
                 let known = match self.of(account, backend, *at).await {
@@ -164,7 +165,7 @@ impl CredentialSource {
                     Ok(known) => known,
                 };
                 if !known.as_ref().is_some_and(|known| known.same_as(credentials)) {
-                    let text = vault.seal(credentials);
+                    let text = vault.seal(account, credentials);
                     let sealed = Sealed { text, until: expiry(credentials, *at) };
                     let other_password =
                         known.is_some_and(|known| is_other_password(&known, credentials));
@@ -314,7 +315,7 @@ impl fmt::Debug for CredentialSource {
 
 impl Kept {
     fn of(login: &AcceptedLogin) -> Option<Self> {
-        let AcceptedLogin { backend, credentials, at } = login.clone();
+        let AcceptedLogin { backend, credentials, at, .. } = login.clone();
         let credentials = credentials?;
         Some(Self { backend, until: expiry(&credentials, at), credentials, at })
     }

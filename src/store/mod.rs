@@ -146,6 +146,8 @@ pub struct Registrant {
     pub sealed: Option<Sealed>,
     /// Its password is not the one that is kept.
     pub other_password: bool,
+    /// Accounts whose names differ from this one in nothing but case are the same user.
+    pub names_ignore_case: bool,
 }
 
 /// Credentials as the database keeps them.
@@ -235,7 +237,7 @@ impl Registrant {
     /// One whose password is the one that is kept, as far as is known.
     pub fn new(backend: &BackendId, logged_in_at: Timestamp, sealed: Option<&Sealed>) -> Self {
         let (backend, sealed) = (backend.clone(), sealed.cloned());
-        Self { backend, logged_in_at, sealed, other_password: false }
+        Self { backend, logged_in_at, sealed, other_password: false, names_ignore_case: false }
     }
 }
 

@@ -37,6 +37,8 @@ impl Store {
     /// - Of the account's devices this one and the newest others remain, `max_devices` in all (at
     ///   least one). Accounts whose names differ in nothing but case share this number: the one with
     ///   most devices makes room.
+    /// - Where the backend ignores the case of names, the device's registrations for other spellings
+    ///   of the account end: they are of a time before that was known.
     /// - The limits of [`Shares`] hold.
     pub async fn register(
         &self,
@@ -85,8 +87,13 @@ impl Store {
                     outdate_others(&mut transaction, &key, login.logged_in_at).await?;
                 }
                 replace_mailboxes(&mut transaction, &key, registration).await?;
+                let mut losers = match login.names_ignore_case {
+                    true => leave_spellings(&mut transaction, &key).await?,
+                    false => BTreeSet::new(),
+                };
                 let room = self.shares.make_room(&mut transaction, &key, *max_devices);
-                let (made, losers) = room.await?;
+                let (made, others) = room.await?;
+                losers.extend(others);
                 for loser in losers {
                     sweep(&mut transaction, &loser).await?;
                     self.tell(&mut transaction, &loser, false).await?;
@@ -244,6 +251,34 @@ pub(super) async fn lock(connection: &mut AnyConnection, account: &str) -> sqlx:
         .execute(connection)
         .await
         .map(drop)
+}
+
+/// Removes the registrations of the device for accounts whose names differ from this one in nothing but
+/// case; returns their names.
+async fn leave_spellings(
+    connection: &mut AnyConnection,
+    key: &DeviceKey,
+) -> sqlx::Result<BTreeSet<String>> {
+    let rows = sqlx::query("select account from device where token = $1 and subtopic = $2")
+        .bind(key.token.to_lowercase())
+        .bind(key.subtopic.as_str())
+        .fetch_all(&mut *connection)
+        .await?;
+    // Databases fold letters beyond ASCII in different ways, so it is not theirs to say.
+    let own = key.account.as_str();
+    let is_other = |name: &String| name != own && name.eq_ignore_ascii_case(own);
+    let names = rows.iter().filter_map(|row| row.try_get("account").ok());
+    let names: BTreeSet<String> = names.filter(is_other).collect();
+    for name in &names {
+        lock(&mut *connection, name).await?;
+        sqlx::query("delete from device where account = $1 and token = $2 and subtopic = $3")
+            .bind(name.as_str())
+            .bind(key.token.to_lowercase())
+            .bind(key.subtopic.as_str())
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(names)
 }
 
 /// Removes what is kept of the account if another backend has accepted it.

@@ -134,7 +134,12 @@ mod tests {
         let vault = Vault::open(&folder.join("test.key")).unwrap();
         for number in 0..ACCOUNTS {
             let credentials = credentials(number);
-            register(&store, credentials.account(), vault.seal(&credentials)).await;
+            register(
+                &store,
+                credentials.account(),
+                vault.seal(&credentials.account(), &credentials),
+            )
+            .await;
         }
         (store, vault)
     }
@@ -161,12 +166,12 @@ mod tests {
         let (store, vault) = filled(folder.path()).await;
         // A server that runs and knows the old key.
         let server = Vault::open(&folder.path().join("test.key")).unwrap();
-        let before = server.seal(&credentials(0));
+        let before = server.seal(&credentials(0).account(), &credentials(0));
         let rotated = rotate(&store, &vault).await.unwrap();
         assert_eq!(rotated, Rotated { resealed: ACCOUNTS as u64, unreadable: 0 });
         assert_eq!(keys_in(folder.path()), 1);
         all_open(&store, folder.path()).await;
-        let after = server.seal(&credentials(0));
+        let after = server.seal(&credentials(0).account(), &credentials(0));
         assert_ne!(before[..SEAL_LEN], after[..SEAL_LEN], "it takes the new key at once");
         let seals = store.seals(SEAL_LEN).await.unwrap();
         assert_eq!(seals, [(after[..SEAL_LEN].to_owned(), ACCOUNTS as u64)]);

@@ -105,12 +105,8 @@ impl Vault {
         Ok(Self { path: path.to_owned(), keys: RwLock::new(keys) })
     }
 
-    /// Seals `credentials` for the account that they open.
-    pub fn seal(&self, credentials: &Credentials) -> String {
-        self.seal_for(&credentials.account(), credentials)
-    }
-
-    fn seal_for(&self, account: &Account, credentials: &Credentials) -> String {
+    /// Seals `credentials` for the account whose row they are kept in.
+    pub fn seal(&self, account: &Account, credentials: &Credentials) -> String {
         let (authorization, login) = (&credentials.authorization, &credentials.login);
         let secret = credentials.expose_secret();
         // Room for all, so that no copy of the plaintext is left behind by growing; sealing
@@ -181,7 +177,7 @@ impl Vault {
         if sealed.get(..SEAL_LEN) == Some(&self.keys().current.seal()) {
             return Ok(None);
         }
-        Ok(Some(self.seal_for(account, &self.unseal(account, sealed)?)))
+        Ok(Some(self.seal(account, &self.unseal(account, sealed)?)))
     }
 
     /// Whether a sealed text with this beginning, of [`SEAL_LEN`] characters, is of a key of the
@@ -451,7 +447,7 @@ mod tests {
         let master = Credentials::password("master", b"m".to_vec()).acting_as("bob@example.org");
         let empty = Credentials::password("", Vec::new());
         for credentials in [credentials(), master, empty] {
-            let sealed = vault.seal(&credentials);
+            let sealed = vault.seal(&credentials.account(), &credentials);
             assert!(vault.unseal(&credentials.account(), &sealed).unwrap().same_as(&credentials));
             let other = Account::from_login("mallory@example.org");
             let refused = vault.unseal(&other, &sealed);
@@ -462,12 +458,15 @@ mod tests {
     #[test]
     fn two_seals_of_the_same_differ() {
         let (vault, _folder) = vault(1);
-        assert_ne!(vault.seal(&credentials()), vault.seal(&credentials()));
+        assert_ne!(
+            vault.seal(&credentials().account(), &credentials()),
+            vault.seal(&credentials().account(), &credentials())
+        );
     }
 
     #[test]
     fn another_key_is_told_from_damage() {
-        let sealed = vault(1).0.seal(&credentials());
+        let sealed = vault(1).0.seal(&credentials().account(), &credentials());
         let refused = vault(2).0.unseal(&credentials().account(), &sealed).unwrap_err();
         assert!(matches!(refused, VaultError::OtherKey { .. }), "{refused:?}");
         assert!(refused.to_string().contains("test.key"), "{refused}");
@@ -477,7 +476,7 @@ mod tests {
     fn every_alteration_is_refused() {
         let (vault, _folder) = vault(1);
         let account = credentials().account();
-        let sealed = vault.seal(&credentials());
+        let sealed = vault.seal(&credentials().account(), &credentials());
         for at in 0..sealed.len() {
             let mut altered = sealed.clone().into_bytes();
             altered[at] = if altered[at] == b'A' { b'B' } else { b'A' };
@@ -495,7 +494,7 @@ mod tests {
     fn a_missing_key_file_is_made_for_its_owner_and_used_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("credentials.key");
-        let sealed = Vault::open(&path).unwrap().seal(&credentials());
+        let sealed = Vault::open(&path).unwrap().seal(&credentials().account(), &credentials());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let text = fs::read_to_string(&path).unwrap();
         let again = Vault::open(&path).unwrap();

@@ -73,7 +73,7 @@ fn every_key_takes_effect() {
     let trust = |name: &str| Trust { ca: Some(placeholder.clone()), server_name: name.into() };
     assert_eq!(config.backend.tls, BackendTls::Implicit(trust("imap.example.org")));
     assert!(config.backend.proxy_protocol && config.backend.send_id);
-    assert!(config.backend.checks_token_name);
+    assert!(config.backend.checks_token_name && !config.backend.names_ignore_case);
 
     let names: Vec<_> = config.tls.sni.iter().map(|sni| sni.name.as_str()).collect();
     assert_eq!(names, ["imap.example.com", "*.example.net"]);
@@ -85,7 +85,8 @@ fn every_key_takes_effect() {
         ("example.com", "10.0.0.6", 143)
     );
     assert_eq!(backend.tls, BackendTls::StartTls(trust("imap.example.com")));
-    assert!(backend.proxy_protocol && !backend.send_id && !backend.checks_token_name);
+    assert!(backend.proxy_protocol && !backend.send_id);
+    assert!(!backend.checks_token_name && backend.names_ignore_case);
 
     assert_eq!(config.auth.relay, Relay::Always);
     let (store, credentials) = (&config.store, &config.credentials);

@@ -111,7 +111,7 @@ impl World {
             },
             mailboxes: mailboxes.iter().map(|(name, told)| (Mailbox::new(name), *told)).collect(),
         };
-        let text = self.vault().seal(&credentials(user, self.password));
+        let text = self.vault().seal(&Account::from_login(user), &credentials(user, self.password));
         let sealed = Sealed { text, until: None };
         let now = Timestamp::now();
         let login = Registrant::new(id, now, Some(&sealed));
@@ -272,7 +272,12 @@ impl Watching {
     /// A login that the user's backend has accepted just now.
     fn login(&self, credentials: Credentials) -> AcceptedLogin {
         let backend = self.backends.id_of(&credentials.account()).unwrap();
-        AcceptedLogin { backend, credentials: Some(credentials), at: Timestamp::now() }
+        AcceptedLogin {
+            backend,
+            credentials: Some(credentials),
+            at: Timestamp::now(),
+            names_ignore_case: false,
+        }
     }
 
     async fn registered(&self, user: &str) {

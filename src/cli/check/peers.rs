@@ -181,8 +181,9 @@ pub(super) async fn watch(config: &Config, user: &str, report: &mut Report) {
     if config.credentials != config::Credentials::Master {
         return;
     }
-    let account = Account::from_login(user);
-    let backend = match Backends::new(table, std::sync::Arc::default()).of(&account) {
+    let backends = Backends::new(table, std::sync::Arc::default());
+    let account = backends.canonical(Account::from_login(user));
+    let backend = match backends.of(&account) {
         Ok(backend) => backend,
         Err(error) => {
             let part = format!("watching {}", user.escape_debug());

@@ -51,6 +51,7 @@ pub async fn against_mailchime_as(
         }
         config.backend.send_id = settings.send_id;
         config.backend.checks_token_name = settings.checks_token_name;
+        config.backend.names_ignore_case = settings.names_ignore_case;
         change(config);
     })
     .await?;

@@ -19,7 +19,7 @@ use tokio::task::block_in_place;
 use super::limited;
 use crate::dialogues::{proxy, push_offer};
 use crate::program::sasl;
-use crate::program::world::{ACCOUNT_ID, Client, TOKEN, World, registration};
+use crate::program::world::{ACCOUNT_ID, Client, Server, TOKEN, World, registration};
 use crate::servers::courier::Courier;
 use crate::servers::dovecot::{Dovecot, Options, token};
 use crate::servers::imap4d::Imap4d;
@@ -337,6 +337,115 @@ async fn of_a_claimed_identity_nothing_is_told_and_nothing_is_stored() {
                 let events = events_of(mode, |_| {}, &lines).await;
                 assert_eq!(events, expected, "{mode}: {name}");
             }
+        }
+    })
+    .await;
+}
+
+/// All spellings of `name` by the case of its letters, all in lower case first.
+fn spellings(name: &str) -> Vec<String> {
+    let spelling = |number: u32| {
+        let letters = name.chars().enumerate().map(|(place, letter)| {
+            if number >> place & 1 == 1 { letter.to_ascii_uppercase() } else { letter }
+        });
+        letters.collect()
+    };
+    (0..1 << name.len()).map(spelling).collect()
+}
+
+/// The accounts with devices, and how many devices there are; each is of one account alone.
+async fn accounts(world: &World) -> (Vec<String>, usize) {
+    let rows = rows(world).await;
+    let mut names: Vec<_> = rows.iter().map(|row| row.0.clone()).collect();
+    let mut tokens: Vec<_> = rows.iter().map(|row| &row.2).collect();
+    names.sort();
+    names.dedup();
+    tokens.sort();
+    tokens.dedup();
+    assert_eq!(tokens.len(), rows.len(), "no device is told twice");
+    (names, rows.len())
+}
+
+/// Waits until so many accounts are watched and all are in order, and no others are known.
+async fn watched(world: &World, expected: usize) {
+    loop {
+        let said = world.command(&["watchers", "--json"]).await.json();
+        let watchers = said["watchers"].as_array().unwrap();
+        let well = |watcher: &&serde_json::Value| watcher["state"] == "watching";
+        if watchers.len() == expected && watchers.iter().filter(well).count() == expected {
+            return;
+        }
+    }
+}
+
+async fn registers_as(world: &World, server: &Server, login: &str, number: usize) {
+    let registration = registration().replace(TOKEN, &format!("{:064x}", number + 1));
+    let mut client = world.client(server).await;
+    let both = format!("in LOGIN {login} \"{}\"\r\nr {registration}\r\n", ALICE.1);
+    client.send(both.as_bytes()).await;
+    client.until("r OK").await;
+}
+
+/// To this Dovecot `alice` and `ALICE` are one user. Where the configuration says so they are one account,
+/// with the devices of one and one watcher.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_user_in_many_spellings_is_one_account_where_names_ignore_case() {
+    let test =
+        "attacks::identity::one_user_in_many_spellings_is_one_account_where_names_ignore_case";
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    limited(async {
+        const DEVICES: usize = 8;
+        const OFF: &str = "names_ignore_case = false\n";
+        const ON: &str = "names_ignore_case = true\n";
+        let spellings = spellings(ALICE.0);
+        for ignores in [true, false] {
+            let world = World::new().await;
+            world.in_front_of(dovecot.plain);
+            world.configure("[store]\n", &format!("{}[store]\n", if ignores { ON } else { OFF }));
+            world.configure("[push]\n", &format!("[push]\ndevices = {DEVICES}\n"));
+            let more = "[limits]\nregistrations_per_minute = 100\n[log]\n";
+            world.configure("[log]\n", more);
+            let server = world.serve_with_admin().await;
+            for (number, spelling) in spellings.iter().enumerate() {
+                registers_as(&world, &server, spelling, number).await;
+            }
+            let (names, devices) = accounts(&world).await;
+            println!("{ignores}: {} spellings, {names:?}, {devices} devices", spellings.len());
+            assert_eq!(devices, DEVICES);
+            if ignores {
+                assert_eq!(names, ["alice"]);
+                watched(&world, 1).await;
+            } else {
+                // A server may tell them apart.
+                assert_eq!(names.len(), DEVICES);
+            }
+            drop(server);
+            if !ignores {
+                world.configure(OFF, ON);
+            }
+            // What is kept opens the account after a restart, under whichever name it is.
+            let server = world.serve().await;
+            watched(&world, names.len()).await;
+            // The devices of before come over to the one name, each as it registers.
+            for (moved, name) in names.iter().filter(|name| *name != "alice").take(3).enumerate() {
+                let number = spellings.iter().position(|spelling| spelling == name).unwrap();
+                registers_as(&world, &server, name, number).await;
+                let (now, devices) = accounts(&world).await;
+                assert_eq!((now.len(), devices), (DEVICES - moved - 1, DEVICES), "{now:?}");
+                assert!(now.contains(&"alice".to_owned()) && !now.contains(name));
+            }
+            // The one who is asked for is found in any case, and so is one of before.
+            let said = world.command(&["push", "AlIcE"]).await;
+            assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
+            let said = world.command(&["devices", "remove", "AlIcE"]).await;
+            assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
+            assert!(!accounts(&world).await.0.contains(&"alice".to_owned()));
+            let (left, _) = accounts(&world).await;
+            for name in left {
+                let said = world.command(&["devices", "remove", &name]).await;
+                assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
+            }
+            assert_eq!(rows(&world).await.len(), 0);
         }
     })
     .await;

@@ -135,6 +135,7 @@ pub(crate) fn play(path: &Path, dialogue: &Dialogue, byte_by_byte: bool) {
     let mut core = Core::new(super::profile_for(settings), !settings.starttls);
     (core.reached.send_id, core.reached.checks_token_name) =
         (settings.send_id, settings.checks_token_name);
+    core.reached.names_ignore_case = settings.names_ignore_case;
     let mut variables = Variables::of(settings);
     for Event { line, what } in &dialogue.events {
         let place = format!("{}:{line}", path.display());

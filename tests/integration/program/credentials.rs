@@ -59,8 +59,12 @@ async fn a_rotation_says_what_it_did_and_changes_nothing_when_it_cannot() {
         let mailboxes = vec![(Mailbox::inbox(), Snapshot::default())];
         let registration = Registration { device, mailboxes };
         let (backend, now) = (BackendId::new(None, "localhost", 993), Timestamp::now());
-        let login =
-            AcceptedLogin { backend: backend.clone(), credentials: Some(alice.clone()), at: now };
+        let login = AcceptedLogin {
+            backend: backend.clone(),
+            credentials: Some(alice.clone()),
+            at: now,
+            names_ignore_case: false,
+        };
         source.register(&registration, &login, 10, now).await.unwrap();
         let before = fs::read_to_string(path.join("mailchime.key")).unwrap();
         let (code, said) = rotate(path, CONFIG).await;

@@ -18,7 +18,12 @@ fn token() -> Credentials {
 
 /// A login that the account's backend has accepted at that time.
 fn login(with: Credentials, at: i64) -> AcceptedLogin {
-    AcceptedLogin { backend: imap(), credentials: Some(with), at: Timestamp(at) }
+    AcceptedLogin {
+        backend: imap(),
+        credentials: Some(with),
+        at: Timestamp(at),
+        names_ignore_case: false,
+    }
 }
 
 async fn registered(source: &CredentialSource, with: &Credentials, now: i64) {

@@ -256,7 +256,7 @@ async fn no_secret_is_in_the_database_or_an_error() {
         let store = open(&folder).await;
         let vault = Vault::open(&folder.path().join("credentials.key")).unwrap();
         let credentials = Credentials::password("alice@example.org", b"wonder land".to_vec());
-        let sealed = Sealed { text: vault.seal(&credentials), until: None };
+        let sealed = Sealed { text: vault.seal(&alice(), &credentials), until: None };
         let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
         store.register(&registration, by(&imap(), Some(&sealed)), 10, EVER).await.unwrap();
         let stored = store.credentials(&alice(), &imap()).await.unwrap().unwrap();

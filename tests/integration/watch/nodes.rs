@@ -40,7 +40,7 @@ impl Others {
 
 /// What another node does when `user` has logged in there.
 async fn store_password(world: &World, user: &str, password: &str) {
-    let text = world.vault().seal(&credentials(user, password));
+    let text = world.vault().seal(&Account::from_login(user), &credentials(user, password));
     let sealed = Sealed { text, until: None };
     let id = world.id();
     let login = Registrant::new(&id, Timestamp::now(), Some(&sealed));
