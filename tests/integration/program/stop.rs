@@ -66,6 +66,8 @@ async fn a_second_signal_ends_it_at_once() {
 async fn a_backend_that_says_nothing_cannot_hold_up_the_end() {
     limited(async {
         let world = World::new().await;
+        // It stays the same backend at another address.
+        world.configure("[backend]\n", "[backend]\nname = \"mail\"\n");
         let server = world.serve().await;
         world.register(server.address).await.unwrap();
         server.process.kill();

@@ -141,11 +141,17 @@ async fn transactions_in_each_others_way() {
     let test = "store::bad_times::transactions_in_each_others_way";
     let Some(database) = Database::make(test).await else { return };
     limited(async {
+        // The server looks for a deadlock once for each wait, and ends the transaction for which it
+        // looks: that of the store, also where the other one begins to wait seconds later.
+        let mut watching = database.beside().await;
+        let patience = "do $$ begin execute format('alter database %I set deadlock_timeout = 4000', \
+                        current_database()); end $$";
+        watching.execute(patience).await.unwrap();
         let store = database.open().await;
         well_again(&store).await;
         let mut beside = database.beside().await;
-        let mut watching = database.beside().await;
         let mut other = beside.begin().await.unwrap();
+        other.execute("set local deadlock_timeout = '1h'").await.unwrap();
         other.execute("update snapshot set messages = 1").await.unwrap();
         let settling = tokio::spawn({
             let store = store.clone();
@@ -163,7 +169,7 @@ async fn transactions_in_each_others_way() {
         while waiting(&mut watching).await == 0 {
             tokio::task::yield_now().await;
         }
-        // Now each waits for the other. The store began to wait first, so it is the one to go.
+        // Now each waits for the other.
         other.execute("update device_mailbox set owed_since = null").await.unwrap();
         other.commit().await.unwrap();
         settling.await.unwrap().unwrap();
