@@ -362,7 +362,7 @@ async fn accounts(world: &World) -> (Vec<String>, usize) {
     names.dedup();
     tokens.sort();
     tokens.dedup();
-    assert_eq!(tokens.len(), rows.len(), "no device is told twice");
+    assert_eq!(tokens.len(), rows.len(), "no device is registered twice");
     (names, rows.len())
 }
 
@@ -434,7 +434,7 @@ async fn one_user_in_many_spellings_is_one_account_where_names_ignore_case() {
                 assert_eq!((now.len(), devices), (DEVICES - moved - 1, DEVICES), "{now:?}");
                 assert!(now.contains(&"alice".to_owned()) && !now.contains(name));
             }
-            // The one who is asked for is found in any case, and so is one of before.
+            // The commands find the account under any spelling, and those of before under their own.
             let said = world.command(&["push", "AlIcE"]).await;
             assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
             let said = world.command(&["devices", "remove", "AlIcE"]).await;
