@@ -6,7 +6,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::schedule::{Part, Share};
+use super::schedule::{Share, Sharer};
 
 /// With so many domains or backends those that may be pushed freely are forgotten.
 const SWEEP: usize = 1024;
@@ -41,10 +41,10 @@ impl Rates {
     }
 
     /// Until when it has to wait for its next push, if it has to.
-    pub(super) fn wait(&mut self, part: Part<'_>, now: Instant) -> Option<Instant> {
+    pub(super) fn wait(&mut self, part: Sharer<'_>, now: Instant) -> Option<Instant> {
         match part {
-            Part::Backend(backend) => self.backends.wait(&**backend, now),
-            Part::Domain(domain) => self.domains.wait(domain, now),
+            Sharer::Backend(backend) => self.backends.wait(&**backend, now),
+            Sharer::Domain(domain) => self.domains.wait(domain, now),
         }
     }
 
@@ -106,7 +106,7 @@ mod tests {
     /// Whether a push of this domain may go, which it does then.
     fn push(rates: &mut Rates, domain: &str, now: Instant) -> Result<(), Instant> {
         let backend = "backend".into();
-        for part in [Part::Backend(&backend), Part::Domain(domain)] {
+        for part in [Sharer::Backend(&backend), Sharer::Domain(domain)] {
             rates.wait(part, now).map_or(Ok(()), Err)?;
         }
         rates.use_one(share(domain), now);

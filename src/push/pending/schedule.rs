@@ -40,13 +40,13 @@ type DomainTurns = Turns<Box<str>, Turns<Account, ()>>;
 /// Members that have their turns one after the other.
 struct Turns<K, V> {
     order: BTreeMap<u64, K>,
-    members: HashMap<K, Member<V>>,
+    members: HashMap<K, TurnTaker<V>>,
     /// Who has no turn until some time; not in `order`.
     paused: BTreeMap<(Instant, u64), K>,
     next: u64,
 }
 
-struct Member<V> {
+struct TurnTaker<V> {
     turn: u64,
     paused_until: Option<Instant>,
     value: V,
@@ -54,7 +54,7 @@ struct Member<V> {
 
 /// Whose turns have to wait.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Part<'a> {
+pub(super) enum Sharer<'a> {
     Backend(&'a Arc<str>),
     Domain(&'a str),
 }
@@ -94,7 +94,7 @@ impl Schedule {
         &mut self,
         now: Instant,
         share: impl Fn(&Account) -> Share,
-        mut wait: impl FnMut(Part<'_>) -> Option<Instant>,
+        mut wait: impl FnMut(Sharer<'_>) -> Option<Instant>,
     ) -> Option<(Account, Share)> {
         while self.waiting.first().is_some_and(|(at, ..)| *at <= now)
             && let Some((at, _, account)) = self.waiting.pop_first()
@@ -107,7 +107,7 @@ impl Schedule {
         self.ready.resume(now);
         let (backend, domain, account) = loop {
             let backend = self.ready.first()?.0.clone();
-            if let Some(until) = wait(Part::Backend(&backend)) {
+            if let Some(until) = wait(Sharer::Backend(&backend)) {
                 self.ready.pause(&backend, until);
                 continue;
             }
@@ -116,7 +116,7 @@ impl Schedule {
             match domains.first() {
                 Some((domain, accounts)) => {
                     let domain = domain.clone();
-                    let Some(until) = wait(Part::Domain(&domain)) else {
+                    let Some(until) = wait(Sharer::Domain(&domain)) else {
                         break (backend, domain, accounts.first()?.0.clone());
                     };
                     domains.pause(&domain, until);
@@ -188,7 +188,7 @@ impl<K: Clone + Eq + Hash, V: Default> Turns<K, V> {
         let member = self.members.entry(key.clone()).or_insert_with(|| {
             self.next += 1;
             self.order.insert(self.next, key);
-            Member { turn: self.next, paused_until: None, value: V::default() }
+            TurnTaker { turn: self.next, paused_until: None, value: V::default() }
         });
         if let Some(until) = member.paused_until.take()
             && let Some(key) = self.paused.remove(&(until, member.turn))
@@ -328,12 +328,12 @@ mod tests {
             schedule.set(&account(name), Some(now));
         }
         let take = |schedule: &mut Schedule, at: Instant| {
-            let wait = |part: Part<'_>| match part {
-                Part::Domain("a.x") => Some(later(2)),
-                Part::Backend(name) if **name == *"y" => Some(later(3)),
+            let wait = |part: Sharer<'_>| match part {
+                Sharer::Domain("a.x") => Some(later(2)),
+                Sharer::Backend(name) if **name == *"y" => Some(later(3)),
                 _ => None,
             };
-            let wait = |part: Part<'_>| wait(part).filter(|until| at < *until);
+            let wait = |part: Sharer<'_>| wait(part).filter(|until| at < *until);
             schedule.take_unless(at, share, wait).map(|(taken, _)| taken.to_string())
         };
         assert_eq!(take(&mut schedule, now).as_deref(), Some("1@b.x"));
