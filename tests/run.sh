@@ -247,6 +247,8 @@ passed=$(sed -n 's/.*test result: .* \([0-9][0-9]*\) passed;.*/\1/p' "$log" | pa
 if [ -n "$skipped" ]; then printf '%s\n' "$skipped"; fi
 echo "tests: $((passed)) passed, $(printf '%s' "$skipped" | grep -c . || true) of them skipped"
 if [ ${#failed[@]} -gt 0 ]; then
+    # Why, once more, for those who see the end alone: what cargo test prints between its two lists.
+    awk '/^failures:$/ { on = !on; next } on' "$log" | grep -aE -A4 '^---- |panicked at' | cut -c1-300 | head -200 || true
     printf 'FAILED: %s\n' "${failed[@]}"
     exit 1
 fi
