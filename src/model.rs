@@ -123,6 +123,8 @@ pub enum WatchEvent {
         id: u64,
         snapshot: Snapshot,
     },
+    /// A device of this account has registered: a hint, which may be lost.
+    Registered { account: Account },
 }
 
 /// A mailbox that is no longer as its devices were told.

@@ -214,8 +214,9 @@ enum Done {
     Read(Account, Option<Vec<Target>>),
     Answered(Arc<Device>, Outcome),
     Asked(Explain, Result<Vec<Target>, StoreError>),
-    /// With what could not be written.
-    Written(Batch),
+    /// With what could not be written, and the accounts of devices that were to be removed and have
+    /// registered since.
+    Written(Batch, Vec<Account>),
 }
 
 // === impl Jobs ===
@@ -261,8 +262,10 @@ impl Jobs {
             Action::Write(batch) => {
                 self.busy += 1;
                 let (store, removed) = (self.store.clone(), self.removed.clone());
-                self.under_way
-                    .spawn(async move { Done::Written(write(&store, &removed, batch).await) });
+                self.under_way.spawn(async move {
+                    let (failed, alive) = write(&store, &removed, batch).await;
+                    Done::Written(failed, alive)
+                });
             }
         }
     }
@@ -277,6 +280,7 @@ impl Jobs {
         let (account, seen_at) = match event {
             WatchEvent::Changed(change) => (&change.account, &change.backend),
             WatchEvent::Confirmed { account, backend, .. } => (account, backend),
+            WatchEvent::Registered { .. } => return true,
         };
         self.home(account).is_some_and(|home| home.is(seen_at.as_str()))
     }
@@ -348,9 +352,10 @@ impl Jobs {
                 // Whoever asked may have gone.
                 let _ = reply.send(explained);
             }
-            Ok(Done::Written(failed)) => {
+            Ok(Done::Written(failed, alive)) => {
                 self.busy -= 1;
                 pending.written(failed, now());
+                pending.owed(alive, now());
             }
             // Its rows have not moved, so the next start finds what it was about.
             Err(error) => error!(%error, "a task of the dispatcher failed"),
@@ -373,7 +378,7 @@ impl Jobs {
         let batch = pending.end(now(), Timestamp::now());
         let rows = batch.settlements.len();
         match timeout(GRACE, write(&self.store, &self.removed, batch)).await {
-            Ok(failed) if failed == Batch::default() => debug!(rows, "the last write is done"),
+            Ok((failed, _)) if failed == Batch::default() => debug!(rows, "the last write is done"),
             _ => error!(rows, "the last write failed; what it said is found at the next start"),
         }
     }
@@ -413,8 +418,8 @@ async fn send(identities: &Identities, config: &config::Push, push: &Push) -> Ou
     };
     let outcome = match identities.client_for(&push.device.topic, wall) {
         Ok(apns) => apns.send(&MailPush::new(&push.device, &push.mailboxes, headers)).await,
-        // As APNs would say of such a certificate: everything is kept and tried again.
-        Err(why) => Outcome::Refused { status: 403, reason: why.to_string() },
+        // Everything is kept and tried again.
+        Err(why) => Outcome::cannot_send(why.to_string()),
     };
     let detail = match &outcome {
         Outcome::Refused { status, reason } => Some(format!("{status} {reason}")),
@@ -462,11 +467,17 @@ fn joined(changes: &[ChangeId]) -> String {
     changes.iter().map(ChangeId::to_string).collect::<Vec<_>>().join(" ")
 }
 
-/// Writes a batch; returns what could not be written.
-async fn write(store: &Store, removed: &mpsc::Sender<Account>, batch: Batch) -> Batch {
+/// Writes a batch; returns what could not be written, and the accounts of devices that were to be
+/// removed and are registered anew, or gone already.
+async fn write(
+    store: &Store,
+    removed: &mpsc::Sender<Account>,
+    batch: Batch,
+) -> (Batch, Vec<Account>) {
+    let mut alive = Vec::new();
     if let Err(error) = store.settle(&batch.settlements).await {
         error!(rows = batch.settlements.len(), %error, "what was pushed cannot be written");
-        return batch;
+        return (batch, alive);
     }
     if !batch.changes.is_empty() {
         // Every device was told, or has a mark on disk that it will be.
@@ -481,14 +492,14 @@ async fn write(store: &Store, removed: &mpsc::Sender<Account>, batch: Batch) -> 
                     hint(removed, &device.account);
                 }
             }
-            Ok(None) => {}
+            Ok(None) => alive.push(device.account),
             Err(error) => {
                 error!(account = %device.account, token = %device.token, %error, "not removed");
                 failed.removals.push((device, not_after));
             }
         }
     }
-    failed
+    (failed, alive)
 }
 
 fn hint(removed: &mpsc::Sender<Account>, account: &Account) {

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::Context;
 use super::account::{Begin, Orders, Watcher};
 use super::status::{Doing, Inquiries, Inquiry, Status};
-use crate::model::{AcceptedLogin, Account, SessionEvent, Timestamp};
+use crate::model::{AcceptedLogin, Account, SessionEvent, Timestamp, WatchEvent};
 use crate::nodes::{Division, Neighbours};
 use crate::store::{LiveAccount, News, StoreError};
 
@@ -246,7 +246,10 @@ impl Supervisor {
         )?;
         match self.watchers.get(&account).filter(|seat| !seat.orders.is_closed()) {
             _ if !live => self.stop(&account),
-            Some(seat) => seat.look_again(login && self.context.credentials.are_shared()),
+            Some(seat) => {
+                seat.look_again(login && self.context.credentials.are_shared());
+                self.tell_of_devices(account);
+            }
             None => self.start(account, Orders::default(), Begin::AtOnce),
         }
         Ok(())
@@ -257,6 +260,7 @@ impl Supervisor {
             // With the registration, news of it was written to the node that watches.
             return;
         }
+        self.tell_of_devices(account.clone());
         let of_users = self.context.credentials.are_of_users();
         let seat = self.watchers.get(&account).filter(|seat| !seat.orders.is_closed());
         let Some(Seat { orders, .. }) = seat else {
@@ -268,6 +272,12 @@ impl Supervisor {
             orders.registrations += 1;
             orders.log_in(login, of_users);
         });
+    }
+
+    /// What waits to be pushed to the account's devices may not be for them any more. Where nobody takes
+    /// it in, much waits, and each device is read before it is pushed.
+    fn tell_of_devices(&self, account: Account) {
+        let _ = self.context.events.try_send(WatchEvent::Registered { account });
     }
 
     fn logged_in(&mut self, account: Account, login: AcceptedLogin) {

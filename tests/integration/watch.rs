@@ -212,8 +212,18 @@ impl Watching {
     /// The next thing that `push` is told, as a line. A confirmation is of what was last announced,
     /// or of nothing.
     pub(crate) async fn next(&mut self) -> String {
-        let event = tokio::time::timeout(Duration::from_secs(10), self.events.recv()).await;
+        let news = async {
+            loop {
+                match self.events.recv().await {
+                    // A hint for `push`, which asks the store itself.
+                    Some(WatchEvent::Registered { .. }) => {}
+                    event => break event,
+                }
+            }
+        };
+        let event = tokio::time::timeout(Duration::from_secs(10), news).await;
         match event.expect("nothing is told").expect("the watching part has ended") {
+            WatchEvent::Registered { .. } => unreachable!("it is passed over"),
             WatchEvent::Changed(change) => {
                 let kind = match change.kind {
                     ChangeKind::NewMail => "new mail",

@@ -312,7 +312,7 @@ async fn service(part: &str, client: &Apns, apns: &config::Apns, report: &mut Re
             report.failed(part, format_args!("{endpoint} refuses it: {status} {reason}; {remedy}"));
         }
         Outcome::NotForTopic => {
-            let remedy = "the certificate is not for this topic, or Apple has withdrawn it";
+            let remedy = "the certificate is not for this topic";
             report.failed(part, format_args!("{endpoint} refuses the topic; {remedy}"));
         }
         other => {

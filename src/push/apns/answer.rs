@@ -12,6 +12,10 @@ use crate::model::Timestamp;
 /// How much of a reason that is not known is kept, for the log.
 const MAX_REASON: usize = 100;
 
+/// A time that is a smaller number than this is in seconds, as some gateways send it: in milliseconds
+/// it would be before March 1973.
+const FIRST_MILLIS: f64 = 1e11;
+
 /// After a provider brought new tokens too often it is left alone for so long.
 const TOKEN_UPDATES: Duration = Duration::from_mins(5);
 
@@ -30,14 +34,20 @@ pub enum Outcome {
     },
     /// 400 `BadDeviceToken`: a dead token, or a token of the other environment.
     BadToken,
-    /// `DeviceTokenNotForTopic`, `TopicDisallowed`: heals when the device registers again.
+    /// `DeviceTokenNotForTopic`: heals when the device registers again.
     NotForTopic,
-    /// 403 and what else only an operator can mend.
+    /// 403, `TopicDisallowed` and what else only an operator can mend.
     Refused { status: u16, reason: String },
     /// 429: this device is pushed too often.
     TooMany { retry_after: Option<Duration> },
     /// 5xx, no answer in time, no connection: nobody's registration is to blame.
-    Unavailable { why: String, retry_after: Option<Duration> },
+    Unavailable {
+        why: String,
+        retry_after: Option<Duration>,
+        /// No push can be sent, to whichever device: there is no connection, or nothing that proves
+        /// who we are. If not, it may be about this push alone.
+        of_all: bool,
+    },
 }
 
 impl Outcome {
@@ -55,7 +65,12 @@ impl Outcome {
     }
 
     pub(super) fn unavailable(why: impl Into<String>) -> Self {
-        Self::Unavailable { why: why.into(), retry_after: None }
+        Self::Unavailable { why: why.into(), retry_after: None, of_all: false }
+    }
+
+    /// Nothing can be sent, for this reason.
+    pub(in crate::push) fn cannot_send(why: impl Into<String>) -> Self {
+        Self::Unavailable { why: why.into(), retry_after: None, of_all: true }
     }
 }
 
@@ -74,17 +89,18 @@ pub(super) fn outcome(
         // A 410 with another reason is not known to mean that the token is dead.
         (410, "Unregistered" | "ExpiredToken") => Outcome::Gone { since: since(&body) },
         (400, "BadDeviceToken") => Outcome::BadToken,
-        (400..500, "DeviceTokenNotForTopic" | "TopicDisallowed") => Outcome::NotForTopic,
+        (400..500, "DeviceTokenNotForTopic") => Outcome::NotForTopic,
         // About us and not about the device.
         (429, "TooManyProviderTokenUpdates") => Outcome::Unavailable {
             why: format!("APNs answered {status} {reason}"),
             retry_after: retry_after.max(Some(TOKEN_UPDATES)),
+            of_all: true,
         },
         (429, _) => Outcome::TooMany { retry_after },
         (400..500, _) => Outcome::Refused { status, reason: printable(reason) },
         _ => {
             let why = format!("APNs answered {status} {}", printable(reason));
-            Outcome::Unavailable { why: why.trim_end().into(), retry_after }
+            Outcome::Unavailable { why: why.trim_end().into(), retry_after, of_all: false }
         }
     }
 }
@@ -95,10 +111,12 @@ pub(super) fn retry_after(value: &str) -> Option<Duration> {
 }
 
 fn since(body: &Value) -> Option<Timestamp> {
-    let millis = body.get("timestamp")?;
+    let since = body.get("timestamp")?;
     // A number in quotes is no number in JSON, but would be as clear.
-    let millis = millis.as_i64().or_else(|| millis.as_str()?.parse().ok())?;
-    (millis > 0).then_some(Timestamp(millis))
+    let since = since.as_f64().or_else(|| since.as_str()?.parse().ok())?;
+    let millis = if since < FIRST_MILLIS { since * 1000.0 } else { since };
+    // A number of this size has its milliseconds exactly.
+    (millis >= 1.0).then_some(Timestamp(millis as i64))
 }
 
 /// A peer's text, fit for a log line.
@@ -115,7 +133,8 @@ mod tests {
         let refused = |status, reason: &str| Outcome::Refused { status, reason: reason.into() };
         let gone = |since: Option<i64>| Outcome::Gone { since: since.map(Timestamp) };
         let later = Some(Duration::from_secs(7));
-        let unavailable = |why: &str| Outcome::Unavailable { why: why.into(), retry_after: later };
+        let unavailable =
+            |why: &str| Outcome::Unavailable { why: why.into(), retry_after: later, of_all: false };
         for (status, body, expected) in [
             (200, "", Outcome::Accepted { apns_id: "ID".into() }),
             (
@@ -128,6 +147,17 @@ mod tests {
                 r#"{"reason":"ExpiredToken","timestamp":"1700000000123"}"#,
                 gone(Some(1_700_000_000_123)),
             ),
+            // In seconds, as some gateways send it, whole or not.
+            (
+                410,
+                r#"{"reason":"Unregistered","timestamp":1700000000}"#,
+                gone(Some(1_700_000_000_000)),
+            ),
+            (
+                410,
+                r#"{"reason":"Unregistered","timestamp":"1700000000.5"}"#,
+                gone(Some(1_700_000_000_500)),
+            ),
             (410, r#"{"reason":"Unregistered"}"#, gone(None)),
             (410, r#"{"reason":"Unregistered","timestamp":{}}"#, gone(None)),
             (410, r#"{"reason":"MovedElsewhere","timestamp":1}"#, refused(410, "MovedElsewhere")),
@@ -135,7 +165,7 @@ mod tests {
             (400, r#"{"reason":"BadDeviceToken"}"#, Outcome::BadToken),
             (403, r#"{"reason":"BadDeviceToken"}"#, refused(403, "BadDeviceToken")),
             (400, r#"{"reason":"DeviceTokenNotForTopic"}"#, Outcome::NotForTopic),
-            (400, r#"{"reason":"TopicDisallowed"}"#, Outcome::NotForTopic),
+            (400, r#"{"reason":"TopicDisallowed"}"#, refused(400, "TopicDisallowed")),
             (400, r#"{"reason":"BadCollapseId"}"#, refused(400, "BadCollapseId")),
             (400, r#"{"reason":"NeverHeardOf\r\n"}"#, refused(400, "NeverHeardOf\\r\\n")),
             (400, r#"{"reason":7}"#, refused(400, "")),
@@ -149,6 +179,7 @@ mod tests {
                 Outcome::Unavailable {
                     why: "APNs answered 429 TooManyProviderTokenUpdates".into(),
                     retry_after: Some(TOKEN_UPDATES),
+                    of_all: true,
                 },
             ),
             (

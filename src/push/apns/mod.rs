@@ -165,8 +165,7 @@ impl Apns {
         if let Some(tokens) = &self.tokens {
             authorization = tokens.authorization(Timestamp::now());
             if authorization.is_none() {
-                let reason = "no provider token can be signed".into();
-                return Outcome::Refused { status: 0, reason };
+                return Outcome::cannot_send("no provider token can be signed");
             }
         }
         loop {
@@ -176,6 +175,7 @@ impl Apns {
                     return Outcome::Unavailable {
                         why: format!("no connection: {}", down.why),
                         retry_after: Some(down.until.saturating_duration_since(Instant::now())),
+                        of_all: true,
                     };
                 }
             };

@@ -17,8 +17,12 @@ use super::{Push, Rules, View};
 use crate::model::{BackendId, Change, ChangeKind, Device, Mailbox, Snapshot, Timestamp};
 use crate::store::{DeviceKey, Target};
 
-/// For how long what was read of a device is believed when it is to be pushed.
-const FRESH: Duration = Duration::from_secs(60);
+/// For how long what was read of a device is believed when it is to be pushed: long enough for a push
+/// at once to be one read. Of a registration in between comes word ([`AccountState::doubt`]).
+const FRESH: Duration = Duration::from_secs(1);
+/// Word of a registration comes no later than this after it is on disk; a push that was accepted
+/// meanwhile for what the device was before has told it nothing.
+const WORD: Duration = Duration::from_secs(10);
 /// How long the state of an announced change is waited for. Where it never comes the row stays as
 /// it is, and the next look at the mailbox finds the difference.
 const UNCONFIRMED: Duration = Duration::from_secs(600);
@@ -57,6 +61,8 @@ pub(super) enum Read {
     UnderWay {
         changes: HashMap<Mailbox, Change>,
         failures: u32,
+        /// What comes of it may be old: the devices are to be read once more.
+        again: bool,
     },
 }
 
@@ -71,19 +77,38 @@ pub(super) struct DeviceState {
     pub(super) device: Arc<Device>,
     pub(super) registered_at: Timestamp,
     read_at: Instant,
-    /// Too long since it was read: it is read again before it is pushed.
-    pub(super) stale: bool,
+    /// It may be another one now: it is read again before it is its turn to be pushed.
+    stale: bool,
+    /// It is its turn: as soon as it has been read again it is pushed, if there is still something to
+    /// push.
+    pub(super) turn: Option<Turn>,
     /// No longer registered, but a push is under way.
     departed: bool,
     waiting: Option<Waiting>,
     pub(super) in_flight: Option<InFlight>,
-    last_push: Option<Instant>,
-    pub(super) failures: u32,
-    pub(super) back_off_until: Option<Instant>,
+    /// The last push that APNs accepted.
+    told: Option<Told>,
+    failures: u32,
+    back_off_until: Option<Instant>,
+    /// It is left alone for a reason that goes when it registers anew.
+    heals: bool,
     /// It was pushed lately for other accounts.
     pub(super) held_until: Option<Instant>,
     /// How often APNs said that there is no such token, since it registered.
-    pub(super) bad_answers: u32,
+    bad_answers: u32,
+}
+
+/// A device's place among those that are pushed at this moment.
+#[derive(Clone, Debug)]
+pub(super) struct Turn {
+    pub(super) topic: Arc<str>,
+    pub(super) pass: Pass,
+}
+
+struct Told {
+    mailboxes: BTreeMap<Mailbox, Due>,
+    sent_at: Instant,
+    accepted_at: Instant,
 }
 
 /// A mailbox of which a device is to be told.
@@ -108,6 +133,10 @@ struct Waiting {
 pub(super) struct InFlight {
     mailboxes: BTreeMap<Mailbox, Due>,
     pub(super) pass: Pass,
+    /// When the device that it was sent to had registered.
+    pub(super) registered_at: Timestamp,
+    /// The device listens to another account id or topic since.
+    in_vain: bool,
     sent_at: Instant,
     seen_at: Instant,
 }
@@ -131,12 +160,13 @@ impl AccountState {
         self.backend.as_ref().is_none_or(|seen_at| backend.is(seen_at.as_str()))
     }
 
-    /// The devices may be another backend's: they are read again before they are pushed.
+    /// The devices may be others now, or another backend's: they are read again before they are pushed.
     pub(super) fn doubt(&mut self, now: Instant) {
         self.devices.iter_mut().for_each(|device| device.stale = true);
-        match &self.read {
-            // What is under way began before.
-            Read::UnderWay { .. } | Read::Wanted { .. } => {}
+        match &mut self.read {
+            // It began before.
+            Read::UnderWay { again, .. } => *again = true,
+            Read::Wanted { .. } => {}
             Read::Idle => self.want_read(now),
         }
     }
@@ -145,7 +175,7 @@ impl AccountState {
     /// backend finds it again.
     pub(super) fn set_aside(&mut self) {
         self.devices.iter_mut().for_each(DeviceState::depart);
-        self.devices.retain(|device| device.in_flight.is_some());
+        self.devices.retain(|device| device.in_flight.is_some() || device.turn.is_some());
         self.telling.clear();
         self.unread.clear();
         self.backend = None;
@@ -198,7 +228,7 @@ impl AccountState {
             _ => 0,
         };
         let changes = std::mem::take(&mut self.unread);
-        self.read = Read::UnderWay { changes, failures };
+        self.read = Read::UnderWay { changes, failures, again: false };
     }
 
     /// A read failed: nothing that it was for is lost. `wait` says how long to wait, given the
@@ -209,7 +239,10 @@ impl AccountState {
         now: Instant,
         wait: impl FnOnce(u32) -> Duration,
     ) {
-        let Read::UnderWay { changes, failures } = std::mem::take(&mut self.read) else { return };
+        let Read::UnderWay { changes, failures, .. } = std::mem::take(&mut self.read) else {
+            return;
+        };
+        self.devices.iter_mut().for_each(|device| device.stale = true);
         let newer = std::mem::replace(&mut self.unread, changes);
         for change in newer.into_values() {
             merge(&mut self.unread, change, rules);
@@ -220,14 +253,14 @@ impl AccountState {
 
     /// The account's devices as they are registered now, those of another topic left out.
     pub(super) fn read(&mut self, targets: Vec<Target>, rules: &Rules, now: Instant) {
-        let changes = match std::mem::take(&mut self.read) {
-            Read::UnderWay { changes, .. } => changes,
+        let (changes, again) = match std::mem::take(&mut self.read) {
+            Read::UnderWay { changes, again, .. } => (changes, again),
             other => {
                 self.read = other;
-                HashMap::new()
+                (HashMap::new(), false)
             }
         };
-        if !self.unread.is_empty() {
+        if again || !self.unread.is_empty() {
             self.read = Read::Wanted { at: now, failures: 0 };
         }
         for device in &mut self.devices {
@@ -236,10 +269,13 @@ impl AccountState {
                 None => device.depart(),
             }
         }
-        self.devices.retain(|device| !device.departed || device.in_flight.is_some());
+        self.devices.retain(|device| {
+            !device.departed || device.in_flight.is_some() || device.turn.is_some()
+        });
         for target in targets {
             self.read_target(&target, &changes, rules, now);
         }
+        self.devices.iter_mut().for_each(|device| device.stale = again);
         for (mailbox, change) in changes {
             let telling = Telling { id: change.id, snapshot: change.snapshot, since: now };
             if let Some(older) = self.telling.insert(mailbox, telling) {
@@ -294,11 +330,32 @@ impl AccountState {
             .collect()
     }
 
+    /// After a read, or when there will be none: the pushes of the devices whose turn it is, and the
+    /// turns of those that have nothing to push any more.
+    pub(super) fn take_turns(&mut self, now: Instant) -> (Vec<Push>, Vec<Turn>) {
+        let (mut pushes, mut left) = (Vec::new(), Vec::new());
+        for device in &mut self.devices {
+            let reads_on = device.stale && matches!(self.read, Read::Wanted { failures: 0, .. });
+            let Some(turn) = device.turn.take_if(|_| !reads_on) else { continue };
+            let sends =
+                !device.stale && !device.is_suspended() && device.device.topic == *turn.topic;
+            match sends.then(|| device.send(turn.pass, now)).flatten() {
+                Some(push) => pushes.push(push),
+                None => left.push(turn),
+            }
+        }
+        self.devices.retain(|device| !device.departed || device.in_flight.is_some());
+        (pushes, left)
+    }
+
     /// The devices that are left alone for their tokens and registered before `before`; they are not
     /// known after this. With each comes when it registered.
     pub(super) fn take_dead(&mut self, before: Timestamp) -> Vec<(DeviceKey, Timestamp)> {
         let dead = |device: &mut DeviceState| {
-            device.is_suspended() && device.registered_at < before && device.in_flight.is_none()
+            device.is_suspended()
+                && device.registered_at < before
+                && device.in_flight.is_none()
+                && device.turn.is_none()
         };
         let dead = self.devices.extract_if(.., dead);
         dead.map(|device| (device.key(), device.registered_at)).collect()
@@ -334,8 +391,11 @@ impl AccountState {
     /// Forgets what need not be remembered; returns when there will be more to forget.
     pub(super) fn forget(&mut self, rules: &Rules, now: Instant) -> Option<Instant> {
         let idle_until = |device: &DeviceState| {
-            let idle = device.waiting.is_none() && device.in_flight.is_none();
-            idle.then(|| device.last_push.map_or(now, |at| at + rules.min_interval))
+            let idle =
+                device.waiting.is_none() && device.in_flight.is_none() && device.turn.is_none();
+            let told =
+                |told: &Told| (told.sent_at + rules.min_interval).max(told.accepted_at + WORD);
+            idle.then(|| device.told.as_ref().map_or(now, told))
         };
         let lost_at =
             |telling: &Telling| telling.snapshot.is_none().then_some(telling.since + UNCONFIRMED);
@@ -393,12 +453,14 @@ impl DeviceState {
             registered_at: target.registered_at,
             read_at: now,
             stale: false,
+            turn: None,
             departed: false,
             waiting: None,
             in_flight: None,
-            last_push: None,
+            told: None,
             failures: 0,
             back_off_until: None,
+            heals: false,
             held_until: None,
             bad_answers: 0,
         }
@@ -413,21 +475,41 @@ impl DeviceState {
     }
 
     fn refresh(&mut self, target: &Target, now: Instant) {
+        let ears = |device: &Device| (device.account_id.clone(), device.topic.clone());
+        if ears(&self.device) != ears(&target.device) {
+            self.tell_again(now);
+        }
         if *self.device != target.device {
             self.device = Arc::new(target.device.clone());
         }
-        if self.registered_at < target.registered_at && self.bad_answers > 0 {
+        if self.registered_at < target.registered_at && self.heals {
             // The device lives, and so may its token.
             self.try_anew();
         }
         self.registered_at = target.registered_at;
         (self.read_at, self.stale, self.departed) = (now, false, false);
-        if let Some(waiting) = &mut self.waiting {
-            waiting.mailboxes.retain(|mailbox, _| {
+        let waiting = self.waiting.as_mut().map(|waiting| &mut waiting.mailboxes);
+        let in_flight = self.in_flight.as_mut().map(|push| &mut push.mailboxes);
+        for mailboxes in [waiting, in_flight].into_iter().flatten() {
+            mailboxes.retain(|mailbox, _| {
                 target.mailboxes.iter().any(|(registered, _)| registered == mailbox)
             });
         }
         self.waiting.take_if(|waiting| waiting.mailboxes.is_empty());
+    }
+
+    /// It listens to another account id or topic since it registered, so what it was sent a moment ago
+    /// may have told it nothing.
+    fn tell_again(&mut self, now: Instant) {
+        if let Some(push) = &mut self.in_flight {
+            push.in_vain = true;
+        }
+        if let Some(Told { mailboxes, accepted_at, .. }) = &mut self.told
+            && now.saturating_duration_since(*accepted_at) < WORD
+        {
+            let mailboxes = std::mem::take(mailboxes);
+            self.put_back(mailboxes, now, now, false);
+        }
     }
 
     fn depart(&mut self) {
@@ -471,14 +553,15 @@ impl DeviceState {
     /// When it may be pushed, if there is something to push.
     fn due(&self, rules: &Rules) -> Option<Instant> {
         let waiting = self.waiting.as_ref()?;
-        if self.in_flight.is_some() || self.stale {
+        if self.in_flight.is_some() || self.turn.is_some() || self.stale {
             return None;
         }
         if self.is_suspended() {
             // Then what is known of it is old, and it is read again.
             return Some(self.read_at + RECHECK);
         }
-        let spaced = self.last_push.map(|at| at + rules.min_interval).max(Some(waiting.until))?;
+        let last = self.told.as_ref().map(|told| told.sent_at + rules.min_interval);
+        let spaced = last.max(Some(waiting.until))?;
         // A delay that begins anew with each change needs an end.
         let capped = spaced.min(waiting.since + rules.max_delay);
         Some(capped).max(self.back_off_until).max(self.held_until)
@@ -492,7 +575,7 @@ impl DeviceState {
             under_way: self.in_flight.as_ref().map(|push| now.duration_since(push.sent_at)),
             waiting: waiting.map(|(mailbox, _)| mailbox.clone()).collect(),
             due_in: self.due(rules).map(|at| at.saturating_duration_since(now)),
-            too_soon: self.last_push.and_then(|at| left(at + rules.min_interval)),
+            too_soon: self.told.as_ref().and_then(|told| left(told.sent_at + rules.min_interval)),
             backs_off: self.back_off_until.and_then(left),
             held: self.held_until.and_then(left),
             failures: self.failures,
@@ -524,49 +607,98 @@ impl DeviceState {
             changes: mailboxes.values().filter_map(|due| due.change).collect(),
             seen_at,
         };
-        self.in_flight = Some(InFlight { mailboxes, pass, sent_at: now, seen_at });
+        let registered_at = self.registered_at;
+        let in_vain = false;
+        self.in_flight =
+            Some(InFlight { mailboxes, pass, registered_at, in_vain, sent_at: now, seen_at });
         Some(push)
     }
 
     /// APNs accepted the push: the mailboxes that the device was told of.
-    pub(super) fn accepted(&mut self) -> Vec<Mailbox> {
+    pub(super) fn accepted(&mut self, now: Instant) -> Vec<Mailbox> {
         let Some(push) = self.in_flight.take() else { return Vec::new() };
-        self.last_push = Some(push.sent_at);
-        (self.failures, self.back_off_until, self.bad_answers) = (0, None, 0);
-        push.mailboxes.into_keys().collect()
+        self.try_anew();
+        let InFlight { mailboxes, in_vain, sent_at, seen_at, .. } = push;
+        let told = if in_vain { BTreeMap::new() } else { mailboxes.clone() };
+        let names = told.keys().cloned().collect();
+        self.told = Some(Told { mailboxes: told, sent_at, accepted_at: now });
+        if in_vain && !self.departed {
+            self.put_back(mailboxes, seen_at, now, false);
+        }
+        names
     }
 
-    /// The push did not arrive, and another will not before `until`. The mailboxes that have to be
-    /// marked on disk; those with a mark are not among them.
-    pub(super) fn owe(&mut self, now: Instant, until: Instant) -> Vec<Mailbox> {
-        let Some(push) = self.in_flight.take() else { return Vec::new() };
-        self.back_off_until = Some(until);
-        if self.departed {
+    /// The push failed, and another goes after `wait`, which is given the number of failures in a row.
+    /// With `heals` it goes as soon as the device has registered anew. As [`DeviceState::owe`].
+    pub(super) fn failed(
+        &mut self,
+        now: Instant,
+        heals: bool,
+        wait: impl FnOnce(u32) -> Duration,
+    ) -> Vec<Mailbox> {
+        self.failures = self.failures.saturating_add(1);
+        (self.back_off_until, self.heals) = (Some(now + wait(self.failures)), heals);
+        self.owe(now)
+    }
+
+    /// The push did not arrive. The mailboxes that have to be marked on disk; those with a mark are not
+    /// among them.
+    fn owe(&mut self, now: Instant) -> Vec<Mailbox> {
+        let Some(push) = self.in_flight.take_if(|_| !self.departed) else {
+            self.in_flight = None;
             return Vec::new();
-        }
+        };
         let unmarked = push.mailboxes.iter().filter(|(_, due)| !due.marked);
         let unmarked = unmarked.map(|(mailbox, _)| mailbox.clone()).collect();
-        let waiting = self.waiting.get_or_insert_with(|| Waiting::since(now, push.seen_at));
-        for (mailbox, Due { change, .. }) in push.mailboxes {
-            let due = waiting.mailboxes.entry(mailbox).or_default();
-            (due.marked, due.change) = (true, due.change.or(change));
-        }
-        waiting.until = waiting.until.min(now);
-        waiting.seen_at = waiting.seen_at.min(push.seen_at);
+        self.put_back(push.mailboxes, push.seen_at, now, true);
         unmarked
     }
 
-    /// The identity may be another one: nothing that was said of it is believed any longer.
-    pub(super) fn try_anew(&mut self) {
+    /// The device is to be told of these after all, now; `marked`: marks on disk say so, too.
+    fn put_back(
+        &mut self,
+        mailboxes: BTreeMap<Mailbox, Due>,
+        seen_at: Instant,
+        now: Instant,
+        marked: bool,
+    ) {
+        if mailboxes.is_empty() {
+            return;
+        }
+        let waiting = self.waiting.get_or_insert_with(|| Waiting::since(now, seen_at));
+        for (mailbox, Due { change, .. }) in mailboxes {
+            let due = waiting.mailboxes.entry(mailbox).or_default();
+            (due.marked, due.change) = (due.marked || marked, due.change.or(change));
+        }
+        waiting.until = waiting.until.min(now);
+        waiting.seen_at = waiting.seen_at.min(seen_at);
+    }
+
+    /// APNs said that there is no such token, of the registration that is known.
+    pub(super) fn is_bad(&mut self) {
+        self.bad_answers = self.bad_answers.saturating_add(1);
+    }
+
+    /// Nothing that was said of it before is believed any longer.
+    fn try_anew(&mut self) {
         (self.failures, self.back_off_until, self.bad_answers) = (0, None, 0);
+        self.heals = false;
+    }
+
+    /// The identity may be another one: what was said under the one of before counts no longer.
+    pub(super) fn has_new_identity(&mut self) {
+        self.try_anew();
         if let Some(push) = &mut self.in_flight {
             push.pass = Pass::Late;
+        }
+        if let Some(turn) = &mut self.turn {
+            turn.pass = Pass::Late;
         }
     }
 
     /// Marks everything that the device has not been told of; as [`DeviceState::owe`].
     pub(super) fn owe_all(&mut self, now: Instant) -> Vec<Mailbox> {
-        let mut unmarked = self.owe(now, now);
+        let mut unmarked = self.owe(now);
         for (mailbox, due) in self.waiting.iter_mut().flat_map(|waiting| &mut waiting.mailboxes) {
             if !std::mem::replace(&mut due.marked, true) {
                 unmarked.push(mailbox.clone());

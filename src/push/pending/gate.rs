@@ -12,17 +12,33 @@ use crate::net::backoff::Backoff;
 const DOMAINS: usize = 32;
 const ACCOUNTS: usize = 32;
 const TOKENS: usize = 8;
+/// Devices that are looked at to tell a failure of one from a failure of APNs, the last that it was asked
+/// for; and how many of them must have failed at least.
+const DEVICES: usize = 16;
+const SEVERAL: usize = 3;
 /// Between two lines of the log that say so.
 const SAID: Duration = Duration::from_hours(1);
 
-/// Shut while APNs cannot be reached or refuses the certificate. When the wait is over one push
-/// goes to try, and only after an answer to it the others follow.
+/// Shut while nothing can be sent, or while pushes to several devices fail, which are most of the last
+/// ones. When the wait is over one push goes to try, and only after an answer to it the others follow.
+/// A device whose pushes fail alone is left alone, and no other.
 #[derive(Default)]
 pub(super) struct Gate {
     /// Tries in a row that failed.
     failures: u32,
     shut_until: Option<Instant>,
     trying: bool,
+    /// Whether the last push to each device failed.
+    devices: Votes<DeviceToken, ()>,
+}
+
+/// Whose a failure may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Failure<'a> {
+    /// Nothing can be sent to anybody.
+    OfAll,
+    /// A push to this device failed, perhaps as those to all others would.
+    Of(&'a DeviceToken),
 }
 
 /// How a push came through the gate; its outcome is told with it.
@@ -72,30 +88,53 @@ impl Gate {
         }
     }
 
-    /// APNs answered, whatever it said.
-    pub(super) fn answered(&mut self, pass: Pass) {
-        // A late answer to a push of before does not say that things are well again.
-        if pass == Pass::Try || (pass == Pass::Open && self.shut_until.is_none()) {
-            *self = Self::default();
+    /// APNs answered a push to this device, and takes pushes. Returns whether the gate was shut.
+    pub(super) fn answered(&mut self, pass: Pass, device: &DeviceToken) -> bool {
+        let was_shut = self.shut_until.is_some();
+        match pass {
+            Pass::Try => *self = Self::default(),
+            Pass::Open if !was_shut => self.failures = 0,
+            // A late answer to a push of before does not say that things are well again.
+            Pass::Open | Pass::Late => return false,
         }
+        self.devices.vote(device.clone(), DEVICES, |()| (false, ()));
+        was_shut
     }
 
-    /// APNs did not answer, or refused the identity. `at_least` is what APNs asked for.
+    /// A push failed. `at_least` is what APNs asked for. Returns whether the gate is shut by that, and
+    /// was not before.
     pub(super) fn failed(
         &mut self,
         pass: Pass,
+        failure: Failure<'_>,
         now: Instant,
         backoff: Backoff,
         at_least: Duration,
         chance: f64,
-    ) {
+    ) -> bool {
+        let was_shut = self.shut_until.is_some();
         // Of many that were under way together the first shuts the gate.
-        if pass == Pass::Late || (pass == Pass::Open && self.shut_until.is_some()) {
-            return;
+        if pass == Pass::Late || (pass == Pass::Open && was_shut) {
+            return false;
+        }
+        self.trying = false;
+        if let Failure::Of(device) = failure {
+            self.devices.vote(device.clone(), DEVICES, |()| (true, ()));
+            if self.devices.bad() < SEVERAL || !self.devices.are_mostly_bad() {
+                (self.failures, self.shut_until) = (0, None);
+                return false;
+            }
         }
         self.failures = self.failures.saturating_add(1);
-        self.trying = false;
         self.shut_until = Some(now + backoff.wait(self.failures, chance).max(at_least));
+        !was_shut
+    }
+
+    /// A push that passed is not sent.
+    pub(super) fn release(&mut self, pass: Pass) {
+        if pass == Pass::Try {
+            self.trying = false;
+        }
     }
 
     /// Whether [`Gate::pass`] would let a push go.
@@ -178,7 +217,11 @@ impl<K: PartialEq, V: Default> Votes<K, V> {
     }
 
     fn are_mostly_bad(&self) -> bool {
-        self.last.iter().filter(|(.., bad)| *bad).count() * 2 > self.last.len()
+        self.bad() * 2 > self.last.len()
+    }
+
+    fn bad(&self) -> usize {
+        self.last.iter().filter(|(.., bad)| *bad).count()
     }
 }
 
@@ -194,13 +237,13 @@ mod tests {
         let now = Instant::now();
         let later = |seconds| now + Duration::from_secs(seconds);
         let fail = |gate: &mut Gate, pass, at| {
-            gate.failed(pass, at, BACKOFF, Duration::ZERO, 1.0);
+            gate.failed(pass, Failure::OfAll, at, BACKOFF, Duration::ZERO, 1.0)
         };
 
         assert_eq!(gate.pass(now), Some(Pass::Open));
-        fail(&mut gate, Pass::Open, now);
-        fail(&mut gate, Pass::Open, now);
-        gate.answered(Pass::Open);
+        assert!(fail(&mut gate, Pass::Open, now));
+        assert!(!fail(&mut gate, Pass::Open, now));
+        assert!(!gate.answered(Pass::Open, &token(1)));
         assert_eq!((gate.pass(now), gate.opens_at()), (None, Some(later(1))));
 
         assert_eq!(gate.pass(later(1)), Some(Pass::Try));
@@ -209,11 +252,40 @@ mod tests {
         assert_eq!(gate.opens_at(), Some(later(3)), "the wait grows");
 
         assert_eq!(gate.pass(later(3)), Some(Pass::Try));
-        gate.answered(Pass::Try);
+        gate.release(Pass::Try);
+        assert_eq!(gate.pass(later(3)), Some(Pass::Try), "who does not send tries nothing");
+        assert!(gate.answered(Pass::Try, &token(1)));
         assert_eq!(gate.pass(later(3)), Some(Pass::Open));
 
-        gate.failed(Pass::Open, later(9), BACKOFF, Duration::from_secs(60), 1.0);
+        let (own_wish, at) = (Duration::from_secs(60), later(9));
+        gate.failed(Pass::Open, Failure::OfAll, at, BACKOFF, own_wish, 1.0);
         assert_eq!(gate.opens_at(), Some(later(69)), "APNs' own wish counts");
+    }
+
+    #[test]
+    fn failures_are_those_of_their_devices_until_several_and_most_of_the_last_fail() {
+        let mut gate = Gate::default();
+        let now = Instant::now();
+        let shut_by = |gate: &mut Gate, mut devices: std::ops::Range<usize>| {
+            devices.find(|n| {
+                let device = token(*n);
+                gate.failed(Pass::Open, Failure::Of(&device), now, BACKOFF, Duration::ZERO, 1.0)
+            })
+        };
+        for _ in 0..1000 {
+            assert_eq!(shut_by(&mut gate, 1..3), None, "two are not several");
+        }
+        assert_eq!(shut_by(&mut gate, 3..9), Some(3));
+        let later = now + Duration::from_secs(1);
+        assert_eq!(gate.pass(later), Some(Pass::Try));
+        assert!(gate.answered(Pass::Try, &token(4)));
+        assert_eq!(gate.pass(later), Some(Pass::Open));
+
+        // Among many that are well it takes more.
+        for n in 0..100 {
+            gate.answered(Pass::Open, &token(100 + n));
+        }
+        assert_eq!(shut_by(&mut gate, 0..100), Some(DEVICES / 2));
     }
 
     fn token(n: usize) -> DeviceToken {

@@ -10,6 +10,9 @@
 //!   Confirmed ─────────────── (its state) ────────┘ ^                        │
 //!                                                   └──── marked as owed <───┴─ failed
 //! ```
+//!
+//! A push goes by the registration as it is at that moment: where a device has its turn and was not
+//! read just now, it is read first.
 
 mod account;
 mod endpoints;
@@ -20,12 +23,12 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::apns::Outcome;
 use crate::config::Events;
@@ -34,9 +37,9 @@ use crate::net::backoff::Backoff;
 use crate::store::{DeviceKey, Target};
 
 pub(super) use account::ChangeId;
-use account::{AccountState, DeviceState, Read};
+use account::{AccountState, DeviceState, Read, Turn};
 use endpoints::Endpoints;
-use gate::{Gate, Pass, TokenAlarm, TokenVerdict};
+use gate::{Failure, Gate, Pass, TokenAlarm, TokenVerdict};
 pub(super) use outbox::Batch;
 use outbox::Outbox;
 use rates::Rates;
@@ -58,6 +61,8 @@ const DATABASE: Backoff = Backoff::new(Duration::from_millis(500), Duration::fro
 const UNAVAILABLE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
 const TOO_MANY: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(300));
 const REFUSED: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(900));
+/// Most likely the device has to register anew, and then it does not wait.
+const NOT_FOR_TOPIC: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(3600));
 
 /// What of the configuration the rules need; see [`crate::config::Push`].
 #[derive(Clone, Debug)]
@@ -146,6 +151,8 @@ pub(super) struct Pending {
     reading: usize,
     /// By topic. A device that watches another topic sleeps.
     lanes: BTreeMap<Arc<str>, Lane>,
+    /// Pushes that had their turns.
+    ready: VecDeque<Push>,
     endpoints: Endpoints,
     /// How often a push was put off because its device was pushed for other accounts.
     held: u64,
@@ -153,10 +160,24 @@ pub(super) struct Pending {
     outbox: Outbox,
 }
 
+/// What became of a push.
+enum Became {
+    Told,
+    /// It is tried again, later and later, or with `heals` as soon as the device registers anew.
+    Owed {
+        backoff: Backoff,
+        heals: bool,
+    },
+    /// There is no such device, unless it has registered after this.
+    Dead {
+        not_after: Timestamp,
+    },
+}
+
 /// The way out for the devices of one topic; what holds up one lane holds up no other.
 struct Lane {
     pushes: Schedule,
-    /// Pushes that are under way, and how many may be.
+    /// Pushes that are under way or have their turns, and how many may be.
     sending: usize,
     in_flight: usize,
     gate: Gate,
@@ -192,6 +213,7 @@ impl Pending {
             forgets: Schedule::default(),
             reading: 0,
             lanes: BTreeMap::new(),
+            ready: VecDeque::new(),
             endpoints: Endpoints::default(),
             held: 0,
             outbox: Outbox::default(),
@@ -219,7 +241,7 @@ impl Pending {
         for account in accounts {
             let Some(state) = self.accounts.get_mut(&account) else { continue };
             for device in &mut state.devices {
-                device.try_anew();
+                device.has_new_identity();
                 if !self.lanes.contains_key(&*device.device.topic) {
                     let key = device.key();
                     for mailbox in device.owe_all(now) {
@@ -248,6 +270,13 @@ impl Pending {
                 }
                 account
             }
+            WatchEvent::Registered { account } => {
+                // Where nothing is pending the next change has the devices read.
+                if let Some(state) = self.accounts.get_mut(&account) {
+                    state.doubt(now);
+                }
+                account
+            }
         };
         self.settle(&account, now);
     }
@@ -273,7 +302,10 @@ impl Pending {
             let Some(state) = self.accounts.get_mut(&account) else { continue };
             match home(&account).is_some_and(|home| state.is_of(&home)) {
                 true => state.doubt(now),
-                false => state.set_aside(),
+                false => {
+                    state.set_aside();
+                    self.take_turns(&account, now);
+                }
             }
             self.settle(&account, now);
         }
@@ -286,6 +318,7 @@ impl Pending {
         let Some(state) = self.accounts.get_mut(account) else { return };
         state.set_aside();
         state.read = Read::default();
+        self.take_turns(account, now);
         self.settle(account, now);
     }
 
@@ -304,6 +337,8 @@ impl Pending {
             Some(mut targets) => {
                 targets.retain(|target| self.lanes.contains_key(&*target.device.topic));
                 state.read(targets, &self.rules, now);
+                self.take_turns(account, now);
+                let Some(state) = self.accounts.get_mut(account) else { return };
                 for (device, registered_at) in state.take_dead(wall.minus(RENEWED)) {
                     self.outbox.remove(device, registered_at);
                 }
@@ -311,9 +346,23 @@ impl Pending {
             None => {
                 let chance = (self.rules.chance)();
                 state.read_failed(&self.rules, now, |failures| DATABASE.wait(failures, chance));
+                self.take_turns(account, now);
             }
         }
         self.settle(account, now);
+    }
+
+    /// The account's devices whose turn it is are pushed, or leave their places to others.
+    fn take_turns(&mut self, account: &Account, now: Instant) {
+        let Some(state) = self.accounts.get_mut(account) else { return };
+        let (pushes, left) = state.take_turns(now);
+        self.ready.extend(pushes);
+        for Turn { topic, pass } in left {
+            if let Some(lane) = self.lanes.get_mut(&topic) {
+                lane.sending = lane.sending.saturating_sub(1);
+                lane.gate.release(pass);
+            }
+        }
     }
 
     /// What APNs made of a push that was sent for `sent`; `wall` is the time of day.
@@ -328,32 +377,32 @@ impl Pending {
         let chance = (self.rules.chance)();
         let key = &DeviceKey::from(sent);
         let device = self.accounts.get_mut(&key.account).and_then(|state| state.device(key));
-        let pass = device.and_then(|device| Some(device.in_flight.as_ref()?.pass));
+        let under_way = device.and_then(|device| device.in_flight.as_ref());
+        let under_way = under_way.map(|push| (push.pass, push.registered_at));
         let verdict = lane.and_then(|lane| {
             lane.sending = lane.sending.saturating_sub(1);
-            lane.answered(pass?, key, outcome, now, chance)
+            lane.answered(under_way?.0, sent, outcome, now, chance)
         });
-        let Some(state) = self.accounts.get_mut(&key.account).filter(|_| pass.is_some()) else {
-            return;
-        };
+        let Some((_, registered_at)) = under_way else { return };
+        let Some(state) = self.accounts.get_mut(&key.account) else { return };
         let Some(device) = state.device(key) else { return };
-        let failed = match outcome {
+        // Since the push was sent: what was said of the device was said of the registration before.
+        let renewed = registered_at < device.registered_at;
+        let soon_if_renewed = |backoff| if renewed { UNAVAILABLE } else { backoff };
+        let became = match outcome {
             Outcome::Accepted { .. } => {
-                self.outbox.accepted(key, device.accepted(), wall);
-                None
+                self.outbox.accepted(key, device.accepted(now), wall);
+                Became::Told
             }
             Outcome::Gone { since } => {
-                let not_after = since.unwrap_or(device.registered_at);
+                let not_after = since.unwrap_or(registered_at);
                 match device.registered_at <= not_after {
-                    true => {
-                        self.outbox.remove(key.clone(), not_after);
-                        state.remove(key);
-                        None
-                    }
+                    true => Became::Dead { not_after },
                     // It registered after its token died: it lives, and APNs has yet to see that.
-                    false => Some((REFUSED, None)),
+                    false => Became::Owed { backoff: soon_if_renewed(REFUSED), heals: true },
                 }
             }
+            Outcome::BadToken if renewed => Became::Owed { backoff: UNAVAILABLE, heals: true },
             Outcome::BadToken
                 if let Some(TokenVerdict { alarm: true, say }) = verdict
                     && device.registered_at >= wall.minus(RENEWED) =>
@@ -368,38 +417,50 @@ impl Pending {
                          certificate belongs to [apns] endpoint: production or sandbox"
                     );
                 }
-                device.bad_answers = device.bad_answers.saturating_add(1);
-                Some((REFUSED, None))
+                device.is_bad();
+                Became::Owed { backoff: REFUSED, heals: true }
             }
-            Outcome::BadToken => {
-                self.outbox.remove(key.clone(), device.registered_at);
-                state.remove(key);
-                None
-            }
+            Outcome::BadToken => Became::Dead { not_after: registered_at },
             Outcome::NotForTopic => {
                 warn!(
                     account = %key.account,
                     token = %key.token,
-                    topic = %device.device.topic,
-                    "the device does not take this topic; it heals when it registers again"
+                    topic = %sent.topic,
+                    "APNs says DeviceTokenNotForTopic. The push is kept; it is tried again when the \
+                     device has registered anew, and now and then"
                 );
-                device.accepted();
-                None
+                Became::Owed { backoff: soon_if_renewed(NOT_FOR_TOPIC), heals: true }
             }
             Outcome::Refused { status, reason } => {
-                error!(status, reason, "APNs refuses pushes; an operator has to mend it");
-                Some((REFUSED, None))
+                error!(
+                    status,
+                    reason,
+                    account = %key.account,
+                    token = %key.token,
+                    topic = %sent.topic,
+                    "APNs refuses a push; an operator has to mend it. The push is kept and tried again"
+                );
+                Became::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
             }
-            Outcome::TooMany { retry_after } => Some((TOO_MANY, *retry_after)),
-            Outcome::Unavailable { retry_after, .. } => Some((UNAVAILABLE, *retry_after)),
+            Outcome::TooMany { .. } => Became::Owed { backoff: TOO_MANY, heals: false },
+            Outcome::Unavailable { .. } => Became::Owed { backoff: UNAVAILABLE, heals: false },
         };
-        if let Some((backoff, retry_after)) = failed
-            && let Some(device) = state.device(key)
-        {
-            device.failures = device.failures.saturating_add(1);
-            let wait = backoff.wait(device.failures, chance).max(at_least(retry_after));
-            for mailbox in device.owe(now, now + wait) {
-                self.outbox.owed(key, mailbox, wall);
+        match became {
+            Became::Told => {}
+            Became::Owed { backoff, heals } => {
+                let least = at_least(outcome);
+                let wait = |failures| backoff.wait(failures, chance).max(least);
+                for mailbox in device.failed(now, heals, wait) {
+                    self.outbox.owed(key, mailbox, wall);
+                }
+            }
+            Became::Dead { not_after } => {
+                // Should it register before this is written, its row stays, and the marks tell it.
+                for mailbox in device.owe_all(now) {
+                    self.outbox.owed(key, mailbox, wall);
+                }
+                self.outbox.remove(key.clone(), not_after);
+                state.remove(key);
             }
         }
         self.settle(&key.account, now);
@@ -457,7 +518,7 @@ impl Pending {
         while let Some((account, _)) = self.forgets.take(now, |account| self.rules.share(account)) {
             self.settle(&account, now);
         }
-        if let Some(push) = self.next_push(now) {
+        if let Some(push) = self.ready.pop_front().or_else(|| self.next_push(now)) {
             return Some(Action::Push(push));
         }
         if self.reading < MAX_READS
@@ -522,12 +583,6 @@ impl Pending {
             let Some(state) = self.accounts.get_mut(&account) else { continue };
             let Some((index, _)) = state.next_push(topic, &self.rules) else { continue };
             let device: &mut DeviceState = &mut state.devices[index];
-            if !device.is_fresh(now) {
-                device.stale = true;
-                state.want_read(now);
-                self.settle(&account, now);
-                continue;
-            }
             let (token, distance) = (&device.device.token, self.rules.min_interval);
             let domain = account.domain().unwrap_or_default();
             if let Err(free_at) = self.endpoints.use_one(token, domain, distance, now) {
@@ -538,11 +593,16 @@ impl Pending {
             }
             device.held_until = None;
             let pass: Pass = lane.gate.pass(now)?;
-            let push = device.send(pass, now)?;
             lane.sending += 1;
             self.rates.use_one(share, now);
+            if device.is_fresh(now) {
+                let push = device.send(pass, now);
+                self.settle(&account, now);
+                return push;
+            }
+            device.turn = Some(Turn { topic: Arc::clone(topic), pass });
+            state.want_read(now);
             self.settle(&account, now);
-            return Some(push);
         }
     }
 
@@ -566,26 +626,32 @@ impl Lane {
     fn answered(
         &mut self,
         pass: Pass,
-        device: &DeviceKey,
+        device: &Device,
         outcome: &Outcome,
         now: Instant,
         chance: f64,
     ) -> Option<TokenVerdict> {
-        match outcome {
-            // Nothing is known of the device: it is the connection, or the identity.
-            Outcome::Unavailable { retry_after, .. } => {
-                self.gate.failed(pass, now, UNAVAILABLE, at_least(*retry_after), chance);
-                return None;
+        let topic = &device.topic;
+        let (failure, backoff) = match outcome {
+            Outcome::Unavailable { of_all: true, .. } => (Failure::OfAll, UNAVAILABLE),
+            Outcome::Unavailable { .. } => (Failure::Of(&device.token), UNAVAILABLE),
+            Outcome::Refused { .. } => (Failure::Of(&device.token), REFUSED),
+            _ => {
+                if self.gate.answered(pass, &device.token) {
+                    info!(topic, "APNs takes pushes again");
+                }
+                let bad = *outcome == Outcome::BadToken;
+                return Some(self.alarm.answered(&device.account, &device.token, bad, now));
             }
-            Outcome::Refused { status: 403, .. } => {
-                self.gate.failed(pass, now, REFUSED, Duration::ZERO, chance);
-                return None;
-            }
-            _ => self.gate.answered(pass),
+        };
+        if self.gate.failed(pass, failure, now, backoff, at_least(outcome), chance) {
+            warn!(
+                topic,
+                outcome = outcome.name(),
+                "pushes fail, not just to one device: all of this topic wait, and one at a time tries"
+            );
         }
-        let bad = *outcome == Outcome::BadToken;
-        let says = !matches!(outcome, Outcome::Refused { .. });
-        says.then(|| self.alarm.answered(&device.account, &device.token, bad, now))
+        None
     }
 
     fn wake_at(&self) -> Option<Instant> {
@@ -600,6 +666,11 @@ impl Lane {
     }
 }
 
-fn at_least(retry_after: Option<Duration>) -> Duration {
+/// For how long APNs asked to be left alone.
+fn at_least(outcome: &Outcome) -> Duration {
+    let retry_after = match outcome {
+        Outcome::TooMany { retry_after } | Outcome::Unavailable { retry_after, .. } => *retry_after,
+        _ => None,
+    };
     retry_after.unwrap_or_default().min(MAX_RETRY_AFTER)
 }

@@ -17,6 +17,8 @@ struct Play {
     database: bool,
     /// What APNs answers; while `None` it does not.
     apns: Option<Outcome>,
+    /// The tokens for which it always answers 500.
+    failing: Vec<&'static str>,
     under_way: Vec<Arc<Device>>,
     id: u64,
     lines: Vec<String>,
@@ -31,7 +33,12 @@ fn accepted() -> Outcome {
 }
 
 fn unavailable() -> Outcome {
-    Outcome::Unavailable { why: "down".into(), retry_after: None }
+    Outcome::Unavailable { why: "500".into(), retry_after: None, of_all: false }
+}
+
+/// Nothing can be sent to anybody.
+fn down(retry_after: Option<Duration>) -> Outcome {
+    Outcome::Unavailable { why: "down".into(), retry_after, of_all: true }
 }
 
 fn refused(status: u16) -> Outcome {
@@ -102,6 +109,7 @@ impl Play {
             targets: targets.into_iter().collect(),
             database: true,
             apns: Some(accepted()),
+            failing: Vec::new(),
             under_way: Vec::new(),
             id: 0,
             lines: Vec::new(),
@@ -142,7 +150,8 @@ impl Play {
                 let names: Vec<_> = push.mailboxes.iter().map(Mailbox::as_str).collect();
                 let name = name(&push.device.token);
                 self.say(format!("push {name} {}", names.join("+")));
-                match self.apns.clone() {
+                let fails = self.failing.contains(&name).then(unavailable);
+                match fails.or_else(|| self.apns.clone()) {
                     Some(outcome) => self.pending.answered(&push.device, &outcome, self.now, NOW),
                     None => self.under_way.push(push.device),
                 }
@@ -423,7 +432,7 @@ fn only_devices_of_this_topic_and_mailbox_are_pushed_and_the_others_hold_up_noth
 fn b20_an_outage_is_marked_the_row_moves_and_one_push_after_another_tries() {
     let bob = Account::from_login("bob");
     let mut play = Play::with([phone("a"), phone_of(&bob, "b")]);
-    play.apns = Some(unavailable());
+    play.apns = Some(down(None));
     play.mail("INBOX", 7);
     let done = ["0 push a INBOX", "0 owed a INBOX", "0 told INBOX 7"];
     assert_eq!(play.until(0.5), done);
@@ -445,6 +454,26 @@ fn b20_an_outage_is_marked_the_row_moves_and_one_push_after_another_tries() {
 }
 
 #[test]
+fn one_device_whose_pushes_fail_delays_no_other() {
+    let bob = Account::from_login("bob");
+    let mut play = Play::with([phone("a"), phone_of(&bob, "b")]);
+    play.failing = vec!["a"];
+    let mut pushes = Vec::new();
+    for n in 0..30 {
+        play.mail("INBOX", n);
+        play.change_of(bob.clone(), "INBOX", ChangeKind::NewMail, Some(state(n)));
+        pushes.extend(play.until(10.0 * n as f64 + 9.0));
+        play.now = play.start + seconds(10.0 * n as f64 + 10.0);
+    }
+    let of = |name: &str| -> Vec<String> {
+        pushes.iter().filter(|line| line.contains(&format!("push {name} "))).cloned().collect()
+    };
+    let at_once: Vec<_> = (0..30).map(|n| format!("{} push b INBOX", n * 10)).collect();
+    assert_eq!(of("b"), at_once);
+    assert!((5..12).contains(&of("a").len()), "it is left alone for longer and longer: {pushes:?}");
+}
+
+#[test]
 fn the_wait_in_an_outage_has_a_cap_and_what_apns_asks_for_counts() {
     let mut play = Play::with([phone("a")]);
     play.apns = Some(unavailable());
@@ -455,8 +484,7 @@ fn the_wait_in_an_outage_has_a_cap_and_what_apns_asks_for_counts() {
     let times = [0.0, 1.0, 3.0, 7.0, 15.0, 31.0, 63.0, 127.0, 255.0, 511.0, 811.0, 1111.0];
     assert_eq!(pushes, times.map(at));
 
-    let retry_after = Some(seconds(900.0));
-    play.apns = Some(Outcome::Unavailable { why: "busy".into(), retry_after });
+    play.apns = Some(down(Some(seconds(900.0))));
     assert_eq!(play.until(1411.0), ["1411 push a INBOX"]);
     play.apns = Some(accepted());
     assert_eq!(play.until(2310.0), Vec::<String>::new());
@@ -492,8 +520,8 @@ fn b25_a_bad_token_is_removed_and_most_of_them_are_not() {
     play.answer(accepted());
     play.answer(accepted());
     play.answer(Outcome::BadToken);
-    let done = ["1 accepted a INBOX", "1 accepted b INBOX", "1 told INBOX 7", "1 remove c"];
-    assert_eq!(play.until(10.0), done);
+    let told = ["1 accepted a INBOX", "1 accepted b INBOX", "1 owed c INBOX", "1 told INBOX 7"];
+    assert_eq!(play.until(10.0), [&told[..], &["1 remove c"]].concat());
 
     // Somebody puts in a certificate of the wrong environment.
     play.targets = (0xd0..0xe0).map(|n| renewed(&format!("{n:x}f"))).collect();
@@ -503,7 +531,7 @@ fn b25_a_bad_token_is_removed_and_most_of_them_are_not() {
     let count = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
     assert_eq!(count("push"), 16, "{lines:?}");
     // 3 of 6 answers are half of them, 4 of 7 are most.
-    assert_eq!((count("remove"), count("owed"), count("told INBOX 8")), (1, 15, 1), "{lines:?}");
+    assert_eq!((count("remove"), count("owed"), count("told INBOX 8")), (1, 16, 1), "{lines:?}");
 }
 
 #[test]
@@ -515,7 +543,8 @@ fn b25_the_only_phone_of_all_is_removed_too() {
     play.until(9.0);
     play.apns = Some(Outcome::BadToken);
     play.mail("INBOX", 8);
-    assert_eq!(play.until(10.0), ["9 push a INBOX", "9 told INBOX 8", "9 remove a"]);
+    let done = ["9 push a INBOX", "9 owed a INBOX", "9 told INBOX 8", "9 remove a"];
+    assert_eq!(play.until(10.0), done);
 
     // Nothing is known of it: perhaps the certificate is wrong. It registers again if it lives.
     let mut play = Play::with([renewed]);
@@ -632,11 +661,78 @@ fn who_is_removed_elsewhere_is_told_nothing_more() {
 }
 
 #[test]
-fn b26_a_device_that_does_not_take_the_topic_keeps_its_row_and_holds_up_nothing() {
-    let mut play = Play::with([phone("a")]);
-    play.apns = Some(Outcome::NotForTopic);
+fn b26_a_device_that_does_not_take_the_topic_is_owed_its_push_until_it_does() {
+    let mut play = Play::with([phone("a"), phone("b")]);
+    play.apns = None;
     play.mail("INBOX", 7);
-    assert_eq!(play.until(999.0), ["0 push a INBOX", "0 told INBOX 7"]);
+    play.until(0.0);
+    play.answer(Outcome::NotForTopic);
+    play.answer(accepted());
+    assert_eq!(play.until(1.0), ["0 accepted b INBOX", "0 owed a INBOX", "0 told INBOX 7"]);
+    play.apns = Some(Outcome::NotForTopic);
+    play.targets.truncate(1);
+    let tries = play.until(9999.0);
+    let at = |n: u32| format!("{n} push a INBOX");
+    assert_eq!(tries, [60, 180, 420, 900, 1860, 3780, 7380].map(at));
+    // It registers, and is pushed at once.
+    play.targets[0].registered_at.0 += 1;
+    play.apns = Some(accepted());
+    play.pending.event(WatchEvent::Registered { account: account() }, play.now);
+    assert_eq!(play.until(9999.0), ["9999 push a INBOX", "9999 accepted a INBOX"]);
+}
+
+#[test]
+fn what_apns_says_of_a_registration_that_was_renewed_meanwhile_costs_nothing() {
+    for outcome in [Outcome::Gone { since: None }, Outcome::BadToken, Outcome::NotForTopic] {
+        let mut play = Play::with([phone("a")]);
+        play.apns = None;
+        play.mail("INBOX", 7);
+        play.until(0.0);
+        play.targets[0].registered_at.0 += 1;
+        play.pending.event(WatchEvent::Registered { account: account() }, play.now);
+        play.until(0.5);
+        play.answer(outcome.clone());
+        let lines = play.until(1.5);
+        assert_eq!(lines, ["0.5 owed a INBOX", "0.5 told INBOX 7", "1.5 push a INBOX"]);
+        play.answer(accepted());
+        assert_eq!(play.until(99.0), ["1.5 accepted a INBOX"], "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_push_goes_by_a_registration_that_came_while_its_account_was_read() {
+    let mut play = Play::with([phone("a")]);
+    play.mail("INBOX", 7);
+    let Some(Action::Read(of)) = play.pending.next(play.now) else { panic!("no read") };
+    let before = play.targets.clone();
+    play.targets[0].device.account_id = "NEW".into();
+    play.pending.event(WatchEvent::Registered { account: account() }, play.now);
+    play.pending.read(&of, Some(before), play.now, NOW);
+    play.apns = None;
+    assert_eq!(play.until(0.0), ["0 push a INBOX"]);
+    assert_eq!(play.under_way[0].account_id, "NEW");
+}
+
+#[test]
+fn a_turn_that_cannot_be_used_goes_to_others() {
+    let bob = Account::from_login("bob");
+    let mut play = Play::with([phone("a"), phone_of(&bob, "b")]);
+    play.pending.topics([(TOPIC.into(), 1)], play.now, NOW);
+    play.quiet("INBOX", 2);
+    play.change_of(bob.clone(), "INBOX", ChangeKind::Quiet, Some(state(2)));
+    play.until(10.0);
+    // Each way in which there is nothing to push when it is a device's turn.
+    play.targets.remove(0);
+    play.database = false;
+    assert_eq!(
+        play.until(31.0),
+        ["30 read fails", "30 read fails", "30.5 read fails", "30.5 read fails"]
+    );
+    play.database = true;
+    let lines = play.until(40.0);
+    assert_eq!(lines.iter().filter(|line| line.contains("push b")).count(), 1, "{lines:?}");
+    assert_eq!(lines.iter().filter(|line| line.contains("told")).count(), 2, "{lines:?}");
+    assert_eq!(play.pending.to_push(), 0);
 }
 
 #[test]
@@ -664,16 +760,32 @@ fn b27_429_leaves_that_device_alone_and_keeps_its_mark() {
 
 #[test]
 fn a_refusal_keeps_everything_and_is_tried_again_ever_more_slowly() {
-    // 403 is about the certificate: nobody is pushed. Another one is about that push.
-    for (status, others) in [(403, 0), (400, 1)] {
+    // It may be about that push alone.
+    for status in [403, 400] {
         let mut play = Play::with([phone("a"), phone_of(&Account::from_login("bob"), "b")]);
         play.apns = Some(refused(status));
         play.mail("INBOX", 7);
         assert_eq!(play.until(1.0), ["0 push a INBOX", "0 owed a INBOX", "0 told INBOX 7"]);
         play.apns = None;
         play.change_of(Account::from_login("bob"), "INBOX", ChangeKind::NewMail, Some(state(1)));
-        assert_eq!(play.until(2.0).len(), others, "{status}");
+        assert_eq!(play.until(2.0).len(), 1, "{status}");
     }
+    // When several are refused it is about all: one after the other tries.
+    let logins: Vec<_> = (0..20).map(|n| Account::from_login(&format!("u{n}"))).collect();
+    let targets: Vec<_> =
+        logins.iter().enumerate().map(|(n, of)| phone_of(of, &format!("{n:02x}f"))).collect();
+    let mut play = Play::with(targets);
+    play.apns = Some(refused(400));
+    for login in &logins {
+        play.change_of(login.clone(), "INBOX", ChangeKind::NewMail, Some(state(7)));
+    }
+    let tries = |play: &mut Play, until| {
+        play.until(until).iter().filter(|line| line.contains("push")).count()
+    };
+    assert_eq!(tries(&mut play, 1.0), 3);
+    assert_eq!((tries(&mut play, 61.0), tries(&mut play, 1000.0)), (1, 3));
+    play.apns = Some(accepted());
+    assert!(tries(&mut play, 2000.0) >= 20 && play.pending.accounts.is_empty());
     let mut play = Play::with([phone("a")]);
     play.apns = Some(refused(403));
     play.mail("INBOX", 7);
@@ -927,10 +1039,53 @@ fn what_is_pending_for_a_device_can_be_seen() {
     assert_eq!(play.pending.view(&device, play.now).under_way, Some(seconds(1.0)));
     play.answer(accepted());
     assert_eq!(play.pending.view(&device, play.now).too_soon, Some(seconds(4.0)));
-    play.apns = Some(refused(403));
+    play.apns = Some(down(Some(seconds(60.0))));
     play.mail("INBOX", 7);
     play.until(40.0);
     let view = play.pending.view(&device, play.now);
     let expected = (Some(seconds(55.0)), Some(seconds(55.0)), 1);
     assert_eq!((view.shut, view.backs_off, view.failures), expected);
+}
+
+#[test]
+fn what_a_device_is_not_to_get_any_more_is_not_pushed_when_its_time_comes() {
+    let mut play = Play::with([phone("a"), phone("b"), phone("c")]);
+    play.quiet("INBOX", 2);
+    play.quiet("Notes", 3);
+    assert!(play.until(20.0).is_empty());
+    // One drops a mailbox and has another account id, one drops all that it waits for, one is gone.
+    play.targets[0].mailboxes.truncate(1);
+    play.targets[0].device.account_id = "NEW".into();
+    play.targets[1].mailboxes = vec![(Mailbox::new("Sent"), false)];
+    play.targets.truncate(2);
+    play.apns = None;
+    let lines = play.until(40.0);
+    let pushes: Vec<_> = lines.iter().filter(|line| line.contains("push")).collect();
+    assert_eq!(pushes, ["30 push a INBOX"]);
+    assert_eq!(play.under_way[0].account_id, "NEW");
+    play.answer(accepted());
+    let mut lines = [lines, play.until(99.0)].concat();
+    lines.retain(|line| !line.contains("push"));
+    lines.sort();
+    assert_eq!(lines, ["30 told Notes 3", "40 accepted a INBOX", "40 told INBOX 2"]);
+    assert!(play.pending.accounts.is_empty());
+}
+
+#[test]
+fn what_was_accepted_under_an_account_id_that_was_replaced_meanwhile_is_pushed_again() {
+    let mut play = Play::with([phone("a")]);
+    play.apns = None;
+    play.mail("INBOX", 7);
+    play.mail("Notes", 3);
+    assert_eq!(play.until(0.0), ["0 push a INBOX+Notes"]);
+    play.targets[0].device.account_id = "NEW".into();
+    play.targets[0].mailboxes.truncate(1);
+    play.pending.owed(vec![account()], play.now);
+    play.until(1.0);
+    play.answer(accepted());
+    let lines = play.until(20.0);
+    assert!(lines.contains(&"5 push a INBOX".to_owned()), "{lines:?}");
+    assert_eq!(play.under_way[0].account_id, "NEW");
+    play.answer(accepted());
+    assert_eq!(play.until(99.0), ["20 accepted a INBOX", "20 told INBOX 7"]);
 }

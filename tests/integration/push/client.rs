@@ -52,8 +52,11 @@ async fn each_answer_has_its_outcome() {
         let apns = certificates.client(stand_in.address());
         let device = certificates.device("ab");
         let after = |seconds| Some(Duration::from_secs(seconds));
-        let unavailable =
-            |why: &str, retry_after| Outcome::Unavailable { why: why.into(), retry_after };
+        let unavailable = |why: &str, retry_after| Outcome::Unavailable {
+            why: why.into(),
+            retry_after,
+            of_all: false,
+        };
         let refused = |status, reason: &str| Outcome::Refused { status, reason: reason.into() };
         let gone = Outcome::Gone { since: Some(Timestamp(1_700_000_000_123)) };
         for (answer, expected) in [
@@ -61,7 +64,7 @@ async fn each_answer_has_its_outcome() {
             (Answer::refuse(410, "Unregistered"), Outcome::Gone { since: None }),
             (Answer::refuse(400, "BadDeviceToken"), Outcome::BadToken),
             (Answer::refuse(400, "DeviceTokenNotForTopic"), Outcome::NotForTopic),
-            (Answer::refuse(400, "TopicDisallowed"), Outcome::NotForTopic),
+            (Answer::refuse(400, "TopicDisallowed"), refused(400, "TopicDisallowed")),
             (Answer::refuse(400, "NeverHeardOfThis"), refused(400, "NeverHeardOfThis")),
             (Answer::refuse(403, "BadCertificate"), refused(403, "BadCertificate")),
             (
@@ -265,7 +268,7 @@ async fn b22_many_pushes_dial_once_and_after_a_failure_nobody_dials_for_a_while(
         let outcomes = many(apns.clone(), 50).await;
         assert!(outcomes.iter().all(|outcome| matches!(
             outcome,
-            Outcome::Unavailable { why, retry_after: Some(_) } if why.contains("TLS")
+            Outcome::Unavailable { why, retry_after: Some(_), of_all: true } if why.contains("TLS")
         )));
         why(push(&apns, &certificates.device("ab")).await);
         assert_eq!(dialled.load(Ordering::Relaxed), 1);

@@ -249,6 +249,200 @@ async fn what_apns_did_not_take_is_owed_and_pushed_after_the_next_start() {
     .await;
 }
 
+/// What APNs answers beside 200 (PROTOCOL.md section 2), and what a gateway in its place may: none of
+/// these says that the device is gone.
+const NOT_GONE: [(u16, &str); 32] = [
+    (400, "BadCollapseId"),
+    (400, "BadExpirationDate"),
+    (400, "BadMessageId"),
+    (400, "BadPriority"),
+    (400, "BadTopic"),
+    (400, "DeviceTokenNotForTopic"),
+    (400, "DuplicateHeaders"),
+    (400, "IdleTimeout"),
+    (400, "InvalidPushType"),
+    (400, "MissingDeviceToken"),
+    (400, "MissingTopic"),
+    (400, "PayloadEmpty"),
+    (400, "TopicDisallowed"),
+    (403, "BadCertificate"),
+    (403, "BadCertificateEnvironment"),
+    (403, "Forbidden"),
+    (403, "InvalidProviderToken"),
+    (403, "MissingProviderToken"),
+    (403, "BadEnvironmentKeyIdInToken"),
+    (403, "BadDeviceToken"),
+    (404, "BadPath"),
+    (405, "MethodNotAllowed"),
+    (410, "NeverHeardOf"),
+    (413, "PayloadTooLarge"),
+    (429, "TooManyProviderTokenUpdates"),
+    (429, "TooManyRequests"),
+    (500, "InternalServerError"),
+    (503, "ServiceUnavailable"),
+    (503, "Shutdown"),
+    (400, "NeverHeardOf"),
+    (302, ""),
+    (599, "NeverHeardOf"),
+];
+
+#[tokio::test]
+async fn what_is_owed_stays_owed_for_every_answer_that_does_not_say_that_the_device_is_gone() {
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let disk = Disk::with(&[certificates.device("aa")]).await;
+        let identities = certificates.identities(stand_in.address());
+        for (n, (status, reason)) in (2..).zip(NOT_GONE) {
+            let mut running = Running::start(&disk, identities.clone());
+            stand_in.answer_next(1, Answer::refuse(status, reason));
+            running.mail("INBOX", n).await;
+            assert_eq!(stand_in.next().await.status, Some(status));
+            running.end().await;
+            let (told, owed) = (disk.told().await, disk.owed().await);
+            assert_eq!((told, owed), (rows(n, 1), vec!["aa INBOX".into()]), "{status} {reason}");
+            // It is pushed after the next start.
+            let running = Running::start(&disk, identities.clone());
+            assert_eq!(stand_in.next().await.status, Some(200), "{status} {reason}");
+            running.end().await;
+            assert!(disk.owed().await.is_empty(), "{status} {reason}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_push_that_waits_goes_by_the_registration_as_it_is_when_it_is_sent() {
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let [gone, mut renewed] = ["aa", "bb"].map(|name| certificates.device(name));
+        let disk = Disk::with(&[gone.clone(), renewed.clone()]).await;
+        let identities = certificates.identities(stand_in.address());
+        let quiet_delay = Duration::from_secs(2);
+        let config = config::Push { quiet_delay, ..config::Push::default() };
+        let mut running = Running::with(&disk, identities, config);
+        for mailbox in ["INBOX", "Notes"] {
+            running.changed(mailbox, ChangeKind::Quiet, Some(state(2))).await;
+        }
+        let waiting = async || {
+            let explained = running.inquirer.explain(alice(), None).await.unwrap().unwrap();
+            explained.iter().map(|device| device.waiting.len()).sum::<usize>()
+        };
+        while waiting().await < 4 {
+            tokio::task::yield_now().await;
+        }
+        renewed.account_id = "22222222-CA09-4730-A419-793000CA982E".into();
+        let registration =
+            Registration { device: renewed.clone(), mailboxes: vec![(Mailbox::inbox(), state(1))] };
+        register(&disk.store, &registration, Timestamp::now()).await;
+        disk.store.remove_device(&(&gone).into(), None).await.unwrap().unwrap();
+
+        let push = stand_in.next().await;
+        assert_eq!(push.token, Some(renewed.token.clone()));
+        assert_eq!(push.json()["aps"]["account-id"], renewed.account_id);
+        assert_eq!(push.json()["aps"].get("m"), None, "Notes was dropped");
+        running.end().await;
+        assert_eq!(stand_in.received(), 1);
+        assert!(disk.owed().await.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_push_that_was_under_way_when_its_device_registered_under_another_account_id_goes_again()
+{
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let mut device = certificates.device("aa");
+        let disk = Disk::with(std::slice::from_ref(&device)).await;
+        let mut running = Running::start(&disk, certificates.identities(stand_in.address()));
+        stand_in.hold_answers(true);
+        running.mail("INBOX", 2).await;
+        let first = stand_in.next().await;
+        assert_eq!(first.json()["aps"]["account-id"], device.account_id);
+        device.account_id = "22222222-CA09-4730-A419-793000CA982E".into();
+        let mailboxes = vec![(Mailbox::inbox(), state(1))];
+        let registration = Registration { device: device.clone(), mailboxes };
+        register(&disk.store, &registration, Timestamp::now()).await;
+        running.inquirer.changed(alice()).await.unwrap();
+        stand_in.hold_answers(false);
+        let second = stand_in.next().await;
+        assert_eq!(second.json()["aps"]["account-id"], device.account_id);
+        running.end().await;
+        assert_eq!(disk.told().await, [("INBOX".to_owned(), 2)]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_device_that_registers_while_apns_calls_it_gone_keeps_what_it_is_owed() {
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let device = certificates.device("aa");
+        let disk = Disk::with(std::slice::from_ref(&device)).await;
+        let mut running = Running::start(&disk, certificates.identities(stand_in.address()));
+        let start = Timestamp::now();
+        for (n, gone) in (2..).zip([
+            Answer::refuse(410, "Unregistered"),
+            Answer::refuse(400, "BadDeviceToken"),
+            Answer::gone(start.0 + 3500),
+        ]) {
+            stand_in.answer_next(1, gone);
+            stand_in.hold_answers(true);
+            running.mail("INBOX", n).await;
+            stand_in.next().await;
+            let mailboxes = vec![(Mailbox::inbox(), state(1))];
+            let registration = Registration { device: device.clone(), mailboxes };
+            let later = start.plus(Duration::from_secs(n));
+            register(&disk.store, &registration, later).await;
+            if n == 3 {
+                // The answer comes first, or the word of the registration does.
+                running.inquirer.changed(alice()).await.unwrap();
+            }
+            stand_in.hold_answers(false);
+            assert_eq!(stand_in.next().await.status, Some(200), "{n}");
+        }
+        running.end().await;
+        assert_eq!(disk.told().await, [("INBOX".to_owned(), 4)]);
+        assert!(disk.owed().await.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_device_whose_pushes_fail_with_500_delays_no_other() {
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let [failing, other] = ["aa", "bb"].map(|name| certificates.device(name));
+        let disk = Disk::with(&[failing.clone(), other.clone()]).await;
+        let mailboxes = vec![(Mailbox::new("Notes"), state(1))];
+        let registration = Registration { device: other.clone(), mailboxes };
+        register(&disk.store, &registration, Timestamp::now()).await;
+        let answer = Answer::refuse(500, "InternalServerError");
+        stand_in.answer_token(&failing.token, answer);
+        let mut running = Running::start(&disk, certificates.identities(stand_in.address()));
+        running.mail("INBOX", 2).await;
+        for _ in 0..4 {
+            assert_eq!(stand_in.next().await.token, Some(failing.token.clone()));
+        }
+        // It is left alone for four seconds at least.
+        let mail_came = Instant::now();
+        running.mail("Notes", 2).await;
+        let push = stand_in.next().await;
+        assert_eq!((push.token, push.status), (Some(other.token), Some(200)));
+        let waited = push.received.duration_since(mail_came);
+        assert!(waited < Duration::from_secs(2), "{waited:?}");
+        running.end().await;
+        assert_eq!(disk.told().await, rows(2, 2));
+        assert_eq!(disk.owed().await, ["aa INBOX", "aa Notes"]);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn killed_while_a_push_is_under_way_the_row_has_not_moved() {
     limited(async {

@@ -44,11 +44,12 @@ async fn a6_b28_a_key_signs_one_token_for_all_pushes() {
 
         let mut other = certificates.device("ab");
         other.topic = "com.apple.mail.XServer.other".into();
-        assert_eq!(push(&apns, &other).await, Outcome::NotForTopic);
+        let reason = "TopicDisallowed".to_owned();
+        assert_eq!(push(&apns, &other).await, Outcome::Refused { status: 400, reason });
 
         stand_in.answer_next(1, Answer::refuse(429, "TooManyProviderTokenUpdates"));
         let outcome = push(&apns, &device).await;
-        let Outcome::Unavailable { retry_after: Some(wait), .. } = outcome else {
+        let Outcome::Unavailable { retry_after: Some(wait), of_all: true, .. } = outcome else {
             panic!("it is about us, not about the device: {outcome:?}")
         };
         assert!(wait.as_secs() >= 60, "{wait:?}");

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mailchime::config::{self, BackendTls};
-use mailchime::model::Account;
+use mailchime::model::{Account, WatchEvent};
 use sqlx::{Connection, Executor, SqliteConnection};
 
 use super::mail::{backend, idling, reconnected, world};
@@ -422,6 +422,24 @@ async fn the_end_does_not_wait_for_a_push_side_that_takes_nothing() {
         backend.wait_until(|c| c.commands.get("STATUS") == Some(&3)).await;
         watching.stop().await;
         backend.wait_until(|c| c.connections == 0).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_push_side_gets_word_of_each_registration() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let mut watching = idling(&world, &backend).await;
+        watching.registered("alice").await;
+        let account = loop {
+            if let WatchEvent::Registered { account } = watching.events.recv().await.unwrap() {
+                break account;
+            }
+        };
+        assert_eq!(account, Account::from_login("alice"));
+        watching.stop().await;
     })
     .await;
 }
