@@ -15,6 +15,7 @@
 //! read just now, it is read first.
 
 mod account;
+mod device;
 mod endpoints;
 mod gate;
 mod outbox;
@@ -37,7 +38,8 @@ use crate::net::backoff::Backoff;
 use crate::store::{DeviceKey, Target};
 
 pub(super) use account::ChangeId;
-use account::{AccountState, DeviceState, Read, Turn};
+use account::{AccountState, Read};
+use device::{DeviceState, Turn};
 use endpoints::Endpoints;
 use gate::{Failure, Gate, Pass, TokenAlarm, TokenVerdict};
 pub(super) use outbox::Batch;

@@ -1,0 +1,363 @@
+//! One device of an account: what it is to be told, and when it may be.
+//!
+//! Nothing here sends, writes or reads a clock.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::super::payload::MAX_MAILBOXES;
+use super::account::ChangeId;
+use super::gate::Pass;
+use super::{Push, Rules, View};
+use crate::model::{ChangeKind, Device, Mailbox, Timestamp};
+use crate::store::{DeviceKey, Target};
+
+/// For how long what was read of a device is believed when it is to be pushed: long enough for a push
+/// at once to be one read. Of a registration in between comes word ([`AccountState::doubt`]).
+const FRESH: Duration = Duration::from_secs(1);
+/// Word of a registration comes no later than this after it is on disk; a push that was accepted
+/// meanwhile for what the device was before has told it nothing.
+pub(super) const WORD: Duration = Duration::from_secs(10);
+/// After so many answers that there is no such token, one is left alone until it registers anew.
+const BAD_ANSWERS: u32 = 2;
+/// How often a device that is left alone so is looked at: has it registered?
+const RECHECK: Duration = Duration::from_mins(15);
+
+pub(super) struct DeviceState {
+    pub(super) device: Arc<Device>,
+    pub(super) registered_at: Timestamp,
+    read_at: Instant,
+    /// It may be another one now: it is read again before it is its turn to be pushed.
+    pub(super) stale: bool,
+    /// It is its turn: as soon as it has been read again it is pushed, if there is still something to
+    /// push.
+    pub(super) turn: Option<Turn>,
+    /// No longer registered, but a push is under way.
+    pub(super) departed: bool,
+    pub(super) waiting: Option<Waiting>,
+    pub(super) in_flight: Option<InFlight>,
+    /// The last push that APNs accepted.
+    pub(super) told: Option<Told>,
+    failures: u32,
+    back_off_until: Option<Instant>,
+    /// It is left alone for a reason that goes when it registers anew.
+    heals: bool,
+    /// It was pushed lately for other accounts.
+    pub(super) held_until: Option<Instant>,
+    /// How often APNs said that there is no such token, since it registered.
+    bad_answers: u32,
+}
+
+/// A device's place among those that are pushed at this moment.
+#[derive(Clone, Debug)]
+pub(super) struct Turn {
+    pub(super) topic: Arc<str>,
+    pub(super) pass: Pass,
+}
+
+pub(super) struct Told {
+    mailboxes: BTreeMap<Mailbox, Due>,
+    pub(super) sent_at: Instant,
+    pub(super) accepted_at: Instant,
+}
+
+/// A mailbox of which a device is to be told.
+#[derive(Clone, Copy, Default)]
+struct Due {
+    /// A mark on disk says that it is owed.
+    marked: bool,
+    /// The last change; `None` if that was in an earlier run.
+    change: Option<ChangeId>,
+}
+
+/// What a device is to be told next.
+pub(super) struct Waiting {
+    mailboxes: BTreeMap<Mailbox, Due>,
+    /// Since the first of these changes.
+    since: Instant,
+    until: Instant,
+    seen_at: Instant,
+}
+
+/// A push that has not been answered.
+pub(super) struct InFlight {
+    mailboxes: BTreeMap<Mailbox, Due>,
+    pub(super) pass: Pass,
+    /// When the device that it was sent to had registered.
+    pub(super) registered_at: Timestamp,
+    /// The device listens to another account id or topic since.
+    in_vain: bool,
+    sent_at: Instant,
+    seen_at: Instant,
+}
+
+// === impl DeviceState ===
+
+impl DeviceState {
+    pub(super) fn new(target: &Target, now: Instant) -> Self {
+        Self {
+            device: Arc::new(target.device.clone()),
+            registered_at: target.registered_at,
+            read_at: now,
+            stale: false,
+            turn: None,
+            departed: false,
+            waiting: None,
+            in_flight: None,
+            told: None,
+            failures: 0,
+            back_off_until: None,
+            heals: false,
+            held_until: None,
+            bad_answers: 0,
+        }
+    }
+
+    pub(super) fn key(&self) -> DeviceKey {
+        (&*self.device).into()
+    }
+
+    pub(super) fn is(&self, device: &Device) -> bool {
+        self.device.token == device.token && self.device.subtopic == device.subtopic
+    }
+
+    pub(super) fn refresh(&mut self, target: &Target, now: Instant) {
+        let ears = |device: &Device| (device.account_id.clone(), device.topic.clone());
+        if ears(&self.device) != ears(&target.device) {
+            self.tell_again(now);
+        }
+        if *self.device != target.device {
+            self.device = Arc::new(target.device.clone());
+        }
+        if self.registered_at < target.registered_at && self.heals {
+            // The device lives, and so may its token.
+            self.try_anew();
+        }
+        self.registered_at = target.registered_at;
+        (self.read_at, self.stale, self.departed) = (now, false, false);
+        let waiting = self.waiting.as_mut().map(|waiting| &mut waiting.mailboxes);
+        let in_flight = self.in_flight.as_mut().map(|push| &mut push.mailboxes);
+        for mailboxes in [waiting, in_flight].into_iter().flatten() {
+            mailboxes.retain(|mailbox, _| {
+                target.mailboxes.iter().any(|(registered, _)| registered == mailbox)
+            });
+        }
+        self.waiting.take_if(|waiting| waiting.mailboxes.is_empty());
+    }
+
+    /// It listens to another account id or topic since it registered, so what it was sent a moment ago
+    /// may have told it nothing.
+    fn tell_again(&mut self, now: Instant) {
+        if let Some(push) = &mut self.in_flight {
+            push.in_vain = true;
+        }
+        if let Some(Told { mailboxes, accepted_at, .. }) = &mut self.told
+            && now.saturating_duration_since(*accepted_at) < WORD
+        {
+            let mailboxes = std::mem::take(mailboxes);
+            self.put_back(mailboxes, now, now, false);
+        }
+    }
+
+    pub(super) fn depart(&mut self) {
+        (self.departed, self.waiting) = (true, None);
+    }
+
+    /// The device is to be told of the mailbox: at once, or when quiet changes have ceased.
+    pub(super) fn wait_for(
+        &mut self,
+        mailbox: Mailbox,
+        change: Option<ChangeId>,
+        kind: ChangeKind,
+        seen_at: Instant,
+        now: Instant,
+        rules: &Rules,
+    ) {
+        let waits = self.waiting.is_some();
+        let waiting = self.waiting.get_or_insert_with(|| Waiting::since(now, seen_at));
+        // A mark that is there covers this change too: only a push that is sent from now on can
+        // take it away, and that push names the mailbox.
+        let due = waiting.mailboxes.entry(mailbox).or_default();
+        due.change = change.or(due.change);
+        waiting.seen_at = waiting.seen_at.min(seen_at);
+        match kind {
+            // What is urgent takes along what is not.
+            ChangeKind::NewMail => waiting.until = waiting.until.min(now),
+            // What is due, or would be but for a wait of its own, is not put off.
+            ChangeKind::Quiet if waits && waiting.until <= now => {}
+            ChangeKind::Quiet => waiting.until = now + rules.quiet_delay,
+        }
+    }
+
+    pub(super) fn holds_up(&self, mailbox: &Mailbox) -> bool {
+        let unmarked = |mailboxes: &BTreeMap<Mailbox, Due>| {
+            mailboxes.get(mailbox).is_some_and(|due| !due.marked)
+        };
+        self.waiting.as_ref().is_some_and(|waiting| unmarked(&waiting.mailboxes))
+            || self.in_flight.as_ref().is_some_and(|push| unmarked(&push.mailboxes))
+    }
+
+    /// When it may be pushed, if there is something to push.
+    pub(super) fn due(&self, rules: &Rules) -> Option<Instant> {
+        let waiting = self.waiting.as_ref()?;
+        if self.in_flight.is_some() || self.turn.is_some() || self.stale {
+            return None;
+        }
+        if self.is_suspended() {
+            // Then what is known of it is old, and it is read again.
+            return Some(self.read_at + RECHECK);
+        }
+        let last = self.told.as_ref().map(|told| told.sent_at + rules.min_interval);
+        let spaced = last.max(Some(waiting.until))?;
+        // A delay that begins anew with each change needs an end.
+        let capped = spaced.min(waiting.since + rules.max_delay);
+        Some(capped).max(self.back_off_until).max(self.held_until)
+    }
+
+    /// What is pending for it, seen at `now`.
+    pub(super) fn view(&self, rules: &Rules, now: Instant) -> View {
+        let left = |at: Instant| Some(at.saturating_duration_since(now)).filter(|d| !d.is_zero());
+        let waiting = self.waiting.iter().flat_map(|waiting| &waiting.mailboxes);
+        View {
+            under_way: self.in_flight.as_ref().map(|push| now.duration_since(push.sent_at)),
+            waiting: waiting.map(|(mailbox, _)| mailbox.clone()).collect(),
+            due_in: self.due(rules).map(|at| at.saturating_duration_since(now)),
+            too_soon: self.told.as_ref().and_then(|told| left(told.sent_at + rules.min_interval)),
+            backs_off: self.back_off_until.and_then(left),
+            held: self.held_until.and_then(left),
+            failures: self.failures,
+            suspended: self.is_suspended(),
+            shut: None,
+        }
+    }
+
+    /// Whether its token seems not to exist, so that it is not pushed.
+    pub(super) fn is_suspended(&self) -> bool {
+        self.bad_answers >= BAD_ANSWERS
+    }
+
+    /// Whether what is known of it is new enough to push it.
+    pub(super) fn is_fresh(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.read_at) < FRESH
+    }
+
+    /// Makes what waits a push that is under way, but for what one push cannot hold.
+    pub(super) fn send(&mut self, pass: Pass, now: Instant) -> Option<Push> {
+        let Waiting { mut mailboxes, seen_at, .. } = self.waiting.take()?;
+        if let Some(next) = mailboxes.keys().nth(MAX_MAILBOXES).cloned() {
+            let mailboxes = mailboxes.split_off(&next);
+            self.waiting = Some(Waiting { mailboxes, since: now, until: now, seen_at });
+        }
+        let push = Push {
+            device: self.device.clone(),
+            mailboxes: mailboxes.keys().cloned().collect(),
+            changes: mailboxes.values().filter_map(|due| due.change).collect(),
+            seen_at,
+        };
+        let registered_at = self.registered_at;
+        let in_vain = false;
+        self.in_flight =
+            Some(InFlight { mailboxes, pass, registered_at, in_vain, sent_at: now, seen_at });
+        Some(push)
+    }
+
+    /// APNs accepted the push: the mailboxes that the device was told of.
+    pub(super) fn accepted(&mut self, now: Instant) -> Vec<Mailbox> {
+        let Some(push) = self.in_flight.take() else { return Vec::new() };
+        self.try_anew();
+        let InFlight { mailboxes, in_vain, sent_at, seen_at, .. } = push;
+        let told = if in_vain { BTreeMap::new() } else { mailboxes.clone() };
+        let names = told.keys().cloned().collect();
+        self.told = Some(Told { mailboxes: told, sent_at, accepted_at: now });
+        if in_vain && !self.departed {
+            self.put_back(mailboxes, seen_at, now, false);
+        }
+        names
+    }
+
+    /// The push failed, and another goes after `wait`, which is given the number of failures in a row.
+    /// With `heals` it goes as soon as the device has registered anew. As [`DeviceState::owe`].
+    pub(super) fn failed(
+        &mut self,
+        now: Instant,
+        heals: bool,
+        wait: impl FnOnce(u32) -> Duration,
+    ) -> Vec<Mailbox> {
+        self.failures = self.failures.saturating_add(1);
+        (self.back_off_until, self.heals) = (Some(now + wait(self.failures)), heals);
+        self.owe(now)
+    }
+
+    /// The push did not arrive. The mailboxes that have to be marked on disk; those with a mark are not
+    /// among them.
+    fn owe(&mut self, now: Instant) -> Vec<Mailbox> {
+        let Some(push) = self.in_flight.take_if(|_| !self.departed) else {
+            self.in_flight = None;
+            return Vec::new();
+        };
+        let unmarked = push.mailboxes.iter().filter(|(_, due)| !due.marked);
+        let unmarked = unmarked.map(|(mailbox, _)| mailbox.clone()).collect();
+        self.put_back(push.mailboxes, push.seen_at, now, true);
+        unmarked
+    }
+
+    /// The device is to be told of these after all, now; `marked`: marks on disk say so, too.
+    fn put_back(
+        &mut self,
+        mailboxes: BTreeMap<Mailbox, Due>,
+        seen_at: Instant,
+        now: Instant,
+        marked: bool,
+    ) {
+        if mailboxes.is_empty() {
+            return;
+        }
+        let waiting = self.waiting.get_or_insert_with(|| Waiting::since(now, seen_at));
+        for (mailbox, Due { change, .. }) in mailboxes {
+            let due = waiting.mailboxes.entry(mailbox).or_default();
+            (due.marked, due.change) = (due.marked || marked, due.change.or(change));
+        }
+        waiting.until = waiting.until.min(now);
+        waiting.seen_at = waiting.seen_at.min(seen_at);
+    }
+
+    /// APNs said that there is no such token, of the registration that is known.
+    pub(super) fn is_bad(&mut self) {
+        self.bad_answers = self.bad_answers.saturating_add(1);
+    }
+
+    /// Nothing that was said of it before is believed any longer.
+    fn try_anew(&mut self) {
+        (self.failures, self.back_off_until, self.bad_answers) = (0, None, 0);
+        self.heals = false;
+    }
+
+    /// The identity may be another one: what was said under the one of before counts no longer.
+    pub(super) fn has_new_identity(&mut self) {
+        self.try_anew();
+        if let Some(push) = &mut self.in_flight {
+            push.pass = Pass::Late;
+        }
+        if let Some(turn) = &mut self.turn {
+            turn.pass = Pass::Late;
+        }
+    }
+
+    /// Marks everything that the device has not been told of; as [`DeviceState::owe`].
+    pub(super) fn owe_all(&mut self, now: Instant) -> Vec<Mailbox> {
+        let mut unmarked = self.owe(now);
+        for (mailbox, due) in self.waiting.iter_mut().flat_map(|waiting| &mut waiting.mailboxes) {
+            if !std::mem::replace(&mut due.marked, true) {
+                unmarked.push(mailbox.clone());
+            }
+        }
+        unmarked
+    }
+}
+
+impl Waiting {
+    fn since(now: Instant, seen_at: Instant) -> Self {
+        Self { mailboxes: BTreeMap::new(), since: now, until: now, seen_at }
+    }
+}
