@@ -11,7 +11,8 @@ use mailchime::demo::phone::Phone;
 use md5::{Digest, Md5};
 use rustls::ClientConfig;
 use serde_json::Value;
-use sqlx::{Connection, SqliteConnection};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, SqliteConnection};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::interval;
@@ -164,7 +165,15 @@ impl Site {
             }
             let (phone, ca) = (user.phone(), world.pki.ca.certificate.clone());
             registering.spawn(async move {
-                phone.register(server.address, "localhost", &ca, |_, _| {}).await.unwrap();
+                // On a machine that is busy a phone may be late, and tries again as phones do.
+                let mut left = 5;
+                loop {
+                    match phone.register(server.address, "localhost", &ca, |_, _| {}).await {
+                        Ok(_) => break,
+                        Err(error) if left == 0 => panic!("{}: {error}", phone.login),
+                        Err(_) => left -= 1,
+                    }
+                }
             });
         }
         registering.join_all().await;
@@ -189,8 +198,9 @@ impl Site {
 
     /// The database as another program sees it.
     pub(super) async fn database(&self) -> SqliteConnection {
-        let url = format!("sqlite://{}", self.world.file("mailchime.db").display());
-        SqliteConnection::connect(&url).await.unwrap()
+        let options = SqliteConnectOptions::new().filename(self.world.file("mailchime.db"));
+        // Others write all the while, and a machine that is busy lets them go first for long.
+        options.busy_timeout(Duration::from_secs(60)).connect().await.unwrap()
     }
 
     /// SIGKILL, and a start; another one where the database is locked, as a service manager does it.
