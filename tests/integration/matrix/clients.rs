@@ -266,6 +266,7 @@ SSLType IMAPS
 SystemCertificates no
 CertificateFile ca.pem
 AuthMechs LOGIN
+Timeout 120
 
 IMAPStore r
 Account a
