@@ -60,6 +60,18 @@ pub fn activity(response: &[u8]) -> Option<Activity> {
     }
 }
 
+/// Whether the backend ends NOTIFY with this response, or refuses it, as there is too much to tell
+/// (RFC 5465 section 5.8).
+pub fn is_overflow(response: &[u8]) -> bool {
+    const CODE: &[u8] = b"[NOTIFICATIONOVERFLOW]";
+    let mut words = response.split(|b| matches!(b, b' ' | b'\r' | b'\n'));
+    let mut words = words.by_ref().filter(|word| !word.is_empty()).skip(1);
+    let is_status = words.next().is_some_and(|word| {
+        [&b"OK"[..], b"NO", b"BAD"].iter().any(|status| word.eq_ignore_ascii_case(status))
+    });
+    is_status && words.next().is_some_and(|word| word.eq_ignore_ascii_case(CODE))
+}
+
 fn atom(input: &[u8]) -> IResult<&[u8], &[u8]> {
     take_while1(|b: u8| b.is_ascii_graphic() && !matches!(b, b'(' | b')')).parse(input)
 }
@@ -98,6 +110,21 @@ mod tests {
         assert_eq!(modseq.unwrap().1.highest_mod_seq, Some(u64::MAX));
         for bad in ["* STATUS\r\n", "* STATUS x\r\n", "* STATUS x (A)\r\n", "* STATUS x (A 1\r\n"] {
             assert_eq!(mailbox_status(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_overflow_is_a_code_and_no_text() {
+        for (response, expected) in [
+            ("* OK [NOTIFICATIONOVERFLOW] too much\r\n", true),
+            ("*  ok  [NotificationOverflow]\r\n", true),
+            ("w5 NO [NOTIFICATIONOVERFLOW] too much\r\n", true),
+            ("* OK not [NOTIFICATIONOVERFLOW]\r\n", false),
+            ("* OK NOTIFICATIONOVERFLOW\r\n", false),
+            ("* X [NOTIFICATIONOVERFLOW]\r\n", false),
+            ("\r\n", false),
+        ] {
+            assert_eq!(is_overflow(response.as_bytes()), expected, "{response}");
         }
     }
 

@@ -17,11 +17,13 @@ use tokio::time::Instant;
 
 use super::Context;
 use super::connection::{Connection, Lost};
+use super::lasting::{self, Lasting};
 use super::master::{self, Master};
 use super::pacer;
 use super::refusal;
 use super::status::{Doing, Status};
 use super::upstream::{Place, Upstream};
+use super::ways::Beliefs;
 use crate::imap::capability::Capabilities;
 use crate::imap::login::printable;
 use crate::imap::refusal::Refusal;
@@ -31,9 +33,6 @@ use crate::model::{
 use crate::net::backend::{Backend, LoginError};
 use crate::net::backoff::Backoff;
 use crate::store::{CredentialsError, StoreError};
-
-/// A connection that has lived so long makes the next failure the first one again.
-pub(super) const LIVED: Duration = Duration::from_secs(60);
 
 const MASTER_REMEDY: &str = "see master_user, master_password_file and login_template of its [backend] \
     or [[route]], and what the server lets this user do; `mailchime check --login USER` tries it; send \
@@ -75,8 +74,8 @@ pub(super) struct Watcher {
     registrations: u64,
     /// Those that `credentials` takes in.
     logins: u64,
-    /// Since when it has been logged in.
-    logged_in: Option<Instant>,
+    /// Since when it has watched on this connection.
+    pub(super) watches_since: Option<Instant>,
     /// Nothing has shown yet that the password is right: whoever watched before, until it was killed
     /// perhaps, may have tried it and had no time to note what came of it.
     inherited: bool,
@@ -85,8 +84,8 @@ pub(super) struct Watcher {
     failures: u32,
     /// The store knows that the password was refused.
     noted: bool,
-    /// How often in a row nothing at all came back on IDLE.
-    pub(super) silent_idles: u32,
+    pub(super) ways: Beliefs,
+    pub(super) lasting: Lasting,
     /// The account was last found to be of another backend than it has by the configuration.
     elsewhere: bool,
 }
@@ -195,12 +194,13 @@ impl Watcher {
             mailboxes: Vec::new(),
             registrations: 0,
             logins: 0,
-            logged_in: None,
+            watches_since: None,
             inherited,
             refusals: 0,
             failures: 0,
             noted: false,
-            silent_idles: 0,
+            ways: Beliefs::default(),
+            lasting: Lasting::default(),
             elsewhere: false,
         }
     }
@@ -314,8 +314,9 @@ impl Watcher {
         let account = &self.account;
         let config = &self.context.config;
         let backoff = Backoff::new(config.retry_min, config.retry_max);
-        // How a connection ended says something of the backend only if it was a short one.
-        if self.logged_in.take().is_some_and(|since| since.elapsed() >= LIVED) {
+        // That a connection ended is a failure only if it was a short one.
+        if self.watches_since.take().is_some_and(|since| since.elapsed() >= lasting::least(config))
+        {
             self.failures = 0;
         }
         match end {
@@ -519,6 +520,7 @@ impl Watcher {
             Err(end) => return end,
         };
         drop(turns);
+        self.lasting.begin(&upstream.lasting, rand::random());
         let (end, orderly) = tokio::select! {
             Err(end) = self.rounds(&mut connection, upstream, granted) => {
                 let orderly = matches!(end, End::Stop | End::Nothing);
@@ -532,10 +534,38 @@ impl Watcher {
                 _ => (End::Stop, true),
             },
         };
-        if orderly {
-            Box::pin(connection.log_out()).await;
+        match end {
+            End::Failed(_) if !orderly => self.learn_from(&connection, upstream),
+            _ if orderly => Box::pin(connection.log_out()).await,
+            _ => {}
         }
         end
+    }
+
+    /// The connection was lost.
+    fn learn_from(&mut self, connection: &Connection, upstream: &Upstream) {
+        let (account, least) = (&self.account, lasting::least(&self.context.config));
+        if connection.idles_for().is_some_and(|time| time < least) && self.ways.idle.lost() {
+            tracing::info!(
+                %account,
+                "connections end as soon as IDLE begins: this account is polled for an hour"
+            );
+        }
+        let shared = &upstream.lasting;
+        let logins = self.context.config.logins_per_second;
+        if self.watches_since.is_none()
+            || shared.lost(usize::try_from(logins).unwrap_or(usize::MAX))
+        {
+            return;
+        }
+        let loss = connection.loss();
+        let learnt = self.lasting.lost(loss, account, shared, least, rand::random());
+        if let Some(renewal) = learnt {
+            tracing::info!(
+                %account, quiet = ?loss.quiet, ?renewal,
+                "something on the way to the backend ends quiet connections: they are used more often"
+            );
+        }
     }
 
     async fn log_in(
@@ -544,6 +574,9 @@ impl Watcher {
     ) -> Result<(Connection, Option<Capabilities>), End> {
         // After a break nothing counts but what the devices were told.
         self.mailboxes.clear();
+        if self.backend.name() != backend.name() {
+            (self.ways, self.lasting) = Default::default();
+        }
         self.backend = backend.clone();
         // Credentials that are used without being taken would not be stored.
         if self.orders.has_changed().unwrap_or_default() {
@@ -585,7 +618,6 @@ impl Watcher {
         let account = &self.account;
         match backends.log_in(backend, account, credentials, timeout, longest).await {
             Ok(mut logged_in) => {
-                self.logged_in = Some(Instant::now());
                 (self.inherited, self.refusals) = (false, 0);
                 master.inspect(|master| master.accepted());
                 if std::mem::take(&mut self.noted) {

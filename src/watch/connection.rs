@@ -6,8 +6,9 @@ use std::io;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use super::lasting::Loss;
 use super::news::News;
 use crate::imap::login::printable;
 use crate::imap::peek::{self, Response, Status};
@@ -37,8 +38,13 @@ pub(super) struct Connection {
     /// Why the next response will not come.
     lost: Option<Box<Lost>>,
     commands: u32,
-    /// The tag of the IDLE that is under way.
-    idle: Option<String>,
+    began: Instant,
+    /// When something was last said, by either side.
+    active_at: Instant,
+    /// The backend has said nothing since we did, which was after so long.
+    unanswered: Option<Duration>,
+    /// The tag of the IDLE that is under way, and since when it is.
+    idle: Option<(String, Instant)>,
     /// What was said of mailboxes, in whatever answer.
     pub(super) news: News,
     answer_timeout: Duration,
@@ -79,6 +85,9 @@ impl Connection {
             read: 0,
             lost: None,
             commands: 0,
+            began: Instant::now(),
+            active_at: Instant::now(),
+            unanswered: None,
             idle: None,
             news: News::default(),
             answer_timeout,
@@ -136,7 +145,7 @@ impl Connection {
     pub(super) async fn idle(&mut self) -> Result<bool, Lost> {
         let tag = self.send("IDLE").await?;
         // Already now: a farewell in between has to end it, too.
-        self.idle = Some(tag.clone());
+        self.idle = Some((tag.clone(), Instant::now()));
         let limit = self.answer_timeout;
         let begun = async {
             loop {
@@ -177,7 +186,7 @@ impl Connection {
     fn ends_idle(&self) -> bool {
         match peek::response(self.input.current()) {
             Some(Response::Status { tag: Some(told), .. }) => {
-                self.idle.as_ref().is_some_and(|tag| tag.as_bytes() == told)
+                self.idle.as_ref().is_some_and(|(tag, _)| tag.as_bytes() == told)
             }
             _ => false,
         }
@@ -188,9 +197,25 @@ impl Connection {
         self.idle.is_some()
     }
 
+    /// For how long IDLE has been under way.
+    pub(super) fn idles_for(&self) -> Option<Duration> {
+        self.idle.as_ref().map(|(_, since)| since.elapsed())
+    }
+
+    /// When something was last said, by either side.
+    pub(super) fn active_at(&self) -> Instant {
+        self.active_at
+    }
+
+    /// What its end says, if it is lost now.
+    pub(super) fn loss(&self) -> Loss {
+        let quiet = self.unanswered.unwrap_or_else(|| self.active_at.elapsed());
+        Loss { age: self.began.elapsed(), quiet, unanswered: self.unanswered.is_some() }
+    }
+
     /// Ends IDLE, if it is under way.
     pub(super) async fn done(&mut self) -> Result<(), Lost> {
-        if let Some(tag) = self.idle.take() {
+        if let Some((tag, _)) = self.idle.take() {
             self.write(b"DONE\r\n").await?;
             self.until(&tag, |_| {}).await?;
         }
@@ -213,6 +238,7 @@ impl Connection {
             if self.stream.fill(self.input.more()).await? == 0 {
                 return Err(Lost::Io(io::ErrorKind::UnexpectedEof.into()));
             }
+            (self.active_at, self.unanswered) = (Instant::now(), None);
         }
         self.heard()
     }
@@ -253,7 +279,9 @@ impl Connection {
     }
 
     async fn write(&mut self, bytes: &[u8]) -> Result<(), Lost> {
-        let Self { stream, answer_timeout, .. } = self;
+        let Self { stream, answer_timeout, active_at, unanswered, .. } = self;
+        unanswered.get_or_insert(active_at.elapsed());
+        *active_at = Instant::now();
         let written = async {
             stream.write_all(bytes).await?;
             stream.flush().await

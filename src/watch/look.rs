@@ -12,6 +12,7 @@ use super::account::{End, Watcher, in_order};
 use super::connection::Answer;
 use super::rounds::{LONGEST_COMMAND, Look, Round, quoted};
 use super::snapshot::{difference, merged, only_uid_next_grew, renumbered, with_new_mail};
+use super::upstream::Upstream;
 use crate::model::{Change, ChangeKind, Mailbox, Snapshot, WatchEvent};
 
 /// What STATUS is asked for, with and without CONDSTORE (RFC 7162 section 3.1.7).
@@ -42,7 +43,7 @@ impl Watcher {
     pub(super) async fn look(&mut self, round: &mut Round<'_>, look: Look) -> Result<bool, End> {
         if look == Look::Poll {
             for watched in &mut self.mailboxes {
-                watched.due |= !round.covers(&watched.mailbox);
+                watched.due |= !round.covers(&watched.mailbox, &self.ways);
             }
         }
         let mut changed = false;
@@ -66,7 +67,7 @@ impl Watcher {
                     Some(now) => {
                         let news = self.compare(round, index, now, look).await?;
                         changed |= news;
-                        if round.covers(&self.mailboxes[index].mailbox) {
+                        if round.covers(&self.mailboxes[index].mailbox, &self.ways) {
                             let interval = self.context.config.poll_interval;
                             round.again_at = news.then(|| Instant::now() + interval);
                         }
@@ -92,7 +93,7 @@ impl Watcher {
     /// Which of them have a UIDNEXT that grows with each question (Mailutils imap4d): where nothing
     /// else has changed, and nothing was told unasked, it is asked for once more. In their order.
     async fn made_up(
-        &self,
+        &mut self,
         round: &mut Round<'_>,
         look: Look,
         due: &[usize],
@@ -117,7 +118,7 @@ impl Watcher {
     }
 
     /// The states of these mailboxes, in as few turns as the backend allows.
-    async fn ask(&self, round: &mut Round<'_>, due: &[usize]) -> Result<Told, End> {
+    async fn ask(&mut self, round: &mut Round<'_>, due: &[usize]) -> Result<Told, End> {
         let mut told = Told { states: vec![None; self.mailboxes.len()], bad: false };
         if round.lists && due.len() > 1 {
             let asks = self.list_commands(round, due);
@@ -273,23 +274,21 @@ impl Watcher {
     }
 
     /// A look found new mail that nothing had told of.
-    fn missed(&self, round: &Round<'_>, index: usize, look: Look) {
+    fn missed(&mut self, round: &Round<'_>, index: usize, look: Look) {
         let (idle, notify) = match look {
             Look::Check { idle, notify } => (idle, notify),
-            Look::Poll => (round.open.is_some(), round.armed),
+            Look::Poll => (round.idle_tells(), round.armed),
             Look::All | Look::News => return,
         };
-        let apart = self.context.config.idle_check;
+        let (apart, account) = (self.context.config.idle_check, &self.account);
         let inbox = self.mailboxes[index].mailbox.is_inbox();
+        let Upstream { idle: by_idle, notify: by_notify, .. } = round.upstream;
         let (way, caught) = match (inbox && idle, notify) {
-            (true, _) => ("IDLE", round.upstream.idle.missed(apart)),
-            (false, true) => ("NOTIFY", round.upstream.notify.missed(apart)),
+            (true, _) => ("IDLE", self.ways.idle.missed(by_idle, account, apart)),
+            (false, true) => ("NOTIFY", self.ways.notify.missed(by_notify, account, apart)),
             (false, false) => return,
         };
-        if caught {
-            let backend = &round.upstream.name;
-            tracing::warn!(backend, way, "is accepted and tells nothing: done without for a day");
-        }
+        self.given_up(round, way, "is accepted and tells nothing", caught);
     }
 
     /// Takes note of what was told unasked: announces new mail before it has been looked at, and
@@ -297,6 +296,7 @@ impl Watcher {
     pub(super) async fn hear(&mut self, round: &mut Round<'_>) -> Result<Option<ChangeKind>, End> {
         let context = Arc::clone(&self.context);
         let mut heard = None;
+        self.hear_overflow(round);
         let news = &mut round.connection.news;
         let (grown, other, states) = (news.take_grown(), news.take_other(), news.take_states());
         if let Some(inbox) = self.place(&Mailbox::inbox()) {
@@ -314,7 +314,7 @@ impl Watcher {
                     let thought = with_new_mail(&watched.known, arrived);
                     // What comes with the answer to something else is no sign that IDLE works.
                     if round.connection.idles() {
-                        round.upstream.idle.told();
+                        self.ways.idle.told(&round.upstream.idle);
                     }
                     let room = context.room().await?;
                     self.announce(inbox, thought, room);
@@ -339,7 +339,7 @@ impl Watcher {
             watched.due = true;
             heard = heard.max(Some(kind));
             if kind == ChangeKind::NewMail {
-                round.upstream.notify.told();
+                self.ways.notify.told(&round.upstream.notify);
                 let room = context.room().await?;
                 self.announce(index, thought, room);
             }

@@ -16,6 +16,7 @@ mod connection;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod lasting;
 mod look;
 mod master;
 mod news;
@@ -26,6 +27,7 @@ mod snapshot;
 mod status;
 mod supervisor;
 mod upstream;
+mod ways;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::snapshot::merged;
 use crate::imap::mailbox;
-use crate::imap::status::{Activity, activity, mailbox_status};
+use crate::imap::status::{Activity, activity, is_overflow, mailbox_status};
 use crate::model::{Mailbox, Snapshot};
 
 /// The most mailboxes whose state is kept until it is taken. What is told beyond that has to be
@@ -19,6 +19,8 @@ pub(super) struct News {
     /// The number to which it rose.
     grown: Option<u64>,
     other: bool,
+    /// The backend has ended NOTIFY.
+    overflow: bool,
     /// The states that STATUS told; `None` is a mailbox whose name cannot be read.
     states: Vec<(Option<Mailbox>, Snapshot)>,
     /// The place of each in `states`.
@@ -42,6 +44,8 @@ impl News {
             None => {
                 if let Some((name, told)) = mailbox_status(response) {
                     self.read_state(mailbox::decode(&name, false), told);
+                } else {
+                    self.overflow |= is_overflow(response);
                 }
             }
         }
@@ -72,6 +76,11 @@ impl News {
     /// Whether anything but that changed.
     pub(super) fn take_other(&mut self) -> bool {
         std::mem::take(&mut self.other)
+    }
+
+    /// Whether the backend has ended NOTIFY.
+    pub(super) fn take_overflow(&mut self) -> bool {
+        std::mem::take(&mut self.overflow)
     }
 
     /// The open mailbox is about to be looked at, which tells all that was said of it so far.

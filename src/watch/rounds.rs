@@ -19,18 +19,22 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::account::{End, LIVED, Watcher};
+use super::account::{End, Watcher};
 use super::connection::{Answer, Connection, Lost};
 use super::status::{Doing, Mode};
 use super::upstream::Upstream;
+use super::ways::{Beliefs, GivenUp};
 use crate::config;
 use crate::imap::args::quote;
 use crate::imap::capability::Capabilities;
 use crate::imap::mailbox;
 use crate::model::{ChangeKind, Mailbox};
 
-/// Connections on which IDLE got no answer at all, before one is tried without.
-const SILENT_IDLES: u32 = 2;
+/// A backend that ends IDLE sooner than this has no IDLE.
+const LASTED: Duration = Duration::from_secs(10);
+
+/// Overflows of NOTIFY that are so far apart have nothing to do with each other.
+const CALM: Duration = Duration::from_hours(1);
 
 /// What NOTIFY is asked to tell (RFC 5465 section 5): the three go together.
 const EVENTS: &str = "(MessageNew MessageExpunge FlagChange)";
@@ -68,12 +72,27 @@ pub(super) struct Round<'a> {
     pub(super) armed: bool,
     /// A NOTIFY SET was accepted and not taken back, whatever it asks for.
     notified: bool,
+    /// The backend has ended NOTIFY.
+    overflow: Overflow,
     /// Between two polls; nothing before the first.
     interval: Duration,
     poll_at: Instant,
     check_at: Instant,
     /// When INBOX is looked at once more although IDLE tells of it.
     pub(super) again_at: Option<Instant>,
+}
+
+/// The backend may end NOTIFY when there is too much to tell, and then tells nothing at all, not even of
+/// the open mailbox, until NOTIFY is set anew (RFC 5465 section 5.8).
+#[derive(Debug, Default)]
+struct Overflow {
+    /// Until NOTIFY is set anew, which is not done before this time.
+    until: Option<Instant>,
+    /// All is to be looked at meanwhile.
+    look: bool,
+    last: Option<Instant>,
+    /// In a row, with no [`CALM`] in between.
+    count: u32,
 }
 
 impl Watcher {
@@ -96,10 +115,6 @@ impl Watcher {
             }
         }
         let mut round = Round::new(connection, upstream, &granted.take().unwrap_or_default());
-        if round.idles && self.silent_idles >= SILENT_IDLES {
-            tracing::warn!(account = %self.account, "the backend does not answer IDLE: polled");
-            (round.idles, self.silent_idles) = (false, 0);
-        }
         let mut look = Look::All;
         loop {
             // Boxed: an account spends its life waiting, and a look takes more room than that.
@@ -115,7 +130,8 @@ impl Watcher {
             let config = &self.context.config;
             round.looked(look, changed, config);
             self.status.set(Doing::Watching(round.mode()));
-            look = match round.is_believed() {
+            self.watches_since.get_or_insert_with(Instant::now);
+            look = match round.is_believed(&self.ways) {
                 true => self.wait(&mut round).await?,
                 false => Look::All,
             };
@@ -127,7 +143,7 @@ impl Watcher {
     async fn open_inbox(&self, round: &mut Round<'_>, look: Look) -> Result<(), End> {
         let wanted = self.mailboxes.iter().any(|watched| watched.mailbox.is_inbox())
             && round.idles
-            && round.upstream.idle.holds();
+            && self.ways.idle.holds(&round.upstream.idle);
         // STATUS may tell of an open mailbox only what this connection has been told; so now and
         // then it is opened anew.
         let check = matches!(look, Look::Check { .. });
@@ -149,23 +165,32 @@ impl Watcher {
     }
 
     /// Asks to be told of all mailboxes that IDLE does not cover, if there are any.
-    async fn arm(&self, round: &mut Round<'_>) -> Result<(), End> {
+    async fn arm(&mut self, round: &mut Round<'_>) -> Result<(), End> {
         round.armed = false;
-        if !round.notifies || !round.upstream.notify.holds() {
-            return Ok(());
+        self.hear_overflow(round);
+        if round.overflow.is_over() && !self.set_notify(round).await? {
+            round.overflow.goes_on(&self.context.config);
+        }
+        Ok(())
+    }
+
+    /// Sets NOTIFY; false if that is not wanted or cannot be done.
+    async fn set_notify(&mut self, round: &mut Round<'_>) -> Result<bool, End> {
+        if !round.notifies || !self.ways.notify.holds(&round.upstream.notify) {
+            return Ok(false);
         }
         let others = self.mailboxes.iter().map(|watched| &watched.mailbox);
         let others = others.filter(|mailbox| !mailbox.is_inbox() || round.open.is_none());
         let names: Vec<String> = others.map(quoted).collect();
         if names.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         // Without `selected` IDLE would not tell of INBOX any more (RFC 5465 section 6.1).
         let selected = round.open.map(|_| format!("(selected {EVENTS}) ")).unwrap_or_default();
         let command = format!("NOTIFY SET {selected}(mailboxes ({}) {EVENTS})", names.join(" "));
         if command.len() > LONGEST_COMMAND {
             round.notifies = false;
-            return Ok(());
+            return Ok(false);
         }
         if round.notified {
             // One that takes the place of another makes Dovecot 2.3 tell nothing, until the next.
@@ -173,17 +198,33 @@ impl Watcher {
         }
         round.armed = round.connection.command(&command, |_| {}).await? == Answer::Ok;
         round.notified = round.armed;
+        // Even what it accepts may be too much.
+        if self.hear_overflow(round) {
+            return Ok(true);
+        }
         if round.armed {
-            round.upstream.notify.accepted();
-            return Ok(());
+            round.overflow.ends();
+            self.ways.notify.accepted(&round.upstream.notify);
+            return Ok(true);
         }
         tracing::debug!(account = %self.account, "NOTIFY is refused: polled");
         round.notifies = false;
-        if round.upstream.notify.refused() {
-            let backend = &round.upstream.name;
-            tracing::warn!(backend, "lists NOTIFY and refuses it: done without for a day");
+        let refused = self.ways.notify.refused(&round.upstream.notify, &self.account);
+        self.given_up(round, "NOTIFY", "is listed and refused", refused);
+        Ok(false)
+    }
+
+    /// Whether the backend has just ended NOTIFY. It is set anew at once, and where that happens again and
+    /// again, after more and more time.
+    pub(super) fn hear_overflow(&self, round: &mut Round<'_>) -> bool {
+        let overflow = round.connection.news.take_overflow();
+        if overflow {
+            let account = &self.account;
+            let wait = round.overflow.begins(&self.context.config);
+            tracing::debug!(%account, ?wait, "NOTIFY has overflowed: it is asked for again");
+            (round.armed, round.notified) = (false, false);
         }
-        Ok(())
+        overflow
     }
 
     /// Waits until there is something to look at: in IDLE, if INBOX is open. What else it does on the
@@ -194,7 +235,8 @@ impl Watcher {
         if round.open.is_some() && !Box::pin(self.begin_idle(round)).await? {
             return Box::pin(self.distrust_idle(round)).await;
         }
-        let polls = self.mailboxes.iter().any(|watched| !round.covers(&watched.mailbox));
+        let ways = &self.ways;
+        let polls = self.mailboxes.iter().any(|watched| !round.covers(&watched.mailbox, ways));
         let checks = round.armed || round.open.is_some();
         let check_at = round.check_at;
         let mut look_at = match (polls, checks) {
@@ -202,13 +244,17 @@ impl Watcher {
             (true, false) => round.poll_at,
             _ => check_at,
         };
-        if let Some(again_at) = round.again_at {
-            look_at = look_at.min(again_at);
+        for at in [round.again_at, round.overflow.until].into_iter().flatten() {
+            look_at = look_at.min(at);
         }
         if self.mailboxes.iter().any(|watched| watched.due) {
             look_at = look_at.min(began + settle);
         }
-        let mut reloaded = false;
+        // Something on the way would end a connection on which nothing is said for longer.
+        let quiet = self.lasting.renewal();
+        let renewal = |round: &Round<'_>| quiet.map(|quiet| round.connection.active_at() + quiet);
+        // All has to be looked at, and polls begin anew.
+        let mut anew = false;
         loop {
             match Box::pin(self.hear(round)).await? {
                 // At once; but however much a backend tells, there is some time between two looks.
@@ -218,27 +264,36 @@ impl Watcher {
                 Some(ChangeKind::Quiet) => look_at = look_at.min(Instant::now() + settle),
                 None => {}
             }
+            if std::mem::take(&mut round.overflow.look) {
+                anew = true;
+                break;
+            }
+            let until = renewal(round).map_or(look_at, |renewal| look_at.min(renewal));
             tokio::select! {
                 idle_ended = round.connection.unasked() => if idle_ended? {
                     // Some servers end it when they please; one that does so at once has no IDLE.
-                    if began.elapsed() < LIVED {
+                    if began.elapsed() < LASTED {
                         return Box::pin(self.distrust_idle(round)).await;
                     }
-                    round.upstream.idle.accepted();
+                    self.ways.idle.accepted(&round.upstream.idle);
                     return Ok(Look::All);
                 },
-                () = tokio::time::sleep_until(look_at) => break,
+                () = tokio::time::sleep_until(until) => break,
                 changed = self.orders.changed() => {
                     changed.map_err(|_| End::Stop)?;
-                    reloaded = Box::pin(self.obey()).await?;
-                    if reloaded {
+                    anew = Box::pin(self.obey()).await?;
+                    if anew {
                         break;
                     }
                 }
             }
         }
-        if round.connection.idles() && began.elapsed() >= LIVED {
-            round.upstream.idle.accepted();
+        let renews = renewal(round).is_some_and(|renewal| Instant::now() >= renewal);
+        if round.connection.idles() && (renews || began.elapsed() >= LASTED) {
+            self.ways.idle.accepted(&round.upstream.idle);
+        }
+        if renews && !round.connection.idles() {
+            Box::pin(round.connection.command("NOOP", |_| {})).await?;
         }
         Box::pin(round.connection.done()).await?;
         let now = Instant::now();
@@ -247,11 +302,13 @@ impl Watcher {
         {
             self.mailboxes[inbox].due = true;
         }
-        Ok(if reloaded {
+        Ok(if anew {
             round.interval = Duration::ZERO;
             Look::All
+        } else if round.overflow.until.is_some_and(|until| now >= until) {
+            Look::All
         } else if checks && now >= check_at {
-            Look::Check { idle: round.open.is_some(), notify: round.armed }
+            Look::Check { idle: round.idle_tells(), notify: round.armed }
         } else if polls && now >= round.poll_at {
             match checks {
                 true => Look::Poll,
@@ -265,37 +322,46 @@ impl Watcher {
 
     /// Starts IDLE; false if that is refused.
     async fn begin_idle(&mut self, round: &mut Round<'_>) -> Result<bool, End> {
-        match round.connection.idle().await {
-            Ok(begun) => {
-                if begun {
-                    self.silent_idles = 0;
-                }
-                Ok(begun)
-            }
-            Err(lost) => {
-                if matches!(lost, Lost::Silent(_)) {
-                    self.silent_idles += 1;
-                }
-                Err(lost.into())
-            }
+        let begun = round.connection.idle().await;
+        if let Err(Lost::Silent(_)) = begun {
+            let refused = self.ways.idle.refused(&round.upstream.idle, &self.account);
+            self.given_up(round, "IDLE", "is listed and not answered", refused);
         }
+        Ok(begun?)
     }
 
     /// The backend lists IDLE and this account cannot be watched with it: it is polled from here on.
-    async fn distrust_idle(&self, round: &mut Round<'_>) -> Result<Look, End> {
+    async fn distrust_idle(&mut self, round: &mut Round<'_>) -> Result<Look, End> {
         self.idle_refused(round);
         round.close().await?;
         Ok(Look::All)
     }
 
     /// The same, with INBOX closed already.
-    pub(super) fn idle_refused(&self, round: &mut Round<'_>) {
+    pub(super) fn idle_refused(&mut self, round: &mut Round<'_>) {
         tracing::debug!(account = %self.account, "the backend cannot do what IDLE needs: polled");
-        if round.upstream.idle.refused() {
-            let backend = &round.upstream.name;
-            tracing::warn!(backend, "lists IDLE and cannot do what it needs: polled for a day");
-        }
+        let refused = self.ways.idle.refused(&round.upstream.idle, &self.account);
+        self.given_up(round, "IDLE", "is listed and cannot be used", refused);
         round.idles = false;
+    }
+
+    /// Logs that a way of watching is given up, if it is.
+    pub(super) fn given_up(&self, round: &Round<'_>, way: &str, why: &str, by: Option<GivenUp>) {
+        let backend = &round.upstream.name;
+        match by {
+            None => {}
+            Some(GivenUp::ByAccount) => tracing::info!(
+                account = %self.account, backend, way, why,
+                "this account is watched without it for a day"
+            ),
+            Some(GivenUp::ByBackend) => tracing::warn!(
+                backend,
+                way,
+                why,
+                "several accounts have found this: all accounts of the backend are watched without it \
+                 for a day"
+            ),
+        }
     }
 }
 
@@ -312,6 +378,7 @@ impl<'a> Round<'a> {
             open: None,
             armed: false,
             notified: false,
+            overflow: Overflow::default(),
             interval: Duration::ZERO,
             poll_at: now,
             check_at: now,
@@ -335,8 +402,13 @@ impl<'a> Round<'a> {
     }
 
     /// Whether the mailbox need not be polled.
-    pub(super) fn covers(&self, mailbox: &Mailbox) -> bool {
-        self.open.is_some() && mailbox.is_inbox() && self.upstream.idle.is_proven()
+    pub(super) fn covers(&self, mailbox: &Mailbox, ways: &Beliefs) -> bool {
+        self.idle_tells() && mailbox.is_inbox() && ways.idle.is_proven(&self.upstream.idle)
+    }
+
+    /// Whether IDLE should tell of INBOX.
+    pub(super) fn idle_tells(&self) -> bool {
+        self.open.is_some() && self.overflow.until.is_none()
     }
 
     fn mode(&self) -> Mode {
@@ -348,9 +420,9 @@ impl<'a> Round<'a> {
     }
 
     /// Whether what this connection relies on is believed in still: others may have caught it.
-    fn is_believed(&self) -> bool {
+    fn is_believed(&self, ways: &Beliefs) -> bool {
         let Upstream { idle, notify, .. } = self.upstream;
-        (self.open.is_none() || idle.holds()) && (!self.armed || notify.holds())
+        (self.open.is_none() || ways.idle.holds(idle)) && (!self.armed || ways.notify.holds(notify))
     }
 
     /// Closes INBOX, as STATUS may tell of an open mailbox only what this connection has been told.
@@ -359,6 +431,38 @@ impl<'a> Round<'a> {
         (self.open, self.armed) = (None, false);
         self.connection.command("CLOSE", |_| {}).await?;
         Ok(())
+    }
+}
+
+impl Overflow {
+    /// Returns when NOTIFY is to be set anew.
+    fn begins(&mut self, config: &config::Watch) -> Duration {
+        let now = Instant::now();
+        if self.last.replace(now).is_some_and(|last| now - last >= CALM) {
+            self.count = 0;
+        }
+        let wait = match self.count {
+            0 => Duration::ZERO,
+            again => config.poll_interval.saturating_mul(1 << (again - 1).min(20)),
+        };
+        let wait = wait.min(config.idle_check);
+        self.count = self.count.saturating_add(1);
+        (self.until, self.look) = (Some(now + wait), true);
+        wait
+    }
+
+    /// NOTIFY cannot be set anew for now.
+    fn goes_on(&mut self, config: &config::Watch) {
+        self.until = self.until.map(|_| Instant::now() + config.idle_check);
+    }
+
+    /// NOTIFY is set anew.
+    fn ends(&mut self) {
+        (self.until, self.look) = (None, false);
+    }
+
+    fn is_over(&self) -> bool {
+        self.until.is_none_or(|until| Instant::now() >= until)
     }
 }
 

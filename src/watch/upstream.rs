@@ -6,19 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
+use super::lasting::SharedLessons;
 use super::master::Master;
 use super::pacer::{Pacer, Turn};
+use super::ways::Reliability;
 use crate::config;
 use crate::net::backend::Backend;
 use crate::net::counters::Counters;
-
-/// For how long a backend that was caught is not believed.
-const DISTRUST: Duration = Duration::from_hours(24);
-
-/// Refusals in a row of what a backend lists, by whichever accounts.
-const REFUSALS: u32 = 2;
 
 /// Backends that are remembered; those of an earlier configuration go first.
 const MOST_BACKENDS: usize = 1024;
@@ -40,8 +36,10 @@ pub(super) struct Upstream {
     places: Option<Places>,
     /// Several backends may have this address, each with a master user of its own.
     masters: Mutex<Vec<(Backend, Arc<Master>)>>,
-    pub(super) idle: Trust,
-    pub(super) notify: Trust,
+    pub(super) idle: Reliability,
+    pub(super) notify: Reliability,
+    /// What is known of how long its connections last.
+    pub(super) lasting: SharedLessons,
 }
 
 /// The connections that a backend may have, if there is a limit.
@@ -60,25 +58,6 @@ struct Places {
 /// A watcher's place among the connections of its backend.
 #[derive(Debug)]
 pub(super) struct Place(#[expect(dead_code, reason = "it counts")] Option<OwnedSemaphorePermit>);
-
-/// Whether a way of watching tells what happens, by what it did for all accounts of a backend.
-///
-/// One miss proves nothing, as mail may come in the moment of the look. Two misses some time apart
-/// do, if nothing was told by this way in between. Until it has told something, and again after a
-/// miss, it is not relied on.
-#[derive(Debug, Default)]
-pub(super) struct Trust(Mutex<Record>);
-
-#[derive(Debug, Default)]
-struct Record {
-    /// Something was told, and nothing missed since.
-    proven: bool,
-    /// The first miss since something was told.
-    missed: Option<Instant>,
-    /// Refusals in a row.
-    refused: u32,
-    distrusted_until: Option<Instant>,
-}
 
 impl Upstreams {
     pub(super) fn new(config: &config::Watch, counters: Arc<Counters>) -> Self {
@@ -100,8 +79,15 @@ impl Upstreams {
                 counters: Arc::clone(&self.counters),
             });
             let pacer = Pacer::new(logins_per_second);
-            let (masters, idle, notify) = Default::default();
-            Arc::new(Upstream { name: backend.name(), pacer, places, masters, idle, notify })
+            Arc::new(Upstream {
+                name: backend.name(),
+                pacer,
+                places,
+                masters: Mutex::default(),
+                idle: Reliability::default(),
+                notify: Reliability::default(),
+                lasting: SharedLessons::default(),
+            })
         });
         Arc::clone(upstream)
     }
@@ -168,114 +154,19 @@ impl Places {
     }
 }
 
-impl Trust {
-    /// Whether it may be used now.
-    pub(super) fn holds(&self) -> bool {
-        let mut record = lock(&self.0);
-        if record.distrusted_until.is_some_and(|until| Instant::now() >= until) {
-            *record = Record::default();
-        }
-        record.distrusted_until.is_none()
-    }
-
-    /// Whether it may be relied on, at least between two checks.
-    pub(super) fn is_proven(&self) -> bool {
-        lock(&self.0).proven
-    }
-
-    /// It told of something by itself.
-    pub(super) fn told(&self) {
-        let mut record = lock(&self.0);
-        (record.proven, record.missed, record.refused) = (true, None, 0);
-    }
-
-    /// A look found what it had not told; a second such look counts if it is at least `apart` from
-    /// the first. Whether this is where trust ends, to be logged.
-    pub(super) fn missed(&self, apart: Duration) -> bool {
-        let mut record = lock(&self.0);
-        record.proven = false;
-        match record.missed {
-            Some(first) => record.distrust_if(first.elapsed() >= apart),
-            None => {
-                record.missed = Some(Instant::now());
-                false
-            }
-        }
-    }
-
-    /// The backend took the command, and did not undo it at once.
-    pub(super) fn accepted(&self) {
-        lock(&self.0).refused = 0;
-    }
-
-    /// The backend refused a command that it lists, or undid it at once. Whether this is where trust
-    /// ends, to be logged.
-    pub(super) fn refused(&self) -> bool {
-        let mut record = lock(&self.0);
-        record.refused += 1;
-        let refused = record.refused;
-        record.distrust_if(refused >= REFUSALS)
-    }
-}
-
-impl Record {
-    fn distrust_if(&mut self, caught: bool) -> bool {
-        let ends = caught && self.distrusted_until.is_none();
-        if ends {
-            self.distrusted_until = Some(Instant::now() + DISTRUST);
-        }
-        ends
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::advance;
-
     use super::*;
     use crate::config::BackendTls;
     use crate::net::resolve::NameResolver;
 
-    const APART: Duration = Duration::from_mins(15);
-
     fn backend(port: u16) -> Backend {
         let config = config::Backend::new("localhost", port, BackendTls::None);
         Backend::new(&config, Duration::from_secs(1), &NameResolver::default()).unwrap()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn b43_two_misses_apart_and_nothing_told_between_end_trust_for_a_day() {
-        let trust = Trust::default();
-        assert!(!trust.missed(APART) && !trust.missed(APART), "two at once are one");
-        advance(APART).await;
-        assert!(!trust.is_proven());
-        trust.told();
-        assert!(trust.is_proven());
-        assert!(!trust.missed(APART) && trust.holds() && !trust.is_proven());
-        advance(APART).await;
-        assert!(trust.missed(APART), "said once");
-        assert!(!trust.missed(APART) && !trust.holds());
-        advance(DISTRUST - Duration::from_secs(1)).await;
-        assert!(!trust.holds());
-        advance(Duration::from_secs(1)).await;
-        assert!(trust.holds());
-        assert!(!trust.missed(APART), "it begins anew");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn b43_two_refusals_in_a_row_end_trust() {
-        let trust = Trust::default();
-        assert!(!trust.refused());
-        trust.accepted();
-        assert!(!trust.refused() && trust.holds());
-        trust.told();
-        assert!(!trust.refused() && trust.holds());
-        assert!(trust.refused() && !trust.holds());
-        assert!(!trust.refused(), "said once");
     }
 
     #[tokio::test(start_paused = true)]

@@ -23,7 +23,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+mod cuts;
 mod dialogues;
+mod given_up;
 mod life;
 mod mail;
 mod nodes;

@@ -4,10 +4,14 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use mailchime::metrics::Watching as Mode;
 use mailchime::model::Snapshot;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::block_in_place;
 
 use crate::servers::client::Client;
@@ -192,6 +196,67 @@ async fn dovecot_whose_maildirs_another_program_fills() {
         scene.end("Dovecot with foreign deliveries").await;
     })
     .await;
+}
+
+/// Relays connections to a server, and cuts each on which nothing was said for `quiet`. Counts them.
+async fn network_that_cuts(server: SocketAddr, quiet: Duration) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, count) = (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default());
+    let accepted = Arc::clone(&count);
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            accepted.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(server).await.unwrap();
+                let (mut asked, mut said) = (vec![0; 4096], vec![0; 4096]);
+                loop {
+                    let (to, bytes) = tokio::select! {
+                        Ok(length) = client.read(&mut asked) => (&mut server, &asked[..length]),
+                        Ok(length) = server.read(&mut said) => (&mut client, &said[..length]),
+                        () = tokio::time::sleep(quiet) => return,
+                    };
+                    if bytes.is_empty() || to.write_all(bytes).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (address, count)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dovecot_behind_a_network_that_cuts_quiet_connections() {
+    let test = "watch_servers::dovecot_behind_a_network_that_cuts_quiet_connections";
+    let Some(dovecot) = dovecot(test, None) else { return };
+    let cut = Duration::from_secs(3);
+    let run = async {
+        let (network, connections) = network_that_cuts(dovecot.plain, cut).await;
+        let adjust = |world: &mut World| {
+            let watch = &mut world.watch;
+            (watch.poll_interval, watch.poll_max) = (20 * cut, 20 * cut);
+            (watch.retry_min, watch.retry_max) = (Duration::from_millis(200), 20 * cut);
+        };
+        let boxes = ["INBOX", "Team"];
+        let mut scene = Scene::new(network, ALICE.0, &boxes, Mode::Notify, adjust).await;
+        let (mut before, mut steady) = (0, 0);
+        while steady < 4 {
+            // As long as a connection lasts that is quiet, and some more.
+            tokio::time::sleep(cut + cut / 4).await;
+            let now = connections.load(Ordering::Relaxed);
+            assert!(now <= 5, "{now} connections");
+            steady = if now == before { steady + 1 } else { 0 };
+            before = now;
+        }
+        scene.seen.push(format!("{before} connections"));
+        let deliver = || dovecot.deliver_by_lmtp(ALICE.0, &mail("for the inbox"));
+        scene.expect("INBOX: new mail", TOLD, deliver).await;
+        let deliver = || dovecot.deliver_by_lmtp("alice+Team", &mail("for the team"));
+        scene.expect("Team: new mail", TOLD, deliver).await;
+        scene.end("Dovecot behind a network that cuts").await;
+    };
+    tokio::time::timeout(Duration::from_secs(120), run).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

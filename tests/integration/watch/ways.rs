@@ -241,7 +241,7 @@ async fn b43_notify_that_tells_nothing_is_found_out_by_two_looks() {
 }
 
 #[tokio::test]
-async fn b43_idle_that_tells_nothing_is_found_out_by_two_looks_for_all_accounts() {
+async fn b43_idle_that_tells_nothing_is_found_out_by_two_looks() {
     limited(async {
         let mut stage = Stage::new().await;
         stage.world.watch.idle_check = Duration::from_millis(50);

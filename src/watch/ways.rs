@@ -1,0 +1,298 @@
+//! Whether a way of watching (NOTIFY, IDLE) tells what happens. Each account finds out for itself;
+//! only what several accounts have found out counts for all of a backend.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::model::Account;
+
+/// For how long a way is not used that was given up.
+const DISTRUST: Duration = Duration::from_hours(24);
+
+/// The same where all that is known is that connections were lost.
+const LOST_DISTRUST: Duration = Duration::from_hours(1);
+
+/// Refusals in a row of what a backend lists.
+const REFUSALS: u32 = 2;
+
+/// Connections in a row that were lost as soon as this way was used on them.
+const LOSSES: u32 = 5;
+
+/// Accounts that have to agree, before what they have found out counts for a backend.
+pub(super) const AGREE: usize = 3;
+
+/// The ways of one account.
+#[derive(Debug, Default)]
+pub(super) struct Beliefs {
+    pub(super) idle: Belief,
+    pub(super) notify: Belief,
+}
+
+/// What one account has found out about one way.
+///
+/// One miss proves nothing, as mail may come in the moment of the look. Two misses some time apart
+/// do, if nothing was told by this way in between.
+#[derive(Debug, Default)]
+pub(super) struct Belief {
+    /// The first miss since something was told.
+    missed: Option<Instant>,
+    /// Refusals, and lost connections, in a row.
+    refused: u32,
+    lost: u32,
+    given_up_until: Option<Instant>,
+}
+
+/// What the accounts of one backend have found out about one way. A sign that it works with one
+/// account ends what others have against it.
+#[derive(Debug, Default)]
+pub(super) struct Reliability(Mutex<Evidence>);
+
+#[derive(Debug, Default)]
+struct Evidence {
+    /// Something was told, and nothing missed since by several accounts.
+    proven: bool,
+    /// Accounts that have missed something once.
+    doubt: Accounts,
+    /// Accounts that have given it up: it told them nothing, or was refused.
+    missed: Accounts,
+    refused: Accounts,
+    distrusted_until: Option<Instant>,
+}
+
+/// Accounts, each once, until they are enough.
+#[derive(Debug, Default)]
+struct Accounts(Vec<Account>);
+
+/// Who gives a way up, to be logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GivenUp {
+    ByAccount,
+    /// And by all others of the backend.
+    ByBackend,
+}
+
+impl Belief {
+    /// Whether it may be used now.
+    pub(super) fn holds(&self, backend: &Reliability) -> bool {
+        self.is_believed() && backend.holds()
+    }
+
+    /// Whether it may be relied on, at least between two checks: it has told something to any account
+    /// of the backend, and has kept nothing from this one since.
+    pub(super) fn is_proven(&self, backend: &Reliability) -> bool {
+        self.missed.is_none() && lock(&backend.0).proven
+    }
+
+    /// It told of something by itself.
+    pub(super) fn told(&mut self, backend: &Reliability) {
+        (self.missed, self.refused, self.lost) = (None, 0, 0);
+        let mut record = lock(&backend.0);
+        record.proven = true;
+        for votes in [Evidence::doubt, Evidence::missed, Evidence::refused] {
+            votes(&mut record).0.clear();
+        }
+    }
+
+    /// The backend took the command, and did not undo it soon.
+    pub(super) fn accepted(&mut self, backend: &Reliability) {
+        (self.refused, self.lost) = (0, 0);
+        lock(&backend.0).refused.0.clear();
+    }
+
+    /// A look found what it had not told; a second such look counts if it is at least `apart` from
+    /// the first.
+    pub(super) fn missed(
+        &mut self,
+        backend: &Reliability,
+        account: &Account,
+        apart: Duration,
+    ) -> Option<GivenUp> {
+        let mut record = lock(&backend.0);
+        if record.doubt.add(account) {
+            record.proven = false;
+        }
+        drop(record);
+        let first = *self.missed.get_or_insert_with(Instant::now);
+        let caught = first.elapsed() >= apart;
+        (caught && self.give_up(DISTRUST)).then(|| backend.given_up(account, Evidence::missed))
+    }
+
+    /// The backend refused a command that it lists, or undid it soon.
+    pub(super) fn refused(&mut self, backend: &Reliability, account: &Account) -> Option<GivenUp> {
+        self.refused += 1;
+        let caught = self.refused >= REFUSALS;
+        (caught && self.give_up(DISTRUST)).then(|| backend.given_up(account, Evidence::refused))
+    }
+
+    /// The connection was lost as soon as this way was used on it, which may have other reasons, too.
+    /// Whether this account gives it up.
+    pub(super) fn lost(&mut self) -> bool {
+        self.lost += 1;
+        self.lost >= LOSSES && self.give_up(LOST_DISTRUST)
+    }
+
+    fn is_believed(&self) -> bool {
+        self.given_up_until.is_none_or(|until| Instant::now() >= until)
+    }
+
+    /// Whether it was not given up before.
+    fn give_up(&mut self, time: Duration) -> bool {
+        let begins = self.is_believed();
+        if begins {
+            // After that it begins anew.
+            *self = Self { given_up_until: Some(Instant::now() + time), ..Self::default() };
+        }
+        begins
+    }
+}
+
+impl Reliability {
+    fn holds(&self) -> bool {
+        lock(&self.0).distrusted_until.is_none_or(|until| Instant::now() >= until)
+    }
+
+    fn given_up(&self, account: &Account, why: fn(&mut Evidence) -> &mut Accounts) -> GivenUp {
+        let mut record = lock(&self.0);
+        if !why(&mut record).add(account) {
+            return GivenUp::ByAccount;
+        }
+        let distrusted_until = Some(Instant::now() + DISTRUST);
+        *record = Evidence { distrusted_until, ..Evidence::default() };
+        GivenUp::ByBackend
+    }
+}
+
+impl Evidence {
+    fn doubt(&mut self) -> &mut Accounts {
+        &mut self.doubt
+    }
+
+    fn missed(&mut self) -> &mut Accounts {
+        &mut self.missed
+    }
+
+    fn refused(&mut self) -> &mut Accounts {
+        &mut self.refused
+    }
+}
+
+impl Accounts {
+    /// Whether there are enough with this one.
+    fn add(&mut self, account: &Account) -> bool {
+        if self.0.len() < AGREE && !self.0.contains(account) {
+            self.0.push(account.clone());
+        }
+        self.0.len() >= AGREE
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const APART: Duration = Duration::from_mins(15);
+
+    fn account(number: usize) -> Account {
+        Account::from_login(&format!("user{number}"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn b43_two_misses_apart_and_nothing_told_between_end_an_accounts_trust_for_a_day() {
+        let (backend, alice) = (Reliability::default(), account(0));
+        let mut way = Belief::default();
+        let missed = |way: &mut Belief| way.missed(&backend, &alice, APART);
+        assert_eq!([missed(&mut way), missed(&mut way)], [None, None], "two at once are one");
+        advance(APART).await;
+        assert!(!way.is_proven(&backend));
+        way.told(&backend);
+        assert!(way.is_proven(&backend));
+        assert_eq!(missed(&mut way), None);
+        assert!(way.holds(&backend) && !way.is_proven(&backend));
+        assert!(Belief::default().is_proven(&backend), "others rely on it still");
+        advance(APART).await;
+        assert_eq!(missed(&mut way), Some(GivenUp::ByAccount));
+        assert_eq!(missed(&mut way), None, "said once");
+        assert!(!way.holds(&backend) && Belief::default().holds(&backend));
+        advance(DISTRUST - Duration::from_secs(1)).await;
+        assert!(!way.holds(&backend));
+        advance(Duration::from_secs(1)).await;
+        assert!(way.holds(&backend));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn b43_two_refusals_in_a_row_end_an_accounts_trust() {
+        let (backend, alice) = (Reliability::default(), account(0));
+        let mut way = Belief::default();
+        assert_eq!(way.refused(&backend, &alice), None);
+        way.accepted(&backend);
+        assert_eq!(way.refused(&backend, &alice), None);
+        way.told(&backend);
+        assert_eq!(way.refused(&backend, &alice), None);
+        assert!(way.holds(&backend));
+        assert_eq!(way.refused(&backend, &alice), Some(GivenUp::ByAccount));
+        assert_eq!(way.refused(&backend, &alice), None, "said once");
+        assert!(!way.holds(&backend) && Belief::default().holds(&backend));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn several_accounts_that_agree_end_a_backends_trust_for_a_day() {
+        let backend = Reliability::default();
+        let gives_up = |number: usize| {
+            let mut way = Belief::default();
+            way.refused(&backend, &account(number));
+            way.refused(&backend, &account(number))
+        };
+        for _ in 0..9 {
+            assert_eq!(gives_up(0), Some(GivenUp::ByAccount), "one account is one");
+        }
+        assert_eq!(gives_up(1), Some(GivenUp::ByAccount));
+        // It works with another.
+        Belief::default().accepted(&backend);
+        assert_eq!([0, 1].map(gives_up), [Some(GivenUp::ByAccount); 2]);
+        assert!(Belief::default().holds(&backend));
+        assert_eq!(gives_up(2), Some(GivenUp::ByBackend));
+        assert!(!Belief::default().holds(&backend));
+        advance(DISTRUST).await;
+        assert!(Belief::default().holds(&backend));
+        assert_eq!(gives_up(2), Some(GivenUp::ByAccount), "it begins anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_several_accounts_missed_is_not_relied_on_by_others() {
+        let backend = Reliability::default();
+        Belief::default().told(&backend);
+        for number in 0..AGREE {
+            assert!(Belief::default().is_proven(&backend));
+            Belief::default().missed(&backend, &account(number), APART);
+        }
+        assert!(!Belief::default().is_proven(&backend) && Belief::default().holds(&backend));
+        Belief::default().told(&backend);
+        assert!(Belief::default().is_proven(&backend));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_lost_in_a_row_end_an_accounts_trust_for_an_hour_and_no_others() {
+        let backend = Reliability::default();
+        let mut way = Belief::default();
+        let mut lost = |accepted: bool| {
+            if accepted {
+                way.accepted(&backend);
+            }
+            (way.lost(), way.holds(&backend))
+        };
+        assert_eq!([(); 4].map(|()| lost(false)), [(false, true); 4]);
+        assert_eq!([true, false, false, false].map(&mut lost), [(false, true); 4]);
+        assert_eq!(lost(false), (true, false));
+        advance(LOST_DISTRUST).await;
+        assert_eq!(lost(false), (false, true));
+        assert!(Belief::default().holds(&backend));
+    }
+}
