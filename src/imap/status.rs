@@ -60,6 +60,41 @@ pub fn activity(response: &[u8]) -> Option<Activity> {
     }
 }
 
+/// What a FETCH response tells of one message (RFC 9051 section 7.5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    pub uid: Option<u64>,
+    /// `None` where no flags are told.
+    pub flags: Option<Flags>,
+}
+
+/// The flags that decide what a user sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flags {
+    pub seen: bool,
+    pub deleted: bool,
+}
+
+/// The `* n FETCH` response as far as it goes without literals; `None` if it is another response.
+pub fn fetched(response: &[u8]) -> Option<Fetched> {
+    let line = response.split(|b| matches!(b, b'\r' | b'\n')).next()?.to_ascii_uppercase();
+    let (head, items) = line.split_at(line.iter().position(|b| *b == b'(')?);
+    if !head.starts_with(b"*") || !head.trim_ascii_end().ends_with(b" FETCH") {
+        return None;
+    }
+    let mut words =
+        items.split(|b| matches!(b, b' ' | b'(' | b')')).filter(|word| !word.is_empty());
+    let uid = words.find(|word| *word == b"UID").and_then(|_| words.next());
+    let uid = uid.and_then(|uid| std::str::from_utf8(uid).ok()?.parse().ok());
+    let mut lists = items.split(|b| matches!(b, b'(' | b')'));
+    let flags = lists.find(|before| before.trim_ascii_end().ends_with(b"FLAGS"));
+    let flags = flags.and_then(|_| lists.next()).map(|flags| {
+        let has = |flag: &[u8]| flags.split(|b| *b == b' ').any(|word| word == flag);
+        Flags { seen: has(b"\\SEEN"), deleted: has(b"\\DELETED") }
+    });
+    Some(Fetched { uid, flags })
+}
+
 /// Whether the backend ends NOTIFY with this response, or refuses it, as there is too much to tell
 /// (RFC 5465 section 5.8).
 pub fn is_overflow(response: &[u8]) -> bool {
@@ -110,6 +145,34 @@ mod tests {
         assert_eq!(modseq.unwrap().1.highest_mod_seq, Some(u64::MAX));
         for bad in ["* STATUS\r\n", "* STATUS x\r\n", "* STATUS x (A)\r\n", "* STATUS x (A 1\r\n"] {
             assert_eq!(mailbox_status(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_fetch_tells_of_a_message() {
+        let told = |uid, flags: Option<(bool, bool)>| Fetched {
+            uid,
+            flags: flags.map(|(seen, deleted)| Flags { seen, deleted }),
+        };
+        for (response, expected) in [
+            (
+                "* 6 FETCH (FLAGS (\\Seen \\Recent) UID 10)\r\n",
+                Some(told(Some(10), Some((true, false)))),
+            ),
+            (
+                "* 6 fetch (uid 10 modseq (9) flags ())\r\n",
+                Some(told(Some(10), Some((false, false)))),
+            ),
+            ("*  6  FETCH  (FLAGS (\\deleted $x \\SEEN))\n", Some(told(None, Some((true, true))))),
+            ("* 6 FETCH (FLAGS (\\SeenNot Seen))\r\n", Some(told(None, Some((false, false))))),
+            ("* 6 FETCH (MODSEQ (9) UID x)\r\n", Some(told(None, None))),
+            ("* 6 FETCH (X {9}\r\nFLAGS (\\Seen))\r\n", Some(told(None, None))),
+            ("* 6 FETCH\r\n", None),
+            ("* 6 EXPUNGE (FETCH)\r\n", None),
+            ("w6 OK FETCH (done)\r\n", None),
+            ("\r\n", None),
+        ] {
+            assert_eq!(fetched(response.as_bytes()), expected, "{response}");
         }
     }
 

@@ -86,6 +86,8 @@ pub(super) struct Watcher {
     noted: bool,
     pub(super) ways: Beliefs,
     pub(super) lasting: Lasting,
+    /// What flags have changed was asked for and not answered, so far.
+    pub(super) asked_for_flags: bool,
     /// The account was last found to be of another backend than it has by the configuration.
     elsewhere: bool,
 }
@@ -106,13 +108,22 @@ pub(super) struct Watched {
     pub(super) mailbox: Mailbox,
     pub(super) known: Snapshot,
     /// An announcement from untagged data that a look has yet to confirm.
-    pub(super) announced: Option<u64>,
+    pub(super) announced: Option<Announced>,
     /// The new UIDVALIDITY, if the last look showed one.
     pub(super) renumbered: Option<u64>,
     /// UIDVALIDITY was another one at each of the last looks: the server makes its numbers up.
     pub(super) unnumbered: bool,
     /// It is to be looked at.
     pub(super) due: bool,
+}
+
+/// New mail of which `push` was told before it was looked at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Announced {
+    /// Of the change.
+    pub(super) id: u64,
+    /// Messages that are only thought to be unread.
+    pub(super) thought_unread: u64,
 }
 
 /// Why a connection ended, or never was.
@@ -201,6 +212,7 @@ impl Watcher {
             noted: false,
             ways: Beliefs::default(),
             lasting: Lasting::default(),
+            asked_for_flags: false,
             elsewhere: false,
         }
     }

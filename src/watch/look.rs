@@ -1,6 +1,8 @@
 //! Looks at mailboxes: their states asked for in one go, compared with what is known, and what
 //! differs told to `push`.
 
+use std::collections::HashSet;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
@@ -8,16 +10,21 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Context;
-use super::account::{End, Watcher, in_order};
+use super::account::{Announced, End, Watched, Watcher, in_order};
 use super::connection::Answer;
 use super::rounds::{LONGEST_COMMAND, Look, Round, quoted};
-use super::snapshot::{difference, merged, only_uid_next_grew, renumbered, with_new_mail};
+use super::snapshot::{difference, merged, only_mod_seq_differs, only_uid_next_grew};
+use super::snapshot::{renumbered, with_new_mail};
 use super::upstream::Upstream;
+use crate::imap::status::{Fetched, fetched};
 use crate::model::{Change, ChangeKind, Mailbox, Snapshot, WatchEvent};
 
 /// What STATUS is asked for, with and without CONDSTORE (RFC 7162 section 3.1.7).
 const ITEMS: &str = "(MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
 const ITEMS_CONDSTORE: &str = "(MESSAGES UIDNEXT UIDVALIDITY UNSEEN HIGHESTMODSEQ)";
+
+/// The most new mail whose flags are asked for.
+const MOST_ASKED: u64 = 1000;
 
 /// Room for one event on its way to `push`. It is waited for first: a future that holds the event
 /// meanwhile would be larger, for each of many accounts.
@@ -55,6 +62,7 @@ impl Watcher {
                 // What is told from here on may be later than the snapshot.
                 round.connection.news.settle();
             }
+            let mut asked_for_flags = false;
             let told = self.ask(round, &due).await?;
             let made_up = self.made_up(round, look, &due, &told).await?;
             for index in due {
@@ -65,7 +73,9 @@ impl Watcher {
                 }
                 match told.states[index] {
                     Some(now) => {
-                        let news = self.compare(round, index, now, look).await?;
+                        let shown = self.shown(round, index, &now).await?;
+                        asked_for_flags |= shown.is_some();
+                        let news = self.compare(round, (index, now), shown, look).await?;
                         changed |= news;
                         if round.covers(&self.mailboxes[index].mailbox, &self.ways) {
                             let interval = self.context.config.poll_interval;
@@ -84,6 +94,8 @@ impl Watcher {
             }
             match self.hear(round).await? {
                 Some(ChangeKind::NewMail) => changed = true,
+                // The answer looks as if something had changed, and something may have.
+                Some(ChangeKind::Quiet) if asked_for_flags => {}
                 _ => break,
             }
         }
@@ -229,12 +241,47 @@ impl Watcher {
         Ok(())
     }
 
-    /// Compares what was known with what is. Whether that was news.
+    /// Where the numbers alone do not say whether a phone would show anything new, finds out by the
+    /// flags. `None` where the numbers say it.
+    async fn shown(
+        &mut self,
+        round: &mut Round<'_>,
+        index: usize,
+        now: &Snapshot,
+    ) -> Result<Option<bool>, End> {
+        let Watched { mailbox, known, announced, unnumbered, .. } = &self.mailboxes[index];
+        // Of another mailbox flags cannot be seen.
+        if !mailbox.is_inbox() || round.open.is_none() || *unnumbered {
+            return Ok(None);
+        }
+        let (known, flags_changed) = (*known, only_mod_seq_differs(known, now));
+        let arrived_read = match announced {
+            Some(announced) => arrived_read(&known, now, announced.thought_unread),
+            None => None,
+        };
+        if !flags_changed && (arrived_read.is_none() || round.connection.news.has_read()) {
+            return Ok(None);
+        }
+        // The last question may have been too much for the backend.
+        if std::mem::replace(&mut self.asked_for_flags, true) {
+            self.asked_for_flags = false;
+            return Ok(Some(true));
+        }
+        let shown = match arrived_read {
+            Some(new) => round.any_but_new_mail_read(&new).await?,
+            None => round.flags_are_shown(&known, now).await?,
+        };
+        self.asked_for_flags = false;
+        Ok(Some(shown))
+    }
+
+    /// Compares what was known with what is, at this place; `shown` says whether a phone would show it
+    /// where the numbers do not. Whether that was news.
     async fn compare(
         &mut self,
         round: &Round<'_>,
-        index: usize,
-        now: Snapshot,
+        (index, now): (usize, Snapshot),
+        shown: Option<bool>,
         look: Look,
     ) -> Result<bool, End> {
         let watched = &mut self.mailboxes[index];
@@ -243,7 +290,10 @@ impl Watcher {
         if watched.unnumbered {
             watched.known.uid_next = None;
         }
-        let difference = difference(&watched.known, &now);
+        let difference = match shown {
+            Some(shown) => shown.then_some(ChangeKind::Quiet),
+            None => difference(&watched.known, &now),
+        };
         watched.renumbered = new_number;
         watched.unnumbered = new_number.is_some() && (watched.unnumbered || was_new.is_some());
         let announced = watched.announced.take();
@@ -261,8 +311,9 @@ impl Watcher {
         }
         // Where all that differs is a UIDVALIDITY that stays, the mailbox was made anew: there is
         // nothing to tell the devices, but the next start has to compare with this one. Some servers
-        // (Mailutils imap4d) give a new one at each look.
-        let moved = was_new.is_some() && was_new == now.uid_validity;
+        // (Mailutils imap4d) give a new one at each look. So it is with flags that no phone shows.
+        let moved = was_new.is_some() && was_new == now.uid_validity || shown.is_some();
+        let announced = announced.map(|announced| announced.id);
         let id = announced.or_else(|| moved.then(|| self.context.next_id()));
         if let Some(id) = id {
             let room = self.context.room().await?;
@@ -317,7 +368,7 @@ impl Watcher {
                         self.ways.idle.told(&round.upstream.idle);
                     }
                     let room = context.room().await?;
-                    self.announce(inbox, thought, room);
+                    self.announce(inbox, thought, arrived, room);
                 }
             }
         }
@@ -340,18 +391,22 @@ impl Watcher {
             heard = heard.max(Some(kind));
             if kind == ChangeKind::NewMail {
                 self.ways.notify.told(&round.upstream.notify);
+                let unread = if state.unseen.is_some() { 0 } else { arrived };
                 let room = context.room().await?;
-                self.announce(index, thought, room);
+                self.announce(index, thought, unread, room);
             }
         }
         Ok(heard)
     }
 
-    /// New mail was told of, which makes the mailbox what it is `thought` to be.
-    fn announce(&mut self, index: usize, thought: Snapshot, room: Room<'_>) {
-        self.mailboxes[index].known = thought;
+    /// New mail was told of, which makes the mailbox what it is `thought` to be; nothing but the number
+    /// of messages says that `unread` more of them are so.
+    fn announce(&mut self, index: usize, thought: Snapshot, unread: u64, room: Room<'_>) {
         let id = self.tell(index, ChangeKind::NewMail, None, room);
-        self.mailboxes[index].announced = Some(id);
+        let watched = &mut self.mailboxes[index];
+        watched.known = thought;
+        let before = watched.announced.map_or(0, |before| before.thought_unread);
+        watched.announced = Some(Announced { id, thought_unread: before.saturating_add(unread) });
     }
 
     /// Tells `push` of a change; its id.
@@ -387,7 +442,69 @@ impl Context {
     }
 }
 
+/// New mail of which some seems to have been read before it came.
+struct ArrivedRead {
+    /// The UIDs of all of it.
+    uids: RangeInclusive<u64>,
+    read: u64,
+}
+
+/// Whether all that differs from what was `thought` is that some of the new mail is not unread.
+fn arrived_read(thought: &Snapshot, now: &Snapshot, thought_unread: u64) -> Option<ArrivedRead> {
+    let as_thought = Snapshot { unseen: thought.unseen, ..*now };
+    let read = thought.unseen?.checked_sub(now.unseen?)?;
+    let next = now.uid_next?;
+    let uids = next.checked_sub(thought_unread)?.max(1)..=next.checked_sub(1)?;
+    let is_it = thought_unread <= MOST_ASKED
+        && (1..=thought_unread).contains(&read)
+        && thought.uid_next == now.uid_next
+        && thought.messages == now.messages
+        && difference(thought, &as_thought).is_none();
+    is_it.then_some(ArrivedRead { uids, read })
+}
+
 impl Round<'_> {
+    /// Whether other mail than what has just come was read: then a phone that has looked already does
+    /// not know.
+    async fn any_but_new_mail_read(&mut self, new: &ArrivedRead) -> Result<bool, End> {
+        let (first, last) = (new.uids.start(), new.uids.end());
+        let mut read = HashSet::new();
+        let untagged = |response: &[u8]| {
+            if let Some(Fetched { uid: Some(uid), flags: Some(flags) }) = fetched(response)
+                && flags.seen
+                && new.uids.contains(&uid)
+            {
+                read.insert(uid);
+            }
+        };
+        let command = format!("UID FETCH {first}:{last} (FLAGS)");
+        let answer = self.connection.command(&command, untagged).await?;
+        Ok(answer != Answer::Ok || u64::try_from(read.len()) != Ok(new.read))
+    }
+
+    /// Whether flags have changed that a phone shows, where all numbers are as they were. If messages
+    /// were read, as many were marked unread, so there are some of both kinds among those that have
+    /// changed.
+    async fn flags_are_shown(&mut self, known: &Snapshot, now: &Snapshot) -> Result<bool, End> {
+        let since = match (known.highest_mod_seq, now.highest_mod_seq) {
+            (Some(known), Some(now)) if known < now => known,
+            // The backend counts anew.
+            _ => return Ok(true),
+        };
+        let (mut read, mut unread, mut deleted) = (false, false, false);
+        let untagged = |response: &[u8]| {
+            if let Some(Fetched { flags: Some(flags), .. }) = fetched(response) {
+                read |= flags.seen;
+                unread |= !flags.seen;
+                deleted |= flags.deleted;
+            }
+        };
+        // RFC 7162 section 3.1.4.1
+        let command = format!("UID FETCH 1:* (FLAGS) (CHANGEDSINCE {since})");
+        let answer = self.connection.command(&command, untagged).await?;
+        Ok(answer != Answer::Ok || deleted || (read && unread))
+    }
+
     /// The items of STATUS that the backend takes.
     fn items(&self) -> &'static str {
         if self.mod_seq { ITEMS_CONDSTORE } else { ITEMS }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::snapshot::merged;
 use crate::imap::mailbox;
-use crate::imap::status::{Activity, activity, is_overflow, mailbox_status};
+use crate::imap::status::{Activity, activity, fetched, is_overflow, mailbox_status};
 use crate::model::{Mailbox, Snapshot};
 
 /// The most mailboxes whose state is kept until it is taken. What is told beyond that has to be
@@ -19,6 +19,8 @@ pub(super) struct News {
     /// The number to which it rose.
     grown: Option<u64>,
     other: bool,
+    /// A message may have been read since the number last rose.
+    read: bool,
     /// The backend has ended NOTIFY.
     overflow: bool,
     /// The states that STATUS told; `None` is a mailbox whose name cannot be read.
@@ -37,10 +39,15 @@ impl News {
                     Some(before) if count == before => {}
                     Some(before) if count < before => self.other = true,
                     // After an expunge the same number is a message more (NEEDS.md B38).
-                    _ => self.grown = Some(count),
+                    _ => (self.grown, self.read) = (Some(count), false),
                 }
             }
-            Some(Activity::Other) => (self.count, self.other) = (None, true),
+            Some(Activity::Other) => {
+                (self.count, self.other) = (None, true);
+                let flags = fetched(response).map(|fetched| fetched.flags);
+                // What goes is no longer unread, either.
+                self.read |= flags.is_none_or(|flags| flags.is_none_or(|flags| flags.seen));
+            }
             None => {
                 if let Some((name, told)) = mailbox_status(response) {
                     self.read_state(mailbox::decode(&name, false), told);
@@ -76,6 +83,12 @@ impl News {
     /// Whether anything but that changed.
     pub(super) fn take_other(&mut self) -> bool {
         std::mem::take(&mut self.other)
+    }
+
+    /// Whether anything that was told since the number of messages last rose may make for fewer unread
+    /// ones.
+    pub(super) fn has_read(&self) -> bool {
+        self.read
     }
 
     /// Whether the backend has ended NOTIFY.
@@ -114,6 +127,17 @@ mod tests {
         ] {
             said.split('|').for_each(|line| news.read(format!("{line}\r\n").as_bytes()));
             assert_eq!((news.take_grown(), news.take_other()), (grown, other), "{said}");
+        }
+        for (said, read) in [
+            ("* 9 EXISTS|* 9 FETCH (FLAGS ($Label))", false),
+            ("* 9 FETCH (FLAGS (\\Seen))", true),
+            ("* 9 EXISTS", false),
+            ("* 9 FETCH (UID 12)", true),
+            ("* 10 EXISTS", false),
+            ("* 1 EXPUNGE", true),
+        ] {
+            said.split('|').for_each(|line| news.read(format!("{line}\r\n").as_bytes()));
+            assert_eq!(news.has_read(), read, "{said}");
         }
         news.read(b"* 9 EXISTS\r\n");
         news.settle();

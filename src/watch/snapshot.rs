@@ -5,7 +5,8 @@ use crate::model::{ChangeKind, Snapshot};
 /// What has happened between `told` and `now`; `None` if nothing that a device must know.
 ///
 /// UIDNEXT decides on new mail (RFC 9051 section 2.3.1.1): counts alone are wrong when mail comes
-/// and goes between two looks. What either state does not tell is not compared.
+/// and goes between two looks. What either state does not tell is not compared. Nor is HIGHESTMODSEQ,
+/// which rises with every keyword: see [`only_mod_seq_differs`].
 pub(super) fn difference(told: &Snapshot, now: &Snapshot) -> Option<ChangeKind> {
     let more =
         |told: Option<u64>, now: Option<u64>| matches!((told, now), (Some(t), Some(n)) if n > t);
@@ -24,9 +25,15 @@ pub(super) fn difference(told: &Snapshot, now: &Snapshot) -> Option<ChangeKind> 
     if new_mail {
         return Some(ChangeKind::NewMail);
     }
-    let quiet =
-        counts_differ || (!renumbered && differs(told.highest_mod_seq, now.highest_mod_seq));
-    quiet.then_some(ChangeKind::Quiet)
+    counts_differ.then_some(ChangeKind::Quiet)
+}
+
+/// Whether all that has happened is that flags have changed (RFC 7162): it depends on which whether a
+/// device must know. They may have been keywords; or one message was read and another marked unread.
+pub(super) fn only_mod_seq_differs(told: &Snapshot, now: &Snapshot) -> bool {
+    let differs =
+        matches!((told.highest_mod_seq, now.highest_mod_seq), (Some(t), Some(n)) if n != t);
+    differs && renumbered(told, now).is_none() && difference(told, now).is_none()
 }
 
 /// Whether the only sign of new mail is UIDNEXT, although the number of messages is told. One may
@@ -114,7 +121,16 @@ mod tests {
             assert_eq!(difference(&told, &now), expected, "{why}");
         }
         let (before, after) = (modseq(told, 3), modseq(told, 4));
-        assert_eq!(difference(&before, &after), Some(ChangeKind::Quiet), "a flag changed");
+        assert_eq!(difference(&before, &after), None, "a flag changed");
+        assert!(only_mod_seq_differs(&before, &after) && only_mod_seq_differs(&after, &before));
+        for (now, why) in [
+            (before, "nothing changed"),
+            (told, "it is not told"),
+            (modseq(state(7, 10, 5, 1), 4), "more than flags changed"),
+            (modseq(state(8, 10, 5, 2), 4), "made anew"),
+        ] {
+            assert!(!only_mod_seq_differs(&before, &now), "{why}");
+        }
         assert_eq!(difference(&Snapshot::default(), &told), None, "nothing was told before");
     }
 

@@ -28,6 +28,7 @@ mod dialogues;
 mod given_up;
 mod life;
 mod mail;
+mod needless;
 mod nodes;
 mod scale;
 mod ways;

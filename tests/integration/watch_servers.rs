@@ -81,6 +81,21 @@ impl Scene {
         assert!(took < within, "{told}: {took:?}");
     }
 
+    /// Makes something happen; all that is told within a time in which all of it would have been.
+    async fn told(&mut self, happen: impl FnOnce()) -> Vec<String> {
+        block_in_place(happen);
+        let mut told = Vec::new();
+        while let Ok(line) = tokio::time::timeout(TOLD, self.watching.next()).await {
+            let line = line.split_once(',').map_or(line.as_str(), |(what, _)| what);
+            // What confirms what was told, or is no push.
+            if !line.ends_with("confirmed") && !line.ends_with("as told") {
+                told.push(line.to_owned());
+            }
+        }
+        self.seen.push(format!("{told:?}"));
+        told
+    }
+
     async fn end(self, server: &str) {
         let line = format!(
             "{server}: {} (in {:.1} s)\n",
@@ -196,6 +211,68 @@ async fn dovecot_whose_maildirs_another_program_fills() {
         scene.end("Dovecot with foreign deliveries").await;
     })
     .await;
+}
+
+/// What the phone shows is one push, and what it does not show is none: mail that arrives read, keywords
+/// and marks that filters set.
+async fn dovecot_tells_what_the_phone_shows(dovecot: &Dovecot, mode: Mode) -> Scene {
+    let boxes = ["INBOX", "Team"];
+    for user in [ALICE.0, "alice+Team"] {
+        for _ in 0..3 {
+            dovecot.deliver_by_lmtp(user, &mail("hello"));
+        }
+    }
+    // Their states are told when they are first looked at.
+    let mut scene = Scene::new(dovecot.plain, ALICE.0, &boxes, mode, |world| {
+        (world.watch.poll_interval, world.watch.poll_max) = (TOLD / 3, TOLD / 3);
+    })
+    .await;
+    scene.told(|| {}).await;
+    let (mut client, mut other) = (Client::connect(dovecot.plain), Client::connect(dovecot.plain));
+    for (client, mailbox) in [(&mut client, "INBOX"), (&mut other, "Team")] {
+        assert!(client.login(ALICE).starts_with("x OK"));
+        client.ask(&format!("SELECT {mailbox}"));
+        let mut ask = |commands: &[&str]| {
+            for command in commands {
+                let answer = client.ask_bytes(command.as_bytes());
+                assert!(answer.last().unwrap().starts_with("x OK"), "{command}: {answer:?}");
+            }
+        };
+        let append = |flags: &str| format!("APPEND {mailbox} ({flags}) {{12+}}\r\nSubject: a\r\n");
+        let (read, unread) = (append("\\Seen $Label"), append(""));
+        let (new, quiet) = (format!("{mailbox}: new mail"), format!("{mailbox}: quiet"));
+        let (new, quiet) = (new.as_str(), quiet.as_str());
+        for (commands, expected) in [
+            (&[read.as_str()][..], &[new][..]),
+            (&["STORE 1 +FLAGS ($Label)"], &[]),
+            (&["STORE 1:3 +FLAGS (\\Flagged)"], &[]),
+            (&[unread.as_str(), "STORE 5 +FLAGS ($Label)"], &[new]),
+            (&["STORE 2 +FLAGS (\\Seen)"], &[quiet]),
+            (&["STORE 1 +FLAGS (\\Deleted \\Seen)"], &[quiet]),
+            (&["EXPUNGE"], &[quiet]),
+        ] {
+            assert_eq!(scene.told(|| ask(commands)).await, expected, "{commands:?}");
+        }
+    }
+    scene
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dovecot_pushes_once_for_what_the_phone_shows() {
+    let test = "watch_servers::dovecot_pushes_once_for_what_the_phone_shows";
+    let Some(dovecot) = dovecot(test, None) else { return };
+    let scene = dovecot_tells_what_the_phone_shows(&dovecot, Mode::Notify);
+    let scene = tokio::time::timeout(Duration::from_secs(120), scene).await.unwrap();
+    scene.end("Dovecot by NOTIFY").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dovecot_without_condstore_pushes_once_for_what_the_phone_shows() {
+    let test = "watch_servers::dovecot_without_condstore_pushes_once_for_what_the_phone_shows";
+    let Some(dovecot) = dovecot(test, Some("IMAP4rev1 IDLE LIST-STATUS")) else { return };
+    let scene = dovecot_tells_what_the_phone_shows(&dovecot, Mode::Idle);
+    let scene = tokio::time::timeout(Duration::from_secs(120), scene).await.unwrap();
+    scene.end("Dovecot by IDLE without CONDSTORE").await;
 }
 
 /// Relays connections to a server, and cuts each on which nothing was said for `quiet`. Counts them.

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use mailchime::model::Snapshot;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -35,9 +36,14 @@ pub(super) struct Stage {
 impl Stage {
     /// Alice's devices were told of 5 messages in INBOX.
     pub(super) async fn new() -> Self {
+        Self::told(told(7, 10, 5, 2)).await
+    }
+
+    /// Alice's devices were told of this state of INBOX.
+    pub(super) async fn told(inbox: Snapshot) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let world = World::new(listener.local_addr().unwrap()).await;
-        world.register("alice", &[("INBOX", told(7, 10, 5, 2))]).await;
+        world.register("alice", &[("INBOX", inbox)]).await;
         Self { listener, world }
     }
 
@@ -517,23 +523,29 @@ S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2 HIGHESTMODSEQ 90
 S: w4 OK done
 C: w5 IDLE
 S: + idling
-S: * 1 FETCH (FLAGS ($Junk))
+S: * 1 FETCH (FLAGS (\\Deleted))
 C: DONE
 S: w5 OK done
 C: w6 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN HIGHESTMODSEQ)
 S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2 HIGHESTMODSEQ 91)
 S: w6 OK done
-C: w7 IDLE
+C: w7 UID FETCH 1:* (FLAGS) (CHANGEDSINCE 90)
+S: * 1 FETCH (UID 3 FLAGS (\\Deleted) MODSEQ (91))
+S: w7 OK done
+C: w8 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN HIGHESTMODSEQ)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2 HIGHESTMODSEQ 91)
+S: w8 OK done
+C: w9 IDLE
 S: + idling
 S: * 2 FETCH (FLAGS ($Junk))
 C: DONE
-S: w7 OK done
-C: w8 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN HIGHESTMODSEQ)
-S: w8 BAD what is HIGHESTMODSEQ?
-C: w9 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
-S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 1)
 S: w9 OK done
-C: w10 IDLE
+C: w10 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN HIGHESTMODSEQ)
+S: w10 BAD what is HIGHESTMODSEQ?
+C: w11 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 1)
+S: w11 OK done
+C: w12 IDLE
 ",
         )
         .await;
