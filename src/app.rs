@@ -59,6 +59,9 @@ const PROBE_RETRY: Duration = Duration::from_secs(10);
 /// Between two looks for credentials that have expired.
 const TIDY_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Between two looks whether the database's file is still there.
+const FILE_INTERVAL: Duration = Duration::from_secs(1);
+
 /// For the answers of a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -303,6 +306,7 @@ pub async fn start_with(
     let current = proxy::Current::new(context.counting(Arc::clone(&metrics)));
     let probing = probe(backends.clone(), config.limits.capability_size, stop_serving.clone());
     let tidying = tidy(credentials, stop_serving.clone());
+    let guarding = guard(store.clone(), stop_serving.clone());
     let listening = config.listeners.iter().zip(sockets).map(|(how, socket)| {
         Listening::start(socket, how.clone(), current.clone(), stop_serving.clone())
     });
@@ -337,8 +341,14 @@ pub async fn start_with(
         resolver,
         current,
         tickets,
+        renewal,
         listening,
-        serving: vec![tokio::spawn(probing), tokio::spawn(calendar), tokio::spawn(tidying)],
+        serving: vec![
+            tokio::spawn(probing),
+            tokio::spawn(calendar),
+            tokio::spawn(tidying),
+            tokio::spawn(guarding),
+        ],
         watching,
         pushing,
         dividing,
@@ -470,6 +480,17 @@ async fn tidy(credentials: Arc<CredentialSource>, stop: CancellationToken) {
             () = stop.cancelled() => return,
         }
     }
+}
+
+/// Notices that the file of the database was replaced, also while nothing is written.
+async fn guard(store: Store, stop: CancellationToken) {
+    let looking = async {
+        while !store.is_shared() {
+            store.look_at_file().await;
+            tokio::time::sleep(FILE_INTERVAL).await;
+        }
+    };
+    stop.run_until_cancelled(looking).await;
 }
 
 /// A listening socket, and whether systemd gave it.

@@ -19,6 +19,18 @@ pub enum StoreError {
          {known}); run the newer program, or restore the backup from before its first start"
     )]
     Newer { database: Arc<str>, found: i64, known: i64 },
+    /// Another process serves from this SQLite file.
+    #[error(
+        "{database} is in use by another mailchime ({by}): stop that one, or give this one a [store] \
+         url of its own; several share a PostgreSQL database, not a file"
+    )]
+    InUse { database: Arc<str>, by: String },
+    /// The file at its path is not the one that was opened. What was written last may be in neither.
+    #[error(
+        "{database} {what} while mailchime had it open: nothing is written to it any more; start \
+         mailchime anew, which then uses the file that is there"
+    )]
+    Replaced { database: String, what: &'static str },
     /// Locked, full, out of reach, late: the same call may succeed later.
     #[error("{database} cannot be used at the moment, try again: {source}")]
     Unavailable {
@@ -39,7 +51,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the same call may succeed later.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
+        matches!(self, Self::Unavailable { .. } | Self::InUse { .. })
     }
 
     /// Of an error that several calls got.
@@ -101,6 +113,8 @@ impl fmt::Debug for StoreError {
         let kind = match self {
             Self::Unusable { .. } => "Unusable",
             Self::Newer { .. } => "Newer",
+            Self::InUse { .. } => "InUse",
+            Self::Replaced { .. } => "Replaced",
             Self::Unavailable { .. } => "Unavailable",
             Self::Other { .. } => "Other",
         };

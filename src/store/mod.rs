@@ -24,6 +24,7 @@ mod accounts;
 mod batches;
 mod credentials;
 mod error;
+mod file;
 mod nodes;
 mod postgres;
 mod pushes;
@@ -37,9 +38,9 @@ mod vault;
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::any::{AnyArguments, AnyRow};
@@ -48,9 +49,10 @@ use sqlx::query::Query;
 use sqlx::{Any, AnyPool, Row, Transaction};
 use tokio::sync::OnceCell;
 
+use self::file::DatabaseFile;
 use self::rows::Readable;
 use crate::config::{self, database_name};
-use crate::metrics::{Call, Metrics};
+use crate::metrics::{Call, Labels, Metrics};
 use crate::model::{Account, BackendId, Device, DeviceToken, Mailbox, Snapshot, Timestamp};
 
 use batches::Batches;
@@ -75,10 +77,12 @@ pub struct Store {
     schema: Arc<Schema>,
     batches: Arc<Batches>,
     shares: Shares,
-    /// Of SQLite: the database, and whether its log holds what was removed or replaced.
-    file: Option<Arc<Path>>,
+    /// Of SQLite: the files, and whether the log holds what was removed or replaced.
+    file: Option<Arc<DatabaseFile>>,
     traces: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
+    /// When the log last said that a call took long.
+    said_slow: Arc<Mutex<Option<Instant>>>,
     /// Of this process as a node; empty if it is none.
     incarnation: Arc<str>,
 }
@@ -255,19 +259,20 @@ impl Target {
 impl Store {
     /// Opens the database of `url` (`sqlite://path`, relative or absolute, or `postgres://…`) and
     /// brings its schema up to date. A SQLite file is made when there is none, readable by its owner
-    /// only. A PostgreSQL server that is out of reach is no error: calls fail until it is there.
+    /// only, and is locked against other processes that serve until [`close`](Self::close). A PostgreSQL server that is out of reach is no error: calls fail until it is there.
     ///
     /// A call waits up to `busy_timeout` for others that hold a lock, and takes no longer than 5
     /// seconds more, whatever became of the database.
     ///
     /// # Errors
-    /// [`StoreError::Newer`] when a newer program wrote it, [`StoreError::Unusable`] when the URL,
-    /// the folder, the file or the rights are at fault, else as any call.
+    /// [`StoreError::Newer`] when a newer program wrote it, [`StoreError::InUse`] when another process
+    /// serves from the file, [`StoreError::Unusable`] when the URL, the folder, the file or the rights
+    /// are at fault, else as any call.
     pub async fn open(url: &str, busy_timeout: Duration) -> Result<Self, StoreError> {
         if let Some(path) = Self::file(url)? {
             let database: Arc<str> = path.to_string_lossy().into();
-            let pools = sqlite::open(&path, &database, busy_timeout).await?;
-            return Ok(Self::of_file(&path, database, pools, busy_timeout));
+            let opened = sqlite::open(&path, &database, busy_timeout).await?;
+            return Ok(Self::of_file(database, opened, busy_timeout));
         }
         let store = Self::on_server(url, busy_timeout)?;
         match store.limited(store.ready()).await {
@@ -286,8 +291,8 @@ impl Store {
         let store = match Self::file(url)? {
             Some(path) => {
                 let database: Arc<str> = path.to_string_lossy().into();
-                let pools = sqlite::open_existing(&path, &database, busy_timeout).await?;
-                Self::of_file(&path, database, pools, busy_timeout)
+                let opened = sqlite::open_existing(&path, &database, busy_timeout).await?;
+                Self::of_file(database, opened, busy_timeout)
             }
             None => {
                 Self { schema: Arc::new(Schema::of(None)), ..Self::on_server(url, busy_timeout)? }
@@ -302,14 +307,10 @@ impl Store {
         if postgres::is_url(url) { Ok(None) } else { sqlite::path_of(url).map(Some) }
     }
 
-    fn of_file(
-        path: &Path,
-        database: Arc<str>,
-        pools: (AnyPool, AnyPool),
-        busy_timeout: Duration,
-    ) -> Self {
-        let store = Self::new(database, pools, sqlite::BEGIN_WRITE, busy_timeout, None);
-        Self { file: Some(path.into()), ..store }
+    fn of_file(database: Arc<str>, opened: sqlite::Opened, busy_timeout: Duration) -> Self {
+        let sqlite::Opened { file, reads, writes } = opened;
+        let store = Self::new(database, (reads, writes), sqlite::BEGIN_WRITE, busy_timeout, None);
+        Self { file: Some(file), ..store }
     }
 
     fn on_server(url: &str, busy_timeout: Duration) -> Result<Self, StoreError> {
@@ -415,12 +416,36 @@ impl Store {
         }
     }
 
-    /// Whether the database answers; changes nothing.
+    /// Whether the database answers, and is the one that was opened; changes nothing.
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.read(Call::Ping, async {
             sqlx::query("select 1").execute(&self.reads).await.map(drop)
         })
-        .await
+        .await?;
+        self.is_in_place()
+    }
+
+    /// Whether the file of SQLite is still the one that was opened.
+    ///
+    /// # Errors
+    /// [`StoreError::Replaced`]: no OK may be said on account of this database.
+    pub(super) fn is_in_place(&self) -> Result<(), StoreError> {
+        self.file.as_ref().map_or(Ok(()), |file| file.check())
+    }
+
+    /// Looks whether the file of SQLite is still the one that was opened, says so in the log when it is
+    /// not any more, and then keeps its log from being taken for that of the file that is there now. To be
+    /// called again and again.
+    pub async fn look_at_file(&self) {
+        let Some(file) = self.file.as_ref().filter(|file| file.has_to_be_emptied()) else { return };
+        match sqlite::empty_lost_log(&self.writes).await {
+            Ok(true) => {
+                file.is_emptied();
+                tracing::warn!("what the database's log held is in the file of before");
+            }
+            Ok(false) => tracing::debug!("the log of the database is in use"),
+            Err(error) => tracing::error!(%error, "the log of a lost database cannot be emptied"),
+        }
     }
 
     /// Takes what was removed or replaced out of SQLite's log, too, if there is any: it is overwritten
@@ -431,7 +456,7 @@ impl Store {
         if !self.traces.swap(false, Ordering::Relaxed) {
             return Ok(true);
         }
-        let emptied = self.write(Call::Scrub, || sqlite::empty_log(file)).await;
+        let emptied = self.write(Call::Scrub, || sqlite::empty_log(file.path())).await;
         if !matches!(emptied, Ok(true)) {
             self.traces.store(true, Ordering::Relaxed);
         }
@@ -458,8 +483,14 @@ impl Store {
     /// Waits for the calls in flight and closes the database; later calls fail.
     pub async fn close(&self) {
         self.reads.close().await;
-        self.scrub_soon().await;
+        match self.is_in_place() {
+            Ok(()) => self.scrub_soon().await,
+            Err(_) => self.look_at_file().await,
+        }
         self.writes.close().await;
+        if let Some(file) = &self.file {
+            file.release();
+        }
     }
 
     /// The same for a page of rows behind the last one's: an error if there are some, and none can be
@@ -512,7 +543,10 @@ impl Store {
     ) -> impl Future<Output = Result<T, StoreError>> + Send + 'a {
         Box::pin(self.measured(call, async move {
             self.ready().await?;
-            self.named(self.repeated(work).await)
+            self.is_in_place()?;
+            let written = self.named(self.repeated(work).await)?;
+            self.is_in_place()?;
+            Ok(written)
         }))
     }
 

@@ -50,7 +50,10 @@ impl Store {
         let writing = self.write_with_others(registration, login, max_devices, now);
         let registered = Box::pin(self.measured(Call::Register, async {
             self.ready().await?;
-            writing.await
+            self.is_in_place()?;
+            let registered = writing.await?;
+            self.is_in_place()?;
+            Ok(registered)
         }))
         .await?;
         if let RegisterOutcome::Stored(MadeRoom { devices: dropped @ 1.., .. }) = registered {
@@ -149,6 +152,7 @@ impl Store {
         let mailboxes: BTreeSet<&str> = rows.iter().map(|(_, mailbox, _)| &**mailbox).collect();
         let wanted = registration.mailboxes.iter().map(|(mailbox, _)| mailbox.as_str());
         let same = *stored == registration.device && mailboxes == wanted.collect();
+        self.is_in_place()?;
         Ok(same.then(|| sealed.clone()))
     }
 

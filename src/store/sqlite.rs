@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use sqlx::any::AnyPoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor, SqliteConnection};
+use sqlx::{AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection};
 use tokio::time::Instant;
 
 use super::error::{CANNOT_OPEN, sqlite_code};
+use super::file::DatabaseFile;
 use super::{StoreError, schema};
 use crate::files;
 
@@ -50,13 +51,22 @@ pub(super) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
     Ok(path.into())
 }
 
-/// Makes the file if need be, brings it up to date and returns the pools for reading and writing.
+/// An open file, and the pools for reading and writing it.
+pub(super) struct Opened {
+    pub(super) file: Arc<DatabaseFile>,
+    pub(super) reads: AnyPool,
+    pub(super) writes: AnyPool,
+}
+
+/// Makes the file if need be, locks it and brings it up to date.
 pub(super) async fn open(
     path: &Path,
     database: &Arc<str>,
     busy_timeout: Duration,
-) -> Result<(AnyPool, AnyPool), StoreError> {
-    let path = make_private(path, database)?;
+) -> Result<Opened, StoreError> {
+    let path = make(path, database)?;
+    let file = DatabaseFile::locked(&path, database)?;
+    make_private(&path, database)?;
     // SQLite does not wait where two programs turn a new database to WAL at once.
     let deadline = Instant::now() + busy_timeout;
     while let Err(error) = migrate(&path, database, busy_timeout).await {
@@ -65,29 +75,36 @@ pub(super) async fn open(
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    pools(&path, database, busy_timeout).await
+    let opened = pools(file, database, busy_timeout).await?;
+    let noted = opened.file.is_open();
+    noted.map_err(|error| StoreError::from_sqlx(database, sqlx::Error::Io(error)))?;
+    Ok(opened)
 }
 
-/// The pools for reading and writing of a file that is there, whatever is in it.
+/// Opens a file that is there, whatever is in it, beside the process that serves.
 pub(super) async fn open_existing(
     path: &Path,
     database: &Arc<str>,
     busy_timeout: Duration,
-) -> Result<(AnyPool, AnyPool), StoreError> {
+) -> Result<Opened, StoreError> {
     let real = files::open(path).and_then(|_| fs::canonicalize(path));
     let path = real.map_err(|error| StoreError::Unusable {
         database: Arc::clone(database),
         problem: error.to_string(),
         remedy: "mailchime makes it at its first start",
     })?;
-    pools(&path, database, busy_timeout).await
+    let file = DatabaseFile::shared(&path, database)?;
+    let opened = pools(file, database, busy_timeout).await?;
+    // One without a log is none of mailchime's, which is found out next.
+    let _ = opened.file.is_open();
+    Ok(opened)
 }
 
 async fn pools(
-    path: &Path,
+    file: DatabaseFile,
     database: &Arc<str>,
     busy_timeout: Duration,
-) -> Result<(AnyPool, AnyPool), StoreError> {
+) -> Result<Opened, StoreError> {
     let named = |error| StoreError::from_sqlx(database, error);
     sqlx::any::install_default_drivers();
     let pragmas = format!(
@@ -95,11 +112,15 @@ async fn pools(
          pragma secure_delete = on",
         busy_timeout.as_millis()
     );
+    let file = Arc::new(file);
+    let beside = Arc::clone(&file);
     let options = AnyPoolOptions::new()
         .acquire_timeout(busy_timeout.max(Duration::from_secs(1)))
         // A connection to a file does not go stale.
         .test_before_acquire(false)
         .max_lifetime(None)
+        // With the last one SQLite removes its log, and with the next one makes another.
+        .idle_timeout(None)
         // SQLite ends a transaction by itself when the disk is full. Whoever then tries to roll back
         // fails, and the connection counts itself as in a transaction for good.
         .before_acquire(|connection, _| {
@@ -108,30 +129,54 @@ async fn pools(
         })
         .after_connect(move |connection, _| {
             let pragmas = pragmas.clone();
-            Box::pin(async move { connection.execute(AssertSqlSafe(pragmas)).await.map(drop) })
+            // A connection finds its file by the name.
+            let same = beside.check().map_err(|error| sqlx::Error::Io(io::Error::other(error)));
+            Box::pin(async move {
+                same?;
+                connection.execute(AssertSqlSafe(pragmas)).await.map(drop)
+            })
         });
-    let url = url_of(path);
+    let url = url_of(file.path());
     let writes = options.clone().max_connections(1).connect(&url).await.map_err(named)?;
-    let reads = options.max_connections(READERS).connect(&url).await.map_err(named)?;
-    Ok((reads, writes))
+    let reads = options.min_connections(READERS).max_connections(READERS);
+    let reads = reads.connect(&url).await.map_err(named)?;
+    // A connection opens the log, by its name too, with its first statement. From then on all of them
+    // go on with what they have opened, whatever is at the path.
+    let mut all = vec![writes.acquire().await.map_err(named)?];
+    for _ in 0..READERS {
+        all.push(reads.acquire().await.map_err(named)?);
+    }
+    for mut connection in all {
+        let first = connection.execute("select count(*) from sqlite_master");
+        first.await.map_err(named)?;
+    }
+    Ok(Opened { file, reads, writes })
 }
 
-/// Creates the file for its owner alone before SQLite can create it for others, and closes an
-/// existing one to them. SQLite gives `-wal` and `-shm` the mode of the main file.
-fn make_private(path: &Path, database: &Arc<str>) -> Result<PathBuf, StoreError> {
-    let unusable = |error: io::Error| StoreError::Unusable {
+fn unusable(database: &Arc<str>, error: &io::Error) -> StoreError {
+    StoreError::Unusable {
         database: Arc::clone(database),
         problem: error.to_string(),
         remedy: "it must be a file, in a folder that exists and belongs to the user that runs \
                  mailchime",
-    };
-    match OpenOptions::new().write(true).create_new(true).mode(MODE).open(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(unusable(error)),
-        _ => {}
     }
-    let path = fs::canonicalize(path).map_err(unusable)?;
+}
+
+/// Creates the file for its owner alone, before SQLite can create it for others, unless it is there.
+/// Returns its path without links.
+fn make(path: &Path, database: &Arc<str>) -> Result<PathBuf, StoreError> {
+    match OpenOptions::new().write(true).create_new(true).mode(MODE).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => fs::canonicalize(path),
+    }
+    .map_err(|error| unusable(database, &error))
+}
+
+/// Closes a file to others. SQLite gives `-wal` and `-shm` the mode of the main file.
+fn make_private(path: &Path, database: &Arc<str>) -> Result<(), StoreError> {
+    let unusable = |error: io::Error| unusable(database, &error);
     for suffix in ["", "-wal", "-shm"] {
-        let mut file = path.clone().into_os_string();
+        let mut file = path.as_os_str().to_owned();
         file.push(suffix);
         let file = PathBuf::from(file);
         let mode = match fs::metadata(&file) {
@@ -154,7 +199,7 @@ fn make_private(path: &Path, database: &Arc<str>) -> Result<PathBuf, StoreError>
             );
         }
     }
-    Ok(path)
+    Ok(())
 }
 
 /// Whether a file is one of SQLite's (<https://www.sqlite.org/fileformat.html> section 1.3) or empty.
@@ -245,6 +290,13 @@ pub(super) async fn empty_log(path: &Path) -> sqlx::Result<bool> {
     Ok(busy == 0)
 }
 
+/// The same by a connection that is open, for a database that has lost its place: what its log holds
+/// goes into the file that it belongs to, wherever that is now. Waits for others.
+pub(super) async fn empty_lost_log(writes: &AnyPool) -> sqlx::Result<bool> {
+    let row = sqlx::query("pragma wal_checkpoint(truncate)").fetch_one(writes).await?;
+    Ok(row.try_get::<i64, _>(0)? == 0)
+}
+
 /// The URL under which sqlx finds `path`, which must be absolute: whatever a URL could take for
 /// something else is escaped.
 fn url_of(path: &Path) -> String {
@@ -261,8 +313,6 @@ fn url_of(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sqlx::Row;
-
     use super::*;
 
     #[tokio::test]
@@ -271,9 +321,8 @@ mod tests {
         let path = folder.path().join("test.db");
         let database: Arc<str> = "test.db".into();
         let opening = open(&path, &database, Duration::from_millis(4321));
-        let (reads, writes) =
-            tokio::time::timeout(Duration::from_secs(30), opening).await.unwrap().unwrap();
-        for pool in [reads, writes] {
+        let opened = tokio::time::timeout(Duration::from_secs(30), opening).await.unwrap().unwrap();
+        for pool in [opened.reads, opened.writes] {
             for (pragma, expected) in [
                 ("pragma synchronous", "2"),
                 ("pragma foreign_keys", "1"),

@@ -2,7 +2,10 @@
 //! what it logs, how it ends.
 
 pub(crate) mod admin;
+mod certificates;
+mod commands;
 mod credentials;
+mod database;
 mod demo;
 mod hostile;
 mod logs;

@@ -6,6 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use mailchime::demo::apns::Answer;
 use serde_json::Value;
 use sqlx::{Connection, Executor, SqliteConnection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use super::process::{Process, mailchime};
 use super::world::{LOGIN, PASSWORD, Server, TOKEN, World};
@@ -53,6 +55,19 @@ impl World {
             assert!(!said.contains(TOKEN) && !said.contains(PASSWORD), "{arguments:?}: {said}");
         }
         Said { code, stdout, stderr }
+    }
+
+    /// What `[admin]` of the configuration answers to a GET, head and body.
+    pub(crate) async fn get(&self, path: &str) -> String {
+        let config = fs::read_to_string(self.file("proxy.toml")).unwrap();
+        let address = config.split("[admin]\naddress = \"").nth(1).unwrap().split('"').next();
+        let mut stream = TcpStream::connect(address.unwrap()).await.unwrap();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        soon("an answer", stream.read_to_string(&mut answer)).await.unwrap();
+        answer
     }
 
     /// `mailchime serve` with `[admin]`, which the commands find from then on.

@@ -35,17 +35,21 @@ async fn the_files_are_their_owners_alone() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(&folder).await;
         register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
-        let expected = ["mailchime.db", "mailchime.db-shm", "mailchime.db-wal"];
+        let expected =
+            ["mailchime.db", "mailchime.db-lock", "mailchime.db-shm", "mailchime.db-wal"];
         assert_eq!(files(&folder), expected.map(|name| (name.to_owned(), 0o600)));
 
-        // Opened to others by a careless copy, while a killed program left its log behind.
-        for name in expected {
+        // Opened to others by a careless copy, with a log that somebody holds open.
+        let mut other = beside(&folder).await;
+        assert_eq!(count(&mut other, "select count(*) from account").await, 1);
+        store.close().await;
+        for name in ["mailchime.db", "mailchime.db-shm", "mailchime.db-wal"] {
             let path = folder.path().join(name);
             fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
         }
         let again = open(&folder).await;
         assert_eq!(files(&folder), expected.map(|name| (name.to_owned(), 0o600)));
-        store.close().await;
+        other.close().await.unwrap();
         again.close().await;
         assert_eq!(files(&folder), [("mailchime.db".to_owned(), 0o600)], "nothing is left behind");
     })
@@ -227,10 +231,12 @@ async fn a_locked_database_is_an_error_to_try_again_on() {
         assert!(refused.is_temporary(), "{refused:?}");
         assert_eq!(store.accounts(EVER).await.unwrap(), [], "reading goes on");
         store.ping().await.unwrap();
+        store.close().await;
         let refused = try_open(&folder, Duration::from_millis(50)).await.unwrap_err();
-        assert!(refused.is_temporary(), "{refused:?}");
+        assert!(matches!(refused, StoreError::Unavailable { .. }), "{refused:?}");
 
         lock.rollback().await.unwrap();
+        let store = try_open(&folder, Duration::from_millis(50)).await.unwrap();
         store.register(&registration, by(&imap(), None), 10, EVER).await.unwrap();
         only_target(&store, &alice()).await;
     })
@@ -238,13 +244,68 @@ async fn a_locked_database_is_an_error_to_try_again_on() {
 }
 
 #[tokio::test]
-async fn programs_that_start_at_once_share_a_new_database() {
+async fn of_programs_that_start_at_once_one_has_a_new_database() {
     limited(async {
         let folder = tempfile::tempdir().unwrap();
-        let (one, two, three) = tokio::join!(open(&folder), open(&folder), open(&folder));
-        register(&one, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
-        only_target(&two, &alice()).await;
-        only_target(&three, &alice()).await;
+        let opening = std::array::from_fn::<_, 3, _>(|_| try_open(&folder, Duration::from_secs(5)));
+        let [one, two, three] = opening;
+        let opened = tokio::join!(one, two, three);
+        let (opened, refused): (Vec<_>, Vec<_>) =
+            [opened.0, opened.1, opened.2].into_iter().partition(Result::is_ok);
+        assert_eq!((opened.len(), refused.len()), (1, 2));
+        for refused in refused.into_iter().map(Result::unwrap_err) {
+            assert!(matches!(refused, StoreError::InUse { .. }), "{refused:?}");
+            assert!(refused.is_temporary());
+            let process = format!("process {}", std::process::id());
+            assert!(refused.to_string().contains(&process), "{refused}");
+        }
+        let store = opened.into_iter().next().unwrap().unwrap();
+        register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+        // Who only looks needs no lock; a clone that is closed leaves it.
+        let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
+        let looking = Store::open_existing(&url, Duration::from_secs(5)).await.unwrap();
+        only_target(&looking, &alice()).await;
+        looking.close().await;
+        try_open(&folder, Duration::from_secs(5)).await.unwrap_err();
+        store.close().await;
+        only_target(&open(&folder).await, &alice()).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replaced_file_refuses_writes_and_is_well_when_it_is_back() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder).await;
+        register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+        let path = |name: &str| folder.path().join(name);
+        fs::rename(path("mailchime.db"), path("aside.db")).unwrap();
+        let registration = registration(device(&bob(), 'b'), &["INBOX"], 5);
+        for file_there in [false, true] {
+            if file_there {
+                fs::copy(path("aside.db"), path("mailchime.db")).unwrap();
+            }
+            let what = if file_there { "was replaced" } else { "was removed" };
+            let calls = [
+                store.register(&registration, by(&imap(), None), 10, EVER).await.map(drop),
+                store.park(&alice(), &imap(), "why", EVER).await,
+                store.remove_account(&alice()).await.map(drop),
+                store.ping().await,
+            ];
+            for refused in calls.into_iter().map(Result::unwrap_err) {
+                assert!(matches!(refused, StoreError::Replaced { .. }), "{refused:?}");
+                let shown = refused.to_string();
+                assert!(shown.contains(what) && shown.contains("start mailchime anew"), "{shown}");
+                assert!(!refused.is_temporary());
+            }
+            only_target(&store, &alice()).await;
+        }
+        fs::rename(path("aside.db"), path("mailchime.db")).unwrap();
+        store.ping().await.unwrap();
+        store.register(&registration, by(&imap(), None), 10, EVER).await.unwrap();
+        store.close().await;
+        assert_eq!(open(&folder).await.accounts(EVER).await.unwrap().len(), 2);
     })
     .await;
 }
