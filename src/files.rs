@@ -1,14 +1,17 @@
-//! The files that the configuration names: how they are read, and who else can use them.
+//! The files that the configuration names: how they are read, who else can use them, and how a new one
+//! is made.
 //!
 //! Reading ends, whatever a path leads to: only regular files are read, none is waited for (a FIFO waits
 //! for its other end, a device may have none), and nothing beyond a limit.
 
-use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
 use secrecy::zeroize::Zeroizing;
 
 /// Most bytes of a file: the authorities of a system take a quarter of a MiB.
@@ -80,6 +83,47 @@ pub fn exposure(path: &Path) -> Option<String> {
         .then(|| format!("it belongs to another user ({owner}); run: chown {us} {shown}"))
 }
 
+/// Writes a new file with this mode, whole or not at all; it is on disk when this returns. A file that is
+/// there stays as it is, and nothing is left of one that is not finished when the program is killed.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`] where there is something at `path`, a link that leads nowhere too;
+/// else as the system says.
+pub fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    // It has no name before it is whole.
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let made = match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => {
+            let file = File::from(file);
+            fill(&file, bytes, mode)?;
+            let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+            rustix::fs::linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW)
+        }
+        Err(error) => Err(error),
+    };
+    match made {
+        Ok(()) => {}
+        Err(Errno::EXIST) => return Err(Errno::EXIST.into()),
+        // Some file systems have none without a name, and /proc need not be there.
+        Err(_) => {
+            let file = tempfile::Builder::new().prefix(".mailchime-").tempfile_in(folder)?;
+            fill(file.as_file(), bytes, mode)?;
+            file.persist_noclobber(path).map_err(|error| error.error)?;
+        }
+    }
+    File::open(folder)?.sync_all()
+}
+
+fn fill(mut file: &File, bytes: &[u8], mode: u32) -> io::Result<()> {
+    file.write_all(bytes)?;
+    file.set_permissions(Permissions::from_mode(mode))?;
+    file.sync_all()
+}
+
 fn regular(metadata: Metadata) -> io::Result<Metadata> {
     match metadata.is_file() {
         true => Ok(metadata),
@@ -90,6 +134,25 @@ fn regular(metadata: Metadata) -> io::Result<Metadata> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_file_comes_whole_and_overwrites_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        create(&path, b"new", 0o640).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
+        let nowhere = folder.path().join("nowhere");
+        std::os::unix::fs::symlink("gone", &nowhere).unwrap();
+        for there in [&path, &nowhere, &folder.path().to_owned()] {
+            let error = create(there, b"newer", 0o600).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{}", there.display());
+        }
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        let missing = create(&folder.path().join("no/such"), b"", 0o600).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "something is left");
+    }
 
     #[test]
     fn a_file_is_read_up_to_a_limit() {

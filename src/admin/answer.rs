@@ -136,7 +136,7 @@ async fn ready(parts: &[Part], query: &Query<'_>) -> Result<Answer, Refused> {
 
 async fn watchers(context: &Context, query: &Query<'_>) -> Result<Answer, Refused> {
     query.knows(&["user"])?;
-    let account = query.one("user").map(|user| Account::from_login(&user));
+    let account = query.one("user")?.map(|user| Account::from_login(&user));
     answered(context.watchers.ask(account), ANSWER_TIME).await
 }
 
@@ -153,7 +153,7 @@ async fn devices(
 ) -> Result<Answer, Refused> {
     query.knows(&["user", "mailbox"])?;
     let account = query.account()?;
-    let mailbox = query.one("mailbox").map(|name| Mailbox::new(&name));
+    let mailbox = query.one("mailbox")?.map(|name| Mailbox::new(&name));
     answered(ask.ask((account, mailbox)), limit).await
 }
 
@@ -175,16 +175,21 @@ impl Query<'_> {
         pairs.filter(|(key, _)| key == name).map(|(_, value)| value.into_owned()).collect()
     }
 
-    fn one(&self, name: &str) -> Option<String> {
-        self.all(name).into_iter().next()
+    /// The value of a name that need not be there. An empty one would mean everything, or nothing.
+    fn one(&self, name: &str) -> Result<Option<String>, Refused> {
+        match self.all(name).into_iter().next() {
+            Some(value) if value.is_empty() => Err((
+                StatusCode::BAD_REQUEST,
+                format!("{name} is empty: give a value, or leave it out"),
+            )),
+            value => Ok(value),
+        }
     }
 
     /// Whom it is about.
     fn account(&self) -> Result<Account, Refused> {
-        match self.one("user") {
-            Some(user) if !user.is_empty() => Ok(Account::from_login(&user)),
-            _ => Err((StatusCode::BAD_REQUEST, "say whose: ?user=USER".to_owned())),
-        }
+        let missing = || (StatusCode::BAD_REQUEST, "say whose: ?user=USER".to_owned());
+        self.one("user")?.map(|user| Account::from_login(&user)).ok_or_else(missing)
     }
 
     /// A misspelt name would otherwise mean "all".

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Failure, say};
+use super::{Failure, not_empty, say};
 use crate::demo::pki::Pki;
 
 #[derive(Debug, clap::Args)]
@@ -12,7 +12,7 @@ pub(super) struct Options {
     out: PathBuf,
 
     /// The push topic in the APNs certificate; a random one if it is not given
-    #[arg(long)]
+    #[arg(long, value_parser = not_empty())]
     topic: Option<String>,
 }
 

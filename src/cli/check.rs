@@ -7,7 +7,7 @@ mod peers;
 use std::fmt::Display;
 use std::path::PathBuf;
 
-use super::{Configured, Failure, configuration, runtime, say};
+use super::{Configured, Failure, configuration, not_empty, runtime, say};
 use crate::config::Config;
 
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,7 @@ pub(super) struct Options {
     /// Log in at the backend as this user, with the password in the environment variable
     /// MAILCHIME_PASSWORD; where a master user watches, as that one for this user, and without a
     /// password just so
-    #[arg(long, value_name = "USER")]
+    #[arg(long, value_name = "USER", value_parser = not_empty())]
     login: Option<String>,
 
     /// The password for --login is the first line of this file

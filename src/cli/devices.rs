@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::ask::ask;
 use super::table::{at, from_now, table};
-use super::{Configured, Failure, configuration, logging, runtime, say};
+use super::{Configured, Failure, configuration, logging, not_empty, runtime, say};
 use crate::config::LogFormat;
 use crate::model::{Account, Mailbox, Timestamp};
 use crate::store::{DeviceKey, Store, StoreError, Target};
@@ -27,7 +27,7 @@ pub(super) enum Devices {
 #[derive(Debug, clap::Args)]
 pub(super) struct List {
     /// Only this user's
-    #[arg(long)]
+    #[arg(long, value_parser = not_empty())]
     user: Option<String>,
 
     /// JSON, for machines
@@ -41,10 +41,11 @@ pub(super) struct List {
 #[derive(Debug, clap::Args)]
 pub(super) struct Remove {
     /// Whose devices: the login name
+    #[arg(value_parser = not_empty())]
     user: String,
 
     /// Only those whose token begins so
-    #[arg(long, value_name = "PREFIX")]
+    #[arg(long, value_name = "PREFIX", value_parser = not_empty())]
     token: Option<String>,
 
     #[command(flatten)]

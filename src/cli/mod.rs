@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::task::Poll;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Parser, Subcommand};
 use rustix::process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -36,6 +37,11 @@ struct Arguments {
 
     #[command(flatten)]
     configured: Configured,
+}
+
+/// Of an option that selects something: nothing would select everything, or nobody.
+fn not_empty() -> NonEmptyStringValueParser {
+    NonEmptyStringValueParser::new()
 }
 
 /// What each command takes that has to do with a configured mailchime.

@@ -5,15 +5,16 @@ use serde_json::Value;
 
 use super::ask::ask;
 use super::table::{table, told, word};
-use super::{Configured, Failure, say, watchers};
+use super::{Configured, Failure, not_empty, say, watchers};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
     /// Whose devices: the login name
+    #[arg(value_parser = not_empty())]
     user: String,
 
     /// Tell of this mailbox, to the devices that registered for it
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = not_empty())]
     mailbox: Option<String>,
 
     /// Send nothing; say for each device whether new mail would be pushed now, and why not

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use super::{Failure, logging, runtime, say};
+use super::{Failure, logging, not_empty, runtime, say};
 use crate::config::LogFormat;
 use crate::demo::dialogue::Dialogue;
 use crate::demo::pki::Pki;
@@ -20,7 +20,7 @@ pub(super) struct Options {
     files: Vec<PathBuf>,
 
     /// Play the client's half against this server, with TLS
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = not_empty())]
     to: Option<String>,
 
     /// PEM file with the authorities that may have signed the server's certificate [default: the
@@ -34,7 +34,7 @@ pub(super) struct Options {
 
     /// Log in as this user, with the password from the environment variable MAILCHIME_PASSWORD or
     /// from --password-file
-    #[arg(long, value_name = "NAME", requires = "to")]
+    #[arg(long, value_name = "NAME", requires = "to", value_parser = not_empty())]
     user: Option<String>,
 
     /// File whose first line is the password
@@ -89,7 +89,9 @@ fn login(options: &Options) -> Result<Option<Login>, Failure> {
             line.strip_suffix(b"\r").unwrap_or(line).to_vec()
         }
         None => std::env::var(PASSWORD)
-            .map_err(|_| {
+            .ok()
+            .filter(|password| !password.is_empty())
+            .ok_or_else(|| {
                 let remedy = "set it to the user's password, or give --password-file";
                 Failure::Usage(format!("the environment variable {PASSWORD} is not set: {remedy}"))
             })?

@@ -5,12 +5,12 @@ use serde_json::Value;
 
 use super::ask::ask;
 use super::table::{table, told, word};
-use super::{Configured, Failure, say};
+use super::{Configured, Failure, not_empty, say};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
     /// Only this user's
-    #[arg(long)]
+    #[arg(long, value_parser = not_empty())]
     user: Option<String>,
 
     /// JSON, for machines

@@ -487,7 +487,10 @@ impl Config {
     /// Checks `text`, the content of the file `origin`. Relative paths in it start at the folder of
     /// `origin`, and the files that it names must exist.
     pub fn parse(text: &str, origin: &Path) -> Result<Self, ConfigError> {
-        check::config(raw::parse(text, origin)?, origin)
+        let config = check::config(raw::parse(text, origin)?, origin)?;
+        // Last, since most keys have more to say of what is allowed.
+        raw::refuse_empty(text, origin)?;
+        Ok(config)
     }
 
     /// The files with secrets that it names, each with its key.

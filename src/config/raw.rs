@@ -339,6 +339,30 @@ pub(super) fn parse(text: &str, origin: &Path) -> Result<RawConfig, ConfigError>
     })
 }
 
+/// No key has a meaning with an empty text: a path would name the folder of the configuration, a name
+/// everybody or nobody.
+pub(super) fn refuse_empty(text: &str, origin: &Path) -> Result<(), ConfigError> {
+    fn empty(value: &toml::Value) -> Option<String> {
+        match value {
+            toml::Value::String(text) => text.is_empty().then(String::new),
+            toml::Value::Array(values) => values.iter().find_map(empty),
+            toml::Value::Table(table) => table.iter().find_map(|(key, value)| {
+                let rest = empty(value)?;
+                Some(if rest.is_empty() { key.clone() } else { format!("{key}.{rest}") })
+            }),
+            _ => None,
+        }
+    }
+    match toml::from_str(text).ok().as_ref().and_then(empty) {
+        None => Ok(()),
+        Some(path) => Err(ConfigError {
+            file: origin.to_owned(),
+            key: Some(bracketed(&path)),
+            problem: "is empty; give a value, or remove the key for its default".to_owned(),
+        }),
+    }
+}
+
 /// `watch.idle_renewal` as an administrator sees it: `[watch] idle_renewal`.
 fn bracketed(path: &str) -> String {
     for table in ["listener", "route", "tls.sni"] {

@@ -4,10 +4,9 @@
 //! Nothing here is for production: the CA's key lies beside what it signed.
 
 use std::fmt;
-use std::fs::{self, Permissions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::ops::Range;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,6 +23,7 @@ use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
 
 use super::{crypto, random_uuid};
+use crate::files;
 
 /// A certificate authority and what it signed. All keys are ECDSA P-256.
 pub struct Pki {
@@ -62,6 +62,11 @@ pub enum PkiError {
     Generate(#[from] rcgen::Error),
     #[error("cannot use a development certificate: {0}")]
     Tls(#[from] rustls::Error),
+    #[error(
+        "{} is there already and is not overwritten; move it away, or name another folder with --out",
+        .path.display()
+    )]
+    Exists { path: PathBuf },
     #[error("cannot write {}: {source}", .path.display())]
     Write { path: PathBuf, source: io::Error },
 }
@@ -125,27 +130,32 @@ impl Pki {
     }
 
     /// Writes `ca.pem`, `ca.key`, `server.pem`, `server.key`, `apns.pem` and `apns.key` into the
-    /// folder `dir`, which is made if it is not there. Each file replaces an older one as a whole,
-    /// and a key can be read by its owner alone from the moment that it exists.
+    /// folder `dir`, which is made if it is not there. A key can be read by its owner alone from the
+    /// moment that it exists.
     ///
     /// Returns the paths that were written.
+    ///
+    /// # Errors
+    /// [`PkiError::Exists`] where one of the files is there: nothing was written then.
     pub fn write_to(&self, dir: &Path) -> Result<Vec<PathBuf>, PkiError> {
-        fs::create_dir_all(dir).map_err(|source| PkiError::Write { path: dir.into(), source })?;
-        let mut written = Vec::new();
-        for (name, identity) in [("ca", &self.ca), ("server", &self.server), ("apns", &self.client)]
+        let identities = [("ca", &self.ca), ("server", &self.server), ("apns", &self.client)];
+        let files = identities.into_iter().flat_map(|(name, identity)| {
+            [
+                (dir.join(format!("{name}.key")), identity.expose_private_key(), 0o600),
+                (dir.join(format!("{name}.pem")), identity.certificate.as_str(), 0o644),
+            ]
+        });
+        let files: Vec<_> = files.collect();
+        if let Some((path, ..)) = files.iter().find(|(path, ..)| fs::symlink_metadata(path).is_ok())
         {
-            let key = identity.expose_private_key();
-            for (file, text, mode) in [
-                (format!("{name}.key"), key, 0o600),
-                (format!("{name}.pem"), identity.certificate.as_str(), 0o644),
-            ] {
-                let path = dir.join(file);
-                write(dir, &path, text, mode)
-                    .map_err(|source| PkiError::Write { path: path.clone(), source })?;
-                written.push(path);
-            }
+            return Err(PkiError::Exists { path: path.clone() });
         }
-        Ok(written)
+        fs::create_dir_all(dir).map_err(|source| PkiError::Write { path: dir.into(), source })?;
+        for (path, text, mode) in &files {
+            files::create(path, text.as_bytes(), *mode)
+                .map_err(|source| PkiError::Write { path: path.clone(), source })?;
+        }
+        Ok(files.into_iter().map(|(path, ..)| path).collect())
     }
 
     /// TLS for a server with [`Pki::server`] that asks no certificate of its clients.
@@ -307,20 +317,10 @@ fn params(common_name: &str) -> CertificateParams {
     params
 }
 
-/// Writes a file beside its place and moves it there, so that no half of it is ever seen.
-fn write(dir: &Path, path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    let mut file = tempfile::Builder::new()
-        .prefix(".mailchime-")
-        .permissions(Permissions::from_mode(mode))
-        .tempfile_in(dir)?;
-    file.write_all(text.as_bytes())?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -349,24 +349,26 @@ mod tests {
     }
 
     #[test]
-    fn files_are_replaced_and_keys_are_their_owners_alone() {
+    fn keys_are_their_owners_alone_and_what_is_there_stays() {
         let dir = tempfile::tempdir().unwrap();
         let certs = dir.path().join("certs");
-        fs::create_dir(&certs).unwrap();
-        // An older key that everybody can read must not pass its mode on.
-        fs::write(certs.join("apns.key"), "old").unwrap();
-        fs::set_permissions(certs.join("apns.key"), Permissions::from_mode(0o644)).unwrap();
-
         let pki = Pki::generate(None).unwrap();
         let written = pki.write_to(&certs).unwrap();
         assert_eq!(written.len(), 6);
         assert_eq!(fs::read_dir(&certs).unwrap().count(), 6, "nothing else is left behind");
-        for path in written {
-            let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        for path in &written {
+            let mode = fs::metadata(path).unwrap().permissions().mode() & 0o777;
             let key = path.extension().unwrap() == "key";
-            assert_eq!(mode & 0o077 == 0, key, "{} {mode:o}", path.display());
+            assert_eq!(mode, if key { 0o600 } else { 0o644 }, "{} {mode:o}", path.display());
         }
-        let apns_key = fs::read_to_string(certs.join("apns.key")).unwrap();
-        assert_eq!(apns_key, pki.client.expose_private_key());
+        let apns_key = || fs::read_to_string(certs.join("apns.key")).unwrap();
+        assert_eq!(apns_key(), pki.client.expose_private_key());
+
+        for path in &written[..5] {
+            fs::remove_file(path).unwrap();
+        }
+        let refused = Pki::generate(None).unwrap().write_to(&certs).unwrap_err();
+        assert!(matches!(refused, PkiError::Exists { .. }), "{refused}");
+        assert_eq!(fs::read_dir(&certs).unwrap().count(), 1, "nothing was written");
     }
 }

@@ -1,0 +1,127 @@
+//! Commands do what was asked and no more: an empty value selects nothing, what has to be there is not
+//! made, and what is there is not overwritten.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use super::limited;
+use super::process::{Process, mailchime};
+use super::world::{LOGIN, World};
+
+#[tokio::test]
+async fn an_empty_value_is_an_error_and_changes_nothing() {
+    limited(async {
+        let world = World::new().await;
+        let server = world.serve_with_admin().await;
+        world.register(server.address).await.unwrap();
+        for arguments in [
+            &["devices", "remove", LOGIN, "--token", ""][..],
+            &["devices", "remove", ""],
+            &["devices", "list", "--user", ""],
+            &["watchers", "--user", ""],
+            &["push", ""],
+            &["push", LOGIN, "--mailbox", ""],
+            &["check", "--login", ""],
+            &["check", "--login", LOGIN, "--password-file", ""],
+        ] {
+            let said = world.command(arguments).await;
+            assert_eq!(said.code, 64, "{arguments:?}: {}", said.stdout);
+            assert_eq!(said.stdout, "", "{arguments:?}");
+        }
+        for arguments in [
+            &["serve", "--config", ""][..],
+            &["certs", "dev", "--out", ""],
+            &["certs", "dev", "--topic", ""],
+            &["replay", ""],
+            &["replay", "x.imap", "--to", ""],
+            &["replay", "x.imap", "--to", "localhost:1", "--ca", ""],
+            &["replay", "x.imap", "--to", "localhost:1", "--user", ""],
+        ] {
+            let mut command = mailchime(arguments);
+            command.current_dir(world.folder());
+            let mut process = Process::spawn(command);
+            let code = process.end().await.code();
+            assert_eq!(code, Some(64), "{arguments:?}: {:?}", process.stderr.seen);
+            let said = process.stderr.seen.join("\n");
+            assert!(said.contains("a value is required"), "{arguments:?}: {said}");
+        }
+        for path in ["/watchers?user=", "/explain?user=", "/explain?user=alice&mailbox="] {
+            let answer = world.get(path).await;
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{path}: {answer}");
+        }
+        assert!(!world.file("certs").exists(), "certificates were made");
+        let said = world.command(&["devices", "list", "--json"]).await;
+        assert_eq!(said.json()["devices"].as_array().unwrap().len(), 1, "{}", said.stdout);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_empty_value_in_the_configuration_is_an_error() {
+    limited(async {
+        let world = World::new().await;
+        for (key, table) in [
+            ("[record] folder", "[record]\nfolder = \"\"\n[log]"),
+            ("[credentials] key_file", "[credentials]\nkey_file = \"\"\n[log]"),
+            ("[admin] group", "[admin]\naddress = \"unix:a.sock\"\ngroup = \"\"\n[log]"),
+            ("[apns] ca", "ca = \"\""),
+        ] {
+            let old = if key == "[apns] ca" { "ca = \"ca.pem\"" } else { "[log]" };
+            world.configure(old, table);
+            let mut process = Process::spawn(world.program());
+            let code = process.end().await.code();
+            let said = process.stderr.seen.join("\n");
+            assert_eq!(code, Some(64), "{key}: {said}");
+            assert!(said.contains(key), "{key}: {said}");
+            world.configure(table, old);
+        }
+        assert!(!world.file("mailchime.db").exists());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn certificates_for_development_overwrite_nothing() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let certs = folder.path().join("certs");
+        fs::create_dir(&certs).unwrap();
+        let run = async |arguments: &[&str]| {
+            let mut command = mailchime(&[&["certs", "dev"], arguments].concat());
+            command.current_dir(folder.path());
+            let mut process = Process::spawn(command);
+            let code = process.end().await.code();
+            (code, process.stdout.seen.join("\n"), process.stderr.seen.join("\n"))
+        };
+        // The real ones of a server, one of them through a link as certbot makes them.
+        fs::write(certs.join("server.pem"), "a real certificate").unwrap();
+        fs::write(folder.path().join("live.key"), "a real key").unwrap();
+        std::os::unix::fs::symlink("../live.key", certs.join("server.key")).unwrap();
+        let (code, out, said) = run(&[]).await;
+        assert_eq!((code, &*out), (Some(1), ""), "{said}");
+        assert!(said.contains("certs/server.key") && said.contains("--out"), "{said}");
+        assert_eq!(fs::read_to_string(certs.join("server.pem")).unwrap(), "a real certificate");
+        assert_eq!(fs::read_to_string(certs.join("server.key")).unwrap(), "a real key");
+        assert_eq!(fs::read_dir(&certs).unwrap().count(), 2, "something was written");
+
+        // A link that leads nowhere is there, too.
+        fs::remove_file(certs.join("server.pem")).unwrap();
+        fs::remove_file(folder.path().join("live.key")).unwrap();
+        let (code, _, said) = run(&[]).await;
+        assert_eq!(code, Some(1), "{said}");
+        assert_eq!(fs::read_dir(&certs).unwrap().count(), 1, "something was written");
+
+        let (code, out, said) = run(&["--out", "other"]).await;
+        assert_eq!(code, Some(0), "{said}");
+        assert!(out.contains("other/server.key") && out.contains("Push topic: "), "{out}");
+        for entry in fs::read_dir(folder.path().join("other")).unwrap() {
+            let entry = entry.unwrap();
+            let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+            let is_key = entry.path().extension().unwrap() == "key";
+            assert_eq!(mode, if is_key { 0o600 } else { 0o644 }, "{}", entry.path().display());
+        }
+        let (code, _, said) = run(&["--out", "other"]).await;
+        assert_eq!(code, Some(1), "{said}");
+    })
+    .await;
+}
