@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Failure, runtime, say};
 use crate::config::{Config, Credentials};
-use crate::store::{CredentialsError, Store, StoreError, Vault, VaultError, rotate};
+use crate::store::{RotationError, Store, StoreError, Vault, VaultError, rotate};
 
 pub(super) fn run(path: &Path) -> Result<(), Failure> {
     let config = Config::load(path).map_err(|error| Failure::Usage(error.to_string()))?;
@@ -15,37 +15,31 @@ pub(super) fn run(path: &Path) -> Result<(), Failure> {
     let usage = |key: &str, error: &dyn std::fmt::Display| {
         Failure::Usage(format!("{}: {key}: {error}", path.display()))
     };
-    // A key that nothing was sealed with is no key to rotate, and a misspelt path none to make.
+    // A misspelt path is no key to make, and neither is it a database.
     if !key_file.exists() {
         let problem = format!("{} does not exist; nothing was changed", key_file.display());
         return Err(usage("[credentials] key_file", &problem));
     }
-    let vault = Vault::open(key_file).map_err(|error| usage("[credentials] key_file", &error))?;
+    let vault =
+        Vault::open_existing(key_file).map_err(|error| usage("[credentials] key_file", &error))?;
     let rotated = runtime()?.block_on(async {
-        let store = Store::open(&config.store.url, config.store.busy_timeout).await?;
+        let store = Store::open_existing(&config.store.url, config.store.busy_timeout).await?;
         let rotated = rotate(&store, &vault).await;
         store.close().await;
         rotated
     });
     let rotated = rotated.map_err(|error| match error {
-        CredentialsError::Store(error @ StoreError::Unusable { .. }) => {
-            usage("[store] url", &error)
+        RotationError::Store(StoreError::Unusable { .. } | StoreError::Newer { .. })
+        | RotationError::NothingSealed { .. } => usage("[store] url", &error),
+        RotationError::Vault(VaultError::KeyFile { .. } | VaultError::WrongKeyFile { .. }) => {
+            usage("[credentials] key_file", &error)
         }
-        CredentialsError::Vault(
-            error @ (VaultError::KeyFile { .. } | VaultError::WrongKeyFile { .. }),
-        ) => usage("[credentials] key_file", &error),
+        RotationError::Unreadable { .. } => Failure::failed(error),
         error => Failure::Failed(format!("{error}. Run it again to go on where it stopped")),
     })?;
     say(format_args!(
-        "{} has a new key; {} credentials are sealed with it.",
-        key_file.display(),
-        rotated.resealed
+        "{} has a new key; {rotated} credentials are sealed with it.",
+        key_file.display()
     ));
-    if rotated.unreadable > 0 {
-        say(format_args!(
-            "{} could not be opened and stay as they are: their users have to log in once more.",
-            rotated.unreadable
-        ));
-    }
     Ok(())
 }

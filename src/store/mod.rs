@@ -56,10 +56,10 @@ use crate::metrics::{Call, Labels, Metrics};
 use crate::model::{Account, BackendId, Device, DeviceToken, Mailbox, Snapshot, Timestamp};
 
 use batches::Batches;
-pub use credentials::{CredentialSource, CredentialsError};
+pub use credentials::{CredentialSource, CredentialsError, unreadable};
 pub use error::StoreError;
 pub use nodes::{News, Node};
-pub use rotation::{Rotated, rotate};
+pub use rotation::{RotationError, rotate};
 pub use shares::{Full, MadeRoom, Shares};
 pub use vault::{Vault, VaultError};
 

@@ -7,58 +7,121 @@
 //!
 //! Whatever ends it in between, both keys are in the file while rows of both are in the database;
 //! the next rotation goes on where this one stopped. A server that runs meanwhile seals with the new
-//! key as soon as it is in the file. Rows that no key of the file opens stay as they are.
+//! key as soon as it is in the file. A key is replaced only where all that is stored is sealed with it:
+//! other rows may show that the database is not the one that it belongs to.
+
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::accounts::Resealed;
 use super::vault::SEAL_LEN;
-use super::{CredentialsError, Store, Vault, VaultError, rows};
+use super::{Store, StoreError, Vault, VaultError, rows};
+use crate::model::Account;
 
-/// What a rotation came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rotated {
-    /// Credentials that the new key seals instead of the old one.
-    pub resealed: u64,
-    /// Credentials that the key file does not open: damaged, or of a key from before.
-    pub unreadable: u64,
+/// Why a key was not replaced.
+#[derive(Debug, thiserror::Error)]
+pub enum RotationError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    #[error(
+        "{database} holds no credentials, and the key in {} may belong to another database: nothing was \
+         changed; name the database that it belongs to",
+        .path.display()
+    )]
+    NothingSealed { database: Arc<str>, path: PathBuf },
+    /// Without the key of now they might never open again.
+    #[error(
+        "the credentials of {accounts} accounts ({names}) are damaged, or no key in {} has sealed them: \
+         {changed}; put back the key file of that time, or remove these accounts with `mailchime devices \
+         remove`",
+        .path.display()
+    )]
+    Unreadable {
+        path: PathBuf,
+        accounts: usize,
+        /// Of the first of them, for people.
+        names: String,
+        changed: &'static str,
+    },
 }
 
 /// Makes a new key, seals all stored credentials with it, and drops the old key; what the old one sealed
-/// is gone from the files of SQLite, too.
+/// is gone from the files of SQLite, too. Returns how many credentials the new key seals instead of the
+/// old one.
 ///
 /// # Errors
-/// [`VaultError::WrongKeyFile`] when the file opens nothing of what is stored; nothing was changed
-/// then. With any other error the rotation is begun, and to be called again.
-pub async fn rotate(store: &Store, vault: &Vault) -> Result<Rotated, CredentialsError> {
+/// [`RotationError::NothingSealed`] and [`VaultError::WrongKeyFile`] where the database holds nothing
+/// that the file opens, [`RotationError::Unreadable`] where it holds something that the file does not
+/// open; nothing was changed then, unless that says so. With any other error the rotation is begun, and
+/// to be called again.
+pub async fn rotate(store: &Store, vault: &Vault) -> Result<u64, RotationError> {
     let seals = store.seals(SEAL_LEN).await?;
-    if !seals.is_empty() && !seals.iter().any(|(seal, _)| vault.knows(seal)) {
+    if seals.is_empty() {
+        let (database, path) = (store.database.clone(), vault.path().to_owned());
+        return Err(RotationError::NothingSealed { database, path });
+    }
+    if !seals.iter().any(|(seal, _)| vault.knows(seal)) {
         return Err(vault.wrong_key_file(&seals).into());
     }
+    settled(store, vault, Work::Look).await?;
     vault.add_key()?;
-    let mut rotated = Rotated::default();
-    // Users log in meanwhile, and a server may have sealed with the old key a moment ago.
-    loop {
-        let pass = pass(store, vault).await?;
-        rotated.resealed += pass.resealed;
-        rotated.unreadable = pass.unreadable;
-        if !pass.again {
-            break;
-        }
-    }
+    let resealed = settled(store, vault, Work::Reseal).await?;
     vault.drop_old_key()?;
     store.scrub_soon().await;
-    Ok(rotated)
+    Ok(resealed)
+}
+
+/// So many accounts are named whose credentials do not open.
+const NAMED: usize = 20;
+
+/// What is done with each row.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// It must open.
+    Look,
+    /// It is sealed with the first key of the file.
+    Reseal,
 }
 
 #[derive(Default)]
 struct Pass {
     resealed: u64,
-    unreadable: u64,
-    /// There was something to do.
-    again: bool,
+    /// Whose credentials do not open.
+    unreadable: Vec<Account>,
+}
+
+/// Goes through all rows until nothing is left to do.
+async fn settled(store: &Store, vault: &Vault, work: Work) -> Result<u64, RotationError> {
+    let (mut resealed, mut before) = (0, Vec::new());
+    loop {
+        let Pass { resealed: more, unreadable } = pass(store, vault, work).await?;
+        resealed += more;
+        match more {
+            0 if unreadable.is_empty() => return Ok(resealed),
+            // Another rotation may have been faster with a row, and have dropped its key since.
+            0 if unreadable == before => {
+                let names = unreadable.iter().take(NAMED);
+                let names = names.map(|account| format!("{:?}", rows::shortened(account.as_str())));
+                return Err(RotationError::Unreadable {
+                    path: vault.path().to_owned(),
+                    accounts: unreadable.len(),
+                    names: names.collect::<Vec<_>>().join(", "),
+                    changed: match work {
+                        Work::Look => "nothing was changed",
+                        Work::Reseal => "both keys stay in the file",
+                    },
+                });
+            }
+            // Users log in meanwhile, and a server may have sealed with the old key a moment ago.
+            _ => before = unreadable,
+        }
+    }
 }
 
 /// Looks at all stored credentials once.
-async fn pass(store: &Store, vault: &Vault) -> Result<Pass, CredentialsError> {
+async fn pass(store: &Store, vault: &Vault, work: Work) -> Result<Pass, RotationError> {
     let mut pass = Pass::default();
     let mut last = String::new();
     loop {
@@ -68,20 +131,22 @@ async fn pass(store: &Store, vault: &Vault) -> Result<Pass, CredentialsError> {
         let mut texts = Vec::new();
         for (account, old) in accounts {
             let Some(old) = old else {
-                pass.unreadable += 1;
+                pass.unreadable.push(account);
                 continue;
             };
-            match vault.reseal(&account, &old) {
+            let new = match work {
+                Work::Look => vault.unseal(&account, &old).map(|_| None),
+                Work::Reseal => vault.reseal(&account, &old),
+            };
+            match new {
                 Ok(Some(new)) => texts.push(Resealed { account, old, new }),
                 Ok(None) => {}
-                Err(error @ (VaultError::Damaged { .. } | VaultError::OtherKey { .. })) => {
-                    tracing::warn!(%account, %error, "left as it is");
-                    pass.unreadable += 1;
+                Err(VaultError::Damaged { .. } | VaultError::OtherKey { .. }) => {
+                    pass.unreadable.push(account);
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        pass.again |= !texts.is_empty();
         pass.resealed += store.reseal(&texts).await?;
     }
 }
@@ -167,8 +232,7 @@ mod tests {
         // A server that runs and knows the old key.
         let server = Vault::open(&folder.path().join("test.key")).unwrap();
         let before = server.seal(&credentials(0).account(), &credentials(0));
-        let rotated = rotate(&store, &vault).await.unwrap();
-        assert_eq!(rotated, Rotated { resealed: ACCOUNTS as u64, unreadable: 0 });
+        assert_eq!(rotate(&store, &vault).await.unwrap(), ACCOUNTS as u64);
         assert_eq!(keys_in(folder.path()), 1);
         all_open(&store, folder.path()).await;
         let after = server.seal(&credentials(0).account(), &credentials(0));
@@ -221,17 +285,40 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_does_not_open_stays_as_it_is() {
+    async fn a_row_that_does_not_open_keeps_the_key() {
         let folder = tempfile::tempdir().unwrap();
         let (store, vault) = filled(folder.path()).await;
-        let foreign = "v1.01234567.AAAA";
-        register(&store, Account::from_login("zoe"), foreign.into()).await;
-        let rotated = rotate(&store, &vault).await.unwrap();
-        assert_eq!(rotated, Rotated { resealed: ACCOUNTS as u64, unreadable: 1 });
-        let kept =
-            store.credentials(&Account::from_login("zoe"), &backend()).await.unwrap().unwrap();
-        assert_eq!(kept.text, foreign);
-        all_open(&store, folder.path()).await;
+        let key = || std::fs::read_to_string(folder.path().join("test.key")).unwrap();
+        let before = key();
+        let damaged = vault.seal(&Account::from_login("another"), &credentials(0));
+        for foreign in ["v1.01234567.AAAA", &damaged] {
+            register(&store, Account::from_login("zoe"), foreign.into()).await;
+            let refused = rotate(&store, &vault).await.unwrap_err().to_string();
+            assert!(
+                refused.contains("zoe") && refused.contains("nothing was changed"),
+                "{refused}"
+            );
+            assert_eq!(key(), before);
+            all_open(&store, folder.path()).await;
+        }
+        store.remove_account(&Account::from_login("zoe")).await.unwrap();
+        rotate(&store, &vault).await.unwrap();
+        assert_ne!(key(), before);
+    }
+
+    #[tokio::test]
+    async fn a_database_without_credentials_keeps_the_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, vault) = filled(folder.path()).await;
+        let other = format!("sqlite://{}", folder.path().join("other.db").display());
+        let other = Store::open(&other, Duration::from_secs(5)).await.unwrap();
+        let before = std::fs::read_to_string(folder.path().join("test.key")).unwrap();
+        let refused = rotate(&other, &vault).await.unwrap_err().to_string();
+        assert!(
+            refused.contains("other.db") && refused.contains("nothing was changed"),
+            "{refused}"
+        );
+        assert_eq!(std::fs::read_to_string(folder.path().join("test.key")).unwrap(), before);
     }
 
     #[tokio::test]

@@ -93,7 +93,7 @@ fn name(row: &AnyRow) -> &str {
     columns.find_map(|column| row.try_get(column).ok()).map_or("?", shortened)
 }
 
-fn shortened(name: &str) -> &str {
+pub(super) fn shortened(name: &str) -> &str {
     name.char_indices().nth(SHOWN).map_or(name, |(end, _)| &name[..end])
 }
 

@@ -105,6 +105,16 @@ impl Vault {
         Ok(Self { path: path.to_owned(), keys: RwLock::new(keys) })
     }
 
+    /// The same for a file that must be there. Nothing is made or tidied up.
+    pub fn open_existing(path: &Path) -> Result<Self, VaultError> {
+        let keys = read_keys(path).map_err(|unfit| unusable(unfit, path))?;
+        Ok(Self { path: path.to_owned(), keys: RwLock::new(keys) })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Seals `credentials` for the account whose row they are kept in.
     pub fn seal(&self, account: &Account, credentials: &Credentials) -> String {
         let (authorization, login) = (&credentials.authorization, &credentials.login);

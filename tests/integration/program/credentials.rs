@@ -11,6 +11,7 @@ use mailchime::model::{
     Timestamp,
 };
 use mailchime::store::{CredentialSource, Store};
+use sqlx::{Connection, Executor, SqliteConnection};
 
 use super::limited;
 use super::process::{Process, mailchime};
@@ -74,6 +75,39 @@ async fn a_rotation_says_what_it_did_and_changes_nothing_when_it_cannot() {
         assert!(before != after && before.lines().count() == after.lines().count(), "{after}");
         let known = source.of(&alice.account(), &backend, Timestamp::now()).await.unwrap().unwrap();
         assert!(known.same_as(&alice));
+
+        // Another database is not the one that the key belongs to: none is made, and one that holds
+        // nothing of the key does not have it replaced.
+        let key = || fs::read_to_string(path.join("mailchime.key")).unwrap();
+        let before = key();
+        let mistyped = format!("{CONFIG}[store]\nurl = \"sqlite://mailchimes.db\"");
+        let (code, said) = rotate(path, &mistyped).await;
+        assert_eq!(code, Some(64), "{said}");
+        assert!(said.contains("[store] url") && said.contains("mailchimes.db"), "{said}");
+        assert!(!path.join("mailchimes.db").exists(), "a database was made");
+        assert_eq!(key(), before);
+        let other = format!("sqlite://{}", path.join("other.db").display());
+        Store::open(&other, Duration::from_secs(5)).await.unwrap().close().await;
+        let other = format!("{CONFIG}[store]\nurl = \"sqlite://other.db\"");
+        let (code, said) = rotate(path, &other).await;
+        assert_eq!(code, Some(64), "{said}");
+        assert!(said.contains("other.db") && said.contains("nothing was changed"), "{said}");
+        assert_eq!(key(), before);
+
+        // A row that the key does not open keeps it, too.
+        let mut database = SqliteConnection::connect(&url).await.unwrap();
+        let foreign = "insert into account (name, credentials, created_at) \
+                       values ('zoe', 'v1.01234567.AAAA', 1)";
+        database.execute(foreign).await.unwrap();
+        let (code, said) = rotate(path, CONFIG).await;
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("zoe") && said.contains("nothing was changed"), "{said}");
+        assert_eq!(key(), before);
+        database.execute("delete from account where name = 'zoe'").await.unwrap();
+        database.close().await.unwrap();
+        let (code, said) = rotate(path, CONFIG).await;
+        assert_eq!(code, Some(0), "{said}");
+        assert_ne!(key(), before);
 
         let wrong = CredentialSource::open(&stored("wrong.key"), store.clone()).unwrap();
         drop(wrong);
