@@ -103,7 +103,7 @@ enum Switch {
 /// How a session ended.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// Either side closed its connection.
+    /// Either side closed its connection, the client by whatever means.
     Closed,
     /// The dialogue ended: LOGOUT before login, or too many errors.
     Dismissed,
@@ -251,13 +251,13 @@ impl Driver {
                 match self.lanes.poll_written(cx, &mut self.session) {
                     Poll::Pending => return self.poll_stall(cx, true),
                     Poll::Ready(Err(error)) => {
-                        return Poll::Ready(Some(Ended::Fault(Fault::Client(error).to_string())));
+                        return Poll::Ready(Some(Fault::Client(error).into()));
                     }
                     Poll::Ready(Ok(())) => {}
                 }
                 self.switch = None;
                 if let Err(fault) = self.switch(switch) {
-                    return Poll::Ready(Some(Ended::Fault(fault.to_string())));
+                    return Poll::Ready(Some(fault.into()));
                 }
                 continue;
             }
@@ -301,7 +301,7 @@ impl Driver {
                     let stalled = matches!(pause, Pause::Stalled) || self.lanes.client.lane.ended;
                     return self.poll_stall(cx, stalled);
                 }
-                Err(error) => return Poll::Ready(Some(Ended::Fault(error.to_string()))),
+                Err(fault) => return Poll::Ready(Some(fault.into())),
             }
         }
     }
@@ -608,6 +608,25 @@ impl Driver {
         let patience = if matches!(ended, Ended::Evicted) { Duration::ZERO } else { FAREWELL };
         let _: Result<io::Result<()>, _> = tokio::time::timeout(patience, last_words).await;
         self.session.finish().await;
+    }
+}
+
+impl From<Fault> for Ended {
+    /// A client that hangs up without a word, or whose network does, is no fault.
+    fn from(fault: Fault) -> Self {
+        use io::ErrorKind::{
+            BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkDown,
+            NetworkUnreachable, NotConnected, TimedOut, UnexpectedEof, WriteZero,
+        };
+        match fault {
+            Fault::Client(error) => match error.kind() {
+                BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof
+                | WriteZero => Self::Closed,
+                HostUnreachable | NetworkDown | NetworkUnreachable | TimedOut => Self::Closed,
+                _ => Self::Fault(Fault::Client(error).to_string()),
+            },
+            fault => Self::Fault(fault.to_string()),
+        }
     }
 }
 

@@ -174,6 +174,75 @@ async fn text_tells_each_session_and_push_in_a_line_and_no_secret() {
 }
 
 #[tokio::test]
+async fn a_client_that_just_closes_is_no_warning() {
+    limited(async {
+        let world = World::new().await;
+        let mut server = world.serve().await;
+        // Without a last word of TLS.
+        drop(world.session(&server).await);
+        server.logged("session ended").await;
+        // By a reset, while nothing is under way.
+        world.session(&server).await.reset();
+        server.logged("session ended").await;
+        // With answers on their way to it that it does not want.
+        world.deliver();
+        let mut client = world.session(&server).await;
+        client.send(b"s SELECT INBOX\r\n").await;
+        client.until("s OK").await;
+        for _ in 0..200 {
+            client.send(b"f FETCH 1 BODY[]\r\n").await;
+        }
+        client.reset();
+        server.logged("session ended").await;
+        // Before it is logged in.
+        world.client(&server).await.reset();
+        server.logged("connection ended without login").await;
+        server.process.signal("TERM");
+        server.process.end().await;
+        let lines = server.process.stderr.seen.iter().map(|line| serde_json::from_str(line));
+        let warnings: Vec<Value> =
+            lines.map(Result::unwrap).filter(|line: &Value| line["level"] == "WARN").collect();
+        assert!(warnings.is_empty(), "{warnings:#?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_statement_that_takes_long_is_named_by_its_call_and_not_by_its_text() {
+    limited(async {
+        let world = World::new().await;
+        world.configure("busy_timeout = \"500ms\"", "busy_timeout = \"20s\"");
+        let mut server = world.serve().await;
+        let url = format!("sqlite://{}", world.file("mailchime.db").display());
+        let mut database = sqlx::SqliteConnection::connect(&url).await.unwrap();
+        // How far this machine counts in two seconds.
+        let count = |to: u64| {
+            format!(
+                "with recursive number(n) as (select 1 union all select n + 1 from number where \
+                 n < {to}) select count(*) from number"
+            )
+        };
+        let began = std::time::Instant::now();
+        sqlx::query(AssertSqlSafe(count(200_000))).execute(&mut database).await.unwrap();
+        let to = (200_000.0 * 2.0 / began.elapsed().as_secs_f64()) as u64;
+        let slow = format!(
+            "create trigger slow before insert on device when 0 < ({}) begin select 1; end",
+            count(to)
+        );
+        sqlx::query(AssertSqlSafe(slow)).execute(&mut database).await.unwrap();
+        world.register(server.address).await.unwrap();
+        let line = server.logged("a call of the database took long").await;
+        assert_eq!((&line["level"], &line["call"]), (&"WARN".into(), &"register".into()), "{line}");
+        assert!(line["milliseconds"].as_u64().unwrap() >= 1000, "{line}");
+        let log = server.process.stderr.so_far().join("\n");
+        for part in ["insert into device", "on conflict", "slow statement"] {
+            assert!(!log.contains(part), "{part:?} is in {log}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_log_that_nobody_reads_any_more_harms_nobody() {
     limited(async {
         let world = World::new().await;

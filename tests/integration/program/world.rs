@@ -224,6 +224,11 @@ impl Client {
         }
     }
 
+    /// Hangs up by a reset.
+    pub(crate) fn reset(self) {
+        self.0.get_ref().get_ref().0.set_zero_linger().unwrap();
+    }
+
     /// Reads to the end.
     pub(crate) async fn rest(&mut self) -> String {
         let mut rest = Vec::new();
