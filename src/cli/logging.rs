@@ -165,8 +165,12 @@ impl Visit for Fields<'_> {
 }
 
 /// Below `info` only mailchime is heard, which keeps secrets out of its events. Libraries trace the
-/// bytes that they carry, and those are passwords and device tokens.
+/// bytes that they carry, and those are passwords and device tokens. What sqlx says of statements is
+/// their whole text; the store itself says which of its calls took long.
 fn may_be_told(event: &Metadata<'_>) -> bool {
+    if event.target() == "sqlx::query" {
+        return false;
+    }
     let ours = event.target().split("::").next() == Some(env!("CARGO_CRATE_NAME"));
     ours || *event.level() <= tracing::Level::INFO
 }

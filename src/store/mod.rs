@@ -104,6 +104,10 @@ impl Schema {
 /// What a call may take beyond `busy_timeout`.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// A call that takes longer is said in the log, at most once in this time.
+const SLOW: Duration = Duration::from_secs(1);
+const BETWEEN_LINES: Duration = Duration::from_mins(1);
+
 /// Between the tries to empty SQLite's log for somebody who waits.
 const SCRUB_PAUSES: [Duration; 5] = [Duration::from_millis(50); 5];
 const TRACES_STAY: &str =
@@ -346,6 +350,7 @@ impl Store {
             file,
             traces,
             metrics,
+            said_slow: Arc::default(),
             incarnation,
         }
     }
@@ -571,8 +576,24 @@ impl Store {
     ) -> Result<T, StoreError> {
         let began = Instant::now();
         let result = self.limited(work).await;
-        self.metrics.database_call(call, began.elapsed(), &result);
+        let took = began.elapsed();
+        self.metrics.database_call(call, took, &result);
+        if took >= SLOW {
+            self.took_long(call, took);
+        }
         result
+    }
+
+    /// Says so, once a minute.
+    fn took_long(&self, call: Call, took: Duration) {
+        let mut said = self.said_slow.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_some_and(|said| said.elapsed() < BETWEEN_LINES) {
+            return;
+        }
+        *said = Some(Instant::now());
+        let call = call.pairs().first().map_or("", |(_, name)| name);
+        let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        tracing::warn!(call, milliseconds, "a call of the database took long");
     }
 
     async fn begin(&self) -> sqlx::Result<Transaction<'static, Any>> {

@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use mailchime::demo::apns::Answer;
 use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection};
 
 use super::limited;
 use super::process::{Process, mailchime, mailchime_after};
