@@ -62,8 +62,11 @@ async fn check(
 ) {
     files::certificates(&config.tls, report);
     files::secrets(config, report);
-    files::credentials(&config.credentials, report);
-    files::database(&config.store, report).await;
+    let store = files::database(&config.store, report).await;
+    files::credentials(&config.credentials, store.as_ref(), report).await;
+    if let Some(store) = store {
+        store.close().await;
+    }
     peers::backends(config, report).await;
     if let Some(user) = login {
         if let Some(password) = password {

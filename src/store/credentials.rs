@@ -61,6 +61,13 @@ pub enum CredentialsError {
     Vault(#[from] VaultError),
 }
 
+/// How many credentials in the database no key of the vault has sealed; all of them without a vault.
+pub async fn unreadable(store: &Store, vault: Option<&Vault>) -> Result<u64, StoreError> {
+    let seals = store.seals(SEAL_LEN).await?;
+    let knows = |seal: &str| vault.is_some_and(|vault| vault.knows(seal));
+    Ok(seals.iter().filter(|(seal, _)| !knows(seal)).map(|(_, count)| count).sum())
+}
+
 impl CredentialSource {
     /// Reads the key file.
     ///
@@ -296,9 +303,10 @@ impl CredentialSource {
 
     /// How many stored credentials the key file cannot open: another one was in use.
     pub async fn unreadable(&self) -> Result<u64, StoreError> {
-        let Mode::Stored(vault) = &self.mode else { return Ok(0) };
-        let seals = self.store.seals(SEAL_LEN).await?;
-        Ok(seals.iter().filter(|(seal, _)| !vault.knows(seal)).map(|(_, count)| count).sum())
+        match &self.mode {
+            Mode::Stored(vault) => unreadable(&self.store, Some(vault)).await,
+            Mode::Memory(_) | Mode::Master => Ok(0),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::config::{self, Config, Credentials, Tls};
 use crate::files;
 use crate::model::Timestamp;
 use crate::net::tls;
-use crate::store::{Store, Vault};
+use crate::store::{Store, Vault, unreadable};
 
 /// From so many days before its end a certificate is warned of.
 const WARNING_DAYS: i64 = 30;
@@ -111,30 +111,61 @@ pub(super) fn secrets(config: &Config, report: &mut Report) {
     }
 }
 
-pub(super) fn credentials(config: &Credentials, report: &mut Report) {
+/// Of the key file and the credentials in the database, if that could be opened.
+pub(super) async fn credentials(config: &Credentials, store: Option<&Store>, report: &mut Report) {
     const PART: &str = "[credentials]";
-    match config {
-        Credentials::Stored { key_file } if exists(key_file) => match Vault::open(key_file) {
-            Ok(_) => report.ok(PART, format_args!("{}: can be used", key_file.display())),
-            Err(error) => report.failed(PART, error),
-        },
-        Credentials::Stored { key_file } => to_be_made(PART, key_file, report),
-        Credentials::Memory => report.ok(PART, "kept in memory: gone at each restart"),
+    let key_file = match config {
+        Credentials::Stored { key_file } => key_file,
+        Credentials::Memory => return report.ok(PART, "kept in memory: gone at each restart"),
         // Of each backend it is told with the rest of what is known of that.
-        Credentials::Master => report.ok(PART, "no user's password is kept"),
+        Credentials::Master => return report.ok(PART, "no user's password is kept"),
+    };
+    let shown = key_file.display();
+    let vault = match exists(key_file).then(|| Vault::open_existing(key_file)).transpose() {
+        Ok(vault) => vault,
+        Err(error) => return report.failed(PART, error),
+    };
+    let unreadable = match store {
+        Some(store) => unreadable(store, vault.as_ref()).await,
+        None => Ok(0),
+    };
+    match (unreadable, vault) {
+        (Err(error), _) => report.failed(PART, error),
+        (Ok(accounts @ 1..), vault) => {
+            let is = if vault.is_some() { "not the one" } else { "not there, and was the one" };
+            report.failed(
+                PART,
+                format_args!(
+                    "{shown}: is {is} that sealed what is stored of {accounts} accounts; put back the \
+                     key file of that time, or each of them is watched again when its user has logged in"
+                ),
+            );
+        }
+        (Ok(0), Some(_)) => report.ok(PART, format_args!("{shown}: can be used")),
+        (Ok(0), None) => to_be_made(PART, key_file, report),
     }
 }
 
-pub(super) async fn database(config: &config::Store, report: &mut Report) {
+/// The database, to be closed.
+pub(super) async fn database(config: &config::Store, report: &mut Report) -> Option<Store> {
     const PART: &str = "[store]";
     match Store::file(&config.url) {
-        Ok(Some(path)) if !exists(&path) => return to_be_made(PART, &path, report),
+        Ok(Some(path)) if !exists(&path) => {
+            to_be_made(PART, &path, report);
+            return None;
+        }
         Ok(_) => {}
-        Err(error) => return report.failed(PART, error),
+        Err(error) => {
+            report.failed(PART, error);
+            return None;
+        }
     }
     let store = match Store::open_existing(&config.url, config.busy_timeout).await {
         Ok(store) => store,
-        Err(error) => return report.failed(PART, error),
+        Err(error) => {
+            report.failed(PART, error);
+            return None;
+        }
     };
     match store.accounts(Timestamp(0)).await {
         Ok(accounts) => {
@@ -143,7 +174,7 @@ pub(super) async fn database(config: &config::Store, report: &mut Report) {
         }
         Err(error) => report.failed(PART, error),
     }
-    store.close().await;
+    Some(store)
 }
 
 fn exists(file: &Path) -> bool {

@@ -304,6 +304,39 @@ async fn what_is_wrong_is_found_and_named_with_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_key_file_that_did_not_seal_what_is_stored_is_named() {
+    limited(async {
+        let world = World::new().await;
+        let server = world.serve().await;
+        world.register(server.address).await.unwrap();
+        server.process.kill();
+        let (key, aside) = (world.file("mailchime.key"), world.file("aside.key"));
+        fs::rename(&key, &aside).unwrap();
+        let said = world.command(&["check"]).await;
+        assert_eq!(said.code, 1, "{}", said.stdout);
+        let line = said.line("FAILED   [credentials]: ");
+        for part in ["mailchime.key", "is not there", "of 1 accounts", "put back"] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+        assert!(!key.exists(), "checking makes no key");
+
+        // What a start without the key would make.
+        drop(mailchime::store::Vault::open(&key).unwrap());
+        let said = world.command(&["check"]).await;
+        assert_eq!(said.code, 1, "{}", said.stdout);
+        let line = said.line("FAILED   [credentials]: ");
+        for part in ["mailchime.key", "is not the one that sealed", "of 1 accounts", "put back"] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+        fs::rename(&aside, &key).unwrap();
+        let said = world.command(&["check"]).await;
+        assert_eq!(said.code, 0, "{}", said.stdout);
+        said.line("ok       [credentials]: ");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_topic_that_ios_drops_and_a_certificate_of_another_are_named() {
     limited(async {
         let world = World::new().await;
