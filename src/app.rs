@@ -14,6 +14,7 @@
 
 mod admin;
 mod reload;
+pub mod renewal;
 pub mod systemd;
 
 use std::collections::HashMap;
@@ -32,6 +33,7 @@ use tokio::sync::{mpsc, watch as cell};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::renewal::Renewal;
 use crate::config::{self, Config, Sni};
 use crate::files;
 use crate::imap::session::{DomainTopic, PushOffer};
@@ -89,6 +91,7 @@ pub struct Running {
     /// What new sessions begin with.
     current: proxy::Current,
     tickets: Arc<dyn ProducesTickets>,
+    renewal: Renewal,
     listening: Vec<Listening>,
     /// What clients are served by beside `listening`: who asks the backend what it offers, the
     /// calendar of the push identities, and listeners that were closed, while they have sessions.
@@ -183,7 +186,9 @@ pub async fn start_with(
         tracing::warn!("{warning}");
     }
     let tickets = tls::tickets().map_err(|error| StartError::key("[tls]", error))?;
+    let mut renewal = Renewal::new(config);
     let server_tls = server_tls(&config.tls, &tickets)?;
+    renewal.read_ends(&config.tls);
     let counters = Arc::new(Counters::default());
     let resolver = NameResolver::new(&config.resolver, Arc::clone(&counters));
     let table = Table::new(config, &resolver)
@@ -329,7 +334,7 @@ pub async fn start_with(
         };
         socket.serve(parts, stop_telling.clone())
     });
-    Ok(Running {
+    let mut running = Running {
         admin,
         addresses: listening.iter().map(|listening| listening.address).collect(),
         store,
@@ -358,7 +363,9 @@ pub async fn start_with(
         stop_pushing,
         stop_dividing,
         stop_telling,
-    })
+    };
+    running.tell_of_certificates();
+    Ok(running)
 }
 
 /// Takes what comes until nobody is left to send.

@@ -72,6 +72,8 @@ pub struct Metrics {
     /// `mailchime_limits_hit_total`, by the key of the limit.
     limits_hit: Family<[(&'static str, &'static str); 1], Counter>,
     certificates: Family<[(&'static str, String); 1], Gauge<f64, AtomicU64>>,
+    server_certificates: Family<[(&'static str, String); 1], Gauge<f64, AtomicU64>>,
+    unread_certificates: Gauge,
     /// What is measured only when it is asked for.
     asked: Mutex<Asked>,
 }
@@ -289,7 +291,8 @@ impl Metrics {
     /// All of them, registered.
     pub fn new(registry: &mut Registry) -> Self {
         let registry = registry.sub_registry_with_prefix("mailchime");
-        let certificates = Family::default();
+        let (certificates, server_certificates) = (Family::default(), Family::default());
+        let unread_certificates = Gauge::default();
         let limits_hit = Family::default();
         let (sessions, nodes) = (Gauge::default(), Gauge::default());
         let exposed_files = Gauge::default();
@@ -328,6 +331,17 @@ impl Metrics {
             Unit::Seconds,
             certificates.clone(),
         );
+        registry.register_with_unit(
+            "server_certificate_expiry",
+            "Time until a certificate that clients are shown ends, negative afterwards",
+            Unit::Seconds,
+            server_certificates.clone(),
+        );
+        registry.register(
+            "certificates_unread",
+            "Whether certificates for clients, and for APNs, were changed on disk and cannot be read",
+            unread_certificates.clone(),
+        );
         Self {
             sessions,
             nodes,
@@ -336,6 +350,8 @@ impl Metrics {
             push_latency,
             limits_hit,
             certificates,
+            server_certificates,
+            unread_certificates,
             sessions_ended: By::new(
                 registry,
                 "sessions_ended",
@@ -412,6 +428,16 @@ impl Metrics {
         self.asked().certificates = Some(Box::new(ends));
     }
 
+    /// Takes note of when the certificates that clients are shown end, each by its file, and of how many
+    /// sets of certificates were changed on disk and could not be read.
+    pub fn server_certificates(&self, ends: Vec<(String, SystemTime)>, unread: usize) {
+        self.server_certificates.clear();
+        for (file, end) in ends {
+            self.server_certificates.get_or_create(&[("file", file)]).set(left(end));
+        }
+        self.unread_certificates.set(i64::try_from(unread).unwrap_or(i64::MAX));
+    }
+
     /// Takes note of a call of the database.
     pub fn database_call<T, E>(&self, call: Call, time: Duration, result: &Result<T, E>) {
         self.database.of(call).observe(time.as_secs_f64());
@@ -431,14 +457,9 @@ impl Metrics {
             let counter = self.limits_hit.get_or_create(&[("limit", limit)]);
             counter.inner().store(hits, Ordering::Relaxed);
         }
-        let now = SystemTime::now();
         self.certificates.clear();
         for (topic, end) in asked.certificates.iter().flat_map(|ends| ends()) {
-            let left = match end.duration_since(now) {
-                Ok(left) => left.as_secs_f64(),
-                Err(past) => -past.duration().as_secs_f64(),
-            };
-            self.certificates.get_or_create(&[("topic", topic)]).set(left.round());
+            self.certificates.get_or_create(&[("topic", topic)]).set(left(end));
         }
         drop(asked);
         let mut text = String::new();
@@ -513,6 +534,15 @@ impl<L, M> Debug for By<L, M> {
 }
 
 // === impl Held ===
+
+/// Seconds until then, negative afterwards.
+fn left(end: SystemTime) -> f64 {
+    let left = match end.duration_since(SystemTime::now()) {
+        Ok(left) => left.as_secs_f64(),
+        Err(past) => -past.duration().as_secs_f64(),
+    };
+    left.round()
+}
 
 impl Held {
     /// Counts one more in `gauge`, until this is dropped.

@@ -3,7 +3,7 @@
 //! New sessions go by it; those that are open end as they began. All that can fail comes first, so
 //! that a configuration is taken over as a whole or not at all.
 
-use super::{Listening, Running, Socket, StartError, check_record, exposed, server_tls};
+use super::{Listening, Renewal, Running, Socket, StartError, check_record, exposed, server_tls};
 use crate::config::Config;
 use crate::net::backends::Table;
 
@@ -21,6 +21,7 @@ impl Running {
     /// # Errors
     /// All stays as it was.
     pub fn reload(&mut self, config: &Config) -> Result<(), StartError> {
+        let renewal = Renewal::new(config);
         let server_tls = server_tls(&config.tls, &self.tickets)?;
         let table = Table::new(config, &self.resolver)
             .map_err(|error| StartError::Configuration(error.to_string()))?;
@@ -38,6 +39,8 @@ impl Running {
         self.backends.replace(table);
         let context = self.current.get().reloaded(server_tls, config);
         self.current.set(context);
+        self.renewal.go_by(renewal, &config.tls);
+        self.tell_of_certificates();
         self.listen(config, places);
         self.serving.retain(|task| !task.is_finished());
         let grace = self.config.limits.shutdown_grace;

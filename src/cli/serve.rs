@@ -5,9 +5,10 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use tokio::signal::unix::SignalKind;
+use tokio::time::MissedTickBehavior;
 
 use super::{Failure, Signals, logging, runtime};
-use crate::app::{self, StartError, systemd};
+use crate::app::{self, StartError, renewal, systemd};
 use crate::config::Config;
 use crate::net::listen;
 
@@ -49,9 +50,12 @@ async fn serve(
     })?;
     systemd::ready();
     let watchdog = tokio::spawn(systemd::watchdog());
+    let mut looks = tokio::time::interval(renewal::LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = signals.next() => break,
+            _ = looks.tick() => running.look_at_certificates(),
             () = hangups.next() => reload(path, &mut running, log),
         }
     }

@@ -102,6 +102,13 @@ impl Context {
     /// is counted stays counted.
     #[must_use]
     pub fn reloaded(&self, tls: Arc<ServerConfig>, config: &Config) -> Self {
+        let (limits, record) = (config.limits.clone(), config.record.clone());
+        Self { limits, record, ..self.showing(tls) }
+    }
+
+    /// The same under other certificates.
+    #[must_use]
+    pub fn showing(&self, tls: Arc<ServerConfig>) -> Self {
         Self {
             backends: self.backends.clone(),
             push: self.push.clone(),
@@ -110,8 +117,8 @@ impl Context {
             tls,
             admission: Arc::clone(&self.admission),
             counters: Arc::clone(&self.counters),
-            limits: config.limits.clone(),
-            record: config.record.clone(),
+            limits: self.limits.clone(),
+            record: self.record.clone(),
             devices: self.devices,
             pace: Arc::clone(&self.pace),
             relay_mechanisms: self.relay_mechanisms,

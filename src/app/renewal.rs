@@ -1,0 +1,205 @@
+//! Certificates that were renewed on disk are read again by themselves, and the log says when those that
+//! clients are shown end.
+//!
+//! A renewal writes two files, one after the other. So a change is taken when all files have stood still
+//! from one look to the next, and only where they fit together.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::{Running, server_tls};
+use crate::config::{self, Config, Identity};
+use crate::model::Timestamp;
+use crate::net::tls;
+use crate::secret_file::{Stamp, stamp};
+
+/// Between two looks at the files of certificates.
+pub const LOOK: Duration = Duration::from_secs(5);
+
+/// From so many days before its end a certificate is warned of.
+const WARNING_DAYS: i64 = 30;
+const DAY: i64 = 24 * 3600;
+
+/// Between two lines about files that do not fit.
+const BETWEEN_LINES: Duration = Duration::from_hours(1);
+
+/// What there is to know of the certificates that are in use.
+#[derive(Debug, Default)]
+pub(super) struct Renewal {
+    server: Files,
+    apns: Files,
+    /// The certificates that clients are shown, and when each ends, in seconds since 1970.
+    ends: Vec<(PathBuf, i64)>,
+    /// For how many days each was said to be good.
+    said: HashMap<PathBuf, i64>,
+}
+
+/// A set of files that is read as a whole.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    paths: Vec<PathBuf>,
+    /// What was read; `None` for a file that was not there.
+    read: Stamps,
+    /// What was seen at the last look.
+    seen: Stamps,
+    /// What was tried and does not fit, and when the log said so.
+    unfit: Option<(Stamps, Instant)>,
+}
+
+type Stamps = Vec<Option<Stamp>>;
+
+impl Files {
+    /// To be made before they are read, so that a change in between is seen.
+    fn new(paths: Vec<PathBuf>) -> Self {
+        let read = stamps(&paths);
+        Self { seen: read.clone(), read, paths, unfit: None }
+    }
+
+    /// The change that is to be taken, if there is one.
+    fn changed(&mut self) -> Option<Stamps> {
+        let now = stamps(&self.paths);
+        let stood_still = std::mem::replace(&mut self.seen, now.clone()) == now;
+        if now == self.read {
+            self.unfit = None;
+            return None;
+        }
+        stood_still.then_some(now)
+    }
+
+    /// Takes note of whether a change could be taken; returns whether the log is to say so.
+    fn tried(&mut self, change: Stamps, fits: bool) -> bool {
+        if fits {
+            // What has changed again meanwhile is read again.
+            (self.read, self.unfit) = (change, None);
+            return true;
+        }
+        let is_news = self
+            .unfit
+            .as_ref()
+            .is_none_or(|(before, said)| *before != change || said.elapsed() >= BETWEEN_LINES);
+        if is_news {
+            self.unfit = Some((change, Instant::now()));
+        }
+        is_news
+    }
+}
+
+fn stamps(paths: &[PathBuf]) -> Stamps {
+    paths.iter().map(|path| fs::metadata(path).ok().map(|found| stamp(&found))).collect()
+}
+
+impl Renewal {
+    /// To be made before the files are read.
+    pub(super) fn new(config: &Config) -> Self {
+        let sni = config.tls.sni.iter().map(|sni| [&sni.certificate, &sni.private_key]);
+        let server = std::iter::once([&config.tls.certificate, &config.tls.private_key]).chain(sni);
+        let server = server.flatten().cloned().collect();
+        let apns = config.apns.iter().flat_map(|apns| files(&apns.identity)).cloned().collect();
+        Self { server: Files::new(server), apns: Files::new(apns), ..Self::default() }
+    }
+
+    /// The same for another configuration.
+    pub(super) fn go_by(&mut self, new: Self, tls: &config::Tls) {
+        let said = std::mem::take(&mut self.said);
+        *self = Self { said, ..new };
+        self.read_ends(tls);
+    }
+
+    /// Takes note of when the certificates that clients are shown end.
+    pub(super) fn read_ends(&mut self, tls: &config::Tls) {
+        let sni = tls.sni.iter().map(|sni| &*sni.certificate);
+        let certificates = std::iter::once(&*tls.certificate).chain(sni);
+        let ends = certificates.filter_map(|path| Some((path.to_owned(), end(path)?)));
+        self.ends = ends.collect();
+    }
+
+    /// Says what ends soon, once a day.
+    fn say(&mut self, now: i64) {
+        for (path, end) in &self.ends {
+            let days = (end - now).div_euclid(DAY);
+            let before = self.said.insert(path.clone(), days);
+            if days >= WARNING_DAYS || before == Some(days) {
+                continue;
+            }
+            let certificate = path.display();
+            match days {
+                ..0 => tracing::error!(
+                    %certificate,
+                    "a certificate that clients are shown has ended: they refuse to connect"
+                ),
+                days => tracing::warn!(
+                    %certificate,
+                    days,
+                    "a certificate that clients are shown ends soon: renew it"
+                ),
+            }
+        }
+    }
+}
+
+fn files(identity: &Identity) -> Vec<&PathBuf> {
+    match identity {
+        Identity::Pem { certificate, private_key, .. } => vec![certificate, private_key],
+        Identity::Pkcs12 { file, password_file, .. } => {
+            std::iter::once(file).chain(password_file).collect()
+        }
+        Identity::Key { key, .. } => vec![key],
+    }
+}
+
+/// When the certificate in a file ends, in seconds since 1970.
+fn end(path: &Path) -> Option<i64> {
+    let chain = tls::certificates(path).ok()?;
+    let (_, leaf) = X509Certificate::from_der(chain.first()?).ok()?;
+    Some(leaf.validity().not_after.timestamp())
+}
+
+impl Running {
+    /// Looks at the files of the certificates, and uses those that were renewed from now on: the ones that
+    /// clients are shown in new sessions, those of APNs for new pushes. To be called every [`LOOK`].
+    pub fn look_at_certificates(&mut self) {
+        const UNFIT: &str =
+            "a certificate was changed on disk and cannot be read: the one of before is used";
+        if let Some(change) = self.renewal.server.changed() {
+            let read = server_tls(&self.config.tls, &self.tickets);
+            let (fits, error) = (read.is_ok(), read.as_ref().err().map(ToString::to_string));
+            let news = self.renewal.server.tried(change, fits);
+            if let Ok(server_tls) = read {
+                self.current.set(self.current.get().showing(server_tls));
+                self.renewal.read_ends(&self.config.tls);
+                tracing::info!(
+                    "a certificate was renewed on disk and is shown to new sessions now"
+                );
+            } else if news {
+                tracing::warn!(error, "{UNFIT}");
+            }
+        }
+        if let Some(change) = self.renewal.apns.changed() {
+            let read = self.identities.reload(&self.config.apns, self.config.push.priority);
+            let news = self.renewal.apns.tried(change, read.is_ok());
+            match read {
+                Ok(()) => {
+                    tracing::info!("a certificate for APNs was renewed on disk and is used now")
+                }
+                Err(error) if news => tracing::warn!(%error, "{UNFIT}"),
+                Err(_) => {}
+            }
+        }
+        self.tell_of_certificates();
+    }
+
+    /// In the metrics and the log.
+    pub(super) fn tell_of_certificates(&mut self) {
+        let at = |seconds: i64| UNIX_EPOCH + Duration::from_secs(seconds.unsigned_abs());
+        let ends = self.renewal.ends.iter();
+        let ends = ends.map(|(path, end)| (path.display().to_string(), at(*end))).collect();
+        let unfit = [&self.renewal.server, &self.renewal.apns];
+        let unread = unfit.iter().filter(|files| files.unfit.is_some()).count();
+        self.metrics.server_certificates(ends, unread);
+        self.renewal.say(Timestamp::now().0.div_euclid(1000));
+    }
+}
