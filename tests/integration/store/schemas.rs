@@ -1,7 +1,7 @@
 //! Databases of earlier schemas, kept in `fixtures/schemas`, are brought up to date with all that is
 //! in them.
 
-use sqlx::{AssertSqlSafe, Connection, Executor};
+use sqlx::{AssertSqlSafe, Connection, Executor, Row};
 
 use super::*;
 
@@ -12,16 +12,60 @@ const POSTGRES: &str = include_str!("../../../fixtures/schemas/0001.postgres.sql
 const THIRD_SQLITE: &str = include_str!("../../../fixtures/schemas/0003.sqlite.sql");
 const THIRD_POSTGRES: &str = include_str!("../../../fixtures/schemas/0003.postgres.sql");
 
+/// Before accounts were counted by domain and backend.
+const FOURTH_SQLITE: &str = include_str!("../../../fixtures/schemas/0004.sqlite.sql");
+
+/// A file with what a dump says.
+async fn restored(folder: &TempDir, dump: &'static str) {
+    let path = folder.path().join("mailchime.db");
+    let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
+    let mut connection = options.connect().await.unwrap();
+    connection.execute(AssertSqlSafe(dump)).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_sqlite_database_of_the_fourth_schema_is_counted_as_a_new_one_is() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        restored(&folder, FOURTH_SQLITE).await;
+        let store = open(&folder).await;
+        let bob = only_target(&store, &Account::from_login("Bob")).await;
+        assert_eq!(bob.outdated_since, Some(Timestamp(1_700_000_450_000)));
+        assert_eq!(bob.backend.as_deref(), Some("imap.example.org:993"));
+
+        let mut connection = beside(&folder).await;
+        let query = sqlx::query("select name, folded, domain, backend from account order by name");
+        let rows = query.fetch_all(&mut connection).await.unwrap();
+        let rows: Vec<[String; 4]> =
+            rows.iter().map(|row| std::array::from_fn(|column| row.get(column))).collect();
+        let backend = "imap.example.org:993";
+        let expected = [
+            ["Bob", "bob", "", backend],
+            ["alice@example.org", "alice@example.org", "example.org", backend],
+        ];
+        assert_eq!(rows, expected);
+        let query =
+            sqlx::query("select name from sqlite_master where type = 'index' order by name");
+        let indexes = query.fetch_all(&mut connection).await.unwrap();
+        let indexes: Vec<String> = indexes.iter().map(|row| row.get(0)).collect();
+        for index in
+            ["account_by_backend", "account_by_domain", "account_by_folded_name", "device_by_token"]
+        {
+            assert!(indexes.iter().any(|name| name == index), "{index} is not in {indexes:?}");
+        }
+
+        holds_what_it_held(&store).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn the_sqlite_databases_of_before_are_brought_up_to_date() {
     limited(async {
         for dump in [SQLITE, THIRD_SQLITE] {
             let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("mailchime.db");
-            let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
-            let mut connection = options.connect().await.unwrap();
-            connection.execute(AssertSqlSafe(dump)).await.unwrap();
-            connection.close().await.unwrap();
+            restored(&folder, dump).await;
             holds_what_it_held(&open(&folder).await).await;
         }
     })
