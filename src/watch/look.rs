@@ -249,15 +249,12 @@ impl Watcher {
         index: usize,
         now: &Snapshot,
     ) -> Result<Option<bool>, End> {
-        let Watched { mailbox, known, announced, unnumbered, .. } = &self.mailboxes[index];
-        // Of another mailbox flags cannot be seen.
-        if !mailbox.is_inbox() || round.open.is_none() || *unnumbered {
-            return Ok(None);
-        }
+        let Watched { mailbox, known, announced, .. } = &self.mailboxes[index];
+        let is_open = mailbox.is_inbox() && round.open.is_some();
         let (known, flags_changed) = (*known, only_mod_seq_differs(known, now));
         let arrived_read = match announced {
-            Some(announced) => arrived_read(&known, now, announced.thought_unread),
-            None => None,
+            Some(announced) if is_open => arrived_read(&known, now, announced.thought_unread),
+            _ => None,
         };
         if !flags_changed && (arrived_read.is_none() || round.connection.news.has_read()) {
             return Ok(None);
@@ -269,10 +266,34 @@ impl Watcher {
         }
         let shown = match arrived_read {
             Some(new) => round.any_but_new_mail_read(&new).await?,
-            None => round.flags_are_shown(&known, now).await?,
+            None if is_open => round.flags_are_shown(&known, now).await?,
+            None => self.flags_are_shown_elsewhere(round, index, now).await?,
         };
         self.asked_for_flags = false;
         Ok(Some(shown))
+    }
+
+    /// The same for a mailbox that has to be opened first; then INBOX is, if it was.
+    async fn flags_are_shown_elsewhere(
+        &self,
+        round: &mut Round<'_>,
+        index: usize,
+        now: &Snapshot,
+    ) -> Result<bool, End> {
+        let Watched { mailbox, known, .. } = &self.mailboxes[index];
+        round.connection.news.leave_inbox();
+        let examine = format!("EXAMINE {}", quoted(mailbox));
+        let shown = match round.connection.command(&examine, |_| {}).await? {
+            Answer::Ok => round.flags_are_shown(known, now).await?,
+            Answer::No | Answer::Bad => true,
+        };
+        if round.open.is_some() {
+            self.examine_inbox(round).await?;
+        } else {
+            round.connection.command("CLOSE", |_| {}).await?;
+            round.connection.news.back_in_inbox(None);
+        }
+        Ok(shown)
     }
 
     /// Compares what was known with what is, at this place; `shown` says whether a phone would show it

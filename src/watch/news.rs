@@ -21,6 +21,8 @@ pub(super) struct News {
     other: bool,
     /// A message may have been read since the number last rose.
     read: bool,
+    /// Another mailbox than INBOX is open for a moment.
+    elsewhere: bool,
     /// The backend has ended NOTIFY.
     overflow: bool,
     /// The states that STATUS told; `None` is a mailbox whose name cannot be read.
@@ -33,15 +35,8 @@ impl News {
     /// Takes note of a whole response.
     pub(super) fn read(&mut self, response: &[u8]) {
         match activity(response) {
-            // Some servers repeat the number at each IDLE: that is no news, or it would be for ever.
-            Some(Activity::Exists(count)) => {
-                match self.count.replace(count) {
-                    Some(before) if count == before => {}
-                    Some(before) if count < before => self.other = true,
-                    // After an expunge the same number is a message more (NEEDS.md B38).
-                    _ => (self.grown, self.read) = (Some(count), false),
-                }
-            }
+            Some(_) if self.elsewhere => {}
+            Some(Activity::Exists(count)) => self.exists(count),
             Some(Activity::Other) => {
                 (self.count, self.other) = (None, true);
                 let flags = fetched(response).map(|fetched| fetched.flags);
@@ -55,6 +50,30 @@ impl News {
                     self.overflow |= is_overflow(response);
                 }
             }
+        }
+    }
+
+    /// INBOX has so many messages.
+    fn exists(&mut self, count: u64) {
+        match self.count.replace(count) {
+            // Some servers repeat the number at each IDLE: that is no news, or it would be for ever.
+            Some(before) if count == before => {}
+            Some(before) if count < before => self.other = true,
+            // After an expunge the same number is a message more (NEEDS.md B38).
+            _ => (self.grown, self.read) = (Some(count), false),
+        }
+    }
+
+    /// Another mailbox is opened: what is said of the open one is not said of INBOX.
+    pub(super) fn leave_inbox(&mut self) {
+        self.elsewhere = true;
+    }
+
+    /// INBOX, if any mailbox, is open again, with so many messages where that was told.
+    pub(super) fn back_in_inbox(&mut self, count: Option<u64>) {
+        self.elsewhere = false;
+        if let Some(count) = count {
+            self.exists(count);
         }
     }
 
@@ -141,6 +160,19 @@ mod tests {
         }
         news.read(b"* 9 EXISTS\r\n");
         news.settle();
+        news.leave_inbox();
+        for line in ["* 40 EXISTS\r\n", "* 1 FETCH (FLAGS (\\Seen))\r\n"] {
+            news.read(line.as_bytes());
+        }
+        news.back_in_inbox(Some(9));
+        assert_eq!(
+            (news.take_grown(), news.take_other()),
+            (None, false),
+            "it was of another mailbox"
+        );
+        news.leave_inbox();
+        news.back_in_inbox(Some(10));
+        assert_eq!(news.take_grown(), Some(10));
         assert_eq!((news.take_grown(), news.take_other()), (None, false));
     }
 

@@ -28,6 +28,7 @@ use crate::config;
 use crate::imap::args::quote;
 use crate::imap::capability::Capabilities;
 use crate::imap::mailbox;
+use crate::imap::status::{Activity, activity};
 use crate::model::{ChangeKind, Mailbox};
 
 /// A backend that ends IDLE sooner than this has no IDLE.
@@ -151,15 +152,30 @@ impl Watcher {
             round.open.is_some_and(|at| !check || at.elapsed() < self.context.config.idle_check);
         match (wanted, fresh) {
             (true, false) => {
-                let answer = round.connection.command("EXAMINE INBOX", |_| {}).await?;
-                round.open = (answer == Answer::Ok).then(Instant::now);
-                if round.open.is_none() {
-                    tracing::warn!(account = %self.account, "the backend does not open INBOX: polled");
-                    round.idles = false;
-                }
+                self.examine_inbox(round).await?;
             }
             (false, _) if round.open.is_some() => round.close().await?,
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// Opens INBOX, whichever mailbox is open.
+    pub(super) async fn examine_inbox(&self, round: &mut Round<'_>) -> Result<(), End> {
+        let mut count = None;
+        // What is said last is said of INBOX.
+        let exists = |response: &[u8]| {
+            if let Some(Activity::Exists(number)) = activity(response) {
+                count = Some(number);
+            }
+        };
+        round.connection.news.leave_inbox();
+        let answer = round.connection.command("EXAMINE INBOX", exists).await?;
+        round.connection.news.back_in_inbox(count);
+        round.open = (answer == Answer::Ok).then(Instant::now);
+        if round.open.is_none() {
+            tracing::warn!(account = %self.account, "the backend does not open INBOX: polled");
+            round.idles = false;
         }
         Ok(())
     }
@@ -199,7 +215,8 @@ impl Watcher {
         round.armed = round.connection.command(&command, |_| {}).await? == Answer::Ok;
         round.notified = round.armed;
         // Even what it accepts may be too much.
-        if self.hear_overflow(round) {
+        if round.connection.news.take_overflow() {
+            self.overflowed(round);
             return Ok(true);
         }
         if round.armed {
@@ -214,17 +231,21 @@ impl Watcher {
         Ok(false)
     }
 
-    /// Whether the backend has just ended NOTIFY. It is set anew at once, and where that happens again and
-    /// again, after more and more time.
-    pub(super) fn hear_overflow(&self, round: &mut Round<'_>) -> bool {
-        let overflow = round.connection.news.take_overflow();
-        if overflow {
-            let account = &self.account;
-            let wait = round.overflow.begins(&self.context.config);
-            tracing::debug!(%account, ?wait, "NOTIFY has overflowed: it is asked for again");
-            (round.armed, round.notified) = (false, false);
+    /// Takes note of whether the backend has ended NOTIFY.
+    pub(super) fn hear_overflow(&self, round: &mut Round<'_>) {
+        // What is not set cannot end.
+        if round.connection.news.take_overflow() && round.notified {
+            self.overflowed(round);
         }
-        overflow
+    }
+
+    /// The backend has ended NOTIFY. It is set anew at once, and where that happens again and again,
+    /// after more and more time.
+    fn overflowed(&self, round: &mut Round<'_>) {
+        let account = &self.account;
+        let wait = round.overflow.begins(&self.context.config);
+        tracing::debug!(%account, ?wait, "NOTIFY has overflowed: it is asked for again");
+        (round.armed, round.notified) = (false, false);
     }
 
     /// Waits until there is something to look at: in IDLE, if INBOX is open. What else it does on the

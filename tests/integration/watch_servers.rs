@@ -216,6 +216,8 @@ async fn dovecot_whose_maildirs_another_program_fills() {
 /// What the phone shows is one push, and what it does not show is none: mail that arrives read, keywords
 /// and marks that filters set.
 async fn dovecot_tells_what_the_phone_shows(dovecot: &Dovecot, mode: Mode) -> Scene {
+    // With CONDSTORE (RFC 7162) even what changes no number is seen.
+    let swapped = usize::from(mode == Mode::Notify);
     let boxes = ["INBOX", "Team"];
     for user in [ALICE.0, "alice+Team"] {
         for _ in 0..3 {
@@ -248,6 +250,7 @@ async fn dovecot_tells_what_the_phone_shows(dovecot: &Dovecot, mode: Mode) -> Sc
             (&["STORE 1:3 +FLAGS (\\Flagged)"], &[]),
             (&[unread.as_str(), "STORE 5 +FLAGS ($Label)"], &[new]),
             (&["STORE 2 +FLAGS (\\Seen)"], &[quiet]),
+            (&["STORE 2 -FLAGS (\\Seen)", "STORE 3 +FLAGS (\\Seen)"], &[quiet][..swapped]),
             (&["STORE 1 +FLAGS (\\Deleted \\Seen)"], &[quiet]),
             (&["EXPUNGE"], &[quiet]),
         ] {

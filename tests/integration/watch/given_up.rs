@@ -300,6 +300,8 @@ S: + idling
         .await;
         let confirmed = "INBOX: confirmed, next 11 of 6 with 3 unseen";
         watching.expect(&["INBOX: new mail, announced", confirmed]).await;
+        // What is not set any more cannot end.
+        peer.play("S: * OK [NOTIFICATIONOVERFLOW] still").await;
         let soon = tokio::time::timeout(Duration::from_secs(1), peer.line()).await;
         assert!(soon.is_err(), "it does not wait for the next poll: {soon:?}");
         // Although IDLE has shown that it tells of INBOX.

@@ -254,3 +254,89 @@ S: w2 OK done
     })
     .await;
 }
+
+/// The flags of another mailbox are asked for as well: it is opened for a moment, and INBOX again.
+#[tokio::test]
+async fn flags_in_other_mailboxes_are_looked_into() {
+    for (flags, expected) in [
+        ("$Junk", "Team: as told, next 8 of 3 with 1 unseen"),
+        ("\\Seen", "Team: quiet, next 8 of 3 with 1 unseen"),
+    ] {
+        limited(async {
+            let (inbox, team) = (told(7, 10, 5, 2), told(8, 8, 3, 1));
+            let team = Snapshot { highest_mod_seq: Some(40), ..team };
+            let stage = Stage::new().await;
+            stage.world.register("alice", &[("INBOX", inbox), ("Team", team)]).await;
+            let mut watching = stage.world.watch();
+            let mut peer = stage.accept().await;
+            peer.play(&IDLE.replace("IDLE", "IDLE CONDSTORE")).await;
+            peer.play(&format!(
+                "\
+C: w1 EXAMINE INBOX
+S: * 5 EXISTS
+S: w1 OK [READ-ONLY] open
+C: w2 {CONDSTORE_STATUS}
+C: w3 STATUS \"Team\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN HIGHESTMODSEQ)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2 HIGHESTMODSEQ 90)
+S: w2 OK done
+S: * STATUS Team (MESSAGES 3 UIDNEXT 8 UIDVALIDITY 8 UNSEEN 1 HIGHESTMODSEQ 43)
+S: w3 OK done
+C: w4 EXAMINE \"Team\"
+S: * 3 EXISTS
+S: * 0 RECENT
+S: w4 OK [READ-ONLY] open
+C: w5 UID FETCH 1:* (FLAGS) (CHANGEDSINCE 40)
+S: * 1 FETCH (UID 1 FLAGS ($Label) MODSEQ (42))
+S: * 2 FETCH (UID 2 FLAGS ({flags}) MODSEQ (43))
+S: w5 OK done
+C: w6 EXAMINE INBOX
+S: * 3 EXISTS
+S: * OK [CLOSED] Previous mailbox closed
+S: * 6 EXISTS
+S: w6 OK [READ-ONLY] open
+C: w7 {CONDSTORE_STATUS}
+S: * STATUS INBOX (MESSAGES 6 UIDNEXT 11 UIDVALIDITY 7 UNSEEN 3 HIGHESTMODSEQ 91)
+S: w7 OK done
+C: w8 IDLE
+"
+            ))
+            .await;
+            let confirmed = "INBOX: confirmed, next 11 of 6 with 3 unseen";
+            watching.expect(&[expected, "INBOX: new mail, announced", confirmed]).await;
+            watching.expect_nothing();
+            stop(watching, peer).await;
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn flags_in_an_inbox_that_is_polled_are_looked_into() {
+    limited(async {
+        let told = Snapshot { highest_mod_seq: Some(90), ..told(7, 10, 5, 2) };
+        let stage = Stage::told(told).await;
+        let mut watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(&IDLE.replace("IDLE", "CONDSTORE")).await;
+        peer.play(&format!(
+            "\
+C: w1 {CONDSTORE_STATUS}
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2 HIGHESTMODSEQ 93)
+S: w1 OK done
+C: w2 EXAMINE \"INBOX\"
+S: * 5 EXISTS
+S: w2 OK [READ-ONLY] open
+C: w3 UID FETCH 1:* (FLAGS) (CHANGEDSINCE 90)
+S: * 1 FETCH (UID 3 FLAGS ($Label) MODSEQ (93))
+S: w3 OK done
+C: w4 CLOSE
+S: w4 OK closed
+"
+        ))
+        .await;
+        watching.expect(&[AS_TOLD]).await;
+        watching.expect_nothing();
+        stop(watching, peer).await;
+    })
+    .await;
+}
