@@ -430,29 +430,6 @@ impl Store {
         self.is_in_place()
     }
 
-    /// Whether the file of SQLite is still the one that was opened.
-    ///
-    /// # Errors
-    /// [`StoreError::Replaced`]: no OK may be said on account of this database.
-    pub(super) fn is_in_place(&self) -> Result<(), StoreError> {
-        self.file.as_ref().map_or(Ok(()), |file| file.check())
-    }
-
-    /// Looks whether the file of SQLite is still the one that was opened, says so in the log when it is
-    /// not any more, and then keeps its log from being taken for that of the file that is there now. To be
-    /// called again and again.
-    pub async fn look_at_file(&self) {
-        let Some(file) = self.file.as_ref().filter(|file| file.has_to_be_emptied()) else { return };
-        match sqlite::empty_lost_log(&self.writes).await {
-            Ok(true) => {
-                file.is_emptied();
-                tracing::warn!("what the database's log held is in the file of before");
-            }
-            Ok(false) => tracing::debug!("the log of the database is in use"),
-            Err(error) => tracing::error!(%error, "the log of a lost database cannot be emptied"),
-        }
-    }
-
     /// Takes what was removed or replaced out of SQLite's log, too, if there is any: it is overwritten
     /// in the database itself, but stays in the log until that is emptied. Returns whether nothing is
     /// left; if not, somebody reads what was there before, or writes. To be called again then.
