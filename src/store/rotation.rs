@@ -66,8 +66,11 @@ pub async fn rotate(store: &Store, vault: &Vault) -> Result<u64, RotationError> 
         return Err(vault.wrong_key_file(&seals).into());
     }
     settled(store, vault, Work::Look).await?;
+    store.is_in_place()?;
     vault.add_key()?;
     let resealed = settled(store, vault, Work::Reseal).await?;
+    // A backup that was put in its place meanwhile may need the old key.
+    store.is_in_place()?;
     vault.drop_old_key()?;
     store.scrub_soon().await;
     Ok(resealed)
@@ -319,6 +322,20 @@ mod tests {
             "{refused}"
         );
         assert_eq!(std::fs::read_to_string(folder.path().join("test.key")).unwrap(), before);
+    }
+
+    #[tokio::test]
+    async fn a_database_that_was_replaced_keeps_the_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, vault) = filled(folder.path()).await;
+        let key = || std::fs::read_to_string(folder.path().join("test.key")).unwrap();
+        let before = key();
+        let (there, backup) = (folder.path().join("test.db"), folder.path().join("backup.db"));
+        std::fs::copy(&there, &backup).unwrap();
+        std::fs::rename(&backup, &there).unwrap();
+        let refused = rotate(&store, &vault).await.unwrap_err();
+        assert!(matches!(&refused, RotationError::Store(StoreError::Replaced { .. })), "{refused}");
+        assert_eq!(key(), before);
     }
 
     #[tokio::test]
