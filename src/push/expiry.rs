@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -14,7 +15,9 @@ use crate::model::Timestamp;
 /// From so many days before its end a certificate is warned of.
 const WARNING_DAYS: i64 = 30;
 /// The clock may be set, so it is looked at this often, whatever is due when.
-const LOOK: Duration = Duration::from_hours(1);
+const LOOK: Duration = Duration::from_secs(5);
+/// By so much it has been set: provider tokens that were signed by it are others now.
+const SET: i64 = 30_000;
 
 const DAY: i64 = 24 * 3600 * 1000;
 
@@ -30,7 +33,8 @@ enum Notice {
 }
 
 /// Calls `publish` with what devices may be offered, at once and whenever that has changed, and
-/// writes the log, until `cancel`. `clock` is the time of day.
+/// writes the log, until `cancel`. When an identity begins or ceases to be valid, or the clock was set,
+/// what was refused is tried again. `clock` is the time of day.
 pub async fn run(
     identities: Identities,
     clock: impl Fn() -> Timestamp,
@@ -40,8 +44,12 @@ pub async fn run(
     let mut reloads = identities.reloads();
     let mut said: HashMap<PathBuf, Notice> = HashMap::new();
     let mut offered = None;
+    let mut looked: Option<(Timestamp, Instant)> = None;
     loop {
-        let now = clock();
+        let (now, at) = (clock(), Instant::now());
+        let expected = looked.map(|(then, since)| then.plus(at.duration_since(since)));
+        let was_set = expected.is_some_and(|expected| (now.0 - expected.0).abs() > SET);
+        looked = Some((now, at));
         let mut saying = HashMap::new();
         for status in identities.statuses(now) {
             let notice = notice(&status, now);
@@ -54,7 +62,11 @@ pub async fn run(
         let offers = identities.offers(now);
         if offered.as_ref() != Some(&offers) {
             publish(offers.clone());
-            offered = Some(offers);
+            if offered.replace(offers).is_some() || was_set {
+                identities.try_anew();
+            }
+        } else if was_set {
+            identities.try_anew();
         }
         let turns_in = identities.turns_at(now).and_then(|at| u64::try_from(at.0 - now.0).ok());
         let wait = turns_in.map_or(LOOK, Duration::from_millis).min(LOOK);

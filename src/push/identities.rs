@@ -163,7 +163,12 @@ impl Identities {
         self.entries().iter().filter_map(|entry| entry.identity.turns_at(now)).min()
     }
 
-    /// Tells of each [`Identities::reload`].
+    /// As after a reload, though nothing is another one: what was refused may be taken now.
+    pub(super) fn try_anew(&self) {
+        self.entries.send_modify(|_| {});
+    }
+
+    /// Tells of each [`Identities::reload`] and [`Identities::try_anew`].
     pub(super) fn reloads(&self) -> Reloads {
         Reloads(self.entries.subscribe())
     }

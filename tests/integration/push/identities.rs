@@ -1,6 +1,6 @@
 //! Several identities, the forms in which they come, their end and their renewal.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::process::Command;
 use std::rc::Rc;
@@ -316,4 +316,41 @@ async fn b10_an_offer_is_withdrawn_when_the_certificate_ends_and_back_with_a_new
         assert_eq!(*published.borrow(), [(0, on.clone()), (48, off), (72, on)]);
     };
     tokio::time::timeout(Duration::from_secs(100 * 24 * 3600), test).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_identity_is_looked_at_again_within_seconds_of_the_clock_being_set() {
+    let test = async {
+        let certificates = Certificates::new();
+        let config = certificates.config(([127, 0, 0, 1], 1).into());
+        let identities =
+            Identities::load(std::slice::from_ref(&config), None, &NameResolver::default())
+                .unwrap();
+        // The machine begins in 1970 until it has asked what time it is.
+        let (start, set) = (tokio::time::Instant::now(), Rc::new(Cell::new(Timestamp(0))));
+        let clock = {
+            let set = set.clone();
+            move || set.get().plus(start.elapsed())
+        };
+        let published = Rc::new(RefCell::new(Vec::<(u64, bool)>::new()));
+        let publish = {
+            let published = published.clone();
+            move |offers: Vec<Offer>| {
+                published.borrow_mut().push((start.elapsed().as_secs(), offers[0].topic.is_some()));
+            }
+        };
+        let cancel = CancellationToken::new();
+        let calendar = expiry::run(identities.clone(), clock, publish, cancel.clone());
+        let story = async {
+            tokio::time::sleep(Duration::from_secs(101)).await;
+            set.set(Timestamp::now());
+            tokio::time::sleep(Duration::from_secs(102)).await;
+            set.set(Timestamp(0));
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            cancel.cancel();
+        };
+        tokio::join!(calendar, story);
+        assert_eq!(*published.borrow(), [(0, false), (105, true), (205, false)]);
+    };
+    tokio::time::timeout(Duration::from_secs(3600), test).await.unwrap();
 }
