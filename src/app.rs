@@ -48,7 +48,7 @@ use crate::proxy;
 use crate::push::dispatcher::{self, Inquirer};
 use crate::push::expiry;
 use crate::push::identities::{Identities, Offer};
-use crate::store::{CredentialSource, Shares, Store, StoreError};
+use crate::store::{self, CredentialSource, Shares, Store, StoreError};
 use crate::watch;
 
 /// Events that may wait between two parts; then the one that sends them waits.
@@ -216,6 +216,7 @@ pub async fn start_with(
         devices_per_backend: config.push.devices_per_backend,
     });
     let store = store.counting(Arc::clone(&metrics)).of_node(nodes::incarnation().into());
+    let store = store.serving().await;
     let credentials = CredentialSource::open(&config.credentials, store.clone())
         .map_err(|error| StartError::key("[credentials] key_file", error))?;
     let credentials = Arc::new(credentials);
@@ -235,6 +236,7 @@ pub async fn start_with(
         [(); 4].map(|()| CancellationToken::new());
     let offered = push_offer(identities.offers(Timestamp::now()), &config.push);
     let (offer, offered) = tokio::sync::watch::channel(offered);
+    let takes_registrations = offered.clone();
     let push = config.push.clone();
     let publish = move |offers| drop(offer.send_replace(push_offer(offers, &push)));
     let calendar = expiry::run(identities.clone(), Timestamp::now, publish, stop_serving.clone());
@@ -312,6 +314,7 @@ pub async fn start_with(
     let probing = probe(backends.clone(), config.limits.capability_size, stop_serving.clone());
     let tidying = tidy(credentials, stop_serving.clone());
     let guarding = guard(store.clone(), stop_serving.clone());
+    let counting = count_service(store.clone(), takes_registrations, stop_serving.clone());
     let listening = config.listeners.iter().zip(sockets).map(|(how, socket)| {
         Listening::start(socket, how.clone(), current.clone(), stop_serving.clone())
     });
@@ -353,6 +356,7 @@ pub async fn start_with(
             tokio::spawn(calendar),
             tokio::spawn(tidying),
             tokio::spawn(guarding),
+            tokio::spawn(counting),
         ],
         watching,
         pushing,
@@ -498,6 +502,25 @@ async fn guard(store: Store, stop: CancellationToken) {
         }
     };
     stop.run_until_cancelled(looking).await;
+}
+
+/// Counts the time in which phones can register: push is offered to them, and the database takes what
+/// they say.
+async fn count_service(
+    store: Store,
+    offered: cell::Receiver<Option<PushOffer>>,
+    stop: CancellationToken,
+) {
+    loop {
+        let open = offered.borrow().is_some();
+        if let Err(error) = store.count_service(Timestamp::now(), open).await {
+            tracing::warn!(%error, "the time of service is not counted");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(store::TICK) => {}
+            () = stop.cancelled() => return,
+        }
+    }
 }
 
 /// A listening socket, and whether systemd gave it.

@@ -269,6 +269,8 @@ label!(
         Beat: "beat",
         Nodes: "nodes",
         News: "news",
+        /// How long phones could register.
+        Service: "service",
         Ping: "ping",
         Scrub: "scrub",
     }

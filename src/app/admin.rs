@@ -252,7 +252,7 @@ async fn test(
     home: Option<BackendId>,
     (account, mailbox): (Account, Option<Mailbox>),
 ) -> Result<Value, String> {
-    let alive = Alive::at(Timestamp::now(), &config);
+    let alive = Alive::at(store.served(Timestamp::now()), &config);
     let targets = store.targets(&account, alive).await.map_err(|error| error.to_string())?;
     let Some(home) = home else {
         return Err(format!("{account}: the name leaves open which backend it is on"));

@@ -241,7 +241,7 @@ impl Jobs {
         match action {
             Action::Read(account) => {
                 let store = self.store.clone();
-                let alive = Alive::at(Timestamp::now(), &self.config);
+                let alive = Alive::at(self.served(), &self.config);
                 self.under_way.spawn(async move {
                     let targets = store.targets(&account, alive).await;
                     let targets = targets
@@ -268,6 +268,11 @@ impl Jobs {
                 });
             }
         }
+    }
+
+    /// The time of service: how long devices have been silent is told by it.
+    fn served(&self) -> Timestamp {
+        self.store.served(Timestamp::now())
     }
 
     /// The account's backend, if its name says which one it is.
@@ -326,12 +331,12 @@ impl Jobs {
                 };
                 match targets.as_ref().is_some_and(elsewhere) {
                     true => pending.set_aside(&account, now()),
-                    false => pending.read(&account, targets, now(), Timestamp::now()),
+                    false => pending.read(&account, targets, now(), self.served()),
                 }
             }
             Ok(Done::Answered(device, outcome)) => {
                 self.busy -= 1;
-                pending.answered(&device, &outcome, now(), Timestamp::now());
+                pending.answered(&device, &outcome, now(), Timestamp::now(), self.served());
             }
             Ok(Done::Asked(Explain { mailbox, reply, .. }, targets)) => {
                 let wall = Timestamp::now();
@@ -345,7 +350,7 @@ impl Jobs {
                             identity: self.identities.client_for(&target.device.topic, wall).err(),
                             pending: pending.view(&target.device, now()),
                         };
-                        facts.explain(mailbox.as_ref(), wall)
+                        facts.explain(mailbox.as_ref(), self.served())
                     });
                     explained.collect()
                 });

@@ -84,9 +84,9 @@ pub(super) struct Facts<'a> {
 
 impl Facts<'_> {
     /// `mailbox` is where the mail would come; `None` stands for any that it registered for.
-    pub(super) fn explain(&self, mailbox: Option<&Mailbox>, now: Timestamp) -> Explanation {
-        let Target { device, registered_at, pushed_at, mailboxes, outdated_since, .. } =
-            self.target;
+    /// `served` is the time of service.
+    pub(super) fn explain(&self, mailbox: Option<&Mailbox>, served: Timestamp) -> Explanation {
+        let Target { device, registered_at, heard_at, pushed_at, mailboxes, .. } = self.target;
         let View {
             under_way,
             waiting,
@@ -99,13 +99,14 @@ impl Facts<'_> {
             shut,
         } = &self.pending;
         let mut reasons = Vec::new();
-        let alive = Alive::at(now, self.config);
-        if *registered_at < alive.registered_since {
-            let since = now.0.saturating_sub(registered_at.0);
+        let alive = Alive::at(served, self.config);
+        if *heard_at < alive.registered_since {
+            let since = served.0.saturating_sub(heard_at.0);
             reasons.push(Reason::Expired { since: since.unsigned_abs() });
         }
-        if let Some(at) = outdated_since.filter(|at| *at <= alive.outdated_after) {
-            let since = now.0.saturating_sub(at.0).unsigned_abs();
+        let outdated_at = self.target.outdated_since.and(self.target.outdated_at);
+        if let Some(at) = outdated_at.filter(|at| *at <= alive.outdated_after) {
+            let since = served.0.saturating_sub(at.0).unsigned_abs();
             reasons.push(Reason::OldPassword { since });
         }
         if let Some(home) = self.home
@@ -234,9 +235,17 @@ mod tests {
             topic: "com.apple.mail.XServer.1".into(),
         };
         let mailboxes = vec![(Mailbox::inbox(), false), (Mailbox::new("Notes"), true)];
-        let (backend, outdated_since) = (Some("imap:993".to_owned()), None);
         let registered_at = NOW.minus(TTL);
-        Target { device, registered_at, backend, outdated_since, pushed_at: None, mailboxes }
+        Target {
+            device,
+            registered_at,
+            heard_at: registered_at,
+            backend: Some("imap:993".to_owned()),
+            outdated_since: None,
+            outdated_at: None,
+            pushed_at: None,
+            mailboxes,
+        }
     }
 
     #[test]
@@ -252,8 +261,9 @@ mod tests {
         assert_eq!((&*well.token, &well.owed[..]), ("abababab…", &["Notes".to_owned()][..]));
 
         let mut old = target();
-        (old.registered_at.0, old.device.version) = (NOW.0 - 11 * 24 * 3600 * 1000, 1);
-        old.outdated_since = Some(NOW.minus(Duration::from_hours(25)));
+        (old.heard_at.0, old.device.version) = (NOW.0 - 11 * 24 * 3600 * 1000, 1);
+        old.outdated_at = Some(NOW.minus(Duration::from_hours(25)));
+        old.outdated_since = old.outdated_at;
         old.backend = Some("other:993".into());
         let invalid = NoClient::Invalid {
             file: "apns.pem".into(),

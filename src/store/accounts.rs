@@ -15,8 +15,10 @@ impl Store {
         self.read(Call::Accounts, async {
             let query = sqlx::query(
                 "select name, backend, parked from account where exists (select 1 from device \
-                 where device.account = account.name and device.registered_at >= $1 \
-                 and (device.outdated_since is null or device.outdated_since > $2)) order by name",
+                 where device.account = account.name \
+                 and (device.heard_at is null or device.heard_at >= $1) \
+                 and (device.outdated_since is null or device.outdated_at is null \
+                 or device.outdated_at > $2)) order by name",
             )
             .bind(alive.registered_since.0)
             .bind(alive.outdated_after.0);
@@ -42,8 +44,10 @@ impl Store {
         self.read(Call::Account, async {
             let row = sqlx::query(
                 "select backend, parked from account where name = $1 and exists (select 1 \
-                 from device where device.account = account.name and device.registered_at >= $2 \
-                 and (device.outdated_since is null or device.outdated_since > $3))",
+                 from device where device.account = account.name \
+                 and (device.heard_at is null or device.heard_at >= $2) \
+                 and (device.outdated_since is null or device.outdated_at is null \
+                 or device.outdated_at > $3))",
             )
             .bind(account.as_str())
             .bind(alive.registered_since.0)
@@ -146,7 +150,8 @@ impl Store {
             let done = sqlx::query(
                 "update account set credentials = $2, credentials_until = $3, parked = null, \
                  parked_since = null, backend = $4, \
-                 password_since = case when $7 = 1 then $6 else password_since end \
+                 password_since = case when $7 = 1 then $6 else password_since end, \
+                 password_at = case when $7 = 1 then $8 else password_at end \
                  where name = $1 and coalesce(backend, $4) in ($4, $5) \
                  and coalesce(password_since, $6) <= $6",
             )
@@ -157,12 +162,14 @@ impl Store {
             .bind(login.backend.address())
             .bind(login.logged_in_at.0)
             .bind(i64::from(login.other_password))
+            .bind(self.served(login.logged_in_at).0)
             .execute(&mut *transaction)
             .await?;
             let kept = done.rows_affected() > 0;
             if kept {
                 if login.other_password {
-                    outdate(&mut transaction, account.as_str(), login.logged_in_at).await?;
+                    let (at, served) = (login.logged_in_at, self.served(login.logged_in_at));
+                    outdate(&mut transaction, account.as_str(), at, served).await?;
                 }
                 self.tell(&mut transaction, account.as_str(), true).await?;
             }
@@ -178,7 +185,7 @@ impl Store {
     pub async fn outdate(&self, account: &Account, at: Timestamp) -> Result<(), StoreError> {
         self.write(Call::SaveCredentials, || async {
             let mut transaction = self.begin().await?;
-            outdate(&mut transaction, account.as_str(), at).await?;
+            outdate(&mut transaction, account.as_str(), at, self.served(at)).await?;
             transaction.commit().await
         })
         .await
@@ -326,22 +333,30 @@ fn parked(row: &AnyRow) -> Option<String> {
     row.try_get("parked").unwrap_or_else(|_| Some("the reason cannot be read".to_owned()))
 }
 
-/// Marks the devices that registered before the account got another password.
-async fn outdate(connection: &mut AnyConnection, account: &str, at: Timestamp) -> sqlx::Result<()> {
+/// Marks the devices that registered before the account got another password, at this time of day and of
+/// service.
+async fn outdate(
+    connection: &mut AnyConnection,
+    account: &str,
+    at: Timestamp,
+    served: Timestamp,
+) -> sqlx::Result<()> {
     sqlx::query(
-        "update account set password_since = $2 \
+        "update account set password_since = $2, password_at = $3 \
          where name = $1 and coalesce(password_since, $2) <= $2",
     )
     .bind(account)
     .bind(at.0)
+    .bind(served.0)
     .execute(&mut *connection)
     .await?;
     sqlx::query(
-        "update device set outdated_since = $2 \
+        "update device set outdated_since = $2, outdated_at = $3 \
          where account = $1 and registered_at < $2 and outdated_since is null",
     )
     .bind(account)
     .bind(at.0)
+    .bind(served.0)
     .execute(connection)
     .await
     .map(drop)

@@ -91,8 +91,9 @@ impl CredentialSource {
         now: Timestamp,
     ) -> Result<bool, StoreError> {
         let since = now.minus(UNWRITTEN);
+        let believed = self.store.believed(now);
         let account = &registration.device.account;
-        let lives = |until: Option<Timestamp>| until.is_none_or(|until| now < until);
+        let lives = |until: Option<Timestamp>| until.is_none_or(|until| believed < until);
         // Before the rows are read: with another password in memory they are outdated already.
         if let (Mode::Memory(kept), Some(credentials)) = (&self.mode, &login.credentials) {
             let kept = lock(kept);
@@ -233,6 +234,7 @@ impl CredentialSource {
         backend: &BackendId,
         now: Timestamp,
     ) -> Result<Option<Credentials>, CredentialsError> {
+        let now = self.store.believed(now);
         let lives = |until: Option<Timestamp>| until.is_none_or(|until| now < until);
         match &self.mode {
             Mode::Stored(vault) => match self.store.credentials(account, backend).await? {
@@ -286,8 +288,10 @@ impl CredentialSource {
 
     /// Removes what must not be kept any longer: tokens that have expired, in the modes that store
     /// nothing what is stored from before, and in SQLite's log what was removed or replaced since the
-    /// last time. To be called again and again. Returns how many the database lost.
+    /// last time. To be called again and again. A clock that has just jumped ends no token
+    /// ([`Store::believed`]). Returns how many the database lost.
     pub async fn tidy(&self, now: Timestamp) -> Result<u64, StoreError> {
+        let now = self.store.believed(now);
         match &self.mode {
             Mode::Stored(_) => {}
             Mode::Memory(kept) => {

@@ -32,6 +32,7 @@ mod registrations;
 mod rotation;
 mod rows;
 mod schema;
+mod service;
 mod shares;
 mod sqlite;
 mod vault;
@@ -60,6 +61,8 @@ pub use credentials::{CredentialSource, CredentialsError, unreadable};
 pub use error::StoreError;
 pub use nodes::{News, Node};
 pub use rotation::{RotationError, rotate};
+use service::Service;
+pub use service::TICK;
 pub use shares::{Full, MadeRoom, Shares};
 pub use vault::{Vault, VaultError};
 
@@ -77,6 +80,8 @@ pub struct Store {
     schema: Arc<Schema>,
     batches: Arc<Batches>,
     shares: Shares,
+    /// Of a program that serves phones.
+    service: Option<Arc<Service>>,
     /// Of SQLite: the files, and whether the log holds what was removed or replaced.
     file: Option<Arc<DatabaseFile>>,
     traces: Arc<AtomicBool>,
@@ -124,7 +129,7 @@ pub struct DeviceKey {
     pub subtopic: String,
 }
 
-/// Which devices live.
+/// Which devices live, by the time of service ([`Store::served`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Alive {
     /// They registered then or later,
@@ -171,11 +176,16 @@ pub struct Sealed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     pub device: Device,
+    /// By the time of day.
     pub registered_at: Timestamp,
+    /// The same by the time of service.
+    pub heard_at: Timestamp,
     /// Which backend has accepted its account's user, as [`LiveAccount::backend`].
     pub backend: Option<String>,
     /// When its account got another password, if it has not registered with that.
     pub outdated_since: Option<Timestamp>,
+    /// The same by the time of service.
+    pub outdated_at: Option<Timestamp>,
     /// When APNs last accepted a push for it.
     pub pushed_at: Option<Timestamp>,
     /// Each mailbox, and whether a push for it is still owed to this device.
@@ -213,11 +223,11 @@ pub struct Removed {
 // === impl Alive ===
 
 impl Alive {
-    /// Those that live at `now`.
-    pub fn at(now: Timestamp, push: &config::Push) -> Self {
+    /// Those that live at this time of service.
+    pub fn at(served: Timestamp, push: &config::Push) -> Self {
         Self {
-            registered_since: now.minus(push.registration_ttl),
-            outdated_after: now.minus(push.outdated_for()),
+            registered_since: served.minus(push.registration_ttl),
+            outdated_after: served.minus(push.outdated_for()),
         }
     }
 }
@@ -337,7 +347,7 @@ impl Store {
         let batches = Arc::new(Batches::new(if server.is_some() { 2 } else { 1 }));
         let (limit, schema) = (busy_timeout + GRACE, Arc::new(Schema::of(server)));
         let (metrics, incarnation, shares) = (Arc::default(), "".into(), Shares::default());
-        let (file, traces) = (None, Arc::default());
+        let (service, file, traces) = (None, None, Arc::default());
         Self {
             database,
             reads,
@@ -347,6 +357,7 @@ impl Store {
             schema,
             batches,
             shares,
+            service,
             file,
             traces,
             metrics,
@@ -577,11 +588,14 @@ impl Store {
         self.writes.begin_with(self.begin).await
     }
 
-    /// Brings the schema up to date, unless that has been done.
+    /// Brings the schema up to date, and reads the time of service, unless that has been done.
     async fn ready(&self) -> Result<(), StoreError> {
-        let Some(server) = &self.schema.server else { return Ok(()) };
-        let update = || postgres::migrate(server, &self.database, self.limit - GRACE, self.limit);
-        self.schema.up_to_date.get_or_try_init(update).await.copied()
+        if let Some(server) = &self.schema.server {
+            let limits = (self.limit - GRACE, self.limit);
+            let update = || postgres::migrate(server, &self.database, limits.0, limits.1);
+            self.schema.up_to_date.get_or_try_init(update).await?;
+        }
+        self.named(self.know_service().await)
     }
 
     async fn limited<T>(

@@ -34,8 +34,9 @@ impl Store {
                  and m.subtopic = d.subtopic \
                  left join snapshot s on s.account = m.account and s.mailbox = m.mailbox \
                  where a.name = $1 and coalesce(a.backend, $2) in ($2, $3) \
-                 and d.registered_at >= $4 \
-                 and (d.outdated_since is null or d.outdated_since > $5) order by m.mailbox",
+                 and (d.heard_at is null or d.heard_at >= $4) \
+                 and (d.outdated_since is null or d.outdated_at is null or d.outdated_at > $5) \
+                 order by m.mailbox",
             )
             .bind(account.as_str())
             .bind(backend.as_str())
@@ -57,12 +58,12 @@ impl Store {
         self.read(Call::Targets, async {
             let query = sqlx::query(
                 "select d.account, a.backend, d.token_given, d.subtopic, d.aps_account_id, \
-                 d.version, d.topic, d.registered_at, d.outdated_since, d.pushed_at, m.mailbox, \
-                 m.owed_since from account a join device d on d.account = a.name \
+                 d.version, d.topic, d.registered_at, d.heard_at, d.outdated_since, d.outdated_at, \
+                 d.pushed_at, m.mailbox, m.owed_since from account a join device d on d.account = a.name \
                  left join device_mailbox m on m.account = d.account and m.token = d.token \
                  and m.subtopic = d.subtopic \
-                 where a.name = $1 and d.registered_at >= $2 \
-                 and (d.outdated_since is null or d.outdated_since > $3) \
+                 where a.name = $1 and (d.heard_at is null or d.heard_at >= $2) \
+                 and (d.outdated_since is null or d.outdated_at is null or d.outdated_at > $3) \
                  order by d.token, d.subtopic, m.mailbox",
             )
             .bind(account.as_str())
@@ -89,8 +90,8 @@ impl Store {
             let Some(last) = page.pop() else { return Ok(None) };
             let query = sqlx::query(
                 "select d.account, a.backend, d.token_given, d.subtopic, d.aps_account_id, \
-                 d.version, d.topic, d.registered_at, d.outdated_since, d.pushed_at, m.mailbox, \
-                 m.owed_since from account a join device d on d.account = a.name \
+                 d.version, d.topic, d.registered_at, d.heard_at, d.outdated_since, d.outdated_at, \
+                 d.pushed_at, m.mailbox, m.owed_since from account a join device d on d.account = a.name \
                  left join device_mailbox m on m.account = d.account and m.token = d.token \
                  and m.subtopic = d.subtopic \
                  where d.account > $1 and d.account <= $2 \
@@ -143,8 +144,10 @@ fn entry(row: &AnyRow) -> sqlx::Result<Target> {
     Ok(Target {
         device: device(row)?,
         registered_at: Timestamp(row.try_get("registered_at")?),
+        heard_at: Timestamp(row.try_get::<Option<i64>, _>("heard_at")?.unwrap_or(i64::MAX)),
         backend: row.try_get("backend")?,
         outdated_since: row.try_get::<Option<i64>, _>("outdated_since")?.map(Timestamp),
+        outdated_at: row.try_get::<Option<i64>, _>("outdated_at")?.map(Timestamp),
         pushed_at: row.try_get::<Option<i64>, _>("pushed_at").ok().flatten().map(Timestamp),
         mailboxes: mailbox.map(|mailbox| (Mailbox::new(mailbox), owed)).into_iter().collect(),
     })

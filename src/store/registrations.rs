@@ -84,10 +84,14 @@ impl Store {
                     registered.push(RegisterOutcome::Full(full));
                     continue;
                 }
-                let outdated = upsert_account(&mut transaction, account, login, *now).await?;
-                upsert_device(&mut transaction, &key, registration, outdated, *now).await?;
+                // By the time of day and of service.
+                let times = (*now, self.served(*now));
+                let login_at = (login.logged_in_at, self.served(login.logged_in_at));
+                let outdated =
+                    upsert_account(&mut transaction, account, login, login_at, *now).await?;
+                upsert_device(&mut transaction, &key, registration, outdated, times).await?;
                 if login.other_password && outdated.is_none() {
-                    outdate_others(&mut transaction, &key, login.logged_in_at).await?;
+                    outdate_others(&mut transaction, &key, login_at).await?;
                 }
                 replace_mailboxes(&mut transaction, &key, registration).await?;
                 let mut losers = match login.names_ignore_case {
@@ -190,11 +194,13 @@ impl Store {
     /// transaction for each account, so that nobody waits for long.
     pub async fn expire(&self, alive: impl Into<Alive>) -> Result<Vec<Account>, StoreError> {
         let Alive { registered_since, outdated_after } = alive.into();
+        self.hear_of_all(self.served(registered_since)).await?;
         let touched = self
             .read(Call::Expire, async {
                 let query = sqlx::query(
                     "select distinct account from device \
-                     where registered_at < $1 or outdated_since <= $2 order by account",
+                     where heard_at < $1 or (outdated_since is not null and outdated_at <= $2) \
+                     order by account",
                 )
                 .bind(registered_since.0)
                 .bind(outdated_after.0);
@@ -208,7 +214,7 @@ impl Store {
                 lock(&mut transaction, account.as_str()).await?;
                 sqlx::query(
                     "delete from device where account = $1 \
-                     and (registered_at < $2 or outdated_since <= $3)",
+                     and (heard_at < $2 or (outdated_since is not null and outdated_at <= $3))",
                 )
                 .bind(account.as_str())
                 .bind(registered_since.0)
@@ -226,6 +232,32 @@ impl Store {
             }
         }
         Ok(gone)
+    }
+
+    /// Devices of versions that did not count the time of service have registered now.
+    async fn hear_of_all(&self, served: Timestamp) -> Result<(), StoreError> {
+        const UNHEARD: &str =
+            "heard_at is null or (outdated_since is not null and outdated_at is null)";
+        let unheard = self.read(Call::Expire, async {
+            let query =
+                rows::query(format!("select 1 as unheard from device where {UNHEARD} limit 1"));
+            Ok(query.fetch_optional(&self.reads).await?.is_some())
+        });
+        if !unheard.await? {
+            return Ok(());
+        }
+        self.write(Call::Expire, || async {
+            rows::query(format!(
+                "update device set heard_at = coalesce(heard_at, $1), outdated_at = \
+                 case when outdated_since is null then null else coalesce(outdated_at, $1) end \
+                 where {UNHEARD}"
+            ))
+            .bind(served.0)
+            .execute(&self.writes)
+            .await
+            .map(drop)
+        })
+        .await
     }
 
     /// Removes all that is known of an account; returns whether there was something.
@@ -309,22 +341,30 @@ async fn leave(
 }
 
 /// Locks the account, too. Returns since when it has another password than that of `login`, if that is
-/// of before.
+/// of before. Pairs of times here and below are those of the day and of service.
 async fn upsert_account(
     connection: &mut AnyConnection,
     account: &Account,
     login: &Registrant,
+    login_at: (Timestamp, Timestamp),
     now: Timestamp,
-) -> sqlx::Result<Option<Timestamp>> {
+) -> sqlx::Result<Option<(Timestamp, Timestamp)>> {
     if login.other_password {
         lock(connection, account.as_str()).await?;
-        let row = sqlx::query("select password_since from account where name = $1")
+        let row = sqlx::query("select password_since, password_at from account where name = $1")
             .bind(account.as_str())
             .fetch_optional(&mut *connection)
             .await?;
-        let since = row.map(|row| row.try_get::<Option<i64>, _>("password_since")).transpose()?;
-        if let Some(since) = since.flatten().filter(|since| login.logged_in_at.0 < *since) {
-            return Ok(Some(Timestamp(since)));
+        let times: Option<sqlx::Result<_>> = row.map(|row| {
+            let since: Option<i64> = row.try_get("password_since")?;
+            let at = row.try_get::<Option<i64>, _>("password_at")?;
+            Ok((since, at.map_or(login_at.1, Timestamp)))
+        });
+        // One of the future was noted by a clock that was wrong.
+        if let Some((Some(since), at)) = times.transpose()?
+            && (login_at.0.0 + 1..=now.0).contains(&since)
+        {
+            return Ok(Some((Timestamp(since), at)));
         }
     }
     let sealed = login.sealed.as_ref();
@@ -336,6 +376,7 @@ async fn upsert_account(
          credentials_until = case when excluded.credentials is null \
          then account.credentials_until else excluded.credentials_until end, \
          password_since = case when $6 = 1 then $7 else account.password_since end, \
+         password_at = case when $6 = 1 then $10 else account.password_at end, \
          parked = null, parked_since = null",
     )
     .bind(account.as_str())
@@ -344,9 +385,10 @@ async fn upsert_account(
     .bind(sealed.and_then(|sealed| sealed.until).map(|until| until.0))
     .bind(now.0)
     .bind(i64::from(login.other_password))
-    .bind(login.logged_in_at.0)
+    .bind(login_at.0.0)
     .bind(account.case_folded())
     .bind(shares::domain(account))
+    .bind(login_at.1.0)
     .execute(connection)
     .await?;
     Ok(None)
@@ -357,17 +399,20 @@ async fn upsert_device(
     connection: &mut AnyConnection,
     key: &DeviceKey,
     registration: &Registration,
-    outdated: Option<Timestamp>,
-    now: Timestamp,
+    outdated: Option<(Timestamp, Timestamp)>,
+    (now, served): (Timestamp, Timestamp),
 ) -> sqlx::Result<()> {
     let device = &registration.device;
     key.bind(
         "insert into device (account, token, subtopic, token_given, aps_account_id, version, \
-         topic, registered_at, outdated_since) values ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+         topic, registered_at, outdated_since, outdated_at, heard_at) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
          on conflict (account, token, subtopic) do update set \
          token_given = excluded.token_given, aps_account_id = excluded.aps_account_id, \
          version = excluded.version, topic = excluded.topic, \
-         registered_at = excluded.registered_at, \
+         registered_at = excluded.registered_at, heard_at = excluded.heard_at, \
+         outdated_at = case when excluded.outdated_since is null then null \
+         else coalesce(device.outdated_at, excluded.outdated_at) end, \
          outdated_since = case when excluded.outdated_since is null then null \
          else coalesce(device.outdated_since, excluded.outdated_since) end",
     )
@@ -376,7 +421,9 @@ async fn upsert_device(
     .bind(i64::from(device.version))
     .bind(&device.topic)
     .bind(now.0)
-    .bind(outdated.map(|since| since.0))
+    .bind(outdated.map(|(since, _)| since.0))
+    .bind(outdated.map(|(_, at)| at.0))
+    .bind(served.0)
     .execute(connection)
     .await
     .map(drop)
@@ -386,13 +433,14 @@ async fn upsert_device(
 async fn outdate_others(
     connection: &mut AnyConnection,
     key: &DeviceKey,
-    at: Timestamp,
+    (at, served): (Timestamp, Timestamp),
 ) -> sqlx::Result<()> {
     key.bind(
-        "update device set outdated_since = $4 where account = $1 \
+        "update device set outdated_since = $4, outdated_at = $5 where account = $1 \
          and not (token = $2 and subtopic = $3) and registered_at < $4 and outdated_since is null",
     )
     .bind(at.0)
+    .bind(served.0)
     .execute(connection)
     .await
     .map(drop)

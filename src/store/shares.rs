@@ -134,10 +134,10 @@ impl Shares {
         // To a server that tells names by their case they are others, so each keeps its own as long
         // as it has no more than the others.
         let rows = sqlx::query(
-            "select d.account, d.token, d.subtopic, d.registered_at from device d \
-             join account a on a.name = d.account where a.folded = $1 \
-             union select account, token, subtopic, registered_at from device where token = $2 \
-             order by 4, 1, 2, 3",
+            "select d.account, d.token, d.subtopic, coalesce(d.heard_at, 0), d.registered_at \
+             from device d join account a on a.name = d.account where a.folded = $1 \
+             union select account, token, subtopic, coalesce(heard_at, 0), registered_at \
+             from device where token = $2 order by 4, 5, 1, 2, 3",
         )
         .bind(key.account.case_folded())
         .bind(key.token.to_lowercase())

@@ -89,7 +89,7 @@ impl Context {
 
     /// Other devices are gone.
     fn alive(&self) -> Alive {
-        Alive::at(Timestamp::now(), &self.push)
+        Alive::at(self.store.served(Timestamp::now()), &self.push)
     }
 
     /// An id for a change, above all earlier ones.

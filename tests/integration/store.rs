@@ -23,6 +23,7 @@ mod load;
 mod nodes;
 mod postgres;
 mod schemas;
+mod service;
 mod sqlite;
 
 use self::backends::{
@@ -34,6 +35,10 @@ use self::nodes::{
     a_name_is_taken_over, a_node_comes_and_goes, news_goes_with_its_node,
     no_news_is_lost_while_it_is_taken, one_account_is_looked_up,
     what_changes_is_news_to_the_other_nodes,
+};
+use self::service::{
+    a_clock_that_has_just_jumped_ends_no_token,
+    silence_is_told_by_the_time_in_which_phones_could_register,
 };
 
 const EVER: Timestamp = Timestamp(0);
@@ -205,6 +210,8 @@ contract! {
     what_one_backend_accepted_is_nothing_to_another,
     a_backend_may_get_a_name,
     devices_outlive_a_password_by_25_hours,
+    silence_is_told_by_the_time_in_which_phones_could_register,
+    a_clock_that_has_just_jumped_ends_no_token,
     a_node_comes_and_goes,
     a_name_is_taken_over,
     what_changes_is_news_to_the_other_nodes,

@@ -267,12 +267,13 @@ impl AccountState {
         (pushes, left)
     }
 
-    /// The devices that are left alone for their tokens and registered before `before`; they are not
+    /// The devices that are left alone for their tokens and registered before `before`, which is a time
+    /// of service; they are not
     /// known after this. With each comes when it registered.
     pub(super) fn take_dead(&mut self, before: Timestamp) -> Vec<(DeviceKey, Timestamp)> {
         let dead = |device: &mut DeviceState| {
             device.is_suspended()
-                && device.registered_at < before
+                && device.heard_at < before
                 && device.in_flight.is_none()
                 && device.turn.is_none()
         };

@@ -26,7 +26,9 @@ const RECHECK: Duration = Duration::from_mins(15);
 
 pub(super) struct DeviceState {
     pub(super) device: Arc<Device>,
+    /// When it registered, by the time of day and by that of service.
     pub(super) registered_at: Timestamp,
+    pub(super) heard_at: Timestamp,
     read_at: Instant,
     /// It may be another one now: it is read again before it is its turn to be pushed.
     pub(super) stale: bool,
@@ -99,6 +101,7 @@ impl DeviceState {
         Self {
             device: Arc::new(target.device.clone()),
             registered_at: target.registered_at,
+            heard_at: target.heard_at,
             read_at: now,
             stale: false,
             turn: None,
@@ -134,7 +137,7 @@ impl DeviceState {
             // The device lives, and so may its token.
             self.try_anew();
         }
-        self.registered_at = target.registered_at;
+        (self.registered_at, self.heard_at) = (target.registered_at, target.heard_at);
         (self.read_at, self.stale, self.departed) = (now, false, false);
         let waiting = self.waiting.as_mut().map(|waiting| &mut waiting.mailboxes);
         let in_flight = self.in_flight.as_mut().map(|push| &mut push.mailboxes);

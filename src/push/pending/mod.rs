@@ -284,10 +284,10 @@ impl Pending {
     }
 
     /// These accounts have devices to which a push is owed since an earlier run, or by
-    /// another node.
+    /// another node; or somebody else has changed their devices.
     pub(super) fn owed(&mut self, accounts: Vec<Account>, now: Instant) {
         for account in accounts {
-            self.accounts.entry(account.clone()).or_default().want_read(now);
+            self.accounts.entry(account.clone()).or_default().doubt(now);
             self.settle(&account, now);
         }
     }
@@ -325,13 +325,13 @@ impl Pending {
     }
 
     /// The account's live devices, or `None` if the database could not say.
-    /// `wall` is the time of day.
+    /// `served` is the time of service.
     pub(super) fn read(
         &mut self,
         account: &Account,
         targets: Option<Vec<Target>>,
         now: Instant,
-        wall: Timestamp,
+        served: Timestamp,
     ) {
         self.reading = self.reading.saturating_sub(1);
         let Some(state) = self.accounts.get_mut(account) else { return };
@@ -341,7 +341,7 @@ impl Pending {
                 state.read(targets, &self.rules, now);
                 self.take_turns(account, now);
                 let Some(state) = self.accounts.get_mut(account) else { return };
-                for (device, registered_at) in state.take_dead(wall.minus(RENEWED)) {
+                for (device, registered_at) in state.take_dead(served.minus(RENEWED)) {
                     self.outbox.remove(device, registered_at);
                 }
             }
@@ -367,13 +367,15 @@ impl Pending {
         }
     }
 
-    /// What APNs made of a push that was sent for `sent`; `wall` is the time of day.
+    /// What APNs made of a push that was sent for `sent`; `wall` is the time of day, `served` that of
+    /// service.
     pub(super) fn answered(
         &mut self,
         sent: &Device,
         outcome: &Outcome,
         now: Instant,
         wall: Timestamp,
+        served: Timestamp,
     ) {
         let lane = self.lanes.get_mut(&*sent.topic);
         let chance = (self.rules.chance)();
@@ -407,7 +409,7 @@ impl Pending {
             Outcome::BadToken if renewed => Became::Owed { backoff: UNAVAILABLE, heals: true },
             Outcome::BadToken
                 if let Some(TokenVerdict { alarm: true, say }) = verdict
-                    && device.registered_at >= wall.minus(RENEWED) =>
+                    && device.heard_at >= served.minus(RENEWED) =>
             {
                 if say {
                     error!(

@@ -69,8 +69,16 @@ fn phone_of(account: &Account, name: &str) -> Target {
     };
     let mailboxes = ["INBOX", "Notes"].map(|name| (Mailbox::new(name), false)).to_vec();
     let backend = Some(home().as_str().to_owned());
-    let (outdated_since, pushed_at) = (None, None);
-    Target { device, registered_at: REGISTERED, backend, outdated_since, pushed_at, mailboxes }
+    Target {
+        device,
+        registered_at: REGISTERED,
+        heard_at: REGISTERED,
+        backend,
+        outdated_since: None,
+        outdated_at: None,
+        pushed_at: None,
+        mailboxes,
+    }
 }
 
 /// The state of a mailbox after `n` mails.
@@ -152,7 +160,9 @@ impl Play {
                 self.say(format!("push {name} {}", names.join("+")));
                 let fails = self.failing.contains(&name).then(unavailable);
                 match fails.or_else(|| self.apns.clone()) {
-                    Some(outcome) => self.pending.answered(&push.device, &outcome, self.now, NOW),
+                    Some(outcome) => {
+                        self.pending.answered(&push.device, &outcome, self.now, NOW, NOW)
+                    }
                     None => self.under_way.push(push.device),
                 }
             }
@@ -172,7 +182,7 @@ impl Play {
     /// APNs answers the push that has been under way for longest.
     fn answer(&mut self, outcome: Outcome) {
         let device = self.under_way.remove(0);
-        self.pending.answered(&device, &outcome, self.now, NOW);
+        self.pending.answered(&device, &outcome, self.now, NOW, NOW);
     }
 
     fn say(&mut self, line: String) {
@@ -512,7 +522,7 @@ fn b24_410_removes_the_row_only_if_it_is_older() {
 
 #[test]
 fn b25_a_bad_token_is_removed_and_most_of_them_are_not() {
-    let renewed = |name: &str| Target { registered_at: NOW.minus(RENEWED), ..phone(name) };
+    let renewed = |name: &str| Target { heard_at: NOW.minus(RENEWED), ..phone(name) };
     let mut play = Play::with(["a", "b", "c"].map(renewed));
     play.apns = None;
     play.mail("INBOX", 7);
@@ -537,7 +547,7 @@ fn b25_a_bad_token_is_removed_and_most_of_them_are_not() {
 #[test]
 fn b25_the_only_phone_of_all_is_removed_too() {
     // It was good, and is not any more.
-    let renewed = Target { registered_at: NOW, ..phone("a") };
+    let renewed = Target { heard_at: NOW, ..phone("a") };
     let mut play = Play::with([renewed.clone()]);
     play.mail("INBOX", 7);
     play.until(9.0);
@@ -551,7 +561,7 @@ fn b25_the_only_phone_of_all_is_removed_too() {
     play.apns = Some(Outcome::BadToken);
     play.mail("INBOX", 7);
     assert_eq!(play.until(9.0), ["0 push a INBOX", "0 owed a INBOX", "0 told INBOX 7"]);
-    play.targets[0].registered_at = NOW.minus(RENEWED).minus(seconds(1.0));
+    play.targets[0].heard_at = NOW.minus(RENEWED).minus(seconds(1.0));
     let lines = play.until(9999.0);
     assert_eq!(lines.last().unwrap().split_once(' ').unwrap().1, "remove a", "{lines:?}");
     assert_eq!(lines.len(), 2, "{lines:?}");
@@ -610,7 +620,7 @@ fn a_device_under_many_accounts_is_pushed_as_often_as_one_under_few() {
 
 #[test]
 fn a_token_that_was_bad_twice_waits_until_it_registers_anew() {
-    let renewed = Target { registered_at: NOW, ..phone("a") };
+    let renewed = Target { heard_at: NOW, ..phone("a") };
     let mut play = Play::with([renewed]);
     play.apns = Some(Outcome::BadToken);
     play.mail("INBOX", 7);
@@ -639,7 +649,7 @@ fn a_token_that_was_bad_twice_waits_until_it_registers_anew() {
 
 #[test]
 fn a_certificate_of_another_kind_is_tried_with_tokens_that_were_bad_twice() {
-    let mut play = Play::with([Target { registered_at: NOW, ..phone("a") }]);
+    let mut play = Play::with([Target { heard_at: NOW, ..phone("a") }]);
     play.apns = Some(Outcome::BadToken);
     play.mail("INBOX", 7);
     assert_eq!(play.until(300.0).len(), 4);
@@ -1015,7 +1025,7 @@ fn a_push_names_the_changes_that_it_tells_of() {
         push.changes.iter().map(ToString::to_string).collect::<Vec<_>>(),
         [format!("#{first}")]
     );
-    play.pending.answered(&push.device, &accepted(), play.now, NOW);
+    play.pending.answered(&push.device, &accepted(), play.now, NOW, NOW);
     let Some(Action::Write(batch)) = play.pending.next(play.now) else { panic!("no write") };
     assert_eq!(batch.changes, push.changes);
     // What could not be written keeps its number.

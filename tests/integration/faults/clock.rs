@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use mailchime::demo::apns::Answer;
 use mailchime::demo::phone::Phone;
 
-use super::scene::{Scene, soon};
+use super::scene::{Scene, said, soon};
 use super::{Fault, fault};
 use crate::program::process::Process;
 use crate::program::world::Server;
@@ -17,6 +17,16 @@ pub(super) fn faults() -> Vec<Fault> {
             jumps,
             "clock: three days forward, then one day back",
             "all mail is pushed, registrations stay and can be renewed"
+        ),
+        fault!(
+            ahead_at_the_start,
+            "clock: 20 days ahead at a start, then off for 11 days",
+            "no registration goes, all mail is pushed"
+        ),
+        fault!(
+            behind_at_the_start,
+            "clock: 30 days behind at the start, then set",
+            "push is off until the clock is set, and on within seconds"
         ),
         fault!(
             expired,
@@ -66,6 +76,47 @@ async fn jumps(scene: Scene) {
     scene.deliver();
     let push = soon("a push", scene.apns.next()).await;
     assert_eq!(push.json()["aps"]["account-id"], ANOTHER_ID);
+}
+
+async fn ahead_at_the_start(scene: Scene) {
+    if scene.lacks("faketime") {
+        return;
+    }
+    let Some(library) = library() else { return scene.skip("there is no libfaketime") };
+    set_clock(&scene, "+0d");
+    let mut server = serve(&scene, &library).await;
+    scene.register(server.address).await.unwrap();
+    scene.watched().await;
+    // The clock is set while it runs; later the machine is off for longer than a phone is silent.
+    for (at_the_start, then) in [("+20d", "+0d"), ("+11d", "+11d")] {
+        scene.kill(server);
+        set_clock(&scene, at_the_start);
+        scene.deliver();
+        server = serve(&scene, &library).await;
+        scene.push().await;
+        scene.fault();
+        set_clock(&scene, then);
+        scene.deliver();
+        scene.push().await;
+    }
+}
+
+async fn behind_at_the_start(scene: Scene) {
+    if scene.lacks("faketime") {
+        return;
+    }
+    let Some(library) = library() else { return scene.skip("there is no libfaketime") };
+    scene.fault();
+    set_clock(&scene, "-30d");
+    let mut server = serve(&scene, &library).await;
+    said(&mut server, "Is the clock right?").await;
+    scene.fault();
+    set_clock(&scene, "+0d");
+    soon("push", said(&mut server, "push is on")).await;
+    scene.register(server.address).await.unwrap();
+    scene.watched().await;
+    scene.deliver();
+    scene.push().await;
 }
 
 async fn expired(scene: Scene) {
