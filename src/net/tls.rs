@@ -1,10 +1,13 @@
 //! TLS configurations from PEM files.
 
+mod verify;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::verify_server_name;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -13,6 +16,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use secrecy::zeroize::Zeroizing;
 
+use self::verify::PinningVerifier;
 use crate::files;
 
 /// Why a TLS configuration cannot be made. Each message names the file and what to do.
@@ -163,29 +167,39 @@ impl ResolvesServerCert for Certificates {
     }
 }
 
-/// What connects to a backend: verified against `ca`, or the system's authorities.
+/// What connects to a backend: verified as by [`verifier`].
 pub fn client(ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots(ca)?)
+        .dangerous()
+        .with_custom_certificate_verifier(verifier(ca)?)
         .with_no_client_auth();
     Ok(Arc::new(config))
 }
 
-/// The authorities in the file `ca`, or the system's.
-pub fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
+/// What verifies a server's certificate: by the authorities in the file `ca`, or the system's. A
+/// self-signed one that is itself in `ca` needs no authority.
+pub fn verifier(ca: Option<&Path>) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
+    let (mut roots, mut named) = (RootCertStore::empty(), Vec::new());
     match ca {
         Some(path) => {
-            for certificate in certificates(path)? {
-                roots.add(certificate).map_err(|_| TlsError::Malformed { path: path.into() })?;
+            named = certificates(path)?;
+            for certificate in &named {
+                let added = roots.add(certificate.clone());
+                added.map_err(|_| TlsError::Malformed { path: path.into() })?;
             }
         }
         None => {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
     }
-    if roots.is_empty() { Err(TlsError::NoRoots) } else { Ok(roots) }
+    if roots.is_empty() {
+        return Err(TlsError::NoRoots);
+    }
+    let by_authorities = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
+        .build()
+        .map_err(|error| rustls::Error::General(error.to_string()))?;
+    Ok(Arc::new(PinningVerifier::new(by_authorities, named)))
 }
 
 /// The certificates of a PEM file, of which there is at least one.

@@ -3,6 +3,7 @@
 
 mod backends;
 mod limits;
+pub(crate) mod pinned;
 mod proxy_protocol;
 mod reload;
 mod tls;

@@ -279,7 +279,8 @@ impl fmt::Debug for Apns {
 fn client_tls(identity: &Identity, config: &config::Apns) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(tls::roots(config.ca.as_deref())?);
+        .dangerous()
+        .with_custom_certificate_verifier(tls::verifier(config.ca.as_deref())?);
     let mut tls = match &identity.proof {
         Proof::Certificate(certified) => {
             let certificate: Arc<dyn ResolvesClientCert> =
