@@ -48,6 +48,8 @@ pub struct Counters {
     pub unanswered: Folded,
     /// "the backend refused a login, and not for its name or password", by backend.
     pub undecided: Folded,
+    /// "a client cannot use TLS as mailchime offers it", by what it lacks, once an hour.
+    pub tls_incompatible: Folded,
 }
 
 /// How often one limit was hit since the start.
@@ -59,7 +61,7 @@ pub struct Counter {
 }
 
 /// A log line that may be due a thousand times a second: the first one is written, and then one a
-/// minute that says how many there were.
+/// minute, or an hour, that says how many there were.
 #[derive(Debug, Default)]
 pub struct Folded {
     /// When a line last told of each matter, and how many were left out since.
@@ -72,6 +74,9 @@ const MOST_MATTERS: usize = 1024;
 /// Between two log lines about one limit: whoever runs into it a thousand times a second must not
 /// fill the disk.
 const QUIET: Duration = Duration::from_secs(60);
+
+/// The same for what nobody at this end can change at once.
+const HOUR: Duration = Duration::from_hours(1);
 
 impl Counters {
     /// Each counter with the key of its limit.
@@ -140,10 +145,19 @@ impl Folded {
     /// Whether to write a line about this matter now: how many were left out since the last one, or
     /// `None` where this one is to be left out too, but for a log of details.
     pub fn due(&self, matter: &str) -> Option<u64> {
+        self.due_after(QUIET, matter)
+    }
+
+    /// The same for a line once an hour.
+    pub fn due_hourly(&self, matter: &str) -> Option<u64> {
+        self.due_after(HOUR, matter)
+    }
+
+    fn due_after(&self, quiet: Duration, matter: &str) -> Option<u64> {
         let now = Instant::now();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((at, left_out)) = told.get_mut(matter) {
-            if now.duration_since(*at) < QUIET {
+            if now.duration_since(*at) < quiet {
                 *left_out += 1;
                 return None;
             }
@@ -173,6 +187,16 @@ mod tests {
             folded.due(&at.to_string());
         }
         assert!(folded.told.lock().unwrap().len() <= MOST_MATTERS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_for_the_hour_is_not_due_in_a_minute() {
+        let folded = Folded::default();
+        assert_eq!([folded.due_hourly("a"), folded.due_hourly("a")], [Some(0), None]);
+        tokio::time::advance(HOUR - QUIET).await;
+        assert_eq!([folded.due_hourly("a"), folded.due_hourly("b")], [None, Some(0)]);
+        tokio::time::advance(QUIET).await;
+        assert_eq!([folded.due_hourly("a"), folded.due_hourly("b")], [Some(2), None]);
     }
 
     #[tokio::test(start_paused = true)]

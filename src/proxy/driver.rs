@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use super::admission::{LimitHit, SessionPlace, Try, WaitingPlace};
+use super::handshake::cannot_use_tls;
 use super::kept::{Kept, Share};
 use super::lane::{Fault, Lanes, Pause, Peer, Side};
 use super::record::Recorded;
@@ -493,7 +494,9 @@ impl Driver {
                     self.session.secured();
                 }
                 Err(error) => {
-                    tracing::debug!(peer = %self.addresses.source, %error, "TLS handshake failed");
+                    let peer = self.addresses.source;
+                    cannot_use_tls(peer, &error, &self.context.counters);
+                    tracing::debug!(%peer, %error, "TLS handshake failed");
                     self.close = true;
                 }
             },

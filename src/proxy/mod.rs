@@ -6,6 +6,7 @@
 
 mod admission;
 mod driver;
+mod handshake;
 mod kept;
 mod lane;
 pub mod record;

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::admission::WaitingPlace;
 use super::driver::{Driver, Ended};
+use super::handshake::cannot_use_tls;
 use super::{Context, Current};
 use crate::config::{Listener, ListenerTls};
 use crate::metrics::{Held, SessionEnd};
@@ -135,6 +136,7 @@ async fn opened(
             Ok((Box::new(driver), wait))
         }
         Ok(Err(error)) => {
+            cannot_use_tls(peer, &error, &context.counters);
             tracing::debug!(%peer, %error, "no session came about");
             Err(SessionEnd::Handshake)
         }
