@@ -34,7 +34,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::renewal::Renewal;
-use crate::config::{self, Config, Sni};
+use crate::config::{self, CertificateFiles, Config, Sni};
 use crate::files;
 use crate::imap::session::{DomainTopic, PushOffer};
 use crate::metrics::{Metrics, Queue};
@@ -575,17 +575,22 @@ fn server_tls(
     tls: &config::Tls,
     tickets: &Arc<dyn ProducesTickets>,
 ) -> Result<Arc<ServerConfig>, StartError> {
-    let failed = |table, certificate: &Path, private_key: &Path, error: tls::TlsError| {
-        StartError::pair(table, [certificate, private_key], error.file(), &error)
+    let identities = |table, name: Option<&str>, certificates: &[CertificateFiles]| {
+        let identity = |CertificateFiles { certificate, private_key }: &CertificateFiles| {
+            let identity = match name {
+                None => tls::identity(certificate, private_key),
+                Some(name) => tls::identity_for(name, certificate, private_key),
+            };
+            identity.map(Arc::new).map_err(|error| {
+                StartError::pair(table, [certificate, private_key], error.file(), &error)
+            })
+        };
+        certificates.iter().map(identity).collect::<Result<Vec<_>, _>>()
     };
-    let config::Tls { certificate, private_key, sni } = tls;
-    let default = tls::identity(certificate, private_key)
-        .map_err(|error| failed("[tls]", certificate, private_key, error))?;
+    let default = identities("[tls]", None, &tls.certificates)?;
     let mut named = HashMap::new();
-    for Sni { name, certificate, private_key } in sni {
-        let identity = tls::identity_for(name, certificate, private_key)
-            .map_err(|error| failed("[[tls.sni]]", certificate, private_key, error))?;
-        named.insert(name.clone(), Arc::new(identity));
+    for Sni { name, certificates } in &tls.sni {
+        named.insert(name.clone(), identities("[[tls.sni]]", Some(name), certificates)?);
     }
     tls::server(default, named, Arc::clone(tickets))
         .map_err(|error| StartError::key("[tls]", error))

@@ -95,9 +95,9 @@ fn stamps(paths: &[PathBuf]) -> Stamps {
 impl Renewal {
     /// To be made before the files are read.
     pub(super) fn new(config: &Config) -> Self {
-        let sni = config.tls.sni.iter().map(|sni| [&sni.certificate, &sni.private_key]);
-        let server = std::iter::once([&config.tls.certificate, &config.tls.private_key]).chain(sni);
-        let server = server.flatten().cloned().collect();
+        let server =
+            config.tls.all_certificates().flat_map(|it| [&it.certificate, &it.private_key]);
+        let server = server.cloned().collect();
         let apns = config.apns.iter().flat_map(|apns| files(&apns.identity)).cloned().collect();
         Self { server: Files::new(server), apns: Files::new(apns), ..Self::default() }
     }
@@ -111,9 +111,8 @@ impl Renewal {
 
     /// Takes note of when the certificates that clients are shown end.
     pub(super) fn read_ends(&mut self, tls: &config::Tls) {
-        let sni = tls.sni.iter().map(|sni| &*sni.certificate);
-        let certificates = std::iter::once(&*tls.certificate).chain(sni);
-        let ends = certificates.filter_map(|path| Some((path.to_owned(), end(path)?)));
+        let certificates = tls.all_certificates().map(|it| &it.certificate);
+        let ends = certificates.filter_map(|path| Some((path.clone(), end(path)?)));
         self.ends = ends.collect();
     }
 

@@ -9,7 +9,7 @@ mod store;
 mod value;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
@@ -18,13 +18,13 @@ use tracing_subscriber::filter::LevelFilter;
 
 use self::value::{domain, host_and_port, is_loopback};
 use super::raw::{
-    RawAdmin, RawBackend, RawBackendTls, RawConfig, RawLimits, RawListener, RawListenerTls, RawLog,
-    RawNode, RawRecord, RawResolver, RawRoute, RawSni, RawTls, RawWatch,
+    OnePathOrMore, RawAdmin, RawBackend, RawBackendTls, RawConfig, RawLimits, RawListener,
+    RawListenerTls, RawLog, RawNode, RawRecord, RawResolver, RawRoute, RawSni, RawTls, RawWatch,
 };
 use super::{
-    Admin, AdminAddress, Backend, BackendTls, Config, ConfigError, Credentials, Limits, Listener,
-    ListenerTls, Log, Network, Node, Record, Resolver, Route, Sni, Tls, Trust, Watch,
-    database_name,
+    Admin, AdminAddress, Backend, BackendTls, CertificateFiles, Config, ConfigError, Credentials,
+    Limits, Listener, ListenerTls, Log, Network, Node, Record, Resolver, Route, Sni, Tls, Trust,
+    Watch, database_name,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -161,10 +161,8 @@ impl Check<'_> {
 
     fn tls(&self, raw: RawTls) -> Result<Tls> {
         const NAME: &str = "[[tls.sni]] name";
-        let mut tls = Tls::new(
-            self.required_file("[tls] certificate", raw.certificate)?,
-            self.required_file("[tls] private_key", raw.private_key)?,
-        );
+        let certificates = self.certificates("[tls]", raw.certificate, raw.private_key)?;
+        let mut tls = Tls { certificates, sni: Vec::new() };
         for RawSni { name, certificate, private_key } in raw.sni {
             let allowed = "give a host name, such as \"imap.example.org\", or one with \"*\" for \
                            its first label: \"*.example.org\"";
@@ -178,11 +176,41 @@ impl Check<'_> {
             if tls.sni.iter().any(|other| other.name == name) {
                 return Err(self.refusal(NAME, format!("{name} is given twice; remove one")));
             }
-            let certificate = self.required_file("[[tls.sni]] certificate", certificate)?;
-            let private_key = self.required_file("[[tls.sni]] private_key", private_key)?;
-            tls.sni.push(Sni { name, certificate, private_key });
+            let certificates = self.certificates("[[tls.sni]]", certificate, private_key)?;
+            tls.sni.push(Sni { name, certificates });
         }
         Ok(tls)
+    }
+
+    /// The certificates of a table, each with its private key.
+    fn certificates(
+        &self,
+        table: &str,
+        certificate: Option<OnePathOrMore>,
+        private_key: Option<OnePathOrMore>,
+    ) -> Result<Vec<CertificateFiles>> {
+        let files = |key: &str, paths: Option<OnePathOrMore>| -> Result<Vec<PathBuf>> {
+            let key = format!("{table} {key}");
+            match paths {
+                Some(OnePathOrMore(paths)) if !paths.is_empty() => {
+                    paths.into_iter().map(|path| self.required_file(&key, Some(path))).collect()
+                }
+                _ => Ok(vec![self.required_file(&key, None)?]),
+            }
+        };
+        let certificates = files("certificate", certificate)?;
+        let private_keys = files("private_key", private_key)?;
+        if private_keys.len() != certificates.len() {
+            let problem = format!(
+                "names {} files, and `certificate` {}; give the private key of each certificate, in \
+                 the same order",
+                private_keys.len(),
+                certificates.len()
+            );
+            return Err(self.refusal(&format!("{table} private_key"), problem));
+        }
+        let pairs = certificates.into_iter().zip(private_keys);
+        Ok(pairs.map(|(certificate, key)| CertificateFiles::new(certificate, key)).collect())
     }
 
     fn routes(&self, raw: Vec<RawRoute>) -> Result<Vec<Route>> {

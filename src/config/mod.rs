@@ -80,13 +80,20 @@ pub enum ListenerTls {
     StartTls,
 }
 
-/// `[tls]`: what clients are shown. Both are PEM files that exist.
+/// `[tls]`: what clients are shown.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tls {
-    pub certificate: PathBuf,
-    pub private_key: PathBuf,
+    /// At least one; a client is shown the first that it can use.
+    pub certificates: Vec<CertificateFiles>,
     /// Each with a name of its own.
     pub sni: Vec<Sni>,
+}
+
+/// A certificate and its private key: PEM files that exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
 }
 
 /// `[[tls.sni]]`: what clients are shown that ask for this name (RFC 6066 section 3).
@@ -94,8 +101,8 @@ pub struct Tls {
 pub struct Sni {
     /// A host name in lower case; `*.` at its beginning stands for exactly one label.
     pub name: String,
-    pub certificate: PathBuf,
-    pub private_key: PathBuf,
+    /// As in [`Tls`].
+    pub certificates: Vec<CertificateFiles>,
 }
 
 /// `[backend]` or `[[route]]`: an IMAP server that holds the mail.
@@ -495,9 +502,11 @@ impl Config {
 
     /// The files with secrets that it names, each with its key.
     pub fn secret_files(&self) -> Vec<(&'static str, &Path)> {
-        let mut files = vec![("[tls] private_key", self.tls.private_key.as_path())];
-        let named = self.tls.sni.iter().map(|sni| sni.private_key.as_path());
-        files.extend(named.map(|key| ("[[tls.sni]] private_key", key)));
+        let mut files = Vec::new();
+        let keys = self.tls.certificates.iter().map(|pair| pair.private_key.as_path());
+        files.extend(keys.map(|key| ("[tls] private_key", key)));
+        let named = self.tls.sni.iter().flat_map(|sni| &sni.certificates);
+        files.extend(named.map(|pair| ("[[tls.sni]] private_key", pair.private_key.as_path())));
         let routes = self.routes.iter().map(|route| &route.backend);
         let masters = std::iter::once(&self.backend).chain(routes).flat_map(|it| &it.master);
         files.extend(masters.map(|master| ("master_password_file", &*master.password_file)));
@@ -541,7 +550,23 @@ impl Default for Listener {
 impl Tls {
     /// One certificate for every name.
     pub fn new(certificate: impl Into<PathBuf>, private_key: impl Into<PathBuf>) -> Self {
-        Self { certificate: certificate.into(), private_key: private_key.into(), sni: Vec::new() }
+        Self {
+            certificates: vec![CertificateFiles::new(certificate, private_key)],
+            sni: Vec::new(),
+        }
+    }
+
+    /// Those for every name, then those for one.
+    pub fn all_certificates(&self) -> impl Iterator<Item = &CertificateFiles> {
+        self.certificates.iter().chain(self.sni.iter().flat_map(|sni| &sni.certificates))
+    }
+}
+
+// === impl CertificateFiles ===
+
+impl CertificateFiles {
+    pub fn new(certificate: impl Into<PathBuf>, private_key: impl Into<PathBuf>) -> Self {
+        Self { certificate: certificate.into(), private_key: private_key.into() }
     }
 }
 

@@ -50,15 +50,15 @@ table!(RawListener {
 });
 
 table!(RawTls {
-    certificate: Option<String>,
-    private_key: Option<String>,
+    certificate: Option<OnePathOrMore>,
+    private_key: Option<OnePathOrMore>,
     sni: Vec<RawSni>,
 });
 
 table!(RawSni {
     name: Option<String>,
-    certificate: Option<String>,
-    private_key: Option<String>,
+    certificate: Option<OnePathOrMore>,
+    private_key: Option<OnePathOrMore>,
 });
 
 table!(RawAuth {
@@ -265,6 +265,35 @@ pub(super) enum RawCredentialsMode {
 #[derive(Debug)]
 #[cfg_attr(test, derive(serde::Serialize))]
 pub(super) struct OneOrMore<T>(pub(super) Vec<T>);
+
+/// `"path"`, or `["path", …]`.
+#[derive(Debug)]
+#[cfg_attr(test, derive(serde::Serialize))]
+pub(super) struct OnePathOrMore(pub(super) Vec<String>);
+
+impl<'de> Deserialize<'de> for OnePathOrMore {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Paths;
+
+        impl<'de> Visitor<'de> for Paths {
+            type Value = OnePathOrMore;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a path or a list of paths")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, path: &str) -> Result<Self::Value, E> {
+                Ok(OnePathOrMore(vec![path.to_owned()]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, paths: A) -> Result<Self::Value, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(paths)).map(OnePathOrMore)
+            }
+        }
+
+        deserializer.deserialize_any(Paths)
+    }
+}
 
 /// The names of RFC 5423 section 4 for what happens to a mail.
 #[derive(Clone, Copy, Debug, Deserialize)]

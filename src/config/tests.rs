@@ -247,6 +247,24 @@ fn a_refused_value_names_its_key_and_what_is_allowed() {
         ("[[tls.sni]]\nname = \"*\"", "[[tls.sni]] name: \"*\" is no host name"),
         ("[[tls.sni]]\nname = \"a.*.b\"", "[[tls.sni]] name: \"a.*.b\" is no host name"),
         ("[[tls.sni]]\nname = \"*.b\"", "[[tls.sni]] certificate: missing; name a PEM file"),
+        (
+            "[[tls.sni]]\nname = \"b\"\ncertificate = []",
+            "[[tls.sni]] certificate: missing; name a PEM file",
+        ),
+        (
+            "[[tls.sni]]\nname = \"b\"\ncertificate = 1",
+            "[[tls.sni]] certificate: invalid type: integer `1`, expected a path or a list of paths",
+        ),
+        (
+            "[[tls.sni]]\nname = \"b\"\ncertificate = [\"certs/server.pem\", \"certs/ca.pem\"]\n\
+             private_key = \"certs/server.key\"",
+            "[[tls.sni]] private_key: names 1 files, and `certificate` 2; give the private key of each \
+             certificate",
+        ),
+        (
+            "[[tls.sni]]\nname = \"b\"\ncertificate = [\"certs/server.pem\", \"certs/no.pem\"]",
+            "[[tls.sni]] certificate: ",
+        ),
         ("[[route]]", "[[route]] domain: missing; give what stands behind"),
         ("[[route]]\ndomain = \"*.b\"", "[[route]] domain: \"*.b\" is no domain"),
         ("[[route]]\ndomain = \"b\"", "[[route]] address: missing; give the IMAP server"),
@@ -528,7 +546,7 @@ fn a_relative_path_starts_at_the_folder_of_the_file() {
         fs::write(folder.join("certs").join(name), "").unwrap();
     }
     let config = Config::parse(MANUAL, &folder.join("proxy.toml")).unwrap();
-    assert_eq!(config.tls.certificate, folder.join("certs/server.pem"));
+    assert_eq!(config.tls.certificates[0].certificate, folder.join("certs/server.pem"));
     let stored = Credentials::Stored { key_file: folder.join("mailchime.key") };
     assert_eq!(config.credentials, stored);
     let expected = format!("sqlite://{}/50%25%20off%3F/mailchime.db", root.path().display());

@@ -131,20 +131,21 @@ pub fn identity_for(
     Ok(identity)
 }
 
-/// What clients connect to: TLS 1.2 and 1.3, with the certificate that is for the name they ask for,
-/// in lower case and with `*.` for any first label, or else with the default one.
+/// What clients connect to: TLS 1.2 and 1.3, with a certificate that is for the name they ask for,
+/// in lower case and with `*.` for any first label, or else with a default one. Of several for one name a
+/// client is shown the first that it can use; each list has at least one.
 ///
 /// ALPN is left alone: a client that offers `imap` (its name in IANA's registry) or anything else is
 /// served, and none is chosen.
 pub fn server(
-    default: CertifiedKey,
-    named: HashMap<String, Arc<CertifiedKey>>,
+    default: Vec<Arc<CertifiedKey>>,
+    named: HashMap<String, Vec<Arc<CertifiedKey>>>,
     tickets: Arc<dyn ProducesTickets>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(Certificates { named, default: Arc::new(default) }));
+        .with_cert_resolver(Arc::new(Certificates { named, default }));
     config.ticketer = tickets;
     Ok(Arc::new(config))
 }
@@ -152,8 +153,8 @@ pub fn server(
 /// Which certificate a client is shown.
 #[derive(Debug)]
 struct Certificates {
-    named: HashMap<String, Arc<CertifiedKey>>,
-    default: Arc<CertifiedKey>,
+    named: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    default: Vec<Arc<CertifiedKey>>,
 }
 
 impl ResolvesServerCert for Certificates {
@@ -163,7 +164,12 @@ impl ResolvesServerCert for Certificates {
             let parent = name.split_once('.').map(|(_, parent)| format!("*.{parent}"));
             self.named.get(&name).or_else(|| self.named.get(&parent?))
         });
-        Some(Arc::clone(named.unwrap_or(&self.default)))
+        let certificates = named.unwrap_or(&self.default);
+        // rustls leaves only those that go with the cipher suites in common.
+        let schemes = hello.signature_schemes();
+        let usable = certificates.iter().find(|it| it.key.choose_scheme(schemes).is_some());
+        // Where there is none, rustls finds out and says what is missing.
+        usable.or(certificates.first()).map(Arc::clone)
     }
 }
 

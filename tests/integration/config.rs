@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mailchime::config::{
-    self, AdminAddress, BackendTls, Collapse, Config, Events, Identity, ListenerTls, LogFormat,
-    Network, Proxy, PushType, Relay, Route, Trust,
+    self, AdminAddress, BackendTls, CertificateFiles, Collapse, Config, Events, Identity,
+    ListenerTls, LogFormat, Network, Proxy, PushType, Relay, Route, Trust,
 };
 use toml::{Table, Value};
 
@@ -66,8 +66,8 @@ fn every_key_takes_effect() {
     );
     let networks: Vec<_> = starttls.proxy_protocol.iter().map(Network::to_string).collect();
     assert_eq!(networks, ["10.0.0.0/8", "::1/128"]);
-    assert_eq!(config.tls.certificate, placeholder);
-    assert_eq!(config.tls.private_key, placeholder);
+    let files = CertificateFiles::new(&placeholder, &placeholder);
+    assert_eq!(config.tls.certificates, [files.clone(), files.clone()]);
     assert_eq!((config.backend.host.as_str(), config.backend.port), ("10.0.0.5", 1993));
     assert_eq!((config.backend.id().as_str(), config.backend.master.as_ref()), ("main", None));
     let trust = |name: &str| Trust { ca: Some(placeholder.clone()), server_name: name.into() };
@@ -77,7 +77,7 @@ fn every_key_takes_effect() {
 
     let names: Vec<_> = config.tls.sni.iter().map(|sni| sni.name.as_str()).collect();
     assert_eq!(names, ["imap.example.com", "*.example.net"]);
-    assert_eq!(config.tls.sni[1].certificate, placeholder);
+    assert_eq!(config.tls.sni[1].certificates, [files]);
     let [route] = &config.routes[..] else { panic!("{:?}", config.routes) };
     let Route { domain, backend } = route;
     assert_eq!(

@@ -16,6 +16,7 @@ pub(crate) mod process;
 mod reload;
 pub(crate) mod sasl;
 mod stop;
+mod tls;
 pub(crate) mod world;
 
 use std::time::Duration;

@@ -22,15 +22,19 @@ const DAY: i64 = 24 * 3600;
 
 pub(super) fn certificates(tls: &Tls, report: &mut Report) {
     const DEFAULT: &str = "[tls]";
-    match tls::identity(&tls.certificate, &tls.private_key) {
-        Ok(identity) => certificate(DEFAULT, &tls.certificate, &identity, report),
-        Err(error) => report.failed(DEFAULT, error),
+    for config::CertificateFiles { certificate: file, private_key } in &tls.certificates {
+        match tls::identity(file, private_key) {
+            Ok(identity) => certificate(DEFAULT, file, &identity, report),
+            Err(error) => report.failed(DEFAULT, error),
+        }
     }
-    for config::Sni { name, certificate: file, private_key } in &tls.sni {
+    for config::Sni { name, certificates } in &tls.sni {
         let part = format!("[[tls.sni]] {name}");
-        match tls::identity_for(name, file, private_key) {
-            Ok(identity) => certificate(&part, file, &identity, report),
-            Err(error) => report.failed(&part, error),
+        for config::CertificateFiles { certificate: file, private_key } in certificates {
+            match tls::identity_for(name, file, private_key) {
+                Ok(identity) => certificate(&part, file, &identity, report),
+                Err(error) => report.failed(&part, error),
+            }
         }
     }
 }

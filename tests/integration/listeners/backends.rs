@@ -39,7 +39,7 @@ async fn starttls_to_a_backend_protects_the_password_or_there_is_no_login() {
     limited(async {
         let backend = listener().await;
         let world = World::start(backend.local_addr().unwrap(), |config| {
-            let folder = config.tls.certificate.parent().unwrap();
+            let folder = config.tls.certificates[0].certificate.parent().unwrap();
             let ca = Some(folder.join("ca.pem"));
             config.backend.tls = BackendTls::StartTls(Trust { ca, server_name: "localhost".into() });
         })
@@ -150,7 +150,7 @@ async fn starttls_injection_by_a_backend() {
     limited(async {
         let backend = listener().await;
         let world = World::start(backend.local_addr().unwrap(), |config| {
-            let folder = config.tls.certificate.parent().unwrap();
+            let folder = config.tls.certificates[0].certificate.parent().unwrap();
             let ca = Some(folder.join("ca.pem"));
             config.backend.tls =
                 BackendTls::StartTls(Trust { ca, server_name: "localhost".into() });

@@ -125,7 +125,7 @@ async fn a_backend_that_says_nothing_is_given_up_and_counted() {
         // The system accepts connections for it, and that is all.
         let mute = listener().await;
         let world = World::start(mute.local_addr().unwrap(), |config| {
-            let ca = Some(config.tls.certificate.with_file_name("ca.pem"));
+            let ca = Some(config.tls.certificates[0].certificate.with_file_name("ca.pem"));
             config.backend.tls = BackendTls::StartTls(Trust { ca, server_name: "x".into() });
             config.limits.connect_timeout = std::time::Duration::from_millis(50);
         })

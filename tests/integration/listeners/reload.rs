@@ -112,7 +112,7 @@ async fn one_that_cannot_be_used_changes_nothing() {
         let mut config = world.config.clone();
         config.backend = plain(new.address());
         let mut bad_certificate = config.clone();
-        bad_certificate.tls.certificate = broken.clone();
+        bad_certificate.tls.certificates[0].certificate = broken.clone();
         let mut bad_ca = config.clone();
         let trust = mailchime::config::Trust { ca: Some(broken), server_name: "x".into() };
         bad_ca.backend.tls = mailchime::config::BackendTls::Implicit(trust);

@@ -28,8 +28,10 @@ pub(super) fn write_certificate(folder: &Path, file: &str, names: &[&str]) {
 pub(super) fn sni(folder: &Path, file: &str, name: &str) -> config::Sni {
     config::Sni {
         name: name.into(),
-        certificate: folder.join(format!("{file}.pem")),
-        private_key: folder.join(format!("{file}.key")),
+        certificates: vec![config::CertificateFiles::new(
+            folder.join(format!("{file}.pem")),
+            folder.join(format!("{file}.key")),
+        )],
     }
 }
 

@@ -144,7 +144,7 @@ pub(super) const REGISTER: &str = "r XAPPLEPUSHSERVICE \"aps-version\" \"2\" \
 
 /// Pushes go to the stand-in that listens there, and watchers try again soon.
 pub(super) fn push_by(config: &mut Config, apns: SocketAddr) {
-    let folder = config.tls.certificate.parent().unwrap();
+    let folder = config.tls.certificates[0].certificate.parent().unwrap();
     let mut client = config::Apns::new(folder.join("apns.pem"), folder.join("apns.key"));
     client.endpoint = config::Endpoint { host: "localhost".into(), port: apns.port() };
     client.ca = Some(folder.join("ca.pem"));
