@@ -14,6 +14,7 @@ use imap_codec::imap_types::command::{Command, CommandBody};
 use imap_codec::imap_types::core::{AString, Tag};
 
 use super::capability::{self, Capabilities, Own};
+use super::greeting::{Greeting, Unfit, bye_answer};
 use super::literal::End;
 use super::overheard::Overheard;
 use super::peek::{self, Response, Status};
@@ -121,6 +122,13 @@ pub enum Outcome {
     },
     /// There is no answer to this attempt; the text says why, for a log.
     Unavailable(String),
+    /// The backend has greeted with BYE.
+    SentAway {
+        /// What a client is told behind its tag, beginning with NO; `None` if the backend gave no reason.
+        answer: Option<String>,
+        /// For a log.
+        why: String,
+    },
     /// There is one, but it is longer than [`Options::limit`].
     TooLong,
 }
@@ -257,7 +265,9 @@ impl Login {
 
     fn response(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<Outcome> {
         let response = peek::response(line)?;
-        if let Response::Status { tag: None, status: Status::Bye, .. } = response {
+        if let Response::Status { tag: None, status: Status::Bye, .. } = response
+            && !matches!(self.stage, Stage::Greeting)
+        {
             return Some(unavailable(format_args!("BYE: {}", printable(line))));
         }
         let tagged = |expected: &str| match response {
@@ -268,8 +278,9 @@ impl Login {
         };
         let told = Capabilities::in_response(line);
         match &mut self.stage {
-            Stage::Greeting => match response {
-                Response::Status { tag: None, status: Status::Ok, .. } => {
+            Stage::Greeting => match Greeting::of(line) {
+                Greeting::Blank => None,
+                Greeting::Ready => {
                     self.offered = told;
                     if self.offered.is_some() {
                         return self.send_id(out);
@@ -277,10 +288,11 @@ impl Login {
                     self.ask_capability(out);
                     None
                 }
-                Response::Status { tag: None, status: Status::Preauth, .. } => {
-                    Some(unavailable("a backend that greets with PREAUTH cannot tell users apart"))
+                Greeting::Bye => {
+                    let why = Unfit(line).to_string();
+                    Some(Outcome::SentAway { answer: bye_answer(line), why })
                 }
-                _ => Some(unavailable(format_args!("no IMAP greeting: {}", printable(line)))),
+                Greeting::Preauth | Greeting::Other => Some(unavailable(Unfit(line))),
             },
             Stage::Capability => {
                 if told.is_some() {
@@ -675,8 +687,7 @@ mod tests {
     #[test]
     fn no_answer_is_no_refusal() {
         for dialogue in [
-            &["B: * BYE busy"][..],
-            &["B: * PREAUTH hi"],
+            &["B: * PREAUTH hi"][..],
             &["B: 220 smtp.example.org ESMTP"],
             &["B: * OK [CAPABILITY IMAP4rev1 LOGINDISABLED STARTTLS] hi"],
             &[
@@ -692,6 +703,17 @@ mod tests {
         let mut login = Login::new(Attempt::Credentials(alice()), options);
         let (_, outcome) = login.step(&[b'x'; 101], &mut Vec::new());
         assert!(matches!(outcome, Some(Outcome::TooLong)), "{outcome:?}");
+    }
+
+    #[test]
+    fn a_greeting_comes_behind_blank_lines_and_sends_away_with_bye() {
+        let outcome = play(alice(), true, &["B: ", "B:  ", "B: * BYE [LIMIT] busy"]);
+        let Some(Outcome::SentAway { answer, why }) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(answer.as_deref(), Some("NO [LIMIT] The mail server says: busy"));
+        assert_eq!(why, "the backend greets with BYE: \"* BYE [LIMIT] busy\"");
+        let greeting =
+            ["B: ", "B: * OK [CAPABILITY IMAP4rev1] hi", "M: m2 LOGIN alice \"wonder land\""];
+        assert!(play(alice(), true, &greeting).is_none());
     }
 
     #[test]

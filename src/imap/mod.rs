@@ -22,6 +22,7 @@
 pub mod args;
 pub mod capability;
 pub mod collect;
+pub mod greeting;
 pub mod literal;
 pub mod login;
 pub mod mailbox;

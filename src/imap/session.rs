@@ -630,6 +630,11 @@ impl Session {
                 dialogue.state = State::Backend { tag, login };
                 self.unavailable(why);
             }
+            Outcome::SentAway { answer, why } => {
+                dialogue.state = State::Backend { tag, login };
+                let answer = answer.as_deref().unwrap_or(UNAVAILABLE);
+                self.failed(answer, LoginFailure::Unavailable(why));
+            }
             Outcome::TooLong => {
                 over.capability += 1;
                 dialogue.state = State::Backend { tag, login };

@@ -20,6 +20,7 @@ use super::stream::{Stream, tune};
 use super::tls::{self, TlsError};
 use crate::config::{self, BackendTls, Trust};
 use crate::imap::capability::Capabilities;
+use crate::imap::greeting::{Greeting, Unfit};
 use crate::imap::login::{Attempt, Login, Options, Outcome, printable};
 use crate::imap::peek::{self, Response, Status};
 use crate::imap::responses::Responses;
@@ -72,21 +73,28 @@ enum Security {
     Implicit(Arc<ClientConfig>, ServerName<'static>),
 }
 
-/// A connection on which nobody is logged in.
+/// A connection to a backend that has greeted, on which nobody is logged in.
 #[derive(Debug)]
 pub struct Connected {
     pub stream: Stream,
-    /// The greeting has been read, before STARTTLS; there is no other.
+    /// The greeting and what came behind it. Nothing after STARTTLS: what was said before counts for
+    /// nothing then, and there is no other greeting.
+    pub heard: Vec<u8>,
+    /// STARTTLS was done.
     pub greeted: bool,
 }
 
 /// Why there is no connection to a backend: an operator's or the network's matter, and temporary.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("{backend}: no connection within {limit:?}")]
-    Timeout { backend: String, limit: Duration },
+    /// `missing` is what did not come in time: a look-up, a handshake, a greeting.
+    #[error("{backend}: no {missing} within {limit:?}")]
+    Timeout { backend: String, missing: &'static str, limit: Duration },
     #[error("{backend}: {source}")]
     Io { backend: String, source: io::Error },
+    /// It said this in place of a greeting with which it would serve somebody: a BYE, or something else.
+    #[error("{backend}: {}", Unfit(said))]
+    Unfit { backend: String, said: Vec<u8> },
     /// `[limits] connections_per_account`.
     #[error("{} has {limit} connections already", .account.as_str().escape_debug())]
     TooMany { account: Account, limit: usize },
@@ -132,7 +140,8 @@ impl Known {
 }
 
 impl Backend {
-    /// The timeout covers address look-up, TCP and TLS together. The master's password is read here.
+    /// The timeout covers address look-up, TCP, TLS and the greeting together. The master's password is
+    /// read here.
     ///
     /// # Errors
     /// What is wrong with the TLS or the master user that the configuration asks for, and its key.
@@ -231,21 +240,29 @@ impl Backend {
         }
     }
 
-    /// Opens a connection, TLS included, for a client, or on mailchime's own behalf. Each address of
-    /// the host is tried in turn, with an equal share of what is left of the time: a dead one does
-    /// not use it up.
-    pub async fn connect(&self, client: Option<Addresses>) -> Result<Connected, ConnectError> {
+    /// Opens a connection, TLS and the backend's greeting included, for a client, or on mailchime's own
+    /// behalf. Each address of the host is tried in turn until one has greeted, with an equal share of
+    /// what is left of the time: a dead one does not use it up. No greeting may be longer than `longest`
+    /// bytes.
+    pub async fn connect(
+        &self,
+        client: Option<Addresses>,
+        longest: usize,
+    ) -> Result<Connected, ConnectError> {
         let Way { host, port, connect_timeout: limit, .. } = &*self.way;
-        let failed = |source| ConnectError::Io { backend: self.name(), source };
-        let late = || ConnectError::Timeout { backend: self.name(), limit: *limit };
+        let backend = || self.name();
+        let late = |missing| ConnectError::Timeout { backend: backend(), missing, limit: *limit };
         let deadline = Instant::now() + *limit;
         let looked_up = self.way.resolver.resolve(host, *port);
-        let looked_up = tokio::time::timeout_at(deadline, looked_up).await.map_err(|_| late())?;
-        let mut addresses = looked_up.map_err(failed)?;
+        let looked_up = tokio::time::timeout_at(deadline, looked_up).await;
+        let looked_up = looked_up.map_err(|_| late("address of its name"))?;
+        let mut addresses =
+            looked_up.map_err(|source| ConnectError::Io { backend: backend(), source })?;
         addresses.truncate(MOST_ADDRESSES);
-        self.dial(&addresses, deadline, client).await.map_err(|error| match error {
-            Some(source) => failed(source),
-            None => late(),
+        self.dial(&addresses, deadline, client, longest).await.map_err(|failure| match failure {
+            DialFailure::Late(missing) => late(missing),
+            DialFailure::Io(source) => ConnectError::Io { backend: backend(), source },
+            DialFailure::Unfit(said) => ConnectError::Unfit { backend: backend(), said },
         })
     }
 
@@ -257,10 +274,11 @@ impl Backend {
         limit: Duration,
         longest: usize,
     ) -> Result<LoggedIn, LoginError> {
-        let Connected { stream, greeted, .. } = self.connect(None).await?;
+        let Connected { stream, heard, greeted } = self.connect(None, longest).await?;
         let id = Some(b"(\"name\" \"mailchime\")".to_vec());
         let options = Options { prefer_login: false, greeted, id, limit: longest };
-        let dialogue = dialogue(stream, Login::new(Attempt::Credentials(credentials), options));
+        let login = Login::new(Attempt::Credentials(credentials), options);
+        let dialogue = dialogue(stream, heard, login);
         match tokio::time::timeout(limit, dialogue).await {
             Ok(result) => {
                 let (offered, result) = result?;
@@ -293,10 +311,11 @@ impl Backend {
     /// Asks what the backend offers before login, without logging in. `limit` and `longest` are as
     /// for [`Backend::log_in`].
     pub async fn probe(&self, limit: Duration, longest: usize) -> Result<(), LoginError> {
-        let Connected { mut stream, greeted, .. } = self.connect(None).await?;
-        let offered = tokio::time::timeout(limit, offered(&mut stream, greeted, longest))
+        let Connected { mut stream, heard, greeted } = self.connect(None, longest).await?;
+        let told = Told::new(heard, longest);
+        let offered = tokio::time::timeout(limit, offered(&mut stream, told, greeted))
             .await
-            .map_err(|_| LoginError::Unavailable(format!("no greeting within {limit:?}")))?
+            .map_err(|_| LoginError::Unavailable(format!("no capabilities within {limit:?}")))?
             .map_err(|why| LoginError::Unavailable(why.to_string()))?;
         self.saw(offered);
         // A farewell keeps the backend's log free of aborted logins; whether it arrives is no
@@ -306,70 +325,157 @@ impl Backend {
         Ok(())
     }
 
-    /// The first of `addresses` that can be connected to; or the last one's error, `None` being that
-    /// its time was up.
+    /// The first of `addresses` that greets; or why the last one does not, unless another has said more
+    /// about it.
     async fn dial(
         &self,
         addresses: &[SocketAddr],
         deadline: Instant,
         client: Option<Addresses>,
-    ) -> Result<Connected, Option<io::Error>> {
+        longest: usize,
+    ) -> Result<Connected, DialFailure> {
         let nowhere = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        let mut failure = Some(nowhere);
+        let mut failure = DialFailure::Io(nowhere);
         for (address, left) in addresses.iter().zip((1..=addresses.len()).rev()) {
             let rest = deadline.saturating_duration_since(Instant::now());
             let share = rest / u32::try_from(left).unwrap_or(u32::MAX);
-            failure = match tokio::time::timeout(share, self.open(*address, client)).await {
+            let mut missing = "TCP connection";
+            let open = self.open(*address, client, longest, &mut missing);
+            let failed = match tokio::time::timeout(share, open).await {
                 Ok(Ok(connected)) => return Ok(connected),
-                Ok(Err(error)) => Some(error),
-                Err(_) => None,
+                Ok(Err(failed)) => failed,
+                Err(_) => DialFailure::Late(missing),
             };
             if left > 1 {
-                let why = failure.as_ref().map_or("no answer".to_owned(), io::Error::to_string);
+                let why = failed.to_string();
                 tracing::info!(backend = self.name(), %address, why, "trying the next address");
+            }
+            if failed.words() >= failure.words() {
+                failure = failed;
             }
         }
         Err(failure)
     }
 
-    async fn open(&self, address: SocketAddr, client: Option<Addresses>) -> io::Result<Connected> {
+    /// `missing` is, at each moment, what is waited for.
+    async fn open(
+        &self,
+        address: SocketAddr,
+        client: Option<Addresses>,
+        longest: usize,
+        missing: &mut &'static str,
+    ) -> Result<Connected, DialFailure> {
+        const GREETING: &str = "greeting";
+        const HANDSHAKE: &str = "TLS handshake";
         let mut stream = TcpStream::connect(address).await?;
         tune(&stream);
         if self.way.proxy_protocol {
             stream.write_all(&proxy_protocol::header(client)).await?;
         }
-        secure(stream, &self.way.security).await
+        let (mut stream, greeted) = match &self.way.security {
+            Security::None => (Stream::Plain(stream), false),
+            Security::Implicit(config, name) => {
+                *missing = HANDSHAKE;
+                (secure(stream, config, name).await?, false)
+            }
+            Security::StartTls(config, name) => {
+                *missing = GREETING;
+                let mut plain = Stream::Plain(stream);
+                let heard = greeting(&mut plain, longest).await?;
+                *missing = "answer to STARTTLS";
+                start_tls(&mut plain, heard).await?;
+                let Stream::Plain(stream) = plain else {
+                    return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
+                };
+                *missing = HANDSHAKE;
+                (secure(stream, config, name).await?, true)
+            }
+        };
+        if greeted {
+            return Ok(Connected { stream, heard: Vec::new(), greeted });
+        }
+        *missing = GREETING;
+        let heard = greeting(&mut stream, longest).await?;
+        Ok(Connected { stream, heard, greeted })
     }
 }
 
-/// Brings a fresh connection under TLS as configured.
-async fn secure(stream: TcpStream, security: &Security) -> io::Result<Connected> {
-    let (config, name, greeted) = match security {
-        Security::None => {
-            return Ok(Connected { stream: Stream::Plain(stream), greeted: false });
+/// Why an address is no good.
+#[derive(Debug, thiserror::Error)]
+enum DialFailure {
+    /// This did not come in time.
+    #[error("no {0} in time")]
+    Late(&'static str),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// As [`ConnectError::Unfit`].
+    #[error("{}", Unfit(.0))]
+    Unfit(Vec<u8>),
+}
+
+impl DialFailure {
+    /// How much the backend has said of it. A BYE has a reason, and is for people.
+    fn words(&self) -> u8 {
+        match self {
+            Self::Unfit(said) if Greeting::of(said) == Greeting::Bye => 2,
+            Self::Unfit(_) => 1,
+            Self::Late(_) | Self::Io(_) => 0,
         }
-        Security::Implicit(config, name) => (config, name, false),
-        Security::StartTls(config, name) => (config, name, true),
-    };
-    let mut stream = Stream::Plain(stream);
-    if greeted {
-        start_tls(&mut stream).await?;
     }
-    let Stream::Plain(stream) = stream else { return Err(io::ErrorKind::InvalidInput.into()) };
+}
+
+/// Begins TLS on a connection, whose certificate must bear this name.
+async fn secure(
+    stream: TcpStream,
+    config: &Arc<ClientConfig>,
+    name: &ServerName<'static>,
+) -> io::Result<Stream> {
     let connector = TlsConnector::from(Arc::clone(config));
     let stream = connector.connect(name.clone(), stream).await?;
-    Ok(Connected { stream: Stream::Client(Box::new(stream)), greeted })
+    Ok(Stream::Client(Box::new(stream)))
 }
 
-/// Reads the greeting and asks for TLS. Bytes behind the answer came without protection: they end
-/// the connection (CVE-2011-0411 and its kin).
-async fn start_tls(stream: &mut Stream) -> io::Result<()> {
-    let mut told = Told::new(64 * 1024);
+/// Reads a backend's greeting, which is at most `longest` bytes with the blank lines before it. Returns it,
+/// and what came behind it.
+async fn greeting(stream: &mut Stream, longest: usize) -> Result<Vec<u8>, DialFailure> {
+    let (mut heard, mut left) = (Responses::default(), longest);
+    let unfit = |mut said: Vec<u8>| {
+        // No more than shows that it is too long.
+        said.truncate(longest + 1);
+        DialFailure::Unfit(said)
+    };
+    loop {
+        while !heard.advance() {
+            if heard.rest().len() > left {
+                return Err(unfit(heard.into_rest()));
+            }
+            read_more(stream, heard.more()).await.map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => {
+                    io::Error::new(error.kind(), "it hung up before it greeted")
+                }
+                _ => error,
+            })?;
+        }
+        let response = heard.current();
+        let fits = response.len() <= left;
+        left = left.saturating_sub(response.len());
+        match Greeting::of(response) {
+            Greeting::Blank if fits => {}
+            Greeting::Ready if fits => return Ok([response, heard.rest()].concat()),
+            _ => return Err(unfit(response.to_vec())),
+        }
+    }
+}
+
+/// Asks for TLS behind the greeting, with which `heard` begins. Bytes behind the answer came without
+/// protection: they end the connection (CVE-2011-0411 and its kin).
+async fn start_tls(stream: &mut Stream, heard: Vec<u8>) -> io::Result<()> {
+    let mut told = Told::new(heard, 64 * 1024);
     let mut asked = false;
     loop {
         let line = told.next(stream).await?;
         match (asked, peek::response(line)) {
-            (false, Some(Response::Status { tag: None, status: Status::Ok, .. })) => {
+            (false, _) => {
                 asked = true;
                 stream.write_all(b"m0 STARTTLS\r\n").await?;
                 stream.flush().await?;
@@ -390,12 +496,13 @@ async fn start_tls(stream: &mut Stream) -> io::Result<()> {
     }
 }
 
-/// Plays the login on a fresh connection; gives what was offered before it, too.
+/// Plays the login on a fresh connection, of which this was heard; gives what was offered before it, too.
 async fn dialogue(
     mut stream: Stream,
+    mut input: Vec<u8>,
     mut login: Login,
 ) -> Result<(Capabilities, Result<LoggedIn, LoginError>), LoginError> {
-    let (mut input, mut out) = (Vec::new(), Vec::new());
+    let mut out = Vec::new();
     login.start(&mut out);
     let gone = |error: io::Error| LoginError::Unavailable(error.to_string());
     loop {
@@ -418,7 +525,9 @@ async fn dialogue(
             Some(Outcome::Refused { answer, offered, .. }) => {
                 return Ok((offered, Err(LoginError::Refused { answer })));
             }
-            Some(Outcome::Unavailable(why)) => return Err(LoginError::Unavailable(why)),
+            Some(Outcome::Unavailable(why) | Outcome::SentAway { why, .. }) => {
+                return Err(LoginError::Unavailable(why));
+            }
             Some(Outcome::TooLong) => {
                 let why = "an overlong answer to a login".to_owned();
                 return Err(LoginError::Unavailable(why));
@@ -428,8 +537,8 @@ async fn dialogue(
 }
 
 /// The capabilities in the greeting, or else in the answer to CAPABILITY.
-async fn offered(stream: &mut Stream, greeted: bool, longest: usize) -> io::Result<Capabilities> {
-    let (mut told, mut asked) = (Told::new(longest), greeted);
+async fn offered(stream: &mut Stream, mut told: Told, greeted: bool) -> io::Result<Capabilities> {
+    let mut asked = greeted;
     if greeted {
         stream.write_all(b"m1 CAPABILITY\r\n").await?;
         stream.flush().await?;
@@ -456,8 +565,9 @@ struct Told {
 }
 
 impl Told {
-    fn new(most: usize) -> Self {
-        Self { responses: Responses::default(), left: most }
+    /// `heard` was read already.
+    fn new(heard: Vec<u8>, most: usize) -> Self {
+        Self { responses: Responses::new(heard), left: most }
     }
 
     /// The next response. The end of the stream is an error, and so are too many bytes.
@@ -496,6 +606,8 @@ mod tests {
     /// For what is expected to come about at once.
     const LIMIT: Duration = Duration::from_secs(10);
 
+    const READY: &[u8] = b"* OK ready\r\n";
+
     fn backend(tls: BackendTls) -> config::Backend {
         config::Backend::new("localhost", 1, tls)
     }
@@ -519,38 +631,96 @@ mod tests {
         let trust = Trust { ca, server_name: "localhost".into() };
         let backend = built(&backend(BackendTls::Implicit(trust)));
 
-        // The system accepts for whoever never does; the one behind it shakes hands.
+        // The system accepts for whoever never does; the one behind it shakes hands and greets.
         let (_silent, dead) = listener().await;
         let (lively, alive) = listener().await;
         let acceptor = tokio_rustls::TlsAcceptor::from(pki.server_config().unwrap());
         tokio::spawn(async move {
             let (stream, _) = lively.accept().await.unwrap();
-            acceptor.accept(stream).await.unwrap().read_to_end(&mut Vec::new()).await
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            stream.write_all(READY).await.unwrap();
+            stream.read_to_end(&mut Vec::new()).await
         });
         let started = Instant::now();
         let deadline = started + Duration::from_millis(900);
-        let connected = backend.dial(&[dead, dead, alive], deadline, None).await.unwrap();
+        let connected = backend.dial(&[dead, dead, alive], deadline, None, 1024).await.unwrap();
         assert!(matches!(connected.stream, Stream::Client(_)));
         let taken = started.elapsed();
         let thirds = Duration::from_millis(590)..Duration::from_millis(880);
         assert!(thirds.contains(&taken), "{taken:?}: both dead ones have a third");
 
-        let failure = backend.dial(&[dead], Instant::now() + Duration::from_millis(1), None).await;
-        assert!(matches!(failure, Err(None)), "{failure:?}");
+        let soon = Instant::now() + Duration::from_millis(1);
+        let failure = backend.dial(&[dead], soon, None, 1024).await;
+        assert!(matches!(failure, Err(DialFailure::Late(_))), "{failure:?}");
     }
 
     #[tokio::test]
     async fn an_address_that_refuses_takes_no_time() {
         let (closed, refusing) = listener().await;
         drop(closed);
-        let (_open, listening) = listener().await;
+        let listening = greets(READY).await;
         let backend = built(&backend(BackendTls::None));
         let deadline = Instant::now() + LIMIT;
-        let failure = backend.dial(&[refusing], deadline, None).await.unwrap_err().unwrap();
+        let failure = backend.dial(&[refusing], deadline, None, 1024).await.unwrap_err();
+        let DialFailure::Io(failure) = failure else { panic!("{failure:?}") };
         assert_eq!(failure.kind(), io::ErrorKind::ConnectionRefused);
-        backend.dial(&[refusing, listening], deadline, None).await.unwrap();
-        let failure = backend.dial(&[], deadline, None).await.unwrap_err().unwrap();
+        backend.dial(&[refusing, listening], deadline, None, 1024).await.unwrap();
+        let failure = backend.dial(&[], deadline, None, 1024).await.unwrap_err();
         assert_eq!(failure.to_string(), "the name has no address");
+    }
+
+    /// The address of a server that says this to whoever connects, and waits.
+    async fn greets(words: &'static [u8]) -> SocketAddr {
+        let (listener, address) = listener().await;
+        tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                stream.write_all(words).await.unwrap();
+                open.push(stream);
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_greeting_is_heard_with_what_is_behind_it_or_tells_why_not() {
+        let backend = built(&backend(BackendTls::None));
+        let deadline = Instant::now() + LIMIT;
+        let connected = async |words| {
+            backend.dial(&[greets(words).await], deadline, None, 64).await.map(|it| it.heard)
+        };
+        assert_eq!(connected(b"\r\n \n* OK x\r\n* OK y").await.unwrap(), b"* OK x\r\n* OK y");
+        for (words, why) in [
+            (&b"* BYE no\r\n"[..], "the backend greets with BYE: \"* BYE no\""),
+            (
+                b"* PREAUTH x\r\n",
+                "a backend that greets with PREAUTH cannot tell users apart: \"* PREAUTH x\"",
+            ),
+            (b"220 x\r\n", "no IMAP greeting: \"220 x\""),
+            (&[b'\n'; 100], "the greeting is too long: \"\""),
+        ] {
+            assert_eq!(connected(words).await.unwrap_err().to_string(), why);
+        }
+        for long in [
+            &b"* OK 0123456789012345678901234567890123456789012345678901234567890123\r\n"[..],
+            b"* OK 01234567890123456789012345678901234567890123456789012345678901234",
+        ] {
+            let DialFailure::Unfit(said) = connected(long).await.unwrap_err() else { panic!() };
+            assert_eq!(said, long[..65]);
+        }
+    }
+
+    /// Whatever their order, a BYE tells more than another word, and any word more than none.
+    #[tokio::test]
+    async fn what_one_address_says_is_told_although_others_say_less() {
+        let (closed, refusing) = listener().await;
+        drop(closed);
+        let (bye, other) = (greets(b"* BYE no\r\n").await, greets(b"220 x\r\n").await);
+        let backend = built(&backend(BackendTls::None));
+        for addresses in [[bye, other, refusing], [refusing, bye, other], [other, refusing, bye]] {
+            let failure = backend.dial(&addresses, Instant::now() + LIMIT, None, 1024).await;
+            assert!(failure.unwrap_err().to_string().contains("BYE"), "{addresses:?}");
+        }
     }
 
     #[tokio::test]
@@ -564,11 +734,18 @@ mod tests {
         for told in [Some(client), None] {
             let (listening, address) = listener().await;
             let deadline = Instant::now() + LIMIT;
-            let connected = built(&config).dial(&[address], deadline, told).await.unwrap();
-            drop(connected);
-            let (mut stream, _) = listening.accept().await.unwrap();
-            let mut heard = Vec::new();
-            stream.read_to_end(&mut heard).await.unwrap();
+            let backend = built(&config);
+            let dialling = async {
+                drop(backend.dial(&[address], deadline, told, 1024).await.unwrap());
+            };
+            let greeting = async {
+                let (mut stream, _) = listening.accept().await.unwrap();
+                stream.write_all(READY).await.unwrap();
+                let mut heard = Vec::new();
+                stream.read_to_end(&mut heard).await.unwrap();
+                heard
+            };
+            let ((), heard) = tokio::join!(dialling, greeting);
             let mut rest = &heard[..];
             assert_eq!(proxy_protocol::read(&mut rest).await.unwrap(), told);
             assert_eq!(rest, b"");

@@ -192,13 +192,14 @@ impl Backends {
         self.0.table.borrow().routes.keys().cloned().collect()
     }
 
-    /// Connects a client to `backend`.
+    /// Connects a client to `backend`, whose greeting is no longer than `longest` bytes.
     pub async fn connect(
         &self,
         backend: &Backend,
         client: Addresses,
+        longest: usize,
     ) -> Result<Connected, ConnectError> {
-        backend.connect(Some(client)).await.inspect_err(|error| self.count(error))
+        backend.connect(Some(client), longest).await.inspect_err(|error| self.count(error))
     }
 
     /// Connects to the account's backend and logs in, with a place among the account's connections,

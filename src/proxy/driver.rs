@@ -450,8 +450,9 @@ impl Driver {
                         self.tried_at = Some(Instant::now());
                         let (context, backend) = (Arc::clone(&self.context), self.chosen.clone());
                         let addresses = self.addresses;
+                        let longest = context.limits.capability_size;
                         self.errand = Some(Errand::Connect(Box::pin(async move {
-                            context.backends.connect(&backend, addresses).await
+                            context.backends.connect(&backend, addresses, longest).await
                         })));
                     }
                     Err(over) => self.session.turned_away(over.answer()),
@@ -459,15 +460,17 @@ impl Driver {
                 return Poll::Ready(());
             }
             Some(Errand::Connect(connect)) => match ready!(connect.as_mut().poll(cx)) {
-                Ok(Connected { stream, greeted }) => {
-                    self.lanes.backend = Some(Peer::new(stream, Side::Backend));
-                    let reached = Reached {
-                        greeted,
-                        send_id: self.chosen.takes_id(),
-                        checks_token_name: self.chosen.checks_token_name(),
-                        names_ignore_case: self.chosen.names_ignore_case(),
-                    };
-                    self.session.connected(reached);
+                Ok(Connected { stream, heard, greeted }) => {
+                    let mut backend = Peer::new(stream, Side::Backend);
+                    backend.lane.kept.append(&heard);
+                    self.lanes.backend = Some(backend);
+                    self.session.connected(self.reached(greeted));
+                }
+                // It decides on these words as on those of a backend that is there.
+                Err(ConnectError::Unfit { said, .. }) => {
+                    self.session.connected(self.reached(false));
+                    self.session.backend(&said, true);
+                    self.session.unavailable("it hung up".to_owned());
                 }
                 Err(error) => {
                     let unreachable = &self.context.counters.unreachable;
@@ -503,6 +506,16 @@ impl Driver {
         }
         self.errand = None;
         Poll::Ready(())
+    }
+
+    /// What the session must know of the backend that was chosen.
+    fn reached(&self, greeted: bool) -> Reached {
+        Reached {
+            greeted,
+            send_id: self.chosen.takes_id(),
+            checks_token_name: self.chosen.checks_token_name(),
+            names_ignore_case: self.chosen.names_ignore_case(),
+        }
     }
 
     /// Whether nothing would be lost if the session ended now.

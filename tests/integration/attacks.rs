@@ -17,7 +17,7 @@ mod identity;
 mod kept;
 mod logs;
 mod mailboxes;
-mod names;
+pub(crate) mod names;
 mod routing;
 mod secrets;
 mod tenants;

@@ -54,6 +54,8 @@ pub(crate) struct World {
     /// Of every user.
     pub(crate) password: &'static str,
     pub(crate) watch: config::Watch,
+    /// `[limits] connect_timeout`.
+    connect_timeout: Duration,
     /// How many events may wait for `push`.
     queue: usize,
 }
@@ -93,7 +95,9 @@ impl World {
             settle: Duration::from_millis(50),
         };
         let (tls, password) = (BackendTls::None, PASSWORD);
-        Self { folder, store, key_file, backend, tls, password, watch, queue: 100 }
+        let connect_timeout = config::Limits::default().connect_timeout;
+        let queue = 100;
+        Self { folder, store, key_file, backend, tls, password, watch, connect_timeout, queue }
     }
 
     /// A phone of `user` registers for mailboxes, each with the state that it is told of.
@@ -164,6 +168,7 @@ impl World {
         let backend = config::Backend::new(host, port, self.tls.clone());
         let mut config = Config::new(config::Tls::new("none", "none"), backend);
         config.watch = self.watch.clone();
+        config.limits.connect_timeout = self.connect_timeout;
         config
     }
 

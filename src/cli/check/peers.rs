@@ -159,6 +159,9 @@ fn remedy(error: &LoginError) -> &'static str {
             }
             _ => "see whether host and port are right and this machine reaches them",
         },
+        LoginError::Connect(ConnectError::Unfit { .. }) => {
+            "see whether it is an IMAP server, and what its own log says"
+        }
         LoginError::Connect(_) => "see whether this machine reaches it, a firewall may be between",
         LoginError::Refused { .. } => "see whether login name and password are right",
         LoginError::Unavailable(_) => {

@@ -208,6 +208,50 @@ async fn a_hostile_backend_before_and_in_the_login() {
     .await;
 }
 
+/// What a backend says when it sends somebody away with its greeting reaches the user and the log, in one
+/// short line each, for sessions and watchers alike.
+#[tokio::test]
+async fn a_bye_for_a_greeting_is_shown_and_logged() {
+    const MANNER: &[Act] = &[
+        Say("* BYE [ALERT] Wartung\x1b[31m \"bis\" 18 Uhr "),
+        Say(concat!(
+            "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+            "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+            "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+        )),
+        Say("\r\n"),
+    ];
+    limited(async {
+        let (world, backend, mut server, _) = serving().await;
+        world.register(server.address).await.unwrap();
+        world.watched().await;
+        backend.becomes(Some(MANNER));
+        let mut client = world.client(&server).await;
+        client.send(format!("a LOGIN {LOGIN} \"{PASSWORD}\"\r\n").as_bytes()).await;
+        let answer = client.line().await;
+        let expected = "a NO [ALERT] The mail server says: Wartung [31m \"bis\" 18 Uhr 0123";
+        assert!(answer.starts_with(expected) && answer.len() < 300, "{answer}");
+        let said = "* BYE [ALERT] Wartung\\x1b[31m \\\"bis\\\" 18 Uhr 0123";
+        let line = server.logged("the backend gave no answer to a login").await;
+        let why = line["why"].as_str().unwrap();
+        assert!(why.contains(said) && why.len() < 300, "{why}");
+
+        world.backend.drop_connections();
+        loop {
+            let line = server.logged("watching is interrupted").await;
+            let why = line["why"].as_str().unwrap();
+            if why.contains(said) {
+                assert!(why.len() < 300, "{why}");
+                break;
+            }
+        }
+        backend.becomes(None);
+        world.watched().await;
+        is_served_as_ever(&world, &server).await;
+    })
+    .await;
+}
+
 /// After the login all goes to the client as it is; what is asked of the backend for a registration
 /// may be answered in any way.
 #[tokio::test]

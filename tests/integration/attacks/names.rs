@@ -35,8 +35,8 @@ async fn in_days(test: impl Future<Output = ()>) {
 }
 
 /// A name server. What it was told nothing about it does not answer.
-struct NameServer {
-    address: SocketAddr,
+pub(crate) struct NameServer {
+    pub(crate) address: SocketAddr,
     says: Arc<Mutex<HashMap<String, Says>>>,
     /// Questions for IPv4 addresses, by name.
     asked: Arc<Mutex<HashMap<String, usize>>>,
@@ -51,7 +51,7 @@ enum Says {
 }
 
 impl NameServer {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let server = Self { address, says: Arc::default(), asked: Arc::default() };
@@ -91,7 +91,7 @@ impl NameServer {
         self.says.lock().unwrap().insert(name.to_owned(), says);
     }
 
-    fn addresses(&self, name: &str, addresses: &[&str], ttl: u32) {
+    pub(crate) fn addresses(&self, name: &str, addresses: &[&str], ttl: u32) {
         let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
         self.says(name, Says::Addresses(addresses, ttl));
     }

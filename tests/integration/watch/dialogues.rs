@@ -421,9 +421,14 @@ async fn a_backend_that_says_nothing_is_given_up_in_time_and_tried_again() {
     limited(async {
         let mut stage = Stage::new().await;
         stage.world.watch.answer_timeout = Duration::from_millis(50);
+        stage.world.connect_timeout = Duration::from_secs(3);
         let watching = stage.world.watch();
         stage.accept().await.left().await;
-        stage.accept().await.left().await;
+        // And one that greets and says no more.
+        let mut peer = stage.accept().await;
+        peer.play("S: * OK hi\nC: m1 CAPABILITY").await;
+        peer.left().await;
+        stage.accept().await;
         watching.stop().await;
     })
     .await;
