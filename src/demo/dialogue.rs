@@ -31,6 +31,8 @@ pub struct Settings {
     pub checks_token_name: bool,
     /// Names in any case are one user to the backend.
     pub names_ignore_case: bool,
+    /// The most mailboxes that a device can have watched, where that matters.
+    pub mailboxes: Option<usize>,
     /// The client connects without TLS.
     pub starttls: bool,
     /// It makes sense against a live server.
@@ -108,6 +110,7 @@ impl Default for Settings {
             send_id: false,
             checks_token_name: false,
             names_ignore_case: false,
+            mailboxes: None,
             starttls: false,
             live: true,
             user: "alice".into(),
@@ -199,6 +202,10 @@ impl Settings {
             ("send-id", "") => self.send_id = true,
             ("checks-token-name", "") => self.checks_token_name = true,
             ("names-ignore-case", "") => self.names_ignore_case = true,
+            ("mailboxes", number) => {
+                let number = number.parse().ok().filter(|number| *number > 0);
+                self.mailboxes = Some(number.ok_or_else(|| format!("@ {setting} has no number"))?);
+            }
             ("starttls", "") => self.starttls = true,
             ("live", "no") => self.live = false,
             ("user", name) if !name.is_empty() => self.user = name.to_owned(),

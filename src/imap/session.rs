@@ -83,7 +83,7 @@ pub struct PushOffer {
     pub topics: Vec<DomainTopic>,
     /// Bundle ids of mail clients that are served; `*` at the end stands for anything.
     pub clients: Vec<String>,
-    /// Most mailboxes in one registration.
+    /// Most mailboxes in one registration; those beyond are left out.
     pub most_mailboxes: usize,
 }
 
@@ -224,6 +224,8 @@ pub struct Over {
     pub command: u32,
     /// [`Profile::capability_size`].
     pub capability: u32,
+    /// [`PushOffer::most_mailboxes`]: mailboxes of registrations that were left out.
+    pub mailboxes: u32,
 }
 
 /// One client's session.

@@ -24,6 +24,8 @@ pub struct Counters {
     pub session_memory: Counter,
     pub write_timeout: Counter,
     pub answer_timeout: Counter,
+    /// Registrations with more mailboxes than a device can have watched.
+    pub mailboxes: Counter,
     pub watch_connections: Counter,
     pub registrations_per_minute: Counter,
     pub accounts_per_device: Counter,
@@ -80,7 +82,7 @@ const HOUR: Duration = Duration::from_hours(1);
 
 impl Counters {
     /// Each counter with the key of its limit.
-    pub fn all(&self) -> [(&'static str, &Counter); 30] {
+    pub fn all(&self) -> [(&'static str, &Counter); 31] {
         [
             ("sessions", &self.sessions),
             ("sessions_per_ip", &self.sessions_per_ip),
@@ -96,6 +98,7 @@ impl Counters {
             ("session_memory", &self.session_memory),
             ("write_timeout", &self.write_timeout),
             ("answer_timeout", &self.answer_timeout),
+            ("mailboxes", &self.mailboxes),
             ("watch_connections", &self.watch_connections),
             ("registrations_per_minute", &self.registrations_per_minute),
             ("accounts_per_device", &self.accounts_per_device),

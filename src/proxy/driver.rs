@@ -310,7 +310,7 @@ impl Driver {
     /// Adds what has happened since the last time to what is counted for all sessions.
     fn count(&mut self) {
         let Output { over, answered, .. } = &mut self.session.output;
-        self.context.count(std::mem::take(over));
+        self.context.count(std::mem::take(over), self.account.as_ref());
         let metrics = &self.context.metrics;
         tally::answered(metrics, std::mem::take(answered));
         let relayed = self.relayed();

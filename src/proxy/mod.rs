@@ -26,7 +26,7 @@ pub use self::serve::serve;
 use crate::config::{self, Config, Relay};
 use crate::imap::session::{DomainTopic, Over, Profile, PushOffer, Shown};
 use crate::metrics::Metrics;
-use crate::model::SessionEvent;
+use crate::model::{Account, SessionEvent};
 use crate::net::backends::Backends;
 use crate::net::counters::Counters;
 use crate::store::CredentialSource;
@@ -149,10 +149,22 @@ impl Context {
         offer.is_open().then_some(offer)
     }
 
-    fn count(&self, over: Over) {
+    /// Counts what a session, of this account if that is known, hit since the last time.
+    fn count(&self, over: Over, account: Option<&Account>) {
         self.counters.commands_before_login.add(over.commands);
         self.counters.command_size.add(over.command);
         self.counters.capability_size.add(over.capability);
+        if over.mailboxes > 0 && self.counters.mailboxes.hit() {
+            let account = account.map(Account::as_str);
+            let limit = self.push.borrow().as_ref().map(|offer| offer.most_mailboxes);
+            tracing::warn!(
+                account,
+                limit,
+                left_out = over.mailboxes,
+                "[push] mailboxes is reached: the first mailboxes of a registration are registered, the \
+                 others are left out"
+            );
+        }
     }
 
     /// What a session that starts now may offer; shared by all sessions while it stays the same.

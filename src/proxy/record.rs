@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 pub use self::mask::TOPIC;
+pub use self::transcript::MAILBOXES;
 use self::transcript::{Lane, Transcript};
 use crate::config;
 use crate::imap::session::{Action, Output, Profile, Reached, RegistrationResult, Session, Step};

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Failure, LIMIT};
 use crate::config::{self, Config};
+use crate::demo::dialogue::Settings;
 use crate::demo::pki::Pki;
 use crate::imap::session::{DomainTopic, PushOffer};
 use crate::model::SessionEvent;
@@ -37,8 +38,15 @@ pub fn push_offer() -> PushOffer {
     PushOffer {
         topics: vec![DomainTopic { domain: None, topic: Some(TOPIC.into()) }],
         clients: vec!["com.apple.mobilemail".into()],
-        most_mailboxes: 64,
+        most_mailboxes: proxy::record::MAILBOXES,
     }
+}
+
+/// The push that a dialogue with these settings is offered.
+pub fn push_offer_of(settings: &Settings) -> PushOffer {
+    let offer = push_offer();
+    let most_mailboxes = settings.mailboxes.unwrap_or(offer.most_mailboxes);
+    PushOffer { most_mailboxes, ..offer }
 }
 
 /// mailchime's sessions behind a listener, until it is dropped.

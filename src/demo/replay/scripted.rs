@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{End, Failure, LIMIT, Proxy, differs, push_offer};
+use super::{End, Failure, LIMIT, Proxy, differs, push_offer_of};
 use crate::config::{self, Config, ListenerTls, Relay};
 use crate::demo::dialogue::{Deed, Dialogue, Difference, Event, Peer, Variables, What};
 use crate::demo::pki::Pki;
@@ -35,7 +35,7 @@ pub async fn against_mailchime_as(
     let settings = &dialogue.settings;
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(Failure::broken)?;
     let address = listener.local_addr().map_err(Failure::broken)?;
-    let push = settings.push.then(push_offer);
+    let push = settings.push.then(|| push_offer_of(settings));
     let proxy = Proxy::start(address, push, pki, |config| {
         if settings.starttls {
             config.listeners[0].tls = ListenerTls::StartTls;

@@ -225,7 +225,7 @@ impl Relay {
         let Ok((arguments, _)) = args::tag_and_verb(command) else {
             return self.finish(Status::Bad, "BAD Malformed command", out);
         };
-        let request = match registration::parse(arguments) {
+        let mut request = match registration::parse(arguments) {
             Ok(request) => request,
             Err(why) => {
                 return self.finish(Status::Bad, format_args!("BAD XAPPLEPUSHSERVICE: {why}"), out);
@@ -238,10 +238,9 @@ impl Relay {
                 out,
             );
         }
-        if request.mailboxes.len() > push.most_mailboxes {
-            let text = format!("NO [LIMIT] At most {} mailboxes", push.most_mailboxes);
-            return self.finish(Status::No, text, out);
-        }
+        // A phone that gets a NO comes back in a day; one that gets less can use that.
+        let left_out = keep_first(&mut request.mailboxes, push.most_mailboxes, self.utf8);
+        out.over.mailboxes += u32::try_from(left_out).unwrap_or(u32::MAX);
         job.stage = Stage::Check(Check {
             names_size: names_size(&request.mailboxes),
             request,
@@ -352,6 +351,31 @@ impl Relay {
             self.deferred.extend_from_slice(&bytes);
         }
     }
+}
+
+/// Leaves the first `most` of these names, each of another mailbox, with INBOX in the last place if it is
+/// none of them but comes behind them. Returns how many mailboxes are left out.
+fn keep_first(names: &mut Vec<Vec<u8>>, most: usize, utf8: bool) -> usize {
+    let (mut known, mut kept, mut has_inbox, mut left_out) = (HashSet::new(), Vec::new(), false, 0);
+    for name in std::mem::take(names) {
+        let mailbox = mailbox::decode(&name, utf8).filter(|_| quote(&name).is_some());
+        let Some(mailbox) = mailbox.filter(|mailbox| !known.contains(mailbox)) else { continue };
+        let is_inbox = mailbox.is_inbox();
+        if kept.len() < most {
+            has_inbox |= is_inbox;
+            kept.push(name);
+        } else {
+            left_out += 1;
+            if is_inbox && !has_inbox {
+                kept.pop();
+                kept.push(name);
+                has_inbox = true;
+            }
+        }
+        known.insert(mailbox);
+    }
+    *names = kept;
+    left_out
 }
 
 /// Memory that these take, about.

@@ -97,6 +97,9 @@ impl fmt::Display for Lane {
     }
 }
 
+/// What a dialogue without `@ mailboxes` has in its place.
+pub const MAILBOXES: usize = 64;
+
 impl Transcript {
     /// Begins with the settings of a session.
     pub(super) fn new(profile: &Profile, secure: bool) -> Self {
@@ -113,6 +116,11 @@ impl Transcript {
             if holds {
                 text.push_str(setting);
             }
+        }
+        if let Some(push) = &profile.push
+            && push.most_mailboxes != MAILBOXES
+        {
+            text.push_str(&format!("@ mailboxes {}\n", push.most_mailboxes));
         }
         Self {
             text,

@@ -12,7 +12,7 @@ use mailchime::config::Config;
 use mailchime::demo::dialogue::{Dialogue, Settings};
 use mailchime::demo::pki::Pki;
 pub(crate) use mailchime::demo::replay::push_offer;
-use mailchime::demo::replay::{Proxy, TOPIC, against_mailchime};
+use mailchime::demo::replay::{Proxy, TOPIC, against_mailchime, push_offer_of};
 use mailchime::imap::capability::Capabilities;
 use mailchime::imap::session::{Profile, PushOffer, Shown};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -64,7 +64,7 @@ pub(crate) fn all() -> Vec<(PathBuf, Dialogue)> {
 /// What the settings of a dialogue ask for.
 fn profile_for(settings: &Settings) -> Arc<Profile> {
     let backend = settings.backend.as_ref().map(|list| Capabilities::parse(list.as_bytes()));
-    let push = settings.push.then(push_offer);
+    let push = settings.push.then(|| push_offer_of(settings));
     let mut profile = profile(backend, push);
     let changed = Arc::make_mut(&mut profile);
     (changed.relay_mechanisms, changed.master) = (settings.relay, settings.master);

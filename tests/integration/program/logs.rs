@@ -300,3 +300,31 @@ async fn what_it_writes_is_its_users_alone_whatever_the_umask() {
     })
     .await;
 }
+
+/// A phone that asks for more mailboxes than it can have is registered for the first ones, and the log and
+/// the metrics say so.
+#[tokio::test]
+async fn a_registration_that_was_cut_short_is_in_the_log() {
+    limited(async {
+        let world = World::new().await;
+        world.configure("[push]\n", "[push]\nmailboxes = 2\n");
+        world.backend.create_mailbox(LOGIN, "Sent").unwrap();
+        world.backend.create_mailbox(LOGIN, "Drafts").unwrap();
+        let mut server = world.serve().await;
+        let mut client = world.session(&server).await;
+        let asked = registration().replace("\"INBOX\"", "\"Sent\" \"Drafts\" \"INBOX\"");
+        client.send(format!("r {asked}\r\n").as_bytes()).await;
+        for echoed in ["Sent", "INBOX"] {
+            let line = client.line().await;
+            assert_eq!(line, format!("* XAPPLEPUSHSERVICE \"mailbox\" \"{echoed}\""));
+        }
+        client.until("r OK").await;
+        let message = "[push] mailboxes is reached: the first mailboxes of a registration are registered, the \
+                       others are left out";
+        let line = server.logged(message).await;
+        assert_eq!(line["level"], "WARN", "{line}");
+        assert_eq!((&line["account"], &line["limit"]), (&LOGIN.into(), &2.into()), "{line}");
+        assert_eq!(line["left_out"], 1, "{line}");
+    })
+    .await;
+}
