@@ -7,8 +7,7 @@
 //! name that is not ASCII (which a backend may map to another one), and whoever acts as somebody
 //! else, since a backend that overlooks the authorization identity would let anybody be anybody.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use super::sasl;
 
 /// Longest name, in bytes.
 const LONGEST: usize = 512;
@@ -52,14 +51,14 @@ impl Overheard {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let line = if line == b"=" { b"" } else { line };
-        let message = STANDARD.decode(line).ok();
+        let message = sasl::decode(line);
         let before = std::mem::replace(self, Self::Nobody);
         *self = message.and_then(|message| before.said(&message)).unwrap_or(Self::Nobody);
     }
 
     /// The backend says this, in base64.
     pub fn backend(&mut self, text: &[u8]) {
-        let message = STANDARD.decode(text).ok();
+        let message = sasl::decode(text);
         let before = std::mem::replace(self, Self::Nobody);
         *self = message.and_then(|message| before.asked(&message)).unwrap_or(Self::Nobody);
     }
@@ -157,6 +156,9 @@ fn fit(name: &[u8]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
 
     /// Plays an exchange: `C: ` the client says, `B: ` the backend.

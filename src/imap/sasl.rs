@@ -1,10 +1,16 @@
 //! SASL as mailchime understands it: PLAIN (RFC 4616), LOGIN (draft-murchison-sasl-login), XOAUTH2
 //! (Google's) and OAUTHBEARER (RFC 7628).
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
+use base64::{Engine, alphabet};
 
 use crate::model::Credentials;
+
+/// Some clients leave bits in the padding, which say nothing (RFC 4648 section 3.5).
+const LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+);
 
 /// A mechanism that carries a secret which can be replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +75,7 @@ impl Exchange {
             return Step::Cancelled;
         }
         let line = if line == b"=" { b"" } else { line };
-        let Ok(message) = STANDARD.decode(line) else { return Step::Malformed };
+        let Some(message) = decode(line) else { return Step::Malformed };
         let credentials = match self {
             Self::Message(Mechanism::Plain) => plain(&message),
             Self::Message(Mechanism::XOAuth2) => xoauth2(&message),
@@ -84,6 +90,11 @@ impl Exchange {
         };
         credentials.map_or(Step::Malformed, Step::Credentials)
     }
+}
+
+/// The bytes of a message in base64, with all of its padding.
+pub fn decode(base64: &[u8]) -> Option<Vec<u8>> {
+    LENIENT.decode(base64).ok()
 }
 
 fn plain(message: &[u8]) -> Option<Credentials> {
@@ -223,6 +234,25 @@ mod tests {
         }
         for mechanism in [Mechanism::Plain, Mechanism::Login] {
             assert!(matches!(Exchange::Message(mechanism).respond(b"*"), Step::Cancelled));
+        }
+    }
+
+    #[test]
+    fn bits_in_the_padding_say_nothing() {
+        for (text, expected) in [
+            ("YQ==", Some(&b"a"[..])),
+            ("YR==", Some(b"a")),
+            ("Yf==", Some(b"a")),
+            ("YWI=", Some(b"ab")),
+            ("YWL=", Some(b"ab")),
+            ("YWJj", Some(b"abc")),
+            ("YR", None),
+            ("YR=", None),
+            ("YR===", None),
+            ("YWJj=", None),
+            ("YW Jj", None),
+        ] {
+            assert_eq!(decode(text.as_bytes()).as_deref(), expected, "{text}");
         }
     }
 

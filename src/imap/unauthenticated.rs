@@ -208,7 +208,7 @@ impl Dialogue {
             Some(Command::Other { .. }) => None,
             _ => return self.refuse(None, "BAD Malformed command", out),
         };
-        let Ok((arguments, (tag, _))) = args::tag_and_verb(command) else {
+        let Ok((arguments, (tag, name))) = args::tag_and_verb(command) else {
             return self.refuse(tag_of(command), "BAD Malformed command", out);
         };
         let secure = self.connection.secure;
@@ -252,6 +252,11 @@ impl Dialogue {
                 None => self.refuse(Some(tag), "BAD LOGIN takes a name and a password", out),
             },
             Some(Verb::Authenticate) => self.authenticate(tag, arguments, profile, out),
+            // Too early, and harmless: Dovecot answers so, too.
+            None if name.eq_ignore_ascii_case(b"ENABLE") => {
+                answer.extend_from_slice(b"* ENABLED\r\n");
+                tagged(answer, tag, "OK ENABLE is ignored before login");
+            }
             _ => self.refuse(Some(tag), "BAD Unknown command, or not before login", out),
         }
     }

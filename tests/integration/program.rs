@@ -8,6 +8,7 @@ mod credentials;
 mod database;
 mod demo;
 mod hostile;
+mod lenient;
 mod logs;
 mod master;
 mod messages;

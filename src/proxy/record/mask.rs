@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::imap::sasl;
+
 /// A registration's answer names the push topic, which names whoever runs the server; this one
 /// stands in the dialogues that come with mailchime, too.
 pub const TOPIC: &str = "com.apple.mail.XServer.11111111-2222-3333-4444-555555555555";
@@ -199,7 +201,7 @@ impl Masks {
         if matches!(message, b"" | b"=" | b"*" | b"VXNlcm5hbWU6" | b"UGFzc3dvcmQ6" | b"AQ==") {
             return message.to_vec();
         }
-        let Ok(message) = STANDARD.decode(message) else {
+        let Some(message) = sasl::decode(message) else {
             // What is no base64 stays none.
             return [b"!", &vec![b'x'; length_class(message.len())][..]].concat();
         };
