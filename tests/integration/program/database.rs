@@ -1,6 +1,7 @@
 //! The file of the database: one program writes it, and a file that was replaced under the program is
 //! noticed before a client gets an OK.
 
+use std::collections::HashSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -9,7 +10,7 @@ use serde_json::Value;
 use sqlx::{Connection, Executor, Row, SqliteConnection};
 
 use super::process::Process;
-use super::world::{LOGIN, Server, World, registration_as};
+use super::world::{LOGIN, Server, TOKEN, World, registration_as};
 use super::{limited, soon};
 
 async fn open(path: &Path) -> SqliteConnection {
@@ -141,6 +142,64 @@ async fn a_backup_moved_over_the_database_is_noticed_before_an_ok_and_nothing_is
         assert!(answer(&world, &server, "anew").await.starts_with("r OK"));
         stopped(server).await;
         assert_eq!(registered(&world.file("mailchime.db")).await, ["anew"]);
+    })
+    .await;
+}
+
+/// Every OK stands in the file that was the database then, whichever moment another one takes its place.
+#[tokio::test]
+async fn of_many_that_register_while_a_backup_takes_the_place_none_has_a_false_ok() {
+    limited(async {
+        let world = World::new().await;
+        world.configure("[push]\n", "[push]\ndevices = 10000\n");
+        world.configure("[log]", "[limits]\nregistrations_per_minute = 100000\n[log]");
+        let server = world.serve().await;
+        register(&world, server.address).await;
+        back_up(&world, "backup.db").await;
+        let mut sessions = Vec::new();
+        for _ in 0..6 {
+            sessions.push(world.session(&server).await);
+        }
+        let (counted, mut count) = tokio::sync::mpsc::unbounded_channel();
+        let registering = sessions.into_iter().enumerate().map(|(session, mut client)| {
+            let counted = counted.clone();
+            tokio::spawn(async move {
+                let mut taken = Vec::new();
+                for number in 0.. {
+                    let token = format!("{session:02x}{number:062x}");
+                    let command = registration_as("many").replace(TOKEN, &token);
+                    client.send(format!("r {command}\r\n").as_bytes()).await;
+                    let answer = client.until("r ").await;
+                    if !answer.starts_with("r OK") {
+                        assert!(answer.starts_with("r NO "), "{answer}");
+                        break;
+                    }
+                    taken.push(token);
+                    let _ = counted.send(());
+                }
+                taken
+            })
+        });
+        let registering: Vec<_> = registering.collect();
+        for _ in 0..60 {
+            soon("a registration", count.recv()).await.unwrap();
+        }
+        fs::rename(world.file("mailchime.db"), world.file("before.db")).unwrap();
+        fs::rename(world.file("backup.db"), world.file("mailchime.db")).unwrap();
+        let mut taken = Vec::new();
+        for session in registering {
+            taken.extend(soon("a NO", session).await.unwrap());
+        }
+        assert!(taken.len() >= 60, "{}", taken.len());
+        stopped(server).await;
+
+        assert_eq!(registered(&world.file("mailchime.db")).await, [super::world::ACCOUNT_ID]);
+        registered(&world.file("before.db")).await;
+        let mut database = open(&world.file("before.db")).await;
+        let rows = sqlx::query("select token from device").fetch_all(&mut database).await.unwrap();
+        let stored: HashSet<String> = rows.iter().map(|row| row.get(0)).collect();
+        let lost: Vec<_> = taken.iter().filter(|token| !stored.contains(*token)).collect();
+        assert!(lost.is_empty(), "{} of {} are lost: {lost:?}", lost.len(), taken.len());
     })
     .await;
 }
