@@ -164,25 +164,27 @@ impl Running {
         const UNFIT: &str =
             "a certificate was changed on disk and cannot be read: the one of before is used";
         if let Some(change) = self.renewal.server.changed() {
-            let read = server_tls(&self.config.tls, &self.tickets);
-            let (fits, error) = (read.is_ok(), read.as_ref().err().map(ToString::to_string));
-            let news = self.renewal.server.tried(change, fits);
-            if let Ok(server_tls) = read {
+            let read = server_tls(&self.config.tls, &self.tickets).map(|server_tls| {
                 self.current.set(self.current.get().showing(server_tls));
                 self.renewal.read_ends(&self.config.tls);
-                tracing::info!(
+            });
+            let news = self.renewal.server.tried(change, read.is_ok());
+            self.tell_of_certificates();
+            match read {
+                Ok(()) => tracing::info!(
                     "a certificate was renewed on disk and is shown to new sessions now"
-                );
-            } else if news {
-                tracing::warn!(error, "{UNFIT}");
+                ),
+                Err(error) if news => tracing::warn!(%error, "{UNFIT}"),
+                Err(_) => {}
             }
         }
         if let Some(change) = self.renewal.apns.changed() {
             let read = self.identities.reload(&self.config.apns, self.config.push.priority);
             let news = self.renewal.apns.tried(change, read.is_ok());
+            self.tell_of_certificates();
             match read {
                 Ok(()) => {
-                    tracing::info!("a certificate for APNs was renewed on disk and is used now")
+                    tracing::info!("a certificate for APNs was renewed on disk and is used now");
                 }
                 Err(error) if news => tracing::warn!(%error, "{UNFIT}"),
                 Err(_) => {}
