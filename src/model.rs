@@ -123,7 +123,7 @@ pub enum WatchEvent {
         id: u64,
         snapshot: Snapshot,
     },
-    /// A device of this account has registered: a hint, which may be lost.
+    /// A device of this account has registered, or is gone: a hint, which may be lost.
     Registered { account: Account },
 }
 

@@ -244,12 +244,10 @@ impl Supervisor {
         let live = self.is_live(&account).await.inspect_err(
             |error| tracing::warn!(%account, %error, "an account could not be looked up"),
         )?;
+        self.tell_of_devices(account.clone());
         match self.watchers.get(&account).filter(|seat| !seat.orders.is_closed()) {
             _ if !live => self.stop(&account),
-            Some(seat) => {
-                seat.look_again(login && self.context.credentials.are_shared());
-                self.tell_of_devices(account);
-            }
+            Some(seat) => seat.look_again(login && self.context.credentials.are_shared()),
             None => self.start(account, Orders::default(), Begin::AtOnce),
         }
         Ok(())

@@ -259,6 +259,15 @@ impl Watching {
         }
     }
 
+    /// The account of which `push` gets word that its devices are others now.
+    async fn word_of_devices(&mut self) -> Account {
+        loop {
+            if let WatchEvent::Registered { account } = self.events.recv().await.unwrap() {
+                break account;
+            }
+        }
+    }
+
     async fn expect(&mut self, lines: &[&str]) {
         for line in lines {
             assert_eq!(self.next().await, *line);

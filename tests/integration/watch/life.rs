@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mailchime::config::{self, BackendTls};
-use mailchime::model::{Account, WatchEvent};
+use mailchime::model::Account;
 use sqlx::{Connection, Executor, SqliteConnection};
 
 use super::mail::{backend, idling, reconnected, world};
@@ -433,12 +433,7 @@ async fn the_push_side_gets_word_of_each_registration() {
         let world = world(&backend).await;
         let mut watching = idling(&world, &backend).await;
         watching.registered("alice").await;
-        let account = loop {
-            if let WatchEvent::Registered { account } = watching.events.recv().await.unwrap() {
-                break account;
-            }
-        };
-        assert_eq!(account, Account::from_login("alice"));
+        assert_eq!(watching.word_of_devices().await, Account::from_login("alice"));
         watching.stop().await;
     })
     .await;

@@ -139,6 +139,24 @@ async fn a_login_at_another_node_ends_the_parking_and_nothing_else_does() {
 }
 
 #[tokio::test]
+async fn the_push_side_gets_word_of_what_registers_or_goes_at_another_node() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let (others, neighbours) = Others::new(true);
+        let mut watching = world.watch_beside(neighbours);
+        backend.wait_until(|c| c.idling == 1).await;
+        others.tell("alice", true).await;
+        assert_eq!(watching.word_of_devices().await, Account::from_login("alice"));
+        world.unregister("alice").await;
+        others.tell("alice", false).await;
+        assert_eq!(watching.word_of_devices().await, Account::from_login("alice"));
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_registration_at_another_node_is_watched_and_so_is_one_that_was_missed() {
     limited(async {
         let backend = backend().await;
