@@ -1,6 +1,8 @@
 //! Databases of earlier schemas, kept in `fixtures/schemas`, are brought up to date with all that is
 //! in them.
 
+use mailchime::config::Push;
+use mailchime::store::Alive;
 use sqlx::{AssertSqlSafe, Connection, Executor, Row};
 
 use super::*;
@@ -148,6 +150,12 @@ async fn who_only_looks_opens_no_postgres_database_but_a_whole_one() {
 }
 
 async fn holds_what_it_held(store: &Store) {
+    // The devices of before have a whole time to register anew.
+    let serving = store.clone().serving().await;
+    let alive = Alive::at(serving.served(Timestamp::now()), &Push::default());
+    assert_eq!(serving.expire(alive).await.unwrap(), []);
+    assert_eq!(serving.accounts(alive).await.unwrap().len(), 2);
+
     let bob = Account::from_login("Bob");
     let phone = DeviceToken::new(&"ab12".repeat(16)).unwrap();
     let accounts = store.accounts(EVER).await.unwrap();
