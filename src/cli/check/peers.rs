@@ -159,6 +159,10 @@ fn remedy(error: &LoginError) -> &'static str {
             }
             _ => "see whether host and port are right and this machine reaches them",
         },
+        LoginError::Connect(ConnectError::Timeout { missing: "greeting", .. }) => {
+            "it takes connections and says nothing: see whether it is an IMAP server, and whether it wants \
+             another `tls`"
+        }
         LoginError::Connect(ConnectError::Unfit { .. }) => {
             "see whether it is an IMAP server, and what its own log says"
         }
