@@ -1,14 +1,14 @@
-//! A backend's greeting (RFC 9051 section 7.1), and what is told of one that is no good.
+//! A backend's greeting (RFC 9051 section 7.1), and what users and logs get to read of one that is no good.
 
 use std::fmt;
 
 use super::login::printable;
 use super::peek::{self, Response, Status};
 
-/// Most of a backend's words that a client is told, in bytes.
+/// Most of a backend's words that a client gets, in bytes.
 const LONGEST_WORDS: usize = 200;
 
-/// Codes of a BYE that a client is told. All others, such as those that speak of a password, do not fit:
+/// Codes of a BYE that a client gets. All others, such as those that speak of a password, do not fit:
 /// nobody has tried one.
 const CODES: [&str; 6] = ["ALERT", "CONTACTADMIN", "INUSE", "LIMIT", "SERVERBUG", "UNAVAILABLE"];
 
@@ -60,8 +60,8 @@ impl fmt::Display for Unfit<'_> {
     }
 }
 
-/// What a client is told, behind its tag, of a backend that greeted with this BYE; `None` where the backend
-/// gave no reason. Control characters and what is not UTF-8 become spaces.
+/// What a client gets behind its tag where the backend greeted with this BYE; `None` where the backend gave no
+/// reason. Control characters and what is not UTF-8 become spaces.
 pub fn bye_answer(response: &[u8]) -> Option<String> {
     let line = String::from_utf8_lossy(response);
     let line: String = line
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_of_a_bye_are_told_in_one_line_that_is_short() {
+    fn the_words_of_a_bye_are_one_line_that_is_short() {
         let says = |words: &str| Some(format!("NO [UNAVAILABLE] The mail server says: {words}"));
         for (response, expected) in [
             ("* BYE\r\n", None),

@@ -124,7 +124,7 @@ pub enum Outcome {
     Unavailable(String),
     /// The backend has greeted with BYE.
     SentAway {
-        /// What a client is told behind its tag, beginning with NO; `None` if the backend gave no reason.
+        /// What a client gets behind its tag, beginning with NO; `None` if the backend gave no reason.
         answer: Option<String>,
         /// For a log.
         why: String,
