@@ -51,6 +51,11 @@ pub struct Metrics {
     pub compression: By<(Direction, Form), Counter>,
     /// `mailchime_watchers`
     pub watchers: By<Watching, Gauge>,
+    /// How often accounts were parked: `mailchime_parked_total`.
+    pub parked: By<Parked, Counter>,
+    /// How often an account's devices were pushed so that its user logs in
+    /// (`mailchime_login_pushes_total`).
+    pub login_pushes: Counter,
     /// Nodes that share the database, this one included (`mailchime_nodes`).
     pub nodes: Gauge,
     /// Files with secrets that others can use (`mailchime_exposed_files`).
@@ -214,6 +219,16 @@ label!(
 );
 
 label!(
+    /// Why an account was parked.
+    Parked as "why" {
+        /// What its user logged in with is refused.
+        Refused: "refused",
+        /// There is nothing to log in with, as a token that has expired.
+        NoPassword: "no_password",
+    }
+);
+
+label!(
     /// What became of a push.
     PushOutcome as "outcome" {
         Accepted: "accepted",
@@ -310,7 +325,12 @@ impl Metrics {
             "Nodes that share the database and divide the watching, this one included",
             nodes.clone(),
         );
-        let unreadable_rows = Counter::default();
+        let (unreadable_rows, login_pushes) = <(Counter, Counter)>::default();
+        registry.register(
+            "login_pushes",
+            "Accounts whose devices were pushed because watching had ended until their user logs in",
+            login_pushes.clone(),
+        );
         registry.register(
             "database_unreadable_rows",
             "Rows of the database that could not be read and were left out",
@@ -349,6 +369,7 @@ impl Metrics {
             nodes,
             exposed_files,
             unreadable_rows,
+            login_pushes,
             push_latency,
             limits_hit,
             certificates,
@@ -385,6 +406,12 @@ impl Metrics {
                 "What COMPRESS carried, in both its forms",
             ),
             watchers: By::new(registry, "watchers", None, "Accounts by what their watchers do"),
+            parked: By::new(
+                registry,
+                "parked",
+                None,
+                "Accounts that were not watched any more until their user logs in",
+            ),
             changes: By::new(registry, "changes", None, "Changes of mailboxes that were seen"),
             pushes: By::new(registry, "pushes", None, "Pushes by what APNs made of them"),
             queues: By::new(registry, "queue_length", None, "What waits for its turn"),

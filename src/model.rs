@@ -125,6 +125,9 @@ pub enum WatchEvent {
     },
     /// A device of this account has registered, or is gone: a hint, which may be lost.
     Registered { account: Account },
+    /// Nobody watches the account until its user has logged in, so its devices are to look. What they are
+    /// owed for it is marked in the store.
+    LoginWanted { account: Account, backend: BackendId },
 }
 
 /// A mailbox that is no longer as its devices were told.

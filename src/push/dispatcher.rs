@@ -284,7 +284,8 @@ impl Jobs {
     fn is_at_home(&self, event: &WatchEvent) -> bool {
         let (account, seen_at) = match event {
             WatchEvent::Changed(change) => (&change.account, &change.backend),
-            WatchEvent::Confirmed { account, backend, .. } => (account, backend),
+            WatchEvent::Confirmed { account, backend, .. }
+            | WatchEvent::LoginWanted { account, backend } => (account, backend),
             WatchEvent::Registered { .. } => return true,
         };
         self.home(account).is_some_and(|home| home.is(seen_at.as_str()))

@@ -1,12 +1,18 @@
 //! Accounts: which are to be watched, with what credentials, and which are parked.
 
+use std::time::Duration;
+
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
 use crate::metrics::Call;
-use crate::model::{Account, BackendId, Timestamp};
+use crate::model::{Account, BackendId, Mailbox, Timestamp};
 
-use super::{Alive, LiveAccount, Registrant, Sealed, Store, StoreError, account, rows};
+use super::registrations::lock;
+use super::{
+    Alive, Keeper, Keeping, KeptRow, LiveAccount, Registrant, Sealed, Store, StoreError, account,
+    rows,
+};
 
 impl Store {
     /// The accounts with a live device, by name.
@@ -14,7 +20,7 @@ impl Store {
         let alive = alive.into();
         self.read(Call::Accounts, async {
             let query = sqlx::query(
-                "select name, backend, parked from account where exists (select 1 from device \
+                "select name, backend, parked, refusals, refused_at from account where exists (select 1 from device \
                  where device.account = account.name \
                  and (device.heard_at is null or device.heard_at >= $1) \
                  and (device.outdated_since is null or device.outdated_at is null \
@@ -27,6 +33,7 @@ impl Store {
                     account: account(row, "name")?,
                     backend: row.try_get("backend")?,
                     parked: parked(row),
+                    refused: refused(row),
                 })
             })
             .await
@@ -43,7 +50,7 @@ impl Store {
         let alive = alive.into();
         self.read(Call::Account, async {
             let row = sqlx::query(
-                "select backend, parked from account where name = $1 and exists (select 1 \
+                "select backend, parked, refusals, refused_at from account where name = $1 and exists (select 1 \
                  from device where device.account = account.name \
                  and (device.heard_at is null or device.heard_at >= $2) \
                  and (device.outdated_since is null or device.outdated_at is null \
@@ -59,6 +66,7 @@ impl Store {
                     account: account.clone(),
                     backend: row.try_get("backend")?,
                     parked: parked(&row),
+                    refused: refused(&row),
                 })
             })
             .transpose()
@@ -135,7 +143,25 @@ impl Store {
         .await
     }
 
-    /// Replaces the sealed credentials by those of `login` and ends the parking. If their password is
+    /// All credentials that this backend has accepted, in the order of [`keeping::Accepted`], and whether
+    /// the account is parked. `None` when the account is unknown or another backend's. What cannot be
+    /// read is left out.
+    ///
+    /// [`keeping::Accepted`]: super::keeping::Accepted
+    pub(super) async fn kept(
+        &self,
+        account: &Account,
+        backend: &BackendId,
+    ) -> Result<Option<(Vec<KeptRow>, bool)>, StoreError> {
+        self.read(Call::Credentials, async {
+            let mut connection = self.reads.acquire().await?;
+            let found = kept(&mut connection, account.as_str(), backend).await?;
+            Ok(found.map(|found| (found.rows, found.parked)))
+        })
+        .await
+    }
+
+    /// Keeps what is to be kept of the credentials of `login` and ends the parking. If their password is
     /// another one, the devices that registered before the login are outdated. Returns whether they
     /// are kept: those of an account that has no device or is another backend's are not, nor those of
     /// a login before the one that brought the password of now.
@@ -144,38 +170,62 @@ impl Store {
         account: &Account,
         login: Registrant,
     ) -> Result<bool, StoreError> {
-        let Some(sealed) = &login.sealed else { return Ok(false) };
+        if !login.brings_credentials() {
+            return Ok(false);
+        }
         self.write(Call::SaveCredentials, || async {
             let mut transaction = self.begin().await?;
-            let done = sqlx::query(
-                "update account set credentials = $2, credentials_until = $3, parked = null, \
-                 parked_since = null, backend = $4, \
-                 password_since = case when $7 = 1 then $6 else password_since end, \
-                 password_at = case when $7 = 1 then $8 else password_at end \
-                 where name = $1 and coalesce(backend, $4) in ($4, $5) \
-                 and coalesce(password_since, $6) <= $6",
+            lock(&mut transaction, account.as_str()).await?;
+            let Some(found) = kept(&mut transaction, account.as_str(), &login.backend).await?
+            else {
+                return Ok(false);
+            };
+            let Keeping { rows, other_password } = login.keeping(&found.rows);
+            let at = login.logged_in_at;
+            if rows.is_some() && found.password_since.is_some_and(|since| at < since) {
+                return Ok(false);
+            }
+            sqlx::query(
+                "update account set parked = null, parked_since = null, refusals = null, \
+                 refused_at = null, backend = $2 where name = $1",
             )
             .bind(account.as_str())
-            .bind(sealed.text.as_str())
-            .bind(sealed.until.map(|until| until.0))
             .bind(login.backend.as_str())
-            .bind(login.backend.address())
-            .bind(login.logged_in_at.0)
-            .bind(i64::from(login.other_password))
-            .bind(self.served(login.logged_in_at).0)
             .execute(&mut *transaction)
             .await?;
-            let kept = done.rows_affected() > 0;
-            if kept {
-                if login.other_password {
-                    let (at, served) = (login.logged_in_at, self.served(login.logged_in_at));
-                    outdate(&mut transaction, account.as_str(), at, served).await?;
-                }
-                self.tell(&mut transaction, account.as_str(), true).await?;
+            if let Some(rows) = &rows {
+                put(&mut transaction, account.as_str(), rows).await?;
             }
+            if other_password {
+                outdate(&mut transaction, account.as_str(), at, self.served(at)).await?;
+            }
+            self.tell(&mut transaction, account.as_str(), true).await?;
             transaction.commit().await?;
             self.leaves_traces();
-            Ok(kept)
+            Ok(true)
+        })
+        .await
+    }
+
+    /// Has `keeper` say what is kept from now on of what this backend has accepted. No login has brought
+    /// anything, so nothing else changes.
+    pub(super) async fn sort_out(
+        &self,
+        account: &Account,
+        backend: &BackendId,
+        keeper: &Keeper,
+    ) -> Result<(), StoreError> {
+        self.write(Call::SaveCredentials, || async {
+            let mut transaction = self.begin().await?;
+            lock(&mut transaction, account.as_str()).await?;
+            let Some(found) = kept(&mut transaction, account.as_str(), backend).await? else {
+                return Ok(());
+            };
+            let Keeping { rows: Some(rows), .. } = (keeper.0)(&found.rows) else { return Ok(()) };
+            put(&mut transaction, account.as_str(), &rows).await?;
+            transaction.commit().await?;
+            self.leaves_traces();
+            Ok(())
         })
         .await
     }
@@ -198,18 +248,27 @@ impl Store {
         expired_at: Option<Timestamp>,
     ) -> Result<u64, StoreError> {
         self.write(Call::EraseCredentials, || async {
-            let erase = match expired_at {
-                Some(now) => sqlx::query(
-                    "update account set credentials = null, credentials_until = null \
-                     where credentials_until <= $1",
-                )
-                .bind(now.0),
-                None => sqlx::query(
-                    "update account set credentials = null, credentials_until = null \
-                     where credentials is not null",
-                ),
+            let statements = match expired_at {
+                Some(now) => [
+                    sqlx::query(
+                        "update account set credentials = null, credentials_until = null \
+                         where credentials_until <= $1",
+                    )
+                    .bind(now.0),
+                    sqlx::query("delete from credential where until <= $1").bind(now.0),
+                ],
+                None => [
+                    sqlx::query(
+                        "update account set credentials = null, credentials_until = null \
+                         where credentials is not null",
+                    ),
+                    sqlx::query("delete from credential"),
+                ],
             };
-            let erased = erase.execute(&self.writes).await?.rows_affected();
+            let mut erased = 0;
+            for statement in statements {
+                erased += statement.execute(&self.writes).await?.rows_affected();
+            }
             if erased > 0 {
                 self.leaves_traces();
             }
@@ -222,8 +281,11 @@ impl Store {
     pub(super) async fn seals(&self, length: usize) -> Result<Vec<(String, u64)>, StoreError> {
         self.read(Call::Seals, async {
             let query = sqlx::query(
-                "select seal, count(*) as accounts from (select substr(credentials, 1, $1) as seal \
-                 from account where credentials is not null) seals group by seal order by seal",
+                "select seal, count(distinct name) as accounts from (\
+                 select name, substr(credentials, 1, $1) as seal from account \
+                 where credentials is not null \
+                 union all select account, substr(sealed, 1, $1) from credential) seals \
+                 group by seal order by seal",
             )
             // PostgreSQL's substr() takes no bigint.
             .bind(i32::try_from(length).unwrap_or(i32::MAX));
@@ -236,22 +298,29 @@ impl Store {
         .await
     }
 
-    /// The next accounts with sealed credentials in the database's order, `limit` at most; `None` for
-    /// those that cannot be read.
+    /// The next sealed credentials in the database's order of accounts, `limit` at most, each by its account
+    /// and its number there; `None` for those that cannot be read.
     pub(super) async fn sealed_after(
         &self,
-        after: &str,
+        (account_of, number): (&str, i64),
         limit: usize,
-    ) -> Result<Vec<(Account, Option<String>)>, StoreError> {
+    ) -> Result<Vec<((Account, i64), Option<String>)>, StoreError> {
         self.read(Call::SealedAfter, async {
             let query = sqlx::query(
-                "select name, credentials from account \
-                 where credentials is not null and name > $1 order by name limit $2",
+                "select name, number, credentials from (\
+                 select name, cast(0 as bigint) as number, credentials from account \
+                 where credentials is not null and name >= $1 \
+                 union all select account, number, sealed from credential where account >= $1) kept \
+                 where name > $1 or number > $2 order by name, number limit $3",
             )
-            .bind(after)
+            .bind(account_of)
+            .bind(number)
             .bind(i64::try_from(limit).unwrap_or(i64::MAX));
-            self.page(query, |row| Ok((account(row, "name")?, row.try_get("credentials").ok())))
-                .await
+            self.page(query, |row| {
+                let place = (account(row, "name")?, row.try_get("number")?);
+                Ok((place, row.try_get("credentials").ok()))
+            })
+            .await
         })
         .await
     }
@@ -259,43 +328,63 @@ impl Store {
     /// Puts new texts in the place of old ones, each unless it has been replaced meanwhile. Returns
     /// how many it replaced.
     pub(super) async fn reseal(&self, texts: &[Resealed]) -> Result<u64, StoreError> {
-        if texts.is_empty() {
-            return Ok(0);
-        }
         self.write(Call::Reseal, || async {
-            let mut query = rows::query(format!(
-                "with v (name, was, becomes) as (values {}) update account \
-                 set credentials = v.becomes from v \
-                 where account.name = v.name and account.credentials = v.was",
-                rows::values(1, 3, texts.len())
-            ));
-            for Resealed { account, old, new } in texts {
-                query = query.bind(account.as_str()).bind(old.as_str()).bind(new.as_str());
+            let mut replaced = 0;
+            let (own, beside): (Vec<_>, Vec<_>) = texts.iter().partition(|it| it.number == 0);
+            if !own.is_empty() {
+                let mut query = rows::query(format!(
+                    "with v (name, was, becomes) as (values {}) update account \
+                     set credentials = v.becomes from v \
+                     where account.name = v.name and account.credentials = v.was",
+                    rows::values(1, 3, own.len())
+                ));
+                for Resealed { account, old, new, .. } in own {
+                    query = query.bind(account.as_str()).bind(old.as_str()).bind(new.as_str());
+                }
+                replaced += query.execute(&self.writes).await?.rows_affected();
             }
-            let replaced = query.execute(&self.writes).await?.rows_affected();
-            self.leaves_traces();
+            if !beside.is_empty() {
+                let mut query = rows::query(format!(
+                    "with v (name, was, becomes) as (values {}) update credential \
+                     set sealed = v.becomes from v \
+                     where credential.account = v.name and credential.sealed = v.was",
+                    rows::values(1, 3, beside.len())
+                ));
+                for Resealed { account, old, new, .. } in beside {
+                    query = query.bind(account.as_str()).bind(old.as_str()).bind(new.as_str());
+                }
+                replaced += query.execute(&self.writes).await?.rows_affected();
+            }
+            if replaced > 0 {
+                self.leaves_traces();
+            }
             Ok(replaced)
         })
         .await
     }
 
-    /// Notes that this backend's account is not to be tried until its user logs in again. The newest
-    /// `reason` counts; the time of the first stays.
-    pub async fn park(
+    /// Notes how many tries in a row this backend has refused by now. With `parked`, the reason, the
+    /// account waits for its user to log in; the newest reason counts, and the time of the first stays.
+    /// Without it is not parked.
+    pub async fn refused(
         &self,
         account: &Account,
         backend: &BackendId,
-        reason: &str,
+        tries: u32,
+        parked: Option<&str>,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         self.write(Call::Park, || async {
             sqlx::query(
-                "update account set parked = $2, parked_since = coalesce(parked_since, $3) \
-                 where name = $1 and coalesce(backend, $4) in ($4, $5)",
+                "update account set refusals = $2, refused_at = $3, parked = $4, \
+                 parked_since = case when cast($4 as text) is null then null \
+                 else coalesce(parked_since, $3) end \
+                 where name = $1 and coalesce(backend, $5) in ($5, $6)",
             )
             .bind(account.as_str())
-            .bind(reason)
+            .bind(i64::from(tries))
             .bind(now.0)
+            .bind(parked)
             .bind(backend.as_str())
             .bind(backend.address())
             .execute(&self.writes)
@@ -305,13 +394,72 @@ impl Store {
         .await
     }
 
-    /// Ends the parking of this backend's account, when its user has logged in.
+    /// Marks a push of INBOX as owed to each device of this backend's account, so that its user logs in;
+    /// of a device that has not registered for INBOX, its first mailbox. That is done once while it is
+    /// parked, and once in `distance`: else it returns when the next may be, which is the end of time if
+    /// never. `Ok(Ok(()))`: they are marked.
+    pub async fn want_login(
+        &self,
+        account: &Account,
+        backend: &BackendId,
+        distance: Duration,
+        now: Timestamp,
+    ) -> Result<Result<(), Timestamp>, StoreError> {
+        self.write(Call::Settle, || async {
+            let mut transaction = self.begin().await?;
+            lock(&mut transaction, account.as_str()).await?;
+            let row = sqlx::query(
+                "select login_wanted_at, parked_since from account \
+                 where name = $1 and coalesce(backend, $2) in ($2, $3)",
+            )
+            .bind(account.as_str())
+            .bind(backend.as_str())
+            .bind(backend.address())
+            .fetch_optional(&mut *transaction)
+            .await?;
+            let Some(row) = row else { return Ok(Err(now.plus(distance))) };
+            let last = row.try_get::<Option<i64>, _>("login_wanted_at").ok().flatten();
+            // A clock that was ahead must not put it off for ever.
+            let last = last.map(Timestamp).filter(|last| *last <= now);
+            let parked_since = row.try_get::<Option<i64>, _>("parked_since").ok().flatten();
+            if last.zip(parked_since).is_some_and(|(last, parked)| parked <= last.0) {
+                return Ok(Err(Timestamp(i64::MAX)));
+            }
+            if let Some(next) = last.map(|last| last.plus(distance)).filter(|next| now < *next) {
+                return Ok(Err(next));
+            }
+            sqlx::query("update account set login_wanted_at = $2 where name = $1")
+                .bind(account.as_str())
+                .bind(now.0)
+                .execute(&mut *transaction)
+                .await?;
+            sqlx::query(
+                "update device_mailbox set owed_since = $2 where account = $1 \
+                 and owed_since is null and mailbox = (select coalesce(\
+                 max(case when own.mailbox = $3 then own.mailbox end), min(own.mailbox)) \
+                 from device_mailbox own where own.account = device_mailbox.account \
+                 and own.token = device_mailbox.token and own.subtopic = device_mailbox.subtopic)",
+            )
+            .bind(account.as_str())
+            .bind(now.0)
+            .bind(Mailbox::INBOX)
+            .execute(&mut *transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok(Ok(()))
+        })
+        .await
+    }
+
+    /// Ends the parking of this backend's account, when its user or its watcher has logged in: no try was
+    /// refused since.
     pub async fn unpark(&self, account: &Account, backend: &BackendId) -> Result<(), StoreError> {
         self.write(Call::Unpark, || async {
             let mut transaction = self.begin().await?;
             let done = sqlx::query(
-                "update account set parked = null, parked_since = null where name = $1 \
-                 and coalesce(backend, $2) in ($2, $3) and parked is not null",
+                "update account set parked = null, parked_since = null, refusals = null, \
+                 refused_at = null where name = $1 and coalesce(backend, $2) in ($2, $3) \
+                 and (parked is not null or refusals is not null)",
             )
             .bind(account.as_str())
             .bind(backend.as_str())
@@ -331,6 +479,117 @@ impl Store {
 /// heals it, and until then nobody tries a password that may be wrong.
 fn parked(row: &AnyRow) -> Option<String> {
     row.try_get("parked").unwrap_or_else(|_| Some("the reason cannot be read".to_owned()))
+}
+
+/// How many tries in a row were refused, and when the last was.
+fn refused(row: &AnyRow) -> Option<(u32, Timestamp)> {
+    let number = |column| row.try_get::<Option<i64>, _>(column).ok().flatten();
+    let tries = u32::try_from(number("refusals")?).unwrap_or(u32::MAX);
+    Some((tries, Timestamp(number("refused_at")?)))
+}
+
+/// What is kept of an account.
+pub(super) struct Found {
+    /// In the order of [`super::keeping::Accepted`].
+    pub(super) rows: Vec<KeptRow>,
+    /// Or its tries were refused.
+    pub(super) parked: bool,
+    /// When the password of now was brought, if there was another one before.
+    pub(super) password_since: Option<Timestamp>,
+    /// The same by the time of service.
+    pub(super) password_at: Option<Timestamp>,
+}
+
+/// Reads what is kept of an account; `None` when it is unknown or another backend's. Credentials that
+/// cannot be read are left out.
+pub(super) async fn kept(
+    connection: &mut AnyConnection,
+    account: &str,
+    backend: &BackendId,
+) -> sqlx::Result<Option<Found>> {
+    let row = sqlx::query(
+        "select credentials, credentials_until, credentials_since, credentials_proved_at, \
+         created_at, parked, refusals, refused_at, password_since, \
+         password_at from account \
+         where name = $1 and coalesce(backend, $2) in ($2, $3)",
+    )
+    .bind(account)
+    .bind(backend.as_str())
+    .bind(backend.address())
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let number = |column| row.try_get::<Option<i64>, _>(column);
+    let own = || -> sqlx::Result<Option<KeptRow>> {
+        let Some(text) = row.try_get::<Option<String>, _>("credentials")? else { return Ok(None) };
+        let until = number("credentials_until")?.map(Timestamp);
+        // Of rows from before it is known since when there is the account.
+        let since = match number("credentials_since")? {
+            Some(since) => since,
+            None => row.try_get("created_at")?,
+        };
+        let proved_at = number("credentials_proved_at")?.unwrap_or(since);
+        let (since, proved_at) = (Timestamp(since), Timestamp(proved_at));
+        Ok(Some(KeptRow { sealed: Sealed { text, until }, since, proved_at }))
+    };
+    let beside = sqlx::query(
+        "select sealed, until, since, proved_at from credential where account = $1 order by number",
+    )
+    .bind(account)
+    .fetch_all(&mut *connection)
+    .await?;
+    let beside = beside.iter().map(|row| -> sqlx::Result<_> {
+        let until = row.try_get::<Option<i64>, _>("until")?.map(Timestamp);
+        let sealed = Sealed { text: row.try_get("sealed")?, until };
+        let [since, proved_at] = [row.try_get("since")?, row.try_get("proved_at")?].map(Timestamp);
+        Ok(Some(KeptRow { sealed, since, proved_at }))
+    });
+    let all = std::iter::once(own()).chain(beside);
+    Ok(Some(Found {
+        rows: all.filter_map(|row| row.ok().flatten()).collect(),
+        parked: parked(&row).is_some() || refused(&row).is_some(),
+        password_since: number("password_since")?.map(Timestamp),
+        password_at: number("password_at")?.map(Timestamp),
+    }))
+}
+
+/// Puts these in the place of all credentials of an account that is locked.
+pub(super) async fn put(
+    connection: &mut AnyConnection,
+    account: &str,
+    rows: &[KeptRow],
+) -> sqlx::Result<()> {
+    let own = rows.first();
+    sqlx::query(
+        "update account set credentials = $2, credentials_until = $3, credentials_since = $4, \
+         credentials_proved_at = $5 where name = $1",
+    )
+    .bind(account)
+    .bind(own.map(|own| own.sealed.text.as_str()))
+    .bind(own.and_then(|own| own.sealed.until).map(|until| until.0))
+    .bind(own.map(|own| own.since.0))
+    .bind(own.map(|own| own.proved_at.0))
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query("delete from credential where account = $1")
+        .bind(account)
+        .execute(&mut *connection)
+        .await?;
+    for (number, KeptRow { sealed, since, proved_at }) in (1_i64..).zip(rows.iter().skip(1)) {
+        sqlx::query(
+            "insert into credential (account, number, sealed, until, since, proved_at) \
+             values ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(account)
+        .bind(number)
+        .bind(sealed.text.as_str())
+        .bind(sealed.until.map(|until| until.0))
+        .bind(since.0)
+        .bind(proved_at.0)
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
 }
 
 /// Marks the devices that registered before the account got another password, at this time of day and of
@@ -365,6 +624,8 @@ async fn outdate(
 /// Credentials of an account that another key seals now.
 pub(super) struct Resealed {
     pub(super) account: Account,
+    /// 0 in the row of the account, else that of its row beside.
+    pub(super) number: i64,
     pub(super) old: String,
     pub(super) new: String,
 }

@@ -1,12 +1,12 @@
 //! With what the watcher of an account logs in: `[credentials] mode`.
 //!
-//! `stored`: what the user last logged in with, sealed in the database. `memory`: the same, never
-//! written and gone at a restart. `master`: one user who may act as any other, so that no user's
-//! password is kept at all. An access token is kept until it expires, in every mode.
+//! `stored`: what the user logged in with, sealed in the database; [`super::keeping`] says how much of it.
+//! `memory`: the same, never written and gone at a restart. `master`: one user who may act as any other,
+//! so that no user's password is kept at all. An access token is kept until it expires, in every mode.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -14,8 +14,12 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use secrecy::zeroize::Zeroizing;
 use serde::Deserialize;
 
+use super::keeping::{self, Accepted, Kept};
 use super::vault::SEAL_LEN;
-use super::{RegisterOutcome, Registrant, Sealed, Store, StoreError, Vault, VaultError};
+use super::{
+    Keeper, Keeping, KeptRow, RegisterOutcome, Registrant, Sealed, Store, StoreError, Vault,
+    VaultError,
+};
 use crate::config;
 use crate::model::{
     AcceptedLogin, Account, BackendId, Credentials, Registration, SecretKind, Timestamp,
@@ -37,18 +41,19 @@ pub struct CredentialSource {
 }
 
 enum Mode {
-    Stored(Vault),
-    Memory(Mutex<HashMap<Account, Kept>>),
+    Stored(Arc<Vault>),
+    Memory(Mutex<HashMap<Account, InMemory>>),
     Master,
 }
 
-struct Kept {
+/// What is kept in memory of an account.
+struct InMemory {
     /// Which one has accepted them.
     backend: BackendId,
-    credentials: Credentials,
-    until: Option<Timestamp>,
-    /// The first login with this password.
-    at: Timestamp,
+    /// In the order of [`Accepted::kept`].
+    kept: Vec<Kept>,
+    /// The login that brought the last password.
+    password_since: Timestamp,
 }
 
 /// Why the credentials of an account cannot be had.
@@ -75,7 +80,9 @@ impl CredentialSource {
     /// [`VaultError::KeyFile`].
     pub fn open(config: &config::Credentials, store: Store) -> Result<Self, VaultError> {
         let mode = match config {
-            config::Credentials::Stored { key_file } => Mode::Stored(Vault::open(key_file)?),
+            config::Credentials::Stored { key_file } => {
+                Mode::Stored(Arc::new(Vault::open(key_file)?))
+            }
             config::Credentials::Memory => Mode::Memory(Mutex::new(HashMap::new())),
             config::Credentials::Master => Mode::Master,
         };
@@ -93,34 +100,23 @@ impl CredentialSource {
         let since = now.minus(UNWRITTEN);
         let believed = self.store.believed(now);
         let account = &registration.device.account;
-        let lives = |until: Option<Timestamp>| until.is_none_or(|until| believed < until);
         // Before the rows are read: with another password in memory they are outdated already.
-        if let (Mode::Memory(kept), Some(credentials)) = (&self.mode, &login.credentials) {
-            let kept = lock(kept);
-            let same = kept.get(account).is_some_and(|kept| {
-                login.backend.is(kept.backend.as_str())
-                    && lives(kept.until)
-                    && kept.credentials.same_as(credentials)
-            });
-            if !same {
+        if let (Mode::Memory(all), Some(credentials)) = (&self.mode, &login.credentials) {
+            let all = lock(all);
+            let known = all.get(account).filter(|it| login.backend.is(it.backend.as_str()));
+            if !known.is_some_and(|known| changes_nothing(&known.kept, credentials, believed)) {
                 return Ok(false);
             }
         }
-        let Some(sealed) = self.store.registered(registration, &login.backend, since, now).await?
-        else {
+        if !self.store.registered(registration, &login.backend, since, now).await? {
             return Ok(false);
+        }
+        let (Mode::Stored(vault), Some(credentials)) = (&self.mode, &login.credentials) else {
+            return Ok(true);
         };
-        let Some(credentials) = &login.credentials else { return Ok(true) };
-        Ok(match &self.mode {
-            Mode::Stored(vault) => {
-                sealed.filter(|sealed| lives(sealed.until)).is_some_and(|sealed| {
-                    vault
-                        .unseal(account, &sealed.text)
-                        .is_ok_and(|known| known.same_as(credentials))
-                })
-            }
-            Mode::Memory(_) | Mode::Master => true,
-        })
+        let found = self.store.kept(account, &login.backend).await?;
+        let rows = found.map_or(Vec::new(), |(rows, _)| rows);
+        Ok(changes_nothing(&unsealed(vault, account, &rows).0, credentials, believed))
     }
 
     /// Stores the registration of a user who has logged in with `login`, and keeps the credentials as
@@ -136,120 +132,174 @@ impl CredentialSource {
         let AcceptedLogin { backend, credentials, at, .. } = login;
         let mut registrant = Registrant::new(backend, *at, None);
         registrant.names_ignore_case = login.names_ignore_case;
-        if let (Mode::Stored(vault), Some(credentials)) = (&self.mode, credentials) {
-            let until = expiry(credentials, now);
-            registrant.sealed = Some(Sealed { text: vault.seal(account, credentials), until });
-            registrant.other_password = match self.of(account, backend, now).await {
-                Ok(known) => known.is_some_and(|known| is_other_password(&known, credentials)),
-                Err(CredentialsError::Vault(_)) => false,
-                Err(CredentialsError::Store(error)) => return Err(error),
-            };
-        }
-        if let (Mode::Memory(all), Some(credentials)) = (&self.mode, credentials) {
-            let all = lock(all);
-            let known = all.get(account).filter(|known| backend.is(known.backend.as_str()));
-            registrant.other_password =
-                known.is_some_and(|known| is_other_password(&known.credentials, credentials));
+        match (&self.mode, credentials) {
+            (Mode::Stored(vault), Some(credentials)) => {
+                let fresh = fresh(credentials, *at, now);
+                registrant.keeper = Some(keeper(vault, account, fresh, self.store.believed(*at)));
+            }
+            (Mode::Memory(all), Some(credentials)) => {
+                let all = lock(all);
+                let known = all.get(account).filter(|known| backend.is(known.backend.as_str()));
+                let accepted =
+                    known.map(|it| keeping::accept(&it.kept, fresh(credentials, *at, now), *at));
+                registrant.other_password = accepted.is_some_and(|it| it.other_password);
+            }
+            _ => {}
         }
         let stored = self.store.register(registration, registrant, max_devices, now).await?;
-        if let (Mode::Memory(all), Some(kept)) = (&self.mode, Kept::of(login))
+        if let (Mode::Memory(all), Some(credentials)) = (&self.mode, credentials)
             && let RegisterOutcome::Stored(_) = stored
         {
-            self.replace(all, account, kept).await?;
+            self.remember(all, account, backend, fresh(credentials, *at, now)).await?;
         }
         Ok(stored)
     }
 
-    /// Keeps what the user of a registered account has logged in with, in the place of what was kept,
-    /// and ends the parking. Returns whether the account is of the backend that has accepted it; of
-    /// another one nothing is touched.
+    /// Keeps what the user of a registered account has logged in with, beside what lasts longer, and ends
+    /// the parking. Returns whether the account is of the backend that has accepted it; of another one
+    /// nothing is touched.
     pub async fn save(&self, account: &Account, login: &AcceptedLogin) -> Result<bool, StoreError> {
         let AcceptedLogin { backend, credentials, at, .. } = login;
         match (&self.mode, credentials) {
             (Mode::Stored(vault), Some(credentials)) => {
-                let known = match self.of(account, backend, *at).await {
-                    Err(CredentialsError::Store(error)) => return Err(error),
-                    Err(CredentialsError::Vault(_)) | Ok(None) => None,
-                    Ok(known) => known,
+                let Some((rows, parked)) = self.store.kept(account, backend).await? else {
+                    return Ok(false);
                 };
-                if !known.as_ref().is_some_and(|known| known.same_as(credentials)) {
-                    let text = vault.seal(account, credentials);
-                    let sealed = Sealed { text, until: expiry(credentials, *at) };
-                    let other_password =
-                        known.is_some_and(|known| is_other_password(&known, credentials));
-                    let login = Registrant::new(backend, *at, Some(&sealed));
-                    let login = Registrant { other_password, ..login };
-                    return self.store.save_credentials(account, login).await;
+                let fresh = fresh(credentials, *at, *at);
+                let keeper = keeper(vault, account, fresh, self.store.believed(*at));
+                if !parked && (keeper.0)(&rows).rows.is_none() {
+                    return Ok(true);
                 }
+                let login = Registrant::new(backend, *at, None);
+                let login = Registrant { keeper: Some(keeper), ..login };
+                return self.store.save_credentials(account, login).await;
             }
-            (Mode::Memory(all), Some(_)) => {
-                let Some(kept) = Kept::of(login) else { return Ok(false) };
-                if !self.store.is_of(account, backend).await?
-                    || !self.replace(all, account, kept).await?
-                {
+            _ if !self.store.is_of(account, backend).await? => return Ok(false),
+            (Mode::Memory(all), Some(credentials)) => {
+                let kept = self.remember(all, account, backend, fresh(credentials, *at, *at));
+                if !kept.await? {
                     return Ok(false);
                 }
             }
-            _ if !self.store.is_of(account, backend).await? => return Ok(false),
             _ => {}
         }
         self.store.unpark(account, backend).await.map(|()| true)
     }
 
     /// Keeps these in memory, unless their login was before the one that brought the password of now.
-    async fn replace(
+    async fn remember(
         &self,
-        all: &Mutex<HashMap<Account, Kept>>,
+        all: &Mutex<HashMap<Account, InMemory>>,
         account: &Account,
-        mut kept: Kept,
+        backend: &BackendId,
+        fresh: Kept,
     ) -> Result<bool, StoreError> {
-        let (backend, at) = (kept.backend.clone(), kept.at);
-        let other_password = {
+        let at = fresh.since;
+        let (Accepted { kept, other_password }, before) = {
             let all = lock(all);
             let before = all.get(account).filter(|before| backend.is(before.backend.as_str()));
-            let other_password = before
-                .is_some_and(|before| is_other_password(&before.credentials, &kept.credentials));
-            if other_password && before.is_some_and(|before| at < before.at) {
-                return Ok(false);
-            }
-            // A token of later says nothing of the password.
-            if let (false, Some(before)) = (other_password, before) {
-                kept.at = before.at;
-            }
-            other_password
+            let since = before.map(|before| before.password_since);
+            let before = before.map_or(&[][..], |before| &before.kept);
+            (keeping::accept(before, fresh, self.store.believed(at)), since)
         };
+        if other_password && before.is_some_and(|since| at < since) {
+            return Ok(false);
+        }
         // First, so that what is in memory tells that it has been done.
         if other_password {
             self.store.outdate(account, at).await?;
         }
-        lock(all).insert(account.clone(), kept);
+        let password_since = before.filter(|_| !other_password).unwrap_or(at);
+        let backend = backend.clone();
+        lock(all).insert(account.clone(), InMemory { backend, kept, password_since });
         Ok(true)
     }
 
-    /// What to log in with for `account` at the backend that has accepted it; `None` until its user
-    /// logs in again, and always where it is a master who logs in.
+    /// What to log in with for `account` at the backend that has accepted it, and what lasts longest first;
+    /// nothing until its user logs in again, and always where it is a master who logs in.
+    ///
+    /// # Errors
+    /// [`CredentialsError::Vault`] where some are kept and none can be read.
+    pub async fn kept(
+        &self,
+        account: &Account,
+        backend: &BackendId,
+        now: Timestamp,
+    ) -> Result<Vec<Kept>, CredentialsError> {
+        let now = self.store.believed(now);
+        let mut kept = match &self.mode {
+            Mode::Stored(vault) => {
+                let found = self.store.kept(account, backend).await?;
+                let (mut rows, _) = found.unwrap_or_default();
+                rows.retain(|row| row.sealed.until.is_none_or(|until| now < until));
+                match unsealed(vault, account, &rows) {
+                    (kept, Some(error)) if kept.is_empty() => return Err(error.into()),
+                    (kept, _) => kept,
+                }
+            }
+            Mode::Memory(all) => {
+                let all = lock(all);
+                let known = all.get(account).filter(|known| backend.is(known.backend.as_str()));
+                known.map_or(Vec::new(), |known| known.kept.clone())
+            }
+            Mode::Master => Vec::new(),
+        };
+        kept.retain(|kept| kept.lives(now));
+        keeping::by_durability(&mut kept);
+        Ok(kept)
+    }
+
+    /// The first of [`CredentialSource::kept`].
     pub async fn of(
         &self,
         account: &Account,
         backend: &BackendId,
         now: Timestamp,
     ) -> Result<Option<Credentials>, CredentialsError> {
+        let kept = self.kept(account, backend, now).await?;
+        Ok(kept.into_iter().next().map(|kept| kept.credentials))
+    }
+
+    /// A watcher has logged in with `accepted`, after the backend had refused `refused`: those go, and how
+    /// long the others have proved good is noted now and then.
+    pub async fn worked(
+        &self,
+        account: &Account,
+        backend: &BackendId,
+        accepted: &Credentials,
+        refused: &[Credentials],
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         let now = self.store.believed(now);
-        let lives = |until: Option<Timestamp>| until.is_none_or(|until| now < until);
         match &self.mode {
-            Mode::Stored(vault) => match self.store.credentials(account, backend).await? {
-                Some(sealed) if lives(sealed.until) => {
-                    Ok(Some(vault.unseal(account, &sealed.text)?))
+            Mode::Stored(vault) => {
+                let (vault, of) = (Arc::clone(vault), account.clone());
+                let (accepted, refused) = (accepted.clone(), refused.to_vec());
+                let keeper = Keeper(Arc::new(move |rows: &[KeptRow]| {
+                    let (before, unreadable) = unsealed(&vault, &of, rows);
+                    let kept = keeping::worked(&before, &accepted, &refused, now);
+                    // With the right key file the next start can read those.
+                    let kept = kept.filter(|_| unreadable.is_none());
+                    let rows = kept.map(|kept| sealed(&vault, &of, kept));
+                    Keeping { rows, other_password: false }
+                }));
+                let found = self.store.kept(account, backend).await?;
+                match found.is_some_and(|(rows, _)| (keeper.0)(&rows).rows.is_some()) {
+                    true => self.store.sort_out(account, backend, &keeper).await,
+                    false => Ok(()),
                 }
-                _ => Ok(None),
-            },
-            Mode::Memory(kept) => {
-                let kept = lock(kept);
-                let kept = kept.get(account).filter(|kept| lives(kept.until));
-                let kept = kept.filter(|kept| backend.is(kept.backend.as_str()));
-                Ok(kept.map(|kept| kept.credentials.clone()))
             }
-            Mode::Master => Ok(None),
+            Mode::Memory(all) => {
+                let mut all = lock(all);
+                let known = all.get_mut(account).filter(|known| backend.is(known.backend.as_str()));
+                if let Some(known) = known
+                    && let Some(kept) = keeping::worked(&known.kept, accepted, refused, now)
+                {
+                    known.kept = kept;
+                }
+                Ok(())
+            }
+            Mode::Master => Ok(()),
         }
     }
 
@@ -294,9 +344,10 @@ impl CredentialSource {
         let now = self.store.believed(now);
         match &self.mode {
             Mode::Stored(_) => {}
-            Mode::Memory(kept) => {
-                lock(kept).retain(|_, kept| kept.until.is_none_or(|until| now < until));
-            }
+            Mode::Memory(all) => lock(all).retain(|_, known| {
+                known.kept.retain(|kept| kept.lives(now));
+                !known.kept.is_empty()
+            }),
             Mode::Master => {}
         }
         let expired_at = matches!(self.mode, Mode::Stored(_)).then_some(now);
@@ -325,23 +376,63 @@ impl fmt::Debug for CredentialSource {
     }
 }
 
-impl Kept {
-    fn of(login: &AcceptedLogin) -> Option<Self> {
-        let AcceptedLogin { backend, credentials, at, .. } = login.clone();
-        let credentials = credentials?;
-        Some(Self { backend, until: expiry(&credentials, at), credentials, at })
+/// What a login brings that was accepted at `at`; a token that does not say when it expires was issued at
+/// `now` at the latest.
+fn fresh(credentials: &Credentials, at: Timestamp, now: Timestamp) -> Kept {
+    Kept::new(credentials.clone(), expiry(credentials, now), at)
+}
+
+/// Says what is kept when these credentials of the account have been accepted; tokens that have expired by
+/// `now` are not.
+fn keeper(vault: &Arc<Vault>, account: &Account, fresh: Kept, now: Timestamp) -> Keeper {
+    let (vault, account) = (Arc::clone(vault), account.clone());
+    Keeper(Arc::new(move |rows: &[KeptRow]| {
+        let (before, unreadable) = unsealed(&vault, &account, rows);
+        let Accepted { kept, other_password } = keeping::accept(&before, fresh.clone(), now);
+        let same = unreadable.is_none() && keeping::are_as_stored(&kept, &before);
+        let rows = (!same).then(|| sealed(&vault, &account, kept));
+        Keeping { rows, other_password }
+    }))
+}
+
+/// The rows that can be opened, and why the others cannot.
+fn unsealed(vault: &Vault, account: &Account, rows: &[KeptRow]) -> (Vec<Kept>, Option<VaultError>) {
+    let (mut kept, mut unreadable) = (Vec::with_capacity(rows.len()), None);
+    for KeptRow { sealed: Sealed { text, until }, since, proved_at } in rows {
+        match vault.unseal(account, text) {
+            Ok(credentials) => {
+                let mut it = Kept::new(credentials, *until, *since);
+                (it.proved_at, it.text) = (*proved_at, Some(text.clone()));
+                kept.push(it);
+            }
+            Err(error) => unreadable = Some(error),
+        }
+    }
+    (kept, unreadable)
+}
+
+/// The rows for these.
+fn sealed(vault: &Vault, account: &Account, kept: Vec<Kept>) -> Vec<KeptRow> {
+    let row = |kept: Kept| {
+        let Kept { credentials, until, since, proved_at, text } = kept;
+        let text = text.unwrap_or_else(|| vault.seal(account, &credentials));
+        KeptRow { sealed: Sealed { text, until }, since, proved_at }
+    };
+    kept.into_iter().map(row).collect()
+}
+
+/// Whether a login with these would change nothing of what is kept but how long it has proved good: they
+/// are the last password, or a token that is kept.
+fn changes_nothing(kept: &[Kept], credentials: &Credentials, now: Timestamp) -> bool {
+    let same = |it: &Kept| it.lives(now) && it.credentials.same_as(credentials);
+    match credentials.kind {
+        SecretKind::Password => kept.first().is_some_and(same),
+        SecretKind::Bearer => kept.iter().any(same),
     }
 }
 
-/// Whether both are passwords, and not the same. Tokens change all the time.
-fn is_other_password(old: &Credentials, new: &Credentials) -> bool {
-    old.kind == SecretKind::Password
-        && new.kind == SecretKind::Password
-        && old.expose_secret() != new.expose_secret()
-}
-
-fn lock(kept: &Mutex<HashMap<Account, Kept>>) -> MutexGuard<'_, HashMap<Account, Kept>> {
-    kept.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(all: &Mutex<HashMap<Account, T>>) -> MutexGuard<'_, HashMap<Account, T>> {
+    all.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// When credentials are worth nothing any more: for a token, what it says of itself if it is a JWT

@@ -25,6 +25,7 @@ mod batches;
 mod credentials;
 mod error;
 mod file;
+mod keeping;
 mod nodes;
 mod postgres;
 mod pushes;
@@ -59,6 +60,7 @@ use crate::model::{Account, BackendId, Device, DeviceToken, Mailbox, Snapshot, T
 use batches::Batches;
 pub use credentials::{CredentialSource, CredentialsError, unreadable};
 pub use error::StoreError;
+pub use keeping::Kept;
 pub use nodes::{News, Node};
 pub use rotation::{RotationError, rotate};
 use service::Service;
@@ -147,6 +149,8 @@ pub struct LiveAccount {
     pub backend: Option<String>,
     /// Why its watcher gave up; `None` while it may try.
     pub parked: Option<String>,
+    /// How many tries in a row its backend has refused, and when it refused the last one.
+    pub refused: Option<(u32, Timestamp)>,
 }
 
 /// The login of a session that registers a device.
@@ -155,10 +159,12 @@ pub struct Registrant {
     /// Which backend has accepted it.
     pub backend: BackendId,
     pub logged_in_at: Timestamp,
-    /// What is to be kept of its credentials.
+    /// What is to be kept of its credentials, in the place of all that is kept.
     pub sealed: Option<Sealed>,
     /// Its password is not the one that is kept.
     pub other_password: bool,
+    /// Says what of its credentials is kept, and what of those that are; in the place of the above.
+    keeper: Option<Keeper>,
     /// Accounts whose names differ from this one in nothing but case are the same user.
     pub names_ignore_case: bool,
 }
@@ -171,6 +177,29 @@ pub struct Sealed {
     /// They are not to be kept any longer; `None` while their account lives.
     pub until: Option<Timestamp>,
 }
+
+/// Credentials as the database keeps them, with what is known of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeptRow {
+    sealed: Sealed,
+    since: Timestamp,
+    proved_at: Timestamp,
+}
+
+/// What becomes of the credentials of an account.
+#[derive(Clone, Debug, Default)]
+struct Keeping {
+    /// All that are kept from now on, in the order of [`keeping::Accepted`]; `None` leaves them alone.
+    rows: Option<Vec<KeptRow>>,
+    other_password: bool,
+}
+
+/// Says what becomes of the credentials that are kept. It is asked within the transaction that changes
+/// them, so of logins at the same time none undoes what another one brought.
+#[derive(Clone)]
+struct Keeper(Arc<Keep>);
+
+type Keep = dyn Fn(&[KeptRow]) -> Keeping + Send + Sync;
 
 /// A live device with what it registered for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -255,7 +284,33 @@ impl Registrant {
     /// One whose password is the one that is kept, as far as is known.
     pub fn new(backend: &BackendId, logged_in_at: Timestamp, sealed: Option<&Sealed>) -> Self {
         let (backend, sealed) = (backend.clone(), sealed.cloned());
-        Self { backend, logged_in_at, sealed, other_password: false, names_ignore_case: false }
+        let (other_password, names_ignore_case, keeper) = Default::default();
+        Self { backend, logged_in_at, sealed, other_password, keeper, names_ignore_case }
+    }
+
+    /// What becomes of the credentials that are kept.
+    fn keeping(&self, kept: &[KeptRow]) -> Keeping {
+        if let Some(Keeper(keep)) = &self.keeper {
+            return keep(kept);
+        }
+        let rows = self.sealed.clone().map(|sealed| {
+            let (since, proved_at) = (self.logged_in_at, self.logged_in_at);
+            vec![KeptRow { sealed, since, proved_at }]
+        });
+        Keeping { rows, other_password: self.other_password }
+    }
+
+    /// Whether it may change credentials.
+    fn brings_credentials(&self) -> bool {
+        self.keeper.is_some() || self.sealed.is_some() || self.other_password
+    }
+}
+
+// === impl Keeper ===
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keeper")
     }
 }
 

@@ -10,11 +10,12 @@ use sqlx::{Any, AnyConnection, Row};
 use crate::metrics::Call;
 use crate::model::{Account, BackendId, Registration, Snapshot, Timestamp};
 
+use super::accounts::{kept, put};
 use super::batches::Waiting;
 use super::shares;
 use super::{
-    Alive, DeviceKey, MadeRoom, RegisterOutcome, Registrant, Removed, Sealed, Store, StoreError,
-    account, device, rows,
+    Alive, DeviceKey, MadeRoom, RegisterOutcome, Registrant, Removed, Store, StoreError, account,
+    device, rows,
 };
 
 impl Store {
@@ -23,7 +24,7 @@ impl Store {
     ///
     /// - Of an account that another backend has accepted before nothing stays: neither devices nor
     ///   credentials nor what devices were told.
-    /// - Sealed credentials of `login` replace the old ones; `None` leaves them alone.
+    /// - `login` says what of its credentials is kept, and what of those that are.
     /// - The account's parking ends: a session registers that has just logged in.
     /// - With another password, the other devices that registered before the login are outdated.
     /// - A session that logged in before there was another password changes nothing but its device,
@@ -87,10 +88,10 @@ impl Store {
                 // By the time of day and of service.
                 let times = (*now, self.served(*now));
                 let login_at = (login.logged_in_at, self.served(login.logged_in_at));
-                let outdated =
+                let (outdated, other_password) =
                     upsert_account(&mut transaction, account, login, login_at, *now).await?;
                 upsert_device(&mut transaction, &key, registration, outdated, times).await?;
-                if login.other_password && outdated.is_none() {
+                if other_password && outdated.is_none() {
                     outdate_others(&mut transaction, &key, login_at).await?;
                 }
                 replace_mailboxes(&mut transaction, &key, registration).await?;
@@ -117,21 +118,21 @@ impl Store {
     }
 
     /// Whether the registration is stored as it is, since `since` or later, and its account is not
-    /// parked. With it come the account's credentials, if any are stored.
+    /// parked.
     pub(super) async fn registered(
         &self,
         registration: &Registration,
         backend: &BackendId,
         since: Timestamp,
         now: Timestamp,
-    ) -> Result<Option<Option<Sealed>>, StoreError> {
+    ) -> Result<bool, StoreError> {
         let key = DeviceKey::from(&registration.device);
         let rows = self
             .read(Call::Registered, async {
                 let query = key
                     .bind(
                     "select d.account, d.token_given, d.subtopic, d.aps_account_id, d.version, \
-                     d.topic, a.credentials, a.credentials_until, m.mailbox from device d \
+                     d.topic, m.mailbox from device d \
                      join account a on a.name = d.account \
                      join device_mailbox m on m.account = d.account and m.token = d.token \
                      and m.subtopic = d.subtopic \
@@ -142,22 +143,17 @@ impl Store {
                 .bind(since.0)
                 .bind(now.0)
                 .bind(backend.as_str());
-                self.rows(query, |row| {
-                    let text: Option<String> = row.try_get("credentials")?;
-                    let until = row.try_get::<Option<i64>, _>("credentials_until")?.map(Timestamp);
-                    let sealed = text.map(|text| Sealed { text, until });
-                    Ok((device(row)?, row.try_get::<String, _>("mailbox")?, sealed))
-                })
-                .await
+                self.rows(query, |row| Ok((device(row)?, row.try_get::<String, _>("mailbox")?)))
+                    .await
             })
             .await?;
         // What cannot be read is not as it is, and is written anew.
-        let Some((stored, _, sealed)) = rows.first() else { return Ok(None) };
-        let mailboxes: BTreeSet<&str> = rows.iter().map(|(_, mailbox, _)| &**mailbox).collect();
+        let Some((stored, _)) = rows.first() else { return Ok(false) };
+        let mailboxes: BTreeSet<&str> = rows.iter().map(|(_, mailbox)| &**mailbox).collect();
         let wanted = registration.mailboxes.iter().map(|(mailbox, _)| mailbox.as_str());
         let same = *stored == registration.device && mailboxes == wanted.collect();
         self.is_in_place()?;
-        Ok(same.then(|| sealed.clone()))
+        Ok(same)
     }
 
     /// Removes a registration, unless it is newer than `registered_not_after` (a device that
@@ -341,57 +337,52 @@ async fn leave(
 }
 
 /// Locks the account, too. Returns since when it has another password than that of `login`, if that is
-/// of before. Pairs of times here and below are those of the day and of service.
+/// of before, and whether that of `login` is another one than the last. Pairs of times here and below are
+/// those of the day and of service.
 async fn upsert_account(
     connection: &mut AnyConnection,
     account: &Account,
     login: &Registrant,
     login_at: (Timestamp, Timestamp),
     now: Timestamp,
-) -> sqlx::Result<Option<(Timestamp, Timestamp)>> {
-    if login.other_password {
+) -> sqlx::Result<(Option<(Timestamp, Timestamp)>, bool)> {
+    let mut keeping = login.keeping(&[]);
+    if login.brings_credentials() {
         lock(connection, account.as_str()).await?;
-        let row = sqlx::query("select password_since, password_at from account where name = $1")
-            .bind(account.as_str())
-            .fetch_optional(&mut *connection)
-            .await?;
-        let times: Option<sqlx::Result<_>> = row.map(|row| {
-            let since: Option<i64> = row.try_get("password_since")?;
-            let at = row.try_get::<Option<i64>, _>("password_at")?;
-            Ok((since, at.map_or(login_at.1, Timestamp)))
-        });
-        // One of the future was noted by a clock that was wrong.
-        if let Some((Some(since), at)) = times.transpose()?
-            && (login_at.0.0 + 1..=now.0).contains(&since)
-        {
-            return Ok(Some((Timestamp(since), at)));
+        if let Some(found) = kept(connection, account.as_str(), &login.backend).await? {
+            keeping = login.keeping(&found.rows);
+            // One of the future was noted by a clock that was wrong.
+            let is_later = |since: &Timestamp| (login_at.0.0 + 1..=now.0).contains(&since.0);
+            if let Some(since) = found.password_since.filter(is_later)
+                && keeping.other_password
+            {
+                let at = found.password_at.unwrap_or(login_at.1);
+                return Ok((Some((since, at)), true));
+            }
         }
     }
-    let sealed = login.sealed.as_ref();
     sqlx::query(
-        "insert into account (name, backend, credentials, credentials_until, created_at, folded, \
-         domain) values ($1, $2, $3, $4, $5, $8, $9) on conflict (name) do update set \
+        "insert into account (name, backend, created_at, folded, domain) \
+         values ($1, $2, $3, $6, $7) on conflict (name) do update set \
          backend = excluded.backend, folded = excluded.folded, domain = excluded.domain, \
-         credentials = coalesce(excluded.credentials, account.credentials), \
-         credentials_until = case when excluded.credentials is null \
-         then account.credentials_until else excluded.credentials_until end, \
-         password_since = case when $6 = 1 then $7 else account.password_since end, \
-         password_at = case when $6 = 1 then $10 else account.password_at end, \
-         parked = null, parked_since = null",
+         password_since = case when $4 = 1 then $5 else account.password_since end, \
+         password_at = case when $4 = 1 then $8 else account.password_at end, \
+         parked = null, parked_since = null, refusals = null, refused_at = null",
     )
     .bind(account.as_str())
     .bind(login.backend.as_str())
-    .bind(sealed.map(|sealed| sealed.text.as_str()))
-    .bind(sealed.and_then(|sealed| sealed.until).map(|until| until.0))
     .bind(now.0)
-    .bind(i64::from(login.other_password))
+    .bind(i64::from(keeping.other_password))
     .bind(login_at.0.0)
     .bind(account.case_folded())
     .bind(shares::domain(account))
     .bind(login_at.1.0)
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    Ok(None)
+    if let Some(rows) = &keeping.rows {
+        put(connection, account.as_str(), rows).await?;
+    }
+    Ok((None, keeping.other_password))
 }
 
 /// With `outdated` the device stays outdated, or is so from then on.

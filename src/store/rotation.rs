@@ -126,13 +126,17 @@ async fn settled(store: &Store, vault: &Vault, work: Work) -> Result<u64, Rotati
 /// Looks at all stored credentials once.
 async fn pass(store: &Store, vault: &Vault, work: Work) -> Result<Pass, RotationError> {
     let mut pass = Pass::default();
-    let mut last = String::new();
+    let mut last = (String::new(), 0);
     loop {
-        let accounts = store.sealed_after(&last, rows::MOST).await?;
-        let Some((account, _)) = accounts.last() else { return Ok(pass) };
-        account.as_str().clone_into(&mut last);
+        let kept = store.sealed_after((&last.0, last.1), rows::MOST).await?;
+        let Some(((account, number), _)) = kept.last() else {
+            // One account may have several.
+            pass.unreadable.dedup();
+            return Ok(pass);
+        };
+        last = (account.as_str().to_owned(), *number);
         let mut texts = Vec::new();
-        for (account, old) in accounts {
+        for ((account, number), old) in kept {
             let Some(old) = old else {
                 pass.unreadable.push(account);
                 continue;
@@ -142,7 +146,7 @@ async fn pass(store: &Store, vault: &Vault, work: Work) -> Result<Pass, Rotation
                 Work::Reseal => vault.reseal(&account, &old),
             };
             match new {
-                Ok(Some(new)) => texts.push(Resealed { account, old, new }),
+                Ok(Some(new)) => texts.push(Resealed { account, number, old, new }),
                 Ok(None) => {}
                 Err(VaultError::Damaged { .. } | VaultError::OtherKey { .. }) => {
                     pass.unreadable.push(account);

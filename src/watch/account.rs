@@ -4,7 +4,7 @@
 //!   wait for a turn ──▶ read what was told ──▶ log in ──▶ rounds (see `rounds`)
 //!     ▲     ▲                                    │            │
 //!     │     └──── back-off ◀─────────────────────┼── lost ◀───┘
-//!     └──── its user logs in ◀── parked ◀── refused
+//!     └──── its user logs in ◀── parked ◀── refused (see `login`)
 //! ```
 
 use std::cmp::Ordering;
@@ -18,6 +18,8 @@ use tokio::time::Instant;
 use super::Context;
 use super::connection::{Connection, Lost};
 use super::lasting::{self, Lasting};
+use super::login::{Known, Waiting};
+use super::logins::{Leave, PATIENCE};
 use super::master::{self, Master};
 use super::pacer;
 use super::refusal;
@@ -27,29 +29,24 @@ use super::ways::Beliefs;
 use crate::imap::capability::Capabilities;
 use crate::imap::login::printable;
 use crate::imap::refusal::Refusal;
-use crate::model::{
-    AcceptedLogin, Account, BackendId, Credentials, Mailbox, SecretKind, Snapshot, Timestamp,
-};
-use crate::net::backend::{Backend, LoginError};
+use crate::model::{AcceptedLogin, Account, BackendId, Mailbox, Snapshot, Timestamp};
+use crate::net::backend::{Backend, LoggedIn, LoginError};
 use crate::net::backoff::Backoff;
-use crate::store::{CredentialsError, StoreError};
+use crate::store::StoreError;
 
 const MASTER_REMEDY: &str = "see master_user, master_password_file and login_template of its [backend] \
     or [[route]], and what the server lets this user do; `mailchime check --login USER` tries it; send \
     SIGHUP when the configuration or the password file has changed";
 
-/// Between attempts to store that a password is wrong.
-const NOTE: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
-
-/// What the supervisor last told a watcher. Told again unchanged, other backends are in use.
+/// What the supervisor last told a watcher. Told again unchanged, other backends may be in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Orders {
     /// Counts registrations: another one means that other mailboxes may be wanted.
     pub(super) registrations: u64,
-    /// What a backend last accepted here.
+    /// What a backend last accepted here; `None` if that was at another node, or where a master watches:
+    /// then what is stored is what was last accepted.
     pub(super) login: Option<AcceptedLogin>,
-    /// Counts logins of which only that is known, at other nodes or where a master watches: after
-    /// another one, what is stored is what was last accepted.
+    /// Counts logins.
     pub(super) logins: u64,
     /// No device is left, or the program ends.
     pub(super) stop: bool,
@@ -64,26 +61,22 @@ pub(super) struct Watcher {
     pub(super) status: Status,
     /// Where it is connected, or last was.
     pub(super) backend: Backend,
-    /// Which backend has accepted them, and the credentials.
-    credentials: Option<(BackendId, Credentials)>,
-    /// They are not in the store, as far as is known.
-    unsaved: bool,
+    /// The backend that the account was last found to have.
+    considered: Option<Backend>,
+    pub(super) known: Known,
     /// In the order of [`in_order`], each once.
     pub(super) mailboxes: Vec<Watched>,
     /// The registrations that `mailboxes` takes in.
     registrations: u64,
-    /// Those that `credentials` takes in.
-    logins: u64,
+    /// Those of which the supervisor has told.
+    pub(super) told: u64,
     /// Since when it has watched on this connection.
     pub(super) watches_since: Option<Instant>,
     /// Nothing has shown yet that the password is right: whoever watched before, until it was killed
     /// perhaps, may have tried it and had no time to note what came of it.
-    inherited: bool,
-    /// Tries of the password, and connections, that failed in a row.
-    refusals: u32,
-    failures: u32,
-    /// The store knows that the password was refused.
-    noted: bool,
+    pub(super) inherited: bool,
+    /// Connections that failed in a row.
+    pub(super) failures: u32,
     pub(super) ways: Beliefs,
     pub(super) lasting: Lasting,
     /// What flags have changed was asked for and not answered, so far.
@@ -96,8 +89,13 @@ pub(super) struct Watcher {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Begin {
     AtOnce,
-    /// When its user has logged in: the password was last found to be wrong, as this says.
-    Login(String),
+    /// When its user has logged in, or when another try is due: so many tries in a row were refused, the
+    /// last at that time. It is parked if there is a reason.
+    Refused {
+        tries: u32,
+        at: Option<Timestamp>,
+        parked: Option<String>,
+    },
     /// When its account is its backend's again, or another one's: this backend has accepted it.
     Elsewhere(String),
 }
@@ -135,22 +133,36 @@ pub(super) enum End {
     Turn,
     /// No live registration is in the store.
     Nothing,
-    /// There is no password to try, for this reason.
-    NoPassword(&'static str),
+    /// There is no password to try, for this reason; whether another login of its user helps.
+    NoPassword {
+        why: &'static str,
+        login_helps: bool,
+    },
     /// A master watches, and the account's backend has none.
     NoMaster,
     /// This backend has accepted the account's user, and the configuration names another one.
     Elsewhere(String),
     /// The configuration names another backend since a moment ago.
     Moved,
-    /// The password was refused; the backend's answer behind the tag.
-    Refused(Vec<u8>),
+    /// So many tries were refused; the backend's last answer behind the tag.
+    Refused {
+        answer: Vec<u8>,
+        tries: u32,
+    },
+    /// Tries were refused, and it is the backend's fault.
+    Excused,
     /// The master user was, as this account. For so long nobody tries it if it is as all.
     MasterRefused {
         answer: Vec<u8>,
         rest: Option<Duration>,
     },
     Failed(String),
+}
+
+impl End {
+    pub(super) fn no_password(why: &'static str) -> Self {
+        Self::NoPassword { why, login_helps: true }
+    }
 }
 
 impl From<Lost> for End {
@@ -167,18 +179,22 @@ impl From<StoreError> for End {
 
 /// Where a watcher logs in, and what is shared with others who do.
 #[derive(Clone, Copy)]
-struct At<'a> {
-    backend: &'a Backend,
-    upstream: &'a Upstream,
+pub(super) struct At<'a> {
+    pub(super) backend: &'a Backend,
+    pub(super) upstream: &'a Upstream,
     /// Where it logs in as a master user.
-    master: Option<&'a Master>,
+    pub(super) master: Option<&'a Master>,
 }
 
+/// Leave for one login.
+type Turns<'a> = (Option<master::Turn<'a>>, Leave<'a>, pacer::Turn<'a>);
+
 /// What comes after an end.
-enum Next {
+#[derive(Debug)]
+pub(super) enum Next {
     Stop,
-    /// Nothing, until its user has logged in.
-    Login,
+    /// Another try when its user has logged in, or when one is due.
+    Login(Waiting),
     /// Another try after this time, or when the supervisor has something to tell.
     Try(Duration),
     /// Another try after this time, whatever is told.
@@ -199,17 +215,15 @@ impl Watcher {
             context,
             orders,
             status,
+            considered: Some(backend.clone()),
             backend,
-            credentials: None,
-            unsaved: false,
+            known: Known::default(),
             mailboxes: Vec::new(),
             registrations: 0,
-            logins: 0,
+            told: 0,
             watches_since: None,
             inherited,
-            refusals: 0,
             failures: 0,
-            noted: false,
             ways: Beliefs::default(),
             lasting: Lasting::default(),
             asked_for_flags: false,
@@ -221,9 +235,8 @@ impl Watcher {
     /// a connection.
     pub(super) async fn run(&mut self, begin: Begin) {
         let mut next = match begin {
-            Begin::AtOnce => Next::Try(Duration::ZERO),
-            Begin::Login(_) => Next::Login,
             Begin::Elsewhere(recorded) => self.after(End::Elsewhere(recorded)).await,
+            begin => self.begins_refused(&begin),
         };
         // Its user has just registered or logged in.
         let mut user_is_there = {
@@ -232,7 +245,9 @@ impl Watcher {
         };
         while let Some(told) = Box::pin(self.pause(next)).await {
             user_is_there |= told;
-            let backend = match self.context.backends.of(&self.account) {
+            let backend = self.context.backends.of(&self.account);
+            self.considered = backend.as_ref().ok().cloned();
+            let backend = match backend {
                 Ok(backend) => backend,
                 // Another configuration may tell.
                 Err(error) => {
@@ -260,65 +275,93 @@ impl Watcher {
             };
             self.status.set(Doing::Starting);
             let turns = Box::pin(self.turns(&upstream, master.as_deref(), user_is_there)).await;
-            let Some((leave, place, turn)) = turns else { return };
+            let (turns, place) = match turns {
+                Ok(turns) => turns,
+                Err(end) => {
+                    next = Box::pin(self.after(end)).await;
+                    continue;
+                }
+            };
             self.status.set(Doing::Starting);
             let at = At { backend: &backend, upstream: &upstream, master: master.as_deref() };
-            let end = Box::pin(self.connection(at, (leave, turn))).await;
+            let end = Box::pin(self.connection(at, turns)).await;
             drop(place);
             user_is_there = false;
             next = Box::pin(self.after(end)).await;
         }
     }
 
-    /// Waits for what is next; `None` on stop. Returns whether the supervisor had something to tell.
+    /// Waits for what is next; `None` on stop. Returns whether its user has just logged in or registered.
     async fn pause(&mut self, next: Next) -> Option<bool> {
-        let mut told = false;
         let pause = match next {
             Next::Stop => return None,
-            Next::Login => {
-                self.wait_for_login().await?;
-                told = true;
-                Duration::ZERO
-            }
+            Next::Login(waiting) => return self.wait_for_login(waiting).await,
             Next::Try(pause) => pause,
             Next::Later(pause) => tokio::select! {
                 () = tokio::time::sleep(pause) => Duration::ZERO,
                 () = stopped(self.orders.clone()) => return None,
             },
         };
-        tokio::select! {
-            biased;
-            changed = self.orders.changed() => {
-                if changed.is_err() || self.orders.borrow().stop {
-                    return None;
+        let pause = tokio::time::sleep(pause);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                biased;
+                changed = self.orders.changed() => {
+                    if changed.is_err() || self.orders.borrow().stop {
+                        return None;
+                    }
+                    let before = (self.told, self.known.logins());
+                    self.take_orders().await;
+                    if (self.told, self.known.logins()) != before {
+                        return Some(true);
+                    }
+                    // Other backends are in use, and perhaps not for this account.
+                    if self.has_moved() {
+                        return Some(false);
+                    }
                 }
-                self.take_orders().await;
-                told = true;
+                () = &mut pause => return Some(false),
             }
-            () = tokio::time::sleep(pause) => {}
         }
-        Some(told)
     }
 
-    /// Waits for leave to log in as the master user, if it does, for a place among the connections
-    /// and for a turn; `None` on stop.
+    /// Whether the account has another backend than when that was last looked at.
+    fn has_moved(&self) -> bool {
+        match (&self.considered, self.context.backends.of(&self.account)) {
+            (Some(before), Ok(now)) => !now.is(before),
+            (None, Err(_)) => false,
+            _ => true,
+        }
+    }
+
+    /// Waits for leave to log in, for a place among the connections and for a turn.
     async fn turns<'a>(
         &self,
         upstream: &'a Upstream,
         master: Option<&'a Master>,
         user_is_there: bool,
-    ) -> Option<(Option<master::Turn<'a>>, Place, pacer::Turn<'a>)> {
+    ) -> Result<(Turns<'a>, Place), End> {
         let turns = async {
-            let leave = match master {
-                Some(master) => Some(master.turn(|rest, why| self.rest(Some(rest), why)).await),
-                None => None,
+            let (acting, leave) = match master {
+                Some(master) => {
+                    let acting = master.turn(|rest, why| self.rest(Some(rest), why)).await;
+                    (Some(acting), upstream.logins.at_once())
+                }
+                None if user_is_there => (None, upstream.logins.at_once()),
+                None => {
+                    let why = "the backend refuses many accounts";
+                    let told = |rest| self.rest(Some(rest), why);
+                    let leave = upstream.logins.leave(self.known.is_refused_alone(), told);
+                    (None, leave.await.ok_or(End::Excused)?)
+                }
             };
             let (place, turn) = upstream.turn(user_is_there).await;
-            (leave, place, turn)
+            Ok(((acting, leave, turn), place))
         };
         tokio::select! {
-            turns = turns => Some(turns),
-            () = stopped(self.orders.clone()) => None,
+            turns = turns => turns,
+            () = stopped(self.orders.clone()) => Err(End::Stop),
         }
     }
 
@@ -339,10 +382,7 @@ impl Watcher {
                 self.rest(None, "no device is registered");
                 Next::Try(Duration::MAX)
             }
-            End::NoPassword(why) => {
-                self.status.set(Doing::Parked { why: why.to_owned() });
-                Next::Login
-            }
+            End::NoPassword { why, login_helps } => self.has_no_password(why, login_helps),
             End::Elsewhere(recorded) => {
                 let now = self.context.backends.id_of(account);
                 let now = now.as_ref().map_or("unknown", BackendId::as_str);
@@ -363,35 +403,14 @@ impl Watcher {
                 self.status.set(Doing::Parked { why: why.to_owned() });
                 Next::Try(Duration::MAX)
             }
-            End::Refused(answer) => {
-                self.refusals += 1;
-                let refusal = Refusal::of(&answer);
-                let wrong = matches!(refusal, Refusal::Wrong | Refusal::Barred);
-                let tried_before = self.inherited && wrong;
-                let tries = self.refusals + u32::from(tried_before);
-                let wait = refusal::wait(refusal, tries, backoff, rand::random());
-                let reason = printable(&answer);
-                match wait {
-                    Some(wait) => {
-                        tracing::warn!(%account, reason, ?wait, "the stored password is refused");
-                        self.rest(Some(wait), &reason);
-                        // Before the last try: who is killed after it must not count anew.
-                        if wrong {
-                            self.note(&reason).await;
-                        }
-                        Next::Try(wait)
-                    }
-                    None => {
-                        tracing::warn!(%account, reason, "not watched until its user logs in again");
-                        self.status.set(Doing::Parked { why: reason.clone() });
-                        self.note(&reason).await;
-                        Next::Login
-                    }
-                }
-            }
+            End::Refused { answer, tries } => self.refused(&answer, tries).await,
+            End::Excused => match self.excuse("the password was refused").await {
+                Some(retry) => Next::Login(Waiting { retry: Some(retry), push: None }),
+                None => Next::Try(Duration::ZERO),
+            },
             End::MasterRefused { answer, rest } => {
-                self.refusals = self.refusals.saturating_add(1);
-                let wait = refusal::master_wait(self.refusals, rand::random());
+                self.known.refusals = self.known.refusals.saturating_add(1);
+                let wait = refusal::master_wait(self.known.refusals, rand::random());
                 let reason = printable(&answer);
                 match rest {
                     Some(rest) => tracing::error!(
@@ -418,91 +437,9 @@ impl Watcher {
     }
 
     /// Notes that nothing is done for some time, or until something happens.
-    fn rest(&self, pause: Option<Duration>, why: &str) {
+    pub(super) fn rest(&self, pause: Option<Duration>, why: &str) {
         let next_try = pause.map(|pause| Timestamp::now().plus(pause));
         self.status.set(Doing::BackingOff { next_try, why: why.to_owned() });
-    }
-
-    /// Notes that the password is wrong, for the next start of the program too: the account is
-    /// parked then. While the store does not take it, nothing else is done, until the supervisor has
-    /// something to tell.
-    async fn note(&mut self, reason: &str) {
-        let backend = self.backend.clone();
-        let mut failures = 0;
-        while let Err(error) =
-            self.context.store.park(&self.account, backend.id(), reason, Timestamp::now()).await
-        {
-            tracing::warn!(account = %self.account, %error, "that a password is wrong is not stored");
-            failures += 1;
-            let pause = NOTE.wait(failures, rand::random());
-            // Left for `run` to see.
-            let mut orders = self.orders.clone();
-            tokio::select! {
-                _ = orders.changed() => return,
-                () = tokio::time::sleep(pause) => {}
-            }
-        }
-        self.noted = true;
-    }
-
-    /// Waits until the account's user has logged in; `None` on stop. Even the same password counts:
-    /// the backend has just accepted it.
-    async fn wait_for_login(&mut self) -> Option<()> {
-        // Forgotten, so that whatever comes is taken as new, stored, and ends the parking there.
-        self.credentials = None;
-        let logins = self.logins;
-        while self.credentials.is_none() && self.logins == logins {
-            self.orders.changed().await.ok()?;
-            if self.orders.borrow().stop {
-                return None;
-            }
-            self.take_orders().await;
-        }
-        if self.credentials.is_none() {
-            self.refusals = 0;
-            // The other node has done so, but this one may have parked the account since.
-            let id = self.backend.id();
-            if let Err(error) = self.context.store.unpark(&self.account, id).await {
-                tracing::warn!(account = %self.account, %error, "the parking is still stored");
-            }
-        }
-        tracing::info!(account = %self.account, "its user logged in: watched again");
-        Some(())
-    }
-
-    /// Takes over what the supervisor told; keeps a new password.
-    pub(super) async fn take_orders(&mut self) {
-        let Orders { login, logins, .. } = self.orders.borrow_and_update().clone();
-        if logins != self.logins {
-            self.logins = logins;
-            self.credentials = None;
-        }
-        let Some(login) = login else { return };
-        let Some(fresh) = &login.credentials else { return };
-        let known = self.credentials.as_ref().is_some_and(|(backend, known)| {
-            backend.is(login.backend.as_str()) && known.same_as(fresh)
-        });
-        // A session may be older than the configuration.
-        let id = self.context.backends.id_of(&self.account);
-        let at_home = id.is_some_and(|id| id.is(login.backend.as_str()));
-        if known && !self.unsaved || !at_home {
-            return;
-        }
-        let saved = self.context.credentials.save(&self.account, &login).await;
-        match &saved {
-            Ok(true) => {}
-            // Another backend has the account, or it has another password since.
-            Ok(false) => return,
-            Err(error) => {
-                tracing::warn!(account = %self.account, %error, "a new password could not be stored");
-            }
-        }
-        // The next login brings it again.
-        self.unsaved = saved.is_err();
-        self.noted &= self.unsaved;
-        self.credentials = Some((login.backend.clone(), fresh.clone()));
-        self.inherited = false;
-        (self.refusals, self.failures) = (0, 0);
     }
 
     /// Whether it logs in as the master user, whom no user's login can help.
@@ -511,23 +448,31 @@ impl Watcher {
     }
 
     /// One connection from login to its end. Whatever it waits for, it ends when it is to stop.
-    async fn connection(
-        &mut self,
-        at: At<'_>,
-        turns: (Option<master::Turn<'_>>, pacer::Turn<'_>),
-    ) -> End {
+    async fn connection(&mut self, at: At<'_>, mut turns: Turns<'_>) -> End {
         let At { backend, upstream, .. } = at;
         let mut orders = self.orders.clone();
         let (backends, account) = (self.context.backends.clone(), self.account.clone());
         let moved = || !backends.is_of(&account, backend);
         // Boxed: it is the largest part, and soon over.
-        let logged_in = Box::pin(async {
+        let mut logged_in = Box::pin(async {
             tokio::select! {
                 logged_in = self.log_in(at) => logged_in,
                 () = stopped(orders.clone()) => Err(End::Stop),
             }
         });
-        let (mut connection, granted) = match logged_in.await {
+        let decided = tokio::select! {
+            decided = &mut logged_in => Some(decided),
+            () = tokio::time::sleep(PATIENCE), if turns.1.is_alone() => None,
+        };
+        let decided = match decided {
+            Some(decided) => decided,
+            None => {
+                turns.1.give_back();
+                logged_in.as_mut().await
+            }
+        };
+        drop(logged_in);
+        let (mut connection, granted) = match decided {
             Ok(logged_in) => logged_in,
             Err(end) => return end,
         };
@@ -580,10 +525,8 @@ impl Watcher {
         }
     }
 
-    async fn log_in(
-        &mut self,
-        At { backend, master, .. }: At<'_>,
-    ) -> Result<(Connection, Option<Capabilities>), End> {
+    async fn log_in(&mut self, at: At<'_>) -> Result<(Connection, Option<Capabilities>), End> {
+        let At { backend, master, .. } = at;
         // After a break nothing counts but what the devices were told.
         self.mailboxes.clear();
         if self.backend.name() != backend.name() {
@@ -591,84 +534,43 @@ impl Watcher {
         }
         self.backend = backend.clone();
         // Credentials that are used without being taken would not be stored.
-        if self.orders.has_changed().unwrap_or_default() {
-            self.take_orders().await;
-        }
+        self.take_orders().await;
         self.reload(backend).await?;
-        let credentials = match master {
-            Some(_) => {
-                let user = backend.master().ok_or(End::NoMaster)?;
-                user.acting_as(&self.account)
-            }
-            None => {
-                let known = self.credentials.take();
-                let known =
-                    known.filter(|(by, known)| backend.id().is(by.as_str()) && lasts(known));
-                let credentials = match known {
-                    Some((_, credentials)) => credentials,
-                    None => self.kept_credentials(backend.id()).await?,
-                };
-                self.credentials.insert((backend.id().clone(), credentials)).1.clone()
-            }
-        };
-        // What was stored under another configuration, or by an earlier version, may be a claim.
-        if master.is_none() && !credentials.prove_account(backend.checks_token_name()) {
-            tracing::warn!(
-                account = %self.account,
-                "not watched until its user logs in: what is kept does not prove whose it is"
-            );
-            return Err(End::NoPassword("what is kept does not prove whose it is"));
-        }
         let context = &self.context;
-        let timeout = context.config.answer_timeout;
-        let backends = &context.backends;
+        let (timeout, longest) = (context.config.answer_timeout, context.response_size);
+        let mut logged_in = match master {
+            Some(master) => self.log_in_as_master(backend, master).await?,
+            None => self.log_in_as_user(at).await?,
+        };
+        self.unpark().await?;
+        let granted = logged_in.capabilities.take();
+        Ok((Connection::new(logged_in, timeout, longest), granted))
+    }
+
+    async fn log_in_as_master(
+        &mut self,
+        backend: &Backend,
+        master: &Master,
+    ) -> Result<LoggedIn, End> {
+        let (context, account) = (&self.context, &self.account);
+        let credentials = backend.master().ok_or(End::NoMaster)?.acting_as(account);
         // It took its time to come here.
-        if !backends.is_of(&self.account, backend) {
+        if !context.backends.is_of(account, backend) {
             return Err(End::Moved);
         }
-        let longest = context.response_size;
-        let account = &self.account;
-        match backends.log_in(backend, account, credentials, timeout, longest).await {
-            Ok(mut logged_in) => {
-                (self.inherited, self.refusals) = (false, 0);
-                master.inspect(|master| master.accepted());
-                if std::mem::take(&mut self.noted) {
-                    let unparked = context.store.unpark(&self.account, backend.id()).await;
-                    unparked.inspect_err(|_| self.noted = true)?;
-                }
-                let granted = logged_in.capabilities.take();
-                Ok((Connection::new(logged_in, timeout, longest), granted))
+        let (timeout, longest) = (context.config.answer_timeout, context.response_size);
+        match context.backends.log_in(backend, account, credentials, timeout, longest).await {
+            Ok(logged_in) => {
+                self.known.refusals = 0;
+                master.accepted();
+                Ok(logged_in)
             }
             Err(LoginError::Refused { answer }) if Refusal::of(&answer) != Refusal::Temporary => {
-                let Some(master) = master else { return Err(End::Refused(answer)) };
                 let why = format!("the master user is refused: {}", printable(&answer));
                 let rest = master.refused(account, &why);
                 Err(End::MasterRefused { answer, rest })
             }
             Err(error) => Err(End::Failed(error.to_string())),
-        }
-    }
-
-    /// The password that a session brought to this backend, else the stored one.
-    async fn kept_credentials(&self, backend: &BackendId) -> Result<Credentials, End> {
-        let login = self.orders.borrow().login.clone();
-        let login = login.filter(|login| backend.is(login.backend.as_str()));
-        if let Some(credentials) = login.and_then(|login| login.credentials).filter(lasts) {
-            return Ok(credentials);
-        }
-        let account = &self.account;
-        match self.context.credentials.of(account, backend, Timestamp::now()).await {
-            Ok(Some(credentials)) => Ok(credentials),
-            Ok(None) => {
-                tracing::warn!(%account, "not watched until its user logs in: no password is kept");
-                Err(End::NoPassword("no password is kept"))
-            }
-            // It stays as it is: with the right key file the next start can read it.
-            Err(CredentialsError::Vault(error)) => {
-                tracing::error!(%account, %error, "not watched until its user logs in");
-                Err(End::NoPassword("the stored password cannot be read"))
-            }
-            Err(CredentialsError::Store(error)) => Err(error.into()),
         }
     }
 
@@ -715,11 +617,6 @@ pub(super) fn in_order(one: &Mailbox, other: &Mailbox) -> Ordering {
     other.is_inbox().cmp(&one.is_inbox()).then_with(|| one.cmp(other))
 }
 
-/// Whether credentials can be used again. A token expires, and the source knows when.
-fn lasts(credentials: &Credentials) -> bool {
-    credentials.kind == SecretKind::Password
-}
-
 impl Watched {
     fn new(mailbox: Mailbox, told: Snapshot) -> Self {
         Self {
@@ -733,7 +630,7 @@ impl Watched {
     }
 }
 
-async fn stopped(mut orders: watch::Receiver<Orders>) {
+pub(super) async fn stopped(mut orders: watch::Receiver<Orders>) {
     // A supervisor that is gone is the end, too.
     let _ = orders.wait_for(|orders| orders.stop).await;
 }

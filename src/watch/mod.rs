@@ -17,6 +17,8 @@ mod connection;
 #[doc(hidden)]
 pub mod fuzzing;
 mod lasting;
+mod login;
+mod logins;
 mod look;
 mod master;
 mod news;

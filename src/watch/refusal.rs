@@ -17,21 +17,66 @@ const UNEXPLAINED_WAIT: Duration = Duration::from_mins(10);
 /// user could mend that, so there is always another try.
 const MASTER_WAITS: [Duration; 2] = [Duration::from_mins(10), Duration::from_hours(1)];
 
-/// How long to wait after this many tries in a row were refused so, this one included; `None` when the
-/// account is to be parked. `chance` is 0 to 1.
-pub(super) fn wait(
-    refusal: Refusal,
-    tries: u32,
-    backoff: Backoff,
-    chance: f64,
-) -> Option<Duration> {
+/// Tries of an account that are refused in a row, in all: a backend that locks accounts does so after five
+/// or more.
+const MOST_TRIES: u32 = 4;
+
+/// An account that is parked is tried again after the first time, and after the second one more: what was
+/// refused may have been right.
+const RETRIES: [Duration; 2] = [Duration::from_hours(4), Duration::from_hours(20)];
+
+/// Between the tries of an account while its backend refuses everybody.
+const FAULT_WAITS: [Duration; 3] =
+    [Duration::from_mins(10), Duration::from_hours(1), Duration::from_hours(6)];
+
+/// What comes after a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// Another try after this time.
+    Again(Duration),
+    /// The account waits for its user to log in; it is tried again after this time all the same.
+    Park(Option<Duration>),
+}
+
+/// How long an account waits of which so many tries in a row were refused while its backend refuses
+/// everybody; `None` if there were too many.
+pub(super) fn wait_for_backend(tries: u32, chance: f64) -> Option<Duration> {
+    let place = usize::try_from(tries.saturating_sub(1)).ok()?;
+    FAULT_WAITS.get(place).map(|wait| spread(*wait, chance))
+}
+
+/// What comes after this many tries in a row were refused, this one included, with what the backend said
+/// last. `chance` is 0 to 1.
+pub(super) fn then(refusal: Refusal, tries: u32, backoff: Backoff, chance: f64) -> Then {
     match refusal {
-        Refusal::Temporary => Some(backoff.wait(tries, chance)),
-        Refusal::Wrong | Refusal::Barred => {
-            (tries < WRONG_TRIES).then(|| backoff.wait(tries, chance))
+        _ if tries >= MOST_TRIES => Then::Park(None),
+        Refusal::Temporary => Then::Again(backoff.wait(tries, chance)),
+        Refusal::Wrong | Refusal::Barred if tries < WRONG_TRIES => {
+            Then::Again(backoff.wait(tries, chance))
         }
-        Refusal::Unexplained => (tries < UNEXPLAINED_TRIES).then_some(UNEXPLAINED_WAIT),
+        Refusal::Unexplained if tries < UNEXPLAINED_TRIES => Then::Again(UNEXPLAINED_WAIT),
+        _ => Then::Park(retry(tries, chance)),
     }
+}
+
+/// After how long an account is tried again that was parked when so many tries had been refused.
+pub(super) fn retry(tries: u32, chance: f64) -> Option<Duration> {
+    let [soon, last] = RETRIES;
+    match MOST_TRIES.saturating_sub(tries) {
+        0 => None,
+        1 => Some(spread(last, chance)),
+        _ => Some(spread(soon, chance)),
+    }
+}
+
+/// After how long an account is tried again that is not parked, after a restart.
+pub(super) fn again(chance: f64) -> Duration {
+    spread(UNEXPLAINED_WAIT, chance)
+}
+
+/// Up to a quarter more, so that many do not come back together.
+fn spread(wait: Duration, chance: f64) -> Duration {
+    wait.mul_f64(1.0 + chance.clamp(0.0, 1.0) / 4.0)
 }
 
 /// How long an account waits as which the master user was refused so often in a row. `chance` is 0
@@ -46,13 +91,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn b41_a_password_is_tried_twice_or_three_times_far_apart_and_no_more() {
+    fn b41_a_password_is_tried_twice_or_three_times_far_apart_and_four_times_in_all() {
         let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
-        let waits =
-            |refusal: Refusal| [1, 2, 3, 99].map(|tries| wait(refusal, tries, backoff, 1.0));
-        let (second, minutes) = (Some(Duration::from_secs(1)), Some(Duration::from_mins(10)));
-        assert_eq!(waits(Refusal::Wrong), [second, None, None, None]);
-        assert_eq!(waits(Refusal::Unexplained), [minutes, minutes, None, None]);
-        assert_eq!(waits(Refusal::Temporary)[3], Some(Duration::from_secs(300)));
+        let thens = |refusal: Refusal| [1, 2, 3, 4].map(|tries| then(refusal, tries, backoff, 0.0));
+        let [soon, last] = RETRIES.map(Some).map(Then::Park);
+        let second = Then::Again(Duration::from_millis(500));
+        let minutes = Then::Again(Duration::from_mins(10));
+        let never = Then::Park(None);
+        assert_eq!(thens(Refusal::Wrong), [second, soon, last, never]);
+        assert_eq!(thens(Refusal::Unexplained), [minutes, minutes, last, never]);
+        let rare = [1, 2, 3, 4].map(|tries| wait_for_backend(tries, 0.0));
+        assert_eq!((&rare[..3], rare[3]), (&FAULT_WAITS.map(Some)[..], None));
     }
 }

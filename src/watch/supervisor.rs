@@ -205,8 +205,12 @@ impl Supervisor {
         let id = self.context.backends.id_of(&live.account);
         match (id.as_ref().and_then(|id| live.elsewhere(id)), &live.parked) {
             (Some(recorded), _) => Begin::Elsewhere(recorded.to_owned()),
-            (None, Some(why)) if self.context.credentials.are_of_users() => {
-                Begin::Login(why.clone())
+            (None, parked) if self.context.credentials.are_of_users() => {
+                let (tries, at) = live.refused.map_or((0, None), |(tries, at)| (tries, Some(at)));
+                match (parked, tries) {
+                    (None, 0) => Begin::AtOnce,
+                    _ => Begin::Refused { tries, at, parked: parked.clone() },
+                }
             }
             (None, _) => Begin::AtOnce,
         }
@@ -317,8 +321,8 @@ impl Supervisor {
     fn start(&mut self, account: Account, orders: Orders, begin: Begin) {
         let (sender, receiver) = cell::channel(orders);
         let doing = match &begin {
-            Begin::Login(why) => Doing::Parked { why: why.clone() },
-            Begin::AtOnce | Begin::Elsewhere(_) => Doing::Starting,
+            Begin::Refused { parked: Some(why), .. } => Doing::Parked { why: why.clone() },
+            Begin::AtOnce | Begin::Refused { .. } | Begin::Elsewhere(_) => Doing::Starting,
         };
         let status = Status::new(&self.context.metrics, doing);
         let context = Arc::clone(&self.context);
@@ -370,11 +374,11 @@ impl Supervisor {
 impl Orders {
     /// The account's user has logged in. Where a master watches, the credentials are nobody's matter.
     fn log_in(&mut self, login: AcceptedLogin, of_users: bool) {
-        match of_users {
-            true if login.credentials.is_none() => {}
-            true => self.login = Some(login),
-            false => self.logins += 1,
+        if of_users && login.credentials.is_none() {
+            return;
         }
+        self.logins += 1;
+        self.login = of_users.then_some(login);
     }
 }
 
@@ -404,9 +408,13 @@ async fn pass_on(
         let live = context.store.live_account(account, context.alive()).await?;
         let live = live.filter(|live| live.elsewhere(id).is_none());
         let Some(LiveAccount { parked, .. }) = live else { return Ok(false) };
-        let kept = source.of(account, id, now).await.ok().flatten();
-        let is_kept = login.credentials.as_ref().zip(kept).is_some_and(|(it, k)| k.same_as(it));
-        if parked.is_some() || !is_kept {
+        // Of the same it is noted now and then how long it has proved good.
+        let kept = source.kept(account, id, now).await.unwrap_or_default();
+        let is_kept = login
+            .credentials
+            .as_ref()
+            .is_some_and(|credentials| kept.iter().any(|it| it.credentials.same_as(credentials)));
+        if parked.is_some() || !is_kept || kept.len() > 1 {
             source.save(account, &login).await?;
         }
         Ok::<_, StoreError>(source.holds(account))

@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
 use super::lasting::SharedLessons;
+use super::logins::Logins;
 use super::master::Master;
 use super::pacer::{Pacer, Turn};
 use super::ways::Reliability;
@@ -32,6 +33,8 @@ pub(super) struct Upstreams {
 pub(super) struct Upstream {
     /// For logs.
     pub(super) name: String,
+    /// How it takes what users logged in with.
+    pub(super) logins: Logins,
     pacer: Pacer,
     places: Option<Places>,
     /// Several backends may have this address, each with a master user of its own.
@@ -81,6 +84,7 @@ impl Upstreams {
             let pacer = Pacer::new(logins_per_second);
             Arc::new(Upstream {
                 name: backend.name(),
+                logins: Logins::new(),
                 pacer,
                 places,
                 masters: Mutex::default(),
@@ -120,6 +124,11 @@ impl Upstream {
         };
         let turn = self.pacer.turn(user_is_there).await;
         (Place(place), turn)
+    }
+
+    /// Waits for the turn of somebody who is to be asked to log in, as for a login of the caller's own.
+    pub(super) async fn push_turn(&self) -> Turn<'_> {
+        self.pacer.turn(false).await
     }
 
     /// Waits until another watcher has need of a place that the caller has had for its term. Each

@@ -30,7 +30,11 @@ use self::backends::{
     a_backend_may_get_a_name, devices_outlive_a_password_by_25_hours,
     what_one_backend_accepted_is_nothing_to_another,
 };
-use self::credentials::{a_master, credentials_in_memory, stored_credentials};
+use self::credentials::{
+    a_master, credentials_in_memory, devices_are_asked_for_a_login_once_a_day,
+    devices_of_an_old_password_that_is_kept_are_forgotten, several_credentials_in_memory,
+    several_stored_credentials, stored_credentials,
+};
 use self::nodes::{
     a_name_is_taken_over, a_node_comes_and_goes, news_goes_with_its_node,
     no_news_is_lost_while_it_is_taken, one_account_is_looked_up,
@@ -206,6 +210,10 @@ contract! {
     credentials_go_when_they_expire,
     stored_credentials,
     credentials_in_memory,
+    several_stored_credentials,
+    several_credentials_in_memory,
+    devices_of_an_old_password_that_is_kept_are_forgotten,
+    devices_are_asked_for_a_login_once_a_day,
     a_master,
     what_one_backend_accepted_is_nothing_to_another,
     a_backend_may_get_a_name,
@@ -365,7 +373,7 @@ async fn credentials_and_parking(store: Store) {
         !store.save_credentials(&alice(), by(&imap(), Some(&sealed("sealed 0")))).await.unwrap()
     );
     assert_eq!(kept(&store, &alice()).await, None);
-    store.park(&alice(), &imap(), "unknown", now).await.unwrap();
+    store.refused(&alice(), &imap(), 2, Some("unknown"), now).await.unwrap();
     store.unpark(&alice(), &imap()).await.unwrap();
     assert!(store.accounts(EVER).await.unwrap().is_empty());
 
@@ -373,25 +381,25 @@ async fn credentials_and_parking(store: Store) {
     assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 1"));
     assert_eq!(parked().await, None);
 
-    store.park(&alice(), &imap(), "AUTHENTICATIONFAILED", now).await.unwrap();
+    store.refused(&alice(), &imap(), 2, Some("AUTHENTICATIONFAILED"), now).await.unwrap();
     assert_eq!(parked().await.as_deref(), Some("AUTHENTICATIONFAILED"));
     store.register(&registration, by(&imap(), None), 10, now).await.unwrap();
     assert_eq!(parked().await, None, "whoever registers has just logged in");
     assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 1"));
 
-    store.park(&alice(), &imap(), "NO", now).await.unwrap();
+    store.refused(&alice(), &imap(), 2, Some("NO"), now).await.unwrap();
     store.register(&registration, by(&imap(), Some(&sealed("sealed 2"))), 10, now).await.unwrap();
     assert_eq!(parked().await, None);
     assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 2"));
 
-    store.park(&alice(), &imap(), "NO", now).await.unwrap();
+    store.refused(&alice(), &imap(), 2, Some("NO"), now).await.unwrap();
     assert!(
         store.save_credentials(&alice(), by(&imap(), Some(&sealed("sealed 3")))).await.unwrap()
     );
     assert_eq!(parked().await, None);
     assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 3"));
 
-    store.park(&alice(), &imap(), "NO", now).await.unwrap();
+    store.refused(&alice(), &imap(), 2, Some("NO"), now).await.unwrap();
     store.unpark(&alice(), &imap()).await.unwrap();
     assert_eq!(parked().await, None);
     assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 3"));
@@ -450,7 +458,7 @@ async fn everything_of_an_account_goes_in_one_call(store: Store) {
             .unwrap();
         owe(&store, key(&alice(), digit), "INBOX").await;
     }
-    store.park(&alice(), &imap(), "NO", EVER).await.unwrap();
+    store.refused(&alice(), &imap(), 2, Some("NO"), EVER).await.unwrap();
     assert!(store.remove_account(&alice()).await.unwrap());
     assert_eq!(store.owed_accounts().await.unwrap(), []);
     assert_eq!(store.credentials(&alice(), &imap()).await.unwrap(), None);
@@ -491,8 +499,12 @@ async fn only_live_devices_count(store: Store) {
     register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
     register(&store, device(&alice(), 'b'), &["INBOX"], 5, 200).await;
     register(&store, device(&bob(), 'c'), &["INBOX"], 5, 100).await;
-    let live =
-        LiveAccount { account: alice(), backend: Some(imap().as_str().to_owned()), parked: None };
+    let live = LiveAccount {
+        account: alice(),
+        backend: Some(imap().as_str().to_owned()),
+        parked: None,
+        refused: None,
+    };
     assert_eq!(store.accounts(Timestamp(200)).await.unwrap(), [live]);
     assert_eq!(store.accounts(Timestamp(100)).await.unwrap().len(), 2);
     assert_eq!(store.accounts(Timestamp(201)).await.unwrap(), []);

@@ -27,6 +27,7 @@ mod cuts;
 mod dialogues;
 mod given_up;
 mod life;
+mod logins;
 mod mail;
 mod needless;
 mod nodes;
@@ -256,6 +257,7 @@ impl Watching {
                 assert!(what == "confirmed" || id > self.last_id, "{id} was announced before");
                 format!("{mailbox}: {what}, {}", show(&snapshot))
             }
+            WatchEvent::LoginWanted { account, .. } => format!("{account} is to log in"),
         }
     }
 
@@ -280,6 +282,18 @@ impl Watching {
             let mut told = self.inquirer.watchers(None).await.unwrap();
             if told.len() == 1 && told[0].state == state {
                 return told.remove(0);
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Waits until the state of this account is this.
+    async fn until_of(&self, user: &str, state: &str) {
+        let account = Account::from_login(user);
+        loop {
+            let told = self.inquirer.watchers(Some(account.clone())).await.unwrap();
+            if told.iter().any(|told| told.state == state) {
+                return;
             }
             tokio::task::yield_now().await;
         }

@@ -29,6 +29,8 @@ pub(super) struct AccountState {
     telling: HashMap<Mailbox, Telling>,
     /// Changes that still need to know whom they concern.
     unread: HashMap<Mailbox, Change>,
+    /// What is owed on disk is to be read, of devices that are known, too.
+    unread_marks: bool,
     pub(super) read: Read,
     /// Where the last change was seen.
     backend: Option<BackendId>,
@@ -47,6 +49,7 @@ pub(super) enum Read {
     /// may have registered in between.
     UnderWay {
         changes: HashMap<Mailbox, Change>,
+        marks: bool,
         failures: u32,
         /// What comes of it may be old: the devices are to be read once more.
         again: bool,
@@ -141,13 +144,20 @@ impl AccountState {
         }
     }
 
+    /// The same, as something was marked on disk that is owed to them.
+    pub(super) fn want_marks_read(&mut self, now: Instant) {
+        self.unread_marks = true;
+        self.want_read(now);
+    }
+
     pub(super) fn begin_read(&mut self) {
         let failures = match self.read {
             Read::Wanted { failures, .. } => failures,
             _ => 0,
         };
         let changes = std::mem::take(&mut self.unread);
-        self.read = Read::UnderWay { changes, failures, again: false };
+        let marks = std::mem::take(&mut self.unread_marks);
+        self.read = Read::UnderWay { changes, marks, failures, again: false };
     }
 
     /// A read failed: nothing that it was for is lost. `wait` says how long to wait, given the
@@ -158,9 +168,10 @@ impl AccountState {
         now: Instant,
         wait: impl FnOnce(u32) -> Duration,
     ) {
-        let Read::UnderWay { changes, failures, .. } = std::mem::take(&mut self.read) else {
+        let Read::UnderWay { changes, marks, failures, .. } = std::mem::take(&mut self.read) else {
             return;
         };
+        self.unread_marks |= marks;
         self.devices.iter_mut().for_each(|device| device.stale = true);
         let newer = std::mem::replace(&mut self.unread, changes);
         for change in newer.into_values() {
@@ -172,14 +183,14 @@ impl AccountState {
 
     /// The account's devices as they are registered now, those of another topic left out.
     pub(super) fn read(&mut self, targets: Vec<Target>, rules: &Rules, now: Instant) {
-        let (changes, again) = match std::mem::take(&mut self.read) {
-            Read::UnderWay { changes, again, .. } => (changes, again),
+        let (changes, marks, again) = match std::mem::take(&mut self.read) {
+            Read::UnderWay { changes, marks, again, .. } => (changes, marks, again),
             other => {
                 self.read = other;
-                (HashMap::new(), false)
+                (HashMap::new(), false, false)
             }
         };
-        if again || !self.unread.is_empty() {
+        if again || !self.unread.is_empty() || self.unread_marks {
             self.read = Read::Wanted { at: now, failures: 0 };
         }
         for device in &mut self.devices {
@@ -192,7 +203,7 @@ impl AccountState {
             !device.departed || device.in_flight.is_some() || device.turn.is_some()
         });
         for target in targets {
-            self.read_target(&target, &changes, rules, now);
+            self.read_target(&target, &changes, marks, rules, now);
         }
         self.devices.iter_mut().for_each(|device| device.stale = again);
         for (mailbox, change) in changes {
@@ -207,6 +218,7 @@ impl AccountState {
         &mut self,
         target: &Target,
         changes: &HashMap<Mailbox, Change>,
+        marks: bool,
         rules: &Rules,
         now: Instant,
     ) {
@@ -219,9 +231,10 @@ impl AccountState {
             self.devices.len() - 1
         });
         let device = &mut self.devices[index];
-        if known.is_none() {
-            // Of a device that is known what it is owed is known, and better than on disk. A mark
-            // that is only read may be about to be taken away, so it does not count as one here.
+        if known.is_none() || marks {
+            // Of a device that is known what it is owed is known, and better than on disk, unless it was
+            // marked by others. A mark that is only read may be about to be taken away, so it does not
+            // count as one here.
             for (mailbox, _) in mailboxes().filter(|(_, owed)| *owed) {
                 device.wait_for(mailbox.clone(), None, ChangeKind::NewMail, now, now, rules);
             }
@@ -330,6 +343,7 @@ impl AccountState {
         self.devices.is_empty()
             && self.telling.is_empty()
             && self.unread.is_empty()
+            && !self.unread_marks
             && matches!(self.read, Read::Idle)
     }
 

@@ -279,6 +279,10 @@ impl Pending {
                 }
                 account
             }
+            WatchEvent::LoginWanted { account, .. } => {
+                self.accounts.entry(account.clone()).or_default().want_marks_read(now);
+                account
+            }
         };
         self.settle(&account, now);
     }

@@ -13,8 +13,9 @@ use mailchime::model::{
 use mailchime::store::{CredentialSource, Store};
 use sqlx::{Connection, Executor, SqliteConnection};
 
-use super::limited;
 use super::process::{Process, mailchime};
+use super::world::World;
+use super::{limited, soon};
 
 const CONFIG: &str = "[tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\
     [backend]\naddress = \"127.0.0.1:1\"\ntls = \"none\"\n";
@@ -116,6 +117,48 @@ async fn a_rotation_says_what_it_did_and_changes_nothing_when_it_cannot() {
         assert_eq!(code, Some(64), "{said}");
         assert!(said.contains("put back the key file of that time"), "{said}");
         assert!(source.of(&alice.account(), &backend, Timestamp::now()).await.unwrap().is_some());
+    })
+    .await;
+}
+
+/// Passwords in memory are gone when the program starts anew: the phones are pushed, so that they log in,
+/// once a day.
+#[tokio::test]
+async fn a_start_without_passwords_asks_the_phones_to_log_in() {
+    limited(async {
+        let world = World::new().await;
+        world.configure("[log]\n", "[credentials]\nmode = \"memory\"\n[log]\n");
+        let server = world.serve().await;
+        world.register(server.address).await.unwrap();
+        world.watched().await;
+        drop(server);
+        let server = world.serve().await;
+        let pushed = world.push().await;
+        assert!(pushed.json()["m"].is_null(), "{}", pushed.json());
+        // The phone looks, and that heals it.
+        let session = world.session(&server).await;
+        world.watched().await;
+        world.deliver();
+        world.push().await;
+        drop(session);
+        drop(server);
+        let server = world.serve_with_admin().await;
+        let parked = async {
+            loop {
+                let said = world.command(&["watchers", "--json"]).await.json();
+                if said["watchers"][0]["state"] == "parked" {
+                    break;
+                }
+            }
+        };
+        soon("nobody watches", parked).await;
+        // It is known before anything else is done for her.
+        let session = world.session(&server).await;
+        world.watched().await;
+        world.deliver();
+        world.push().await;
+        assert_eq!(world.apns.received(), 3, "one to log in, and one for each mail");
+        drop(session);
     })
     .await;
 }

@@ -29,11 +29,11 @@ pub(super) async fn what_one_backend_accepted_is_nothing_to_another(store: Store
     assert!(store.watched(&alice(), &other(), EVER).await.unwrap().is_empty());
     let fresh = by(&other(), Some(&sealed("fresh")));
     assert!(!store.save_credentials(&alice(), fresh).await.unwrap());
-    store.park(&alice(), &other(), "NO", EVER).await.unwrap();
+    store.refused(&alice(), &other(), 2, Some("NO"), EVER).await.unwrap();
     let live = store.live_account(&alice(), EVER).await.unwrap().unwrap();
     assert_eq!((live.parked.as_deref(), live.elsewhere(&imap())), (None, None));
     assert_eq!(live.elsewhere(&other()), Some(imap().as_str()));
-    store.park(&alice(), &imap(), "NO", EVER).await.unwrap();
+    store.refused(&alice(), &imap(), 2, Some("NO"), EVER).await.unwrap();
     store.unpark(&alice(), &other()).await.unwrap();
     assert!(store.live_account(&alice(), EVER).await.unwrap().unwrap().parked.is_some());
     assert!(store.is_of(&alice(), &imap()).await.unwrap());
@@ -81,8 +81,9 @@ pub(super) async fn a_backend_may_get_a_name(store: Store) {
 
 /// A login with another password at this hour.
 fn other_password(text: &str, hour: i64) -> Registrant {
-    let login = Registrant::new(&imap(), Timestamp(hour * HOUR), Some(&sealed(text)));
-    Registrant { other_password: true, ..login }
+    let mut login = Registrant::new(&imap(), Timestamp(hour * HOUR), Some(&sealed(text)));
+    login.other_password = true;
+    login
 }
 
 async fn registers(store: &Store, digit: char, login: Registrant, hour: i64) {

@@ -85,7 +85,7 @@ pub(super) async fn what_changes_is_news_to_the_other_nodes(store: Store) {
     assert_eq!(news(&store, "b").await, ["alice@example.org!"]);
 
     // Each change of one kind, as b learns of it.
-    a.park(&alice(), &imap(), "no", Timestamp(1)).await.unwrap();
+    a.refused(&alice(), &imap(), 2, Some("no"), Timestamp(1)).await.unwrap();
     assert_eq!(news(&store, "b").await, [""; 0]);
     a.unpark(&alice(), &imap()).await.unwrap();
     assert_eq!(news(&store, "b").await, ["alice@example.org!"]);
@@ -157,12 +157,16 @@ pub(super) async fn no_news_is_lost_while_it_is_taken(store: Store) {
 
 pub(super) async fn one_account_is_looked_up(store: Store) {
     register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
-    let live =
-        LiveAccount { account: alice(), backend: Some(imap().as_str().to_owned()), parked: None };
+    let live = LiveAccount {
+        account: alice(),
+        backend: Some(imap().as_str().to_owned()),
+        parked: None,
+        refused: None,
+    };
     assert_eq!(store.live_account(&alice(), Timestamp(100)).await.unwrap(), Some(live));
     assert_eq!(store.live_account(&alice(), Timestamp(101)).await.unwrap(), None);
     assert_eq!(store.live_account(&bob(), EVER).await.unwrap(), None);
-    store.park(&alice(), &imap(), "no", Timestamp(1)).await.unwrap();
+    store.refused(&alice(), &imap(), 2, Some("no"), Timestamp(1)).await.unwrap();
     let parked = store.live_account(&alice(), EVER).await.unwrap().unwrap().parked;
     assert_eq!(parked.as_deref(), Some("no"));
 }

@@ -14,6 +14,10 @@ const POSTGRES: &str = include_str!("../../../fixtures/schemas/0001.postgres.sql
 const THIRD_SQLITE: &str = include_str!("../../../fixtures/schemas/0003.sqlite.sql");
 const THIRD_POSTGRES: &str = include_str!("../../../fixtures/schemas/0003.postgres.sql");
 
+/// Before several credentials of an account were kept.
+const SIXTH_SQLITE: &str = include_str!("../../../fixtures/schemas/0006.sqlite.sql");
+const SIXTH_POSTGRES: &str = include_str!("../../../fixtures/schemas/0006.postgres.sql");
+
 /// Before accounts were counted by domain and backend.
 const FOURTH_SQLITE: &str = include_str!("../../../fixtures/schemas/0004.sqlite.sql");
 
@@ -65,7 +69,7 @@ async fn a_sqlite_database_of_the_fourth_schema_is_counted_as_a_new_one_is() {
 #[tokio::test]
 async fn the_sqlite_databases_of_before_are_brought_up_to_date() {
     limited(async {
-        for dump in [SQLITE, THIRD_SQLITE] {
+        for dump in [SQLITE, THIRD_SQLITE, SIXTH_SQLITE] {
             let folder = tempfile::tempdir().unwrap();
             restored(&folder, dump).await;
             holds_what_it_held(&open(&folder).await).await;
@@ -77,7 +81,7 @@ async fn the_sqlite_databases_of_before_are_brought_up_to_date() {
 #[tokio::test]
 async fn the_postgres_databases_of_before_are_brought_up_to_date() {
     let test = "store::schemas::the_postgres_databases_of_before_are_brought_up_to_date";
-    for dump in [POSTGRES, THIRD_POSTGRES] {
+    for dump in [POSTGRES, THIRD_POSTGRES, SIXTH_POSTGRES] {
         let Some(database) = postgres::Database::make(test).await else { return };
         limited(async {
             let mut connection = database.beside().await;

@@ -100,7 +100,7 @@ async fn a_registration_that_was_dropped_is_there_whole_or_not_at_all() {
                 () = gone => false,
             };
             // The next writer is not held up, and once it is through so is what was dropped.
-            store.park(&bob(), &imap(), "nobody", EVER).await.unwrap();
+            store.refused(&bob(), &imap(), 2, Some("nobody"), EVER).await.unwrap();
             let devices = store.targets(&alice(), EVER).await.unwrap();
             assert!(devices.iter().all(|target| target.mailboxes.len() == 2), "{devices:?}");
             // Nobody waited any more when its turn came.
@@ -227,7 +227,7 @@ async fn a_locked_database_is_an_error_to_try_again_on() {
         let refused = store.register(&registration, by(&imap(), None), 10, EVER).await.unwrap_err();
         assert!(refused.is_temporary(), "{refused:?}");
         assert!(refused.to_string().contains("mailchime.db"), "{refused}");
-        let refused = store.park(&alice(), &imap(), "why", EVER).await.unwrap_err();
+        let refused = store.refused(&alice(), &imap(), 2, Some("why"), EVER).await.unwrap_err();
         assert!(refused.is_temporary(), "{refused:?}");
         assert_eq!(store.accounts(EVER).await.unwrap(), [], "reading goes on");
         store.ping().await.unwrap();
@@ -289,7 +289,7 @@ async fn a_replaced_file_refuses_writes_and_is_well_when_it_is_back() {
             let what = if file_there { "was replaced" } else { "was removed" };
             let calls = [
                 store.register(&registration, by(&imap(), None), 10, EVER).await.map(drop),
-                store.park(&alice(), &imap(), "why", EVER).await,
+                store.refused(&alice(), &imap(), 2, Some("why"), EVER).await,
                 store.remove_account(&alice()).await.map(drop),
                 store.ping().await,
             ];

@@ -92,7 +92,7 @@ async fn a_login_at_this_node_reaches_the_one_that_watches() {
         let news = News { account: alice.clone(), login: true };
         assert_eq!(other.take_news("elsewhere", 10).await.unwrap(), std::slice::from_ref(&news));
         // But it is for one that is parked.
-        world.store.park(&alice, &world.id(), "no", Timestamp(1)).await.unwrap();
+        world.store.refused(&alice, &world.id(), 2, Some("no"), Timestamp(1)).await.unwrap();
         watching.logged_in("alice", "changed").await;
         world.until_parked("alice", false).await;
         assert_eq!(other.take_news("elsewhere", 10).await.unwrap(), [news]);
@@ -123,7 +123,7 @@ async fn a_login_at_another_node_ends_the_parking_and_nothing_else_does() {
         store_password(&world, "alice", "changed").await;
         // As the watcher does that was refused a moment ago.
         let alice = Account::from_login("alice");
-        world.store.park(&alice, &world.id(), "no", Timestamp(1)).await.unwrap();
+        world.store.refused(&alice, &world.id(), 2, Some("no"), Timestamp(1)).await.unwrap();
         others.tell("alice", true).await;
         backend.wait_until(|c| c.idling == 2).await;
         world.until_parked("alice", false).await;
