@@ -466,7 +466,20 @@ async fn probe(backends: Backends, longest: usize, stop: CancellationToken) {
             }
         }
     };
-    stop.run_until_cancelled(probing).await;
+    // Whether they take passwords or tokens is shown to all.
+    let probing_routes = async {
+        let mut replacements = backends.replacements();
+        loop {
+            for backend in backends.of_routes() {
+                if let Err(error) = backend.probe(PROBE_TIMEOUT, longest).await {
+                    tracing::debug!(%error, "the backend of a route cannot be asked what it offers");
+                }
+            }
+            let replaced = tokio::time::timeout(PROBE_INTERVAL, replacements.changed()).await;
+            drop(replaced);
+        }
+    };
+    stop.run_until_cancelled(async { tokio::join!(probing, probing_routes) }).await;
 }
 
 /// Keeps no credentials longer than they may be kept.

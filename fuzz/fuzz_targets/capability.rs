@@ -88,6 +88,7 @@ fn lists(data: &[u8], own: Own, options: u8) {
     let push = PushOffer { topics, clients: Vec::new(), most_mailboxes: 1 };
     let profile = Profile {
         backend: Some(Arc::new(list.clone())),
+        logins_elsewhere: Default::default(),
         push: own.push.then_some(push),
         relay_mechanisms: options & 4 != 0,
         master: options & 8 != 0,

@@ -3,7 +3,9 @@
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::imap::capability::Own;
-use mailchime::imap::login::{Attempt, Login, Options, Outcome, edited, has_code, printable};
+use mailchime::imap::login::{
+    Attempt, Login, Options, Outcome, Secret, Written, edited, has_code, printable,
+};
 use mailchime::model::Credentials;
 use mailchime_fuzz::oracle::contains;
 
@@ -14,18 +16,19 @@ const LIMIT: usize = 700;
 
 fn attempt(options: u8) -> Attempt {
     let secret = SECRET.as_bytes().to_vec();
-    match options % 5 {
-        0 => Attempt::Credentials(Credentials::password("alice@example.org", secret)),
-        1 => Attempt::Credentials(Credentials::password(
-            "al\"ice",
-            [&secret[..], b"\xff\""].concat(),
-        )),
-        2 => Attempt::Credentials(Credentials::password("boss", secret).acting_as("alice")),
-        3 => Attempt::Credentials(Credentials::bearer("alice@example.org", secret)),
+    let credentials = match options % 5 {
+        0 => Credentials::password("alice@example.org", secret),
+        1 => Credentials::password("al\"ice", [&secret[..], b"\xff\""].concat()),
+        2 => Credentials::password("boss", secret).acting_as("alice"),
+        3 => Credentials::bearer("alice@example.org", secret),
         _ => {
-            Attempt::Relayed { mechanism: "SCRAM-SHA-256".into(), initial: Some(b"biws".to_vec()) }
+            let initial = Some(Secret(b"biws".to_vec()));
+            return Attempt::Relayed { mechanism: "SCRAM-SHA-256".into(), initial };
         }
-    }
+    };
+    let password = (options % 5 == 0).then(|| Secret(format!("\"{SECRET}\"").into_bytes()));
+    let written = (options & 0x20 != 0).then_some(Written { name: None, password });
+    Attempt::Credentials { credentials, written }
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -37,7 +40,6 @@ struct Played {
 
 fn play<'a>(options: u8, pieces: impl Iterator<Item = &'a [u8]>) -> Played {
     let settings = Options {
-        prefer_login: options & 0x20 != 0,
         greeted: options & 0x40 != 0,
         id: (options & 0x80 == 0).then(|| b"(\"name\" \"mailchime\")".to_vec()),
         limit: LIMIT,
@@ -101,7 +103,7 @@ fn ended(end: &Outcome) {
         Outcome::Unavailable(why) => {
             assert!(why.len() < 1000 && !why.chars().any(char::is_control), "{why}");
         }
-        Outcome::TooLong | Outcome::Challenge(_) => {}
+        Outcome::TooLong | Outcome::Challenge(_) | Outcome::NotOffered(_) => {}
     }
 }
 

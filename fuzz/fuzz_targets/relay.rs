@@ -25,6 +25,7 @@ fn machine(script: &Script) -> BareRelay {
         PushOffer { topics, clients: vec!["com.apple.mobilemail".into()], most_mailboxes: 4 };
     let profile = Profile {
         backend: None,
+        logins_elsewhere: Default::default(),
         push: (!script.option(0)).then_some(push),
         relay_mechanisms: false,
         master: false,

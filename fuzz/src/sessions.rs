@@ -15,6 +15,7 @@ pub fn profile(script: &Script) -> Profile {
     let seen = b"IMAP4rev1 LITERAL+ IDLE AUTH=PLAIN AUTH=SCRAM-SHA-256 AUTH=CRAM-MD5 AUTH=XOAUTH2";
     Profile {
         backend: script.option(2).then(|| Arc::new(Capabilities::parse(seen))),
+        logins_elsewhere: Default::default(),
         push: (!script.option(0)).then_some(PushOffer { topics, clients, most_mailboxes: 4 }),
         relay_mechanisms: script.option(2),
         master: script.option(3),

@@ -25,10 +25,37 @@ pub fn tag_and_verb(input: &[u8]) -> IResult<&[u8], (&[u8], &[u8])> {
     separated_pair(take_while1(is_tag), space1, take_while1(is_atom)).parse(input)
 }
 
-/// All of the arguments when they are exactly two astrings: LOGIN's.
-pub fn two_astrings(arguments: &[u8]) -> Option<(Bytes<'_>, Bytes<'_>)> {
-    let pair = preceded(space1, separated_pair(astring, space1, astring));
+/// A string of LOGIN: what it says, and how it was written.
+#[derive(Debug)]
+pub struct LoginString<'a> {
+    pub bytes: Bytes<'a>,
+    /// `None` where another server may read another string in it than mailchime does, and for a
+    /// literal.
+    pub written: Option<&'a [u8]>,
+}
+
+/// All of the arguments when they are LOGIN's: a name and a password.
+///
+/// Servers take more than an astring, and what one of Dovecot, Cyrus, Courier
+/// and imap4d takes is taken: unquoted strings with `%`, `*`, `\`, `"` and 8-bit bytes, and escapes that need none, as in `"a\b"`.
+pub fn login(arguments: &[u8]) -> Option<(LoginString<'_>, LoginString<'_>)> {
+    let pair = preceded(space1, separated_pair(login_string, space1, login_string));
     whole(pair)(arguments)
+}
+
+fn login_string(input: &[u8]) -> IResult<&[u8], LoginString<'_>> {
+    if input.starts_with(b"\"") {
+        let (rest, bytes) = quoted(input, Escapes::Any)?;
+        let strict = quoted(input, Escapes::Needed).is_ok();
+        let written = &input[..input.len() - rest.len()];
+        return Ok((rest, LoginString { bytes, written: strict.then_some(written) }));
+    }
+    let unquoted = map_res(take_while1(is_unquoted), |text: &[u8]| {
+        let written = text.iter().all(|byte| is_astring(*byte)).then_some(text);
+        let string = LoginString { bytes: Cow::Borrowed(text), written };
+        if text.eq_ignore_ascii_case(b"NIL") { Err(()) } else { Ok(string) }
+    });
+    alt((map(literal, |bytes| LoginString { bytes, written: None }), unquoted))(input)
 }
 
 /// All of the arguments when they are an atom and perhaps another word: AUTHENTICATE's.
@@ -68,7 +95,7 @@ pub fn astring(input: &[u8]) -> IResult<&[u8], Bytes<'_>> {
 
 /// `string`: quoted or literal.
 pub fn string(input: &[u8]) -> IResult<&[u8], Bytes<'_>> {
-    alt((quoted, literal))(input)
+    alt((|input| quoted(input, Escapes::Needed), literal))(input)
 }
 
 /// A parenthesised list of astrings, possibly empty.
@@ -79,7 +106,16 @@ pub fn astring_list(input: &[u8]) -> IResult<&[u8], Vec<Bytes<'_>>> {
     map_res(list, |items| if items.len() > LONGEST_LIST { Err(()) } else { Ok(items) })(input)
 }
 
-fn quoted(input: &[u8]) -> IResult<&[u8], Bytes<'_>> {
+/// What a backslash may stand before in a quoted string.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Escapes {
+    /// A quote or a backslash.
+    Needed,
+    /// Any byte of the string.
+    Any,
+}
+
+fn quoted(input: &[u8], escapes: Escapes) -> IResult<&[u8], Bytes<'_>> {
     let (body, _) = char('"')(input)?;
     let mut unescaped: Option<Vec<u8>> = None;
     let mut at = 0;
@@ -94,7 +130,12 @@ fn quoted(input: &[u8]) -> IResult<&[u8], Bytes<'_>> {
                 return Ok((rest, text));
             }
             Some(b'\\') => {
-                let Some(escaped @ (b'"' | b'\\')) = body.get(at + 1) else { break };
+                let escaped = match body.get(at + 1) {
+                    Some(escaped @ (b'"' | b'\\')) => escaped,
+                    None | Some(b'\r' | b'\n' | 0) => break,
+                    Some(escaped) if escapes == Escapes::Any => escaped,
+                    Some(_) => break,
+                };
                 unescaped.get_or_insert_with(|| body[..at].to_vec()).push(*escaped);
                 at += 2;
             }
@@ -124,6 +165,11 @@ fn literal(input: &[u8]) -> IResult<&[u8], Bytes<'_>> {
 fn is_atom(byte: u8) -> bool {
     byte.is_ascii_graphic()
         && !matches!(byte, b'(' | b')' | b'{' | b'%' | b'*' | b'"' | b'\\' | b']')
+}
+
+/// What may stand in a string of LOGIN that is neither quoted nor a literal.
+fn is_unquoted(byte: u8) -> bool {
+    (byte.is_ascii_graphic() || !byte.is_ascii()) && !matches!(byte, b'(' | b')' | b'{')
 }
 
 fn is_astring(byte: u8) -> bool {
@@ -159,7 +205,11 @@ mod tests {
 
     #[test]
     fn login_takes_every_form_of_string() {
-        let pair = |a: &str, b: &str| Some((a.as_bytes().to_vec(), b.as_bytes().to_vec()));
+        // What they say, and whether they go on as they were written.
+        let both = |a: &str, b: &str, written: [bool; 2]| {
+            Some(([a, b].map(|text| text.as_bytes().to_vec()), written))
+        };
+        let pair = |a, b| both(a, b, [true, true]);
         for (arguments, expected) in [
             (" alice secret\r\n", pair("alice", "secret")),
             (" alice secret \n", pair("alice", "secret")),
@@ -167,21 +217,30 @@ mod tests {
             (" bob \"q\\\"uo\\\\te\"\r\n", pair("bob", "q\"uo\\te")),
             (" \"ü\" \"pässwörd\"\r\n", pair("ü", "pässwörd")),
             (" {5}\r\nalice {3+}\r\na\r\nb\r\n", None),
-            (" {5}\r\nalice {4+}\r\na\r\nb\r\n", pair("alice", "a\r\nb")),
+            (" {5}\r\nalice {4+}\r\na\r\nb\r\n", both("alice", "a\r\nb", [false, false])),
             (" \"\" \"\"\r\n", pair("", "")),
-            (" a]b x\r\n", pair("a]b", "x")),
+            (" a]b x~\r\n", pair("a]b", "x~")),
             (" alice\r\n", None),
             (" alice \r\n", None),
             (" alice b c\r\n", None),
             (" \"alice b\r\n", None),
-            (" alice \"a\\b\"\r\n", None),
+            // What is beyond the grammar.
+            (" alice \"a\\b\\\"\"\r\n", both("alice", "ab\"", [true, false])),
+            (" DOMAIN\\bob x%y*\r\n", both("DOMAIN\\bob", "x%y*", [false, false])),
+            (" rené pä\\\r\n", both("rené", "pä\\", [false, false])),
+            (" alice \"a\\\r\n", None),
+            (" alice a\"b\r\n", both("alice", "a\"b", [true, false])),
+            (" alice \"a\"b\r\n", None),
             (" alice NIL\r\n", None),
             (" a(b c\r\n", None),
+            (" a\u{7f} c\r\n", None),
             ("\r\n", None),
         ] {
-            let parsed = two_astrings(arguments.as_bytes());
-            let parsed = parsed.map(|(a, b)| (a.into_owned(), b.into_owned()));
-            assert_eq!(parsed, expected, "{arguments:?}");
+            let read = login(arguments.as_bytes()).map(|(name, password)| {
+                let written = [&name, &password].map(|string| string.written.is_some());
+                ([name, password].map(|string| string.bytes.into_owned()), written)
+            });
+            assert_eq!(read, expected, "{arguments:?}");
         }
     }
 

@@ -6,21 +6,21 @@
 //!                                                                   Challenge ─▼──┘ respond
 //! ```
 
+mod attempt;
+
 use std::collections::VecDeque;
 use std::fmt;
+use std::ops::Range;
 
-use imap_codec::encode::{Encoder, Fragment};
-use imap_codec::imap_types::command::{Command, CommandBody};
-use imap_codec::imap_types::core::{AString, Tag};
-
+pub use self::attempt::{Attempt, Logins, Secret, Written};
 use super::capability::{self, Capabilities, Own};
 use super::greeting::{Greeting, Unfit, bye_answer};
 use super::literal::End;
 use super::overheard::Overheard;
 use super::peek::{self, Response, Status};
+use super::refusal::Refusal;
 use super::responses::{Ending, end_of_status_or_response};
-use super::sasl::{self, Mechanism};
-use crate::model::{Credentials, SecretKind};
+use super::sasl::Mechanism;
 
 /// Tags of the commands that a login may send.
 const CAPABILITY_TAG: &str = "m1";
@@ -42,8 +42,12 @@ pub struct Login {
     stage: Stage,
     /// As told before login.
     offered: Option<Capabilities>,
-    /// Untagged responses to the login itself, as they came.
+    /// Untagged responses to the login itself, as they came, but for a BYE.
     untagged: Vec<u8>,
+    /// The first of them that refuses the login by a code that tells why: where it stands.
+    refusal: Option<Range<usize>>,
+    /// A BYE in place of an answer to the login, or before it.
+    farewell: Option<Vec<u8>>,
     /// As told with or after the login.
     granted: Option<Capabilities>,
     /// The mechanism of a bearer token, which decides how a refusal is acknowledged.
@@ -57,25 +61,9 @@ pub struct Login {
     challenges: u32,
 }
 
-/// With what to log in.
-#[derive(Clone, Debug)]
-pub enum Attempt {
-    /// Understood, and put into whatever form the backend offers.
-    Credentials(Credentials),
-    /// A mechanism that hides the secret: its messages pass between client and backend.
-    Relayed {
-        mechanism: String,
-        /// The initial response in base64, or `=`.
-        initial: Option<Vec<u8>>,
-    },
-}
-
 /// How to log in.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Use the LOGIN command where the backend allows it; otherwise AUTHENTICATE where it offers
-    /// that.
-    pub prefer_login: bool,
     /// The greeting has been read already, before STARTTLS.
     pub greeted: bool,
     /// Arguments of ID (RFC 2971), sent before and after the login where the backend offers ID.
@@ -115,14 +103,19 @@ pub enum Outcome {
     Refused {
         /// Untagged responses to the login, to be passed on.
         untagged: Vec<u8>,
-        /// The tagged NO or BAD behind its tag, from the space on, line end included.
+        /// The tagged NO or BAD behind its tag, from the space on, line end included; or what stands
+        /// for it where there is none.
         answer: Vec<u8>,
+        /// What it says, together with what was said before it.
+        refusal: Refusal,
         /// What the backend told before login.
         offered: Capabilities,
     },
+    /// The backend takes no such login, and was not asked.
+    NotOffered(Capabilities),
     /// There is no answer to this attempt; the text says why, for a log.
     Unavailable(String),
-    /// The backend has greeted with BYE.
+    /// The backend has said BYE, in its greeting or in place of an answer.
     SentAway {
         /// What a client gets behind its tag, beginning with NO; `None` if the backend gave no reason.
         answer: Option<String>,
@@ -133,43 +126,6 @@ pub enum Outcome {
     TooLong,
 }
 
-impl Attempt {
-    /// Memory that is held, in bytes, about.
-    pub(super) fn held(&self) -> usize {
-        match self {
-            Self::Credentials(credentials) => {
-                credentials.login.len()
-                    + credentials.authorization.len()
-                    + credentials.expose_secret().len()
-            }
-            Self::Relayed { initial, .. } => initial.as_ref().map_or(0, Vec::capacity),
-        }
-    }
-}
-
-/// Bytes that may hold a password.
-struct Secret(Vec<u8>);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
-    }
-}
-
-impl Attempt {
-    /// Whether a backend that offers this may take it; `prefer_login` is as in [`Options`].
-    pub fn fits(&self, offered: &Capabilities, prefer_login: bool) -> bool {
-        match self {
-            Self::Relayed { mechanism, .. } => offered.has(&format!("AUTH={mechanism}")),
-            Self::Credentials(credentials) => match form(credentials, offered, prefer_login) {
-                Some(Form::Login) => encode_login(credentials).is_some(),
-                Some(Form::Authenticate(_)) => true,
-                None => false,
-            },
-        }
-    }
-}
-
 impl Login {
     /// For a connection that was just opened: with [`Options::greeted`] send what
     /// [`Login::start`] gives first.
@@ -177,7 +133,7 @@ impl Login {
         let mut overheard = Overheard::Nobody;
         if let Attempt::Relayed { mechanism, initial } = &attempt {
             overheard = Overheard::new(mechanism);
-            initial.iter().for_each(|initial| overheard.client(initial));
+            initial.iter().for_each(|initial| overheard.client(&initial.0));
         }
         Self {
             attempt,
@@ -185,6 +141,8 @@ impl Login {
             stage: Stage::Greeting,
             offered: None,
             untagged: Vec::new(),
+            refusal: None,
+            farewell: None,
             granted: None,
             mechanism: None,
             overheard,
@@ -209,9 +167,10 @@ impl Login {
             Stage::IdAfter(answer) => answer.capacity(),
             Stage::Greeting | Stage::Capability | Stage::Id => 0,
         };
-        let id = self.options.id.as_ref().map_or(0, Vec::capacity);
+        let said = [&self.options.id, &self.farewell].into_iter().flatten();
+        let said = said.map(Vec::capacity).sum::<usize>();
         let capabilities = told.map(Capabilities::held).sum::<usize>();
-        self.attempt.held() + pieces + id + self.untagged.capacity() + capabilities
+        self.attempt.held() + pieces + said + self.untagged.capacity() + capabilities
     }
 
     pub fn attempt(&self) -> &Attempt {
@@ -263,12 +222,42 @@ impl Login {
         });
     }
 
+    /// Whether the backend has said something that decides the login, were it to say no more.
+    pub fn is_refused(&self) -> bool {
+        self.refusal.is_some() || self.farewell.is_some()
+    }
+
+    /// There is no tagged answer and there will be none, for this reason: what became of the login by
+    /// what the backend has said without a tag.
+    pub fn unanswered(&mut self, why: impl Into<String>) -> Outcome {
+        let farewell = self.farewell.take();
+        let answer = match (self.refusal.take(), &farewell) {
+            (Some(at), _) => Some(self.untagged.drain(at).skip(1).collect()),
+            (None, Some(bye)) if Refusal::of(bye) != Refusal::Unexplained => Some(as_answer(bye)),
+            (None, _) => None,
+        };
+        match (answer, farewell) {
+            (Some(answer), _) => self.refused(answer),
+            (None, Some(bye)) => sent_away(&bye),
+            (None, None) => Outcome::Unavailable(why.into()),
+        }
+    }
+
     fn response(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<Outcome> {
         let response = peek::response(line)?;
-        if let Response::Status { tag: None, status: Status::Bye, .. } = response
-            && !matches!(self.stage, Stage::Greeting)
-        {
-            return Some(unavailable(format_args!("BYE: {}", printable(line))));
+        if let Response::Status { tag: None, status: Status::Bye, .. } = response {
+            match self.stage {
+                // It is no greeting, and tells why.
+                Stage::Greeting => {}
+                // A refusal may follow, and the end does.
+                Stage::Answer(_) => {
+                    self.farewell.get_or_insert_with(|| line.to_vec());
+                    return None;
+                }
+                Stage::Capability | Stage::Id | Stage::IdAfter(_) => {
+                    return Some(unavailable(format_args!("BYE: {}", printable(line))));
+                }
+            }
         }
         let tagged = |expected: &str| match response {
             Response::Status { tag: Some(tag), status, .. } if tag == expected.as_bytes() => {
@@ -333,7 +322,15 @@ impl Login {
                 if self.untagged.len() + line.len() > self.options.limit {
                     return Some(Outcome::TooLong);
                 }
+                let start = self.untagged.len();
                 self.untagged.extend_from_slice(line);
+                if let Response::Status { tag: None, status: Status::No | Status::Bad, .. } =
+                    response
+                    && self.refusal.is_none()
+                    && Refusal::of(line) != Refusal::Unexplained
+                {
+                    self.refusal = Some(start..self.untagged.len());
+                }
                 None
             }
             Stage::IdAfter(answer) => {
@@ -366,33 +363,10 @@ impl Login {
 
     fn send_login(&mut self, out: &mut Vec<u8>) -> Option<Outcome> {
         let offered = self.offered.get_or_insert_default();
-        let mut pieces = VecDeque::new();
-        match &self.attempt {
-            Attempt::Relayed { mechanism, initial } => {
-                let initial = initial.clone();
-                authenticate(offered, mechanism, initial, &mut pieces);
-            }
-            Attempt::Credentials(credentials) => {
-                match form(credentials, offered, self.options.prefer_login) {
-                    Some(Form::Login) => match encode_login(credentials) {
-                        Some(encoded) => pieces = encoded,
-                        None => {
-                            let why = "a login name or password that IMAP cannot carry";
-                            return Some(unavailable(why));
-                        }
-                    },
-                    Some(Form::Authenticate(mechanism)) => {
-                        self.mechanism = Some(mechanism);
-                        let message = sasl::message(mechanism, credentials).map(String::into_bytes);
-                        authenticate(offered, mechanism.name(), message, &mut pieces);
-                    }
-                    None => {
-                        let why = "the backend takes no such credentials on this connection";
-                        return Some(unavailable(why));
-                    }
-                }
-            }
-        }
+        let Some((mechanism, mut pieces)) = self.attempt.put_to(offered, LOGIN_TAG) else {
+            return Some(Outcome::NotOffered(std::mem::take(offered)));
+        };
+        self.mechanism = mechanism;
         if let Some(first) = pieces.pop_front() {
             out.extend_from_slice(&first.0);
         }
@@ -402,14 +376,28 @@ impl Login {
 
     fn answered(&mut self, status: Status, answer: Vec<u8>, out: &mut Vec<u8>) -> Option<Outcome> {
         if status != Status::Ok {
-            let untagged = without_lists(&std::mem::take(&mut self.untagged));
-            let offered = self.offered.take().unwrap_or_default();
-            return Some(Outcome::Refused { untagged, answer, offered });
+            return Some(self.refused(answer));
+        }
+        if let Some(bye) = &self.farewell {
+            return Some(sent_away(bye));
         }
         let Some(id) = self.id(self.granted.as_ref()) else { return Some(self.accepted(answer)) };
         out.extend_from_slice(&[ID_AFTER_TAG.as_bytes(), b" ID ", id, b"\r\n"].concat());
         self.stage = Stage::IdAfter(answer);
         None
+    }
+
+    fn refused(&mut self, answer: Vec<u8>) -> Outcome {
+        let before = self.refusal.take().map(|at| &self.untagged[at]);
+        let said = [Some(&answer[..]), before, self.farewell.as_deref()];
+        let telling = said.into_iter().flatten().map(Refusal::of);
+        let telling = telling.into_iter().find(|refusal| *refusal != Refusal::Unexplained);
+        Outcome::Refused {
+            refusal: telling.unwrap_or(Refusal::Unexplained),
+            untagged: without_lists(&std::mem::take(&mut self.untagged)),
+            answer,
+            offered: self.offered.take().unwrap_or_default(),
+        }
     }
 
     fn accepted(&mut self, answer: Vec<u8>) -> Outcome {
@@ -422,81 +410,15 @@ impl Login {
     }
 }
 
-enum Form {
-    Login,
-    Authenticate(Mechanism),
+fn sent_away(bye: &[u8]) -> Outcome {
+    let why = format!("BYE: {}", printable(bye));
+    Outcome::SentAway { answer: bye_answer(bye), why }
 }
 
-/// How credentials are best put to a backend with these capabilities; `None` if it takes none.
-fn form(credentials: &Credentials, offered: &Capabilities, prefer_login: bool) -> Option<Form> {
-    let plain = offered.has("AUTH=PLAIN");
-    let login_allowed = !offered.has("LOGINDISABLED");
-    if credentials.kind == SecretKind::Bearer {
-        return [Mechanism::XOAuth2, Mechanism::OAuthBearer]
-            .into_iter()
-            .find(|mechanism| offered.has(&format!("AUTH={}", mechanism.name())))
-            .map(Form::Authenticate);
-    }
-    if !credentials.authorization.is_empty() {
-        return (plain || login_allowed).then_some(Form::Authenticate(Mechanism::Plain));
-    }
-    // LOGIN is specified for ASCII only.
-    let ascii = credentials.expose_secret().is_ascii();
-    if login_allowed && (!plain || (prefer_login && ascii)) {
-        Some(Form::Login)
-    } else {
-        plain.then_some(Form::Authenticate(Mechanism::Plain))
-    }
-}
-
-/// The AUTHENTICATE command, with its first message as far as there is one.
-fn authenticate(
-    offered: &Capabilities,
-    mechanism: &str,
-    message: Option<Vec<u8>>,
-    pieces: &mut VecDeque<Secret>,
-) {
-    let mut line = format!("{LOGIN_TAG} AUTHENTICATE {mechanism}").into_bytes();
-    match message {
-        Some(message) if offered.has("SASL-IR") => {
-            line.push(b' ');
-            line.extend_from_slice(&message);
-            line.extend_from_slice(b"\r\n");
-            pieces.push_back(Secret(line));
-        }
-        message => {
-            line.extend_from_slice(b"\r\n");
-            pieces.push_back(Secret(line));
-            if let Some(mut message) = message {
-                // `=` is an empty message, and only in an initial response.
-                if message == b"=" {
-                    message.clear();
-                }
-                message.extend_from_slice(b"\r\n");
-                pieces.push_back(Secret(message));
-            }
-        }
-    }
-}
-
-/// The LOGIN command in pieces that end where a synchronising literal begins.
-fn encode_login(credentials: &Credentials) -> Option<VecDeque<Secret>> {
-    let name = AString::try_from(credentials.login.as_bytes()).ok()?;
-    let password = AString::try_from(credentials.expose_secret()).ok()?;
-    let body = CommandBody::login(name, password).ok()?;
-    let command = Command { tag: Tag::try_from(LOGIN_TAG.as_bytes()).ok()?, body };
-    let mut pieces: VecDeque<Secret> = VecDeque::new();
-    for fragment in imap_codec::CommandCodec::default().encode(&command) {
-        match fragment {
-            Fragment::Line { data } => match pieces.back_mut() {
-                // What follows a literal goes with it.
-                Some(last) => last.0.extend_from_slice(&data),
-                None => pieces.push_back(Secret(data)),
-            },
-            Fragment::Literal { data, .. } => pieces.push_back(Secret(data)),
-        }
-    }
-    Some(pieces)
+/// What a BYE is as an answer behind its tag.
+fn as_answer(bye: &[u8]) -> Vec<u8> {
+    let text = bye.splitn(3, |byte| *byte == b' ').nth(2).unwrap_or(b"\r\n");
+    [b" NO ", text].concat()
 }
 
 fn unavailable(why: impl fmt::Display) -> Outcome {
@@ -553,10 +475,15 @@ fn with_lists(untagged: &[u8], edit: impl Fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Credentials;
 
     /// Plays `dialogue` (`B: ` the backend says, `M: ` must be said to it), a byte at a time.
-    fn play(credentials: Credentials, prefer_login: bool, dialogue: &[&str]) -> Option<Outcome> {
-        let mut login = Login::new(Attempt::Credentials(credentials), options(prefer_login));
+    fn play(attempt: impl Into<Attempt>, dialogue: &[&str]) -> Option<Outcome> {
+        let mut login = Login::new(attempt.into(), options());
+        play_on(&mut login, dialogue)
+    }
+
+    fn play_on(login: &mut Login, dialogue: &[&str]) -> Option<Outcome> {
         let (mut input, mut out, mut outcome) = (Vec::new(), Vec::new(), None);
         for line in dialogue {
             if let Some(text) = line.strip_prefix("B: ") {
@@ -577,8 +504,19 @@ mod tests {
         outcome
     }
 
-    fn options(prefer_login: bool) -> Options {
-        Options { prefer_login, greeted: false, id: None, limit: 4096 }
+    fn options() -> Options {
+        Options { greeted: false, id: None, limit: 4096 }
+    }
+
+    /// By LOGIN with two strings that were written so.
+    fn by_login(credentials: Credentials, name: Option<&str>, password: Option<&str>) -> Attempt {
+        let secret = |text: &str| Secret(text.as_bytes().to_vec());
+        let written = Written { name: name.map(secret), password: password.map(secret) };
+        Attempt::Credentials { credentials, written: Some(written) }
+    }
+
+    fn alice_by_login() -> Attempt {
+        by_login(alice(), None, None)
     }
 
     fn alice() -> Credentials {
@@ -598,7 +536,6 @@ mod tests {
     fn plain_with_initial_response() {
         let outcome = play(
             alice(),
-            false,
             &[
                 "B: * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi {5}",
                 "M: m2 AUTHENTICATE PLAIN AGFsaWNlAHdvbmRlciBsYW5k",
@@ -614,7 +551,6 @@ mod tests {
     fn plain_without_initial_response_after_asking() {
         let outcome = play(
             alice(),
-            false,
             &[
                 "B: * OK hi",
                 "M: m1 CAPABILITY",
@@ -630,95 +566,177 @@ mod tests {
     }
 
     #[test]
-    fn login_quotes_and_uses_literals_where_it_must() {
-        let bob = Credentials::password("bob", b"q\"uo\\te".to_vec());
-        play(
-            bob,
-            true,
-            &[
-                "B: * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi",
-                "M: m2 LOGIN bob \"q\\\"uo\\\\te\"",
+    fn login_is_sent_as_it_was_written_and_else_quoted() {
+        let said = |attempt: Attempt, sent: &[&str]| {
+            let greeting = ["B: * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi"];
+            let dialogue = [&greeting[..], sent, &["B: m2 OK in"]].concat();
+            play(attempt, &dialogue).expect("an outcome");
+        };
+        let bob = || Credentials::password("bob", b"q\"uo\\te".to_vec());
+        let zip = || Credentials::password("x%y", b"Zip~ped9".to_vec());
+        said(by_login(bob(), None, None), &[r#"M: m2 LOGIN "bob" "q\"uo\\te""#]);
+        said(by_login(zip(), None, None), &[r#"M: m2 LOGIN "x%y" "Zip~ped9""#]);
+        said(by_login(zip(), None, Some("Zip~ped9")), &[r#"M: m2 LOGIN "x%y" Zip~ped9"#]);
+        let umlaut = || Credentials::password("ü", "pä".as_bytes().to_vec());
+        said(by_login(umlaut(), Some("\"ü\""), Some("\"pä\"")), &["M: m2 LOGIN \"ü\" \"pä\""]);
+        let literals = ["M: m2 LOGIN {2}", "B: + OK", "M: ü {3}", "B: + OK", "M: pä"];
+        said(by_login(umlaut(), None, None), &literals);
+        // What did not come by LOGIN goes by it where there is nothing else.
+        let umlaut = Attempt::from(umlaut());
+        let dialogue = [&["B: * OK [CAPABILITY IMAP4rev1] hi"][..], &literals, &["B: m2 OK in"]];
+        play(umlaut.clone(), &dialogue.concat()).expect("an outcome");
+        said(umlaut, &["M: m2 AUTHENTICATE PLAIN", "B: + ", "M: AMO8AHDDpA=="]);
+    }
+
+    #[test]
+    fn the_mechanism_login_is_used_where_there_is_no_other() {
+        for (attempt, list) in [
+            (alice_by_login(), "LOGINDISABLED AUTH=LOGIN SASL-IR"),
+            (alice().into(), "LOGINDISABLED AUTH=login AUTH=CRAM-MD5"),
+        ] {
+            let greeting = format!("B: * OK [CAPABILITY IMAP4rev1 {list}] hi");
+            let dialogue = [
+                &greeting,
+                "M: m2 AUTHENTICATE LOGIN",
+                "B: + VXNlcm5hbWU6",
+                "M: YWxpY2U=",
+                "B: + UGFzc3dvcmQ6",
+                "M: d29uZGVyIGxhbmQ=",
                 "B: m2 OK in",
-            ],
-        )
-        .expect("an outcome");
-        let umlaut = Credentials::password("ü", "pä".as_bytes().to_vec());
-        play(
-            umlaut.clone(),
-            true,
-            &[
-                "B: * OK [CAPABILITY IMAP4rev1] hi",
-                "M: m2 LOGIN {2}",
-                "B: + OK",
-                "M: ü {3}",
-                "B: + OK",
-                "M: pä",
-                "B: m2 OK in",
-            ],
-        )
-        .expect("an outcome");
-        play(
-            umlaut,
-            true,
-            &[
-                "B: * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi",
-                "M: m2 AUTHENTICATE PLAIN AMO8AHDDpA==",
-                "B: m2 OK in",
-            ],
-        )
-        .expect("an outcome");
+            ];
+            accepted(play(attempt, &dialogue));
+        }
     }
 
     #[test]
     fn refusals_keep_their_text() {
         let outcome = play(
-            alice(),
-            true,
+            alice_by_login(),
             &[
                 "B: * OK [CAPABILITY IMAP4rev1] hi",
-                "M: m2 LOGIN alice \"wonder land\"",
+                "M: m2 LOGIN \"alice\" \"wonder land\"",
                 "B: m2 NO [AUTHENTICATIONFAILED] no {3}",
             ],
         );
-        let Some(Outcome::Refused { answer, .. }) = outcome else { panic!("{outcome:?}") };
+        let Some(Outcome::Refused { answer, refusal, .. }) = outcome else { panic!("{outcome:?}") };
         assert_eq!(answer, b" NO [AUTHENTICATIONFAILED] no {3}\r\n");
+        assert_eq!(refusal, Refusal::Wrong);
+    }
+
+    /// A login that the backend has been sent and then says this to.
+    fn answered(said: &[&str]) -> (Login, Option<Outcome>) {
+        let mut login = Login::new(alice_by_login(), options());
+        let sent = ["B: * OK [CAPABILITY IMAP4rev1] hi", "M: m2 LOGIN \"alice\" \"wonder land\""];
+        let outcome = play_on(&mut login, &[&sent[..], said].concat());
+        (login, outcome)
+    }
+
+    #[test]
+    fn what_is_said_without_a_tag_tells_why_a_login_is_refused() {
+        use Refusal::{Barred, Temporary, Unexplained, Wrong};
+        for (said, expected) in [
+            (&["B: * NO [UNAVAILABLE] no database", "B: m2 NO Login failed"][..], Temporary),
+            (&["B: * bad [serverbug] oops", "B: m2 BAD"], Temporary),
+            (&["B: * BYE [UNAVAILABLE] later", "B: m2 NO Login failed"], Temporary),
+            (&["B: * BYE", "B: m2 NO [AUTHENTICATIONFAILED] no"], Wrong),
+            (&["B: * NO [WEBALERT x] go there", "B: m2 NO [ALERT] no (Failure)"], Barred),
+            // The answer counts where it tells, and the first of the others.
+            (&["B: * NO [UNAVAILABLE] x", "B: m2 NO [AUTHENTICATIONFAILED] x"], Wrong),
+            (&["B: * NO [EXPIRED] x", "B: * NO [LIMIT] x", "B: m2 NO x"], Wrong),
+            (&["B: * OK [UNAVAILABLE] x", "B: * NO not now", "B: m2 NO x"], Unexplained),
+        ] {
+            let (_, outcome) = answered(said);
+            let Some(Outcome::Refused { refusal, untagged, .. }) = outcome else {
+                panic!("{said:?}")
+            };
+            assert_eq!(refusal, expected, "{said:?}");
+            let kept =
+                said.iter().filter(|line| line.starts_with("B: * ") && !line.contains("BYE"));
+            let kept: String = kept.map(|line| format!("{}\r\n", &line[3..])).collect();
+            assert_eq!(String::from_utf8(untagged).unwrap(), kept, "{said:?}");
+        }
+        // It is a warning where the login succeeds.
+        let (_, outcome) = answered(&["B: * NO [OVERQUOTA] nearly full", "B: m2 OK in"]);
+        assert_eq!(accepted(outcome).0, "* NO [OVERQUOTA] nearly full\r\n");
+    }
+
+    #[test]
+    fn without_a_tagged_answer_the_code_decides() {
+        for (said, before, expected) in [
+            (&["B: * BYE [UNAVAILABLE] down"][..], "", " NO [UNAVAILABLE] down\r\n"),
+            (&["B: * bye [AuthenticationFailed]"], "", " NO [AuthenticationFailed]\r\n"),
+            (&["B: * NO [LIMIT] x", "B: * BYE"], "", " NO [LIMIT] x\r\n"),
+            (&["B: * BAD x", "B: * BAD [LIMIT] y"], "* BAD x\r\n", " BAD [LIMIT] y\r\n"),
+        ] {
+            let (mut login, outcome) = answered(said);
+            assert!(outcome.is_none() && login.is_refused(), "{said:?}");
+            let Outcome::Refused { untagged, answer, refusal, .. } = login.unanswered("gone")
+            else {
+                panic!("{said:?}")
+            };
+            assert_eq!(String::from_utf8(untagged).unwrap(), before);
+            assert_eq!(String::from_utf8(answer).unwrap(), expected);
+            assert_ne!(refusal, Refusal::Unexplained);
+        }
+        for (said, why) in [(&[][..], "gone"), (&["B: * NO not now"], "gone")] {
+            let (mut login, outcome) = answered(said);
+            assert!(outcome.is_none(), "{said:?}");
+            let outcome = login.unanswered("gone");
+            assert!(matches!(&outcome, Outcome::Unavailable(it) if it == why), "{outcome:?}");
+        }
+        let (mut login, _) = answered(&["B: * BYE Temporary problem"]);
+        let Outcome::SentAway { answer, why } = login.unanswered("gone") else { panic!("no BYE") };
+        assert_eq!(answer.unwrap(), "NO [UNAVAILABLE] The mail server says: Temporary problem");
+        assert_eq!(why, "BYE: * BYE Temporary problem");
     }
 
     #[test]
     fn no_answer_is_no_refusal() {
-        for dialogue in [
-            &["B: * PREAUTH hi"][..],
-            &["B: 220 smtp.example.org ESMTP"],
-            &["B: * OK [CAPABILITY IMAP4rev1 LOGINDISABLED STARTTLS] hi"],
-            &[
-                "B: * OK [CAPABILITY IMAP4rev1] hi",
-                "M: m2 LOGIN alice \"wonder land\"",
-                "B: * BYE Temporary problem, please try again later",
-            ],
-        ] {
-            let outcome = play(alice(), true, dialogue);
+        for dialogue in [&["B: * PREAUTH hi"][..], &["B: 220 smtp.example.org ESMTP"]] {
+            let outcome = play(alice_by_login(), dialogue);
             assert!(matches!(outcome, Some(Outcome::Unavailable(_))), "{outcome:?}");
         }
-        let options = Options { limit: 100, ..options(true) };
-        let mut login = Login::new(Attempt::Credentials(alice()), options);
+        // Who says BYE lets nobody in.
+        let (_, outcome) = answered(&["B: * BYE Temporary problem", "B: m2 OK in"]);
+        assert!(matches!(outcome, Some(Outcome::SentAway { .. })), "{outcome:?}");
+        let options = Options { limit: 100, ..options() };
+        let mut login = Login::new(alice_by_login(), options);
         let (_, outcome) = login.step(&[b'x'; 101], &mut Vec::new());
         assert!(matches!(outcome, Some(Outcome::TooLong)), "{outcome:?}");
     }
 
     #[test]
     fn a_greeting_comes_behind_blank_lines_and_sends_away_with_bye() {
-        let outcome = play(alice(), true, &["B: ", "B:  ", "B: * BYE [LIMIT] busy"]);
+        let outcome = play(alice_by_login(), &["B: ", "B:  ", "B: * BYE [LIMIT] busy"]);
         let Some(Outcome::SentAway { answer, why }) = outcome else { panic!("{outcome:?}") };
         assert_eq!(answer.as_deref(), Some("NO [LIMIT] The mail server says: busy"));
         assert_eq!(why, "the backend greets with BYE: \"* BYE [LIMIT] busy\"");
         let greeting =
-            ["B: ", "B: * OK [CAPABILITY IMAP4rev1] hi", "M: m2 LOGIN alice \"wonder land\""];
-        assert!(play(alice(), true, &greeting).is_none());
+            ["B: ", "B: * OK [CAPABILITY IMAP4rev1] hi", "M: m2 LOGIN \"alice\" \"wonder land\""];
+        assert!(play(alice_by_login(), &greeting).is_none());
+    }
+
+    #[test]
+    fn what_is_not_offered_is_not_tried() {
+        let relayed =
+            |mechanism: &str| Attempt::Relayed { mechanism: mechanism.into(), initial: None };
+        let token = || Credentials::bearer("a@b.example", b"tok".to_vec());
+        for (attempt, list) in [
+            (alice_by_login(), "LOGINDISABLED STARTTLS"),
+            (alice().into(), "LOGINDISABLED AUTH=XOAUTH2"),
+            (alice().acting_as("bob").into(), "LOGINDISABLED AUTH=LOGIN"),
+            (token().into(), "AUTH=PLAIN"),
+            (relayed("OAUTHBEARER"), "AUTH=XOAUTH2"),
+        ] {
+            let greeting = format!("B: * OK [CAPABILITY IMAP4rev1 {list}] hi");
+            let outcome = play(attempt, &[&greeting]);
+            assert!(matches!(outcome, Some(Outcome::NotOffered(_))), "{list}: {outcome:?}");
+        }
     }
 
     #[test]
     fn a_challenge_that_nothing_was_kept_for_is_somebody_elses_to_answer() {
-        let mut login = Login::new(Attempt::Credentials(alice()), options(true));
+        let mut login = Login::new(alice_by_login(), options());
         let mut out = Vec::new();
         login.step(b"* OK [CAPABILITY IMAP4rev1] hi\r\n", &mut out);
         let (_, outcome) = login.step(b"+ what?\r\n", &mut out);
@@ -735,7 +753,6 @@ mod tests {
         let token = Credentials::bearer("a@b.example", b"tok".to_vec());
         play(
             token.clone(),
-            false,
             &[
                 "B: * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=OAUTHBEARER] hi",
                 "M: m2 AUTHENTICATE OAUTHBEARER bixhPWFAYi5leGFtcGxlLAFhdXRoPUJlYXJlciB0b2sBAQ==",
@@ -743,9 +760,7 @@ mod tests {
             ],
         )
         .expect("an outcome");
-        let refused = play(token.clone(), false, &["B: * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi"]);
-        assert!(matches!(refused, Some(Outcome::Unavailable(_))), "{refused:?}");
-        let mut login = Login::new(Attempt::Credentials(token), options(false));
+        let mut login = Login::new(token.into(), options());
         let mut out = Vec::new();
         login.step(b"* OK [CAPABILITY AUTH=XOAUTH2] hi\r\n", &mut out);
         assert_eq!(out, b"m2 AUTHENTICATE XOAUTH2\r\n");
@@ -761,15 +776,15 @@ mod tests {
 
     #[test]
     fn id_is_sent_before_and_after_where_it_is_offered() {
-        let mut options = options(true);
+        let mut options = options();
         options.id = Some(b"(\"name\" \"x\")".to_vec());
-        let mut login = Login::new(Attempt::Credentials(alice()), options);
+        let mut login = Login::new(alice_by_login(), options);
         let mut out = Vec::new();
         login.step(b"* OK [CAPABILITY IMAP4rev1 ID] Coremail\r\n", &mut out);
         assert_eq!(out, b"m3 ID (\"name\" \"x\")\r\n");
         out.clear();
         login.step(b"* ID NIL\r\nm3 OK done\r\n", &mut out);
-        assert_eq!(out, b"m2 LOGIN alice \"wonder land\"\r\n");
+        assert_eq!(out, b"m2 LOGIN \"alice\" \"wonder land\"\r\n");
         out.clear();
         let (_, outcome) = login.step(b"m2 OK in\r\n", &mut out);
         assert!(outcome.is_none());
@@ -781,23 +796,23 @@ mod tests {
 
     #[test]
     fn after_starttls_no_greeting_is_waited_for() {
-        let options = Options { greeted: true, ..options(true) };
-        let mut login = Login::new(Attempt::Credentials(alice()), options);
+        let options = Options { greeted: true, ..options() };
+        let mut login = Login::new(alice_by_login(), options);
         let mut out = Vec::new();
         login.start(&mut out);
         assert_eq!(out, b"m1 CAPABILITY\r\n");
         out.clear();
         login.step(b"* CAPABILITY IMAP4rev1\r\nm1 OK\r\n", &mut out);
-        assert_eq!(out, b"m2 LOGIN alice \"wonder land\"\r\n");
+        assert_eq!(out, b"m2 LOGIN \"alice\" \"wonder land\"\r\n");
     }
 
     #[test]
     fn a_mechanism_that_is_not_understood_passes() {
         let attempt = Attempt::Relayed {
             mechanism: "SCRAM-SHA-256".into(),
-            initial: Some(b"biwsbj1hLHI9eA==".to_vec()),
+            initial: Some(Secret(b"biwsbj1hLHI9eA==".to_vec())),
         };
-        let mut login = Login::new(attempt, options(true));
+        let mut login = Login::new(attempt, options());
         let mut out = Vec::new();
         login.step(b"* OK [CAPABILITY AUTH=SCRAM-SHA-256] hi\r\n", &mut out);
         assert_eq!(out, b"m2 AUTHENTICATE SCRAM-SHA-256\r\n");
@@ -820,9 +835,15 @@ mod tests {
 
     #[test]
     fn debug_shows_no_password() {
-        let mut login = Login::new(Attempt::Credentials(alice()), options(false));
-        login.step(b"* OK [CAPABILITY AUTH=PLAIN] x\r\n", &mut Vec::new());
-        let shown = format!("{login:?}");
-        assert!(!shown.contains("AGFs") && !shown.contains("wonder"), "{shown}");
+        let written = by_login(alice(), None, Some("\"wonder land\""));
+        let initial = Some(Secret(b"wonder".to_vec()));
+        let relayed = Attempt::Relayed { mechanism: "OAUTHBEARER".into(), initial };
+        for attempt in [alice().into(), written, relayed] {
+            let mut login = Login::new(attempt, options());
+            login.step(b"* OK [CAPABILITY AUTH=PLAIN] x\r\n", &mut Vec::new());
+            let shown = format!("{login:?}");
+            assert!(!shown.contains("AGFs") && !shown.contains("wonder"), "{shown}");
+            assert!(!shown.contains("119, 111"), "{shown}");
+        }
     }
 }

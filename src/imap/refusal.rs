@@ -1,4 +1,5 @@
-//! What a backend's refusal of a login says, by its response code (RFC 5530).
+//! What a backend's refusal of a login says, by its response code (RFC 5530). Sessions and watchers
+//! hear of it from [`login`](super::login).
 
 use super::login::has_code;
 
@@ -15,15 +16,19 @@ pub enum Refusal {
     Unexplained,
 }
 
+/// Codes of [`Refusal::Barred`]: those of RFC 5530, and Gmail's for who must log in on the web first.
+const BARRED: [&str; 7] =
+    ["PRIVACYREQUIRED", "CONTACTADMIN", "NOPERM", "CANNOT", "CLIENTBUG", "CORRUPTION", "WEBALERT"];
+
 impl Refusal {
-    /// `answer` is the tagged NO or BAD behind its tag.
+    /// `answer` is a NO, BAD or BYE, with its tag or without.
     pub fn of(answer: &[u8]) -> Self {
         let says = |codes: &[&str]| codes.iter().any(|code| has_code(answer, code));
         if says(&["UNAVAILABLE", "LIMIT", "INUSE", "SERVERBUG", "OVERQUOTA"]) {
             Self::Temporary
         } else if says(&["AUTHENTICATIONFAILED", "AUTHORIZATIONFAILED", "EXPIRED"]) {
             Self::Wrong
-        } else if says(&["PRIVACYREQUIRED", "CONTACTADMIN"]) {
+        } else if says(&BARRED) {
             Self::Barred
         } else if says(&["ALERT"]) && speaks_of_connections(answer) {
             // As Gmail says it.
@@ -63,6 +68,11 @@ mod tests {
             ("NO [ALERT] Invalid credentials (Failure)", Refusal::Unexplained),
             ("NO [CONTACTADMIN] disabled", Refusal::Barred),
             ("NO [PRIVACYREQUIRED] TLS first", Refusal::Barred),
+            ("NO [NOPERM] no IMAP for you", Refusal::Barred),
+            ("BAD [CLIENTBUG] what?", Refusal::Barred),
+            ("* NO [WEBALERT https://x.example] Web login required.", Refusal::Barred),
+            ("* BYE [UNAVAILABLE] shutting down", Refusal::Temporary),
+            ("* BYE [AUTHENTICATIONFAILED] once too often", Refusal::Wrong),
             ("NO Login failed", Refusal::Unexplained),
             ("NO [CAPABILITY IMAP4rev1] Login failed", Refusal::Unexplained),
             ("NO see [AUTHENTICATIONFAILED]", Refusal::Unexplained),

@@ -36,6 +36,9 @@ pub enum Step {
     /// Send this challenge (base64, without the `+ `) and go on.
     Challenge(Exchange, &'static str),
     Credentials(Credentials),
+    /// A token that comes without a name (RFC 7628 section 3.1): it is the backend's to say whose it
+    /// is. The client's one message, in base64.
+    Nameless(String),
     /// The client gave up with `*`.
     Cancelled,
     /// Not base64, or not of the mechanism's form.
@@ -79,7 +82,10 @@ impl Exchange {
         let credentials = match self {
             Self::Message(Mechanism::Plain) => plain(&message),
             Self::Message(Mechanism::XOAuth2) => xoauth2(&message),
-            Self::Message(Mechanism::OAuthBearer) => oauthbearer(&message),
+            Self::Message(Mechanism::OAuthBearer) => match names_nobody(&message) {
+                true => return Step::Nameless(STANDARD.encode(message)),
+                false => oauthbearer(&message),
+            },
             Self::Message(Mechanism::Login) => match String::from_utf8(message) {
                 Ok(login) => {
                     return Step::Challenge(Self::LoginPassword { login }, "UGFzc3dvcmQ6");
@@ -127,6 +133,12 @@ fn oauthbearer(message: &[u8]) -> Option<Credentials> {
     bearer(login.as_bytes(), fields)
 }
 
+/// Whether this is a message of OAUTHBEARER without an authorization identity.
+fn names_nobody(message: &[u8]) -> bool {
+    [&b"n,,\x01"[..], b"y,,\x01"].iter().any(|header| message.starts_with(header))
+        && message.ends_with(b"\x01\x01")
+}
+
 fn bearer<'a>(login: &[u8], mut fields: impl Iterator<Item = &'a [u8]>) -> Option<Credentials> {
     let login = std::str::from_utf8(login).ok()?;
     let auth = fields.find_map(|field| field.strip_prefix(b"auth="))?;
@@ -136,8 +148,8 @@ fn bearer<'a>(login: &[u8], mut fields: impl Iterator<Item = &'a [u8]>) -> Optio
         .then(|| Credentials::bearer(login, token.to_vec()))
 }
 
-/// The one message of `mechanism` for these credentials, in base64. LOGIN has none.
-pub fn message(mechanism: Mechanism, credentials: &Credentials) -> Option<String> {
+/// The client's messages of `mechanism` for these credentials, in base64: LOGIN has two.
+pub fn messages(mechanism: Mechanism, credentials: &Credentials) -> Vec<String> {
     let (login, secret) = (credentials.login.as_bytes(), credentials.expose_secret());
     let message = match mechanism {
         Mechanism::Plain => {
@@ -148,9 +160,9 @@ pub fn message(mechanism: Mechanism, credentials: &Credentials) -> Option<String
             let name = credentials.login.replace('=', "=3D").replace(',', "=2C");
             [b"n,a=", name.as_bytes(), b",\x01auth=Bearer ", secret, b"\x01\x01"].concat()
         }
-        Mechanism::Login => return None,
+        Mechanism::Login => return [login, secret].map(|text| STANDARD.encode(text)).to_vec(),
     };
-    Some(STANDARD.encode(message))
+    vec![STANDARD.encode(message)]
 }
 
 /// Whether a backend's mechanism may be relayed line by line although it is not understood: it must
@@ -212,7 +224,7 @@ mod tests {
             (Mechanism::XOAuth2, b"user=a\x01auth=Bearer a b\x01\x01"),
             (Mechanism::XOAuth2, b"a\x01auth=Bearer x\x01\x01"),
             (Mechanism::OAuthBearer, b"p=tls-unique,a=a,\x01auth=Bearer x\x01\x01"),
-            (Mechanism::OAuthBearer, b"n,,\x01auth=Bearer x\x01\x01"),
+            (Mechanism::OAuthBearer, b"n,,\x01auth=Bearer x"),
             (Mechanism::OAuthBearer, b"\x01"),
         ] {
             let step = respond(mechanism, bad);
@@ -220,8 +232,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_token_without_a_name_is_the_backends_to_judge() {
+        for message in [
+            &b"n,,\x01auth=Bearer x\x01\x01"[..],
+            b"y,,\x01host=x\x01port=993\x01auth=Bearer x\x01\x01",
+            // A client that asks what the server wants.
+            b"n,,\x01auth=\x01\x01",
+        ] {
+            let step = respond(Mechanism::OAuthBearer, message);
+            assert!(matches!(&step, Step::Nameless(same) if *same == STANDARD.encode(message)));
+        }
+    }
+
     fn round_trip(mechanism: Mechanism, known: &Credentials) {
-        let message = message(mechanism, known).unwrap();
+        let [message] = &messages(mechanism, known)[..] else { panic!("one message") };
         let step = Exchange::Message(mechanism).respond(message.as_bytes());
         assert!(matches!(&step, Step::Credentials(c) if c.same_as(known)), "{step:?}");
     }
@@ -264,6 +289,8 @@ mod tests {
         assert_eq!(STANDARD.decode(challenge).unwrap(), b"Password:");
         let (_, login, password) = credentials(exchange.respond(b"c2VjcmV0"));
         assert_eq!((&login[..], &password[..]), ("alice", &b"secret"[..]));
+        let alice = Credentials::password("alice", b"secret".to_vec());
+        assert_eq!(messages(Mechanism::Login, &alice), ["YWxpY2U=", "c2VjcmV0"]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
 use super::capability::{Capabilities, XAPPLEPUSHSERVICE};
-use super::login::{Attempt, Login, Options, Outcome, edited};
+use super::login::{Attempt, Login, Logins, Options, Outcome, edited};
 use super::peek::{Status, Verb};
 use super::refusal::Refusal;
 use super::relay::{LONGEST_STATUS, Relay, tagged};
@@ -29,11 +29,16 @@ use crate::model::{Account, Credentials, Registration};
 /// What a client is told where there is no connection to the backend, or no answer.
 pub const UNAVAILABLE: &str = "NO [UNAVAILABLE] The mail server cannot be reached, try again later";
 
+/// What a client gets where the backend takes no login of this kind.
+pub const NOT_TAKEN: &str = "NO [CANNOT] The mail server does not take this kind of login";
+
 /// What sessions offer, and how much they take.
 #[derive(Clone, Debug)]
 pub struct Profile {
     /// What the backend was last seen to offer before login; `None` before it was seen.
     pub backend: Option<Arc<Capabilities>>,
+    /// What is taken by other backends, at which some users are.
+    pub logins_elsewhere: Logins,
     /// `None` where push is not to be had: no topic.
     pub push: Option<PushOffer>,
     /// Relay mechanisms of the backend that hide the password.
@@ -182,9 +187,11 @@ pub enum RegistrationResult {
     BackendFull,
 }
 
-/// A word of the backend without which the client's commands do not go on.
+/// A word of the backend without which the client gets no answer, or its commands do not go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Awaited {
+    /// The answer to a login.
+    Login,
     /// The client's own commands come before it: while the backend speaks, it may be at work on those.
     Turn,
     /// The answer to mailchime's question of this number, and to nothing else.
@@ -280,7 +287,10 @@ impl Profile {
     /// and mailchime's own.
     pub fn before_login(&self, secure: bool) -> Capabilities {
         let seen = self.backend.as_deref().cloned().unwrap_or_default();
-        let mut shown = Capabilities::parse(b"IMAP4rev1");
+        let mut shown = Capabilities::default();
+        if seen.has("IMAP4rev1") || !seen.has("IMAP4rev2") {
+            shown.add("IMAP4rev1");
+        }
         let nothing_own = super::capability::Own { push: false, compress: false };
         for token in seen.clone().edited(nothing_own).iter() {
             let upper = token.to_ascii_uppercase();
@@ -293,10 +303,16 @@ impl Profile {
             shown.add("LOGINDISABLED");
             return shown;
         }
-        for token in ["SASL-IR", "AUTH=PLAIN", "AUTH=LOGIN"] {
+        shown.add("SASL-IR");
+        let Logins { passwords, tokens } = self.logins();
+        // Either kind is put into the form that the backend takes.
+        for token in match passwords {
+            true => &["AUTH=PLAIN", "AUTH=LOGIN"][..],
+            false => &["LOGINDISABLED"],
+        } {
             shown.add(token);
         }
-        if seen.has("AUTH=XOAUTH2") || seen.has("AUTH=OAUTHBEARER") {
+        if tokens {
             shown.add("AUTH=XOAUTH2");
             shown.add("AUTH=OAUTHBEARER");
         }
@@ -311,6 +327,12 @@ impl Profile {
             shown.add(XAPPLEPUSHSERVICE);
         }
         shown
+    }
+
+    /// What some backend takes.
+    fn logins(&self) -> Logins {
+        let own = self.backend.as_deref().map_or(Logins::UNKNOWN, Logins::of);
+        own.or(self.logins_elsewhere)
     }
 
     /// The longest response of a backend that is looked at as a whole, in bytes.
@@ -406,9 +428,9 @@ impl Session {
         let id = send_id.then(|| dialogue.id());
         dialogue.reached = reached;
         dialogue.state = match std::mem::replace(&mut dialogue.state, State::Command) {
-            State::Connect { tag, attempt, by_login } => {
+            State::Connect { tag, attempt } => {
                 let limit = self.profile.capability_size;
-                let options = Options { prefer_login: by_login, greeted, id, limit };
+                let options = Options { greeted, id, limit };
                 let mut login = Box::new(Login::new(attempt, options));
                 login.start(&mut self.output.to_backend);
                 State::Backend { tag, login }
@@ -420,7 +442,20 @@ impl Session {
     /// The backend cannot be reached, or its connection ended, for the reason given. During the login
     /// dialogue the client is told and may try again; returns whether it was so.
     pub fn unavailable(&mut self, why: impl Into<String>) -> bool {
-        self.failed(UNAVAILABLE, LoginFailure::Unavailable(why.into()))
+        let why = why.into();
+        let Phase::Login(dialogue) = &mut self.phase else { return false };
+        match std::mem::replace(&mut dialogue.state, State::Command) {
+            State::Backend { tag, mut login } | State::Challenge { tag, mut login } => {
+                let outcome = login.unanswered(why);
+                dialogue.state = State::Backend { tag, login };
+                self.decided(outcome);
+                true
+            }
+            other => {
+                dialogue.state = other;
+                self.failed(UNAVAILABLE, LoginFailure::Unavailable(why))
+            }
+        }
     }
 
     /// The login is not tried, or its user is not let in, for this reason: too many connections,
@@ -456,7 +491,7 @@ impl Session {
         match std::mem::replace(&mut dialogue.state, State::Command) {
             State::Connect { tag, attempt, .. } => {
                 let account = match attempt {
-                    Attempt::Credentials(credentials) => Some(credentials.account()),
+                    Attempt::Credentials { credentials, .. } => Some(credentials.account()),
                     Attempt::Relayed { .. } => None,
                 };
                 dialogue.refuse_credentials(&tag, account, &mut self.output);
@@ -469,7 +504,7 @@ impl Session {
     pub fn fits(&self, offered: &Capabilities) -> bool {
         match &self.phase {
             Phase::Login(dialogue) => match &dialogue.state {
-                State::Connect { attempt, by_login, .. } => attempt.fits(offered, *by_login),
+                State::Connect { attempt, .. } => attempt.fits(offered),
                 _ => true,
             },
             _ => true,
@@ -494,8 +529,26 @@ impl Session {
     pub fn release(&mut self) {
         let Phase::Login(dialogue) = &mut self.phase else { return };
         match std::mem::replace(&mut dialogue.state, State::Command) {
+            State::Refused(_) if dialogue.abandoned => {}
             State::Refused(answer) => self.output.to_client.extend_from_slice(&answer),
             other => dialogue.state = other,
+        }
+    }
+
+    /// The session ends: a login that is under way gets an answer. The backend may still decide on it.
+    pub fn conclude(&mut self) {
+        let Phase::Login(dialogue) = &mut self.phase else { return };
+        if std::mem::replace(&mut dialogue.abandoned, true) {
+            return;
+        }
+        let to_client = &mut self.output.to_client;
+        match &dialogue.state {
+            State::Connect { tag, .. }
+            | State::Backend { tag, .. }
+            | State::Challenge { tag, .. }
+            | State::Accepted { tag, .. } => tagged(to_client, tag, UNAVAILABLE),
+            State::Refused(answer) => to_client.extend_from_slice(answer),
+            State::Command | State::Handshake | State::Authenticate { .. } => {}
         }
     }
 
@@ -515,19 +568,38 @@ impl Session {
         }
     }
 
-    /// The word of the backend that holds up a client that is logged in, if one does. When it has not
-    /// come in time, call [`Session::overdue`].
+    /// The word of the backend that holds up a client, if one does. When it has not come in time, call
+    /// [`Session::overdue`].
     pub fn awaited(&self) -> Option<Awaited> {
         match &self.phase {
             Phase::Relay(relay) => relay.awaited(),
-            Phase::Login(_) | Phase::Closed => None,
+            Phase::Login(dialogue) => {
+                let asked = matches!(dialogue.state, State::Backend { .. });
+                (asked && !dialogue.abandoned).then_some(Awaited::Login)
+            }
+            Phase::Closed => None,
         }
     }
 
-    /// What [`Session::awaited`] named is not waited for any longer.
+    /// What [`Session::awaited`] named is not waited for any longer. A client whose login is not
+    /// decided gets a NO and a BYE: the backend may still decide on it.
     pub fn overdue(&mut self) {
-        if let Phase::Relay(relay) = &mut self.phase {
-            relay.overdue(&mut self.output);
+        let why = "it took too long";
+        match &mut self.phase {
+            Phase::Relay(relay) => relay.overdue(&mut self.output),
+            Phase::Login(dialogue) => match &dialogue.state {
+                State::Backend { login, .. } if login.is_refused() => drop(self.unavailable(why)),
+                State::Backend { .. } => {
+                    self.conclude();
+                    let to_client = &mut self.output.to_client;
+                    to_client.extend_from_slice(
+                        b"* BYE [UNAVAILABLE] The mail server does not answer\r\n",
+                    );
+                    self.output.actions.push_back(Action::Close);
+                }
+                _ => {}
+            },
+            Phase::Closed => {}
         }
     }
 
@@ -620,17 +692,22 @@ impl Session {
                 actions.push_back(Action::Admit(whose));
                 dialogue.state = State::Accepted { tag, login, untagged, answer };
             }
-            Outcome::Refused { untagged, answer, offered } => {
-                let failure = LoginFailure::Refused(claimed(&login), Refusal::of(&answer));
+            Outcome::Refused { untagged, answer, refusal, offered } => {
+                let failure = LoginFailure::Refused(claimed(&login), refusal);
                 let line = [untagged, tag, answer].concat();
                 dialogue.state = State::Refused(line);
                 actions.push_back(Action::Seen(offered));
                 actions.push_back(Action::Failed(failure));
                 self.output.answered.push((Verb::Login, Status::No));
             }
+            Outcome::NotOffered(offered) => {
+                actions.push_back(Action::Seen(offered));
+                dialogue.state = State::Backend { tag, login };
+                self.turned_away(NOT_TAKEN);
+            }
             Outcome::Unavailable(why) => {
                 dialogue.state = State::Backend { tag, login };
-                self.unavailable(why);
+                self.failed(UNAVAILABLE, LoginFailure::Unavailable(why));
             }
             Outcome::SentAway { answer, why } => {
                 dialogue.state = State::Backend { tag, login };
@@ -640,7 +717,8 @@ impl Session {
             Outcome::TooLong => {
                 over.capability += 1;
                 dialogue.state = State::Backend { tag, login };
-                self.unavailable("an overlong answer to a login");
+                let why = "an overlong answer to a login".to_owned();
+                self.failed(UNAVAILABLE, LoginFailure::Unavailable(why));
             }
         }
     }
@@ -677,7 +755,7 @@ impl Session {
 /// Whose name and password were accepted, whoever they act as.
 fn authenticated(login: &Login) -> Option<Account> {
     match login.attempt() {
-        Attempt::Credentials(credentials) => Some(Account::from_login(&credentials.login)),
+        Attempt::Credentials { credentials, .. } => Some(Account::from_login(&credentials.login)),
         Attempt::Relayed { .. } => login.overheard().map(Account::from_login),
     }
 }
@@ -685,7 +763,7 @@ fn authenticated(login: &Login) -> Option<Account> {
 /// Whom the client claims to be.
 fn claimed(login: &Login) -> Option<Account> {
     match login.attempt() {
-        Attempt::Credentials(credentials) => Some(credentials.account()),
+        Attempt::Credentials { credentials, .. } => Some(credentials.account()),
         Attempt::Relayed { .. } => login.overheard().map(Account::from_login),
     }
 }
@@ -694,7 +772,7 @@ fn claimed(login: &Login) -> Option<Account> {
 fn proven(login: &Login, reached: Reached, profile: &Profile) -> Option<Proven> {
     let Reached { checks_token_name, names_ignore_case, .. } = reached;
     match login.attempt() {
-        Attempt::Credentials(credentials) => {
+        Attempt::Credentials { credentials, .. } => {
             credentials.prove_account(checks_token_name).then(|| Proven {
                 account: credentials.account().canonical(names_ignore_case),
                 credentials: Some(credentials.clone()),
@@ -769,6 +847,7 @@ mod tests {
         let topics = vec![DomainTopic { domain: None, topic: Some("topic".into()) }];
         let profile = Profile {
             backend: Some(Arc::new(Capabilities::parse(b"IMAP4rev1 AUTH=CRAM-MD5"))),
+            logins_elsewhere: Logins::default(),
             push: Some(PushOffer { topics, clients: Vec::new(), most_mailboxes: 1 }),
             relay_mechanisms: true,
             master: true,

@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::args;
 use super::collect::{Collector, Progress};
-use super::login::{Attempt, Login};
+use super::login::{Attempt, Login, Secret, Written};
 use super::peek::{self, Command, Status, Verb};
 use super::refusal::Refusal;
 use super::relay::tagged;
@@ -71,7 +71,6 @@ pub(super) enum State {
     Connect {
         tag: Vec<u8>,
         attempt: Attempt,
-        by_login: bool,
     },
     /// The backend is asked.
     Backend {
@@ -241,11 +240,17 @@ impl Dialogue {
             Some(Verb::Login | Verb::Authenticate) if !secure => {
                 tagged(answer, tag, "NO [PRIVACYREQUIRED] STARTTLS comes first");
             }
-            Some(Verb::Login) => match args::two_astrings(arguments) {
-                Some((login, password)) => match String::from_utf8(login.into_owned()) {
+            Some(Verb::Login) => match args::login(arguments) {
+                Some((name, password)) => match String::from_utf8(name.bytes.into_owned()) {
                     Ok(login) => {
-                        let credentials = Credentials::password(login, password.into_owned());
-                        self.verify(tag.to_vec(), credentials, true, profile, out);
+                        let secret = |written: Option<&[u8]>| Some(Secret(written?.to_vec()));
+                        let written = Written {
+                            name: secret(name.written),
+                            password: secret(password.written),
+                        };
+                        let password = password.bytes.into_owned();
+                        let credentials = Credentials::password(login, password);
+                        self.verify(tag.to_vec(), credentials, Some(written), profile, out);
                     }
                     Err(_) => self.refuse_credentials(tag, None, out),
                 },
@@ -276,9 +281,7 @@ impl Dialogue {
         match std::str::from_utf8(name) {
             Ok(name) if profile.relays(name) => {
                 let initial = initial.map(<[u8]>::to_vec);
-                let attempt = Attempt::Relayed { mechanism: name.to_ascii_uppercase(), initial };
-                out.actions.push_back(Action::Connect(None));
-                self.state = State::Connect { tag: tag.to_vec(), attempt, by_login: false };
+                self.relay(tag.to_vec(), name.to_ascii_uppercase(), initial, out);
             }
             _ => tagged(&mut out.to_client, tag, "NO [CANNOT] Mechanism is not available"),
         }
@@ -291,18 +294,36 @@ impl Dialogue {
                 self.state = State::Authenticate { tag, exchange };
             }
             sasl::Step::Credentials(credentials) => {
-                self.verify(tag, credentials, false, profile, out);
+                self.verify(tag, credentials, None, profile, out);
+            }
+            sasl::Step::Nameless(message) => {
+                let mechanism = Mechanism::OAuthBearer.name().to_owned();
+                self.relay(tag, mechanism, Some(message.into_bytes()), out);
             }
             sasl::Step::Cancelled => self.refuse(Some(&tag), "BAD AUTHENTICATE cancelled", out),
             sasl::Step::Malformed => self.refuse(Some(&tag), "BAD Malformed response", out),
         }
     }
 
+    /// Has a backend judge messages of which nothing is understood, its initial response in base64.
+    fn relay(
+        &mut self,
+        tag: Vec<u8>,
+        mechanism: String,
+        initial: Option<Vec<u8>>,
+        out: &mut Output,
+    ) {
+        let attempt = Attempt::Relayed { mechanism, initial: initial.map(Secret) };
+        out.actions.push_back(Action::Connect(None));
+        self.state = State::Connect { tag, attempt };
+    }
+
+    /// Has a backend judge these credentials. `written` is how they came by LOGIN, if they did.
     fn verify(
         &mut self,
         tag: Vec<u8>,
         credentials: Credentials,
-        by_login: bool,
+        written: Option<Written>,
         profile: &Profile,
         out: &mut Output,
     ) {
@@ -319,7 +340,7 @@ impl Dialogue {
             return self.refuse_credentials(&tag, Some(account), out);
         }
         out.actions.push_back(Action::Connect(Some(account)));
-        self.state = State::Connect { tag, attempt: Attempt::Credentials(credentials), by_login };
+        self.state = State::Connect { tag, attempt: Attempt::Credentials { credentials, written } };
     }
 
     /// Answers a command that makes no sense, and sends away who sends many of them.

@@ -21,7 +21,8 @@ use super::tls::{self, TlsError};
 use crate::config::{self, BackendTls, Trust};
 use crate::imap::capability::Capabilities;
 use crate::imap::greeting::Unfit;
-use crate::imap::login::{Attempt, Login, Options, Outcome};
+use crate::imap::login::{Attempt, Login, Logins, Options, Outcome};
+use crate::imap::refusal::Refusal;
 use crate::imap::responses::Responses;
 use crate::model::{Account, BackendId, Credentials};
 
@@ -57,10 +58,17 @@ struct Way {
 /// What outlives a configuration, and so tells one backend from another.
 #[derive(Debug, Default)]
 struct Known {
-    /// What it was last seen to offer before login, and when.
-    seen: Mutex<Option<(Arc<Capabilities>, Instant)>>,
+    seen: Mutex<Option<Seen>>,
     /// When it last gave no answer to who asked it because that ruled a login out.
     unanswered: tokio::sync::Mutex<Option<Instant>>,
+}
+
+/// What a backend was last seen to offer before login, and when.
+#[derive(Debug)]
+struct Seen {
+    offered: Arc<Capabilities>,
+    logins: Logins,
+    at: Instant,
 }
 
 /// How connections to a backend are protected. The name is the one that its certificate must be
@@ -125,15 +133,15 @@ pub enum BackendError {
 pub enum LoginError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The tagged NO or BAD behind its tag: `code` and text are the backend's.
+    /// The NO or BAD behind its tag, whose code and text are the backend's, and what it says.
     #[error("refused: {}", crate::imap::login::printable(answer))]
-    Refused { answer: Vec<u8> },
+    Refused { answer: Vec<u8>, refusal: Refusal },
     #[error("no answer: {0}")]
     Unavailable(String),
 }
 
 impl Known {
-    fn seen(&self) -> MutexGuard<'_, Option<(Arc<Capabilities>, Instant)>> {
+    fn seen(&self) -> MutexGuard<'_, Option<Seen>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -227,15 +235,23 @@ impl Backend {
 
     /// What it was last seen to offer before login.
     pub fn seen(&self) -> Option<Arc<Capabilities>> {
-        self.known.seen().as_ref().map(|(seen, _)| Arc::clone(seen))
+        self.known.seen().as_ref().map(|seen| Arc::clone(&seen.offered))
+    }
+
+    /// In which ways it was last seen to take logins.
+    pub fn logins(&self) -> Logins {
+        self.known.seen().as_ref().map_or(Logins::UNKNOWN, |seen| seen.logins)
     }
 
     /// Remembers what it was just seen to offer before login.
     pub fn saw(&self, offered: Capabilities) {
         let (mut seen, now) = (self.known.seen(), Instant::now());
         match &mut *seen {
-            Some((same, when)) if **same == offered => *when = now,
-            other => *other = Some((Arc::new(offered), now)),
+            Some(same) if *same.offered == offered => same.at = now,
+            other => {
+                let logins = Logins::of(&offered);
+                *other = Some(Seen { offered: Arc::new(offered), logins, at: now });
+            }
         }
     }
 
@@ -275,17 +291,11 @@ impl Backend {
     ) -> Result<LoggedIn, LoginError> {
         let Connected { stream, heard, greeted } = self.connect(None, longest).await?;
         let id = Some(b"(\"name\" \"mailchime\")".to_vec());
-        let options = Options { prefer_login: false, greeted, id, limit: longest };
-        let login = Login::new(Attempt::Credentials(credentials), options);
-        let dialogue = dialogue(stream, heard, login);
-        match tokio::time::timeout(limit, dialogue).await {
-            Ok(result) => {
-                let (offered, result) = result?;
-                self.saw(offered);
-                result
-            }
-            Err(_) => Err(LoginError::Unavailable(format!("no answer within {limit:?}"))),
-        }
+        let options = Options { greeted, id, limit: longest };
+        let login = Login::new(Attempt::from(credentials), options);
+        let (offered, result) = dialogue(stream, heard, login, limit).await?;
+        self.saw(offered);
+        result
     }
 
     /// What it offers before login, asked anew unless it was just seen: for a login that what was last
@@ -298,7 +308,7 @@ impl Backend {
         if unanswered.is_some_and(is_new) {
             return None;
         }
-        let known = self.known.seen().as_ref().is_some_and(|(_, when)| is_new(*when));
+        let known = self.known.seen().as_ref().is_some_and(|seen| is_new(seen.at));
         if !known && self.probe(limit, longest).await.is_err() {
             *unanswered = Some(Instant::now());
             return None;
@@ -325,42 +335,60 @@ impl Backend {
     }
 }
 
-/// Plays the login on a fresh connection, of which this was heard; gives what was offered before it, too.
+/// Plays the login on a fresh connection, of which this was heard, within `limit`; gives what was offered
+/// before it, too.
 async fn dialogue(
     mut stream: Stream,
     mut input: Vec<u8>,
     mut login: Login,
+    limit: Duration,
 ) -> Result<(Capabilities, Result<LoggedIn, LoginError>), LoginError> {
+    let played = play(&mut stream, &mut login, &mut input);
+    let outcome = match tokio::time::timeout(limit, played).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(error)) => login.unanswered(error.to_string()),
+        Err(_) => login.unanswered(format!("no answer within {limit:?}")),
+    };
+    let unavailable = |why: &str| LoginError::Unavailable(why.to_owned());
+    match outcome {
+        Outcome::Accepted { offered, granted, .. } => {
+            let logged_in = LoggedIn { stream, input, capabilities: granted, place: None };
+            Ok((offered, Ok(logged_in)))
+        }
+        Outcome::Refused { answer, refusal, offered, .. } => {
+            Ok((offered, Err(LoginError::Refused { answer, refusal })))
+        }
+        Outcome::NotOffered(offered) => {
+            let why = "the backend takes no such credentials on this connection";
+            Ok((offered, Err(unavailable(why))))
+        }
+        Outcome::Unavailable(why) | Outcome::SentAway { why, .. } => {
+            Err(LoginError::Unavailable(why))
+        }
+        Outcome::Challenge(_) | Outcome::TooLong => {
+            Err(unavailable("an overlong answer to a login"))
+        }
+    }
+}
+
+/// Says and hears what a login takes, until it is decided. `input` is what came behind that.
+async fn play(stream: &mut Stream, login: &mut Login, input: &mut Vec<u8>) -> io::Result<Outcome> {
     let mut out = Vec::new();
     login.start(&mut out);
-    let gone = |error: io::Error| LoginError::Unavailable(error.to_string());
     loop {
         if !out.is_empty() {
-            stream.write_all(&out).await.map_err(gone)?;
-            stream.flush().await.map_err(gone)?;
+            stream.write_all(&out).await?;
+            stream.flush().await?;
             out.clear();
         }
-        let (used, outcome) = login.step(&input, &mut out);
+        let (used, outcome) = login.step(input, &mut out);
         input.drain(..used);
         match outcome {
             // What was written leads to what is read.
             None if !out.is_empty() => {}
-            None => read_more(&mut stream, &mut input).await.map_err(gone)?,
+            None => read_more(stream, input).await?,
             Some(Outcome::Challenge(_)) => login.acknowledge(&mut out),
-            Some(Outcome::Accepted { offered, granted, .. }) => {
-                let logged_in = LoggedIn { stream, input, capabilities: granted, place: None };
-                return Ok((offered, Ok(logged_in)));
-            }
-            Some(Outcome::Refused { answer, offered, .. }) => {
-                return Ok((offered, Err(LoginError::Refused { answer })));
-            }
-            Some(Outcome::Unavailable(why) | Outcome::SentAway { why, .. }) => {
-                return Err(LoginError::Unavailable(why));
-            }
-            Some(Outcome::TooLong) => {
-                let why = "an overlong answer to a login".to_owned();
-                return Err(LoginError::Unavailable(why));
-            }
+            Some(outcome) => return Ok(outcome),
         }
     }
 }

@@ -13,6 +13,7 @@ use super::counters::Counters;
 use super::proxy_protocol::Addresses;
 use super::resolve::NameResolver;
 use crate::config::{self, Config};
+use crate::imap::login::Logins;
 use crate::model::{Account, AmbiguousDomain, BackendId, Credentials};
 
 /// A handle to all backends. Cheap to clone.
@@ -185,6 +186,25 @@ impl Backends {
         let has = |(_, backend): &(config::Backend, Backend)| backend.master().is_some();
         let routes = table.routes.iter().map(|(domain, backend)| (domain.clone(), has(backend)));
         (routes.collect(), has(&table.default))
+    }
+
+    /// In which ways backends of routes take logins, as far as they were seen.
+    pub fn routed_logins(&self) -> Logins {
+        let table = self.0.table.borrow();
+        let all = Logins { passwords: true, tokens: true };
+        let mut some = Logins::default();
+        for (_, backend) in table.routes.values() {
+            if some == all {
+                break;
+            }
+            some = some.or(backend.logins());
+        }
+        some
+    }
+
+    /// The backends of routes.
+    pub fn of_routes(&self) -> Vec<Backend> {
+        self.0.table.borrow().routes.values().map(|(_, backend)| backend.clone()).collect()
     }
 
     /// The domains, in lower case, whose users are not on the backend of whoever is not known yet.

@@ -27,8 +27,8 @@ use super::register::register;
 use super::tally::{self, Tally};
 use crate::imap::capability::Capabilities;
 use crate::imap::session::{
-    Action, Authenticated, Awaited, Connection, Output, Proven, Reached, RegistrationResult,
-    Session, UNAVAILABLE,
+    Action, Authenticated, Awaited, Connection, NOT_TAKEN, Output, Proven, Reached,
+    RegistrationResult, Session, UNAVAILABLE,
 };
 use crate::metrics::Phase;
 use crate::model::{AcceptedLogin, Account, SessionEvent, Timestamp};
@@ -432,9 +432,7 @@ impl Driver {
                 self.errand = None;
                 // One that does not answer is to be asked by the login itself.
                 if seen.is_some_and(|seen| !self.session.fits(&seen)) {
-                    self.session.turned_away(
-                        "NO [CANNOT] The mail server does not take this kind of login",
-                    );
+                    self.session.turned_away(NOT_TAKEN);
                 } else {
                     self.reserve();
                 }
@@ -563,8 +561,9 @@ impl Driver {
         }
         ready!(timer.as_mut().poll(cx));
         self.awaited = None;
-        if self.context.counters.answer_timeout.hit() {
-            let (backend, account) = (self.chosen.name(), self.account());
+        let backend = self.chosen.name();
+        if self.context.counters.answer_timeout.hit() && now != Awaited::Login {
+            let account = self.account();
             let account = account.map_or_else(|| "?".to_owned(), |account| account.to_string());
             tracing::warn!(
                 backend,
@@ -572,6 +571,9 @@ impl Driver {
                 limit_s = limit.as_secs(),
                 "[limits] answer_timeout is reached: the backend does not answer, and its client goes on"
             );
+        }
+        if now == Awaited::Login {
+            self.unanswered(format!("no answer within {limit:?}"));
         }
         self.session.overdue();
         Poll::Ready(())
@@ -598,6 +600,7 @@ impl Driver {
             Ended::Stopped => b"* BYE The server is shutting down\r\n",
             Ended::Closed | Ended::Dismissed | Ended::Fault(_) => b"",
         };
+        self.session.conclude();
         let client = &mut self.lanes.client;
         let mut rest = std::mem::take(&mut self.session.output.to_client);
         // Not into the middle of a response.

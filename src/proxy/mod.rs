@@ -171,6 +171,7 @@ impl Context {
     fn profile(&self) -> Arc<Profile> {
         // Nobody knows yet whose session it will be.
         let seen = self.backends.default().seen();
+        let logins_elsewhere = self.backends.routed_logins();
         let mut push = self.push.borrow().clone();
         if self.master {
             push = push.and_then(|offer| self.to_be_watched(&offer));
@@ -178,12 +179,14 @@ impl Context {
         let mut profile = self.profile.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(profile) = &*profile
             && profile.backend.as_ref().map(Arc::as_ptr) == seen.as_ref().map(Arc::as_ptr)
+            && profile.logins_elsewhere == logins_elsewhere
             && profile.push == push
         {
             return Arc::clone(profile);
         }
         Arc::clone(profile.insert(Arc::new(Profile {
             backend: seen,
+            logins_elsewhere,
             push,
             relay_mechanisms: self.relay_mechanisms,
             master: self.master,

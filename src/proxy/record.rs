@@ -191,6 +191,10 @@ impl Recorded {
         self.within(Session::release);
     }
 
+    pub(super) fn conclude(&mut self) {
+        self.within(Session::conclude);
+    }
+
     pub(super) fn renewed(&mut self, profile: Arc<Profile>) -> Option<&str> {
         self.session.renewed(profile)
     }
@@ -427,6 +431,7 @@ mod tests {
     fn recorded(folder: &Path, max_size: u64) -> Recorded {
         let profile = Arc::new(Profile {
             backend: None,
+            logins_elsewhere: Default::default(),
             push: None,
             relay_mechanisms: false,
             master: false,

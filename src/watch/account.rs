@@ -144,9 +144,10 @@ pub(super) enum End {
     Elsewhere(String),
     /// The configuration names another backend since a moment ago.
     Moved,
-    /// So many tries were refused; the backend's last answer behind the tag.
+    /// So many tries were refused; the backend's last answer behind the tag, and what it says.
     Refused {
         answer: Vec<u8>,
+        refusal: Refusal,
         tries: u32,
     },
     /// Tries were refused, and it is the backend's fault.
@@ -403,7 +404,7 @@ impl Watcher {
                 self.status.set(Doing::Parked { why: why.to_owned() });
                 Next::Try(Duration::MAX)
             }
-            End::Refused { answer, tries } => self.refused(&answer, tries).await,
+            End::Refused { answer, refusal, tries } => self.refused(&answer, refusal, tries).await,
             End::Excused => match self.excuse("the password was refused").await {
                 Some(retry) => Next::Login(Waiting { retry: Some(retry), push: None }),
                 None => Next::Try(Duration::ZERO),
@@ -565,7 +566,7 @@ impl Watcher {
                 master.accepted();
                 Ok(logged_in)
             }
-            Err(LoginError::Refused { answer }) if Refusal::of(&answer) != Refusal::Temporary => {
+            Err(LoginError::Refused { answer, refusal }) if refusal != Refusal::Temporary => {
                 let why = format!("the master user is refused: {}", printable(&answer));
                 let rest = master.refused(account, &why);
                 Err(End::MasterRefused { answer, rest })

@@ -251,9 +251,7 @@ impl Watcher {
                     self.logged_in_with(kept.credentials, refused, several || proved).await;
                     return Ok(logged_in);
                 }
-                Err(LoginError::Refused { answer })
-                    if Refusal::of(&answer) != Refusal::Temporary =>
-                {
+                Err(LoginError::Refused { answer, refusal }) if refusal != Refusal::Temporary => {
                     refused.push(kept.credentials);
                     let blame = upstream.logins.refused(&self.account);
                     if blame.new {
@@ -270,7 +268,7 @@ impl Watcher {
                         self.known.refused.extend(refused);
                         let more = self.known.refused.len().saturating_sub(MOST_REFUSED);
                         self.known.refused.drain(..more);
-                        return Err(End::Refused { answer, tries });
+                        return Err(End::Refused { answer, refusal, tries });
                     }
                     let (account, reason) = (&self.account, printable(&answer));
                     tracing::info!(
@@ -323,8 +321,7 @@ impl Watcher {
     }
 
     /// All that was tried is refused; `tries` of them.
-    pub(super) async fn refused(&mut self, answer: &[u8], tries: u32) -> Next {
-        let refusal = Refusal::of(answer);
+    pub(super) async fn refused(&mut self, answer: &[u8], refusal: Refusal, tries: u32) -> Next {
         let wrong = matches!(refusal, Refusal::Wrong | Refusal::Barred);
         // Whoever watched before may have tried it, and had no time to note that.
         let before = u32::from(std::mem::take(&mut self.inherited) && wrong);

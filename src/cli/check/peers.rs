@@ -13,6 +13,7 @@ use super::files::date;
 use crate::cli::Failure;
 use crate::config::{self, BackendTls, Config};
 use crate::imap::capability::Capabilities;
+use crate::imap::refusal::Refusal;
 use crate::model::{Account, Credentials, Timestamp};
 use crate::net::backend::{Backend, ConnectError, LoginError};
 use crate::net::backends::{Backends, Table};
@@ -167,6 +168,12 @@ fn remedy(error: &LoginError) -> &'static str {
             "see whether it is an IMAP server, and what its own log says"
         }
         LoginError::Connect(_) => "see whether this machine reaches it, a firewall may be between",
+        LoginError::Refused { refusal: Refusal::Temporary, .. } => {
+            "the server has trouble of its own, which may pass: see what it logs"
+        }
+        LoginError::Refused { refusal: Refusal::Barred, .. } => {
+            "name and password are not the reason: see what the server allows this user"
+        }
         LoginError::Refused { .. } => "see whether login name and password are right",
         LoginError::Unavailable(_) => {
             "see whether it is an IMAP server, and whether it wants another `tls`"
@@ -205,7 +212,7 @@ pub(super) async fn watch(config: &Config, user: &str, report: &mut Report) {
     let part = format!("{master} as {}", user.escape_debug());
     let credentials = master.acting_as(&account);
     let master_remedy = |error: &LoginError| match error {
-        LoginError::Refused { .. } => {
+        LoginError::Refused { refusal: Refusal::Wrong | Refusal::Unexplained, .. } => {
             "see whether the user exists, master_user and its password are right, the server lets it \
              act as others, and whether it wants a login_template"
         }

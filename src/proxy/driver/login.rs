@@ -32,6 +32,10 @@ impl Driver {
             return;
         }
         self.abandoned = true;
+        // Its client has waited for as long as a backend may take, and did not hang up.
+        let waited = std::mem::take(&mut self.close);
+        let tried_for = self.tried_at.filter(|_| waited).map_or(Duration::ZERO, |at| at.elapsed());
+        let limit = FINISH.saturating_sub(tried_for);
         self.lanes.client = Peer::gone(Side::Client);
         self.session.output.to_client = Vec::new();
         self.session.abandoned();
@@ -40,13 +44,13 @@ impl Driver {
             if ended.is_ready() || self.attempt.is_none() { Poll::Ready(()) } else { Poll::Pending }
         });
         tokio::select! {
-            decided = tokio::time::timeout(FINISH, decided) => {
-                let why = "its client is gone, and the backend has not decided";
-                let backend = self.chosen.name();
-                if decided.is_err()
-                    && let Some(left_out) = self.context.counters.unanswered.due(&backend)
-                {
-                    tracing::warn!(backend, why, left_out, "the backend gave no answer to a login");
+            decided = tokio::time::timeout(limit, decided) => {
+                if decided.is_err() {
+                    let why = "its client is gone, and the backend has not decided";
+                    self.unanswered(why.to_owned());
+                    if waited {
+                        self.attempt.take().into_iter().for_each(Try::no_guess);
+                    }
                 }
             }
             // Nobody guesses by having the program stopped.
@@ -101,7 +105,7 @@ impl Driver {
         let context = Arc::clone(&self.context);
         let Context { admission, limits, counters, backends, .. } = &*context;
         let peer = self.addresses.source;
-        if self.abandoned {
+        if self.abandoned || self.close {
             self.session.turned_away("NO [UNAVAILABLE] Nobody is there");
             return;
         }
@@ -168,12 +172,7 @@ impl Driver {
             }
             LoginFailure::Unavailable(why) => {
                 attempt.into_iter().for_each(Try::no_guess);
-                let backend = self.chosen.name();
-                let message = "the backend gave no answer to a login";
-                match counters.unanswered.due(&backend) {
-                    Some(left_out) => tracing::warn!(backend, why, left_out, "{message}"),
-                    None => tracing::debug!(backend, why, "{message}"),
-                }
+                self.unanswered(why);
             }
             LoginFailure::TurnedAway => attempt.into_iter().for_each(Try::no_guess),
         }
@@ -181,5 +180,14 @@ impl Driver {
         let tried_at = self.tried_at.take().unwrap_or_else(Instant::now);
         let at = tried_at + self.context.limits.failure_delay;
         self.errand = Some(Errand::Refuse(Box::pin(tokio::time::sleep_until(at))));
+    }
+
+    /// Takes note of a backend that has not answered a login.
+    pub(super) fn unanswered(&self, why: String) {
+        let (backend, message) = (self.chosen.name(), "the backend gave no answer to a login");
+        match self.context.counters.unanswered.due(&backend) {
+            Some(left_out) => tracing::warn!(backend, why, left_out, "{message}"),
+            None => tracing::debug!(backend, why, "{message}"),
+        }
     }
 }

@@ -86,7 +86,8 @@ impl Masks {
             if !quotable {
                 accent(&mut mask);
             } else if !secret.iter().all(atom) && length >= 1 {
-                mask[length / 2] = b' ';
+                // Without a blank it may have come unquoted.
+                mask[length / 2] = if secret.contains(&b' ') { b' ' } else { b'%' };
             }
             mask
         })
@@ -258,6 +259,9 @@ impl Masks {
     }
 
     fn oauth(&mut self, field: &[u8]) -> Vec<u8> {
+        if matches!(field, b"n,," | b"y,,") {
+            return field.to_vec();
+        }
         if let Some(name) = field.strip_prefix(b"user=") {
             return [b"user=", &self.login_name(name)[..]].concat();
         }
@@ -347,7 +351,7 @@ mod tests {
         for (password, expected) in [
             (&b"short"[..], "xxxxxxxx"),
             (b"wonder land", "xxxxxxxx xxxxxxx"),
-            (b"q\"uote", "xxxx xxx"),
+            (b"q\"uote", "xxxx%xxx"),
             ("pässwört".as_bytes(), "xxxxxxxxé"),
             (b"two\r\nlines", "xxxxxxxxé"),
         ] {
@@ -378,6 +382,10 @@ mod tests {
         assert_eq!(
             masked("XOAUTH2", b"user=alice\x01auth=Bearer ya29.x\x01\x01"),
             "user=2xxxx\x01auth=Bearer xxxxxxxx\x01\x01"
+        );
+        assert_eq!(
+            masked("OAUTHBEARER", b"n,,\x01auth=Bearer ya29.x\x01\x01"),
+            "n,,\x01auth=Bearer xxxxxxxx\x01\x01"
         );
         assert_eq!(masked("SCRAM-SHA-256", b"n,,n=alice,r=abc"), "n,,n=2xxxx,r=xxx");
         assert_eq!(masked("SCRAM-SHA-256", b"r=abcd,s=QQ==,i=1"), "r=xxxx,s=xxxx,i=x");

@@ -584,6 +584,7 @@ mod tests {
     fn transcript() -> Transcript {
         let profile = Profile {
             backend: None,
+            logins_elsewhere: Default::default(),
             push: None,
             relay_mechanisms: false,
             master: false,

@@ -14,6 +14,7 @@ use mailchime::demo::pki::Pki;
 pub(crate) use mailchime::demo::replay::push_offer;
 use mailchime::demo::replay::{Proxy, TOPIC, against_mailchime, push_offer_of};
 use mailchime::imap::capability::Capabilities;
+use mailchime::imap::login::Logins;
 use mailchime::imap::session::{Profile, PushOffer, Shown};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -74,6 +75,7 @@ fn profile_for(settings: &Settings) -> Arc<Profile> {
 pub(crate) fn profile(backend: Option<Capabilities>, push: Option<PushOffer>) -> Arc<Profile> {
     Arc::new(Profile {
         backend: backend.map(Arc::new),
+        logins_elsewhere: Logins::default(),
         push,
         relay_mechanisms: false,
         master: false,

@@ -12,7 +12,7 @@ use super::{Watching, World, limited, told};
 /// A login, with the capabilities that follow it.
 pub(super) const IDLE: &str = "\
 S: * OK [CAPABILITY IMAP4rev1] hi
-C: m2 LOGIN alice wonderland
+C: m2 LOGIN \"alice\" \"wonderland\"
 S: m2 OK [CAPABILITY IMAP4rev1 IDLE] in
 ";
 
@@ -514,7 +514,7 @@ async fn condstore_tells_of_flags_and_is_dropped_where_it_is_not_understood() {
         peer.play(
             "\
 S: * OK [CAPABILITY IMAP4rev1] hi
-C: m2 LOGIN alice wonderland
+C: m2 LOGIN \"alice\" \"wonderland\"
 S: m2 OK in
 C: w1 CAPABILITY
 S: * CAPABILITY IMAP4rev1 IDLE CONDSTORE ID
@@ -611,7 +611,7 @@ async fn a_refusal_without_a_code_is_not_tried_again_soon() {
         let watching = stage.world.watch();
         let refusal = "\
 S: * OK [CAPABILITY IMAP4rev1] hi
-C: m2 LOGIN alice wonderland
+C: m2 LOGIN \"alice\" \"wonderland\"
 S: m2 NO Login failed
 ";
         // The next tries are minutes away; a login of the user brings them forward.

@@ -12,7 +12,8 @@ use super::{limited, told};
 async fn greet(peer: &mut Peer) -> String {
     peer.play("S: * OK [CAPABILITY IMAP4rev1] hi").await;
     let login = peer.line().await;
-    let user = login.strip_prefix("m2 LOGIN ").and_then(|rest| rest.strip_suffix(" wonderland"));
+    let user = login.strip_prefix("m2 LOGIN \"");
+    let user = user.and_then(|rest| rest.strip_suffix("\" \"wonderland\""));
     let user = user.expect(&login).to_owned();
     peer.play("S: m2 OK [CAPABILITY IMAP4rev1 IDLE] in").await;
     user
@@ -158,7 +159,7 @@ async fn stage_with_team() -> Stage {
 
 const LOGIN: &str = "\
 S: * OK [CAPABILITY IMAP4rev1] hi
-C: m2 LOGIN alice wonderland
+C: m2 LOGIN \"alice\" \"wonderland\"
 S: m2 OK [CAPABILITY IMAP4rev1 IDLE NOTIFY LIST-STATUS] in
 C: w1 EXAMINE INBOX
 S: w1 OK open
