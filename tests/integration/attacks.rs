@@ -18,6 +18,7 @@ mod kept;
 mod logs;
 mod mailboxes;
 pub(crate) mod names;
+mod refusals;
 mod routing;
 mod secrets;
 mod tenants;

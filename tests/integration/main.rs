@@ -12,6 +12,7 @@ mod end_to_end;
 mod faults;
 mod floors;
 mod listeners;
+mod logins;
 mod matrix;
 mod nodes;
 mod program;

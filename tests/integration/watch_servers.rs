@@ -19,7 +19,7 @@ use crate::servers::courier::Courier;
 use crate::servers::cyrus::Cyrus;
 use crate::servers::dovecot::{Dovecot, Options};
 use crate::servers::imap4d::Imap4d;
-use crate::servers::{ALICE, mail};
+use crate::servers::{ALICE, OTHERS, mail};
 use crate::watch::{Watching, World, limited};
 
 /// Between two polls: the least that the configuration takes.
@@ -370,6 +370,22 @@ async fn courier_by_idle() {
         }
         scene.expect("INBOX: quiet", 2 * TOLD, || read(courier.plain, ALICE.0, "INBOX")).await;
         scene.end("Courier").await;
+    })
+    .await;
+}
+
+/// It refuses this password unless it is quoted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn courier_with_a_tilde_in_the_password() {
+    let test = "watch_servers::courier_with_a_tilde_in_the_password";
+    let Some(courier) = Courier::start(test) else { return };
+    limited(async {
+        let (carol, password) = OTHERS[0];
+        let adjust = |world: &mut World| world.password = password;
+        let mut scene = Scene::new(courier.plain, carol, &["INBOX"], Mode::Idle, adjust).await;
+        let deliver = || courier.deliver(carol, "INBOX", &mail("hello"));
+        scene.expect("INBOX: new mail", TOLD, deliver).await;
+        scene.end("Courier, Zip~ped9").await;
     })
     .await;
 }

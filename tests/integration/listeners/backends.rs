@@ -1,8 +1,11 @@
 //! Which backend a session gets, how it is protected, and how many connections an account may have.
 
+use std::net::SocketAddr;
+
 use mailchime::config::{BackendTls, Route, Trust};
 use mailchime::demo::apns::Apns;
 use mailchime::demo::backend::Backend;
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::world::{Line, REGISTER, World, demo_backend, listener, logins, plain, push_by};
@@ -204,6 +207,55 @@ async fn starttls_injection_by_a_backend() {
         client.send("b CAPABILITY\r\n").await;
         let list = client.line().await;
         assert!(list.contains(" XGOOD") && !list.contains("XEVIL"), "{list}");
+    })
+    .await;
+}
+
+/// A backend that offers this before login, and says OK to all.
+async fn offering(list: &'static str) -> SocketAddr {
+    let backend = listener().await;
+    let address = backend.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = backend.accept().await {
+            tokio::spawn(async move {
+                let mut line = Line::of(stream);
+                line.send(&format!("* OK [CAPABILITY IMAP4rev1 {list}] ready\r\n")).await;
+                while let Some(command) = line.try_line().await {
+                    let (tag, _) = command.split_once(' ').unwrap();
+                    line.send(&format!("{tag} OK done\r\n")).await;
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Nobody knows whose session it will be.
+#[tokio::test]
+async fn a_client_is_shown_each_way_in_which_some_backend_takes_logins() {
+    limited(async {
+        let (tokens, passwords) = ("LOGINDISABLED AUTH=XOAUTH2", "AUTH=PLAIN");
+        for (default, route, shown) in [
+            (passwords, passwords, " AUTH=PLAIN AUTH=LOGIN]"),
+            (tokens, tokens, " LOGINDISABLED AUTH=XOAUTH2 AUTH=OAUTHBEARER]"),
+            (passwords, tokens, " AUTH=PLAIN AUTH=LOGIN AUTH=XOAUTH2 AUTH=OAUTHBEARER]"),
+            (tokens, passwords, " AUTH=PLAIN AUTH=LOGIN AUTH=XOAUTH2 AUTH=OAUTHBEARER]"),
+        ] {
+            let (default, backend) = (offering(default).await, offering(route).await);
+            let route = Route { domain: "b.example".into(), backend: plain(backend) };
+            let world = World::start(default, |config| config.routes = vec![route]).await;
+            let asked = async {
+                loop {
+                    let stream = TcpStream::connect(world.address()).await.unwrap();
+                    let mut client = Line::of(world.secured(stream).await.unwrap());
+                    let greeting = client.line().await;
+                    if greeting.contains(shown) {
+                        return;
+                    }
+                }
+            };
+            soon("both backends to be asked what they offer", asked).await;
+        }
     })
     .await;
 }

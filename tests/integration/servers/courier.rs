@@ -10,7 +10,7 @@ use std::process::Command;
 
 use super::process::{self, Plan, Process, Stop};
 use super::unpacked::{self, available_unpacked};
-use super::{ALICE, BOB, deliver_to_maildir, folder_of_nobody, pki, run};
+use super::{deliver_to_maildir, folder_of_nobody, pki, run};
 
 const FILES: [&str; 7] = [
     "usr/sbin/couriertcpd",
@@ -61,7 +61,7 @@ fn plan(folder: &Path, [plain, tls]: [SocketAddr; 2]) -> Plan {
     let dir = folder.display().to_string();
     fs::create_dir(folder.join("etc")).unwrap();
     let mut users = String::new();
-    for (name, password) in [ALICE, BOB] {
+    for (name, password) in super::users() {
         let home = folder.join("home").join(name);
         for subfolder in ["cur", "new", "tmp"] {
             folder_of_nobody(&home.join("Maildir").join(subfolder));
@@ -124,7 +124,7 @@ wait
 
 mod tests {
     use super::super::client::Client;
-    use super::super::mail;
+    use super::super::{ALICE, BOB, mail};
     use super::*;
 
     #[test]

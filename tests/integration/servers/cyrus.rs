@@ -8,7 +8,7 @@ use std::process::Command;
 use super::client::Client;
 use super::process::{self, Plan, Process, Stop};
 use super::unpacked::{self, available_unpacked};
-use super::{ALICE, BOB, NOBODY, User, deliver_by_lmtp, folder_of_nobody, next_second, pki, run};
+use super::{NOBODY, User, deliver_by_lmtp, folder_of_nobody, next_second, pki, run, users};
 
 /// May log in as anybody, by PLAIN with an authorization identity.
 pub(crate) const ADMIN: User<'static> = ("cyrus", "adminpw");
@@ -33,7 +33,7 @@ impl Cyrus {
         let mut cyrus = Self { plain, tls, process };
         let mut admin = Client::connect(plain);
         admin.login(ADMIN);
-        for (name, _) in [ALICE, BOB] {
+        for (name, _) in users() {
             let answer = admin.ask(&format!("CREATE user/{name}"));
             assert!(answer[0].starts_with("x OK"), "{answer:?}");
         }
@@ -66,7 +66,7 @@ fn plan(folder: &Path, [plain, tls]: [SocketAddr; 2]) -> Plan {
     let dir = folder.display().to_string();
     folder_of_nobody(&folder.join("conf/socket"));
     folder_of_nobody(&folder.join("spool"));
-    for (name, password) in [ALICE, BOB, ADMIN] {
+    for (name, password) in users().chain([ADMIN]) {
         let mut command = Command::new("saslpasswd2");
         command.args(["-p", "-c", "-f"]).arg(folder.join("sasldb2"));
         run(command.args(["-u", "localhost", name]), password);
@@ -132,7 +132,7 @@ SERVICES {
 "#;
 
 mod tests {
-    use super::super::mail;
+    use super::super::{ALICE, BOB, mail};
     use super::*;
 
     #[test]

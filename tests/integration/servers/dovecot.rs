@@ -12,8 +12,8 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 
 use super::process::{self, Plan, Process, Stop};
-use super::{ALICE, BOB, NOBODY, User, available, deliver_by_lmtp, deliver_to_maildir};
-use super::{folder_of_nobody, next_second, pki};
+use super::{NOBODY, User, available, deliver_by_lmtp, deliver_to_maildir};
+use super::{folder_of_nobody, next_second, pki, users};
 
 /// A master user: `LOGIN bob*boss masterpw`, or PLAIN with `bob` as authorization identity.
 pub(crate) const MASTER: User<'static> = ("boss", "masterpw");
@@ -37,7 +37,7 @@ pub(crate) struct Options {
     pub(crate) master: bool,
     /// Takes a [`token`] in place of a password, by XOAUTH2 and OAUTHBEARER.
     pub(crate) tokens: bool,
-    /// Names and passwords of users beside [`ALICE`] and [`BOB`]. Their mail comes by LMTP alone.
+    /// Names and passwords of more users. Their mail comes by LMTP alone.
     pub(crate) users: Vec<(String, String)>,
     /// How many sessions a user may have from one address; as good as unlimited if none.
     pub(crate) sessions: Option<u32>,
@@ -136,8 +136,8 @@ impl Dovecot {
 
 impl Users {
     fn new(others: &[(String, String)]) -> Self {
-        let first = [ALICE, BOB].map(|(name, password)| (name.into(), password.into()));
-        let passwords = first.into_iter().chain(others.iter().cloned()).collect();
+        let first = users().map(|(name, password)| (name.into(), password.into()));
+        let passwords = first.chain(others.iter().cloned()).collect();
         Self { passwords, changed: SystemTime::now() }
     }
 
@@ -153,6 +153,7 @@ impl Users {
             // each of many has its own, but for the two whose Maildirs the tests fill themselves.
             let uid = if at < 2 { NOBODY } else { FIRST_UID + u32::try_from(at).unwrap() };
             let home = folder.join("home").join(name);
+            let name = name.replace('\\', r"\\");
             format!("{name}:{{PLAIN}}{password}:{uid}:{NOBODY}::{}\n", home.display())
         };
         let (new, path) = (folder.join("passwd.new"), folder.join("passwd"));
@@ -292,7 +293,7 @@ username_attribute = sub
 
 mod tests {
     use super::super::client::Client;
-    use super::super::mail;
+    use super::super::{ALICE, BOB, mail};
     use super::*;
 
     fn logged_in(dovecot: &Dovecot, user: User<'_>) -> Client {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::process::{self, Plan, Process, Stop};
-use super::{ALICE, BOB, available, deliver_to_maildir, folder_of_nobody, pki, run};
+use super::{available, deliver_to_maildir, folder_of_nobody, pki, run};
 
 pub(crate) struct Imap4d {
     /// Without TLS, also for STARTTLS.
@@ -52,7 +52,7 @@ fn plan(folder: &Path, [plain, tls]: [SocketAddr; 2]) -> Plan {
     let dir = folder.display();
     fs::create_dir(folder.join("passwd")).unwrap();
     let mut users = String::new();
-    for (name, password) in [ALICE, BOB] {
+    for (name, password) in super::users() {
         for subfolder in ["cur", "new", "tmp"] {
             folder_of_nobody(&folder.join("home").join(name).join("INBOX").join(subfolder));
         }
@@ -94,7 +94,7 @@ server {tls} {{
 
 mod tests {
     use super::super::client::Client;
-    use super::super::mail;
+    use super::super::{ALICE, BOB, mail};
     use super::*;
 
     #[test]

@@ -5,7 +5,7 @@
 //! and the other functions wait for the server's process without a runtime; a test that wants its
 //! own tasks to go on meanwhile takes a runtime of several threads.
 //!
-//! Each server knows two users: [`ALICE`] and [`BOB`].
+//! Each server knows [`ALICE`], [`BOB`] and [`OTHERS`].
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
@@ -39,6 +39,15 @@ pub(crate) const ALICE: User<'static> = ("alice", "wonder land");
 
 /// Has a quote and a backslash in his password, which IMAP must escape.
 pub(crate) const BOB: User<'static> = ("bob", r#"q"uo\te"#);
+
+/// Users with passwords that are written in several ways, of which servers take some and not others.
+pub(crate) const OTHERS: [User<'static>; 3] =
+    [("carol", "Zip~ped9"), ("dave", r"x%y\z*w]"), ("eva", "p\u{e4}ssw\u{f6}rd")];
+
+/// All of them.
+fn users() -> impl Iterator<Item = User<'static>> {
+    [ALICE, BOB].into_iter().chain(OTHERS)
+}
 
 /// Number of the user `nobody` and of its group; servers read mail as this user.
 const NOBODY: u32 = 65_534;

@@ -22,7 +22,7 @@ fn login(capabilities: &str) -> String {
     format!(
         "\
 S: * OK [CAPABILITY IMAP4rev1] hi
-C: m2 LOGIN alice wonderland
+C: m2 LOGIN \"alice\" \"wonderland\"
 S: m2 OK [CAPABILITY IMAP4rev1 {capabilities}] in
 "
     )
