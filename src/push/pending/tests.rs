@@ -843,6 +843,22 @@ fn what_is_owed_since_an_earlier_run_is_pushed_at_once() {
     assert!(play.pending.accounts.is_empty());
 }
 
+/// The watching side has marked it, so that the user logs in.
+#[test]
+fn what_others_have_marked_is_pushed_to_a_device_that_is_known() {
+    let mut play = Play::with([phone("aa")]);
+    play.mail("INBOX", 5);
+    let before = play.until(1.0);
+    play.targets[0].mailboxes[0].1 = true;
+    let wanted = WatchEvent::LoginWanted { account: account(), backend: home() };
+    play.pending.event(wanted, play.now);
+    let pushed = play.until(10.0);
+    let pushes = |lines: &[String]| lines.iter().filter(|line| line.contains("push")).count();
+    assert_eq!((pushes(&before), pushes(&pushed)), (1, 1), "{before:?} {pushed:?}");
+    play.targets[0].mailboxes[0].1 = false;
+    assert_eq!(pushes(&play.until(100.0)), 0, "once");
+}
+
 #[test]
 fn at_the_end_what_devices_were_not_told_of_is_marked() {
     let mut play = Play::with([phone("a"), phone("b")]);
