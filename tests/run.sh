@@ -28,6 +28,7 @@ needs=(
     python3:python3:python3
     openssl:openssl:openssl
     postgres:postgresql:/usr/lib/postgresql/*/bin/postgres
+    pgbouncer:pgbouncer:/usr/sbin/pgbouncer
     fail2ban:fail2ban:fail2ban-regex
     faketime:libfaketime:/usr/lib/*/faketime/libfaketimeMT.so.1
     imap4d:mailutils-imap4d:imap4d

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use sqlx::Row;
 use sqlx::any::AnyRow;
-use sqlx::{AnyConnection, Row};
 
 use crate::metrics::Call;
 use crate::model::{Account, BackendId, Mailbox, Timestamp};
 
 use super::registrations::lock;
+use super::work::{Statement, Work};
 use super::{
     Alive, Keeper, Keeping, KeptRow, LiveAccount, Registrant, Sealed, Store, StoreError, account,
     rows,
@@ -49,6 +50,7 @@ impl Store {
     ) -> Result<Option<LiveAccount>, StoreError> {
         let alive = alive.into();
         self.read(Call::Account, async {
+            let mut work = self.begin_read().await?;
             let row = sqlx::query(
                 "select backend, parked, refusals, refused_at from account where name = $1 and exists (select 1 \
                  from device where device.account = account.name \
@@ -59,7 +61,7 @@ impl Store {
             .bind(account.as_str())
             .bind(alive.registered_since.0)
             .bind(alive.outdated_after.0)
-            .fetch_optional(&self.reads)
+            .fetch_optional_in(&mut work)
             .await?;
             row.map(|row| {
                 Ok(LiveAccount {
@@ -94,7 +96,7 @@ impl Store {
                     query =
                         query.bind(account.as_str()).bind(backend.address()).bind(backend.as_str());
                 }
-                adopted += query.execute(&mut *transaction).await?.rows_affected();
+                adopted += query.execute_in(&mut transaction).await?.rows_affected();
             }
             transaction.commit().await?;
             Ok(adopted)
@@ -105,6 +107,7 @@ impl Store {
     /// Whether the account is known and of this backend.
     pub async fn is_of(&self, account: &Account, backend: &BackendId) -> Result<bool, StoreError> {
         self.read(Call::Account, async {
+            let mut work = self.begin_read().await?;
             let row = sqlx::query(
                 "select 1 as known from account \
                  where name = $1 and coalesce(backend, $2) in ($2, $3)",
@@ -112,7 +115,7 @@ impl Store {
             .bind(account.as_str())
             .bind(backend.as_str())
             .bind(backend.address())
-            .fetch_optional(&self.reads)
+            .fetch_optional_in(&mut work)
             .await?;
             Ok(row.is_some())
         })
@@ -154,8 +157,8 @@ impl Store {
         backend: &BackendId,
     ) -> Result<Option<(Vec<KeptRow>, bool)>, StoreError> {
         self.read(Call::Credentials, async {
-            let mut connection = self.reads.acquire().await?;
-            let found = kept(&mut connection, account.as_str(), backend).await?;
+            let mut work = self.begin_read().await?;
+            let found = kept(&mut work, account.as_str(), backend).await?;
             Ok(found.map(|found| (found.rows, found.parked)))
         })
         .await
@@ -191,7 +194,7 @@ impl Store {
             )
             .bind(account.as_str())
             .bind(login.backend.as_str())
-            .execute(&mut *transaction)
+            .execute_in(&mut transaction)
             .await?;
             if let Some(rows) = &rows {
                 put(&mut transaction, account.as_str(), rows).await?;
@@ -265,10 +268,11 @@ impl Store {
                     sqlx::query("delete from credential"),
                 ],
             };
-            let mut erased = 0;
+            let (mut transaction, mut erased) = (self.begin().await?, 0);
             for statement in statements {
-                erased += statement.execute(&self.writes).await?.rows_affected();
+                erased += statement.execute_in(&mut transaction).await?.rows_affected();
             }
+            transaction.commit().await?;
             if erased > 0 {
                 self.leaves_traces();
             }
@@ -329,7 +333,7 @@ impl Store {
     /// how many it replaced.
     pub(super) async fn reseal(&self, texts: &[Resealed]) -> Result<u64, StoreError> {
         self.write(Call::Reseal, || async {
-            let mut replaced = 0;
+            let (mut transaction, mut replaced) = (self.begin().await?, 0);
             let (own, beside): (Vec<_>, Vec<_>) = texts.iter().partition(|it| it.number == 0);
             if !own.is_empty() {
                 let mut query = rows::query(format!(
@@ -341,7 +345,7 @@ impl Store {
                 for Resealed { account, old, new, .. } in own {
                     query = query.bind(account.as_str()).bind(old.as_str()).bind(new.as_str());
                 }
-                replaced += query.execute(&self.writes).await?.rows_affected();
+                replaced += query.execute_in(&mut transaction).await?.rows_affected();
             }
             if !beside.is_empty() {
                 let mut query = rows::query(format!(
@@ -353,8 +357,9 @@ impl Store {
                 for Resealed { account, old, new, .. } in beside {
                     query = query.bind(account.as_str()).bind(old.as_str()).bind(new.as_str());
                 }
-                replaced += query.execute(&self.writes).await?.rows_affected();
+                replaced += query.execute_in(&mut transaction).await?.rows_affected();
             }
+            transaction.commit().await?;
             if replaced > 0 {
                 self.leaves_traces();
             }
@@ -375,6 +380,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         self.write(Call::Park, || async {
+            let mut transaction = self.begin().await?;
             sqlx::query(
                 "update account set refusals = $2, refused_at = $3, parked = $4, \
                  parked_since = case when cast($4 as text) is null then null \
@@ -387,9 +393,9 @@ impl Store {
             .bind(parked)
             .bind(backend.as_str())
             .bind(backend.address())
-            .execute(&self.writes)
-            .await
-            .map(drop)
+            .execute_in(&mut transaction)
+            .await?;
+            transaction.commit().await
         })
         .await
     }
@@ -415,7 +421,7 @@ impl Store {
             .bind(account.as_str())
             .bind(backend.as_str())
             .bind(backend.address())
-            .fetch_optional(&mut *transaction)
+            .fetch_optional_in(&mut transaction)
             .await?;
             let Some(row) = row else { return Ok(Err(now.plus(distance))) };
             let last = row.try_get::<Option<i64>, _>("login_wanted_at").ok().flatten();
@@ -431,7 +437,7 @@ impl Store {
             sqlx::query("update account set login_wanted_at = $2 where name = $1")
                 .bind(account.as_str())
                 .bind(now.0)
-                .execute(&mut *transaction)
+                .execute_in(&mut transaction)
                 .await?;
             sqlx::query(
                 "update device_mailbox set owed_since = $2 where account = $1 \
@@ -443,7 +449,7 @@ impl Store {
             .bind(account.as_str())
             .bind(now.0)
             .bind(Mailbox::INBOX)
-            .execute(&mut *transaction)
+            .execute_in(&mut transaction)
             .await?;
             transaction.commit().await?;
             Ok(Ok(()))
@@ -464,7 +470,7 @@ impl Store {
             .bind(account.as_str())
             .bind(backend.as_str())
             .bind(backend.address())
-            .execute(&mut *transaction)
+            .execute_in(&mut transaction)
             .await?;
             if done.rows_affected() > 0 {
                 self.tell(&mut transaction, account.as_str(), true).await?;
@@ -503,7 +509,7 @@ pub(super) struct Found {
 /// Reads what is kept of an account; `None` when it is unknown or another backend's. Credentials that
 /// cannot be read are left out.
 pub(super) async fn kept(
-    connection: &mut AnyConnection,
+    work: &mut Work,
     account: &str,
     backend: &BackendId,
 ) -> sqlx::Result<Option<Found>> {
@@ -516,7 +522,7 @@ pub(super) async fn kept(
     .bind(account)
     .bind(backend.as_str())
     .bind(backend.address())
-    .fetch_optional(&mut *connection)
+    .fetch_optional_in(work)
     .await?;
     let Some(row) = row else { return Ok(None) };
     let number = |column| row.try_get::<Option<i64>, _>(column);
@@ -536,7 +542,7 @@ pub(super) async fn kept(
         "select sealed, until, since, proved_at from credential where account = $1 order by number",
     )
     .bind(account)
-    .fetch_all(&mut *connection)
+    .fetch_all_in(work)
     .await?;
     let beside = beside.iter().map(|row| -> sqlx::Result<_> {
         let until = row.try_get::<Option<i64>, _>("until")?.map(Timestamp);
@@ -554,11 +560,7 @@ pub(super) async fn kept(
 }
 
 /// Puts these in the place of all credentials of an account that is locked.
-pub(super) async fn put(
-    connection: &mut AnyConnection,
-    account: &str,
-    rows: &[KeptRow],
-) -> sqlx::Result<()> {
+pub(super) async fn put(work: &mut Work, account: &str, rows: &[KeptRow]) -> sqlx::Result<()> {
     let own = rows.first();
     sqlx::query(
         "update account set credentials = $2, credentials_until = $3, credentials_since = $4, \
@@ -569,12 +571,9 @@ pub(super) async fn put(
     .bind(own.and_then(|own| own.sealed.until).map(|until| until.0))
     .bind(own.map(|own| own.since.0))
     .bind(own.map(|own| own.proved_at.0))
-    .execute(&mut *connection)
+    .execute_in(work)
     .await?;
-    sqlx::query("delete from credential where account = $1")
-        .bind(account)
-        .execute(&mut *connection)
-        .await?;
+    sqlx::query("delete from credential where account = $1").bind(account).execute_in(work).await?;
     for (number, KeptRow { sealed, since, proved_at }) in (1_i64..).zip(rows.iter().skip(1)) {
         sqlx::query(
             "insert into credential (account, number, sealed, until, since, proved_at) \
@@ -586,7 +585,7 @@ pub(super) async fn put(
         .bind(sealed.until.map(|until| until.0))
         .bind(since.0)
         .bind(proved_at.0)
-        .execute(&mut *connection)
+        .execute_in(work)
         .await?;
     }
     Ok(())
@@ -595,7 +594,7 @@ pub(super) async fn put(
 /// Marks the devices that registered before the account got another password, at this time of day and of
 /// service.
 async fn outdate(
-    connection: &mut AnyConnection,
+    work: &mut Work,
     account: &str,
     at: Timestamp,
     served: Timestamp,
@@ -607,7 +606,7 @@ async fn outdate(
     .bind(account)
     .bind(at.0)
     .bind(served.0)
-    .execute(&mut *connection)
+    .execute_in(work)
     .await?;
     sqlx::query(
         "update device set outdated_since = $2, outdated_at = $3 \
@@ -616,7 +615,7 @@ async fn outdate(
     .bind(account)
     .bind(at.0)
     .bind(served.0)
-    .execute(connection)
+    .execute_in(work)
     .await
     .map(drop)
 }

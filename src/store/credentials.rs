@@ -303,6 +303,11 @@ impl CredentialSource {
         }
     }
 
+    /// Whether the program is ending, so that nothing is tried again.
+    pub fn is_stopping(&self) -> bool {
+        self.store.is_stopping()
+    }
+
     /// Whether watchers log in with what their users have logged in with; if not, as the master user
     /// of the backend.
     pub fn are_of_users(&self) -> bool {

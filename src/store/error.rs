@@ -102,9 +102,26 @@ pub(super) fn unusable_server(database: &Arc<str>, error: sqlx::Error) -> StoreE
     StoreError::Unusable {
         database: Arc::clone(database),
         problem: error.to_string(),
-        remedy: "user, password (PGPASSWORD or ~/.pgpass, if it is not in the URL), database and \
-                 sslmode must be what the server expects",
+        remedy: pooler_remedy(&error).unwrap_or(
+            "user, password (PGPASSWORD or ~/.pgpass, if it is not in the URL), database and \
+             sslmode must be what the server expects",
+        ),
     }
+}
+
+/// What to change at a pooler that does not let us in, or not as it is set.
+fn pooler_remedy(error: &sqlx::Error) -> Option<&'static str> {
+    let message = error.as_database_error()?.message();
+    // PgBouncer gives both the code of a violation of the protocol.
+    if message.contains("unsupported startup parameter") {
+        return Some(
+            "PgBouncer needs ignore_startup_parameters = extra_float_digits in its configuration",
+        );
+    }
+    message.contains("statement pooling").then_some(
+        "PgBouncer needs pool_mode = transaction or session in its configuration, for this database \
+         at least",
+    )
 }
 
 impl fmt::Debug for StoreError {
@@ -171,12 +188,18 @@ pub(super) fn is_conflict(error: &sqlx::Error) -> bool {
     postgres_code(error).is_some_and(|code| code.starts_with(CONFLICT))
 }
 
-/// Whether the server does not let us in, as we are.
+/// Whether the server became a standby.
+pub(super) fn is_read_only(error: &sqlx::Error) -> bool {
+    postgres_code(error) == Some(READ_ONLY)
+}
+
+/// Whether the server, or the pooler before it, does not let us in, as we are.
 pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
     // What rustls finds wrong with a certificate comes as invalid data.
     let invalid = |error: &io::Error| error.kind() == io::ErrorKind::InvalidData;
     matches!(error, sqlx::Error::Tls(_) | sqlx::Error::Configuration(_))
         || matches!(error, sqlx::Error::Io(error) if invalid(error))
+        || pooler_remedy(error).is_some()
         || postgres_code(error)
             .is_some_and(|code| code.starts_with(AUTHORIZATION) || code == NO_SUCH_DATABASE)
 }

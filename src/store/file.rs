@@ -79,7 +79,7 @@ impl Store {
     /// called again and again.
     pub async fn look_at_file(&self) {
         let Some(file) = self.file.as_ref().filter(|file| file.has_to_be_emptied()) else { return };
-        match sqlite::empty_lost_log(&self.writes).await {
+        match sqlite::empty_lost_log(&self.connections.writes).await {
             Ok(true) => {
                 file.is_emptied();
                 tracing::warn!("what the database's log held is in the file of before");

@@ -15,7 +15,8 @@
 //! - a mailbox has a snapshot row exactly while some device of the account is registered for it.
 //!
 //! SQLite and PostgreSQL have one set of statements (`$1`, TEXT and BIGINT, `on conflict`,
-//! `returning`), which is why they go through sqlx's `Any` driver. What SQLite does by having one
+//! `returning`), which is why they go through sqlx's `Any` driver. [`work`] says what a call has of a
+//! connection: one transaction, and nothing beyond it. What SQLite does by having one
 //! writer, PostgreSQL does by rows: whatever adds or removes a device first locks the row of its
 //! account, so that "has no device" stays true until the account is deleted for it. Transactions
 //! that got into each other's way all the same are run again here.
@@ -37,6 +38,7 @@ mod service;
 mod shares;
 mod sqlite;
 mod vault;
+mod work;
 
 use std::fmt;
 use std::io;
@@ -46,13 +48,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::any::{AnyArguments, AnyRow};
-use sqlx::postgres::PgConnectOptions;
 use sqlx::query::Query;
-use sqlx::{Any, AnyPool, Row, Transaction};
+use sqlx::{Any, Row};
 use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
 
 use self::file::DatabaseFile;
 use self::rows::Readable;
+use self::work::{Connections, Statement, Work};
 use crate::config::{self, database_name};
 use crate::metrics::{Call, Labels, Metrics};
 use crate::model::{Account, BackendId, Device, DeviceToken, Mailbox, Snapshot, Timestamp};
@@ -73,13 +76,11 @@ pub use vault::{Vault, VaultError};
 pub struct Store {
     /// How errors name the database.
     database: Arc<str>,
-    reads: AnyPool,
-    writes: AnyPool,
-    /// The statement that begins a transaction.
-    begin: &'static str,
+    connections: Arc<Connections>,
     /// No call takes longer.
     limit: Duration,
-    schema: Arc<Schema>,
+    /// A server may be away when the program starts.
+    up_to_date: Arc<OnceCell<()>>,
     batches: Arc<Batches>,
     shares: Shares,
     /// Of a program that serves phones.
@@ -87,6 +88,7 @@ pub struct Store {
     /// Of SQLite: the files, and whether the log holds what was removed or replaced.
     file: Option<Arc<DatabaseFile>>,
     traces: Arc<AtomicBool>,
+    stopping: Arc<Stopping>,
     metrics: Arc<Metrics>,
     /// When the log last said that a call took long.
     said_slow: Arc<Mutex<Option<Instant>>>,
@@ -94,19 +96,19 @@ pub struct Store {
     incarnation: Arc<str>,
 }
 
-/// The schema of a server, which may be away when the program starts.
-struct Schema {
-    server: Option<PgConnectOptions>,
-    up_to_date: OnceCell<()>,
+/// The end of the program, which does not wait for a database that is away.
+#[derive(Default)]
+struct Stopping {
+    begun: CancellationToken,
+    /// A call was late since: further ones fail at once.
+    away: AtomicBool,
 }
 
-impl Schema {
-    /// Without a server it is up to date already.
-    fn of(server: Option<PgConnectOptions>) -> Self {
-        let done = server.is_none().then_some(());
-        Self { server, up_to_date: OnceCell::new_with(done) }
-    }
-}
+/// What a call may take from the moment in which the program is told to stop.
+const LAST: Duration = Duration::from_secs(2);
+
+/// How long a start waits for a server to answer.
+const FIRST: Duration = Duration::from_secs(3);
 
 /// What a call may take beyond `busy_timeout`.
 const GRACE: Duration = Duration::from_secs(5);
@@ -343,7 +345,14 @@ impl Store {
             let opened = sqlite::open(&path, &database, busy_timeout).await?;
             return Ok(Self::of_file(database, opened, busy_timeout));
         }
-        let store = Self::on_server(url, busy_timeout)?;
+        let store = Self::on_server(url, busy_timeout, OnceCell::new())?;
+        // Mail does not wait for it. What is wrong with it is found here if it answers.
+        let first = store.connections.begin_write();
+        if tokio::time::timeout(FIRST, first).await.map(drop).is_err() {
+            let database = &*store.database;
+            tracing::error!(database, "the database is not there yet: it does not answer");
+            return Ok(store);
+        }
         match store.limited(store.ready()).await {
             Err(error) if error.is_temporary() => {
                 tracing::error!(%error, "the database is not there yet");
@@ -363,9 +372,7 @@ impl Store {
                 let opened = sqlite::open_existing(&path, &database, busy_timeout).await?;
                 Self::of_file(database, opened, busy_timeout)
             }
-            None => {
-                Self { schema: Arc::new(Schema::of(None)), ..Self::on_server(url, busy_timeout)? }
-            }
+            None => Self::on_server(url, busy_timeout, OnceCell::new_with(Some(())))?,
         };
         store.limited(store.expect_schema()).await?;
         Ok(store)
@@ -377,44 +384,48 @@ impl Store {
     }
 
     fn of_file(database: Arc<str>, opened: sqlite::Opened, busy_timeout: Duration) -> Self {
-        let sqlite::Opened { file, reads, writes } = opened;
-        let store = Self::new(database, (reads, writes), sqlite::BEGIN_WRITE, busy_timeout, None);
+        let sqlite::Opened { file, connections } = opened;
+        let up_to_date = OnceCell::new_with(Some(()));
+        let store = Self::new(database, connections, busy_timeout, up_to_date);
         Self { file: Some(file), ..store }
     }
 
-    fn on_server(url: &str, busy_timeout: Duration) -> Result<Self, StoreError> {
+    fn on_server(
+        url: &str,
+        busy_timeout: Duration,
+        up_to_date: OnceCell<()>,
+    ) -> Result<Self, StoreError> {
         let database: Arc<str> = database_name(url).into();
         let limit = busy_timeout + GRACE;
-        let (server, reads, writes) = postgres::pools(url, &database, busy_timeout, limit)?;
-        let begin = postgres::BEGIN_WRITE;
-        Ok(Self::new(database, (reads, writes), begin, busy_timeout, Some(server)))
+        let connections = postgres::connections(url, &database, busy_timeout, limit)?;
+        Ok(Self::new(database, connections, busy_timeout, up_to_date))
     }
 
-    /// `server` says where the schema is still to be brought up to date.
+    /// `up_to_date` says whether the schema is.
     fn new(
         database: Arc<str>,
-        (reads, writes): (AnyPool, AnyPool),
-        begin: &'static str,
+        connections: Connections,
         busy_timeout: Duration,
-        server: Option<PgConnectOptions>,
+        up_to_date: OnceCell<()>,
     ) -> Self {
+        let (connections, up_to_date) = (Arc::new(connections), Arc::new(up_to_date));
         // SQLite has one writer. A server has the disk to itself, and others may share it.
-        let batches = Arc::new(Batches::new(if server.is_some() { 2 } else { 1 }));
-        let (limit, schema) = (busy_timeout + GRACE, Arc::new(Schema::of(server)));
+        let batches = Arc::new(Batches::new(if connections.are_to_a_server() { 2 } else { 1 }));
+        let limit = busy_timeout + GRACE;
         let (metrics, incarnation, shares) = (Arc::default(), "".into(), Shares::default());
         let (service, file, traces) = (None, None, Arc::default());
+        let stopping = Arc::default();
         Self {
             database,
-            reads,
-            writes,
-            begin,
+            connections,
             limit,
-            schema,
+            up_to_date,
             batches,
             shares,
             service,
             file,
             traces,
+            stopping,
             metrics,
             said_slow: Arc::default(),
             incarnation,
@@ -447,12 +458,23 @@ impl Store {
 
     /// Whether processes on other machines may serve from the same database.
     pub fn is_shared(&self) -> bool {
-        self.schema.server.is_some()
+        self.connections.are_to_a_server()
     }
 
     /// No call takes longer.
     pub fn limit(&self) -> Duration {
         self.limit
+    }
+
+    /// The program ends: from now on a call takes two seconds at most, and when one has taken that long,
+    /// further ones fail at once.
+    pub fn stop(&self) {
+        self.stopping.begun.cancel();
+    }
+
+    /// Whether it does.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.begun.is_cancelled()
     }
 
     /// The schema is that of this program.
@@ -462,8 +484,11 @@ impl Store {
             problem,
             remedy,
         };
-        let sql = "select max(version) as version from _sqlx_migrations";
-        let row = sqlx::query(sql).fetch_one(&self.reads).await.map_err(|error| {
+        let newest = async {
+            let sql = "select max(version) as version from _sqlx_migrations";
+            sqlx::query(sql).fetch_one_in(&mut self.begin_read().await?).await
+        };
+        let row = newest.await.map_err(|error| {
             if error::is_no_table(&error) {
                 let remedy = "name the one that mailchime uses, or start mailchime to have it made";
                 return unusable("is no database of mailchime".to_owned(), remedy);
@@ -487,13 +512,13 @@ impl Store {
         }
     }
 
-    /// Whether the database answers, and is the one that was opened; changes nothing.
+    /// Whether the database has all that writing needs, and is the one that was opened; changes nothing.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.read(Call::Ping, async {
-            sqlx::query("select 1").execute(&self.reads).await.map(drop)
+        self.write(Call::Ping, || async {
+            // No account has an empty name. It is rolled back.
+            registrations::lock(&mut self.begin().await?, "").await
         })
-        .await?;
-        self.is_in_place()
+        .await
     }
 
     /// Takes what was removed or replaced out of SQLite's log, too, if there is any: it is overwritten
@@ -530,12 +555,12 @@ impl Store {
 
     /// Waits for the calls in flight and closes the database; later calls fail.
     pub async fn close(&self) {
-        self.reads.close().await;
+        self.connections.reads.close().await;
         match self.is_in_place() {
             Ok(()) => self.scrub_soon().await,
             Err(_) => self.look_at_file().await,
         }
-        self.writes.close().await;
+        self.connections.writes.close().await;
         if let Some(file) = &self.file {
             file.release();
         }
@@ -548,8 +573,9 @@ impl Store {
         query: Query<'_, Any, AnyArguments>,
         read: impl Fn(&AnyRow) -> sqlx::Result<T>,
     ) -> sqlx::Result<Vec<T>> {
+        let mut work = self.begin_read().await?;
         let Readable { rows, left_out } =
-            rows::readable(&self.reads, &self.metrics, query, read).await?;
+            rows::readable(&mut work, &self.metrics, query, read).await?;
         match left_out {
             1.. if rows.is_empty() => {
                 Err(sqlx::Error::Decode("no row of a page can be read".into()))
@@ -564,7 +590,8 @@ impl Store {
         query: Query<'_, Any, AnyArguments>,
         read: impl Fn(&AnyRow) -> sqlx::Result<T>,
     ) -> sqlx::Result<Vec<T>> {
-        Ok(rows::readable(&self.reads, &self.metrics, query, read).await?.rows)
+        let mut work = self.begin_read().await?;
+        Ok(rows::readable(&mut work, &self.metrics, query, read).await?.rows)
     }
 
     /// Runs the work of a call that only reads.
@@ -606,6 +633,8 @@ impl Store {
         for _ in 1..TRIES {
             match work().await {
                 Err(error) if error::is_conflict(&error) => {}
+                // Its server has just become a standby.
+                Err(error) if error::is_read_only(&error) => self.connections.distrust(),
                 result => return result,
             }
         }
@@ -639,17 +668,20 @@ impl Store {
         tracing::warn!(call, milliseconds, "a call of the database took long");
     }
 
-    async fn begin(&self) -> sqlx::Result<Transaction<'static, Any>> {
-        self.writes.begin_with(self.begin).await
+    /// Begins a transaction that writes.
+    async fn begin(&self) -> sqlx::Result<Work> {
+        self.connections.begin_write().await
+    }
+
+    /// Begins a transaction that reads.
+    async fn begin_read(&self) -> sqlx::Result<Work> {
+        self.connections.begin_read().await
     }
 
     /// Brings the schema up to date, and reads the time of service, unless that has been done.
     async fn ready(&self) -> Result<(), StoreError> {
-        if let Some(server) = &self.schema.server {
-            let limits = (self.limit - GRACE, self.limit);
-            let update = || postgres::migrate(server, &self.database, limits.0, limits.1);
-            self.schema.up_to_date.get_or_try_init(update).await?;
-        }
+        let update = || postgres::migrate(&self.connections, &self.database, self.limit);
+        self.up_to_date.get_or_try_init(update).await?;
         self.named(self.know_service().await)
     }
 
@@ -657,10 +689,27 @@ impl Store {
         &self,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        tokio::time::timeout(self.limit, call).await.unwrap_or_else(|_| {
-            let late = format!("no answer within {:?}", self.limit);
+        let late = |limit: Duration| {
+            let late = format!("no answer within {limit:?}");
             self.named(Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, late))))
-        })
+        };
+        let Stopping { begun, away } = &*self.stopping;
+        if away.load(Ordering::Relaxed) {
+            return late(LAST);
+        }
+        let stopping = async {
+            begun.cancelled().await;
+            tokio::time::sleep(LAST).await;
+        };
+        tokio::select! {
+            result = tokio::time::timeout(self.limit, call) => {
+                result.unwrap_or_else(|_| late(self.limit))
+            }
+            () = stopping => {
+                away.store(true, Ordering::Relaxed);
+                late(LAST)
+            }
+        }
     }
 
     /// Gives an error the database's name.

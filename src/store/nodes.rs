@@ -5,12 +5,13 @@
 //! all, and not to the one that is thought to watch the account, so that nobody's idea of who that
 //! is can be out of date.
 
+use sqlx::Row;
 use sqlx::any::AnyRow;
-use sqlx::{AnyConnection, Row};
 
 use crate::metrics::Call;
 use crate::model::Account;
 
+use super::work::{Statement, Work};
 use super::{Store, StoreError, account, rows};
 
 /// A node's row.
@@ -39,7 +40,7 @@ impl Store {
             let mut transaction = self.begin().await?;
             sqlx::query("delete from news where node = $1")
                 .bind(name)
-                .execute(&mut *transaction)
+                .execute_in(&mut transaction)
                 .await?;
             sqlx::query(
                 "insert into node (name, incarnation, beats) values ($1, $2, 0) \
@@ -47,7 +48,7 @@ impl Store {
             )
             .bind(name)
             .bind(&*self.incarnation)
-            .execute(&mut *transaction)
+            .execute_in(&mut transaction)
             .await?;
             transaction.commit().await
         })
@@ -57,12 +58,13 @@ impl Store {
     /// Gives a sign of life, while the name is this process's.
     pub async fn beat(&self, name: &str) -> Result<(), StoreError> {
         self.write(Call::Beat, || async {
+            let mut transaction = self.begin().await?;
             sqlx::query("update node set beats = beats + 1 where name = $1 and incarnation = $2")
                 .bind(name)
                 .bind(&*self.incarnation)
-                .execute(&self.writes)
-                .await
-                .map(drop)
+                .execute_in(&mut transaction)
+                .await?;
+            transaction.commit().await
         })
         .await
     }
@@ -93,11 +95,11 @@ impl Store {
             .bind(name)
             .bind(incarnation)
             .bind(beats)
-            .execute(&mut *transaction)
+            .execute_in(&mut transaction)
             .await?;
             // Of all that are gone: news may have been on its way when its node was removed.
             sqlx::query("delete from news where node not in (select name from node)")
-                .execute(&mut *transaction)
+                .execute_in(&mut transaction)
                 .await?;
             transaction.commit().await?;
             Ok(done.rows_affected() > 0)
@@ -136,7 +138,10 @@ impl Store {
                 let login = row.try_get::<i64, _>("login")? != 0;
                 Ok(News { account: account(row, "account")?, login })
             };
-            Ok(rows::readable(&self.writes, &self.metrics, query, read).await?.rows)
+            let mut transaction = self.begin().await?;
+            let taken = rows::readable(&mut transaction, &self.metrics, query, read).await?.rows;
+            transaction.commit().await?;
+            Ok(taken)
         })
         .await
     }
@@ -147,7 +152,7 @@ impl Store {
     /// transaction has ended, and then reads what it has changed.
     pub(super) async fn tell(
         &self,
-        connection: &mut AnyConnection,
+        work: &mut Work,
         account: &str,
         login: bool,
     ) -> sqlx::Result<()> {
@@ -160,7 +165,7 @@ impl Store {
         .bind(account)
         .bind(i64::from(login))
         .bind(&*self.incarnation)
-        .execute(connection)
+        .execute_in(work)
         .await
         .map(drop)
     }

@@ -8,15 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::any::AnyPoolOptions;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AnyPool, AssertSqlSafe, Connection, Executor};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AnyPool, AssertSqlSafe, Connection, SqlSafeStr};
 use tokio::time::timeout;
 
 use super::error::{is_refusal, unusable_server};
+use super::work::{Connections, Kind, Trust};
 use super::{StoreError, schema};
-
-/// Begins a transaction. Statements see what others have committed before each of them.
-pub(super) const BEGIN_WRITE: &str = "begin isolation level read committed";
 
 /// Connections of each pool. Reads do not wait for writes; few of either are ever in flight.
 const CONNECTIONS: u32 = 4;
@@ -28,52 +26,72 @@ pub(super) fn is_url(url: &str) -> bool {
     url.starts_with("postgres://") || url.starts_with("postgresql://")
 }
 
-/// The server of `url` and the pools for reading and writing, which connect when they have to.
-pub(super) fn pools(
+/// The connections to the server of `url`, which come about when they have to.
+pub(super) fn connections(
     url: &str,
     database: &Arc<str>,
     busy_timeout: Duration,
     limit: Duration,
-) -> Result<(PgConnectOptions, AnyPool, AnyPool), StoreError> {
+) -> Result<Connections, StoreError> {
     let malformed = |error| unusable_server(database, error);
-    let settings = settings(busy_timeout, limit);
     let server = PgConnectOptions::from_str(url).map_err(malformed)?;
+    let url = match server.get_application_name() {
+        None => with_parameter(url, "application_name=mailchime"),
+        Some(_) => url.to_owned(),
+    };
     sqlx::any::install_default_drivers();
-    let options = AnyPoolOptions::new()
-        .max_connections(CONNECTIONS)
-        .acquire_timeout(connecting(busy_timeout))
-        .after_connect(move |connection, _| {
-            let settings = settings.clone();
-            Box::pin(async move { connection.execute(AssertSqlSafe(settings)).await.map(drop) })
-        })
-        // A call that was given up leaves its connection waiting for an answer that may never come.
-        // Without a limit such a connection would keep its place in the pool.
-        .after_release(|connection, _| {
-            Box::pin(async move {
-                match timeout(SIGN_OF_LIFE, connection.ping()).await {
-                    Ok(result) => result.map(|()| true),
-                    Err(_) => Err(sqlx::Error::Protocol("no sign of life".into())),
-                }
+    let trust = Trust::default();
+    let pool = || -> Result<AnyPool, StoreError> {
+        let (taken, returned) = (trust.clone(), trust.clone());
+        let options = AnyPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(busy_timeout.max(Duration::from_secs(1)))
+            // The first word of each transaction is the test.
+            .test_before_acquire(false)
+            .before_acquire(move |_, connection| {
+                let trusted = taken.has(connection.age);
+                Box::pin(async move { Ok(trusted) })
             })
-        });
-    let reads = options.clone().connect_lazy(url).map_err(malformed)?;
-    let writes = options.connect_lazy(url).map_err(malformed)?;
-    Ok((server, reads, writes))
+            // A call that was given up leaves its connection waiting for an answer that may never
+            // come. Without a limit such a connection would keep its place in the pool.
+            .after_release(move |connection, meta| {
+                let trusted = returned.has(meta.age);
+                Box::pin(async move {
+                    if !trusted {
+                        return Ok(false);
+                    }
+                    match timeout(SIGN_OF_LIFE, connection.ping()).await {
+                        Ok(result) => result.map(|()| true),
+                        Err(_) => Err(sqlx::Error::Protocol("no sign of life".into())),
+                    }
+                })
+            });
+        options.connect_lazy(&url).map_err(malformed)
+    };
+    let (reads, writes) = (pool()?, pool()?);
+    let (begin, named) = (begin(busy_timeout, limit).into(), keeps_statements(&url));
+    Ok(Connections { reads, writes, kind: Kind::Server { begin, named, trust } })
 }
 
-/// How long a call waits for a connection.
-fn connecting(busy_timeout: Duration) -> Duration {
-    busy_timeout.max(Duration::from_secs(1))
+fn with_parameter(url: &str, parameter: &str) -> String {
+    let separator = if url.contains('?') { '&' } else { '?' };
+    format!("{url}{separator}{parameter}")
 }
 
-/// What every session of the server begins with.
-fn settings(busy_timeout: Duration, limit: Duration) -> String {
+/// Whether an operator says that statements may be kept prepared.
+fn keeps_statements(url: &str) -> bool {
+    let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters).split('&');
+    let mut given = parameters.filter_map(|it| it.strip_prefix("statement-cache-capacity="));
+    given.any(|capacity| capacity != "0")
+}
+
+/// Begins a transaction. Its statements see what others have committed before each of them.
+fn begin(busy_timeout: Duration, limit: Duration) -> String {
     format!(
-        "set lock_timeout = {busy}; set statement_timeout = {limit}; \
-         set idle_in_transaction_session_timeout = {limit}; \
-         select set_config('application_name', 'mailchime', false) \
-         where current_setting('application_name') = ''; \
-         select set_config('synchronous_commit', 'on', false) \
+        "begin isolation level read committed; set local lock_timeout = {busy}; \
+         set local statement_timeout = {limit}; \
+         set local idle_in_transaction_session_timeout = {limit}; \
+         select set_config('synchronous_commit', 'on', true) \
          where current_setting('synchronous_commit') = 'off'",
         // 0 would mean without end.
         busy = busy_timeout.as_millis().max(1),
@@ -81,28 +99,20 @@ fn settings(busy_timeout: Duration, limit: Duration) -> String {
     )
 }
 
-/// Applies what is missing of the schema, each migration whole or not at all. Of nodes that start at
-/// once one waits for the other, `limit` at most.
+/// Applies what is missing of the schema, all or nothing. Of nodes that start at once one waits for
+/// the other, `limit` at most.
 pub(super) async fn migrate(
-    server: &PgConnectOptions,
+    connections: &Connections,
     database: &Arc<str>,
-    busy_timeout: Duration,
     limit: Duration,
 ) -> Result<(), StoreError> {
-    // A pool of its own: should something fail, the lock on the schema goes with its connection.
-    let options = PgPoolOptions::new().max_connections(1);
-    let options = options.acquire_timeout(connecting(busy_timeout));
-    let options = options.after_connect(move |connection, _| {
-        let settings = settings(limit, limit);
-        Box::pin(async move { connection.execute(AssertSqlSafe(settings)).await.map(drop) })
-    });
-    let pool = options.connect_with(server.clone()).await.map_err(|error| {
-        if is_refusal(&error) {
-            return unusable_server(database, error);
-        }
-        StoreError::from_sqlx(database, error)
-    })?;
-    let done = schema::MIGRATOR.run(&pool).await;
-    pool.close().await;
-    done.map_err(|error| schema::error(database, error))
+    let refused = |error| match is_refusal(&error) {
+        true => unusable_server(database, error),
+        false => StoreError::from_sqlx(database, error),
+    };
+    let mut work = connections.begin_write().await.map_err(refused)?;
+    let patience = format!("set local lock_timeout = {}", limit.as_millis().max(1));
+    work.run(AssertSqlSafe(patience).into_sql_str()).await.map_err(refused)?;
+    schema::update(&mut work).await.map_err(|error| schema::error(database, error))?;
+    work.commit().await.map_err(refused)
 }

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use sqlx::Row;
 use sqlx::any::AnyRow;
-use sqlx::{AnyConnection, Row};
 
 use crate::metrics::Call;
 use crate::model::{Account, BackendId, Mailbox, Snapshot, Timestamp};
 
 use super::registrations::bind_snapshot;
+use super::work::{Statement, Work};
 use super::{
     Alive, DeviceKey, Settlement, Store, StoreError, Target, account, device, rows, snapshot,
 };
@@ -212,7 +213,7 @@ impl<'a> Outcome<'a> {
 
     /// Rows that are not there stay so: a mailbox that nobody is registered for has none, and a late
     /// word about it cannot bring one back.
-    async fn write(&self, connection: &mut AnyConnection) -> sqlx::Result<()> {
+    async fn write(&self, work: &mut Work) -> sqlx::Result<()> {
         for marks in chunks(&self.marks) {
             let mut query = rows::query(format!(
                 "with v (account, token, subtopic, mailbox, cleared, since) as (values {}) \
@@ -232,7 +233,7 @@ impl<'a> Outcome<'a> {
                     .bind(i64::from(mark.cleared))
                     .bind(mark.since.map(|since| since.0));
             }
-            query.execute(&mut *connection).await?;
+            query.execute_in(work).await?;
         }
         for devices in chunks(&self.pushed) {
             let mut query = rows::query(format!(
@@ -245,7 +246,7 @@ impl<'a> Outcome<'a> {
             for ((account, token, subtopic), at) in devices {
                 query = query.bind(*account).bind(token.as_str()).bind(*subtopic).bind(at.0);
             }
-            query.execute(&mut *connection).await?;
+            query.execute_in(work).await?;
         }
         for told in chunks(&self.told) {
             let mut query = rows::query(format!(
@@ -259,7 +260,7 @@ impl<'a> Outcome<'a> {
             for ((account, mailbox), snapshot) in told {
                 query = bind_snapshot(query, account, mailbox, snapshot);
             }
-            query.execute(&mut *connection).await?;
+            query.execute_in(work).await?;
         }
         Ok(())
     }

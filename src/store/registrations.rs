@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::any::AnyArguments;
 use sqlx::query::Query;
-use sqlx::{Any, AnyConnection, Row};
+use sqlx::{Any, Row};
 
 use crate::metrics::Call;
 use crate::model::{Account, BackendId, Registration, Snapshot, Timestamp};
@@ -13,6 +13,7 @@ use crate::model::{Account, BackendId, Registration, Snapshot, Timestamp};
 use super::accounts::{kept, put};
 use super::batches::Waiting;
 use super::shares;
+use super::work::{Statement, Work};
 use super::{
     Alive, DeviceKey, MadeRoom, RegisterOutcome, Registrant, Removed, Store, StoreError, account,
     device, rows,
@@ -173,7 +174,7 @@ impl Store {
                      returning account, token_given, subtopic, aps_account_id, version, topic",
                 )
                 .bind(registered_not_after.map_or(i64::MAX, |time| time.0))
-                .fetch_optional(&mut *transaction)
+                .fetch_optional_in(&mut transaction)
                 .await?;
             let Some(row) = row else { return Ok(None) };
             let account_left = sweep(&mut transaction, key.account.as_str()).await?;
@@ -215,7 +216,7 @@ impl Store {
                 .bind(account.as_str())
                 .bind(registered_since.0)
                 .bind(outdated_after.0)
-                .execute(&mut *transaction)
+                .execute_in(&mut transaction)
                 .await?;
                 let left = sweep(&mut transaction, account.as_str()).await?;
                 self.tell(&mut transaction, account.as_str(), false).await?;
@@ -237,21 +238,22 @@ impl Store {
         let unheard = self.read(Call::Expire, async {
             let query =
                 rows::query(format!("select 1 as unheard from device where {UNHEARD} limit 1"));
-            Ok(query.fetch_optional(&self.reads).await?.is_some())
+            Ok(query.fetch_optional_in(&mut self.begin_read().await?).await?.is_some())
         });
         if !unheard.await? {
             return Ok(());
         }
         self.write(Call::Expire, || async {
+            let mut transaction = self.begin().await?;
             rows::query(format!(
                 "update device set heard_at = coalesce(heard_at, $1), outdated_at = \
                  case when outdated_since is null then null else coalesce(outdated_at, $1) end \
                  where {UNHEARD}"
             ))
             .bind(served.0)
-            .execute(&self.writes)
-            .await
-            .map(drop)
+            .execute_in(&mut transaction)
+            .await?;
+            transaction.commit().await
         })
         .await
     }
@@ -262,7 +264,7 @@ impl Store {
             let mut transaction = self.begin().await?;
             let done = sqlx::query("delete from account where name = $1")
                 .bind(account.as_str())
-                .execute(&mut *transaction)
+                .execute_in(&mut transaction)
                 .await?;
             let known = done.rows_affected() > 0;
             if known {
@@ -277,24 +279,21 @@ impl Store {
 }
 
 /// Makes other transactions that add or remove devices of the account wait for this one.
-pub(super) async fn lock(connection: &mut AnyConnection, account: &str) -> sqlx::Result<()> {
+pub(super) async fn lock(work: &mut Work, account: &str) -> sqlx::Result<()> {
     sqlx::query("update account set created_at = created_at where name = $1")
         .bind(account)
-        .execute(connection)
+        .execute_in(work)
         .await
         .map(drop)
 }
 
 /// Removes the registrations of the device for accounts whose names differ from this one in nothing but
 /// case; returns their names.
-async fn leave_spellings(
-    connection: &mut AnyConnection,
-    key: &DeviceKey,
-) -> sqlx::Result<BTreeSet<String>> {
+async fn leave_spellings(work: &mut Work, key: &DeviceKey) -> sqlx::Result<BTreeSet<String>> {
     let rows = sqlx::query("select account from device where token = $1 and subtopic = $2")
         .bind(key.token.to_lowercase())
         .bind(key.subtopic.as_str())
-        .fetch_all(&mut *connection)
+        .fetch_all_in(work)
         .await?;
     // Databases fold letters beyond ASCII in different ways, so it is not theirs to say.
     let own = key.account.as_str();
@@ -302,30 +301,26 @@ async fn leave_spellings(
     let names = rows.iter().filter_map(|row| row.try_get("account").ok());
     let names: BTreeSet<String> = names.filter(is_other).collect();
     for name in &names {
-        lock(&mut *connection, name).await?;
+        lock(work, name).await?;
         sqlx::query("delete from device where account = $1 and token = $2 and subtopic = $3")
             .bind(name.as_str())
             .bind(key.token.to_lowercase())
             .bind(key.subtopic.as_str())
-            .execute(&mut *connection)
+            .execute_in(work)
             .await?;
     }
     Ok(names)
 }
 
 /// Removes what is kept of the account if another backend has accepted it.
-async fn leave(
-    connection: &mut AnyConnection,
-    account: &Account,
-    backend: &BackendId,
-) -> sqlx::Result<()> {
+async fn leave(work: &mut Work, account: &Account, backend: &BackendId) -> sqlx::Result<()> {
     let done = sqlx::query(
         "delete from account where name = $1 and coalesce(backend, $2) not in ($2, $3)",
     )
     .bind(account.as_str())
     .bind(backend.as_str())
     .bind(backend.address())
-    .execute(connection)
+    .execute_in(work)
     .await?;
     if done.rows_affected() > 0 {
         tracing::info!(
@@ -340,7 +335,7 @@ async fn leave(
 /// of before, and whether that of `login` is another one than the last. Pairs of times here and below are
 /// those of the day and of service.
 async fn upsert_account(
-    connection: &mut AnyConnection,
+    work: &mut Work,
     account: &Account,
     login: &Registrant,
     login_at: (Timestamp, Timestamp),
@@ -348,8 +343,8 @@ async fn upsert_account(
 ) -> sqlx::Result<(Option<(Timestamp, Timestamp)>, bool)> {
     let mut keeping = login.keeping(&[]);
     if login.brings_credentials() {
-        lock(connection, account.as_str()).await?;
-        if let Some(found) = kept(connection, account.as_str(), &login.backend).await? {
+        lock(work, account.as_str()).await?;
+        if let Some(found) = kept(work, account.as_str(), &login.backend).await? {
             keeping = login.keeping(&found.rows);
             // One of the future was noted by a clock that was wrong.
             let is_later = |since: &Timestamp| (login_at.0.0 + 1..=now.0).contains(&since.0);
@@ -377,17 +372,17 @@ async fn upsert_account(
     .bind(account.case_folded())
     .bind(shares::domain(account))
     .bind(login_at.1.0)
-    .execute(&mut *connection)
+    .execute_in(work)
     .await?;
     if let Some(rows) = &keeping.rows {
-        put(connection, account.as_str(), rows).await?;
+        put(work, account.as_str(), rows).await?;
     }
     Ok((None, keeping.other_password))
 }
 
 /// With `outdated` the device stays outdated, or is so from then on.
 async fn upsert_device(
-    connection: &mut AnyConnection,
+    work: &mut Work,
     key: &DeviceKey,
     registration: &Registration,
     outdated: Option<(Timestamp, Timestamp)>,
@@ -415,14 +410,14 @@ async fn upsert_device(
     .bind(outdated.map(|(since, _)| since.0))
     .bind(outdated.map(|(_, at)| at.0))
     .bind(served.0)
-    .execute(connection)
+    .execute_in(work)
     .await
     .map(drop)
 }
 
 /// The account got another password, and the device of `key` has registered with it.
 async fn outdate_others(
-    connection: &mut AnyConnection,
+    work: &mut Work,
     key: &DeviceKey,
     (at, served): (Timestamp, Timestamp),
 ) -> sqlx::Result<()> {
@@ -432,13 +427,13 @@ async fn outdate_others(
     )
     .bind(at.0)
     .bind(served.0)
-    .execute(connection)
+    .execute_in(work)
     .await
     .map(drop)
 }
 
 async fn replace_mailboxes(
-    connection: &mut AnyConnection,
+    work: &mut Work,
     key: &DeviceKey,
     registration: &Registration,
 ) -> sqlx::Result<()> {
@@ -451,7 +446,7 @@ async fn replace_mailboxes(
             "select mailbox from device_mailbox \
              where account = $1 and token = $2 and subtopic = $3",
         )
-        .fetch_all(&mut *connection)
+        .fetch_all_in(work)
         .await?;
     for row in &kept {
         // One that cannot be read stays, and is left out wherever it is read.
@@ -462,7 +457,7 @@ async fn replace_mailboxes(
                  where account = $1 and token = $2 and subtopic = $3 and mailbox = $4",
             )
             .bind(mailbox)
-            .execute(&mut *connection)
+            .execute_in(work)
             .await?;
         }
     }
@@ -479,7 +474,7 @@ async fn replace_mailboxes(
                 .bind(key.subtopic.as_str())
                 .bind(*mailbox);
         }
-        query.execute(&mut *connection).await?;
+        query.execute_in(work).await?;
         let mut query = rows::query(format!(
             "insert into snapshot (account, mailbox, uid_validity, uid_next, messages, unseen, \
              highest_mod_seq) values {} on conflict do nothing",
@@ -488,7 +483,7 @@ async fn replace_mailboxes(
         for (mailbox, state) in wanted {
             query = bind_snapshot(query, key.account.as_str(), mailbox, state);
         }
-        query.execute(&mut *connection).await?;
+        query.execute_in(work).await?;
     }
     Ok(())
 }
@@ -515,20 +510,20 @@ pub(super) fn bind_snapshot<'q>(
 
 /// Deletes the snapshots that no device is registered for any more, so that a mailbox that comes
 /// back begins anew, and the account itself when it has no device. Returns whether it has one.
-async fn sweep(connection: &mut AnyConnection, account: &str) -> sqlx::Result<bool> {
+async fn sweep(work: &mut Work, account: &str) -> sqlx::Result<bool> {
     sqlx::query(
         "delete from snapshot where account = $1 and mailbox not in \
          (select mailbox from device_mailbox where account = $1)",
     )
     .bind(account)
-    .execute(&mut *connection)
+    .execute_in(work)
     .await?;
     let done = sqlx::query(
         "delete from account where name = $1 \
          and not exists (select 1 from device where account = $1)",
     )
     .bind(account)
-    .execute(connection)
+    .execute_in(work)
     .await?;
     Ok(done.rows_affected() == 0)
 }

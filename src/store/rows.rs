@@ -8,8 +8,9 @@ use std::future::poll_fn;
 
 use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
-use sqlx::{Any, AnyPool, AssertSqlSafe, Row};
+use sqlx::{Any, AssertSqlSafe, Row};
 
+use super::work::Work;
 use crate::metrics::Metrics;
 
 /// Most rows of one statement. Both databases take ten times as many, but SQLite looks for each
@@ -54,14 +55,13 @@ const SHOWN: usize = 64;
 /// What `read` makes of each row of the query. A row that cannot be read is left out, named in the log
 /// and counted: whatever is wrong with it, the others are not to suffer.
 pub(super) async fn readable<T>(
-    pool: &AnyPool,
+    work: &mut Work,
     metrics: &Metrics,
     query: Query<'_, Any, AnyArguments>,
     read: impl Fn(&AnyRow) -> sqlx::Result<T>,
 ) -> sqlx::Result<Readable<T>> {
-    // A pool's own stream ends with the first row that cannot be read.
-    let mut connection = pool.acquire().await?;
-    let mut stream = query.fetch(&mut *connection);
+    let (query, connection) = work.prepare(query);
+    let mut stream = query.fetch(connection);
     let mut found = Readable { rows: Vec::new(), left_out: 0 };
     while let Some(row) = poll_fn(|cx| stream.as_mut().poll_next(cx)).await {
         let why =

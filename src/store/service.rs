@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::metrics::Call;
 use crate::model::Timestamp;
 
+use super::work::Statement;
 use super::{Store, StoreError};
 
 /// How often [`Store::count_service`] is to be called.
@@ -56,7 +57,7 @@ impl Store {
     pub async fn serving(self) -> Self {
         let store = Self { service: Some(Default::default()), ..self };
         // A server that is not there yet is asked before the first other call.
-        if store.schema.up_to_date.initialized()
+        if store.up_to_date.initialized()
             && let Err(error) =
                 store.limited(async { store.named(store.know_service().await) }).await
         {
@@ -107,6 +108,7 @@ impl Store {
             return Ok(());
         }
         self.write(Call::Service, || async {
+            let mut transaction = self.begin().await?;
             // Nodes agree on the latest.
             sqlx::query(
                 "insert into service (id, served, seen_at) values (1, $1, $2) \
@@ -116,9 +118,9 @@ impl Store {
             )
             .bind(served.0)
             .bind(seen_at.0)
-            .execute(&self.writes)
-            .await
-            .map(drop)
+            .execute_in(&mut transaction)
+            .await?;
+            transaction.commit().await
         })
         .await
     }
@@ -126,7 +128,7 @@ impl Store {
     /// The time of service as it was last written, and the time of day then.
     async fn service_row(&self) -> sqlx::Result<Option<(Timestamp, Timestamp)>> {
         let row = sqlx::query("select served, seen_at from service where id = 1")
-            .fetch_optional(&self.reads)
+            .fetch_optional_in(&mut self.begin_read().await?)
             .await?;
         // One that cannot be read is none.
         Ok(row.and_then(|row| {
@@ -142,7 +144,7 @@ impl Store {
         }
         let row = self.service_row().await?;
         let newest = sqlx::query("select max(heard_at) as newest from device");
-        let newest = newest.fetch_one(&self.reads).await?;
+        let newest = newest.fetch_one_in(&mut self.begin_read().await?).await?;
         let newest = newest.try_get::<Option<i64>, _>("newest").ok().flatten().map(Timestamp);
         let (now, at) = (Timestamp::now(), Instant::now());
         // Without a row it begins anew, behind no device.

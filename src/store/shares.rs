@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use sqlx::{AnyConnection, Row};
+use sqlx::Row;
 
 use super::DeviceKey;
 use super::registrations::lock;
+use super::work::{Statement, Work};
 use crate::model::{Account, BackendId};
 
 /// Limits of the rows that are not those of one account; 0 is no limit.
@@ -77,7 +78,7 @@ impl Shares {
     /// Whether there is no room for what would be a new row of an account of this backend.
     pub(super) async fn full(
         self,
-        connection: &mut AnyConnection,
+        work: &mut Work,
         key: &DeviceKey,
         backend: &BackendId,
     ) -> sqlx::Result<Option<Full>> {
@@ -115,7 +116,7 @@ impl Shares {
                 continue;
             }
             let query = values.iter().fold(sqlx::query(sql), |query, value| query.bind(*value));
-            let row = query.fetch_one(&mut *connection).await?;
+            let row = query.fetch_one_in(work).await?;
             if row.try_get::<i64, _>("others")? >= i64::from(limit) {
                 return Ok(Some(full));
             }
@@ -127,7 +128,7 @@ impl Shares {
     /// kind the oldest goes, of those who have most. Returns the other accounts that lost something.
     pub(super) async fn make_room(
         self,
-        connection: &mut AnyConnection,
+        work: &mut Work,
         key: &DeviceKey,
         max_devices: u32,
     ) -> sqlx::Result<(MadeRoom, BTreeSet<String>)> {
@@ -141,7 +142,7 @@ impl Shares {
         )
         .bind(key.account.case_folded())
         .bind(key.token.to_lowercase())
-        .fetch_all(&mut *connection)
+        .fetch_all_in(work)
         .await?;
         // A row that cannot be read is not counted, and costs nobody else anything.
         let rows: Vec<_> = rows.iter().filter_map(|row| device_row(row).ok()).collect();
@@ -161,13 +162,13 @@ impl Shares {
         let mut losers = BTreeSet::new();
         for (account, token, subtopic) in too_many.into_iter().chain(foreign) {
             if account != key.account.as_str() {
-                lock(&mut *connection, &account).await?;
+                lock(work, &account).await?;
             }
             sqlx::query("delete from device where account = $1 and token = $2 and subtopic = $3")
                 .bind(account.as_str())
                 .bind(token)
                 .bind(subtopic)
-                .execute(&mut *connection)
+                .execute_in(work)
                 .await?;
             if account != key.account.as_str() {
                 losers.insert(account);

@@ -18,11 +18,9 @@ use tokio::time::Instant;
 
 use super::error::{CANNOT_OPEN, sqlite_code};
 use super::file::DatabaseFile;
+use super::work::{Connections, Kind};
 use super::{StoreError, schema};
 use crate::files;
-
-/// Begins a transaction that holds the write lock from the start.
-pub(super) const BEGIN_WRITE: &str = "begin immediate";
 
 /// Reads run beside the writer and each other (WAL); few are ever in flight.
 const READERS: u32 = 4;
@@ -51,11 +49,10 @@ pub(super) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
     Ok(path.into())
 }
 
-/// An open file, and the pools for reading and writing it.
+/// An open file, and the connections for reading and writing it.
 pub(super) struct Opened {
     pub(super) file: Arc<DatabaseFile>,
-    pub(super) reads: AnyPool,
-    pub(super) writes: AnyPool,
+    pub(super) connections: Connections,
 }
 
 /// Makes the file if need be, locks it and brings it up to date.
@@ -150,7 +147,7 @@ async fn pools(
         let first = connection.execute("select count(*) from sqlite_master");
         first.await.map_err(named)?;
     }
-    Ok(Opened { file, reads, writes })
+    Ok(Opened { file, connections: Connections { reads, writes, kind: Kind::File } })
 }
 
 fn unusable(database: &Arc<str>, error: &io::Error) -> StoreError {
@@ -233,7 +230,7 @@ async fn migrate(
         },
         _ => named(error),
     })?;
-    let mut transaction = connection.begin_with(BEGIN_WRITE).await.map_err(named)?;
+    let mut transaction = connection.begin_with("begin immediate").await.map_err(named)?;
     schema::MIGRATOR
         .run(&mut *transaction)
         .await
@@ -322,7 +319,8 @@ mod tests {
         let database: Arc<str> = "test.db".into();
         let opening = open(&path, &database, Duration::from_millis(4321));
         let opened = tokio::time::timeout(Duration::from_secs(30), opening).await.unwrap().unwrap();
-        for pool in [opened.reads, opened.writes] {
+        let Connections { reads, writes, .. } = opened.connections;
+        for pool in [reads, writes] {
             for (pragma, expected) in [
                 ("pragma synchronous", "2"),
                 ("pragma foreign_keys", "1"),

@@ -19,8 +19,10 @@ use tempfile::TempDir;
 mod backends;
 mod bad_times;
 mod credentials;
+mod failover;
 mod load;
 mod nodes;
+mod pooled;
 mod postgres;
 mod schemas;
 mod service;
@@ -174,6 +176,19 @@ macro_rules! contract {
                 async fn $case() {
                     let test = concat!("store::postgres_keeps_the_contract::", stringify!($case));
                     let Some(database) = super::postgres::Database::make(test).await else { return };
+                    super::limited(async { super::$case(database.open().await).await }).await;
+                }
+            )+
+        }
+
+        mod postgres_behind_pgbouncer_keeps_the_contract {
+            $(
+                #[tokio::test]
+                async fn $case() {
+                    let test = concat!(
+                        "store::postgres_behind_pgbouncer_keeps_the_contract::", stringify!($case)
+                    );
+                    let Some(database) = super::pooled::Database::make(test).await else { return };
                     super::limited(async { super::$case(database.open().await).await }).await;
                 }
             )+

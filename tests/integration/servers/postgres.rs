@@ -1,4 +1,4 @@
-//! PostgreSQL, with a database of its own for the test that starts it.
+//! PostgreSQL, with a database of its own for the test that starts it, and standbys of it.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::process::{self, Plan, Process, Stop};
 use super::{NOBODY, as_nobody, available, run};
 
-const PASSWORD: &str = "chime";
+pub(super) const PASSWORD: &str = "chime";
 
 pub(crate) struct Postgres {
     pub(crate) address: SocketAddr,
@@ -29,17 +29,29 @@ impl Postgres {
             initdb.arg("--no-sync").arg("-D").arg(folder.join("data"));
             initdb.arg("--pwfile").arg(folder.join("password")).current_dir(folder);
             run(&mut initdb, "");
-
-            let port = address.port().to_string();
-            let mut command = as_nobody(&programs.join("postgres"));
-            command.arg("-D").arg(folder.join("data")).arg("-k").arg(folder);
-            command.args(["-h", "127.0.0.1", "-p", &port, "-c", "fsync=off"]);
-            let mut ready = as_nobody(&programs.join("pg_isready"));
-            ready.arg("-q").arg("-h").arg(folder).args(["-p", &port]);
-            // Fast: it takes leave of its clients rather than wait for them.
-            Plan { command, ready: Some(ready), stop: Stop::Leader("INT"), expendable: false }
+            plan(folder, address)
         });
         Some(Self { address, process })
+    }
+
+    /// A standby that follows this one.
+    pub(crate) fn standby(&self) -> Self {
+        let (process, [address]) = process::start(|folder, [address]| {
+            chown(folder, Some(NOBODY), Some(NOBODY)).unwrap();
+            let mut copy = as_nobody(&programs().join("pg_basebackup"));
+            copy.arg("-d").arg(self.url()).arg("-D").arg(folder.join("data"));
+            copy.args(["-R", "-X", "stream", "-c", "fast", "--no-sync"]).current_dir(folder);
+            run(&mut copy, "");
+            plan(folder, address)
+        });
+        Self { address, process }
+    }
+
+    /// Makes a primary of a standby; returns when it takes writes.
+    pub(crate) fn promote(&self) {
+        let mut promote = as_nobody(&programs().join("pg_ctl"));
+        promote.arg("promote").arg("-w").arg("-D").arg(self.process.folder().join("data"));
+        run(promote.current_dir(self.process.folder()), "");
     }
 
     /// What `store.url` takes.
@@ -61,6 +73,17 @@ impl Postgres {
     pub(crate) fn restart(&mut self) {
         self.process.restart();
     }
+}
+
+fn plan(folder: &Path, address: SocketAddr) -> Plan {
+    let (programs, port) = (programs(), address.port().to_string());
+    let mut command = as_nobody(&programs.join("postgres"));
+    command.arg("-D").arg(folder.join("data")).arg("-k").arg(folder);
+    command.args(["-h", "127.0.0.1", "-p", &port, "-c", "fsync=off"]);
+    let mut ready = as_nobody(&programs.join("pg_isready"));
+    ready.arg("-q").arg("-h").arg(folder).args(["-p", &port]);
+    // Fast: it takes leave of its clients rather than wait for them.
+    Plan { command, ready: Some(ready), stop: Stop::Leader("INT"), expendable: false }
 }
 
 /// The folder of the newest version's programs. Debian has one folder for each version.

@@ -1,19 +1,15 @@
 //! A database that is slow, locked, full or gone: each call ends in time with an error to try again
 //! on, and the store is well again by itself when the database is.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-
 use super::postgres::Database;
 use super::*;
+use crate::servers::forwarder::Forwarder;
 use crate::servers::postgres::Postgres;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
 const BUSY: Duration = Duration::from_millis(200);
 
@@ -122,7 +118,8 @@ async fn a_table_that_is_locked() {
         let refused = store.targets(&alice(), EVER).await.unwrap_err();
         assert!(refused.is_temporary(), "{refused:?}");
         assert!(began.elapsed() >= 2 * BUSY && began.elapsed() < BOUND, "{:?}", began.elapsed());
-        store.ping().await.unwrap();
+        let refused = store.ping().await.unwrap_err();
+        assert!(refused.is_temporary(), "it asks for what writing needs: {refused:?}");
         lock.rollback().await.unwrap();
         well_again(&store).await;
     })
@@ -208,36 +205,13 @@ async fn a_server_with_a_full_disk_or_too_many_clients() {
     .await;
 }
 
-/// Passes bytes on to `server`, until it is told to freeze.
-async fn relay(server: SocketAddr, frozen: watch::Receiver<bool>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (mut client, _) = listener.accept().await.unwrap();
-            let mut frozen = frozen.clone();
-            tokio::spawn(async move {
-                let mut server = TcpStream::connect(server).await.unwrap();
-                // Frozen once, a connection says nothing any more and does not end.
-                tokio::select! {
-                    _ = copy_bidirectional(&mut client, &mut server) => return,
-                    _ = async { frozen.wait_for(|frozen| *frozen).await.map(drop) } => {}
-                }
-                std::future::pending::<()>().await;
-            });
-        }
-    });
-    address
-}
-
 #[tokio::test]
 async fn a_server_that_says_nothing_any_more() {
     let test = "store::bad_times::a_server_that_says_nothing_any_more";
     let Some(database) = Database::make(test).await else { return };
     limited(async {
-        let (freeze, frozen) = watch::channel(false);
-        let address = relay(database.address, frozen).await;
-        let url = database.url.replace(&database.address.to_string(), &address.to_string());
+        let network = Forwarder::start(database.address).await;
+        let url = network.url(&database.url, database.address);
         let patience = Duration::from_secs(2);
         let store = Store::open(&url, patience).await.unwrap();
         well_again(&store).await;
@@ -255,7 +229,7 @@ async fn a_server_that_says_nothing_any_more() {
         while waiting(&mut watching).await < 8 {
             tokio::task::yield_now().await;
         }
-        freeze.send_replace(true);
+        network.freeze();
         let began = Instant::now();
         while let Some(refused) = calls.join_next().await {
             let refused = refused.unwrap().unwrap_err();
@@ -263,7 +237,7 @@ async fn a_server_that_says_nothing_any_more() {
         }
         assert!(began.elapsed() < patience + BOUND, "{:?}", began.elapsed());
         lock.rollback().await.unwrap();
-        freeze.send_replace(false);
+        network.thaw();
         // The connections from before are given up; nobody waits for them.
         while store.ping().await.is_err() {}
         well_again(&store).await;

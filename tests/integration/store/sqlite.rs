@@ -230,7 +230,8 @@ async fn a_locked_database_is_an_error_to_try_again_on() {
         let refused = store.refused(&alice(), &imap(), 2, Some("why"), EVER).await.unwrap_err();
         assert!(refused.is_temporary(), "{refused:?}");
         assert_eq!(store.accounts(EVER).await.unwrap(), [], "reading goes on");
-        store.ping().await.unwrap();
+        let refused = store.ping().await.unwrap_err();
+        assert!(refused.is_temporary(), "it asks for what writing needs: {refused:?}");
         store.close().await;
         let refused = try_open(&folder, Duration::from_millis(50)).await.unwrap_err();
         assert!(matches!(refused, StoreError::Unavailable { .. }), "{refused:?}");

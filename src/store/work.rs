@@ -1,0 +1,243 @@
+//! The transactions of calls, and the connections that they run on.
+//!
+//! Nothing of a call outlives its transaction in the session of a server. Behind a pooler (PgBouncer
+//! with `pool_mode = transaction`) the session is another client's before and after it. So settings
+//! are the transaction's own (`set local`), and statements have no name: a name that is kept would
+//! lead to another client's statement. No call listens (LISTEN) or holds a lock for a session.
+//!
+//! A server may fail over behind its address: the one that was the primary lives, is read-only, and
+//! keeps its connections. So each transaction begins with the question whether it may write, reads
+//! too: what a standby says may be out of date. Where it may not, or where the connection is broken or
+//! says nothing, all connections that are as old are given up, and the call begins anew on another.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use sqlx::any::{AnyArguments, AnyQueryResult, AnyRow};
+use sqlx::pool::PoolConnection;
+use sqlx::query::Query;
+use sqlx::{Any, AnyPool, AssertSqlSafe, Executor, Row, SqlSafeStr, SqlStr, Transaction};
+use tokio::time::timeout;
+
+/// For the first word of a connection that has been used before. After this time another one is made.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+
+const READ_ONLY: &str = "the server at this address is read-only: it is a standby, or its \
+                         default_transaction_read_only is on";
+
+/// A database's connections.
+pub(super) struct Connections {
+    pub(super) reads: AnyPool,
+    pub(super) writes: AnyPool,
+    pub(super) kind: Kind,
+}
+
+/// How transactions begin.
+pub(super) enum Kind {
+    /// A SQLite file. A transaction that writes holds the write lock from the start.
+    File,
+    Server {
+        /// Begins a transaction and makes its settings, in one message.
+        begin: Arc<str>,
+        /// Statements are kept prepared, by names: only for a server that no pooler stands before.
+        named: bool,
+        trust: Trust,
+    },
+}
+
+/// Which connections to a server may be used. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Trust(Arc<Mutex<Seen>>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// A connection was found to be of no use then. Those that are as old lead to the same server.
+    distrusted: Option<Instant>,
+    /// The last one that was looked at led to a server that is read-only.
+    read_only: bool,
+}
+
+/// One transaction. It is rolled back when it is dropped.
+pub(super) struct Work {
+    transaction: Transaction<'static, Any>,
+    named: bool,
+}
+
+/// How a statement runs in a [`Work`].
+pub(super) trait Statement: Sized {
+    fn execute_in(
+        self,
+        work: &mut Work,
+    ) -> impl Future<Output = sqlx::Result<AnyQueryResult>> + Send;
+
+    fn fetch_one_in(self, work: &mut Work) -> impl Future<Output = sqlx::Result<AnyRow>> + Send;
+
+    fn fetch_optional_in(
+        self,
+        work: &mut Work,
+    ) -> impl Future<Output = sqlx::Result<Option<AnyRow>>> + Send;
+
+    fn fetch_all_in(
+        self,
+        work: &mut Work,
+    ) -> impl Future<Output = sqlx::Result<Vec<AnyRow>>> + Send;
+}
+
+impl Connections {
+    /// Begins a transaction that reads.
+    pub(super) async fn begin_read(&self) -> sqlx::Result<Work> {
+        self.begin(&self.reads, "begin").await
+    }
+
+    /// Begins a transaction that writes.
+    pub(super) async fn begin_write(&self) -> sqlx::Result<Work> {
+        // A transaction never finds in its middle that another process was faster.
+        self.begin(&self.writes, "begin immediate").await
+    }
+
+    async fn begin(&self, pool: &AnyPool, of_file: &'static str) -> sqlx::Result<Work> {
+        let Kind::Server { begin, named, trust } = &self.kind else {
+            let transaction = pool.begin_with(of_file).await?;
+            return Ok(Work { transaction, named: true });
+        };
+        let connection = pool.acquire().await?;
+        let first = begun(connection, begin, *named);
+        match timeout(SIGN_OF_LIFE, first).await {
+            Ok(Ok(work)) => {
+                trust.is_read_only(false);
+                return Ok(work);
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "a connection to the database is given up"),
+            Err(_) => tracing::debug!("a connection to the database says nothing and is given up"),
+        }
+        self.distrust();
+        let begun = begun(pool.acquire().await?, begin, *named).await;
+        match &begun {
+            Ok(_) => trust.is_read_only(false),
+            Err(error) => {
+                trust.is_read_only(is_standby(error));
+                self.distrust();
+            }
+        }
+        begun
+    }
+
+    /// Whether they lead to a server, which others may share.
+    pub(super) fn are_to_a_server(&self) -> bool {
+        matches!(self.kind, Kind::Server { .. })
+    }
+
+    /// A connection is of no use, or its server became a standby: neither it nor any that is as old is
+    /// used again.
+    pub(super) fn distrust(&self) {
+        let Kind::Server { trust, .. } = &self.kind else { return };
+        trust.distrust();
+        for pool in [&self.reads, &self.writes] {
+            while let Some(mut idle) = pool.try_acquire() {
+                idle.close_on_drop();
+            }
+        }
+    }
+}
+
+/// Begins a transaction on a server that takes writes.
+async fn begun(
+    connection: PoolConnection<Any>,
+    begin: &Arc<str>,
+    named: bool,
+) -> sqlx::Result<Work> {
+    let begin = AssertSqlSafe(Arc::clone(begin)).into_sql_str();
+    let mut transaction = Transaction::begin(connection, Some(begin)).await?;
+    // It is on in a standby, too.
+    let shown = transaction.fetch_one("show transaction_read_only").await?;
+    if shown.try_get::<&str, _>(0)? != "off" {
+        return Err(standby());
+    }
+    Ok(Work { transaction, named })
+}
+
+fn standby() -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, READ_ONLY))
+}
+
+fn is_standby(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Io(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem)
+}
+
+impl Trust {
+    /// Whether a connection of this age may be used.
+    pub(super) fn has(&self, age: Duration) -> bool {
+        self.seen().distrusted.is_none_or(|since| age < since.elapsed())
+    }
+
+    fn distrust(&self) {
+        self.seen().distrusted = Some(Instant::now());
+    }
+
+    /// Says it when that changes.
+    fn is_read_only(&self, is: bool) {
+        let was = std::mem::replace(&mut self.seen().read_only, is);
+        match (was, is) {
+            (false, true) => tracing::error!(
+                "the database server is read-only: nothing can be written until its address leads to \
+                 the primary"
+            ),
+            (true, false) => tracing::info!("the database can be written again"),
+            _ => {}
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Work {
+    pub(super) async fn commit(self) -> sqlx::Result<()> {
+        self.transaction.commit().await
+    }
+
+    /// Runs statements that take no parameters.
+    pub(super) async fn run(&mut self, sql: SqlStr) -> sqlx::Result<()> {
+        self.transaction.execute(sql).await.map(drop)
+    }
+
+    /// The statement as it may be prepared, and where it runs.
+    pub(super) fn prepare<'q>(
+        &mut self,
+        query: Query<'q, Any, AnyArguments>,
+    ) -> (Query<'q, Any, AnyArguments>, &mut sqlx::AnyConnection) {
+        let query = if self.named { query } else { query.persistent(false) };
+        (query, &mut self.transaction)
+    }
+}
+
+impl Statement for Query<'_, Any, AnyArguments> {
+    async fn execute_in(self, work: &mut Work) -> sqlx::Result<AnyQueryResult> {
+        let (query, connection) = work.prepare(self);
+        query.execute(connection).await
+    }
+
+    async fn fetch_one_in(self, work: &mut Work) -> sqlx::Result<AnyRow> {
+        let (query, connection) = work.prepare(self);
+        query.fetch_one(connection).await
+    }
+
+    async fn fetch_optional_in(self, work: &mut Work) -> sqlx::Result<Option<AnyRow>> {
+        let (query, connection) = work.prepare(self);
+        query.fetch_optional(connection).await
+    }
+
+    async fn fetch_all_in(self, work: &mut Work) -> sqlx::Result<Vec<AnyRow>> {
+        let (query, connection) = work.prepare(self);
+        query.fetch_all(connection).await
+    }
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Work")
+    }
+}

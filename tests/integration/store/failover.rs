@@ -1,0 +1,173 @@
+//! A PostgreSQL that fails over behind one address: the server that was the primary is alive,
+//! read-only, and keeps its connections.
+
+use std::time::Instant;
+
+use sqlx::{Connection, Executor, PgConnection, Row};
+
+use super::*;
+use crate::servers::forwarder::Forwarder;
+use crate::servers::postgres::Postgres;
+
+const BUSY: Duration = Duration::from_secs(5);
+
+async fn beside(server: &Postgres) -> PgConnection {
+    PgConnection::connect(&server.url()).await.unwrap()
+}
+
+/// Has each connection of the store in use at once, so that both of its pools are full.
+async fn busy(store: &Store) {
+    let calls = (0..8).map(|number| {
+        let (reading, writing) = (store.clone(), store.clone());
+        let account = Account::from_login(&format!("user{number}@example.org"));
+        async move {
+            tokio::join!(
+                async { reading.targets(&account, EVER).await.map(drop).unwrap() },
+                async { writing.remove_account(&account).await.map(drop).unwrap() },
+            )
+        }
+    });
+    let calls: Vec<_> = calls.map(tokio::spawn).collect();
+    for call in calls {
+        call.await.unwrap();
+    }
+}
+
+/// Waits until the standby has all that the primary has written.
+async fn caught_up(primary: &mut PgConnection, standby: &mut PgConnection) {
+    let written: String =
+        sqlx::query("select pg_current_wal_lsn()::text").fetch_one(primary).await.unwrap().get(0);
+    let replayed = "select coalesce(pg_last_wal_replay_lsn() >= $1::pg_lsn, false)";
+    while !sqlx::query(replayed)
+        .bind(&written)
+        .fetch_one(&mut *standby)
+        .await
+        .unwrap()
+        .get::<bool, _>(0)
+    {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Lets nobody write to the server any more; sessions that there are stay, and are read-only too.
+async fn fence(primary: &mut PgConnection) {
+    primary.execute("alter system set default_transaction_read_only = on").await.unwrap();
+    primary.execute("select pg_reload_conf()").await.unwrap();
+    let shown = "select setting from pg_settings where name = 'default_transaction_read_only'";
+    while sqlx::query(shown).fetch_one(&mut *primary).await.unwrap().get::<String, _>(0) != "on" {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// How many connections of mailchime the server has.
+async fn connections(server: &mut PgConnection) -> i64 {
+    let count = "select count(*) from pg_stat_activity where application_name = 'mailchime'";
+    sqlx::query(count).fetch_one(server).await.unwrap().get(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_switchover_behind_one_address_nothing_stays_at_the_old_server() {
+    let test =
+        "store::failover::after_a_switchover_behind_one_address_nothing_stays_at_the_old_server";
+    let Some(primary) = Postgres::start(test) else { return };
+    limited(async {
+        let standby = primary.standby();
+        let address = Forwarder::start(primary.address).await;
+        let url = address.url(&primary.url(), primary.address);
+        let store = Store::open(&url, BUSY).await.unwrap().of_node("one".into());
+        store.join("one").await.unwrap();
+        register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+        busy(&store).await;
+        let (mut old, mut new) = (beside(&primary).await, beside(&standby).await);
+        assert!(connections(&mut old).await >= 4);
+        caught_up(&mut old, &mut new).await;
+        fence(&mut old).await;
+        standby.promote();
+
+        // The address has not moved yet. What is read there may be out of date, and is not read.
+        let registration = registration(device(&bob(), 'b'), &["INBOX"], 5);
+        let began = Instant::now();
+        for refused in [
+            store.register(&registration, by(&imap(), None), 10, EVER).await.map(drop),
+            store.targets(&alice(), EVER).await.map(drop),
+            store.take_news("one", 10).await.map(drop),
+            store.ping().await,
+        ] {
+            let refused = refused.unwrap_err();
+            assert!(refused.is_temporary(), "{refused:?}");
+            assert!(refused.to_string().contains("read-only"), "{refused:?}");
+        }
+        println!("four calls are refused within {:?}", began.elapsed());
+
+        address.move_to(standby.address);
+        let began = Instant::now();
+        store.register(&registration, by(&imap(), None), 10, Timestamp(200)).await.unwrap();
+        println!("a registration is written {:?} after the address has moved", began.elapsed());
+        store.ping().await.unwrap();
+        only_target(&store, &alice()).await;
+        busy(&store).await;
+        // News that another node writes there arrives.
+        let other = Store::open(&standby.url(), BUSY).await.unwrap().of_node("two".into());
+        register(&other, device(&bob(), 'c'), &["INBOX"], 5, 300).await;
+        let news = store.take_news("one", 10).await.unwrap();
+        assert!(news.iter().any(|news| news.account == bob()), "{news:?}");
+        while connections(&mut old).await > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_is_no_database_until_it_is_promoted() {
+    let test = "store::failover::a_standby_is_no_database_until_it_is_promoted";
+    let Some(primary) = Postgres::start(test) else { return };
+    limited(async {
+        let at_primary = Store::open(&primary.url(), BUSY).await.unwrap();
+        register(&at_primary, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+        let standby = primary.standby();
+        caught_up(&mut beside(&primary).await, &mut beside(&standby).await).await;
+        // The program starts, and waits for it.
+        let store = Store::open(&standby.url(), BUSY).await.unwrap();
+        for refused in [store.ping().await, store.targets(&alice(), EVER).await.map(drop)] {
+            let refused = refused.unwrap_err();
+            assert!(refused.is_temporary(), "{refused:?}");
+            assert!(refused.to_string().contains("read-only"), "{refused:?}");
+        }
+        standby.promote();
+        store.ping().await.unwrap();
+        only_target(&store, &alice()).await;
+        register(&store, device(&bob(), 'b'), &["INBOX"], 5, 100).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_server_that_says_nothing_any_more_costs_one_call_its_time() {
+    let test = "store::failover::an_old_server_that_says_nothing_any_more_costs_one_call_its_time";
+    let Some(primary) = Postgres::start(test) else { return };
+    limited(async {
+        let standby = primary.standby();
+        let address = Forwarder::start(primary.address).await;
+        let url = address.url(&primary.url(), primary.address);
+        let store = Store::open(&url, BUSY).await.unwrap();
+        register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+        busy(&store).await;
+        caught_up(&mut beside(&primary).await, &mut beside(&standby).await).await;
+        standby.promote();
+        // The machine is gone: its connections are, and nobody says so.
+        address.freeze();
+        address.move_to(standby.address);
+        address.thaw();
+        let began = Instant::now();
+        register(&store, device(&bob(), 'b'), &["INBOX"], 5, 200).await;
+        println!("a registration is written after {:?}", began.elapsed());
+        let began = Instant::now();
+        only_target(&store, &alice()).await;
+        busy(&store).await;
+        let took = began.elapsed();
+        println!("others after {took:?}");
+        assert!(took < BUSY, "each connection costs a call its time: {took:?}");
+    })
+    .await;
+}
