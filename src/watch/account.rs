@@ -38,6 +38,9 @@ const MASTER_REMEDY: &str = "see master_user, master_password_file and login_tem
     or [[route]], and what the server lets this user do; `mailchime check --login USER` tries it; send \
     SIGHUP when the configuration or the password file has changed";
 
+/// The longest pause between attempts to read what is to be watched.
+const UNREAD: Duration = Duration::from_secs(30);
+
 /// What the supervisor last told a watcher. Told again unchanged, other backends may be in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Orders {
@@ -77,6 +80,8 @@ pub(super) struct Watcher {
     pub(super) inherited: bool,
     /// Connections that failed in a row.
     pub(super) failures: u32,
+    /// Tries in a row that failed for the database.
+    unread: u32,
     pub(super) ways: Beliefs,
     pub(super) lasting: Lasting,
     /// What flags have changed was asked for and not answered, so far.
@@ -158,6 +163,8 @@ pub(super) enum End {
         rest: Option<Duration>,
     },
     Failed(String),
+    /// The database did not say what is to be watched, or did not take what it is to know.
+    Database(String),
 }
 
 impl End {
@@ -174,7 +181,7 @@ impl From<Lost> for End {
 
 impl From<StoreError> for End {
     fn from(error: StoreError) -> Self {
-        Self::Failed(error.to_string())
+        Self::Database(error.to_string())
     }
 }
 
@@ -225,6 +232,7 @@ impl Watcher {
             watches_since: None,
             inherited,
             failures: 0,
+            unread: 0,
             ways: Beliefs::default(),
             lasting: Lasting::default(),
             asked_for_flags: false,
@@ -434,6 +442,15 @@ impl Watcher {
                 self.rest(Some(wait), &why);
                 Next::Try(wait)
             }
+            // It says nothing of the backend, so it is no failure of it.
+            End::Database(why) => {
+                self.unread = self.unread.saturating_add(1);
+                let backoff = Backoff::new(config.retry_min, config.retry_max.min(UNREAD));
+                let wait = backoff.wait(self.unread, rand::random());
+                tracing::info!(%account, why, ?wait, "watching waits for the database");
+                self.rest(Some(wait), &why);
+                Next::Try(wait)
+            }
         }
     }
 
@@ -586,7 +603,7 @@ impl Watcher {
             let elsewhere = live.as_ref().and_then(|live| live.elsewhere(id));
             return Err(elsewhere.map_or(End::Nothing, |it| End::Elsewhere(it.to_owned())));
         }
-        self.elsewhere = false;
+        (self.elsewhere, self.unread) = (false, 0);
         rows.sort_by(|(one, _), (other, _)| in_order(one, other));
         let before = std::mem::take(&mut self.mailboxes).into_iter();
         let mut before: HashMap<_, _> =

@@ -1,5 +1,8 @@
 //! Who is watched: one task owns the table of watchers.
 //!
+//! The task waits for nothing but its channels: what it has to ask the database is asked beside it, and
+//! counts as of when it was asked. A registration that came since goes before it.
+//!
 //! Of several nodes each watches the accounts that the [`Division`] gives it. What a session of this
 //! node tells of an account that another one watches reaches that one through the database.
 
@@ -26,6 +29,9 @@ const REFRESH_INTERVAL: Duration = Duration::from_hours(1);
 /// The same while the database does not answer.
 const REFRESH_RETRY: Duration = Duration::from_secs(2);
 
+/// Accounts that may be looked up at once. What is to be looked up beyond them waits.
+const LOOK_UPS: usize = 64;
+
 /// Logins of users whom another node watches that may be looked into at once. Of more, the next
 /// login counts.
 const LOGINS: usize = 64;
@@ -40,6 +46,11 @@ struct Supervisor {
     division: cell::Receiver<Division>,
     /// As [`Division::joined`], when all was last read again.
     joined: u64,
+    /// Counts what was asked of the database and what was learnt from elsewhere, in their order.
+    moment: u64,
+    asked: JoinSet<Answer>,
+    /// All accounts are being read.
+    reading: bool,
     /// Logins that are being passed on. Each gives its user, and with what he logged in if he can be
     /// watched here alone.
     logins: JoinSet<(Account, Option<AcceptedLogin>)>,
@@ -55,6 +66,24 @@ struct Supervisor {
 struct Seat {
     orders: cell::Sender<Orders>,
     status: Status,
+    /// When it was last known that the account is to be watched.
+    moment: u64,
+}
+
+/// What the database says, to what was asked at that moment.
+#[derive(Debug)]
+struct Answer {
+    moment: u64,
+    what: Said,
+}
+
+#[derive(Debug)]
+enum Said {
+    /// All accounts with a live device, after those without were removed; as [`Division::joined`] was
+    /// when that began.
+    All { joined: u64, accounts: Result<Vec<LiveAccount>, StoreError> },
+    /// Whether one is to be watched; with the news that had it looked up.
+    One { account: Account, live: Result<bool, StoreError>, news: Option<News> },
 }
 
 /// Watches every account with a live registration, from those in the store to those that `sessions`
@@ -74,6 +103,9 @@ pub async fn run(
         context,
         division: division.clone(),
         joined: 0,
+        moment: 0,
+        asked: JoinSet::new(),
+        reading: false,
         logins: JoinSet::new(),
         passing: HashMap::new(),
         watchers: HashMap::new(),
@@ -81,40 +113,66 @@ pub async fn run(
     };
     let mut replacements = supervisor.context.backends.replacements();
     let mut next_refresh = Instant::now();
+    // That a user logged in can only be told to a watcher. So who is to be watched is read first.
+    let mut begun = false;
     loop {
-        // Before anything else at the start: that a user logged in can only be told to a watcher.
-        if Instant::now() >= next_refresh {
-            let pause = match supervisor.refresh().await {
-                Ok(()) => REFRESH_INTERVAL,
-                Err(error) => {
-                    tracing::error!(%error, "who is to be watched cannot be read; trying again");
-                    REFRESH_RETRY
-                }
-            };
-            next_refresh = Instant::now() + pause;
+        if !supervisor.reading && Instant::now() >= next_refresh {
+            supervisor.read_all();
+            next_refresh = Instant::now() + REFRESH_INTERVAL;
         }
+        let may_ask = supervisor.asked.len() < LOOK_UPS;
+        let may_hear = begun && !supervisor.reading;
         tokio::select! {
             () = stop.cancelled() => break,
-            () = sleep_until(next_refresh) => {}
+            () = sleep_until(next_refresh), if !supervisor.reading => {}
+            Some(answer) = supervisor.asked.join_next() => match answer {
+                Ok(Answer { moment, what: Said::All { joined, accounts } }) => {
+                    supervisor.reading = false;
+                    match accounts {
+                        Ok(accounts) => {
+                            supervisor.refresh(moment, joined, accounts);
+                            begun = true;
+                        }
+                        Err(error) => {
+                            tracing::error!(
+                                %error, "who is to be watched cannot be read; trying again"
+                            );
+                            next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
+                        }
+                    }
+                }
+                Ok(Answer { moment, what: Said::One { account, live, news } }) => {
+                    if supervisor.looked_up(moment, &account, live, news).is_err() {
+                        // What it was about is lost, so all is to be read again.
+                        supervisor.joined = 0;
+                        next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
+                    }
+                }
+                // It is not known what it was about.
+                Err(_) => {
+                    (supervisor.reading, supervisor.joined) = (false, 0);
+                    next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
+                }
+            },
             Ok(()) = division.changed() => next_refresh = Instant::now(),
             Ok(()) = replacements.changed() => {
                 supervisor.backends_are_replaced();
                 // Backends may have got names.
                 next_refresh = Instant::now();
             }
-            Some(news) = news.recv() => if supervisor.look_again(news).await.is_err() {
-                // What it was about is lost, so all is to be read again.
-                supervisor.joined = 0;
-                next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
-            },
+            Some(news) = news.recv(), if may_ask => {
+                if supervisor.is_ours(&news.account) {
+                    supervisor.look_up(news.account.clone(), Some(news));
+                }
+            }
             Some(login) = supervisor.logins.join_next() => match login {
                 Ok((account, here)) => supervisor.passed_on(account, here),
                 // It is not known whose it was.
                 Err(_) => supervisor.passing.clear(),
             },
-            Some(account) = unwatched.recv() => supervisor.stop_unless_live(&account).await,
+            Some(account) = unwatched.recv(), if may_ask => supervisor.look_up(account, None),
             Some(inquiry) = inquiries.next() => supervisor.answer(inquiry),
-            event = sessions.recv() => match event {
+            event = sessions.recv(), if may_hear => match event {
                 Some(SessionEvent::Registered { account, login }) => {
                     supervisor.registered(account, login);
                 }
@@ -134,20 +192,47 @@ pub async fn run(
 }
 
 impl Supervisor {
-    /// Brings the table to what the store says: forgets devices that have not registered for long,
-    /// starts a watcher for each account that lacks one, and stops those of accounts without any
-    /// device and of accounts that another node watches. Where news of other nodes was missed, all
-    /// watchers look again.
-    async fn refresh(&mut self) -> Result<(), StoreError> {
-        let alive = self.context.alive();
-        let joined = self.division.borrow().joined();
-        self.context.store.expire(alive).await?;
-        let accounts = self.context.store.accounts(alive).await?;
-        self.adopt(&accounts).await?;
+    /// The next moment.
+    fn now(&mut self) -> u64 {
+        self.moment += 1;
+        self.moment
+    }
+
+    /// Has devices forgotten that have not registered for long, and all accounts with others read.
+    fn read_all(&mut self) {
+        self.reading = true;
+        let (moment, joined) = (self.now(), self.division.borrow().joined());
+        let context = Arc::clone(&self.context);
+        self.asked.spawn(async move {
+            let accounts = async {
+                let alive = context.alive();
+                context.store.expire(alive).await?;
+                let accounts = context.store.accounts(alive).await?;
+                adopt(&context, &accounts).await?;
+                Ok(accounts)
+            };
+            Answer { moment, what: Said::All { joined, accounts: accounts.await } }
+        });
+    }
+
+    /// Has an account looked up.
+    fn look_up(&mut self, account: Account, news: Option<News>) {
+        let (moment, context) = (self.now(), Arc::clone(&self.context));
+        self.asked.spawn(async move {
+            let live = is_live(&context, &account).await;
+            Answer { moment, what: Said::One { account, live, news } }
+        });
+    }
+
+    /// Brings the table to what the store said at that moment: starts a watcher for each account that
+    /// lacks one, and stops those of accounts without any device and of accounts that another node
+    /// watches. Where news of other nodes was missed, all watchers look again.
+    fn refresh(&mut self, moment: u64, joined: u64, accounts: Vec<LiveAccount>) {
         let live: HashSet<&Account> = accounts.iter().map(|live| &live.account).collect();
         let (mut gone, mut elsewhere) = (Vec::new(), Vec::new());
-        for account in self.watchers.keys() {
+        for (account, seat) in &self.watchers {
             match live.contains(account) {
+                false if seat.moment > moment => {}
                 false => gone.push(account.clone()),
                 true if !self.is_ours(account) => elsewhere.push(account.clone()),
                 true => {}
@@ -180,24 +265,6 @@ impl Supervisor {
             handed_over = elsewhere.len(),
             "accounts are watched"
         );
-        Ok(())
-    }
-
-    /// Records the backends of accounts in rows of versions that did not, and the names of those that
-    /// had none: their users registered at the backend that the configuration names.
-    async fn adopt(&self, accounts: &[LiveAccount]) -> Result<(), StoreError> {
-        let to_adopt = |live: &LiveAccount| {
-            let (id, recorded) =
-                (self.context.backends.id_of(&live.account)?, live.backend.as_deref());
-            let adopts = recorded.is_none_or(|it| it == id.address() && it != id.as_str());
-            adopts.then(|| (live.account.clone(), id))
-        };
-        let to_adopt: Vec<_> = accounts.iter().filter_map(to_adopt).collect();
-        for accounts in to_adopt.chunks(ADOPTED) {
-            let adopted = self.context.store.adopt(accounts).await?;
-            tracing::info!(accounts = adopted, "the backends of accounts are recorded");
-        }
-        Ok(())
     }
 
     /// How the account's watcher begins.
@@ -216,20 +283,6 @@ impl Supervisor {
         }
     }
 
-    /// Whether the account has a mailbox to be watched, now or when its backend is the one that has
-    /// accepted it.
-    async fn is_live(&self, account: &Account) -> Result<bool, StoreError> {
-        let (store, alive) = (&self.context.store, self.context.alive());
-        let id = self.context.backends.id_of(account);
-        match (store.live_account(account, alive).await?, id) {
-            (None, _) => Ok(false),
-            (Some(live), Some(id)) if live.elsewhere(&id).is_none() => {
-                Ok(!store.watched(account, &id, alive).await?.is_empty())
-            }
-            (Some(_), _) => Ok(true),
-        }
-    }
-
     /// Whether this node is to watch the account.
     fn is_ours(&self, account: &Account) -> bool {
         self.division.borrow().is_mine(account) || self.context.credentials.holds(account)
@@ -240,19 +293,39 @@ impl Supervisor {
         self.watchers.values().for_each(|seat| seat.orders.send_modify(|_| {}));
     }
 
-    /// Another process has changed the account.
-    async fn look_again(&mut self, News { account, login }: News) -> Result<(), StoreError> {
-        if !self.is_ours(&account) {
-            return Ok(());
+    /// What the database said at that moment of an account that another process has changed, or whose
+    /// last device is said to be gone. It may have registered since. An error where news is lost.
+    fn looked_up(
+        &mut self,
+        moment: u64,
+        account: &Account,
+        live: Result<bool, StoreError>,
+        news: Option<News>,
+    ) -> Result<(), StoreError> {
+        let live = match live {
+            Ok(live) => live,
+            Err(error) => {
+                tracing::warn!(%account, %error, "an account could not be looked up");
+                // Without news it watches for nobody until the next refresh.
+                return if news.is_some() { Err(error) } else { Ok(()) };
+            }
+        };
+        if news.is_some() {
+            self.tell_of_devices(account.clone());
         }
-        let live = self.is_live(&account).await.inspect_err(
-            |error| tracing::warn!(%account, %error, "an account could not be looked up"),
-        )?;
-        self.tell_of_devices(account.clone());
-        match self.watchers.get(&account).filter(|seat| !seat.orders.is_closed()) {
-            _ if !live => self.stop(&account),
-            Some(seat) => seat.look_again(login && self.context.credentials.are_shared()),
-            None => self.start(account, Orders::default(), Begin::AtOnce),
+        let is_ours = self.is_ours(account);
+        let seat = self.watchers.get_mut(account).filter(|seat| !seat.orders.is_closed());
+        match (seat, live, news) {
+            (Some(seat), false, _) if seat.moment > moment => {}
+            (_, false, _) => self.stop(account),
+            (Some(seat), true, Some(News { login, .. })) => {
+                seat.moment = seat.moment.max(moment);
+                seat.look_again(login && self.context.credentials.are_shared());
+            }
+            (None, true, Some(_)) if is_ours => {
+                self.start(account.clone(), Orders::default(), Begin::AtOnce);
+            }
+            (_, true, _) => {}
         }
         Ok(())
     }
@@ -263,14 +336,15 @@ impl Supervisor {
             return;
         }
         self.tell_of_devices(account.clone());
-        let of_users = self.context.credentials.are_of_users();
-        let seat = self.watchers.get(&account).filter(|seat| !seat.orders.is_closed());
-        let Some(Seat { orders, .. }) = seat else {
+        let (moment, of_users) = (self.now(), self.context.credentials.are_of_users());
+        let seat = self.watchers.get_mut(&account).filter(|seat| !seat.orders.is_closed());
+        let Some(seat) = seat else {
             let mut orders = Orders::default();
             orders.log_in(login, of_users);
             return self.start(account, orders, Begin::AtOnce);
         };
-        orders.send_modify(|orders| {
+        seat.moment = moment;
+        seat.orders.send_modify(|orders| {
             orders.registrations += 1;
             orders.log_in(login, of_users);
         });
@@ -328,7 +402,8 @@ impl Supervisor {
         let context = Arc::clone(&self.context);
         let mut watcher = Watcher::new(account.clone(), context, receiver, status.clone());
         self.tasks.spawn(async move { watcher.run(begin).await });
-        self.watchers.insert(account, Seat { orders: sender, status });
+        let moment = self.now();
+        self.watchers.insert(account, Seat { orders: sender, status, moment });
     }
 
     fn answer(&self, inquiry: Inquiry) {
@@ -343,16 +418,6 @@ impl Supervisor {
         statuses.sort_by(|a, b| a.account.cmp(&b.account));
         // Who asked may have gone.
         let _ = inquiry.reply.send(statuses);
-    }
-
-    /// The last device of the account is said to be gone; it may have registered again meanwhile.
-    async fn stop_unless_live(&mut self, account: &Account) {
-        match self.is_live(account).await {
-            Ok(false) => self.stop(account),
-            Ok(true) => {}
-            // It watches for nobody until the next refresh.
-            Err(error) => tracing::warn!(%account, %error, "an account could not be looked up"),
-        }
     }
 
     fn stop(&mut self, account: &Account) {
@@ -393,6 +458,36 @@ impl Seat {
             }
         });
     }
+}
+
+/// Whether the account has a mailbox to be watched, now or when its backend is the one that has accepted
+/// it.
+async fn is_live(context: &Context, account: &Account) -> Result<bool, StoreError> {
+    let (store, alive) = (&context.store, context.alive());
+    let id = context.backends.id_of(account);
+    match (store.live_account(account, alive).await?, id) {
+        (None, _) => Ok(false),
+        (Some(live), Some(id)) if live.elsewhere(&id).is_none() => {
+            Ok(!store.watched(account, &id, alive).await?.is_empty())
+        }
+        (Some(_), _) => Ok(true),
+    }
+}
+
+/// Records the backends of accounts in rows of versions that did not, and the names of those that had
+/// none: their users registered at the backend that the configuration names.
+async fn adopt(context: &Context, accounts: &[LiveAccount]) -> Result<(), StoreError> {
+    let to_adopt = |live: &LiveAccount| {
+        let (id, recorded) = (context.backends.id_of(&live.account)?, live.backend.as_deref());
+        let adopts = recorded.is_none_or(|it| it == id.address() && it != id.as_str());
+        adopts.then(|| (live.account.clone(), id))
+    };
+    let to_adopt: Vec<_> = accounts.iter().filter_map(to_adopt).collect();
+    for accounts in to_adopt.chunks(ADOPTED) {
+        let adopted = context.store.adopt(accounts).await?;
+        tracing::info!(accounts = adopted, "the backends of accounts are recorded");
+    }
+    Ok(())
 }
 
 /// A user has logged in whom another node watches: if anybody is registered, stores a new password,

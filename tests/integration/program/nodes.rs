@@ -327,10 +327,10 @@ async fn what_a_killed_node_owes_is_pushed_by_the_one_that_takes_over_and_once()
         // Both are killed, and start anew, each for itself.
         let mut b = cluster.start("b", "").await;
         b.sees("a b").await;
+        a.sees("a b").await;
         let [share_of_a, share_of_b] = cluster.divided(&[&a, &b]).await[..] else { panic!("two") };
         cluster.world.apns.refuse().await;
         cluster.world.apns.drop_connections();
-        a.sees("a b").await;
         cluster.mail_to_all();
         a.settled(share_of_a).await;
         b.settled(share_of_b).await;
