@@ -71,6 +71,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 /// waits for a peer that says nothing.
 const GRACE: Duration = Duration::from_secs(12);
 
+/// For calls that the database has not answered to end. They are not waited for any more.
+const CLOSING: Duration = Duration::from_secs(2);
+
 /// The program at work.
 #[derive(Debug)]
 pub struct Running {
@@ -409,6 +412,7 @@ impl Running {
     /// under way end or are marked as owed. What does not end in its time is given up; nothing is
     /// lost by that, it only comes later.
     pub async fn stop(self) {
+        self.store.stop();
         self.stop_serving.cancel();
         let grace = self.config.limits.shutdown_grace + GRACE;
         let listening = self.listening.into_iter().map(|listening| listening.serving);
@@ -429,7 +433,7 @@ impl Running {
         if let Some(task) = self.telling {
             ended("telling of itself", task, GRACE).await;
         }
-        if tokio::time::timeout(GRACE, self.store.close()).await.is_err() {
+        if tokio::time::timeout(CLOSING, self.store.close()).await.is_err() {
             tracing::warn!("the database was still at work at the end");
         }
     }
