@@ -24,18 +24,20 @@
 //! While a command of ours is under way the client's lane is held, too. The fence, a NOOP of our own,
 //! is answered when all earlier commands of the client are, since a server answers in order.
 //!
-//! Nothing is held for ever: see [`Relay::awaited`].
+//! Nothing is held for ever: see [`Relay::awaited`]. A registration that the database does not take at
+//! once is set aside, and answered when that is known; its client goes on.
 
 mod at;
 mod owed;
 mod own;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
 use self::at::{At, LineEnd};
 use self::owed::{Owed, To, Whose};
-use self::own::Job;
+use self::own::{Aside, Job};
 use super::capability::{self, Own};
 use super::literal::{Announcement, End, Scan};
 use super::peek::{self, Command, Response, Status, Verb};
@@ -77,6 +79,8 @@ pub struct Relay {
     tag_prefix: String,
     questions: u32,
     job: Option<Box<Job>>,
+    /// Registrations that are being written while the client goes on, in their order.
+    aside: VecDeque<Aside>,
     /// Bytes for the client that must wait for the end of a response that is on its way.
     deferred: Vec<u8>,
     compress_behind_deferred: bool,
@@ -113,6 +117,7 @@ impl Relay {
             tag_prefix,
             questions: 0,
             job: None,
+            aside: VecDeque::new(),
             deferred: Vec::new(),
             compress_behind_deferred: false,
             scarce: false,
@@ -323,23 +328,25 @@ impl Relay {
 
     /// As [`Session::held`](super::session::Session::held).
     pub(super) fn held(&self) -> usize {
-        self.deferred.capacity() + self.job.as_ref().map_or(0, |job| job.held())
+        let aside: usize = self.aside.iter().map(Aside::held).sum();
+        self.deferred.capacity() + self.job.as_ref().map_or(0, |job| job.held()) + aside
     }
 
-    /// Whether a command of ours is under way, so that the client's bytes wait.
+    /// Whether a command of ours is not answered yet.
     pub fn is_busy(&self) -> bool {
-        self.job.is_some()
+        self.job.is_some() || !self.aside.is_empty()
     }
 
     /// Whether the client waits for nothing but news: all its commands are answered, or it idles.
     pub fn is_idle(&self) -> bool {
-        self.job.is_none() && (self.owed.idle().is_some() || self.owed.is_settled())
+        !self.is_busy() && (self.owed.idle().is_some() || self.owed.is_settled())
     }
 
-    /// The word of the backend that holds up the client, if one does. When it has not come in time,
-    /// call [`Relay::overdue`].
+    /// The word that holds up the client, if one does. When it has not come in time, call
+    /// [`Relay::overdue`].
     pub fn awaited(&self) -> Option<Awaited> {
         match &self.job {
+            Some(job) if job.is_being_stored() => Some(Awaited::Stored(self.questions)),
             Some(job) => job.awaits().then(|| match self.owed.is_settled() {
                 true => Awaited::Answer(self.questions),
                 false => Awaited::Turn,
@@ -348,11 +355,14 @@ impl Relay {
         }
     }
 
-    /// What [`Relay::awaited`] named is not waited for any longer. A command of ours is answered with
-    /// NO. Bytes that were held go on unlooked at: as those of the literal that was announced, or
+    /// What [`Relay::awaited`] named is not waited for any longer. A command of ours for which the
+    /// backend is asked is answered with NO; a registration that is being written is not answered yet,
+    /// and its client goes on. Bytes that were held go on unlooked at: as those of the literal that was announced, or
     /// as said in IDLE.
     pub fn overdue(&mut self, out: &mut Output) {
-        if self.job.is_some() {
+        if self.job.as_ref().is_some_and(|job| job.is_being_stored()) {
+            self.set_aside();
+        } else if self.job.is_some() {
             self.give_up(out);
         } else if let At::Announced(length) = self.client {
             self.client = At::literal(length);

@@ -187,7 +187,7 @@ pub enum RegistrationResult {
     BackendFull,
 }
 
-/// A word of the backend without which the client gets no answer, or its commands do not go on.
+/// A word without which the client gets no answer, or its commands do not go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Awaited {
     /// The answer to a login.
@@ -196,6 +196,8 @@ pub enum Awaited {
     Turn,
     /// The answer to mailchime's question of this number, and to nothing else.
     Answer(u32),
+    /// No word of the backend's: the caller's, of the registration behind the question of this number.
+    Stored(u32),
 }
 
 /// Why a login failed.
@@ -561,14 +563,14 @@ impl Session {
         }
     }
 
-    /// The registration of the last [`Action::Register`] is on disk, or cannot be.
+    /// The registration of the first [`Action::Register`] without an answer is on disk, or cannot be.
     pub fn registered(&mut self, result: RegistrationResult) {
         if let Phase::Relay(relay) = &mut self.phase {
             relay.registered(result, &mut self.output);
         }
     }
 
-    /// The word of the backend that holds up a client, if one does. When it has not come in time, call
+    /// The word that holds up a client, if one does. When it has not come in time, call
     /// [`Session::overdue`].
     pub fn awaited(&self) -> Option<Awaited> {
         match &self.phase {
@@ -603,7 +605,7 @@ impl Session {
         }
     }
 
-    /// Whether a command that mailchime answers itself after the login is under way.
+    /// Whether a command that mailchime answers itself after the login is not answered yet.
     pub fn is_busy(&self) -> bool {
         matches!(&self.phase, Phase::Relay(relay) if relay.is_busy())
     }

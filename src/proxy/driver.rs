@@ -31,11 +31,15 @@ use crate::imap::session::{
     RegistrationResult, Session, UNAVAILABLE,
 };
 use crate::metrics::Phase;
-use crate::model::{AcceptedLogin, Account, SessionEvent, Timestamp};
+use crate::model::{AcceptedLogin, Account, Registration, SessionEvent, Timestamp};
 use crate::net::backend::{Backend, ConnectError, Connected};
 use crate::net::backends;
 use crate::net::proxy_protocol::Addresses;
 use crate::net::stream::Stream;
+
+/// For a registration to be written before its session's other commands go on. It is answered when that
+/// is known.
+const STORED: Duration = Duration::from_secs(1);
 
 /// For the last words of a session to arrive, and for the client to hang up.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -49,6 +53,8 @@ pub(super) struct Driver {
     session: Recorded,
     lanes: Lanes,
     errand: Option<Errand>,
+    /// Registrations that are written after that of the errand.
+    registrations: VecDeque<Registration>,
     /// Whose session it is said to be, once the backend has accepted the login.
     account: Option<Account>,
     /// What was accepted, where it proves whose session it is; with credentials where a registration may
@@ -75,7 +81,7 @@ pub(super) struct Driver {
     places: Option<(SessionPlace, Option<backends::Place>)>,
     /// Armed while a peer takes no bytes.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// Armed while the client is held up until the backend has said this.
+    /// Armed while the client is held up until this is said.
     awaited: Option<(Awaited, Pin<Box<Sleep>>)>,
     close: bool,
     /// The program is stopping: the session ends when nothing is under way.
@@ -150,6 +156,7 @@ impl Driver {
             context,
             lanes: Lanes::new(stream, profile.longest_response()),
             errand: None,
+            registrations: VecDeque::new(),
             account: None,
             login: None,
             addresses,
@@ -410,18 +417,29 @@ impl Driver {
                         continue;
                     };
                     topic.clone_into(&mut registration.device.topic);
-                    let Some(login) = self.login.clone() else {
-                        self.session.registered(RegistrationResult::Unavailable);
-                        continue;
-                    };
-                    let errand = register(Arc::clone(&self.context), registration, login);
-                    self.errand = Some(Errand::Register(Box::pin(errand)));
+                    self.registrations.push_back(registration);
+                    self.register();
                 }
                 Action::Close => self.close = true,
             }
         }
         // Most sessions have had all of theirs after the login.
         self.session.output.actions = VecDeque::new();
+    }
+
+    /// Begins to write the first registration that waits, if none is being written.
+    fn register(&mut self) {
+        while self.errand.is_none()
+            && let Some(registration) = self.registrations.pop_front()
+        {
+            match self.login.clone() {
+                Some(login) => {
+                    let errand = register(Arc::clone(&self.context), registration, login);
+                    self.errand = Some(Errand::Register(Box::pin(errand)));
+                }
+                None => self.session.registered(RegistrationResult::Unavailable),
+            }
+        }
     }
 
     fn poll_errand(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
@@ -483,6 +501,9 @@ impl Driver {
             Some(Errand::Register(register)) => {
                 let result = ready!(register.as_mut().poll(cx));
                 self.session.registered(result);
+                self.errand = None;
+                self.register();
+                return Poll::Ready(());
             }
             Some(Errand::Refuse(time)) => {
                 ready!(time.as_mut().poll(cx));
@@ -532,7 +553,9 @@ impl Driver {
         }
         match &self.lanes.backend {
             Some(backend) if self.session.is_relaying() => {
-                (backend.lane.ended && backend.lane.kept.is_empty() && written)
+                // Behind LOGOUT a registration may be unanswered yet.
+                let answered = self.errand.is_none();
+                (backend.lane.ended && backend.lane.kept.is_empty() && written && answered)
                     .then_some(Ended::Closed)
             }
             // A client that has said all it will say still gets the answers to that. A try that is
@@ -545,14 +568,18 @@ impl Driver {
         }
     }
 
-    /// Ready when the backend has held up the client for too long, and does so no more.
+    /// Ready when the backend, or the database, has held up the client for too long, and does so no
+    /// more.
     fn poll_awaited(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
         let heard = std::mem::take(&mut self.lanes.heard);
         let Some(now) = self.session.awaited() else {
             self.awaited = None;
             return Poll::Pending;
         };
-        let limit = self.context.limits.answer_timeout;
+        let limit = match now {
+            Awaited::Stored(_) => STORED,
+            _ => self.context.limits.answer_timeout,
+        };
         let arm = || (now, Box::pin(tokio::time::sleep(limit)));
         let (awaited, timer) = self.awaited.get_or_insert_with(arm);
         if *awaited != now || (heard && now == Awaited::Turn) {
@@ -561,6 +588,10 @@ impl Driver {
         }
         ready!(timer.as_mut().poll(cx));
         self.awaited = None;
+        if let Awaited::Stored(_) = now {
+            self.session.overdue();
+            return Poll::Ready(());
+        }
         let backend = self.chosen.name();
         if self.context.counters.answer_timeout.hit() && now != Awaited::Login {
             let account = self.account();

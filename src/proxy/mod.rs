@@ -16,6 +16,7 @@ mod serve;
 mod tally;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::sync::{mpsc, watch};
@@ -48,6 +49,8 @@ pub struct Context {
     /// Most devices of one account.
     devices: u32,
     pace: Arc<Pace>,
+    /// For how long a registration waits for the database.
+    busy_timeout: Duration,
     /// Mechanisms that hide the password pass.
     relay_mechanisms: bool,
     /// A master user watches; nobody's password is needed.
@@ -82,6 +85,7 @@ impl Context {
             record: config.record.clone(),
             devices: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
             pace: Arc::default(),
+            busy_timeout: config.store.busy_timeout,
             relay_mechanisms: match config.auth.relay {
                 Relay::Always => true,
                 Relay::Master => master,
@@ -122,6 +126,7 @@ impl Context {
             record: self.record.clone(),
             devices: self.devices,
             pace: Arc::clone(&self.pace),
+            busy_timeout: self.busy_timeout,
             relay_mechanisms: self.relay_mechanisms,
             master: self.master,
             profile: Mutex::new(None),

@@ -12,6 +12,7 @@ mod mask;
 mod transcript;
 mod words;
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::ops::{Deref, DerefMut};
@@ -63,8 +64,8 @@ struct Tape {
     connected: bool,
     /// Bytes of the client that are noted already and not taken yet.
     early: usize,
-    /// The mailboxes of the registration under way.
-    mailboxes: String,
+    /// The mailboxes of the registrations under way.
+    mailboxes: VecDeque<String>,
     writer: JoinHandle<()>,
 }
 
@@ -103,7 +104,7 @@ impl Recorded {
                 backlog,
                 connected: false,
                 early: 0,
-                mailboxes: String::new(),
+                mailboxes: VecDeque::new(),
                 writer,
             }
         });
@@ -208,7 +209,7 @@ impl Recorded {
 
     pub(super) fn registered(&mut self, result: RegistrationResult) {
         if let Some(tape) = &mut self.tape {
-            let mailboxes = std::mem::take(&mut tape.mailboxes);
+            let mailboxes = tape.mailboxes.pop_front().unwrap_or_default();
             match result == RegistrationResult::Stored {
                 true => tape.happens(&format!("store {mailboxes}")),
                 false => tape.happens("cannot store"),
@@ -279,7 +280,7 @@ impl Recorded {
                         .iter()
                         .map(|(name, _)| name.as_str().escape_debug().to_string())
                         .collect();
-                    tape.mailboxes = names.join(", ");
+                    tape.mailboxes.push_back(names.join(", "));
                 }
                 Action::Failed(_) => tape.connected = false,
                 _ => {}

@@ -1,20 +1,25 @@
-//! Writing a registration: the one errand of a session that outlives a short database outage, and
-//! waits where its account registers too often.
+//! Writing a registration, which waits where its account registers too often.
+//!
+//! A device waits about a day after a NO, so a short outage of the database is waited out, for as long
+//! as `busy_timeout` says. The session's other commands go on meanwhile.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::Context;
 use crate::imap::session::RegistrationResult;
 use crate::model::{AcceptedLogin, Account, Registration, SessionEvent, Timestamp};
-use crate::store::{Full, RegisterOutcome};
+use crate::store::{Full, RegisterOutcome, StoreError};
 
-/// A device waits about a day after a NO, so an outage of the database is waited out this often.
-const TRIES: u32 = 4;
-const PAUSE: Duration = Duration::from_secs(2);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// After this time the log says that a registration waits.
+const SLOW: Duration = Duration::from_secs(1);
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -64,48 +69,81 @@ pub(super) async fn register(
     if !is_at_home(&context, &account, &mut login) {
         return RegistrationResult::Unavailable;
     }
+    let (asked, patience) = (Instant::now(), context.busy_timeout);
+    let known = source.has_registered(&registration, &login, Timestamp::now());
     // Where the database cannot say, the write says it.
-    let known = source.has_registered(&registration, &login, Timestamp::now()).await;
-    if known.unwrap_or_default() {
+    if let Ok(Ok(true)) = timeout(patience, known).await {
         tracing::debug!(%account, %token, mailboxes, "device registered without a change");
         return RegistrationResult::Stored;
     }
+    let patience = patience.saturating_sub(asked.elapsed());
     if let Err(refused) = keep_pace(&context, &account).await {
         return refused;
     }
-    for attempt in 1..=TRIES {
-        if !is_at_home(&context, &account, &mut login) {
-            return RegistrationResult::Unavailable;
+    let mut why = None;
+    let written = {
+        let writing = write(&context, &registration, &mut login, &mut why);
+        let mut writing = pin!(timeout(patience, writing));
+        tokio::select! {
+            written = &mut writing => written,
+            () = tokio::time::sleep(SLOW) => {
+                tracing::warn!(%account, %token, "a registration waits for the database");
+                writing.await
+            }
         }
-        let now = Timestamp::now();
-        match source.register(&registration, &login, context.devices, now).await {
-            Ok(RegisterOutcome::Full(full)) => {
-                return no_room(&context, &account, full);
+    };
+    match written {
+        Ok(Some(RegisterOutcome::Stored(room))) => {
+            tracing::info!(%account, %token, mailboxes, "device registered");
+            if room.registrations > 0 && context.counters.accounts_per_device.hit() {
+                tracing::warn!(
+                    %account,
+                    %token,
+                    "[push] accounts_per_device is reached: of the domain with most accounts for \
+                     this device the oldest registration was removed"
+                );
             }
-            Ok(RegisterOutcome::Stored(room)) => {
-                tracing::info!(%account, %token, mailboxes, "device registered");
-                if room.registrations > 0 && context.counters.accounts_per_device.hit() {
-                    tracing::warn!(
-                        %account,
-                        %token,
-                        "[push] accounts_per_device is reached: of the domain with most accounts for \
-                         this device the oldest registration was removed"
-                    );
-                }
-                // If the watching side is gone the program is ending, and starts it next time.
-                let _ = context.events.send(SessionEvent::Registered { account, login }).await;
-                return RegistrationResult::Stored;
-            }
-            Err(error) if attempt == TRIES || !error.is_temporary() => {
-                tracing::error!(%account, %token, %error, "a registration could not be stored");
-            }
-            Err(error) => {
-                tracing::warn!(%account, %token, %error, "a registration waits for the database");
-                tokio::time::sleep(PAUSE).await;
-            }
+            // If the watching side is gone the program is ending, and starts it next time.
+            let _ = context.events.send(SessionEvent::Registered { account, login }).await;
+            RegistrationResult::Stored
+        }
+        Ok(Some(RegisterOutcome::Full(full))) => no_room(&context, &account, full),
+        Ok(None) | Err(_) => {
+            let error = why.map_or_else(|| "no answer".to_owned(), |why| why.to_string());
+            tracing::error!(
+                %account, %token, error,
+                "a registration could not be stored, and is answered NO: the device tries again \
+                 within a day"
+            );
+            RegistrationResult::Unavailable
         }
     }
-    RegistrationResult::Unavailable
+}
+
+/// Writes the registration as soon as the database takes it; `None` if it never will, or the account
+/// has another backend since. `why` is what was in the way last.
+async fn write(
+    context: &Context,
+    registration: &Registration,
+    login: &mut AcceptedLogin,
+    why: &mut Option<StoreError>,
+) -> Option<RegisterOutcome> {
+    let source = &context.credentials;
+    while is_at_home(context, &registration.device.account, login) {
+        let now = Timestamp::now();
+        match source.register(registration, login, context.devices, now).await {
+            Ok(outcome) => return Some(outcome),
+            Err(error) => {
+                let last = !error.is_temporary() || source.is_stopping();
+                *why = Some(error);
+                if last {
+                    break;
+                }
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    None
 }
 
 /// Says which limit leaves no room, to the log and to the client.

@@ -17,10 +17,10 @@ async fn limited<T>(test: impl Future<Output = T>) -> T {
 }
 
 /// An answer over HTTP.
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     head: String,
-    body: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
@@ -46,6 +46,6 @@ async fn request(address: SocketAddr, method: &str, target: &str) -> Answer {
     Answer { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
 }
 
-async fn get(address: SocketAddr, target: &str) -> Answer {
+pub(crate) async fn get(address: SocketAddr, target: &str) -> Answer {
     request(address, "GET", target).await
 }

@@ -6,6 +6,7 @@ mod certificates;
 mod commands;
 mod credentials;
 mod database;
+mod database_away;
 mod demo;
 mod hostile;
 mod lenient;

@@ -4,9 +4,11 @@
 //!   Fence (a NOOP of our own) ──▶ Collect ──▶ Check (STATUS, mailbox by mailbox) ──▶ Store ──▶ answer
 //! ```
 //!
-//! The client's lane is held meanwhile; the lanes themselves are the [relay](super)'s matter.
+//! The client's lane is held meanwhile, but for the database, of which its other commands need nothing:
+//! where that takes long, they go on, and the answer comes when it comes. The lanes themselves are the
+//! [relay](super)'s matter.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 
 use super::owed::To;
@@ -23,6 +25,9 @@ use crate::model::{Device, Mailbox, Registration, Snapshot};
 /// Most STATUS responses that are looked at for one question, and most bytes of them but for the last.
 const MOST_STATUSES: usize = 64;
 const MOST_STATUSES_SIZE: usize = 16 * 1024;
+
+/// Most registrations of a session that are written while its client goes on.
+const MOST_ASIDE: usize = 8;
 
 const UNANSWERED: &str = "NO [UNAVAILABLE] The mail server does not answer, try again later";
 
@@ -43,11 +48,22 @@ enum Stage {
     Fence,
     Collect(Collector),
     Check(Check),
-    /// The caller writes the registration; these names are echoed then.
-    Store {
-        version: u8,
-        echoed: Vec<Vec<u8>>,
-    },
+    /// The caller writes the registration.
+    Store(Echo),
+}
+
+/// What is told of a registration that is on disk.
+#[derive(Debug)]
+struct Echo {
+    version: u8,
+    names: Vec<Vec<u8>>,
+}
+
+/// A registration that the caller writes while the client goes on.
+#[derive(Debug)]
+pub(super) struct Aside {
+    tag: Vec<u8>,
+    echo: Echo,
 }
 
 /// Which of the mailboxes asked for can this user read?
@@ -68,14 +84,21 @@ struct Check {
 }
 
 impl Relay {
-    /// The registration of the last [`Action::Register`] is on disk, or cannot be.
+    /// The registration of the first [`Action::Register`] without an answer is on disk, or cannot be.
     pub fn registered(&mut self, result: RegistrationResult, out: &mut Output) {
-        let Some(job) = self.job.take() else { return };
-        let Job { tag, stage: Stage::Store { version, echoed }, .. } = *job else { return };
+        if self.aside.is_empty() {
+            self.set_aside();
+        }
+        let Some(Aside { tag, echo: Echo { version, names } }) = self.aside.pop_front() else {
+            return;
+        };
+        if self.aside.is_empty() {
+            self.aside = VecDeque::new();
+        }
         let mut answer = Vec::new();
         match self.push() {
             Some((_, topic)) if result == RegistrationResult::Stored => {
-                let names = echoed.iter().map(Vec::as_slice);
+                let names = names.iter().map(Vec::as_slice);
                 answer = registration::answer(version, topic, names);
                 tagged(&mut answer, &tag, "OK XAPPLEPUSHSERVICE completed");
                 out.answered.push((Verb::XApplePushService, Status::Ok));
@@ -101,6 +124,16 @@ impl Relay {
             }
         }
         self.say(answer, out);
+    }
+
+    /// The client goes on while its registration is written.
+    pub(super) fn set_aside(&mut self) {
+        match self.job.take().map(|job| *job) {
+            Some(Job { tag, stage: Stage::Store(echo), .. }) => {
+                self.aside.push_back(Aside { tag, echo });
+            }
+            other => self.job = other.map(Box::new),
+        }
     }
 
     /// Whether a STATUS may be the answer to a question of ours.
@@ -158,7 +191,7 @@ impl Relay {
                 check.conclude(ok, out);
                 self.next_question(out);
             }
-            Stage::Collect(_) | Stage::Store { .. } => {}
+            Stage::Collect(_) | Stage::Store(_) => {}
         }
     }
 
@@ -177,7 +210,7 @@ impl Relay {
                 self.say(statuses, out);
                 self.finish(Status::No, UNANSWERED, out);
             }
-            Stage::Collect(_) | Stage::Store { .. } => {}
+            Stage::Collect(_) | Stage::Store(_) => {}
         }
     }
 
@@ -312,6 +345,9 @@ impl Relay {
     fn store(&mut self, out: &mut Output) {
         let (Some((_, topic)), Some(account)) = (self.push(), self.account.clone()) else { return };
         let topic = topic.to_owned();
+        if self.aside.len() >= MOST_ASIDE {
+            return self.finish(Status::No, "NO [LIMIT] Too many registrations at once", out);
+        }
         let Some(job) = self.job.as_deref_mut() else { return };
         let Stage::Check(check) = std::mem::replace(&mut job.stage, Stage::Fence) else { return };
         let request = check.request;
@@ -324,14 +360,18 @@ impl Relay {
             version,
             topic,
         };
-        let mut echoed = Vec::new();
+        let mut names = Vec::new();
         let mut mailboxes = Vec::new();
         for (name, mailbox, snapshot) in check.found {
-            echoed.push(name);
+            names.push(name);
             mailboxes.push((mailbox, snapshot));
         }
-        job.stage = Stage::Store { version, echoed };
+        job.stage = Stage::Store(Echo { version, names });
         out.actions.push_back(Action::Register(Registration { device, mailboxes }));
+        // It waits for those before it.
+        if !self.aside.is_empty() {
+            self.set_aside();
+        }
     }
 
     /// Answers a command of ours; `text` begins with `status`.
@@ -398,8 +438,20 @@ impl Job {
                 // A name is held as it was written, as a mailbox, and where it was found.
                 2 * check.names_size + check.statuses_size
             }
-            Stage::Store { echoed, .. } => names_size(echoed),
+            Stage::Store(echo) => names_size(&echo.names),
         }
+    }
+
+    /// Whether the caller writes a registration.
+    pub(super) fn is_being_stored(&self) -> bool {
+        matches!(self.stage, Stage::Store(_))
+    }
+}
+
+impl Aside {
+    /// Memory of it.
+    pub(super) fn held(&self) -> usize {
+        self.tag.len() + names_size(&self.echo.names)
     }
 }
 

@@ -47,6 +47,7 @@ pub(super) fn faults() -> Vec<Fault> {
 }
 
 async fn locked_for_a_moment(scene: Scene) {
+    scene.configure("busy_timeout = \"5s\"", "busy_timeout = \"30s\"");
     let mut server = scene.serve().await;
     let mut database = scene.beside().await;
     scene.fault();

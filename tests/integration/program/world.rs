@@ -72,7 +72,7 @@ impl World {
             "[[listener]]\naddress = \"127.0.0.1:0\"\n\
              [tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\
              [backend]\naddress = \"{}\"\ntls = \"none\"\n\
-             [store]\nbusy_timeout = \"500ms\"\n\
+             [store]\nbusy_timeout = \"5s\"\n\
              [watch]\nretry_min = \"10ms\"\nretry_max = \"200ms\"\nsettle = \"10ms\"\n\
              [push]\nquiet_delay = \"100ms\"\nmin_interval = \"10ms\"\n\
              [apns]\nendpoint = \"https://localhost:{}\"\nca = \"ca.pem\"\n\
