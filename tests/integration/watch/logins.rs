@@ -5,7 +5,8 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use mailchime::demo::backend::Backend;
-use mailchime::model::{Account, Credentials, SessionEvent};
+use mailchime::model::{Account, Credentials, SessionEvent, Timestamp};
+use mailchime::watch::WatcherStatus;
 
 use super::mail::{backend, idling, reconnected, world};
 use super::{PASSWORD, Watching, World, limited, told};
@@ -167,6 +168,21 @@ async fn until_all(watching: &Watching, state: &str) {
     }
 }
 
+/// Waits until nobody tries for some minutes: they are parked, or wait for so long.
+async fn until_quiet(watching: &Watching) {
+    loop {
+        let told = watching.inquirer.watchers(None).await.unwrap();
+        let minutes = Timestamp::now().plus(Duration::from_mins(5)).0;
+        let waits = |told: &WatcherStatus| {
+            told.state == "parked" || told.next_try_at.is_some_and(|at| at > minutes)
+        };
+        if told.len() == USERS.len() && told.iter().all(waits) {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Everybody is refused, until few try any more.
 async fn outage(backend: &Backend, world: &World) -> Watching {
     let watching = world.watch();
@@ -176,7 +192,7 @@ async fn outage(backend: &Backend, world: &World) -> Watching {
     while refused(backend) < 3 {
         tokio::task::yield_now().await;
     }
-    until_all(&watching, "backing_off").await;
+    until_quiet(&watching).await;
     watching
 }
 
@@ -185,6 +201,7 @@ async fn a_directory_that_was_empty_for_a_minute_parks_nobody() {
     patient(async {
         let (backend, world) = four().await;
         let mut watching = outage(&backend, &world).await;
+        until_all(&watching, "backing_off").await;
         // Whoever was parked before it was clear is not any more, and no phone is asked for a password.
         for user in USERS {
             assert_eq!(world.parked(user).await, None, "{user}");
