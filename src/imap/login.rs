@@ -19,7 +19,7 @@ use super::literal::End;
 use super::overheard::Overheard;
 use super::peek::{self, Response, Status};
 use super::refusal::Refusal;
-use super::responses::{Ending, end_of_status_or_response};
+use super::responses::{Cut, Ending, end_of_status_or_response};
 use super::sasl::Mechanism;
 
 /// Tags of the commands that a login may send.
@@ -28,7 +28,8 @@ const LOGIN_TAG: &str = "m2";
 const ID_TAG: &str = "m3";
 const ID_AFTER_TAG: &str = "m4";
 
-/// The most that a backend may say from its greeting to its answer, in [`Options::limit`]s.
+/// The most that a backend may say from its greeting to its answer, in [`Options::limit`]s. What is
+/// skipped, since one response of it is longer than that limit, does not count.
 const MOST_HEARD: usize = 8;
 
 /// The most challenges of a backend to one login: no mechanism has as many.
@@ -56,6 +57,8 @@ pub struct Login {
     overheard: Overheard,
     /// That of the response under way.
     ending: Ending,
+    /// That response, if it is longer than what is kept.
+    cut: Option<Box<Cut>>,
     /// Bytes that were said so far.
     heard: usize,
     challenges: u32,
@@ -68,8 +71,9 @@ pub struct Options {
     pub greeted: bool,
     /// Arguments of ID (RFC 2971), sent before and after the login where the backend offers ID.
     pub id: Option<Vec<u8>>,
-    /// Longest response and most untagged data to the login itself, in bytes; all that is said until
-    /// then may be eight times as much.
+    /// What is kept at most of a response, and of untagged data to the login itself, in bytes: of other
+    /// data the rest is skipped, capability lists and challenges must not be longer. All shorter
+    /// responses until then may be eight times as much.
     pub limit: usize,
 }
 
@@ -122,7 +126,8 @@ pub enum Outcome {
         /// For a log.
         why: String,
     },
-    /// There is one, but it is longer than [`Options::limit`].
+    /// A capability list or a challenge is longer than [`Options::limit`], or so much is said that there
+    /// is no answer in it.
     TooLong,
 }
 
@@ -147,6 +152,7 @@ impl Login {
             mechanism: None,
             overheard,
             ending: Ending::default(),
+            cut: None,
             heard: 0,
             challenges: 0,
         }
@@ -170,7 +176,8 @@ impl Login {
         let said = [&self.options.id, &self.farewell].into_iter().flatten();
         let said = said.map(Vec::capacity).sum::<usize>();
         let capabilities = told.map(Capabilities::held).sum::<usize>();
-        self.attempt.held() + pieces + said + self.untagged.capacity() + capabilities
+        let cut = self.cut.as_ref().map_or(0, |cut| cut.held());
+        self.attempt.held() + pieces + said + self.untagged.capacity() + capabilities + cut
     }
 
     pub fn attempt(&self) -> &Attempt {
@@ -189,10 +196,30 @@ impl Login {
         let mut used = 0;
         loop {
             let rest = &input[used..];
+            if let Some(cut) = &mut self.cut {
+                let (skipped, whole) = cut.skip(rest);
+                used += skipped;
+                if !whole {
+                    return (used, None);
+                }
+                if let Some(cut) = self.cut.take()
+                    && let Some(outcome) = self.long_response(cut.kept(), out)
+                {
+                    return (used, Some(outcome));
+                }
+                continue;
+            }
+            let limit = self.options.limit;
             let length = match self.ending.find(rest) {
-                End::At(length) if length <= self.options.limit => length,
-                End::Beyond if rest.len() <= self.options.limit => return (used, None),
-                _ => return (used, Some(Outcome::TooLong)),
+                End::At(length) if length <= limit => length,
+                End::Beyond if rest.len() <= limit || !self.ending.is_known() => {
+                    return (used, None);
+                }
+                End::At(_) | End::Beyond => {
+                    self.ending = Ending::default();
+                    self.cut = Some(Box::new(Cut::new(rest, limit)));
+                    continue;
+                }
             };
             used += length;
             // A backend that says so much without an answer has none, however short each line is.
@@ -240,6 +267,23 @@ impl Login {
             (Some(answer), _) => self.refused(answer),
             (None, Some(bye)) => sent_away(&bye),
             (None, None) => Outcome::Unavailable(why.into()),
+        }
+    }
+
+    /// What is kept of a response that is longer than that. Text for people can be shorter; data that is
+    /// not needed is passed over; a capability list and a challenge have to be whole.
+    fn long_response(&mut self, kept: &[u8], out: &mut Vec<u8>) -> Option<Outcome> {
+        match peek::response(kept).unwrap_or(Response::Data) {
+            Response::Capability
+            | Response::Continuation
+            | Response::Status { capability: true, .. } => Some(Outcome::TooLong),
+            Response::Status { .. } => self.response(&[kept, b"\r\n"].concat(), out),
+            _ => match self.stage {
+                Stage::Greeting => {
+                    Some(unavailable(format_args!("no IMAP greeting: {}", printable(kept))))
+                }
+                _ => None,
+            },
         }
     }
 
@@ -319,16 +363,17 @@ impl Login {
                 if matches!(response, Response::Status { tag: Some(_), .. }) {
                     return None;
                 }
-                if self.untagged.len() + line.len() > self.options.limit {
-                    return Some(Outcome::TooLong);
-                }
+                let refuses = matches!(
+                    response,
+                    Response::Status { tag: None, status: Status::No | Status::Bad, .. }
+                ) && self.refusal.is_none()
+                    && Refusal::of(line) != Refusal::Unexplained;
                 let start = self.untagged.len();
-                self.untagged.extend_from_slice(line);
-                if let Response::Status { tag: None, status: Status::No | Status::Bad, .. } =
-                    response
-                    && self.refusal.is_none()
-                    && Refusal::of(line) != Refusal::Unexplained
-                {
+                // What there is no room for does not reach the client, who gets the answer all the same.
+                if refuses || start + line.len() <= self.options.limit {
+                    self.untagged.extend_from_slice(line);
+                }
+                if refuses {
                     self.refusal = Some(start..self.untagged.len());
                 }
                 None
@@ -701,8 +746,54 @@ mod tests {
         assert!(matches!(outcome, Some(Outcome::SentAway { .. })), "{outcome:?}");
         let options = Options { limit: 100, ..options() };
         let mut login = Login::new(alice_by_login(), options);
-        let (_, outcome) = login.step(&[b'x'; 101], &mut Vec::new());
-        assert!(matches!(outcome, Some(Outcome::TooLong)), "{outcome:?}");
+        let (_, outcome) = login.step(&[b'x'; 2000], &mut Vec::new());
+        assert!(outcome.is_none(), "{outcome:?}");
+        let (_, outcome) = login.step(b"\r\n", &mut Vec::new());
+        assert!(matches!(outcome, Some(Outcome::Unavailable(_))), "{outcome:?}");
+    }
+
+    #[test]
+    fn what_a_login_does_not_need_is_skipped_whatever_its_length() {
+        let options = Options { limit: 2000, ..options() };
+        for piece in [1, 1000, 1 << 20] {
+            let mut login = Login::new(alice_by_login(), options.clone());
+            let (mut input, mut out, mut outcome, mut most) = (Vec::new(), Vec::new(), None, 0);
+            let mut hear = |said: &[u8]| {
+                for bytes in said.chunks(piece) {
+                    assert!(outcome.is_none(), "{outcome:?}");
+                    input.extend_from_slice(bytes);
+                    let (used, end) = login.step(&input, &mut out);
+                    input.drain(..used);
+                    most = most.max(input.len() + login.held());
+                    outcome = end;
+                }
+                outcome.take()
+            };
+            let notice = [b"* OK ", &[b'x'; 5000][..], b"\r\n"].concat();
+            let data = [b"* X-NEWS ({20000}\r\n", &[b'\n'; 20000][..], b")\r\n"].concat();
+            let alert = b"* NO [WEBALERT http://x] see there\r\n";
+            assert!(hear(&notice).is_none());
+            assert!(hear(&data).is_none());
+            assert!(hear(b"m1 OK done\r\n").is_none());
+            for said in [&data, &notice, &alert[..]] {
+                assert!(hear(said).is_none());
+            }
+            let end = hear(&[b"m2 NO [LIMIT] ", &[b'y'; 5000][..], b"\r\n"].concat());
+            let Some(Outcome::Refused { untagged, answer, .. }) = end else { panic!("{end:?}") };
+            let start = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..12]).into_owned();
+            assert_eq!(untagged, alert, "{}", start(&untagged));
+            assert!(start(&answer).starts_with(" NO [LIMIT] "), "{}", start(&answer));
+            assert!(answer.len() < 2000 + 10 && answer.ends_with(b"y\r\n"));
+            assert!(most < 3 * 2000 + 1000 || piece > 1000, "{most} bytes are held");
+        }
+        for list in [&b"* OK [CAPABILITY IMAP4rev1"[..], b"* CAPABILITY IMAP4rev1"] {
+            let mut login = Login::new(alice_by_login(), options.clone());
+            let mut out = Vec::new();
+            login.step(b"* OK hi\r\n", &mut out);
+            let said = [list, &b" XYZ".repeat(1000), b"] hi\r\n"].concat();
+            let (_, outcome) = login.step(&said, &mut out);
+            assert!(matches!(outcome, Some(Outcome::TooLong)), "{outcome:?}");
+        }
     }
 
     #[test]

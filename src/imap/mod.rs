@@ -4,6 +4,7 @@
 //! knows tokio, a clock, or any floor above `model`.
 //!
 //! - [`literal`]: literal announcements, and where a whole command or response ends
+//! - `at`: where in a stream of lines and literals a lane is
 //! - [`peek`]: the first bytes of a line: which command, which response
 //! - [`collect`]: one bounded command, with its literals, put together from pieces
 //! - [`args`]: strings and lists as arguments (nom), and quoting
@@ -20,6 +21,7 @@
 //! - [`session`]: one client's session as a state machine, from greeting to close
 
 pub mod args;
+mod at;
 pub mod capability;
 pub mod collect;
 pub mod greeting;

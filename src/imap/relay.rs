@@ -27,7 +27,6 @@
 //! Nothing is held for ever: see [`Relay::awaited`]. A registration that the database does not take at
 //! once is set aside, and answered when that is known; its client goes on.
 
-mod at;
 mod owed;
 mod own;
 
@@ -35,9 +34,9 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-use self::at::{At, LineEnd};
 use self::owed::{Owed, To, Whose};
 use self::own::{Aside, Job};
+use super::at::{At, LineEnd};
 use super::capability::{self, Own};
 use super::literal::{Announcement, End, Scan};
 use super::peek::{self, Command, Response, Status, Verb};
@@ -65,6 +64,8 @@ pub struct Relay {
     backend: At,
     /// For the end of the backend's response under way, where that is waited for.
     scan: Scan,
+    /// The backend's line under way does not reach the client.
+    swallows: bool,
     owed: Owed,
     /// The go-ahead for the literal that the client's line is about to announce has come already.
     granted: bool,
@@ -108,6 +109,7 @@ impl Relay {
             client: At::LineStart,
             backend: At::LineStart,
             scan: Scan::default(),
+            swallows: false,
             owed: Owed::default(),
             granted: false,
             over: false,
@@ -235,7 +237,14 @@ impl Relay {
                 break;
             }
             if !at_start {
+                if self.swallows && used > 0 {
+                    break;
+                }
                 let (length, end) = self.backend.follow(rest);
+                if self.swallows {
+                    self.swallows = !matches!(self.backend, At::LineStart);
+                    return Step::Take(length);
+                }
                 used += length;
                 if let LineEnd::Announces(Announcement { length, .. }) = end {
                     self.backend = At::literal(length);
@@ -303,6 +312,17 @@ impl Relay {
                     Step::Take(length)
                 }
                 End::Beyond if rest.len() <= limit => Step::Wait,
+                // The rest of what a question of ours is answered with is for nobody.
+                End::At(_) | End::Beyond
+                    if let Response::Status { tag: tag @ Some(_), status, .. } = response
+                        && self.is_question_answered(tag, status) =>
+                {
+                    self.take(response, &rest[..limit], out);
+                    self.passes(false);
+                    let (length, _) = self.backend.follow(rest);
+                    self.swallows = !matches!(self.backend, At::LineStart);
+                    Step::Take(length)
+                }
                 // Whether its end is at hand already is chance, and makes no difference.
                 End::At(_) | End::Beyond => {
                     out.over.capability += 1;

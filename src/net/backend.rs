@@ -22,6 +22,7 @@ use crate::config::{self, BackendTls, Trust};
 use crate::imap::capability::Capabilities;
 use crate::imap::greeting::Unfit;
 use crate::imap::login::{Attempt, Login, Logins, Options, Outcome};
+use crate::imap::peek::{self, Response};
 use crate::imap::refusal::Refusal;
 use crate::imap::responses::Responses;
 use crate::model::{Account, BackendId, Credentials};
@@ -401,7 +402,10 @@ async fn offered(stream: &mut Stream, mut told: Told, greeted: bool) -> io::Resu
         stream.flush().await?;
     }
     loop {
-        let line = told.next(stream).await?;
+        let (line, cut) = told.next(stream).await?;
+        if cut && peek::response(line) == Some(Response::Capability) {
+            return Err(io::Error::other("a capability list that is too long"));
+        }
         if let Some(offered) = Capabilities::in_response(line) {
             return Ok(offered);
         }
@@ -415,32 +419,24 @@ async fn offered(stream: &mut Stream, mut told: Told, greeted: bool) -> io::Resu
     }
 }
 
-/// What a backend tells before a login, of which so many bytes are heard.
+/// What a backend tells before a login.
 struct Told {
     responses: Responses,
-    left: usize,
 }
 
 impl Told {
-    /// `heard` was read already.
-    fn new(heard: Vec<u8>, most: usize) -> Self {
-        Self { responses: Responses::new(heard), left: most }
+    /// `heard` was read already. Keeps so many bytes of a response.
+    fn new(heard: Vec<u8>, longest: usize) -> Self {
+        Self { responses: Responses::new(heard, longest) }
     }
 
-    /// The next response. The end of the stream is an error, and so are too many bytes.
-    async fn next(&mut self, stream: &mut Stream) -> io::Result<&[u8]> {
+    /// The next response, and whether it was longer than what is kept of it. The end of the stream is
+    /// an error. It is the caller who limits the time.
+    async fn next(&mut self, stream: &mut Stream) -> io::Result<(&[u8], bool)> {
         while !self.responses.advance() {
-            if self.responses.rest().len() > self.left {
-                return Err(io::Error::other("an overlong response"));
-            }
             read_more(stream, self.responses.more()).await?;
         }
-        let length = self.responses.current().len();
-        self.left = self
-            .left
-            .checked_sub(length)
-            .ok_or_else(|| io::Error::other("too much is said, and not what was asked for"))?;
-        Ok(self.responses.current())
+        Ok((self.responses.current(), self.responses.is_cut()))
     }
 }
 

@@ -1,5 +1,5 @@
-//! A watcher's connection: commands, a bounded number of them at a time, and whole responses of a
-//! bounded length.
+//! A watcher's connection: commands, a bounded number of them at a time, and responses, of which a
+//! bounded number of bytes is kept.
 
 use std::fmt::Write as _;
 use std::io;
@@ -23,8 +23,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Commands that are sent ahead of their answers.
 const AHEAD: usize = 16;
 
-/// What is read before other tasks have their turn: bytes, of which each response counts for some
-/// more. It is done within a fraction of a millisecond, however short the responses are.
+/// What is read before other tasks have their turn: bytes, and some more for each response. It is done within a fraction of a millisecond, however short the responses are.
 const TURN: usize = 128 * 1024;
 const RESPONSE: usize = 128;
 
@@ -48,7 +47,6 @@ pub(super) struct Connection {
     /// What was said of mailboxes, in whatever answer.
     pub(super) news: News,
     answer_timeout: Duration,
-    longest: usize,
     /// Among the connections of its account.
     _place: Option<Place>,
 }
@@ -62,8 +60,6 @@ pub(super) enum Lost {
     Bye(String),
     #[error("no answer within {0:?}")]
     Silent(Duration),
-    #[error("a response of more than {0} bytes")]
-    TooLong(usize),
 }
 
 /// What a command came to.
@@ -76,12 +72,12 @@ pub(super) enum Answer {
 
 impl Connection {
     /// `answer_timeout` is for the whole answer to a command, `longest` the most bytes of one
-    /// response.
+    /// response that are kept.
     pub(super) fn new(logged_in: LoggedIn, answer_timeout: Duration, longest: usize) -> Self {
         let LoggedIn { stream, input, place: _place, .. } = logged_in;
         Self {
             stream,
-            input: Responses::new(input),
+            input: Responses::new(input, longest),
             read: 0,
             lost: None,
             commands: 0,
@@ -91,7 +87,6 @@ impl Connection {
             idle: None,
             news: News::default(),
             answer_timeout,
-            longest,
             _place,
         }
     }
@@ -227,26 +222,32 @@ impl Connection {
         if let Some(lost) = self.lost.take() {
             return Err(*lost);
         }
-        if self.read >= TURN {
-            self.read = 0;
-            tokio::task::yield_now().await;
-        }
+        self.take_turns().await;
         while !self.input.advance() {
-            if self.input.rest().len() > self.longest {
-                return Err(Lost::TooLong(self.longest));
-            }
-            if self.stream.fill(self.input.more()).await? == 0 {
+            // One without end must not keep others waiting either.
+            self.take_turns().await;
+            let read = self.stream.fill(self.input.more()).await?;
+            if read == 0 {
                 return Err(Lost::Io(io::ErrorKind::UnexpectedEof.into()));
             }
+            self.read += read;
             (self.active_at, self.unanswered) = (Instant::now(), None);
         }
         self.heard()
     }
 
+    /// Lets other tasks have their turn when enough was read.
+    async fn take_turns(&mut self) {
+        if self.read >= TURN {
+            self.read = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Takes note of the current response.
     fn heard(&mut self) -> Result<&[u8], Lost> {
         let response = self.input.current();
-        self.read += response.len() + RESPONSE;
+        self.read += RESPONSE;
         self.news.read(response);
         match peek::response(response) {
             Some(Response::Status { tag: None, status: Status::Bye, .. }) => {

@@ -19,6 +19,9 @@ use crate::imap::responses::Responses;
 use crate::net::proxy_protocol::{self, Addresses};
 use crate::net::stream::{Stream, tune};
 
+/// What is kept of a response before STARTTLS, in bytes.
+const LONGEST_BEFORE_TLS: usize = 4 * 1024;
+
 /// Why an address is no good.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DialFailure {
@@ -133,7 +136,7 @@ async fn secure(
 /// Reads a backend's greeting, which is at most `longest` bytes with the blank lines before it. Returns it,
 /// and what came behind it.
 async fn greeting(stream: &mut Stream, longest: usize) -> Result<Vec<u8>, DialFailure> {
-    let (mut heard, mut left) = (Responses::default(), longest);
+    let (mut heard, mut left) = (Responses::new(Vec::new(), usize::MAX), longest);
     let unfit = |mut said: Vec<u8>| {
         // No more than shows that it is too long.
         said.truncate(longest + 1);
@@ -165,10 +168,10 @@ async fn greeting(stream: &mut Stream, longest: usize) -> Result<Vec<u8>, DialFa
 /// Asks for TLS behind the greeting, with which `heard` begins. Bytes behind the answer came without
 /// protection: they end the connection (CVE-2011-0411 and its kin).
 async fn start_tls(stream: &mut Stream, heard: Vec<u8>) -> io::Result<()> {
-    let mut told = Told::new(heard, 64 * 1024);
+    let mut told = Told::new(heard, LONGEST_BEFORE_TLS);
     let mut asked = false;
     loop {
-        let line = told.next(stream).await?;
+        let (line, _) = told.next(stream).await?;
         match (asked, peek::response(line)) {
             (false, _) => {
                 asked = true;
@@ -183,6 +186,8 @@ async fn start_tls(stream: &mut Stream, heard: Vec<u8>) -> io::Result<()> {
             }
             (true, Some(Response::Status { tag: None, status: Status::Ok, .. }))
             | (true, Some(Response::Capability)) => {}
+            // Nothing that is needed.
+            (true, Some(Response::Data)) if line.starts_with(b"* ") => {}
             _ => {
                 let said = printable(line);
                 return Err(io::Error::other(format!("the backend refuses STARTTLS: {said}")));
@@ -321,6 +326,28 @@ mod tests {
             let failure = backend.dial(&addresses, Instant::now() + LIMIT, None, 1024).await;
             assert!(failure.unwrap_err().to_string().contains("BYE"), "{addresses:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_probe_skips_what_it_does_not_need() {
+        let (listening, address) = listener().await;
+        let mut config = backend(BackendTls::None);
+        (config.host, config.port) = (address.ip().to_string(), address.port());
+        let backend = built(&config);
+        let played = async {
+            let (mut stream, _) = listening.accept().await.unwrap();
+            stream.write_all(b"* OK hello\r\n").await.unwrap();
+            let mut heard = [0; 15];
+            stream.read_exact(&mut heard).await.unwrap();
+            assert_eq!(&heard, b"m1 CAPABILITY\r\n");
+            let news = [b"* X-NEWS {100000}\r\n", &[b'\n'; 100_000][..], b"\r\n"].concat();
+            stream.write_all(&news).await.unwrap();
+            stream.write_all(b"* CAPABILITY IMAP4rev1 IDLE\r\nm1 OK done\r\n").await.unwrap();
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        };
+        let (probed, ()) = tokio::join!(backend.probe(LIMIT, 16 * 1024), played);
+        probed.unwrap();
+        assert!(backend.seen().is_some_and(|seen| seen.has("IDLE")));
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use memchr::memchr;
 
-use crate::imap::literal::{Announcement, Tail};
+use super::literal::{Announcement, Tail};
 
 /// Where in a stream a lane is.
 #[derive(Clone, Copy, Debug)]
