@@ -21,18 +21,18 @@ const BARRED: [&str; 7] =
     ["PRIVACYREQUIRED", "CONTACTADMIN", "NOPERM", "CANNOT", "CLIENTBUG", "CORRUPTION", "WEBALERT"];
 
 impl Refusal {
-    /// `answer` is a NO, BAD or BYE, with its tag or without.
+    /// `answer` is a NO, BAD or BYE, with its tag or without. The code decides, but for a text that speaks
+    /// of too many connections: some servers (Gmail, mail filters) say so with the code of a wrong password.
     pub fn of(answer: &[u8]) -> Self {
         let says = |codes: &[&str]| codes.iter().any(|code| has_code(answer, code));
         if says(&["UNAVAILABLE", "LIMIT", "INUSE", "SERVERBUG", "OVERQUOTA"]) {
             Self::Temporary
-        } else if says(&["AUTHENTICATIONFAILED", "AUTHORIZATIONFAILED", "EXPIRED"]) {
-            Self::Wrong
         } else if says(&BARRED) {
             Self::Barred
-        } else if says(&["ALERT"]) && speaks_of_connections(answer) {
-            // As Gmail says it.
+        } else if speaks_of_connections(answer) {
             Self::Temporary
+        } else if says(&["AUTHENTICATIONFAILED", "AUTHORIZATIONFAILED", "EXPIRED"]) {
+            Self::Wrong
         } else {
             Self::Unexplained
         }
@@ -44,9 +44,41 @@ impl Refusal {
     }
 }
 
+/// Bytes of a text that are looked at, and how far apart the words may be.
+const TEXT: usize = 1024;
+const APART: usize = 5;
+
+/// Words of a text that speaks of tries that failed.
+const FAILED_TRIES: &[&str] =
+    &["failed", "failure", "failures", "attempt", "attempts", "invalid", "tries", "errors"];
+
+/// Whether the text says that there are too many connections: "too many open connections", "maximum
+/// number of sessions", "connection limit exceeded". One that speaks of failed tries is none of them.
 fn speaks_of_connections(answer: &[u8]) -> bool {
-    let word = b"connections";
-    answer.windows(word.len()).any(|window| window.eq_ignore_ascii_case(word))
+    let is = |word: &[u8], words: &[&str]| {
+        words.iter().any(|known| word.eq_ignore_ascii_case(known.as_bytes()))
+    };
+    // Words since one that speaks of a limit, and since one that speaks of connections.
+    let (mut limit, mut connections) = (None, None);
+    let text = &answer[..answer.len().min(TEXT)];
+    for word in text.split(|b| !b.is_ascii_alphabetic()).filter(|word| !word.is_empty()) {
+        for seen in [&mut limit, &mut connections] {
+            *seen = seen.map(|words| words + 1).filter(|words| *words < APART);
+        }
+        if is(word, &["connection", "connections", "sessions"]) {
+            if limit.is_some() || is(word, &["connections"]) && has_code(answer, "ALERT") {
+                return true;
+            }
+            connections = Some(0);
+        } else if is(word, &["many", "maximum", "max", "simultaneous", "concurrent"]) {
+            limit = Some(0);
+        } else if is(word, &["limit", "exceeded", "reached"]) && connections.is_some() {
+            return true;
+        } else if is(word, FAILED_TRIES) {
+            (limit, connections) = (None, None);
+        }
+    }
+    false
 }
 
 #[cfg(test)]
@@ -76,7 +108,24 @@ mod tests {
             ("NO Login failed", Refusal::Unexplained),
             ("NO [CAPABILITY IMAP4rev1] Login failed", Refusal::Unexplained),
             ("NO see [AUTHENTICATIONFAILED]", Refusal::Unexplained),
-            ("NO too many connections", Refusal::Unexplained),
+            ("NO too many connections", Refusal::Temporary),
+            (
+                "NO [AUTHENTICATIONFAILED] Invalid credentials (Too many simultaneous connections.)",
+                Refusal::Temporary,
+            ),
+            ("NO [AUTHENTICATIONFAILED] Too many IMAP sessions open", Refusal::Temporary),
+            ("NO Maximum number of connections from user+IP exceeded", Refusal::Temporary),
+            ("NO LOGIN failed: connection limit reached", Refusal::Temporary),
+            ("NO [AUTHENTICATIONFAILED] Concurrent connections exceeded", Refusal::Temporary),
+            ("NO [CONTACTADMIN] Too many connections", Refusal::Barred),
+            ("NO [AUTHENTICATIONFAILED] Too many failed logins, connection closed", Refusal::Wrong),
+            ("NO Too many invalid attempts on this connection", Refusal::Unexplained),
+            ("NO [AUTHENTICATIONFAILED] closing connection", Refusal::Wrong),
+            ("NO the maximum of failed attempts, closing the connection", Refusal::Unexplained),
+            (
+                "NO Maximum number of login attempts exceeded for this connection",
+                Refusal::Unexplained,
+            ),
             ("BAD cancelled", Refusal::Unexplained),
         ] {
             let refusal = Refusal::of(format!(" {answer}\r\n").as_bytes());
