@@ -274,9 +274,12 @@ impl Login {
     /// not needed is passed over; a capability list and a challenge have to be whole.
     fn long_response(&mut self, kept: &[u8], out: &mut Vec<u8>) -> Option<Outcome> {
         match peek::response(kept).unwrap_or(Response::Data) {
-            Response::Capability
-            | Response::Continuation
-            | Response::Status { capability: true, .. } => Some(Outcome::TooLong),
+            Response::Capability | Response::Continuation => Some(Outcome::TooLong),
+            Response::Status { capability: true, .. }
+                if Capabilities::in_response(kept).is_none() =>
+            {
+                Some(Outcome::TooLong)
+            }
             Response::Status { .. } => self.response(&[kept, b"\r\n"].concat(), out),
             _ => match self.stage {
                 Stage::Greeting => {

@@ -10,6 +10,8 @@ use nom::sequence::{preceded, separated_pair};
 use nom::{IResult, Parser};
 
 use super::args::{Bytes, astring, astring_list, quote, whole};
+use super::login::has_code;
+use super::refusal::Refusal;
 use crate::model::DeviceToken;
 
 /// What a device asks for. Mailbox names are as they came on the wire.
@@ -91,6 +93,33 @@ pub fn parse(arguments: &[u8]) -> Result<Request, Malformed> {
         (_, None) => return Err(Malformed::Missing(MAILBOXES)),
     };
     Ok(Request { version, account_id, token, subtopic, mailboxes })
+}
+
+/// What a refused STATUS says of a mailbox (RFC 5530).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreadable {
+    /// There is none, or none for this user.
+    Never,
+    /// It may be there, and is readable at another time.
+    Now,
+    /// It does not say. A server may refuse STATUS of the mailbox that is open (RFC 9051 section
+    /// 6.3.11).
+    Unexplained,
+}
+
+impl Unreadable {
+    /// `answer` is a whole tagged NO or BAD.
+    pub fn of(answer: &[u8]) -> Self {
+        let says = |codes: &[&str]| codes.iter().any(|code| has_code(answer, code));
+        if says(&["NONEXISTENT", "NOPERM", "CANNOT", "TRYCREATE"]) {
+            Self::Never
+        } else if says(&["CORRUPTION", "CONTACTADMIN"]) || Refusal::of(answer) == Refusal::Temporary
+        {
+            Self::Now
+        } else {
+            Self::Unexplained
+        }
+    }
 }
 
 /// The untagged answer to a registration: `echoed` are the mailboxes that will be pushed, as the

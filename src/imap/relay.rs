@@ -41,9 +41,9 @@ use super::capability::{self, Own};
 use super::literal::{Announcement, End, Scan};
 use super::peek::{self, Command, Response, Status, Verb};
 use super::session::{Action, Awaited, Output, Profile, PushOffer, Step};
-use crate::model::Account;
+use crate::model::{Account, Mailbox};
 
-/// Longest STATUS response that is ours to swallow, in bytes.
+/// Longest STATUS or LIST response that is ours to swallow, in bytes.
 pub(super) const LONGEST_STATUS: usize = 8 * 1024;
 
 /// The most lines that are looked at in one step, so that the caller can let others have their turn.
@@ -87,6 +87,8 @@ pub struct Relay {
     compress_behind_deferred: bool,
     /// There is no memory to spare: COMPRESS is refused.
     scarce: bool,
+    /// Mailboxes for which the backend is not asked.
+    unasked: Vec<Mailbox>,
 }
 
 /// What begins at a line start of the client.
@@ -123,6 +125,7 @@ impl Relay {
             deferred: Vec::new(),
             compress_behind_deferred: false,
             scarce: false,
+            unasked: Vec::new(),
         }
     }
 
@@ -277,7 +280,7 @@ impl Relay {
                     self.passes(true);
                     continue;
                 }
-                Response::MailboxStatus if self.is_asking() => {
+                Response::MailboxStatus | Response::MailboxList if self.is_asking(response) => {
                     match self.scan.end_of_response(rest) {
                         End::At(length) if length <= LONGEST_STATUS => End::At(length),
                         End::Beyond if rest.len() <= LONGEST_STATUS => End::Beyond,
@@ -292,7 +295,7 @@ impl Relay {
                     self.passes(false);
                     continue;
                 }
-                Response::MailboxStatus | Response::Data => {
+                Response::MailboxStatus | Response::MailboxList | Response::Data => {
                     self.passes(true);
                     continue;
                 }
@@ -391,6 +394,11 @@ impl Relay {
         }
     }
 
+    /// The backend is not asked for these mailboxes: it did not answer before, or ended the connection.
+    pub(super) fn ask_not(&mut self, mailboxes: Vec<Mailbox>) {
+        self.unasked = mailboxes;
+    }
+
     /// What mailchime adds to capability lists.
     pub fn own(&self) -> Own {
         Own { push: self.push().is_some(), compress: self.profile.compress }
@@ -479,9 +487,10 @@ impl Relay {
                         out.to_client.extend_from_slice(line);
                     }
                 }
-                self.question_answered(tag, status == Status::Ok, out);
+                let refusal = (status != Status::Ok).then_some(line);
+                self.question_answered(tag, refusal, out);
             }
-            Response::MailboxStatus => self.keep(line),
+            Response::MailboxStatus | Response::MailboxList => self.keep(line),
             _ => {
                 if let Response::Status { tag, status, .. } = response {
                     self.told(tag, status);

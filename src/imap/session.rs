@@ -24,7 +24,7 @@ use super::refusal::Refusal;
 use super::relay::{LONGEST_STATUS, Relay, tagged};
 use super::sasl;
 use super::unauthenticated::{Dialogue, State};
-use crate::model::{Account, Credentials, Registration};
+use crate::model::{Account, Credentials, Mailbox, Registration};
 
 /// What a client is told where there is no connection to the backend, or no answer.
 pub const UNAVAILABLE: &str = "NO [UNAVAILABLE] The mail server cannot be reached, try again later";
@@ -602,6 +602,21 @@ impl Session {
                 _ => {}
             },
             Phase::Closed => {}
+        }
+    }
+
+    /// The mailbox that the backend is asked for, to register a device.
+    pub fn asked(&self) -> Option<&Mailbox> {
+        match &self.phase {
+            Phase::Relay(relay) => relay.asked(),
+            Phase::Login(_) | Phase::Closed => None,
+        }
+    }
+
+    /// Registrations ask the backend for none of these mailboxes: they are registered unseen.
+    pub fn ask_not(&mut self, mailboxes: Vec<Mailbox>) {
+        if let Phase::Relay(relay) = &mut self.phase {
+            relay.ask_not(mailboxes);
         }
     }
 

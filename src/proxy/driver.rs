@@ -309,7 +309,12 @@ impl Driver {
                     let stalled = matches!(pause, Pause::Stalled) || self.lanes.client.lane.ended;
                     return self.poll_stall(cx, stalled);
                 }
-                Err(fault) => return Poll::Ready(Some(fault.into())),
+                Err(fault) => {
+                    if let Fault::Backend(_) = fault {
+                        self.unanswered_mailbox();
+                    }
+                    return Poll::Ready(Some(fault.into()));
+                }
             }
         }
     }
@@ -390,6 +395,10 @@ impl Driver {
                 Action::LoggedIn(Authenticated { claimed, proven }) => {
                     self.lanes.client.stream.keep_little(false);
                     self.account = claimed;
+                    if let Some(account) = &self.account {
+                        let unanswered = self.context.unanswered.of(account, Instant::now());
+                        self.session.ask_not(unanswered);
+                    }
                     let event = proven.map(|Proven { account, credentials }| {
                         let peer = self.addresses.source.ip();
                         self.context.admission.logged_in(peer, &account);
@@ -606,8 +615,23 @@ impl Driver {
         if now == Awaited::Login {
             self.unanswered(format!("no answer within {limit:?}"));
         }
+        self.unanswered_mailbox();
         self.session.overdue();
         Poll::Ready(())
+    }
+
+    /// The backend has hung up, or said nothing for too long: what it was asked for is not asked again
+    /// in a session of this account.
+    fn unanswered_mailbox(&self) {
+        if let (Some(account), Some(mailbox)) = (&self.account, self.session.asked()) {
+            let backend = self.chosen.name();
+            tracing::warn!(
+                %account, %mailbox, backend,
+                "the backend did not answer when it was asked for this mailbox, or hung up: registrations \
+                 of the account do not ask for it for a day; see the backend's log"
+            );
+            self.context.unanswered.add(account, mailbox, Instant::now());
+        }
     }
 
     fn poll_stall(&mut self, cx: &mut Poller<'_>, stalled: bool) -> Poll<Option<Ended>> {
@@ -631,6 +655,9 @@ impl Driver {
             Ended::Stopped => b"* BYE The server is shutting down\r\n",
             Ended::Closed | Ended::Dismissed | Ended::Fault(_) => b"",
         };
+        if self.lanes.backend.as_ref().is_some_and(|backend| backend.lane.ended) {
+            self.unanswered_mailbox();
+        }
         self.session.conclude();
         let client = &mut self.lanes.client;
         let mut rest = std::mem::take(&mut self.session.output.to_client);

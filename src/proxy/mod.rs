@@ -14,6 +14,7 @@ mod refused;
 mod register;
 mod serve;
 mod tally;
+mod unanswered;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 use self::admission::Admission;
 use self::register::Pace;
 pub use self::serve::serve;
+use self::unanswered::Unanswered;
 use crate::config::{self, Config, Relay};
 use crate::imap::session::{DomainTopic, Over, Profile, PushOffer, Shown};
 use crate::metrics::Metrics;
@@ -51,6 +53,7 @@ pub struct Context {
     pace: Arc<Pace>,
     /// For how long a registration waits for the database.
     busy_timeout: Duration,
+    unanswered: Arc<Unanswered>,
     /// Mechanisms that hide the password pass.
     relay_mechanisms: bool,
     /// A master user watches; nobody's password is needed.
@@ -86,6 +89,7 @@ impl Context {
             devices: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
             pace: Arc::default(),
             busy_timeout: config.store.busy_timeout,
+            unanswered: Arc::default(),
             relay_mechanisms: match config.auth.relay {
                 Relay::Always => true,
                 Relay::Master => master,
@@ -127,6 +131,7 @@ impl Context {
             devices: self.devices,
             pace: Arc::clone(&self.pace),
             busy_timeout: self.busy_timeout,
+            unanswered: Arc::clone(&self.unanswered),
             relay_mechanisms: self.relay_mechanisms,
             master: self.master,
             profile: Mutex::new(None),

@@ -5,10 +5,11 @@ mod cuts;
 
 use std::time::Duration;
 
+use mailchime::config::Config;
 use mailchime::demo::dialogue::Peer;
 use mailchime::demo::replay::Proxy;
 use proptest::prelude::*;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 
@@ -395,6 +396,72 @@ async fn a_capability_list_without_end_ends_the_session() {
         assert_eq!(read_to_end(&mut client).await, b"");
     };
     tokio::time::timeout(LIMIT, test).await.expect("in time");
+}
+
+/// Registers for INBOX and Bad, and plays the backend until Bad is asked for, if it is.
+async fn register(client: &mut TlsStream<TcpStream>, backend: &mut TcpStream, asks: bool) {
+    let token = "0123456789abcdef".repeat(4);
+    let command = format!(
+        "r XAPPLEPUSHSERVICE aps-version 2 aps-account-id 0715A26B-CA09-4730-A419-793000CA982E \
+         aps-device-token {token} aps-subtopic com.apple.mobilemail mailboxes (INBOX Bad)\r\n"
+    );
+    client.write_all(command.as_bytes()).await.unwrap();
+    let mut lines = tokio::io::BufReader::new(backend);
+    let mut expected = vec!["NOOP", "STATUS \"INBOX\""];
+    expected.extend(asks.then_some("STATUS \"Bad\""));
+    for command in expected {
+        let mut line = String::new();
+        lines.read_line(&mut line).await.unwrap();
+        let (tag, said) = line.split_once(' ').unwrap();
+        assert!(said.starts_with(command), "{line}");
+        let answer = match command {
+            "NOOP" => String::new(),
+            "STATUS \"INBOX\"" => "* STATUS INBOX (MESSAGES 1 UIDNEXT 2 UIDVALIDITY 3)\r\n".into(),
+            _ => return,
+        };
+        lines.write_all(format!("{answer}{tag} OK done\r\n").as_bytes()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_mailbox_that_ends_its_session_is_asked_for_once_and_registered_all_the_same() {
+    let test = async {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let limit = |config: &mut Config| config.limits.answer_timeout = Duration::from_secs(1);
+        for hangs_up in [true, false] {
+            let proxy = proxy(address, Some(push_offer()), limit).await;
+            let (mut client, mut backend) = log_in(&proxy, &listener).await;
+            register(&mut client, &mut backend, true).await;
+            if hangs_up {
+                drop(backend);
+                assert_eq!(read_to_end(&mut client).await, b"");
+                // The phone logs in anew, and registers.
+                let (mut client, mut backend) = log_in(&proxy, &listener).await;
+                register(&mut client, &mut backend, false).await;
+                registered(&mut client).await;
+            } else {
+                registered(&mut client).await;
+                let (mut client, mut backend) = log_in(&proxy, &listener).await;
+                register(&mut client, &mut backend, false).await;
+                registered(&mut client).await;
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, test).await.expect("in time");
+}
+
+/// The client hears that it is registered for both.
+async fn registered(client: &mut TlsStream<TcpStream>) {
+    let mut heard = Vec::new();
+    while !heard.ends_with(b"r OK XAPPLEPUSHSERVICE completed\r\n") {
+        heard.push(client.read_u8().await.unwrap());
+    }
+    let heard = String::from_utf8_lossy(&heard).into_owned();
+    assert!(
+        heard.contains("\"mailbox\" \"INBOX\"") && heard.contains("\"mailbox\" \"Bad\""),
+        "{heard}"
+    );
 }
 
 #[tokio::test]

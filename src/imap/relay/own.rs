@@ -2,7 +2,13 @@
 //!
 //! ```text
 //!   Fence (a NOOP of our own) ──▶ Collect ──▶ Check (STATUS, mailbox by mailbox) ──▶ Store ──▶ answer
+//!                                                │  ▲
+//!                      refused without a reason  ▼  │
+//!                                               LIST: is it there?
 //! ```
+//!
+//! Each mailbox stands for itself. One that is refused for now, or not answered in time, is registered
+//! with an unknown state: the watcher asks for it as the same user. INBOX always is.
 //!
 //! The client's lane is held meanwhile, but for the database, of which its other commands need nothing:
 //! where that takes long, they go on, and the answer comes when it comes. The lanes themselves are the
@@ -16,13 +22,13 @@ use super::{Relay, STATUS_ITEMS, offered, tagged};
 use crate::imap::args::{self, quote};
 use crate::imap::collect::{Collector, Progress};
 use crate::imap::mailbox;
-use crate::imap::peek::{Status, Verb};
-use crate::imap::registration::{self, Request};
+use crate::imap::peek::{Response, Status, Verb};
+use crate::imap::registration::{self, Request, Unreadable};
 use crate::imap::session::{Action, Output, RegistrationResult, Step};
-use crate::imap::status::mailbox_status;
+use crate::imap::status::{listed, mailbox_status};
 use crate::model::{Device, Mailbox, Registration, Snapshot};
 
-/// Most STATUS responses that are looked at for one question, and most bytes of them but for the last.
+/// Most responses that are looked at for one question, and most bytes of them but for the last.
 const MOST_STATUSES: usize = 64;
 const MOST_STATUSES_SIZE: usize = 16 * 1024;
 
@@ -75,10 +81,14 @@ struct Check {
     /// Index of the next name to look at.
     next: usize,
     asked: Option<(Vec<u8>, Mailbox)>,
+    /// It is LIST that was asked, after STATUS was refused.
+    listing: bool,
+    /// The backend did not answer in time.
+    gave_up: bool,
     found: Vec<(Vec<u8>, Mailbox, Snapshot)>,
     /// Those that were asked for.
     known: HashSet<Mailbox>,
-    /// STATUS responses since the question was put, and their size.
+    /// STATUS or LIST responses since the question was put, and their size.
     statuses: Vec<Vec<u8>>,
     statuses_size: usize,
 }
@@ -136,17 +146,26 @@ impl Relay {
         }
     }
 
-    /// Whether a STATUS may be the answer to a question of ours.
-    pub(super) fn is_asking(&self) -> bool {
+    /// Whether a response may be the answer to a question of ours.
+    pub(super) fn is_asking(&self, response: Response<'_>) -> bool {
         self.job.as_ref().is_some_and(|job| {
             matches!(&job.stage, Stage::Check(check)
                 if check.asked.is_some()
+                    && check.listing == (response == Response::MailboxList)
                     && check.statuses.len() < MOST_STATUSES
                     && check.statuses_size < MOST_STATUSES_SIZE)
         })
     }
 
-    /// A STATUS that may be the answer to a question of ours.
+    /// The mailbox that the backend is asked for.
+    pub fn asked(&self) -> Option<&Mailbox> {
+        match &self.job.as_ref()?.stage {
+            Stage::Check(check) => check.asked.as_ref().map(|(_, mailbox)| mailbox),
+            Stage::Fence | Stage::Collect(_) | Stage::Store(_) => None,
+        }
+    }
+
+    /// A response that may be the answer to a question of ours.
     pub(super) fn keep(&mut self, response: &[u8]) {
         if let Some(Job { stage: Stage::Check(check), .. }) = self.job.as_deref_mut() {
             check.statuses_size += response.len();
@@ -176,8 +195,14 @@ impl Relay {
         out.to_backend.extend_from_slice(b"\r\n");
     }
 
-    /// The question under this tag is answered; without a tag it is the one that is awaited.
-    pub(super) fn question_answered(&mut self, tag: Option<&[u8]>, ok: bool, out: &mut Output) {
+    /// The question under this tag is answered, with a `refusal` or OK; without a tag it is the one that
+    /// is awaited.
+    pub(super) fn question_answered(
+        &mut self,
+        tag: Option<&[u8]>,
+        refusal: Option<&[u8]>,
+        out: &mut Output,
+    ) {
         let limit = self.profile.command_size;
         let Some(job) = self.job.as_deref_mut() else { return };
         // It may be one that is not waited for any more.
@@ -187,10 +212,10 @@ impl Relay {
         job.question.clear();
         match &mut job.stage {
             Stage::Fence => job.stage = Stage::Collect(Collector::new(limit)),
-            Stage::Check(check) => {
-                check.conclude(ok, out);
-                self.next_question(out);
-            }
+            Stage::Check(check) => match check.conclude(refusal, out) {
+                Some(list) => self.ask(&list, out),
+                None => self.next_question(out),
+            },
             Stage::Collect(_) | Stage::Store(_) => {}
         }
     }
@@ -207,8 +232,11 @@ impl Relay {
             Stage::Fence => job.stage = Stage::Collect(Collector::new(limit)),
             Stage::Check(check) => {
                 let statuses = std::mem::take(&mut check.statuses).concat();
+                // The backend is at work on this one, and is not asked for those behind it.
+                check.found.extend(check.asked.take().map(unknown));
+                check.gave_up = true;
                 self.say(statuses, out);
-                self.finish(Status::No, UNANSWERED, out);
+                self.next_question(out);
             }
             Stage::Collect(_) | Stage::Store(_) => {}
         }
@@ -279,6 +307,8 @@ impl Relay {
             request,
             next: 0,
             asked: None,
+            listing: false,
+            gave_up: false,
             found: Vec::new(),
             known: HashSet::new(),
             statuses: Vec::new(),
@@ -330,6 +360,10 @@ impl Relay {
                 continue;
             };
             if !check.known.insert(mailbox.clone()) {
+                continue;
+            }
+            if check.gave_up || self.unasked.contains(&mailbox) {
+                check.found.push(unknown((name, mailbox)));
                 continue;
             }
             check.asked = Some((name, mailbox));
@@ -464,26 +498,59 @@ impl Check {
         self.request.mailboxes.get(index).map(Vec::as_slice)
     }
 
-    /// Our STATUS was answered: one of the responses since is the answer, the others are the
-    /// client's (NOTIFY sends them unasked).
-    fn conclude(&mut self, ok: bool, out: &mut Output) {
-        let Some((name, mailbox)) = self.asked.take() else { return };
-        let mut statuses = std::mem::take(&mut self.statuses);
+    /// Our question was answered: one of the responses since is the answer, the others are the client's
+    /// (NOTIFY sends them unasked). Returns another question about the same mailbox, if there is one.
+    fn conclude(&mut self, refusal: Option<&[u8]>, out: &mut Output) -> Option<Vec<u8>> {
+        let asked = self.asked.take()?;
+        let (name, mailbox) = &asked;
+        let mut responses = std::mem::take(&mut self.statuses);
         self.statuses_size = 0;
-        if ok && !statuses.is_empty() {
-            let names_it = |line: &Vec<u8>| {
-                mailbox_status(line).is_some_and(|(told, _)| {
-                    *told == *name || (mailbox.is_inbox() && told.eq_ignore_ascii_case(b"INBOX"))
-                })
-            };
-            let answer = statuses.iter().rposition(names_it).unwrap_or(statuses.len() - 1);
-            let answer = statuses.remove(answer);
-            if let Some((_, snapshot)) = mailbox_status(&answer) {
-                self.found.push((name, mailbox, snapshot));
+        let names_it = |told: &[u8]| {
+            *told == **name || (mailbox.is_inbox() && told.eq_ignore_ascii_case(b"INBOX"))
+        };
+        let listing = std::mem::take(&mut self.listing);
+        let answer = match refusal {
+            Some(_) => None,
+            None if listing => responses
+                .iter()
+                .rposition(|line| listed(line).is_some_and(|(told, _)| names_it(&told))),
+            None => {
+                let named =
+                    |line: &Vec<u8>| mailbox_status(line).is_some_and(|(told, _)| names_it(&told));
+                responses.iter().rposition(named).or(responses.len().checked_sub(1))
             }
+        };
+        let answer = answer.map(|answer| responses.remove(answer));
+        for response in responses {
+            out.to_client.extend_from_slice(&response);
         }
-        for status in statuses {
-            out.to_client.extend_from_slice(&status);
+        match (answer, refusal) {
+            (Some(list), _) if listing => {
+                let opens = listed(&list).is_some_and(|(_, opens)| opens);
+                self.found.extend(opens.then_some(asked).map(unknown));
+            }
+            (Some(status), _) if let Some((_, state)) = mailbox_status(&status) => {
+                let (name, mailbox) = asked;
+                self.found.push((name, mailbox, state));
+            }
+            // There is always one.
+            _ if mailbox.is_inbox() => self.found.push(unknown(asked)),
+            (_, Some(refusal)) if !listing => match Unreadable::of(refusal) {
+                Unreadable::Never => {}
+                Unreadable::Now => self.found.push(unknown(asked)),
+                Unreadable::Unexplained => {
+                    let list = [&b"LIST \"\" "[..], &quote(name)?].concat();
+                    (self.asked, self.listing) = (Some(asked), true);
+                    return Some(list);
+                }
+            },
+            _ => {}
         }
+        None
     }
+}
+
+/// A mailbox that is registered although its state is not known.
+fn unknown((name, mailbox): (Vec<u8>, Mailbox)) -> (Vec<u8>, Mailbox, Snapshot) {
+    (name, mailbox, Snapshot::default())
 }
