@@ -56,6 +56,9 @@ pub struct Metrics {
     /// How often an account's devices were pushed so that its user logs in
     /// (`mailchime_login_pushes_total`).
     pub login_pushes: Counter,
+    /// Mailboxes that are not watched for now, although their account is
+    /// (`mailchime_mailboxes_left_out`).
+    pub mailboxes_left_out: Gauge,
     /// Nodes that share the database, this one included (`mailchime_nodes`).
     pub nodes: Gauge,
     /// Files with secrets that others can use (`mailchime_exposed_files`).
@@ -312,6 +315,12 @@ impl Metrics {
         let unread_certificates = Gauge::default();
         let limits_hit = Family::default();
         let (sessions, nodes) = (Gauge::default(), Gauge::default());
+        let mailboxes_left_out = Gauge::default();
+        registry.register(
+            "mailboxes_left_out",
+            "Mailboxes that are not watched for now, although their account is",
+            mailboxes_left_out.clone(),
+        );
         let exposed_files = Gauge::default();
         let push_latency = Histogram::new(PUSH_LATENCY);
         registry.register(
@@ -366,6 +375,7 @@ impl Metrics {
         );
         Self {
             sessions,
+            mailboxes_left_out,
             nodes,
             exposed_files,
             unreadable_rows,

@@ -46,11 +46,30 @@ fn nodes(answer: &Value) -> String {
 }
 
 fn row(watcher: &Value) -> Vec<String> {
-    let [account, state, mode, reason] =
-        ["account", "state", "mode", "reason"].map(|key| word(&watcher[key]));
+    let [account, state, mode] = ["account", "state", "mode"].map(|key| word(&watcher[key]));
+    let reason = match left_out(watcher) {
+        None => word(&watcher["reason"]),
+        Some(left_out) if watcher["reason"].is_string() => {
+            format!("{}; {left_out}", word(&watcher["reason"]))
+        }
+        Some(left_out) => left_out,
+    };
     let [since, last_event, next_try] =
         ["since", "last_event_at", "next_try_at"].map(|key| told(&watcher[key]));
     vec![account, state, mode, since, last_event, next_try, reason]
+}
+
+/// The mailboxes that are not watched for now, and why; `None` where there are none.
+fn left_out(watcher: &Value) -> Option<String> {
+    let mailboxes = watcher["left_out"].as_array().filter(|mailboxes| !mailboxes.is_empty())?;
+    let mailboxes = mailboxes.iter().map(|it| {
+        let mut text = format!("{} ({}", word(&it["mailbox"]), word(&it["reason"]));
+        if it["next_try_at"].is_number() {
+            text.push_str(&format!(", next try {}", told(&it["next_try_at"])));
+        }
+        text + ")"
+    });
+    Some(format!("without {}", mailboxes.collect::<Vec<_>>().join(", ")))
 }
 
 /// A watcher in one line.
@@ -65,6 +84,9 @@ pub(super) fn line(watcher: &Value) -> String {
     }
     if watcher["reason"].is_string() {
         line.push_str(&format!(": {}", word(&watcher["reason"])));
+    }
+    if let Some(left_out) = left_out(watcher) {
+        line.push_str(&format!("; {left_out}"));
     }
     line
 }

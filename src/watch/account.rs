@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::Context;
 use super::connection::{Connection, Lost};
+use super::faults::Faults;
 use super::lasting::{self, Lasting};
 use super::login::{Known, Waiting};
 use super::logins::{Leave, PATIENCE};
@@ -69,6 +70,8 @@ pub(super) struct Watcher {
     pub(super) known: Known,
     /// In the order of [`in_order`], each once.
     pub(super) mailboxes: Vec<Watched>,
+    /// Those of them that do not answer as the others do. It outlives connections.
+    pub(super) faults: Faults,
     /// The registrations that `mailboxes` takes in.
     registrations: u64,
     /// Those of which the supervisor has told.
@@ -227,6 +230,7 @@ impl Watcher {
             backend,
             known: Known::default(),
             mailboxes: Vec::new(),
+            faults: Faults::default(),
             registrations: 0,
             told: 0,
             watches_since: None,
@@ -547,6 +551,7 @@ impl Watcher {
         let At { backend, master, .. } = at;
         // After a break nothing counts but what the devices were told.
         self.mailboxes.clear();
+        self.faults.forget_refusals();
         if self.backend.name() != backend.name() {
             (self.ways, self.lasting) = Default::default();
         }
@@ -613,6 +618,8 @@ impl Watcher {
             let known = before.remove(&mailbox);
             self.mailboxes.push(known.unwrap_or_else(|| Watched::new(mailbox, told)));
         }
+        let Self { mailboxes, faults, .. } = self;
+        faults.retain(|mailbox| mailboxes.iter().any(|watched| watched.mailbox == *mailbox));
         self.registrations = registrations;
         Ok(())
     }

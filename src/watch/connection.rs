@@ -23,7 +23,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Commands that are sent ahead of their answers.
 const AHEAD: usize = 16;
 
-/// What is read before other tasks have their turn: bytes, and some more for each response. It is done within a fraction of a millisecond, however short the responses are.
+/// What is read before other tasks have their turn: bytes, and some more for each response. It is done
+/// within a fraction of a millisecond, however short the responses are.
 const TURN: usize = 128 * 1024;
 const RESPONSE: usize = 128;
 
@@ -46,6 +47,8 @@ pub(super) struct Connection {
     idle: Option<(String, Instant)>,
     /// What was said of mailboxes, in whatever answer.
     pub(super) news: News,
+    /// The last NO or BAD, for logs.
+    refusal: Option<Box<str>>,
     answer_timeout: Duration,
     /// Among the connections of its account.
     _place: Option<Place>,
@@ -70,6 +73,15 @@ pub(super) enum Answer {
     Bad,
 }
 
+/// A command was refused.
+#[derive(Debug)]
+pub(super) struct Refused {
+    /// With BAD.
+    pub(super) bad: bool,
+    /// The backend's words.
+    pub(super) refusal: Box<str>,
+}
+
 impl Connection {
     /// `answer_timeout` is for the whole answer to a command, `longest` the most bytes of one
     /// response that are kept.
@@ -86,6 +98,7 @@ impl Connection {
             unanswered: None,
             idle: None,
             news: News::default(),
+            refusal: None,
             answer_timeout,
             _place,
         }
@@ -102,12 +115,12 @@ impl Connection {
     }
 
     /// Sends commands that do not depend on each other, some of them ahead of the answers
-    /// (RFC 9051 section 5.5). Calls `answered` with the place of each, its answer and what was said
-    /// until then.
+    /// (RFC 9051 section 5.5). Calls `answered` with the place of each, what came of it and what was
+    /// said until then.
     pub(super) async fn commands(
         &mut self,
         commands: &[String],
-        mut answered: impl FnMut(usize, Answer, &mut News),
+        mut answered: impl FnMut(usize, Result<(), Refused>, &mut News),
     ) -> Result<(), Lost> {
         let first = self.commands.wrapping_add(1);
         let (mut sent, mut done) = (0, 0);
@@ -130,7 +143,12 @@ impl Connection {
                 })
                 .await?;
             done += 1;
-            answered(place, answer, &mut self.news);
+            let refusal = self.refusal.take().unwrap_or_default();
+            let result = match answer {
+                Answer::Ok => Ok(()),
+                Answer::No | Answer::Bad => Err(Refused { bad: answer == Answer::Bad, refusal }),
+            };
+            answered(place, result, &mut self.news);
         }
         Ok(())
     }
@@ -320,10 +338,12 @@ impl Connection {
                     && let Some(found) = ours(tag)
                 {
                     let answer = match status {
-                        Status::Ok => Answer::Ok,
+                        Status::Ok => return Ok((found, Answer::Ok)),
                         Status::No => Answer::No,
                         _ => Answer::Bad,
                     };
+                    let words = response.get(tag.len()..).unwrap_or_default();
+                    self.refusal = Some(printable(words).into());
                     return Ok((found, answer));
                 }
                 other(response);

@@ -11,13 +11,15 @@ use tokio::time::Instant;
 
 use super::Context;
 use super::account::{Announced, End, Watched, Watcher, in_order};
-use super::connection::Answer;
+use super::connection::{Answer, Lost, Refused};
+use super::news::News;
 use super::rounds::{LONGEST_COMMAND, Look, Round, quoted};
-use super::snapshot::{difference, merged, only_mod_seq_differs, only_uid_next_grew};
+use super::snapshot::{difference, looked, merged, only_mod_seq_differs, only_uid_next_grew};
 use super::snapshot::{renumbered, with_new_mail};
 use super::upstream::Upstream;
 use crate::imap::status::{Fetched, fetched};
-use crate::model::{Change, ChangeKind, Mailbox, Snapshot, WatchEvent};
+use crate::model::{Change, ChangeKind, Mailbox, Snapshot, Timestamp, WatchEvent};
+use crate::net::backoff::Backoff;
 
 /// What STATUS is asked for, with and without CONDSTORE (RFC 7162 section 3.1.7).
 const ITEMS: &str = "(MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
@@ -25,6 +27,8 @@ const ITEMS_CONDSTORE: &str = "(MESSAGES UIDNEXT UIDVALIDITY UNSEEN HIGHESTMODSE
 
 /// The most new mail whose flags are asked for.
 const MOST_ASKED: u64 = 1000;
+/// For how long a mailbox is left out at most, in times of the first: `[watch] poll_max`.
+const LONGEST_LEFT_OUT: u32 = 64;
 
 /// Room for one event on its way to `push`. It is waited for first: a future that holds the event
 /// meanwhile would be larger, for each of many accounts.
@@ -42,6 +46,10 @@ struct Told {
     states: Vec<Option<Snapshot>>,
     /// STATUS was answered BAD.
     bad: bool,
+    /// What the backend said to those that it refused, by place.
+    refusals: Vec<(usize, Box<str>)>,
+    /// The connection ended before all were told.
+    lost: Option<Lost>,
 }
 
 impl Watcher {
@@ -56,24 +64,27 @@ impl Watcher {
         let mut changed = false;
         // What is told of INBOX on the way does not wait, but what else is told does.
         for _ in 0..2 {
-            let due: Vec<usize> =
-                (0..self.mailboxes.len()).filter(|index| self.mailboxes[*index].due).collect();
+            let due = self.due();
             if due.iter().any(|index| self.mailboxes[*index].mailbox.is_inbox()) {
                 // What is told from here on may be later than the snapshot.
                 round.connection.news.settle();
             }
             let mut asked_for_flags = false;
-            let told = self.ask(round, &due).await?;
-            let made_up = self.made_up(round, look, &due, &told).await?;
+            let mut told = self.ask(round, &due).await;
+            let made_up = self.made_up(round, look, &due, &mut told).await;
             for index in due {
                 let watched = &mut self.mailboxes[index];
-                watched.due = false;
                 if made_up.binary_search(&index).is_ok() {
                     watched.known.uid_next = None;
                 }
                 match told.states[index] {
                     Some(now) => {
-                        let shown = self.shown(round, index, &now).await?;
+                        watched.due = false;
+                        // A connection that has ended answers no more questions.
+                        let shown = match told.lost {
+                            None => self.shown(round, index, &now).await?,
+                            Some(_) => None,
+                        };
                         asked_for_flags |= shown.is_some();
                         let news = self.compare(round, (index, now), shown, look).await?;
                         changed |= news;
@@ -82,16 +93,21 @@ impl Watcher {
                             round.again_at = news.then(|| Instant::now() + interval);
                         }
                     }
-                    None if watched.mailbox.is_inbox() => {
-                        return Err(End::Failed("there is no STATUS of INBOX".into()));
-                    }
-                    // Deleted or renamed, it may come back; its devices will register again.
+                    // It was not answered: the next connection asks again.
+                    None if told.lost.is_some() => {}
                     None => {
-                        let (account, mailbox) = (&self.account, &watched.mailbox);
-                        tracing::debug!(%account, %mailbox, "has no STATUS");
+                        watched.due = false;
+                        let refusal = told.refusals.iter().rfind(|(of, _)| *of == index);
+                        let why = refusal.map_or("no STATUS", |(_, refusal)| refusal.trim());
+                        self.status_refused(index, why);
                     }
                 }
             }
+            self.status.leave_out(self.faults.shown());
+            if let Some(lost) = told.lost {
+                return Err(lost.into());
+            }
+            self.is_watchable()?;
             match self.hear(round).await? {
                 Some(ChangeKind::NewMail) => changed = true,
                 // The answer looks as if something had changed, and something may have.
@@ -102,6 +118,46 @@ impl Watcher {
         Ok(changed)
     }
 
+    /// The mailboxes that are to be looked at now, by place. One that is left out is not.
+    fn due(&mut self) -> Vec<usize> {
+        let (faults, now) = (&self.faults, Instant::now());
+        for watched in &mut self.mailboxes {
+            watched.due &= !faults.rests(&watched.mailbox, now);
+        }
+        (0..self.mailboxes.len()).filter(|index| self.mailboxes[*index].due).collect()
+    }
+
+    /// STATUS of a mailbox was refused, although the connection goes on. INBOX is asked for again after
+    /// a time that grows. Others are asked for as ever: one that was deleted or renamed may come back,
+    /// and its devices will register again.
+    fn status_refused(&mut self, index: usize, why: &str) {
+        let (account, mailbox) = (&self.account, &self.mailboxes[index].mailbox);
+        let times = self.faults.refuse(mailbox, why.to_owned());
+        match (mailbox.is_inbox(), times) {
+            (true, _) => {
+                let config = &self.context.config;
+                let backoff = Backoff::new(config.retry_min, config.retry_max);
+                let wait = backoff.wait(times, rand::random());
+                self.faults.rest(mailbox, Instant::now() + wait, Timestamp::now().plus(wait));
+                tracing::warn!(%account, %mailbox, why, ?wait, "STATUS is refused: not watched for now");
+            }
+            (false, 1) => {
+                tracing::info!(%account, %mailbox, why, "STATUS is refused: not watched for now");
+            }
+            (false, _) => {}
+        }
+    }
+
+    /// A connection on which INBOX is refused, and nothing else is watched, is of no use.
+    fn is_watchable(&mut self) -> Result<(), End> {
+        let inbox = Mailbox::inbox();
+        let refused = self.place(&inbox).is_some() && !self.faults.is_sound(&inbox);
+        if refused && !self.mailboxes.iter().any(|it| self.faults.is_sound(&it.mailbox)) {
+            return Err(End::Failed("there is no STATUS of INBOX".into()));
+        }
+        Ok(())
+    }
+
     /// Which of them have a UIDNEXT that grows with each question (Mailutils imap4d): where nothing
     /// else has changed, and nothing was told unasked, it is asked for once more. In their order.
     async fn made_up(
@@ -109,10 +165,10 @@ impl Watcher {
         round: &mut Round<'_>,
         look: Look,
         due: &[usize],
-        told: &Told,
-    ) -> Result<Vec<usize>, End> {
-        if look == Look::News {
-            return Ok(Vec::new());
+        told: &mut Told,
+    ) -> Vec<usize> {
+        if look == Look::News || told.lost.is_some() {
+            return Vec::new();
         }
         let grew = |index: &usize, since: &Snapshot, now: Option<Snapshot>| {
             now.is_some_and(|now| only_uid_next_grew(since, &now)).then_some(*index)
@@ -122,55 +178,68 @@ impl Watcher {
             .filter_map(|index| grew(index, &self.mailboxes[*index].known, told.states[*index]));
         let grown: Vec<usize> = grown.collect();
         if grown.is_empty() {
-            return Ok(grown);
+            return grown;
         }
-        let again = self.ask(round, &grown).await?;
+        let again = self.ask(round, &grown).await;
+        told.lost = again.lost;
         let still = |index: &usize| grew(index, &told.states[*index]?, again.states[*index]);
-        Ok(grown.iter().filter_map(still).collect())
+        grown.iter().filter_map(still).collect()
     }
 
-    /// The states of these mailboxes, in as few turns as the backend allows.
-    async fn ask(&mut self, round: &mut Round<'_>, due: &[usize]) -> Result<Told, End> {
-        let mut told = Told { states: vec![None; self.mailboxes.len()], bad: false };
+    /// The states of these mailboxes, in as few turns as the backend allows. Those under suspicion are
+    /// asked for behind the others, each by itself.
+    async fn ask(&mut self, round: &mut Round<'_>, due: &[usize]) -> Told {
+        let states = vec![None; self.mailboxes.len()];
+        let mut told = Told { states, bad: false, refusals: Vec::new(), lost: None };
+        let losses = |index: &usize| self.faults.losses(&self.mailboxes[*index].mailbox);
+        let (due, mut suspects): (Vec<usize>, Vec<usize>) =
+            due.iter().partition(|index| losses(index) == 0);
+        // The one at which most connections ended comes last, so that others are found to be sound.
+        suspects.sort_by_key(losses);
         if round.lists && due.len() > 1 {
-            let asks = self.list_commands(round, due);
-            self.ask_once(round, &asks, &mut told).await?;
+            let asks = self.list_commands(round, &due);
+            self.ask_once(round, &asks, &due, &mut told).await;
             // A part of a state that NOTIFY brought is no answer.
             for state in &mut told.states {
                 state.take_if(|state| state.messages.is_none());
             }
         }
         // What LIST did not tell of may have a STATUS all the same.
-        self.ask_each(round, due, &mut told).await?;
+        self.ask_each(round, &due, &mut told).await;
+        for suspect in suspects {
+            self.ask_each(round, &[suspect], &mut told).await;
+        }
+        told
+    }
+
+    /// Asks for those that are not told yet, by STATUS.
+    async fn ask_each(&mut self, round: &mut Round<'_>, due: &[usize], told: &mut Told) {
+        self.ask_by_status(round, due, told).await;
         if told.bad && round.mod_seq {
             // It lists CONDSTORE and does not know this item.
             round.mod_seq = false;
-            self.ask_each(round, due, &mut told).await?;
+            self.ask_by_status(round, due, told).await;
         }
         let inbox = due.iter().position(|index| self.mailboxes[*index].mailbox.is_inbox());
         if let Some(place) = inbox
             && told.states[due[place]].is_none()
+            && told.lost.is_none()
             && round.open.is_some()
         {
             // A server may refuse STATUS of the mailbox that is open (RFC 9051 section 6.3.11).
-            round.idles = false;
-            round.close().await?;
-            self.ask_each(round, &due[place..=place], &mut told).await?;
+            if let Err(lost) = round.close().await {
+                told.lost = Some(lost);
+                return;
+            }
+            self.ask_by_status(round, &due[place..=place], told).await;
             // Where there is none in either case it is not IDLE that fails.
             if told.states[due[place]].is_some() {
                 self.idle_refused(round);
             }
         }
-        Ok(told)
     }
 
-    /// Asks for those that are not told yet, each by itself.
-    async fn ask_each(
-        &self,
-        round: &mut Round<'_>,
-        due: &[usize],
-        told: &mut Told,
-    ) -> Result<(), End> {
+    async fn ask_by_status(&mut self, round: &mut Round<'_>, due: &[usize], told: &mut Told) {
         let missing = due.iter().filter(|index| told.states[**index].is_none());
         let asks: Vec<Ask> = missing
             .map(|&index| {
@@ -179,7 +248,7 @@ impl Watcher {
             })
             .collect();
         told.bad = false;
-        self.ask_once(round, &asks, told).await
+        self.ask_once(round, &asks, due, told).await;
     }
 
     /// LIST with STATUS in it (RFC 5819), as often as its length demands. Names that it would take
@@ -202,21 +271,27 @@ impl Watcher {
         asks
     }
 
+    /// Sends these commands, which ask for those that are `due`. Nothing is asked once the connection
+    /// has ended.
     async fn ask_once(
-        &self,
+        &mut self,
         round: &mut Round<'_>,
         asks: &[Ask],
+        due: &[usize],
         told: &mut Told,
-    ) -> Result<(), End> {
+    ) {
+        if told.lost.is_some() || asks.is_empty() {
+            return;
+        }
         let commands: Vec<String> = asks.iter().map(|ask| ask.command.clone()).collect();
         let place = |mailbox: &Mailbox| self.place(mailbox);
         let mut unasked = Vec::new();
+        let mut unanswered = vec![true; asks.len()];
         let lists = &mut round.lists;
-        let answered = |number: usize, answer, news: &mut super::news::News| {
+        let answered = |number: usize, result: Result<(), Refused>, news: &mut News| {
+            unanswered[number] = false;
             let of = asks[number].of;
-            if of.is_none() && answer != Answer::Ok {
-                *lists = false;
-            }
+            *lists &= of.is_some() || result.is_ok();
             for (mailbox, state) in news.take_states() {
                 // Whatever a server calls it, the answer to a STATUS is about its mailbox.
                 let Some(index) = mailbox.as_ref().and_then(place).or(of) else { continue };
@@ -227,18 +302,66 @@ impl Watcher {
                 let known = told.states[index].get_or_insert_default();
                 *known = merged(known, &state);
             }
-            if let Some(index) = of
-                && answer != Answer::Ok
-            {
-                told.bad |= answer == Answer::Bad;
+            if let (Some(index), Err(Refused { bad, refusal })) = (of, result) {
+                told.bad |= bad;
                 told.states[index] = None;
+                told.refusals.push((index, refusal));
             }
         };
-        round.connection.commands(&commands, answered).await?;
+        let asked = round.connection.commands(&commands, answered).await;
         for (mailbox, state) in unasked {
             round.connection.news.read_state(mailbox, state);
         }
-        Ok(())
+        if let Err(lost) = asked {
+            // A server answers in order.
+            let first = unanswered.iter().position(|unanswered| *unanswered);
+            let first = first.and_then(|first| asks[first].of);
+            self.lost_at(round, due, first, told, lost.to_string());
+            told.lost = Some(lost);
+            return;
+        }
+        for &index in due {
+            if told.states[index].is_none() {
+                continue;
+            }
+            round.answered = true;
+            let mailbox = &self.mailboxes[index].mailbox;
+            if self.faults.answered(mailbox) {
+                tracing::info!(account = %self.account, %mailbox, "its STATUS is told: watched again");
+            }
+        }
+    }
+
+    /// The connection ended while these were asked for, at the `first` of them or at any.
+    fn lost_at(
+        &mut self,
+        round: &Round<'_>,
+        due: &[usize],
+        first: Option<usize>,
+        told: &Told,
+        why: String,
+    ) {
+        let Some(index) = first else {
+            let untold = due.iter().filter(|index| told.states[**index].is_none());
+            self.faults.suspect(untold.map(|index| &self.mailboxes[*index].mailbox));
+            return;
+        };
+        let (account, mailbox) = (&self.account, &self.mailboxes[index].mailbox);
+        // Where nothing was answered, it may be the backend that has failed altogether.
+        if self.faults.losses(mailbox) == 0 || !round.answered {
+            self.faults.suspect([mailbox].into_iter());
+            return;
+        }
+        let first = self.context.config.poll_max;
+        let times = self.faults.leave_out(mailbox, why.clone());
+        let backoff = Backoff::new(first, first.saturating_mul(LONGEST_LEFT_OUT));
+        let wait = backoff.wait(times, rand::random());
+        self.faults.rest(mailbox, Instant::now() + wait, Timestamp::now().plus(wait));
+        tracing::warn!(
+            %account, %mailbox, why, ?wait,
+            "the backend ends the connection, or does not answer, when it is asked for this mailbox: it \
+             is left out, and the others are watched; see the backend's log"
+        );
     }
 
     /// Where the numbers alone do not say whether a phone would show anything new, finds out by the
@@ -306,14 +429,17 @@ impl Watcher {
         look: Look,
     ) -> Result<bool, End> {
         let watched = &mut self.mailboxes[index];
+        let now = looked(&watched.known, &now);
         let new_number = renumbered(&watched.known, &now);
         let was_new = watched.renumbered.take();
         if watched.unnumbered {
             watched.known.uid_next = None;
         }
+        // Nothing was known when it was registered: what has come since is not known either.
+        let unknown = watched.known == Snapshot::default() && now != Snapshot::default();
         let difference = match shown {
             Some(shown) => shown.then_some(ChangeKind::Quiet),
-            None => difference(&watched.known, &now),
+            None => difference(&watched.known, &now).or(unknown.then_some(ChangeKind::Quiet)),
         };
         watched.renumbered = new_number;
         watched.unnumbered = new_number.is_some() && (watched.unnumbered || was_new.is_some());
@@ -398,15 +524,17 @@ impl Watcher {
                 continue;
             };
             let watched = &mut self.mailboxes[index];
-            // Where a server tells the number of messages alone, more of them are new ones.
-            let arrived = match (state.uid_next, state.messages, watched.known.messages) {
-                (None, Some(now), Some(known)) => now.saturating_sub(known),
+            // Where UIDNEXT is not told, or stands still, more messages are new ones.
+            let arrived = match (state.messages, watched.known.messages) {
+                _ if state.uid_next > watched.known.uid_next => 0,
+                (Some(now), Some(known)) => now.saturating_sub(known),
                 _ => 0,
             };
             let thought = match arrived {
                 0 => merged(&watched.known, &state),
                 _ => merged(&with_new_mail(&watched.known, arrived), &state),
             };
+            let thought = looked(&watched.known, &thought);
             let Some(kind) = difference(&watched.known, &thought) else { continue };
             watched.due = true;
             heard = heard.max(Some(kind));

@@ -13,6 +13,7 @@
 
 mod account;
 mod connection;
+mod faults;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -36,6 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
 
+pub use self::faults::LeftOut;
 pub use self::status::{Inquirer, Inquiries, WatcherStatus, inquiries};
 pub use self::supervisor::run;
 use crate::config::{self, Config};

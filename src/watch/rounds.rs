@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::account::{End, Watcher};
+use super::account::{End, Watched, Watcher};
 use super::connection::{Answer, Connection, Lost};
 use super::status::{Doing, Mode};
 use super::upstream::Upstream;
@@ -67,6 +67,8 @@ pub(super) struct Round<'a> {
     pub(super) idles: bool,
     pub(super) notifies: bool,
     pub(super) lists: bool,
+    /// A mailbox was answered on this connection.
+    pub(super) answered: bool,
     /// INBOX is open, so that IDLE tells of it, since then.
     pub(super) open: Option<Instant>,
     /// NOTIFY tells of all mailboxes that are not open.
@@ -119,10 +121,15 @@ impl Watcher {
         let mut look = Look::All;
         loop {
             // Boxed: an account spends its life waiting, and a look takes more room than that.
+            // Under suspicion are mailboxes at which a connection has ended: before anything is asked that
+            // is for several of them, they are asked for by themselves. A lone one keeps no other waiting.
+            let suspicious = self.mailboxes.len() > 1 && self.faults.is_suspicious(Instant::now());
             let changed = Box::pin(async {
                 if matches!(look, Look::All | Look::Check { .. }) {
-                    self.open_inbox(&mut round, look).await?;
-                    self.arm(&mut round).await?;
+                    if !suspicious {
+                        self.open_inbox(&mut round, look).await?;
+                        self.arm(&mut round).await?;
+                    }
                     self.mailboxes.iter_mut().for_each(|watched| watched.due = true);
                 }
                 self.look(&mut round, look).await
@@ -132,7 +139,8 @@ impl Watcher {
             round.looked(look, changed, config);
             self.status.set(Doing::Watching(round.mode()));
             self.watches_since.get_or_insert_with(Instant::now);
-            look = match round.is_believed(&self.ways) {
+            let left_undone = suspicious && (round.notifies || round.idles && round.open.is_none());
+            look = match round.is_believed(&self.ways) && !left_undone {
                 true => self.wait(&mut round).await?,
                 false => Look::All,
             };
@@ -141,8 +149,12 @@ impl Watcher {
 
     /// Opens INBOX for IDLE, where both are to be had, without touching \Recent; closes it where
     /// IDLE is no longer believed.
-    async fn open_inbox(&self, round: &mut Round<'_>, look: Look) -> Result<(), End> {
-        let wanted = self.mailboxes.iter().any(|watched| watched.mailbox.is_inbox())
+    async fn open_inbox(&mut self, round: &mut Round<'_>, look: Look) -> Result<(), End> {
+        let now = Instant::now();
+        let inbox = |watched: &Watched| {
+            watched.mailbox.is_inbox() && !self.faults.rests(&watched.mailbox, now)
+        };
+        let wanted = self.mailboxes.iter().any(inbox)
             && round.idles
             && self.ways.idle.holds(&round.upstream.idle);
         // STATUS may tell of an open mailbox only what this connection has been told; so now and
@@ -152,7 +164,11 @@ impl Watcher {
             round.open.is_some_and(|at| !check || at.elapsed() < self.context.config.idle_check);
         match (wanted, fresh) {
             (true, false) => {
-                self.examine_inbox(round).await?;
+                let examined = self.examine_inbox(round).await;
+                if examined.is_err() {
+                    self.ways.idle.lost();
+                }
+                examined?;
             }
             (false, _) if round.open.is_some() => round.close().await?,
             _ => {}
@@ -195,9 +211,11 @@ impl Watcher {
         if !round.notifies || !self.ways.notify.holds(&round.upstream.notify) {
             return Ok(false);
         }
+        let now = Instant::now();
         let others = self.mailboxes.iter().map(|watched| &watched.mailbox);
         let others = others.filter(|mailbox| !mailbox.is_inbox() || round.open.is_none());
-        let names: Vec<String> = others.map(quoted).collect();
+        let others: Vec<_> = others.filter(|mailbox| !self.faults.rests(mailbox, now)).collect();
+        let names: Vec<String> = others.iter().map(|mailbox| quoted(mailbox)).collect();
         if names.is_empty() {
             return Ok(false);
         }
@@ -212,7 +230,11 @@ impl Watcher {
             // One that takes the place of another makes Dovecot 2.3 tell nothing, until the next.
             round.connection.command("NOTIFY NONE", |_| {}).await?;
         }
-        round.armed = round.connection.command(&command, |_| {}).await? == Answer::Ok;
+        let answer = round.connection.command(&command, |_| {}).await.inspect_err(|_| {
+            self.faults.suspect(others.into_iter());
+            self.ways.notify.lost();
+        })?;
+        round.armed = answer == Answer::Ok;
         round.notified = round.armed;
         // Even what it accepts may be too much.
         if round.connection.news.take_overflow() {
@@ -271,6 +293,9 @@ impl Watcher {
         if self.mailboxes.iter().any(|watched| watched.due) {
             look_at = look_at.min(began + settle);
         }
+        if let Some(next_try) = self.faults.next_try() {
+            look_at = look_at.min(next_try.max(began + settle));
+        }
         // Something on the way would end a connection on which nothing is said for longer.
         let quiet = self.lasting.renewal();
         let renewal = |round: &Round<'_>| quiet.map(|quiet| round.connection.active_at() + quiet);
@@ -323,7 +348,11 @@ impl Watcher {
         {
             self.mailboxes[inbox].due = true;
         }
-        Ok(if anew {
+        let tries = self.faults.take_due(now);
+        Ok(if tries {
+            // With it what was left out for it is asked for anew.
+            Look::All
+        } else if anew {
             round.interval = Duration::ZERO;
             Look::All
         } else if round.overflow.until.is_some_and(|until| now >= until) {
@@ -396,6 +425,7 @@ impl<'a> Round<'a> {
             idles: granted.has("IDLE"),
             notifies: granted.has("NOTIFY"),
             lists: granted.has("LIST-STATUS"),
+            answered: false,
             open: None,
             armed: false,
             notified: false,

@@ -4,24 +4,21 @@ use crate::model::{ChangeKind, Snapshot};
 
 /// What has happened between `told` and `now`; `None` if nothing that a device must know.
 ///
-/// UIDNEXT decides on new mail (RFC 9051 section 2.3.1.1): counts alone are wrong when mail comes
-/// and goes between two looks. What either state does not tell is not compared. Nor is HIGHESTMODSEQ,
-/// which rises with every keyword: see [`only_mod_seq_differs`].
+/// UIDNEXT tells of new mail (RFC 9051 section 2.3.1.1): counts alone are wrong when mail comes and goes
+/// between two looks. Where it stands still although there are more messages, it is the server that is
+/// wrong. What either state does not tell is not compared. Nor is HIGHESTMODSEQ, which rises with every
+/// keyword: see [`only_mod_seq_differs`].
 pub(super) fn difference(told: &Snapshot, now: &Snapshot) -> Option<ChangeKind> {
     let more =
         |told: Option<u64>, now: Option<u64>| matches!((told, now), (Some(t), Some(n)) if n > t);
     let differs =
         |told: Option<u64>, now: Option<u64>| matches!((told, now), (Some(t), Some(n)) if n != t);
     let counts_differ = differs(told.messages, now.messages) || differs(told.unseen, now.unseen);
-    let renumbered = renumbered(told, now).is_some();
     // With a new UIDVALIDITY the numbers mean nothing; and some servers (Mailutils imap4d) give a
     // new one at each look. Only the counts can be compared then.
-    let uids_known = !renumbered && told.uid_next.is_some() && now.uid_next.is_some();
-    let new_mail = if uids_known {
-        more(told.uid_next, now.uid_next)
-    } else {
-        more(told.messages, now.messages)
-    };
+    let renumbered = renumbered(told, now).is_some();
+    let new_mail =
+        (!renumbered && more(told.uid_next, now.uid_next)) || more(told.messages, now.messages);
     if new_mail {
         return Some(ChangeKind::NewMail);
     }
@@ -59,6 +56,20 @@ pub(super) fn merged(known: &Snapshot, told: &Snapshot) -> Snapshot {
         unseen: told.unseen.or(known.unseen),
         highest_mod_seq: told.highest_mod_seq.or(known.highest_mod_seq),
     }
+}
+
+/// What is known once a look has told `now`. Each message that came makes UIDNEXT grow (RFC 9051 section
+/// 2.3.1.1). Where it stands still, or comes late, it counts as grown: when it does grow, it is no second
+/// sign of the same mail.
+pub(super) fn looked(known: &Snapshot, now: &Snapshot) -> Snapshot {
+    let arrived = now.messages.zip(known.messages).and_then(|(now, known)| now.checked_sub(known));
+    let uid_next = match (known.uid_next, now.uid_next, arrived) {
+        (Some(before), Some(told), Some(arrived)) if renumbered(known, now).is_none() => {
+            Some(told.max(before.saturating_add(arrived)))
+        }
+        _ => now.uid_next,
+    };
+    Snapshot { uid_next, ..*now }
 }
 
 /// The UIDVALIDITY of `now`, if it is another one.
@@ -106,6 +117,8 @@ mod tests {
             (state(7, 10, 5, 1), Some(ChangeKind::Quiet), "one was read"),
             (state(7, 10, 5, 3), Some(ChangeKind::Quiet), "one was unread"),
             (state(7, 9, 5, 2), None, "UIDNEXT fell: the server's lie"),
+            (state(7, 10, 6, 3), Some(ChangeKind::NewMail), "UIDNEXT stands still, one came"),
+            (state(7, 9, 6, 3), Some(ChangeKind::NewMail), "UIDNEXT fell, one came"),
             (modseq(told, 3), None, "a MODSEQ that was not known before"),
             (state(8, 1, 0, 0), Some(ChangeKind::Quiet), "made anew, empty"),
             (state(8, 7, 6, 6), Some(ChangeKind::NewMail), "made anew, with more"),
@@ -150,6 +163,39 @@ mod tests {
         ] {
             assert_eq!(only_uid_next_grew(&told, &now), expected, "{now:?}");
         }
+    }
+
+    #[test]
+    fn a_uidnext_that_comes_late_is_no_second_sign_of_the_same_mail() {
+        let mut known = state(7, 10, 5, 2);
+        let mut kinds = Vec::new();
+        for now in [
+            // It stands still while two come, one after the other, and then tells of both.
+            state(7, 10, 6, 3),
+            state(7, 10, 7, 4),
+            state(7, 12, 7, 4),
+            state(7, 13, 8, 5),
+            // Two come at once, and one of them is late.
+            state(7, 14, 10, 7),
+            state(7, 15, 10, 7),
+            // One comes and one goes.
+            state(7, 16, 10, 7),
+            state(7, 16, 9, 6),
+        ] {
+            kinds.push(difference(&known, &now));
+            known = looked(&known, &now);
+        }
+        let (new, quiet) = (Some(ChangeKind::NewMail), Some(ChangeKind::Quiet));
+        assert_eq!(kinds, [new, new, None, new, new, None, new, quiet]);
+        // What was announced, and is as announced but for UIDNEXT.
+        let thought = with_new_mail(&state(7, 10, 5, 2), 1);
+        assert_eq!(looked(&thought, &state(7, 10, 6, 3)), state(7, 11, 6, 3));
+        // More was announced than there is.
+        let thought = with_new_mail(&state(7, 10, 5, 2), 2);
+        assert_eq!(looked(&thought, &state(7, 11, 6, 3)), state(7, 11, 6, 3));
+        let anew = state(8, 1, 6, 3);
+        assert_eq!(looked(&state(7, 10, 5, 2), &anew), anew);
+        assert_eq!(looked(&Snapshot::default(), &anew), anew);
     }
 
     #[test]

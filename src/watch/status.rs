@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
+use super::faults::LeftOut;
 use crate::metrics::{Held, Kind, Metrics, Watching};
 use crate::model::{Account, ChangeKind, Timestamp};
 
@@ -30,6 +31,8 @@ pub struct WatcherStatus {
     pub next_try_at: Option<i64>,
     /// Why it is backing off or parked.
     pub reason: Option<String>,
+    /// Mailboxes that are not watched for now, although the others are.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// Asks the supervisor. Clones ask the same one.
@@ -65,6 +68,8 @@ struct Inner {
     last_event: Option<Timestamp>,
     /// Counts the watcher among those that do the same.
     counted: Held,
+    /// The mailboxes that are not watched for now, each counted.
+    left_out: Vec<(LeftOut, Held)>,
 }
 
 /// A turn in a watcher's life.
@@ -118,7 +123,8 @@ impl Status {
     pub(super) fn new(metrics: &Arc<Metrics>, doing: Doing) -> Self {
         let counted = metrics.watchers.hold(doing.label());
         let (metrics, since) = (Arc::clone(metrics), Timestamp::now());
-        Self(Arc::new(Mutex::new(Inner { metrics, now: doing, since, last_event: None, counted })))
+        let (now, last_event, left_out) = (doing, None, Vec::new());
+        Self(Arc::new(Mutex::new(Inner { metrics, now, since, last_event, counted, left_out })))
     }
 
     pub(super) fn set(&self, doing: Doing) {
@@ -128,6 +134,13 @@ impl Status {
         }
         inner.counted = inner.metrics.watchers.hold(doing.label());
         (inner.now, inner.since) = (doing, Timestamp::now());
+    }
+
+    /// These mailboxes are not watched for now.
+    pub(super) fn leave_out(&self, mailboxes: Vec<LeftOut>) {
+        let mut inner = self.inner();
+        let gauge = &inner.metrics.mailboxes_left_out;
+        inner.left_out = mailboxes.into_iter().map(|it| (it, Held::new(gauge))).collect();
     }
 
     /// A change was seen.
@@ -157,6 +170,7 @@ impl Status {
             last_event_at: inner.last_event.map(|at| at.0),
             next_try_at: next_try.map(|at| at.0),
             reason: reason.cloned(),
+            left_out: inner.left_out.iter().map(|(left_out, _)| left_out.clone()).collect(),
         }
     }
 
@@ -204,8 +218,13 @@ mod tests {
         assert_eq!([count(Watching::Starting), count(Watching::Idle)], [0, 1]);
         status.clone().set(Doing::Parked { why: "NO".into() });
         assert_eq!([count(Watching::Idle), count(Watching::Parked)], [0, 1]);
+        let team = LeftOut { mailbox: "Team".into(), reason: "reset".into(), next_try_at: None };
+        status.leave_out(vec![team.clone()]);
+        status.leave_out(vec![team.clone()]);
+        assert_eq!(metrics.mailboxes_left_out.get(), 1);
+        assert_eq!(status.of(&Account::from_login("alice")).left_out, [team]);
         drop(status);
-        assert_eq!(count(Watching::Parked), 0);
+        assert_eq!((count(Watching::Parked), metrics.mailboxes_left_out.get()), (0, 0));
     }
 
     #[test]

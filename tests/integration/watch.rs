@@ -29,6 +29,7 @@ mod given_up;
 mod life;
 mod logins;
 mod mail;
+mod mailboxes;
 mod needless;
 mod nodes;
 mod scale;

@@ -248,11 +248,16 @@ S: + idling
 C: DONE
 S: w4 OK done
 C: w5 {NOTIFY}
+S: w5 NO [NOTIFICATIONOVERFLOW] too many mailboxes
+C: w6 {LIST}
+{listed}S: w6 OK done
+C: w7 IDLE
+S: + idling
 S: * BYE that is all
 "
             ))
             .await;
-            peer.left().await;
+            drop(peer);
         }
         watching.stop().await;
     })

@@ -185,6 +185,9 @@ S: + idling
 C: DONE
 S: w4 OK done
 C: w5 {LIST}
+{LISTED}S: w5 OK done
+C: w6 IDLE
+S: + idling
 S: * BYE that is all
 "
             ))
