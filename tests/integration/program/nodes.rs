@@ -247,7 +247,11 @@ async fn a_new_password_at_one_node_wakes_the_watcher_at_another() {
         let login = cluster.watched_by(&b).await.first().unwrap().clone();
         cluster.world.backend.set_password(&login, b"another").unwrap();
         cluster.world.backend.drop_connections();
-        b.server.logged("not watched until its user logs in again").await;
+        b.server
+            .logged(
+                "not watched until its user logs in again; its devices are pushed, so that they do",
+            )
+            .await;
 
         let mut client = cluster.world.client(&a.server).await;
         client.send(format!("in LOGIN {login} another\r\n").as_bytes()).await;
