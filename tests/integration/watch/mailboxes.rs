@@ -21,7 +21,7 @@ fn login(capabilities: &str) -> String {
     format!(
         "\
 S: * OK [CAPABILITY IMAP4rev1] hi
-C: m2 LOGIN alice wonderland
+C: m2 LOGIN \"alice\" \"wonderland\"
 S: m2 OK [CAPABILITY IMAP4rev1 {capabilities}] in
 "
     )
@@ -331,7 +331,7 @@ async fn too_many_connections_are_no_wrong_password() {
         let watching = stage.world.watch();
         let refusal = "\
 S: * OK [CAPABILITY IMAP4rev1] hi
-C: m2 LOGIN alice wonderland
+C: m2 LOGIN \"alice\" \"wonderland\"
 S: m2 NO [AUTHENTICATIONFAILED] LOGIN failed. (Too many simultaneous connections.)
 ";
         for _ in 0..5 {
