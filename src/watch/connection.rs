@@ -43,6 +43,8 @@ pub(super) struct Connection {
     active_at: Instant,
     /// The backend has said nothing since we did, which was after so long.
     unanswered: Option<Duration>,
+    /// Since when a response has been coming of which the end has not.
+    under_way: Option<Instant>,
     /// The tag of the IDLE that is under way, and since when it is.
     idle: Option<(String, Instant)>,
     /// What was said of mailboxes, in whatever answer.
@@ -63,6 +65,8 @@ pub(super) enum Lost {
     Bye(String),
     #[error("no answer within {0:?}")]
     Silent(Duration),
+    #[error("a response that has no end after {0:?}")]
+    Endless(Duration),
 }
 
 /// What a command came to.
@@ -83,8 +87,8 @@ pub(super) struct Refused {
 }
 
 impl Connection {
-    /// `answer_timeout` is for the whole answer to a command, `longest` the most bytes of one
-    /// response that are kept.
+    /// `answer_timeout` is for the whole answer to a command, and for the bytes of any one response;
+    /// `longest` is the most bytes of one response that are kept.
     pub(super) fn new(logged_in: LoggedIn, answer_timeout: Duration, longest: usize) -> Self {
         let LoggedIn { stream, input, place: _place, .. } = logged_in;
         Self {
@@ -96,6 +100,7 @@ impl Connection {
             began: Instant::now(),
             active_at: Instant::now(),
             unanswered: None,
+            under_way: None,
             idle: None,
             news: News::default(),
             refusal: None,
@@ -235,7 +240,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The next whole response, however long it takes. Cancel safe.
+    /// The next whole response, however long it takes to begin. Cancel safe.
     async fn response(&mut self) -> Result<&[u8], Lost> {
         if let Some(lost) = self.lost.take() {
             return Err(*lost);
@@ -250,7 +255,12 @@ impl Connection {
             }
             self.read += read;
             (self.active_at, self.unanswered) = (Instant::now(), None);
+            // What is not needed is skipped, whatever its length, but not for ever.
+            if self.under_way.get_or_insert(self.active_at).elapsed() > self.answer_timeout {
+                return Err(Lost::Endless(self.answer_timeout));
+            }
         }
+        self.under_way = None;
         self.heard()
     }
 

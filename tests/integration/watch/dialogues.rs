@@ -515,10 +515,9 @@ S: + idling
 }
 
 #[tokio::test]
-async fn a_response_without_end_ends_the_connection_when_idle_is_renewed() {
+async fn a_response_without_end_ends_the_connection() {
     limited(async {
         let mut stage = Stage::new().await;
-        stage.world.watch.idle_renewal = Duration::from_millis(200);
         stage.world.watch.answer_timeout = Duration::from_millis(300);
         let watching = stage.world.watch();
         for endless in [&b"* X"[..], b"* 1 FETCH (X {4294967295}\r\n", b"\r\n\r\n* 1 FETCH {9"] {
