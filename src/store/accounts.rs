@@ -183,7 +183,7 @@ impl Store {
             else {
                 return Ok(false);
             };
-            let Keeping { rows, other_password } = login.keeping(&found.rows);
+            let Keeping { rows, other_password } = login.keeping(&found.rows, found.parked);
             let at = login.logged_in_at;
             if rows.is_some() && found.password_since.is_some_and(|since| at < since) {
                 return Ok(false);
@@ -224,7 +224,9 @@ impl Store {
             let Some(found) = kept(&mut transaction, account.as_str(), backend).await? else {
                 return Ok(());
             };
-            let Keeping { rows: Some(rows), .. } = (keeper.0)(&found.rows) else { return Ok(()) };
+            let Keeping { rows: Some(rows), .. } = (keeper.0)(&found.rows, found.parked) else {
+                return Ok(());
+            };
             put(&mut transaction, account.as_str(), &rows).await?;
             transaction.commit().await?;
             self.leaves_traces();

@@ -167,7 +167,7 @@ impl CredentialSource {
                 };
                 let fresh = fresh(credentials, *at, *at);
                 let keeper = keeper(vault, account, fresh, self.store.believed(*at));
-                if !parked && (keeper.0)(&rows).rows.is_none() {
+                if !parked && (keeper.0)(&rows, parked).rows.is_none() {
                     return Ok(true);
                 }
                 let login = Registrant::new(backend, *at, None);
@@ -275,7 +275,7 @@ impl CredentialSource {
             Mode::Stored(vault) => {
                 let (vault, of) = (Arc::clone(vault), account.clone());
                 let (accepted, refused) = (accepted.clone(), refused.to_vec());
-                let keeper = Keeper(Arc::new(move |rows: &[KeptRow]| {
+                let keeper = Keeper(Arc::new(move |rows: &[KeptRow], _| {
                     let (before, unreadable) = unsealed(&vault, &of, rows);
                     let kept = keeping::worked(&before, &accepted, &refused, now);
                     // With the right key file the next start can read those.
@@ -284,7 +284,7 @@ impl CredentialSource {
                     Keeping { rows, other_password: false }
                 }));
                 let found = self.store.kept(account, backend).await?;
-                match found.is_some_and(|(rows, _)| (keeper.0)(&rows).rows.is_some()) {
+                match found.is_some_and(|(rows, parked)| (keeper.0)(&rows, parked).rows.is_some()) {
                     true => self.store.sort_out(account, backend, &keeper).await,
                     false => Ok(()),
                 }
@@ -391,10 +391,14 @@ fn fresh(credentials: &Credentials, at: Timestamp, now: Timestamp) -> Kept {
 /// `now` are not.
 fn keeper(vault: &Arc<Vault>, account: &Account, fresh: Kept, now: Timestamp) -> Keeper {
     let (vault, account) = (Arc::clone(vault), account.clone());
-    Keeper(Arc::new(move |rows: &[KeptRow]| {
-        let (before, unreadable) = unsealed(&vault, &account, rows);
+    Keeper(Arc::new(move |rows: &[KeptRow], refused| {
+        let (stored, unreadable) = unsealed(&vault, &account, rows);
+        let mut before = stored.clone();
+        if refused {
+            keeping::doubt(&mut before, &fresh);
+        }
         let Accepted { kept, other_password } = keeping::accept(&before, fresh.clone(), now);
-        let same = unreadable.is_none() && keeping::are_as_stored(&kept, &before);
+        let same = unreadable.is_none() && keeping::are_as_stored(&kept, &stored);
         let rows = (!same).then(|| sealed(&vault, &account, kept));
         Keeping { rows, other_password }
     }))

@@ -89,6 +89,14 @@ impl Kept {
     }
 }
 
+/// The backend has refused the last tries with `kept`, and accepts `fresh` now: other passwords count as if
+/// they had come after it, so that they are tried behind it.
+pub(super) fn doubt(kept: &mut [Kept], fresh: &Kept) {
+    for it in kept.iter_mut().filter(|it| it.is_password() && !it.has_secret_of(fresh)) {
+        it.since = Timestamp(fresh.since.0.saturating_add(1));
+    }
+}
+
 /// What is kept of `before` (in the order of [`Accepted::kept`]) and of `fresh`, which a backend has just
 /// accepted; of tokens that have not expired by `now`.
 pub(super) fn accept(before: &[Kept], mut fresh: Kept, now: Timestamp) -> Accepted {
@@ -205,6 +213,21 @@ mod tests {
         assert_eq!(secrets(&kept), ["web mail 3", "phone", "other client"]);
         by_durability(&mut kept);
         assert_eq!(secrets(&kept), ["phone", "web mail 3", "other client"]);
+    }
+
+    #[test]
+    fn what_was_refused_is_tried_behind_what_was_accepted_then() {
+        let mut kept = after([password("old", 0), password("old", HOUR)]);
+        let new = password("new", 2 * HOUR);
+        doubt(&mut kept, &new);
+        let mut kept = accept(&kept, new, Timestamp(2 * HOUR)).kept;
+        by_durability(&mut kept);
+        assert_eq!(secrets(&kept), ["new", "old"]);
+        // The same one again shows that it was not wrong.
+        let mut kept = after([password("old", 0), password("other", 1), password("old", HOUR)]);
+        doubt(&mut kept, &password("old", 2 * HOUR));
+        by_durability(&mut kept);
+        assert_eq!(secrets(&kept), ["old", "other"]);
     }
 
     #[test]

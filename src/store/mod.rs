@@ -201,7 +201,8 @@ struct Keeping {
 #[derive(Clone)]
 struct Keeper(Arc<Keep>);
 
-type Keep = dyn Fn(&[KeptRow]) -> Keeping + Send + Sync;
+/// Asked with what is kept, and whether the backend has refused the last tries with it.
+type Keep = dyn Fn(&[KeptRow], bool) -> Keeping + Send + Sync;
 
 /// A live device with what it registered for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -290,10 +291,10 @@ impl Registrant {
         Self { backend, logged_in_at, sealed, other_password, keeper, names_ignore_case }
     }
 
-    /// What becomes of the credentials that are kept.
-    fn keeping(&self, kept: &[KeptRow]) -> Keeping {
+    /// What becomes of the credentials that are kept; `refused`: as for [`Keep`].
+    fn keeping(&self, kept: &[KeptRow], refused: bool) -> Keeping {
         if let Some(Keeper(keep)) = &self.keeper {
-            return keep(kept);
+            return keep(kept, refused);
         }
         let rows = self.sealed.clone().map(|sealed| {
             let (since, proved_at) = (self.logged_in_at, self.logged_in_at);

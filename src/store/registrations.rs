@@ -341,11 +341,11 @@ async fn upsert_account(
     login_at: (Timestamp, Timestamp),
     now: Timestamp,
 ) -> sqlx::Result<(Option<(Timestamp, Timestamp)>, bool)> {
-    let mut keeping = login.keeping(&[]);
+    let mut keeping = login.keeping(&[], false);
     if login.brings_credentials() {
         lock(work, account.as_str()).await?;
         if let Some(found) = kept(work, account.as_str(), &login.backend).await? {
-            keeping = login.keeping(&found.rows);
+            keeping = login.keeping(&found.rows, found.parked);
             // One of the future was noted by a clock that was wrong.
             let is_later = |since: &Timestamp| (login_at.0.0 + 1..=now.0).contains(&since.0);
             if let Some(since) = found.password_since.filter(is_later)
