@@ -17,8 +17,11 @@ async fn limited(test: impl Future<Output = ()>) {
     tokio::time::timeout(Duration::from_secs(30), test).await.expect("the test takes too long");
 }
 
-/// A database that nodes share. Several processes may share an SQLite file too, for a test.
-struct World(TempDir);
+/// A database that nodes share. In an SQLite file they share it as one process does.
+struct World {
+    store: Store,
+    _folder: TempDir,
+}
 
 struct Node {
     store: Store,
@@ -28,14 +31,16 @@ struct Node {
 }
 
 impl World {
-    async fn store(&self) -> Store {
-        let url = format!("sqlite://{}", self.0.path().join("mailchime.db").display());
-        Store::open(&url, Duration::from_millis(100)).await.unwrap()
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
+        let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
+        Self { store, _folder: folder }
     }
 
     /// Finds others dead after 300 ms.
     async fn node(&self, name: &str, incarnation: &str) -> Node {
-        let store = self.store().await.of_node(incarnation.into());
+        let store = self.store.clone().of_node(incarnation.into());
         let takeover = Duration::from_millis(300);
         let (membership, neighbours) =
             Membership::new(name.into(), store.clone(), takeover, Arc::default());
@@ -83,7 +88,7 @@ fn shares(divisions: &[&Division]) -> Vec<usize> {
 #[tokio::test]
 async fn who_comes_and_goes_is_seen_and_the_rest_is_divided() {
     limited(async {
-        let world = World(tempfile::tempdir().unwrap());
+        let world = World::new().await;
         let mut a = world.node("a", "1").await;
         assert_eq!(shares(&[&a.sees(&["a"]).await]), [3000]);
         let mut b = world.node("b", "2").await;
@@ -106,7 +111,7 @@ async fn who_comes_and_goes_is_seen_and_the_rest_is_divided() {
 #[tokio::test]
 async fn a_name_that_two_have_is_of_the_later_until_that_one_dies() {
     limited(async {
-        let world = World(tempfile::tempdir().unwrap());
+        let world = World::new().await;
         let mut earlier = world.node("a", "1").await;
         earlier.until(|division| division.is_mine(&Account::from_login("alice"))).await;
         let mut later = world.node("a", "2").await;
@@ -123,7 +128,7 @@ async fn a_name_that_two_have_is_of_the_later_until_that_one_dies() {
 #[tokio::test]
 async fn who_was_taken_for_dead_comes_back_and_is_told_to_read_all_again() {
     limited(async {
-        let world = World(tempfile::tempdir().unwrap());
+        let world = World::new().await;
         let mut a = world.node("a", "1").await;
         let before = a.sees(&["a"]).await.joined();
         // As another node does that has not seen it beat for long.
@@ -139,11 +144,11 @@ async fn who_was_taken_for_dead_comes_back_and_is_told_to_read_all_again() {
 #[tokio::test]
 async fn what_others_change_is_told() {
     limited(async {
-        let world = World(tempfile::tempdir().unwrap());
+        let world = World::new().await;
         let mut a = world.node("a", "1").await;
         a.sees(&["a"]).await;
         // More than is taken at a time.
-        let other = world.store().await;
+        let other = world.store.clone();
         let users: BTreeSet<_> =
             (0..300).map(|number| Account::from_login(&format!("user{number}"))).collect();
         for (number, account) in users.iter().enumerate() {

@@ -321,13 +321,17 @@ async fn a_new_password_forgets(mode: &str) {
     assert!(register_in(&mut thief, &stolen).await.starts_with("r OK"));
     assert!(register_in(&mut thief, &late).await.starts_with("r OK"));
     assert_eq!(pushed(&world).await, ["0b0b0b0b…"]);
-    // Nor does it bring its password back: the watcher goes on with the new one.
+    // Nor does it bring its password back: the watcher finds that it is refused, once, and goes on with
+    // the new one.
     world.backend.drop_connections();
     watcher(&world, "watching").await;
     world.backend.deliver(TENANT, "INBOX", MAIL).unwrap();
     let push = soon("a push", world.apns.next()).await;
     assert_eq!(token_of(&push), own);
-    assert_eq!(world.backend.counters().refused.get(TENANT), None);
+    assert_eq!(world.backend.counters().refused.get(TENANT), Some(&1));
+    world.backend.drop_connections();
+    watcher(&world, "watching").await;
+    assert_eq!(world.backend.counters().refused.get(TENANT), Some(&1));
 }
 
 #[tokio::test]

@@ -212,7 +212,7 @@ async fn a_client_that_just_closes_is_no_warning() {
 async fn a_statement_that_takes_long_is_named_by_its_call_and_not_by_its_text() {
     limited(async {
         let world = World::new().await;
-        world.configure("busy_timeout = \"500ms\"", "busy_timeout = \"20s\"");
+        world.configure("busy_timeout = \"5s\"", "busy_timeout = \"20s\"");
         let mut server = world.serve().await;
         let url = format!("sqlite://{}", world.file("mailchime.db").display());
         let mut database = sqlx::SqliteConnection::connect(&url).await.unwrap();
