@@ -185,21 +185,14 @@ impl Watcher {
             Err(CredentialsError::Vault(_)) => Vec::new(),
             Err(CredentialsError::Store(error)) => return Err(error.into()),
         };
-        let mut first = |credentials: &Credentials, even_if_not_kept: bool| match kept
-            .iter()
-            .position(|kept| kept.credentials.same_as(credentials))
-        {
-            Some(place) => kept[..=place].rotate_right(1),
-            None if even_if_not_kept => {
-                kept.insert(0, Kept::new(credentials.clone(), None, Timestamp::now()));
-            }
-            None => {}
-        };
         if let Some(used) = &self.known.used {
-            first(used, false);
+            put_first(&mut kept, used, false);
         }
+        // Behind the others, of which the backend has not said anything yet.
+        let refused = &self.known.refused;
+        kept.sort_by_key(|kept| refused.iter().any(|it| it.same_as(&kept.credentials)));
         if let Some(brought) = &brought {
-            first(brought, true);
+            put_first(&mut kept, brought, true);
         }
         if kept.is_empty() {
             tracing::warn!(%account, "not watched until its user logs in: no password is kept");
@@ -231,6 +224,7 @@ impl Watcher {
             let context = &self.context;
             // It took its time to come here.
             if !context.backends.is_of(&self.account, backend) {
+                self.count_refused(refused);
                 return Err(End::Moved);
             }
             let (timeout, longest) = (context.config.answer_timeout, context.response_size);
@@ -253,8 +247,9 @@ impl Watcher {
                 }
                 Err(LoginError::Refused { answer, refusal }) if refusal != Refusal::Temporary => {
                     refused.push(kept.credentials);
-                    let blame = upstream.logins.refused(&self.account);
-                    if blame.new {
+                    let last = to_try.peek().is_none();
+                    // An account is refused when all that is kept of it is.
+                    if last && upstream.logins.refused(&self.account).new {
                         tracing::error!(
                             backend = upstream.name,
                             reason = printable(&answer),
@@ -263,11 +258,8 @@ impl Watcher {
                              then more; see whether its directory of users answers"
                         );
                     }
-                    if blame.backend || to_try.peek().is_none() {
-                        let tries = u32::try_from(refused.len()).unwrap_or(u32::MAX);
-                        self.known.refused.extend(refused);
-                        let more = self.known.refused.len().saturating_sub(MOST_REFUSED);
-                        self.known.refused.drain(..more);
+                    if last || upstream.logins.state().borrow().explains(Duration::ZERO) {
+                        let tries = self.remember_refused(refused);
                         return Err(End::Refused { answer, refusal, tries });
                     }
                     let (account, reason) = (&self.account, printable(&answer));
@@ -279,10 +271,32 @@ impl Watcher {
                     let tries = u32::try_from(refused.len()).unwrap_or(u32::MAX);
                     self.note(tries, Some(&reason)).await;
                 }
-                Err(error) => return Err(End::Failed(error.to_string())),
+                Err(error) => {
+                    self.count_refused(refused);
+                    return Err(End::Failed(error.to_string()));
+                }
             }
         }
         Err(End::no_password("no password is kept"))
+    }
+
+    /// Notes that these were refused; returns how many they are.
+    fn remember_refused(&mut self, refused: Vec<Credentials>) -> u32 {
+        let tries = u32::try_from(refused.len()).unwrap_or(u32::MAX);
+        self.known.refused.extend(refused);
+        let more = self.known.refused.len().saturating_sub(MOST_REFUSED);
+        self.known.refused.drain(..more);
+        tries
+    }
+
+    /// These were refused, and what the others are worth is not known: they are tried first the next time.
+    fn count_refused(&mut self, refused: Vec<Credentials>) {
+        let tries = self.remember_refused(refused);
+        if tries > 0 {
+            let known = &mut self.known;
+            known.refusals = known.refusals.saturating_add(tries);
+            (known.refused_at, known.used) = (Some(Instant::now()), None);
+        }
     }
 
     /// The backend has taken these, and had refused those.
@@ -500,6 +514,17 @@ impl Watcher {
                 Some(NOTE.wait(u32::MAX, rand::random()))
             }
         }
+    }
+}
+
+/// Puts these in front, if they are kept, or all the same.
+fn put_first(kept: &mut Vec<Kept>, credentials: &Credentials, even_if_not_kept: bool) {
+    match kept.iter().position(|kept| kept.credentials.same_as(credentials)) {
+        Some(place) => kept[..=place].rotate_right(1),
+        None if even_if_not_kept => {
+            kept.insert(0, Kept::new(credentials.clone(), None, Timestamp::now()));
+        }
+        None => {}
     }
 }
 

@@ -18,6 +18,10 @@ const MANY: usize = 3;
 /// Refusals of different accounts within this time count together.
 pub(super) const WITHIN: Duration = Duration::from_mins(5);
 
+/// Logins that were accepted so shortly before count against that: servers hold refusals back, so after a
+/// start those of a few wrong passwords come together, behind all that were accepted.
+const TOGETHER: Duration = Duration::from_secs(30);
+
 /// How long nobody tries then but those whose users have just logged in; it doubles with each further
 /// refusal, up to the second.
 const RESTS: [Duration; 2] = [Duration::from_mins(10), Duration::from_hours(1)];
@@ -43,6 +47,8 @@ pub(super) struct Logins {
 pub(super) struct State {
     /// The last login was accepted.
     accepted: bool,
+    /// How many were accepted, each within [`TOGETHER`] of the next, and when the last one was.
+    lately: (usize, Option<Instant>),
     /// How often nobody tried for some time since then.
     rests: u32,
     /// Nobody tries until then.
@@ -63,12 +69,17 @@ pub(super) struct Leave<'a>(Option<SemaphorePermit<'a>>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Blame {
     /// It is the backend's fault.
-    pub(super) backend: bool,
+    backend: bool,
     /// That is new, and to be logged.
     pub(super) new: bool,
 }
 
 impl State {
+    fn accepted_lately(&self, now: Instant) -> usize {
+        let (count, last) = self.lately;
+        last.filter(|last| now < *last + TOGETHER).map_or(0, |_| count)
+    }
+
     /// How often it was found that the backend had been at fault, and takes again what it refused.
     pub(super) fn recoveries(&self) -> u64 {
         self.recoveries
@@ -149,6 +160,8 @@ impl Logins {
         self.state.send_if_modified(|state| {
             let changed = !state.accepted || !state.refused.is_empty();
             (state.accepted, state.rests, state.rest) = (true, 0, None);
+            let now = Instant::now();
+            state.lately = (state.accepted_lately(now) + 1, Some(now));
             let all_known = state.refused.len() < MOST;
             state.refused.retain(|(refused, _)| refused != account);
             if state.at_fault.is_none() {
@@ -187,7 +200,8 @@ impl Logins {
                 state.refused.push((account.clone(), now));
             }
             state.accepted = false;
-            blame.new = state.at_fault.is_none() && state.refused.len() >= MANY;
+            let many = state.accepted_lately(now).max(MANY);
+            blame.new = state.at_fault.is_none() && state.refused.len() >= many;
             if blame.new {
                 (state.at_fault, state.rests, state.rest) = (Some(now), 0, None);
             }
