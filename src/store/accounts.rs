@@ -183,7 +183,7 @@ impl Store {
             else {
                 return Ok(false);
             };
-            let Keeping { rows, other_password } = login.keeping(&found.rows, found.parked);
+            let Keeping { rows, other_password } = login.keeping(&found.rows, found.refused);
             let at = login.logged_in_at;
             if rows.is_some() && found.password_since.is_some_and(|since| at < since) {
                 return Ok(false);
@@ -224,7 +224,7 @@ impl Store {
             let Some(found) = kept(&mut transaction, account.as_str(), backend).await? else {
                 return Ok(());
             };
-            let Keeping { rows: Some(rows), .. } = (keeper.0)(&found.rows, found.parked) else {
+            let Keeping { rows: Some(rows), .. } = (keeper.0)(&found.rows, found.refused) else {
                 return Ok(());
             };
             put(&mut transaction, account.as_str(), &rows).await?;
@@ -502,6 +502,8 @@ pub(super) struct Found {
     pub(super) rows: Vec<KeptRow>,
     /// Or its tries were refused.
     pub(super) parked: bool,
+    /// All of it was refused until the account was parked.
+    pub(super) refused: bool,
     /// When the password of now was brought, if there was another one before.
     pub(super) password_since: Option<Timestamp>,
     /// The same by the time of service.
@@ -556,6 +558,7 @@ pub(super) async fn kept(
     Ok(Some(Found {
         rows: all.filter_map(|row| row.ok().flatten()).collect(),
         parked: parked(&row).is_some() || refused(&row).is_some(),
+        refused: parked(&row).is_some(),
         password_since: number("password_since")?.map(Timestamp),
         password_at: number("password_at")?.map(Timestamp),
     }))

@@ -167,7 +167,7 @@ impl CredentialSource {
                 };
                 let fresh = fresh(credentials, *at, *at);
                 let keeper = keeper(vault, account, fresh, self.store.believed(*at));
-                if !parked && (keeper.0)(&rows, parked).rows.is_none() {
+                if !parked && (keeper.0)(&rows, false).rows.is_none() {
                     return Ok(true);
                 }
                 let login = Registrant::new(backend, *at, None);
@@ -284,7 +284,7 @@ impl CredentialSource {
                     Keeping { rows, other_password: false }
                 }));
                 let found = self.store.kept(account, backend).await?;
-                match found.is_some_and(|(rows, parked)| (keeper.0)(&rows, parked).rows.is_some()) {
+                match found.is_some_and(|(rows, _)| (keeper.0)(&rows, false).rows.is_some()) {
                     true => self.store.sort_out(account, backend, &keeper).await,
                     false => Ok(()),
                 }

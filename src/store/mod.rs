@@ -201,7 +201,7 @@ struct Keeping {
 #[derive(Clone)]
 struct Keeper(Arc<Keep>);
 
-/// Asked with what is kept, and whether the backend has refused the last tries with it.
+/// Asked with what is kept, and whether the backend has refused all of it until the account was parked.
 type Keep = dyn Fn(&[KeptRow], bool) -> Keeping + Send + Sync;
 
 /// A live device with what it registered for.

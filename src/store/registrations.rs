@@ -345,7 +345,7 @@ async fn upsert_account(
     if login.brings_credentials() {
         lock(work, account.as_str()).await?;
         if let Some(found) = kept(work, account.as_str(), &login.backend).await? {
-            keeping = login.keeping(&found.rows, found.parked);
+            keeping = login.keeping(&found.rows, found.refused);
             // One of the future was noted by a clock that was wrong.
             let is_later = |since: &Timestamp| (login_at.0.0 + 1..=now.0).contains(&since.0);
             if let Some(since) = found.password_since.filter(is_later)
