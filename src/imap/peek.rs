@@ -30,8 +30,6 @@ pub enum Response<'a> {
     Enabled,
     /// `* STATUS`
     MailboxStatus,
-    /// `* LIST`
-    MailboxList,
     /// Anything else: data that is not looked at.
     Data,
 }
@@ -185,7 +183,6 @@ pub fn response(input: &[u8]) -> Option<Response<'_>> {
         _ if name.eq_ignore_ascii_case(b"CAPABILITY") => Response::Capability,
         _ if name.eq_ignore_ascii_case(b"ENABLED") => Response::Enabled,
         _ if name.eq_ignore_ascii_case(b"STATUS") => Response::MailboxStatus,
-        _ if name.eq_ignore_ascii_case(b"LIST") => Response::MailboxList,
         _ => Response::Data,
     })
 }

@@ -95,31 +95,12 @@ pub fn parse(arguments: &[u8]) -> Result<Request, Malformed> {
     Ok(Request { version, account_id, token, subtopic, mailboxes })
 }
 
-/// What a refused STATUS says of a mailbox (RFC 5530).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unreadable {
-    /// There is none, or none for this user.
-    Never,
-    /// It may be there, and is readable at another time.
-    Now,
-    /// It does not say. A server may refuse STATUS of the mailbox that is open (RFC 9051 section
-    /// 6.3.11).
-    Unexplained,
-}
-
-impl Unreadable {
-    /// `answer` is a whole tagged NO or BAD.
-    pub fn of(answer: &[u8]) -> Self {
-        let says = |codes: &[&str]| codes.iter().any(|code| has_code(answer, code));
-        if says(&["NONEXISTENT", "NOPERM", "CANNOT", "TRYCREATE"]) {
-            Self::Never
-        } else if says(&["CORRUPTION", "CONTACTADMIN"]) || Refusal::of(answer) == Refusal::Temporary
-        {
-            Self::Now
-        } else {
-            Self::Unexplained
-        }
-    }
+/// Whether a refused STATUS says that the mailbox may be there and is readable at another time (RFC 5530).
+/// `answer` is a whole tagged NO or BAD. A refusal without a reason does not say so.
+pub fn is_unreadable_for_now(answer: &[u8]) -> bool {
+    let says = |codes: &[&str]| codes.iter().any(|code| has_code(answer, code));
+    !says(&["NONEXISTENT", "NOPERM", "CANNOT", "TRYCREATE"])
+        && (says(&["CORRUPTION", "CONTACTADMIN"]) || Refusal::of(answer) == Refusal::Temporary)
 }
 
 /// The untagged answer to a registration: `echoed` are the mailboxes that will be pushed, as the

@@ -43,7 +43,7 @@ use super::peek::{self, Command, Response, Status, Verb};
 use super::session::{Action, Awaited, Output, Profile, PushOffer, Step};
 use crate::model::{Account, Mailbox};
 
-/// Longest STATUS or LIST response that is ours to swallow, in bytes.
+/// Longest STATUS response that is ours to swallow, in bytes.
 pub(super) const LONGEST_STATUS: usize = 8 * 1024;
 
 /// The most lines that are looked at in one step, so that the caller can let others have their turn.
@@ -280,7 +280,7 @@ impl Relay {
                     self.passes(true);
                     continue;
                 }
-                Response::MailboxStatus | Response::MailboxList if self.is_asking(response) => {
+                Response::MailboxStatus if self.is_asking() => {
                     match self.scan.end_of_response(rest) {
                         End::At(length) if length <= LONGEST_STATUS => End::At(length),
                         End::Beyond if rest.len() <= LONGEST_STATUS => End::Beyond,
@@ -295,7 +295,7 @@ impl Relay {
                     self.passes(false);
                     continue;
                 }
-                Response::MailboxStatus | Response::MailboxList | Response::Data => {
+                Response::MailboxStatus | Response::Data => {
                     self.passes(true);
                     continue;
                 }
@@ -490,7 +490,7 @@ impl Relay {
                 let refusal = (status != Status::Ok).then_some(line);
                 self.question_answered(tag, refusal, out);
             }
-            Response::MailboxStatus | Response::MailboxList => self.keep(line),
+            Response::MailboxStatus => self.keep(line),
             _ => {
                 if let Response::Status { tag, status, .. } = response {
                     self.told(tag, status);

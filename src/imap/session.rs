@@ -426,6 +426,8 @@ impl Session {
     /// The connection that [`Action::Connect`] asked for is open.
     pub fn connected(&mut self, reached: Reached) {
         let Phase::Login(dialogue) = &mut self.phase else { return };
+        // What was for a backend of before, and did not get there, is nothing to this one.
+        self.output.to_backend.clear();
         let Reached { greeted, send_id, .. } = reached;
         let id = send_id.then(|| dialogue.id());
         dialogue.reached = reached;

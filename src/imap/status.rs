@@ -5,7 +5,7 @@
 use nom::bytes::complete::{tag_no_case, take_while1};
 use nom::character::complete::{char, space0, space1};
 use nom::multi::separated_list0;
-use nom::sequence::{delimited, preceded, separated_pair, terminated, tuple};
+use nom::sequence::{delimited, preceded, separated_pair, tuple};
 use nom::{IResult, Parser};
 
 use super::args::{Bytes, astring, whole};
@@ -41,25 +41,6 @@ pub fn mailbox_status(response: &[u8]) -> Option<(Bytes<'_>, Snapshot)> {
         }
     }
     Some((name, snapshot))
-}
-
-/// A whole `* LIST` response (RFC 9051 section 7.3.1): the mailbox as it is spelled, and whether it can
-/// be opened.
-pub fn listed(response: &[u8]) -> Option<(Bytes<'_>, bool)> {
-    let flags = delimited(
-        tuple((char('('), space0)),
-        separated_list0(space1, atom),
-        tuple((space0, char(')'))),
-    );
-    let list = tuple((tag_no_case("*"), space1, tag_no_case("LIST"), space1));
-    let (input, flags) = preceded(list, terminated(flags, space1)).parse(response).ok()?;
-    // The delimiter, or NIL.
-    let (input, _) = terminated(atom, space1).parse(input).ok()?;
-    // What follows the name (RFC 5258) is of no interest.
-    let (_, name) = astring(input).ok()?;
-    let closed = [&b"\\Noselect"[..], b"\\NonExistent"];
-    let opens = |flag: &&[u8]| !closed.iter().any(|closed| flag.eq_ignore_ascii_case(closed));
-    Some((name, flags.iter().all(opens)))
 }
 
 /// What an untagged response says of the selected mailbox; `None` if nothing.
@@ -209,24 +190,6 @@ mod tests {
             ("\r\n", false),
         ] {
             assert_eq!(is_overflow(response.as_bytes()), expected, "{response}");
-        }
-    }
-
-    #[test]
-    fn mailboxes_that_are_listed() {
-        for (response, expected) in [
-            ("* LIST () \"/\" Team\r\n", Some(("Team", true))),
-            ("* list (\\HasNoChildren \\Marked) NIL INBOX\r\n", Some(("INBOX", true))),
-            ("* LIST (\\noselect) \".\" \"a b\"\r\n", Some(("a b", false))),
-            ("* LIST (\\NonExistent \\HasChildren) \"/\" {3}\r\nx y\r\n", Some(("x y", false))),
-            ("* LIST () \"/\" x (\"OLDNAME\" (y))\r\n", Some(("x", true))),
-            ("* LIST () \"/\"\r\n", None),
-            ("* LIST\r\n", None),
-        ] {
-            let listed = listed(response.as_bytes());
-            let listed = listed.map(|(name, opens)| (name.into_owned(), opens));
-            let expected = expected.map(|(name, opens)| (name.as_bytes().to_vec(), opens));
-            assert_eq!(listed, expected, "{response}");
         }
     }
 

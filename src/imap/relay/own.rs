@@ -2,9 +2,6 @@
 //!
 //! ```text
 //!   Fence (a NOOP of our own) ──▶ Collect ──▶ Check (STATUS, mailbox by mailbox) ──▶ Store ──▶ answer
-//!                                                │  ▲
-//!                      refused without a reason  ▼  │
-//!                                               LIST: is it there?
 //! ```
 //!
 //! Each mailbox stands for itself. One that is refused for now, or not answered in time, is registered
@@ -22,13 +19,13 @@ use super::{Relay, STATUS_ITEMS, offered, tagged};
 use crate::imap::args::{self, quote};
 use crate::imap::collect::{Collector, Progress};
 use crate::imap::mailbox;
-use crate::imap::peek::{Response, Status, Verb};
-use crate::imap::registration::{self, Request, Unreadable};
+use crate::imap::peek::{Status, Verb};
+use crate::imap::registration::{self, Request};
 use crate::imap::session::{Action, Output, RegistrationResult, Step};
-use crate::imap::status::{listed, mailbox_status};
+use crate::imap::status::mailbox_status;
 use crate::model::{Device, Mailbox, Registration, Snapshot};
 
-/// Most responses that are looked at for one question, and most bytes of them but for the last.
+/// Most STATUS responses that are looked at for one question, and most bytes of them but for the last.
 const MOST_STATUSES: usize = 64;
 const MOST_STATUSES_SIZE: usize = 16 * 1024;
 
@@ -81,14 +78,12 @@ struct Check {
     /// Index of the next name to look at.
     next: usize,
     asked: Option<(Vec<u8>, Mailbox)>,
-    /// It is LIST that was asked, after STATUS was refused.
-    listing: bool,
     /// The backend did not answer in time.
     gave_up: bool,
     found: Vec<(Vec<u8>, Mailbox, Snapshot)>,
     /// Those that were asked for.
     known: HashSet<Mailbox>,
-    /// STATUS or LIST responses since the question was put, and their size.
+    /// STATUS responses since the question was put, and their size.
     statuses: Vec<Vec<u8>>,
     statuses_size: usize,
 }
@@ -147,11 +142,10 @@ impl Relay {
     }
 
     /// Whether a response may be the answer to a question of ours.
-    pub(super) fn is_asking(&self, response: Response<'_>) -> bool {
+    pub(super) fn is_asking(&self) -> bool {
         self.job.as_ref().is_some_and(|job| {
             matches!(&job.stage, Stage::Check(check)
                 if check.asked.is_some()
-                    && check.listing == (response == Response::MailboxList)
                     && check.statuses.len() < MOST_STATUSES
                     && check.statuses_size < MOST_STATUSES_SIZE)
         })
@@ -212,10 +206,10 @@ impl Relay {
         job.question.clear();
         match &mut job.stage {
             Stage::Fence => job.stage = Stage::Collect(Collector::new(limit)),
-            Stage::Check(check) => match check.conclude(refusal, out) {
-                Some(list) => self.ask(&list, out),
-                None => self.next_question(out),
-            },
+            Stage::Check(check) => {
+                check.conclude(refusal, out);
+                self.next_question(out);
+            }
             Stage::Collect(_) | Stage::Store(_) => {}
         }
     }
@@ -307,7 +301,6 @@ impl Relay {
             request,
             next: 0,
             asked: None,
-            listing: false,
             gave_up: false,
             found: Vec::new(),
             known: HashSet::new(),
@@ -328,6 +321,10 @@ impl Relay {
             .is_some_and(|(name, more)| name.eq_ignore_ascii_case(b"DEFLATE") && more.is_none());
         if !deflate {
             return self.finish(Status::Bad, "BAD COMPRESS knows DEFLATE only", out);
+        }
+        if !self.aside.is_empty() {
+            let text = "NO [INUSE] A registration is being written, try again";
+            return self.finish(Status::No, text, out);
         }
         if self.compressed {
             return self.finish(
@@ -499,21 +496,17 @@ impl Check {
     }
 
     /// Our question was answered: one of the responses since is the answer, the others are the client's
-    /// (NOTIFY sends them unasked). Returns another question about the same mailbox, if there is one.
-    fn conclude(&mut self, refusal: Option<&[u8]>, out: &mut Output) -> Option<Vec<u8>> {
-        let asked = self.asked.take()?;
+    /// (NOTIFY sends them unasked).
+    fn conclude(&mut self, refusal: Option<&[u8]>, out: &mut Output) {
+        let Some(asked) = self.asked.take() else { return };
         let (name, mailbox) = &asked;
         let mut responses = std::mem::take(&mut self.statuses);
         self.statuses_size = 0;
         let names_it = |told: &[u8]| {
             *told == **name || (mailbox.is_inbox() && told.eq_ignore_ascii_case(b"INBOX"))
         };
-        let listing = std::mem::take(&mut self.listing);
         let answer = match refusal {
             Some(_) => None,
-            None if listing => responses
-                .iter()
-                .rposition(|line| listed(line).is_some_and(|(told, _)| names_it(&told))),
             None => {
                 let named =
                     |line: &Vec<u8>| mailbox_status(line).is_some_and(|(told, _)| names_it(&told));
@@ -525,28 +518,17 @@ impl Check {
             out.to_client.extend_from_slice(&response);
         }
         match (answer, refusal) {
-            (Some(list), _) if listing => {
-                let opens = listed(&list).is_some_and(|(_, opens)| opens);
-                self.found.extend(opens.then_some(asked).map(unknown));
-            }
             (Some(status), _) if let Some((_, state)) = mailbox_status(&status) => {
                 let (name, mailbox) = asked;
                 self.found.push((name, mailbox, state));
             }
             // There is always one.
             _ if mailbox.is_inbox() => self.found.push(unknown(asked)),
-            (_, Some(refusal)) if !listing => match Unreadable::of(refusal) {
-                Unreadable::Never => {}
-                Unreadable::Now => self.found.push(unknown(asked)),
-                Unreadable::Unexplained => {
-                    let list = [&b"LIST \"\" "[..], &quote(name)?].concat();
-                    (self.asked, self.listing) = (Some(asked), true);
-                    return Some(list);
-                }
-            },
+            (_, Some(refusal)) if registration::is_unreadable_for_now(refusal) => {
+                self.found.push(unknown(asked));
+            }
             _ => {}
         }
-        None
     }
 }
 
