@@ -54,7 +54,8 @@ pub(super) struct Driver {
     lanes: Lanes,
     errand: Option<Errand>,
     /// Registrations that are written after that of the errand.
-    registrations: VecDeque<Registration>,
+    /// Nothing for one that has to be refused in its turn.
+    registrations: VecDeque<Option<Registration>>,
     /// Whose session it is said to be, once the backend has accepted the login.
     account: Option<Account>,
     /// What was accepted, where it proves whose session it is; with credentials where a registration may
@@ -421,11 +422,10 @@ impl Driver {
                 }
                 // The identities may be others than when the session began.
                 Action::Register(mut registration) => {
-                    let Some(topic) = self.session.renewed(self.context.profile()) else {
-                        self.session.registered(RegistrationResult::Unavailable);
-                        continue;
-                    };
-                    topic.clone_into(&mut registration.device.topic);
+                    let registration = self.session.renewed(self.context.profile()).map(|topic| {
+                        topic.clone_into(&mut registration.device.topic);
+                        registration
+                    });
                     self.registrations.push_back(registration);
                     self.register();
                 }
@@ -441,8 +441,8 @@ impl Driver {
         while self.errand.is_none()
             && let Some(registration) = self.registrations.pop_front()
         {
-            match self.login.clone() {
-                Some(login) => {
+            match registration.zip(self.login.clone()) {
+                Some((registration, login)) => {
                     let errand = register(Arc::clone(&self.context), registration, login);
                     self.errand = Some(Errand::Register(Box::pin(errand)));
                 }
@@ -493,6 +493,9 @@ impl Driver {
                 }
                 // It decides on these words as on those of a backend that is there.
                 Err(ConnectError::Unfit { said, .. }) => {
+                    if said.len() > self.context.limits.capability_size {
+                        self.context.counters.capability_size.hit();
+                    }
                     self.session.connected(self.reached(false));
                     self.session.backend(&said, true);
                     self.session.unavailable("it hung up".to_owned());
