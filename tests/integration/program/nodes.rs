@@ -136,6 +136,13 @@ impl Cluster {
 
 impl Node {
     async fn sees(&mut self, nodes: &str) {
+        // The line may have come before `listening`, which was waited for.
+        let seen = self.server.process.stderr.seen().iter().rev();
+        let mut seen = seen.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let last = seen.find(|line| line["message"] == "the nodes that live");
+        if last.is_some_and(|line| line["nodes"] == nodes) {
+            return;
+        }
         while self.server.logged("the nodes that live").await["nodes"] != nodes {}
     }
 

@@ -141,6 +141,11 @@ impl Lines {
         found.unwrap_or_else(|| panic!("no line with {awaited} in\n{}", self.seen.join("\n")))
     }
 
+    /// What was read so far.
+    pub(crate) fn seen(&self) -> &[String] {
+        &self.seen
+    }
+
     /// All that has come so far, without waiting for more.
     pub(crate) fn so_far(&mut self) -> &[String] {
         while let Ok(line) = self.incoming.try_recv() {
