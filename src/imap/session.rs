@@ -842,6 +842,23 @@ mod tests {
         assert_eq!(offer(entries[1..].to_vec()).topic(&Account::from_login("dave")), None);
     }
 
+    fn profile() -> Profile {
+        let topics = vec![DomainTopic { domain: None, topic: Some("topic".into()) }];
+        Profile {
+            backend: Some(Arc::new(Capabilities::parse(b"IMAP4rev1 AUTH=CRAM-MD5"))),
+            logins_elsewhere: Logins::default(),
+            push: Some(PushOffer { topics, clients: Vec::new(), most_mailboxes: 1 }),
+            relay_mechanisms: true,
+            master: true,
+            routed: vec!["b.example".into()],
+            commands: 100,
+            command_size: 1024,
+            capability_size: 1024,
+            compress: true,
+            shown: Shown::default(),
+        }
+    }
+
     /// What is said to who has logged in by CRAM-MD5 under this name.
     fn answer_by_cram_md5(profile: &Profile, name: &str) -> String {
         let (tag_prefix, id_fields) = ("mc".to_owned(), Vec::new());
@@ -861,22 +878,31 @@ mod tests {
         String::from_utf8(std::mem::take(&mut session.output.to_client)).unwrap()
     }
 
+    /// The backend hangs up before what is for it was written.
+    #[test]
+    fn what_one_login_left_unsaid_goes_to_no_other_backend() {
+        let (tag_prefix, id_fields) = ("mc".to_owned(), Vec::new());
+        let connection = Connection { secure: true, tag_prefix, id_fields };
+        let mut session = Session::new(Arc::new(profile()), connection);
+        for (login, expected) in
+            [("a LOGIN alice one", "LOGIN alice one"), ("b LOGIN bob two", "LOGIN bob two")]
+        {
+            session.client(format!("{login}\r\n").as_bytes(), false);
+            assert!(matches!(session.output.actions.pop_back(), Some(Action::Connect(_))));
+            session.connected(Reached::default());
+            session.backend(b"* OK [CAPABILITY IMAP4rev1] ready\r\n", false);
+            let said = String::from_utf8_lossy(&session.output.to_backend).into_owned();
+            assert!(said.ends_with(&format!("{expected}\r\n")), "{said}");
+            assert_eq!(said.matches("LOGIN").count(), 1, "{said}");
+            session.unavailable("it hung up");
+            session.output.actions.clear();
+            session.release();
+        }
+    }
+
     #[test]
     fn whom_one_backend_accepts_is_not_watched_at_another() {
-        let topics = vec![DomainTopic { domain: None, topic: Some("topic".into()) }];
-        let profile = Profile {
-            backend: Some(Arc::new(Capabilities::parse(b"IMAP4rev1 AUTH=CRAM-MD5"))),
-            logins_elsewhere: Logins::default(),
-            push: Some(PushOffer { topics, clients: Vec::new(), most_mailboxes: 1 }),
-            relay_mechanisms: true,
-            master: true,
-            routed: vec!["b.example".into()],
-            commands: 100,
-            command_size: 1024,
-            capability_size: 1024,
-            compress: true,
-            shown: Shown::default(),
-        };
+        let profile = profile();
         let offered =
             |profile: &Profile, name| answer_by_cram_md5(profile, name).contains(XAPPLEPUSHSERVICE);
         for (name, expected) in [
