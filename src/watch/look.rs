@@ -435,11 +435,11 @@ impl Watcher {
         if watched.unnumbered {
             watched.known.uid_next = None;
         }
-        // Nothing was known when it was registered: what has come since may be new mail.
+        // Nothing was known when it was registered: what has come since is not known either.
         let unknown = watched.known == Snapshot::default() && now != Snapshot::default();
         let difference = match shown {
             Some(shown) => shown.then_some(ChangeKind::Quiet),
-            None => difference(&watched.known, &now).or(unknown.then_some(ChangeKind::NewMail)),
+            None => difference(&watched.known, &now).or(unknown.then_some(ChangeKind::Quiet)),
         };
         watched.renumbered = new_number;
         watched.unnumbered = new_number.is_some() && (watched.unnumbered || was_new.is_some());
