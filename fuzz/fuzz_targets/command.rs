@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::imap::args::{
-    astring, astring_list, atom_and_word, id_fields, quote, string, tag_and_verb, two_astrings,
+    astring, astring_list, atom_and_word, id_fields, login, quote, string, tag_and_verb,
 };
 use mailchime::imap::collect::{Collector, Progress};
 use mailchime::imap::literal::{Announcement, End, Tail, end_of_response};
@@ -106,9 +106,11 @@ fn arguments(data: &[u8]) {
         assert!(data.starts_with(tag) && !tag.is_empty() && !verb.is_empty());
         assert!(data.ends_with(arguments));
         assert!(!tag.iter().chain(verb).any(|b| b" \r\n(){%*\"\\\0".contains(b) || *b >= 0x7f));
-        if let Some((login, password)) = two_astrings(arguments) {
-            let said = [b" ", &written(&login)[..], b" ", &written(&password), b"\r\n"].concat();
-            assert_eq!(two_astrings(&said), Some((login, password)));
+        if let Some((name, password)) = login(arguments) {
+            let said =
+                [b" ", &written(&name.bytes)[..], b" ", &written(&password.bytes), b"\r\n"].concat();
+            let (again, secret) = login(&said).expect("it is quoted");
+            assert_eq!((again.bytes, secret.bytes), (name.bytes, password.bytes));
         }
         if let Some((name, more)) = atom_and_word(arguments) {
             let said = [b" ", name, b" ", more.unwrap_or(b"x"), b"\r\n"].concat();

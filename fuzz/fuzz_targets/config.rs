@@ -32,9 +32,10 @@ fuzz_target!(|text: &str| -> Corpus {
     let mut names = HashSet::new();
     for sni in &config.tls.sni {
         assert!(names.insert(&sni.name), "{} twice", sni.name);
-        assert!(sni.certificate.is_file() && sni.private_key.is_file());
+        assert!(sni.certificates.iter().all(|it| it.certificate.is_file() && it.private_key.is_file()));
     }
-    assert!(config.tls.certificate.is_file() && config.tls.private_key.is_file());
+    let mut certificates = config.tls.certificates.iter();
+    assert!(certificates.all(|it| it.certificate.is_file() && it.private_key.is_file()));
     let mut served = HashSet::new();
     for apns in &config.apns {
         for domain in &apns.domains {

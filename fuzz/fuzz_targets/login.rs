@@ -100,7 +100,7 @@ fn ended(end: &Outcome) {
             let wrong = has_code(answer, "AUTHENTICATIONFAILED");
             assert!(!wrong || contains(answer, "[AUTHENTICATIONFAILED"));
         }
-        Outcome::Unavailable(why) => {
+        Outcome::Unavailable(why) | Outcome::SentAway { why, .. } => {
             assert!(why.len() < 1000 && !why.chars().any(char::is_control), "{why}");
         }
         Outcome::TooLong | Outcome::Challenge(_) | Outcome::NotOffered(_) => {}

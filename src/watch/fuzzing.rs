@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::news::News;
-use super::refusal::wait;
+use super::refusal::{Then, then};
 use super::snapshot;
 use crate::imap::refusal::Refusal;
 use crate::model::{ChangeKind, Mailbox, Snapshot};
@@ -35,8 +35,11 @@ pub fn with_new_mail(told: &Snapshot, arrived: u64) -> Snapshot {
     snapshot::with_new_mail(told, arrived)
 }
 
-/// The wait after this many refusals in a row that say so; `None` where there are no more tries.
+/// The wait after this many refusals in a row that say so; `None` where the account is parked.
 pub fn wait_after_refusal(answer: &[u8], tries: u32) -> Option<Duration> {
     let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
-    wait(Refusal::of(answer), tries, backoff, 1.0)
+    match then(Refusal::of(answer), tries, backoff, 1.0) {
+        Then::Again(wait) => Some(wait),
+        Then::Park(_) => None,
+    }
 }
