@@ -65,7 +65,7 @@ pub fn activity(response: &[u8]) -> Option<Activity> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fetched {
     pub uid: Option<u64>,
-    /// `None` where no flags are told.
+    /// `None` where the response has no flags.
     pub flags: Option<Flags>,
 }
 

@@ -270,7 +270,7 @@ impl Jobs {
         }
     }
 
-    /// The time of service: how long devices have been silent is told by it.
+    /// The time of service: how long devices have been silent goes by it.
     fn served(&self) -> Timestamp {
         self.store.served(Timestamp::now())
     }

@@ -104,7 +104,7 @@ struct Stopping {
     away: AtomicBool,
 }
 
-/// What a call may take from the moment in which the program is told to stop.
+/// What a call may take from the moment in which the program gets the signal to stop.
 const LAST: Duration = Duration::from_secs(2);
 
 /// How long a start waits for a server to answer.

@@ -337,7 +337,7 @@ impl Watcher {
     /// All that was tried is refused; `tries` of them.
     pub(super) async fn refused(&mut self, answer: &[u8], refusal: Refusal, tries: u32) -> Next {
         let wrong = matches!(refusal, Refusal::Wrong | Refusal::Barred);
-        // Whoever watched before may have tried it, and had no time to note that.
+        // The process before may have tried it, and had no time to note that.
         let before = u32::from(std::mem::take(&mut self.inherited) && wrong);
         let tries = self.known.refusals.saturating_add(tries).saturating_add(before);
         (self.known.refusals, self.known.refused_at) = (tries, Some(Instant::now()));

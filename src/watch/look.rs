@@ -327,7 +327,7 @@ impl Watcher {
             round.answered = true;
             let mailbox = &self.mailboxes[index].mailbox;
             if self.faults.answered(mailbox) {
-                tracing::info!(account = %self.account, %mailbox, "its STATUS is told: watched again");
+                tracing::info!(account = %self.account, %mailbox, "its STATUS is answered: watched again");
             }
         }
     }

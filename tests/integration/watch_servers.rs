@@ -81,7 +81,7 @@ impl Scene {
         assert!(took < within, "{told}: {took:?}");
     }
 
-    /// Makes something happen; all that is told within a time in which all of it would have been.
+    /// Makes something happen; all that comes within a time in which all of it would have come.
     async fn told(&mut self, happen: impl FnOnce()) -> Vec<String> {
         block_in_place(happen);
         let mut told = Vec::new();
@@ -224,7 +224,7 @@ async fn dovecot_tells_what_the_phone_shows(dovecot: &Dovecot, mode: Mode) -> Sc
             dovecot.deliver_by_lmtp(user, &mail("hello"));
         }
     }
-    // Their states are told when they are first looked at.
+    // Their states come with the first look at them.
     let mut scene = Scene::new(dovecot.plain, ALICE.0, &boxes, mode, |world| {
         (world.watch.poll_interval, world.watch.poll_max) = (TOLD / 3, TOLD / 3);
     })

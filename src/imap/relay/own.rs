@@ -55,7 +55,7 @@ enum Stage {
     Store(Echo),
 }
 
-/// What is told of a registration that is on disk.
+/// What the client gets for a registration that is on disk.
 #[derive(Debug)]
 struct Echo {
     version: u8,

@@ -61,7 +61,7 @@ impl Forwarder {
     }
 }
 
-/// Neither end is told anything any more.
+/// Neither end hears anything any more.
 async fn drop_never<T>(_held: T) {
     std::future::pending::<()>().await;
 }

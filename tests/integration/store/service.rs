@@ -1,4 +1,4 @@
-//! The time of service, by which the silence of devices is told, and the clock that is believed; part of
+//! The time of service, by which the silence of devices is counted, and the clock that is believed; part of
 //! the contract.
 
 use mailchime::config;

@@ -202,7 +202,7 @@ async fn a_directory_that_was_empty_for_a_minute_parks_nobody() {
         let (backend, world) = four().await;
         let mut watching = outage(&backend, &world).await;
         until_all(&watching, "backing_off").await;
-        // Whoever was parked before it was clear is not any more, and no phone is asked for a password.
+        // An account that was parked before it was clear is not any more, and no phone asks for a password.
         for user in USERS {
             assert_eq!(world.parked(user).await, None, "{user}");
         }
