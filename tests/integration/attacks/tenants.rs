@@ -50,7 +50,7 @@ async fn register(world: &World, server: &Server) -> Result<Registered, PhoneErr
 async fn watcher(world: &World, state: &str) -> Value {
     let wait = async {
         loop {
-            let told = world.command(&["watchers", "--json"]).await.json()["watchers"][0].take();
+            let told = world.command(&["watchers", "--json"]).await.json()["watchers"][0].clone();
             if told["state"] == state {
                 return told;
             }

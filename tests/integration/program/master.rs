@@ -43,7 +43,7 @@ impl World {
         let wait = async {
             loop {
                 let watcher =
-                    self.command(&["watchers", "--json"]).await.json()["watchers"][0].take();
+                    self.command(&["watchers", "--json"]).await.json()["watchers"][0].clone();
                 if watcher["state"] == state {
                     return watcher;
                 }
