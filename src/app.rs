@@ -186,7 +186,7 @@ pub async fn start_with(
     inherited: Vec<std::net::TcpListener>,
 ) -> Result<Running, StartError> {
     for warning in &config.warnings {
-        tracing::warn!("{warning}");
+        tracing::warn!(target: "mailchime::config::warning", "{warning}");
     }
     let tickets = tls::tickets().map_err(|error| StartError::key("[tls]", error))?;
     let mut renewal = Renewal::new(config);
@@ -227,6 +227,7 @@ pub async fn start_with(
     let port = sockets.first().map_or(0, |socket| socket.address.port());
     let node = config.node.name.clone().unwrap_or_else(|| nodes::default_name(port));
     tracing::info!(
+        target: "mailchime::app::started",
         version = env!("CARGO_PKG_VERSION"),
         backend = backends.default().name(),
         topic = topics(&identities),
@@ -386,7 +387,10 @@ fn exposed(config: &Config) -> i64 {
     for (key, path) in config.secret_files() {
         if let Some(why) = files::exposure(path) {
             let file = path.display();
-            tracing::error!(key, %file, why, "others than mailchime can use a file with a secret");
+            tracing::error!(
+                target: "mailchime::app::secret_file_exposed",
+                key, %file, why, "others than mailchime can use a file with a secret"
+            );
             exposed += 1;
         }
     }
@@ -434,7 +438,10 @@ impl Running {
             ended("telling of itself", task, GRACE).await;
         }
         if tokio::time::timeout(CLOSING, self.store.close()).await.is_err() {
-            tracing::warn!("the database was still at work at the end");
+            tracing::warn!(
+                target: "mailchime::app::database_still_busy",
+                "the database was still at work at the end"
+            );
         }
     }
 }
@@ -444,9 +451,15 @@ async fn ended(part: &str, task: JoinHandle<()>, limit: Duration) {
     let abort = task.abort_handle();
     match tokio::time::timeout(limit, task).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::error!(part, %error, "a part of the program broke"),
+        Ok(Err(error)) => tracing::error!(
+            target: "mailchime::app::task_failed",
+            part, %error, "a part of the program broke"
+        ),
         Err(_) => {
-            tracing::warn!(part, "did not end within {limit:?}, is given up");
+            tracing::warn!(
+                target: "mailchime::app::task_abandoned",
+                part, "did not end within {limit:?}, is given up"
+            );
             abort.abort();
         }
     }
@@ -460,7 +473,10 @@ async fn probe(backends: Backends, longest: usize, stop: CancellationToken) {
             let pause = match backend.probe(PROBE_TIMEOUT, longest).await {
                 Ok(()) => PROBE_INTERVAL,
                 Err(error) => {
-                    tracing::warn!(%error, "the backend cannot be asked what it offers");
+                    tracing::warn!(
+                        target: "mailchime::app::backend_not_probed",
+                        %error, "the backend cannot be asked what it offers"
+                    );
                     PROBE_RETRY
                 }
             };
@@ -476,7 +492,10 @@ async fn probe(backends: Backends, longest: usize, stop: CancellationToken) {
         loop {
             for backend in backends.of_routes() {
                 if let Err(error) = backend.probe(PROBE_TIMEOUT, longest).await {
-                    tracing::debug!(%error, "the backend of a route cannot be asked what it offers");
+                    tracing::debug!(
+                        target: "mailchime::app::backend_not_probed",
+                        %error, "the backend of a route cannot be asked what it offers"
+                    );
                 }
             }
             let replaced = tokio::time::timeout(PROBE_INTERVAL, replacements.changed()).await;
@@ -491,17 +510,27 @@ async fn tidy(credentials: Arc<CredentialSource>, stop: CancellationToken) {
     match credentials.unreadable().await {
         Ok(0) => {}
         Ok(accounts) => tracing::error!(
+            target: "mailchime::app::credentials_unreadable",
             accounts,
             "[credentials] key_file is not the one that sealed what is stored: these accounts are \
              watched again once it is put back, or each when its user logs in"
         ),
-        Err(error) => tracing::warn!(%error, "stored credentials could not be looked at"),
+        Err(error) => tracing::warn!(
+            target: "mailchime::app::credentials_not_checked",
+            %error, "stored credentials could not be looked at"
+        ),
     }
     loop {
         match credentials.tidy(Timestamp::now()).await {
             Ok(0) => {}
-            Ok(accounts) => tracing::info!(accounts, "credentials are no longer kept"),
-            Err(error) => tracing::warn!(%error, "credentials that expired are still stored"),
+            Ok(accounts) => tracing::info!(
+                target: "mailchime::app::credentials_expired",
+                accounts, "credentials are no longer kept"
+            ),
+            Err(error) => tracing::warn!(
+                target: "mailchime::app::expired_credentials_not_removed",
+                %error, "credentials that expired are still stored"
+            ),
         }
         tokio::select! {
             () = tokio::time::sleep(TIDY_INTERVAL) => {}
@@ -531,7 +560,10 @@ async fn count_service(
     loop {
         let open = offered.borrow().is_some();
         if let Err(error) = store.count_service(Timestamp::now(), open).await {
-            tracing::warn!(%error, "the time of service is not counted");
+            tracing::warn!(
+                target: "mailchime::app::service_time_not_recorded",
+                %error, "the time of service is not counted"
+            );
         }
         tokio::select! {
             () = tokio::time::sleep(store::TICK) => {}
@@ -580,7 +612,7 @@ impl Listening {
         stop: CancellationToken,
     ) -> Self {
         let Socket { listener, address, inherited } = socket;
-        tracing::info!(%address, "listening");
+        tracing::info!(target: "mailchime::app::listening", %address, "listening");
         let (how, changes) = cell::channel(how);
         let serving = tokio::spawn(proxy::serve(listener, changes, current, stop));
         Self { address, how, serving, inherited }

@@ -80,7 +80,10 @@ pub async fn serve(
             let (stream, local) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "[admin] cannot accept");
+                    tracing::warn!(
+                        target: "mailchime::admin::accept_failed",
+                        %error, "[admin] cannot accept"
+                    );
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
@@ -119,6 +122,7 @@ impl Connections {
             }
             if self.context.counters.admin_connections.hit() {
                 tracing::warn!(
+                    target: "mailchime::admin::too_many_connections",
                     limit = CONNECTIONS,
                     "[admin] has too many connections; mailchime closes the oldest ones that wait"
                 );
@@ -171,6 +175,9 @@ async fn connection(
         .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = served {
-        tracing::debug!(%error, "an [admin] connection broke");
+        tracing::debug!(
+            target: "mailchime::admin::connection_failed",
+            %error, "an [admin] connection broke"
+        );
     }
 }

@@ -74,7 +74,10 @@ impl Socket {
 
     /// Answers until `stop`.
     pub(super) fn serve(self, parts: Parts, stop: CancellationToken) -> JoinHandle<()> {
-        tracing::info!(address = self.name, "metrics and health are told");
+        tracing::info!(
+            target: "mailchime::admin::listening",
+            address = self.name, "metrics and health are told"
+        );
         tokio::spawn(admin::serve(self.listener, Arc::new(parts.context(self.hosts)), stop))
     }
 }

@@ -32,7 +32,7 @@ impl Running {
             .map_err(|error| StartError::Configuration(error.to_string()))?;
 
         for warning in &config.warnings {
-            tracing::warn!("{warning}");
+            tracing::warn!(target: "mailchime::config::warning", "{warning}");
         }
         self.metrics.exposed_files.set(exposed(config));
         self.tell_of_the_rest(config);
@@ -88,7 +88,7 @@ impl Running {
             self.listening.extend(listening);
         }
         for Listening { address, serving, .. } in before.into_iter().flatten() {
-            tracing::info!(%address, "listens no more");
+            tracing::info!(target: "mailchime::app::listener_closed", %address, "listens no more");
             self.serving.push(serving);
         }
         self.addresses = self.listening.iter().map(|listening| listening.address).collect();
@@ -109,7 +109,10 @@ impl Running {
         let changed: Vec<_> = tables.iter().filter(|(_, same)| !same).map(|(t, _)| *t).collect();
         if !changed.is_empty() {
             let tables = changed.join(", ");
-            tracing::warn!(tables, "changes of these take effect at the next start");
+            tracing::warn!(
+                target: "mailchime::config::restart_needed",
+                tables, "changes of these take effect at the next start"
+            );
         }
     }
 }

@@ -127,10 +127,12 @@ impl Renewal {
             let certificate = path.display();
             match days {
                 ..0 => tracing::error!(
+                    target: "mailchime::app::certificate_expired",
                     %certificate,
                     "a certificate that clients are shown has ended: they refuse to connect"
                 ),
                 days => tracing::warn!(
+                    target: "mailchime::app::certificate_expires_soon",
                     %certificate,
                     days,
                     "a certificate that clients are shown ends soon: renew it"
@@ -172,9 +174,13 @@ impl Running {
             self.tell_of_certificates();
             match read {
                 Ok(()) => tracing::info!(
+                    target: "mailchime::app::certificate_renewed",
                     "a certificate was renewed on disk and is shown to new sessions now"
                 ),
-                Err(error) if news => tracing::warn!(%error, "{UNFIT}"),
+                Err(error) if news => tracing::warn!(
+                    target: "mailchime::app::certificate_unreadable",
+                    %error, "{UNFIT}"
+                ),
                 Err(_) => {}
             }
         }
@@ -184,9 +190,15 @@ impl Running {
             self.tell_of_certificates();
             match read {
                 Ok(()) => {
-                    tracing::info!("a certificate for APNs was renewed on disk and is used now");
+                    tracing::info!(
+                        target: "mailchime::app::push_certificate_renewed",
+                        "a certificate for APNs was renewed on disk and is used now"
+                    );
                 }
-                Err(error) if news => tracing::warn!(%error, "{UNFIT}"),
+                Err(error) if news => tracing::warn!(
+                    target: "mailchime::app::certificate_unreadable",
+                    %error, "{UNFIT}"
+                ),
                 Err(_) => {}
             }
         }

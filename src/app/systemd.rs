@@ -35,6 +35,9 @@ pub async fn watchdog() {
 
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "systemd could not be told");
+        tracing::debug!(
+            target: "mailchime::app::systemd_not_notified",
+            %error, "systemd could not be told"
+        );
     }
 }

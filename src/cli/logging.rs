@@ -290,6 +290,23 @@ mod tests {
     }
 
     #[test]
+    fn a_directive_reaches_every_event_of_its_part() {
+        let text = written(LogFormat::Text, false, "info,mailchime::watch=debug", || {
+            tracing::debug!(target: "mailchime::watch::mailbox_changed", "first");
+            tracing::trace!(target: "mailchime::watch::mailbox_changed", "second");
+            tracing::debug!(target: "mailchime::push::results_written", "third");
+            tracing::info!(target: "mailchime::push::sent", "fourth");
+        });
+        assert!(text.contains("first") && text.contains("fourth"), "{text}");
+        assert!(!text.contains("second") && !text.contains("third"), "{text}");
+        let one = written(LogFormat::Text, false, "off,mailchime::push::sent=info", || {
+            tracing::info!(target: "mailchime::push::sent", "first");
+            tracing::error!(target: "mailchime::push::push_refused", "second");
+        });
+        assert!(one.contains("first") && !one.contains("second"), "{one}");
+    }
+
+    #[test]
     fn the_variable_goes_before_the_configuration_unless_it_is_empty() {
         assert_eq!(filter(None, "warn").unwrap().to_string(), "warn");
         assert_eq!(filter(Some(""), "warn").unwrap().to_string(), "warn");

@@ -18,7 +18,10 @@ pub(super) fn run(path: &Path, secluded: io::Result<()>) -> Result<(), Failure> 
     let log = logging::init(config.log.format, &config.log.level)
         .map_err(|error| Failure::Usage(error.to_string()))?;
     if let Err(error) = secluded {
-        tracing::warn!(%error, "other processes of this user can read this one's memory");
+        tracing::warn!(
+            target: "mailchime::app::memory_not_protected",
+            %error, "other processes of this user can read this one's memory"
+        );
     }
     // Before there are threads.
     let sockets = listen::inherited()
@@ -60,7 +63,10 @@ async fn serve(
         }
     }
     systemd::stopping();
-    tracing::info!("stopping; a second signal ends the program at once");
+    tracing::info!(
+        target: "mailchime::app::stopping",
+        "stopping; a second signal ends the program at once"
+    );
     tokio::select! {
         () = running.stop() => {}
         () = signals.next() => return Err(Failure::Failed("ended by a second signal".into())),
@@ -78,8 +84,14 @@ fn reload(path: &Path, running: &mut app::Running, log: &logging::Level) {
         log.set(&config.log.level).map_err(|error| error.to_string())
     });
     match reloaded {
-        Ok(()) => tracing::info!("the configuration was read again"),
-        Err(why) => tracing::error!(why, "the configuration stays as it was"),
+        Ok(()) => tracing::info!(
+            target: "mailchime::config::reloaded",
+            "the configuration was read again"
+        ),
+        Err(why) => tracing::error!(
+            target: "mailchime::config::reload_failed",
+            why, "the configuration stays as it was"
+        ),
     }
     systemd::ready();
 }

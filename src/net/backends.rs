@@ -256,7 +256,10 @@ impl Backends {
         if limit > 0 && open >= limit {
             drop(accounts);
             if self.0.counters.connections_per_account.hit() {
-                tracing::warn!(%account, limit, "[limits] connections_per_account is reached");
+                tracing::warn!(
+                    target: "mailchime::net::connections_per_account_reached",
+                    %account, limit, "[limits] connections_per_account is reached"
+                );
             }
             return Err(ConnectError::TooMany { account: account.clone(), limit });
         }

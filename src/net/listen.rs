@@ -65,7 +65,10 @@ pub async fn accept(listener: &TcpListener, make_room: impl Fn()) -> (TcpStream,
             Err(error) => {
                 // Once: it may last, and the log must not fill up with it.
                 if !std::mem::replace(&mut told, true) {
-                    tracing::error!(%error, "cannot accept connections; trying again");
+                    tracing::error!(
+                        target: "mailchime::net::accept_failed",
+                        %error, "cannot accept connections; trying again"
+                    );
                 }
                 make_room();
                 tokio::time::sleep(PAUSE).await;

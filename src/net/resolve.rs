@@ -238,6 +238,7 @@ impl NameResolver {
         let limit = self.0.most_waiting;
         if self.0.counters.resolver_waiting.hit() {
             tracing::warn!(
+                target: "mailchime::net::name_server_silent",
                 name,
                 limit,
                 "the name server says nothing, and [resolver] waiting is reached: further \
@@ -323,6 +324,7 @@ impl NameRecord {
                 if due && self.answer.is_some() {
                     self.told = Some(now);
                     tracing::warn!(
+                        target: "mailchime::net::name_lookup_failed",
                         name,
                         why = %failure,
                         "a name cannot be looked up; the addresses that it had are used for a day"

@@ -137,7 +137,10 @@ impl Membership {
         };
         stop.run_until_cancelled(taking_part).await;
         if let Err(error) = self.store.leave(&self.name).await {
-            tracing::warn!(%error, "the other nodes learn only by its silence that this one stopped");
+            tracing::warn!(
+                target: "mailchime::nodes::departure_not_recorded",
+                %error, "the other nodes learn only by its silence that this one stopped"
+            );
         }
     }
 
@@ -151,7 +154,10 @@ impl Membership {
         if self.joined == 0 || !rows.iter().any(|row| *row.name == *self.name) {
             self.store.join(&self.name).await?;
             if self.joined > 0 {
-                tracing::warn!(node = %self.name, "the other nodes took this one for dead");
+                tracing::warn!(
+                    target: "mailchime::nodes::declared_dead",
+                    node = %self.name, "the other nodes took this one for dead"
+                );
             }
             self.joined += 1;
             self.told_from = Some(Instant::now() + self.store.limit());
@@ -180,7 +186,10 @@ impl Membership {
         let others = rows.iter().filter(|row| row.incarnation != self.store.incarnation());
         for dead in self.looks.look(others) {
             if self.store.bury(&dead).await? {
-                tracing::warn!(node = dead.name, "gives no sign of life: its share is taken over");
+                tracing::warn!(
+                    target: "mailchime::nodes::node_dead",
+                    node = dead.name, "gives no sign of life: its share is taken over"
+                );
                 rows.retain(|row| *row != dead);
             }
         }
@@ -192,6 +201,7 @@ impl Membership {
         let displaced = own.is_some_and(|row| row.incarnation != self.store.incarnation());
         if displaced && !self.displaced {
             tracing::error!(
+                target: "mailchime::nodes::name_taken",
                 node = %self.name,
                 "another mailchime has taken the name of this node and watches in its place: give \
                  each its own [node] name"
@@ -205,7 +215,10 @@ impl Membership {
             let changed = *before != division;
             if !before.nodes().eq(division.nodes()) {
                 let nodes: Vec<_> = division.nodes().collect();
-                tracing::info!(node = %self.name, nodes = nodes.join(" "), "the nodes that live");
+                tracing::info!(
+                    target: "mailchime::nodes::members_changed",
+                    node = %self.name, nodes = nodes.join(" "), "the nodes that live"
+                );
             }
             *before = division;
             changed
@@ -216,11 +229,17 @@ impl Membership {
     fn report(&mut self, result: Result<(), StoreError>) {
         match result {
             Err(error) if !self.cut_off => {
-                tracing::warn!(%error, "the other nodes are out of sight: all stays as it is");
+                tracing::warn!(
+                    target: "mailchime::nodes::cluster_state_unreadable",
+                    %error, "the other nodes are out of sight: all stays as it is"
+                );
                 self.cut_off = true;
             }
             Ok(()) if self.cut_off => {
-                tracing::info!("the other nodes are in sight again");
+                tracing::info!(
+                    target: "mailchime::nodes::cluster_state_readable",
+                    "the other nodes are in sight again"
+                );
                 self.cut_off = false;
             }
             _ => {}

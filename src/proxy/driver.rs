@@ -338,6 +338,7 @@ impl Driver {
             let held = held + self.lanes.unwritten();
             if self.share.set(Phase::Session, held, most, hits) {
                 tracing::warn!(
+                    target: "mailchime::proxy::session_memory_reached",
                     limit = most,
                     "[limits] session_memory is reached: less is read at once, and COMPRESS refused"
                 );
@@ -346,6 +347,7 @@ impl Driver {
             let (most, hits) = (limits.login_memory, &counters.login_memory);
             if self.share.set(Phase::Login, held, most, hits) {
                 tracing::warn!(
+                    target: "mailchime::proxy::login_memory_reached",
                     limit = most,
                     "[limits] login_memory is reached: clients that send long commands get a BYE"
                 );
@@ -417,7 +419,10 @@ impl Driver {
                     // Mail does not wait for watchers: a lost event only leaves a parked account
                     // parked until its user's next login.
                     if event.is_some_and(|event| self.context.events.try_send(event).is_err()) {
-                        tracing::debug!("the watching side is busy: a login goes unnoticed");
+                        tracing::debug!(
+                            target: "mailchime::proxy::login_not_reported",
+                            "the watching side is busy: a login goes unnoticed"
+                        );
                     }
                 }
                 // The identities may be others than when the session began.
@@ -504,8 +509,14 @@ impl Driver {
                     let unreachable = &self.context.counters.unreachable;
                     let message = "the backend cannot be reached";
                     match unreachable.due(&self.chosen.name()) {
-                        Some(left_out) => tracing::warn!(%error, left_out, "{message}"),
-                        None => tracing::debug!(%error, "{message}"),
+                        Some(left_out) => tracing::warn!(
+                            target: "mailchime::proxy::backend_unreachable",
+                            %error, left_out, "{message}"
+                        ),
+                        None => tracing::debug!(
+                            target: "mailchime::proxy::backend_unreachable",
+                            %error, "{message}"
+                        ),
                     }
                     self.session.turned_away(UNAVAILABLE);
                 }
@@ -530,7 +541,10 @@ impl Driver {
                 Err(error) => {
                     let peer = self.addresses.source;
                     cannot_use_tls(peer, &error, &self.context.counters);
-                    tracing::debug!(%peer, %error, "TLS handshake failed");
+                    tracing::debug!(
+                        target: "mailchime::proxy::tls_handshake_failed",
+                        %peer, %error, "TLS handshake failed"
+                    );
                     self.close = true;
                 }
             },
@@ -609,6 +623,7 @@ impl Driver {
             let account = self.account();
             let account = account.map_or_else(|| "?".to_owned(), |account| account.to_string());
             tracing::warn!(
+                target: "mailchime::proxy::answer_timeout_reached",
                 backend,
                 account,
                 limit_s = limit.as_secs(),
@@ -629,6 +644,7 @@ impl Driver {
         if let (Some(account), Some(mailbox)) = (&self.account, self.session.asked()) {
             let backend = self.chosen.name();
             tracing::warn!(
+                target: "mailchime::proxy::mailbox_unanswered",
                 %account, %mailbox, backend,
                 "the backend did not answer when it was asked for this mailbox, or hung up: registrations \
                  of the account do not ask for it for a day; see the backend's log"

@@ -15,6 +15,7 @@ pub(super) fn cannot_use_tls(peer: SocketAddr, error: &io::Error, counters: &Cou
     let why = why(reason);
     if let Some(left_out) = counters.tls_incompatible.due_hourly(why) {
         tracing::info!(
+            target: "mailchime::proxy::tls_incompatible",
             %peer,
             why,
             left_out,

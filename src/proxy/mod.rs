@@ -168,6 +168,7 @@ impl Context {
             let account = account.map(Account::as_str);
             let limit = self.push.borrow().as_ref().map(|offer| offer.most_mailboxes);
             tracing::warn!(
+                target: "mailchime::proxy::registration_shortened",
                 account,
                 limit,
                 left_out = over.mailboxes,

@@ -410,7 +410,10 @@ async fn write(
             Ok(Ok(written)) if !last => file = Some(written),
             Ok(Ok(_)) => return,
             Ok(Err(error)) => {
-                return tracing::warn!(%error, "[record] folder: a session cannot be recorded");
+                return tracing::warn!(
+                    target: "mailchime::record::session_not_recorded",
+                    %error, "[record] folder: a session cannot be recorded"
+                );
             }
             Err(_) => return,
         }

@@ -73,7 +73,10 @@ pub(super) async fn register(
     let known = source.has_registered(&registration, &login, Timestamp::now());
     // Where the database cannot say, the write says it.
     if let Ok(Ok(true)) = timeout(patience, known).await {
-        tracing::debug!(%account, %token, mailboxes, "device registered without a change");
+        tracing::debug!(
+            target: "mailchime::proxy::registration_unchanged",
+            %account, %token, mailboxes, "device registered without a change"
+        );
         return RegistrationResult::Stored;
     }
     let patience = patience.saturating_sub(asked.elapsed());
@@ -87,16 +90,23 @@ pub(super) async fn register(
         tokio::select! {
             written = &mut writing => written,
             () = tokio::time::sleep(SLOW) => {
-                tracing::warn!(%account, %token, "a registration waits for the database");
+                tracing::warn!(
+                    target: "mailchime::proxy::registration_waits",
+                    %account, %token, "a registration waits for the database"
+                );
                 writing.await
             }
         }
     };
     match written {
         Ok(Some(RegisterOutcome::Stored(room))) => {
-            tracing::info!(%account, %token, mailboxes, "device registered");
+            tracing::info!(
+                target: "mailchime::proxy::registered",
+                %account, %token, mailboxes, "device registered"
+            );
             if room.registrations > 0 && context.counters.accounts_per_device.hit() {
                 tracing::warn!(
+                    target: "mailchime::proxy::registration_displaced",
                     %account,
                     %token,
                     "[push] accounts_per_device is reached: of the domain with most accounts for \
@@ -111,6 +121,7 @@ pub(super) async fn register(
         Ok(None) | Err(_) => {
             let error = why.map_or_else(|| "no answer".to_owned(), |why| why.to_string());
             tracing::error!(
+                target: "mailchime::proxy::registration_failed",
                 %account, %token, error,
                 "a registration could not be stored, and is answered NO: the device tries again \
                  within a day"
@@ -156,7 +167,10 @@ fn no_room(context: &Context, account: &Account, full: Full) -> RegistrationResu
         Full::DevicesPerBackend => ("devices_per_backend", &counters.devices_per_backend),
     };
     if counter.hit() {
-        tracing::warn!(%account, "[push] {key} is reached: a registration is refused");
+        tracing::warn!(
+            target: "mailchime::proxy::registration_refused",
+            %account, "[push] {key} is reached: a registration is refused"
+        );
     }
     match full {
         Full::AccountsPerDomain | Full::DevicesPerDomain => RegistrationResult::DomainFull,
@@ -170,6 +184,7 @@ async fn keep_pace(context: &Context, account: &Account) -> Result<(), Registrat
     let wait = context.pace.wait(account, limit, Instant::now());
     if wait != Ok(Duration::ZERO) && context.counters.registrations_per_minute.hit() {
         tracing::warn!(
+            target: "mailchime::proxy::registrations_per_minute_reached",
             %account,
             limit,
             "[limits] registrations_per_minute is reached; further ones of this account wait"
@@ -199,6 +214,7 @@ fn is_at_home(context: &Context, account: &Account, login: &mut AcceptedLogin) -
         _ => {
             let former = &login.backend;
             tracing::warn!(
+                target: "mailchime::proxy::registration_for_former_backend",
                 %account, %former,
                 "the account has another backend since this session began: its device is not registered"
             );

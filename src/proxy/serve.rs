@@ -75,9 +75,15 @@ async fn session(client: Box<Client>, context: Arc<Context>, stop: CancellationT
     let account = account.map_or_else(|| "?".to_owned(), |account| account.to_string());
     match &ended {
         Ended::Fault(why) => {
-            tracing::warn!(%peer, account, seconds, received, sent, why, "session broken off");
+            tracing::warn!(
+                target: "mailchime::proxy::session_broken",
+                %peer, account, seconds, received, sent, why, "session broken off"
+            );
         }
-        _ => tracing::info!(%peer, account, seconds, received, sent, ?ended, "session ended"),
+        _ => tracing::info!(
+            target: "mailchime::proxy::session_ended",
+            %peer, account, seconds, received, sent, ?ended, "session ended"
+        ),
     }
     Box::pin(driver.farewell(&ended)).await;
 }
@@ -104,7 +110,10 @@ async fn logged_in(
     }
     // It is of interest to few.
     let (peer, seconds) = (driver.peer(), started.elapsed().as_secs_f64());
-    tracing::debug!(%peer, seconds, ?ended, "connection ended without login");
+    tracing::debug!(
+        target: "mailchime::proxy::connection_ended",
+        %peer, seconds, ?ended, "connection ended without login"
+    );
     tokio::select! {
         () = driver.farewell(&ended) => {}
         () = wait.over(), if !matches!(ended, Ended::Evicted) => {}
@@ -137,12 +146,18 @@ async fn opened(
         }
         Ok(Err(error)) => {
             cannot_use_tls(peer, &error, &context.counters);
-            tracing::debug!(%peer, %error, "no session came about");
+            tracing::debug!(
+                target: "mailchime::proxy::connection_failed",
+                %peer, %error, "no session came about"
+            );
             Err(SessionEnd::Handshake)
         }
         Err(_) => {
             context.counters.handshake_timeout.hit();
-            tracing::debug!(%peer, ?limit, "TLS handshake took too long");
+            tracing::debug!(
+                target: "mailchime::proxy::tls_handshake_timeout",
+                %peer, ?limit, "TLS handshake took too long"
+            );
             Err(SessionEnd::Handshake)
         }
     }

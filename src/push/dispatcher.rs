@@ -191,7 +191,10 @@ pub async fn run(parts: Parts, cancel: CancellationToken) {
 fn trace(event: &WatchEvent) {
     if let WatchEvent::Changed(change) = event {
         let Change { account, mailbox, kind, .. } = change;
-        debug!(%account, change = %ChangeId::of(change), %mailbox, ?kind, "change");
+        debug!(
+            target: "mailchime::push::change_received",
+            %account, change = %ChangeId::of(change), %mailbox, ?kind, "change"
+        );
     }
 }
 
@@ -229,7 +232,10 @@ impl Jobs {
             loop {
                 match store.owed_accounts().await {
                     Ok(accounts) => return Done::Loaded(accounts),
-                    Err(error) => warn!(%error, "pushes that are owed on disk are not known"),
+                    Err(error) => warn!(
+                        target: "mailchime::push::owed_pushes_unreadable",
+                        %error, "pushes that are owed on disk are not known"
+                    ),
                 }
                 failures += 1;
                 sleep(OWED.wait(failures, rand::random())).await;
@@ -244,8 +250,12 @@ impl Jobs {
                 let alive = Alive::at(self.served(), &self.config);
                 self.under_way.spawn(async move {
                     let targets = store.targets(&account, alive).await;
-                    let targets = targets
-                        .inspect_err(|error| warn!(%account, %error, "no devices can be read"));
+                    let targets = targets.inspect_err(|error| {
+                        warn!(
+                            target: "mailchime::push::subscriptions_unreadable",
+                            %account, %error, "no devices can be read"
+                        )
+                    });
                     Done::Read(account, targets.ok())
                 });
             }
@@ -315,7 +325,10 @@ impl Jobs {
                 let division = self.shares.borrow().clone();
                 accounts.retain(|account| division.is_mine(account));
                 if !accounts.is_empty() {
-                    info!(accounts = accounts.len(), "pushes are owed on disk");
+                    info!(
+                        target: "mailchime::push::owed_pushes_loaded",
+                        accounts = accounts.len(), "pushes are owed on disk"
+                    );
                 }
                 pending.owed(accounts, now());
             }
@@ -364,7 +377,10 @@ impl Jobs {
                 pending.owed(alive, now());
             }
             // Its rows have not moved, so the next start finds what it was about.
-            Err(error) => error!(%error, "a task of the dispatcher failed"),
+            Err(error) => error!(
+                target: "mailchime::push::task_failed",
+                %error, "a task of the dispatcher failed"
+            ),
         }
     }
 
@@ -377,15 +393,24 @@ impl Jobs {
             }
         });
         if settled.await.is_err() {
-            warn!(under_way = self.busy, "pushes were still under way at the end");
+            warn!(
+                target: "mailchime::push::pushes_under_way_at_stop",
+                under_way = self.busy, "pushes were still under way at the end"
+            );
         }
         // What is no longer waited for is to do nothing after this.
         self.under_way.shutdown().await;
         let batch = pending.end(now(), Timestamp::now());
         let rows = batch.settlements.len();
         match timeout(GRACE, write(&self.store, &self.removed, batch)).await {
-            Ok((failed, _)) if failed == Batch::default() => debug!(rows, "the last write is done"),
-            _ => error!(rows, "the last write failed; what it said is found at the next start"),
+            Ok((failed, _)) if failed == Batch::default() => debug!(
+                target: "mailchime::push::last_write_done",
+                rows, "the last write is done"
+            ),
+            _ => error!(
+                target: "mailchime::push::last_write_failed",
+                rows, "the last write failed; what it said is found at the next start"
+            ),
         }
     }
 }
@@ -434,6 +459,7 @@ async fn send(identities: &Identities, config: &config::Push, push: &Push) -> Ou
     };
     let since_seen = now().saturating_duration_since(push.seen_at);
     info!(
+        target: "mailchime::push::sent",
         account = %push.device.account,
         token = %push.device.token,
         change = joined(&push.changes),
@@ -482,25 +508,37 @@ async fn write(
 ) -> (Batch, Vec<Account>) {
     let mut alive = Vec::new();
     if let Err(error) = store.settle(&batch.settlements).await {
-        error!(rows = batch.settlements.len(), %error, "what was pushed cannot be written");
+        error!(
+            target: "mailchime::push::results_not_written",
+            rows = batch.settlements.len(), %error, "what was pushed cannot be written"
+        );
         return (batch, alive);
     }
     if !batch.changes.is_empty() {
         // Every device was told, or has a mark on disk that it will be.
-        debug!(change = joined(&batch.changes), "settled");
+        debug!(
+            target: "mailchime::push::results_written",
+            change = joined(&batch.changes), "settled"
+        );
     }
     let mut failed = Batch::default();
     for (device, not_after) in batch.removals {
         match store.remove_device(&device, Some(not_after)).await {
             Ok(Some(gone)) => {
-                info!(account = %device.account, token = %device.token, "registration removed");
+                info!(
+                    target: "mailchime::push::subscription_removed",
+                    account = %device.account, token = %device.token, "registration removed"
+                );
                 if !gone.account_left {
                     hint(removed, &device.account);
                 }
             }
             Ok(None) => alive.push(device.account),
             Err(error) => {
-                error!(account = %device.account, token = %device.token, %error, "not removed");
+                error!(
+                    target: "mailchime::push::subscription_not_removed",
+                    account = %device.account, token = %device.token, %error, "not removed"
+                );
                 failed.removals.push((device, not_after));
             }
         }
@@ -510,7 +548,10 @@ async fn write(
 
 fn hint(removed: &mpsc::Sender<Account>, account: &Account) {
     if removed.try_send(account.clone()).is_err() {
-        debug!(%account, "nobody took note that the account has no device");
+        debug!(
+            target: "mailchime::push::last_removal_not_reported",
+            %account, "nobody took note that the account has no device"
+        );
     }
 }
 

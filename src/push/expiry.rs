@@ -101,16 +101,24 @@ fn say(status: &IdentityStatus, notice: Notice) {
     let IdentityStatus { topic, file, endpoint, .. } = status;
     let certificate = file.display();
     match notice {
-        Notice::Good { days } => info!(topic, endpoint, %certificate, days, "push is on"),
+        Notice::Good { days } => info!(
+            target: "mailchime::push::certificate_valid",
+            topic, endpoint, %certificate, days, "push is on"
+        ),
         Notice::EndsSoon { days } => {
-            warn!(topic, %certificate, days, "the APNs certificate expires soon: renew it");
+            warn!(
+                target: "mailchime::push::certificate_expires_soon",
+                topic, %certificate, days, "the APNs certificate expires soon: renew it"
+            );
         }
         Notice::Unusable { days: ..0 } => error!(
+            target: "mailchime::push::certificate_expired",
             topic,
             %certificate,
             "the APNs certificate has expired: push is off for this topic until there is a new one"
         ),
         Notice::Unusable { .. } => error!(
+            target: "mailchime::push::certificate_not_yet_valid",
             topic,
             %certificate,
             "the APNs certificate is not valid yet: push is off for this topic. Is the clock right?"

@@ -221,6 +221,7 @@ fn entries(
         }
         if !identity.is_for_mail() {
             warn!(
+                target: "mailchime::push::topic_not_for_mail",
                 topic = identity.topic(),
                 "iOS Mail takes pushes of topics that begin with com.apple.mobilemail.push. or \
                  com.apple.mail. and drops others, this one too"

@@ -82,10 +82,19 @@ impl Store {
         match sqlite::empty_lost_log(&self.connections.writes).await {
             Ok(true) => {
                 file.is_emptied();
-                tracing::warn!("what the database's log held is in the file of before");
+                tracing::warn!(
+                    target: "mailchime::store::lost_log_emptied",
+                    "what the database's log held is in the file of before"
+                );
             }
-            Ok(false) => tracing::debug!("the log of the database is in use"),
-            Err(error) => tracing::error!(%error, "the log of a lost database cannot be emptied"),
+            Ok(false) => tracing::debug!(
+                target: "mailchime::store::lost_log_in_use",
+                "the log of the database is in use"
+            ),
+            Err(error) => tracing::error!(
+                target: "mailchime::store::lost_log_not_emptied",
+                %error, "the log of a lost database cannot be emptied"
+            ),
         }
     }
 }
@@ -183,7 +192,10 @@ impl DatabaseFile {
         let Some(at) = (0..SUFFIXES.len()).find(|at| now[*at] != Some(opened[*at])) else {
             if self.lost.swap(false, Ordering::Relaxed) {
                 self.emptied.store(false, Ordering::Relaxed);
-                tracing::warn!(database = %self.database, "the file that was opened is there again");
+                tracing::warn!(
+                    target: "mailchime::store::file_is_back",
+                    database = %self.database, "the file that was opened is there again"
+                );
             }
             return Ok(());
         };
@@ -191,7 +203,10 @@ impl DatabaseFile {
         let database = format!("{}{}", self.database, SUFFIXES[at]);
         let error = StoreError::Replaced { database, what };
         if !self.lost.swap(true, Ordering::Relaxed) {
-            tracing::error!(%error, "the database {what} under the program");
+            tracing::error!(
+                target: "mailchime::store::file_replaced",
+                %error, "the database {what} under the program"
+            );
         }
         Err(error)
     }
@@ -289,7 +304,10 @@ impl Lock {
             file.set_len(text.len() as u64)
         };
         if let Err(error) = write() {
-            tracing::warn!(%error, "the lock of the database cannot say which process holds it");
+            tracing::warn!(
+                target: "mailchime::store::lock_holder_unknown",
+                %error, "the lock of the database cannot say which process holds it"
+            );
         }
     }
 }

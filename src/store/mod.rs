@@ -351,12 +351,18 @@ impl Store {
         let first = store.connections.begin_write();
         if tokio::time::timeout(FIRST, first).await.map(drop).is_err() {
             let database = &*store.database;
-            tracing::error!(database, "the database is not there yet: it does not answer");
+            tracing::error!(
+                target: "mailchime::store::not_ready",
+                database, "the database is not there yet: it does not answer"
+            );
             return Ok(store);
         }
         match store.limited(store.ready()).await {
             Err(error) if error.is_temporary() => {
-                tracing::error!(%error, "the database is not there yet");
+                tracing::error!(
+                    target: "mailchime::store::not_ready",
+                    %error, "the database is not there yet"
+                );
             }
             result => result?,
         }
@@ -543,10 +549,15 @@ impl Store {
             match self.scrub().await {
                 Ok(true) => return,
                 Ok(false) => tokio::time::sleep(pause).await,
-                Err(error) => return tracing::warn!(%error, "{TRACES_STAY}"),
+                Err(error) => {
+                    return tracing::warn!(
+                        target: "mailchime::store::traces_remain",
+                        %error, "{TRACES_STAY}"
+                    );
+                }
             }
         }
-        tracing::warn!("{TRACES_STAY}");
+        tracing::warn!(target: "mailchime::store::traces_remain", "{TRACES_STAY}");
     }
 
     /// From now on there is something to [`scrub`](Self::scrub).
@@ -666,7 +677,10 @@ impl Store {
         *said = Some(Instant::now());
         let call = call.pairs().first().map_or("", |(_, name)| name);
         let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        tracing::warn!(call, milliseconds, "a call of the database took long");
+        tracing::warn!(
+            target: "mailchime::store::slow_call",
+            call, milliseconds, "a call of the database took long"
+        );
     }
 
     /// Begins a transaction that writes.

@@ -60,7 +60,10 @@ impl Store {
         .await?;
         if let RegisterOutcome::Stored(MadeRoom { devices: dropped @ 1.., .. }) = registered {
             let account = &registration.device.account;
-            tracing::info!(%account, dropped, max_devices, "the oldest devices made room");
+            tracing::info!(
+                target: "mailchime::store::oldest_subscriptions_removed",
+                %account, dropped, max_devices, "the oldest devices made room"
+            );
         }
         Ok(registered)
     }
@@ -324,6 +327,7 @@ async fn leave(work: &mut Work, account: &Account, backend: &BackendId) -> sqlx:
     .await?;
     if done.rows_affected() > 0 {
         tracing::info!(
+            target: "mailchime::store::account_changed_backend",
             %account, %backend,
             "the account registers at another backend: what was kept of it for the former one is removed"
         );

@@ -77,12 +77,18 @@ pub(super) async fn readable<T>(
         metrics.unreadable_rows.inc();
         if found.left_out <= NAMED {
             let of = row.as_ref().map_or("?", name);
-            tracing::warn!(of, why, "a row of the database cannot be read and is left out");
+            tracing::warn!(
+                target: "mailchime::store::row_unreadable",
+                of, why, "a row of the database cannot be read and is left out"
+            );
         }
     }
     if found.left_out > NAMED {
         let rows = found.left_out - NAMED;
-        tracing::warn!(rows, "more rows of the database cannot be read and are left out");
+        tracing::warn!(
+            target: "mailchime::store::more_rows_unreadable",
+            rows, "more rows of the database cannot be read and are left out"
+        );
     }
     Ok(found)
 }

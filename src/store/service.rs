@@ -61,7 +61,10 @@ impl Store {
             && let Err(error) =
                 store.limited(async { store.named(store.know_service().await) }).await
         {
-            tracing::warn!(%error, "the time of service cannot be read yet; no device is removed before");
+            tracing::warn!(
+                target: "mailchime::store::service_time_unreadable",
+                %error, "the time of service cannot be read yet; no device is removed before"
+            );
         }
         store
     }
@@ -154,6 +157,7 @@ impl Store {
         {
             let seconds = now.0.saturating_sub(last.0) / 1000;
             tracing::info!(
+                target: "mailchime::store::service_gap",
                 seconds,
                 "by the clock mailchime has not served for this time; it does not count as silence of \
                  phones, and the clock is not believed for some minutes"

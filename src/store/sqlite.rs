@@ -191,6 +191,7 @@ fn make_private(path: &Path, database: &Arc<str>) -> Result<(), StoreError> {
             }
             fs::set_permissions(&file, Permissions::from_mode(MODE)).map_err(unusable)?;
             tracing::warn!(
+                target: "mailchime::store::file_mode_corrected",
                 file = %file.display(),
                 "the database was open to others (mode {mode:03o}); it is now {MODE:03o}"
             );
@@ -237,7 +238,7 @@ async fn migrate(
         .map_err(|error| schema::error(database, error))?;
     transaction.commit().await.map_err(named)?;
     if let Err(error) = wipe(&mut connection, path, is_new).await {
-        tracing::warn!(%error, "{WIPED_LATER}");
+        tracing::warn!(target: "mailchime::store::earlier_traces_remain", %error, "{WIPED_LATER}");
     }
     connection.close().await.map_err(named)
 }
@@ -259,6 +260,7 @@ async fn wipe(connection: &mut SqliteConnection, path: &Path, is_new: bool) -> s
         if size > MOST_WIPED {
             let file = path.display();
             tracing::warn!(
+                target: "mailchime::store::earlier_file_not_vacuumed",
                 %file,
                 "an earlier version may have left in this file what it removed; stop mailchime and \
                  run: sqlite3 {file} \"vacuum; pragma user_version = {WIPED}\""

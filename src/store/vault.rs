@@ -100,7 +100,10 @@ impl Vault {
         let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         if let Err(error) = tidy(&real) {
             let remedy = "remove the file beside it that ends in .new";
-            tracing::warn!(path = %path.display(), %error, remedy, "a key was left by a rotation");
+            tracing::warn!(
+                target: "mailchime::store::rotation_left_key",
+                path = %path.display(), %error, remedy, "a key was left by a rotation"
+            );
         }
         Ok(Self { path: path.to_owned(), keys: RwLock::new(keys) })
     }
@@ -273,7 +276,10 @@ impl Vault {
             Ok(keys) => *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys,
             Err(unfit) => {
                 let error = unusable(unfit, &self.path);
-                tracing::error!(%error, "the key file changed; the key of before is still used");
+                tracing::error!(
+                    target: "mailchime::store::key_file_unreadable",
+                    %error, "the key file changed; the key of before is still used"
+                );
             }
         }
         self.keys.read().unwrap_or_else(PoisonError::into_inner)
@@ -377,7 +383,10 @@ fn create(path: &Path) -> io::Result<()> {
     }
     let text = Zeroizing::new(format!("{KEY_COMMENT}{}\n", *new_key()?));
     successor.write(&text, None)?;
-    tracing::info!(path = %path.display(), "made a new key for stored credentials");
+    tracing::info!(
+        target: "mailchime::store::key_created",
+        path = %path.display(), "made a new key for stored credentials"
+    );
     Ok(())
 }
 

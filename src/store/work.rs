@@ -109,8 +109,14 @@ impl Connections {
                 trust.is_read_only(false);
                 return Ok(work);
             }
-            Ok(Err(error)) => tracing::debug!(%error, "a connection to the database is given up"),
-            Err(_) => tracing::debug!("a connection to the database says nothing and is given up"),
+            Ok(Err(error)) => tracing::debug!(
+                target: "mailchime::store::connection_abandoned",
+                %error, "a connection to the database is given up"
+            ),
+            Err(_) => tracing::debug!(
+                target: "mailchime::store::connection_abandoned",
+                "a connection to the database says nothing and is given up"
+            ),
         }
         self.distrust();
         let begun = begun(pool.acquire().await?, begin, *named).await;
@@ -181,10 +187,14 @@ impl Trust {
         let was = std::mem::replace(&mut self.seen().read_only, is);
         match (was, is) {
             (false, true) => tracing::error!(
+                target: "mailchime::store::read_only",
                 "the database server is read-only: nothing can be written until its address leads to \
                  the primary"
             ),
-            (true, false) => tracing::info!("the database can be written again"),
+            (true, false) => tracing::info!(
+                target: "mailchime::store::writable_again",
+                "the database can be written again"
+            ),
             _ => {}
         }
     }

@@ -401,6 +401,7 @@ impl Watcher {
                 let now = now.as_ref().map_or("unknown", BackendId::as_str);
                 if !std::mem::replace(&mut self.elsewhere, true) {
                     tracing::warn!(
+                        target: "mailchime::watch::parked_other_backend",
                         %account, recorded, now,
                         "parked: the account registered at another backend than the configuration names; \
                          it is watched again when its phone has registered there, or when the \
@@ -427,11 +428,13 @@ impl Watcher {
                 let reason = printable(&answer);
                 match rest {
                     Some(rest) => tracing::error!(
+                        target: "mailchime::watch::master_user_refused",
                         %account, reason, wait = ?rest, remedy = MASTER_REMEDY,
                         "the backend refuses the master user, whoever it acts as: nobody is watched \
                          anew"
                     ),
                     None => tracing::warn!(
+                        target: "mailchime::watch::master_user_refused_for_account",
                         %account, reason, ?wait,
                         "the backend refuses the master user as this account"
                     ),
@@ -442,7 +445,10 @@ impl Watcher {
             End::Failed(why) => {
                 self.failures = self.failures.saturating_add(1);
                 let wait = backoff.wait(self.failures, rand::random());
-                tracing::info!(%account, why, ?wait, "watching is interrupted");
+                tracing::info!(
+                    target: "mailchime::watch::connection_failed",
+                    %account, why, ?wait, "watching is interrupted"
+                );
                 self.rest(Some(wait), &why);
                 Next::Try(wait)
             }
@@ -451,7 +457,10 @@ impl Watcher {
                 self.unread = self.unread.saturating_add(1);
                 let backoff = Backoff::new(config.retry_min, config.retry_max.min(UNREAD));
                 let wait = backoff.wait(self.unread, rand::random());
-                tracing::info!(%account, why, ?wait, "watching waits for the database");
+                tracing::info!(
+                    target: "mailchime::watch::waiting_for_database",
+                    %account, why, ?wait, "watching waits for the database"
+                );
                 self.rest(Some(wait), &why);
                 Next::Try(wait)
             }
@@ -526,6 +535,7 @@ impl Watcher {
         let (account, least) = (&self.account, lasting::least(&self.context.config));
         if connection.idles_for().is_some_and(|time| time < least) && self.ways.idle.lost() {
             tracing::info!(
+                target: "mailchime::watch::polled_instead_of_idle",
                 %account,
                 "connections end as soon as IDLE begins: this account is polled for an hour"
             );
@@ -541,6 +551,7 @@ impl Watcher {
         let learnt = self.lasting.lost(loss, account, shared, least, rand::random());
         if let Some(renewal) = learnt {
             tracing::info!(
+                target: "mailchime::watch::quiet_connections_cut",
                 %account, quiet = ?loss.quiet, ?renewal,
                 "something on the way to the backend ends quiet connections: they are used more often"
             );

@@ -141,7 +141,10 @@ impl Watcher {
                 Ok(false) => return,
                 Err(error) => {
                     let account = &self.account;
-                    tracing::warn!(%account, %error, "a new password could not be stored");
+                    tracing::warn!(
+                        target: "mailchime::watch::password_not_stored",
+                        %account, %error, "a new password could not be stored"
+                    );
                     // It is tried again before the watcher's next login, or with its user's.
                     self.known.unsaved = true;
                 }
@@ -179,7 +182,10 @@ impl Watcher {
             Ok(kept) => kept,
             // It stays as it is: with the right key file the next start can read it.
             Err(CredentialsError::Vault(error)) if brought.is_none() => {
-                tracing::error!(%account, %error, "not watched until its user logs in");
+                tracing::error!(
+                    target: "mailchime::watch::stored_password_unreadable",
+                    %account, %error, "not watched until its user logs in"
+                );
                 return Err(End::no_password("the stored password cannot be read"));
             }
             Err(CredentialsError::Vault(_)) => Vec::new(),
@@ -195,14 +201,20 @@ impl Watcher {
             put_first(&mut kept, brought, true);
         }
         if kept.is_empty() {
-            tracing::warn!(%account, "not watched until its user logs in: no password is kept");
+            tracing::warn!(
+                target: "mailchime::watch::no_password",
+                %account, "not watched until its user logs in: no password is kept"
+            );
             return Err(End::no_password("no password is kept"));
         }
         // What was stored under another configuration, or by an earlier version, may be a claim.
         kept.retain(|kept| kept.credentials.prove_account(backend.checks_token_name()));
         if kept.is_empty() {
             let why = "what is kept does not prove whose it is";
-            tracing::warn!(%account, "not watched until its user logs in: {why}");
+            tracing::warn!(
+                target: "mailchime::watch::password_proves_nothing",
+                %account, "not watched until its user logs in: {why}"
+            );
             return Err(End::NoPassword { why, login_helps: false });
         }
         // Of several that were refused one is enough, for it is the account that a backend locks.
@@ -237,6 +249,7 @@ impl Watcher {
                     if upstream.logins.accepted(&self.account, again) {
                         let backend = &upstream.name;
                         tracing::info!(
+                            target: "mailchime::watch::backend_accepts_again",
                             backend,
                             "the backend takes again what it refused: its accounts are watched again"
                         );
@@ -251,6 +264,7 @@ impl Watcher {
                     // An account is refused when all that is kept of it is.
                     if last && upstream.logins.refused(&self.account).new {
                         tracing::error!(
+                            target: "mailchime::watch::backend_refuses_many",
                             backend = upstream.name,
                             reason = printable(&answer),
                             "the backend refuses accounts whose passwords it took before: nobody is \
@@ -264,6 +278,7 @@ impl Watcher {
                     }
                     let (account, reason) = (&self.account, printable(&answer));
                     tracing::info!(
+                        target: "mailchime::watch::next_password_tried",
                         %account, reason,
                         "stored credentials are refused: the next ones of the account are tried"
                     );
@@ -315,7 +330,10 @@ impl Watcher {
                 (&self.context.credentials, &self.account, self.backend.id());
             let now = Timestamp::now();
             if let Err(error) = source.worked(account, id, &accepted, &refused, now).await {
-                tracing::warn!(%account, %error, "what credentials are worth could not be stored");
+                tracing::warn!(
+                    target: "mailchime::watch::password_outcome_not_stored",
+                    %account, %error, "what credentials are worth could not be stored"
+                );
             }
         }
         let known = &mut self.known;
@@ -352,7 +370,10 @@ impl Watcher {
         }
         match refusal::then(refusal, tries, backoff, rand::random()) {
             Then::Again(wait) => {
-                tracing::warn!(%account, reason, ?wait, "the stored password is refused");
+                tracing::warn!(
+                    target: "mailchime::watch::password_refused",
+                    %account, reason, ?wait, "the stored password is refused"
+                );
                 self.rest(Some(wait), &reason);
                 // Before the last try: who is killed after it must not count anew.
                 self.note(tries, wrong.then_some(&reason)).await;
@@ -360,6 +381,7 @@ impl Watcher {
             }
             Then::Park(retry) => {
                 tracing::warn!(
+                    target: "mailchime::watch::parked_password_refused",
                     %account, reason, tries, again_in = ?retry,
                     "not watched until its user logs in again; its devices are pushed, so that they do"
                 );
@@ -379,7 +401,10 @@ impl Watcher {
         let tries = self.known.refusals;
         let wait = refusal::wait_for_backend(tries, rand::random())?;
         let account = &self.account;
-        tracing::info!(%account, reason, ?wait, "the backend refuses many accounts");
+        tracing::info!(
+            target: "mailchime::watch::refusal_excused",
+            %account, reason, ?wait, "the backend refuses many accounts"
+        );
         (self.known.excused, self.known.parked) = (true, false);
         self.note(tries, None).await;
         self.rest(Some(wait), &format!("the backend refuses many accounts: {reason}"));
@@ -402,7 +427,10 @@ impl Watcher {
         let (store, account) = (self.context.store.clone(), self.account.clone());
         let mut failures = 0;
         while let Err(error) = store.refused(&account, &id, tries, parked, Timestamp::now()).await {
-            tracing::warn!(%account, %error, "that a password is wrong is not stored");
+            tracing::warn!(
+                target: "mailchime::watch::refusal_not_stored",
+                %account, %error, "that a password is wrong is not stored"
+            );
             failures += 1;
             let pause = NOTE.wait(failures, rand::random());
             // Left for `run` to see.
@@ -478,10 +506,16 @@ impl Watcher {
             // The other node has done so, but this one may have parked the account since.
             let id = self.backend.id();
             if let Err(error) = self.context.store.unpark(&self.account, id).await {
-                tracing::warn!(account = %self.account, %error, "the parking is still stored");
+                tracing::warn!(
+                    target: "mailchime::watch::unparking_not_stored",
+                    account = %self.account, %error, "the parking is still stored"
+                );
             }
         }
-        tracing::info!(account = %self.account, "its user logged in: watched again");
+        tracing::info!(
+            target: "mailchime::watch::unparked",
+            account = %self.account, "its user logged in: watched again"
+        );
         Some(true)
     }
 
@@ -496,7 +530,10 @@ impl Watcher {
         match self.context.store.want_login(account, id, PUSHES, now).await {
             Ok(Ok(())) => {
                 drop(turn);
-                tracing::info!(%account, "its devices are pushed, so that its user logs in");
+                tracing::info!(
+                    target: "mailchime::watch::login_requested",
+                    %account, "its devices are pushed, so that its user logs in"
+                );
                 self.context.metrics.login_pushes.inc();
                 let (account, backend) = (account.clone(), id.clone());
                 // The push side that is gone finds the marks when it begins anew.
@@ -510,7 +547,10 @@ impl Watcher {
                 Some(Duration::from_millis(wait))
             }
             Err(error) => {
-                tracing::warn!(%account, %error, "its devices are not pushed yet");
+                tracing::warn!(
+                    target: "mailchime::watch::login_request_failed",
+                    %account, %error, "its devices are not pushed yet"
+                );
                 Some(NOTE.wait(u32::MAX, rand::random()))
             }
         }

@@ -139,10 +139,16 @@ impl Watcher {
                 let backoff = Backoff::new(config.retry_min, config.retry_max);
                 let wait = backoff.wait(times, rand::random());
                 self.faults.rest(mailbox, Instant::now() + wait, Timestamp::now().plus(wait));
-                tracing::warn!(%account, %mailbox, why, ?wait, "STATUS is refused: not watched for now");
+                tracing::warn!(
+                    target: "mailchime::watch::status_refused",
+                    %account, %mailbox, why, ?wait, "STATUS is refused: not watched for now"
+                );
             }
             (false, 1) => {
-                tracing::info!(%account, %mailbox, why, "STATUS is refused: not watched for now");
+                tracing::info!(
+                    target: "mailchime::watch::status_refused",
+                    %account, %mailbox, why, "STATUS is refused: not watched for now"
+                );
             }
             (false, _) => {}
         }
@@ -327,7 +333,10 @@ impl Watcher {
             round.answered = true;
             let mailbox = &self.mailboxes[index].mailbox;
             if self.faults.answered(mailbox) {
-                tracing::info!(account = %self.account, %mailbox, "its STATUS is answered: watched again");
+                tracing::info!(
+                    target: "mailchime::watch::status_answered",
+                    account = %self.account, %mailbox, "its STATUS is answered: watched again"
+                );
             }
         }
     }
@@ -358,6 +367,7 @@ impl Watcher {
         let wait = backoff.wait(times, rand::random());
         self.faults.rest(mailbox, Instant::now() + wait, Timestamp::now().plus(wait));
         tracing::warn!(
+            target: "mailchime::watch::mailbox_set_aside",
             %account, %mailbox, why, ?wait,
             "the backend ends the connection, or does not answer, when it is asked for this mailbox: it \
              is left out, and the others are watched; see the backend's log"
@@ -447,7 +457,10 @@ impl Watcher {
         watched.known = now;
         if let Some(kind) = difference {
             let (account, mailbox) = (&self.account, &watched.mailbox);
-            tracing::debug!(%account, %mailbox, ?kind, "changed");
+            tracing::debug!(
+                target: "mailchime::watch::mailbox_changed",
+                %account, %mailbox, ?kind, "changed"
+            );
             if kind == ChangeKind::NewMail && announced.is_none() {
                 self.missed(round, index, look);
             }

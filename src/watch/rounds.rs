@@ -190,7 +190,10 @@ impl Watcher {
         round.connection.news.back_in_inbox(count);
         round.open = (answer == Answer::Ok).then(Instant::now);
         if round.open.is_none() {
-            tracing::warn!(account = %self.account, "the backend does not open INBOX: polled");
+            tracing::warn!(
+                target: "mailchime::watch::inbox_not_opened",
+                account = %self.account, "the backend does not open INBOX: polled"
+            );
             round.idles = false;
         }
         Ok(())
@@ -246,7 +249,10 @@ impl Watcher {
             self.ways.notify.accepted(&round.upstream.notify);
             return Ok(true);
         }
-        tracing::debug!(account = %self.account, "NOTIFY is refused: polled");
+        tracing::debug!(
+            target: "mailchime::watch::notify_refused",
+            account = %self.account, "NOTIFY is refused: polled"
+        );
         round.notifies = false;
         let refused = self.ways.notify.refused(&round.upstream.notify, &self.account);
         self.given_up(round, "NOTIFY", "is listed and refused", refused);
@@ -266,7 +272,10 @@ impl Watcher {
     fn overflowed(&self, round: &mut Round<'_>) {
         let account = &self.account;
         let wait = round.overflow.begins(&self.context.config);
-        tracing::debug!(%account, ?wait, "NOTIFY has overflowed: it is asked for again");
+        tracing::debug!(
+            target: "mailchime::watch::notify_overflowed",
+            %account, ?wait, "NOTIFY has overflowed: it is asked for again"
+        );
         (round.armed, round.notified) = (false, false);
     }
 
@@ -389,7 +398,10 @@ impl Watcher {
 
     /// The same, with INBOX closed already.
     pub(super) fn idle_refused(&mut self, round: &mut Round<'_>) {
-        tracing::debug!(account = %self.account, "the backend cannot do what IDLE needs: polled");
+        tracing::debug!(
+            target: "mailchime::watch::idle_refused",
+            account = %self.account, "the backend cannot do what IDLE needs: polled"
+        );
         let refused = self.ways.idle.refused(&round.upstream.idle, &self.account);
         self.given_up(round, "IDLE", "is listed and cannot be used", refused);
         round.idles = false;
@@ -401,10 +413,12 @@ impl Watcher {
         match by {
             None => {}
             Some(GivenUp::ByAccount) => tracing::info!(
+                target: "mailchime::watch::method_given_up",
                 account = %self.account, backend, way, why,
                 "this account is watched without it for a day"
             ),
             Some(GivenUp::ByBackend) => tracing::warn!(
+                target: "mailchime::watch::method_given_up_for_backend",
                 backend,
                 way,
                 why,

@@ -135,6 +135,7 @@ pub async fn run(
                         }
                         Err(error) => {
                             tracing::error!(
+                                target: "mailchime::watch::accounts_unreadable",
                                 %error, "who is to be watched cannot be read; trying again"
                             );
                             next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
@@ -259,6 +260,7 @@ impl Supervisor {
         }
         self.joined = joined;
         tracing::info!(
+            target: "mailchime::watch::accounts_loaded",
             accounts = all,
             here = self.watchers.len(),
             started = missing,
@@ -305,7 +307,10 @@ impl Supervisor {
         let live = match live {
             Ok(live) => live,
             Err(error) => {
-                tracing::warn!(%account, %error, "an account could not be looked up");
+                tracing::warn!(
+                    target: "mailchime::watch::account_unreadable",
+                    %account, %error, "an account could not be looked up"
+                );
                 // Without news it watches for nobody until the next refresh.
                 return if news.is_some() { Err(error) } else { Ok(()) };
             }
@@ -369,7 +374,10 @@ impl Supervisor {
             match self.passing.get_mut(&account) {
                 Some(next) => *next = Some(login),
                 None if self.logins.len() < LOGINS => self.pass_on(account, login),
-                None => tracing::debug!(%account, "the database is busy: a login goes unnoticed"),
+                None => tracing::debug!(
+                    target: "mailchime::watch::login_not_noted",
+                    %account, "the database is busy: a login goes unnoticed"
+                ),
             }
         }
     }
@@ -422,7 +430,10 @@ impl Supervisor {
 
     fn stop(&mut self, account: &Account) {
         if let Some(Seat { orders, .. }) = self.watchers.remove(account) {
-            tracing::info!(%account, "no device is left: not watched any more");
+            tracing::info!(
+                target: "mailchime::watch::account_left",
+                %account, "no device is left: not watched any more"
+            );
             self.context.credentials.forget(account);
             orders.send_modify(|orders| orders.stop = true);
         }
@@ -485,7 +496,10 @@ async fn adopt(context: &Context, accounts: &[LiveAccount]) -> Result<(), StoreE
     let to_adopt: Vec<_> = accounts.iter().filter_map(to_adopt).collect();
     for accounts in to_adopt.chunks(ADOPTED) {
         let adopted = context.store.adopt(accounts).await?;
-        tracing::info!(accounts = adopted, "the backends of accounts are recorded");
+        tracing::info!(
+            target: "mailchime::watch::backends_recorded",
+            accounts = adopted, "the backends of accounts are recorded"
+        );
     }
     Ok(())
 }
@@ -521,7 +535,10 @@ async fn pass_on(
     match passing_on.await {
         Ok(here) => here.then_some(login),
         Err(error) => {
-            tracing::warn!(%account, %error, "a login could not be passed on");
+            tracing::warn!(
+                target: "mailchime::watch::login_not_passed_on",
+                %account, %error, "a login could not be passed on"
+            );
             None
         }
     }

@@ -155,7 +155,10 @@ impl Places {
         }
         self.counters.watch_connections.add(1);
         if !self.short.swap(true, Ordering::Relaxed) {
-            tracing::warn!(backend, "[watch] connections is reached: accounts take turns");
+            tracing::warn!(
+                target: "mailchime::watch::connections_reached",
+                backend, "[watch] connections is reached: accounts take turns"
+            );
         }
         self.wanted.add_permits(1);
         // In the order in which they came. It is never closed.

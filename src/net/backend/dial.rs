@@ -70,7 +70,10 @@ impl Backend {
             };
             if left > 1 {
                 let why = failed.to_string();
-                tracing::info!(backend = self.name(), %address, why, "trying the next address");
+                tracing::info!(
+                    target: "mailchime::net::next_address_tried",
+                    backend = self.name(), %address, why, "trying the next address"
+                );
             }
             if failed.words() >= failure.words() {
                 failure = failed;

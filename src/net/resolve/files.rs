@@ -83,7 +83,10 @@ fn read(path: &Path) -> String {
     if let Err(error) = read
         && error.kind() != io::ErrorKind::NotFound
     {
-        tracing::warn!(file = %path.display(), %error, "cannot be read; names are looked up without it");
+        tracing::warn!(
+            target: "mailchime::net::resolver_file_unreadable",
+            file = %path.display(), %error, "cannot be read; names are looked up without it"
+        );
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }

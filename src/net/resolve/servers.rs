@@ -68,7 +68,10 @@ impl Servers {
     pub(super) fn new(resolv_conf: &str, given: &[SocketAddr], generation: u64) -> Self {
         let (mut conf, errors) = resolv_conf::Config::parse_with_errors(resolv_conf.as_bytes());
         for error in errors {
-            tracing::warn!(%error, "a line of resolv.conf is passed over");
+            tracing::warn!(
+                target: "mailchime::net::resolv_conf_line_ignored",
+                %error, "a line of resolv.conf is passed over"
+            );
         }
         conf.nameservers.truncate(SERVERS);
         let listed =
@@ -76,7 +79,10 @@ impl Servers {
                 ScopedIp::V4(address) => Some(SocketAddr::from((address, PORT))),
                 ScopedIp::V6(address, None) => Some(SocketAddr::from((address, PORT))),
                 ScopedIp::V6(_, Some(zone)) => {
-                    tracing::warn!(zone, "a name server of one interface alone is passed over");
+                    tracing::warn!(
+                        target: "mailchime::net::scoped_name_server_ignored",
+                        zone, "a name server of one interface alone is passed over"
+                    );
                     None
                 }
             });
@@ -84,7 +90,12 @@ impl Servers {
         let options = options(&conf);
         let servers = addresses.into_iter().filter_map(|address| {
             let built = client(address, options.clone(), conf.use_vc);
-            let failed = |error: &NetError| tracing::error!(%address, %error, "no name server");
+            let failed = |error: &NetError| {
+                tracing::error!(
+                    target: "mailchime::net::name_server_unusable",
+                    %address, %error, "no name server"
+                )
+            };
             Some((address, built.inspect_err(failed).ok()?))
         });
         Self {
@@ -142,7 +153,10 @@ impl Servers {
             for (address, server) in &self.servers {
                 match self.at(server, name).await {
                     Err(why @ (LookupFailure::Silent | LookupFailure::Other(_))) => {
-                        tracing::debug!(%name, %address, %why, "the name server gives no address");
+                        tracing::debug!(
+                            target: "mailchime::net::name_server_without_address",
+                            %name, %address, %why, "the name server gives no address"
+                        );
                         failure = why;
                     }
                     said => return said,

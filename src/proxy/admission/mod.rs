@@ -82,6 +82,7 @@ impl Admission {
         if crowded && counters.waiting.hit() {
             let limit = limits.waiting;
             tracing::warn!(
+                target: "mailchime::proxy::waiting_reached",
                 limit,
                 "[limits] waiting is reached: old connections without a login go"
             );
@@ -161,6 +162,7 @@ impl Admission {
         let many = lock(&self.crowd).add(Origin::of(address), account);
         if many {
             tracing::warn!(
+                target: "mailchime::proxy::one_client_address",
                 %address,
                 "all users come from one address, and limits count them as one. If it is a load \
                  balancer, let it send the PROXY protocol, and name its address in [[listener]] \
@@ -274,7 +276,10 @@ impl LimitHit {
             Self::DialsAtOnce => (&counters.dials_at_once, "dials_at_once", limits.dials_at_once),
         };
         if counter.hit() {
-            tracing::warn!(%peer, limit, "[limits] {key} is reached");
+            tracing::warn!(
+                target: "mailchime::proxy::client_limit_reached",
+                %peer, limit, "[limits] {key} is reached"
+            );
         }
     }
 }

@@ -114,7 +114,10 @@ impl Driver {
             Err(Full::All) => {
                 let limit = limits.sessions;
                 if counters.sessions.hit() {
-                    tracing::warn!(limit, "[limits] sessions is reached: logins are turned away");
+                    tracing::warn!(
+                        target: "mailchime::proxy::sessions_reached",
+                        limit, "[limits] sessions is reached: logins are turned away"
+                    );
                 }
                 let answer = "NO [UNAVAILABLE] The server has no room, try again later";
                 self.session.turned_away(answer);
@@ -123,7 +126,10 @@ impl Driver {
             Err(Full::Origin) => {
                 let limit = limits.sessions_per_ip;
                 if counters.sessions_per_ip.hit() {
-                    tracing::warn!(%peer, limit, "[limits] sessions_per_ip is reached");
+                    tracing::warn!(
+                        target: "mailchime::proxy::sessions_per_ip_reached",
+                        %peer, limit, "[limits] sessions_per_ip is reached"
+                    );
                 }
                 self.session.turned_away("NO [LIMIT] Too many sessions from your address");
                 return;
@@ -162,6 +168,7 @@ impl Driver {
                         _ => "it may pass",
                     };
                     tracing::warn!(
+                        target: "mailchime::proxy::login_undecided",
                         backend,
                         account,
                         why,
@@ -186,8 +193,14 @@ impl Driver {
     pub(super) fn unanswered(&self, why: String) {
         let (backend, message) = (self.chosen.name(), "the backend gave no answer to a login");
         match self.context.counters.unanswered.due(&backend) {
-            Some(left_out) => tracing::warn!(backend, why, left_out, "{message}"),
-            None => tracing::debug!(backend, why, "{message}"),
+            Some(left_out) => tracing::warn!(
+                target: "mailchime::proxy::login_unanswered",
+                backend, why, left_out, "{message}"
+            ),
+            None => tracing::debug!(
+                target: "mailchime::proxy::login_unanswered",
+                backend, why, "{message}"
+            ),
         }
     }
 }

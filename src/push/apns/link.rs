@@ -196,7 +196,10 @@ async fn dial_and_tell(shared: Arc<Shared>) {
     let milliseconds = start.elapsed().as_millis();
     match dialled {
         Ok((sender, connection)) => {
-            info!(endpoint = %shared.endpoint, milliseconds, "connected to APNs");
+            info!(
+                target: "mailchime::push::connected",
+                endpoint = %shared.endpoint, milliseconds, "connected to APNs"
+            );
             shared.state.send_modify(|state| {
                 state.number += 1;
                 let number = state.number;
@@ -205,7 +208,10 @@ async fn dial_and_tell(shared: Arc<Shared>) {
             });
         }
         Err(why) => {
-            warn!(endpoint = %shared.endpoint, milliseconds, why, "no connection to APNs");
+            warn!(
+                target: "mailchime::push::connect_failed",
+                endpoint = %shared.endpoint, milliseconds, why, "no connection to APNs"
+            );
             shared.state.send_modify(|state| {
                 state.failures = state.failures.saturating_add(1);
                 state.cool_down(&why);
@@ -223,9 +229,15 @@ async fn run(connection: Connection<Io, Body, TokioExecutor>, number: u64, share
     };
     let Some(shared) = shared.upgrade() else { return };
     if shared.state.send_if_modified(|state| state.lost(number, &why)) {
-        info!(endpoint = %shared.endpoint, why, "the connection to APNs ended");
+        info!(
+            target: "mailchime::push::connection_ended",
+            endpoint = %shared.endpoint, why, "the connection to APNs ended"
+        );
     } else {
-        debug!(endpoint = %shared.endpoint, why, "a given-up connection to APNs ended");
+        debug!(
+            target: "mailchime::push::abandoned_connection_ended",
+            endpoint = %shared.endpoint, why, "a given-up connection to APNs ended"
+        );
     }
 }
 

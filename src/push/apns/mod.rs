@@ -223,9 +223,15 @@ impl Apns {
                     },
                     h2 => {
                         if h2.is_some_and(h2::Error::is_go_away) {
-                            warn!(endpoint = %self.endpoint, why, "APNs sends us away");
+                            warn!(
+                                target: "mailchime::push::goaway_received",
+                                endpoint = %self.endpoint, why, "APNs sends us away"
+                            );
                         } else if !never_sent {
-                            warn!(endpoint = %self.endpoint, why, "the connection to APNs broke");
+                            warn!(
+                                target: "mailchime::push::connection_failed",
+                                endpoint = %self.endpoint, why, "the connection to APNs broke"
+                            );
                         }
                         self.link.give_up(up, &why);
                         Err(Failure::Again(why))

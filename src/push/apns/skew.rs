@@ -31,6 +31,7 @@ impl Skew {
         } else if warned.is_none_or(|at| now < at || at <= now.minus(REMINDER)) {
             *warned = Some(now);
             warn!(
+                target: "mailchime::push::clock_skew",
                 seconds,
                 "this machine's clock is ahead of that of APNs by so much (behind it, if below 0): \
                  correct it"

@@ -69,7 +69,10 @@ impl AccountState {
     /// Takes note of a change, unless its state is being told already.
     pub(super) fn change(&mut self, change: Change, rules: &Rules, now: Instant) {
         if change.snapshot.is_some() && self.newest_snapshot(&change.mailbox) == change.snapshot {
-            debug!(change = %ChangeId(change.id), "is being told already");
+            debug!(
+                target: "mailchime::push::change_already_pending",
+                change = %ChangeId(change.id), "is being told already"
+            );
             return;
         }
         self.backend = Some(change.backend.clone());
@@ -375,7 +378,10 @@ fn merge(changes: &mut HashMap<Mailbox, Change>, mut newer: Change, rules: &Rule
 
 /// The trail of an older change goes on as that of a newer one.
 fn covered(older: u64, newer: u64) {
-    debug!(change = %ChangeId(older), by = %ChangeId(newer), "covered by a later change");
+    debug!(
+        target: "mailchime::push::change_superseded",
+        change = %ChangeId(older), by = %ChangeId(newer), "covered by a later change"
+    );
 }
 
 // === impl ChangeId ===

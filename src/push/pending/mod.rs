@@ -417,6 +417,7 @@ impl Pending {
             {
                 if say {
                     error!(
+                        target: "mailchime::push::bad_tokens_doubted",
                         topic = %device.device.topic,
                         account = %key.account,
                         token = %key.token,
@@ -431,6 +432,7 @@ impl Pending {
             Outcome::BadToken => Became::Dead { not_after: registered_at },
             Outcome::NotForTopic => {
                 warn!(
+                    target: "mailchime::push::wrong_topic",
                     account = %key.account,
                     token = %key.token,
                     topic = %sent.topic,
@@ -441,6 +443,7 @@ impl Pending {
             }
             Outcome::Refused { status, reason } => {
                 error!(
+                    target: "mailchime::push::push_refused",
                     status,
                     reason,
                     account = %key.account,
@@ -646,7 +649,10 @@ impl Lane {
             Outcome::Refused { .. } => (Failure::Of(&device.token), REFUSED),
             _ => {
                 if self.gate.answered(pass, &device.token) {
-                    info!(topic, "APNs takes pushes again");
+                    info!(
+                        target: "mailchime::push::topic_resumed",
+                        topic, "APNs takes pushes again"
+                    );
                 }
                 let bad = *outcome == Outcome::BadToken;
                 return Some(self.alarm.answered(&device.account, &device.token, bad, now));
@@ -654,6 +660,7 @@ impl Lane {
         };
         if self.gate.failed(pass, failure, now, backoff, at_least(outcome), chance) {
             warn!(
+                target: "mailchime::push::topic_paused",
                 topic,
                 outcome = outcome.name(),
                 "pushes fail, not just to one device: all of this topic wait, and one at a time tries"
