@@ -46,8 +46,8 @@ use crate::net::{listen, tls};
 use crate::nodes::{self, Membership, Neighbours};
 use crate::proxy;
 use crate::push::dispatcher::{self, Inquirer};
-use crate::push::expiry;
-use crate::push::identities::{Identities, Offer};
+use crate::push::transport::apns::certificate_watch;
+use crate::push::transport::apns::identities::{Identities, Offer};
 use crate::store::{self, CredentialSource, Shares, Store, StoreError};
 use crate::watch;
 
@@ -243,7 +243,8 @@ pub async fn start_with(
     let takes_registrations = offered.clone();
     let push = config.push.clone();
     let publish = move |offers| drop(offer.send_replace(push_offer(offers, &push)));
-    let calendar = expiry::run(identities.clone(), Timestamp::now, publish, stop_serving.clone());
+    let calendar =
+        certificate_watch::run(identities.clone(), Timestamp::now, publish, stop_serving.clone());
     let (inquirer, inquiries) = dispatcher::inquiries();
     let (watchers, watch_inquiries) = watch::inquiries();
     metrics.watch_channel(Queue::SessionEvents, &sessions);

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
-use mailchime::push::apns::Outcome;
-use mailchime::push::apns::fuzzing::{outcome, retry_after};
+use mailchime::push::transport::apns::Outcome;
+use mailchime::push::transport::apns::fuzzing::{outcome, retry_after};
 
 const STATUSES: [u16; 12] = [200, 400, 403, 404, 405, 410, 413, 429, 500, 503, 302, 0];
 

@@ -17,10 +17,10 @@ use crate::metrics::Metrics;
 use crate::model::{Account, BackendId, Device, Mailbox, Timestamp};
 use crate::net::backends::Backends;
 use crate::nodes::{self, Division};
-use crate::push::apns::Outcome;
 use crate::push::dispatcher::{self, Inquirer};
 use crate::push::explain::Explanation;
-use crate::push::identities::Identities;
+use crate::push::transport::apns::Outcome;
+use crate::push::transport::apns::identities::Identities;
 use crate::store::{Alive, Store, Target};
 use crate::watch;
 

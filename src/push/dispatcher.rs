@@ -11,12 +11,13 @@ use tokio::time::{Duration, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::apns::{Outcome, new_apns_id};
 use super::explain::{Explanation, Facts};
-use super::identities::Identities;
-use super::payload::{Headers, MailPush, collapse_id};
+
 pub use super::pending::BackendOf;
 use super::pending::{Action, Batch, ChangeId, Pending, Push, Rules};
+use super::transport::apns::identities::Identities;
+use super::transport::apns::payload::{Headers, MailPush, collapse_id};
+use super::transport::apns::{Outcome, new_apns_id};
 use crate::config::{self, Collapse};
 use crate::metrics::{Metrics, PushOutcome, Queue};
 use crate::model::{Account, BackendId, Change, Device, Mailbox, Timestamp, WatchEvent};

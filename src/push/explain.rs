@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::identities::NoClient;
 use super::pending::View;
+use super::transport::apns::identities::NoClient;
 use crate::config;
 use crate::model::{BackendId, Mailbox, Timestamp};
 use crate::store::{Alive, Target};
@@ -267,7 +267,7 @@ mod tests {
         old.backend = Some("other:993".into());
         let invalid = NoClient::Invalid {
             file: "apns.pem".into(),
-            validity: super::super::apns::Validity::Expired,
+            validity: super::super::transport::apns::Validity::Expired,
         };
         let second = Some(Duration::from_secs(1));
         let pending = View {

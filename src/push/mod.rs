@@ -1,13 +1,10 @@
-//! A change's way out: [`dispatcher`] (which devices, merge, delay, retry) -> [`identities`] (as
-//! whom) -> [`apns`] -> store. [`explain`] says why it did or did not go.
+//! A change's way out: [`dispatcher`] (which devices, merge, delay, retry) -> [`transport`] (as
+//! whom, to which service) -> store. [`explain`] says why it did or did not go.
 //!
 //! Knows the model, the store and how to set up TLS. It must not know IMAP, nor who watches or who
 //! proxies: changes come in through a bounded channel, and what was told goes to the database.
 
-pub mod apns;
 pub mod dispatcher;
-pub mod expiry;
 pub mod explain;
-pub mod identities;
-pub mod payload;
 mod pending;
+pub mod transport;

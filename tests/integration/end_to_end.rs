@@ -11,7 +11,7 @@ use mailchime::config::{self, BackendTls, Config, Trust};
 use mailchime::demo::apns::{Apns, Push};
 use mailchime::demo::phone::{Phone, Registered};
 use mailchime::model::Mailbox;
-use mailchime::push::payload::mailbox_hash;
+use mailchime::push::transport::apns::payload::mailbox_hash;
 use serde_json::json;
 use tokio::net::TcpListener;
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use mailchime::demo::apns::Apns;
 use mailchime::demo::phone::Phone;
 use mailchime::model::Mailbox;
-use mailchime::push::payload::mailbox_hash;
+use mailchime::push::transport::apns::payload::mailbox_hash;
 use rustls::ClientConfig;
 use sqlx::{AnyPool, Row};
 use tempfile::TempDir;

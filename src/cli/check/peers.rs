@@ -18,8 +18,8 @@ use crate::model::{Account, Credentials, Timestamp};
 use crate::net::backend::{Backend, ConnectError, LoginError};
 use crate::net::backends::{Backends, Table};
 use crate::net::resolve::NameResolver;
-use crate::push::apns::{Apns, Identity, Outcome, Validity};
-use crate::push::payload::Probe;
+use crate::push::transport::apns::payload::Probe;
+use crate::push::transport::apns::{Apns, Identity, Outcome, Validity};
 
 /// For a backend's answers.
 const ANSWER_TIME: Duration = Duration::from_secs(15);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::super::payload::MAX_MAILBOXES;
+use super::super::transport::apns::payload::MAX_MAILBOXES;
 use super::account::ChangeId;
 use super::gate::Pass;
 use super::{Push, Rules, View};

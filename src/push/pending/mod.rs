@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
-use super::apns::Outcome;
+use super::transport::apns::Outcome;
 use crate::config::Events;
 use crate::model::{Account, BackendId, ChangeKind, Device, Mailbox, Timestamp, WatchEvent};
 use crate::net::backoff::Backoff;

@@ -17,7 +17,7 @@ use mailchime::net::counters::Counters;
 use mailchime::net::resolve::NameResolver;
 use mailchime::nodes::Neighbours;
 use mailchime::push::dispatcher::{self, Parts};
-use mailchime::push::identities::Identities;
+use mailchime::push::transport::apns::identities::Identities;
 use mailchime::store::Store;
 use tempfile::TempDir;
 use tokio::net::TcpListener;

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use mailchime::model::Mailbox;
-use mailchime::push::payload::mailbox_hash;
+use mailchime::push::transport::apns::payload::mailbox_hash;
 use tokio::task::spawn_blocking;
 
 use super::limited;

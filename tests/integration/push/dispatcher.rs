@@ -12,8 +12,8 @@ use mailchime::model::{
 use mailchime::net::resolve::NameResolver;
 use mailchime::nodes::Neighbours;
 use mailchime::push::dispatcher::{self, Inquirer, Parts};
-use mailchime::push::identities::Identities;
-use mailchime::push::payload::mailbox_hash;
+use mailchime::push::transport::apns::identities::Identities;
+use mailchime::push::transport::apns::payload::mailbox_hash;
 use mailchime::store::{Settlement, Store};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};

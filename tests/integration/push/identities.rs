@@ -10,9 +10,9 @@ use mailchime::config::{self, Identity as IdentityConfig};
 use mailchime::demo::pki;
 use mailchime::model::{Account, Timestamp};
 use mailchime::net::resolve::NameResolver;
-use mailchime::push::apns::{Apns, Identity, Validity};
-use mailchime::push::expiry;
-use mailchime::push::identities::{Identities, NoClient, Offer};
+use mailchime::push::transport::apns::certificate_watch;
+use mailchime::push::transport::apns::identities::{Identities, NoClient, Offer};
+use mailchime::push::transport::apns::{Apns, Identity, Validity};
 use p12_keystore::{
     Certificate, EncryptionAlgorithm, KeyStore, KeyStoreEntry, LocalKeyId, MacAlgorithm,
     PrivateKey, PrivateKeyChain,
@@ -303,7 +303,7 @@ async fn b10_an_offer_is_withdrawn_when_the_certificate_ends_and_back_with_a_new
             }
         };
         let cancel = CancellationToken::new();
-        let calendar = expiry::run(identities.clone(), clock, publish, cancel.clone());
+        let calendar = certificate_watch::run(identities.clone(), clock, publish, cancel.clone());
         let story = async {
             tokio::time::sleep(Duration::from_secs(3 * 24 * 3600)).await;
             certificates.issue(topic, -DAY, 30 * DAY);
@@ -340,7 +340,7 @@ async fn an_identity_is_looked_at_again_within_seconds_of_the_clock_being_set() 
             }
         };
         let cancel = CancellationToken::new();
-        let calendar = expiry::run(identities.clone(), clock, publish, cancel.clone());
+        let calendar = certificate_watch::run(identities.clone(), clock, publish, cancel.clone());
         let story = async {
             tokio::time::sleep(Duration::from_secs(101)).await;
             set.set(Timestamp::now());

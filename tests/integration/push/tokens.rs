@@ -4,7 +4,7 @@ use mailchime::config::{self, Identity as IdentityConfig};
 use mailchime::demo::apns::Answer;
 use mailchime::demo::pki::ProviderKey;
 use mailchime::net::resolve::NameResolver;
-use mailchime::push::apns::{Apns, Identity, Outcome};
+use mailchime::push::transport::apns::{Apns, Identity, Outcome};
 
 use super::client::{is_accepted, push};
 use super::{Certificates, StandIn, limited};

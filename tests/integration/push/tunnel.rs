@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use mailchime::config::Proxy;
 use mailchime::net::resolve::NameResolver;
-use mailchime::push::apns::Apns;
+use mailchime::push::transport::apns::Apns;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 

@@ -5,11 +5,14 @@
 //! which device is told of what, or when: that is the dispatcher's.
 
 mod answer;
+pub mod certificate_watch;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod identities;
 mod identity;
 mod link;
+pub mod payload;
 mod skew;
 mod token;
 mod tunnel;
@@ -333,7 +336,7 @@ async fn read(response: Response<Incoming>, sent_id: &str) -> Outcome {
 mod tests {
     use a2::PushType;
 
-    use super::super::payload::{Headers, MailPush};
+    use super::payload::{Headers, MailPush};
     use super::*;
     use crate::demo;
     use crate::demo::pki::Pki;

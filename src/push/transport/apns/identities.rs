@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::apns::{Apns, Identity, IdentityError, SetupError, Validity};
+use super::{Apns, Identity, IdentityError, SetupError, Validity};
 use crate::config;
 use crate::model::{Account, Timestamp};
 use crate::net::resolve::NameResolver;
@@ -150,7 +150,7 @@ impl Identities {
     }
 
     /// The topics of all identities, valid or not, each with how many pushes may be under way.
-    pub(super) fn topics(&self) -> Vec<(Arc<str>, usize)> {
+    pub(in crate::push) fn topics(&self) -> Vec<(Arc<str>, usize)> {
         let entries = self.entries();
         entries
             .iter()
@@ -159,17 +159,17 @@ impl Identities {
     }
 
     /// The next moment after `now` at which one begins or ceases to be valid.
-    pub(super) fn turns_at(&self, now: Timestamp) -> Option<Timestamp> {
+    pub(in crate::push) fn turns_at(&self, now: Timestamp) -> Option<Timestamp> {
         self.entries().iter().filter_map(|entry| entry.identity.turns_at(now)).min()
     }
 
     /// As after a reload, though nothing is another one: what was refused may be taken now.
-    pub(super) fn try_anew(&self) {
+    pub(in crate::push) fn try_anew(&self) {
         self.entries.send_modify(|_| {});
     }
 
     /// Tells of each [`Identities::reload`] and [`Identities::try_anew`].
-    pub(super) fn reloads(&self) -> Reloads {
+    pub(in crate::push) fn reloads(&self) -> Reloads {
         Reloads(self.entries.subscribe())
     }
 
@@ -179,11 +179,11 @@ impl Identities {
 }
 
 /// Sees reloads.
-pub(super) struct Reloads(watch::Receiver<Arc<[Entry]>>);
+pub(in crate::push) struct Reloads(watch::Receiver<Arc<[Entry]>>);
 
 impl Reloads {
     /// Returns after a reload, or never again. Cancel safe.
-    pub(super) async fn next(&mut self) {
+    pub(in crate::push) async fn next(&mut self) {
         if self.0.changed().await.is_err() {
             std::future::pending().await
         }

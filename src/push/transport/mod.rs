@@ -1,0 +1,3 @@
+//! The services through which a push leaves, one folder each.
+
+pub mod apns;
