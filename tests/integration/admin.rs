@@ -6,15 +6,10 @@ mod http;
 mod running;
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-
-async fn limited<T>(test: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test takes too long")
-}
 
 /// An answer over HTTP.
 pub(crate) struct Answer {

@@ -23,12 +23,3 @@ mod routing;
 mod secrets;
 mod tenants;
 mod work;
-
-use std::time::Duration;
-
-/// For each test as a whole, on a machine that is busy.
-const LIMIT: Duration = Duration::from_secs(90);
-
-async fn limited(test: impl Future<Output = ()>) {
-    tokio::time::timeout(LIMIT, test).await.expect("the test takes too long");
-}

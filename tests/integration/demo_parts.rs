@@ -1,12 +1,10 @@
 //! The stand-ins on real sockets.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "the helpers of tests are tests")]
-
-use std::time::Duration;
-
 use mailchime::demo::backend::Backend;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufStream};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
+
+use crate::support::listener;
 
 mod apns;
 mod backend;
@@ -15,14 +13,6 @@ mod phone;
 const TOKEN: &str = "ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12";
 const TOPIC: &str = "com.apple.mail.XServer.test";
 const MAIL: &str = "Subject: hello\r\nFrom: a <b@c>\r\n\r\nHi there, Alice\r\n";
-
-async fn limited(test: impl Future<Output = ()>) {
-    tokio::time::timeout(Duration::from_secs(20), test).await.expect("the test takes too long");
-}
-
-async fn listener() -> TcpListener {
-    TcpListener::bind("127.0.0.1:0").await.unwrap()
-}
 
 async fn backend() -> Backend {
     let backend = Backend::start(listener().await, None).unwrap();

@@ -15,12 +15,10 @@ use mailchime::push::transport::apns::payload::mailbox_hash;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::servers::client::Client;
-use crate::servers::dovecot::{Dovecot, Options};
-use crate::servers::{ALICE, BOB, User, mail, pki};
-use crate::skip;
-
-const LIMIT: Duration = Duration::from_secs(30);
+use crate::support::servers::client::Client;
+use crate::support::servers::dovecot::{Dovecot, Options};
+use crate::support::servers::{ALICE, BOB, User, mail, pki};
+use crate::support::{limited, skip};
 
 pub(crate) const ACCOUNT_ID: &str = "0715A26B-CA09-4730-A419-793000CA982E";
 
@@ -100,16 +98,12 @@ impl World {
     }
 }
 
-async fn in_time<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LIMIT, future).await.expect("in time")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mail_in_dovecot_becomes_a_push() {
     let test = "a_mail_in_dovecot_becomes_a_push";
     let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
     dovecot.deliver("alice", "Team", &mail("an old one"));
-    in_time(async {
+    limited(async {
         let world = World::start(dovecot.plain).await;
         let registered = world.register(ALICE, &["INBOX", "Team", "Nope"]).await;
         assert_eq!(registered.mailboxes, ["INBOX", "Team"]);
@@ -146,7 +140,7 @@ async fn a_mail_in_dovecot_becomes_a_push() {
 async fn a_backend_behind_tls_is_verified() {
     let test = "a_backend_behind_tls_is_verified";
     let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
-    in_time(async {
+    limited(async {
         let world = World::start_with(dovecot.tls, |config, folder| {
             config.backend.tls = BackendTls::Implicit(Trust {
                 ca: Some(folder.join("ca.pem")),
@@ -180,7 +174,7 @@ async fn a_backend_behind_tls_is_verified() {
 async fn mail_that_comes_while_dovecot_or_mailchime_is_down_is_pushed_later() {
     let test = "mail_that_comes_while_dovecot_or_mailchime_is_down_is_pushed_later";
     let Some(mut dovecot) = Dovecot::start(test, &Options::default()) else { return };
-    in_time(async {
+    limited(async {
         let world = World::start(dovecot.plain).await;
         world.register(ALICE, &["INBOX"]).await;
         tokio::task::block_in_place(|| dovecot.stop());
@@ -196,7 +190,7 @@ async fn mail_that_comes_while_dovecot_or_mailchime_is_down_is_pushed_later() {
 async fn a_password_that_was_changed_is_tried_twice_and_replaced_at_the_next_login() {
     let test = "a_password_that_was_changed_is_tried_twice_and_replaced_at_the_next_login";
     let Some(mut dovecot) = Dovecot::start(test, &Options::default()) else { return };
-    in_time(async {
+    limited(async {
         let world = World::start(dovecot.plain).await;
         world.register(ALICE, &["INBOX"]).await;
         tokio::task::block_in_place(|| {
@@ -231,7 +225,7 @@ async fn only_what_the_user_may_read_is_registered() {
     let Some(dovecot) = Dovecot::start(test, &options) else { return };
     dovecot.deliver("alice", "Team", &mail("for the team"));
     dovecot.deliver("alice", "Secret", &mail("for alice"));
-    in_time(async {
+    limited(async {
         let plain = dovecot.plain;
         tokio::task::spawn_blocking(move || {
             let mut client = Client::connect(plain);
@@ -274,7 +268,7 @@ async fn a_hostile_mail_arrives_as_dovecot_sends_it() {
     with_nul.extend_from_slice(b"a NUL: \0 and more\r\n");
     dovecot.deliver("alice", "INBOX", &hostile_mail());
     dovecot.deliver("alice", "INBOX", &with_nul);
-    in_time(async {
+    limited(async {
         let world = World::start(dovecot.plain).await;
         let (proxied, plain) = (world.address(), dovecot.plain);
         let compare = move || {
@@ -326,7 +320,7 @@ async fn curl_and_imaplib_are_served() {
     }
     let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
     dovecot.deliver("alice", "INBOX", &mail("for curl"));
-    in_time(async {
+    limited(async {
         let world = World::start(dovecot.plain).await;
         let port = world.address().port();
         let ca = world.folder.path().join("ca.pem");

@@ -15,16 +15,15 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufStream
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::dialogues::{proxy, push_offer};
-use crate::servers::courier::Courier;
-use crate::servers::cyrus::Cyrus;
-use crate::servers::dovecot::{Dovecot, Options, token};
-use crate::servers::imap4d::Imap4d;
-use crate::servers::{ALICE, BOB, OTHERS, User};
+use crate::support::dialogues::{proxy, push_offer};
+use crate::support::servers::courier::Courier;
+use crate::support::servers::cyrus::Cyrus;
+use crate::support::servers::dovecot::{Dovecot, Options, token};
+use crate::support::servers::imap4d::Imap4d;
+use crate::support::servers::{ALICE, BOB, OTHERS, User};
+use crate::support::{SOON, limited};
 
 /// For a whole test; a server may be slow to refuse.
-const LIMIT: Duration = Duration::from_secs(120);
-
 /// For an answer: imap4d waits for more behind some escapes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -123,10 +122,6 @@ async fn compare(
     answers
 }
 
-async fn limited<T>(test: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LIMIT, test).await.expect("the test takes too long")
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn courier_takes_each_spelling_through_mailchime_that_it_takes_itself() {
     let Some(courier) = Courier::start("logins::courier") else { return };
@@ -191,7 +186,7 @@ async fn ask(client: &mut BufStream<TlsStream<TcpStream>>, command: &str) -> Str
 
 async fn probed(address: SocketAddr) -> Proxy {
     let proxy = proxy(address, Some(push_offer()), |_| {}).await;
-    proxy.backend.probe(LIMIT, 16 * 1024).await.unwrap();
+    proxy.backend.probe(SOON, 16 * 1024).await.unwrap();
     proxy
 }
 

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 
 mod admin;
-mod apart;
 mod attacks;
 mod config;
 mod demo_parts;
@@ -19,8 +18,7 @@ mod program;
 mod push;
 mod relay;
 mod replay;
-mod servers;
-mod skip;
 mod store;
+mod support;
 mod watch;
 mod watch_servers;

@@ -11,11 +11,8 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::push::register;
-
-async fn limited(test: impl Future<Output = ()>) {
-    tokio::time::timeout(Duration::from_secs(30), test).await.expect("the test takes too long");
-}
+use crate::support::limited;
+use crate::support::pushing::register;
 
 /// A database that nodes share. In an SQLite file they share it as one process does.
 struct World {

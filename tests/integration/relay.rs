@@ -13,8 +13,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 
-use crate::dialogues::core::Core;
-use crate::dialogues::{profile, proxy, push_offer, read_to_end};
+use crate::support::core::Core;
+use crate::support::dialogues::{profile, proxy, push_offer, read_to_end};
 
 const LIMIT: Duration = Duration::from_secs(20);
 

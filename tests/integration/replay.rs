@@ -12,7 +12,7 @@ use mailchime::demo::dialogue::Dialogue;
 use mailchime::demo::replay::{against_mailchime, against_mailchime_as};
 use tokio::net::TcpListener;
 
-use crate::dialogues::{PKI, all};
+use crate::support::dialogues::{PKI, all};
 
 const LIMIT: Duration = Duration::from_secs(60);
 

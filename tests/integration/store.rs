@@ -51,10 +51,6 @@ const EVER: Timestamp = Timestamp(0);
 
 // === helpers ===
 
-async fn limited(test: impl Future<Output = ()>) {
-    tokio::time::timeout(Duration::from_secs(30), test).await.expect("the test took too long");
-}
-
 async fn open(folder: &TempDir) -> Store {
     try_open(folder, Duration::from_secs(5)).await.unwrap()
 }
@@ -165,7 +161,7 @@ macro_rules! contract {
                 #[tokio::test]
                 async fn $case() {
                     let folder = tempfile::tempdir().unwrap();
-                    super::limited(async { super::$case(super::open(&folder).await).await }).await;
+                    crate::support::limited(async { super::$case(super::open(&folder).await).await }).await;
                 }
             )+
         }
@@ -176,7 +172,7 @@ macro_rules! contract {
                 async fn $case() {
                     let test = concat!("store::postgres_keeps_the_contract::", stringify!($case));
                     let Some(database) = super::postgres::Database::make(test).await else { return };
-                    super::limited(async { super::$case(database.open().await).await }).await;
+                    crate::support::limited(async { super::$case(database.open().await).await }).await;
                 }
             )+
         }
@@ -189,7 +185,7 @@ macro_rules! contract {
                         "store::postgres_behind_pgbouncer_keeps_the_contract::", stringify!($case)
                     );
                     let Some(database) = super::pooled::Database::make(test).await else { return };
-                    super::limited(async { super::$case(database.open().await).await }).await;
+                    crate::support::limited(async { super::$case(database.open().await).await }).await;
                 }
             )+
         }

@@ -14,13 +14,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::block_in_place;
 
-use crate::servers::client::Client;
-use crate::servers::courier::Courier;
-use crate::servers::cyrus::Cyrus;
-use crate::servers::dovecot::{Dovecot, Options};
-use crate::servers::imap4d::Imap4d;
-use crate::servers::{ALICE, OTHERS, mail};
-use crate::watch::{Watching, World, limited};
+use crate::support::limited;
+use crate::support::servers::client::Client;
+use crate::support::servers::courier::Courier;
+use crate::support::servers::cyrus::Cyrus;
+use crate::support::servers::dovecot::{Dovecot, Options};
+use crate::support::servers::imap4d::Imap4d;
+use crate::support::servers::{ALICE, OTHERS, mail};
+use crate::support::watching::{Watching, World};
 
 /// Between two polls: the least that the configuration takes.
 const POLL: Duration = Duration::from_secs(1);

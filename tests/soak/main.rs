@@ -29,21 +29,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 
-use chance::Chance;
 use site::{Growth, Site};
+use support::chance::Chance;
 
-#[path = "../integration/faults/storm/chance.rs"]
-mod chance;
-mod program;
-#[allow(dead_code, unused_imports, reason = "the soak needs one server of several")]
-#[path = "../integration/servers/mod.rs"]
-mod servers;
 mod session;
 mod site;
-#[allow(dead_code, reason = "not to run is to fail")]
-#[path = "../integration/skip.rs"]
-mod skip;
 mod streams;
+#[allow(dead_code, unused_imports, reason = "the soak needs some of what the tests share")]
+#[path = "../integration/support/mod.rs"]
+mod support;
 
 const ACCOUNTS: usize = 300;
 

@@ -22,12 +22,13 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
 use crate::Tally;
-use crate::chance::Chance;
-use crate::program::process::Process;
-use crate::program::world::{Server, listener};
-use crate::servers::dovecot::{Dovecot, Options};
-use crate::servers::postgres::Postgres;
-use crate::servers::{pki, try_by_lmtp};
+use crate::support::chance::Chance;
+use crate::support::listener;
+use crate::support::program::Process;
+use crate::support::servers::dovecot::{Dovecot, Options};
+use crate::support::servers::postgres::Postgres;
+use crate::support::servers::{pki, try_by_lmtp};
+use crate::support::world::Server;
 
 /// The UID of the message that is read all the while. It is never changed.
 pub(crate) const FIRST: u32 = 1;
@@ -361,7 +362,7 @@ impl Site {
         let compare = move || {
             let mut mistaken = Vec::new();
             for user in &site.users {
-                let mut client = crate::servers::client::Client::connect(site.backend);
+                let mut client = crate::support::servers::client::Client::connect(site.backend);
                 let answer = client.login((&user.login, &user.password()));
                 assert!(answer.starts_with("x OK"), "{}: {answer}", user.login);
                 for mailbox in user.mailboxes {

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use mailchime::demo::apns::Answer;
 use tokio::task::spawn_blocking;
 
-use crate::chance::Chance;
 use crate::session::Session;
 use crate::site::{FIRST, Site, User};
+use crate::support::chance::Chance;
 
 pub(crate) type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
 

@@ -14,7 +14,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{exchange, get, limited, request};
+use super::{exchange, get, request};
+use crate::support::limited;
 
 /// A server whose parts are the test's.
 struct Server {

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
-use super::{Answer, get, limited, request};
+use super::{Answer, get, request};
+use crate::support::limited;
 
 const PASSWORD: &str = "wonder land";
 const TOKEN: &str = "8df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c1";

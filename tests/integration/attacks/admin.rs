@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::limited;
-use crate::program::soon;
-use crate::program::world::{LOGIN, World};
+use crate::support::world::{LOGIN, World};
+use crate::support::{limited, soon};
 
 /// Says this, and hears all that comes.
 async fn say(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {

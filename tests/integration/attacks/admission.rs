@@ -19,11 +19,10 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::limited;
-use crate::program::soon;
-use crate::program::world::{LOGIN, PASSWORD, Server, World};
-use crate::servers::ALICE;
-use crate::servers::dovecot::{Dovecot, Options};
+use crate::support::servers::ALICE;
+use crate::support::servers::dovecot::{Dovecot, Options};
+use crate::support::world::{LOGIN, PASSWORD, Server, World};
+use crate::support::{limited, soon};
 
 /// The address of a user who means no harm.
 const HOME: [u8; 4] = [127, 0, 0, 1];

@@ -7,8 +7,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 
 use self::Act::{AnswerUntil, Endless, Hear, Reset, Say};
-use super::limited;
-use crate::program::world::{LOGIN, PASSWORD, Server, World, registration};
+use crate::support::limited;
+use crate::support::world::{LOGIN, PASSWORD, Server, World, registration};
 
 /// How much comes where no end comes, in bytes. A program that kept it would be found out.
 const ENDLESS: usize = 6 * 1024 * 1024;

@@ -8,9 +8,8 @@ use flate2::write::DeflateEncoder;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::limited;
-use crate::program::world::{LOGIN, MAIL, PASSWORD, Server, World, registration};
-use crate::program::{soon, world};
+use crate::support::world::{LOGIN, MAIL, PASSWORD, Server, World, registration};
+use crate::support::{limited, soon, world};
 
 /// What the program may have grown by at its peak, in KiB, for one client.
 const MOST_GROWTH: u64 = 5 * 1024;

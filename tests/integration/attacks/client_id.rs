@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 use tokio::net::TcpListener;
 
-use super::limited;
-use crate::dialogues::proxy;
+use crate::support::dialogues::proxy;
+use crate::support::limited;
 
 /// Says this ID and logs in; the names and values that the backend hears.
 async fn heard(id: &str) -> Vec<(String, String)> {

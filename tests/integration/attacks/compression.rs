@@ -1,8 +1,8 @@
 //! COMPRESS, which lets the length of what is sent tell something of it (CRIME, BREACH), can be left
 //! out: clients see nothing of it before login or after, and the backend's own stays hidden.
 
-use super::limited;
-use crate::program::world::{LOGIN, PASSWORD, World};
+use crate::support::limited;
+use crate::support::world::{LOGIN, PASSWORD, World};
 
 #[tokio::test]
 async fn without_compression_nobody_is_offered_it_or_gets_it() {

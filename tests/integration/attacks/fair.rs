@@ -28,9 +28,9 @@ use tracing::Level;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 
-use super::limited;
-use crate::program::world::{PASSWORD, TOKEN, World, listener, registration};
-use crate::push::{backends, register};
+use crate::support::pushing::{backends, register};
+use crate::support::world::{PASSWORD, TOKEN, World, registration};
+use crate::support::{limited, listener};
 
 /// The push side alone: a database in a file, the rules, and the stand-in for APNs. Changes come from
 /// the test.

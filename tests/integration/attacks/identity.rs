@@ -16,14 +16,13 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 use tokio::net::TcpListener;
 use tokio::task::block_in_place;
 
-use super::limited;
-use crate::dialogues::{proxy, push_offer};
-use crate::program::sasl;
-use crate::program::world::{ACCOUNT_ID, Client, Server, TOKEN, World, registration};
-use crate::servers::courier::Courier;
-use crate::servers::dovecot::{Dovecot, Options, token};
-use crate::servers::imap4d::Imap4d;
-use crate::servers::{ALICE, BOB, mail};
+use crate::support::dialogues::{proxy, push_offer};
+use crate::support::servers::courier::Courier;
+use crate::support::servers::dovecot::{Dovecot, Options, token};
+use crate::support::servers::imap4d::Imap4d;
+use crate::support::servers::{ALICE, BOB, mail};
+use crate::support::world::{ACCOUNT_ID, Client, Server, TOKEN, World, registration};
+use crate::support::{limited, sasl};
 
 const FOREIGN_TOKEN: &str = "6666666666666666666666666666666666666666666666666666666666666666";
 const FOREIGN_ID: &str = "66666666-CA09-4730-A419-793000CA982E";

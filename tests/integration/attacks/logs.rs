@@ -13,10 +13,9 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::limited;
-use crate::program::process::Process;
-use crate::program::world::{PASSWORD, World};
-use crate::skip;
+use crate::support::program::Process;
+use crate::support::world::{PASSWORD, World};
+use crate::support::{limited, skip};
 
 /// What must never be banned.
 const VICTIM: &str = "203.0.113.99";

@@ -7,12 +7,12 @@ use mailchime::model::Mailbox;
 use mailchime::push::transport::apns::payload::mailbox_hash;
 use tokio::task::spawn_blocking;
 
-use super::limited;
 use crate::end_to_end::{ACCOUNT_ID, POLL, World};
-use crate::servers::client::Client;
-use crate::servers::cyrus::{ADMIN, Cyrus};
-use crate::servers::dovecot::{Dovecot, Options};
-use crate::servers::{ALICE, BOB, User, mail};
+use crate::support::limited;
+use crate::support::servers::client::Client;
+use crate::support::servers::cyrus::{ADMIN, Cyrus};
+use crate::support::servers::dovecot::{Dovecot, Options};
+use crate::support::servers::{ALICE, BOB, User, mail};
 
 /// Names that try to be another mailbox, and are nobody's on either server.
 const TRICKS: &[&[u8]] = &[

@@ -21,9 +21,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 
-use super::limited;
-use crate::program::soon;
-use crate::program::world::{World, listener};
+use crate::support::world::World;
+use crate::support::{limited, listener, soon};
 
 /// Of the waiters for one name, in the program as it comes.
 const WAITING: usize = 4096;

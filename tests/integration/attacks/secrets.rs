@@ -12,10 +12,9 @@ use mailchime::demo::apns::Answer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::limited;
-use crate::program::sasl;
-use crate::program::world::{Client, LOGIN, MAIL, PASSWORD, Server, TOKEN, World, registration};
-use crate::servers::dovecot::{Dovecot, Options, token};
+use crate::support::servers::dovecot::{Dovecot, Options, token};
+use crate::support::world::{Client, LOGIN, MAIL, PASSWORD, Server, TOKEN, World, registration};
+use crate::support::{limited, sasl};
 
 const WRONG: &str = "blunder land";
 const CHANGED: &str = "looking glass";

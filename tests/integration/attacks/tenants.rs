@@ -10,11 +10,8 @@ use mailchime::demo::phone::{Phone, PhoneError, Registered};
 use serde_json::Value;
 use sqlx::{Connection, SqliteConnection};
 
-use super::limited;
-use crate::program::soon;
-use crate::program::world::{
-    Client, LOGIN, MAIL, PASSWORD, Server, TOKEN, World, listener, registration,
-};
+use crate::support::world::{Client, LOGIN, MAIL, PASSWORD, Server, TOKEN, World, registration};
+use crate::support::{limited, listener, soon};
 
 /// A user of the domain with a route.
 const TENANT: &str = "alice@b.example";

@@ -16,10 +16,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::yield_now;
 use tokio_rustls::TlsConnector;
 
-use super::limited;
-use crate::program::soon;
-use crate::program::world::{Client, LOGIN, MAIL, PASSWORD, Server, World};
-use crate::watch;
+use crate::support::world::{Client, LOGIN, MAIL, PASSWORD, Server, World};
+use crate::support::{limited, soon, watching};
 
 /// A backend's side of a connection to this process. It never waits: while there is nothing to read or
 /// no room to write, everything else has a turn, and that is counted.
@@ -87,7 +85,7 @@ const TURNS: usize = 50;
 
 async fn a_watcher_hears(flood: &[u8]) -> usize {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let world = watch::World::new(listener.local_addr().unwrap()).await;
+    let world = watching::World::new(listener.local_addr().unwrap()).await;
     world.register("alice", &[("INBOX", Default::default())]).await;
     let watching = world.watch();
     let mut backend = Peer::accepted(&listener).await;

@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::{TOKEN, TOPIC, limited, listener};
+use super::{TOKEN, TOPIC};
+use crate::support::{limited, listener};
 
 #[tokio::test]
 async fn a_push_is_checked_recorded_and_accepted() {

@@ -9,7 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 
-use super::{Client, MAIL, backend, connect, limited, listener, logged_in};
+use super::{Client, MAIL, backend, connect, logged_in};
+use crate::support::{limited, listener};
 
 #[tokio::test]
 async fn a_session_from_login_to_logout() {

@@ -8,7 +8,8 @@ use mailchime::demo::pki::Pki;
 use tokio::io::{AsyncWriteExt, BufStream};
 use tokio_rustls::TlsAcceptor;
 
-use super::{Client, TOKEN, TOPIC, backend, limited, listener};
+use super::{Client, TOKEN, TOPIC, backend};
+use crate::support::{limited, listener};
 
 #[tokio::test]
 async fn the_phone_registers_as_ios_does() {

@@ -4,9 +4,10 @@ use mailchime::demo::apns::Answer;
 use mailchime::demo::phone::Phone;
 use mailchime::model::DeviceToken;
 
-use super::scene::{Scene, push_logged, soon};
+use super::scene::{Scene, push_logged};
 use super::{Fault, fault};
-use crate::program::world::{MAIL, TOKEN};
+use crate::support::soon;
+use crate::support::world::{MAIL, TOKEN};
 
 pub(super) fn faults() -> Vec<Fault> {
     vec![

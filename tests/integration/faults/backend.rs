@@ -2,9 +2,10 @@
 
 use sqlx::SqliteConnection;
 
-use super::scene::{Scene, said, soon};
+use super::scene::{Scene, said};
 use super::{Fault, fault};
-use crate::program::world::{LOGIN, PASSWORD, Server};
+use crate::support::soon;
+use crate::support::world::{LOGIN, PASSWORD, Server};
 
 pub(super) fn faults() -> Vec<Fault> {
     vec![

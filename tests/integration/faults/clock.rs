@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use mailchime::demo::apns::Answer;
 use mailchime::demo::phone::Phone;
 
-use super::scene::{Scene, said, soon};
+use super::scene::{Scene, said};
 use super::{Fault, fault};
-use crate::program::process::Process;
-use crate::program::world::Server;
+use crate::support::program::Process;
+use crate::support::soon;
+use crate::support::world::Server;
 
 pub(super) fn faults() -> Vec<Fault> {
     vec![

@@ -7,9 +7,9 @@ use sqlx::Executor;
 
 use super::scene::{Scene, push_logged, said};
 use super::{Fault, fault};
-use crate::program::process::Process;
-use crate::program::world::registration_as;
-use crate::servers::postgres::Postgres;
+use crate::support::program::Process;
+use crate::support::servers::postgres::Postgres;
+use crate::support::world::registration_as;
 
 pub(super) fn faults() -> Vec<Fault> {
     vec![

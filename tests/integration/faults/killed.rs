@@ -6,7 +6,7 @@ use sqlx::Executor;
 
 use super::scene::{Scene, push_logged, said};
 use super::{Fault, fault};
-use crate::program::world::registration;
+use crate::support::world::registration;
 
 pub(super) fn faults() -> Vec<Fault> {
     vec![

@@ -4,17 +4,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::Duration;
 
 use mailchime::demo::apns::Push;
 use serde_json::Value;
 use sqlx::{Connection, SqliteConnection};
 
-use crate::program::world::{Server, World};
-use crate::skip;
-
-/// How long a single thing may take to happen on a machine that is busy.
-const SOON: Duration = Duration::from_secs(60);
+use crate::support::world::{Server, World};
+use crate::support::{skip, soon};
 
 /// What happened to a scene.
 #[derive(Default)]
@@ -101,12 +97,6 @@ impl Drop for Scene {
     fn drop(&mut self) {
         self.tally.pushes.store(self.world.apns.received(), Relaxed);
     }
-}
-
-/// What `event` gives, which is `awaited`.
-pub(super) async fn soon<T>(awaited: &str, event: impl Future<Output = T>) -> T {
-    let waited = tokio::time::timeout(SOON, event).await;
-    waited.unwrap_or_else(|_| panic!("not within {SOON:?}: {awaited}"))
 }
 
 /// Waits for a line of the log that says this of a push: `accepted`, `unavailable`, …

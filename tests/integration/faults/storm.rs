@@ -22,10 +22,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::say;
-use crate::apart::apart;
+use crate::support::apart::apart;
+use crate::support::chance::Chance;
 use site::{Growth, Site};
 
-mod chance;
 mod faults;
 mod site;
 mod users;
@@ -129,7 +129,7 @@ async fn storm(site: &Arc<Site>) {
     let over = CancellationToken::new();
     let mut streams = JoinSet::new();
     for (number, stream) in [
-        faults::mail as fn(Arc<Site>, chance::Chance) -> faults::Stream,
+        faults::mail as fn(Arc<Site>, Chance) -> faults::Stream,
         faults::kills,
         faults::backend,
         faults::apns,
@@ -143,7 +143,7 @@ async fn storm(site: &Arc<Site>) {
     .into_iter()
     .enumerate()
     {
-        let chance = chance::Chance::new(site.seed, number);
+        let chance = Chance::new(site.seed, number);
         streams.spawn(over.clone().run_until_cancelled_owned(stream(site.clone(), chance)));
     }
     tokio::select! {

@@ -8,8 +8,8 @@ use mailchime::demo::backend::Backend;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
-use super::world::{Line, REGISTER, World, demo_backend, listener, logins, plain, push_by};
-use super::{limited, soon};
+use crate::support::inside::{Line, REGISTER, World, demo_backend, logins, plain, push_by};
+use crate::support::{limited, listener, soon};
 
 pub(super) fn route(domain: &str, backend: &Backend) -> Route {
     Route { domain: domain.into(), backend: plain(backend.address()) }

@@ -9,9 +9,9 @@ use mailchime::demo::backend::Backend;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use super::world::{Line, REGISTER, World, listener, push_by};
-use super::{limited, soon};
 use crate::attacks::names::NameServer;
+use crate::support::inside::{Line, REGISTER, World, push_by};
+use crate::support::{limited, listener, soon};
 
 /// What a server that is no good does with each connection.
 #[derive(Clone, Copy)]

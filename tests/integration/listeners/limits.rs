@@ -2,8 +2,8 @@
 
 use mailchime::config::{BackendTls, Trust};
 
-use super::world::{Line, World, demo_backend, listener, logins};
-use super::{limited, soon};
+use crate::support::inside::{Line, World, demo_backend, logins};
+use crate::support::{limited, listener, soon};
 
 #[tokio::test]
 async fn one_address_has_so_many_sessions_and_no_more() {

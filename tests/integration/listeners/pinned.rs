@@ -15,9 +15,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
 use tokio_rustls::TlsAcceptor;
 
-use super::world::{Line, listener};
-use super::{limited, soon};
-use crate::skip::skipped;
+use crate::support::inside::Line;
+use crate::support::skip::skipped;
+use crate::support::{limited, listener, soon};
 
 /// For what is expected to come about at once.
 const LIMIT: Duration = Duration::from_secs(20);

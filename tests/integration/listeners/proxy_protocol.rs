@@ -7,8 +7,8 @@ use mailchime::net::proxy_protocol::{Addresses, header};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::limited;
-use super::world::{Line, World, listener, scripted_login};
+use crate::support::inside::{Line, World, scripted_login};
+use crate::support::{limited, listener};
 
 fn trusting(networks: &'static [&str]) -> impl FnOnce(&mut Config) {
     move |config| {

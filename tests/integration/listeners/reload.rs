@@ -10,8 +10,8 @@ use tokio::net::TcpStream;
 
 use super::backends::route;
 use super::tls::{handshake, sni, trusting, write_certificate};
-use super::world::{Line, REGISTER, World, demo_backend, listener, logins, plain, push_by};
-use super::{limited, soon};
+use crate::support::inside::{Line, REGISTER, World, demo_backend, logins, plain, push_by};
+use crate::support::{limited, listener, soon};
 
 #[tokio::test]
 async fn new_sessions_go_by_it_and_the_others_go_on() {

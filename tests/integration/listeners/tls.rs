@@ -14,8 +14,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::world::{Line, World, demo_backend, logins, loopback};
-use super::{limited, soon};
+use crate::support::inside::{Line, World, demo_backend, logins, loopback};
+use crate::support::{limited, soon};
 
 /// Writes a certificate for these names, and its key.
 pub(super) fn write_certificate(folder: &Path, file: &str, names: &[&str]) {

@@ -8,8 +8,8 @@ use std::process::{Command, Output};
 use super::mutt;
 use super::rules::{self, Conversation};
 use super::site::Kind;
-use crate::servers::{ALICE, pki};
-use crate::skip;
+use crate::support::servers::{ALICE, pki};
+use crate::support::skip;
 
 /// For one run of a program, in seconds.
 const LIMIT: &str = "60";

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use super::clients::{Place, Run, text};
 use super::rules::Conversation;
 use super::site::Kind;
-use crate::servers::ALICE;
-use crate::servers::client::Client;
+use crate::support::servers::ALICE;
+use crate::support::servers::client::Client;
 
 /// How long mutt may take to come to a line of its log.
 const LIMIT: Duration = Duration::from_secs(20);

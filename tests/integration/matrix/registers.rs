@@ -13,8 +13,8 @@ use tokio::task::block_in_place;
 use super::LIMIT;
 use super::site::{Behind, Kind, Mailchime};
 use super::table::Cell;
-use crate::servers::client::Client;
-use crate::servers::{ALICE, mail, pki};
+use crate::support::servers::client::Client;
+use crate::support::servers::{ALICE, mail, pki};
 
 /// From a delivery to its push.
 const SOON: Duration = Duration::from_secs(20);

@@ -9,12 +9,12 @@ use mailchime::config::{self, BackendTls, Config, Trust};
 use mailchime::demo::apns::Apns;
 use tokio::net::TcpListener;
 
-use crate::servers::client::Client;
-use crate::servers::courier::Courier;
-use crate::servers::cyrus::Cyrus;
-use crate::servers::dovecot::{Dovecot, Options};
-use crate::servers::imap4d::Imap4d;
-use crate::servers::{ALICE, pki};
+use crate::support::servers::client::Client;
+use crate::support::servers::courier::Courier;
+use crate::support::servers::cyrus::Cyrus;
+use crate::support::servers::dovecot::{Dovecot, Options};
+use crate::support::servers::imap4d::Imap4d;
+use crate::support::servers::{ALICE, pki};
 
 /// The servers of the matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

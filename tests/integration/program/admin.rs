@@ -9,9 +9,9 @@ use sqlx::{Connection, Executor, SqliteConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::process::{Process, mailchime};
-use super::world::{LOGIN, PASSWORD, Server, TOKEN, World};
-use super::{limited, soon};
+use crate::support::program::{Process, mailchime};
+use crate::support::world::{LOGIN, PASSWORD, Server, TOKEN, World};
+use crate::support::{limited, soon};
 
 /// What a command said, and how it ended.
 pub(crate) struct Said {

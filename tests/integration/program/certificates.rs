@@ -13,8 +13,8 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::world::{Server, World};
-use super::{limited, soon};
+use crate::support::world::{Server, World};
+use crate::support::{limited, soon};
 
 const RENEWED: &str = "a certificate was renewed on disk and is shown to new sessions now";
 const UNFIT: &str =

@@ -4,9 +4,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use super::limited;
-use super::process::{Process, mailchime};
-use super::world::{LOGIN, World};
+use crate::support::limited;
+use crate::support::program::{Process, mailchime};
+use crate::support::world::{LOGIN, World};
 
 #[tokio::test]
 async fn an_empty_value_is_an_error_and_changes_nothing() {

@@ -13,9 +13,9 @@ use mailchime::model::{
 use mailchime::store::{CredentialSource, Store};
 use sqlx::{Connection, Executor, SqliteConnection};
 
-use super::process::{Process, mailchime};
-use super::world::World;
-use super::{limited, soon};
+use crate::support::program::{Process, mailchime};
+use crate::support::world::World;
+use crate::support::{limited, soon};
 
 const CONFIG: &str = "[tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\
     [backend]\naddress = \"127.0.0.1:1\"\ntls = \"none\"\n";

@@ -9,9 +9,9 @@ use std::path::Path;
 use serde_json::Value;
 use sqlx::{Connection, Executor, Row, SqliteConnection};
 
-use super::process::Process;
-use super::world::{LOGIN, Server, TOKEN, World, registration_as};
-use super::{limited, soon};
+use crate::support::program::Process;
+use crate::support::world::{LOGIN, Server, TOKEN, World, registration_as};
+use crate::support::{limited, soon};
 
 async fn open(path: &Path) -> SqliteConnection {
     SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap()
@@ -138,7 +138,7 @@ async fn a_backup_moved_over_the_database_is_noticed_before_an_ok_and_nothing_is
         stopped(server).await;
         let server = world.serve().await;
         let ids = registered(&world.file("mailchime.db")).await;
-        assert_eq!(ids, [super::world::ACCOUNT_ID], "not what the backup holds");
+        assert_eq!(ids, [crate::support::world::ACCOUNT_ID], "not what the backup holds");
         assert!(answer(&world, &server, "anew").await.starts_with("r OK"));
         stopped(server).await;
         assert_eq!(registered(&world.file("mailchime.db")).await, ["anew"]);
@@ -193,7 +193,10 @@ async fn of_many_that_register_while_a_backup_takes_the_place_none_has_a_false_o
         assert!(taken.len() >= 60, "{}", taken.len());
         stopped(server).await;
 
-        assert_eq!(registered(&world.file("mailchime.db")).await, [super::world::ACCOUNT_ID]);
+        assert_eq!(
+            registered(&world.file("mailchime.db")).await,
+            [crate::support::world::ACCOUNT_ID]
+        );
         registered(&world.file("before.db")).await;
         let mut database = open(&world.file("before.db")).await;
         let rows = sqlx::query("select token from device").fetch_all(&mut database).await.unwrap();
@@ -257,7 +260,7 @@ async fn the_log_of_a_killed_program_is_not_mixed_into_a_backup() {
         fs::rename(world.file("mailchime.db-wal"), world.file("aside")).unwrap();
         let server = world.serve().await;
         let ids = registered(&world.file("mailchime.db")).await;
-        assert_eq!(ids, [super::world::ACCOUNT_ID]);
+        assert_eq!(ids, [crate::support::world::ACCOUNT_ID]);
         soon("the end", stopped(server)).await;
     })
     .await;

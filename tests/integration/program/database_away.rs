@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, Executor, PgConnection, Row, SqliteConnection};
 
-use super::world::{ACCOUNT_ID, Server, World, registration, registration_as};
-use super::{limited, soon};
 use crate::admin;
-use crate::servers::forwarder::Forwarder;
-use crate::servers::pgbouncer::{IGNORES, PgBouncer};
-use crate::servers::postgres::Postgres;
+use crate::support::servers::forwarder::Forwarder;
+use crate::support::servers::pgbouncer::{IGNORES, PgBouncer};
+use crate::support::servers::postgres::Postgres;
+use crate::support::world::{ACCOUNT_ID, Server, World, registration, registration_as};
+use crate::support::{limited, soon};
 
 /// The `busy_timeout` of these tests: longer than a command behind a registration may wait.
 const BUSY: Duration = Duration::from_secs(6);

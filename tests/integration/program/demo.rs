@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::limited;
-use super::process::{Process, mailchime, mailchime_after};
+use crate::support::limited;
+use crate::support::program::{Process, mailchime, mailchime_after};
 
 /// An empty folder to be in, and one for temporary files.
 struct Folders {

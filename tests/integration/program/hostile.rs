@@ -2,9 +2,9 @@
 
 use tokio::net::TcpStream;
 
-use super::limited;
-use super::process::{Process, mailchime_after};
-use super::world::{Server, World};
+use crate::support::limited;
+use crate::support::program::{Process, mailchime_after};
+use crate::support::world::{Server, World};
 
 #[tokio::test]
 async fn it_outlives_a_shortage_of_file_descriptors() {

@@ -8,10 +8,10 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-use super::limited;
-use super::world::{Server, World};
-use crate::servers::ALICE;
-use crate::servers::dovecot::{Dovecot, Options};
+use crate::support::limited;
+use crate::support::servers::ALICE;
+use crate::support::servers::dovecot::{Dovecot, Options};
+use crate::support::world::{Server, World};
 
 /// Ends each script, and is answered in every state.
 const LAST: &str = "z NOOP\r\n";

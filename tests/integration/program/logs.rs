@@ -11,9 +11,9 @@ use mailchime::demo::apns::Answer;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection};
 
-use super::limited;
-use super::process::{Process, mailchime, mailchime_after};
-use super::world::{LOGIN, PASSWORD, Server, TOKEN, World, registration};
+use crate::support::limited;
+use crate::support::program::{Process, mailchime, mailchime_after};
+use crate::support::world::{LOGIN, PASSWORD, Server, TOKEN, World, registration};
 
 const WRONG: &str = "blunder land";
 
@@ -265,7 +265,7 @@ async fn a_log_that_nobody_reads_any_more_harms_nobody() {
         let registered = phone.register(address, "localhost", &world.pki.ca.certificate, |_, _| {});
         let registered = registered.await;
         world.deliver();
-        let pushed = tokio::time::timeout(super::SOON, world.apns.next()).await;
+        let pushed = tokio::time::timeout(crate::support::SOON, world.apns.next()).await;
         let running = child.try_wait().unwrap().is_none();
         child.kill().unwrap();
         child.wait().unwrap();

@@ -9,12 +9,12 @@ use mailchime::demo::phone::Phone;
 use tokio::task::block_in_place;
 
 use super::admin::Said;
-use super::sasl::scram;
-use super::world::{ACCOUNT_ID, LOGIN, PASSWORD, World, registration};
-use super::{limited, soon};
-use crate::servers::cyrus::{self, Cyrus};
-use crate::servers::dovecot::{self, Dovecot, Options};
-use crate::servers::{User, mail};
+use crate::support::sasl::scram;
+use crate::support::servers::cyrus::{self, Cyrus};
+use crate::support::servers::dovecot::{self, Dovecot, Options};
+use crate::support::servers::{User, mail};
+use crate::support::world::{ACCOUNT_ID, LOGIN, PASSWORD, World, registration};
+use crate::support::{limited, soon};
 
 impl World {
     /// Watches as this master user of the backend; `template` is a line of the configuration.
@@ -194,7 +194,7 @@ async fn whom_the_master_may_not_act_as_waits_alone() {
             phone.register(server.address, "localhost", ca, |_, _| {}).await.unwrap();
         }
         soon("two in IDLE", world.backend.wait_until(|counters| counters.idling == 2)).await;
-        world.backend.deliver("alice*boss", "INBOX", super::world::MAIL).unwrap();
+        world.backend.deliver("alice*boss", "INBOX", crate::support::world::MAIL).unwrap();
         let push = soon("a push", world.apns.next()).await;
         assert_eq!(push.json()["aps"]["account-id"], ACCOUNT_ID);
         assert_eq!(world.backend.counters().refused.values().sum::<u64>(), 1);

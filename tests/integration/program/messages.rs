@@ -7,8 +7,8 @@ use std::path::Path;
 use mailchime::demo::pki::Pki;
 use sqlx::{Connection, Executor, SqliteConnection};
 
-use super::limited;
-use super::process::{Process, mailchime};
+use crate::support::limited;
+use crate::support::program::{Process, mailchime};
 
 const CONFIG: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\n\
     [tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\

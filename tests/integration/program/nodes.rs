@@ -8,10 +8,10 @@ use std::time::Instant;
 use mailchime::demo::phone::Phone;
 use serde_json::Value;
 
-use super::limited;
-use super::process::{Process, mailchime};
-use super::world::{MAIL, Server, World};
-use crate::servers::postgres::Postgres;
+use crate::support::limited;
+use crate::support::program::{Process, mailchime};
+use crate::support::servers::postgres::Postgres;
+use crate::support::world::{MAIL, Server, World};
 
 const PASSWORD: &str = "of everyone";
 
@@ -62,7 +62,7 @@ impl Cluster {
         let phone = Phone {
             login,
             password: PASSWORD.into(),
-            account_id: super::world::ACCOUNT_ID.into(),
+            account_id: crate::support::world::ACCOUNT_ID.into(),
             device_token: format!("{number:064x}"),
             mailboxes: vec!["INBOX".into()],
         };
@@ -100,7 +100,7 @@ impl Cluster {
             let together: BTreeSet<_> = shares.into_iter().flatten().collect();
             if together == all && sizes.iter().sum::<usize>() == all.len() {
                 let idling = self.world.backend.wait_until(|now| now.idling == all.len());
-                super::soon("all in IDLE", idling).await;
+                crate::support::soon("all in IDLE", idling).await;
                 return sizes;
             }
         }
@@ -129,7 +129,7 @@ impl Cluster {
                 return;
             }
             let missing = format!("{} of {} devices told", told.len(), all.len());
-            super::soon(&missing, self.world.apns.wait_for(received + 1)).await;
+            crate::support::soon(&missing, self.world.apns.wait_for(received + 1)).await;
         }
     }
 }
@@ -289,7 +289,7 @@ async fn a_password_in_memory_is_used_where_its_user_logged_in() {
             cluster.register(&a).await;
         }
         let idling = cluster.world.backend.wait_until(|now| now.idling == 8);
-        super::soon("all in IDLE", idling).await;
+        crate::support::soon("all in IDLE", idling).await;
         assert_eq!(cluster.watched_by(&a).await.len(), 8);
         let since = cluster.mail_to_all();
         cluster.all_told(since).await;

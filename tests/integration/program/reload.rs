@@ -8,9 +8,9 @@ use mailchime::demo::phone::PhoneError;
 use mailchime::demo::pki::Pki;
 use tokio::net::{TcpStream, UnixDatagram};
 
-use super::process::{Process, mailchime, mailchime_after};
-use super::world::{Server, World, registration};
-use super::{limited, soon};
+use crate::support::program::{Process, mailchime, mailchime_after};
+use crate::support::world::{Server, World, registration};
+use crate::support::{limited, soon};
 
 const READ: &str = "the configuration was read again";
 const UNREAD: &str = "the configuration stays as it was";

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
-use super::world::{World, listener};
-use super::{SOON, limited, soon};
+use crate::support::world::World;
+use crate::support::{SOON, limited, listener, soon};
 
 #[tokio::test]
 async fn sigterm_ends_sessions_with_a_goodbye() {

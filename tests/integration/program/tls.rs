@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::world::{Server, World};
-use super::{limited, soon};
 use crate::listeners::pinned::Openssl;
+use crate::support::world::{Server, World};
+use crate::support::{limited, soon};
 
 /// A handshake by `openssl s_client` with these options; the subject of the certificate that it was shown,
 /// which must be one that it can use.

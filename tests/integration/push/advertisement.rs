@@ -11,7 +11,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::{Certificates, limited, listener};
+use crate::support::pushing::Certificates;
+use crate::support::{limited, listener};
 
 const OFFER: &str = "XAPPLEPUSHSERVICE";
 

@@ -19,7 +19,8 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::{Certificates, StandIn, limited, listener};
+use crate::support::pushing::{Certificates, StandIn};
+use crate::support::{limited, listener};
 
 pub(super) async fn push(apns: &Apns, device: &Device) -> Outcome {
     let id = new_apns_id();

@@ -25,7 +25,8 @@ use tracing::Level;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 
-use super::{Certificates, backends, limited, register};
+use crate::support::limited;
+use crate::support::pushing::{Certificates, backends, register};
 
 const EVER: Timestamp = Timestamp(0);
 

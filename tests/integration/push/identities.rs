@@ -22,8 +22,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_util::sync::CancellationToken;
 
 use super::client::{is_accepted, push};
-use super::{Certificates, limited};
-use crate::skip;
+use crate::support::pushing::Certificates;
+use crate::support::{limited, skip};
 
 const DAY: i64 = 24 * 3600;
 

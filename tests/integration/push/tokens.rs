@@ -7,7 +7,8 @@ use mailchime::net::resolve::NameResolver;
 use mailchime::push::transport::apns::{Apns, Identity, Outcome};
 
 use super::client::{is_accepted, push};
-use super::{Certificates, StandIn, limited};
+use crate::support::limited;
+use crate::support::pushing::{Certificates, StandIn};
 
 /// Identity and configuration of a provider with this key.
 fn provider(

@@ -9,7 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::client::{is_accepted, push, why};
-use super::{Certificates, limited, listener};
+use crate::support::pushing::Certificates;
+use crate::support::{limited, listener};
 
 /// A proxy that answers each request as it is told and then passes on to where it was asked.
 /// Returns the heads of the requests.

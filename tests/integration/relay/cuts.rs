@@ -20,9 +20,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use self::scripts::Part::{GoAhead, Say, Until};
 use self::scripts::{REGISTER, REGISTRATION, SCRIPTS};
-use crate::dialogues::{proxy, push_offer};
-use crate::servers::dovecot::{Dovecot, Options};
-use crate::servers::{ALICE, mail};
+use crate::support::dialogues::{proxy, push_offer};
+use crate::support::servers::dovecot::{Dovecot, Options};
+use crate::support::servers::{ALICE, mail};
 
 /// For how long places are cut in each run of the tests, in seconds.
 const FEW: u64 = 12;

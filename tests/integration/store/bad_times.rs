@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use super::postgres::Database;
 use super::*;
-use crate::servers::forwarder::Forwarder;
-use crate::servers::postgres::Postgres;
+use crate::support::limited;
+use crate::support::servers::forwarder::Forwarder;
+use crate::support::servers::postgres::Postgres;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
 const BUSY: Duration = Duration::from_millis(200);
@@ -255,7 +256,7 @@ async fn a_sqlite_file_on_a_full_disk() {
         .output()
         .is_ok_and(|output| output.status.success());
     if !mounted {
-        crate::skip::report(test, "no file system can be mounted");
+        crate::support::skip::report(test, "no file system can be mounted");
         return;
     }
     let _unmounting = Unmounting(folder.path());

@@ -6,8 +6,9 @@ use std::time::Instant;
 use sqlx::{Connection, Executor, PgConnection, Row};
 
 use super::*;
-use crate::servers::forwarder::Forwarder;
-use crate::servers::postgres::Postgres;
+use crate::support::limited;
+use crate::support::servers::forwarder::Forwarder;
+use crate::support::servers::postgres::Postgres;
 
 const BUSY: Duration = Duration::from_secs(5);
 

@@ -9,6 +9,7 @@ use tracing::subscriber::DefaultGuard;
 use tracing::{Dispatch, Event, Metadata, span};
 
 use super::*;
+use crate::support::limited;
 
 const CHANGES: usize = 1000;
 

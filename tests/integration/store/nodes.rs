@@ -6,6 +6,7 @@ use sqlx::{Executor, Row};
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::support::limited;
 
 /// The store of a process that has joined.
 async fn node(store: &Store, name: &str, incarnation: &str) -> Store {

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
 use super::*;
-use crate::servers::pgbouncer::{IGNORES, PgBouncer};
-use crate::servers::postgres::Postgres;
+use crate::support::limited;
+use crate::support::servers::pgbouncer::{IGNORES, PgBouncer};
+use crate::support::servers::postgres::Postgres;
 
 /// A database of its own for one test, behind a PgBouncer that the tests share.
 pub(super) struct Database {
@@ -29,7 +30,7 @@ impl Database {
             Some((server, bouncer))
         });
         let Some((server, bouncer)) = servers.as_ref() else {
-            crate::skip::report(test, "there is no PgBouncer");
+            crate::support::skip::report(test, "there is no PgBouncer");
             return None;
         };
         let name = format!("test{}", COUNT.fetch_add(1, Ordering::Relaxed));

@@ -9,7 +9,8 @@ use mailchime::demo::pki::Pki;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
 use super::*;
-use crate::servers::postgres::Postgres;
+use crate::support::limited;
+use crate::support::servers::postgres::Postgres;
 
 /// A database of its own for one test, on a server that the tests share.
 pub(super) struct Database {
@@ -23,7 +24,7 @@ impl Database {
         static SERVER: OnceLock<Option<Postgres>> = OnceLock::new();
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let Some(server) = SERVER.get_or_init(|| Postgres::start(test)).as_ref() else {
-            crate::skip::report(test, "there is no PostgreSQL");
+            crate::support::skip::report(test, "there is no PostgreSQL");
             return None;
         };
         let name = format!("test{}", COUNT.fetch_add(1, Ordering::Relaxed));

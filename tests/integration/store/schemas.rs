@@ -6,6 +6,7 @@ use mailchime::store::Alive;
 use sqlx::{AssertSqlSafe, Connection, Executor, Row};
 
 use super::*;
+use crate::support::limited;
 
 const SQLITE: &str = include_str!("../../../fixtures/schemas/0001.sqlite.sql");
 const POSTGRES: &str = include_str!("../../../fixtures/schemas/0001.postgres.sql");

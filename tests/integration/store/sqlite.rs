@@ -10,6 +10,7 @@ use mailchime::store::{Store, StoreError, Vault};
 use sqlx::{Connection, Row, SqliteConnection};
 
 use super::*;
+use crate::support::limited;
 
 async fn count(connection: &mut SqliteConnection, sql: &'static str) -> i64 {
     sqlx::query(sql).fetch_one(connection).await.unwrap().get(0)

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::dialogues::{IDLE, QUIET, Stage, stop};
-use super::limited;
+use crate::support::limited;
 
 /// The network ends a connection on which nothing was said for so long.
 const CUT: Duration = Duration::from_secs(2);

@@ -7,7 +7,8 @@ use mailchime::model::Snapshot;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{Watching, World, limited, told};
+use crate::support::limited;
+use crate::support::watching::{Watching, World, told};
 
 /// A login, with the capabilities that follow it.
 pub(super) const IDLE: &str = "\

@@ -6,7 +6,8 @@ use std::time::Duration;
 use mailchime::metrics::Watching as Mode;
 
 use super::dialogues::{IDLE, Peer, QUIET, Stage, stop};
-use super::{limited, told};
+use crate::support::limited;
+use crate::support::watching::told;
 
 /// Greets a watcher and lets it log in; whose it is.
 async fn greet(peer: &mut Peer) -> String {

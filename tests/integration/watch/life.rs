@@ -7,7 +7,8 @@ use mailchime::model::Account;
 use sqlx::{Connection, Executor, SqliteConnection};
 
 use super::mail::{backend, idling, reconnected, world};
-use super::{PASSWORD, World, limited, told};
+use crate::support::limited;
+use crate::support::watching::{PASSWORD, World, told};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 

@@ -9,7 +9,8 @@ use mailchime::model::{Account, Credentials, SessionEvent, Timestamp};
 use mailchime::watch::WatcherStatus;
 
 use super::mail::{backend, idling, reconnected, world};
-use super::{PASSWORD, Watching, World, limited, told};
+use crate::support::limited;
+use crate::support::watching::{PASSWORD, Watching, World, told};
 
 /// Another client of alice's logs in with an access token.
 async fn logs_in_with_a_token(watching: &Watching) {

@@ -6,7 +6,8 @@ use mailchime::demo::backend::Backend;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{PASSWORD, Watching, World, limited, told};
+use crate::support::limited;
+use crate::support::watching::{PASSWORD, Watching, World, told};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 use mailchime::metrics::Watching as Mode;
 
 use super::dialogues::{IDLE, Peer, Stage, stop};
-use super::{limited, told};
+use crate::support::limited;
+use crate::support::watching::told;
 
 /// Alice's devices were told of her INBOX, and of 3 messages in Team.
 async fn stage() -> Stage {

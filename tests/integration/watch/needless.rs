@@ -1,7 +1,8 @@
 //! What the phone need not fetch again, and what it must.
 
 use super::dialogues::{IDLE, Peer, QUIET, Stage, stop};
-use super::{Watching, limited, told};
+use crate::support::limited;
+use crate::support::watching::{Watching, told};
 use mailchime::model::Snapshot;
 
 const STATUS: &str = "STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";

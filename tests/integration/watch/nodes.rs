@@ -6,7 +6,8 @@ use mailchime::store::{News, Registrant, Sealed};
 use tokio::sync::{mpsc, watch};
 
 use super::mail::{backend, world};
-use super::{PASSWORD, World, credentials, limited, told};
+use crate::support::limited;
+use crate::support::watching::{PASSWORD, World, credentials, told};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 

@@ -11,9 +11,9 @@ use mailchime::demo::backend::Backend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{PASSWORD, World, told};
-use crate::apart::apart;
-use crate::servers::pki;
+use crate::support::apart::apart;
+use crate::support::servers::pki;
+use crate::support::watching::{PASSWORD, World, told};
 
 /// How many accounts, and how many logins a second: below what the default would allow.
 const ACCOUNTS: usize = 2000;

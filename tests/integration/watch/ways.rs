@@ -6,7 +6,8 @@ use mailchime::metrics::Watching as Mode;
 
 use super::dialogues::{IDLE, QUIET, Stage, stop};
 use super::mail::backend;
-use super::{PASSWORD, World, limited, told};
+use crate::support::limited;
+use crate::support::watching::{PASSWORD, World, told};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 

@@ -10,10 +10,9 @@ use std::time::{Duration, Instant};
 
 use mailchime::store::Vault;
 
-use super::super::limited;
-use crate::program::process::{Process, mailchime};
-use crate::program::soon;
-use crate::program::world::{LOGIN, World};
+use crate::support::program::{Process, mailchime};
+use crate::support::world::{LOGIN, World};
+use crate::support::{limited, soon};
 
 /// Makes a FIFO, in the place of the file if there is one.
 fn fifo(path: &Path) {
@@ -64,7 +63,7 @@ async fn what_is_no_file_does_not_hold_up_the_start() {
                 let arguments = arguments.each_ref().map(String::as_str);
                 let first = "ulimit -v 4000000";
                 let mut process =
-                    Process::spawn(crate::program::process::mailchime_after(first, &arguments));
+                    Process::spawn(crate::support::program::mailchime_after(first, &arguments));
                 let ended = tokio::time::timeout(Duration::from_secs(20), process.stderr.rest());
                 assert!(ended.await.is_ok(), "the start hangs on {name} as {device}");
                 let said = process.stderr.seen.join("\n");
@@ -114,7 +113,7 @@ async fn who_else_can_use_a_private_key_is_said() {
         assert_eq!(line["level"], "ERROR");
         assert_eq!(line["key"], "[apns] private_key");
         assert!(why.contains("(mode 604)") && why.contains("run: chmod o= "), "{why}");
-        let told = |server: &mut crate::program::world::Server| {
+        let told = |server: &mut crate::support::world::Server| {
             let lines = server.process.stderr.so_far().iter();
             lines.filter(|line| line.contains("others than mailchime")).count()
         };

@@ -9,9 +9,8 @@ use mailchime::model::{
 use mailchime::store::{Registrant, Sealed, Store};
 use sqlx::{Connection, Row, SqliteConnection};
 
-use super::super::limited;
-use crate::program::soon;
-use crate::program::world::{LOGIN, PASSWORD, World};
+use crate::support::world::{LOGIN, PASSWORD, World};
+use crate::support::{limited, soon};
 
 /// In which files of the folder any part of the text is found.
 fn places(folder: &std::path::Path, text: &str) -> Vec<String> {

@@ -9,12 +9,10 @@ use std::os::unix::process::CommandExt;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-use super::super::limited;
 use super::super::secrets::forms;
-use crate::program::process::Process;
-use crate::program::soon;
-use crate::program::world::{Client, Server, World};
-use crate::skip;
+use crate::support::program::Process;
+use crate::support::world::{Client, Server, World};
+use crate::support::{limited, skip, soon};
 
 /// Of a user of his own, so that no other test's words are found.
 const CAROL: &str = "carol.of.the.memory.test";

@@ -3,9 +3,8 @@
 
 use sqlx::{AssertSqlSafe, Connection, Executor, SqliteConnection};
 
-use super::super::limited;
-use crate::program::soon;
-use crate::program::world::{LOGIN, World};
+use crate::support::world::{LOGIN, World};
+use crate::support::{limited, soon};
 
 /// Accounts before and behind the good one, each with a device and a mailbox that is owed, and then
 /// spoilt: what is changed, and the row that the log names.

@@ -9,8 +9,8 @@ use mailchime::demo::apns::Answer;
 use mailchime::model::DeviceToken;
 use sqlx::{Connection, Executor};
 
-use super::chance::Chance;
 use super::site::{FIRST, MAIL, Site};
+use crate::support::chance::Chance;
 
 /// Goes on until it is dropped.
 pub(super) type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;

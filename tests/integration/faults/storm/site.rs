@@ -18,8 +18,8 @@ use tokio::task::JoinSet;
 use tokio::time::interval;
 
 use super::{Tally, Told, users};
-use crate::program::process::Process;
-use crate::program::world::World;
+use crate::support::program::Process;
+use crate::support::world::World;
 
 /// The UID of the message that is read in the storm. It is never deleted.
 pub(super) const FIRST: u32 = 1;

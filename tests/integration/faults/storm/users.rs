@@ -11,9 +11,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::chance::Chance;
 use super::faults::Stream;
 use super::site::{FIRST, Site, User};
+use crate::support::chance::Chance;
 
 /// These keep their passwords, and read all the while.
 pub(super) const READERS: usize = 16;

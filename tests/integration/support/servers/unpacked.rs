@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::available;
-use crate::skip;
+use crate::support::skip;
 
 /// Where they are unpacked: `MAILCHIME_SERVERS`, else where `tests/run.sh` leaves them by itself.
 fn root() -> PathBuf {

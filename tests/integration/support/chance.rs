@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 /// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators").
-pub(super) struct Chance(u64);
+pub(crate) struct Chance(u64);
 
 impl Chance {
     /// Each stream of a seed has its own.
-    pub(super) fn new(seed: u32, stream: usize) -> Self {
+    pub(crate) fn new(seed: u32, stream: usize) -> Self {
         Self(u64::from(seed) << 32 | stream as u64)
     }
 
-    pub(super) fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -19,11 +19,11 @@ impl Chance {
         usize::try_from((mixed ^ (mixed >> 31)) % bound as u64).unwrap()
     }
 
-    pub(super) fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+    pub(crate) fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         &all[self.below(all.len())]
     }
 
-    pub(super) async fn pause(&mut self, milliseconds: std::ops::Range<usize>) {
+    pub(crate) async fn pause(&mut self, milliseconds: std::ops::Range<usize>) {
         let length = milliseconds.start + self.below(milliseconds.len());
         tokio::time::sleep(Duration::from_millis(length as u64)).await;
     }

@@ -1,14 +1,11 @@
 //! The way of a change out, over real sockets: HTTP/2 and TLS with a client certificate to the
 //! stand-in for APNs, and a database in a file.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "the helpers of tests are tests")]
-
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use mailchime::config::{self, Config, Endpoint};
-use mailchime::demo::apns::Apns as StandIn;
+pub(crate) use mailchime::demo::apns::Apns as StandIn;
 use mailchime::demo::pki::Pki;
 use mailchime::model::{Account, Device, DeviceToken, Registration, Timestamp};
 use mailchime::net::backends::{Backends, Table};
@@ -17,22 +14,8 @@ use mailchime::push::transport::apns::identities::Identities;
 use mailchime::push::transport::apns::{Apns, Identity};
 use mailchime::store::{Registrant, Store};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 
-mod advertisement;
-mod client;
-mod dispatcher;
-mod identities;
-mod tokens;
-mod tunnel;
-
-async fn limited(test: impl Future<Output = ()>) {
-    tokio::time::timeout(Duration::from_secs(30), test).await.expect("the test takes too long");
-}
-
-async fn listener() -> TcpListener {
-    TcpListener::bind("127.0.0.1:0").await.unwrap()
-}
+use super::listener;
 
 /// The backend of all accounts.
 pub(crate) fn backends() -> Backends {
@@ -50,31 +33,31 @@ pub(crate) async fn register(store: &Store, registration: &Registration, now: Ti
 }
 
 /// Certificates in memory and in a folder.
-struct Certificates {
-    pki: Pki,
-    folder: TempDir,
+pub(crate) struct Certificates {
+    pub(crate) pki: Pki,
+    pub(crate) folder: TempDir,
 }
 
 impl Certificates {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let pki = Pki::generate(None).unwrap();
         let folder = tempfile::tempdir().unwrap();
         pki.write_to(folder.path()).unwrap();
         Self { pki, folder }
     }
 
-    async fn stand_in(&self) -> StandIn {
+    pub(crate) async fn stand_in(&self) -> StandIn {
         StandIn::start(listener().await, &self.pki).unwrap()
     }
 
-    fn identity(&self) -> Identity {
+    pub(crate) fn identity(&self) -> Identity {
         let file = |name| self.folder.path().join(name);
         let config = config::Apns::new(file("apns.pem"), file("apns.key"));
         Identity::load(&config.identity).unwrap()
     }
 
     /// How to reach a server of these certificates.
-    fn config(&self, address: SocketAddr) -> config::Apns {
+    pub(crate) fn config(&self, address: SocketAddr) -> config::Apns {
         let file = |name| self.folder.path().join(name);
         let mut config = config::Apns::new(file("apns.pem"), file("apns.key"));
         config.endpoint = Endpoint { host: address.ip().to_string(), port: address.port() };
@@ -82,17 +65,17 @@ impl Certificates {
         config
     }
 
-    fn client(&self, address: SocketAddr) -> Apns {
+    pub(crate) fn client(&self, address: SocketAddr) -> Apns {
         Apns::new(&self.identity(), &self.config(address), None, &NameResolver::default()).unwrap()
     }
 
     /// The only identity, for everybody.
-    fn identities(&self, address: SocketAddr) -> Identities {
+    pub(crate) fn identities(&self, address: SocketAddr) -> Identities {
         Identities::load(&[self.config(address)], None, &NameResolver::default()).unwrap()
     }
 
     /// A device whose token begins with `name`.
-    fn device(&self, name: &str) -> Device {
+    pub(crate) fn device(&self, name: &str) -> Device {
         Device {
             account: Account::from_login("alice@example.org"),
             account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),

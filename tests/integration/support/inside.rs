@@ -17,21 +17,21 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::soon;
+use super::{listener, soon};
 
-pub(super) struct World {
+pub(crate) struct World {
     folder: TempDir,
-    pub(super) pki: Pki,
-    pub(super) config: Config,
-    pub(super) mailchime: Running,
+    pub(crate) pki: Pki,
+    pub(crate) config: Config,
+    pub(crate) mailchime: Running,
 }
 
 /// A client, or a backend that the test plays.
-pub(super) struct Line<S>(pub(super) BufStream<S>);
+pub(crate) struct Line<S>(pub(crate) BufStream<S>);
 
 impl World {
     /// Starts mailchime in front of `backend`, after `change` to its configuration.
-    pub(super) async fn start(backend: SocketAddr, change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn start(backend: SocketAddr, change: impl FnOnce(&mut Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let pki = Pki::generate(None).unwrap();
         pki.write_to(folder.path()).unwrap();
@@ -48,41 +48,41 @@ impl World {
         Self { folder, pki, config, mailchime }
     }
 
-    pub(super) fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.mailchime.addresses[0]
     }
 
     /// What trusts mailchime's certificate.
-    pub(super) fn client_config(&self) -> ClientConfig {
+    pub(crate) fn client_config(&self) -> ClientConfig {
         self.pki.client_config(None).unwrap()
     }
 
     /// A client of the first listener that has heard the greeting.
-    pub(super) async fn client(&self) -> Line<TlsStream<TcpStream>> {
+    pub(crate) async fn client(&self) -> Line<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(self.address()).await.unwrap();
         self.greeted(stream).await.expect("a greeting")
     }
 
     /// TLS on `stream`, and the greeting; `None` if mailchime hangs up before.
-    pub(super) async fn greeted(&self, stream: TcpStream) -> Option<Line<TlsStream<TcpStream>>> {
+    pub(crate) async fn greeted(&self, stream: TcpStream) -> Option<Line<TlsStream<TcpStream>>> {
         let mut client = Line::of(self.secured(stream).await?);
         let greeting = client.try_line().await?;
         assert!(greeting.starts_with("* OK [CAPABILITY "), "{greeting}");
         Some(client)
     }
 
-    pub(super) async fn secured(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
+    pub(crate) async fn secured(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
         let connector = TlsConnector::from(Arc::new(self.client_config()));
         let name = ServerName::try_from("localhost").unwrap();
         soon("the TLS handshake", connector.connect(name, stream)).await.ok()
     }
 
     /// A client that is logged in.
-    pub(super) async fn session(&self, login: &str) -> Line<TlsStream<TcpStream>> {
+    pub(crate) async fn session(&self, login: &str) -> Line<TlsStream<TcpStream>> {
         let mut client = self.client().await;
         let answer = client.log_in(login).await;
         assert!(answer.starts_with("in OK"), "{answer}");
@@ -91,28 +91,28 @@ impl World {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
-    pub(super) fn of(stream: S) -> Self {
+    pub(crate) fn of(stream: S) -> Self {
         Self(BufStream::new(stream))
     }
 
-    pub(super) async fn send(&mut self, text: &str) {
+    pub(crate) async fn send(&mut self, text: &str) {
         self.0.write_all(text.as_bytes()).await.unwrap();
         self.0.flush().await.unwrap();
     }
 
     /// The next line without its end; `None` at the end of the connection.
-    pub(super) async fn try_line(&mut self) -> Option<String> {
+    pub(crate) async fn try_line(&mut self) -> Option<String> {
         let mut line = Vec::new();
         let read = soon("a line", self.0.read_until(b'\n', &mut line)).await;
         matches!(read, Ok(1..)).then(|| String::from_utf8_lossy(&line).trim_end().to_owned())
     }
 
-    pub(super) async fn line(&mut self) -> String {
+    pub(crate) async fn line(&mut self) -> String {
         self.try_line().await.expect("the other side hung up")
     }
 
     /// Sends a command and reads to its answer.
-    pub(super) async fn command(&mut self, command: &str) -> String {
+    pub(crate) async fn command(&mut self, command: &str) -> String {
         self.send(&format!("{command}\r\n")).await;
         let tag = command.split(' ').next().unwrap();
         loop {
@@ -123,12 +123,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
         }
     }
 
-    pub(super) async fn log_in(&mut self, login: &str) -> String {
+    pub(crate) async fn log_in(&mut self, login: &str) -> String {
         self.command(&format!("in LOGIN {login} secret")).await
     }
 
     /// Reads to the end, which must come.
-    pub(super) async fn rest(&mut self) -> String {
+    pub(crate) async fn rest(&mut self) -> String {
         let mut rest = Vec::new();
         // It may be a reset.
         let _ = soon("the end of the connection", self.0.read_to_end(&mut rest)).await;
@@ -137,13 +137,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
 }
 
 /// A registration for pushes, by a session that is logged in.
-pub(super) const REGISTER: &str = "r XAPPLEPUSHSERVICE \"aps-version\" \"2\" \
+pub(crate) const REGISTER: &str = "r XAPPLEPUSHSERVICE \"aps-version\" \"2\" \
     \"aps-account-id\" \"0715A26B-CA09-4730-A419-793000CA982E\" \"aps-device-token\" \
     \"8df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c1\" \
     \"aps-subtopic\" \"com.apple.mobilemail\" \"mailboxes\" (\"INBOX\")";
 
 /// Pushes go to the stand-in that listens there, and watchers try again soon.
-pub(super) fn push_by(config: &mut Config, apns: SocketAddr) {
+pub(crate) fn push_by(config: &mut Config, apns: SocketAddr) {
     let folder = config.tls.certificates[0].certificate.parent().unwrap();
     let mut client = config::Apns::new(folder.join("apns.pem"), folder.join("apns.key"));
     client.endpoint = config::Endpoint { host: "localhost".into(), port: apns.port() };
@@ -154,20 +154,16 @@ pub(super) fn push_by(config: &mut Config, apns: SocketAddr) {
 }
 
 /// A backend in the clear.
-pub(super) fn plain(address: SocketAddr) -> config::Backend {
+pub(crate) fn plain(address: SocketAddr) -> config::Backend {
     config::Backend::new(address.ip().to_string(), address.port(), BackendTls::None)
 }
 
-pub(super) fn loopback() -> SocketAddr {
+pub(crate) fn loopback() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 
-pub(super) async fn listener() -> TcpListener {
-    TcpListener::bind(loopback()).await.unwrap()
-}
-
 /// A backend with these accounts, whose password is `secret`.
-pub(super) async fn demo_backend(accounts: &[&str]) -> Backend {
+pub(crate) async fn demo_backend(accounts: &[&str]) -> Backend {
     let backend = Backend::start(listener().await, None).unwrap();
     for account in accounts {
         backend.add_account(account, b"secret");
@@ -175,13 +171,13 @@ pub(super) async fn demo_backend(accounts: &[&str]) -> Backend {
     backend
 }
 
-pub(super) fn logins(backend: &Backend, account: &str) -> u64 {
+pub(crate) fn logins(backend: &Backend, account: &str) -> u64 {
     backend.counters().logins.get(account).copied().unwrap_or(0)
 }
 
 /// Plays a backend's part up to the login of `mailchime`, which [`World`] has connected to
 /// `listener`; those that only ask what it offers are sent away. Returns the ID it was sent.
-pub(super) async fn scripted_login(
+pub(crate) async fn scripted_login(
     listener: &TcpListener,
     header: bool,
 ) -> (Option<mailchime::net::proxy_protocol::Addresses>, String) {

@@ -1,7 +1,7 @@
 //! Real servers for tests: each runs from a temporary folder on free ports of loopback, never as
 //! the system's service, and is gone with its folder when it is dropped.
 //!
-//! `start` gives `None`, and says so as [`skip`](crate::skip) does, where a server cannot run. It
+//! `start` gives `None`, and says so as [`skip`](super::skip) does, where a server cannot run. It
 //! and the other functions wait for the server's process without a runtime; a test that wants its
 //! own tasks to go on meanwhile takes a runtime of several threads.
 //!
@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mailchime::demo::pki::Pki;
 
-use crate::skip;
+use super::skip;
 
 pub(crate) mod client;
 pub(crate) mod courier;

@@ -132,7 +132,7 @@ impl Core {
 
 pub(crate) fn play(path: &Path, dialogue: &Dialogue, byte_by_byte: bool) {
     let settings = &dialogue.settings;
-    let mut core = Core::new(super::profile_for(settings), !settings.starttls);
+    let mut core = Core::new(super::dialogues::profile_for(settings), !settings.starttls);
     (core.reached.send_id, core.reached.checks_token_name) =
         (settings.send_id, settings.checks_token_name);
     core.reached.names_ignore_case = settings.names_ignore_case;

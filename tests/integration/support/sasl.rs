@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::world::Client;
-use crate::servers::User;
+use crate::support::servers::User;
 
 /// SCRAM-SHA-256 (RFC 5802 section 3, RFC 7677).
 pub(crate) async fn scram(

@@ -13,12 +13,12 @@ use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::process::{Process, mailchime};
-use super::soon;
+use super::program::{Process, mailchime};
+use super::{listener, soon};
 
 pub(crate) const LOGIN: &str = "alice";
 pub(crate) const PASSWORD: &str = "wonder land";
@@ -264,8 +264,4 @@ impl Client {
         let _ = soon("the end of the connection", async { tokio::join!(reading, writing) }).await;
         String::from_utf8_lossy(&heard).into_owned()
     }
-}
-
-pub(crate) async fn listener() -> TcpListener {
-    TcpListener::bind("127.0.0.1:0").await.unwrap()
 }

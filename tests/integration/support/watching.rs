@@ -1,7 +1,5 @@
 //! Watchers on real sockets: a backend, a store in a temporary folder, and what they tell `push`.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "the helpers of tests are tests")]
-
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,58 +21,45 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-mod cuts;
-mod dialogues;
-mod given_up;
-mod life;
-mod logins;
-mod mail;
-mod mailboxes;
-mod needless;
-mod nodes;
-mod scale;
-mod ways;
+use super::limited;
 
-const PASSWORD: &str = "wonderland";
+pub(crate) const PASSWORD: &str = "wonderland";
+
 /// The token of the user's phone.
-fn token(user: &str) -> DeviceToken {
+pub(crate) fn token(user: &str) -> DeviceToken {
     let hex: String = user.bytes().map(|byte| format!("{byte:02x}")).collect();
     DeviceToken::new(&format!("{hex:0<64}")).unwrap()
 }
 
-pub(crate) async fn limited<T>(test: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), test).await.expect("the test takes too long")
-}
-
 /// What outlives the program: the backend's address, the database, the key.
 pub(crate) struct World {
-    folder: TempDir,
-    store: Store,
-    key_file: PathBuf,
-    backend: SocketAddr,
+    pub(crate) folder: TempDir,
+    pub(crate) store: Store,
+    pub(crate) key_file: PathBuf,
+    pub(crate) backend: SocketAddr,
     pub(crate) tls: BackendTls,
     /// Of every user.
     pub(crate) password: &'static str,
     pub(crate) watch: config::Watch,
     /// `[limits] connect_timeout`.
-    connect_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
     /// How many events may wait for `push`.
-    queue: usize,
+    pub(crate) queue: usize,
 }
 
 /// A running [`watch::run`], and the hands of its neighbours.
 pub(crate) struct Watching {
-    backends: Backends,
-    metrics: Arc<Metrics>,
-    events: mpsc::Receiver<WatchEvent>,
-    sessions: mpsc::Sender<SessionEvent>,
-    unwatched: mpsc::Sender<Account>,
-    inquirer: watch::Inquirer,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
+    pub(crate) backends: Backends,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) events: mpsc::Receiver<WatchEvent>,
+    pub(crate) sessions: mpsc::Sender<SessionEvent>,
+    pub(crate) unwatched: mpsc::Sender<Account>,
+    pub(crate) inquirer: watch::Inquirer,
+    pub(crate) stop: CancellationToken,
+    pub(crate) task: JoinHandle<()>,
     /// Of the last change, and of those that are to be confirmed.
-    last_id: u64,
-    announced: Vec<u64>,
+    pub(crate) last_id: u64,
+    pub(crate) announced: Vec<u64>,
 }
 
 impl World {
@@ -108,7 +93,12 @@ impl World {
     }
 
     /// The same at this backend.
-    async fn register_at(&self, id: &BackendId, user: &str, mailboxes: &[(&str, Snapshot)]) {
+    pub(crate) async fn register_at(
+        &self,
+        id: &BackendId,
+        user: &str,
+        mailboxes: &[(&str, Snapshot)],
+    ) {
         let registration = Registration {
             device: Device {
                 account: Account::from_login(user),
@@ -128,16 +118,16 @@ impl World {
     }
 
     /// What accounts are recorded with.
-    fn id(&self) -> BackendId {
+    pub(crate) fn id(&self) -> BackendId {
         self.config().backend.id()
     }
 
-    fn vault(&self) -> Vault {
+    pub(crate) fn vault(&self) -> Vault {
         Vault::open(&self.key_file).unwrap()
     }
 
     /// The phone is no longer registered.
-    async fn unregister(&self, user: &str) {
+    pub(crate) async fn unregister(&self, user: &str) {
         let key = DeviceKey {
             account: Account::from_login(user),
             token: token(user),
@@ -147,25 +137,25 @@ impl World {
     }
 
     /// Why the watcher of `user` gave up.
-    async fn parked(&self, user: &str) -> Option<String> {
+    pub(crate) async fn parked(&self, user: &str) -> Option<String> {
         let accounts = self.store.accounts(Timestamp(0)).await.unwrap();
         let account = accounts.into_iter().find(|live| live.account.as_str() == user);
         account.expect("an account with a device").parked
     }
 
-    async fn until_parked(&self, user: &str, parked: bool) {
+    pub(crate) async fn until_parked(&self, user: &str, parked: bool) {
         while self.parked(user).await.is_some() != parked {
             tokio::task::yield_now().await;
         }
     }
 
-    async fn stored_password(&self, user: &str) -> Vec<u8> {
+    pub(crate) async fn stored_password(&self, user: &str) -> Vec<u8> {
         let account = Account::from_login(user);
         let sealed = self.store.credentials(&account, &self.id()).await.unwrap().unwrap();
         self.vault().unseal(&account, &sealed.text).unwrap().expose_secret().to_vec()
     }
 
-    fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         let (host, port) = (self.backend.ip().to_string(), self.backend.port());
         let backend = config::Backend::new(host, port, self.tls.clone());
         let mut config = Config::new(config::Tls::new("none", "none"), backend);
@@ -180,7 +170,7 @@ impl World {
     }
 
     /// The same, as one of several nodes.
-    fn watch_beside(&self, neighbours: Neighbours) -> Watching {
+    pub(crate) fn watch_beside(&self, neighbours: Neighbours) -> Watching {
         let config = self.config();
         let (sender, events) = mpsc::channel(self.queue);
         let backends =
@@ -263,7 +253,7 @@ impl Watching {
     }
 
     /// The account of which `push` gets word that its devices are others now.
-    async fn word_of_devices(&mut self) -> Account {
+    pub(crate) async fn word_of_devices(&mut self) -> Account {
         loop {
             if let WatchEvent::Registered { account } = self.events.recv().await.unwrap() {
                 break account;
@@ -271,14 +261,14 @@ impl Watching {
         }
     }
 
-    async fn expect(&mut self, lines: &[&str]) {
+    pub(crate) async fn expect(&mut self, lines: &[&str]) {
         for line in lines {
             assert_eq!(self.next().await, *line);
         }
     }
 
     /// What is told of the one account that is watched, once its state is this.
-    async fn until(&self, state: &str) -> watch::WatcherStatus {
+    pub(crate) async fn until(&self, state: &str) -> watch::WatcherStatus {
         loop {
             let mut told = self.inquirer.watchers(None).await.unwrap();
             if told.len() == 1 && told[0].state == state {
@@ -289,7 +279,7 @@ impl Watching {
     }
 
     /// Waits until the state of this account is this.
-    async fn until_of(&self, user: &str, state: &str) {
+    pub(crate) async fn until_of(&self, user: &str, state: &str) {
         let account = Account::from_login(user);
         loop {
             let told = self.inquirer.watchers(Some(account.clone())).await.unwrap();
@@ -312,7 +302,7 @@ impl Watching {
     }
 
     /// A login that the user's backend has accepted just now.
-    fn login(&self, credentials: Credentials) -> AcceptedLogin {
+    pub(crate) fn login(&self, credentials: Credentials) -> AcceptedLogin {
         let backend = self.backends.id_of(&credentials.account()).unwrap();
         AcceptedLogin {
             backend,
@@ -322,20 +312,20 @@ impl Watching {
         }
     }
 
-    async fn registered(&self, user: &str) {
+    pub(crate) async fn registered(&self, user: &str) {
         let account = Account::from_login(user);
         let login = self.login(credentials(user, PASSWORD));
         self.sessions.send(SessionEvent::Registered { account, login }).await.unwrap();
     }
 
-    async fn logged_in(&self, user: &str, password: &str) {
+    pub(crate) async fn logged_in(&self, user: &str, password: &str) {
         let account = Account::from_login(user);
         let login = self.login(credentials(user, password));
         self.sessions.send(SessionEvent::LoggedIn { account, login }).await.unwrap();
     }
 
     /// The configuration is read again.
-    fn reload(&self, config: &Config) {
+    pub(crate) fn reload(&self, config: &Config) {
         self.backends.replace(Table::new(config, &NameResolver::default()).unwrap());
     }
 
@@ -346,11 +336,11 @@ impl Watching {
     }
 }
 
-fn credentials(user: &str, password: &str) -> Credentials {
+pub(crate) fn credentials(user: &str, password: &str) -> Credentials {
     Credentials::password(user, password.as_bytes().to_vec())
 }
 
-fn told(uid_validity: u64, uid_next: u64, messages: u64, unseen: u64) -> Snapshot {
+pub(crate) fn told(uid_validity: u64, uid_next: u64, messages: u64, unseen: u64) -> Snapshot {
     Snapshot {
         uid_validity: Some(uid_validity),
         uid_next: Some(uid_next),
@@ -360,7 +350,7 @@ fn told(uid_validity: u64, uid_next: u64, messages: u64, unseen: u64) -> Snapsho
     }
 }
 
-fn show(snapshot: &Snapshot) -> String {
+pub(crate) fn show(snapshot: &Snapshot) -> String {
     let number = |number: Option<u64>| number.map_or("?".into(), |number| number.to_string());
     let Snapshot { uid_next, messages, unseen, .. } = *snapshot;
     format!("next {} of {} with {} unseen", number(uid_next), number(messages), number(unseen))

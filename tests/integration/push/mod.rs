@@ -1,0 +1,9 @@
+//! The way of a change out, over real sockets: HTTP/2 and TLS with a client certificate to the
+//! stand-in for APNs, and a database in a file.
+
+mod advertisement;
+mod client;
+mod dispatcher;
+mod identities;
+mod tokens;
+mod tunnel;

@@ -1,0 +1,49 @@
+//! What tests share: time limits, sockets, mailchime as a process and inside the test, real servers
+//! and what is written down once. It holds no test but those of itself.
+//!
+//! The soak uses it, too (`tests/soak/main.rs`).
+
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+pub(crate) mod apart;
+pub(crate) mod chance;
+pub(crate) mod core;
+pub(crate) mod dialogues;
+pub(crate) mod inside;
+pub(crate) mod program;
+pub(crate) mod pushing;
+pub(crate) mod sasl;
+pub(crate) mod servers;
+pub(crate) mod skip;
+pub(crate) mod watching;
+pub(crate) mod world;
+
+/// How long a test may take, on a machine that is busy.
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+
+/// How long a single thing may take to happen.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
+
+/// What `test` gives, within [`LIMIT`].
+pub(crate) async fn limited<T>(test: impl Future<Output = T>) -> T {
+    within(LIMIT, test).await
+}
+
+/// The same for a test of another length.
+pub(crate) async fn within<T>(limit: Duration, test: impl Future<Output = T>) -> T {
+    let ended = tokio::time::timeout(limit, test).await;
+    ended.unwrap_or_else(|_| panic!("the test takes longer than {limit:?}"))
+}
+
+/// What `event` gives, which is `awaited`, within [`SOON`].
+pub(crate) async fn soon<T>(awaited: &str, event: impl Future<Output = T>) -> T {
+    let waited = tokio::time::timeout(SOON, event).await;
+    waited.unwrap_or_else(|_| panic!("not within {SOON:?}: {awaited}"))
+}
+
+/// A port of loopback that the system chooses.
+pub(crate) async fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").await.unwrap()
+}

@@ -1,0 +1,13 @@
+//! Watchers on real sockets: a backend, a store in a temporary folder, and what they tell `push`.
+
+mod cuts;
+mod dialogues;
+mod given_up;
+mod life;
+mod logins;
+mod mail;
+mod mailboxes;
+mod needless;
+mod nodes;
+mod scale;
+mod ways;
