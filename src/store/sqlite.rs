@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use sqlx::any::AnyPoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection};
@@ -299,15 +300,9 @@ pub(super) async fn empty_lost_log(writes: &AnyPool) -> sqlx::Result<bool> {
 /// The URL under which sqlx finds `path`, which must be absolute: whatever a URL could take for
 /// something else is escaped.
 fn url_of(path: &Path) -> String {
-    let mut url = String::from("sqlite://");
-    for &byte in path.as_os_str().as_encoded_bytes() {
-        if byte.is_ascii_alphanumeric() || b"/-_.".contains(&byte) {
-            url.push(char::from(byte));
-        } else {
-            url.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    url
+    const ESCAPED: AsciiSet = NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_');
+    let path = percent_encode(path.as_os_str().as_encoded_bytes(), &ESCAPED);
+    format!("sqlite://{path}")
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
 use super::{Check, DAY, HOUR, KIB, MIB, MILLISECOND, MINUTE, Result, SECOND};
 use crate::config::ConfigError;
@@ -175,13 +176,7 @@ pub(super) fn names_a_file(path: &str) -> bool {
 
 /// A folder as a part of a URL (RFC 3986 section 2.1).
 pub(super) fn percent_encoded(folder: &Path) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~".contains(&b);
-    let bytes = folder.as_os_str().as_encoded_bytes();
-    bytes.iter().fold(String::new(), |mut encoded, &byte| {
-        match plain(byte) {
-            true => encoded.push(char::from(byte)),
-            false => encoded.push_str(&format!("%{byte:02X}")),
-        }
-        encoded
-    })
+    const ESCAPED: AsciiSet =
+        NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    percent_encode(folder.as_os_str().as_encoded_bytes(), &ESCAPED).to_string()
 }
