@@ -9,11 +9,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use imap_codec::imap_types::flag::Flag;
+use parking_lot::{Mutex, MutexGuard};
 use rustls::ServerConfig;
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -222,7 +223,7 @@ impl Backend {
 
     /// Changes the behaviour from the next command on.
     pub fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
-        change(&mut self.shared.behaviour.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.shared.behaviour.lock());
     }
 
     /// What has happened so far.
@@ -323,16 +324,16 @@ impl Default for Behaviour {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn behaviour(&self) -> Behaviour {
-        self.behaviour.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.behaviour.lock().clone()
     }
 
     /// Whether a capability is listed now.
     fn can(&self, capability: &str) -> bool {
-        self.behaviour.lock().unwrap_or_else(PoisonError::into_inner).has(capability)
+        self.behaviour.lock().has(capability)
     }
 
     /// Adds one to a name in one of the maps of [`Counters`].

@@ -5,9 +5,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -63,7 +64,7 @@ impl Port {
 
     /// Closes the listening socket: whoever connects now is refused. What is open stays open.
     pub(super) async fn close(&self) {
-        let accepting = lock(&self.accepting).take();
+        let accepting = self.accepting.lock().take();
         if let Some((token, task)) = accepting {
             token.cancel();
             // The loop only waits and spawns; there is nothing to fail.
@@ -75,7 +76,7 @@ impl Port {
     ///
     /// Fails if another program has taken the port meanwhile.
     pub(super) async fn reopen(&self) -> io::Result<()> {
-        if lock(&self.accepting).is_none() {
+        if self.accepting.lock().is_none() {
             self.accept_from(TcpListener::bind(self.address).await?);
         }
         Ok(())
@@ -84,7 +85,7 @@ impl Port {
     /// Closes every connection that is open now, in the middle of whatever it does.
     pub(super) fn drop_connections(&self) {
         let fresh = self.shared.end.child_token();
-        std::mem::replace(&mut *lock(&self.shared.connections), fresh).cancel();
+        std::mem::replace(&mut *self.shared.connections.lock(), fresh).cancel();
     }
 
     /// Closes everything and waits until it is closed.
@@ -102,7 +103,7 @@ impl Port {
         let task = tokio::spawn(async move {
             accepting.await;
         });
-        *lock(&self.accepting) = Some((token, task));
+        *self.accepting.lock() = Some((token, task));
     }
 }
 
@@ -118,15 +119,11 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             Ok((stream, _)) => {
                 // Answers are written whole, so there is nothing for Nagle's algorithm to gather.
                 let _ = stream.set_nodelay(true);
-                let connections = lock(&shared.connections).clone();
+                let connections = shared.connections.lock().clone();
                 let served = (shared.serve)(stream);
                 shared.tasks.spawn(connections.run_until_cancelled_owned(served));
             }
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

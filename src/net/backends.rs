@@ -3,9 +3,10 @@
 //! Sessions and watchers share this, so that an account's connections are counted once.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::backend::{Backend, BackendError, ConnectError, Connected, LoggedIn, LoginError};
@@ -251,7 +252,7 @@ impl Backends {
     pub fn place(&self, account: &Account) -> Result<Place, ConnectError> {
         let limit = self.0.table.borrow().connections_per_account;
         let key = account.case_folded();
-        let mut accounts = lock(&self.0.accounts);
+        let mut accounts = self.0.accounts.lock();
         let open = accounts.get(&key).copied().unwrap_or(0);
         if limit > 0 && open >= limit {
             drop(accounts);
@@ -279,16 +280,12 @@ impl Backends {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut accounts = lock(&self.accounts);
+        let mut accounts = self.accounts.lock();
         match accounts.get_mut(&self.account) {
             Some(open) if *open > 1 => *open -= 1,
             _ => drop(accounts.remove(&self.account)),
         }
     }
-}
-
-fn lock(accounts: &Accounts) -> MutexGuard<'_, HashMap<String, usize>> {
-    accounts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -376,7 +373,7 @@ mod tests {
         assert!(backends.place(&alice).is_err());
         backends.replace(table(1, &[], 0));
         let _more: Vec<_> = (0..10).map(|_| backends.place(&alice).unwrap()).collect();
-        assert_eq!(lock(&backends.0.accounts).len(), 1, "who has no connection is forgotten");
+        assert_eq!(backends.0.accounts.lock().len(), 1, "who has no connection is forgotten");
     }
 
     #[tokio::test]

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// One counter for each limit, named as its key in `[limits]`; of other tables with theirs before it.
@@ -135,7 +135,7 @@ impl Counter {
     pub fn hit(&self) -> bool {
         self.add(1);
         let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock();
         let due = told.is_none_or(|told| now.duration_since(told) >= QUIET);
         if due {
             *told = Some(now);
@@ -158,7 +158,7 @@ impl Folded {
 
     fn due_after(&self, quiet: Duration, matter: &str) -> Option<u64> {
         let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock();
         if let Some((at, left_out)) = told.get_mut(matter) {
             if now.duration_since(*at) < quiet {
                 *left_out += 1;
@@ -189,7 +189,7 @@ mod tests {
         for at in 0..2 * MOST_MATTERS {
             folded.due(&at.to_string());
         }
-        assert!(folded.told.lock().unwrap().len() <= MOST_MATTERS);
+        assert!(folded.told.lock().len() <= MOST_MATTERS);
     }
 
     #[tokio::test(start_paused = true)]

@@ -15,9 +15,10 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -157,7 +158,7 @@ impl NameResolver {
         let name = host.trim_end_matches('.').to_ascii_lowercase();
         // A dot at the end says that the name is whole.
         let name = if host.ends_with('.') { format!("{name}.") } else { name };
-        let (hosts, servers) = lock(&self.0.files).current();
+        let (hosts, servers) = self.0.files.lock().current();
         let addresses = match hosts.get(name.trim_end_matches('.')) {
             Some(addresses) => in_order(addresses.clone()).0,
             None if files::is_localhost(&name) => in_order(files::localhost()).0,
@@ -199,7 +200,7 @@ impl NameResolver {
         servers: &Arc<Servers>,
     ) -> (Verdict, Option<watch::Receiver<NameRecord>>) {
         let now = Instant::now();
-        let mut names = lock(&self.0.names);
+        let mut names = self.0.names.lock();
         if names.len() >= NAMES && !names.contains_key(name) {
             names.retain(|_, known| known.receiver_count() > 0);
         }
@@ -225,7 +226,7 @@ impl NameResolver {
     /// What is known of `name`.
     fn now(&self, name: &str) -> Verdict {
         let (now, mut verdict) = (Instant::now(), Verdict::LookupFailure(LookupFailure::Silent));
-        if let Some(sender) = lock(&self.0.names).get(name) {
+        if let Some(sender) = self.0.names.lock().get(name) {
             sender.send_if_modified(|known| {
                 verdict = known.verdict(now);
                 false
@@ -254,7 +255,7 @@ impl NameResolver {
 async fn look_up_and_tell(resolver: NameResolver, name: String, servers: Arc<Servers>) {
     let found = timeout(LOOK_UP_TIME, servers.look_up(&name)).await;
     let found = found.unwrap_or(Err(LookupFailure::Silent));
-    let names = lock(&resolver.0.names);
+    let names = resolver.0.names.lock();
     if let Some(sender) = names.get(&name) {
         let now = Instant::now();
         sender.send_if_modified(|known| known.learn(&name, found, servers.generation(), now));
@@ -386,8 +387,4 @@ fn literal(host: &str, port: u16) -> Option<SocketAddr> {
     let address = address.parse::<Ipv6Addr>().ok()?;
     let zone = zone.parse().ok().or_else(|| files::interface(zone))?;
     Some(SocketAddrV6::new(address, port, 0, zone).into())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -16,9 +16,10 @@ mod serve;
 mod tally;
 mod unanswered;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustls::ServerConfig;
 use tokio::sync::{mpsc, watch};
 
@@ -187,7 +188,7 @@ impl Context {
         if self.master {
             push = push.and_then(|offer| self.to_be_watched(&offer));
         }
-        let mut profile = self.profile.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut profile = self.profile.lock();
         if let Some(profile) = &*profile
             && profile.backend.as_ref().map(Arc::as_ptr) == seen.as_ref().map(Arc::as_ptr)
             && profile.logins_elsewhere == logins_elsewhere
@@ -217,10 +218,10 @@ impl Current {
     }
 
     pub fn set(&self, context: Context) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(context);
+        *self.0.lock() = Arc::new(context);
     }
 
     pub fn get(&self) -> Arc<Context> {
-        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.0.lock())
     }
 }

@@ -5,9 +5,10 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::Context;
@@ -39,7 +40,7 @@ impl Pace {
     /// How long the next registration of this account is put off, of which `per_minute` are free. An
     /// error is the time after which it is refused: more than a minute's worth waits already.
     fn wait(&self, account: &Account, per_minute: u32, now: Instant) -> Result<Duration, Duration> {
-        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut accounts = self.accounts.lock();
         if accounts.len() >= SWEEP && accounts.len().is_power_of_two() {
             accounts.retain(|_, used| *used > now);
         }
@@ -254,6 +255,6 @@ mod tests {
             let at = now + MINUTE * u32::try_from(number).unwrap();
             assert_eq!(pace.wait(&account, 10, at), Ok(Duration::ZERO));
         }
-        assert!(pace.accounts.lock().unwrap().len() <= SWEEP);
+        assert!(pace.accounts.lock().len() <= SWEEP);
     }
 }

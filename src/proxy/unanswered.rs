@@ -5,9 +5,9 @@
 //! the mailbox is registered unseen, and its watcher finds out what is the matter.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::model::{Account, Mailbox};
@@ -47,7 +47,7 @@ impl Unanswered {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Account, Vec<(Mailbox, Instant)>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

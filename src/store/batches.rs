@@ -3,8 +3,9 @@
 //! While one batch is being written the next one gathers. Each registration starts a task that waits
 //! for a turn and then writes all that wait: a session that goes away takes nobody's write with it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::{RegisterOutcome, Registrant, Store, StoreError, error};
@@ -52,7 +53,7 @@ impl Batches {
     }
 
     fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 }
 

@@ -6,11 +6,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use parking_lot::Mutex;
 use secrecy::zeroize::Zeroizing;
 use serde::Deserialize;
 
@@ -102,7 +103,7 @@ impl CredentialSource {
         let account = &registration.device.account;
         // Before the rows are read: with another password in memory they are outdated already.
         if let (Mode::Memory(all), Some(credentials)) = (&self.mode, &login.credentials) {
-            let all = lock(all);
+            let all = all.lock();
             let known = all.get(account).filter(|it| login.backend.is(it.backend.as_str()));
             if !known.is_some_and(|known| changes_nothing(&known.kept, credentials, believed)) {
                 return Ok(false);
@@ -138,7 +139,7 @@ impl CredentialSource {
                 registrant.keeper = Some(keeper(vault, account, fresh, self.store.believed(*at)));
             }
             (Mode::Memory(all), Some(credentials)) => {
-                let all = lock(all);
+                let all = all.lock();
                 let known = all.get(account).filter(|known| backend.is(known.backend.as_str()));
                 let accepted =
                     known.map(|it| keeping::accept(&it.kept, fresh(credentials, *at, now), *at));
@@ -196,7 +197,7 @@ impl CredentialSource {
     ) -> Result<bool, StoreError> {
         let at = fresh.since;
         let (Accepted { kept, other_password }, before) = {
-            let all = lock(all);
+            let all = all.lock();
             let before = all.get(account).filter(|before| backend.is(before.backend.as_str()));
             let since = before.map(|before| before.password_since);
             let before = before.map_or(&[][..], |before| &before.kept);
@@ -211,7 +212,7 @@ impl CredentialSource {
         }
         let password_since = before.filter(|_| !other_password).unwrap_or(at);
         let backend = backend.clone();
-        lock(all).insert(account.clone(), InMemory { backend, kept, password_since });
+        all.lock().insert(account.clone(), InMemory { backend, kept, password_since });
         Ok(true)
     }
 
@@ -238,7 +239,7 @@ impl CredentialSource {
                 }
             }
             Mode::Memory(all) => {
-                let all = lock(all);
+                let all = all.lock();
                 let known = all.get(account).filter(|known| backend.is(known.backend.as_str()));
                 known.map_or(Vec::new(), |known| known.kept.clone())
             }
@@ -290,7 +291,7 @@ impl CredentialSource {
                 }
             }
             Mode::Memory(all) => {
-                let mut all = lock(all);
+                let mut all = all.lock();
                 let known = all.get_mut(account).filter(|known| backend.is(known.backend.as_str()));
                 if let Some(known) = known
                     && let Some(kept) = keeping::worked(&known.kept, accepted, refused, now)
@@ -323,7 +324,7 @@ impl CredentialSource {
     /// watch the account.
     pub fn holds(&self, account: &Account) -> bool {
         match &self.mode {
-            Mode::Memory(kept) => lock(kept).contains_key(account),
+            Mode::Memory(kept) => kept.lock().contains_key(account),
             Mode::Stored(_) | Mode::Master => false,
         }
     }
@@ -337,7 +338,7 @@ impl CredentialSource {
     /// goes with its row.
     pub fn forget(&self, account: &Account) {
         if let Mode::Memory(kept) = &self.mode {
-            lock(kept).remove(account);
+            kept.lock().remove(account);
         }
     }
 
@@ -349,7 +350,7 @@ impl CredentialSource {
         let now = self.store.believed(now);
         match &self.mode {
             Mode::Stored(_) => {}
-            Mode::Memory(all) => lock(all).retain(|_, known| {
+            Mode::Memory(all) => all.lock().retain(|_, known| {
                 known.kept.retain(|kept| kept.lives(now));
                 !known.kept.is_empty()
             }),
@@ -438,10 +439,6 @@ fn changes_nothing(kept: &[Kept], credentials: &Credentials, now: Timestamp) -> 
         SecretKind::Password => kept.first().is_some_and(same),
         SecretKind::Bearer => kept.iter().any(same),
     }
-}
-
-fn lock<T>(all: &Mutex<HashMap<Account, T>>) -> MutexGuard<'_, HashMap<Account, T>> {
-    all.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// When credentials are worth nothing any more: for a token, what it says of itself if it is a JWT

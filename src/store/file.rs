@@ -16,9 +16,10 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use rustix::fs::OFlags;
 
 use super::{Store, StoreError, sqlite};
@@ -174,7 +175,7 @@ impl DatabaseFile {
             return Err(io::Error::new(io::ErrorKind::NotFound, "one of its files is not there"));
         };
         if self.opened.set([database, log, index]).is_ok()
-            && let Some(lock) = &*self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+            && let Some(lock) = &*self.lock.lock()
         {
             lock.note(Some([database.1, log.1]));
         }
@@ -233,7 +234,7 @@ impl DatabaseFile {
 
     /// Lets another process serve. To be called when nothing is open any more.
     pub(super) fn release(&self) {
-        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lock = self.lock.lock();
         let holds_something =
             self.lost.load(Ordering::Relaxed) && !self.emptied.load(Ordering::Relaxed);
         if let Some(lock) = &mut *lock

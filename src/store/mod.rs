@@ -43,10 +43,11 @@ mod work;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, Row};
@@ -670,7 +671,7 @@ impl Store {
 
     /// Says so, once a minute.
     fn took_long(&self, call: Call, took: Duration) {
-        let mut said = self.said_slow.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = self.said_slow.lock();
         if said.is_some_and(|said| said.elapsed() < BETWEEN_LINES) {
             return;
         }

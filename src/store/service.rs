@@ -5,9 +5,9 @@
 //! time of day, and goes on only while a program serves phones and writes here ([`Store::count_service`]).
 //! Between two such writes the monotonic clock counts.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use sqlx::Row;
 use tokio::time::Instant;
 
@@ -170,7 +170,7 @@ impl Store {
 
 impl Service {
     fn known(&self) -> MutexGuard<'_, Option<Known>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -13,12 +13,12 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::{digest, rand};
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use parking_lot::{RwLock, RwLockReadGuard};
 use secrecy::zeroize::Zeroizing;
 
 use crate::model::{Account, Credentials, SecretKind};
@@ -267,13 +267,13 @@ impl Vault {
 
     /// The keys, read again if the file has changed. If it cannot be read those known stay.
     fn keys(&self) -> RwLockReadGuard<'_, Keys> {
-        let known = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.keys.read();
         if fs::metadata(&self.path).is_ok_and(|metadata| stamp(&metadata) == known.stamp) {
             return known;
         }
         drop(known);
         match read_keys(&self.path) {
-            Ok(keys) => *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys,
+            Ok(keys) => *self.keys.write() = keys,
             Err(unfit) => {
                 let error = unusable(unfit, &self.path);
                 tracing::error!(
@@ -282,7 +282,7 @@ impl Vault {
                 );
             }
         }
-        self.keys.read().unwrap_or_else(PoisonError::into_inner)
+        self.keys.read()
     }
 }
 

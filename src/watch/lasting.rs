@@ -6,9 +6,9 @@
 //! a coincidence may look like a lesson, each is forgotten after about a day: then it shows again, or
 //! does not.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::ways::AGREE;
@@ -152,7 +152,7 @@ impl SharedLessons {
     /// A connection was lost. Whether so many were at the same moment that it was the backend that went,
     /// where a second sees `logins` of them begin.
     pub(super) fn lost(&self, logins: usize) -> bool {
-        let mut agreed = lock(&self.0);
+        let mut agreed = self.0.lock();
         let now = Instant::now();
         let (since, count) = match agreed.moment {
             Some((since, count)) if now - since < MOMENT => (since, count + 1),
@@ -163,11 +163,11 @@ impl SharedLessons {
     }
 
     fn renewal(&self) -> Option<Duration> {
-        lock(&self.0).lesson.filter(Lesson::holds).map(|lesson| lesson.renewal)
+        self.0.lock().lesson.filter(Lesson::holds).map(|lesson| lesson.renewal)
     }
 
     fn learnt(&self, account: &Account, renewal: Duration) {
-        let mut agreed = lock(&self.0);
+        let mut agreed = self.0.lock();
         agreed.votes.retain(|(of, _)| of != account);
         if agreed.votes.len() == AGREE {
             agreed.votes.remove(0);
@@ -196,10 +196,6 @@ impl Lesson {
 
 fn alike(one: Duration, other: Duration) -> bool {
     one.abs_diff(other) <= ALIKE.max(one / 8)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Turns: so many a second, and so many under way, so that thousands of watchers do not start at once.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
@@ -54,10 +54,10 @@ impl Pacer {
         let _front = self.front.acquire().await;
         let turn = Turn(self.free.acquire().await.ok());
         let now = Instant::now();
-        let next = *self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = *self.next.lock();
         let at = next.filter(|next| *next + LATE >= now).unwrap_or(now);
         tokio::time::sleep_until(at).await;
-        *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(at + self.spacing);
+        *self.next.lock() = Some(at + self.spacing);
         turn
     }
 }
@@ -113,7 +113,7 @@ mod tests {
         let pacer = Arc::new(Pacer::new(100_000));
         let under_way = Arc::new(Mutex::new((0, 0)));
         let count = |under_way: &Mutex<(usize, usize)>, change: isize| {
-            let mut under_way = under_way.lock().unwrap();
+            let mut under_way = under_way.lock();
             under_way.0 = under_way.0.checked_add_signed(change).unwrap();
             under_way.1 = under_way.1.max(under_way.0);
         };
@@ -134,6 +134,6 @@ mod tests {
         assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
         logins.join_all().await;
         assert_eq!(began.elapsed().as_secs(), 10);
-        assert_eq!(*under_way.lock().unwrap(), (0, UNDER_WAY));
+        assert_eq!(*under_way.lock(), (0, UNDER_WAY));
     }
 }

@@ -3,8 +3,9 @@
 //! A watcher notes each turn of its life in its [`Status`], which the supervisor shares and reads;
 //! neither ever waits for the other.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
@@ -175,7 +176,7 @@ impl Status {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -230,7 +231,7 @@ mod tests {
     #[test]
     fn since_is_when_it_began_and_not_when_it_was_last_said() {
         let status = Status::new(&Arc::default(), Doing::Starting);
-        status.0.lock().unwrap().since = Timestamp(5);
+        status.0.lock().since = Timestamp(5);
         status.set(Doing::Starting);
         status.event(ChangeKind::Quiet);
         let shown = status.of(&Account::from_login("alice"));

@@ -1,10 +1,11 @@
 //! What all watchers of one backend share: its turns, its places, and what it is believed to tell.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
@@ -68,7 +69,7 @@ impl Upstreams {
     }
 
     pub(super) fn of(&self, backend: &Backend) -> Arc<Upstream> {
-        let mut known = lock(&self.known);
+        let mut known = self.known.lock();
         if known.len() >= MOST_BACKENDS {
             known.retain(|_, upstream| Arc::strong_count(upstream) > 1);
         }
@@ -102,7 +103,7 @@ impl Upstream {
     /// none. Of one with another password nothing is known yet.
     pub(super) fn master(&self, backend: &Backend) -> Option<Arc<Master>> {
         let user = backend.master()?;
-        let mut masters = lock(&self.masters);
+        let mut masters = self.masters.lock();
         let known =
             |(of, _): &(Backend, Arc<Master>)| of.master().is_some_and(|it| it.same_as(user));
         if let Some((_, master)) = masters.iter().find(|known_as| known(known_as)) {
@@ -166,10 +167,6 @@ impl Places {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,14 +190,14 @@ mod tests {
             tokio::spawn(async move {
                 loop {
                     let (place, _) = upstream.turn(false).await;
-                    lock(&watched).push(account);
+                    watched.lock().push(account);
                     upstream.wanted().await;
                     drop(place);
                 }
             });
         }
         sleep(term * 10).await;
-        let watched = lock(&watched).clone();
+        let watched = watched.lock().clone();
         assert_eq!(upstream.places.as_ref().unwrap().free.available_permits(), 0);
         let turns = |account| watched.iter().filter(|watched| **watched == account).count();
         assert!(upstreams.counters.watch_connections.hits() > 3);

@@ -1,9 +1,9 @@
 //! Whether a way of watching (NOTIFY, IDLE) tells what happens. Each account finds out for itself;
 //! only what several accounts have found out counts for all of a backend.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::model::Account;
@@ -82,13 +82,13 @@ impl Belief {
     /// Whether it may be relied on, at least between two checks: it has told something to any account
     /// of the backend, and has kept nothing from this one since.
     pub(super) fn is_proven(&self, backend: &Reliability) -> bool {
-        self.missed.is_none() && lock(&backend.0).proven
+        self.missed.is_none() && backend.0.lock().proven
     }
 
     /// It told of something by itself.
     pub(super) fn told(&mut self, backend: &Reliability) {
         (self.missed, self.refused, self.lost) = (None, 0, 0);
-        let mut record = lock(&backend.0);
+        let mut record = backend.0.lock();
         record.proven = true;
         for votes in [Evidence::doubt, Evidence::missed, Evidence::refused] {
             votes(&mut record).0.clear();
@@ -98,7 +98,7 @@ impl Belief {
     /// The backend took the command, and did not undo it soon.
     pub(super) fn accepted(&mut self, backend: &Reliability) {
         (self.refused, self.lost) = (0, 0);
-        lock(&backend.0).refused.0.clear();
+        backend.0.lock().refused.0.clear();
     }
 
     /// A look found what it had not told; a second such look counts if it is at least `apart` from
@@ -109,7 +109,7 @@ impl Belief {
         account: &Account,
         apart: Duration,
     ) -> Option<GivenUp> {
-        let mut record = lock(&backend.0);
+        let mut record = backend.0.lock();
         if record.doubt.add(account) {
             record.proven = false;
         }
@@ -150,11 +150,11 @@ impl Belief {
 
 impl Reliability {
     fn holds(&self) -> bool {
-        lock(&self.0).distrusted_until.is_none_or(|until| Instant::now() >= until)
+        self.0.lock().distrusted_until.is_none_or(|until| Instant::now() >= until)
     }
 
     fn given_up(&self, account: &Account, why: fn(&mut Evidence) -> &mut Accounts) -> GivenUp {
-        let mut record = lock(&self.0);
+        let mut record = self.0.lock();
         if !why(&mut record).add(account) {
             return GivenUp::ByAccount;
         }
@@ -186,10 +186,6 @@ impl Accounts {
         }
         self.0.len() >= AGREE
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! Who sends: the topics of a client certificate, or a provider token with Apple's checks on it.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use parking_lot::Mutex;
 use serde_json::Value;
 use x509_parser::asn1_rs::{Any, FromDer, Sequence};
 use x509_parser::der_parser::Oid;
@@ -56,7 +56,7 @@ impl Provider {
         if issued_at < now - OLDEST || issued_at > now + AHEAD {
             return Err((403, "ExpiredProviderToken"));
         }
-        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tokens = self.tokens.lock();
         if let Some((last, before)) = tokens.get(&connection)
             && last != token
             && issued_at < before + UPDATES

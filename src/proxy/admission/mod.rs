@@ -12,9 +12,10 @@ mod waiting;
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -78,7 +79,7 @@ impl Admission {
         limits: &Limits,
         counters: &Counters,
     ) -> WaitingPlace {
-        let (number, goes, crowded) = lock(&self.waiting).enter(address, limits.waiting);
+        let (number, goes, crowded) = self.waiting.lock().enter(address, limits.waiting);
         if crowded && counters.waiting.hit() {
             let limit = limits.waiting;
             tracing::warn!(
@@ -92,7 +93,7 @@ impl Admission {
 
     /// Sends a connection away on which nobody is logged in, if there is any.
     pub(super) fn make_room(&self) {
-        lock(&self.waiting).evict();
+        self.waiting.lock().evict();
     }
 
     /// Reserves a try to log in from `address`, as soon as there may be one. Which limit it met where
@@ -106,7 +107,7 @@ impl Admission {
     ) -> Result<Try, LimitHit> {
         let (mut told, mut woken_by) = (false, None);
         loop {
-            let verdict = lock(&self.tries).begin(address, account, limits, Instant::now());
+            let verdict = self.tries.lock().begin(address, account, limits, Instant::now());
             let full = match &verdict {
                 Decision::Full { freed, .. } => Some(Arc::clone(freed)),
                 _ => None,
@@ -145,7 +146,7 @@ impl Admission {
 
     /// A name or a password from `address` is wrong, as needed no backend to be seen.
     pub(super) fn failed(&self, address: IpAddr, account: Option<&Account>) {
-        let mut tries = lock(&self.tries);
+        let mut tries = self.tries.lock();
         let keys = tries.keys(address, account);
         tries.fail(&keys, Instant::now());
     }
@@ -158,8 +159,8 @@ impl Admission {
     /// The user of an account, beyond doubt, is logged in from `address`, where the account is known
     /// from now on. Warns once where all users seem to have one address.
     pub(super) fn logged_in(&self, address: IpAddr, account: &Account) {
-        lock(&self.tries).succeed(address, account, Instant::now());
-        let many = lock(&self.crowd).add(Origin::of(address), account);
+        self.tries.lock().succeed(address, account, Instant::now());
+        let many = self.crowd.lock().add(Origin::of(address), account);
         if many {
             tracing::warn!(
                 target: "mailchime::proxy::one_client_address",
@@ -196,12 +197,12 @@ impl LastOrigin {
 impl WaitingPlace {
     /// The connection is known to come from another address than that of who sent it here.
     pub(super) fn settle(&self, address: IpAddr) {
-        lock(&self.waiting).settle(self.number, address);
+        self.waiting.lock().settle(self.number, address);
     }
 
     /// A login began or ended. Whose login is under way goes after all others.
     pub(super) fn tries(&self, trying: bool) {
-        lock(&self.waiting).tries(self.number, trying);
+        self.waiting.lock().tries(self.number, trying);
     }
 
     /// Ends when the connection has to go.
@@ -212,7 +213,7 @@ impl WaitingPlace {
 
 impl Drop for WaitingPlace {
     fn drop(&mut self) {
-        lock(&self.waiting).leave(self.number);
+        self.waiting.lock().leave(self.number);
     }
 }
 
@@ -232,7 +233,7 @@ impl Try {
 
 impl Drop for Try {
     fn drop(&mut self) {
-        let mut tries = lock(&self.tries);
+        let mut tries = self.tries.lock();
         tries.end(&self.keys);
         if self.asked {
             tries.fail(&self.keys, Instant::now());
@@ -282,10 +283,6 @@ impl LimitHit {
             );
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use super::lock;
+use parking_lot::Mutex;
+
 use super::origin::Origin;
 use crate::config::Limits;
 
@@ -45,7 +46,7 @@ impl SessionPlace {
         address: IpAddr,
         limits: &Limits,
     ) -> Result<Self, Full> {
-        let mut counts = lock(sessions);
+        let mut counts = sessions.lock();
         if counts.all >= limits.sessions {
             return Err(Full::All);
         }
@@ -66,7 +67,7 @@ impl SessionPlace {
 
 impl Drop for SessionPlace {
     fn drop(&mut self) {
-        let mut counts = lock(&self.sessions);
+        let mut counts = self.sessions.lock();
         counts.all -= 1;
         for (network, _) in networks(self.address) {
             match counts.by_network.get_mut(&network) {
@@ -109,7 +110,7 @@ mod tests {
         let open: Vec<_> = open.filter_map(Result::ok).collect();
         assert_eq!(open.len(), 16, "and one of 48 bits sixteen");
         drop(open);
-        let counts = lock(&sessions);
+        let counts = sessions.lock();
         assert_eq!((counts.all, counts.by_network.len()), (0, 0));
     }
 

@@ -1,10 +1,10 @@
 //! Whether our clock and that of APNs agree. One that is wrong makes provider tokens expire before
 //! they are made, certificates end early and devices outlive their registration.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use hyper::header::HeaderValue;
+use parking_lot::Mutex;
 use tracing::warn;
 
 use crate::model::Timestamp;
@@ -25,7 +25,7 @@ impl Skew {
     /// Compares the `Date` of an answer (RFC 9110 section 6.6.1) with our clock.
     pub(super) fn look(&self, date: Option<&HeaderValue>, now: Timestamp) {
         let Some(seconds) = date.and_then(|date| ahead(date, now)) else { return };
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut warned = self.warned.lock();
         if seconds.unsigned_abs() <= TOLERATED.as_secs() {
             *warned = None;
         } else if warned.is_none_or(|at| now < at || at <= now.minus(REMINDER)) {
@@ -62,7 +62,7 @@ mod tests {
         let skew = Skew::default();
         let warned = |now| {
             skew.look(Some(&date), now);
-            *skew.warned.lock().unwrap()
+            *skew.warned.lock()
         };
         assert_eq!((warned(at(300)), warned(at(-300))), (None, None));
         assert_eq!((warned(at(301)), warned(at(400))), (Some(at(301)), Some(at(301))));

@@ -6,7 +6,6 @@
 //! [`LIFE`] from its first use. Nothing here reads a clock.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
@@ -14,6 +13,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPai
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hyper::header::HeaderValue;
+use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::model::Timestamp;
@@ -72,7 +72,7 @@ impl Tokens {
 
     /// The present one if it is good, or a new one.
     fn current(&self, now: Timestamp, good: impl FnOnce(&Minted) -> bool) -> Option<HeaderValue> {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.lock();
         if !current.as_ref().is_some_and(good) {
             *current = Some(Minted { authorization: self.mint(now)?, at: now });
         }
