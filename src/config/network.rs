@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_is_refused_and_what_was_meant_is_told() {
+    fn a_value_that_is_no_network_is_refused_with_what_was_meant() {
         let meant =
             |text: &str| text.parse::<Network>().unwrap_err().map(|meant| meant.to_string());
         assert_eq!(meant("10.1.0.0/8").as_deref(), Some("10.0.0.0/8"));

@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_of_the_format_is_told_with_its_line() {
+    fn a_line_that_breaks_the_format_is_named_with_its_number() {
         for (file, line) in [
             ("C: x\nX: y\n", 2),
             ("C: \\xg0", 1),

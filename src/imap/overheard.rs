@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_just_base64_names_nobody() {
+    fn a_message_that_is_not_plain_base64_names_no_user() {
         let first = STANDARD.encode("n,,n=user,r=ab");
         for (line, known) in [
             (first.clone(), true),

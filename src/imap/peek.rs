@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_told_without_waiting() {
+    fn numbers_are_answered_without_waiting() {
         assert_eq!(response(b"* 1"), Some(Response::Data));
         assert_eq!(response(b"* "), None);
         assert_eq!(response(b"* CAP"), None);

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn b42_the_code_tells_a_wrong_password_from_a_backend_in_trouble() {
+    fn the_code_distinguishes_a_wrong_password_from_a_backend_in_trouble() {
         for (answer, expected) in [
             ("NO [AUTHENTICATIONFAILED] Authentication failed.", Refusal::Wrong),
             ("NO [authorizationfailed] x", Refusal::Wrong),

@@ -816,7 +816,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a29_the_topic_depends_on_the_domain_of_the_user() {
+    fn the_topic_depends_on_the_domain_of_the_user() {
         let entry = |domain: Option<&str>, topic: Option<&str>| DomainTopic {
             domain: domain.map(str::to_owned),
             topic: topic.map(str::to_owned),

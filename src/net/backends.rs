@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_known_stays_and_who_moves_is_told() {
+    async fn known_backends_stay_and_accounts_that_move_are_listed() {
         let backends = backends(table(1, &[("a.example", 2)], 0));
         let (a, b) = (account("x@a.example"), account("x@b.example"));
         let (of_a, of_b) = (backends.of(&a).unwrap(), backends.of(&b).unwrap());

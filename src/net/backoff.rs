@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn b22_the_wait_grows_to_a_cap_and_is_never_nothing() {
+    fn the_wait_grows_to_a_cap_and_is_never_nothing() {
         let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
         let seconds = |failures, chance| backoff.wait(failures, chance).as_secs_f64();
         assert_eq!((seconds(1, 0.0), seconds(1, 1.0)), (0.5, 1.0));

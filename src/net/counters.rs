@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_hit_counts_and_one_a_minute_is_told() {
+    async fn each_hit_counts_and_one_a_minute_is_logged() {
         let counter = Counter::default();
         assert_eq!([counter.hit(), counter.hit()], [true, false]);
         tokio::time::advance(QUIET).await;

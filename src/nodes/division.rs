@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_or_goes_moves_its_own_share_alone() {
+    fn a_node_that_joins_or_leaves_moves_only_its_own_share() {
         let three = division("a", &["a", "b", "c"]);
         let four = division("a", &["a", "b", "c", "d"]);
         let mut moved = 0;
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_known_or_displaced_has_nothing() {
+    fn an_account_that_is_unknown_or_displaced_has_nothing() {
         let alice = Account::from_login("alice");
         let unknown = Division::unknown("a".into());
         assert_eq!((unknown.owner(&alice), unknown.is_mine(&alice)), (None, false));

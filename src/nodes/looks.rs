@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn who_shows_no_change_for_so_many_looks_is_dead() {
+    fn a_node_without_a_change_for_so_many_heartbeats_is_dead() {
         let mut looks = Looks::new(3);
         for beats in 0..10 {
             assert_eq!(looks.look(&[node("a", "1", beats), node("b", "1", beats / 3)]), []);

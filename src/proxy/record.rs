@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_says_nothing_leaves_no_file() {
+    async fn a_silent_client_leaves_no_recording() {
         let folder = tempfile::tempdir().unwrap();
         recorded(folder.path(), 1000).finish().await;
         assert!(files(folder.path()).is_empty());

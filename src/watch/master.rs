@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn b41_a_wrong_master_is_tried_by_few_and_then_by_one_each_ten_minutes() {
+    async fn a_wrong_master_is_tried_by_few_and_then_by_one_each_ten_minutes() {
         let (master, good) = (Arc::new(Master::new()), Arc::new(Mutex::new(false)));
         let (tries, watching) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         for number in 0..50 {

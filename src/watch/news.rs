@@ -59,7 +59,7 @@ impl News {
             // Some servers repeat the number at each IDLE: that is no news, or it would be for ever.
             Some(before) if count == before => {}
             Some(before) if count < before => self.other = true,
-            // After an expunge the same number is a message more (NEEDS.md B38).
+            // After an expunge the same number is a message more.
             _ => (self.grown, self.read) = (Some(count), false),
         }
     }
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_news_and_what_is_only_said_again() {
+    fn a_new_number_is_a_change_and_a_repeated_one_is_not() {
         let mut news = News::default();
         for (said, grown, other) in [
             ("* 5 EXISTS", Some(5), false),

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_urgent_does_not_wait_behind_thousands() {
+    async fn an_urgent_account_does_not_wait_behind_thousands() {
         let pacer = Arc::new(Pacer::new(100));
         for _ in 0..12_000 {
             let pacer = Arc::clone(&pacer);

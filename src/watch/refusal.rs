@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn b41_a_password_is_tried_twice_or_three_times_far_apart_and_four_times_in_all() {
+    fn a_password_is_tried_twice_or_three_times_far_apart_and_four_times_in_all() {
         let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
         let thens = |refusal: Refusal| [1, 2, 3, 4].map(|tries| then(refusal, tries, backoff, 0.0));
         let [soon, last] = RETRIES.map(Some).map(Then::Park);

@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whom_nobody_waits_for_keeps_its_place() {
+    async fn an_account_without_waiters_keeps_its_place() {
         let config = config::Watch { connections: 2, ..Default::default() };
         let upstream = Upstreams::new(&config, Arc::default()).of(&backend(1));
         let _places = (upstream.turn(false).await.0, upstream.turn(false).await.0);

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn b43_two_misses_apart_and_nothing_told_between_end_an_accounts_trust_for_a_day() {
+    async fn two_misses_apart_with_no_announcement_between_end_an_accounts_trust_for_a_day() {
         let (backend, alice) = (Reliability::default(), account(0));
         let mut way = Belief::default();
         let missed = |way: &mut Belief| way.missed(&backend, &alice, APART);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn b43_two_refusals_in_a_row_end_an_accounts_trust() {
+    async fn two_refusals_in_a_row_end_an_accounts_trust() {
         let (backend, alice) = (Reliability::default(), account(0));
         let mut way = Belief::default();
         assert_eq!(way.refused(&backend, &alice), None);

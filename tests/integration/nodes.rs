@@ -83,7 +83,7 @@ fn shares(divisions: &[&Division]) -> Vec<usize> {
 }
 
 #[tokio::test]
-async fn who_comes_and_goes_is_seen_and_the_rest_is_divided() {
+async fn nodes_that_join_or_leave_are_seen_and_the_accounts_are_divided_anew() {
     limited(async {
         let world = World::new().await;
         let mut a = world.node("a", "1").await;
@@ -123,7 +123,7 @@ async fn a_name_that_two_have_is_of_the_later_until_that_one_dies() {
 }
 
 #[tokio::test]
-async fn who_was_taken_for_dead_comes_back_and_is_told_to_read_all_again() {
+async fn a_node_taken_for_dead_comes_back_and_reads_everything_again() {
     limited(async {
         let world = World::new().await;
         let mut a = world.node("a", "1").await;
@@ -139,7 +139,7 @@ async fn who_was_taken_for_dead_comes_back_and_is_told_to_read_all_again() {
 }
 
 #[tokio::test]
-async fn what_others_change_is_told() {
+async fn a_change_by_another_session_is_announced() {
     limited(async {
         let world = World::new().await;
         let mut a = world.node("a", "1").await;

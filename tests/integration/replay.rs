@@ -36,7 +36,7 @@ fn written(text: &str) -> tempfile::NamedTempFile {
 }
 
 #[test]
-fn a_dialogue_that_holds_is_ok_and_one_that_does_not_is_told_with_its_line() {
+fn a_dialogue_that_holds_is_ok_and_one_that_does_not_names_its_line() {
     let (good, bad) = (fixture("before-login"), fs::read_to_string(fixture("goodbye")).unwrap());
     let line = 2 + bad.lines().position(|line| line.starts_with("BS: * BYE")).unwrap();
     let bad = bad.replace("BS: * BYE Logging out", "B: * BYE Logging out\nS: * BYE Gone");

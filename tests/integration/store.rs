@@ -38,13 +38,12 @@ use self::credentials::{
     several_stored_credentials, stored_credentials,
 };
 use self::nodes::{
-    a_name_is_taken_over, a_node_comes_and_goes, news_goes_with_its_node,
-    no_news_is_lost_while_it_is_taken, one_account_is_looked_up,
-    what_changes_is_news_to_the_other_nodes,
+    a_change_is_an_invalidation_for_the_other_nodes, a_name_is_taken_over, a_node_comes_and_goes,
+    news_goes_with_its_node, no_invalidation_is_lost_while_it_is_taken, one_account_is_looked_up,
 };
 use self::service::{
     a_clock_that_has_just_jumped_ends_no_token,
-    silence_is_told_by_the_time_in_which_phones_could_register,
+    silence_is_measured_by_the_time_in_which_phones_could_register,
 };
 
 const EVER: Timestamp = Timestamp(0);
@@ -199,7 +198,7 @@ contract! {
     two_devices_may_have_one_account_id,
     a_new_registration_replaces_the_old_one,
     owed_marks_outlive_a_registration,
-    a_registration_never_overwrites_what_devices_were_told,
+    a_registration_never_overwrites_the_state_that_devices_know,
     a_mailbox_that_comes_back_begins_anew,
     only_the_newest_devices_remain,
     the_device_that_registers_remains_whatever_the_clock_says,
@@ -215,7 +214,7 @@ contract! {
     expiry_takes_old_devices_alone,
     an_account_can_be_removed,
     calls_run_side_by_side,
-    who_comes_and_goes_at_once_is_not_lost,
+    a_node_that_joins_and_leaves_at_once_is_not_lost,
     everything_of_an_account_goes_in_one_call,
     a_batch_of_any_size_is_written,
     credentials_go_when_they_expire,
@@ -229,13 +228,13 @@ contract! {
     what_one_backend_accepted_is_nothing_to_another,
     a_backend_may_get_a_name,
     devices_outlive_a_password_by_25_hours,
-    silence_is_told_by_the_time_in_which_phones_could_register,
+    silence_is_measured_by_the_time_in_which_phones_could_register,
     a_clock_that_has_just_jumped_ends_no_token,
     a_node_comes_and_goes,
     a_name_is_taken_over,
-    what_changes_is_news_to_the_other_nodes,
+    a_change_is_an_invalidation_for_the_other_nodes,
     news_goes_with_its_node,
-    no_news_is_lost_while_it_is_taken,
+    no_invalidation_is_lost_while_it_is_taken,
     one_account_is_looked_up,
     a_closed_store_says_so,
 }
@@ -315,7 +314,7 @@ async fn owed_marks_outlive_a_registration(store: Store) {
     assert_eq!(store.owed_accounts().await.unwrap(), [alice()]);
 }
 
-async fn a_registration_never_overwrites_what_devices_were_told(store: Store) {
+async fn a_registration_never_overwrites_the_state_that_devices_know(store: Store) {
     register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
     register(&store, device(&alice(), 'a'), &["INBOX"], 6, 200).await;
     register(&store, device(&alice(), 'b'), &["INBOX", "Sent"], 7, 300).await;
@@ -438,7 +437,7 @@ async fn credentials_go_when_they_expire(store: Store) {
     assert_eq!(store.erase_credentials(None).await.unwrap(), 0);
 }
 
-async fn who_comes_and_goes_at_once_is_not_lost(store: Store) {
+async fn a_node_that_joins_and_leaves_at_once_is_not_lost(store: Store) {
     let mut tasks = tokio::task::JoinSet::new();
     for digit in ['a', 'b', 'c'] {
         let store = store.clone();

@@ -394,7 +394,7 @@ async fn courier_with_a_tilde_in_the_password() {
 /// It accepts IDLE and tells nothing; then it is polled, and its UIDVALIDITY is another one at each
 /// poll.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn b43_imap4d_is_found_out_and_polled() {
+async fn imap4d_announces_nothing_in_idle_and_is_polled() {
     let Some(imap4d) = Imap4d::start("watch_servers::b43_imap4d") else { return };
     limited(async {
         let login = Imap4d::login_name(ALICE.0);

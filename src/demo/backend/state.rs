@@ -333,7 +333,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_expunge_waits_until_it_may_be_told() {
+    fn an_expunge_waits_until_it_may_be_sent() {
         let mut mailbox = Mailbox::new(1);
         for _ in 0..3 {
             mailbox.append(Bytes::new(), Vec::new(), SystemTime::now());

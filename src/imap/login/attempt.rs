@@ -224,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_backend_takes_is_told_by_its_list() {
+    fn the_list_of_a_backend_says_which_logins_it_takes() {
         for (list, passwords, tokens) in [
             ("IMAP4rev1", true, false),
             ("IMAP4rev1 AUTH=OAUTHBEARER", true, true),

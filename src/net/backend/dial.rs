@@ -320,7 +320,7 @@ mod tests {
 
     /// Whatever their order, a BYE tells more than another word, and any word more than none.
     #[tokio::test]
-    async fn what_one_address_says_is_told_although_others_say_less() {
+    async fn the_reason_of_one_address_is_reported_although_others_give_less() {
         let (closed, refusing) = listener().await;
         drop(closed);
         let (bye, other) = (greets(b"* BYE no\r\n").await, greets(b"220 x\r\n").await);

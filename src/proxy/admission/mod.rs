@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_tries_while_too_many_do_waits_for_their_answers() {
+    async fn a_try_while_too_many_are_under_way_waits_for_their_answers() {
         let (admission, counters) = (Arc::new(Admission::default()), Arc::new(Counters::default()));
         let peer = PEER.parse().unwrap();
         let trying = |name: String| {
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn many_accounts_of_one_address_alone_are_told_of_once() {
+    fn many_accounts_of_one_address_alone_make_one_log_line() {
         let mut crowd = LastOrigin::default();
         let origin = |text: &str| Origin::of(text.parse().unwrap());
         let account = |at: usize| Account::from_login(&format!("user{at}"));

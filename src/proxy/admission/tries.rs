@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_known_gets_in_whatever_others_do() {
+    fn a_known_user_gets_in_whatever_others_do() {
         let mut play = Play::new();
         play.succeed("192.0.2.1", ALICE);
         for name in ["x", "y", "z"] {

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn whose_login_is_under_way_goes_last_and_who_left_is_forgotten() {
+    fn a_connection_whose_login_is_under_way_goes_last_and_closed_ones_are_forgotten() {
         let mut waiting = WaitingRoom::default();
         let (first, first_goes, _) = waiting.enter(ip("192.0.2.1"), 2);
         waiting.tries(first, true);

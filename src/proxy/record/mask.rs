@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_and_account_ids_are_told_apart_and_no_more() {
+    fn tokens_and_account_ids_can_be_distinguished_and_no_more() {
         let mut masks = Masks::default();
         let tokens = ["AB".repeat(32), "CD".repeat(32), "AB".repeat(32)];
         let [a, b, again] = tokens.map(|token| text(masks.token(token.as_bytes())));

@@ -650,7 +650,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_said_it_is_a_dialogue(
+        fn any_conversation_is_a_dialogue(
             said in prop::collection::vec(
                 (
                     0usize..6,

@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn b25_the_alarm_counts_each_token_once_among_the_last() {
+    fn the_alarm_counts_each_token_once_among_the_last() {
         let now = Instant::now();
         let mut alarm = TokenAlarm::default();
         let mut answered = |n: usize, bad| {
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn who_makes_up_tokens_accounts_or_both_has_one_vote() {
+    fn a_user_with_invented_tokens_accounts_or_both_has_one_vote() {
         let now = Instant::now();
         let account = |login: &str| Account::from_login(login);
         let mut alarm = TokenAlarm::default();
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn the_alarm_is_told_once_an_hour_not_for_each_push() {
+    fn the_alarm_is_logged_once_an_hour_not_for_each_push() {
         let now = Instant::now();
         let alice = Account::from_login("alice");
         let mut alarm = TokenAlarm::default();

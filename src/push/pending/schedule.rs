@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_to_wait_is_passed_over_until_the_time_and_keeps_the_order() {
+    fn an_account_that_has_to_wait_is_passed_over_until_its_time_and_keeps_its_place() {
         let now = Instant::now();
         let later = |seconds| now + Duration::from_secs(seconds);
         let mut schedule = Schedule::default();

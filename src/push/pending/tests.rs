@@ -326,7 +326,7 @@ fn domains_of_a_backend_over_its_rate_take_turns_and_nothing_is_lost_at_the_end(
 }
 
 #[test]
-fn b17_a_delay_that_begins_anew_has_an_end() {
+fn a_delay_that_begins_anew_has_an_end() {
     let mut play = Play::with([phone("a")]);
     let mut pushes = Vec::new();
     for second in 0..240 {
@@ -338,7 +338,7 @@ fn b17_a_delay_that_begins_anew_has_an_end() {
 }
 
 #[test]
-fn b18_a_change_after_a_push_is_put_off_and_never_dropped() {
+fn a_change_after_a_push_is_put_off_and_never_dropped() {
     let mut play = Play::with([phone("a")]);
     play.mail("INBOX", 1);
     play.until(1.0);
@@ -350,7 +350,7 @@ fn b18_a_change_after_a_push_is_put_off_and_never_dropped() {
 }
 
 #[test]
-fn b18_a_change_while_a_push_is_under_way_causes_another() {
+fn a_change_while_a_push_is_under_way_causes_another() {
     let mut play = Play::with([phone("a")]);
     play.apns = None;
     play.mail("INBOX", 1);
@@ -409,7 +409,7 @@ fn a_state_of_which_nothing_was_announced_moves_the_row_and_pushes_nothing() {
 }
 
 #[test]
-fn a_state_that_is_being_told_is_not_told_again() {
+fn a_state_that_is_being_pushed_is_not_pushed_again() {
     let mut play = Play::with([phone("a")]);
     play.apns = None;
     play.mail("INBOX", 7);
@@ -439,7 +439,7 @@ fn only_devices_of_this_topic_and_mailbox_are_pushed_and_the_others_hold_up_noth
 }
 
 #[test]
-fn b20_an_outage_is_marked_the_row_moves_and_one_push_after_another_tries() {
+fn an_outage_is_marked_the_row_moves_and_one_push_after_another_tries() {
     let bob = Account::from_login("bob");
     let mut play = Play::with([phone("a"), phone_of(&bob, "b")]);
     play.apns = Some(down(None));
@@ -502,7 +502,7 @@ fn the_wait_in_an_outage_has_a_cap_and_what_apns_asks_for_counts() {
 }
 
 #[test]
-fn b24_410_removes_the_row_only_if_it_is_older() {
+fn status_410_removes_the_row_only_if_it_is_older() {
     let mut play = Play::with([phone("a")]);
     for (since, removed) in [
         (None, true),
@@ -521,7 +521,7 @@ fn b24_410_removes_the_row_only_if_it_is_older() {
 }
 
 #[test]
-fn b25_a_bad_token_is_removed_and_most_of_them_are_not() {
+fn a_bad_token_is_removed_unless_most_tokens_are_called_bad() {
     let renewed = |name: &str| Target { heard_at: NOW.minus(RENEWED), ..phone(name) };
     let mut play = Play::with(["a", "b", "c"].map(renewed));
     play.apns = None;
@@ -545,7 +545,7 @@ fn b25_a_bad_token_is_removed_and_most_of_them_are_not() {
 }
 
 #[test]
-fn b25_the_only_phone_of_all_is_removed_too() {
+fn the_only_phone_of_all_is_removed_too() {
     // It was good, and is not any more.
     let renewed = Target { heard_at: NOW, ..phone("a") };
     let mut play = Play::with([renewed.clone()]);
@@ -659,7 +659,7 @@ fn a_certificate_of_another_kind_is_tried_with_tokens_that_were_bad_twice() {
 }
 
 #[test]
-fn who_is_removed_elsewhere_is_told_nothing_more() {
+fn a_device_that_is_removed_elsewhere_gets_no_more_pushes() {
     let mut play = Play::with([phone("a")]);
     play.mail("INBOX", 7);
     play.until(1.0);
@@ -671,7 +671,7 @@ fn who_is_removed_elsewhere_is_told_nothing_more() {
 }
 
 #[test]
-fn b26_a_device_that_does_not_take_the_topic_is_owed_its_push_until_it_does() {
+fn a_device_that_does_not_take_the_topic_is_owed_its_push_until_it_does() {
     let mut play = Play::with([phone("a"), phone("b")]);
     play.apns = None;
     play.mail("INBOX", 7);
@@ -746,7 +746,7 @@ fn a_turn_that_cannot_be_used_goes_to_others() {
 }
 
 #[test]
-fn b27_429_leaves_that_device_alone_and_keeps_its_mark() {
+fn status_429_pauses_that_device_and_keeps_its_mark() {
     let mut play = Play::with([phone("a"), phone("b")]);
     play.apns = None;
     play.mail("INBOX", 7);
@@ -834,7 +834,7 @@ fn a_database_that_fails_loses_nothing_and_does_not_delay_what_is_known() {
 }
 
 #[test]
-fn what_is_owed_since_an_earlier_run_is_pushed_at_once() {
+fn pushes_owed_since_an_earlier_run_are_sent_at_once() {
     let mut owed = phone("a");
     owed.mailboxes[1].1 = true;
     let mut play = Play::with([owed, phone("b")]);
@@ -860,7 +860,7 @@ fn what_others_have_marked_is_pushed_to_a_device_that_is_known() {
 }
 
 #[test]
-fn at_the_end_what_devices_were_not_told_of_is_marked() {
+fn at_the_end_unsent_pushes_are_marked_as_owed() {
     let mut play = Play::with([phone("a"), phone("b")]);
     play.apns = None;
     play.quiet("Notes", 3);
@@ -905,7 +905,7 @@ fn a_mailbox_that_is_no_longer_registered_holds_up_nothing() {
 }
 
 #[test]
-fn many_mailboxes_are_told_in_several_pushes() {
+fn many_mailboxes_go_in_several_pushes() {
     let mut target = phone("a");
     target.mailboxes = (0..150).map(|n| (Mailbox::new(&format!("{n:03}")), false)).collect();
     let mut play = Play::with([target]);
@@ -949,7 +949,7 @@ fn events_are_not_taken_in_without_end_while_nobody_can_be_read() {
 }
 
 #[test]
-fn a29_one_topic_that_is_refused_holds_up_no_other() {
+fn one_topic_that_is_refused_holds_up_no_other() {
     let mut other = phone("b");
     other.device.topic = "com.apple.mail.XServer.2".into();
     let mut play = Play::with([phone("a"), other.clone()]);
@@ -988,7 +988,7 @@ fn a_new_certificate_is_tried_at_once_and_late_words_about_the_old_one_count_no_
 }
 
 #[test]
-fn what_is_to_be_told_under_a_topic_that_is_gone_is_marked() {
+fn a_push_under_a_topic_that_is_gone_is_marked_as_owed() {
     let mut play = Play::with([phone("a")]);
     play.apns = None;
     play.mail("INBOX", 7);

@@ -193,7 +193,7 @@ async fn what_is_not_asked_rightly_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_says_nothing_is_hung_up_on() {
+async fn a_silent_client_is_disconnected() {
     limited(async {
         let server = Server::start().await;
         let mut silent = TcpStream::connect(server.address).await.unwrap();

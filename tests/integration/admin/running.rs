@@ -191,7 +191,7 @@ async fn readiness_follows_the_backend_and_the_database() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn watchers_test_pushes_and_explanations_are_told() {
+async fn watchers_test_pushes_and_explanations_are_shown() {
     limited(async {
         let world = World::start().await;
         let nobody = get(world.admin, "/watchers").await.json();

@@ -231,7 +231,7 @@ async fn a_client_that_says_nothing_makes_room_for_others() {
 }
 
 #[tokio::test]
-async fn who_has_most_connections_loses_the_oldest_of_them() {
+async fn the_network_with_most_connections_loses_its_oldest() {
     limited(async {
         let world = World::new().await;
         world.configure("[log]", "[limits]\nwaiting = 10\n[log]");
@@ -303,9 +303,9 @@ async fn a_login_is_answered_no_where_all_sessions_are_taken() {
 
 /// Dovecot answers a wrong password after two seconds, and a right one at once.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_hangs_up_before_the_answer_has_tried_all_the_same() {
+async fn a_try_counts_even_if_the_client_hangs_up_before_the_answer() {
     const LIMIT: usize = 10;
-    let test = "attacks::admission::who_hangs_up_before_the_answer_has_tried_all_the_same";
+    let test = "attacks::admission::a_try_counts_even_if_the_client_hangs_up_before_the_answer";
     let options = Options { extra: "auth_failure_delay = 2 secs\n", ..Options::default() };
     let Some(dovecot) = Dovecot::start(test, &options) else { return };
     limited(async {

@@ -5,7 +5,7 @@ use crate::support::limited;
 use crate::support::world::{LOGIN, PASSWORD, World};
 
 #[tokio::test]
-async fn without_compression_nobody_is_offered_it_or_gets_it() {
+async fn where_compression_is_off_no_client_is_offered_it_or_gets_it() {
     limited(async {
         let world = World::new().await;
         world.backend.behave(|behaviour| behaviour.add("COMPRESS=DEFLATE"));

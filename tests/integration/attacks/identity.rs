@@ -105,8 +105,8 @@ async fn bob_claims_to_be_alice(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_claims_to_be_another_is_not_at_a_real_courier() {
-    let test = "attacks::identity::who_claims_to_be_another_is_not_at_a_real_courier";
+async fn a_claimed_identity_is_not_believed_at_a_real_courier() {
+    let test = "attacks::identity::a_claimed_identity_is_not_believed_at_a_real_courier";
     for mode in ["stored", "memory"] {
         let Some(courier) = Courier::start(test) else { return };
         limited(async {
@@ -120,8 +120,8 @@ async fn who_claims_to_be_another_is_not_at_a_real_courier() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_claims_to_be_another_is_not_at_a_real_imap4d() {
-    let test = "attacks::identity::who_claims_to_be_another_is_not_at_a_real_imap4d";
+async fn a_claimed_identity_is_not_believed_at_a_real_imap4d() {
+    let test = "attacks::identity::a_claimed_identity_is_not_believed_at_a_real_imap4d";
     for mode in ["stored", "memory"] {
         let Some(imap4d) = Imap4d::start(test) else { return };
         limited(async {
@@ -282,7 +282,7 @@ async fn events_of(mode: &str, change: impl FnOnce(&mut Config), lines: &[String
 
 /// In each mode of `[credentials]` and by each mechanism that has room for a claim.
 #[tokio::test]
-async fn of_a_claimed_identity_nothing_is_told_and_nothing_is_stored() {
+async fn a_claimed_identity_makes_no_event_and_nothing_is_stored() {
     limited(async {
         let encode = |text: &str| BASE64_STANDARD.encode(text);
         let plain = |text: &str| vec![format!("a AUTHENTICATE PLAIN {}", encode(text))];

@@ -142,12 +142,12 @@ async fn nobody_else_is_banned(format: &str) {
 }
 
 #[tokio::test]
-async fn the_filter_bans_who_guessed_in_text() {
+async fn the_filter_bans_a_guesser_in_a_text_log() {
     limited(nobody_else_is_banned("text")).await;
 }
 
 #[tokio::test]
-async fn the_filter_bans_who_guessed_in_json() {
+async fn the_filter_bans_a_guesser_in_a_json_log() {
     limited(nobody_else_is_banned("json")).await;
 }
 

@@ -277,8 +277,8 @@ async fn no_secret_is_left_where_a_master_user_watches() {
 
 /// What a real server accepts without being shown the password; a token is as good as one.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_secret_is_left_of_who_does_not_show_the_password() {
-    let test = "attacks::secrets::no_secret_is_left_of_who_does_not_show_the_password";
+async fn a_login_that_hides_the_password_leaves_no_secret() {
+    let test = "attacks::secrets::a_login_that_hides_the_password_leaves_no_secret";
     let options = Options { tokens: true, ..Options::default() };
     let Some(dovecot) = Dovecot::start(test, &options) else { return };
     limited(async {

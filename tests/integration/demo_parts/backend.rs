@@ -175,7 +175,7 @@ async fn idle_and_what_follows_it_in_one_packet() {
 }
 
 #[tokio::test]
-async fn an_expunge_is_not_told_in_the_middle_of_a_fetch() {
+async fn no_expunge_comes_in_the_middle_of_a_fetch() {
     limited(async {
         let backend = backend().await;
         for _ in 0..2 {

@@ -72,8 +72,8 @@ impl fmt::Display for Tally {
 }
 
 #[test]
-fn after_a_storm_every_device_has_been_told_of_everything() {
-    let test = "faults::storm::after_a_storm_every_device_has_been_told_of_everything";
+fn after_a_storm_every_device_has_a_push_for_each_change() {
+    let test = "faults::storm::after_a_storm_every_device_has_a_push_for_each_change";
     let storm = || {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         runtime.worker_threads(2).enable_all().build().unwrap().block_on(the_storm_itself());

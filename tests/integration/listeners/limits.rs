@@ -28,7 +28,7 @@ async fn one_address_has_so_many_sessions_and_no_more() {
 }
 
 #[tokio::test]
-async fn who_guesses_passwords_is_not_heard_for_a_while() {
+async fn an_address_that_guesses_passwords_is_refused_for_a_while() {
     limited(async {
         let backend = demo_backend(&["alice"]).await;
         let world = World::start(backend.address(), |config| {
@@ -53,7 +53,7 @@ async fn who_guesses_passwords_is_not_heard_for_a_while() {
 }
 
 #[tokio::test]
-async fn who_does_not_log_in_is_sent_away_and_counted() {
+async fn a_client_that_does_not_log_in_is_disconnected_and_counted() {
     limited(async {
         let backend = demo_backend(&[]).await;
         let world = World::start(backend.address(), |config| {

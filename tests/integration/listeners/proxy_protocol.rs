@@ -114,7 +114,7 @@ async fn a_header_that_does_not_come_ends_with_the_handshake_timeout() {
 }
 
 #[tokio::test]
-async fn nobody_else_is_believed() {
+async fn only_trusted_networks_may_send_a_proxy_header() {
     limited(async {
         let backend = listener().await;
         let world = World::start(backend.local_addr().unwrap(), trusting(&["192.0.2.0/24"])).await;

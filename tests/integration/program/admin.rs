@@ -174,7 +174,7 @@ async fn the_one_that_runs_is_asked_for_watchers_and_test_pushes() {
 }
 
 #[tokio::test]
-async fn who_cannot_be_asked_is_told_why() {
+async fn a_mailchime_that_cannot_be_asked_is_reported_with_the_reason() {
     limited(async {
         let world = World::new().await;
         for arguments in [&["watchers"][..], &["push", LOGIN]] {
@@ -234,7 +234,7 @@ async fn a_good_world_is_found_good() {
 }
 
 #[tokio::test]
-async fn the_mailchime_that_runs_is_told_of_a_removal() {
+async fn a_removal_reaches_the_mailchime_that_runs() {
     limited(async {
         let world = World::new().await;
         let server = world.serve_with_admin().await;

@@ -99,7 +99,7 @@ async fn a_renewed_certificate_for_apns_is_read_by_itself() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_ends_soon_or_has_ended_is_said() {
+async fn a_certificate_that_ends_soon_or_has_ended_is_reported() {
     limited(async {
         let world = World::new().await;
         let certificate = |days: i64| {

@@ -29,7 +29,7 @@ async fn it_outlives_a_shortage_of_file_descriptors() {
 }
 
 #[tokio::test]
-async fn what_strangers_send_costs_little_and_harms_nobody() {
+async fn input_from_strangers_costs_little_and_harms_no_session() {
     limited(async {
         let world = World::new().await;
         let mut server = world.serve().await;

@@ -129,7 +129,7 @@ async fn cyrus_by_authorization_identity() {
 
 /// Each of fifty phones comes with a good password of its user; the master's is wrong.
 #[tokio::test]
-async fn b41_a_wrong_master_password_is_tried_by_few_and_said_aloud() {
+async fn a_wrong_master_password_is_tried_by_few_accounts_and_reported() {
     limited(async {
         let world = World::new().await;
         world.watch_as(("boss", "wrong"), "login_template = \"{user}*{master}\"");
@@ -209,9 +209,9 @@ async fn whom_the_master_may_not_act_as_waits_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_hides_the_password_is_watched_too() {
+async fn a_user_whose_login_hides_the_password_is_watched_too() {
     let options = Options { master: true, ..Options::default() };
-    let test = "program::master::who_hides_the_password_is_watched_too";
+    let test = "program::master::a_user_whose_login_hides_the_password_is_watched_too";
     let Some(dovecot) = Dovecot::start(test, &options) else { return };
     limited(async {
         let world = World::new().await;

@@ -162,8 +162,9 @@ fn fair(shares: &[usize]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_nodes_lose_no_push_whoever_is_killed_stopped_or_started() {
-    let test = "program::nodes::three_nodes_lose_no_push_whoever_is_killed_stopped_or_started";
+async fn three_nodes_lose_no_push_when_any_of_them_is_killed_stopped_or_started() {
+    let test =
+        "program::nodes::three_nodes_lose_no_push_when_any_of_them_is_killed_stopped_or_started";
     let Some(mut cluster) = Cluster::new(test).await else { return };
     limited(async {
         let mut a = cluster.start("a", "").await;

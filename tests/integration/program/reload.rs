@@ -68,7 +68,7 @@ async fn a_configuration_that_is_wrong_changes_nothing_and_the_log_says_why() {
 }
 
 #[tokio::test]
-async fn what_takes_effect_at_the_next_start_is_told() {
+async fn a_reload_names_the_keys_that_need_a_restart() {
     limited(async {
         let world = World::new().await;
         let mut server = world.serve().await;
@@ -103,7 +103,7 @@ impl Systemd {
 }
 
 #[tokio::test]
-async fn systemd_is_told_what_goes_on() {
+async fn systemd_gets_each_state_of_the_service() {
     limited(async {
         let world = World::new().await;
         let systemd = Systemd(UnixDatagram::bind(world.file("notify")).unwrap());

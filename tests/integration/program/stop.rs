@@ -31,7 +31,7 @@ async fn sigterm_ends_sessions_with_a_goodbye() {
 }
 
 #[tokio::test]
-async fn who_does_not_hang_up_cannot_hold_up_the_end() {
+async fn a_client_that_does_not_hang_up_cannot_delay_the_end() {
     limited(async {
         let world = World::new().await;
         let mut server = world.serve().await;

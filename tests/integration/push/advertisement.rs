@@ -34,7 +34,7 @@ async fn offered(certificates: &Certificates, to: SocketAddr, login: &str) -> [b
 }
 
 #[tokio::test]
-async fn b10_push_is_offered_to_those_for_whom_there_is_a_valid_identity() {
+async fn push_is_offered_to_accounts_that_have_a_valid_identity() {
     limited(async {
         let certificates = Certificates::new();
         let backend = Backend::start(listener().await, None).unwrap();

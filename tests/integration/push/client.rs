@@ -90,7 +90,7 @@ async fn each_answer_has_its_outcome() {
 }
 
 #[tokio::test]
-async fn b33_b35_a_push_has_the_headers_that_large_senders_use() {
+async fn a_push_has_the_headers_that_large_senders_use() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
@@ -129,7 +129,7 @@ async fn b33_b35_a_push_has_the_headers_that_large_senders_use() {
 }
 
 #[tokio::test]
-async fn b20_after_a_goaway_what_is_under_way_ends_and_the_next_push_has_a_new_connection() {
+async fn after_a_goaway_requests_under_way_end_and_the_next_push_has_a_new_connection() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
@@ -148,7 +148,7 @@ async fn b20_after_a_goaway_what_is_under_way_ends_and_the_next_push_has_a_new_c
 }
 
 #[tokio::test]
-async fn b21_a_connection_that_breaks_costs_one_more_attempt_and_not_the_push() {
+async fn a_connection_that_breaks_costs_one_more_attempt_and_not_the_push() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
@@ -168,7 +168,7 @@ async fn b21_a_connection_that_breaks_costs_one_more_attempt_and_not_the_push() 
 }
 
 #[tokio::test]
-async fn b21_a_request_has_a_deadline_and_the_next_one_does_not_wait_behind_it() {
+async fn a_request_has_a_deadline_and_the_next_one_does_not_wait_behind_it() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
@@ -187,7 +187,7 @@ async fn b21_a_request_has_a_deadline_and_the_next_one_does_not_wait_behind_it()
 }
 
 #[tokio::test]
-async fn b21_an_idle_connection_that_is_dead_is_found_by_a_ping() {
+async fn a_ping_finds_an_idle_connection_that_is_dead() {
     // The limit is by the clock that is stopped below.
     let test = async {
         let certificates = Certificates::new();
@@ -246,7 +246,7 @@ where
 }
 
 #[tokio::test]
-async fn b22_many_pushes_dial_once_and_after_a_failure_nobody_dials_for_a_while() {
+async fn many_pushes_dial_once_and_after_a_failure_none_dials_for_a_while() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
@@ -278,7 +278,7 @@ async fn b22_many_pushes_dial_once_and_after_a_failure_nobody_dials_for_a_while(
 }
 
 #[tokio::test]
-async fn b22_a_server_that_says_nothing_is_given_up() {
+async fn a_server_that_says_nothing_is_given_up() {
     limited(async {
         let certificates = Certificates::new();
         let silent = listener().await;
@@ -293,7 +293,7 @@ async fn b22_a_server_that_says_nothing_is_given_up() {
 }
 
 #[tokio::test]
-async fn b23_b31_who_is_not_believed_is_said_and_nothing_is_sent() {
+async fn an_apns_server_that_is_not_trusted_is_named_and_gets_nothing() {
     limited(async {
         let (ours, theirs) = (Certificates::new(), Certificates::new());
         let stand_in = theirs.stand_in().await;
@@ -322,7 +322,7 @@ async fn b23_b31_who_is_not_believed_is_said_and_nothing_is_sent() {
 }
 
 #[tokio::test]
-async fn b20_a_refused_stream_is_sent_again_on_the_same_connection() {
+async fn a_refused_stream_is_sent_again_on_the_same_connection() {
     limited(async {
         let certificates = Certificates::new();
         let listener = listener().await;
@@ -357,7 +357,7 @@ fn frame(kind: u8, payload: &[u8]) -> Bytes {
 }
 
 #[tokio::test]
-async fn b29_what_a_goaway_says_is_told_and_what_it_did_not_process_is_sent_again() {
+async fn the_reason_of_a_goaway_is_reported_and_unprocessed_requests_are_sent_again() {
     limited(async {
         let certificates = Certificates::new();
         let listener = listener().await;

@@ -197,7 +197,8 @@ async fn a_change_becomes_a_push_to_each_device_and_then_the_row_moves() {
 }
 
 #[tokio::test]
-async fn b24_b25_a_dead_device_is_removed_and_the_watcher_of_nobody_may_stop() {
+async fn a_dead_device_is_removed_and_an_account_without_devices_is_reported_to_the_watching_side()
+{
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
@@ -288,7 +289,7 @@ const NOT_GONE: [(u16, &str); 32] = [
 ];
 
 #[tokio::test]
-async fn what_is_owed_stays_owed_for_every_answer_that_does_not_say_that_the_device_is_gone() {
+async fn a_push_stays_owed_for_every_answer_that_does_not_say_that_the_device_is_gone() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
@@ -568,7 +569,7 @@ async fn a_push_has_one_line_in_the_log_and_no_line_has_a_token() {
 }
 
 #[tokio::test]
-async fn b10_nothing_is_lost_while_the_certificate_is_expired() {
+async fn nothing_is_lost_while_the_certificate_is_expired() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
@@ -603,7 +604,7 @@ async fn b10_nothing_is_lost_while_the_certificate_is_expired() {
 }
 
 #[tokio::test]
-async fn a_device_of_a_topic_that_comes_later_is_told_what_it_is_owed() {
+async fn a_device_of_a_topic_that_is_added_later_gets_its_owed_push() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;

@@ -77,7 +77,7 @@ fn pkcs12(
 }
 
 #[tokio::test]
-async fn a6_a_pkcs12_file_is_as_good_as_two_pem_files_with_old_ciphers_too() {
+async fn a_pkcs12_file_is_as_good_as_two_pem_files_with_old_ciphers_too() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
@@ -118,8 +118,8 @@ async fn a6_a_pkcs12_file_is_as_good_as_two_pem_files_with_old_ciphers_too() {
 
 /// The same ciphers from another hand: RC2-40 for the certificate, 3DES for the key, SHA-1.
 #[test]
-fn a6_a_pkcs12_file_of_openssl_is_read() {
-    const TEST: &str = "a6_a_pkcs12_file_of_openssl_is_read";
+fn a_pkcs12_file_of_openssl_is_read() {
+    const TEST: &str = "a_pkcs12_file_of_openssl_is_read";
     let certificates = Certificates::new();
     let write = |options: &[&str]| {
         Command::new("openssl")
@@ -154,7 +154,7 @@ fn a6_a_pkcs12_file_of_openssl_is_read() {
 }
 
 #[tokio::test]
-async fn a29_each_domain_has_its_identity_and_each_topic_its_client() {
+async fn each_domain_has_its_identity_and_each_topic_its_client() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
@@ -207,7 +207,7 @@ async fn a29_each_domain_has_its_identity_and_each_topic_its_client() {
 }
 
 #[test]
-fn what_is_wrong_with_an_identity_is_said_with_its_key() {
+fn an_error_in_an_identity_names_its_key() {
     let certificates = Certificates::new();
     let mut config = certificates.config(([127, 0, 0, 1], 1).into());
     let said = |config: &config::Apns| {
@@ -240,7 +240,7 @@ fn what_is_wrong_with_an_identity_is_said_with_its_key() {
 }
 
 #[tokio::test]
-async fn a7_a_reload_loses_no_push_and_the_next_one_has_the_new_certificate() {
+async fn a_reload_loses_no_push_and_the_next_one_has_the_new_certificate() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
@@ -282,7 +282,7 @@ async fn a7_a_reload_loses_no_push_and_the_next_one_has_the_new_certificate() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn b10_an_offer_is_withdrawn_when_the_certificate_ends_and_back_with_a_new_one() {
+async fn an_offer_is_withdrawn_when_the_certificate_ends_and_back_with_a_new_one() {
     // The clock that is stopped goes from event to event.
     let test = async {
         let certificates = Certificates::new();

@@ -28,7 +28,7 @@ fn provider(
 }
 
 #[tokio::test]
-async fn a6_b28_a_key_signs_one_token_for_all_pushes() {
+async fn a_key_signs_one_token_for_all_pushes() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;

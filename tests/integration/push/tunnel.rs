@@ -40,7 +40,7 @@ fn proxy(listener: TcpListener, answer: &'static str) -> Arc<Mutex<Vec<String>>>
 }
 
 #[tokio::test]
-async fn a27_a_proxy_is_asked_for_a_tunnel_and_sees_no_more_than_where_it_leads() {
+async fn a_proxy_is_asked_for_a_tunnel_and_sees_only_its_destination() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
@@ -75,7 +75,7 @@ async fn a27_a_proxy_is_asked_for_a_tunnel_and_sees_no_more_than_where_it_leads(
 }
 
 #[tokio::test]
-async fn a_proxy_that_refuses_or_talks_nonsense_is_said_and_its_login_is_not() {
+async fn a_proxy_that_refuses_or_talks_nonsense_is_reported_without_its_login() {
     limited(async {
         let certificates = Certificates::new();
         let login_file = certificates.folder.path().join("login");

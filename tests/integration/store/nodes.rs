@@ -66,7 +66,7 @@ pub(super) async fn a_name_is_taken_over(store: Store) {
     assert_eq!(news(&store, "a").await, ["alice@example.org!"]);
 }
 
-pub(super) async fn what_changes_is_news_to_the_other_nodes(store: Store) {
+pub(super) async fn a_change_is_an_invalidation_for_the_other_nodes(store: Store) {
     let (a, b, c) = (node(&store, "a", "1").await, node(&store, "b", "2").await, &store);
     node(&store, "c", "3").await;
     register(&a, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
@@ -126,7 +126,7 @@ pub(super) async fn news_goes_with_its_node(store: Store) {
     assert_eq!(news(&store, "b").await, [""; 0], "who joins reads everything anyway");
 }
 
-pub(super) async fn no_news_is_lost_while_it_is_taken(store: Store) {
+pub(super) async fn no_invalidation_is_lost_while_it_is_taken(store: Store) {
     const ROUNDS: i64 = 40;
     let a = node(&store, "a", "1").await;
     let c = node(&store, "c", "3").await;
@@ -173,8 +173,8 @@ pub(super) async fn one_account_is_looked_up(store: Store) {
 }
 
 #[tokio::test]
-async fn who_takes_news_waits_for_what_is_being_written() {
-    let test = "store::nodes::who_takes_news_waits_for_what_is_being_written";
+async fn taking_invalidations_waits_for_those_being_written() {
+    let test = "store::nodes::taking_invalidations_waits_for_those_being_written";
     let Some(database) = postgres::Database::make(test).await else { return };
     limited(async {
         let (a, b) = (database.open().await, database.open().await);

@@ -173,8 +173,8 @@ async fn refused(bouncer: &PgBouncer, url: &str, server: SocketAddr) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_pgbouncer_cannot_do_is_said_by_name_at_the_start() {
-    let test = "store::pooled::what_pgbouncer_cannot_do_is_said_by_name_at_the_start";
+async fn the_start_names_the_setting_that_pgbouncer_lacks() {
+    let test = "store::pooled::the_start_names_the_setting_that_pgbouncer_lacks";
     let Some(server) = Postgres::start(test) else { return };
     let Some(by_statement) = PgBouncer::start(test, &server, "statement", IGNORES) else { return };
     let Some(strict) = PgBouncer::start(test, &server, "transaction", "") else { return };

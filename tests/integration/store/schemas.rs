@@ -103,7 +103,7 @@ async fn refusal(url: &str) -> String {
 }
 
 #[tokio::test]
-async fn who_only_looks_opens_no_sqlite_database_but_a_whole_one() {
+async fn a_reading_command_opens_an_sqlite_database_only_if_it_is_whole() {
     limited(async {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mailchime.db");
@@ -131,8 +131,8 @@ async fn who_only_looks_opens_no_sqlite_database_but_a_whole_one() {
 }
 
 #[tokio::test]
-async fn who_only_looks_opens_no_postgres_database_but_a_whole_one() {
-    let test = "store::schemas::who_only_looks_opens_no_postgres_database_but_a_whole_one";
+async fn a_reading_command_opens_a_postgres_database_only_if_it_is_whole() {
+    let test = "store::schemas::a_reading_command_opens_a_postgres_database_only_if_it_is_whole";
     let Some(database) = postgres::Database::make(test).await else { return };
     limited(async {
         let url = &database.url;

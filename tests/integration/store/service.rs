@@ -8,7 +8,7 @@ use super::*;
 
 const DAY: Duration = Duration::from_hours(24);
 
-pub(super) async fn silence_is_told_by_the_time_in_which_phones_could_register(store: Store) {
+pub(super) async fn silence_is_measured_by_the_time_in_which_phones_could_register(store: Store) {
     let (now, push) = (Timestamp::now(), config::Push::default());
     let off = now.minus(11 * DAY);
     // A program that serves, eleven days ago; then the machine is off.

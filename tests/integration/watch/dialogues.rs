@@ -102,7 +102,7 @@ pub(super) async fn stop(watching: Watching, peer: Peer) {
 }
 
 #[tokio::test]
-async fn b38_an_expunge_and_a_new_mail_in_one_batch_are_new_mail() {
+async fn an_expunge_and_a_new_mail_in_one_batch_are_new_mail() {
     limited(async {
         let stage = Stage::new().await;
         let mut watching = stage.world.watch();
@@ -131,7 +131,7 @@ S: + idling
 }
 
 #[tokio::test]
-async fn b37_mail_that_is_told_behind_the_answer_to_a_look_is_looked_at() {
+async fn mail_announced_behind_the_answer_to_status_causes_another_status() {
     limited(async {
         let stage = Stage::new().await;
         let mut watching = stage.world.watch();
@@ -163,7 +163,7 @@ C: w4 IDLE
 
 /// The phone may have looked by then.
 #[tokio::test]
-async fn what_is_read_between_an_announcement_and_its_look_is_told() {
+async fn mail_read_between_an_announcement_and_its_refresh_is_reported() {
     limited(async {
         let stage = Stage::new().await;
         let mut watching = stage.world.watch();
@@ -192,7 +192,7 @@ C: w5 IDLE
 }
 
 #[tokio::test]
-async fn b43_idle_that_is_refused_is_replaced_by_polling() {
+async fn idle_that_is_refused_is_replaced_by_polling() {
     limited(async {
         let mut stage = Stage::new().await;
         stage.world.watch.poll_interval = Duration::from_millis(20);
@@ -281,7 +281,7 @@ S: w4 NO [SERVERBUG] its index is broken
 }
 
 #[tokio::test]
-async fn b43_idle_that_the_backend_ends_at_once_is_replaced_by_polling() {
+async fn idle_that_the_backend_ends_at_once_is_replaced_by_polling() {
     limited(async {
         let stage = Stage::new().await;
         let watching = stage.world.watch();
@@ -303,7 +303,7 @@ C: w5 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
 }
 
 #[tokio::test]
-async fn b43_idle_that_is_never_answered_is_given_up_after_two_connections() {
+async fn idle_that_is_never_answered_is_given_up_after_two_connections() {
     limited(async {
         let mut stage = Stage::new().await;
         stage.world.watch.answer_timeout = Duration::from_millis(300);
@@ -324,7 +324,7 @@ async fn b43_idle_that_is_never_answered_is_given_up_after_two_connections() {
 }
 
 #[tokio::test]
-async fn b36_idle_is_renewed_and_what_it_did_not_tell_is_found() {
+async fn idle_is_renewed_and_mail_that_it_did_not_announce_is_found() {
     limited(async {
         let mut stage = Stage::new().await;
         stage.world.watch.idle_renewal = Duration::from_millis(50);
@@ -381,7 +381,7 @@ S: + idling
 }
 
 #[tokio::test]
-async fn b44_done_waits_for_the_continuation_and_anything_may_be_told() {
+async fn done_waits_for_the_continuation_and_any_response_may_come_before_it() {
     limited(async {
         let stage = Stage::new().await;
         let mut watching = stage.world.watch();
@@ -407,7 +407,7 @@ C: DONE
 }
 
 #[tokio::test]
-async fn b45_bye_in_idle_brings_a_new_connection() {
+async fn bye_in_idle_brings_a_new_connection() {
     limited(async {
         let stage = Stage::new().await;
         let watching = stage.world.watch();

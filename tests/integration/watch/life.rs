@@ -32,7 +32,7 @@ async fn every_start_watches_every_account_with_a_device() {
 }
 
 #[tokio::test]
-async fn who_registers_at_another_backend_is_watched_there_and_nobody_else_is_disturbed() {
+async fn an_account_that_registers_at_another_backend_is_watched_there_and_no_other_is_disturbed() {
     limited(async {
         let (before, after) = (backend().await, backend().await);
         for backend in [&before, &after] {
@@ -65,7 +65,7 @@ async fn who_registers_at_another_backend_is_watched_there_and_nobody_else_is_di
 }
 
 #[tokio::test]
-async fn b41_a_wrong_password_is_tried_twice_and_then_its_user_is_waited_for() {
+async fn a_wrong_password_is_tried_twice_and_then_the_account_is_parked_until_its_user_logs_in() {
     limited(async {
         let backend = backend().await;
         backend.add_account("bob", PASSWORD.as_bytes());
@@ -123,7 +123,7 @@ async fn a_login_with_the_same_password_ends_the_parking_for_good() {
 }
 
 #[tokio::test]
-async fn b41_a_program_that_ends_between_two_tries_does_not_count_anew() {
+async fn a_program_that_ends_between_two_tries_does_not_count_anew() {
     limited(async {
         let backend = backend().await;
         let mut world = world(&backend).await;
@@ -156,7 +156,7 @@ async fn b41_a_program_that_ends_between_two_tries_does_not_count_anew() {
 }
 
 #[tokio::test]
-async fn b41_a_second_try_that_succeeds_ends_the_parking() {
+async fn a_second_try_that_succeeds_ends_the_parking() {
     limited(async {
         let backend = backend().await;
         let mut world = world(&backend).await;
@@ -204,7 +204,7 @@ async fn a_new_password_that_could_not_be_stored_is_stored_at_the_next_login() {
 }
 
 #[tokio::test]
-async fn b42_a_backend_in_trouble_does_not_park() {
+async fn a_backend_in_trouble_does_not_park_an_account() {
     limited(async {
         let backend = backend().await;
         backend.behave(|behaviour| behaviour.unavailable = true);
@@ -299,7 +299,7 @@ async fn a_password_that_cannot_be_read_is_waited_for_and_not_parked() {
 }
 
 #[tokio::test]
-async fn b40_a_lost_connection_is_replaced_by_one_and_ever_more_slowly() {
+async fn a_lost_connection_is_replaced_by_one_and_ever_more_slowly() {
     limited(async {
         let backend = backend().await;
         let mut world = world(&backend).await;
@@ -361,7 +361,7 @@ async fn a_watcher_tells_what_it_does() {
 }
 
 #[tokio::test]
-async fn b46_whoever_has_no_device_is_not_watched() {
+async fn an_account_without_a_device_is_not_watched() {
     limited(async {
         let backend = backend().await;
         let world = world(&backend).await;

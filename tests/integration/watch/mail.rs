@@ -178,7 +178,7 @@ async fn a_backend_without_idle_is_polled_altogether() {
 }
 
 #[tokio::test]
-async fn b37_mail_that_came_while_nobody_was_connected_is_found() {
+async fn mail_that_came_while_nothing_was_connected_is_found() {
     limited(async {
         let backend = backend().await;
         let world = world(&backend).await;
@@ -199,7 +199,7 @@ async fn b37_mail_that_came_while_nobody_was_connected_is_found() {
 }
 
 #[tokio::test]
-async fn what_the_devices_were_told_is_not_told_again() {
+async fn a_state_that_devices_know_is_not_pushed_again() {
     limited(async {
         let backend = backend().await;
         backend.deliver("alice", "INBOX", MAIL).unwrap();

@@ -263,7 +263,7 @@ S: w2 OK done
 }
 
 #[tokio::test]
-async fn mail_is_new_where_uidnext_stands_still_or_is_nothing_and_is_told_once() {
+async fn mail_is_new_where_uidnext_stands_still_or_is_zero_and_is_reported_once() {
     limited(async {
         for next in [10, 0] {
             let mut stage = Stage::new().await;

@@ -42,7 +42,7 @@ S: + idling
 }
 
 #[tokio::test]
-async fn mail_that_arrives_read_is_told_once() {
+async fn mail_that_arrives_read_is_reported_once() {
     limited(read_on_arrival(
         "S: * 6 FETCH (FLAGS (\\Seen \\Recent) UID 10)\nS: w5 OK done",
         "INBOX: confirmed, next 11 of 6 with 2 unseen",
@@ -51,7 +51,8 @@ async fn mail_that_arrives_read_is_told_once() {
 }
 
 #[tokio::test]
-async fn other_mail_that_was_read_meanwhile_is_told_although_the_backend_says_nothing_of_it() {
+async fn other_mail_that_was_read_meanwhile_is_reported_although_the_backend_does_not_announce_it()
+{
     limited(read_on_arrival(
         "S: * 6 FETCH (UID 10 FLAGS (\\Recent))\nS: w5 OK done",
         "INBOX: quiet, next 11 of 6 with 2 unseen",
@@ -60,7 +61,7 @@ async fn other_mail_that_was_read_meanwhile_is_told_although_the_backend_says_no
 }
 
 #[tokio::test]
-async fn where_the_backend_does_not_tell_the_flags_of_new_mail_all_is_told() {
+async fn where_the_backend_does_not_send_the_flags_of_new_mail_every_change_is_reported() {
     limited(async {
         let stage = Stage::new().await;
         let mut watching = stage.world.watch();
@@ -170,7 +171,7 @@ const AS_TOLD: &str = "INBOX: as told, next 10 of 5 with 2 unseen";
 const QUIETLY: &str = "INBOX: quiet, next 10 of 5 with 2 unseen";
 
 #[tokio::test]
-async fn keywords_and_marks_are_not_told() {
+async fn keywords_and_marks_cause_no_push() {
     limited(only_flags_changed(
         "\
 S: * 1 FETCH (UID 3 FLAGS ($Junk) MODSEQ (94))
@@ -187,7 +188,7 @@ S: w3 OK done",
 }
 
 #[tokio::test]
-async fn one_read_and_another_unread_are_told() {
+async fn one_read_and_another_unread_are_reported() {
     limited(only_flags_changed(
         "\
 S: * 1 FETCH (UID 3 FLAGS (\\Seen) MODSEQ (94))
@@ -199,7 +200,7 @@ S: w3 OK done",
 }
 
 #[tokio::test]
-async fn mail_that_is_marked_as_deleted_is_told() {
+async fn mail_that_is_marked_as_deleted_is_reported() {
     limited(only_flags_changed(
         "S: * 1 FETCH (UID 3 FLAGS (\\Deleted) MODSEQ (95))\nS: w3 OK done",
         QUIETLY,
@@ -208,7 +209,7 @@ async fn mail_that_is_marked_as_deleted_is_told() {
 }
 
 #[tokio::test]
-async fn where_the_backend_does_not_tell_what_changed_it_is_told() {
+async fn where_the_backend_does_not_send_what_changed_the_change_is_reported() {
     limited(async {
         let (_stage, mut watching, mut peer) = condstore(95).await;
         peer.play("C: w3 UID FETCH 1:* (FLAGS) (CHANGEDSINCE 90)\nS: w3 BAD what?\nC: w4 IDLE")
@@ -226,7 +227,7 @@ async fn where_the_backend_does_not_tell_what_changed_it_is_told() {
 
 /// It may be the question that makes the backend hang up.
 #[tokio::test]
-async fn a_question_for_flags_that_was_not_answered_is_not_asked_again_but_told() {
+async fn an_unanswered_fetch_of_flags_is_not_repeated_and_counts_as_a_change() {
     limited(async {
         let told = Snapshot { highest_mod_seq: Some(90), ..told(7, 10, 5, 2) };
         let stage = Stage::told(told).await;

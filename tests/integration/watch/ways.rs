@@ -206,7 +206,7 @@ S: * BYE that is all
 }
 
 #[tokio::test]
-async fn b43_notify_that_tells_nothing_is_found_out_by_two_looks() {
+async fn notify_that_sends_nothing_is_found_out_by_two_refreshes() {
     limited(async {
         let mut stage = stage_with_team().await;
         stage.world.watch.idle_check = Duration::from_millis(50);
@@ -245,7 +245,7 @@ async fn b43_notify_that_tells_nothing_is_found_out_by_two_looks() {
 }
 
 #[tokio::test]
-async fn b43_idle_that_tells_nothing_is_found_out_by_two_looks() {
+async fn idle_that_sends_nothing_is_found_out_by_two_refreshes() {
     limited(async {
         let mut stage = Stage::new().await;
         stage.world.watch.idle_check = Duration::from_millis(50);

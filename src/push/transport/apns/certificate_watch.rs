@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a7_a_line_each_day_from_30_days_before_the_end() {
+    fn a_line_is_logged_each_day_from_30_days_before_the_end() {
         let status = |days: i64| IdentityStatus {
             topic: "t".into(),
             file: "apns.pem".into(),

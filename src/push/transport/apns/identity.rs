@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a6_a_topic_that_is_asked_for_must_be_one_of_the_certificate() {
+    fn a_topic_that_is_asked_for_must_be_one_of_the_certificate() {
         let (certificate, key) = certificate(Some("com.apple.mail.XServer.1"));
         for topic in ["com.apple.mail.XServer.1", "a.b", "a.b.voip"] {
             let identity = load(&certificate, &key, Some(topic)).unwrap();
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn b10_a_certificate_is_good_between_its_two_days() {
+    fn a_certificate_is_good_between_its_two_days() {
         let (certificate, key) = certificate(Some("com.apple.mail.XServer.1"));
         let identity = load(&certificate, &key, None).unwrap();
         let begin = Timestamp(END.0 - 365 * DAY);
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_the_file() {
+    fn an_error_names_the_file() {
         let (good, key) = certificate(Some("com.apple.mail.XServer.1"));
         let (_, other_key) = certificate(None);
         let (topicless, its_key) = certificate(None);

@@ -341,7 +341,7 @@ mod tests {
 
     /// A token that APNs finds too old, though we do not: its clock is half an hour ahead.
     #[tokio::test]
-    async fn b28_an_expired_token_is_replaced_once() {
+    async fn an_expired_token_is_replaced_once() {
         let pki = Pki::generate(None).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stand_in = demo::apns::Apns::start(listener, &pki).unwrap();

@@ -190,7 +190,7 @@ mod tests {
 
     /// Naming one mailbox of several makes the device skip the others.
     #[test]
-    fn b34_inbox_alone_is_the_account_id_alone_and_several_are_all_named() {
+    fn inbox_alone_is_the_account_id_alone_and_several_mailboxes_are_all_named() {
         const INBOX: &str = "7E33429F656F1E6E9D79B29C3F82C57E";
         let alone = format!(r#"{{"aps":{{"account-id":"{ID}"}}}}"#);
         let notes = mailbox_hash(&Mailbox::new("Notes"));
@@ -219,7 +219,7 @@ mod tests {
 
     /// What a phone sent is escaped, and no collapse id can be too long.
     #[test]
-    fn b8_b35_an_account_id_cannot_leave_its_string_and_a_collapse_id_is_short() {
+    fn an_account_id_cannot_leave_its_string_and_a_collapse_id_is_short() {
         let device = Device { account_id: r#"","x":"\"#.into(), ..device(2) };
         assert_eq!(json(&device, &["INBOX"]), r#"{"aps":{"account-id":"\",\"x\":\"\\"}}"#);
         let long = Device { account_id: "x".repeat(128), ..device.clone() };

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn b28_a_wrong_clock_is_told_of_at_once_and_then_daily() {
+    fn a_wrong_clock_is_reported_at_once_and_then_daily() {
         let date = HeaderValue::from_static("Fri, 15 Jan 2027 08:00:00 GMT");
         let theirs = 1_800_000_000;
         let at = |seconds: i64| Timestamp((theirs + seconds) * 1000);

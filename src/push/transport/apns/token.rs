@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn b28_one_token_lives_40_minutes_from_its_first_use() {
+    fn one_token_lives_40_minutes_from_its_first_use() {
         let tokens = tokens();
         let at = |minute| tokens.authorization(minutes(minute)).unwrap();
         let first = at(0);
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn b28_an_expired_token_is_replaced_once_and_not_at_the_next_word() {
+    fn an_expired_token_is_replaced_once_and_not_at_the_next_complaint() {
         let tokens = tokens();
         let first = tokens.authorization(minutes(0)).unwrap();
         assert_eq!(tokens.renewed(&first, minutes(19)), None, "it is new");

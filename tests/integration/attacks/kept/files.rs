@@ -95,7 +95,7 @@ async fn what_is_no_file_any_more_does_not_hold_up_a_session() {
 }
 
 #[tokio::test]
-async fn who_else_can_use_a_private_key_is_said() {
+async fn a_private_key_that_others_can_use_is_reported() {
     limited(async {
         let world = World::new().await;
         let mode = |name: &str, mode| {
@@ -155,7 +155,7 @@ async fn exposed(world: &World) -> u64 {
 }
 
 #[test]
-fn a_password_in_a_configuration_that_others_can_read_is_said() {
+fn a_password_in_a_configuration_that_others_can_read_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     mailchime::demo::pki::Pki::generate(None).unwrap().write_to(folder.path()).unwrap();
     let file = folder.path().join("proxy.toml");

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_answers_and_keeps_what_it_was_told() {
+    async fn it_answers_and_keeps_what_it_got() {
         let Some(mut postgres) = Postgres::start("postgres::it_answers") else { return };
         sqlx::any::install_default_drivers();
         let options = AnyPoolOptions::new().acquire_timeout(Duration::from_millis(500));
