@@ -92,7 +92,7 @@ pub struct Running {
     backends: Backends,
     resolver: NameResolver,
     /// What new sessions begin with.
-    current: proxy::Current,
+    current: proxy::CurrentContext,
     tickets: Arc<dyn ProducesTickets>,
     renewal: Renewal,
     listening: Vec<Listening>,
@@ -307,7 +307,7 @@ pub async fn start_with(
         }
         watch::run(context, session_events, unwatched, neighbours, watch_inquiries, stop).await;
     });
-    let context = proxy::Context::new(
+    let context = proxy::SessionContext::new(
         backends.clone(),
         offered,
         Arc::clone(&credentials),
@@ -315,7 +315,7 @@ pub async fn start_with(
         server_tls,
         config,
     );
-    let current = proxy::Current::new(context.counting(Arc::clone(&metrics)));
+    let current = proxy::CurrentContext::new(context.counting(Arc::clone(&metrics)));
     let probing = probe(backends.clone(), config.limits.capability_size, stop_serving.clone());
     let tidying = tidy(credentials, stop_serving.clone());
     let guarding = guard(store.clone(), stop_serving.clone());
@@ -609,7 +609,7 @@ impl Listening {
     fn start(
         socket: Socket,
         how: config::Listener,
-        current: proxy::Current,
+        current: proxy::CurrentContext,
         stop: CancellationToken,
     ) -> Self {
         let Socket { listener, address, inherited } = socket;

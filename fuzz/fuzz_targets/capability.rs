@@ -6,7 +6,7 @@ use std::sync::Arc;
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::imap::capability::{Capabilities, MOST_TOKENS, Own, edit_response, is_in};
 use mailchime::imap::login::edited;
-use mailchime::imap::session::{DomainTopic, Profile, PushOffer, Shown};
+use mailchime::imap::session::{DomainTopic, Profile, PushOffer, ShownCapabilities};
 use mailchime_fuzz::oracle::is_status;
 
 const HIDDEN: [&str; 4] = ["STARTTLS", "LOGIN-REFERRALS", "MAILBOX-REFERRALS", "UNAUTHENTICATE"];
@@ -97,7 +97,7 @@ fn lists(data: &[u8], own: Own, options: u8) {
         command_size: 100,
         capability_size: 100,
         compress: true,
-        shown: Shown::default(),
+        shown: ShownCapabilities::default(),
     };
     for secure in [false, true] {
         let shown = profile.before_login(secure);

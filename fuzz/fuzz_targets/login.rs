@@ -4,7 +4,7 @@
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::imap::capability::Own;
 use mailchime::imap::login::{
-    Attempt, Login, Options, Outcome, Secret, Written, edited, has_code, printable,
+    LoginAttempt, BackendLogin, LoginOptions, LoginOutcome, Secret, WrittenLogin, edited, has_code, printable,
 };
 use mailchime::model::Credentials;
 use mailchime_fuzz::oracle::contains;
@@ -14,7 +14,7 @@ const SECRET: &str = "Zq7-very-secret";
 const ENCODED: [&str; 3] = ["WnE3LXZlcnktc2VjcmV0", "pxNy12ZXJ5LXNlY3JldA", "acTctdmVyeS1zZWNyZX"];
 const LIMIT: usize = 700;
 
-fn attempt(options: u8) -> Attempt {
+fn attempt(options: u8) -> LoginAttempt {
     let secret = SECRET.as_bytes().to_vec();
     let credentials = match options % 5 {
         0 => Credentials::password("alice@example.org", secret),
@@ -23,12 +23,12 @@ fn attempt(options: u8) -> Attempt {
         3 => Credentials::bearer("alice@example.org", secret),
         _ => {
             let initial = Some(Secret(b"biws".to_vec()));
-            return Attempt::Relayed { mechanism: "SCRAM-SHA-256".into(), initial };
+            return LoginAttempt::Relayed { mechanism: "SCRAM-SHA-256".into(), initial };
         }
     };
     let password = (options % 5 == 0).then(|| Secret(format!("\"{SECRET}\"").into_bytes()));
-    let written = (options & 0x20 != 0).then_some(Written { name: None, password });
-    Attempt::Credentials { credentials, written }
+    let written = (options & 0x20 != 0).then_some(WrittenLogin { name: None, password });
+    LoginAttempt::Credentials { credentials, written }
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -39,12 +39,12 @@ struct Played {
 }
 
 fn play<'a>(options: u8, pieces: impl Iterator<Item = &'a [u8]>) -> Played {
-    let settings = Options {
+    let settings = LoginOptions {
         greeted: options & 0x40 != 0,
         id: (options & 0x80 == 0).then(|| b"(\"name\" \"mailchime\")".to_vec()),
         limit: LIMIT,
     };
-    let mut login = Login::new(attempt(options), settings);
+    let mut login = BackendLogin::new(attempt(options), settings);
     let (mut input, mut played) = (Vec::new(), Played::default());
     login.start(&mut played.out);
     for piece in pieces {
@@ -58,7 +58,7 @@ fn play<'a>(options: u8, pieces: impl Iterator<Item = &'a [u8]>) -> Played {
             }
             match outcome {
                 None => break,
-                Some(Outcome::Challenge(text)) => {
+                Some(LoginOutcome::Challenge(text)) => {
                     assert!(text.len() <= LIMIT);
                     played.challenges += 1;
                     match played.challenges % 2 {
@@ -84,9 +84,9 @@ fn not_told(shown: &[u8]) {
     assert!(!text.contains(numbers.trim_matches(['[', ']'])), "{text}");
 }
 
-fn ended(end: &Outcome) {
+fn ended(end: &LoginOutcome) {
     match end {
-        Outcome::Accepted { untagged, answer, .. } => {
+        LoginOutcome::Accepted { untagged, answer, .. } => {
             assert!(untagged.len() <= LIMIT && answer.len() <= LIMIT);
             assert!(answer.ends_with(b"\n") && (untagged.is_empty() || untagged.ends_with(b"\n")));
             let own = Own { push: true, compress: true };
@@ -94,16 +94,16 @@ fn ended(end: &Outcome) {
             assert!(shown.len() <= 2 * untagged.len() + 40 * (1 + lines(untagged)));
             assert_eq!(edited(&shown, own), shown, "edited twice");
         }
-        Outcome::Refused { untagged, answer, .. } => {
+        LoginOutcome::Refused { untagged, answer, .. } => {
             assert!(untagged.len() <= LIMIT && !contains(untagged, "[CAPABILITY "));
             assert!(answer.len() <= LIMIT && answer.ends_with(b"\n"));
             let wrong = has_code(answer, "AUTHENTICATIONFAILED");
             assert!(!wrong || contains(answer, "[AUTHENTICATIONFAILED"));
         }
-        Outcome::Unavailable(why) | Outcome::SentAway { why, .. } => {
+        LoginOutcome::Unavailable(why) | LoginOutcome::SentAway { why, .. } => {
             assert!(why.len() < 1000 && !why.chars().any(char::is_control), "{why}");
         }
-        Outcome::TooLong | Outcome::Challenge(_) | Outcome::NotOffered(_) => {}
+        LoginOutcome::TooLong | LoginOutcome::Challenge(_) | LoginOutcome::NotOffered(_) => {}
     }
 }
 

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::imap::args::quote;
-use mailchime::imap::registration::{Request, answer, parse};
+use mailchime::imap::registration::xapple::{XAppleRegistration, answer, parse};
 use mailchime_fuzz::oracle::{Responses, contains};
 
 fn string(text: &[u8]) -> Vec<u8> {
@@ -11,7 +11,7 @@ fn string(text: &[u8]) -> Vec<u8> {
 }
 
 /// The same request as mailchime would write it, with its keys in another order and case.
-fn written(request: &Request) -> Vec<u8> {
+fn written(request: &XAppleRegistration) -> Vec<u8> {
     let version = request.version.to_string();
     let mut out = Vec::new();
     if request.version >= 2 {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::imap::relay::Relay;
-use mailchime::imap::session::{Action, DomainTopic, Output, Profile, PushOffer, Shown};
+use mailchime::imap::session::{Action, DomainTopic, Output, Profile, PushOffer, ShownCapabilities};
 use mailchime::model::Account;
 use mailchime_fuzz::drive::{BareRelay, Happened, Log, assert_same, play};
 use mailchime_fuzz::oracle::{
@@ -34,7 +34,7 @@ fn machine(script: &Script) -> BareRelay {
         command_size: COMMAND_SIZE,
         capability_size: 600,
         compress: true,
-        shown: Shown::default(),
+        shown: ShownCapabilities::default(),
     };
     let account = (!script.option(1)).then(|| Account::from_login("alice@example.org"));
     BareRelay {

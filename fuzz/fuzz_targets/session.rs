@@ -6,7 +6,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use libfuzzer_sys::{Corpus, fuzz_target};
-use mailchime::imap::session::{Action, Authenticated, Proven, Session};
+use mailchime::imap::session::{Action, Authenticated, ProvenIdentity, Session};
 use mailchime::model::Account;
 use mailchime_fuzz::drive::{Happened, Log, assert_same, play};
 use mailchime_fuzz::oracle::contains;
@@ -58,7 +58,7 @@ fn secrets(log: &Log, client: &[u8], backend: &[u8]) {
             continue;
         };
         places += 1;
-        let Some(Proven { account, credentials }) = proven else { continue };
+        let Some(ProvenIdentity { account, credentials }) = proven else { continue };
         assert_eq!(claimed.as_ref(), Some(account), "another is proven than was claimed");
         let Some(credentials) = credentials else {
             named_itself(client, account);

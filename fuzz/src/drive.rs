@@ -1,7 +1,7 @@
 //! Plays a script against a state machine as the proxy's driver does, and keeps a log.
 
 use mailchime::imap::relay::Relay;
-use mailchime::imap::session::{Action, Output, Reached, RegistrationResult, Session, Step};
+use mailchime::imap::session::{Action, Output, BackendTraits, RegistrationResult, Session, Step};
 
 use crate::script::{Cut, Event, Script, Side};
 
@@ -55,7 +55,7 @@ impl Machine for Session {
             Action::Register(_) => self.registered(result(well)),
             Action::StartTls => self.secured(),
             Action::Connect(_) if well => {
-                self.connected(Reached { send_id: true, ..Reached::default() });
+                self.connected(BackendTraits { send_id: true, ..BackendTraits::default() });
             }
             Action::Connect(_) => drop(self.unavailable("unreachable")),
             Action::Failed(_) => self.release(),

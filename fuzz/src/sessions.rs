@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mailchime::imap::capability::Capabilities;
-use mailchime::imap::session::{Connection, DomainTopic, Profile, PushOffer, Shown};
+use mailchime::imap::session::{ClientConnection, DomainTopic, Profile, PushOffer, ShownCapabilities};
 
 use crate::script::Script;
 
@@ -24,12 +24,12 @@ pub fn profile(script: &Script) -> Profile {
         command_size: 600,
         capability_size: 600,
         compress: true,
-        shown: Shown::default(),
+        shown: ShownCapabilities::default(),
     }
 }
 
-pub fn connection(script: &Script) -> Connection {
-    Connection {
+pub fn connection(script: &Script) -> ClientConnection {
+    ClientConnection {
         secure: !script.option(1),
         tag_prefix: "mc7x".into(),
         id_fields: vec![("x-originating-ip", "192.0.2.1".into())],

@@ -44,9 +44,9 @@ impl Greeting {
 
 /// Why a greeting is no good, for a log: the backend's words are quoted and shortened.
 #[derive(Clone, Copy, Debug)]
-pub struct Unfit<'a>(pub &'a [u8]);
+pub struct UnfitGreeting<'a>(pub &'a [u8]);
 
-impl fmt::Display for Unfit<'_> {
+impl fmt::Display for UnfitGreeting<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(response) = self;
         f.write_str(match Greeting::of(response) {
@@ -123,7 +123,7 @@ mod tests {
         let long = format!("* BYE [LIMIT] x{}\r\n", "ü".repeat(1000));
         let answer = bye_answer(long.as_bytes()).unwrap();
         assert_eq!(answer, format!("NO [LIMIT] The mail server says: x{}", "ü".repeat(99)));
-        let shown = Unfit(long.as_bytes()).to_string();
+        let shown = UnfitGreeting(long.as_bytes()).to_string();
         assert!(
             shown.starts_with("the backend greets with BYE: \"* BYE [LIMIT] x\\xc3"),
             "{shown}"

@@ -1,7 +1,7 @@
 //! Logging in at a backend, as a state machine: used for a client's session and for a watcher.
 //!
 //! ```text
-//!   Greeting ──▶ Capability (if the greeting told none) ──▶ Id (if wanted) ──▶ Answer ──▶ IdAfter ──▶ Outcome
+//!   Greeting ──▶ Capability (if the greeting told none) ──▶ Id (if wanted) ──▶ Answer ──▶ IdAfter ──▶ LoginOutcome
 //!                                                                              │  ▲
 //!                                                                   Challenge ─▼──┘ respond
 //! ```
@@ -12,15 +12,15 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
 
-pub use self::attempt::{Attempt, Logins, Secret, Written};
+pub use self::attempt::{LoginAttempt, LoginKinds, Secret, WrittenLogin};
 use super::capability::{self, Capabilities, Own};
-use super::greeting::{Greeting, Unfit, bye_answer};
+use super::greeting::{Greeting, UnfitGreeting, bye_answer};
 use super::literal::End;
-use super::overheard::Overheard;
 use super::peek::{self, Response, Status};
 use super::refusal::Refusal;
 use super::responses::{Cut, Ending, end_of_status_or_response};
 use super::sasl::Mechanism;
+use super::sasl_observer::SaslObserver;
 
 /// Tags of the commands that a login may send.
 const CAPABILITY_TAG: &str = "m1";
@@ -28,7 +28,7 @@ const LOGIN_TAG: &str = "m2";
 const ID_TAG: &str = "m3";
 const ID_AFTER_TAG: &str = "m4";
 
-/// The most that a backend may say from its greeting to its answer, in [`Options::limit`]s. What is
+/// The most that a backend may say from its greeting to its answer, in [`LoginOptions::limit`]s. What is
 /// skipped, since one response of it is longer than that limit, does not count.
 const MOST_HEARD: usize = 8;
 
@@ -37,10 +37,10 @@ const MOST_CHALLENGES: u32 = 32;
 
 /// One login at one backend.
 #[derive(Debug)]
-pub struct Login {
-    attempt: Attempt,
-    options: Options,
-    stage: Stage,
+pub struct BackendLogin {
+    attempt: LoginAttempt,
+    options: LoginOptions,
+    stage: LoginStage,
     /// As told before login.
     offered: Option<Capabilities>,
     /// Untagged responses to the login itself, as they came, but for a BYE.
@@ -54,7 +54,7 @@ pub struct Login {
     /// The mechanism of a bearer token, which decides how a refusal is acknowledged.
     mechanism: Option<Mechanism>,
     /// Who it is, where that passes by.
-    overheard: Overheard,
+    observer: SaslObserver,
     /// That of the response under way.
     ending: Ending,
     /// That response, if it is longer than what is kept.
@@ -66,7 +66,7 @@ pub struct Login {
 
 /// How to log in.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct LoginOptions {
     /// The greeting has been read already, before STARTTLS.
     pub greeted: bool,
     /// Arguments of ID (RFC 2971), sent before and after the login where the backend offers ID.
@@ -78,7 +78,7 @@ pub struct Options {
 }
 
 #[derive(Debug)]
-enum Stage {
+enum LoginStage {
     Greeting,
     Capability,
     Id,
@@ -90,7 +90,7 @@ enum Stage {
 
 /// What became of a login.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum LoginOutcome {
     /// The backend's challenge (behind `+ `), which is the client's to answer: call
     /// [`Login::respond`], or [`Login::acknowledge`] if there is no client.
     Challenge(Vec<u8>),
@@ -126,31 +126,31 @@ pub enum Outcome {
         /// For a log.
         why: String,
     },
-    /// A capability list or a challenge is longer than [`Options::limit`], or so much is said that there
+    /// A capability list or a challenge is longer than [`LoginOptions::limit`], or so much is said that there
     /// is no answer in it.
     TooLong,
 }
 
-impl Login {
-    /// For a connection that was just opened: with [`Options::greeted`] send what
+impl BackendLogin {
+    /// For a connection that was just opened: with [`LoginOptions::greeted`] send what
     /// [`Login::start`] gives first.
-    pub fn new(attempt: Attempt, options: Options) -> Self {
-        let mut overheard = Overheard::Nobody;
-        if let Attempt::Relayed { mechanism, initial } = &attempt {
-            overheard = Overheard::new(mechanism);
-            initial.iter().for_each(|initial| overheard.client(&initial.0));
+    pub fn new(attempt: LoginAttempt, options: LoginOptions) -> Self {
+        let mut observer = SaslObserver::Nobody;
+        if let LoginAttempt::Relayed { mechanism, initial } = &attempt {
+            observer = SaslObserver::new(mechanism);
+            initial.iter().for_each(|initial| observer.client(&initial.0));
         }
         Self {
             attempt,
             options,
-            stage: Stage::Greeting,
+            stage: LoginStage::Greeting,
             offered: None,
             untagged: Vec::new(),
             refusal: None,
             farewell: None,
             granted: None,
             mechanism: None,
-            overheard,
+            observer,
             ending: Ending::default(),
             cut: None,
             heard: 0,
@@ -169,9 +169,9 @@ impl Login {
     pub fn held(&self) -> usize {
         let told = [&self.offered, &self.granted].into_iter().flatten();
         let pieces = match &self.stage {
-            Stage::Answer(pieces) => pieces.iter().map(|piece| piece.0.capacity()).sum(),
-            Stage::IdAfter(answer) => answer.capacity(),
-            Stage::Greeting | Stage::Capability | Stage::Id => 0,
+            LoginStage::Answer(pieces) => pieces.iter().map(|piece| piece.0.capacity()).sum(),
+            LoginStage::IdAfter(answer) => answer.capacity(),
+            LoginStage::Greeting | LoginStage::Capability | LoginStage::Id => 0,
         };
         let said = [&self.options.id, &self.farewell].into_iter().flatten();
         let said = said.map(Vec::capacity).sum::<usize>();
@@ -180,19 +180,19 @@ impl Login {
         self.attempt.held() + pieces + said + self.untagged.capacity() + capabilities + cut
     }
 
-    pub fn attempt(&self) -> &Attempt {
+    pub fn attempt(&self) -> &LoginAttempt {
         &self.attempt
     }
 
     /// Who it is that a relayed mechanism proves, once the backend has answered.
-    pub fn overheard(&self) -> Option<&str> {
-        self.overheard.name()
+    pub fn observed_name(&self) -> Option<&str> {
+        self.observer.name()
     }
 
     /// Takes the backend's bytes: returns how many were used and what became of it, if something
     /// did. Bytes for the backend are added to `out`. What is not used must be given again, with
     /// more.
-    pub fn step(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, Option<Outcome>) {
+    pub fn step(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, Option<LoginOutcome>) {
         let mut used = 0;
         loop {
             let rest = &input[used..];
@@ -225,7 +225,7 @@ impl Login {
             // A backend that says so much without an answer has none, however short each line is.
             self.heard += length;
             if self.heard > MOST_HEARD * self.options.limit {
-                return (used, Some(Outcome::TooLong));
+                return (used, Some(LoginOutcome::TooLong));
             }
             if let Some(outcome) = self.response(&rest[..length], out) {
                 return (used, Some(outcome));
@@ -235,7 +235,7 @@ impl Login {
 
     /// Passes on what the client says to a challenge, line end included.
     pub fn respond(&mut self, line: &[u8], out: &mut Vec<u8>) {
-        self.overheard.client(line);
+        self.observer.client(line);
         out.extend_from_slice(line);
     }
 
@@ -256,7 +256,7 @@ impl Login {
 
     /// There is no tagged answer and there will be none, for this reason: what became of the login by
     /// what the backend has said without a tag.
-    pub fn unanswered(&mut self, why: impl Into<String>) -> Outcome {
+    pub fn unanswered(&mut self, why: impl Into<String>) -> LoginOutcome {
         let farewell = self.farewell.take();
         let answer = match (self.refusal.take(), &farewell) {
             (Some(at), _) => Some(self.untagged.drain(at).skip(1).collect()),
@@ -266,23 +266,23 @@ impl Login {
         match (answer, farewell) {
             (Some(answer), _) => self.refused(answer),
             (None, Some(bye)) => sent_away(&bye),
-            (None, None) => Outcome::Unavailable(why.into()),
+            (None, None) => LoginOutcome::Unavailable(why.into()),
         }
     }
 
     /// What is kept of a response that is longer than that. Text for people can be shorter; data that is
     /// not needed is passed over; a capability list and a challenge have to be whole.
-    fn long_response(&mut self, kept: &[u8], out: &mut Vec<u8>) -> Option<Outcome> {
+    fn long_response(&mut self, kept: &[u8], out: &mut Vec<u8>) -> Option<LoginOutcome> {
         match peek::response(kept).unwrap_or(Response::Data) {
-            Response::Capability | Response::Continuation => Some(Outcome::TooLong),
+            Response::Capability | Response::Continuation => Some(LoginOutcome::TooLong),
             Response::Status { capability: true, .. }
                 if Capabilities::in_response(kept).is_none() =>
             {
-                Some(Outcome::TooLong)
+                Some(LoginOutcome::TooLong)
             }
             Response::Status { .. } => self.response(&[kept, b"\r\n"].concat(), out),
             _ => match self.stage {
-                Stage::Greeting => {
+                LoginStage::Greeting => {
                     Some(unavailable(format_args!("no IMAP greeting: {}", printable(kept))))
                 }
                 _ => None,
@@ -290,18 +290,18 @@ impl Login {
         }
     }
 
-    fn response(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<Outcome> {
+    fn response(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<LoginOutcome> {
         let response = peek::response(line)?;
         if let Response::Status { tag: None, status: Status::Bye, .. } = response {
             match self.stage {
                 // It is no greeting, and tells why.
-                Stage::Greeting => {}
+                LoginStage::Greeting => {}
                 // A refusal may follow, and the end does.
-                Stage::Answer(_) => {
+                LoginStage::Answer(_) => {
                     self.farewell.get_or_insert_with(|| line.to_vec());
                     return None;
                 }
-                Stage::Capability | Stage::Id | Stage::IdAfter(_) => {
+                LoginStage::Capability | LoginStage::Id | LoginStage::IdAfter(_) => {
                     return Some(unavailable(format_args!("BYE: {}", printable(line))));
                 }
             }
@@ -314,7 +314,7 @@ impl Login {
         };
         let told = Capabilities::in_response(line);
         match &mut self.stage {
-            Stage::Greeting => match Greeting::of(line) {
+            LoginStage::Greeting => match Greeting::of(line) {
                 Greeting::Blank => None,
                 Greeting::Ready => {
                     self.offered = told;
@@ -325,19 +325,19 @@ impl Login {
                     None
                 }
                 Greeting::Bye => {
-                    let why = Unfit(line).to_string();
-                    Some(Outcome::SentAway { answer: bye_answer(line), why })
+                    let why = UnfitGreeting(line).to_string();
+                    Some(LoginOutcome::SentAway { answer: bye_answer(line), why })
                 }
-                Greeting::Preauth | Greeting::Other => Some(unavailable(Unfit(line))),
+                Greeting::Preauth | Greeting::Other => Some(unavailable(UnfitGreeting(line))),
             },
-            Stage::Capability => {
+            LoginStage::Capability => {
                 if told.is_some() {
                     self.offered = told;
                 }
                 tagged(CAPABILITY_TAG).and_then(|_| self.send_id(out))
             }
-            Stage::Id => tagged(ID_TAG).and_then(|_| self.send_login(out)),
-            Stage::Answer(pieces) => {
+            LoginStage::Id => tagged(ID_TAG).and_then(|_| self.send_login(out)),
+            LoginStage::Answer(pieces) => {
                 if let Response::Continuation = response {
                     return match pieces.pop_front() {
                         Some(piece) => {
@@ -350,8 +350,8 @@ impl Login {
                         None => {
                             self.challenges += 1;
                             let text = line.strip_prefix(b"+").unwrap_or(line).trim_ascii();
-                            self.overheard.backend(text);
-                            Some(Outcome::Challenge(text.to_vec()))
+                            self.observer.backend(text);
+                            Some(LoginOutcome::Challenge(text.to_vec()))
                         }
                     };
                 }
@@ -381,7 +381,7 @@ impl Login {
                 }
                 None
             }
-            Stage::IdAfter(answer) => {
+            LoginStage::IdAfter(answer) => {
                 if tagged(ID_AFTER_TAG).is_some() {
                     let answer = std::mem::take(answer);
                     return Some(self.accepted(answer));
@@ -393,7 +393,7 @@ impl Login {
 
     fn ask_capability(&mut self, out: &mut Vec<u8>) {
         out.extend_from_slice(format!("{CAPABILITY_TAG} CAPABILITY\r\n").as_bytes());
-        self.stage = Stage::Capability;
+        self.stage = LoginStage::Capability;
     }
 
     /// The arguments of ID, if it is to be sent.
@@ -402,27 +402,32 @@ impl Login {
         self.options.id.as_deref().filter(|_| offered)
     }
 
-    fn send_id(&mut self, out: &mut Vec<u8>) -> Option<Outcome> {
+    fn send_id(&mut self, out: &mut Vec<u8>) -> Option<LoginOutcome> {
         let Some(id) = self.id(None) else { return self.send_login(out) };
         out.extend_from_slice(&[ID_TAG.as_bytes(), b" ID ", id, b"\r\n"].concat());
-        self.stage = Stage::Id;
+        self.stage = LoginStage::Id;
         None
     }
 
-    fn send_login(&mut self, out: &mut Vec<u8>) -> Option<Outcome> {
+    fn send_login(&mut self, out: &mut Vec<u8>) -> Option<LoginOutcome> {
         let offered = self.offered.get_or_insert_default();
         let Some((mechanism, mut pieces)) = self.attempt.put_to(offered, LOGIN_TAG) else {
-            return Some(Outcome::NotOffered(std::mem::take(offered)));
+            return Some(LoginOutcome::NotOffered(std::mem::take(offered)));
         };
         self.mechanism = mechanism;
         if let Some(first) = pieces.pop_front() {
             out.extend_from_slice(&first.0);
         }
-        self.stage = Stage::Answer(pieces);
+        self.stage = LoginStage::Answer(pieces);
         None
     }
 
-    fn answered(&mut self, status: Status, answer: Vec<u8>, out: &mut Vec<u8>) -> Option<Outcome> {
+    fn answered(
+        &mut self,
+        status: Status,
+        answer: Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Option<LoginOutcome> {
         if status != Status::Ok {
             return Some(self.refused(answer));
         }
@@ -431,16 +436,16 @@ impl Login {
         }
         let Some(id) = self.id(self.granted.as_ref()) else { return Some(self.accepted(answer)) };
         out.extend_from_slice(&[ID_AFTER_TAG.as_bytes(), b" ID ", id, b"\r\n"].concat());
-        self.stage = Stage::IdAfter(answer);
+        self.stage = LoginStage::IdAfter(answer);
         None
     }
 
-    fn refused(&mut self, answer: Vec<u8>) -> Outcome {
+    fn refused(&mut self, answer: Vec<u8>) -> LoginOutcome {
         let before = self.refusal.take().map(|at| &self.untagged[at]);
         let said = [Some(&answer[..]), before, self.farewell.as_deref()];
         let telling = said.into_iter().flatten().map(Refusal::of);
         let telling = telling.into_iter().find(|refusal| *refusal != Refusal::Unexplained);
-        Outcome::Refused {
+        LoginOutcome::Refused {
             refusal: telling.unwrap_or(Refusal::Unexplained),
             untagged: without_lists(&std::mem::take(&mut self.untagged)),
             answer,
@@ -448,8 +453,8 @@ impl Login {
         }
     }
 
-    fn accepted(&mut self, answer: Vec<u8>) -> Outcome {
-        Outcome::Accepted {
+    fn accepted(&mut self, answer: Vec<u8>) -> LoginOutcome {
+        LoginOutcome::Accepted {
             untagged: std::mem::take(&mut self.untagged),
             answer,
             offered: self.offered.take().unwrap_or_default(),
@@ -458,9 +463,9 @@ impl Login {
     }
 }
 
-fn sent_away(bye: &[u8]) -> Outcome {
+fn sent_away(bye: &[u8]) -> LoginOutcome {
     let why = format!("BYE: {}", printable(bye));
-    Outcome::SentAway { answer: bye_answer(bye), why }
+    LoginOutcome::SentAway { answer: bye_answer(bye), why }
 }
 
 /// What a BYE is as an answer behind its tag.
@@ -469,8 +474,8 @@ fn as_answer(bye: &[u8]) -> Vec<u8> {
     [b" NO ", text].concat()
 }
 
-fn unavailable(why: impl fmt::Display) -> Outcome {
-    Outcome::Unavailable(why.to_string())
+fn unavailable(why: impl fmt::Display) -> LoginOutcome {
+    LoginOutcome::Unavailable(why.to_string())
 }
 
 /// The first part of a backend's line for a log.
@@ -526,12 +531,12 @@ mod tests {
     use crate::model::Credentials;
 
     /// Plays `dialogue` (`B: ` the backend says, `M: ` must be said to it), a byte at a time.
-    fn play(attempt: impl Into<Attempt>, dialogue: &[&str]) -> Option<Outcome> {
-        let mut login = Login::new(attempt.into(), options());
+    fn play(attempt: impl Into<LoginAttempt>, dialogue: &[&str]) -> Option<LoginOutcome> {
+        let mut login = BackendLogin::new(attempt.into(), options());
         play_on(&mut login, dialogue)
     }
 
-    fn play_on(login: &mut Login, dialogue: &[&str]) -> Option<Outcome> {
+    fn play_on(login: &mut BackendLogin, dialogue: &[&str]) -> Option<LoginOutcome> {
         let (mut input, mut out, mut outcome) = (Vec::new(), Vec::new(), None);
         for line in dialogue {
             if let Some(text) = line.strip_prefix("B: ") {
@@ -543,7 +548,7 @@ mod tests {
                     outcome = end;
                 }
             } else {
-                let text = line.strip_prefix("M: ").expect("a lane");
+                let text = line.strip_prefix("M: ").expect("a direction");
                 let said = String::from_utf8(std::mem::take(&mut out)).unwrap();
                 assert_eq!(said, format!("{text}\r\n"));
             }
@@ -552,18 +557,22 @@ mod tests {
         outcome
     }
 
-    fn options() -> Options {
-        Options { greeted: false, id: None, limit: 4096 }
+    fn options() -> LoginOptions {
+        LoginOptions { greeted: false, id: None, limit: 4096 }
     }
 
     /// By LOGIN with two strings that were written so.
-    fn by_login(credentials: Credentials, name: Option<&str>, password: Option<&str>) -> Attempt {
+    fn by_login(
+        credentials: Credentials,
+        name: Option<&str>,
+        password: Option<&str>,
+    ) -> LoginAttempt {
         let secret = |text: &str| Secret(text.as_bytes().to_vec());
-        let written = Written { name: name.map(secret), password: password.map(secret) };
-        Attempt::Credentials { credentials, written: Some(written) }
+        let written = WrittenLogin { name: name.map(secret), password: password.map(secret) };
+        LoginAttempt::Credentials { credentials, written: Some(written) }
     }
 
-    fn alice_by_login() -> Attempt {
+    fn alice_by_login() -> LoginAttempt {
         by_login(alice(), None, None)
     }
 
@@ -571,9 +580,9 @@ mod tests {
         Credentials::password("alice", b"wonder land".to_vec())
     }
 
-    fn accepted(outcome: Option<Outcome>) -> (String, String) {
+    fn accepted(outcome: Option<LoginOutcome>) -> (String, String) {
         match outcome {
-            Some(Outcome::Accepted { untagged, answer, .. }) => {
+            Some(LoginOutcome::Accepted { untagged, answer, .. }) => {
                 (String::from_utf8(untagged).unwrap(), String::from_utf8(answer).unwrap())
             }
             other => panic!("{other:?}"),
@@ -615,7 +624,7 @@ mod tests {
 
     #[test]
     fn login_is_sent_as_it_was_written_and_else_quoted() {
-        let said = |attempt: Attempt, sent: &[&str]| {
+        let said = |attempt: LoginAttempt, sent: &[&str]| {
             let greeting = ["B: * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi"];
             let dialogue = [&greeting[..], sent, &["B: m2 OK in"]].concat();
             play(attempt, &dialogue).expect("an outcome");
@@ -630,7 +639,7 @@ mod tests {
         let literals = ["M: m2 LOGIN {2}", "B: + OK", "M: ü {3}", "B: + OK", "M: pä"];
         said(by_login(umlaut(), None, None), &literals);
         // What did not come by LOGIN goes by it where there is nothing else.
-        let umlaut = Attempt::from(umlaut());
+        let umlaut = LoginAttempt::from(umlaut());
         let dialogue = [&["B: * OK [CAPABILITY IMAP4rev1] hi"][..], &literals, &["B: m2 OK in"]];
         play(umlaut.clone(), &dialogue.concat()).expect("an outcome");
         said(umlaut, &["M: m2 AUTHENTICATE PLAIN", "B: + ", "M: AMO8AHDDpA=="]);
@@ -666,14 +675,16 @@ mod tests {
                 "B: m2 NO [AUTHENTICATIONFAILED] no {3}",
             ],
         );
-        let Some(Outcome::Refused { answer, refusal, .. }) = outcome else { panic!("{outcome:?}") };
+        let Some(LoginOutcome::Refused { answer, refusal, .. }) = outcome else {
+            panic!("{outcome:?}")
+        };
         assert_eq!(answer, b" NO [AUTHENTICATIONFAILED] no {3}\r\n");
         assert_eq!(refusal, Refusal::Wrong);
     }
 
     /// A login that the backend has been sent and then says this to.
-    fn answered(said: &[&str]) -> (Login, Option<Outcome>) {
-        let mut login = Login::new(alice_by_login(), options());
+    fn answered(said: &[&str]) -> (BackendLogin, Option<LoginOutcome>) {
+        let mut login = BackendLogin::new(alice_by_login(), options());
         let sent = ["B: * OK [CAPABILITY IMAP4rev1] hi", "M: m2 LOGIN \"alice\" \"wonder land\""];
         let outcome = play_on(&mut login, &[&sent[..], said].concat());
         (login, outcome)
@@ -694,7 +705,7 @@ mod tests {
             (&["B: * OK [UNAVAILABLE] x", "B: * NO not now", "B: m2 NO x"], Unexplained),
         ] {
             let (_, outcome) = answered(said);
-            let Some(Outcome::Refused { refusal, untagged, .. }) = outcome else {
+            let Some(LoginOutcome::Refused { refusal, untagged, .. }) = outcome else {
                 panic!("{said:?}")
             };
             assert_eq!(refusal, expected, "{said:?}");
@@ -718,7 +729,7 @@ mod tests {
         ] {
             let (mut login, outcome) = answered(said);
             assert!(outcome.is_none() && login.is_refused(), "{said:?}");
-            let Outcome::Refused { untagged, answer, refusal, .. } = login.unanswered("gone")
+            let LoginOutcome::Refused { untagged, answer, refusal, .. } = login.unanswered("gone")
             else {
                 panic!("{said:?}")
             };
@@ -730,10 +741,12 @@ mod tests {
             let (mut login, outcome) = answered(said);
             assert!(outcome.is_none(), "{said:?}");
             let outcome = login.unanswered("gone");
-            assert!(matches!(&outcome, Outcome::Unavailable(it) if it == why), "{outcome:?}");
+            assert!(matches!(&outcome, LoginOutcome::Unavailable(it) if it == why), "{outcome:?}");
         }
         let (mut login, _) = answered(&["B: * BYE Temporary problem"]);
-        let Outcome::SentAway { answer, why } = login.unanswered("gone") else { panic!("no BYE") };
+        let LoginOutcome::SentAway { answer, why } = login.unanswered("gone") else {
+            panic!("no BYE")
+        };
         assert_eq!(answer.unwrap(), "NO [UNAVAILABLE] The mail server says: Temporary problem");
         assert_eq!(why, "BYE: * BYE Temporary problem");
     }
@@ -742,24 +755,24 @@ mod tests {
     fn no_answer_is_no_refusal() {
         for dialogue in [&["B: * PREAUTH hi"][..], &["B: 220 smtp.example.org ESMTP"]] {
             let outcome = play(alice_by_login(), dialogue);
-            assert!(matches!(outcome, Some(Outcome::Unavailable(_))), "{outcome:?}");
+            assert!(matches!(outcome, Some(LoginOutcome::Unavailable(_))), "{outcome:?}");
         }
         // Who says BYE lets nobody in.
         let (_, outcome) = answered(&["B: * BYE Temporary problem", "B: m2 OK in"]);
-        assert!(matches!(outcome, Some(Outcome::SentAway { .. })), "{outcome:?}");
-        let options = Options { limit: 100, ..options() };
-        let mut login = Login::new(alice_by_login(), options);
+        assert!(matches!(outcome, Some(LoginOutcome::SentAway { .. })), "{outcome:?}");
+        let options = LoginOptions { limit: 100, ..options() };
+        let mut login = BackendLogin::new(alice_by_login(), options);
         let (_, outcome) = login.step(&[b'x'; 2000], &mut Vec::new());
         assert!(outcome.is_none(), "{outcome:?}");
         let (_, outcome) = login.step(b"\r\n", &mut Vec::new());
-        assert!(matches!(outcome, Some(Outcome::Unavailable(_))), "{outcome:?}");
+        assert!(matches!(outcome, Some(LoginOutcome::Unavailable(_))), "{outcome:?}");
     }
 
     #[test]
     fn what_a_login_does_not_need_is_skipped_whatever_its_length() {
-        let options = Options { limit: 2000, ..options() };
+        let options = LoginOptions { limit: 2000, ..options() };
         for piece in [1, 1000, 1 << 20] {
-            let mut login = Login::new(alice_by_login(), options.clone());
+            let mut login = BackendLogin::new(alice_by_login(), options.clone());
             let (mut input, mut out, mut outcome, mut most) = (Vec::new(), Vec::new(), None, 0);
             let mut hear = |said: &[u8]| {
                 for bytes in said.chunks(piece) {
@@ -782,7 +795,9 @@ mod tests {
                 assert!(hear(said).is_none());
             }
             let end = hear(&[b"m2 NO [LIMIT] ", &[b'y'; 5000][..], b"\r\n"].concat());
-            let Some(Outcome::Refused { untagged, answer, .. }) = end else { panic!("{end:?}") };
+            let Some(LoginOutcome::Refused { untagged, answer, .. }) = end else {
+                panic!("{end:?}")
+            };
             let start = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..12]).into_owned();
             assert_eq!(untagged, alert, "{}", start(&untagged));
             assert!(start(&answer).starts_with(" NO [LIMIT] "), "{}", start(&answer));
@@ -790,19 +805,19 @@ mod tests {
             assert!(most < 3 * 2000 + 1000 || piece > 1000, "{most} bytes are held");
         }
         for list in [&b"* OK [CAPABILITY IMAP4rev1"[..], b"* CAPABILITY IMAP4rev1"] {
-            let mut login = Login::new(alice_by_login(), options.clone());
+            let mut login = BackendLogin::new(alice_by_login(), options.clone());
             let mut out = Vec::new();
             login.step(b"* OK hi\r\n", &mut out);
             let said = [list, &b" XYZ".repeat(1000), b"] hi\r\n"].concat();
             let (_, outcome) = login.step(&said, &mut out);
-            assert!(matches!(outcome, Some(Outcome::TooLong)), "{outcome:?}");
+            assert!(matches!(outcome, Some(LoginOutcome::TooLong)), "{outcome:?}");
         }
     }
 
     #[test]
     fn a_greeting_comes_behind_blank_lines_and_sends_away_with_bye() {
         let outcome = play(alice_by_login(), &["B: ", "B:  ", "B: * BYE [LIMIT] busy"]);
-        let Some(Outcome::SentAway { answer, why }) = outcome else { panic!("{outcome:?}") };
+        let Some(LoginOutcome::SentAway { answer, why }) = outcome else { panic!("{outcome:?}") };
         assert_eq!(answer.as_deref(), Some("NO [LIMIT] The mail server says: busy"));
         assert_eq!(why, "the backend greets with BYE: \"* BYE [LIMIT] busy\"");
         let greeting =
@@ -813,7 +828,7 @@ mod tests {
     #[test]
     fn what_is_not_offered_is_not_tried() {
         let relayed =
-            |mechanism: &str| Attempt::Relayed { mechanism: mechanism.into(), initial: None };
+            |mechanism: &str| LoginAttempt::Relayed { mechanism: mechanism.into(), initial: None };
         let token = || Credentials::bearer("a@b.example", b"tok".to_vec());
         for (attempt, list) in [
             (alice_by_login(), "LOGINDISABLED STARTTLS"),
@@ -824,22 +839,22 @@ mod tests {
         ] {
             let greeting = format!("B: * OK [CAPABILITY IMAP4rev1 {list}] hi");
             let outcome = play(attempt, &[&greeting]);
-            assert!(matches!(outcome, Some(Outcome::NotOffered(_))), "{list}: {outcome:?}");
+            assert!(matches!(outcome, Some(LoginOutcome::NotOffered(_))), "{list}: {outcome:?}");
         }
     }
 
     #[test]
     fn a_challenge_that_nothing_was_kept_for_is_somebody_elses_to_answer() {
-        let mut login = Login::new(alice_by_login(), options());
+        let mut login = BackendLogin::new(alice_by_login(), options());
         let mut out = Vec::new();
         login.step(b"* OK [CAPABILITY IMAP4rev1] hi\r\n", &mut out);
         let (_, outcome) = login.step(b"+ what?\r\n", &mut out);
-        assert!(matches!(outcome, Some(Outcome::Challenge(text)) if text == b"what?"));
+        assert!(matches!(outcome, Some(LoginOutcome::Challenge(text)) if text == b"what?"));
         out.clear();
         login.acknowledge(&mut out);
         assert_eq!(out, b"*\r\n");
         let (_, outcome) = login.step(b"m2 BAD cancelled\r\n", &mut out);
-        assert!(matches!(outcome, Some(Outcome::Refused { .. })), "{outcome:?}");
+        assert!(matches!(outcome, Some(LoginOutcome::Refused { .. })), "{outcome:?}");
     }
 
     #[test]
@@ -854,7 +869,7 @@ mod tests {
             ],
         )
         .expect("an outcome");
-        let mut login = Login::new(token.into(), options());
+        let mut login = BackendLogin::new(token.into(), options());
         let mut out = Vec::new();
         login.step(b"* OK [CAPABILITY AUTH=XOAUTH2] hi\r\n", &mut out);
         assert_eq!(out, b"m2 AUTHENTICATE XOAUTH2\r\n");
@@ -862,7 +877,7 @@ mod tests {
         login.step(b"+ \r\n", &mut out);
         assert_eq!(out, b"dXNlcj1hQGIuZXhhbXBsZQFhdXRoPUJlYXJlciB0b2sBAQ==\r\n");
         let (_, outcome) = login.step(b"+ eyJzdGF0dXMiOiI0MDEifQ==\r\n", &mut out);
-        assert!(matches!(outcome, Some(Outcome::Challenge(text)) if text.starts_with(b"eyJ")));
+        assert!(matches!(outcome, Some(LoginOutcome::Challenge(text)) if text.starts_with(b"eyJ")));
         out.clear();
         login.acknowledge(&mut out);
         assert_eq!(out, b"\r\n");
@@ -872,7 +887,7 @@ mod tests {
     fn id_is_sent_before_and_after_where_it_is_offered() {
         let mut options = options();
         options.id = Some(b"(\"name\" \"x\")".to_vec());
-        let mut login = Login::new(alice_by_login(), options);
+        let mut login = BackendLogin::new(alice_by_login(), options);
         let mut out = Vec::new();
         login.step(b"* OK [CAPABILITY IMAP4rev1 ID] Coremail\r\n", &mut out);
         assert_eq!(out, b"m3 ID (\"name\" \"x\")\r\n");
@@ -890,8 +905,8 @@ mod tests {
 
     #[test]
     fn after_starttls_no_greeting_is_waited_for() {
-        let options = Options { greeted: true, ..options() };
-        let mut login = Login::new(alice_by_login(), options);
+        let options = LoginOptions { greeted: true, ..options() };
+        let mut login = BackendLogin::new(alice_by_login(), options);
         let mut out = Vec::new();
         login.start(&mut out);
         assert_eq!(out, b"m1 CAPABILITY\r\n");
@@ -902,11 +917,11 @@ mod tests {
 
     #[test]
     fn a_mechanism_that_is_not_understood_passes() {
-        let attempt = Attempt::Relayed {
+        let attempt = LoginAttempt::Relayed {
             mechanism: "SCRAM-SHA-256".into(),
             initial: Some(Secret(b"biwsbj1hLHI9eA==".to_vec())),
         };
-        let mut login = Login::new(attempt, options());
+        let mut login = BackendLogin::new(attempt, options());
         let mut out = Vec::new();
         login.step(b"* OK [CAPABILITY AUTH=SCRAM-SHA-256] hi\r\n", &mut out);
         assert_eq!(out, b"m2 AUTHENTICATE SCRAM-SHA-256\r\n");
@@ -914,7 +929,7 @@ mod tests {
         login.step(b"+ \r\n", &mut out);
         assert_eq!(out, b"biwsbj1hLHI9eA==\r\n");
         let (_, outcome) = login.step(b"+ cj14eSxzPXE=\r\n", &mut out);
-        assert!(matches!(outcome, Some(Outcome::Challenge(text)) if text == b"cj14eSxzPXE="));
+        assert!(matches!(outcome, Some(LoginOutcome::Challenge(text)) if text == b"cj14eSxzPXE="));
     }
 
     #[test]
@@ -931,9 +946,9 @@ mod tests {
     fn debug_shows_no_password() {
         let written = by_login(alice(), None, Some("\"wonder land\""));
         let initial = Some(Secret(b"wonder".to_vec()));
-        let relayed = Attempt::Relayed { mechanism: "OAUTHBEARER".into(), initial };
+        let relayed = LoginAttempt::Relayed { mechanism: "OAUTHBEARER".into(), initial };
         for attempt in [alice().into(), written, relayed] {
-            let mut login = Login::new(attempt, options());
+            let mut login = BackendLogin::new(attempt, options());
             login.step(b"* OK [CAPABILITY AUTH=PLAIN] x\r\n", &mut Vec::new());
             let shown = format!("{login:?}");
             assert!(!shown.contains("AGFs") && !shown.contains("wonder"), "{shown}");

@@ -4,7 +4,7 @@
 //! knows tokio, a clock, or any floor above `model`.
 //!
 //! - [`literal`]: literal announcements, and where a whole command or response ends
-//! - `at`: where in a stream of lines and literals a lane is
+//! - `stream_position`: where in a stream of lines and literals a direction is
 //! - [`peek`]: the first bytes of a line: which command, which response
 //! - [`collect`]: one bounded command, with its literals, put together from pieces
 //! - [`args`]: strings and lists as arguments (nom), and quoting
@@ -16,25 +16,25 @@
 //! - [`responses`]: what a backend says, response by response
 //! - [`login`]: logging in at a backend, as a state machine
 //! - [`refusal`]: what a backend's refusal of a login says
-//! - [`relay`]: the two lanes after login, and mailchime's own questions between them
-//! - `unauthenticated`: what is said with a client before it is logged in
+//! - [`relay`]: the two directions after login, and mailchime's own questions between them
+//! - `not_authenticated`: what is said with a client before it is logged in
 //! - [`session`]: one client's session as a state machine, from greeting to close
 
 pub mod args;
-mod at;
 pub mod capability;
 pub mod collect;
 pub mod greeting;
 pub mod literal;
 pub mod login;
 pub mod mailbox;
-pub mod overheard;
+mod not_authenticated;
 pub mod peek;
 pub mod refusal;
 pub mod registration;
 pub mod relay;
 pub mod responses;
 pub mod sasl;
+pub mod sasl_observer;
 pub mod session;
 pub mod status;
-mod unauthenticated;
+mod stream_position;

@@ -1,17 +1,17 @@
-//! The two lanes after login, and mailchime's own questions between them.
+//! The two directions after login, and mailchime's own questions between them.
 //!
 //! Bytes of both directions are followed, not parsed: lines, literals, and the first words of
 //! commands and responses. All of them go on unchanged but for capability lists, which are edited,
 //! and the few commands that mailchime answers itself.
 //!
 //! ```text
-//!   client  ──▶ command? ──▶ `owed`: what the backend owes for it
+//!   client  ──▶ command? ──▶ `pending`: what the backend owes for it
 //!                  │ ours
 //!                  ▼
-//!               a job (see `own`): the lane is held until it is answered
+//!               a command of ours (see `intercept`): the direction is held until it is answered
 //!
 //!   backend ──▶ response? ──▶ capability list: edit │ our own tag, our STATUS: swallow │ pass on
-//!                  └───────▶ `owed`: whose go-ahead, answer or refusal is it?
+//!                  └───────▶ `pending`: whose go-ahead, answer or refusal is it?
 //! ```
 //!
 //! Whether what follows a synchronising literal's announcement, or IDLE, is a command is the backend's
@@ -21,26 +21,26 @@
 //! then nothing is waited for at its end. What an answered command announces to come without waiting
 //! still comes.
 //!
-//! While a command of ours is under way the client's lane is held, too. The fence, a NOOP of our own,
+//! While a command of ours is under way the client's direction is held, too. The fence, a NOOP of our own,
 //! is answered when all earlier commands of the client are, since a server answers in order.
 //!
 //! Nothing is held for ever: see [`Relay::awaited`]. A registration that the database does not take at
 //! once is set aside, and answered when that is known; its client goes on.
 
-mod owed;
-mod own;
+mod intercept;
+mod pending_replies;
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-use self::owed::{Owed, To, Whose};
-use self::own::{Aside, Job};
-use super::at::{At, LineEnd};
+use self::intercept::{DetachedRegistration, Intercepted};
+use self::pending_replies::{PendingReplies, ReplyOwner, ReplyTo};
 use super::capability::{self, Own};
 use super::literal::{Announcement, End, Scan};
 use super::peek::{self, Command, Response, Status, Verb};
 use super::session::{Action, Awaited, Output, Profile, PushOffer, Step};
+use super::stream_position::{LineEnd, StreamPosition};
 use crate::model::{Account, Mailbox};
 
 /// Longest STATUS response that is ours to swallow, in bytes.
@@ -60,13 +60,13 @@ pub struct Relay {
     /// `None` when there is no saying who it is, or no way to watch for them: then there is no push
     /// either.
     account: Option<Account>,
-    client: At,
-    backend: At,
+    client: StreamPosition,
+    backend: StreamPosition,
     /// For the end of the backend's response under way, where that is waited for.
     scan: Scan,
     /// The backend's line under way does not reach the client.
     swallows: bool,
-    owed: Owed,
+    pending: PendingReplies,
     /// The go-ahead for the literal that the client's line is about to announce has come already.
     granted: bool,
     /// The client's last command is answered.
@@ -79,9 +79,9 @@ pub struct Relay {
     /// Starts each tag of ours; no client could have made it up.
     tag_prefix: String,
     questions: u32,
-    job: Option<Box<Job>>,
+    intercepted: Option<Box<Intercepted>>,
     /// Registrations that are being written while the client goes on, in their order.
-    aside: VecDeque<Aside>,
+    detached: VecDeque<DetachedRegistration>,
     /// Bytes for the client that must wait for the end of a response that is on its way.
     deferred: Vec<u8>,
     compress_behind_deferred: bool,
@@ -93,7 +93,7 @@ pub struct Relay {
 
 /// What begins at a line start of the client.
 enum Begun<'a> {
-    /// Something that passes; the lane follows it.
+    /// Something that passes; the direction follows it.
     Passes,
     /// Nothing that is known yet.
     Waits,
@@ -108,11 +108,11 @@ impl Relay {
         Self {
             profile,
             account,
-            client: At::LineStart,
-            backend: At::LineStart,
+            client: StreamPosition::LineStart,
+            backend: StreamPosition::LineStart,
             scan: Scan::default(),
             swallows: false,
-            owed: Owed::default(),
+            pending: PendingReplies::default(),
             granted: false,
             over: false,
             held: false,
@@ -120,8 +120,8 @@ impl Relay {
             compressed: false,
             tag_prefix,
             questions: 0,
-            job: None,
-            aside: VecDeque::new(),
+            intercepted: None,
+            detached: VecDeque::new(),
             deferred: Vec::new(),
             compress_behind_deferred: false,
             scarce: false,
@@ -131,7 +131,7 @@ impl Relay {
 
     /// What to do with the client's bytes. `last` means that no more will follow.
     pub fn client(&mut self, input: &[u8], last: bool, out: &mut Output) -> Step {
-        if self.job.is_some() {
+        if self.intercepted.is_some() {
             return self.collect(input, out);
         }
         self.held = false;
@@ -139,7 +139,7 @@ impl Relay {
         while used < input.len() && lines < MOST_LINES {
             lines += 1;
             let rest = &input[used..];
-            if let At::LineStart | At::Announced(_) = self.client {
+            if let StreamPosition::LineStart | StreamPosition::Announced(_) = self.client {
                 match self.begins(rest, last) {
                     Begun::Passes => {}
                     Begun::Waits => break,
@@ -167,7 +167,7 @@ impl Relay {
 
     /// What begins at a line start of the client.
     fn begins<'a>(&mut self, rest: &'a [u8], last: bool) -> Begun<'a> {
-        if let At::Announced(_) = self.client
+        if let StreamPosition::Announced(_) = self.client
             && !self.over
         {
             self.held = true;
@@ -178,32 +178,32 @@ impl Relay {
             Some(command) => command,
             // Half a line is all that will ever come.
             None if last => {
-                self.client = At::line(false);
+                self.client = StreamPosition::line(false);
                 return Begun::Passes;
             }
             None => return Begun::Waits,
         };
-        match (self.owed.idle(), command) {
+        match (self.pending.idle(), command) {
             (_, Command::Done) => {
-                self.owed.done();
-                self.client = At::line(false);
+                self.pending.done();
+                self.client = StreamPosition::line(false);
             }
             (Some(false), _) if !last => {
                 self.held = true;
                 return Begun::Waits;
             }
             // In IDLE nothing but DONE is a command; the backend says so.
-            (Some(_), _) => self.client = At::line(false),
+            (Some(_), _) => self.client = StreamPosition::line(false),
             (None, Command::Known { tag, verb }) if is_ours(verb) => {
                 return Begun::Ours(tag, verb);
             }
-            (None, Command::Known { tag, verb: Verb::Idle }) => self.begin(tag, To::IDLE),
+            (None, Command::Known { tag, verb: Verb::Idle }) => self.begin(tag, ReplyTo::IDLE),
             (None, Command::Known { tag, .. } | Command::Other { tag }) => {
-                self.begin(tag, To::Command);
+                self.begin(tag, ReplyTo::Command);
             }
             (None, Command::Garbage | Command::Endless) => {
                 let word = rest.iter().position(|b| b" \r\n".contains(b)).unwrap_or(rest.len());
-                self.begin(&rest[..word], To::Stray);
+                self.begin(&rest[..word], ReplyTo::Stray);
             }
         }
         Begun::Passes
@@ -213,9 +213,9 @@ impl Relay {
     fn announces(&mut self, Announcement { length, synchronising }: Announcement) {
         let granted = std::mem::take(&mut self.granted);
         if !synchronising || granted {
-            self.client = At::literal(length);
+            self.client = StreamPosition::literal(length);
         } else if !self.over {
-            self.client = At::Announced(length);
+            self.client = StreamPosition::Announced(length);
         }
     }
 
@@ -224,7 +224,7 @@ impl Relay {
         let (mut used, mut lines) = (0, 0);
         while lines < MOST_LINES {
             lines += 1;
-            let at_start = matches!(self.backend, At::LineStart);
+            let at_start = matches!(self.backend, StreamPosition::LineStart);
             if at_start && !self.deferred.is_empty() {
                 if used == 0 {
                     out.to_client.append(&mut self.deferred);
@@ -245,12 +245,12 @@ impl Relay {
                 }
                 let (length, end) = self.backend.follow(rest);
                 if self.swallows {
-                    self.swallows = !matches!(self.backend, At::LineStart);
+                    self.swallows = !matches!(self.backend, StreamPosition::LineStart);
                     return Step::Take(length);
                 }
                 used += length;
                 if let LineEnd::Announces(Announcement { length, .. }) = end {
-                    self.backend = At::literal(length);
+                    self.backend = StreamPosition::literal(length);
                 }
                 continue;
             }
@@ -263,7 +263,7 @@ impl Relay {
             let taken = match response {
                 Response::Status { tag, status, capability } => {
                     if !capability && !self.is_question_answered(tag, status) {
-                        self.told(tag, status);
+                        self.command_answered(tag, status);
                         self.passes(false);
                         continue;
                     }
@@ -323,7 +323,7 @@ impl Relay {
                     self.take(response, &rest[..limit], out);
                     self.passes(false);
                     let (length, _) = self.backend.follow(rest);
-                    self.swallows = !matches!(self.backend, At::LineStart);
+                    self.swallows = !matches!(self.backend, StreamPosition::LineStart);
                     Step::Take(length)
                 }
                 // Whether its end is at hand already is chance, and makes no difference.
@@ -351,26 +351,30 @@ impl Relay {
 
     /// As [`Session::held`](super::session::Session::held).
     pub(super) fn held(&self) -> usize {
-        let aside: usize = self.aside.iter().map(Aside::held).sum();
-        self.deferred.capacity() + self.job.as_ref().map_or(0, |job| job.held()) + aside
+        let detached: usize = self.detached.iter().map(DetachedRegistration::held).sum();
+        self.deferred.capacity()
+            + self.intercepted.as_ref().map_or(0, |intercepted| intercepted.held())
+            + detached
     }
 
     /// Whether a command of ours is not answered yet.
     pub fn is_busy(&self) -> bool {
-        self.job.is_some() || !self.aside.is_empty()
+        self.intercepted.is_some() || !self.detached.is_empty()
     }
 
     /// Whether the client waits for nothing but news: all its commands are answered, or it idles.
     pub fn is_idle(&self) -> bool {
-        !self.is_busy() && (self.owed.idle().is_some() || self.owed.is_settled())
+        !self.is_busy() && (self.pending.idle().is_some() || self.pending.all_answered())
     }
 
     /// The word that holds up the client, if one does. When it has not come in time, call
     /// [`Relay::overdue`].
     pub fn awaited(&self) -> Option<Awaited> {
-        match &self.job {
-            Some(job) if job.is_being_stored() => Some(Awaited::Stored(self.questions)),
-            Some(job) => job.awaits().then(|| match self.owed.is_settled() {
+        match &self.intercepted {
+            Some(intercepted) if intercepted.is_being_stored() => {
+                Some(Awaited::Stored(self.questions))
+            }
+            Some(intercepted) => intercepted.awaits().then(|| match self.pending.all_answered() {
                 true => Awaited::Answer(self.questions),
                 false => Awaited::Turn,
             }),
@@ -383,14 +387,14 @@ impl Relay {
     /// and its client goes on. Bytes that were held go on unlooked at: as those of the literal that was announced, or
     /// as said in IDLE.
     pub fn overdue(&mut self, out: &mut Output) {
-        if self.job.as_ref().is_some_and(|job| job.is_being_stored()) {
-            self.set_aside();
-        } else if self.job.is_some() {
+        if self.intercepted.as_ref().is_some_and(|intercepted| intercepted.is_being_stored()) {
+            self.detach_registration();
+        } else if self.intercepted.is_some() {
             self.give_up(out);
-        } else if let At::Announced(length) = self.client {
-            self.client = At::literal(length);
+        } else if let StreamPosition::Announced(length) = self.client {
+            self.client = StreamPosition::literal(length);
         } else {
-            self.owed.start_idle();
+            self.pending.start_idle();
         }
     }
 
@@ -411,59 +415,65 @@ impl Relay {
 
     /// Whether no response of the backend is under way to the client.
     pub fn at_response_boundary(&self) -> bool {
-        matches!(self.backend, At::LineStart)
+        matches!(self.backend, StreamPosition::LineStart)
     }
 
     /// The backend's response goes on as it is; its first line may announce a literal, or not.
     fn passes(&mut self, literals: bool) {
         self.scan = Scan::default();
-        self.backend = At::line(literals);
+        self.backend = StreamPosition::line(literals);
     }
 
-    fn begin(&mut self, tag: &[u8], to: To) {
-        self.owed.begin(tag, to);
+    fn begin(&mut self, tag: &[u8], to: ReplyTo) {
+        self.pending.begin(tag, to);
         (self.granted, self.over) = (false, false);
         // No server looks for a literal where there is no command.
-        self.client = At::line(to != To::Stray);
+        self.client = StreamPosition::line(to != ReplyTo::Stray);
     }
 
     /// The backend sent `+`.
     fn go_ahead(&mut self) {
-        if self.owed.go_ahead() {
+        if self.pending.go_ahead() {
             return;
         }
         match self.client {
-            At::Announced(length) => {
-                self.client = At::literal(length);
+            StreamPosition::Announced(length) => {
+                self.client = StreamPosition::literal(length);
                 if std::mem::take(&mut self.over) {
-                    self.owed.revive();
+                    self.pending.revive();
                 }
             }
-            At::Line { tail, literals: true } => self.granted |= tail.waits(),
-            At::Line { .. } | At::LineStart | At::Literal(_) => {}
+            StreamPosition::Line { tail, literals: true } => self.granted |= tail.waits(),
+            StreamPosition::Line { .. }
+            | StreamPosition::LineStart
+            | StreamPosition::Literal(_) => {}
         }
     }
 
     /// Whether a status response is the answer to a question of ours.
     fn is_question_answered(&self, tag: Option<&[u8]>, status: Status) -> bool {
         match tag {
-            Some(tag) => tag.starts_with(self.tag_prefix.as_bytes()) && self.owed.is_question(tag),
-            None => status == Status::Bad && self.owed.is_question_next(),
+            Some(tag) => {
+                tag.starts_with(self.tag_prefix.as_bytes()) && self.pending.is_question(tag)
+            }
+            None => status == Status::Bad && self.pending.is_question_next(),
         }
     }
 
     /// The backend answered a command of the client, or refused one without its tag.
-    fn told(&mut self, tag: Option<&[u8]>, status: Status) {
+    fn command_answered(&mut self, tag: Option<&[u8]>, status: Status) {
         let whose = match tag {
-            Some(tag) => self.owed.answered(tag, status == Status::Ok),
-            None if status == Status::Bad && !self.owed.is_question_next() => self.owed.refused(),
+            Some(tag) => self.pending.answered(tag, status == Status::Ok),
+            None if status == Status::Bad && !self.pending.is_question_next() => {
+                self.pending.refused()
+            }
             None => return,
         };
-        if whose == Whose::Last {
+        if whose == ReplyOwner::Last {
             self.over = true;
             // What was only complained about may have its go-ahead yet.
-            if let (Some(_), At::Announced(_)) = (tag, self.client) {
-                self.client = At::LineStart;
+            if let (Some(_), StreamPosition::Announced(_)) = (tag, self.client) {
+                self.client = StreamPosition::LineStart;
             }
         }
     }
@@ -481,9 +491,9 @@ impl Relay {
                 if (tag.is_some() || !capability) && self.is_question_answered(tag, status) =>
             {
                 match tag {
-                    Some(tag) => drop(self.owed.answered(tag, true)),
+                    Some(tag) => drop(self.pending.answered(tag, true)),
                     None => {
-                        self.owed.refused();
+                        self.pending.refused();
                         out.to_client.extend_from_slice(line);
                     }
                 }
@@ -493,7 +503,7 @@ impl Relay {
             Response::MailboxStatus => self.keep(line),
             _ => {
                 if let Response::Status { tag, status, .. } = response {
-                    self.told(tag, status);
+                    self.command_answered(tag, status);
                 }
                 let edited = capability::edit_response(line, self.own());
                 out.to_client.extend_from_slice(&edited);

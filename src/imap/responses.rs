@@ -4,9 +4,9 @@
 //! end of a response, and none is copied more than once behind the one in front of it. Of a response that
 //! is longer than its reader keeps, the rest is skipped as it comes, whatever its length.
 
-use super::at::{At, LineEnd};
 use super::literal::{Announcement, End, Scan};
 use super::peek::{self, Response};
+use super::stream_position::{LineEnd, StreamPosition};
 
 /// Where the response that is under way ends. It is asked again and again with the same bytes and
 /// more behind them.
@@ -56,14 +56,14 @@ fn is_for_people(response: Response<'_>) -> bool {
 #[derive(Debug)]
 pub struct Cut {
     kept: Vec<u8>,
-    at: At,
+    at: StreamPosition,
 }
 
 impl Cut {
     /// The response that starts `input`, of which `limit` bytes are kept. No byte of it is skipped yet.
     pub fn new(input: &[u8], limit: usize) -> Self {
         let literals = !peek::response(input).is_some_and(is_for_people);
-        Self { kept: input[..input.len().min(limit)].to_vec(), at: At::line(literals) }
+        Self { kept: input[..input.len().min(limit)].to_vec(), at: StreamPosition::line(literals) }
     }
 
     /// Skips bytes of the response, from its first one on: how many of `input` are its own, and whether
@@ -76,7 +76,9 @@ impl Cut {
             match end {
                 LineEnd::None => {}
                 LineEnd::Plain => return (used, true),
-                LineEnd::Announces(Announcement { length, .. }) => self.at = At::literal(length),
+                LineEnd::Announces(Announcement { length, .. }) => {
+                    self.at = StreamPosition::literal(length)
+                }
             }
         }
         (used, false)

@@ -32,7 +32,7 @@ pub enum Exchange {
 
 /// What follows a client's message.
 #[derive(Debug)]
-pub enum Step {
+pub enum SaslStep {
     /// Send this challenge (base64, without the `+ `) and go on.
     Challenge(Exchange, &'static str),
     Credentials(Credentials),
@@ -73,28 +73,28 @@ impl Mechanism {
 impl Exchange {
     /// Takes one line of the client without its line end: base64, `*`, or `=` for nothing (only as
     /// an initial response).
-    pub fn respond(self, line: &[u8]) -> Step {
+    pub fn respond(self, line: &[u8]) -> SaslStep {
         if line == b"*" {
-            return Step::Cancelled;
+            return SaslStep::Cancelled;
         }
         let line = if line == b"=" { b"" } else { line };
-        let Some(message) = decode(line) else { return Step::Malformed };
+        let Some(message) = decode(line) else { return SaslStep::Malformed };
         let credentials = match self {
             Self::Message(Mechanism::Plain) => plain(&message),
             Self::Message(Mechanism::XOAuth2) => xoauth2(&message),
             Self::Message(Mechanism::OAuthBearer) => match names_nobody(&message) {
-                true => return Step::Nameless(STANDARD.encode(message)),
+                true => return SaslStep::Nameless(STANDARD.encode(message)),
                 false => oauthbearer(&message),
             },
             Self::Message(Mechanism::Login) => match String::from_utf8(message) {
                 Ok(login) => {
-                    return Step::Challenge(Self::LoginPassword { login }, "UGFzc3dvcmQ6");
+                    return SaslStep::Challenge(Self::LoginPassword { login }, "UGFzc3dvcmQ6");
                 }
                 Err(_) => None,
             },
             Self::LoginPassword { login } => Some(Credentials::password(login, message)),
         };
-        credentials.map_or(Step::Malformed, Step::Credentials)
+        credentials.map_or(SaslStep::Malformed, SaslStep::Credentials)
     }
 }
 
@@ -178,16 +178,16 @@ pub fn is_relayable(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn credentials(step: Step) -> (String, String, Vec<u8>) {
+    fn credentials(step: SaslStep) -> (String, String, Vec<u8>) {
         match step {
-            Step::Credentials(c) => {
+            SaslStep::Credentials(c) => {
                 (c.authorization.clone(), c.login.clone(), c.expose_secret().to_vec())
             }
             other => panic!("{other:?}"),
         }
     }
 
-    fn respond(mechanism: Mechanism, message: &[u8]) -> Step {
+    fn respond(mechanism: Mechanism, message: &[u8]) -> SaslStep {
         Exchange::Message(mechanism).respond(STANDARD.encode(message).as_bytes())
     }
 
@@ -228,7 +228,7 @@ mod tests {
             (Mechanism::OAuthBearer, b"\x01"),
         ] {
             let step = respond(mechanism, bad);
-            assert!(matches!(step, Step::Malformed), "{}: {step:?}", bad.escape_ascii());
+            assert!(matches!(step, SaslStep::Malformed), "{}: {step:?}", bad.escape_ascii());
         }
     }
 
@@ -241,24 +241,24 @@ mod tests {
             b"n,,\x01auth=\x01\x01",
         ] {
             let step = respond(Mechanism::OAuthBearer, message);
-            assert!(matches!(&step, Step::Nameless(same) if *same == STANDARD.encode(message)));
+            assert!(matches!(&step, SaslStep::Nameless(same) if *same == STANDARD.encode(message)));
         }
     }
 
     fn round_trip(mechanism: Mechanism, known: &Credentials) {
         let [message] = &messages(mechanism, known)[..] else { panic!("one message") };
         let step = Exchange::Message(mechanism).respond(message.as_bytes());
-        assert!(matches!(&step, Step::Credentials(c) if c.same_as(known)), "{step:?}");
+        assert!(matches!(&step, SaslStep::Credentials(c) if c.same_as(known)), "{step:?}");
     }
 
     #[test]
     fn malformed_and_cancelled() {
         for bad in ["!", "AAA", "YWxpY2U=", "AGE=", "AGEAYgBj", "=", "", "\u{fc}"] {
             let step = Exchange::Message(Mechanism::Plain).respond(bad.as_bytes());
-            assert!(matches!(step, Step::Malformed), "{bad}: {step:?}");
+            assert!(matches!(step, SaslStep::Malformed), "{bad}: {step:?}");
         }
         for mechanism in [Mechanism::Plain, Mechanism::Login] {
-            assert!(matches!(Exchange::Message(mechanism).respond(b"*"), Step::Cancelled));
+            assert!(matches!(Exchange::Message(mechanism).respond(b"*"), SaslStep::Cancelled));
         }
     }
 
@@ -285,7 +285,9 @@ mod tests {
     fn login_asks_twice() {
         let (exchange, challenge) = Mechanism::Login.start();
         assert_eq!(STANDARD.decode(challenge).unwrap(), b"Username:");
-        let Step::Challenge(exchange, challenge) = exchange.respond(b"YWxpY2U=") else { panic!() };
+        let SaslStep::Challenge(exchange, challenge) = exchange.respond(b"YWxpY2U=") else {
+            panic!()
+        };
         assert_eq!(STANDARD.decode(challenge).unwrap(), b"Password:");
         let (_, login, password) = credentials(exchange.respond(b"c2VjcmV0"));
         assert_eq!((&login[..], &password[..]), ("alice", &b"secret"[..]));

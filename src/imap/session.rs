@@ -10,7 +10,7 @@
 //!
 //! The caller owns sockets and time. It writes [`Output::to_client`] and [`Output::to_backend`],
 //! carries out [`Action`]s, and offers bytes of each side to [`Session::client`] and
-//! [`Session::backend`]. Order matters: bytes that a lane's [`Step::Forward`] named are written
+//! [`Session::backend`]. Order matters: bytes that a direction's [`Step::Forward`] named are written
 //! before output that came later, output before the next forward, and both before an action is
 //! carried out.
 
@@ -18,12 +18,12 @@ use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
 use super::capability::{Capabilities, XAPPLEPUSHSERVICE};
-use super::login::{Attempt, Login, Logins, Options, Outcome, edited};
+use super::login::{BackendLogin, LoginAttempt, LoginKinds, LoginOptions, LoginOutcome, edited};
+use super::not_authenticated::{LoginState, NotAuthenticated};
 use super::peek::{Status, Verb};
 use super::refusal::Refusal;
 use super::relay::{LONGEST_STATUS, Relay, tagged};
 use super::sasl;
-use super::unauthenticated::{Dialogue, State};
 use crate::model::{Account, Credentials, Mailbox, Registration};
 
 /// What a client is told where there is no connection to the backend, or no answer.
@@ -38,7 +38,7 @@ pub struct Profile {
     /// What the backend was last seen to offer before login; `None` before it was seen.
     pub backend: Option<Arc<Capabilities>>,
     /// What is taken by other backends, at which some users are.
-    pub logins_elsewhere: Logins,
+    pub logins_elsewhere: LoginKinds,
     /// `None` where push is not to be had: no topic.
     pub push: Option<PushOffer>,
     /// Relay mechanisms of the backend that hide the password.
@@ -57,15 +57,15 @@ pub struct Profile {
     /// COMPRESS=DEFLATE is offered (RFC 4978).
     pub compress: bool,
     /// Made of the rest.
-    pub shown: Shown,
+    pub shown: ShownCapabilities,
 }
 
 /// The capability lists that clients see before login, without TLS and with it, once they were asked
 /// for. A clone has none, as it may become another profile.
 #[derive(Debug, Default)]
-pub struct Shown([OnceLock<Box<str>>; 2]);
+pub struct ShownCapabilities([OnceLock<Box<str>>; 2]);
 
-impl Clone for Shown {
+impl Clone for ShownCapabilities {
     fn clone(&self) -> Self {
         Self::default()
     }
@@ -73,7 +73,7 @@ impl Clone for Shown {
 
 /// What is particular to one connection.
 #[derive(Clone, Debug)]
-pub struct Connection {
+pub struct ClientConnection {
     /// TLS is active; otherwise STARTTLS is offered and nothing else is to be had.
     pub secure: bool,
     /// Starts each tag of ours; one that the client cannot guess: letters and digits.
@@ -101,7 +101,7 @@ pub struct DomainTopic {
     pub topic: Option<String>,
 }
 
-/// What to do with the first bytes of a lane.
+/// What to do with the first bytes of a direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// So many bytes go on to the other side unchanged.
@@ -148,12 +148,12 @@ pub struct Authenticated {
     /// Whom the client claims to be, for logs and nothing else; `None` where that was not said.
     pub claimed: Option<Account>,
     /// Who it is beyond doubt. Without it nothing of the session is stored, and nobody is told.
-    pub proven: Option<Proven>,
+    pub proven: Option<ProvenIdentity>,
 }
 
 /// An account whose user the backend has accepted under just this name.
 #[derive(Clone, Debug)]
-pub struct Proven {
+pub struct ProvenIdentity {
     pub account: Account,
     /// What was accepted; `None` where it was hidden from us.
     pub credentials: Option<Credentials>,
@@ -161,7 +161,7 @@ pub struct Proven {
 
 /// What a session must know of the connection to its backend.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Reached {
+pub struct BackendTraits {
     /// The greeting has been read, as before STARTTLS.
     pub greeted: bool,
     /// The client's ID is passed on.
@@ -217,7 +217,7 @@ pub struct Output {
     pub to_client: Vec<u8>,
     pub to_backend: Vec<u8>,
     pub actions: VecDeque<Action>,
-    pub over: Over,
+    pub over: LimitHits,
     /// Lines of what passes that were looked at, for the caller to take note of how much it was.
     pub lines: u32,
     /// Commands of ours and how they were answered, for the caller to count.
@@ -226,7 +226,7 @@ pub struct Output {
 
 /// How often a limit was hit, for the caller to count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Over {
+pub struct LimitHits {
     /// [`Profile::commands`].
     pub commands: u32,
     /// [`Profile::command_size`].
@@ -241,13 +241,13 @@ pub struct Over {
 #[derive(Debug)]
 pub struct Session {
     profile: Arc<Profile>,
-    phase: Phase,
+    state: SessionState,
     pub output: Output,
 }
 
 #[derive(Debug)]
-enum Phase {
-    Login(Box<Dialogue>),
+enum SessionState {
+    NotAuthenticated(Box<NotAuthenticated>),
     Relay(Box<Relay>),
     Closed,
 }
@@ -306,7 +306,7 @@ impl Profile {
             return shown;
         }
         shown.add("SASL-IR");
-        let Logins { passwords, tokens } = self.logins();
+        let LoginKinds { passwords, tokens } = self.logins();
         // Either kind is put into the form that the backend takes.
         for token in match passwords {
             true => &["AUTH=PLAIN", "AUTH=LOGIN"][..],
@@ -332,8 +332,8 @@ impl Profile {
     }
 
     /// What some backend takes.
-    fn logins(&self) -> Logins {
-        let own = self.backend.as_deref().map_or(Logins::UNKNOWN, Logins::of);
+    fn logins(&self) -> LoginKinds {
+        let own = self.backend.as_deref().map_or(LoginKinds::UNKNOWN, LoginKinds::of);
         own.or(self.logins_elsewhere)
     }
 
@@ -344,7 +344,7 @@ impl Profile {
 
     /// What [`Profile::before_login`] says as the words of a list, made once.
     pub(super) fn list_before_login(&self, secure: bool) -> &str {
-        let Shown(lists) = &self.shown;
+        let ShownCapabilities(lists) = &self.shown;
         lists[usize::from(secure)]
             .get_or_init(|| self.before_login(secure).to_string().into_boxed_str())
     }
@@ -366,42 +366,42 @@ impl Profile {
 
 impl Session {
     /// A session whose greeting is in the output already.
-    pub fn new(profile: Arc<Profile>, connection: Connection) -> Self {
+    pub fn new(profile: Arc<Profile>, connection: ClientConnection) -> Self {
         let mut output = Output::default();
         let capabilities = profile.list_before_login(connection.secure);
         let greeting = format!("* OK [CAPABILITY {capabilities}] mailchime ready\r\n");
         output.to_client.extend_from_slice(greeting.as_bytes());
-        let dialogue = Dialogue::new(connection, profile.command_size);
-        Self { profile, phase: Phase::Login(Box::new(dialogue)), output }
+        let dialogue = NotAuthenticated::new(connection, profile.command_size);
+        Self { profile, state: SessionState::NotAuthenticated(Box::new(dialogue)), output }
     }
 
     /// What to do with the client's bytes. `last` means that no more will follow.
     pub fn client(&mut self, input: &[u8], last: bool) -> Step {
-        match &mut self.phase {
-            Phase::Login(dialogue) => {
+        match &mut self.state {
+            SessionState::NotAuthenticated(dialogue) => {
                 let step = dialogue.client(input, &self.profile, &mut self.output);
                 if matches!(self.output.actions.back(), Some(Action::Close)) {
-                    self.phase = Phase::Closed;
+                    self.state = SessionState::Closed;
                 }
                 step
             }
-            Phase::Relay(relay) => relay.client(input, last, &mut self.output),
-            Phase::Closed => Step::Take(input.len()),
+            SessionState::Relay(relay) => relay.client(input, last, &mut self.output),
+            SessionState::Closed => Step::Take(input.len()),
         }
     }
 
     /// What to do with the backend's bytes. `last` means that no more will follow.
     pub fn backend(&mut self, input: &[u8], last: bool) -> Step {
-        match &mut self.phase {
-            Phase::Login(dialogue) => {
-                let State::Backend { login, .. } = &mut dialogue.state else {
+        match &mut self.state {
+            SessionState::NotAuthenticated(dialogue) => {
+                let LoginState::Backend { login, .. } = &mut dialogue.state else {
                     // Nothing was asked: what is said now waits, and an end ends it.
                     return Step::Wait;
                 };
                 let (used, outcome) = login.step(input, &mut self.output.to_backend);
                 match outcome {
                     // Nobody is there to answer.
-                    Some(Outcome::Challenge(_)) if dialogue.abandoned => {
+                    Some(LoginOutcome::Challenge(_)) if dialogue.abandoned => {
                         login.acknowledge(&mut self.output.to_backend);
                     }
                     Some(outcome) => self.decided(outcome),
@@ -410,34 +410,34 @@ impl Session {
                 }
                 Step::Take(used)
             }
-            Phase::Relay(relay) => relay.backend(input, last, &mut self.output),
-            Phase::Closed => Step::Take(input.len()),
+            SessionState::Relay(relay) => relay.backend(input, last, &mut self.output),
+            SessionState::Closed => Step::Take(input.len()),
         }
     }
 
     /// The client's connection has TLS now (RFC 9051 section 6.2.1): what was known before does not
     /// count.
     pub fn secured(&mut self) {
-        if let Phase::Login(dialogue) = &mut self.phase {
+        if let SessionState::NotAuthenticated(dialogue) = &mut self.state {
             dialogue.secured();
         }
     }
 
     /// The connection that [`Action::Connect`] asked for is open.
-    pub fn connected(&mut self, reached: Reached) {
-        let Phase::Login(dialogue) = &mut self.phase else { return };
+    pub fn connected(&mut self, reached: BackendTraits) {
+        let SessionState::NotAuthenticated(dialogue) = &mut self.state else { return };
         // What was for a backend of before, and did not get there, is nothing to this one.
         self.output.to_backend.clear();
-        let Reached { greeted, send_id, .. } = reached;
+        let BackendTraits { greeted, send_id, .. } = reached;
         let id = send_id.then(|| dialogue.id());
         dialogue.reached = reached;
-        dialogue.state = match std::mem::replace(&mut dialogue.state, State::Command) {
-            State::Connect { tag, attempt } => {
+        dialogue.state = match std::mem::replace(&mut dialogue.state, LoginState::Command) {
+            LoginState::Connect { tag, attempt } => {
                 let limit = self.profile.capability_size;
-                let options = Options { greeted, id, limit };
-                let mut login = Box::new(Login::new(attempt, options));
+                let options = LoginOptions { greeted, id, limit };
+                let mut login = Box::new(BackendLogin::new(attempt, options));
                 login.start(&mut self.output.to_backend);
-                State::Backend { tag, login }
+                LoginState::Backend { tag, login }
             }
             other => other,
         };
@@ -447,11 +447,11 @@ impl Session {
     /// dialogue the client is told and may try again; returns whether it was so.
     pub fn unavailable(&mut self, why: impl Into<String>) -> bool {
         let why = why.into();
-        let Phase::Login(dialogue) = &mut self.phase else { return false };
-        match std::mem::replace(&mut dialogue.state, State::Command) {
-            State::Backend { tag, mut login } | State::Challenge { tag, mut login } => {
+        let SessionState::NotAuthenticated(dialogue) = &mut self.state else { return false };
+        match std::mem::replace(&mut dialogue.state, LoginState::Command) {
+            LoginState::Backend { tag, mut login } | LoginState::Challenge { tag, mut login } => {
                 let outcome = login.unanswered(why);
-                dialogue.state = State::Backend { tag, login };
+                dialogue.state = LoginState::Backend { tag, login };
                 self.decided(outcome);
                 true
             }
@@ -469,15 +469,15 @@ impl Session {
     }
 
     fn failed(&mut self, answer: &str, failure: LoginFailure) -> bool {
-        let Phase::Login(dialogue) = &mut self.phase else { return false };
-        match std::mem::replace(&mut dialogue.state, State::Command) {
-            State::Connect { tag, .. }
-            | State::Backend { tag, .. }
-            | State::Challenge { tag, .. }
-            | State::Accepted { tag, .. } => {
+        let SessionState::NotAuthenticated(dialogue) = &mut self.state else { return false };
+        match std::mem::replace(&mut dialogue.state, LoginState::Command) {
+            LoginState::Connect { tag, .. }
+            | LoginState::Backend { tag, .. }
+            | LoginState::Challenge { tag, .. }
+            | LoginState::Accepted { tag, .. } => {
                 let mut line = Vec::new();
                 tagged(&mut line, &tag, answer);
-                dialogue.state = State::Refused(line);
+                dialogue.state = LoginState::Refused(line);
                 self.output.answered.push((Verb::Login, Status::No));
                 self.output.actions.push_back(Action::Failed(failure));
                 true
@@ -491,12 +491,12 @@ impl Session {
 
     /// No backend is asked about these credentials: they are refused as if one had refused them.
     pub fn refused(&mut self) {
-        let Phase::Login(dialogue) = &mut self.phase else { return };
-        match std::mem::replace(&mut dialogue.state, State::Command) {
-            State::Connect { tag, attempt, .. } => {
+        let SessionState::NotAuthenticated(dialogue) = &mut self.state else { return };
+        match std::mem::replace(&mut dialogue.state, LoginState::Command) {
+            LoginState::Connect { tag, attempt, .. } => {
                 let account = match attempt {
-                    Attempt::Credentials { credentials, .. } => Some(credentials.account()),
-                    Attempt::Relayed { .. } => None,
+                    LoginAttempt::Credentials { credentials, .. } => Some(credentials.account()),
+                    LoginAttempt::Relayed { .. } => None,
                 };
                 dialogue.refuse_credentials(&tag, account, &mut self.output);
             }
@@ -506,9 +506,9 @@ impl Session {
 
     /// Whether the login that waits for a connection is one that a backend may take which offers this.
     pub fn fits(&self, offered: &Capabilities) -> bool {
-        match &self.phase {
-            Phase::Login(dialogue) => match &dialogue.state {
-                State::Connect { attempt, .. } => attempt.fits(offered),
+        match &self.state {
+            SessionState::NotAuthenticated(dialogue) => match &dialogue.state {
+                LoginState::Connect { attempt, .. } => attempt.fits(offered),
                 _ => true,
             },
             _ => true,
@@ -518,12 +518,12 @@ impl Session {
     /// The client is gone, and the login that is under way is to be finished without it: what the
     /// backend asks is answered so that it decides.
     pub fn abandoned(&mut self) {
-        let Phase::Login(dialogue) = &mut self.phase else { return };
+        let SessionState::NotAuthenticated(dialogue) = &mut self.state else { return };
         dialogue.abandoned = true;
-        dialogue.state = match std::mem::replace(&mut dialogue.state, State::Command) {
-            State::Challenge { tag, mut login } => {
+        dialogue.state = match std::mem::replace(&mut dialogue.state, LoginState::Command) {
+            LoginState::Challenge { tag, mut login } => {
                 login.acknowledge(&mut self.output.to_backend);
-                State::Backend { tag, login }
+                LoginState::Backend { tag, login }
             }
             other => other,
         };
@@ -531,43 +531,43 @@ impl Session {
 
     /// The time has come to say that a login failed.
     pub fn release(&mut self) {
-        let Phase::Login(dialogue) = &mut self.phase else { return };
-        match std::mem::replace(&mut dialogue.state, State::Command) {
-            State::Refused(_) if dialogue.abandoned => {}
-            State::Refused(answer) => self.output.to_client.extend_from_slice(&answer),
+        let SessionState::NotAuthenticated(dialogue) = &mut self.state else { return };
+        match std::mem::replace(&mut dialogue.state, LoginState::Command) {
+            LoginState::Refused(_) if dialogue.abandoned => {}
+            LoginState::Refused(answer) => self.output.to_client.extend_from_slice(&answer),
             other => dialogue.state = other,
         }
     }
 
     /// The session ends: a login that is under way gets an answer. The backend may still decide on it.
     pub fn conclude(&mut self) {
-        let Phase::Login(dialogue) = &mut self.phase else { return };
+        let SessionState::NotAuthenticated(dialogue) = &mut self.state else { return };
         if std::mem::replace(&mut dialogue.abandoned, true) {
             return;
         }
         let to_client = &mut self.output.to_client;
         match &dialogue.state {
-            State::Connect { tag, .. }
-            | State::Backend { tag, .. }
-            | State::Challenge { tag, .. }
-            | State::Accepted { tag, .. } => tagged(to_client, tag, UNAVAILABLE),
-            State::Refused(answer) => to_client.extend_from_slice(answer),
-            State::Command | State::Handshake | State::Authenticate { .. } => {}
+            LoginState::Connect { tag, .. }
+            | LoginState::Backend { tag, .. }
+            | LoginState::Challenge { tag, .. }
+            | LoginState::Accepted { tag, .. } => tagged(to_client, tag, UNAVAILABLE),
+            LoginState::Refused(answer) => to_client.extend_from_slice(answer),
+            LoginState::Command | LoginState::Handshake | LoginState::Authenticate { .. } => {}
         }
     }
 
     /// The session began under another profile than sessions do now. The topic that is right for a
     /// registration now; `None` if there is none.
     pub fn renewed(&mut self, profile: Arc<Profile>) -> Option<&str> {
-        match &mut self.phase {
-            Phase::Relay(relay) => relay.renewed(profile),
-            Phase::Login(_) | Phase::Closed => None,
+        match &mut self.state {
+            SessionState::Relay(relay) => relay.renewed(profile),
+            SessionState::NotAuthenticated(_) | SessionState::Closed => None,
         }
     }
 
     /// The registration of the first [`Action::Register`] without an answer is on disk, or cannot be.
     pub fn registered(&mut self, result: RegistrationResult) {
-        if let Phase::Relay(relay) = &mut self.phase {
+        if let SessionState::Relay(relay) = &mut self.state {
             relay.registered(result, &mut self.output);
         }
     }
@@ -575,13 +575,13 @@ impl Session {
     /// The word that holds up a client, if one does. When it has not come in time, call
     /// [`Session::overdue`].
     pub fn awaited(&self) -> Option<Awaited> {
-        match &self.phase {
-            Phase::Relay(relay) => relay.awaited(),
-            Phase::Login(dialogue) => {
-                let asked = matches!(dialogue.state, State::Backend { .. });
+        match &self.state {
+            SessionState::Relay(relay) => relay.awaited(),
+            SessionState::NotAuthenticated(dialogue) => {
+                let asked = matches!(dialogue.state, LoginState::Backend { .. });
                 (asked && !dialogue.abandoned).then_some(Awaited::Login)
             }
-            Phase::Closed => None,
+            SessionState::Closed => None,
         }
     }
 
@@ -589,11 +589,13 @@ impl Session {
     /// decided gets a NO and a BYE: the backend may still decide on it.
     pub fn overdue(&mut self) {
         let why = "it took too long";
-        match &mut self.phase {
-            Phase::Relay(relay) => relay.overdue(&mut self.output),
-            Phase::Login(dialogue) => match &dialogue.state {
-                State::Backend { login, .. } if login.is_refused() => drop(self.unavailable(why)),
-                State::Backend { .. } => {
+        match &mut self.state {
+            SessionState::Relay(relay) => relay.overdue(&mut self.output),
+            SessionState::NotAuthenticated(dialogue) => match &dialogue.state {
+                LoginState::Backend { login, .. } if login.is_refused() => {
+                    self.unavailable(why);
+                }
+                LoginState::Backend { .. } => {
                     self.conclude();
                     let to_client = &mut self.output.to_client;
                     to_client.extend_from_slice(
@@ -603,42 +605,42 @@ impl Session {
                 }
                 _ => {}
             },
-            Phase::Closed => {}
+            SessionState::Closed => {}
         }
     }
 
     /// The mailbox that the backend is asked for, to register a device.
     pub fn asked(&self) -> Option<&Mailbox> {
-        match &self.phase {
-            Phase::Relay(relay) => relay.asked(),
-            Phase::Login(_) | Phase::Closed => None,
+        match &self.state {
+            SessionState::Relay(relay) => relay.asked(),
+            SessionState::NotAuthenticated(_) | SessionState::Closed => None,
         }
     }
 
     /// Registrations ask the backend for none of these mailboxes: they are registered unseen.
     pub fn ask_not(&mut self, mailboxes: Vec<Mailbox>) {
-        if let Phase::Relay(relay) = &mut self.phase {
+        if let SessionState::Relay(relay) = &mut self.state {
             relay.ask_not(mailboxes);
         }
     }
 
     /// Whether a command that mailchime answers itself after the login is not answered yet.
     pub fn is_busy(&self) -> bool {
-        matches!(&self.phase, Phase::Relay(relay) if relay.is_busy())
+        matches!(&self.state, SessionState::Relay(relay) if relay.is_busy())
     }
 
     /// Whether nothing happens before the login until the client says more.
     pub fn awaits_client(&self) -> bool {
-        match &self.phase {
-            Phase::Login(dialogue) => dialogue.awaits_client(),
-            Phase::Relay(_) => false,
-            Phase::Closed => true,
+        match &self.state {
+            SessionState::NotAuthenticated(dialogue) => dialogue.awaits_client(),
+            SessionState::Relay(_) => false,
+            SessionState::Closed => true,
         }
     }
 
     /// There is no memory to spare from now on, or there is: COMPRESS is refused meanwhile.
     pub fn spare(&mut self, scarce: bool) {
-        if let Phase::Relay(relay) = &mut self.phase {
+        if let SessionState::Relay(relay) = &mut self.state {
             relay.spare(scarce);
         }
     }
@@ -647,95 +649,96 @@ impl Session {
     /// in bytes.
     pub fn held(&self) -> usize {
         let Output { to_client, to_backend, .. } = &self.output;
-        let phase = match &self.phase {
-            Phase::Login(dialogue) => dialogue.held(),
-            Phase::Relay(relay) => relay.held(),
-            Phase::Closed => 0,
+        let state = match &self.state {
+            SessionState::NotAuthenticated(dialogue) => dialogue.held(),
+            SessionState::Relay(relay) => relay.held(),
+            SessionState::Closed => 0,
         };
-        phase + to_client.capacity() + to_backend.capacity()
+        state + to_client.capacity() + to_backend.capacity()
     }
 
     /// Gives up: what is still to be said is said, and nothing is heard any more.
     pub fn forget(&mut self) {
-        self.phase = Phase::Closed;
+        self.state = SessionState::Closed;
     }
 
     /// Whether the user is logged in.
     pub fn is_relaying(&self) -> bool {
-        matches!(self.phase, Phase::Relay(_))
+        matches!(self.state, SessionState::Relay(_))
     }
 
     /// Whether the user is logged in and is offered push.
     pub fn offers_push(&self) -> bool {
-        matches!(&self.phase, Phase::Relay(relay) if relay.own().push)
+        matches!(&self.state, SessionState::Relay(relay) if relay.own().push)
     }
 
     /// Whether the client waits for nothing but news, and may be sent away without losing an
     /// answer.
     pub fn is_idle(&self) -> bool {
-        match &self.phase {
-            Phase::Login(dialogue) => dialogue.is_idle(),
-            Phase::Relay(relay) => relay.is_idle() && relay.at_response_boundary(),
-            Phase::Closed => true,
+        match &self.state {
+            SessionState::NotAuthenticated(dialogue) => dialogue.is_idle(),
+            SessionState::Relay(relay) => relay.is_idle() && relay.at_response_boundary(),
+            SessionState::Closed => true,
         }
     }
 
     /// Whether something may be said to the client now without breaking into a response that is
     /// on its way.
     pub fn at_response_boundary(&self) -> bool {
-        match &self.phase {
-            Phase::Relay(relay) => relay.at_response_boundary(),
-            Phase::Login(_) | Phase::Closed => true,
+        match &self.state {
+            SessionState::Relay(relay) => relay.at_response_boundary(),
+            SessionState::NotAuthenticated(_) | SessionState::Closed => true,
         }
     }
 
-    fn decided(&mut self, outcome: Outcome) {
-        let Phase::Login(dialogue) = &mut self.phase else { return };
-        let State::Backend { tag, login } = std::mem::replace(&mut dialogue.state, State::Command)
+    fn decided(&mut self, outcome: LoginOutcome) {
+        let SessionState::NotAuthenticated(dialogue) = &mut self.state else { return };
+        let LoginState::Backend { tag, login } =
+            std::mem::replace(&mut dialogue.state, LoginState::Command)
         else {
             return;
         };
         let Output { to_client, actions, over, .. } = &mut self.output;
         match outcome {
-            Outcome::Challenge(text) => {
+            LoginOutcome::Challenge(text) => {
                 to_client.extend_from_slice(b"+ ");
                 to_client.extend_from_slice(&text);
                 to_client.extend_from_slice(b"\r\n");
-                dialogue.state = State::Challenge { tag, login };
+                dialogue.state = LoginState::Challenge { tag, login };
             }
-            Outcome::Accepted { untagged, answer, offered, .. } => {
+            LoginOutcome::Accepted { untagged, answer, offered, .. } => {
                 let proven = proven(&login, dialogue.reached, &self.profile);
                 // Who claims to be somebody else takes no place of theirs.
                 let whose = proven.map(|proven| proven.account).or_else(|| authenticated(&login));
                 actions.push_back(Action::Seen(offered));
                 actions.push_back(Action::Admit(whose));
-                dialogue.state = State::Accepted { tag, login, untagged, answer };
+                dialogue.state = LoginState::Accepted { tag, login, untagged, answer };
             }
-            Outcome::Refused { untagged, answer, refusal, offered } => {
+            LoginOutcome::Refused { untagged, answer, refusal, offered } => {
                 let failure = LoginFailure::Refused(claimed(&login), refusal);
                 let line = [untagged, tag, answer].concat();
-                dialogue.state = State::Refused(line);
+                dialogue.state = LoginState::Refused(line);
                 actions.push_back(Action::Seen(offered));
                 actions.push_back(Action::Failed(failure));
                 self.output.answered.push((Verb::Login, Status::No));
             }
-            Outcome::NotOffered(offered) => {
+            LoginOutcome::NotOffered(offered) => {
                 actions.push_back(Action::Seen(offered));
-                dialogue.state = State::Backend { tag, login };
+                dialogue.state = LoginState::Backend { tag, login };
                 self.turned_away(NOT_TAKEN);
             }
-            Outcome::Unavailable(why) => {
-                dialogue.state = State::Backend { tag, login };
+            LoginOutcome::Unavailable(why) => {
+                dialogue.state = LoginState::Backend { tag, login };
                 self.failed(UNAVAILABLE, LoginFailure::Unavailable(why));
             }
-            Outcome::SentAway { answer, why } => {
-                dialogue.state = State::Backend { tag, login };
+            LoginOutcome::SentAway { answer, why } => {
+                dialogue.state = LoginState::Backend { tag, login };
                 let answer = answer.as_deref().unwrap_or(UNAVAILABLE);
                 self.failed(answer, LoginFailure::Unavailable(why));
             }
-            Outcome::TooLong => {
+            LoginOutcome::TooLong => {
                 over.capability += 1;
-                dialogue.state = State::Backend { tag, login };
+                dialogue.state = LoginState::Backend { tag, login };
                 let why = "an overlong answer to a login".to_owned();
                 self.failed(UNAVAILABLE, LoginFailure::Unavailable(why));
             }
@@ -744,10 +747,12 @@ impl Session {
 
     /// Whom the backend has accepted is let in: the client hears of it, and is relayed from here on.
     pub fn admitted(&mut self) {
-        let Phase::Login(dialogue) = &mut self.phase else { return };
+        let SessionState::NotAuthenticated(dialogue) = &mut self.state else { return };
         let (tag, login, untagged, answer) =
-            match std::mem::replace(&mut dialogue.state, State::Command) {
-                State::Accepted { tag, login, untagged, answer } => (tag, login, untagged, answer),
+            match std::mem::replace(&mut dialogue.state, LoginState::Command) {
+                LoginState::Accepted { tag, login, untagged, answer } => {
+                    (tag, login, untagged, answer)
+                }
                 other => {
                     dialogue.state = other;
                     return;
@@ -758,7 +763,8 @@ impl Session {
         let claimed = claimed(&login).map(|it| it.canonical(dialogue.reached.names_ignore_case));
         let proven = proven(&login, dialogue.reached, &self.profile);
         // Its watcher needs what the user has, or a master.
-        let watchable = |proven: &&Proven| self.profile.master || proven.credentials.is_some();
+        let watchable =
+            |proven: &&ProvenIdentity| self.profile.master || proven.credentials.is_some();
         let watched = proven.as_ref().filter(watchable).map(|it| it.account.clone());
         let relay = Relay::new(Arc::clone(&self.profile), watched, prefix);
         to_client.extend_from_slice(&edited(&untagged, relay.own()));
@@ -767,43 +773,49 @@ impl Session {
         to_client.extend_from_slice(&edited(&line, relay.own()));
         actions.push_back(Action::LoggedIn(Authenticated { claimed, proven }));
         answered.push((Verb::Login, Status::Ok));
-        self.phase = Phase::Relay(Box::new(relay));
+        self.state = SessionState::Relay(Box::new(relay));
     }
 }
 
 /// Whose name and password were accepted, whoever they act as.
-fn authenticated(login: &Login) -> Option<Account> {
+fn authenticated(login: &BackendLogin) -> Option<Account> {
     match login.attempt() {
-        Attempt::Credentials { credentials, .. } => Some(Account::from_login(&credentials.login)),
-        Attempt::Relayed { .. } => login.overheard().map(Account::from_login),
+        LoginAttempt::Credentials { credentials, .. } => {
+            Some(Account::from_login(&credentials.login))
+        }
+        LoginAttempt::Relayed { .. } => login.observed_name().map(Account::from_login),
     }
 }
 
 /// Whom the client claims to be.
-fn claimed(login: &Login) -> Option<Account> {
+fn claimed(login: &BackendLogin) -> Option<Account> {
     match login.attempt() {
-        Attempt::Credentials { credentials, .. } => Some(credentials.account()),
-        Attempt::Relayed { .. } => login.overheard().map(Account::from_login),
+        LoginAttempt::Credentials { credentials, .. } => Some(credentials.account()),
+        LoginAttempt::Relayed { .. } => login.observed_name().map(Account::from_login),
     }
 }
 
 /// Who has logged in, where the backend's answer proves it.
-fn proven(login: &Login, reached: Reached, profile: &Profile) -> Option<Proven> {
-    let Reached { checks_token_name, names_ignore_case, .. } = reached;
+fn proven(
+    login: &BackendLogin,
+    reached: BackendTraits,
+    profile: &Profile,
+) -> Option<ProvenIdentity> {
+    let BackendTraits { checks_token_name, names_ignore_case, .. } = reached;
     match login.attempt() {
-        Attempt::Credentials { credentials, .. } => {
-            credentials.prove_account(checks_token_name).then(|| Proven {
+        LoginAttempt::Credentials { credentials, .. } => {
+            credentials.prove_account(checks_token_name).then(|| ProvenIdentity {
                 account: credentials.account().canonical(names_ignore_case),
                 credentials: Some(credentials.clone()),
             })
         }
         // One backend has accepted the name, and it may be somebody else's at another.
-        Attempt::Relayed { .. } => {
-            let account = Account::from_login(login.overheard()?);
+        LoginAttempt::Relayed { .. } => {
+            let account = Account::from_login(login.observed_name()?);
             let domain = account.domain_among(|domain| profile.routes(domain));
             let certain = domain == Ok(None);
             let account = account.canonical(names_ignore_case);
-            certain.then_some(Proven { account, credentials: None })
+            certain.then_some(ProvenIdentity { account, credentials: None })
         }
     }
 }
@@ -846,7 +858,7 @@ mod tests {
         let topics = vec![DomainTopic { domain: None, topic: Some("topic".into()) }];
         Profile {
             backend: Some(Arc::new(Capabilities::parse(b"IMAP4rev1 AUTH=CRAM-MD5"))),
-            logins_elsewhere: Logins::default(),
+            logins_elsewhere: LoginKinds::default(),
             push: Some(PushOffer { topics, clients: Vec::new(), most_mailboxes: 1 }),
             relay_mechanisms: true,
             master: true,
@@ -855,18 +867,18 @@ mod tests {
             command_size: 1024,
             capability_size: 1024,
             compress: true,
-            shown: Shown::default(),
+            shown: ShownCapabilities::default(),
         }
     }
 
     /// What is said to who has logged in by CRAM-MD5 under this name.
     fn answer_by_cram_md5(profile: &Profile, name: &str) -> String {
         let (tag_prefix, id_fields) = ("mc".to_owned(), Vec::new());
-        let connection = Connection { secure: true, tag_prefix, id_fields };
+        let connection = ClientConnection { secure: true, tag_prefix, id_fields };
         let mut session = Session::new(Arc::new(profile.clone()), connection);
         session.client(b"a AUTHENTICATE CRAM-MD5\r\n", false);
         assert!(matches!(session.output.actions.pop_back(), Some(Action::Connect(None))));
-        session.connected(Reached::default());
+        session.connected(BackendTraits::default());
         session.backend(b"* OK [CAPABILITY IMAP4rev1 AUTH=CRAM-MD5] ready\r\n", false);
         session.backend(b"+ PDFAeD4=\r\n", false);
         let proof = STANDARD.encode(format!("{name} b913a602c7eda7a495b4e6e7334d3890"));
@@ -882,14 +894,14 @@ mod tests {
     #[test]
     fn what_one_login_left_unsaid_goes_to_no_other_backend() {
         let (tag_prefix, id_fields) = ("mc".to_owned(), Vec::new());
-        let connection = Connection { secure: true, tag_prefix, id_fields };
+        let connection = ClientConnection { secure: true, tag_prefix, id_fields };
         let mut session = Session::new(Arc::new(profile()), connection);
         for (login, expected) in
             [("a LOGIN alice one", "LOGIN alice one"), ("b LOGIN bob two", "LOGIN bob two")]
         {
             session.client(format!("{login}\r\n").as_bytes(), false);
             assert!(matches!(session.output.actions.pop_back(), Some(Action::Connect(_))));
-            session.connected(Reached::default());
+            session.connected(BackendTraits::default());
             session.backend(b"* OK [CAPABILITY IMAP4rev1] ready\r\n", false);
             let said = String::from_utf8_lossy(&session.output.to_backend).into_owned();
             assert!(said.ends_with(&format!("{expected}\r\n")), "{said}");

@@ -21,8 +21,8 @@ use super::stream::Stream;
 use super::tls::{self, TlsError};
 use crate::config::{self, BackendTls, Trust};
 use crate::imap::capability::Capabilities;
-use crate::imap::greeting::Unfit;
-use crate::imap::login::{Attempt, Login, Logins, Options, Outcome};
+use crate::imap::greeting::UnfitGreeting;
+use crate::imap::login::{BackendLogin, LoginAttempt, LoginKinds, LoginOptions, LoginOutcome};
 use crate::imap::peek::{self, Response};
 use crate::imap::refusal::Refusal;
 use crate::imap::responses::Responses;
@@ -69,7 +69,7 @@ struct Known {
 #[derive(Debug)]
 struct Seen {
     offered: Arc<Capabilities>,
-    logins: Logins,
+    logins: LoginKinds,
     at: Instant,
 }
 
@@ -102,7 +102,7 @@ pub enum ConnectError {
     #[error("{backend}: {source}")]
     Io { backend: String, source: io::Error },
     /// It said this in place of a greeting with which it would serve somebody: a BYE, or something else.
-    #[error("{backend}: {}", Unfit(said))]
+    #[error("{backend}: {}", UnfitGreeting(said))]
     Unfit { backend: String, said: Vec<u8> },
     /// `[limits] connections_per_account`.
     #[error("{} has {limit} connections already", .account.as_str().escape_debug())]
@@ -241,8 +241,8 @@ impl Backend {
     }
 
     /// In which ways it was last seen to take logins.
-    pub fn logins(&self) -> Logins {
-        self.known.seen().as_ref().map_or(Logins::UNKNOWN, |seen| seen.logins)
+    pub fn logins(&self) -> LoginKinds {
+        self.known.seen().as_ref().map_or(LoginKinds::UNKNOWN, |seen| seen.logins)
     }
 
     /// Remembers what it was just seen to offer before login.
@@ -251,7 +251,7 @@ impl Backend {
         match &mut *seen {
             Some(same) if *same.offered == offered => same.at = now,
             other => {
-                let logins = Logins::of(&offered);
+                let logins = LoginKinds::of(&offered);
                 *other = Some(Seen { offered: Arc::new(offered), logins, at: now });
             }
         }
@@ -279,7 +279,7 @@ impl Backend {
         self.dial(&addresses, deadline, client, longest).await.map_err(|failure| match failure {
             DialFailure::Late(missing) => late(missing),
             DialFailure::Io(source) => ConnectError::Io { backend: backend(), source },
-            DialFailure::Unfit(said) => ConnectError::Unfit { backend: backend(), said },
+            DialFailure::UnfitGreeting(said) => ConnectError::Unfit { backend: backend(), said },
         })
     }
 
@@ -293,8 +293,8 @@ impl Backend {
     ) -> Result<LoggedIn, LoginError> {
         let Connected { stream, heard, greeted } = self.connect(None, longest).await?;
         let id = Some(b"(\"name\" \"mailchime\")".to_vec());
-        let options = Options { greeted, id, limit: longest };
-        let login = Login::new(Attempt::from(credentials), options);
+        let options = LoginOptions { greeted, id, limit: longest };
+        let login = BackendLogin::new(LoginAttempt::from(credentials), options);
         let (offered, result) = dialogue(stream, heard, login, limit).await?;
         self.saw(offered);
         result
@@ -342,7 +342,7 @@ impl Backend {
 async fn dialogue(
     mut stream: Stream,
     mut input: Vec<u8>,
-    mut login: Login,
+    mut login: BackendLogin,
     limit: Duration,
 ) -> Result<(Capabilities, Result<LoggedIn, LoginError>), LoginError> {
     let played = play(&mut stream, &mut login, &mut input);
@@ -353,28 +353,32 @@ async fn dialogue(
     };
     let unavailable = |why: &str| LoginError::Unavailable(why.to_owned());
     match outcome {
-        Outcome::Accepted { offered, granted, .. } => {
+        LoginOutcome::Accepted { offered, granted, .. } => {
             let logged_in = LoggedIn { stream, input, capabilities: granted, place: None };
             Ok((offered, Ok(logged_in)))
         }
-        Outcome::Refused { answer, refusal, offered, .. } => {
+        LoginOutcome::Refused { answer, refusal, offered, .. } => {
             Ok((offered, Err(LoginError::Refused { answer, refusal })))
         }
-        Outcome::NotOffered(offered) => {
+        LoginOutcome::NotOffered(offered) => {
             let why = "the backend takes no such credentials on this connection";
             Ok((offered, Err(unavailable(why))))
         }
-        Outcome::Unavailable(why) | Outcome::SentAway { why, .. } => {
+        LoginOutcome::Unavailable(why) | LoginOutcome::SentAway { why, .. } => {
             Err(LoginError::Unavailable(why))
         }
-        Outcome::Challenge(_) | Outcome::TooLong => {
+        LoginOutcome::Challenge(_) | LoginOutcome::TooLong => {
             Err(unavailable("an overlong answer to a login"))
         }
     }
 }
 
 /// Says and hears what a login takes, until it is decided. `input` is what came behind that.
-async fn play(stream: &mut Stream, login: &mut Login, input: &mut Vec<u8>) -> io::Result<Outcome> {
+async fn play(
+    stream: &mut Stream,
+    login: &mut BackendLogin,
+    input: &mut Vec<u8>,
+) -> io::Result<LoginOutcome> {
     let mut out = Vec::new();
     login.start(&mut out);
     loop {
@@ -389,7 +393,7 @@ async fn play(stream: &mut Stream, login: &mut Login, input: &mut Vec<u8>) -> io
             // What was written leads to what is read.
             None if !out.is_empty() => {}
             None => read_more(stream, input).await?,
-            Some(Outcome::Challenge(_)) => login.acknowledge(&mut out),
+            Some(LoginOutcome::Challenge(_)) => login.acknowledge(&mut out),
             Some(outcome) => return Ok(outcome),
         }
     }

@@ -14,7 +14,7 @@ use super::counters::Counters;
 use super::proxy_protocol::Addresses;
 use super::resolve::NameResolver;
 use crate::config::{self, Config};
-use crate::imap::login::Logins;
+use crate::imap::login::LoginKinds;
 use crate::model::{Account, AmbiguousDomain, BackendId, Credentials};
 
 /// A handle to all backends. Cheap to clone.
@@ -190,10 +190,10 @@ impl Backends {
     }
 
     /// In which ways backends of routes take logins, as far as they were seen.
-    pub fn routed_logins(&self) -> Logins {
+    pub fn routed_logins(&self) -> LoginKinds {
         let table = self.0.table.borrow();
-        let all = Logins { passwords: true, tokens: true };
-        let mut some = Logins::default();
+        let all = LoginKinds { passwords: true, tokens: true };
+        let mut some = LoginKinds::default();
         for (_, backend) in table.routes.values() {
             if some == all {
                 break;

@@ -1,20 +1,20 @@
 //! A client's session: listener, TLS, login dialogue, backend, relay.
 //!
 //! What a session says and does is decided by [`crate::imap::session`]; here are its sockets, its
-//! deadlines and its errands. A session is one task. Nothing here knows watchers or pushes: what
+//! deadlines and its side tasks. A session is one task. Nothing here knows watchers or pushes: what
 //! they must know of it leaves through a bounded channel of [`SessionEvent`]s.
 
 mod admission;
-mod driver;
 mod handshake;
-mod kept;
-mod lane;
+mod login_refused;
+mod pump;
+mod read_buffer;
 pub mod record;
-mod refused;
 mod register;
 mod serve;
-mod tally;
-mod unanswered;
+mod session_metrics;
+mod session_task;
+mod unanswered_mailboxes;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,11 +24,11 @@ use rustls::ServerConfig;
 use tokio::sync::{mpsc, watch};
 
 use self::admission::Admission;
-use self::register::Pace;
+use self::register::RegistrationPace;
 pub use self::serve::serve;
-use self::unanswered::Unanswered;
+use self::unanswered_mailboxes::UnansweredMailboxes;
 use crate::config::{self, Config, Relay};
-use crate::imap::session::{DomainTopic, Over, Profile, PushOffer, Shown};
+use crate::imap::session::{DomainTopic, LimitHits, Profile, PushOffer, ShownCapabilities};
 use crate::metrics::Metrics;
 use crate::model::{Account, SessionEvent};
 use crate::net::backends::Backends;
@@ -37,7 +37,7 @@ use crate::store::CredentialSource;
 
 /// What all sessions share that began under one configuration. Its parts that outlive it are handles.
 #[derive(Debug)]
-pub struct Context {
+pub struct SessionContext {
     backends: Backends,
     /// Offered to clients; `None` when push is off. May change at any time.
     push: watch::Receiver<Option<PushOffer>>,
@@ -51,10 +51,10 @@ pub struct Context {
     record: Option<config::Record>,
     /// Most devices of one account.
     devices: u32,
-    pace: Arc<Pace>,
+    pace: Arc<RegistrationPace>,
     /// For how long a registration waits for the database.
     busy_timeout: Duration,
-    unanswered: Arc<Unanswered>,
+    unanswered: Arc<UnansweredMailboxes>,
     /// Mechanisms that hide the password pass.
     relay_mechanisms: bool,
     /// A master user watches; nobody's password is needed.
@@ -65,9 +65,9 @@ pub struct Context {
 
 /// What sessions begin with, from the moment that it is set. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Current(Arc<Mutex<Arc<Context>>>);
+pub struct CurrentContext(Arc<Mutex<Arc<SessionContext>>>);
 
-impl Context {
+impl SessionContext {
     pub fn new(
         backends: Backends,
         push: watch::Receiver<Option<PushOffer>>,
@@ -161,7 +161,7 @@ impl Context {
     }
 
     /// Counts what a session, of this account if that is known, hit since the last time.
-    fn count(&self, over: Over, account: Option<&Account>) {
+    fn count(&self, over: LimitHits, account: Option<&Account>) {
         self.counters.commands_before_login.add(over.commands);
         self.counters.command_size.add(over.command);
         self.counters.capability_size.add(over.capability);
@@ -207,21 +207,21 @@ impl Context {
             command_size: self.limits.command_size,
             capability_size: self.limits.capability_size,
             compress: self.limits.compress,
-            shown: Shown::default(),
+            shown: ShownCapabilities::default(),
         })))
     }
 }
 
-impl Current {
-    pub fn new(context: Context) -> Self {
+impl CurrentContext {
+    pub fn new(context: SessionContext) -> Self {
         Self(Arc::new(Mutex::new(Arc::new(context))))
     }
 
-    pub fn set(&self, context: Context) {
+    pub fn set(&self, context: SessionContext) {
         *self.0.lock() = Arc::new(context);
     }
 
-    pub fn get(&self) -> Arc<Context> {
+    pub fn get(&self) -> Arc<SessionContext> {
         Arc::clone(&self.0.lock())
     }
 }

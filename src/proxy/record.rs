@@ -29,7 +29,9 @@ pub use self::mask::TOPIC;
 pub use self::transcript::MAILBOXES;
 use self::transcript::{Lane, Transcript};
 use crate::config;
-use crate::imap::session::{Action, Output, Profile, Reached, RegistrationResult, Session, Step};
+use crate::imap::session::{
+    Action, BackendTraits, Output, Profile, RegistrationResult, Session, Step,
+};
 use crate::model::Timestamp;
 
 /// Pieces of a session that may wait for the writer, and bytes in all of them.
@@ -132,7 +134,7 @@ impl Recorded {
         step
     }
 
-    pub(super) fn connected(&mut self, reached: Reached) {
+    pub(super) fn connected(&mut self, reached: BackendTraits) {
         if let Some(tape) = &mut self.tape {
             tape.connected = true;
             let settings = [
@@ -430,7 +432,7 @@ fn create(folder: &Path) -> io::Result<File> {
 mod tests {
     use super::*;
     use crate::demo::dialogue::Dialogue;
-    use crate::imap::session::Connection;
+    use crate::imap::session::ClientConnection;
 
     fn recorded(folder: &Path, max_size: u64) -> Recorded {
         let profile = Arc::new(Profile {
@@ -447,7 +449,7 @@ mod tests {
             shown: Default::default(),
         });
         let connection =
-            Connection { secure: true, tag_prefix: "mc0x".into(), id_fields: Vec::new() };
+            ClientConnection { secure: true, tag_prefix: "mc0x".into(), id_fields: Vec::new() };
         let session = Session::new(Arc::clone(&profile), connection);
         let config = config::Record { folder: folder.into(), max_size };
         Recorded::new(session, Some(&config), &profile, true)

@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
-use super::Context;
+use super::SessionContext;
 use crate::imap::session::RegistrationResult;
 use crate::model::{AcceptedLogin, Account, Registration, SessionEvent, Timestamp};
 use crate::store::{Full, RegisterOutcome, StoreError};
@@ -27,7 +27,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Registrations that are written, by account: so many a minute, of which all may come at once. Those
 /// beyond are put off, each to its own time.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct RegistrationPace {
     /// When all that an account was granted would have been used up, had it come evenly. Names that
     /// differ in nothing but case share a pace: to most servers they are one user.
     accounts: Mutex<HashMap<String, Instant>>,
@@ -36,7 +36,7 @@ pub(super) struct Pace {
 /// With so many accounts the ones that may register freely are forgotten.
 const SWEEP: usize = 4096;
 
-impl Pace {
+impl RegistrationPace {
     /// How long the next registration of this account is put off, of which `per_minute` are free. An
     /// error is the time after which it is refused: more than a minute's worth waits already.
     fn wait(&self, account: &Account, per_minute: u32, now: Instant) -> Result<Duration, Duration> {
@@ -59,7 +59,7 @@ impl Pace {
 /// on disk. It is not where the account has another backend since. One that is on disk already is not
 /// written again within the hour.
 pub(super) async fn register(
-    context: Arc<Context>,
+    context: Arc<SessionContext>,
     registration: Registration,
     mut login: AcceptedLogin,
 ) -> RegistrationResult {
@@ -135,7 +135,7 @@ pub(super) async fn register(
 /// Writes the registration as soon as the database takes it; `None` if it never will, or the account
 /// has another backend since. `why` is what was in the way last.
 async fn write(
-    context: &Context,
+    context: &SessionContext,
     registration: &Registration,
     login: &mut AcceptedLogin,
     why: &mut Option<StoreError>,
@@ -159,7 +159,7 @@ async fn write(
 }
 
 /// Says which limit leaves no room, to the log and to the client.
-fn no_room(context: &Context, account: &Account, full: Full) -> RegistrationResult {
+fn no_room(context: &SessionContext, account: &Account, full: Full) -> RegistrationResult {
     let counters = &context.counters;
     let (key, counter) = match full {
         Full::AccountsPerDomain => ("accounts_per_domain", &counters.accounts_per_domain),
@@ -180,7 +180,7 @@ fn no_room(context: &Context, account: &Account, full: Full) -> RegistrationResu
 }
 
 /// Waits until the account may register again; an error is the answer where too many wait.
-async fn keep_pace(context: &Context, account: &Account) -> Result<(), RegistrationResult> {
+async fn keep_pace(context: &SessionContext, account: &Account) -> Result<(), RegistrationResult> {
     let limit = context.limits.registrations_per_minute;
     let wait = context.pace.wait(account, limit, Instant::now());
     if wait != Ok(Duration::ZERO) && context.counters.registrations_per_minute.hit() {
@@ -205,7 +205,7 @@ async fn keep_pace(context: &Context, account: &Account) -> Result<(), Registrat
 
 /// Whether the account still has the backend at which its session has logged in, which may have got a
 /// name since.
-fn is_at_home(context: &Context, account: &Account, login: &mut AcceptedLogin) -> bool {
+fn is_at_home(context: &SessionContext, account: &Account, login: &mut AcceptedLogin) -> bool {
     let now = context.backends.id_of(account);
     match now {
         Some(now) if now.is(login.backend.as_str()) => {
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn ten_a_minute_are_free_ten_more_wait_and_what_is_beyond_is_refused() {
-        let (pace, now) = (Pace::default(), Instant::now());
+        let (pace, now) = (RegistrationPace::default(), Instant::now());
         let alice = Account::from_login("alice@example.org");
         let waits: Vec<_> = (0..21).map(|_| pace.wait(&alice, 10, now)).collect();
         assert!(waits[..10].iter().all(|wait| *wait == Ok(Duration::ZERO)), "{waits:?}");
@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn accounts_that_may_register_freely_are_forgotten() {
-        let (pace, now) = (Pace::default(), Instant::now());
+        let (pace, now) = (RegistrationPace::default(), Instant::now());
         for number in 0..3 * SWEEP {
             let account = Account::from_login(&format!("user{number}"));
             let at = now + MINUTE * u32::try_from(number).unwrap();

@@ -11,10 +11,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::admission::WaitingPlace;
-use super::driver::{Driver, Ended};
+use super::admission::WaitingPermit;
 use super::handshake::cannot_use_tls;
-use super::{Context, Current};
+use super::session_task::{Ended, SessionTask};
+use super::{CurrentContext, SessionContext};
 use crate::config::{Listener, ListenerTls};
 use crate::metrics::{Held, SessionEnd};
 use crate::net::listen::{accept, canonical};
@@ -22,11 +22,11 @@ use crate::net::proxy_protocol::{self, Addresses};
 use crate::net::stream::Stream;
 
 /// A client that was accepted, where, and its place among those that are not logged in.
-struct Client {
+struct AcceptedClient {
     stream: TcpStream,
     peer: SocketAddr,
     how: Listener,
-    wait: WaitingPlace,
+    wait: WaitingPermit,
 }
 
 /// Accepts clients until `stop`, or until nobody is left to say how; returns when their sessions
@@ -37,7 +37,7 @@ struct Client {
 pub async fn serve(
     listener: TcpListener,
     how: watch::Receiver<Listener>,
-    current: Current,
+    current: CurrentContext,
     stop: CancellationToken,
 ) {
     let sessions = TaskTracker::new();
@@ -54,7 +54,7 @@ pub async fn serve(
         let (how, context) = (how.borrow().clone(), current.get());
         // The place lives in the session's task, so no way to end it can leak the place.
         let wait = context.admission.enter(peer.ip(), &context.limits, &context.counters);
-        let client = Box::new(Client { stream, peer, how, wait });
+        let client = Box::new(AcceptedClient { stream, peer, how, wait });
         sessions.spawn(session(client, context, stop.clone()));
     }
     drop(listener);
@@ -62,7 +62,11 @@ pub async fn serve(
     sessions.wait().await;
 }
 
-async fn session(client: Box<Client>, context: Arc<Context>, stop: CancellationToken) {
+async fn session(
+    client: Box<AcceptedClient>,
+    context: Arc<SessionContext>,
+    stop: CancellationToken,
+) {
     let started = Instant::now();
     let _open = Held::new(&context.metrics.sessions);
     // Boxed, as what follows is too where it is rare: a session spends its life in what is left.
@@ -90,10 +94,10 @@ async fn session(client: Box<Client>, context: Arc<Context>, stop: CancellationT
 
 /// The session of a client that has logged in. `None`: it ended before that.
 async fn logged_in(
-    client: Box<Client>,
-    context: &Arc<Context>,
+    client: Box<AcceptedClient>,
+    context: &Arc<SessionContext>,
     stop: &CancellationToken,
-) -> Option<Box<Driver>> {
+) -> Option<Box<SessionTask>> {
     let started = Instant::now();
     let ends = |end: SessionEnd| context.metrics.sessions_ended.of(end).inc();
     let (mut driver, wait) = match opened(client, context, stop).await {
@@ -125,11 +129,11 @@ async fn logged_in(
 
 /// What comes before the first word of IMAP, in time; otherwise how it ended.
 async fn opened(
-    client: Box<Client>,
-    context: &Arc<Context>,
+    client: Box<AcceptedClient>,
+    context: &Arc<SessionContext>,
     stop: &CancellationToken,
-) -> Result<(Box<Driver>, WaitingPlace), SessionEnd> {
-    let Client { stream, peer, how, wait } = *client;
+) -> Result<(Box<SessionTask>, WaitingPermit), SessionEnd> {
+    let AcceptedClient { stream, peer, how, wait } = *client;
     let limit = context.limits.handshake_timeout;
     let opening = tokio::time::timeout(limit, opening(stream, peer, &how, &wait, context));
     let opened = tokio::select! {
@@ -141,7 +145,7 @@ async fn opened(
         Ok(Ok((stream, addresses))) => {
             let acceptor = (how.tls == ListenerTls::StartTls)
                 .then(|| TlsAcceptor::from(Arc::clone(&context.tls)));
-            let driver = Driver::new(stream, addresses, acceptor, Arc::clone(context));
+            let driver = SessionTask::new(stream, addresses, acceptor, Arc::clone(context));
             Ok((Box::new(driver), wait))
         }
         Ok(Err(error)) => {
@@ -168,15 +172,15 @@ async fn opening(
     mut stream: TcpStream,
     peer: SocketAddr,
     how: &Listener,
-    wait: &WaitingPlace,
-    context: &Context,
+    wait: &WaitingPermit,
+    context: &SessionContext,
 ) -> io::Result<(Stream, Addresses)> {
     let mut addresses = Addresses { source: peer, destination: canonical(stream.local_addr()?) };
     if how.proxy_protocol.iter().any(|network| network.contains(peer.ip()))
         && let Some(told) = proxy_protocol::read(&mut stream).await?
     {
         addresses = told;
-        wait.settle(told.source.ip());
+        wait.comes_from(told.source.ip());
     }
     let stream = match how.tls {
         ListenerTls::StartTls => Stream::Plain(stream),

@@ -106,14 +106,14 @@ impl Proxy {
         let backend = backends.default();
         let tls = pki.server_config().map_err(Failure::broken)?;
         let push = watch::channel(push).1;
-        let context = proxy::Context::new(backends, push, credentials, sender, tls, &config);
+        let context = proxy::SessionContext::new(backends, push, credentials, sender, tls, &config);
         let listener = listen::bind(([127, 0, 0, 1], 0).into()).map_err(Failure::broken)?;
         let address = listener.local_addr().map_err(Failure::broken)?;
         let client = pki.client_config(None).map_err(Failure::broken)?;
         let stop = CancellationToken::new();
         let sessions = TaskTracker::new();
         let (open, how) = watch::channel(config.listeners[0].clone());
-        let current = proxy::Current::new(context);
+        let current = proxy::CurrentContext::new(context);
         sessions.spawn(proxy::serve(listener, how, current, stop.clone()));
         Ok(Self {
             address,

@@ -10,12 +10,12 @@ use crate::model::{Credentials, SecretKind};
 
 /// With what to log in.
 #[derive(Clone, Debug)]
-pub enum Attempt {
+pub enum LoginAttempt {
     /// Understood, and put into whatever form the backend offers.
     Credentials {
         credentials: Credentials,
         /// For LOGIN, which is preferred then: as the client has written it.
-        written: Option<Written>,
+        written: Option<WrittenLogin>,
     },
     /// A mechanism whose messages pass between client and backend: it hides the secret, or does not say
     /// whose it is.
@@ -29,7 +29,7 @@ pub enum Attempt {
 /// The strings of a client's LOGIN, quoted or unquoted as they came. `None` is one that is not sent on as
 /// it was written: see [`args::LoginString`].
 #[derive(Clone, Debug, Default)]
-pub struct Written {
+pub struct WrittenLogin {
     pub name: Option<Secret>,
     pub password: Option<Secret>,
 }
@@ -40,20 +40,20 @@ pub struct Secret(pub Vec<u8>);
 
 /// In which ways logins are taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Logins {
+pub struct LoginKinds {
     /// By name and password.
     pub passwords: bool,
     /// By access token.
     pub tokens: bool,
 }
 
-impl From<Credentials> for Attempt {
+impl From<Credentials> for LoginAttempt {
     fn from(credentials: Credentials) -> Self {
         Self::Credentials { credentials, written: None }
     }
 }
 
-impl Attempt {
+impl LoginAttempt {
     /// Memory that is held, in bytes, about.
     pub(in crate::imap) fn held(&self) -> usize {
         match self {
@@ -99,13 +99,13 @@ impl Attempt {
             }
             Self::Credentials { credentials, written } => {
                 match form(credentials, offered, written.is_some())? {
-                    Form::Authenticate(mechanism) => {
+                    LoginForm::Authenticate(mechanism) => {
                         let messages = sasl::messages(mechanism, credentials);
                         let messages = messages.into_iter().map(String::into_bytes);
                         let pieces = authenticate(tag, offered, mechanism.name(), messages);
                         (Some(mechanism), pieces)
                     }
-                    Form::Login => (None, login(tag, credentials, written.as_ref())),
+                    LoginForm::Login => (None, login(tag, credentials, written.as_ref())),
                 }
             }
         })
@@ -118,7 +118,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-impl Logins {
+impl LoginKinds {
     /// Those of a backend that was not asked yet: most take passwords.
     pub const UNKNOWN: Self = Self { passwords: true, tokens: false };
 
@@ -139,7 +139,7 @@ impl Logins {
     }
 }
 
-enum Form {
+enum LoginForm {
     Login,
     Authenticate(Mechanism),
 }
@@ -149,22 +149,22 @@ const TOKENS: [Mechanism; 2] = [Mechanism::XOAuth2, Mechanism::OAuthBearer];
 
 /// How credentials are best put to a backend with these capabilities; `None` if it takes none.
 /// `by_login`: they came by LOGIN.
-fn form(credentials: &Credentials, offered: &Capabilities, by_login: bool) -> Option<Form> {
+fn form(credentials: &Credentials, offered: &Capabilities, by_login: bool) -> Option<LoginForm> {
     let takes = |mechanism: &Mechanism| offered.has(&format!("AUTH={}", mechanism.name()));
     let login_allowed = !offered.has("LOGINDISABLED");
     if credentials.kind == SecretKind::Bearer {
-        return TOKENS.into_iter().find(takes).map(Form::Authenticate);
+        return TOKENS.into_iter().find(takes).map(LoginForm::Authenticate);
     }
     let plain = takes(&Mechanism::Plain);
     if !credentials.authorization.is_empty() {
-        return (plain || login_allowed).then_some(Form::Authenticate(Mechanism::Plain));
+        return (plain || login_allowed).then_some(LoginForm::Authenticate(Mechanism::Plain));
     }
     let carries = |text: &[u8]| !text.contains(&0);
     let carried = carries(credentials.login.as_bytes()) && carries(credentials.expose_secret());
     if login_allowed && carried && (by_login || !plain) {
-        Some(Form::Login)
+        Some(LoginForm::Login)
     } else {
-        [Mechanism::Plain, Mechanism::Login].into_iter().find(takes).map(Form::Authenticate)
+        [Mechanism::Plain, Mechanism::Login].into_iter().find(takes).map(LoginForm::Authenticate)
     }
 }
 
@@ -198,9 +198,9 @@ fn authenticate(
 }
 
 /// The LOGIN command, in pieces that end where a synchronising literal begins.
-fn login(tag: &str, credentials: &Credentials, written: Option<&Written>) -> VecDeque<Secret> {
+fn login(tag: &str, credentials: &Credentials, written: Option<&WrittenLogin>) -> VecDeque<Secret> {
     let (mut pieces, mut last) = (VecDeque::new(), format!("{tag} LOGIN").into_bytes());
-    let Written { name, password } = &written.cloned().unwrap_or_default();
+    let WrittenLogin { name, password } = &written.cloned().unwrap_or_default();
     let name = (credentials.login.as_bytes(), name);
     for (text, written) in [name, (credentials.expose_secret(), password)] {
         last.push(b' ');
@@ -233,8 +233,8 @@ mod tests {
             ("LOGINDISABLED AUTH=LOGIN", true, false),
             ("logindisabled AUTH=XOAUTH2 AUTH=SCRAM-SHA-256", false, true),
         ] {
-            let logins = Logins::of(&Capabilities::parse(list.as_bytes()));
-            assert_eq!(logins, Logins { passwords, tokens }, "{list}");
+            let logins = LoginKinds::of(&Capabilities::parse(list.as_bytes()));
+            assert_eq!(logins, LoginKinds { passwords, tokens }, "{list}");
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::{Backend, Connected, Security, Told, read_more};
-use crate::imap::greeting::{Greeting, Unfit};
+use crate::imap::greeting::{Greeting, UnfitGreeting};
 use crate::imap::login::printable;
 use crate::imap::peek::{self, Response, Status};
 use crate::imap::responses::Responses;
@@ -30,17 +30,17 @@ pub(super) enum DialFailure {
     Late(&'static str),
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// As [`ConnectError::Unfit`].
-    #[error("{}", Unfit(.0))]
-    Unfit(Vec<u8>),
+    /// As [`ConnectError::UnfitGreeting`].
+    #[error("{}", UnfitGreeting(.0))]
+    UnfitGreeting(Vec<u8>),
 }
 
 impl DialFailure {
     /// How much the backend has said of it. A BYE has a reason, and is for people.
     fn words(&self) -> u8 {
         match self {
-            Self::Unfit(said) if Greeting::of(said) == Greeting::Bye => 2,
-            Self::Unfit(_) => 1,
+            Self::UnfitGreeting(said) if Greeting::of(said) == Greeting::Bye => 2,
+            Self::UnfitGreeting(_) => 1,
             Self::Late(_) | Self::Io(_) => 0,
         }
     }
@@ -143,7 +143,7 @@ async fn greeting(stream: &mut Stream, longest: usize) -> Result<Vec<u8>, DialFa
     let unfit = |mut said: Vec<u8>| {
         // No more than shows that it is too long.
         said.truncate(longest + 1);
-        DialFailure::Unfit(said)
+        DialFailure::UnfitGreeting(said)
     };
     loop {
         while !heard.advance() {
@@ -313,7 +313,9 @@ mod tests {
             &b"* OK 0123456789012345678901234567890123456789012345678901234567890123\r\n"[..],
             b"* OK 01234567890123456789012345678901234567890123456789012345678901234",
         ] {
-            let DialFailure::Unfit(said) = connected(long).await.unwrap_err() else { panic!() };
+            let DialFailure::UnfitGreeting(said) = connected(long).await.unwrap_err() else {
+                panic!()
+            };
             assert_eq!(said, long[..65]);
         }
     }

@@ -1,13 +1,13 @@
 //! Who may come in, who may try to log in, and who may cost a backend a connection.
 //!
 //! A connection [waits](waiting) until its user is logged in, in a pool of its own. A login is a
-//! [try](tries), which is reserved before the backend is dialled. What the backend has accepted takes a
+//! [attempt](attempts), which is reserved before the backend is dialled. What the backend has accepted takes a
 //! place among the [sessions](sessions). What is counted here outlives a configuration; the limits
 //! themselves come with each call.
 
+mod attempts;
 mod origin;
 mod sessions;
-mod tries;
 mod waiting;
 
 use std::collections::HashSet;
@@ -19,11 +19,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::attempts::LimitHit;
+use self::attempts::{AttemptKeys, Attempts, Decision};
 use self::origin::Origin;
 use self::sessions::Sessions;
-pub(super) use self::sessions::{Full, SessionPlace};
-pub(super) use self::tries::LimitHit;
-use self::tries::{Decision, Tries, TryKeys};
+pub(super) use self::sessions::{SessionPermit, SessionsFull};
 use self::waiting::WaitingRoom;
 use crate::config::Limits;
 use crate::model::Account;
@@ -39,14 +39,14 @@ const MANY_ACCOUNTS: usize = 30;
 #[derive(Debug, Default)]
 pub(super) struct Admission {
     waiting: Arc<Mutex<WaitingRoom>>,
-    tries: Arc<Mutex<Tries>>,
+    tries: Arc<Mutex<Attempts>>,
     sessions: Arc<Mutex<Sessions>>,
     crowd: Mutex<LastOrigin>,
 }
 
 /// A connection's place among those on which nobody is logged in. Dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct WaitingPlace {
+pub(super) struct WaitingPermit {
     waiting: Arc<Mutex<WaitingRoom>>,
     number: u64,
     goes: CancellationToken,
@@ -54,9 +54,9 @@ pub(super) struct WaitingPlace {
 
 /// A try that is reserved. Dropped without a word, it counts as failed if its backend was asked.
 #[derive(Debug)]
-pub(super) struct Try {
-    tries: Arc<Mutex<Tries>>,
-    keys: TryKeys,
+pub(super) struct AttemptPermit {
+    tries: Arc<Mutex<Attempts>>,
+    keys: AttemptKeys,
     asked: bool,
 }
 
@@ -78,7 +78,7 @@ impl Admission {
         address: IpAddr,
         limits: &Limits,
         counters: &Counters,
-    ) -> WaitingPlace {
+    ) -> WaitingPermit {
         let (number, goes, crowded) = self.waiting.lock().enter(address, limits.waiting);
         if crowded && counters.waiting.hit() {
             let limit = limits.waiting;
@@ -88,7 +88,7 @@ impl Admission {
                 "[limits] waiting is reached: old connections without a login go"
             );
         }
-        WaitingPlace { waiting: Arc::clone(&self.waiting), number, goes }
+        WaitingPermit { waiting: Arc::clone(&self.waiting), number, goes }
     }
 
     /// Sends a connection away on which nobody is logged in, if there is any.
@@ -104,7 +104,7 @@ impl Admission {
         account: Option<&Account>,
         limits: &Limits,
         counters: &Counters,
-    ) -> Result<Try, LimitHit> {
+    ) -> Result<AttemptPermit, LimitHit> {
         let (mut told, mut woken_by) = (false, None);
         loop {
             let verdict = self.tries.lock().begin(address, account, limits, Instant::now());
@@ -121,7 +121,8 @@ impl Admission {
             }
             match verdict {
                 Decision::Go { keys, at, slowed } => {
-                    let reserved = Try { tries: Arc::clone(&self.tries), keys, asked: false };
+                    let reserved =
+                        AttemptPermit { tries: Arc::clone(&self.tries), keys, asked: false };
                     if let Some(over) = slowed {
                         over.hit(address, limits, counters);
                     }
@@ -133,7 +134,7 @@ impl Admission {
                     return Err(over);
                 }
                 Decision::Full { freed, why } => {
-                    // Tries that are all right take their turns, and need no log line.
+                    // Attempts that are all right take their turns, and need no log line.
                     if why == LimitHit::DialsAtOnce && !std::mem::replace(&mut told, true) {
                         why.hit(address, limits, counters);
                     }
@@ -152,8 +153,12 @@ impl Admission {
     }
 
     /// A place for a session from `address`, whose user the backend has accepted.
-    pub(super) fn session(&self, address: IpAddr, limits: &Limits) -> Result<SessionPlace, Full> {
-        SessionPlace::take(&self.sessions, address, limits)
+    pub(super) fn session(
+        &self,
+        address: IpAddr,
+        limits: &Limits,
+    ) -> Result<SessionPermit, SessionsFull> {
+        SessionPermit::take(&self.sessions, address, limits)
     }
 
     /// The user of an account, beyond doubt, is logged in from `address`, where the account is known
@@ -192,12 +197,12 @@ impl LastOrigin {
     }
 }
 
-// === impl WaitingPlace ===
+// === impl WaitingPermit ===
 
-impl WaitingPlace {
+impl WaitingPermit {
     /// The connection is known to come from another address than that of who sent it here.
-    pub(super) fn settle(&self, address: IpAddr) {
-        self.waiting.lock().settle(self.number, address);
+    pub(super) fn comes_from(&self, address: IpAddr) {
+        self.waiting.lock().comes_from(self.number, address);
     }
 
     /// A login began or ended. Whose login is under way goes after all others.
@@ -211,15 +216,15 @@ impl WaitingPlace {
     }
 }
 
-impl Drop for WaitingPlace {
+impl Drop for WaitingPermit {
     fn drop(&mut self) {
         self.waiting.lock().leave(self.number);
     }
 }
 
-// === impl Try ===
+// === impl AttemptPermit ===
 
-impl Try {
+impl AttemptPermit {
     /// From here on it is a try, however it ends.
     pub(super) fn ask(&mut self) {
         self.asked = true;
@@ -231,7 +236,7 @@ impl Try {
     }
 }
 
-impl Drop for Try {
+impl Drop for AttemptPermit {
     fn drop(&mut self) {
         let mut tries = self.tries.lock();
         tries.end(&self.keys);
@@ -313,7 +318,7 @@ mod tests {
         let others: Vec<_> = (0..50).map(|at| tokio::spawn(trying(format!("other{at}")))).collect();
         tokio::task::yield_now().await;
         assert!(others.iter().all(|other| !other.is_finished()));
-        first.into_iter().for_each(Try::no_guess);
+        first.into_iter().for_each(AttemptPermit::no_guess);
         // Each one lets the next one in.
         for other in others {
             other.await.unwrap().unwrap().no_guess();

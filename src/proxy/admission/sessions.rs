@@ -17,14 +17,14 @@ pub(super) struct Sessions {
 
 /// A session's place. Dropping it gives it back.
 #[derive(Debug)]
-pub(in crate::proxy) struct SessionPlace {
+pub(in crate::proxy) struct SessionPermit {
     sessions: Arc<Mutex<Sessions>>,
     address: IpAddr,
 }
 
 /// Why there is no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::proxy) enum Full {
+pub(in crate::proxy) enum SessionsFull {
     /// `[limits] sessions`.
     All,
     /// `[limits] sessions_per_ip`.
@@ -39,23 +39,23 @@ fn networks(address: IpAddr) -> impl Iterator<Item = (Origin, usize)> {
     networks.map(|(network, factor)| (network, factor as usize))
 }
 
-impl SessionPlace {
+impl SessionPermit {
     /// A place for a session from `address`, if there is one.
     pub(super) fn take(
         sessions: &Arc<Mutex<Sessions>>,
         address: IpAddr,
         limits: &Limits,
-    ) -> Result<Self, Full> {
+    ) -> Result<Self, SessionsFull> {
         let mut counts = sessions.lock();
         if counts.all >= limits.sessions {
-            return Err(Full::All);
+            return Err(SessionsFull::All);
         }
         let fits = |(network, factor)| {
             let open = counts.by_network.get(&network).copied().unwrap_or(0);
             open < limits.sessions_per_ip.saturating_mul(factor)
         };
         if !networks(address).all(fits) {
-            return Err(Full::Origin);
+            return Err(SessionsFull::Origin);
         }
         counts.all += 1;
         for (network, _) in networks(address) {
@@ -65,7 +65,7 @@ impl SessionPlace {
     }
 }
 
-impl Drop for SessionPlace {
+impl Drop for SessionPermit {
     fn drop(&mut self) {
         let mut counts = self.sessions.lock();
         counts.all -= 1;
@@ -90,13 +90,13 @@ mod tests {
     fn places_come_back_in_all_and_by_network() {
         let sessions = Arc::default();
         let take = |address: &str, limits: &Limits| {
-            SessionPlace::take(&sessions, address.parse().unwrap(), limits)
+            SessionPermit::take(&sessions, address.parse().unwrap(), limits)
         };
         let two = limits(2, 1);
         let first = take("192.0.2.1", &two).unwrap();
-        assert_eq!(take("::ffff:192.0.2.1", &two).unwrap_err(), Full::Origin);
+        assert_eq!(take("::ffff:192.0.2.1", &two).unwrap_err(), SessionsFull::Origin);
         let second = take("192.0.2.2", &two).unwrap();
-        assert_eq!(take("192.0.2.3", &two).unwrap_err(), Full::All);
+        assert_eq!(take("192.0.2.3", &two).unwrap_err(), SessionsFull::All);
         drop(first);
         let third = take("192.0.2.1", &two).unwrap();
         drop((second, third));
@@ -119,10 +119,10 @@ mod tests {
         let sessions = Arc::default();
         let (inner, address) = (Arc::clone(&sessions), "192.0.2.1".parse().unwrap());
         let panicked = std::thread::spawn(move || {
-            let _place = SessionPlace::take(&inner, address, &limits(1, 1)).unwrap();
+            let _place = SessionPermit::take(&inner, address, &limits(1, 1)).unwrap();
             panic!("as a session might");
         });
         assert!(panicked.join().is_err());
-        assert!(SessionPlace::take(&sessions, address, &limits(1, 1)).is_ok());
+        assert!(SessionPermit::take(&sessions, address, &limits(1, 1)).is_ok());
     }
 }

@@ -59,7 +59,7 @@ impl WaitingRoom {
     }
 
     /// The connection is known to come from another address than that of who sent it here.
-    pub(super) fn settle(&mut self, number: u64, address: IpAddr) {
+    pub(super) fn comes_from(&mut self, number: u64, address: IpAddr) {
         self.change(number, |member| member.address = address);
     }
 
@@ -193,7 +193,7 @@ mod tests {
         let (first, first_goes, _) = waiting.enter(ip("192.0.2.1"), 2);
         waiting.tries(first, true);
         let (second, second_goes, _) = waiting.enter(ip("192.0.2.2"), 2);
-        waiting.settle(second, ip("192.0.2.3"));
+        waiting.comes_from(second, ip("192.0.2.3"));
         let (third, _, crowded) = waiting.enter(ip("192.0.2.4"), 2);
         assert!(crowded && !first_goes.is_cancelled() && second_goes.is_cancelled());
         waiting.leave(third);
@@ -202,7 +202,7 @@ mod tests {
         assert!(!waiting.evict());
         for number in [first, second, third] {
             waiting.leave(number);
-            waiting.settle(number, ip("192.0.2.1"));
+            waiting.comes_from(number, ip("192.0.2.1"));
         }
         let crowds = [&waiting.idle, &waiting.trying];
         assert!(crowds.iter().all(|crowd| crowd.networks.is_empty() && crowd.order.is_empty()));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use mailchime::demo::dialogue::{Deed, Dialogue, Event, Peer, Text, Variables, What};
 use mailchime::imap::session::{
-    Action, Connection, Profile, Reached, RegistrationResult, Session, Step,
+    Action, BackendTraits, ClientConnection, Profile, RegistrationResult, Session, Step,
 };
 use mailchime::model::Registration;
 
@@ -18,7 +18,7 @@ pub(crate) struct Core {
     backend_ended: bool,
     pub(crate) closed: bool,
     wants_backend: bool,
-    reached: Reached,
+    reached: BackendTraits,
     registration: Option<Registration>,
     /// The form of the client's connection is to change: to this.
     switch: Option<Deed>,
@@ -29,7 +29,7 @@ impl Core {
         let mut core = Self {
             session: Session::new(
                 profile,
-                Connection { secure, tag_prefix: "mcRANDOMx".into(), id_fields: Vec::new() },
+                ClientConnection { secure, tag_prefix: "mcRANDOMx".into(), id_fields: Vec::new() },
             ),
             from_client: Vec::new(),
             from_backend: Vec::new(),
@@ -38,7 +38,7 @@ impl Core {
             backend_ended: false,
             closed: false,
             wants_backend: false,
-            reached: Reached::default(),
+            reached: BackendTraits::default(),
             registration: None,
             switch: None,
         };

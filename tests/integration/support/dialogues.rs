@@ -10,8 +10,8 @@ use mailchime::demo::pki::Pki;
 pub(crate) use mailchime::demo::replay::push_offer;
 use mailchime::demo::replay::{Proxy, TOPIC, push_offer_of};
 use mailchime::imap::capability::Capabilities;
-use mailchime::imap::login::Logins;
-use mailchime::imap::session::{Profile, PushOffer, Shown};
+use mailchime::imap::login::LoginKinds;
+use mailchime::imap::session::{Profile, PushOffer, ShownCapabilities};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::soon;
@@ -49,7 +49,7 @@ pub(super) fn profile_for(settings: &Settings) -> Arc<Profile> {
 pub(crate) fn profile(backend: Option<Capabilities>, push: Option<PushOffer>) -> Arc<Profile> {
     Arc::new(Profile {
         backend: backend.map(Arc::new),
-        logins_elsewhere: Logins::default(),
+        logins_elsewhere: LoginKinds::default(),
         push,
         relay_mechanisms: false,
         master: false,
@@ -58,7 +58,7 @@ pub(crate) fn profile(backend: Option<Capabilities>, push: Option<PushOffer>) ->
         command_size: 64 * 1024,
         capability_size: 16 * 1024,
         compress: true,
-        shown: Shown::default(),
+        shown: ShownCapabilities::default(),
     })
 }
 

@@ -3,18 +3,18 @@
 //! Bytes are counted in the session itself, and what has come since the last time is added here
 //! whenever the session has nothing more to do.
 
-use super::driver::Ended;
+use super::session_task::Ended;
 use crate::imap::peek::{Status, Verb};
 use crate::metrics::{self, Answer, Direction, Form, Metrics, SessionEnd};
 
 /// What of a session was counted already.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct CountedBytes {
     relayed: [u64; 2],
     compressed: [u64; 4],
 }
 
-impl Tally {
+impl CountedBytes {
     /// Bytes that went from the client to the backend, and the other way, since the beginning.
     pub(super) fn relayed(&mut self, metrics: &Metrics, relayed: [u64; 2]) {
         let fresh = fresh(&mut self.relayed, relayed);
@@ -85,14 +85,14 @@ mod tests {
     #[test]
     fn what_is_new_is_added_once() {
         let metrics = Metrics::default();
-        let mut tally = Tally::default();
+        let mut counted = CountedBytes::default();
         for relayed in [[5, 0], [5, 0], [7, 100], [0, 0], [1, 1]] {
-            tally.relayed(&metrics, relayed);
+            counted.relayed(&metrics, relayed);
         }
         assert_eq!(metrics.relayed.of(Direction::ToBackend).get(), 8);
         assert_eq!(metrics.relayed.of(Direction::ToClient).get(), 101);
-        tally.compressed(&metrics, [10, 5, 0, 0]);
-        tally.compressed(&metrics, [10, 5, 60, 7]);
+        counted.compressed(&metrics, [10, 5, 0, 0]);
+        counted.compressed(&metrics, [10, 5, 60, 7]);
         assert_eq!(metrics.compression.of((Direction::ToBackend, Form::Compressed)).get(), 5);
         assert_eq!(metrics.compression.of((Direction::ToClient, Form::Plain)).get(), 60);
     }

@@ -1,7 +1,7 @@
-//! The two lanes of a session: bytes that move between a client's socket and a backend's.
+//! Moves bytes both ways between a client's socket and a backend's.
 //!
 //! Bytes are read into a buffer that the thread's sessions share, looked at there, and written on
-//! from there. A lane holds bytes of its own only while the other side does not take them or their
+//! from there. A direction holds bytes of its own only while the other side does not take them or their
 //! meaning is not yet clear, so an idle session holds none. What the bytes mean is the session's to
 //! say; nothing here knows what else it does.
 
@@ -11,7 +11,7 @@ use std::task::{Context as Poller, Poll, ready};
 
 use tokio::io::AsyncWrite;
 
-use super::kept::Kept;
+use super::read_buffer::ReadBuffer;
 use super::record::Recorded;
 use crate::imap::session::Step;
 use crate::net::stream::{READ_SIZE, Stream, UNWRITTEN, forget_read};
@@ -39,9 +39,9 @@ const TAKEN: usize = 8 * 1024;
 const TAKEN_BYTE: usize = 16;
 
 /// A client's socket, and that of its backend if there is one.
-pub(super) struct Lanes {
-    pub(super) client: Peer,
-    pub(super) backend: Option<Peer>,
+pub(super) struct Duplex {
+    pub(super) client: Endpoint,
+    pub(super) backend: Option<Endpoint>,
     /// Bytes moved since the owner last took note.
     pub(super) moved: bool,
     /// Those of the backend did.
@@ -49,7 +49,7 @@ pub(super) struct Lanes {
     bounds: Bounds,
 }
 
-/// What lanes may take.
+/// What a `Duplex` may take.
 struct Bounds {
     /// Most bytes that are kept of what a backend says, for the longest response that is looked at.
     backend: usize,
@@ -59,10 +59,10 @@ struct Bounds {
     turn: usize,
 }
 
-/// One socket, and the lane of what comes from it.
-pub(super) struct Peer {
+/// One socket, and the direction of what comes from it.
+pub(super) struct Endpoint {
     pub(super) stream: Stream,
-    pub(super) lane: Lane,
+    pub(super) inbound: Inbound,
     /// Bytes were written that may not have left yet.
     dirty: bool,
     /// Our side of it is closed, or it takes no more.
@@ -70,10 +70,10 @@ pub(super) struct Peer {
 }
 
 /// The bytes that come from one peer.
-pub(super) struct Lane {
+pub(super) struct Inbound {
     side: Side,
     /// Bytes that were read and not dealt with.
-    pub(super) kept: Kept,
+    pub(super) buffer: ReadBuffer,
     /// How many of the next bytes go on to the other side without another look.
     pub(super) forward: usize,
     /// No more bytes will come.
@@ -86,7 +86,7 @@ pub(super) struct Lane {
     rests: bool,
 }
 
-/// Why a lane stands still.
+/// Why a direction stands still.
 pub(super) enum Pause {
     /// Nothing to read, or nothing that can be decided.
     Idle,
@@ -106,7 +106,7 @@ pub(super) enum Side {
 
 /// Whose fault the end of a session is.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum SessionFault {
     #[error("client: {0}")]
     Client(io::Error),
     #[error("backend: {0}")]
@@ -115,12 +115,12 @@ pub(super) enum Fault {
     Bound(&'static str),
 }
 
-impl Lanes {
+impl Duplex {
     /// No response of a backend that is looked at as a whole is longer than `longest` bytes.
     pub(super) fn new(client: Stream, longest: usize) -> Self {
         let bounds = Bounds { backend: longest + SMALL, scarce: false, turn: TURN };
         Self {
-            client: Peer::new(client, Side::Client),
+            client: Endpoint::new(client, Side::Client),
             backend: None,
             moved: false,
             heard: false,
@@ -135,13 +135,13 @@ impl Lanes {
 
     /// Memory that is held for bytes on their way, in bytes.
     pub(super) fn held(&self) -> usize {
-        let of = |peer: &Peer| peer.lane.kept.held() + peer.stream.held();
+        let of = |peer: &Endpoint| peer.inbound.buffer.held() + peer.stream.held();
         of(&self.client) + self.backend.as_ref().map_or(0, of)
     }
 
     /// Memory that TLS may hold for bytes that a peer does not take, in bytes.
     pub(super) fn unwritten(&self) -> usize {
-        let of = |peer: &Peer| if peer.dirty { UNWRITTEN } else { 0 };
+        let of = |peer: &Endpoint| if peer.dirty { UNWRITTEN } else { 0 };
         of(&self.client) + self.backend.as_ref().map_or(0, of)
     }
 
@@ -150,7 +150,7 @@ impl Lanes {
         &mut self,
         cx: &mut Poller<'_>,
         session: &mut Recorded,
-    ) -> Result<Pause, Fault> {
+    ) -> Result<Pause, SessionFault> {
         // Whichever socket it is that has woken the task.
         let (mut client_due, mut backend_due) = (true, true);
         let (mut up, mut down) = (Pause::Idle, Pause::Idle);
@@ -158,12 +158,12 @@ impl Lanes {
             if !session.output.actions.is_empty() {
                 return Ok(Pause::Action);
             }
-            // What one lane does may free the other, unless that only waits for its socket.
+            // What one direction does may free the other, unless that only waits for its socket.
             if client_due {
                 up = self.poll_client(cx, session)?;
-                let moved = std::mem::take(&mut self.client.lane.moved);
+                let moved = std::mem::take(&mut self.client.inbound.moved);
                 self.moved |= moved;
-                let rests = self.backend.as_ref().is_none_or(|backend| backend.lane.rests);
+                let rests = self.backend.as_ref().is_none_or(|backend| backend.inbound.rests);
                 backend_due |= moved && !(rests && session.output.to_client.is_empty());
                 client_due = false;
             }
@@ -173,7 +173,7 @@ impl Lanes {
                 self.moved |= moved;
                 self.heard |= moved;
                 client_due =
-                    moved && !(self.client.lane.rests && session.output.to_backend.is_empty());
+                    moved && !(self.client.inbound.rests && session.output.to_backend.is_empty());
                 backend_due =
                     moved && self.backend.is_none() && !session.output.to_client.is_empty();
             }
@@ -192,13 +192,17 @@ impl Lanes {
         Ok(if stalled { Pause::Stalled } else { Pause::Idle })
     }
 
-    fn poll_client(&mut self, cx: &mut Poller<'_>, session: &mut Recorded) -> Result<Pause, Fault> {
+    fn poll_client(
+        &mut self,
+        cx: &mut Poller<'_>,
+        session: &mut Recorded,
+    ) -> Result<Pause, SessionFault> {
         let Self { client, backend, bounds, .. } = self;
         let mut pause = client.pump(cx, backend.as_mut(), session, bounds)?;
         // A half-close goes on as one.
         if let Some(backend) = backend
-            && client.lane.ended
-            && client.lane.kept.is_empty()
+            && client.inbound.ended
+            && client.inbound.buffer.is_empty()
             && session.output.to_backend.is_empty()
             && session.is_relaying()
             && !session.is_busy()
@@ -217,7 +221,7 @@ impl Lanes {
         &mut self,
         cx: &mut Poller<'_>,
         session: &mut Recorded,
-    ) -> Result<(Pause, bool), Fault> {
+    ) -> Result<(Pause, bool), SessionFault> {
         let Self { client, backend, bounds, .. } = self;
         let Some(backend) = backend else {
             // Before there is a backend, what the session says itself must still be written.
@@ -225,7 +229,7 @@ impl Lanes {
             let before = output.len();
             let pause = match client.poll_write_own(cx, output) {
                 Poll::Ready(result) => {
-                    result.map_err(Fault::Client)?;
+                    result.map_err(SessionFault::Client)?;
                     Pause::Idle
                 }
                 Poll::Pending => Pause::Stalled,
@@ -234,18 +238,18 @@ impl Lanes {
         };
         let pumped = backend.pump(cx, Some(client), session, bounds);
         if session.is_relaying() {
-            return Ok((pumped?, std::mem::take(&mut backend.lane.moved)));
+            return Ok((pumped?, std::mem::take(&mut backend.inbound.moved)));
         }
         let (pause, failed) = match pumped {
             Ok(pause) => (pause, None),
-            Err(Fault::Backend(error)) => {
-                backend.lane.ended = true;
+            Err(SessionFault::Backend(error)) => {
+                backend.inbound.ended = true;
                 (Pause::Idle, Some(error))
             }
             Err(fault) => return Err(fault),
         };
-        let mut moved = std::mem::take(&mut backend.lane.moved);
-        if backend.lane.ended {
+        let mut moved = std::mem::take(&mut backend.inbound.moved);
+        if backend.inbound.ended {
             let why = failed.map_or_else(|| "it hung up".to_owned(), |error| error.to_string());
             // The client is told, in another round, and may try again.
             moved |= session.unavailable(why);
@@ -253,8 +257,8 @@ impl Lanes {
         Ok((pause, moved))
     }
 
-    fn flush(&mut self, cx: &mut Poller<'_>) -> Result<(), Fault> {
-        self.client.poll_flush(cx).map_err(Fault::Client)?;
+    fn flush(&mut self, cx: &mut Poller<'_>) -> Result<(), SessionFault> {
+        self.client.poll_flush(cx).map_err(SessionFault::Client)?;
         if let Some(backend) = &mut self.backend
             && backend.poll_flush(cx).is_err()
         {
@@ -276,21 +280,21 @@ impl Lanes {
 }
 
 impl Side {
-    fn read_fault(self, error: io::Error) -> Fault {
+    fn read_fault(self, error: io::Error) -> SessionFault {
         match self {
-            Self::Client => Fault::Client(error),
-            Self::Backend => Fault::Backend(error),
+            Self::Client => SessionFault::Client(error),
+            Self::Backend => SessionFault::Backend(error),
         }
     }
 
-    fn write_fault(self, error: io::Error) -> Fault {
+    fn write_fault(self, error: io::Error) -> SessionFault {
         match self {
-            Self::Client => Fault::Backend(error),
-            Self::Backend => Fault::Client(error),
+            Self::Client => SessionFault::Backend(error),
+            Self::Backend => SessionFault::Client(error),
         }
     }
 
-    fn step(self, session: &mut Recorded, input: &[u8], ended: bool) -> Step {
+    fn offer(self, session: &mut Recorded, input: &[u8], ended: bool) -> Step {
         match self {
             Self::Client => session.client(input, ended),
             Self::Backend => session.backend(input, ended),
@@ -306,25 +310,25 @@ impl Side {
     }
 }
 
-impl Peer {
+impl Endpoint {
     /// A peer that is gone: at its end, and takes nothing.
     pub(super) fn gone(side: Side) -> Self {
         let mut gone = Self::new(Stream::Taken, side);
-        (gone.lane.ended, gone.shut) = (true, true);
+        (gone.inbound.ended, gone.shut) = (true, true);
         gone
     }
 
     pub(super) fn new(stream: Stream, side: Side) -> Self {
-        let lane = Lane {
+        let inbound = Inbound {
             side,
-            kept: Kept::default(),
+            buffer: ReadBuffer::default(),
             forward: 0,
             ended: false,
             relayed: 0,
             moved: false,
             rests: false,
         };
-        Self { stream, lane, dirty: false, shut: false }
+        Self { stream, inbound, dirty: false, shut: false }
     }
 
     /// Moves what comes from this peer to `other` until it must pause.
@@ -334,21 +338,21 @@ impl Peer {
         mut other: Option<&mut Self>,
         session: &mut Recorded,
         bounds: &mut Bounds,
-    ) -> Result<Pause, Fault> {
-        let Self { stream, lane, .. } = self;
-        lane.rests = false;
+    ) -> Result<Pause, SessionFault> {
+        let Self { stream, inbound, .. } = self;
+        inbound.rests = false;
         loop {
             // What was kept comes first.
-            let mut kept = std::mem::take(&mut lane.kept);
-            let dealt = lane.deal(cx, kept.as_slice(), other.as_deref_mut(), session, bounds);
+            let mut kept = std::mem::take(&mut inbound.buffer);
+            let dealt = inbound.step(cx, kept.as_slice(), other.as_deref_mut(), session, bounds);
             let (used, pause) = dealt?;
             kept.take(used);
-            lane.kept = kept;
+            inbound.buffer = kept;
             if !matches!(pause, Pause::Idle) {
                 return Ok(pause);
             }
-            let room = lane.room(session, bounds);
-            if lane.ended || room == 0 {
+            let room = inbound.room(session, bounds);
+            if inbound.ended || room == 0 {
                 return Ok(Pause::Idle);
             }
             let price = if stream.is_deflated() { TURN / 4 } else { READ };
@@ -356,14 +360,15 @@ impl Peer {
             let dealt = stream.poll_fresh(cx, room, |cx, fresh| {
                 bounds.costs(price);
                 read = fresh.len();
-                lane.ended = fresh.is_empty();
-                if !lane.kept.is_empty() {
-                    lane.kept.append(fresh);
+                inbound.ended = fresh.is_empty();
+                if !inbound.buffer.is_empty() {
+                    inbound.buffer.append(fresh);
                     return Ok(Pause::Idle);
                 }
-                let (used, pause) = lane.deal(cx, fresh, other.as_deref_mut(), session, bounds)?;
+                let (used, pause) =
+                    inbound.step(cx, fresh, other.as_deref_mut(), session, bounds)?;
                 if used < fresh.len() {
-                    lane.kept.append(&fresh[used..]);
+                    inbound.buffer.append(&fresh[used..]);
                 }
                 Ok(pause)
             });
@@ -372,12 +377,12 @@ impl Peer {
             }
             match dealt {
                 Poll::Pending => {
-                    lane.rests = lane.kept.is_empty();
+                    inbound.rests = inbound.buffer.is_empty();
                     return Ok(Pause::Idle);
                 }
                 Poll::Ready(Ok(Ok(Pause::Idle))) => {}
                 Poll::Ready(Ok(pause)) => return pause,
-                Poll::Ready(Err(error)) => return Err(lane.side.read_fault(error)),
+                Poll::Ready(Err(error)) => return Err(inbound.side.read_fault(error)),
             }
         }
     }
@@ -429,9 +434,9 @@ impl Peer {
 
     /// Reads until the end and forgets what it read.
     pub(super) fn poll_discard(&mut self, cx: &mut Poller<'_>) -> Poll<io::Result<()>> {
-        while !self.lane.ended {
+        while !self.inbound.ended {
             let read = self.stream.poll_fresh(cx, READ_SIZE, |_, fresh| fresh.is_empty());
-            self.lane.ended = ready!(read)?;
+            self.inbound.ended = ready!(read)?;
         }
         Poll::Ready(Ok(()))
     }
@@ -443,32 +448,32 @@ impl Bounds {
     }
 }
 
-impl Lane {
+impl Inbound {
     /// How many bytes may be read now.
     fn room(&self, session: &Recorded, bounds: &Bounds) -> usize {
         let at_once = match session.is_relaying() && !bounds.scarce {
             true => READ_SIZE,
             false => SMALL,
         };
-        if self.kept.is_empty() {
+        if self.buffer.is_empty() {
             return at_once;
         }
         let most = match self.side {
             Side::Client => SMALL,
             Side::Backend => bounds.backend,
         };
-        at_once.min(most.saturating_sub(self.kept.len()))
+        at_once.min(most.saturating_sub(self.buffer.len()))
     }
 
-    /// Deals with bytes of this lane: returns how many are done with, and why it stopped.
-    fn deal(
+    /// Deals with bytes of this direction: returns how many are done with, and why it stopped.
+    fn step(
         &mut self,
         cx: &mut Poller<'_>,
         input: &[u8],
-        mut other: Option<&mut Peer>,
+        mut other: Option<&mut Endpoint>,
         session: &mut Recorded,
         bounds: &mut Bounds,
-    ) -> Result<(usize, Pause), Fault> {
+    ) -> Result<(usize, Pause), SessionFault> {
         let side = self.side;
         let deflates = other.as_deref().is_some_and(|other| other.stream.is_deflated());
         let price = if deflates { DEFLATED } else { 1 };
@@ -536,7 +541,7 @@ impl Lane {
             if bounds.turn == 0 {
                 return Ok((used, Pause::Turn));
             }
-            let step = side.step(session, &input[used..], self.ended);
+            let step = side.offer(session, &input[used..], self.ended);
             bounds.costs(std::mem::take(&mut session.output.lines) as usize * LINE);
             match step {
                 Step::Wait => return Ok((used, Pause::Idle)),
@@ -549,7 +554,7 @@ impl Lane {
                     used += length;
                     self.moved = true;
                 }
-                Step::Close(why) => return Err(Fault::Bound(why)),
+                Step::Close(why) => return Err(SessionFault::Bound(why)),
             }
         }
     }

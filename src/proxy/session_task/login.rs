@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::super::Context;
-use super::super::admission::{Full, Try};
-use super::super::lane::{Peer, Side};
-use super::super::refused::login_refused;
-use super::{Driver, Errand};
+use super::super::SessionContext;
+use super::super::admission::{AttemptPermit, SessionsFull};
+use super::super::login_refused::login_refused;
+use super::super::pump::{Endpoint, Side};
+use super::{SessionTask, SideTask};
 use crate::imap::refusal::Refusal;
 use crate::imap::session::LoginFailure;
 use crate::model::Account;
@@ -24,7 +24,7 @@ const FINISH: Duration = Duration::from_secs(60);
 /// For the backend to say what it offers.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-impl Driver {
+impl SessionTask {
     /// Lets the backend decide on the try that is under way, if there is one, now that its client is
     /// gone: who hangs up before the answer has guessed all the same.
     pub(in crate::proxy) async fn finish(mut self: Box<Self>, stop: &CancellationToken) {
@@ -36,7 +36,7 @@ impl Driver {
         let waited = std::mem::take(&mut self.close);
         let tried_for = self.tried_at.filter(|_| waited).map_or(Duration::ZERO, |at| at.elapsed());
         let limit = FINISH.saturating_sub(tried_for);
-        self.lanes.client = Peer::gone(Side::Client);
+        self.duplex.client = Endpoint::gone(Side::Client);
         self.session.output.to_client = Vec::new();
         self.session.abandoned();
         let decided = poll_fn(|cx| {
@@ -49,7 +49,7 @@ impl Driver {
                     let why = "its client is gone, and the backend has not decided";
                     self.unanswered(why.to_owned());
                     if waited {
-                        self.attempt.take().into_iter().for_each(Try::no_guess);
+                        self.attempt.take().into_iter().for_each(AttemptPermit::no_guess);
                     }
                 }
             }
@@ -79,7 +79,7 @@ impl Driver {
         match self.chosen.seen() {
             Some(seen) if !self.session.fits(&seen) => {
                 let (backend, longest) = (self.chosen.clone(), self.context.limits.capability_size);
-                self.errand = Some(Errand::Ask(Box::pin(async move {
+                self.side_task = Some(SideTask::Ask(Box::pin(async move {
                     backend.seen_anew(PROBE_TIMEOUT, longest).await
                 })));
             }
@@ -91,8 +91,8 @@ impl Driver {
     pub(super) fn reserve(&mut self) {
         let (context, account) = (Arc::clone(&self.context), self.trying_as.clone());
         let peer = self.addresses.source.ip();
-        self.errand = Some(Errand::Reserve(Box::pin(async move {
-            let Context { admission, limits, counters, .. } = &*context;
+        self.side_task = Some(SideTask::Reserve(Box::pin(async move {
+            let SessionContext { admission, limits, counters, .. } = &*context;
             admission.try_in(peer, account.as_ref(), limits, counters).await
         })));
     }
@@ -103,7 +103,7 @@ impl Driver {
             attempt.no_guess();
         }
         let context = Arc::clone(&self.context);
-        let Context { admission, limits, counters, backends, .. } = &*context;
+        let SessionContext { admission, limits, counters, backends, .. } = &*context;
         let peer = self.addresses.source;
         if self.abandoned || self.close {
             self.session.turned_away("NO [UNAVAILABLE] Nobody is there");
@@ -111,7 +111,7 @@ impl Driver {
         }
         let session = match admission.session(peer.ip(), limits) {
             Ok(session) => session,
-            Err(Full::All) => {
+            Err(SessionsFull::All) => {
                 let limit = limits.sessions;
                 if counters.sessions.hit() {
                     tracing::warn!(
@@ -123,7 +123,7 @@ impl Driver {
                 self.session.turned_away(answer);
                 return;
             }
-            Err(Full::Origin) => {
+            Err(SessionsFull::Origin) => {
                 let limit = limits.sessions_per_ip;
                 if counters.sessions_per_ip.hit() {
                     tracing::warn!(
@@ -146,9 +146,9 @@ impl Driver {
 
     /// Takes note of a login that failed, and lets its answer wait.
     pub(super) fn failed(&mut self, failure: LoginFailure) {
-        self.lanes.backend = None;
+        self.duplex.backend = None;
         let (attempt, peer) = (self.attempt.take(), self.addresses.source.ip());
-        let Context { admission, counters, .. } = &*self.context;
+        let SessionContext { admission, counters, .. } = &*self.context;
         match failure {
             LoginFailure::Refused(account, refusal) if refusal.may_be_a_guess() => {
                 match attempt {
@@ -159,7 +159,7 @@ impl Driver {
                 login_refused(peer, account.as_ref());
             }
             LoginFailure::Refused(account, refusal) => {
-                attempt.into_iter().for_each(Try::no_guess);
+                attempt.into_iter().for_each(AttemptPermit::no_guess);
                 let (backend, account) = (self.chosen.name(), account.or(self.trying_as.take()));
                 if let Some(left_out) = counters.undecided.due(&backend) {
                     let account = account.map(|account| account.to_string());
@@ -178,15 +178,15 @@ impl Driver {
                 }
             }
             LoginFailure::Unavailable(why) => {
-                attempt.into_iter().for_each(Try::no_guess);
+                attempt.into_iter().for_each(AttemptPermit::no_guess);
                 self.unanswered(why);
             }
-            LoginFailure::TurnedAway => attempt.into_iter().for_each(Try::no_guess),
+            LoginFailure::TurnedAway => attempt.into_iter().for_each(AttemptPermit::no_guess),
         }
         // Nothing is a way to try faster.
         let tried_at = self.tried_at.take().unwrap_or_else(Instant::now);
         let at = tried_at + self.context.limits.failure_delay;
-        self.errand = Some(Errand::Refuse(Box::pin(tokio::time::sleep_until(at))));
+        self.side_task = Some(SideTask::Refuse(Box::pin(tokio::time::sleep_until(at))));
     }
 
     /// Takes note of a backend that has not answered a login.

@@ -7,20 +7,20 @@
 //! Each mailbox stands for itself. One that is refused for now, or not answered in time, is registered
 //! with an unknown state: the watcher asks for it as the same user. INBOX always is.
 //!
-//! The client's lane is held meanwhile, but for the database, of which its other commands need nothing:
-//! where that takes long, they go on, and the answer comes when it comes. The lanes themselves are the
+//! The client's direction is held meanwhile, but for the database, of which its other commands need nothing:
+//! where that takes long, they go on, and the answer comes when it comes. The directions themselves are the
 //! [relay](super)'s matter.
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 
-use super::owed::To;
+use super::pending_replies::ReplyTo;
 use super::{Relay, STATUS_ITEMS, offered, tagged};
 use crate::imap::args::{self, quote};
 use crate::imap::collect::{Collector, Progress};
 use crate::imap::mailbox;
 use crate::imap::peek::{Status, Verb};
-use crate::imap::registration::{self, Request};
+use crate::imap::registration::xapple::{self, XAppleRegistration};
 use crate::imap::session::{Action, Output, RegistrationResult, Step};
 use crate::imap::status::mailbox_status;
 use crate::model::{Device, Mailbox, Registration, Snapshot};
@@ -30,49 +30,49 @@ const MOST_STATUSES: usize = 64;
 const MOST_STATUSES_SIZE: usize = 16 * 1024;
 
 /// Most registrations of a session that are written while its client goes on.
-const MOST_ASIDE: usize = 8;
+const MOST_DETACHED: usize = 8;
 
 const UNANSWERED: &str = "NO [UNAVAILABLE] The mail server does not answer, try again later";
 
 /// A command of the client that mailchime answers.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(super) struct Intercepted {
     tag: Vec<u8>,
     verb: Verb,
     /// Our tag that is awaited, if one is.
     question: Vec<u8>,
     /// The backend did not answer in time: it is asked no more.
     late: bool,
-    stage: Stage,
+    stage: InterceptStage,
 }
 
 #[derive(Debug)]
-enum Stage {
+enum InterceptStage {
     Fence,
     Collect(Collector),
-    Check(Check),
+    Check(MailboxCheck),
     /// The caller writes the registration.
-    Store(Echo),
+    Store(RegistrationReply),
 }
 
 /// What the client gets for a registration that is on disk.
 #[derive(Debug)]
-struct Echo {
+struct RegistrationReply {
     version: u8,
     names: Vec<Vec<u8>>,
 }
 
 /// A registration that the caller writes while the client goes on.
 #[derive(Debug)]
-pub(super) struct Aside {
+pub(super) struct DetachedRegistration {
     tag: Vec<u8>,
-    echo: Echo,
+    reply: RegistrationReply,
 }
 
 /// Which of the mailboxes asked for can this user read?
 #[derive(Debug)]
-struct Check {
-    request: Request,
+struct MailboxCheck {
+    request: XAppleRegistration,
     /// Memory that the names take.
     names_size: usize,
     /// Index of the next name to look at.
@@ -91,20 +91,22 @@ struct Check {
 impl Relay {
     /// The registration of the first [`Action::Register`] without an answer is on disk, or cannot be.
     pub fn registered(&mut self, result: RegistrationResult, out: &mut Output) {
-        if self.aside.is_empty() {
-            self.set_aside();
+        if self.detached.is_empty() {
+            self.detach_registration();
         }
-        let Some(Aside { tag, echo: Echo { version, names } }) = self.aside.pop_front() else {
+        let Some(DetachedRegistration { tag, reply: RegistrationReply { version, names } }) =
+            self.detached.pop_front()
+        else {
             return;
         };
-        if self.aside.is_empty() {
-            self.aside = VecDeque::new();
+        if self.detached.is_empty() {
+            self.detached = VecDeque::new();
         }
         let mut answer = Vec::new();
         match self.push() {
             Some((_, topic)) if result == RegistrationResult::Stored => {
                 let names = names.iter().map(Vec::as_slice);
-                answer = registration::answer(version, topic, names);
+                answer = xapple::answer(version, topic, names);
                 tagged(&mut answer, &tag, "OK XAPPLEPUSHSERVICE completed");
                 out.answered.push((Verb::XApplePushService, Status::Ok));
             }
@@ -132,19 +134,19 @@ impl Relay {
     }
 
     /// The client goes on while its registration is written.
-    pub(super) fn set_aside(&mut self) {
-        match self.job.take().map(|job| *job) {
-            Some(Job { tag, stage: Stage::Store(echo), .. }) => {
-                self.aside.push_back(Aside { tag, echo });
+    pub(super) fn detach_registration(&mut self) {
+        match self.intercepted.take().map(|intercepted| *intercepted) {
+            Some(Intercepted { tag, stage: InterceptStage::Store(reply), .. }) => {
+                self.detached.push_back(DetachedRegistration { tag, reply });
             }
-            other => self.job = other.map(Box::new),
+            other => self.intercepted = other.map(Box::new),
         }
     }
 
     /// Whether a response may be the answer to a question of ours.
     pub(super) fn is_asking(&self) -> bool {
-        self.job.as_ref().is_some_and(|job| {
-            matches!(&job.stage, Stage::Check(check)
+        self.intercepted.as_ref().is_some_and(|intercepted| {
+            matches!(&intercepted.stage, InterceptStage::Check(check)
                 if check.asked.is_some()
                     && check.statuses.len() < MOST_STATUSES
                     && check.statuses_size < MOST_STATUSES_SIZE)
@@ -153,37 +155,39 @@ impl Relay {
 
     /// The mailbox that the backend is asked for.
     pub fn asked(&self) -> Option<&Mailbox> {
-        match &self.job.as_ref()?.stage {
-            Stage::Check(check) => check.asked.as_ref().map(|(_, mailbox)| mailbox),
-            Stage::Fence | Stage::Collect(_) | Stage::Store(_) => None,
+        match &self.intercepted.as_ref()?.stage {
+            InterceptStage::Check(check) => check.asked.as_ref().map(|(_, mailbox)| mailbox),
+            InterceptStage::Fence | InterceptStage::Collect(_) | InterceptStage::Store(_) => None,
         }
     }
 
     /// A response that may be the answer to a question of ours.
     pub(super) fn keep(&mut self, response: &[u8]) {
-        if let Some(Job { stage: Stage::Check(check), .. }) = self.job.as_deref_mut() {
+        if let Some(Intercepted { stage: InterceptStage::Check(check), .. }) =
+            self.intercepted.as_deref_mut()
+        {
             check.statuses_size += response.len();
             check.statuses.push(response.to_vec());
         }
     }
 
     pub(super) fn start(&mut self, tag: &[u8], verb: Verb, out: &mut Output) {
-        self.job = Some(Box::new(Job {
+        self.intercepted = Some(Box::new(Intercepted {
             tag: tag.to_vec(),
             verb,
             question: Vec::new(),
             late: false,
-            stage: Stage::Fence,
+            stage: InterceptStage::Fence,
         }));
         self.ask(b"NOOP", out);
     }
 
     fn ask(&mut self, command: &[u8], out: &mut Output) {
-        let Some(job) = self.job.as_deref_mut() else { return };
+        let Some(intercepted) = self.intercepted.as_deref_mut() else { return };
         self.questions += 1;
-        job.question = format!("{}{}", self.tag_prefix, self.questions).into_bytes();
-        self.owed.begin(&job.question, To::Question);
-        out.to_backend.extend_from_slice(&job.question);
+        intercepted.question = format!("{}{}", self.tag_prefix, self.questions).into_bytes();
+        self.pending.begin(&intercepted.question, ReplyTo::Question);
+        out.to_backend.extend_from_slice(&intercepted.question);
         out.to_backend.push(b' ');
         out.to_backend.extend_from_slice(command);
         out.to_backend.extend_from_slice(b"\r\n");
@@ -198,33 +202,41 @@ impl Relay {
         out: &mut Output,
     ) {
         let limit = self.profile.command_size;
-        let Some(job) = self.job.as_deref_mut() else { return };
+        let Some(intercepted) = self.intercepted.as_deref_mut() else { return };
         // It may be one that is not waited for any more.
-        if !job.awaits() || tag.is_some_and(|tag| tag != job.question) {
+        if !intercepted.awaits() || tag.is_some_and(|tag| tag != intercepted.question) {
             return;
         }
-        job.question.clear();
-        match &mut job.stage {
-            Stage::Fence => job.stage = Stage::Collect(Collector::new(limit)),
-            Stage::Check(check) => {
+        intercepted.question.clear();
+        match &mut intercepted.stage {
+            InterceptStage::Fence => {
+                intercepted.stage = InterceptStage::Collect(Collector::new(limit))
+            }
+            InterceptStage::Check(check) => {
                 check.conclude(refusal, out);
                 self.next_question(out);
             }
-            Stage::Collect(_) | Stage::Store(_) => {}
+            InterceptStage::Collect(_) | InterceptStage::Store(_) => {}
         }
     }
 
     /// The question that is awaited is not answered in time.
     pub(super) fn give_up(&mut self, out: &mut Output) {
         let limit = self.profile.command_size;
-        let Some(job) = self.job.as_deref_mut().filter(|job| job.awaits()) else { return };
-        self.owed.give_up();
-        job.question.clear();
-        job.late = true;
-        match &mut job.stage {
+        let Some(intercepted) =
+            self.intercepted.as_deref_mut().filter(|intercepted| intercepted.awaits())
+        else {
+            return;
+        };
+        self.pending.give_up();
+        intercepted.question.clear();
+        intercepted.late = true;
+        match &mut intercepted.stage {
             // The command is still to be read, to its end.
-            Stage::Fence => job.stage = Stage::Collect(Collector::new(limit)),
-            Stage::Check(check) => {
+            InterceptStage::Fence => {
+                intercepted.stage = InterceptStage::Collect(Collector::new(limit))
+            }
+            InterceptStage::Check(check) => {
                 let statuses = std::mem::take(&mut check.statuses).concat();
                 // The backend is at work on this one, and is not asked for those behind it.
                 check.found.extend(check.asked.take().map(unknown));
@@ -232,21 +244,21 @@ impl Relay {
                 self.say(statuses, out);
                 self.next_question(out);
             }
-            Stage::Collect(_) | Stage::Store(_) => {}
+            InterceptStage::Collect(_) | InterceptStage::Store(_) => {}
         }
     }
 
     /// The client's bytes while a command of ours is under way.
     pub(super) fn collect(&mut self, input: &[u8], out: &mut Output) -> Step {
-        let Some(job) = self.job.as_deref_mut() else { return Step::Wait };
-        let Stage::Collect(collector) = &mut job.stage else { return Step::Wait };
+        let Some(intercepted) = self.intercepted.as_deref_mut() else { return Step::Wait };
+        let InterceptStage::Collect(collector) = &mut intercepted.stage else { return Step::Wait };
         if input.is_empty() {
             return Step::Wait;
         }
         let (used, progress) = collector.push(input);
         match progress {
             Progress::More => {}
-            Progress::Continue | Progress::Whole if job.late => {
+            Progress::Continue | Progress::Whole if intercepted.late => {
                 self.finish(Status::No, UNANSWERED, out);
             }
             Progress::Continue => self.say(b"+ OK\r\n".to_vec(), out),
@@ -264,8 +276,8 @@ impl Relay {
 
     /// A whole command of ours.
     fn received(&mut self, command: &[u8], out: &mut Output) {
-        let Some(job) = self.job.as_deref_mut() else { return };
-        match job.verb {
+        let Some(intercepted) = self.intercepted.as_deref_mut() else { return };
+        match intercepted.verb {
             Verb::XApplePushService => {}
             Verb::Login | Verb::Authenticate => {
                 return self.finish(Status::Bad, "BAD Already logged in", out);
@@ -280,7 +292,7 @@ impl Relay {
         let Ok((arguments, _)) = args::tag_and_verb(command) else {
             return self.finish(Status::Bad, "BAD Malformed command", out);
         };
-        let mut request = match registration::parse(arguments) {
+        let mut request = match xapple::parse(arguments) {
             Ok(request) => request,
             Err(why) => {
                 return self.finish(Status::Bad, format_args!("BAD XAPPLEPUSHSERVICE: {why}"), out);
@@ -296,7 +308,7 @@ impl Relay {
         // A phone that gets a NO comes back in a day; one that gets less can use that.
         let left_out = keep_first(&mut request.mailboxes, push.most_mailboxes, self.utf8);
         out.over.mailboxes += u32::try_from(left_out).unwrap_or(u32::MAX);
-        job.stage = Stage::Check(Check {
+        intercepted.stage = InterceptStage::Check(MailboxCheck {
             names_size: names_size(&request.mailboxes),
             request,
             next: 0,
@@ -322,7 +334,7 @@ impl Relay {
         if !deflate {
             return self.finish(Status::Bad, "BAD COMPRESS knows DEFLATE only", out);
         }
-        if !self.aside.is_empty() {
+        if !self.detached.is_empty() {
             let text = "NO [INUSE] A registration is being written, try again";
             return self.finish(Status::No, text, out);
         }
@@ -350,7 +362,11 @@ impl Relay {
     /// Asks for the next mailbox that has a name one can ask for, or ends the check.
     fn next_question(&mut self, out: &mut Output) {
         let utf8 = self.utf8;
-        let Some(Job { stage: Stage::Check(check), .. }) = self.job.as_deref_mut() else { return };
+        let Some(Intercepted { stage: InterceptStage::Check(check), .. }) =
+            self.intercepted.as_deref_mut()
+        else {
+            return;
+        };
         while let Some(name) = check.name(check.next).map(<[u8]>::to_vec) {
             check.next += 1;
             let (Some(mailbox), Some(quoted)) = (mailbox::decode(&name, utf8), quote(&name)) else {
@@ -376,11 +392,15 @@ impl Relay {
     fn store(&mut self, out: &mut Output) {
         let (Some((_, topic)), Some(account)) = (self.push(), self.account.clone()) else { return };
         let topic = topic.to_owned();
-        if self.aside.len() >= MOST_ASIDE {
+        if self.detached.len() >= MOST_DETACHED {
             return self.finish(Status::No, "NO [LIMIT] Too many registrations at once", out);
         }
-        let Some(job) = self.job.as_deref_mut() else { return };
-        let Stage::Check(check) = std::mem::replace(&mut job.stage, Stage::Fence) else { return };
+        let Some(intercepted) = self.intercepted.as_deref_mut() else { return };
+        let InterceptStage::Check(check) =
+            std::mem::replace(&mut intercepted.stage, InterceptStage::Fence)
+        else {
+            return;
+        };
         let request = check.request;
         let version = request.version;
         let device = Device {
@@ -397,20 +417,20 @@ impl Relay {
             names.push(name);
             mailboxes.push((mailbox, snapshot));
         }
-        job.stage = Stage::Store(Echo { version, names });
+        intercepted.stage = InterceptStage::Store(RegistrationReply { version, names });
         out.actions.push_back(Action::Register(Registration { device, mailboxes }));
         // It waits for those before it.
-        if !self.aside.is_empty() {
-            self.set_aside();
+        if !self.detached.is_empty() {
+            self.detach_registration();
         }
     }
 
     /// Answers a command of ours; `text` begins with `status`.
     fn finish(&mut self, status: Status, text: impl fmt::Display, out: &mut Output) {
-        let Some(job) = self.job.take() else { return };
+        let Some(intercepted) = self.intercepted.take() else { return };
         let mut answer = Vec::new();
-        tagged(&mut answer, &job.tag, text);
-        out.answered.push((job.verb, status));
+        tagged(&mut answer, &intercepted.tag, text);
+        out.answered.push((intercepted.verb, status));
         self.say(answer, out);
     }
 
@@ -454,7 +474,7 @@ fn names_size(names: &[Vec<u8>]) -> usize {
     names.iter().map(|name| name.len() + 64).sum()
 }
 
-impl Job {
+impl Intercepted {
     /// Whether a question is asked and not answered.
     pub(super) fn awaits(&self) -> bool {
         !self.question.is_empty()
@@ -463,30 +483,30 @@ impl Job {
     /// Memory of the command, and of what is asked for it.
     pub(super) fn held(&self) -> usize {
         match &self.stage {
-            Stage::Fence => 0,
-            Stage::Collect(collector) => collector.held(),
-            Stage::Check(check) => {
+            InterceptStage::Fence => 0,
+            InterceptStage::Collect(collector) => collector.held(),
+            InterceptStage::Check(check) => {
                 // A name is held as it was written, as a mailbox, and where it was found.
                 2 * check.names_size + check.statuses_size
             }
-            Stage::Store(echo) => names_size(&echo.names),
+            InterceptStage::Store(reply) => names_size(&reply.names),
         }
     }
 
     /// Whether the caller writes a registration.
     pub(super) fn is_being_stored(&self) -> bool {
-        matches!(self.stage, Stage::Store(_))
+        matches!(self.stage, InterceptStage::Store(_))
     }
 }
 
-impl Aside {
+impl DetachedRegistration {
     /// Memory of it.
     pub(super) fn held(&self) -> usize {
-        self.tag.len() + names_size(&self.echo.names)
+        self.tag.len() + names_size(&self.reply.names)
     }
 }
 
-impl Check {
+impl MailboxCheck {
     /// The nth name to look at; with version 1 there is INBOX only.
     fn name(&self, index: usize) -> Option<&[u8]> {
         if self.request.version == 1 {
@@ -524,7 +544,7 @@ impl Check {
             }
             // There is always one.
             _ if mailbox.is_inbox() => self.found.push(unknown(asked)),
-            (_, Some(refusal)) if registration::is_unreadable_for_now(refusal) => {
+            (_, Some(refusal)) if xapple::is_unreadable_for_now(refusal) => {
                 self.found.push(unknown(asked));
             }
             _ => {}

@@ -1,4 +1,4 @@
-//! Tries to log in: how many failed, how many are under way, and who is known.
+//! Attempts to log in: how many failed, how many are under way, and who is known.
 //!
 //! A try is reserved before the backend is dialled, so that many at once cannot overrun a limit, and
 //! what it was is said when the backend has answered. Counts are kept by origin and its larger
@@ -36,13 +36,13 @@ const SPACING: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is counted: a keyed digest of a network, an account, or a pair of both.
-type Key = u64;
+type AttemptKey = u64;
 
 #[derive(Debug, Default)]
-pub(super) struct Tries {
-    counts: Generations<Key, Count>,
-    open: HashMap<Key, Open>,
-    known: Generations<Key, ()>,
+pub(super) struct Attempts {
+    counts: Generations<AttemptKey, Count>,
+    open: HashMap<AttemptKey, Open>,
+    known: Generations<AttemptKey, ()>,
     digest: RandomState,
 }
 
@@ -56,7 +56,7 @@ struct Count {
     turn: Option<Instant>,
 }
 
-/// Tries under way.
+/// Attempts under way.
 #[derive(Debug, Default)]
 struct Open {
     tries: u32,
@@ -76,7 +76,7 @@ struct Generations<K, V> {
 pub(super) enum Decision {
     /// It is reserved, and is to be made at that time, which has mostly come.
     Go {
-        keys: TryKeys,
+        keys: AttemptKeys,
         at: Instant,
         slowed: Option<LimitHit>,
     },
@@ -98,9 +98,9 @@ pub(in crate::proxy) enum LimitHit {
 }
 
 /// Where a try is counted: the networks, and the account and its pair with the origin if it is known before the login.
-pub(super) type TryKeys = Vec<Key>;
+pub(super) type AttemptKeys = Vec<AttemptKey>;
 
-impl Tries {
+impl Attempts {
     /// Whether an account (`None` if nobody knows which) may be tried from `address` now.
     ///
     /// A pair that is known counts for itself alone and is never turned away for what others do. Any
@@ -182,7 +182,7 @@ impl Tries {
             self.count(key, now).turn = Some(until);
         }
         let networks = networks.into_iter().map(|(key, _)| key);
-        let keys: TryKeys = networks.chain(account).chain(pair).collect();
+        let keys: AttemptKeys = networks.chain(account).chain(pair).collect();
         for key in &keys {
             self.open.entry(*key).or_default().tries += 1;
         }
@@ -190,7 +190,7 @@ impl Tries {
     }
 
     /// The try is over, whatever it was.
-    pub(super) fn end(&mut self, keys: &[Key]) {
+    pub(super) fn end(&mut self, keys: &[AttemptKey]) {
         for key in keys {
             let Some(open) = self.open.get_mut(key) else { continue };
             open.tries -= 1;
@@ -205,7 +205,7 @@ impl Tries {
     }
 
     /// The name or the password was wrong.
-    pub(super) fn fail(&mut self, keys: &[Key], now: Instant) {
+    pub(super) fn fail(&mut self, keys: &[AttemptKey], now: Instant) {
         self.counts.turn(now, MINUTE);
         for key in keys {
             let failed = &mut self.count(*key, now).failed;
@@ -221,7 +221,7 @@ impl Tries {
     }
 
     /// Where a try that is not reserved is counted.
-    pub(super) fn keys(&self, address: IpAddr, account: Option<&Account>) -> TryKeys {
+    pub(super) fn keys(&self, address: IpAddr, account: Option<&Account>) -> AttemptKeys {
         let networks = Origin::all(address).map(|(network, _)| self.key(&network));
         let name = account.map(folded);
         let pair = name.as_ref().map(|name| self.pair(address, name));
@@ -229,22 +229,22 @@ impl Tries {
         networks.chain(account).chain(pair).collect()
     }
 
-    fn pair(&self, address: IpAddr, name: &str) -> Key {
+    fn pair(&self, address: IpAddr, name: &str) -> AttemptKey {
         self.key(&(Origin::of(address), name))
     }
 
-    fn key(&self, of: &impl Hash) -> Key {
+    fn key(&self, of: &impl Hash) -> AttemptKey {
         self.digest.hash_one(of)
     }
 
-    fn open(&self, key: &Key) -> u32 {
+    fn open(&self, key: &AttemptKey) -> u32 {
         self.open.get(key).map_or(0, |open| open.tries)
     }
 
     /// Failures within the last sixty seconds, those of the minute before being taken as evenly
     /// spread.
-    fn failed(&self, key: &Key, now: Instant) -> f64 {
-        let count = |minute: &HashMap<Key, Count>| {
+    fn failed(&self, key: &AttemptKey, now: Instant) -> f64 {
+        let count = |minute: &HashMap<AttemptKey, Count>| {
             minute.get(key).map_or(0.0, |count| f64::from(count.failed))
         };
         let Generations { began, now: this, before } = &self.counts;
@@ -253,12 +253,12 @@ impl Tries {
         count(this) + count(before) * still_counts
     }
 
-    fn latest(&self, key: &Key, of: impl Fn(&Count) -> Option<Instant>) -> Option<Instant> {
+    fn latest(&self, key: &AttemptKey, of: impl Fn(&Count) -> Option<Instant>) -> Option<Instant> {
         let Generations { now, before, .. } = &self.counts;
         [now, before].iter().filter_map(|counts| counts.get(key).and_then(&of)).max()
     }
 
-    fn count(&mut self, key: Key, now: Instant) -> &mut Count {
+    fn count(&mut self, key: AttemptKey, now: Instant) -> &mut Count {
         if self.counts.now.len() >= MOST_COUNTS && !self.counts.now.contains_key(&key) {
             self.counts.end(now);
         }
@@ -314,7 +314,7 @@ mod tests {
     const ALICE: &str = "alice@a.example";
 
     struct Play {
-        tries: Tries,
+        tries: Attempts,
         limits: Limits,
         now: Instant,
     }
@@ -328,7 +328,7 @@ mod tests {
                 dials_at_once: 10,
                 ..Limits::default()
             };
-            Self { tries: Tries::default(), limits, now: Instant::now() }
+            Self { tries: Attempts::default(), limits, now: Instant::now() }
         }
 
         fn begin(&mut self, address: &str, account: &str) -> Decision {
@@ -336,7 +336,7 @@ mod tests {
             self.tries.begin(address.parse().unwrap(), Some(&account), &self.limits, self.now)
         }
 
-        fn go(&mut self, address: &str, account: &str) -> (TryKeys, Duration) {
+        fn go(&mut self, address: &str, account: &str) -> (AttemptKeys, Duration) {
             match self.begin(address, account) {
                 Decision::Go { keys, at, .. } => (keys, at - self.now),
                 other => panic!("{other:?}"),

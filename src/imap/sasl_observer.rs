@@ -14,7 +14,7 @@ const LONGEST: usize = 512;
 
 /// One exchange, as far as it has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Overheard {
+pub enum SaslObserver {
     /// Nothing was said.
     Scram,
     /// The client has named itself.
@@ -36,7 +36,7 @@ pub enum Overheard {
     Nobody,
 }
 
-impl Overheard {
+impl SaslObserver {
     /// An exchange by this mechanism that has not begun.
     pub fn new(mechanism: &str) -> Self {
         match mechanism.to_ascii_uppercase().as_str() {
@@ -163,15 +163,15 @@ mod tests {
 
     /// Plays an exchange: `C: ` the client says, `B: ` the backend.
     fn name(mechanism: &str, exchange: &[&str]) -> Option<String> {
-        let mut overheard = Overheard::new(mechanism);
+        let mut observer = SaslObserver::new(mechanism);
         for line in exchange {
             let text = STANDARD.encode(&line[3..]);
             match &line[..3] {
-                "C: " => overheard.client(format!("{text}\r\n").as_bytes()),
-                _ => overheard.backend(text.as_bytes()),
+                "C: " => observer.client(format!("{text}\r\n").as_bytes()),
+                _ => observer.backend(text.as_bytes()),
             }
         }
-        overheard.name().map(str::to_owned)
+        observer.name().map(str::to_owned)
     }
 
     fn scram(first: &str) -> Option<String> {
@@ -261,9 +261,9 @@ mod tests {
         for mechanism in ["DIGEST-MD5", "GSSAPI", "NTLM", "X-SCRAM-SHA-1", ""] {
             assert_eq!(name(mechanism, &[first]), None, "{mechanism}");
         }
-        let mut overheard = Overheard::new("SCRAM-SHA-1");
-        overheard.client(b"*\r\n");
-        assert_eq!(overheard, Overheard::Nobody);
+        let mut observer = SaslObserver::new("SCRAM-SHA-1");
+        observer.client(b"*\r\n");
+        assert_eq!(observer, SaslObserver::Nobody);
     }
 
     #[test]
@@ -277,9 +277,9 @@ mod tests {
             (format!("{first} \r\n"), false),
             (format!(" {first}\r\n"), false),
         ] {
-            let mut overheard = Overheard::new("SCRAM-SHA-256");
-            overheard.client(line.as_bytes());
-            assert_eq!(overheard != Overheard::Nobody, known, "{line:?}");
+            let mut observer = SaslObserver::new("SCRAM-SHA-256");
+            observer.client(line.as_bytes());
+            assert_eq!(observer != SaslObserver::Nobody, known, "{line:?}");
         }
     }
 }

@@ -9,13 +9,13 @@ use crate::net::counters::Counter;
 /// Bytes in their order, taken from the front as they are dealt with. What it costs is linear in the
 /// bytes, in however small parts they come and go; empty it holds no memory.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
+pub(super) struct ReadBuffer {
     bytes: Vec<u8>,
     /// How many of `bytes` are dealt with.
     from: usize,
 }
 
-impl Kept {
+impl ReadBuffer {
     pub(super) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
@@ -53,13 +53,13 @@ impl Kept {
 
 /// What one session adds to what all of them keep; nothing any more when it is dropped.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(super) struct MemoryShare {
     metrics: Arc<Metrics>,
     phase: Phase,
     bytes: usize,
 }
 
-impl Share {
+impl MemoryShare {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         Self { metrics, phase: Phase::Login, bytes: 0 }
     }
@@ -85,7 +85,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for MemoryShare {
     fn drop(&mut self) {
         let size = i64::try_from(self.bytes).unwrap_or(i64::MAX);
         self.metrics.kept.of(self.phase).dec_by(size);
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn bytes_come_out_as_they_went_in() {
-        let (mut kept, mut taken) = (Kept::default(), Vec::new());
+        let (mut kept, mut taken) = (ReadBuffer::default(), Vec::new());
         for round in 0..100_u8 {
             kept.append(&[round; 7]);
             let part = kept.len().min(usize::from(round % 12));
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn what_is_taken_and_added_byte_by_byte_is_not_moved_each_time() {
-        let mut kept = Kept::default();
+        let mut kept = ReadBuffer::default();
         kept.append(&[0; 64 * 1024]);
         let mut moved = 0;
         for _ in 0..64 * 1024 {
@@ -132,8 +132,8 @@ mod tests {
         let metrics = Arc::new(Metrics::default());
         let hits = Counter::default();
         let of = |phase| metrics.kept.of(phase).get();
-        let mut one = Share::new(Arc::clone(&metrics));
-        let mut other = Share::new(Arc::clone(&metrics));
+        let mut one = MemoryShare::new(Arc::clone(&metrics));
+        let mut other = MemoryShare::new(Arc::clone(&metrics));
         assert!(!one.set(Phase::Login, 60, 100, &hits));
         assert!(other.set(Phase::Login, 60, 100, &hits), "one log line");
         other.set(Phase::Login, 70, 100, &hits);

@@ -1,12 +1,12 @@
-//! Where in a stream a lane is: lines and literals, as far as they have come.
+//! Where in a stream a direction is: lines and literals, as far as they have come.
 
 use memchr::memchr;
 
 use super::literal::{Announcement, Tail};
 
-/// Where in a stream a lane is.
+/// Where in a stream a direction is.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum At {
+pub(super) enum StreamPosition {
     LineStart,
     Line {
         tail: Tail,
@@ -27,7 +27,7 @@ pub(super) enum LineEnd {
     Announces(Announcement),
 }
 
-impl At {
+impl StreamPosition {
     pub(super) fn line(literals: bool) -> Self {
         Self::Line { tail: Tail::default(), literals }
     }

@@ -1,4 +1,4 @@
-//! One session: a single task that moves bytes both ways ([`lane`](super::lane)), carries out what
+//! One session: a single task that moves bytes both ways ([`pump`](super::pump)), carries out what
 //! the session wants done, and ends it.
 
 mod login;
@@ -17,18 +17,18 @@ use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::Context;
-use super::admission::{LimitHit, SessionPlace, Try, WaitingPlace};
+use super::SessionContext;
+use super::admission::{AttemptPermit, LimitHit, SessionPermit, WaitingPermit};
 use super::handshake::cannot_use_tls;
-use super::kept::{Kept, Share};
-use super::lane::{Fault, Lanes, Pause, Peer, Side};
+use super::pump::{Duplex, Endpoint, Pause, SessionFault, Side};
+use super::read_buffer::{MemoryShare, ReadBuffer};
 use super::record::Recorded;
 use super::register::register;
-use super::tally::{self, Tally};
+use super::session_metrics::{self, CountedBytes};
 use crate::imap::capability::Capabilities;
 use crate::imap::session::{
-    Action, Authenticated, Awaited, Connection, NOT_TAKEN, Output, Proven, Reached,
-    RegistrationResult, Session, UNAVAILABLE,
+    Action, Authenticated, Awaited, BackendTraits, ClientConnection, NOT_TAKEN, Output,
+    ProvenIdentity, RegistrationResult, Session, UNAVAILABLE,
 };
 use crate::metrics::Phase;
 use crate::model::{AcceptedLogin, Account, Registration, SessionEvent, Timestamp};
@@ -48,12 +48,12 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const SHARE: usize = 8 * 1024;
 
 /// One client's session and its two sockets.
-pub(super) struct Driver {
-    context: Arc<Context>,
+pub(super) struct SessionTask {
+    context: Arc<SessionContext>,
     session: Recorded,
-    lanes: Lanes,
-    errand: Option<Errand>,
-    /// Registrations that are written after that of the errand.
+    duplex: Duplex,
+    side_task: Option<SideTask>,
+    /// Registrations that are written after that of the side_task.
     /// Nothing for one that has to be refused in its turn.
     registrations: VecDeque<Option<Registration>>,
     /// Whose session it is said to be, once the backend has accepted the login.
@@ -68,18 +68,18 @@ pub(super) struct Driver {
     acceptor: Option<TlsAcceptor>,
     /// The client's connection changes its form once all that is said has left.
     switch: Option<Switch>,
-    tally: Tally,
-    share: Share,
+    counted: CountedBytes,
+    share: MemoryShare,
     /// When the login that is under way was tried.
     tried_at: Option<Instant>,
     /// The try that the backend is asked about.
-    attempt: Option<Try>,
+    attempt: Option<AttemptPermit>,
     /// Whom the client claims to be in it, as far as that is known before the login.
     trying_as: Option<Account>,
     /// The client is gone; the try is finished without it.
     abandoned: bool,
     /// Held to the end by who is logged in: among all sessions, and among the account's connections.
-    places: Option<(SessionPlace, Option<backends::Place>)>,
+    places: Option<(SessionPermit, Option<backends::Place>)>,
     /// Armed while a peer takes no bytes.
     stalled: Option<Pin<Box<Sleep>>>,
     /// Armed while the client is held up until this is said.
@@ -90,11 +90,11 @@ pub(super) struct Driver {
 }
 
 /// What a session waits for, beside its sockets.
-enum Errand {
+enum SideTask {
     /// What the backend offers rules the login out, and may have changed.
     Ask(Pin<Box<dyn Future<Output = Option<Arc<Capabilities>>> + Send>>),
     /// A login waits until it may be tried.
-    Reserve(Pin<Box<dyn Future<Output = Result<Try, LimitHit>> + Send>>),
+    Reserve(Pin<Box<dyn Future<Output = Result<AttemptPermit, LimitHit>> + Send>>),
     Connect(Pin<Box<dyn Future<Output = Result<Connected, ConnectError>> + Send>>),
     Register(Pin<Box<dyn Future<Output = RegistrationResult> + Send>>),
     Handshake(Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>),
@@ -125,18 +125,18 @@ pub(super) enum Ended {
     Fault(String),
 }
 
-impl Driver {
+impl SessionTask {
     /// A session on a connection whose handshake is done, or comes with STARTTLS, which `acceptor`
     /// serves.
     pub(super) fn new(
         mut stream: Stream,
         addresses: Addresses,
         acceptor: Option<TlsAcceptor>,
-        context: Arc<Context>,
+        context: Arc<SessionContext>,
     ) -> Self {
         stream.keep_little(true);
         let Addresses { source, destination } = addresses;
-        let connection = Connection {
+        let connection = ClientConnection {
             secure: acceptor.is_none(),
             tag_prefix: format!("mc{:016x}x", rand::random::<u64>()),
             // As Dovecot names them (login_trusted_networks).
@@ -150,20 +150,20 @@ impl Driver {
         let (profile, secure) = (context.profile(), connection.secure);
         let session = Session::new(Arc::clone(&profile), connection);
         let session = Recorded::new(session, context.record.as_ref(), &profile, secure);
-        let share = Share::new(Arc::clone(&context.metrics));
+        let share = MemoryShare::new(Arc::clone(&context.metrics));
         Self {
             session,
             chosen: context.backends.default(),
             context,
-            lanes: Lanes::new(stream, profile.longest_response()),
-            errand: None,
+            duplex: Duplex::new(stream, profile.longest_response()),
+            side_task: None,
             registrations: VecDeque::new(),
             account: None,
             login: None,
             addresses,
             acceptor,
             switch: None,
-            tally: Tally::default(),
+            counted: CountedBytes::default(),
             share,
             tried_at: None,
             attempt: None,
@@ -189,7 +189,7 @@ impl Driver {
     /// meanwhile.
     pub(super) async fn log_in(
         &mut self,
-        wait: &WaitingPlace,
+        wait: &WaitingPermit,
         stop: &CancellationToken,
     ) -> Option<Ended> {
         let deadline = Instant::now() + self.context.limits.login_timeout;
@@ -240,8 +240,8 @@ impl Driver {
     /// Bytes that went from the client to the backend, and the other way.
     pub(super) fn relayed(&self) -> [u64; 2] {
         [
-            self.lanes.client.lane.relayed,
-            self.lanes.backend.as_ref().map_or(0, |backend| backend.lane.relayed),
+            self.duplex.client.inbound.relayed,
+            self.duplex.backend.as_ref().map_or(0, |backend| backend.inbound.relayed),
         ]
     }
 
@@ -250,17 +250,17 @@ impl Driver {
         let scarce =
             !until_login && self.share.is_over(Phase::Session, self.context.limits.session_memory);
         self.session.spare(scarce);
-        self.lanes.begin(scarce);
+        self.duplex.begin(scarce);
         loop {
             // There is no connection to the client to move bytes on before this has ended.
-            if matches!(self.errand, Some(Errand::Handshake(_))) {
-                ready!(self.poll_errand(cx));
+            if matches!(self.side_task, Some(SideTask::Handshake(_))) {
+                ready!(self.poll_side_task(cx));
             }
             if let Some(switch) = self.switch {
-                match self.lanes.poll_written(cx, &mut self.session) {
+                match self.duplex.poll_written(cx, &mut self.session) {
                     Poll::Pending => return self.poll_stall(cx, true),
                     Poll::Ready(Err(error)) => {
-                        return Poll::Ready(Some(Fault::Client(error).into()));
+                        return Poll::Ready(Some(SessionFault::Client(error).into()));
                     }
                     Poll::Ready(Ok(())) => {}
                 }
@@ -270,8 +270,8 @@ impl Driver {
                 }
                 continue;
             }
-            let lanes = self.lanes.poll_move(cx, &mut self.session);
-            if std::mem::take(&mut self.lanes.moved) {
+            let duplex = self.duplex.poll_move(cx, &mut self.session);
+            if std::mem::take(&mut self.duplex.moved) {
                 // A peer that takes bytes slowly still takes them.
                 self.stalled = None;
             }
@@ -281,15 +281,15 @@ impl Driver {
                 self.session.output.to_client.extend_from_slice(words);
                 // Its farewell may take a while. A try that is under way counts as failed.
                 self.session.forget();
-                self.lanes.client.lane.kept = Kept::default();
-                (self.lanes.backend, self.errand, self.attempt) = (None, None, None);
+                self.duplex.client.inbound.buffer = ReadBuffer::default();
+                (self.duplex.backend, self.side_task, self.attempt) = (None, None, None);
                 self.count();
                 return Poll::Ready(Some(Ended::Dismissed));
             }
-            match lanes {
+            match duplex {
                 Ok(Pause::Action) => self.act(),
                 Ok(pause) => {
-                    if self.poll_errand(cx).is_ready() || self.poll_awaited(cx).is_ready() {
+                    if self.poll_side_task(cx).is_ready() || self.poll_awaited(cx).is_ready() {
                         continue;
                     }
                     if until_login && self.session.is_relaying() {
@@ -307,11 +307,12 @@ impl Driver {
                         return Poll::Pending;
                     }
                     // A client that has hung up waits for the backend to do so, but not for ever.
-                    let stalled = matches!(pause, Pause::Stalled) || self.lanes.client.lane.ended;
+                    let stalled =
+                        matches!(pause, Pause::Stalled) || self.duplex.client.inbound.ended;
                     return self.poll_stall(cx, stalled);
                 }
                 Err(fault) => {
-                    if let Fault::Backend(_) = fault {
+                    if let SessionFault::Backend(_) = fault {
                         self.unanswered_mailbox();
                     }
                     return Poll::Ready(Some(fault.into()));
@@ -325,17 +326,17 @@ impl Driver {
         let Output { over, answered, .. } = &mut self.session.output;
         self.context.count(std::mem::take(over), self.account.as_ref());
         let metrics = &self.context.metrics;
-        tally::answered(metrics, std::mem::take(answered));
+        session_metrics::answered(metrics, std::mem::take(answered));
         let relayed = self.relayed();
-        self.tally.relayed(metrics, relayed);
-        if let Some(totals) = self.lanes.client.stream.totals() {
-            self.tally.compressed(metrics, totals);
+        self.counted.relayed(metrics, relayed);
+        if let Some(totals) = self.duplex.client.stream.totals() {
+            self.counted.compressed(metrics, totals);
         }
-        let held = self.lanes.held() + self.session.held();
-        let Context { limits, counters, .. } = &*self.context;
+        let held = self.duplex.held() + self.session.held();
+        let SessionContext { limits, counters, .. } = &*self.context;
         if self.session.is_relaying() {
             let (most, hits) = (limits.session_memory, &counters.session_memory);
-            let held = held + self.lanes.unwritten();
+            let held = held + self.duplex.unwritten();
             if self.share.set(Phase::Session, held, most, hits) {
                 tracing::warn!(
                     target: "mailchime::proxy::session_memory_reached",
@@ -358,30 +359,34 @@ impl Driver {
     /// Whether it holds more than its share before its login, while login_memory is used up.
     fn holds_too_much(&self) -> bool {
         !self.session.is_relaying()
-            && self.lanes.held() + self.session.held() > SHARE
+            && self.duplex.held() + self.session.held() > SHARE
             && self.share.is_over(Phase::Login, self.context.limits.login_memory)
     }
 
     /// Changes the form of the client's connection, now that nothing is under way on it.
-    fn switch(&mut self, switch: Switch) -> Result<(), Fault> {
+    fn switch(&mut self, switch: Switch) -> Result<(), SessionFault> {
         // What came already was sent in the old form, which nobody may take for the new one.
-        if !self.lanes.client.lane.kept.is_empty() {
-            return Err(Fault::Bound("bytes came before the connection had changed its form"));
+        if !self.duplex.client.inbound.buffer.is_empty() {
+            return Err(SessionFault::Bound(
+                "bytes came before the connection had changed its form",
+            ));
         }
-        let stream = std::mem::replace(&mut self.lanes.client.stream, Stream::Taken);
+        let stream = std::mem::replace(&mut self.duplex.client.stream, Stream::Taken);
         match (switch, stream, &self.acceptor) {
-            (Switch::Compression, stream, _) => self.lanes.client.stream = stream.deflated(),
+            (Switch::Compression, stream, _) => self.duplex.client.stream = stream.deflated(),
             (Switch::Tls, Stream::Plain(stream), Some(acceptor)) => {
                 let limit = self.context.limits.handshake_timeout;
                 let handshake = acceptor.accept(stream);
-                self.errand = Some(Errand::Handshake(Box::pin(async move {
+                self.side_task = Some(SideTask::Handshake(Box::pin(async move {
                     match tokio::time::timeout(limit, handshake).await {
                         Ok(result) => result.map(|stream| Stream::Server(Box::new(stream))),
                         Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "TLS handshake")),
                     }
                 })));
             }
-            (Switch::Tls, ..) => return Err(Fault::Bound("STARTTLS where there is TLS already")),
+            (Switch::Tls, ..) => {
+                return Err(SessionFault::Bound("STARTTLS where there is TLS already"));
+            }
         }
         Ok(())
     }
@@ -396,13 +401,13 @@ impl Driver {
                 Action::Admit(account) => self.admit(account.as_ref()),
                 Action::Seen(offered) => self.chosen.saw(offered),
                 Action::LoggedIn(Authenticated { claimed, proven }) => {
-                    self.lanes.client.stream.keep_little(false);
+                    self.duplex.client.stream.keep_little(false);
                     self.account = claimed;
                     if let Some(account) = &self.account {
                         let unanswered = self.context.unanswered.of(account, Instant::now());
                         self.session.ask_not(unanswered);
                     }
-                    let event = proven.map(|Proven { account, credentials }| {
+                    let event = proven.map(|ProvenIdentity { account, credentials }| {
                         let peer = self.addresses.source.ip();
                         self.context.admission.logged_in(peer, &account);
                         let takes = self.context.credentials.takes_logins();
@@ -443,25 +448,25 @@ impl Driver {
 
     /// Begins to write the first registration that waits, if none is being written.
     fn register(&mut self) {
-        while self.errand.is_none()
+        while self.side_task.is_none()
             && let Some(registration) = self.registrations.pop_front()
         {
             match registration.zip(self.login.clone()) {
                 Some((registration, login)) => {
-                    let errand = register(Arc::clone(&self.context), registration, login);
-                    self.errand = Some(Errand::Register(Box::pin(errand)));
+                    let side_task = register(Arc::clone(&self.context), registration, login);
+                    self.side_task = Some(SideTask::Register(Box::pin(side_task)));
                 }
                 None => self.session.registered(RegistrationResult::Unavailable),
             }
         }
     }
 
-    fn poll_errand(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
-        match &mut self.errand {
+    fn poll_side_task(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
+        match &mut self.side_task {
             None => return Poll::Pending,
-            Some(Errand::Ask(ask)) => {
+            Some(SideTask::Ask(ask)) => {
                 let seen = ready!(ask.as_mut().poll(cx));
-                self.errand = None;
+                self.side_task = None;
                 // One that does not answer is to be asked by the login itself.
                 if seen.is_some_and(|seen| !self.session.fits(&seen)) {
                     self.session.turned_away(NOT_TAKEN);
@@ -470,9 +475,9 @@ impl Driver {
                 }
                 return Poll::Ready(());
             }
-            Some(Errand::Reserve(reserve)) => {
+            Some(SideTask::Reserve(reserve)) => {
                 let reserved = ready!(reserve.as_mut().poll(cx));
-                self.errand = None;
+                self.side_task = None;
                 match reserved {
                     Ok(mut attempt) => {
                         attempt.ask();
@@ -481,7 +486,7 @@ impl Driver {
                         let (context, backend) = (Arc::clone(&self.context), self.chosen.clone());
                         let addresses = self.addresses;
                         let longest = context.limits.capability_size;
-                        self.errand = Some(Errand::Connect(Box::pin(async move {
+                        self.side_task = Some(SideTask::Connect(Box::pin(async move {
                             context.backends.connect(&backend, addresses, longest).await
                         })));
                     }
@@ -489,11 +494,11 @@ impl Driver {
                 }
                 return Poll::Ready(());
             }
-            Some(Errand::Connect(connect)) => match ready!(connect.as_mut().poll(cx)) {
+            Some(SideTask::Connect(connect)) => match ready!(connect.as_mut().poll(cx)) {
                 Ok(Connected { stream, heard, greeted }) => {
-                    let mut backend = Peer::new(stream, Side::Backend);
-                    backend.lane.kept.append(&heard);
-                    self.lanes.backend = Some(backend);
+                    let mut backend = Endpoint::new(stream, Side::Backend);
+                    backend.inbound.buffer.append(&heard);
+                    self.duplex.backend = Some(backend);
                     self.session.connected(self.reached(greeted));
                 }
                 // It decides on these words as on those of a backend that is there.
@@ -521,21 +526,21 @@ impl Driver {
                     self.session.turned_away(UNAVAILABLE);
                 }
             },
-            Some(Errand::Register(register)) => {
+            Some(SideTask::Register(register)) => {
                 let result = ready!(register.as_mut().poll(cx));
                 self.session.registered(result);
-                self.errand = None;
+                self.side_task = None;
                 self.register();
                 return Poll::Ready(());
             }
-            Some(Errand::Refuse(time)) => {
+            Some(SideTask::Refuse(time)) => {
                 ready!(time.as_mut().poll(cx));
                 self.session.release();
             }
-            Some(Errand::Handshake(handshake)) => match ready!(handshake.as_mut().poll(cx)) {
+            Some(SideTask::Handshake(handshake)) => match ready!(handshake.as_mut().poll(cx)) {
                 Ok(mut stream) => {
                     stream.keep_little(true);
-                    self.lanes.client = Peer::new(stream, Side::Client);
+                    self.duplex.client = Endpoint::new(stream, Side::Client);
                     self.session.secured();
                 }
                 Err(error) => {
@@ -549,13 +554,13 @@ impl Driver {
                 }
             },
         }
-        self.errand = None;
+        self.side_task = None;
         Poll::Ready(())
     }
 
     /// What the session must know of the backend that was chosen.
-    fn reached(&self, greeted: bool) -> Reached {
-        Reached {
+    fn reached(&self, greeted: bool) -> BackendTraits {
+        BackendTraits {
             greeted,
             send_id: self.chosen.takes_id(),
             checks_token_name: self.chosen.checks_token_name(),
@@ -565,10 +570,10 @@ impl Driver {
 
     /// Whether nothing would be lost if the session ended now.
     fn is_quiet(&self) -> bool {
-        let lanes = [Some(&self.lanes.client), self.lanes.backend.as_ref()];
+        let duplex = [Some(&self.duplex.client), self.duplex.backend.as_ref()];
         self.session.is_idle()
             && self.session.output.to_client.is_empty()
-            && lanes.into_iter().flatten().all(|peer| peer.lane.kept.is_empty())
+            && duplex.into_iter().flatten().all(|peer| peer.inbound.buffer.is_empty())
     }
 
     /// Whether the session is over, now that nothing moves.
@@ -577,19 +582,20 @@ impl Driver {
         if self.close {
             return written.then_some(Ended::Dismissed);
         }
-        match &self.lanes.backend {
+        match &self.duplex.backend {
             Some(backend) if self.session.is_relaying() => {
                 // Behind LOGOUT a registration may be unanswered yet.
-                let answered = self.errand.is_none();
-                (backend.lane.ended && backend.lane.kept.is_empty() && written && answered)
+                let answered = self.side_task.is_none();
+                (backend.inbound.ended && backend.inbound.buffer.is_empty() && written && answered)
                     .then_some(Ended::Closed)
             }
             // A client that has said all it will say still gets the answers to that. A try that is
             // finished without its client goes on.
             _ => {
                 let finishing = self.abandoned && self.attempt.is_some();
-                let ended = self.lanes.client.lane.ended && self.session.awaits_client();
-                (ended && written && self.errand.is_none() && !finishing).then_some(Ended::Closed)
+                let ended = self.duplex.client.inbound.ended && self.session.awaits_client();
+                (ended && written && self.side_task.is_none() && !finishing)
+                    .then_some(Ended::Closed)
             }
         }
     }
@@ -597,7 +603,7 @@ impl Driver {
     /// Ready when the backend, or the database, has held up the client for too long, and does so no
     /// more.
     fn poll_awaited(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
-        let heard = std::mem::take(&mut self.lanes.heard);
+        let heard = std::mem::take(&mut self.duplex.heard);
         let Some(now) = self.session.awaited() else {
             self.awaited = None;
             return Poll::Pending;
@@ -674,19 +680,19 @@ impl Driver {
             Ended::Stopped => b"* BYE The server is shutting down\r\n",
             Ended::Closed | Ended::Dismissed | Ended::Fault(_) => b"",
         };
-        if self.lanes.backend.as_ref().is_some_and(|backend| backend.lane.ended) {
+        if self.duplex.backend.as_ref().is_some_and(|backend| backend.inbound.ended) {
             self.unanswered_mailbox();
         }
         self.session.conclude();
-        let client = &mut self.lanes.client;
+        let client = &mut self.duplex.client;
         let mut rest = std::mem::take(&mut self.session.output.to_client);
         // Not into the middle of a response.
         if self.session.at_response_boundary()
-            && self.lanes.backend.as_ref().is_none_or(|backend| backend.lane.forward == 0)
+            && self.duplex.backend.as_ref().is_none_or(|backend| backend.inbound.forward == 0)
         {
             rest.extend_from_slice(words);
         }
-        let (backend, trying) = (&mut self.lanes.backend, self.attempt.is_some());
+        let (backend, trying) = (&mut self.duplex.backend, self.attempt.is_some());
         let last_words = async {
             poll_fn(|cx| client.poll_write_own(cx, &mut rest)).await?;
             poll_fn(|cx| client.poll_shutdown(cx)).await?;
@@ -707,27 +713,27 @@ impl Driver {
     }
 }
 
-impl From<Fault> for Ended {
+impl From<SessionFault> for Ended {
     /// A client that hangs up without a word, or whose network does, is no fault.
-    fn from(fault: Fault) -> Self {
+    fn from(fault: SessionFault) -> Self {
         use io::ErrorKind::{
             BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkDown,
             NetworkUnreachable, NotConnected, TimedOut, UnexpectedEof, WriteZero,
         };
         match fault {
-            Fault::Client(error) => match error.kind() {
+            SessionFault::Client(error) => match error.kind() {
                 BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof
                 | WriteZero => Self::Closed,
                 HostUnreachable | NetworkDown | NetworkUnreachable | TimedOut => Self::Closed,
-                _ => Self::Fault(Fault::Client(error).to_string()),
+                _ => Self::Fault(SessionFault::Client(error).to_string()),
             },
             fault => Self::Fault(fault.to_string()),
         }
     }
 }
 
-impl fmt::Debug for Driver {
+impl fmt::Debug for SessionTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Driver").field("session", &self.session).finish_non_exhaustive()
+        f.debug_struct("SessionTask").field("session", &self.session).finish_non_exhaustive()
     }
 }

@@ -9,14 +9,14 @@ use nom::multi::many0;
 use nom::sequence::{preceded, separated_pair};
 use nom::{IResult, Parser};
 
-use super::args::{Bytes, astring, astring_list, quote, whole};
-use super::login::has_code;
-use super::refusal::Refusal;
+use crate::imap::args::{Bytes, astring, astring_list, quote, whole};
+use crate::imap::login::has_code;
+use crate::imap::refusal::Refusal;
 use crate::model::DeviceToken;
 
 /// What a device asks for. Mailbox names are as they came on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct XAppleRegistration {
     /// 1 or 2; a higher one that the client asked for is answered as 2.
     pub version: u8,
     pub account_id: String,
@@ -28,7 +28,7 @@ pub struct Request {
 
 /// Why the arguments are not a registration. `Display` is fit for the text of a BAD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Malformed {
+pub enum MalformedRegistration {
     Arguments,
     Repeated(&'static str),
     Missing(&'static str),
@@ -41,14 +41,15 @@ const TOKEN: &str = "aps-device-token";
 const SUBTOPIC: &str = "aps-subtopic";
 const MAILBOXES: &str = "mailboxes";
 
-enum Value<'a> {
+enum ArgumentValue<'a> {
     One(Bytes<'a>),
     List(Vec<Bytes<'a>>),
 }
 
 /// Parses the arguments of a whole command: from the space behind the verb to the line end.
-pub fn parse(arguments: &[u8]) -> Result<Request, Malformed> {
-    let pairs = whole(many0(preceded(space1, pair)))(arguments).ok_or(Malformed::Arguments)?;
+pub fn parse(arguments: &[u8]) -> Result<XAppleRegistration, MalformedRegistration> {
+    let pairs =
+        whole(many0(preceded(space1, pair)))(arguments).ok_or(MalformedRegistration::Arguments)?;
     let (mut version, mut account_id, mut token, mut subtopic) = (None, None, None, None);
     let mut mailboxes = None;
     for (key, value) in pairs {
@@ -59,40 +60,45 @@ pub fn parse(arguments: &[u8]) -> Result<Request, Malformed> {
             b"aps-device-token" => (&mut token, TOKEN),
             b"aps-subtopic" => (&mut subtopic, SUBTOPIC),
             b"mailboxes" => {
-                let Value::List(names) = value else { return Err(Malformed::Value(MAILBOXES)) };
+                let ArgumentValue::List(names) = value else {
+                    return Err(MalformedRegistration::Value(MAILBOXES));
+                };
                 if mailboxes.replace(names).is_some() {
-                    return Err(Malformed::Repeated(MAILBOXES));
+                    return Err(MalformedRegistration::Repeated(MAILBOXES));
                 }
                 continue;
             }
             // A key of a version to come.
             _ => continue,
         };
-        let Value::One(value) = value else { return Err(Malformed::Value(name)) };
+        let ArgumentValue::One(value) = value else {
+            return Err(MalformedRegistration::Value(name));
+        };
         if slot.replace(value).is_some() {
-            return Err(Malformed::Repeated(name));
+            return Err(MalformedRegistration::Repeated(name));
         }
     }
     let version = match text(version, VERSION)?.parse::<u64>() {
         Ok(1) => 1,
         Ok(2..) => 2,
-        Ok(0) | Err(_) => return Err(Malformed::Value(VERSION)),
+        Ok(0) | Err(_) => return Err(MalformedRegistration::Value(VERSION)),
     };
     let account_id = text(account_id, ACCOUNT_ID)?;
     if !(1..=128).contains(&account_id.len()) {
-        return Err(Malformed::Value(ACCOUNT_ID));
+        return Err(MalformedRegistration::Value(ACCOUNT_ID));
     }
-    let token = DeviceToken::new(&text(token, TOKEN)?).ok_or(Malformed::Value(TOKEN))?;
+    let token =
+        DeviceToken::new(&text(token, TOKEN)?).ok_or(MalformedRegistration::Value(TOKEN))?;
     let subtopic = text(subtopic, SUBTOPIC)?;
     if !(1..=128).contains(&subtopic.len()) {
-        return Err(Malformed::Value(SUBTOPIC));
+        return Err(MalformedRegistration::Value(SUBTOPIC));
     }
     let mailboxes = match (version, mailboxes) {
         (1, _) => Vec::new(),
         (_, Some(names)) => names.into_iter().map(Bytes::into_owned).collect(),
-        (_, None) => return Err(Malformed::Missing(MAILBOXES)),
+        (_, None) => return Err(MalformedRegistration::Missing(MAILBOXES)),
     };
-    Ok(Request { version, account_id, token, subtopic, mailboxes })
+    Ok(XAppleRegistration { version, account_id, token, subtopic, mailboxes })
 }
 
 /// Whether a refused STATUS says that the mailbox may be there and is readable at another time (RFC 5530).
@@ -125,21 +131,21 @@ pub fn answer<'a>(version: u8, topic: &str, echoed: impl Iterator<Item = &'a [u8
     out
 }
 
-fn pair(input: &[u8]) -> IResult<&[u8], (Bytes<'_>, Value<'_>)> {
-    let value = alt((map(astring_list, Value::List), map(astring, Value::One)));
+fn pair(input: &[u8]) -> IResult<&[u8], (Bytes<'_>, ArgumentValue<'_>)> {
+    let value = alt((map(astring_list, ArgumentValue::List), map(astring, ArgumentValue::One)));
     separated_pair(astring, space1, value).parse(input)
 }
 
 /// A required value of printable ASCII.
-fn text(value: Option<Bytes<'_>>, key: &'static str) -> Result<String, Malformed> {
-    let value = value.ok_or(Malformed::Missing(key))?;
+fn text(value: Option<Bytes<'_>>, key: &'static str) -> Result<String, MalformedRegistration> {
+    let value = value.ok_or(MalformedRegistration::Missing(key))?;
     if !value.iter().all(|b| matches!(b, b' '..=b'~')) {
-        return Err(Malformed::Value(key));
+        return Err(MalformedRegistration::Value(key));
     }
-    String::from_utf8(value.into_owned()).map_err(|_| Malformed::Value(key))
+    String::from_utf8(value.into_owned()).map_err(|_| MalformedRegistration::Value(key))
 }
 
-impl fmt::Display for Malformed {
+impl fmt::Display for MalformedRegistration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Arguments => f.write_str("arguments are not pairs of strings"),
@@ -158,7 +164,7 @@ mod tests {
     const ID: &str = "0715A26B-CA09-4730-A419-793000CA982E";
 
     /// `<T>` and `<I>` stand for a token and an account id.
-    fn parsed(arguments: &str) -> Result<Request, Malformed> {
+    fn parsed(arguments: &str) -> Result<XAppleRegistration, MalformedRegistration> {
         parse(arguments.replace("<T>", TOKEN).replace("<I>", ID).as_bytes())
     }
 
@@ -166,7 +172,7 @@ mod tests {
     fn good_forms() {
         let full = " \"aps-version\" \"2\" \"aps-account-id\" \"<I>\" \"aps-device-token\" \"<T>\" \
                     \"aps-subtopic\" \"com.apple.mobilemail\" \"mailboxes\" (\"INBOX\" \"Notes\")\r\n";
-        let expected = Request {
+        let expected = XAppleRegistration {
             version: 2,
             account_id: ID.into(),
             token: DeviceToken::new(TOKEN).unwrap(),
@@ -206,35 +212,50 @@ mod tests {
         assert!(parsed(full).is_ok());
         let five_thousand = "x".repeat(5000);
         for (bad, why) in [
-            ("\r\n".to_owned(), Malformed::Missing(VERSION)),
-            (" \r\n".to_owned(), Malformed::Missing(VERSION)),
-            (" aps-version\r\n".to_owned(), Malformed::Arguments),
-            (full.replace("mailboxes (INBOX)", "mailboxes"), Malformed::Arguments),
-            (full.replace("(INBOX)", "NIL"), Malformed::Arguments),
-            (full.replace("(INBOX)", "(NIL)"), Malformed::Arguments),
-            (full.replace("(INBOX)", "(INBOX NIL)"), Malformed::Arguments),
-            (full.replace("(INBOX)", "(INBOX"), Malformed::Arguments),
-            (full.replace("(INBOX)", "((INBOX))"), Malformed::Arguments),
-            (full.replace("(INBOX)", "INBOX"), Malformed::Value(MAILBOXES)),
-            (full.replace("<I>", "NIL"), Malformed::Arguments),
-            (full.replace("aps-version 2", "NIL NIL"), Malformed::Arguments),
-            (full.replace(" mailboxes (INBOX)", ""), Malformed::Missing(MAILBOXES)),
-            (full.replace("aps-version 2", "aps-other 2"), Malformed::Missing(VERSION)),
-            (full.replace("aps-version 2", "aps-version 0"), Malformed::Value(VERSION)),
-            (full.replace("aps-version 2", "aps-version two"), Malformed::Value(VERSION)),
-            (full.replace("aps-version 2", "aps-version (2)"), Malformed::Value(VERSION)),
-            (full.replace("x mail", "x aps-version 2 mail"), Malformed::Repeated(VERSION)),
-            (full.replace("\r\n", " mailboxes (x)\r\n"), Malformed::Repeated(MAILBOXES)),
-            (full.replace("<T>", "abcdef"), Malformed::Value(super::TOKEN)),
-            (full.replace("<T>", &TOKEN[1..]), Malformed::Value(super::TOKEN)),
-            (full.replace("<T>", &TOKEN.replace('0', "x")), Malformed::Value(super::TOKEN)),
-            (full.replace("<I>", "\"\""), Malformed::Value(ACCOUNT_ID)),
-            (full.replace("<I>", &five_thousand), Malformed::Value(ACCOUNT_ID)),
-            (full.replace("<I>", "\"a\u{fc}\""), Malformed::Value(ACCOUNT_ID)),
-            (full.replace("<I>", "{4}\r\na\r\nb"), Malformed::Value(ACCOUNT_ID)),
-            (full.replace("<I>", "{99}\r\na"), Malformed::Arguments),
-            (full.replace("<I>", "\"a"), Malformed::Arguments),
-            (full.replace(" aps-version 2", "aps-version 2"), Malformed::Arguments),
+            ("\r\n".to_owned(), MalformedRegistration::Missing(VERSION)),
+            (" \r\n".to_owned(), MalformedRegistration::Missing(VERSION)),
+            (" aps-version\r\n".to_owned(), MalformedRegistration::Arguments),
+            (full.replace("mailboxes (INBOX)", "mailboxes"), MalformedRegistration::Arguments),
+            (full.replace("(INBOX)", "NIL"), MalformedRegistration::Arguments),
+            (full.replace("(INBOX)", "(NIL)"), MalformedRegistration::Arguments),
+            (full.replace("(INBOX)", "(INBOX NIL)"), MalformedRegistration::Arguments),
+            (full.replace("(INBOX)", "(INBOX"), MalformedRegistration::Arguments),
+            (full.replace("(INBOX)", "((INBOX))"), MalformedRegistration::Arguments),
+            (full.replace("(INBOX)", "INBOX"), MalformedRegistration::Value(MAILBOXES)),
+            (full.replace("<I>", "NIL"), MalformedRegistration::Arguments),
+            (full.replace("aps-version 2", "NIL NIL"), MalformedRegistration::Arguments),
+            (full.replace(" mailboxes (INBOX)", ""), MalformedRegistration::Missing(MAILBOXES)),
+            (full.replace("aps-version 2", "aps-other 2"), MalformedRegistration::Missing(VERSION)),
+            (full.replace("aps-version 2", "aps-version 0"), MalformedRegistration::Value(VERSION)),
+            (
+                full.replace("aps-version 2", "aps-version two"),
+                MalformedRegistration::Value(VERSION),
+            ),
+            (
+                full.replace("aps-version 2", "aps-version (2)"),
+                MalformedRegistration::Value(VERSION),
+            ),
+            (
+                full.replace("x mail", "x aps-version 2 mail"),
+                MalformedRegistration::Repeated(VERSION),
+            ),
+            (
+                full.replace("\r\n", " mailboxes (x)\r\n"),
+                MalformedRegistration::Repeated(MAILBOXES),
+            ),
+            (full.replace("<T>", "abcdef"), MalformedRegistration::Value(super::TOKEN)),
+            (full.replace("<T>", &TOKEN[1..]), MalformedRegistration::Value(super::TOKEN)),
+            (
+                full.replace("<T>", &TOKEN.replace('0', "x")),
+                MalformedRegistration::Value(super::TOKEN),
+            ),
+            (full.replace("<I>", "\"\""), MalformedRegistration::Value(ACCOUNT_ID)),
+            (full.replace("<I>", &five_thousand), MalformedRegistration::Value(ACCOUNT_ID)),
+            (full.replace("<I>", "\"a\u{fc}\""), MalformedRegistration::Value(ACCOUNT_ID)),
+            (full.replace("<I>", "{4}\r\na\r\nb"), MalformedRegistration::Value(ACCOUNT_ID)),
+            (full.replace("<I>", "{99}\r\na"), MalformedRegistration::Arguments),
+            (full.replace("<I>", "\"a"), MalformedRegistration::Arguments),
+            (full.replace(" aps-version 2", "aps-version 2"), MalformedRegistration::Arguments),
         ] {
             assert_eq!(parsed(&bad), Err(why), "{bad}");
         }

@@ -19,9 +19,9 @@ const MOST: usize = 16;
 const MOST_ACCOUNTS: usize = 4096;
 
 #[derive(Debug, Default)]
-pub(super) struct Unanswered(Mutex<HashMap<Account, Vec<(Mailbox, Instant)>>>);
+pub(super) struct UnansweredMailboxes(Mutex<HashMap<Account, Vec<(Mailbox, Instant)>>>);
 
-impl Unanswered {
+impl UnansweredMailboxes {
     /// The backend did not answer when it was asked for this mailbox.
     pub(super) fn add(&self, account: &Account, mailbox: &Mailbox, now: Instant) {
         let mut accounts = self.lock();
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_mailbox_is_not_asked_for_a_day_and_the_room_is_bounded() {
-        let (unanswered, now) = (Unanswered::default(), Instant::now());
+        let (unanswered, now) = (UnansweredMailboxes::default(), Instant::now());
         let alice = Account::from_login("alice");
         for number in 0..2 * MOST {
             unanswered.add(&alice, &Mailbox::new(&number.to_string()), now);

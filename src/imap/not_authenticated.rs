@@ -8,12 +8,14 @@ use std::fmt;
 
 use super::args;
 use super::collect::{Collector, Progress};
-use super::login::{Attempt, Login, Secret, Written};
+use super::login::{BackendLogin, LoginAttempt, Secret, WrittenLogin};
 use super::peek::{self, Command, Status, Verb};
 use super::refusal::Refusal;
 use super::relay::tagged;
 use super::sasl::{self, Exchange, Mechanism};
-use super::session::{Action, Connection, LoginFailure, Output, Profile, Reached, Step};
+use super::session::{
+    Action, BackendTraits, ClientConnection, LoginFailure, Output, Profile, Step,
+};
 use crate::model::{Account, Credentials};
 
 /// Malformed or unknown commands after which the client is sent away.
@@ -42,24 +44,24 @@ const MOST_ID: usize = 4 * 1024;
 
 /// The login dialogue.
 #[derive(Debug)]
-pub(super) struct Dialogue {
-    pub(super) connection: Connection,
+pub(super) struct NotAuthenticated {
+    pub(super) connection: ClientConnection,
     /// What the client said of itself, as ID fields.
     client_id: Vec<IdField>,
     collector: Collector,
     commands: u32,
     bad_commands: u32,
     /// Of the backend that was last reached.
-    pub(super) reached: Reached,
+    pub(super) reached: BackendTraits,
     /// The client is gone.
     pub(super) abandoned: bool,
-    pub(super) state: State,
+    pub(super) state: LoginState,
 }
 
 type IdField = (&'static str, Option<Vec<u8>>);
 
 #[derive(Debug)]
-pub(super) enum State {
+pub(super) enum LoginState {
     Command,
     /// STARTTLS was answered.
     Handshake,
@@ -70,22 +72,22 @@ pub(super) enum State {
     /// The backend is being dialled.
     Connect {
         tag: Vec<u8>,
-        attempt: Attempt,
+        attempt: LoginAttempt,
     },
     /// The backend is asked.
     Backend {
         tag: Vec<u8>,
-        login: Box<Login>,
+        login: Box<BackendLogin>,
     },
     /// The backend asks; the client answers.
     Challenge {
         tag: Vec<u8>,
-        login: Box<Login>,
+        login: Box<BackendLogin>,
     },
     /// The backend has accepted; whether there is room is yet to be said.
     Accepted {
         tag: Vec<u8>,
-        login: Box<Login>,
+        login: Box<BackendLogin>,
         /// Untagged responses to the login, and the answer behind its tag.
         untagged: Vec<u8>,
         answer: Vec<u8>,
@@ -94,42 +96,45 @@ pub(super) enum State {
     Refused(Vec<u8>),
 }
 
-impl Dialogue {
+impl NotAuthenticated {
     /// On a connection that has been greeted. No command may be longer than `longest` bytes.
-    pub(super) fn new(connection: Connection, longest: usize) -> Self {
+    pub(super) fn new(connection: ClientConnection, longest: usize) -> Self {
         Self {
             connection,
             client_id: Vec::new(),
             collector: Collector::new(longest),
             commands: 0,
             bad_commands: 0,
-            reached: Reached::default(),
+            reached: BackendTraits::default(),
             abandoned: false,
-            state: State::Command,
+            state: LoginState::Command,
         }
     }
 
     /// Whether the client waits for no answer, and is not in the middle of a command.
     pub(super) fn is_idle(&self) -> bool {
-        matches!(self.state, State::Command) && self.collector.is_empty()
+        matches!(self.state, LoginState::Command) && self.collector.is_empty()
     }
 
     /// Whether nothing happens until the client says more.
     pub(super) fn awaits_client(&self) -> bool {
-        !matches!(self.state, State::Connect { .. } | State::Backend { .. } | State::Refused(_))
+        !matches!(
+            self.state,
+            LoginState::Connect { .. } | LoginState::Backend { .. } | LoginState::Refused(_)
+        )
     }
 
     /// As [`Session::held`](super::session::Session::held).
     pub(super) fn held(&self) -> usize {
         let id = self.client_id.iter().map(|field| id_size(field) + size_of::<IdField>());
         let state = match &self.state {
-            State::Connect { attempt, .. } => attempt.held(),
-            State::Backend { login, .. } | State::Challenge { login, .. } => login.held(),
-            State::Accepted { login, untagged, answer, .. } => {
+            LoginState::Connect { attempt, .. } => attempt.held(),
+            LoginState::Backend { login, .. } | LoginState::Challenge { login, .. } => login.held(),
+            LoginState::Accepted { login, untagged, answer, .. } => {
                 login.held() + untagged.capacity() + answer.capacity()
             }
-            State::Refused(answer) => answer.capacity(),
-            State::Command | State::Handshake | State::Authenticate { .. } => 0,
+            LoginState::Refused(answer) => answer.capacity(),
+            LoginState::Command | LoginState::Handshake | LoginState::Authenticate { .. } => 0,
         };
         self.collector.held() + id.sum::<usize>() + state
     }
@@ -138,23 +143,25 @@ impl Dialogue {
     pub(super) fn secured(&mut self) {
         self.connection.secure = true;
         self.client_id.clear();
-        self.state = State::Command;
+        self.state = LoginState::Command;
     }
 
     /// What to do with the client's bytes.
     pub(super) fn client(&mut self, input: &[u8], profile: &Profile, out: &mut Output) -> Step {
         match self.state {
-            State::Handshake if input.is_empty() => return Step::Wait,
+            LoginState::Handshake if input.is_empty() => return Step::Wait,
             // What came before the handshake was not protected by it (CVE-2011-0411 and its kin).
-            State::Handshake => return Step::Close("bytes between STARTTLS and the handshake"),
-            State::Connect { .. }
-            | State::Backend { .. }
-            | State::Accepted { .. }
-            | State::Refused(_) => return Step::Wait,
-            State::Authenticate { .. } | State::Challenge { .. } => {
+            LoginState::Handshake => {
+                return Step::Close("bytes between STARTTLS and the handshake");
+            }
+            LoginState::Connect { .. }
+            | LoginState::Backend { .. }
+            | LoginState::Accepted { .. }
+            | LoginState::Refused(_) => return Step::Wait,
+            LoginState::Authenticate { .. } | LoginState::Challenge { .. } => {
                 self.collector.expect_plain_line();
             }
-            State::Command => {}
+            LoginState::Command => {}
         }
         if input.is_empty() {
             return Step::Wait;
@@ -185,14 +192,14 @@ impl Dialogue {
             }
             Progress::Whole => {
                 let command = self.collector.take();
-                match std::mem::replace(&mut self.state, State::Command) {
-                    State::Authenticate { tag, exchange } => {
+                match std::mem::replace(&mut self.state, LoginState::Command) {
+                    LoginState::Authenticate { tag, exchange } => {
                         let line = command.trim_ascii_end();
                         self.respond(tag, exchange.respond(line), profile, out);
                     }
-                    State::Challenge { tag, mut login } => {
+                    LoginState::Challenge { tag, mut login } => {
                         login.respond(&command, &mut out.to_backend);
-                        self.state = State::Backend { tag, login };
+                        self.state = LoginState::Backend { tag, login };
                     }
                     _ => self.command(&command, profile, out),
                 }
@@ -234,7 +241,7 @@ impl Dialogue {
                 tagged(answer, tag, "OK Begin TLS negotiation now");
                 out.actions.push_back(Action::StartTls);
                 out.answered.push((Verb::StartTls, Status::Ok));
-                self.state = State::Handshake;
+                self.state = LoginState::Handshake;
             }
             Some(Verb::StartTls) => self.refuse(Some(tag), "BAD TLS is active already", out),
             Some(Verb::Login | Verb::Authenticate) if !secure => {
@@ -244,7 +251,7 @@ impl Dialogue {
                 Some((name, password)) => match String::from_utf8(name.bytes.into_owned()) {
                     Ok(login) => {
                         let secret = |written: Option<&[u8]>| Some(Secret(written?.to_vec()));
-                        let written = Written {
+                        let written = WrittenLogin {
                             name: secret(name.written),
                             password: secret(password.written),
                         };
@@ -274,7 +281,7 @@ impl Dialogue {
             let (exchange, challenge) = mechanism.start();
             let step = match initial {
                 Some(initial) => exchange.respond(initial),
-                None => sasl::Step::Challenge(exchange, challenge),
+                None => sasl::SaslStep::Challenge(exchange, challenge),
             };
             return self.respond(tag.to_vec(), step, profile, out);
         }
@@ -287,21 +294,21 @@ impl Dialogue {
         }
     }
 
-    fn respond(&mut self, tag: Vec<u8>, step: sasl::Step, profile: &Profile, out: &mut Output) {
+    fn respond(&mut self, tag: Vec<u8>, step: sasl::SaslStep, profile: &Profile, out: &mut Output) {
         match step {
-            sasl::Step::Challenge(exchange, challenge) => {
+            sasl::SaslStep::Challenge(exchange, challenge) => {
                 out.to_client.extend_from_slice(format!("+ {challenge}\r\n").as_bytes());
-                self.state = State::Authenticate { tag, exchange };
+                self.state = LoginState::Authenticate { tag, exchange };
             }
-            sasl::Step::Credentials(credentials) => {
+            sasl::SaslStep::Credentials(credentials) => {
                 self.verify(tag, credentials, None, profile, out);
             }
-            sasl::Step::Nameless(message) => {
+            sasl::SaslStep::Nameless(message) => {
                 let mechanism = Mechanism::OAuthBearer.name().to_owned();
                 self.relay(tag, mechanism, Some(message.into_bytes()), out);
             }
-            sasl::Step::Cancelled => self.refuse(Some(&tag), "BAD AUTHENTICATE cancelled", out),
-            sasl::Step::Malformed => self.refuse(Some(&tag), "BAD Malformed response", out),
+            sasl::SaslStep::Cancelled => self.refuse(Some(&tag), "BAD AUTHENTICATE cancelled", out),
+            sasl::SaslStep::Malformed => self.refuse(Some(&tag), "BAD Malformed response", out),
         }
     }
 
@@ -313,9 +320,9 @@ impl Dialogue {
         initial: Option<Vec<u8>>,
         out: &mut Output,
     ) {
-        let attempt = Attempt::Relayed { mechanism, initial: initial.map(Secret) };
+        let attempt = LoginAttempt::Relayed { mechanism, initial: initial.map(Secret) };
         out.actions.push_back(Action::Connect(None));
-        self.state = State::Connect { tag, attempt };
+        self.state = LoginState::Connect { tag, attempt };
     }
 
     /// Has a backend judge these credentials. `written` is how they came by LOGIN, if they did.
@@ -323,7 +330,7 @@ impl Dialogue {
         &mut self,
         tag: Vec<u8>,
         credentials: Credentials,
-        written: Option<Written>,
+        written: Option<WrittenLogin>,
         profile: &Profile,
         out: &mut Output,
     ) {
@@ -340,7 +347,10 @@ impl Dialogue {
             return self.refuse_credentials(&tag, Some(account), out);
         }
         out.actions.push_back(Action::Connect(Some(account)));
-        self.state = State::Connect { tag, attempt: Attempt::Credentials { credentials, written } };
+        self.state = LoginState::Connect {
+            tag,
+            attempt: LoginAttempt::Credentials { credentials, written },
+        };
     }
 
     /// Answers a command that makes no sense, and sends away who sends many of them.
@@ -362,7 +372,7 @@ impl Dialogue {
     ) {
         let mut answer = Vec::new();
         tagged(&mut answer, tag, "NO [AUTHENTICATIONFAILED] Authentication failed");
-        self.state = State::Refused(answer);
+        self.state = LoginState::Refused(answer);
         out.answered.push((Verb::Login, Status::No));
         out.actions.push_back(Action::Failed(LoginFailure::Refused(account, Refusal::Wrong)));
     }

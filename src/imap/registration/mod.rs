@@ -1,0 +1,3 @@
+//! The forms in which a mail client registers for push.
+
+pub mod xapple;
