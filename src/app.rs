@@ -45,7 +45,7 @@ use crate::net::resolve::NameResolver;
 use crate::net::{listen, tls};
 use crate::nodes::{self, Membership, Neighbours};
 use crate::proxy;
-use crate::push::dispatcher::{self, Inquirer};
+use crate::push::dispatcher::{self, DispatcherHandle};
 use crate::push::transport::apns::certificate_watch;
 use crate::push::transport::apns::identities::{Identities, Offer};
 use crate::store::{self, CredentialSource, Shares, Store, StoreError};
@@ -85,7 +85,7 @@ pub struct Running {
     /// To be reloaded when certificates were renewed.
     pub identities: Identities,
     /// Knows why a push would or would not be sent.
-    pub inquirer: Inquirer,
+    pub inquirer: DispatcherHandle,
     /// What it goes by.
     config: Config,
     metrics: Arc<Metrics>,
@@ -245,7 +245,7 @@ pub async fn start_with(
     let publish = move |offers| drop(offer.send_replace(push_offer(offers, &push)));
     let calendar =
         certificate_watch::run(identities.clone(), Timestamp::now, publish, stop_serving.clone());
-    let (inquirer, inquiries) = dispatcher::inquiries();
+    let (inquirer, inquiries) = dispatcher::channel();
     let (watchers, watch_inquiries) = watch::inquiries();
     metrics.watch_channel(Queue::SessionEvents, &sessions);
     let counters = backends.counters();
@@ -269,7 +269,7 @@ pub async fn start_with(
     let (changes, change_events) = mpsc::channel(QUEUE);
     let (removed, unwatched) = mpsc::channel(QUEUE);
     let of_accounts = backends.clone();
-    let parts = dispatcher::Parts {
+    let parts = dispatcher::DispatcherParts {
         events: change_events,
         store: store.clone(),
         backends: backends.clone(),
@@ -277,7 +277,7 @@ pub async fn start_with(
         config: config.push.clone(),
         removed,
         division: division.clone(),
-        inquiries,
+        requests: inquiries,
         metrics: Arc::clone(&metrics),
         // Names that are ambiguous have no backend, and no watcher either.
         backend_of: dispatcher::BackendOf::new(move |account| {

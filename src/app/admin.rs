@@ -17,7 +17,7 @@ use crate::metrics::Metrics;
 use crate::model::{Account, BackendId, Device, Mailbox, Timestamp};
 use crate::net::backends::Backends;
 use crate::nodes::{self, Division};
-use crate::push::dispatcher::{self, Inquirer};
+use crate::push::dispatcher::{self, DispatcherHandle};
 use crate::push::explain::Explanation;
 use crate::push::transport::apns::Outcome;
 use crate::push::transport::apns::identities::Identities;
@@ -48,7 +48,7 @@ pub(super) struct Parts {
     pub(super) identities: Identities,
     pub(super) division: cell::Receiver<Division>,
     pub(super) watchers: watch::Inquirer,
-    pub(super) pushes: Inquirer,
+    pub(super) pushes: DispatcherHandle,
     pub(super) push: config::Push,
     /// The longest capability list of a backend.
     pub(super) capability_size: usize,
@@ -214,7 +214,7 @@ async fn watching(
 
 async fn explain(
     watchers: watch::Inquirer,
-    pushes: Inquirer,
+    pushes: DispatcherHandle,
     division: cell::Receiver<Division>,
     account: Account,
     mailbox: Option<Mailbox>,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Running, server_tls};
-use crate::config::{self, Config, Identity};
+use crate::config::{self, Config, ProviderFiles};
 use crate::model::Timestamp;
 use crate::net::tls;
 use crate::secret_file::{Stamp, stamp};
@@ -142,13 +142,13 @@ impl Renewal {
     }
 }
 
-fn files(identity: &Identity) -> Vec<&PathBuf> {
+fn files(identity: &ProviderFiles) -> Vec<&PathBuf> {
     match identity {
-        Identity::Pem { certificate, private_key, .. } => vec![certificate, private_key],
-        Identity::Pkcs12 { file, password_file, .. } => {
+        ProviderFiles::Pem { certificate, private_key, .. } => vec![certificate, private_key],
+        ProviderFiles::Pkcs12 { file, password_file, .. } => {
             std::iter::once(file).chain(password_file).collect()
         }
-        Identity::Key { key, .. } => vec![key],
+        ProviderFiles::Key { key, .. } => vec![key],
     }
 }
 

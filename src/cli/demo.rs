@@ -128,7 +128,7 @@ impl World {
         config.credentials = config::Credentials::Stored { key_file };
         let mut client = config::Apns::new(file("apns.pem"), file("apns.key"));
         client.endpoint =
-            config::Endpoint { host: "localhost".into(), port: apns.address().port() };
+            config::ApnsServer { host: "localhost".into(), port: apns.address().port() };
         client.ca = Some(file("ca.pem"));
         config.apns = vec![client];
         let mailchime = app::start(&config).await.map_err(Failure::failed)?;

@@ -7,10 +7,10 @@ use std::time::Duration;
 /// `[apns]` or `[[apns]]`: one identity, how to reach the service with it, and whom it serves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Apns {
-    pub endpoint: Endpoint,
+    pub endpoint: ApnsServer,
     /// A PEM file that exists; `None` trusts the system's roots.
     pub ca: Option<PathBuf>,
-    pub identity: Identity,
+    pub identity: ProviderFiles,
     /// The domains whose users it serves, in lower case; empty: all that no other table names.
     pub domains: Vec<String>,
     /// `None` connects directly.
@@ -28,7 +28,7 @@ pub struct Apns {
 /// How we prove who we are; all files exist. The topic of a certificate is written in it, so there
 /// `topic` only chooses among several.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Identity {
+pub enum ProviderFiles {
     /// A client certificate and its key, both PEM.
     Pem { certificate: PathBuf, private_key: PathBuf, topic: Option<String> },
     /// Both in one file (RFC 7292); without `password_file` its password is empty.
@@ -39,7 +39,7 @@ pub enum Identity {
 
 /// A host that speaks HTTP/2 over TLS. `Display` gives `https://host:port`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Endpoint {
+pub struct ApnsServer {
     /// A name or an IP address, the latter without brackets.
     pub host: String,
     pub port: u16,
@@ -61,13 +61,13 @@ impl Apns {
     /// The production service with this client certificate, and the defaults.
     pub fn new(certificate: impl Into<PathBuf>, private_key: impl Into<PathBuf>) -> Self {
         let (certificate, private_key) = (certificate.into(), private_key.into());
-        Self::with(Identity::Pem { certificate, private_key, topic: None })
+        Self::with(ProviderFiles::Pem { certificate, private_key, topic: None })
     }
 
     /// The production service with this identity, and the defaults.
-    pub fn with(identity: Identity) -> Self {
+    pub fn with(identity: ProviderFiles) -> Self {
         Self {
-            endpoint: Endpoint::production(),
+            endpoint: ApnsServer::production(),
             ca: None,
             identity,
             domains: Vec::new(),
@@ -80,9 +80,9 @@ impl Apns {
     }
 }
 
-// === impl Endpoint ===
+// === impl ApnsServer ===
 
-impl Endpoint {
+impl ApnsServer {
     /// Apple's service for devices.
     pub fn production() -> Self {
         Self { host: "api.push.apple.com".into(), port: 443 }
@@ -94,7 +94,7 @@ impl Endpoint {
     }
 }
 
-impl fmt::Display for Endpoint {
+impl fmt::Display for ApnsServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host.contains(':') {
             true => write!(f, "https://[{}]:{}", self.host, self.port),

@@ -25,7 +25,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
 
-pub use self::apns::{Apns, Endpoint, Identity, Proxy};
+pub use self::apns::{Apns, ApnsServer, ProviderFiles, Proxy};
 pub use self::network::Network;
 use crate::files;
 use crate::model::{Account, BackendId};
@@ -515,15 +515,15 @@ impl Config {
         }
         for apns in &self.apns {
             match &apns.identity {
-                Identity::Pem { private_key, .. } => {
+                ProviderFiles::Pem { private_key, .. } => {
                     files.push(("[apns] private_key", private_key));
                 }
-                Identity::Pkcs12 { file, password_file, .. } => {
+                ProviderFiles::Pkcs12 { file, password_file, .. } => {
                     files.push(("[apns] certificate", file));
                     let password_file = password_file.iter();
                     files.extend(password_file.map(|file| ("[apns] password_file", &**file)));
                 }
-                Identity::Key { key, .. } => files.push(("[apns] key", key)),
+                ProviderFiles::Key { key, .. } => files.push(("[apns] key", key)),
             }
             let login_file = apns.proxy.iter().flat_map(|proxy| &proxy.login_file);
             files.extend(login_file.map(|file| ("[apns] proxy_login_file", &**file)));

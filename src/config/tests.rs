@@ -421,16 +421,18 @@ fn refused_with(text: &str, expected: &str) {
 fn an_identity_is_two_files_or_one_or_a_key() {
     let identity = |text: &str| parse(text).unwrap().apns.remove(0).identity;
     let pem = identity(&format!("[apns]\n{}topic = \"t\"", required_in("[apns]")));
-    assert!(matches!(pem, Identity::Pem { topic: Some(topic), .. } if topic == "t"));
+    assert!(matches!(pem, ProviderFiles::Pem { topic: Some(topic), .. } if topic == "t"));
     for password in ["", "password_file = \"certs/ca.pem\""] {
         let one = identity(&format!("[apns]\ncertificate = \"certs/apns.p12\"\n{password}"));
-        let Identity::Pkcs12 { file, password_file, topic: None } = one else { panic!("{one:?}") };
+        let ProviderFiles::Pkcs12 { file, password_file, topic: None } = one else {
+            panic!("{one:?}")
+        };
         assert!(file.ends_with("certs/apns.p12"));
         assert_eq!(password_file.is_some(), !password.is_empty());
     }
     let key = "[apns]\nkey = \"certs/apns.key\"\nkey_id = \"ABCDE12345\"\n\
                team_id = \"TEAM123456\"\ntopic = \"t\"";
-    let Identity::Key { key_id, team_id, topic, .. } = identity(key) else { panic!("no key") };
+    let ProviderFiles::Key { key_id, team_id, topic, .. } = identity(key) else { panic!("no key") };
     assert_eq!([key_id, team_id, topic], ["ABCDE12345", "TEAM123456", "t"]);
 }
 

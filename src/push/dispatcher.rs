@@ -13,8 +13,8 @@ use tracing::{debug, error, info, warn};
 
 use super::explain::{Explanation, Facts};
 
-pub use super::pending::BackendOf;
-use super::pending::{Action, Batch, ChangeId, Pending, Push, Rules};
+pub use super::scheduler::BackendOf;
+use super::scheduler::{Batch, ChangeId, Delivery, Effect, Rules, Scheduler};
 use super::transport::apns::identities::Identities;
 use super::transport::apns::payload::{Headers, MailPush, collapse_id};
 use super::transport::apns::{Outcome, new_apns_id};
@@ -38,7 +38,7 @@ const QUESTIONS: usize = 8;
 
 /// What the dispatcher works with.
 #[derive(Debug)]
-pub struct Parts {
+pub struct DispatcherParts {
     /// What watchers saw.
     pub events: mpsc::Receiver<WatchEvent>,
     pub store: Store,
@@ -51,8 +51,8 @@ pub struct Parts {
     pub removed: mpsc::Sender<Account>,
     /// Whose marks on disk that a push is owed are this node's matter.
     pub division: watch::Receiver<Division>,
-    /// What people ask; see [`Inquirer`].
-    pub inquiries: Inquiries,
+    /// What people ask; see [`DispatcherHandle`].
+    pub requests: DispatcherRequests,
     pub metrics: Arc<Metrics>,
     /// By whose names accounts take turns.
     pub backend_of: BackendOf,
@@ -61,14 +61,14 @@ pub struct Parts {
 
 /// Asks the dispatcher why it does what it does. Clones ask the same one.
 #[derive(Clone, Debug)]
-pub struct Inquirer(mpsc::Sender<Inquiry>);
+pub struct DispatcherHandle(mpsc::Sender<DispatcherRequest>);
 
-/// The questions of an [`Inquirer`].
+/// The questions of a [`DispatcherHandle`].
 #[derive(Debug)]
-pub struct Inquiries(mpsc::Receiver<Inquiry>);
+pub struct DispatcherRequests(mpsc::Receiver<DispatcherRequest>);
 
 #[derive(Debug)]
-enum Inquiry {
+enum DispatcherRequest {
     Explain(Explain),
     /// The devices of this account have been changed in the database.
     Changed(Account),
@@ -82,12 +82,12 @@ struct Explain {
 }
 
 /// For a dispatcher, and for those who want to know of it.
-pub fn inquiries() -> (Inquirer, Inquiries) {
+pub fn channel() -> (DispatcherHandle, DispatcherRequests) {
     let (questions, asked) = mpsc::channel(QUESTIONS);
-    (Inquirer(questions), Inquiries(asked))
+    (DispatcherHandle(questions), DispatcherRequests(asked))
 }
 
-impl Inquirer {
+impl DispatcherHandle {
     /// Why each device of the account would or would not be pushed if new mail came now: to
     /// `mailbox`, or to any that it registered for. `None` when the dispatcher has ended.
     pub async fn explain(
@@ -96,7 +96,7 @@ impl Inquirer {
         mailbox: Option<Mailbox>,
     ) -> Option<Result<Vec<Explanation>, StoreError>> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(Inquiry::Explain(Explain { account, mailbox, reply })).await.ok()?;
+        self.0.send(DispatcherRequest::Explain(Explain { account, mailbox, reply })).await.ok()?;
         answer.await.ok()
     }
 
@@ -104,7 +104,7 @@ impl Inquirer {
     /// gone is told nothing more, and if all are, that is passed on. `None` when the dispatcher has
     /// ended.
     pub async fn changed(&self, account: Account) -> Option<()> {
-        self.0.send(Inquiry::Changed(account)).await.ok()
+        self.0.send(DispatcherRequest::Changed(account)).await.ok()
     }
 }
 
@@ -112,8 +112,8 @@ impl Inquirer {
 /// closed; begins with what is owed since an earlier run, and whenever the nodes divide the accounts
 /// anew, with what the node that had them before has left. Then it lets requests under way end, for
 /// some seconds, marks on disk what devices have not been told of, and returns.
-pub async fn run(parts: Parts, cancel: CancellationToken) {
-    let Parts {
+pub async fn run(parts: DispatcherParts, cancel: CancellationToken) {
+    let DispatcherParts {
         mut events,
         store,
         backends,
@@ -121,12 +121,12 @@ pub async fn run(parts: Parts, cancel: CancellationToken) {
         config,
         removed,
         mut division,
-        mut inquiries,
+        mut requests,
         metrics,
         backend_of,
         counters,
     } = parts;
-    let mut pending = Pending::new(Rules {
+    let mut scheduler = Scheduler::new(Rules {
         quiet_delay: config.quiet_delay,
         min_interval: config.min_interval,
         max_delay: config.max_delay,
@@ -138,54 +138,54 @@ pub async fn run(parts: Parts, cancel: CancellationToken) {
     });
     let mut reloads = identities.reloads();
     let mut replacements = backends.replacements();
-    pending.topics(identities.topics(), now(), Timestamp::now());
+    scheduler.topics(identities.topics(), now(), Timestamp::now());
     let (under_way, busy) = (JoinSet::new(), 0);
     let shares = division.clone();
     let mut jobs =
         Jobs { store, backends, identities, config, removed, shares, metrics, under_way, busy };
     division.mark_changed();
     loop {
-        while let Some(action) = pending.next(now()) {
-            jobs.start(action);
+        while let Some(effect) = scheduler.next(now()) {
+            jobs.start(effect);
         }
-        jobs.measure(&pending);
-        let held = u32::try_from(pending.take_held()).unwrap_or(u32::MAX);
+        jobs.measure(&scheduler);
+        let held = u32::try_from(scheduler.take_held()).unwrap_or(u32::MAX);
         counters.min_interval.add(held);
-        let waits = pending.take_waits();
+        let waits = scheduler.take_waits();
         counters.pushes_per_second_per_domain.add(waits.domains);
         counters.pushes_per_second_per_backend.add(waits.backends);
-        let wake = pending.wake_at(now());
+        let wake = scheduler.wake_at(now());
         tokio::select! {
             () = cancel.cancelled() => break,
-            Some(done) = jobs.under_way.join_next() => jobs.done(done, &mut pending),
-            event = events.recv(), if pending.takes_events() => match event {
+            Some(done) = jobs.under_way.join_next() => jobs.done(done, &mut scheduler),
+            event = events.recv(), if scheduler.takes_events() => match event {
                 Some(event) if jobs.is_at_home(&event) => {
                     trace(&event);
-                    pending.event(event, now());
+                    scheduler.event(event, now());
                 }
                 Some(_) => {}
                 None => break,
             },
             () = reloads.next() => {
-                pending.topics(jobs.identities.topics(), now(), Timestamp::now());
+                scheduler.topics(jobs.identities.topics(), now(), Timestamp::now());
                 // Perhaps to devices of a topic that was not there before.
                 jobs.load();
             }
             Ok(()) = division.changed() => jobs.load(),
             Ok(()) = replacements.changed() => {
-                pending.backends_are_replaced(|account| jobs.home(account), now());
+                scheduler.backends_are_replaced(|account| jobs.home(account), now());
                 // Perhaps to devices of an account that has its former backend again.
                 jobs.load();
             }
-            Some(inquiry) = inquiries.0.recv() => match inquiry {
-                Inquiry::Explain(explain) => jobs.ask(explain),
+            Some(request) = requests.0.recv() => match request {
+                DispatcherRequest::Explain(explain) => jobs.ask(explain),
                 // As if something were owed to them: that is what has them read.
-                Inquiry::Changed(account) => pending.owed(vec![account], now()),
+                DispatcherRequest::Changed(account) => scheduler.owed(vec![account], now()),
             },
             () = sleep_until(wake.unwrap_or_else(now).into()), if wake.is_some() => {}
         }
     }
-    jobs.end(pending).await;
+    jobs.end(scheduler).await;
 }
 
 /// The first line of a change's trail; `push` and `settled` are the next, with the same number.
@@ -244,9 +244,9 @@ impl Jobs {
         });
     }
 
-    fn start(&mut self, action: Action) {
-        match action {
-            Action::Read(account) => {
+    fn start(&mut self, effect: Effect) {
+        match effect {
+            Effect::Read(account) => {
                 let store = self.store.clone();
                 let alive = Alive::at(self.served(), &self.config);
                 self.under_way.spawn(async move {
@@ -260,7 +260,7 @@ impl Jobs {
                     Done::Read(account, targets.ok())
                 });
             }
-            Action::Push(push) => {
+            Effect::Send(push) => {
                 self.busy += 1;
                 let (identities, config) = (self.identities.clone(), self.config.clone());
                 let metrics = Arc::clone(&self.metrics);
@@ -270,7 +270,7 @@ impl Jobs {
                     Done::Answered(push.device, outcome)
                 });
             }
-            Action::Write(batch) => {
+            Effect::Write(batch) => {
                 self.busy += 1;
                 let (store, removed) = (self.store.clone(), self.removed.clone());
                 self.under_way.spawn(async move {
@@ -303,24 +303,24 @@ impl Jobs {
     }
 
     /// Tells how much is waiting.
-    fn measure(&self, pending: &Pending) {
+    fn measure(&self, scheduler: &Scheduler) {
         for (queue, length) in
-            [(Queue::Pushes, pending.to_push()), (Queue::Settlements, pending.to_write())]
+            [(Queue::Pushes, scheduler.to_push()), (Queue::Settlements, scheduler.to_write())]
         {
             self.metrics.queues.of(queue).set(i64::try_from(length).unwrap_or(i64::MAX));
         }
     }
 
-    fn ask(&mut self, inquiry: Explain) {
+    fn ask(&mut self, request: Explain) {
         let store = self.store.clone();
         self.under_way.spawn(async move {
             // Devices that are forgotten for their silence too: that is the explanation then.
-            let targets = store.targets(&inquiry.account, Timestamp::default()).await;
-            Done::Asked(inquiry, targets)
+            let targets = store.targets(&request.account, Timestamp::default()).await;
+            Done::Asked(request, targets)
         });
     }
 
-    fn done(&mut self, done: Result<Done, JoinError>, pending: &mut Pending) {
+    fn done(&mut self, done: Result<Done, JoinError>, scheduler: &mut Scheduler) {
         match done {
             Ok(Done::Loaded(mut accounts)) => {
                 let division = self.shares.borrow().clone();
@@ -331,7 +331,7 @@ impl Jobs {
                         accounts = accounts.len(), "pushes are owed on disk"
                     );
                 }
-                pending.owed(accounts, now());
+                scheduler.owed(accounts, now());
             }
             Ok(Done::Read(account, targets)) => {
                 if targets.as_ref().is_some_and(Vec::is_empty) {
@@ -345,13 +345,13 @@ impl Jobs {
                     targets.first().is_some_and(elsewhere)
                 };
                 match targets.as_ref().is_some_and(elsewhere) {
-                    true => pending.set_aside(&account, now()),
-                    false => pending.read(&account, targets, now(), self.served()),
+                    true => scheduler.set_aside(&account, now()),
+                    false => scheduler.read(&account, targets, now(), self.served()),
                 }
             }
             Ok(Done::Answered(device, outcome)) => {
                 self.busy -= 1;
-                pending.answered(&device, &outcome, now(), Timestamp::now(), self.served());
+                scheduler.answered(&device, &outcome, now(), Timestamp::now(), self.served());
             }
             Ok(Done::Asked(Explain { mailbox, reply, .. }, targets)) => {
                 let wall = Timestamp::now();
@@ -363,7 +363,7 @@ impl Jobs {
                             home: home.as_ref(),
                             config: &self.config,
                             identity: self.identities.client_for(&target.device.topic, wall).err(),
-                            pending: pending.view(&target.device, now()),
+                            pending: scheduler.view(&target.device, now()),
                         };
                         facts.explain(mailbox.as_ref(), self.served())
                     });
@@ -374,8 +374,8 @@ impl Jobs {
             }
             Ok(Done::Written(failed, alive)) => {
                 self.busy -= 1;
-                pending.written(failed, now());
-                pending.owed(alive, now());
+                scheduler.written(failed, now());
+                scheduler.owed(alive, now());
             }
             // Its rows have not moved, so the next start finds what it was about.
             Err(error) => error!(
@@ -385,12 +385,12 @@ impl Jobs {
         }
     }
 
-    async fn end(mut self, mut pending: Pending) {
+    async fn end(mut self, mut scheduler: Scheduler) {
         let settled = timeout(GRACE, async {
             while self.busy > 0
                 && let Some(done) = self.under_way.join_next().await
             {
-                self.done(done, &mut pending);
+                self.done(done, &mut scheduler);
             }
         });
         if settled.await.is_err() {
@@ -401,7 +401,7 @@ impl Jobs {
         }
         // What is no longer waited for is to do nothing after this.
         self.under_way.shutdown().await;
-        let batch = pending.end(now(), Timestamp::now());
+        let batch = scheduler.end(now(), Timestamp::now());
         let rows = batch.settlements.len();
         match timeout(GRACE, write(&self.store, &self.removed, batch)).await {
             Ok((failed, _)) if failed == Batch::default() => debug!(
@@ -425,12 +425,12 @@ pub async fn send_now(
     mailboxes: Vec<Mailbox>,
 ) -> Outcome {
     let device = Arc::new(device);
-    let push = Push { device, mailboxes, changes: Vec::new(), seen_at: now() };
+    let push = Delivery { device, mailboxes, changes: Vec::new(), seen_at: now() };
     send(identities, config, &push).await
 }
 
 /// Sends one push and writes its line in the log.
-async fn send(identities: &Identities, config: &config::Push, push: &Push) -> Outcome {
+async fn send(identities: &Identities, config: &config::Push, push: &Delivery) -> Outcome {
     let id = new_apns_id();
     let wall = Timestamp::now();
     let lifetime = i64::try_from(config.expiration.as_millis()).unwrap_or(i64::MAX);

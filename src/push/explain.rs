@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::pending::View;
+use super::scheduler::DeliveryView;
 use super::transport::apns::identities::NoClient;
 use crate::config;
 use crate::model::{BackendId, Mailbox, Timestamp};
@@ -79,7 +79,7 @@ pub(super) struct Facts<'a> {
     pub(super) home: Option<&'a BackendId>,
     /// Why nobody can push to its topic.
     pub(super) identity: Option<NoClient>,
-    pub(super) pending: View,
+    pub(super) pending: DeliveryView,
 }
 
 impl Facts<'_> {
@@ -87,7 +87,7 @@ impl Facts<'_> {
     /// `served` is the time of service.
     pub(super) fn explain(&self, mailbox: Option<&Mailbox>, served: Timestamp) -> Explanation {
         let Target { device, registered_at, heard_at, pushed_at, mailboxes, .. } = self.target;
-        let View {
+        let DeliveryView {
             under_way,
             waiting,
             due_in,
@@ -256,7 +256,7 @@ mod tests {
             let facts = Facts { target, config: &config, home: Some(&home), identity, pending };
             facts.explain(mailbox.map(Mailbox::new).as_ref(), NOW)
         };
-        let well = explain(&target(), None, View::default(), Some("inbox"));
+        let well = explain(&target(), None, DeliveryView::default(), Some("inbox"));
         assert!(well.would_push && well.reasons.is_empty(), "{well:?}");
         assert_eq!((&*well.token, &well.owed[..]), ("abababab…", &["Notes".to_owned()][..]));
 
@@ -270,7 +270,7 @@ mod tests {
             validity: super::super::transport::apns::Validity::Expired,
         };
         let second = Some(Duration::from_secs(1));
-        let pending = View {
+        let pending = DeliveryView {
             under_way: second,
             waiting: vec![Mailbox::new("Notes")],
             due_in: second,
@@ -304,7 +304,8 @@ mod tests {
             ]
         );
 
-        let other = explain(&target(), Some(NoClient::OtherTopic), View::default(), Some("Spam"));
+        let other =
+            explain(&target(), Some(NoClient::OtherTopic), DeliveryView::default(), Some("Spam"));
         let json = serde_json::to_value(&other).unwrap();
         assert_eq!(
             json["reasons"],

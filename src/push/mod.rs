@@ -6,5 +6,5 @@
 
 pub mod dispatcher;
 pub mod explain;
-mod pending;
+mod scheduler;
 pub mod transport;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mailchime::config::{
-    self, AdminAddress, BackendTls, CertificateFiles, Collapse, Config, Events, Identity,
-    ListenerTls, LogFormat, Network, Proxy, PushType, Relay, Route, Trust,
+    self, AdminAddress, BackendTls, CertificateFiles, Collapse, Config, Events, ListenerTls,
+    LogFormat, Network, ProviderFiles, Proxy, PushType, Relay, Route, Trust,
 };
 use toml::{Table, Value};
 
@@ -129,15 +129,15 @@ fn every_key_takes_effect() {
     assert_eq!(apns.ca.as_ref(), Some(&placeholder));
     let (certificate, private_key) = (placeholder.clone(), placeholder.clone());
     let topic = Some("com.apple.mail.XServer.1".to_owned());
-    assert_eq!(apns.identity, Identity::Pem { certificate, private_key, topic });
+    assert_eq!(apns.identity, ProviderFiles::Pem { certificate, private_key, topic });
     assert_eq!(apns.domains, ["example.org"]);
     let (host, login_file) = ("10.0.0.6".to_owned(), Some(placeholder.clone()));
     assert_eq!(apns.proxy, Some(Proxy { host, port: 3128, login_file }));
     let (file, password_file) = (placeholder.with_extension("p12"), Some(placeholder.clone()));
-    assert_eq!(one_file.identity, Identity::Pkcs12 { file, password_file, topic: None });
+    assert_eq!(one_file.identity, ProviderFiles::Pkcs12 { file, password_file, topic: None });
     let (key_id, team_id) = ("ABCDE12345".to_owned(), "TEAM123456".to_owned());
     let topic = "com.apple.mail.XServer.3".to_owned();
-    assert_eq!(token.identity, Identity::Key { key: placeholder, key_id, team_id, topic });
+    assert_eq!(token.identity, ProviderFiles::Key { key: placeholder, key_id, team_id, topic });
     assert_eq!((one_file.domains.len(), token.domains.len()), (1, 0));
     assert_eq!(apns.connect_timeout, Duration::from_secs(5));
     assert_eq!(apns.request_timeout, Duration::from_secs(10));

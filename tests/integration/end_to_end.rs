@@ -60,7 +60,7 @@ impl World {
         config.push.min_interval = Duration::from_millis(50);
         let mut client = config::Apns::new(file("apns.pem"), file("apns.key"));
         client.endpoint =
-            config::Endpoint { host: "localhost".into(), port: apns.address().port() };
+            config::ApnsServer { host: "localhost".into(), port: apns.address().port() };
         client.ca = Some(file("ca.pem"));
         config.apns = vec![client];
         change(&mut config, folder.path());

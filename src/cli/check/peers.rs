@@ -19,7 +19,7 @@ use crate::net::backend::{Backend, ConnectError, LoginError};
 use crate::net::backends::{Backends, Table};
 use crate::net::resolve::NameResolver;
 use crate::push::transport::apns::payload::Probe;
-use crate::push::transport::apns::{Apns, Identity, Outcome, Validity};
+use crate::push::transport::apns::{ApnsClient, Identity, Outcome, Validity};
 
 /// For a backend's answers.
 const ANSWER_TIME: Duration = Duration::from_secs(15);
@@ -302,14 +302,14 @@ async fn identity_and_service(
              com.apple.mobilemail.push. or com.apple.mail.",
         );
     }
-    match Apns::new(identity, apns, None, resolver) {
+    match ApnsClient::new(identity, apns, None, resolver) {
         Ok(client) => service(&part, &client, apns, report).await,
         Err(error) => report.failed(&part, error),
     }
 }
 
 /// A push to a device that does not exist: a service that takes our identity says just that.
-async fn service(part: &str, client: &Apns, apns: &config::Apns, report: &mut Report) {
+async fn service(part: &str, client: &ApnsClient, apns: &config::Apns, report: &mut Report) {
     let endpoint = &apns.endpoint;
     let outcome = client.send(&Probe::new(client.topic())).await;
     match outcome {

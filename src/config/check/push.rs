@@ -6,7 +6,7 @@ use std::path::Path;
 use rustls::pki_types::ServerName;
 
 use super::super::raw::{OneOrMore, RawApns, RawEvent, RawPush};
-use super::super::{Apns, Endpoint, Events, Identity, Proxy, Push, PushType};
+use super::super::{Apns, ApnsServer, Events, ProviderFiles, Proxy, Push, PushType};
 use super::{Check, DAY, HOUR, MILLISECOND, MINUTE, Result, SECOND, host_and_port};
 
 impl Check<'_> {
@@ -132,7 +132,7 @@ impl Check<'_> {
 
     /// A certificate with its key, both in one file, or a key that signs tokens; what belongs to
     /// another of the three is refused.
-    fn identity(&self, raw: &mut RawApns) -> Result<Identity> {
+    fn identity(&self, raw: &mut RawApns) -> Result<ProviderFiles> {
         let topic = self.topic(raw.topic.take())?;
         let refuse = |found: &[(&str, &Option<String>)], kind: &str| {
             let given = found.iter().find(|(_, value)| value.is_some());
@@ -151,7 +151,7 @@ impl Check<'_> {
                 let problem = "missing; a key is not bound to a topic, so name yours";
                 return Err(self.refusal("[apns] topic", problem));
             };
-            return Ok(Identity::Key {
+            return Ok(ProviderFiles::Key {
                 key,
                 key_id: self.apple_id("[apns] key_id", raw.key_id.take())?,
                 team_id: self.apple_id("[apns] team_id", raw.team_id.take())?,
@@ -171,11 +171,11 @@ impl Check<'_> {
         if is_pkcs12 {
             refuse(&[("private_key", &raw.private_key)], "a certificate that brings its own")?;
             let password_file = self.file("[apns] password_file", raw.password_file.take())?;
-            return Ok(Identity::Pkcs12 { file: certificate, password_file, topic });
+            return Ok(ProviderFiles::Pkcs12 { file: certificate, password_file, topic });
         }
         refuse(&[("password_file", &raw.password_file)], "a PEM certificate")?;
         let private_key = self.required_file("[apns] private_key", raw.private_key.take())?;
-        Ok(Identity::Pem { certificate, private_key, topic })
+        Ok(ProviderFiles::Pem { certificate, private_key, topic })
     }
 
     fn topic(&self, topic: Option<String>) -> Result<Option<String>> {
@@ -243,15 +243,15 @@ impl Check<'_> {
         }
     }
 
-    fn endpoint(&self, text: &str) -> Result<Endpoint> {
+    fn endpoint(&self, text: &str) -> Result<ApnsServer> {
         let address = match text {
-            "production" => return Ok(Endpoint::production()),
-            "sandbox" => return Ok(Endpoint::sandbox()),
+            "production" => return Ok(ApnsServer::production()),
+            "sandbox" => return Ok(ApnsServer::sandbox()),
             other => other.strip_prefix("https://").and_then(host_and_port),
         };
         match address {
             Some((host, port)) if ServerName::try_from(host.as_str()).is_ok() => {
-                Ok(Endpoint { host, port })
+                Ok(ApnsServer { host, port })
             }
             _ => {
                 let allowed = "allowed are \"production\", \"sandbox\" and \"https://host:port\"";

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mailchime::config::{self, Endpoint};
+use mailchime::config::{self, ApnsServer};
 use mailchime::demo::apns::{Answer, Apns, Push};
 use mailchime::demo::backend::Backend;
 use mailchime::demo::pki::Pki;
@@ -16,7 +16,7 @@ use mailchime::model::{
 use mailchime::net::counters::Counters;
 use mailchime::net::resolve::NameResolver;
 use mailchime::nodes::Neighbours;
-use mailchime::push::dispatcher::{self, Parts};
+use mailchime::push::dispatcher::{self, DispatcherParts};
 use mailchime::push::transport::apns::identities::Identities;
 use mailchime::store::Store;
 use tempfile::TempDir;
@@ -98,13 +98,13 @@ impl Site {
         let file = |name| self.folder.path().join(name);
         let mut apns = config::Apns::new(file("apns.pem"), file("apns.key"));
         let address = self.apns.address();
-        apns.endpoint = Endpoint { host: address.ip().to_string(), port: address.port() };
+        apns.endpoint = ApnsServer { host: address.ip().to_string(), port: address.port() };
         apns.ca = Some(file("ca.pem"));
         let (events, changes) = mpsc::channel(1024);
         let (removed, mut hints) = mpsc::channel(8);
         tokio::spawn(async move { while hints.recv().await.is_some() {} });
         let cancel = CancellationToken::new();
-        let parts = Parts {
+        let parts = DispatcherParts {
             events: changes,
             store: self.store.clone(),
             backends: backends(),
@@ -112,7 +112,7 @@ impl Site {
             config: self.config.clone(),
             removed,
             division: Neighbours::none("here").division,
-            inquiries: dispatcher::inquiries().1,
+            requests: dispatcher::channel().1,
             metrics: Arc::default(),
             backend_of: dispatcher::BackendOf::new(|_| "backend".into()),
             counters: Arc::clone(&self.counters),

@@ -260,7 +260,7 @@ fn configuration(folder: &Path, backend: SocketAddr, behind: Behind, apns: &Apns
     config.push.quiet_delay = Duration::from_millis(100);
     config.push.min_interval = Duration::from_millis(50);
     let mut client = config::Apns::new(file("apns.pem"), file("apns.key"));
-    client.endpoint = config::Endpoint { host: "localhost".into(), port: apns.address().port() };
+    client.endpoint = config::ApnsServer { host: "localhost".into(), port: apns.address().port() };
     client.ca = Some(file("ca.pem"));
     config.apns = vec![client];
     config

@@ -11,7 +11,7 @@ use mailchime::demo::apns::Answer;
 use mailchime::model::{Device, Mailbox, Timestamp};
 use mailchime::net::resolve::NameResolver;
 use mailchime::push::transport::apns::payload::{Headers, MailPush};
-use mailchime::push::transport::apns::{Apns, Outcome, new_apns_id};
+use mailchime::push::transport::apns::{ApnsClient, Outcome, new_apns_id};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::pushing::{Certificates, StandIn};
 use crate::support::{limited, listener};
 
-pub(super) async fn push(apns: &Apns, device: &Device) -> Outcome {
+pub(super) async fn push(apns: &ApnsClient, device: &Device) -> Outcome {
     let id = new_apns_id();
     let headers = Headers {
         id: &id,
@@ -120,8 +120,9 @@ async fn a_push_has_the_headers_that_large_senders_use() {
         );
 
         let config = certificates.config(stand_in.address());
-        let apns = Apns::new(&certificates.identity(), &config, Some(5), &NameResolver::default())
-            .unwrap();
+        let apns =
+            ApnsClient::new(&certificates.identity(), &config, Some(5), &NameResolver::default())
+                .unwrap();
         assert!(is_accepted(&push(&apns, &device).await));
         assert_eq!(stand_in.next().await.header("apns-priority"), Some("5"));
     })
@@ -175,7 +176,8 @@ async fn a_request_has_a_deadline_and_the_next_one_does_not_wait_behind_it() {
         let mut config = certificates.config(stand_in.address());
         config.request_timeout = Duration::from_secs(1);
         let apns =
-            Apns::new(&certificates.identity(), &config, None, &NameResolver::default()).unwrap();
+            ApnsClient::new(&certificates.identity(), &config, None, &NameResolver::default())
+                .unwrap();
         let device = certificates.device("ab");
         assert!(is_accepted(&push(&apns, &device).await));
         stand_in.answer_next(1, Answer::Hang);
@@ -250,7 +252,7 @@ async fn many_pushes_dial_once_and_after_a_failure_none_dials_for_a_while() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
-        let many = |apns: Apns, count: usize| {
+        let many = |apns: ApnsClient, count: usize| {
             let mut pushes = JoinSet::new();
             for n in 0..count {
                 let (apns, device) = (apns.clone(), certificates.device(&format!("{n:x}f")));
@@ -285,7 +287,8 @@ async fn a_server_that_says_nothing_is_given_up() {
         let mut config = certificates.config(silent.local_addr().unwrap());
         config.connect_timeout = Duration::from_millis(200);
         let apns =
-            Apns::new(&certificates.identity(), &config, None, &NameResolver::default()).unwrap();
+            ApnsClient::new(&certificates.identity(), &config, None, &NameResolver::default())
+                .unwrap();
         let said = why(push(&apns, &certificates.device("ab")).await);
         assert_eq!(said, "no connection: TLS: no answer in time");
     })
@@ -308,7 +311,7 @@ async fn an_apns_server_that_is_not_trusted_is_named_and_gets_nothing() {
 
         // The server does not believe us. TLS 1.3 says so after the handshake, when a request may
         // be under way and break, so what is said varies.
-        let apns = Apns::new(
+        let apns = ApnsClient::new(
             &ours.identity(),
             &theirs.config(stand_in.address()),
             None,

@@ -11,7 +11,7 @@ use mailchime::model::{
 };
 use mailchime::net::resolve::NameResolver;
 use mailchime::nodes::Neighbours;
-use mailchime::push::dispatcher::{self, Inquirer, Parts};
+use mailchime::push::dispatcher::{self, DispatcherHandle, DispatcherParts};
 use mailchime::push::transport::apns::identities::Identities;
 use mailchime::push::transport::apns::payload::mailbox_hash;
 use mailchime::store::{Settlement, Store};
@@ -79,7 +79,7 @@ struct Running {
     removed: mpsc::Receiver<Account>,
     cancel: CancellationToken,
     task: JoinHandle<()>,
-    inquirer: Inquirer,
+    inquirer: DispatcherHandle,
     id: u64,
 }
 
@@ -92,8 +92,8 @@ impl Running {
         let (events, changes) = mpsc::channel(8);
         let (hints, removed) = mpsc::channel(8);
         let cancel = CancellationToken::new();
-        let (inquirer, inquiries) = dispatcher::inquiries();
-        let parts = Parts {
+        let (inquirer, inquiries) = dispatcher::channel();
+        let parts = DispatcherParts {
             events: changes,
             store: disk.store.clone(),
             backends: backends(),
@@ -101,7 +101,7 @@ impl Running {
             config: config::Push { min_interval: Duration::ZERO, ..config },
             removed: hints,
             division: Neighbours::none("here").division,
-            inquiries,
+            requests: inquiries,
             metrics: Arc::default(),
             backend_of: dispatcher::BackendOf::new(|_| "backend".into()),
             counters: Arc::default(),

@@ -6,13 +6,13 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
-use mailchime::config::{self, Identity as IdentityConfig};
+use mailchime::config::{self, ProviderFiles};
 use mailchime::demo::pki;
 use mailchime::model::{Account, Timestamp};
 use mailchime::net::resolve::NameResolver;
 use mailchime::push::transport::apns::certificate_watch;
 use mailchime::push::transport::apns::identities::{Identities, NoClient, Offer};
-use mailchime::push::transport::apns::{Apns, Identity, Validity};
+use mailchime::push::transport::apns::{ApnsClient, Identity, Validity};
 use p12_keystore::{
     Certificate, EncryptionAlgorithm, KeyStore, KeyStoreEntry, LocalKeyId, MacAlgorithm,
     PrivateKey, PrivateKeyChain,
@@ -33,16 +33,16 @@ impl Certificates {
     }
 
     /// Writes a client certificate and its key as `<name>.pem` and `<name>.key`.
-    fn write(&self, name: &str, identity: &pki::Identity) -> IdentityConfig {
+    fn write(&self, name: &str, identity: &pki::Identity) -> ProviderFiles {
         let (certificate, private_key) =
             (self.file(&format!("{name}.pem")), self.file(&format!("{name}.key")));
         std::fs::write(&certificate, &identity.certificate).unwrap();
         std::fs::write(&private_key, identity.expose_private_key()).unwrap();
-        IdentityConfig::Pem { certificate, private_key, topic: None }
+        ProviderFiles::Pem { certificate, private_key, topic: None }
     }
 
     /// A new identity for a topic, with the validity in seconds from now.
-    fn issue(&self, topic: &str, from: i64, to: i64) -> IdentityConfig {
+    fn issue(&self, topic: &str, from: i64, to: i64) -> ProviderFiles {
         let identity = self.pki.client(&[topic], from..to).unwrap();
         self.write(topic, &identity)
     }
@@ -90,11 +90,11 @@ async fn a_pkcs12_file_is_as_good_as_two_pem_files_with_old_ciphers_too() {
         ] {
             std::fs::write(&file, pkcs12(&certificates.pki.client, legacy, "open sesame")).unwrap();
             let (file, password_file) = (file.clone(), Some(password_file.clone()));
-            let identity = IdentityConfig::Pkcs12 { file, password_file, topic: None };
+            let identity = ProviderFiles::Pkcs12 { file, password_file, topic: None };
             let identity = Identity::load(&identity).unwrap();
             assert_eq!(identity.topic(), certificates.pki.topic);
             let config = certificates.config(stand_in.address());
-            let apns = Apns::new(&identity, &config, None, &NameResolver::default()).unwrap();
+            let apns = ApnsClient::new(&identity, &config, None, &NameResolver::default()).unwrap();
             assert!(is_accepted(&push(&apns, &certificates.device("ab")).await), "{legacy:?}");
         }
 
@@ -102,7 +102,7 @@ async fn a_pkcs12_file_is_as_good_as_two_pem_files_with_old_ciphers_too() {
         std::fs::write(&file, pkcs12(&certificates.pki.client, None, "")).unwrap();
         let load = |password_file| {
             let file = file.clone();
-            Identity::load(&IdentityConfig::Pkcs12 { file, password_file, topic: None })
+            Identity::load(&ProviderFiles::Pkcs12 { file, password_file, topic: None })
         };
         load(None).unwrap();
 
@@ -148,7 +148,7 @@ fn a_pkcs12_file_of_openssl_is_read() {
             Err(error) => return skip::report(TEST, &format!("there is no openssl: {error}")),
         }
         let (file, password_file) = (certificates.file("apns.p12"), Some(password_file.clone()));
-        let identity = IdentityConfig::Pkcs12 { file, password_file, topic: None };
+        let identity = ProviderFiles::Pkcs12 { file, password_file, topic: None };
         assert_eq!(Identity::load(&identity).unwrap().topic(), certificates.pki.topic);
     }
 }
@@ -215,12 +215,12 @@ fn an_error_in_an_identity_names_its_key() {
             .unwrap_err()
             .to_string()
     };
-    let IdentityConfig::Pem { certificate, private_key, .. } = config.identity.clone() else {
+    let ProviderFiles::Pem { certificate, private_key, .. } = config.identity.clone() else {
         panic!("no PEM")
     };
     let pem = |certificate: &PathBuf, private_key: &PathBuf, topic: Option<&str>| {
         let (certificate, private_key) = (certificate.clone(), private_key.clone());
-        IdentityConfig::Pem { certificate, private_key, topic: topic.map(str::to_owned) }
+        ProviderFiles::Pem { certificate, private_key, topic: topic.map(str::to_owned) }
     };
     let password_file = Some(certificates.file("none"));
     for (identity, key) in [
@@ -229,7 +229,7 @@ fn an_error_in_an_identity_names_its_key() {
         (pem(&certificate, &certificates.file("ca.key"), None), "certificate, private_key"),
         (pem(&certificate, &private_key, Some("other")), "topic"),
         (
-            IdentityConfig::Pkcs12 { file: certificate.clone(), password_file, topic: None },
+            ProviderFiles::Pkcs12 { file: certificate.clone(), password_file, topic: None },
             "password_file",
         ),
     ] {

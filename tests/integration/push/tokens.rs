@@ -1,10 +1,10 @@
 //! Provider tokens in place of a certificate.
 
-use mailchime::config::{self, Identity as IdentityConfig};
+use mailchime::config::{self, ProviderFiles};
 use mailchime::demo::apns::Answer;
 use mailchime::demo::pki::ProviderKey;
 use mailchime::net::resolve::NameResolver;
-use mailchime::push::transport::apns::{Apns, Identity, Outcome};
+use mailchime::push::transport::apns::{ApnsClient, Identity, Outcome};
 
 use super::client::{is_accepted, push};
 use crate::support::limited;
@@ -22,7 +22,7 @@ fn provider(
     let (mut key_id, mut team_id) = (key.key_id.clone(), key.team_id.clone());
     change(&mut key_id, &mut team_id);
     let topic = certificates.pki.topic.clone();
-    let identity = IdentityConfig::Key { key: file, key_id, team_id, topic };
+    let identity = ProviderFiles::Key { key: file, key_id, team_id, topic };
     let config = config::Apns { identity, ..certificates.config(stand_in.address()) };
     (Identity::load(&config.identity).unwrap(), config)
 }
@@ -35,7 +35,7 @@ async fn a_key_signs_one_token_for_all_pushes() {
         let (identity, config) =
             provider(&certificates, &stand_in, &certificates.pki.provider, |_, _| {});
         assert_eq!((identity.topic(), identity.not_after()), (&*certificates.pki.topic, None));
-        let apns = Apns::new(&identity, &config, None, &NameResolver::default()).unwrap();
+        let apns = ApnsClient::new(&identity, &config, None, &NameResolver::default()).unwrap();
         let device = certificates.device("ab");
         for _ in 0..3 {
             assert!(is_accepted(&push(&apns, &device).await));
@@ -74,7 +74,7 @@ async fn a_key_or_a_name_that_apple_does_not_know_is_refused_and_sent_once() {
         .into_iter()
         .enumerate()
         {
-            let apns = Apns::new(&identity, &config, None, &NameResolver::default()).unwrap();
+            let apns = ApnsClient::new(&identity, &config, None, &NameResolver::default()).unwrap();
             let reason = "InvalidProviderToken".to_owned();
             assert_eq!(push(&apns, &device).await, Outcome::Refused { status: 403, reason });
             assert_eq!(stand_in.received(), n as u64 + 1);
@@ -88,7 +88,7 @@ fn a_file_without_a_key_is_named() {
     let certificates = Certificates::new();
     let key = certificates.folder.path().join("apns.pem");
     let (key_id, team_id, topic) = ("k".into(), "t".into(), "t".into());
-    let identity = IdentityConfig::Key { key, key_id, team_id, topic };
+    let identity = ProviderFiles::Key { key, key_id, team_id, topic };
     let error = Identity::load(&identity).unwrap_err().to_string();
     assert!(error.contains("apns.pem: holds no key for provider tokens"), "{error}");
 }

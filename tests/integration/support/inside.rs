@@ -146,7 +146,7 @@ pub(crate) const REGISTER: &str = "r XAPPLEPUSHSERVICE \"aps-version\" \"2\" \
 pub(crate) fn push_by(config: &mut Config, apns: SocketAddr) {
     let folder = config.tls.certificates[0].certificate.parent().unwrap();
     let mut client = config::Apns::new(folder.join("apns.pem"), folder.join("apns.key"));
-    client.endpoint = config::Endpoint { host: "localhost".into(), port: apns.port() };
+    client.endpoint = config::ApnsServer { host: "localhost".into(), port: apns.port() };
     client.ca = Some(folder.join("ca.pem"));
     config.apns = vec![client];
     config.watch.retry_min = Duration::from_millis(10);

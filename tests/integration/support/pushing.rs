@@ -4,14 +4,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mailchime::config::{self, Config, Endpoint};
+use mailchime::config::{self, ApnsServer, Config};
 pub(crate) use mailchime::demo::apns::Apns as StandIn;
 use mailchime::demo::pki::Pki;
 use mailchime::model::{Account, Device, DeviceToken, Registration, Timestamp};
 use mailchime::net::backends::{Backends, Table};
 use mailchime::net::resolve::NameResolver;
 use mailchime::push::transport::apns::identities::Identities;
-use mailchime::push::transport::apns::{Apns, Identity};
+use mailchime::push::transport::apns::{ApnsClient, Identity};
 use mailchime::store::{Registrant, Store};
 use tempfile::TempDir;
 
@@ -60,13 +60,14 @@ impl Certificates {
     pub(crate) fn config(&self, address: SocketAddr) -> config::Apns {
         let file = |name| self.folder.path().join(name);
         let mut config = config::Apns::new(file("apns.pem"), file("apns.key"));
-        config.endpoint = Endpoint { host: address.ip().to_string(), port: address.port() };
+        config.endpoint = ApnsServer { host: address.ip().to_string(), port: address.port() };
         config.ca = Some(file("ca.pem"));
         config
     }
 
-    pub(crate) fn client(&self, address: SocketAddr) -> Apns {
-        Apns::new(&self.identity(), &self.config(address), None, &NameResolver::default()).unwrap()
+    pub(crate) fn client(&self, address: SocketAddr) -> ApnsClient {
+        ApnsClient::new(&self.identity(), &self.config(address), None, &NameResolver::default())
+            .unwrap()
     }
 
     /// The only identity, for everybody.

@@ -23,7 +23,7 @@ const DAY: i64 = 24 * 3600 * 1000;
 
 /// What there is to say of an identity, no more than once for each value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Notice {
+enum ExpiryNotice {
     /// It can be used for so many days, or for ever.
     Good { days: Option<i64> },
     /// It ends in so many days.
@@ -42,7 +42,7 @@ pub async fn run(
     cancel: CancellationToken,
 ) {
     let mut reloads = identities.reloads();
-    let mut said: HashMap<PathBuf, Notice> = HashMap::new();
+    let mut said: HashMap<PathBuf, ExpiryNotice> = HashMap::new();
     let mut offered = None;
     let mut looked: Option<(Timestamp, Instant)> = None;
     loop {
@@ -78,7 +78,7 @@ pub async fn run(
     }
 }
 
-impl Notice {
+impl ExpiryNotice {
     /// How many days are left is no news until they are few.
     fn is_news_after(&self, before: &Self) -> bool {
         match (before, self) {
@@ -88,36 +88,36 @@ impl Notice {
     }
 }
 
-fn notice(status: &IdentityStatus, now: Timestamp) -> Notice {
+fn notice(status: &IdentityStatus, now: Timestamp) -> ExpiryNotice {
     let days = status.not_after.map(|at| at.saturating_sub(now.0).div_euclid(DAY));
     match days {
-        days if !status.valid => Notice::Unusable { days: days.unwrap_or_default() },
-        Some(days) if days < WARNING_DAYS => Notice::EndsSoon { days },
-        days => Notice::Good { days },
+        days if !status.valid => ExpiryNotice::Unusable { days: days.unwrap_or_default() },
+        Some(days) if days < WARNING_DAYS => ExpiryNotice::EndsSoon { days },
+        days => ExpiryNotice::Good { days },
     }
 }
 
-fn say(status: &IdentityStatus, notice: Notice) {
+fn say(status: &IdentityStatus, notice: ExpiryNotice) {
     let IdentityStatus { topic, file, endpoint, .. } = status;
     let certificate = file.display();
     match notice {
-        Notice::Good { days } => info!(
+        ExpiryNotice::Good { days } => info!(
             target: "mailchime::push::certificate_valid",
             topic, endpoint, %certificate, days, "push is on"
         ),
-        Notice::EndsSoon { days } => {
+        ExpiryNotice::EndsSoon { days } => {
             warn!(
                 target: "mailchime::push::certificate_expires_soon",
                 topic, %certificate, days, "the APNs certificate expires soon: renew it"
             );
         }
-        Notice::Unusable { days: ..0 } => error!(
+        ExpiryNotice::Unusable { days: ..0 } => error!(
             target: "mailchime::push::certificate_expired",
             topic,
             %certificate,
             "the APNs certificate has expired: push is off for this topic until there is a new one"
         ),
-        Notice::Unusable { .. } => error!(
+        ExpiryNotice::Unusable { .. } => error!(
             target: "mailchime::push::certificate_not_yet_valid",
             topic,
             %certificate,
@@ -143,15 +143,15 @@ mod tests {
         let at = |days| notice(&status(days), Timestamp(0));
         assert_eq!(
             (at(30), at(29)),
-            (Notice::Good { days: Some(30) }, Notice::EndsSoon { days: 29 })
+            (ExpiryNotice::Good { days: Some(30) }, ExpiryNotice::EndsSoon { days: 29 })
         );
-        assert_eq!(at(-1), Notice::Unusable { days: -1 });
+        assert_eq!(at(-1), ExpiryNotice::Unusable { days: -1 });
         for (before, now, news) in
             [(99, 31, false), (30, 29, true), (29, 28, true), (28, 28, false), (0, -1, true)]
         {
             assert_eq!(at(now).is_news_after(&at(before)), news, "{before} {now}");
         }
         let key = IdentityStatus { not_after: None, ..status(1) };
-        assert_eq!(notice(&key, Timestamp(0)), Notice::Good { days: None });
+        assert_eq!(notice(&key, Timestamp(0)), ExpiryNotice::Good { days: None });
     }
 }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::answer::{self, Outcome};
+use super::judge::{self, Outcome};
 
 pub fn outcome(status: u16, body: &[u8], id: &str, retry_after: Option<Duration>) -> Outcome {
-    answer::outcome(status, body, id, retry_after)
+    judge::outcome(status, body, id, retry_after)
 }
 
 pub fn retry_after(value: &str) -> Option<Duration> {
-    answer::retry_after(value)
+    judge::retry_after(value)
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::{Apns, Identity, IdentityError, SetupError, Validity};
+use super::{ApnsClient, Identity, IdentityError, SetupError, Validity};
 use crate::config;
 use crate::model::{Account, Timestamp};
 use crate::net::resolve::NameResolver;
@@ -26,7 +26,7 @@ pub struct Identities {
 #[derive(Debug)]
 struct Entry {
     identity: Identity,
-    apns: Apns,
+    apns: ApnsClient,
     domains: Vec<String>,
 }
 
@@ -76,7 +76,7 @@ pub enum LoadError {
 // === impl Identities ===
 
 impl Identities {
-    /// Reads all files and opens no socket. `priority` and `resolver` as in [`Apns::new`].
+    /// Reads all files and opens no socket. `priority` and `resolver` as in [`ApnsClient::new`].
     pub fn load(
         config: &[config::Apns],
         priority: Option<u8>,
@@ -125,7 +125,7 @@ impl Identities {
     }
 
     /// Who pushes to devices of this topic at `now`.
-    pub fn client_for(&self, topic: &str, now: Timestamp) -> Result<Apns, NoClient> {
+    pub fn client_for(&self, topic: &str, now: Timestamp) -> Result<ApnsClient, NoClient> {
         let entries = self.entries();
         let entry = entries.iter().find(|entry| entry.identity.topic() == topic);
         let entry = entry.ok_or(NoClient::OtherTopic)?;
@@ -227,22 +227,22 @@ fn entries(
                  com.apple.mail. and drops others, this one too"
             );
         }
-        let client = Apns::new(&identity, apns, priority, resolver)?;
+        let client = ApnsClient::new(&identity, apns, priority, resolver)?;
         entries.push(Entry { identity, apns: client, domains: apns.domains.clone() });
     }
     Ok(entries.into())
 }
 
 /// The key of the configuration that is at fault.
-fn key(config: &config::Identity, why: &IdentityError) -> &'static str {
+fn key(config: &config::ProviderFiles, why: &IdentityError) -> &'static str {
     let at_fault = why.file();
     let is = |file: &Path| at_fault == Some(file);
     match (config, why) {
         (_, IdentityError::OtherTopic { .. }) => "topic",
         (_, IdentityError::Password { .. } | IdentityError::Secret { .. }) => "password_file",
-        (config::Identity::Key { .. }, _) => "key",
-        (config::Identity::Pkcs12 { .. }, _) => "certificate",
-        (config::Identity::Pem { certificate, private_key, .. }, _) => {
+        (config::ProviderFiles::Key { .. }, _) => "key",
+        (config::ProviderFiles::Pkcs12 { .. }, _) => "certificate",
+        (config::ProviderFiles::Pem { certificate, private_key, .. }, _) => {
             match [certificate, private_key].map(|file| is(file)) {
                 [true, false] => "certificate",
                 [false, true] => "private_key",

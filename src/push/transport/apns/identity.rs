@@ -104,18 +104,18 @@ impl IdentityError {
 impl Identity {
     /// Reads the files that `config` names. Reads no clock: whether it has expired is
     /// [`Identity::validity`]'s to tell.
-    pub fn load(config: &config::Identity) -> Result<Self, IdentityError> {
+    pub fn load(config: &config::ProviderFiles) -> Result<Self, IdentityError> {
         match config {
-            config::Identity::Pem { certificate, private_key, topic } => {
+            config::ProviderFiles::Pem { certificate, private_key, topic } => {
                 let certified = tls::identity(certificate, private_key)?;
                 Self::certificate(certified, certificate, topic.as_deref())
             }
-            config::Identity::Pkcs12 { file, password_file, topic } => {
+            config::ProviderFiles::Pkcs12 { file, password_file, topic } => {
                 let password = password_file.as_deref().map(first_line).transpose()?;
                 let certified = pkcs12(file, &password.unwrap_or_default())?;
                 Self::certificate(certified, file, topic.as_deref())
             }
-            config::Identity::Key { key, key_id, team_id, topic } => {
+            config::ProviderFiles::Key { key, key_id, team_id, topic } => {
                 let pem = bytes(key)?;
                 let tokens = PrivateKeyDer::from_pem_slice(&pem)
                     .ok()
@@ -133,7 +133,7 @@ impl Identity {
         asked: Option<&str>,
     ) -> Result<Self, IdentityError> {
         let own = certified.end_entity_cert().map_err(TlsError::Setup)?;
-        let Read { subject, topics, validity } = read(own, file)?;
+        let CertificateFacts { subject, topics, validity } = read(own, file)?;
         let topic = match asked {
             None => subject.ok_or_else(|| IdentityError::NoTopic { certificate: file.into() })?,
             Some(asked) => {
@@ -274,7 +274,7 @@ fn pkcs12(file: &Path, password: &SecretString) -> Result<CertifiedKey, Identity
 }
 
 /// What a certificate says.
-struct Read {
+struct CertificateFacts {
     /// The UID of its subject.
     subject: Option<String>,
     /// Those in the extension.
@@ -282,7 +282,7 @@ struct Read {
     validity: (Timestamp, Timestamp),
 }
 
-fn read(certificate: &CertificateDer<'_>, path: &Path) -> Result<Read, IdentityError> {
+fn read(certificate: &CertificateDer<'_>, path: &Path) -> Result<CertificateFacts, IdentityError> {
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| {
         IdentityError::BadCertificate { certificate: path.into(), why: error.to_string() }
     })?;
@@ -299,7 +299,7 @@ fn read(certificate: &CertificateDer<'_>, path: &Path) -> Result<Read, IdentityE
     topics.retain(|topic| fits(topic));
     let time = |at: i64| Timestamp(at.saturating_mul(1000));
     let validity = parsed.validity();
-    Ok(Read {
+    Ok(CertificateFacts {
         subject: subject.map(str::to_owned),
         topics,
         validity: (time(validity.not_before.timestamp()), time(validity.not_after.timestamp())),
@@ -359,7 +359,7 @@ mod tests {
                 path
             });
         let topic = topic.map(str::to_owned);
-        Identity::load(&config::Identity::Pem { certificate, private_key, topic })
+        Identity::load(&config::ProviderFiles::Pem { certificate, private_key, topic })
     }
 
     #[test]

@@ -26,7 +26,7 @@ use tokio_rustls::client::TlsStream;
 use tracing::{debug, info, warn};
 
 use super::tunnel::Tunnel;
-use crate::config::{Apns, Endpoint};
+use crate::config::{self, ApnsServer};
 use crate::net::backoff::Backoff;
 use crate::net::resolve::NameResolver;
 use crate::net::stream::tune;
@@ -42,7 +42,7 @@ type Io = TokioIo<TlsStream<TcpStream>>;
 /// A handle to the connection; clones share it.
 #[derive(Clone)]
 pub(super) struct Link {
-    shared: Arc<Shared>,
+    shared: Arc<LinkParts>,
 }
 
 /// A connection that was up when it was handed out.
@@ -63,9 +63,9 @@ pub(super) struct Down {
     pub(super) until: Instant,
 }
 
-struct Shared {
-    state: watch::Sender<State>,
-    endpoint: Endpoint,
+struct LinkParts {
+    state: watch::Sender<LinkState>,
+    endpoint: ApnsServer,
     tunnel: Option<Tunnel>,
     tls: TlsConnector,
     resolver: NameResolver,
@@ -73,15 +73,15 @@ struct Shared {
     ping_interval: Duration,
 }
 
-struct State {
-    phase: Phase,
+struct LinkState {
+    phase: LinkPhase,
     /// Of the connection that is up, or of the next.
     number: u64,
     /// Dials in a row that led to no answer.
     failures: u32,
 }
 
-enum Phase {
+enum LinkPhase {
     Down(Option<Down>),
     Dialling,
     Up(Up),
@@ -89,13 +89,13 @@ enum Phase {
 
 impl Link {
     pub(super) fn new(
-        config: &Apns,
+        config: &config::Apns,
         tls: TlsConnector,
         tunnel: Option<Tunnel>,
         resolver: NameResolver,
     ) -> Self {
-        let state = State { phase: Phase::Down(None), number: 0, failures: 0 };
-        let shared = Shared {
+        let state = LinkState { phase: LinkPhase::Down(None), number: 0, failures: 0 };
+        let shared = LinkParts {
             state: watch::Sender::new(state),
             endpoint: config.endpoint.clone(),
             tunnel,
@@ -113,17 +113,17 @@ impl Link {
             let (mut found, mut dial) = (None, false);
             self.shared.state.send_if_modified(|state| {
                 match &state.phase {
-                    Phase::Up(up) if !up.sender.is_closed() => found = Some(Ok(up.clone())),
-                    Phase::Down(Some(down)) if Instant::now() < down.until => {
+                    LinkPhase::Up(up) if !up.sender.is_closed() => found = Some(Ok(up.clone())),
+                    LinkPhase::Down(Some(down)) if Instant::now() < down.until => {
                         found = Some(Err(down.clone()));
                     }
-                    Phase::Dialling => {}
-                    Phase::Up(up) => {
+                    LinkPhase::Dialling => {}
+                    LinkPhase::Up(up) => {
                         let number = up.number;
                         state.lost(number, "it was closed");
                     }
-                    Phase::Down(_) => {
-                        state.phase = Phase::Dialling;
+                    LinkPhase::Down(_) => {
+                        state.phase = LinkPhase::Dialling;
                         dial = true;
                     }
                 }
@@ -137,7 +137,7 @@ impl Link {
             }
             let mut state = self.shared.state.subscribe();
             // The sender is in `self`, so this ends by the condition only.
-            let _ = state.wait_for(|state| !matches!(state.phase, Phase::Dialling)).await;
+            let _ = state.wait_for(|state| !matches!(state.phase, LinkPhase::Dialling)).await;
         }
     }
 
@@ -156,7 +156,7 @@ impl Link {
         self.shared.state.send_if_modified(|state| {
             let news = state.lost(up.number, why);
             // A request often knows better than the connection why that ended.
-            if let Phase::Down(Some(down)) = &mut state.phase
+            if let LinkPhase::Down(Some(down)) = &mut state.phase
                 && state.number == up.number
             {
                 down.why = why.into();
@@ -166,14 +166,14 @@ impl Link {
     }
 }
 
-impl State {
+impl LinkState {
     /// The connection of this number is of no more use. Whether that was news.
     fn lost(&mut self, number: u64, why: &str) -> bool {
         let answered = match &self.phase {
-            Phase::Up(up) if up.number == number => up.answered.load(Ordering::Relaxed),
+            LinkPhase::Up(up) if up.number == number => up.answered.load(Ordering::Relaxed),
             _ => return false,
         };
-        self.phase = Phase::Down(None);
+        self.phase = LinkPhase::Down(None);
         if !answered {
             self.failures = self.failures.saturating_add(1);
             // The first may be a restart at the other end, just as we came.
@@ -186,11 +186,11 @@ impl State {
 
     fn cool_down(&mut self, why: &str) {
         let until = Instant::now() + COOL_DOWN.wait(self.failures, rand::random());
-        self.phase = Phase::Down(Some(Down { why: why.into(), until }));
+        self.phase = LinkPhase::Down(Some(Down { why: why.into(), until }));
     }
 }
 
-async fn dial_and_tell(shared: Arc<Shared>) {
+async fn dial_and_tell(shared: Arc<LinkParts>) {
     let start = Instant::now();
     let dialled = shared.dial().await;
     let milliseconds = start.elapsed().as_millis();
@@ -203,7 +203,7 @@ async fn dial_and_tell(shared: Arc<Shared>) {
             shared.state.send_modify(|state| {
                 state.number += 1;
                 let number = state.number;
-                state.phase = Phase::Up(Up { sender, number, answered: Arc::default() });
+                state.phase = LinkPhase::Up(Up { sender, number, answered: Arc::default() });
                 tokio::spawn(run(connection, number, Arc::downgrade(&shared)));
             });
         }
@@ -222,7 +222,11 @@ async fn dial_and_tell(shared: Arc<Shared>) {
 
 /// Drives the connection to its end. `shared` is weak: what is in there holds the sender, and the
 /// connection is to end when the last sender is gone.
-async fn run(connection: Connection<Io, Body, TokioExecutor>, number: u64, shared: Weak<Shared>) {
+async fn run(
+    connection: Connection<Io, Body, TokioExecutor>,
+    number: u64,
+    shared: Weak<LinkParts>,
+) {
     let why = match connection.await {
         Ok(()) => "it was closed".to_owned(),
         Err(error) => causes(&error),
@@ -241,7 +245,7 @@ async fn run(connection: Connection<Io, Body, TokioExecutor>, number: u64, share
     }
 }
 
-impl Shared {
+impl LinkParts {
     /// Name, TCP, tunnel, TLS and HTTP/2 under one deadline.
     async fn dial(
         &self,

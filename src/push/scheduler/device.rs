@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::super::transport::apns::payload::MAX_MAILBOXES;
 use super::account::ChangeId;
-use super::gate::Pass;
-use super::{Push, Rules, View};
+use super::circuit_breaker::BreakerPass;
+use super::{Delivery, DeliveryView, Rules};
 use crate::model::{ChangeKind, Device, Mailbox, Timestamp};
 use crate::store::{DeviceKey, Target};
 
@@ -34,13 +34,13 @@ pub(super) struct DeviceState {
     pub(super) stale: bool,
     /// It is its turn: as soon as it has been read again it is pushed, if there is still something to
     /// push.
-    pub(super) turn: Option<Turn>,
+    pub(super) turn: Option<SendSlot>,
     /// No longer registered, but a push is under way.
     pub(super) departed: bool,
-    pub(super) waiting: Option<Waiting>,
+    pub(super) waiting: Option<Backlog>,
     pub(super) in_flight: Option<InFlight>,
     /// The last push that APNs accepted.
-    pub(super) told: Option<Told>,
+    pub(super) told: Option<LastDelivery>,
     failures: u32,
     back_off_until: Option<Instant>,
     /// It is left alone for a reason that goes when it registers anew.
@@ -53,12 +53,12 @@ pub(super) struct DeviceState {
 
 /// A device's place among those that are pushed at this moment.
 #[derive(Clone, Debug)]
-pub(super) struct Turn {
+pub(super) struct SendSlot {
     pub(super) topic: Arc<str>,
-    pub(super) pass: Pass,
+    pub(super) pass: BreakerPass,
 }
 
-pub(super) struct Told {
+pub(super) struct LastDelivery {
     mailboxes: BTreeMap<Mailbox, Due>,
     pub(super) sent_at: Instant,
     pub(super) accepted_at: Instant,
@@ -74,7 +74,7 @@ struct Due {
 }
 
 /// What a device is to be told next.
-pub(super) struct Waiting {
+pub(super) struct Backlog {
     mailboxes: BTreeMap<Mailbox, Due>,
     /// Since the first of these changes.
     since: Instant,
@@ -85,7 +85,7 @@ pub(super) struct Waiting {
 /// A push that has not been answered.
 pub(super) struct InFlight {
     mailboxes: BTreeMap<Mailbox, Due>,
-    pub(super) pass: Pass,
+    pub(super) pass: BreakerPass,
     /// When the device that it was sent to had registered.
     pub(super) registered_at: Timestamp,
     /// The device listens to another account id or topic since.
@@ -155,7 +155,7 @@ impl DeviceState {
         if let Some(push) = &mut self.in_flight {
             push.in_vain = true;
         }
-        if let Some(Told { mailboxes, accepted_at, .. }) = &mut self.told
+        if let Some(LastDelivery { mailboxes, accepted_at, .. }) = &mut self.told
             && now.saturating_duration_since(*accepted_at) < WORD
         {
             let mailboxes = std::mem::take(mailboxes);
@@ -178,7 +178,7 @@ impl DeviceState {
         rules: &Rules,
     ) {
         let waits = self.waiting.is_some();
-        let waiting = self.waiting.get_or_insert_with(|| Waiting::since(now, seen_at));
+        let waiting = self.waiting.get_or_insert_with(|| Backlog::since(now, seen_at));
         // A mark that is there covers this change too: only a push that is sent from now on can
         // take it away, and that push names the mailbox.
         let due = waiting.mailboxes.entry(mailbox).or_default();
@@ -219,10 +219,10 @@ impl DeviceState {
     }
 
     /// What is pending for it, seen at `now`.
-    pub(super) fn view(&self, rules: &Rules, now: Instant) -> View {
+    pub(super) fn view(&self, rules: &Rules, now: Instant) -> DeliveryView {
         let left = |at: Instant| Some(at.saturating_duration_since(now)).filter(|d| !d.is_zero());
         let waiting = self.waiting.iter().flat_map(|waiting| &waiting.mailboxes);
-        View {
+        DeliveryView {
             under_way: self.in_flight.as_ref().map(|push| now.duration_since(push.sent_at)),
             waiting: waiting.map(|(mailbox, _)| mailbox.clone()).collect(),
             due_in: self.due(rules).map(|at| at.saturating_duration_since(now)),
@@ -246,13 +246,13 @@ impl DeviceState {
     }
 
     /// Makes what waits a push that is under way, but for what one push cannot hold.
-    pub(super) fn send(&mut self, pass: Pass, now: Instant) -> Option<Push> {
-        let Waiting { mut mailboxes, seen_at, .. } = self.waiting.take()?;
+    pub(super) fn send(&mut self, pass: BreakerPass, now: Instant) -> Option<Delivery> {
+        let Backlog { mut mailboxes, seen_at, .. } = self.waiting.take()?;
         if let Some(next) = mailboxes.keys().nth(MAX_MAILBOXES).cloned() {
             let mailboxes = mailboxes.split_off(&next);
-            self.waiting = Some(Waiting { mailboxes, since: now, until: now, seen_at });
+            self.waiting = Some(Backlog { mailboxes, since: now, until: now, seen_at });
         }
-        let push = Push {
+        let push = Delivery {
             device: self.device.clone(),
             mailboxes: mailboxes.keys().cloned().collect(),
             changes: mailboxes.values().filter_map(|due| due.change).collect(),
@@ -272,7 +272,7 @@ impl DeviceState {
         let InFlight { mailboxes, in_vain, sent_at, seen_at, .. } = push;
         let told = if in_vain { BTreeMap::new() } else { mailboxes.clone() };
         let names = told.keys().cloned().collect();
-        self.told = Some(Told { mailboxes: told, sent_at, accepted_at: now });
+        self.told = Some(LastDelivery { mailboxes: told, sent_at, accepted_at: now });
         if in_vain && !self.departed {
             self.put_back(mailboxes, seen_at, now, false);
         }
@@ -316,7 +316,7 @@ impl DeviceState {
         if mailboxes.is_empty() {
             return;
         }
-        let waiting = self.waiting.get_or_insert_with(|| Waiting::since(now, seen_at));
+        let waiting = self.waiting.get_or_insert_with(|| Backlog::since(now, seen_at));
         for (mailbox, Due { change, .. }) in mailboxes {
             let due = waiting.mailboxes.entry(mailbox).or_default();
             (due.marked, due.change) = (due.marked || marked, due.change.or(change));
@@ -340,10 +340,10 @@ impl DeviceState {
     pub(super) fn has_new_identity(&mut self) {
         self.try_anew();
         if let Some(push) = &mut self.in_flight {
-            push.pass = Pass::Late;
+            push.pass = BreakerPass::Late;
         }
         if let Some(turn) = &mut self.turn {
-            turn.pass = Pass::Late;
+            turn.pass = BreakerPass::Late;
         }
     }
 
@@ -359,7 +359,7 @@ impl DeviceState {
     }
 }
 
-impl Waiting {
+impl Backlog {
     fn since(now: Instant, seen_at: Instant) -> Self {
         Self { mailboxes: BTreeMap::new(), since: now, until: now, seen_at }
     }

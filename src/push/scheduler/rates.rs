@@ -6,7 +6,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::schedule::{Share, Sharer};
+use super::schedule::{Tenant, TenantPart};
 
 /// With so many domains or backends those that may be pushed freely are forgotten.
 const SWEEP: usize = 1024;
@@ -41,15 +41,15 @@ impl Rates {
     }
 
     /// Until when it has to wait for its next push, if it has to.
-    pub(super) fn wait(&mut self, part: Sharer<'_>, now: Instant) -> Option<Instant> {
+    pub(super) fn wait(&mut self, part: TenantPart<'_>, now: Instant) -> Option<Instant> {
         match part {
-            Sharer::Backend(backend) => self.backends.wait(&**backend, now),
-            Sharer::Domain(domain) => self.domains.wait(domain, now),
+            TenantPart::Backend(backend) => self.backends.wait(&**backend, now),
+            TenantPart::Domain(domain) => self.domains.wait(domain, now),
         }
     }
 
     /// Takes one push from both buckets; [`Rates::wait`] has said that it may go.
-    pub(super) fn use_one(&mut self, Share { backend, domain }: Share, now: Instant) {
+    pub(super) fn use_one(&mut self, Tenant { backend, domain }: Tenant, now: Instant) {
         self.domains.use_one(domain, now);
         self.backends.use_one(backend, now);
     }
@@ -99,14 +99,14 @@ impl<K: Hash + Eq> Buckets<K> {
 mod tests {
     use super::*;
 
-    fn share(domain: &str) -> Share {
-        Share { backend: "backend".into(), domain: domain.into() }
+    fn share(domain: &str) -> Tenant {
+        Tenant { backend: "backend".into(), domain: domain.into() }
     }
 
     /// Whether a push of this domain may go, which it does then.
     fn push(rates: &mut Rates, domain: &str, now: Instant) -> Result<(), Instant> {
         let backend = "backend".into();
-        for part in [Sharer::Backend(&backend), Sharer::Domain(domain)] {
+        for part in [TenantPart::Backend(&backend), TenantPart::Domain(domain)] {
             rates.wait(part, now).map_or(Ok(()), Err)?;
         }
         rates.use_one(share(domain), now);

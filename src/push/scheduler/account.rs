@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use tracing::debug;
 
-use super::device::{DeviceState, Told, Turn, WORD};
-use super::{Push, Rules};
+use super::device::{DeviceState, LastDelivery, SendSlot, WORD};
+use super::{Delivery, Rules};
 use crate::model::{BackendId, Change, ChangeKind, Mailbox, Snapshot, Timestamp};
 use crate::store::{DeviceKey, Target};
 
@@ -31,14 +31,14 @@ pub(super) struct AccountState {
     unread: HashMap<Mailbox, Change>,
     /// What is owed on disk is to be read, of devices that are known, too.
     unread_marks: bool,
-    pub(super) read: Read,
+    pub(super) read: ReadState,
     /// Where the last change was seen.
     backend: Option<BackendId>,
 }
 
 /// Whether the account's devices are being read from the database.
 #[derive(Default)]
-pub(super) enum Read {
+pub(super) enum ReadState {
     #[default]
     Idle,
     Wanted {
@@ -90,9 +90,9 @@ impl AccountState {
         self.devices.iter_mut().for_each(|device| device.stale = true);
         match &mut self.read {
             // It began before.
-            Read::UnderWay { again, .. } => *again = true,
-            Read::Wanted { .. } => {}
-            Read::Idle => self.want_read(now),
+            ReadState::UnderWay { again, .. } => *again = true,
+            ReadState::Wanted { .. } => {}
+            ReadState::Idle => self.want_read(now),
         }
     }
 
@@ -104,7 +104,7 @@ impl AccountState {
         self.telling.clear();
         self.unread.clear();
         self.backend = None;
-        if let Read::UnderWay { changes, .. } = &mut self.read {
+        if let ReadState::UnderWay { changes, .. } = &mut self.read {
             changes.clear();
         }
     }
@@ -118,7 +118,7 @@ impl AccountState {
         snapshot: Snapshot,
     ) -> Option<ChangeId> {
         let under_way = match &self.read {
-            Read::UnderWay { changes, .. } => changes.contains_key(mailbox),
+            ReadState::UnderWay { changes, .. } => changes.contains_key(mailbox),
             _ => false,
         };
         let idle = !under_way
@@ -126,7 +126,7 @@ impl AccountState {
             && !self.telling.contains_key(mailbox)
             && !self.devices.iter().any(|device| device.holds_up(mailbox));
         let asked = match &mut self.read {
-            Read::UnderWay { changes, .. } => changes.get_mut(mailbox),
+            ReadState::UnderWay { changes, .. } => changes.get_mut(mailbox),
             _ => None,
         };
         for change in [asked, self.unread.get_mut(mailbox)].into_iter().flatten() {
@@ -142,8 +142,8 @@ impl AccountState {
 
     /// The devices are to be read, now or when a failed read may be repeated.
     pub(super) fn want_read(&mut self, now: Instant) {
-        if matches!(self.read, Read::Idle) {
-            self.read = Read::Wanted { at: now, failures: 0 };
+        if matches!(self.read, ReadState::Idle) {
+            self.read = ReadState::Wanted { at: now, failures: 0 };
         }
     }
 
@@ -155,12 +155,12 @@ impl AccountState {
 
     pub(super) fn begin_read(&mut self) {
         let failures = match self.read {
-            Read::Wanted { failures, .. } => failures,
+            ReadState::Wanted { failures, .. } => failures,
             _ => 0,
         };
         let changes = std::mem::take(&mut self.unread);
         let marks = std::mem::take(&mut self.unread_marks);
-        self.read = Read::UnderWay { changes, marks, failures, again: false };
+        self.read = ReadState::UnderWay { changes, marks, failures, again: false };
     }
 
     /// A read failed: nothing that it was for is lost. `wait` says how long to wait, given the
@@ -171,7 +171,8 @@ impl AccountState {
         now: Instant,
         wait: impl FnOnce(u32) -> Duration,
     ) {
-        let Read::UnderWay { changes, marks, failures, .. } = std::mem::take(&mut self.read) else {
+        let ReadState::UnderWay { changes, marks, failures, .. } = std::mem::take(&mut self.read)
+        else {
             return;
         };
         self.unread_marks |= marks;
@@ -181,20 +182,20 @@ impl AccountState {
             merge(&mut self.unread, change, rules);
         }
         let failures = failures.saturating_add(1);
-        self.read = Read::Wanted { at: now + wait(failures), failures };
+        self.read = ReadState::Wanted { at: now + wait(failures), failures };
     }
 
     /// The account's devices as they are registered now, those of another topic left out.
     pub(super) fn read(&mut self, targets: Vec<Target>, rules: &Rules, now: Instant) {
         let (changes, marks, again) = match std::mem::take(&mut self.read) {
-            Read::UnderWay { changes, marks, again, .. } => (changes, marks, again),
+            ReadState::UnderWay { changes, marks, again, .. } => (changes, marks, again),
             other => {
                 self.read = other;
                 (HashMap::new(), false, false)
             }
         };
         if again || !self.unread.is_empty() || self.unread_marks {
-            self.read = Read::Wanted { at: now, failures: 0 };
+            self.read = ReadState::Wanted { at: now, failures: 0 };
         }
         for device in &mut self.devices {
             match targets.iter().find(|target| device.is(&target.device)) {
@@ -267,10 +268,11 @@ impl AccountState {
 
     /// After a read, or when there will be none: the pushes of the devices whose turn it is, and the
     /// turns of those that have nothing to push any more.
-    pub(super) fn take_turns(&mut self, now: Instant) -> (Vec<Push>, Vec<Turn>) {
+    pub(super) fn take_turns(&mut self, now: Instant) -> (Vec<Delivery>, Vec<SendSlot>) {
         let (mut pushes, mut left) = (Vec::new(), Vec::new());
         for device in &mut self.devices {
-            let reads_on = device.stale && matches!(self.read, Read::Wanted { failures: 0, .. });
+            let reads_on =
+                device.stale && matches!(self.read, ReadState::Wanted { failures: 0, .. });
             let Some(turn) = device.turn.take_if(|_| !reads_on) else { continue };
             let sends =
                 !device.stale && !device.is_suspended() && device.device.topic == *turn.topic;
@@ -319,7 +321,7 @@ impl AccountState {
 
     pub(super) fn next_read(&self) -> Option<Instant> {
         match self.read {
-            Read::Wanted { at, .. } => Some(at),
+            ReadState::Wanted { at, .. } => Some(at),
             _ => None,
         }
     }
@@ -329,8 +331,9 @@ impl AccountState {
         let idle_until = |device: &DeviceState| {
             let idle =
                 device.waiting.is_none() && device.in_flight.is_none() && device.turn.is_none();
-            let told =
-                |told: &Told| (told.sent_at + rules.min_interval).max(told.accepted_at + WORD);
+            let told = |told: &LastDelivery| {
+                (told.sent_at + rules.min_interval).max(told.accepted_at + WORD)
+            };
             idle.then(|| device.told.as_ref().map_or(now, told))
         };
         let lost_at =
@@ -347,14 +350,14 @@ impl AccountState {
             && self.telling.is_empty()
             && self.unread.is_empty()
             && !self.unread_marks
-            && matches!(self.read, Read::Idle)
+            && matches!(self.read, ReadState::Idle)
     }
 
     fn newest_snapshot(&self, mailbox: &Mailbox) -> Option<Snapshot> {
         if let Some(change) = self.unread.get(mailbox) {
             return change.snapshot;
         }
-        if let Read::UnderWay { changes, .. } = &self.read
+        if let ReadState::UnderWay { changes, .. } = &self.read
             && let Some(change) = changes.get(mailbox)
         {
             return change.snapshot;

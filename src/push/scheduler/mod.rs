@@ -2,8 +2,8 @@
 //! database may move (DESIGN.md promise 2 and section 5).
 //!
 //! Pure: no socket, no database, no clock. What happened comes in with the time at which it did;
-//! what is to be done comes out of [`Pending::next`], one [`Action`] at a time, until there is
-//! none; [`Pending::wake_at`] says when time alone will bring another.
+//! what is to be done comes out of [`Scheduler::next`], one [`Effect`] at a time, until there is
+//! none; [`Scheduler::wake_at`] says when time alone will bring another.
 //!
 //! ```text
 //!   Changed ─> unread ─[Read: whose devices?]─> waiting ─[Push]─> in flight ─┬─ accepted ─> row moves
@@ -15,9 +15,9 @@
 //! read just now, it is read first.
 
 mod account;
+mod circuit_breaker;
 mod device;
-mod endpoints;
-mod gate;
+mod endpoint_limits;
 mod outbox;
 mod rates;
 mod schedule;
@@ -38,15 +38,17 @@ use crate::net::backoff::Backoff;
 use crate::store::{DeviceKey, Target};
 
 pub(super) use account::ChangeId;
-use account::{AccountState, Read};
-use device::{DeviceState, Turn};
-use endpoints::Endpoints;
-use gate::{Failure, Gate, Pass, TokenAlarm, TokenVerdict};
+use account::{AccountState, ReadState};
+use circuit_breaker::{
+    BadEndpointMonitor, BadEndpoints, BreakerPass, CircuitBreaker, FailureScope,
+};
+use device::{DeviceState, SendSlot};
+use endpoint_limits::EndpointLimits;
 pub(super) use outbox::Batch;
 use outbox::Outbox;
 use rates::Rates;
 pub(super) use rates::Waits;
-use schedule::{Schedule, Share};
+use schedule::{Schedule, Tenant};
 
 /// How many accounts may wait for the database to say who their devices are; then no more changes
 /// are taken in.
@@ -102,18 +104,18 @@ impl fmt::Debug for BackendOf {
 
 /// What is to be done next.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Action {
-    /// Read the account's devices, then [`Pending::read`].
+pub(super) enum Effect {
+    /// Read the account's devices, then [`Scheduler::read`].
     Read(Account),
-    /// Send this, then [`Pending::answered`].
-    Push(Push),
-    /// Write this, then [`Pending::written`].
+    /// Send this, then [`Scheduler::answered`].
+    Send(Delivery),
+    /// Write this, then [`Scheduler::written`].
     Write(Batch),
 }
 
 /// A push to be sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Push {
+pub(super) struct Delivery {
     pub(super) device: Arc<Device>,
     pub(super) mailboxes: Vec<Mailbox>,
     /// The last change of each of them, unless it is from an earlier run.
@@ -124,7 +126,7 @@ pub(super) struct Push {
 
 /// What is pending for one device, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct View {
+pub(super) struct DeliveryView {
     /// For how long a push has been under way.
     pub(super) under_way: Option<Duration>,
     /// The mailboxes that it is to be told of next, and when that may be.
@@ -144,7 +146,7 @@ pub(super) struct View {
 }
 
 /// Everything that devices are still to be told, and what is to be written about it.
-pub(super) struct Pending {
+pub(super) struct Scheduler {
     rules: Rules,
     accounts: HashMap<Account, AccountState>,
     reads: Schedule,
@@ -152,10 +154,10 @@ pub(super) struct Pending {
     /// Reads that are under way.
     reading: usize,
     /// By topic. A device that watches another topic sleeps.
-    lanes: BTreeMap<Arc<str>, Lane>,
+    queues: BTreeMap<Arc<str>, RouteQueue>,
     /// Pushes that had their turns.
-    ready: VecDeque<Push>,
-    endpoints: Endpoints,
+    ready: VecDeque<Delivery>,
+    endpoints: EndpointLimits,
     /// How often a push was put off because its device was pushed for other accounts.
     held: u64,
     rates: Rates,
@@ -163,8 +165,8 @@ pub(super) struct Pending {
 }
 
 /// What became of a push.
-enum Became {
-    Told,
+enum Consequence {
+    Delivered,
     /// It is tried again, later and later, or with `heals` as soon as the device registers anew.
     Owed {
         backoff: Backoff,
@@ -176,14 +178,14 @@ enum Became {
     },
 }
 
-/// The way out for the devices of one topic; what holds up one lane holds up no other.
-struct Lane {
+/// The way out for the devices of one topic; what holds up one queue holds up no other.
+struct RouteQueue {
     pushes: Schedule,
     /// Pushes that are under way or have their turns, and how many may be.
     sending: usize,
     in_flight: usize,
-    gate: Gate,
-    alarm: TokenAlarm,
+    breaker: CircuitBreaker,
+    monitor: BadEndpointMonitor,
 }
 
 // === impl Rules ===
@@ -197,15 +199,15 @@ impl Rules {
         }
     }
 
-    fn share(&self, account: &Account) -> Share {
+    fn share(&self, account: &Account) -> Tenant {
         let domain = account.domain().unwrap_or_default().into();
-        Share { backend: (self.backend_of.0)(account), domain }
+        Tenant { backend: (self.backend_of.0)(account), domain }
     }
 }
 
-// === impl Pending: what happened ===
+// === impl Scheduler: what happened ===
 
-impl Pending {
+impl Scheduler {
     pub(super) fn new(rules: Rules) -> Self {
         Self {
             rates: Rates::new(rules.per_domain, rules.per_backend),
@@ -214,9 +216,9 @@ impl Pending {
             reads: Schedule::default(),
             forgets: Schedule::default(),
             reading: 0,
-            lanes: BTreeMap::new(),
+            queues: BTreeMap::new(),
             ready: VecDeque::new(),
-            endpoints: Endpoints::default(),
+            endpoints: EndpointLimits::default(),
             held: 0,
             outbox: Outbox::default(),
         }
@@ -231,28 +233,28 @@ impl Pending {
         now: Instant,
         wall: Timestamp,
     ) {
-        let mut before = std::mem::take(&mut self.lanes);
+        let mut before = std::mem::take(&mut self.queues);
         for (topic, in_flight) in topics {
-            let lane = before.remove(&topic);
-            let sending = lane.map_or(0, |lane| lane.sending);
+            let queue = before.remove(&topic);
+            let sending = queue.map_or(0, |queue| queue.sending);
             let in_flight = in_flight.max(1);
-            let (pushes, gate, alarm) = Default::default();
-            self.lanes.insert(topic, Lane { pushes, sending, in_flight, gate, alarm });
+            let (pushes, breaker, monitor) = Default::default();
+            self.queues.insert(topic, RouteQueue { pushes, sending, in_flight, breaker, monitor });
         }
         let accounts: Vec<Account> = self.accounts.keys().cloned().collect();
         for account in accounts {
             let Some(state) = self.accounts.get_mut(&account) else { continue };
             for device in &mut state.devices {
                 device.has_new_identity();
-                if !self.lanes.contains_key(&*device.device.topic) {
+                if !self.queues.contains_key(&*device.device.topic) {
                     let key = device.key();
                     for mailbox in device.owe_all(now) {
                         self.outbox.owed(&key, mailbox, wall);
                     }
                 }
             }
-            state.devices.retain(|device| self.lanes.contains_key(&*device.device.topic));
-            self.settle(&account, now);
+            state.devices.retain(|device| self.queues.contains_key(&*device.device.topic));
+            self.reschedule(&account, now);
         }
     }
 
@@ -284,7 +286,7 @@ impl Pending {
                 account
             }
         };
-        self.settle(&account, now);
+        self.reschedule(&account, now);
     }
 
     /// These accounts have devices to which a push is owed since an earlier run, or by
@@ -292,7 +294,7 @@ impl Pending {
     pub(super) fn owed(&mut self, accounts: Vec<Account>, now: Instant) {
         for account in accounts {
             self.accounts.entry(account.clone()).or_default().doubt(now);
-            self.settle(&account, now);
+            self.reschedule(&account, now);
         }
     }
 
@@ -313,7 +315,7 @@ impl Pending {
                     self.take_turns(&account, now);
                 }
             }
-            self.settle(&account, now);
+            self.reschedule(&account, now);
         }
     }
 
@@ -323,9 +325,9 @@ impl Pending {
         self.reading = self.reading.saturating_sub(1);
         let Some(state) = self.accounts.get_mut(account) else { return };
         state.set_aside();
-        state.read = Read::default();
+        state.read = ReadState::default();
         self.take_turns(account, now);
-        self.settle(account, now);
+        self.reschedule(account, now);
     }
 
     /// The account's live devices, or `None` if the database could not say.
@@ -341,7 +343,7 @@ impl Pending {
         let Some(state) = self.accounts.get_mut(account) else { return };
         match targets {
             Some(mut targets) => {
-                targets.retain(|target| self.lanes.contains_key(&*target.device.topic));
+                targets.retain(|target| self.queues.contains_key(&*target.device.topic));
                 state.read(targets, &self.rules, now);
                 self.take_turns(account, now);
                 let Some(state) = self.accounts.get_mut(account) else { return };
@@ -355,7 +357,7 @@ impl Pending {
                 self.take_turns(account, now);
             }
         }
-        self.settle(account, now);
+        self.reschedule(account, now);
     }
 
     /// The account's devices whose turn it is are pushed, or leave their places to others.
@@ -363,10 +365,10 @@ impl Pending {
         let Some(state) = self.accounts.get_mut(account) else { return };
         let (pushes, left) = state.take_turns(now);
         self.ready.extend(pushes);
-        for Turn { topic, pass } in left {
-            if let Some(lane) = self.lanes.get_mut(&topic) {
-                lane.sending = lane.sending.saturating_sub(1);
-                lane.gate.release(pass);
+        for SendSlot { topic, pass } in left {
+            if let Some(queue) = self.queues.get_mut(&topic) {
+                queue.sending = queue.sending.saturating_sub(1);
+                queue.breaker.release(pass);
             }
         }
     }
@@ -381,15 +383,15 @@ impl Pending {
         wall: Timestamp,
         served: Timestamp,
     ) {
-        let lane = self.lanes.get_mut(&*sent.topic);
+        let queue = self.queues.get_mut(&*sent.topic);
         let chance = (self.rules.chance)();
         let key = &DeviceKey::from(sent);
         let device = self.accounts.get_mut(&key.account).and_then(|state| state.device(key));
         let under_way = device.and_then(|device| device.in_flight.as_ref());
         let under_way = under_way.map(|push| (push.pass, push.registered_at));
-        let verdict = lane.and_then(|lane| {
-            lane.sending = lane.sending.saturating_sub(1);
-            lane.answered(under_way?.0, sent, outcome, now, chance)
+        let verdict = queue.and_then(|queue| {
+            queue.sending = queue.sending.saturating_sub(1);
+            queue.answered(under_way?.0, sent, outcome, now, chance)
         });
         let Some((_, registered_at)) = under_way else { return };
         let Some(state) = self.accounts.get_mut(&key.account) else { return };
@@ -400,19 +402,19 @@ impl Pending {
         let became = match outcome {
             Outcome::Accepted { .. } => {
                 self.outbox.accepted(key, device.accepted(now), wall);
-                Became::Told
+                Consequence::Delivered
             }
             Outcome::Gone { since } => {
                 let not_after = since.unwrap_or(registered_at);
                 match device.registered_at <= not_after {
-                    true => Became::Dead { not_after },
+                    true => Consequence::Dead { not_after },
                     // It registered after its token died: it lives, and APNs has yet to see that.
-                    false => Became::Owed { backoff: soon_if_renewed(REFUSED), heals: true },
+                    false => Consequence::Owed { backoff: soon_if_renewed(REFUSED), heals: true },
                 }
             }
-            Outcome::BadToken if renewed => Became::Owed { backoff: UNAVAILABLE, heals: true },
+            Outcome::BadToken if renewed => Consequence::Owed { backoff: UNAVAILABLE, heals: true },
             Outcome::BadToken
-                if let Some(TokenVerdict { alarm: true, say }) = verdict
+                if let Some(BadEndpoints { alarm: true, say }) = verdict
                     && device.heard_at >= served.minus(RENEWED) =>
             {
                 if say {
@@ -427,9 +429,9 @@ impl Pending {
                     );
                 }
                 device.is_bad();
-                Became::Owed { backoff: REFUSED, heals: true }
+                Consequence::Owed { backoff: REFUSED, heals: true }
             }
-            Outcome::BadToken => Became::Dead { not_after: registered_at },
+            Outcome::BadToken => Consequence::Dead { not_after: registered_at },
             Outcome::NotForTopic => {
                 warn!(
                     target: "mailchime::push::wrong_topic",
@@ -439,7 +441,7 @@ impl Pending {
                     "APNs says DeviceTokenNotForTopic. The push is kept; it is tried again when the \
                      device has registered anew, and now and then"
                 );
-                Became::Owed { backoff: soon_if_renewed(NOT_FOR_TOPIC), heals: true }
+                Consequence::Owed { backoff: soon_if_renewed(NOT_FOR_TOPIC), heals: true }
             }
             Outcome::Refused { status, reason } => {
                 error!(
@@ -451,21 +453,21 @@ impl Pending {
                     topic = %sent.topic,
                     "APNs refuses a push; an operator has to mend it. The push is kept and tried again"
                 );
-                Became::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
+                Consequence::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
             }
-            Outcome::TooMany { .. } => Became::Owed { backoff: TOO_MANY, heals: false },
-            Outcome::Unavailable { .. } => Became::Owed { backoff: UNAVAILABLE, heals: false },
+            Outcome::TooMany { .. } => Consequence::Owed { backoff: TOO_MANY, heals: false },
+            Outcome::Unavailable { .. } => Consequence::Owed { backoff: UNAVAILABLE, heals: false },
         };
         match became {
-            Became::Told => {}
-            Became::Owed { backoff, heals } => {
+            Consequence::Delivered => {}
+            Consequence::Owed { backoff, heals } => {
                 let least = at_least(outcome);
                 let wait = |failures| backoff.wait(failures, chance).max(least);
                 for mailbox in device.failed(now, heals, wait) {
                     self.outbox.owed(key, mailbox, wall);
                 }
             }
-            Became::Dead { not_after } => {
+            Consequence::Dead { not_after } => {
                 // Should it register before this is written, its row stays, and the marks tell it.
                 for mailbox in device.owe_all(now) {
                     self.outbox.owed(key, mailbox, wall);
@@ -474,7 +476,7 @@ impl Pending {
                 state.remove(key);
             }
         }
-        self.settle(&key.account, now);
+        self.reschedule(&key.account, now);
     }
 
     /// A batch was written, but for `failed`.
@@ -493,21 +495,21 @@ impl Pending {
                     self.outbox.owed(&key, mailbox, wall);
                 }
             }
-            self.settle(&account, now);
+            self.reschedule(&account, now);
         }
         self.outbox.drain()
     }
 
     /// After anything that happened to an account: its rows, its places in the order of things.
-    fn settle(&mut self, account: &Account, now: Instant) {
+    fn reschedule(&mut self, account: &Account, now: Instant) {
         let Some(state) = self.accounts.get_mut(account) else { return };
         for (mailbox, snapshot, change) in state.take_told() {
             self.outbox.told(account.clone(), mailbox, snapshot, change);
         }
         let forget = state.forget(&self.rules, now);
         self.reads.set(account, state.next_read());
-        for (topic, lane) in &mut self.lanes {
-            lane.pushes.set(account, state.next_push(topic, &self.rules).map(|(_, at)| at));
+        for (topic, queue) in &mut self.queues {
+            queue.pushes.set(account, state.next_push(topic, &self.rules).map(|(_, at)| at));
         }
         self.forgets.set(account, forget);
         if state.is_empty() {
@@ -516,21 +518,21 @@ impl Pending {
     }
 }
 
-// === impl Pending: what to do ===
+// === impl Scheduler: what to do ===
 
-impl Pending {
+impl Scheduler {
     /// Whether another event may be taken in.
     pub(super) fn takes_events(&self) -> bool {
         self.reads.len() + self.reading < MAX_UNREAD
     }
 
     /// What is to be done now. Pushes come first: new mail does not wait for the disk.
-    pub(super) fn next(&mut self, now: Instant) -> Option<Action> {
+    pub(super) fn next(&mut self, now: Instant) -> Option<Effect> {
         while let Some((account, _)) = self.forgets.take(now, |account| self.rules.share(account)) {
-            self.settle(&account, now);
+            self.reschedule(&account, now);
         }
         if let Some(push) = self.ready.pop_front().or_else(|| self.next_push(now)) {
-            return Some(Action::Push(push));
+            return Some(Effect::Send(push));
         }
         if self.reading < MAX_READS
             && let Some((account, _)) = self.reads.take(now, |account| self.rules.share(account))
@@ -538,36 +540,36 @@ impl Pending {
         {
             state.begin_read();
             self.reading += 1;
-            self.settle(&account, now);
-            return Some(Action::Read(account));
+            self.reschedule(&account, now);
+            return Some(Effect::Read(account));
         }
-        self.outbox.take(now).map(Action::Write)
+        self.outbox.take(now).map(Effect::Write)
     }
 
-    /// When [`Pending::next`] will have something without anything having happened; seen from a
+    /// When [`Scheduler::next`] will have something without anything having happened; seen from a
     /// moment at which it had nothing.
     pub(super) fn wake_at(&self, now: Instant) -> Option<Instant> {
-        let push = self.lanes.values().filter_map(Lane::wake_at).min();
+        let push = self.queues.values().filter_map(RouteQueue::wake_at).min();
         let read = self.reads.next().filter(|_| self.reading < MAX_READS);
         [push, read, self.forgets.next(), self.outbox.next(now)].into_iter().flatten().min()
     }
 
     /// What is pending for a device.
-    pub(super) fn view(&self, device: &Device, now: Instant) -> View {
+    pub(super) fn view(&self, device: &Device, now: Instant) -> DeliveryView {
         let key = DeviceKey::from(device);
         let known = self.accounts.get(&key.account).into_iter().flat_map(|state| &state.devices);
         let view = known.map(|known| (known.key(), known)).find(|(other, _)| *other == key);
         let view = view.map(|(_, known)| known.view(&self.rules, now)).unwrap_or_default();
-        let gate = self.lanes.get(&*device.topic).map(|lane| &lane.gate);
-        let shut = gate.filter(|gate| !gate.is_open()).map(|gate| {
-            gate.opens_at().map(|at| at.saturating_duration_since(now)).unwrap_or_default()
+        let breaker = self.queues.get(&*device.topic).map(|queue| &queue.breaker);
+        let shut = breaker.filter(|breaker| !breaker.is_open()).map(|breaker| {
+            breaker.opens_at().map(|at| at.saturating_duration_since(now)).unwrap_or_default()
         });
-        View { shut, ..view }
+        DeliveryView { shut, ..view }
     }
 
     /// Accounts with a device to be pushed, and pushes that are under way.
     pub(super) fn to_push(&self) -> usize {
-        self.lanes.values().map(|lane| lane.pushes.len() + lane.sending).sum()
+        self.queues.values().map(|queue| queue.pushes.len() + queue.sending).sum()
     }
 
     /// Rows to be written.
@@ -575,18 +577,19 @@ impl Pending {
         self.outbox.len()
     }
 
-    fn next_push(&mut self, now: Instant) -> Option<Push> {
-        let topics: Vec<Arc<str>> = self.lanes.keys().cloned().collect();
+    fn next_push(&mut self, now: Instant) -> Option<Delivery> {
+        let topics: Vec<Arc<str>> = self.queues.keys().cloned().collect();
         topics.iter().find_map(|topic| self.next_push_of(topic, now))
     }
 
-    fn next_push_of(&mut self, topic: &Arc<str>, now: Instant) -> Option<Push> {
+    fn next_push_of(&mut self, topic: &Arc<str>, now: Instant) -> Option<Delivery> {
         loop {
-            let lane = self.lanes.get_mut(topic).filter(|lane| lane.sending < lane.in_flight)?;
-            if !lane.gate.lets_pass(now) {
+            let queue =
+                self.queues.get_mut(topic).filter(|queue| queue.sending < queue.in_flight)?;
+            if !queue.breaker.lets_pass(now) {
                 return None;
             }
-            let (account, share) = lane.pushes.take_unless(
+            let (account, share) = queue.pushes.take_unless(
                 now,
                 |account| self.rules.share(account),
                 |part| self.rates.wait(part, now),
@@ -599,21 +602,21 @@ impl Pending {
             if let Err(free_at) = self.endpoints.use_one(token, domain, distance, now) {
                 device.held_until = Some(free_at);
                 self.held += 1;
-                self.settle(&account, now);
+                self.reschedule(&account, now);
                 continue;
             }
             device.held_until = None;
-            let pass: Pass = lane.gate.pass(now)?;
-            lane.sending += 1;
+            let pass: BreakerPass = queue.breaker.pass(now)?;
+            queue.sending += 1;
             self.rates.use_one(share, now);
             if device.is_fresh(now) {
                 let push = device.send(pass, now);
-                self.settle(&account, now);
+                self.reschedule(&account, now);
                 return push;
             }
-            device.turn = Some(Turn { topic: Arc::clone(topic), pass });
+            device.turn = Some(SendSlot { topic: Arc::clone(topic), pass });
             state.want_read(now);
-            self.settle(&account, now);
+            self.reschedule(&account, now);
         }
     }
 
@@ -630,35 +633,35 @@ impl Pending {
     }
 }
 
-// === impl Lane ===
+// === impl RouteQueue ===
 
-impl Lane {
+impl RouteQueue {
     /// What an answer says of the identity; returns what it says of tokens, if it does.
     fn answered(
         &mut self,
-        pass: Pass,
+        pass: BreakerPass,
         device: &Device,
         outcome: &Outcome,
         now: Instant,
         chance: f64,
-    ) -> Option<TokenVerdict> {
+    ) -> Option<BadEndpoints> {
         let topic = &device.topic;
         let (failure, backoff) = match outcome {
-            Outcome::Unavailable { of_all: true, .. } => (Failure::OfAll, UNAVAILABLE),
-            Outcome::Unavailable { .. } => (Failure::Of(&device.token), UNAVAILABLE),
-            Outcome::Refused { .. } => (Failure::Of(&device.token), REFUSED),
+            Outcome::Unavailable { of_all: true, .. } => (FailureScope::Route, UNAVAILABLE),
+            Outcome::Unavailable { .. } => (FailureScope::One(&device.token), UNAVAILABLE),
+            Outcome::Refused { .. } => (FailureScope::One(&device.token), REFUSED),
             _ => {
-                if self.gate.answered(pass, &device.token) {
+                if self.breaker.answered(pass, &device.token) {
                     info!(
                         target: "mailchime::push::topic_resumed",
                         topic, "APNs takes pushes again"
                     );
                 }
                 let bad = *outcome == Outcome::BadToken;
-                return Some(self.alarm.answered(&device.account, &device.token, bad, now));
+                return Some(self.monitor.answered(&device.account, &device.token, bad, now));
             }
         };
-        if self.gate.failed(pass, failure, now, backoff, at_least(outcome), chance) {
+        if self.breaker.failed(pass, failure, now, backoff, at_least(outcome), chance) {
             warn!(
                 target: "mailchime::push::topic_paused",
                 topic,
@@ -674,9 +677,9 @@ impl Lane {
             return None;
         }
         let next = self.pushes.next()?;
-        match self.gate.is_open() {
+        match self.breaker.is_open() {
             true => Some(next),
-            false => Some(next.max(self.gate.opens_at()?)),
+            false => Some(next.max(self.breaker.opens_at()?)),
         }
     }
 }

@@ -23,7 +23,7 @@ const SAID: Duration = Duration::from_hours(1);
 /// ones. When the wait is over one push goes to try, and only after an answer to it the others follow.
 /// A device whose pushes fail alone is left alone, and no other.
 #[derive(Default)]
-pub(super) struct Gate {
+pub(super) struct CircuitBreaker {
     /// Tries in a row that failed.
     failures: u32,
     shut_until: Option<Instant>,
@@ -34,19 +34,19 @@ pub(super) struct Gate {
 
 /// Whose a failure may be.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Failure<'a> {
+pub(super) enum FailureScope<'a> {
     /// Nothing can be sent to anybody.
-    OfAll,
+    Route,
     /// A push to this device failed, perhaps as those to all others would.
-    Of(&'a DeviceToken),
+    One(&'a DeviceToken),
 }
 
-/// How a push came through the gate; its outcome is told with it.
+/// How a push came through the breaker; its outcome is told with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pass {
+pub(super) enum BreakerPass {
     Open,
     Try,
-    /// Through a gate that is no longer there: its outcome says nothing of the one that is.
+    /// Through a breaker that is no longer there: its outcome says nothing of the one that is.
     Late,
 }
 
@@ -54,14 +54,14 @@ pub(super) enum Pass {
 /// an account most of its tokens. A user who makes up a thousand tokens, or accounts, decides no
 /// more than one with a single phone.
 #[derive(Default)]
-pub(super) struct TokenAlarm {
+pub(super) struct BadEndpointMonitor {
     domains: Votes<Option<Box<str>>, AccountVotes>,
     said_at: Option<Instant>,
 }
 
 /// What an answer says of the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TokenVerdict {
+pub(super) struct BadEndpoints {
     /// Most tokens are bad, as it seems, which says more of the environment than of the tokens.
     pub(super) alarm: bool,
     /// It is time to say so in the log.
@@ -75,50 +75,50 @@ struct Votes<K, V> {
     last: VecDeque<(K, V, bool)>,
 }
 
-impl Gate {
+impl CircuitBreaker {
     /// Whether a push may go now.
-    pub(super) fn pass(&mut self, now: Instant) -> Option<Pass> {
+    pub(super) fn pass(&mut self, now: Instant) -> Option<BreakerPass> {
         match self.shut_until {
-            None => Some(Pass::Open),
+            None => Some(BreakerPass::Open),
             Some(until) if until <= now && !self.trying => {
                 self.trying = true;
-                Some(Pass::Try)
+                Some(BreakerPass::Try)
             }
             Some(_) => None,
         }
     }
 
-    /// APNs answered a push to this device, and takes pushes. Returns whether the gate was shut.
-    pub(super) fn answered(&mut self, pass: Pass, device: &DeviceToken) -> bool {
+    /// APNs answered a push to this device, and takes pushes. Returns whether the breaker was shut.
+    pub(super) fn answered(&mut self, pass: BreakerPass, device: &DeviceToken) -> bool {
         let was_shut = self.shut_until.is_some();
         match pass {
-            Pass::Try => *self = Self::default(),
-            Pass::Open if !was_shut => self.failures = 0,
+            BreakerPass::Try => *self = Self::default(),
+            BreakerPass::Open if !was_shut => self.failures = 0,
             // A late answer to a push of before does not say that things are well again.
-            Pass::Open | Pass::Late => return false,
+            BreakerPass::Open | BreakerPass::Late => return false,
         }
         self.devices.vote(device.clone(), DEVICES, |()| (false, ()));
         was_shut
     }
 
-    /// A push failed. `at_least` is what APNs asked for. Returns whether the gate is shut by that, and
+    /// A push failed. `at_least` is what APNs asked for. Returns whether the breaker is shut by that, and
     /// was not before.
     pub(super) fn failed(
         &mut self,
-        pass: Pass,
-        failure: Failure<'_>,
+        pass: BreakerPass,
+        failure: FailureScope<'_>,
         now: Instant,
         backoff: Backoff,
         at_least: Duration,
         chance: f64,
     ) -> bool {
         let was_shut = self.shut_until.is_some();
-        // Of many that were under way together the first shuts the gate.
-        if pass == Pass::Late || (pass == Pass::Open && was_shut) {
+        // Of many that were under way together the first shuts the breaker.
+        if pass == BreakerPass::Late || (pass == BreakerPass::Open && was_shut) {
             return false;
         }
         self.trying = false;
-        if let Failure::Of(device) = failure {
+        if let FailureScope::One(device) = failure {
             self.devices.vote(device.clone(), DEVICES, |()| (true, ()));
             if self.devices.bad() < SEVERAL || !self.devices.are_mostly_bad() {
                 (self.failures, self.shut_until) = (0, None);
@@ -131,13 +131,13 @@ impl Gate {
     }
 
     /// A push that passed is not sent.
-    pub(super) fn release(&mut self, pass: Pass) {
-        if pass == Pass::Try {
+    pub(super) fn release(&mut self, pass: BreakerPass) {
+        if pass == BreakerPass::Try {
             self.trying = false;
         }
     }
 
-    /// Whether [`Gate::pass`] would let a push go.
+    /// Whether [`CircuitBreaker::pass`] would let a push go.
     pub(super) fn lets_pass(&self, now: Instant) -> bool {
         self.shut_until.is_none_or(|until| until <= now && !self.trying)
     }
@@ -152,7 +152,7 @@ impl Gate {
     }
 }
 
-impl TokenAlarm {
+impl BadEndpointMonitor {
     /// Takes note of an answer about a token. A token that is the only bad one, and was good under
     /// the same identity, has come to its end, so it raises no alarm.
     pub(super) fn answered(
@@ -161,7 +161,7 @@ impl TokenAlarm {
         token: &DeviceToken,
         bad: bool,
         now: Instant,
-    ) -> TokenVerdict {
+    ) -> BadEndpoints {
         let was_good = self.vote(account, token, bad) == Some(false);
         let alarm = self.domains.are_mostly_bad() && !(was_good && self.is_only_bad_one());
         let due = self.said_at.is_none_or(|at| now.saturating_duration_since(at) >= SAID);
@@ -169,7 +169,7 @@ impl TokenAlarm {
         if say {
             self.said_at = Some(now);
         }
-        TokenVerdict { alarm, say }
+        BadEndpoints { alarm, say }
     }
 
     /// Returns whether the token was bad before, if that is remembered.
@@ -233,59 +233,70 @@ mod tests {
 
     #[test]
     fn one_push_tries_and_the_others_wait_for_its_answer() {
-        let mut gate = Gate::default();
+        let mut breaker = CircuitBreaker::default();
         let now = Instant::now();
         let later = |seconds| now + Duration::from_secs(seconds);
-        let fail = |gate: &mut Gate, pass, at| {
-            gate.failed(pass, Failure::OfAll, at, BACKOFF, Duration::ZERO, 1.0)
+        let fail = |breaker: &mut CircuitBreaker, pass, at| {
+            breaker.failed(pass, FailureScope::Route, at, BACKOFF, Duration::ZERO, 1.0)
         };
 
-        assert_eq!(gate.pass(now), Some(Pass::Open));
-        assert!(fail(&mut gate, Pass::Open, now));
-        assert!(!fail(&mut gate, Pass::Open, now));
-        assert!(!gate.answered(Pass::Open, &token(1)));
-        assert_eq!((gate.pass(now), gate.opens_at()), (None, Some(later(1))));
+        assert_eq!(breaker.pass(now), Some(BreakerPass::Open));
+        assert!(fail(&mut breaker, BreakerPass::Open, now));
+        assert!(!fail(&mut breaker, BreakerPass::Open, now));
+        assert!(!breaker.answered(BreakerPass::Open, &token(1)));
+        assert_eq!((breaker.pass(now), breaker.opens_at()), (None, Some(later(1))));
 
-        assert_eq!(gate.pass(later(1)), Some(Pass::Try));
-        assert_eq!((gate.pass(later(1)), gate.opens_at()), (None, None));
-        fail(&mut gate, Pass::Try, later(1));
-        assert_eq!(gate.opens_at(), Some(later(3)), "the wait grows");
+        assert_eq!(breaker.pass(later(1)), Some(BreakerPass::Try));
+        assert_eq!((breaker.pass(later(1)), breaker.opens_at()), (None, None));
+        fail(&mut breaker, BreakerPass::Try, later(1));
+        assert_eq!(breaker.opens_at(), Some(later(3)), "the wait grows");
 
-        assert_eq!(gate.pass(later(3)), Some(Pass::Try));
-        gate.release(Pass::Try);
-        assert_eq!(gate.pass(later(3)), Some(Pass::Try), "who does not send tries nothing");
-        assert!(gate.answered(Pass::Try, &token(1)));
-        assert_eq!(gate.pass(later(3)), Some(Pass::Open));
+        assert_eq!(breaker.pass(later(3)), Some(BreakerPass::Try));
+        breaker.release(BreakerPass::Try);
+        assert_eq!(
+            breaker.pass(later(3)),
+            Some(BreakerPass::Try),
+            "who does not send tries nothing"
+        );
+        assert!(breaker.answered(BreakerPass::Try, &token(1)));
+        assert_eq!(breaker.pass(later(3)), Some(BreakerPass::Open));
 
         let (own_wish, at) = (Duration::from_secs(60), later(9));
-        gate.failed(Pass::Open, Failure::OfAll, at, BACKOFF, own_wish, 1.0);
-        assert_eq!(gate.opens_at(), Some(later(69)), "APNs' own wish counts");
+        breaker.failed(BreakerPass::Open, FailureScope::Route, at, BACKOFF, own_wish, 1.0);
+        assert_eq!(breaker.opens_at(), Some(later(69)), "APNs' own wish counts");
     }
 
     #[test]
     fn failures_are_those_of_their_devices_until_several_and_most_of_the_last_fail() {
-        let mut gate = Gate::default();
+        let mut breaker = CircuitBreaker::default();
         let now = Instant::now();
-        let shut_by = |gate: &mut Gate, mut devices: std::ops::Range<usize>| {
+        let shut_by = |breaker: &mut CircuitBreaker, mut devices: std::ops::Range<usize>| {
             devices.find(|n| {
                 let device = token(*n);
-                gate.failed(Pass::Open, Failure::Of(&device), now, BACKOFF, Duration::ZERO, 1.0)
+                breaker.failed(
+                    BreakerPass::Open,
+                    FailureScope::One(&device),
+                    now,
+                    BACKOFF,
+                    Duration::ZERO,
+                    1.0,
+                )
             })
         };
         for _ in 0..1000 {
-            assert_eq!(shut_by(&mut gate, 1..3), None, "two are not several");
+            assert_eq!(shut_by(&mut breaker, 1..3), None, "two are not several");
         }
-        assert_eq!(shut_by(&mut gate, 3..9), Some(3));
+        assert_eq!(shut_by(&mut breaker, 3..9), Some(3));
         let later = now + Duration::from_secs(1);
-        assert_eq!(gate.pass(later), Some(Pass::Try));
-        assert!(gate.answered(Pass::Try, &token(4)));
-        assert_eq!(gate.pass(later), Some(Pass::Open));
+        assert_eq!(breaker.pass(later), Some(BreakerPass::Try));
+        assert!(breaker.answered(BreakerPass::Try, &token(4)));
+        assert_eq!(breaker.pass(later), Some(BreakerPass::Open));
 
         // Among many that are well it takes more.
         for n in 0..100 {
-            gate.answered(Pass::Open, &token(100 + n));
+            breaker.answered(BreakerPass::Open, &token(100 + n));
         }
-        assert_eq!(shut_by(&mut gate, 0..100), Some(DEVICES / 2));
+        assert_eq!(shut_by(&mut breaker, 0..100), Some(DEVICES / 2));
     }
 
     fn token(n: usize) -> DeviceToken {
@@ -295,7 +306,7 @@ mod tests {
     #[test]
     fn the_alarm_counts_each_token_once_among_the_last() {
         let now = Instant::now();
-        let mut alarm = TokenAlarm::default();
+        let mut alarm = BadEndpointMonitor::default();
         let mut answered = |n: usize, bad| {
             alarm.answered(&Account::from_login(&format!("user{n}")), &token(n), bad, now).alarm
         };
@@ -312,13 +323,13 @@ mod tests {
         assert!(!answered(4, true), "old answers are forgotten");
 
         let alice = Account::from_login("alice");
-        let mut household = TokenAlarm::default();
+        let mut household = BadEndpointMonitor::default();
         let mut answered = |n, bad| household.answered(&alice, &token(n), bad, now).alarm;
         assert!(!answered(1, false));
         assert!(!answered(2, false));
         assert!(!answered(2, true), "one of two");
         assert!(!answered(1, false));
-        let mut alone = TokenAlarm::default();
+        let mut alone = BadEndpointMonitor::default();
         let mut answered = |bad| alone.answered(&alice, &token(1), bad, now).alarm;
         assert!(!answered(false));
         assert!(!answered(true), "it was good under this identity");
@@ -329,7 +340,7 @@ mod tests {
     fn a_user_with_invented_tokens_accounts_or_both_has_one_vote() {
         let now = Instant::now();
         let account = |login: &str| Account::from_login(login);
-        let mut alarm = TokenAlarm::default();
+        let mut alarm = BadEndpointMonitor::default();
         for n in 0..500 {
             // One account with many, and many accounts of a domain.
             alarm.answered(&account("m@a.example"), &token(n), true, now);
@@ -354,7 +365,7 @@ mod tests {
     fn the_alarm_is_logged_once_an_hour_not_for_each_push() {
         let now = Instant::now();
         let alice = Account::from_login("alice");
-        let mut alarm = TokenAlarm::default();
+        let mut alarm = BadEndpointMonitor::default();
         let mut said = |n: usize, at| alarm.answered(&alice, &token(n), true, at).say;
         assert_eq!([said(1, now), said(2, now), said(1, now)], [true, false, false]);
         assert_eq!([said(1, now + SAID), said(2, now + SAID)], [true, false]);

@@ -13,7 +13,7 @@ use crate::model::Account;
 
 /// Whose account it is, as far as turns are concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Share {
+pub(super) struct Tenant {
     pub(super) backend: Arc<str>,
     /// Empty for names without one.
     pub(super) domain: Box<str>,
@@ -22,31 +22,31 @@ pub(super) struct Share {
 /// At most one time for each account.
 #[derive(Default)]
 pub(super) struct Schedule {
-    places: HashMap<Account, Place>,
+    places: HashMap<Account, Position>,
     /// Of whom the time has not come, soonest first.
     waiting: BTreeSet<(Instant, u64, Account)>,
-    ready: Turns<Arc<str>, DomainTurns>,
+    ready: RoundRobin<Arc<str>, DomainTurns>,
     /// Puts accounts with the same time in the order in which they came.
     came: u64,
 }
 
-enum Place {
+enum Position {
     Waiting { at: Instant, came: u64 },
-    Ready { at: Instant, share: Share },
+    Ready { at: Instant, share: Tenant },
 }
 
-type DomainTurns = Turns<Box<str>, Turns<Account, ()>>;
+type DomainTurns = RoundRobin<Box<str>, RoundRobin<Account, ()>>;
 
 /// Members that have their turns one after the other.
-struct Turns<K, V> {
+struct RoundRobin<K, V> {
     order: BTreeMap<u64, K>,
-    members: HashMap<K, TurnTaker<V>>,
+    members: HashMap<K, Member<V>>,
     /// Who has no turn until some time; not in `order`.
     paused: BTreeMap<(Instant, u64), K>,
     next: u64,
 }
 
-struct TurnTaker<V> {
+struct Member<V> {
     turn: u64,
     paused_until: Option<Instant>,
     value: V,
@@ -54,7 +54,7 @@ struct TurnTaker<V> {
 
 /// Whose turns have to wait.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Sharer<'a> {
+pub(super) enum TenantPart<'a> {
     Backend(&'a Arc<str>),
     Domain(&'a str),
 }
@@ -65,8 +65,8 @@ impl Schedule {
     pub(super) fn set(&mut self, account: &Account, at: Option<Instant>) {
         match (self.places.get_mut(account), at) {
             (None, None) => return,
-            (Some(Place::Waiting { at: before, .. }), Some(at)) if *before == at => return,
-            (Some(Place::Ready { at: before, .. }), Some(at)) if at <= *before => {
+            (Some(Position::Waiting { at: before, .. }), Some(at)) if *before == at => return,
+            (Some(Position::Ready { at: before, .. }), Some(at)) if at <= *before => {
                 *before = at;
                 return;
             }
@@ -75,7 +75,7 @@ impl Schedule {
         if let Some(at) = at {
             self.came += 1;
             self.waiting.insert((at, self.came, account.clone()));
-            self.places.insert(account.clone(), Place::Waiting { at, came: self.came });
+            self.places.insert(account.clone(), Position::Waiting { at, came: self.came });
         }
     }
 
@@ -83,8 +83,8 @@ impl Schedule {
     pub(super) fn take(
         &mut self,
         now: Instant,
-        share: impl Fn(&Account) -> Share,
-    ) -> Option<(Account, Share)> {
+        share: impl Fn(&Account) -> Tenant,
+    ) -> Option<(Account, Tenant)> {
         self.take_unless(now, share, |_| None)
     }
 
@@ -93,21 +93,21 @@ impl Schedule {
     pub(super) fn take_unless(
         &mut self,
         now: Instant,
-        share: impl Fn(&Account) -> Share,
-        mut wait: impl FnMut(Sharer<'_>) -> Option<Instant>,
-    ) -> Option<(Account, Share)> {
+        share: impl Fn(&Account) -> Tenant,
+        mut wait: impl FnMut(TenantPart<'_>) -> Option<Instant>,
+    ) -> Option<(Account, Tenant)> {
         while self.waiting.first().is_some_and(|(at, ..)| *at <= now)
             && let Some((at, _, account)) = self.waiting.pop_first()
         {
             let share = share(&account);
             let domains = self.ready.member(share.backend.clone());
             domains.member(share.domain.clone()).member(account.clone());
-            self.places.insert(account, Place::Ready { at, share });
+            self.places.insert(account, Position::Ready { at, share });
         }
         self.ready.resume(now);
         let (backend, domain, account) = loop {
             let backend = self.ready.first()?.0.clone();
-            if let Some(until) = wait(Sharer::Backend(&backend)) {
+            if let Some(until) = wait(TenantPart::Backend(&backend)) {
                 self.ready.pause(&backend, until);
                 continue;
             }
@@ -116,7 +116,7 @@ impl Schedule {
             match domains.first() {
                 Some((domain, accounts)) => {
                     let domain = domain.clone();
-                    let Some(until) = wait(Sharer::Domain(&domain)) else {
+                    let Some(until) = wait(TenantPart::Domain(&domain)) else {
                         break (backend, domain, accounts.first()?.0.clone());
                     };
                     domains.pause(&domain, until);
@@ -132,7 +132,7 @@ impl Schedule {
         if let Some(domains) = self.ready.get_mut(&backend) {
             domains.put_last(&domain);
         }
-        Some((account, Share { backend, domain }))
+        Some((account, Tenant { backend, domain }))
     }
 
     /// The soonest time at which somebody has a turn.
@@ -140,7 +140,7 @@ impl Schedule {
         let ready = || {
             let account = self.ready.first()?.1.first()?.1.first()?.0;
             match self.places.get(account)? {
-                Place::Ready { at, .. } | Place::Waiting { at, .. } => Some(*at),
+                Position::Ready { at, .. } | Position::Waiting { at, .. } => Some(*at),
             }
         };
         let waiting = self.waiting.first().map(|(at, ..)| *at);
@@ -155,10 +155,10 @@ impl Schedule {
     fn remove(&mut self, account: &Account) {
         match self.places.remove(account) {
             None => {}
-            Some(Place::Waiting { at, came }) => {
+            Some(Position::Waiting { at, came }) => {
                 self.waiting.remove(&(at, came, account.clone()));
             }
-            Some(Place::Ready { share: Share { backend, domain }, .. }) => {
+            Some(Position::Ready { share: Tenant { backend, domain }, .. }) => {
                 let Some(domains) = self.ready.get_mut(&backend) else { return };
                 if let Some(accounts) = domains.get_mut(&domain) {
                     accounts.remove(account);
@@ -174,21 +174,21 @@ impl Schedule {
     }
 }
 
-impl<K, V> Default for Turns<K, V> {
+impl<K, V> Default for RoundRobin<K, V> {
     fn default() -> Self {
         let (order, members, paused) = Default::default();
         Self { order, members, paused, next: 0 }
     }
 }
 
-impl<K: Clone + Eq + Hash, V: Default> Turns<K, V> {
+impl<K: Clone + Eq + Hash, V: Default> RoundRobin<K, V> {
     /// The member of this name, which has the last turn if it is new. What it gets may have its turn
     /// at once, so a pause ends.
     fn member(&mut self, key: K) -> &mut V {
         let member = self.members.entry(key.clone()).or_insert_with(|| {
             self.next += 1;
             self.order.insert(self.next, key);
-            TurnTaker { turn: self.next, paused_until: None, value: V::default() }
+            Member { turn: self.next, paused_until: None, value: V::default() }
         });
         if let Some(until) = member.paused_until.take()
             && let Some(key) = self.paused.remove(&(until, member.turn))
@@ -274,9 +274,9 @@ mod tests {
     }
 
     /// The backend of a domain is its last letter.
-    fn share(account: &Account) -> Share {
+    fn share(account: &Account) -> Tenant {
         let domain = account.domain().unwrap_or_default();
-        Share { backend: domain[domain.len() - 1..].into(), domain: domain.into() }
+        Tenant { backend: domain[domain.len() - 1..].into(), domain: domain.into() }
     }
 
     #[test]
@@ -328,12 +328,12 @@ mod tests {
             schedule.set(&account(name), Some(now));
         }
         let take = |schedule: &mut Schedule, at: Instant| {
-            let wait = |part: Sharer<'_>| match part {
-                Sharer::Domain("a.x") => Some(later(2)),
-                Sharer::Backend(name) if **name == *"y" => Some(later(3)),
+            let wait = |part: TenantPart<'_>| match part {
+                TenantPart::Domain("a.x") => Some(later(2)),
+                TenantPart::Backend(name) if **name == *"y" => Some(later(3)),
                 _ => None,
             };
-            let wait = |part: Sharer<'_>| wait(part).filter(|until| at < *until);
+            let wait = |part: TenantPart<'_>| wait(part).filter(|until| at < *until);
             schedule.take_unless(at, share, wait).map(|(taken, _)| taken.to_string())
         };
         assert_eq!(take(&mut schedule, now).as_deref(), Some("1@b.x"));

@@ -18,7 +18,7 @@ const SWEEP: usize = 1024;
 
 /// When devices were pushed lately.
 #[derive(Default)]
-pub(super) struct Endpoints {
+pub(super) struct EndpointLimits {
     devices: HashMap<DeviceToken, Used>,
     sweep_at: usize,
 }
@@ -29,7 +29,7 @@ struct Used {
     domains: Vec<(Box<str>, Instant)>,
 }
 
-impl Endpoints {
+impl EndpointLimits {
     /// A push to the device for an account of this domain, with `distance` between two. An error is
     /// the time at which it may be tried again.
     pub(super) fn use_one(
@@ -84,7 +84,7 @@ mod tests {
     }
 
     /// Seconds at which a push goes, of those that are tried at once and again as soon as they may.
-    fn times(endpoints: &mut Endpoints, domains: &[&str], until: u64) -> Vec<(u64, String)> {
+    fn times(endpoints: &mut EndpointLimits, domains: &[&str], until: u64) -> Vec<(u64, String)> {
         let start = Instant::now();
         let mut times = Vec::new();
         for second in 0..until {
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn accounts_of_one_domain_wake_a_device_as_often_as_one_account_does() {
-        let times = times(&mut Endpoints::default(), &["a"], 22);
+        let times = times(&mut EndpointLimits::default(), &["a"], 22);
         let seconds: Vec<_> = times.iter().map(|(second, _)| *second).collect();
         assert_eq!(seconds, [0, 0, 0, 0, 5, 10, 15, 20]);
     }
@@ -109,11 +109,11 @@ mod tests {
     fn accounts_of_many_domains_wake_it_once_a_second_and_one_more_has_its_turn() {
         let domains: Vec<_> = (0..20).map(|number| format!("{number}.example")).collect();
         let domains: Vec<_> = domains.iter().map(String::as_str).collect();
-        let mut endpoints = Endpoints::default();
+        let mut endpoints = EndpointLimits::default();
         let woken = times(&mut endpoints, &domains, 22).len();
         assert_eq!(woken, 8 + 21);
         // Of one domain that does all it can, another's pushes are independent.
-        let mut endpoints = Endpoints::default();
+        let mut endpoints = EndpointLimits::default();
         let start = Instant::now();
         for second in 0..60 {
             let now = start + Duration::from_secs(second);
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn devices_that_may_be_pushed_freely_are_forgotten() {
-        let mut endpoints = Endpoints::default();
+        let mut endpoints = EndpointLimits::default();
         let start = Instant::now();
         for number in 0..10 * SWEEP {
             let now = start + Duration::from_secs(number as u64);
