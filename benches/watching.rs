@@ -21,9 +21,9 @@ use clap::Parser;
 use mailchime::demo::apns::Apns;
 use mailchime::demo::backend::Backend;
 use mailchime::demo::pki::Pki;
+use mailchime::imap::registration::xapple::{DeviceToken, XAppleRegistration};
 use mailchime::model::{
-    Account, BackendId, Credentials, Device, DeviceToken, Mailbox, Registration, SecretKind,
-    Snapshot, Timestamp,
+    Account, BackendId, Credentials, Mailbox, Registration, SecretKind, Snapshot, Timestamp,
 };
 use mailchime::store::{Registrant, Sealed, Store, Vault};
 use tokio::net::{TcpListener, TcpStream};
@@ -198,18 +198,18 @@ async fn register(
         backend.add_account(&user, PASSWORD.as_bytes());
         // Apple takes 64 zeros for no token.
         let token = format!("{:064x}", number + 1);
-        let device = Device {
-            account: Account::from_login(&user),
+        let subscription = XAppleRegistration {
+            version: 2,
             account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
             token: DeviceToken::new(&token).ok_or("no token")?,
             subtopic: "com.apple.mobilemail".into(),
-            version: 2,
-            topic: TOPIC.into(),
-        };
+            mailboxes: Vec::new(),
+        }
+        .subscription(Account::from_login(&user), TOPIC);
         let mailboxes = vec![(Mailbox::inbox(), Snapshot::default())];
         let credentials = Credentials::new(user.clone(), SecretKind::Password, PASSWORD.into());
         let sealed = Sealed { text: vault.seal(&credentials.account(), &credentials), until: None };
-        let registration = Registration { device, mailboxes };
+        let registration = Registration { subscription, mailboxes };
         let now = Timestamp::now();
         let login = Registrant::new(&id, now, Some(&sealed));
         store.register(&registration, login, 10, now).await?;

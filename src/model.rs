@@ -1,18 +1,21 @@
 //! The nouns that the other floors share: whose mail, which device, which mailbox, in what state.
 //!
-//! Nothing here does I/O, reads a clock or knows IMAP, APNs or SQL. Values that come from a peer
+//! Nothing here does I/O, reads a clock or knows IMAP, SQL or a transport. Values that come from a peer
 //! are checked where they enter (`imap`), so a constructed value is a valid one.
 
 mod domain;
+mod subscription;
 
 use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use secrecy::{ExposeSecret, SecretBox};
 
 pub use self::domain::AmbiguousDomain;
+pub use self::subscription::{
+    PushEndpoint, Registration, Subscription, SubscriptionKey, TransportId,
+};
 
 /// Whose mail: the canonical form of the login name that the backend accepted.
 ///
@@ -30,12 +33,6 @@ pub struct BackendId {
     /// `host:port`, the host in lower case.
     address: Arc<str>,
 }
-
-/// A device as the push service names it: hex digits, kept as given, compared without case.
-///
-/// `Display` and `Debug` show the first 8 digits only, so a token cannot reach a log in full.
-#[derive(Clone)]
-pub struct DeviceToken(Arc<str>);
 
 /// A mailbox name, decoded (UTF-8, not modified UTF-7); any spelling of `inbox` is `INBOX`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,29 +70,6 @@ pub struct Snapshot {
     pub messages: Option<u64>,
     pub unseen: Option<u64>,
     pub highest_mod_seq: Option<u64>,
-}
-
-/// One device of one account, as it registered (PROTOCOL.md section 1).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device {
-    pub account: Account,
-    /// `aps-account-id`: the device's own name for this mail account.
-    pub account_id: String,
-    pub token: DeviceToken,
-    /// `aps-subtopic`: the bundle id of the mail client.
-    pub subtopic: String,
-    /// `aps-version` that was answered: with 1 only INBOX is pushed and no mailbox is named.
-    pub version: u8,
-    /// The topic that was answered; the device watches this one and drops others.
-    pub topic: String,
-}
-
-/// A registration that was checked and is to be stored: the device, and each mailbox that its
-/// user's own session can read with the state it was in at that moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registration {
-    pub device: Device,
-    pub mailboxes: Vec<(Mailbox, Snapshot)>,
 }
 
 /// How much a change matters to a device (RFC 5423 names in brackets).
@@ -239,57 +213,6 @@ impl fmt::Display for BackendId {
     }
 }
 
-// === impl DeviceToken ===
-
-impl DeviceToken {
-    /// `None` unless `hex` is an even number of 64 to 200 hex digits.
-    pub fn new(hex: &str) -> Option<Self> {
-        let valid = (64..=200).contains(&hex.len())
-            && hex.len().is_multiple_of(2)
-            && hex.bytes().all(|b| b.is_ascii_hexdigit());
-        valid.then(|| Self(hex.into()))
-    }
-
-    /// As the device gave it.
-    pub fn as_given(&self) -> &str {
-        &self.0
-    }
-
-    /// The form that identifies the device.
-    pub fn to_lowercase(&self) -> String {
-        self.0.to_ascii_lowercase()
-    }
-}
-
-impl PartialEq for DeviceToken {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.eq_ignore_ascii_case(&other.0)
-    }
-}
-
-impl Eq for DeviceToken {}
-
-impl Hash for DeviceToken {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.len().hash(state);
-        for byte in self.0.bytes() {
-            state.write_u8(byte.to_ascii_lowercase());
-        }
-    }
-}
-
-impl fmt::Display for DeviceToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}…", &self.0[..8])
-    }
-}
-
-impl fmt::Debug for DeviceToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 // === impl Mailbox ===
 
 impl Mailbox {
@@ -425,8 +348,6 @@ impl fmt::Debug for Credentials {
 mod tests {
     use super::*;
 
-    const TOKEN: &str = "AB12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12";
-
     #[test]
     fn the_domain_of_a_login_has_no_case_and_its_local_part_has() {
         assert_eq!(Account::from_login("a@EXAMPLE.org"), Account::from_login("a@example.org"));
@@ -459,17 +380,6 @@ mod tests {
         assert!(named.is("main") && named.is(unnamed.as_str()) && !unnamed.is("main"));
         let moved = BackendId::new(Some("main"), "imap2.example.org", 993);
         assert!(moved.is(named.as_str()) && !moved.is(unnamed.as_str()));
-    }
-
-    #[test]
-    fn tokens_compare_without_case_and_show_eight_digits() {
-        let token = DeviceToken::new(TOKEN).unwrap();
-        assert_eq!(token, DeviceToken::new(&TOKEN.to_lowercase()).unwrap());
-        assert_eq!(format!("{token} {token:?}"), "AB12ab12… AB12ab12…");
-        let odd = &TOKEN[1..];
-        for bad in ["", "ab", odd, &TOKEN.replace('1', "g"), &"a".repeat(202)] {
-            assert!(DeviceToken::new(bad).is_none(), "{bad}");
-        }
     }
 
     #[test]

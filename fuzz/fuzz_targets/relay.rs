@@ -168,7 +168,7 @@ fn only_ours_is_taken(log: &Log) {
                 assert!(registration.mailboxes.len() <= agreed, "a mailbox that nobody agreed to");
                 assert!(registration.mailboxes.len() <= statuses);
                 assert!(registration.mailboxes.len() <= 4);
-                assert_eq!(registration.device.account.as_str(), "alice@example.org");
+                assert_eq!(registration.subscription.account.as_str(), "alice@example.org");
             }
             _ => {}
         }

@@ -14,7 +14,7 @@ use super::StartError;
 use crate::admin::{self, AdminListener, Ask, Context, Part};
 use crate::config;
 use crate::metrics::Metrics;
-use crate::model::{Account, BackendId, Device, Mailbox, Timestamp};
+use crate::model::{Account, BackendId, Mailbox, Subscription, Timestamp};
 use crate::net::backends::Backends;
 use crate::nodes::{self, Division};
 use crate::push::dispatcher::{self, DispatcherHandle};
@@ -266,12 +266,12 @@ async fn test(
         ));
     }
     let mut sending = JoinSet::new();
-    for (place, Target { device, mailboxes, .. }) in targets.into_iter().enumerate() {
+    for (place, Target { subscription, mailboxes, .. }) in targets.into_iter().enumerate() {
         let (identities, config, mailbox) = (identities.clone(), config.clone(), mailbox.clone());
         sending.spawn(async move {
             let told = mailbox.unwrap_or_else(Mailbox::inbox);
             let registered = told.is_inbox() || mailboxes.iter().any(|(name, _)| *name == told);
-            (place, test_device(&identities, &config, device, told, registered).await)
+            (place, test_device(&identities, &config, subscription, told, registered).await)
         });
     }
     let mut devices = sending.join_all().await;
@@ -283,15 +283,15 @@ async fn test(
 async fn test_device(
     identities: &Identities,
     config: &config::Push,
-    device: Device,
+    device: Subscription,
     mailbox: Mailbox,
     registered: bool,
 ) -> Value {
     let began = tokio::time::Instant::now();
     let mut shown = json!({
-        "token": device.token.to_string(),
-        "subtopic": device.subtopic,
-        "topic": device.topic,
+        "token": device.endpoint.to_string(),
+        "subtopic": &*device.app,
+        "topic": &*device.route,
         "accepted": false,
         "outcome": "not-sent",
         "detail": null,

@@ -10,8 +10,9 @@ use super::ask::ask;
 use super::table::{at, from_now, table};
 use super::{Configured, Failure, configuration, logging, not_empty, runtime, say};
 use crate::config::LogFormat;
-use crate::model::{Account, Mailbox, Timestamp};
-use crate::store::{DeviceKey, Store, StoreError, Target};
+use crate::imap::registration::xapple::ApnsOptions;
+use crate::model::{Account, Mailbox, SubscriptionKey, Timestamp};
+use crate::store::{Store, StoreError, Target};
 
 /// Accounts that are read at once.
 const PAGE: u32 = 500;
@@ -91,9 +92,10 @@ fn remove(options: &Remove) -> Result<(), Failure> {
         let (mut removed, mut others) = (Vec::new(), false);
         for account in &accounts {
             for target in store.targets(account, Timestamp(0)).await? {
-                if target.device.token.to_lowercase().starts_with(&prefix) {
-                    let key = DeviceKey::from(&target.device);
-                    removed.extend(store.remove_device(&key, None).await?);
+                let endpoint = target.subscription.endpoint.as_given().to_ascii_lowercase();
+                if endpoint.starts_with(&prefix) {
+                    let key = SubscriptionKey::from(&target.subscription);
+                    removed.extend(store.remove_subscription(&key, None).await?);
                 }
             }
             // What cannot be read of the account goes as well.
@@ -102,8 +104,8 @@ fn remove(options: &Remove) -> Result<(), Failure> {
         Ok((removed, others))
     })?;
     for gone in &removed {
-        let device = &gone.device;
-        say(format_args!("removed {} {}", device.token, device.subtopic.escape_debug()));
+        let device = &gone.subscription;
+        say(format_args!("removed {} {}", device.endpoint, device.app.escape_debug()));
     }
     if others {
         let name = options.user.escape_debug();
@@ -176,7 +178,7 @@ fn on_store<T>(
 
 async fn all(store: &Store) -> Result<Vec<Target>, StoreError> {
     let (mut all, mut last) = (Vec::new(), None);
-    while let Some((account, page)) = store.devices(last.as_ref(), PAGE).await? {
+    while let Some((account, page)) = store.subscriptions(last.as_ref(), PAGE).await? {
         all.extend(page);
         last = Some(account);
     }
@@ -184,13 +186,13 @@ async fn all(store: &Store) -> Result<Vec<Target>, StoreError> {
 }
 
 fn row(target: &Target) -> Vec<String> {
-    let device = &target.device;
+    let device = &target.subscription;
     let mailboxes: Vec<_> = target.mailboxes.iter().map(mailbox).collect();
     vec![
         device.account.as_str().escape_debug().to_string(),
-        device.token.to_string(),
-        device.subtopic.escape_debug().to_string(),
-        device.topic.escape_debug().to_string(),
+        device.endpoint.to_string(),
+        device.app.escape_debug().to_string(),
+        device.route.escape_debug().to_string(),
         match target.outdated_since {
             None => from_now(Some(at(target.registered_at.0))),
             Some(_) => format!("{}, old password", from_now(Some(at(target.registered_at.0)))),
@@ -206,17 +208,17 @@ fn mailbox((name, owed): &(Mailbox, bool)) -> String {
 }
 
 fn shown(target: &Target) -> Value {
-    let device = &target.device;
+    let device = &target.subscription;
     let names = |owed_only: bool| -> Vec<&str> {
         let named = target.mailboxes.iter().filter(|(_, owed)| *owed || !owed_only);
         named.map(|(name, _)| name.as_str()).collect()
     };
     json!({
         "account": device.account.as_str(),
-        "token": device.token.to_string(),
-        "subtopic": device.subtopic,
-        "topic": device.topic,
-        "version": device.version,
+        "token": device.endpoint.to_string(),
+        "subtopic": &*device.app,
+        "topic": &*device.route,
+        "version": ApnsOptions::from_json(&device.options).map(|options| options.version),
         "registered_at": target.registered_at.0,
         "pushed_at": target.pushed_at.map(|time| time.0),
         "backend": target.backend,

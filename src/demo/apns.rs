@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::pki::{Pki, PkiError};
 use super::port::Port;
 use super::random_uuid;
-use crate::model::DeviceToken;
+use crate::imap::registration::xapple::DeviceToken;
 use provider::Provider;
 use refusal::{PAYLOAD, refusal};
 

@@ -63,8 +63,8 @@ pub(super) async fn register(
     registration: Registration,
     mut login: AcceptedLogin,
 ) -> RegistrationResult {
-    let account = registration.device.account.clone();
-    let token = registration.device.token.clone();
+    let account = registration.subscription.account.clone();
+    let endpoint = registration.subscription.endpoint.clone();
     let mailboxes = registration.mailboxes.len();
     let source = &context.credentials;
     if !is_at_home(&context, &account, &mut login) {
@@ -76,7 +76,7 @@ pub(super) async fn register(
     if let Ok(Ok(true)) = timeout(patience, known).await {
         tracing::debug!(
             target: "mailchime::proxy::registration_unchanged",
-            %account, %token, mailboxes, "device registered without a change"
+            %account, token = %endpoint, mailboxes, "device registered without a change"
         );
         return RegistrationResult::Stored;
     }
@@ -93,7 +93,7 @@ pub(super) async fn register(
             () = tokio::time::sleep(SLOW) => {
                 tracing::warn!(
                     target: "mailchime::proxy::registration_waits",
-                    %account, %token, "a registration waits for the database"
+                    %account, token = %endpoint, "a registration waits for the database"
                 );
                 writing.await
             }
@@ -103,13 +103,13 @@ pub(super) async fn register(
         Ok(Some(RegisterOutcome::Stored(room))) => {
             tracing::info!(
                 target: "mailchime::proxy::registered",
-                %account, %token, mailboxes, "device registered"
+                %account, token = %endpoint, mailboxes, "device registered"
             );
             if room.registrations > 0 && context.counters.accounts_per_device.hit() {
                 tracing::warn!(
                     target: "mailchime::proxy::registration_displaced",
                     %account,
-                    %token,
+                    token = %endpoint,
                     "[push] accounts_per_device is reached: of the domain with most accounts for \
                      this device the oldest registration was removed"
                 );
@@ -123,7 +123,7 @@ pub(super) async fn register(
             let error = why.map_or_else(|| "no answer".to_owned(), |why| why.to_string());
             tracing::error!(
                 target: "mailchime::proxy::registration_failed",
-                %account, %token, error,
+                %account, token = %endpoint, error,
                 "a registration could not be stored, and is answered NO: the device tries again \
                  within a day"
             );
@@ -141,7 +141,7 @@ async fn write(
     why: &mut Option<StoreError>,
 ) -> Option<RegisterOutcome> {
     let source = &context.credentials;
-    while is_at_home(context, &registration.device.account, login) {
+    while is_at_home(context, &registration.subscription.account, login) {
         let now = Timestamp::now();
         match source.register(registration, login, context.devices, now).await {
             Ok(outcome) => return Some(outcome),

@@ -433,7 +433,7 @@ impl SessionTask {
                 // The identities may be others than when the session began.
                 Action::Register(mut registration) => {
                     let registration = self.session.renewed(self.context.profile()).map(|topic| {
-                        topic.clone_into(&mut registration.device.topic);
+                        registration.subscription.route = topic.into();
                         registration
                     });
                     self.registrations.push_back(registration);

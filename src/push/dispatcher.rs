@@ -20,7 +20,7 @@ use super::transport::apns::payload::{Headers, MailPush, collapse_id};
 use super::transport::apns::{Outcome, new_apns_id};
 use crate::config::{self, Collapse};
 use crate::metrics::{Metrics, PushOutcome, Queue};
-use crate::model::{Account, BackendId, Change, Device, Mailbox, Timestamp, WatchEvent};
+use crate::model::{Account, BackendId, Change, Mailbox, Subscription, Timestamp, WatchEvent};
 use crate::net::backends::Backends;
 use crate::net::backoff::Backoff;
 use crate::net::counters::Counters;
@@ -216,7 +216,7 @@ struct Jobs {
 enum Done {
     Loaded(Vec<Account>),
     Read(Account, Option<Vec<Target>>),
-    Answered(Arc<Device>, Outcome),
+    Answered(Arc<Subscription>, Outcome),
     Asked(Explain, Result<Vec<Target>, StoreError>),
     /// With what could not be written, and the accounts of devices that were to be removed and have
     /// registered since.
@@ -357,13 +357,16 @@ impl Jobs {
                 let wall = Timestamp::now();
                 let explained = targets.map(|targets| {
                     let explained = targets.iter().map(|target| {
-                        let home = self.home(&target.device.account);
+                        let home = self.home(&target.subscription.account);
                         let facts = Facts {
                             target,
                             home: home.as_ref(),
                             config: &self.config,
-                            identity: self.identities.client_for(&target.device.topic, wall).err(),
-                            pending: scheduler.view(&target.device, now()),
+                            identity: self
+                                .identities
+                                .client_for(&target.subscription.route, wall)
+                                .err(),
+                            pending: scheduler.view(&target.subscription, now()),
                         };
                         facts.explain(mailbox.as_ref(), self.served())
                     });
@@ -421,7 +424,7 @@ impl Jobs {
 pub async fn send_now(
     identities: &Identities,
     config: &config::Push,
-    device: Device,
+    device: Subscription,
     mailboxes: Vec<Mailbox>,
 ) -> Outcome {
     let device = Arc::new(device);
@@ -437,7 +440,7 @@ async fn send(identities: &Identities, config: &config::Push, push: &Delivery) -
     let expiration = wall.0.saturating_add(lifetime) / 1000;
     let collapse_id = match config.collapse {
         Collapse::None => None,
-        Collapse::Account => Some(collapse_id(&push.device)),
+        Collapse::Account => collapse_id(&push.device),
     };
     let headers = Headers {
         id: &id,
@@ -448,8 +451,11 @@ async fn send(identities: &Identities, config: &config::Push, push: &Delivery) -
         expiration: expiration.unsigned_abs(),
         collapse_id: collapse_id.as_deref(),
     };
-    let outcome = match identities.client_for(&push.device.topic, wall) {
-        Ok(apns) => apns.send(&MailPush::new(&push.device, &push.mailboxes, headers)).await,
+    let outcome = match identities.client_for(&push.device.route, wall) {
+        Ok(apns) => match MailPush::new(&push.device, &push.mailboxes, headers) {
+            Some(payload) => apns.send(&payload).await,
+            None => Outcome::cannot_send("its options cannot be read".to_owned()),
+        },
         // Everything is kept and tried again.
         Err(why) => Outcome::cannot_send(why.to_string()),
     };
@@ -462,7 +468,7 @@ async fn send(identities: &Identities, config: &config::Push, push: &Delivery) -
     info!(
         target: "mailchime::push::sent",
         account = %push.device.account,
-        token = %push.device.token,
+        token = %push.device.endpoint,
         change = joined(&push.changes),
         mailboxes = push.mailboxes.len(),
         outcome = outcome.name(),
@@ -524,11 +530,11 @@ async fn write(
     }
     let mut failed = Batch::default();
     for (device, not_after) in batch.removals {
-        match store.remove_device(&device, Some(not_after)).await {
+        match store.remove_subscription(&device, Some(not_after)).await {
             Ok(Some(gone)) => {
                 info!(
                     target: "mailchime::push::subscription_removed",
-                    account = %device.account, token = %device.token, "registration removed"
+                    account = %device.account, token = %device.endpoint, "registration removed"
                 );
                 if !gone.account_left {
                     hint(removed, &device.account);
@@ -538,7 +544,7 @@ async fn write(
             Err(error) => {
                 error!(
                     target: "mailchime::push::subscription_not_removed",
-                    account = %device.account, token = %device.token, %error, "not removed"
+                    account = %device.account, token = %device.endpoint, %error, "not removed"
                 );
                 failed.removals.push((device, not_after));
             }

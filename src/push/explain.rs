@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::scheduler::DeliveryView;
 use super::transport::apns::identities::NoClient;
+use super::transport::apns::payload::hears_of_inbox_alone;
 use crate::config;
 use crate::model::{BackendId, Mailbox, Timestamp};
 use crate::store::{Alive, Target};
@@ -86,7 +87,8 @@ impl Facts<'_> {
     /// `mailbox` is where the mail would come; `None` stands for any that it registered for.
     /// `served` is the time of service.
     pub(super) fn explain(&self, mailbox: Option<&Mailbox>, served: Timestamp) -> Explanation {
-        let Target { device, registered_at, heard_at, pushed_at, mailboxes, .. } = self.target;
+        let Target { subscription: device, registered_at, heard_at, pushed_at, mailboxes, .. } =
+            self.target;
         let DeliveryView {
             under_way,
             waiting,
@@ -118,7 +120,7 @@ impl Facts<'_> {
         if let Some(mailbox) = mailbox {
             if !mailboxes.iter().any(|(registered, _)| registered == mailbox) {
                 reasons.push(Reason::OtherMailbox { mailbox: mailbox.as_str().to_owned() });
-            } else if device.version < 2 && !mailbox.is_inbox() {
+            } else if hears_of_inbox_alone(device) && !mailbox.is_inbox() {
                 reasons.push(Reason::InboxOnly);
             }
         }
@@ -135,9 +137,9 @@ impl Facts<'_> {
         reasons.extend(too_soon.map(|left| Reason::TooSoon { due_in: millis(left) }));
         let name = |mailbox: &Mailbox| mailbox.as_str().to_owned();
         Explanation {
-            token: device.token.to_string(),
-            subtopic: device.subtopic.clone(),
-            topic: device.topic.clone(),
+            token: device.endpoint.to_string(),
+            subtopic: device.app.to_string(),
+            topic: device.route.to_string(),
             registered_at: registered_at.0,
             pushed_at: pushed_at.map(|at| at.0),
             mailboxes: mailboxes.iter().map(|(mailbox, _)| name(mailbox)).collect(),
@@ -220,24 +222,25 @@ fn millis(span: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Account, Device, DeviceToken};
+    use crate::imap::registration::xapple::{ApnsOptions, DeviceToken, XAppleRegistration};
+    use crate::model::Account;
 
     const NOW: Timestamp = Timestamp(1_800_000_000_000);
     const TTL: Duration = Duration::from_hours(240);
 
     fn target() -> Target {
-        let device = Device {
-            account: Account::from_login("alice@example.org"),
+        let subscription = XAppleRegistration {
+            version: 2,
             account_id: "ID".into(),
             token: DeviceToken::new(&"ab".repeat(32)).unwrap(),
             subtopic: "com.apple.mobilemail".into(),
-            version: 2,
-            topic: "com.apple.mail.XServer.1".into(),
-        };
+            mailboxes: Vec::new(),
+        }
+        .subscription(Account::from_login("alice@example.org"), "com.apple.mail.XServer.1");
         let mailboxes = vec![(Mailbox::inbox(), false), (Mailbox::new("Notes"), true)];
         let registered_at = NOW.minus(TTL);
         Target {
-            device,
+            subscription,
             registered_at,
             heard_at: registered_at,
             backend: Some("imap:993".to_owned()),
@@ -261,7 +264,9 @@ mod tests {
         assert_eq!((&*well.token, &well.owed[..]), ("abababab…", &["Notes".to_owned()][..]));
 
         let mut old = target();
-        (old.heard_at.0, old.device.version) = (NOW.0 - 11 * 24 * 3600 * 1000, 1);
+        old.heard_at.0 = NOW.0 - 11 * 24 * 3600 * 1000;
+        let version_1 = ApnsOptions { account_id: "ID".into(), version: 1 };
+        old.subscription.options = version_1.to_json().into();
         old.outdated_at = Some(NOW.minus(Duration::from_hours(25)));
         old.outdated_since = old.outdated_at;
         old.backend = Some("other:993".into());

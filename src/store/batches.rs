@@ -47,7 +47,7 @@ impl Batches {
         let mut batch: Vec<_> = waiting.drain(..most).collect();
         drop(waiting);
         batch.sort_by(|one, other| {
-            one.registration.device.account.cmp(&other.registration.device.account)
+            one.registration.subscription.account.cmp(&other.registration.subscription.account)
         });
         batch
     }
@@ -122,7 +122,8 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::model::{Account, BackendId, Device, DeviceToken, Mailbox, Snapshot};
+    use crate::imap::registration::xapple::{DeviceToken, XAppleRegistration};
+    use crate::model::{Account, BackendId, Mailbox, Snapshot};
 
     async fn open() -> (TempDir, Store, String) {
         let folder = tempfile::tempdir().unwrap();
@@ -132,15 +133,15 @@ mod tests {
     }
 
     fn registration(login: &str) -> Registration {
-        let device = Device {
-            account: Account::from_login(login),
+        let subscription = XAppleRegistration {
+            version: 2,
             account_id: "ID".into(),
             token: DeviceToken::new(&"ab".repeat(32)).unwrap(),
             subtopic: "com.apple.mobilemail".into(),
-            version: 2,
-            topic: "com.apple.mail.XServer.1".into(),
-        };
-        Registration { device, mailboxes: vec![(Mailbox::inbox(), Snapshot::default())] }
+            mailboxes: Vec::new(),
+        }
+        .subscription(Account::from_login(login), "com.apple.mail.XServer.1");
+        Registration { subscription, mailboxes: vec![(Mailbox::inbox(), Snapshot::default())] }
     }
 
     /// Starts to register, with no batch being written before this is dropped. What waits is told.
@@ -176,8 +177,10 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let batch = store.batches.take();
-        let order: Vec<_> =
-            batch.iter().map(|waiting| waiting.registration.device.account.to_string()).collect();
+        let order: Vec<_> = batch
+            .iter()
+            .map(|waiting| waiting.registration.subscription.account.to_string())
+            .collect();
         assert_eq!(order, ["alice", "alice", "carol"]);
         *store.batches.waiting() = batch;
         drop(turn);

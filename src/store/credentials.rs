@@ -100,7 +100,7 @@ impl CredentialSource {
     ) -> Result<bool, StoreError> {
         let since = now.minus(UNWRITTEN);
         let believed = self.store.believed(now);
-        let account = &registration.device.account;
+        let account = &registration.subscription.account;
         // Before the rows are read: with another password in memory they are outdated already.
         if let (Mode::Memory(all), Some(credentials)) = (&self.mode, &login.credentials) {
             let all = all.lock();
@@ -129,7 +129,7 @@ impl CredentialSource {
         max_devices: u32,
         now: Timestamp,
     ) -> Result<RegisterOutcome, StoreError> {
-        let account = &registration.device.account;
+        let account = &registration.subscription.account;
         let AcceptedLogin { backend, credentials, at, .. } = login;
         let mut registrant = Registrant::new(backend, *at, None);
         registrant.names_ignore_case = login.names_ignore_case;

@@ -58,8 +58,11 @@ use self::file::DatabaseFile;
 use self::rows::Readable;
 use self::work::{Connections, Statement, Work};
 use crate::config::{self, database_name};
+use crate::imap::registration::xapple::{ApnsOptions, DeviceToken, TRANSPORT};
 use crate::metrics::{Call, Labels, Metrics};
-use crate::model::{Account, BackendId, Device, DeviceToken, Mailbox, Snapshot, Timestamp};
+use crate::model::{
+    Account, BackendId, Mailbox, Snapshot, Subscription, SubscriptionKey, Timestamp, TransportId,
+};
 
 use batches::Batches;
 pub use credentials::{CredentialSource, CredentialsError, unreadable};
@@ -125,14 +128,6 @@ const TRACES_STAY: &str =
 
 /// How often a transaction is run that others got into the way of.
 const TRIES: u32 = 5;
-
-/// What identifies a registration (PROTOCOL.md section 1): the token is compared without case.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct DeviceKey {
-    pub account: Account,
-    pub token: DeviceToken,
-    pub subtopic: String,
-}
 
 /// Which devices live, by the time of service ([`Store::served`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,10 +200,10 @@ struct Keeper(Arc<Keep>);
 /// Asked with what is kept, and whether the backend has refused all of it until the account was parked.
 type Keep = dyn Fn(&[KeptRow], bool) -> Keeping + Send + Sync;
 
-/// A live device with what it registered for.
+/// A live subscription with what it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    pub device: Device,
+    pub subscription: Subscription,
     /// By the time of day.
     pub registered_at: Timestamp,
     /// The same by the time of service.
@@ -231,9 +226,9 @@ pub enum Settlement {
     /// Every device was told of this state or has the mailbox marked as owed.
     Told { account: Account, mailbox: Mailbox, snapshot: Snapshot },
     /// A push for the mailbox is due to the device. A mark that is there keeps its time.
-    Owed { device: DeviceKey, mailbox: Mailbox, since: Timestamp },
+    Owed { subscription: SubscriptionKey, mailbox: Mailbox, since: Timestamp },
     /// APNs accepted a push for these mailboxes: they are no longer owed.
-    Accepted { device: DeviceKey, mailboxes: Vec<Mailbox>, at: Timestamp },
+    Accepted { subscription: SubscriptionKey, mailboxes: Vec<Mailbox>, at: Timestamp },
 }
 
 /// What became of a registration.
@@ -248,7 +243,7 @@ pub enum RegisterOutcome {
 /// A registration that was removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removed {
-    pub device: Device,
+    pub subscription: Subscription,
     /// Whether the account has other devices. If not, nothing of it is left.
     pub account_left: bool,
 }
@@ -740,36 +735,27 @@ impl fmt::Debug for Store {
     }
 }
 
-// === impl DeviceKey ===
-
-impl DeviceKey {
-    /// `sql` with the key bound to `$1`, `$2` and `$3`.
-    fn bind<'q>(&self, sql: &'static str) -> Query<'q, Any, AnyArguments> {
-        sqlx::query(sql)
-            .bind(self.account.as_str().to_owned())
-            .bind(self.token.to_lowercase())
-            .bind(self.subtopic.clone())
-    }
-}
-
-impl From<&Device> for DeviceKey {
-    fn from(device: &Device) -> Self {
-        Self {
-            account: device.account.clone(),
-            token: device.token.clone(),
-            subtopic: device.subtopic.clone(),
-        }
-    }
-}
-
 // === rows ===
+
+/// `sql` with the key bound to `$1`, `$2` and `$3`.
+fn keyed<'q>(sql: &'static str, key: &SubscriptionKey) -> Query<'q, Any, AnyArguments> {
+    sqlx::query(sql)
+        .bind(key.account.as_str().to_owned())
+        .bind(token(key))
+        .bind((*key.app).to_owned())
+}
+
+/// The column `token`.
+fn token(key: &SubscriptionKey) -> String {
+    key.endpoint.as_given().to_ascii_lowercase()
+}
 
 fn account(row: &AnyRow, column: &str) -> sqlx::Result<Account> {
     // A canonical name is its own canonical form.
     Ok(Account::from_login(row.try_get(column)?))
 }
 
-fn device(row: &AnyRow) -> sqlx::Result<Device> {
+fn subscription(row: &AnyRow) -> sqlx::Result<Subscription> {
     let unfit = |column: &str| sqlx::Error::ColumnDecode {
         index: format!("{column:?}"),
         source: "a value that cannot be".into(),
@@ -777,13 +763,14 @@ fn device(row: &AnyRow) -> sqlx::Result<Device> {
     let token =
         DeviceToken::new(row.try_get("token_given")?).ok_or_else(|| unfit("token_given"))?;
     let version = u8::try_from(row.try_get::<i64, _>("version")?).map_err(|_| unfit("version"))?;
-    Ok(Device {
+    let account_id = row.try_get("aps_account_id")?;
+    Ok(Subscription {
         account: account(row, "account")?,
-        account_id: row.try_get("aps_account_id")?,
-        token,
-        subtopic: row.try_get("subtopic")?,
-        version,
-        topic: row.try_get("topic")?,
+        transport: TransportId::new(TRANSPORT),
+        endpoint: token.endpoint(),
+        app: row.try_get::<&str, _>("subtopic")?.into(),
+        route: row.try_get::<&str, _>("topic")?.into(),
+        options: ApnsOptions { account_id, version }.to_json().into(),
     })
 }
 

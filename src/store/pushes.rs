@@ -7,12 +7,12 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use crate::metrics::Call;
-use crate::model::{Account, BackendId, Mailbox, Snapshot, Timestamp};
+use crate::model::{Account, BackendId, Mailbox, Snapshot, SubscriptionKey, Timestamp};
 
 use super::registrations::bind_snapshot;
 use super::work::{Statement, Work};
 use super::{
-    Alive, DeviceKey, Settlement, Store, StoreError, Target, account, device, rows, snapshot,
+    Alive, Settlement, Store, StoreError, Target, account, rows, snapshot, subscription, token,
 };
 
 impl Store {
@@ -77,7 +77,7 @@ impl Store {
 
     /// All devices, live or not, by account: those of the next `accounts` accounts behind `after`, with
     /// the last of these accounts. `None` is the end.
-    pub async fn devices(
+    pub async fn subscriptions(
         &self,
         after: Option<&Account>,
         accounts: u32,
@@ -143,7 +143,7 @@ fn entry(row: &AnyRow) -> sqlx::Result<Target> {
     // What is there and cannot be read is owed: twice is allowed, never is not.
     let owed = row.try_get::<Option<i64>, _>("owed_since").map_or(true, |since| since.is_some());
     Ok(Target {
-        device: device(row)?,
+        subscription: subscription(row)?,
         registered_at: Timestamp(row.try_get("registered_at")?),
         heard_at: Timestamp(row.try_get::<Option<i64>, _>("heard_at")?.unwrap_or(i64::MAX)),
         backend: row.try_get("backend")?,
@@ -159,7 +159,9 @@ fn targets(entries: Vec<Target>) -> Vec<Target> {
     let mut targets: Vec<Target> = Vec::new();
     for entry in entries {
         match targets.last_mut() {
-            Some(last) if last.device == entry.device => last.mailboxes.extend(entry.mailboxes),
+            Some(last) if last.subscription == entry.subscription => {
+                last.mailboxes.extend(entry.mailboxes)
+            }
             _ => targets.push(entry),
         }
     }
@@ -195,15 +197,16 @@ impl<'a> Outcome<'a> {
                 Settlement::Told { account, mailbox, snapshot } => {
                     outcome.told.insert((account.as_str(), mailbox.as_str()), snapshot);
                 }
-                Settlement::Owed { device, mailbox, since } => {
-                    let mark = outcome.marks.entry((key(device), mailbox.as_str())).or_default();
+                Settlement::Owed { subscription, mailbox, since } => {
+                    let mark =
+                        outcome.marks.entry((key(subscription), mailbox.as_str())).or_default();
                     mark.since.get_or_insert(*since);
                 }
-                Settlement::Accepted { device, mailboxes, at } => {
-                    outcome.pushed.insert(key(device), *at);
+                Settlement::Accepted { subscription, mailboxes, at } => {
+                    outcome.pushed.insert(key(subscription), *at);
                     for mailbox in mailboxes {
                         let cleared = Mark { cleared: true, since: None };
-                        outcome.marks.insert((key(device), mailbox.as_str()), cleared);
+                        outcome.marks.insert((key(subscription), mailbox.as_str()), cleared);
                     }
                 }
             }
@@ -266,8 +269,8 @@ impl<'a> Outcome<'a> {
     }
 }
 
-fn key(device: &DeviceKey) -> Key<'_> {
-    (device.account.as_str(), device.token.to_lowercase(), &device.subtopic)
+fn key(key: &SubscriptionKey) -> Key<'_> {
+    (key.account.as_str(), token(key), &key.app)
 }
 
 /// What is written by one statement at a time.

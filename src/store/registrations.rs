@@ -7,16 +7,17 @@ use sqlx::any::AnyArguments;
 use sqlx::query::Query;
 use sqlx::{Any, Row};
 
+use crate::imap::registration::xapple::ApnsOptions;
 use crate::metrics::Call;
-use crate::model::{Account, BackendId, Registration, Snapshot, Timestamp};
+use crate::model::{Account, BackendId, Registration, Snapshot, SubscriptionKey, Timestamp};
 
 use super::accounts::{kept, put};
 use super::batches::Waiting;
 use super::shares;
 use super::work::{Statement, Work};
 use super::{
-    Alive, DeviceKey, MadeRoom, RegisterOutcome, Registrant, Removed, Store, StoreError, account,
-    device, rows,
+    Alive, MadeRoom, RegisterOutcome, Registrant, Removed, Store, StoreError, account, keyed, rows,
+    subscription, token,
 };
 
 impl Store {
@@ -59,7 +60,7 @@ impl Store {
         }))
         .await?;
         if let RegisterOutcome::Stored(MadeRoom { devices: dropped @ 1.., .. }) = registered {
-            let account = &registration.device.account;
+            let account = &registration.subscription.account;
             tracing::info!(
                 target: "mailchime::store::oldest_subscriptions_removed",
                 %account, dropped, max_devices, "the oldest devices made room"
@@ -80,8 +81,8 @@ impl Store {
             let mut transaction = self.begin().await?;
             let mut registered = Vec::with_capacity(batch.len());
             for Waiting { registration, login, max_devices, now, .. } in batch {
-                let account = &registration.device.account;
-                let key = DeviceKey::from(&registration.device);
+                let account = &registration.subscription.account;
+                let key = SubscriptionKey::from(&registration.subscription);
                 leave(&mut transaction, account, &login.backend).await?;
                 if let Some(full) = self.shares.full(&mut transaction, &key, &login.backend).await?
                 {
@@ -130,24 +131,21 @@ impl Store {
         since: Timestamp,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
-        let key = DeviceKey::from(&registration.device);
+        let key = SubscriptionKey::from(&registration.subscription);
         let rows = self
             .read(Call::Registered, async {
-                let query = key
-                    .bind(
-                    "select d.account, d.token_given, d.subtopic, d.aps_account_id, d.version, \
+                let query = keyed("select d.account, d.token_given, d.subtopic, d.aps_account_id, d.version, \
                      d.topic, m.mailbox from device d \
                      join account a on a.name = d.account \
                      join device_mailbox m on m.account = d.account and m.token = d.token \
                      and m.subtopic = d.subtopic \
                      where d.account = $1 and d.token = $2 and d.subtopic = $3 \
                      and d.registered_at > $4 and d.registered_at <= $5 and d.outdated_since is null \
-                     and a.parked is null and a.backend = $6",
-                )
+                     and a.parked is null and a.backend = $6", &key)
                 .bind(since.0)
                 .bind(now.0)
                 .bind(backend.as_str());
-                self.rows(query, |row| Ok((device(row)?, row.try_get::<String, _>("mailbox")?)))
+                self.rows(query, |row| Ok((subscription(row)?, row.try_get::<String, _>("mailbox")?)))
                     .await
             })
             .await?;
@@ -155,33 +153,33 @@ impl Store {
         let Some((stored, _)) = rows.first() else { return Ok(false) };
         let mailboxes: BTreeSet<&str> = rows.iter().map(|(_, mailbox)| &**mailbox).collect();
         let wanted = registration.mailboxes.iter().map(|(mailbox, _)| mailbox.as_str());
-        let same = *stored == registration.device && mailboxes == wanted.collect();
+        let same = *stored == registration.subscription && mailboxes == wanted.collect();
         self.is_in_place()?;
         Ok(same)
     }
 
     /// Removes a registration, unless it is newer than `registered_not_after` (a device that
     /// registered since lives). `None` when there was nothing to remove.
-    pub async fn remove_device(
+    pub async fn remove_subscription(
         &self,
-        key: &DeviceKey,
+        key: &SubscriptionKey,
         registered_not_after: Option<Timestamp>,
     ) -> Result<Option<Removed>, StoreError> {
         self.write(Call::RemoveDevice, || async {
             let mut transaction = self.begin().await?;
             lock(&mut transaction, key.account.as_str()).await?;
-            let row = key
-                .bind(
-                    "delete from device where account = $1 and token = $2 and subtopic = $3 \
+            let row = keyed(
+                "delete from device where account = $1 and token = $2 and subtopic = $3 \
                      and registered_at <= $4 \
                      returning account, token_given, subtopic, aps_account_id, version, topic",
-                )
-                .bind(registered_not_after.map_or(i64::MAX, |time| time.0))
-                .fetch_optional_in(&mut transaction)
-                .await?;
+                key,
+            )
+            .bind(registered_not_after.map_or(i64::MAX, |time| time.0))
+            .fetch_optional_in(&mut transaction)
+            .await?;
             let Some(row) = row else { return Ok(None) };
             let account_left = sweep(&mut transaction, key.account.as_str()).await?;
-            let removed = Removed { device: device(&row)?, account_left };
+            let removed = Removed { subscription: subscription(&row)?, account_left };
             self.tell(&mut transaction, key.account.as_str(), false).await?;
             transaction.commit().await?;
             self.leaves_traces();
@@ -292,10 +290,10 @@ pub(super) async fn lock(work: &mut Work, account: &str) -> sqlx::Result<()> {
 
 /// Removes the registrations of the device for accounts whose names differ from this one in nothing but
 /// case; returns their names.
-async fn leave_spellings(work: &mut Work, key: &DeviceKey) -> sqlx::Result<BTreeSet<String>> {
+async fn leave_spellings(work: &mut Work, key: &SubscriptionKey) -> sqlx::Result<BTreeSet<String>> {
     let rows = sqlx::query("select account from device where token = $1 and subtopic = $2")
-        .bind(key.token.to_lowercase())
-        .bind(key.subtopic.as_str())
+        .bind(token(key))
+        .bind(&*key.app)
         .fetch_all_in(work)
         .await?;
     // Databases fold letters beyond ASCII in different ways, so it is not theirs to say.
@@ -307,8 +305,8 @@ async fn leave_spellings(work: &mut Work, key: &DeviceKey) -> sqlx::Result<BTree
         lock(work, name).await?;
         sqlx::query("delete from device where account = $1 and token = $2 and subtopic = $3")
             .bind(name.as_str())
-            .bind(key.token.to_lowercase())
-            .bind(key.subtopic.as_str())
+            .bind(token(key))
+            .bind(&*key.app)
             .execute_in(work)
             .await?;
     }
@@ -387,13 +385,16 @@ async fn upsert_account(
 /// With `outdated` the device stays outdated, or is so from then on.
 async fn upsert_device(
     work: &mut Work,
-    key: &DeviceKey,
+    key: &SubscriptionKey,
     registration: &Registration,
     outdated: Option<(Timestamp, Timestamp)>,
     (now, served): (Timestamp, Timestamp),
 ) -> sqlx::Result<()> {
-    let device = &registration.device;
-    key.bind(
+    let device = &registration.subscription;
+    let unfit = || sqlx::Error::Encode("options of another transport".into());
+    let ApnsOptions { account_id, version } =
+        ApnsOptions::from_json(&device.options).ok_or_else(unfit)?;
+    keyed(
         "insert into device (account, token, subtopic, token_given, aps_account_id, version, \
          topic, registered_at, outdated_since, outdated_at, heard_at) \
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
@@ -405,11 +406,12 @@ async fn upsert_device(
          else coalesce(device.outdated_at, excluded.outdated_at) end, \
          outdated_since = case when excluded.outdated_since is null then null \
          else coalesce(device.outdated_since, excluded.outdated_since) end",
+        key,
     )
-    .bind(device.token.as_given())
-    .bind(&device.account_id)
-    .bind(i64::from(device.version))
-    .bind(&device.topic)
+    .bind(device.endpoint.as_given())
+    .bind(&account_id)
+    .bind(i64::from(version))
+    .bind(&*device.route)
     .bind(now.0)
     .bind(outdated.map(|(since, _)| since.0))
     .bind(outdated.map(|(_, at)| at.0))
@@ -422,12 +424,13 @@ async fn upsert_device(
 /// The account got another password, and the device of `key` has registered with it.
 async fn outdate_others(
     work: &mut Work,
-    key: &DeviceKey,
+    key: &SubscriptionKey,
     (at, served): (Timestamp, Timestamp),
 ) -> sqlx::Result<()> {
-    key.bind(
+    keyed(
         "update device set outdated_since = $4, outdated_at = $5 where account = $1 \
          and not (token = $2 and subtopic = $3) and registered_at < $4 and outdated_since is null",
+        key,
     )
     .bind(at.0)
     .bind(served.0)
@@ -438,27 +441,28 @@ async fn outdate_others(
 
 async fn replace_mailboxes(
     work: &mut Work,
-    key: &DeviceKey,
+    key: &SubscriptionKey,
     registration: &Registration,
 ) -> sqlx::Result<()> {
     // A name that is given twice is one mailbox.
     let wanted: BTreeMap<&str, &Snapshot> =
         registration.mailboxes.iter().map(|(name, state)| (name.as_str(), state)).collect();
     let wanted: Vec<_> = wanted.into_iter().collect();
-    let kept = key
-        .bind(
-            "select mailbox from device_mailbox \
+    let kept = keyed(
+        "select mailbox from device_mailbox \
              where account = $1 and token = $2 and subtopic = $3",
-        )
-        .fetch_all_in(work)
-        .await?;
+        key,
+    )
+    .fetch_all_in(work)
+    .await?;
     for row in &kept {
         // One that cannot be read stays, and is left out wherever it is read.
         let Ok(mailbox) = row.try_get::<&str, _>("mailbox") else { continue };
         if wanted.binary_search_by_key(&mailbox, |(name, _)| name).is_err() {
-            key.bind(
+            keyed(
                 "delete from device_mailbox \
                  where account = $1 and token = $2 and subtopic = $3 and mailbox = $4",
+                key,
             )
             .bind(mailbox)
             .execute_in(work)
@@ -472,11 +476,8 @@ async fn replace_mailboxes(
             rows::values(1, 4, wanted.len())
         ));
         for (mailbox, _) in wanted {
-            query = query
-                .bind(key.account.as_str())
-                .bind(key.token.to_lowercase())
-                .bind(key.subtopic.as_str())
-                .bind(*mailbox);
+            query =
+                query.bind(key.account.as_str()).bind(token(key)).bind(&*key.app).bind(*mailbox);
         }
         query.execute_in(work).await?;
         let mut query = rows::query(format!(

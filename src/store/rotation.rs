@@ -165,9 +165,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::imap::registration::xapple::{DeviceToken, XAppleRegistration};
     use crate::model::{
-        Account, BackendId, Credentials, Device, DeviceToken, Mailbox, Registration, Snapshot,
-        Timestamp,
+        Account, BackendId, Credentials, Mailbox, Registration, Snapshot, Timestamp,
     };
     use crate::store::Registrant;
     use crate::store::Sealed;
@@ -184,17 +184,17 @@ mod tests {
     }
 
     async fn register(store: &Store, account: Account, text: String) {
-        let device = Device {
-            account,
+        let subscription = XAppleRegistration {
+            version: 2,
             account_id: "id".into(),
             token: DeviceToken::new(&"ab".repeat(32)).unwrap(),
             subtopic: "com.apple.mobilemail".into(),
-            version: 2,
-            topic: "topic".into(),
-        };
+            mailboxes: Vec::new(),
+        }
+        .subscription(account, "topic");
         let mailboxes = vec![(Mailbox::inbox(), Snapshot::default())];
         let sealed = Sealed { text, until: None };
-        let registration = Registration { device, mailboxes };
+        let registration = Registration { subscription, mailboxes };
         let backend = backend();
         let login = Registrant::new(&backend, Timestamp(1), Some(&sealed));
         store.register(&registration, login, 10, Timestamp(1)).await.unwrap();

@@ -4,10 +4,10 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use sqlx::Row;
 
-use super::DeviceKey;
 use super::registrations::lock;
+use super::token;
 use super::work::{Statement, Work};
-use crate::model::{Account, BackendId};
+use crate::model::{Account, BackendId, SubscriptionKey};
 
 /// Limits of the rows that are not those of one account; 0 is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,11 +79,11 @@ impl Shares {
     pub(super) async fn full(
         self,
         work: &mut Work,
-        key: &DeviceKey,
+        key: &SubscriptionKey,
         backend: &BackendId,
     ) -> sqlx::Result<Option<Full>> {
         let (account, domain) = (key.account.as_str(), domain(&key.account));
-        let (token, subtopic) = (key.token.to_lowercase(), key.subtopic.as_str());
+        let (token, subtopic) = (token(key), &*key.app);
         let (id, address) = (backend.as_str(), backend.address());
         let limits: [(u32, Full, &'static str, &[&str]); 4] = [
             (
@@ -129,7 +129,7 @@ impl Shares {
     pub(super) async fn make_room(
         self,
         work: &mut Work,
-        key: &DeviceKey,
+        key: &SubscriptionKey,
         max_devices: u32,
     ) -> sqlx::Result<(MadeRoom, BTreeSet<String>)> {
         // To a server that tells names by their case they are others, so each keeps its own as long
@@ -141,12 +141,12 @@ impl Shares {
              from device where token = $2 order by 4, 5, 1, 2, 3",
         )
         .bind(key.account.case_folded())
-        .bind(key.token.to_lowercase())
+        .bind(token(key))
         .fetch_all_in(work)
         .await?;
         // A row that cannot be read is not counted, and costs nobody else anything.
         let rows: Vec<_> = rows.iter().filter_map(|row| device_row(row).ok()).collect();
-        let (folded, token) = (key.account.case_folded(), key.token.to_lowercase());
+        let (folded, token) = (key.account.case_folded(), token(key));
         let of_account = |(account, ..): &&DeviceRow| account.to_lowercase() == folded;
         let devices = rows.iter().filter(of_account).cloned().collect();
         let too_many = excess(devices, max_devices, key, |(account, ..)| account.clone());
@@ -187,14 +187,14 @@ fn device_row(row: &sqlx::any::AnyRow) -> sqlx::Result<DeviceRow> {
 fn excess(
     rows: Vec<DeviceRow>,
     most: u32,
-    key: &DeviceKey,
+    key: &SubscriptionKey,
     group: impl Fn(&DeviceRow) -> String,
 ) -> Vec<DeviceRow> {
     let most = usize::try_from(most).unwrap_or(usize::MAX).max(1);
     if rows.len() <= most {
         return Vec::new();
     }
-    let kept = (key.account.as_str(), key.token.to_lowercase(), key.subtopic.as_str());
+    let kept = (key.account.as_str(), token(key), &*key.app);
     let mut left = rows.len();
     let mut groups: HashMap<String, (usize, VecDeque<DeviceRow>)> = HashMap::new();
     for row in rows {
@@ -224,13 +224,14 @@ fn excess(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::DeviceToken;
+    use crate::model::{PushEndpoint, TransportId};
 
-    fn key(account: &str) -> DeviceKey {
-        DeviceKey {
+    fn key(account: &str) -> SubscriptionKey {
+        SubscriptionKey {
             account: Account::from_login(account),
-            token: DeviceToken::new(&"ab".repeat(32)).unwrap(),
-            subtopic: "s".into(),
+            transport: TransportId::new("apns"),
+            endpoint: PushEndpoint::new(&"ab".repeat(32), &"ab".repeat(32)),
+            app: "s".into(),
         }
     }
 

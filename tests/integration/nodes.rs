@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mailchime::model::{Account, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp};
+use mailchime::imap::registration::xapple::{DeviceToken, XAppleRegistration};
+use mailchime::model::{Account, Mailbox, Registration, Snapshot, Timestamp};
 use mailchime::nodes::{Division, Membership, Neighbours};
 use mailchime::store::{News, Store};
 use tempfile::TempDir;
@@ -149,16 +150,16 @@ async fn a_change_by_another_session_is_announced() {
         let users: BTreeSet<_> =
             (0..300).map(|number| Account::from_login(&format!("user{number}"))).collect();
         for (number, account) in users.iter().enumerate() {
-            let device = Device {
-                account: account.clone(),
+            let device = XAppleRegistration {
+                version: 2,
                 account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
                 token: DeviceToken::new(&format!("{number:064x}")).unwrap(),
                 subtopic: "com.apple.mobilemail".into(),
-                version: 2,
-                topic: "com.apple.mail.XServer.1".into(),
-            };
+                mailboxes: Vec::new(),
+            }
+            .subscription(account.clone(), "com.apple.mail.XServer.1");
             let mailboxes = vec![(Mailbox::new("INBOX"), Snapshot::default())];
-            let registration = Registration { device, mailboxes };
+            let registration = Registration { subscription: device, mailboxes };
             register(&other, &registration, Timestamp::now()).await;
         }
         let mut told = BTreeSet::new();

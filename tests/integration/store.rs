@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mailchime::imap::registration::xapple::{ApnsOptions, DeviceToken, XAppleRegistration};
 use mailchime::metrics::Metrics;
 use mailchime::model::{
-    Account, BackendId, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp,
+    Account, BackendId, Mailbox, Registration, Snapshot, Subscription, SubscriptionKey, Timestamp,
 };
 use mailchime::store::{
-    DeviceKey, LiveAccount, News, Node, Registrant, Sealed, Settlement, Store, StoreError, Target,
+    LiveAccount, News, Node, Registrant, Sealed, Settlement, Store, StoreError, Target,
 };
 use prometheus_client::registry::Registry;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -92,19 +93,23 @@ fn token(digit: char) -> DeviceToken {
     DeviceToken::new(&digit.to_string().repeat(64)).unwrap()
 }
 
-fn device(account: &Account, digit: char) -> Device {
-    Device {
-        account: account.clone(),
+fn device(account: &Account, digit: char) -> Subscription {
+    XAppleRegistration {
+        version: 2,
         account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
         token: token(digit),
         subtopic: "com.apple.mobilemail".into(),
-        version: 2,
-        topic: "com.apple.mail.XServer.1".into(),
+        mailboxes: Vec::new(),
     }
+    .subscription(account.clone(), "com.apple.mail.XServer.1")
 }
 
-fn key(account: &Account, digit: char) -> DeviceKey {
-    DeviceKey::from(&device(account, digit))
+fn options(account_id: &str, version: u8) -> Arc<str> {
+    ApnsOptions { account_id: account_id.into(), version }.to_json().into()
+}
+
+fn key(account: &Account, digit: char) -> SubscriptionKey {
+    SubscriptionKey::from(&device(account, digit))
 }
 
 fn state(uid_next: u64) -> Snapshot {
@@ -117,19 +122,28 @@ fn state(uid_next: u64) -> Snapshot {
     }
 }
 
-fn registration(device: Device, mailboxes: &[&str], uid_next: u64) -> Registration {
+fn registration(device: Subscription, mailboxes: &[&str], uid_next: u64) -> Registration {
     let mailboxes = mailboxes.iter().map(|name| (Mailbox::new(name), state(uid_next))).collect();
-    Registration { device, mailboxes }
+    Registration { subscription: device, mailboxes }
 }
 
-async fn register(store: &Store, device: Device, mailboxes: &[&str], uid_next: u64, now: i64) {
+async fn register(
+    store: &Store,
+    device: Subscription,
+    mailboxes: &[&str],
+    uid_next: u64,
+    now: i64,
+) {
     let registration = registration(device, mailboxes, uid_next);
     store.register(&registration, by(&imap(), None), 10, Timestamp(now)).await.unwrap();
 }
 
-async fn owe(store: &Store, device: DeviceKey, mailbox: &str) {
+async fn owe(store: &Store, device: SubscriptionKey, mailbox: &str) {
     let mailbox = Mailbox::new(mailbox);
-    store.settle(&[Settlement::Owed { device, mailbox, since: Timestamp(50) }]).await.unwrap();
+    store
+        .settle(&[Settlement::Owed { subscription: device, mailbox, since: Timestamp(50) }])
+        .await
+        .unwrap();
 }
 
 /// The mailboxes of an account's only device, an owed one with a `!`.
@@ -243,7 +257,7 @@ async fn a_registration_comes_back_as_it_was_given(store: Store) {
     store.ping().await.unwrap();
     register(&store, device(&alice(), 'a'), &["INBOX", "Entwürfe/\"日本\""], 5, 100).await;
     let target = only_target(&store, &alice()).await;
-    assert_eq!(target.device, device(&alice(), 'a'));
+    assert_eq!(target.subscription, device(&alice(), 'a'));
     assert_eq!(target.registered_at, Timestamp(100));
     assert_eq!(target.pushed_at, None);
     assert_eq!(mailboxes(&target), ["Entwürfe/\"日本\"", "INBOX"]);
@@ -258,19 +272,24 @@ async fn a_token_in_other_case_is_the_same_device(store: Store) {
     register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
     register(&store, device(&alice(), 'A'), &["INBOX"], 5, 200).await;
     let target = only_target(&store, &alice()).await;
-    assert_eq!(target.device.token.as_given(), token('A').as_given(), "kept as given last");
-    assert!(store.remove_device(&key(&alice(), 'a'), None).await.unwrap().is_some());
+    assert_eq!(
+        target.subscription.endpoint.as_given(),
+        token('A').as_given(),
+        "kept as given last"
+    );
+    assert!(store.remove_subscription(&key(&alice(), 'a'), None).await.unwrap().is_some());
     assert!(store.targets(&alice(), EVER).await.unwrap().is_empty());
 }
 
 async fn one_token_with_another_subtopic_or_account_is_another_device(store: Store) {
     register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
-    let other = Device { subtopic: "com.example.mail".into(), ..device(&alice(), 'a') };
+    let other = Subscription { app: "com.example.mail".into(), ..device(&alice(), 'a') };
     register(&store, other.clone(), &["Sent"], 5, 100).await;
     register(&store, device(&bob(), 'a'), &["INBOX"], 5, 100).await;
     assert_eq!(store.targets(&alice(), EVER).await.unwrap().len(), 2);
-    let removed = store.remove_device(&DeviceKey::from(&other), None).await.unwrap().unwrap();
-    assert_eq!((removed.device, removed.account_left), (other, true));
+    let removed =
+        store.remove_subscription(&SubscriptionKey::from(&other), None).await.unwrap().unwrap();
+    assert_eq!((removed.subscription, removed.account_left), (other, true));
     assert_eq!(mailboxes(&only_target(&store, &alice()).await), ["INBOX"]);
     assert_eq!(mailboxes(&only_target(&store, &bob()).await), ["INBOX"]);
 }
@@ -280,25 +299,27 @@ async fn two_devices_may_have_one_account_id(store: Store) {
     register(&store, device(&alice(), 'b'), &["INBOX"], 5, 100).await;
     let targets = store.targets(&alice(), EVER).await.unwrap();
     assert_eq!(targets.len(), 2);
-    assert_eq!(targets[0].device.account_id, targets[1].device.account_id);
-    store.remove_device(&key(&alice(), 'a'), None).await.unwrap();
-    assert_eq!(only_target(&store, &alice()).await.device, device(&alice(), 'b'));
+    assert_eq!(targets[0].subscription.options, targets[1].subscription.options);
+    store.remove_subscription(&key(&alice(), 'a'), None).await.unwrap();
+    assert_eq!(only_target(&store, &alice()).await.subscription, device(&alice(), 'b'));
 }
 
 async fn a_new_registration_replaces_the_old_one(store: Store) {
     register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
-    let pushed =
-        Settlement::Accepted { device: key(&alice(), 'a'), mailboxes: vec![], at: Timestamp(150) };
+    let pushed = Settlement::Accepted {
+        subscription: key(&alice(), 'a'),
+        mailboxes: vec![],
+        at: Timestamp(150),
+    };
     store.settle(&[pushed]).await.unwrap();
-    let newer = Device {
-        account_id: "another".into(),
-        version: 1,
-        topic: "com.apple.mail.XServer.2".into(),
+    let newer = Subscription {
+        options: options("another", 1),
+        route: "com.apple.mail.XServer.2".into(),
         ..device(&alice(), 'a')
     };
     register(&store, newer.clone(), &["INBOX"], 5, 200).await;
     let target = only_target(&store, &alice()).await;
-    assert_eq!(target.device, newer);
+    assert_eq!(target.subscription, newer);
     assert_eq!(target.registered_at, Timestamp(200));
     assert_eq!(target.pushed_at, Some(Timestamp(150)));
     assert_eq!(mailboxes(&target), ["INBOX"]);
@@ -308,7 +329,7 @@ async fn owed_marks_outlive_a_registration(store: Store) {
     register(&store, device(&alice(), 'a'), &["INBOX", "Sent", "Notes"], 5, 100).await;
     owe(&store, key(&alice(), 'a'), "INBOX").await;
     owe(&store, key(&alice(), 'a'), "Sent").await;
-    let renamed = Device { account_id: "another".into(), ..device(&alice(), 'A') };
+    let renamed = Subscription { options: options("another", 2), ..device(&alice(), 'A') };
     register(&store, renamed, &["INBOX", "Notes", "Drafts"], 5, 200).await;
     assert_eq!(mailboxes(&only_target(&store, &alice()).await), ["Drafts", "INBOX!", "Notes"]);
     assert_eq!(store.owed_accounts().await.unwrap(), [alice()]);
@@ -337,7 +358,7 @@ async fn a_mailbox_that_comes_back_begins_anew(store: Store) {
     register(&store, device(&alice(), 'a'), &["INBOX"], 9, 500).await;
     assert_eq!(told(&store, &alice(), "Sent").await, Some(state(7)));
     // Gone with the device.
-    store.remove_device(&key(&alice(), 'b'), None).await.unwrap();
+    store.remove_subscription(&key(&alice(), 'b'), None).await.unwrap();
     register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 10, 600).await;
     assert_eq!(told(&store, &alice(), "Sent").await, Some(state(10)));
 }
@@ -349,7 +370,10 @@ async fn only_the_newest_devices_remain(store: Store) {
     let third = registration(device(&alice(), 'c'), &["INBOX"], 5);
     store.register(&third, by(&imap(), None), 2, Timestamp(300)).await.unwrap();
     let left = |targets: Vec<Target>| -> Vec<String> {
-        targets.iter().map(|target| target.device.token.as_given()[..1].to_owned()).collect()
+        targets
+            .iter()
+            .map(|target| target.subscription.endpoint.as_given()[..1].to_owned())
+            .collect()
     };
     assert_eq!(left(store.targets(&alice(), EVER).await.unwrap()), ["a", "c"]);
     assert_eq!(left(store.targets(&bob(), EVER).await.unwrap()), ["d"]);
@@ -362,7 +386,7 @@ async fn the_device_that_registers_remains_whatever_the_clock_says(store: Store)
     register(&store, device(&alice(), 'a'), &["INBOX"], 5, 1000).await;
     let late = registration(device(&alice(), 'b'), &["INBOX"], 5);
     store.register(&late, by(&imap(), None), 1, Timestamp(10)).await.unwrap();
-    assert_eq!(only_target(&store, &alice()).await.device, late.device);
+    assert_eq!(only_target(&store, &alice()).await.subscription, late.subscription);
 }
 
 fn sealed(text: &str) -> Sealed {
@@ -445,10 +469,12 @@ async fn a_node_that_joins_and_leaves_at_once_is_not_lost(store: Store) {
             for round in 0..20 {
                 register(&store, device(&alice(), digit), &["INBOX", "Sent"], 5, round).await;
                 let targets = store.targets(&alice(), EVER).await.unwrap();
-                let own = targets.iter().find(|target| target.device.token == token(digit));
+                let own = targets
+                    .iter()
+                    .find(|target| target.subscription.endpoint == token(digit).endpoint());
                 assert_eq!(own.expect("it was told OK").mailboxes.len(), 2, "round {round}");
                 assert_eq!(told(&store, &alice(), "Sent").await, Some(state(5)));
-                let removed = store.remove_device(&key(&alice(), digit), None).await.unwrap();
+                let removed = store.remove_subscription(&key(&alice(), digit), None).await.unwrap();
                 assert!(removed.is_some(), "round {round}");
             }
         });
@@ -486,7 +512,7 @@ async fn a_batch_of_any_size_is_written(store: Store) {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     register(&store, device(&alice(), 'a'), &names, 5, 100).await;
     let owed = |name: &&str| Settlement::Owed {
-        device: key(&alice(), 'a'),
+        subscription: key(&alice(), 'a'),
         mailbox: Mailbox::new(name),
         since: Timestamp(1),
     };
@@ -522,7 +548,7 @@ async fn only_live_devices_count(store: Store) {
     assert_eq!(watched, [(Mailbox::inbox(), state(5))]);
     let targets = store.targets(&alice(), Timestamp(200)).await.unwrap();
     assert_eq!(targets.len(), 1);
-    assert_eq!(targets[0].device, device(&alice(), 'b'));
+    assert_eq!(targets[0].subscription, device(&alice(), 'b'));
 }
 
 async fn all_devices_come_in_pages_of_accounts(store: Store) {
@@ -533,11 +559,11 @@ async fn all_devices_come_in_pages_of_accounts(store: Store) {
     owe(&store, key(&bob(), 'a'), "Notes").await;
     let mut seen = Vec::new();
     let mut after = None;
-    while let Some((last, page)) = store.devices(after.as_ref(), 2).await.unwrap() {
+    while let Some((last, page)) = store.subscriptions(after.as_ref(), 2).await.unwrap() {
         after = Some(last);
         let shown = |target: &Target| {
-            let device = &target.device;
-            format!("{} {} {}", device.account, device.token, mailboxes(target).join(" "))
+            let device = &target.subscription;
+            format!("{} {} {}", device.account, device.endpoint, mailboxes(target).join(" "))
         };
         seen.push(page.iter().map(shown).collect::<Vec<_>>());
     }
@@ -578,13 +604,21 @@ async fn settlements_move_what_they_name(store: Store) {
     store.settle(&[]).await.unwrap();
     store
         .settle(&[
-            Settlement::Owed { device: of('a'), mailbox: Mailbox::inbox(), since: Timestamp(110) },
             Settlement::Owed {
-                device: of('a'),
+                subscription: of('a'),
+                mailbox: Mailbox::inbox(),
+                since: Timestamp(110),
+            },
+            Settlement::Owed {
+                subscription: of('a'),
                 mailbox: Mailbox::new("Sent"),
                 since: Timestamp(110),
             },
-            Settlement::Owed { device: of('b'), mailbox: Mailbox::inbox(), since: Timestamp(110) },
+            Settlement::Owed {
+                subscription: of('b'),
+                mailbox: Mailbox::inbox(),
+                since: Timestamp(110),
+            },
             Settlement::Told { account: alice(), mailbox: Mailbox::inbox(), snapshot: state(6) },
         ])
         .await
@@ -598,7 +632,7 @@ async fn settlements_move_what_they_name(store: Store) {
     assert_eq!(store.owed_accounts().await.unwrap(), [alice()]);
 
     let accepted = Settlement::Accepted {
-        device: key(&alice(), 'A'),
+        subscription: key(&alice(), 'A'),
         mailboxes: vec![Mailbox::inbox(), Mailbox::new("Notes")],
         at: Timestamp(120),
     };
@@ -610,8 +644,11 @@ async fn settlements_move_what_they_name(store: Store) {
     assert_eq!(targets[1].pushed_at, None);
 
     // In the order given: a mark after the push it outlives stays.
-    let again =
-        Settlement::Owed { device: of('a'), mailbox: Mailbox::inbox(), since: Timestamp(115) };
+    let again = Settlement::Owed {
+        subscription: of('a'),
+        mailbox: Mailbox::inbox(),
+        since: Timestamp(115),
+    };
     store.settle(&[again.clone(), accepted.clone()]).await.unwrap();
     assert_eq!(mailboxes(&store.targets(&alice(), EVER).await.unwrap()[0])[0], "INBOX");
     store.settle(&[accepted, again]).await.unwrap();
@@ -630,12 +667,12 @@ async fn settlements_for_what_is_gone_do_nothing(store: Store) {
                 snapshot: state(9),
             },
             Settlement::Owed {
-                device: key(&alice(), 'a'),
+                subscription: key(&alice(), 'a'),
                 mailbox: Mailbox::new("Sent"),
                 since: Timestamp(1),
             },
             Settlement::Accepted {
-                device: key(&alice(), 'b'),
+                subscription: key(&alice(), 'b'),
                 mailboxes: vec![Mailbox::inbox()],
                 at: Timestamp(1),
             },
@@ -657,7 +694,7 @@ async fn numbers_beyond_a_signed_column_come_back(store: Store) {
         highest_mod_seq: None,
     };
     let mailboxes = vec![(Mailbox::inbox(), extreme)];
-    let registration = Registration { device: device(&alice(), 'a'), mailboxes };
+    let registration = Registration { subscription: device(&alice(), 'a'), mailboxes };
     store.register(&registration, by(&imap(), None), 10, EVER).await.unwrap();
     assert_eq!(told(&store, &alice(), "INBOX").await, Some(extreme));
     let nothing = Snapshot::default();
@@ -670,11 +707,11 @@ async fn numbers_beyond_a_signed_column_come_back(store: Store) {
 async fn a_device_that_registered_since_is_not_removed(store: Store) {
     register(&store, device(&alice(), 'a'), &["INBOX"], 5, 200).await;
     let phone = key(&alice(), 'a');
-    assert_eq!(store.remove_device(&phone, Some(Timestamp(199))).await.unwrap(), None);
+    assert_eq!(store.remove_subscription(&phone, Some(Timestamp(199))).await.unwrap(), None);
     assert_eq!(store.targets(&alice(), EVER).await.unwrap().len(), 1);
-    let removed = store.remove_device(&phone, Some(Timestamp(200))).await.unwrap().unwrap();
-    assert_eq!(removed.device, device(&alice(), 'a'));
-    assert_eq!(store.remove_device(&phone, None).await.unwrap(), None);
+    let removed = store.remove_subscription(&phone, Some(Timestamp(200))).await.unwrap().unwrap();
+    assert_eq!(removed.subscription, device(&alice(), 'a'));
+    assert_eq!(store.remove_subscription(&phone, None).await.unwrap(), None);
 }
 
 async fn an_account_goes_with_its_last_device(store: Store) {
@@ -683,11 +720,11 @@ async fn an_account_goes_with_its_last_device(store: Store) {
     register(&store, device(&alice(), 'b'), &["INBOX"], 5, 100).await;
     owe(&store, key(&alice(), 'b'), "INBOX").await;
 
-    let removed = store.remove_device(&key(&alice(), 'a'), None).await.unwrap().unwrap();
+    let removed = store.remove_subscription(&key(&alice(), 'a'), None).await.unwrap().unwrap();
     assert!(removed.account_left);
     assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed"));
 
-    let removed = store.remove_device(&key(&alice(), 'b'), None).await.unwrap().unwrap();
+    let removed = store.remove_subscription(&key(&alice(), 'b'), None).await.unwrap().unwrap();
     assert!(!removed.account_left);
     assert_eq!(store.credentials(&alice(), &imap()).await.unwrap(), None);
     assert_eq!(store.accounts(EVER).await.unwrap(), []);
@@ -706,7 +743,7 @@ async fn expiry_takes_old_devices_alone(store: Store) {
     assert_eq!(store.expire(Timestamp(100)).await.unwrap(), []);
     assert_eq!(store.expire(Timestamp(200)).await.unwrap(), [bob()]);
     assert_eq!(store.credentials(&bob(), &imap()).await.unwrap(), None);
-    assert_eq!(only_target(&store, &alice()).await.device, device(&alice(), 'b'));
+    assert_eq!(only_target(&store, &alice()).await.subscription, device(&alice(), 'b'));
     assert_eq!(told(&store, &alice(), "Sent").await, None);
     assert_eq!(store.accounts(EVER).await.unwrap().len(), 1);
 }
@@ -718,7 +755,7 @@ async fn an_account_can_be_removed(store: Store) {
     assert!(!store.remove_account(&alice()).await.unwrap());
     assert!(store.targets(&alice(), EVER).await.unwrap().is_empty());
     assert!(store.watched(&alice(), &imap(), EVER).await.unwrap().is_empty());
-    assert_eq!(only_target(&store, &bob()).await.device, device(&bob(), 'a'));
+    assert_eq!(only_target(&store, &bob()).await.subscription, device(&bob(), 'a'));
 }
 
 async fn calls_run_side_by_side(store: Store) {

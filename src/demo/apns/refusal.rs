@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hyper::Method;
 use serde_json::Value;
 
-use crate::model::DeviceToken;
+use crate::imap::registration::xapple::DeviceToken;
 
 /// Apple's limit for everything but VoIP.
 pub(super) const PAYLOAD: usize = 4096;

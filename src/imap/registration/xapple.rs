@@ -1,6 +1,8 @@
 //! XAPPLEPUSHSERVICE: its arguments (nom) and its answer (PROTOCOL.md section 1).
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use nom::branch::alt;
 use nom::character::complete::space1;
@@ -8,11 +10,31 @@ use nom::combinator::map;
 use nom::multi::many0;
 use nom::sequence::{preceded, separated_pair};
 use nom::{IResult, Parser};
+use serde::{Deserialize, Serialize};
 
 use crate::imap::args::{Bytes, astring, astring_list, quote, whole};
 use crate::imap::login::has_code;
 use crate::imap::refusal::Refusal;
-use crate::model::DeviceToken;
+use crate::model::{Account, PushEndpoint, Subscription, TransportId};
+
+/// The transport by which devices that register so are notified.
+pub const TRANSPORT: &str = "apns";
+
+/// A device as the push service names it: hex digits, kept as given, compared without case.
+///
+/// `Display` and `Debug` show the first 8 digits only, so a token cannot reach a log in full.
+#[derive(Clone)]
+pub struct DeviceToken(Arc<str>);
+
+/// What the transport has to know of a device beyond its token, its mail client and its topic: the
+/// [`options`](Subscription::options) of its subscription.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApnsOptions {
+    /// `aps-account-id`: the device's own name for this mail account.
+    pub account_id: String,
+    /// `aps-version` that was answered: with 1 only INBOX is pushed and no mailbox is named.
+    pub version: u8,
+}
 
 /// What a device asks for. Mailbox names are as they came on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +66,94 @@ const MAILBOXES: &str = "mailboxes";
 enum ArgumentValue<'a> {
     One(Bytes<'a>),
     List(Vec<Bytes<'a>>),
+}
+
+// === impl DeviceToken ===
+
+impl DeviceToken {
+    /// `None` unless `hex` is an even number of 64 to 200 hex digits.
+    pub fn new(hex: &str) -> Option<Self> {
+        let valid = (64..=200).contains(&hex.len())
+            && hex.len().is_multiple_of(2)
+            && hex.bytes().all(|b| b.is_ascii_hexdigit());
+        valid.then(|| Self(hex.into()))
+    }
+
+    /// As the device gave it.
+    pub fn as_given(&self) -> &str {
+        &self.0
+    }
+
+    /// The form that identifies the device.
+    pub fn to_lowercase(&self) -> String {
+        self.0.to_ascii_lowercase()
+    }
+
+    /// As the endpoint of a subscription.
+    pub fn endpoint(&self) -> PushEndpoint {
+        PushEndpoint::new(&self.0, &self.to_lowercase())
+    }
+}
+
+impl PartialEq for DeviceToken {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.eq_ignore_ascii_case(&other.0)
+    }
+}
+
+impl Eq for DeviceToken {}
+
+impl Hash for DeviceToken {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.len().hash(state);
+        for byte in self.0.bytes() {
+            state.write_u8(byte.to_ascii_lowercase());
+        }
+    }
+}
+
+impl fmt::Display for DeviceToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}…", &self.0[..8])
+    }
+}
+
+impl fmt::Debug for DeviceToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+// === impl ApnsOptions ===
+
+impl ApnsOptions {
+    /// As a subscription has them: a JSON object.
+    pub fn to_json(&self) -> String {
+        // Nothing but a key that is no text could fail.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Those of a subscription; `None` if they are not ones of this transport.
+    pub fn from_json(json: &str) -> Option<Self> {
+        serde_json::from_str(json).ok()
+    }
+}
+
+// === impl XAppleRegistration ===
+
+impl XAppleRegistration {
+    /// The subscription of the device for this account, whose pushes are answered for by `topic`.
+    pub fn subscription(self, account: Account, topic: &str) -> Subscription {
+        let Self { version, account_id, token, subtopic, .. } = self;
+        Subscription {
+            account,
+            transport: TransportId::new(TRANSPORT),
+            endpoint: token.endpoint(),
+            app: subtopic.into(),
+            route: topic.into(),
+            options: ApnsOptions { account_id, version }.to_json().into(),
+        }
+    }
 }
 
 /// Parses the arguments of a whole command: from the space behind the verb to the line end.
@@ -166,6 +276,34 @@ mod tests {
     /// `<T>` and `<I>` stand for a token and an account id.
     fn parsed(arguments: &str) -> Result<XAppleRegistration, MalformedRegistration> {
         parse(arguments.replace("<T>", TOKEN).replace("<I>", ID).as_bytes())
+    }
+
+    #[test]
+    fn tokens_compare_without_case_and_show_eight_digits() {
+        let mixed = format!("AB{TOKEN}");
+        let token = DeviceToken::new(&mixed).unwrap();
+        let lower = DeviceToken::new(&mixed.to_lowercase()).unwrap();
+        assert_eq!((&token, token.endpoint()), (&lower, lower.endpoint()));
+        assert_eq!(token.endpoint().as_given(), mixed);
+        assert_eq!(format!("{token} {token:?}"), "AB001122… AB001122…");
+        let odd = &TOKEN[1..];
+        for bad in ["", "ab", odd, &TOKEN.replace('1', "g"), &"a".repeat(202)] {
+            assert!(DeviceToken::new(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_only_this_transport_has_is_in_the_options() {
+        let request = parsed(
+            " aps-version 1 aps-account-id \"a\\\"b\" aps-device-token <T> aps-subtopic x\r\n",
+        );
+        let subscription = request.unwrap().subscription(Account::from_login("alice"), "topic");
+        assert_eq!(&*subscription.options, r#"{"account_id":"a\"b","version":1}"#);
+        let options = ApnsOptions { account_id: "a\"b".into(), version: 1 };
+        assert_eq!(ApnsOptions::from_json(&subscription.options), Some(options));
+        assert_eq!(ApnsOptions::from_json("{}"), None);
+        let shown = format!("{} {}", subscription.app, subscription.route);
+        assert_eq!((&*shown, subscription.transport.as_str()), ("x topic", TRANSPORT));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::imap::peek::{Status, Verb};
 use crate::imap::registration::xapple::{self, XAppleRegistration};
 use crate::imap::session::{Action, Output, RegistrationResult, Step};
 use crate::imap::status::mailbox_status;
-use crate::model::{Device, Mailbox, Registration, Snapshot};
+use crate::model::{Mailbox, Registration, Snapshot};
 
 /// Most STATUS responses that are looked at for one question, and most bytes of them but for the last.
 const MOST_STATUSES: usize = 64;
@@ -403,14 +403,7 @@ impl Relay {
         };
         let request = check.request;
         let version = request.version;
-        let device = Device {
-            account,
-            account_id: request.account_id,
-            token: request.token,
-            subtopic: request.subtopic,
-            version,
-            topic,
-        };
+        let subscription = request.subscription(account, &topic);
         let mut names = Vec::new();
         let mut mailboxes = Vec::new();
         for (name, mailbox, snapshot) in check.found {
@@ -418,7 +411,7 @@ impl Relay {
             mailboxes.push((mailbox, snapshot));
         }
         intercepted.stage = InterceptStage::Store(RegistrationReply { version, names });
-        out.actions.push_back(Action::Register(Registration { device, mailboxes }));
+        out.actions.push_back(Action::Register(Registration { subscription, mailboxes }));
         // It waits for those before it.
         if !self.detached.is_empty() {
             self.detach_registration();

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use tracing::debug;
 
+use super::super::transport::apns::payload::hears_of_inbox_alone;
 use super::device::{DeviceState, LastDelivery, SendSlot, WORD};
 use super::{Delivery, Rules};
-use crate::model::{BackendId, Change, ChangeKind, Mailbox, Snapshot, Timestamp};
-use crate::store::{DeviceKey, Target};
+use crate::model::{BackendId, Change, ChangeKind, Mailbox, Snapshot, SubscriptionKey, Timestamp};
+use crate::store::Target;
 
 /// How long the state of an announced change is waited for. Where it never comes the row stays as
 /// it is, and the next look at the mailbox finds the difference.
@@ -198,7 +199,7 @@ impl AccountState {
             self.read = ReadState::Wanted { at: now, failures: 0 };
         }
         for device in &mut self.devices {
-            match targets.iter().find(|target| device.is(&target.device)) {
+            match targets.iter().find(|target| device.is(&target.subscription)) {
                 Some(target) => device.refresh(target, now),
                 None => device.depart(),
             }
@@ -227,9 +228,10 @@ impl AccountState {
         now: Instant,
     ) {
         // With version 1 a device is told of INBOX alone.
-        let told_of = |mailbox: &Mailbox| target.device.version > 1 || mailbox.is_inbox();
+        let of_inbox_alone = hears_of_inbox_alone(&target.subscription);
+        let told_of = |mailbox: &Mailbox| !of_inbox_alone || mailbox.is_inbox();
         let mailboxes = || target.mailboxes.iter().filter(|(mailbox, _)| told_of(mailbox));
-        let known = self.devices.iter().position(|device| device.is(&target.device));
+        let known = self.devices.iter().position(|device| device.is(&target.subscription));
         let index = known.unwrap_or_else(|| {
             self.devices.push(DeviceState::new(target, now));
             self.devices.len() - 1
@@ -275,7 +277,7 @@ impl AccountState {
                 device.stale && matches!(self.read, ReadState::Wanted { failures: 0, .. });
             let Some(turn) = device.turn.take_if(|_| !reads_on) else { continue };
             let sends =
-                !device.stale && !device.is_suspended() && device.device.topic == *turn.topic;
+                !device.stale && !device.is_suspended() && device.device.route == turn.topic;
             match sends.then(|| device.send(turn.pass, now)).flatten() {
                 Some(push) => pushes.push(push),
                 None => left.push(turn),
@@ -288,7 +290,7 @@ impl AccountState {
     /// The devices that are left alone for their tokens and registered before `before`, which is a time
     /// of service; they are not
     /// known after this. With each comes when it registered.
-    pub(super) fn take_dead(&mut self, before: Timestamp) -> Vec<(DeviceKey, Timestamp)> {
+    pub(super) fn take_dead(&mut self, before: Timestamp) -> Vec<(SubscriptionKey, Timestamp)> {
         let dead = |device: &mut DeviceState| {
             device.is_suspended()
                 && device.heard_at < before
@@ -299,22 +301,18 @@ impl AccountState {
         dead.map(|device| (device.key(), device.registered_at)).collect()
     }
 
-    pub(super) fn device(&mut self, key: &DeviceKey) -> Option<&mut DeviceState> {
-        self.devices
-            .iter_mut()
-            .find(|state| state.device.token == key.token && state.device.subtopic == key.subtopic)
+    pub(super) fn device(&mut self, key: &SubscriptionKey) -> Option<&mut DeviceState> {
+        self.devices.iter_mut().find(|state| state.device.is(key))
     }
 
-    pub(super) fn remove(&mut self, key: &DeviceKey) {
-        self.devices.retain(|state| {
-            state.device.token != key.token || state.device.subtopic != key.subtopic
-        });
+    pub(super) fn remove(&mut self, key: &SubscriptionKey) {
+        self.devices.retain(|state| !state.device.is(key));
     }
 
     /// Of the devices of this topic the one that may be pushed soonest, and when.
     pub(super) fn next_push(&self, topic: &str, rules: &Rules) -> Option<(usize, Instant)> {
         let due = |(index, device): (usize, &DeviceState)| Some((index, device.due(rules)?));
-        let mine = |(_, device): &(usize, &DeviceState)| device.device.topic == topic;
+        let mine = |(_, device): &(usize, &DeviceState)| *device.device.route == *topic;
         let devices = self.devices.iter().enumerate().filter(mine);
         devices.filter_map(due).min_by_key(|(_, at)| *at)
     }

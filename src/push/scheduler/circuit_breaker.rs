@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::model::{Account, DeviceToken};
+use crate::model::{Account, PushEndpoint};
 use crate::net::backoff::Backoff;
 
 /// Domains and accounts of each that are looked at to tell a dead token from a wrong environment, the
@@ -29,7 +29,7 @@ pub(super) struct CircuitBreaker {
     shut_until: Option<Instant>,
     trying: bool,
     /// Whether the last push to each device failed.
-    devices: Votes<DeviceToken, ()>,
+    devices: Votes<PushEndpoint, ()>,
 }
 
 /// Whose a failure may be.
@@ -38,7 +38,7 @@ pub(super) enum FailureScope<'a> {
     /// Nothing can be sent to anybody.
     Route,
     /// A push to this device failed, perhaps as those to all others would.
-    One(&'a DeviceToken),
+    One(&'a PushEndpoint),
 }
 
 /// How a push came through the breaker; its outcome is told with it.
@@ -68,7 +68,7 @@ pub(super) struct BadEndpoints {
     pub(super) say: bool,
 }
 
-type AccountVotes = Votes<Account, Votes<DeviceToken, ()>>;
+type AccountVotes = Votes<Account, Votes<PushEndpoint, ()>>;
 
 /// The last votes, the newest at the back, each with whether it is "bad".
 struct Votes<K, V> {
@@ -89,7 +89,7 @@ impl CircuitBreaker {
     }
 
     /// APNs answered a push to this device, and takes pushes. Returns whether the breaker was shut.
-    pub(super) fn answered(&mut self, pass: BreakerPass, device: &DeviceToken) -> bool {
+    pub(super) fn answered(&mut self, pass: BreakerPass, device: &PushEndpoint) -> bool {
         let was_shut = self.shut_until.is_some();
         match pass {
             BreakerPass::Try => *self = Self::default(),
@@ -158,7 +158,7 @@ impl BadEndpointMonitor {
     pub(super) fn answered(
         &mut self,
         account: &Account,
-        token: &DeviceToken,
+        token: &PushEndpoint,
         bad: bool,
         now: Instant,
     ) -> BadEndpoints {
@@ -173,7 +173,7 @@ impl BadEndpointMonitor {
     }
 
     /// Returns whether the token was bad before, if that is remembered.
-    fn vote(&mut self, account: &Account, token: &DeviceToken, bad: bool) -> Option<bool> {
+    fn vote(&mut self, account: &Account, token: &PushEndpoint, bad: bool) -> Option<bool> {
         self.domains.vote(account.domain().map(Into::into), DOMAINS, |accounts| {
             let before = accounts.vote(account.clone(), ACCOUNTS, |tokens| {
                 let before = tokens.of(token);
@@ -299,8 +299,9 @@ mod tests {
         assert_eq!(shut_by(&mut breaker, 0..100), Some(DEVICES / 2));
     }
 
-    fn token(n: usize) -> DeviceToken {
-        DeviceToken::new(&format!("{n:064x}")).unwrap()
+    fn token(n: usize) -> PushEndpoint {
+        let token = format!("{n:064x}");
+        PushEndpoint::new(&token, &token)
     }
 
     #[test]

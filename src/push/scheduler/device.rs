@@ -10,8 +10,8 @@ use super::super::transport::apns::payload::MAX_MAILBOXES;
 use super::account::ChangeId;
 use super::circuit_breaker::BreakerPass;
 use super::{Delivery, DeliveryView, Rules};
-use crate::model::{ChangeKind, Device, Mailbox, Timestamp};
-use crate::store::{DeviceKey, Target};
+use crate::model::{ChangeKind, Mailbox, Subscription, SubscriptionKey, Timestamp};
+use crate::store::Target;
 
 /// For how long what was read of a device is believed when it is to be pushed: long enough for a push
 /// at once to be one read. Of a registration in between comes word ([`AccountState::doubt`]).
@@ -25,7 +25,7 @@ const BAD_ANSWERS: u32 = 2;
 const RECHECK: Duration = Duration::from_mins(15);
 
 pub(super) struct DeviceState {
-    pub(super) device: Arc<Device>,
+    pub(super) device: Arc<Subscription>,
     /// When it registered, by the time of day and by that of service.
     pub(super) registered_at: Timestamp,
     pub(super) heard_at: Timestamp,
@@ -88,7 +88,7 @@ pub(super) struct InFlight {
     pub(super) pass: BreakerPass,
     /// When the device that it was sent to had registered.
     pub(super) registered_at: Timestamp,
-    /// The device listens to another account id or topic since.
+    /// The device has another topic or other options since.
     in_vain: bool,
     sent_at: Instant,
     seen_at: Instant,
@@ -99,7 +99,7 @@ pub(super) struct InFlight {
 impl DeviceState {
     pub(super) fn new(target: &Target, now: Instant) -> Self {
         Self {
-            device: Arc::new(target.device.clone()),
+            device: Arc::new(target.subscription.clone()),
             registered_at: target.registered_at,
             heard_at: target.heard_at,
             read_at: now,
@@ -117,21 +117,21 @@ impl DeviceState {
         }
     }
 
-    pub(super) fn key(&self) -> DeviceKey {
+    pub(super) fn key(&self) -> SubscriptionKey {
         (&*self.device).into()
     }
 
-    pub(super) fn is(&self, device: &Device) -> bool {
-        self.device.token == device.token && self.device.subtopic == device.subtopic
+    pub(super) fn is(&self, device: &Subscription) -> bool {
+        self.device.is(&device.into())
     }
 
     pub(super) fn refresh(&mut self, target: &Target, now: Instant) {
-        let ears = |device: &Device| (device.account_id.clone(), device.topic.clone());
-        if ears(&self.device) != ears(&target.device) {
+        let new = &target.subscription;
+        if (&self.device.route, &self.device.options) != (&new.route, &new.options) {
             self.tell_again(now);
         }
-        if *self.device != target.device {
-            self.device = Arc::new(target.device.clone());
+        if *self.device != target.subscription {
+            self.device = Arc::new(target.subscription.clone());
         }
         if self.registered_at < target.registered_at && self.heals {
             // The device lives, and so may its token.
@@ -149,7 +149,7 @@ impl DeviceState {
         self.waiting.take_if(|waiting| waiting.mailboxes.is_empty());
     }
 
-    /// It listens to another account id or topic since it registered, so what it was sent a moment ago
+    /// It is pushed by another topic or with other options since it registered, so what it was sent a moment ago
     /// may have told it nothing.
     fn tell_again(&mut self, now: Instant) {
         if let Some(push) = &mut self.in_flight {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::model::DeviceToken;
+use crate::model::PushEndpoint;
 
 /// Pushes for the accounts of one domain that may come at once; after them they keep the distance that
 /// pushes for one account keep.
@@ -19,7 +19,7 @@ const SWEEP: usize = 1024;
 /// When devices were pushed lately.
 #[derive(Default)]
 pub(super) struct EndpointLimits {
-    devices: HashMap<DeviceToken, Used>,
+    devices: HashMap<PushEndpoint, Used>,
     sweep_at: usize,
 }
 
@@ -34,7 +34,7 @@ impl EndpointLimits {
     /// the time at which it may be tried again.
     pub(super) fn use_one(
         &mut self,
-        device: &DeviceToken,
+        device: &PushEndpoint,
         domain: &str,
         distance: Duration,
         now: Instant,
@@ -79,8 +79,9 @@ mod tests {
 
     const DISTANCE: Duration = Duration::from_secs(5);
 
-    fn token(n: usize) -> DeviceToken {
-        DeviceToken::new(&format!("{n:064x}")).unwrap()
+    fn token(n: usize) -> PushEndpoint {
+        let token = format!("{n:064x}");
+        PushEndpoint::new(&token, &token)
     }
 
     /// Seconds at which a push goes, of those that are tried at once and again as soon as they may.

@@ -33,9 +33,11 @@ use tracing::{error, info, warn};
 
 use super::transport::apns::Outcome;
 use crate::config::Events;
-use crate::model::{Account, BackendId, ChangeKind, Device, Mailbox, Timestamp, WatchEvent};
+use crate::model::{
+    Account, BackendId, ChangeKind, Mailbox, Subscription, SubscriptionKey, Timestamp, WatchEvent,
+};
 use crate::net::backoff::Backoff;
-use crate::store::{DeviceKey, Target};
+use crate::store::Target;
 
 pub(super) use account::ChangeId;
 use account::{AccountState, ReadState};
@@ -116,7 +118,7 @@ pub(super) enum Effect {
 /// A push to be sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Delivery {
-    pub(super) device: Arc<Device>,
+    pub(super) device: Arc<Subscription>,
     pub(super) mailboxes: Vec<Mailbox>,
     /// The last change of each of them, unless it is from an earlier run.
     pub(super) changes: Vec<ChangeId>,
@@ -246,14 +248,14 @@ impl Scheduler {
             let Some(state) = self.accounts.get_mut(&account) else { continue };
             for device in &mut state.devices {
                 device.has_new_identity();
-                if !self.queues.contains_key(&*device.device.topic) {
+                if !self.queues.contains_key(&*device.device.route) {
                     let key = device.key();
                     for mailbox in device.owe_all(now) {
                         self.outbox.owed(&key, mailbox, wall);
                     }
                 }
             }
-            state.devices.retain(|device| self.queues.contains_key(&*device.device.topic));
+            state.devices.retain(|device| self.queues.contains_key(&*device.device.route));
             self.reschedule(&account, now);
         }
     }
@@ -343,7 +345,7 @@ impl Scheduler {
         let Some(state) = self.accounts.get_mut(account) else { return };
         match targets {
             Some(mut targets) => {
-                targets.retain(|target| self.queues.contains_key(&*target.device.topic));
+                targets.retain(|target| self.queues.contains_key(&*target.subscription.route));
                 state.read(targets, &self.rules, now);
                 self.take_turns(account, now);
                 let Some(state) = self.accounts.get_mut(account) else { return };
@@ -377,15 +379,15 @@ impl Scheduler {
     /// service.
     pub(super) fn answered(
         &mut self,
-        sent: &Device,
+        sent: &Subscription,
         outcome: &Outcome,
         now: Instant,
         wall: Timestamp,
         served: Timestamp,
     ) {
-        let queue = self.queues.get_mut(&*sent.topic);
+        let queue = self.queues.get_mut(&*sent.route);
         let chance = (self.rules.chance)();
-        let key = &DeviceKey::from(sent);
+        let key = &SubscriptionKey::from(sent);
         let device = self.accounts.get_mut(&key.account).and_then(|state| state.device(key));
         let under_way = device.and_then(|device| device.in_flight.as_ref());
         let under_way = under_way.map(|push| (push.pass, push.registered_at));
@@ -420,9 +422,9 @@ impl Scheduler {
                 if say {
                     error!(
                         target: "mailchime::push::bad_tokens_doubted",
-                        topic = %device.device.topic,
+                        topic = %device.device.route,
                         account = %key.account,
-                        token = %key.token,
+                        token = %key.endpoint,
                         "APNs says BadDeviceToken to most pushes. Registrations of the last two \
                          days are not removed for that until other answers come. Check that the \
                          certificate belongs to [apns] endpoint: production or sandbox"
@@ -436,8 +438,8 @@ impl Scheduler {
                 warn!(
                     target: "mailchime::push::wrong_topic",
                     account = %key.account,
-                    token = %key.token,
-                    topic = %sent.topic,
+                    token = %key.endpoint,
+                    topic = %sent.route,
                     "APNs says DeviceTokenNotForTopic. The push is kept; it is tried again when the \
                      device has registered anew, and now and then"
                 );
@@ -449,8 +451,8 @@ impl Scheduler {
                     status,
                     reason,
                     account = %key.account,
-                    token = %key.token,
-                    topic = %sent.topic,
+                    token = %key.endpoint,
+                    topic = %sent.route,
                     "APNs refuses a push; an operator has to mend it. The push is kept and tried again"
                 );
                 Consequence::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
@@ -555,12 +557,12 @@ impl Scheduler {
     }
 
     /// What is pending for a device.
-    pub(super) fn view(&self, device: &Device, now: Instant) -> DeliveryView {
-        let key = DeviceKey::from(device);
+    pub(super) fn view(&self, device: &Subscription, now: Instant) -> DeliveryView {
+        let key = SubscriptionKey::from(device);
         let known = self.accounts.get(&key.account).into_iter().flat_map(|state| &state.devices);
         let view = known.map(|known| (known.key(), known)).find(|(other, _)| *other == key);
         let view = view.map(|(_, known)| known.view(&self.rules, now)).unwrap_or_default();
-        let breaker = self.queues.get(&*device.topic).map(|queue| &queue.breaker);
+        let breaker = self.queues.get(&*device.route).map(|queue| &queue.breaker);
         let shut = breaker.filter(|breaker| !breaker.is_open()).map(|breaker| {
             breaker.opens_at().map(|at| at.saturating_duration_since(now)).unwrap_or_default()
         });
@@ -597,7 +599,7 @@ impl Scheduler {
             let Some(state) = self.accounts.get_mut(&account) else { continue };
             let Some((index, _)) = state.next_push(topic, &self.rules) else { continue };
             let device: &mut DeviceState = &mut state.devices[index];
-            let (token, distance) = (&device.device.token, self.rules.min_interval);
+            let (token, distance) = (&device.device.endpoint, self.rules.min_interval);
             let domain = account.domain().unwrap_or_default();
             if let Err(free_at) = self.endpoints.use_one(token, domain, distance, now) {
                 device.held_until = Some(free_at);
@@ -640,25 +642,25 @@ impl RouteQueue {
     fn answered(
         &mut self,
         pass: BreakerPass,
-        device: &Device,
+        device: &Subscription,
         outcome: &Outcome,
         now: Instant,
         chance: f64,
     ) -> Option<BadEndpoints> {
-        let topic = &device.topic;
+        let topic = &*device.route;
         let (failure, backoff) = match outcome {
             Outcome::Unavailable { of_all: true, .. } => (FailureScope::Route, UNAVAILABLE),
-            Outcome::Unavailable { .. } => (FailureScope::One(&device.token), UNAVAILABLE),
-            Outcome::Refused { .. } => (FailureScope::One(&device.token), REFUSED),
+            Outcome::Unavailable { .. } => (FailureScope::One(&device.endpoint), UNAVAILABLE),
+            Outcome::Refused { .. } => (FailureScope::One(&device.endpoint), REFUSED),
             _ => {
-                if self.breaker.answered(pass, &device.token) {
+                if self.breaker.answered(pass, &device.endpoint) {
                     info!(
                         target: "mailchime::push::topic_resumed",
                         topic, "APNs takes pushes again"
                     );
                 }
                 let bad = *outcome == Outcome::BadToken;
-                return Some(self.monitor.answered(&device.account, &device.token, bad, now));
+                return Some(self.monitor.answered(&device.account, &device.endpoint, bad, now));
             }
         };
         if self.breaker.failed(pass, failure, now, backoff, at_least(outcome), chance) {

@@ -7,17 +7,17 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::account::ChangeId;
-use crate::model::{Account, Mailbox, Snapshot, Timestamp};
+use crate::model::{Account, Mailbox, Snapshot, SubscriptionKey, Timestamp};
 use crate::net::backoff::Backoff;
-use crate::store::{DeviceKey, Settlement};
+use crate::store::Settlement;
 
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 
 #[derive(Default)]
 pub(super) struct Outbox {
     told: HashMap<(Account, Mailbox), (Snapshot, ChangeId)>,
-    devices: HashMap<DeviceKey, Marks>,
-    removals: HashMap<DeviceKey, Timestamp>,
+    devices: HashMap<SubscriptionKey, Marks>,
+    removals: HashMap<SubscriptionKey, Timestamp>,
     writing: bool,
     failures: u32,
     not_before: Option<Instant>,
@@ -31,7 +31,7 @@ pub(crate) struct Batch {
     /// The change of each [`Settlement::Told`], in the same order.
     pub(crate) changes: Vec<ChangeId>,
     /// The device, and when it registered last for the removal to be right.
-    pub(crate) removals: Vec<(DeviceKey, Timestamp)>,
+    pub(crate) removals: Vec<(SubscriptionKey, Timestamp)>,
 }
 
 #[derive(Default)]
@@ -52,18 +52,23 @@ impl Outbox {
         self.told.insert((account, mailbox), (snapshot, change));
     }
 
-    pub(super) fn owed(&mut self, device: &DeviceKey, mailbox: Mailbox, since: Timestamp) {
+    pub(super) fn owed(&mut self, device: &SubscriptionKey, mailbox: Mailbox, since: Timestamp) {
         self.marks(device).mailboxes.insert(mailbox, Some(since));
     }
 
-    pub(super) fn accepted(&mut self, device: &DeviceKey, mailboxes: Vec<Mailbox>, at: Timestamp) {
+    pub(super) fn accepted(
+        &mut self,
+        device: &SubscriptionKey,
+        mailboxes: Vec<Mailbox>,
+        at: Timestamp,
+    ) {
         let marks = self.marks(device);
         marks.accepted_at = Some(at);
         marks.mailboxes.extend(mailboxes.into_iter().map(|mailbox| (mailbox, None)));
     }
 
     /// The device is dead, if it has not registered after `not_after`.
-    pub(super) fn remove(&mut self, device: DeviceKey, not_after: Timestamp) {
+    pub(super) fn remove(&mut self, device: SubscriptionKey, not_after: Timestamp) {
         self.removals.insert(device, not_after);
     }
 
@@ -108,10 +113,10 @@ impl Outbox {
             if let Some(at) = marks.accepted_at {
                 let mailboxes = settled.into_iter().map(|(mailbox, _)| mailbox).collect();
                 let device = device.clone();
-                settlements.push(Settlement::Accepted { device, mailboxes, at });
+                settlements.push(Settlement::Accepted { subscription: device, mailboxes, at });
             }
             settlements.extend(owed.into_iter().filter_map(|(mailbox, since)| {
-                Some(Settlement::Owed { device: device.clone(), mailbox, since: since? })
+                Some(Settlement::Owed { subscription: device.clone(), mailbox, since: since? })
             }));
         }
         let mut changes = Vec::new();
@@ -131,10 +136,10 @@ impl Outbox {
                     let Some(change) = changes.next() else { continue };
                     self.told.entry((account, mailbox)).or_insert((snapshot, change));
                 }
-                Settlement::Owed { device, mailbox, since } => {
+                Settlement::Owed { subscription: device, mailbox, since } => {
                     self.marks(&device).mailboxes.entry(mailbox).or_insert(Some(since));
                 }
-                Settlement::Accepted { device, mailboxes, at } => {
+                Settlement::Accepted { subscription: device, mailboxes, at } => {
                     let marks = self.marks(&device);
                     marks.accepted_at.get_or_insert(at);
                     for mailbox in mailboxes {
@@ -152,7 +157,7 @@ impl Outbox {
         self.told.is_empty() && self.devices.is_empty() && self.removals.is_empty()
     }
 
-    fn marks(&mut self, device: &DeviceKey) -> &mut Marks {
+    fn marks(&mut self, device: &SubscriptionKey) -> &mut Marks {
         self.devices.entry(device.clone()).or_default()
     }
 }

@@ -1,7 +1,8 @@
 //! The rules as dialogues: what happens, and at which second what is done about it.
 
 use super::*;
-use crate::model::{Change, ChangeKind, DeviceToken, Snapshot};
+use crate::imap::registration::xapple::{ApnsOptions, DeviceToken, XAppleRegistration};
+use crate::model::{Change, ChangeKind, PushEndpoint, Snapshot};
 use crate::store::Settlement;
 
 const TOPIC: &str = "com.apple.mail.XServer.1";
@@ -19,7 +20,7 @@ struct Simulation {
     apns: Option<Outcome>,
     /// The tokens for which it always answers 500.
     failing: Vec<&'static str>,
-    under_way: Vec<Arc<Device>>,
+    under_way: Vec<Arc<Subscription>>,
     id: u64,
     lines: Vec<String>,
 }
@@ -58,19 +59,23 @@ fn phone(name: &str) -> Target {
     phone_of(&account(), name)
 }
 
+fn options(account_id: &str, version: u8) -> Arc<str> {
+    ApnsOptions { account_id: account_id.into(), version }.to_json().into()
+}
+
 fn phone_of(account: &Account, name: &str) -> Target {
-    let device = Device {
-        account: account.clone(),
+    let subscription = XAppleRegistration {
+        version: 2,
         account_id: "ID".into(),
         token: DeviceToken::new(&format!("{name:0<64}")).unwrap(),
         subtopic: "com.apple.mobilemail".into(),
-        version: 2,
-        topic: TOPIC.into(),
-    };
+        mailboxes: Vec::new(),
+    }
+    .subscription(account.clone(), TOPIC);
     let mailboxes = ["INBOX", "Notes"].map(|name| (Mailbox::new(name), false)).to_vec();
     let backend = Some(home().as_str().to_owned());
     Target {
-        device,
+        subscription,
         registered_at: REGISTERED,
         heard_at: REGISTERED,
         backend,
@@ -146,7 +151,7 @@ impl Simulation {
     fn act(&mut self, effect: Effect) {
         match effect {
             Effect::Read(account) => {
-                let mine = |target: &&Target| target.device.account == account;
+                let mine = |target: &&Target| target.subscription.account == account;
                 let targets = self.targets.iter().filter(mine).cloned().collect();
                 let targets = self.database.then_some(targets);
                 if targets.is_none() {
@@ -156,7 +161,7 @@ impl Simulation {
             }
             Effect::Send(push) => {
                 let names: Vec<_> = push.mailboxes.iter().map(Mailbox::as_str).collect();
-                let name = name(&push.device.token);
+                let name = name(&push.device.endpoint);
                 self.say(format!("push {name} {}", names.join("+")));
                 let fails = self.failing.contains(&name).then(unavailable);
                 match fails.or_else(|| self.apns.clone()) {
@@ -228,7 +233,7 @@ impl Simulation {
     }
 }
 
-fn name(token: &DeviceToken) -> &str {
+fn name(token: &PushEndpoint) -> &str {
     token.as_given().trim_end_matches('0')
 }
 
@@ -237,13 +242,13 @@ fn written(batch: &Batch) -> Vec<String> {
         Settlement::Told { mailbox, snapshot, .. } => {
             format!("told {mailbox} {}", snapshot.uid_next.unwrap())
         }
-        Settlement::Owed { device, mailbox, .. } => {
-            format!("owed {} {mailbox}", name(&device.token))
+        Settlement::Owed { subscription: device, mailbox, .. } => {
+            format!("owed {} {mailbox}", name(&device.endpoint))
         }
-        Settlement::Accepted { device, mailboxes, .. } => {
+        Settlement::Accepted { subscription: device, mailboxes, .. } => {
             let mut names: Vec<_> = mailboxes.iter().map(Mailbox::as_str).collect();
             names.sort_unstable();
-            format!("accepted {} {}", name(&device.token), names.join("+"))
+            format!("accepted {} {}", name(&device.endpoint), names.join("+"))
         }
     };
     let mut lines: Vec<_> = batch.settlements.iter().map(settlement).collect();
@@ -253,7 +258,7 @@ fn written(batch: &Batch) -> Vec<String> {
         batch.settlements.is_sorted_by_key(|line| matches!(line, Settlement::Told { .. })),
         "a row must not move before the marks that it relies on: {batch:?}"
     );
-    lines.extend(batch.removals.iter().map(|(key, _)| format!("remove {}", name(&key.token))));
+    lines.extend(batch.removals.iter().map(|(key, _)| format!("remove {}", name(&key.endpoint))));
     lines
 }
 
@@ -423,11 +428,11 @@ fn a_state_that_is_being_pushed_is_not_pushed_again() {
 #[test]
 fn only_devices_of_this_topic_and_mailbox_are_pushed_and_the_others_hold_up_nothing() {
     let mut asleep = phone("a");
-    asleep.device.topic = "com.apple.mail.XServer.old".into();
+    asleep.subscription.route = "com.apple.mail.XServer.old".into();
     let mut other = phone("b");
     other.mailboxes.remove(0);
     let mut version_1 = phone("c");
-    version_1.device.version = 1;
+    version_1.subscription.options = options("ID", 1);
     let mut sim = Simulation::with([asleep, other, version_1]);
     sim.mail("INBOX", 7);
     assert_eq!(sim.until(9.0), ["0 push c INBOX", "0 accepted c INBOX", "0 told INBOX 7"]);
@@ -626,7 +631,7 @@ fn a_token_that_was_bad_twice_waits_until_it_registers_anew() {
     sim.mail("INBOX", 7);
     let done = ["0 push a INBOX", "0 owed a INBOX", "0 told INBOX 7", "60 push a INBOX"];
     assert_eq!(sim.until(5000.0), done);
-    assert!(sim.scheduler.view(&sim.targets[0].device, sim.now).suspended);
+    assert!(sim.scheduler.view(&sim.targets[0].subscription, sim.now).suspended);
     sim.mail("INBOX", 8);
     assert_eq!(sim.until(5000.0), ["5000 told INBOX 8"], "what is owed is marked already");
     // It registers, and is looked at within a quarter of an hour.
@@ -715,12 +720,12 @@ fn a_push_goes_by_a_registration_that_came_while_its_account_was_read() {
     sim.mail("INBOX", 7);
     let Some(Effect::Read(of)) = sim.scheduler.next(sim.now) else { panic!("no read") };
     let before = sim.targets.clone();
-    sim.targets[0].device.account_id = "NEW".into();
+    sim.targets[0].subscription.options = options("NEW", 2);
     sim.scheduler.event(WatchEvent::Registered { account: account() }, sim.now);
     sim.scheduler.read(&of, Some(before), sim.now, NOW);
     sim.apns = None;
     assert_eq!(sim.until(0.0), ["0 push a INBOX"]);
-    assert_eq!(sim.under_way[0].account_id, "NEW");
+    assert_eq!(sim.under_way[0].options, options("NEW", 2));
 }
 
 #[test]
@@ -887,11 +892,12 @@ fn a_device_is_read_again_before_it_is_pushed_late() {
     sim.until(1.0);
     // One registers under another account id, the other is taken away.
     sim.targets = vec![phone("a")];
-    sim.targets[0].device.account_id = "NEW".into();
+    sim.targets[0].subscription.options = options("NEW", 2);
     sim.apns = None;
     assert_eq!(sim.until(60.0), ["60 push a INBOX"]);
     let state = &sim.scheduler.accounts[&account()];
-    assert_eq!((state.devices.len(), &*state.devices[0].device.account_id), (1, "NEW"));
+    let known = &state.devices[0].device.options;
+    assert_eq!((state.devices.len(), known), (1, &options("NEW", 2)));
 }
 
 #[test]
@@ -950,7 +956,7 @@ fn events_are_not_taken_in_without_end_while_nobody_can_be_read() {
 #[test]
 fn one_topic_that_is_refused_holds_up_no_other() {
     let mut other = phone("b");
-    other.device.topic = "com.apple.mail.XServer.2".into();
+    other.subscription.route = "com.apple.mail.XServer.2".into();
     let mut sim = Simulation::with([phone("a"), other.clone()]);
     let both = || [TOPIC, "com.apple.mail.XServer.2"].map(|topic| (topic.into(), 500));
     sim.scheduler.topics(both(), sim.now, NOW);
@@ -959,7 +965,7 @@ fn one_topic_that_is_refused_holds_up_no_other() {
     let mut lines = sim.until(0.0);
     lines.sort();
     assert_eq!(lines, ["0 push a INBOX", "0 push b INBOX"]);
-    sim.under_way.sort_by_key(|device| device.topic.clone());
+    sim.under_way.sort_by_key(|device| device.route.clone());
     sim.answer(refused(403));
     sim.answer(accepted());
     sim.apns = Some(accepted());
@@ -1053,7 +1059,7 @@ fn a_push_names_the_changes_that_it_tells_of() {
 #[test]
 fn what_is_pending_for_a_device_can_be_seen() {
     let mut sim = Simulation::with([phone("a")]);
-    let device = sim.targets[0].device.clone();
+    let device = sim.targets[0].subscription.clone();
     assert_eq!(sim.scheduler.view(&device, sim.now), DeliveryView::default());
     sim.quiet("Notes", 3);
     sim.until(10.0);
@@ -1080,14 +1086,14 @@ fn what_a_device_is_not_to_get_any_more_is_not_pushed_when_its_time_comes() {
     assert!(sim.until(20.0).is_empty());
     // One drops a mailbox and has another account id, one drops all that it waits for, one is gone.
     sim.targets[0].mailboxes.truncate(1);
-    sim.targets[0].device.account_id = "NEW".into();
+    sim.targets[0].subscription.options = options("NEW", 2);
     sim.targets[1].mailboxes = vec![(Mailbox::new("Sent"), false)];
     sim.targets.truncate(2);
     sim.apns = None;
     let lines = sim.until(40.0);
     let pushes: Vec<_> = lines.iter().filter(|line| line.contains("push")).collect();
     assert_eq!(pushes, ["30 push a INBOX"]);
-    assert_eq!(sim.under_way[0].account_id, "NEW");
+    assert_eq!(sim.under_way[0].options, options("NEW", 2));
     sim.answer(accepted());
     let mut lines = [lines, sim.until(99.0)].concat();
     lines.retain(|line| !line.contains("push"));
@@ -1103,14 +1109,14 @@ fn what_was_accepted_under_an_account_id_that_was_replaced_meanwhile_is_pushed_a
     sim.mail("INBOX", 7);
     sim.mail("Notes", 3);
     assert_eq!(sim.until(0.0), ["0 push a INBOX+Notes"]);
-    sim.targets[0].device.account_id = "NEW".into();
+    sim.targets[0].subscription.options = options("NEW", 2);
     sim.targets[0].mailboxes.truncate(1);
     sim.scheduler.owed(vec![account()], sim.now);
     sim.until(1.0);
     sim.answer(accepted());
     let lines = sim.until(20.0);
     assert!(lines.contains(&"5 push a INBOX".to_owned()), "{lines:?}");
-    assert_eq!(sim.under_way[0].account_id, "NEW");
+    assert_eq!(sim.under_way[0].options, options("NEW", 2));
     sim.answer(accepted());
     assert_eq!(sim.until(99.0), ["20 accepted a INBOX", "20 told INBOX 7"]);
 }

@@ -9,8 +9,9 @@ use mailchime::config::{self, ApnsServer};
 use mailchime::demo::apns::{Answer, Apns, Push};
 use mailchime::demo::backend::Backend;
 use mailchime::demo::pki::Pki;
+use mailchime::imap::registration::xapple::{DeviceToken, XAppleRegistration};
 use mailchime::model::{
-    Account, Change, ChangeKind, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp,
+    Account, Change, ChangeKind, Mailbox, Registration, Snapshot, Subscription, Timestamp,
     WatchEvent,
 };
 use mailchime::net::counters::Counters;
@@ -77,20 +78,20 @@ impl Site {
     }
 
     /// A device of this account, whose token begins with `name`.
-    fn device(&self, login: &str, name: &str) -> Device {
-        Device {
-            account: account(login),
+    fn device(&self, login: &str, name: &str) -> Subscription {
+        XAppleRegistration {
+            version: 2,
             account_id: format!("ID of {login}"),
             token: token(name),
             subtopic: "com.apple.mobilemail".into(),
-            version: 2,
-            topic: self.pki.topic.clone(),
+            mailboxes: Vec::new(),
         }
+        .subscription(account(login), &self.pki.topic)
     }
 
-    async fn register(&self, device: Device) {
+    async fn register(&self, device: Subscription) {
         let mailboxes = vec![(Mailbox::inbox(), state(1))];
-        let registration = Registration { device, mailboxes };
+        let registration = Registration { subscription: device, mailboxes };
         register(&self.store, &registration, Timestamp::now()).await;
     }
 
@@ -211,7 +212,10 @@ async fn made_up_tokens_of_one_account_keep_no_dead_token_of_others() {
         let mut site = Site::new(config::Push::default()).await;
         for number in 0..50 {
             let made_up = site.device("mallory@tenant.example", &format!("bad{number:02x}f"));
-            site.apns.answer_token(&made_up.token, Answer::refuse(400, "BadDeviceToken"));
+            site.apns.answer_token(
+                &token(&format!("bad{number:02x}f")),
+                Answer::refuse(400, "BadDeviceToken"),
+            );
             site.register(made_up).await;
         }
         for number in 0..6 {
@@ -219,7 +223,7 @@ async fn made_up_tokens_of_one_account_keep_no_dead_token_of_others() {
                 .await;
         }
         let gone = site.device("carol@example.org", "deadf");
-        site.apns.answer_token(&gone.token, Answer::refuse(400, "BadDeviceToken"));
+        site.apns.answer_token(&token("deadf"), Answer::refuse(400, "BadDeviceToken"));
         site.register(gone).await;
         site.start();
         for number in 0..6 {

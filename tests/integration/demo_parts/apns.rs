@@ -9,7 +9,7 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mailchime::demo::apns::{Answer, Apns};
 use mailchime::demo::pki::{Identity, Pki};
-use mailchime::model::DeviceToken;
+use mailchime::imap::registration::xapple::DeviceToken;
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;

@@ -2,7 +2,7 @@
 
 use mailchime::demo::apns::Answer;
 use mailchime::demo::phone::Phone;
-use mailchime::model::DeviceToken;
+use mailchime::imap::registration::xapple::DeviceToken;
 
 use super::scene::{Scene, push_logged};
 use super::{Fault, fault};

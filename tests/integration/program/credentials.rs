@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use mailchime::config;
 use mailchime::demo::pki::Pki;
+use mailchime::imap::registration::xapple::{DeviceToken, XAppleRegistration};
 use mailchime::model::{
-    AcceptedLogin, BackendId, Credentials, Device, DeviceToken, Mailbox, Registration, Snapshot,
-    Timestamp,
+    AcceptedLogin, BackendId, Credentials, Mailbox, Registration, Snapshot, Timestamp,
 };
 use mailchime::store::{CredentialSource, Store};
 use sqlx::{Connection, Executor, SqliteConnection};
@@ -50,16 +50,16 @@ async fn a_rotation_says_what_it_did_and_changes_nothing_when_it_cannot() {
         // A server that runs meanwhile.
         let source = CredentialSource::open(&stored("mailchime.key"), store.clone()).unwrap();
         let alice = Credentials::password("alice", b"wonder land".to_vec());
-        let device = Device {
-            account: alice.account(),
+        let device = XAppleRegistration {
+            version: 2,
             account_id: "id".into(),
             token: DeviceToken::new(&"ab".repeat(32)).unwrap(),
             subtopic: "com.apple.mobilemail".into(),
-            version: 2,
-            topic: "topic".into(),
-        };
+            mailboxes: Vec::new(),
+        }
+        .subscription(alice.account(), "topic");
         let mailboxes = vec![(Mailbox::inbox(), Snapshot::default())];
-        let registration = Registration { device, mailboxes };
+        let registration = Registration { subscription: device, mailboxes };
         let (backend, now) = (BackendId::new(None, "localhost", 993), Timestamp::now());
         let login = AcceptedLogin {
             backend: backend.clone(),

@@ -8,7 +8,7 @@ use a2::PushType;
 use bytes::Bytes;
 use hyper::Response;
 use mailchime::demo::apns::Answer;
-use mailchime::model::{Device, Mailbox, Timestamp};
+use mailchime::model::{Mailbox, Subscription, Timestamp};
 use mailchime::net::resolve::NameResolver;
 use mailchime::push::transport::apns::payload::{Headers, MailPush};
 use mailchime::push::transport::apns::{ApnsClient, Outcome, new_apns_id};
@@ -19,10 +19,10 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::pushing::{Certificates, StandIn};
+use crate::support::pushing::{Certificates, StandIn, account_id, token};
 use crate::support::{limited, listener};
 
-pub(super) async fn push(apns: &ApnsClient, device: &Device) -> Outcome {
+pub(super) async fn push(apns: &ApnsClient, device: &Subscription) -> Outcome {
     let id = new_apns_id();
     let headers = Headers {
         id: &id,
@@ -31,7 +31,7 @@ pub(super) async fn push(apns: &ApnsClient, device: &Device) -> Outcome {
         collapse_id: None,
     };
     let inbox = [Mailbox::inbox()];
-    apns.send(&MailPush::new(device, &inbox, headers)).await
+    apns.send(&MailPush::new(device, &inbox, headers).unwrap()).await
 }
 
 pub(super) fn is_accepted(outcome: &Outcome) -> bool {
@@ -100,8 +100,8 @@ async fn a_push_has_the_headers_that_large_senders_use() {
             panic!("not accepted");
         };
         let seen = stand_in.next().await;
-        assert_eq!(seen.token.as_ref(), Some(&device.token));
-        assert_eq!(seen.token.unwrap().as_given(), device.token.as_given());
+        assert_eq!(seen.token.as_ref(), Some(&token(&device)));
+        assert_eq!(seen.token.unwrap().as_given(), device.endpoint.as_given());
         let headers: Vec<_> =
             seen.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         assert_eq!(
@@ -116,7 +116,7 @@ async fn a_push_has_the_headers_that_large_senders_use() {
         );
         assert_eq!(
             seen.body,
-            format!(r#"{{"aps":{{"account-id":"{}"}}}}"#, device.account_id).as_bytes()
+            format!(r#"{{"aps":{{"account-id":"{}"}}}}"#, account_id(&device)).as_bytes()
         );
 
         let config = certificates.config(stand_in.address());

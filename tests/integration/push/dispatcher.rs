@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use mailchime::config;
 use mailchime::demo::apns::Answer;
 use mailchime::model::{
-    Account, Change, ChangeKind, Device, Mailbox, Registration, Snapshot, Timestamp, WatchEvent,
+    Account, Change, ChangeKind, Mailbox, Registration, Snapshot, Subscription, Timestamp,
+    WatchEvent,
 };
 use mailchime::net::resolve::NameResolver;
 use mailchime::nodes::Neighbours;
@@ -26,7 +27,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 
 use crate::support::limited;
-use crate::support::pushing::{Certificates, backends, register};
+use crate::support::pushing::{Certificates, account_id, backends, options, register, token};
 
 const EVER: Timestamp = Timestamp(0);
 
@@ -37,13 +38,13 @@ struct Disk {
 }
 
 impl Disk {
-    async fn with(devices: &[Device]) -> Self {
+    async fn with(devices: &[Subscription]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
         let store = Store::open(&url, Duration::from_millis(50)).await.unwrap();
         for device in devices {
             let mailboxes = ["INBOX", "Notes"].map(|name| (Mailbox::new(name), state(1))).to_vec();
-            let registration = Registration { device: device.clone(), mailboxes };
+            let registration = Registration { subscription: device.clone(), mailboxes };
             register(&store, &registration, Timestamp::now()).await;
         }
         Self { folder, store }
@@ -60,7 +61,7 @@ impl Disk {
         let mut owed = Vec::new();
         for target in self.store.targets(&alice(), EVER).await.unwrap() {
             let marked = target.mailboxes.iter().filter(|(_, owed)| *owed);
-            let token = &target.device.token.as_given()[..2];
+            let token = &target.subscription.endpoint.as_given()[..2];
             owed.extend(marked.map(|(mailbox, _)| format!("{token} {mailbox}")));
         }
         owed
@@ -165,7 +166,7 @@ async fn a_change_becomes_a_push_to_each_device_and_then_the_row_moves() {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
         let mut asleep = certificates.device("cc");
-        asleep.topic = "com.apple.mail.XServer.old".into();
+        asleep.route = "com.apple.mail.XServer.old".into();
         let devices = [certificates.device("aa"), certificates.device("bb"), asleep];
         let disk = Disk::with(&devices).await;
         let mut running = Running::start(&disk, certificates.identities(stand_in.address()));
@@ -334,15 +335,17 @@ async fn a_push_that_waits_goes_by_the_registration_as_it_is_when_it_is_sent() {
         while waiting().await < 4 {
             tokio::task::yield_now().await;
         }
-        renewed.account_id = "22222222-CA09-4730-A419-793000CA982E".into();
-        let registration =
-            Registration { device: renewed.clone(), mailboxes: vec![(Mailbox::inbox(), state(1))] };
+        renewed.options = options("22222222-CA09-4730-A419-793000CA982E");
+        let registration = Registration {
+            subscription: renewed.clone(),
+            mailboxes: vec![(Mailbox::inbox(), state(1))],
+        };
         register(&disk.store, &registration, Timestamp::now()).await;
-        disk.store.remove_device(&(&gone).into(), None).await.unwrap().unwrap();
+        disk.store.remove_subscription(&(&gone).into(), None).await.unwrap().unwrap();
 
         let push = stand_in.next().await;
-        assert_eq!(push.token, Some(renewed.token.clone()));
-        assert_eq!(push.json()["aps"]["account-id"], renewed.account_id);
+        assert_eq!(push.token, Some(token(&renewed)));
+        assert_eq!(push.json()["aps"]["account-id"], account_id(&renewed));
         assert_eq!(push.json()["aps"].get("m"), None, "Notes was dropped");
         running.end().await;
         assert_eq!(stand_in.received(), 1);
@@ -363,15 +366,15 @@ async fn a_push_that_was_under_way_when_its_device_registered_under_another_acco
         stand_in.hold_answers(true);
         running.mail("INBOX", 2).await;
         let first = stand_in.next().await;
-        assert_eq!(first.json()["aps"]["account-id"], device.account_id);
-        device.account_id = "22222222-CA09-4730-A419-793000CA982E".into();
+        assert_eq!(first.json()["aps"]["account-id"], account_id(&device));
+        device.options = options("22222222-CA09-4730-A419-793000CA982E");
         let mailboxes = vec![(Mailbox::inbox(), state(1))];
-        let registration = Registration { device: device.clone(), mailboxes };
+        let registration = Registration { subscription: device.clone(), mailboxes };
         register(&disk.store, &registration, Timestamp::now()).await;
         running.inquirer.changed(alice()).await.unwrap();
         stand_in.hold_answers(false);
         let second = stand_in.next().await;
-        assert_eq!(second.json()["aps"]["account-id"], device.account_id);
+        assert_eq!(second.json()["aps"]["account-id"], account_id(&device));
         running.end().await;
         assert_eq!(disk.told().await, [("INBOX".to_owned(), 2)]);
     })
@@ -397,7 +400,7 @@ async fn a_device_that_registers_while_apns_calls_it_gone_keeps_what_it_is_owed(
             running.mail("INBOX", n).await;
             stand_in.next().await;
             let mailboxes = vec![(Mailbox::inbox(), state(1))];
-            let registration = Registration { device: device.clone(), mailboxes };
+            let registration = Registration { subscription: device.clone(), mailboxes };
             let later = start.plus(Duration::from_secs(n));
             register(&disk.store, &registration, later).await;
             if n == 3 {
@@ -422,20 +425,20 @@ async fn one_device_whose_pushes_fail_with_500_delays_no_other() {
         let [failing, other] = ["aa", "bb"].map(|name| certificates.device(name));
         let disk = Disk::with(&[failing.clone(), other.clone()]).await;
         let mailboxes = vec![(Mailbox::new("Notes"), state(1))];
-        let registration = Registration { device: other.clone(), mailboxes };
+        let registration = Registration { subscription: other.clone(), mailboxes };
         register(&disk.store, &registration, Timestamp::now()).await;
         let answer = Answer::refuse(500, "InternalServerError");
-        stand_in.answer_token(&failing.token, answer);
+        stand_in.answer_token(&token(&failing), answer);
         let mut running = Running::start(&disk, certificates.identities(stand_in.address()));
         running.mail("INBOX", 2).await;
         for _ in 0..4 {
-            assert_eq!(stand_in.next().await.token, Some(failing.token.clone()));
+            assert_eq!(stand_in.next().await.token, Some(token(&failing)));
         }
         // It is left alone for four seconds at least.
         let mail_came = Instant::now();
         running.mail("Notes", 2).await;
         let push = stand_in.next().await;
-        assert_eq!((push.token, push.status), (Some(other.token), Some(200)));
+        assert_eq!((push.token, push.status), (Some(token(&other)), Some(200)));
         let waited = push.received.duration_since(mail_came);
         assert!(waited < Duration::from_millis(3500), "{waited:?}");
         running.end().await;
@@ -563,7 +566,7 @@ async fn a_push_has_one_line_in_the_log_and_no_line_has_a_token() {
         }
         assert!(log.lines().any(|line| line.ends_with("settled change=\"#1\"")), "{log}");
         assert!(log.contains("ERROR"), "a refusal is said loudly: {log}");
-        assert!(!log.contains(&certificates.device("aa").token.as_given()[..12]), "{log}");
+        assert!(!log.contains(&certificates.device("aa").endpoint.as_given()[..12]), "{log}");
     })
     .await;
 }
@@ -611,10 +614,10 @@ async fn a_device_of_a_topic_that_is_added_later_gets_its_owed_push() {
         let identities = certificates.identities(stand_in.address());
         let other = "com.apple.mail.XServer.other";
         let mut device = certificates.device("aa");
-        device.topic = other.into();
+        device.route = other.into();
         let disk = Disk::with(std::slice::from_ref(&device)).await;
         let owed = Settlement::Owed {
-            device: (&device).into(),
+            subscription: (&device).into(),
             mailbox: Mailbox::new("Notes"),
             since: Timestamp::now(),
         };
@@ -660,7 +663,7 @@ async fn pushes_collapse_and_quiet_changes_are_left_out_as_configured() {
         running.changed("Notes", ChangeKind::Quiet, Some(state(2))).await;
         running.mail("INBOX", 2).await;
         let push = stand_in.next().await;
-        assert_eq!(push.header("apns-collapse-id"), Some(&*certificates.device("aa").account_id));
+        assert_eq!(push.header("apns-collapse-id"), Some(&*account_id(&certificates.device("aa"))));
         assert_eq!(push.json()["aps"].get("m"), None, "INBOX alone");
         running.end().await;
         assert_eq!((disk.told().await, stand_in.received()), (rows(2, 2), 1));

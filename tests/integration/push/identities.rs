@@ -190,7 +190,7 @@ async fn each_domain_has_its_identity_and_each_topic_its_client() {
         assert_eq!(identities.client_for("c", now).unwrap_err(), NoClient::OtherTopic);
         for topic in [a, others] {
             let mut device = certificates.device("ab");
-            device.topic = topic.into();
+            device.route = topic.into();
             let apns = identities.client_for(topic, now).unwrap();
             assert!(is_accepted(&push(&apns, &device).await), "{topic}");
         }

@@ -44,7 +44,7 @@ async fn a_key_signs_one_token_for_all_pushes() {
         assert_eq!((stand_in.received(), stand_in.connections()), (3, 1));
 
         let mut other = certificates.device("ab");
-        other.topic = "com.apple.mail.XServer.other".into();
+        other.route = "com.apple.mail.XServer.other".into();
         let reason = "TopicDisallowed".to_owned();
         assert_eq!(push(&apns, &other).await, Outcome::Refused { status: 400, reason });
 

@@ -15,7 +15,7 @@ fn other() -> BackendId {
 async fn alive(store: &Store, hour: i64, push: &Push) -> String {
     let alive = Alive::at(Timestamp(hour * HOUR), push);
     let targets = store.targets(&alice(), alive).await.unwrap();
-    targets.iter().map(|target| &target.device.token.as_given()[..1]).collect()
+    targets.iter().map(|target| &target.subscription.endpoint.as_given()[..1]).collect()
 }
 
 pub(super) async fn what_one_backend_accepted_is_nothing_to_another(store: Store) {
@@ -46,8 +46,8 @@ pub(super) async fn what_one_backend_accepted_is_nothing_to_another(store: Store
     store.register(&namesake, by(&other(), None), 10, EVER).await.unwrap();
     let target = only_target(&store, &alice()).await;
     assert_eq!(
-        (target.device.token.clone(), mailboxes(&target)),
-        (token('b'), vec!["INBOX".to_owned()])
+        (target.subscription.endpoint.clone(), mailboxes(&target)),
+        (token('b').endpoint(), vec!["INBOX".to_owned()])
     );
     assert_eq!(target.backend.as_deref(), Some(other().as_str()));
     assert_eq!(told(&store, &alice(), "INBOX").await, None, "it is not the former backend's");

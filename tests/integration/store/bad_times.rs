@@ -21,7 +21,7 @@ const BOUND: Duration = Duration::from_secs(8);
 async fn unavailable(store: &Store) {
     let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
     let owed = Settlement::Owed {
-        device: key(&alice(), 'a'),
+        subscription: key(&alice(), 'a'),
         mailbox: Mailbox::inbox(),
         since: Timestamp(1),
     };
@@ -155,7 +155,7 @@ async fn transactions_in_each_others_way() {
             let store = store.clone();
             async move {
                 let owed = Settlement::Owed {
-                    device: key(&alice(), 'a'),
+                    subscription: key(&alice(), 'a'),
                     mailbox: Mailbox::inbox(),
                     since: Timestamp(1),
                 };

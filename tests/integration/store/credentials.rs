@@ -186,7 +186,7 @@ pub(super) async fn several_stored_credentials(store: Store) {
     assert_eq!(again.unreadable().await.unwrap(), 0);
     assert_eq!(secrets(&again, 0).await, before);
     // All go with the last device, and where none are to be kept.
-    store.remove_device(&key(&alice(), 'a'), None).await.unwrap();
+    store.remove_subscription(&key(&alice(), 'a'), None).await.unwrap();
     assert!(secrets(&source, 0).await.is_empty());
     registered(&source, &password("new"), 5 * HOUR).await;
     source.save(&alice(), &login(token(), 5 * HOUR)).await.unwrap();
@@ -220,7 +220,7 @@ pub(super) async fn devices_of_an_old_password_that_is_kept_are_forgotten(store:
             let push = Push { forget_devices_on_password_change: forget, ..Push::default() };
             let alive = Alive::at(Timestamp(hour * HOUR), &push);
             let targets = store.targets(&alice(), alive).await.unwrap();
-            targets.iter().map(|target| &target.device.token.as_given()[..1]).collect()
+            targets.iter().map(|target| &target.subscription.endpoint.as_given()[..1]).collect()
         };
         registers('a', "old", 1, 1).await;
         registers('b', "old", 1, 1).await;

@@ -65,19 +65,19 @@ fn account(number: usize) -> Account {
 }
 
 /// Each account has a phone of its own.
-fn phone(number: usize) -> Device {
+fn phone(number: usize) -> Subscription {
     let token = DeviceToken::new(&format!("{number:064x}")).unwrap();
-    Device { token, ..device(&account(number), 'a') }
+    Subscription { endpoint: token.endpoint(), ..device(&account(number), 'a') }
 }
 
 /// A change of each account, told to its device.
 fn batch(uid_next: u64) -> Vec<Settlement> {
     let of = |number| {
         let account = account(number);
-        let device = DeviceKey::from(&phone(number));
+        let device = SubscriptionKey::from(&phone(number));
         let mailboxes = vec![Mailbox::inbox()];
         [
-            Settlement::Accepted { device, mailboxes, at: Timestamp(200) },
+            Settlement::Accepted { subscription: device, mailboxes, at: Timestamp(200) },
             Settlement::Told { account, mailbox: Mailbox::inbox(), snapshot: state(uid_next) },
         ]
     };

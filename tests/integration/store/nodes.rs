@@ -75,13 +75,13 @@ pub(super) async fn a_change_is_an_invalidation_for_the_other_nodes(store: Store
     assert_eq!(news(&store, "b").await, [""; 0], "it was taken");
     // Not taken yet: a login is not forgotten over what comes later.
     register(c, device(&alice(), 'b'), &["INBOX"], 5, 100).await;
-    c.remove_device(&key(&alice(), 'b'), None).await.unwrap().unwrap();
+    c.remove_subscription(&key(&alice(), 'b'), None).await.unwrap().unwrap();
     assert_eq!(news(&store, "c").await, ["alice@example.org!"]);
     assert_eq!(news(&store, "a").await, ["alice@example.org!"]);
     assert_eq!(news(&store, "b").await, ["alice@example.org!"]);
     // Nor over what came before.
     register(&b, device(&alice(), 'b'), &["INBOX"], 5, 100).await;
-    a.remove_device(&key(&alice(), 'b'), None).await.unwrap().unwrap();
+    a.remove_subscription(&key(&alice(), 'b'), None).await.unwrap().unwrap();
     register(&a, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
     assert_eq!(news(&store, "b").await, ["alice@example.org!"]);
 

@@ -147,8 +147,8 @@ async fn many_calls_at_once_share_few_sessions() {
             tokio::spawn(async move {
                 let account = Account::from_login(&format!("user{number}@example.org"));
                 let token = DeviceToken::new(&format!("{number:064x}")).unwrap();
-                let device = Device { token, ..device(&account, 'a') };
-                let key = DeviceKey::from(&device);
+                let device = Subscription { endpoint: token.endpoint(), ..device(&account, 'a') };
+                let key = SubscriptionKey::from(&device);
                 register(&store, device, &["INBOX", "Sent"], number + 2, 100).await;
                 owe(&store, key, "Sent").await;
                 assert_eq!(mailboxes(&only_target(&store, &account).await), ["INBOX", "Sent!"]);

@@ -177,14 +177,21 @@ async fn holds_what_it_held(store: &Store) {
     assert_eq!(store.credentials(&bob, &imap()).await.unwrap(), None);
 
     let target = only_target(store, &alice()).await;
-    assert_eq!(target.device.token.as_given(), "AB12".repeat(16));
-    assert_eq!(target.device.account_id, "0715A26B-CA09-4730-A419-793000CA982E");
-    assert_eq!((target.device.version, &*target.device.topic), (2, "com.apple.mail.XServer.1"));
+    assert_eq!(target.subscription.endpoint.as_given(), "AB12".repeat(16));
+    assert_eq!(target.subscription.options, options("0715A26B-CA09-4730-A419-793000CA982E", 2));
+    assert_eq!(&*target.subscription.route, "com.apple.mail.XServer.1");
     assert_eq!(target.registered_at, Timestamp(1_700_000_000_000));
     assert_eq!(target.pushed_at, Some(Timestamp(1_700_000_100_000)));
     assert_eq!(mailboxes(&target), ["Entwürfe!", "INBOX"]);
     let other = only_target(store, &bob).await;
-    assert_eq!((other.device.token, other.device.version, other.pushed_at), (phone, 1, None));
+    assert_eq!(
+        (
+            other.subscription.endpoint,
+            ApnsOptions::from_json(&other.subscription.options).unwrap().version,
+            other.pushed_at
+        ),
+        (phone.endpoint(), 1, None)
+    );
 
     let drafts = Snapshot {
         uid_validity: Some(2),

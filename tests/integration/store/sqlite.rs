@@ -126,7 +126,7 @@ async fn nothing_dangles_when_an_account_goes() {
         store.remove_account(&alice()).await.unwrap();
         assert_eq!(count(&mut connection, rows).await, 0);
         register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
-        store.remove_device(&key(&alice(), 'a'), None).await.unwrap();
+        store.remove_subscription(&key(&alice(), 'a'), None).await.unwrap();
         assert_eq!(count(&mut connection, rows).await, 0);
     })
     .await;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use mailchime::config::{self, ApnsServer, Config};
 pub(crate) use mailchime::demo::apns::Apns as StandIn;
 use mailchime::demo::pki::Pki;
-use mailchime::model::{Account, Device, DeviceToken, Registration, Timestamp};
+use mailchime::imap::registration::xapple::{ApnsOptions, DeviceToken, XAppleRegistration};
+use mailchime::model::{Account, Registration, Subscription, Timestamp};
 use mailchime::net::backends::{Backends, Table};
 use mailchime::net::resolve::NameResolver;
 use mailchime::push::transport::apns::identities::Identities;
@@ -76,14 +77,29 @@ impl Certificates {
     }
 
     /// A device whose token begins with `name`.
-    pub(crate) fn device(&self, name: &str) -> Device {
-        Device {
-            account: Account::from_login("alice@example.org"),
+    pub(crate) fn device(&self, name: &str) -> Subscription {
+        XAppleRegistration {
+            version: 2,
             account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
             token: DeviceToken::new(&format!("{name:0<64}")).unwrap(),
             subtopic: "com.apple.mobilemail".into(),
-            version: 2,
-            topic: self.pki.topic.clone(),
+            mailboxes: Vec::new(),
         }
+        .subscription(Account::from_login("alice@example.org"), &self.pki.topic)
     }
+}
+
+/// The options of a device that is registered for a mail account by this name of its own.
+pub(crate) fn options(account_id: &str) -> Arc<str> {
+    ApnsOptions { account_id: account_id.to_owned(), version: 2 }.to_json().into()
+}
+
+/// The device's own name for its mail account.
+pub(crate) fn account_id(device: &Subscription) -> String {
+    ApnsOptions::from_json(&device.options).unwrap().account_id
+}
+
+/// The token of the device.
+pub(crate) fn token(device: &Subscription) -> DeviceToken {
+    DeviceToken::new(device.endpoint.as_given()).unwrap()
 }

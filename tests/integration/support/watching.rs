@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mailchime::config::{self, BackendTls, Config};
+use mailchime::imap::registration::xapple::{DeviceToken, XAppleRegistration};
 use mailchime::metrics::{Metrics, Watching as Mode};
 use mailchime::model::{
-    AcceptedLogin, Account, BackendId, ChangeKind, Credentials, Device, DeviceToken, Mailbox,
-    Registration, SessionEvent, Snapshot, Timestamp, WatchEvent,
+    AcceptedLogin, Account, BackendId, ChangeKind, Credentials, Mailbox, Registration,
+    SessionEvent, Snapshot, Subscription, Timestamp, WatchEvent,
 };
 use mailchime::net::backends::{Backends, Table};
 use mailchime::net::resolve::NameResolver;
 use mailchime::nodes::Neighbours;
-use mailchime::store::{CredentialSource, DeviceKey, Registrant, Sealed, Store, Vault};
+use mailchime::store::{CredentialSource, Registrant, Sealed, Store, Vault};
 use mailchime::watch;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -29,6 +30,18 @@ pub(crate) const PASSWORD: &str = "wonderland";
 pub(crate) fn token(user: &str) -> DeviceToken {
     let hex: String = user.bytes().map(|byte| format!("{byte:02x}")).collect();
     DeviceToken::new(&format!("{hex:0<64}")).unwrap()
+}
+
+/// What the phone of `user` registers.
+fn subscription(user: &str) -> Subscription {
+    XAppleRegistration {
+        version: 2,
+        account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
+        token: token(user),
+        subtopic: "com.apple.mobilemail".into(),
+        mailboxes: Vec::new(),
+    }
+    .subscription(Account::from_login(user), "com.apple.mail.XServer.test")
 }
 
 /// What outlives the program: the backend's address, the database, the key.
@@ -100,14 +113,7 @@ impl World {
         mailboxes: &[(&str, Snapshot)],
     ) {
         let registration = Registration {
-            device: Device {
-                account: Account::from_login(user),
-                account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
-                token: token(user),
-                subtopic: "com.apple.mobilemail".into(),
-                version: 2,
-                topic: "com.apple.mail.XServer.test".into(),
-            },
+            subscription: subscription(user),
             mailboxes: mailboxes.iter().map(|(name, told)| (Mailbox::new(name), *told)).collect(),
         };
         let text = self.vault().seal(&Account::from_login(user), &credentials(user, self.password));
@@ -128,12 +134,8 @@ impl World {
 
     /// The phone is no longer registered.
     pub(crate) async fn unregister(&self, user: &str) {
-        let key = DeviceKey {
-            account: Account::from_login(user),
-            token: token(user),
-            subtopic: "com.apple.mobilemail".into(),
-        };
-        self.store.remove_device(&key, None).await.unwrap().expect("it was registered");
+        let key = (&subscription(user)).into();
+        self.store.remove_subscription(&key, None).await.unwrap().expect("it was registered");
     }
 
     /// Why the watcher of `user` gave up.

@@ -322,7 +322,8 @@ mod tests {
     use super::*;
     use crate::demo;
     use crate::demo::pki::Pki;
-    use crate::model::{Account, Device, DeviceToken, Mailbox};
+    use crate::imap::registration::xapple::{DeviceToken, XAppleRegistration};
+    use crate::model::{Account, Mailbox};
 
     /// A token that APNs finds too old, though we do not: its clock is half an hour ahead.
     #[tokio::test]
@@ -350,19 +351,19 @@ mod tests {
         )
         .unwrap();
 
-        let device = Device {
-            account: Account::from_login("alice"),
+        let device = XAppleRegistration {
+            version: 2,
             account_id: "ID".into(),
             token: DeviceToken::new(&"ab".repeat(32)).unwrap(),
             subtopic: "com.apple.mobilemail".into(),
-            version: 2,
-            topic: pki.topic.clone(),
-        };
+            mailboxes: Vec::new(),
+        }
+        .subscription(Account::from_login("alice"), &pki.topic);
         let push = async || {
             let (push_type, expiration, collapse_id) = (PushType::Background, 1, None);
             let id = new_apns_id();
             let headers = Headers { id: &id, push_type, expiration, collapse_id };
-            apns.send(&MailPush::new(&device, &[Mailbox::inbox()], headers)).await
+            apns.send(&MailPush::new(&device, &[Mailbox::inbox()], headers).unwrap()).await
         };
         let tokens = apns.tokens.as_ref().unwrap();
         tokens.authorization(Timestamp::now().minus(Duration::from_secs(25 * 60))).unwrap();

@@ -10,7 +10,8 @@ use a2::request::payload::PayloadLike;
 use md5::{Digest, Md5};
 use serde::Serialize;
 
-use crate::model::{Device, Mailbox};
+use crate::imap::registration::xapple::ApnsOptions;
+use crate::model::{Mailbox, Subscription};
 
 /// How many mailboxes one notification can name. With an account id of 128 bytes, each of them
 /// escaped, 100 hashes stay under the 4096 bytes that APNs accepts; whoever has more to tell sends
@@ -20,11 +21,11 @@ pub const MAX_MAILBOXES: usize = 100;
 /// A notification for one device. `Debug` shows the token shortened.
 #[derive(Serialize)]
 pub struct MailPush<'a> {
-    aps: Aps<'a>,
+    aps: Aps,
     #[serde(skip)]
     options: NotificationOptions<'a>,
     #[serde(skip)]
-    device: &'a Device,
+    device: &'a Subscription,
 }
 
 /// The headers that are the same for each notification (PROTOCOL.md section 2).
@@ -41,9 +42,9 @@ pub struct Headers<'a> {
 }
 
 #[derive(Debug, Serialize)]
-struct Aps<'a> {
+struct Aps {
     #[serde(rename = "account-id")]
-    account_id: &'a str,
+    account_id: String,
     #[serde(rename = "m", skip_serializing_if = "Vec::is_empty")]
     mailboxes: Vec<String>,
 }
@@ -55,11 +56,18 @@ pub fn mailbox_hash(mailbox: &Mailbox) -> String {
 
 /// What makes a push replace an undelivered one for the same mail account of a device: the device's
 /// own name of the account, or a hash of one that is longer than 64 bytes.
-pub fn collapse_id(device: &Device) -> String {
-    match device.account_id.len() {
-        ..=64 => device.account_id.clone(),
-        _ => hex(&Md5::digest(&device.account_id)),
-    }
+/// `None` if it cannot be read.
+pub fn collapse_id(device: &Subscription) -> Option<String> {
+    let account_id = ApnsOptions::from_json(&device.options)?.account_id;
+    Some(match account_id.len() {
+        ..=64 => account_id,
+        _ => hex(&Md5::digest(&account_id)),
+    })
+}
+
+/// Whether a push can tell the device of INBOX and of no other mailbox: it registered with version 1.
+pub(crate) fn hears_of_inbox_alone(device: &Subscription) -> bool {
+    ApnsOptions::from_json(&device.options).is_some_and(|options| options.version < 2)
 }
 
 fn hex(digest: &[u8]) -> String {
@@ -71,31 +79,32 @@ impl<'a> MailPush<'a> {
     ///
     /// INBOX alone, or any change for a device that registered with version 1, is told by the
     /// account id alone; as soon as another mailbox is among them *all* are named, since the
-    /// device looks at nothing but what is named.
+    /// device looks at nothing but what is named. `None` if its options cannot be read.
     pub fn new<'m>(
-        device: &'a Device,
+        device: &'a Subscription,
         changed: impl IntoIterator<Item = &'m Mailbox>,
         headers: Headers<'a>,
-    ) -> Self {
+    ) -> Option<Self> {
+        let ApnsOptions { account_id, version } = ApnsOptions::from_json(&device.options)?;
         let changed: Vec<&Mailbox> = changed.into_iter().take(MAX_MAILBOXES).collect();
-        let inbox_alone = device.version < 2 || changed.iter().all(|mailbox| mailbox.is_inbox());
+        let inbox_alone = version < 2 || changed.iter().all(|mailbox| mailbox.is_inbox());
         let mailboxes = match inbox_alone {
             true => Vec::new(),
             false => changed.into_iter().map(mailbox_hash).collect(),
         };
-        Self {
-            aps: Aps { account_id: &device.account_id, mailboxes },
+        Some(Self {
+            aps: Aps { account_id, mailboxes },
             options: NotificationOptions {
                 apns_id: Some(headers.id),
                 apns_push_type: Some(headers.push_type),
                 apns_expiration: Some(headers.expiration),
                 // The client's to say: a2 knows no priority 1.
                 apns_priority: None,
-                apns_topic: Some(&device.topic),
+                apns_topic: Some(&device.route),
                 apns_collapse_id: headers.collapse_id.and_then(|id| CollapseId::new(id).ok()),
             },
             device,
-        }
+        })
     }
 }
 
@@ -134,7 +143,7 @@ impl PayloadLike for Probe<'_> {
 
 impl PayloadLike for MailPush<'_> {
     fn get_device_token(&self) -> &str {
-        self.device.token.as_given()
+        self.device.endpoint.as_given()
     }
 
     fn get_options(&self) -> &NotificationOptions<'_> {
@@ -147,7 +156,7 @@ impl fmt::Debug for MailPush<'_> {
         f.debug_struct("MailPush")
             .field("aps", &self.aps)
             .field("options", &self.options)
-            .field("token", &self.device.token)
+            .field("token", &self.device.endpoint)
             .finish()
     }
 }
@@ -155,26 +164,31 @@ impl fmt::Debug for MailPush<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Account, DeviceToken};
+    use crate::imap::registration::xapple::{DeviceToken, XAppleRegistration};
+    use crate::model::Account;
 
     const ID: &str = "0715A26B-CA09-4730-A419-793000CA982E";
 
-    fn device(version: u8) -> Device {
-        Device {
-            account: Account::from_login("alice@example.org"),
-            account_id: ID.into(),
-            token: DeviceToken::new(&"ab".repeat(32)).unwrap(),
-            subtopic: "com.apple.mobilemail".into(),
-            version,
-            topic: "com.apple.mail.XServer.1".into(),
-        }
+    fn device(version: u8) -> Subscription {
+        device_with(version, ID)
     }
 
-    fn json(device: &Device, names: &[&str]) -> String {
+    fn device_with(version: u8, account_id: &str) -> Subscription {
+        XAppleRegistration {
+            version,
+            account_id: account_id.into(),
+            token: DeviceToken::new(&"ab".repeat(32)).unwrap(),
+            subtopic: "com.apple.mobilemail".into(),
+            mailboxes: Vec::new(),
+        }
+        .subscription(Account::from_login("alice@example.org"), "com.apple.mail.XServer.1")
+    }
+
+    fn json(device: &Subscription, names: &[&str]) -> String {
         let changed: Vec<_> = names.iter().map(|name| Mailbox::new(name)).collect();
         let headers =
             Headers { id: ID, push_type: PushType::Background, expiration: 1, collapse_id: None };
-        MailPush::new(device, &changed, headers).to_json_string().unwrap()
+        MailPush::new(device, &changed, headers).unwrap().to_json_string().unwrap()
     }
 
     #[test]
@@ -209,7 +223,7 @@ mod tests {
 
     #[test]
     fn the_largest_payload_is_within_what_apns_accepts() {
-        let device = Device { account_id: "\"".repeat(128), ..device(2) };
+        let device = device_with(2, &"\"".repeat(128));
         let names: Vec<_> = (0..500).map(|n| format!("folder {n}")).collect();
         let names: Vec<_> = names.iter().map(String::as_str).collect();
         let json = json(&device, &names);
@@ -220,24 +234,25 @@ mod tests {
     /// What a phone sent is escaped, and no collapse id can be too long.
     #[test]
     fn an_account_id_cannot_leave_its_string_and_a_collapse_id_is_short() {
-        let device = Device { account_id: r#"","x":"\"#.into(), ..device(2) };
+        const ODD: &str = r#"","x":"\"#;
+        let device = device_with(2, ODD);
         assert_eq!(json(&device, &["INBOX"]), r#"{"aps":{"account-id":"\",\"x\":\"\\"}}"#);
-        let long = Device { account_id: "x".repeat(128), ..device.clone() };
-        for (device, expected) in [(&device, &*device.account_id), (&long, &*collapse_id(&long))] {
-            let id = collapse_id(device);
+        let long = device_with(2, &"x".repeat(128));
+        for (device, expected) in [(&device, ODD), (&long, &*collapse_id(&long).unwrap())] {
+            let id = collapse_id(device).unwrap();
             let headers = Headers {
                 id: ID,
                 push_type: PushType::Background,
                 expiration: 1,
                 collapse_id: Some(&id),
             };
-            let push = MailPush::new(device, [], headers);
+            let push = MailPush::new(device, [], headers).unwrap();
             let found = push.get_options().apns_collapse_id.as_ref().unwrap();
             assert_eq!(found.value, expected);
         }
         let headers =
             Headers { id: ID, push_type: PushType::Background, expiration: 1, collapse_id: None };
-        let push = MailPush::new(&device, [], headers);
+        let push = MailPush::new(&device, [], headers).unwrap();
         assert!(push.get_options().apns_collapse_id.is_none());
         let shown = format!("{push:?}");
         assert!(!shown.contains(&"ab".repeat(5)) && shown.contains("abababab…"), "{shown}");

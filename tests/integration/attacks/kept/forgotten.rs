@@ -3,9 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
-use mailchime::model::{
-    Account, BackendId, Device, DeviceToken, Mailbox, Registration, Snapshot, Timestamp,
-};
+use mailchime::imap::registration::xapple::{DeviceToken, XAppleRegistration};
+use mailchime::model::{Account, BackendId, Mailbox, Registration, Snapshot, Timestamp};
 use mailchime::store::{Registrant, Sealed, Store};
 use sqlx::{Connection, Row, SqliteConnection};
 
@@ -184,15 +183,15 @@ async fn what_an_earlier_version_left_goes_at_the_next_start() {
 fn registration(name: &str) -> Registration {
     // Each has a phone of their own.
     let hex: String = name.bytes().take(32).map(|byte| format!("{byte:02x}")).collect();
-    let device = Device {
-        account: Account::from_login(name),
+    let device = XAppleRegistration {
+        version: 2,
         account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
         token: DeviceToken::new(&format!("{hex:0<64}")).unwrap(),
         subtopic: "com.apple.mobilemail".into(),
-        version: 2,
-        topic: "com.apple.mail.XServer.1".into(),
-    };
-    Registration { device, mailboxes: vec![(Mailbox::inbox(), Snapshot::default())] }
+        mailboxes: Vec::new(),
+    }
+    .subscription(Account::from_login(name), "com.apple.mail.XServer.1");
+    Registration { subscription: device, mailboxes: vec![(Mailbox::inbox(), Snapshot::default())] }
 }
 
 /// Pages that are split and merged leave copies of rows behind.

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use mailchime::demo::apns::Answer;
-use mailchime::model::DeviceToken;
+use mailchime::imap::registration::xapple::DeviceToken;
 use sqlx::{Connection, Executor};
 
 use super::site::{FIRST, MAIL, Site};

@@ -228,7 +228,8 @@ impl Site {
         let (apns, backend) = (&self.world.apns, &self.world.backend);
         apns.answer_all(Answer::Accept);
         for user in &self.users {
-            let token = mailchime::model::DeviceToken::new(&user.token).unwrap();
+            let token =
+                mailchime::imap::registration::xapple::DeviceToken::new(&user.token).unwrap();
             apns.answer_token(&token, Answer::Accept);
         }
         apns.stall(false);

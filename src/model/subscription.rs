@@ -1,0 +1,207 @@
+//! Who is to be notified: a subscription of one account, by whatever transport.
+//!
+//! What an endpoint or the options say is the transport's own matter: here they are carried, compared and
+//! never read.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{SHA256, digest};
+
+use super::{Account, Mailbox, Snapshot};
+
+/// By which transport a subscription is notified: the transport's name, in lower case.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TransportId(Arc<str>);
+
+/// Where a transport sends to: a token or a URL, opaque to all but the transport.
+///
+/// Two endpoints are the same if their canonical forms are, which the transport says. `Display` and `Debug`
+/// show the first 8 characters only, so an endpoint cannot reach a log in full.
+#[derive(Clone)]
+pub struct PushEndpoint {
+    given: Arc<str>,
+    /// SHA-256 of the canonical form.
+    hash: [u8; 32],
+}
+
+/// One subscription of one account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    pub account: Account,
+    pub transport: TransportId,
+    pub endpoint: PushEndpoint,
+    /// Which application at the endpoint: one endpoint may have several.
+    pub app: Arc<str>,
+    /// Under whose authority it is sent to.
+    pub route: Arc<str>,
+    /// A JSON object: what else the transport has to know of it.
+    pub options: Arc<str>,
+}
+
+/// What identifies a subscription.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SubscriptionKey {
+    pub account: Account,
+    pub transport: TransportId,
+    pub endpoint: PushEndpoint,
+    pub app: Arc<str>,
+}
+
+/// A registration that was checked and is to be stored: the subscription, and each mailbox that its
+/// user's own session can read with the state it was in at that moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    pub subscription: Subscription,
+    pub mailboxes: Vec<(Mailbox, Snapshot)>,
+}
+
+/// How many characters of an endpoint are shown.
+const SHOWN: usize = 8;
+
+// === impl TransportId ===
+
+impl TransportId {
+    /// The transport of this name.
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    /// Its name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TransportId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === impl PushEndpoint ===
+
+impl PushEndpoint {
+    /// The endpoint as it was given, and the form in which two spellings of one endpoint are alike.
+    pub fn new(given: &str, canonical: &str) -> Self {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest(&SHA256, canonical.as_bytes()).as_ref());
+        Self { given: given.into(), hash }
+    }
+
+    /// The endpoint of a row: as it was given, and [`PushEndpoint::hash_hex`]. `None` if that is no hash.
+    pub fn from_row(given: &str, hash_hex: &str) -> Option<Self> {
+        let mut hash = [0; 32];
+        if hash_hex.len() != 2 * hash.len() || !hash_hex.is_ascii() {
+            return None;
+        }
+        for (byte, at) in hash.iter_mut().zip((0..).step_by(2)) {
+            *byte = u8::from_str_radix(&hash_hex[at..at + 2], 16).ok()?;
+        }
+        Some(Self { given: given.into(), hash })
+    }
+
+    /// As it was given: for the transport, which sends to it, and for the row.
+    pub fn as_given(&self) -> &str {
+        &self.given
+    }
+
+    /// The SHA-256 of the canonical form: 64 hex digits in lower case.
+    pub fn hash_hex(&self) -> String {
+        self.hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl PartialEq for PushEndpoint {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash
+    }
+}
+
+impl Eq for PushEndpoint {}
+
+impl Hash for PushEndpoint {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.hash.hash(state);
+    }
+}
+
+impl PartialOrd for PushEndpoint {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for PushEndpoint {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.hash.cmp(&other.hash)
+    }
+}
+
+impl fmt::Display for PushEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = self.given.char_indices().nth(SHOWN).map_or(self.given.len(), |(end, _)| end);
+        write!(f, "{}…", self.given[..end].escape_debug())
+    }
+}
+
+impl fmt::Debug for PushEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+// === impl Subscription ===
+
+impl Subscription {
+    /// Whether this is the subscription of that key.
+    pub fn is(&self, key: &SubscriptionKey) -> bool {
+        self.account == key.account
+            && self.transport == key.transport
+            && self.endpoint == key.endpoint
+            && self.app == key.app
+    }
+}
+
+// === impl SubscriptionKey ===
+
+impl From<&Subscription> for SubscriptionKey {
+    fn from(subscription: &Subscription) -> Self {
+        Self {
+            account: subscription.account.clone(),
+            transport: subscription.transport.clone(),
+            endpoint: subscription.endpoint.clone(),
+            app: Arc::clone(&subscription.app),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_compare_by_their_canonical_form_and_show_eight_characters() {
+        let given = "AB12".repeat(16);
+        let endpoint = PushEndpoint::new(&given, &given.to_lowercase());
+        assert_eq!(endpoint, PushEndpoint::new(&given.to_lowercase(), &given.to_lowercase()));
+        assert_ne!(endpoint, PushEndpoint::new(&given, &given));
+        assert_eq!(format!("{endpoint} {endpoint:?}"), "AB12AB12… AB12AB12…");
+        let odd = PushEndpoint::new("a\n\u{1f514}b", "");
+        assert_eq!(odd.to_string(), "a\\n\u{1f514}b…");
+    }
+
+    #[test]
+    fn an_endpoint_comes_back_from_its_row() {
+        let endpoint = PushEndpoint::new("abc", "abc");
+        let hash = endpoint.hash_hex();
+        // FIPS 180-4, the example of one block.
+        assert_eq!(hash, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(PushEndpoint::from_row("abc", &hash), Some(endpoint));
+        for bad in ["", "ba", &hash.replace('b', "x"), &format!("é{}", &hash[2..])] {
+            assert!(PushEndpoint::from_row("abc", bad).is_none(), "{bad}");
+        }
+    }
+}
