@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use self::renewal::Renewal;
 use crate::config::{self, CertificateFiles, Config, Sni};
 use crate::files;
-use crate::imap::session::{DomainTopic, PushOffer};
+use crate::imap::contract::{DomainTopic, PushOffer};
 use crate::metrics::{Metrics, Queue};
 use crate::model::{SessionEvent, Timestamp};
 use crate::net::backends::{Backends, Table};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::imap::relay::Relay;
-use mailchime::imap::session::{Action, DomainTopic, Output, Profile, PushOffer, ShownCapabilities};
+use mailchime::imap::contract::{Action, DomainTopic, Output, Profile, PushOffer, ShownCapabilities};
 use mailchime::model::Account;
 use mailchime_fuzz::drive::{BareRelay, Happened, Log, assert_same, play};
 use mailchime_fuzz::oracle::{

@@ -1,7 +1,8 @@
 //! Plays a script against a state machine as the proxy's driver does, and keeps a log.
 
 use mailchime::imap::relay::Relay;
-use mailchime::imap::session::{Action, Output, BackendTraits, RegistrationResult, Session, Step};
+use mailchime::imap::contract::{Action, Output, BackendTraits, RegistrationResult, Step};
+use mailchime::imap::session::Session;
 
 use crate::script::{Cut, Event, Script, Side};
 

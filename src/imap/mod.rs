@@ -7,6 +7,7 @@
 //! - `stream_position`: where in a stream of lines and literals a direction is
 //! - [`peek`]: the first bytes of a line: which command, which response
 //! - [`collect`]: one bounded command, with its literals, put together from pieces
+//! - [`contract`]: the vocabulary of a session
 //! - [`args`]: strings and lists as arguments (nom), and quoting
 //! - [`capability`]: capability lists, and the edit that mailchime makes to them
 //! - [`mailbox`]: modified UTF-7
@@ -23,6 +24,7 @@
 pub mod args;
 pub mod capability;
 pub mod collect;
+pub mod contract;
 pub mod greeting;
 pub mod literal;
 pub mod login;

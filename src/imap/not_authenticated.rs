@@ -8,14 +8,13 @@ use std::fmt;
 
 use super::args;
 use super::collect::{Collector, Progress};
+use super::contract::{
+    Action, BackendTraits, ClientConnection, LoginFailure, Output, Profile, Step, tagged,
+};
 use super::login::{BackendLogin, LoginAttempt, Secret, WrittenLogin};
 use super::peek::{self, Command, Status, Verb};
 use super::refusal::Refusal;
-use super::relay::tagged;
 use super::sasl::{self, Exchange, Mechanism};
-use super::session::{
-    Action, BackendTraits, ClientConnection, LoginFailure, Output, Profile, Step,
-};
 use crate::model::{Account, Credentials};
 
 /// Malformed or unknown commands after which the client is sent away.

@@ -31,20 +31,16 @@ mod intercept;
 mod pending_replies;
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::Arc;
 
 use self::intercept::{DetachedRegistration, Intercepted};
 use self::pending_replies::{PendingReplies, ReplyOwner, ReplyTo};
 use super::capability::{self, Own};
+use super::contract::{Action, Awaited, LONGEST_STATUS, Output, Profile, PushOffer, Step};
 use super::literal::{Announcement, End, Scan};
 use super::peek::{self, Command, Response, Status, Verb};
-use super::session::{Action, Awaited, Output, Profile, PushOffer, Step};
 use super::stream_position::{LineEnd, StreamPosition};
 use crate::model::{Account, Mailbox};
-
-/// Longest STATUS response that is ours to swallow, in bytes.
-pub(super) const LONGEST_STATUS: usize = 8 * 1024;
 
 /// The most lines that are looked at in one step, so that the caller can let others have their turn.
 const MOST_LINES: u32 = 4096;
@@ -532,10 +528,4 @@ fn offered<'a>(
 ) -> Option<(&'a PushOffer, &'a str)> {
     let offer = profile.push.as_ref()?;
     Some((offer, offer.topic(account?)?))
-}
-
-/// Adds a tagged response.
-pub(super) fn tagged(out: &mut Vec<u8>, tag: &[u8], text: impl fmt::Display) {
-    out.extend_from_slice(tag);
-    out.extend_from_slice(format!(" {text}\r\n").as_bytes());
 }

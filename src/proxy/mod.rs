@@ -28,7 +28,7 @@ use self::register::RegistrationPace;
 pub use self::serve::serve;
 use self::unanswered_mailboxes::UnansweredMailboxes;
 use crate::config::{self, Config, Relay};
-use crate::imap::session::{DomainTopic, LimitHits, Profile, PushOffer, ShownCapabilities};
+use crate::imap::contract::{DomainTopic, LimitHits, Profile, PushOffer, ShownCapabilities};
 use crate::metrics::Metrics;
 use crate::model::{Account, SessionEvent};
 use crate::net::backends::Backends;

@@ -13,7 +13,7 @@ use tokio::io::AsyncWrite;
 
 use super::read_buffer::ReadBuffer;
 use super::record::Recorded;
-use crate::imap::session::Step;
+use crate::imap::contract::Step;
 use crate::net::stream::{READ_SIZE, Stream, UNWRITTEN, forget_read};
 
 /// What is read at once of a peer that may make a session keep it: before the login, while memory is

@@ -29,9 +29,8 @@ pub use self::mask::TOPIC;
 pub use self::transcript::MAILBOXES;
 use self::transcript::{Lane, Transcript};
 use crate::config;
-use crate::imap::session::{
-    Action, BackendTraits, Output, Profile, RegistrationResult, Session, Step,
-};
+use crate::imap::contract::{Action, BackendTraits, Output, Profile, RegistrationResult, Step};
+use crate::imap::session::Session;
 use crate::model::Timestamp;
 
 /// Pieces of a session that may wait for the writer, and bytes in all of them.
@@ -432,7 +431,7 @@ fn create(folder: &Path) -> io::Result<File> {
 mod tests {
     use super::*;
     use crate::demo::dialogue::Dialogue;
-    use crate::imap::session::ClientConnection;
+    use crate::imap::contract::ClientConnection;
 
     fn recorded(folder: &Path, max_size: u64) -> Recorded {
         let profile = Arc::new(Profile {

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::SessionContext;
-use crate::imap::session::RegistrationResult;
+use crate::imap::contract::RegistrationResult;
 use crate::model::{AcceptedLogin, Account, Registration, SessionEvent, Timestamp};
 use crate::store::{Full, RegisterOutcome, StoreError};
 

@@ -26,10 +26,11 @@ use super::record::Recorded;
 use super::register::register;
 use super::session_metrics::{self, CountedBytes};
 use crate::imap::capability::Capabilities;
-use crate::imap::session::{
+use crate::imap::contract::{
     Action, Authenticated, Awaited, BackendTraits, ClientConnection, NOT_TAKEN, Output,
-    ProvenIdentity, RegistrationResult, Session, UNAVAILABLE,
+    ProvenIdentity, RegistrationResult, UNAVAILABLE,
 };
+use crate::imap::session::Session;
 use crate::metrics::Phase;
 use crate::model::{AcceptedLogin, Account, Registration, SessionEvent, Timestamp};
 use crate::net::backend::{Backend, ConnectError, Connected};

@@ -21,7 +21,7 @@ use super::{Failure, LIMIT};
 use crate::config::{self, Config};
 use crate::demo::dialogue::Settings;
 use crate::demo::pki::Pki;
-use crate::imap::session::{DomainTopic, PushOffer};
+use crate::imap::contract::{DomainTopic, PushOffer};
 use crate::model::SessionEvent;
 use crate::net::backend::Backend;
 use crate::net::backends::{Backends, Table};

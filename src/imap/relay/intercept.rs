@@ -15,13 +15,14 @@ use std::collections::{HashSet, VecDeque};
 use std::fmt;
 
 use super::pending_replies::ReplyTo;
-use super::{Relay, STATUS_ITEMS, offered, tagged};
+use super::{Relay, STATUS_ITEMS, offered};
 use crate::imap::args::{self, quote};
 use crate::imap::collect::{Collector, Progress};
+use crate::imap::contract::tagged;
+use crate::imap::contract::{Action, Output, RegistrationResult, Step};
 use crate::imap::mailbox;
 use crate::imap::peek::{Status, Verb};
 use crate::imap::registration::xapple::{self, XAppleRegistration};
-use crate::imap::session::{Action, Output, RegistrationResult, Step};
 use crate::imap::status::mailbox_status;
 use crate::model::{Mailbox, Registration, Snapshot};
 

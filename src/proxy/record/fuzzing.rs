@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::transcript::{self, Lane};
-use crate::imap::session::Profile;
+use crate::imap::contract::Profile;
 
 /// A recording, without a channel and a file.
 pub struct Transcript(transcript::Transcript);

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use super::mask::{Masks, shape};
 use super::words::{Form, Manner, Pairs, words};
+use crate::imap::contract::Profile;
 use crate::imap::literal::Announcement;
 use crate::imap::peek::{self, Response};
-use crate::imap::session::Profile;
 
 /// Longest part of a line that is kept; of a longer one only the length is told.
 const LONGEST_LINE: usize = 64 * 1024;

@@ -13,8 +13,8 @@ use super::super::admission::{AttemptPermit, SessionsFull};
 use super::super::login_refused::login_refused;
 use super::super::pump::{Endpoint, Side};
 use super::{SessionTask, SideTask};
+use crate::imap::contract::LoginFailure;
 use crate::imap::refusal::Refusal;
-use crate::imap::session::LoginFailure;
 use crate::model::Account;
 
 /// For the backend to decide on a login whose client is gone. It must be longer than a backend waits

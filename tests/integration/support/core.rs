@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use mailchime::demo::dialogue::{Deed, Dialogue, Event, Peer, Text, Variables, What};
-use mailchime::imap::session::{
-    Action, BackendTraits, ClientConnection, Profile, RegistrationResult, Session, Step,
+use mailchime::imap::contract::{
+    Action, BackendTraits, ClientConnection, Profile, RegistrationResult, Step,
 };
+use mailchime::imap::session::Session;
 use mailchime::model::Registration;
 
 /// A session, and the bytes on their way around it.

@@ -10,8 +10,8 @@ use mailchime::demo::pki::Pki;
 pub(crate) use mailchime::demo::replay::push_offer;
 use mailchime::demo::replay::{Proxy, TOPIC, push_offer_of};
 use mailchime::imap::capability::Capabilities;
+use mailchime::imap::contract::{Profile, PushOffer, ShownCapabilities};
 use mailchime::imap::login::LoginKinds;
-use mailchime::imap::session::{Profile, PushOffer, ShownCapabilities};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::soon;
