@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::news::News;
 use super::refusal::{Then, then};
 use super::snapshot;
+use super::source::imap::unsolicited::News;
 use crate::imap::refusal::Refusal;
 use crate::model::{ChangeKind, Mailbox, Snapshot};
 use crate::net::backoff::Backoff;

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::account::{At, Begin, End, Next, Orders, Watcher, stopped};
-use super::logins::{State, WITHIN};
 use super::refusal::{self, Then};
+use super::source::imap::login_breaker::{State, WITHIN};
 use super::status::Doing;
+use super::watcher::{At, Begin, End, Next, Orders, Watcher, stopped};
 use crate::imap::login::printable;
 use crate::imap::refusal::Refusal;
 use crate::metrics::Parked;

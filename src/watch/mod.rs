@@ -11,33 +11,24 @@
 //! an account were told is in the store; a watcher only reads it, after every connect, so that
 //! whatever was interrupted shows as a difference again. The push side moves it.
 
-mod account;
-mod connection;
-mod faults;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
-mod lasting;
 mod login;
-mod logins;
-mod look;
-mod master;
-mod news;
-mod pacer;
 mod refusal;
-mod rounds;
 mod snapshot;
+mod source;
 mod status;
 mod supervisor;
-mod upstream;
-mod ways;
+mod watcher;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
 
-pub use self::faults::LeftOut;
+use self::source::imap::health::Upstreams;
+pub use self::source::imap::mailbox_faults::LeftOut;
 pub use self::status::{Inquirer, Inquiries, WatcherStatus, inquiries};
 pub use self::supervisor::run;
 use crate::config::{self, Config};
@@ -58,7 +49,7 @@ pub struct Context {
     store: Store,
     credentials: Arc<CredentialSource>,
     events: mpsc::Sender<WatchEvent>,
-    upstreams: upstream::Upstreams,
+    upstreams: Upstreams,
     last_id: AtomicU64,
     metrics: Arc<Metrics>,
 }
@@ -75,7 +66,7 @@ impl Context {
             config: config.watch.clone(),
             push: config.push.clone(),
             response_size: config.limits.capability_size,
-            upstreams: upstream::Upstreams::new(&config.watch, backends.counters()),
+            upstreams: Upstreams::new(&config.watch, backends.counters()),
             backends,
             store,
             credentials,

@@ -9,7 +9,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use super::faults::LeftOut;
+use super::source::imap::mailbox_faults::LeftOut;
 use crate::metrics::{Held, Kind, Metrics, Watching};
 use crate::model::{Account, ChangeKind, Timestamp};
 

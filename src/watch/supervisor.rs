@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Context;
-use super::account::{Begin, Orders, Watcher};
 use super::status::{Doing, Inquiries, Inquiry, Status};
+use super::watcher::{Begin, Orders, Watcher};
 use crate::model::{AcceptedLogin, Account, SessionEvent, Timestamp, WatchEvent};
 use crate::nodes::{Division, Neighbours};
 use crate::store::{LiveAccount, News, StoreError};

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 
-use super::lasting::Loss;
-use super::news::News;
+use super::keepalive::Loss;
+use super::unsolicited::News;
 use crate::imap::login::printable;
 use crate::imap::peek::{self, Response, Status};
 use crate::imap::responses::Responses;
@@ -30,7 +30,7 @@ const RESPONSE: usize = 128;
 
 /// A logged-in connection. It holds no bytes while it waits for some.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(in crate::watch) struct Connection {
     stream: Stream,
     input: Responses,
     /// What was read since other tasks had their turn.
@@ -48,7 +48,7 @@ pub(super) struct Connection {
     /// The tag of the IDLE that is under way, and since when it is.
     idle: Option<(String, Instant)>,
     /// What was said of mailboxes, in whatever answer.
-    pub(super) news: News,
+    pub(in crate::watch) news: News,
     /// The last NO or BAD, for logs.
     refusal: Option<Box<str>>,
     answer_timeout: Duration,
@@ -58,7 +58,7 @@ pub(super) struct Connection {
 
 /// Why a connection is of no more use.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Lost {
+pub(in crate::watch) enum Lost {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("the backend said {0}")]
@@ -71,7 +71,7 @@ pub(super) enum Lost {
 
 /// What a command came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(in crate::watch) enum Answer {
     Ok,
     No,
     Bad,
@@ -79,17 +79,21 @@ pub(super) enum Answer {
 
 /// A command was refused.
 #[derive(Debug)]
-pub(super) struct Refused {
+pub(in crate::watch) struct Refused {
     /// With BAD.
-    pub(super) bad: bool,
+    pub(in crate::watch) bad: bool,
     /// The backend's words.
-    pub(super) refusal: Box<str>,
+    pub(in crate::watch) refusal: Box<str>,
 }
 
 impl Connection {
     /// `answer_timeout` is for the whole answer to a command, and for the bytes of any one response;
     /// `longest` is the most bytes of one response that are kept.
-    pub(super) fn new(logged_in: LoggedIn, answer_timeout: Duration, longest: usize) -> Self {
+    pub(in crate::watch) fn new(
+        logged_in: LoggedIn,
+        answer_timeout: Duration,
+        longest: usize,
+    ) -> Self {
         let LoggedIn { stream, input, place: _place, .. } = logged_in;
         Self {
             stream,
@@ -110,7 +114,7 @@ impl Connection {
     }
 
     /// Sends a command and gives each untagged response until its answer to `untagged`.
-    pub(super) async fn command(
+    pub(in crate::watch) async fn command(
         &mut self,
         command: &str,
         untagged: impl FnMut(&[u8]),
@@ -122,7 +126,7 @@ impl Connection {
     /// Sends commands that do not depend on each other, some of them ahead of the answers
     /// (RFC 9051 section 5.5). Calls `answered` with the place of each, what came of it and what was
     /// said until then.
-    pub(super) async fn commands(
+    pub(in crate::watch) async fn commands(
         &mut self,
         commands: &[String],
         mut answered: impl FnMut(usize, Result<(), Refused>, &mut News),
@@ -160,7 +164,7 @@ impl Connection {
 
     /// Starts IDLE (RFC 2177) and returns whether it has begun: then call [`Connection::unasked`]
     /// and [`Connection::done`], and nothing else.
-    pub(super) async fn idle(&mut self) -> Result<bool, Lost> {
+    pub(in crate::watch) async fn idle(&mut self) -> Result<bool, Lost> {
         let tag = self.send("IDLE").await?;
         // Already now: a farewell in between has to end it, too.
         self.idle = Some((tag.clone(), Instant::now()));
@@ -182,7 +186,7 @@ impl Connection {
 
     /// Takes in what nothing was asked for, which may be news: the next response, and those that came
     /// with it. Whether the backend has ended the IDLE with them. Cancel safe.
-    pub(super) async fn unasked(&mut self) -> Result<bool, Lost> {
+    pub(in crate::watch) async fn unasked(&mut self) -> Result<bool, Lost> {
         self.response().await?;
         let mut ends = self.ends_idle();
         // What was told must not wait for the rest of what is under way.
@@ -211,28 +215,28 @@ impl Connection {
     }
 
     /// Whether IDLE is under way.
-    pub(super) fn idles(&self) -> bool {
+    pub(in crate::watch) fn idles(&self) -> bool {
         self.idle.is_some()
     }
 
     /// For how long IDLE has been under way.
-    pub(super) fn idles_for(&self) -> Option<Duration> {
+    pub(in crate::watch) fn idles_for(&self) -> Option<Duration> {
         self.idle.as_ref().map(|(_, since)| since.elapsed())
     }
 
     /// When something was last said, by either side.
-    pub(super) fn active_at(&self) -> Instant {
+    pub(in crate::watch) fn active_at(&self) -> Instant {
         self.active_at
     }
 
     /// What its end says, if it is lost now.
-    pub(super) fn loss(&self) -> Loss {
+    pub(in crate::watch) fn loss(&self) -> Loss {
         let quiet = self.unanswered.unwrap_or_else(|| self.active_at.elapsed());
         Loss { age: self.began.elapsed(), quiet, unanswered: self.unanswered.is_some() }
     }
 
     /// Ends IDLE, if it is under way.
-    pub(super) async fn done(&mut self) -> Result<(), Lost> {
+    pub(in crate::watch) async fn done(&mut self) -> Result<(), Lost> {
         if let Some((tag, _)) = self.idle.take() {
             self.write(b"DONE\r\n").await?;
             self.until(&tag, |_| {}).await?;
@@ -287,7 +291,7 @@ impl Connection {
 
     /// Says goodbye wherever it stands, so that the backend's log shows an orderly end, and waits a
     /// moment to be heard. Whether it was is no matter.
-    pub(super) async fn log_out(mut self) {
+    pub(in crate::watch) async fn log_out(mut self) {
         let farewell = async {
             if self.idle.is_some() {
                 self.write(b"DONE\r\n").await?;

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::snapshot::merged;
 use crate::imap::mailbox;
 use crate::imap::status::{Activity, activity, fetched, is_overflow, mailbox_status};
 use crate::model::{Mailbox, Snapshot};
+use crate::watch::snapshot::merged;
 
 /// The most mailboxes whose state is kept until it is taken. What is told beyond that has to be
 /// looked at.
@@ -13,7 +13,7 @@ const MOST_STATES: usize = 1000;
 
 /// What was said since it was last asked.
 #[derive(Debug, Default)]
-pub(super) struct News {
+pub(in crate::watch) struct News {
     /// How many messages there are, as last told; `None` when that no longer holds.
     count: Option<u64>,
     /// The number to which it rose.
@@ -33,7 +33,7 @@ pub(super) struct News {
 
 impl News {
     /// Takes note of a whole response.
-    pub(super) fn read(&mut self, response: &[u8]) {
+    pub(in crate::watch) fn read(&mut self, response: &[u8]) {
         match activity(response) {
             Some(_) if self.elsewhere => {}
             Some(Activity::Exists(count)) => self.exists(count),
@@ -65,12 +65,12 @@ impl News {
     }
 
     /// Another mailbox is opened: what is said of the open one is not said of INBOX.
-    pub(super) fn leave_inbox(&mut self) {
+    pub(in crate::watch) fn leave_inbox(&mut self) {
         self.elsewhere = true;
     }
 
     /// INBOX, if any mailbox, is open again, with so many messages where that was told.
-    pub(super) fn back_in_inbox(&mut self, count: Option<u64>) {
+    pub(in crate::watch) fn back_in_inbox(&mut self, count: Option<u64>) {
         self.elsewhere = false;
         if let Some(count) = count {
             self.exists(count);
@@ -78,7 +78,7 @@ impl News {
     }
 
     /// What is told of one mailbox piece by piece becomes one state.
-    pub(super) fn read_state(&mut self, mailbox: Option<Mailbox>, told: Snapshot) {
+    pub(in crate::watch) fn read_state(&mut self, mailbox: Option<Mailbox>, told: Snapshot) {
         if let Some(place) = self.places.get(&mailbox) {
             let state = &mut self.states[*place].1;
             *state = merged(state, &told);
@@ -89,34 +89,34 @@ impl News {
     }
 
     /// The states that were told.
-    pub(super) fn take_states(&mut self) -> Vec<(Option<Mailbox>, Snapshot)> {
+    pub(in crate::watch) fn take_states(&mut self) -> Vec<(Option<Mailbox>, Snapshot)> {
         self.places = HashMap::new();
         std::mem::take(&mut self.states)
     }
 
     /// The number of messages, if it rose.
-    pub(super) fn take_grown(&mut self) -> Option<u64> {
+    pub(in crate::watch) fn take_grown(&mut self) -> Option<u64> {
         self.grown.take()
     }
 
     /// Whether anything but that changed.
-    pub(super) fn take_other(&mut self) -> bool {
+    pub(in crate::watch) fn take_other(&mut self) -> bool {
         std::mem::take(&mut self.other)
     }
 
     /// Whether anything that was told since the number of messages last rose may make for fewer unread
     /// ones.
-    pub(super) fn has_read(&self) -> bool {
+    pub(in crate::watch) fn has_read(&self) -> bool {
         self.read
     }
 
     /// Whether the backend has ended NOTIFY.
-    pub(super) fn take_overflow(&mut self) -> bool {
+    pub(in crate::watch) fn take_overflow(&mut self) -> bool {
         std::mem::take(&mut self.overflow)
     }
 
     /// The open mailbox is about to be looked at, which tells all that was said of it so far.
-    pub(super) fn settle(&mut self) {
+    pub(in crate::watch) fn settle(&mut self) {
         (self.grown, self.other) = (None, false);
     }
 }

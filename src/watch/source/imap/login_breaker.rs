@@ -16,7 +16,7 @@ use crate::model::Account;
 const MANY: usize = 3;
 
 /// Refusals of different accounts within this time count together.
-pub(super) const WITHIN: Duration = Duration::from_mins(5);
+pub(in crate::watch) const WITHIN: Duration = Duration::from_mins(5);
 
 /// Logins that were accepted so shortly before count against that: servers hold refusals back, so after a
 /// start those of a few wrong passwords come together, behind all that were accepted.
@@ -33,18 +33,18 @@ const FORGOTTEN: Duration = Duration::from_hours(24);
 const MOST: usize = 256;
 
 /// A try that takes longer holds up no others.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+pub(in crate::watch) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The logins at one backend.
 #[derive(Debug)]
-pub(super) struct Logins {
+pub(in crate::watch) struct Logins {
     state: watch::Sender<State>,
     /// For the one who tries while it is in doubt.
     trial: Semaphore,
 }
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct State {
+pub(in crate::watch) struct State {
     /// The last login was accepted.
     accepted: bool,
     /// How many were accepted, each within [`TOGETHER`] of the next, and when the last one was.
@@ -63,15 +63,15 @@ pub(super) struct State {
 
 /// Leave to try; to be held until the outcome was noted.
 #[derive(Debug)]
-pub(super) struct Leave<'a>(Option<SemaphorePermit<'a>>);
+pub(in crate::watch) struct Leave<'a>(Option<SemaphorePermit<'a>>);
 
 /// What a refusal says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Blame {
+pub(in crate::watch) struct Blame {
     /// It is the backend's fault.
     backend: bool,
     /// That is new, and to be logged.
-    pub(super) new: bool,
+    pub(in crate::watch) new: bool,
 }
 
 impl State {
@@ -81,46 +81,50 @@ impl State {
     }
 
     /// How often it was found that the backend had been at fault, and takes again what it refused.
-    pub(super) fn recoveries(&self) -> u64 {
+    pub(in crate::watch) fn recoveries(&self) -> u64 {
         self.recoveries
     }
 
     /// Whether the backend is to blame for a refusal of so long ago.
-    pub(super) fn explains(&self, ago: Duration) -> bool {
+    pub(in crate::watch) fn explains(&self, ago: Duration) -> bool {
         self.at_fault.is_some_and(|since| ago < since.elapsed() + WITHIN)
     }
 }
 
 impl Leave<'_> {
     /// Whether others wait until it is given back.
-    pub(super) fn is_alone(&self) -> bool {
+    pub(in crate::watch) fn is_alone(&self) -> bool {
         self.0.is_some()
     }
 
     /// The outcome takes long: others may try meanwhile.
-    pub(super) fn give_back(&mut self) {
+    pub(in crate::watch) fn give_back(&mut self) {
         self.0 = None;
     }
 }
 
 impl Logins {
-    pub(super) fn new() -> Self {
+    pub(in crate::watch) fn new() -> Self {
         Self { state: watch::Sender::default(), trial: Semaphore::new(1) }
     }
 
     /// What is known; it tells of changes.
-    pub(super) fn state(&self) -> watch::Receiver<State> {
+    pub(in crate::watch) fn state(&self) -> watch::Receiver<State> {
         self.state.subscribe()
     }
 
     /// Leave for a watcher whose user has just logged in.
-    pub(super) fn at_once(&self) -> Leave<'_> {
+    pub(in crate::watch) fn at_once(&self) -> Leave<'_> {
         Leave(None)
     }
 
     /// Waits until the caller may log in; `told` hears for how long nobody may. `None` if the caller is
     /// `refused` for reasons of its own, as it seemed, and now the backend is at fault.
-    pub(super) async fn leave(&self, refused: bool, told: impl Fn(Duration)) -> Option<Leave<'_>> {
+    pub(in crate::watch) async fn leave(
+        &self,
+        refused: bool,
+        told: impl Fn(Duration),
+    ) -> Option<Leave<'_>> {
         let mut state = self.state.subscribe();
         let excused = |state: &State| refused && state.at_fault.is_some();
         loop {
@@ -155,7 +159,7 @@ impl Logins {
 
     /// The backend has accepted this account, with what it had refused (`again`) or with something else.
     /// Returns whether it was at fault until now, to be logged.
-    pub(super) fn accepted(&self, account: &Account, again: bool) -> bool {
+    pub(in crate::watch) fn accepted(&self, account: &Account, again: bool) -> bool {
         let mut recovered = false;
         self.state.send_if_modified(|state| {
             let changed = !state.accepted || !state.refused.is_empty();
@@ -181,7 +185,7 @@ impl Logins {
     }
 
     /// The backend has refused what this account's user had logged in with.
-    pub(super) fn refused(&self, account: &Account) -> Blame {
+    pub(in crate::watch) fn refused(&self, account: &Account) -> Blame {
         let now = Instant::now();
         let mut blame = Blame { backend: false, new: false };
         self.state.send_modify(|state| {

@@ -1,4 +1,4 @@
-//! What a watcher does while it is connected: it looks at its mailboxes (see `look`), and waits for
+//! What a watcher does while it is connected: it looks at its mailboxes (see `source::imap::refresh`), and waits for
 //! a reason to look again.
 //!
 //! ```text
@@ -19,17 +19,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::account::{End, Watched, Watcher};
 use super::connection::{Answer, Connection, Lost};
-use super::status::{Doing, Mode};
-use super::upstream::Upstream;
-use super::ways::{Beliefs, GivenUp};
+use super::health::Upstream;
+use super::reliability::{Beliefs, GivenUp};
 use crate::config;
 use crate::imap::args::quote;
 use crate::imap::capability::Capabilities;
 use crate::imap::mailbox;
 use crate::imap::status::{Activity, activity};
 use crate::model::{ChangeKind, Mailbox};
+use crate::watch::status::{Doing, Mode};
+use crate::watch::watcher::{End, Watched, Watcher};
 
 /// A backend that ends IDLE sooner than this has no IDLE.
 const LASTED: Duration = Duration::from_secs(10);
@@ -42,11 +42,11 @@ const EVENTS: &str = "(MessageNew MessageExpunge FlagChange)";
 
 /// Longest command that servers have to take (RFC 7162 section 4), in bytes, with some to spare for
 /// the tag.
-pub(super) const LONGEST_COMMAND: usize = 8000;
+pub(in crate::watch) const LONGEST_COMMAND: usize = 8000;
 
 /// Which mailboxes to look at, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(in crate::watch) enum Look {
     /// All, since nothing is known to have told of them.
     All,
     /// All, whatever was told; IDLE or NOTIFY should have told of new mail.
@@ -58,21 +58,21 @@ pub(super) enum Look {
 }
 
 /// What is known of the backend on this connection.
-pub(super) struct Round<'a> {
-    pub(super) connection: &'a mut Connection,
-    pub(super) upstream: &'a Upstream,
+pub(in crate::watch) struct Round<'a> {
+    pub(in crate::watch) connection: &'a mut Connection,
+    pub(in crate::watch) upstream: &'a Upstream,
     /// Whether STATUS tells HIGHESTMODSEQ (RFC 7162 section 3.1.7).
-    pub(super) mod_seq: bool,
+    pub(in crate::watch) mod_seq: bool,
     /// What it lists and has not refused here: IDLE, NOTIFY, LIST-STATUS (RFC 5819).
-    pub(super) idles: bool,
-    pub(super) notifies: bool,
-    pub(super) lists: bool,
+    pub(in crate::watch) idles: bool,
+    pub(in crate::watch) notifies: bool,
+    pub(in crate::watch) lists: bool,
     /// A mailbox was answered on this connection.
-    pub(super) answered: bool,
+    pub(in crate::watch) answered: bool,
     /// INBOX is open, so that IDLE tells of it, since then.
-    pub(super) open: Option<Instant>,
+    pub(in crate::watch) open: Option<Instant>,
     /// NOTIFY tells of all mailboxes that are not open.
-    pub(super) armed: bool,
+    pub(in crate::watch) armed: bool,
     /// A NOTIFY SET was accepted and not taken back, whatever it asks for.
     notified: bool,
     /// The backend has ended NOTIFY.
@@ -82,7 +82,7 @@ pub(super) struct Round<'a> {
     poll_at: Instant,
     check_at: Instant,
     /// When INBOX is looked at once more although IDLE tells of it.
-    pub(super) again_at: Option<Instant>,
+    pub(in crate::watch) again_at: Option<Instant>,
 }
 
 /// The backend may end NOTIFY when there is too much to tell, and then tells nothing at all, not even of
@@ -100,7 +100,7 @@ struct Overflow {
 
 impl Watcher {
     /// Watches on `connection`; `granted` is what the backend told with the login.
-    pub(super) async fn rounds(
+    pub(in crate::watch) async fn rounds(
         &mut self,
         connection: &mut Connection,
         upstream: &Upstream,
@@ -177,7 +177,7 @@ impl Watcher {
     }
 
     /// Opens INBOX, whichever mailbox is open.
-    pub(super) async fn examine_inbox(&self, round: &mut Round<'_>) -> Result<(), End> {
+    pub(in crate::watch) async fn examine_inbox(&self, round: &mut Round<'_>) -> Result<(), End> {
         let mut count = None;
         // What is said last is said of INBOX.
         let exists = |response: &[u8]| {
@@ -260,7 +260,7 @@ impl Watcher {
     }
 
     /// Takes note of whether the backend has ended NOTIFY.
-    pub(super) fn hear_overflow(&self, round: &mut Round<'_>) {
+    pub(in crate::watch) fn hear_overflow(&self, round: &mut Round<'_>) {
         // What is not set cannot end.
         if round.connection.news.take_overflow() && round.notified {
             self.overflowed(round);
@@ -397,7 +397,7 @@ impl Watcher {
     }
 
     /// The same, with INBOX closed already.
-    pub(super) fn idle_refused(&mut self, round: &mut Round<'_>) {
+    pub(in crate::watch) fn idle_refused(&mut self, round: &mut Round<'_>) {
         tracing::debug!(
             target: "mailchime::watch::idle_refused",
             account = %self.account, "the backend cannot do what IDLE needs: polled"
@@ -408,7 +408,13 @@ impl Watcher {
     }
 
     /// Logs that a way of watching is given up, if it is.
-    pub(super) fn given_up(&self, round: &Round<'_>, way: &str, why: &str, by: Option<GivenUp>) {
+    pub(in crate::watch) fn given_up(
+        &self,
+        round: &Round<'_>,
+        way: &str,
+        why: &str,
+        by: Option<GivenUp>,
+    ) {
         let backend = &round.upstream.name;
         match by {
             None => {}
@@ -467,12 +473,12 @@ impl<'a> Round<'a> {
     }
 
     /// Whether the mailbox need not be polled.
-    pub(super) fn covers(&self, mailbox: &Mailbox, ways: &Beliefs) -> bool {
+    pub(in crate::watch) fn covers(&self, mailbox: &Mailbox, ways: &Beliefs) -> bool {
         self.idle_tells() && mailbox.is_inbox() && ways.idle.is_proven(&self.upstream.idle)
     }
 
     /// Whether IDLE should tell of INBOX.
-    pub(super) fn idle_tells(&self) -> bool {
+    pub(in crate::watch) fn idle_tells(&self) -> bool {
         self.open.is_some() && self.overflow.until.is_none()
     }
 
@@ -491,7 +497,7 @@ impl<'a> Round<'a> {
     }
 
     /// Closes INBOX, as STATUS may tell of an open mailbox only what this connection has been told.
-    pub(super) async fn close(&mut self) -> Result<(), Lost> {
+    pub(in crate::watch) async fn close(&mut self) -> Result<(), Lost> {
         // NOTIFY was not asked to tell of INBOX.
         (self.open, self.armed) = (None, false);
         self.connection.command("CLOSE", |_| {}).await?;
@@ -541,7 +547,7 @@ fn interval(before: Duration, changed: bool, polled: bool, config: &config::Watc
 }
 
 /// A mailbox's name as an argument.
-pub(super) fn quoted(mailbox: &Mailbox) -> String {
+pub(in crate::watch) fn quoted(mailbox: &Mailbox) -> String {
     // Modified UTF-7 is printable ASCII, which can always be quoted.
     let name = quote(mailbox::encode(mailbox).as_bytes()).unwrap_or_default();
     String::from_utf8_lossy(&name).into_owned()

@@ -9,11 +9,11 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
-use super::lasting::SharedLessons;
-use super::logins::Logins;
-use super::master::Master;
-use super::pacer::{Pacer, Turn};
-use super::ways::Reliability;
+use super::keepalive::SharedLessons;
+use super::login_breaker::Logins;
+use super::master_login::Master;
+use super::pacing::{Pacer, Turn};
+use super::reliability::Reliability;
 use crate::config;
 use crate::net::backend::Backend;
 use crate::net::counters::Counters;
@@ -23,7 +23,7 @@ const MOST_BACKENDS: usize = 1024;
 
 /// The backends that are or were watched.
 #[derive(Debug)]
-pub(super) struct Upstreams {
+pub(in crate::watch) struct Upstreams {
     config: config::Watch,
     counters: Arc<Counters>,
     known: Mutex<HashMap<String, Arc<Upstream>>>,
@@ -31,19 +31,19 @@ pub(super) struct Upstreams {
 
 /// One backend, as all its watchers know it.
 #[derive(Debug)]
-pub(super) struct Upstream {
+pub(in crate::watch) struct Upstream {
     /// For logs.
-    pub(super) name: String,
+    pub(in crate::watch) name: String,
     /// How it takes what users logged in with.
-    pub(super) logins: Logins,
+    pub(in crate::watch) logins: Logins,
     pacer: Pacer,
     places: Option<Places>,
     /// Several backends may have this address, each with a master user of its own.
     masters: Mutex<Vec<(Backend, Arc<Master>)>>,
-    pub(super) idle: Reliability,
-    pub(super) notify: Reliability,
+    pub(in crate::watch) idle: Reliability,
+    pub(in crate::watch) notify: Reliability,
     /// What is known of how long its connections last.
-    pub(super) lasting: SharedLessons,
+    pub(in crate::watch) lasting: SharedLessons,
 }
 
 /// The connections that a backend may have, if there is a limit.
@@ -61,14 +61,16 @@ struct Places {
 
 /// A watcher's place among the connections of its backend.
 #[derive(Debug)]
-pub(super) struct Place(#[expect(dead_code, reason = "it counts")] Option<OwnedSemaphorePermit>);
+pub(in crate::watch) struct Place(
+    #[expect(dead_code, reason = "it counts")] Option<OwnedSemaphorePermit>,
+);
 
 impl Upstreams {
-    pub(super) fn new(config: &config::Watch, counters: Arc<Counters>) -> Self {
+    pub(in crate::watch) fn new(config: &config::Watch, counters: Arc<Counters>) -> Self {
         Self { config: config.clone(), counters, known: Mutex::default() }
     }
 
-    pub(super) fn of(&self, backend: &Backend) -> Arc<Upstream> {
+    pub(in crate::watch) fn of(&self, backend: &Backend) -> Arc<Upstream> {
         let mut known = self.known.lock();
         if known.len() >= MOST_BACKENDS {
             known.retain(|_, upstream| Arc::strong_count(upstream) > 1);
@@ -101,7 +103,7 @@ impl Upstreams {
 impl Upstream {
     /// Whether it takes the master user of `backend`, which has this address; `None` where there is
     /// none. Of one with another password nothing is known yet.
-    pub(super) fn master(&self, backend: &Backend) -> Option<Arc<Master>> {
+    pub(in crate::watch) fn master(&self, backend: &Backend) -> Option<Arc<Master>> {
         let user = backend.master()?;
         let mut masters = self.masters.lock();
         let known =
@@ -118,7 +120,7 @@ impl Upstream {
 
     /// Waits for a place among the connections and then for a turn to log in. Turns are for those
     /// whose user is there first, and are under way until it is known what came of the login.
-    pub(super) async fn turn(&self, user_is_there: bool) -> (Place, Turn<'_>) {
+    pub(in crate::watch) async fn turn(&self, user_is_there: bool) -> (Place, Turn<'_>) {
         let place = match &self.places {
             Some(places) => places.take(&self.name).await,
             None => None,
@@ -128,13 +130,13 @@ impl Upstream {
     }
 
     /// Waits for the turn of somebody who is to be asked to log in, as for a login of the caller's own.
-    pub(super) async fn push_turn(&self) -> Turn<'_> {
+    pub(in crate::watch) async fn push_turn(&self) -> Turn<'_> {
         self.pacer.turn(false).await
     }
 
     /// Waits until another watcher has need of a place that the caller has had for its term. Each
     /// watcher waits for that all the time: where there is no limit it takes no room.
-    pub(super) async fn wanted(&self) {
+    pub(in crate::watch) async fn wanted(&self) {
         match &self.places {
             Some(places) => Box::pin(places.wanted()).await,
             None => std::future::pending().await,

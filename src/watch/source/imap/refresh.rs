@@ -9,17 +9,19 @@ use std::time::Instant as StdInstant;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::Context;
-use super::account::{Announced, End, Watched, Watcher, in_order};
 use super::connection::{Answer, Lost, Refused};
-use super::news::News;
-use super::rounds::{LONGEST_COMMAND, Look, Round, quoted};
-use super::snapshot::{difference, looked, merged, only_mod_seq_differs, only_uid_next_grew};
-use super::snapshot::{renumbered, with_new_mail};
-use super::upstream::Upstream;
+use super::health::Upstream;
+use super::session::{LONGEST_COMMAND, Look, Round, quoted};
+use super::unsolicited::News;
 use crate::imap::status::{Fetched, fetched};
 use crate::model::{Change, ChangeKind, Mailbox, Snapshot, Timestamp, WatchEvent};
 use crate::net::backoff::Backoff;
+use crate::watch::Context;
+use crate::watch::snapshot::{
+    difference, looked, merged, only_mod_seq_differs, only_uid_next_grew,
+};
+use crate::watch::snapshot::{renumbered, with_new_mail};
+use crate::watch::watcher::{Announced, End, Watched, Watcher, in_order};
 
 /// What STATUS is asked for, with and without CONDSTORE (RFC 7162 section 3.1.7).
 const ITEMS: &str = "(MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
@@ -55,7 +57,11 @@ struct Told {
 impl Watcher {
     /// Looks at the mailboxes that are due, and tells `push` of what differs. Whether there was
     /// anything.
-    pub(super) async fn look(&mut self, round: &mut Round<'_>, look: Look) -> Result<bool, End> {
+    pub(in crate::watch) async fn look(
+        &mut self,
+        round: &mut Round<'_>,
+        look: Look,
+    ) -> Result<bool, End> {
         if look == Look::Poll {
             for watched in &mut self.mailboxes {
                 watched.due |= !round.covers(&watched.mailbox, &self.ways);
@@ -504,7 +510,10 @@ impl Watcher {
 
     /// Takes note of what was told unasked: announces new mail before it has been looked at, and
     /// marks what is to be looked at. The most urgent of it.
-    pub(super) async fn hear(&mut self, round: &mut Round<'_>) -> Result<Option<ChangeKind>, End> {
+    pub(in crate::watch) async fn hear(
+        &mut self,
+        round: &mut Round<'_>,
+    ) -> Result<Option<ChangeKind>, End> {
         let context = Arc::clone(&self.context);
         let mut heard = None;
         self.hear_overflow(round);
@@ -593,7 +602,7 @@ impl Watcher {
         id
     }
 
-    pub(super) fn place(&self, mailbox: &Mailbox) -> Option<usize> {
+    pub(in crate::watch) fn place(&self, mailbox: &Mailbox) -> Option<usize> {
         self.mailboxes.binary_search_by(|watched| in_order(&watched.mailbox, mailbox)).ok()
     }
 }

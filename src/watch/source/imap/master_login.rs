@@ -21,7 +21,7 @@ const REST: Duration = Duration::from_mins(10);
 
 /// The master user at one backend.
 #[derive(Debug)]
-pub(super) struct Master {
+pub(in crate::watch) struct Master {
     state: watch::Sender<State>,
     /// For the one who tries while it is in doubt.
     trial: Semaphore,
@@ -39,17 +39,17 @@ struct State {
 
 /// Leave to log in as the master; to be held until the outcome was noted.
 #[derive(Debug)]
-pub(super) struct Turn<'a>(
+pub(in crate::watch) struct Turn<'a>(
     #[expect(dead_code, reason = "whoever tries holds it")] Option<SemaphorePermit<'a>>,
 );
 
 impl Master {
-    pub(super) fn new() -> Self {
+    pub(in crate::watch) fn new() -> Self {
         Self { state: watch::Sender::default(), trial: Semaphore::new(1) }
     }
 
     /// Waits until the caller may log in. `told` hears for how long nobody may, and why.
-    pub(super) async fn turn(&self, told: impl Fn(Duration, &str)) -> Turn<'_> {
+    pub(in crate::watch) async fn turn(&self, told: impl Fn(Duration, &str)) -> Turn<'_> {
         let mut state = self.state.subscribe();
         loop {
             if self.state.borrow().accepted {
@@ -73,7 +73,7 @@ impl Master {
     }
 
     /// The backend accepted it, as whomever.
-    pub(super) fn accepted(&self) {
+    pub(in crate::watch) fn accepted(&self) {
         self.state.send_if_modified(|state| {
             let changed = !state.accepted;
             *state = State { accepted: true, ..State::default() };
@@ -83,7 +83,7 @@ impl Master {
 
     /// The backend refused it as `account`. Returns for how long nobody tries it if that is the
     /// master's fault, to be logged.
-    pub(super) fn refused(&self, account: &Account, why: &str) -> Option<Duration> {
+    pub(in crate::watch) fn refused(&self, account: &Account, why: &str) -> Option<Duration> {
         let mut rests = false;
         self.state.send_modify(|state| {
             state.accepted = false;

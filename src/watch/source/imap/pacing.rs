@@ -18,7 +18,7 @@ const UNDER_WAY: usize = 64;
 /// Gives each caller its moment, evenly spaced, in the order in which they came; but the urgent ones
 /// go first.
 #[derive(Debug)]
-pub(super) struct Pacer {
+pub(in crate::watch) struct Pacer {
     spacing: Duration,
     next: Mutex<Option<Instant>>,
     /// Where those wait who are not urgent, but for the first of them.
@@ -31,10 +31,12 @@ pub(super) struct Pacer {
 
 /// A turn that is under way, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Turn<'a>(#[expect(dead_code, reason = "it counts")] Option<SemaphorePermit<'a>>);
+pub(in crate::watch) struct Turn<'a>(
+    #[expect(dead_code, reason = "it counts")] Option<SemaphorePermit<'a>>,
+);
 
 impl Pacer {
-    pub(super) fn new(per_second: u32) -> Self {
+    pub(in crate::watch) fn new(per_second: u32) -> Self {
         Self {
             spacing: Duration::from_secs(1) / per_second.max(1),
             next: Mutex::new(None),
@@ -45,7 +47,7 @@ impl Pacer {
     }
 
     /// Waits for the caller's turn. One that is not waited for is another's.
-    pub(super) async fn turn(&self, urgent: bool) -> Turn<'_> {
+    pub(in crate::watch) async fn turn(&self, urgent: bool) -> Turn<'_> {
         // None of them is ever closed.
         let _line = match urgent {
             true => None,

@@ -21,13 +21,13 @@ const REFUSALS: u32 = 2;
 const LOSSES: u32 = 5;
 
 /// Accounts that have to agree, before what they have found out counts for a backend.
-pub(super) const AGREE: usize = 3;
+pub(in crate::watch) const AGREE: usize = 3;
 
 /// The ways of one account.
 #[derive(Debug, Default)]
-pub(super) struct Beliefs {
-    pub(super) idle: Belief,
-    pub(super) notify: Belief,
+pub(in crate::watch) struct Beliefs {
+    pub(in crate::watch) idle: Belief,
+    pub(in crate::watch) notify: Belief,
 }
 
 /// What one account has found out about one way.
@@ -35,7 +35,7 @@ pub(super) struct Beliefs {
 /// One miss proves nothing, as mail may come in the moment of the look. Two misses some time apart
 /// do, if nothing was told by this way in between.
 #[derive(Debug, Default)]
-pub(super) struct Belief {
+pub(in crate::watch) struct Belief {
     /// The first miss since something was told.
     missed: Option<Instant>,
     /// Refusals, and lost connections, in a row.
@@ -47,7 +47,7 @@ pub(super) struct Belief {
 /// What the accounts of one backend have found out about one way. A sign that it works with one
 /// account ends what others have against it.
 #[derive(Debug, Default)]
-pub(super) struct Reliability(Mutex<Evidence>);
+pub(in crate::watch) struct Reliability(Mutex<Evidence>);
 
 #[derive(Debug, Default)]
 struct Evidence {
@@ -67,7 +67,7 @@ struct Accounts(Vec<Account>);
 
 /// Who gives a way up, to be logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum GivenUp {
+pub(in crate::watch) enum GivenUp {
     ByAccount,
     /// And by all others of the backend.
     ByBackend,
@@ -75,18 +75,18 @@ pub(super) enum GivenUp {
 
 impl Belief {
     /// Whether it may be used now.
-    pub(super) fn holds(&self, backend: &Reliability) -> bool {
+    pub(in crate::watch) fn holds(&self, backend: &Reliability) -> bool {
         self.is_believed() && backend.holds()
     }
 
     /// Whether it may be relied on, at least between two checks: it has told something to any account
     /// of the backend, and has kept nothing from this one since.
-    pub(super) fn is_proven(&self, backend: &Reliability) -> bool {
+    pub(in crate::watch) fn is_proven(&self, backend: &Reliability) -> bool {
         self.missed.is_none() && backend.0.lock().proven
     }
 
     /// It told of something by itself.
-    pub(super) fn told(&mut self, backend: &Reliability) {
+    pub(in crate::watch) fn told(&mut self, backend: &Reliability) {
         (self.missed, self.refused, self.lost) = (None, 0, 0);
         let mut record = backend.0.lock();
         record.proven = true;
@@ -96,14 +96,14 @@ impl Belief {
     }
 
     /// The backend took the command, and did not undo it soon.
-    pub(super) fn accepted(&mut self, backend: &Reliability) {
+    pub(in crate::watch) fn accepted(&mut self, backend: &Reliability) {
         (self.refused, self.lost) = (0, 0);
         backend.0.lock().refused.0.clear();
     }
 
     /// A look found what it had not told; a second such look counts if it is at least `apart` from
     /// the first.
-    pub(super) fn missed(
+    pub(in crate::watch) fn missed(
         &mut self,
         backend: &Reliability,
         account: &Account,
@@ -120,7 +120,11 @@ impl Belief {
     }
 
     /// The backend refused a command that it lists, or undid it soon.
-    pub(super) fn refused(&mut self, backend: &Reliability, account: &Account) -> Option<GivenUp> {
+    pub(in crate::watch) fn refused(
+        &mut self,
+        backend: &Reliability,
+        account: &Account,
+    ) -> Option<GivenUp> {
         self.refused += 1;
         let caught = self.refused >= REFUSALS;
         (caught && self.give_up(DISTRUST)).then(|| backend.given_up(account, Evidence::refused))
@@ -128,7 +132,7 @@ impl Belief {
 
     /// The connection was lost as soon as this way was used on it, which may have other reasons, too.
     /// Whether this account gives it up.
-    pub(super) fn lost(&mut self) -> bool {
+    pub(in crate::watch) fn lost(&mut self) -> bool {
         self.lost += 1;
         self.lost >= LOSSES && self.give_up(LOST_DISTRUST)
     }

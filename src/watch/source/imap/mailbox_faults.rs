@@ -12,7 +12,7 @@ use crate::model::{Mailbox, Timestamp};
 
 /// Those of one account.
 #[derive(Debug, Default)]
-pub(super) struct Faults(BTreeMap<Mailbox, Fault>);
+pub(in crate::watch) struct Faults(BTreeMap<Mailbox, Fault>);
 
 #[derive(Debug, Default)]
 struct Fault {
@@ -39,7 +39,7 @@ pub struct LeftOut {
 
 impl Faults {
     /// A connection ended while these were asked for.
-    pub(super) fn suspect<'a>(&mut self, mailboxes: impl Iterator<Item = &'a Mailbox>) {
+    pub(in crate::watch) fn suspect<'a>(&mut self, mailboxes: impl Iterator<Item = &'a Mailbox>) {
         for mailbox in mailboxes {
             let fault = self.0.entry(mailbox.clone()).or_default();
             (fault.losses, fault.refused) = (fault.losses + 1, 0);
@@ -47,18 +47,18 @@ impl Faults {
     }
 
     /// How many connections ended while it was asked for.
-    pub(super) fn losses(&self, mailbox: &Mailbox) -> u32 {
+    pub(in crate::watch) fn losses(&self, mailbox: &Mailbox) -> u32 {
         self.0.get(mailbox).map_or(0, |fault| fault.losses)
     }
 
     /// Whether there is one under suspicion that is not left out.
-    pub(super) fn is_suspicious(&self, now: Instant) -> bool {
+    pub(in crate::watch) fn is_suspicious(&self, now: Instant) -> bool {
         self.0.values().any(|fault| fault.losses > 0 && !fault.rests(now))
     }
 
     /// A connection ended while this mailbox alone was asked for, and others had been answered: it is
     /// left out, once more. Returns how often that was so.
-    pub(super) fn leave_out(&mut self, mailbox: &Mailbox, why: String) -> u32 {
+    pub(in crate::watch) fn leave_out(&mut self, mailbox: &Mailbox, why: String) -> u32 {
         let fault = self.0.entry(mailbox.clone()).or_default();
         fault.losses += 1;
         fault.left_out += 1;
@@ -67,57 +67,57 @@ impl Faults {
     }
 
     /// Its STATUS was refused, on a connection that goes on. Returns how often in a row.
-    pub(super) fn refuse(&mut self, mailbox: &Mailbox, why: String) -> u32 {
+    pub(in crate::watch) fn refuse(&mut self, mailbox: &Mailbox, why: String) -> u32 {
         let fault = self.0.entry(mailbox.clone()).or_default();
         *fault = Fault { refused: fault.refused + 1, why, ..Fault::default() };
         fault.refused
     }
 
     /// It is not asked for until then.
-    pub(super) fn rest(&mut self, mailbox: &Mailbox, until: Instant, time: Timestamp) {
+    pub(in crate::watch) fn rest(&mut self, mailbox: &Mailbox, until: Instant, time: Timestamp) {
         if let Some(fault) = self.0.get_mut(mailbox) {
             fault.until = Some((until, time));
         }
     }
 
     /// It was answered. Returns whether it had not been watched.
-    pub(super) fn answered(&mut self, mailbox: &Mailbox) -> bool {
+    pub(in crate::watch) fn answered(&mut self, mailbox: &Mailbox) -> bool {
         self.0.remove(mailbox).is_some_and(|fault| fault.left_out + fault.refused > 0)
     }
 
     /// Whether it is left out now.
-    pub(super) fn rests(&self, mailbox: &Mailbox, now: Instant) -> bool {
+    pub(in crate::watch) fn rests(&self, mailbox: &Mailbox, now: Instant) -> bool {
         self.0.get(mailbox).is_some_and(|fault| fault.rests(now))
     }
 
     /// Whether nothing is wrong with it, as far as is known.
-    pub(super) fn is_sound(&self, mailbox: &Mailbox) -> bool {
+    pub(in crate::watch) fn is_sound(&self, mailbox: &Mailbox) -> bool {
         !self.0.contains_key(mailbox)
     }
 
     /// When the next one is to be asked for again.
-    pub(super) fn next_try(&self) -> Option<Instant> {
+    pub(in crate::watch) fn next_try(&self) -> Option<Instant> {
         self.0.values().filter_map(|fault| fault.until).map(|(until, _)| until).min()
     }
 
     /// Those that are to be asked for again by now; they are no longer left out.
-    pub(super) fn take_due(&mut self, now: Instant) -> bool {
+    pub(in crate::watch) fn take_due(&mut self, now: Instant) -> bool {
         let due = self.0.values_mut().filter(|fault| fault.until.is_some() && !fault.rests(now));
         due.map(|fault| fault.until = None).count() > 0
     }
 
     /// On another connection what was refused is asked for as ever.
-    pub(super) fn forget_refusals(&mut self) {
+    pub(in crate::watch) fn forget_refusals(&mut self) {
         self.0.retain(|_, fault| fault.refused == 0);
     }
 
     /// Only these mailboxes are of interest.
-    pub(super) fn retain(&mut self, wanted: impl Fn(&Mailbox) -> bool) {
+    pub(in crate::watch) fn retain(&mut self, wanted: impl Fn(&Mailbox) -> bool) {
         self.0.retain(|mailbox, _| wanted(mailbox));
     }
 
     /// Those that are not watched for now, for people.
-    pub(super) fn shown(&self) -> Vec<LeftOut> {
+    pub(in crate::watch) fn shown(&self) -> Vec<LeftOut> {
         let unwatched =
             self.0.iter().filter(|(_, fault)| fault.refused > 0 || fault.until.is_some());
         unwatched

@@ -1,7 +1,7 @@
 //! The watcher of one account: its logins, its failures, and what the supervisor tells it.
 //!
 //! ```text
-//!   wait for a turn ──▶ read what was told ──▶ log in ──▶ rounds (see `rounds`)
+//!   wait for a turn ──▶ read what was told ──▶ log in ──▶ rounds (see `source::imap::session`)
 //!     ▲     ▲                                    │            │
 //!     │     └──── back-off ◀─────────────────────┼── lost ◀───┘
 //!     └──── its user logs in ◀── parked ◀── refused (see `login`)
@@ -16,17 +16,17 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Context;
-use super::connection::{Connection, Lost};
-use super::faults::Faults;
-use super::lasting::{self, Lasting};
 use super::login::{Known, Waiting};
-use super::logins::{Leave, PATIENCE};
-use super::master::{self, Master};
-use super::pacer;
 use super::refusal;
+use super::source::imap::connection::{Connection, Lost};
+use super::source::imap::health::{Place, Upstream};
+use super::source::imap::keepalive::{self, Lasting};
+use super::source::imap::login_breaker::{Leave, PATIENCE};
+use super::source::imap::mailbox_faults::Faults;
+use super::source::imap::master_login::{self, Master};
+use super::source::imap::pacing;
+use super::source::imap::reliability::Beliefs;
 use super::status::{Doing, Status};
-use super::upstream::{Place, Upstream};
-use super::ways::Beliefs;
 use crate::imap::capability::Capabilities;
 use crate::imap::login::printable;
 use crate::imap::refusal::Refusal;
@@ -198,7 +198,7 @@ pub(super) struct At<'a> {
 }
 
 /// Leave for one login.
-type Turns<'a> = (Option<master::Turn<'a>>, Leave<'a>, pacer::Turn<'a>);
+type Turns<'a> = (Option<master_login::Turn<'a>>, Leave<'a>, pacing::Turn<'a>);
 
 /// What comes after an end.
 #[derive(Debug)]
@@ -383,7 +383,10 @@ impl Watcher {
         let config = &self.context.config;
         let backoff = Backoff::new(config.retry_min, config.retry_max);
         // That a connection ended is a failure only if it was a short one.
-        if self.watches_since.take().is_some_and(|since| since.elapsed() >= lasting::least(config))
+        if self
+            .watches_since
+            .take()
+            .is_some_and(|since| since.elapsed() >= keepalive::least(config))
         {
             self.failures = 0;
         }
@@ -532,7 +535,7 @@ impl Watcher {
 
     /// The connection was lost.
     fn learn_from(&mut self, connection: &Connection, upstream: &Upstream) {
-        let (account, least) = (&self.account, lasting::least(&self.context.config));
+        let (account, least) = (&self.account, keepalive::least(&self.context.config));
         if connection.idles_for().is_some_and(|time| time < least) && self.ways.idle.lost() {
             tracing::info!(
                 target: "mailchime::watch::polled_instead_of_idle",

@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::ways::AGREE;
+use super::reliability::AGREE;
 use crate::config;
 use crate::model::Account;
 
@@ -34,7 +34,7 @@ const IN_VAIN: u32 = 2;
 
 /// What one account knows.
 #[derive(Debug, Default)]
-pub(super) struct Lasting {
+pub(in crate::watch) struct Lasting {
     lesson: Option<Lesson>,
     /// For how long the last connection was quiet when it ended.
     last: Option<Duration>,
@@ -47,7 +47,7 @@ pub(super) struct Lasting {
 
 /// What several accounts of a backend have learnt.
 #[derive(Debug, Default)]
-pub(super) struct SharedLessons(Mutex<Agreed>);
+pub(in crate::watch) struct SharedLessons(Mutex<Agreed>);
 
 #[derive(Debug, Default)]
 struct Agreed {
@@ -68,28 +68,28 @@ struct Lesson {
 
 /// The end of a connection that nobody wanted to end.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Loss {
-    pub(super) age: Duration,
+pub(in crate::watch) struct Loss {
+    pub(in crate::watch) age: Duration,
     /// For how long nothing had been said, until it ended or until a question was not answered.
-    pub(super) quiet: Duration,
-    pub(super) unanswered: bool,
+    pub(in crate::watch) quiet: Duration,
+    pub(in crate::watch) unanswered: bool,
 }
 
 /// A connection that has watched for so long was no failure, and the pause before the next is short
 /// beside it. No connection is used sooner than after this time only for it to last.
-pub(super) fn least(config: &config::Watch) -> Duration {
+pub(in crate::watch) fn least(config: &config::Watch) -> Duration {
     config.retry_min.saturating_mul(5).min(Duration::from_secs(60))
 }
 
 impl Lasting {
     /// How long a connection may be quiet, if that is known.
-    pub(super) fn renewal(&self) -> Option<Duration> {
+    pub(in crate::watch) fn renewal(&self) -> Option<Duration> {
         self.lesson.filter(Lesson::holds).map(|lesson| lesson.renewal)
     }
 
     /// A connection begins. An account that has lost none yet takes over what others know. `chance` is
     /// 0 to 1.
-    pub(super) fn begin(&mut self, shared: &SharedLessons, chance: f64) {
+    pub(in crate::watch) fn begin(&mut self, shared: &SharedLessons, chance: f64) {
         if !self.experienced
             && self.renewal().is_none()
             && let Some(renewal) = shared.renewal()
@@ -100,7 +100,7 @@ impl Lasting {
 
     /// A connection was lost while it watched. Returns how long one may be quiet from now on, if that is
     /// another time. `least` is the shortest such time, `chance` 0 to 1.
-    pub(super) fn lost(
+    pub(in crate::watch) fn lost(
         &mut self,
         loss: Loss,
         account: &Account,
@@ -151,7 +151,7 @@ impl Lasting {
 impl SharedLessons {
     /// A connection was lost. Whether so many were at the same moment that it was the backend that went,
     /// where a second sees `logins` of them begin.
-    pub(super) fn lost(&self, logins: usize) -> bool {
+    pub(in crate::watch) fn lost(&self, logins: usize) -> bool {
         let mut agreed = self.0.lock();
         let now = Instant::now();
         let (since, count) = match agreed.moment {

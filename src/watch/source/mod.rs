@@ -1,0 +1,3 @@
+//! Where news of mailboxes comes from.
+
+pub(super) mod imap;
