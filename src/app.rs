@@ -246,7 +246,7 @@ pub async fn start_with(
     let calendar =
         certificate_watch::run(identities.clone(), Timestamp::now, publish, stop_serving.clone());
     let (inquirer, inquiries) = dispatcher::channel();
-    let (watchers, watch_inquiries) = watch::inquiries();
+    let (watchers, watch_inquiries) = watch::requests();
     metrics.watch_channel(Queue::SessionEvents, &sessions);
     let counters = backends.counters();
     metrics.watch_limits(move || counters.all().map(|(key, counter)| (key, counter.hits())).into());
@@ -292,8 +292,13 @@ pub async fn start_with(
             dispatcher::run(parts, stop).await;
         }
     });
-    let context =
-        watch::Context::new(config, backends.clone(), store.clone(), credentials.clone(), changes);
+    let context = watch::WatchContext::new(
+        config,
+        backends.clone(),
+        store.clone(),
+        credentials.clone(),
+        changes,
+    );
     let context = Arc::new(context.counting(Arc::clone(&metrics)));
     let (first, stop) = (identities.clone(), stop_watching.clone());
     let watching = tokio::spawn(async move {

@@ -47,7 +47,7 @@ pub(super) struct Parts {
     pub(super) backends: Backends,
     pub(super) identities: Identities,
     pub(super) division: cell::Receiver<Division>,
-    pub(super) watchers: watch::Inquirer,
+    pub(super) watchers: watch::SupervisorHandle,
     pub(super) pushes: DispatcherHandle,
     pub(super) push: config::Push,
     /// The longest capability list of a backend.
@@ -202,7 +202,7 @@ fn identity(identities: Identities) -> Part {
 // === what is asked ===
 
 async fn watching(
-    inquirer: watch::Inquirer,
+    inquirer: watch::SupervisorHandle,
     division: cell::Receiver<Division>,
     account: Option<Account>,
 ) -> Result<Value, String> {
@@ -213,7 +213,7 @@ async fn watching(
 }
 
 async fn explain(
-    watchers: watch::Inquirer,
+    watchers: watch::SupervisorHandle,
     pushes: DispatcherHandle,
     division: cell::Receiver<Division>,
     account: Account,

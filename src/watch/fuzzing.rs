@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::refusal::{Then, then};
+use super::refusal::{AfterRefusal, then};
 use super::snapshot;
-use super::source::imap::unsolicited::News;
+use super::source::imap::unsolicited::Unsolicited;
 use crate::imap::refusal::Refusal;
 use crate::model::{ChangeKind, Mailbox, Snapshot};
 use crate::net::backoff::Backoff;
@@ -18,7 +18,7 @@ pub struct Heard {
 }
 
 pub fn hear<'a>(responses: impl Iterator<Item = &'a [u8]>) -> Heard {
-    let mut news = News::default();
+    let mut news = Unsolicited::default();
     responses.for_each(|response| news.read(response));
     Heard { grown: news.take_grown(), other: news.take_other(), states: news.take_states() }
 }
@@ -39,7 +39,7 @@ pub fn with_new_mail(told: &Snapshot, arrived: u64) -> Snapshot {
 pub fn wait_after_refusal(answer: &[u8], tries: u32) -> Option<Duration> {
     let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
     match then(Refusal::of(answer), tries, backoff, 1.0) {
-        Then::Again(wait) => Some(wait),
-        Then::Park(_) => None,
+        AfterRefusal::Again(wait) => Some(wait),
+        AfterRefusal::Park(_) => None,
     }
 }

@@ -6,10 +6,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::refusal::{self, Then};
-use super::source::imap::login_breaker::{State, WITHIN};
-use super::status::Doing;
-use super::watcher::{At, Begin, End, Next, Orders, Watcher, stopped};
+use super::refusal::{self, AfterRefusal};
+use super::source::imap::login_breaker::{BreakerState, WITHIN};
+use super::status::WatcherState;
+use super::watcher::{
+    Directive, LoginTarget, NextStep, SessionEnd, Watcher, WatcherStart, stopped,
+};
 use crate::imap::login::printable;
 use crate::imap::refusal::Refusal;
 use crate::metrics::Parked;
@@ -38,7 +40,7 @@ const FOREVER: Duration = Duration::from_hours(24 * 365);
 
 /// How a watcher waits while its credentials are refused, or there are none.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Waiting {
+pub(super) struct LoginWait {
     /// There is another try after this time.
     pub(super) retry: Option<Duration>,
     /// It is parked, and its devices are pushed after this time.
@@ -47,8 +49,8 @@ pub(super) struct Waiting {
 
 /// What a watcher knows of its credentials.
 #[derive(Debug, Default)]
-pub(super) struct Known {
-    /// Of which the supervisor has told, as [`Orders::logins`] counts them.
+pub(super) struct CredentialHistory {
+    /// Of which the supervisor has told, as [`Directive::logins`] counts them.
     logins: u64,
     /// Those of them that count, as they were at the account's backend.
     accepted: u64,
@@ -74,7 +76,7 @@ pub(super) struct Known {
     noted: bool,
 }
 
-impl Known {
+impl CredentialHistory {
     /// How many logins the supervisor has told of.
     pub(super) fn logins(&self) -> u64 {
         self.logins
@@ -88,8 +90,10 @@ impl Known {
 
 impl Watcher {
     /// What comes first, for one whose credentials were last found to be refused.
-    pub(super) fn begins_refused(&mut self, begin: &Begin) -> Next {
-        let Begin::Refused { tries, at, parked } = begin else { return Next::Try(Duration::ZERO) };
+    pub(super) fn begins_refused(&mut self, begin: &WatcherStart) -> NextStep {
+        let WatcherStart::Refused { tries, at, parked } = begin else {
+            return NextStep::Try(Duration::ZERO);
+        };
         (self.known.refusals, self.known.noted) = (*tries, true);
         self.known.parked = parked.is_some();
         let wait = match parked {
@@ -104,12 +108,13 @@ impl Watcher {
         if parked.is_none() {
             self.rest(retry, "the backend has refused the stored password");
         }
-        Next::Login(Waiting { retry, push })
+        NextStep::Login(LoginWait { retry, push })
     }
 
     /// Takes over what the supervisor told; keeps what the user has logged in with.
-    pub(super) async fn take_orders(&mut self) {
-        let Orders { login, logins, registrations, .. } = self.orders.borrow_and_update().clone();
+    pub(super) async fn take_directive(&mut self) {
+        let Directive { login, logins, registrations, .. } =
+            self.directive.borrow_and_update().clone();
         self.told = registrations;
         let new = logins != self.known.logins;
         if !new && !self.known.unsaved {
@@ -171,7 +176,7 @@ impl Watcher {
     }
 
     /// What to try at this backend, in this order. Not empty.
-    async fn to_try(&self, backend: &Backend) -> Result<Vec<Kept>, End> {
+    async fn to_try(&self, backend: &Backend) -> Result<Vec<Kept>, SessionEnd> {
         let (account, id) = (&self.account, backend.id());
         let of = |known: &Option<(BackendId, Credentials)>| {
             let known = known.as_ref().filter(|(by, _)| id.is(by.as_str()));
@@ -186,7 +191,7 @@ impl Watcher {
                     target: "mailchime::watch::stored_password_unreadable",
                     %account, %error, "not watched until its user logs in"
                 );
-                return Err(End::no_password("the stored password cannot be read"));
+                return Err(SessionEnd::no_password("the stored password cannot be read"));
             }
             Err(CredentialsError::Vault(_)) => Vec::new(),
             Err(CredentialsError::Store(error)) => return Err(error.into()),
@@ -205,7 +210,7 @@ impl Watcher {
                 target: "mailchime::watch::no_password",
                 %account, "not watched until its user logs in: no password is kept"
             );
-            return Err(End::no_password("no password is kept"));
+            return Err(SessionEnd::no_password("no password is kept"));
         }
         // What was stored under another configuration, or by an earlier version, may be a claim.
         kept.retain(|kept| kept.credentials.prove_account(backend.checks_token_name()));
@@ -215,7 +220,7 @@ impl Watcher {
                 target: "mailchime::watch::password_proves_nothing",
                 %account, "not watched until its user logs in: {why}"
             );
-            return Err(End::NoPassword { why, login_helps: false });
+            return Err(SessionEnd::NoPassword { why, login_helps: false });
         }
         // Of several that were refused one is enough, for it is the account that a backend locks.
         let most = if self.known.refusals == 0 { MOST_AT_ONCE } else { 1 };
@@ -226,8 +231,8 @@ impl Watcher {
     /// Logs in with the first of its credentials that the backend takes.
     pub(super) async fn log_in_as_user(
         &mut self,
-        At { backend, upstream, .. }: At<'_>,
-    ) -> Result<LoggedIn, End> {
+        LoginTarget { backend, health, .. }: LoginTarget<'_>,
+    ) -> Result<LoggedIn, SessionEnd> {
         let mut to_try = self.to_try(backend).await?.into_iter().peekable();
         let several = to_try.len() > 1;
         let mut refused = Vec::new();
@@ -237,7 +242,7 @@ impl Watcher {
             // It took its time to come here.
             if !context.backends.is_of(&self.account, backend) {
                 self.count_refused(refused);
-                return Err(End::Moved);
+                return Err(SessionEnd::Moved);
             }
             let (timeout, longest) = (context.config.answer_timeout, context.response_size);
             let login = credentials.clone();
@@ -246,8 +251,8 @@ impl Watcher {
             match result {
                 Ok(logged_in) => {
                     let again = self.known.refused.iter().any(|it| it.same_as(credentials));
-                    if upstream.logins.accepted(&self.account, again) {
-                        let backend = &upstream.name;
+                    if health.logins.accepted(&self.account, again) {
+                        let backend = &health.name;
                         tracing::info!(
                             target: "mailchime::watch::backend_accepts_again",
                             backend,
@@ -262,19 +267,19 @@ impl Watcher {
                     refused.push(kept.credentials);
                     let last = to_try.peek().is_none();
                     // An account is refused when all that is kept of it is.
-                    if last && upstream.logins.refused(&self.account).new {
+                    if last && health.logins.refused(&self.account).new {
                         tracing::error!(
                             target: "mailchime::watch::backend_refuses_many",
-                            backend = upstream.name,
+                            backend = health.name,
                             reason = printable(&answer),
                             "the backend refuses accounts whose passwords it took before: nobody is \
                              parked for that, and one account at a time tries again, after 10 minutes and \
                              then more; see whether its directory of users answers"
                         );
                     }
-                    if last || upstream.logins.state().borrow().explains(Duration::ZERO) {
+                    if last || health.logins.state().borrow().explains(Duration::ZERO) {
                         let tries = self.remember_refused(refused);
-                        return Err(End::Refused { answer, refusal, tries });
+                        return Err(SessionEnd::Refused { answer, refusal, tries });
                     }
                     let (account, reason) = (&self.account, printable(&answer));
                     tracing::info!(
@@ -288,11 +293,11 @@ impl Watcher {
                 }
                 Err(error) => {
                     self.count_refused(refused);
-                    return Err(End::Failed(error.to_string()));
+                    return Err(SessionEnd::Failed(error.to_string()));
                 }
             }
         }
-        Err(End::no_password("no password is kept"))
+        Err(SessionEnd::no_password("no password is kept"))
     }
 
     /// Notes that these were refused; returns how many they are.
@@ -344,7 +349,7 @@ impl Watcher {
     }
 
     /// The store knows that nothing is refused any more, if it knew that something was.
-    pub(super) async fn unpark(&mut self) -> Result<(), End> {
+    pub(super) async fn unpark(&mut self) -> Result<(), SessionEnd> {
         if std::mem::take(&mut self.known.noted) {
             let unparked = self.context.store.unpark(&self.account, self.backend.id()).await;
             unparked.inspect_err(|_| self.known.noted = true)?;
@@ -353,7 +358,12 @@ impl Watcher {
     }
 
     /// All that was tried is refused; `tries` of them.
-    pub(super) async fn refused(&mut self, answer: &[u8], refusal: Refusal, tries: u32) -> Next {
+    pub(super) async fn refused(
+        &mut self,
+        answer: &[u8],
+        refusal: Refusal,
+        tries: u32,
+    ) -> NextStep {
         let wrong = matches!(refusal, Refusal::Wrong | Refusal::Barred);
         // The process before may have tried it, and had no time to note that.
         let before = u32::from(std::mem::take(&mut self.inherited) && wrong);
@@ -362,14 +372,14 @@ impl Watcher {
         self.known.used = None;
         let (config, account) = (&self.context.config, self.account.clone());
         let backoff = Backoff::new(config.retry_min, config.retry_max);
-        let upstream = self.context.upstreams.of(&self.backend);
-        let at_fault = upstream.logins.state().borrow().explains(Duration::ZERO);
+        let health = self.context.backend_health.of(&self.backend);
+        let at_fault = health.logins.state().borrow().explains(Duration::ZERO);
         let reason = printable(answer);
         if at_fault && let Some(retry) = self.excuse(&reason).await {
-            return Next::Login(Waiting { retry: Some(retry), push: None });
+            return NextStep::Login(LoginWait { retry: Some(retry), push: None });
         }
         match refusal::then(refusal, tries, backoff, rand::random()) {
-            Then::Again(wait) => {
+            AfterRefusal::Again(wait) => {
                 tracing::warn!(
                     target: "mailchime::watch::password_refused",
                     %account, reason, ?wait, "the stored password is refused"
@@ -377,9 +387,9 @@ impl Watcher {
                 self.rest(Some(wait), &reason);
                 // Before the last try: who is killed after it must not count anew.
                 self.note(tries, wrong.then_some(&reason)).await;
-                Next::Login(Waiting { retry: Some(wait), push: None })
+                NextStep::Login(LoginWait { retry: Some(wait), push: None })
             }
-            Then::Park(retry) => {
+            AfterRefusal::Park(retry) => {
                 tracing::warn!(
                     target: "mailchime::watch::parked_password_refused",
                     %account, reason, tries, again_in = ?retry,
@@ -389,8 +399,8 @@ impl Watcher {
                 self.context.metrics.parked.of(Parked::Refused).inc();
                 self.rest(None, &reason);
                 self.note(tries, Some(&reason)).await;
-                self.status.set(Doing::Parked { why: reason });
-                Next::Login(Waiting { retry, push: Some(WITHIN) })
+                self.status.set(WatcherState::Parked { why: reason });
+                NextStep::Login(LoginWait { retry, push: Some(WITHIN) })
             }
         }
     }
@@ -412,11 +422,11 @@ impl Watcher {
     }
 
     /// There is nothing to log in with.
-    pub(super) fn has_no_password(&mut self, why: &str, login_helps: bool) -> Next {
+    pub(super) fn has_no_password(&mut self, why: &str, login_helps: bool) -> NextStep {
         self.context.metrics.parked.of(Parked::NoPassword).inc();
-        self.status.set(Doing::Parked { why: why.to_owned() });
+        self.status.set(WatcherState::Parked { why: why.to_owned() });
         (self.known.used, self.known.parked) = (None, true);
-        Next::Login(Waiting { retry: None, push: login_helps.then_some(Duration::ZERO) })
+        NextStep::Login(LoginWait { retry: None, push: login_helps.then_some(Duration::ZERO) })
     }
 
     /// Notes how many tries were refused, for the next start of the program too; with a reason the account
@@ -434,9 +444,9 @@ impl Watcher {
             failures += 1;
             let pause = NOTE.wait(failures, rand::random());
             // Left for `run` to see.
-            let mut orders = self.orders.clone();
+            let mut directive = self.directive.clone();
             tokio::select! {
-                _ = orders.changed() => return,
+                _ = directive.changed() => return,
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -445,15 +455,15 @@ impl Watcher {
 
     /// Waits until the account's user has logged in, or another try is due; `None` on stop. Returns whether
     /// its user has logged in: even the same password counts, for the backend has just accepted it.
-    pub(super) async fn wait_for_login(&mut self, waiting: Waiting) -> Option<bool> {
-        let Waiting { retry, mut push } = waiting;
+    pub(super) async fn wait_for_login(&mut self, waiting: LoginWait) -> Option<bool> {
+        let LoginWait { retry, mut push } = waiting;
         let began = Instant::now();
         let mut retry = retry.map(|retry| began + retry);
         let mut push_at = push.map(|push| began + push);
         let accepted = self.known.accepted;
-        let upstream = self.context.backends.of(&self.account).ok();
-        let upstream = upstream.map(|backend| self.context.upstreams.of(&backend));
-        let mut state = upstream.as_ref().map(|upstream| upstream.logins.state());
+        let health = self.context.backends.of(&self.account).ok();
+        let health = health.map(|backend| self.context.backend_health.of(&backend));
+        let mut state = health.as_ref().map(|health| health.logins.state());
         let recoveries = state.as_ref().map(|state| state.borrow().recoveries());
         // It may be known already that the backend is at fault.
         state.iter_mut().for_each(watch::Receiver::mark_changed);
@@ -461,12 +471,12 @@ impl Watcher {
             let (at, push_due) = (retry.unwrap_or(began + FOREVER), push_at);
             tokio::select! {
                 biased;
-                changed = self.orders.changed() => {
+                changed = self.directive.changed() => {
                     changed.ok()?;
-                    if self.orders.borrow().stop {
+                    if self.directive.borrow().stop {
                         return None;
                     }
-                    self.take_orders().await;
+                    self.take_directive().await;
                     if self.known.accepted != accepted {
                         break;
                     }
@@ -492,10 +502,10 @@ impl Watcher {
                     }
                 }
                 () = tokio::time::sleep_until(push_due.unwrap_or(began)), if push_due.is_some() => {
-                    let orders = self.orders.clone();
+                    let directive = self.directive.clone();
                     let pause = tokio::select! {
                         pause = self.want_login() => pause,
-                        () = stopped(orders) => return None,
+                        () = stopped(directive) => return None,
                     };
                     push_at = pause.map(|pause| Instant::now() + pause);
                 }
@@ -524,8 +534,8 @@ impl Watcher {
     async fn want_login(&mut self) -> Option<Duration> {
         let backend = self.context.backends.of(&self.account).ok()?;
         // A phone that is pushed logs in, too.
-        let upstream = self.context.upstreams.of(&backend);
-        let turn = upstream.push_turn().await;
+        let health = self.context.backend_health.of(&backend);
+        let turn = health.push_turn().await;
         let (account, id, now) = (&self.account, backend.id(), Timestamp::now());
         match self.context.store.want_login(account, id, PUSHES, now).await {
             Ok(Ok(())) => {
@@ -569,7 +579,7 @@ fn put_first(kept: &mut Vec<Kept>, credentials: &Credentials, even_if_not_kept: 
 }
 
 /// Waits until something is known of the backend's logins that was not.
-async fn changes(state: &mut Option<watch::Receiver<State>>) {
+async fn changes(state: &mut Option<watch::Receiver<BreakerState>>) {
     let known = match state {
         Some(state) => state.changed().await.is_ok(),
         None => false,

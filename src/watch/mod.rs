@@ -27,9 +27,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
 
-use self::source::imap::health::Upstreams;
+use self::source::imap::health::BackendHealthTable;
 pub use self::source::imap::mailbox_faults::LeftOut;
-pub use self::status::{Inquirer, Inquiries, WatcherStatus, inquiries};
+pub use self::status::{SupervisorHandle, SupervisorRequests, WatcherStatus, requests};
 pub use self::supervisor::run;
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
@@ -39,7 +39,7 @@ use crate::store::{Alive, CredentialSource, Store};
 
 /// What all watchers share.
 #[derive(Debug)]
-pub struct Context {
+pub struct WatchContext {
     config: config::Watch,
     /// For how long devices live.
     push: config::Push,
@@ -49,12 +49,12 @@ pub struct Context {
     store: Store,
     credentials: Arc<CredentialSource>,
     events: mpsc::Sender<WatchEvent>,
-    upstreams: Upstreams,
+    backend_health: BackendHealthTable,
     last_id: AtomicU64,
     metrics: Arc<Metrics>,
 }
 
-impl Context {
+impl WatchContext {
     pub fn new(
         config: &Config,
         backends: Backends,
@@ -66,7 +66,7 @@ impl Context {
             config: config.watch.clone(),
             push: config.push.clone(),
             response_size: config.limits.capability_size,
-            upstreams: Upstreams::new(&config.watch, backends.counters()),
+            backend_health: BackendHealthTable::new(&config.watch, backends.counters()),
             backends,
             store,
             credentials,

@@ -31,7 +31,7 @@ const FAULT_WAITS: [Duration; 3] =
 
 /// What comes after a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Then {
+pub(super) enum AfterRefusal {
     /// Another try after this time.
     Again(Duration),
     /// The account waits for its user to log in; it is tried again after this time all the same.
@@ -47,15 +47,15 @@ pub(super) fn wait_for_backend(tries: u32, chance: f64) -> Option<Duration> {
 
 /// What comes after this many tries in a row were refused, this one included, with what the backend said
 /// last. `chance` is 0 to 1.
-pub(super) fn then(refusal: Refusal, tries: u32, backoff: Backoff, chance: f64) -> Then {
+pub(super) fn then(refusal: Refusal, tries: u32, backoff: Backoff, chance: f64) -> AfterRefusal {
     match refusal {
-        _ if tries >= MOST_TRIES => Then::Park(None),
-        Refusal::Temporary => Then::Again(backoff.wait(tries, chance)),
+        _ if tries >= MOST_TRIES => AfterRefusal::Park(None),
+        Refusal::Temporary => AfterRefusal::Again(backoff.wait(tries, chance)),
         Refusal::Wrong | Refusal::Barred if tries < WRONG_TRIES => {
-            Then::Again(backoff.wait(tries, chance))
+            AfterRefusal::Again(backoff.wait(tries, chance))
         }
-        Refusal::Unexplained if tries < UNEXPLAINED_TRIES => Then::Again(UNEXPLAINED_WAIT),
-        _ => Then::Park(retry(tries, chance)),
+        Refusal::Unexplained if tries < UNEXPLAINED_TRIES => AfterRefusal::Again(UNEXPLAINED_WAIT),
+        _ => AfterRefusal::Park(retry(tries, chance)),
     }
 }
 
@@ -94,10 +94,10 @@ mod tests {
     fn a_password_is_tried_twice_or_three_times_far_apart_and_four_times_in_all() {
         let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
         let thens = |refusal: Refusal| [1, 2, 3, 4].map(|tries| then(refusal, tries, backoff, 0.0));
-        let [soon, last] = RETRIES.map(Some).map(Then::Park);
-        let second = Then::Again(Duration::from_millis(500));
-        let minutes = Then::Again(Duration::from_mins(10));
-        let never = Then::Park(None);
+        let [soon, last] = RETRIES.map(Some).map(AfterRefusal::Park);
+        let second = AfterRefusal::Again(Duration::from_millis(500));
+        let minutes = AfterRefusal::Again(Duration::from_mins(10));
+        let never = AfterRefusal::Park(None);
         assert_eq!(thens(Refusal::Wrong), [second, soon, last, never]);
         assert_eq!(thens(Refusal::Unexplained), [minutes, minutes, last, never]);
         let rare = [1, 2, 3, 4].map(|tries| wait_for_backend(tries, 0.0));

@@ -1,6 +1,6 @@
 //! What watchers are doing, for people who ask and for the metrics.
 //!
-//! A watcher notes each turn of its life in its [`Status`], which the supervisor shares and reads;
+//! A watcher notes each turn of its life in its [`StatusCell`], which the supervisor shares and reads;
 //! neither ever waits for the other.
 
 use std::sync::Arc;
@@ -38,33 +38,33 @@ pub struct WatcherStatus {
 
 /// Asks the supervisor. Clones ask the same one.
 #[derive(Clone, Debug)]
-pub struct Inquirer(mpsc::Sender<Inquiry>);
+pub struct SupervisorHandle(mpsc::Sender<StatusRequest>);
 
-/// The questions of an [`Inquirer`].
+/// The questions of an [`SupervisorHandle`].
 #[derive(Debug)]
-pub struct Inquiries(mpsc::Receiver<Inquiry>);
+pub struct SupervisorRequests(mpsc::Receiver<StatusRequest>);
 
 #[derive(Debug)]
-pub(super) struct Inquiry {
+pub(super) struct StatusRequest {
     /// `None` asks for all.
     pub(super) account: Option<Account>,
     pub(super) reply: oneshot::Sender<Vec<WatcherStatus>>,
 }
 
 /// For a supervisor, and for those who want to know of it.
-pub fn inquiries() -> (Inquirer, Inquiries) {
+pub fn requests() -> (SupervisorHandle, SupervisorRequests) {
     let (questions, asked) = mpsc::channel(QUESTIONS);
-    (Inquirer(questions), Inquiries(asked))
+    (SupervisorHandle(questions), SupervisorRequests(asked))
 }
 
 /// What a watcher does at the moment; clones are of the same watcher.
 #[derive(Clone, Debug)]
-pub(super) struct Status(Arc<Mutex<Inner>>);
+pub(super) struct StatusCell(Arc<Mutex<StatusInner>>);
 
 #[derive(Debug)]
-struct Inner {
+struct StatusInner {
     metrics: Arc<Metrics>,
-    now: Doing,
+    now: WatcherState,
     since: Timestamp,
     last_event: Option<Timestamp>,
     /// Counts the watcher among those that do the same.
@@ -75,10 +75,10 @@ struct Inner {
 
 /// A turn in a watcher's life.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Doing {
+pub(super) enum WatcherState {
     /// It waits for its turn, connects and logs in.
     Starting,
-    Watching(Mode),
+    Watching(WatchMode),
     BackingOff {
         next_try: Option<Timestamp>,
         why: String,
@@ -90,7 +90,7 @@ pub(super) enum Doing {
 
 /// How it learns of changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(super) enum WatchMode {
     /// All mailboxes by looks now and then.
     Poll,
     /// INBOX by IDLE (RFC 2177), other mailboxes by looks now and then.
@@ -99,36 +99,43 @@ pub(super) enum Mode {
     Notify,
 }
 
-// === impl Inquirer ===
+// === impl SupervisorHandle ===
 
-impl Inquirer {
+impl SupervisorHandle {
     /// How the account is being watched, or all are; nothing is said of one that is not. `None` when
     /// the supervisor has ended.
     pub async fn watchers(&self, account: Option<Account>) -> Option<Vec<WatcherStatus>> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(Inquiry { account, reply }).await.ok()?;
+        self.0.send(StatusRequest { account, reply }).await.ok()?;
         answer.await.ok()
     }
 }
 
-impl Inquiries {
+impl SupervisorRequests {
     /// The next question; `None` when nobody is left to ask. Cancel safe.
-    pub(super) async fn next(&mut self) -> Option<Inquiry> {
+    pub(super) async fn next(&mut self) -> Option<StatusRequest> {
         self.0.recv().await
     }
 }
 
-// === impl Status ===
+// === impl StatusCell ===
 
-impl Status {
-    pub(super) fn new(metrics: &Arc<Metrics>, doing: Doing) -> Self {
+impl StatusCell {
+    pub(super) fn new(metrics: &Arc<Metrics>, doing: WatcherState) -> Self {
         let counted = metrics.watchers.hold(doing.label());
         let (metrics, since) = (Arc::clone(metrics), Timestamp::now());
         let (now, last_event, left_out) = (doing, None, Vec::new());
-        Self(Arc::new(Mutex::new(Inner { metrics, now, since, last_event, counted, left_out })))
+        Self(Arc::new(Mutex::new(StatusInner {
+            metrics,
+            now,
+            since,
+            last_event,
+            counted,
+            left_out,
+        })))
     }
 
-    pub(super) fn set(&self, doing: Doing) {
+    pub(super) fn set(&self, doing: WatcherState) {
         let mut inner = self.inner();
         if inner.now == doing {
             return;
@@ -158,10 +165,12 @@ impl Status {
     pub(super) fn of(&self, account: &Account) -> WatcherStatus {
         let inner = self.inner();
         let (state, mode, next_try, reason) = match &inner.now {
-            Doing::Starting => ("starting", None, None, None),
-            Doing::Watching(mode) => ("watching", Some(mode.word()), None, None),
-            Doing::BackingOff { next_try, why } => ("backing_off", None, *next_try, Some(why)),
-            Doing::Parked { why } => ("parked", None, None, Some(why)),
+            WatcherState::Starting => ("starting", None, None, None),
+            WatcherState::Watching(mode) => ("watching", Some(mode.word()), None, None),
+            WatcherState::BackingOff { next_try, why } => {
+                ("backing_off", None, *next_try, Some(why))
+            }
+            WatcherState::Parked { why } => ("parked", None, None, Some(why)),
         };
         WatcherStatus {
             account: account.as_str().to_owned(),
@@ -175,27 +184,27 @@ impl Status {
         }
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, StatusInner> {
         self.0.lock()
     }
 }
 
-// === impl Doing ===
+// === impl WatcherState ===
 
-impl Doing {
+impl WatcherState {
     fn label(&self) -> Watching {
         match self {
             Self::Starting => Watching::Starting,
-            Self::Watching(Mode::Poll) => Watching::Poll,
-            Self::Watching(Mode::Idle) => Watching::Idle,
-            Self::Watching(Mode::Notify) => Watching::Notify,
+            Self::Watching(WatchMode::Poll) => Watching::Poll,
+            Self::Watching(WatchMode::Idle) => Watching::Idle,
+            Self::Watching(WatchMode::Notify) => Watching::Notify,
             Self::BackingOff { .. } => Watching::BackingOff,
             Self::Parked { .. } => Watching::Parked,
         }
     }
 }
 
-impl Mode {
+impl WatchMode {
     fn word(self) -> &'static str {
         match self {
             Self::Poll => "poll",
@@ -213,11 +222,11 @@ mod tests {
     fn a_watcher_is_counted_where_it_is_and_nowhere_when_it_is_gone() {
         let metrics = Arc::new(Metrics::default());
         let count = |what| metrics.watchers.of(what).get();
-        let status = Status::new(&metrics, Doing::Starting);
+        let status = StatusCell::new(&metrics, WatcherState::Starting);
         assert_eq!(count(Watching::Starting), 1);
-        status.set(Doing::Watching(Mode::Idle));
+        status.set(WatcherState::Watching(WatchMode::Idle));
         assert_eq!([count(Watching::Starting), count(Watching::Idle)], [0, 1]);
-        status.clone().set(Doing::Parked { why: "NO".into() });
+        status.clone().set(WatcherState::Parked { why: "NO".into() });
         assert_eq!([count(Watching::Idle), count(Watching::Parked)], [0, 1]);
         let team = LeftOut { mailbox: "Team".into(), reason: "reset".into(), next_try_at: None };
         status.leave_out(vec![team.clone()]);
@@ -230,14 +239,14 @@ mod tests {
 
     #[test]
     fn since_is_when_it_began_and_not_when_it_was_last_said() {
-        let status = Status::new(&Arc::default(), Doing::Starting);
+        let status = StatusCell::new(&Arc::default(), WatcherState::Starting);
         status.0.lock().since = Timestamp(5);
-        status.set(Doing::Starting);
+        status.set(WatcherState::Starting);
         status.event(ChangeKind::Quiet);
         let shown = status.of(&Account::from_login("alice"));
         assert_eq!((shown.account.as_str(), shown.state, shown.since), ("alice", "starting", 5));
         assert!(shown.last_event_at.is_some());
-        status.set(Doing::BackingOff { next_try: Some(Timestamp(9)), why: "reset".into() });
+        status.set(WatcherState::BackingOff { next_try: Some(Timestamp(9)), why: "reset".into() });
         let shown = status.of(&Account::from_login("alice"));
         assert_eq!((shown.state, shown.next_try_at), ("backing_off", Some(9)));
         assert_eq!(shown.reason.as_deref(), Some("reset"));

@@ -16,9 +16,9 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Context;
-use super::status::{Doing, Inquiries, Inquiry, Status};
-use super::watcher::{Begin, Orders, Watcher};
+use super::WatchContext;
+use super::status::{StatusCell, StatusRequest, SupervisorRequests, WatcherState};
+use super::watcher::{Directive, Watcher, WatcherStart};
 use crate::model::{AcceptedLogin, Account, SessionEvent, Timestamp, WatchEvent};
 use crate::nodes::{Division, Neighbours};
 use crate::store::{LiveAccount, News, StoreError};
@@ -29,56 +29,56 @@ const REFRESH_INTERVAL: Duration = Duration::from_hours(1);
 /// The same while the database does not answer.
 const REFRESH_RETRY: Duration = Duration::from_secs(2);
 
-/// Accounts that may be looked up at once. What is to be looked up beyond them waits.
+/// Quorum that may be looked up at once. What is to be looked up beyond them waits.
 const LOOK_UPS: usize = 64;
 
-/// Logins of users whom another node watches that may be looked into at once. Of more, the next
+/// LoginBreaker of users whom another node watches that may be looked into at once. Of more, the next
 /// login counts.
 const LOGINS: usize = 64;
 
-/// Accounts whose backends are recorded in one transaction.
+/// Quorum whose backends are recorded in one transaction.
 const ADOPTED: usize = 2000;
 
 /// Each watched account, and its watcher.
 #[derive(Debug)]
 struct Supervisor {
-    context: Arc<Context>,
+    context: Arc<WatchContext>,
     division: cell::Receiver<Division>,
     /// As [`Division::joined`], when all was last read again.
     joined: u64,
     /// Counts what was asked of the database and what was learnt from elsewhere, in their order.
     moment: u64,
-    asked: JoinSet<Answer>,
+    asked: JoinSet<StoreReply>,
     /// All accounts are being read.
     reading: bool,
-    /// Logins that are being passed on. Each gives its user, and with what he logged in if he can be
+    /// LoginBreaker that are being passed on. Each gives its user, and with what he logged in if he can be
     /// watched here alone.
     logins: JoinSet<(Account, Option<AcceptedLogin>)>,
     /// The users of `logins`, and with what each has logged in since: of one user's logins the last
     /// has to be passed on last.
     passing: HashMap<Account, Option<AcceptedLogin>>,
-    watchers: HashMap<Account, Seat>,
+    watchers: HashMap<Account, WatcherHandle>,
     tasks: TaskTracker,
 }
 
 /// The way to speak to a watcher, and what it does. One that has ended has no receiver any more.
 #[derive(Debug)]
-struct Seat {
-    orders: cell::Sender<Orders>,
-    status: Status,
+struct WatcherHandle {
+    directive: cell::Sender<Directive>,
+    status: StatusCell,
     /// When it was last known that the account is to be watched.
     moment: u64,
 }
 
 /// What the database says, to what was asked at that moment.
 #[derive(Debug)]
-struct Answer {
+struct StoreReply {
     moment: u64,
-    what: Said,
+    what: ReplyKind,
 }
 
 #[derive(Debug)]
-enum Said {
+enum ReplyKind {
     /// All accounts with a live device, after those without were removed; as [`Division::joined`] was
     /// when that began.
     All { joined: u64, accounts: Result<Vec<LiveAccount>, StoreError> },
@@ -88,14 +88,14 @@ enum Said {
 
 /// Watches every account with a live registration, from those in the store to those that `sessions`
 /// tells of, as far as they are this node's, until `stop` or until `sessions` is closed; then all
-/// watchers log out. `unwatched` names accounts whose last device is gone; `inquiries` ask how
+/// watchers log out. `unwatched` names accounts whose last device is gone; `requests` ask how
 /// accounts are watched.
 pub async fn run(
-    context: Arc<Context>,
+    context: Arc<WatchContext>,
     mut sessions: mpsc::Receiver<SessionEvent>,
     mut unwatched: mpsc::Receiver<Account>,
     neighbours: Neighbours,
-    mut inquiries: Inquiries,
+    mut requests: SupervisorRequests,
     stop: CancellationToken,
 ) {
     let Neighbours { mut division, mut news } = neighbours;
@@ -126,7 +126,7 @@ pub async fn run(
             () = stop.cancelled() => break,
             () = sleep_until(next_refresh), if !supervisor.reading => {}
             Some(answer) = supervisor.asked.join_next() => match answer {
-                Ok(Answer { moment, what: Said::All { joined, accounts } }) => {
+                Ok(StoreReply { moment, what: ReplyKind::All { joined, accounts } }) => {
                     supervisor.reading = false;
                     match accounts {
                         Ok(accounts) => {
@@ -142,7 +142,7 @@ pub async fn run(
                         }
                     }
                 }
-                Ok(Answer { moment, what: Said::One { account, live, news } }) => {
+                Ok(StoreReply { moment, what: ReplyKind::One { account, live, news } }) => {
                     if supervisor.looked_up(moment, &account, live, news).is_err() {
                         // What it was about is lost, so all is to be read again.
                         supervisor.joined = 0;
@@ -172,7 +172,7 @@ pub async fn run(
                 Err(_) => supervisor.passing.clear(),
             },
             Some(account) = unwatched.recv(), if may_ask => supervisor.look_up(account, None),
-            Some(inquiry) = inquiries.next() => supervisor.answer(inquiry),
+            Some(inquiry) = requests.next() => supervisor.answer(inquiry),
             event = sessions.recv(), if may_hear => match event {
                 Some(SessionEvent::Registered { account, login }) => {
                     supervisor.registered(account, login);
@@ -185,8 +185,8 @@ pub async fn run(
             },
         }
     }
-    for Seat { orders, .. } in supervisor.watchers.values() {
-        orders.send_modify(|orders| orders.stop = true);
+    for WatcherHandle { directive, .. } in supervisor.watchers.values() {
+        directive.send_modify(|directive| directive.stop = true);
     }
     supervisor.tasks.close();
     supervisor.tasks.wait().await;
@@ -212,7 +212,7 @@ impl Supervisor {
                 adopt(&context, &accounts).await?;
                 Ok(accounts)
             };
-            Answer { moment, what: Said::All { joined, accounts: accounts.await } }
+            StoreReply { moment, what: ReplyKind::All { joined, accounts: accounts.await } }
         });
     }
 
@@ -221,7 +221,7 @@ impl Supervisor {
         let (moment, context) = (self.now(), Arc::clone(&self.context));
         self.asked.spawn(async move {
             let live = is_live(&context, &account).await;
-            Answer { moment, what: Said::One { account, live, news } }
+            StoreReply { moment, what: ReplyKind::One { account, live, news } }
         });
     }
 
@@ -231,9 +231,9 @@ impl Supervisor {
     fn refresh(&mut self, moment: u64, joined: u64, accounts: Vec<LiveAccount>) {
         let live: HashSet<&Account> = accounts.iter().map(|live| &live.account).collect();
         let (mut gone, mut elsewhere) = (Vec::new(), Vec::new());
-        for (account, seat) in &self.watchers {
+        for (account, handle) in &self.watchers {
             match live.contains(account) {
-                false if seat.moment > moment => {}
+                false if handle.moment > moment => {}
                 false => gone.push(account.clone()),
                 true if !self.is_ours(account) => elsewhere.push(account.clone()),
                 true => {}
@@ -245,14 +245,14 @@ impl Supervisor {
         for live in accounts {
             let begin = self.begin(&live);
             let LiveAccount { account, parked, .. } = live;
-            match self.watchers.get(&account).filter(|seat| !seat.orders.is_closed()) {
-                Some(seat) if joined != self.joined => {
+            match self.watchers.get(&account).filter(|handle| !handle.directive.is_closed()) {
+                Some(handle) if joined != self.joined => {
                     let login = parked.is_none() && self.context.credentials.are_shared();
-                    seat.look_again(login);
+                    handle.look_again(login);
                 }
                 Some(_) => {}
                 None if self.is_ours(&account) => {
-                    self.start(account, Orders::default(), begin);
+                    self.start(account, Directive::default(), begin);
                     missing += 1;
                 }
                 None => {}
@@ -270,18 +270,18 @@ impl Supervisor {
     }
 
     /// How the account's watcher begins.
-    fn begin(&self, live: &LiveAccount) -> Begin {
+    fn begin(&self, live: &LiveAccount) -> WatcherStart {
         let id = self.context.backends.id_of(&live.account);
         match (id.as_ref().and_then(|id| live.elsewhere(id)), &live.parked) {
-            (Some(recorded), _) => Begin::Elsewhere(recorded.to_owned()),
+            (Some(recorded), _) => WatcherStart::Elsewhere(recorded.to_owned()),
             (None, parked) if self.context.credentials.are_of_users() => {
                 let (tries, at) = live.refused.map_or((0, None), |(tries, at)| (tries, Some(at)));
                 match (parked, tries) {
-                    (None, 0) => Begin::AtOnce,
-                    _ => Begin::Refused { tries, at, parked: parked.clone() },
+                    (None, 0) => WatcherStart::AtOnce,
+                    _ => WatcherStart::Refused { tries, at, parked: parked.clone() },
                 }
             }
-            (None, _) => Begin::AtOnce,
+            (None, _) => WatcherStart::AtOnce,
         }
     }
 
@@ -292,7 +292,7 @@ impl Supervisor {
 
     /// Each watcher sees for itself whether its backend is another one now.
     fn backends_are_replaced(&self) {
-        self.watchers.values().for_each(|seat| seat.orders.send_modify(|_| {}));
+        self.watchers.values().for_each(|handle| handle.directive.send_modify(|_| {}));
     }
 
     /// What the database said at that moment of an account that another process has changed, or whose
@@ -319,16 +319,16 @@ impl Supervisor {
             self.tell_of_devices(account.clone());
         }
         let is_ours = self.is_ours(account);
-        let seat = self.watchers.get_mut(account).filter(|seat| !seat.orders.is_closed());
-        match (seat, live, news) {
-            (Some(seat), false, _) if seat.moment > moment => {}
+        let handle = self.watchers.get_mut(account).filter(|handle| !handle.directive.is_closed());
+        match (handle, live, news) {
+            (Some(handle), false, _) if handle.moment > moment => {}
             (_, false, _) => self.stop(account),
-            (Some(seat), true, Some(News { login, .. })) => {
-                seat.moment = seat.moment.max(moment);
-                seat.look_again(login && self.context.credentials.are_shared());
+            (Some(handle), true, Some(News { login, .. })) => {
+                handle.moment = handle.moment.max(moment);
+                handle.look_again(login && self.context.credentials.are_shared());
             }
             (None, true, Some(_)) if is_ours => {
-                self.start(account.clone(), Orders::default(), Begin::AtOnce);
+                self.start(account.clone(), Directive::default(), WatcherStart::AtOnce);
             }
             (_, true, _) => {}
         }
@@ -342,16 +342,16 @@ impl Supervisor {
         }
         self.tell_of_devices(account.clone());
         let (moment, of_users) = (self.now(), self.context.credentials.are_of_users());
-        let seat = self.watchers.get_mut(&account).filter(|seat| !seat.orders.is_closed());
-        let Some(seat) = seat else {
-            let mut orders = Orders::default();
-            orders.log_in(login, of_users);
-            return self.start(account, orders, Begin::AtOnce);
+        let handle = self.watchers.get_mut(&account).filter(|handle| !handle.directive.is_closed());
+        let Some(handle) = handle else {
+            let mut directive = Directive::default();
+            directive.log_in(login, of_users);
+            return self.start(account, directive, WatcherStart::AtOnce);
         };
-        seat.moment = moment;
-        seat.orders.send_modify(|orders| {
-            orders.registrations += 1;
-            orders.log_in(login, of_users);
+        handle.moment = moment;
+        handle.directive.send_modify(|directive| {
+            directive.registrations += 1;
+            directive.log_in(login, of_users);
         });
     }
 
@@ -362,10 +362,10 @@ impl Supervisor {
     }
 
     fn logged_in(&mut self, account: Account, login: AcceptedLogin) {
-        if let Some(Seat { orders, .. }) = self.watchers.get(&account) {
+        if let Some(WatcherHandle { directive, .. }) = self.watchers.get(&account) {
             let of_users = self.context.credentials.are_of_users();
             if login.credentials.is_some() || !of_users {
-                orders.send_modify(|orders| orders.log_in(login, of_users));
+                directive.send_modify(|directive| directive.log_in(login, of_users));
             }
         } else if !self.is_ours(&account)
             && self.context.credentials.are_of_users()
@@ -400,28 +400,32 @@ impl Supervisor {
         }
     }
 
-    fn start(&mut self, account: Account, orders: Orders, begin: Begin) {
-        let (sender, receiver) = cell::channel(orders);
+    fn start(&mut self, account: Account, directive: Directive, begin: WatcherStart) {
+        let (sender, receiver) = cell::channel(directive);
         let doing = match &begin {
-            Begin::Refused { parked: Some(why), .. } => Doing::Parked { why: why.clone() },
-            Begin::AtOnce | Begin::Refused { .. } | Begin::Elsewhere(_) => Doing::Starting,
+            WatcherStart::Refused { parked: Some(why), .. } => {
+                WatcherState::Parked { why: why.clone() }
+            }
+            WatcherStart::AtOnce | WatcherStart::Refused { .. } | WatcherStart::Elsewhere(_) => {
+                WatcherState::Starting
+            }
         };
-        let status = Status::new(&self.context.metrics, doing);
+        let status = StatusCell::new(&self.context.metrics, doing);
         let context = Arc::clone(&self.context);
         let mut watcher = Watcher::new(account.clone(), context, receiver, status.clone());
         self.tasks.spawn(async move { watcher.run(begin).await });
         let moment = self.now();
-        self.watchers.insert(account, Seat { orders: sender, status, moment });
+        self.watchers.insert(account, WatcherHandle { directive: sender, status, moment });
     }
 
-    fn answer(&self, inquiry: Inquiry) {
-        let live = self.watchers.iter().filter(|(_, seat)| !seat.orders.is_closed());
+    fn answer(&self, inquiry: StatusRequest) {
+        let live = self.watchers.iter().filter(|(_, handle)| !handle.directive.is_closed());
         let mut statuses: Vec<_> = match &inquiry.account {
             Some(account) => live
                 .filter(|(watched, _)| *watched == account)
-                .map(|(account, seat)| seat.status.of(account))
+                .map(|(account, handle)| handle.status.of(account))
                 .collect(),
-            None => live.map(|(account, seat)| seat.status.of(account)).collect(),
+            None => live.map(|(account, handle)| handle.status.of(account)).collect(),
         };
         statuses.sort_by(|a, b| a.account.cmp(&b.account));
         // Who asked may have gone.
@@ -429,25 +433,25 @@ impl Supervisor {
     }
 
     fn stop(&mut self, account: &Account) {
-        if let Some(Seat { orders, .. }) = self.watchers.remove(account) {
+        if let Some(WatcherHandle { directive, .. }) = self.watchers.remove(account) {
             tracing::info!(
                 target: "mailchime::watch::account_left",
                 %account, "no device is left: not watched any more"
             );
             self.context.credentials.forget(account);
-            orders.send_modify(|orders| orders.stop = true);
+            directive.send_modify(|directive| directive.stop = true);
         }
     }
 
     /// Another node watches the account from now on.
     fn hand_over(&mut self, account: &Account) {
-        if let Some(Seat { orders, .. }) = self.watchers.remove(account) {
-            orders.send_modify(|orders| orders.stop = true);
+        if let Some(WatcherHandle { directive, .. }) = self.watchers.remove(account) {
+            directive.send_modify(|directive| directive.stop = true);
         }
     }
 }
 
-impl Orders {
+impl Directive {
     /// The account's user has logged in. Where a master watches, the credentials are nobody's matter.
     fn log_in(&mut self, login: AcceptedLogin, of_users: bool) {
         if of_users && login.credentials.is_none() {
@@ -458,14 +462,14 @@ impl Orders {
     }
 }
 
-impl Seat {
+impl WatcherHandle {
     /// The rows of the account are others now; with `login` its stored credentials, too.
     fn look_again(&self, login: bool) {
-        self.orders.send_modify(|orders| {
-            orders.registrations += 1;
+        self.directive.send_modify(|directive| {
+            directive.registrations += 1;
             if login {
-                orders.login = None;
-                orders.logins += 1;
+                directive.login = None;
+                directive.logins += 1;
             }
         });
     }
@@ -473,7 +477,7 @@ impl Seat {
 
 /// Whether the account has a mailbox to be watched, now or when its backend is the one that has accepted
 /// it.
-async fn is_live(context: &Context, account: &Account) -> Result<bool, StoreError> {
+async fn is_live(context: &WatchContext, account: &Account) -> Result<bool, StoreError> {
     let (store, alive) = (&context.store, context.alive());
     let id = context.backends.id_of(account);
     match (store.live_account(account, alive).await?, id) {
@@ -487,7 +491,7 @@ async fn is_live(context: &Context, account: &Account) -> Result<bool, StoreErro
 
 /// Records the backends of accounts in rows of versions that did not, and the names of those that had
 /// none: their users registered at the backend that the configuration names.
-async fn adopt(context: &Context, accounts: &[LiveAccount]) -> Result<(), StoreError> {
+async fn adopt(context: &WatchContext, accounts: &[LiveAccount]) -> Result<(), StoreError> {
     let to_adopt = |live: &LiveAccount| {
         let (id, recorded) = (context.backends.id_of(&live.account)?, live.backend.as_deref());
         let adopts = recorded.is_none_or(|it| it == id.address() && it != id.as_str());
@@ -507,7 +511,7 @@ async fn adopt(context: &Context, accounts: &[LiveAccount]) -> Result<(), StoreE
 /// A user has logged in whom another node watches: if anybody is registered, stores a new password,
 /// which is news to that node. Returns the login if this node alone can watch with it.
 async fn pass_on(
-    context: Arc<Context>,
+    context: Arc<WatchContext>,
     account: &Account,
     login: AcceptedLogin,
 ) -> Option<AcceptedLogin> {

@@ -15,18 +15,18 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Context;
-use super::login::{Known, Waiting};
+use super::WatchContext;
+use super::login::{CredentialHistory, LoginWait};
 use super::refusal;
-use super::source::imap::connection::{Connection, Lost};
-use super::source::imap::health::{Place, Upstream};
-use super::source::imap::keepalive::{self, Lasting};
-use super::source::imap::login_breaker::{Leave, PATIENCE};
-use super::source::imap::mailbox_faults::Faults;
-use super::source::imap::master_login::{self, Master};
+use super::source::imap::connection::{ConnectionLost, ImapConnection};
+use super::source::imap::health::{BackendHealth, ConnectionSlot};
+use super::source::imap::keepalive::{self, Keepalive};
+use super::source::imap::login_breaker::{LoginPermit, PATIENCE};
+use super::source::imap::mailbox_faults::MailboxFaults;
+use super::source::imap::master_login::{self, MasterLogin};
 use super::source::imap::pacing;
-use super::source::imap::reliability::Beliefs;
-use super::status::{Doing, Status};
+use super::source::imap::reliability::MethodConfidence;
+use super::status::{StatusCell, WatcherState};
 use crate::imap::capability::Capabilities;
 use crate::imap::login::printable;
 use crate::imap::refusal::Refusal;
@@ -42,9 +42,9 @@ const MASTER_REMEDY: &str = "see master_user, master_password_file and login_tem
 /// The longest pause between attempts to read what is to be watched.
 const UNREAD: Duration = Duration::from_secs(30);
 
-/// What the supervisor last told a watcher. Told again unchanged, other backends may be in use.
+/// What the supervisor last told a watcher. StatusAnswers again unchanged, other backends may be in use.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Orders {
+pub(super) struct Directive {
     /// Counts registrations: another one means that other mailboxes may be wanted.
     pub(super) registrations: u64,
     /// What a backend last accepted here; `None` if that was at another node, or where a master watches:
@@ -60,18 +60,18 @@ pub(super) struct Orders {
 #[derive(Debug)]
 pub(super) struct Watcher {
     pub(super) account: Account,
-    pub(super) context: Arc<Context>,
-    pub(super) orders: watch::Receiver<Orders>,
-    pub(super) status: Status,
+    pub(super) context: Arc<WatchContext>,
+    pub(super) directive: watch::Receiver<Directive>,
+    pub(super) status: StatusCell,
     /// Where it is connected, or last was.
     pub(super) backend: Backend,
     /// The backend that the account was last found to have.
     considered: Option<Backend>,
-    pub(super) known: Known,
+    pub(super) known: CredentialHistory,
     /// In the order of [`in_order`], each once.
-    pub(super) mailboxes: Vec<Watched>,
+    pub(super) mailboxes: Vec<WatchedMailbox>,
     /// Those of them that do not answer as the others do. It outlives connections.
-    pub(super) faults: Faults,
+    pub(super) faults: MailboxFaults,
     /// The registrations that `mailboxes` takes in.
     registrations: u64,
     /// Those of which the supervisor has told.
@@ -85,8 +85,8 @@ pub(super) struct Watcher {
     pub(super) failures: u32,
     /// Tries in a row that failed for the database.
     unread: u32,
-    pub(super) ways: Beliefs,
-    pub(super) lasting: Lasting,
+    pub(super) methods: MethodConfidence,
+    pub(super) keepalive: Keepalive,
     /// What flags have changed was asked for and not answered, so far.
     pub(super) asked_for_flags: bool,
     /// The account was last found to be of another backend than it has by the configuration.
@@ -95,7 +95,7 @@ pub(super) struct Watcher {
 
 /// How a watcher begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Begin {
+pub(super) enum WatcherStart {
     AtOnce,
     /// When its user has logged in, or when another try is due: so many tries in a row were refused, the
     /// last at that time. It is parked if there is a reason.
@@ -110,11 +110,11 @@ pub(super) enum Begin {
 
 /// A mailbox, and what `push` was last told of it.
 #[derive(Debug)]
-pub(super) struct Watched {
+pub(super) struct WatchedMailbox {
     pub(super) mailbox: Mailbox,
     pub(super) known: Snapshot,
     /// An announcement from untagged data that a look has yet to confirm.
-    pub(super) announced: Option<Announced>,
+    pub(super) announced: Option<Announcement>,
     /// The new UIDVALIDITY, if the last look showed one.
     pub(super) renumbered: Option<u64>,
     /// UIDVALIDITY was another one at each of the last looks: the server makes its numbers up.
@@ -125,7 +125,7 @@ pub(super) struct Watched {
 
 /// New mail of which `push` was told before it was looked at.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Announced {
+pub(super) struct Announcement {
     /// Of the change.
     pub(super) id: u64,
     /// Messages that are only thought to be unread.
@@ -134,7 +134,7 @@ pub(super) struct Announced {
 
 /// Why a connection ended, or never was.
 #[derive(Debug)]
-pub(super) enum End {
+pub(super) enum SessionEnd {
     /// The supervisor said so.
     Stop,
     /// Another watcher needs the place.
@@ -170,19 +170,19 @@ pub(super) enum End {
     Database(String),
 }
 
-impl End {
+impl SessionEnd {
     pub(super) fn no_password(why: &'static str) -> Self {
         Self::NoPassword { why, login_helps: true }
     }
 }
 
-impl From<Lost> for End {
-    fn from(lost: Lost) -> Self {
+impl From<ConnectionLost> for SessionEnd {
+    fn from(lost: ConnectionLost) -> Self {
         Self::Failed(lost.to_string())
     }
 }
 
-impl From<StoreError> for End {
+impl From<StoreError> for SessionEnd {
     fn from(error: StoreError) -> Self {
         Self::Database(error.to_string())
     }
@@ -190,22 +190,23 @@ impl From<StoreError> for End {
 
 /// Where a watcher logs in, and what is shared with others who do.
 #[derive(Clone, Copy)]
-pub(super) struct At<'a> {
+pub(super) struct LoginTarget<'a> {
     pub(super) backend: &'a Backend,
-    pub(super) upstream: &'a Upstream,
+    pub(super) health: &'a BackendHealth,
     /// Where it logs in as a master user.
-    pub(super) master: Option<&'a Master>,
+    pub(super) master: Option<&'a MasterLogin>,
 }
 
-/// Leave for one login.
-type Turns<'a> = (Option<master_login::Turn<'a>>, Leave<'a>, pacing::Turn<'a>);
+/// LoginPermit for one login.
+type LoginPermits<'a> =
+    (Option<master_login::MasterPermit<'a>>, LoginPermit<'a>, pacing::LoginSlot<'a>);
 
 /// What comes after an end.
 #[derive(Debug)]
-pub(super) enum Next {
+pub(super) enum NextStep {
     Stop,
     /// Another try when its user has logged in, or when one is due.
-    Login(Waiting),
+    Login(LoginWait),
     /// Another try after this time, or when the supervisor has something to tell.
     Try(Duration),
     /// Another try after this time, whatever is told.
@@ -215,30 +216,30 @@ pub(super) enum Next {
 impl Watcher {
     pub(super) fn new(
         account: Account,
-        context: Arc<Context>,
-        orders: watch::Receiver<Orders>,
-        status: Status,
+        context: Arc<WatchContext>,
+        directive: watch::Receiver<Directive>,
+        status: StatusCell,
     ) -> Self {
-        let inherited = orders.borrow().login.is_none();
+        let inherited = directive.borrow().login.is_none();
         let backend = context.backends.of(&account).unwrap_or_else(|_| context.backends.default());
         Self {
             account,
             context,
-            orders,
+            directive,
             status,
             considered: Some(backend.clone()),
             backend,
-            known: Known::default(),
+            known: CredentialHistory::default(),
             mailboxes: Vec::new(),
-            faults: Faults::default(),
+            faults: MailboxFaults::default(),
             registrations: 0,
             told: 0,
             watches_since: None,
             inherited,
             failures: 0,
             unread: 0,
-            ways: Beliefs::default(),
-            lasting: Lasting::default(),
+            methods: MethodConfidence::default(),
+            keepalive: Keepalive::default(),
             asked_for_flags: false,
             elsewhere: false,
         }
@@ -246,15 +247,15 @@ impl Watcher {
 
     /// Watches until the supervisor says stop. What it does but seldom is boxed: it spends its life in
     /// a connection.
-    pub(super) async fn run(&mut self, begin: Begin) {
+    pub(super) async fn run(&mut self, begin: WatcherStart) {
         let mut next = match begin {
-            Begin::Elsewhere(recorded) => self.after(End::Elsewhere(recorded)).await,
+            WatcherStart::Elsewhere(recorded) => self.after(SessionEnd::Elsewhere(recorded)).await,
             begin => self.begins_refused(&begin),
         };
         // Its user has just registered or logged in.
         let mut user_is_there = {
-            let orders = self.orders.borrow();
-            orders.login.is_some() || orders.logins > 0
+            let directive = self.directive.borrow();
+            directive.login.is_some() || directive.logins > 0
         };
         while let Some(told) = Box::pin(self.pause(next)).await {
             user_is_there |= told;
@@ -264,7 +265,7 @@ impl Watcher {
                 Ok(backend) => backend,
                 // Another configuration may tell.
                 Err(error) => {
-                    next = Box::pin(self.after(End::Failed(error.to_string()))).await;
+                    next = Box::pin(self.after(SessionEnd::Failed(error.to_string()))).await;
                     continue;
                 }
             };
@@ -275,19 +276,19 @@ impl Watcher {
                 next = Box::pin(self.after(end)).await;
                 continue;
             }
-            let upstream = self.context.upstreams.of(&backend);
+            let health = self.context.backend_health.of(&backend);
             let master = match self.acts_as_master() {
                 false => None,
-                true => match upstream.master(&backend) {
+                true => match health.master(&backend) {
                     None => {
-                        next = self.after(End::NoMaster).await;
+                        next = self.after(SessionEnd::NoMaster).await;
                         continue;
                     }
                     master => master,
                 },
             };
-            self.status.set(Doing::Starting);
-            let turns = Box::pin(self.turns(&upstream, master.as_deref(), user_is_there)).await;
+            self.status.set(WatcherState::Starting);
+            let turns = Box::pin(self.turns(&health, master.as_deref(), user_is_there)).await;
             let (turns, place) = match turns {
                 Ok(turns) => turns,
                 Err(end) => {
@@ -295,8 +296,8 @@ impl Watcher {
                     continue;
                 }
             };
-            self.status.set(Doing::Starting);
-            let at = At { backend: &backend, upstream: &upstream, master: master.as_deref() };
+            self.status.set(WatcherState::Starting);
+            let at = LoginTarget { backend: &backend, health: &health, master: master.as_deref() };
             let end = Box::pin(self.connection(at, turns)).await;
             drop(place);
             user_is_there = false;
@@ -305,14 +306,14 @@ impl Watcher {
     }
 
     /// Waits for what is next; `None` on stop. Returns whether its user has just logged in or registered.
-    async fn pause(&mut self, next: Next) -> Option<bool> {
+    async fn pause(&mut self, next: NextStep) -> Option<bool> {
         let pause = match next {
-            Next::Stop => return None,
-            Next::Login(waiting) => return self.wait_for_login(waiting).await,
-            Next::Try(pause) => pause,
-            Next::Later(pause) => tokio::select! {
+            NextStep::Stop => return None,
+            NextStep::Login(waiting) => return self.wait_for_login(waiting).await,
+            NextStep::Try(pause) => pause,
+            NextStep::Later(pause) => tokio::select! {
                 () = tokio::time::sleep(pause) => Duration::ZERO,
-                () = stopped(self.orders.clone()) => return None,
+                () = stopped(self.directive.clone()) => return None,
             },
         };
         let pause = tokio::time::sleep(pause);
@@ -320,12 +321,12 @@ impl Watcher {
         loop {
             tokio::select! {
                 biased;
-                changed = self.orders.changed() => {
-                    if changed.is_err() || self.orders.borrow().stop {
+                changed = self.directive.changed() => {
+                    if changed.is_err() || self.directive.borrow().stop {
                         return None;
                     }
                     let before = (self.told, self.known.logins());
-                    self.take_orders().await;
+                    self.take_directive().await;
                     if (self.told, self.known.logins()) != before {
                         return Some(true);
                     }
@@ -351,34 +352,34 @@ impl Watcher {
     /// Waits for leave to log in, for a place among the connections and for a turn.
     async fn turns<'a>(
         &self,
-        upstream: &'a Upstream,
-        master: Option<&'a Master>,
+        health: &'a BackendHealth,
+        master: Option<&'a MasterLogin>,
         user_is_there: bool,
-    ) -> Result<(Turns<'a>, Place), End> {
+    ) -> Result<(LoginPermits<'a>, ConnectionSlot), SessionEnd> {
         let turns = async {
             let (acting, leave) = match master {
                 Some(master) => {
                     let acting = master.turn(|rest, why| self.rest(Some(rest), why)).await;
-                    (Some(acting), upstream.logins.at_once())
+                    (Some(acting), health.logins.at_once())
                 }
-                None if user_is_there => (None, upstream.logins.at_once()),
+                None if user_is_there => (None, health.logins.at_once()),
                 None => {
                     let why = "the backend refuses many accounts";
                     let told = |rest| self.rest(Some(rest), why);
-                    let leave = upstream.logins.leave(self.known.is_refused_alone(), told);
-                    (None, leave.await.ok_or(End::Excused)?)
+                    let leave = health.logins.leave(self.known.is_refused_alone(), told);
+                    (None, leave.await.ok_or(SessionEnd::Excused)?)
                 }
             };
-            let (place, turn) = upstream.turn(user_is_there).await;
+            let (place, turn) = health.turn(user_is_there).await;
             Ok(((acting, leave, turn), place))
         };
         tokio::select! {
             turns = turns => turns,
-            () = stopped(self.orders.clone()) => Err(End::Stop),
+            () = stopped(self.directive.clone()) => Err(SessionEnd::Stop),
         }
     }
 
-    async fn after(&mut self, end: End) -> Next {
+    async fn after(&mut self, end: SessionEnd) -> NextStep {
         let account = &self.account;
         let config = &self.context.config;
         let backoff = Backoff::new(config.retry_min, config.retry_max);
@@ -391,15 +392,15 @@ impl Watcher {
             self.failures = 0;
         }
         match end {
-            End::Stop => Next::Stop,
-            End::Turn | End::Moved => Next::Try(Duration::ZERO),
+            SessionEnd::Stop => NextStep::Stop,
+            SessionEnd::Turn | SessionEnd::Moved => NextStep::Try(Duration::ZERO),
             // Another registration may be on its way: only the supervisor ends a watcher.
-            End::Nothing => {
+            SessionEnd::Nothing => {
                 self.rest(None, "no device is registered");
-                Next::Try(Duration::MAX)
+                NextStep::Try(Duration::MAX)
             }
-            End::NoPassword { why, login_helps } => self.has_no_password(why, login_helps),
-            End::Elsewhere(recorded) => {
+            SessionEnd::NoPassword { why, login_helps } => self.has_no_password(why, login_helps),
+            SessionEnd::Elsewhere(recorded) => {
                 let now = self.context.backends.id_of(account);
                 let now = now.as_ref().map_or("unknown", BackendId::as_str);
                 if !std::mem::replace(&mut self.elsewhere, true) {
@@ -412,20 +413,22 @@ impl Watcher {
                     );
                 }
                 let why = format!("it registered at {recorded}, and its backend is {now} now");
-                self.status.set(Doing::Parked { why });
-                Next::Try(Duration::MAX)
+                self.status.set(WatcherState::Parked { why });
+                NextStep::Try(Duration::MAX)
             }
-            End::NoMaster => {
+            SessionEnd::NoMaster => {
                 let why = "its backend has no master_user";
-                self.status.set(Doing::Parked { why: why.to_owned() });
-                Next::Try(Duration::MAX)
+                self.status.set(WatcherState::Parked { why: why.to_owned() });
+                NextStep::Try(Duration::MAX)
             }
-            End::Refused { answer, refusal, tries } => self.refused(&answer, refusal, tries).await,
-            End::Excused => match self.excuse("the password was refused").await {
-                Some(retry) => Next::Login(Waiting { retry: Some(retry), push: None }),
-                None => Next::Try(Duration::ZERO),
+            SessionEnd::Refused { answer, refusal, tries } => {
+                self.refused(&answer, refusal, tries).await
+            }
+            SessionEnd::Excused => match self.excuse("the password was refused").await {
+                Some(retry) => NextStep::Login(LoginWait { retry: Some(retry), push: None }),
+                None => NextStep::Try(Duration::ZERO),
             },
-            End::MasterRefused { answer, rest } => {
+            SessionEnd::MasterRefused { answer, rest } => {
                 self.known.refusals = self.known.refusals.saturating_add(1);
                 let wait = refusal::master_wait(self.known.refusals, rand::random());
                 let reason = printable(&answer);
@@ -443,9 +446,9 @@ impl Watcher {
                     ),
                 }
                 self.rest(Some(wait), &format!("the master user is refused: {reason}"));
-                Next::Later(wait)
+                NextStep::Later(wait)
             }
-            End::Failed(why) => {
+            SessionEnd::Failed(why) => {
                 self.failures = self.failures.saturating_add(1);
                 let wait = backoff.wait(self.failures, rand::random());
                 tracing::info!(
@@ -453,10 +456,10 @@ impl Watcher {
                     %account, why, ?wait, "watching is interrupted"
                 );
                 self.rest(Some(wait), &why);
-                Next::Try(wait)
+                NextStep::Try(wait)
             }
             // It says nothing of the backend, so it is no failure of it.
-            End::Database(why) => {
+            SessionEnd::Database(why) => {
                 self.unread = self.unread.saturating_add(1);
                 let backoff = Backoff::new(config.retry_min, config.retry_max.min(UNREAD));
                 let wait = backoff.wait(self.unread, rand::random());
@@ -465,7 +468,7 @@ impl Watcher {
                     %account, why, ?wait, "watching waits for the database"
                 );
                 self.rest(Some(wait), &why);
-                Next::Try(wait)
+                NextStep::Try(wait)
             }
         }
     }
@@ -473,7 +476,7 @@ impl Watcher {
     /// Notes that nothing is done for some time, or until something happens.
     pub(super) fn rest(&self, pause: Option<Duration>, why: &str) {
         let next_try = pause.map(|pause| Timestamp::now().plus(pause));
-        self.status.set(Doing::BackingOff { next_try, why: why.to_owned() });
+        self.status.set(WatcherState::BackingOff { next_try, why: why.to_owned() });
     }
 
     /// Whether it logs in as the master user, whom no user's login can help.
@@ -482,16 +485,16 @@ impl Watcher {
     }
 
     /// One connection from login to its end. Whatever it waits for, it ends when it is to stop.
-    async fn connection(&mut self, at: At<'_>, mut turns: Turns<'_>) -> End {
-        let At { backend, upstream, .. } = at;
-        let mut orders = self.orders.clone();
+    async fn connection(&mut self, at: LoginTarget<'_>, mut turns: LoginPermits<'_>) -> SessionEnd {
+        let LoginTarget { backend, health, .. } = at;
+        let mut directive = self.directive.clone();
         let (backends, account) = (self.context.backends.clone(), self.account.clone());
         let moved = || !backends.is_of(&account, backend);
         // Boxed: it is the largest part, and soon over.
         let mut logged_in = Box::pin(async {
             tokio::select! {
                 logged_in = self.log_in(at) => logged_in,
-                () = stopped(orders.clone()) => Err(End::Stop),
+                () = stopped(directive.clone()) => Err(SessionEnd::Stop),
             }
         });
         let decided = tokio::select! {
@@ -511,22 +514,22 @@ impl Watcher {
             Err(end) => return end,
         };
         drop(turns);
-        self.lasting.begin(&upstream.lasting, rand::random());
+        self.keepalive.begin(&health.keepalive, rand::random());
         let (end, orderly) = tokio::select! {
-            Err(end) = self.rounds(&mut connection, upstream, granted) => {
-                let orderly = matches!(end, End::Stop | End::Nothing);
+            Err(end) = self.run_session(&mut connection, health, granted) => {
+                let orderly = matches!(end, SessionEnd::Stop | SessionEnd::Nothing);
                 (end, orderly)
             }
-            () = upstream.wanted() => (End::Turn, true),
-            told = orders.wait_for(|orders| orders.stop || moved()) => match told {
-                Ok(orders) if !orders.stop => {
-                    (End::Failed("the configuration names another backend".to_owned()), true)
+            () = health.wanted() => (SessionEnd::Turn, true),
+            told = directive.wait_for(|directive| directive.stop || moved()) => match told {
+                Ok(directive) if !directive.stop => {
+                    (SessionEnd::Failed("the configuration names another backend".to_owned()), true)
                 }
-                _ => (End::Stop, true),
+                _ => (SessionEnd::Stop, true),
             },
         };
         match end {
-            End::Failed(_) if !orderly => self.learn_from(&connection, upstream),
+            SessionEnd::Failed(_) if !orderly => self.learn_from(&connection, health),
             _ if orderly => Box::pin(connection.log_out()).await,
             _ => {}
         }
@@ -534,16 +537,16 @@ impl Watcher {
     }
 
     /// The connection was lost.
-    fn learn_from(&mut self, connection: &Connection, upstream: &Upstream) {
+    fn learn_from(&mut self, connection: &ImapConnection, health: &BackendHealth) {
         let (account, least) = (&self.account, keepalive::least(&self.context.config));
-        if connection.idles_for().is_some_and(|time| time < least) && self.ways.idle.lost() {
+        if connection.idles_for().is_some_and(|time| time < least) && self.methods.idle.lost() {
             tracing::info!(
                 target: "mailchime::watch::polled_instead_of_idle",
                 %account,
                 "connections end as soon as IDLE begins: this account is polled for an hour"
             );
         }
-        let shared = &upstream.lasting;
+        let shared = &health.keepalive;
         let logins = self.context.config.logins_per_second;
         if self.watches_since.is_none()
             || shared.lost(usize::try_from(logins).unwrap_or(usize::MAX))
@@ -551,7 +554,7 @@ impl Watcher {
             return;
         }
         let loss = connection.loss();
-        let learnt = self.lasting.lost(loss, account, shared, least, rand::random());
+        let learnt = self.keepalive.lost(loss, account, shared, least, rand::random());
         if let Some(renewal) = learnt {
             tracing::info!(
                 target: "mailchime::watch::quiet_connections_cut",
@@ -561,17 +564,20 @@ impl Watcher {
         }
     }
 
-    async fn log_in(&mut self, at: At<'_>) -> Result<(Connection, Option<Capabilities>), End> {
-        let At { backend, master, .. } = at;
+    async fn log_in(
+        &mut self,
+        at: LoginTarget<'_>,
+    ) -> Result<(ImapConnection, Option<Capabilities>), SessionEnd> {
+        let LoginTarget { backend, master, .. } = at;
         // After a break nothing counts but what the devices were told.
         self.mailboxes.clear();
         self.faults.forget_refusals();
         if self.backend.name() != backend.name() {
-            (self.ways, self.lasting) = Default::default();
+            (self.methods, self.keepalive) = Default::default();
         }
         self.backend = backend.clone();
         // Credentials that are used without being taken would not be stored.
-        self.take_orders().await;
+        self.take_directive().await;
         self.reload(backend).await?;
         let context = &self.context;
         let (timeout, longest) = (context.config.answer_timeout, context.response_size);
@@ -581,19 +587,19 @@ impl Watcher {
         };
         self.unpark().await?;
         let granted = logged_in.capabilities.take();
-        Ok((Connection::new(logged_in, timeout, longest), granted))
+        Ok((ImapConnection::new(logged_in, timeout, longest), granted))
     }
 
     async fn log_in_as_master(
         &mut self,
         backend: &Backend,
-        master: &Master,
-    ) -> Result<LoggedIn, End> {
+        master: &MasterLogin,
+    ) -> Result<LoggedIn, SessionEnd> {
         let (context, account) = (&self.context, &self.account);
-        let credentials = backend.master().ok_or(End::NoMaster)?.acting_as(account);
+        let credentials = backend.master().ok_or(SessionEnd::NoMaster)?.acting_as(account);
         // It took its time to come here.
         if !context.backends.is_of(account, backend) {
-            return Err(End::Moved);
+            return Err(SessionEnd::Moved);
         }
         let (timeout, longest) = (context.config.answer_timeout, context.response_size);
         match context.backends.log_in(backend, account, credentials, timeout, longest).await {
@@ -605,22 +611,24 @@ impl Watcher {
             Err(LoginError::Refused { answer, refusal }) if refusal != Refusal::Temporary => {
                 let why = format!("the master user is refused: {}", printable(&answer));
                 let rest = master.refused(account, &why);
-                Err(End::MasterRefused { answer, rest })
+                Err(SessionEnd::MasterRefused { answer, rest })
             }
-            Err(error) => Err(End::Failed(error.to_string())),
+            Err(error) => Err(SessionEnd::Failed(error.to_string())),
         }
     }
 
     /// Reads which mailboxes are registered and what their devices were told.
-    async fn reload(&mut self, backend: &Backend) -> Result<(), End> {
+    async fn reload(&mut self, backend: &Backend) -> Result<(), SessionEnd> {
         let (context, account, id) = (&self.context, &self.account, backend.id());
         // Before the rows are read: a registration that comes meanwhile has them read again.
-        let registrations = self.orders.borrow().registrations;
+        let registrations = self.directive.borrow().registrations;
         let mut rows = context.store.watched(account, id, context.alive()).await?;
         if rows.is_empty() {
             let live = context.store.live_account(account, context.alive()).await?;
             let elsewhere = live.as_ref().and_then(|live| live.elsewhere(id));
-            return Err(elsewhere.map_or(End::Nothing, |it| End::Elsewhere(it.to_owned())));
+            return Err(
+                elsewhere.map_or(SessionEnd::Nothing, |it| SessionEnd::Elsewhere(it.to_owned()))
+            );
         }
         (self.elsewhere, self.unread) = (false, 0);
         rows.sort_by(|(one, _), (other, _)| in_order(one, other));
@@ -630,7 +638,7 @@ impl Watcher {
         for (mailbox, told) in rows {
             // What was announced and not yet told is still known; the rest is as it was told.
             let known = before.remove(&mailbox);
-            self.mailboxes.push(known.unwrap_or_else(|| Watched::new(mailbox, told)));
+            self.mailboxes.push(known.unwrap_or_else(|| WatchedMailbox::new(mailbox, told)));
         }
         let Self { mailboxes, faults, .. } = self;
         faults.retain(|mailbox| mailboxes.iter().any(|watched| watched.mailbox == *mailbox));
@@ -640,9 +648,9 @@ impl Watcher {
 
     /// After a change of the orders while connected: takes them; returns whether the list of
     /// mailboxes was read again. A user's login alone is no reason to disturb the backend.
-    pub(super) async fn obey(&mut self) -> Result<bool, End> {
-        self.take_orders().await;
-        let wanted = self.orders.borrow().registrations != self.registrations;
+    pub(super) async fn follow_directive(&mut self) -> Result<bool, SessionEnd> {
+        self.take_directive().await;
+        let wanted = self.directive.borrow().registrations != self.registrations;
         if wanted {
             let backend = self.backend.clone();
             self.reload(&backend).await?;
@@ -656,7 +664,7 @@ pub(super) fn in_order(one: &Mailbox, other: &Mailbox) -> Ordering {
     other.is_inbox().cmp(&one.is_inbox()).then_with(|| one.cmp(other))
 }
 
-impl Watched {
+impl WatchedMailbox {
     fn new(mailbox: Mailbox, told: Snapshot) -> Self {
         Self {
             mailbox,
@@ -669,7 +677,7 @@ impl Watched {
     }
 }
 
-pub(super) async fn stopped(mut orders: watch::Receiver<Orders>) {
+pub(super) async fn stopped(mut directive: watch::Receiver<Directive>) {
     // A supervisor that is gone is the end, too.
-    let _ = orders.wait_for(|orders| orders.stop).await;
+    let _ = directive.wait_for(|directive| directive.stop).await;
 }

@@ -67,7 +67,7 @@ pub(crate) struct Watching {
     pub(crate) events: mpsc::Receiver<WatchEvent>,
     pub(crate) sessions: mpsc::Sender<SessionEvent>,
     pub(crate) unwatched: mpsc::Sender<Account>,
-    pub(crate) inquirer: watch::Inquirer,
+    pub(crate) inquirer: watch::SupervisorHandle,
     pub(crate) stop: CancellationToken,
     pub(crate) task: JoinHandle<()>,
     /// Of the last change, and of those that are to be confirmed.
@@ -181,12 +181,12 @@ impl World {
         let source = Arc::new(CredentialSource::open(&stored, self.store.clone()).unwrap());
         let store = self.store.clone();
         let metrics = Arc::new(Metrics::default());
-        let context = watch::Context::new(&config, backends.clone(), store, source, sender);
+        let context = watch::WatchContext::new(&config, backends.clone(), store, source, sender);
         let context = Arc::new(context.counting(Arc::clone(&metrics)));
         let (sessions, session_events) = mpsc::channel(10);
         let (unwatched, unwatched_accounts) = mpsc::channel(10);
         let stop = CancellationToken::new();
-        let (inquirer, inquiries) = watch::inquiries();
+        let (inquirer, inquiries) = watch::requests();
         let task = tokio::spawn(watch::run(
             context,
             session_events,

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 
-use super::keepalive::Loss;
-use super::unsolicited::News;
+use super::keepalive::ConnectionLoss;
+use super::unsolicited::Unsolicited;
 use crate::imap::login::printable;
 use crate::imap::peek::{self, Response, Status};
 use crate::imap::responses::Responses;
@@ -30,13 +30,13 @@ const RESPONSE: usize = 128;
 
 /// A logged-in connection. It holds no bytes while it waits for some.
 #[derive(Debug)]
-pub(in crate::watch) struct Connection {
+pub(in crate::watch) struct ImapConnection {
     stream: Stream,
     input: Responses,
     /// What was read since other tasks had their turn.
     read: usize,
     /// Why the next response will not come.
-    lost: Option<Box<Lost>>,
+    lost: Option<Box<ConnectionLost>>,
     commands: u32,
     began: Instant,
     /// When something was last said, by either side.
@@ -48,7 +48,7 @@ pub(in crate::watch) struct Connection {
     /// The tag of the IDLE that is under way, and since when it is.
     idle: Option<(String, Instant)>,
     /// What was said of mailboxes, in whatever answer.
-    pub(in crate::watch) news: News,
+    pub(in crate::watch) unsolicited: Unsolicited,
     /// The last NO or BAD, for logs.
     refusal: Option<Box<str>>,
     answer_timeout: Duration,
@@ -58,7 +58,7 @@ pub(in crate::watch) struct Connection {
 
 /// Why a connection is of no more use.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::watch) enum Lost {
+pub(in crate::watch) enum ConnectionLost {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("the backend said {0}")]
@@ -71,7 +71,7 @@ pub(in crate::watch) enum Lost {
 
 /// What a command came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::watch) enum Answer {
+pub(in crate::watch) enum Completion {
     Ok,
     No,
     Bad,
@@ -79,14 +79,14 @@ pub(in crate::watch) enum Answer {
 
 /// A command was refused.
 #[derive(Debug)]
-pub(in crate::watch) struct Refused {
+pub(in crate::watch) struct CommandRefused {
     /// With BAD.
     pub(in crate::watch) bad: bool,
     /// The backend's words.
     pub(in crate::watch) refusal: Box<str>,
 }
 
-impl Connection {
+impl ImapConnection {
     /// `answer_timeout` is for the whole answer to a command, and for the bytes of any one response;
     /// `longest` is the most bytes of one response that are kept.
     pub(in crate::watch) fn new(
@@ -106,7 +106,7 @@ impl Connection {
             unanswered: None,
             under_way: None,
             idle: None,
-            news: News::default(),
+            unsolicited: Unsolicited::default(),
             refusal: None,
             answer_timeout,
             _place,
@@ -118,7 +118,7 @@ impl Connection {
         &mut self,
         command: &str,
         untagged: impl FnMut(&[u8]),
-    ) -> Result<Answer, Lost> {
+    ) -> Result<Completion, ConnectionLost> {
         let tag = self.send(command).await?;
         self.until(&tag, untagged).await
     }
@@ -129,8 +129,8 @@ impl Connection {
     pub(in crate::watch) async fn commands(
         &mut self,
         commands: &[String],
-        mut answered: impl FnMut(usize, Result<(), Refused>, &mut News),
-    ) -> Result<(), Lost> {
+        mut answered: impl FnMut(usize, Result<(), CommandRefused>, &mut Unsolicited),
+    ) -> Result<(), ConnectionLost> {
         let first = self.commands.wrapping_add(1);
         let (mut sent, mut done) = (0, 0);
         while done < commands.len() {
@@ -154,17 +154,19 @@ impl Connection {
             done += 1;
             let refusal = self.refusal.take().unwrap_or_default();
             let result = match answer {
-                Answer::Ok => Ok(()),
-                Answer::No | Answer::Bad => Err(Refused { bad: answer == Answer::Bad, refusal }),
+                Completion::Ok => Ok(()),
+                Completion::No | Completion::Bad => {
+                    Err(CommandRefused { bad: answer == Completion::Bad, refusal })
+                }
             };
-            answered(place, result, &mut self.news);
+            answered(place, result, &mut self.unsolicited);
         }
         Ok(())
     }
 
-    /// Starts IDLE (RFC 2177) and returns whether it has begun: then call [`Connection::unasked`]
-    /// and [`Connection::done`], and nothing else.
-    pub(in crate::watch) async fn idle(&mut self) -> Result<bool, Lost> {
+    /// Starts IDLE (RFC 2177) and returns whether it has begun: then call [`ImapConnection::unasked`]
+    /// and [`ImapConnection::done`], and nothing else.
+    pub(in crate::watch) async fn idle(&mut self) -> Result<bool, ConnectionLost> {
         let tag = self.send("IDLE").await?;
         // Already now: a farewell in between has to end it, too.
         self.idle = Some((tag.clone(), Instant::now()));
@@ -181,12 +183,12 @@ impl Connection {
                 }
             }
         };
-        timeout(limit, begun).await.map_err(|_| Lost::Silent(limit))?
+        timeout(limit, begun).await.map_err(|_| ConnectionLost::Silent(limit))?
     }
 
     /// Takes in what nothing was asked for, which may be news: the next response, and those that came
     /// with it. Whether the backend has ended the IDLE with them. Cancel safe.
-    pub(in crate::watch) async fn unasked(&mut self) -> Result<bool, Lost> {
+    pub(in crate::watch) async fn unasked(&mut self) -> Result<bool, ConnectionLost> {
         self.response().await?;
         let mut ends = self.ends_idle();
         // What was told must not wait for the rest of what is under way.
@@ -230,13 +232,13 @@ impl Connection {
     }
 
     /// What its end says, if it is lost now.
-    pub(in crate::watch) fn loss(&self) -> Loss {
+    pub(in crate::watch) fn loss(&self) -> ConnectionLoss {
         let quiet = self.unanswered.unwrap_or_else(|| self.active_at.elapsed());
-        Loss { age: self.began.elapsed(), quiet, unanswered: self.unanswered.is_some() }
+        ConnectionLoss { age: self.began.elapsed(), quiet, unanswered: self.unanswered.is_some() }
     }
 
     /// Ends IDLE, if it is under way.
-    pub(in crate::watch) async fn done(&mut self) -> Result<(), Lost> {
+    pub(in crate::watch) async fn done(&mut self) -> Result<(), ConnectionLost> {
         if let Some((tag, _)) = self.idle.take() {
             self.write(b"DONE\r\n").await?;
             self.until(&tag, |_| {}).await?;
@@ -245,7 +247,7 @@ impl Connection {
     }
 
     /// The next whole response, however long it takes to begin. Cancel safe.
-    async fn response(&mut self) -> Result<&[u8], Lost> {
+    async fn response(&mut self) -> Result<&[u8], ConnectionLost> {
         if let Some(lost) = self.lost.take() {
             return Err(*lost);
         }
@@ -255,13 +257,13 @@ impl Connection {
             self.take_turns().await;
             let read = self.stream.fill(self.input.more()).await?;
             if read == 0 {
-                return Err(Lost::Io(io::ErrorKind::UnexpectedEof.into()));
+                return Err(ConnectionLost::Io(io::ErrorKind::UnexpectedEof.into()));
             }
             self.read += read;
             (self.active_at, self.unanswered) = (Instant::now(), None);
             // What is not needed is skipped, whatever its length, but not for ever.
             if self.under_way.get_or_insert(self.active_at).elapsed() > self.answer_timeout {
-                return Err(Lost::Endless(self.answer_timeout));
+                return Err(ConnectionLost::Endless(self.answer_timeout));
             }
         }
         self.under_way = None;
@@ -277,13 +279,13 @@ impl Connection {
     }
 
     /// Takes note of the current response.
-    fn heard(&mut self) -> Result<&[u8], Lost> {
+    fn heard(&mut self) -> Result<&[u8], ConnectionLost> {
         let response = self.input.current();
         self.read += RESPONSE;
-        self.news.read(response);
+        self.unsolicited.read(response);
         match peek::response(response) {
             Some(Response::Status { tag: None, status: Status::Bye, .. }) => {
-                Err(Lost::Bye(printable(response)))
+                Err(ConnectionLost::Bye(printable(response)))
             }
             _ => Ok(response),
         }
@@ -299,19 +301,19 @@ impl Connection {
             self.send("LOGOUT").await?;
             // Until the BYE.
             while self.response().await.is_ok() {}
-            Ok::<_, Lost>(self.stream.shutdown().await?)
+            Ok::<_, ConnectionLost>(self.stream.shutdown().await?)
         };
         let _ = timeout(FAREWELL, farewell).await;
     }
 
-    async fn send(&mut self, command: &str) -> Result<String, Lost> {
+    async fn send(&mut self, command: &str) -> Result<String, ConnectionLost> {
         self.commands = self.commands.wrapping_add(1);
         let tag = format!("w{}", self.commands);
         self.write(format!("{tag} {command}\r\n").as_bytes()).await?;
         Ok(tag)
     }
 
-    async fn write(&mut self, bytes: &[u8]) -> Result<(), Lost> {
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), ConnectionLost> {
         let Self { stream, answer_timeout, active_at, unanswered, .. } = self;
         unanswered.get_or_insert(active_at.elapsed());
         *active_at = Instant::now();
@@ -321,18 +323,25 @@ impl Connection {
         };
         match timeout(*answer_timeout, written).await {
             Ok(result) => Ok(result?),
-            Err(_) => Err(Lost::Silent(*answer_timeout)),
+            Err(_) => Err(ConnectionLost::Silent(*answer_timeout)),
         }
     }
 
     /// The answer to the command of `tag`.
-    async fn until(&mut self, tag: &str, mut untagged: impl FnMut(&[u8])) -> Result<Answer, Lost> {
+    async fn until(
+        &mut self,
+        tag: &str,
+        mut untagged: impl FnMut(&[u8]),
+    ) -> Result<Completion, ConnectionLost> {
         let ours = |told: &[u8]| (told == tag.as_bytes()).then_some(());
         let ((), answer) = self.tagged_or(ours, &mut untagged).await?;
         Ok(answer)
     }
 
-    async fn tagged<T>(&mut self, ours: impl Fn(&[u8]) -> Option<T>) -> Result<(T, Answer), Lost> {
+    async fn tagged<T>(
+        &mut self,
+        ours: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<(T, Completion), ConnectionLost> {
         self.tagged_or(ours, |_| {}).await
     }
 
@@ -342,7 +351,7 @@ impl Connection {
         &mut self,
         ours: impl Fn(&[u8]) -> Option<T>,
         mut other: impl FnMut(&[u8]),
-    ) -> Result<(T, Answer), Lost> {
+    ) -> Result<(T, Completion), ConnectionLost> {
         let limit = self.answer_timeout;
         let answer = async {
             loop {
@@ -352,9 +361,9 @@ impl Connection {
                     && let Some(found) = ours(tag)
                 {
                     let answer = match status {
-                        Status::Ok => return Ok((found, Answer::Ok)),
-                        Status::No => Answer::No,
-                        _ => Answer::Bad,
+                        Status::Ok => return Ok((found, Completion::Ok)),
+                        Status::No => Completion::No,
+                        _ => Completion::Bad,
                     };
                     let words = response.get(tag.len()..).unwrap_or_default();
                     self.refusal = Some(printable(words).into());
@@ -363,6 +372,6 @@ impl Connection {
                 other(response);
             }
         };
-        timeout(limit, answer).await.map_err(|_| Lost::Silent(limit))?
+        timeout(limit, answer).await.map_err(|_| ConnectionLost::Silent(limit))?
     }
 }

@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
-use super::keepalive::SharedLessons;
-use super::login_breaker::Logins;
-use super::master_login::Master;
-use super::pacing::{Pacer, Turn};
+use super::keepalive::SharedKeepalive;
+use super::login_breaker::LoginBreaker;
+use super::master_login::MasterLogin;
+use super::pacing::{LoginPacer, LoginSlot};
 use super::reliability::Reliability;
 use crate::config;
 use crate::net::backend::Backend;
@@ -23,32 +23,32 @@ const MOST_BACKENDS: usize = 1024;
 
 /// The backends that are or were watched.
 #[derive(Debug)]
-pub(in crate::watch) struct Upstreams {
+pub(in crate::watch) struct BackendHealthTable {
     config: config::Watch,
     counters: Arc<Counters>,
-    known: Mutex<HashMap<String, Arc<Upstream>>>,
+    known: Mutex<HashMap<String, Arc<BackendHealth>>>,
 }
 
 /// One backend, as all its watchers know it.
 #[derive(Debug)]
-pub(in crate::watch) struct Upstream {
+pub(in crate::watch) struct BackendHealth {
     /// For logs.
     pub(in crate::watch) name: String,
     /// How it takes what users logged in with.
-    pub(in crate::watch) logins: Logins,
-    pacer: Pacer,
-    places: Option<Places>,
+    pub(in crate::watch) logins: LoginBreaker,
+    pacer: LoginPacer,
+    places: Option<ConnectionSlots>,
     /// Several backends may have this address, each with a master user of its own.
-    masters: Mutex<Vec<(Backend, Arc<Master>)>>,
+    masters: Mutex<Vec<(Backend, Arc<MasterLogin>)>>,
     pub(in crate::watch) idle: Reliability,
     pub(in crate::watch) notify: Reliability,
     /// What is known of how long its connections last.
-    pub(in crate::watch) lasting: SharedLessons,
+    pub(in crate::watch) keepalive: SharedKeepalive,
 }
 
 /// The connections that a backend may have, if there is a limit.
 #[derive(Debug)]
-struct Places {
+struct ConnectionSlots {
     free: Arc<Semaphore>,
     /// One for each watcher that found none free.
     wanted: Semaphore,
@@ -61,76 +61,79 @@ struct Places {
 
 /// A watcher's place among the connections of its backend.
 #[derive(Debug)]
-pub(in crate::watch) struct Place(
+pub(in crate::watch) struct ConnectionSlot(
     #[expect(dead_code, reason = "it counts")] Option<OwnedSemaphorePermit>,
 );
 
-impl Upstreams {
+impl BackendHealthTable {
     pub(in crate::watch) fn new(config: &config::Watch, counters: Arc<Counters>) -> Self {
         Self { config: config.clone(), counters, known: Mutex::default() }
     }
 
-    pub(in crate::watch) fn of(&self, backend: &Backend) -> Arc<Upstream> {
+    pub(in crate::watch) fn of(&self, backend: &Backend) -> Arc<BackendHealth> {
         let mut known = self.known.lock();
         if known.len() >= MOST_BACKENDS {
-            known.retain(|_, upstream| Arc::strong_count(upstream) > 1);
+            known.retain(|_, health| Arc::strong_count(health) > 1);
         }
-        let upstream = known.entry(backend.name()).or_insert_with(|| {
+        let health = known.entry(backend.name()).or_insert_with(|| {
             let config::Watch { logins_per_second, connections, poll_interval, .. } = self.config;
-            let places = (connections > 0).then(|| Places {
+            let places = (connections > 0).then(|| ConnectionSlots {
                 free: Arc::new(Semaphore::new(connections)),
                 wanted: Semaphore::new(0),
                 short: AtomicBool::new(false),
                 term: poll_interval,
                 counters: Arc::clone(&self.counters),
             });
-            let pacer = Pacer::new(logins_per_second);
-            Arc::new(Upstream {
+            let pacer = LoginPacer::new(logins_per_second);
+            Arc::new(BackendHealth {
                 name: backend.name(),
-                logins: Logins::new(),
+                logins: LoginBreaker::new(),
                 pacer,
                 places,
                 masters: Mutex::default(),
                 idle: Reliability::default(),
                 notify: Reliability::default(),
-                lasting: SharedLessons::default(),
+                keepalive: SharedKeepalive::default(),
             })
         });
-        Arc::clone(upstream)
+        Arc::clone(health)
     }
 }
 
-impl Upstream {
+impl BackendHealth {
     /// Whether it takes the master user of `backend`, which has this address; `None` where there is
     /// none. Of one with another password nothing is known yet.
-    pub(in crate::watch) fn master(&self, backend: &Backend) -> Option<Arc<Master>> {
+    pub(in crate::watch) fn master(&self, backend: &Backend) -> Option<Arc<MasterLogin>> {
         let user = backend.master()?;
         let mut masters = self.masters.lock();
         let known =
-            |(of, _): &(Backend, Arc<Master>)| of.master().is_some_and(|it| it.same_as(user));
+            |(of, _): &(Backend, Arc<MasterLogin>)| of.master().is_some_and(|it| it.same_as(user));
         if let Some((_, master)) = masters.iter().find(|known_as| known(known_as)) {
             return Some(Arc::clone(master));
         }
         // What nobody waits for is of an earlier configuration.
         masters.retain(|(_, master)| Arc::strong_count(master) > 1);
-        let master = Arc::new(Master::new());
+        let master = Arc::new(MasterLogin::new());
         masters.push((backend.clone(), Arc::clone(&master)));
         Some(master)
     }
 
-    /// Waits for a place among the connections and then for a turn to log in. Turns are for those
+    /// Waits for a place among the connections and then for a turn to log in. LoginPermits are for those
     /// whose user is there first, and are under way until it is known what came of the login.
-    pub(in crate::watch) async fn turn(&self, user_is_there: bool) -> (Place, Turn<'_>) {
+    pub(in crate::watch) async fn turn(
+        &self,
+        user_is_there: bool,
+    ) -> (ConnectionSlot, LoginSlot<'_>) {
         let place = match &self.places {
             Some(places) => places.take(&self.name).await,
             None => None,
         };
         let turn = self.pacer.turn(user_is_there).await;
-        (Place(place), turn)
+        (ConnectionSlot(place), turn)
     }
 
     /// Waits for the turn of somebody who is to be asked to log in, as for a login of the caller's own.
-    pub(in crate::watch) async fn push_turn(&self) -> Turn<'_> {
+    pub(in crate::watch) async fn push_turn(&self) -> LoginSlot<'_> {
         self.pacer.turn(false).await
     }
 
@@ -144,7 +147,7 @@ impl Upstream {
     }
 }
 
-impl Places {
+impl ConnectionSlots {
     async fn wanted(&self) {
         sleep(self.term).await;
         if let Ok(wanted) = self.wanted.acquire().await {
@@ -184,36 +187,36 @@ mod tests {
     async fn more_watchers_than_places_take_turns() {
         let term = Duration::from_secs(60);
         let config = config::Watch { connections: 2, poll_interval: term, ..Default::default() };
-        let upstreams = Upstreams::new(&config, Arc::default());
-        let upstream = upstreams.of(&backend(1));
+        let backend_health = BackendHealthTable::new(&config, Arc::default());
+        let health = backend_health.of(&backend(1));
         let watched = Arc::new(Mutex::new(Vec::new()));
         for account in 0..5 {
-            let (upstream, watched) = (upstreams.of(&backend(1)), Arc::clone(&watched));
+            let (health, watched) = (backend_health.of(&backend(1)), Arc::clone(&watched));
             tokio::spawn(async move {
                 loop {
-                    let (place, _) = upstream.turn(false).await;
+                    let (place, _) = health.turn(false).await;
                     watched.lock().push(account);
-                    upstream.wanted().await;
+                    health.wanted().await;
                     drop(place);
                 }
             });
         }
         sleep(term * 10).await;
         let watched = watched.lock().clone();
-        assert_eq!(upstream.places.as_ref().unwrap().free.available_permits(), 0);
+        assert_eq!(health.places.as_ref().unwrap().free.available_permits(), 0);
         let turns = |account| watched.iter().filter(|watched| **watched == account).count();
-        assert!(upstreams.counters.watch_connections.hits() > 3);
+        assert!(backend_health.counters.watch_connections.hits() > 3);
         assert!((0..5).all(|account| (3..=5).contains(&turns(account))), "{watched:?}");
         // Another backend has places of its own.
-        upstreams.of(&backend(2)).turn(false).await;
+        backend_health.of(&backend(2)).turn(false).await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_account_without_waiters_keeps_its_place() {
         let config = config::Watch { connections: 2, ..Default::default() };
-        let upstream = Upstreams::new(&config, Arc::default()).of(&backend(1));
-        let _places = (upstream.turn(false).await.0, upstream.turn(false).await.0);
-        let wanted = tokio::time::timeout(Duration::from_hours(9), upstream.wanted()).await;
+        let health = BackendHealthTable::new(&config, Arc::default()).of(&backend(1));
+        let _places = (health.turn(false).await.0, health.turn(false).await.0);
+        let wanted = tokio::time::timeout(Duration::from_hours(9), health.wanted()).await;
         assert!(wanted.is_err());
     }
 }

@@ -34,7 +34,7 @@ const IN_VAIN: u32 = 2;
 
 /// What one account knows.
 #[derive(Debug, Default)]
-pub(in crate::watch) struct Lasting {
+pub(in crate::watch) struct Keepalive {
     lesson: Option<Lesson>,
     /// For how long the last connection was quiet when it ended.
     last: Option<Duration>,
@@ -47,10 +47,10 @@ pub(in crate::watch) struct Lasting {
 
 /// What several accounts of a backend have learnt.
 #[derive(Debug, Default)]
-pub(in crate::watch) struct SharedLessons(Mutex<Agreed>);
+pub(in crate::watch) struct SharedKeepalive(Mutex<SharedEvidence>);
 
 #[derive(Debug, Default)]
-struct Agreed {
+struct SharedEvidence {
     votes: Vec<(Account, Duration)>,
     lesson: Option<Lesson>,
     /// Connections that were lost within [`MOMENT`] since then.
@@ -68,7 +68,7 @@ struct Lesson {
 
 /// The end of a connection that nobody wanted to end.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::watch) struct Loss {
+pub(in crate::watch) struct ConnectionLoss {
     pub(in crate::watch) age: Duration,
     /// For how long nothing had been said, until it ended or until a question was not answered.
     pub(in crate::watch) quiet: Duration,
@@ -81,7 +81,7 @@ pub(in crate::watch) fn least(config: &config::Watch) -> Duration {
     config.retry_min.saturating_mul(5).min(Duration::from_secs(60))
 }
 
-impl Lasting {
+impl Keepalive {
     /// How long a connection may be quiet, if that is known.
     pub(in crate::watch) fn renewal(&self) -> Option<Duration> {
         self.lesson.filter(Lesson::holds).map(|lesson| lesson.renewal)
@@ -89,7 +89,7 @@ impl Lasting {
 
     /// A connection begins. An account that has lost none yet takes over what others know. `chance` is
     /// 0 to 1.
-    pub(in crate::watch) fn begin(&mut self, shared: &SharedLessons, chance: f64) {
+    pub(in crate::watch) fn begin(&mut self, shared: &SharedKeepalive, chance: f64) {
         if !self.experienced
             && self.renewal().is_none()
             && let Some(renewal) = shared.renewal()
@@ -102,9 +102,9 @@ impl Lasting {
     /// another time. `least` is the shortest such time, `chance` 0 to 1.
     pub(in crate::watch) fn lost(
         &mut self,
-        loss: Loss,
+        loss: ConnectionLoss,
         account: &Account,
-        shared: &SharedLessons,
+        shared: &SharedKeepalive,
         least: Duration,
         chance: f64,
     ) -> Option<Duration> {
@@ -148,7 +148,7 @@ impl Lasting {
     }
 }
 
-impl SharedLessons {
+impl SharedKeepalive {
     /// A connection was lost. Whether so many were at the same moment that it was the backend that went,
     /// where a second sees `logins` of them begin.
     pub(in crate::watch) fn lost(&self, logins: usize) -> bool {
@@ -208,13 +208,13 @@ mod tests {
 
     /// One account, and what it shares with others.
     struct Scene {
-        lasting: Lasting,
-        shared: SharedLessons,
+        lasting: Keepalive,
+        shared: SharedKeepalive,
     }
 
     impl Scene {
         fn new() -> Self {
-            Self { lasting: Lasting::default(), shared: SharedLessons::default() }
+            Self { lasting: Keepalive::default(), shared: SharedKeepalive::default() }
         }
 
         /// A connection of this age ends that was quiet for so long, in seconds.
@@ -224,7 +224,7 @@ mod tests {
 
         fn lost(&mut self, of: &str, age: u64, quiet: u64, unanswered: bool) -> Option<u64> {
             let [age, quiet] = [age, quiet].map(Duration::from_secs);
-            let (loss, of) = (Loss { age, quiet, unanswered }, Account::from_login(of));
+            let (loss, of) = (ConnectionLoss { age, quiet, unanswered }, Account::from_login(of));
             let learnt = self.lasting.lost(loss, &of, &self.shared, LEAST, 1.0);
             learnt.map(|renewal| renewal.as_secs())
         }
@@ -268,7 +268,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn connections_that_are_lost_all_at_once_are_told_from_others() {
-        let shared = SharedLessons::default();
+        let shared = SharedKeepalive::default();
         assert_eq!([(); 20].map(|()| shared.lost(10)), [false; 20]);
         assert!(shared.lost(10) && shared.lost(10));
         advance(MOMENT).await;
@@ -281,7 +281,7 @@ mod tests {
         for (of, begins_with) in
             [("alice", None), ("bob", None), ("carol", None), ("dave", Some(37))]
         {
-            scene.lasting = Lasting::default();
+            scene.lasting = Keepalive::default();
             scene.lasting.begin(&scene.shared, 1.0);
             let renewal = scene.lasting.renewal().map(|renewal| renewal.as_secs());
             assert_eq!(renewal, begins_with, "{of}");
@@ -290,7 +290,7 @@ mod tests {
             }
         }
         // One that watches already is cut once.
-        scene.lasting = Lasting::default();
+        scene.lasting = Keepalive::default();
         assert_eq!(scene.cut(400, 50), Some(37));
     }
 }

@@ -1,7 +1,7 @@
 //! How a backend takes what users logged in with, as all its watchers know it.
 //!
 //! A password that is refused may be wrong. When those of several accounts are refused within minutes, and
-//! none is accepted in between, it is the backend that is at fault: its directory is empty, say. Then
+//! none is accepted in between, it is the backend that is at fault: its directory is empty, say. AfterRefusal
 //! nobody is parked, and few try: thousands of refused logins would have it lock accounts and ban our
 //! address. So until a login was accepted, and again after each refusal, one watcher at a time tries.
 
@@ -12,13 +12,13 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::model::Account;
 
-/// Accounts in a row that are refused, before that is the backend's fault.
+/// Quorum in a row that are refused, before that is the backend's fault.
 const MANY: usize = 3;
 
 /// Refusals of different accounts within this time count together.
 pub(in crate::watch) const WITHIN: Duration = Duration::from_mins(5);
 
-/// Logins that were accepted so shortly before count against that: servers hold refusals back, so after a
+/// LoginBreaker that were accepted so shortly before count against that: servers hold refusals back, so after a
 /// start those of a few wrong passwords come together, behind all that were accepted.
 const TOGETHER: Duration = Duration::from_secs(30);
 
@@ -29,7 +29,7 @@ const RESTS: [Duration; 2] = [Duration::from_mins(10), Duration::from_hours(1)];
 /// A backend that has refused nobody for so long is not at fault any more.
 const FORGOTTEN: Duration = Duration::from_hours(24);
 
-/// Accounts that are known by name. Of more it is not known when all of them are in order again.
+/// Quorum that are known by name. Of more it is not known when all of them are in order again.
 const MOST: usize = 256;
 
 /// A try that takes longer holds up no others.
@@ -37,14 +37,14 @@ pub(in crate::watch) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The logins at one backend.
 #[derive(Debug)]
-pub(in crate::watch) struct Logins {
-    state: watch::Sender<State>,
+pub(in crate::watch) struct LoginBreaker {
+    state: watch::Sender<BreakerState>,
     /// For the one who tries while it is in doubt.
     trial: Semaphore,
 }
 
 #[derive(Clone, Debug, Default)]
-pub(in crate::watch) struct State {
+pub(in crate::watch) struct BreakerState {
     /// The last login was accepted.
     accepted: bool,
     /// How many were accepted, each within [`TOGETHER`] of the next, and when the last one was.
@@ -61,9 +61,9 @@ pub(in crate::watch) struct State {
     recoveries: u64,
 }
 
-/// Leave to try; to be held until the outcome was noted.
+/// LoginPermit to try; to be held until the outcome was noted.
 #[derive(Debug)]
-pub(in crate::watch) struct Leave<'a>(Option<SemaphorePermit<'a>>);
+pub(in crate::watch) struct LoginPermit<'a>(Option<SemaphorePermit<'a>>);
 
 /// What a refusal says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +74,7 @@ pub(in crate::watch) struct Blame {
     pub(in crate::watch) new: bool,
 }
 
-impl State {
+impl BreakerState {
     fn accepted_lately(&self, now: Instant) -> usize {
         let (count, last) = self.lately;
         last.filter(|last| now < *last + TOGETHER).map_or(0, |_| count)
@@ -91,7 +91,7 @@ impl State {
     }
 }
 
-impl Leave<'_> {
+impl LoginPermit<'_> {
     /// Whether others wait until it is given back.
     pub(in crate::watch) fn is_alone(&self) -> bool {
         self.0.is_some()
@@ -103,19 +103,19 @@ impl Leave<'_> {
     }
 }
 
-impl Logins {
+impl LoginBreaker {
     pub(in crate::watch) fn new() -> Self {
         Self { state: watch::Sender::default(), trial: Semaphore::new(1) }
     }
 
     /// What is known; it tells of changes.
-    pub(in crate::watch) fn state(&self) -> watch::Receiver<State> {
+    pub(in crate::watch) fn state(&self) -> watch::Receiver<BreakerState> {
         self.state.subscribe()
     }
 
-    /// Leave for a watcher whose user has just logged in.
-    pub(in crate::watch) fn at_once(&self) -> Leave<'_> {
-        Leave(None)
+    /// LoginPermit for a watcher whose user has just logged in.
+    pub(in crate::watch) fn at_once(&self) -> LoginPermit<'_> {
+        LoginPermit(None)
     }
 
     /// Waits until the caller may log in; `told` hears for how long nobody may. `None` if the caller is
@@ -124,16 +124,16 @@ impl Logins {
         &self,
         refused: bool,
         told: impl Fn(Duration),
-    ) -> Option<Leave<'_>> {
+    ) -> Option<LoginPermit<'_>> {
         let mut state = self.state.subscribe();
-        let excused = |state: &State| refused && state.at_fault.is_some();
+        let excused = |state: &BreakerState| refused && state.at_fault.is_some();
         loop {
             if excused(&state.borrow()) {
                 return None;
             }
             let (accepted, rest) = Self::look(&state.borrow());
             if accepted {
-                return Some(Leave(None));
+                return Some(LoginPermit(None));
             }
             if let Some(until) = rest {
                 told(until.duration_since(Instant::now()));
@@ -147,13 +147,13 @@ impl Logins {
             // Another one may have been refused, or accepted, meanwhile.
             let (accepted, rest) = Self::look(&state.borrow());
             if trial.is_some() && rest.is_none() && !accepted {
-                return Some(Leave(trial));
+                return Some(LoginPermit(trial));
             }
         }
     }
 
     /// Whether the last login was accepted, and until when nobody tries.
-    fn look(state: &State) -> (bool, Option<Instant>) {
+    fn look(state: &BreakerState) -> (bool, Option<Instant>) {
         (state.accepted, state.rest.filter(|until| Instant::now() < *until))
     }
 
@@ -235,13 +235,13 @@ mod tests {
         Account::from_login(&format!("user{number}"))
     }
 
-    async fn is_open(logins: &Logins) -> bool {
+    async fn is_open(logins: &LoginBreaker) -> bool {
         timeout(Duration::from_secs(1), logins.leave(false, |_| ())).await.is_ok()
     }
 
     #[tokio::test(start_paused = true)]
     async fn of_a_hundred_accounts_few_are_tried_while_the_backend_refuses_all() {
-        let logins = Arc::new(Logins::new());
+        let logins = Arc::new(LoginBreaker::new());
         let (tries, watched) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let well = Arc::new(AtomicUsize::new(0));
         for number in 0..100 {
@@ -277,7 +277,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn refusals_between_accepted_logins_or_far_apart_are_the_accounts_own() {
-        let logins = Logins::new();
+        let logins = LoginBreaker::new();
         let own = Blame { backend: false, new: false };
         for number in 0..9 {
             assert_eq!(logins.refused(&account(number)), own);
@@ -293,7 +293,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_refused_and_works_again_ends_it_for_all() {
-        let logins = Logins::new();
+        let logins = LoginBreaker::new();
         let mut state = logins.state();
         let refusal = Instant::now();
         advance(Duration::from_mins(1)).await;
@@ -321,7 +321,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn passwords_that_were_changed_are_not_the_backends_fault() {
-        let logins = Logins::new();
+        let logins = LoginBreaker::new();
         for number in 0..4 {
             logins.refused(&account(number));
         }

@@ -12,10 +12,10 @@ use crate::model::{Mailbox, Timestamp};
 
 /// Those of one account.
 #[derive(Debug, Default)]
-pub(in crate::watch) struct Faults(BTreeMap<Mailbox, Fault>);
+pub(in crate::watch) struct MailboxFaults(BTreeMap<Mailbox, MailboxFault>);
 
 #[derive(Debug, Default)]
-struct Fault {
+struct MailboxFault {
     /// Connections that ended while it was asked for, perhaps among others.
     losses: u32,
     /// How often it was left out for that.
@@ -37,7 +37,7 @@ pub struct LeftOut {
     pub next_try_at: Option<i64>,
 }
 
-impl Faults {
+impl MailboxFaults {
     /// A connection ended while these were asked for.
     pub(in crate::watch) fn suspect<'a>(&mut self, mailboxes: impl Iterator<Item = &'a Mailbox>) {
         for mailbox in mailboxes {
@@ -69,7 +69,7 @@ impl Faults {
     /// Its STATUS was refused, on a connection that goes on. Returns how often in a row.
     pub(in crate::watch) fn refuse(&mut self, mailbox: &Mailbox, why: String) -> u32 {
         let fault = self.0.entry(mailbox.clone()).or_default();
-        *fault = Fault { refused: fault.refused + 1, why, ..Fault::default() };
+        *fault = MailboxFault { refused: fault.refused + 1, why, ..MailboxFault::default() };
         fault.refused
     }
 
@@ -130,7 +130,7 @@ impl Faults {
     }
 }
 
-impl Fault {
+impl MailboxFault {
     fn rests(&self, now: Instant) -> bool {
         self.until.is_some_and(|(until, _)| now < until)
     }
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_mailbox_is_suspected_left_out_tried_again_and_forgotten() {
-        let mut faults = Faults::default();
+        let mut faults = MailboxFaults::default();
         let (inbox, team, now) = (Mailbox::inbox(), Mailbox::new("Team"), Instant::now());
         let minute = Duration::from_secs(60);
         faults.suspect([&inbox, &team].into_iter());
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn what_is_refused_is_shown_until_it_is_answered_or_asked_for_anew() {
-        let mut faults = Faults::default();
+        let mut faults = MailboxFaults::default();
         let team = Mailbox::new("Team");
         assert_eq!((faults.refuse(&team, "NO".into()), faults.refuse(&team, "NO".into())), (1, 2));
         assert!(!faults.is_suspicious(Instant::now()) && faults.shown().len() == 1);

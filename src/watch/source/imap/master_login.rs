@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::model::Account;
 
-/// Accounts in a row as which the master is refused, before that is the master's fault.
+/// Quorum in a row as which the master is refused, before that is the master's fault.
 const ACCOUNTS: usize = 3;
 
 /// For how long nobody tries then, but one watcher at its end.
@@ -21,14 +21,14 @@ const REST: Duration = Duration::from_mins(10);
 
 /// The master user at one backend.
 #[derive(Debug)]
-pub(in crate::watch) struct Master {
-    state: watch::Sender<State>,
+pub(in crate::watch) struct MasterLogin {
+    state: watch::Sender<MasterState>,
     /// For the one who tries while it is in doubt.
     trial: Semaphore,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct MasterState {
     /// The last login was accepted.
     accepted: bool,
     /// As whom it was refused since one was accepted, each once, up to [`ACCOUNTS`].
@@ -37,23 +37,23 @@ struct State {
     rest: Option<(Instant, String)>,
 }
 
-/// Leave to log in as the master; to be held until the outcome was noted.
+/// LoginPermit to log in as the master; to be held until the outcome was noted.
 #[derive(Debug)]
-pub(in crate::watch) struct Turn<'a>(
+pub(in crate::watch) struct MasterPermit<'a>(
     #[expect(dead_code, reason = "whoever tries holds it")] Option<SemaphorePermit<'a>>,
 );
 
-impl Master {
+impl MasterLogin {
     pub(in crate::watch) fn new() -> Self {
         Self { state: watch::Sender::default(), trial: Semaphore::new(1) }
     }
 
     /// Waits until the caller may log in. `told` hears for how long nobody may, and why.
-    pub(in crate::watch) async fn turn(&self, told: impl Fn(Duration, &str)) -> Turn<'_> {
+    pub(in crate::watch) async fn turn(&self, told: impl Fn(Duration, &str)) -> MasterPermit<'_> {
         let mut state = self.state.subscribe();
         loop {
             if self.state.borrow().accepted {
-                return Turn(None);
+                return MasterPermit(None);
             }
             let rest = self.rest();
             if let Some((until, why)) = &rest {
@@ -67,7 +67,7 @@ impl Master {
             };
             // It may have been refused, or accepted, while this one waited for the other.
             if trial.is_some() && self.rest().is_none() && !self.state.borrow().accepted {
-                return Turn(trial);
+                return MasterPermit(trial);
             }
         }
     }
@@ -76,7 +76,7 @@ impl Master {
     pub(in crate::watch) fn accepted(&self) {
         self.state.send_if_modified(|state| {
             let changed = !state.accepted;
-            *state = State { accepted: true, ..State::default() };
+            *state = MasterState { accepted: true, ..MasterState::default() };
             changed
         });
     }
@@ -118,7 +118,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_wrong_master_is_tried_by_few_and_then_by_one_each_ten_minutes() {
-        let (master, good) = (Arc::new(Master::new()), Arc::new(Mutex::new(false)));
+        let (master, good) = (Arc::new(MasterLogin::new()), Arc::new(Mutex::new(false)));
         let (tries, watching) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         for number in 0..50 {
             let (master, good) = (Arc::clone(&master), Arc::clone(&good));
@@ -151,8 +151,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_user_who_is_gone_is_not_the_masters_fault() {
-        let master = Master::new();
-        let free = async |master: &Master| {
+        let master = MasterLogin::new();
+        let free = async |master: &MasterLogin| {
             let turn = timeout_at(Instant::now() + Duration::from_secs(1), master.turn(|_, _| ()));
             turn.await.is_ok()
         };

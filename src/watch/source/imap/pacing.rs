@@ -1,4 +1,4 @@
-//! Turns: so many a second, and so many under way, so that thousands of watchers do not start at once.
+//! LoginPermits: so many a second, and so many under way, so that thousands of watchers do not start at once.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// A turn that comes so late, since timers are no finer, is no reason to give fewer of them.
 const LATE: Duration = Duration::from_millis(10);
 
-/// Turns that are under way at once, however many a second there may be. More logins than a backend
+/// LoginPermits that are under way at once, however many a second there may be. More logins than a backend
 /// works on wait in its listen queue, which is 128 long where nobody has changed it, and what
 /// overflows is tried again after seconds. And a login takes several times the memory of an account
 /// that is watched, which the allocator does not give back when thousands of them were had at once.
@@ -18,7 +18,7 @@ const UNDER_WAY: usize = 64;
 /// Gives each caller its moment, evenly spaced, in the order in which they came; but the urgent ones
 /// go first.
 #[derive(Debug)]
-pub(in crate::watch) struct Pacer {
+pub(in crate::watch) struct LoginPacer {
     spacing: Duration,
     next: Mutex<Option<Instant>>,
     /// Where those wait who are not urgent, but for the first of them.
@@ -31,11 +31,11 @@ pub(in crate::watch) struct Pacer {
 
 /// A turn that is under way, until this is dropped.
 #[derive(Debug)]
-pub(in crate::watch) struct Turn<'a>(
+pub(in crate::watch) struct LoginSlot<'a>(
     #[expect(dead_code, reason = "it counts")] Option<SemaphorePermit<'a>>,
 );
 
-impl Pacer {
+impl LoginPacer {
     pub(in crate::watch) fn new(per_second: u32) -> Self {
         Self {
             spacing: Duration::from_secs(1) / per_second.max(1),
@@ -47,14 +47,14 @@ impl Pacer {
     }
 
     /// Waits for the caller's turn. One that is not waited for is another's.
-    pub(in crate::watch) async fn turn(&self, urgent: bool) -> Turn<'_> {
+    pub(in crate::watch) async fn turn(&self, urgent: bool) -> LoginSlot<'_> {
         // None of them is ever closed.
         let _line = match urgent {
             true => None,
             false => self.line.acquire().await.ok(),
         };
         let _front = self.front.acquire().await;
-        let turn = Turn(self.free.acquire().await.ok());
+        let turn = LoginSlot(self.free.acquire().await.ok());
         let now = Instant::now();
         let next = *self.next.lock();
         let at = next.filter(|next| *next + LATE >= now).unwrap_or(now);
@@ -72,7 +72,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn turns_are_evenly_spaced() {
-        let pacer = Pacer::new(10);
+        let pacer = LoginPacer::new(10);
         let started = Instant::now();
         for turn in 0..30 {
             pacer.turn(turn % 3 == 0).await;
@@ -86,7 +86,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn thousands_of_turns_a_second_are_not_fewer() {
-        let pacer = Pacer::new(10_000);
+        let pacer = LoginPacer::new(10_000);
         let started = Instant::now();
         for _ in 0..20_000 {
             pacer.turn(false).await;
@@ -97,7 +97,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_urgent_account_does_not_wait_behind_thousands() {
-        let pacer = Arc::new(Pacer::new(100));
+        let pacer = Arc::new(LoginPacer::new(100));
         for _ in 0..12_000 {
             let pacer = Arc::clone(&pacer);
             tokio::spawn(async move { drop(pacer.turn(false).await) });
@@ -112,7 +112,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_more_are_under_way_than_a_backend_takes() {
-        let pacer = Arc::new(Pacer::new(100_000));
+        let pacer = Arc::new(LoginPacer::new(100_000));
         let under_way = Arc::new(Mutex::new((0, 0)));
         let count = |under_way: &Mutex<(usize, usize)>, change: isize| {
             let mut under_way = under_way.lock();

@@ -9,19 +9,19 @@ use std::time::Instant as StdInstant;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::connection::{Answer, Lost, Refused};
-use super::health::Upstream;
-use super::session::{LONGEST_COMMAND, Look, Round, quoted};
-use super::unsolicited::News;
+use super::connection::{CommandRefused, Completion, ConnectionLost};
+use super::health::BackendHealth;
+use super::session::{ImapSession, LONGEST_COMMAND, RefreshReason, quoted};
+use super::unsolicited::Unsolicited;
 use crate::imap::status::{Fetched, fetched};
 use crate::model::{Change, ChangeKind, Mailbox, Snapshot, Timestamp, WatchEvent};
 use crate::net::backoff::Backoff;
-use crate::watch::Context;
+use crate::watch::WatchContext;
 use crate::watch::snapshot::{
     difference, looked, merged, only_mod_seq_differs, only_uid_next_grew,
 };
 use crate::watch::snapshot::{renumbered, with_new_mail};
-use crate::watch::watcher::{Announced, End, Watched, Watcher, in_order};
+use crate::watch::watcher::{Announcement, SessionEnd, WatchedMailbox, Watcher, in_order};
 
 /// What STATUS is asked for, with and without CONDSTORE (RFC 7162 section 3.1.7).
 const ITEMS: &str = "(MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
@@ -32,39 +32,39 @@ const MOST_ASKED: u64 = 1000;
 /// For how long a mailbox is left out at most, in times of the first: `[watch] poll_max`.
 const LONGEST_LEFT_OUT: u32 = 64;
 
-/// Room for one event on its way to `push`. It is waited for first: a future that holds the event
+/// EventPermit for one event on its way to `push`. It is waited for first: a future that holds the event
 /// meanwhile would be larger, for each of many accounts.
-type Room<'a> = mpsc::Permit<'a, WatchEvent>;
+type EventPermit<'a> = mpsc::Permit<'a, WatchEvent>;
 
 /// A command that asks for states.
-struct Ask {
+struct StatusCommand {
     command: String,
     /// The only mailbox that it asks for, by its place.
     of: Option<usize>,
 }
 
 /// The states that were asked for, by place; `None` is what has not been told.
-struct Told {
+struct StatusAnswers {
     states: Vec<Option<Snapshot>>,
     /// STATUS was answered BAD.
     bad: bool,
     /// What the backend said to those that it refused, by place.
     refusals: Vec<(usize, Box<str>)>,
     /// The connection ended before all were told.
-    lost: Option<Lost>,
+    lost: Option<ConnectionLost>,
 }
 
 impl Watcher {
     /// Looks at the mailboxes that are due, and tells `push` of what differs. Whether there was
     /// anything.
-    pub(in crate::watch) async fn look(
+    pub(in crate::watch) async fn refresh(
         &mut self,
-        round: &mut Round<'_>,
-        look: Look,
-    ) -> Result<bool, End> {
-        if look == Look::Poll {
+        session: &mut ImapSession<'_>,
+        reason: RefreshReason,
+    ) -> Result<bool, SessionEnd> {
+        if reason == RefreshReason::Poll {
             for watched in &mut self.mailboxes {
-                watched.due |= !round.covers(&watched.mailbox, &self.ways);
+                watched.due |= !session.covers(&watched.mailbox, &self.methods);
             }
         }
         let mut changed = false;
@@ -73,11 +73,11 @@ impl Watcher {
             let due = self.due();
             if due.iter().any(|index| self.mailboxes[*index].mailbox.is_inbox()) {
                 // What is told from here on may be later than the snapshot.
-                round.connection.news.settle();
+                session.connection.unsolicited.settle();
             }
             let mut asked_for_flags = false;
-            let mut told = self.ask(round, &due).await;
-            let made_up = self.made_up(round, look, &due, &mut told).await;
+            let mut told = self.ask(session, &due).await;
+            let made_up = self.made_up(session, reason, &due, &mut told).await;
             for index in due {
                 let watched = &mut self.mailboxes[index];
                 if made_up.binary_search(&index).is_ok() {
@@ -88,15 +88,15 @@ impl Watcher {
                         watched.due = false;
                         // A connection that has ended answers no more questions.
                         let shown = match told.lost {
-                            None => self.shown(round, index, &now).await?,
+                            None => self.shown(session, index, &now).await?,
                             Some(_) => None,
                         };
                         asked_for_flags |= shown.is_some();
-                        let news = self.compare(round, (index, now), shown, look).await?;
+                        let news = self.compare(session, (index, now), shown, reason).await?;
                         changed |= news;
-                        if round.covers(&self.mailboxes[index].mailbox, &self.ways) {
+                        if session.covers(&self.mailboxes[index].mailbox, &self.methods) {
                             let interval = self.context.config.poll_interval;
-                            round.again_at = news.then(|| Instant::now() + interval);
+                            session.again_at = news.then(|| Instant::now() + interval);
                         }
                     }
                     // It was not answered: the next connection asks again.
@@ -114,7 +114,7 @@ impl Watcher {
                 return Err(lost.into());
             }
             self.is_watchable()?;
-            match self.hear(round).await? {
+            match self.hear(session).await? {
                 Some(ChangeKind::NewMail) => changed = true,
                 // The answer looks as if something had changed, and something may have.
                 Some(ChangeKind::Quiet) if asked_for_flags => {}
@@ -161,11 +161,11 @@ impl Watcher {
     }
 
     /// A connection on which INBOX is refused, and nothing else is watched, is of no use.
-    fn is_watchable(&mut self) -> Result<(), End> {
+    fn is_watchable(&mut self) -> Result<(), SessionEnd> {
         let inbox = Mailbox::inbox();
         let refused = self.place(&inbox).is_some() && !self.faults.is_sound(&inbox);
         if refused && !self.mailboxes.iter().any(|it| self.faults.is_sound(&it.mailbox)) {
-            return Err(End::Failed("there is no STATUS of INBOX".into()));
+            return Err(SessionEnd::Failed("there is no STATUS of INBOX".into()));
         }
         Ok(())
     }
@@ -174,12 +174,12 @@ impl Watcher {
     /// else has changed, and nothing was told unasked, it is asked for once more. In their order.
     async fn made_up(
         &mut self,
-        round: &mut Round<'_>,
-        look: Look,
+        session: &mut ImapSession<'_>,
+        reason: RefreshReason,
         due: &[usize],
-        told: &mut Told,
+        told: &mut StatusAnswers,
     ) -> Vec<usize> {
-        if look == Look::News || told.lost.is_some() {
+        if reason == RefreshReason::Unsolicited || told.lost.is_some() {
             return Vec::new();
         }
         let grew = |index: &usize, since: &Snapshot, now: Option<Snapshot>| {
@@ -192,7 +192,7 @@ impl Watcher {
         if grown.is_empty() {
             return grown;
         }
-        let again = self.ask(round, &grown).await;
+        let again = self.ask(session, &grown).await;
         told.lost = again.lost;
         let still = |index: &usize| grew(index, &told.states[*index]?, again.states[*index]);
         grown.iter().filter_map(still).collect()
@@ -200,72 +200,85 @@ impl Watcher {
 
     /// The states of these mailboxes, in as few turns as the backend allows. Those under suspicion are
     /// asked for behind the others, each by itself.
-    async fn ask(&mut self, round: &mut Round<'_>, due: &[usize]) -> Told {
+    async fn ask(&mut self, session: &mut ImapSession<'_>, due: &[usize]) -> StatusAnswers {
         let states = vec![None; self.mailboxes.len()];
-        let mut told = Told { states, bad: false, refusals: Vec::new(), lost: None };
+        let mut told = StatusAnswers { states, bad: false, refusals: Vec::new(), lost: None };
         let losses = |index: &usize| self.faults.losses(&self.mailboxes[*index].mailbox);
         let (due, mut suspects): (Vec<usize>, Vec<usize>) =
             due.iter().partition(|index| losses(index) == 0);
         // The one at which most connections ended comes last, so that others are found to be sound.
         suspects.sort_by_key(losses);
-        if round.lists && due.len() > 1 {
-            let asks = self.list_commands(round, &due);
-            self.ask_once(round, &asks, &due, &mut told).await;
+        if session.lists && due.len() > 1 {
+            let asks = self.list_commands(session, &due);
+            self.ask_once(session, &asks, &due, &mut told).await;
             // A part of a state that NOTIFY brought is no answer.
             for state in &mut told.states {
                 state.take_if(|state| state.messages.is_none());
             }
         }
         // What LIST did not tell of may have a STATUS all the same.
-        self.ask_each(round, &due, &mut told).await;
+        self.ask_each(session, &due, &mut told).await;
         for suspect in suspects {
-            self.ask_each(round, &[suspect], &mut told).await;
+            self.ask_each(session, &[suspect], &mut told).await;
         }
         told
     }
 
     /// Asks for those that are not told yet, by STATUS.
-    async fn ask_each(&mut self, round: &mut Round<'_>, due: &[usize], told: &mut Told) {
-        self.ask_by_status(round, due, told).await;
-        if told.bad && round.mod_seq {
+    async fn ask_each(
+        &mut self,
+        session: &mut ImapSession<'_>,
+        due: &[usize],
+        told: &mut StatusAnswers,
+    ) {
+        self.ask_by_status(session, due, told).await;
+        if told.bad && session.mod_seq {
             // It lists CONDSTORE and does not know this item.
-            round.mod_seq = false;
-            self.ask_by_status(round, due, told).await;
+            session.mod_seq = false;
+            self.ask_by_status(session, due, told).await;
         }
         let inbox = due.iter().position(|index| self.mailboxes[*index].mailbox.is_inbox());
         if let Some(place) = inbox
             && told.states[due[place]].is_none()
             && told.lost.is_none()
-            && round.open.is_some()
+            && session.open.is_some()
         {
             // A server may refuse STATUS of the mailbox that is open (RFC 9051 section 6.3.11).
-            if let Err(lost) = round.close().await {
+            if let Err(lost) = session.close().await {
                 told.lost = Some(lost);
                 return;
             }
-            self.ask_by_status(round, &due[place..=place], told).await;
+            self.ask_by_status(session, &due[place..=place], told).await;
             // Where there is none in either case it is not IDLE that fails.
             if told.states[due[place]].is_some() {
-                self.idle_refused(round);
+                self.idle_refused(session);
             }
         }
     }
 
-    async fn ask_by_status(&mut self, round: &mut Round<'_>, due: &[usize], told: &mut Told) {
+    async fn ask_by_status(
+        &mut self,
+        session: &mut ImapSession<'_>,
+        due: &[usize],
+        told: &mut StatusAnswers,
+    ) {
         let missing = due.iter().filter(|index| told.states[**index].is_none());
-        let asks: Vec<Ask> = missing
+        let asks: Vec<StatusCommand> = missing
             .map(|&index| {
                 let name = quoted(&self.mailboxes[index].mailbox);
-                Ask { command: format!("STATUS {name} {}", round.items()), of: Some(index) }
+                StatusCommand {
+                    command: format!("STATUS {name} {}", session.items()),
+                    of: Some(index),
+                }
             })
             .collect();
         told.bad = false;
-        self.ask_once(round, &asks, due, told).await;
+        self.ask_once(session, &asks, due, told).await;
     }
 
     /// LIST with STATUS in it (RFC 5819), as often as its length demands. Names that it would take
     /// for patterns are left out.
-    fn list_commands(&self, round: &Round<'_>, due: &[usize]) -> Vec<Ask> {
+    fn list_commands(&self, session: &ImapSession<'_>, due: &[usize]) -> Vec<StatusCommand> {
         let mailboxes = due.iter().map(|index| &self.mailboxes[*index].mailbox);
         let mut names = mailboxes.map(quoted).filter(|name| !name.contains(['*', '%'])).peekable();
         let mut asks = Vec::new();
@@ -277,8 +290,8 @@ impl Watcher {
                 list.push(' ');
                 list.push_str(&next);
             }
-            let command = format!("LIST \"\" ({list}) RETURN (STATUS {})", round.items());
-            asks.push(Ask { command, of: None });
+            let command = format!("LIST \"\" ({list}) RETURN (STATUS {})", session.items());
+            asks.push(StatusCommand { command, of: None });
         }
         asks
     }
@@ -287,10 +300,10 @@ impl Watcher {
     /// has ended.
     async fn ask_once(
         &mut self,
-        round: &mut Round<'_>,
-        asks: &[Ask],
+        session: &mut ImapSession<'_>,
+        asks: &[StatusCommand],
         due: &[usize],
-        told: &mut Told,
+        told: &mut StatusAnswers,
     ) {
         if told.lost.is_some() || asks.is_empty() {
             return;
@@ -299,36 +312,37 @@ impl Watcher {
         let place = |mailbox: &Mailbox| self.place(mailbox);
         let mut unasked = Vec::new();
         let mut unanswered = vec![true; asks.len()];
-        let lists = &mut round.lists;
-        let answered = |number: usize, result: Result<(), Refused>, news: &mut News| {
-            unanswered[number] = false;
-            let of = asks[number].of;
-            *lists &= of.is_some() || result.is_ok();
-            for (mailbox, state) in news.take_states() {
-                // Whatever a server calls it, the answer to a STATUS is about its mailbox.
-                let Some(index) = mailbox.as_ref().and_then(place).or(of) else { continue };
-                if !self.mailboxes[index].due {
-                    unasked.push((mailbox, state));
-                    continue;
+        let lists = &mut session.lists;
+        let answered =
+            |number: usize, result: Result<(), CommandRefused>, news: &mut Unsolicited| {
+                unanswered[number] = false;
+                let of = asks[number].of;
+                *lists &= of.is_some() || result.is_ok();
+                for (mailbox, state) in news.take_states() {
+                    // Whatever a server calls it, the answer to a STATUS is about its mailbox.
+                    let Some(index) = mailbox.as_ref().and_then(place).or(of) else { continue };
+                    if !self.mailboxes[index].due {
+                        unasked.push((mailbox, state));
+                        continue;
+                    }
+                    let known = told.states[index].get_or_insert_default();
+                    *known = merged(known, &state);
                 }
-                let known = told.states[index].get_or_insert_default();
-                *known = merged(known, &state);
-            }
-            if let (Some(index), Err(Refused { bad, refusal })) = (of, result) {
-                told.bad |= bad;
-                told.states[index] = None;
-                told.refusals.push((index, refusal));
-            }
-        };
-        let asked = round.connection.commands(&commands, answered).await;
+                if let (Some(index), Err(CommandRefused { bad, refusal })) = (of, result) {
+                    told.bad |= bad;
+                    told.states[index] = None;
+                    told.refusals.push((index, refusal));
+                }
+            };
+        let asked = session.connection.commands(&commands, answered).await;
         for (mailbox, state) in unasked {
-            round.connection.news.read_state(mailbox, state);
+            session.connection.unsolicited.read_state(mailbox, state);
         }
         if let Err(lost) = asked {
             // A server answers in order.
             let first = unanswered.iter().position(|unanswered| *unanswered);
             let first = first.and_then(|first| asks[first].of);
-            self.lost_at(round, due, first, told, lost.to_string());
+            self.lost_at(session, due, first, told, lost.to_string());
             told.lost = Some(lost);
             return;
         }
@@ -336,7 +350,7 @@ impl Watcher {
             if told.states[index].is_none() {
                 continue;
             }
-            round.answered = true;
+            session.answered = true;
             let mailbox = &self.mailboxes[index].mailbox;
             if self.faults.answered(mailbox) {
                 tracing::info!(
@@ -350,10 +364,10 @@ impl Watcher {
     /// The connection ended while these were asked for, at the `first` of them or at any.
     fn lost_at(
         &mut self,
-        round: &Round<'_>,
+        session: &ImapSession<'_>,
         due: &[usize],
         first: Option<usize>,
-        told: &Told,
+        told: &StatusAnswers,
         why: String,
     ) {
         let Some(index) = first else {
@@ -363,7 +377,7 @@ impl Watcher {
         };
         let (account, mailbox) = (&self.account, &self.mailboxes[index].mailbox);
         // Where nothing was answered, it may be the backend that has failed altogether.
-        if self.faults.losses(mailbox) == 0 || !round.answered {
+        if self.faults.losses(mailbox) == 0 || !session.answered {
             self.faults.suspect([mailbox].into_iter());
             return;
         }
@@ -384,18 +398,18 @@ impl Watcher {
     /// flags. `None` where the numbers say it.
     async fn shown(
         &mut self,
-        round: &mut Round<'_>,
+        session: &mut ImapSession<'_>,
         index: usize,
         now: &Snapshot,
-    ) -> Result<Option<bool>, End> {
-        let Watched { mailbox, known, announced, .. } = &self.mailboxes[index];
-        let is_open = mailbox.is_inbox() && round.open.is_some();
+    ) -> Result<Option<bool>, SessionEnd> {
+        let WatchedMailbox { mailbox, known, announced, .. } = &self.mailboxes[index];
+        let is_open = mailbox.is_inbox() && session.open.is_some();
         let (known, flags_changed) = (*known, only_mod_seq_differs(known, now));
         let arrived_read = match announced {
             Some(announced) if is_open => arrived_read(&known, now, announced.thought_unread),
             _ => None,
         };
-        if !flags_changed && (arrived_read.is_none() || round.connection.news.has_read()) {
+        if !flags_changed && (arrived_read.is_none() || session.connection.unsolicited.has_read()) {
             return Ok(None);
         }
         // The last question may have been too much for the backend.
@@ -404,9 +418,9 @@ impl Watcher {
             return Ok(Some(true));
         }
         let shown = match arrived_read {
-            Some(new) => round.any_but_new_mail_read(&new).await?,
-            None if is_open => round.flags_are_shown(&known, now).await?,
-            None => self.flags_are_shown_elsewhere(round, index, now).await?,
+            Some(new) => session.any_but_new_mail_read(&new).await?,
+            None if is_open => session.flags_are_shown(&known, now).await?,
+            None => self.flags_are_shown_elsewhere(session, index, now).await?,
         };
         self.asked_for_flags = false;
         Ok(Some(shown))
@@ -415,22 +429,22 @@ impl Watcher {
     /// The same for a mailbox that has to be opened first; then INBOX is, if it was.
     async fn flags_are_shown_elsewhere(
         &self,
-        round: &mut Round<'_>,
+        session: &mut ImapSession<'_>,
         index: usize,
         now: &Snapshot,
-    ) -> Result<bool, End> {
-        let Watched { mailbox, known, .. } = &self.mailboxes[index];
-        round.connection.news.leave_inbox();
+    ) -> Result<bool, SessionEnd> {
+        let WatchedMailbox { mailbox, known, .. } = &self.mailboxes[index];
+        session.connection.unsolicited.leave_inbox();
         let examine = format!("EXAMINE {}", quoted(mailbox));
-        let shown = match round.connection.command(&examine, |_| {}).await? {
-            Answer::Ok => round.flags_are_shown(known, now).await?,
-            Answer::No | Answer::Bad => true,
+        let shown = match session.connection.command(&examine, |_| {}).await? {
+            Completion::Ok => session.flags_are_shown(known, now).await?,
+            Completion::No | Completion::Bad => true,
         };
-        if round.open.is_some() {
-            self.examine_inbox(round).await?;
+        if session.open.is_some() {
+            self.examine_inbox(session).await?;
         } else {
-            round.connection.command("CLOSE", |_| {}).await?;
-            round.connection.news.back_in_inbox(None);
+            session.connection.command("CLOSE", |_| {}).await?;
+            session.connection.unsolicited.back_in_inbox(None);
         }
         Ok(shown)
     }
@@ -439,11 +453,11 @@ impl Watcher {
     /// where the numbers do not. Whether that was news.
     async fn compare(
         &mut self,
-        round: &Round<'_>,
+        session: &ImapSession<'_>,
         (index, now): (usize, Snapshot),
         shown: Option<bool>,
-        look: Look,
-    ) -> Result<bool, End> {
+        reason: RefreshReason,
+    ) -> Result<bool, SessionEnd> {
         let watched = &mut self.mailboxes[index];
         let now = looked(&watched.known, &now);
         let new_number = renumbered(&watched.known, &now);
@@ -468,7 +482,7 @@ impl Watcher {
                 %account, %mailbox, ?kind, "changed"
             );
             if kind == ChangeKind::NewMail && announced.is_none() {
-                self.missed(round, index, look);
+                self.missed(session, index, reason);
             }
             let context = Arc::clone(&self.context);
             let room = context.room().await?;
@@ -491,33 +505,33 @@ impl Watcher {
     }
 
     /// A look found new mail that nothing had told of.
-    fn missed(&mut self, round: &Round<'_>, index: usize, look: Look) {
-        let (idle, notify) = match look {
-            Look::Check { idle, notify } => (idle, notify),
-            Look::Poll => (round.idle_tells(), round.armed),
-            Look::All | Look::News => return,
+    fn missed(&mut self, session: &ImapSession<'_>, index: usize, reason: RefreshReason) {
+        let (idle, notify) = match reason {
+            RefreshReason::Check { idle, notify } => (idle, notify),
+            RefreshReason::Poll => (session.idle_tells(), session.armed),
+            RefreshReason::All | RefreshReason::Unsolicited => return,
         };
         let (apart, account) = (self.context.config.idle_check, &self.account);
         let inbox = self.mailboxes[index].mailbox.is_inbox();
-        let Upstream { idle: by_idle, notify: by_notify, .. } = round.upstream;
+        let BackendHealth { idle: by_idle, notify: by_notify, .. } = session.health;
         let (way, caught) = match (inbox && idle, notify) {
-            (true, _) => ("IDLE", self.ways.idle.missed(by_idle, account, apart)),
-            (false, true) => ("NOTIFY", self.ways.notify.missed(by_notify, account, apart)),
+            (true, _) => ("IDLE", self.methods.idle.missed(by_idle, account, apart)),
+            (false, true) => ("NOTIFY", self.methods.notify.missed(by_notify, account, apart)),
             (false, false) => return,
         };
-        self.given_up(round, way, "is accepted and tells nothing", caught);
+        self.given_up(session, way, "is accepted and tells nothing", caught);
     }
 
     /// Takes note of what was told unasked: announces new mail before it has been looked at, and
     /// marks what is to be looked at. The most urgent of it.
     pub(in crate::watch) async fn hear(
         &mut self,
-        round: &mut Round<'_>,
-    ) -> Result<Option<ChangeKind>, End> {
+        session: &mut ImapSession<'_>,
+    ) -> Result<Option<ChangeKind>, SessionEnd> {
         let context = Arc::clone(&self.context);
         let mut heard = None;
-        self.hear_overflow(round);
-        let news = &mut round.connection.news;
+        self.hear_overflow(session);
+        let news = &mut session.connection.unsolicited;
         let (grown, other, states) = (news.take_grown(), news.take_other(), news.take_states());
         if let Some(inbox) = self.place(&Mailbox::inbox()) {
             let watched = &mut self.mailboxes[inbox];
@@ -533,8 +547,8 @@ impl Watcher {
                 if let Some(arrived @ 1..) = arrived {
                     let thought = with_new_mail(&watched.known, arrived);
                     // What comes with the answer to something else is no sign that IDLE works.
-                    if round.connection.idles() {
-                        self.ways.idle.told(&round.upstream.idle);
+                    if session.connection.idles() {
+                        self.methods.idle.told(&session.health.idle);
                     }
                     let room = context.room().await?;
                     self.announce(inbox, thought, arrived, room);
@@ -561,7 +575,7 @@ impl Watcher {
             watched.due = true;
             heard = heard.max(Some(kind));
             if kind == ChangeKind::NewMail {
-                self.ways.notify.told(&round.upstream.notify);
+                self.methods.notify.told(&session.health.notify);
                 let unread = if state.unseen.is_some() { 0 } else { arrived };
                 let room = context.room().await?;
                 self.announce(index, thought, unread, room);
@@ -572,12 +586,13 @@ impl Watcher {
 
     /// New mail was told of, which makes the mailbox what it is `thought` to be; nothing but the number
     /// of messages says that `unread` more of them are so.
-    fn announce(&mut self, index: usize, thought: Snapshot, unread: u64, room: Room<'_>) {
+    fn announce(&mut self, index: usize, thought: Snapshot, unread: u64, room: EventPermit<'_>) {
         let id = self.tell(index, ChangeKind::NewMail, None, room);
         let watched = &mut self.mailboxes[index];
         watched.known = thought;
         let before = watched.announced.map_or(0, |before| before.thought_unread);
-        watched.announced = Some(Announced { id, thought_unread: before.saturating_add(unread) });
+        watched.announced =
+            Some(Announcement { id, thought_unread: before.saturating_add(unread) });
     }
 
     /// Tells `push` of a change; its id.
@@ -586,7 +601,7 @@ impl Watcher {
         index: usize,
         kind: ChangeKind,
         snapshot: Option<Snapshot>,
-        room: Room<'_>,
+        room: EventPermit<'_>,
     ) -> u64 {
         let id = self.context.next_id();
         self.status.event(kind);
@@ -607,9 +622,9 @@ impl Watcher {
     }
 }
 
-impl Context {
-    async fn room(&self) -> Result<Room<'_>, End> {
-        self.events.reserve().await.map_err(|_| End::Stop)
+impl WatchContext {
+    async fn room(&self) -> Result<EventPermit<'_>, SessionEnd> {
+        self.events.reserve().await.map_err(|_| SessionEnd::Stop)
     }
 }
 
@@ -634,10 +649,10 @@ fn arrived_read(thought: &Snapshot, now: &Snapshot, thought_unread: u64) -> Opti
     is_it.then_some(ArrivedRead { uids, read })
 }
 
-impl Round<'_> {
+impl ImapSession<'_> {
     /// Whether other mail than what has just come was read: then a phone that has looked already does
     /// not know.
-    async fn any_but_new_mail_read(&mut self, new: &ArrivedRead) -> Result<bool, End> {
+    async fn any_but_new_mail_read(&mut self, new: &ArrivedRead) -> Result<bool, SessionEnd> {
         let (first, last) = (new.uids.start(), new.uids.end());
         let mut read = HashSet::new();
         let untagged = |response: &[u8]| {
@@ -650,13 +665,17 @@ impl Round<'_> {
         };
         let command = format!("UID FETCH {first}:{last} (FLAGS)");
         let answer = self.connection.command(&command, untagged).await?;
-        Ok(answer != Answer::Ok || u64::try_from(read.len()) != Ok(new.read))
+        Ok(answer != Completion::Ok || u64::try_from(read.len()) != Ok(new.read))
     }
 
     /// Whether flags have changed that a phone shows, where all numbers are as they were. If messages
     /// were read, as many were marked unread, so there are some of both kinds among those that have
     /// changed.
-    async fn flags_are_shown(&mut self, known: &Snapshot, now: &Snapshot) -> Result<bool, End> {
+    async fn flags_are_shown(
+        &mut self,
+        known: &Snapshot,
+        now: &Snapshot,
+    ) -> Result<bool, SessionEnd> {
         let since = match (known.highest_mod_seq, now.highest_mod_seq) {
             (Some(known), Some(now)) if known < now => known,
             // The backend counts anew.
@@ -673,7 +692,7 @@ impl Round<'_> {
         // RFC 7162 section 3.1.4.1
         let command = format!("UID FETCH 1:* (FLAGS) (CHANGEDSINCE {since})");
         let answer = self.connection.command(&command, untagged).await?;
-        Ok(answer != Answer::Ok || deleted || (read && unread))
+        Ok(answer != Completion::Ok || deleted || (read && unread))
     }
 
     /// The items of STATUS that the backend takes.

@@ -20,14 +20,14 @@ const REFUSALS: u32 = 2;
 /// Connections in a row that were lost as soon as this way was used on them.
 const LOSSES: u32 = 5;
 
-/// Accounts that have to agree, before what they have found out counts for a backend.
+/// Quorum that have to agree, before what they have found out counts for a backend.
 pub(in crate::watch) const AGREE: usize = 3;
 
 /// The ways of one account.
 #[derive(Debug, Default)]
-pub(in crate::watch) struct Beliefs {
-    pub(in crate::watch) idle: Belief,
-    pub(in crate::watch) notify: Belief,
+pub(in crate::watch) struct MethodConfidence {
+    pub(in crate::watch) idle: Confidence,
+    pub(in crate::watch) notify: Confidence,
 }
 
 /// What one account has found out about one way.
@@ -35,7 +35,7 @@ pub(in crate::watch) struct Beliefs {
 /// One miss proves nothing, as mail may come in the moment of the look. Two misses some time apart
 /// do, if nothing was told by this way in between.
 #[derive(Debug, Default)]
-pub(in crate::watch) struct Belief {
+pub(in crate::watch) struct Confidence {
     /// The first miss since something was told.
     missed: Option<Instant>,
     /// Refusals, and lost connections, in a row.
@@ -53,17 +53,17 @@ pub(in crate::watch) struct Reliability(Mutex<Evidence>);
 struct Evidence {
     /// Something was told, and nothing missed since by several accounts.
     proven: bool,
-    /// Accounts that have missed something once.
-    doubt: Accounts,
-    /// Accounts that have given it up: it told them nothing, or was refused.
-    missed: Accounts,
-    refused: Accounts,
+    /// Quorum that have missed something once.
+    doubt: Quorum,
+    /// Quorum that have given it up: it told them nothing, or was refused.
+    missed: Quorum,
+    refused: Quorum,
     distrusted_until: Option<Instant>,
 }
 
-/// Accounts, each once, until they are enough.
+/// Quorum, each once, until they are enough.
 #[derive(Debug, Default)]
-struct Accounts(Vec<Account>);
+struct Quorum(Vec<Account>);
 
 /// Who gives a way up, to be logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub(in crate::watch) enum GivenUp {
     ByBackend,
 }
 
-impl Belief {
+impl Confidence {
     /// Whether it may be used now.
     pub(in crate::watch) fn holds(&self, backend: &Reliability) -> bool {
         self.is_believed() && backend.holds()
@@ -157,7 +157,7 @@ impl Reliability {
         self.0.lock().distrusted_until.is_none_or(|until| Instant::now() >= until)
     }
 
-    fn given_up(&self, account: &Account, why: fn(&mut Evidence) -> &mut Accounts) -> GivenUp {
+    fn given_up(&self, account: &Account, why: fn(&mut Evidence) -> &mut Quorum) -> GivenUp {
         let mut record = self.0.lock();
         if !why(&mut record).add(account) {
             return GivenUp::ByAccount;
@@ -169,20 +169,20 @@ impl Reliability {
 }
 
 impl Evidence {
-    fn doubt(&mut self) -> &mut Accounts {
+    fn doubt(&mut self) -> &mut Quorum {
         &mut self.doubt
     }
 
-    fn missed(&mut self) -> &mut Accounts {
+    fn missed(&mut self) -> &mut Quorum {
         &mut self.missed
     }
 
-    fn refused(&mut self) -> &mut Accounts {
+    fn refused(&mut self) -> &mut Quorum {
         &mut self.refused
     }
 }
 
-impl Accounts {
+impl Quorum {
     /// Whether there are enough with this one.
     fn add(&mut self, account: &Account) -> bool {
         if self.0.len() < AGREE && !self.0.contains(account) {
@@ -207,8 +207,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn two_misses_apart_with_no_announcement_between_end_an_accounts_trust_for_a_day() {
         let (backend, alice) = (Reliability::default(), account(0));
-        let mut way = Belief::default();
-        let missed = |way: &mut Belief| way.missed(&backend, &alice, APART);
+        let mut way = Confidence::default();
+        let missed = |way: &mut Confidence| way.missed(&backend, &alice, APART);
         assert_eq!([missed(&mut way), missed(&mut way)], [None, None], "two at once are one");
         advance(APART).await;
         assert!(!way.is_proven(&backend));
@@ -216,11 +216,11 @@ mod tests {
         assert!(way.is_proven(&backend));
         assert_eq!(missed(&mut way), None);
         assert!(way.holds(&backend) && !way.is_proven(&backend));
-        assert!(Belief::default().is_proven(&backend), "others rely on it still");
+        assert!(Confidence::default().is_proven(&backend), "others rely on it still");
         advance(APART).await;
         assert_eq!(missed(&mut way), Some(GivenUp::ByAccount));
         assert_eq!(missed(&mut way), None, "said once");
-        assert!(!way.holds(&backend) && Belief::default().holds(&backend));
+        assert!(!way.holds(&backend) && Confidence::default().holds(&backend));
         advance(DISTRUST - Duration::from_secs(1)).await;
         assert!(!way.holds(&backend));
         advance(Duration::from_secs(1)).await;
@@ -230,7 +230,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn two_refusals_in_a_row_end_an_accounts_trust() {
         let (backend, alice) = (Reliability::default(), account(0));
-        let mut way = Belief::default();
+        let mut way = Confidence::default();
         assert_eq!(way.refused(&backend, &alice), None);
         way.accepted(&backend);
         assert_eq!(way.refused(&backend, &alice), None);
@@ -239,14 +239,14 @@ mod tests {
         assert!(way.holds(&backend));
         assert_eq!(way.refused(&backend, &alice), Some(GivenUp::ByAccount));
         assert_eq!(way.refused(&backend, &alice), None, "said once");
-        assert!(!way.holds(&backend) && Belief::default().holds(&backend));
+        assert!(!way.holds(&backend) && Confidence::default().holds(&backend));
     }
 
     #[tokio::test(start_paused = true)]
     async fn several_accounts_that_agree_end_a_backends_trust_for_a_day() {
         let backend = Reliability::default();
         let gives_up = |number: usize| {
-            let mut way = Belief::default();
+            let mut way = Confidence::default();
             way.refused(&backend, &account(number));
             way.refused(&backend, &account(number))
         };
@@ -255,33 +255,35 @@ mod tests {
         }
         assert_eq!(gives_up(1), Some(GivenUp::ByAccount));
         // It works with another.
-        Belief::default().accepted(&backend);
+        Confidence::default().accepted(&backend);
         assert_eq!([0, 1].map(gives_up), [Some(GivenUp::ByAccount); 2]);
-        assert!(Belief::default().holds(&backend));
+        assert!(Confidence::default().holds(&backend));
         assert_eq!(gives_up(2), Some(GivenUp::ByBackend));
-        assert!(!Belief::default().holds(&backend));
+        assert!(!Confidence::default().holds(&backend));
         advance(DISTRUST).await;
-        assert!(Belief::default().holds(&backend));
+        assert!(Confidence::default().holds(&backend));
         assert_eq!(gives_up(2), Some(GivenUp::ByAccount), "it begins anew");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_several_accounts_missed_is_not_relied_on_by_others() {
         let backend = Reliability::default();
-        Belief::default().told(&backend);
+        Confidence::default().told(&backend);
         for number in 0..AGREE {
-            assert!(Belief::default().is_proven(&backend));
-            Belief::default().missed(&backend, &account(number), APART);
+            assert!(Confidence::default().is_proven(&backend));
+            Confidence::default().missed(&backend, &account(number), APART);
         }
-        assert!(!Belief::default().is_proven(&backend) && Belief::default().holds(&backend));
-        Belief::default().told(&backend);
-        assert!(Belief::default().is_proven(&backend));
+        assert!(
+            !Confidence::default().is_proven(&backend) && Confidence::default().holds(&backend)
+        );
+        Confidence::default().told(&backend);
+        assert!(Confidence::default().is_proven(&backend));
     }
 
     #[tokio::test(start_paused = true)]
     async fn connections_lost_in_a_row_end_an_accounts_trust_for_an_hour_and_no_others() {
         let backend = Reliability::default();
-        let mut way = Belief::default();
+        let mut way = Confidence::default();
         let mut lost = |accepted: bool| {
             if accepted {
                 way.accepted(&backend);
@@ -293,6 +295,6 @@ mod tests {
         assert_eq!(lost(false), (true, false));
         advance(LOST_DISTRUST).await;
         assert_eq!(lost(false), (false, true));
-        assert!(Belief::default().holds(&backend));
+        assert!(Confidence::default().holds(&backend));
     }
 }

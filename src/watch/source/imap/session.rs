@@ -19,17 +19,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::connection::{Answer, Connection, Lost};
-use super::health::Upstream;
-use super::reliability::{Beliefs, GivenUp};
+use super::connection::{Completion, ConnectionLost, ImapConnection};
+use super::health::BackendHealth;
+use super::reliability::{GivenUp, MethodConfidence};
 use crate::config;
 use crate::imap::args::quote;
 use crate::imap::capability::Capabilities;
 use crate::imap::mailbox;
 use crate::imap::status::{Activity, activity};
 use crate::model::{ChangeKind, Mailbox};
-use crate::watch::status::{Doing, Mode};
-use crate::watch::watcher::{End, Watched, Watcher};
+use crate::watch::status::{WatchMode, WatcherState};
+use crate::watch::watcher::{SessionEnd, WatchedMailbox, Watcher};
 
 /// A backend that ends IDLE sooner than this has no IDLE.
 const LASTED: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ pub(in crate::watch) const LONGEST_COMMAND: usize = 8000;
 
 /// Which mailboxes to look at, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::watch) enum Look {
+pub(in crate::watch) enum RefreshReason {
     /// All, since nothing is known to have told of them.
     All,
     /// All, whatever was told; IDLE or NOTIFY should have told of new mail.
@@ -54,13 +54,13 @@ pub(in crate::watch) enum Look {
     /// Those of which nothing is told by itself, or was not yet.
     Poll,
     /// Those of which something was told.
-    News,
+    Unsolicited,
 }
 
 /// What is known of the backend on this connection.
-pub(in crate::watch) struct Round<'a> {
-    pub(in crate::watch) connection: &'a mut Connection,
-    pub(in crate::watch) upstream: &'a Upstream,
+pub(in crate::watch) struct ImapSession<'a> {
+    pub(in crate::watch) connection: &'a mut ImapConnection,
+    pub(in crate::watch) health: &'a BackendHealth,
     /// Whether STATUS tells HIGHESTMODSEQ (RFC 7162 section 3.1.7).
     pub(in crate::watch) mod_seq: bool,
     /// What it lists and has not refused here: IDLE, NOTIFY, LIST-STATUS (RFC 5819).
@@ -76,7 +76,7 @@ pub(in crate::watch) struct Round<'a> {
     /// A NOTIFY SET was accepted and not taken back, whatever it asks for.
     notified: bool,
     /// The backend has ended NOTIFY.
-    overflow: Overflow,
+    overflow: NotifyOverflow,
     /// Between two polls; nothing before the first.
     interval: Duration,
     poll_at: Instant,
@@ -88,7 +88,7 @@ pub(in crate::watch) struct Round<'a> {
 /// The backend may end NOTIFY when there is too much to tell, and then tells nothing at all, not even of
 /// the open mailbox, until NOTIFY is set anew (RFC 5465 section 5.8).
 #[derive(Debug, Default)]
-struct Overflow {
+struct NotifyOverflow {
     /// Until NOTIFY is set anew, which is not done before this time.
     until: Option<Instant>,
     /// All is to be looked at meanwhile.
@@ -100,12 +100,12 @@ struct Overflow {
 
 impl Watcher {
     /// Watches on `connection`; `granted` is what the backend told with the login.
-    pub(in crate::watch) async fn rounds(
+    pub(in crate::watch) async fn run_session(
         &mut self,
-        connection: &mut Connection,
-        upstream: &Upstream,
+        connection: &mut ImapConnection,
+        health: &BackendHealth,
         mut granted: Option<Capabilities>,
-    ) -> Result<Infallible, End> {
+    ) -> Result<Infallible, SessionEnd> {
         if granted.is_none() {
             let capability = |line: &[u8]| {
                 granted = Capabilities::in_response(line).or(granted.take());
@@ -117,67 +117,75 @@ impl Watcher {
                 connection.command("ID (\"name\" \"mailchime\")", |_| {}).await?;
             }
         }
-        let mut round = Round::new(connection, upstream, &granted.take().unwrap_or_default());
-        let mut look = Look::All;
+        let mut session = ImapSession::new(connection, health, &granted.take().unwrap_or_default());
+        let mut reason = RefreshReason::All;
         loop {
             // Boxed: an account spends its life waiting, and a look takes more room than that.
             // Under suspicion are mailboxes at which a connection has ended: before anything is asked that
             // is for several of them, they are asked for by themselves. A lone one keeps no other waiting.
             let suspicious = self.mailboxes.len() > 1 && self.faults.is_suspicious(Instant::now());
             let changed = Box::pin(async {
-                if matches!(look, Look::All | Look::Check { .. }) {
+                if matches!(reason, RefreshReason::All | RefreshReason::Check { .. }) {
                     if !suspicious {
-                        self.open_inbox(&mut round, look).await?;
-                        self.arm(&mut round).await?;
+                        self.open_inbox(&mut session, reason).await?;
+                        self.arm(&mut session).await?;
                     }
                     self.mailboxes.iter_mut().for_each(|watched| watched.due = true);
                 }
-                self.look(&mut round, look).await
+                self.refresh(&mut session, reason).await
             })
             .await?;
             let config = &self.context.config;
-            round.looked(look, changed, config);
-            self.status.set(Doing::Watching(round.mode()));
+            session.refreshed(reason, changed, config);
+            self.status.set(WatcherState::Watching(session.mode()));
             self.watches_since.get_or_insert_with(Instant::now);
-            let left_undone = suspicious && (round.notifies || round.idles && round.open.is_none());
-            look = match round.is_believed(&self.ways) && !left_undone {
-                true => self.wait(&mut round).await?,
-                false => Look::All,
+            let left_undone =
+                suspicious && (session.notifies || session.idles && session.open.is_none());
+            reason = match session.is_believed(&self.methods) && !left_undone {
+                true => self.wait(&mut session).await?,
+                false => RefreshReason::All,
             };
         }
     }
 
     /// Opens INBOX for IDLE, where both are to be had, without touching \Recent; closes it where
     /// IDLE is no longer believed.
-    async fn open_inbox(&mut self, round: &mut Round<'_>, look: Look) -> Result<(), End> {
+    async fn open_inbox(
+        &mut self,
+        session: &mut ImapSession<'_>,
+        reason: RefreshReason,
+    ) -> Result<(), SessionEnd> {
         let now = Instant::now();
-        let inbox = |watched: &Watched| {
+        let inbox = |watched: &WatchedMailbox| {
             watched.mailbox.is_inbox() && !self.faults.rests(&watched.mailbox, now)
         };
         let wanted = self.mailboxes.iter().any(inbox)
-            && round.idles
-            && self.ways.idle.holds(&round.upstream.idle);
+            && session.idles
+            && self.methods.idle.holds(&session.health.idle);
         // STATUS may tell of an open mailbox only what this connection has been told; so now and
         // then it is opened anew.
-        let check = matches!(look, Look::Check { .. });
+        let check = matches!(reason, RefreshReason::Check { .. });
         let fresh =
-            round.open.is_some_and(|at| !check || at.elapsed() < self.context.config.idle_check);
+            session.open.is_some_and(|at| !check || at.elapsed() < self.context.config.idle_check);
         match (wanted, fresh) {
             (true, false) => {
-                let examined = self.examine_inbox(round).await;
+                let examined = self.examine_inbox(session).await;
                 if examined.is_err() {
-                    self.ways.idle.lost();
+                    self.methods.idle.lost();
                 }
                 examined?;
             }
-            (false, _) if round.open.is_some() => round.close().await?,
+            (false, _) if session.open.is_some() => session.close().await?,
             _ => {}
         }
         Ok(())
     }
 
     /// Opens INBOX, whichever mailbox is open.
-    pub(in crate::watch) async fn examine_inbox(&self, round: &mut Round<'_>) -> Result<(), End> {
+    pub(in crate::watch) async fn examine_inbox(
+        &self,
+        session: &mut ImapSession<'_>,
+    ) -> Result<(), SessionEnd> {
         let mut count = None;
         // What is said last is said of INBOX.
         let exists = |response: &[u8]| {
@@ -185,118 +193,118 @@ impl Watcher {
                 count = Some(number);
             }
         };
-        round.connection.news.leave_inbox();
-        let answer = round.connection.command("EXAMINE INBOX", exists).await?;
-        round.connection.news.back_in_inbox(count);
-        round.open = (answer == Answer::Ok).then(Instant::now);
-        if round.open.is_none() {
+        session.connection.unsolicited.leave_inbox();
+        let answer = session.connection.command("EXAMINE INBOX", exists).await?;
+        session.connection.unsolicited.back_in_inbox(count);
+        session.open = (answer == Completion::Ok).then(Instant::now);
+        if session.open.is_none() {
             tracing::warn!(
                 target: "mailchime::watch::inbox_not_opened",
                 account = %self.account, "the backend does not open INBOX: polled"
             );
-            round.idles = false;
+            session.idles = false;
         }
         Ok(())
     }
 
     /// Asks to be told of all mailboxes that IDLE does not cover, if there are any.
-    async fn arm(&mut self, round: &mut Round<'_>) -> Result<(), End> {
-        round.armed = false;
-        self.hear_overflow(round);
-        if round.overflow.is_over() && !self.set_notify(round).await? {
-            round.overflow.goes_on(&self.context.config);
+    async fn arm(&mut self, session: &mut ImapSession<'_>) -> Result<(), SessionEnd> {
+        session.armed = false;
+        self.hear_overflow(session);
+        if session.overflow.is_over() && !self.set_notify(session).await? {
+            session.overflow.goes_on(&self.context.config);
         }
         Ok(())
     }
 
     /// Sets NOTIFY; false if that is not wanted or cannot be done.
-    async fn set_notify(&mut self, round: &mut Round<'_>) -> Result<bool, End> {
-        if !round.notifies || !self.ways.notify.holds(&round.upstream.notify) {
+    async fn set_notify(&mut self, session: &mut ImapSession<'_>) -> Result<bool, SessionEnd> {
+        if !session.notifies || !self.methods.notify.holds(&session.health.notify) {
             return Ok(false);
         }
         let now = Instant::now();
         let others = self.mailboxes.iter().map(|watched| &watched.mailbox);
-        let others = others.filter(|mailbox| !mailbox.is_inbox() || round.open.is_none());
+        let others = others.filter(|mailbox| !mailbox.is_inbox() || session.open.is_none());
         let others: Vec<_> = others.filter(|mailbox| !self.faults.rests(mailbox, now)).collect();
         let names: Vec<String> = others.iter().map(|mailbox| quoted(mailbox)).collect();
         if names.is_empty() {
             return Ok(false);
         }
         // Without `selected` IDLE would not tell of INBOX any more (RFC 5465 section 6.1).
-        let selected = round.open.map(|_| format!("(selected {EVENTS}) ")).unwrap_or_default();
+        let selected = session.open.map(|_| format!("(selected {EVENTS}) ")).unwrap_or_default();
         let command = format!("NOTIFY SET {selected}(mailboxes ({}) {EVENTS})", names.join(" "));
         if command.len() > LONGEST_COMMAND {
-            round.notifies = false;
+            session.notifies = false;
             return Ok(false);
         }
-        if round.notified {
+        if session.notified {
             // One that takes the place of another makes Dovecot 2.3 tell nothing, until the next.
-            round.connection.command("NOTIFY NONE", |_| {}).await?;
+            session.connection.command("NOTIFY NONE", |_| {}).await?;
         }
-        let answer = round.connection.command(&command, |_| {}).await.inspect_err(|_| {
+        let answer = session.connection.command(&command, |_| {}).await.inspect_err(|_| {
             self.faults.suspect(others.into_iter());
-            self.ways.notify.lost();
+            self.methods.notify.lost();
         })?;
-        round.armed = answer == Answer::Ok;
-        round.notified = round.armed;
+        session.armed = answer == Completion::Ok;
+        session.notified = session.armed;
         // Even what it accepts may be too much.
-        if round.connection.news.take_overflow() {
-            self.overflowed(round);
+        if session.connection.unsolicited.take_overflow() {
+            self.overflowed(session);
             return Ok(true);
         }
-        if round.armed {
-            round.overflow.ends();
-            self.ways.notify.accepted(&round.upstream.notify);
+        if session.armed {
+            session.overflow.ends();
+            self.methods.notify.accepted(&session.health.notify);
             return Ok(true);
         }
         tracing::debug!(
             target: "mailchime::watch::notify_refused",
             account = %self.account, "NOTIFY is refused: polled"
         );
-        round.notifies = false;
-        let refused = self.ways.notify.refused(&round.upstream.notify, &self.account);
-        self.given_up(round, "NOTIFY", "is listed and refused", refused);
+        session.notifies = false;
+        let refused = self.methods.notify.refused(&session.health.notify, &self.account);
+        self.given_up(session, "NOTIFY", "is listed and refused", refused);
         Ok(false)
     }
 
     /// Takes note of whether the backend has ended NOTIFY.
-    pub(in crate::watch) fn hear_overflow(&self, round: &mut Round<'_>) {
+    pub(in crate::watch) fn hear_overflow(&self, session: &mut ImapSession<'_>) {
         // What is not set cannot end.
-        if round.connection.news.take_overflow() && round.notified {
-            self.overflowed(round);
+        if session.connection.unsolicited.take_overflow() && session.notified {
+            self.overflowed(session);
         }
     }
 
     /// The backend has ended NOTIFY. It is set anew at once, and where that happens again and again,
     /// after more and more time.
-    fn overflowed(&self, round: &mut Round<'_>) {
+    fn overflowed(&self, session: &mut ImapSession<'_>) {
         let account = &self.account;
-        let wait = round.overflow.begins(&self.context.config);
+        let wait = session.overflow.begins(&self.context.config);
         tracing::debug!(
             target: "mailchime::watch::notify_overflowed",
             %account, ?wait, "NOTIFY has overflowed: it is asked for again"
         );
-        (round.armed, round.notified) = (false, false);
+        (session.armed, session.notified) = (false, false);
     }
 
     /// Waits until there is something to look at: in IDLE, if INBOX is open. What else it does on the
     /// way is boxed, since it is for the waiting that room is kept.
-    async fn wait(&mut self, round: &mut Round<'_>) -> Result<Look, End> {
+    async fn wait(&mut self, session: &mut ImapSession<'_>) -> Result<RefreshReason, SessionEnd> {
         let settle = self.context.config.settle;
         let began = Instant::now();
-        if round.open.is_some() && !Box::pin(self.begin_idle(round)).await? {
-            return Box::pin(self.distrust_idle(round)).await;
+        if session.open.is_some() && !Box::pin(self.begin_idle(session)).await? {
+            return Box::pin(self.distrust_idle(session)).await;
         }
-        let ways = &self.ways;
-        let polls = self.mailboxes.iter().any(|watched| !round.covers(&watched.mailbox, ways));
-        let checks = round.armed || round.open.is_some();
-        let check_at = round.check_at;
+        let methods = &self.methods;
+        let polls = self.mailboxes.iter().any(|watched| !session.covers(&watched.mailbox, methods));
+        let checks = session.armed || session.open.is_some();
+        let check_at = session.check_at;
         let mut look_at = match (polls, checks) {
-            (true, true) => round.poll_at.min(check_at),
-            (true, false) => round.poll_at,
+            (true, true) => session.poll_at.min(check_at),
+            (true, false) => session.poll_at,
             _ => check_at,
         };
-        for at in [round.again_at, round.overflow.until].into_iter().flatten() {
+        for at in [session.again_at, session.overflow.until].into_iter().flatten() {
             look_at = look_at.min(at);
         }
         if self.mailboxes.iter().any(|watched| watched.due) {
@@ -306,53 +314,54 @@ impl Watcher {
             look_at = look_at.min(next_try.max(began + settle));
         }
         // Something on the way would end a connection on which nothing is said for longer.
-        let quiet = self.lasting.renewal();
-        let renewal = |round: &Round<'_>| quiet.map(|quiet| round.connection.active_at() + quiet);
+        let quiet = self.keepalive.renewal();
+        let renewal =
+            |session: &ImapSession<'_>| quiet.map(|quiet| session.connection.active_at() + quiet);
         // All has to be looked at, and polls begin anew.
         let mut anew = false;
         loop {
-            match Box::pin(self.hear(round)).await? {
-                // At once; but however much a backend tells, there is some time between two looks.
+            match Box::pin(self.hear(session)).await? {
+                // LoginTarget once; but however much a backend tells, there is some time between two looks.
                 Some(ChangeKind::NewMail) => {
                     look_at = look_at.min(Instant::now().max(began + settle));
                 }
                 Some(ChangeKind::Quiet) => look_at = look_at.min(Instant::now() + settle),
                 None => {}
             }
-            if std::mem::take(&mut round.overflow.look) {
+            if std::mem::take(&mut session.overflow.look) {
                 anew = true;
                 break;
             }
-            let until = renewal(round).map_or(look_at, |renewal| look_at.min(renewal));
+            let until = renewal(session).map_or(look_at, |renewal| look_at.min(renewal));
             tokio::select! {
-                idle_ended = round.connection.unasked() => if idle_ended? {
+                idle_ended = session.connection.unasked() => if idle_ended? {
                     // Some servers end it when they please; one that does so at once has no IDLE.
                     if began.elapsed() < LASTED {
-                        return Box::pin(self.distrust_idle(round)).await;
+                        return Box::pin(self.distrust_idle(session)).await;
                     }
-                    self.ways.idle.accepted(&round.upstream.idle);
-                    return Ok(Look::All);
+                    self.methods.idle.accepted(&session.health.idle);
+                    return Ok(RefreshReason::All);
                 },
                 () = tokio::time::sleep_until(until) => break,
-                changed = self.orders.changed() => {
-                    changed.map_err(|_| End::Stop)?;
-                    anew = Box::pin(self.obey()).await?;
+                changed = self.directive.changed() => {
+                    changed.map_err(|_| SessionEnd::Stop)?;
+                    anew = Box::pin(self.follow_directive()).await?;
                     if anew {
                         break;
                     }
                 }
             }
         }
-        let renews = renewal(round).is_some_and(|renewal| Instant::now() >= renewal);
-        if round.connection.idles() && (renews || began.elapsed() >= LASTED) {
-            self.ways.idle.accepted(&round.upstream.idle);
+        let renews = renewal(session).is_some_and(|renewal| Instant::now() >= renewal);
+        if session.connection.idles() && (renews || began.elapsed() >= LASTED) {
+            self.methods.idle.accepted(&session.health.idle);
         }
-        if renews && !round.connection.idles() {
-            Box::pin(round.connection.command("NOOP", |_| {})).await?;
+        if renews && !session.connection.idles() {
+            Box::pin(session.connection.command("NOOP", |_| {})).await?;
         }
-        Box::pin(round.connection.done()).await?;
+        Box::pin(session.connection.done()).await?;
         let now = Instant::now();
-        if round.again_at.take_if(|again_at| now >= *again_at).is_some()
+        if session.again_at.take_if(|again_at| now >= *again_at).is_some()
             && let Some(inbox) = self.place(&Mailbox::inbox())
         {
             self.mailboxes[inbox].due = true;
@@ -360,62 +369,65 @@ impl Watcher {
         let tries = self.faults.take_due(now);
         Ok(if tries {
             // With it what was left out for it is asked for anew.
-            Look::All
+            RefreshReason::All
         } else if anew {
-            round.interval = Duration::ZERO;
-            Look::All
-        } else if round.overflow.until.is_some_and(|until| now >= until) {
-            Look::All
+            session.interval = Duration::ZERO;
+            RefreshReason::All
+        } else if session.overflow.until.is_some_and(|until| now >= until) {
+            RefreshReason::All
         } else if checks && now >= check_at {
-            Look::Check { idle: round.idle_tells(), notify: round.armed }
-        } else if polls && now >= round.poll_at {
+            RefreshReason::Check { idle: session.idle_tells(), notify: session.armed }
+        } else if polls && now >= session.poll_at {
             match checks {
-                true => Look::Poll,
+                true => RefreshReason::Poll,
                 // What could not be had before may be there by now.
-                false => Look::All,
+                false => RefreshReason::All,
             }
         } else {
-            Look::News
+            RefreshReason::Unsolicited
         })
     }
 
     /// Starts IDLE; false if that is refused.
-    async fn begin_idle(&mut self, round: &mut Round<'_>) -> Result<bool, End> {
-        let begun = round.connection.idle().await;
-        if let Err(Lost::Silent(_)) = begun {
-            let refused = self.ways.idle.refused(&round.upstream.idle, &self.account);
-            self.given_up(round, "IDLE", "is listed and not answered", refused);
+    async fn begin_idle(&mut self, session: &mut ImapSession<'_>) -> Result<bool, SessionEnd> {
+        let begun = session.connection.idle().await;
+        if let Err(ConnectionLost::Silent(_)) = begun {
+            let refused = self.methods.idle.refused(&session.health.idle, &self.account);
+            self.given_up(session, "IDLE", "is listed and not answered", refused);
         }
         Ok(begun?)
     }
 
     /// The backend lists IDLE and this account cannot be watched with it: it is polled from here on.
-    async fn distrust_idle(&mut self, round: &mut Round<'_>) -> Result<Look, End> {
-        self.idle_refused(round);
-        round.close().await?;
-        Ok(Look::All)
+    async fn distrust_idle(
+        &mut self,
+        session: &mut ImapSession<'_>,
+    ) -> Result<RefreshReason, SessionEnd> {
+        self.idle_refused(session);
+        session.close().await?;
+        Ok(RefreshReason::All)
     }
 
     /// The same, with INBOX closed already.
-    pub(in crate::watch) fn idle_refused(&mut self, round: &mut Round<'_>) {
+    pub(in crate::watch) fn idle_refused(&mut self, session: &mut ImapSession<'_>) {
         tracing::debug!(
             target: "mailchime::watch::idle_refused",
             account = %self.account, "the backend cannot do what IDLE needs: polled"
         );
-        let refused = self.ways.idle.refused(&round.upstream.idle, &self.account);
-        self.given_up(round, "IDLE", "is listed and cannot be used", refused);
-        round.idles = false;
+        let refused = self.methods.idle.refused(&session.health.idle, &self.account);
+        self.given_up(session, "IDLE", "is listed and cannot be used", refused);
+        session.idles = false;
     }
 
     /// Logs that a way of watching is given up, if it is.
     pub(in crate::watch) fn given_up(
         &self,
-        round: &Round<'_>,
+        session: &ImapSession<'_>,
         way: &str,
         why: &str,
         by: Option<GivenUp>,
     ) {
-        let backend = &round.upstream.name;
+        let backend = &session.health.name;
         match by {
             None => {}
             Some(GivenUp::ByAccount) => tracing::info!(
@@ -435,12 +447,16 @@ impl Watcher {
     }
 }
 
-impl<'a> Round<'a> {
-    fn new(connection: &'a mut Connection, upstream: &'a Upstream, granted: &Capabilities) -> Self {
+impl<'a> ImapSession<'a> {
+    fn new(
+        connection: &'a mut ImapConnection,
+        health: &'a BackendHealth,
+        granted: &Capabilities,
+    ) -> Self {
         let now = Instant::now();
         Self {
             connection,
-            upstream,
+            health,
             mod_seq: granted.has("CONDSTORE") || granted.has("QRESYNC"),
             idles: granted.has("IDLE"),
             notifies: granted.has("NOTIFY"),
@@ -449,7 +465,7 @@ impl<'a> Round<'a> {
             open: None,
             armed: false,
             notified: false,
-            overflow: Overflow::default(),
+            overflow: NotifyOverflow::default(),
             interval: Duration::ZERO,
             poll_at: now,
             check_at: now,
@@ -459,12 +475,12 @@ impl<'a> Round<'a> {
 
     /// Sets the times of the next looks. Between polls there is more and more time while nothing
     /// changes.
-    fn looked(&mut self, look: Look, changed: bool, config: &config::Watch) {
+    fn refreshed(&mut self, reason: RefreshReason, changed: bool, config: &config::Watch) {
         let now = Instant::now();
-        if matches!(look, Look::All | Look::Check { .. }) {
+        if matches!(reason, RefreshReason::All | RefreshReason::Check { .. }) {
             self.check_at = now + config.idle_renewal.min(config.idle_check);
         }
-        let polled = look != Look::News;
+        let polled = reason != RefreshReason::Unsolicited;
         // What NOTIFY told is no reason to doubt it.
         let changed = changed && (polled || !self.armed);
         self.interval = interval(self.interval, changed, polled, config);
@@ -473,8 +489,8 @@ impl<'a> Round<'a> {
     }
 
     /// Whether the mailbox need not be polled.
-    pub(in crate::watch) fn covers(&self, mailbox: &Mailbox, ways: &Beliefs) -> bool {
-        self.idle_tells() && mailbox.is_inbox() && ways.idle.is_proven(&self.upstream.idle)
+    pub(in crate::watch) fn covers(&self, mailbox: &Mailbox, methods: &MethodConfidence) -> bool {
+        self.idle_tells() && mailbox.is_inbox() && methods.idle.is_proven(&self.health.idle)
     }
 
     /// Whether IDLE should tell of INBOX.
@@ -482,22 +498,23 @@ impl<'a> Round<'a> {
         self.open.is_some() && self.overflow.until.is_none()
     }
 
-    fn mode(&self) -> Mode {
+    fn mode(&self) -> WatchMode {
         match (self.armed, self.open) {
-            (true, _) => Mode::Notify,
-            (false, Some(_)) => Mode::Idle,
-            (false, None) => Mode::Poll,
+            (true, _) => WatchMode::Notify,
+            (false, Some(_)) => WatchMode::Idle,
+            (false, None) => WatchMode::Poll,
         }
     }
 
     /// Whether what this connection relies on is believed in still: others may have caught it.
-    fn is_believed(&self, ways: &Beliefs) -> bool {
-        let Upstream { idle, notify, .. } = self.upstream;
-        (self.open.is_none() || ways.idle.holds(idle)) && (!self.armed || ways.notify.holds(notify))
+    fn is_believed(&self, methods: &MethodConfidence) -> bool {
+        let BackendHealth { idle, notify, .. } = self.health;
+        (self.open.is_none() || methods.idle.holds(idle))
+            && (!self.armed || methods.notify.holds(notify))
     }
 
     /// Closes INBOX, as STATUS may tell of an open mailbox only what this connection has been told.
-    pub(in crate::watch) async fn close(&mut self) -> Result<(), Lost> {
+    pub(in crate::watch) async fn close(&mut self) -> Result<(), ConnectionLost> {
         // NOTIFY was not asked to tell of INBOX.
         (self.open, self.armed) = (None, false);
         self.connection.command("CLOSE", |_| {}).await?;
@@ -505,7 +522,7 @@ impl<'a> Round<'a> {
     }
 }
 
-impl Overflow {
+impl NotifyOverflow {
     /// Returns when NOTIFY is to be set anew.
     fn begins(&mut self, config: &config::Watch) -> Duration {
         let now = Instant::now();

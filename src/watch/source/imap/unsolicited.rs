@@ -13,7 +13,7 @@ const MOST_STATES: usize = 1000;
 
 /// What was said since it was last asked.
 #[derive(Debug, Default)]
-pub(in crate::watch) struct News {
+pub(in crate::watch) struct Unsolicited {
     /// How many messages there are, as last told; `None` when that no longer holds.
     count: Option<u64>,
     /// The number to which it rose.
@@ -31,7 +31,7 @@ pub(in crate::watch) struct News {
     places: HashMap<Option<Mailbox>, usize>,
 }
 
-impl News {
+impl Unsolicited {
     /// Takes note of a whole response.
     pub(in crate::watch) fn read(&mut self, response: &[u8]) {
         match activity(response) {
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_new_number_is_a_change_and_a_repeated_one_is_not() {
-        let mut news = News::default();
+        let mut news = Unsolicited::default();
         for (said, grown, other) in [
             ("* 5 EXISTS", Some(5), false),
             ("* 5 EXISTS", None, false),
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn states_come_in_pieces_and_are_bounded() {
-        let mut news = News::default();
+        let mut news = Unsolicited::default();
         for said in [
             "* STATUS Team (MESSAGES 3 UIDNEXT 9 UIDVALIDITY 7 UNSEEN 1)",
             "* STATUS inbox (MESSAGES 1)",
