@@ -107,8 +107,8 @@ fn arguments(data: &[u8]) {
         assert!(data.ends_with(arguments));
         assert!(!tag.iter().chain(verb).any(|b| b" \r\n(){%*\"\\\0".contains(b) || *b >= 0x7f));
         if let Some((name, password)) = login(arguments) {
-            let said =
-                [b" ", &written(&name.bytes)[..], b" ", &written(&password.bytes), b"\r\n"].concat();
+            let said = [b" ", &written(&name.bytes)[..], b" ", &written(&password.bytes), b"\r\n"]
+                .concat();
             let (again, secret) = login(&said).expect("it is quoted");
             assert_eq!((again.bytes, secret.bytes), (name.bytes, password.bytes));
         }

@@ -32,7 +32,9 @@ fuzz_target!(|text: &str| -> Corpus {
     let mut names = HashSet::new();
     for sni in &config.tls.sni {
         assert!(names.insert(&sni.name), "{} twice", sni.name);
-        assert!(sni.certificates.iter().all(|it| it.certificate.is_file() && it.private_key.is_file()));
+        assert!(
+            sni.certificates.iter().all(|it| it.certificate.is_file() && it.private_key.is_file())
+        );
     }
     let mut certificates = config.tls.certificates.iter();
     assert!(certificates.all(|it| it.certificate.is_file() && it.private_key.is_file()));

@@ -227,10 +227,9 @@ impl<M: Machine> Drive<'_, M> {
             log.actions.push((places.0, places.1, format!("{action:?}")));
             match &action {
                 Action::Close => log.closed = Some("closed"),
-                Action::Register(_)
-                | Action::StartTls
-                | Action::Connect(_)
-                | Action::Failed(_) => self.asked = Some(copy(&action)),
+                Action::Register(_) | Action::StartTls | Action::Connect(_) | Action::Failed(_) => {
+                    self.asked = Some(copy(&action))
+                }
                 // There is always room.
                 Action::Admit(account) => admitted = Some(Action::Admit(account.clone())),
                 _ => {}
