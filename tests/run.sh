@@ -3,11 +3,12 @@
 #
 #   tests/run.sh            changes nothing outside the folder of the build
 #   tests/run.sh --install  first installs what the tests need, with apt-get, as root or through sudo, and
-#                           with pip and npm below the folder of the build
+#                           with pip and npm below the folder of the build. The tests start their own
+#                           servers: services that the packages bring are stopped and disabled
 #
-# What the tests need and is not here is named, and the tests that need it say that they are skipped;
-# the closing summary repeats them. May be started from anywhere and as often as you like. What takes
-# longer is apart: tests/soak.sh.
+# Without --install the script names what is missing, and the tests that need it say that they are
+# skipped; the summary at the end repeats them. Run it from anywhere, as often as you like. The test
+# that takes long is apart: tests/soak.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -114,6 +115,41 @@ missing_libraries() {
     done
 }
 
+# The packages that are installed, one a line.
+installed() { dpkg-query -W -f '${Status} ${Package}\n' | sed -n 's/.* installed //p' | sort -u; }
+
+# The services that start with the machine or run now, by their units of systemd, one a line. Packages
+# make the links of the first also where systemd does not run.
+units() {
+    {
+        find /etc/systemd/system -type l \( -path '*.wants/*' -o -path '*.requires/*' \) -printf '%f\n'
+        find /etc/rc[2-5].d -name 'S*' -printf '%f.service\n' | sed 's/^S[0-9]*//'
+        ! is_here systemctl || systemctl list-units --state=active,activating,reloading \
+            --plain --no-legend --no-pager | awk '{ print $1 }'
+    } 2>/dev/null | grep -E '\.(service|socket|timer|path)$' | sort -u || true
+}
+
+# Stops and disables what packages brought that were not installed before, given the packages and the
+# units of before. A unit of another package that began to run meanwhile stays as it is.
+disable_brought() {
+    local packages=$1 before=$2 unit files package
+    for unit in $(comm -13 <(printf '%s\n' "$before") <(units)); do
+        # The file of one instance of a unit is that of the unit itself.
+        files=("*/systemd/system/${unit/@*./@.}" "/etc/init.d/${unit%.service}")
+        package=$(dpkg-query -S "${files[@]}" 2>/dev/null | sed -n '1s/[:,].*//p') || true
+        if [ -z "$package" ] || grep -Fxq -- "$package" <<<"$packages"; then continue; fi
+        echo "disabled: $unit of $package"
+        if is_here systemctl; then
+            # Where systemd does not run there is nothing to stop, and only the links go.
+            as_root systemctl stop "$unit" >/dev/null 2>&1 || true
+            as_root systemctl disable "$unit" >/dev/null 2>&1 || true
+        else
+            as_root deb-systemd-helper disable "$unit" >/dev/null 2>&1 || true
+            as_root update-rc.d "${unit%.service}" disable >/dev/null 2>&1 || true
+        fi
+    done
+}
+
 install() {
     is_here apt-get || { echo 'no apt-get on this machine'; return; }
     [ "$(id -u)" = 0 ] || is_here sudo || { echo 'neither root nor sudo'; return; }
@@ -125,12 +161,15 @@ install() {
     fi
     local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120)
     as_root "${apt[@]}" update || true
+    local packages_before units_before package
+    packages_before=$(installed) units_before=$(units)
     # All at once if that works; else one by one, so that one that fails takes no other with it.
-    as_root "${apt[@]}" install -y --no-install-recommends "$@" && return
-    local package
-    for package in "$@"; do
-        as_root "${apt[@]}" install -y --no-install-recommends "$package" || true
-    done
+    if ! as_root "${apt[@]}" install -y --no-install-recommends "$@"; then
+        for package in "$@"; do
+            as_root "${apt[@]}" install -y --no-install-recommends "$package" || true
+        done
+    fi
+    disable_brought "$packages_before" "$units_before"
 }
 
 unpack() {
@@ -226,12 +265,14 @@ step() {
     if ! "$@" 2>&1 | tee -a "$log"; then failed+=("$*"); fi
 }
 step cargo fmt --check
+step cargo fmt --check --manifest-path fuzz/Cargo.toml
 step cargo clippy --all-targets --locked -- -D warnings
 # Not among all targets, for it is run by tests/soak.sh alone, with the minutes that it is to take.
 step cargo clippy --test soak --locked -- -D warnings
+step env RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked --document-private-items
 step cargo test --locked --no-fail-fast
 # It has dependencies and a lock of its own; that it compiles is all that is looked at here.
-step cargo clippy --manifest-path fuzz/Cargo.toml --target-dir "$target"
+step cargo clippy --manifest-path fuzz/Cargo.toml --target-dir "$target" --locked -- -D warnings
 
 say 'real servers by real clients, through mailchime and directly'
 if [ -e "$matrix" ]; then
