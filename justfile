@@ -13,12 +13,13 @@ format:
 lint:
     cargo clippy --all-targets --locked -- -D warnings
     cargo clippy --test soak --locked -- -D warnings
+    cargo clippy --manifest-path fuzz/Cargo.toml --target-dir target --locked -- -D warnings
 
 # the tests that need no mail server, database or browser
 test-unit:
     cargo test --locked --lib
 
-# everything that tests/run.sh runs, with what is on this machine
+# all checks of tests/run.sh (format, lint, doc and every test) with what is on this machine
 test:
     tests/run.sh
 
@@ -28,7 +29,7 @@ test-install:
 
 # the documentation of the code
 doc:
-    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --document-private-items
+    RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked --document-private-items
 
 # licences, advisories and sources of the dependencies
 deny:
