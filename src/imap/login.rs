@@ -92,7 +92,7 @@ enum LoginStage {
 #[derive(Debug)]
 pub enum LoginOutcome {
     /// The backend's challenge (behind `+ `), which is the client's to answer: call
-    /// [`Login::respond`], or [`Login::acknowledge`] if there is no client.
+    /// [`BackendLogin::respond`], or [`BackendLogin::acknowledge`] if there is no client.
     Challenge(Vec<u8>),
     Accepted {
         /// Untagged responses to the login, to be passed on.
@@ -133,7 +133,7 @@ pub enum LoginOutcome {
 
 impl BackendLogin {
     /// For a connection that was just opened: with [`LoginOptions::greeted`] send what
-    /// [`Login::start`] gives first.
+    /// [`BackendLogin::start`] gives first.
     pub fn new(attempt: LoginAttempt, options: LoginOptions) -> Self {
         let mut observer = SaslObserver::Nobody;
         if let LoginAttempt::Relayed { mechanism, initial } = &attempt {

@@ -2,7 +2,7 @@
 //! fails: `[record]` in the configuration.
 //!
 //! A session gives copies of what is said to a channel of its own that never waits; a task turns
-//! them into lines, replaces what is private ([`mask`], [`words`]), and writes them. When it cannot
+//! them into lines, replaces what is private (`mask`, `words`), and writes them. When it cannot
 //! keep up or the file is long enough, the recording ends, not the session.
 
 #[cfg(feature = "fuzzing")]

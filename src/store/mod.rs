@@ -15,7 +15,7 @@
 //! - a mailbox has a snapshot row exactly while some device of the account is registered for it.
 //!
 //! SQLite and PostgreSQL have one set of statements (`$1`, TEXT and BIGINT, `on conflict`,
-//! `returning`), which is why they go through sqlx's `Any` driver. [`work`] says what a call has of a
+//! `returning`), which is why they go through sqlx's `Any` driver. `work` says what a call has of a
 //! connection: one transaction, and nothing beyond it. What SQLite does by having one
 //! writer, PostgreSQL does by rows: whatever adds or removes a device first locks the row of its
 //! account, so that "has no device" stays true until the account is deleted for it. Transactions

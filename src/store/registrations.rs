@@ -42,7 +42,7 @@ impl Store {
     ///   most devices makes room.
     /// - Where the backend ignores the case of names, the device's registrations for other spellings
     ///   of the account end: they are of a time before that was known.
-    /// - The limits of [`Shares`] hold.
+    /// - The limits of `Shares` hold.
     pub async fn register(
         &self,
         registration: &Registration,

@@ -30,7 +30,7 @@ pub(super) enum DialFailure {
     Late(&'static str),
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// As [`ConnectError::UnfitGreeting`].
+    /// As [`Unfit`](super::ConnectError::Unfit).
     #[error("{}", UnfitGreeting(.0))]
     UnfitGreeting(Vec<u8>),
 }

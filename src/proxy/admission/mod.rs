@@ -2,7 +2,7 @@
 //!
 //! A connection [waits](waiting) until its user is logged in, in a pool of its own. A login is a
 //! [attempt](attempts), which is reserved before the backend is dialled. What the backend has accepted takes a
-//! place among the [sessions](sessions). What is counted here outlives a configuration; the limits
+//! place among the [sessions]. What is counted here outlives a configuration; the limits
 //! themselves come with each call.
 
 mod attempts;

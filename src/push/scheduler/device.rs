@@ -14,7 +14,7 @@ use crate::model::{ChangeKind, Mailbox, Subscription, SubscriptionKey, Timestamp
 use crate::store::Target;
 
 /// For how long what was read of a device is believed when it is to be pushed: long enough for a push
-/// at once to be one read. Of a registration in between comes word ([`AccountState::doubt`]).
+/// at once to be one read. Of a registration in between comes word (`AccountState::doubt`).
 const FRESH: Duration = Duration::from_secs(1);
 /// Word of a registration comes no later than this after it is on disk; a push that was accepted
 /// meanwhile for what the device was before has told it nothing.
