@@ -395,7 +395,9 @@ fn exposed(config: &Config) -> i64 {
             let file = path.display();
             tracing::error!(
                 target: "mailchime::app::secret_file_exposed",
-                key, %file, why, "others than mailchime can use a file with a secret"
+                key, %file, why,
+                "other users of this machine can use a file that holds a secret; restrict its \
+                 owner and mode to mailchime"
             );
             exposed += 1;
         }
@@ -446,7 +448,7 @@ impl Running {
         if tokio::time::timeout(CLOSING, self.store.close()).await.is_err() {
             tracing::warn!(
                 target: "mailchime::app::database_still_busy",
-                "the database was still at work at the end"
+                "a database call did not end in time at the stop; mailchime exits without it"
             );
         }
     }
@@ -459,12 +461,13 @@ async fn ended(part: &str, task: JoinHandle<()>, limit: Duration) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::error!(
             target: "mailchime::app::task_failed",
-            part, %error, "a part of the program broke"
+            part, %error, "a part of mailchime failed; please report it with this line"
         ),
         Err(_) => {
             tracing::warn!(
                 target: "mailchime::app::task_abandoned",
-                part, "did not end within {limit:?}, is given up"
+                part,
+                "a part of mailchime did not stop within {limit:?}; mailchime exits without it"
             );
             abort.abort();
         }
@@ -481,7 +484,9 @@ async fn probe(backends: Backends, longest: usize, stop: CancellationToken) {
                 Err(error) => {
                     tracing::warn!(
                         target: "mailchime::app::backend_not_probed",
-                        %error, "the backend cannot be asked what it offers"
+                        %error,
+                        "the backend did not say what it offers; clients see what is known so far, \
+                         and mailchime asks again"
                     );
                     PROBE_RETRY
                 }
@@ -500,7 +505,8 @@ async fn probe(backends: Backends, longest: usize, stop: CancellationToken) {
                 if let Err(error) = backend.probe(PROBE_TIMEOUT, longest).await {
                     tracing::debug!(
                         target: "mailchime::app::backend_not_probed",
-                        %error, "the backend of a route cannot be asked what it offers"
+                        %error,
+                        "the backend of a route did not say what it offers; mailchime asks again"
                     );
                 }
             }
@@ -518,12 +524,15 @@ async fn tidy(credentials: Arc<CredentialSource>, stop: CancellationToken) {
         Ok(accounts) => tracing::error!(
             target: "mailchime::app::credentials_unreadable",
             accounts,
-            "[credentials] key_file is not the one that sealed what is stored: these accounts are \
-             watched again once it is put back, or each when its user logs in"
+            "[credentials] key_file does not open the stored credentials of these accounts; put \
+             back the key file that sealed them, or mailchime watches each account again once its \
+             user logs in"
         ),
         Err(error) => tracing::warn!(
             target: "mailchime::app::credentials_not_checked",
-            %error, "stored credentials could not be looked at"
+            %error,
+            "could not check whether [credentials] key_file opens the stored credentials; \
+             mailchime goes on"
         ),
     }
     loop {
@@ -531,11 +540,13 @@ async fn tidy(credentials: Arc<CredentialSource>, stop: CancellationToken) {
             Ok(0) => {}
             Ok(accounts) => tracing::info!(
                 target: "mailchime::app::credentials_expired",
-                accounts, "credentials are no longer kept"
+                accounts, "removed stored credentials that had expired"
             ),
             Err(error) => tracing::warn!(
                 target: "mailchime::app::expired_credentials_not_removed",
-                %error, "credentials that expired are still stored"
+                %error,
+                "could not remove expired credentials from the database; mailchime tries again in \
+                 a minute"
             ),
         }
         tokio::select! {
@@ -568,7 +579,8 @@ async fn count_service(
         if let Err(error) = store.count_service(Timestamp::now(), open).await {
             tracing::warn!(
                 target: "mailchime::app::service_time_not_recorded",
-                %error, "the time of service is not counted"
+                %error,
+                "could not record the time of service in the database; mailchime tries again"
             );
         }
         tokio::select! {

@@ -83,7 +83,7 @@ pub async fn serve(
                 Err(error) => {
                     tracing::warn!(
                         target: "mailchime::admin::accept_failed",
-                        %error, "[admin] cannot accept"
+                        %error, "could not accept an [admin] connection; mailchime tries again"
                     );
                     tokio::time::sleep(PAUSE).await;
                     continue;
@@ -178,7 +178,7 @@ async fn connection(
     if let Err(error) = served {
         tracing::debug!(
             target: "mailchime::admin::connection_failed",
-            %error, "an [admin] connection broke"
+            %error, "an [admin] connection failed"
         );
     }
 }

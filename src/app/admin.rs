@@ -76,7 +76,7 @@ impl Socket {
     pub(super) fn serve(self, parts: Parts, stop: CancellationToken) -> JoinHandle<()> {
         tracing::info!(
             target: "mailchime::admin::listening",
-            address = self.name, "metrics and health are told"
+            address = self.name, "serving metrics, health and status"
         );
         tokio::spawn(admin::serve(self.listener, Arc::new(parts.context(self.hosts)), stop))
     }

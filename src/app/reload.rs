@@ -88,7 +88,11 @@ impl Running {
             self.listening.extend(listening);
         }
         for Listening { address, serving, .. } in before.into_iter().flatten() {
-            tracing::info!(target: "mailchime::app::listener_closed", %address, "listens no more");
+            tracing::info!(
+                target: "mailchime::app::listener_closed",
+                %address,
+                "listener closed; it is no longer in the configuration"
+            );
             self.serving.push(serving);
         }
         self.addresses = self.listening.iter().map(|listening| listening.address).collect();
@@ -111,7 +115,9 @@ impl Running {
             let tables = changed.join(", ");
             tracing::warn!(
                 target: "mailchime::config::restart_needed",
-                tables, "changes of these take effect at the next start"
+                tables,
+                "these tables changed, and the changes take effect at the next start; restart \
+                 mailchime to apply them"
             );
         }
     }

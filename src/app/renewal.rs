@@ -129,13 +129,13 @@ impl Renewal {
                 ..0 => tracing::error!(
                     target: "mailchime::app::certificate_expired",
                     %certificate,
-                    "a certificate that clients are shown has ended: they refuse to connect"
+                    "a server certificate has expired, and clients refuse to connect; renew it"
                 ),
                 days => tracing::warn!(
                     target: "mailchime::app::certificate_expires_soon",
                     %certificate,
                     days,
-                    "a certificate that clients are shown ends soon: renew it"
+                    "a server certificate expires soon; renew it"
                 ),
             }
         }
@@ -163,8 +163,6 @@ impl Running {
     /// Looks at the files of the certificates, and uses those that were renewed from now on: the ones that
     /// clients are shown in new sessions, those of APNs for new pushes. To be called every [`LOOK`].
     pub fn look_at_certificates(&mut self) {
-        const UNFIT: &str =
-            "a certificate was changed on disk and cannot be read: the one of before is used";
         if let Some(change) = self.renewal.server.changed() {
             let read = server_tls(&self.config.tls, &self.tickets).map(|server_tls| {
                 self.current.set(self.current.get().showing(server_tls));
@@ -175,11 +173,12 @@ impl Running {
             match read {
                 Ok(()) => tracing::info!(
                     target: "mailchime::app::certificate_renewed",
-                    "a certificate was renewed on disk and is shown to new sessions now"
+                    "read a renewed server certificate; new sessions use it"
                 ),
                 Err(error) if news => tracing::warn!(
                     target: "mailchime::app::certificate_unreadable",
-                    %error, "{UNFIT}"
+                    %error,
+                    "a changed certificate cannot be read; mailchime keeps using the previous one"
                 ),
                 Err(_) => {}
             }
@@ -192,12 +191,13 @@ impl Running {
                 Ok(()) => {
                     tracing::info!(
                         target: "mailchime::app::push_certificate_renewed",
-                        "a certificate for APNs was renewed on disk and is used now"
+                        "read a renewed APNs certificate; new pushes use it"
                     );
                 }
                 Err(error) if news => tracing::warn!(
                     target: "mailchime::app::certificate_unreadable",
-                    %error, "{UNFIT}"
+                    %error,
+                    "a changed certificate cannot be read; mailchime keeps using the previous one"
                 ),
                 Err(_) => {}
             }

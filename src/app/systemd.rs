@@ -37,7 +37,7 @@ fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(
             target: "mailchime::app::systemd_not_notified",
-            %error, "systemd could not be told"
+            %error, "could not notify systemd"
         );
     }
 }

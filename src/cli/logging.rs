@@ -295,12 +295,12 @@ mod tests {
             tracing::debug!(target: "mailchime::watch::mailbox_changed", "first");
             tracing::trace!(target: "mailchime::watch::mailbox_changed", "second");
             tracing::debug!(target: "mailchime::push::results_written", "third");
-            tracing::info!(target: "mailchime::push::sent", "fourth");
+            tracing::info!(target: "mailchime::push::attempted", "fourth");
         });
         assert!(text.contains("first") && text.contains("fourth"), "{text}");
         assert!(!text.contains("second") && !text.contains("third"), "{text}");
-        let one = written(LogFormat::Text, false, "off,mailchime::push::sent=info", || {
-            tracing::info!(target: "mailchime::push::sent", "first");
+        let one = written(LogFormat::Text, false, "off,mailchime::push::attempted=info", || {
+            tracing::info!(target: "mailchime::push::attempted", "first");
             tracing::error!(target: "mailchime::push::push_refused", "second");
         });
         assert!(one.contains("first") && !one.contains("second"), "{one}");

@@ -20,7 +20,8 @@ pub(super) fn run(path: &Path, secluded: io::Result<()>) -> Result<(), Failure> 
     if let Err(error) = secluded {
         tracing::warn!(
             target: "mailchime::app::memory_not_protected",
-            %error, "other processes of this user can read this one's memory"
+            %error,
+            "could not protect the memory of this process; other processes of this user can read it"
         );
     }
     // Before there are threads.
@@ -65,7 +66,7 @@ async fn serve(
     systemd::stopping();
     tracing::info!(
         target: "mailchime::app::stopping",
-        "stopping; a second signal ends the program at once"
+        "stopping; a second signal ends mailchime at once"
     );
     tokio::select! {
         () = running.stop() => {}
@@ -86,11 +87,11 @@ fn reload(path: &Path, running: &mut app::Running, log: &logging::Level) {
     match reloaded {
         Ok(()) => tracing::info!(
             target: "mailchime::config::reloaded",
-            "the configuration was read again"
+            "configuration reloaded"
         ),
         Err(why) => tracing::error!(
             target: "mailchime::config::reload_failed",
-            why, "the configuration stays as it was"
+            why, "could not reload the configuration; mailchime keeps the previous one"
         ),
     }
     systemd::ready();

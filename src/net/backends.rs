@@ -259,7 +259,9 @@ impl Backends {
             if self.0.counters.connections_per_account.hit() {
                 tracing::warn!(
                     target: "mailchime::net::connections_per_account_reached",
-                    %account, limit, "[limits] connections_per_account is reached"
+                    %account, limit,
+                    "[limits] connections_per_account is reached; mailchime opens no further \
+                     connection for this account until one ends"
                 );
             }
             return Err(ConnectError::TooMany { account: account.clone(), limit });

@@ -67,7 +67,9 @@ pub async fn accept(listener: &TcpListener, make_room: impl Fn()) -> (TcpStream,
                 if !std::mem::replace(&mut told, true) {
                     tracing::error!(
                         target: "mailchime::net::accept_failed",
-                        %error, "cannot accept connections; trying again"
+                        %error,
+                        "could not accept connections; mailchime keeps trying. If too many files \
+                         are open, raise the limit (LimitNOFILE)"
                     );
                 }
                 make_room();

@@ -242,8 +242,8 @@ impl NameResolver {
                 target: "mailchime::net::name_server_silent",
                 name,
                 limit,
-                "the name server says nothing, and [resolver] waiting is reached: further \
-                 connections there fail at once"
+                "the name server does not answer and [resolver] waiting is reached; further \
+                 connections to this name fail at once"
             );
         }
         let why = format!("{limit} connections wait for the address of {name} already");
@@ -328,7 +328,8 @@ impl NameRecord {
                         target: "mailchime::net::name_lookup_failed",
                         name,
                         why = %failure,
-                        "a name cannot be looked up; the addresses that it had are used for a day"
+                        "could not look up a name; mailchime uses its last known addresses for up \
+                         to a day"
                     );
                 }
                 self.failure = Some((failure, now + rest));

@@ -139,7 +139,9 @@ impl Membership {
         if let Err(error) = self.store.leave(&self.name).await {
             tracing::warn!(
                 target: "mailchime::nodes::departure_not_recorded",
-                %error, "the other nodes learn only by its silence that this one stopped"
+                %error,
+                "could not record that this node stops; the other nodes take over its share after \
+                 [node] takeover"
             );
         }
     }
@@ -156,7 +158,9 @@ impl Membership {
             if self.joined > 0 {
                 tracing::warn!(
                     target: "mailchime::nodes::declared_dead",
-                    node = %self.name, "the other nodes took this one for dead"
+                    node = %self.name,
+                    "the other nodes had declared this node dead, and it has joined again; check \
+                     its load and its way to the database"
                 );
             }
             self.joined += 1;
@@ -188,7 +192,8 @@ impl Membership {
             if self.store.bury(&dead).await? {
                 tracing::warn!(
                     target: "mailchime::nodes::node_dead",
-                    node = dead.name, "gives no sign of life: its share is taken over"
+                    node = dead.name,
+                    "a node sends no heartbeat; the live nodes take over its share"
                 );
                 rows.retain(|row| *row != dead);
             }
@@ -203,8 +208,8 @@ impl Membership {
             tracing::error!(
                 target: "mailchime::nodes::name_taken",
                 node = %self.name,
-                "another mailchime has taken the name of this node and watches in its place: give \
-                 each its own [node] name"
+                "another mailchime has taken the name of this node and watches in its place, and \
+                 this one watches nothing; give each node its own [node] name"
             );
         }
         self.displaced = displaced;
@@ -217,7 +222,7 @@ impl Membership {
                 let nodes: Vec<_> = division.nodes().collect();
                 tracing::info!(
                     target: "mailchime::nodes::members_changed",
-                    node = %self.name, nodes = nodes.join(" "), "the nodes that live"
+                    node = %self.name, nodes = nodes.join(" "), "the list of live nodes changed"
                 );
             }
             *before = division;
@@ -231,14 +236,14 @@ impl Membership {
             Err(error) if !self.cut_off => {
                 tracing::warn!(
                     target: "mailchime::nodes::cluster_state_unreadable",
-                    %error, "the other nodes are out of sight: all stays as it is"
+                    %error, "cluster state unreadable; keeping the current assignment"
                 );
                 self.cut_off = true;
             }
             Ok(()) if self.cut_off => {
                 tracing::info!(
                     target: "mailchime::nodes::cluster_state_readable",
-                    "the other nodes are in sight again"
+                    "cluster state readable again"
                 );
                 self.cut_off = false;
             }

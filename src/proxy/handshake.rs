@@ -19,7 +19,7 @@ pub(super) fn cannot_use_tls(peer: SocketAddr, error: &io::Error, counters: &Cou
             %peer,
             why,
             left_out,
-            "a client cannot use TLS as mailchime offers it, and is not served"
+            "a client cannot use TLS as mailchime offers it; mailchime closes the connection"
         );
     }
 }

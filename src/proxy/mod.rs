@@ -173,8 +173,8 @@ impl SessionContext {
                 account,
                 limit,
                 left_out = over.mailboxes,
-                "[push] mailboxes is reached: the first mailboxes of a registration are registered, the \
-                 others are left out"
+                "[push] mailboxes is reached; mailchime registers the first mailboxes and leaves \
+                 out the others"
             );
         }
     }

@@ -413,7 +413,7 @@ async fn write(
             Ok(Err(error)) => {
                 return tracing::warn!(
                     target: "mailchime::record::session_not_recorded",
-                    %error, "[record] folder: a session cannot be recorded"
+                    %error, "[record] folder: could not record a session; the session goes on"
                 );
             }
             Err(_) => return,

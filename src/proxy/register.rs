@@ -76,7 +76,7 @@ pub(super) async fn register(
     if let Ok(Ok(true)) = timeout(patience, known).await {
         tracing::debug!(
             target: "mailchime::proxy::registration_unchanged",
-            %account, token = %endpoint, mailboxes, "device registered without a change"
+            %account, token = %endpoint, mailboxes, "a device registered again, without a change"
         );
         return RegistrationResult::Stored;
     }
@@ -110,8 +110,8 @@ pub(super) async fn register(
                     target: "mailchime::proxy::registration_displaced",
                     %account,
                     token = %endpoint,
-                    "[push] accounts_per_device is reached: of the domain with most accounts for \
-                     this device the oldest registration was removed"
+                    "[push] accounts_per_device is reached; of the domain with most accounts for \
+                     this device, mailchime removed the oldest registration"
                 );
             }
             // If the watching side is gone the program is ending, and starts it next time.
@@ -124,8 +124,7 @@ pub(super) async fn register(
             tracing::error!(
                 target: "mailchime::proxy::registration_failed",
                 %account, token = %endpoint, error,
-                "a registration could not be stored, and is answered NO: the device tries again \
-                 within a day"
+                "could not store a registration; the device gets NO and tries again within a day"
             );
             RegistrationResult::Unavailable
         }
@@ -170,7 +169,7 @@ fn no_room(context: &SessionContext, account: &Account, full: Full) -> Registrat
     if counter.hit() {
         tracing::warn!(
             target: "mailchime::proxy::registration_refused",
-            %account, "[push] {key} is reached: a registration is refused"
+            %account, "[push] {key} is reached; mailchime refused a registration"
         );
     }
     match full {
@@ -188,7 +187,8 @@ async fn keep_pace(context: &SessionContext, account: &Account) -> Result<(), Re
             target: "mailchime::proxy::registrations_per_minute_reached",
             %account,
             limit,
-            "[limits] registrations_per_minute is reached; further ones of this account wait"
+            "[limits] registrations_per_minute is reached; further registrations of this account \
+             wait"
         );
     }
     match wait {
@@ -217,7 +217,8 @@ fn is_at_home(context: &SessionContext, account: &Account, login: &mut AcceptedL
             tracing::warn!(
                 target: "mailchime::proxy::registration_for_former_backend",
                 %account, %former,
-                "the account has another backend since this session began: its device is not registered"
+                "the account's backend changed after this session began; the device gets NO and \
+                 registers at a later login"
             );
             false
         }

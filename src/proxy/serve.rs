@@ -152,7 +152,7 @@ async fn opened(
             cannot_use_tls(peer, &error, &context.counters);
             tracing::debug!(
                 target: "mailchime::proxy::connection_failed",
-                %peer, %error, "no session came about"
+                %peer, %error, "the connection ended before its session began"
             );
             Err(SessionEnd::Handshake)
         }
@@ -160,7 +160,8 @@ async fn opened(
             context.counters.handshake_timeout.hit();
             tracing::debug!(
                 target: "mailchime::proxy::tls_handshake_timeout",
-                %peer, ?limit, "TLS handshake took too long"
+                %peer, ?limit,
+                "[limits] handshake_timeout is reached; mailchime closes the connection"
             );
             Err(SessionEnd::Handshake)
         }

@@ -342,7 +342,8 @@ impl SessionTask {
                 tracing::warn!(
                     target: "mailchime::proxy::session_memory_reached",
                     limit = most,
-                    "[limits] session_memory is reached: less is read at once, and COMPRESS refused"
+                    "[limits] session_memory is reached; mailchime reads less at once and refuses \
+                     COMPRESS"
                 );
             }
         } else {
@@ -351,7 +352,8 @@ impl SessionTask {
                 tracing::warn!(
                     target: "mailchime::proxy::login_memory_reached",
                     limit = most,
-                    "[limits] login_memory is reached: clients that send long commands get a BYE"
+                    "[limits] login_memory is reached; clients that send long commands before \
+                     login get a BYE"
                 );
             }
         }
@@ -427,7 +429,7 @@ impl SessionTask {
                     if event.is_some_and(|event| self.context.events.try_send(event).is_err()) {
                         tracing::debug!(
                             target: "mailchime::proxy::login_not_reported",
-                            "the watching side is busy: a login goes unnoticed"
+                            "the queue to the watchers is full; they do not learn of this login"
                         );
                     }
                 }
@@ -513,15 +515,15 @@ impl SessionTask {
                 }
                 Err(error) => {
                     let unreachable = &self.context.counters.unreachable;
-                    let message = "the backend cannot be reached";
                     match unreachable.due(&self.chosen.name()) {
                         Some(left_out) => tracing::warn!(
                             target: "mailchime::proxy::backend_unreachable",
-                            %error, left_out, "{message}"
+                            %error, left_out,
+                            "could not reach the backend; the client gets NO [UNAVAILABLE]"
                         ),
                         None => tracing::debug!(
                             target: "mailchime::proxy::backend_unreachable",
-                            %error, "{message}"
+                            %error, "could not reach the backend; the client gets NO [UNAVAILABLE]"
                         ),
                     }
                     self.session.turned_away(UNAVAILABLE);
@@ -634,7 +636,8 @@ impl SessionTask {
                 backend,
                 account,
                 limit_s = limit.as_secs(),
-                "[limits] answer_timeout is reached: the backend does not answer, and its client goes on"
+                "[limits] answer_timeout is reached; the backend does not answer, and the client's \
+                 session goes on"
             );
         }
         if now == Awaited::Login {
@@ -653,8 +656,9 @@ impl SessionTask {
             tracing::warn!(
                 target: "mailchime::proxy::mailbox_unanswered",
                 %account, %mailbox, backend,
-                "the backend did not answer when it was asked for this mailbox, or hung up: registrations \
-                 of the account do not ask for it for a day; see the backend's log"
+                "the backend closed the connection, or did not answer, when asked for this \
+                 mailbox; for a day mailchime does not ask for it when this account registers. See \
+                 the backend's log"
             );
             self.context.unanswered.add(account, mailbox, Instant::now());
         }

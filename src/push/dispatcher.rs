@@ -194,7 +194,7 @@ fn trace(event: &WatchEvent) {
         let Change { account, mailbox, kind, .. } = change;
         debug!(
             target: "mailchime::push::change_received",
-            %account, change = %ChangeId::of(change), %mailbox, ?kind, "change"
+            %account, change = %ChangeId::of(change), %mailbox, ?kind, "change received"
         );
     }
 }
@@ -235,7 +235,9 @@ impl Jobs {
                     Ok(accounts) => return Done::Loaded(accounts),
                     Err(error) => warn!(
                         target: "mailchime::push::owed_pushes_unreadable",
-                        %error, "pushes that are owed on disk are not known"
+                        %error,
+                        "could not read from the database which pushes are due; mailchime tries \
+                         again"
                     ),
                 }
                 failures += 1;
@@ -254,7 +256,8 @@ impl Jobs {
                     let targets = targets.inspect_err(|error| {
                         warn!(
                             target: "mailchime::push::subscriptions_unreadable",
-                            %account, %error, "no devices can be read"
+                            %account, %error,
+                            "could not read the registrations of an account; mailchime tries again"
                         )
                     });
                     Done::Read(account, targets.ok())
@@ -328,7 +331,8 @@ impl Jobs {
                 if !accounts.is_empty() {
                     info!(
                         target: "mailchime::push::owed_pushes_loaded",
-                        accounts = accounts.len(), "pushes are owed on disk"
+                        accounts = accounts.len(),
+                        "found pushes on disk that are due; mailchime sends them"
                     );
                 }
                 scheduler.owed(accounts, now());
@@ -383,7 +387,7 @@ impl Jobs {
             // Its rows have not moved, so the next start finds what it was about.
             Err(error) => error!(
                 target: "mailchime::push::task_failed",
-                %error, "a task of the dispatcher failed"
+                %error, "a task that pushes failed; please report it with this line"
             ),
         }
     }
@@ -399,7 +403,8 @@ impl Jobs {
         if settled.await.is_err() {
             warn!(
                 target: "mailchime::push::pushes_under_way_at_stop",
-                under_way = self.busy, "pushes were still under way at the end"
+                under_way = self.busy,
+                "pushes were under way at the stop; mailchime sends them again at the next start"
             );
         }
         // What is no longer waited for is to do nothing after this.
@@ -409,11 +414,13 @@ impl Jobs {
         match timeout(GRACE, write(&self.store, &self.removed, batch)).await {
             Ok((failed, _)) if failed == Batch::default() => debug!(
                 target: "mailchime::push::last_write_done",
-                rows, "the last write is done"
+                rows, "wrote the results of pushes before the stop"
             ),
             _ => error!(
                 target: "mailchime::push::last_write_failed",
-                rows, "the last write failed; what it said is found at the next start"
+                rows,
+                "could not write the results of pushes before the stop; mailchime finds the \
+                 changes again at the next start"
             ),
         }
     }
@@ -466,7 +473,7 @@ async fn send(identities: &Identities, config: &config::Push, push: &Delivery) -
     };
     let since_seen = now().saturating_duration_since(push.seen_at);
     info!(
-        target: "mailchime::push::sent",
+        target: "mailchime::push::attempted",
         account = %push.device.account,
         token = %push.device.endpoint,
         change = joined(&push.changes),
@@ -479,7 +486,7 @@ async fn send(identities: &Identities, config: &config::Push, push: &Delivery) -
         },
         // What is wider would be text in JSON.
         milliseconds = u64::try_from(since_seen.as_millis()).unwrap_or(u64::MAX),
-        "push"
+        "push attempted"
     );
     outcome
 }
@@ -517,7 +524,8 @@ async fn write(
     if let Err(error) = store.settle(&batch.settlements).await {
         error!(
             target: "mailchime::push::results_not_written",
-            rows = batch.settlements.len(), %error, "what was pushed cannot be written"
+            rows = batch.settlements.len(), %error,
+            "could not write the results of pushes; mailchime tries again"
         );
         return (batch, alive);
     }
@@ -525,7 +533,7 @@ async fn write(
         // Every device was told, or has a mark on disk that it will be.
         debug!(
             target: "mailchime::push::results_written",
-            change = joined(&batch.changes), "settled"
+            change = joined(&batch.changes), "change recorded"
         );
     }
     let mut failed = Batch::default();
@@ -544,7 +552,8 @@ async fn write(
             Err(error) => {
                 error!(
                     target: "mailchime::push::subscription_not_removed",
-                    account = %device.account, token = %device.endpoint, %error, "not removed"
+                    account = %device.account, token = %device.endpoint, %error,
+                    "could not remove a registration; mailchime tries again"
                 );
                 failed.removals.push((device, not_after));
             }
@@ -557,7 +566,9 @@ fn hint(removed: &mpsc::Sender<Account>, account: &Account) {
     if removed.try_send(account.clone()).is_err() {
         debug!(
             target: "mailchime::push::last_removal_not_reported",
-            %account, "nobody took note that the account has no device"
+            %account,
+            "the queue to the watchers is full; they learn at their next refresh that the account \
+             has no registration"
         );
     }
 }

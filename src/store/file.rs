@@ -85,16 +85,19 @@ impl Store {
                 file.is_emptied();
                 tracing::warn!(
                     target: "mailchime::store::lost_log_emptied",
-                    "what the database's log held is in the file of before"
+                    "the database was replaced; mailchime moved its write-ahead log into the \
+                     former file"
                 );
             }
             Ok(false) => tracing::debug!(
                 target: "mailchime::store::lost_log_in_use",
-                "the log of the database is in use"
+                "the write-ahead log of the replaced database is in use; mailchime tries again"
             ),
             Err(error) => tracing::error!(
                 target: "mailchime::store::lost_log_not_emptied",
-                %error, "the log of a lost database cannot be emptied"
+                %error,
+                "could not empty the write-ahead log of the replaced database; mailchime tries \
+                 again"
             ),
         }
     }
@@ -195,7 +198,9 @@ impl DatabaseFile {
                 self.emptied.store(false, Ordering::Relaxed);
                 tracing::warn!(
                     target: "mailchime::store::file_is_back",
-                    database = %self.database, "the file that was opened is there again"
+                    database = %self.database,
+                    "the database file that mailchime had opened is in its place again; mailchime \
+                     uses it"
                 );
             }
             return Ok(());
@@ -206,7 +211,9 @@ impl DatabaseFile {
         if !self.lost.swap(true, Ordering::Relaxed) {
             tracing::error!(
                 target: "mailchime::store::file_replaced",
-                %error, "the database {what} under the program"
+                %error,
+                "the database {what} while mailchime uses it; mailchime writes nothing more to it \
+                 until it is back or mailchime is restarted"
             );
         }
         Err(error)
@@ -307,7 +314,7 @@ impl Lock {
         if let Err(error) = write() {
             tracing::warn!(
                 target: "mailchime::store::lock_holder_unknown",
-                %error, "the lock of the database cannot say which process holds it"
+                %error, "could not find out which process holds the lock of the database"
             );
         }
     }

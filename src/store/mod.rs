@@ -123,9 +123,6 @@ const BETWEEN_LINES: Duration = Duration::from_mins(1);
 
 /// Between the tries to empty SQLite's log for somebody who waits.
 const SCRUB_PAUSES: [Duration; 5] = [Duration::from_millis(50); 5];
-const TRACES_STAY: &str =
-    "what was removed may stay in the database's log until mailchime has stopped";
-
 /// How often a transaction is run that others got into the way of.
 const TRIES: u32 = 5;
 
@@ -349,7 +346,8 @@ impl Store {
             let database = &*store.database;
             tracing::error!(
                 target: "mailchime::store::not_ready",
-                database, "the database is not there yet: it does not answer"
+                database,
+                "the database does not answer yet; mail goes on, and mailchime keeps trying"
             );
             return Ok(store);
         }
@@ -357,7 +355,8 @@ impl Store {
             Err(error) if error.is_temporary() => {
                 tracing::error!(
                     target: "mailchime::store::not_ready",
-                    %error, "the database is not there yet"
+                    %error,
+                    "the database is not ready yet; mail goes on, and mailchime keeps trying"
                 );
             }
             result => result?,
@@ -548,12 +547,16 @@ impl Store {
                 Err(error) => {
                     return tracing::warn!(
                         target: "mailchime::store::traces_remain",
-                        %error, "{TRACES_STAY}"
+                        %error,
+                        "what was removed may stay in the database's log until mailchime stops"
                     );
                 }
             }
         }
-        tracing::warn!(target: "mailchime::store::traces_remain", "{TRACES_STAY}");
+        tracing::warn!(
+            target: "mailchime::store::traces_remain",
+            "what was removed may stay in the database's log until mailchime stops"
+        );
     }
 
     /// From now on there is something to [`scrub`](Self::scrub).
@@ -675,7 +678,7 @@ impl Store {
         let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         tracing::warn!(
             target: "mailchime::store::slow_call",
-            call, milliseconds, "a call of the database took long"
+            call, milliseconds, "a database call took long"
         );
     }
 

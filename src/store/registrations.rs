@@ -63,7 +63,8 @@ impl Store {
             let account = &registration.subscription.account;
             tracing::info!(
                 target: "mailchime::store::oldest_subscriptions_removed",
-                %account, dropped, max_devices, "the oldest devices made room"
+                %account, dropped, max_devices,
+                "removed the oldest devices of an account to make room for a new one"
             );
         }
         Ok(registered)
@@ -327,7 +328,8 @@ async fn leave(work: &mut Work, account: &Account, backend: &BackendId) -> sqlx:
         tracing::info!(
             target: "mailchime::store::account_changed_backend",
             %account, %backend,
-            "the account registers at another backend: what was kept of it for the former one is removed"
+            "an account registered at another backend; mailchime removes what it kept of the \
+             account for the former one"
         );
     }
     Ok(())

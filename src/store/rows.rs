@@ -79,7 +79,7 @@ pub(super) async fn readable<T>(
             let of = row.as_ref().map_or("?", name);
             tracing::warn!(
                 target: "mailchime::store::row_unreadable",
-                of, why, "a row of the database cannot be read and is left out"
+                of, why, "could not read a row of the database; mailchime leaves it out"
             );
         }
     }
@@ -87,7 +87,7 @@ pub(super) async fn readable<T>(
         let rows = found.left_out - NAMED;
         tracing::warn!(
             target: "mailchime::store::more_rows_unreadable",
-            rows, "more rows of the database cannot be read and are left out"
+            rows, "could not read more rows of the database; mailchime leaves them out"
         );
     }
     Ok(found)

@@ -63,7 +63,9 @@ impl Store {
         {
             tracing::warn!(
                 target: "mailchime::store::service_time_unreadable",
-                %error, "the time of service cannot be read yet; no device is removed before"
+                %error,
+                "could not read the time of service from the database yet; mailchime removes no \
+                 device until it can"
             );
         }
         store
@@ -159,8 +161,8 @@ impl Store {
             tracing::info!(
                 target: "mailchime::store::service_gap",
                 seconds,
-                "by the clock mailchime has not served for this time; it does not count as silence of \
-                 phones, and the clock is not believed for some minutes"
+                "by the clock mailchime has not served for this time; it does not count against \
+                 devices, and mailchime does not trust the clock for some minutes"
             );
         }
         service.known().get_or_insert(known);

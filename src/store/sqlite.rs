@@ -194,7 +194,8 @@ fn make_private(path: &Path, database: &Arc<str>) -> Result<(), StoreError> {
             tracing::warn!(
                 target: "mailchime::store::file_mode_corrected",
                 file = %file.display(),
-                "the database was open to others (mode {mode:03o}); it is now {MODE:03o}"
+                "other users had access to the database (mode {mode:03o}); mailchime set the mode \
+                 to {MODE:03o}"
             );
         }
     }
@@ -239,7 +240,12 @@ async fn migrate(
         .map_err(|error| schema::error(database, error))?;
     transaction.commit().await.map_err(named)?;
     if let Err(error) = wipe(&mut connection, path, is_new).await {
-        tracing::warn!(target: "mailchime::store::earlier_traces_remain", %error, "{WIPED_LATER}");
+        tracing::warn!(
+            target: "mailchime::store::earlier_traces_remain",
+            %error,
+            "what earlier versions removed may still be in the database; mailchime tries to \
+             overwrite it at the next start"
+        );
     }
     connection.close().await.map_err(named)
 }
@@ -263,7 +269,7 @@ async fn wipe(connection: &mut SqliteConnection, path: &Path, is_new: bool) -> s
             tracing::warn!(
                 target: "mailchime::store::earlier_file_not_vacuumed",
                 %file,
-                "an earlier version may have left in this file what it removed; stop mailchime and \
+                "what an earlier version removed may still be in this file; stop mailchime and \
                  run: sqlite3 {file} \"vacuum; pragma user_version = {WIPED}\""
             );
             return Ok(());
@@ -272,9 +278,6 @@ async fn wipe(connection: &mut SqliteConnection, path: &Path, is_new: bool) -> s
     }
     connection.execute(AssertSqlSafe(format!("pragma user_version = {WIPED}"))).await.map(drop)
 }
-
-const WIPED_LATER: &str = "what earlier versions removed may be left in the database; the next start \
-                           tries again";
 
 /// Copies the log (`-wal`) into the database and cuts it down to nothing. Returns whether that could be
 /// done at once: it does not wait for others, who would wait for it meanwhile.

@@ -102,7 +102,8 @@ impl Vault {
             let remedy = "remove the file beside it that ends in .new";
             tracing::warn!(
                 target: "mailchime::store::rotation_left_key",
-                path = %path.display(), %error, remedy, "a key was left by a rotation"
+                path = %path.display(), %error, remedy,
+                "a rotation of the key has left a file behind"
             );
         }
         Ok(Self { path: path.to_owned(), keys: RwLock::new(keys) })
@@ -278,7 +279,9 @@ impl Vault {
                 let error = unusable(unfit, &self.path);
                 tracing::error!(
                     target: "mailchime::store::key_file_unreadable",
-                    %error, "the key file changed; the key of before is still used"
+                    %error,
+                    "the key file changed and cannot be used; mailchime keeps using the previous \
+                     key"
                 );
             }
         }
@@ -385,7 +388,8 @@ fn create(path: &Path) -> io::Result<()> {
     successor.write(&text, None)?;
     tracing::info!(
         target: "mailchime::store::key_created",
-        path = %path.display(), "made a new key for stored credentials"
+        path = %path.display(),
+        "created a key for stored credentials; back it up apart from the database"
     );
     Ok(())
 }

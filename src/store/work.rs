@@ -112,11 +112,11 @@ impl Connections {
             }
             Ok(Err(error)) => tracing::debug!(
                 target: "mailchime::store::connection_abandoned",
-                %error, "a connection to the database is given up"
+                %error, "closed a database connection that failed"
             ),
             Err(_) => tracing::debug!(
                 target: "mailchime::store::connection_abandoned",
-                "a connection to the database says nothing and is given up"
+                "closed a database connection that did not answer"
             ),
         }
         self.distrust();
@@ -189,12 +189,12 @@ impl Trust {
         match (was, is) {
             (false, true) => tracing::error!(
                 target: "mailchime::store::read_only",
-                "the database server is read-only: nothing can be written until its address leads to \
-                 the primary"
+                "the database server is read-only; mailchime can write nothing until the address \
+                 leads to the primary"
             ),
             (true, false) => tracing::info!(
                 target: "mailchime::store::writable_again",
-                "the database can be written again"
+                "the database is writable again"
             ),
             _ => {}
         }

@@ -148,7 +148,9 @@ impl Watcher {
                     let account = &self.account;
                     tracing::warn!(
                         target: "mailchime::watch::password_not_stored",
-                        %account, %error, "a new password could not be stored"
+                        %account, %error,
+                        "could not store a new password; mailchime tries again before it next logs \
+                         in"
                     );
                     // It is tried again before the watcher's next login, or with its user's.
                     self.known.unsaved = true;
@@ -189,7 +191,8 @@ impl Watcher {
             Err(CredentialsError::Vault(error)) if brought.is_none() => {
                 tracing::error!(
                     target: "mailchime::watch::stored_password_unreadable",
-                    %account, %error, "not watched until its user logs in"
+                    %account, %error,
+                    "not watched until its user logs in: the stored password cannot be opened"
                 );
                 return Err(SessionEnd::no_password("the stored password cannot be read"));
             }
@@ -208,7 +211,7 @@ impl Watcher {
         if kept.is_empty() {
             tracing::warn!(
                 target: "mailchime::watch::no_password",
-                %account, "not watched until its user logs in: no password is kept"
+                %account, "not watched until its user logs in: no password is stored"
             );
             return Err(SessionEnd::no_password("no password is kept"));
         }
@@ -218,7 +221,9 @@ impl Watcher {
             let why = "what is kept does not prove whose it is";
             tracing::warn!(
                 target: "mailchime::watch::password_proves_nothing",
-                %account, "not watched until its user logs in: {why}"
+                %account,
+                "not watched until its user logs in: the stored credentials do not prove whose \
+                 account it is"
             );
             return Err(SessionEnd::NoPassword { why, login_helps: false });
         }
@@ -256,7 +261,8 @@ impl Watcher {
                         tracing::info!(
                             target: "mailchime::watch::backend_accepts_again",
                             backend,
-                            "the backend takes again what it refused: its accounts are watched again"
+                            "the backend accepts logins that it had refused; mailchime watches its \
+                             accounts again"
                         );
                     }
                     let proved = kept.prove(Timestamp::now());
@@ -272,9 +278,10 @@ impl Watcher {
                             target: "mailchime::watch::backend_refuses_many",
                             backend = health.name,
                             reason = printable(&answer),
-                            "the backend refuses accounts whose passwords it took before: nobody is \
-                             parked for that, and one account at a time tries again, after 10 minutes and \
-                             then more; see whether its directory of users answers"
+                            "the backend refuses accounts whose passwords it accepted before; \
+                             mailchime parks none of them and tries one account at a time, after \
+                             10 minutes and then less often. Check whether its user directory \
+                             answers"
                         );
                     }
                     if last || health.logins.state().borrow().explains(Duration::ZERO) {
@@ -285,7 +292,8 @@ impl Watcher {
                     tracing::info!(
                         target: "mailchime::watch::next_password_tried",
                         %account, reason,
-                        "stored credentials are refused: the next ones of the account are tried"
+                        "the backend refuses stored credentials; mailchime tries the next ones of \
+                         the account"
                     );
                     // Before the next try: who is killed after it must not count anew.
                     let tries = u32::try_from(refused.len()).unwrap_or(u32::MAX);
@@ -337,7 +345,7 @@ impl Watcher {
             if let Err(error) = source.worked(account, id, &accepted, &refused, now).await {
                 tracing::warn!(
                     target: "mailchime::watch::password_outcome_not_stored",
-                    %account, %error, "what credentials are worth could not be stored"
+                    %account, %error, "could not store which credentials work"
                 );
             }
         }
@@ -382,7 +390,8 @@ impl Watcher {
             AfterRefusal::Again(wait) => {
                 tracing::warn!(
                     target: "mailchime::watch::password_refused",
-                    %account, reason, ?wait, "the stored password is refused"
+                    %account, reason, ?wait,
+                    "the backend refuses the stored password; mailchime tries again"
                 );
                 self.rest(Some(wait), &reason);
                 // Before the last try: who is killed after it must not count anew.
@@ -393,7 +402,8 @@ impl Watcher {
                 tracing::warn!(
                     target: "mailchime::watch::parked_password_refused",
                     %account, reason, tries, again_in = ?retry,
-                    "not watched until its user logs in again; its devices are pushed, so that they do"
+                    "not watched until its user logs in again: the backend refuses the stored \
+                     password; mailchime pushes the devices so that they log in"
                 );
                 self.known.parked = true;
                 self.context.metrics.parked.of(Parked::Refused).inc();
@@ -413,7 +423,8 @@ impl Watcher {
         let account = &self.account;
         tracing::info!(
             target: "mailchime::watch::refusal_excused",
-            %account, reason, ?wait, "the backend refuses many accounts"
+            %account, reason, ?wait,
+            "the backend refuses many accounts; mailchime does not park this one and tries again"
         );
         (self.known.excused, self.known.parked) = (true, false);
         self.note(tries, None).await;
@@ -439,7 +450,7 @@ impl Watcher {
         while let Err(error) = store.refused(&account, &id, tries, parked, Timestamp::now()).await {
             tracing::warn!(
                 target: "mailchime::watch::refusal_not_stored",
-                %account, %error, "that a password is wrong is not stored"
+                %account, %error, "could not record the rejected password; mailchime tries again"
             );
             failures += 1;
             let pause = NOTE.wait(failures, rand::random());
@@ -518,13 +529,14 @@ impl Watcher {
             if let Err(error) = self.context.store.unpark(&self.account, id).await {
                 tracing::warn!(
                     target: "mailchime::watch::unparking_not_stored",
-                    account = %self.account, %error, "the parking is still stored"
+                    account = %self.account, %error,
+                    "could not record that the account is no longer parked"
                 );
             }
         }
         tracing::info!(
             target: "mailchime::watch::unparked",
-            account = %self.account, "its user logged in: watched again"
+            account = %self.account, "the user logged in; mailchime watches the account again"
         );
         Some(true)
     }
@@ -542,7 +554,7 @@ impl Watcher {
                 drop(turn);
                 tracing::info!(
                     target: "mailchime::watch::login_requested",
-                    %account, "its devices are pushed, so that its user logs in"
+                    %account, "the devices of a parked account get a push, so that they log in"
                 );
                 self.context.metrics.login_pushes.inc();
                 let (account, backend) = (account.clone(), id.clone());
@@ -559,7 +571,8 @@ impl Watcher {
             Err(error) => {
                 tracing::warn!(
                     target: "mailchime::watch::login_request_failed",
-                    %account, %error, "its devices are not pushed yet"
+                    %account, %error,
+                    "could not have the devices of a parked account pushed; mailchime tries again"
                 );
                 Some(NOTE.wait(u32::MAX, rand::random()))
             }

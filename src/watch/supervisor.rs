@@ -136,7 +136,9 @@ pub async fn run(
                         Err(error) => {
                             tracing::error!(
                                 target: "mailchime::watch::accounts_unreadable",
-                                %error, "who is to be watched cannot be read; trying again"
+                                %error,
+                                "could not read from the database which accounts to watch; \
+                                 mailchime tries again"
                             );
                             next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
                         }
@@ -265,7 +267,7 @@ impl Supervisor {
             here = self.watchers.len(),
             started = missing,
             handed_over = elsewhere.len(),
-            "accounts are watched"
+            "watching accounts"
         );
     }
 
@@ -309,7 +311,9 @@ impl Supervisor {
             Err(error) => {
                 tracing::warn!(
                     target: "mailchime::watch::account_unreadable",
-                    %account, %error, "an account could not be looked up"
+                    %account, %error,
+                    "could not look up an account in the database; mailchime tries again at its \
+                     next refresh"
                 );
                 // Without news it watches for nobody until the next refresh.
                 return if news.is_some() { Err(error) } else { Ok(()) };
@@ -376,7 +380,9 @@ impl Supervisor {
                 None if self.logins.len() < LOGINS => self.pass_on(account, login),
                 None => tracing::debug!(
                     target: "mailchime::watch::login_not_noted",
-                    %account, "the database is busy: a login goes unnoticed"
+                    %account,
+                    "the database is busy; the node that watches the account does not learn of \
+                     this login"
                 ),
             }
         }
@@ -436,7 +442,7 @@ impl Supervisor {
         if let Some(WatcherHandle { directive, .. }) = self.watchers.remove(account) {
             tracing::info!(
                 target: "mailchime::watch::account_left",
-                %account, "no device is left: not watched any more"
+                %account, "the account has no device left; mailchime stops watching it"
             );
             self.context.credentials.forget(account);
             directive.send_modify(|directive| directive.stop = true);
@@ -502,7 +508,7 @@ async fn adopt(context: &WatchContext, accounts: &[LiveAccount]) -> Result<(), S
         let adopted = context.store.adopt(accounts).await?;
         tracing::info!(
             target: "mailchime::watch::backends_recorded",
-            accounts = adopted, "the backends of accounts are recorded"
+            accounts = adopted, "recorded the backend of accounts that had none"
         );
     }
     Ok(())
@@ -541,7 +547,9 @@ async fn pass_on(
         Err(error) => {
             tracing::warn!(
                 target: "mailchime::watch::login_not_passed_on",
-                %account, %error, "a login could not be passed on"
+                %account, %error,
+                "could not pass a login on to the node that watches the account; its next login \
+                 does so"
             );
             None
         }

@@ -407,9 +407,9 @@ impl Watcher {
                     tracing::warn!(
                         target: "mailchime::watch::parked_other_backend",
                         %account, recorded, now,
-                        "parked: the account registered at another backend than the configuration names; \
-                         it is watched again when its phone has registered there, or when the \
-                         configuration names the former one"
+                        "parked: the account registered at another backend than the configuration \
+                         names; mailchime watches it again when its phone registers there, or when \
+                         the configuration names the former one"
                     );
                 }
                 let why = format!("it registered at {recorded}, and its backend is {now} now");
@@ -436,13 +436,14 @@ impl Watcher {
                     Some(rest) => tracing::error!(
                         target: "mailchime::watch::master_user_refused",
                         %account, reason, wait = ?rest, remedy = MASTER_REMEDY,
-                        "the backend refuses the master user, whoever it acts as: nobody is watched \
-                         anew"
+                        "the backend refuses the master user for any account; mailchime begins no \
+                         watching there until it is accepted"
                     ),
                     None => tracing::warn!(
                         target: "mailchime::watch::master_user_refused_for_account",
                         %account, reason, ?wait,
-                        "the backend refuses the master user as this account"
+                        "the backend refuses the master user for this account; mailchime tries \
+                         again"
                     ),
                 }
                 self.rest(Some(wait), &format!("the master user is refused: {reason}"));
@@ -453,7 +454,7 @@ impl Watcher {
                 let wait = backoff.wait(self.failures, rand::random());
                 tracing::info!(
                     target: "mailchime::watch::connection_failed",
-                    %account, why, ?wait, "watching is interrupted"
+                    %account, why, ?wait, "watching is interrupted; mailchime tries again"
                 );
                 self.rest(Some(wait), &why);
                 NextStep::Try(wait)
@@ -465,7 +466,7 @@ impl Watcher {
                 let wait = backoff.wait(self.unread, rand::random());
                 tracing::info!(
                     target: "mailchime::watch::waiting_for_database",
-                    %account, why, ?wait, "watching waits for the database"
+                    %account, why, ?wait, "watching waits for the database; mailchime tries again"
                 );
                 self.rest(Some(wait), &why);
                 NextStep::Try(wait)
@@ -543,7 +544,7 @@ impl Watcher {
             tracing::info!(
                 target: "mailchime::watch::polled_instead_of_idle",
                 %account,
-                "connections end as soon as IDLE begins: this account is polled for an hour"
+                "connections end as soon as IDLE begins; mailchime polls this account for an hour"
             );
         }
         let shared = &health.keepalive;
@@ -559,7 +560,8 @@ impl Watcher {
             tracing::info!(
                 target: "mailchime::watch::quiet_connections_cut",
                 %account, quiet = ?loss.quiet, ?renewal,
-                "something on the way to the backend ends quiet connections: they are used more often"
+                "something on the way to the backend ends quiet connections; mailchime uses them \
+                 more often"
             );
         }
     }

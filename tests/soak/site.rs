@@ -269,7 +269,7 @@ impl Site {
         process
             .stderr
             .find("that it was reloaded", |line| {
-                line.contains("the configuration was read again").then_some(())
+                line.contains("configuration reloaded").then_some(())
             })
             .await;
         self.tally.reloads.add();

@@ -72,7 +72,8 @@ impl Backend {
                 let why = failed.to_string();
                 tracing::info!(
                     target: "mailchime::net::next_address_tried",
-                    backend = self.name(), %address, why, "trying the next address"
+                    backend = self.name(), %address, why,
+                    "could not connect to an address of the backend; mailchime tries the next one"
                 );
             }
             if failed.words() >= failure.words() {

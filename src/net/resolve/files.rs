@@ -85,7 +85,8 @@ fn read(path: &Path) -> String {
     {
         tracing::warn!(
             target: "mailchime::net::resolver_file_unreadable",
-            file = %path.display(), %error, "cannot be read; names are looked up without it"
+            file = %path.display(), %error,
+            "could not read a file of the resolver; mailchime looks up names without it"
         );
     }
     String::from_utf8_lossy(&bytes).into_owned()

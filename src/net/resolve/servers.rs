@@ -70,7 +70,7 @@ impl Servers {
         for error in errors {
             tracing::warn!(
                 target: "mailchime::net::resolv_conf_line_ignored",
-                %error, "a line of resolv.conf is passed over"
+                %error, "ignored a line of resolv.conf that is not understood"
             );
         }
         conf.nameservers.truncate(SERVERS);
@@ -81,7 +81,7 @@ impl Servers {
                 ScopedIp::V6(_, Some(zone)) => {
                     tracing::warn!(
                         target: "mailchime::net::scoped_name_server_ignored",
-                        zone, "a name server of one interface alone is passed over"
+                        zone, "ignored a name server that belongs to one network interface"
                     );
                     None
                 }
@@ -93,7 +93,7 @@ impl Servers {
             let failed = |error: &NetError| {
                 tracing::error!(
                     target: "mailchime::net::name_server_unusable",
-                    %address, %error, "no name server"
+                    %address, %error, "could not set up a name server; mailchime goes on without it"
                 )
             };
             Some((address, built.inspect_err(failed).ok()?))
@@ -155,7 +155,7 @@ impl Servers {
                     Err(why @ (LookupFailure::Silent | LookupFailure::Other(_))) => {
                         tracing::debug!(
                             target: "mailchime::net::name_server_without_address",
-                            %name, %address, %why, "the name server gives no address"
+                            %name, %address, %why, "a name server gave no address for a name"
                         );
                         failure = why;
                     }

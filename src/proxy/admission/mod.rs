@@ -85,7 +85,8 @@ impl Admission {
             tracing::warn!(
                 target: "mailchime::proxy::waiting_reached",
                 limit,
-                "[limits] waiting is reached: old connections without a login go"
+                "[limits] waiting is reached; mailchime closes old connections that have not \
+                 logged in"
             );
         }
         WaitingPermit { waiting: Arc::clone(&self.waiting), number, goes }
@@ -284,7 +285,7 @@ impl LimitHit {
         if counter.hit() {
             tracing::warn!(
                 target: "mailchime::proxy::client_limit_reached",
-                %peer, limit, "[limits] {key} is reached"
+                %peer, limit, "[limits] {key} is reached; further logins get NO [LIMIT]"
             );
         }
     }

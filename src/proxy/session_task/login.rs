@@ -116,7 +116,7 @@ impl SessionTask {
                 if counters.sessions.hit() {
                     tracing::warn!(
                         target: "mailchime::proxy::sessions_reached",
-                        limit, "[limits] sessions is reached: logins are turned away"
+                        limit, "[limits] sessions is reached; further logins get NO [UNAVAILABLE]"
                     );
                 }
                 let answer = "NO [UNAVAILABLE] The server has no room, try again later";
@@ -128,7 +128,9 @@ impl SessionTask {
                 if counters.sessions_per_ip.hit() {
                     tracing::warn!(
                         target: "mailchime::proxy::sessions_per_ip_reached",
-                        %peer, limit, "[limits] sessions_per_ip is reached"
+                        %peer, limit,
+                        "[limits] sessions_per_ip is reached; further logins from this address get \
+                         NO [LIMIT]"
                     );
                 }
                 self.session.turned_away("NO [LIMIT] Too many sessions from your address");
@@ -173,7 +175,8 @@ impl SessionTask {
                         account,
                         why,
                         left_out,
-                        "the backend refuses a login, and not for its name or password"
+                        "the backend refused a login, and not for its name or password; see the \
+                         backend's log"
                     );
                 }
             }
@@ -191,15 +194,15 @@ impl SessionTask {
 
     /// Takes note of a backend that has not answered a login.
     pub(super) fn unanswered(&self, why: String) {
-        let (backend, message) = (self.chosen.name(), "the backend gave no answer to a login");
+        let backend = self.chosen.name();
         match self.context.counters.unanswered.due(&backend) {
             Some(left_out) => tracing::warn!(
                 target: "mailchime::proxy::login_unanswered",
-                backend, why, left_out, "{message}"
+                backend, why, left_out, "the backend did not answer a login; see the backend's log"
             ),
             None => tracing::debug!(
                 target: "mailchime::proxy::login_unanswered",
-                backend, why, "{message}"
+                backend, why, "the backend did not answer a login; see the backend's log"
             ),
         }
     }

@@ -72,7 +72,7 @@ impl AccountState {
         if change.snapshot.is_some() && self.newest_snapshot(&change.mailbox) == change.snapshot {
             debug!(
                 target: "mailchime::push::change_already_pending",
-                change = %ChangeId(change.id), "is being told already"
+                change = %ChangeId(change.id), "this state is being pushed already"
             );
             return;
         }
@@ -381,7 +381,7 @@ fn merge(changes: &mut HashMap<Mailbox, Change>, mut newer: Change, rules: &Rule
 fn covered(older: u64, newer: u64) {
     debug!(
         target: "mailchime::push::change_superseded",
-        change = %ChangeId(older), by = %ChangeId(newer), "covered by a later change"
+        change = %ChangeId(older), by = %ChangeId(newer), "a later change covers this one"
     );
 }
 

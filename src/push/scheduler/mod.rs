@@ -425,9 +425,10 @@ impl Scheduler {
                         topic = %device.device.route,
                         account = %key.account,
                         token = %key.endpoint,
-                        "APNs says BadDeviceToken to most pushes. Registrations of the last two \
-                         days are not removed for that until other answers come. Check that the \
-                         certificate belongs to [apns] endpoint: production or sandbox"
+                        "APNs answers BadDeviceToken to most pushes; mailchime removes no \
+                         registration of the last two days for that until other answers come. \
+                         Check that the certificate belongs to [apns] endpoint: production or \
+                         sandbox"
                     );
                 }
                 device.is_bad();
@@ -440,8 +441,8 @@ impl Scheduler {
                     account = %key.account,
                     token = %key.endpoint,
                     topic = %sent.route,
-                    "APNs says DeviceTokenNotForTopic. The push is kept; it is tried again when the \
-                     device has registered anew, and now and then"
+                    "APNs answers DeviceTokenNotForTopic; mailchime keeps the push, and tries \
+                     again once the device has registered anew, and from time to time"
                 );
                 Consequence::Owed { backoff: soon_if_renewed(NOT_FOR_TOPIC), heals: true }
             }
@@ -453,7 +454,8 @@ impl Scheduler {
                     account = %key.account,
                     token = %key.endpoint,
                     topic = %sent.route,
-                    "APNs refuses a push; an operator has to mend it. The push is kept and tried again"
+                    "APNs refuses a push for a reason that an operator has to fix; mailchime keeps \
+                     the push and tries again"
                 );
                 Consequence::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
             }
@@ -656,7 +658,7 @@ impl RouteQueue {
                 if self.breaker.answered(pass, &device.endpoint) {
                     info!(
                         target: "mailchime::push::topic_resumed",
-                        topic, "APNs takes pushes again"
+                        topic, "APNs accepts pushes of this topic again"
                     );
                 }
                 let bad = *outcome == Outcome::BadToken;
@@ -668,7 +670,8 @@ impl RouteQueue {
                 target: "mailchime::push::topic_paused",
                 topic,
                 outcome = outcome.name(),
-                "pushes fail, not just to one device: all of this topic wait, and one at a time tries"
+                "pushes of this topic fail, to more than one device; mailchime holds them back and \
+                 tries one at a time"
             );
         }
         None

@@ -123,7 +123,7 @@ async fn a_unix_socket_is_for_its_user_and_the_commands_speak_to_it() {
         world.configure("[log]", "[admin]\naddress = \"unix:admin.sock\"\n[log]");
         let path = world.file("admin.sock");
         let mut server = world.serve().await;
-        let line = server.logged("metrics and health are told").await;
+        let line = server.logged("serving metrics, health and status").await;
         assert_eq!(line["address"], format!("unix:{}", path.display()));
         let file = fs::symlink_metadata(&path).unwrap();
         assert!(file.file_type().is_socket());
@@ -150,7 +150,7 @@ async fn a_unix_socket_is_for_its_user_and_the_commands_speak_to_it() {
         server.process.kill();
         assert!(path.exists());
         let mut server = world.serve().await;
-        server.logged("metrics and health are told").await;
+        server.logged("serving metrics, health and status").await;
         assert_eq!(world.command(&["watchers"]).await.code, 0);
         server.process.signal("TERM");
         server.process.end().await;
@@ -175,7 +175,7 @@ async fn a_group_may_be_given_the_unix_socket() {
             &format!("[admin]\naddress = \"unix:admin.sock\"\ngroup = \"{own}\"\n[log]"),
         );
         let mut server = world.serve().await;
-        server.logged("metrics and health are told").await;
+        server.logged("serving metrics, health and status").await;
         let file = fs::symlink_metadata(world.file("admin.sock")).unwrap();
         assert_eq!((file.mode() & 0o777, file.gid()), (0o660, own));
         world.configure(&format!("\"{own}\""), "\"no-such-group\"");

@@ -290,7 +290,7 @@ async fn a_login_is_answered_no_where_all_sessions_are_taken() {
         let mut second = network.client(HOME).await;
         let answer = second.log_in(LOGIN, PASSWORD).await;
         assert_eq!(answer, "l NO [UNAVAILABLE] The server has no room, try again later");
-        server.logged("[limits] sessions is reached: logins are turned away").await;
+        server.logged("[limits] sessions is reached; further logins get NO [UNAVAILABLE]").await;
         assert!(first.command("b LOGOUT").await.starts_with("b OK"));
         drop(first);
         let place = async { while !second.log_in(LOGIN, PASSWORD).await.starts_with("l OK") {} };
@@ -486,7 +486,8 @@ async fn refusals_that_say_nothing_of_the_password_are_no_guesses() {
         }
         network.gets_in(HOME).await;
         assert_eq!(logged(&mut server, "login refused"), 0);
-        let message = "the backend refuses a login, and not for its name or password";
+        let message =
+            "the backend refused a login, and not for its name or password; see the backend's log";
         assert_eq!(logged(&mut server, message), 1);
     })
     .await;
@@ -519,7 +520,10 @@ async fn a_mechanism_that_the_backend_lacks_costs_it_nothing() {
         let dials = backend.connections() - before;
         assert!(tries <= 7, "{tries} tries in {:?}", started.elapsed());
         assert!(dials <= 1, "{dials} connections for {tries} tries");
-        assert_eq!(logged(&mut server, "the backend gave no answer to a login"), 0);
+        assert_eq!(
+            logged(&mut server, "the backend did not answer a login; see the backend's log"),
+            0
+        );
     })
     .await;
 }

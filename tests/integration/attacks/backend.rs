@@ -192,7 +192,9 @@ async fn a_hostile_backend_before_and_in_the_login() {
                 _ => "",
             };
             while !why.is_empty() {
-                let line = server.logged("the backend gave no answer to a login").await;
+                let line = server
+                    .logged("the backend did not answer a login; see the backend's log")
+                    .await;
                 if line["why"].as_str().unwrap().contains(why) {
                     break;
                 }
@@ -232,13 +234,13 @@ async fn a_bye_for_a_greeting_is_shown_and_logged() {
         let expected = "a NO [ALERT] The mail server says: Wartung [31m \"bis\" 18 Uhr 0123";
         assert!(answer.starts_with(expected) && answer.len() < 300, "{answer}");
         let said = "* BYE [ALERT] Wartung\\x1b[31m \\\"bis\\\" 18 Uhr 0123";
-        let line = server.logged("the backend gave no answer to a login").await;
+        let line = server.logged("the backend did not answer a login; see the backend's log").await;
         let why = line["why"].as_str().unwrap();
         assert!(why.contains(said) && why.len() < 300, "{why}");
 
         world.backend.drop_connections();
         loop {
-            let line = server.logged("watching is interrupted").await;
+            let line = server.logged("watching is interrupted; mailchime tries again").await;
             let why = line["why"].as_str().unwrap();
             if why.contains(said) {
                 assert!(why.len() < 300, "{why}");
@@ -395,7 +397,7 @@ async fn a_hostile_backend_toward_a_watcher() {
                 world.backend.wait_until(|counters| counters.idling == 0).await;
                 // The good connection, and the bad one.
                 for _ in 0..2 {
-                    server.logged("watching is interrupted").await;
+                    server.logged("watching is interrupted; mailchime tries again").await;
                 }
                 backend.becomes(None);
                 is_served_as_ever(&world, &server).await;

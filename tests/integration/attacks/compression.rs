@@ -51,7 +51,7 @@ async fn compression_that_is_switched_off_is_off_for_new_sessions_at_once() {
         assert!(offered.contains("COMPRESS=DEFLATE"), "{offered}");
         world.configure("[log]", "[limits]\ncompress = false\n[log]");
         server.process.signal("HUP");
-        server.logged("the configuration was read again").await;
+        server.logged("configuration reloaded").await;
         let mut client = world.session(&server).await;
         client.send(b"a CAPABILITY\r\n").await;
         let offered = client.until("* CAPABILITY ").await;

@@ -504,7 +504,9 @@ async fn a_domain_that_has_all_it_may_have_gets_a_refusal_that_says_so() {
         bob.send(format!("in LOGIN bob \"{PASSWORD}\"\r\nb {}\r\n", registration()).as_bytes())
             .await;
         bob.until("b NO [LIMIT]").await;
-        server.logged("[push] devices_per_domain is reached: a registration is refused").await;
+        server
+            .logged("[push] devices_per_domain is reached; mailchime refused a registration")
+            .await;
     })
     .await;
 }
@@ -532,13 +534,17 @@ async fn a_backend_that_has_all_it_may_have_gets_a_refusal_that_says_so() {
         bob.send(format!("in LOGIN bob \"{PASSWORD}\"\r\nb {}\r\n", registration()).as_bytes())
             .await;
         bob.until("b NO [LIMIT] No more devices of this mail server can register").await;
-        server.logged("[push] accounts_per_backend is reached: a registration is refused").await;
+        server
+            .logged("[push] accounts_per_backend is reached; mailchime refused a registration")
+            .await;
         for (number, answer) in [(2, "OK"), (3, "NO [LIMIT]")] {
             let registration = registration_of(&number.to_string().repeat(64));
             alice.send(format!("r {registration}\r\n").as_bytes()).await;
             alice.until(&format!("r {answer}")).await;
         }
-        server.logged("[push] devices_per_backend is reached: a registration is refused").await;
+        server
+            .logged("[push] devices_per_backend is reached; mailchime refused a registration")
+            .await;
         // A renewal that has to be written.
         let renewal = registration_of(&"1".repeat(64));
         let renewal = renewal.replace("(\"INBOX\")", "(\"INBOX\" \"Notes\")");

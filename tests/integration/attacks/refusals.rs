@@ -158,7 +158,10 @@ async fn a_login_that_the_backend_does_not_answer_is_answered_in_time() {
             backend.speak();
         }
         assert_eq!(logged(&mut server, "login refused"), 0);
-        assert_eq!(logged(&mut server, "the backend gave no answer to a login"), 1);
+        assert_eq!(
+            logged(&mut server, "the backend did not answer a login; see the backend's log"),
+            1
+        );
         // It refuses in the end, which counts.
         for _ in 0..3 {
             backend.does(Manner::Later("# NO [AUTHENTICATIONFAILED] never\r\n"));

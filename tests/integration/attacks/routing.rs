@@ -174,7 +174,7 @@ async fn a_route_that_comes_while_a_client_is_connected_counts() {
         let mut client = world.client(&server).await;
         world.configure("\"later.example\"", "\"routed.example\"");
         server.process.signal("HUP");
-        server.logged("the configuration was read again").await;
+        server.logged("configuration reloaded").await;
         let answer = log_in(&mut client, name).await;
         assert!(answer.starts_with("a NO [AUTHENTICATIONFAILED]"), "{answer}");
         assert_eq!(server.logged("login refused").await["account"], name);

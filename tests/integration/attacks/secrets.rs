@@ -223,13 +223,13 @@ async fn nothing_is_left(mode: &str) {
     }
     // Read again, refused by APNs, and a password that holds no more.
     server.process.signal("HUP");
-    server.logged("the configuration was read again").await;
+    server.logged("configuration reloaded").await;
     world.apns.answer_next(1, Answer::refuse(500, "InternalServerError"));
     world.deliver();
     world.backend.set_password(LOGIN, CHANGED.as_bytes()).unwrap();
     world.backend.drop_connections();
     if mode != "master" {
-        server.logged("the stored password is refused").await;
+        server.logged("the backend refuses the stored password; mailchime tries again").await;
     }
     left.add(
         "a refusal",

@@ -35,7 +35,7 @@ fn route(to: &Backend, keys: &str) -> String {
 async fn reload(world: &World, server: &mut Server, old: &str, new: &str) {
     world.configure(old, new);
     server.process.signal("HUP");
-    server.logged("the configuration was read again").await;
+    server.logged("configuration reloaded").await;
 }
 
 async fn register(world: &World, server: &Server) -> Result<Registered, PhoneError> {

@@ -362,7 +362,7 @@ async fn strangers_together_keep_no_more_than_is_allowed() {
             clients.push(client);
         }
         server
-            .logged("[limits] login_memory is reached: clients that send long commands get a BYE")
+            .logged("[limits] login_memory is reached; clients that send long commands before login get a BYE")
             .await;
         // A client that needs no more than most do is served all the same.
         world.register(server.address).await.unwrap();
@@ -403,7 +403,8 @@ async fn sessions_together_compress_no_more_than_is_allowed() {
             }
         }
         assert!((4..=5).contains(&compressed.len()), "{} are compressed", compressed.len());
-        let line = "[limits] session_memory is reached: less is read at once, and COMPRESS refused";
+        let line =
+            "[limits] session_memory is reached; mailchime reads less at once and refuses COMPRESS";
         server.logged(line).await;
         // They go on without, and mail of any size passes.
         let mail = MAIL.repeat(10_000);

@@ -58,7 +58,7 @@ async fn away(scene: Scene) {
     scene.fault();
     scene.backend.refuse().await;
     scene.backend.drop_connections();
-    server.logged("watching is interrupted").await;
+    server.logged("watching is interrupted; mailchime tries again").await;
     scene.deliver();
 
     // A client is told so, and may try again on the same connection.
@@ -75,7 +75,7 @@ async fn farewell(scene: Scene) {
     let mut server = scene.registered().await;
     scene.fault();
     scene.backend.say_bye();
-    server.logged("watching is interrupted").await;
+    server.logged("watching is interrupted; mailchime tries again").await;
     scene.deliver();
     scene.push().await;
 }
@@ -97,7 +97,7 @@ async fn another_password(scene: Scene) {
     scene.fault();
     scene.backend.set_password(LOGIN, b"changed").unwrap();
     scene.backend.drop_connections();
-    said(&mut server, "not watched until its user logs in again").await;
+    said(&mut server, "not watched until its user logs in again: the backend refuses the stored password; mailchime pushes the devices so that they log in").await;
     scene.deliver();
     healed(&scene, server).await;
 }
@@ -109,7 +109,7 @@ async fn another_password_and_killed(scene: Scene) {
     scene.fault();
     scene.backend.set_password(LOGIN, b"changed").unwrap();
     scene.backend.drop_connections();
-    said(&mut server, "the stored password is refused").await;
+    said(&mut server, "the backend refuses the stored password; mailchime tries again").await;
     scene.deliver();
     healed(&scene, server).await;
 }

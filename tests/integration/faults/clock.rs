@@ -110,7 +110,7 @@ async fn behind_at_the_start(scene: Scene) {
     scene.fault();
     set_clock(&scene, "-30d");
     let mut server = serve(&scene, &library).await;
-    said(&mut server, "Is the clock right?").await;
+    said(&mut server, "Check the clock of this machine").await;
     scene.fault();
     set_clock(&scene, "+0d");
     soon("push", said(&mut server, "push is on")).await;

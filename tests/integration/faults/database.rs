@@ -104,9 +104,9 @@ async fn locked_while_mail_comes(scene: Scene) {
     client.send(b"l LOGOUT\r\n").await;
     client.until("l OK").await;
 
-    said(&mut server, "what was pushed cannot be written").await;
+    said(&mut server, "could not write the results of pushes; mailchime tries again").await;
     database.execute("commit").await.unwrap();
-    said(&mut server, "settled").await;
+    said(&mut server, "change recorded").await;
     scene.deliver();
     scene.push().await;
 }
@@ -177,7 +177,7 @@ async fn full(scene: Scene) {
     scene.watched().await;
     scene.deliver();
     push_logged(&mut server, "accepted").await;
-    said(&mut server, "settled").await;
+    said(&mut server, "change recorded").await;
     drop(server);
 }
 

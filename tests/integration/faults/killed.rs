@@ -73,7 +73,7 @@ async fn after_the_change(scene: Scene) {
     scene.deliver();
     // It knows of the mail and has failed to say so; the row moves, since it is marked as owed.
     push_logged(&mut server, "unavailable").await;
-    said(&mut server, "settled").await;
+    said(&mut server, "change recorded").await;
     scene.kill(server);
     let mut server = scene.serve().await;
     push_logged(&mut server, "unavailable").await;
@@ -111,7 +111,7 @@ async fn before_the_row_moves(scene: Scene) {
     database.execute("rollback").await.unwrap();
     let mut server = scene.serve().await;
     push_logged(&mut server, "accepted").await;
-    said(&mut server, "settled").await;
+    said(&mut server, "change recorded").await;
     scene.kill(server);
     // The next start finds nothing to tell, but what comes then.
     let mut server = scene.serve().await;

@@ -102,7 +102,7 @@ impl Drop for Scene {
 /// Waits for a line of the log that says this of a push: `accepted`, `unavailable`, …
 pub(super) async fn push_logged(server: &mut Server, outcome: &str) -> Value {
     loop {
-        let line = server.logged("push").await;
+        let line = server.logged("push attempted").await;
         if line["outcome"] == outcome {
             return line;
         }

@@ -16,11 +16,11 @@ use tokio_rustls::TlsConnector;
 use crate::support::world::{Server, World};
 use crate::support::{limited, soon};
 
-const RENEWED: &str = "a certificate was renewed on disk and is shown to new sessions now";
+const RENEWED: &str = "read a renewed server certificate; new sessions use it";
 const UNFIT: &str =
     "a certificate was changed on disk and cannot be read: the one of before is used";
-const ENDS: &str = "a certificate that clients are shown ends soon: renew it";
-const ENDED: &str = "a certificate that clients are shown has ended: they refuse to connect";
+const ENDS: &str = "a server certificate expires soon; renew it";
+const ENDED: &str = "a server certificate has expired, and clients refuse to connect; renew it";
 
 /// The value of the first metric of this name.
 async fn metric(world: &World, name: &str) -> f64 {
@@ -89,7 +89,7 @@ async fn a_renewed_certificate_for_apns_is_read_by_itself() {
         let renewed = world.pki.client(&[&world.pki.topic], -3600..40 * 86_400).unwrap();
         replace(&world.file("apns.key"), renewed.expose_private_key().as_bytes());
         replace(&world.file("apns.pem"), renewed.certificate.as_bytes());
-        server.logged("a certificate for APNs was renewed on disk and is used now").await;
+        server.logged("read a renewed APNs certificate; new pushes use it").await;
         world.register(server.address).await.unwrap();
         world.watched().await;
         world.deliver();

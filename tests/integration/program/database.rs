@@ -120,9 +120,9 @@ async fn a_backup_moved_over_the_database_is_noticed_before_an_ok_and_nothing_is
         let verdict = ready(&world).await;
         assert_eq!(verdict["ok"], false, "{verdict}");
         assert!(verdict["why"].as_str().unwrap().contains("was replaced"), "{verdict}");
-        let line = server.logged("the database was replaced under the program").await;
+        let line = server.logged("the database was replaced while mailchime uses it; mailchime writes nothing more to it until it is back or mailchime is restarted").await;
         assert_eq!(line["level"], "ERROR", "{line}");
-        server.logged("what the database's log held is in the file of before").await;
+        server.logged("the database was replaced; mailchime moved its write-ahead log into the former file").await;
 
         // Who opens the new file now does not get the log of the old one with it.
         let said = world.command(&["devices", "list"]).await;
@@ -227,7 +227,7 @@ async fn a_database_that_was_moved_away_or_removed_is_noticed_and_is_whole_where
         fs::remove_file(world.file("mailchime.db-wal")).unwrap();
         let refused = answer(&world, &server, "without-a-log").await;
         assert!(refused.starts_with("r NO "), "an OK was said: {refused}");
-        server.logged("what the database's log held is in the file of before").await;
+        server.logged("the database was replaced; mailchime moved its write-ahead log into the former file").await;
         server.process.kill();
         let server = world.serve().await;
         assert!(answer(&world, &server, "again").await.starts_with("r OK"));

@@ -18,7 +18,7 @@ async fn it_outlives_a_shortage_of_file_descriptors() {
         for _ in 0..100 {
             flood.push(TcpStream::connect(server.address).await.unwrap());
         }
-        server.logged("cannot accept connections; trying again").await;
+        server.logged("could not accept connections; mailchime keeps trying. If too many files are open, raise the limit (LimitNOFILE)").await;
         drop(flood);
         world.register(server.address).await.unwrap();
         world.watched().await;

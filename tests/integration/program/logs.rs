@@ -128,7 +128,7 @@ async fn json_tells_each_session_and_push_in_a_line_and_no_secret() {
             assert!(session["received"].is_u64() && session["sent"].is_u64(), "{session}");
             assert_eq!(session["ended"], "Closed");
         }
-        let pushes = said("push");
+        let pushes = said("push attempted");
         let outcomes: Vec<_> =
             pushes.iter().map(|push| push["outcome"].as_str().unwrap()).collect();
         assert_eq!(outcomes, ["accepted", "unavailable", "accepted", "gone"], "{pushes:#?}");
@@ -167,7 +167,7 @@ async fn text_tells_each_session_and_push_in_a_line_and_no_secret() {
             3,
             "{log:#?}"
         );
-        let push = ["push account=\"alice\" token=\"8df2a4c1…\" ", "milliseconds="];
+        let push = ["push attempted account=\"alice\" token=\"8df2a4c1…\" ", "milliseconds="];
         assert_eq!(count([push[0], push[1], "outcome=\"accepted\"", ""]), 2, "{log:#?}");
         assert_eq!(count([push[0], push[1], "outcome=\"gone\"", ""]), 1, "{log:#?}");
     })
@@ -232,7 +232,7 @@ async fn a_statement_that_takes_long_is_named_by_its_call_and_not_by_its_text() 
         );
         sqlx::query(AssertSqlSafe(slow)).execute(&mut database).await.unwrap();
         world.register(server.address).await.unwrap();
-        let line = server.logged("a call of the database took long").await;
+        let line = server.logged("a database call took long").await;
         assert_eq!((&line["level"], &line["call"]), (&"WARN".into(), &"register".into()), "{line}");
         assert!(line["milliseconds"].as_u64().unwrap() >= 1000, "{line}");
         let log = server.process.stderr.so_far().join("\n");
@@ -319,8 +319,7 @@ async fn a_registration_that_was_cut_short_is_in_the_log() {
             assert_eq!(line, format!("* XAPPLEPUSHSERVICE \"mailbox\" \"{echoed}\""));
         }
         client.until("r OK").await;
-        let message = "[push] mailboxes is reached: the first mailboxes of a registration are registered, the \
-                       others are left out";
+        let message = "[push] mailboxes is reached; mailchime registers the first mailboxes and leaves out the others";
         let line = server.logged(message).await;
         assert_eq!(line["level"], "WARN", "{line}");
         assert_eq!((&line["account"], &line["limit"]), (&LOGIN.into(), &2.into()), "{line}");

@@ -146,7 +146,7 @@ async fn a_wrong_master_password_is_tried_by_few_accounts_and_reported() {
             register(number).await;
         }
         let message =
-            "the backend refuses the master user, whoever it acts as: nobody is watched anew";
+            "the backend refuses the master user for any account; mailchime begins no watching there until it is accepted";
         let line = server.logged(message).await;
         assert_eq!(line["level"], "ERROR");
         assert!(line["remedy"].as_str().unwrap().contains("master_password_file"), "{line}");

@@ -47,7 +47,7 @@ impl Cluster {
         let file = file.display().to_string();
         let process = Process::spawn(mailchime(&["serve", "--config", &file]));
         let mut server = Server::of(process).await;
-        let line = server.logged("metrics and health are told").await;
+        let line = server.logged("serving metrics, health and status").await;
         let address = line["address"].as_str().unwrap();
         let known = any.replace("127.0.0.1:0", address);
         fs::write(file, config.replace(any, &known)).unwrap();
@@ -139,17 +139,17 @@ impl Node {
         // The line may have come before `listening`, which was waited for.
         let seen = self.server.process.stderr.seen().iter().rev();
         let mut seen = seen.filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let last = seen.find(|line| line["message"] == "the nodes that live");
+        let last = seen.find(|line| line["message"] == "the list of live nodes changed");
         if last.is_some_and(|line| line["nodes"] == nodes) {
             return;
         }
-        while self.server.logged("the nodes that live").await["nodes"] != nodes {}
+        while self.server.logged("the list of live nodes changed").await["nodes"] != nodes {}
     }
 
     /// Waits until so many more changes are settled on disk.
     async fn settled(&mut self, mut changes: usize) {
         while changes > 0 {
-            let line = self.server.logged("settled").await;
+            let line = self.server.logged("change recorded").await;
             let settled = line["change"].as_str().unwrap().split(' ').count();
             changes = changes.saturating_sub(settled);
         }
@@ -222,7 +222,7 @@ async fn three_nodes_lose_no_push_when_any_of_them_is_killed_stopped_or_started(
         a.sees("a").await;
         let log = a.server.process.stderr.seen.join("\n");
         let buried =
-            "\"message\":\"gives no sign of life: its share is taken over\",\"node\":\"c\"";
+            "\"message\":\"a node sends no heartbeat; the live nodes take over its share\",\"node\":\"c\"";
         assert!(!log.contains(buried), "{log}");
         let mut b = cluster.start("b", "").await;
         let mut c = cluster.start("c", "").await;
@@ -257,14 +257,14 @@ async fn a_new_password_at_one_node_wakes_the_watcher_at_another() {
         cluster.world.backend.drop_connections();
         b.server
             .logged(
-                "not watched until its user logs in again; its devices are pushed, so that they do",
+                "not watched until its user logs in again: the backend refuses the stored password; mailchime pushes the devices so that they log in",
             )
             .await;
 
         let mut client = cluster.world.client(&a.server).await;
         client.send(format!("in LOGIN {login} another\r\n").as_bytes()).await;
         client.until("in OK").await;
-        b.server.logged("its user logged in: watched again").await;
+        b.server.logged("the user logged in; mailchime watches the account again").await;
         cluster.divided(&[&a, &b]).await;
         let since = cluster.mail_to_all();
         cluster.all_told(since).await;
@@ -297,7 +297,7 @@ async fn a_password_in_memory_is_used_where_its_user_logged_in() {
 
         // After that node, whoever logs in at another one is watched there.
         a.server.process.kill();
-        b.server.logged("gives no sign of life: its share is taken over").await;
+        b.server.logged("a node sends no heartbeat; the live nodes take over its share").await;
         for user in &cluster.users {
             let mut client = cluster.world.client(&b.server).await;
             let login = format!("in LOGIN {} \"{PASSWORD}\"\r\n", user.login);
@@ -375,14 +375,14 @@ async fn while_the_database_is_away_each_node_keeps_its_share() {
         let shares = cluster.divided(&[&a, &b]).await;
         cluster.database.stop();
         for node in [&mut a, &mut b] {
-            node.server.logged("the other nodes are out of sight: all stays as it is").await;
+            node.server.logged("cluster state unreadable; keeping the current assignment").await;
         }
         let since = cluster.mail_to_all();
         assert_eq!(cluster.divided(&[&a, &b]).await, shares);
         cluster.database.restart();
         cluster.all_told(since).await;
         for node in [&mut a, &mut b] {
-            node.server.logged("the other nodes are in sight again").await;
+            node.server.logged("cluster state readable again").await;
         }
         assert_eq!(cluster.divided(&[&a, &b]).await, shares);
     })

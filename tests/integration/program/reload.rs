@@ -12,8 +12,8 @@ use crate::support::program::{Process, mailchime, mailchime_after};
 use crate::support::world::{Server, World, registration};
 use crate::support::{limited, soon};
 
-const READ: &str = "the configuration was read again";
-const UNREAD: &str = "the configuration stays as it was";
+const READ: &str = "configuration reloaded";
+const UNREAD: &str = "could not reload the configuration; mailchime keeps the previous one";
 
 #[tokio::test]
 async fn sighup_reads_the_configuration_again_and_touches_no_session() {
@@ -74,7 +74,7 @@ async fn a_reload_names_the_keys_that_need_a_restart() {
         let mut server = world.serve().await;
         world.configure("min_interval = \"10ms\"", "min_interval = \"20ms\"");
         server.process.signal("HUP");
-        let line = server.logged("changes of these take effect at the next start").await;
+        let line = server.logged("these tables changed, and the changes take effect at the next start; restart mailchime to apply them").await;
         assert_eq!(line["tables"], "[push]");
         server.logged(READ).await;
     })

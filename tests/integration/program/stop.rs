@@ -54,7 +54,7 @@ async fn a_second_signal_ends_it_at_once() {
         // Goodbye would wait some seconds for this one.
         let _deaf = world.session(&server).await;
         server.process.signal("TERM");
-        server.logged("stopping; a second signal ends the program at once").await;
+        server.logged("stopping; a second signal ends mailchime at once").await;
         server.process.signal("INT");
         assert_eq!(server.process.end().await.code(), Some(1));
         assert!(server.process.stderr.seen.last().unwrap().contains("second signal"));

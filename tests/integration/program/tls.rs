@@ -92,12 +92,12 @@ async fn a_client_is_shown_the_certificate_of_the_kind_that_it_can_use() {
         };
         renew("new-rsa");
         server.process.signal("HUP");
-        server.logged("the configuration was read again").await;
+        server.logged("configuration reloaded").await;
         expect(&server, &format!("{} -noservername", RSA_ALONE[0]), "new-rsa").await;
         expect(&server, &format!("{} -noservername", BOTH[0]), "ec").await;
         expect(&server, &format!("{} -servername imap.example", RSA_ALONE[1]), "sni-rsa").await;
         renew("newer-rsa");
-        server.logged("a certificate was renewed on disk and is shown to new sessions now").await;
+        server.logged("read a renewed server certificate; new sessions use it").await;
         expect(&server, &format!("{} -noservername", RSA_ALONE[0]), "newer-rsa").await;
     })
     .await;
@@ -131,7 +131,7 @@ async fn clients_that_are_too_old_have_a_line_in_the_log_that_says_why() {
                 shown(&openssl, server.address, options).await.unwrap_err();
             }
             let line = server
-                .logged("a client cannot use TLS as mailchime offers it, and is not served")
+                .logged("a client cannot use TLS as mailchime offers it; mailchime closes the connection")
                 .await;
             let said = line["why"].as_str().unwrap();
             assert!(said.starts_with(why), "{options}: {said}");
@@ -147,7 +147,7 @@ async fn clients_that_are_too_old_have_a_line_in_the_log_that_says_why() {
         let ended = tokio::time::timeout(Duration::from_secs(30), server.process.end()).await;
         assert_eq!(ended.unwrap().code(), Some(0));
         let old = |line: &&String| {
-            line.contains("a client cannot use TLS as mailchime offers it, and is not served")
+            line.contains("a client cannot use TLS as mailchime offers it; mailchime closes the connection")
         };
         assert_eq!(server.process.stderr.seen.iter().filter(old).count(), 3);
     })

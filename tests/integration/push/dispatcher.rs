@@ -550,7 +550,7 @@ async fn a_push_has_one_line_in_the_log_and_no_line_has_a_token() {
 
         let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
         let pushes: Vec<_> =
-            log.lines().filter(|line| line.contains("dispatcher: push account")).collect();
+            log.lines().filter(|line| line.contains("attempted: push attempted account")).collect();
         assert_eq!(pushes.len(), 3, "{log}");
         for part in ["INFO", "account=alice@example.org", "token=aa000000…", "mailboxes=1"] {
             assert!(pushes[0].contains(part), "{part}: {}", pushes[0]);
@@ -560,11 +560,11 @@ async fn a_push_has_one_line_in_the_log_and_no_line_has_a_token() {
         }
         // The way of one change.
         for line in
-            ["dispatcher: change account=alice@example.org change=#1 mailbox=INBOX", "push "]
+            ["change received account=alice@example.org change=#1 mailbox=INBOX", "push attempted "]
         {
             assert!(log.lines().any(|found| found.contains(line) && found.contains("#1")), "{log}");
         }
-        assert!(log.lines().any(|line| line.ends_with("settled change=\"#1\"")), "{log}");
+        assert!(log.lines().any(|line| line.ends_with("change recorded change=\"#1\"")), "{log}");
         assert!(log.contains("ERROR"), "a refusal is said loudly: {log}");
         assert!(!log.contains(&certificates.device("aa").endpoint.as_given()[..12]), "{log}");
     })

@@ -108,20 +108,21 @@ fn say(status: &IdentityStatus, notice: ExpiryNotice) {
         ExpiryNotice::EndsSoon { days } => {
             warn!(
                 target: "mailchime::push::certificate_expires_soon",
-                topic, %certificate, days, "the APNs certificate expires soon: renew it"
+                topic, %certificate, days, "the APNs certificate expires soon; renew it"
             );
         }
         ExpiryNotice::Unusable { days: ..0 } => error!(
             target: "mailchime::push::certificate_expired",
             topic,
             %certificate,
-            "the APNs certificate has expired: push is off for this topic until there is a new one"
+            "the APNs certificate has expired; push is off for this topic until you renew it"
         ),
         ExpiryNotice::Unusable { .. } => error!(
             target: "mailchime::push::certificate_not_yet_valid",
             topic,
             %certificate,
-            "the APNs certificate is not valid yet: push is off for this topic. Is the clock right?"
+            "the APNs certificate is not valid yet; push is off for this topic. Check the clock of \
+             this machine"
         ),
     }
 }

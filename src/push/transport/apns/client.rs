@@ -214,12 +214,16 @@ impl ApnsClient {
                         if h2.is_some_and(h2::Error::is_go_away) {
                             warn!(
                                 target: "mailchime::push::goaway_received",
-                                endpoint = %self.endpoint, why, "APNs sends us away"
+                                endpoint = %self.endpoint, why,
+                                "APNs sent GOAWAY; mailchime sends the push again on a new \
+                                 connection"
                             );
                         } else if !never_sent {
                             warn!(
                                 target: "mailchime::push::connection_failed",
-                                endpoint = %self.endpoint, why, "the connection to APNs broke"
+                                endpoint = %self.endpoint, why,
+                                "the connection to APNs failed; mailchime sends the push again on \
+                                 a new connection"
                             );
                         }
                         self.link.give_up(up, &why);

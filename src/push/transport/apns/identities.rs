@@ -223,8 +223,8 @@ fn entries(
             warn!(
                 target: "mailchime::push::topic_not_for_mail",
                 topic = identity.topic(),
-                "iOS Mail takes pushes of topics that begin with com.apple.mobilemail.push. or \
-                 com.apple.mail. and drops others, this one too"
+                "iOS Mail ignores pushes of this topic; it takes topics that begin with \
+                 com.apple.mobilemail.push. or com.apple.mail."
             );
         }
         let client = ApnsClient::new(&identity, apns, priority, resolver)?;

@@ -210,7 +210,8 @@ async fn dial_and_tell(shared: Arc<LinkParts>) {
         Err(why) => {
             warn!(
                 target: "mailchime::push::connect_failed",
-                endpoint = %shared.endpoint, milliseconds, why, "no connection to APNs"
+                endpoint = %shared.endpoint, milliseconds, why,
+                "could not connect to APNs; mailchime tries again"
             );
             shared.state.send_modify(|state| {
                 state.failures = state.failures.saturating_add(1);
@@ -240,7 +241,7 @@ async fn run(
     } else {
         debug!(
             target: "mailchime::push::abandoned_connection_ended",
-            endpoint = %shared.endpoint, why, "a given-up connection to APNs ended"
+            endpoint = %shared.endpoint, why, "a connection to APNs ended that was no longer in use"
         );
     }
 }

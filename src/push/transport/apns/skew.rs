@@ -33,8 +33,8 @@ impl Skew {
             warn!(
                 target: "mailchime::push::clock_skew",
                 seconds,
-                "this machine's clock is ahead of that of APNs by so much (behind it, if below 0): \
-                 correct it"
+                "the clock of this machine is ahead of that of APNs by so many seconds, or behind \
+                 if negative; correct it"
             );
         }
     }

@@ -163,7 +163,7 @@ impl ConnectionSlots {
         if !self.short.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 target: "mailchime::watch::connections_reached",
-                backend, "[watch] connections is reached: accounts take turns"
+                backend, "[watch] connections is reached; accounts take turns"
             );
         }
         self.wanted.add_permits(1);

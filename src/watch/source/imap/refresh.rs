@@ -147,13 +147,15 @@ impl Watcher {
                 self.faults.rest(mailbox, Instant::now() + wait, Timestamp::now().plus(wait));
                 tracing::warn!(
                     target: "mailchime::watch::status_refused",
-                    %account, %mailbox, why, ?wait, "STATUS is refused: not watched for now"
+                    %account, %mailbox, why, ?wait,
+                    "the backend refuses STATUS; mailchime does not watch this mailbox for now"
                 );
             }
             (false, 1) => {
                 tracing::info!(
                     target: "mailchime::watch::status_refused",
-                    %account, %mailbox, why, "STATUS is refused: not watched for now"
+                    %account, %mailbox, why,
+                    "the backend refuses STATUS; mailchime does not watch this mailbox for now"
                 );
             }
             (false, _) => {}
@@ -355,7 +357,8 @@ impl Watcher {
             if self.faults.answered(mailbox) {
                 tracing::info!(
                     target: "mailchime::watch::status_answered",
-                    account = %self.account, %mailbox, "its STATUS is answered: watched again"
+                    account = %self.account, %mailbox,
+                    "the backend answers STATUS again; mailchime watches this mailbox again"
                 );
             }
         }
@@ -389,8 +392,8 @@ impl Watcher {
         tracing::warn!(
             target: "mailchime::watch::mailbox_set_aside",
             %account, %mailbox, why, ?wait,
-            "the backend ends the connection, or does not answer, when it is asked for this mailbox: it \
-             is left out, and the others are watched; see the backend's log"
+            "the backend closes the connection, or does not answer, when asked for this mailbox; \
+             mailchime leaves it out and watches the others. See the backend's log"
         );
     }
 
@@ -479,7 +482,7 @@ impl Watcher {
             let (account, mailbox) = (&self.account, &watched.mailbox);
             tracing::debug!(
                 target: "mailchime::watch::mailbox_changed",
-                %account, %mailbox, ?kind, "changed"
+                %account, %mailbox, ?kind, "mailbox changed"
             );
             if kind == ChangeKind::NewMail && announced.is_none() {
                 self.missed(session, index, reason);

@@ -200,7 +200,8 @@ impl Watcher {
         if session.open.is_none() {
             tracing::warn!(
                 target: "mailchime::watch::inbox_not_opened",
-                account = %self.account, "the backend does not open INBOX: polled"
+                account = %self.account,
+                "the backend does not open INBOX; mailchime polls this account"
             );
             session.idles = false;
         }
@@ -259,7 +260,7 @@ impl Watcher {
         }
         tracing::debug!(
             target: "mailchime::watch::notify_refused",
-            account = %self.account, "NOTIFY is refused: polled"
+            account = %self.account, "the backend refuses NOTIFY; mailchime polls this account"
         );
         session.notifies = false;
         let refused = self.methods.notify.refused(&session.health.notify, &self.account);
@@ -282,7 +283,8 @@ impl Watcher {
         let wait = session.overflow.begins(&self.context.config);
         tracing::debug!(
             target: "mailchime::watch::notify_overflowed",
-            %account, ?wait, "NOTIFY has overflowed: it is asked for again"
+            %account, ?wait,
+            "the backend ended NOTIFY for too many events; mailchime asks for it again"
         );
         (session.armed, session.notified) = (false, false);
     }
@@ -412,7 +414,8 @@ impl Watcher {
     pub(in crate::watch) fn idle_refused(&mut self, session: &mut ImapSession<'_>) {
         tracing::debug!(
             target: "mailchime::watch::idle_refused",
-            account = %self.account, "the backend cannot do what IDLE needs: polled"
+            account = %self.account,
+            "the backend lists IDLE but it cannot be used; mailchime polls this account"
         );
         let refused = self.methods.idle.refused(&session.health.idle, &self.account);
         self.given_up(session, "IDLE", "is listed and cannot be used", refused);
@@ -433,15 +436,16 @@ impl Watcher {
             Some(GivenUp::ByAccount) => tracing::info!(
                 target: "mailchime::watch::method_given_up",
                 account = %self.account, backend, way, why,
-                "this account is watched without it for a day"
+                "this way of watching does not work for the account; mailchime watches it in \
+                 another way for a day"
             ),
             Some(GivenUp::ByBackend) => tracing::warn!(
                 target: "mailchime::watch::method_given_up_for_backend",
                 backend,
                 way,
                 why,
-                "several accounts have found this: all accounts of the backend are watched without it \
-                 for a day"
+                "this way of watching does not work for several accounts; mailchime watches all \
+                 accounts of the backend in another way for a day"
             ),
         }
     }

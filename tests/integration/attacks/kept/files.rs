@@ -87,9 +87,13 @@ async fn what_is_no_file_any_more_does_not_hold_up_a_session() {
         let mut server = world.serve().await;
         fifo(&world.file("mailchime.key"));
         soon("the registration", world.register(server.address)).await.unwrap();
-        server.logged("the key file changed; the key of before is still used").await;
+        server
+            .logged(
+                "the key file changed and cannot be used; mailchime keeps using the previous key",
+            )
+            .await;
         server.process.signal("HUP");
-        server.logged("the configuration was read again").await;
+        server.logged("configuration reloaded").await;
     })
     .await;
 }
@@ -107,7 +111,7 @@ async fn a_private_key_that_others_can_use_is_reported() {
         let mut server = world.serve_with_admin().await;
         let lines = server.process.stderr.seen.iter();
         let lines = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        let message = "others than mailchime can use a file with a secret";
+        let message = "other users of this machine can use a file that holds a secret; restrict its owner and mode to mailchime";
         let line = lines.into_iter().find(|line| line["message"] == message).unwrap();
         let why = line["why"].as_str().unwrap();
         assert_eq!(line["level"], "ERROR");
@@ -131,7 +135,7 @@ async fn a_private_key_that_others_can_use_is_reported() {
         mode("server.key", 0o660);
         chown(world.file("apns.key"), Some(12345), None).unwrap();
         server.process.signal("HUP");
-        server.logged("the configuration was read again").await;
+        server.logged("configuration reloaded").await;
         let lines = server.process.stderr.so_far().join("\n");
         for part in [
             "its group can change it (mode 660); run: chmod g-w ",
