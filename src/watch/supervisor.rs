@@ -82,8 +82,8 @@ enum ReplyKind {
     /// All accounts with a live device, after those without were removed; as [`Division::joined`] was
     /// when that began.
     All { joined: u64, accounts: Result<Vec<LiveAccount>, StoreError> },
-    /// Whether one is to be watched; with the news that had it looked up.
-    One { account: Account, live: Result<bool, StoreError>, news: Option<News> },
+    /// One account, if it is to be watched; with the news that had it looked up.
+    One { account: Account, live: Result<Option<LiveAccount>, StoreError>, news: Option<News> },
 }
 
 /// Watches every account with a live registration, from those in the store to those that `sessions`
@@ -222,7 +222,7 @@ impl Supervisor {
     fn look_up(&mut self, account: Account, news: Option<News>) {
         let (moment, context) = (self.now(), Arc::clone(&self.context));
         self.asked.spawn(async move {
-            let live = is_live(&context, &account).await;
+            let live = live(&context, &account).await;
             StoreReply { moment, what: ReplyKind::One { account, live, news } }
         });
     }
@@ -303,7 +303,7 @@ impl Supervisor {
         &mut self,
         moment: u64,
         account: &Account,
-        live: Result<bool, StoreError>,
+        live: Result<Option<LiveAccount>, StoreError>,
         news: Option<News>,
     ) -> Result<(), StoreError> {
         let live = match live {
@@ -325,16 +325,18 @@ impl Supervisor {
         let is_ours = self.is_ours(account);
         let handle = self.watchers.get_mut(account).filter(|handle| !handle.directive.is_closed());
         match (handle, live, news) {
-            (Some(handle), false, _) if handle.moment > moment => {}
-            (_, false, _) => self.stop(account),
-            (Some(handle), true, Some(News { login, .. })) => {
+            (Some(handle), None, _) if handle.moment > moment => {}
+            (_, None, _) => self.stop(account),
+            (Some(handle), Some(_), Some(News { login, .. })) => {
                 handle.moment = handle.moment.max(moment);
                 handle.look_again(login && self.context.credentials.are_shared());
             }
-            (None, true, Some(_)) if is_ours => {
-                self.start(account.clone(), Directive::default(), WatcherStart::AtOnce);
+            (None, Some(live), Some(_)) if is_ours => {
+                // What was refused counts here, too.
+                let begin = self.begin(&live);
+                self.start(account.clone(), Directive::default(), begin);
             }
-            (_, true, _) => {}
+            (_, Some(_), _) => {}
         }
         Ok(())
     }
@@ -481,18 +483,20 @@ impl WatcherHandle {
     }
 }
 
-/// Whether the account has a mailbox to be watched, now or when its backend is the one that has accepted
-/// it.
-async fn is_live(context: &WatchContext, account: &Account) -> Result<bool, StoreError> {
+/// The account, if it has a mailbox to be watched, now or when its backend is the one that has accepted it.
+async fn live(
+    context: &WatchContext,
+    account: &Account,
+) -> Result<Option<LiveAccount>, StoreError> {
     let (store, alive) = (&context.store, context.alive());
-    let id = context.backends.id_of(account);
-    match (store.live_account(account, alive).await?, id) {
-        (None, _) => Ok(false),
-        (Some(live), Some(id)) if live.elsewhere(&id).is_none() => {
-            Ok(!store.watched(account, &id, alive).await?.is_empty())
-        }
-        (Some(_), _) => Ok(true),
+    let Some(live) = store.live_account(account, alive).await? else { return Ok(None) };
+    if let Some(id) = context.backends.id_of(account)
+        && live.elsewhere(&id).is_none()
+        && store.watched(account, &id, alive).await?.is_empty()
+    {
+        return Ok(None);
     }
+    Ok(Some(live))
 }
 
 /// Records the backends of accounts in rows of versions that did not, and the names of those that had

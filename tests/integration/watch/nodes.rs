@@ -183,3 +183,24 @@ async fn a_registration_at_another_node_is_watched_and_so_is_one_that_was_missed
     })
     .await;
 }
+
+/// It is what this node knows from the database, not what it has tried itself.
+#[tokio::test]
+async fn a_parked_account_of_which_news_comes_is_not_tried_at_once() {
+    limited(async {
+        let backend = backend().await;
+        backend.add_account("bob", b"changed");
+        let world = world(&backend).await;
+        let (others, neighbours) = Others::new(true);
+        let watching = world.watch_beside(neighbours);
+        backend.wait_until(|c| c.idling == 1).await;
+        world.register("bob", &[("INBOX", told(2, 1, 0, 0))]).await;
+        let bob = Account::from_login("bob");
+        world.store.refused(&bob, &world.id(), 2, Some("no"), Timestamp::now()).await.unwrap();
+        others.tell("bob", false).await;
+        watching.until_of("bob", "parked").await;
+        assert_eq!(backend.counters().refused.get("bob"), None);
+        watching.stop().await;
+    })
+    .await;
+}
