@@ -9,9 +9,7 @@ use tokio::time::Instant;
 use super::refusal::{self, AfterRefusal};
 use super::source::imap::login_breaker::{BreakerState, WITHIN};
 use super::status::WatcherState;
-use super::watcher::{
-    Directive, LoginTarget, NextStep, SessionEnd, Watcher, WatcherStart, stopped,
-};
+use super::watcher::{Directive, LoginTarget, NextStep, SessionEnd, Watcher, WatcherStart};
 use crate::imap::login::printable;
 use crate::imap::refusal::Refusal;
 use crate::metrics::Parked;
@@ -513,10 +511,12 @@ impl Watcher {
                     }
                 }
                 () = tokio::time::sleep_until(push_due.unwrap_or(began)), if push_due.is_some() => {
-                    let directive = self.directive.clone();
+                    // Its user may log in, and the supervisor may say stop, before it is this one's turn.
+                    let mut directive = self.directive.clone();
                     let pause = tokio::select! {
+                        biased;
+                        _ = directive.changed() => continue,
                         pause = self.want_login() => pause,
-                        () = stopped(directive) => return None,
                     };
                     push_at = pause.map(|pause| Instant::now() + pause);
                 }

@@ -4,10 +4,11 @@
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
-use mailchime::demo::backend::Backend;
+use mailchime::demo::backend::{Backend, Counters};
 use mailchime::model::{Account, Credentials, SessionEvent, Timestamp};
 use mailchime::watch::WatcherStatus;
 
+use super::dialogues::{IDLE, QUIET, Stage, stop};
 use super::mail::{backend, idling, reconnected, world};
 use crate::support::limited;
 use crate::support::watching::{PASSWORD, Watching, World, told};
@@ -322,6 +323,105 @@ async fn a_device_whose_user_has_no_password_is_asked_to_look_and_once_a_day() {
         // It looks, and logs in.
         watching.logged_in("alice", PASSWORD).await;
         backend.wait_until(|c| c.idling == 1).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// Two of them are to be pushed, and the second finds that the push side takes nothing.
+#[tokio::test]
+async fn a_login_is_heard_while_a_push_that_asks_for_it_waits() {
+    limited(async {
+        let backend = backend().await;
+        let mut world = with_bob(&backend).await;
+        world.queue = 1;
+        world.store.erase_credentials(None).await.unwrap();
+        let watching = world.watch();
+        for user in ["alice", "bob"] {
+            watching.until_of(user, "parked").await;
+        }
+        while world.store.owed_accounts().await.unwrap().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        for user in ["alice", "bob"] {
+            watching.logged_in(user, PASSWORD).await;
+        }
+        backend.wait_until(|c| c.idling == 2).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// What the backend says to one login of alice's with this password.
+fn login(password: &str, answer: &str) -> String {
+    format!(
+        "S: * OK [CAPABILITY IMAP4rev1] hi\nC: m2 LOGIN \"alice\" \"{password}\"\nS: m2 {answer}\n"
+    )
+}
+
+/// Alice's watcher has two passwords of hers, and the one that it used so far is refused.
+async fn with_two_passwords() -> (Stage, Watching) {
+    let stage = Stage::new().await;
+    let watching = stage.world.watch();
+    let mut peer = stage.accept().await;
+    peer.play(IDLE).await;
+    peer.play(QUIET).await;
+    watching.logged_in("alice", "changed").await;
+    is_known(&stage.world, "alice", "changed").await;
+    drop(peer);
+    let mut peer = stage.accept().await;
+    peer.play(&login(PASSWORD, "NO [AUTHENTICATIONFAILED] no")).await;
+    (stage, watching)
+}
+
+#[tokio::test]
+async fn a_refusal_counts_when_the_next_password_fails_for_another_reason() {
+    limited(async {
+        let (stage, watching) = with_two_passwords().await;
+        stage.accept().await.play(&login("changed", "NO [UNAVAILABLE] later")).await;
+        // It is the second refusal, after which nothing more is tried.
+        stage.accept().await.play(&login("changed", "NO [AUTHENTICATIONFAILED] no")).await;
+        watching.until("parked").await;
+        assert!(stage.world.parked("alice").await.is_some());
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_refused_password_is_tried_behind_those_that_were_not() {
+    limited(async {
+        let (stage, watching) = with_two_passwords().await;
+        for _ in 0..2 {
+            stage.accept().await.play(&login("changed", "NO [UNAVAILABLE] later")).await;
+        }
+        let mut peer = stage.accept().await;
+        peer.play(&IDLE.replace(PASSWORD, "changed")).await;
+        peer.play(QUIET).await;
+        assert_eq!(stage.world.parked("alice").await, None);
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn accounts_of_which_one_of_two_passwords_is_refused_are_no_fault_of_the_backend() {
+    patient(async {
+        let (backend, world) = four().await;
+        let watching = world.watch();
+        backend.wait_until(|c| c.idling == 4).await;
+        for user in USERS {
+            backend.set_password(user, b"changed").unwrap();
+            watching.logged_in(user, "changed").await;
+            is_known(&world, user, "changed").await;
+        }
+        // What was accepted at the start says nothing of these any more.
+        later(Duration::from_mins(1)).await;
+        backend.drop_connections();
+        let again = |user: &&str, c: &Counters| c.logins[*user] == 2;
+        backend.wait_until(|c| c.idling == 4 && USERS.iter().all(|user| again(user, c))).await;
+        assert_eq!(refused(&backend), 4);
+        until_all(&watching, "watching").await;
         watching.stop().await;
     })
     .await;
