@@ -25,6 +25,15 @@ pub(super) fn difference(told: &Snapshot, now: &Snapshot) -> Option<ChangeKind> 
     counts_differ.then_some(ChangeKind::Quiet)
 }
 
+/// What the first look at a mailbox says that was registered with an unknown state. Which of its mail came
+/// after the registration is not known. What is unread may have.
+pub(super) fn first_seen(now: &Snapshot) -> ChangeKind {
+    match now.unseen.or(now.messages) {
+        None | Some(0) => ChangeKind::Quiet,
+        Some(_) => ChangeKind::NewMail,
+    }
+}
+
 /// Whether all that has happened is that flags have changed (RFC 7162): it depends on which whether a
 /// device must know. They may have been keywords; or one message was read and another marked unread.
 pub(super) fn only_mod_seq_differs(told: &Snapshot, now: &Snapshot) -> bool {
@@ -145,6 +154,19 @@ mod tests {
             assert!(!only_mod_seq_differs(&before, &now), "{why}");
         }
         assert_eq!(difference(&Snapshot::default(), &told), None, "nothing was told before");
+    }
+
+    #[test]
+    fn of_a_mailbox_registered_with_an_unknown_state_unread_mail_counts_as_new() {
+        let now = state(7, 10, 5, 2);
+        for (now, expected) in [
+            (now, ChangeKind::NewMail),
+            (Snapshot { unseen: Some(0), ..now }, ChangeKind::Quiet),
+            (Snapshot { unseen: None, ..now }, ChangeKind::NewMail),
+            (Snapshot { unseen: None, ..state(7, 1, 0, 0) }, ChangeKind::Quiet),
+        ] {
+            assert_eq!(first_seen(&now), expected, "{now:?}");
+        }
     }
 
     #[test]

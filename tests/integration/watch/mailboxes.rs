@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use mailchime::metrics::Watching as Mode;
+use mailchime::model::Snapshot;
 
-use super::dialogues::{IDLE, Peer, Stage, stop};
+use super::dialogues::{IDLE, Peer, QUIET, Stage, stop};
 use crate::support::limited;
 use crate::support::watching::told;
 
@@ -344,6 +345,25 @@ S: m2 NO [AUTHENTICATIONFAILED] LOGIN failed. (Too many simultaneous connections
         peer.play(IDLE).await;
         assert_eq!(stage.world.parked("alice").await, None);
         stop(watching, peer).await;
+    })
+    .await;
+}
+
+/// Mail may have come between the registration and the first look at the mailbox.
+#[tokio::test]
+async fn unread_mail_of_a_mailbox_registered_with_an_unknown_state_is_new_mail() {
+    limited(async {
+        for (unseen, kind) in [(2, "new mail"), (0, "quiet")] {
+            let stage = Stage::told(Snapshot::default()).await;
+            let mut watching = stage.world.watch();
+            let mut peer = stage.accept().await;
+            peer.play(IDLE).await;
+            peer.play(&QUIET.replace("UNSEEN 2", &format!("UNSEEN {unseen}"))).await;
+            let expected = format!("INBOX: {kind}, next 10 of 5 with {unseen} unseen");
+            watching.expect(&[&expected]).await;
+            watching.expect_nothing();
+            stop(watching, peer).await;
+        }
     })
     .await;
 }

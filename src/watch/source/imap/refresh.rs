@@ -18,7 +18,7 @@ use crate::model::{Change, ChangeKind, Mailbox, Snapshot, Timestamp, WatchEvent}
 use crate::net::backoff::Backoff;
 use crate::watch::WatchContext;
 use crate::watch::snapshot::{
-    difference, looked, merged, only_mod_seq_differs, only_uid_next_grew,
+    difference, first_seen, looked, merged, only_mod_seq_differs, only_uid_next_grew,
 };
 use crate::watch::snapshot::{renumbered, with_new_mail};
 use crate::watch::watcher::{Announcement, SessionEnd, WatchedMailbox, Watcher, in_order};
@@ -468,11 +468,10 @@ impl Watcher {
         if watched.unnumbered {
             watched.known.uid_next = None;
         }
-        // Nothing was known when it was registered: what has come since is not known either.
         let unknown = watched.known == Snapshot::default() && now != Snapshot::default();
         let difference = match shown {
             Some(shown) => shown.then_some(ChangeKind::Quiet),
-            None => difference(&watched.known, &now).or(unknown.then_some(ChangeKind::Quiet)),
+            None => difference(&watched.known, &now).or(unknown.then(|| first_seen(&now))),
         };
         watched.renumbered = new_number;
         watched.unnumbered = new_number.is_some() && (watched.unnumbered || was_new.is_some());
@@ -484,7 +483,7 @@ impl Watcher {
                 target: "mailchime::watch::mailbox_changed",
                 %account, %mailbox, ?kind, "mailbox changed"
             );
-            if kind == ChangeKind::NewMail && announced.is_none() {
+            if kind == ChangeKind::NewMail && announced.is_none() && !unknown {
                 self.missed(session, index, reason);
             }
             let context = Arc::clone(&self.context);
