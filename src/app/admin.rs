@@ -16,7 +16,7 @@ use crate::config;
 use crate::metrics::Metrics;
 use crate::model::{Account, BackendId, Mailbox, Subscription, Timestamp};
 use crate::net::backends::Backends;
-use crate::nodes::{self, Division};
+use crate::nodes::{self, Assignment};
 use crate::push::dispatcher::{self, DispatcherHandle};
 use crate::push::explain::Explanation;
 use crate::push::transport::apns::Outcome;
@@ -46,7 +46,7 @@ pub(super) struct Parts {
     pub(super) store: Store,
     pub(super) backends: Backends,
     pub(super) identities: Identities,
-    pub(super) division: cell::Receiver<Division>,
+    pub(super) assignment: cell::Receiver<Assignment>,
     pub(super) watchers: watch::SupervisorHandle,
     pub(super) pushes: DispatcherHandle,
     pub(super) push: config::Push,
@@ -96,8 +96,8 @@ impl Parts {
             backend(self.backends.clone(), self.capability_size),
             identity(self.identities.clone()),
         ];
-        let (watchers, pushes, division) = (self.watchers.clone(), self.pushes, self.division);
-        let (divided, changed) = (division.clone(), pushes.clone());
+        let (watchers, pushes, assignment) = (self.watchers.clone(), self.pushes, self.assignment);
+        let (assigned, changed) = (assignment.clone(), pushes.clone());
         let on = WhileOn(self.identities.clone());
         let (store, identities, push) = (self.store, self.identities, self.push);
         let backends = self.backends.clone();
@@ -114,7 +114,7 @@ impl Parts {
             parts,
             watchers: on.ask(move |account: Option<Account>| {
                 let account = account.map(&of_watchers);
-                watching(self.watchers.clone(), divided.clone(), account)
+                watching(self.watchers.clone(), assigned.clone(), account)
             }),
             push: on.ask(move |(account, mailbox)| {
                 let account = of_push(account);
@@ -130,7 +130,7 @@ impl Parts {
             }),
             explain: on.ask(move |(account, mailbox)| {
                 let account = of_explain(account);
-                explain(watchers.clone(), pushes.clone(), division.clone(), account, mailbox)
+                explain(watchers.clone(), pushes.clone(), assignment.clone(), account, mailbox)
             }),
         }
     }
@@ -203,19 +203,19 @@ fn identity(identities: Identities) -> Part {
 
 async fn watching(
     inquirer: watch::SupervisorHandle,
-    division: cell::Receiver<Division>,
+    assignment: cell::Receiver<Assignment>,
     account: Option<Account>,
 ) -> Result<Value, String> {
     let watchers = inquirer.watchers(account).await.ok_or(PUSH_OFF)?;
-    let division = division.borrow();
-    let nodes: Vec<_> = division.nodes().collect();
-    Ok(json!({ "node": division.here(), "nodes": nodes, "watchers": watchers }))
+    let assignment = assignment.borrow();
+    let nodes: Vec<_> = assignment.nodes().collect();
+    Ok(json!({ "node": assignment.here(), "nodes": nodes, "watchers": watchers }))
 }
 
 async fn explain(
     watchers: watch::SupervisorHandle,
     pushes: DispatcherHandle,
-    division: cell::Receiver<Division>,
+    assignment: cell::Receiver<Assignment>,
     account: Account,
     mailbox: Option<Mailbox>,
 ) -> Result<Value, String> {
@@ -231,16 +231,16 @@ async fn explain(
     let devices: Vec<Value> = devices.iter().map(device).collect();
     let watcher = watcher.into_iter().next();
     // Nobody watches an account without devices.
-    let owner = |division: &Division| {
-        let owner = division.owner(&account).filter(|_| !devices.is_empty());
+    let owner = |assignment: &Assignment| {
+        let owner = assignment.owner(&account).filter(|_| !devices.is_empty());
         owner.map(str::to_owned)
     };
-    let division = division.borrow();
-    let here = division.here();
+    let assignment = assignment.borrow();
+    let here = assignment.here();
     Ok(json!({
         "account": account.as_str(),
         "node": here,
-        "watched_by": if watcher.is_some() { Some(here.to_owned()) } else { owner(&division) },
+        "watched_by": if watcher.is_some() { Some(here.to_owned()) } else { owner(&assignment) },
         "watcher": watcher,
         "devices": devices,
     }))

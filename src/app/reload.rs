@@ -3,7 +3,7 @@
 //! New sessions go by it; those that are open end as they began. All that can fail comes first, so
 //! that a configuration is taken over as a whole or not at all.
 
-use super::{Listening, Renewal, Running, Socket, StartError, check_record, exposed, server_tls};
+use super::{Listening, Renewal, Server, Socket, StartError, check_record, exposed, server_tls};
 use crate::config::Config;
 use crate::net::backends::Table;
 
@@ -13,7 +13,7 @@ enum Place {
     New(Socket),
 }
 
-impl Running {
+impl Server {
     /// Goes by `config` from now on: listeners, certificates, backends, routes, limits, recording and
     /// the push identities. What is left of it takes effect at the next start, which a log line says.
     /// Watchers whose account has another backend now move there.

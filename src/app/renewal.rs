@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{Running, server_tls};
+use super::{Server, server_tls};
 use crate::config::{self, Config, ProviderFiles};
 use crate::model::Timestamp;
 use crate::net::tls;
@@ -159,7 +159,7 @@ fn end(path: &Path) -> Option<i64> {
     Some(leaf.validity().not_after.timestamp())
 }
 
-impl Running {
+impl Server {
     /// Looks at the files of the certificates, and uses those that were renewed from now on: the ones that
     /// clients are shown in new sessions, those of APNs for new pushes. To be called every [`LOOK`].
     pub fn look_at_certificates(&mut self) {

@@ -102,7 +102,7 @@ struct World {
     backend: Backend,
     apns: Apns,
     pki: Pki,
-    mailchime: app::Running,
+    mailchime: app::Server,
 }
 
 impl World {

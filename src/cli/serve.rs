@@ -77,7 +77,7 @@ async fn serve(
 }
 
 /// Reads the configuration again; if it cannot be used, all stays as it was.
-fn reload(path: &Path, running: &mut app::Running, log: &logging::Level) {
+fn reload(path: &Path, running: &mut app::Server, log: &logging::Level) {
     systemd::reloading();
     let reloaded = Config::load(path).map_err(|error| error.to_string()).and_then(|config| {
         let failed = |error: StartError| format!("{}: {error}", path.display());

@@ -2,19 +2,19 @@
 //! coordinator.
 //!
 //! ```text
-//!   each node ──▶ its row, beating ──▶ all see the same rows ──▶ Division ──▶ watch, push
+//!   each node ──▶ its row, beating ──▶ all see the same rows ──▶ Assignment ──▶ watch, push
 //!   any change of an account ──▶ news for the other nodes ──▶ whoever watches it looks again
 //! ```
 //!
 //! Who has a row takes part. A row goes when its node stops, or when it has not changed for too long
-//! and another node removes it. A node that cannot reach the database keeps the division that it
+//! and another node removes it. A node that cannot reach the database keeps the assignment that it
 //! knows: its mailboxes may be watched twice then, but never by nobody.
 //!
-//! Nothing here knows what is done with the division. A process with a database of its own needs
-//! none of this: it is [alone](Neighbours::none).
+//! Nothing here knows what is done with the assignment. A process with a database of its own needs
+//! none of this: it is [alone](ClusterView::none).
 
-mod division;
-mod looks;
+mod assignment;
+mod failure_detector;
 
 use std::fs;
 use std::sync::Arc;
@@ -24,8 +24,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-pub use self::division::Division;
-use self::looks::Looks;
+pub use self::assignment::Assignment;
+use self::failure_detector::FailureDetector;
 use crate::metrics::Metrics;
 use crate::store::{News, Node, Store, StoreError};
 
@@ -33,15 +33,15 @@ use crate::store::{News, Node, Store, StoreError};
 const LOOKS: u32 = 30;
 
 /// One beat in so many looks.
-const LOOKS_PER_BEAT: u32 = 5;
+const LOOKS_PER_HEARTBEAT: u32 = 5;
 
 /// News that may wait to be looked into; what is more waits in the database.
 const NEWS: usize = 256;
 
 /// What a node sees of the others.
 #[derive(Debug)]
-pub struct Neighbours {
-    pub division: watch::Receiver<Division>,
+pub struct ClusterView {
+    pub assignment: watch::Receiver<Assignment>,
     /// Accounts that other processes have changed.
     pub news: mpsc::Receiver<News>,
 }
@@ -52,13 +52,13 @@ pub struct Membership {
     name: Arc<str>,
     store: Store,
     metrics: Arc<Metrics>,
-    division: watch::Sender<Division>,
+    assignment: watch::Sender<Assignment>,
     news: mpsc::Sender<News>,
     /// Between two looks.
     pause: Duration,
-    looks: Looks,
+    failures: FailureDetector,
     turns: u32,
-    /// As [`Division::joined`].
+    /// As [`Assignment::joined`].
     joined: u64,
     /// Calls that began before this node had its row, and so told it nothing, have ended by then.
     told_from: Option<Instant>,
@@ -87,12 +87,12 @@ pub fn incarnation() -> String {
     format!("{:016x}", rand::random::<u64>())
 }
 
-impl Neighbours {
+impl ClusterView {
     /// Of a process that shares its database with nobody.
     pub fn none(name: &str) -> Self {
-        let (_, division) = watch::channel(Division::alone(name.into()));
+        let (_, assignment) = watch::channel(Assignment::alone(name.into()));
         let (_, news) = mpsc::channel(1);
-        Self { division, news }
+        Self { assignment, news }
     }
 }
 
@@ -104,24 +104,24 @@ impl Membership {
         store: Store,
         takeover: Duration,
         metrics: Arc<Metrics>,
-    ) -> (Self, Neighbours) {
-        let (division, divided) = watch::channel(Division::unknown(Arc::clone(&name)));
+    ) -> (Self, ClusterView) {
+        let (assignment, assigned) = watch::channel(Assignment::unknown(Arc::clone(&name)));
         let (news, told) = mpsc::channel(NEWS);
         let membership = Self {
             name,
             store,
             metrics,
-            division,
+            assignment,
             news,
             pause: takeover / LOOKS,
-            looks: Looks::new(LOOKS),
+            failures: FailureDetector::new(LOOKS),
             turns: 0,
             joined: 0,
             told_from: None,
             displaced: false,
             cut_off: false,
         };
-        (membership, Neighbours { division: divided, news: told })
+        (membership, ClusterView { assignment: assigned, news: told })
     }
 
     /// Takes part until `stop`, then gives up its share, so that others take it over at once.
@@ -148,8 +148,8 @@ impl Membership {
 
     async fn turn(&mut self) -> Result<(), StoreError> {
         self.turns = self.turns.wrapping_add(1);
-        if self.turns.is_multiple_of(LOOKS_PER_BEAT) {
-            self.store.beat(&self.name).await?;
+        if self.turns.is_multiple_of(LOOKS_PER_HEARTBEAT) {
+            self.store.heartbeat(&self.name).await?;
         }
         let mut rows = self.store.nodes().await?;
         // A name that is there at the start is left from an earlier run that was killed.
@@ -171,8 +171,8 @@ impl Membership {
             self.joined += 1;
             self.told_from = None;
         }
-        self.bury(&mut rows).await?;
-        self.divide(&rows);
+        self.evict(&mut rows).await?;
+        self.assign(&rows);
         if !self.displaced && self.news.capacity() > 0 {
             let news = self.store.take_news(&self.name, self.news.capacity()).await;
             // What could not be taken may be gone.
@@ -186,10 +186,10 @@ impl Membership {
     }
 
     /// Removes the nodes that are dead.
-    async fn bury(&mut self, rows: &mut Vec<Node>) -> Result<(), StoreError> {
+    async fn evict(&mut self, rows: &mut Vec<Node>) -> Result<(), StoreError> {
         let others = rows.iter().filter(|row| row.incarnation != self.store.incarnation());
-        for dead in self.looks.look(others) {
-            if self.store.bury(&dead).await? {
+        for dead in self.failures.look(others) {
+            if self.store.evict(&dead).await? {
                 tracing::warn!(
                     target: "mailchime::nodes::node_dead",
                     node = dead.name,
@@ -201,7 +201,7 @@ impl Membership {
         Ok(())
     }
 
-    fn divide(&mut self, rows: &[Node]) {
+    fn assign(&mut self, rows: &[Node]) {
         let own = rows.iter().find(|row| *row.name == *self.name);
         let displaced = own.is_some_and(|row| row.incarnation != self.store.incarnation());
         if displaced && !self.displaced {
@@ -214,18 +214,18 @@ impl Membership {
         }
         self.displaced = displaced;
         let names = rows.iter().map(|row| Arc::from(&*row.name));
-        let division = Division::new(Arc::clone(&self.name), !displaced, names, self.joined);
+        let assignment = Assignment::new(Arc::clone(&self.name), !displaced, names, self.joined);
         self.metrics.nodes.set(i64::try_from(rows.len()).unwrap_or(i64::MAX));
-        self.division.send_if_modified(|before| {
-            let changed = *before != division;
-            if !before.nodes().eq(division.nodes()) {
-                let nodes: Vec<_> = division.nodes().collect();
+        self.assignment.send_if_modified(|before| {
+            let changed = *before != assignment;
+            if !before.nodes().eq(assignment.nodes()) {
+                let nodes: Vec<_> = assignment.nodes().collect();
                 tracing::info!(
                     target: "mailchime::nodes::members_changed",
                     node = %self.name, nodes = nodes.join(" "), "the list of live nodes changed"
                 );
             }
-            *before = division;
+            *before = assignment;
             changed
         });
     }

@@ -24,7 +24,7 @@ use crate::model::{Account, BackendId, Change, Mailbox, Subscription, Timestamp,
 use crate::net::backends::Backends;
 use crate::net::backoff::Backoff;
 use crate::net::counters::Counters;
-use crate::nodes::Division;
+use crate::nodes::Assignment;
 use crate::store::{Alive, Store, StoreError, Target};
 
 /// How long requests that are under way may take to end when the program does, and how long the
@@ -50,7 +50,7 @@ pub struct DispatcherParts {
     /// or lost.
     pub removed: mpsc::Sender<Account>,
     /// Whose marks on disk that a push is owed are this node's matter.
-    pub division: watch::Receiver<Division>,
+    pub assignment: watch::Receiver<Assignment>,
     /// What people ask; see [`DispatcherHandle`].
     pub requests: DispatcherRequests,
     pub metrics: Arc<Metrics>,
@@ -120,7 +120,7 @@ pub async fn run(parts: DispatcherParts, cancel: CancellationToken) {
         identities,
         config,
         removed,
-        mut division,
+        mut assignment,
         mut requests,
         metrics,
         backend_of,
@@ -140,10 +140,10 @@ pub async fn run(parts: DispatcherParts, cancel: CancellationToken) {
     let mut replacements = backends.replacements();
     scheduler.topics(identities.topics(), now(), Timestamp::now());
     let (under_way, busy) = (JoinSet::new(), 0);
-    let shares = division.clone();
+    let shares = assignment.clone();
     let mut jobs =
         Jobs { store, backends, identities, config, removed, shares, metrics, under_way, busy };
-    division.mark_changed();
+    assignment.mark_changed();
     loop {
         while let Some(effect) = scheduler.next(now()) {
             jobs.start(effect);
@@ -171,7 +171,7 @@ pub async fn run(parts: DispatcherParts, cancel: CancellationToken) {
                 // Perhaps to devices of a topic that was not there before.
                 jobs.load();
             }
-            Ok(()) = division.changed() => jobs.load(),
+            Ok(()) = assignment.changed() => jobs.load(),
             Ok(()) = replacements.changed() => {
                 scheduler.backends_are_replaced(|account| jobs.home(account), now());
                 // Perhaps to devices of an account that has its former backend again.
@@ -206,7 +206,7 @@ struct Jobs {
     identities: Identities,
     config: config::Push,
     removed: mpsc::Sender<Account>,
-    shares: watch::Receiver<Division>,
+    shares: watch::Receiver<Assignment>,
     metrics: Arc<Metrics>,
     under_way: JoinSet<Done>,
     /// Those of them that are worth waiting for at the end: pushes and writes.
@@ -326,8 +326,8 @@ impl Jobs {
     fn done(&mut self, done: Result<Done, JoinError>, scheduler: &mut Scheduler) {
         match done {
             Ok(Done::Loaded(mut accounts)) => {
-                let division = self.shares.borrow().clone();
-                accounts.retain(|account| division.is_mine(account));
+                let assignment = self.shares.borrow().clone();
+                accounts.retain(|account| assignment.is_mine(account));
                 if !accounts.is_empty() {
                     info!(
                         target: "mailchime::push::owed_pushes_loaded",

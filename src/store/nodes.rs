@@ -21,7 +21,7 @@ pub struct Node {
     /// Of the process that has the name now.
     pub incarnation: String,
     /// Another number with each sign of life.
-    pub beats: i64,
+    pub heartbeat: i64,
 }
 
 /// An account that another process has changed.
@@ -56,7 +56,7 @@ impl Store {
     }
 
     /// Gives a sign of life, while the name is this process's.
-    pub async fn beat(&self, name: &str) -> Result<(), StoreError> {
+    pub async fn heartbeat(&self, name: &str) -> Result<(), StoreError> {
         self.write(Call::Beat, || async {
             let mut transaction = self.begin().await?;
             sqlx::query("update node set beats = beats + 1 where name = $1 and incarnation = $2")
@@ -76,15 +76,15 @@ impl Store {
 
     /// Removes a node that gives no sign of life, unless it has given one since `last` was read.
     /// Returns whether it was removed.
-    pub async fn bury(&self, last: &Node) -> Result<bool, StoreError> {
-        self.remove_node(&last.name, &last.incarnation, Some(last.beats)).await
+    pub async fn evict(&self, last: &Node) -> Result<bool, StoreError> {
+        self.remove_node(&last.name, &last.incarnation, Some(last.heartbeat)).await
     }
 
     async fn remove_node(
         &self,
         name: &str,
         incarnation: &str,
-        beats: Option<i64>,
+        heartbeat: Option<i64>,
     ) -> Result<bool, StoreError> {
         self.write(Call::Beat, || async {
             let mut transaction = self.begin().await?;
@@ -94,7 +94,7 @@ impl Store {
             )
             .bind(name)
             .bind(incarnation)
-            .bind(beats)
+            .bind(heartbeat)
             .execute_in(&mut transaction)
             .await?;
             // Of all that are gone: news may have been on its way when its node was removed.
@@ -115,7 +115,7 @@ impl Store {
                 Ok(Node {
                     name: row.try_get("name")?,
                     incarnation: row.try_get("incarnation")?,
-                    beats: row.try_get("beats")?,
+                    heartbeat: row.try_get("beats")?,
                 })
             })
             .await

@@ -3,7 +3,7 @@
 //! The task waits for nothing but its channels: what it has to ask the database is asked beside it, and
 //! counts as of when it was asked. A registration that came since goes before it.
 //!
-//! Of several nodes each watches the accounts that the [`Division`] gives it. What a session of this
+//! Of several nodes each watches the accounts that the [`Assignment`] gives it. What a session of this
 //! node tells of an account that another one watches reaches that one through the database.
 
 use std::collections::{HashMap, HashSet};
@@ -20,7 +20,7 @@ use super::WatchContext;
 use super::status::{StatusCell, StatusRequest, SupervisorRequests, WatcherState};
 use super::watcher::{Directive, Watcher, WatcherStart};
 use crate::model::{AcceptedLogin, Account, SessionEvent, Timestamp, WatchEvent};
-use crate::nodes::{Division, Neighbours};
+use crate::nodes::{Assignment, ClusterView};
 use crate::store::{LiveAccount, News, StoreError};
 
 /// Between two comparisons of the table with the store.
@@ -43,8 +43,8 @@ const ADOPTED: usize = 2000;
 #[derive(Debug)]
 struct Supervisor {
     context: Arc<WatchContext>,
-    division: cell::Receiver<Division>,
-    /// As [`Division::joined`], when all was last read again.
+    assignment: cell::Receiver<Assignment>,
+    /// As [`Assignment::joined`], when all was last read again.
     joined: u64,
     /// Counts what was asked of the database and what was learnt from elsewhere, in their order.
     moment: u64,
@@ -79,7 +79,7 @@ struct StoreReply {
 
 #[derive(Debug)]
 enum ReplyKind {
-    /// All accounts with a live device, after those without were removed; as [`Division::joined`] was
+    /// All accounts with a live device, after those without were removed; as [`Assignment::joined`] was
     /// when that began.
     All { joined: u64, accounts: Result<Vec<LiveAccount>, StoreError> },
     /// One account, if it is to be watched; with the news that had it looked up.
@@ -94,14 +94,14 @@ pub async fn run(
     context: Arc<WatchContext>,
     mut sessions: mpsc::Receiver<SessionEvent>,
     mut unwatched: mpsc::Receiver<Account>,
-    neighbours: Neighbours,
+    cluster: ClusterView,
     mut requests: SupervisorRequests,
     stop: CancellationToken,
 ) {
-    let Neighbours { mut division, mut news } = neighbours;
+    let ClusterView { mut assignment, mut news } = cluster;
     let mut supervisor = Supervisor {
         context,
-        division: division.clone(),
+        assignment: assignment.clone(),
         joined: 0,
         moment: 0,
         asked: JoinSet::new(),
@@ -157,7 +157,7 @@ pub async fn run(
                     next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
                 }
             },
-            Ok(()) = division.changed() => next_refresh = Instant::now(),
+            Ok(()) = assignment.changed() => next_refresh = Instant::now(),
             Ok(()) = replacements.changed() => {
                 supervisor.backends_are_replaced();
                 // Backends may have got names.
@@ -204,7 +204,7 @@ impl Supervisor {
     /// Has devices forgotten that have not registered for long, and all accounts with others read.
     fn read_all(&mut self) {
         self.reading = true;
-        let (moment, joined) = (self.now(), self.division.borrow().joined());
+        let (moment, joined) = (self.now(), self.assignment.borrow().joined());
         let context = Arc::clone(&self.context);
         self.asked.spawn(async move {
             let accounts = async {
@@ -289,7 +289,7 @@ impl Supervisor {
 
     /// Whether this node is to watch the account.
     fn is_ours(&self, account: &Account) -> bool {
-        self.division.borrow().is_mine(account) || self.context.credentials.holds(account)
+        self.assignment.borrow().is_mine(account) || self.context.credentials.holds(account)
     }
 
     /// Each watcher sees for itself whether its backend is another one now.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use mailchime::app::{self, Running};
+use mailchime::app::{self, Server};
 use mailchime::config::{self, BackendTls, Config, Trust};
 use mailchime::demo::apns::{Apns, Push};
 use mailchime::demo::phone::{Phone, Registered};
@@ -27,7 +27,7 @@ pub(crate) const POLL: Duration = Duration::from_millis(300);
 
 /// mailchime, and APNs as it sees it.
 pub(crate) struct World {
-    pub(crate) mailchime: Running,
+    pub(crate) mailchime: Server,
     pub(crate) apns: Apns,
     folder: tempfile::TempDir,
 }

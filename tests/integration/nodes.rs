@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mailchime::imap::registration::xapple::{DeviceToken, XAppleRegistration};
 use mailchime::model::{Account, Mailbox, Registration, Snapshot, Timestamp};
-use mailchime::nodes::{Division, Membership, Neighbours};
+use mailchime::nodes::{Assignment, ClusterView, Membership};
 use mailchime::store::{News, Store};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -23,7 +23,7 @@ struct World {
 
 struct Node {
     store: Store,
-    neighbours: Neighbours,
+    cluster: ClusterView,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -40,22 +40,22 @@ impl World {
     async fn node(&self, name: &str, incarnation: &str) -> Node {
         let store = self.store.clone().of_node(incarnation.into());
         let takeover = Duration::from_millis(300);
-        let (membership, neighbours) =
+        let (membership, cluster) =
             Membership::new(name.into(), store.clone(), takeover, Arc::default());
         let stop = CancellationToken::new();
         let task = tokio::spawn(membership.run(stop.clone()));
-        Node { store, neighbours, stop, task }
+        Node { store, cluster, stop, task }
     }
 }
 
 impl Node {
-    /// Waits until the division is such.
-    async fn until(&mut self, reached: impl FnMut(&Division) -> bool) -> Division {
-        self.neighbours.division.wait_for(reached).await.unwrap().clone()
+    /// Waits until the assignment is such.
+    async fn until(&mut self, reached: impl FnMut(&Assignment) -> bool) -> Assignment {
+        self.cluster.assignment.wait_for(reached).await.unwrap().clone()
     }
 
-    async fn sees(&mut self, nodes: &[&str]) -> Division {
-        self.until(|division| division.nodes().eq(nodes.iter().copied())).await
+    async fn sees(&mut self, nodes: &[&str]) -> Assignment {
+        self.until(|assignment| assignment.nodes().eq(nodes.iter().copied())).await
     }
 
     /// As SIGKILL does.
@@ -70,13 +70,13 @@ impl Node {
     }
 }
 
-/// Whose the accounts are, by the division of each node: each must be of one.
-fn shares(divisions: &[&Division]) -> Vec<usize> {
+/// Whose the accounts are, by the assignment of each node: each must be of one.
+fn shares(assignments: &[&Assignment]) -> Vec<usize> {
     let accounts = (0..3000).map(|number| Account::from_login(&format!("user{number}")));
-    let mut shares = vec![0; divisions.len()];
+    let mut shares = vec![0; assignments.len()];
     for account in accounts {
         let owners: Vec<_> =
-            (0..divisions.len()).filter(|at| divisions[*at].is_mine(&account)).collect();
+            (0..assignments.len()).filter(|at| assignments[*at].is_mine(&account)).collect();
         assert_eq!(owners.len(), 1, "{account} is watched by {owners:?}");
         shares[owners[0]] += 1;
     }
@@ -92,8 +92,8 @@ async fn nodes_that_join_or_leave_are_seen_and_the_accounts_are_divided_anew() {
         let mut b = world.node("b", "2").await;
         let mut c = world.node("c", "3").await;
         let all = ["a", "b", "c"];
-        let divisions = [a.sees(&all).await, b.sees(&all).await, c.sees(&all).await];
-        let even = shares(&divisions.each_ref());
+        let assignments = [a.sees(&all).await, b.sees(&all).await, c.sees(&all).await];
+        let even = shares(&assignments.each_ref());
         assert!(even.iter().all(|share| (900..1100).contains(share)), "{even:?}");
 
         // Killed: it takes a while. Stopped: its row goes with it.
@@ -111,14 +111,14 @@ async fn a_name_that_two_have_is_of_the_later_until_that_one_dies() {
     limited(async {
         let world = World::new().await;
         let mut earlier = world.node("a", "1").await;
-        earlier.until(|division| division.is_mine(&Account::from_login("alice"))).await;
+        earlier.until(|assignment| assignment.is_mine(&Account::from_login("alice"))).await;
         let mut later = world.node("a", "2").await;
         let alice = Account::from_login("alice");
-        later.until(|division| division.is_mine(&alice)).await;
-        let displaced = earlier.until(|division| !division.is_mine(&alice)).await;
+        later.until(|assignment| assignment.is_mine(&alice)).await;
+        let displaced = earlier.until(|assignment| !assignment.is_mine(&alice)).await;
         assert_eq!(displaced.owner(&alice), Some("a"));
         later.kill().await;
-        earlier.until(|division| division.is_mine(&alice)).await;
+        earlier.until(|assignment| assignment.is_mine(&alice)).await;
     })
     .await;
 }
@@ -131,10 +131,10 @@ async fn a_node_taken_for_dead_comes_back_and_reads_everything_again() {
         let before = a.sees(&["a"]).await.joined();
         // As another node does that has not seen it beat for long.
         a.store.leave("a").await.unwrap();
-        let back = a.until(|division| division.joined() > before).await;
+        let back = a.until(|assignment| assignment.joined() > before).await;
         assert!(back.is_mine(&Account::from_login("alice")), "it has watched all the while");
         // And again when whatever began while it was away has ended.
-        a.until(|division| division.joined() > back.joined()).await;
+        a.until(|assignment| assignment.joined() > back.joined()).await;
     })
     .await;
 }
@@ -164,7 +164,7 @@ async fn a_change_by_another_session_is_announced() {
         }
         let mut told = BTreeSet::new();
         while told != users {
-            let News { account, login } = a.neighbours.news.recv().await.unwrap();
+            let News { account, login } = a.cluster.news.recv().await.unwrap();
             assert!(login);
             told.insert(account);
         }

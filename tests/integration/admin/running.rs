@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mailchime::app::{self, Running};
+use mailchime::app::{self, Server};
 use mailchime::config::{self, BackendTls, Config};
 use mailchime::demo::apns::Apns;
 use mailchime::demo::backend::Backend;
@@ -25,7 +25,7 @@ struct World {
     pki: Pki,
     backend: Backend,
     apns: Apns,
-    mailchime: Running,
+    mailchime: Server,
     admin: SocketAddr,
 }
 

@@ -16,7 +16,7 @@ use mailchime::model::{
 };
 use mailchime::net::counters::Counters;
 use mailchime::net::resolve::NameResolver;
-use mailchime::nodes::Neighbours;
+use mailchime::nodes::ClusterView;
 use mailchime::push::dispatcher::{self, DispatcherParts};
 use mailchime::push::transport::apns::identities::Identities;
 use mailchime::store::Store;
@@ -112,7 +112,7 @@ impl Site {
             identities: Identities::load(&[apns], None, &NameResolver::default()).unwrap(),
             config: self.config.clone(),
             removed,
-            division: Neighbours::none("here").division,
+            assignment: ClusterView::none("here").assignment,
             requests: dispatcher::channel().1,
             metrics: Arc::default(),
             backend_of: dispatcher::BackendOf::new(|_| "backend".into()),

@@ -121,7 +121,7 @@ async fn a_watcher_lets_others_have_their_turn_whatever_its_backend_tells() {
 }
 
 /// mailchime in this thread, in front of `backend`; what trusts it.
-async fn in_this_thread(backend: &TcpListener) -> (tempfile::TempDir, app::Running, TlsConnector) {
+async fn in_this_thread(backend: &TcpListener) -> (tempfile::TempDir, app::Server, TlsConnector) {
     let folder = tempfile::tempdir().unwrap();
     let pki = Pki::generate(None).unwrap();
     pki.write_to(folder.path()).unwrap();

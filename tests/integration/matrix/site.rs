@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mailchime::app::{self, Running};
+use mailchime::app;
 use mailchime::config::{self, BackendTls, Config, Trust};
 use mailchime::demo::apns::Apns;
 use tokio::net::TcpListener;
@@ -42,7 +42,7 @@ pub(super) enum Behind {
 
 /// mailchime, and APNs as it sees it.
 pub(super) struct Mailchime {
-    running: Running,
+    running: app::Server,
     pub(super) apns: Apns,
     /// Holds its files.
     _folder: tempfile::TempDir,

@@ -11,7 +11,7 @@ use mailchime::model::{
     WatchEvent,
 };
 use mailchime::net::resolve::NameResolver;
-use mailchime::nodes::Neighbours;
+use mailchime::nodes::ClusterView;
 use mailchime::push::dispatcher::{self, DispatcherHandle, DispatcherParts};
 use mailchime::push::transport::apns::identities::Identities;
 use mailchime::push::transport::apns::payload::mailbox_hash;
@@ -101,7 +101,7 @@ impl Running {
             identities,
             config: config::Push { min_interval: Duration::ZERO, ..config },
             removed: hints,
-            division: Neighbours::none("here").division,
+            assignment: ClusterView::none("here").assignment,
             requests: inquiries,
             metrics: Arc::default(),
             backend_of: dispatcher::BackendOf::new(|_| "backend".into()),

@@ -17,7 +17,7 @@ async fn node(store: &Store, name: &str, incarnation: &str) -> Store {
 
 /// The rows, as `name incarnation beats`.
 async fn rows(store: &Store) -> Vec<String> {
-    let shown = |node: Node| format!("{} {} {}", node.name, node.incarnation, node.beats);
+    let shown = |node: Node| format!("{} {} {}", node.name, node.incarnation, node.heartbeat);
     store.nodes().await.unwrap().into_iter().map(shown).collect()
 }
 
@@ -35,18 +35,18 @@ pub(super) async fn a_node_comes_and_goes(store: Store) {
     assert_eq!(rows(&store).await, [""; 0]);
     let b = node(&store, "b", "1").await;
     let a = node(&store, "a", "2").await;
-    b.beat("b").await.unwrap();
-    b.beat("b").await.unwrap();
+    b.heartbeat("b").await.unwrap();
+    b.heartbeat("b").await.unwrap();
     assert_eq!(rows(&store).await, ["a 2 0", "b 1 2"]);
 
     // Who has given a sign of life since is not removed.
     let [_, last] = &store.nodes().await.unwrap()[..] else { panic!("two") };
-    b.beat("b").await.unwrap();
-    assert!(!a.bury(last).await.unwrap());
+    b.heartbeat("b").await.unwrap();
+    assert!(!a.evict(last).await.unwrap());
     let [_, last] = &store.nodes().await.unwrap()[..] else { panic!("two") };
-    assert!(a.bury(last).await.unwrap());
-    assert!(!a.bury(last).await.unwrap(), "it is gone already");
-    b.beat("b").await.unwrap();
+    assert!(a.evict(last).await.unwrap());
+    assert!(!a.evict(last).await.unwrap(), "it is gone already");
+    b.heartbeat("b").await.unwrap();
     assert_eq!(rows(&store).await, ["a 2 0"], "a beat brings nobody back");
     a.leave("a").await.unwrap();
     assert_eq!(rows(&store).await, [""; 0]);
@@ -54,12 +54,12 @@ pub(super) async fn a_node_comes_and_goes(store: Store) {
 
 pub(super) async fn a_name_is_taken_over(store: Store) {
     let earlier = node(&store, "a", "1").await;
-    earlier.beat("a").await.unwrap();
+    earlier.heartbeat("a").await.unwrap();
     let later = node(&store, "a", "2").await;
-    earlier.beat("a").await.unwrap();
+    earlier.heartbeat("a").await.unwrap();
     assert_eq!(rows(&store).await, ["a 2 0"]);
     earlier.leave("a").await.unwrap();
-    later.beat("a").await.unwrap();
+    later.heartbeat("a").await.unwrap();
     assert_eq!(rows(&store).await, ["a 2 1"]);
     // What one process of the name writes is news to the other.
     register(&earlier, device(&alice(), 'a'), &["INBOX"], 5, 100).await;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mailchime::app::{self, Running};
+use mailchime::app::{self, Server};
 use mailchime::config::{self, BackendTls, Config};
 use mailchime::demo::backend::Backend;
 use mailchime::demo::pki::Pki;
@@ -23,7 +23,7 @@ pub(crate) struct World {
     folder: TempDir,
     pub(crate) pki: Pki,
     pub(crate) config: Config,
-    pub(crate) mailchime: Running,
+    pub(crate) mailchime: Server,
 }
 
 /// A client, or a backend that the test plays.

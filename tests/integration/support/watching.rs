@@ -14,7 +14,7 @@ use mailchime::model::{
 };
 use mailchime::net::backends::{Backends, Table};
 use mailchime::net::resolve::NameResolver;
-use mailchime::nodes::Neighbours;
+use mailchime::nodes::ClusterView;
 use mailchime::store::{CredentialSource, Registrant, Sealed, Store, Vault};
 use mailchime::watch;
 use tempfile::TempDir;
@@ -60,7 +60,7 @@ pub(crate) struct World {
     pub(crate) queue: usize,
 }
 
-/// A running [`watch::run`], and the hands of its neighbours.
+/// A running [`watch::run`], and the hands of its cluster.
 pub(crate) struct Watching {
     pub(crate) backends: Backends,
     pub(crate) metrics: Arc<Metrics>,
@@ -168,11 +168,11 @@ impl World {
 
     /// Starts the program's watching part.
     pub(crate) fn watch(&self) -> Watching {
-        self.watch_beside(Neighbours::none("here"))
+        self.watch_beside(ClusterView::none("here"))
     }
 
     /// The same, as one of several nodes.
-    pub(crate) fn watch_beside(&self, neighbours: Neighbours) -> Watching {
+    pub(crate) fn watch_beside(&self, cluster: ClusterView) -> Watching {
         let config = self.config();
         let (sender, events) = mpsc::channel(self.queue);
         let backends =
@@ -191,7 +191,7 @@ impl World {
             context,
             session_events,
             unwatched_accounts,
-            neighbours,
+            cluster,
             inquiries,
             stop.clone(),
         ));

@@ -1,7 +1,7 @@
 //! One of several nodes: which accounts it watches, and what it hears of the others.
 
 use mailchime::model::{Account, Timestamp};
-use mailchime::nodes::{Division, Neighbours};
+use mailchime::nodes::{Assignment, ClusterView};
 use mailchime::store::{News, Registrant, Sealed};
 use tokio::sync::{mpsc, watch};
 
@@ -13,25 +13,25 @@ const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
 /// The hands of the nodes beside it.
 struct Others {
-    division: watch::Sender<Division>,
+    assignment: watch::Sender<Assignment>,
     news: mpsc::Sender<News>,
 }
 
 /// Everything is this node's, or nothing is.
-fn division(all: bool, joined: u64) -> Division {
+fn assignment(all: bool, joined: u64) -> Assignment {
     let owner = if all { "here" } else { "elsewhere" };
-    Division::new("here".into(), true, [owner.into()], joined)
+    Assignment::new("here".into(), true, [owner.into()], joined)
 }
 
 impl Others {
-    fn new(all: bool) -> (Self, Neighbours) {
-        let (division, divided) = watch::channel(division(all, 1));
+    fn new(all: bool) -> (Self, ClusterView) {
+        let (assignment, divided) = watch::channel(assignment(all, 1));
         let (news, told) = mpsc::channel(10);
-        (Self { division, news }, Neighbours { division: divided, news: told })
+        (Self { assignment, news }, ClusterView { assignment: divided, news: told })
     }
 
     fn divide(&self, all: bool, joined: u64) {
-        self.division.send_replace(division(all, joined));
+        self.assignment.send_replace(assignment(all, joined));
     }
 
     async fn tell(&self, user: &str, login: bool) {
@@ -53,8 +53,8 @@ async fn an_account_is_watched_while_it_is_this_nodes() {
     limited(async {
         let backend = backend().await;
         let world = world(&backend).await;
-        let (others, neighbours) = Others::new(false);
-        let watching = world.watch_beside(neighbours);
+        let (others, cluster) = Others::new(false);
+        let watching = world.watch_beside(cluster);
         // Whose sessions are here does not matter, nor news of what others watch.
         watching.registered("alice").await;
         watching.logged_in("alice", PASSWORD).await;
@@ -80,8 +80,8 @@ async fn a_login_at_this_node_reaches_the_one_that_watches() {
         let alice = Account::from_login("alice");
         let other = world.store.clone().of_node("2".into());
         other.join("elsewhere").await.unwrap();
-        let (_others, neighbours) = Others::new(false);
-        let watching = world.watch_beside(neighbours);
+        let (_others, cluster) = Others::new(false);
+        let watching = world.watch_beside(cluster);
 
         // The same password again is no news, and nobody is kept who is not registered.
         watching.logged_in("alice", PASSWORD).await;
@@ -110,8 +110,8 @@ async fn a_login_at_another_node_ends_the_parking_and_nothing_else_does() {
         backend.add_account("bob", PASSWORD.as_bytes());
         let world = world(&backend).await;
         backend.set_password("alice", b"changed").unwrap();
-        let (others, neighbours) = Others::new(true);
-        let watching = world.watch_beside(neighbours);
+        let (others, cluster) = Others::new(true);
+        let watching = world.watch_beside(cluster);
         world.until_parked("alice", true).await;
 
         // Another device of hers has gone, say. Bob is new, and heard of after that.
@@ -144,8 +144,8 @@ async fn the_push_side_gets_word_of_what_registers_or_goes_at_another_node() {
     limited(async {
         let backend = backend().await;
         let world = world(&backend).await;
-        let (others, neighbours) = Others::new(true);
-        let mut watching = world.watch_beside(neighbours);
+        let (others, cluster) = Others::new(true);
+        let mut watching = world.watch_beside(cluster);
         backend.wait_until(|c| c.idling == 1).await;
         others.tell("alice", true).await;
         assert_eq!(watching.word_of_devices().await, Account::from_login("alice"));
@@ -162,8 +162,8 @@ async fn a_registration_at_another_node_is_watched_and_so_is_one_that_was_missed
     limited(async {
         let backend = backend().await;
         let world = world(&backend).await;
-        let (others, neighbours) = Others::new(true);
-        let mut watching = world.watch_beside(neighbours);
+        let (others, cluster) = Others::new(true);
+        let mut watching = world.watch_beside(cluster);
         backend.wait_until(|c| c.idling == 1).await;
         for (mailbox, joined) in [("Notes", None), ("Sent", Some(2))] {
             backend.create_mailbox("alice", mailbox).unwrap();

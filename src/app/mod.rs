@@ -5,11 +5,11 @@
 //!                   │                      ▲ ▲ └── reads ──┐      │ └─ Account without devices ─┐
 //!                   └──────── store ◀──────┼─┼─────────────┴──────┘                             │
 //!                               ▲          │ └──────────────────────────────────────────────────┘
-//!                               └─ nodes ──┴── Division (to push, too), News
+//!                               └─ nodes ──┴── Assignment (to push, too), News
 //! ```
 //!
-//! [`start`] builds everything from a checked configuration and runs it; [`Running::reload`] makes it
-//! go by another; [`Running::stop`] ends it in the order in which bytes flow, so that what is under
+//! [`start`] builds everything from a checked configuration and runs it; [`Server::reload`] makes it
+//! go by another; [`Server::stop`] ends it in the order in which bytes flow, so that what is under
 //! way arrives.
 
 mod admin;
@@ -43,7 +43,7 @@ use crate::net::backends::{Backends, Table};
 use crate::net::counters::Counters;
 use crate::net::resolve::NameResolver;
 use crate::net::{listen, tls};
-use crate::nodes::{self, Membership, Neighbours};
+use crate::nodes::{self, ClusterView, Membership};
 use crate::proxy;
 use crate::push::dispatcher::{self, DispatcherHandle};
 use crate::push::transport::apns::certificate_watch;
@@ -76,7 +76,7 @@ const CLOSING: Duration = Duration::from_secs(2);
 
 /// The program at work.
 #[derive(Debug)]
-pub struct Running {
+pub struct Server {
     /// Where clients connect, in the order of the configuration.
     pub addresses: Vec<SocketAddr>,
     /// The port where it tells of itself, if there is one.
@@ -101,14 +101,14 @@ pub struct Running {
     serving: Vec<JoinHandle<()>>,
     watching: JoinHandle<()>,
     pushing: JoinHandle<()>,
-    /// Takes part in the division among the nodes, if there may be others.
-    dividing: Option<JoinHandle<()>>,
-    telling: Option<JoinHandle<()>>,
+    /// Takes part in the assignment among the nodes, if there may be others.
+    membership_task: Option<JoinHandle<()>>,
+    admin_task: Option<JoinHandle<()>>,
     stop_serving: CancellationToken,
     stop_watching: CancellationToken,
     stop_pushing: CancellationToken,
-    stop_dividing: CancellationToken,
-    stop_telling: CancellationToken,
+    stop_membership: CancellationToken,
+    stop_admin: CancellationToken,
 }
 
 /// A listener at work. It is closed when this is dropped; its sessions go on.
@@ -175,7 +175,7 @@ impl StartError {
 ///
 /// # Errors
 /// Nothing is left running when this fails.
-pub async fn start(config: &Config) -> Result<Running, StartError> {
+pub async fn start(config: &Config) -> Result<Server, StartError> {
     start_with(config, Vec::new()).await
 }
 
@@ -184,7 +184,7 @@ pub async fn start(config: &Config) -> Result<Running, StartError> {
 pub async fn start_with(
     config: &Config,
     inherited: Vec<std::net::TcpListener>,
-) -> Result<Running, StartError> {
+) -> Result<Server, StartError> {
     for warning in &config.warnings {
         tracing::warn!(target: "mailchime::config::warning", "{warning}");
     }
@@ -236,7 +236,7 @@ pub async fn start_with(
     );
 
     let (sessions, mut session_events) = mpsc::channel(QUEUE);
-    let [stop_serving, stop_watching, stop_pushing, stop_dividing] =
+    let [stop_serving, stop_watching, stop_pushing, stop_membership] =
         [(); 4].map(|()| CancellationToken::new());
     let offered = push_offer(identities.offers(Timestamp::now()), &config.push);
     let (offer, offered) = tokio::sync::watch::channel(offered);
@@ -250,22 +250,22 @@ pub async fn start_with(
     metrics.watch_channel(Queue::SessionEvents, &sessions);
     let counters = backends.counters();
     metrics.watch_limits(move || counters.all().map(|(key, counter)| (key, counter.hits())).into());
-    let (mut dividing, mut neighbours) = (None, Neighbours::none(&node));
+    let (mut membership_task, mut cluster) = (None, ClusterView::none(&node));
     metrics.nodes.set(1);
     if store.is_shared() {
         let (name, takeover) = (node.into(), config.node.takeover);
         let membership;
-        (membership, neighbours) =
+        (membership, cluster) =
             Membership::new(name, store.clone(), takeover, Arc::clone(&metrics));
-        let (first, stop) = (identities.clone(), stop_dividing.clone());
-        dividing = Some(tokio::spawn(async move {
+        let (first, stop) = (identities.clone(), stop_membership.clone());
+        membership_task = Some(tokio::spawn(async move {
             // A node that watches nobody must not have a share.
             if stop.run_until_cancelled(first.first()).await.is_some() {
                 membership.run(stop).await;
             }
         }));
     }
-    let division = neighbours.division.clone();
+    let assignment = cluster.assignment.clone();
     let (changes, change_events) = mpsc::channel(QUEUE);
     let (removed, unwatched) = mpsc::channel(QUEUE);
     let of_accounts = backends.clone();
@@ -276,7 +276,7 @@ pub async fn start_with(
         identities: identities.clone(),
         config: config.push.clone(),
         removed,
-        division: division.clone(),
+        assignment: assignment.clone(),
         requests: inquiries,
         metrics: Arc::clone(&metrics),
         // Names that are ambiguous have no backend, and no watcher either.
@@ -310,7 +310,7 @@ pub async fn start_with(
             () = forget(&mut session_events) => return,
             () = stop.cancelled() => return,
         }
-        watch::run(context, session_events, unwatched, neighbours, watch_inquiries, stop).await;
+        watch::run(context, session_events, unwatched, cluster, watch_inquiries, stop).await;
     });
     let context = proxy::SessionContext::new(
         backends.clone(),
@@ -329,25 +329,25 @@ pub async fn start_with(
         Listening::start(socket, how.clone(), current.clone(), stop_serving.clone())
     });
     let listening: Vec<_> = listening.collect();
-    let stop_telling = CancellationToken::new();
+    let stop_admin = CancellationToken::new();
     let admin = admin_socket.as_ref().and_then(admin::Socket::address);
-    let telling = admin_socket.map(|socket| {
+    let admin_task = admin_socket.map(|socket| {
         let parts = admin::Parts {
             registry,
             metrics: Arc::clone(&metrics),
             store: store.clone(),
             backends: backends.clone(),
             identities: identities.clone(),
-            division,
+            assignment,
             watchers,
             pushes: inquirer.clone(),
             push: config.push.clone(),
             capability_size: config.limits.capability_size,
             stopping: stop_serving.clone(),
         };
-        socket.serve(parts, stop_telling.clone())
+        socket.serve(parts, stop_admin.clone())
     });
-    let mut running = Running {
+    let mut running = Server {
         admin,
         addresses: listening.iter().map(|listening| listening.address).collect(),
         store,
@@ -370,13 +370,13 @@ pub async fn start_with(
         ],
         watching,
         pushing,
-        dividing,
-        telling,
+        membership_task,
+        admin_task,
         stop_serving,
         stop_watching,
         stop_pushing,
-        stop_dividing,
-        stop_telling,
+        stop_membership,
+        stop_admin,
     };
     running.tell_of_certificates();
     Ok(running)
@@ -414,7 +414,7 @@ fn check_record(config: &Config) -> Result<(), StartError> {
     })
 }
 
-impl Running {
+impl Server {
     /// How often each limit was hit.
     pub fn counters(&self) -> Arc<Counters> {
         self.backends.counters()
@@ -436,14 +436,14 @@ impl Running {
         self.stop_pushing.cancel();
         ended("pushing", self.pushing, GRACE).await;
         // When all that others need of it is on disk.
-        self.stop_dividing.cancel();
-        if let Some(task) = self.dividing {
-            ended("dividing", task, GRACE).await;
+        self.stop_membership.cancel();
+        if let Some(task) = self.membership_task {
+            ended("membership_task", task, GRACE).await;
         }
         // Last, so that how it goes can be seen.
-        self.stop_telling.cancel();
-        if let Some(task) = self.telling {
-            ended("telling of itself", task, GRACE).await;
+        self.stop_admin.cancel();
+        if let Some(task) = self.admin_task {
+            ended("admin_task of itself", task, GRACE).await;
         }
         if tokio::time::timeout(CLOSING, self.store.close()).await.is_err() {
             tracing::warn!(

@@ -1,6 +1,6 @@
 //! Who watches what: rendezvous hashing (highest random weight) over the names of the nodes.
 //!
-//! Pure. Whoever knows the same names comes to the same division, in every build and on every
+//! Pure. Whoever knows the same names comes to the same assignment, in every build and on every
 //! machine: the hash is FNV-1a of 64 bits, finished with the mixer of SplitMix64. Where a node comes
 //! or goes, only what it watches changes hands.
 
@@ -10,7 +10,7 @@ use crate::model::Account;
 
 /// How the accounts are divided among the nodes, as one of them sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Division {
+pub struct Assignment {
     here: Arc<str>,
     takes_part: bool,
     /// By name, each with the hash of it.
@@ -18,7 +18,7 @@ pub struct Division {
     joined: u64,
 }
 
-impl Division {
+impl Assignment {
     /// Of a node that shares its database with no other: everything is its own.
     pub fn alone(here: Arc<str>) -> Self {
         Self::new(Arc::clone(&here), true, [here], 1)
@@ -30,7 +30,7 @@ impl Division {
     }
 
     /// Of the node `here` among `nodes`, unless another process has its name and so `takes_part` in
-    /// its place. `joined` is told by [`Division::joined`].
+    /// its place. `joined` is told by [`Assignment::joined`].
     pub fn new(
         here: Arc<str>,
         takes_part: bool,
@@ -94,8 +94,8 @@ mod tests {
 
     const ACCOUNTS: usize = 100_000;
 
-    fn division(here: &str, nodes: &[&str]) -> Division {
-        Division::new(here.into(), true, nodes.iter().map(|name| Arc::from(*name)), 1)
+    fn assignment(here: &str, nodes: &[&str]) -> Assignment {
+        Assignment::new(here.into(), true, nodes.iter().map(|name| Arc::from(*name)), 1)
     }
 
     fn accounts() -> impl Iterator<Item = Account> {
@@ -110,10 +110,10 @@ mod tests {
             &["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"],
             &["n0", "n1", "n2", "n3", "n4", "n5", "n6", "n7", "n8", "n9"],
         ] {
-            let division = division(names[0], names);
+            let assignment = assignment(names[0], names);
             let mut shares: BTreeMap<_, usize> = BTreeMap::new();
             for account in accounts() {
-                *shares.entry(division.owner(&account).unwrap().to_owned()).or_insert(0) += 1;
+                *shares.entry(assignment.owner(&account).unwrap().to_owned()).or_insert(0) += 1;
             }
             let fair = ACCOUNTS / names.len();
             assert_eq!(shares.len(), names.len());
@@ -125,8 +125,8 @@ mod tests {
 
     #[test]
     fn a_node_that_joins_or_leaves_moves_only_its_own_share() {
-        let three = division("a", &["a", "b", "c"]);
-        let four = division("a", &["a", "b", "c", "d"]);
+        let three = assignment("a", &["a", "b", "c"]);
+        let four = assignment("a", &["a", "b", "c", "d"]);
         let mut moved = 0;
         for account in accounts() {
             let (before, after) = (three.owner(&account), four.owner(&account));
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn each_account_is_of_exactly_one_node() {
         let names = ["a", "b", "c"];
-        let views = names.map(|here| division(here, &names));
+        let views = names.map(|here| assignment(here, &names));
         for account in accounts().take(1000) {
             assert_eq!(views.iter().filter(|view| view.is_mine(&account)).count(), 1, "{account}");
         }
@@ -150,10 +150,10 @@ mod tests {
     /// Nodes of different versions share a database while they are updated one by one.
     #[test]
     fn the_division_is_the_same_in_every_version() {
-        let division = division("a", &["a", "b", "c"]);
+        let assignment = assignment("a", &["a", "b", "c"]);
         let owners: Vec<_> =
             ["alice@example.org", "bob@example.org", "carol", "Dan", "eve", "Ünal"]
-                .map(|login| division.owner(&Account::from_login(login)).unwrap().to_owned())
+                .map(|login| assignment.owner(&Account::from_login(login)).unwrap().to_owned())
                 .into();
         assert_eq!(owners.join(" "), "a a c a a b");
         // The mixed values of the published vectors for "" and "a".
@@ -163,10 +163,10 @@ mod tests {
     #[test]
     fn an_account_that_is_unknown_or_displaced_has_nothing() {
         let alice = Account::from_login("alice");
-        let unknown = Division::unknown("a".into());
+        let unknown = Assignment::unknown("a".into());
         assert_eq!((unknown.owner(&alice), unknown.is_mine(&alice)), (None, false));
-        let displaced = Division::new("a".into(), false, ["a".into()], 1);
+        let displaced = Assignment::new("a".into(), false, ["a".into()], 1);
         assert_eq!((displaced.owner(&alice), displaced.is_mine(&alice)), (Some("a"), false));
-        assert!(Division::alone("a".into()).is_mine(&alice));
+        assert!(Assignment::alone("a".into()).is_mine(&alice));
     }
 }

@@ -9,14 +9,14 @@ use crate::store::Node;
 
 /// What was seen of the other nodes.
 #[derive(Debug)]
-pub(super) struct Looks {
+pub(super) struct FailureDetector {
     /// So many looks at an unchanged row are too many.
     patience: u32,
     /// By name: the row as it was, and how often it has been seen so.
     seen: HashMap<String, (Node, u32)>,
 }
 
-impl Looks {
+impl FailureDetector {
     pub(super) fn new(patience: u32) -> Self {
         Self { patience, seen: HashMap::new() }
     }
@@ -44,31 +44,34 @@ impl Looks {
 mod tests {
     use super::*;
 
-    fn node(name: &str, incarnation: &str, beats: i64) -> Node {
-        Node { name: name.into(), incarnation: incarnation.into(), beats }
+    fn node(name: &str, incarnation: &str, heartbeat: i64) -> Node {
+        Node { name: name.into(), incarnation: incarnation.into(), heartbeat }
     }
 
     #[test]
     fn a_node_without_a_change_for_so_many_heartbeats_is_dead() {
-        let mut looks = Looks::new(3);
-        for beats in 0..10 {
-            assert_eq!(looks.look(&[node("a", "1", beats), node("b", "1", beats / 3)]), []);
+        let mut detector = FailureDetector::new(3);
+        for heartbeat in 0..10 {
+            assert_eq!(
+                detector.look(&[node("a", "1", heartbeat), node("b", "1", heartbeat / 3)]),
+                []
+            );
         }
         // Both have been seen as they are once.
         let rows = [node("a", "1", 9), node("b", "1", 3)];
-        assert_eq!((looks.look(&rows), looks.look(&rows)), (vec![], vec![]));
-        assert_eq!(looks.look(&rows), rows);
+        assert_eq!((detector.look(&rows), detector.look(&rows)), (vec![], vec![]));
+        assert_eq!(detector.look(&rows), rows);
     }
 
     #[test]
     fn another_process_of_the_name_or_one_that_comes_back_begins_anew() {
-        let mut looks = Looks::new(2);
+        let mut detector = FailureDetector::new(2);
         let row = [node("a", "1", 0)];
-        assert_eq!((looks.look(&row), looks.look(&row)), (vec![], vec![]));
-        assert_eq!(looks.look(&[node("a", "2", 0)]), []);
-        assert_eq!((looks.look(&row), looks.look(&row)), (vec![], vec![]));
-        assert_eq!(looks.look(&[]), []);
-        assert_eq!((looks.look(&row), looks.look(&row)), (vec![], vec![]));
-        assert_eq!(looks.look(&row), row);
+        assert_eq!((detector.look(&row), detector.look(&row)), (vec![], vec![]));
+        assert_eq!(detector.look(&[node("a", "2", 0)]), []);
+        assert_eq!((detector.look(&row), detector.look(&row)), (vec![], vec![]));
+        assert_eq!(detector.look(&[]), []);
+        assert_eq!((detector.look(&row), detector.look(&row)), (vec![], vec![]));
+        assert_eq!(detector.look(&row), row);
     }
 }
