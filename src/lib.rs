@@ -13,6 +13,7 @@ pub mod net;
 pub mod nodes;
 pub mod proxy;
 pub mod push;
+pub mod record;
 mod secret_file;
 pub mod store;
 pub mod watch;

@@ -9,7 +9,7 @@ use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::demo::dialogue::Dialogue;
 use mailchime::imap::contract::{Action};
 use mailchime::imap::session::Session;
-use mailchime::proxy::record::fuzzing::{Said, Transcript};
+use mailchime::record::fuzzing::{Said, Transcript};
 use mailchime_fuzz::drive::{Happened, play};
 use mailchime_fuzz::oracle::contains;
 use mailchime_fuzz::script::{Cut, Script, Side};

@@ -48,6 +48,7 @@ use crate::proxy;
 use crate::push::dispatcher::{self, DispatcherHandle};
 use crate::push::transport::apns::certificate_watch;
 use crate::push::transport::apns::identities::{Identities, Offer};
+use crate::record;
 use crate::store::{self, CredentialSource, Shares, Store, StoreError};
 use crate::watch;
 
@@ -320,7 +321,9 @@ pub async fn start_with(
         server_tls,
         config,
     );
-    let current = proxy::CurrentContext::new(context.counting(Arc::clone(&metrics)));
+    let current = proxy::CurrentContext::new(
+        context.counting(Arc::clone(&metrics)).tapped(config.record.as_ref().map(record::taps)),
+    );
     let probing = probe(backends.clone(), config.limits.capability_size, stop_serving.clone());
     let tidying = tidy(credentials, stop_serving.clone());
     let guarding = guard(store.clone(), stop_serving.clone());
@@ -407,9 +410,9 @@ fn exposed(config: &Config) -> i64 {
 
 /// Whether sessions can be recorded, if they are to be.
 fn check_record(config: &Config) -> Result<(), StartError> {
-    let Some(record) = &config.record else { return Ok(()) };
-    proxy::record::check(record).map_err(|error| {
-        let folder = record.folder.display();
+    let Some(config) = &config.record else { return Ok(()) };
+    record::check(config).map_err(|error| {
+        let folder = config.folder.display();
         StartError::key("[record] folder", format!("{folder}: cannot be written: {error}"))
     })
 }

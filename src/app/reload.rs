@@ -6,6 +6,7 @@
 use super::{Listening, Renewal, Server, Socket, StartError, check_record, exposed, server_tls};
 use crate::config::Config;
 use crate::net::backends::Table;
+use crate::record;
 
 /// What a listener of the new configuration gets: a listener that is there, or a new socket.
 enum Place {
@@ -38,6 +39,7 @@ impl Server {
         self.tell_of_the_rest(config);
         self.backends.replace(table);
         let context = self.current.get().reloaded(server_tls, config);
+        let context = context.tapped(config.record.as_ref().map(record::taps));
         self.current.set(context);
         self.renewal.go_by(renewal, &config.tls);
         self.tell_of_certificates();

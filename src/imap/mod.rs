@@ -20,6 +20,7 @@
 //! - [`relay`]: the two directions after login, and mailchime's own questions between them
 //! - `not_authenticated`: what is said with a client before it is logged in
 //! - [`session`]: one client's session as a state machine, from greeting to close
+//! - [`tap`]: what hears a session, and changes nothing of it
 
 pub mod args;
 pub mod capability;
@@ -40,3 +41,4 @@ pub mod sasl_observer;
 pub mod session;
 pub mod status;
 mod stream_position;
+pub mod tap;

@@ -9,7 +9,6 @@ mod handshake;
 mod login_refused;
 mod pump;
 mod read_buffer;
-pub mod record;
 mod register;
 mod serve;
 mod session_metrics;
@@ -29,6 +28,7 @@ pub use self::serve::serve;
 use self::unanswered_mailboxes::UnansweredMailboxes;
 use crate::config::{self, Config, Relay};
 use crate::imap::contract::{DomainTopic, LimitHits, Profile, PushOffer, ShownCapabilities};
+use crate::imap::tap::Taps;
 use crate::metrics::Metrics;
 use crate::model::{Account, SessionEvent};
 use crate::net::backends::Backends;
@@ -48,7 +48,8 @@ pub struct SessionContext {
     admission: Arc<Admission>,
     counters: Arc<Counters>,
     limits: config::Limits,
-    record: Option<config::Record>,
+    /// Makes the taps of sessions.
+    taps: Option<Taps>,
     /// Most devices of one account.
     devices: u32,
     pace: Arc<RegistrationPace>,
@@ -86,7 +87,7 @@ impl SessionContext {
             tls,
             admission: Arc::default(),
             limits: config.limits.clone(),
-            record: config.record.clone(),
+            taps: None,
             devices: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
             pace: Arc::default(),
             busy_timeout: config.store.busy_timeout,
@@ -102,18 +103,23 @@ impl SessionContext {
         }
     }
 
+    /// New sessions get the taps that `taps` makes.
+    #[must_use]
+    pub fn tapped(self, taps: Option<Taps>) -> Self {
+        Self { taps, ..self }
+    }
+
     /// Counts in `metrics` from now on.
     #[must_use]
     pub fn counting(self, metrics: Arc<Metrics>) -> Self {
         Self { metrics, ..self }
     }
 
-    /// The same under other certificates, and the limits and recording of another configuration. What
-    /// is counted stays counted.
+    /// The same under other certificates, and the limits of another configuration. What is
+    /// counted stays counted.
     #[must_use]
     pub fn reloaded(&self, tls: Arc<ServerConfig>, config: &Config) -> Self {
-        let (limits, record) = (config.limits.clone(), config.record.clone());
-        Self { limits, record, ..self.showing(tls) }
+        Self { limits: config.limits.clone(), ..self.showing(tls) }
     }
 
     /// The same under other certificates.
@@ -128,7 +134,7 @@ impl SessionContext {
             admission: Arc::clone(&self.admission),
             counters: Arc::clone(&self.counters),
             limits: self.limits.clone(),
-            record: self.record.clone(),
+            taps: self.taps.clone(),
             devices: self.devices,
             pace: Arc::clone(&self.pace),
             busy_timeout: self.busy_timeout,

@@ -12,8 +12,8 @@ use std::task::{Context as Poller, Poll, ready};
 use tokio::io::AsyncWrite;
 
 use super::read_buffer::ReadBuffer;
-use super::record::Recorded;
 use crate::imap::contract::Step;
+use crate::imap::tap::Tapped;
 use crate::net::stream::{READ_SIZE, Stream, UNWRITTEN, forget_read};
 
 /// What is read at once of a peer that may make a session keep it: before the login, while memory is
@@ -149,7 +149,7 @@ impl Duplex {
     pub(super) fn poll_move(
         &mut self,
         cx: &mut Poller<'_>,
-        session: &mut Recorded,
+        session: &mut Tapped,
     ) -> Result<Pause, SessionFault> {
         // Whichever socket it is that has woken the task.
         let (mut client_due, mut backend_due) = (true, true);
@@ -195,7 +195,7 @@ impl Duplex {
     fn poll_client(
         &mut self,
         cx: &mut Poller<'_>,
-        session: &mut Recorded,
+        session: &mut Tapped,
     ) -> Result<Pause, SessionFault> {
         let Self { client, backend, bounds, .. } = self;
         let mut pause = client.pump(cx, backend.as_mut(), session, bounds)?;
@@ -220,7 +220,7 @@ impl Duplex {
     fn poll_backend(
         &mut self,
         cx: &mut Poller<'_>,
-        session: &mut Recorded,
+        session: &mut Tapped,
     ) -> Result<(Pause, bool), SessionFault> {
         let Self { client, backend, bounds, .. } = self;
         let Some(backend) = backend else {
@@ -272,7 +272,7 @@ impl Duplex {
     pub(super) fn poll_written(
         &mut self,
         cx: &mut Poller<'_>,
-        session: &mut Recorded,
+        session: &mut Tapped,
     ) -> Poll<io::Result<()>> {
         ready!(self.client.poll_write_own(cx, &mut session.output.to_client))?;
         Pin::new(&mut self.client.stream).poll_flush(cx)
@@ -294,7 +294,7 @@ impl Side {
         }
     }
 
-    fn offer(self, session: &mut Recorded, input: &[u8], ended: bool) -> Step {
+    fn offer(self, session: &mut Tapped, input: &[u8], ended: bool) -> Step {
         match self {
             Self::Client => session.client(input, ended),
             Self::Backend => session.backend(input, ended),
@@ -302,7 +302,7 @@ impl Side {
     }
 
     /// What the session has to say to the other side.
-    fn output(self, session: &mut Recorded) -> &mut Vec<u8> {
+    fn output(self, session: &mut Tapped) -> &mut Vec<u8> {
         match self {
             Self::Client => &mut session.output.to_backend,
             Self::Backend => &mut session.output.to_client,
@@ -336,7 +336,7 @@ impl Endpoint {
         &mut self,
         cx: &mut Poller<'_>,
         mut other: Option<&mut Self>,
-        session: &mut Recorded,
+        session: &mut Tapped,
         bounds: &mut Bounds,
     ) -> Result<Pause, SessionFault> {
         let Self { stream, inbound, .. } = self;
@@ -450,7 +450,7 @@ impl Bounds {
 
 impl Inbound {
     /// How many bytes may be read now.
-    fn room(&self, session: &Recorded, bounds: &Bounds) -> usize {
+    fn room(&self, session: &Tapped, bounds: &Bounds) -> usize {
         let at_once = match session.is_relaying() && !bounds.scarce {
             true => READ_SIZE,
             false => SMALL,
@@ -471,7 +471,7 @@ impl Inbound {
         cx: &mut Poller<'_>,
         input: &[u8],
         mut other: Option<&mut Endpoint>,
-        session: &mut Recorded,
+        session: &mut Tapped,
         bounds: &mut Bounds,
     ) -> Result<(usize, Pause), SessionFault> {
         let side = self.side;

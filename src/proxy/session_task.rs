@@ -22,7 +22,6 @@ use super::admission::{AttemptPermit, LimitHit, SessionPermit, WaitingPermit};
 use super::handshake::cannot_use_tls;
 use super::pump::{Duplex, Endpoint, Pause, SessionFault, Side};
 use super::read_buffer::{MemoryShare, ReadBuffer};
-use super::record::Recorded;
 use super::register::register;
 use super::session_metrics::{self, CountedBytes};
 use crate::imap::capability::Capabilities;
@@ -31,6 +30,7 @@ use crate::imap::contract::{
     ProvenIdentity, RegistrationResult, UNAVAILABLE,
 };
 use crate::imap::session::Session;
+use crate::imap::tap::Tapped;
 use crate::metrics::Phase;
 use crate::model::{AcceptedLogin, Account, Registration, SessionEvent, Timestamp};
 use crate::net::backend::{Backend, ConnectError, Connected};
@@ -51,7 +51,7 @@ const SHARE: usize = 8 * 1024;
 /// One client's session and its two sockets.
 pub(super) struct SessionTask {
     context: Arc<SessionContext>,
-    session: Recorded,
+    session: Tapped,
     duplex: Duplex,
     side_task: Option<SideTask>,
     /// Registrations that are written after that of the side_task.
@@ -150,7 +150,7 @@ impl SessionTask {
         };
         let (profile, secure) = (context.profile(), connection.secure);
         let session = Session::new(Arc::clone(&profile), connection);
-        let session = Recorded::new(session, context.record.as_ref(), &profile, secure);
+        let session = Tapped::new(session, context.taps.as_ref(), &profile, secure);
         let share = MemoryShare::new(Arc::clone(&context.metrics));
         Self {
             session,

@@ -12,7 +12,7 @@ use std::path::Path;
 const FLOORS: &[&[&str]] = &[
     &["cli"],
     &["app"],
-    &["proxy", "watch", "push", "admin"],
+    &["proxy", "watch", "push", "admin", "record"],
     &["nodes"],
     &["store", "net"],
     &["imap"],
@@ -414,6 +414,8 @@ fn what_is_forbidden_is_found() {
         ("proxy", "use crate::watch;"),
         ("proxy", "use crate::push;"),
         ("proxy", "use crate::admin;"),
+        ("proxy", "use crate::record;"),
+        ("record", "use crate::proxy;"),
         ("watch", "use crate::proxy;"),
         ("watch/idle", "use super::super::push;"),
         ("push", "use crate::watch;"),

@@ -27,18 +27,18 @@ use crate::net::backend::Backend;
 use crate::net::backends::{Backends, Table};
 use crate::net::listen;
 use crate::net::resolve::NameResolver;
-use crate::proxy;
 use crate::store::{CredentialSource, Store};
+use crate::{proxy, record};
 
 /// The push topic that registrations in dialogues are answered with.
-pub const TOPIC: &str = proxy::record::TOPIC;
+pub const TOPIC: &str = record::TOPIC;
 
 /// The push that dialogues are offered.
 pub fn push_offer() -> PushOffer {
     PushOffer {
         topics: vec![DomainTopic { domain: None, topic: Some(TOPIC.into()) }],
         clients: vec!["com.apple.mobilemail".into()],
-        most_mailboxes: proxy::record::MAILBOXES,
+        most_mailboxes: record::MAILBOXES,
     }
 }
 

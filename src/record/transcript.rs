@@ -3,7 +3,6 @@
 //! Four streams are followed, each line by line: what the client says, what the backend says, and
 //! what mailchime says to either. A literal that is content is never kept, only counted.
 
-use std::fmt;
 use std::time::Duration;
 
 use super::mask::{Masks, shape};
@@ -11,6 +10,7 @@ use super::words::{Form, Manner, Pairs, words};
 use crate::imap::contract::Profile;
 use crate::imap::literal::Announcement;
 use crate::imap::peek::{self, Response};
+use crate::imap::tap::Flow;
 
 /// Longest part of a line that is kept; of a longer one only the length is told.
 const LONGEST_LINE: usize = 64 * 1024;
@@ -23,23 +23,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Tags that are remembered, of commands that are not answered yet.
 const MOST_TAGS: usize = 64;
-
-/// Who says something, and who hears the same bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lane {
-    /// The client to mailchime.
-    C,
-    /// The client to the backend.
-    CF,
-    /// The backend to mailchime.
-    B,
-    /// The backend to the client.
-    BS,
-    /// mailchime to the client.
-    S,
-    /// mailchime to the backend.
-    F,
-}
 
 /// What is written of one session.
 pub(super) struct Transcript {
@@ -89,12 +72,6 @@ enum Literal {
     Content { part: u64, rest: u64 },
     /// A value of this length, as far as it has come.
     Value(usize, Vec<u8>),
-}
-
-impl fmt::Display for Lane {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
-    }
 }
 
 /// What a dialogue without `@ mailboxes` has in its place.
@@ -148,22 +125,22 @@ impl Transcript {
     }
 
     /// Somebody says something, so long after the session began.
-    pub(super) fn said(&mut self, at: Duration, lane: Lane, bytes: &[u8]) {
+    pub(super) fn said(&mut self, at: Duration, flow: Flow, bytes: &[u8]) {
         self.pause(at);
-        let mut stream = std::mem::take(&mut self.streams[lane.stream()]);
+        let mut stream = std::mem::take(&mut self.streams[flow.stream()]);
         let mut rest = bytes;
         while !rest.is_empty() {
-            rest = self.step(&mut stream, lane, rest);
+            rest = self.step(&mut stream, flow, rest);
         }
-        self.streams[lane.stream()] = stream;
+        self.streams[flow.stream()] = stream;
     }
 
     /// The session has ended: half a line is all that will ever come.
     pub(super) fn end(&mut self) {
-        for lane in [Lane::C, Lane::B, Lane::S, Lane::F] {
-            let length = self.streams[lane.stream()].partial.len();
+        for flow in [Flow::C, Flow::B, Flow::S, Flow::F] {
+            let length = self.streams[flow.stream()].partial.len();
             if length > 0 {
-                self.write(lane, format!("${{*{length}}}").as_bytes(), b"");
+                self.write(flow, format!("${{*{length}}}").as_bytes(), b"");
             }
         }
     }
@@ -176,13 +153,13 @@ impl Transcript {
     }
 
     /// Takes a line, a literal, or what there is of either; returns what is left.
-    fn step<'a>(&mut self, stream: &mut Stream, lane: Lane, input: &'a [u8]) -> &'a [u8] {
+    fn step<'a>(&mut self, stream: &mut Stream, flow: Flow, input: &'a [u8]) -> &'a [u8] {
         match &mut stream.literal {
             Literal::Awaited(announced) => {
                 // Without an answer it was not refused: its octets follow.
                 let announced = *announced;
                 stream.literal = Literal::None;
-                self.begin_literal(stream, lane, announced);
+                self.begin_literal(stream, flow, announced);
                 input
             }
             Literal::Content { part, rest } => {
@@ -190,7 +167,7 @@ impl Transcript {
                 *part -= taken as u64;
                 if *part == 0 {
                     let rest = *rest;
-                    self.begin_content(stream, lane, rest);
+                    self.begin_content(stream, flow, rest);
                 }
                 &input[taken..]
             }
@@ -204,7 +181,7 @@ impl Transcript {
                     let mask = manner.word(&value, Form::Literal, &mut self.masks);
                     let fits = mask.len() == value.len();
                     let mask = if fits { mask } else { vec![b'x'; value.len()] };
-                    self.write(lane, &harmless(&mask), b"");
+                    self.write(flow, &harmless(&mask), b"");
                 }
                 &input[taken..]
             }
@@ -214,11 +191,11 @@ impl Transcript {
                 stream.partial.extend_from_slice(&input[..taken]);
                 if end.is_some() && !stream.overlong {
                     let line = std::mem::take(&mut stream.partial);
-                    self.line(stream, lane, &line);
+                    self.line(stream, flow, &line);
                 } else if end.is_some() || stream.partial.len() >= LONGEST_LINE {
                     let text = stream.partial.trim_ascii_end().len();
                     let feed: &[u8] = if end.is_some() { b"\r\n" } else { b"" };
-                    self.write(lane, format!("${{*{text}}}").as_bytes(), feed);
+                    self.write(flow, format!("${{*{text}}}").as_bytes(), feed);
                     stream.partial.clear();
                     stream.overlong = end.is_none();
                 }
@@ -227,43 +204,43 @@ impl Transcript {
         }
     }
 
-    fn begin_literal(&mut self, stream: &mut Stream, lane: Lane, announced: Announcement) {
+    fn begin_literal(&mut self, stream: &mut Stream, flow: Flow, announced: Announcement) {
         let manner = stream.manner.get_or_insert(Manner::Whole);
         match usize::try_from(announced.length) {
             Ok(length) if length > 0 && manner.wants(announced) => {
                 stream.literal = Literal::Value(length, Vec::new());
             }
-            _ => self.begin_content(stream, lane, announced.length),
+            _ => self.begin_content(stream, flow, announced.length),
         }
     }
 
     /// Writes the next placeholder for `left` octets of content. Those behind it get theirs when it is
     /// filled: who announces more than ever comes must not fill the recording.
-    fn begin_content(&mut self, stream: &mut Stream, lane: Lane, left: u64) {
+    fn begin_content(&mut self, stream: &mut Stream, flow: Flow, left: u64) {
         let part = left.min(LONGEST_FILL);
         stream.literal = match part {
             0 => Literal::None,
             _ => {
-                self.write(lane, format!("${{*{part}}}").as_bytes(), b"");
+                self.write(flow, format!("${{*{part}}}").as_bytes(), b"");
                 Literal::Content { part, rest: left - part }
             }
         };
     }
 
-    fn line(&mut self, stream: &mut Stream, lane: Lane, line: &[u8]) {
+    fn line(&mut self, stream: &mut Stream, flow: Flow, line: &[u8]) {
         let text = line.strip_suffix(b"\n").unwrap_or(line);
         let text = text.strip_suffix(b"\r").unwrap_or(text);
         let end = &line[text.len()..];
         let text = harmless(text);
-        let from_client = matches!(lane, Lane::C | Lane::CF | Lane::F);
+        let from_client = matches!(flow, Flow::C | Flow::CF | Flow::F);
         let mut announced = Announcement::at_end_of(&text);
         let masked = if from_client {
-            self.command(stream, lane, &text, &mut announced)
+            self.command(stream, flow, &text, &mut announced)
         } else {
-            self.response(stream, lane, &text, &mut announced)
+            self.response(stream, flow, &text, &mut announced)
         };
         self.introduce();
-        self.write(lane, &masked, end);
+        self.write(flow, &masked, end);
         match announced {
             None => stream.manner = None,
             Some(announced) => {
@@ -273,7 +250,7 @@ impl Transcript {
                 if announced.synchronising && from_client {
                     stream.literal = Literal::Awaited(announced);
                 } else {
-                    self.begin_literal(stream, lane, announced);
+                    self.begin_literal(stream, flow, announced);
                 }
             }
         }
@@ -283,14 +260,14 @@ impl Transcript {
     fn command(
         &mut self,
         stream: &mut Stream,
-        lane: Lane,
+        flow: Flow,
         text: &[u8],
         announced: &mut Option<Announcement>,
     ) -> Vec<u8> {
         if let Some(manner) = &mut stream.manner {
             return rest_of_line(text, *announced, manner, &mut self.masks);
         }
-        let sasl = if lane == Lane::F { &mut self.own_sasl } else { &mut self.sasl };
+        let sasl = if flow == Flow::F { &mut self.own_sasl } else { &mut self.sasl };
         if let Some(Sasl { mechanism, messages, .. }) = sasl {
             *announced = None;
             *messages += 1;
@@ -303,10 +280,10 @@ impl Transcript {
         let (tag, verb) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         let verb = String::from_utf8_lossy(verb).to_ascii_uppercase();
         let mut start = text.len() - parts.next().map_or(0, |rest| rest.len() + 1);
-        let shown_tag = self.own_tag(tag, lane);
+        let shown_tag = self.own_tag(tag, flow);
         if verb == "AUTHENTICATE" {
             *announced = None;
-            return self.authenticate(lane, tag, &text[start..], start, text);
+            return self.authenticate(flow, tag, &text[start..], start, text);
         }
         let mut name = verb;
         if name == "UID" {
@@ -322,11 +299,11 @@ impl Transcript {
             return masked;
         };
         if let Manner::Pairs { of: of @ Pairs::Id, .. } = &mut manner
-            && lane == Lane::F
+            && flow == Flow::F
         {
             *of = Pairs::OwnId;
         }
-        if lane != Lane::F {
+        if flow != Flow::F {
             self.remember(tag);
         }
         let mut masked = shown_tag;
@@ -339,7 +316,7 @@ impl Transcript {
 
     fn authenticate(
         &mut self,
-        lane: Lane,
+        flow: Flow,
         tag: &[u8],
         rest: &[u8],
         start: usize,
@@ -360,7 +337,7 @@ impl Transcript {
         }
         let messages = usize::from(initial.is_some());
         let sasl = Some(Sasl { mechanism: name, tag: tag.to_vec(), messages });
-        if lane == Lane::F {
+        if flow == Flow::F {
             self.own_sasl = sasl;
         } else {
             self.remember(tag);
@@ -373,7 +350,7 @@ impl Transcript {
     fn response(
         &mut self,
         stream: &mut Stream,
-        lane: Lane,
+        flow: Flow,
         text: &[u8],
         announced: &mut Option<Announcement>,
     ) -> Vec<u8> {
@@ -398,9 +375,9 @@ impl Transcript {
             Some(Response::Status { tag, .. }) => {
                 *announced = None;
                 if let Some(tag) = tag {
-                    self.answered(tag, lane);
+                    self.answered(tag, flow);
                 }
-                self.status(text, tag, lane)
+                self.status(text, tag, flow)
             }
             _ => match text.strip_prefix(b"* ") {
                 Some(data) => {
@@ -421,9 +398,9 @@ impl Transcript {
         }
     }
 
-    fn status(&mut self, text: &[u8], tag: Option<&[u8]>, lane: Lane) -> Vec<u8> {
+    fn status(&mut self, text: &[u8], tag: Option<&[u8]>, flow: Flow) -> Vec<u8> {
         let shown = match tag {
-            Some(tag) => self.own_tag(tag, lane),
+            Some(tag) => self.own_tag(tag, flow),
             None => b"*".to_vec(),
         };
         let rest = &text[tag.map_or(1, <[u8]>::len)..];
@@ -437,15 +414,15 @@ impl Transcript {
     }
 
     /// A tagged answer: nothing of its command is to come.
-    fn answered(&mut self, tag: &[u8], lane: Lane) {
-        let sasl = if lane == Lane::B { &mut self.own_sasl } else { &mut self.sasl };
+    fn answered(&mut self, tag: &[u8], flow: Flow) {
+        let sasl = if flow == Flow::B { &mut self.own_sasl } else { &mut self.sasl };
         if sasl.as_ref().is_some_and(|sasl| sasl.tag == tag) {
             *sasl = None;
         }
-        if lane == Lane::B {
+        if flow == Flow::B {
             return;
         }
-        let client = &mut self.streams[Lane::C.stream()];
+        let client = &mut self.streams[Flow::C.stream()];
         if client.tag == tag && matches!(client.literal, Literal::Awaited(_)) {
             client.literal = Literal::None;
             client.manner = None;
@@ -460,16 +437,16 @@ impl Transcript {
     }
 
     /// A tag as it is written: mailchime's random ones as placeholders, unknown ones not at all.
-    fn own_tag(&mut self, tag: &[u8], lane: Lane) -> Vec<u8> {
+    fn own_tag(&mut self, tag: &[u8], flow: Flow) -> Vec<u8> {
         if let Some(number) = self.questions.iter().position(|known| known == tag) {
             return format!("${{q{}}}", number + 1).into_bytes();
         }
-        match lane {
-            Lane::F if tag.starts_with(b"mc") => {
+        match flow {
+            Flow::F if tag.starts_with(b"mc") => {
                 self.questions.push(tag.to_vec());
                 format!("${{q{}}}", self.questions.len()).into_bytes()
             }
-            Lane::B | Lane::BS | Lane::S => {
+            Flow::B | Flow::BS | Flow::S => {
                 let own = tag.len() == 2 && tag[0] == b'm';
                 let known = own || self.tags.iter().any(|known| known == tag);
                 if known { tag.to_vec() } else { vec![b'x'; tag.len()] }
@@ -493,8 +470,8 @@ impl Transcript {
     }
 
     /// Writes a line, or a part of one that has no `end`.
-    fn write(&mut self, lane: Lane, masked: &[u8], end: &[u8]) {
-        self.text.push_str(&format!("{lane}: "));
+    fn write(&mut self, flow: Flow, masked: &[u8], end: &[u8]) {
+        self.text.push_str(&format!("{flow:?}: "));
         let bare = end == b"\n";
         let masked = if bare { [masked, b"\n"].concat() } else { masked.to_vec() };
         let mut rest = &masked[..];
@@ -521,7 +498,7 @@ impl Transcript {
     }
 }
 
-impl Lane {
+impl Flow {
     fn stream(self) -> usize {
         match self {
             Self::C | Self::CF => 0,
@@ -601,11 +578,11 @@ mod tests {
     #[test]
     fn a_literal_without_its_go_ahead_is_still_a_literal() {
         let mut transcript = transcript();
-        transcript.said(Duration::ZERO, Lane::CF, b"a APPEND x {11}\r\nDear secret\r\n");
+        transcript.said(Duration::ZERO, Flow::CF, b"a APPEND x {11}\r\nDear secret\r\n");
         assert!(transcript.text.ends_with("CF: a APPEND x {11}\nCF: ${*11}\\\nCF: \n"));
-        transcript.said(Duration::ZERO, Lane::CF, b"b APPEND x {11}\r\n");
-        transcript.said(Duration::from_secs(2), Lane::BS, b"b NO none\r\n");
-        transcript.said(Duration::from_secs(2), Lane::CF, b"c NOOP\r\n");
+        transcript.said(Duration::ZERO, Flow::CF, b"b APPEND x {11}\r\n");
+        transcript.said(Duration::from_secs(2), Flow::BS, b"b NO none\r\n");
+        transcript.said(Duration::from_secs(2), Flow::CF, b"c NOOP\r\n");
         assert!(
             transcript.text.ends_with("\n\n# 2.000 s\nBS: b NO none\nCF: c NOOP\n"),
             "{}",
@@ -616,12 +593,12 @@ mod tests {
     #[test]
     fn a_literal_without_end_is_written_as_far_as_it_comes() {
         let mut transcript = transcript();
-        transcript.said(Duration::ZERO, Lane::BS, b"* 1 FETCH (BODY[] {18446744073709551615}\r\n");
+        transcript.said(Duration::ZERO, Flow::BS, b"* 1 FETCH (BODY[] {18446744073709551615}\r\n");
         let begun = transcript.text.len();
         assert!(transcript.text.ends_with("BS: ${*16777216}\\\n"), "{}", transcript.text);
         let mebibyte = vec![b'x'; 1024 * 1024];
         for _ in 0..40 {
-            transcript.said(Duration::ZERO, Lane::BS, &mebibyte);
+            transcript.said(Duration::ZERO, Flow::BS, &mebibyte);
         }
         assert_eq!(&transcript.text[begun..], "BS: ${*16777216}\\\n".repeat(2));
     }
@@ -630,7 +607,7 @@ mod tests {
     fn what_is_not_text_comes_back_from_the_file() {
         let mut transcript = transcript();
         let said = b"* OK a\\xb \\\r\n* OK \xff\x00\x1b\xc3\xbc\n";
-        transcript.said(Duration::ZERO, Lane::BS, said);
+        transcript.said(Duration::ZERO, Flow::BS, said);
         let dialogue = Dialogue::parse(&transcript.text).unwrap();
         let crate::demo::dialogue::What::Says(_, text) = &dialogue.events[0].what else { panic!() };
         assert_eq!(text.bytes().escape_ascii().to_string(), said.escape_ascii().to_string());
@@ -641,7 +618,7 @@ mod tests {
         let mut transcript = transcript();
         transcript.said(
             Duration::ZERO,
-            Lane::C,
+            Flow::C,
             b"a LOGIN \"\" \"\"\r\nb LOGIN \" bob\" \" \"\r\n",
         );
         Dialogue::parse(&transcript.text).unwrap();
@@ -665,9 +642,9 @@ mod tests {
         ) {
             let mut transcript = transcript();
             transcript.happens(Duration::ZERO, "connect");
-            for (lane, bytes) in said {
-                let lane = [Lane::C, Lane::CF, Lane::B, Lane::BS, Lane::S, Lane::F][lane];
-                transcript.said(Duration::ZERO, lane, &bytes);
+            for (flow, bytes) in said {
+                let flow = [Flow::C, Flow::CF, Flow::B, Flow::BS, Flow::S, Flow::F][flow];
+                transcript.said(Duration::ZERO, flow, &bytes);
             }
             transcript.end();
             let parsed = Dialogue::parse(&transcript.text);

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::transcript::{self, Lane};
+use super::transcript;
 use crate::imap::contract::Profile;
+use crate::imap::tap::Flow;
 
 /// A recording, without a channel and a file.
 pub struct Transcript(transcript::Transcript);
@@ -24,15 +25,15 @@ impl Transcript {
     }
 
     pub fn said(&mut self, said: Said, bytes: &[u8]) {
-        let lane = match said {
-            Said::ByClient { passed: false } => Lane::C,
-            Said::ByClient { passed: true } => Lane::CF,
-            Said::ByBackend { passed: false } => Lane::B,
-            Said::ByBackend { passed: true } => Lane::BS,
-            Said::ToClient => Lane::S,
-            Said::ToBackend => Lane::F,
+        let flow = match said {
+            Said::ByClient { passed: false } => Flow::C,
+            Said::ByClient { passed: true } => Flow::CF,
+            Said::ByBackend { passed: false } => Flow::B,
+            Said::ByBackend { passed: true } => Flow::BS,
+            Said::ToClient => Flow::S,
+            Said::ToBackend => Flow::F,
         };
-        self.0.said(Duration::ZERO, lane, bytes);
+        self.0.said(Duration::ZERO, flow, bytes);
     }
 
     pub fn happens(&mut self, what: &str) {
