@@ -25,6 +25,7 @@ use super::port::Port;
 use state::{Mailbox, State};
 
 mod fetch;
+mod header;
 mod login;
 mod mailboxes;
 mod search;

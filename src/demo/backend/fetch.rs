@@ -4,7 +4,6 @@
 
 use std::io;
 use std::num::NonZeroU32;
-use std::ops::Range;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -21,6 +20,7 @@ use imap_codec::imap_types::response::{Data, Response};
 use imap_codec::imap_types::sequence::SequenceSet;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::header::{field_name, fields, header_of, header_values};
 use super::search::resolve;
 use super::session::{Answer, Gone, Session, flags_with_recent};
 use super::state::Message;
@@ -230,32 +230,6 @@ fn internal_date(date: SystemTime) -> String {
 
 // --- RFC 5322 ---
 
-/// The header with the empty line that ends it; all of the message if there is none.
-pub(super) fn header_of(message: &[u8]) -> &[u8] {
-    let mut start = 0;
-    while let Some(at) = memchr::memchr(b'\n', &message[start..]) {
-        let line = &message[start..start + at];
-        start += at + 1;
-        if line.is_empty() || line == b"\r" {
-            return &message[..start];
-        }
-    }
-    message
-}
-
-/// The values of each field called `name`, unfolded.
-pub(super) fn header_values(header: &[u8], name: &str) -> Vec<Vec<u8>> {
-    fields(header)
-        .filter(|field| field_name(&header[field.clone()]).eq_ignore_ascii_case(name.as_bytes()))
-        .map(|field| {
-            let field = &header[field];
-            let value = field.get(field_name(field).len() + 1..).unwrap_or_default();
-            let unfolded = value.iter().filter(|byte| !matches!(byte, b'\r' | b'\n')).copied();
-            unfolded.collect::<Vec<_>>().trim_ascii().to_vec()
-        })
-        .collect()
-}
-
 /// The fields that `names` names, or all others, with the empty line at the end.
 fn some_fields(header: &[u8], names: &[AString<'_>], wanted: bool) -> Bytes {
     let mut some = Vec::new();
@@ -268,26 +242,6 @@ fn some_fields(header: &[u8], names: &[AString<'_>], wanted: bool) -> Bytes {
     }
     some.extend_from_slice(b"\r\n");
     some.into()
-}
-
-/// Where the fields are, each with its continuation lines.
-fn fields(header: &[u8]) -> impl Iterator<Item = Range<usize>> + use<'_> {
-    let mut start = 0;
-    std::iter::from_fn(move || {
-        let mut end = start;
-        loop {
-            end += memchr::memchr(b'\n', &header[end..]).map_or(header.len() - end, |at| at + 1);
-            if !matches!(header.get(end), Some(b' ' | b'\t')) {
-                break;
-            }
-        }
-        let field = std::mem::replace(&mut start, end)..end;
-        (!header[field.clone()].trim_ascii().is_empty()).then_some(field)
-    })
-}
-
-fn field_name(field: &[u8]) -> &[u8] {
-    field.split(|byte| *byte == b':').next().unwrap_or_default()
 }
 
 fn envelope(message: &[u8]) -> Envelope<'static> {
@@ -365,15 +319,6 @@ mod tests {
     use super::*;
 
     const HEADER: &[u8] = b"Subject: a\r\n folded\r\nFrom: \"A, B\" <a@b>\r\nTo: c@d\r\n\r\n";
-
-    #[test]
-    fn headers_end_at_the_empty_line() {
-        assert_eq!(header_of(b"A: b\r\n\r\nbody\r\n\r\n"), b"A: b\r\n\r\n");
-        assert_eq!(header_of(b"A: b\n\nbody"), b"A: b\n\n");
-        assert_eq!(header_of(b"\r\nbody"), b"\r\n");
-        assert_eq!(header_of(b"A: b"), b"A: b");
-        assert_eq!(header_of(b""), b"");
-    }
 
     #[test]
     fn fields_are_found_whole() {

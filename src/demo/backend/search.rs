@@ -8,7 +8,7 @@ use imap_codec::imap_types::flag::Flag;
 use imap_codec::imap_types::search::SearchKey;
 use imap_codec::imap_types::sequence::{SeqOrUid, Sequence, SequenceSet};
 
-use super::fetch::{header_of, header_values};
+use super::header::{header_of, header_values};
 use super::state::{Mailbox, Message, Seen, Selected};
 
 /// The (sequence number, UID) of each message in the view that `set` names, in order.

@@ -1,18 +1,74 @@
-//! Commands that change the messages of the selected mailbox (RFC 3501 section 6.4).
+//! Commands on the selected mailbox (RFC 3501 section 6.4).
+
+use std::io;
 
 use imap_codec::imap_types::IntoStatic;
+use imap_codec::imap_types::command::CommandBody;
 use imap_codec::imap_types::flag::{Flag, StoreResponse, StoreType};
 use imap_codec::imap_types::mailbox::Mailbox as WireMailbox;
-use imap_codec::imap_types::response::StatusKind;
+use imap_codec::imap_types::response::{Data, Response, StatusKind};
 use imap_codec::imap_types::sequence::SequenceSet;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::search::resolve;
+use super::fetch::fetch;
+use super::search::{resolve, search};
 use super::session::{Answer, Gone, Session};
 use super::state::News;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
-    pub(super) fn store(
+    /// Commands that need a selected mailbox (RFC 3501 section 6.4).
+    pub(super) async fn execute_selected(
+        &mut self,
+        body: CommandBody<'_>,
+    ) -> io::Result<Result<Answer, Gone>> {
+        use CommandBody::*;
+
+        let done = match body {
+            Fetch { sequence_set, macro_or_item_names, uid } => {
+                return fetch(self, &sequence_set, macro_or_item_names, uid).await;
+            }
+            Search { criteria, uid, .. } => self
+                .with_selected(|mailbox, selected| {
+                    search(mailbox, selected, criteria.as_ref(), uid)
+                })
+                .map(|found| match found {
+                    Some(found) => {
+                        self.wire.put(Response::Data(Data::Search(found)));
+                        Answer::ok("SEARCH completed")
+                    }
+                    None => Answer::no(Some("CANNOT"), "a search key that is not supported"),
+                }),
+            Store { .. } | Expunge | ExpungeUid { .. } | Move { .. } if self.read_only() => {
+                Ok(Answer::no(None, "the mailbox is open read-only"))
+            }
+            Store { sequence_set, kind, response, flags, uid } => {
+                self.store(&sequence_set, kind, response, flags, uid)
+            }
+            Copy { sequence_set, mailbox, uid } => self.copy(&sequence_set, &mailbox, uid, false),
+            Move { sequence_set, mailbox, uid } if self.shared.can("MOVE") => {
+                self.copy(&sequence_set, &mailbox, uid, true)
+            }
+            Expunge => self.expunge(None),
+            ExpungeUid { sequence_set } if self.shared.can("UIDPLUS") => {
+                self.expunge(Some(&sequence_set))
+            }
+            Close => {
+                let expunged = if self.read_only() { Ok(()) } else { self.expunge(None).map(drop) };
+                expunged.map(|()| {
+                    self.selected = None;
+                    Answer::ok("CLOSE completed")
+                })
+            }
+            Unselect if self.shared.can("UNSELECT") => {
+                self.selected = None;
+                Ok(Answer::ok("UNSELECT completed"))
+            }
+            _ => Ok(Answer::bad("not known here")),
+        };
+        Ok(done)
+    }
+
+    fn store(
         &mut self,
         set: &SequenceSet,
         kind: StoreType,
@@ -52,7 +108,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
     }
 
     /// COPY and MOVE (RFC 6851). Both happen under one lock, so nobody sees half of it.
-    pub(super) fn copy(
+    fn copy(
         &mut self,
         set: &SequenceSet,
         to: &WireMailbox<'_>,
@@ -77,7 +133,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         Ok(answer.or_try_create())
     }
 
-    pub(super) fn expunge(&mut self, only: Option<&SequenceSet>) -> Result<Answer, Gone> {
+    fn expunge(&mut self, only: Option<&SequenceSet>) -> Result<Answer, Gone> {
         self.with_selected(|mailbox, selected| {
             let only: Option<Vec<_>> =
                 only.map(|set| resolve(set, selected, true).map(|(_, uid)| uid).collect());

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 use super::state::{Account, Mailbox, News, Selected};
 use super::wire::{Input, Limits, Wire};
-use super::{Guard, Shared, fetch, search};
+use super::{Guard, Shared};
 
 pub(super) struct Session<'a, S> {
     pub(super) shared: &'a Shared,
@@ -192,58 +192,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         Ok(self.tell_news(!quiet).map(|()| answer))
     }
 
-    /// Commands that need a selected mailbox (RFC 3501 section 6.4).
-    async fn execute_selected(
-        &mut self,
-        body: CommandBody<'_>,
-    ) -> io::Result<Result<Answer, Gone>> {
-        use CommandBody::*;
-
-        let done = match body {
-            Fetch { sequence_set, macro_or_item_names, uid } => {
-                return fetch::fetch(self, &sequence_set, macro_or_item_names, uid).await;
-            }
-            Search { criteria, uid, .. } => self
-                .with_selected(|mailbox, selected| {
-                    search::search(mailbox, selected, criteria.as_ref(), uid)
-                })
-                .map(|found| match found {
-                    Some(found) => {
-                        self.wire.put(Response::Data(Data::Search(found)));
-                        Answer::ok("SEARCH completed")
-                    }
-                    None => Answer::no(Some("CANNOT"), "a search key that is not supported"),
-                }),
-            Store { .. } | Expunge | ExpungeUid { .. } | Move { .. } if self.read_only() => {
-                Ok(Answer::no(None, "the mailbox is open read-only"))
-            }
-            Store { sequence_set, kind, response, flags, uid } => {
-                self.store(&sequence_set, kind, response, flags, uid)
-            }
-            Copy { sequence_set, mailbox, uid } => self.copy(&sequence_set, &mailbox, uid, false),
-            Move { sequence_set, mailbox, uid } if self.shared.can("MOVE") => {
-                self.copy(&sequence_set, &mailbox, uid, true)
-            }
-            Expunge => self.expunge(None),
-            ExpungeUid { sequence_set } if self.shared.can("UIDPLUS") => {
-                self.expunge(Some(&sequence_set))
-            }
-            Close => {
-                let expunged = if self.read_only() { Ok(()) } else { self.expunge(None).map(drop) };
-                expunged.map(|()| {
-                    self.selected = None;
-                    Answer::ok("CLOSE completed")
-                })
-            }
-            Unselect if self.shared.can("UNSELECT") => {
-                self.selected = None;
-                Ok(Answer::ok("UNSELECT completed"))
-            }
-            _ => Ok(Answer::bad("not known here")),
-        };
-        Ok(done)
-    }
-
     /// RFC 2177. What changes in the selected mailbox is told at once.
     async fn idle(&mut self) -> io::Result<Result<Answer, Gone>> {
         self.wire.out.extend_from_slice(b"+ idling\r\n");
@@ -339,7 +287,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         .unwrap_or_else(|| Answer::no(None, "the account is gone"))
     }
 
-    fn read_only(&self) -> bool {
+    pub(super) fn read_only(&self) -> bool {
         self.selected.as_ref().is_some_and(|selected| selected.read_only)
     }
 
