@@ -7,7 +7,7 @@ use crate::model::Account;
 /// Logs that a login from `peer` was refused. `account` is what the client said of itself; `None` where
 /// it said nothing of that.
 ///
-/// README.md promises the form of this line, and `contrib/fail2ban` reads it: the level, the target, the
+/// docs/install.md promises the form of this line, and `contrib/fail2ban` reads it: the level, the target, the
 /// message and the order of the fields stay as they are. In the text form it is
 ///
 /// ```text
