@@ -1,4 +1,4 @@
-//! The floors of the house: who may name whom, and that `imap` touches no socket, file or clock.
+//! The floors of the design: which part may name which, and that `imap` touches no socket, file or clock.
 //!
 //! The sources are read as tokens, so that a path in a comment or a string does not count and one
 //! in a group (`use crate::{imap, net}`) or through `super` does. Names that a macro would make are
@@ -276,7 +276,7 @@ fn ends_with_cfg_test(tokens: &[String]) -> bool {
     }) && tokens.len() >= attribute.len()
 }
 
-fn is_word(token: &str) -> bool {
+pub(crate) fn is_word(token: &str) -> bool {
     token.starts_with(|c: char| c.is_alphabetic() || c == '_')
 }
 
@@ -285,16 +285,8 @@ fn tokens(text: &str) -> Vec<String> {
     let mut tokens = Vec::new();
     let mut rest = text;
     while let Some(first) = rest.chars().next() {
-        let taken = if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            block_comment(rest)
-        } else if let Some(length) = raw_string(rest) {
+        let taken = if let Some(length) = skipped(rest) {
             length
-        } else if rest.starts_with('"') {
-            quoted(rest, '"')
-        } else if first == '\'' {
-            character_or_lifetime(rest)
         } else if is_word(rest) {
             let word = |c: char| c.is_alphanumeric() || c == '_';
             let length = rest.find(|c| !word(c)).unwrap_or(rest.len());
@@ -315,6 +307,21 @@ fn tokens(text: &str) -> Vec<String> {
         rest = &rest[taken..];
     }
     tokens
+}
+
+/// The length of the comment, the string, the character or the lifetime with which `text` begins.
+pub(crate) fn skipped(text: &str) -> Option<usize> {
+    if text.starts_with("//") {
+        Some(text.find('\n').unwrap_or(text.len()))
+    } else if text.starts_with("/*") {
+        Some(block_comment(text))
+    } else if text.starts_with('"') {
+        Some(quoted(text, '"'))
+    } else if text.starts_with('\'') {
+        Some(character_or_lifetime(text))
+    } else {
+        raw_string(text)
+    }
 }
 
 fn block_comment(text: &str) -> usize {

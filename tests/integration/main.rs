@@ -11,6 +11,7 @@ mod end_to_end;
 mod faults;
 mod floors;
 mod listeners;
+mod lists;
 mod logins;
 mod matrix;
 mod nodes;

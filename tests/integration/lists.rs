@@ -1,0 +1,326 @@
+//! What the documents list is complete: each log event in `docs/logs.md`, each metric in
+//! `docs/metrics.md`, and each relative link in a document leads to a file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use mailchime::metrics::Metrics;
+use prometheus_client::registry::Registry;
+
+use crate::floors::{is_word, skipped};
+
+/// The parts that a target may name.
+const PARTS: &[&str] =
+    &["proxy", "watch", "push", "store", "net", "nodes", "app", "admin", "config", "record"];
+
+/// The one target that is older than the list; `contrib/fail2ban` reads it.
+const LOGIN_REFUSED: &str = "mailchime::login";
+
+const LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The levels and the texts of an event.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Event {
+    levels: BTreeSet<String>,
+    texts: BTreeSet<String>,
+}
+
+#[test]
+fn the_list_of_log_events_is_that_of_the_source() {
+    let mut sources = Vec::new();
+    files(&root().join("src"), "rs", &mut sources);
+    let (mut logged, mut faults) = (BTreeMap::<String, Event>::new(), Vec::new());
+    for path in sources {
+        let text = fs::read_to_string(&path).unwrap();
+        // Tests come last in a file.
+        let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        for (level, target, text) in events(text) {
+            let Some(target) = target else {
+                faults.push(format!("{}: {level}: {text:?} has no target", path.display()));
+                continue;
+            };
+            if !is_well_formed(&target) {
+                faults.push(format!("{}: {target} is no target", path.display()));
+            }
+            let event = logged.entry(target).or_default();
+            event.levels.insert(level);
+            event.texts.insert(text);
+        }
+    }
+    assert!(logged.len() > 100, "only {} events are found", logged.len());
+
+    let mut listed = BTreeMap::<String, Event>::new();
+    for [target, levels, texts, meaning] in rows("docs/logs.md") {
+        let target = target.trim_matches('`').to_owned();
+        if meaning.is_empty() {
+            faults.push(format!("docs/logs.md says nothing of {target}"));
+        }
+        let event = Event {
+            levels: levels.split(", ").map(str::to_owned).collect(),
+            texts: texts.split(" / ").map(str::to_owned).collect(),
+        };
+        if listed.insert(target.clone(), event).is_some() {
+            faults.push(format!("docs/logs.md lists {target} twice"));
+        }
+    }
+    faults.extend(differences("docs/logs.md", "the source", &listed, &logged));
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+#[test]
+fn the_list_of_metrics_is_that_of_the_registry() {
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    // Those that appear with what they are about.
+    metrics.watch_limits(|| vec![("sessions", 1)]);
+    metrics.watch_certificates(|| vec![("topic".to_owned(), SystemTime::now())]);
+    metrics.server_certificates(vec![("file".to_owned(), SystemTime::now())], 0);
+    let text = metrics.text(&registry);
+
+    let mut counted = BTreeMap::<String, (String, BTreeSet<String>)>::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').unwrap();
+        let shown = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let labels = samples
+            .filter_map(|line| line.strip_prefix(name))
+            .filter_map(|rest| rest.split_once('{'))
+            .filter(|(suffix, _)| ["", "_total", "_bucket", "_sum", "_count"].contains(suffix))
+            .flat_map(|(_, labels)| labels.split_once('}').unwrap().0.split("\","))
+            .map(|label| label.split_once('=').unwrap().0.to_owned())
+            .filter(|label| label != "le")
+            .collect();
+        counted.insert(shown, (kind.to_owned(), labels));
+    }
+    assert!(counted.len() > 15, "only {} metrics are found", counted.len());
+
+    let mut listed = BTreeMap::new();
+    for [name, kind, labels, meaning] in rows("docs/metrics.md") {
+        assert!(!meaning.is_empty(), "docs/metrics.md says nothing of {name}");
+        let labels = labels.split(", ").map(|label| label.trim_matches('`').to_owned());
+        let labels = labels.filter(|label| !label.is_empty()).collect();
+        let name = name.trim_matches('`').to_owned();
+        listed.insert(name, (kind, labels));
+    }
+    let faults = differences("docs/metrics.md", "the registry", &listed, &counted);
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+#[test]
+fn relative_links_of_documents_lead_to_files() {
+    let mut documents = Vec::new();
+    for folder in [".", "docs", "benches", "fuzz", "fixtures", "contrib", ".github"] {
+        files(&root().join(folder), "md", &mut documents);
+    }
+    let (mut links, mut faults) = (0, Vec::new());
+    for path in documents.into_iter().collect::<BTreeSet<_>>() {
+        let text = fs::read_to_string(&path).unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            links += 1;
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let to = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            if !to.exists() {
+                faults.push(format!("{}: {target} leads nowhere", path.display()));
+            } else if !heading.is_empty() && !has_heading(&to, heading) {
+                faults.push(format!("{}: {target} has no such heading", path.display()));
+            }
+        }
+    }
+    assert!(links > 10, "only {links} links are found");
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+/// Whether a document has a heading of this anchor, as GitHub makes them.
+fn has_heading(path: &Path, anchor: &str) -> bool {
+    let text = fs::read_to_string(path).unwrap();
+    text.lines().filter(|line| line.starts_with('#')).any(|line| {
+        let title = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = title.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        kept.map(|c| if c == ' ' { '-' } else { c }).eq(anchor.chars())
+    })
+}
+
+/// What one of the two maps lacks or says otherwise.
+fn differences<T: std::fmt::Debug + PartialEq>(
+    document: &str,
+    source: &str,
+    listed: &BTreeMap<String, T>,
+    found: &BTreeMap<String, T>,
+) -> Vec<String> {
+    let names: BTreeSet<_> = listed.keys().chain(found.keys()).collect();
+    let fault = |name: &&String| match (listed.get(*name), found.get(*name)) {
+        (None, _) => Some(format!("{document} does not list {name}")),
+        (_, None) => Some(format!("{document} lists {name}, which {source} does not have")),
+        (Some(listed), Some(found)) if listed != found => {
+            Some(format!("{name}:\n  {document}: {listed:?}\n  {source}: {found:?}"))
+        }
+        _ => None,
+    };
+    names.iter().filter_map(fault).collect()
+}
+
+/// The rows of four cells of all tables of a document, without their headings.
+fn rows(document: &str) -> Vec<[String; 4]> {
+    let text = fs::read_to_string(root().join(document)).unwrap();
+    let rows = text.lines().filter(|line| line.starts_with("| `mailchime"));
+    let cells = |line: &str| {
+        let cells = line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned());
+        cells.collect::<Vec<_>>().try_into().unwrap_or_else(|_| panic!("four cells: {line}"))
+    };
+    rows.map(cells).collect()
+}
+
+fn files(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            // The top folder holds more than documents of ours.
+            if folder != root().join(".") {
+                files(&path, extension, found);
+            }
+        } else if path.extension().is_some_and(|it| it == extension) {
+            found.push(path);
+        }
+    }
+}
+
+fn is_well_formed(target: &str) -> bool {
+    let word = |word: &str| word.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    match target.split("::").collect::<Vec<_>>()[..] {
+        ["mailchime", part, event] => PARTS.contains(&part) && word(event) && !event.is_empty(),
+        _ => target == LOGIN_REFUSED,
+    }
+}
+
+// --- reading the source ---
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Token {
+    Word(String),
+    Text(String),
+    Sign(char),
+}
+
+/// The level, the target and the text of each event that `source` logs.
+fn events(source: &str) -> Vec<(String, Option<String>, String)> {
+    let tokens = tokens(source);
+    let mut found = Vec::new();
+    for (at, window) in tokens.windows(3).enumerate() {
+        let [Token::Word(level), Token::Sign('!'), Token::Sign('(')] = window else { continue };
+        if !LEVELS.contains(&level.as_str()) {
+            continue;
+        }
+        let mut depth = 0_i32;
+        let inside = tokens[at + 2..].iter().take_while(|token| {
+            depth += match token {
+                Token::Sign('(' | '[' | '{') => 1,
+                Token::Sign(')' | ']' | '}') => -1,
+                _ => 0,
+            };
+            depth > 0
+        });
+        let inside: Vec<_> = inside.skip(1).collect();
+        let target = match inside[..] {
+            [Token::Word(name), Token::Sign(':'), Token::Text(target), ..] if name == "target" => {
+                Some(target.clone())
+            }
+            _ => None,
+        };
+        let text = inside.iter().rev().find_map(|token| match token {
+            Token::Text(text) => Some(shown(text)),
+            _ => None,
+        });
+        found.push((level.clone(), target, text.unwrap_or_default()));
+    }
+    found
+}
+
+fn tokens(source: &str) -> Vec<Token> {
+    let (mut tokens, mut rest) = (Vec::new(), source);
+    while let Some(first) = rest.chars().next() {
+        let taken = if rest.starts_with('"') {
+            let length = skipped(rest).unwrap();
+            tokens.push(Token::Text(rest[1..length - 1].to_owned()));
+            length
+        } else if let Some(length) = skipped(rest) {
+            length
+        } else if is_word(rest) {
+            let word = |c: char| c.is_alphanumeric() || c == '_';
+            let length = rest.find(|c| !word(c)).unwrap_or(rest.len());
+            tokens.push(Token::Word(rest[..length].to_owned()));
+            length
+        } else {
+            if !first.is_whitespace() {
+                tokens.push(Token::Sign(first));
+            }
+            first.len_utf8()
+        };
+        rest = &rest[taken..];
+    }
+    tokens
+}
+
+/// A literal as it is logged, with `{name}` for whatever is put in.
+fn shown(literal: &str) -> String {
+    let (mut text, mut rest) = (String::new(), literal);
+    while let Some(first) = rest.chars().next() {
+        let taken = if let Some(continued) = rest.strip_prefix("\\\n") {
+            rest.len() - continued.trim_start().len()
+        } else if let Some(escaped) = rest.strip_prefix('\\') {
+            text.extend(escaped.chars().next());
+            2
+        } else if first == '{' {
+            let length = rest.find('}').map_or(rest.len(), |end| end + 1);
+            let name = rest[1..length].split([':', '}']).next().unwrap_or_default();
+            text.push_str(&format!("{{{name}}}"));
+            length
+        } else {
+            text.push(first);
+            first.len_utf8()
+        };
+        rest = &rest[taken..];
+    }
+    text
+}
+
+#[test]
+fn events_are_found() {
+    let source = r#"
+        // info!("no")
+        let a = "warn!(\"no\")"; let b = 'x';
+        tracing::warn!(target: "mailchime::net::a_b", %error, why = "x",
+            "one {name:?} \
+             two");
+        debug!("three");
+        info!(target: "mailchime::elsewhere::a", left = f(g(1), [2]), "four");
+    "#;
+    let event = |level: &str, target: Option<&str>, text: &str| {
+        (level.to_owned(), target.map(str::to_owned), text.to_owned())
+    };
+    let expected = [
+        event("warn", Some("mailchime::net::a_b"), "one {name} two"),
+        event("debug", None, "three"),
+        event("info", Some("mailchime::elsewhere::a"), "four"),
+    ];
+    assert_eq!(events(source), expected);
+    for (target, fits) in [
+        ("mailchime::net::a_b", true),
+        (LOGIN_REFUSED, true),
+        ("mailchime::elsewhere::a", false),
+        ("mailchime::net::A", false),
+        ("mailchime::net::", false),
+        ("mailchime::net", false),
+        ("net::a", false),
+    ] {
+        assert_eq!(is_well_formed(target), fits, "{target}");
+    }
+}
