@@ -175,7 +175,8 @@ impl Apns {
 
     /// How many requests have come.
     pub fn received(&self) -> u64 {
-        *self.shared.received.borrow()
+        let state = self.shared.state();
+        state.forgotten + state.pushes.len() as u64
     }
 
     /// Waits until so many requests have come since the start.
@@ -236,7 +237,7 @@ impl Apns {
         self.port.close().await;
     }
 
-    /// Listens again on the same port; fails if another program has taken it.
+    /// Listens again on the same port.
     pub async fn resume(&self) -> io::Result<()> {
         self.port.reopen().await
     }

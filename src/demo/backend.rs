@@ -257,7 +257,7 @@ impl Backend {
         self.port.close().await;
     }
 
-    /// Listens again on the same port; fails if another program has taken it.
+    /// Listens again on the same port.
     pub async fn resume(&self) -> io::Result<()> {
         self.port.reopen().await
     }

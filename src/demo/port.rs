@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,6 +20,8 @@ pub(super) struct Port {
     shared: Arc<Shared>,
     /// The accept loop, if the port is open.
     accepting: Mutex<Option<(CancellationToken, JoinHandle<()>)>>,
+    /// Holds the port while it is closed, so that nobody else gets it.
+    kept: Mutex<Option<TcpSocket>>,
 }
 
 struct Shared {
@@ -35,6 +37,9 @@ type Served = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// How long to wait when the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections that wait to be accepted, after the port was closed and opened again.
+const BACKLOG: u32 = 1024;
 
 impl Port {
     /// Serves each connection to `listener` in a task of its own.
@@ -53,6 +58,7 @@ impl Port {
                 end,
             }),
             accepting: Mutex::new(None),
+            kept: Mutex::new(None),
         };
         port.accept_from(listener);
         Ok(port)
@@ -69,15 +75,21 @@ impl Port {
             token.cancel();
             // The loop only waits and spawns; there is nothing to fail.
             let _ = task.await;
+            // Whoever has taken the port by now is found out when it is opened again.
+            *self.kept.lock() = keep(self.address).ok();
         }
     }
 
     /// Listens again on the same port. Nothing happens if it does already.
     ///
-    /// Fails if another program has taken the port meanwhile.
+    /// Fails if another program has taken the port in the moment in which it was closed.
     pub(super) async fn reopen(&self) -> io::Result<()> {
         if self.accepting.lock().is_none() {
-            self.accept_from(TcpListener::bind(self.address).await?);
+            let kept = self.kept.lock().take();
+            self.accept_from(match kept {
+                Some(socket) => socket.listen(BACKLOG)?,
+                None => TcpListener::bind(self.address).await?,
+            });
         }
         Ok(())
     }
@@ -92,6 +104,7 @@ impl Port {
     pub(super) async fn stop(&self) {
         self.shared.end.cancel();
         self.close().await;
+        drop(self.kept.lock().take());
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
     }
@@ -126,4 +139,17 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
+}
+
+/// A socket that has this port and does not listen: connections are refused, and the system gives
+/// the port to nobody else.
+fn keep(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // Connections to the port may still be open.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
