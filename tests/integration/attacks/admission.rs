@@ -107,16 +107,27 @@ impl Client {
     }
 }
 
-/// How many lines of the log so far have this message, and are no mere details.
-fn logged(server: &mut Server, message: &str) -> usize {
-    let message = format!("\"level\":\"WARN\",\"message\":\"{message}\"");
-    server.process.stderr.so_far().iter().filter(|line| line.contains(&message)).count()
+/// Whether mailchime has closed this connection.
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    let read = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut [0])).await;
+    matches!(read, Ok(Ok(0) | Err(_)))
 }
 
-/// Whether mailchime has closed this connection, or does so soon.
-async fn is_closed(stream: &mut TcpStream) -> bool {
-    let read = tokio::time::timeout(Duration::from_millis(200), stream.read(&mut [0])).await;
-    matches!(read, Ok(Ok(0) | Err(_)))
+/// Waits until mailchime has closed all of these connections but so many.
+async fn until_open(mut connections: Vec<TcpStream>, most: usize) -> Vec<TcpStream> {
+    let closed = async {
+        while connections.len() > most {
+            let mut open = Vec::new();
+            for mut stream in connections {
+                if !is_closed(&mut stream).await {
+                    open.push(stream);
+                }
+            }
+            connections = open;
+        }
+        connections
+    };
+    soon(&format!("no more than {most} open connections"), closed).await
 }
 
 /// A backend that counts its connections, and tries with another password than the right one.
@@ -221,11 +232,7 @@ async fn a_client_that_says_nothing_makes_room_for_others() {
             network.gets_in(HOME).await;
         }
         assert!(session.command("n NOOP").await.starts_with("n OK"));
-        let mut open = 0;
-        for stream in &mut silent {
-            open += usize::from(!is_closed(stream).await);
-        }
-        assert!(open <= 40, "{open} of {} are open", silent.len());
+        until_open(silent, 40).await;
     })
     .await;
 }
@@ -243,10 +250,11 @@ async fn the_network_with_most_connections_loses_its_oldest() {
         for _ in 0..40 {
             flood.push(network.connect([127, 2, 0, 1]).await);
         }
-        assert!(is_closed(&mut flood[0]).await);
-        assert!(!is_closed(&mut flood[39]).await);
+        let last = flood.pop().unwrap();
+        until_open(flood, 9).await;
         let answer = slow.log_in(LOGIN, PASSWORD).await;
         assert!(answer.starts_with("l OK"), "{answer}");
+        assert!(!is_closed(&mut { last }).await);
     })
     .await;
 }
@@ -325,7 +333,7 @@ async fn a_try_counts_even_if_the_client_hangs_up_before_the_answer() {
         }
         let answer = network.client([127, 4, 0, 1]).await.log_in(ALICE.0, "guess").await;
         assert!(answer.starts_with("l NO [LIMIT] Too many failed logins"), "{answer}");
-        assert_eq!(logged(&mut server, "login refused"), LIMIT);
+        assert_eq!(server.warned("login refused").await, LIMIT);
         network.gets_in(HOME).await;
     })
     .await;
@@ -358,7 +366,7 @@ async fn two_hundred_tries_at_once_do_not_overrun_the_limit() {
         }
         let limited = answers.iter().filter(|answer| answer.starts_with("l NO [LIMIT]")).count();
         assert_eq!((backend.tries(), limited), (30, 170));
-        assert_eq!(logged(&mut server, "login refused"), 30);
+        assert_eq!(server.warned("login refused").await, 30);
     })
     .await;
 }
@@ -420,6 +428,7 @@ async fn an_account_that_is_tried_from_everywhere_is_slowed_down_and_its_user_is
         let world = world_before(backend.address, limits).await;
         let server = world.serve().await;
         let network = Network::of(&world, &server);
+        let began = Instant::now();
         network.gets_in(HOME).await;
         let mut guesses = JoinSet::new();
         for at in 1..=100 {
@@ -440,8 +449,10 @@ async fn an_account_that_is_tried_from_everywhere_is_slowed_down_and_its_user_is
         let started = Instant::now();
         network.gets_in(HOME).await;
         // The last of those that wait is to wait for 20 seconds.
-        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
-        assert!(backend.tries() < 20, "{} tries", backend.tries());
+        assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+        // Five, and one for each two seconds.
+        let most = 5 + began.elapsed().as_secs() / 2 + 1;
+        assert!(backend.tries() as u64 <= most, "{} tries", backend.tries());
     })
     .await;
 }
@@ -485,10 +496,10 @@ async fn refusals_that_say_nothing_of_the_password_are_no_guesses() {
             assert_eq!(client.log_in(LOGIN, "guess").await, format!("l {refusal}"));
         }
         network.gets_in(HOME).await;
-        assert_eq!(logged(&mut server, "login refused"), 0);
+        assert_eq!(server.warned("login refused").await, 0);
         let message =
             "the backend refused a login, and not for its name or password; see the backend's log";
-        assert_eq!(logged(&mut server, message), 1);
+        assert_eq!(server.warned(message).await, 1);
     })
     .await;
 }
@@ -507,7 +518,8 @@ async fn a_mechanism_that_the_backend_lacks_costs_it_nothing() {
         let world = world_before(backend.address, "failure_delay = \"500ms\"").await;
         let mut server = world.serve().await;
         let network = Network::of(&world, &server);
-        // The list of what it can do is known.
+        // The list of what it can do is known, and is asked for again when five seconds have gone by.
+        let known = Instant::now();
         network.gets_in(HOME).await;
         let before = backend.connections();
         let mut client = network.client([127, 7, 0, 1]).await;
@@ -519,9 +531,11 @@ async fn a_mechanism_that_the_backend_lacks_costs_it_nothing() {
         }
         let dials = backend.connections() - before;
         assert!(tries <= 7, "{tries} tries in {:?}", started.elapsed());
-        assert!(dials <= 1, "{dials} connections for {tries} tries");
+        // Once at its start, which may come as late as this.
+        let most = 1 + known.elapsed().as_secs() / 5;
+        assert!(dials as u64 <= most, "{dials} connections for {tries} tries");
         assert_eq!(
-            logged(&mut server, "the backend did not answer a login; see the backend's log"),
+            server.warned("the backend did not answer a login; see the backend's log").await,
             0
         );
     })
@@ -565,9 +579,11 @@ async fn a_list_that_has_grown_old_keeps_nobody_out() {
 #[tokio::test]
 async fn a_backend_that_is_away_makes_one_log_line_and_is_back_for_all() {
     limited(async {
-        let place = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // Nobody listens there, and nobody else gets the port.
+        let place = TcpSocket::new_v4().unwrap();
+        place.set_reuseaddr(true).unwrap();
+        place.bind((HOME, 0).into()).unwrap();
         let address = place.local_addr().unwrap();
-        drop(place);
         let limits = "failure_delay = \"20ms\"\nlogin_failures_per_minute = 3";
         let world = world_before(address, limits).await;
         let mut server = world.serve().await;
@@ -579,10 +595,10 @@ async fn a_backend_that_is_away_makes_one_log_line_and_is_back_for_all() {
             assert!(answer.starts_with("l NO [UNAVAILABLE]"), "{answer}");
         }
         assert!(started.elapsed() >= Duration::from_millis(200), "each answer is delayed");
-        assert_eq!(logged(&mut server, "the backend cannot be reached"), 1);
-        assert_eq!(logged(&mut server, "login refused"), 0);
+        assert_eq!(server.warned("the backend cannot be reached").await, 1);
+        assert_eq!(server.warned("login refused").await, 0);
 
-        let listener = TcpListener::bind(address).await.unwrap();
+        let listener = place.listen(64).unwrap();
         let backend = mailchime::demo::backend::Backend::start(listener, None).unwrap();
         backend.add_account(LOGIN, PASSWORD.as_bytes());
         assert!(client.log_in(LOGIN, PASSWORD).await.starts_with("l OK"));
@@ -599,6 +615,7 @@ async fn one_address_causes_so_many_connections_in_a_minute() {
         let world = world_before(backend.address, limits).await;
         let server = world.serve().await;
         let network = Network::of(&world, &server);
+        let started = Instant::now();
         network.gets_in(HOME).await;
         let mut tries = JoinSet::new();
         for at in 0..60 {
@@ -618,7 +635,9 @@ async fn one_address_causes_so_many_connections_in_a_minute() {
             }
         };
         soon("the others to be turned away", turned_away).await;
-        assert!(backend.tries() <= 27, "{} tries", backend.tries());
+        // Twenty, and one for each three seconds.
+        let most = 20 + started.elapsed().as_secs() / 3 + 1;
+        assert!(backend.tries() as u64 <= most, "{} tries", backend.tries());
         // Neither others nor who is known are held up.
         network.gets_in([127, 8, 0, 1]).await;
         network.gets_in(HOME).await;

@@ -182,6 +182,16 @@ impl Server {
         Self { process, address }
     }
 
+    /// How many lines of the log have this message, and are no mere details, of those that were
+    /// written by now.
+    pub(crate) async fn warned(&mut self, message: &str) -> usize {
+        // Lines come in their order, and this one is behind them.
+        self.process.signal("HUP");
+        self.logged("the configuration was read again").await;
+        let message = format!("\"level\":\"WARN\",\"message\":\"{message}\"");
+        self.process.stderr.seen().iter().filter(|line| line.contains(&message)).count()
+    }
+
     /// The next line of the log with this message, which may not have come yet.
     pub(crate) async fn logged(&mut self, message: &str) -> Value {
         let found = self.process.stderr.find(message, |line| {
