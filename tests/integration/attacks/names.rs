@@ -290,12 +290,14 @@ async fn an_answer_counts_for_its_time_and_then_the_new_one() {
             assert_eq!(asker.ask(name).await.unwrap(), "192.0.2.1:143");
             asker.server.addresses(name, &["192.0.2.2"], 3600);
         }
+        // More than once only where the first question was thought lost.
+        let asked = asker.server.asked("long.example");
         asker.later(4).await;
         assert_eq!(asker.ask("short.example").await.unwrap(), "192.0.2.1:143");
         asker.later(2).await;
         assert_eq!(asker.ask("short.example").await.unwrap(), "192.0.2.2:143");
         assert_eq!(asker.ask("long.example").await.unwrap(), "192.0.2.1:143");
-        assert_eq!(asker.server.asked("long.example"), 1);
+        assert_eq!(asker.server.asked("long.example"), asked);
     })
     .await;
 }

@@ -36,7 +36,7 @@ const STORM: Duration = Duration::from_secs(60);
 
 /// How long it may take until all is told after the storm: mostly seconds, but where APNs failed at
 /// every one of the last tries, the next is a minute away.
-const CALM: Duration = Duration::from_secs(150);
+const CALM: Duration = Duration::from_secs(400);
 
 const SEED: &str = "MAILCHIME_STORM_SEED";
 
@@ -108,9 +108,18 @@ async fn the_storm_itself() {
     let often: Vec<_> = often.map(|user| (user, "INBOX")).collect();
     assert!(most <= 2, "tried {most} times:\n{}", site.log_of(&often).await);
 
-    let after = site.growth().await;
-    say(&format!("before {before:?}\nafter  {after:?}\n"));
-    bounded(&before, &after);
+    // What the storm had need of goes in its own time.
+    let calm = Instant::now();
+    loop {
+        let after = site.growth().await;
+        let said = grown(&before, &after);
+        if said.is_none() || calm.elapsed() > CALM {
+            say(&format!("before {before:?}\nafter  {after:?}\n"));
+            assert_eq!(said, None);
+            break;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
     for (what, count) in [
         ("deliveries", &tally.deliveries),
         ("kills", &tally.kills),
@@ -157,17 +166,21 @@ async fn storm(site: &Arc<Site>) {
     }
 }
 
-fn bounded(before: &Growth, after: &Growth) {
-    assert_eq!(before.rows, after.rows, "a row is a device, a mailbox or an account");
-    // Of what the storm had need of once the allocator keeps some for the next.
-    let memory = before.memory + before.memory / 2 + 32 * 1024;
-    assert!(after.memory <= memory, "{} KiB of memory, {memory} at most", after.memory);
-    // Connections to the database that were made for the storm.
-    let files = before.open_files + 32;
-    assert!(after.open_files <= files, "{} open files, {files} at most", after.open_files);
-    // Those for calls that block end when they have had nothing to do for ten seconds.
-    let threads = before.threads + 8;
-    assert!(after.threads <= threads, "{} threads, {threads} at most", after.threads);
+/// What has grown more than it may.
+fn grown(before: &Growth, after: &Growth) -> Option<String> {
+    if before.rows != after.rows {
+        return Some("a row is a device, a mailbox or an account".to_owned());
+    }
+    let bounds = [
+        // Of what the storm had need of once the allocator keeps some for the next.
+        ("KiB of memory", after.memory, before.memory + before.memory / 2 + 32 * 1024),
+        // Connections to the database that were made for the storm.
+        ("open files", after.open_files as u64, before.open_files as u64 + 32),
+        // Those for calls that block end when they have had nothing to do for ten seconds.
+        ("threads", after.threads as u64, before.threads as u64 + 8),
+    ];
+    let (what, is, most) = bounds.into_iter().find(|(_, is, most)| is > most)?;
+    Some(format!("{is} {what}, {most} at most"))
 }
 
 /// When APNs last took a push for each device and mailbox.

@@ -107,6 +107,8 @@ if (client.capabilities.has('IDLE')) {
     });
     const idle = client.idle();
     await begun;
+    // Cyrus says nothing of what comes while it begins.
+    await new Promise(resolve => setTimeout(resolve, 2000));
     await other.append('INBOX', 'Message-ID: <5@matrix.example.org>\r\nSubject: news\r\n\r\nNews.\r\n');
     const count = await told;
     clearTimeout(timer);

@@ -161,6 +161,8 @@ def with_imapclient():
     if client.has_capability("IDLE"):
         other = connect()
         client.idle()
+        # Cyrus says nothing of what comes while it begins.
+        time.sleep(2)
         other.append("INBOX", NEWS)
         told = []
         # Some servers tell of it in several goes, some never.

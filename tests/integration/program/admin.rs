@@ -246,8 +246,12 @@ async fn a_removal_reaches_the_mailchime_that_runs() {
         // Of the hour that it would take otherwise this is a small part.
         let gone = world.backend.wait_until(|counters| counters.connections == 0);
         soon("the end of the watcher", gone).await;
-        let said = world.command(&["watchers", "--json"]).await;
-        assert_eq!(said.json()["watchers"], serde_json::json!([]));
+        let nobody = async {
+            while world.command(&["watchers", "--json"]).await.json()["watchers"]
+                != serde_json::json!([])
+            {}
+        };
+        soon("nobody is watched", nobody).await;
 
         world.register(server.address).await.unwrap();
         server.process.kill();

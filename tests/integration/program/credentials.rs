@@ -132,7 +132,7 @@ async fn a_start_without_passwords_asks_the_phones_to_log_in() {
         world.register(server.address).await.unwrap();
         world.watched().await;
         drop(server);
-        let server = world.serve().await;
+        let mut server = world.serve().await;
         let pushed = world.push().await;
         assert!(pushed.json()["m"].is_null(), "{}", pushed.json());
         // The phone looks, and that heals it.
@@ -141,7 +141,9 @@ async fn a_start_without_passwords_asks_the_phones_to_log_in() {
         world.deliver();
         world.push().await;
         drop(session);
-        drop(server);
+        // In order, so that nothing is told again that was told.
+        server.process.signal("TERM");
+        server.process.end().await;
         let server = world.serve_with_admin().await;
         let parked = async {
             loop {

@@ -44,7 +44,7 @@ async fn full_run(world: &World, mut server: Server) -> Vec<String> {
     client.until("g OK").await;
     client.send(format!("h APPEND INBOX {{{}+}}\r\n{MAIL}\r\n", MAIL.len()).as_bytes()).await;
     client.until("h OK").await;
-    client.send(b"i SELECT INBOX\r\nj FETCH 1 BODY[]\r\n").await;
+    client.send(b"i SELECT INBOX\r\nj FETCH 1 BODY.PEEK[]\r\n").await;
     client.until("j OK").await;
     client.send(b"k LOGOUT\r\n").await;
     client.until("k OK").await;
@@ -191,7 +191,7 @@ async fn a_client_that_just_closes_is_no_warning() {
         client.send(b"s SELECT INBOX\r\n").await;
         client.until("s OK").await;
         for _ in 0..200 {
-            client.send(b"f FETCH 1 BODY[]\r\n").await;
+            client.send(b"f FETCH 1 BODY.PEEK[]\r\n").await;
         }
         client.reset();
         server.logged("session ended").await;
@@ -212,26 +212,32 @@ async fn a_client_that_just_closes_is_no_warning() {
 async fn a_statement_that_takes_long_is_named_by_its_call_and_not_by_its_text() {
     limited(async {
         let world = World::new().await;
-        world.configure("busy_timeout = \"5s\"", "busy_timeout = \"20s\"");
+        world.configure("busy_timeout = \"5s\"", "busy_timeout = \"60s\"");
         let mut server = world.serve().await;
         let url = format!("sqlite://{}", world.file("mailchime.db").display());
         let mut database = sqlx::SqliteConnection::connect(&url).await.unwrap();
-        // How far this machine counts in two seconds.
+        // How far this machine counts in two seconds at its fastest.
         let count = |to: u64| {
             format!(
                 "with recursive number(n) as (select 1 union all select n + 1 from number where \
                  n < {to}) select count(*) from number"
             )
         };
-        let began = std::time::Instant::now();
-        sqlx::query(AssertSqlSafe(count(200_000))).execute(&mut database).await.unwrap();
-        let to = (200_000.0 * 2.0 / began.elapsed().as_secs_f64()) as u64;
+        let mut fastest = std::time::Duration::MAX;
+        for _ in 0..10 {
+            let began = std::time::Instant::now();
+            sqlx::query(AssertSqlSafe(count(100_000))).execute(&mut database).await.unwrap();
+            fastest = fastest.min(began.elapsed());
+        }
+        let to = (100_000.0 * 2.0 / fastest.as_secs_f64()) as u64;
         let slow = format!(
             "create trigger slow before insert on device when 0 < ({}) begin select 1; end",
             count(to)
         );
         sqlx::query(AssertSqlSafe(slow)).execute(&mut database).await.unwrap();
-        world.register(server.address).await.unwrap();
+        // Its answer may take longer than a phone waits.
+        let mut client = world.session(&server).await;
+        client.send(format!("r {}\r\n", registration()).as_bytes()).await;
         let line = server.logged("a database call took long").await;
         assert_eq!((&line["level"], &line["call"]), (&"WARN".into(), &"register".into()), "{line}");
         assert!(line["milliseconds"].as_u64().unwrap() >= 1000, "{line}");

@@ -144,7 +144,7 @@ async fn clients_that_are_too_old_have_a_line_in_the_log_that_says_why() {
         // Somebody who is no client of TLS has none.
         drop(tokio::net::TcpStream::connect(server.address).await.unwrap());
         server.process.signal("TERM");
-        let ended = tokio::time::timeout(Duration::from_secs(30), server.process.end()).await;
+        let ended = tokio::time::timeout(Duration::from_secs(90), server.process.end()).await;
         assert_eq!(ended.unwrap().code(), Some(0));
         let old = |line: &&String| {
             line.contains("a client cannot use TLS as mailchime offers it; mailchime closes the connection")
