@@ -216,7 +216,7 @@ mod tests {
     }
 
     async fn in_time<T>(future: impl Future<Output = T>) -> T {
-        tokio::time::timeout(Duration::from_secs(20), future).await.expect("in time")
+        tokio::time::timeout(Duration::from_secs(120), future).await.expect("in time")
     }
 
     #[tokio::test]

@@ -340,7 +340,7 @@ async fn curl_and_imaplib_are_served() {
         let run = move || {
             let url = format!("imaps://localhost:{port}/INBOX;UID=1");
             let curl = Command::new("curl")
-                .args(["-sS", "--max-time", "20", "-u", "alice:wonder land", "--cacert"])
+                .args(["-sS", "--max-time", "120", "-u", "alice:wonder land", "--cacert"])
                 .arg(&ca)
                 .arg(url)
                 .output()

@@ -27,7 +27,7 @@ mod storm;
 const AT_ONCE: usize = 4;
 
 /// How long a row may take. Two of them wait until a device may be pushed again.
-const LIMIT: Duration = Duration::from_secs(150);
+const LIMIT: Duration = Duration::from_secs(400);
 
 /// A row: what is done and at which step, and what must hold afterwards.
 struct Fault {

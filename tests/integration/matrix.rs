@@ -20,7 +20,7 @@ use site::{Behind, Kind, Mailchime};
 use table::Cell;
 
 /// How long a cell may take on a machine that is busy.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(600);
 
 macro_rules! cells {
     ($($test:ident: $server:ident $behind:ident $client:ident,)*) => {$(

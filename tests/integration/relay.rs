@@ -16,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 use crate::support::core::Core;
 use crate::support::dialogues::{profile, proxy, push_offer, read_to_end};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// A core whose user is logged in, with nothing heard.
 fn relaying() -> Core {
@@ -428,7 +428,7 @@ async fn a_mailbox_that_ends_its_session_is_asked_for_once_and_registered_all_th
     let test = async {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let limit = |config: &mut Config| config.limits.answer_timeout = Duration::from_secs(1);
+        let limit = |config: &mut Config| config.limits.answer_timeout = Duration::from_secs(4);
         for hangs_up in [true, false] {
             let proxy = proxy(address, Some(push_offer()), limit).await;
             let (mut client, mut backend) = log_in(&proxy, &listener).await;

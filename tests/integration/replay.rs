@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 
 use crate::support::dialogues::{PKI, all};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(240);
 
 fn replay(arguments: &[&str]) -> (Option<i32>, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mailchime"));

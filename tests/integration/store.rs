@@ -52,7 +52,7 @@ const EVER: Timestamp = Timestamp(0);
 // === helpers ===
 
 async fn open(folder: &TempDir) -> Store {
-    try_open(folder, Duration::from_secs(5)).await.unwrap()
+    try_open(folder, Duration::from_secs(30)).await.unwrap()
 }
 
 async fn try_open(folder: &TempDir, busy_timeout: Duration) -> Result<Store, StoreError> {

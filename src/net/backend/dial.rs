@@ -213,7 +213,7 @@ mod tests {
     use crate::net::resolve::NameResolver;
 
     /// For what is expected to come about at once.
-    const LIMIT: Duration = Duration::from_secs(10);
+    const LIMIT: Duration = Duration::from_secs(60);
 
     const READY: &[u8] = b"* OK ready\r\n";
 
@@ -251,11 +251,11 @@ mod tests {
             stream.read_to_end(&mut Vec::new()).await
         });
         let started = Instant::now();
-        let deadline = started + Duration::from_millis(900);
+        let deadline = started + Duration::from_secs(9);
         let connected = backend.dial(&[dead, dead, alive], deadline, None, 1024).await.unwrap();
         assert!(matches!(connected.stream, Stream::Client(_)));
         let taken = started.elapsed();
-        let thirds = Duration::from_millis(590)..Duration::from_millis(880);
+        let thirds = Duration::from_millis(5900)..Duration::from_secs(9);
         assert!(thirds.contains(&taken), "{taken:?}: both dead ones have a third");
 
         let soon = Instant::now() + Duration::from_millis(1);

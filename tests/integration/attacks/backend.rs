@@ -113,7 +113,7 @@ async fn play(stream: TcpStream, acts: &[Act]) -> std::io::Result<()> {
 /// A program behind which a backend may turn hostile, and its peak before that.
 async fn serving() -> (World, Backend, Server, u64) {
     let world = World::new().await;
-    world.configure("[log]", "[limits]\nfailure_delay = \"1ms\"\n[log]");
+    world.configure("[log]", "[limits]\nfailure_delay = \"1ms\"\nlogin_timeout = \"10m\"\n[log]");
     let backend = Backend::before(&world).await;
     let server = world.serve().await;
     is_served_as_ever(&world, &server).await;
@@ -378,7 +378,7 @@ async fn a_hostile_backend_toward_a_watcher() {
     ];
     limited(async {
         let world = World::new().await;
-        world.configure("[watch]\n", "[watch]\nanswer_timeout = \"1s\"\n");
+        world.configure("[watch]\n", "[watch]\nanswer_timeout = \"5s\"\n");
         let backend = Backend::before(&world).await;
         let mut server = world.serve().await;
         world.register(server.address).await.unwrap();

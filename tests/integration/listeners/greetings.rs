@@ -84,7 +84,7 @@ async fn each_address_of_a_backend_has_its_chance_to_greet() {
         let world = World::start(address, |config| {
             config.backend.host = "imap.example".into();
             config.resolver.name_servers = vec![names.address];
-            config.limits.connect_timeout = Duration::from_secs(7);
+            config.limits.connect_timeout = Duration::from_secs(20);
             push_by(config, apns_listener.local_addr().unwrap());
         })
         .await;
@@ -111,7 +111,7 @@ async fn words_of_one_address_count_more_than_the_silence_of_others() {
             let world = World::start(address, |config| {
                 config.backend.host = "imap.example".into();
                 config.resolver.name_servers = vec![names.address];
-                config.limits.connect_timeout = Duration::from_secs(3);
+                config.limits.connect_timeout = Duration::from_secs(6);
             })
             .await;
             let answer = world.client().await.log_in("alice").await;

@@ -20,7 +20,7 @@ use crate::support::skip::skipped;
 use crate::support::{limited, listener, soon};
 
 /// For what is expected to come about at once.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(90);
 
 /// A folder in which openssl makes certificates.
 pub(crate) struct Openssl(TempDir);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mailchime::config::ListenerTls;
 use mailchime::demo::apns::Apns;
 use rustls::version::TLS13;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::backends::route;
 use super::tls::{handshake, sni, trusting, write_certificate};
@@ -47,8 +47,8 @@ async fn new_sessions_go_by_it_and_the_others_go_on() {
 async fn listeners_come_and_go_and_change() {
     limited(async {
         let backend = demo_backend(&["alice"]).await;
-        // An address that a configuration can name again.
-        let fixed = listener().await.local_addr().unwrap();
+        // An address that a configuration can name again, and that no other test uses.
+        let fixed = TcpListener::bind("127.0.0.77:0").await.unwrap().local_addr().unwrap();
         let mut world = World::start(backend.address(), |config| {
             config.listeners[0].address = fixed;
         })

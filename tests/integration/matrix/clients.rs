@@ -12,7 +12,7 @@ use crate::support::servers::{ALICE, pki};
 use crate::support::skip;
 
 /// For one run of a program, in seconds.
-const LIMIT: &str = "60";
+const LIMIT: &str = "300";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Client {

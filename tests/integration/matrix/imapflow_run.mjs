@@ -100,7 +100,7 @@ if (client.capabilities.has('IDLE')) {
     let timer;
     const told = new Promise(resolve => {
         client.once('exists', it => resolve(it.count));
-        timer = setTimeout(() => resolve(null), byTheClock ? 3000 : 20000);
+        timer = setTimeout(() => resolve(null), byTheClock ? 3000 : 120000);
     });
     const begun = new Promise(resolve => {
         listen = (number, said) => number === 1 && /^\+ /m.test(said) && resolve();

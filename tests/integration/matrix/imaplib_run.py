@@ -17,7 +17,7 @@ import time
 LIBRARY, FOLDER, PORT, USER, PREFIX = sys.argv[1:]
 PASSWORD = os.environ["PASSWORD"]
 CONTEXT = ssl.create_default_context(cafile=f"{FOLDER}/ca.pem")
-TIMEOUT = 30
+TIMEOUT = 240
 COPY = PREFIX + "Copy"
 with open(f"{FOLDER}/big.eml", "rb") as file:
     BIG = file.read()
@@ -167,7 +167,7 @@ def with_imapclient():
         told = []
         # Some servers tell of it in several goes, some never.
         while not any(len(it) > 1 and it[1] == b"EXISTS" for it in told):
-            news = client.idle_check(3 if BY_THE_CLOCK else 20)
+            news = client.idle_check(3 if BY_THE_CLOCK else 120)
             if not news:
                 break
             told += news

@@ -14,7 +14,7 @@ use crate::support::servers::ALICE;
 use crate::support::servers::client::Client;
 
 /// How long mutt may take to come to a line of its log.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// How long is waited for news from a server that is known to tell none.
 const SILENCE: Duration = Duration::from_secs(3);

@@ -17,7 +17,7 @@ use crate::support::servers::client::Client;
 use crate::support::servers::{ALICE, mail, pki};
 
 /// From a delivery to its push.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(120);
 
 /// How long nothing is delivered, to see whether there are pushes all the same.
 const QUIET: Duration = Duration::from_secs(3);

@@ -94,7 +94,7 @@ async fn a_proxy_that_refuses_or_talks_nonsense_is_reported_without_its_login() 
             let address = listener.local_addr().unwrap();
             let heads = proxy(listener, answer);
             let mut config = certificates.config(address);
-            config.connect_timeout = std::time::Duration::from_millis(300);
+            config.connect_timeout = std::time::Duration::from_secs(10);
             let (host, port) = (address.ip().to_string(), address.port());
             config.proxy = Some(Proxy { host, port, login_file: Some(login_file.clone()) });
             let apns =

@@ -10,7 +10,7 @@ use crate::support::limited;
 use crate::support::servers::forwarder::Forwarder;
 use crate::support::servers::postgres::Postgres;
 
-const BUSY: Duration = Duration::from_secs(5);
+const BUSY: Duration = Duration::from_secs(15);
 
 async fn beside(server: &Postgres) -> PgConnection {
     PgConnection::connect(&server.url()).await.unwrap()

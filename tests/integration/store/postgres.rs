@@ -36,7 +36,7 @@ impl Database {
     }
 
     pub(super) async fn open(&self) -> Store {
-        self.try_open(Duration::from_secs(5)).await.unwrap()
+        self.try_open(Duration::from_secs(30)).await.unwrap()
     }
 
     pub(super) async fn try_open(&self, busy_timeout: Duration) -> Result<Store, StoreError> {

@@ -80,7 +80,7 @@ impl World {
     pub(crate) async fn new(backend: SocketAddr) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
-        let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
+        let store = Store::open(&url, Duration::from_secs(30)).await.unwrap();
         let key_file = folder.path().join("key");
         let watch = config::Watch {
             idle_renewal: Duration::from_hours(1),
@@ -223,7 +223,7 @@ impl Watching {
                 }
             }
         };
-        let event = tokio::time::timeout(Duration::from_secs(10), news).await;
+        let event = tokio::time::timeout(super::SOON, news).await;
         match event.expect("nothing is told").expect("the watching part has ended") {
             WatchEvent::Registered { .. } => unreachable!("it is passed over"),
             WatchEvent::Changed(change) => {

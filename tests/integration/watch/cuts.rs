@@ -8,7 +8,7 @@ use super::dialogues::{IDLE, QUIET, Stage, stop};
 use crate::support::limited;
 
 /// The network ends a connection on which nothing was said for so long.
-const CUT: Duration = Duration::from_secs(2);
+const CUT: Duration = Duration::from_secs(4);
 
 #[tokio::test]
 async fn what_a_network_does_to_quiet_connections_is_learnt_and_is_no_failure() {

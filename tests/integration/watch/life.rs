@@ -141,7 +141,7 @@ async fn a_program_that_ends_between_two_tries_does_not_count_anew() {
 
         // What a first try has shown is known after an end before the second.
         (world.watch.retry_min, world.watch.retry_max) =
-            (Duration::from_secs(2), Duration::from_secs(2));
+            (Duration::from_secs(8), Duration::from_secs(8));
         let watching = idling(&world, &backend).await;
         backend.set_password("alice", b"again").unwrap();
         backend.say_bye();
@@ -161,7 +161,7 @@ async fn a_second_try_that_succeeds_ends_the_parking() {
         let backend = backend().await;
         let mut world = world(&backend).await;
         (world.watch.retry_min, world.watch.retry_max) =
-            (Duration::from_millis(500), Duration::from_millis(500));
+            (Duration::from_secs(4), Duration::from_secs(4));
         let watching = idling(&world, &backend).await;
         backend.set_password("alice", b"changed").unwrap();
         backend.drop_connections();
@@ -226,7 +226,7 @@ async fn a_broken_connection_between_two_refusals_does_not_make_them_first_ones(
         let mut world = world(&backend).await;
         // Time for trouble after the first refusal, and none after that.
         (world.watch.retry_min, world.watch.retry_max) =
-            (Duration::from_millis(200), Duration::from_millis(200));
+            (Duration::from_secs(3), Duration::from_secs(3));
         let watching = idling(&world, &backend).await;
         backend.set_password("alice", b"changed").unwrap();
         backend.drop_connections();

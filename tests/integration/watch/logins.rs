@@ -151,7 +151,7 @@ async fn later(time: Duration) {
 async fn patient(test: impl Future<Output = ()>) {
     let (done, waiting) = std::sync::mpsc::channel::<()>();
     let late = tokio::task::spawn_blocking(move || {
-        waiting.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout)
+        waiting.recv_timeout(Duration::from_secs(180)) == Err(RecvTimeoutError::Timeout)
     });
     tokio::select! {
         () = test => drop(done),

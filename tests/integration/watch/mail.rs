@@ -107,7 +107,7 @@ async fn read_unread_and_expunged_are_one_quiet_change_each_time_all_has_settled
             backend.deliver("alice", "INBOX", MAIL).unwrap();
         }
         let mut world = World::new(backend.address()).await;
-        world.watch.settle = Duration::from_millis(300);
+        world.watch.settle = Duration::from_secs(1);
         world.register("alice", &[("INBOX", told(1, 4, 3, 3))]).await;
         let mut watching = idling(&world, &backend).await;
         let looks = backend.counters().commands["STATUS"];

@@ -13,7 +13,7 @@ use crate::support::watching::told;
 /// Alice's devices were told of her INBOX, and of 3 messages in Team.
 async fn stage() -> Stage {
     let mut stage = Stage::new().await;
-    stage.world.watch.answer_timeout = Duration::from_millis(400);
+    stage.world.watch.answer_timeout = Duration::from_secs(3);
     let mailboxes = [("INBOX", told(7, 10, 5, 2)), ("Team", told(8, 8, 3, 0))];
     stage.world.register("alice", &mailboxes).await;
     stage
@@ -268,8 +268,9 @@ async fn mail_is_new_where_uidnext_stands_still_or_is_zero_and_is_reported_once(
     limited(async {
         for next in [10, 0] {
             let mut stage = Stage::new().await;
-            stage.world.watch.poll_interval = Duration::from_millis(50);
-            stage.world.watch.poll_max = Duration::from_millis(50);
+            // Longer than all takes until NOTIFY has told of mail: a poll would be told first.
+            let between = Duration::from_secs(3);
+            (stage.world.watch.poll_interval, stage.world.watch.poll_max) = (between, between);
             let mailboxes = [("INBOX", told(7, 10, 5, 2)), ("Team", told(8, 10, 5, 2))];
             stage.world.register("alice", &mailboxes).await;
             let mut watching = stage.world.watch();

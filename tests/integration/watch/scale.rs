@@ -40,7 +40,7 @@ fn run_apart(test: &str, tls: bool) {
 }
 
 async fn measure(tls: bool) {
-    tokio::time::timeout(Duration::from_secs(120), measured(tls)).await.expect("in time");
+    tokio::time::timeout(Duration::from_secs(400), measured(tls)).await.expect("in time");
 }
 
 async fn measured(tls: bool) {

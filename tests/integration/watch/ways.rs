@@ -128,7 +128,7 @@ C: w10 IDLE
 async fn notify_is_taken_back_before_it_is_asked_for_again() {
     limited(async {
         let mut stage = stage_with_team().await;
-        stage.world.watch.idle_check = Duration::from_millis(20);
+        stage.world.watch.idle_check = Duration::from_millis(500);
         let mut watching = stage.world.watch();
         let mut peer = stage.accept().await;
         peer.play(&login("IDLE NOTIFY LIST-STATUS")).await;
@@ -168,7 +168,7 @@ S: + idling
 async fn notify_that_is_refused_is_replaced_by_polling_and_not_tried_for_ever() {
     limited(async {
         let mut stage = stage_with_team().await;
-        stage.world.watch.poll_interval = Duration::from_millis(20);
+        stage.world.watch.poll_interval = Duration::from_millis(500);
         let mut watching = stage.world.watch();
         for answer in ["NO [BADEVENT FlagChange] never heard of it", "BAD what?"] {
             let mut peer = stage.accept().await;
@@ -209,7 +209,7 @@ S: * BYE that is all
 async fn notify_that_sends_nothing_is_found_out_by_two_refreshes() {
     limited(async {
         let mut stage = stage_with_team().await;
-        stage.world.watch.idle_check = Duration::from_millis(50);
+        stage.world.watch.idle_check = Duration::from_millis(500);
         let mut watching = stage.world.watch();
         let mut peer = stage.accept().await;
         peer.play(&login("NOTIFY LIST-STATUS")).await;
@@ -248,7 +248,7 @@ async fn notify_that_sends_nothing_is_found_out_by_two_refreshes() {
 async fn idle_that_sends_nothing_is_found_out_by_two_refreshes() {
     limited(async {
         let mut stage = Stage::new().await;
-        stage.world.watch.idle_check = Duration::from_millis(50);
+        stage.world.watch.idle_check = Duration::from_millis(500);
         let mut watching = stage.world.watch();
         let mut peer = stage.accept().await;
         peer.play(IDLE).await;

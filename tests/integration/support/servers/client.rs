@@ -10,7 +10,7 @@ use rustls::{ClientConnection, StreamOwned};
 use super::{User, pki};
 
 /// How long a server may be silent.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(90);
 
 trait Stream: Read + Write {}
 

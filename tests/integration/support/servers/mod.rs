@@ -150,7 +150,7 @@ fn deliver_by_lmtp(socket: &Path, user: &str, mail: &[u8]) {
 pub(crate) fn try_by_lmtp(socket: &Path, user: &str, mail: &[u8]) -> io::Result<()> {
     assert!(!mail.starts_with(b".") && !mail.windows(2).any(|at| at == b"\n."), "needs stuffing");
     let mut lmtp = UnixStream::connect(socket)?;
-    lmtp.set_read_timeout(Some(Duration::from_secs(10)))?;
+    lmtp.set_read_timeout(Some(Duration::from_secs(90)))?;
     let mut answers = BufReader::new(lmtp.try_clone()?).lines();
     let mut expect = |code: &str| {
         loop {

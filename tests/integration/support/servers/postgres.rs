@@ -112,7 +112,7 @@ mod tests {
     async fn it_answers_and_keeps_what_it_got() {
         let Some(mut postgres) = Postgres::start("postgres::it_answers") else { return };
         sqlx::any::install_default_drivers();
-        let options = AnyPoolOptions::new().acquire_timeout(Duration::from_millis(500));
+        let options = AnyPoolOptions::new().acquire_timeout(Duration::from_secs(5));
         let pool = options.connect(&postgres.url()).await.unwrap();
         assert_eq!(select(&pool, "select cast(1 as bigint)").await.unwrap(), 1);
         sqlx::query("create table kept as select cast(7 as bigint)").execute(&pool).await.unwrap();

@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// From the start of a server until it accepts.
-const START_LIMIT: Duration = Duration::from_secs(10);
+const START_LIMIT: Duration = Duration::from_secs(90);
 
 /// From the signal until a server that does not end is killed.
-const STOP_LIMIT: Duration = Duration::from_secs(1);
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Ends whatever a server was up to.
 const KILL: Stop = Stop::Group("KILL");
@@ -75,7 +75,7 @@ enum Failure {
 /// Starts what `plan` plans for the folder and the addresses that it is given; for others, if that
 /// ends before it accepts. The folder is new and everybody may enter it, since servers change user.
 ///
-/// Returns once all addresses accept. Panics with the server's log when it is not up within 10 seconds.
+/// Returns once all addresses accept. Panics with the server's log when it is not up in time.
 pub(super) fn start<const PORTS: usize>(
     plan: impl Fn(&Path, [SocketAddr; PORTS]) -> Plan,
 ) -> (Process, [SocketAddr; PORTS]) {
