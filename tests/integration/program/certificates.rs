@@ -17,8 +17,7 @@ use crate::support::world::{Server, World};
 use crate::support::{limited, soon};
 
 const RENEWED: &str = "read a renewed server certificate; new sessions use it";
-const UNFIT: &str =
-    "a certificate was changed on disk and cannot be read: the one of before is used";
+const UNFIT: &str = "a changed certificate cannot be read; mailchime keeps using the previous one";
 const ENDS: &str = "a server certificate expires soon; renew it";
 const ENDED: &str = "a server certificate has expired, and clients refuse to connect; renew it";
 

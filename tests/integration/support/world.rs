@@ -187,7 +187,7 @@ impl Server {
     pub(crate) async fn warned(&mut self, message: &str) -> usize {
         // Lines come in their order, and this one is behind them.
         self.process.signal("HUP");
-        self.logged("the configuration was read again").await;
+        self.logged("configuration reloaded").await;
         let message = format!("\"level\":\"WARN\",\"message\":\"{message}\"");
         self.process.stderr.seen().iter().filter(|line| line.contains(&message)).count()
     }
