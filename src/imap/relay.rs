@@ -29,14 +29,15 @@
 
 mod intercept;
 mod pending_replies;
+mod wires;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use self::intercept::{DetachedRegistration, Intercepted};
+use self::intercept::{Intercept, is_intercepted};
 use self::pending_replies::{PendingReplies, ReplyOwner, ReplyTo};
+use self::wires::{Deferred, Wires};
 use super::capability::{self, Own};
-use super::contract::{Action, Awaited, LONGEST_STATUS, Output, Profile, PushOffer, Step};
+use super::contract::{Awaited, LONGEST_STATUS, Output, Profile, RegistrationResult, Step};
 use super::literal::{Announcement, End, Scan};
 use super::peek::{self, Command, Response, Status, Verb};
 use super::stream_position::{LineEnd, StreamPosition};
@@ -45,17 +46,9 @@ use crate::model::{Account, Mailbox};
 /// The most lines that are looked at in one step, so that the caller can let others have their turn.
 const MOST_LINES: u32 = 4096;
 
-/// What a STATUS for a registration asks. HIGHESTMODSEQ is not in it: asking would switch the
-/// client's session to CONDSTORE (RFC 7162 section 3.1).
-pub const STATUS_ITEMS: &str = "(MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
-
 /// A session after login.
 #[derive(Debug)]
 pub struct Relay {
-    profile: Arc<Profile>,
-    /// `None` when there is no saying who it is, or no way to watch for them: then there is no push
-    /// either.
-    account: Option<Account>,
     client: StreamPosition,
     backend: StreamPosition,
     /// For the end of the backend's response under way, where that is waited for.
@@ -69,22 +62,8 @@ pub struct Relay {
     over: bool,
     /// The client has gone on without waiting for what decides what its bytes are.
     held: bool,
-    utf8: bool,
-    /// The client's connection is compressed.
-    compressed: bool,
-    /// Starts each tag of ours; no client could have made it up.
-    tag_prefix: String,
-    questions: u32,
-    intercepted: Option<Box<Intercepted>>,
-    /// Registrations that are being written while the client goes on, in their order.
-    detached: VecDeque<DetachedRegistration>,
-    /// Bytes for the client that must wait for the end of a response that is on its way.
-    deferred: Vec<u8>,
-    compress_behind_deferred: bool,
-    /// There is no memory to spare: COMPRESS is refused.
-    scarce: bool,
-    /// Mailboxes for which the backend is not asked.
-    unasked: Vec<Mailbox>,
+    intercept: Intercept,
+    deferred: Deferred,
 }
 
 /// What begins at a line start of the client.
@@ -98,12 +77,20 @@ enum Begun<'a> {
     Endless,
 }
 
+/// What begins at a line start of the backend.
+enum ResponseBegun {
+    /// Something that passes; the direction follows it.
+    Passes,
+    /// Nothing that is known yet.
+    Waits,
+    /// A response that mailchime looks at as a whole, and where it ends.
+    Held(End),
+}
+
 impl Relay {
     /// A session of `account` that starts at a line start in both directions.
     pub fn new(profile: Arc<Profile>, account: Option<Account>, tag_prefix: String) -> Self {
         Self {
-            profile,
-            account,
             client: StreamPosition::LineStart,
             backend: StreamPosition::LineStart,
             scan: Scan::default(),
@@ -112,23 +99,16 @@ impl Relay {
             granted: false,
             over: false,
             held: false,
-            utf8: false,
-            compressed: false,
-            tag_prefix,
-            questions: 0,
-            intercepted: None,
-            detached: VecDeque::new(),
-            deferred: Vec::new(),
-            compress_behind_deferred: false,
-            scarce: false,
-            unasked: Vec::new(),
+            intercept: Intercept::new(profile, account, tag_prefix),
+            deferred: Deferred::default(),
         }
     }
 
     /// What to do with the client's bytes. `last` means that no more will follow.
     pub fn client(&mut self, input: &[u8], last: bool, out: &mut Output) -> Step {
-        if self.intercepted.is_some() {
-            return self.collect(input, out);
+        if self.intercept.is_at_work() {
+            let (intercept, mut wires) = self.parts(out);
+            return intercept.collect(input, &mut wires);
         }
         self.held = false;
         let (mut used, mut lines) = (0, 0);
@@ -142,7 +122,8 @@ impl Relay {
                     // What came before it goes first.
                     Begun::Ours(..) | Begun::Endless if used > 0 => break,
                     Begun::Ours(tag, verb) => {
-                        self.start(tag, verb, out);
+                        let (intercept, mut wires) = self.parts(out);
+                        intercept.start(tag, verb, &mut wires);
                         return Step::Take(0);
                     }
                     Begun::Endless => return Step::Close("a tag without end"),
@@ -190,7 +171,7 @@ impl Relay {
             }
             // In IDLE nothing but DONE is a command; the backend says so.
             (Some(_), _) => self.client = StreamPosition::line(false),
-            (None, Command::Known { tag, verb }) if is_ours(verb) => {
+            (None, Command::Known { tag, verb }) if is_intercepted(verb) => {
                 return Begun::Ours(tag, verb);
             }
             (None, Command::Known { tag, verb: Verb::Idle }) => self.begin(tag, ReplyTo::IDLE),
@@ -223,10 +204,7 @@ impl Relay {
             let at_start = matches!(self.backend, StreamPosition::LineStart);
             if at_start && !self.deferred.is_empty() {
                 if used == 0 {
-                    out.to_client.append(&mut self.deferred);
-                    if std::mem::take(&mut self.compress_behind_deferred) {
-                        out.actions.push_back(Action::Compress);
-                    }
+                    self.deferred.release(out);
                     return Step::Take(0);
                 }
                 break;
@@ -256,106 +234,134 @@ impl Relay {
                 None if last => Response::Data,
                 None => break,
             };
-            let taken = match response {
-                Response::Status { tag, status, capability } => {
-                    if !capability && !self.is_question_answered(tag, status) {
-                        self.command_answered(tag, status);
-                        self.passes(false);
-                        continue;
-                    }
-                    self.scan.end_of_line(rest)
-                }
-                Response::Capability => self.scan.end_of_line(rest),
-                Response::Enabled => {
-                    let limit = self.profile.capability_size;
-                    match self.scan.end_of_line(rest) {
-                        End::At(length) if length <= limit => self.enabled(&rest[..length]),
-                        End::Beyond if rest.len() <= limit && !last => break,
-                        End::At(_) | End::Beyond => {}
-                    }
-                    self.passes(true);
-                    continue;
-                }
-                Response::MailboxStatus if self.is_asking() => {
-                    match self.scan.end_of_response(rest) {
-                        End::At(length) if length <= LONGEST_STATUS => End::At(length),
-                        End::Beyond if rest.len() <= LONGEST_STATUS => End::Beyond,
-                        End::At(_) | End::Beyond => {
-                            self.passes(true);
-                            continue;
-                        }
-                    }
-                }
-                Response::Continuation => {
-                    self.go_ahead();
-                    self.passes(false);
-                    continue;
-                }
-                Response::MailboxStatus | Response::Data => {
-                    self.passes(true);
-                    continue;
-                }
+            let end = match self.response_begins(response, rest, last) {
+                ResponseBegun::Passes => continue,
+                ResponseBegun::Waits => break,
+                ResponseBegun::Held(end) => end,
             };
-            if taken == End::Beyond && last {
-                self.passes(true);
-                continue;
-            }
             // A response that does not simply pass: what came before it goes first.
             if used > 0 {
                 break;
             }
-            let limit = self.profile.longest_response();
-            return match taken {
-                End::At(length) if length <= limit => {
-                    self.take(response, &rest[..length], out);
-                    Step::Take(length)
-                }
-                End::Beyond if rest.len() <= limit => Step::Wait,
-                // The rest of what a question of ours is answered with is for nobody.
-                End::At(_) | End::Beyond
-                    if let Response::Status { tag: tag @ Some(_), status, .. } = response
-                        && self.is_question_answered(tag, status) =>
-                {
-                    self.take(response, &rest[..limit], out);
-                    self.passes(false);
-                    let (length, _) = self.backend.follow(rest);
-                    self.swallows = !matches!(self.backend, StreamPosition::LineStart);
-                    Step::Take(length)
-                }
-                // Whether its end is at hand already is chance, and makes no difference.
-                End::At(_) | End::Beyond => {
-                    out.over.capability += 1;
-                    Step::Close("a capability list of the backend that is too long")
-                }
-            };
+            return self.take_response(response, end, rest, out);
         }
         out.lines += lines;
         if used == 0 { Step::Wait } else { Step::Forward(used) }
     }
 
+    /// What begins at a line start of the backend.
+    fn response_begins(
+        &mut self,
+        response: Response<'_>,
+        rest: &[u8],
+        last: bool,
+    ) -> ResponseBegun {
+        let end = match response {
+            Response::Status { tag, status, capability } => {
+                if !capability && !self.is_question_answered(tag, status) {
+                    self.command_answered(tag, status);
+                    self.passes(false);
+                    return ResponseBegun::Passes;
+                }
+                self.scan.end_of_line(rest)
+            }
+            Response::Capability => self.scan.end_of_line(rest),
+            Response::Enabled => {
+                let limit = self.intercept.profile().capability_size;
+                match self.scan.end_of_line(rest) {
+                    End::At(length) if length <= limit => self.enabled(&rest[..length]),
+                    End::Beyond if rest.len() <= limit && !last => return ResponseBegun::Waits,
+                    End::At(_) | End::Beyond => {}
+                }
+                self.passes(true);
+                return ResponseBegun::Passes;
+            }
+            Response::MailboxStatus if self.intercept.takes_statuses() => {
+                match self.scan.end_of_response(rest) {
+                    End::At(length) if length <= LONGEST_STATUS => End::At(length),
+                    End::Beyond if rest.len() <= LONGEST_STATUS => End::Beyond,
+                    End::At(_) | End::Beyond => {
+                        self.passes(true);
+                        return ResponseBegun::Passes;
+                    }
+                }
+            }
+            Response::Continuation => {
+                self.go_ahead();
+                self.passes(false);
+                return ResponseBegun::Passes;
+            }
+            Response::MailboxStatus | Response::Data => {
+                self.passes(true);
+                return ResponseBegun::Passes;
+            }
+        };
+        if end == End::Beyond && last {
+            self.passes(true);
+            return ResponseBegun::Passes;
+        }
+        ResponseBegun::Held(end)
+    }
+
+    /// Takes a response that does not simply pass, and ends there.
+    fn take_response(
+        &mut self,
+        response: Response<'_>,
+        end: End,
+        rest: &[u8],
+        out: &mut Output,
+    ) -> Step {
+        let limit = self.intercept.profile().longest_response();
+        match end {
+            End::At(length) if length <= limit => {
+                self.take(response, &rest[..length], out);
+                Step::Take(length)
+            }
+            End::Beyond if rest.len() <= limit => Step::Wait,
+            // The rest of what a question of ours is answered with is for nobody.
+            End::At(_) | End::Beyond
+                if let Response::Status { tag: tag @ Some(_), status, .. } = response
+                    && self.is_question_answered(tag, status) =>
+            {
+                self.take(response, &rest[..limit], out);
+                self.passes(false);
+                let (length, _) = self.backend.follow(rest);
+                self.swallows = !matches!(self.backend, StreamPosition::LineStart);
+                Step::Take(length)
+            }
+            // Whether its end is at hand already is chance, and makes no difference.
+            End::At(_) | End::Beyond => {
+                out.over.capability += 1;
+                Step::Close("a capability list of the backend that is too long")
+            }
+        }
+    }
+
     /// Goes by another profile from now on. The topic that this user's devices are told then; `None` if
     /// they are offered no push.
     pub fn renewed(&mut self, profile: Arc<Profile>) -> Option<&str> {
-        self.profile = profile;
-        self.push().map(|(_, topic)| topic)
+        self.intercept.renewed(profile)
+    }
+
+    /// The registration of the first [`Action::Register`] without an answer is on disk, or cannot be.
+    pub fn registered(&mut self, result: RegistrationResult, out: &mut Output) {
+        let (intercept, mut wires) = self.parts(out);
+        intercept.registered(result, &mut wires);
     }
 
     /// As [`Session::spare`](super::session::Session::spare).
     pub(super) fn spare(&mut self, scarce: bool) {
-        self.scarce = scarce;
+        self.intercept.scarce = scarce;
     }
 
     /// As [`Session::held`](super::session::Session::held).
     pub(super) fn held(&self) -> usize {
-        let detached: usize = self.detached.iter().map(DetachedRegistration::held).sum();
-        self.deferred.capacity()
-            + self.intercepted.as_ref().map_or(0, |intercepted| intercepted.held())
-            + detached
+        self.deferred.held() + self.intercept.held()
     }
 
     /// Whether a command of ours is not answered yet.
     pub fn is_busy(&self) -> bool {
-        self.intercepted.is_some() || !self.detached.is_empty()
+        self.intercept.is_busy()
     }
 
     /// Whether the client waits for nothing but news: all its commands are answered, or it idles.
@@ -366,16 +372,10 @@ impl Relay {
     /// The word that holds up the client, if one does. When it has not come in time, call
     /// [`Relay::overdue`].
     pub fn awaited(&self) -> Option<Awaited> {
-        match &self.intercepted {
-            Some(intercepted) if intercepted.is_being_stored() => {
-                Some(Awaited::Stored(self.questions))
-            }
-            Some(intercepted) => intercepted.awaits().then(|| match self.pending.all_answered() {
-                true => Awaited::Answer(self.questions),
-                false => Awaited::Turn,
-            }),
-            None => self.held.then_some(Awaited::Turn),
+        if self.intercept.is_at_work() {
+            return self.intercept.awaited(!self.pending.all_answered());
         }
+        self.held.then_some(Awaited::Turn)
     }
 
     /// What [`Relay::awaited`] named is not waited for any longer. A command of ours for which the
@@ -383,10 +383,9 @@ impl Relay {
     /// and its client goes on. Bytes that were held go on unlooked at: as those of the literal that was announced, or
     /// as said in IDLE.
     pub fn overdue(&mut self, out: &mut Output) {
-        if self.intercepted.as_ref().is_some_and(|intercepted| intercepted.is_being_stored()) {
-            self.detach_registration();
-        } else if self.intercepted.is_some() {
-            self.give_up(out);
+        if self.intercept.is_at_work() {
+            let (intercept, mut wires) = self.parts(out);
+            intercept.overdue(&mut wires);
         } else if let StreamPosition::Announced(length) = self.client {
             self.client = StreamPosition::literal(length);
         } else {
@@ -396,22 +395,29 @@ impl Relay {
 
     /// The backend is not asked for these mailboxes: it did not answer before, or ended the connection.
     pub(super) fn ask_not(&mut self, mailboxes: Vec<Mailbox>) {
-        self.unasked = mailboxes;
+        self.intercept.unasked = mailboxes;
+    }
+
+    /// The mailbox that the backend is asked for.
+    pub fn asked(&self) -> Option<&Mailbox> {
+        self.intercept.asked()
     }
 
     /// What mailchime adds to capability lists.
     pub fn own(&self) -> Own {
-        Own { push: self.push().is_some(), compress: self.profile.compress }
-    }
-
-    /// What is offered to this user, and the topic.
-    fn push(&self) -> Option<(&PushOffer, &str)> {
-        offered(&self.profile, self.account.as_ref())
+        self.intercept.own()
     }
 
     /// Whether no response of the backend is under way to the client.
     pub fn at_response_boundary(&self) -> bool {
         matches!(self.backend, StreamPosition::LineStart)
+    }
+
+    /// The commands that mailchime answers, and what they may touch.
+    fn parts<'a>(&'a mut self, out: &'a mut Output) -> (&'a mut Intercept, Wires<'a>) {
+        let at_boundary = self.at_response_boundary();
+        let Self { intercept, pending, deferred, .. } = self;
+        (intercept, Wires { pending, deferred, at_boundary, out })
     }
 
     /// The backend's response goes on as it is; its first line may announce a literal, or not.
@@ -449,9 +455,7 @@ impl Relay {
     /// Whether a status response is the answer to a question of ours.
     fn is_question_answered(&self, tag: Option<&[u8]>, status: Status) -> bool {
         match tag {
-            Some(tag) => {
-                tag.starts_with(self.tag_prefix.as_bytes()) && self.pending.is_question(tag)
-            }
+            Some(tag) => self.intercept.may_have_asked(tag) && self.pending.is_question(tag),
             None => status == Status::Bad && self.pending.is_question_next(),
         }
     }
@@ -477,7 +481,8 @@ impl Relay {
     fn enabled(&mut self, line: &[u8]) {
         let mut words = line.split(|b| matches!(b, b' ' | b'\r' | b'\n'));
         let utf8 = [&b"UTF8=ACCEPT"[..], b"IMAP4rev2"];
-        self.utf8 |= words.any(|word| utf8.iter().any(|name| word.eq_ignore_ascii_case(name)));
+        self.intercept.utf8 |=
+            words.any(|word| utf8.iter().any(|name| word.eq_ignore_ascii_case(name)));
     }
 
     /// A whole response that does not simply pass.
@@ -494,9 +499,14 @@ impl Relay {
                     }
                 }
                 let refusal = (status != Status::Ok).then_some(line);
-                self.question_answered(tag, refusal, out);
+                let (intercept, mut wires) = self.parts(out);
+                intercept.question_answered(tag, refusal, &mut wires);
             }
-            Response::MailboxStatus => self.keep(line),
+            Response::MailboxStatus => {
+                if let Some(check) = self.intercept.check() {
+                    check.keep(line);
+                }
+            }
             _ => {
                 if let Response::Status { tag, status, .. } = response {
                     self.command_answered(tag, status);
@@ -506,26 +516,4 @@ impl Relay {
             }
         }
     }
-}
-
-/// Commands after login that the backend does not get.
-fn is_ours(verb: Verb) -> bool {
-    matches!(
-        verb,
-        Verb::XApplePushService
-            | Verb::Login
-            | Verb::Authenticate
-            | Verb::StartTls
-            | Verb::Unauthenticate
-            | Verb::Compress
-    )
-}
-
-/// What is offered to the user of this account, and the topic that devices of theirs are told.
-fn offered<'a>(
-    profile: &'a Profile,
-    account: Option<&'a Account>,
-) -> Option<(&'a PushOffer, &'a str)> {
-    let offer = profile.push.as_ref()?;
-    Some((offer, offer.topic(account?)?))
 }
