@@ -4,8 +4,9 @@
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::imap::capability::Own;
 use mailchime::imap::login::{
-    LoginAttempt, BackendLogin, LoginOptions, LoginOutcome, Secret, WrittenLogin, edited, has_code, printable,
+    LoginAttempt, BackendLogin, LoginOptions, LoginOutcome, Secret, WrittenLogin, edited,
 };
+use mailchime::imap::responses::{has_code, printable};
 use mailchime::model::Credentials;
 use mailchime_fuzz::oracle::contains;
 

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::login::printable;
 use super::peek::{self, Response, Status};
+use super::responses::printable;
 
 /// Most of a backend's words that a client gets, in bytes.
 const LONGEST_WORDS: usize = 200;

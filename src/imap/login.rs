@@ -18,7 +18,7 @@ use super::greeting::{Greeting, UnfitGreeting, bye_answer};
 use super::literal::End;
 use super::peek::{self, Response, Status};
 use super::refusal::Refusal;
-use super::responses::{Cut, Ending, end_of_status_or_response};
+use super::responses::{Cut, Ending, end_of_status_or_response, printable};
 use super::sasl::Mechanism;
 use super::sasl_observer::SaslObserver;
 
@@ -478,26 +478,6 @@ fn unavailable(why: impl fmt::Display) -> LoginOutcome {
     LoginOutcome::Unavailable(why.to_string())
 }
 
-/// The first part of a backend's line for a log.
-pub fn printable(line: &[u8]) -> String {
-    line[..line.len().min(200)].trim_ascii().escape_ascii().to_string()
-}
-
-/// Whether `line`, a whole response, names `code` as its response code (RFC 5530), as in
-/// `NO [AUTHENTICATIONFAILED] …`.
-pub fn has_code(line: &[u8], code: &str) -> bool {
-    let Some(start) = line.iter().position(|b| *b == b'[') else { return false };
-    let before = line[..start].trim_ascii();
-    // The code stands right behind the status word, not somewhere in the text.
-    let status = before.rsplit(|b| *b == b' ').next().unwrap_or_default();
-    let is_status = [&b"OK"[..], b"NO", b"BAD", b"BYE", b"PREAUTH"]
-        .iter()
-        .any(|word| word.eq_ignore_ascii_case(status));
-    let rest = &line[start + 1..];
-    let end = rest.iter().position(|b| matches!(b, b']' | b' ')).unwrap_or(rest.len());
-    is_status && rest[..end].eq_ignore_ascii_case(code.as_bytes())
-}
-
 /// The response with its capability list, if it has one, as a client may see it.
 pub fn edited(untagged: &[u8], own: Own) -> Vec<u8> {
     with_lists(untagged, |list| capability::edit_response(list, own))
@@ -930,16 +910,6 @@ mod tests {
         assert_eq!(out, b"biwsbj1hLHI9eA==\r\n");
         let (_, outcome) = login.step(b"+ cj14eSxzPXE=\r\n", &mut out);
         assert!(matches!(outcome, Some(LoginOutcome::Challenge(text)) if text == b"cj14eSxzPXE="));
-    }
-
-    #[test]
-    fn codes_are_read_where_they_stand() {
-        assert!(has_code(b" NO [AUTHENTICATIONFAILED] x\r\n", "AuthenticationFailed"));
-        assert!(has_code(b"* BYE [UNAVAILABLE]\r\n", "UNAVAILABLE"));
-        assert!(has_code(b"a NO [LIMIT x] y", "LIMIT"));
-        assert!(!has_code(b"a NO see [LIMIT] y", "LIMIT"));
-        assert!(!has_code(b"a NO [LIMITS]", "LIMIT"));
-        assert!(!has_code(b"a NO", "LIMIT"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a backend's refusal of a login says, by its response code (RFC 5530). Sessions and watchers
 //! hear of it from [`login`](super::login).
 
-use super::login::has_code;
+use super::responses::has_code;
 
 /// A backend's NO or BAD to a login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -502,11 +502,7 @@ impl Relay {
                 let (intercept, mut wires) = self.parts(out);
                 intercept.question_answered(tag, refusal, &mut wires);
             }
-            Response::MailboxStatus => {
-                if let Some(check) = self.intercept.check() {
-                    check.keep(line);
-                }
-            }
+            Response::MailboxStatus => self.intercept.keep(line),
             _ => {
                 if let Response::Status { tag, status, .. } = response {
                     self.command_answered(tag, status);

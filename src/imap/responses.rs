@@ -187,6 +187,26 @@ impl Responses {
     }
 }
 
+/// The first part of a backend's line for a log.
+pub fn printable(line: &[u8]) -> String {
+    line[..line.len().min(200)].trim_ascii().escape_ascii().to_string()
+}
+
+/// Whether `line`, a whole response, names `code` as its response code (RFC 5530), as in
+/// `NO [AUTHENTICATIONFAILED] …`.
+pub fn has_code(line: &[u8], code: &str) -> bool {
+    let Some(start) = line.iter().position(|b| *b == b'[') else { return false };
+    let before = line[..start].trim_ascii();
+    // The code stands right behind the status word, not somewhere in the text.
+    let status = before.rsplit(|b| *b == b' ').next().unwrap_or_default();
+    let is_status = [&b"OK"[..], b"NO", b"BAD", b"BYE", b"PREAUTH"]
+        .iter()
+        .any(|word| word.eq_ignore_ascii_case(status));
+    let rest = &line[start + 1..];
+    let end = rest.iter().position(|b| matches!(b, b']' | b' ')).unwrap_or(rest.len());
+    is_status && rest[..end].eq_ignore_ascii_case(code.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,5 +298,15 @@ mod tests {
             assert!(most <= 64 + piece, "{most} bytes are held in pieces of {piece}");
             assert_eq!(responses.more().capacity(), 0);
         }
+    }
+
+    #[test]
+    fn codes_are_read_where_they_stand() {
+        assert!(has_code(b" NO [AUTHENTICATIONFAILED] x\r\n", "AuthenticationFailed"));
+        assert!(has_code(b"* BYE [UNAVAILABLE]\r\n", "UNAVAILABLE"));
+        assert!(has_code(b"a NO [LIMIT x] y", "LIMIT"));
+        assert!(!has_code(b"a NO see [LIMIT] y", "LIMIT"));
+        assert!(!has_code(b"a NO [LIMITS]", "LIMIT"));
+        assert!(!has_code(b"a NO", "LIMIT"));
     }
 }

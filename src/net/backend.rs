@@ -136,7 +136,7 @@ pub enum LoginError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The NO or BAD behind its tag, whose code and text are the backend's, and what it says.
-    #[error("refused: {}", crate::imap::login::printable(answer))]
+    #[error("refused: {}", crate::imap::responses::printable(answer))]
     Refused { answer: Vec<u8>, refusal: Refusal },
     #[error("no answer: {0}")]
     Unavailable(String),

@@ -12,9 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::WaitingPermit;
+use super::context::{CurrentContext, SessionContext};
+use super::ended::Ended;
 use super::handshake::cannot_use_tls;
-use super::session_task::{Ended, SessionTask};
-use super::{CurrentContext, SessionContext};
+use super::session_task::SessionTask;
 use crate::config::{Listener, ListenerTls};
 use crate::metrics::{Held, SessionEnd};
 use crate::net::listen::{accept, canonical};

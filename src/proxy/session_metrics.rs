@@ -3,9 +3,8 @@
 //! Bytes are counted in the session itself, and what has come since the last time is added here
 //! whenever the session has nothing more to do.
 
-use super::session_task::Ended;
 use crate::imap::peek::{Status, Verb};
-use crate::metrics::{self, Answer, Direction, Form, Metrics, SessionEnd};
+use crate::metrics::{self, Answer, Direction, Form, Metrics};
 
 /// What of a session was counted already.
 #[derive(Debug, Default)]
@@ -62,19 +61,6 @@ pub(super) fn answered(metrics: &Metrics, answered: impl IntoIterator<Item = (Ve
             _ => Answer::Bad,
         };
         metrics.commands.of((verb, answer)).inc();
-    }
-}
-
-impl From<&Ended> for SessionEnd {
-    fn from(ended: &Ended) -> Self {
-        match ended {
-            Ended::Closed => Self::Closed,
-            Ended::Dismissed => Self::Dismissed,
-            Ended::LoginTimeout => Self::LoginTimeout,
-            Ended::Evicted => Self::Evicted,
-            Ended::Stopped => Self::Stopped,
-            Ended::Fault(_) => Self::Fault,
-        }
     }
 }
 

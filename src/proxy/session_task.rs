@@ -1,7 +1,11 @@
 //! One session: a single task that moves bytes both ways ([`pump`](super::pump)), carries out what
 //! the session wants done, and ends it.
 
+mod actions;
+mod farewell;
 mod login;
+mod side_task;
+mod waits;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -11,39 +15,29 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context as Poller, Poll, ready};
-use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::SessionContext;
-use super::admission::{AttemptPermit, LimitHit, SessionPermit, WaitingPermit};
-use super::handshake::cannot_use_tls;
-use super::pump::{Duplex, Endpoint, Pause, SessionFault, Side};
-use super::read_buffer::{MemoryShare, ReadBuffer};
-use super::register::register;
+use self::side_task::SideTask;
+use super::admission::{AttemptPermit, SessionPermit, WaitingPermit};
+use super::context::SessionContext;
+use super::ended::Ended;
+use super::memory_share::MemoryShare;
+use super::pump::{Duplex, Pause, SessionFault};
+use super::read_buffer::ReadBuffer;
 use super::session_metrics::{self, CountedBytes};
-use crate::imap::capability::Capabilities;
-use crate::imap::contract::{
-    Action, Authenticated, Awaited, BackendTraits, ClientConnection, NOT_TAKEN, Output,
-    ProvenIdentity, RegistrationResult, UNAVAILABLE,
-};
+use crate::imap::contract::{Awaited, ClientConnection, Output, RegistrationResult};
 use crate::imap::session::Session;
 use crate::imap::tap::Tapped;
+use crate::imap::tap::Tapped;
 use crate::metrics::Phase;
-use crate::model::{AcceptedLogin, Account, Registration, SessionEvent, Timestamp};
-use crate::net::backend::{Backend, ConnectError, Connected};
+use crate::model::{AcceptedLogin, Account, Registration};
+use crate::net::backend::Backend;
 use crate::net::backends;
 use crate::net::proxy_protocol::Addresses;
 use crate::net::stream::Stream;
-
-/// For a registration to be written before its session's other commands go on. It is answered when that
-/// is known.
-const STORED: Duration = Duration::from_secs(1);
-
-/// For the last words of a session to arrive, and for the client to hang up.
-const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What a session before its login may hold in any case, however much all of them hold together.
 const SHARE: usize = 8 * 1024;
@@ -54,8 +48,9 @@ pub(super) struct SessionTask {
     session: Tapped,
     duplex: Duplex,
     side_task: Option<SideTask>,
-    /// Registrations that are written after that of the side_task.
-    /// Nothing for one that has to be refused in its turn.
+    /// The registration that is being written.
+    registering: Option<Pin<Box<dyn Future<Output = RegistrationResult> + Send>>>,
+    /// Registrations that are written after it. Nothing for one that has to be refused in its turn.
     registrations: VecDeque<Option<Registration>>,
     /// Whose session it is said to be, once the backend has accepted the login.
     account: Option<Account>,
@@ -90,40 +85,10 @@ pub(super) struct SessionTask {
     draining: bool,
 }
 
-/// What a session waits for, beside its sockets.
-enum SideTask {
-    /// What the backend offers rules the login out, and may have changed.
-    Ask(Pin<Box<dyn Future<Output = Option<Arc<Capabilities>>> + Send>>),
-    /// A login waits until it may be tried.
-    Reserve(Pin<Box<dyn Future<Output = Result<AttemptPermit, LimitHit>> + Send>>),
-    Connect(Pin<Box<dyn Future<Output = Result<Connected, ConnectError>> + Send>>),
-    Register(Pin<Box<dyn Future<Output = RegistrationResult> + Send>>),
-    Handshake(Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>),
-    /// A refusal waits for its time.
-    Refuse(Pin<Box<Sleep>>),
-}
-
 #[derive(Clone, Copy)]
 enum Switch {
     Tls,
     Compression,
-}
-
-/// How a session ended.
-#[derive(Debug)]
-pub(super) enum Ended {
-    /// Either side closed its connection, the client by whatever means.
-    Closed,
-    /// The dialogue ended: LOGOUT before login, or too many errors.
-    Dismissed,
-    /// No login in time.
-    LoginTimeout,
-    /// Its place was needed for others, who are not logged in either.
-    Evicted,
-    /// The program is stopping.
-    Stopped,
-    /// A socket failed or a bound was hit.
-    Fault(String),
 }
 
 impl SessionTask {
@@ -158,6 +123,7 @@ impl SessionTask {
             context,
             duplex: Duplex::new(stream, profile.longest_response()),
             side_task: None,
+            registering: None,
             registrations: VecDeque::new(),
             account: None,
             login: None,
@@ -290,7 +256,10 @@ impl SessionTask {
             match duplex {
                 Ok(Pause::Action) => self.act(),
                 Ok(pause) => {
-                    if self.poll_side_task(cx).is_ready() || self.poll_awaited(cx).is_ready() {
+                    if self.poll_side_task(cx).is_ready()
+                        || self.poll_registering(cx).is_ready()
+                        || self.poll_awaited(cx).is_ready()
+                    {
                         continue;
                     }
                     if until_login && self.session.is_relaying() {
@@ -394,183 +363,6 @@ impl SessionTask {
         Ok(())
     }
 
-    fn act(&mut self) {
-        while let Some(action) = self.session.output.actions.pop_front() {
-            match action {
-                Action::StartTls => self.switch = Some(Switch::Tls),
-                Action::Compress => self.switch = Some(Switch::Compression),
-                Action::Failed(failure) => self.failed(failure),
-                Action::Connect(account) => self.connect(account),
-                Action::Admit(account) => self.admit(account.as_ref()),
-                Action::Seen(offered) => self.chosen.saw(offered),
-                Action::LoggedIn(Authenticated { claimed, proven }) => {
-                    self.duplex.client.stream.keep_little(false);
-                    self.account = claimed;
-                    if let Some(account) = &self.account {
-                        let unanswered = self.context.unanswered.of(account, Instant::now());
-                        self.session.ask_not(unanswered);
-                    }
-                    let event = proven.map(|ProvenIdentity { account, credentials }| {
-                        let peer = self.addresses.source.ip();
-                        self.context.admission.logged_in(peer, &account);
-                        let takes = self.context.credentials.takes_logins();
-                        let credentials = credentials.filter(|_| takes);
-                        let (backend, at) = (self.chosen.id().clone(), Timestamp::now());
-                        let names_ignore_case = self.chosen.names_ignore_case();
-                        let login = AcceptedLogin { backend, credentials, at, names_ignore_case };
-                        // For its registrations. Who cannot register needs none.
-                        if self.session.offers_push() {
-                            self.login = Some(login.clone());
-                        }
-                        SessionEvent::LoggedIn { account, login }
-                    });
-                    // Mail does not wait for watchers: a lost event only leaves a parked account
-                    // parked until its user's next login.
-                    if event.is_some_and(|event| self.context.events.try_send(event).is_err()) {
-                        tracing::debug!(
-                            target: "mailchime::proxy::login_not_reported",
-                            "the queue to the watchers is full; they do not learn of this login"
-                        );
-                    }
-                }
-                // The identities may be others than when the session began.
-                Action::Register(mut registration) => {
-                    let registration = self.session.renewed(self.context.profile()).map(|topic| {
-                        registration.subscription.route = topic.into();
-                        registration
-                    });
-                    self.registrations.push_back(registration);
-                    self.register();
-                }
-                Action::Close => self.close = true,
-            }
-        }
-        // Most sessions have had all of theirs after the login.
-        self.session.output.actions = VecDeque::new();
-    }
-
-    /// Begins to write the first registration that waits, if none is being written.
-    fn register(&mut self) {
-        while self.side_task.is_none()
-            && let Some(registration) = self.registrations.pop_front()
-        {
-            match registration.zip(self.login.clone()) {
-                Some((registration, login)) => {
-                    let side_task = register(Arc::clone(&self.context), registration, login);
-                    self.side_task = Some(SideTask::Register(Box::pin(side_task)));
-                }
-                None => self.session.registered(RegistrationResult::Unavailable),
-            }
-        }
-    }
-
-    fn poll_side_task(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
-        match &mut self.side_task {
-            None => return Poll::Pending,
-            Some(SideTask::Ask(ask)) => {
-                let seen = ready!(ask.as_mut().poll(cx));
-                self.side_task = None;
-                // One that does not answer is to be asked by the login itself.
-                if seen.is_some_and(|seen| !self.session.fits(&seen)) {
-                    self.session.turned_away(NOT_TAKEN);
-                } else {
-                    self.reserve();
-                }
-                return Poll::Ready(());
-            }
-            Some(SideTask::Reserve(reserve)) => {
-                let reserved = ready!(reserve.as_mut().poll(cx));
-                self.side_task = None;
-                match reserved {
-                    Ok(mut attempt) => {
-                        attempt.ask();
-                        self.attempt = Some(attempt);
-                        self.tried_at = Some(Instant::now());
-                        let (context, backend) = (Arc::clone(&self.context), self.chosen.clone());
-                        let addresses = self.addresses;
-                        let longest = context.limits.capability_size;
-                        self.side_task = Some(SideTask::Connect(Box::pin(async move {
-                            context.backends.connect(&backend, addresses, longest).await
-                        })));
-                    }
-                    Err(over) => self.session.turned_away(over.answer()),
-                }
-                return Poll::Ready(());
-            }
-            Some(SideTask::Connect(connect)) => match ready!(connect.as_mut().poll(cx)) {
-                Ok(Connected { stream, heard, greeted }) => {
-                    let mut backend = Endpoint::new(stream, Side::Backend);
-                    backend.inbound.buffer.append(&heard);
-                    self.duplex.backend = Some(backend);
-                    self.session.connected(self.reached(greeted));
-                }
-                // It decides on these words as on those of a backend that is there.
-                Err(ConnectError::Unfit { said, .. }) => {
-                    if said.len() > self.context.limits.capability_size {
-                        self.context.counters.capability_size.hit();
-                    }
-                    self.session.connected(self.reached(false));
-                    self.session.backend(&said, true);
-                    self.session.unavailable("it hung up".to_owned());
-                }
-                Err(error) => {
-                    let unreachable = &self.context.counters.unreachable;
-                    match unreachable.due(&self.chosen.name()) {
-                        Some(left_out) => tracing::warn!(
-                            target: "mailchime::proxy::backend_unreachable",
-                            %error, left_out,
-                            "could not reach the backend; the client gets NO [UNAVAILABLE]"
-                        ),
-                        None => tracing::debug!(
-                            target: "mailchime::proxy::backend_unreachable",
-                            %error, "could not reach the backend; the client gets NO [UNAVAILABLE]"
-                        ),
-                    }
-                    self.session.turned_away(UNAVAILABLE);
-                }
-            },
-            Some(SideTask::Register(register)) => {
-                let result = ready!(register.as_mut().poll(cx));
-                self.session.registered(result);
-                self.side_task = None;
-                self.register();
-                return Poll::Ready(());
-            }
-            Some(SideTask::Refuse(time)) => {
-                ready!(time.as_mut().poll(cx));
-                self.session.release();
-            }
-            Some(SideTask::Handshake(handshake)) => match ready!(handshake.as_mut().poll(cx)) {
-                Ok(mut stream) => {
-                    stream.keep_little(true);
-                    self.duplex.client = Endpoint::new(stream, Side::Client);
-                    self.session.secured();
-                }
-                Err(error) => {
-                    let peer = self.addresses.source;
-                    cannot_use_tls(peer, &error, &self.context.counters);
-                    tracing::debug!(
-                        target: "mailchime::proxy::tls_handshake_failed",
-                        %peer, %error, "TLS handshake failed"
-                    );
-                    self.close = true;
-                }
-            },
-        }
-        self.side_task = None;
-        Poll::Ready(())
-    }
-
-    /// What the session must know of the backend that was chosen.
-    fn reached(&self, greeted: bool) -> BackendTraits {
-        BackendTraits {
-            greeted,
-            send_id: self.chosen.takes_id(),
-            checks_token_name: self.chosen.checks_token_name(),
-            names_ignore_case: self.chosen.names_ignore_case(),
-        }
-    }
-
     /// Whether nothing would be lost if the session ended now.
     fn is_quiet(&self) -> bool {
         let duplex = [Some(&self.duplex.client), self.duplex.backend.as_ref()];
@@ -588,7 +380,7 @@ impl SessionTask {
         match &self.duplex.backend {
             Some(backend) if self.session.is_relaying() => {
                 // Behind LOGOUT a registration may be unanswered yet.
-                let answered = self.side_task.is_none();
+                let answered = self.registering.is_none();
                 (backend.inbound.ended && backend.inbound.buffer.is_empty() && written && answered)
                     .then_some(Ended::Closed)
             }
@@ -600,139 +392,6 @@ impl SessionTask {
                 (ended && written && self.side_task.is_none() && !finishing)
                     .then_some(Ended::Closed)
             }
-        }
-    }
-
-    /// Ready when the backend, or the database, has held up the client for too long, and does so no
-    /// more.
-    fn poll_awaited(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
-        let heard = std::mem::take(&mut self.duplex.heard);
-        let Some(now) = self.session.awaited() else {
-            self.awaited = None;
-            return Poll::Pending;
-        };
-        let limit = match now {
-            Awaited::Stored(_) => STORED,
-            _ => self.context.limits.answer_timeout,
-        };
-        let arm = || (now, Box::pin(tokio::time::sleep(limit)));
-        let (awaited, timer) = self.awaited.get_or_insert_with(arm);
-        if *awaited != now || (heard && now == Awaited::Turn) {
-            *awaited = now;
-            timer.as_mut().reset(Instant::now() + limit);
-        }
-        ready!(timer.as_mut().poll(cx));
-        self.awaited = None;
-        if let Awaited::Stored(_) = now {
-            self.session.overdue();
-            return Poll::Ready(());
-        }
-        let backend = self.chosen.name();
-        if self.context.counters.answer_timeout.hit() && now != Awaited::Login {
-            let account = self.account();
-            let account = account.map_or_else(|| "?".to_owned(), |account| account.to_string());
-            tracing::warn!(
-                target: "mailchime::proxy::answer_timeout_reached",
-                backend,
-                account,
-                limit_s = limit.as_secs(),
-                "[limits] answer_timeout is reached; the backend does not answer, and the client's \
-                 session goes on"
-            );
-        }
-        if now == Awaited::Login {
-            self.unanswered(format!("no answer within {limit:?}"));
-        }
-        self.unanswered_mailbox();
-        self.session.overdue();
-        Poll::Ready(())
-    }
-
-    /// The backend has hung up, or said nothing for too long: what it was asked for is not asked again
-    /// in a session of this account.
-    fn unanswered_mailbox(&self) {
-        if let (Some(account), Some(mailbox)) = (&self.account, self.session.asked()) {
-            let backend = self.chosen.name();
-            tracing::warn!(
-                target: "mailchime::proxy::mailbox_unanswered",
-                %account, %mailbox, backend,
-                "the backend closed the connection, or did not answer, when asked for this \
-                 mailbox; for a day mailchime does not ask for it when this account registers. See \
-                 the backend's log"
-            );
-            self.context.unanswered.add(account, mailbox, Instant::now());
-        }
-    }
-
-    fn poll_stall(&mut self, cx: &mut Poller<'_>, stalled: bool) -> Poll<Option<Ended>> {
-        if !stalled {
-            self.stalled = None;
-            return Poll::Pending;
-        }
-        let write_timeout = self.context.limits.write_timeout;
-        let timer = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_timeout)));
-        ready!(timer.as_mut().poll(cx));
-        self.context.counters.write_timeout.hit();
-        Poll::Ready(Some(Ended::Fault(format!("a peer took no bytes for {write_timeout:?}"))))
-    }
-
-    /// Says goodbye where one can be said, and closes both connections in order; that to the backend
-    /// only where no login is under way on it.
-    pub(super) async fn farewell(&mut self, ended: &Ended) {
-        let words: &[u8] = match ended {
-            Ended::LoginTimeout => b"* BYE No login in time\r\n",
-            Ended::Evicted => b"* BYE [UNAVAILABLE] Too many connections without a login\r\n",
-            Ended::Stopped => b"* BYE The server is shutting down\r\n",
-            Ended::Closed | Ended::Dismissed | Ended::Fault(_) => b"",
-        };
-        if self.duplex.backend.as_ref().is_some_and(|backend| backend.inbound.ended) {
-            self.unanswered_mailbox();
-        }
-        self.session.conclude();
-        let client = &mut self.duplex.client;
-        let mut rest = std::mem::take(&mut self.session.output.to_client);
-        // Not into the middle of a response.
-        if self.session.at_response_boundary()
-            && self.duplex.backend.as_ref().is_none_or(|backend| backend.inbound.forward == 0)
-        {
-            rest.extend_from_slice(words);
-        }
-        let (backend, trying) = (&mut self.duplex.backend, self.attempt.is_some());
-        let last_words = async {
-            poll_fn(|cx| client.poll_write_own(cx, &mut rest)).await?;
-            poll_fn(|cx| client.poll_shutdown(cx)).await?;
-            // A login that is under way is still to be decided.
-            if let Some(backend) = backend
-                && !trying
-            {
-                poll_fn(|cx| backend.poll_shutdown(cx)).await?;
-            }
-            // A client that still sends would meet a reset, and might lose our last words to it.
-            poll_fn(|cx| client.poll_discard(cx)).await
-        };
-        // Whoever does not take them in time or is gone already has no use for them.
-        // Where its place was needed nobody waits for one.
-        let patience = if matches!(ended, Ended::Evicted) { Duration::ZERO } else { FAREWELL };
-        let _: Result<io::Result<()>, _> = tokio::time::timeout(patience, last_words).await;
-        self.session.finish().await;
-    }
-}
-
-impl From<SessionFault> for Ended {
-    /// A client that hangs up without a word, or whose network does, is no fault.
-    fn from(fault: SessionFault) -> Self {
-        use io::ErrorKind::{
-            BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkDown,
-            NetworkUnreachable, NotConnected, TimedOut, UnexpectedEof, WriteZero,
-        };
-        match fault {
-            SessionFault::Client(error) => match error.kind() {
-                BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof
-                | WriteZero => Self::Closed,
-                HostUnreachable | NetworkDown | NetworkUnreachable | TimedOut => Self::Closed,
-                _ => Self::Fault(SessionFault::Client(error).to_string()),
-            },
-            fault => Self::Fault(fault.to_string()),
         }
     }
 }

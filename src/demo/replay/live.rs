@@ -14,9 +14,9 @@ use tokio_rustls::TlsConnector;
 use super::{End, Failure, LIMIT, Silence, differs};
 use crate::demo::dialogue::{Deed, Dialogue, Difference, Peer, Text, Variables, What};
 use crate::imap::literal::{Announcement, End as Ends};
-use crate::imap::login::has_code;
 use crate::imap::peek::{self, Response};
 use crate::imap::responses::end_of_status_or_response;
+use crate::imap::responses::has_code;
 use crate::net::stream::Stream;
 
 /// Where a dialogue is played.

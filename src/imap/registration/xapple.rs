@@ -13,8 +13,8 @@ use nom::{IResult, Parser};
 use serde::{Deserialize, Serialize};
 
 use crate::imap::args::{Bytes, astring, astring_list, quote, whole};
-use crate::imap::login::has_code;
 use crate::imap::refusal::Refusal;
+use crate::imap::responses::has_code;
 use crate::model::{Account, PushEndpoint, Subscription, TransportId};
 
 /// The transport by which devices that register so are notified.

@@ -236,11 +236,12 @@ impl Intercept {
         }
     }
 
-    /// The check of a registration's mailboxes that is under way.
-    pub(super) fn check(&mut self) -> Option<&mut MailboxCheck> {
-        match &mut self.command.as_deref_mut()?.stage {
-            InterceptStage::Check(check) => Some(check),
-            _ => None,
+    /// A STATUS response that may be the answer to a question of ours.
+    pub(super) fn keep(&mut self, response: &[u8]) {
+        if let Some(Intercepted { stage: InterceptStage::Check(check), .. }) =
+            self.command.as_deref_mut()
+        {
+            check.keep(response);
         }
     }
 

@@ -13,9 +13,9 @@ use tokio_rustls::TlsConnector;
 
 use super::{Backend, Connected, Security, Told, read_more};
 use crate::imap::greeting::{Greeting, UnfitGreeting};
-use crate::imap::login::printable;
 use crate::imap::peek::{self, Response, Status};
 use crate::imap::responses::Responses;
+use crate::imap::responses::printable;
 use crate::net::proxy_protocol::{self, Addresses};
 use crate::net::stream::{Stream, tune};
 

@@ -8,14 +8,18 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::super::SessionContext;
-use super::super::admission::{AttemptPermit, SessionsFull};
+use super::super::admission::{AttemptPermit, LimitHit, SessionsFull};
+use super::super::context::SessionContext;
 use super::super::login_refused::login_refused;
 use super::super::pump::{Endpoint, Side};
-use super::{SessionTask, SideTask};
+use super::SessionTask;
+use super::side_task::SideTask;
+use crate::imap::capability::Capabilities;
 use crate::imap::contract::LoginFailure;
+use crate::imap::contract::{BackendTraits, NOT_TAKEN, UNAVAILABLE};
 use crate::imap::refusal::Refusal;
 use crate::model::Account;
+use crate::net::backend::{ConnectError, Connected};
 
 /// For the backend to decide on a login whose client is gone. It must be longer than a backend waits
 /// before it refuses a wrong password: Dovecot up to 17 seconds.
@@ -95,6 +99,80 @@ impl SessionTask {
             let SessionContext { admission, limits, counters, .. } = &*context;
             admission.try_in(peer, account.as_ref(), limits, counters).await
         })));
+    }
+
+    /// What the backend offers now, which was in the way of the login.
+    pub(super) fn asked(&mut self, seen: Option<Arc<Capabilities>>) {
+        // One that does not answer is to be asked by the login itself.
+        if seen.is_some_and(|seen| !self.session.fits(&seen)) {
+            self.session.turned_away(NOT_TAKEN);
+        } else {
+            self.reserve();
+        }
+    }
+
+    /// The login may be tried, or meets a limit.
+    pub(super) fn reserved(&mut self, reserved: Result<AttemptPermit, LimitHit>) {
+        match reserved {
+            Ok(mut attempt) => {
+                attempt.ask();
+                self.attempt = Some(attempt);
+                self.tried_at = Some(Instant::now());
+                let (context, backend) = (Arc::clone(&self.context), self.chosen.clone());
+                let addresses = self.addresses;
+                let longest = context.limits.capability_size;
+                self.side_task = Some(SideTask::Connect(Box::pin(async move {
+                    context.backends.connect(&backend, addresses, longest).await
+                })));
+            }
+            Err(over) => self.session.turned_away(over.answer()),
+        }
+    }
+
+    /// The backend is reached, or cannot be.
+    pub(super) fn connected(&mut self, connected: Result<Connected, ConnectError>) {
+        match connected {
+            Ok(Connected { stream, heard, greeted }) => {
+                let mut backend = Endpoint::new(stream, Side::Backend);
+                backend.inbound.buffer.append(&heard);
+                self.duplex.backend = Some(backend);
+                self.session.connected(self.reached(greeted));
+            }
+            // It decides on these words as on those of a backend that is there.
+            Err(ConnectError::Unfit { said, .. }) => {
+                if said.len() > self.context.limits.capability_size {
+                    self.context.counters.capability_size.hit();
+                }
+                self.session.connected(self.reached(false));
+                self.session.backend(&said, true);
+                self.session.unavailable("it hung up".to_owned());
+            }
+            Err(error) => {
+                let unreachable = &self.context.counters.unreachable;
+                let message = "could not reach the backend; the client gets NO [UNAVAILABLE]";
+                match unreachable.due(&self.chosen.name()) {
+                    Some(left_out) => tracing::warn!(
+                        target: "mailchime::proxy::backend_unreachable",
+                        %error, left_out, "{message}"
+                    ),
+                    None => tracing::debug!(
+                        target: "mailchime::proxy::backend_unreachable",
+                        %error, "{message}"
+                    ),
+                }
+                self.session.turned_away(UNAVAILABLE);
+            }
+        }
+    }
+
+    /// What the session must know of the backend that was chosen.
+    fn reached(&self, greeted: bool) -> BackendTraits {
+        BackendTraits {
+            greeted,
+            send_id: self.chosen.takes_id(),
+            checks_token_name: self.chosen.checks_token_name(),
+            names_ignore_case: self.chosen.names_ignore_case(),
+        }
     }
 
     /// Lets whom the backend has accepted in, if there is room.

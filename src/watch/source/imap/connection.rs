@@ -10,9 +10,9 @@ use tokio::time::{Instant, timeout};
 
 use super::keepalive::ConnectionLoss;
 use super::unsolicited::Unsolicited;
-use crate::imap::login::printable;
 use crate::imap::peek::{self, Response, Status};
 use crate::imap::responses::Responses;
+use crate::imap::responses::printable;
 use crate::net::backend::LoggedIn;
 use crate::net::backends::Place;
 use crate::net::stream::Stream;

@@ -1,0 +1,217 @@
+//! What sessions share, and what they begin with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustls::ServerConfig;
+use tokio::sync::{mpsc, watch};
+
+use super::admission::Admission;
+use super::registration_pace::RegistrationPace;
+use super::unanswered_mailboxes::UnansweredMailboxes;
+use crate::config::{self, Config, Relay};
+use crate::imap::contract::{DomainTopic, LimitHits, Profile, PushOffer, ShownCapabilities};
+use crate::imap::tap::Taps;
+use crate::metrics::Metrics;
+use crate::model::{Account, SessionEvent};
+use crate::net::backends::Backends;
+use crate::net::counters::Counters;
+use crate::store::CredentialSource;
+
+/// What all sessions share that began under one configuration. Its parts that outlive it are handles.
+#[derive(Debug)]
+pub struct SessionContext {
+    pub(super) backends: Backends,
+    /// Offered to clients; `None` when push is off. May change at any time.
+    push: watch::Receiver<Option<PushOffer>>,
+    pub(super) credentials: Arc<CredentialSource>,
+    pub(super) events: mpsc::Sender<SessionEvent>,
+    /// What clients are shown.
+    pub(super) tls: Arc<ServerConfig>,
+    pub(super) admission: Arc<Admission>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) limits: config::Limits,
+    /// Makes the taps of sessions.
+    pub(super) taps: Option<Taps>,
+    /// Most devices of one account.
+    pub(super) devices: u32,
+    pub(super) pace: Arc<RegistrationPace>,
+    /// For how long a registration waits for the database.
+    pub(super) busy_timeout: Duration,
+    pub(super) unanswered: Arc<UnansweredMailboxes>,
+    /// Mechanisms that hide the password pass.
+    relay_mechanisms: bool,
+    /// A master user watches; nobody's password is needed.
+    master: bool,
+    profile: Mutex<Option<Arc<Profile>>>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// What sessions begin with, from the moment that it is set. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct CurrentContext(Arc<Mutex<Arc<SessionContext>>>);
+
+impl SessionContext {
+    pub fn new(
+        backends: Backends,
+        push: watch::Receiver<Option<PushOffer>>,
+        credentials: Arc<CredentialSource>,
+        events: mpsc::Sender<SessionEvent>,
+        tls: Arc<ServerConfig>,
+        config: &Config,
+    ) -> Self {
+        let master = config.credentials == config::Credentials::Master;
+        Self {
+            counters: backends.counters(),
+            backends,
+            push,
+            credentials,
+            events,
+            tls,
+            admission: Arc::default(),
+            limits: config.limits.clone(),
+            taps: None,
+            devices: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
+            pace: Arc::default(),
+            busy_timeout: config.store.busy_timeout,
+            unanswered: Arc::default(),
+            relay_mechanisms: match config.auth.relay {
+                Relay::Always => true,
+                Relay::Master => master,
+                Relay::Never => false,
+            },
+            master,
+            profile: Mutex::new(None),
+            metrics: Arc::default(),
+        }
+    }
+
+    /// New sessions get the taps that `taps` makes.
+    #[must_use]
+    pub fn tapped(self, taps: Option<Taps>) -> Self {
+        Self { taps, ..self }
+    }
+
+    /// Counts in `metrics` from now on.
+    #[must_use]
+    pub fn counting(self, metrics: Arc<Metrics>) -> Self {
+        Self { metrics, ..self }
+    }
+
+    /// The same under other certificates, and the limits of another configuration. What is
+    /// counted stays counted.
+    #[must_use]
+    pub fn reloaded(&self, tls: Arc<ServerConfig>, config: &Config) -> Self {
+        Self { limits: config.limits.clone(), ..self.showing(tls) }
+    }
+
+    /// The same under other certificates.
+    #[must_use]
+    pub fn showing(&self, tls: Arc<ServerConfig>) -> Self {
+        Self {
+            backends: self.backends.clone(),
+            push: self.push.clone(),
+            credentials: Arc::clone(&self.credentials),
+            events: self.events.clone(),
+            tls,
+            admission: Arc::clone(&self.admission),
+            counters: Arc::clone(&self.counters),
+            limits: self.limits.clone(),
+            taps: self.taps.clone(),
+            devices: self.devices,
+            pace: Arc::clone(&self.pace),
+            busy_timeout: self.busy_timeout,
+            unanswered: Arc::clone(&self.unanswered),
+            relay_mechanisms: self.relay_mechanisms,
+            master: self.master,
+            profile: Mutex::new(None),
+            metrics: Arc::clone(&self.metrics),
+        }
+    }
+
+    /// What is offered where a master watches: nothing to whoever is on a backend that has none.
+    fn to_be_watched(&self, offer: &PushOffer) -> Option<PushOffer> {
+        let (routes, default) = self.backends.masters();
+        let mut topics: Vec<_> = routes
+            .into_iter()
+            .map(|(domain, has_master)| {
+                let topic = offer.of_domain(Some(&domain)).filter(|_| has_master);
+                DomainTopic { topic: topic.map(str::to_owned), domain: Some(domain) }
+            })
+            .collect();
+        for DomainTopic { domain, topic } in &offer.topics {
+            if domain.is_none() || topics.iter().all(|routed| routed.domain != *domain) {
+                let topic = topic.clone().filter(|_| default);
+                topics.push(DomainTopic { domain: domain.clone(), topic });
+            }
+        }
+        let offer = PushOffer { topics, ..offer.clone() };
+        offer.is_open().then_some(offer)
+    }
+
+    /// Counts what a session, of this account if that is known, hit since the last time.
+    pub(super) fn count(&self, over: LimitHits, account: Option<&Account>) {
+        self.counters.commands_before_login.add(over.commands);
+        self.counters.command_size.add(over.command);
+        self.counters.capability_size.add(over.capability);
+        if over.mailboxes > 0 && self.counters.mailboxes.hit() {
+            let account = account.map(Account::as_str);
+            let limit = self.push.borrow().as_ref().map(|offer| offer.most_mailboxes);
+            tracing::warn!(
+                target: "mailchime::proxy::registration_shortened",
+                account,
+                limit,
+                left_out = over.mailboxes,
+                "[push] mailboxes is reached; mailchime registers the first mailboxes and leaves \
+                 out the others"
+            );
+        }
+    }
+
+    /// What a session that starts now may offer; shared by all sessions while it stays the same.
+    pub(super) fn profile(&self) -> Arc<Profile> {
+        // Nobody knows yet whose session it will be.
+        let seen = self.backends.default().seen();
+        let logins_elsewhere = self.backends.routed_logins();
+        let mut push = self.push.borrow().clone();
+        if self.master {
+            push = push.and_then(|offer| self.to_be_watched(&offer));
+        }
+        let mut profile = self.profile.lock();
+        if let Some(profile) = &*profile
+            && profile.backend.as_ref().map(Arc::as_ptr) == seen.as_ref().map(Arc::as_ptr)
+            && profile.logins_elsewhere == logins_elsewhere
+            && profile.push == push
+        {
+            return Arc::clone(profile);
+        }
+        Arc::clone(profile.insert(Arc::new(Profile {
+            backend: seen,
+            logins_elsewhere,
+            push,
+            relay_mechanisms: self.relay_mechanisms,
+            master: self.master,
+            routed: self.backends.routed(),
+            commands: self.limits.commands_before_login,
+            command_size: self.limits.command_size,
+            capability_size: self.limits.capability_size,
+            compress: self.limits.compress,
+            shown: ShownCapabilities::default(),
+        })))
+    }
+}
+
+impl CurrentContext {
+    pub fn new(context: SessionContext) -> Self {
+        Self(Arc::new(Mutex::new(Arc::new(context))))
+    }
+
+    pub fn set(&self, context: SessionContext) {
+        *self.0.lock() = Arc::new(context);
+    }
+
+    pub fn get(&self) -> Arc<SessionContext> {
+        Arc::clone(&self.0.lock())
+    }
+}

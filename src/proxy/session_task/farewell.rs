@@ -1,0 +1,54 @@
+//! The end of a session.
+
+use std::future::poll_fn;
+use std::io;
+use std::time::Duration;
+
+use super::super::ended::Ended;
+use super::SessionTask;
+
+/// For the last words of a session to arrive, and for the client to hang up.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+impl SessionTask {
+    /// Says goodbye where one can be said, and closes both connections in order; that to the backend
+    /// only where no login is under way on it.
+    pub(in crate::proxy) async fn farewell(&mut self, ended: &Ended) {
+        let words: &[u8] = match ended {
+            Ended::LoginTimeout => b"* BYE No login in time\r\n",
+            Ended::Evicted => b"* BYE [UNAVAILABLE] Too many connections without a login\r\n",
+            Ended::Stopped => b"* BYE The server is shutting down\r\n",
+            Ended::Closed | Ended::Dismissed | Ended::Fault(_) => b"",
+        };
+        if self.duplex.backend.as_ref().is_some_and(|backend| backend.inbound.ended) {
+            self.unanswered_mailbox();
+        }
+        self.session.conclude();
+        let client = &mut self.duplex.client;
+        let mut rest = std::mem::take(&mut self.session.output.to_client);
+        // Not into the middle of a response.
+        if self.session.at_response_boundary()
+            && self.duplex.backend.as_ref().is_none_or(|backend| backend.inbound.forward == 0)
+        {
+            rest.extend_from_slice(words);
+        }
+        let (backend, trying) = (&mut self.duplex.backend, self.attempt.is_some());
+        let last_words = async {
+            poll_fn(|cx| client.poll_write_own(cx, &mut rest)).await?;
+            poll_fn(|cx| client.poll_shutdown(cx)).await?;
+            // A login that is under way is still to be decided.
+            if let Some(backend) = backend
+                && !trying
+            {
+                poll_fn(|cx| backend.poll_shutdown(cx)).await?;
+            }
+            // A client that still sends would meet a reset, and might lose our last words to it.
+            poll_fn(|cx| client.poll_discard(cx)).await
+        };
+        // Whoever does not take them in time or is gone already has no use for them.
+        // Where its place was needed nobody waits for one.
+        let patience = if matches!(ended, Ended::Evicted) { Duration::ZERO } else { FAREWELL };
+        let _: Result<io::Result<()>, _> = tokio::time::timeout(patience, last_words).await;
+        self.session.finish().await;
+    }
+}
