@@ -272,5 +272,9 @@ pub fn assert_same(whole: &Log, other: &Log, cut: Cut) {
 }
 
 fn result(well: bool) -> RegistrationResult {
-    if well { RegistrationResult::Stored } else { RegistrationResult::Unavailable }
+    if well {
+        RegistrationResult::Stored { topic: "com.apple.mail.XServer.x".into() }
+    } else {
+        RegistrationResult::Unavailable
+    }
 }

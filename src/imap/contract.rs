@@ -13,8 +13,9 @@ use super::capability::{self, Capabilities, XAPPLEPUSHSERVICE};
 use super::login::LoginKinds;
 use super::peek::{Status, Verb};
 use super::refusal::Refusal;
+use super::registration::xapple::XAppleRegistration;
 use super::sasl;
-use crate::model::{Account, Credentials, Registration};
+use crate::model::{Account, Credentials, Mailbox, Registration, Snapshot};
 
 /// Longest STATUS response that is ours to swallow, in bytes.
 pub(super) const LONGEST_STATUS: usize = 8 * 1024;
@@ -127,8 +128,8 @@ pub enum Action {
     LoggedIn(Authenticated),
     /// The backend was seen to offer this before login.
     Seen(Capabilities),
-    /// Store this, then call [`Session::registered`].
-    Register(Registration),
+    /// Store this under a topic of [`Session::renewed`], then call [`Session::registered`].
+    Register(CheckedRegistration),
     /// From here on both directions of the client's connection are deflated (RFC 4978).
     Compress,
     /// Write what there is to write, then close.
@@ -165,11 +166,19 @@ pub struct BackendTraits {
     pub names_ignore_case: bool,
 }
 
+/// A registration with those of its mailboxes that its user can read.
+#[derive(Clone, Debug)]
+pub struct CheckedRegistration {
+    pub account: Account,
+    pub request: XAppleRegistration,
+    pub mailboxes: Vec<(Mailbox, Snapshot)>,
+}
+
 /// What became of an [`Action::Register`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RegistrationResult {
-    /// It is on disk.
-    Stored,
+    /// It is on disk, under this topic, which the answer names.
+    Stored { topic: Arc<str> },
     /// It cannot be written now.
     Unavailable,
     /// The account registers too often.
@@ -229,6 +238,14 @@ pub struct LimitHits {
     /// [`PushOffer::most_mailboxes`]: mailboxes of registrations that were left out.
     pub mailboxes: u32,
 }
+impl CheckedRegistration {
+    /// What is stored of it: a subscription under this topic.
+    pub fn under(self, topic: &str) -> Registration {
+        let Self { account, request, mailboxes } = self;
+        Registration { subscription: request.subscription(account, topic), mailboxes }
+    }
+}
+
 impl PushOffer {
     /// The topic for devices of this account; `None` where it is not offered push.
     pub fn topic(&self, account: &Account) -> Option<&str> {

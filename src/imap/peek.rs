@@ -67,28 +67,36 @@ pub enum Command<'a> {
 pub enum Verb {
     Authenticate,
     Capability,
+    Close,
     Compress,
+    Examine,
     Id,
     Idle,
     Login,
     Logout,
     Noop,
+    Select,
     StartTls,
     Unauthenticate,
+    Unselect,
     XApplePushService,
 }
 
-const VERBS: [(&[u8], Verb); 11] = [
+const VERBS: [(&[u8], Verb); 15] = [
     (b"AUTHENTICATE", Verb::Authenticate),
     (b"CAPABILITY", Verb::Capability),
+    (b"CLOSE", Verb::Close),
     (b"COMPRESS", Verb::Compress),
+    (b"EXAMINE", Verb::Examine),
     (b"ID", Verb::Id),
     (b"IDLE", Verb::Idle),
     (b"LOGIN", Verb::Login),
     (b"LOGOUT", Verb::Logout),
     (b"NOOP", Verb::Noop),
+    (b"SELECT", Verb::Select),
     (b"STARTTLS", Verb::StartTls),
     (b"UNAUTHENTICATE", Verb::Unauthenticate),
+    (b"UNSELECT", Verb::Unselect),
     (b"XAPPLEPUSHSERVICE", Verb::XApplePushService),
 ];
 

@@ -29,12 +29,14 @@
 
 mod intercept;
 mod pending_replies;
+mod selection;
 mod wires;
 
 use std::sync::Arc;
 
 use self::intercept::{Intercept, is_intercepted};
 use self::pending_replies::{PendingReplies, ReplyOwner, ReplyTo};
+use self::selection::Selection;
 use self::wires::{Deferred, Wires};
 use super::capability::{self, Own};
 use super::contract::{Awaited, LONGEST_STATUS, Output, Profile, RegistrationResult, Step};
@@ -56,6 +58,7 @@ pub struct Relay {
     /// The backend's line under way does not reach the client.
     swallows: bool,
     pending: PendingReplies,
+    selection: Selection,
     /// The go-ahead for the literal that the client's line is about to announce has come already.
     granted: bool,
     /// The client's last command is answered.
@@ -96,6 +99,7 @@ impl Relay {
             scan: Scan::default(),
             swallows: false,
             pending: PendingReplies::default(),
+            selection: Selection::default(),
             granted: false,
             over: false,
             held: false,
@@ -132,6 +136,8 @@ impl Relay {
             }
             let (length, end) = self.client.follow(rest);
             used += length;
+            let whole = matches!(end, LineEnd::Plain);
+            self.selection.follow(&rest[..length], whole, self.intercept.utf8);
             match end {
                 LineEnd::None => {}
                 LineEnd::Plain => self.granted = false,
@@ -175,9 +181,11 @@ impl Relay {
                 return Begun::Ours(tag, verb);
             }
             (None, Command::Known { tag, verb: Verb::Idle }) => self.begin(tag, ReplyTo::IDLE),
-            (None, Command::Known { tag, .. } | Command::Other { tag }) => {
+            (None, Command::Known { tag, verb }) => {
+                self.selection.begins(tag, verb);
                 self.begin(tag, ReplyTo::Command);
             }
+            (None, Command::Other { tag }) => self.begin(tag, ReplyTo::Command),
             (None, Command::Garbage | Command::Endless) => {
                 let word = rest.iter().position(|b| b" \r\n".contains(b)).unwrap_or(rest.len());
                 self.begin(&rest[..word], ReplyTo::Stray);
@@ -356,7 +364,7 @@ impl Relay {
 
     /// As [`Session::held`](super::session::Session::held).
     pub(super) fn held(&self) -> usize {
-        self.deferred.held() + self.intercept.held()
+        self.deferred.held() + self.selection.held() + self.intercept.held()
     }
 
     /// Whether a command of ours is not answered yet.
@@ -416,8 +424,8 @@ impl Relay {
     /// The commands that mailchime answers, and what they may touch.
     fn parts<'a>(&'a mut self, out: &'a mut Output) -> (&'a mut Intercept, Wires<'a>) {
         let at_boundary = self.at_response_boundary();
-        let Self { intercept, pending, deferred, .. } = self;
-        (intercept, Wires { pending, deferred, at_boundary, out })
+        let Self { intercept, pending, deferred, selection, .. } = self;
+        (intercept, Wires { pending, deferred, selection, at_boundary, out })
     }
 
     /// The backend's response goes on as it is; its first line may announce a literal, or not.
@@ -463,7 +471,10 @@ impl Relay {
     /// The backend answered a command of the client, or refused one without its tag.
     fn command_answered(&mut self, tag: Option<&[u8]>, status: Status) {
         let whose = match tag {
-            Some(tag) => self.pending.answered(tag, status == Status::Ok),
+            Some(tag) => {
+                self.selection.answered(tag, status);
+                self.pending.answered(tag, status == Status::Ok)
+            }
             None if status == Status::Bad && !self.pending.is_question_next() => {
                 self.pending.refused()
             }

@@ -207,7 +207,7 @@ impl Tapped {
     pub fn registered(&mut self, result: RegistrationResult) {
         if let Some(listener) = &mut self.listener {
             let mailboxes = listener.mailboxes.pop_front().unwrap_or_default();
-            match result == RegistrationResult::Stored {
+            match matches!(result, RegistrationResult::Stored { .. }) {
                 true => listener.tap.happened(&format!("store {mailboxes}")),
                 false => listener.tap.happened("cannot store"),
             }

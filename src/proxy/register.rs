@@ -31,6 +31,7 @@ pub(super) async fn register(
     let account = registration.subscription.account.clone();
     let endpoint = registration.subscription.endpoint.clone();
     let mailboxes = registration.mailboxes.len();
+    let stored = RegistrationResult::Stored { topic: registration.subscription.route.clone() };
     let source = &context.credentials;
     if !is_at_home(&context, &account, &mut login) {
         return RegistrationResult::Unavailable;
@@ -43,7 +44,7 @@ pub(super) async fn register(
             target: "mailchime::proxy::registration_unchanged",
             %account, token = %endpoint, mailboxes, "a device registered again, without a change"
         );
-        return RegistrationResult::Stored;
+        return stored;
     }
     let patience = patience.saturating_sub(asked.elapsed());
     if let Err(refused) = keep_pace(&context, &account).await {
@@ -81,7 +82,7 @@ pub(super) async fn register(
             }
             // If the watching side is gone the program is ending, and starts it next time.
             let _ = context.events.send(SessionEvent::Registered { account, login }).await;
-            RegistrationResult::Stored
+            stored
         }
         Ok(Some(RegisterOutcome::Full(full))) => no_room(&context, &account, full),
         Ok(None) | Err(_) => {

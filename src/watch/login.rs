@@ -12,7 +12,6 @@ use super::status::WatcherState;
 use super::watcher::{Directive, LoginTarget, NextStep, SessionEnd, Watcher, WatcherStart};
 use crate::imap::refusal::Refusal;
 use crate::imap::responses::printable;
-use crate::imap::responses::printable;
 use crate::metrics::Parked;
 use crate::model::{BackendId, Credentials, Timestamp, WatchEvent};
 use crate::net::backend::{Backend, LoggedIn, LoginError};

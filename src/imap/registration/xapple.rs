@@ -219,6 +219,12 @@ pub fn is_unreadable_for_now(answer: &[u8]) -> bool {
         && (says(&["CORRUPTION", "CONTACTADMIN"]) || Refusal::of(answer) == Refusal::Temporary)
 }
 
+/// Whether a refused STATUS says that there is no such mailbox, or that it is not the user's to read (RFC
+/// 5530). `answer` is a whole tagged NO or BAD.
+pub fn is_unreadable(answer: &[u8]) -> bool {
+    ["NONEXISTENT", "NOPERM", "TRYCREATE"].iter().any(|code| has_code(answer, code))
+}
+
 /// The untagged answer to a registration: `echoed` are the mailboxes that will be pushed, as the
 /// client spelled them (none are named with version 1).
 pub fn answer<'a>(version: u8, topic: &str, echoed: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {

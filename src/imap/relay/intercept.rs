@@ -23,11 +23,11 @@ use crate::imap::args;
 use crate::imap::capability::Own;
 use crate::imap::collect::{Collector, Progress};
 use crate::imap::contract::{
-    Action, Awaited, Profile, PushOffer, RegistrationResult, Step, tagged,
+    Action, Awaited, CheckedRegistration, Profile, PushOffer, RegistrationResult, Step, tagged,
 };
 use crate::imap::peek::{Status, Verb};
 use crate::imap::registration::xapple;
-use crate::model::{Account, Mailbox, Registration};
+use crate::model::{Account, Mailbox};
 
 /// Most registrations of a session that are written while its client goes on.
 const MOST_DETACHED: usize = 8;
@@ -196,33 +196,26 @@ impl Intercept {
             self.detached = VecDeque::new();
         }
         let mut answer = Vec::new();
-        match self.push() {
-            Some((_, topic)) if result == RegistrationResult::Stored => {
-                let names = names.iter().map(Vec::as_slice);
-                answer = xapple::answer(version, topic, names);
+        let refusal = match result {
+            RegistrationResult::Stored { topic } => {
+                answer = xapple::answer(version, &topic, names.iter().map(Vec::as_slice));
                 tagged(&mut answer, &tag, "OK XAPPLEPUSHSERVICE completed");
                 wires.out.answered.push((Verb::XApplePushService, Status::Ok));
+                return wires.say(&answer);
             }
-            _ => {
-                wires.out.answered.push((Verb::XApplePushService, Status::No));
-                tagged(
-                    &mut answer,
-                    &tag,
-                    match result {
-                        RegistrationResult::TooMany => {
-                            "NO [LIMIT] Too many registrations of this account"
-                        }
-                        RegistrationResult::DomainFull => {
-                            "NO [LIMIT] No more devices of this domain can register"
-                        }
-                        RegistrationResult::BackendFull => {
-                            "NO [LIMIT] No more devices of this mail server can register"
-                        }
-                        _ => "NO [UNAVAILABLE] Registrations cannot be kept just now",
-                    },
-                );
+            RegistrationResult::TooMany => "NO [LIMIT] Too many registrations of this account",
+            RegistrationResult::DomainFull => {
+                "NO [LIMIT] No more devices of this domain can register"
             }
-        }
+            RegistrationResult::BackendFull => {
+                "NO [LIMIT] No more devices of this mail server can register"
+            }
+            RegistrationResult::Unavailable => {
+                "NO [UNAVAILABLE] Registrations cannot be kept just now"
+            }
+        };
+        tagged(&mut answer, &tag, refusal);
+        wires.out.answered.push((Verb::XApplePushService, Status::No));
         wires.say(&answer);
     }
 
@@ -297,7 +290,7 @@ impl Intercept {
                 intercepted.stage = InterceptStage::Collect(Collector::new(limit))
             }
             InterceptStage::Check(check) => {
-                check.conclude(refusal, wires.out);
+                check.conclude(refusal, wires.selection, wires.out);
                 self.next_question(wires);
             }
             InterceptStage::Collect(_) | InterceptStage::Store(_) => {}
@@ -443,8 +436,7 @@ impl Intercept {
     }
 
     fn store(&mut self, wires: &mut Wires<'_>) {
-        let (Some((_, topic)), Some(account)) = (self.push(), self.account.clone()) else { return };
-        let topic = topic.to_owned();
+        let Some(account) = self.account.clone() else { return };
         if self.detached.len() >= MOST_DETACHED {
             return self.finish(Status::No, "NO [LIMIT] Too many registrations at once", wires);
         }
@@ -456,9 +448,9 @@ impl Intercept {
         };
         let (request, names, mailboxes) = check.into_found();
         let version = request.version;
-        let subscription = request.subscription(account, &topic);
         intercepted.stage = InterceptStage::Store(RegistrationReply { version, names });
-        wires.out.actions.push_back(Action::Register(Registration { subscription, mailboxes }));
+        let checked = CheckedRegistration { account, request, mailboxes };
+        wires.out.actions.push_back(Action::Register(checked));
         // It waits for those before it.
         if !self.detached.is_empty() {
             self.detach_registration();

@@ -1,6 +1,7 @@
 //! What of a relay mailchime's own answers and questions touch.
 
 use super::pending_replies::{PendingReplies, ReplyTo};
+use super::selection::Selection;
 use crate::imap::contract::{Action, Output};
 
 /// Bytes for the client that wait for the end of a response that is on its way.
@@ -15,6 +16,7 @@ pub(super) struct Deferred {
 pub(super) struct Wires<'a> {
     pub(super) pending: &'a mut PendingReplies,
     pub(super) deferred: &'a mut Deferred,
+    pub(super) selection: &'a Selection,
     /// No response of the backend is under way to the client.
     pub(super) at_boundary: bool,
     pub(super) out: &'a mut Output,

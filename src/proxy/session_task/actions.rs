@@ -29,11 +29,9 @@ impl SessionTask {
                 Action::Seen(offered) => self.chosen.saw(offered),
                 Action::LoggedIn(authenticated) => self.logged_in(authenticated),
                 // The identities may be others than when the session began.
-                Action::Register(mut registration) => {
-                    let registration = self.session.renewed(self.context.profile()).map(|topic| {
-                        registration.subscription.route = topic.into();
-                        registration
-                    });
+                Action::Register(checked) => {
+                    let topic = self.session.renewed(self.context.profile());
+                    let registration = topic.map(|topic| checked.under(topic));
                     self.registrations.push_back(registration);
                     self.register();
                 }

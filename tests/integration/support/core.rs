@@ -4,10 +4,9 @@ use std::path::Path;
 
 use mailchime::demo::dialogue::{Deed, Dialogue, Event, Peer, Text, Variables, What};
 use mailchime::imap::contract::{
-    Action, BackendTraits, ClientConnection, Profile, RegistrationResult, Step,
+    Action, BackendTraits, CheckedRegistration, ClientConnection, Profile, RegistrationResult, Step,
 };
 use mailchime::imap::session::Session;
-use mailchime::model::Registration;
 
 /// A session, and the bytes on their way around it.
 pub(crate) struct Core {
@@ -20,7 +19,7 @@ pub(crate) struct Core {
     pub(crate) closed: bool,
     wants_backend: bool,
     reached: BackendTraits,
-    registration: Option<Registration>,
+    registration: Option<CheckedRegistration>,
     /// The form of the client's connection is to change: to this.
     switch: Option<Deed>,
 }
@@ -200,7 +199,8 @@ fn does(core: &mut Core, what: &Deed, place: &str) {
             let stored: Vec<_> =
                 registration.mailboxes.iter().map(|(mailbox, _)| mailbox.to_string()).collect();
             assert_eq!(&stored, mailboxes, "{place}");
-            core.session.registered(RegistrationResult::Stored);
+            let topic = mailchime::demo::replay::TOPIC.into();
+            core.session.registered(RegistrationResult::Stored { topic });
             core.pump();
         }
         Deed::CannotStore => {

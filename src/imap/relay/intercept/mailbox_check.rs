@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use super::super::selection::Selection;
 use crate::imap::args::quote;
 use crate::imap::contract::Output;
 use crate::imap::mailbox;
@@ -132,7 +133,12 @@ impl MailboxCheck {
 
     /// Our question was answered: one of the responses since is the answer, the others are the client's
     /// (NOTIFY sends them unasked).
-    pub(super) fn conclude(&mut self, refusal: Option<&[u8]>, out: &mut Output) {
+    pub(super) fn conclude(
+        &mut self,
+        refusal: Option<&[u8]>,
+        selection: &Selection,
+        out: &mut Output,
+    ) {
         let Some(asked) = self.asked.take() else { return };
         let (name, mailbox) = &asked;
         let mut responses = std::mem::take(&mut self.statuses);
@@ -159,7 +165,13 @@ impl MailboxCheck {
             }
             // There is always one.
             _ if mailbox.is_inbox() => self.found.push(unknown(asked)),
+            // What it says cannot be read, or nothing: it does not refuse.
+            (_, None) => self.found.push(unknown(asked)),
             (_, Some(refusal)) if xapple::is_unreadable_for_now(refusal) => {
+                self.found.push(unknown(asked));
+            }
+            // The client has it open; some servers refuse STATUS of just that one (RFC 3501 section 6.3.10).
+            (_, Some(refusal)) if selection.is(mailbox) && !xapple::is_unreadable(refusal) => {
                 self.found.push(unknown(asked));
             }
             _ => {}
