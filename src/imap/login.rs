@@ -45,7 +45,7 @@ pub struct BackendLogin {
     offered: Option<Capabilities>,
     /// Untagged responses to the login itself, as they came, but for a BYE.
     untagged: Vec<u8>,
-    /// The first of them that refuses the login by a code that tells why: where it stands.
+    /// The first of them that refuses the login by a code that tells why, or else by words: where it stands.
     refusal: Option<Range<usize>>,
     /// A BYE in place of an answer to the login, or before it.
     farewell: Option<Vec<u8>>,
@@ -249,6 +249,19 @@ impl BackendLogin {
         });
     }
 
+    /// Whether an untagged response refuses the login, and says more of it than what was said before: words
+    /// count for less than a code.
+    fn is_refused_by(&self, response: Response<'_>, line: &[u8]) -> bool {
+        let Response::Status { tag: None, status: Status::No | Status::Bad, .. } = response else {
+            return false;
+        };
+        let before = self.refusal.clone().map(|at| Refusal::of(&self.untagged[at]));
+        match (Refusal::without_a_tag(line), before) {
+            (Some(refusal), Some(Refusal::Unexplained)) => refusal != Refusal::Unexplained,
+            (said, before) => said.is_some() && before.is_none(),
+        }
+    }
+
     /// Whether the backend has said something that decides the login, were it to say no more.
     pub fn is_refused(&self) -> bool {
         self.refusal.is_some() || self.farewell.is_some()
@@ -260,7 +273,7 @@ impl BackendLogin {
         let farewell = self.farewell.take();
         let answer = match (self.refusal.take(), &farewell) {
             (Some(at), _) => Some(self.untagged.drain(at).skip(1).collect()),
-            (None, Some(bye)) if Refusal::of(bye) != Refusal::Unexplained => Some(as_answer(bye)),
+            (None, Some(bye)) if Refusal::without_a_tag(bye).is_some() => Some(as_answer(bye)),
             (None, _) => None,
         };
         match (answer, farewell) {
@@ -366,11 +379,7 @@ impl BackendLogin {
                 if matches!(response, Response::Status { tag: Some(_), .. }) {
                     return None;
                 }
-                let refuses = matches!(
-                    response,
-                    Response::Status { tag: None, status: Status::No | Status::Bad, .. }
-                ) && self.refusal.is_none()
-                    && Refusal::of(line) != Refusal::Unexplained;
+                let refuses = self.is_refused_by(response, line);
                 let start = self.untagged.len();
                 // What there is no room for does not reach the client, who gets the answer all the same.
                 if refuses || start + line.len() <= self.options.limit {
@@ -706,6 +715,11 @@ mod tests {
             (&["B: * bye [AuthenticationFailed]"], "", " NO [AuthenticationFailed]\r\n"),
             (&["B: * NO [LIMIT] x", "B: * BYE"], "", " NO [LIMIT] x\r\n"),
             (&["B: * BAD x", "B: * BAD [LIMIT] y"], "* BAD x\r\n", " BAD [LIMIT] y\r\n"),
+            (
+                &["B: * NO Login failed", "B: * NO [LIMIT] y"],
+                "* NO Login failed\r\n",
+                " NO [LIMIT] y\r\n",
+            ),
         ] {
             let (mut login, outcome) = answered(said);
             assert!(outcome.is_none() && login.is_refused(), "{said:?}");
@@ -716,6 +730,18 @@ mod tests {
             assert_eq!(String::from_utf8(untagged).unwrap(), before);
             assert_eq!(String::from_utf8(answer).unwrap(), expected);
             assert_ne!(refusal, Refusal::Unexplained);
+        }
+        // In words it is refused as by a tagged NO without a code.
+        for (said, expected) in [
+            ("B: * BYE Login failed", " NO Login failed\r\n"),
+            ("B: * NO Invalid password", " NO Invalid password\r\n"),
+        ] {
+            let (mut login, _) = answered(&[said]);
+            let LoginOutcome::Refused { answer, refusal, .. } = login.unanswered("gone") else {
+                panic!("{said}")
+            };
+            assert_eq!(String::from_utf8(answer).unwrap(), expected);
+            assert_eq!(refusal, Refusal::Unexplained);
         }
         for (said, why) in [(&[][..], "gone"), (&["B: * NO not now"], "gone")] {
             let (mut login, outcome) = answered(said);

@@ -38,6 +38,16 @@ impl Refusal {
         }
     }
 
+    /// What a NO, BAD or BYE without a tag says of the login, be it that it is refused without saying why;
+    /// `None` where it may be about anything else. Where there is no code the words decide: a backend that
+    /// is in trouble sends BYE as well, and its users have not guessed.
+    pub fn without_a_tag(line: &[u8]) -> Option<Self> {
+        match Self::of(line) {
+            Self::Unexplained => speaks_of_a_failed_login(line).then_some(Self::Unexplained),
+            refusal => Some(refusal),
+        }
+    }
+
     /// Whether the login may have been a guess.
     pub fn may_be_a_guess(self) -> bool {
         matches!(self, Self::Wrong | Self::Unexplained)
@@ -79,6 +89,72 @@ fn speaks_of_connections(answer: &[u8]) -> bool {
         }
     }
     false
+}
+
+/// Words that speak of a login, of its failure, and of a backend that is in trouble.
+const LOGIN: &[&str] = &[
+    "login",
+    "logins",
+    "logon",
+    "auth",
+    "authentication",
+    "password",
+    "passwords",
+    "credentials",
+    "user",
+    "username",
+];
+const FAILED: &[&str] = &[
+    "failed",
+    "failure",
+    "failures",
+    "fails",
+    "invalid",
+    "incorrect",
+    "wrong",
+    "bad",
+    "denied",
+    "rejected",
+    "unknown",
+];
+const TROUBLE: &[&str] = &[
+    "temporary",
+    "temporarily",
+    "internal",
+    "unavailable",
+    "later",
+    "timeout",
+    "timed",
+    "inactivity",
+    "down",
+    "shutting",
+    "maintenance",
+    "database",
+];
+
+/// Whether the text says that a login has failed: "Login failed", "Too many authentication failures",
+/// "Invalid user name or password". One that speaks of trouble is none of them.
+fn speaks_of_a_failed_login(line: &[u8]) -> bool {
+    let is = |word: &[u8], words: &[&str]| {
+        words.iter().any(|known| word.eq_ignore_ascii_case(known.as_bytes()))
+    };
+    // Words since one of either kind.
+    let (mut login, mut failed, mut says_so) = (None, None, false);
+    let text = &line[..line.len().min(TEXT)];
+    for word in text.split(|b| !b.is_ascii_alphabetic()).filter(|word| !word.is_empty()) {
+        for seen in [&mut login, &mut failed] {
+            *seen = seen.map(|words| words + 1).filter(|words| *words < APART);
+        }
+        if is(word, TROUBLE) {
+            return false;
+        } else if is(word, LOGIN) {
+            login = Some(0);
+        } else if is(word, FAILED) {
+            failed = Some(0);
+        }
+        says_so |= login.is_some() && failed.is_some();
+    }
+    says_so
 }
 
 #[cfg(test)]
@@ -133,5 +209,38 @@ mod tests {
             let guess = matches!(expected, Refusal::Wrong | Refusal::Unexplained);
             assert_eq!(refusal.may_be_a_guess(), guess, "{answer}");
         }
+    }
+
+    #[test]
+    fn without_a_tag_and_a_code_the_words_tell_a_guess_from_a_backend_in_trouble() {
+        for said in [
+            "* BYE Login failed",
+            "* BYE LOGIN failed.",
+            "* NO Invalid user name or password",
+            "* BYE Too many authentication failures",
+            "* BYE Disconnected (auth failed, 3 attempts in 5 secs)",
+            "* BAD Incorrect password",
+            "* BYE [ALERT] Authentication failed",
+        ] {
+            let refusal = Refusal::without_a_tag(said.as_bytes());
+            assert_eq!(refusal, Some(Refusal::Unexplained), "{said}");
+        }
+        for said in [
+            "* BYE",
+            "* BYE Temporary problem, please try again later",
+            "* BYE Temporary authentication failure",
+            "* BYE Internal login failure. Refer to server log for more information.",
+            "* BYE Disconnected: Auth process broken",
+            "* BYE Disconnected: Inactivity during authentication.",
+            "* BYE Server shutting down",
+            "* BYE Connection queue full",
+            "* NO Failed to open the index of INBOX",
+            "* NO Your password expires in three days",
+            "* BYE Authentication service failed: the database is away",
+        ] {
+            assert_eq!(Refusal::without_a_tag(said.as_bytes()), None, "{said}");
+        }
+        let coded = Refusal::without_a_tag(b"* BYE [UNAVAILABLE] Login failed");
+        assert_eq!(coded, Some(Refusal::Temporary));
     }
 }

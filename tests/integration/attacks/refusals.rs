@@ -138,6 +138,28 @@ async fn a_refusal_without_a_tag_counts_by_its_code() {
 }
 
 #[tokio::test]
+async fn a_refusal_in_words_without_a_tag_or_a_code_is_a_guess() {
+    limited(async {
+        for (said, answer) in [
+            ("* BYE Login failed\r\n", "l NO Login failed"),
+            ("* NO Invalid user name or password\r\n", "l NO Invalid user name or password"),
+        ] {
+            let backend = Backend::start().await;
+            let (world, mut server) = world(&backend, "login_failures_per_minute = 3").await;
+            backend.does(Manner::Leave(said));
+            let mut client = world.client(&server).await;
+            for _ in 0..3 {
+                assert_eq!(guess(&mut client).await, answer);
+                assert_eq!(server.logged("login refused").await["account"], "mallory");
+            }
+            let answer = guess(&mut client).await;
+            assert!(answer.starts_with("l NO [LIMIT] Too many failed logins"), "{answer}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_login_that_the_backend_does_not_answer_is_answered_in_time() {
     limited(async {
         let backend = Backend::start().await;
