@@ -91,6 +91,7 @@ async fn session(
         ),
     }
     Box::pin(driver.farewell(&ended)).await;
+    Box::pin(driver.finish_registrations(&stop)).await;
 }
 
 /// The session of a client that has logged in. `None`: it ended before that.

@@ -379,9 +379,8 @@ impl SessionTask {
         }
         match &self.duplex.backend {
             Some(backend) if self.session.is_relaying() => {
-                // Behind LOGOUT a registration may be unanswered yet.
-                let answered = self.registering.is_none();
-                (backend.inbound.ended && backend.inbound.buffer.is_empty() && written && answered)
+                // Behind LOGOUT a registration may be on its way yet: see `finish_registrations`.
+                (backend.inbound.ended && backend.inbound.buffer.is_empty() && written)
                     .then_some(Ended::Closed)
             }
             // A client that has said all it will say still gets the answers to that. A try that is

@@ -58,10 +58,12 @@ pub struct Proxy {
     client_tls: Arc<ClientConfig>,
     /// What sessions tell the watching side.
     pub events: mpsc::Receiver<SessionEvent>,
+    /// What sessions offer.
+    pub push: watch::Sender<Option<PushOffer>>,
     stop: CancellationToken,
     sessions: TaskTracker,
     _open: watch::Sender<config::Listener>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Drop for Proxy {
@@ -96,8 +98,9 @@ impl Proxy {
             config.backend.master =
                 Some(config::MasterUser { name, password_file, login_template });
         }
-        let url = format!("sqlite://{}/mailchime.db", folder.path().display());
-        let store = Store::open(&url, Duration::from_millis(100)).await.map_err(Failure::broken)?;
+        let store = Store::open(&database_in(&folder), Duration::from_millis(100))
+            .await
+            .map_err(Failure::broken)?;
         let credentials = CredentialSource::open(&config::Credentials::Memory, store.clone());
         let credentials = Arc::new(credentials.map_err(Failure::broken)?);
         let (sender, events) = mpsc::channel(1000);
@@ -105,8 +108,9 @@ impl Proxy {
         let backends = Backends::new(table, Arc::default());
         let backend = backends.default();
         let tls = pki.server_config().map_err(Failure::broken)?;
-        let push = watch::channel(push).1;
-        let context = proxy::SessionContext::new(backends, push, credentials, sender, tls, &config);
+        let (push, offered) = watch::channel(push);
+        let context =
+            proxy::SessionContext::new(backends, offered, credentials, sender, tls, &config);
         let listener = listen::bind(([127, 0, 0, 1], 0).into()).map_err(Failure::broken)?;
         let address = listener.local_addr().map_err(Failure::broken)?;
         let client = pki.client_config(None).map_err(Failure::broken)?;
@@ -121,11 +125,17 @@ impl Proxy {
             backend,
             client_tls: Arc::new(client),
             events,
+            push,
             stop,
             sessions,
             _open: open,
-            _folder: folder,
+            folder,
         })
+    }
+
+    /// The URL of its database, for a connection beside it.
+    pub fn database(&self) -> String {
+        database_in(&self.folder)
     }
 
     /// Lets the sessions end, as at the end of the program.
@@ -164,4 +174,8 @@ impl Proxy {
             Err(_) => Err(Failure::Broken(format!("no TLS handshake within {LIMIT:?}"))),
         }
     }
+}
+
+fn database_in(folder: &tempfile::TempDir) -> String {
+    format!("sqlite://{}/mailchime.db", folder.path().display())
 }

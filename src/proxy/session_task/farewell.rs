@@ -2,13 +2,20 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use super::super::ended::Ended;
+use super::super::register::register;
 use super::SessionTask;
 
 /// For the last words of a session to arrive, and for the client to hang up.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// For the registrations of a session to be written behind its end.
+const WRITING: Duration = Duration::from_secs(60);
 
 impl SessionTask {
     /// Says goodbye where one can be said, and closes both connections in order; that to the backend
@@ -50,5 +57,29 @@ impl SessionTask {
         let patience = if matches!(ended, Ended::Evicted) { Duration::ZERO } else { FAREWELL };
         let _: Result<io::Result<()>, _> = tokio::time::timeout(patience, last_words).await;
         self.session.finish().await;
+    }
+
+    /// Writes what the session has registered and not heard of, now that it is over: a device that gets no
+    /// answer may come back no sooner than in a day.
+    pub(in crate::proxy) async fn finish_registrations(
+        mut self: Box<Self>,
+        stop: &CancellationToken,
+    ) {
+        let (registering, others) =
+            (self.registering.take(), std::mem::take(&mut self.registrations));
+        let (context, login) = (Arc::clone(&self.context), self.login.take());
+        // Its sockets, and its places among the sessions.
+        drop(self);
+        let Some(registering) = registering else { return };
+        let writing = async {
+            registering.await;
+            for (registration, login) in others.into_iter().flatten().zip(login.iter().cycle()) {
+                register(Arc::clone(&context), registration, login.clone()).await;
+            }
+        };
+        tokio::select! {
+            _ = tokio::time::timeout(WRITING, writing) => {}
+            () = stop.cancelled() => {}
+        }
     }
 }
