@@ -4,7 +4,7 @@
 //! in a group (`use crate::{imap, net}`) or through `super` does. Names that a macro would make are
 //! not seen; there are none.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -43,12 +43,49 @@ const NOT_IN_IMAP: &[&str] = &[
     "std::thread",
 ];
 
-#[test]
-fn no_floor_names_one_above_or_beside_it() {
+/// Floors on which a module and its own parts use each other in one direction only, too.
+const WITHOUT_CIRCLES: &[&str] = &["imap", "proxy"];
+
+/// Pairs of files that still use each other: their floor and their names, in order. Whoever cuts one takes
+/// it from this list; none is added.
+const CIRCLES: &[(&str, &str, &str)] = &[
+    ("net", "backend", "backends"),
+    ("net", "deflate", "stream"),
+    ("push", "account", "device"),
+    ("store", "accounts", "registrations"),
+    ("store", "file", "sqlite"),
+    ("store", "registrations", "shares"),
+    ("watch", "login", "watcher"),
+];
+
+/// All files of `src`.
+fn sources() -> Vec<File> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     collect(&root, &mut Vec::new(), &mut files);
     assert!(files.iter().any(|file| file.module == ["model"]), "no sources in {}", root.display());
+    files
+}
+
+#[test]
+fn no_file_uses_one_that_uses_it() {
+    let mut faults = Vec::new();
+    for [one, other] in circles(&sources()) {
+        let floor = one[0].as_str();
+        let parts = one.starts_with(&other) || other.starts_with(&one);
+        let mut names = [&one, &other].map(|module| module.last().map_or("", String::as_str));
+        names.sort_unstable();
+        let known = CIRCLES.contains(&(floor, names[0], names[1]));
+        if !known && (!parts || WITHOUT_CIRCLES.contains(&floor)) {
+            faults.push(format!("`{}` and `{}` use each other", one.join("::"), other.join("::")));
+        }
+    }
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+#[test]
+fn no_floor_names_one_above_or_beside_it() {
+    let files = sources();
 
     // A module of tests may lie in a file of its own, so where it is declared comes first.
     let tests: BTreeSet<_> = files.iter().flat_map(|file| file.uses().test_files).collect();
@@ -77,6 +114,8 @@ struct Uses {
     paths: Vec<(Vec<String>, bool)>,
     /// Modules that are declared for tests only and lie in files of their own.
     test_files: Vec<Vec<String>>,
+    /// Those of the paths that are re-exported.
+    reexports: Vec<Vec<String>>,
 }
 
 fn collect(folder: &Path, module: &mut Vec<String>, files: &mut Vec<File>) {
@@ -175,15 +214,90 @@ impl File {
                 }
                 [token, ..] if is_word(token) => {
                     let mut found = Vec::new();
+                    let before = &tokens[..at];
                     at += path_tree(rest, &[], &mut found);
-                    let found = found.into_iter().map(|path| (resolved(path, &module), in_tests));
-                    uses.paths.extend(found);
+                    let found = found.into_iter().map(|path| resolved(path, &module));
+                    let found: Vec<_> = found.collect();
+                    if is_reexport(before) {
+                        uses.reexports.extend(found.iter().cloned());
+                    }
+                    uses.paths.extend(found.into_iter().map(|path| (path, in_tests)));
                 }
                 _ => at += 1,
             }
         }
         uses
     }
+}
+
+/// Pairs of files that use each other. A declaration (`mod x;`) is no use, and a re-export is one of where
+/// the item is, by whoever uses it.
+fn circles(files: &[File]) -> BTreeSet<[Vec<String>; 2]> {
+    let uses: BTreeMap<_, _> = files.iter().map(|file| (&file.module, file.uses())).collect();
+    let tests: BTreeSet<_> = uses.values().flat_map(|uses| &uses.test_files).cloned().collect();
+    let mut edges = BTreeSet::new();
+    for (&module, Uses { paths, reexports, .. }) in &uses {
+        if (1..=module.len()).any(|depth| tests.contains(&module[..depth])) {
+            continue;
+        }
+        for (path, _) in paths.iter().filter(|(_, in_tests)| !in_tests) {
+            let own = path.last();
+            let used_here = paths.iter().any(|(path, _)| path.first() == own);
+            if reexports.contains(path) && !used_here {
+                continue;
+            }
+            let inside = match path.split_first() {
+                Some((root, inside)) if root == "crate" => inside.to_vec(),
+                // A part of this module, without `self`.
+                _ => [module.as_slice(), path].concat(),
+            };
+            // `pub(super)` and its like name only where they stand.
+            if !module.starts_with(&inside)
+                && let Some(target) = owner(&inside, &uses, 0)
+                && target != module
+                && !target.is_empty()
+            {
+                edges.insert((module.clone(), target.clone()));
+            }
+        }
+    }
+    let back = |(from, to): &&(Vec<String>, Vec<String>)| {
+        from < to && edges.contains(&(to.clone(), from.clone()))
+    };
+    edges.iter().filter(back).map(|(from, to)| [from.clone(), to.clone()]).collect()
+}
+
+/// The file in which the item of this path lies, if it is one of ours.
+fn owner<'a>(
+    path: &[String],
+    files: &BTreeMap<&'a Vec<String>, Uses>,
+    depth: usize,
+) -> Option<&'a Vec<String>> {
+    let length =
+        (1..=path.len()).rev().find(|length| files.contains_key(&path[..*length].to_vec()))?;
+    let (module, uses) = files.get_key_value(&path[..length].to_vec())?;
+    let reexport = path.get(length).and_then(|item| {
+        uses.reexports.iter().find(|path| path.last() == Some(item) && path[0] == "crate")
+    });
+    match reexport {
+        Some(path) if depth < 8 => owner(&path[1..], files, depth + 1),
+        _ => Some(module),
+    }
+}
+
+/// Whether a path behind these tokens stands in a `pub use`.
+fn is_reexport(before: &[String]) -> bool {
+    let Some((last, before)) = before.split_last() else { return false };
+    let ends = |token: &str| before.last().is_some_and(|last| last == token);
+    let visibility = ["(", "in", "crate", "super", "::", "self"];
+    let restricted = || {
+        let inside = before.iter().rev().skip(1);
+        inside
+            .into_iter()
+            .find(|token| !visibility.contains(&token.as_str()))
+            .is_some_and(|t| t == "pub")
+    };
+    last == "use" && (ends("pub") || (ends(")") && restricted()))
 }
 
 fn floor(module: &str) -> Option<usize> {
@@ -379,6 +493,61 @@ fn character_or_lifetime(text: &str) -> usize {
 fn faults(module: &str, text: &str) -> Vec<String> {
     let module = module.split('/').map(str::to_owned).collect();
     File { name: String::new(), module, text: text.to_owned() }.faults(false)
+}
+
+/// The circles of these files, each `one/other: text`.
+fn circles_of(files: &[(&str, &str)]) -> Vec<String> {
+    let file = |(module, text): &(&str, &str)| File {
+        name: String::new(),
+        module: module.split('/').map(str::to_owned).collect(),
+        text: (*text).to_owned(),
+    };
+    let files: Vec<_> = files.iter().map(file).collect();
+    circles(&files)
+        .iter()
+        .map(|circle| circle.each_ref().map(|it| it.join("/")).join(" "))
+        .collect()
+}
+
+#[test]
+fn circles_are_found_and_nothing_else() {
+    for (files, expected) in [
+        (
+            &[("net/a", "use super::b::X;"), ("net/b", "use crate::net::a;")][..],
+            &["net/a net/b"][..],
+        ),
+        (
+            &[("net/a", "fn f() { super::b::g(); }"), ("net/b", "use super::{a::Y, c};")],
+            &["net/a net/b"],
+        ),
+        (&[("imap", "mod a; use self::a::X;"), ("imap/a", "use super::Y;")], &["imap imap/a"]),
+        (&[("imap", "mod a; fn f() { a::g(); }"), ("imap/a", "use super::Y;")], &["imap imap/a"]),
+        // What is re-exported is used where it lies.
+        (
+            &[
+                ("net", "pub use self::a::X;"),
+                ("net/a", "use super::Z; use super::b::W;"),
+                ("net/b", "use super::X;"),
+            ],
+            &["net/a net/b"],
+        ),
+        (
+            &[("net", "pub(super) use self::a::X; fn f(x: X) {}"), ("net/a", "use super::Z;")],
+            &["net net/a"],
+        ),
+        (&[("net", "mod a; pub use self::a::X;"), ("net/a", "use super::Z;")], &[]),
+        (&[("imap", "mod a; use self::a::X;"), ("imap/a", "pub(super) fn f() {}")], &[]),
+        (&[("net/a", "use super::b::X;"), ("net/b", "/// [`super::a`]\nfn f() {}")], &[]),
+        (
+            &[
+                ("net/a", "use super::b::X;"),
+                ("net/b", "#[cfg(test)] mod tests { use super::super::a; }"),
+            ],
+            &[],
+        ),
+    ] {
+        assert_eq!(circles_of(files), expected, "{files:?}");
+    }
 }
 
 #[test]
