@@ -413,6 +413,28 @@ impl Endpoint {
         Poll::Ready(Ok(()))
     }
 
+    /// Writes bytes that come from the other side; returns how many. A backend that hung up loses all.
+    fn poll_pass(
+        &mut self,
+        cx: &mut Poller<'_>,
+        bytes: &[u8],
+        from: Side,
+    ) -> Poll<Result<usize, SessionFault>> {
+        match ready!(Pin::new(&mut self.stream).poll_write(cx, bytes)) {
+            Ok(0) => Poll::Ready(Err(from.write_fault(closed()))),
+            Ok(written) => {
+                self.dirty = true;
+                Poll::Ready(Ok(written))
+            }
+            Err(error) if from == Side::Backend => Poll::Ready(Err(from.write_fault(error))),
+            // What it said before is still to be read.
+            Err(_) => {
+                self.shut = true;
+                Poll::Ready(Ok(bytes.len()))
+            }
+        }
+    }
+
     fn poll_flush(&mut self, cx: &mut Poller<'_>) -> io::Result<()> {
         if self.dirty && !self.shut {
             match Pin::new(&mut self.stream).poll_flush(cx) {
@@ -480,28 +502,13 @@ impl Inbound {
         let mut used = 0;
         loop {
             while self.forward > 0 {
-                let length = self.forward;
+                let next = &input[used..used + self.forward];
                 let written = match other.as_deref_mut() {
-                    Some(other) if !other.shut => {
-                        let next = &input[used..used + length];
-                        match Pin::new(&mut other.stream).poll_write(cx, next) {
-                            Poll::Pending => return Ok((used, Pause::Stalled)),
-                            Poll::Ready(Ok(0)) => return Err(side.write_fault(closed())),
-                            Poll::Ready(Ok(written)) => {
-                                other.dirty = true;
-                                written
-                            }
-                            Poll::Ready(Err(error)) if side == Side::Backend => {
-                                return Err(side.write_fault(error));
-                            }
-                            // The backend hung up. What it said before is still to be read.
-                            Poll::Ready(Err(_)) => {
-                                other.shut = true;
-                                length
-                            }
-                        }
-                    }
-                    _ => length,
+                    Some(other) if !other.shut => match other.poll_pass(cx, next, side) {
+                        Poll::Pending => return Ok((used, Pause::Stalled)),
+                        Poll::Ready(written) => written?,
+                    },
+                    _ => next.len(),
                 };
                 bounds.costs(written * price);
                 used += written;

@@ -122,19 +122,8 @@ impl Attempts {
         let known = pair.filter(|pair| self.known.has(pair));
         let gates = known.map_or(networks.clone(), |pair| vec![(pair, 1)]);
 
-        for (key, factor) in &gates {
-            let (open, factor) = (f64::from(self.open(key)), f64::from(*factor));
-            let allowed = f64::from(limits.login_failures_per_minute) * factor;
-            if known.is_none() && self.failed(key, now) >= allowed {
-                return Decision::No(LimitHit::LoginFailures);
-            }
-            let over_reserved = known.is_none() && self.failed(key, now) + open >= allowed;
-            if over_reserved || open >= f64::from(limits.dials_at_once) * factor {
-                let freed = self.open.get(key).map(|open| Arc::clone(&open.freed));
-                let why =
-                    if over_reserved { LimitHit::LoginFailures } else { LimitHit::DialsAtOnce };
-                return Decision::Full { freed: freed.unwrap_or_default(), why };
-            }
+        if let Some(refused) = self.is_barred(&gates, known.is_some(), limits, now) {
+            return refused;
         }
 
         let (mut at, mut slowed) = (now, None);
@@ -187,6 +176,31 @@ impl Attempts {
             self.open.entry(*key).or_default().tries += 1;
         }
         Decision::Go { keys, at, slowed }
+    }
+
+    /// Whether one of these counts leaves no room for another attempt now.
+    fn is_barred(
+        &self,
+        gates: &[(AttemptKey, u32)],
+        known: bool,
+        limits: &Limits,
+        now: Instant,
+    ) -> Option<Decision> {
+        for (key, factor) in gates {
+            let (open, factor) = (f64::from(self.open(key)), f64::from(*factor));
+            let allowed = f64::from(limits.login_failures_per_minute) * factor;
+            if !known && self.failed(key, now) >= allowed {
+                return Some(Decision::No(LimitHit::LoginFailures));
+            }
+            let over_reserved = !known && self.failed(key, now) + open >= allowed;
+            if over_reserved || open >= f64::from(limits.dials_at_once) * factor {
+                let freed = self.open.get(key).map(|open| Arc::clone(&open.freed));
+                let why =
+                    if over_reserved { LimitHit::LoginFailures } else { LimitHit::DialsAtOnce };
+                return Some(Decision::Full { freed: freed.unwrap_or_default(), why });
+            }
+        }
+        None
     }
 
     /// The try is over, whatever it was.
