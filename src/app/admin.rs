@@ -19,8 +19,8 @@ use crate::net::backends::Backends;
 use crate::nodes::{self, Assignment};
 use crate::push::dispatcher::{self, DispatcherHandle};
 use crate::push::explain::Explanation;
-use crate::push::transport::apns::Outcome;
 use crate::push::transport::apns::identities::Identities;
+use crate::push::transport::{Routes, Verdict};
 use crate::store::{Alive, Store, Target};
 use crate::watch;
 
@@ -46,6 +46,7 @@ pub(super) struct Parts {
     pub(super) store: Store,
     pub(super) backends: Backends,
     pub(super) identities: Identities,
+    pub(super) routes: Routes,
     pub(super) assignment: cell::Receiver<Assignment>,
     pub(super) watchers: watch::SupervisorHandle,
     pub(super) pushes: DispatcherHandle,
@@ -94,12 +95,12 @@ impl Parts {
             listening(self.stopping),
             database(self.store.clone()),
             backend(self.backends.clone(), self.capability_size),
-            identity(self.identities.clone()),
+            identity(self.identities),
         ];
         let (watchers, pushes, assignment) = (self.watchers.clone(), self.pushes, self.assignment);
         let (assigned, changed) = (assignment.clone(), pushes.clone());
-        let on = WhileOn(self.identities.clone());
-        let (store, identities, push) = (self.store, self.identities, self.push);
+        let on = WhileOn(self.routes.clone());
+        let (store, routes, push) = (self.store, self.routes, self.push);
         let backends = self.backends.clone();
         let one = |backends: &Backends| {
             let backends = backends.clone();
@@ -119,7 +120,7 @@ impl Parts {
             push: on.ask(move |(account, mailbox)| {
                 let account = of_push(account);
                 let home = backends.id_of(&account);
-                test(store.clone(), identities.clone(), push.clone(), home, (account, mailbox))
+                test(store.clone(), routes.clone(), push.clone(), home, (account, mailbox))
             }),
             devices: on.ask(move |account: Account| {
                 let pushes = changed.clone();
@@ -136,8 +137,8 @@ impl Parts {
     }
 }
 
-/// Questions that have an answer while there is an identity.
-struct WhileOn(Identities);
+/// Questions that have an answer while there is a route.
+struct WhileOn(Routes);
 
 impl WhileOn {
     fn ask<Q, F>(&self, ask: impl Fn(Q) -> F + Send + Sync + 'static) -> Ask<Q>
@@ -145,9 +146,9 @@ impl WhileOn {
         Q: Send + 'static,
         F: Future<Output = Result<Value, String>> + Send + 'static,
     {
-        let identities = self.0.clone();
+        let routes = self.0.clone();
         Ask::new(move |question| {
-            let answer = (!identities.is_empty()).then(|| ask(question));
+            let answer = (!routes.is_empty()).then(|| ask(question));
             async move {
                 match answer {
                     Some(answer) => answer.await,
@@ -250,7 +251,7 @@ async fn explain(
 /// Devices that registered at another backend than `home` get none.
 async fn test(
     store: Store,
-    identities: Identities,
+    routes: Routes,
     config: config::Push,
     home: Option<BackendId>,
     (account, mailbox): (Account, Option<Mailbox>),
@@ -267,11 +268,11 @@ async fn test(
     }
     let mut sending = JoinSet::new();
     for (place, Target { subscription, mailboxes, .. }) in targets.into_iter().enumerate() {
-        let (identities, config, mailbox) = (identities.clone(), config.clone(), mailbox.clone());
+        let (routes, mailbox) = (routes.clone(), mailbox.clone());
         sending.spawn(async move {
             let told = mailbox.unwrap_or_else(Mailbox::inbox);
             let registered = told.is_inbox() || mailboxes.iter().any(|(name, _)| *name == told);
-            (place, test_device(&identities, &config, subscription, told, registered).await)
+            (place, test_device(&routes, config.expiration, subscription, told, registered).await)
         });
     }
     let mut devices = sending.join_all().await;
@@ -281,8 +282,8 @@ async fn test(
 }
 
 async fn test_device(
-    identities: &Identities,
-    config: &config::Push,
+    routes: &Routes,
+    ttl: Duration,
     device: Subscription,
     mailbox: Mailbox,
     registered: bool,
@@ -298,16 +299,11 @@ async fn test_device(
         "apns_id": null,
     });
     if registered {
-        let outcome = dispatcher::send_now(identities, config, device, vec![mailbox]).await;
-        shown["outcome"] = json!(outcome.name());
-        shown["accepted"] = json!(matches!(outcome, Outcome::Accepted { .. }));
-        match outcome {
-            Outcome::Accepted { apns_id } => shown["apns_id"] = json!(apns_id),
-            Outcome::Refused { status, reason } => {
-                shown["detail"] = json!(format!("{status} {reason}"));
-            }
-            Outcome::Unavailable { why, .. } => shown["detail"] = json!(why),
-            _ => {}
+        let verdict = dispatcher::send_now(routes, ttl, device, vec![mailbox]).await;
+        shown["outcome"] = json!(verdict.name());
+        shown["detail"] = json!(verdict.detail());
+        if let Verdict::Accepted { id } = verdict {
+            (shown["accepted"], shown["apns_id"]) = (json!(true), json!(id));
         }
     } else {
         shown["detail"] = json!(format!("it did not register for {mailbox:?}"));

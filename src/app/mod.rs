@@ -46,6 +46,7 @@ use crate::net::{listen, tls};
 use crate::nodes::{self, ClusterView, Membership};
 use crate::proxy;
 use crate::push::dispatcher::{self, DispatcherHandle};
+use crate::push::transport::Routes;
 use crate::push::transport::apns::certificate_watch;
 use crate::push::transport::apns::identities::{Identities, Offer};
 use crate::record;
@@ -198,7 +199,9 @@ pub async fn start_with(
     let table = Table::new(config, &resolver)
         .map_err(|error| StartError::Configuration(error.to_string()))?;
     let backends = Backends::new(table, counters);
-    let identities = Identities::load(&config.apns, config.push.priority, &resolver)
+    // Each transport publishes its routes here.
+    let routes = Routes::default();
+    let identities = Identities::load(&config.apns, (&config.push).into(), &resolver, &routes)
         .map_err(|error| StartError::Configuration(error.to_string()))?;
     // What makes files comes last, so that a start that fails before it leaves none behind.
     check_record(config)?;
@@ -258,7 +261,7 @@ pub async fn start_with(
         let membership;
         (membership, cluster) =
             Membership::new(name, store.clone(), takeover, Arc::clone(&metrics));
-        let (first, stop) = (identities.clone(), stop_membership.clone());
+        let (first, stop) = (routes.clone(), stop_membership.clone());
         membership_task = Some(tokio::spawn(async move {
             // A node that watches nobody must not have a share.
             if stop.run_until_cancelled(first.first()).await.is_some() {
@@ -274,7 +277,7 @@ pub async fn start_with(
         events: change_events,
         store: store.clone(),
         backends: backends.clone(),
-        identities: identities.clone(),
+        routes: routes.clone(),
         config: config.push.clone(),
         removed,
         assignment: assignment.clone(),
@@ -287,7 +290,7 @@ pub async fn start_with(
         counters: backends.counters(),
     };
     metrics.watch_channel(Queue::ChangeEvents, &changes);
-    let (first, stop) = (identities.clone(), stop_pushing.clone());
+    let (first, stop) = (routes.clone(), stop_pushing.clone());
     let pushing = tokio::spawn(async move {
         if stop.run_until_cancelled(first.first()).await.is_some() {
             dispatcher::run(parts, stop).await;
@@ -301,9 +304,9 @@ pub async fn start_with(
         changes,
     );
     let context = Arc::new(context.counting(Arc::clone(&metrics)));
-    let (first, stop) = (identities.clone(), stop_watching.clone());
+    let (first, stop) = (routes.clone(), stop_watching.clone());
     let watching = tokio::spawn(async move {
-        // Without an identity nothing can be pushed, so nothing is watched either, and who logs in
+        // Without a route nothing can be pushed, so nothing is watched either, and who logs in
         // is nobody's matter.
         tokio::select! {
             biased;
@@ -341,6 +344,7 @@ pub async fn start_with(
             store: store.clone(),
             backends: backends.clone(),
             identities: identities.clone(),
+            routes,
             assignment,
             watchers,
             pushes: inquirer.clone(),
@@ -675,7 +679,7 @@ fn topics(identities: &Identities) -> String {
 
 /// What sessions offer: `None` while nobody could be pushed, for then a phone that registers would
 /// leave Fetch and get nothing.
-fn push_offer(offers: Vec<Offer>, config: &config::Push) -> Option<PushOffer> {
+pub fn push_offer(offers: Vec<Offer>, config: &config::Push) -> Option<PushOffer> {
     let mut topics = Vec::new();
     for Offer { topic, domains } in offers {
         let all_others = domains.is_empty().then_some(None);

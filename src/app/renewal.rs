@@ -14,14 +14,12 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{Server, server_tls};
 use crate::config::{self, Config, ProviderFiles};
 use crate::model::Timestamp;
-use crate::net::tls;
+use crate::net::tls::{self, EXPIRY_WARNING_DAYS};
 use crate::secret_file::{Stamp, stamp};
 
 /// Between two looks at the files of certificates.
 pub const LOOK: Duration = Duration::from_secs(5);
 
-/// From so many days before its end a certificate is warned of.
-const WARNING_DAYS: i64 = 30;
 const DAY: i64 = 24 * 3600;
 
 /// Between two lines about files that do not fit.
@@ -121,7 +119,7 @@ impl Renewal {
         for (path, end) in &self.ends {
             let days = (end - now).div_euclid(DAY);
             let before = self.said.insert(path.clone(), days);
-            if days >= WARNING_DAYS || before == Some(days) {
+            if days >= EXPIRY_WARNING_DAYS || before == Some(days) {
                 continue;
             }
             let certificate = path.display();

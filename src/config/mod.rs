@@ -247,7 +247,7 @@ pub struct Push {
     pub max_delay: Duration,
     /// A device that has not registered for this long is forgotten.
     pub registration_ttl: Duration,
-    /// Bundle ids of the mail clients that may register; see [`Push::serves`].
+    /// Bundle ids of the mail clients that may register; `*` at the end stands for anything.
     pub clients: Vec<String>,
     /// Most mailboxes of one registration.
     pub mailboxes: usize,
@@ -689,15 +689,6 @@ impl Push {
             true => Duration::ZERO,
             false => Duration::from_hours(25),
         }
-    }
-
-    /// Whether the client with this `aps-subtopic` may register: it is one of `clients`, or begins
-    /// as one of those that end in `*`.
-    pub fn serves(&self, subtopic: &str) -> bool {
-        self.clients.iter().any(|client| match client.strip_suffix('*') {
-            Some(prefix) => subtopic.starts_with(prefix),
-            None => subtopic == client,
-        })
     }
 }
 

@@ -608,18 +608,3 @@ fn a_listener_for_starttls_has_a_port_of_its_own() {
     let expected = [("[::]:993", ListenerTls::Implicit), ("[::]:143", ListenerTls::StartTls)];
     assert_eq!(told, expected.map(|(address, tls)| (address.to_owned(), tls)));
 }
-
-#[test]
-fn clients_match_whole_or_by_their_beginning() {
-    let push = parse("push.clients = [\"com.apple.mobilemail\", \"org.example.*\"]").unwrap().push;
-    for (subtopic, expected) in [
-        ("com.apple.mobilemail", true),
-        ("com.apple.mobilemail2", false),
-        ("com.apple", false),
-        ("org.example.mail", true),
-        ("org.example", false),
-        ("", false),
-    ] {
-        assert_eq!(push.serves(subtopic), expected, "{subtopic}");
-    }
-}

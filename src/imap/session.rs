@@ -503,6 +503,22 @@ mod tests {
     use crate::imap::contract::{DomainTopic, PushOffer, ShownCapabilities};
     use crate::imap::login::LoginKinds;
 
+    #[test]
+    fn clients_match_whole_or_by_their_beginning() {
+        let clients = ["com.apple.mobilemail", "org.example.*"].map(str::to_owned).to_vec();
+        let offer = PushOffer { topics: Vec::new(), clients, most_mailboxes: 1 };
+        for (subtopic, expected) in [
+            ("com.apple.mobilemail", true),
+            ("com.apple.mobilemail2", false),
+            ("com.apple", false),
+            ("org.example.mail", true),
+            ("org.example", false),
+            ("", false),
+        ] {
+            assert_eq!(offer.serves(subtopic), expected, "{subtopic}");
+        }
+    }
+
     fn profile() -> Profile {
         let topics = vec![DomainTopic { domain: None, topic: Some("topic".into()) }];
         Profile {

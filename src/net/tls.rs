@@ -19,6 +19,10 @@ use secrecy::zeroize::Zeroizing;
 use self::verify::PinningVerifier;
 use crate::files;
 
+/// From so many days before its end a certificate is warned of: one that clients are shown, and one that
+/// mailchime shows.
+pub const EXPIRY_WARNING_DAYS: i64 = 30;
+
 /// Why a TLS configuration cannot be made. Each message names the file and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {

@@ -4,21 +4,19 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use a2::PushType;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Duration, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
+use uuid::Uuid;
 
 use super::explain::{Explanation, Facts};
 
 pub use super::scheduler::BackendOf;
 use super::scheduler::{Batch, ChangeId, Delivery, Effect, Rules, Scheduler};
-use super::transport::apns::identities::Identities;
-use super::transport::apns::payload::{Headers, MailPush, collapse_id};
-use super::transport::apns::{Outcome, new_apns_id};
-use crate::config::{self, Collapse};
+use super::transport::{Notice, RouteId, Routes, Verdict};
+use crate::config;
 use crate::metrics::{Metrics, PushOutcome, Queue};
 use crate::model::{Account, BackendId, Change, Mailbox, Subscription, Timestamp, WatchEvent};
 use crate::net::backends::Backends;
@@ -44,7 +42,8 @@ pub struct DispatcherParts {
     pub store: Store,
     /// Which one each account has.
     pub backends: Backends,
-    pub identities: Identities,
+    /// On which pushes leave.
+    pub routes: Routes,
     pub config: config::Push,
     /// Gets the accounts that have no live device: a hint, given without waiting, that may be late
     /// or lost.
@@ -117,7 +116,7 @@ pub async fn run(parts: DispatcherParts, cancel: CancellationToken) {
         mut events,
         store,
         backends,
-        identities,
+        routes,
         config,
         removed,
         mut assignment,
@@ -136,13 +135,13 @@ pub async fn run(parts: DispatcherParts, cancel: CancellationToken) {
         chance: rand::random,
         backend_of,
     });
-    let mut reloads = identities.reloads();
+    let mut changes = routes.changes();
     let mut replacements = backends.replacements();
-    scheduler.topics(identities.topics(), now(), Timestamp::now());
+    scheduler.routes(routes.all(), now(), Timestamp::now());
     let (under_way, busy) = (JoinSet::new(), 0);
     let shares = assignment.clone();
     let mut jobs =
-        Jobs { store, backends, identities, config, removed, shares, metrics, under_way, busy };
+        Jobs { store, backends, routes, config, removed, shares, metrics, under_way, busy };
     assignment.mark_changed();
     loop {
         while let Some(effect) = scheduler.next(now()) {
@@ -166,9 +165,9 @@ pub async fn run(parts: DispatcherParts, cancel: CancellationToken) {
                 Some(_) => {}
                 None => break,
             },
-            () = reloads.next() => {
-                scheduler.topics(jobs.identities.topics(), now(), Timestamp::now());
-                // Perhaps to devices of a topic that was not there before.
+            () = changes.next() => {
+                scheduler.routes(jobs.routes.all(), now(), Timestamp::now());
+                // Perhaps to devices of a route that was not there before.
                 jobs.load();
             }
             Ok(()) = assignment.changed() => jobs.load(),
@@ -203,7 +202,7 @@ fn trace(event: &WatchEvent) {
 struct Jobs {
     store: Store,
     backends: Backends,
-    identities: Identities,
+    routes: Routes,
     config: config::Push,
     removed: mpsc::Sender<Account>,
     shares: watch::Receiver<Assignment>,
@@ -216,7 +215,7 @@ struct Jobs {
 enum Done {
     Loaded(Vec<Account>),
     Read(Account, Option<Vec<Target>>),
-    Answered(Arc<Subscription>, Outcome),
+    Answered(Arc<Subscription>, Verdict),
     Asked(Explain, Result<Vec<Target>, StoreError>),
     /// With what could not be written, and the accounts of devices that were to be removed and have
     /// registered since.
@@ -265,12 +264,12 @@ impl Jobs {
             }
             Effect::Send(push) => {
                 self.busy += 1;
-                let (identities, config) = (self.identities.clone(), self.config.clone());
+                let (routes, ttl) = (self.routes.clone(), self.config.expiration);
                 let metrics = Arc::clone(&self.metrics);
                 self.under_way.spawn(async move {
-                    let outcome = send(&identities, &config, &push).await;
-                    count(&metrics, &outcome, push.seen_at);
-                    Done::Answered(push.device, outcome)
+                    let verdict = send(&routes, ttl, &push).await;
+                    count(&metrics, &verdict, push.seen_at);
+                    Done::Answered(push.device, verdict)
                 });
             }
             Effect::Write(batch) => {
@@ -353,26 +352,24 @@ impl Jobs {
                     false => scheduler.read(&account, targets, now(), self.served()),
                 }
             }
-            Ok(Done::Answered(device, outcome)) => {
+            Ok(Done::Answered(device, verdict)) => {
                 self.busy -= 1;
-                scheduler.answered(&device, &outcome, now(), Timestamp::now(), self.served());
+                scheduler.answered(&device, &verdict, now(), Timestamp::now(), self.served());
             }
             Ok(Done::Asked(Explain { mailbox, reply, .. }, targets)) => {
                 let wall = Timestamp::now();
                 let explained = targets.map(|targets| {
                     let explained = targets.iter().map(|target| {
                         let home = self.home(&target.subscription.account);
+                        let route = self.routes.find(&RouteId::of(&target.subscription));
                         let facts = Facts {
                             target,
                             home: home.as_ref(),
                             config: &self.config,
-                            identity: self
-                                .identities
-                                .client_for(&target.subscription.route, wall)
-                                .err(),
+                            route: route.as_ref(),
                             pending: scheduler.view(&target.subscription, now()),
                         };
-                        facts.explain(mailbox.as_ref(), self.served())
+                        facts.explain(mailbox.as_ref(), wall, self.served())
                     });
                     explained.collect()
                 });
@@ -426,50 +423,31 @@ impl Jobs {
     }
 }
 
-/// Sends a push to one device, whatever else is pending for it, and says what APNs made of it.
-/// Nothing is written but a line in the log.
+/// Sends a push to one device, whatever else is pending for it, and says what became of it.
+/// Nothing is written but a line in the log. `ttl` as [`Notice::ttl`].
 pub async fn send_now(
-    identities: &Identities,
-    config: &config::Push,
+    routes: &Routes,
+    ttl: Duration,
     device: Subscription,
     mailboxes: Vec<Mailbox>,
-) -> Outcome {
+) -> Verdict {
     let device = Arc::new(device);
     let push = Delivery { device, mailboxes, changes: Vec::new(), seen_at: now() };
-    send(identities, config, &push).await
+    send(routes, ttl, &push).await
 }
 
 /// Sends one push and writes its line in the log.
-async fn send(identities: &Identities, config: &config::Push, push: &Delivery) -> Outcome {
-    let id = new_apns_id();
-    let wall = Timestamp::now();
-    let lifetime = i64::try_from(config.expiration.as_millis()).unwrap_or(i64::MAX);
-    let expiration = wall.0.saturating_add(lifetime) / 1000;
-    let collapse_id = match config.collapse {
-        Collapse::None => None,
-        Collapse::Account => collapse_id(&push.device),
-    };
-    let headers = Headers {
-        id: &id,
-        push_type: match config.push_type {
-            config::PushType::Background => PushType::Background,
-            config::PushType::Alert => PushType::Alert,
-        },
-        expiration: expiration.unsigned_abs(),
-        collapse_id: collapse_id.as_deref(),
-    };
-    let outcome = match identities.client_for(&push.device.route, wall) {
-        Ok(apns) => match MailPush::new(&push.device, &push.mailboxes, headers) {
-            Some(payload) => apns.send(&payload).await,
-            None => Outcome::cannot_send("its options cannot be read".to_owned()),
-        },
+async fn send(routes: &Routes, ttl: Duration, push: &Delivery) -> Verdict {
+    let id = Uuid::new_v4().to_string();
+    let notice = Notice { id: &id, mailboxes: &push.mailboxes, at: Timestamp::now(), ttl };
+    let verdict = match routes.find(&RouteId::of(&push.device)) {
+        Some(route) => route.send(&push.device, &notice).await,
         // Everything is kept and tried again.
-        Err(why) => Outcome::cannot_send(why.to_string()),
+        None => Verdict::route_closed("there is no such route"),
     };
-    let detail = match &outcome {
-        Outcome::Refused { status, reason } => Some(format!("{status} {reason}")),
-        Outcome::Unavailable { why, .. } => Some(why.clone()),
-        _ => None,
+    let verdict = match verdict {
+        Verdict::Accepted { id: None } => Verdict::Accepted { id: Some(id.clone()) },
+        verdict => verdict,
     };
     let since_seen = now().saturating_duration_since(push.seen_at);
     info!(
@@ -478,28 +456,29 @@ async fn send(identities: &Identities, config: &config::Push, push: &Delivery) -
         token = %push.device.endpoint,
         change = joined(&push.changes),
         mailboxes = push.mailboxes.len(),
-        outcome = outcome.name(),
-        detail,
-        apns_id = match &outcome {
-            Outcome::Accepted { apns_id } => apns_id,
+        outcome = verdict.name(),
+        detail = verdict.detail(),
+        message_id = match &verdict {
+            Verdict::Accepted { id: Some(id) } => id,
             _ => &id,
         },
         // What is wider would be text in JSON.
         milliseconds = u64::try_from(since_seen.as_millis()).unwrap_or(u64::MAX),
         "push attempted"
     );
-    outcome
+    verdict
 }
 
-fn count(metrics: &Metrics, outcome: &Outcome, seen_at: Instant) {
-    let label = match outcome {
-        Outcome::Accepted { .. } => PushOutcome::Accepted,
-        Outcome::Gone { .. } => PushOutcome::Gone,
-        Outcome::BadToken => PushOutcome::BadToken,
-        Outcome::NotForTopic => PushOutcome::NotForTopic,
-        Outcome::Refused { .. } => PushOutcome::Refused,
-        Outcome::TooMany { .. } => PushOutcome::TooMany,
-        Outcome::Unavailable { .. } => PushOutcome::Unavailable,
+fn count(metrics: &Metrics, verdict: &Verdict, seen_at: Instant) {
+    let label = match verdict {
+        Verdict::Accepted { .. } => PushOutcome::Accepted,
+        Verdict::Gone { .. } => PushOutcome::Gone,
+        Verdict::BadEndpoint => PushOutcome::BadEndpoint,
+        Verdict::OtherRoute => PushOutcome::OtherRoute,
+        Verdict::TooLarge => PushOutcome::TooLarge,
+        Verdict::Misconfigured { .. } => PushOutcome::Refused,
+        Verdict::TooMany { .. } => PushOutcome::TooMany,
+        Verdict::Unavailable { .. } | Verdict::RouteClosed { .. } => PushOutcome::Unavailable,
     };
     metrics.pushes.of(label).inc();
     if label == PushOutcome::Accepted {

@@ -9,8 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::scheduler::DeliveryView;
-use super::transport::apns::identities::NoClient;
-use super::transport::apns::payload::hears_of_inbox_alone;
+use super::transport::Route;
 use crate::config;
 use crate::model::{BackendId, Mailbox, Timestamp};
 use crate::store::{Alive, Target};
@@ -19,12 +18,15 @@ use crate::store::{Alive, Target};
 /// 1970, spans in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Explanation {
-    /// The first 8 digits.
-    pub token: String,
-    pub subtopic: String,
-    pub topic: String,
+    /// Its first 8 characters.
+    #[serde(rename = "token")]
+    pub endpoint: String,
+    #[serde(rename = "subtopic")]
+    pub app: String,
+    #[serde(rename = "topic")]
+    pub route: String,
     pub registered_at: i64,
-    /// When APNs last accepted a push for it.
+    /// When the service last accepted a push for it.
     pub pushed_at: Option<i64>,
     /// What it registered for.
     pub mailboxes: Vec<String>,
@@ -50,18 +52,19 @@ pub enum Reason {
     OtherBackend { registered_at: String, now: String },
     /// It did not register for this mailbox.
     OtherMailbox { mailbox: String },
-    /// With version 1 only INBOX is pushed.
-    InboxOnly,
-    /// Asleep: nobody can push to its topic until it registers again.
-    OtherTopic,
-    /// The certificate for its topic has expired, or is not valid yet.
-    Identity { why: String },
-    /// APNs cannot be reached, or refuses the identity; the next push tries after this time.
-    ApnsShut { tries_in: u64 },
+    /// It gets no push for this mailbox although it registered for it.
+    Withheld { why: String },
+    /// Asleep: there is no route to it until it registers again.
+    OtherRoute,
+    /// Nothing can be sent on its route at the moment.
+    RouteClosed { why: String },
+    /// The service cannot be reached, or refuses us; the next push tries after this time.
+    RoutePaused { tries_in: u64 },
     /// It was pushed for other accounts a moment ago.
     OtherAccounts { due_in: u64 },
-    /// APNs said twice that there is no such token: it is left alone until it registers anew.
-    BadToken,
+    /// The service said twice that it does not know the endpoint: it is left alone until it registers
+    /// anew.
+    BadEndpoint,
     /// It is left alone after failures in a row.
     BacksOff { failures: u32, tries_in: u64 },
     /// A push is under way; the next one waits for its answer.
@@ -78,15 +81,20 @@ pub(super) struct Facts<'a> {
     pub(super) config: &'a config::Push,
     /// The backend of its account.
     pub(super) home: Option<&'a BackendId>,
-    /// Why nobody can push to its topic.
-    pub(super) identity: Option<NoClient>,
+    /// On which it would be pushed, if there is such a route.
+    pub(super) route: Option<&'a Route>,
     pub(super) pending: DeliveryView,
 }
 
 impl Facts<'_> {
     /// `mailbox` is where the mail would come; `None` stands for any that it registered for.
-    /// `served` is the time of service.
-    pub(super) fn explain(&self, mailbox: Option<&Mailbox>, served: Timestamp) -> Explanation {
+    /// `wall` is the time of day, `served` that of service.
+    pub(super) fn explain(
+        &self,
+        mailbox: Option<&Mailbox>,
+        wall: Timestamp,
+        served: Timestamp,
+    ) -> Explanation {
         let Target { subscription: device, registered_at, heard_at, pushed_at, mailboxes, .. } =
             self.target;
         let DeliveryView {
@@ -120,26 +128,28 @@ impl Facts<'_> {
         if let Some(mailbox) = mailbox {
             if !mailboxes.iter().any(|(registered, _)| registered == mailbox) {
                 reasons.push(Reason::OtherMailbox { mailbox: mailbox.as_str().to_owned() });
-            } else if hears_of_inbox_alone(device) && !mailbox.is_inbox() {
-                reasons.push(Reason::InboxOnly);
+            } else if let Some(why) =
+                self.route.and_then(|route| route.transport().withholds(device, mailbox))
+            {
+                reasons.push(Reason::Withheld { why: why.to_owned() });
             }
         }
-        reasons.extend(self.identity.as_ref().map(|why| match why {
-            NoClient::OtherTopic => Reason::OtherTopic,
-            NoClient::Invalid { .. } => Reason::Identity { why: why.to_string() },
-        }));
-        reasons.extend(shut.map(|left| Reason::ApnsShut { tries_in: millis(left) }));
+        reasons.extend(match self.route {
+            None => Some(Reason::OtherRoute),
+            Some(route) => route.closed(wall).map(|why| Reason::RouteClosed { why }),
+        });
+        reasons.extend(shut.map(|left| Reason::RoutePaused { tries_in: millis(left) }));
         reasons.extend(held.map(|left| Reason::OtherAccounts { due_in: millis(left) }));
-        reasons.extend(suspended.then_some(Reason::BadToken));
+        reasons.extend(suspended.then_some(Reason::BadEndpoint));
         let failures = *failures;
         reasons.extend(backs_off.map(|left| Reason::BacksOff { failures, tries_in: millis(left) }));
         reasons.extend(under_way.map(|since| Reason::UnderWay { since: millis(since) }));
         reasons.extend(too_soon.map(|left| Reason::TooSoon { due_in: millis(left) }));
         let name = |mailbox: &Mailbox| mailbox.as_str().to_owned();
         Explanation {
-            token: device.endpoint.to_string(),
-            subtopic: device.app.to_string(),
-            topic: device.route.to_string(),
+            endpoint: device.endpoint.to_string(),
+            app: device.app.to_string(),
+            route: device.route.to_string(),
             registered_at: registered_at.0,
             pushed_at: pushed_at.map(|at| at.0),
             mailboxes: mailboxes.iter().map(|(mailbox, _)| name(mailbox)).collect(),
@@ -176,18 +186,16 @@ impl fmt::Display for Reason {
             Self::OtherMailbox { mailbox } => {
                 write!(f, "it did not register for {:?}", Mailbox::new(mailbox))
             }
-            Self::InboxOnly => f.write_str("it registered with version 1, for INBOX alone"),
-            Self::OtherTopic => f.write_str(
-                "it listens to another topic than those of the identities, and sleeps until it \
-                 registers again",
+            Self::OtherRoute => f.write_str(
+                "it listens to another route than there are, and sleeps until it registers again",
             ),
-            Self::Identity { why } => f.write_str(why),
-            Self::ApnsShut { tries_in: 0 } => {
-                f.write_str("APNs did not answer or refused us; one push is trying now")
+            Self::Withheld { why } | Self::RouteClosed { why } => f.write_str(why),
+            Self::RoutePaused { tries_in: 0 } => {
+                f.write_str("the push service did not answer or refused us; one push is trying now")
             }
-            Self::ApnsShut { tries_in } => {
+            Self::RoutePaused { tries_in } => {
                 let left = seconds(tries_in);
-                write!(f, "APNs did not answer or refused us; one push tries again in {left}")
+                write!(f, "the push service did not answer or refused us; one push tries again in {left}")
             }
             Self::OtherAccounts { due_in } => {
                 let left = seconds(due_in);
@@ -196,8 +204,8 @@ impl fmt::Display for Reason {
                     "it was pushed for other accounts a moment ago; the next may go in {left}"
                 )
             }
-            Self::BadToken => f.write_str(
-                "APNs said twice that it does not know this token; nothing is sent until it \
+            Self::BadEndpoint => f.write_str(
+                "the push service said twice that it does not know this endpoint; nothing is sent until it \
                  registers again",
             ),
             Self::BacksOff { failures, tries_in } => {
@@ -222,21 +230,21 @@ fn millis(span: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::imap::registration::xapple::{ApnsOptions, DeviceToken, XAppleRegistration};
-    use crate::model::Account;
+    use crate::model::{Account, PushEndpoint, Subscription, TransportId};
+    use crate::push::transport::stub::{OF_INBOX_ALONE, Stub};
 
     const NOW: Timestamp = Timestamp(1_800_000_000_000);
     const TTL: Duration = Duration::from_hours(240);
 
     fn target() -> Target {
-        let subscription = XAppleRegistration {
-            version: 2,
-            account_id: "ID".into(),
-            token: DeviceToken::new(&"ab".repeat(32)).unwrap(),
-            subtopic: "com.apple.mobilemail".into(),
-            mailboxes: Vec::new(),
-        }
-        .subscription(Account::from_login("alice@example.org"), "com.apple.mail.XServer.1");
+        let subscription = Subscription {
+            account: Account::from_login("alice@example.org"),
+            transport: TransportId::new("stub"),
+            endpoint: PushEndpoint::new(&"ab".repeat(32), &"ab".repeat(32)),
+            app: "mail".into(),
+            route: "route".into(),
+            options: "{}".into(),
+        };
         let mailboxes = vec![(Mailbox::inbox(), false), (Mailbox::new("Notes"), true)];
         let registered_at = NOW.minus(TTL);
         Target {
@@ -253,27 +261,24 @@ mod tests {
 
     #[test]
     fn a_device_that_is_well_would_be_pushed_and_each_hindrance_is_named() {
-        let explain = |target: &Target, identity, pending, mailbox: Option<&str>| {
+        let explain = |target: &Target, route, pending, mailbox: Option<&str>| {
             let config = config::Push { registration_ttl: TTL, ..Default::default() };
             let home = BackendId::new(None, "imap", 993);
-            let facts = Facts { target, config: &config, home: Some(&home), identity, pending };
-            facts.explain(mailbox.map(Mailbox::new).as_ref(), NOW)
+            let facts = Facts { target, config: &config, home: Some(&home), route, pending };
+            facts.explain(mailbox.map(Mailbox::new).as_ref(), NOW, NOW)
         };
-        let well = explain(&target(), None, DeliveryView::default(), Some("inbox"));
+        let open = Stub::default().route(1);
+        let well = explain(&target(), Some(&open), DeliveryView::default(), Some("inbox"));
         assert!(well.would_push && well.reasons.is_empty(), "{well:?}");
-        assert_eq!((&*well.token, &well.owed[..]), ("abababab…", &["Notes".to_owned()][..]));
+        assert_eq!((&*well.endpoint, &well.owed[..]), ("abababab…", &["Notes".to_owned()][..]));
 
         let mut old = target();
         old.heard_at.0 = NOW.0 - 11 * 24 * 3600 * 1000;
-        let version_1 = ApnsOptions { account_id: "ID".into(), version: 1 };
-        old.subscription.options = version_1.to_json().into();
+        old.subscription.options = OF_INBOX_ALONE.into();
         old.outdated_at = Some(NOW.minus(Duration::from_hours(25)));
         old.outdated_since = old.outdated_at;
         old.backend = Some("other:993".into());
-        let invalid = NoClient::Invalid {
-            file: "apns.pem".into(),
-            validity: super::super::transport::apns::Validity::Expired,
-        };
+        let closed = Stub { closed: Some("apns.pem: is expired") }.route(1);
         let second = Some(Duration::from_secs(1));
         let pending = DeliveryView {
             under_way: second,
@@ -286,7 +291,7 @@ mod tests {
             suspended: true,
             shut: Some(Duration::ZERO),
         };
-        let ill = explain(&old, Some(invalid), pending, Some("Notes"));
+        let ill = explain(&old, Some(&closed), pending, Some("Notes"));
         assert!(!ill.would_push);
         assert_eq!((&ill.waiting[..], ill.due_in), (&["Notes".to_owned()][..], Some(1000)));
         let sentences: Vec<_> = ill.reasons.iter().map(Reason::to_string).collect();
@@ -297,11 +302,11 @@ mod tests {
                 "its account got another password 25 hours ago, and it has not registered with that",
                 "its account registered at other:993, and its backend is imap:993 now; it is parked \
                  until its phone has registered there",
-                "it registered with version 1, for INBOX alone",
+                "it registered for INBOX alone",
                 "apns.pem: is expired",
-                "APNs did not answer or refused us; one push is trying now",
+                "the push service did not answer or refused us; one push is trying now",
                 "it was pushed for other accounts a moment ago; the next may go in 1.0 s",
-                "APNs said twice that it does not know this token; nothing is sent until it \
+                "the push service said twice that it does not know this endpoint; nothing is sent until it \
                  registers again",
                 "3 pushes in a row failed; it is left alone for 1.0 s more",
                 "a push is under way since 1.0 s; the next waits for it",
@@ -309,14 +314,13 @@ mod tests {
             ]
         );
 
-        let other =
-            explain(&target(), Some(NoClient::OtherTopic), DeliveryView::default(), Some("Spam"));
+        let other = explain(&target(), None, DeliveryView::default(), Some("Spam"));
         let json = serde_json::to_value(&other).unwrap();
         assert_eq!(
             json["reasons"],
             serde_json::json!([
                 { "reason": "other_mailbox", "mailbox": "Spam" },
-                { "reason": "other_topic" },
+                { "reason": "other_route" },
             ])
         );
     }

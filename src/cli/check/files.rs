@@ -12,11 +12,8 @@ use super::Report;
 use crate::config::{self, Config, Credentials, Tls};
 use crate::files;
 use crate::model::Timestamp;
-use crate::net::tls;
+use crate::net::tls::{self, EXPIRY_WARNING_DAYS};
 use crate::store::{Store, Vault, unreadable};
-
-/// From so many days before its end a certificate is warned of.
-const WARNING_DAYS: i64 = 30;
 
 const DAY: i64 = 24 * 3600;
 
@@ -62,7 +59,7 @@ fn certificate(part: &str, file: &Path, identity: &CertifiedKey, report: &mut Re
                 .failed(part, format_args!("{file}: is valid from {from} on; is the clock right?"));
         }
         ..0 => report.failed(part, format_args!("{file}: expired on {until}; renew it")),
-        days @ 0..WARNING_DAYS => {
+        days @ 0..EXPIRY_WARNING_DAYS => {
             report.warning(part, format_args!("{file}: expires in {days} days; renew it"));
         }
         _ => report.ok(part, format_args!("{file}: for {names}, until {until}")),

@@ -18,8 +18,9 @@ use crate::model::{Account, Credentials, Timestamp};
 use crate::net::backend::{Backend, ConnectError, LoginError};
 use crate::net::backends::{Backends, Table};
 use crate::net::resolve::NameResolver;
-use crate::push::transport::apns::payload::Probe;
-use crate::push::transport::apns::{ApnsClient, Identity, Outcome, Validity};
+use crate::net::tls::EXPIRY_WARNING_DAYS;
+use crate::push::transport::Verdict;
+use crate::push::transport::apns::{ApnsClient, Identity, Validity};
 
 /// For a backend's answers.
 const ANSWER_TIME: Duration = Duration::from_secs(15);
@@ -28,7 +29,6 @@ const ANSWER_TIME: Duration = Duration::from_secs(15);
 const VARIABLE: &str = "MAILCHIME_PASSWORD";
 
 const DAY: i64 = 24 * 3600 * 1000;
-const WARNING_DAYS: i64 = 30;
 
 /// What is worth telling of what a backend offers.
 const TOLD: [&str; 6] = ["IDLE", "NOTIFY", "CONDSTORE", "LIST-STATUS", "ID", "LOGINDISABLED"];
@@ -283,7 +283,7 @@ async fn identity_and_service(
     let now = Timestamp::now();
     let left = identity.not_after().map(|end| (end.0 - now.0).div_euclid(DAY));
     match (identity.validity(now), left) {
-        (Validity::Valid, Some(days @ ..WARNING_DAYS)) => {
+        (Validity::Valid, Some(days @ ..EXPIRY_WARNING_DAYS)) => {
             report.warning(&part, format_args!("{file}: expires in {days} days; renew it"));
         }
         (Validity::Valid, _) => {
@@ -302,7 +302,7 @@ async fn identity_and_service(
              com.apple.mobilemail.push. or com.apple.mail.",
         );
     }
-    match ApnsClient::new(identity, apns, None, resolver) {
+    match ApnsClient::new(identity, apns, resolver) {
         Ok(client) => service(&part, &client, apns, report).await,
         Err(error) => report.failed(&part, error),
     }
@@ -311,21 +311,20 @@ async fn identity_and_service(
 /// A push to a device that does not exist: a service that takes our identity says just that.
 async fn service(part: &str, client: &ApnsClient, apns: &config::Apns, report: &mut Report) {
     let endpoint = &apns.endpoint;
-    let outcome = client.send(&Probe::new(client.topic())).await;
-    match outcome {
-        Outcome::BadToken => {
+    match client.probe().await {
+        Verdict::BadEndpoint => {
             report.ok(part, format_args!("{endpoint} takes it: BadDeviceToken, as it should be"));
         }
-        Outcome::Unavailable { why, .. } => {
+        Verdict::Unavailable { why, .. } | Verdict::RouteClosed { why, .. } => {
             let remedy = "see whether this machine reaches it; port 2197 serves where 443 is \
                           blocked, and `proxy` where everything is";
             report.failed(part, format_args!("{endpoint}: {why}; {remedy}"));
         }
-        Outcome::Refused { status, reason } => {
+        Verdict::Misconfigured { why } => {
             let remedy = "does the certificate belong to this endpoint, and is it still in force?";
-            report.failed(part, format_args!("{endpoint} refuses it: {status} {reason}; {remedy}"));
+            report.failed(part, format_args!("{endpoint} refuses it: {why}; {remedy}"));
         }
-        Outcome::NotForTopic => {
+        Verdict::OtherRoute => {
             let remedy = "the certificate is not for this topic";
             report.failed(part, format_args!("{endpoint} refuses the topic; {remedy}"));
         }

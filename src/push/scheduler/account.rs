@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tracing::debug;
 
-use super::super::transport::apns::payload::hears_of_inbox_alone;
+use super::super::transport::RouteId;
 use super::device::{DeviceState, LastDelivery, SendSlot, WORD};
 use super::{Delivery, Rules};
 use crate::model::{BackendId, Change, ChangeKind, Mailbox, Snapshot, SubscriptionKey, Timestamp};
@@ -186,7 +186,7 @@ impl AccountState {
         self.read = ReadState::Wanted { at: now + wait(failures), failures };
     }
 
-    /// The account's devices as they are registered now, those of another topic left out.
+    /// The account's devices as they are registered now, those of another route left out.
     pub(super) fn read(&mut self, targets: Vec<Target>, rules: &Rules, now: Instant) {
         let (changes, marks, again) = match std::mem::take(&mut self.read) {
             ReadState::UnderWay { changes, marks, again, .. } => (changes, marks, again),
@@ -227,10 +227,7 @@ impl AccountState {
         rules: &Rules,
         now: Instant,
     ) {
-        // With version 1 a device is told of INBOX alone.
-        let of_inbox_alone = hears_of_inbox_alone(&target.subscription);
-        let told_of = |mailbox: &Mailbox| !of_inbox_alone || mailbox.is_inbox();
-        let mailboxes = || target.mailboxes.iter().filter(|(mailbox, _)| told_of(mailbox));
+        let mailboxes = || target.mailboxes.iter();
         let known = self.devices.iter().position(|device| device.is(&target.subscription));
         let index = known.unwrap_or_else(|| {
             self.devices.push(DeviceState::new(target, now));
@@ -276,9 +273,8 @@ impl AccountState {
             let reads_on =
                 device.stale && matches!(self.read, ReadState::Wanted { failures: 0, .. });
             let Some(turn) = device.turn.take_if(|_| !reads_on) else { continue };
-            let sends =
-                !device.stale && !device.is_suspended() && device.device.route == turn.topic;
-            match sends.then(|| device.send(turn.pass, now)).flatten() {
+            let sends = !device.stale && !device.is_suspended() && device.route == turn.route;
+            match sends.then(|| device.send(turn.pass, turn.mailboxes, now)).flatten() {
                 Some(push) => pushes.push(push),
                 None => left.push(turn),
             }
@@ -287,13 +283,15 @@ impl AccountState {
         (pushes, left)
     }
 
-    /// The devices that are left alone for their tokens and registered before `before`, which is a time
-    /// of service; they are not
-    /// known after this. With each comes when it registered.
-    pub(super) fn take_dead(&mut self, before: Timestamp) -> Vec<(SubscriptionKey, Timestamp)> {
+    /// The devices that are left alone for their endpoints and registered before the time of service that
+    /// `before` says for their route; they are not known after this. With each comes when it registered.
+    pub(super) fn take_dead(
+        &mut self,
+        before: impl Fn(&RouteId) -> Option<Timestamp>,
+    ) -> Vec<(SubscriptionKey, Timestamp)> {
         let dead = |device: &mut DeviceState| {
             device.is_suspended()
-                && device.heard_at < before
+                && before(&device.route).is_some_and(|before| device.heard_at < before)
                 && device.in_flight.is_none()
                 && device.turn.is_none()
         };
@@ -309,10 +307,10 @@ impl AccountState {
         self.devices.retain(|state| !state.device.is(key));
     }
 
-    /// Of the devices of this topic the one that may be pushed soonest, and when.
-    pub(super) fn next_push(&self, topic: &str, rules: &Rules) -> Option<(usize, Instant)> {
+    /// Of the devices of this route the one that may be pushed soonest, and when.
+    pub(super) fn next_push(&self, route: &RouteId, rules: &Rules) -> Option<(usize, Instant)> {
         let due = |(index, device): (usize, &DeviceState)| Some((index, device.due(rules)?));
-        let mine = |(_, device): &(usize, &DeviceState)| *device.device.route == *topic;
+        let mine = |(_, device): &(usize, &DeviceState)| device.route == *route;
         let devices = self.devices.iter().enumerate().filter(mine);
         devices.filter_map(due).min_by_key(|(_, at)| *at)
     }

@@ -1,5 +1,5 @@
-//! What is true of the identity as a whole: whether APNs takes anything from it at the moment, and
-//! whether its answers about tokens can be believed.
+//! What is true of a route as a whole: whether the service takes anything on it at the moment, and
+//! whether its answers about endpoints can be believed.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -8,11 +8,11 @@ use crate::model::{Account, PushEndpoint};
 use crate::net::backoff::Backoff;
 
 /// Domains and accounts of each that are looked at to tell a dead token from a wrong environment, the
-/// last that APNs answered for, and tokens of each account.
+/// last that the service answered for, and tokens of each account.
 const DOMAINS: usize = 32;
 const ACCOUNTS: usize = 32;
 const TOKENS: usize = 8;
-/// Devices that are looked at to tell a failure of one from a failure of APNs, the last that it was asked
+/// Devices that are looked at to tell a failure of one from a failure of the service, the last that it was asked
 /// for; and how many of them must have failed at least.
 const DEVICES: usize = 16;
 const SEVERAL: usize = 3;
@@ -88,7 +88,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// APNs answered a push to this device, and takes pushes. Returns whether the breaker was shut.
+    /// The service answered a push to this device, and takes pushes. Returns whether the breaker was shut.
     pub(super) fn answered(&mut self, pass: BreakerPass, device: &PushEndpoint) -> bool {
         let was_shut = self.shut_until.is_some();
         match pass {
@@ -101,7 +101,7 @@ impl CircuitBreaker {
         was_shut
     }
 
-    /// A push failed. `at_least` is what APNs asked for. Returns whether the breaker is shut by that, and
+    /// A push failed. `at_least` is what the service asked for. Returns whether the breaker is shut by that, and
     /// was not before.
     pub(super) fn failed(
         &mut self,

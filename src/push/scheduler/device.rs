@@ -6,10 +6,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::super::transport::apns::payload::MAX_MAILBOXES;
+use tracing::{error, warn};
+
+use super::super::transport::{RouteId, Verdict};
 use super::account::ChangeId;
 use super::circuit_breaker::BreakerPass;
-use super::{Delivery, DeliveryView, Rules};
+use super::{
+    Consequence, Delivery, DeliveryView, Doubts, OTHER_ROUTE, REFUSED, Rules, TOO_MANY, UNAVAILABLE,
+};
 use crate::model::{ChangeKind, Mailbox, Subscription, SubscriptionKey, Timestamp};
 use crate::store::Target;
 
@@ -26,6 +30,7 @@ const RECHECK: Duration = Duration::from_mins(15);
 
 pub(super) struct DeviceState {
     pub(super) device: Arc<Subscription>,
+    pub(super) route: RouteId,
     /// When it registered, by the time of day and by that of service.
     pub(super) registered_at: Timestamp,
     pub(super) heard_at: Timestamp,
@@ -39,7 +44,7 @@ pub(super) struct DeviceState {
     pub(super) departed: bool,
     pub(super) waiting: Option<Backlog>,
     pub(super) in_flight: Option<InFlight>,
-    /// The last push that APNs accepted.
+    /// The last push that was accepted.
     pub(super) told: Option<LastDelivery>,
     failures: u32,
     back_off_until: Option<Instant>,
@@ -47,15 +52,17 @@ pub(super) struct DeviceState {
     heals: bool,
     /// It was pushed lately for other accounts.
     pub(super) held_until: Option<Instant>,
-    /// How often APNs said that there is no such token, since it registered.
+    /// How often the service did not know its endpoint, since it registered.
     bad_answers: u32,
 }
 
 /// A device's place among those that are pushed at this moment.
 #[derive(Clone, Debug)]
 pub(super) struct SendSlot {
-    pub(super) topic: Arc<str>,
+    pub(super) route: RouteId,
     pub(super) pass: BreakerPass,
+    /// Most mailboxes of its push.
+    pub(super) mailboxes: usize,
 }
 
 pub(super) struct LastDelivery {
@@ -88,7 +95,7 @@ pub(super) struct InFlight {
     pub(super) pass: BreakerPass,
     /// When the device that it was sent to had registered.
     pub(super) registered_at: Timestamp,
-    /// The device has another topic or other options since.
+    /// The device listens elsewhere since.
     in_vain: bool,
     sent_at: Instant,
     seen_at: Instant,
@@ -100,6 +107,7 @@ impl DeviceState {
     pub(super) fn new(target: &Target, now: Instant) -> Self {
         Self {
             device: Arc::new(target.subscription.clone()),
+            route: RouteId::of(&target.subscription),
             registered_at: target.registered_at,
             heard_at: target.heard_at,
             read_at: now,
@@ -132,6 +140,7 @@ impl DeviceState {
         }
         if *self.device != target.subscription {
             self.device = Arc::new(target.subscription.clone());
+            self.route = RouteId::of(&target.subscription);
         }
         if self.registered_at < target.registered_at && self.heals {
             // The device lives, and so may its token.
@@ -149,7 +158,7 @@ impl DeviceState {
         self.waiting.take_if(|waiting| waiting.mailboxes.is_empty());
     }
 
-    /// It is pushed by another topic or with other options since it registered, so what it was sent a moment ago
+    /// It listens elsewhere since it registered, so what it was sent a moment ago
     /// may have told it nothing.
     fn tell_again(&mut self, now: Instant) {
         if let Some(push) = &mut self.in_flight {
@@ -245,10 +254,15 @@ impl DeviceState {
         now.saturating_duration_since(self.read_at) < FRESH
     }
 
-    /// Makes what waits a push that is under way, but for what one push cannot hold.
-    pub(super) fn send(&mut self, pass: BreakerPass, now: Instant) -> Option<Delivery> {
+    /// Makes what waits a push that is under way, of at most so many mailboxes; others wait on.
+    pub(super) fn send(
+        &mut self,
+        pass: BreakerPass,
+        most: usize,
+        now: Instant,
+    ) -> Option<Delivery> {
         let Backlog { mut mailboxes, seen_at, .. } = self.waiting.take()?;
-        if let Some(next) = mailboxes.keys().nth(MAX_MAILBOXES).cloned() {
+        if let Some(next) = mailboxes.keys().nth(most).cloned() {
             let mailboxes = mailboxes.split_off(&next);
             self.waiting = Some(Backlog { mailboxes, since: now, until: now, seen_at });
         }
@@ -265,7 +279,7 @@ impl DeviceState {
         Some(push)
     }
 
-    /// APNs accepted the push: the mailboxes that the device was told of.
+    /// The service accepted the push: the mailboxes that the device was told of.
     pub(super) fn accepted(&mut self, now: Instant) -> Vec<Mailbox> {
         let Some(push) = self.in_flight.take() else { return Vec::new() };
         self.try_anew();
@@ -325,9 +339,75 @@ impl DeviceState {
         waiting.seen_at = waiting.seen_at.min(seen_at);
     }
 
-    /// APNs said that there is no such token, of the registration that is known.
-    pub(super) fn is_bad(&mut self) {
-        self.bad_answers = self.bad_answers.saturating_add(1);
+    /// What follows from a verdict on the push that is under way, which was sent to the registration of
+    /// `registered_at`.
+    pub(super) fn became(
+        &mut self,
+        verdict: &Verdict,
+        registered_at: Timestamp,
+        doubts: Option<Doubts>,
+    ) -> Consequence {
+        // Since the push was sent: what was said of the device was said of the registration before.
+        let renewed = registered_at < self.registered_at;
+        let soon_if_renewed = |backoff| if renewed { UNAVAILABLE } else { backoff };
+        let DeviceState { device, .. } = self;
+        let (account, endpoint, route) = (&device.account, &device.endpoint, &self.route.name);
+        match verdict {
+            Verdict::Accepted { .. } => Consequence::Delivered,
+            Verdict::Gone { since } => {
+                let not_after = since.unwrap_or(registered_at);
+                match self.registered_at <= not_after {
+                    true => Consequence::Dead { not_after },
+                    // It registered after its endpoint died: it lives, and the service has yet to see that.
+                    false => Consequence::Owed { backoff: soon_if_renewed(REFUSED), heals: true },
+                }
+            }
+            Verdict::BadEndpoint if renewed => {
+                Consequence::Owed { backoff: UNAVAILABLE, heals: true }
+            }
+            Verdict::BadEndpoint
+                if let Some(Doubts { renewed_since, say }) = doubts
+                    && self.heard_at >= renewed_since =>
+            {
+                if let Some(remedy) = say {
+                    error!(
+                        target: "mailchime::push::bad_tokens_doubted",
+                        %route, %account, token = %endpoint, remedy,
+                        "the push service does not know most endpoints; mailchime removes no registration of the \
+                         last days for that until other answers come"
+                    );
+                }
+                self.bad_answers = self.bad_answers.saturating_add(1);
+                Consequence::Owed { backoff: REFUSED, heals: true }
+            }
+            Verdict::BadEndpoint => Consequence::Dead { not_after: registered_at },
+            Verdict::OtherRoute => {
+                warn!(
+                    target: "mailchime::push::wrong_topic",
+                    %account, token = %endpoint, %route,
+                    "the push service says that the endpoint belongs to another route; mailchime keeps the \
+                     push, and tries again once the device has registered anew, and from time to time"
+                );
+                Consequence::Owed { backoff: soon_if_renewed(OTHER_ROUTE), heals: true }
+            }
+            Verdict::TooLarge | Verdict::Misconfigured { .. } => {
+                error!(
+                    target: "mailchime::push::push_refused",
+                    outcome = verdict.name(),
+                    why = verdict.detail(),
+                    %account,
+                    token = %endpoint,
+                    %route,
+                    "the push service refuses a push for a reason that an operator has to fix; mailchime keeps \
+                     the push and tries again"
+                );
+                Consequence::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
+            }
+            Verdict::TooMany { .. } => Consequence::Owed { backoff: TOO_MANY, heals: false },
+            Verdict::Unavailable { .. } | Verdict::RouteClosed { .. } => {
+                Consequence::Owed { backoff: UNAVAILABLE, heals: false }
+            }
+        }
     }
 
     /// Nothing that was said of it before is believed any longer.

@@ -29,9 +29,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use super::transport::apns::Outcome;
+use super::transport::{Blame, Limits, Route, RouteId, Transport, Verdict};
 use crate::config::Events;
 use crate::model::{
     Account, BackendId, ChangeKind, Mailbox, Subscription, SubscriptionKey, Timestamp, WatchEvent,
@@ -57,9 +57,6 @@ use schedule::{Schedule, Tenant};
 const MAX_UNREAD: usize = 4096;
 /// How many of them are asked for at once.
 const MAX_READS: usize = 8;
-/// A phone registers again within a day, unless it is off, and then when it is on. So a bad token that
-/// was registered earlier than this is dead whatever becomes of the others.
-const RENEWED: Duration = Duration::from_hours(48);
 /// The longest that a `Retry-After` is believed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
@@ -68,7 +65,7 @@ const UNAVAILABLE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from
 const TOO_MANY: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(300));
 const REFUSED: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(900));
 /// Most likely the device has to register anew, and then it does not wait.
-const NOT_FOR_TOPIC: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(3600));
+const OTHER_ROUTE: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(3600));
 
 /// What of the configuration the rules need; see [`crate::config::Push`].
 #[derive(Clone, Debug)]
@@ -141,9 +138,10 @@ pub(super) struct DeliveryView {
     pub(super) failures: u32,
     /// For how long it is left alone because it was pushed for other accounts.
     pub(super) held: Option<Duration>,
-    /// APNs said more than once that there is no such token; it is left alone until it registers anew.
+    /// The service said more than once that it does not know the endpoint: it is left alone until it
+    /// registers anew.
     pub(super) suspended: bool,
-    /// For how long APNs is left alone by all devices of this topic; zero while one push tries.
+    /// For how long all devices of this route wait; zero while one push tries.
     pub(super) shut: Option<Duration>,
 }
 
@@ -155,8 +153,8 @@ pub(super) struct Scheduler {
     forgets: Schedule,
     /// Reads that are under way.
     reading: usize,
-    /// By topic. A device that watches another topic sleeps.
-    queues: BTreeMap<Arc<str>, RouteQueue>,
+    /// A device of another route sleeps.
+    queues: BTreeMap<RouteId, RouteQueue>,
     /// Pushes that had their turns.
     ready: VecDeque<Delivery>,
     endpoints: EndpointLimits,
@@ -166,7 +164,24 @@ pub(super) struct Scheduler {
     outbox: Outbox,
 }
 
-/// What became of a push.
+/// A verdict on a push of one route to one device.
+struct Answer<'a> {
+    route: &'a RouteId,
+    sent: &'a Subscription,
+    verdict: &'a Verdict,
+    /// For the jitter of waits.
+    chance: f64,
+}
+
+/// The service knows most endpoints of a route not, so that it is hardly the endpoints.
+struct Doubts {
+    /// What registered later than this, by the time of service, is kept.
+    renewed_since: Timestamp,
+    /// It is time to say so in the log, with what an operator checks.
+    say: Option<&'static str>,
+}
+
+/// What follows from a verdict.
 enum Consequence {
     Delivered,
     /// It is tried again, later and later, or with `heals` as soon as the device registers anew.
@@ -180,8 +195,10 @@ enum Consequence {
     },
 }
 
-/// The way out for the devices of one topic; what holds up one queue holds up no other.
+/// The way out for the devices of one route; what holds up one queue holds up no other.
 struct RouteQueue {
+    transport: Arc<dyn Transport>,
+    limits: Limits,
     pushes: Schedule,
     /// Pushes that are under way or have their turns, and how many may be.
     sending: usize,
@@ -226,36 +243,33 @@ impl Scheduler {
         }
     }
 
-    /// These are the topics that can be pushed from now on, each with how many pushes may be under
-    /// way at once. An operator may have mended what was refused, so each is tried at once; what is
-    /// to be told to devices of a topic that is gone is marked as owed. `wall` is the time of day.
-    pub(super) fn topics(
+    /// These are the routes from now on, open or not. An operator may have mended what was refused, so
+    /// each is tried at once; what is to be told to devices of a route that is gone is marked as owed.
+    /// `wall` is the time of day.
+    pub(super) fn routes(
         &mut self,
-        topics: impl IntoIterator<Item = (Arc<str>, usize)>,
+        routes: impl IntoIterator<Item = (RouteId, Route)>,
         now: Instant,
         wall: Timestamp,
     ) {
         let mut before = std::mem::take(&mut self.queues);
-        for (topic, in_flight) in topics {
-            let queue = before.remove(&topic);
-            let sending = queue.map_or(0, |queue| queue.sending);
-            let in_flight = in_flight.max(1);
-            let (pushes, breaker, monitor) = Default::default();
-            self.queues.insert(topic, RouteQueue { pushes, sending, in_flight, breaker, monitor });
+        for (id, route) in routes {
+            let sending = before.remove(&id).map_or(0, |queue| queue.sending);
+            self.queues.insert(id, RouteQueue::new(&route, sending));
         }
         let accounts: Vec<Account> = self.accounts.keys().cloned().collect();
         for account in accounts {
             let Some(state) = self.accounts.get_mut(&account) else { continue };
             for device in &mut state.devices {
                 device.has_new_identity();
-                if !self.queues.contains_key(&*device.device.route) {
+                if !self.queues.contains_key(&device.route) {
                     let key = device.key();
                     for mailbox in device.owe_all(now) {
                         self.outbox.owed(&key, mailbox, wall);
                     }
                 }
             }
-            state.devices.retain(|device| self.queues.contains_key(&*device.device.route));
+            state.devices.retain(|device| self.queues.contains_key(&device.route));
             self.reschedule(&account, now);
         }
     }
@@ -345,11 +359,21 @@ impl Scheduler {
         let Some(state) = self.accounts.get_mut(account) else { return };
         match targets {
             Some(mut targets) => {
-                targets.retain(|target| self.queues.contains_key(&*target.subscription.route));
+                targets.retain_mut(|Target { subscription, mailboxes, .. }| {
+                    let queue = self.queues.get(&RouteId::of(subscription));
+                    let gets = |queue: &RouteQueue, mailbox: &Mailbox| {
+                        queue.transport.withholds(subscription, mailbox).is_none()
+                    };
+                    mailboxes
+                        .retain(|(mailbox, _)| queue.is_some_and(|queue| gets(queue, mailbox)));
+                    queue.is_some()
+                });
                 state.read(targets, &self.rules, now);
                 self.take_turns(account, now);
                 let Some(state) = self.accounts.get_mut(account) else { return };
-                for (device, registered_at) in state.take_dead(served.minus(RENEWED)) {
+                let dead_before =
+                    |route: &RouteId| Some(served.minus(self.queues.get(route)?.limits.silence));
+                for (device, registered_at) in state.take_dead(dead_before) {
                     self.outbox.remove(device, registered_at);
                 }
             }
@@ -367,105 +391,47 @@ impl Scheduler {
         let Some(state) = self.accounts.get_mut(account) else { return };
         let (pushes, left) = state.take_turns(now);
         self.ready.extend(pushes);
-        for SendSlot { topic, pass } in left {
-            if let Some(queue) = self.queues.get_mut(&topic) {
+        for SendSlot { route, pass, .. } in left {
+            if let Some(queue) = self.queues.get_mut(&route) {
                 queue.sending = queue.sending.saturating_sub(1);
                 queue.breaker.release(pass);
             }
         }
     }
 
-    /// What APNs made of a push that was sent for `sent`; `wall` is the time of day, `served` that of
+    /// What became of a push that was sent for `sent`; `wall` is the time of day, `served` that of
     /// service.
     pub(super) fn answered(
         &mut self,
         sent: &Subscription,
-        outcome: &Outcome,
+        verdict: &Verdict,
         now: Instant,
         wall: Timestamp,
         served: Timestamp,
     ) {
-        let queue = self.queues.get_mut(&*sent.route);
+        let route = RouteId::of(sent);
+        let queue = self.queues.get_mut(&route);
         let chance = (self.rules.chance)();
         let key = &SubscriptionKey::from(sent);
         let device = self.accounts.get_mut(&key.account).and_then(|state| state.device(key));
         let under_way = device.and_then(|device| device.in_flight.as_ref());
         let under_way = under_way.map(|push| (push.pass, push.registered_at));
-        let verdict = queue.and_then(|queue| {
+        let doubts = queue.and_then(|queue| {
             queue.sending = queue.sending.saturating_sub(1);
-            queue.answered(under_way?.0, sent, outcome, now, chance)
+            let answer = Answer { route: &route, sent, verdict, chance };
+            let bad = queue.answered(under_way?.0, answer, now)?;
+            let renewed_since = served.minus(queue.limits.silence);
+            bad.alarm
+                .then(|| Doubts { renewed_since, say: bad.say.then(|| queue.transport.remedy()) })
         });
         let Some((_, registered_at)) = under_way else { return };
         let Some(state) = self.accounts.get_mut(&key.account) else { return };
         let Some(device) = state.device(key) else { return };
-        // Since the push was sent: what was said of the device was said of the registration before.
-        let renewed = registered_at < device.registered_at;
-        let soon_if_renewed = |backoff| if renewed { UNAVAILABLE } else { backoff };
-        let became = match outcome {
-            Outcome::Accepted { .. } => {
-                self.outbox.accepted(key, device.accepted(now), wall);
-                Consequence::Delivered
-            }
-            Outcome::Gone { since } => {
-                let not_after = since.unwrap_or(registered_at);
-                match device.registered_at <= not_after {
-                    true => Consequence::Dead { not_after },
-                    // It registered after its token died: it lives, and APNs has yet to see that.
-                    false => Consequence::Owed { backoff: soon_if_renewed(REFUSED), heals: true },
-                }
-            }
-            Outcome::BadToken if renewed => Consequence::Owed { backoff: UNAVAILABLE, heals: true },
-            Outcome::BadToken
-                if let Some(BadEndpoints { alarm: true, say }) = verdict
-                    && device.heard_at >= served.minus(RENEWED) =>
-            {
-                if say {
-                    error!(
-                        target: "mailchime::push::bad_tokens_doubted",
-                        topic = %device.device.route,
-                        account = %key.account,
-                        token = %key.endpoint,
-                        "APNs answers BadDeviceToken to most pushes; mailchime removes no \
-                         registration of the last two days for that until other answers come. \
-                         Check that the certificate belongs to [apns] endpoint: production or \
-                         sandbox"
-                    );
-                }
-                device.is_bad();
-                Consequence::Owed { backoff: REFUSED, heals: true }
-            }
-            Outcome::BadToken => Consequence::Dead { not_after: registered_at },
-            Outcome::NotForTopic => {
-                warn!(
-                    target: "mailchime::push::wrong_topic",
-                    account = %key.account,
-                    token = %key.endpoint,
-                    topic = %sent.route,
-                    "APNs answers DeviceTokenNotForTopic; mailchime keeps the push, and tries \
-                     again once the device has registered anew, and from time to time"
-                );
-                Consequence::Owed { backoff: soon_if_renewed(NOT_FOR_TOPIC), heals: true }
-            }
-            Outcome::Refused { status, reason } => {
-                error!(
-                    target: "mailchime::push::push_refused",
-                    status,
-                    reason,
-                    account = %key.account,
-                    token = %key.endpoint,
-                    topic = %sent.route,
-                    "APNs refuses a push for a reason that an operator has to fix; mailchime keeps \
-                     the push and tries again"
-                );
-                Consequence::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
-            }
-            Outcome::TooMany { .. } => Consequence::Owed { backoff: TOO_MANY, heals: false },
-            Outcome::Unavailable { .. } => Consequence::Owed { backoff: UNAVAILABLE, heals: false },
-        };
+        let became = device.became(verdict, registered_at, doubts);
         match became {
-            Consequence::Delivered => {}
+            Consequence::Delivered => self.outbox.accepted(key, device.accepted(now), wall),
             Consequence::Owed { backoff, heals } => {
-                let least = at_least(outcome);
+                let least = at_least(verdict);
                 let wait = |failures| backoff.wait(failures, chance).max(least);
                 for mailbox in device.failed(now, heals, wait) {
                     self.outbox.owed(key, mailbox, wall);
@@ -512,8 +478,8 @@ impl Scheduler {
         }
         let forget = state.forget(&self.rules, now);
         self.reads.set(account, state.next_read());
-        for (topic, queue) in &mut self.queues {
-            queue.pushes.set(account, state.next_push(topic, &self.rules).map(|(_, at)| at));
+        for (route, queue) in &mut self.queues {
+            queue.pushes.set(account, state.next_push(route, &self.rules).map(|(_, at)| at));
         }
         self.forgets.set(account, forget);
         if state.is_empty() {
@@ -564,7 +530,7 @@ impl Scheduler {
         let known = self.accounts.get(&key.account).into_iter().flat_map(|state| &state.devices);
         let view = known.map(|known| (known.key(), known)).find(|(other, _)| *other == key);
         let view = view.map(|(_, known)| known.view(&self.rules, now)).unwrap_or_default();
-        let breaker = self.queues.get(&*device.route).map(|queue| &queue.breaker);
+        let breaker = self.queues.get(&RouteId::of(device)).map(|queue| &queue.breaker);
         let shut = breaker.filter(|breaker| !breaker.is_open()).map(|breaker| {
             breaker.opens_at().map(|at| at.saturating_duration_since(now)).unwrap_or_default()
         });
@@ -582,14 +548,14 @@ impl Scheduler {
     }
 
     fn next_push(&mut self, now: Instant) -> Option<Delivery> {
-        let topics: Vec<Arc<str>> = self.queues.keys().cloned().collect();
-        topics.iter().find_map(|topic| self.next_push_of(topic, now))
+        let routes: Vec<RouteId> = self.queues.keys().cloned().collect();
+        routes.iter().find_map(|route| self.next_push_of(route, now))
     }
 
-    fn next_push_of(&mut self, topic: &Arc<str>, now: Instant) -> Option<Delivery> {
+    fn next_push_of(&mut self, route: &RouteId, now: Instant) -> Option<Delivery> {
         loop {
             let queue =
-                self.queues.get_mut(topic).filter(|queue| queue.sending < queue.in_flight)?;
+                self.queues.get_mut(route).filter(|queue| queue.sending < queue.in_flight)?;
             if !queue.breaker.lets_pass(now) {
                 return None;
             }
@@ -599,7 +565,7 @@ impl Scheduler {
                 |part| self.rates.wait(part, now),
             )?;
             let Some(state) = self.accounts.get_mut(&account) else { continue };
-            let Some((index, _)) = state.next_push(topic, &self.rules) else { continue };
+            let Some((index, _)) = state.next_push(route, &self.rules) else { continue };
             let device: &mut DeviceState = &mut state.devices[index];
             let (token, distance) = (&device.device.endpoint, self.rules.min_interval);
             let domain = account.domain().unwrap_or_default();
@@ -614,11 +580,12 @@ impl Scheduler {
             queue.sending += 1;
             self.rates.use_one(share, now);
             if device.is_fresh(now) {
-                let push = device.send(pass, now);
+                let push = device.send(pass, queue.limits.mailboxes, now);
                 self.reschedule(&account, now);
                 return push;
             }
-            device.turn = Some(SendSlot { topic: Arc::clone(topic), pass });
+            let mailboxes = queue.limits.mailboxes;
+            device.turn = Some(SendSlot { route: route.clone(), pass, mailboxes });
             state.want_read(now);
             self.reschedule(&account, now);
         }
@@ -640,37 +607,50 @@ impl Scheduler {
 // === impl RouteQueue ===
 
 impl RouteQueue {
-    /// What an answer says of the identity; returns what it says of tokens, if it does.
+    /// `sending` are pushes that are under way on the route that was there before.
+    fn new(route: &Route, sending: usize) -> Self {
+        let (pushes, breaker, monitor) = Default::default();
+        Self {
+            transport: Arc::clone(route.transport()),
+            limits: route.transport().limits(),
+            pushes,
+            sending,
+            in_flight: route.in_flight().max(1),
+            breaker,
+            monitor,
+        }
+    }
+
+    /// What an answer says of the route; returns what it says of endpoints, if it does.
     fn answered(
         &mut self,
         pass: BreakerPass,
-        device: &Subscription,
-        outcome: &Outcome,
+        Answer { route, sent, verdict, chance }: Answer<'_>,
         now: Instant,
-        chance: f64,
     ) -> Option<BadEndpoints> {
-        let topic = &*device.route;
-        let (failure, backoff) = match outcome {
-            Outcome::Unavailable { of_all: true, .. } => (FailureScope::Route, UNAVAILABLE),
-            Outcome::Unavailable { .. } => (FailureScope::One(&device.endpoint), UNAVAILABLE),
-            Outcome::Refused { .. } => (FailureScope::One(&device.endpoint), REFUSED),
-            _ => {
-                if self.breaker.answered(pass, &device.endpoint) {
+        let failure = match (verdict, verdict.blames()) {
+            (Verdict::Accepted { .. }, _) | (_, Blame::Subscription) => {
+                if self.breaker.answered(pass, &sent.endpoint) {
                     info!(
                         target: "mailchime::push::topic_resumed",
-                        topic, "APNs accepts pushes of this topic again"
+                        transport = %route.transport, route = %route.name,
+                        "the push service accepts pushes of this route again"
                     );
                 }
-                let bad = *outcome == Outcome::BadToken;
-                return Some(self.monitor.answered(&device.account, &device.endpoint, bad, now));
+                let bad = *verdict == Verdict::BadEndpoint;
+                return Some(self.monitor.answered(&sent.account, &sent.endpoint, bad, now));
             }
+            (_, Blame::Route) => FailureScope::Route,
+            (_, Blame::Nobody | Blame::Us) => FailureScope::One(&sent.endpoint),
         };
-        if self.breaker.failed(pass, failure, now, backoff, at_least(outcome), chance) {
+        let backoff = if verdict.blames() == Blame::Us { REFUSED } else { UNAVAILABLE };
+        if self.breaker.failed(pass, failure, now, backoff, at_least(verdict), chance) {
             warn!(
                 target: "mailchime::push::topic_paused",
-                topic,
-                outcome = outcome.name(),
-                "pushes of this topic fail, to more than one device; mailchime holds them back and \
+                transport = %route.transport,
+                route = %route.name,
+                outcome = verdict.name(),
+                "pushes of this route fail, to more than one device; mailchime holds them back and \
                  tries one at a time"
             );
         }
@@ -689,11 +669,7 @@ impl RouteQueue {
     }
 }
 
-/// For how long APNs asked to be left alone.
-fn at_least(outcome: &Outcome) -> Duration {
-    let retry_after = match outcome {
-        Outcome::TooMany { retry_after } | Outcome::Unavailable { retry_after, .. } => *retry_after,
-        _ => None,
-    };
-    retry_after.unwrap_or_default().min(MAX_RETRY_AFTER)
+/// For how long the service asked to be left alone.
+fn at_least(verdict: &Verdict) -> Duration {
+    verdict.retry_after().unwrap_or_default().min(MAX_RETRY_AFTER)
 }

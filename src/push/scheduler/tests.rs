@@ -1,24 +1,25 @@
 //! The rules as dialogues: what happens, and at which second what is done about it.
 
 use super::*;
-use crate::imap::registration::xapple::{ApnsOptions, DeviceToken, XAppleRegistration};
-use crate::model::{Change, ChangeKind, PushEndpoint, Snapshot};
+use crate::model::{Change, PushEndpoint, Snapshot, TransportId};
+use crate::push::transport::stub::{OF_INBOX_ALONE, Stub};
 use crate::store::Settlement;
 
-const TOPIC: &str = "com.apple.mail.XServer.1";
+const ROUTE: &str = "first";
 const NOW: Timestamp = Timestamp(1_800_000_000_000);
+const SILENCE: Duration = Duration::from_hours(48);
 const REGISTERED: Timestamp = Timestamp(1_700_000_000_000);
 
-/// The rules with a clock of their own, a database and an APNs that answers as it is told.
+/// The rules with a clock of their own, a database and a service that answers as it is told.
 struct Simulation {
     scheduler: Scheduler,
     start: Instant,
     now: Instant,
     targets: Vec<Target>,
     database: bool,
-    /// What APNs answers; while `None` it does not.
-    apns: Option<Outcome>,
-    /// The tokens for which it always answers 500.
+    /// What the service makes of a push; while `None` it does not answer.
+    service: Option<Verdict>,
+    /// The endpoints for which it always has trouble.
     failing: Vec<&'static str>,
     under_way: Vec<Arc<Subscription>>,
     id: u64,
@@ -29,21 +30,21 @@ fn seconds(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds)
 }
 
-fn accepted() -> Outcome {
-    Outcome::Accepted { apns_id: String::new() }
+fn accepted() -> Verdict {
+    Verdict::Accepted { id: None }
 }
 
-fn unavailable() -> Outcome {
-    Outcome::Unavailable { why: "500".into(), retry_after: None, of_all: false }
+fn unavailable() -> Verdict {
+    Verdict::unavailable("trouble")
 }
 
 /// Nothing can be sent to anybody.
-fn down(retry_after: Option<Duration>) -> Outcome {
-    Outcome::Unavailable { why: "down".into(), retry_after, of_all: true }
+fn down(retry_after: Option<Duration>) -> Verdict {
+    Verdict::RouteClosed { why: "down".into(), retry_after }
 }
 
-fn refused(status: u16) -> Outcome {
-    Outcome::Refused { status, reason: "Bad".into() }
+fn refused() -> Verdict {
+    Verdict::Misconfigured { why: "Bad".into() }
 }
 
 fn home() -> BackendId {
@@ -54,24 +55,26 @@ fn account() -> Account {
     Account::from_login("alice@example.org")
 }
 
-/// A device whose token begins with `name`, for INBOX and Notes.
+/// A device whose endpoint begins with `name`, for INBOX and Notes.
 fn phone(name: &str) -> Target {
     phone_of(&account(), name)
 }
 
-fn options(account_id: &str, version: u8) -> Arc<str> {
-    ApnsOptions { account_id: account_id.into(), version }.to_json().into()
+fn route(name: &str, in_flight: usize) -> (RouteId, Route) {
+    let id = RouteId { transport: TransportId::new("stub"), name: name.into() };
+    (id, Stub::default().route(in_flight))
 }
 
 fn phone_of(account: &Account, name: &str) -> Target {
-    let subscription = XAppleRegistration {
-        version: 2,
-        account_id: "ID".into(),
-        token: DeviceToken::new(&format!("{name:0<64}")).unwrap(),
-        subtopic: "com.apple.mobilemail".into(),
-        mailboxes: Vec::new(),
-    }
-    .subscription(account.clone(), TOPIC);
+    let endpoint = format!("{name:0<64}");
+    let subscription = Subscription {
+        account: account.clone(),
+        transport: TransportId::new("stub"),
+        endpoint: PushEndpoint::new(&endpoint, &endpoint),
+        app: "mail".into(),
+        route: ROUTE.into(),
+        options: "OLD".into(),
+    };
     let mailboxes = ["INBOX", "Notes"].map(|name| (Mailbox::new(name), false)).to_vec();
     let backend = Some(home().as_str().to_owned());
     Target {
@@ -114,14 +117,14 @@ impl Simulation {
         };
         let start = Instant::now();
         let mut scheduler = Scheduler::new(rules);
-        scheduler.topics([(TOPIC.into(), 500)], start, NOW);
+        scheduler.routes([route(ROUTE, 500)], start, NOW);
         Self {
             scheduler,
             start,
             now: start,
             targets: targets.into_iter().collect(),
             database: true,
-            apns: Some(accepted()),
+            service: Some(accepted()),
             failing: Vec::new(),
             under_way: Vec::new(),
             id: 0,
@@ -164,7 +167,7 @@ impl Simulation {
                 let name = name(&push.device.endpoint);
                 self.say(format!("push {name} {}", names.join("+")));
                 let fails = self.failing.contains(&name).then(unavailable);
-                match fails.or_else(|| self.apns.clone()) {
+                match fails.or_else(|| self.service.clone()) {
                     Some(outcome) => {
                         self.scheduler.answered(&push.device, &outcome, self.now, NOW, NOW)
                     }
@@ -185,7 +188,7 @@ impl Simulation {
     }
 
     /// APNs answers the push that has been under way for longest.
-    fn answer(&mut self, outcome: Outcome) {
+    fn answer(&mut self, outcome: Verdict) {
         let device = self.under_way.remove(0);
         self.scheduler.answered(&device, &outcome, self.now, NOW, NOW);
     }
@@ -265,7 +268,7 @@ fn written(batch: &Batch) -> Vec<String> {
 #[test]
 fn new_mail_goes_at_once_and_its_row_moves_when_all_devices_have_accepted() {
     let mut sim = Simulation::with([phone("a"), phone("b")]);
-    sim.apns = None;
+    sim.service = None;
     sim.mail("INBOX", 7);
     assert_eq!(sim.until(0.0), ["0 push a INBOX", "0 push b INBOX"]);
     sim.answer(accepted());
@@ -357,7 +360,7 @@ fn a_change_after_a_push_is_put_off_and_never_dropped() {
 #[test]
 fn a_change_while_a_push_is_under_way_causes_another() {
     let mut sim = Simulation::with([phone("a")]);
-    sim.apns = None;
+    sim.service = None;
     sim.mail("INBOX", 1);
     assert_eq!(sim.until(1.0), ["0 push a INBOX"]);
     sim.mail("INBOX", 2);
@@ -380,7 +383,7 @@ fn what_is_announced_is_pushed_and_its_row_waits_for_the_state() {
     assert_eq!(sim.until(99.0), ["1 told INBOX 7"]);
 
     // The state may also be there before the push is accepted.
-    sim.apns = None;
+    sim.service = None;
     let id = sim.change("INBOX", ChangeKind::NewMail, None);
     sim.confirm(id, 8);
     assert_eq!(sim.until(100.0), ["99 push a INBOX"]);
@@ -388,7 +391,7 @@ fn what_is_announced_is_pushed_and_its_row_waits_for_the_state() {
     assert_eq!(sim.until(101.0), ["100 accepted a INBOX", "100 told INBOX 8"]);
 
     // One that never comes is not waited for for ever.
-    sim.apns = Some(accepted());
+    sim.service = Some(accepted());
     sim.change("INBOX", ChangeKind::NewMail, None);
     assert_eq!(sim.until(9999.0).len(), 2);
     assert!(sim.scheduler.accounts.is_empty());
@@ -405,7 +408,7 @@ fn a_state_of_which_nothing_was_announced_moves_the_row_and_pushes_nothing() {
     sim.quiet("INBOX", 8);
     sim.confirm(3, 9);
     sim.until(128.0);
-    sim.apns = None;
+    sim.service = None;
     assert_eq!(sim.until(129.0), ["129 push a INBOX"]);
     sim.confirm(4, 9);
     assert!(sim.until(130.0).is_empty());
@@ -416,7 +419,7 @@ fn a_state_of_which_nothing_was_announced_moves_the_row_and_pushes_nothing() {
 #[test]
 fn a_state_that_is_being_pushed_is_not_pushed_again() {
     let mut sim = Simulation::with([phone("a")]);
-    sim.apns = None;
+    sim.service = None;
     sim.mail("INBOX", 7);
     sim.mail("INBOX", 7);
     assert_eq!(sim.until(1.0), ["0 push a INBOX"]);
@@ -426,14 +429,14 @@ fn a_state_that_is_being_pushed_is_not_pushed_again() {
 }
 
 #[test]
-fn only_devices_of_this_topic_and_mailbox_are_pushed_and_the_others_hold_up_nothing() {
+fn only_devices_of_this_route_and_mailbox_are_pushed_and_the_others_hold_up_nothing() {
     let mut asleep = phone("a");
-    asleep.subscription.route = "com.apple.mail.XServer.old".into();
+    asleep.subscription.route = "old".into();
     let mut other = phone("b");
     other.mailboxes.remove(0);
-    let mut version_1 = phone("c");
-    version_1.subscription.options = options("ID", 1);
-    let mut sim = Simulation::with([asleep, other, version_1]);
+    let mut limited = phone("c");
+    limited.subscription.options = OF_INBOX_ALONE.into();
+    let mut sim = Simulation::with([asleep, other, limited]);
     sim.mail("INBOX", 7);
     assert_eq!(sim.until(9.0), ["0 push c INBOX", "0 accepted c INBOX", "0 told INBOX 7"]);
     sim.mail("Notes", 3);
@@ -447,7 +450,7 @@ fn only_devices_of_this_topic_and_mailbox_are_pushed_and_the_others_hold_up_noth
 fn an_outage_is_marked_the_row_moves_and_one_push_after_another_tries() {
     let bob = Account::from_login("bob");
     let mut sim = Simulation::with([phone("a"), phone_of(&bob, "b")]);
-    sim.apns = Some(down(None));
+    sim.service = Some(down(None));
     sim.mail("INBOX", 7);
     let done = ["0 push a INBOX", "0 owed a INBOX", "0 told INBOX 7"];
     assert_eq!(sim.until(0.5), done);
@@ -459,7 +462,7 @@ fn an_outage_is_marked_the_row_moves_and_one_push_after_another_tries() {
     // A change during the outage is covered by the mark that is there.
     sim.mail("INBOX", 8);
     assert_eq!(sim.until(4.5), ["4 told INBOX 8"]);
-    sim.apns = Some(accepted());
+    sim.service = Some(accepted());
     let done = ["7 push b INBOX", "7 push a INBOX", "7 accepted a INBOX", "7 accepted b INBOX"];
     let mut lines = sim.until(99.0);
     lines[2..].sort();
@@ -491,7 +494,7 @@ fn one_device_whose_pushes_fail_delays_no_other() {
 #[test]
 fn the_wait_in_an_outage_has_a_cap_and_what_apns_asks_for_counts() {
     let mut sim = Simulation::with([phone("a")]);
-    sim.apns = Some(unavailable());
+    sim.service = Some(unavailable());
     sim.mail("INBOX", 7);
     let pushes: Vec<_> =
         sim.until(1200.0).into_iter().filter(|line| line.contains("push")).collect();
@@ -499,9 +502,9 @@ fn the_wait_in_an_outage_has_a_cap_and_what_apns_asks_for_counts() {
     let times = [0.0, 1.0, 3.0, 7.0, 15.0, 31.0, 63.0, 127.0, 255.0, 511.0, 811.0, 1111.0];
     assert_eq!(pushes, times.map(at));
 
-    sim.apns = Some(down(Some(seconds(900.0))));
+    sim.service = Some(down(Some(seconds(900.0))));
     assert_eq!(sim.until(1411.0), ["1411 push a INBOX"]);
-    sim.apns = Some(accepted());
+    sim.service = Some(accepted());
     assert_eq!(sim.until(2310.0), Vec::<String>::new());
     assert_eq!(sim.until(2400.0), ["2311 push a INBOX", "2311 accepted a INBOX"]);
 }
@@ -515,7 +518,7 @@ fn status_410_removes_the_row_only_if_it_is_older() {
         (Some(REGISTERED), true),
         (Some(Timestamp(REGISTERED.0 - 1)), false),
     ] {
-        sim.apns = Some(Outcome::Gone { since });
+        sim.service = Some(Verdict::Gone { since });
         sim.mail("INBOX", 7);
         let what = if removed { "remove a" } else { "owed a INBOX" };
         let lines = sim.until(sim.now.duration_since(sim.start).as_secs_f64() + 20.0);
@@ -527,20 +530,20 @@ fn status_410_removes_the_row_only_if_it_is_older() {
 
 #[test]
 fn a_bad_token_is_removed_unless_most_tokens_are_called_bad() {
-    let renewed = |name: &str| Target { heard_at: NOW.minus(RENEWED), ..phone(name) };
+    let renewed = |name: &str| Target { heard_at: NOW.minus(SILENCE), ..phone(name) };
     let mut sim = Simulation::with(["a", "b", "c"].map(renewed));
-    sim.apns = None;
+    sim.service = None;
     sim.mail("INBOX", 7);
     assert_eq!(sim.until(1.0).len(), 3);
     sim.answer(accepted());
     sim.answer(accepted());
-    sim.answer(Outcome::BadToken);
+    sim.answer(Verdict::BadEndpoint);
     let told = ["1 accepted a INBOX", "1 accepted b INBOX", "1 owed c INBOX", "1 told INBOX 7"];
     assert_eq!(sim.until(10.0), [&told[..], &["1 remove c"]].concat());
 
     // Somebody puts in a certificate of the wrong environment.
     sim.targets = (0xd0..0xe0).map(|n| renewed(&format!("{n:x}f"))).collect();
-    sim.apns = Some(Outcome::BadToken);
+    sim.service = Some(Verdict::BadEndpoint);
     sim.mail("INBOX", 8);
     let lines = sim.until(11.0);
     let count = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
@@ -556,17 +559,17 @@ fn the_only_phone_of_all_is_removed_too() {
     let mut sim = Simulation::with([renewed.clone()]);
     sim.mail("INBOX", 7);
     sim.until(9.0);
-    sim.apns = Some(Outcome::BadToken);
+    sim.service = Some(Verdict::BadEndpoint);
     sim.mail("INBOX", 8);
     let done = ["9 push a INBOX", "9 owed a INBOX", "9 told INBOX 8", "9 remove a"];
     assert_eq!(sim.until(10.0), done);
 
     // Nothing is known of it: perhaps the certificate is wrong. It registers again if it lives.
     let mut sim = Simulation::with([renewed]);
-    sim.apns = Some(Outcome::BadToken);
+    sim.service = Some(Verdict::BadEndpoint);
     sim.mail("INBOX", 7);
     assert_eq!(sim.until(9.0), ["0 push a INBOX", "0 owed a INBOX", "0 told INBOX 7"]);
-    sim.targets[0].heard_at = NOW.minus(RENEWED).minus(seconds(1.0));
+    sim.targets[0].heard_at = NOW.minus(SILENCE).minus(seconds(1.0));
     let lines = sim.until(9999.0);
     assert_eq!(lines.last().unwrap().split_once(' ').unwrap().1, "remove a", "{lines:?}");
     assert_eq!(lines.len(), 2, "{lines:?}");
@@ -580,8 +583,8 @@ fn a_tenant_with_many_accounts_delays_no_other() {
         (0..5).map(move |device| of(&login, &format!("{number:02x}{device}f")))
     });
     let mut sim = Simulation::with(crowd.chain([of("alice@example.org", "a11ce")]));
-    sim.scheduler.topics([(TOPIC.into(), 2)], sim.now, NOW);
-    sim.apns = None;
+    sim.scheduler.routes([route(ROUTE, 2)], sim.now, NOW);
+    sim.service = None;
     for number in 0..40 {
         let account = Account::from_login(&format!("m{number}@tenant.example"));
         sim.change_of(account, "INBOX", ChangeKind::NewMail, Some(state(7)));
@@ -627,7 +630,7 @@ fn a_device_under_many_accounts_is_pushed_as_often_as_one_under_few() {
 fn a_token_that_was_bad_twice_waits_until_it_registers_anew() {
     let renewed = Target { heard_at: NOW, ..phone("a") };
     let mut sim = Simulation::with([renewed]);
-    sim.apns = Some(Outcome::BadToken);
+    sim.service = Some(Verdict::BadEndpoint);
     sim.mail("INBOX", 7);
     let done = ["0 push a INBOX", "0 owed a INBOX", "0 told INBOX 7", "60 push a INBOX"];
     assert_eq!(sim.until(5000.0), done);
@@ -636,16 +639,16 @@ fn a_token_that_was_bad_twice_waits_until_it_registers_anew() {
     assert_eq!(sim.until(5000.0), ["5000 told INBOX 8"], "what is owed is marked already");
     // It registers, and is looked at within a quarter of an hour.
     sim.targets[0].registered_at.0 += 1;
-    sim.apns = Some(accepted());
+    sim.service = Some(accepted());
     assert_eq!(sim.until(9000.0), ["5900 push a INBOX", "5900 accepted a INBOX"]);
     assert!(sim.scheduler.accounts.is_empty());
 
     // One that registers no more is removed after two days.
-    sim.apns = Some(Outcome::BadToken);
-    sim.scheduler.topics([(TOPIC.into(), 500)], sim.now, NOW);
+    sim.service = Some(Verdict::BadEndpoint);
+    sim.scheduler.routes([route(ROUTE, 500)], sim.now, NOW);
     sim.mail("INBOX", 9);
     assert_eq!(sim.until(9100.0)[3..], ["9060 push a INBOX"]);
-    let late = NOW.plus(RENEWED).plus(seconds(1.0));
+    let late = NOW.plus(SILENCE).plus(seconds(1.0));
     sim.scheduler.owed(vec![account()], sim.now);
     let Some(Effect::Read(of)) = sim.scheduler.next(sim.now) else { panic!("no read") };
     sim.scheduler.read(&of, Some(sim.targets.clone()), sim.now, late);
@@ -655,11 +658,11 @@ fn a_token_that_was_bad_twice_waits_until_it_registers_anew() {
 #[test]
 fn a_certificate_of_another_kind_is_tried_with_tokens_that_were_bad_twice() {
     let mut sim = Simulation::with([Target { heard_at: NOW, ..phone("a") }]);
-    sim.apns = Some(Outcome::BadToken);
+    sim.service = Some(Verdict::BadEndpoint);
     sim.mail("INBOX", 7);
     assert_eq!(sim.until(300.0).len(), 4);
-    sim.apns = Some(accepted());
-    sim.scheduler.topics([(TOPIC.into(), 500)], sim.now, NOW);
+    sim.service = Some(accepted());
+    sim.scheduler.routes([route(ROUTE, 500)], sim.now, NOW);
     assert_eq!(sim.until(300.0), ["300 push a INBOX", "300 accepted a INBOX"]);
 }
 
@@ -676,31 +679,31 @@ fn a_device_that_is_removed_elsewhere_gets_no_more_pushes() {
 }
 
 #[test]
-fn a_device_that_does_not_take_the_topic_is_owed_its_push_until_it_does() {
+fn a_device_that_does_not_take_the_route_is_owed_its_push_until_it_does() {
     let mut sim = Simulation::with([phone("a"), phone("b")]);
-    sim.apns = None;
+    sim.service = None;
     sim.mail("INBOX", 7);
     sim.until(0.0);
-    sim.answer(Outcome::NotForTopic);
+    sim.answer(Verdict::OtherRoute);
     sim.answer(accepted());
     assert_eq!(sim.until(1.0), ["0 accepted b INBOX", "0 owed a INBOX", "0 told INBOX 7"]);
-    sim.apns = Some(Outcome::NotForTopic);
+    sim.service = Some(Verdict::OtherRoute);
     sim.targets.truncate(1);
     let tries = sim.until(9999.0);
     let at = |n: u32| format!("{n} push a INBOX");
     assert_eq!(tries, [60, 180, 420, 900, 1860, 3780, 7380].map(at));
     // It registers, and is pushed at once.
     sim.targets[0].registered_at.0 += 1;
-    sim.apns = Some(accepted());
+    sim.service = Some(accepted());
     sim.scheduler.event(WatchEvent::Registered { account: account() }, sim.now);
     assert_eq!(sim.until(9999.0), ["9999 push a INBOX", "9999 accepted a INBOX"]);
 }
 
 #[test]
 fn what_apns_says_of_a_registration_that_was_renewed_meanwhile_costs_nothing() {
-    for outcome in [Outcome::Gone { since: None }, Outcome::BadToken, Outcome::NotForTopic] {
+    for outcome in [Verdict::Gone { since: None }, Verdict::BadEndpoint, Verdict::OtherRoute] {
         let mut sim = Simulation::with([phone("a")]);
-        sim.apns = None;
+        sim.service = None;
         sim.mail("INBOX", 7);
         sim.until(0.0);
         sim.targets[0].registered_at.0 += 1;
@@ -720,19 +723,19 @@ fn a_push_goes_by_a_registration_that_came_while_its_account_was_read() {
     sim.mail("INBOX", 7);
     let Some(Effect::Read(of)) = sim.scheduler.next(sim.now) else { panic!("no read") };
     let before = sim.targets.clone();
-    sim.targets[0].subscription.options = options("NEW", 2);
+    sim.targets[0].subscription.options = "NEW".into();
     sim.scheduler.event(WatchEvent::Registered { account: account() }, sim.now);
     sim.scheduler.read(&of, Some(before), sim.now, NOW);
-    sim.apns = None;
+    sim.service = None;
     assert_eq!(sim.until(0.0), ["0 push a INBOX"]);
-    assert_eq!(sim.under_way[0].options, options("NEW", 2));
+    assert_eq!(&*sim.under_way[0].options, "NEW");
 }
 
 #[test]
 fn a_turn_that_cannot_be_used_goes_to_others() {
     let bob = Account::from_login("bob");
     let mut sim = Simulation::with([phone("a"), phone_of(&bob, "b")]);
-    sim.scheduler.topics([(TOPIC.into(), 1)], sim.now, NOW);
+    sim.scheduler.routes([route(ROUTE, 1)], sim.now, NOW);
     sim.quiet("INBOX", 2);
     sim.change_of(bob.clone(), "INBOX", ChangeKind::Quiet, Some(state(2)));
     sim.until(10.0);
@@ -753,22 +756,22 @@ fn a_turn_that_cannot_be_used_goes_to_others() {
 #[test]
 fn status_429_pauses_that_device_and_keeps_its_mark() {
     let mut sim = Simulation::with([phone("a"), phone("b")]);
-    sim.apns = None;
+    sim.service = None;
     sim.mail("INBOX", 7);
     sim.until(0.0);
-    sim.answer(Outcome::TooMany { retry_after: None });
+    sim.answer(Verdict::TooMany { retry_after: None });
     sim.answer(accepted());
     let done = ["0 accepted b INBOX", "0 owed a INBOX", "0 told INBOX 7"];
     assert_eq!(sim.until(10.0), done);
-    sim.apns = Some(accepted());
+    sim.service = Some(accepted());
     sim.mail("INBOX", 8);
     assert_eq!(sim.until(59.0)[0], "10 push b INBOX");
     assert_eq!(sim.until(99.0), ["60 push a INBOX", "60 accepted a INBOX"]);
 
-    sim.apns = Some(Outcome::TooMany { retry_after: Some(seconds(600.0)) });
+    sim.service = Some(Verdict::TooMany { retry_after: Some(seconds(600.0)) });
     sim.mail("INBOX", 9);
     sim.until(100.0);
-    sim.apns = Some(accepted());
+    sim.service = Some(accepted());
     assert!(sim.until(698.0).is_empty());
     assert_eq!(sim.until(700.0).len(), 4);
 }
@@ -776,21 +779,21 @@ fn status_429_pauses_that_device_and_keeps_its_mark() {
 #[test]
 fn a_refusal_keeps_everything_and_is_tried_again_ever_more_slowly() {
     // It may be about that push alone.
-    for status in [403, 400] {
+    for verdict in [refused(), Verdict::TooLarge] {
         let mut sim = Simulation::with([phone("a"), phone_of(&Account::from_login("bob"), "b")]);
-        sim.apns = Some(refused(status));
+        sim.service = Some(verdict.clone());
         sim.mail("INBOX", 7);
         assert_eq!(sim.until(1.0), ["0 push a INBOX", "0 owed a INBOX", "0 told INBOX 7"]);
-        sim.apns = None;
+        sim.service = None;
         sim.change_of(Account::from_login("bob"), "INBOX", ChangeKind::NewMail, Some(state(1)));
-        assert_eq!(sim.until(2.0).len(), 1, "{status}");
+        assert_eq!(sim.until(2.0).len(), 1, "{verdict:?}");
     }
     // When several are refused it is about all: one after the other tries.
     let logins: Vec<_> = (0..20).map(|n| Account::from_login(&format!("u{n}"))).collect();
     let targets: Vec<_> =
         logins.iter().enumerate().map(|(n, of)| phone_of(of, &format!("{n:02x}f"))).collect();
     let mut sim = Simulation::with(targets);
-    sim.apns = Some(refused(400));
+    sim.service = Some(refused());
     for login in &logins {
         sim.change_of(login.clone(), "INBOX", ChangeKind::NewMail, Some(state(7)));
     }
@@ -799,10 +802,10 @@ fn a_refusal_keeps_everything_and_is_tried_again_ever_more_slowly() {
     };
     assert_eq!(tries(&mut sim, 1.0), 3);
     assert_eq!((tries(&mut sim, 61.0), tries(&mut sim, 1000.0)), (1, 3));
-    sim.apns = Some(accepted());
+    sim.service = Some(accepted());
     assert!(tries(&mut sim, 2000.0) >= 20 && sim.scheduler.accounts.is_empty());
     let mut sim = Simulation::with([phone("a")]);
-    sim.apns = Some(refused(403));
+    sim.service = Some(refused());
     sim.mail("INBOX", 7);
     let pushes: Vec<_> =
         sim.until(3600.0).into_iter().filter(|line| line.contains("push")).collect();
@@ -825,11 +828,11 @@ fn a_database_that_fails_loses_nothing_and_does_not_delay_what_is_known() {
     // Writing fails: the push goes all the same, and only the newest of a row is kept.
     sim.until(20.0);
     sim.mail("INBOX", 8);
-    sim.apns = None;
+    sim.service = None;
     assert_eq!(sim.until(20.0), ["20 push a INBOX"]);
     sim.database = false;
     sim.answer(accepted());
-    sim.apns = Some(accepted());
+    sim.service = Some(accepted());
     assert_eq!(sim.until(20.5), ["20 write fails", "20.5 write fails"]);
     sim.database = true;
     sim.mail("INBOX", 9);
@@ -867,7 +870,7 @@ fn what_others_have_marked_is_pushed_to_a_device_that_is_known() {
 #[test]
 fn at_the_end_unsent_pushes_are_marked_as_owed() {
     let mut sim = Simulation::with([phone("a"), phone("b")]);
-    sim.apns = None;
+    sim.service = None;
     sim.quiet("Notes", 3);
     sim.mail("INBOX", 7);
     assert_eq!(sim.until(1.0), ["0 push a INBOX+Notes", "0 push b INBOX+Notes"]);
@@ -887,17 +890,17 @@ fn at_the_end_unsent_pushes_are_marked_as_owed() {
 #[test]
 fn a_device_is_read_again_before_it_is_pushed_late() {
     let mut sim = Simulation::with([phone("a"), phone("b")]);
-    sim.apns = Some(refused(400));
+    sim.service = Some(refused());
     sim.mail("INBOX", 7);
     sim.until(1.0);
-    // One registers under another account id, the other is taken away.
+    // One registers with other options, the other is taken away.
     sim.targets = vec![phone("a")];
-    sim.targets[0].subscription.options = options("NEW", 2);
-    sim.apns = None;
+    sim.targets[0].subscription.options = "NEW".into();
+    sim.service = None;
     assert_eq!(sim.until(60.0), ["60 push a INBOX"]);
     let state = &sim.scheduler.accounts[&account()];
     let known = &state.devices[0].device.options;
-    assert_eq!((state.devices.len(), known), (1, &options("NEW", 2)));
+    assert_eq!((state.devices.len(), &**known), (1, "NEW"));
 }
 
 #[test]
@@ -927,8 +930,8 @@ fn many_mailboxes_go_in_several_pushes() {
 #[test]
 fn no_more_are_under_way_than_may_be() {
     let mut sim = Simulation::with((0xa0..0xaa).map(|n| phone(&format!("{n:x}f"))));
-    sim.scheduler.topics([(TOPIC.into(), 3)], sim.now, NOW);
-    sim.apns = None;
+    sim.scheduler.routes([route(ROUTE, 3)], sim.now, NOW);
+    sim.service = None;
     sim.mail("INBOX", 7);
     assert_eq!(sim.until(1.0).len(), 3);
     sim.answer(accepted());
@@ -954,21 +957,21 @@ fn events_are_not_taken_in_without_end_while_nobody_can_be_read() {
 }
 
 #[test]
-fn one_topic_that_is_refused_holds_up_no_other() {
+fn one_route_that_is_refused_holds_up_no_other() {
     let mut other = phone("b");
-    other.subscription.route = "com.apple.mail.XServer.2".into();
+    other.subscription.route = "other".into();
     let mut sim = Simulation::with([phone("a"), other.clone()]);
-    let both = || [TOPIC, "com.apple.mail.XServer.2"].map(|topic| (topic.into(), 500));
-    sim.scheduler.topics(both(), sim.now, NOW);
-    sim.apns = None;
+    let both = [ROUTE, "other"].map(|name| route(name, 500));
+    sim.scheduler.routes(both, sim.now, NOW);
+    sim.service = None;
     sim.mail("INBOX", 7);
     let mut lines = sim.until(0.0);
     lines.sort();
     assert_eq!(lines, ["0 push a INBOX", "0 push b INBOX"]);
     sim.under_way.sort_by_key(|device| device.route.clone());
-    sim.answer(refused(403));
+    sim.answer(refused());
     sim.answer(accepted());
-    sim.apns = Some(accepted());
+    sim.service = Some(accepted());
     sim.mail("INBOX", 8);
     assert!(sim.until(59.0).contains(&"5 accepted b INBOX".to_owned()));
     assert_eq!(sim.until(60.0), ["60 push a INBOX", "60 accepted a INBOX"]);
@@ -977,15 +980,15 @@ fn one_topic_that_is_refused_holds_up_no_other() {
 #[test]
 fn a_new_certificate_is_tried_at_once_and_late_words_about_the_old_one_count_no_more() {
     let mut sim = Simulation::with([phone("a"), phone("b")]);
-    sim.apns = None;
+    sim.service = None;
     sim.mail("INBOX", 7);
     sim.until(0.0);
-    sim.answer(refused(403));
+    sim.answer(refused());
     assert_eq!(sim.until(9.0), ["0 owed a INBOX"]);
-    sim.scheduler.topics([(TOPIC.into(), 500)], sim.now, NOW);
+    sim.scheduler.routes([route(ROUTE, 500)], sim.now, NOW);
     assert_eq!(sim.until(9.0), ["9 push a INBOX"]);
     // This was sent under the old one.
-    sim.answer(refused(403));
+    sim.answer(refused());
     sim.answer(accepted());
     sim.mail("INBOX", 8);
     let lines = sim.until(14.0);
@@ -993,24 +996,24 @@ fn a_new_certificate_is_tried_at_once_and_late_words_about_the_old_one_count_no_
 }
 
 #[test]
-fn a_push_under_a_topic_that_is_gone_is_marked_as_owed() {
+fn a_push_under_a_route_that_is_gone_is_marked_as_owed() {
     let mut sim = Simulation::with([phone("a")]);
-    sim.apns = None;
+    sim.service = None;
     sim.mail("INBOX", 7);
     sim.quiet("Notes", 3);
     assert_eq!(sim.until(1.0), ["0 push a INBOX+Notes"]);
     sim.quiet("Notes", 4);
     sim.until(1.0);
-    sim.scheduler.topics([("com.apple.mail.XServer.2".into(), 500)], sim.now, NOW);
+    sim.scheduler.routes([route("other", 500)], sim.now, NOW);
     let mut lines = sim.until(1.0);
     lines.sort();
     assert_eq!(lines, ["1 owed a INBOX", "1 owed a Notes", "1 told INBOX 7", "1 told Notes 4"]);
     sim.answer(accepted());
     assert!(sim.until(99.0).is_empty() && sim.scheduler.accounts.is_empty());
 
-    // And when the topic is back what is owed is read and pushed.
+    // And when the route is back what is owed is read and pushed.
     sim.targets[0].mailboxes[0].1 = true;
-    sim.scheduler.topics([(TOPIC.into(), 500)], sim.now, NOW);
+    sim.scheduler.routes([route(ROUTE, 500)], sim.now, NOW);
     sim.scheduler.owed(vec![account()], sim.now);
     assert_eq!(sim.until(99.0), ["99 push a INBOX"]);
 }
@@ -1065,12 +1068,12 @@ fn what_is_pending_for_a_device_can_be_seen() {
     sim.until(10.0);
     let view = sim.scheduler.view(&device, sim.now);
     assert_eq!((view.waiting, view.due_in), (vec![Mailbox::new("Notes")], Some(seconds(20.0))));
-    sim.apns = None;
+    sim.service = None;
     sim.until(31.0);
     assert_eq!(sim.scheduler.view(&device, sim.now).under_way, Some(seconds(1.0)));
     sim.answer(accepted());
     assert_eq!(sim.scheduler.view(&device, sim.now).too_soon, Some(seconds(4.0)));
-    sim.apns = Some(down(Some(seconds(60.0))));
+    sim.service = Some(down(Some(seconds(60.0))));
     sim.mail("INBOX", 7);
     sim.until(40.0);
     let view = sim.scheduler.view(&device, sim.now);
@@ -1084,16 +1087,16 @@ fn what_a_device_is_not_to_get_any_more_is_not_pushed_when_its_time_comes() {
     sim.quiet("INBOX", 2);
     sim.quiet("Notes", 3);
     assert!(sim.until(20.0).is_empty());
-    // One drops a mailbox and has another account id, one drops all that it waits for, one is gone.
+    // One drops a mailbox and has other options, one drops all that it waits for, one is gone.
     sim.targets[0].mailboxes.truncate(1);
-    sim.targets[0].subscription.options = options("NEW", 2);
+    sim.targets[0].subscription.options = "NEW".into();
     sim.targets[1].mailboxes = vec![(Mailbox::new("Sent"), false)];
     sim.targets.truncate(2);
-    sim.apns = None;
+    sim.service = None;
     let lines = sim.until(40.0);
     let pushes: Vec<_> = lines.iter().filter(|line| line.contains("push")).collect();
     assert_eq!(pushes, ["30 push a INBOX"]);
-    assert_eq!(sim.under_way[0].options, options("NEW", 2));
+    assert_eq!(&*sim.under_way[0].options, "NEW");
     sim.answer(accepted());
     let mut lines = [lines, sim.until(99.0)].concat();
     lines.retain(|line| !line.contains("push"));
@@ -1103,20 +1106,20 @@ fn what_a_device_is_not_to_get_any_more_is_not_pushed_when_its_time_comes() {
 }
 
 #[test]
-fn what_was_accepted_under_an_account_id_that_was_replaced_meanwhile_is_pushed_again() {
+fn what_was_accepted_under_options_that_were_replaced_meanwhile_is_pushed_again() {
     let mut sim = Simulation::with([phone("a")]);
-    sim.apns = None;
+    sim.service = None;
     sim.mail("INBOX", 7);
     sim.mail("Notes", 3);
     assert_eq!(sim.until(0.0), ["0 push a INBOX+Notes"]);
-    sim.targets[0].subscription.options = options("NEW", 2);
+    sim.targets[0].subscription.options = "NEW".into();
     sim.targets[0].mailboxes.truncate(1);
     sim.scheduler.owed(vec![account()], sim.now);
     sim.until(1.0);
     sim.answer(accepted());
     let lines = sim.until(20.0);
     assert!(lines.contains(&"5 push a INBOX".to_owned()), "{lines:?}");
-    assert_eq!(sim.under_way[0].options, options("NEW", 2));
+    assert_eq!(&*sim.under_way[0].options, "NEW");
     sim.answer(accepted());
     assert_eq!(sim.until(99.0), ["20 accepted a INBOX", "20 told INBOX 7"]);
 }

@@ -1,3 +1,99 @@
-//! The services through which a push leaves, one folder each.
+//! The seam between what is to be told and the services that carry it.
+//!
+//! A [`Transport`] is pure: [`Transport::render`] writes a [`Notice`] for one subscription as a
+//! request, [`Transport::judge`] says what the answer means. A [`Sender`] does the I/O: one request
+//! out, one response in. A [`Route`] is both together, under one authority; [`Routes`] are all of them.
+//!
+//! ```text
+//!   scheduler ─ Delivery ─> Route ─ render ─> Sender ~~> service
+//!       ^                                       │
+//!       └──── Verdict <──────── judge <─────────┘
+//! ```
+//!
+//! Each service has a folder of its own here, and nothing outside it knows the service.
 
 pub mod apns;
+mod routes;
+#[cfg(test)]
+pub(in crate::push) mod stub;
+mod verdict;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::{Request, Response};
+
+pub use self::routes::{Route, RouteId, Routes};
+pub use self::verdict::{Blame, Verdict};
+use crate::model::{Mailbox, Subscription, Timestamp};
+
+/// What one push tells one subscription.
+#[derive(Clone, Copy, Debug)]
+pub struct Notice<'a> {
+    /// A UUID that names this push, for the log and for services that want one.
+    pub id: &'a str,
+    /// The mailboxes that have changed: at least one, and no more than [`Limits::mailboxes`].
+    pub mailboxes: &'a [Mailbox],
+    /// The time of day.
+    pub at: Timestamp,
+    /// How long the service keeps the push for a client that is offline.
+    pub ttl: Duration,
+}
+
+/// What the scheduler has to respect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most mailboxes of one push.
+    pub mailboxes: usize,
+    /// A client that is well registers anew within this time, unless it is switched off. So an endpoint
+    /// that the service does not know is dead when it registered longer ago.
+    pub silence: Duration,
+}
+
+/// How one service is spoken to. Pure: no socket, no clock.
+pub trait Transport: fmt::Debug + Send + Sync {
+    /// What the scheduler has to respect.
+    fn limits(&self) -> Limits;
+
+    /// Why this subscription gets no push for this mailbox although it registered for it: a clause for
+    /// people. `None` where it gets one.
+    fn withholds(&self, _subscription: &Subscription, _mailbox: &Mailbox) -> Option<&'static str> {
+        None
+    }
+
+    /// What an operator checks when the service knows most endpoints not: a sentence.
+    fn remedy(&self) -> &'static str;
+
+    /// The request that tells `subscription` of `notice`.
+    ///
+    /// # Errors
+    /// What became of the push where it cannot be written as a request.
+    fn render(
+        &self,
+        subscription: &Subscription,
+        notice: &Notice<'_>,
+    ) -> Result<Request<Bytes>, Verdict>;
+
+    /// What the service's answer means. The body may be cut off.
+    fn judge(&self, response: &Response<Bytes>) -> Verdict;
+}
+
+/// Carries requests of one route to the service and brings the responses back.
+pub trait Sender: fmt::Debug + Send + Sync {
+    /// Why nothing can be sent at `now`, the time of day, for people; `None` where the route is open.
+    fn closed(&self, _now: Timestamp) -> Option<String> {
+        None
+    }
+
+    /// Sends the request and waits for the response, in bounded time.
+    ///
+    /// # Errors
+    /// What became of the push where there is no response.
+    fn exchange(&self, request: Request<Bytes>) -> Exchange<'_>;
+}
+
+/// A response that is awaited, or the verdict where there is none.
+pub type Exchange<'a> = Pin<Box<dyn Future<Output = Result<Response<Bytes>, Verdict>> + Send + 'a>>;

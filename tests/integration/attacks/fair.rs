@@ -15,10 +15,8 @@ use mailchime::model::{
     WatchEvent,
 };
 use mailchime::net::counters::Counters;
-use mailchime::net::resolve::NameResolver;
 use mailchime::nodes::ClusterView;
 use mailchime::push::dispatcher::{self, DispatcherParts};
-use mailchime::push::transport::apns::identities::Identities;
 use mailchime::store::Store;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -29,7 +27,7 @@ use tracing::Level;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 
-use crate::support::pushing::{backends, register};
+use crate::support::pushing::{backends, load, register};
 use crate::support::world::{PASSWORD, TOKEN, World, registration};
 use crate::support::{limited, listener};
 
@@ -109,7 +107,7 @@ impl Site {
             events: changes,
             store: self.store.clone(),
             backends: backends(),
-            identities: Identities::load(&[apns], None, &NameResolver::default()).unwrap(),
+            routes: load(&[apns]).routes().clone(),
             config: self.config.clone(),
             removed,
             assignment: ClusterView::none("here").assignment,

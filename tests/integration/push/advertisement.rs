@@ -16,6 +16,10 @@ use crate::support::{limited, listener};
 
 const OFFER: &str = "XAPPLEPUSHSERVICE";
 
+/// Topics, and whose users have them.
+const TOPICS: [(&str, &str); 2] =
+    [("com.apple.mail.XServer.a", "a.example"), ("com.apple.mail.XServer.b", "b.example")];
+
 /// Whether push is offered before login, and after that of this user.
 async fn offered(certificates: &Certificates, to: SocketAddr, login: &str) -> [bool; 2] {
     let tls = certificates.pki.client_config(None).unwrap();
@@ -48,8 +52,8 @@ async fn push_is_offered_to_accounts_that_have_a_valid_identity() {
             std::fs::write(file(&format!("{topic}.pem")), &identity.certificate).unwrap();
             std::fs::write(file(&format!("{topic}.key")), identity.expose_private_key()).unwrap();
         };
-        issue("a", -60, 3600);
-        issue("b", -3600, -60);
+        issue(TOPICS[0].0, -60, 3600);
+        issue(TOPICS[1].0, -3600, -60);
         let mut config = Config::new(
             config::Tls::new(file("server.pem"), file("server.key")),
             config::Backend::new(
@@ -62,12 +66,12 @@ async fn push_is_offered_to_accounts_that_have_a_valid_identity() {
         config.store.url = format!("sqlite://{}", file("mailchime.db").display());
         let key_file = file("mailchime.key");
         config.credentials = config::Credentials::Stored { key_file };
-        config.apns = ["a", "b"]
-            .map(|topic| {
+        config.apns = TOPICS
+            .map(|(topic, domain)| {
                 let files = [".pem", ".key"].map(|end| file(&format!("{topic}{end}")));
                 let [certificate, private_key] = files;
                 let mut apns = config::Apns::new(certificate, private_key);
-                apns.domains = vec![format!("{topic}.example")];
+                apns.domains = vec![domain.to_owned()];
                 apns.ca = Some(file("ca.pem"));
                 apns
             })
@@ -80,11 +84,11 @@ async fn push_is_offered_to_accounts_that_have_a_valid_identity() {
         let reload = |config: &Config| {
             mailchime.identities.reload(&config.apns, config.push.priority).unwrap();
         };
-        issue("b", -60, 3600);
+        issue(TOPICS[1].0, -60, 3600);
         reload(&config);
         while of(users[1]).await != [true, true] {}
 
-        for topic in ["a", "b"] {
+        for (topic, _) in TOPICS {
             issue(topic, -3600, -60);
         }
         reload(&config);

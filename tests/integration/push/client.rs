@@ -4,44 +4,42 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use a2::PushType;
 use bytes::Bytes;
 use hyper::Response;
+use mailchime::config;
 use mailchime::demo::apns::Answer;
 use mailchime::model::{Mailbox, Subscription, Timestamp};
 use mailchime::net::resolve::NameResolver;
-use mailchime::push::transport::apns::payload::{Headers, MailPush};
-use mailchime::push::transport::apns::{ApnsClient, Outcome, new_apns_id};
+use mailchime::push::transport::apns::identities::route;
+use mailchime::push::transport::{Notice, Route, Verdict};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use crate::support::pushing::{Certificates, StandIn, account_id, token};
+use crate::support::pushing::{Certificates, StandIn, account_id, route_of, token};
 use crate::support::{limited, listener};
 
-pub(super) async fn push(apns: &ApnsClient, device: &Subscription) -> Outcome {
-    let id = new_apns_id();
-    let headers = Headers {
-        id: &id,
-        push_type: PushType::Background,
-        expiration: 1_900_000_000,
-        collapse_id: None,
-    };
-    let inbox = [Mailbox::inbox()];
-    apns.send(&MailPush::new(device, &inbox, headers).unwrap()).await
+/// When each push expires.
+const EXPIRATION: Timestamp = Timestamp(1_900_000_000_000);
+
+pub(super) async fn push(apns: &Route, device: &Subscription) -> Verdict {
+    let (id, inbox, at) = (Uuid::new_v4().to_string(), [Mailbox::inbox()], Timestamp::now());
+    let ttl = Duration::from_millis((EXPIRATION.0 - at.0).unsigned_abs());
+    apns.send(device, &Notice { id: &id, mailboxes: &inbox, at, ttl }).await
 }
 
-pub(super) fn is_accepted(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Accepted { .. })
+pub(super) fn is_accepted(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Accepted { .. })
 }
 
-pub(super) fn why(outcome: Outcome) -> String {
-    match outcome {
-        Outcome::Unavailable { why, .. } => why,
-        outcome => panic!("not unavailable: {outcome:?}"),
+pub(super) fn why(verdict: Verdict) -> String {
+    match verdict {
+        Verdict::Unavailable { why, .. } | Verdict::RouteClosed { why, .. } => why,
+        verdict => panic!("not unavailable: {verdict:?}"),
     }
 }
 
@@ -50,27 +48,27 @@ async fn each_answer_has_its_outcome() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
-        let apns = certificates.client(stand_in.address());
+        let apns = certificates.route(stand_in.address());
         let device = certificates.device("ab");
         let after = |seconds| Some(Duration::from_secs(seconds));
-        let unavailable = |why: &str, retry_after| Outcome::Unavailable {
-            why: why.into(),
-            retry_after,
-            of_all: false,
+        let unavailable =
+            |why: &str, retry_after| Verdict::Unavailable { why: why.into(), retry_after };
+        let refused = |status: u16, reason: &str| {
+            let why = format!("{status} {reason}");
+            Verdict::Misconfigured { why }
         };
-        let refused = |status, reason: &str| Outcome::Refused { status, reason: reason.into() };
-        let gone = Outcome::Gone { since: Some(Timestamp(1_700_000_000_123)) };
+        let gone = Verdict::Gone { since: Some(Timestamp(1_700_000_000_123)) };
         for (answer, expected) in [
             (Answer::gone(1_700_000_000_123), gone),
-            (Answer::refuse(410, "Unregistered"), Outcome::Gone { since: None }),
-            (Answer::refuse(400, "BadDeviceToken"), Outcome::BadToken),
-            (Answer::refuse(400, "DeviceTokenNotForTopic"), Outcome::NotForTopic),
+            (Answer::refuse(410, "Unregistered"), Verdict::Gone { since: None }),
+            (Answer::refuse(400, "BadDeviceToken"), Verdict::BadEndpoint),
+            (Answer::refuse(400, "DeviceTokenNotForTopic"), Verdict::OtherRoute),
             (Answer::refuse(400, "TopicDisallowed"), refused(400, "TopicDisallowed")),
             (Answer::refuse(400, "NeverHeardOfThis"), refused(400, "NeverHeardOfThis")),
             (Answer::refuse(403, "BadCertificate"), refused(403, "BadCertificate")),
             (
                 Answer::retry_after(429, "TooManyRequests", 7),
-                Outcome::TooMany { retry_after: after(7) },
+                Verdict::TooMany { retry_after: after(7) },
             ),
             (
                 Answer::retry_after(503, "ServiceUnavailable", 9),
@@ -94,9 +92,9 @@ async fn a_push_has_the_headers_that_large_senders_use() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
-        let apns = certificates.client(stand_in.address());
+        let apns = certificates.route(stand_in.address());
         let device = certificates.device("AB");
-        let Outcome::Accepted { apns_id } = push(&apns, &device).await else {
+        let Verdict::Accepted { id: Some(apns_id) } = push(&apns, &device).await else {
             panic!("not accepted");
         };
         let seen = stand_in.next().await;
@@ -120,9 +118,10 @@ async fn a_push_has_the_headers_that_large_senders_use() {
         );
 
         let config = certificates.config(stand_in.address());
+        let style = config::Push { priority: Some(5), ..config::Push::default() };
+        let style = (&style).into();
         let apns =
-            ApnsClient::new(&certificates.identity(), &config, Some(5), &NameResolver::default())
-                .unwrap();
+            route(&certificates.identity(), &config, style, &NameResolver::default()).unwrap();
         assert!(is_accepted(&push(&apns, &device).await));
         assert_eq!(stand_in.next().await.header("apns-priority"), Some("5"));
     })
@@ -134,7 +133,7 @@ async fn after_a_goaway_requests_under_way_end_and_the_next_push_has_a_new_conne
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
-        let apns = certificates.client(stand_in.address());
+        let apns = certificates.route(stand_in.address());
         let device = certificates.device("ab");
         for connection in 1..4 {
             // Until the GOAWAY has come the old connection is good, and what it takes it answers.
@@ -153,7 +152,7 @@ async fn a_connection_that_breaks_costs_one_more_attempt_and_not_the_push() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
-        let apns = certificates.client(stand_in.address());
+        let apns = certificates.route(stand_in.address());
         let device = certificates.device("ab");
         assert!(is_accepted(&push(&apns, &device).await));
         stand_in.drop_connections();
@@ -175,9 +174,7 @@ async fn a_request_has_a_deadline_and_the_next_one_does_not_wait_behind_it() {
         let stand_in = certificates.stand_in().await;
         let mut config = certificates.config(stand_in.address());
         config.request_timeout = Duration::from_secs(3);
-        let apns =
-            ApnsClient::new(&certificates.identity(), &config, None, &NameResolver::default())
-                .unwrap();
+        let apns = route_of(&certificates.identity(), &config);
         let device = certificates.device("ab");
         assert!(is_accepted(&push(&apns, &device).await));
         stand_in.answer_next(1, Answer::Hang);
@@ -196,7 +193,7 @@ async fn a_ping_finds_an_idle_connection_that_is_dead() {
         let stand_in = certificates.stand_in().await;
         // A box on the way that forgets the connection: nothing passes, nobody is told.
         let middle = listener().await;
-        let apns = certificates.client(middle.local_addr().unwrap());
+        let apns = certificates.route(middle.local_addr().unwrap());
         let (forget, closed) = (CancellationToken::new(), Arc::new(Notify::new()));
         let relay = {
             let (forget, closed, to) = (forget.clone(), closed.clone(), stand_in.address());
@@ -252,7 +249,7 @@ async fn many_pushes_dial_once_and_after_a_failure_none_dials_for_a_while() {
     limited(async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
-        let many = |apns: ApnsClient, count: usize| {
+        let many = |apns: Route, count: usize| {
             let mut pushes = JoinSet::new();
             for n in 0..count {
                 let (apns, device) = (apns.clone(), certificates.device(&format!("{n:x}f")));
@@ -261,17 +258,17 @@ async fn many_pushes_dial_once_and_after_a_failure_none_dials_for_a_while() {
             pushes.join_all()
         };
         // More at once than the stand-in takes on one connection.
-        let outcomes = many(certificates.client(stand_in.address()), 1200).await;
+        let outcomes = many(certificates.route(stand_in.address()), 1200).await;
         assert!(outcomes.iter().all(is_accepted));
         assert_eq!(stand_in.connections(), 1);
 
         let hangs_up = listener().await;
-        let apns = certificates.client(hangs_up.local_addr().unwrap());
+        let apns = certificates.route(hangs_up.local_addr().unwrap());
         let dialled = count(hangs_up, |stream, _| async move { drop(stream) });
         let outcomes = many(apns.clone(), 50).await;
         assert!(outcomes.iter().all(|outcome| matches!(
             outcome,
-            Outcome::Unavailable { why, retry_after: Some(_), of_all: true } if why.contains("TLS")
+            Verdict::RouteClosed { why, retry_after: Some(_) } if why.contains("TLS")
         )));
         why(push(&apns, &certificates.device("ab")).await);
         assert_eq!(dialled.load(Ordering::Relaxed), 1);
@@ -286,9 +283,7 @@ async fn a_server_that_says_nothing_is_given_up() {
         let silent = listener().await;
         let mut config = certificates.config(silent.local_addr().unwrap());
         config.connect_timeout = Duration::from_secs(1);
-        let apns =
-            ApnsClient::new(&certificates.identity(), &config, None, &NameResolver::default())
-                .unwrap();
+        let apns = route_of(&certificates.identity(), &config);
         let said = why(push(&apns, &certificates.device("ab")).await);
         assert_eq!(said, "no connection: TLS: no answer in time");
     })
@@ -300,24 +295,18 @@ async fn an_apns_server_that_is_not_trusted_is_named_and_gets_nothing() {
     limited(async {
         let (ours, theirs) = (Certificates::new(), Certificates::new());
         let stand_in = theirs.stand_in().await;
-        let said = why(push(&ours.client(stand_in.address()), &ours.device("ab")).await);
+        let said = why(push(&ours.route(stand_in.address()), &ours.device("ab")).await);
         assert!(said.contains("TLS: invalid peer certificate"), "{said}");
 
         // Our own CA, but the certificate is for another address.
         let elsewhere = TcpListener::bind("127.0.0.2:0").await.unwrap();
         let elsewhere = StandIn::start(elsewhere, &ours.pki).unwrap();
-        let said = why(push(&ours.client(elsewhere.address()), &ours.device("ab")).await);
+        let said = why(push(&ours.route(elsewhere.address()), &ours.device("ab")).await);
         assert!(said.contains("not valid for"), "{said}");
 
         // The server does not believe us. TLS 1.3 says so after the handshake, when a request may
         // be under way and break, so what is said varies.
-        let apns = ApnsClient::new(
-            &ours.identity(),
-            &theirs.config(stand_in.address()),
-            None,
-            &NameResolver::default(),
-        )
-        .unwrap();
+        let apns = route_of(&ours.identity(), &theirs.config(stand_in.address()));
         why(push(&apns, &ours.device("ab")).await);
         assert_eq!(stand_in.received(), 0);
     })
@@ -329,7 +318,7 @@ async fn a_refused_stream_is_sent_again_on_the_same_connection() {
     limited(async {
         let certificates = Certificates::new();
         let listener = listener().await;
-        let apns = certificates.client(listener.local_addr().unwrap());
+        let apns = certificates.route(listener.local_addr().unwrap());
         let tls = TlsAcceptor::from(certificates.pki.server_config().unwrap());
         let dialled = count(listener, move |stream, _| {
             let tls = tls.clone();
@@ -364,7 +353,7 @@ async fn the_reason_of_a_goaway_is_reported_and_unprocessed_requests_are_sent_ag
     limited(async {
         let certificates = Certificates::new();
         let listener = listener().await;
-        let apns = certificates.client(listener.local_addr().unwrap());
+        let apns = certificates.route(listener.local_addr().unwrap());
         let tls = TlsAcceptor::from(certificates.pki.server_config().unwrap());
         let dialled = count(listener, move |stream, _| {
             let tls = tls.clone();

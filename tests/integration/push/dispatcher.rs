@@ -10,9 +10,9 @@ use mailchime::model::{
     Account, Change, ChangeKind, Mailbox, Registration, Snapshot, Subscription, Timestamp,
     WatchEvent,
 };
-use mailchime::net::resolve::NameResolver;
 use mailchime::nodes::ClusterView;
 use mailchime::push::dispatcher::{self, DispatcherHandle, DispatcherParts};
+use mailchime::push::transport::Routes;
 use mailchime::push::transport::apns::identities::Identities;
 use mailchime::push::transport::apns::payload::mailbox_hash;
 use mailchime::store::{Settlement, Store};
@@ -27,18 +27,20 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 
 use crate::support::limited;
-use crate::support::pushing::{Certificates, account_id, backends, options, register, token};
+use crate::support::pushing::{
+    Certificates, account_id, backends, load, options, register, token, try_load,
+};
 
-const EVER: Timestamp = Timestamp(0);
+pub(super) const EVER: Timestamp = Timestamp(0);
 
 /// A database with devices that registered when each mailbox had one mail.
-struct Disk {
+pub(super) struct Disk {
     folder: TempDir,
-    store: Store,
+    pub(super) store: Store,
 }
 
 impl Disk {
-    async fn with(devices: &[Subscription]) -> Self {
+    pub(super) async fn with(devices: &[Subscription]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
         let store = Store::open(&url, Duration::from_millis(50)).await.unwrap();
@@ -51,13 +53,13 @@ impl Disk {
     }
 
     /// What the devices were told of.
-    async fn told(&self) -> Vec<(String, u64)> {
+    pub(super) async fn told(&self) -> Vec<(String, u64)> {
         let rows = self.store.watched(&alice(), backends().default().id(), EVER).await.unwrap();
         rows.iter().map(|(mailbox, told)| (mailbox.to_string(), told.uid_next.unwrap())).collect()
     }
 
     /// The mailboxes that are owed, with how the token of the device begins.
-    async fn owed(&self) -> Vec<String> {
+    pub(super) async fn owed(&self) -> Vec<String> {
         let mut owed = Vec::new();
         for target in self.store.targets(&alice(), EVER).await.unwrap() {
             let marked = target.mailboxes.iter().filter(|(_, owed)| *owed);
@@ -75,7 +77,7 @@ impl Disk {
 }
 
 /// A dispatcher that runs.
-struct Running {
+pub(super) struct Running {
     events: mpsc::Sender<WatchEvent>,
     removed: mpsc::Receiver<Account>,
     cancel: CancellationToken,
@@ -90,6 +92,10 @@ impl Running {
     }
 
     fn with(disk: &Disk, identities: Identities, config: config::Push) -> Self {
+        Self::over(disk, identities.routes(), config)
+    }
+
+    pub(super) fn over(disk: &Disk, routes: &Routes, config: config::Push) -> Self {
         let (events, changes) = mpsc::channel(8);
         let (hints, removed) = mpsc::channel(8);
         let cancel = CancellationToken::new();
@@ -98,7 +104,7 @@ impl Running {
             events: changes,
             store: disk.store.clone(),
             backends: backends(),
-            identities,
+            routes: routes.clone(),
             config: config::Push { min_interval: Duration::ZERO, ..config },
             removed: hints,
             assignment: ClusterView::none("here").assignment,
@@ -130,7 +136,7 @@ impl Running {
         id
     }
 
-    async fn mail(&mut self, mailbox: &str, n: u64) {
+    pub(super) async fn mail(&mut self, mailbox: &str, n: u64) {
         self.change(mailbox, Some(state(n))).await;
     }
 
@@ -142,13 +148,13 @@ impl Running {
     }
 
     /// Ends it as the program does.
-    async fn end(self) {
+    pub(super) async fn end(self) {
         self.cancel.cancel();
         self.task.await.unwrap();
     }
 }
 
-fn alice() -> Account {
+pub(super) fn alice() -> Account {
     Account::from_login("alice@example.org")
 }
 
@@ -156,7 +162,7 @@ fn state(n: u64) -> Snapshot {
     Snapshot { uid_next: Some(n), ..Snapshot::default() }
 }
 
-fn rows(inbox: u64, notes: u64) -> Vec<(String, u64)> {
+pub(super) fn rows(inbox: u64, notes: u64) -> Vec<(String, u64)> {
     vec![("INBOX".into(), inbox), ("Notes".into(), notes)]
 }
 
@@ -555,7 +561,7 @@ async fn a_push_has_one_line_in_the_log_and_no_line_has_a_token() {
         for part in ["INFO", "account=alice@example.org", "token=aa000000…", "mailboxes=1"] {
             assert!(pushes[0].contains(part), "{part}: {}", pushes[0]);
         }
-        for part in ["outcome=\"refused\"", "403 BadCertificate", "apns_id=", "milliseconds="] {
+        for part in ["outcome=\"refused\"", "403 BadCertificate", "message_id=", "milliseconds="] {
             assert!(pushes[0].contains(part), "{part}: {}", pushes[0]);
         }
         // The way of one change.
@@ -585,7 +591,7 @@ async fn nothing_is_lost_while_the_certificate_is_expired() {
         };
         write(-7200..-3600);
         let config = [certificates.config(stand_in.address())];
-        let identities = Identities::load(&config, None, &NameResolver::default()).unwrap();
+        let identities = load(&config);
         let disk = Disk::with(&[certificates.device("aa")]).await;
         let mut running = Running::start(&disk, identities.clone());
         running.mail("INBOX", 2).await;
@@ -594,7 +600,7 @@ async fn nothing_is_lost_while_the_certificate_is_expired() {
         }
         let why = running.why("INBOX").await;
         assert!(why[0].contains("apns.pem: is expired"), "{why:?}");
-        assert!(why[1].starts_with("APNs did not answer or refused us"), "{why:?}");
+        assert!(why[1].starts_with("the push service did not answer or refused us"), "{why:?}");
         assert_eq!((disk.told().await, stand_in.connections()), (rows(2, 1), 0));
 
         write(-3600..3600);
@@ -624,7 +630,7 @@ async fn a_device_of_a_topic_that_is_added_later_gets_its_owed_push() {
         disk.store.settle(&[owed]).await.unwrap();
         let running = Running::start(&disk, identities.clone());
         let why = running.why("Notes").await;
-        assert!(why.len() == 1 && why[0].contains("listens to another topic"), "{why:?}");
+        assert!(why.len() == 1 && why[0].contains("listens to another route"), "{why:?}");
         assert!(running.why("Spam").await[0].contains("did not register for"));
 
         let client = certificates.pki.client(&[other], -60..3600).unwrap();
@@ -658,7 +664,7 @@ async fn pushes_collapse_and_quiet_changes_are_left_out_as_configured() {
             quiet_delay: Duration::ZERO,
             ..config::Push::default()
         };
-        let identities = certificates.identities(stand_in.address());
+        let identities = try_load(&[certificates.config(stand_in.address())], &config).unwrap();
         let mut running = Running::with(&disk, identities, config);
         running.changed("Notes", ChangeKind::Quiet, Some(state(2))).await;
         running.mail("INBOX", 2).await;

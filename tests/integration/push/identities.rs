@@ -6,13 +6,14 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
+use mailchime::app;
 use mailchime::config::{self, ProviderFiles};
 use mailchime::demo::pki;
-use mailchime::model::{Account, Timestamp};
-use mailchime::net::resolve::NameResolver;
+use mailchime::model::{Account, Timestamp, TransportId};
+use mailchime::push::transport::apns::Identity;
 use mailchime::push::transport::apns::certificate_watch;
-use mailchime::push::transport::apns::identities::{Identities, NoClient, Offer};
-use mailchime::push::transport::apns::{ApnsClient, Identity, Validity};
+use mailchime::push::transport::apns::identities::{Identities, Offer};
+use mailchime::push::transport::{Route, RouteId};
 use p12_keystore::{
     Certificate, EncryptionAlgorithm, KeyStore, KeyStoreEntry, LocalKeyId, MacAlgorithm,
     PrivateKey, PrivateKeyChain,
@@ -22,7 +23,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_util::sync::CancellationToken;
 
 use super::client::{is_accepted, push};
-use crate::support::pushing::Certificates;
+use crate::support::pushing::{Certificates, load, route_of, try_load};
 use crate::support::{limited, skip};
 
 const DAY: i64 = 24 * 3600;
@@ -46,6 +47,11 @@ impl Certificates {
         let identity = self.pki.client(&[topic], from..to).unwrap();
         self.write(topic, &identity)
     }
+}
+
+/// The route of this topic.
+fn route(identities: &Identities, topic: &str) -> Option<Route> {
+    identities.routes().find(&RouteId { transport: TransportId::new("apns"), name: topic.into() })
 }
 
 /// The client's certificate and key in one file, as the `legacy` Keychain or the others write it.
@@ -94,7 +100,7 @@ async fn a_pkcs12_file_is_as_good_as_two_pem_files_with_old_ciphers_too() {
             let identity = Identity::load(&identity).unwrap();
             assert_eq!(identity.topic(), certificates.pki.topic);
             let config = certificates.config(stand_in.address());
-            let apns = ApnsClient::new(&identity, &config, None, &NameResolver::default()).unwrap();
+            let apns = route_of(&identity, &config);
             assert!(is_accepted(&push(&apns, &certificates.device("ab")).await), "{legacy:?}");
         }
 
@@ -168,9 +174,12 @@ async fn each_domain_has_its_identity_and_each_topic_its_client() {
         configs[0].domains = vec!["a.example".into(), "a2.example".into()];
         configs[1].identity = certificates.issue(b, -DAY, -60);
         configs[1].domains = vec!["b.example".into()];
-        let identities = Identities::load(&configs, None, &NameResolver::default()).unwrap();
+        let identities = load(&configs);
         let now = Timestamp::now();
-        let offer = |login: &str| identities.offer(&Account::from_login(login), now);
+        let offer = |login: &str| {
+            let offer = app::push_offer(identities.offers(now), &config::Push::default()).unwrap();
+            offer.topic(&Account::from_login(login)).map(str::to_owned)
+        };
         let others = certificates.pki.topic.as_str();
         for (login, topic) in [
             ("alice@A.example", Some(a)),
@@ -183,15 +192,13 @@ async fn each_domain_has_its_identity_and_each_topic_its_client() {
         }
         let topics: Vec<_> = identities.offers(now).into_iter().map(|offer| offer.topic).collect();
         assert_eq!(topics, [Some(a.to_owned()), None, Some(others.to_owned())]);
-        assert!(matches!(
-            identities.client_for(b, now),
-            Err(NoClient::Invalid { validity: Validity::Expired, .. })
-        ));
-        assert_eq!(identities.client_for("c", now).unwrap_err(), NoClient::OtherTopic);
+        let closed = route(&identities, b).unwrap().closed(now).unwrap();
+        assert!(closed.ends_with("b.pem: is expired"), "{closed}");
+        assert!(route(&identities, "c").is_none());
         for topic in [a, others] {
             let mut device = certificates.device("ab");
             device.route = topic.into();
-            let apns = identities.client_for(topic, now).unwrap();
+            let apns = route(&identities, topic).unwrap();
             assert!(is_accepted(&push(&apns, &device).await), "{topic}");
         }
         let statuses = identities.statuses(now);
@@ -207,13 +214,26 @@ async fn each_domain_has_its_identity_and_each_topic_its_client() {
 }
 
 #[test]
+fn phones_are_offered_topics_of_mail_alone_and_each_identity_has_a_route() {
+    let certificates = Certificates::new();
+    let mail = certificates.config(([127, 0, 0, 1], 1).into());
+    let mut app = mail.clone();
+    app.identity = certificates.issue("org.example.app", -DAY, DAY);
+    app.domains = vec!["a.example".into()];
+    let identities = load(&[app, mail]);
+    let topic = Some(certificates.pki.topic.clone());
+    assert_eq!(identities.offers(Timestamp::now()), [Offer { topic, domains: Vec::new() }]);
+    for topic in ["org.example.app", &*certificates.pki.topic] {
+        assert!(route(&identities, topic).unwrap().closed(Timestamp::now()).is_none(), "{topic}");
+    }
+}
+
+#[test]
 fn an_error_in_an_identity_names_its_key() {
     let certificates = Certificates::new();
     let mut config = certificates.config(([127, 0, 0, 1], 1).into());
     let said = |config: &config::Apns| {
-        Identities::load(std::slice::from_ref(config), None, &NameResolver::default())
-            .unwrap_err()
-            .to_string()
+        try_load(std::slice::from_ref(config), &config::Push::default()).unwrap_err().to_string()
     };
     let ProviderFiles::Pem { certificate, private_key, .. } = config.identity.clone() else {
         panic!("no PEM")
@@ -245,12 +265,9 @@ async fn a_reload_loses_no_push_and_the_next_one_has_the_new_certificate() {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
         let config = certificates.config(stand_in.address());
-        let identities =
-            Identities::load(std::slice::from_ref(&config), None, &NameResolver::default())
-                .unwrap();
+        let identities = load(std::slice::from_ref(&config));
         let topic = certificates.pki.topic.clone();
-        let client =
-            |identities: &Identities| identities.client_for(&topic, Timestamp::now()).unwrap();
+        let client = |identities: &Identities| route(identities, &topic).unwrap();
         let device = certificates.device("ab");
 
         stand_in.hold_answers(true);
@@ -289,9 +306,7 @@ async fn an_offer_is_withdrawn_when_the_certificate_ends_and_back_with_a_new_one
         let mut config = certificates.config(([127, 0, 0, 1], 1).into());
         let topic = "com.apple.mail.XServer.a";
         config.identity = certificates.issue(topic, -DAY, 2 * DAY);
-        let identities =
-            Identities::load(std::slice::from_ref(&config), None, &NameResolver::default())
-                .unwrap();
+        let identities = load(std::slice::from_ref(&config));
         let (begin, start) = (Timestamp::now(), tokio::time::Instant::now());
         let clock = move || Timestamp(begin.0 + start.elapsed().as_millis() as i64);
         let published = Rc::new(RefCell::new(Vec::<(i64, Option<String>)>::new()));
@@ -323,9 +338,7 @@ async fn an_identity_is_looked_at_again_within_seconds_of_the_clock_being_set() 
     let test = async {
         let certificates = Certificates::new();
         let config = certificates.config(([127, 0, 0, 1], 1).into());
-        let identities =
-            Identities::load(std::slice::from_ref(&config), None, &NameResolver::default())
-                .unwrap();
+        let identities = load(std::slice::from_ref(&config));
         // The machine begins in 1970 until it has asked what time it is.
         let (start, set) = (tokio::time::Instant::now(), Rc::new(Cell::new(Timestamp(0))));
         let clock = {

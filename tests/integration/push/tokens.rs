@@ -3,12 +3,12 @@
 use mailchime::config::{self, ProviderFiles};
 use mailchime::demo::apns::Answer;
 use mailchime::demo::pki::ProviderKey;
-use mailchime::net::resolve::NameResolver;
-use mailchime::push::transport::apns::{ApnsClient, Identity, Outcome};
+use mailchime::push::transport::Verdict;
+use mailchime::push::transport::apns::Identity;
 
 use super::client::{is_accepted, push};
 use crate::support::limited;
-use crate::support::pushing::{Certificates, StandIn};
+use crate::support::pushing::{Certificates, StandIn, route_of};
 
 /// Identity and configuration of a provider with this key.
 fn provider(
@@ -35,7 +35,7 @@ async fn a_key_signs_one_token_for_all_pushes() {
         let (identity, config) =
             provider(&certificates, &stand_in, &certificates.pki.provider, |_, _| {});
         assert_eq!((identity.topic(), identity.not_after()), (&*certificates.pki.topic, None));
-        let apns = ApnsClient::new(&identity, &config, None, &NameResolver::default()).unwrap();
+        let apns = route_of(&identity, &config);
         let device = certificates.device("ab");
         for _ in 0..3 {
             assert!(is_accepted(&push(&apns, &device).await));
@@ -45,12 +45,12 @@ async fn a_key_signs_one_token_for_all_pushes() {
 
         let mut other = certificates.device("ab");
         other.route = "com.apple.mail.XServer.other".into();
-        let reason = "TopicDisallowed".to_owned();
-        assert_eq!(push(&apns, &other).await, Outcome::Refused { status: 400, reason });
+        let why = "400 TopicDisallowed".to_owned();
+        assert_eq!(push(&apns, &other).await, Verdict::Misconfigured { why });
 
         stand_in.answer_next(1, Answer::refuse(429, "TooManyProviderTokenUpdates"));
         let outcome = push(&apns, &device).await;
-        let Outcome::Unavailable { retry_after: Some(wait), of_all: true, .. } = outcome else {
+        let Verdict::RouteClosed { retry_after: Some(wait), .. } = outcome else {
             panic!("it is about us, not about the device: {outcome:?}")
         };
         assert!(wait.as_secs() >= 60, "{wait:?}");
@@ -74,9 +74,9 @@ async fn a_key_or_a_name_that_apple_does_not_know_is_refused_and_sent_once() {
         .into_iter()
         .enumerate()
         {
-            let apns = ApnsClient::new(&identity, &config, None, &NameResolver::default()).unwrap();
-            let reason = "InvalidProviderToken".to_owned();
-            assert_eq!(push(&apns, &device).await, Outcome::Refused { status: 403, reason });
+            let apns = route_of(&identity, &config);
+            let why = "403 InvalidProviderToken".to_owned();
+            assert_eq!(push(&apns, &device).await, Verdict::Misconfigured { why });
             assert_eq!(stand_in.received(), n as u64 + 1);
         }
     })

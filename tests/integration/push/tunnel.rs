@@ -3,13 +3,11 @@
 use std::sync::{Arc, Mutex};
 
 use mailchime::config::Proxy;
-use mailchime::net::resolve::NameResolver;
-use mailchime::push::transport::apns::ApnsClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::client::{is_accepted, push, why};
-use crate::support::pushing::Certificates;
+use crate::support::pushing::{Certificates, route_of, try_load};
 use crate::support::{limited, listener};
 
 /// A proxy that answers each request as it is told and then passes on to where it was asked.
@@ -63,9 +61,7 @@ async fn a_proxy_is_asked_for_a_tunnel_and_sees_only_its_destination() {
             let mut config = certificates.config(to);
             let (host, port) = (address.ip().to_string(), address.port());
             config.proxy = Some(Proxy { host, port, login_file });
-            let apns =
-                ApnsClient::new(&certificates.identity(), &config, None, &NameResolver::default())
-                    .unwrap();
+            let apns = route_of(&certificates.identity(), &config);
             let device = certificates.device("ab");
             assert!(is_accepted(&push(&apns, &device).await));
             assert!(is_accepted(&push(&apns, &device).await));
@@ -97,9 +93,7 @@ async fn a_proxy_that_refuses_or_talks_nonsense_is_reported_without_its_login() 
             config.connect_timeout = std::time::Duration::from_secs(10);
             let (host, port) = (address.ip().to_string(), address.port());
             config.proxy = Some(Proxy { host, port, login_file: Some(login_file.clone()) });
-            let apns =
-                ApnsClient::new(&certificates.identity(), &config, None, &NameResolver::default())
-                    .unwrap();
+            let apns = route_of(&certificates.identity(), &config);
             let found = why(push(&apns, &certificates.device("ab")).await);
             // A proxy that only closes says nothing.
             let closed = answer.is_empty() && found.contains("proxy: ");
@@ -111,10 +105,7 @@ async fn a_proxy_that_refuses_or_talks_nonsense_is_reported_without_its_login() 
         let mut config = certificates.config(([127, 0, 0, 1], 1).into());
         let login_file = Some(login_file);
         config.proxy = Some(Proxy { host: "localhost".into(), port: 1, login_file });
-        let error =
-            ApnsClient::new(&certificates.identity(), &config, None, &NameResolver::default())
-                .unwrap_err()
-                .to_string();
+        let error = try_load(&[config], &Default::default()).unwrap_err().to_string();
         assert!(error.starts_with("[apns] proxy_login_file: "), "{error}");
     })
     .await;

@@ -11,8 +11,9 @@ use mailchime::imap::registration::xapple::{ApnsOptions, DeviceToken, XAppleRegi
 use mailchime::model::{Account, Registration, Subscription, Timestamp};
 use mailchime::net::backends::{Backends, Table};
 use mailchime::net::resolve::NameResolver;
-use mailchime::push::transport::apns::identities::Identities;
-use mailchime::push::transport::apns::{ApnsClient, Identity};
+use mailchime::push::transport::apns::Identity;
+use mailchime::push::transport::apns::identities::{Identities, LoadError, route};
+use mailchime::push::transport::{Route, Routes};
 use mailchime::store::{Registrant, Store};
 use tempfile::TempDir;
 
@@ -24,6 +25,24 @@ pub(crate) fn backends() -> Backends {
     let config = Config::new(config::Tls::new("", ""), backend);
     let table = Table::new(&config, &NameResolver::default()).unwrap();
     Backends::new(table, Arc::default())
+}
+
+/// The route of this identity, with the defaults of `[push]`.
+pub(crate) fn route_of(identity: &Identity, config: &config::Apns) -> Route {
+    route(identity, config, (&config::Push::default()).into(), &NameResolver::default()).unwrap()
+}
+
+/// The same for all identities of a configuration, with routes of their own.
+pub(crate) fn load(config: &[config::Apns]) -> Identities {
+    try_load(config, &config::Push::default()).unwrap()
+}
+
+/// As [`load`], with this `[push]`.
+pub(crate) fn try_load(
+    config: &[config::Apns],
+    push: &config::Push,
+) -> Result<Identities, LoadError> {
+    Identities::load(config, push.into(), &NameResolver::default(), &Routes::default())
 }
 
 /// A registration in a session that has just logged in there.
@@ -66,14 +85,13 @@ impl Certificates {
         config
     }
 
-    pub(crate) fn client(&self, address: SocketAddr) -> ApnsClient {
-        ApnsClient::new(&self.identity(), &self.config(address), None, &NameResolver::default())
-            .unwrap()
+    pub(crate) fn route(&self, address: SocketAddr) -> Route {
+        route_of(&self.identity(), &self.config(address))
     }
 
     /// The only identity, for everybody.
     pub(crate) fn identities(&self, address: SocketAddr) -> Identities {
-        Identities::load(&[self.config(address)], None, &NameResolver::default()).unwrap()
+        load(&[self.config(address)])
     }
 
     /// A device whose token begins with `name`.

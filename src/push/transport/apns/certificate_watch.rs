@@ -11,9 +11,8 @@ use tracing::{error, info, warn};
 
 use super::identities::{Identities, IdentityStatus, Offer};
 use crate::model::Timestamp;
+use crate::net::tls::EXPIRY_WARNING_DAYS;
 
-/// From so many days before its end a certificate is warned of.
-const WARNING_DAYS: i64 = 30;
 /// The clock may be set, so it is looked at this often, whatever is due when.
 const LOOK: Duration = Duration::from_secs(5);
 /// By so much it has been set: provider tokens that were signed by it are others now.
@@ -41,38 +40,39 @@ pub async fn run(
     publish: impl Fn(Vec<Offer>),
     cancel: CancellationToken,
 ) {
-    let mut reloads = identities.reloads();
+    let mut changes = identities.routes().changes();
     let mut said: HashMap<PathBuf, ExpiryNotice> = HashMap::new();
-    let mut offered = None;
+    let (mut offered, mut valid) = (None, None);
     let mut looked: Option<(Timestamp, Instant)> = None;
     loop {
         let (now, at) = (clock(), Instant::now());
         let expected = looked.map(|(then, since)| then.plus(at.duration_since(since)));
         let was_set = expected.is_some_and(|expected| (now.0 - expected.0).abs() > SET);
         looked = Some((now, at));
-        let mut saying = HashMap::new();
+        let (mut saying, mut now_valid) = (HashMap::new(), Vec::new());
         for status in identities.statuses(now) {
             let notice = notice(&status, now);
             if said.get(&status.file).is_none_or(|before| notice.is_news_after(before)) {
                 say(&status, notice);
             }
+            now_valid.push((status.topic, status.valid));
             saying.insert(status.file, notice);
         }
         said = saying;
         let offers = identities.offers(now);
         if offered.as_ref() != Some(&offers) {
             publish(offers.clone());
-            if offered.replace(offers).is_some() || was_set {
-                identities.try_anew();
-            }
-        } else if was_set {
-            identities.try_anew();
+            offered = Some(offers);
+        }
+        let turned = valid.replace(now_valid.clone()).is_some_and(|before| before != now_valid);
+        if turned || was_set {
+            identities.routes().try_again();
         }
         let turns_in = identities.turns_at(now).and_then(|at| u64::try_from(at.0 - now.0).ok());
         let wait = turns_in.map_or(LOOK, Duration::from_millis).min(LOOK);
         tokio::select! {
             () = cancel.cancelled() => return,
-            () = reloads.next() => {}
+            () = changes.next() => {}
             () = tokio::time::sleep(wait) => {}
         }
     }
@@ -92,7 +92,7 @@ fn notice(status: &IdentityStatus, now: Timestamp) -> ExpiryNotice {
     let days = status.not_after.map(|at| at.saturating_sub(now.0).div_euclid(DAY));
     match days {
         days if !status.valid => ExpiryNotice::Unusable { days: days.unwrap_or_default() },
-        Some(days) if days < WARNING_DAYS => ExpiryNotice::EndsSoon { days },
+        Some(days) if days < EXPIRY_WARNING_DAYS => ExpiryNotice::EndsSoon { days },
         days => ExpiryNotice::Good { days },
     }
 }

@@ -1,33 +1,39 @@
-//! Who we are to APNs, for whom: each identity with its client, chosen by the domain of a user who
-//! registers and by the topic of a row that is pushed.
+//! Who we are to APNs, and for whom: each identity is a route whose name is its topic, and serves the
+//! users of some domains.
 //!
-//! The set can be replaced while everything runs: who holds a client of before finishes with it.
+//! The set can be replaced while everything runs: a push under way ends on the route of before.
 //! Nothing here reads a clock.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::RwLock;
 use serde::Serialize;
-use tokio::sync::watch;
 use tracing::warn;
 
-use super::{ApnsClient, Identity, IdentityError, SetupError, Validity};
-use crate::config;
-use crate::model::{Account, Timestamp};
+use super::message::MailMessages;
+use super::{ApnsClient, Identity, IdentityError, MessageStyle, SetupError, Validity};
+use crate::config::{self, ApnsServer};
+use crate::imap::registration::xapple::TRANSPORT;
+use crate::model::{Timestamp, TransportId};
 use crate::net::resolve::NameResolver;
+use crate::push::transport::{Route, Routes};
 
 /// The identities of a configuration; clones share them.
 #[derive(Clone, Debug)]
 pub struct Identities {
-    entries: Arc<watch::Sender<Arc<[Entry]>>>,
+    entries: Arc<RwLock<Arc<[Entry]>>>,
+    style: MessageStyle,
     resolver: NameResolver,
+    routes: Routes,
 }
 
 #[derive(Debug)]
 struct Entry {
     identity: Identity,
-    apns: ApnsClient,
+    server: ApnsServer,
     domains: Vec<String>,
+    route: Route,
 }
 
 /// What devices that register may be told.
@@ -52,15 +58,6 @@ pub struct IdentityStatus {
     pub valid: bool,
 }
 
-/// Why nobody can push to a topic at this moment.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoClient {
-    #[error("no identity is for this topic")]
-    OtherTopic,
-    #[error("{}: is {validity}", .file.display())]
-    Invalid { file: PathBuf, validity: Validity },
-}
-
 /// Why a configuration gives no identities. The text begins with the key at fault.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -76,63 +73,63 @@ pub enum LoadError {
 // === impl Identities ===
 
 impl Identities {
-    /// Reads all files and opens no socket. `priority` and `resolver` as in [`ApnsClient::new`].
+    /// Reads all files, opens no socket, and publishes a route for each identity in `routes`.
+    ///
+    /// # Errors
+    /// When a file cannot be read or is no identity, TLS cannot be set up, or two identities are for
+    /// one topic.
     pub fn load(
         config: &[config::Apns],
-        priority: Option<u8>,
+        style: MessageStyle,
         resolver: &NameResolver,
+        routes: &Routes,
     ) -> Result<Self, LoadError> {
-        let entries = watch::Sender::new(entries(config, priority, resolver, &[])?);
-        Ok(Self { entries: Arc::new(entries), resolver: resolver.clone() })
+        let entries = entries(config, style, resolver, &[])?;
+        let identities = Self {
+            entries: Arc::new(RwLock::new(entries)),
+            style,
+            resolver: resolver.clone(),
+            routes: routes.clone(),
+        };
+        identities.publish();
+        Ok(identities)
     }
 
-    /// Replaces all identities, or none on an error. Requests under way end on their connections;
-    /// new ones use new connections.
+    /// Replaces all identities and their routes, or none on an error. Requests under way end on their
+    /// connections; new ones use new connections.
+    ///
+    /// # Errors
+    /// As [`Identities::load`].
     pub fn reload(&self, config: &[config::Apns], priority: Option<u8>) -> Result<(), LoadError> {
-        let new = entries(config, priority, &self.resolver, &self.entries())?;
-        self.entries.send_replace(new);
+        let style = MessageStyle { priority, ..self.style };
+        let new = entries(config, style, &self.resolver, &self.entries())?;
+        *self.entries.write() = new;
+        self.publish();
         Ok(())
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.entries().is_empty()
+    fn publish(&self) {
+        let entries = self.entries();
+        let route = |entry: &Entry| (entry.identity.topic().into(), entry.route.clone());
+        self.routes.publish(&TransportId::new(TRANSPORT), entries.iter().map(route));
     }
 
-    /// Waits until there is one; for ever if there never is.
-    pub async fn first(&self) {
-        let _ = self.entries.subscribe().wait_for(|entries| !entries.is_empty()).await;
+    /// Where their routes are published.
+    pub fn routes(&self) -> &Routes {
+        &self.routes
     }
 
-    /// What devices may be told at `now`, one for each identity: its topic if it is valid.
+    /// What phones that register get at `now`, one offer for each identity that is for mail: its topic
+    /// while its route is open.
     pub fn offers(&self, now: Timestamp) -> Vec<Offer> {
-        let offer =
-            |entry: &Entry| Offer { topic: entry.topic_at(now), domains: entry.domains.clone() };
-        self.entries().iter().map(offer).collect()
-    }
-
-    /// What a device of this account is told when it registers at `now`; `None` where nobody could
-    /// push to it.
-    pub fn offer(&self, account: &Account, now: Timestamp) -> Option<String> {
         let entries = self.entries();
-        let of = |domain: &str| {
-            entries.iter().find(|entry| entry.domains.iter().any(|served| served == domain))
-        };
-        // A name that mentions a domain in another form than user@domain counts as of none of them.
-        let domain = account.domain_among(|domain| of(domain).is_some()).unwrap_or_default();
-        let own = domain.and_then(of);
-        let entry = own.or_else(|| entries.iter().find(|entry| entry.domains.is_empty()))?;
-        entry.topic_at(now)
-    }
-
-    /// Who pushes to devices of this topic at `now`.
-    pub fn client_for(&self, topic: &str, now: Timestamp) -> Result<ApnsClient, NoClient> {
-        let entries = self.entries();
-        let entry = entries.iter().find(|entry| entry.identity.topic() == topic);
-        let entry = entry.ok_or(NoClient::OtherTopic)?;
-        match entry.validity(now) {
-            Validity::Valid => Ok(entry.apns.clone()),
-            validity => Err(NoClient::Invalid { file: entry.identity.file().to_owned(), validity }),
-        }
+        let for_mail = entries.iter().filter(|entry| entry.identity.is_for_mail());
+        for_mail
+            .map(|Entry { identity, domains, route, .. }| Offer {
+                topic: route.closed(now).is_none().then(|| identity.topic().to_owned()),
+                domains: domains.clone(),
+            })
+            .collect()
     }
 
     /// All of them, in the order of the configuration.
@@ -141,21 +138,12 @@ impl Identities {
         let status = |entry: &Entry| IdentityStatus {
             topic: entry.identity.topic().to_owned(),
             file: entry.identity.file().to_owned(),
-            endpoint: entry.apns.endpoint().to_string(),
+            endpoint: entry.server.to_string(),
             domains: entry.domains.clone(),
             not_after: entry.identity.not_after().map(|at| at.0),
-            valid: entry.validity(now) == Validity::Valid,
+            valid: entry.identity.validity(now) == Validity::Valid,
         };
         entries.iter().map(status).collect()
-    }
-
-    /// The topics of all identities, valid or not, each with how many pushes may be under way.
-    pub(in crate::push) fn topics(&self) -> Vec<(Arc<str>, usize)> {
-        let entries = self.entries();
-        entries
-            .iter()
-            .map(|entry| (entry.identity.topic().into(), entry.apns.in_flight()))
-            .collect()
     }
 
     /// The next moment after `now` at which one begins or ceases to be valid.
@@ -163,49 +151,30 @@ impl Identities {
         self.entries().iter().filter_map(|entry| entry.identity.turns_at(now)).min()
     }
 
-    /// As after a reload, though nothing is another one: what was refused may be taken now.
-    pub(in crate::push) fn try_anew(&self) {
-        self.entries.send_modify(|_| {});
-    }
-
-    /// Tells of each [`Identities::reload`] and [`Identities::try_anew`].
-    pub(in crate::push) fn reloads(&self) -> Reloads {
-        Reloads(self.entries.subscribe())
-    }
-
     fn entries(&self) -> Arc<[Entry]> {
-        self.entries.borrow().clone()
+        Arc::clone(&self.entries.read())
     }
 }
 
-/// Sees reloads.
-pub(in crate::push) struct Reloads(watch::Receiver<Arc<[Entry]>>);
-
-impl Reloads {
-    /// Returns after a reload, or never again. Cancel safe.
-    pub(in crate::push) async fn next(&mut self) {
-        if self.0.changed().await.is_err() {
-            std::future::pending().await
-        }
-    }
-}
-
-// === impl Entry ===
-
-impl Entry {
-    fn topic_at(&self, now: Timestamp) -> Option<String> {
-        (self.validity(now) == Validity::Valid).then(|| self.identity.topic().to_owned())
-    }
-
-    fn validity(&self, now: Timestamp) -> Validity {
-        self.identity.validity(now)
-    }
+/// The route of this identity. `resolver` as in [`ApnsClient::new`].
+///
+/// # Errors
+/// As [`ApnsClient::new`].
+pub fn route(
+    identity: &Identity,
+    config: &config::Apns,
+    style: MessageStyle,
+    resolver: &NameResolver,
+) -> Result<Route, SetupError> {
+    let client = ApnsClient::new(identity, config, resolver)?;
+    let messages = MailMessages { server: config.endpoint.clone(), style };
+    Ok(Route::new(messages, client, config.in_flight))
 }
 
 /// `before` are those that run.
 fn entries(
     config: &[config::Apns],
-    priority: Option<u8>,
+    style: MessageStyle,
     resolver: &NameResolver,
     before: &[Entry],
 ) -> Result<Arc<[Entry]>, LoadError> {
@@ -227,8 +196,9 @@ fn entries(
                  com.apple.mobilemail.push. or com.apple.mail."
             );
         }
-        let client = ApnsClient::new(&identity, apns, priority, resolver)?;
-        entries.push(Entry { identity, apns: client, domains: apns.domains.clone() });
+        let server = apns.endpoint.clone();
+        let route = route(&identity, apns, style, resolver)?;
+        entries.push(Entry { identity, server, domains: apns.domains.clone(), route });
     }
     Ok(entries.into())
 }

@@ -1,13 +1,17 @@
-//! What APNs made of a push, as a caller can act on it (PROTOCOL.md section 2, "Answers").
+//! What APNs says of a push, as a caller can act on it (PROTOCOL.md section 2, "Answers").
 //!
 //! Pure. The body is read leniently: a reason that nobody knew when this was written must not turn
 //! an answer into an error.
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use hyper::header::RETRY_AFTER;
+use hyper::{Response, StatusCode};
 use serde_json::Value;
 
 use crate::model::Timestamp;
+use crate::push::transport::Verdict;
 
 /// How much of a reason that is not known is kept, for the log.
 const MAX_REASON: usize = 100;
@@ -19,90 +23,47 @@ const FIRST_MILLIS: f64 = 1e11;
 /// After a provider brought new tokens too often it is left alone for so long.
 const TOKEN_UPDATES: Duration = Duration::from_mins(5);
 
-/// What became of one push. No text in here holds a device token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// 200: APNs has it. Whether the device shows anything is not known.
-    Accepted {
-        /// The name under which Apple can find it.
-        apns_id: String,
-    },
-    /// 410: the token is dead.
-    Gone {
-        /// Since when; a registration that is newer than this is none of the dead.
-        since: Option<Timestamp>,
-    },
-    /// 400 `BadDeviceToken`: a dead token, or a token of the other environment.
-    BadToken,
-    /// `DeviceTokenNotForTopic`: heals when the device registers again.
-    NotForTopic,
-    /// 403, `TopicDisallowed` and what else only an operator can mend.
-    Refused { status: u16, reason: String },
-    /// 429: this device is pushed too often.
-    TooMany { retry_after: Option<Duration> },
-    /// 5xx, no answer in time, no connection: nobody's registration is to blame.
-    Unavailable {
-        why: String,
-        retry_after: Option<Duration>,
-        /// No push can be sent, to whichever device: there is no connection, or nothing that proves
-        /// who we are. If not, it may be about this push alone.
-        of_all: bool,
-    },
-}
+/// The reason with which APNs refuses a provider token that is too old.
+const EXPIRED_TOKEN: &str = "ExpiredProviderToken";
 
-impl Outcome {
-    /// One word, for logs and metrics.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Accepted { .. } => "accepted",
-            Self::Gone { .. } => "gone",
-            Self::BadToken => "bad-token",
-            Self::NotForTopic => "not-for-topic",
-            Self::Refused { .. } => "refused",
-            Self::TooMany { .. } => "too-many",
-            Self::Unavailable { .. } => "unavailable",
-        }
-    }
-
-    pub(super) fn unavailable(why: impl Into<String>) -> Self {
-        Self::Unavailable { why: why.into(), retry_after: None, of_all: false }
-    }
-
-    /// Nothing can be sent, for this reason.
-    pub(in crate::push) fn cannot_send(why: impl Into<String>) -> Self {
-        Self::Unavailable { why: why.into(), retry_after: None, of_all: true }
-    }
-}
-
-/// The outcome that an answer stands for. `apns_id` is the answer's own or the one that was sent;
-/// `body` is what APNs says beside a status that is not 200: `{"reason":…,"timestamp":…}`.
-pub(super) fn outcome(
-    status: u16,
-    body: &[u8],
-    apns_id: &str,
-    retry_after: Option<Duration>,
-) -> Outcome {
-    let body: Value = serde_json::from_slice(body).unwrap_or_default();
-    let reason = body.get("reason").and_then(Value::as_str).unwrap_or_default();
+/// What an answer means. Its body is `{"reason":…,"timestamp":…}` where the status is not 200.
+pub(super) fn judge(response: &Response<Bytes>) -> Verdict {
+    let text = |name: &str| response.headers().get(name)?.to_str().ok();
+    let retry_after = text(RETRY_AFTER.as_str()).and_then(retry_after);
+    let (status, body) = (response.status().as_u16(), parsed(response));
+    let reason = reason(&body);
     match (status, reason) {
-        (200, _) => Outcome::Accepted { apns_id: apns_id.into() },
+        (200, _) => Verdict::Accepted { id: text("apns-id").map(str::to_owned) },
         // A 410 with another reason is not known to mean that the token is dead.
-        (410, "Unregistered" | "ExpiredToken") => Outcome::Gone { since: since(&body) },
-        (400, "BadDeviceToken") => Outcome::BadToken,
-        (400..500, "DeviceTokenNotForTopic") => Outcome::NotForTopic,
+        (410, "Unregistered" | "ExpiredToken") => Verdict::Gone { since: since(&body) },
+        (400, "BadDeviceToken") => Verdict::BadEndpoint,
+        (400..500, "DeviceTokenNotForTopic") => Verdict::OtherRoute,
         // About us and not about the device.
-        (429, "TooManyProviderTokenUpdates") => Outcome::Unavailable {
+        (429, "TooManyProviderTokenUpdates") => Verdict::RouteClosed {
             why: format!("APNs answered {status} {reason}"),
             retry_after: retry_after.max(Some(TOKEN_UPDATES)),
-            of_all: true,
         },
-        (429, _) => Outcome::TooMany { retry_after },
-        (400..500, _) => Outcome::Refused { status, reason: printable(reason) },
+        (429, _) => Verdict::TooMany { retry_after },
+        (413, "PayloadTooLarge") => Verdict::TooLarge,
+        (400..500, _) => Verdict::Misconfigured { why: format!("{status} {}", printable(reason)) },
         _ => {
             let why = format!("APNs answered {status} {}", printable(reason));
-            Outcome::Unavailable { why: why.trim_end().into(), retry_after, of_all: false }
+            Verdict::Unavailable { why: why.trim_end().into(), retry_after }
         }
     }
+}
+
+/// Whether APNs finds our provider token too old.
+pub(super) fn is_expired_token(response: &Response<Bytes>) -> bool {
+    response.status() == StatusCode::FORBIDDEN && reason(&parsed(response)) == EXPIRED_TOKEN
+}
+
+fn parsed(response: &Response<Bytes>) -> Value {
+    serde_json::from_slice(response.body()).unwrap_or_default()
+}
+
+fn reason(body: &Value) -> &str {
+    body.get("reason").and_then(Value::as_str).unwrap_or_default()
 }
 
 /// `Retry-After` in its form of seconds (RFC 9110 section 10.2.3); a date is taken for no hint.
@@ -128,15 +89,24 @@ fn printable(reason: &str) -> String {
 mod tests {
     use super::*;
 
+    fn outcome(status: u16, body: &[u8], retry_after: Option<u64>) -> Verdict {
+        let mut response = Response::builder().status(status).header("apns-id", "ID");
+        if let Some(seconds) = retry_after {
+            response = response.header(RETRY_AFTER, seconds);
+        }
+        judge(&response.body(Bytes::copy_from_slice(body)).unwrap())
+    }
+
     #[test]
     fn each_answer_has_its_outcome() {
-        let refused = |status, reason: &str| Outcome::Refused { status, reason: reason.into() };
-        let gone = |since: Option<i64>| Outcome::Gone { since: since.map(Timestamp) };
+        let refused = |status: u16, reason: &str| Verdict::Misconfigured {
+            why: format!("{status} {reason}"),
+        };
+        let gone = |since: Option<i64>| Verdict::Gone { since: since.map(Timestamp) };
         let later = Some(Duration::from_secs(7));
-        let unavailable =
-            |why: &str| Outcome::Unavailable { why: why.into(), retry_after: later, of_all: false };
+        let unavailable = |why: &str| Verdict::Unavailable { why: why.into(), retry_after: later };
         for (status, body, expected) in [
-            (200, "", Outcome::Accepted { apns_id: "ID".into() }),
+            (200, "", Verdict::Accepted { id: Some("ID".into()) }),
             (
                 410,
                 r#"{"reason":"Unregistered","timestamp":1700000000123}"#,
@@ -162,24 +132,23 @@ mod tests {
             (410, r#"{"reason":"Unregistered","timestamp":{}}"#, gone(None)),
             (410, r#"{"reason":"MovedElsewhere","timestamp":1}"#, refused(410, "MovedElsewhere")),
             (410, "<html>", refused(410, "")),
-            (400, r#"{"reason":"BadDeviceToken"}"#, Outcome::BadToken),
+            (400, r#"{"reason":"BadDeviceToken"}"#, Verdict::BadEndpoint),
             (403, r#"{"reason":"BadDeviceToken"}"#, refused(403, "BadDeviceToken")),
-            (400, r#"{"reason":"DeviceTokenNotForTopic"}"#, Outcome::NotForTopic),
+            (400, r#"{"reason":"DeviceTokenNotForTopic"}"#, Verdict::OtherRoute),
             (400, r#"{"reason":"TopicDisallowed"}"#, refused(400, "TopicDisallowed")),
             (400, r#"{"reason":"BadCollapseId"}"#, refused(400, "BadCollapseId")),
             (400, r#"{"reason":"NeverHeardOf\r\n"}"#, refused(400, "NeverHeardOf\\r\\n")),
             (400, r#"{"reason":7}"#, refused(400, "")),
             (400, "[]", refused(400, "")),
             (403, r#"{"reason":"BadCertificate"}"#, refused(403, "BadCertificate")),
-            (413, r#"{"reason":"PayloadTooLarge"}"#, refused(413, "PayloadTooLarge")),
-            (429, r#"{"reason":"TooManyRequests"}"#, Outcome::TooMany { retry_after: later }),
+            (413, r#"{"reason":"PayloadTooLarge"}"#, Verdict::TooLarge),
+            (429, r#"{"reason":"TooManyRequests"}"#, Verdict::TooMany { retry_after: later }),
             (
                 429,
                 r#"{"reason":"TooManyProviderTokenUpdates"}"#,
-                Outcome::Unavailable {
+                Verdict::RouteClosed {
                     why: "APNs answered 429 TooManyProviderTokenUpdates".into(),
                     retry_after: Some(TOKEN_UPDATES),
-                    of_all: true,
                 },
             ),
             (
@@ -190,17 +159,17 @@ mod tests {
             (503, "", unavailable("APNs answered 503")),
             (302, "", unavailable("APNs answered 302")),
         ] {
-            assert_eq!(outcome(status, body.as_bytes(), "ID", later), expected, "{status} {body}");
+            assert_eq!(outcome(status, body.as_bytes(), Some(7)), expected, "{status} {body}");
         }
     }
 
     #[test]
     fn a_reason_of_any_length_stays_short() {
         let body = format!(r#"{{"reason":"{}"}}"#, "x".repeat(10_000));
-        let Outcome::Refused { reason, .. } = outcome(400, body.as_bytes(), "ID", None) else {
+        let Verdict::Misconfigured { why } = outcome(400, body.as_bytes(), None) else {
             panic!("not refused");
         };
-        assert_eq!(reason.len(), MAX_REASON);
+        assert_eq!(why.len(), "400 ".len() + MAX_REASON);
     }
 
     #[test]

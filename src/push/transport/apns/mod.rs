@@ -1,6 +1,6 @@
-//! Apple's push service: who we are to it ([`identities`]), what is written to a phone ([`payload`]),
-//! and the client that sends it. It must not know which device is told of what, or when: that is the
-//! dispatcher's.
+//! Apple's push service: who we are to it ([`identities`]), how it is spoken to (`message`, [`payload`],
+//! `judge`), and the client that sends. It must not know which device is told of what, or when: that
+//! is the scheduler's.
 
 pub mod certificate_watch;
 mod client;
@@ -11,11 +11,12 @@ pub mod identities;
 mod identity;
 mod judge;
 mod link;
+mod message;
 pub mod payload;
 mod skew;
 mod token;
 mod tunnel;
 
-pub use self::client::{ApnsClient, SetupError, new_apns_id};
+pub use self::client::{ApnsClient, SetupError};
 pub use self::identity::{Identity, IdentityError, Validity};
-pub use self::judge::Outcome;
+pub use self::message::MessageStyle;

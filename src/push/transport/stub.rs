@@ -1,0 +1,56 @@
+//! A transport for the tests of what stands above the seam: it sends nothing.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::{Request, Response};
+
+use super::{Exchange, Limits, Notice, Route, Sender, Transport, Verdict};
+use crate::model::{Mailbox, Subscription, Timestamp};
+
+/// The options of a subscription that gets no push but for INBOX.
+pub(in crate::push) const OF_INBOX_ALONE: &str = "of INBOX alone";
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::push) struct Stub {
+    pub(in crate::push) closed: Option<&'static str>,
+}
+
+impl Stub {
+    pub(in crate::push) fn route(self, in_flight: usize) -> Route {
+        Route::new(self, self, in_flight)
+    }
+}
+
+impl Transport for Stub {
+    fn limits(&self) -> Limits {
+        Limits { mailboxes: 100, silence: Duration::from_hours(48) }
+    }
+
+    fn withholds(&self, subscription: &Subscription, mailbox: &Mailbox) -> Option<&'static str> {
+        (&*subscription.options == OF_INBOX_ALONE && !mailbox.is_inbox())
+            .then_some("it registered for INBOX alone")
+    }
+
+    fn remedy(&self) -> &'static str {
+        "Check the stub"
+    }
+
+    fn render(&self, _: &Subscription, _: &Notice<'_>) -> Result<Request<Bytes>, Verdict> {
+        Err(Verdict::unavailable("it sends nothing"))
+    }
+
+    fn judge(&self, _: &Response<Bytes>) -> Verdict {
+        Verdict::unavailable("it sends nothing")
+    }
+}
+
+impl Sender for Stub {
+    fn closed(&self, _: Timestamp) -> Option<String> {
+        self.closed.map(str::to_owned)
+    }
+
+    fn exchange(&self, _: Request<Bytes>) -> Exchange<'_> {
+        Box::pin(async { Err(Verdict::unavailable("it sends nothing")) })
+    }
+}

@@ -1,0 +1,108 @@
+//! What became of a push, in words that fit every service.
+
+use std::time::Duration;
+
+use crate::model::Timestamp;
+
+/// What became of one push. No text in here holds an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The service has it. Whether the client shows anything is not known.
+    Accepted {
+        /// The name under which the service can find it, if it says one.
+        id: Option<String>,
+    },
+    /// The endpoint is dead.
+    Gone {
+        /// Since when; a registration that is newer than this is none of the dead.
+        since: Option<Timestamp>,
+    },
+    /// The service does not know the endpoint: it is dead, or it is one of another environment.
+    BadEndpoint,
+    /// The endpoint belongs to another route: that heals when the client registers again.
+    OtherRoute,
+    /// The service takes no message of this size.
+    TooLarge,
+    /// The service refuses the push for a reason that only an operator can mend.
+    Misconfigured { why: String },
+    /// This subscription is pushed too often.
+    TooMany { retry_after: Option<Duration> },
+    /// The service has trouble, or did not answer in time. It may be about this push alone.
+    Unavailable { why: String, retry_after: Option<Duration> },
+    /// Nothing can be sent on this route, to whichever subscription: there is no connection, or nothing
+    /// that proves who we are.
+    RouteClosed { why: String, retry_after: Option<Duration> },
+}
+
+/// Who is at fault for what became of a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// It went well, or it cannot be said yet.
+    Nobody,
+    /// This subscription alone: others on the route are pushed as before.
+    Subscription,
+    /// The whole route: nothing else can be sent on it either.
+    Route,
+    /// The configuration or mailchime.
+    Us,
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    /// Who is at fault.
+    pub fn blames(&self) -> Blame {
+        match self {
+            Self::Accepted { .. } | Self::Unavailable { .. } => Blame::Nobody,
+            Self::Gone { .. } | Self::BadEndpoint | Self::OtherRoute | Self::TooMany { .. } => {
+                Blame::Subscription
+            }
+            Self::RouteClosed { .. } => Blame::Route,
+            Self::TooLarge | Self::Misconfigured { .. } => Blame::Us,
+        }
+    }
+
+    /// One word, for logs and metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Accepted { .. } => "accepted",
+            Self::Gone { .. } => "gone",
+            Self::BadEndpoint => "bad-endpoint",
+            Self::OtherRoute => "other-route",
+            Self::TooLarge => "too-large",
+            Self::Misconfigured { .. } => "refused",
+            Self::TooMany { .. } => "too-many",
+            Self::Unavailable { .. } | Self::RouteClosed { .. } => "unavailable",
+        }
+    }
+
+    /// What there is to say besides, for people.
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Self::Misconfigured { why }
+            | Self::Unavailable { why, .. }
+            | Self::RouteClosed { why, .. } => Some(why),
+            _ => None,
+        }
+    }
+
+    /// For how long the service asked to be left alone.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::TooMany { retry_after }
+            | Self::Unavailable { retry_after, .. }
+            | Self::RouteClosed { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// This push got no answer, for this reason.
+    pub fn unavailable(why: impl Into<String>) -> Self {
+        Self::Unavailable { why: why.into(), retry_after: None }
+    }
+
+    /// Nothing can be sent on the route, for this reason.
+    pub fn route_closed(why: impl Into<String>) -> Self {
+        Self::RouteClosed { why: why.into(), retry_after: None }
+    }
+}
