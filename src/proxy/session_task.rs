@@ -31,7 +31,6 @@ use super::session_metrics::{self, CountedBytes};
 use crate::imap::contract::{Awaited, ClientConnection, Output, RegistrationResult};
 use crate::imap::session::Session;
 use crate::imap::tap::Tapped;
-use crate::imap::tap::Tapped;
 use crate::metrics::Phase;
 use crate::model::{AcceptedLogin, Account, Registration};
 use crate::net::backend::Backend;
