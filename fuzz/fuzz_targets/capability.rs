@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::imap::capability::{Capabilities, MOST_TOKENS, Own, edit_response, is_in};
-use mailchime::imap::login::edited;
 use mailchime::imap::contract::{DomainTopic, Profile, PushOffer, ShownCapabilities};
+use mailchime::imap::login::edited;
 use mailchime_fuzz::oracle::is_status;
 
 const HIDDEN: [&str; 4] = ["STARTTLS", "LOGIN-REFERRALS", "MAILBOX-REFERRALS", "UNAUTHENTICATE"];

@@ -4,7 +4,7 @@
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::imap::capability::Own;
 use mailchime::imap::login::{
-    LoginAttempt, BackendLogin, LoginOptions, LoginOutcome, Secret, WrittenLogin, edited,
+    BackendLogin, LoginAttempt, LoginOptions, LoginOutcome, Secret, WrittenLogin, edited,
 };
 use mailchime::imap::responses::{has_code, printable};
 use mailchime::model::Credentials;

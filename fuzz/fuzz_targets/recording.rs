@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::demo::dialogue::Dialogue;
-use mailchime::imap::contract::{Action};
+use mailchime::imap::contract::Action;
 use mailchime::imap::session::Session;
 use mailchime::record::fuzzing::{Said, Transcript};
 use mailchime_fuzz::drive::{Happened, play};

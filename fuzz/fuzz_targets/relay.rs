@@ -4,8 +4,10 @@
 use std::sync::Arc;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
+use mailchime::imap::contract::{
+    Action, DomainTopic, Output, Profile, PushOffer, ShownCapabilities,
+};
 use mailchime::imap::relay::Relay;
-use mailchime::imap::contract::{Action, DomainTopic, Output, Profile, PushOffer, ShownCapabilities};
 use mailchime::model::Account;
 use mailchime_fuzz::drive::{BareRelay, Happened, Log, assert_same, play};
 use mailchime_fuzz::oracle::{
@@ -168,7 +170,7 @@ fn only_ours_is_taken(log: &Log) {
                 assert!(registration.mailboxes.len() <= agreed, "a mailbox that nobody agreed to");
                 assert!(registration.mailboxes.len() <= statuses);
                 assert!(registration.mailboxes.len() <= 4);
-                assert_eq!(registration.subscription.account.as_str(), "alice@example.org");
+                assert_eq!(registration.account.as_str(), "alice@example.org");
             }
             _ => {}
         }

@@ -4,7 +4,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use libfuzzer_sys::{Corpus, fuzz_target};
-use mailchime::imap::sasl::{self, Mechanism, Step, is_relayable};
+use mailchime::imap::sasl::{self, Mechanism, SaslStep, is_relayable};
 use mailchime::model::{Credentials, SecretKind};
 
 const MECHANISMS: [Mechanism; 4] =
@@ -26,25 +26,25 @@ fuzz_target!(|data: &[u8]| -> Corpus {
         let Some(line) = lines.next() else { return Corpus::Keep };
         said.push(line);
         match exchange.respond(line) {
-            Step::Challenge(next, challenge) => {
+            SaslStep::Challenge(next, challenge) => {
                 assert!(mechanism == Mechanism::Login && said.len() == 1);
                 assert!(STANDARD.decode(challenge).is_ok());
                 exchange = next;
             }
-            Step::Credentials(credentials) => {
+            SaslStep::Credentials(credentials) => {
                 understood(mechanism, &said, &credentials);
                 break;
             }
-            Step::Nameless(message) => {
+            SaslStep::Nameless(message) => {
                 assert_eq!(mechanism, Mechanism::OAuthBearer);
                 assert!(STANDARD.decode(message).is_ok());
                 break;
             }
-            Step::Cancelled => {
+            SaslStep::Cancelled => {
                 assert_eq!(line, b"*");
                 break;
             }
-            Step::Malformed => {
+            SaslStep::Malformed => {
                 assert_ne!(line, b"*");
                 not_plain(mechanism, line);
                 break;
@@ -89,7 +89,7 @@ fn understood(mechanism: Mechanism, said: &[&[u8]], credentials: &Credentials) {
     // A backend that is told so understands the same.
     if let [told] = &sasl::messages(mechanism, credentials)[..] {
         let (exchange, _) = mechanism.start();
-        let Step::Credentials(again) = exchange.respond(told.as_bytes()) else {
+        let SaslStep::Credentials(again) = exchange.respond(told.as_bytes()) else {
             panic!("not understood again");
         };
         assert!(again.same_as(credentials));

@@ -1,7 +1,7 @@
-//! Plays a script against a state machine as the proxy's driver does, and keeps a log.
+//! Plays a script against a state machine as the proxy's session task does, and keeps a log.
 
+use mailchime::imap::contract::{Action, BackendTraits, Output, RegistrationResult, Step};
 use mailchime::imap::relay::Relay;
-use mailchime::imap::contract::{Action, Output, BackendTraits, RegistrationResult, Step};
 use mailchime::imap::session::Session;
 
 use crate::script::{Cut, Event, Script, Side};

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use mailchime::imap::capability::Capabilities;
-use mailchime::imap::contract::{ClientConnection, DomainTopic, Profile, PushOffer, ShownCapabilities};
+use mailchime::imap::contract::{
+    ClientConnection, DomainTopic, Profile, PushOffer, ShownCapabilities,
+};
 
 use crate::script::Script;
 

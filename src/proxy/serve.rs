@@ -71,11 +71,11 @@ async fn session(
     let started = Instant::now();
     let _open = Held::new(&context.metrics.sessions);
     // Boxed, as what follows is too where it is rare: a session spends its life in what is left.
-    let Some(mut driver) = Box::pin(logged_in(client, &context, &stop)).await else { return };
-    let ended = driver.run(&stop).await;
+    let Some(mut task) = Box::pin(logged_in(client, &context, &stop)).await else { return };
+    let ended = task.run(&stop).await;
     context.metrics.sessions_ended.of(SessionEnd::from(&ended)).inc();
     let seconds = started.elapsed().as_secs_f64();
-    let (peer, account, [received, sent]) = (driver.peer(), driver.account(), driver.relayed());
+    let (peer, account, [received, sent]) = (task.peer(), task.account(), task.relayed());
     // One line a session.
     let account = account.map_or_else(|| "?".to_owned(), |account| account.to_string());
     match &ended {
@@ -90,8 +90,8 @@ async fn session(
             %peer, account, seconds, received, sent, ?ended, "session ended"
         ),
     }
-    Box::pin(driver.farewell(&ended)).await;
-    Box::pin(driver.finish_registrations(&stop)).await;
+    Box::pin(task.farewell(&ended)).await;
+    Box::pin(task.finish_registrations(&stop)).await;
 }
 
 /// The session of a client that has logged in. `None`: it ended before that.
@@ -102,30 +102,30 @@ async fn logged_in(
 ) -> Option<Box<SessionTask>> {
     let started = Instant::now();
     let ends = |end: SessionEnd| context.metrics.sessions_ended.of(end).inc();
-    let (mut driver, wait) = match opened(client, context, stop).await {
+    let (mut task, wait) = match opened(client, context, stop).await {
         Ok(opened) => opened,
         Err(end) => {
             ends(end);
             return None;
         }
     };
-    let Some(ended) = driver.log_in(&wait, stop).await else { return Some(driver) };
+    let Some(ended) = task.log_in(&wait, stop).await else { return Some(task) };
     ends(SessionEnd::from(&ended));
     if matches!(ended, Ended::LoginTimeout) {
         context.counters.login_timeout.hit();
     }
     // It is of interest to few.
-    let (peer, seconds) = (driver.peer(), started.elapsed().as_secs_f64());
+    let (peer, seconds) = (task.peer(), started.elapsed().as_secs_f64());
     tracing::debug!(
         target: "mailchime::proxy::connection_ended",
         %peer, seconds, ?ended, "connection ended without login"
     );
     tokio::select! {
-        () = driver.farewell(&ended) => {}
+        () = task.farewell(&ended) => {}
         () = wait.over(), if !matches!(ended, Ended::Evicted) => {}
     }
     drop(wait);
-    driver.finish(stop).await;
+    task.finish(stop).await;
     None
 }
 
@@ -147,8 +147,8 @@ async fn opened(
         Ok(Ok((stream, addresses))) => {
             let acceptor = (how.tls == ListenerTls::StartTls)
                 .then(|| TlsAcceptor::from(Arc::clone(&context.tls)));
-            let driver = SessionTask::new(stream, addresses, acceptor, Arc::clone(context));
-            Ok((Box::new(driver), wait))
+            let task = SessionTask::new(stream, addresses, acceptor, Arc::clone(context));
+            Ok((Box::new(task), wait))
         }
         Ok(Err(error)) => {
             cannot_use_tls(peer, &error, &context.counters);

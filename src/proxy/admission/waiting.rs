@@ -14,7 +14,7 @@ use super::origin::Origin;
 pub(super) struct WaitingRoom {
     /// The next one's number: who has a smaller one is older.
     next: u64,
-    members: HashMap<u64, Member>,
+    members: HashMap<u64, WaitingClient>,
     /// They have no login under way, and go first.
     idle: Ranks,
     /// The backend is being asked about their login.
@@ -22,7 +22,7 @@ pub(super) struct WaitingRoom {
 }
 
 #[derive(Debug)]
-struct Member {
+struct WaitingClient {
     address: IpAddr,
     trying: bool,
     /// Cancelled when it has to go.
@@ -53,7 +53,7 @@ impl WaitingRoom {
         let goes = CancellationToken::new();
         let number = self.next;
         self.next += 1;
-        self.members.insert(number, Member { address, trying: false, goes: goes.clone() });
+        self.members.insert(number, WaitingClient { address, trying: false, goes: goes.clone() });
         self.idle.add(number, address);
         (number, goes, crowded)
     }
@@ -84,7 +84,7 @@ impl WaitingRoom {
         oldest.inspect(|number| self.leave(*number)).is_some()
     }
 
-    fn change(&mut self, number: u64, change: impl FnOnce(&mut Member)) {
+    fn change(&mut self, number: u64, change: impl FnOnce(&mut WaitingClient)) {
         let Some(mut member) = self.members.remove(&number) else { return };
         self.crowd(member.trying).remove(number, member.address);
         change(&mut member);
