@@ -69,7 +69,7 @@ pub struct Metrics {
     pub pushes: By<PushOutcome, Counter>,
     /// From a change seen to its push accepted (`mailchime_push_latency_seconds`).
     pub push_latency: Histogram,
-    /// `mailchime_queue_length`; those that are channels are told to [`Metrics::watch_channel`].
+    /// `mailchime_queue_length`; [`Metrics::watch_channel`] takes those that are channels.
     pub queues: By<Queue, Gauge>,
     /// `mailchime_database_seconds`
     pub database: By<Call, Histogram>,
@@ -252,7 +252,7 @@ label!(
         SessionEvents: "session_events",
         /// From watchers to the push side.
         ChangeEvents: "change_events",
-        /// Accounts with a device that is to be told of something, and pushes that are under way.
+        /// Accounts with a device that has to get a push, and pushes that are under way.
         Pushes: "pushes",
         /// Rows about pushes that are still to be written.
         Settlements: "settlements",

@@ -85,11 +85,11 @@ pub enum ChangeKind {
 /// What a watcher tells the push side, in this order for one mailbox.
 #[derive(Clone, Debug)]
 pub enum WatchEvent {
-    /// The mailbox is no longer as its devices were told.
+    /// The mailbox is no longer as its devices know it.
     Changed(Change),
     /// What [`Change::id`] announced has now been seen whole; no push of its own. With an id that
     /// announced nothing: there is nothing that the devices do not know, and yet the state is another
-    /// one than they were told of.
+    /// one than they know of.
     Confirmed {
         account: Account,
         backend: BackendId,
@@ -104,7 +104,7 @@ pub enum WatchEvent {
     LoginWanted { account: Account, backend: BackendId },
 }
 
-/// A mailbox that is no longer as its devices were told.
+/// A mailbox that is no longer as its devices know it.
 #[derive(Clone, Debug)]
 pub struct Change {
     pub account: Account,

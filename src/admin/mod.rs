@@ -36,7 +36,7 @@ use crate::metrics::Metrics;
 use crate::model::{Account, Mailbox};
 use crate::net::counters::Counters;
 
-/// What is to be told, and how to find it out.
+/// What mailchime shows, and how to find it out.
 pub struct Context {
     pub registry: Registry,
     pub metrics: Arc<Metrics>,

@@ -670,7 +670,7 @@ fn server_tls(
         .map_err(|error| StartError::key("[tls]", error))
 }
 
-/// The topics that devices may be told at the moment, for the log.
+/// The topics that devices get at the moment, for the log.
 fn topics(identities: &Identities) -> String {
     let offers = identities.offers(Timestamp::now());
     let topics: Vec<_> = offers.into_iter().filter_map(|offer| offer.topic).collect();

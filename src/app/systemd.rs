@@ -1,4 +1,4 @@
-//! What systemd is told (sd_notify(3)). Where nobody listens, nothing happens.
+//! What mailchime tells systemd (sd_notify(3)). Without systemd, nothing happens.
 
 use std::time::Duration;
 

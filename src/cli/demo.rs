@@ -56,7 +56,7 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     removed.map_err(|error| Failure::Failed(format!("{path} could not be removed: {error}")))
 }
 
-/// `HOST:PORT`, as far as it can be told without looking the host up.
+/// `HOST:PORT`, as far as it is known without looking the host up.
 fn host_and_port(text: &str) -> Result<String, &'static str> {
     let (host, port) = text.rsplit_once(':').unwrap_or_default();
     match !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0) {

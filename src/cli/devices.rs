@@ -1,5 +1,5 @@
 //! `mailchime devices list|remove`: the registrations, in the database itself, so that it works
-//! whether mailchime runs or not. One that runs is told of a removal, if there is a way.
+//! whether mailchime runs or not. One that runs learns of a removal, if there is a way.
 
 use std::collections::BTreeSet;
 
@@ -143,7 +143,7 @@ fn tell(options: &Remove, accounts: &BTreeSet<Account>) -> Result<(), Failure> {
     const LATER: &str = "it finds out within the hour, and may push until then";
     if configuration(&options.configured)?.admin.address.is_none() {
         say(format_args!(
-            "a mailchime that runs cannot be told, as [admin] address is not set: {LATER}"
+            "a running mailchime does not learn of this, as [admin] address is not set: {LATER}"
         ));
         return Ok(());
     }
@@ -154,7 +154,7 @@ fn tell(options: &Remove, accounts: &BTreeSet<Account>) -> Result<(), Failure> {
     match told {
         Ok(()) => say("the mailchime that runs has been told"),
         Err(Failure::Failed(why) | Failure::Usage(why)) => {
-            say(format_args!("no mailchime that runs was told: {why}; if one does, {LATER}"));
+            say(format_args!("no running mailchime learned of this: {why}; if one runs, {LATER}"));
         }
     }
     Ok(())

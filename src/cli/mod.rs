@@ -162,7 +162,7 @@ fn configuration(configured: &Configured) -> Result<Config, Failure> {
 // Standard output and error may be closed, by `| head` for example. What a command does goes on; a
 // panic in the middle of it would help nobody.
 
-/// A command's last word, for whoever typed it.
+/// A command's last word, for the user.
 fn say_error(message: &str) {
     let _ = writeln!(io::stderr(), "mailchime: {message}");
 }

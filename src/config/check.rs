@@ -83,7 +83,7 @@ fn warnings(config: &Config) -> Vec<String> {
     let networks = config.listeners.iter().flat_map(|listener| &listener.proxy_protocol);
     for network in networks.map(Network::to_string).filter(|n| everyone.contains(&n.as_str())) {
         warnings.push(format!(
-            "[[listener]] proxy_protocol = [\"{network}\"]: whoever connects there can claim any \
+            "[[listener]] proxy_protocol = [\"{network}\"]: a client that connects there can claim any \
              address; name your load balancers only"
         ));
     }

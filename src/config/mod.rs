@@ -30,13 +30,13 @@ pub use self::network::Network;
 use crate::files;
 use crate::model::{Account, BackendId};
 
-/// Everything the program can be told, checked.
+/// The whole configuration, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where clients connect; never empty.
     pub listeners: Vec<Listener>,
     pub tls: Tls,
-    /// For whoever has no route.
+    /// For users without a route.
     pub backend: Backend,
     /// Each with a domain of its own.
     pub routes: Vec<Route>,
@@ -334,7 +334,7 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// For the login dialogue, between two commands.
     pub login_timeout: Duration,
-    /// For commands that are under way when the program is told to stop.
+    /// For commands that are under way when the program has to stop.
     pub shutdown_grace: Duration,
     /// From a login's try to its refusal, at least.
     pub failure_delay: Duration,
@@ -400,7 +400,7 @@ pub struct Node {
     pub takeover: Duration,
 }
 
-/// `[log]`: what is told on standard error.
+/// `[log]`: what goes to standard error.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Log {
     pub format: LogFormat,
@@ -416,7 +416,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// `[record]`: sessions as dialogues, for whoever looks for a fault.
+/// `[record]`: sessions as dialogues, to find a fault.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
     /// A folder that exists.
@@ -573,7 +573,7 @@ impl CertificateFiles {
 // === impl Backend ===
 
 impl Backend {
-    /// A backend that is told nothing of the client, and has no master user.
+    /// A backend that learns nothing of the client, and has no master user.
     pub fn new(host: impl Into<String>, port: u16, tls: BackendTls) -> Self {
         Self {
             name: None,

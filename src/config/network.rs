@@ -35,7 +35,7 @@ impl Network {
 }
 
 impl FromStr for Network {
-    /// What would be right, as far as it can be told.
+    /// What would be right, as far as mailchime can say.
     type Err = Option<Self>;
 
     fn from_str(text: &str) -> Result<Self, Option<Self>> {

@@ -85,7 +85,7 @@ struct Shared {
     received: watch::Sender<u64>,
     /// Whether answers are held back.
     held: watch::Sender<bool>,
-    /// Whether whoever connects hears nothing, not even of TLS.
+    /// Whether clients that connect get nothing, not even TLS.
     stalled: watch::Sender<bool>,
     /// Counts the calls of [`Apns::go_away`].
     farewells: watch::Sender<u64>,

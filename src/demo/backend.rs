@@ -1,7 +1,7 @@
 //! A small IMAP server that keeps everything in memory (RFC 3501 with a few extensions).
 //!
 //! It is complete enough for curl, Python's imaplib, mutt and a phone, strict where clients must be
-//! right, and can be told to behave like servers that lack something. Its mail is gone when it is.
+//! right, and can be set to behave like servers that lack something. Its mail is gone when it is.
 //!
 //! Mailbox names are those of the wire: `Entw&APw-rfe`, not `Entwürfe`; the hierarchy is separated
 //! by `/`. A session never times out; its end is the client's or the handle's.

@@ -68,7 +68,7 @@ impl Port {
         self.address
     }
 
-    /// Closes the listening socket: whoever connects now is refused. What is open stays open.
+    /// Closes the listening socket: clients that connect now are refused. What is open stays open.
     pub(super) async fn close(&self) {
         let accepting = self.accepting.lock().take();
         if let Some((token, task)) = accepting {

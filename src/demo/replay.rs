@@ -119,7 +119,7 @@ impl End {
     }
 
     async fn shutdown(&mut self) {
-        // Whoever has hung up already needs no telling.
+        // A client that has hung up already needs no answer.
         let _ = tokio::time::timeout(LIMIT, self.stream.shutdown()).await;
     }
 }

@@ -20,7 +20,7 @@ use crate::model::{Account, Credentials, Mailbox, Registration, Snapshot};
 /// Longest STATUS response that is ours to swallow, in bytes.
 pub(super) const LONGEST_STATUS: usize = 8 * 1024;
 
-/// What a client is told where there is no connection to the backend, or no answer.
+/// What a client gets where there is no connection to the backend, or no answer.
 pub const UNAVAILABLE: &str = "NO [UNAVAILABLE] The mail server cannot be reached, try again later";
 
 /// What a client gets where the backend takes no login of this kind.
@@ -33,13 +33,13 @@ pub struct Profile {
     pub backend: Option<Arc<Capabilities>>,
     /// What is taken by other backends, at which some users are.
     pub logins_elsewhere: LoginKinds,
-    /// `None` where push is not to be had: no topic.
+    /// `None` where push is not offered: no topic.
     pub push: Option<PushOffer>,
     /// Relay mechanisms of the backend that hide the password.
     pub relay_mechanisms: bool,
     /// A master user watches: whose password is hidden can be watched too.
     pub master: bool,
-    /// The domains, in lower case, whose users are on another backend than whoever is not known before
+    /// The domains, in lower case, whose users are on another backend than users who are not known before
     /// the login.
     pub routed: Vec<String>,
     /// Most commands of a client until it is logged in.
@@ -68,7 +68,7 @@ impl Clone for ShownCapabilities {
 /// What is particular to one connection.
 #[derive(Clone, Debug)]
 pub struct ClientConnection {
-    /// TLS is active; otherwise STARTTLS is offered and nothing else is to be had.
+    /// TLS is active; otherwise STARTTLS is offered and nothing else.
     pub secure: bool,
     /// Starts each tag of ours; one that the client cannot guess: letters and digits.
     pub tag_prefix: String,
@@ -86,7 +86,7 @@ pub struct PushOffer {
     pub most_mailboxes: usize,
 }
 
-/// What devices of the users of one domain are told.
+/// What devices of the users of one domain get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DomainTopic {
     /// In lower case; `None` stands for all users whom no other entry names.
@@ -141,7 +141,7 @@ pub enum Action {
 pub struct Authenticated {
     /// Whom the client claims to be, for logs and nothing else; `None` where that was not said.
     pub claimed: Option<Account>,
-    /// Who it is beyond doubt. Without it nothing of the session is stored, and nobody is told.
+    /// Who it is beyond doubt. Without it nothing of the session is stored or passed on.
     pub proven: Option<ProvenIdentity>,
 }
 

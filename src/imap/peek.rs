@@ -8,7 +8,7 @@ use memchr::memchr;
 /// Longest tag that is recognised, in bytes.
 pub const LONGEST_TAG: usize = 1024;
 
-/// No line needs more than this many bytes to be told.
+/// No line needs more than this many bytes to be recognised.
 pub const LONGEST_HEAD: usize = LONGEST_TAG + 64;
 
 /// What a backend's line is (RFC 9051 section 7).

@@ -345,7 +345,7 @@ impl Relay {
         }
     }
 
-    /// Goes by another profile from now on. The topic that this user's devices are told then; `None` if
+    /// Goes by another profile from now on. The topic that this user's devices get then; `None` if
     /// they are offered no push.
     pub fn renewed(&mut self, profile: Arc<Profile>) -> Option<&str> {
         self.intercept.renewed(profile)

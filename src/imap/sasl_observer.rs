@@ -4,7 +4,7 @@
 //! Once the backend has accepted the login the name is whom it has accepted, and so whose mailboxes
 //! may be watched. It must be just the name that the backend took, so whatever is not exactly as the
 //! mechanism says ends in nobody: a message too many, a nonce that the backend does not take up, a
-//! name that is not ASCII (which a backend may map to another one), and whoever acts as somebody
+//! name that is not ASCII (which a backend may map to another one), and users who act as somebody
 //! else, since a backend that overlooks the authorization identity would let anybody be anybody.
 
 use super::sasl;

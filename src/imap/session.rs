@@ -117,7 +117,7 @@ impl Session {
     }
 
     /// The backend cannot be reached, or its connection ended, for the reason given. During the login
-    /// dialogue the client is told and may try again; returns whether it was so.
+    /// dialogue the client gets an answer and may try again; returns whether it was so.
     pub fn unavailable(&mut self, why: impl Into<String>) -> bool {
         let why = why.into();
         let SessionState::NotAuthenticated(dialogue) = &mut self.state else { return false };
@@ -450,7 +450,7 @@ impl Session {
     }
 }
 
-/// Whose name and password were accepted, whoever they act as.
+/// Whose name and password were accepted, as whichever user they act.
 fn authenticated(login: &BackendLogin) -> Option<Account> {
     match login.attempt() {
         LoginAttempt::Credentials { credentials, .. } => {

@@ -208,7 +208,7 @@ impl Backends {
         self.0.table.borrow().routes.values().map(|(_, backend)| backend.clone()).collect()
     }
 
-    /// The domains, in lower case, whose users are not on the backend of whoever is not known yet.
+    /// The domains, in lower case, whose users are not on the backend of users who are not known yet.
     pub fn routed(&self) -> Vec<String> {
         self.0.table.borrow().routes.keys().cloned().collect()
     }

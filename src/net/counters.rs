@@ -1,4 +1,4 @@
-//! How often each limit was hit, for whoever looks after the server.
+//! How often each limit was hit, for operators.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -70,10 +70,10 @@ pub struct Folded {
     told: Mutex<HashMap<String, (Instant, u64)>>,
 }
 
-/// Matters that are told apart; when there are more, all are forgotten.
+/// Matters that are kept apart; when there are more, all are forgotten.
 const MOST_MATTERS: usize = 1024;
 
-/// Between two log lines about one limit: whoever runs into it a thousand times a second must not
+/// Between two log lines about one limit: a peer that runs into it a thousand times a second must not
 /// fill the disk.
 const QUIET: Duration = Duration::from_secs(60);
 

@@ -54,7 +54,7 @@ impl Assignment {
     /// The name of the node that is to watch the account; `None` while no node is known.
     pub fn owner(&self, account: &Account) -> Option<&str> {
         let account = hash(account.as_str());
-        // Two of one weight are told apart by their names.
+        // The names decide between two of one weight.
         let heaviest = self.nodes.iter().max_by_key(|(name, node)| (mix(node ^ account), name));
         heaviest.map(|(name, _)| &**name)
     }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   each node ──▶ its row, beating ──▶ all see the same rows ──▶ Assignment ──▶ watch, push
-//!   any change of an account ──▶ news for the other nodes ──▶ whoever watches it looks again
+//!   any change of an account ──▶ news for the other nodes ──▶ the one that watches it looks again
 //! ```
 //!
 //! Who has a row takes part. A row goes when its node stops, or when it has not changed for too long

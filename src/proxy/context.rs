@@ -130,7 +130,7 @@ impl SessionContext {
         }
     }
 
-    /// What is offered where a master watches: nothing to whoever is on a backend that has none.
+    /// What is offered where a master watches: nothing to users on a backend that has none.
     fn to_be_watched(&self, offer: &PushOffer) -> Option<PushOffer> {
         let (routes, default) = self.backends.masters();
         let mut topics: Vec<_> = routes

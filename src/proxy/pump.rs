@@ -251,7 +251,7 @@ impl Duplex {
         let mut moved = std::mem::take(&mut backend.inbound.moved);
         if backend.inbound.ended {
             let why = failed.map_or_else(|| "it hung up".to_owned(), |error| error.to_string());
-            // The client is told, in another round, and may try again.
+            // The client gets an answer, in another round, and may try again.
             moved |= session.unavailable(why);
         }
         Ok((pause, moved))

@@ -28,7 +28,7 @@ use crate::store::{Alive, Store, StoreError, Target};
 /// How long requests that are under way may take to end when the program does, and how long the
 /// last write may take.
 const GRACE: Duration = Duration::from_secs(5);
-/// Between attempts to learn what is owed on disk.
+/// Between attempts to read which pushes are due on disk.
 const OWED: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 
 /// How many questions may wait for an answer.
@@ -100,7 +100,7 @@ impl DispatcherHandle {
     }
 
     /// Has the account's devices read again, as somebody else has changed them in the database: who is
-    /// gone is told nothing more, and if all are, that is passed on. `None` when the dispatcher has
+    /// gone gets nothing more, and if all are, that is passed on. `None` when the dispatcher has
     /// ended.
     pub async fn changed(&self, account: Account) -> Option<()> {
         self.0.send(DispatcherRequest::Changed(account)).await.ok()
@@ -108,7 +108,7 @@ impl DispatcherHandle {
 }
 
 /// Takes changes from `events` and tells devices of them, until `cancel` or until `events` is
-/// closed; begins with what is owed since an earlier run, and whenever the nodes divide the accounts
+/// closed; begins with the pushes that are due since an earlier run, and whenever the nodes divide the accounts
 /// anew, with what the node that had them before has left. Then it lets requests under way end, for
 /// some seconds, marks on disk what devices have not been told of, and returns.
 pub async fn run(parts: DispatcherParts, cancel: CancellationToken) {
@@ -373,7 +373,7 @@ impl Jobs {
                     });
                     explained.collect()
                 });
-                // Whoever asked may have gone.
+                // The one who asked may have gone.
                 let _ = reply.send(explained);
             }
             Ok(Done::Written(failed, alive)) => {
@@ -509,7 +509,7 @@ async fn write(
         return (batch, alive);
     }
     if !batch.changes.is_empty() {
-        // Every device was told, or has a mark on disk that it will be.
+        // Every device got its push, or has a mark on disk that one is due.
         debug!(
             target: "mailchime::push::results_written",
             change = joined(&batch.changes), "change recorded"

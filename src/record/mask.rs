@@ -1,7 +1,7 @@
 //! What takes the place of what nobody else may read.
 //!
 //! The same value has the same stand-in throughout a recording, so that a dialogue still makes
-//! sense. A stand-in is as long as what it stands for, but for passwords, whose length is told in
+//! sense. A stand-in is as long as what it stands for, but for passwords, whose length is given in
 //! powers of two only.
 
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::imap::sasl;
 
-/// A registration's answer names the push topic, which names whoever runs the server; this one
+/// A registration's answer names the push topic, which names the operator of the server; this one
 /// stands in the dialogues that come with mailchime, too.
 pub const TOPIC: &str = "com.apple.mail.XServer.11111111-2222-3333-4444-555555555555";
 

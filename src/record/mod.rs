@@ -173,7 +173,7 @@ async fn write(
                 .text
                 .push_str("# The recording ends here: the session was too fast for it.\n");
         }
-        // Whoever connects and says nothing leaves no file.
+        // A client that connects and says nothing leaves no file.
         if !client_spoke {
             if last {
                 return;

@@ -12,7 +12,7 @@ use crate::imap::literal::Announcement;
 use crate::imap::peek::{self, Response};
 use crate::imap::tap::Flow;
 
-/// Longest part of a line that is kept; of a longer one only the length is told.
+/// Longest part of a line that is kept; of a longer one only the length is given.
 const LONGEST_LINE: usize = 64 * 1024;
 
 /// The most that one placeholder stands for.

@@ -144,7 +144,7 @@ mod tests {
         Registration { subscription, mailboxes: vec![(Mailbox::inbox(), Snapshot::default())] }
     }
 
-    /// Starts to register, with no batch being written before this is dropped. What waits is told.
+    /// Starts to register, with no batch being written before this is dropped. What waits learns of it.
     async fn start(store: &Store, logins: &[&str]) -> Vec<tokio::task::JoinHandle<bool>> {
         let mut tasks = Vec::new();
         for login in logins {

@@ -1,4 +1,4 @@
-//! The database: who registered which device for which mailboxes, what those devices were told,
+//! The database: who registered which device for which mailboxes, what those devices know,
 //! and the credentials with which their users' watchers log in ([`CredentialSource`]).
 //!
 //! The store keeps and returns rows; it does not know why they change. It reads no clock: times are
@@ -220,7 +220,7 @@ pub struct Target {
 /// What became of a change; see [`Store::settle`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settlement {
-    /// Every device was told of this state or has the mailbox marked as owed.
+    /// Every device knows of this state or has the mailbox marked as due.
     Told { account: Account, mailbox: Mailbox, snapshot: Snapshot },
     /// A push for the mailbox is due to the device. A mark that is there keeps its time.
     Owed { subscription: SubscriptionKey, mailbox: Mailbox, since: Timestamp },
@@ -365,7 +365,7 @@ impl Store {
     }
 
     /// Opens the database as [`Store::open`] does, but only one that is there and has the schema of
-    /// this program: nothing is made or changed by opening it. For whoever looks at it beside the
+    /// this program: nothing is made or changed by opening it. For commands that look at it beside the
     /// program that serves.
     pub async fn open_existing(url: &str, busy_timeout: Duration) -> Result<Self, StoreError> {
         let store = match Self::file(url)? {

@@ -33,7 +33,7 @@ pub struct News {
 }
 
 impl Store {
-    /// Makes this process the node of that name, whoever had it. Until it [leaves](Store::leave),
+    /// Makes this process the node of that name, even if another had it. Until it [leaves](Store::leave),
     /// others write it news; what was written for an earlier one is gone.
     pub async fn join(&self, name: &str) -> Result<(), StoreError> {
         self.write(Call::Beat, || async {
@@ -148,7 +148,7 @@ impl Store {
 
     /// Writes news of an account to all nodes but this one.
     ///
-    /// News that is there already is locked by this: whoever takes it meanwhile waits until the
+    /// News that is there already is locked by this: a node that takes it meanwhile waits until the
     /// transaction has ended, and then reads what it has changed.
     pub(super) async fn tell(
         &self,

@@ -1,4 +1,4 @@
-//! A change's way through the database: what the devices were told, which devices there are, what
+//! A change's way through the database: what the devices know, which devices there are, what
 //! is owed to them, and what became of it (DESIGN.md, promise 2).
 
 use std::collections::BTreeMap;

@@ -25,7 +25,7 @@ impl Store {
     /// disk. Once the database works on it, dropping the call does not stop it.
     ///
     /// - Of an account that another backend has accepted before nothing stays: neither devices nor
-    ///   credentials nor what devices were told.
+    ///   credentials nor what devices know.
     /// - `login` says what of its credentials is kept, and what of those that are.
     /// - The account's parking ends: a session registers that has just logged in.
     /// - With another password, the other devices that registered before the login are outdated.
@@ -33,10 +33,10 @@ impl Store {
     ///   which is outdated.
     /// - The device's newest account id, version and topic replace the older; when it was last
     ///   pushed stays.
-    /// - Its mailboxes become those of the registration; what is owed of one that stays is still
+    /// - Its mailboxes become those of the registration; a push that is due of one that stays is still
     ///   owed.
     /// - A mailbox that no device was registered for begins with the registration's snapshot. An
-    ///   existing snapshot stays: it says what the other devices were told.
+    ///   existing snapshot stays: it says what the other devices know.
     /// - Of the account's devices this one and the newest others remain, `max_devices` in all (at
     ///   least one). Accounts whose names differ in nothing but case share this number: the one with
     ///   most devices makes room.

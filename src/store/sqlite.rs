@@ -119,7 +119,7 @@ async fn pools(
         .max_lifetime(None)
         // With the last one SQLite removes its log, and with the next one makes another.
         .idle_timeout(None)
-        // SQLite ends a transaction by itself when the disk is full. Whoever then tries to roll back
+        // SQLite ends a transaction by itself when the disk is full. A caller that then tries to roll back
         // fails, and the connection counts itself as in a transaction for good.
         .before_acquire(|connection, _| {
             let usable = !connection.is_in_transaction();

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Of several nodes each watches its share. Nothing here knows sessions or pushes. What the devices of
-//! an account were told is in the store; a watcher only reads it, after every connect, so that
+//! an account know is in the store; a watcher only reads it, after every connect, so that
 //! whatever was interrupted shows as a difference again. The push side moves it.
 
 #[cfg(feature = "fuzzing")]

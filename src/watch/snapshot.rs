@@ -1,4 +1,4 @@
-//! Two states of a mailbox compared: what the devices were told, and what is.
+//! Two states of a mailbox compared: what the devices know, and what is.
 
 use crate::model::{ChangeKind, Snapshot};
 
@@ -42,11 +42,11 @@ pub(super) fn only_mod_seq_differs(told: &Snapshot, now: &Snapshot) -> bool {
     differs && renumbered(told, now).is_none() && difference(told, now).is_none()
 }
 
-/// Whether the only sign of new mail is UIDNEXT, although the number of messages is told. One may
+/// Whether the only sign of new mail is UIDNEXT, although the number of messages is known. One may
 /// have come while another went; but some servers make it up.
 pub(super) fn only_uid_next_grew(told: &Snapshot, now: &Snapshot) -> bool {
     let counted = Snapshot { uid_next: None, ..*told };
-    // Whoever counts changes (RFC 7162) does not make up the rest.
+    // A server that counts changes (RFC 7162) does not make up the rest.
     now.messages.is_some()
         && now.highest_mod_seq.is_none()
         && difference(told, now) == Some(ChangeKind::NewMail)

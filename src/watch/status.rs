@@ -95,7 +95,7 @@ pub(super) enum WatchMode {
     Poll,
     /// INBOX by IDLE (RFC 2177), other mailboxes by looks now and then.
     Idle,
-    /// INBOX by IDLE where that is to be had, everything else by NOTIFY (RFC 5465).
+    /// INBOX by IDLE where the backend has it, everything else by NOTIFY (RFC 5465).
     Notify,
 }
 

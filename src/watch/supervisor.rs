@@ -113,7 +113,7 @@ pub async fn run(
     };
     let mut replacements = supervisor.context.backends.replacements();
     let mut next_refresh = Instant::now();
-    // That a user logged in can only be told to a watcher. So who is to be watched is read first.
+    // Only a watcher can take the news that a user logged in. So the accounts are read first.
     let mut begun = false;
     loop {
         if !supervisor.reading && Instant::now() >= next_refresh {

@@ -1,7 +1,7 @@
 //! The watcher of one account: its logins, its failures, and what the supervisor tells it.
 //!
 //! ```text
-//!   wait for a turn ──▶ read what was told ──▶ log in ──▶ rounds (see `source::imap::session`)
+//!   wait for a turn ──▶ read what the devices know ──▶ log in ──▶ rounds (see `source::imap::session`)
 //!     ▲     ▲                                    │            │
 //!     │     └──── back-off ◀─────────────────────┼── lost ◀───┘
 //!     └──── its user logs in ◀── parked ◀── refused (see `login`)
@@ -78,7 +78,7 @@ pub(super) struct Watcher {
     pub(super) told: u64,
     /// Since when it has watched on this connection.
     pub(super) watches_since: Option<Instant>,
-    /// Nothing has shown yet that the password is right: whoever watched before, until it was killed
+    /// Nothing has shown yet that the password is right: the process that watched before, until it was killed
     /// perhaps, may have tried it and had no time to note what came of it.
     pub(super) inherited: bool,
     /// Connections that failed in a row.
@@ -123,7 +123,7 @@ pub(super) struct WatchedMailbox {
     pub(super) due: bool,
 }
 
-/// New mail of which `push` was told before it was looked at.
+/// New mail that was announced to `push` before it was looked at.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Announcement {
     /// Of the change.
@@ -209,7 +209,7 @@ pub(super) enum NextStep {
     Login(LoginWait),
     /// Another try after this time, or when the supervisor has something to tell.
     Try(Duration),
-    /// Another try after this time, whatever is told.
+    /// Another try after this time, whatever happens.
     Later(Duration),
 }
 
@@ -571,7 +571,7 @@ impl Watcher {
         at: LoginTarget<'_>,
     ) -> Result<(ImapConnection, Option<Capabilities>), SessionEnd> {
         let LoginTarget { backend, master, .. } = at;
-        // After a break nothing counts but what the devices were told.
+        // After a break nothing counts but what the devices know.
         self.mailboxes.clear();
         self.faults.forget_refusals();
         if self.backend.name() != backend.name() {
@@ -619,7 +619,7 @@ impl Watcher {
         }
     }
 
-    /// Reads which mailboxes are registered and what their devices were told.
+    /// Reads which mailboxes are registered and what their devices know.
     async fn reload(&mut self, backend: &Backend) -> Result<(), SessionEnd> {
         let (context, account, id) = (&self.context, &self.account, backend.id());
         // Before the rows are read: a registration that comes meanwhile has them read again.
@@ -638,7 +638,7 @@ impl Watcher {
         let mut before: HashMap<_, _> =
             before.map(|watched| (watched.mailbox.clone(), watched)).collect();
         for (mailbox, told) in rows {
-            // What was announced and not yet told is still known; the rest is as it was told.
+            // What was announced and not yet pushed is still known; the rest is as the devices know it.
             let known = before.remove(&mailbox);
             self.mailboxes.push(known.unwrap_or_else(|| WatchedMailbox::new(mailbox, told)));
         }

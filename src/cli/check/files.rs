@@ -118,7 +118,7 @@ pub(super) async fn credentials(config: &Credentials, store: Option<&Store>, rep
     let key_file = match config {
         Credentials::Stored { key_file } => key_file,
         Credentials::Memory => return report.ok(PART, "kept in memory: gone at each restart"),
-        // Of each backend it is told with the rest of what is known of that.
+        // For each backend it is shown with the rest of what is known of that.
         Credentials::Master => return report.ok(PART, "no user's password is kept"),
     };
     let shown = key_file.display();

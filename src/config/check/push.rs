@@ -1,4 +1,4 @@
-//! `[push]` and `[apns]`: which changes are told, and by whom.
+//! `[push]` and `[apns]`: which changes are pushed, and as whom.
 
 use std::collections::HashSet;
 use std::path::Path;

@@ -192,7 +192,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         Ok(self.tell_news(!quiet).map(|()| answer))
     }
 
-    /// RFC 2177. What changes in the selected mailbox is told at once.
+    /// RFC 2177. The client gets changes in the selected mailbox at once.
     async fn idle(&mut self) -> io::Result<Result<Answer, Gone>> {
         self.wire.out.extend_from_slice(b"+ idling\r\n");
         self.wire.flush().await?;
@@ -354,7 +354,7 @@ impl Answer {
         Self { kind: StatusKind::Bad, code: None, text }
     }
 
-    /// For a target that is not there, the client is told that it can make it (RFC 3501 sections
+    /// For a target that is not there, the client learns that it can make it (RFC 3501 sections
     /// 6.3.11 and 6.4.7).
     pub(super) fn or_try_create(mut self) -> Self {
         if self.code == Some(Code::Other(CodeOther::unvalidated(&b"NONEXISTENT"[..]))) {

@@ -51,7 +51,7 @@ pub(super) struct Message {
 }
 
 /// The mailbox that a session has selected, as the session's client knows it. Sequence numbers
-/// are positions in `view` and move only when the client is told (RFC 3501 section 7.4.1).
+/// are positions in `view` and move only when the client gets them (RFC 3501 section 7.4.1).
 pub(super) struct Selected {
     pub(super) name: String,
     /// Tells whether the mailbox of that name is still the same.
@@ -59,7 +59,7 @@ pub(super) struct Selected {
     pub(super) read_only: bool,
     pub(super) view: Vec<Seen>,
     pub(super) changed: watch::Receiver<u64>,
-    /// The revision that `view` shows; `None` if an expunge is still to be told.
+    /// The revision that `view` shows; `None` if the client still has to get an expunge.
     revision: Option<u64>,
     highest_uid: u32,
 }
@@ -263,7 +263,7 @@ impl Selected {
         selected
     }
 
-    /// Brings the view up to date and returns what the client is to be told, in order. Expunged
+    /// Brings the view up to date and returns what the client has to get, in order. Expunged
     /// messages keep their places unless `expunge`: no client expects them in the middle of a
     /// FETCH, STORE or SEARCH (RFC 3501 section 7.4.1).
     pub(super) fn update(&mut self, mailbox: &mut Mailbox, expunge: bool) -> Vec<News> {
@@ -343,7 +343,7 @@ mod tests {
 
         mailbox.remove(|m| m.uid < 3);
         mailbox.append(Bytes::new(), Vec::new(), SystemTime::now());
-        // The message that came is told at its place behind those that are gone.
+        // The message that came has its place behind those that are gone.
         let news = selected.update(&mut mailbox, false);
         assert_eq!(news, [News::Exists(4), News::Recent(4)]);
         let news = selected.update(&mut mailbox, true);

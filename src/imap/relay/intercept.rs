@@ -122,7 +122,7 @@ impl Intercept {
         }
     }
 
-    /// Goes by another profile from now on. The topic that this user's devices are told then; `None` if
+    /// Goes by another profile from now on. The topic that this user's devices get then; `None` if
     /// they are offered no push.
     pub(super) fn renewed(&mut self, profile: Arc<Profile>) -> Option<&str> {
         self.profile = profile;
@@ -467,7 +467,7 @@ impl Intercept {
     }
 }
 
-/// What is offered to the user of this account, and the topic that devices of theirs are told.
+/// What is offered to the user of this account, and the topic that devices of theirs get.
 fn offered<'a>(
     profile: &'a Profile,
     account: Option<&'a Account>,

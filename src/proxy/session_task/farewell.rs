@@ -52,7 +52,7 @@ impl SessionTask {
             // A client that still sends would meet a reset, and might lose our last words to it.
             poll_fn(|cx| client.poll_discard(cx)).await
         };
-        // Whoever does not take them in time or is gone already has no use for them.
+        // A client that does not take them in time or is gone already has no use for them.
         // Where its place was needed nobody waits for one.
         let patience = if matches!(ended, Ended::Evicted) { Duration::ZERO } else { FAREWELL };
         let _: Result<io::Result<()>, _> = tokio::time::timeout(patience, last_words).await;

@@ -1,4 +1,4 @@
-//! One account: its devices with what each is still to be told, and its rows in the database that
+//! One account: its devices with the pushes that each still has to get, and its rows in the database that
 //! move when all of them have been.
 //!
 //! A row is held up by a device while the device is to be told of the mailbox, unless a mark on
@@ -30,7 +30,7 @@ pub(super) struct AccountState {
     telling: HashMap<Mailbox, Telling>,
     /// Changes that still need to know whom they concern.
     unread: HashMap<Mailbox, Change>,
-    /// What is owed on disk is to be read, of devices that are known, too.
+    /// The marks on disk have to be read, of devices that are known, too.
     unread_marks: bool,
     pub(super) read: ReadState,
     /// Where the last change was seen.
@@ -97,7 +97,7 @@ impl AccountState {
         }
     }
 
-    /// Forgets what devices are still to be told. Their rows stay, so the next look at the former
+    /// Forgets which pushes devices still have to get. Their rows stay, so the next look at the former
     /// backend finds it again.
     pub(super) fn set_aside(&mut self) {
         self.devices.iter_mut().for_each(DeviceState::depart);

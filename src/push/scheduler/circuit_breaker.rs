@@ -41,7 +41,7 @@ pub(super) enum FailureScope<'a> {
     One(&'a PushEndpoint),
 }
 
-/// How a push came through the breaker; its outcome is told with it.
+/// How a push came through the breaker; its outcome is reported with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BreakerPass {
     Open,

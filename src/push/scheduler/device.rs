@@ -1,4 +1,4 @@
-//! One device of an account: what it is to be told, and when it may be.
+//! One device of an account: which pushes it has to get, and when.
 //!
 //! Nothing here sends, writes or reads a clock.
 
@@ -71,7 +71,7 @@ pub(super) struct LastDelivery {
     pub(super) accepted_at: Instant,
 }
 
-/// A mailbox of which a device is to be told.
+/// A mailbox for which a device has to get a push.
 #[derive(Clone, Copy, Default)]
 struct Due {
     /// A mark on disk says that it is owed.
@@ -80,7 +80,7 @@ struct Due {
     change: Option<ChangeId>,
 }
 
-/// What a device is to be told next.
+/// The next push of a device.
 pub(super) struct Backlog {
     mailboxes: BTreeMap<Mailbox, Due>,
     /// Since the first of these changes.
@@ -176,7 +176,7 @@ impl DeviceState {
         (self.departed, self.waiting) = (true, None);
     }
 
-    /// The device is to be told of the mailbox: at once, or when quiet changes have ceased.
+    /// The device has to get a push of the mailbox: at once, or when quiet changes have ceased.
     pub(super) fn wait_for(
         &mut self,
         mailbox: Mailbox,
@@ -319,7 +319,7 @@ impl DeviceState {
         unmarked
     }
 
-    /// The device is to be told of these after all, now; `marked`: marks on disk say so, too.
+    /// The device has to get a push of these after all, now; `marked`: marks on disk say so, too.
     fn put_back(
         &mut self,
         mailboxes: BTreeMap<Mailbox, Due>,

@@ -1,4 +1,4 @@
-//! The rules of the dispatcher: who is told of what, when, how often, and when a row in the
+//! The rules of the dispatcher: which device gets a push of what, when, how often, and when a row in the
 //! database may move (DESIGN.md promise 2 and section 5).
 //!
 //! Pure: no socket, no database, no clock. What happened comes in with the time at which it did;
@@ -128,7 +128,7 @@ pub(super) struct Delivery {
 pub(super) struct DeliveryView {
     /// For how long a push has been under way.
     pub(super) under_way: Option<Duration>,
-    /// The mailboxes that it is to be told of next, and when that may be.
+    /// The mailboxes that its next push names, and when that may go.
     pub(super) waiting: Vec<Mailbox>,
     pub(super) due_in: Option<Duration>,
     /// How long until another push is not too soon after the last.
@@ -145,7 +145,7 @@ pub(super) struct DeliveryView {
     pub(super) shut: Option<Duration>,
 }
 
-/// Everything that devices are still to be told, and what is to be written about it.
+/// All pushes that devices still have to get, and what is to be written about them.
 pub(super) struct Scheduler {
     rules: Rules,
     accounts: HashMap<Account, AccountState>,
@@ -210,7 +210,7 @@ struct RouteQueue {
 // === impl Rules ===
 
 impl Rules {
-    /// Whether a change of this kind is told to anyone.
+    /// Whether any device gets a push for a change of this kind.
     fn tells(&self, kind: ChangeKind) -> bool {
         match kind {
             ChangeKind::NewMail => self.events.new_mail,

@@ -1,7 +1,7 @@
 //! The client of Apple's push service: one request in, one response out.
 //!
 //! HTTP/2 on hyper over a connection of our own (`link`), because the client of the a2 crate
-//! fixes host and trust roots. It must not know which device is told of what, or when: that is the
+//! fixes host and trust roots. It must not know which device gets a push of what, or when: that is the
 //! dispatcher's.
 
 use std::fmt;

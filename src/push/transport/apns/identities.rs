@@ -36,7 +36,7 @@ struct Entry {
     route: Route,
 }
 
-/// What devices that register may be told.
+/// What devices get that register.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// `None` where nobody could push to them at the moment.

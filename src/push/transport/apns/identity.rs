@@ -152,7 +152,7 @@ impl Identity {
         Ok(Self { proof, topic, validity: Some(validity), file: file.into() })
     }
 
-    /// The topic that devices are to be told and that each push carries.
+    /// The topic that devices get and that each push carries.
     pub fn topic(&self) -> &str {
         &self.topic
     }

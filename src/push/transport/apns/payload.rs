@@ -14,7 +14,7 @@ use crate::imap::registration::xapple::ApnsOptions;
 use crate::model::{Mailbox, Subscription};
 
 /// How many mailboxes one notification can name. With an account id of 128 bytes, each of them
-/// escaped, 100 hashes stay under the 4096 bytes that APNs accepts; whoever has more to tell sends
+/// escaped, 100 hashes stay under the 4096 bytes that APNs accepts; a device with more changes gets
 /// another notification.
 pub const MAX_MAILBOXES: usize = 100;
 

@@ -11,7 +11,7 @@ use crate::model::Timestamp;
 
 /// What is put down to the way of the answer, and to clocks as they are.
 const TOLERATED: Duration = Duration::from_mins(5);
-/// A clock that stays wrong is told of this often.
+/// How often a clock that stays wrong is logged.
 const REMINDER: Duration = Duration::from_hours(24);
 
 /// What was last seen.

@@ -2,7 +2,7 @@
 //! certificate.
 //!
 //! APNs refuses a token that is older than an hour, and a provider that brings a new one more often
-//! than every 20 minutes. So there is one token for each key, whoever uses it, and it lives for
+//! than every 20 minutes. So there is one token for each key and all its users, and it lives for
 //! [`LIFE`] from its first use. Nothing here reads a clock.
 
 use std::fmt;

@@ -191,7 +191,7 @@ impl ImapConnection {
     pub(in crate::watch) async fn unasked(&mut self) -> Result<bool, ConnectionLost> {
         self.response().await?;
         let mut ends = self.ends_idle();
-        // What was told must not wait for the rest of what is under way.
+        // News must not wait for the rest of what is under way.
         while !ends && self.read < TURN && self.input.advance() {
             if let Err(lost) = self.heard() {
                 // Nor be lost with it.

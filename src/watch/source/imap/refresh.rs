@@ -50,7 +50,7 @@ struct StatusAnswers {
     bad: bool,
     /// What the backend said to those that it refused, by place.
     refusals: Vec<(usize, Box<str>)>,
-    /// The connection ended before all were told.
+    /// The connection ended before all had an answer.
     lost: Option<ConnectionLost>,
 }
 
@@ -68,11 +68,11 @@ impl Watcher {
             }
         }
         let mut changed = false;
-        // What is told of INBOX on the way does not wait, but what else is told does.
+        // News of INBOX on the way does not wait, but other news does.
         for _ in 0..2 {
             let due = self.due();
             if due.iter().any(|index| self.mailboxes[*index].mailbox.is_inbox()) {
-                // What is told from here on may be later than the snapshot.
+                // News from here on may be later than the snapshot.
                 session.connection.unsolicited.settle();
             }
             let mut asked_for_flags = false;
@@ -173,7 +173,7 @@ impl Watcher {
     }
 
     /// Which of them have a UIDNEXT that grows with each question (Mailutils imap4d): where nothing
-    /// else has changed, and nothing was told unasked, it is asked for once more. In their order.
+    /// else has changed, and the backend said nothing unasked, it is asked for once more. In their order.
     async fn made_up(
         &mut self,
         session: &mut ImapSession<'_>,
@@ -524,7 +524,7 @@ impl Watcher {
         self.given_up(session, way, "is accepted and tells nothing", caught);
     }
 
-    /// Takes note of what was told unasked: announces new mail before it has been looked at, and
+    /// Takes note of what the backend said unasked: announces new mail before it has been looked at, and
     /// marks what is to be looked at. The most urgent of it.
     pub(in crate::watch) async fn hear(
         &mut self,

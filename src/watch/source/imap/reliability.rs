@@ -33,10 +33,10 @@ pub(in crate::watch) struct MethodConfidence {
 /// What one account has found out about one way.
 ///
 /// One miss proves nothing, as mail may come in the moment of the look. Two misses some time apart
-/// do, if nothing was told by this way in between.
+/// do, if this way brought nothing in between.
 #[derive(Debug, Default)]
 pub(in crate::watch) struct Confidence {
-    /// The first miss since something was told.
+    /// The first miss since this way brought something.
     missed: Option<Instant>,
     /// Refusals, and lost connections, in a row.
     refused: u32,
@@ -51,7 +51,7 @@ pub(in crate::watch) struct Reliability(Mutex<Evidence>);
 
 #[derive(Debug, Default)]
 struct Evidence {
-    /// Something was told, and nothing missed since by several accounts.
+    /// This way brought something, and nothing was missed since by several accounts.
     proven: bool,
     /// Quorum that have missed something once.
     doubt: Quorum,

@@ -49,11 +49,11 @@ pub(in crate::watch) const LONGEST_COMMAND: usize = 8000;
 pub(in crate::watch) enum RefreshReason {
     /// All, since nothing is known to have told of them.
     All,
-    /// All, whatever was told; IDLE or NOTIFY should have told of new mail.
+    /// All, whatever the backend said; IDLE or NOTIFY should have told of new mail.
     Check { idle: bool, notify: bool },
-    /// Those of which nothing is told by itself, or was not yet.
+    /// Those of which the backend says nothing by itself, or has not yet.
     Poll,
-    /// Those of which something was told.
+    /// Those of which the backend said something.
     Unsolicited,
 }
 
@@ -148,7 +148,7 @@ impl Watcher {
         }
     }
 
-    /// Opens INBOX for IDLE, where both are to be had, without touching \Recent; closes it where
+    /// Opens INBOX for IDLE, where the backend has both, without touching \Recent; closes it where
     /// IDLE is no longer believed.
     async fn open_inbox(
         &mut self,
@@ -208,7 +208,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// Asks to be told of all mailboxes that IDLE does not cover, if there are any.
+    /// Asks for news of all mailboxes that IDLE does not cover, if there are any.
     async fn arm(&mut self, session: &mut ImapSession<'_>) -> Result<(), SessionEnd> {
         session.armed = false;
         self.hear_overflow(session);

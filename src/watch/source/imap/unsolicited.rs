@@ -7,7 +7,7 @@ use crate::imap::status::{Activity, activity, fetched, is_overflow, mailbox_stat
 use crate::model::{Mailbox, Snapshot};
 use crate::watch::snapshot::merged;
 
-/// The most mailboxes whose state is kept until it is taken. What is told beyond that has to be
+/// The most mailboxes whose state is kept until it is taken. What the backend says beyond that has to be
 /// looked at.
 const MOST_STATES: usize = 1000;
 
@@ -69,7 +69,7 @@ impl Unsolicited {
         self.elsewhere = true;
     }
 
-    /// INBOX, if any mailbox, is open again, with so many messages where that was told.
+    /// INBOX, if any mailbox, is open again, with so many messages where the backend said so.
     pub(in crate::watch) fn back_in_inbox(&mut self, count: Option<u64>) {
         self.elsewhere = false;
         if let Some(count) = count {
@@ -77,7 +77,7 @@ impl Unsolicited {
         }
     }
 
-    /// What is told of one mailbox piece by piece becomes one state.
+    /// What the backend says of one mailbox piece by piece becomes one state.
     pub(in crate::watch) fn read_state(&mut self, mailbox: Option<Mailbox>, told: Snapshot) {
         if let Some(place) = self.places.get(&mailbox) {
             let state = &mut self.states[*place].1;
@@ -88,7 +88,7 @@ impl Unsolicited {
         }
     }
 
-    /// The states that were told.
+    /// The states that the backend sent.
     pub(in crate::watch) fn take_states(&mut self) -> Vec<(Option<Mailbox>, Snapshot)> {
         self.places = HashMap::new();
         std::mem::take(&mut self.states)
@@ -104,7 +104,7 @@ impl Unsolicited {
         std::mem::take(&mut self.other)
     }
 
-    /// Whether anything that was told since the number of messages last rose may make for fewer unread
+    /// Whether anything that the backend said since the number of messages last rose may make for fewer unread
     /// ones.
     pub(in crate::watch) fn has_read(&self) -> bool {
         self.read

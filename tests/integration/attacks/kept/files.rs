@@ -119,7 +119,7 @@ async fn a_private_key_that_others_can_use_is_reported() {
         assert!(why.contains("(mode 604)") && why.contains("run: chmod o= "), "{why}");
         let told = |server: &mut crate::support::world::Server| {
             let lines = server.process.stderr.so_far().iter();
-            lines.filter(|line| line.contains("others than mailchime")).count()
+            lines.filter(|line| line.contains("a file that holds a secret")).count()
         };
         assert_eq!(told(&mut server), 1);
         assert_eq!(exposed(&world).await, 1);

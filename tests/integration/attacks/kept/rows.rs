@@ -74,7 +74,7 @@ async fn a_bad_row_costs_nobody_else_anything() {
             assert!(said.stderr.contains(&named), "{named} is not in {}", said.stderr);
         }
         assert!(
-            said.stderr.contains("more rows of the database cannot be read"),
+            said.stderr.contains("could not read more rows of the database"),
             "{}",
             said.stderr
         );
