@@ -126,7 +126,7 @@ macro_rules! label {
         $(#[$about])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum $name {
-            $($(#[$of])* $value,)*
+            $($(#[$of])* #[doc = concat!("`", $word, "`")] $value,)*
         }
 
         impl Labels for $name {
@@ -298,11 +298,17 @@ label!(
 /// What a watcher does, and for one at work, how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Watching {
+    /// It has not logged in yet.
     Starting,
+    /// It asks STATUS now and then.
     Poll,
+    /// It waits in IDLE (RFC 2177).
     Idle,
+    /// It has asked for NOTIFY (RFC 5465).
     Notify,
+    /// It waits before it tries again.
     BackingOff,
+    /// It waits until its user logs in.
     Parked,
 }
 

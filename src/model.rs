@@ -49,6 +49,7 @@ pub struct Credentials {
     pub login: String,
     /// SASL authorization identity (RFC 4616), empty when it is the login itself.
     pub authorization: String,
+    /// What the secret is.
     pub kind: SecretKind,
     secret: Arc<SecretBox<[u8]>>,
 }
@@ -56,6 +57,7 @@ pub struct Credentials {
 /// What the secret of [`Credentials`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SecretKind {
+    /// A password.
     Password,
     /// An OAuth 2.0 access token (RFC 6750), which expires.
     Bearer,
@@ -65,10 +67,15 @@ pub enum SecretKind {
 /// `None` is what the server did not tell; it differs from nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
+    /// UIDVALIDITY; with another value all UIDs are others.
     pub uid_validity: Option<u64>,
+    /// UIDNEXT: the UID that the next message gets.
     pub uid_next: Option<u64>,
+    /// MESSAGES: how many there are.
     pub messages: Option<u64>,
+    /// UNSEEN: how many have no `\Seen`.
     pub unseen: Option<u64>,
+    /// HIGHESTMODSEQ (RFC 7162).
     pub highest_mod_seq: Option<u64>,
 }
 
@@ -91,26 +98,42 @@ pub enum WatchEvent {
     /// announced nothing: there is nothing that the devices do not know, and yet the state is another
     /// one than they know of.
     Confirmed {
+        /// The account.
         account: Account,
+        /// The backend.
         backend: BackendId,
+        /// The mailbox.
         mailbox: Mailbox,
+        /// The number of the change.
         id: u64,
+        /// The state that it has now.
         snapshot: Snapshot,
     },
     /// A device of this account has registered, or is gone: a hint, which may be lost.
-    Registered { account: Account },
+    Registered {
+        /// The account.
+        account: Account,
+    },
     /// Nobody watches the account until its user has logged in, so its devices are to look. What they are
     /// owed for it is marked in the store.
-    LoginWanted { account: Account, backend: BackendId },
+    LoginWanted {
+        /// The account.
+        account: Account,
+        /// The backend.
+        backend: BackendId,
+    },
 }
 
 /// A mailbox that is no longer as its devices know it.
 #[derive(Clone, Debug)]
 pub struct Change {
+    /// Whose mailbox it is.
     pub account: Account,
     /// Where it was seen.
     pub backend: BackendId,
+    /// The mailbox that changed.
     pub mailbox: Mailbox,
+    /// What changed.
     pub kind: ChangeKind,
     /// Rises within one (account, mailbox) while the program runs.
     pub id: u64,
@@ -124,9 +147,11 @@ pub struct Change {
 /// A login that a backend has accepted.
 #[derive(Clone, Debug)]
 pub struct AcceptedLogin {
+    /// The backend that accepted it.
     pub backend: BackendId,
     /// `None` where they were hidden from us.
     pub credentials: Option<Credentials>,
+    /// When it accepted it.
     pub at: Timestamp,
     /// Names in any case are one user there, and the account's is the canonical one.
     pub names_ignore_case: bool,
@@ -136,9 +161,19 @@ pub struct AcceptedLogin {
 #[derive(Clone, Debug)]
 pub enum SessionEvent {
     /// A registration of this account is on disk.
-    Registered { account: Account, login: AcceptedLogin },
+    Registered {
+        /// The account.
+        account: Account,
+        /// What the client or user logged in with.
+        login: AcceptedLogin,
+    },
     /// This account's user has just logged in.
-    LoggedIn { account: Account, login: AcceptedLogin },
+    LoggedIn {
+        /// The account.
+        account: Account,
+        /// What the client or user logged in with.
+        login: AcceptedLogin,
+    },
 }
 
 // === impl Account ===
@@ -152,6 +187,7 @@ impl Account {
         Self(format!("{local}@{}{more}", domain.to_ascii_lowercase()).into())
     }
 
+    /// The text as it is.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -186,6 +222,7 @@ impl fmt::Debug for Account {
 // === impl BackendId ===
 
 impl BackendId {
+    /// The identity of a backend with this name, or else of this address.
     pub fn new(name: Option<&str>, host: &str, port: u16) -> Self {
         let address = format!("{}:{port}", host.to_ascii_lowercase());
         Self { name: name.map(Into::into), address: address.into() }
@@ -216,6 +253,7 @@ impl fmt::Display for BackendId {
 // === impl Mailbox ===
 
 impl Mailbox {
+    /// The name of the inbox, which has no case (RFC 9051 section 5.1).
     pub const INBOX: &str = "INBOX";
 
     /// From a decoded name.
@@ -227,14 +265,17 @@ impl Mailbox {
         }
     }
 
+    /// The inbox.
     pub fn inbox() -> Self {
         Self(Self::INBOX.into())
     }
 
+    /// Whether it is the inbox.
     pub fn is_inbox(&self) -> bool {
         &*self.0 == Self::INBOX
     }
 
+    /// The text as it is.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -257,6 +298,7 @@ impl fmt::Debug for Mailbox {
 // === impl Timestamp ===
 
 impl Timestamp {
+    /// The time of day.
     pub fn now() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))

@@ -19,7 +19,9 @@ pub(super) type AdminStream = Either<TcpStream, UnixStream>;
 /// A listening socket.
 #[derive(Debug)]
 pub enum AdminListener {
+    /// A TCP port.
     Tcp(TcpListener),
+    /// A Unix socket, and its file.
     Unix(UnixListener, SocketFile),
 }
 

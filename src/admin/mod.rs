@@ -38,8 +38,11 @@ use crate::net::counters::Counters;
 
 /// What mailchime shows, and how to find it out.
 pub struct Context {
+    /// What Prometheus reads.
     pub registry: Registry,
+    /// The metrics in the registry.
     pub metrics: Arc<Metrics>,
+    /// The limits that were reached.
     pub counters: Arc<Counters>,
     /// Names and addresses by which this is reached, beside `localhost` and the address of the connection.
     /// In lower case, addresses without brackets.
@@ -83,6 +86,7 @@ impl Part {
 }
 
 impl<Q> Ask<Q> {
+    /// Answers requests by `ask`.
     pub fn new<F>(ask: impl Fn(Q) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Result<Value, String>> + Send + 'static,

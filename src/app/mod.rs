@@ -83,6 +83,7 @@ pub struct Server {
     pub addresses: Vec<SocketAddr>,
     /// The port where it tells of itself, if there is one.
     pub admin: Option<SocketAddr>,
+    /// The database.
     pub store: Store,
     /// To be reloaded when certificates were renewed.
     pub identities: Identities,
@@ -130,13 +131,25 @@ pub enum StartError {
     /// A file or a value that the configuration names is at fault; the message says which.
     #[error("{0}")]
     Configuration(String),
+    /// A listener's address cannot be bound.
     #[error("{address}: cannot listen: {source}{}", remedy(source))]
-    Listen { address: SocketAddr, source: io::Error },
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the library or the system says.
+        source: io::Error,
+    },
+    /// systemd gave another number of sockets than there are listeners.
     #[error(
         "systemd hands over {given} sockets, and {wanted} [[listener]] tables say how to use them: \
          give as many tables as sockets, or stop and start both units anew"
     )]
-    Sockets { given: usize, wanted: usize },
+    Sockets {
+        /// How many systemd gave.
+        given: usize,
+        /// How many listeners there are.
+        wanted: usize,
+    },
     /// The database may be usable some time later.
     #[error(transparent)]
     Store(StoreError),
@@ -183,6 +196,9 @@ pub async fn start(config: &Config) -> Result<Server, StartError> {
 
 /// As [`start`], with sockets that systemd gave ([`listen::inherited`]) in place of the first
 /// listeners' addresses.
+///
+/// # Errors
+/// As [`start`].
 pub async fn start_with(
     config: &Config,
     inherited: Vec<std::net::TcpListener>,

@@ -26,11 +26,13 @@ const VARIABLE: &str = "RUST_LOG";
 /// Why logging did not begin.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
+    /// The environment variable is not understood.
     #[error("the environment variable {VARIABLE} is not understood: {0}")]
     Variable(ParseError),
     /// The configuration checks this, so it takes a level from elsewhere.
     #[error("the log level is not understood: {0}")]
     Level(ParseError),
+    /// Logging has begun already.
     #[error("logging was begun twice: {0}")]
     Twice(TryInitError),
 }
@@ -41,6 +43,9 @@ pub struct Level(reload::Handle<EnvFilter, Registry>);
 
 impl Level {
     /// Logs at `level` from now on, as [`init`] would.
+    ///
+    /// # Errors
+    /// [`LoggingError`] when the level or the variable is not understood.
     pub fn set(&self, level: &str) -> Result<(), LoggingError> {
         let filter = filter(std::env::var(VARIABLE).ok().as_deref(), level)?;
         // It fails only where nobody logs any more.
@@ -53,6 +58,9 @@ impl Level {
 ///
 /// `level` are directives as in `info,mailchime::watch=debug`; the environment variable `RUST_LOG`
 /// goes before them. Colours appear only on a terminal, and not where `NO_COLOR` is set.
+///
+/// # Errors
+/// [`LoggingError`] when the level or the variable is not understood, or logging has begun already.
 pub fn init(format: LogFormat, level: &str) -> Result<Level, LoggingError> {
     let filter = filter(std::env::var(VARIABLE).ok().as_deref(), level)?;
     let (filter, level) = reload::Layer::new(filter);

@@ -7,9 +7,11 @@ use std::time::Duration;
 /// `[apns]` or `[[apns]]`: one identity, how to reach the service with it, and whom it serves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Apns {
+    /// The server that pushes go to.
     pub endpoint: ApnsServer,
     /// A PEM file that exists; `None` trusts the system's roots.
     pub ca: Option<PathBuf>,
+    /// As whom mailchime pushes.
     pub identity: ProviderFiles,
     /// The domains whose users it serves, in lower case; empty: all that no other table names.
     pub domains: Vec<String>,
@@ -30,11 +32,34 @@ pub struct Apns {
 #[derive(Clone, Debug, PartialEq)]
 pub enum ProviderFiles {
     /// A client certificate and its key, both PEM.
-    Pem { certificate: PathBuf, private_key: PathBuf, topic: Option<String> },
+    Pem {
+        /// The file of the certificate.
+        certificate: PathBuf,
+        /// The file of its private key.
+        private_key: PathBuf,
+        /// The topic.
+        topic: Option<String>,
+    },
     /// Both in one file (RFC 7292); without `password_file` its password is empty.
-    Pkcs12 { file: PathBuf, password_file: Option<PathBuf>, topic: Option<String> },
+    Pkcs12 {
+        /// The file.
+        file: PathBuf,
+        /// The file of its password, if it has one.
+        password_file: Option<PathBuf>,
+        /// The topic.
+        topic: Option<String>,
+    },
     /// A key that signs provider tokens: a `.p8` file of Apple's.
-    Key { key: PathBuf, key_id: String, team_id: String, topic: String },
+    Key {
+        /// The file of the key.
+        key: PathBuf,
+        /// The id of the key.
+        key_id: String,
+        /// The id of the team.
+        team_id: String,
+        /// The topic.
+        topic: String,
+    },
 }
 
 /// A host that speaks HTTP/2 over TLS. `Display` gives `https://host:port`.
@@ -42,6 +67,7 @@ pub enum ProviderFiles {
 pub struct ApnsServer {
     /// A name or an IP address, the latter without brackets.
     pub host: String,
+    /// Its port.
     pub port: u16,
 }
 
@@ -50,6 +76,7 @@ pub struct ApnsServer {
 pub struct Proxy {
     /// A name or an IP address, the latter without brackets.
     pub host: String,
+    /// Its port.
     pub port: u16,
     /// A file that exists, with `user:password` in its first line.
     pub login_file: Option<PathBuf>,

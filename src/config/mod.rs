@@ -35,23 +35,34 @@ use crate::model::{Account, BackendId};
 pub struct Config {
     /// Where clients connect; never empty.
     pub listeners: Vec<Listener>,
+    /// `[tls]`
     pub tls: Tls,
     /// For users without a route.
     pub backend: Backend,
     /// Each with a domain of its own.
     pub routes: Vec<Route>,
+    /// `[auth]`
     pub auth: Auth,
+    /// `[store]`
     pub store: Store,
+    /// `[credentials]`
     pub credentials: Credentials,
+    /// `[watch]`
     pub watch: Watch,
+    /// `[push]`
     pub push: Push,
     /// Empty: nothing is pushed, and XAPPLEPUSHSERVICE is not advertised. No two serve the same
     /// domain, and at most one serves all others.
     pub apns: Vec<Apns>,
+    /// `[limits]`
     pub limits: Limits,
+    /// `[resolver]`
     pub resolver: Resolver,
+    /// `[admin]`
     pub admin: Admin,
+    /// `[node]`
     pub node: Node,
+    /// `[log]`
     pub log: Log,
     /// `None`: no session is recorded.
     pub record: Option<Record>,
@@ -66,6 +77,7 @@ pub struct Config {
 pub struct Listener {
     /// Port 0 lets the system choose one.
     pub address: SocketAddr,
+    /// How TLS begins.
     pub tls: ListenerTls,
     /// Who begins each connection with a PROXY header that tells the client's address.
     pub proxy_protocol: Vec<Network>,
@@ -92,7 +104,9 @@ pub struct Tls {
 /// A certificate and its private key: PEM files that exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFiles {
+    /// The chain, as PEM.
     pub certificate: PathBuf,
+    /// Its private key, as PEM.
     pub private_key: PathBuf,
 }
 
@@ -112,7 +126,9 @@ pub struct Backend {
     pub name: Option<String>,
     /// A name or an IP address, the latter without brackets.
     pub host: String,
+    /// Its port.
     pub port: u16,
+    /// How TLS begins.
     pub tls: BackendTls,
     /// Each connection begins with a PROXY header, version 2.
     pub proxy_protocol: bool,
@@ -162,6 +178,7 @@ pub struct Trust {
 pub struct Route {
     /// In lower case.
     pub domain: String,
+    /// Where these users' sessions go.
     pub backend: Backend,
 }
 
@@ -178,6 +195,7 @@ pub struct Store {
 /// `[auth]`: how clients may prove who they are.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Auth {
+    /// Whether mechanisms that hide the password pass.
     pub relay: Relay,
 }
 
@@ -189,7 +207,9 @@ pub enum Relay {
     /// In master mode only, where nobody's password is needed for watching.
     #[default]
     Master,
+    /// They do.
     Always,
+    /// They do not.
     Never,
 }
 
@@ -231,6 +251,7 @@ pub struct Watch {
     pub connections: usize,
     /// The first pause after a failure; not above `retry_max`.
     pub retry_min: Duration,
+    /// The longest pause between two tries.
     pub retry_max: Duration,
     /// From flag or expunge activity to the look that it causes.
     pub settle: Duration,
@@ -269,8 +290,11 @@ pub struct Push {
     pub pushes_per_second_per_domain: u32,
     /// Most pushes a second to the devices of one backend; 0 for no limit.
     pub pushes_per_second_per_backend: u32,
+    /// Which changes are pushed.
     pub events: Events,
+    /// Which pushes replace one another.
     pub collapse: Collapse,
+    /// The `apns-push-type` of pushes.
     pub push_type: PushType,
     /// How long APNs keeps a push for a device that is offline.
     pub expiration: Duration,
@@ -304,7 +328,9 @@ pub enum Collapse {
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(rename_all = "lowercase")]
 pub enum PushType {
+    /// `background`
     Background,
+    /// `alert`
     Alert,
 }
 
@@ -385,6 +411,7 @@ pub enum AdminAddress {
     Tcp(SocketAddr),
     /// A socket in the file system.
     Unix {
+        /// The file.
         path: PathBuf,
         /// Name or number of a group that may connect, beside mailchime's user.
         group: Option<String>,
@@ -403,16 +430,20 @@ pub struct Node {
 /// `[log]`: what goes to standard error.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Log {
+    /// The form of a line.
     pub format: LogFormat,
     /// Directives of `tracing_subscriber::EnvFilter` that are known to parse.
     pub level: String,
 }
 
+/// The form of a line of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
+    /// For people.
     Text,
+    /// For programs: an object a line.
     Json,
 }
 
@@ -434,6 +465,7 @@ pub struct ConfigError {
     pub file: PathBuf,
     /// As `[push] quiet_delay`; `None` when no single key is at fault.
     pub key: Option<String>,
+    /// What is wrong, and what is allowed.
     pub problem: String,
 }
 
@@ -476,6 +508,9 @@ impl Config {
     }
 
     /// Reads the file at `path` and checks it.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the key, and says what is wrong and what is allowed.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let (text, _) = files::read_text(path, files::LARGEST).map_err(|error| ConfigError {
             file: path.to_owned(),
@@ -493,6 +528,9 @@ impl Config {
 
     /// Checks `text`, the content of the file `origin`. Relative paths in it start at the folder of
     /// `origin`, and the files that it names must exist.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the key, and says what is wrong and what is allowed.
     pub fn parse(text: &str, origin: &Path) -> Result<Self, ConfigError> {
         let config = check::config(raw::parse(text, origin)?, origin)?;
         // Last, since most keys have more to say of what is allowed.
@@ -565,6 +603,7 @@ impl Tls {
 // === impl CertificateFiles ===
 
 impl CertificateFiles {
+    /// The chain and the key in these files.
     pub fn new(certificate: impl Into<PathBuf>, private_key: impl Into<PathBuf>) -> Self {
         Self { certificate: certificate.into(), private_key: private_key.into() }
     }

@@ -50,6 +50,7 @@ pub struct Push {
     pub headers: BTreeMap<String, String>,
     /// Empty if it was longer than Apple takes.
     pub body: Bytes,
+    /// When it came.
     pub received: Instant,
     /// Counts the TLS connections from 1.
     pub connection: u64,
@@ -63,7 +64,9 @@ pub struct Push {
 pub enum Answer {
     /// 200.
     Accept,
+    /// Refuses the push.
     Refuse {
+        /// The HTTP status.
         status: u16,
         /// Goes into the JSON as it is, known to Apple or not.
         reason: String,
@@ -122,6 +125,9 @@ const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 impl Apns {
     /// Serves `listener` with the server certificate of `pki`, to clients with a certificate that
     /// its CA has signed, or with tokens that [`Pki::provider`] signs, to push to [`Pki::topic`].
+    ///
+    /// # Errors
+    /// [`StartError`] when the listener or the certificates cannot be used.
     pub fn start(listener: TcpListener, pki: &Pki) -> Result<Self, StartError> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
@@ -238,6 +244,9 @@ impl Apns {
     }
 
     /// Listens again on the same port.
+    ///
+    /// # Errors
+    /// When the port is taken.
     pub async fn resume(&self) -> io::Result<()> {
         self.port.reopen().await
     }
@@ -257,8 +266,10 @@ impl std::fmt::Debug for Apns {
 /// Why the push service cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The certificates cannot be used.
     #[error(transparent)]
     Pki(#[from] PkiError),
+    /// The listener failed.
     #[error(transparent)]
     Io(#[from] io::Error),
 }

@@ -96,6 +96,9 @@ const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 
 impl Backend {
     /// Serves `listener`: with TLS from the first byte, or in the clear without `tls`.
+    ///
+    /// # Errors
+    /// When the listener cannot be used.
     pub fn start(listener: TcpListener, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State::default()),
@@ -138,6 +141,9 @@ impl Backend {
     }
 
     /// Sessions that are logged in stay so, as on most servers.
+    ///
+    /// # Errors
+    /// [`Missing`] when there is no such account, mailbox or message.
     pub fn set_password(&self, login: &str, password: &[u8]) -> Result<(), Missing> {
         let mut state = self.shared.state();
         let account = state.account(login).ok_or_else(|| Missing(format!("account {login}")))?;
@@ -147,6 +153,9 @@ impl Backend {
 
     /// How often each password that the account once had was refused since it was replaced, the
     /// oldest first.
+    ///
+    /// # Errors
+    /// [`Missing`] when there is no such account, mailbox or message.
     pub fn stale_tries(&self, login: &str) -> Result<Vec<u64>, Missing> {
         let mut state = self.shared.state();
         let account = state.account(login).ok_or_else(|| Missing(format!("account {login}")))?;
@@ -154,6 +163,9 @@ impl Backend {
     }
 
     /// A new, empty mailbox.
+    ///
+    /// # Errors
+    /// [`Missing`] when there is no such account, mailbox or message.
     pub fn create_mailbox(&self, login: &str, mailbox: &str) -> Result<(), Missing> {
         self.shared
             .state()
@@ -163,11 +175,17 @@ impl Backend {
 
     /// Whether the account's own sessions are kept out of the mailbox: it is listed, and every use
     /// is answered `NO [NOPERM]` (RFC 4314, RFC 5530).
+    ///
+    /// # Errors
+    /// [`Missing`] when there is no such account, mailbox or message.
     pub fn deny(&self, login: &str, mailbox: &str, denied: bool) -> Result<(), Missing> {
         self.with(login, mailbox, |mailbox| mailbox.denied = denied)
     }
 
     /// New mail. Sessions that idle on the mailbox hear of it at once. Returns its UID.
+    ///
+    /// # Errors
+    /// [`Missing`] when there is no such account, mailbox or message.
     pub fn deliver(
         &self,
         login: &str,
@@ -180,6 +198,9 @@ impl Backend {
     }
 
     /// Replaces the flags of a message, for example with `["\\Seen", "$Junk"]`.
+    ///
+    /// # Errors
+    /// [`Missing`] when there is no such account, mailbox or message.
     pub fn set_flags(
         &self,
         login: &str,
@@ -197,6 +218,9 @@ impl Backend {
     }
 
     /// Removes a message, whatever its flags are.
+    ///
+    /// # Errors
+    /// [`Missing`] when there is no such account, mailbox or message.
     pub fn expunge(&self, login: &str, mailbox: &str, uid: u32) -> Result<(), Missing> {
         match self.with(login, mailbox, |mailbox| mailbox.remove(|message| message.uid == uid))? {
             removed if removed.is_empty() => Err(Missing(format!("message {uid}"))),
@@ -205,6 +229,9 @@ impl Backend {
     }
 
     /// UID, flags and bytes of each message, in order.
+    ///
+    /// # Errors
+    /// [`Missing`] when there is no such account, mailbox or message.
     pub fn messages(
         &self,
         login: &str,
@@ -218,6 +245,9 @@ impl Backend {
 
     /// When the numbers that STATUS tells of a mailbox changed last, `None` if they never did. No
     /// session can see the change before that moment.
+    ///
+    /// # Errors
+    /// [`Missing`] when there is no such account, mailbox or message.
     pub fn last_change(&self, login: &str, mailbox: &str) -> Result<Option<Instant>, Missing> {
         self.with(login, mailbox, |mailbox| mailbox.last_change)
     }
@@ -258,6 +288,9 @@ impl Backend {
     }
 
     /// Listens again on the same port.
+    ///
+    /// # Errors
+    /// When the port is taken.
     pub async fn resume(&self) -> io::Result<()> {
         self.port.reopen().await
     }

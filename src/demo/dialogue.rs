@@ -10,7 +10,9 @@ pub use self::text::{Difference, Text, Variables};
 /// A dialogue, ready to be played.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dialogue {
+    /// What its first lines set.
     pub settings: Settings,
+    /// What happens, in order.
     pub events: Vec<Event>,
 }
 
@@ -39,16 +41,20 @@ pub struct Settings {
     pub live: bool,
     /// Who logs in, unless the dialogue is played for somebody else.
     pub user: String,
+    /// The user's password.
     pub password: String,
 }
 
 /// Something that happens, and the line of the file where it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
+    /// Its line in the file.
     pub line: usize,
+    /// What happens.
     pub what: What,
 }
 
+/// What happens in a dialogue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
     /// A peer says this to mailchime, in one packet.
@@ -59,9 +65,12 @@ pub enum What {
     Does(Deed),
 }
 
+/// A side of mailchime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
+    /// The client.
     Client,
+    /// The backend.
     Backend,
 }
 
@@ -92,7 +101,9 @@ pub enum Deed {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{problem}")]
 pub struct Malformed {
+    /// The line in the file.
     pub line: usize,
+    /// What is wrong with it.
     pub problem: String,
 }
 
@@ -121,6 +132,9 @@ impl Default for Settings {
 
 impl Dialogue {
     /// Reads a dialogue file.
+    ///
+    /// # Errors
+    /// [`Malformed`] names the line that is not understood.
     pub fn parse(file: &str) -> Result<Self, Malformed> {
         let mut settings = Settings::default();
         // Neighbouring lines of a lane are one packet.

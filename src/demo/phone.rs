@@ -19,7 +19,9 @@ use super::{crypto, pki};
 /// What the phone knows: an account and what it registers with.
 #[derive(Clone)]
 pub struct Phone {
+    /// The user's name.
     pub login: String,
+    /// The user's password.
     pub password: String,
     /// `aps-account-id`: a UUID that the phone made for this account.
     pub account_id: String,
@@ -32,7 +34,9 @@ pub struct Phone {
 /// What the server answered to the registration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Registered {
+    /// The version of the protocol that the server speaks.
     pub version: String,
+    /// The topic to listen to.
     pub topic: String,
     /// The mailboxes that were echoed, as on the wire, in order.
     pub mailboxes: Vec<String>,
@@ -43,25 +47,45 @@ pub struct Registered {
 pub enum Direction {
     /// The phone.
     Client,
+    /// From the server.
     Server,
 }
 
 /// Why a script did not come to its end.
 #[derive(Debug, Error)]
 pub enum PhoneError {
+    /// The connection failed.
     #[error("{step}: {source}")]
-    Io { step: &'static str, source: io::Error },
+    Io {
+        /// At which step.
+        step: &'static str,
+        /// What the library or the system says.
+        source: io::Error,
+    },
+    /// The server did not answer in time.
     #[error("{step}: no answer within {} s", STEP.as_secs())]
-    Late { step: &'static str },
+    Late {
+        /// At which step.
+        step: &'static str,
+    },
+    /// The authority cannot be used.
     #[error("the CA certificate cannot be used: {0}")]
     Ca(rustls::Error),
     /// With the server's words.
     #[error("{step}: refused: {answer}")]
-    Refused { step: &'static str, answer: String },
+    Refused {
+        /// At which step.
+        step: &'static str,
+        /// What the server said.
+        answer: String,
+    },
+    /// The server offers no push.
     #[error("the server does not offer XAPPLEPUSHSERVICE")]
     NotOffered,
+    /// The server closed the connection.
     #[error("{0}: the server closed the connection")]
     Closed(&'static str),
+    /// The server said something else.
     #[error("{0}: the server's answer makes no sense")]
     Malformed(&'static str),
     /// CR, LF, NUL and what is not ASCII cannot stand between quotes (RFC 3501 section 9).
@@ -85,6 +109,9 @@ impl Phone {
     /// `heard` gets every line in both directions, without its end, **as it is, the password and
     /// the device token included**: it is for showing a demonstration whose password is public, and
     /// for nothing else.
+    ///
+    /// # Errors
+    /// [`PhoneError`] says at which step it failed.
     pub async fn register(
         &self,
         address: impl ToSocketAddrs,
@@ -147,6 +174,9 @@ impl fmt::Debug for Phone {
 
 /// Leaves a small mail in a mailbox of a server that speaks IMAP without TLS, such as the demo
 /// backend: logs in, appends, logs out.
+///
+/// # Errors
+/// [`PhoneError`] says at which step it failed.
 pub async fn deliver(
     address: impl ToSocketAddrs,
     login: &str,

@@ -27,11 +27,13 @@ use crate::files;
 
 /// A certificate authority and what it signed. All keys are ECDSA P-256.
 pub struct Pki {
+    /// The authority.
     pub ca: Identity,
     /// For `localhost`, 127.0.0.1 and ::1.
     pub server: Identity,
     /// The subject's UID is [`Pki::topic`], as in a certificate from Apple (PROTOCOL.md section 2).
     pub client: Identity,
+    /// The topic of the client's certificate.
     pub topic: String,
     /// What may be used in place of [`Pki::client`].
     pub provider: ProviderKey,
@@ -42,7 +44,9 @@ pub struct Pki {
 /// shows the key.
 #[derive(Debug)]
 pub struct ProviderKey {
+    /// The key's id, as Apple gives one.
     pub key_id: String,
+    /// The team's id, as Apple gives one.
     pub team_id: String,
     public_key: Vec<u8>,
     private_key: SecretString,
@@ -51,6 +55,7 @@ pub struct ProviderKey {
 /// A certificate and its private key, both as PEM. `Debug` never shows the key.
 #[derive(Debug)]
 pub struct Identity {
+    /// The certificate, as PEM.
     pub certificate: String,
     private_key: SecretString,
 }
@@ -58,17 +63,29 @@ pub struct Identity {
 /// Why certificates could not be made, used or written.
 #[derive(Debug, Error)]
 pub enum PkiError {
+    /// A key or certificate cannot be made.
     #[error("cannot make a development certificate: {0}")]
     Generate(#[from] rcgen::Error),
+    /// TLS cannot be set up.
     #[error("cannot use a development certificate: {0}")]
     Tls(#[from] rustls::Error),
+    /// The file is there already.
     #[error(
         "{} is there already and is not overwritten; move it away, or name another folder with --out",
         .path.display()
     )]
-    Exists { path: PathBuf },
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be written.
     #[error("cannot write {}: {source}", .path.display())]
-    Write { path: PathBuf, source: io::Error },
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the library or the system says.
+        source: io::Error,
+    },
 }
 
 /// Subject attribute UID (RFC 4519 section 2.39), which holds the topic in Apple's certificates.
@@ -88,6 +105,9 @@ const BACKDATED: Duration = Duration::from_secs(24 * 3600);
 impl Pki {
     /// Makes new keys and certificates. Without a `topic`, `com.apple.mail.XServer.` and a random
     /// UUID is taken.
+    ///
+    /// # Errors
+    /// [`PkiError`] when a key or certificate cannot be made.
     pub fn generate(topic: Option<&str>) -> Result<Self, PkiError> {
         let topic = match topic {
             Some(topic) => topic.to_owned(),
@@ -118,6 +138,9 @@ impl Pki {
 
     /// Another client certificate, for these topics, of which the first is its subject's, and from
     /// so many seconds from now (or before, if negative) to so many.
+    ///
+    /// # Errors
+    /// [`PkiError`] when a key or certificate cannot be made.
     pub fn client(&self, topics: &[&str], validity: Range<i64>) -> Result<Identity, PkiError> {
         let mut client = client_params(topics);
         let now = client.not_before + BACKDATED;
@@ -159,6 +182,9 @@ impl Pki {
     }
 
     /// TLS for a server with [`Pki::server`] that asks no certificate of its clients.
+    ///
+    /// # Errors
+    /// [`PkiError`] when TLS cannot be set up.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, PkiError> {
         let config = ServerConfig::builder_with_provider(crypto())
             .with_safe_default_protocol_versions()?
@@ -183,6 +209,9 @@ impl Pki {
     }
 
     /// TLS for a client that trusts [`Pki::ca`] and shows `identity`, if any.
+    ///
+    /// # Errors
+    /// [`PkiError`] when TLS cannot be set up.
     pub fn client_config(&self, identity: Option<&Identity>) -> Result<ClientConfig, PkiError> {
         let builder = ClientConfig::builder_with_provider(crypto())
             .with_safe_default_protocol_versions()?
@@ -214,6 +243,9 @@ impl fmt::Debug for Pki {
 
 impl ProviderKey {
     /// A new key, under names that are the same each time.
+    ///
+    /// # Errors
+    /// [`PkiError`] when a key or certificate cannot be made.
     pub fn generate() -> Result<Self, PkiError> {
         let key = KeyPair::generate()?;
         Ok(Self {

@@ -21,6 +21,9 @@ pub const LONGEST_LIST: usize = 10_000;
 
 /// `tag SP verb` at the start of a command; the rest begins with the space before its arguments or
 /// is the line end.
+///
+/// # Errors
+/// As parsers of `nom` fail: the input begins with something else, or ends too early.
 pub fn tag_and_verb(input: &[u8]) -> IResult<&[u8], (&[u8], &[u8])> {
     separated_pair(take_while1(is_tag), space1, take_while1(is_atom)).parse(input)
 }
@@ -28,6 +31,7 @@ pub fn tag_and_verb(input: &[u8]) -> IResult<&[u8], (&[u8], &[u8])> {
 /// A string of LOGIN: what it says, and how it was written.
 #[derive(Debug)]
 pub struct LoginString<'a> {
+    /// What it says.
     pub bytes: Bytes<'a>,
     /// `None` where another server may read another string in it than mailchime does, and for a
     /// literal.
@@ -84,6 +88,9 @@ pub fn whole<'a, O>(
 }
 
 /// `astring`: an atom (with `]`), a quoted string or a literal. NIL is not one: it is no string.
+///
+/// # Errors
+/// As parsers of `nom` fail: the input begins with something else, or ends too early.
 pub fn astring(input: &[u8]) -> IResult<&[u8], Bytes<'_>> {
     alt((
         string,
@@ -94,11 +101,17 @@ pub fn astring(input: &[u8]) -> IResult<&[u8], Bytes<'_>> {
 }
 
 /// `string`: quoted or literal.
+///
+/// # Errors
+/// As parsers of `nom` fail: the input begins with something else, or ends too early.
 pub fn string(input: &[u8]) -> IResult<&[u8], Bytes<'_>> {
     alt((|input| quoted(input, Escapes::Needed), literal))(input)
 }
 
 /// A parenthesised list of astrings, possibly empty.
+///
+/// # Errors
+/// As parsers of `nom` fail: the input begins with something else, or ends too early.
 pub fn astring_list(input: &[u8]) -> IResult<&[u8], Vec<Bytes<'_>>> {
     let spaces = || opt(space1);
     let list = separated_list0(space1, astring);

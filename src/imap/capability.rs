@@ -80,6 +80,7 @@ impl Capabilities {
         }
     }
 
+    /// Whether it lists `token`, in any case.
     pub fn has(&self, token: &str) -> bool {
         self.0.iter().any(|known| known.eq_ignore_ascii_case(token))
     }
@@ -89,10 +90,12 @@ impl Capabilities {
         self.0.iter().map(|token| token.capacity() + size_of::<String>()).sum()
     }
 
+    /// Leaves out what `keep` refuses.
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.0.retain(|token| keep(token));
     }
 
+    /// Its tokens, in their order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
     }

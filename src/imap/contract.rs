@@ -79,6 +79,7 @@ pub struct ClientConnection {
 /// Push as it is offered to devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PushOffer {
+    /// The topics, by domain.
     pub topics: Vec<DomainTopic>,
     /// Bundle ids of mail clients that are served; `*` at the end stands for anything.
     pub clients: Vec<String>,
@@ -148,6 +149,7 @@ pub struct Authenticated {
 /// An account whose user the backend has accepted under just this name.
 #[derive(Clone, Debug)]
 pub struct ProvenIdentity {
+    /// Whose session it is.
     pub account: Account,
     /// What was accepted; `None` where it was hidden from us.
     pub credentials: Option<Credentials>,
@@ -169,8 +171,11 @@ pub struct BackendTraits {
 /// A registration with those of its mailboxes that its user can read.
 #[derive(Clone, Debug)]
 pub struct CheckedRegistration {
+    /// Whose session it is.
     pub account: Account,
+    /// What the phone asked for.
     pub request: XAppleRegistration,
+    /// The mailboxes that count, each with its state.
     pub mailboxes: Vec<(Mailbox, Snapshot)>,
 }
 
@@ -178,7 +183,10 @@ pub struct CheckedRegistration {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RegistrationResult {
     /// It is on disk, under this topic, which the answer names.
-    Stored { topic: Arc<str> },
+    Stored {
+        /// The topic.
+        topic: Arc<str>,
+    },
     /// It cannot be written now.
     Unavailable,
     /// The account registers too often.
@@ -216,9 +224,13 @@ pub enum LoginFailure {
 /// What a session has to say.
 #[derive(Debug, Default)]
 pub struct Output {
+    /// Bytes for the client.
     pub to_client: Vec<u8>,
+    /// Bytes for the backend.
     pub to_backend: Vec<u8>,
+    /// What is to be done, in this order.
     pub actions: VecDeque<Action>,
+    /// The limits that were reached.
     pub over: LimitHits,
     /// Lines of what passes that were looked at, for the caller to take note of how much it was.
     pub lines: u32,

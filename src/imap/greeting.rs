@@ -17,6 +17,7 @@ const CODES: [&str; 6] = ["ALERT", "CONTACTADMIN", "INUSE", "LIMIT", "SERVERBUG"
 pub enum Greeting {
     /// An empty line, which says nothing: the greeting is yet to come.
     Blank,
+    /// OK: it waits for a login.
     Ready,
     /// It serves nobody now.
     Bye,

@@ -94,6 +94,7 @@ pub enum LoginOutcome {
     /// The backend's challenge (behind `+ `), which is the client's to answer: call
     /// [`BackendLogin::respond`], or [`BackendLogin::acknowledge`] if there is no client.
     Challenge(Vec<u8>),
+    /// The backend has accepted it.
     Accepted {
         /// Untagged responses to the login, to be passed on.
         untagged: Vec<u8>,
@@ -104,6 +105,7 @@ pub enum LoginOutcome {
         /// What it told in or with its answer.
         granted: Option<Capabilities>,
     },
+    /// The backend has refused it.
     Refused {
         /// Untagged responses to the login, to be passed on.
         untagged: Vec<u8>,
@@ -180,6 +182,7 @@ impl BackendLogin {
         self.attempt.held() + pieces + said + self.untagged.capacity() + capabilities + cut
     }
 
+    /// What is tried.
     pub fn attempt(&self) -> &LoginAttempt {
         &self.attempt
     }

@@ -20,6 +20,7 @@ pub enum Response<'a> {
     Status {
         /// `None` when it is untagged.
         tag: Option<&'a [u8]>,
+        /// OK, NO, BAD, PREAUTH or BYE.
         status: Status,
         /// Its response code is a capability list.
         capability: bool,
@@ -34,24 +35,34 @@ pub enum Response<'a> {
     Data,
 }
 
+/// The status of a response (RFC 9051 section 7.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
+    /// OK
     Ok,
+    /// NO
     No,
+    /// BAD
     Bad,
+    /// PREAUTH
     Preauth,
+    /// BYE
     Bye,
 }
 
 /// What a client's line is (RFC 9051 section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command<'a> {
+    /// A command that mailchime knows.
     Known {
+        /// The tag.
         tag: &'a [u8],
+        /// The verb.
         verb: Verb,
     },
     /// A command that is not looked at.
     Other {
+        /// The tag.
         tag: &'a [u8],
     },
     /// `DONE` (RFC 2177)
@@ -65,20 +76,35 @@ pub enum Command<'a> {
 /// The commands that mailchime must know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
+    /// AUTHENTICATE
     Authenticate,
+    /// CAPABILITY
     Capability,
+    /// CLOSE
     Close,
+    /// COMPRESS (RFC 4978)
     Compress,
+    /// EXAMINE
     Examine,
+    /// ID (RFC 2971)
     Id,
+    /// IDLE (RFC 2177)
     Idle,
+    /// LOGIN
     Login,
+    /// LOGOUT
     Logout,
+    /// NOOP
     Noop,
+    /// SELECT
     Select,
+    /// STARTTLS
     StartTls,
+    /// UNAUTHENTICATE (RFC 8437)
     Unauthenticate,
+    /// UNSELECT (RFC 3691)
     Unselect,
+    /// XAPPLEPUSHSERVICE
     XApplePushService,
 }
 

@@ -15,9 +15,13 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 /// A mechanism that carries a secret which can be replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mechanism {
+    /// PLAIN (RFC 4616)
     Plain,
+    /// LOGIN, which no RFC has.
     Login,
+    /// XOAUTH2, by Google.
     XOAuth2,
+    /// OAUTHBEARER (RFC 7628)
     OAuthBearer,
 }
 
@@ -27,7 +31,10 @@ pub enum Exchange {
     /// The one message of this mechanism is awaited.
     Message(Mechanism),
     /// LOGIN: the password is awaited.
-    LoginPassword { login: String },
+    LoginPassword {
+        /// The name.
+        login: String,
+    },
 }
 
 /// What follows a client's message.
@@ -35,6 +42,7 @@ pub enum Exchange {
 pub enum SaslStep {
     /// Send this challenge (base64, without the `+ `) and go on.
     Challenge(Exchange, &'static str),
+    /// The client has sent its credentials.
     Credentials(Credentials),
     /// A token that comes without a name (RFC 7628 section 3.1): it is the backend's to say whose it
     /// is. The client's one message, in base64.
@@ -46,12 +54,14 @@ pub enum SaslStep {
 }
 
 impl Mechanism {
+    /// The mechanism of this name, in any case.
     pub fn named(name: &[u8]) -> Option<Self> {
         [Self::Plain, Self::Login, Self::XOAuth2, Self::OAuthBearer]
             .into_iter()
             .find(|mechanism| name.eq_ignore_ascii_case(mechanism.name().as_bytes()))
     }
 
+    /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "PLAIN",

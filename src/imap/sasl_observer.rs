@@ -19,16 +19,21 @@ pub enum SaslObserver {
     Scram,
     /// The client has named itself.
     ScramFirst {
+        /// The name.
         name: String,
+        /// The client's nonce.
         nonce: Vec<u8>,
     },
     /// The backend has answered with its nonce behind that of the client.
     ScramChallenged {
+        /// The name.
         name: String,
+        /// The client's nonce.
         nonce: Vec<u8>,
     },
     /// Nothing was said.
     CramMd5,
+    /// CRAM-MD5, and the challenge was sent.
     CramMd5Challenged,
     /// The client has proved to be this one, which is the backend's to judge.
     Name(String),

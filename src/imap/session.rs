@@ -28,6 +28,7 @@ use crate::model::{Account, Mailbox};
 pub struct Session {
     profile: Arc<Profile>,
     state: SessionState,
+    /// What is to be sent and done.
     pub output: Output,
 }
 

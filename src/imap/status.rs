@@ -64,6 +64,7 @@ pub fn activity(response: &[u8]) -> Option<Activity> {
 /// What a FETCH response tells of one message (RFC 9051 section 7.5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fetched {
+    /// Its UID.
     pub uid: Option<u64>,
     /// `None` where the response has no flags.
     pub flags: Option<Flags>,
@@ -72,7 +73,9 @@ pub struct Fetched {
 /// The flags that decide what a user sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flags {
+    /// `\Seen`
     pub seen: bool,
+    /// `\Deleted`
     pub deleted: bool,
 }
 

@@ -30,8 +30,11 @@ pub struct PushEndpoint {
 /// One subscription of one account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
+    /// Whose it is.
     pub account: Account,
+    /// The service that it is sent by.
     pub transport: TransportId,
+    /// Where it is sent to.
     pub endpoint: PushEndpoint,
     /// Which application at the endpoint: one endpoint may have several.
     pub app: Arc<str>,
@@ -44,9 +47,13 @@ pub struct Subscription {
 /// What identifies a subscription.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SubscriptionKey {
+    /// Whose it is.
     pub account: Account,
+    /// The service that it is sent by.
     pub transport: TransportId,
+    /// Where it is sent to.
     pub endpoint: PushEndpoint,
+    /// The app on the device.
     pub app: Arc<str>,
 }
 
@@ -54,7 +61,9 @@ pub struct SubscriptionKey {
 /// user's own session can read with the state it was in at that moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
+    /// What is registered.
     pub subscription: Subscription,
+    /// The mailboxes, each with its state at the registration.
     pub mailboxes: Vec<(Mailbox, Snapshot)>,
 }
 

@@ -85,6 +85,7 @@ enum Security {
 /// A connection to a backend that has greeted, on which nobody is logged in.
 #[derive(Debug)]
 pub struct Connected {
+    /// The connection.
     pub stream: Stream,
     /// The greeting and what came behind it. Nothing after STARTTLS: what was said before counts for
     /// nothing then, and there is no other greeting.
@@ -98,20 +99,44 @@ pub struct Connected {
 pub enum ConnectError {
     /// `missing` is what did not come in time: a look-up, a handshake, a greeting.
     #[error("{backend}: no {missing} within {limit:?}")]
-    Timeout { backend: String, missing: &'static str, limit: Duration },
+    Timeout {
+        /// The backend.
+        backend: String,
+        /// What did not happen in time.
+        missing: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The connection failed.
     #[error("{backend}: {source}")]
-    Io { backend: String, source: io::Error },
+    Io {
+        /// The backend.
+        backend: String,
+        /// What the library or the system says.
+        source: io::Error,
+    },
     /// It said this in place of a greeting with which it would serve somebody: a BYE, or something else.
     #[error("{backend}: {}", UnfitGreeting(said))]
-    Unfit { backend: String, said: Vec<u8> },
+    Unfit {
+        /// The backend.
+        backend: String,
+        /// What the backend said.
+        said: Vec<u8>,
+    },
     /// `[limits] connections_per_account`.
     #[error("{} has {limit} connections already", .account.as_str().escape_debug())]
-    TooMany { account: Account, limit: usize },
+    TooMany {
+        /// The account.
+        account: Account,
+        /// The limit.
+        limit: usize,
+    },
 }
 
 /// A connection on which a user is logged in.
 #[derive(Debug)]
 pub struct LoggedIn {
+    /// The connection.
     pub stream: Stream,
     /// What the backend sent behind its answer.
     pub input: Vec<u8>,
@@ -124,8 +149,10 @@ pub struct LoggedIn {
 /// What is wrong with a backend as it is configured.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
+    /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The master user's password cannot be read.
     #[error(transparent)]
     PasswordFile(#[from] PasswordFileError),
 }
@@ -133,11 +160,18 @@ pub enum BackendError {
 /// Why a login did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
+    /// There is no connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The NO or BAD behind its tag, whose code and text are the backend's, and what it says.
     #[error("refused: {}", crate::imap::responses::printable(answer))]
-    Refused { answer: Vec<u8>, refusal: Refusal },
+    Refused {
+        /// What the server said.
+        answer: Vec<u8>,
+        /// What the refusal means.
+        refusal: Refusal,
+    },
+    /// The backend did not answer as it should; with what it did.
     #[error("no answer: {0}")]
     Unavailable(String),
 }
@@ -261,6 +295,10 @@ impl Backend {
     /// behalf. Each address of the host is tried in turn until one has greeted, with an equal share of
     /// what is left of the time: a dead one does not use it up. No greeting may be longer than `longest`
     /// bytes.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when no address can be connected to in time, or the greeting is none or a
+    /// refusal.
     pub async fn connect(
         &self,
         client: Option<Addresses>,
@@ -285,6 +323,9 @@ impl Backend {
 
     /// Connects and logs in; the whole takes at most `limit` beyond connecting. No response of the
     /// backend may be longer than `longest` bytes.
+    ///
+    /// # Errors
+    /// [`LoginError`]: no connection, a refusal, or no answer in time.
     pub async fn log_in(
         &self,
         credentials: Credentials,
@@ -321,6 +362,9 @@ impl Backend {
 
     /// Asks what the backend offers before login, without logging in. `limit` and `longest` are as
     /// for [`Backend::log_in`].
+    ///
+    /// # Errors
+    /// [`LoginError`]: no connection, or no answer in time.
     pub async fn probe(&self, limit: Duration, longest: usize) -> Result<(), LoginError> {
         let Connected { mut stream, heard, greeted } = self.connect(None, longest).await?;
         let told = Told::new(heard, longest);

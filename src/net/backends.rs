@@ -62,6 +62,9 @@ pub struct Place {
 
 impl Table {
     /// The backends of `config`, whose names `resolver` knows.
+    ///
+    /// # Errors
+    /// [`Unusable`] names the backend whose TLS or master user cannot be set up.
     pub fn new(config: &Config, resolver: &NameResolver) -> Result<Self, Unusable> {
         let backend = |table, backend: &config::Backend| match Backend::new(
             backend,
@@ -118,6 +121,7 @@ impl Table {
 // === impl Backends ===
 
 impl Backends {
+    /// The backends of `table`; `counters` count their limits.
     pub fn new(table: Table, counters: Arc<Counters>) -> Self {
         let (table, accounts) = (watch::Sender::new(table), Arc::default());
         Self(Arc::new(Shared { table, accounts, counters }))
@@ -214,6 +218,9 @@ impl Backends {
     }
 
     /// Connects a client to `backend`, whose greeting is no longer than `longest` bytes.
+    ///
+    /// # Errors
+    /// As [`Backend::connect`].
     pub async fn connect(
         &self,
         backend: &Backend,
@@ -227,6 +234,10 @@ impl Backends {
     /// which is taken when the backend has accepted; where there is none, nothing is dialled. The name
     /// in the credentials may be another one: a master's. The limits are those of
     /// [`Backend::log_in`].
+    ///
+    /// # Errors
+    /// As [`Backend::log_in`], and [`ConnectError::TooMany`] where the account has all the
+    /// connections that it may have.
     pub async fn log_in(
         &self,
         backend: &Backend,

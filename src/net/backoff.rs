@@ -11,6 +11,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
+    /// Waits from `first` to `most`.
     pub const fn new(first: Duration, most: Duration) -> Self {
         Self { first, most }
     }

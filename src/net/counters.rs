@@ -10,39 +10,67 @@ use tokio::time::Instant;
 /// One counter for each limit, named as its key in `[limits]`; of other tables with theirs before it.
 #[derive(Debug, Default)]
 pub struct Counters {
+    /// `[limits] sessions`
     pub sessions: Counter,
+    /// `[limits] sessions_per_ip`
     pub sessions_per_ip: Counter,
+    /// `[limits] connections_per_account`
     pub connections_per_account: Counter,
+    /// `[limits] login_failures_per_minute`
     pub login_failures_per_minute: Counter,
+    /// `[limits] handshake_timeout`
     pub handshake_timeout: Counter,
+    /// `[limits] login_timeout`
     pub login_timeout: Counter,
+    /// `[limits] connect_timeout`
     pub connect_timeout: Counter,
+    /// `[limits] commands_before_login`
     pub commands_before_login: Counter,
+    /// `[limits] command_size`
     pub command_size: Counter,
+    /// `[limits] capability_size`
     pub capability_size: Counter,
+    /// `[limits] login_memory`
     pub login_memory: Counter,
+    /// `[limits] session_memory`
     pub session_memory: Counter,
+    /// `[limits] write_timeout`
     pub write_timeout: Counter,
+    /// `[limits] answer_timeout`
     pub answer_timeout: Counter,
     /// Registrations with more mailboxes than a device can have watched.
     pub mailboxes: Counter,
+    /// `[watch] connections`
     pub watch_connections: Counter,
+    /// `[limits] registrations_per_minute`
     pub registrations_per_minute: Counter,
+    /// `[push] accounts_per_device`
     pub accounts_per_device: Counter,
+    /// `[push] accounts_per_domain`
     pub accounts_per_domain: Counter,
+    /// `[push] devices_per_domain`
     pub devices_per_domain: Counter,
+    /// `[push] accounts_per_backend`
     pub accounts_per_backend: Counter,
+    /// `[push] devices_per_backend`
     pub devices_per_backend: Counter,
     /// Pushes that waited for their turns, as their domain or backend had as many as it may have.
     pub pushes_per_second_per_domain: Counter,
+    /// `[push] pushes_per_second_per_backend`
     pub pushes_per_second_per_backend: Counter,
     /// Pushes that were put off for those of other accounts to the same device.
     pub min_interval: Counter,
+    /// `[resolver] waiting`
     pub resolver_waiting: Counter,
+    /// The connections that `[admin]` may have.
     pub admin_connections: Counter,
+    /// `[limits] waiting`
     pub waiting: Counter,
+    /// `[limits] account_failures_per_minute`
     pub account_failures_per_minute: Counter,
+    /// `[limits] dials_per_minute`
     pub dials_per_minute: Counter,
+    /// `[limits] dials_at_once`
     pub dials_at_once: Counter,
     /// "the backend cannot be reached", by backend.
     pub unreachable: Folded,
@@ -120,10 +148,12 @@ impl Counters {
 }
 
 impl Counter {
+    /// How often it was reached.
     pub fn hits(&self) -> u64 {
         self.hits.load(Ordering::Relaxed)
     }
 
+    /// It was reached so many times more.
     pub fn add(&self, times: u32) {
         // All sessions ask, and a shared number that is written costs all of them.
         if times > 0 {

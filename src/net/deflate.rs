@@ -43,6 +43,7 @@ pub struct Deflated {
 }
 
 impl Deflated {
+    /// Compresses over `stream` (RFC 4978).
     pub fn new(stream: Stream) -> Self {
         Self {
             stream,

@@ -46,6 +46,9 @@ pub fn inherited() -> io::Result<Vec<std::net::TcpListener>> {
 }
 
 /// A socket that [`inherited`] gave, which listens already.
+///
+/// # Errors
+/// When the runtime cannot take the socket.
 pub fn adopt(socket: std::net::TcpListener) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     TcpListener::from_std(socket)

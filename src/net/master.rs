@@ -28,6 +28,9 @@ pub struct PasswordFileError {
 
 impl MasterLogin {
     /// Reads the password from its file.
+    ///
+    /// # Errors
+    /// [`PasswordFileError`] when the file cannot be read or holds no password.
     pub fn open(config: &config::MasterUser) -> Result<Self, PasswordFileError> {
         let config::MasterUser { name, password_file, login_template } = config;
         let password = read_private(password_file)

@@ -53,7 +53,9 @@ pub struct NameResolver(Arc<NameTable>);
 /// Where answers come from.
 #[derive(Clone, Debug)]
 pub struct Sources {
+    /// The file of known hosts.
     pub hosts: PathBuf,
+    /// The file that names the name servers.
     pub resolv_conf: PathBuf,
     /// Those of `resolv_conf` where there are none.
     pub name_servers: Vec<SocketAddr>,

@@ -33,8 +33,11 @@ thread_local! {
 /// A connection of a client or to a backend.
 #[derive(Debug)]
 pub enum Stream {
+    /// Without TLS.
     Plain(TcpStream),
+    /// TLS in which mailchime is the server.
     Server(Box<server::TlsStream<TcpStream>>),
+    /// TLS in which mailchime is the client.
     Client(Box<client::TlsStream<TcpStream>>),
     /// Any of the others, under DEFLATE.
     Deflated(Box<Deflated>),
@@ -113,6 +116,9 @@ impl Stream {
 
     /// Reads what there is behind what `into` has; returns how many bytes, 0 at the end. Cancel
     /// safe, and no room is taken while waiting.
+    ///
+    /// # Errors
+    /// When the connection fails.
     pub async fn fill(&mut self, into: &mut Vec<u8>) -> io::Result<usize> {
         poll_fn(|cx| {
             self.poll_fresh(cx, READ_SIZE, |_, fresh| {

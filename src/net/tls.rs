@@ -26,46 +26,89 @@ pub const EXPIRY_WARNING_DAYS: i64 = 30;
 /// Why a TLS configuration cannot be made. Each message names the file and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
+    /// A file cannot be read.
     #[error(
         "{path}: cannot be read: {source}; let the user that mailchime runs as read it",
         path = path.display()
     )]
-    Unreadable { path: PathBuf, source: std::io::Error },
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the library or the system says.
+        source: std::io::Error,
+    },
+    /// A file has no certificate.
     #[error(
         "{path}: has no certificate in PEM form; name a file with -----BEGIN CERTIFICATE-----",
         path = path.display()
     )]
-    NoCertificate { path: PathBuf },
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file has no private key.
     #[error(
         "{path}: has no private key in PEM form; name a file with -----BEGIN PRIVATE KEY-----, not \
          encrypted with a passphrase",
         path = path.display()
     )]
-    NoKey { path: PathBuf },
+    NoKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file is no PEM.
     #[error("{path}: is not well-formed PEM; make or copy the file anew", path = path.display())]
-    Malformed { path: PathBuf },
+    Malformed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A certificate cannot be used.
     #[error(
         "{path}: holds no certificate that can be read ({why}); make or copy the file anew",
         path = path.display()
     )]
-    BadCertificate { path: PathBuf, why: rustls::Error },
+    BadCertificate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: rustls::Error,
+    },
+    /// A private key cannot be used.
     #[error(
         "{path}: holds no private key that can be used; allowed are RSA, ECDSA and Ed25519 keys",
         path = path.display()
     )]
-    BadKey { path: PathBuf },
+    BadKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The key is not that of the certificate.
     #[error(
         "{certificate} and {private_key} do not belong together: name the private key that this \
          certificate was made for; of several in one file, its own comes first",
         certificate = certificate.display(), private_key = private_key.display()
     )]
-    Mismatch { certificate: PathBuf, private_key: PathBuf },
+    Mismatch {
+        /// The file of the certificate.
+        certificate: PathBuf,
+        /// The file of its private key.
+        private_key: PathBuf,
+    },
+    /// The certificate is for other names.
     #[error("{path}: is not for {name}; name the certificate that is", path = path.display())]
-    OtherName { path: PathBuf, name: String },
+    OtherName {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        name: String,
+    },
+    /// It is no host name.
     #[error("{0:?} is no host name or IP address")]
     NoName(String),
+    /// The system trusts no authority.
     #[error("the system has no certificate authorities: install ca-certificates, or set `ca`")]
     NoRoots,
+    /// TLS cannot be set up.
     #[error("TLS cannot be set up: {0}")]
     Setup(#[from] rustls::Error),
 }
@@ -92,6 +135,9 @@ pub fn provider() -> Arc<CryptoProvider> {
 }
 
 /// A certificate chain and its private key, from PEM files; they belong together.
+///
+/// # Errors
+/// [`TlsError`] names the file that cannot be read or used.
 pub fn identity(certificate: &Path, private_key: &Path) -> Result<CertifiedKey, TlsError> {
     let chain = certificates(certificate)?;
     let key = PrivateKeyDer::from_pem_slice(&read(private_key)?).map_err(|why| match why {
@@ -112,12 +158,18 @@ pub fn identity(certificate: &Path, private_key: &Path) -> Result<CertifiedKey, 
 /// What seals the tickets by which clients resume a session without a full handshake (RFC 8446
 /// section 2.2, RFC 5077). One for the life of the program: tickets hold over new certificates, and
 /// their keys, which are never written, change every six hours.
+///
+/// # Errors
+/// [`TlsError::Setup`] when there is no randomness.
 pub fn tickets() -> Result<Arc<dyn ProducesTickets>, TlsError> {
     Ok(rustls::crypto::aws_lc_rs::Ticketer::new()?)
 }
 
 /// A certificate chain that is for `name`, a host name whose first label may be `*`, and its private
 /// key.
+///
+/// # Errors
+/// [`TlsError`] names the file that cannot be read or used, or that is for other names.
 pub fn identity_for(
     name: &str,
     certificate: &Path,
@@ -141,6 +193,9 @@ pub fn identity_for(
 ///
 /// ALPN is left alone: a client that offers `imap` (its name in IANA's registry) or anything else is
 /// served, and none is chosen.
+///
+/// # Errors
+/// [`TlsError::Setup`] when TLS cannot be set up.
 pub fn server(
     default: Vec<Arc<CertifiedKey>>,
     named: HashMap<String, Vec<Arc<CertifiedKey>>>,
@@ -178,6 +233,9 @@ impl ResolvesServerCert for Certificates {
 }
 
 /// What connects to a backend: verified as by [`verifier`].
+///
+/// # Errors
+/// [`TlsError`] when the authorities cannot be read or used.
 pub fn client(ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
@@ -189,6 +247,9 @@ pub fn client(ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
 
 /// What verifies a server's certificate: by the authorities in the file `ca`, or the system's. A
 /// self-signed one that is itself in `ca` needs no authority.
+///
+/// # Errors
+/// [`TlsError`] when the authorities cannot be read or used, or there are none.
 pub fn verifier(ca: Option<&Path>) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
     let (mut roots, mut named) = (RootCertStore::empty(), Vec::new());
     match ca {
@@ -213,6 +274,9 @@ pub fn verifier(ca: Option<&Path>) -> Result<Arc<dyn ServerCertVerifier>, TlsErr
 }
 
 /// The certificates of a PEM file, of which there is at least one.
+///
+/// # Errors
+/// [`TlsError`] when the file cannot be read or has no certificate.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = read(path)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();

@@ -41,6 +41,7 @@ const NEWS: usize = 256;
 /// What a node sees of the others.
 #[derive(Debug)]
 pub struct ClusterView {
+    /// Which accounts are this node's.
     pub assignment: watch::Receiver<Assignment>,
     /// Accounts that other processes have changed.
     pub news: mpsc::Receiver<News>,

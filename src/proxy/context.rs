@@ -53,6 +53,7 @@ pub struct SessionContext {
 pub struct CurrentContext(Arc<Mutex<Arc<SessionContext>>>);
 
 impl SessionContext {
+    /// What sessions share.
     pub fn new(
         backends: Backends,
         push: watch::Receiver<Option<PushOffer>>,
@@ -203,14 +204,17 @@ impl SessionContext {
 }
 
 impl CurrentContext {
+    /// What sessions share.
     pub fn new(context: SessionContext) -> Self {
         Self(Arc::new(Mutex::new(Arc::new(context))))
     }
 
+    /// Sessions that begin from now on have this.
     pub fn set(&self, context: SessionContext) {
         *self.0.lock() = Arc::new(context);
     }
 
+    /// What a session that begins now has.
     pub fn get(&self) -> Arc<SessionContext> {
         Arc::clone(&self.0.lock())
     }

@@ -39,11 +39,13 @@ const QUESTIONS: usize = 8;
 pub struct DispatcherParts {
     /// What watchers saw.
     pub events: mpsc::Receiver<WatchEvent>,
+    /// The database.
     pub store: Store,
     /// Which one each account has.
     pub backends: Backends,
     /// On which pushes leave.
     pub routes: Routes,
+    /// `[push]`
     pub config: config::Push,
     /// Gets the accounts that have no live device: a hint, given without waiting, that may be late
     /// or lost.
@@ -52,9 +54,11 @@ pub struct DispatcherParts {
     pub assignment: watch::Receiver<Assignment>,
     /// What people ask; see [`DispatcherHandle`].
     pub requests: DispatcherRequests,
+    /// What is counted.
     pub metrics: Arc<Metrics>,
     /// By whose names accounts take turns.
     pub backend_of: BackendOf,
+    /// The limits that were reached.
     pub counters: Arc<Counters>,
 }
 

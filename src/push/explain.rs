@@ -21,10 +21,13 @@ pub struct Explanation {
     /// Its first 8 characters.
     #[serde(rename = "token")]
     pub endpoint: String,
+    /// The app that registered.
     #[serde(rename = "subtopic")]
     pub app: String,
+    /// The route that it is sent by: the topic of APNs.
     #[serde(rename = "topic")]
     pub route: String,
+    /// When it registered, in milliseconds since 1970.
     pub registered_at: i64,
     /// When the service last accepted a push for it.
     pub pushed_at: Option<i64>,
@@ -34,9 +37,11 @@ pub struct Explanation {
     pub owed: Vec<String>,
     /// Those that the next push will name, and when it may go.
     pub waiting: Vec<String>,
+    /// In how many milliseconds a push is due.
     pub due_in: Option<u64>,
     /// Whether new mail would be pushed at once: there are no reasons against it.
     pub would_push: bool,
+    /// Why it gets none now; empty if it would.
     pub reasons: Vec<Reason>,
 }
 
@@ -45,32 +50,69 @@ pub struct Explanation {
 #[serde(tag = "reason", rename_all = "snake_case")]
 pub enum Reason {
     /// It has not registered for too long.
-    Expired { since: u64 },
+    Expired {
+        /// For how many milliseconds.
+        since: u64,
+    },
     /// Its account got another password, with which it has not registered.
-    OldPassword { since: u64 },
+    OldPassword {
+        /// For how many milliseconds.
+        since: u64,
+    },
     /// Its account registered at this backend, and has that one now.
-    OtherBackend { registered_at: String, now: String },
+    OtherBackend {
+        /// The backend where it registered.
+        registered_at: String,
+        /// The backend of the account now.
+        now: String,
+    },
     /// It did not register for this mailbox.
-    OtherMailbox { mailbox: String },
+    OtherMailbox {
+        /// The mailbox.
+        mailbox: String,
+    },
     /// It gets no push for this mailbox although it registered for it.
-    Withheld { why: String },
+    Withheld {
+        /// What is wrong.
+        why: String,
+    },
     /// Asleep: there is no route to it until it registers again.
     OtherRoute,
     /// Nothing can be sent on its route at the moment.
-    RouteClosed { why: String },
+    RouteClosed {
+        /// What is wrong.
+        why: String,
+    },
     /// The service cannot be reached, or refuses us; the next push tries after this time.
-    RoutePaused { tries_in: u64 },
+    RoutePaused {
+        /// In how many milliseconds the next try is.
+        tries_in: u64,
+    },
     /// It was pushed for other accounts a moment ago.
-    OtherAccounts { due_in: u64 },
+    OtherAccounts {
+        /// In how many milliseconds it is due.
+        due_in: u64,
+    },
     /// The service said twice that it does not know the endpoint: it is left alone until it registers
     /// anew.
     BadEndpoint,
     /// It is left alone after failures in a row.
-    BacksOff { failures: u32, tries_in: u64 },
+    BacksOff {
+        /// How many tries have failed.
+        failures: u32,
+        /// In how many milliseconds the next try is.
+        tries_in: u64,
+    },
     /// A push is under way; the next one waits for its answer.
-    UnderWay { since: u64 },
+    UnderWay {
+        /// For how many milliseconds.
+        since: u64,
+    },
     /// The last push was a moment ago.
-    TooSoon { due_in: u64 },
+    TooSoon {
+        /// In how many milliseconds it is due.
+        due_in: u64,
+    },
 }
 
 /// What is known of one device.

@@ -13,17 +13,29 @@ pub struct Transcript(transcript::Transcript);
 /// Who said something, and whether it went on to the other side.
 #[derive(Clone, Copy, Debug)]
 pub enum Said {
-    ByClient { passed: bool },
-    ByBackend { passed: bool },
+    /// The client said it.
+    ByClient {
+        /// Whether it was passed on.
+        passed: bool,
+    },
+    /// The backend said it.
+    ByBackend {
+        /// Whether it was passed on.
+        passed: bool,
+    },
+    /// mailchime said it to the client.
     ToClient,
+    /// mailchime said it to the backend.
     ToBackend,
 }
 
 impl Transcript {
+    /// A session with this profile; `secure` if it is in TLS.
     pub fn new(profile: &Profile, secure: bool) -> Self {
         Self(transcript::Transcript::new(profile, secure))
     }
 
+    /// Somebody said these bytes.
     pub fn said(&mut self, said: Said, bytes: &[u8]) {
         let flow = match said {
             Said::ByClient { passed: false } => Flow::C,
@@ -36,10 +48,12 @@ impl Transcript {
         self.0.said(Duration::ZERO, flow, bytes);
     }
 
+    /// Something else happened.
     pub fn happens(&mut self, what: &str) {
         self.0.happens(Duration::ZERO, what);
     }
 
+    /// The recording.
     pub fn end(mut self) -> String {
         self.0.end();
         self.0.text

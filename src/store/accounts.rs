@@ -17,6 +17,9 @@ use super::{
 
 impl Store {
     /// The accounts with a live device, by name.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn accounts(&self, alive: impl Into<Alive>) -> Result<Vec<LiveAccount>, StoreError> {
         let alive = alive.into();
         self.read(Call::Accounts, async {
@@ -43,6 +46,9 @@ impl Store {
     }
 
     /// One account, if it has a live device.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn live_account(
         &self,
         account: &Account,
@@ -78,6 +84,9 @@ impl Store {
 
     /// Records the backends of accounts that have none yet, or were recorded by the address that their
     /// backend has. Returns how many there were.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn adopt(&self, accounts: &[(Account, BackendId)]) -> Result<u64, StoreError> {
         if accounts.is_empty() {
             return Ok(0);
@@ -105,6 +114,9 @@ impl Store {
     }
 
     /// Whether the account is known and of this backend.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn is_of(&self, account: &Account, backend: &BackendId) -> Result<bool, StoreError> {
         self.read(Call::Account, async {
             let mut work = self.begin_read().await?;
@@ -124,6 +136,9 @@ impl Store {
 
     /// The sealed credentials that this backend has accepted; `None` when the account is unknown or
     /// another backend's, and none are kept or can be read.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn credentials(
         &self,
         account: &Account,
@@ -168,6 +183,9 @@ impl Store {
     /// another one, the devices that registered before the login are outdated. Returns whether they
     /// are kept: those of an account that has no device or is another backend's are not, nor those of
     /// a login before the one that brought the password of now.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn save_credentials(
         &self,
         account: &Account,
@@ -237,6 +255,9 @@ impl Store {
 
     /// The account got another password, by a login at that time: its devices that registered before
     /// are outdated.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn outdate(&self, account: &Account, at: Timestamp) -> Result<(), StoreError> {
         self.write(Call::SaveCredentials, || async {
             let mut transaction = self.begin().await?;
@@ -248,6 +269,9 @@ impl Store {
 
     /// Removes sealed credentials: those that are not to be kept beyond `expired_at`, or all.
     /// Returns how many there were.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn erase_credentials(
         &self,
         expired_at: Option<Timestamp>,
@@ -373,6 +397,9 @@ impl Store {
     /// Notes how many tries in a row this backend has refused by now. With `parked`, the reason, the
     /// account waits for its user to log in; the newest reason counts, and the time of the first stays.
     /// Without it is not parked.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn refused(
         &self,
         account: &Account,
@@ -406,6 +433,9 @@ impl Store {
     /// of a device that has not registered for INBOX, its first mailbox. That is done once while it is
     /// parked, and once in `distance`: else it returns when the next may be, which is the end of time if
     /// never. `Ok(Ok(()))`: they are marked.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn want_login(
         &self,
         account: &Account,
@@ -461,6 +491,9 @@ impl Store {
 
     /// Ends the parking of this backend's account, when its user or its watcher has logged in: no try was
     /// refused since.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn unpark(&self, account: &Account, backend: &BackendId) -> Result<(), StoreError> {
         self.write(Call::Unpark, || async {
             let mut transaction = self.begin().await?;

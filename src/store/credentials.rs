@@ -60,6 +60,7 @@ struct InMemory {
 /// Why the credentials of an account cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
+    /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// They are there but cannot be read; what its user logs in with next replaces them.
@@ -68,6 +69,9 @@ pub enum CredentialsError {
 }
 
 /// How many credentials in the database no key of the vault has sealed; all of them without a vault.
+///
+/// # Errors
+/// [`StoreError`] when the database cannot be used, or does not answer in time.
 pub async fn unreadable(store: &Store, vault: Option<&Vault>) -> Result<u64, StoreError> {
     let seals = store.seals(SEAL_LEN).await?;
     let knows = |seal: &str| vault.is_some_and(|vault| vault.knows(seal));
@@ -92,6 +96,9 @@ impl CredentialSource {
 
     /// Whether the same registration, by a login with the same credentials, was written within the last
     /// hour, so that nothing of it has to be written again.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn has_registered(
         &self,
         registration: &Registration,
@@ -122,6 +129,9 @@ impl CredentialSource {
 
     /// Stores the registration of a user who has logged in with `login`, and keeps the credentials as
     /// the mode says; where a master watches they need not be known. As [`Store::register`].
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn register(
         &self,
         registration: &Registration,
@@ -159,6 +169,9 @@ impl CredentialSource {
     /// Keeps what the user of a registered account has logged in with, beside what lasts longer, and ends
     /// the parking. Returns whether the account is of the backend that has accepted it; of another one
     /// nothing is touched.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn save(&self, account: &Account, login: &AcceptedLogin) -> Result<bool, StoreError> {
         let AcceptedLogin { backend, credentials, at, .. } = login;
         match (&self.mode, credentials) {
@@ -251,6 +264,10 @@ impl CredentialSource {
     }
 
     /// The first of [`CredentialSource::kept`].
+    ///
+    /// # Errors
+    /// [`CredentialsError`] when the database cannot be used or the key does not open what it
+    /// holds.
     pub async fn of(
         &self,
         account: &Account,
@@ -263,6 +280,9 @@ impl CredentialSource {
 
     /// A watcher has logged in with `accepted`, after the backend had refused `refused`: those go, and how
     /// long the others have proved good is noted now and then.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn worked(
         &self,
         account: &Account,
@@ -346,6 +366,9 @@ impl CredentialSource {
     /// nothing what is stored from before, and in SQLite's log what was removed or replaced since the
     /// last time. To be called again and again. A clock that has just jumped ends no token
     /// ([`Store::believed`]). Returns how many the database lost.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn tidy(&self, now: Timestamp) -> Result<u64, StoreError> {
         let now = self.store.believed(now);
         match &self.mode {
@@ -363,6 +386,9 @@ impl CredentialSource {
     }
 
     /// How many stored credentials the key file cannot open: another one was in use.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn unreadable(&self) -> Result<u64, StoreError> {
         match &self.mode {
             Mode::Stored(vault) => unreadable(&self.store, Some(vault)).await,

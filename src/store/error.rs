@@ -12,37 +12,66 @@ use sqlx::sqlite::SqliteError;
 pub enum StoreError {
     /// The URL or the file cannot be used as it is; an operator has to change something.
     #[error("{database}: {problem}; {remedy}")]
-    Unusable { database: Arc<str>, problem: String, remedy: &'static str },
+    Unusable {
+        /// The database, without its password.
+        database: Arc<str>,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// A newer mailchime wrote this database. Nothing was changed.
     #[error(
         "{database} was written by a newer mailchime (schema {found}, this program knows up to \
          {known}); run the newer program, or restore the backup from before its first start"
     )]
-    Newer { database: Arc<str>, found: i64, known: i64 },
+    Newer {
+        /// The database, without its password.
+        database: Arc<str>,
+        /// What was found.
+        found: i64,
+        /// The newest version that this program knows.
+        known: i64,
+    },
     /// Another process serves from this SQLite file.
     #[error(
         "{database} is in use by another mailchime ({by}): stop that one, or give this one a [store] \
          url of its own; several share a PostgreSQL database, not a file"
     )]
-    InUse { database: Arc<str>, by: String },
+    InUse {
+        /// The database, without its password.
+        database: Arc<str>,
+        /// Which process, as far as is known.
+        by: String,
+    },
     /// The file at its path is not the one that was opened. What was written last may be in neither.
     #[error(
         "{database} {what} while mailchime had it open: nothing is written to it any more; start \
          mailchime anew, which then uses the file that is there"
     )]
-    Replaced { database: String, what: &'static str },
+    Replaced {
+        /// The database, without its password.
+        database: String,
+        /// What happened to it.
+        what: &'static str,
+    },
     /// Locked, full, out of reach, late: the same call may succeed later.
     #[error("{database} cannot be used at the moment, try again: {source}")]
     Unavailable {
+        /// The database, without its password.
         database: Arc<str>,
+        /// What the library or the system says.
         #[source]
         source: sqlx::Error,
     },
     /// Anything else: trying again will not help. Nothing was changed.
     #[error("{database}: {source}; {remedy}")]
     Other {
+        /// The database, without its password.
         database: Arc<str>,
+        /// What to do.
         remedy: &'static str,
+        /// What the library or the system says.
         #[source]
         source: sqlx::Error,
     },

@@ -20,6 +20,7 @@ const NOTED: Duration = Duration::from_mins(1);
 /// Credentials that a backend has accepted.
 #[derive(Clone, Debug)]
 pub struct Kept {
+    /// What was kept.
     pub credentials: Credentials,
     /// They are not to be kept any longer; `None` while their account lives.
     pub until: Option<Timestamp>,

@@ -138,6 +138,7 @@ pub struct Alive {
 /// An account with at least one live device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LiveAccount {
+    /// Its name.
     pub account: Account,
     /// Which backend has accepted its user, see [`BackendId::is`]; `None` in rows of versions that did
     /// not record it.
@@ -153,6 +154,7 @@ pub struct LiveAccount {
 pub struct Registrant {
     /// Which backend has accepted it.
     pub backend: BackendId,
+    /// When the session that registers logged in.
     pub logged_in_at: Timestamp,
     /// What is to be kept of its credentials, in the place of all that is kept.
     pub sealed: Option<Sealed>,
@@ -200,6 +202,7 @@ type Keep = dyn Fn(&[KeptRow], bool) -> Keeping + Send + Sync;
 /// A live subscription with what it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
+    /// What gets the push.
     pub subscription: Subscription,
     /// By the time of day.
     pub registered_at: Timestamp,
@@ -221,11 +224,32 @@ pub struct Target {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settlement {
     /// Every device knows of this state or has the mailbox marked as due.
-    Told { account: Account, mailbox: Mailbox, snapshot: Snapshot },
+    Told {
+        /// The account.
+        account: Account,
+        /// The mailbox.
+        mailbox: Mailbox,
+        /// The state that it has now.
+        snapshot: Snapshot,
+    },
     /// A push for the mailbox is due to the device. A mark that is there keeps its time.
-    Owed { subscription: SubscriptionKey, mailbox: Mailbox, since: Timestamp },
+    Owed {
+        /// The subscription.
+        subscription: SubscriptionKey,
+        /// The mailbox.
+        mailbox: Mailbox,
+        /// Since when, in milliseconds since 1970.
+        since: Timestamp,
+    },
     /// APNs accepted a push for these mailboxes: they are no longer owed.
-    Accepted { subscription: SubscriptionKey, mailboxes: Vec<Mailbox>, at: Timestamp },
+    Accepted {
+        /// The subscription.
+        subscription: SubscriptionKey,
+        /// The mailboxes.
+        mailboxes: Vec<Mailbox>,
+        /// When.
+        at: Timestamp,
+    },
 }
 
 /// What became of a registration.
@@ -240,6 +264,7 @@ pub enum RegisterOutcome {
 /// A registration that was removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removed {
+    /// What was removed.
     pub subscription: Subscription,
     /// Whether the account has other devices. If not, nothing of it is left.
     pub account_left: bool,
@@ -367,6 +392,9 @@ impl Store {
     /// Opens the database as [`Store::open`] does, but only one that is there and has the schema of
     /// this program: nothing is made or changed by opening it. For commands that look at it beside the
     /// program that serves.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn open_existing(url: &str, busy_timeout: Duration) -> Result<Self, StoreError> {
         let store = match Self::file(url)? {
             Some(path) => {
@@ -381,6 +409,9 @@ impl Store {
     }
 
     /// The file of `sqlite://path`; `None` where the URL is that of a server.
+    ///
+    /// # Errors
+    /// [`StoreError::Url`] when it is no URL of a database.
     pub fn file(url: &str) -> Result<Option<PathBuf>, StoreError> {
         if postgres::is_url(url) { Ok(None) } else { sqlite::path_of(url).map(Some) }
     }
@@ -515,6 +546,9 @@ impl Store {
     }
 
     /// Whether the database has all that writing needs, and is the one that was opened; changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.write(Call::Ping, || async {
             // No account has an empty name. It is rolled back.
@@ -526,6 +560,9 @@ impl Store {
     /// Takes what was removed or replaced out of SQLite's log, too, if there is any: it is overwritten
     /// in the database itself, but stays in the log until that is emptied. Returns whether nothing is
     /// left; if not, somebody reads what was there before, or writes. To be called again then.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn scrub(&self) -> Result<bool, StoreError> {
         let Some(file) = &self.file else { return Ok(true) };
         if !self.traces.swap(false, Ordering::Relaxed) {

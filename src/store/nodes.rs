@@ -17,6 +17,7 @@ use super::{Store, StoreError, account, rows};
 /// A node's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
+    /// Its name.
     pub name: String,
     /// Of the process that has the name now.
     pub incarnation: String,
@@ -27,6 +28,7 @@ pub struct Node {
 /// An account that another process has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct News {
+    /// What account it is about.
     pub account: Account,
     /// Its user has just logged in: what is stored is good.
     pub login: bool,
@@ -35,6 +37,9 @@ pub struct News {
 impl Store {
     /// Makes this process the node of that name, even if another had it. Until it [leaves](Store::leave),
     /// others write it news; what was written for an earlier one is gone.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn join(&self, name: &str) -> Result<(), StoreError> {
         self.write(Call::Beat, || async {
             let mut transaction = self.begin().await?;
@@ -56,6 +61,9 @@ impl Store {
     }
 
     /// Gives a sign of life, while the name is this process's.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn heartbeat(&self, name: &str) -> Result<(), StoreError> {
         self.write(Call::Beat, || async {
             let mut transaction = self.begin().await?;
@@ -70,12 +78,18 @@ impl Store {
     }
 
     /// Gives the name up, if it is this process's.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn leave(&self, name: &str) -> Result<(), StoreError> {
         self.remove_node(name, &self.incarnation, None).await.map(drop)
     }
 
     /// Removes a node that gives no sign of life, unless it has given one since `last` was read.
     /// Returns whether it was removed.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn evict(&self, last: &Node) -> Result<bool, StoreError> {
         self.remove_node(&last.name, &last.incarnation, Some(last.heartbeat)).await
     }
@@ -108,6 +122,9 @@ impl Store {
     }
 
     /// The nodes, by name.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn nodes(&self) -> Result<Vec<Node>, StoreError> {
         self.read(Call::Nodes, async {
             let query = sqlx::query("select name, incarnation, beats from node order by name");
@@ -125,6 +142,9 @@ impl Store {
 
     /// Takes what is news to the node of that name, `most` of it. It is gone then: if this fails,
     /// it may be too. What it is about was on disk before this returned.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn take_news(&self, name: &str, most: usize) -> Result<Vec<News>, StoreError> {
         self.write(Call::News, || async {
             let query = sqlx::query(

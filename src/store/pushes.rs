@@ -18,6 +18,9 @@ use super::{
 impl Store {
     /// The mailboxes that this backend's account's live devices registered for, each with the state
     /// that they know; none if the account is another backend's.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn watched(
         &self,
         account: &Account,
@@ -50,6 +53,9 @@ impl Store {
     }
 
     /// The account's live devices with their mailboxes, whichever backend it is on.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn targets(
         &self,
         account: &Account,
@@ -77,6 +83,9 @@ impl Store {
 
     /// All devices, live or not, by account: those of the next `accounts` accounts behind `after`, with
     /// the last of these accounts. `None` is the end.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn subscriptions(
         &self,
         after: Option<&Account>,
@@ -107,6 +116,9 @@ impl Store {
     }
 
     /// The accounts with a device that is owed a push, live or not.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn owed_accounts(&self) -> Result<Vec<Account>, StoreError> {
         self.read(Call::Owed, async {
             let query = sqlx::query(
@@ -123,6 +135,9 @@ impl Store {
     /// What names a device or mailbox that is no longer registered has no effect. A mark that is to
     /// outlive a push, because the mailbox changed again while it was on its way, must be settled
     /// after its [`Settlement::Accepted`].
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn settle(&self, settlements: &[Settlement]) -> Result<(), StoreError> {
         if settlements.is_empty() {
             return Ok(());

@@ -43,6 +43,9 @@ impl Store {
     /// - Where the backend ignores the case of names, the device's registrations for other spellings
     ///   of the account end: they are of a time before that was known.
     /// - The limits of `Shares` hold.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn register(
         &self,
         registration: &Registration,
@@ -161,6 +164,9 @@ impl Store {
 
     /// Removes a registration, unless it is newer than `registered_not_after` (a device that
     /// registered since lives). `None` when there was nothing to remove.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn remove_subscription(
         &self,
         key: &SubscriptionKey,
@@ -191,6 +197,9 @@ impl Store {
 
     /// Removes the devices that do not live; returns the accounts that lost their last one. One
     /// transaction for each account, so that nobody waits for long.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn expire(&self, alive: impl Into<Alive>) -> Result<Vec<Account>, StoreError> {
         let Alive { registered_since, outdated_after } = alive.into();
         self.hear_of_all(self.served(registered_since)).await?;
@@ -261,6 +270,9 @@ impl Store {
     }
 
     /// Removes all that is known of an account; returns whether there was something.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn remove_account(&self, account: &Account) -> Result<bool, StoreError> {
         self.write(Call::RemoveAccount, || async {
             let mut transaction = self.begin().await?;

@@ -21,16 +21,24 @@ use crate::model::Account;
 /// Why a key was not replaced.
 #[derive(Debug, thiserror::Error)]
 pub enum RotationError {
+    /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The key file cannot be used.
     #[error(transparent)]
     Vault(#[from] VaultError),
+    /// The database holds nothing that a key seals.
     #[error(
         "{database} holds no credentials, and the key in {} may belong to another database: nothing was \
          changed; name the database that it belongs to",
         .path.display()
     )]
-    NothingSealed { database: Arc<str>, path: PathBuf },
+    NothingSealed {
+        /// The database, without its password.
+        database: Arc<str>,
+        /// The file.
+        path: PathBuf,
+    },
     /// Without the key of now they might never open again.
     #[error(
         "the credentials of {accounts} accounts ({names}) are damaged, or no key in {} has sealed them: \
@@ -39,10 +47,13 @@ pub enum RotationError {
         .path.display()
     )]
     Unreadable {
+        /// The file.
         path: PathBuf,
+        /// How many accounts it is about.
         accounts: usize,
         /// Of the first of them, for people.
         names: String,
+        /// Whether anything was changed.
         changed: &'static str,
     },
 }

@@ -99,6 +99,9 @@ impl Store {
 
     /// Counts the time since the last call as time of service, if phones could register (`open`). To be
     /// called every [`TICK`] by a program that [serves](Store::serving).
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn count_service(&self, now: Timestamp, open: bool) -> Result<(), StoreError> {
         let Some(service) = &self.service else { return Ok(()) };
         let seen = Instant::now();

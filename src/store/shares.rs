@@ -16,18 +16,24 @@ pub struct Shares {
     pub accounts_per_device: u32,
     /// Accounts with devices, and their devices, of one domain; names without one count as one domain.
     pub accounts_per_domain: u32,
+    /// `[push] devices_per_domain`
     pub devices_per_domain: u32,
     /// The same of one backend.
     pub accounts_per_backend: u32,
+    /// `[push] devices_per_backend`
     pub devices_per_backend: u32,
 }
 
 /// A limit that leaves no room for a registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
+    /// `[push] accounts_per_domain`
     AccountsPerDomain,
+    /// `[push] devices_per_domain`
     DevicesPerDomain,
+    /// `[push] accounts_per_backend`
     AccountsPerBackend,
+    /// `[push] devices_per_backend`
     DevicesPerBackend,
 }
 

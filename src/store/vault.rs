@@ -48,15 +48,32 @@ struct Key {
 /// Why a key file cannot be used or sealed credentials cannot be opened. Holds no secret.
 #[derive(Debug, thiserror::Error)]
 pub enum VaultError {
+    /// The key file cannot be used.
     #[error("credentials key {}: {problem}; {remedy}", .path.display())]
-    KeyFile { path: PathBuf, problem: String, remedy: String },
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
     /// None of what is stored was sealed with the keys of this file.
     #[error(
         "the key in {} ({key_id}) is not the one that sealed the stored credentials of {accounts} \
          accounts ({sealed_by}); put back the key file of that time",
         .path.display()
     )]
-    WrongKeyFile { path: PathBuf, key_id: String, sealed_by: String, accounts: u64 },
+    WrongKeyFile {
+        /// The file.
+        path: PathBuf,
+        /// The id of the key.
+        key_id: String,
+        /// The id of the key that sealed it.
+        sealed_by: String,
+        /// How many accounts it is about.
+        accounts: u64,
+    },
     /// Sealed with another key: this key file is not the one that was in use then.
     #[error(
         "the key in {} ({key_id}) is not the one that sealed the credentials of {} \
@@ -64,14 +81,26 @@ pub enum VaultError {
         .path.display(),
         .account.as_str().escape_debug()
     )]
-    OtherKey { path: PathBuf, key_id: String, sealed_by: String, account: Account },
+    OtherKey {
+        /// The file.
+        path: PathBuf,
+        /// The id of the key.
+        key_id: String,
+        /// The id of the key that sealed it.
+        sealed_by: String,
+        /// The account.
+        account: Account,
+    },
     /// Cut, altered, sealed for another account, or of a version that this program does not know.
     #[error(
         "the sealed credentials of {} are damaged or not this account's; they are replaced when the \
          user logs in again",
         .account.as_str().escape_debug()
     )]
-    Damaged { account: Account },
+    Damaged {
+        /// The account.
+        account: Account,
+    },
 }
 
 const VERSION: &str = "v1";
@@ -110,6 +139,9 @@ impl Vault {
     }
 
     /// The same for a file that must be there. Nothing is made or tidied up.
+    ///
+    /// # Errors
+    /// [`VaultError::KeyFile`] when it is not there, others can read it, or it holds anything else.
     pub fn open_existing(path: &Path) -> Result<Self, VaultError> {
         let keys = read_keys(path).map_err(|unfit| unusable(unfit, path))?;
         Ok(Self { path: path.to_owned(), keys: RwLock::new(keys) })

@@ -12,25 +12,32 @@ use crate::net::backoff::Backoff;
 /// What a watcher makes of whole responses.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Heard {
+    /// By how many messages INBOX has grown.
     pub grown: Option<u64>,
+    /// Whether anything else may have changed.
     pub other: bool,
+    /// What was said of mailboxes.
     pub states: Vec<(Option<Mailbox>, Snapshot)>,
 }
 
+/// What `responses` say.
 pub fn hear<'a>(responses: impl Iterator<Item = &'a [u8]>) -> Heard {
     let mut news = Unsolicited::default();
     responses.for_each(|response| news.read(response));
     Heard { grown: news.take_grown(), other: news.take_other(), states: news.take_states() }
 }
 
+/// What the devices have to know.
 pub fn difference(told: &Snapshot, now: &Snapshot) -> Option<ChangeKind> {
     snapshot::difference(told, now)
 }
 
+/// What is known after `told`.
 pub fn merged(known: &Snapshot, told: &Snapshot) -> Snapshot {
     snapshot::merged(known, told)
 }
 
+/// The state after so many messages have arrived.
 pub fn with_new_mail(told: &Snapshot, arrived: u64) -> Snapshot {
     snapshot::with_new_mail(told, arrived)
 }

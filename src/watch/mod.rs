@@ -55,6 +55,7 @@ pub struct WatchContext {
 }
 
 impl WatchContext {
+    /// All that watchers share.
     pub fn new(
         config: &Config,
         backends: Backends,

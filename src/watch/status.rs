@@ -19,6 +19,7 @@ const QUESTIONS: usize = 8;
 /// One account, and how it is watched. Times are in milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WatcherStatus {
+    /// Whose watcher it is.
     pub account: String,
     /// `starting`, `watching`, `backing_off` or `parked`.
     pub state: &'static str,

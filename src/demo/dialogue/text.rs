@@ -33,7 +33,9 @@ pub struct Variables {
 pub struct Difference {
     /// The line of the file.
     pub line: usize,
+    /// What the dialogue says.
     pub expected: String,
+    /// What was said.
     pub heard: String,
 }
 
@@ -126,6 +128,9 @@ impl Text {
 
     /// Compares. A placeholder seen for the first time stands for what is there, up to what follows
     /// it; later it must be the same.
+    ///
+    /// # Errors
+    /// [`Difference`] says what was expected and what was heard.
     pub fn compare(&self, heard: &[u8], variables: &mut Variables) -> Result<(), Difference> {
         let mut found = variables.clone();
         match self.matches(heard, &mut found) {

@@ -24,6 +24,7 @@ use crate::net::stream::Stream;
 pub struct Server {
     /// A name or an IP address, the latter without brackets.
     pub host: String,
+    /// Its port.
     pub port: u16,
     /// `None` speaks without TLS.
     pub tls: Option<Arc<ClientConfig>>,
@@ -32,7 +33,9 @@ pub struct Server {
 /// For whom a dialogue is played, in place of whom its settings name.
 #[derive(Clone)]
 pub struct Login {
+    /// The user's name.
     pub user: String,
+    /// The user's password.
     pub password: Vec<u8>,
 }
 

@@ -52,8 +52,11 @@ pub fn push_offer_of(settings: &Settings) -> PushOffer {
 /// mailchime's sessions behind a listener, until it is dropped.
 #[derive(Debug)]
 pub struct Proxy {
+    /// Where it listens.
     pub address: SocketAddr,
+    /// Its database.
     pub store: Store,
+    /// What it proxies to.
     pub backend: Backend,
     client_tls: Arc<ClientConfig>,
     /// What sessions tell the watching side.
@@ -75,6 +78,9 @@ impl Drop for Proxy {
 impl Proxy {
     /// In front of the server at `backend`, which is spoken to without TLS; `change` may change the
     /// configuration. The first listener counts, and the address of none.
+    ///
+    /// # Errors
+    /// `Failure` when it cannot be set up.
     pub async fn start(
         backend: SocketAddr,
         push: Option<PushOffer>,
@@ -151,6 +157,9 @@ impl Proxy {
     }
 
     /// A client's TLS connection.
+    ///
+    /// # Errors
+    /// `Failure` when there is no connection.
     pub async fn connect(&self) -> Result<TlsStream<TcpStream>, Failure> {
         self.handshake(self.connect_plain().await?).await
     }

@@ -27,6 +27,9 @@ pub async fn against_mailchime(dialogue: &Dialogue, pki: &Pki) -> Result<(), Fai
 }
 
 /// The same, with a configuration that `change` may change.
+///
+/// # Errors
+/// `Failure` names the first line that differs.
 pub async fn against_mailchime_as(
     dialogue: &Dialogue,
     pki: &Pki,

@@ -13,6 +13,7 @@ use crate::model::{Credentials, SecretKind};
 pub enum LoginAttempt {
     /// Understood, and put into whatever form the backend offers.
     Credentials {
+        /// What the client logs in with.
         credentials: Credentials,
         /// For LOGIN, which is preferred then: as the client has written it.
         written: Option<WrittenLogin>,
@@ -20,6 +21,7 @@ pub enum LoginAttempt {
     /// A mechanism whose messages pass between client and backend: it hides the secret, or does not say
     /// whose it is.
     Relayed {
+        /// The mechanism.
         mechanism: String,
         /// The initial response in base64, or `=`.
         initial: Option<Secret>,
@@ -30,7 +32,9 @@ pub enum LoginAttempt {
 /// it was written: see [`args::LoginString`].
 #[derive(Clone, Debug, Default)]
 pub struct WrittenLogin {
+    /// The name, if the client sent one.
     pub name: Option<Secret>,
+    /// The password, if the client sent one.
     pub password: Option<Secret>,
 }
 

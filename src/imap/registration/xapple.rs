@@ -41,8 +41,11 @@ pub struct ApnsOptions {
 pub struct XAppleRegistration {
     /// 1 or 2; a higher one that the client asked for is answered as 2.
     pub version: u8,
+    /// The id that the phone made up for the account.
     pub account_id: String,
+    /// The device token.
     pub token: DeviceToken,
+    /// The app that asks.
     pub subtopic: String,
     /// Empty with version 1, which means INBOX.
     pub mailboxes: Vec<Vec<u8>>,
@@ -51,9 +54,13 @@ pub struct XAppleRegistration {
 /// Why the arguments are not a registration. `Display` is fit for the text of a BAD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MalformedRegistration {
+    /// They are no list of keys and values.
     Arguments,
+    /// A key is there twice.
     Repeated(&'static str),
+    /// A key is not there.
     Missing(&'static str),
+    /// The value of a key is not allowed.
     Value(&'static str),
 }
 
@@ -157,6 +164,9 @@ impl XAppleRegistration {
 }
 
 /// Parses the arguments of a whole command: from the space behind the verb to the line end.
+///
+/// # Errors
+/// [`MalformedRegistration`] when they are not what the protocol allows.
 pub fn parse(arguments: &[u8]) -> Result<XAppleRegistration, MalformedRegistration> {
     let pairs =
         whole(many0(preceded(space1, pair)))(arguments).ok_or(MalformedRegistration::Arguments)?;

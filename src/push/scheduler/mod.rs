@@ -90,6 +90,7 @@ pub struct BackendOf(Arc<NameOf>);
 type NameOf = dyn Fn(&Account) -> Arc<str> + Send + Sync;
 
 impl BackendOf {
+    /// Names the backends of accounts by `name`.
     pub fn new(name: impl Fn(&Account) -> Arc<str> + Send + Sync + 'static) -> Self {
         Self(Arc::new(name))
     }

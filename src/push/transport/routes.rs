@@ -11,7 +11,9 @@ use crate::model::{Subscription, Timestamp, TransportId};
 /// Under whose authority a push is sent: the name that the transport gives it, unique in the transport.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RouteId {
+    /// The transport that it belongs to.
     pub transport: TransportId,
+    /// Its name: the topic of APNs.
     pub name: Arc<str>,
 }
 

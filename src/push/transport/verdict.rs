@@ -24,14 +24,30 @@ pub enum Verdict {
     /// The service takes no message of this size.
     TooLarge,
     /// The service refuses the push for a reason that only an operator can mend.
-    Misconfigured { why: String },
+    Misconfigured {
+        /// What is wrong.
+        why: String,
+    },
     /// This subscription is pushed too often.
-    TooMany { retry_after: Option<Duration> },
+    TooMany {
+        /// How long to wait, if APNs says so.
+        retry_after: Option<Duration>,
+    },
     /// The service has trouble, or did not answer in time. It may be about this push alone.
-    Unavailable { why: String, retry_after: Option<Duration> },
+    Unavailable {
+        /// What is wrong.
+        why: String,
+        /// How long to wait, if APNs says so.
+        retry_after: Option<Duration>,
+    },
     /// Nothing can be sent on this route, to whichever subscription: there is no connection, or nothing
     /// that proves who we are.
-    RouteClosed { why: String, retry_after: Option<Duration> },
+    RouteClosed {
+        /// What is wrong.
+        why: String,
+        /// How long to wait, if APNs says so.
+        retry_after: Option<Duration>,
+    },
 }
 
 /// Who is at fault for what became of a push.

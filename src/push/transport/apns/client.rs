@@ -53,8 +53,10 @@ pub struct ApnsClient {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SetupError {
+    /// The authorities cannot be read.
     #[error("[apns] ca: {0}")]
     Ca(TlsError),
+    /// The proxy's login cannot be read.
     #[error("[apns] proxy_login_file: {0}")]
     ProxyLogin(IdentityError),
 }

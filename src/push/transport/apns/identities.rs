@@ -48,13 +48,17 @@ pub struct Offer {
 /// An identity as metrics and people see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct IdentityStatus {
+    /// The topic that it pushes for.
     pub topic: String,
     /// The file of the certificate or key.
     pub file: PathBuf,
+    /// The server that it pushes to.
     pub endpoint: String,
+    /// The domains that it serves; empty for all.
     pub domains: Vec<String>,
     /// When the certificate ends, in milliseconds since 1970; `None` for a key.
     pub not_after: Option<i64>,
+    /// Whether it can push now.
     pub valid: bool,
 }
 
@@ -62,12 +66,23 @@ pub struct IdentityStatus {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
+    /// The files of an identity cannot be used.
     #[error("[apns] {key}: {why}")]
-    Identity { key: &'static str, why: IdentityError },
+    Identity {
+        /// The key of the configuration that is at fault.
+        key: &'static str,
+        /// What is wrong with it.
+        why: IdentityError,
+    },
+    /// There can be no client.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// Two identities have one topic.
     #[error("[[apns]]: two are for the topic {topic}; remove one")]
-    SameTopic { topic: String },
+    SameTopic {
+        /// The topic.
+        topic: String,
+    },
 }
 
 // === impl Identities ===

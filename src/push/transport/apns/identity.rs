@@ -46,8 +46,11 @@ pub(super) enum Proof {
 /// Whether an identity can be used at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validity {
+    /// It can be used.
     Valid,
+    /// It begins later.
     NotYet,
+    /// It has ended.
     Expired,
 }
 
@@ -58,30 +61,71 @@ pub enum IdentityError {
     /// A file cannot be read, holds something else, or the two do not belong together.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The certificate cannot be read.
     #[error("{}: is no certificate that can be read: {why}; copy the file anew", .certificate.display())]
-    BadCertificate { certificate: PathBuf, why: String },
+    BadCertificate {
+        /// The file of the certificate.
+        certificate: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// The certificate names no topic.
     #[error(
         "{}: its subject has no UID ({UID}), so it names no topic; take a push certificate that \
          Apple made for mail",
         .certificate.display()
     )]
-    NoTopic { certificate: PathBuf },
+    NoTopic {
+        /// The file of the certificate.
+        certificate: PathBuf,
+    },
+    /// The certificate is not for the topic of the configuration.
     #[error("{}: is not for the topic {asked:?}; it is for {found}", .certificate.display())]
-    OtherTopic { certificate: PathBuf, asked: String, found: String },
+    OtherTopic {
+        /// The file of the certificate.
+        certificate: PathBuf,
+        /// The topic that the configuration names.
+        asked: String,
+        /// What was found.
+        found: String,
+    },
+    /// The password does not open the file.
     #[error("{}: cannot be opened with the password that was given; correct it", .file.display())]
-    Password { file: PathBuf },
+    Password {
+        /// The file.
+        file: PathBuf,
+    },
+    /// The file is no PKCS #12.
     #[error("{}: is no PKCS#12 file that can be read: {why}; export it anew", .file.display())]
-    BadPkcs12 { file: PathBuf, why: String },
+    BadPkcs12 {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// The file lacks the certificate or the key.
     #[error(
         "{}: holds no certificate together with its private key; export both, in one file",
         .file.display()
     )]
-    Incomplete { file: PathBuf },
+    Incomplete {
+        /// The file.
+        file: PathBuf,
+    },
+    /// The key cannot be used.
     #[error("{}: holds no key for provider tokens; name a .p8 file of Apple's", .key.display())]
-    BadKey { key: PathBuf },
+    BadKey {
+        /// The file of the key.
+        key: PathBuf,
+    },
     /// A file with a password in its first line.
     #[error("{}: {why}", .file.display())]
-    Secret { file: PathBuf, why: String },
+    Secret {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
 }
 
 impl IdentityError {
@@ -104,6 +148,9 @@ impl IdentityError {
 impl Identity {
     /// Reads the files that `config` names. Reads no clock: whether it has expired is
     /// [`Identity::validity`]'s to tell.
+    ///
+    /// # Errors
+    /// [`IdentityError`] names the file that cannot be read or used.
     pub fn load(config: &config::ProviderFiles) -> Result<Self, IdentityError> {
         match config {
             config::ProviderFiles::Pem { certificate, private_key, topic } => {

@@ -20,7 +20,9 @@ const SILENCE: Duration = Duration::from_hours(48);
 /// What of `[push]` is in each push.
 #[derive(Clone, Copy, Debug)]
 pub struct MessageStyle {
+    /// The `apns-push-type` of pushes.
     pub push_type: config::PushType,
+    /// Which pushes replace one another.
     pub collapse: Collapse,
     /// `apns-priority`; `None` leaves the header out.
     pub priority: Option<u8>,

@@ -121,6 +121,7 @@ pub struct Probe<'a> {
 struct Nothing {}
 
 impl<'a> Probe<'a> {
+    /// The test push for this topic.
     pub fn new(topic: &'a str) -> Self {
         let options = NotificationOptions {
             apns_push_type: Some(PushType::Background),

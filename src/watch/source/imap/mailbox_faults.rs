@@ -30,6 +30,7 @@ struct MailboxFault {
 /// A mailbox that is not watched for now.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct LeftOut {
+    /// The mailbox's name.
     pub mailbox: String,
     /// What the backend said or did.
     pub reason: String,
