@@ -149,15 +149,15 @@ impl SessionTask {
             }
             Err(error) => {
                 let unreachable = &self.context.counters.unreachable;
-                let message = "could not reach the backend; the client gets NO [UNAVAILABLE]";
                 match unreachable.due(&self.chosen.name()) {
                     Some(left_out) => tracing::warn!(
                         target: "mailchime::proxy::backend_unreachable",
-                        %error, left_out, "{message}"
+                        %error, left_out,
+                        "could not reach the backend; the client gets NO [UNAVAILABLE]"
                     ),
                     None => tracing::debug!(
                         target: "mailchime::proxy::backend_unreachable",
-                        %error, "{message}"
+                        %error, "could not reach the backend; the client gets NO [UNAVAILABLE]"
                     ),
                 }
                 self.session.turned_away(UNAVAILABLE);
