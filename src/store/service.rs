@@ -109,7 +109,7 @@ impl Store {
         let (served, seen_at) = {
             let mut known = service.known();
             let Some(known) = &mut *known else { return Ok(()) };
-            known.tick(now, seen, row, open);
+            known.tick(now, seen, row.map(|(written, _)| written), open);
             (known.served, known.belief.judge(now, seen))
         };
         if !open {
@@ -182,10 +182,16 @@ impl Service {
 impl Known {
     fn begin(now: Timestamp, at: Instant, row: Option<(Timestamp, Timestamp)>) -> Self {
         // The first start of all: any time will do, as nothing is older.
-        let (served, last) = row.unwrap_or((now, now));
+        let (written, last) = row.unwrap_or((now, now));
         let belief = Belief { time: last, at, other: None };
+        // Since then another program has served, or this one before a restart. Only now is that counted:
+        // the clocks of programs that serve beside each other differ, and with each tick the difference
+        // would count once more.
+        let gap = u64::try_from(now.0.saturating_sub(last.0)).ok().map(Duration::from_millis);
+        let gap = gap.filter(|gap| *gap <= GAP && belief.is_near(now, at));
+        let served = written.plus(gap.unwrap_or_default());
         let mut known = Self { served, at, open: false, belief };
-        known.tick(now, at, row, true);
+        known.tick(now, at, None, true);
         known
     }
 
@@ -197,21 +203,9 @@ impl Known {
         }
     }
 
-    /// It is this time of day, and the database says this.
-    fn tick(
-        &mut self,
-        now: Timestamp,
-        at: Instant,
-        row: Option<(Timestamp, Timestamp)>,
-        open: bool,
-    ) {
-        let mut served = self.served(at);
-        if let Some((written, last)) = row {
-            // Since then another program has served, or this one before a restart.
-            let gap = u64::try_from(now.0.saturating_sub(last.0)).ok().map(Duration::from_millis);
-            let gap = gap.filter(|gap| *gap <= GAP && self.belief.is_near(now, at));
-            served = served.max(written.plus(gap.unwrap_or_default()));
-        }
+    /// It is this time of day, and the database has this time of service.
+    fn tick(&mut self, now: Timestamp, at: Instant, written: Option<Timestamp>, open: bool) {
+        let served = self.served(at).max(written.unwrap_or_default());
         self.belief.see(now, at);
         (self.served, self.at, self.open) = (served, at, open);
     }
@@ -275,7 +269,7 @@ mod tests {
             let end = self.at + long;
             while self.at < end {
                 (self.at, now) = (self.at + TICK, now.plus(TICK));
-                self.known.tick(now, self.at, self.row, true);
+                self.known.tick(now, self.at, self.row.map(|(written, _)| written), true);
                 self.row = Some((self.known.served, self.known.belief.judge(now, self.at)));
             }
             now
@@ -311,7 +305,7 @@ mod tests {
         // The database is away, or the certificate has ended.
         let later = program.at + DAY;
         assert_eq!(program.known.served(later), program.known.served.plus(GAP));
-        program.known.tick(now, program.at, program.row, false);
+        program.known.tick(now, program.at, program.row.map(|row| row.0), false);
         assert_eq!(program.known.served(later), program.known.served);
     }
 
@@ -325,6 +319,24 @@ mod tests {
         let other = Program::start(now, at, one.row);
         assert_eq!(other.known.served(at + second), one.known.served(at + second));
         assert_eq!(other.known.served, now);
+    }
+
+    #[test]
+    fn nodes_whose_clocks_differ_count_no_faster_than_one() {
+        let (start, behind) = (Instant::now(), Duration::from_secs(50));
+        let mut one = Program::start(START, start, None);
+        let mut other = Program::start(START.minus(behind), start, one.row);
+        // In turn, half a tick apart, for a day.
+        let mut now = START;
+        for _ in 0..24 * 60 {
+            other.row = one.row;
+            other.serve(now.minus(behind), TICK);
+            one.row = other.row;
+            now = one.serve(now, TICK);
+        }
+        let counted = one.known.served.0 - START.0;
+        let day = i64::try_from(DAY.as_millis()).unwrap();
+        assert!((day..=day + 2 * 60_000).contains(&counted), "{counted} ms in a day");
     }
 
     #[test]
