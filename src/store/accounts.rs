@@ -182,7 +182,8 @@ impl Store {
     /// Keeps what is to be kept of the credentials of `login` and ends the parking. If their password is
     /// another one, the devices that registered before the login are outdated. Returns whether they
     /// are kept: those of an account that has no device or is another backend's are not, nor those of
-    /// a login before the one that brought the password of now.
+    /// a login before the one that brought the password of now. A time later than `now` is of a clock that
+    /// was ahead, and does not count.
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
@@ -190,6 +191,7 @@ impl Store {
         &self,
         account: &Account,
         login: Registrant,
+        now: Timestamp,
     ) -> Result<bool, StoreError> {
         if !login.brings_credentials() {
             return Ok(false);
@@ -203,7 +205,8 @@ impl Store {
             };
             let Keeping { rows, other_password } = login.keeping(&found.rows, found.refused);
             let at = login.logged_in_at;
-            if rows.is_some() && found.password_since.is_some_and(|since| at < since) {
+            let is_later = |since: Timestamp| at < since && since <= now;
+            if rows.is_some() && found.password_since.is_some_and(is_later) {
                 return Ok(false);
             }
             sqlx::query(
@@ -218,7 +221,8 @@ impl Store {
                 put(&mut transaction, account.as_str(), rows).await?;
             }
             if other_password {
-                outdate(&mut transaction, account.as_str(), at, self.served(at)).await?;
+                let times = (at, self.served(at));
+                outdate(&mut transaction, account.as_str(), times, now).await?;
             }
             self.tell(&mut transaction, account.as_str(), true).await?;
             transaction.commit().await?;
@@ -258,10 +262,16 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn outdate(&self, account: &Account, at: Timestamp) -> Result<(), StoreError> {
+    pub async fn outdate(
+        &self,
+        account: &Account,
+        at: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         self.write(Call::SaveCredentials, || async {
             let mut transaction = self.begin().await?;
-            outdate(&mut transaction, account.as_str(), at, self.served(at)).await?;
+            let times = (at, self.served(at));
+            outdate(&mut transaction, account.as_str(), times, now).await?;
             transaction.commit().await
         })
         .await
@@ -634,16 +644,17 @@ pub(super) async fn put(work: &mut Work, account: &str, rows: &[KeptRow]) -> sql
 async fn outdate(
     work: &mut Work,
     account: &str,
-    at: Timestamp,
-    served: Timestamp,
+    (at, served): (Timestamp, Timestamp),
+    now: Timestamp,
 ) -> sqlx::Result<()> {
     sqlx::query(
         "update account set password_since = $2, password_at = $3 \
-         where name = $1 and coalesce(password_since, $2) <= $2",
+         where name = $1 and (coalesce(password_since, $2) <= $2 or password_since > $4)",
     )
     .bind(account)
     .bind(at.0)
     .bind(served.0)
+    .bind(now.0)
     .execute_in(work)
     .await?;
     sqlx::query(

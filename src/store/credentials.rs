@@ -161,7 +161,7 @@ impl CredentialSource {
         if let (Mode::Memory(all), Some(credentials)) = (&self.mode, credentials)
             && let RegisterOutcome::Stored(_) = stored
         {
-            self.remember(all, account, backend, fresh(credentials, *at, now)).await?;
+            self.remember(all, account, backend, fresh(credentials, *at, now), now).await?;
         }
         Ok(stored)
     }
@@ -172,7 +172,12 @@ impl CredentialSource {
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn save(&self, account: &Account, login: &AcceptedLogin) -> Result<bool, StoreError> {
+    pub async fn save(
+        &self,
+        account: &Account,
+        login: &AcceptedLogin,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
         let AcceptedLogin { backend, credentials, at, .. } = login;
         match (&self.mode, credentials) {
             (Mode::Stored(vault), Some(credentials)) => {
@@ -186,12 +191,12 @@ impl CredentialSource {
                 }
                 let login = Registrant::new(backend, *at, None);
                 let login = Registrant { keeper: Some(keeper), ..login };
-                return self.store.save_credentials(account, login).await;
+                return self.store.save_credentials(account, login, now).await;
             }
             _ if !self.store.is_of(account, backend).await? => return Ok(false),
             (Mode::Memory(all), Some(credentials)) => {
-                let kept = self.remember(all, account, backend, fresh(credentials, *at, *at));
-                if !kept.await? {
+                let fresh = fresh(credentials, *at, *at);
+                if !self.remember(all, account, backend, fresh, now).await? {
                     return Ok(false);
                 }
             }
@@ -200,19 +205,21 @@ impl CredentialSource {
         self.store.unpark(account, backend).await.map(|()| true)
     }
 
-    /// Keeps these in memory, unless their login was before the one that brought the password of now.
+    /// Keeps these in memory, unless their login was before the one that brought the password of now. A
+    /// time later than `now` is of a clock that was ahead, and does not count.
     async fn remember(
         &self,
         all: &Mutex<HashMap<Account, InMemory>>,
         account: &Account,
         backend: &BackendId,
         fresh: Kept,
+        now: Timestamp,
     ) -> Result<bool, StoreError> {
         let at = fresh.since;
         let (Accepted { kept, other_password }, before) = {
             let all = all.lock();
             let before = all.get(account).filter(|before| backend.is(before.backend.as_str()));
-            let since = before.map(|before| before.password_since);
+            let since = before.map(|before| before.password_since).filter(|since| *since <= now);
             let before = before.map_or(&[][..], |before| &before.kept);
             (keeping::accept(before, fresh, self.store.believed(at)), since)
         };
@@ -221,7 +228,7 @@ impl CredentialSource {
         }
         // First, so that what is in memory tells that it has been done.
         if other_password {
-            self.store.outdate(account, at).await?;
+            self.store.outdate(account, at, now).await?;
         }
         let password_since = before.filter(|_| !other_password).unwrap_or(at);
         let backend = backend.clone();

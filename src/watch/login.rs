@@ -138,7 +138,7 @@ impl Watcher {
         });
         let known = &self.known;
         if !again || known.unsaved || known.noted || known.used.is_none() {
-            match self.context.credentials.save(&self.account, &login).await {
+            match self.context.credentials.save(&self.account, &login, Timestamp::now()).await {
                 Ok(true) => (self.known.unsaved, self.known.noted) = (false, false),
                 // Another backend has the account, or it has another password since.
                 Ok(false) => return,

@@ -538,7 +538,7 @@ async fn pass_on(
             .as_ref()
             .is_some_and(|credentials| kept.iter().any(|it| it.credentials.same_as(credentials)));
         if parked.is_some() || !is_kept || kept.len() > 1 {
-            source.save(account, &login).await?;
+            source.save(account, &login, Timestamp::now()).await?;
         }
         Ok::<_, StoreError>(source.holds(account))
     };

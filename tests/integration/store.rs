@@ -34,7 +34,8 @@ use self::backends::{
     what_one_backend_accepted_is_nothing_to_another,
 };
 use self::credentials::{
-    a_master, credentials_in_memory, devices_are_asked_for_a_login_once_a_day,
+    a_clock_that_was_ahead_holds_up_no_login, a_master, credentials_in_memory,
+    devices_are_asked_for_a_login_once_a_day,
     devices_of_an_old_password_that_is_kept_are_forgotten, several_credentials_in_memory,
     several_stored_credentials, stored_credentials,
 };
@@ -233,6 +234,7 @@ contract! {
     a_batch_of_any_size_is_written,
     credentials_go_when_they_expire,
     stored_credentials,
+    a_clock_that_was_ahead_holds_up_no_login,
     credentials_in_memory,
     several_stored_credentials,
     several_credentials_in_memory,
@@ -404,7 +406,10 @@ async fn credentials_and_parking(store: Store) {
 
     // Nobody's credentials are kept without a registration.
     assert!(
-        !store.save_credentials(&alice(), by(&imap(), Some(&sealed("sealed 0")))).await.unwrap()
+        !store
+            .save_credentials(&alice(), by(&imap(), Some(&sealed("sealed 0"))), Timestamp::now())
+            .await
+            .unwrap()
     );
     assert_eq!(kept(&store, &alice()).await, None);
     store.refused(&alice(), &imap(), 2, Some("unknown"), now).await.unwrap();
@@ -428,7 +433,10 @@ async fn credentials_and_parking(store: Store) {
 
     store.refused(&alice(), &imap(), 2, Some("NO"), now).await.unwrap();
     assert!(
-        store.save_credentials(&alice(), by(&imap(), Some(&sealed("sealed 3")))).await.unwrap()
+        store
+            .save_credentials(&alice(), by(&imap(), Some(&sealed("sealed 3"))), Timestamp::now())
+            .await
+            .unwrap()
     );
     assert_eq!(parked().await, None);
     assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 3"));

@@ -28,7 +28,7 @@ pub(super) async fn what_one_backend_accepted_is_nothing_to_another(store: Store
     assert_eq!(store.credentials(&alice(), &other()).await.unwrap(), None);
     assert!(store.watched(&alice(), &other(), EVER).await.unwrap().is_empty());
     let fresh = by(&other(), Some(&sealed("fresh")));
-    assert!(!store.save_credentials(&alice(), fresh).await.unwrap());
+    assert!(!store.save_credentials(&alice(), fresh, Timestamp::now()).await.unwrap());
     store.refused(&alice(), &other(), 2, Some("NO"), EVER).await.unwrap();
     let live = store.live_account(&alice(), EVER).await.unwrap().unwrap();
     assert_eq!((live.parked.as_deref(), live.elsewhere(&imap())), (None, None));
@@ -98,7 +98,9 @@ pub(super) async fn devices_outlive_a_password_by_25_hours(store: Store) {
         registers(&store, digit, by(&imap(), Some(&sealed("old"))), 1).await;
     }
     // One registers with the new password, which a login without a registration has brought.
-    assert!(store.save_credentials(&alice(), other_password("new", 2)).await.unwrap());
+    assert!(
+        store.save_credentials(&alice(), other_password("new", 2), Timestamp::now()).await.unwrap()
+    );
     assert_eq!((&*alive(&store, 2, &kept).await, &*alive(&store, 2, &at_once).await), ("abc", ""));
     registers(&store, 'b', Registrant::new(&imap(), Timestamp(2 * HOUR), None), 3).await;
     assert_eq!((&*alive(&store, 3, &kept).await, &*alive(&store, 3, &at_once).await), ("abc", "b"));
@@ -112,7 +114,7 @@ pub(super) async fn devices_outlive_a_password_by_25_hours(store: Store) {
     registers(&store, 'd', before.clone(), 20).await;
     assert_eq!(store.credentials(&alice(), &imap()).await.unwrap(), Some(sealed("new")));
     before.logged_in_at = Timestamp(HOUR);
-    assert!(!store.save_credentials(&alice(), before).await.unwrap());
+    assert!(!store.save_credentials(&alice(), before, Timestamp::now()).await.unwrap());
     // Yet another password does not put the end off.
     registers(&store, 'b', other_password("newer", 21), 21).await;
     assert_eq!(alive(&store, 26, &kept).await, "abcd");
@@ -125,7 +127,7 @@ pub(super) async fn devices_outlive_a_password_by_25_hours(store: Store) {
     store.expire(Alive::at(Timestamp(27 * HOUR), &kept)).await.unwrap();
     assert_eq!(store.targets(&alice(), EVER).await.unwrap().len(), 1);
     // The last one takes the account along.
-    store.outdate(&alice(), Timestamp(30 * HOUR)).await.unwrap();
+    store.outdate(&alice(), Timestamp(30 * HOUR), Timestamp::now()).await.unwrap();
     let gone = store.expire(Alive::at(Timestamp(55 * HOUR), &kept)).await.unwrap();
     assert_eq!(gone, [alice()]);
     assert!(store.live_account(&alice(), EVER).await.unwrap().is_none());

@@ -63,17 +63,17 @@ pub(super) async fn stored_credentials(store: Store) {
 
     // A new password replaces the old at once and ends the parking; so does the same, unwritten.
     store.refused(&alice(), &imap(), 2, Some("NO"), EVER).await.unwrap();
-    source.save(&alice(), &login(password("second"), 0)).await.unwrap();
+    source.save(&alice(), &login(password("second"), 0), Timestamp::now()).await.unwrap();
     assert_eq!(secret(&source, 0).await.as_deref(), Some("second"));
     assert!(!is_parked(&store).await);
     let before = kept(&store, &alice()).await;
     store.refused(&alice(), &imap(), 2, Some("NO"), EVER).await.unwrap();
-    source.save(&alice(), &login(password("second"), 0)).await.unwrap();
+    source.save(&alice(), &login(password("second"), 0), Timestamp::now()).await.unwrap();
     assert!(!is_parked(&store).await);
     assert_eq!(kept(&store, &alice()).await, before);
 
     // A token lives until it expires, and is gone then.
-    source.save(&alice(), &login(token(), 1000)).await.unwrap();
+    source.save(&alice(), &login(token(), 1000), Timestamp::now()).await.unwrap();
     assert_eq!(secrets(&source, 999 + HOUR).await, ["second", "first", "opaque"]);
     assert_eq!(secrets(&source, 1000 + HOUR).await, ["second", "first"]);
     assert_eq!(source.tidy(Timestamp(999 + HOUR)).await.unwrap(), 0);
@@ -89,7 +89,7 @@ pub(super) async fn stored_credentials(store: Store) {
     let refused = other.of(&alice(), &imap(), EVER).await.unwrap_err();
     let CredentialsError::Vault(VaultError::OtherKey { .. }) = refused else { panic!("{refused}") };
     assert_eq!(secret(&source, 0).await.as_deref(), Some("third"));
-    other.save(&alice(), &login(password("third"), 0)).await.unwrap();
+    other.save(&alice(), &login(password("third"), 0), Timestamp::now()).await.unwrap();
     assert_eq!(secret(&other, 0).await.as_deref(), Some("third"));
 
     assert!(source.are_of_users());
@@ -101,7 +101,7 @@ pub(super) async fn credentials_in_memory(store: Store) {
     assert_eq!(kept(&store, &alice()).await, None, "nothing is written");
     assert_eq!(secret(&source, i64::MAX).await.as_deref(), Some("first"));
     store.refused(&alice(), &imap(), 2, Some("NO"), EVER).await.unwrap();
-    source.save(&alice(), &login(password("second"), 0)).await.unwrap();
+    source.save(&alice(), &login(password("second"), 0), Timestamp::now()).await.unwrap();
     assert!(!is_parked(&store).await);
     assert_eq!(secret(&source, 0).await.as_deref(), Some("second"));
     let shown = format!("{source:?}");
@@ -110,19 +110,50 @@ pub(super) async fn credentials_in_memory(store: Store) {
     let restarted = CredentialSource::open(&config::Credentials::Memory, store.clone()).unwrap();
     assert_eq!(secret(&restarted, 0).await, None, "gone at a restart");
 
-    source.save(&alice(), &login(token(), 1000)).await.unwrap();
+    source.save(&alice(), &login(token(), 1000), Timestamp::now()).await.unwrap();
     assert_eq!(secrets(&source, 999 + HOUR).await, ["second", "first", "opaque"]);
     source.tidy(Timestamp(1000 + HOUR)).await.unwrap();
     assert_eq!(secrets(&source, 1000).await, ["second", "first"], "not hidden but gone");
 
-    source.save(&alice(), &login(password("third"), 0)).await.unwrap();
+    source.save(&alice(), &login(password("third"), 0), Timestamp::now()).await.unwrap();
     source.forget(&alice());
     assert_eq!(secret(&source, 0).await, None);
 
     // What another mode stored does not stay.
-    store.save_credentials(&alice(), by(&imap(), Some(&sealed("from before")))).await.unwrap();
+    store
+        .save_credentials(&alice(), by(&imap(), Some(&sealed("from before"))), Timestamp::now())
+        .await
+        .unwrap();
     assert_eq!(source.tidy(EVER).await.unwrap(), 1);
     assert_eq!(kept(&store, &alice()).await, None);
+}
+
+/// A login under a clock that was a day ahead, and then others by the right one.
+pub(super) async fn a_clock_that_was_ahead_holds_up_no_login(store: Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let stored = config::Credentials::Stored { key_file: folder.path().join("key") };
+    let now = Timestamp::now();
+    for (config, account) in [(stored, alice()), (config::Credentials::Memory, bob())] {
+        let source = CredentialSource::open(&config, store.clone()).unwrap();
+        let with =
+            |secret: &str| Credentials::password(account.as_str(), secret.as_bytes().to_vec());
+        let at = |secret: &str, time: Timestamp| login(with(secret), time.0);
+        let before = now.minus(Duration::from_hours(1));
+        let registration = registration(device(&account, 'a'), &["INBOX"], 5);
+        source.register(&registration, &at("first", before), 10, before).await.unwrap();
+        let ahead = now.plus(Duration::from_hours(24));
+        assert!(source.save(&account, &at("second", ahead), ahead).await.unwrap());
+        store.refused(&account, &imap(), 2, Some("NO"), now).await.unwrap();
+
+        assert!(source.save(&account, &at("third", now), now).await.unwrap(), "{source:?}");
+        let kept = source.kept(&account, &imap(), now).await.unwrap();
+        assert!(kept.iter().any(|it| it.credentials.same_as(&with("third"))), "{source:?}");
+        let live = store.live_account(&account, EVER).await.unwrap().unwrap();
+        assert_eq!(live.parked, None, "{source:?}");
+        // The time that was ahead is forgotten: a login from before the third one is late.
+        let stale = now.minus(Duration::from_secs(1));
+        assert!(!source.save(&account, &at("late", stale), now).await.unwrap(), "{source:?}");
+    }
 }
 
 pub(super) async fn a_master(store: Store) {
@@ -130,11 +161,14 @@ pub(super) async fn a_master(store: Store) {
         .register(&registration(device(&alice(), 'a'), &["INBOX"], 5), by(&imap(), None), 10, EVER)
         .await
         .unwrap();
-    store.save_credentials(&alice(), by(&imap(), Some(&sealed("from before")))).await.unwrap();
+    store
+        .save_credentials(&alice(), by(&imap(), Some(&sealed("from before"))), Timestamp::now())
+        .await
+        .unwrap();
     let source = CredentialSource::open(&config::Credentials::Master, store.clone()).unwrap();
     assert_eq!(source.tidy(EVER).await.unwrap(), 1);
     registered(&source, &password("alice's own"), 0).await;
-    source.save(&alice(), &login(password("alice's own"), 0)).await.unwrap();
+    source.save(&alice(), &login(password("alice's own"), 0), Timestamp::now()).await.unwrap();
     assert_eq!(kept(&store, &alice()).await, None);
     assert!(source.of(&alice(), &imap(), EVER).await.unwrap().is_none());
     assert!(!source.are_of_users());
@@ -149,15 +183,17 @@ async fn what_lasts_stays(source: &CredentialSource) {
     source.worked(&alice(), &imap(), &phone, &[], Timestamp(hour)).await.unwrap();
     for round in 1..=3 {
         let once = password(&format!("once {round}"));
-        assert!(source.save(&alice(), &login(once, round * hour)).await.unwrap());
-        assert!(source.save(&alice(), &login(token(), round * hour)).await.unwrap());
+        assert!(source.save(&alice(), &login(once, round * hour), Timestamp::now()).await.unwrap());
+        assert!(
+            source.save(&alice(), &login(token(), round * hour), Timestamp::now()).await.unwrap()
+        );
         let now = round * hour + 1;
         let expected = ["phone", &format!("once {round}"), "opaque"];
         assert_eq!(secrets(source, now).await, expected);
     }
     // A token that expires sooner is not kept beside.
     let sooner = Credentials::bearer("alice@Example.org", b"a.eyJleHAiOjExMDAwfQ.b".to_vec());
-    source.save(&alice(), &login(sooner, 3 * hour)).await.unwrap();
+    source.save(&alice(), &login(sooner, 3 * hour), Timestamp::now()).await.unwrap();
     assert_eq!(secrets(source, 3 * hour + 1).await, ["phone", "once 3", "opaque"]);
     // What is refused goes when something else works.
     let refused = [password("once 3"), phone];
@@ -175,8 +211,8 @@ pub(super) async fn several_stored_credentials(store: Store) {
     what_lasts_stays(&source).await;
 
     registered(&source, &password("first"), 4 * HOUR).await;
-    source.save(&alice(), &login(password("second"), 4 * HOUR)).await.unwrap();
-    source.save(&alice(), &login(token(), 4 * HOUR)).await.unwrap();
+    source.save(&alice(), &login(password("second"), 4 * HOUR), Timestamp::now()).await.unwrap();
+    source.save(&alice(), &login(token(), 4 * HOUR), Timestamp::now()).await.unwrap();
     let before = secrets(&source, 0).await;
     assert_eq!(before.len(), 3, "{before:?}");
     // All of them are sealed anew by a rotation.
@@ -189,7 +225,7 @@ pub(super) async fn several_stored_credentials(store: Store) {
     store.remove_subscription(&key(&alice(), 'a'), None).await.unwrap();
     assert!(secrets(&source, 0).await.is_empty());
     registered(&source, &password("new"), 5 * HOUR).await;
-    source.save(&alice(), &login(token(), 5 * HOUR)).await.unwrap();
+    source.save(&alice(), &login(token(), 5 * HOUR), Timestamp::now()).await.unwrap();
     assert_eq!(secrets(&source, 0).await, ["new", "opaque"]);
     let memory = CredentialSource::open(&config::Credentials::Memory, store.clone()).unwrap();
     assert_eq!(memory.tidy(EVER).await.unwrap(), 2);
@@ -224,7 +260,7 @@ pub(super) async fn devices_of_an_old_password_that_is_kept_are_forgotten(store:
         };
         registers('a', "old", 1, 1).await;
         registers('b', "old", 1, 1).await;
-        source.save(&alice(), &login(password("new"), 2 * HOUR)).await.unwrap();
+        source.save(&alice(), &login(password("new"), 2 * HOUR), Timestamp::now()).await.unwrap();
         assert_eq!(secrets(&source, 0).await.len(), 2);
         assert_eq!((live(2, false).await, live(2, true).await), ("ab".into(), String::new()));
         registers('c', "old", 1, 3).await;

@@ -93,8 +93,12 @@ pub(super) async fn a_change_is_an_invalidation_for_the_other_nodes(store: Store
     a.unpark(&alice(), &imap()).await.unwrap();
     assert_eq!(news(&store, "b").await, [""; 0], "it was not parked");
     let sealed = sealed("v1.new");
-    assert!(a.save_credentials(&alice(), by(&imap(), Some(&sealed))).await.unwrap());
-    assert!(!a.save_credentials(&bob(), by(&imap(), Some(&sealed))).await.unwrap());
+    assert!(
+        a.save_credentials(&alice(), by(&imap(), Some(&sealed)), Timestamp::now()).await.unwrap()
+    );
+    assert!(
+        !a.save_credentials(&bob(), by(&imap(), Some(&sealed)), Timestamp::now()).await.unwrap()
+    );
     assert_eq!(news(&store, "b").await, ["alice@example.org!"]);
     register(&b, device(&bob(), 'a'), &["INBOX"], 5, 100).await;
     a.expire(Timestamp(200)).await.unwrap();

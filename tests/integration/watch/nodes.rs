@@ -45,7 +45,13 @@ async fn store_password(world: &World, user: &str, password: &str) {
     let sealed = Sealed { text, until: None };
     let id = world.id();
     let login = Registrant::new(&id, Timestamp::now(), Some(&sealed));
-    assert!(world.store.save_credentials(&Account::from_login(user), login).await.unwrap());
+    assert!(
+        world
+            .store
+            .save_credentials(&Account::from_login(user), login, Timestamp::now())
+            .await
+            .unwrap()
+    );
 }
 
 #[tokio::test]
