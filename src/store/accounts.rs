@@ -24,11 +24,11 @@ impl Store {
         let alive = alive.into();
         self.read(Call::Accounts, async {
             let query = sqlx::query(
-                "select name, backend, parked, refusals, refused_at from account where exists (select 1 from device \
-                 where device.account = account.name \
-                 and (device.heard_at is null or device.heard_at >= $1) \
-                 and (device.outdated_since is null or device.outdated_at is null \
-                 or device.outdated_at > $2)) order by name",
+                "select name, backend, parked, refusals, refused_at from account where exists (\
+                 select 1 from subscription s where s.account = account.id \
+                 and (s.heard_at is null or s.heard_at >= $1) \
+                 and (s.outdated_since is null or s.outdated_at is null \
+                 or s.outdated_at > $2)) order by name",
             )
             .bind(alive.registered_since.0)
             .bind(alive.outdated_after.0);
@@ -58,11 +58,11 @@ impl Store {
         self.read(Call::Account, async {
             let mut work = self.begin_read().await?;
             let row = sqlx::query(
-                "select backend, parked, refusals, refused_at from account where name = $1 and exists (select 1 \
-                 from device where device.account = account.name \
-                 and (device.heard_at is null or device.heard_at >= $2) \
-                 and (device.outdated_since is null or device.outdated_at is null \
-                 or device.outdated_at > $3))",
+                "select backend, parked, refusals, refused_at from account where name = $1 and exists (\
+                 select 1 from subscription s where s.account = account.id \
+                 and (s.heard_at is null or s.heard_at >= $2) \
+                 and (s.outdated_since is null or s.outdated_at is null \
+                 or s.outdated_at > $3))",
             )
             .bind(account.as_str())
             .bind(alive.registered_since.0)
@@ -324,7 +324,8 @@ impl Store {
                 "select seal, count(distinct name) as accounts from (\
                  select name, substr(credentials, 1, $1) as seal from account \
                  where credentials is not null \
-                 union all select account, substr(sealed, 1, $1) from credential) seals \
+                 union all select a.name, substr(c.sealed, 1, $1) from credential c \
+                 join account a on a.id = c.account) seals \
                  group by seal order by seal",
             )
             // PostgreSQL's substr() takes no bigint.
@@ -350,7 +351,8 @@ impl Store {
                 "select name, number, credentials from (\
                  select name, cast(0 as bigint) as number, credentials from account \
                  where credentials is not null and name >= $1 \
-                 union all select account, number, sealed from credential where account >= $1) kept \
+                 union all select a.name, c.number, c.sealed from credential c \
+                 join account a on a.id = c.account where a.name >= $1) kept \
                  where name > $1 or number > $2 order by name, number limit $3",
             )
             .bind(account_of)
@@ -386,8 +388,8 @@ impl Store {
             if !beside.is_empty() {
                 let mut query = rows::query(format!(
                     "with v (name, was, becomes) as (values {}) update credential \
-                     set sealed = v.becomes from v \
-                     where credential.account = v.name and credential.sealed = v.was",
+                     set sealed = v.becomes from v join account a on a.name = v.name \
+                     where credential.account = a.id and credential.sealed = v.was",
                     rows::values(1, 3, beside.len())
                 ));
                 for Resealed { account, old, new, .. } in beside {
@@ -482,11 +484,13 @@ impl Store {
                 .execute_in(&mut transaction)
                 .await?;
             sqlx::query(
-                "update device_mailbox set owed_since = $2 where account = $1 \
-                 and owed_since is null and mailbox = (select coalesce(\
-                 max(case when own.mailbox = $3 then own.mailbox end), min(own.mailbox)) \
-                 from device_mailbox own where own.account = device_mailbox.account \
-                 and own.token = device_mailbox.token and own.subtopic = device_mailbox.subtopic)",
+                "update subscription_mailbox set owed_since = $2 where owed_since is null \
+                 and subscription in (select s.id from subscription s \
+                 join account a on a.id = s.account where a.name = $1) \
+                 and mailbox = (select m.id from subscription_mailbox own \
+                 join mailbox m on m.id = own.mailbox \
+                 where own.subscription = subscription_mailbox.subscription \
+                 order by case when m.name = $3 then 0 else 1 end, m.name limit 1)",
             )
             .bind(account.as_str())
             .bind(now.0)
@@ -541,6 +545,7 @@ fn refused(row: &AnyRow) -> Option<(u32, Timestamp)> {
 
 /// What is kept of an account.
 pub(super) struct Found {
+    pub(super) id: i64,
     /// In the order of [`super::keeping::Accepted`].
     pub(super) rows: Vec<KeptRow>,
     /// Or its tries were refused.
@@ -561,7 +566,7 @@ pub(super) async fn kept(
     backend: &BackendId,
 ) -> sqlx::Result<Option<Found>> {
     let row = sqlx::query(
-        "select credentials, credentials_until, credentials_since, credentials_proved_at, \
+        "select id, credentials, credentials_until, credentials_since, credentials_proved_at, \
          created_at, parked, refusals, refused_at, password_since, \
          password_at from account \
          where name = $1 and coalesce(backend, $2) in ($2, $3)",
@@ -588,7 +593,7 @@ pub(super) async fn kept(
     let beside = sqlx::query(
         "select sealed, until, since, proved_at from credential where account = $1 order by number",
     )
-    .bind(account)
+    .bind(row.try_get::<i64, _>("id")?)
     .fetch_all_in(work)
     .await?;
     let beside = beside.iter().map(|row| -> sqlx::Result<_> {
@@ -599,6 +604,7 @@ pub(super) async fn kept(
     });
     let all = std::iter::once(own()).chain(beside);
     Ok(Some(Found {
+        id: row.try_get("id")?,
         rows: all.filter_map(|row| row.ok().flatten()).collect(),
         parked: parked(&row).is_some() || refused(&row).is_some(),
         refused: parked(&row).is_some(),
@@ -621,11 +627,14 @@ pub(super) async fn put(work: &mut Work, account: &str, rows: &[KeptRow]) -> sql
     .bind(own.map(|own| own.proved_at.0))
     .execute_in(work)
     .await?;
-    sqlx::query("delete from credential where account = $1").bind(account).execute_in(work).await?;
+    sqlx::query("delete from credential where account = (select id from account where name = $1)")
+        .bind(account)
+        .execute_in(work)
+        .await?;
     for (number, KeptRow { sealed, since, proved_at }) in (1_i64..).zip(rows.iter().skip(1)) {
         sqlx::query(
             "insert into credential (account, number, sealed, until, since, proved_at) \
-             values ($1, $2, $3, $4, $5, $6)",
+             select id, $2, $3, $4, $5, $6 from account where name = $1",
         )
         .bind(account)
         .bind(number)
@@ -658,8 +667,9 @@ async fn outdate(
     .execute_in(work)
     .await?;
     sqlx::query(
-        "update device set outdated_since = $2, outdated_at = $3 \
-         where account = $1 and registered_at < $2 and outdated_since is null",
+        "update subscription set outdated_since = $2, outdated_at = $3 \
+         where account = (select id from account where name = $1) and registered_at < $2 \
+         and outdated_since is null",
     )
     .bind(account)
     .bind(at.0)

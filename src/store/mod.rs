@@ -24,6 +24,7 @@
 mod accounts;
 mod batches;
 mod credentials;
+mod dialect;
 mod error;
 mod file;
 mod keeping;
@@ -58,10 +59,10 @@ use self::file::DatabaseFile;
 use self::rows::Readable;
 use self::work::{Connections, Statement, Work};
 use crate::config::{self, database_name};
-use crate::imap::registration::xapple::{ApnsOptions, DeviceToken, TRANSPORT};
 use crate::metrics::{Call, Labels, Metrics};
 use crate::model::{
-    Account, BackendId, Mailbox, Snapshot, Subscription, SubscriptionKey, Timestamp, TransportId,
+    Account, BackendId, Mailbox, PushEndpoint, Snapshot, Subscription, SubscriptionKey, Timestamp,
+    TransportId,
 };
 
 use batches::Batches;
@@ -777,17 +778,19 @@ impl fmt::Debug for Store {
 
 // === rows ===
 
-/// `sql` with the key bound to `$1`, `$2` and `$3`.
-fn keyed<'q>(sql: &'static str, key: &SubscriptionKey) -> Query<'q, Any, AnyArguments> {
-    sqlx::query(sql)
-        .bind(key.account.as_str().to_owned())
-        .bind(token(key))
-        .bind((*key.app).to_owned())
-}
-
-/// The column `token`.
-fn token(key: &SubscriptionKey) -> String {
-    key.endpoint.as_given().to_ascii_lowercase()
+/// The subscription's row.
+async fn id_of(work: &mut Work, key: &SubscriptionKey) -> sqlx::Result<Option<i64>> {
+    let row = sqlx::query(
+        "select s.id from subscription s join account a on a.id = s.account where a.name = $1 \
+         and s.transport = $2 and s.endpoint_hash = $3 and s.app = $4",
+    )
+    .bind(key.account.as_str())
+    .bind(key.transport.as_str())
+    .bind(key.endpoint.hash_hex())
+    .bind(&*key.app)
+    .fetch_optional_in(work)
+    .await?;
+    row.map(|row| row.try_get("id")).transpose()
 }
 
 fn account(row: &AnyRow, column: &str) -> sqlx::Result<Account> {
@@ -796,21 +799,19 @@ fn account(row: &AnyRow, column: &str) -> sqlx::Result<Account> {
 }
 
 fn subscription(row: &AnyRow) -> sqlx::Result<Subscription> {
-    let unfit = |column: &str| sqlx::Error::ColumnDecode {
-        index: format!("{column:?}"),
+    let hash = row.try_get("endpoint_hash")?;
+    let endpoint = PushEndpoint::from_row(row.try_get("endpoint")?, hash);
+    let endpoint = endpoint.ok_or_else(|| sqlx::Error::ColumnDecode {
+        index: "\"endpoint_hash\"".to_owned(),
         source: "a value that cannot be".into(),
-    };
-    let token =
-        DeviceToken::new(row.try_get("token_given")?).ok_or_else(|| unfit("token_given"))?;
-    let version = u8::try_from(row.try_get::<i64, _>("version")?).map_err(|_| unfit("version"))?;
-    let account_id = row.try_get("aps_account_id")?;
+    })?;
     Ok(Subscription {
         account: account(row, "account")?,
-        transport: TransportId::new(TRANSPORT),
-        endpoint: token.endpoint(),
-        app: row.try_get::<&str, _>("subtopic")?.into(),
-        route: row.try_get::<&str, _>("topic")?.into(),
-        options: ApnsOptions { account_id, version }.to_json().into(),
+        transport: TransportId::new(row.try_get("transport")?),
+        endpoint,
+        app: row.try_get::<&str, _>("app")?.into(),
+        route: row.try_get::<&str, _>("route")?.into(),
+        options: row.try_get::<&str, _>("options")?.into(),
     })
 }
 

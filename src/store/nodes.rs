@@ -43,7 +43,7 @@ impl Store {
     pub async fn join(&self, name: &str) -> Result<(), StoreError> {
         self.write(Call::Beat, || async {
             let mut transaction = self.begin().await?;
-            sqlx::query("delete from news where node = $1")
+            sqlx::query("delete from invalidation where node = $1")
                 .bind(name)
                 .execute_in(&mut transaction)
                 .await?;
@@ -112,7 +112,7 @@ impl Store {
             .execute_in(&mut transaction)
             .await?;
             // Of all that are gone: news may have been on its way when its node was removed.
-            sqlx::query("delete from news where node not in (select name from node)")
+            sqlx::query("delete from invalidation where node not in (select name from node)")
                 .execute_in(&mut transaction)
                 .await?;
             transaction.commit().await?;
@@ -148,8 +148,8 @@ impl Store {
     pub async fn take_news(&self, name: &str, most: usize) -> Result<Vec<News>, StoreError> {
         self.write(Call::News, || async {
             let query = sqlx::query(
-                "delete from news where node = $1 and account in \
-                 (select account from news where node = $1 order by account limit $2) \
+                "delete from invalidation where node = $1 and account in \
+                 (select account from invalidation where node = $1 order by account limit $2) \
                  returning account, login",
             )
             .bind(name)
@@ -177,10 +177,10 @@ impl Store {
         login: bool,
     ) -> sqlx::Result<()> {
         sqlx::query(
-            "insert into news (node, account, login) \
+            "insert into invalidation (node, account, login) \
              select name, $1, $2 from node where incarnation <> $3 order by name \
              on conflict (node, account) do update set login = \
-             case when excluded.login = 1 then 1 else news.login end",
+             case when excluded.login = 1 then 1 else invalidation.login end",
         )
         .bind(account)
         .bind(i64::from(login))

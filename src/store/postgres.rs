@@ -12,6 +12,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AnyPool, AssertSqlSafe, Connection, SqlSafeStr};
 use tokio::time::timeout;
 
+use super::dialect::Dialect;
 use super::error::{is_refusal, unusable_server};
 use super::work::{Connections, Kind, Trust};
 use super::{StoreError, schema};
@@ -113,6 +114,8 @@ pub(super) async fn migrate(
     let mut work = connections.begin_write().await.map_err(refused)?;
     let patience = format!("set local lock_timeout = {}", limit.as_millis().max(1));
     work.run(AssertSqlSafe(patience).into_sql_str()).await.map_err(refused)?;
-    schema::update(&mut work).await.map_err(|error| schema::error(database, error))?;
+    schema::update(&mut work, Dialect::Postgres)
+        .await
+        .map_err(|error| schema::error(database, error))?;
     work.commit().await.map_err(refused)
 }

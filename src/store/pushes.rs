@@ -11,9 +11,7 @@ use crate::model::{Account, BackendId, Mailbox, Snapshot, SubscriptionKey, Times
 
 use super::registrations::bind_snapshot;
 use super::work::{Statement, Work};
-use super::{
-    Alive, Settlement, Store, StoreError, Target, account, rows, snapshot, subscription, token,
-};
+use super::{Alive, Settlement, Store, StoreError, Target, account, rows, snapshot, subscription};
 
 impl Store {
     /// The mailboxes that this backend's account's live devices registered for, each with the state
@@ -29,18 +27,16 @@ impl Store {
     ) -> Result<Vec<(Mailbox, Snapshot)>, StoreError> {
         let alive = alive.into();
         self.read(Call::Watched, async {
-            // A missing snapshot would read as "told of nothing", which pushes; a plain join would
-            // stop watching.
             let query = sqlx::query(
-                "select distinct d.account, m.mailbox, s.uid_validity, s.uid_next, s.messages, \
-                 s.unseen, s.highest_mod_seq from account a join device d on d.account = a.name \
-                 join device_mailbox m on m.account = d.account and m.token = d.token \
-                 and m.subtopic = d.subtopic \
-                 left join snapshot s on s.account = m.account and s.mailbox = m.mailbox \
+                "select distinct a.name as account, m.name as mailbox, m.uid_validity, m.uid_next, \
+                 m.messages, m.unseen, m.highest_mod_seq from account a \
+                 join subscription s on s.account = a.id \
+                 join subscription_mailbox wanted on wanted.subscription = s.id \
+                 join mailbox m on m.id = wanted.mailbox \
                  where a.name = $1 and coalesce(a.backend, $2) in ($2, $3) \
-                 and (d.heard_at is null or d.heard_at >= $4) \
-                 and (d.outdated_since is null or d.outdated_at is null or d.outdated_at > $5) \
-                 order by m.mailbox",
+                 and (s.heard_at is null or s.heard_at >= $4) \
+                 and (s.outdated_since is null or s.outdated_at is null or s.outdated_at > $5) \
+                 order by m.name",
             )
             .bind(account.as_str())
             .bind(backend.as_str())
@@ -64,14 +60,15 @@ impl Store {
         let alive = alive.into();
         self.read(Call::Targets, async {
             let query = sqlx::query(
-                "select d.account, a.backend, d.token_given, d.subtopic, d.aps_account_id, \
-                 d.version, d.topic, d.registered_at, d.heard_at, d.outdated_since, d.outdated_at, \
-                 d.pushed_at, m.mailbox, m.owed_since from account a join device d on d.account = a.name \
-                 left join device_mailbox m on m.account = d.account and m.token = d.token \
-                 and m.subtopic = d.subtopic \
-                 where a.name = $1 and (d.heard_at is null or d.heard_at >= $2) \
-                 and (d.outdated_since is null or d.outdated_at is null or d.outdated_at > $3) \
-                 order by d.token, d.subtopic, m.mailbox",
+                "select a.name as account, a.backend, s.transport, s.endpoint_hash, s.endpoint, s.app, \
+                 s.route, s.options, s.registered_at, s.heard_at, s.outdated_since, s.outdated_at, \
+                 s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
+                 join subscription s on s.account = a.id \
+                 left join subscription_mailbox wanted on wanted.subscription = s.id \
+                 left join mailbox m on m.id = wanted.mailbox \
+                 where a.name = $1 and (s.heard_at is null or s.heard_at >= $2) \
+                 and (s.outdated_since is null or s.outdated_at is null or s.outdated_at > $3) \
+                 order by lower(s.endpoint), s.app, s.id, m.name",
             )
             .bind(account.as_str())
             .bind(alive.registered_since.0)
@@ -99,13 +96,14 @@ impl Store {
             let mut page = self.page(page, |row| account(row, "name")).await?;
             let Some(last) = page.pop() else { return Ok(None) };
             let query = sqlx::query(
-                "select d.account, a.backend, d.token_given, d.subtopic, d.aps_account_id, \
-                 d.version, d.topic, d.registered_at, d.heard_at, d.outdated_since, d.outdated_at, \
-                 d.pushed_at, m.mailbox, m.owed_since from account a join device d on d.account = a.name \
-                 left join device_mailbox m on m.account = d.account and m.token = d.token \
-                 and m.subtopic = d.subtopic \
-                 where d.account > $1 and d.account <= $2 \
-                 order by d.account, d.token, d.subtopic, m.mailbox",
+                "select a.name as account, a.backend, s.transport, s.endpoint_hash, s.endpoint, s.app, \
+                 s.route, s.options, s.registered_at, s.heard_at, s.outdated_since, s.outdated_at, \
+                 s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
+                 join subscription s on s.account = a.id \
+                 left join subscription_mailbox wanted on wanted.subscription = s.id \
+                 left join mailbox m on m.id = wanted.mailbox \
+                 where a.name > $1 and a.name <= $2 \
+                 order by a.name, lower(s.endpoint), s.app, s.id, m.name",
             )
             .bind(after)
             .bind(last.as_str());
@@ -122,7 +120,9 @@ impl Store {
     pub async fn owed_accounts(&self) -> Result<Vec<Account>, StoreError> {
         self.read(Call::Owed, async {
             let query = sqlx::query(
-                "select distinct account from device_mailbox where owed_since is not null \
+                "select distinct a.name as account from subscription_mailbox wanted \
+                 join subscription s on s.id = wanted.subscription \
+                 join account a on a.id = s.account where wanted.owed_since is not null \
                  order by account",
             );
             self.rows(query, |row| account(row, "account")).await
@@ -191,8 +191,8 @@ struct Outcome<'a> {
     pushed: BTreeMap<Key<'a>, Timestamp>,
 }
 
-/// Account, token in lower case, subtopic.
-type Key<'a> = (&'a str, String, &'a str);
+/// Account, transport, hash of the endpoint, app.
+type Key<'a> = (&'a str, &'a str, String, &'a str);
 
 /// What becomes of the mark that a mailbox is owed.
 #[derive(Default)]
@@ -234,35 +234,41 @@ impl<'a> Outcome<'a> {
     async fn write(&self, work: &mut Work) -> sqlx::Result<()> {
         for marks in chunks(&self.marks) {
             let mut query = rows::query(format!(
-                "with v (account, token, subtopic, mailbox, cleared, since) as (values {}) \
-                 update device_mailbox set owed_since = case when v.cleared = 1 then v.since \
+                "with v (account, transport, hash, app, mailbox, cleared, since) as (values {}) \
+                 update subscription_mailbox set owed_since = case when v.cleared = 1 then v.since \
                  else coalesce(owed_since, v.since) end \
-                 from v where device_mailbox.account = v.account \
-                 and device_mailbox.token = v.token and device_mailbox.subtopic = v.subtopic \
-                 and device_mailbox.mailbox = v.mailbox",
-                rows::values(1, 6, marks.len())
+                 from v join account a on a.name = v.account \
+                 join subscription s on s.account = a.id and s.transport = v.transport \
+                 and s.endpoint_hash = v.hash and s.app = v.app \
+                 join mailbox m on m.account = a.id and m.name = v.mailbox \
+                 where subscription_mailbox.subscription = s.id \
+                 and subscription_mailbox.mailbox = m.id",
+                rows::values(1, 7, marks.len())
             ));
-            for (((account, token, subtopic), mailbox), mark) in marks {
+            for (((account, transport, hash, app), mailbox), mark) in marks {
                 query = query
                     .bind(*account)
-                    .bind(token.as_str())
-                    .bind(*subtopic)
+                    .bind(*transport)
+                    .bind(hash.as_str())
+                    .bind(*app)
                     .bind(*mailbox)
                     .bind(i64::from(mark.cleared))
                     .bind(mark.since.map(|since| since.0));
             }
             query.execute_in(work).await?;
         }
-        for devices in chunks(&self.pushed) {
+        for pushed in chunks(&self.pushed) {
             let mut query = rows::query(format!(
-                "with v (account, token, subtopic, pushed_at) as (values {}) \
-                 update device set pushed_at = v.pushed_at \
-                 from v where device.account = v.account and device.token = v.token \
-                 and device.subtopic = v.subtopic",
-                rows::values(1, 4, devices.len())
+                "with v (account, transport, hash, app, pushed_at) as (values {}) \
+                 update subscription set pushed_at = v.pushed_at \
+                 from v join account a on a.name = v.account where subscription.account = a.id \
+                 and subscription.transport = v.transport \
+                 and subscription.endpoint_hash = v.hash and subscription.app = v.app",
+                rows::values(1, 5, pushed.len())
             ));
-            for ((account, token, subtopic), at) in devices {
-                query = query.bind(*account).bind(token.as_str()).bind(*subtopic).bind(at.0);
+            for ((account, transport, hash, app), at) in pushed {
+                query =
+                    query.bind(*account).bind(*transport).bind(hash.as_str()).bind(*app).bind(at.0);
             }
             query.execute_in(work).await?;
         }
@@ -270,13 +276,14 @@ impl<'a> Outcome<'a> {
             let mut query = rows::query(format!(
                 "with v (account, mailbox, uid_validity, uid_next, messages, unseen, \
                  highest_mod_seq) as (values {}) \
-                 update snapshot set uid_validity = v.uid_validity, uid_next = v.uid_next, \
+                 update mailbox set uid_validity = v.uid_validity, uid_next = v.uid_next, \
                  messages = v.messages, unseen = v.unseen, highest_mod_seq = v.highest_mod_seq \
-                 from v where snapshot.account = v.account and snapshot.mailbox = v.mailbox",
+                 from v join account a on a.name = v.account \
+                 where mailbox.account = a.id and mailbox.name = v.mailbox",
                 rows::values(1, 7, told.len())
             ));
             for ((account, mailbox), snapshot) in told {
-                query = bind_snapshot(query, account, mailbox, snapshot);
+                query = bind_snapshot(query.bind(*account), mailbox, snapshot);
             }
             query.execute_in(work).await?;
         }
@@ -285,7 +292,7 @@ impl<'a> Outcome<'a> {
 }
 
 fn key(key: &SubscriptionKey) -> Key<'_> {
-    (key.account.as_str(), token(key), &key.app)
+    (key.account.as_str(), key.transport.as_str(), key.endpoint.hash_hex(), &key.app)
 }
 
 /// What is written by one statement at a time.

@@ -7,17 +7,18 @@ use sqlx::any::AnyArguments;
 use sqlx::query::Query;
 use sqlx::{Any, Row};
 
-use crate::imap::registration::xapple::ApnsOptions;
 use crate::metrics::Call;
-use crate::model::{Account, BackendId, Registration, Snapshot, SubscriptionKey, Timestamp};
+use crate::model::{
+    Account, BackendId, Registration, Snapshot, Subscription, SubscriptionKey, Timestamp,
+};
 
 use super::accounts::{kept, put};
 use super::batches::Waiting;
 use super::shares;
 use super::work::{Statement, Work};
 use super::{
-    Alive, MadeRoom, RegisterOutcome, Registrant, Removed, Store, StoreError, account, keyed, rows,
-    subscription, token,
+    Alive, MadeRoom, RegisterOutcome, Registrant, Removed, Store, StoreError, account, rows,
+    subscription,
 };
 
 impl Store {
@@ -97,18 +98,26 @@ impl Store {
                 // By the time of day and of service.
                 let times = (*now, self.served(*now));
                 let login_at = (login.logged_in_at, self.served(login.logged_in_at));
-                let (outdated, other_password) =
+                let became =
                     upsert_account(&mut transaction, account, login, login_at, *now).await?;
-                upsert_device(&mut transaction, &key, registration, outdated, times).await?;
+                let AccountRow { id: account_id, outdated, other_password } = became;
+                let id = upsert_subscription(
+                    &mut transaction,
+                    account_id,
+                    &registration.subscription,
+                    outdated,
+                    times,
+                )
+                .await?;
                 if other_password && outdated.is_none() {
-                    outdate_others(&mut transaction, &key, login_at).await?;
+                    outdate_others(&mut transaction, account_id, id, login_at).await?;
                 }
-                replace_mailboxes(&mut transaction, &key, registration).await?;
+                replace_mailboxes(&mut transaction, account_id, id, registration).await?;
                 let mut losers = match login.names_ignore_case {
                     true => leave_spellings(&mut transaction, &key).await?,
                     false => BTreeSet::new(),
                 };
-                let room = self.shares.make_room(&mut transaction, &key, *max_devices);
+                let room = self.shares.make_room(&mut transaction, &key, id, *max_devices);
                 let (made, others) = room.await?;
                 losers.extend(others);
                 for loser in losers {
@@ -138,14 +147,20 @@ impl Store {
         let key = SubscriptionKey::from(&registration.subscription);
         let rows = self
             .read(Call::Registered, async {
-                let query = keyed("select d.account, d.token_given, d.subtopic, d.aps_account_id, d.version, \
-                     d.topic, m.mailbox from device d \
-                     join account a on a.name = d.account \
-                     join device_mailbox m on m.account = d.account and m.token = d.token \
-                     and m.subtopic = d.subtopic \
-                     where d.account = $1 and d.token = $2 and d.subtopic = $3 \
-                     and d.registered_at > $4 and d.registered_at <= $5 and d.outdated_since is null \
-                     and a.parked is null and a.backend = $6", &key)
+                let query = sqlx::query(
+                    "select a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
+                     s.route, s.options, m.name as mailbox from account a \
+                     join subscription s on s.account = a.id \
+                     join subscription_mailbox wanted on wanted.subscription = s.id \
+                     join mailbox m on m.id = wanted.mailbox \
+                     where a.name = $1 and s.transport = $2 and s.endpoint_hash = $3 and s.app = $4 \
+                     and s.registered_at > $5 and s.registered_at <= $6 \
+                     and s.outdated_since is null and a.parked is null and a.backend = $7",
+                )
+                .bind(key.account.as_str())
+                .bind(key.transport.as_str())
+                .bind(key.endpoint.hash_hex())
+                .bind(&*key.app)
                 .bind(since.0)
                 .bind(now.0)
                 .bind(backend.as_str());
@@ -175,16 +190,21 @@ impl Store {
         self.write(Call::RemoveDevice, || async {
             let mut transaction = self.begin().await?;
             lock(&mut transaction, key.account.as_str()).await?;
-            let row = keyed(
-                "delete from device where account = $1 and token = $2 and subtopic = $3 \
-                     and registered_at <= $4 \
-                     returning account, token_given, subtopic, aps_account_id, version, topic",
-                key,
+            let row = sqlx::query(
+                "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
+                 s.route, s.options from account a join subscription s on s.account = a.id \
+                 where a.name = $1 and s.transport = $2 and s.endpoint_hash = $3 and s.app = $4 \
+                 and s.registered_at <= $5",
             )
+            .bind(key.account.as_str())
+            .bind(key.transport.as_str())
+            .bind(key.endpoint.hash_hex())
+            .bind(&*key.app)
             .bind(registered_not_after.map_or(i64::MAX, |time| time.0))
             .fetch_optional_in(&mut transaction)
             .await?;
             let Some(row) = row else { return Ok(None) };
+            delete(&mut transaction, row.try_get("id")?).await?;
             let account_left = sweep(&mut transaction, key.account.as_str()).await?;
             let removed = Removed { subscription: subscription(&row)?, account_left };
             self.tell(&mut transaction, key.account.as_str(), false).await?;
@@ -206,9 +226,9 @@ impl Store {
         let touched = self
             .read(Call::Expire, async {
                 let query = sqlx::query(
-                    "select distinct account from device \
-                     where heard_at < $1 or (outdated_since is not null and outdated_at <= $2) \
-                     order by account",
+                    "select distinct a.name as account from subscription s \
+                     join account a on a.id = s.account where s.heard_at < $1 \
+                     or (s.outdated_since is not null and s.outdated_at <= $2) order by account",
                 )
                 .bind(registered_since.0)
                 .bind(outdated_after.0);
@@ -221,7 +241,7 @@ impl Store {
                 let mut transaction = self.begin().await?;
                 lock(&mut transaction, account.as_str()).await?;
                 sqlx::query(
-                    "delete from device where account = $1 \
+                    "delete from subscription where account = (select id from account where name = $1) \
                      and (heard_at < $2 or (outdated_since is not null and outdated_at <= $3))",
                 )
                 .bind(account.as_str())
@@ -247,8 +267,9 @@ impl Store {
         const UNHEARD: &str =
             "heard_at is null or (outdated_since is not null and outdated_at is null)";
         let unheard = self.read(Call::Expire, async {
-            let query =
-                rows::query(format!("select 1 as unheard from device where {UNHEARD} limit 1"));
+            let query = rows::query(format!(
+                "select 1 as unheard from subscription where {UNHEARD} limit 1"
+            ));
             Ok(query.fetch_optional_in(&mut self.begin_read().await?).await?.is_some())
         });
         if !unheard.await? {
@@ -257,7 +278,7 @@ impl Store {
         self.write(Call::Expire, || async {
             let mut transaction = self.begin().await?;
             rows::query(format!(
-                "update device set heard_at = coalesce(heard_at, $1), outdated_at = \
+                "update subscription set heard_at = coalesce(heard_at, $1), outdated_at = \
                  case when outdated_since is null then null else coalesce(outdated_at, $1) end \
                  where {UNHEARD}"
             ))
@@ -301,27 +322,36 @@ pub(super) async fn lock(work: &mut Work, account: &str) -> sqlx::Result<()> {
         .map(drop)
 }
 
-/// Removes the registrations of the device for accounts whose names differ from this one in nothing but
-/// case; returns their names.
+/// Removes a subscription of an account that is locked.
+pub(super) async fn delete(work: &mut Work, id: i64) -> sqlx::Result<()> {
+    let query = sqlx::query("delete from subscription where id = $1").bind(id);
+    query.execute_in(work).await.map(drop)
+}
+
+/// Removes the same subscriptions for accounts whose names differ from this one in nothing but case; returns
+/// their names.
 async fn leave_spellings(work: &mut Work, key: &SubscriptionKey) -> sqlx::Result<BTreeSet<String>> {
-    let rows = sqlx::query("select account from device where token = $1 and subtopic = $2")
-        .bind(token(key))
-        .bind(&*key.app)
-        .fetch_all_in(work)
-        .await?;
+    let rows = sqlx::query(
+        "select s.id, a.name as account from subscription s join account a on a.id = s.account \
+         where s.endpoint_hash = $1 and s.transport = $2 and s.app = $3",
+    )
+    .bind(key.endpoint.hash_hex())
+    .bind(key.transport.as_str())
+    .bind(&*key.app)
+    .fetch_all_in(work)
+    .await?;
     // Databases fold letters beyond ASCII in different ways, so it is not theirs to say.
     let own = key.account.as_str();
-    let is_other = |name: &String| name != own && name.eq_ignore_ascii_case(own);
-    let names = rows.iter().filter_map(|row| row.try_get("account").ok());
-    let names: BTreeSet<String> = names.filter(is_other).collect();
-    for name in &names {
-        lock(work, name).await?;
-        sqlx::query("delete from device where account = $1 and token = $2 and subtopic = $3")
-            .bind(name.as_str())
-            .bind(token(key))
-            .bind(&*key.app)
-            .execute_in(work)
-            .await?;
+    let mut names = BTreeSet::new();
+    for row in &rows {
+        let (Ok(id), Ok(name)) = (row.try_get("id"), row.try_get::<String, _>("account")) else {
+            continue;
+        };
+        if name != own && name.eq_ignore_ascii_case(own) {
+            lock(work, &name).await?;
+            delete(work, id).await?;
+            names.insert(name);
+        }
     }
     Ok(names)
 }
@@ -347,16 +377,24 @@ async fn leave(work: &mut Work, account: &Account, backend: &BackendId) -> sqlx:
     Ok(())
 }
 
-/// Locks the account, too. Returns since when it has another password than that of `login`, if that is
-/// of before, and whether that of `login` is another one than the last. Pairs of times here and below are
-/// those of the day and of service.
+/// An account's row as a registration leaves it. Pairs of times here and below are those of the day and of
+/// service.
+struct AccountRow {
+    id: i64,
+    /// Since when it has another password than that of the login, if that is of before.
+    outdated: Option<(Timestamp, Timestamp)>,
+    /// The password of the login is another one than the last.
+    other_password: bool,
+}
+
+/// Locks the account, too.
 async fn upsert_account(
     work: &mut Work,
     account: &Account,
     login: &Registrant,
     login_at: (Timestamp, Timestamp),
     now: Timestamp,
-) -> sqlx::Result<(Option<(Timestamp, Timestamp)>, bool)> {
+) -> sqlx::Result<AccountRow> {
     let mut keeping = login.keeping(&[], false);
     if login.brings_credentials() {
         lock(work, account.as_str()).await?;
@@ -368,17 +406,18 @@ async fn upsert_account(
                 && keeping.other_password
             {
                 let at = found.password_at.unwrap_or(login_at.1);
-                return Ok((Some((since, at)), true));
+                let outdated = Some((since, at));
+                return Ok(AccountRow { id: found.id, outdated, other_password: true });
             }
         }
     }
-    sqlx::query(
+    let row = sqlx::query(
         "insert into account (name, backend, created_at, folded, domain) \
          values ($1, $2, $3, $6, $7) on conflict (name) do update set \
          backend = excluded.backend, folded = excluded.folded, domain = excluded.domain, \
          password_since = case when $4 = 1 then $5 else account.password_since end, \
          password_at = case when $4 = 1 then $8 else account.password_at end, \
-         parked = null, parked_since = null, refusals = null, refused_at = null",
+         parked = null, parked_since = null, refusals = null, refused_at = null returning id",
     )
     .bind(account.as_str())
     .bind(login.backend.as_str())
@@ -388,64 +427,64 @@ async fn upsert_account(
     .bind(account.case_folded())
     .bind(shares::domain(account))
     .bind(login_at.1.0)
-    .execute_in(work)
+    .fetch_one_in(work)
     .await?;
     if let Some(rows) = &keeping.rows {
         put(work, account.as_str(), rows).await?;
     }
-    Ok((None, keeping.other_password))
+    let id = row.try_get("id")?;
+    Ok(AccountRow { id, outdated: None, other_password: keeping.other_password })
 }
 
-/// With `outdated` the device stays outdated, or is so from then on.
-async fn upsert_device(
+/// With `outdated` the subscription stays outdated, or is so from then on. Returns its id.
+async fn upsert_subscription(
     work: &mut Work,
-    key: &SubscriptionKey,
-    registration: &Registration,
+    account: i64,
+    subscription: &Subscription,
     outdated: Option<(Timestamp, Timestamp)>,
     (now, served): (Timestamp, Timestamp),
-) -> sqlx::Result<()> {
-    let device = &registration.subscription;
-    let unfit = || sqlx::Error::Encode("options of another transport".into());
-    let ApnsOptions { account_id, version } =
-        ApnsOptions::from_json(&device.options).ok_or_else(unfit)?;
-    keyed(
-        "insert into device (account, token, subtopic, token_given, aps_account_id, version, \
-         topic, registered_at, outdated_since, outdated_at, heard_at) \
+) -> sqlx::Result<i64> {
+    let row = sqlx::query(
+        "insert into subscription (account, transport, endpoint_hash, app, endpoint, route, options, \
+         registered_at, heard_at, outdated_since, outdated_at) \
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
-         on conflict (account, token, subtopic) do update set \
-         token_given = excluded.token_given, aps_account_id = excluded.aps_account_id, \
-         version = excluded.version, topic = excluded.topic, \
+         on conflict (account, transport, endpoint_hash, app) do update set \
+         endpoint = excluded.endpoint, route = excluded.route, options = excluded.options, \
          registered_at = excluded.registered_at, heard_at = excluded.heard_at, \
          outdated_at = case when excluded.outdated_since is null then null \
-         else coalesce(device.outdated_at, excluded.outdated_at) end, \
+         else coalesce(subscription.outdated_at, excluded.outdated_at) end, \
          outdated_since = case when excluded.outdated_since is null then null \
-         else coalesce(device.outdated_since, excluded.outdated_since) end",
-        key,
+         else coalesce(subscription.outdated_since, excluded.outdated_since) end returning id",
     )
-    .bind(device.endpoint.as_given())
-    .bind(&account_id)
-    .bind(i64::from(version))
-    .bind(&*device.route)
+    .bind(account)
+    .bind(subscription.transport.as_str())
+    .bind(subscription.endpoint.hash_hex())
+    .bind(&*subscription.app)
+    .bind(subscription.endpoint.as_given())
+    .bind(&*subscription.route)
+    .bind(&*subscription.options)
     .bind(now.0)
+    .bind(served.0)
     .bind(outdated.map(|(since, _)| since.0))
     .bind(outdated.map(|(_, at)| at.0))
-    .bind(served.0)
-    .execute_in(work)
-    .await
-    .map(drop)
+    .fetch_one_in(work)
+    .await?;
+    row.try_get("id")
 }
 
-/// The account got another password, and the device of `key` has registered with it.
+/// The account got another password, and this subscription has registered with it.
 async fn outdate_others(
     work: &mut Work,
-    key: &SubscriptionKey,
+    account: i64,
+    subscription: i64,
     (at, served): (Timestamp, Timestamp),
 ) -> sqlx::Result<()> {
-    keyed(
-        "update device set outdated_since = $4, outdated_at = $5 where account = $1 \
-         and not (token = $2 and subtopic = $3) and registered_at < $4 and outdated_since is null",
-        key,
+    sqlx::query(
+        "update subscription set outdated_since = $3, outdated_at = $4 where account = $1 \
+         and id <> $2 and registered_at < $3 and outdated_since is null",
     )
+    .bind(account)
+    .bind(subscription)
     .bind(at.0)
     .bind(served.0)
     .execute_in(work)
@@ -455,62 +494,62 @@ async fn outdate_others(
 
 async fn replace_mailboxes(
     work: &mut Work,
-    key: &SubscriptionKey,
+    account: i64,
+    subscription: i64,
     registration: &Registration,
 ) -> sqlx::Result<()> {
     // A name that is given twice is one mailbox.
     let wanted: BTreeMap<&str, &Snapshot> =
         registration.mailboxes.iter().map(|(name, state)| (name.as_str(), state)).collect();
     let wanted: Vec<_> = wanted.into_iter().collect();
-    let kept = keyed(
-        "select mailbox from device_mailbox \
-             where account = $1 and token = $2 and subtopic = $3",
-        key,
+    let kept = sqlx::query(
+        "select m.id, m.name as mailbox from subscription_mailbox wanted \
+         join mailbox m on m.id = wanted.mailbox where wanted.subscription = $1",
     )
+    .bind(subscription)
     .fetch_all_in(work)
     .await?;
     for row in &kept {
         // One that cannot be read stays, and is left out wherever it is read.
         let Ok(mailbox) = row.try_get::<&str, _>("mailbox") else { continue };
         if wanted.binary_search_by_key(&mailbox, |(name, _)| name).is_err() {
-            keyed(
-                "delete from device_mailbox \
-                 where account = $1 and token = $2 and subtopic = $3 and mailbox = $4",
-                key,
+            sqlx::query(
+                "delete from subscription_mailbox where subscription = $1 and mailbox = $2",
             )
-            .bind(mailbox)
+            .bind(subscription)
+            .bind(row.try_get::<i64, _>("id")?)
             .execute_in(work)
             .await?;
         }
     }
     for wanted in wanted.chunks(rows::MOST) {
         let mut query = rows::query(format!(
-            "insert into device_mailbox (account, token, subtopic, mailbox) values {} \
-             on conflict do nothing",
-            rows::values(1, 4, wanted.len())
-        ));
-        for (mailbox, _) in wanted {
-            query =
-                query.bind(key.account.as_str()).bind(token(key)).bind(&*key.app).bind(*mailbox);
-        }
-        query.execute_in(work).await?;
-        let mut query = rows::query(format!(
-            "insert into snapshot (account, mailbox, uid_validity, uid_next, messages, unseen, \
+            "insert into mailbox (account, name, uid_validity, uid_next, messages, unseen, \
              highest_mod_seq) values {} on conflict do nothing",
             rows::values(1, 7, wanted.len())
         ));
         for (mailbox, state) in wanted {
-            query = bind_snapshot(query, key.account.as_str(), mailbox, state);
+            query = bind_snapshot(query.bind(account), mailbox, state);
+        }
+        query.execute_in(work).await?;
+        let mut query = rows::query(format!(
+            "insert into subscription_mailbox (subscription, mailbox) select $1, m.id \
+             from mailbox m where m.account = $2 and m.name in {} on conflict do nothing",
+            rows::values(3, wanted.len(), 1)
+        ))
+        .bind(subscription)
+        .bind(account);
+        for (mailbox, _) in wanted {
+            query = query.bind(*mailbox);
         }
         query.execute_in(work).await?;
     }
     Ok(())
 }
 
-/// Binds the seven columns of a snapshot's row.
+/// Binds a mailbox's name and the five columns of its state.
 pub(super) fn bind_snapshot<'q>(
     query: Query<'q, Any, AnyArguments>,
-    account: &str,
     mailbox: &str,
     snapshot: &Snapshot,
 ) -> Query<'q, Any, AnyArguments> {
@@ -518,7 +557,6 @@ pub(super) fn bind_snapshot<'q>(
     // says at every look, and every look would push.
     let number = |value: Option<u64>| value.map(u64::cast_signed);
     query
-        .bind(account)
         .bind(mailbox)
         .bind(number(snapshot.uid_validity))
         .bind(number(snapshot.uid_next))
@@ -527,19 +565,19 @@ pub(super) fn bind_snapshot<'q>(
         .bind(number(snapshot.highest_mod_seq))
 }
 
-/// Deletes the snapshots that no device is registered for any more, so that a mailbox that comes
-/// back begins anew, and the account itself when it has no device. Returns whether it has one.
+/// Deletes the mailboxes that no subscription wants any more, so that one that comes back begins anew, and
+/// the account itself when it has no subscription. Returns whether it has one.
 async fn sweep(work: &mut Work, account: &str) -> sqlx::Result<bool> {
     sqlx::query(
-        "delete from snapshot where account = $1 and mailbox not in \
-         (select mailbox from device_mailbox where account = $1)",
+        "delete from mailbox where account = (select id from account where name = $1) and not exists (\
+         select 1 from subscription_mailbox wanted where wanted.mailbox = mailbox.id)",
     )
     .bind(account)
     .execute_in(work)
     .await?;
     let done = sqlx::query(
-        "delete from account where name = $1 \
-         and not exists (select 1 from device where account = $1)",
+        "delete from account where name = $1 and not exists (\
+         select 1 from subscription s where s.account = account.id)",
     )
     .bind(account)
     .execute_in(work)

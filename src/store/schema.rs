@@ -1,43 +1,44 @@
-//! The schema: one folder of migrations for both databases.
+//! The schema: one folder of migrations for both databases, each of which is a part of one transaction.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::{Row, SqlSafeStr};
+use serde_json::json;
+use sqlx::any::AnyRow;
+use sqlx::migrate::{MigrateError, Migration, Migrator};
+use sqlx::{AssertSqlSafe, Row, SqlSafeStr};
 
-use super::StoreError;
+use super::dialect::Dialect;
 use super::work::{Statement, Work};
+use super::{StoreError, rows};
+use crate::model::PushEndpoint;
 
-pub(super) static MIGRATOR: Migrator = sqlx::migrate!("src/store/migrations");
+static MIGRATOR: Migrator = sqlx::migrate!("src/store/migrations");
 
 /// The newest version that this program knows.
 pub(super) fn known() -> i64 {
     MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default()
 }
 
-/// What sqlx's own migrator makes, which takes a lock for the session and so cannot pass a pooler.
-const APPLIED: &str = "create table if not exists _sqlx_migrations (version bigint primary key, \
-                       description text not null, \
-                       installed_on timestamptz not null default now(), \
-                       success boolean not null, checksum bytea not null, \
-                       execution_time bigint not null)";
-
-/// Held by a transaction that changes the schema. The number is ours alone.
-const LOCK: &str = "select pg_advisory_xact_lock(4918724086124113)";
-
-/// Applies what is missing to a server's database, in this transaction.
-pub(super) async fn update(work: &mut Work) -> Result<(), MigrateError> {
-    work.run(LOCK.into_sql_str()).await?;
-    work.run(APPLIED.into_sql_str()).await?;
+/// Applies what is missing, in this transaction.
+///
+/// # Errors
+/// [`MigrateError`]: the transaction must be rolled back.
+pub(super) async fn update(work: &mut Work, dialect: Dialect) -> Result<(), MigrateError> {
+    if let Some(lock) = dialect.lock_schema() {
+        work.run(lock.into_sql_str()).await?;
+    }
+    work.run(dialect.applied().into_sql_str()).await?;
     let mut applied = HashMap::new();
-    for row in
-        sqlx::query("select version, success, checksum from _sqlx_migrations order by version")
-            .fetch_all_in(work)
-            .await?
+    for row in sqlx::query(
+        "select version, case when success then 1 else 0 end as success, checksum \
+         from _sqlx_migrations order by version",
+    )
+    .fetch_all_in(work)
+    .await?
     {
         let version: i64 = row.try_get("version")?;
-        if !row.try_get::<bool, _>("success")? {
+        if row.try_get::<i64, _>("success")? == 0 {
             return Err(MigrateError::Dirty(version));
         }
         if !MIGRATOR.version_exists(version) {
@@ -51,7 +52,7 @@ pub(super) async fn update(work: &mut Work) -> Result<(), MigrateError> {
             Some(_) => return Err(MigrateError::VersionMismatch(migration.version)),
             None => {}
         }
-        work.run(migration.sql.clone())
+        apply(work, dialect, migration)
             .await
             .map_err(|error| MigrateError::ExecuteMigration(error, migration.version))?;
         sqlx::query(
@@ -65,6 +66,63 @@ pub(super) async fn update(work: &mut Work) -> Result<(), MigrateError> {
         .await?;
     }
     Ok(())
+}
+
+async fn apply(work: &mut Work, dialect: Dialect, migration: &Migration) -> sqlx::Result<()> {
+    let sql = migration.sql.as_str().replace("{id}", dialect.id());
+    work.run(AssertSqlSafe(sql).into_sql_str()).await?;
+    match migration.version {
+        ENDPOINT_HASH => hash_endpoints(work).await,
+        _ => Ok(()),
+    }
+}
+
+/// The migration behind which the endpoints are hashed.
+const ENDPOINT_HASH: i64 = 9;
+
+/// Works out what the rows of devices become of which SQL cannot. What cannot be read stays without, and is
+/// left behind.
+async fn hash_endpoints(work: &mut Work) -> sqlx::Result<()> {
+    let devices =
+        sqlx::query("select account, token, subtopic, aps_account_id, version from device");
+    let devices = devices.fetch_all_in(work).await?;
+    let mut left_out = 0;
+    for devices in devices.chunks(rows::MOST) {
+        let readable: Vec<_> = devices.iter().filter_map(|row| hashed(row).ok()).collect();
+        left_out += devices.len() - readable.len();
+        if readable.is_empty() {
+            continue;
+        }
+        let mut query = rows::query(format!(
+            "with v (account, token, subtopic, hash, options) as (values {}) update device \
+             set endpoint_hash = v.hash, options = v.options from v where device.account = v.account \
+             and device.token = v.token and device.subtopic = v.subtopic",
+            rows::values(1, 5, readable.len())
+        ));
+        for values in readable {
+            query = values.into_iter().fold(query, |query, value| query.bind(value));
+        }
+        query.execute_in(work).await?;
+    }
+    if left_out > 0 {
+        tracing::warn!(
+            target: "mailchime::store::rows_left_behind",
+            rows = left_out,
+            "registrations of an earlier version cannot be read and are removed; their devices register \
+             again"
+        );
+    }
+    Ok(())
+}
+
+/// The row's key, and the hash of its endpoint and the options of its transport.
+fn hashed(row: &AnyRow) -> sqlx::Result<[String; 5]> {
+    let token: String = row.try_get("token")?;
+    let hash = PushEndpoint::new(&token, &token).hash_hex();
+    let account_id: String = row.try_get("aps_account_id")?;
+    let version: i64 = row.try_get("version")?;
+    let options = json!({ "account_id": account_id, "version": version }).to_string();
+    Ok([row.try_get("account")?, token, row.try_get("subtopic")?, hash, options])
 }
 
 /// Why the schema could not be brought up to date.

@@ -151,7 +151,7 @@ impl Store {
             return Ok(());
         }
         let row = self.service_row().await?;
-        let newest = sqlx::query("select max(heard_at) as newest from device");
+        let newest = sqlx::query("select max(heard_at) as newest from subscription");
         let newest = newest.fetch_one_in(&mut self.begin_read().await?).await?;
         let newest = newest.try_get::<Option<i64>, _>("newest").ok().flatten().map(Timestamp);
         let (now, at) = (Timestamp::now(), Instant::now());

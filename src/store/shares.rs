@@ -3,10 +3,11 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use sqlx::Row;
+use sqlx::any::AnyRow;
 
-use super::registrations::lock;
-use super::token;
+use super::registrations::{delete, lock};
 use super::work::{Statement, Work};
+use super::{id_of, rows};
 use crate::model::{Account, BackendId, SubscriptionKey};
 
 /// Limits of the rows that are not those of one account; 0 is no limit.
@@ -46,22 +47,14 @@ pub struct MadeRoom {
     pub registrations: usize,
 }
 
-/// A registration that has to go: account, token in lower case, subtopic.
-type DeviceRow = (String, String, String);
-
-// How many others there are, or none if the row is there already. Before the domain or the backend, each
-// takes what names the row.
-const DEVICES_OF_DOMAIN: &str = "select count(*) as others from device d \
-    join account a on a.name = d.account where a.domain = $4 \
-    and not exists (select 1 from device where account = $1 and token = $2 and subtopic = $3)";
-const ACCOUNTS_OF_DOMAIN: &str = "select count(*) as others from account \
-    where domain = $2 and not exists (select 1 from account where name = $1)";
-// A row may have the backend by the address that it had before it got a name.
-const DEVICES_OF_BACKEND: &str = "select count(*) as others from device d \
-    join account a on a.name = d.account where a.backend in ($4, $5) \
-    and not exists (select 1 from device where account = $1 and token = $2 and subtopic = $3)";
-const ACCOUNTS_OF_BACKEND: &str = "select count(*) as others from account \
-    where backend in ($2, $3) and not exists (select 1 from account where name = $1)";
+/// A subscription that may have to go.
+#[derive(Clone, Debug)]
+struct Candidate {
+    id: i64,
+    account: String,
+    /// It is of the same endpoint as the registration.
+    same_endpoint: bool,
+}
 
 /// By what accounts are counted together.
 pub(super) fn domain(account: &Account) -> &str {
@@ -88,40 +81,33 @@ impl Shares {
         key: &SubscriptionKey,
         backend: &BackendId,
     ) -> sqlx::Result<Option<Full>> {
-        let (account, domain) = (key.account.as_str(), domain(&key.account));
-        let (token, subtopic) = (token(key), &*key.app);
-        let (id, address) = (backend.as_str(), backend.address());
-        let limits: [(u32, Full, &'static str, &[&str]); 4] = [
-            (
-                self.devices_per_domain,
-                Full::DevicesPerDomain,
-                DEVICES_OF_DOMAIN,
-                &[account, &token, subtopic, domain],
-            ),
-            (
-                self.accounts_per_domain,
-                Full::AccountsPerDomain,
-                ACCOUNTS_OF_DOMAIN,
-                &[account, domain],
-            ),
-            (
-                self.devices_per_backend,
-                Full::DevicesPerBackend,
-                DEVICES_OF_BACKEND,
-                &[account, &token, subtopic, id, address],
-            ),
-            (
-                self.accounts_per_backend,
-                Full::AccountsPerBackend,
-                ACCOUNTS_OF_BACKEND,
-                &[account, id, address],
-            ),
+        const SUBSCRIPTIONS: &str = "select count(*) as others from subscription s \
+                                     join account a on a.id = s.account where";
+        const ACCOUNTS: &str = "select count(*) as others from account a where";
+        // A row may have the backend by the address that it had before it got a name.
+        const OF_DOMAIN: &str = "a.domain in ($1, $2)";
+        const OF_BACKEND: &str = "a.backend in ($1, $2)";
+        let limits = [
+            (self.devices_per_domain, Full::DevicesPerDomain, SUBSCRIPTIONS, OF_DOMAIN),
+            (self.accounts_per_domain, Full::AccountsPerDomain, ACCOUNTS, OF_DOMAIN),
+            (self.devices_per_backend, Full::DevicesPerBackend, SUBSCRIPTIONS, OF_BACKEND),
+            (self.accounts_per_backend, Full::AccountsPerBackend, ACCOUNTS, OF_BACKEND),
         ];
-        for (limit, full, sql, values) in limits {
-            if limit == 0 {
+        if limits.iter().all(|(limit, ..)| *limit == 0) || id_of(work, key).await?.is_some() {
+            return Ok(None);
+        }
+        let known = sqlx::query("select 1 as known from account where name = $1");
+        let known = known.bind(key.account.as_str()).fetch_optional_in(work).await?.is_some();
+        let domain = domain(&key.account);
+        for (limit, full, counted, of) in limits {
+            if limit == 0 || (known && counted == ACCOUNTS) {
                 continue;
             }
-            let query = values.iter().fold(sqlx::query(sql), |query, value| query.bind(*value));
+            let names = match of {
+                OF_DOMAIN => [domain, domain],
+                _ => [backend.as_str(), backend.address()],
+            };
+            let query = rows::query(format!("{counted} {of}")).bind(names[0]).bind(names[1]);
             let row = query.fetch_one_in(work).await?;
             if row.try_get::<i64, _>("others")? >= i64::from(limit) {
                 return Ok(Some(full));
@@ -130,53 +116,62 @@ impl Shares {
         Ok(None)
     }
 
-    /// Removes what is too much now that the registration of `key` is there; never that one. Of each
+    /// Removes what is too much now that the registration of `key` is there, with the id `own`; never that
+    /// one. Of each
     /// kind the oldest goes, of those who have most. Returns the other accounts that lost something.
     pub(super) async fn make_room(
         self,
         work: &mut Work,
         key: &SubscriptionKey,
+        own: i64,
         max_devices: u32,
     ) -> sqlx::Result<(MadeRoom, BTreeSet<String>)> {
         // To a server that tells names by their case they are others, so each keeps its own as long
         // as it has no more than the others.
+        let (folded, hash) = (key.account.case_folded(), key.endpoint.hash_hex());
         let rows = sqlx::query(
-            "select d.account, d.token, d.subtopic, coalesce(d.heard_at, 0), d.registered_at \
-             from device d join account a on a.name = d.account where a.folded = $1 \
-             union select account, token, subtopic, coalesce(heard_at, 0), registered_at \
-             from device where token = $2 order by 4, 5, 1, 2, 3",
+            "select s.id, a.name as account, s.transport, s.endpoint_hash, \
+             coalesce(s.heard_at, 0) as heard, s.registered_at \
+             from account a join subscription s on s.account = a.id where a.folded = $1 \
+             union select s.id, a.name, s.transport, s.endpoint_hash, coalesce(s.heard_at, 0), \
+             s.registered_at from subscription s join account a on a.id = s.account \
+             where s.endpoint_hash = $2 and s.transport = $3 order by 5, 6, 2, 1",
         )
-        .bind(key.account.case_folded())
-        .bind(token(key))
+        .bind(folded.as_str())
+        .bind(hash.as_str())
+        .bind(key.transport.as_str())
         .fetch_all_in(work)
         .await?;
+        let read = |row: &AnyRow| -> sqlx::Result<Candidate> {
+            let same_endpoint = row.try_get::<&str, _>("endpoint_hash")? == hash
+                && row.try_get::<&str, _>("transport")? == key.transport.as_str();
+            Ok(Candidate {
+                id: row.try_get("id")?,
+                account: row.try_get("account")?,
+                same_endpoint,
+            })
+        };
         // A row that cannot be read is not counted, and costs nobody else anything.
-        let rows: Vec<_> = rows.iter().filter_map(|row| device_row(row).ok()).collect();
-        let (folded, token) = (key.account.case_folded(), token(key));
-        let of_account = |(account, ..): &&DeviceRow| account.to_lowercase() == folded;
+        let rows: Vec<Candidate> = rows.iter().filter_map(|row| read(row).ok()).collect();
+        let of_account = |row: &&Candidate| row.account.to_lowercase() == folded;
         let devices = rows.iter().filter(of_account).cloned().collect();
-        let too_many = excess(devices, max_devices, key, |(account, ..)| account.clone());
+        let too_many = excess(devices, max_devices, own, |row| row.account.clone());
 
-        let of_device = |(_, other, _): &&DeviceRow| *other == token;
-        let same = rows.iter().filter(of_device).cloned().collect();
+        let same = rows.iter().filter(|row| row.same_endpoint).cloned().collect();
         // Somebody who registers a foreign device makes room at the cost of their own domain.
-        let foreign = excess(same, self.accounts_per_device, key, |(account, ..)| {
-            domain(&Account::from_login(account)).to_owned()
+        let foreign = excess(same, self.accounts_per_device, own, |row| {
+            domain(&Account::from_login(&row.account)).to_owned()
         });
 
         let made = MadeRoom { devices: too_many.len(), registrations: foreign.len() };
         let mut losers = BTreeSet::new();
-        for (account, token, subtopic) in too_many.into_iter().chain(foreign) {
-            if account != key.account.as_str() {
+        for Candidate { id, account, .. } in too_many.into_iter().chain(foreign) {
+            let other = account != key.account.as_str();
+            if other {
                 lock(work, &account).await?;
             }
-            sqlx::query("delete from device where account = $1 and token = $2 and subtopic = $3")
-                .bind(account.as_str())
-                .bind(token)
-                .bind(subtopic)
-                .execute_in(work)
-                .await?;
-            if account != key.account.as_str() {
+            delete(work, id).await?;
+            if other {
                 losers.insert(account);
             }
         }
@@ -184,30 +179,24 @@ impl Shares {
     }
 }
 
-fn device_row(row: &sqlx::any::AnyRow) -> sqlx::Result<DeviceRow> {
-    Ok((row.try_get("account")?, row.try_get("token")?, row.try_get("subtopic")?))
-}
-
 /// Of `rows`, oldest first, those that are more than `most`: again and again the oldest of the group
-/// with most rows, but for that of `key`.
+/// with most rows, but for the one with the id `own`.
 fn excess(
-    rows: Vec<DeviceRow>,
+    rows: Vec<Candidate>,
     most: u32,
-    key: &SubscriptionKey,
-    group: impl Fn(&DeviceRow) -> String,
-) -> Vec<DeviceRow> {
+    own: i64,
+    group: impl Fn(&Candidate) -> String,
+) -> Vec<Candidate> {
     let most = usize::try_from(most).unwrap_or(usize::MAX).max(1);
     if rows.len() <= most {
         return Vec::new();
     }
-    let kept = (key.account.as_str(), token(key), &*key.app);
     let mut left = rows.len();
-    let mut groups: HashMap<String, (usize, VecDeque<DeviceRow>)> = HashMap::new();
+    let mut groups: HashMap<String, (usize, VecDeque<Candidate>)> = HashMap::new();
     for row in rows {
-        let is_kept = (row.0.as_str(), row.1.clone(), row.2.as_str()) == kept;
         let (size, others) = groups.entry(group(&row)).or_default();
         *size += 1;
-        if !is_kept {
+        if row.id != own {
             others.push_back(row);
         }
     }
@@ -230,26 +219,18 @@ fn excess(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{PushEndpoint, TransportId};
 
-    fn key(account: &str) -> SubscriptionKey {
-        SubscriptionKey {
-            account: Account::from_login(account),
-            transport: TransportId::new("apns"),
-            endpoint: PushEndpoint::new(&"ab".repeat(32), &"ab".repeat(32)),
-            app: "s".into(),
-        }
-    }
-
-    /// Rows of one device, oldest first.
-    fn rows(accounts: &[&str]) -> Vec<DeviceRow> {
-        accounts.iter().map(|a| ((*a).to_owned(), "ab".repeat(32), "s".to_owned())).collect()
-    }
-
+    /// Those of these accounts, oldest first, of which more than `most` are gone when the one of `of` has come.
     fn gone(accounts: &[&str], most: u32, of: &str) -> Vec<String> {
-        let by_domain = |row: &DeviceRow| domain(&Account::from_login(&row.0)).to_owned();
-        let gone = excess(rows(accounts), most, &key(of), by_domain);
-        gone.into_iter().map(|(account, ..)| account).collect()
+        let row = |(id, account): (i64, &&str)| Candidate {
+            id,
+            account: (*account).to_owned(),
+            same_endpoint: true,
+        };
+        let rows: Vec<Candidate> = (0..).zip(accounts).map(row).collect();
+        let own = rows.iter().find(|row| row.account == of).map_or(-1, |row| row.id);
+        let by_domain = |row: &Candidate| domain(&Account::from_login(&row.account)).to_owned();
+        excess(rows, most, own, by_domain).into_iter().map(|row| row.account).collect()
     }
 
     #[test]

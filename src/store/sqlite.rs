@@ -17,9 +17,10 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection};
 use tokio::time::Instant;
 
+use super::dialect::Dialect;
 use super::error::{CANNOT_OPEN, sqlite_code};
 use super::file::DatabaseFile;
-use super::work::{Connections, Kind};
+use super::work::{BEGIN_WRITE, Connections, Kind, Work};
 use super::{StoreError, schema};
 use crate::files;
 
@@ -233,12 +234,21 @@ async fn migrate(
         },
         _ => named(error),
     })?;
-    let mut transaction = connection.begin_with("begin immediate").await.map_err(named)?;
-    schema::MIGRATOR
-        .run(&mut *transaction)
-        .await
-        .map_err(|error| schema::error(database, error))?;
-    transaction.commit().await.map_err(named)?;
+    sqlx::any::install_default_drivers();
+    let pragmas = format!(
+        "pragma busy_timeout = {}; pragma synchronous = full; pragma secure_delete = on",
+        busy_timeout.as_millis()
+    );
+    let pool = AnyPoolOptions::new().max_connections(1).after_connect(move |connection, _| {
+        let pragmas = pragmas.clone();
+        Box::pin(async move { connection.execute(AssertSqlSafe(pragmas)).await.map(drop) })
+    });
+    let pool = pool.connect(&url_of(path)).await.map_err(named)?;
+    let mut work = Work::begin_on(&pool, BEGIN_WRITE).await.map_err(named)?;
+    let updated = schema::update(&mut work, Dialect::Sqlite).await;
+    updated.map_err(|error| schema::error(database, error))?;
+    work.commit().await.map_err(named)?;
+    pool.close().await;
     if let Err(error) = wipe(&mut connection, path, is_new).await {
         tracing::warn!(
             target: "mailchime::store::earlier_traces_remain",

@@ -28,6 +28,9 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 const READ_ONLY: &str = "the server at this address is read-only: it is a standby, or its \
                          default_transaction_read_only is on";
 
+/// Begins a transaction that writes a SQLite file: it holds the write lock from the start.
+pub(super) const BEGIN_WRITE: &str = "begin immediate";
+
 /// A database's connections.
 pub(super) struct Connections {
     pub(super) reads: AnyPool,
@@ -95,13 +98,12 @@ impl Connections {
     /// Begins a transaction that writes.
     pub(super) async fn begin_write(&self) -> sqlx::Result<Work> {
         // A transaction never finds in its middle that another process was faster.
-        self.begin(&self.writes, "begin immediate").await
+        self.begin(&self.writes, BEGIN_WRITE).await
     }
 
     async fn begin(&self, pool: &AnyPool, of_file: &'static str) -> sqlx::Result<Work> {
         let Kind::Server { begin, named, trust } = &self.kind else {
-            let transaction = pool.begin_with(of_file).await?;
-            return Ok(Work { transaction, named: true });
+            return Work::begin_on(pool, of_file).await;
         };
         let connection = pool.acquire().await?;
         let first = begun(connection, begin, *named);
@@ -206,6 +208,12 @@ impl Trust {
 }
 
 impl Work {
+    /// Begins a transaction on a SQLite file.
+    pub(super) async fn begin_on(pool: &AnyPool, begin: &'static str) -> sqlx::Result<Self> {
+        let transaction = pool.begin_with(begin).await?;
+        Ok(Self { transaction, named: true })
+    }
+
     pub(super) async fn commit(self) -> sqlx::Result<()> {
         self.transaction.commit().await
     }

@@ -209,6 +209,7 @@ macro_rules! contract {
 contract! {
     a_registration_comes_back_as_it_was_given,
     a_token_in_other_case_is_the_same_device,
+    case_and_spaces_at_the_end_tell_names_apart,
     one_token_with_another_subtopic_or_account_is_another_device,
     two_devices_may_have_one_account_id,
     a_new_registration_replaces_the_old_one,
@@ -268,6 +269,39 @@ async fn a_registration_comes_back_as_it_was_given(store: Store) {
     assert_eq!(watched, expected.map(|(name, told)| (Mailbox::new(name), told)));
     assert!(store.targets(&bob(), EVER).await.unwrap().is_empty());
     assert!(store.watched(&bob(), &imap(), EVER).await.unwrap().is_empty());
+}
+/// Names of accounts and mailboxes that differ in nothing but case or a space at their end are others.
+async fn case_and_spaces_at_the_end_tell_names_apart(store: Store) {
+    let names = ["Alice", "alice", "alice ", "alice  "];
+    let mailboxes = ["Work", "work", "work ", "work  ", "\u{1f514}", "\u{1f514} "];
+    for (number, name) in (2_u64..).zip(names) {
+        let account = Account::from_login(name);
+        let phone = device(&account, char::from_digit(number as u32, 16).unwrap());
+        let mut registration = registration(phone, &[], 5);
+        registration.mailboxes = (number..)
+            .zip(mailboxes)
+            .map(|(next, name)| (Mailbox::new(name), state(next)))
+            .collect();
+        store.register(&registration, by(&imap(), None), 10, Timestamp(100)).await.unwrap();
+    }
+    for (number, name) in (2_u64..).zip(names) {
+        let account = Account::from_login(name);
+        let target = only_target(&store, &account).await;
+        assert_eq!(target.mailboxes.len(), mailboxes.len(), "{name:?}: {target:?}");
+        for (next, mailbox) in (number..).zip(mailboxes) {
+            assert_eq!(told(&store, &account, mailbox).await, Some(state(next)), "{name:?}");
+        }
+    }
+    // What happens to one is nothing to another.
+    let account = Account::from_login("alice ");
+    owe(&store, SubscriptionKey::from(&device(&account, '4')), "work ").await;
+    assert!(store.remove_account(&Account::from_login("alice")).await.unwrap());
+    let owed: Vec<_> = store.owed_accounts().await.unwrap();
+    assert_eq!(owed, std::slice::from_ref(&account));
+    let target = only_target(&store, &account).await;
+    let owed: Vec<_> = target.mailboxes.iter().filter(|(_, owed)| *owed).collect();
+    assert_eq!(owed, [&(Mailbox::new("work "), true)]);
+    assert_eq!(store.accounts(EVER).await.unwrap().len(), 3);
 }
 
 async fn a_token_in_other_case_is_the_same_device(store: Store) {

@@ -351,7 +351,8 @@ impl Site {
 
     /// The mailboxes of which the database says that the phones know something else than Dovecot.
     pub(crate) async fn mistaken(self: &Arc<Self>) -> Vec<String> {
-        let rows = "select account, mailbox, messages, uid_next, unseen from snapshot";
+        let rows = "select a.name, m.name, m.messages, m.uid_next, m.unseen from mailbox m \
+                    join account a on a.id = m.account";
         let rows = sqlx::query(rows).fetch_all(&self.database).await.unwrap();
         let mut known = HashMap::new();
         for row in rows {
@@ -385,13 +386,13 @@ impl Site {
 
     /// How many pushes are marked as owed, and how many accounts are parked.
     pub(crate) async fn owed_and_parked(&self) -> (i64, i64) {
-        let owed = self.count("device_mailbox where owed_since is not null").await;
+        let owed = self.count("subscription_mailbox where owed_since is not null").await;
         (owed, self.count("account where parked is not null").await)
     }
 
     pub(crate) async fn growth(&self) -> Growth {
         let mut rows = 0;
-        for table in ["account", "device", "device_mailbox", "snapshot"] {
+        for table in ["account", "subscription", "subscription_mailbox", "mailbox"] {
             rows += self.count(table).await;
         }
         let database = match self.postgres {

@@ -9,7 +9,7 @@ use mailchime::config::{self, ApnsServer};
 use mailchime::demo::apns::{Answer, Apns, Push};
 use mailchime::demo::backend::Backend;
 use mailchime::demo::pki::Pki;
-use mailchime::imap::registration::xapple::{DeviceToken, XAppleRegistration};
+use mailchime::imap::registration::xapple::{ApnsOptions, DeviceToken, XAppleRegistration};
 use mailchime::model::{
     Account, Change, ChangeKind, Mailbox, Registration, Snapshot, Subscription, Timestamp,
     WatchEvent,
@@ -410,31 +410,41 @@ impl Site {
         let now = Timestamp::now().0;
         for number in 0..accounts {
             let name = format!("m{number}@tenant.example");
-            sqlx::query("insert into account (name, created_at) values ($1, $2)")
+            let account = sqlx::query("insert into account (name, created_at) values ($1, $2)")
                 .bind(&name)
                 .bind(now)
                 .execute(&mut *transaction)
                 .await
-                .unwrap();
+                .unwrap()
+                .last_insert_rowid();
+            let mailbox = sqlx::query("insert into mailbox (account, name) values ($1, 'INBOX')")
+                .bind(account)
+                .execute(&mut *transaction)
+                .await
+                .unwrap()
+                .last_insert_rowid();
             for device in 0..devices {
                 let token = made_up(number, device);
-                sqlx::query(
-                    "insert into device (account, token, subtopic, token_given, aps_account_id, \
-                     version, topic, registered_at) values ($1, $2, 's', $2, 'ID', 2, $3, $4)",
+                let options = ApnsOptions { account_id: "ID".to_owned(), version: 2 };
+                let subscription = sqlx::query(
+                    "insert into subscription (account, transport, endpoint_hash, endpoint, app, \
+                     route, options, registered_at) values ($1, 'apns', $2, $3, 's', $4, $5, $6)",
                 )
-                .bind(&name)
+                .bind(account)
+                .bind(token.endpoint().hash_hex())
                 .bind(token.as_given())
                 .bind(&self.pki.topic)
+                .bind(options.to_json())
                 .bind(now)
                 .execute(&mut *transaction)
                 .await
-                .unwrap();
+                .unwrap()
+                .last_insert_rowid();
                 sqlx::query(
-                    "insert into device_mailbox (account, token, subtopic, mailbox) \
-                     values ($1, $2, 's', 'INBOX')",
+                    "insert into subscription_mailbox (subscription, mailbox) values ($1, $2)",
                 )
-                .bind(&name)
-                .bind(token.as_given())
+                .bind(subscription)
+                .bind(mailbox)
                 .execute(&mut *transaction)
                 .await
                 .unwrap();

@@ -36,7 +36,8 @@ fn foreign_registration() -> String {
 async fn rows(world: &World) -> Vec<(String, Option<String>, String)> {
     let url = format!("sqlite://{}", world.file("mailchime.db").display());
     let mut database = sqlx::SqliteConnection::connect(&url).await.unwrap();
-    let all = "select name, credentials, token from account join device on account = name";
+    let all = "select name, credentials, lower(endpoint) from account a \
+               join subscription s on s.account = a.id";
     sqlx::query_as(all).fetch_all(&mut database).await.unwrap()
 }
 

@@ -31,7 +31,7 @@ async fn registered(path: &Path) -> Vec<String> {
     let check = sqlx::query("pragma integrity_check").fetch_all(&mut database).await.unwrap();
     let check: Vec<String> = check.iter().map(|row| row.get(0)).collect();
     assert_eq!(check, ["ok"], "the file is damaged");
-    let query = sqlx::query("select aps_account_id from device order by 1");
+    let query = sqlx::query("select options ->> 'account_id' from subscription order by 1");
     let rows = query.fetch_all(&mut database).await.unwrap();
     database.close().await.unwrap();
     rows.iter().map(|row| row.get(0)).collect()
@@ -199,7 +199,10 @@ async fn of_many_that_register_while_a_backup_takes_the_place_none_has_a_false_o
         );
         registered(&world.file("before.db")).await;
         let mut database = open(&world.file("before.db")).await;
-        let rows = sqlx::query("select token from device").fetch_all(&mut database).await.unwrap();
+        let rows = sqlx::query("select lower(endpoint) from subscription")
+            .fetch_all(&mut database)
+            .await
+            .unwrap();
         let stored: HashSet<String> = rows.iter().map(|row| row.get(0)).collect();
         let lost: Vec<_> = taken.iter().filter(|token| !stored.contains(*token)).collect();
         assert!(lost.is_empty(), "{} of {} are lost: {lost:?}", lost.len(), taken.len());

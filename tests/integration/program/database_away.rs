@@ -304,7 +304,7 @@ async fn after_a_switchover_phones_register_and_are_pushed_within_seconds() {
             async { while world.apns.next().await.json()["aps"]["account-id"] != ACCOUNT_ID {} };
         soon("a push under the newest id", told).await;
         let mut new = PgConnection::connect(&standby.url()).await.unwrap();
-        let known = "select count(*) from device";
+        let known = "select count(*) from subscription";
         assert_eq!(sqlx::query(known).fetch_one(&mut new).await.unwrap().get::<i64, _>(0), 1);
     })
     .await;

@@ -231,7 +231,7 @@ async fn a_statement_that_takes_long_is_named_by_its_call_and_not_by_its_text() 
         }
         let to = (100_000.0 * 2.0 / fastest.as_secs_f64()) as u64;
         let slow = format!(
-            "create trigger slow before insert on device when 0 < ({}) begin select 1; end",
+            "create trigger slow before insert on subscription when 0 < ({}) begin select 1; end",
             count(to)
         );
         sqlx::query(AssertSqlSafe(slow)).execute(&mut database).await.unwrap();
@@ -242,7 +242,7 @@ async fn a_statement_that_takes_long_is_named_by_its_call_and_not_by_its_text() 
         assert_eq!((&line["level"], &line["call"]), (&"WARN".into(), &"register".into()), "{line}");
         assert!(line["milliseconds"].as_u64().unwrap() >= 1000, "{line}");
         let log = server.process.stderr.so_far().join("\n");
-        for part in ["insert into device", "on conflict", "slow statement"] {
+        for part in ["insert into subscription", "on conflict", "slow statement"] {
             assert!(!log.contains(part), "{part:?} is in {log}");
         }
     })

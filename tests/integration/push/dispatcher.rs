@@ -488,12 +488,18 @@ async fn a_database_that_is_locked_delays_no_push_and_one_that_cannot_be_read_lo
         sqlx::query("rollback").execute(&mut beside).await.unwrap();
 
         // No table, no devices: an error for each read.
-        sqlx::query("alter table device rename to hidden").execute(&mut beside).await.unwrap();
+        sqlx::query("alter table subscription rename to hidden")
+            .execute(&mut beside)
+            .await
+            .unwrap();
         running.mail("Notes", 2).await;
         while running.events.capacity() < running.events.max_capacity() {
             tokio::task::yield_now().await;
         }
-        sqlx::query("alter table hidden rename to device").execute(&mut beside).await.unwrap();
+        sqlx::query("alter table hidden rename to subscription")
+            .execute(&mut beside)
+            .await
+            .unwrap();
         stand_in.next().await;
         running.end().await;
         assert_eq!((disk.told().await, disk.owed().await), (rows(3, 2), Vec::<String>::new()));

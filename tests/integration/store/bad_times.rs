@@ -124,7 +124,7 @@ async fn a_table_that_is_locked() {
         let store = database.try_open(BUSY).await.unwrap();
         let mut beside = database.beside().await;
         let mut lock = beside.begin().await.unwrap();
-        lock.execute("lock table account, device in access exclusive mode").await.unwrap();
+        lock.execute("lock table account, subscription in access exclusive mode").await.unwrap();
         let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
         let began = Instant::now();
         let refused = store.register(&registration, by(&imap(), None), 10, EVER).await.unwrap_err();
@@ -163,7 +163,7 @@ async fn transactions_in_each_others_way() {
         let mut beside = database.beside().await;
         let mut other = beside.begin().await.unwrap();
         other.execute("set local deadlock_timeout = '1h'").await.unwrap();
-        other.execute("update snapshot set messages = 1").await.unwrap();
+        other.execute("update mailbox set messages = 1").await.unwrap();
         let settling = tokio::spawn({
             let store = store.clone();
             async move {
@@ -181,7 +181,7 @@ async fn transactions_in_each_others_way() {
             tokio::task::yield_now().await;
         }
         // Now each waits for the other.
-        other.execute("update device_mailbox set owed_since = null").await.unwrap();
+        other.execute("update subscription_mailbox set owed_since = null").await.unwrap();
         other.commit().await.unwrap();
         settling.await.unwrap().unwrap();
         assert_eq!(mailboxes(&only_target(&store, &alice()).await), ["INBOX!"]);
@@ -204,14 +204,14 @@ async fn a_server_with_a_full_disk_or_too_many_clients() {
             let failing = format!(
                 "create or replace function fail() returns trigger language plpgsql as $$ begin \
                  raise exception 'as if' using errcode = '{code}'; end $$; \
-                 create or replace trigger fail before insert on device execute function fail()"
+                 create or replace trigger fail before insert on subscription execute function fail()"
             );
             beside.execute(AssertSqlSafe(failing)).await.unwrap();
             let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
             let refused =
                 store.register(&registration, by(&imap(), None), 10, EVER).await.unwrap_err();
             assert_eq!(refused.is_temporary(), temporary, "{code}: {refused:?}");
-            beside.execute("drop trigger fail on device").await.unwrap();
+            beside.execute("drop trigger fail on subscription").await.unwrap();
             well_again(&store).await;
             store.remove_account(&alice()).await.unwrap();
         }
@@ -233,7 +233,7 @@ async fn a_server_that_says_nothing_any_more() {
         let mut beside = database.beside().await;
         let mut watching = database.beside().await;
         let mut lock = beside.begin().await.unwrap();
-        lock.execute("lock table account, device in access exclusive mode").await.unwrap();
+        lock.execute("lock table account, subscription in access exclusive mode").await.unwrap();
         let mut calls = tokio::task::JoinSet::new();
         for _ in 0..4 {
             let (reading, writing) = (store.clone(), store.clone());

@@ -192,7 +192,7 @@ async fn taking_invalidations_waits_for_those_being_written() {
                 "select pg_advisory_lock(1); \
                  create function hold() returns trigger language plpgsql as $$ begin \
                  perform pg_advisory_xact_lock_shared(1); return null; end $$; \
-                 create constraint trigger hold after update on device deferrable \
+                 create constraint trigger hold after update on subscription deferrable \
                  initially deferred for each row execute function hold()",
             )
             .await

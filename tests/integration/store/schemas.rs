@@ -3,7 +3,7 @@
 
 use mailchime::config::Push;
 use mailchime::store::Alive;
-use sqlx::{AssertSqlSafe, Connection, Executor, Row};
+use sqlx::{AnyConnection, AssertSqlSafe, Connection, Executor, Row};
 
 use super::*;
 use crate::support::limited;
@@ -56,9 +56,12 @@ async fn a_sqlite_database_of_the_fourth_schema_is_counted_as_a_new_one_is() {
             sqlx::query("select name from sqlite_master where type = 'index' order by name");
         let indexes = query.fetch_all(&mut connection).await.unwrap();
         let indexes: Vec<String> = indexes.iter().map(|row| row.get(0)).collect();
-        for index in
-            ["account_by_backend", "account_by_domain", "account_by_folded_name", "device_by_token"]
-        {
+        for index in [
+            "account_by_backend",
+            "account_by_domain",
+            "account_by_folded_name",
+            "subscription_by_endpoint",
+        ] {
             assert!(indexes.iter().any(|name| name == index), "{index} is not in {indexes:?}");
         }
 
@@ -214,4 +217,145 @@ async fn holds_what_it_held(store: &Store) {
     assert!(store.remove_account(&bob).await.unwrap());
     let news = store.take_news("a", 10).await.unwrap();
     assert_eq!(news, [News { account: bob, login: false }]);
+}
+
+// === everything that the eighth schema held ===
+
+/// Before subscriptions, with names that are easily taken for each other.
+const EIGHTH_SQLITE: &str = include_str!("../../../fixtures/schemas/0008.sqlite.sql");
+const EIGHTH_POSTGRES: &str = include_str!("../../../fixtures/schemas/0008.postgres.sql");
+
+/// One line for each row, of the eighth schema and of now.
+const SAME: [[&str; 2]; 4] = [
+    [
+        "select account || '|' || token || '|' || token_given || '|' || subtopic || '|' || topic \
+         || '|' || registered_at || '|' || coalesce(cast(heard_at as text), '-') \
+         || '|' || coalesce(cast(pushed_at as text), '-') \
+         || '|' || coalesce(cast(outdated_since as text), '-') \
+         || '|' || coalesce(cast(outdated_at as text), '-') from device",
+        "select a.name || '|' || lower(s.endpoint) || '|' || s.endpoint || '|' || s.app \
+         || '|' || s.route || '|' || s.registered_at || '|' || coalesce(cast(heard_at as text), '-') \
+         || '|' || coalesce(cast(pushed_at as text), '-') \
+         || '|' || coalesce(cast(outdated_since as text), '-') \
+         || '|' || coalesce(cast(outdated_at as text), '-') \
+         from subscription s join account a on a.id = s.account where s.transport = 'apns'",
+    ],
+    [
+        "select d.account || '|' || d.token || '|' || d.subtopic || '|' || d.mailbox \
+         || '|' || coalesce(cast(owed_since as text), '-') \
+         || '|' || coalesce(cast(uid_validity as text), '-') \
+         || '|' || coalesce(cast(uid_next as text), '-') \
+         || '|' || coalesce(cast(messages as text), '-') \
+         || '|' || coalesce(cast(unseen as text), '-') \
+         || '|' || coalesce(cast(highest_mod_seq as text), '-') from device_mailbox d \
+         left join snapshot s on s.account = d.account and s.mailbox = d.mailbox",
+        "select a.name || '|' || lower(s.endpoint) || '|' || s.app || '|' || m.name \
+         || '|' || coalesce(cast(owed_since as text), '-') \
+         || '|' || coalesce(cast(uid_validity as text), '-') \
+         || '|' || coalesce(cast(uid_next as text), '-') \
+         || '|' || coalesce(cast(messages as text), '-') \
+         || '|' || coalesce(cast(unseen as text), '-') \
+         || '|' || coalesce(cast(highest_mod_seq as text), '-') from subscription_mailbox w \
+         join subscription s on s.id = w.subscription join mailbox m on m.id = w.mailbox \
+         join account a on a.id = s.account where m.account = s.account",
+    ],
+    [ACCOUNTS, ACCOUNTS],
+    [
+        "select account || '|' || number || '|' || sealed || '|' \
+         || coalesce(cast(until as text), '-') || '|' || since || '|' || proved_at from credential",
+        "select a.name || '|' || number || '|' || sealed || '|' \
+         || coalesce(cast(until as text), '-') || '|' || since || '|' || proved_at \
+         from credential c join account a on a.id = c.account",
+    ],
+];
+
+const ACCOUNTS: &str = "select name || '|' || created_at || '|' || coalesce(backend, '-') \
+    || '|' || folded || '|' || domain || '|' || coalesce(credentials, '-') \
+    || '|' || coalesce(cast(credentials_until as text), '-') \
+    || '|' || coalesce(cast(credentials_since as text), '-') \
+    || '|' || coalesce(cast(credentials_proved_at as text), '-') || '|' || coalesce(parked, '-') \
+    || '|' || coalesce(cast(parked_since as text), '-') \
+    || '|' || coalesce(cast(refusals as text), '-') \
+    || '|' || coalesce(cast(refused_at as text), '-') \
+    || '|' || coalesce(cast(login_wanted_at as text), '-') \
+    || '|' || coalesce(cast(password_since as text), '-') \
+    || '|' || coalesce(cast(password_at as text), '-') from account";
+
+/// What only the transport has: of which token, app and account it is the options.
+const OPTIONS: &str = "select account || '|' || token || '|' || subtopic || '|' || version \
+                       || '|' || aps_account_id from device";
+
+async fn lines(connection: &mut AnyConnection, sql: &'static str) -> Vec<String> {
+    let rows = sqlx::query(sql).fetch_all(connection).await.unwrap();
+    let mut lines: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    lines.sort();
+    lines
+}
+
+/// A database of the eighth schema at `url` is brought up to date, and has all rows that it had.
+async fn has_all_rows(url: &str) {
+    sqlx::any::install_default_drivers();
+    let mut connection = AnyConnection::connect(url).await.unwrap();
+    let mut before = Vec::new();
+    for [before_sql, _] in SAME {
+        before.push(lines(&mut connection, before_sql).await);
+    }
+    assert_eq!(before.iter().map(Vec::len).collect::<Vec<_>>(), [7, 12, 6, 2]);
+    let options = lines(&mut connection, OPTIONS).await;
+
+    // What is in the way of the last step undoes the first ones.
+    connection.execute("create table mailbox (other bigint)").await.unwrap();
+    assert!(Store::open(url, Duration::from_secs(5)).await.is_err());
+    for ([before_sql, _], before) in SAME.iter().zip(&before) {
+        assert_eq!(lines(&mut connection, before_sql).await, *before);
+    }
+    connection.execute("drop table mailbox").await.unwrap();
+
+    for _ in 0..2 {
+        let store = Store::open(url, Duration::from_secs(5)).await.unwrap();
+        for ([_, sql], before) in SAME.iter().zip(&before) {
+            assert_eq!(lines(&mut connection, sql).await, *before);
+        }
+        let targets = store.subscriptions(None, 100).await.unwrap().unwrap().1;
+        let mut kept = Vec::new();
+        for Target { subscription, .. } in &targets {
+            let token = DeviceToken::new(subscription.endpoint.as_given()).unwrap();
+            assert_eq!(subscription.endpoint, token.endpoint(), "by its hash");
+            let ApnsOptions { account_id, version } =
+                ApnsOptions::from_json(&subscription.options).unwrap();
+            let Subscription { account, app, .. } = subscription;
+            let token = token.to_lowercase();
+            kept.push(format!("{account}|{token}|{app}|{version}|{account_id}"));
+        }
+        kept.sort();
+        assert_eq!(kept, options);
+        assert_eq!(
+            lines(&mut connection, "select node || account || login from invalidation").await,
+            ["mail1Bob1"]
+        );
+        store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_sqlite_database_of_the_eighth_schema_keeps_every_row() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        restored(&folder, EIGHTH_SQLITE).await;
+        has_all_rows(&format!("sqlite://{}", folder.path().join("mailchime.db").display())).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_postgres_database_of_the_eighth_schema_keeps_every_row() {
+    let test = "store::schemas::a_postgres_database_of_the_eighth_schema_keeps_every_row";
+    let Some(database) = postgres::Database::make(test).await else { return };
+    limited(async {
+        let mut connection = database.beside().await;
+        connection.execute(AssertSqlSafe(EIGHTH_POSTGRES)).await.unwrap();
+        connection.close().await.unwrap();
+        has_all_rows(&database.url).await;
+    })
+    .await;
 }

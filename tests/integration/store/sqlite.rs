@@ -120,8 +120,8 @@ async fn nothing_dangles_when_an_account_goes() {
         let store = open(&folder).await;
         register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
         let mut connection = beside(&folder).await;
-        let rows = "select (select count(*) from account) + (select count(*) from device) \
-                    + (select count(*) from device_mailbox) + (select count(*) from snapshot)";
+        let rows = "select (select count(*) from account) + (select count(*) from subscription) \
+                    + (select count(*) from subscription_mailbox) + (select count(*) from mailbox)";
         assert_eq!(count(&mut connection, rows).await, 6);
         store.remove_account(&alice()).await.unwrap();
         assert_eq!(count(&mut connection, rows).await, 0);

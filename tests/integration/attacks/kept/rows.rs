@@ -9,37 +9,47 @@ use crate::support::{limited, soon};
 /// Accounts before and behind the good one, each with a device and a mailbox that is owed, and then
 /// spoilt: what is changed, and the row that the log names.
 const SPOILT: [(&str, &str); 10] = [
-    ("update device set token_given = 'nonsense' where account = 'NAME'", "device"),
-    ("update device set token_given = x'00ff' where account = 'NAME'", "device"),
-    ("update device set token_given = cast(x'ff' as text) where account = 'NAME'", "device"),
-    ("update device set version = 300 where account = 'NAME'", "device"),
-    ("update device set version = 'two' where account = 'NAME'", "device"),
-    ("update device set registered_at = 'soon' where account = 'NAME'", "device"),
-    ("update device_mailbox set mailbox = x'ff' where account = 'NAME'", "device"),
+    ("update subscription set endpoint_hash = 'nonsense' where account = ID", "subscription"),
+    ("update subscription set endpoint = x'00ff' where account = ID", "subscription"),
+    ("update subscription set endpoint = cast(x'ff' as text) where account = ID", "subscription"),
+    ("update subscription set options = x'ff' where account = ID", "subscription"),
+    ("update subscription set route = x'ff' where account = ID", "subscription"),
+    ("update subscription set registered_at = 'soon' where account = ID", "subscription"),
+    ("update mailbox set name = x'ff' where account = ID", "mailbox"),
     ("update account set parked = x'ff' where name = 'NAME'", "account"),
     ("update account set credentials = x'ff' where name = 'NAME'", "account"),
-    ("update snapshot set uid_next = 'many' where account = 'NAME'", "snapshot"),
+    ("update mailbox set uid_next = 'many' where account = ID", "mailbox"),
 ];
 
 async fn spoil(world: &World, name: &str, statement: &str) {
     let url = format!("sqlite://{}", world.file("mailchime.db").display());
     let mut database = SqliteConnection::connect(&url).await.unwrap();
-    let copy = |table: &str, columns: &str, name_column: &str| {
+    let id = |name: &str| format!("(select id from account where name = '{name}')");
+    let (own, other) = (id(LOGIN), id(name));
+    let copy = |table: &str, columns: &str| {
         format!(
-            "insert into {table} ({name_column}, {columns}) select '{name}', {columns} \
-             from {table} where {name_column} = '{LOGIN}'"
+            "insert into {table} (account, {columns}) select {other}, {columns} \
+             from {table} where account = {own}"
         )
     };
     for statement in [
-        copy("account", "credentials, created_at", "name"),
-        copy(
-            "device",
-            "token, subtopic, token_given, aps_account_id, version, topic, registered_at",
-            "account",
+        format!(
+            "insert into account (name, credentials, created_at) \
+             select '{name}', credentials, created_at from account where name = '{LOGIN}'"
         ),
-        copy("device_mailbox", "token, subtopic, mailbox, owed_since", "account"),
-        copy("snapshot", "mailbox, uid_validity, uid_next, messages, unseen", "account"),
-        statement.replace("NAME", name),
+        copy(
+            "subscription",
+            "transport, endpoint_hash, endpoint, app, route, options, registered_at",
+        ),
+        copy("mailbox", "name, uid_validity, uid_next, messages, unseen"),
+        format!(
+            "insert into subscription_mailbox (subscription, mailbox, owed_since) \
+             select s.id, m.id, owed.owed_since from subscription s \
+             join mailbox m on m.account = s.account \
+             join mailbox known on known.name = m.name and known.account = {own} \
+             join subscription_mailbox owed on owed.mailbox = known.id where s.account = {other}"
+        ),
+        statement.replace("NAME", name).replace("ID", &other),
     ] {
         database.execute(AssertSqlSafe(statement)).await.unwrap();
     }

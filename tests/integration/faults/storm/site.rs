@@ -258,7 +258,8 @@ impl Site {
             return Some(format!("{idling} of {connections} connections are in IDLE"));
         }
         let mut database = self.database().await;
-        let owed: i64 = count(&mut database, "device_mailbox where owed_since is not null").await;
+        let owed: i64 =
+            count(&mut database, "subscription_mailbox where owed_since is not null").await;
         let parked: i64 = count(&mut database, "account where parked is not null").await;
         (owed + parked > 0).then(|| format!("{owed} marks, {parked} accounts parked"))
     }
@@ -311,7 +312,7 @@ impl Site {
         let process = self.process.lock().await;
         let mut database = self.database().await;
         let mut rows = Vec::new();
-        for table in ["account", "device", "device_mailbox", "snapshot"] {
+        for table in ["account", "subscription", "subscription_mailbox", "mailbox"] {
             rows.push((table, count(&mut database, table).await));
         }
         Growth {
