@@ -5,7 +5,7 @@
 //!                   │                      ▲ ▲ └── reads ──┐      │ └─ Account without devices ─┐
 //!                   └──────── store ◀──────┼─┼─────────────┴──────┘                             │
 //!                               ▲          │ └──────────────────────────────────────────────────┘
-//!                               └─ nodes ──┴── Assignment (to push, too), News
+//!                               └─ nodes ──┴── Assignment (to push, too), Invalidation
 //! ```
 //!
 //! [`start`] builds everything from a checked configuration and runs it; [`Server::reload`] makes it

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::assignment::Assignment;
 use self::failure_detector::FailureDetector;
 use crate::metrics::Metrics;
-use crate::store::{News, Node, Store, StoreError};
+use crate::store::{Invalidation, Node, Store, StoreError};
 
 /// How many looks at the rows it takes to find a node dead.
 const LOOKS: u32 = 30;
@@ -44,7 +44,7 @@ pub struct ClusterView {
     /// Which accounts are this node's.
     pub assignment: watch::Receiver<Assignment>,
     /// Accounts that other processes have changed.
-    pub news: mpsc::Receiver<News>,
+    pub news: mpsc::Receiver<Invalidation>,
 }
 
 /// A node that takes part.
@@ -54,7 +54,7 @@ pub struct Membership {
     store: Store,
     metrics: Arc<Metrics>,
     assignment: watch::Sender<Assignment>,
-    news: mpsc::Sender<News>,
+    news: mpsc::Sender<Invalidation>,
     /// Between two looks.
     pause: Duration,
     failures: FailureDetector,
@@ -175,7 +175,7 @@ impl Membership {
         self.evict(&mut rows).await?;
         self.assign(&rows);
         if !self.displaced && self.news.capacity() > 0 {
-            let news = self.store.take_news(&self.name, self.news.capacity()).await;
+            let news = self.store.take_invalidations(&self.name, self.news.capacity()).await;
             // What could not be taken may be gone.
             self.joined += u64::from(news.is_err());
             for news in news? {

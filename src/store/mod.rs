@@ -1,4 +1,4 @@
-//! The database: who registered which device for which mailboxes, what those devices know,
+//! The database: who subscribed to which mailboxes, by which transport, what they were told,
 //! and the credentials with which their users' watchers log in ([`CredentialSource`]).
 //!
 //! The store keeps and returns rows; it does not know why they change. It reads no clock: times are
@@ -11,8 +11,8 @@
 //! another backend finds no account, and a registration there begins a new one in its place.
 //!
 //! What always holds between two calls:
-//! - an account has at least one device; with its last device go its credentials and snapshots;
-//! - a mailbox has a snapshot row exactly while some device of the account is registered for it.
+//! - an account has at least one subscription; with its last one go its credentials and mailboxes;
+//! - a mailbox has a row, with its state as last told, exactly while some subscription wants it.
 //!
 //! SQLite and PostgreSQL have one set of statements (`$1`, TEXT and BIGINT, `on conflict`,
 //! `returning`), which is why they go through sqlx's `Any` driver. `work` says what a call has of a
@@ -69,7 +69,7 @@ use batches::Batches;
 pub use credentials::{CredentialSource, CredentialsError, unreadable};
 pub use error::StoreError;
 pub use keeping::Kept;
-pub use nodes::{News, Node};
+pub use nodes::{Invalidation, Node};
 pub use rotation::{RotationError, rotate};
 use service::Service;
 pub use service::TICK;
@@ -395,7 +395,8 @@ impl Store {
     /// program that serves.
     ///
     /// # Errors
-    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    /// [`StoreError::Unusable`] when there is none, or it has another schema, [`StoreError::Newer`] when a
+    /// newer program wrote it, else as any call.
     pub async fn open_existing(url: &str, busy_timeout: Duration) -> Result<Self, StoreError> {
         let store = match Self::file(url)? {
             Some(path) => {
@@ -412,7 +413,7 @@ impl Store {
     /// The file of `sqlite://path`; `None` where the URL is that of a server.
     ///
     /// # Errors
-    /// [`StoreError::Url`] when it is no URL of a database.
+    /// [`StoreError::Unusable`] when it is no URL of a database.
     pub fn file(url: &str) -> Result<Option<PathBuf>, StoreError> {
         if postgres::is_url(url) { Ok(None) } else { sqlite::path_of(url).map(Some) }
     }

@@ -27,7 +27,7 @@ pub struct Node {
 
 /// An account that another process has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct News {
+pub struct Invalidation {
     /// What account it is about.
     pub account: Account,
     /// Its user has just logged in: what is stored is good.
@@ -145,7 +145,11 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn take_news(&self, name: &str, most: usize) -> Result<Vec<News>, StoreError> {
+    pub async fn take_invalidations(
+        &self,
+        name: &str,
+        most: usize,
+    ) -> Result<Vec<Invalidation>, StoreError> {
         self.write(Call::News, || async {
             let query = sqlx::query(
                 "delete from invalidation where node = $1 and account in \
@@ -156,7 +160,7 @@ impl Store {
             .bind(i64::try_from(most).unwrap_or(i64::MAX));
             let read = |row: &AnyRow| {
                 let login = row.try_get::<i64, _>("login")? != 0;
-                Ok(News { account: account(row, "account")?, login })
+                Ok(Invalidation { account: account(row, "account")?, login })
             };
             let mut transaction = self.begin().await?;
             let taken = rows::readable(&mut transaction, &self.metrics, query, read).await?.rows;

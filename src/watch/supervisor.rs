@@ -21,7 +21,7 @@ use super::status::{StatusCell, StatusRequest, SupervisorRequests, WatcherState}
 use super::watcher::{Directive, Watcher, WatcherStart};
 use crate::model::{AcceptedLogin, Account, SessionEvent, Timestamp, WatchEvent};
 use crate::nodes::{Assignment, ClusterView};
-use crate::store::{LiveAccount, News, StoreError};
+use crate::store::{Invalidation, LiveAccount, StoreError};
 
 /// Between two comparisons of the table with the store.
 const REFRESH_INTERVAL: Duration = Duration::from_hours(1);
@@ -83,7 +83,11 @@ enum ReplyKind {
     /// when that began.
     All { joined: u64, accounts: Result<Vec<LiveAccount>, StoreError> },
     /// One account, if it is to be watched; with the news that had it looked up.
-    One { account: Account, live: Result<Option<LiveAccount>, StoreError>, news: Option<News> },
+    One {
+        account: Account,
+        live: Result<Option<LiveAccount>, StoreError>,
+        news: Option<Invalidation>,
+    },
 }
 
 /// Watches every account with a live registration, from those in the store to those that `sessions`
@@ -219,7 +223,7 @@ impl Supervisor {
     }
 
     /// Has an account looked up.
-    fn look_up(&mut self, account: Account, news: Option<News>) {
+    fn look_up(&mut self, account: Account, news: Option<Invalidation>) {
         let (moment, context) = (self.now(), Arc::clone(&self.context));
         self.asked.spawn(async move {
             let live = live(&context, &account).await;
@@ -304,7 +308,7 @@ impl Supervisor {
         moment: u64,
         account: &Account,
         live: Result<Option<LiveAccount>, StoreError>,
-        news: Option<News>,
+        news: Option<Invalidation>,
     ) -> Result<(), StoreError> {
         let live = match live {
             Ok(live) => live,
@@ -327,7 +331,7 @@ impl Supervisor {
         match (handle, live, news) {
             (Some(handle), None, _) if handle.moment > moment => {}
             (_, None, _) => self.stop(account),
-            (Some(handle), Some(_), Some(News { login, .. })) => {
+            (Some(handle), Some(_), Some(Invalidation { login, .. })) => {
                 handle.moment = handle.moment.max(moment);
                 handle.look_again(login && self.context.credentials.are_shared());
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use mailchime::imap::registration::xapple::{DeviceToken, XAppleRegistration};
 use mailchime::model::{Account, Mailbox, Registration, Snapshot, Timestamp};
 use mailchime::nodes::{Assignment, ClusterView, Membership};
-use mailchime::store::{News, Store};
+use mailchime::store::{Invalidation, Store};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -164,7 +164,7 @@ async fn a_change_by_another_session_is_announced() {
         }
         let mut told = BTreeSet::new();
         while told != users {
-            let News { account, login } = a.cluster.news.recv().await.unwrap();
+            let Invalidation { account, login } = a.cluster.news.recv().await.unwrap();
             assert!(login);
             told.insert(account);
         }

@@ -10,7 +10,7 @@ use mailchime::model::{
     Account, BackendId, Mailbox, Registration, Snapshot, Subscription, SubscriptionKey, Timestamp,
 };
 use mailchime::store::{
-    LiveAccount, News, Node, Registrant, Sealed, Settlement, Store, StoreError, Target,
+    Invalidation, LiveAccount, Node, Registrant, Sealed, Settlement, Store, StoreError, Target,
 };
 use prometheus_client::registry::Registry;
 use sqlx::sqlite::SqliteConnectOptions;

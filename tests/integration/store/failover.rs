@@ -91,7 +91,7 @@ async fn after_a_switchover_behind_one_address_nothing_stays_at_the_old_server()
         for refused in [
             store.register(&registration, by(&imap(), None), 10, EVER).await.map(drop),
             store.targets(&alice(), EVER).await.map(drop),
-            store.take_news("one", 10).await.map(drop),
+            store.take_invalidations("one", 10).await.map(drop),
             store.ping().await,
         ] {
             let refused = refused.unwrap_err();
@@ -110,7 +110,7 @@ async fn after_a_switchover_behind_one_address_nothing_stays_at_the_old_server()
         // News that another node writes there arrives.
         let other = Store::open(&standby.url(), BUSY).await.unwrap().of_node("two".into());
         register(&other, device(&bob(), 'c'), &["INBOX"], 5, 300).await;
-        let news = store.take_news("one", 10).await.unwrap();
+        let news = store.take_invalidations("one", 10).await.unwrap();
         assert!(news.iter().any(|news| news.account == bob()), "{news:?}");
         while connections(&mut old).await > 0 {
             tokio::task::yield_now().await;

@@ -23,9 +23,10 @@ async fn rows(store: &Store) -> Vec<String> {
 
 /// What is news to a node; with a `!` where somebody has logged in.
 async fn news(store: &Store, name: &str) -> Vec<String> {
-    let news = store.take_news(name, 100).await.unwrap();
-    let shown =
-        |News { account, login }: News| format!("{account}{}", if login { "!" } else { "" });
+    let news = store.take_invalidations(name, 100).await.unwrap();
+    let shown = |Invalidation { account, login }: Invalidation| {
+        format!("{account}{}", if login { "!" } else { "" })
+    };
     let mut news: Vec<_> = news.into_iter().map(shown).collect();
     news.sort();
     news
@@ -112,7 +113,7 @@ pub(super) async fn a_change_is_an_invalidation_for_the_other_nodes(store: Store
     for user in ["u1", "u2", "u3"] {
         register(&a, device(&Account::from_login(user), 'a'), &["INBOX"], 5, 100).await;
     }
-    assert_eq!(b.take_news("b", 2).await.unwrap().len(), 2);
+    assert_eq!(b.take_invalidations("b", 2).await.unwrap().len(), 2);
     assert_eq!(news(&store, "b").await, ["u3!"]);
 }
 
@@ -146,7 +147,7 @@ pub(super) async fn no_invalidation_is_lost_while_it_is_taken(store: Store) {
     let mut last = BTreeSet::new();
     loop {
         let ended = writing.iter().all(JoinHandle::is_finished);
-        if !store.take_news("b", 1).await.unwrap().is_empty() {
+        if !store.take_invalidations("b", 1).await.unwrap().is_empty() {
             let targets = store.targets(&alice(), EVER).await.unwrap();
             last = targets.iter().map(|target| target.registered_at.0).collect();
         } else if ended {

@@ -2,7 +2,7 @@
 
 use mailchime::model::{Account, Timestamp};
 use mailchime::nodes::{Assignment, ClusterView};
-use mailchime::store::{News, Registrant, Sealed};
+use mailchime::store::{Invalidation, Registrant, Sealed};
 use tokio::sync::{mpsc, watch};
 
 use super::mail::{backend, world};
@@ -14,7 +14,7 @@ const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 /// The hands of the nodes beside it.
 struct Others {
     assignment: watch::Sender<Assignment>,
-    news: mpsc::Sender<News>,
+    news: mpsc::Sender<Invalidation>,
 }
 
 /// Everything is this node's, or nothing is.
@@ -35,7 +35,7 @@ impl Others {
     }
 
     async fn tell(&self, user: &str, login: bool) {
-        self.news.send(News { account: Account::from_login(user), login }).await.unwrap();
+        self.news.send(Invalidation { account: Account::from_login(user), login }).await.unwrap();
     }
 }
 
@@ -96,13 +96,16 @@ async fn a_login_at_this_node_reaches_the_one_that_watches() {
         while world.stored_password("alice").await != b"changed" {
             tokio::task::yield_now().await;
         }
-        let news = News { account: alice.clone(), login: true };
-        assert_eq!(other.take_news("elsewhere", 10).await.unwrap(), std::slice::from_ref(&news));
+        let news = Invalidation { account: alice.clone(), login: true };
+        assert_eq!(
+            other.take_invalidations("elsewhere", 10).await.unwrap(),
+            std::slice::from_ref(&news)
+        );
         // But it is for one that is parked.
         world.store.refused(&alice, &world.id(), 2, Some("no"), Timestamp(1)).await.unwrap();
         watching.logged_in("alice", "changed").await;
         world.until_parked("alice", false).await;
-        assert_eq!(other.take_news("elsewhere", 10).await.unwrap(), [news]);
+        assert_eq!(other.take_invalidations("elsewhere", 10).await.unwrap(), [news]);
         assert_eq!(backend.counters().accepted, 0);
         watching.stop().await;
     })
