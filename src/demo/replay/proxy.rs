@@ -116,7 +116,8 @@ impl Proxy {
         let tls = pki.server_config().map_err(Failure::broken)?;
         let (push, offered) = watch::channel(push);
         let context =
-            proxy::SessionContext::new(backends, offered, credentials, sender, tls, &config);
+            proxy::SessionContext::new(backends, offered, credentials, sender, tls, &config)
+                .tapped(config.record.as_ref().map(record::taps));
         let listener = listen::bind(([127, 0, 0, 1], 0).into()).map_err(Failure::broken)?;
         let address = listener.local_addr().map_err(Failure::broken)?;
         let client = pki.client_config(None).map_err(Failure::broken)?;
