@@ -30,14 +30,14 @@ pub enum Verdict {
     },
     /// This subscription is pushed too often.
     TooMany {
-        /// How long to wait, if APNs says so.
+        /// How long to wait, if the service says so.
         retry_after: Option<Duration>,
     },
     /// The service has trouble, or did not answer in time. It may be about this push alone.
     Unavailable {
         /// What is wrong.
         why: String,
-        /// How long to wait, if APNs says so.
+        /// How long to wait, if the service says so.
         retry_after: Option<Duration>,
     },
     /// Nothing can be sent on this route, to whichever subscription: there is no connection, or nothing
@@ -45,7 +45,7 @@ pub enum Verdict {
     RouteClosed {
         /// What is wrong.
         why: String,
-        /// How long to wait, if APNs says so.
+        /// How long to wait, if the service says so.
         retry_after: Option<Duration>,
     },
 }
