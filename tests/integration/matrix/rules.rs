@@ -242,6 +242,10 @@ pub(super) fn masked(text: &str) -> String {
             at = start + 1;
         }
     }
+    // Whether a mailbox has mail of which nobody was told is a matter of the moment.
+    for word in ["\\Marked", "\\UnMarked", "\\Unmarked"] {
+        text = text.replace(&format!(" {word}"), "").replace(&format!("({word} "), "(");
+    }
     // Dovecot and Cyrus.
     for unit in [" secs)", " sec)"] {
         if let Some(end) = text.find(unit)

@@ -9,9 +9,9 @@ pub(super) fn state(server: &Server) -> Vec<String> {
     let prefix = server.kind().prefix();
     let by_the_clock = server.kind().tells_by_the_clock();
     let mut state = Vec::new();
-    let mut listed = client.ask("LIST \"\" *");
+    let mut listed: Vec<_> = client.ask("LIST \"\" *").iter().map(|line| masked(line)).collect();
     listed.sort();
-    state.extend(listed.iter().map(|line| masked(line)));
+    state.extend(listed);
     for mailbox in ["INBOX", &format!("{prefix}Team"), &format!("{prefix}Copy")] {
         let opened = client.ask_raw(&format!("EXAMINE {mailbox}"));
         let mails = client.ask_raw("FETCH 1:* (UID FLAGS RFC822.SIZE BODY.PEEK[])");
