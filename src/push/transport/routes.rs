@@ -13,7 +13,7 @@ use crate::model::{Subscription, Timestamp, TransportId};
 pub struct RouteId {
     /// The transport that it belongs to.
     pub transport: TransportId,
-    /// Its name: the topic of APNs.
+    /// Its name in the transport: a topic, for APNs.
     pub name: Arc<str>,
 }
 
