@@ -75,7 +75,7 @@ impl Port {
             token.cancel();
             // The loop only waits and spawns; there is nothing to fail.
             let _ = task.await;
-            // Whoever has taken the port by now is found out when it is opened again.
+            // If another program has taken the port by now, opening it again shows that.
             *self.kept.lock() = keep(self.address).ok();
         }
     }

@@ -1,6 +1,6 @@
 //! Who watches what: rendezvous hashing (highest random weight) over the names of the nodes.
 //!
-//! Pure. Whoever knows the same names comes to the same assignment, in every build and on every
+//! Pure. Every node that knows the same names comes to the same assignment, in every build and on every
 //! machine: the hash is FNV-1a of 64 bits, finished with the mixer of SplitMix64. Where a node comes
 //! or goes, only what it watches changes hands.
 
@@ -30,7 +30,7 @@ impl Assignment {
     }
 
     /// Of the node `here` among `nodes`, unless another process has its name and so `takes_part` in
-    /// its place. `joined` is told by [`Assignment::joined`].
+    /// its place. See [`Assignment::joined`] for `joined`.
     pub fn new(
         here: Arc<str>,
         takes_part: bool,

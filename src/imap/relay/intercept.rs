@@ -138,7 +138,7 @@ impl Intercept {
         Own { push: self.push().is_some(), compress: self.profile.compress }
     }
 
-    /// What is offered to this user, and the topic that devices of theirs are told.
+    /// What is offered to this user, and the topic that devices of theirs get.
     fn push(&self) -> Option<(&PushOffer, &str)> {
         offered(&self.profile, self.account.as_ref())
     }
