@@ -3,15 +3,18 @@
 //! New sessions go by it; those that are open end as they began. All that can fail comes first, so
 //! that a configuration is taken over as a whole or not at all.
 
-use super::{Listening, Renewal, Server, Socket, StartError, check_record, exposed, server_tls};
+use super::listeners::{ListenerSocket, Listening};
+use super::startup::{check_record, exposed, server_tls};
+use super::tasks::Stage;
+use super::{Renewal, Server, StartError};
 use crate::config::Config;
 use crate::net::backends::Table;
 use crate::record;
 
 /// What a listener of the new configuration gets: a listener that is there, or a new socket.
-enum Place {
+enum ListenerPlace {
     Kept(usize),
-    New(Socket),
+    New(ListenerSocket),
 }
 
 impl Server {
@@ -44,7 +47,7 @@ impl Server {
         self.renewal.go_by(renewal, &config.tls);
         self.tell_of_certificates();
         self.listen(config, places);
-        self.serving.retain(|task| !task.is_finished());
+        self.tasks.forget_ended();
         let grace = self.config.limits.shutdown_grace;
         self.config = config.clone();
         // Sessions that began before have their own.
@@ -55,7 +58,7 @@ impl Server {
 
     /// A place for each listener: one with its address that is there already, or a new socket. The
     /// sockets that systemd gave stay where they are in the order.
-    fn places(&self, config: &Config) -> Result<Vec<Place>, StartError> {
+    fn places(&self, config: &Config) -> Result<Vec<ListenerPlace>, StartError> {
         let given = self.listening.iter().filter(|listening| listening.inherited).count();
         let wanted = config.listeners.len();
         if given > wanted {
@@ -66,24 +69,25 @@ impl Server {
         for (index, how) in config.listeners.iter().enumerate() {
             let has_address = |at: &usize| self.listening[*at].how.borrow().address == how.address;
             places.push(match free.iter().position(has_address) {
-                _ if index < given => Place::Kept(index),
-                Some(at) => Place::Kept(free.remove(at)),
-                None => Place::New(Socket::open(how.address, None)?),
+                _ if index < given => ListenerPlace::Kept(index),
+                Some(at) => ListenerPlace::Kept(free.remove(at)),
+                None => ListenerPlace::New(ListenerSocket::open(how.address, None)?),
             });
         }
         Ok(places)
     }
 
-    fn listen(&mut self, config: &Config, places: Vec<Place>) {
+    fn listen(&mut self, config: &Config, places: Vec<ListenerPlace>) {
         let mut before: Vec<_> =
             std::mem::take(&mut self.listening).into_iter().map(Some).collect();
         for (how, place) in config.listeners.iter().zip(places) {
             let listening = match place {
-                Place::Kept(index) => before[index].take().inspect(|listening| {
+                ListenerPlace::Kept(index) => before[index].take().inspect(|listening| {
                     listening.how.send_replace(how.clone());
                 }),
-                Place::New(socket) => {
-                    let (current, stop) = (self.current.clone(), self.stop_serving.clone());
+                ListenerPlace::New(socket) => {
+                    let (current, stop) =
+                        (self.current.clone(), self.tasks.stop_of(Stage::Serving));
                     Some(Listening::start(socket, how.clone(), current, stop))
                 }
             };
@@ -95,7 +99,7 @@ impl Server {
                 %address,
                 "listener closed; it is no longer in the configuration"
             );
-            self.serving.push(serving);
+            self.tasks.add(Stage::Serving, "closed listener", serving);
         }
         self.addresses = self.listening.iter().map(|listening| listening.address).collect();
     }

@@ -1,0 +1,432 @@
+//! The start, in named steps: [`Built::new`] makes every part and fails if one cannot be made, and
+//! [`Built::run`] joins the parts by channels and starts their tasks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+use rustls::ServerConfig;
+use rustls::server::ProducesTickets;
+use tokio::sync::{mpsc, watch as cell};
+
+use super::background::{count_service, guard, probe, tidy};
+use super::listeners::{ListenerSocket, Listening, sockets};
+use super::renewal::Renewal;
+use super::tasks::{Stage, Tasks};
+use super::{Server, StartError, admin};
+use crate::config::{self, CertificateFiles, Config, Sni};
+use crate::files;
+use crate::imap::contract::{DomainTopic, PushOffer};
+use crate::metrics::{Metrics, Queue};
+use crate::model::{Account, SessionEvent, Timestamp, WatchEvent};
+use crate::net::backends::{Backends, Table};
+use crate::net::counters::Counters;
+use crate::net::resolve::NameResolver;
+use crate::net::tls;
+use crate::nodes::{self, Assignment, ClusterView, Membership};
+use crate::push::dispatcher::{self, DispatcherHandle};
+use crate::push::transport::Routes;
+use crate::push::transport::apns::certificate_watch;
+use crate::push::transport::apns::identities::{Identities, Offer};
+use crate::store::{CredentialSource, Shares, Store};
+use crate::{proxy, record, watch};
+
+/// Events that may wait between two parts; then the one that sends them waits.
+const QUEUE: usize = 1024;
+
+/// Every part, made and not yet at work.
+pub(super) struct Built {
+    tickets: Arc<dyn ProducesTickets>,
+    renewal: Renewal,
+    server_tls: Arc<ServerConfig>,
+    resolver: NameResolver,
+    backends: Backends,
+    identities: Identities,
+    /// Under whose authority pushes are sent at the moment.
+    routes: Routes,
+    sockets: Vec<ListenerSocket>,
+    admin_socket: Option<admin::Socket>,
+    registry: Registry,
+    metrics: Arc<Metrics>,
+    store: Store,
+    credentials: Arc<CredentialSource>,
+    /// The name of this node.
+    node: String,
+}
+
+impl Built {
+    /// Makes all parts. What makes files comes last, so that a start that fails before it leaves none
+    /// behind.
+    pub(super) async fn new(
+        config: &Config,
+        inherited: Vec<std::net::TcpListener>,
+    ) -> Result<Self, StartError> {
+        let tickets = tls::tickets().map_err(|error| StartError::key("[tls]", error))?;
+        let mut renewal = Renewal::new(config);
+        let server_tls = server_tls(&config.tls, &tickets)?;
+        renewal.read_ends(&config.tls);
+        let counters = Arc::new(Counters::default());
+        let resolver = NameResolver::new(&config.resolver, Arc::clone(&counters));
+        let table = Table::new(config, &resolver)
+            .map_err(|error| StartError::Configuration(error.to_string()))?;
+        let backends = Backends::new(table, counters);
+        // Each transport publishes its routes here.
+        let routes = Routes::default();
+        let identities = Identities::load(&config.apns, (&config.push).into(), &resolver, &routes)
+            .map_err(|error| StartError::Configuration(error.to_string()))?;
+        check_record(config)?;
+        let sockets = sockets(config, inherited)?;
+        let admin_socket = admin::Socket::open(&config.admin)?;
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::new(&mut registry));
+        let store = open_store(config, &metrics).await?;
+        let credentials = CredentialSource::open(&config.credentials, store.clone())
+            .map_err(|error| StartError::key("[credentials] key_file", error))?;
+        metrics.exposed_files.set(exposed(config));
+        let port = sockets.first().map_or(0, |socket| socket.address.port());
+        let node = config.node.name.clone().unwrap_or_else(|| nodes::default_name(port));
+        Ok(Self {
+            tickets,
+            renewal,
+            server_tls,
+            resolver,
+            backends,
+            identities,
+            routes,
+            sockets,
+            admin_socket,
+            registry,
+            metrics,
+            store,
+            credentials: Arc::new(credentials),
+            node,
+        })
+    }
+
+    /// Joins the parts and starts their tasks.
+    pub(super) fn run(mut self, config: &Config) -> Server {
+        tracing::info!(
+            target: "mailchime::app::started",
+            version = env!("CARGO_PKG_VERSION"),
+            backend = self.backends.default().name(),
+            topic = topics(&self.identities),
+            node = self.node,
+            "mailchime starts"
+        );
+        let mut tasks = Tasks::default();
+        let (sessions, session_events) = mpsc::channel(QUEUE);
+        let (changes, change_events) = mpsc::channel(QUEUE);
+        let (removed, unwatched) = mpsc::channel(QUEUE);
+        self.watch_queues(&sessions, &changes);
+        let offered = self.start_offer(config, &mut tasks);
+        let cluster = self.start_membership(config, &mut tasks);
+        let assignment = cluster.assignment.clone();
+        let inquirer =
+            self.start_pushing(config, &mut tasks, change_events, removed, assignment.clone());
+        let inputs = WatchInputs { session_events, unwatched, cluster };
+        let watchers = self.start_watching(config, &mut tasks, inputs, changes);
+        let current = self.sessions(config, offered.clone(), sessions);
+        self.start_background(config, &mut tasks, offered);
+        let stop = tasks.stop_of(Stage::Serving);
+        let sockets = std::mem::take(&mut self.sockets);
+        let listening = config.listeners.iter().zip(sockets).map(|(how, socket)| {
+            Listening::start(socket, how.clone(), current.clone(), stop.clone())
+        });
+        let listening: Vec<_> = listening.collect();
+        let admin = self.admin_socket.as_ref().and_then(admin::Socket::address);
+        let asked = (assignment, watchers, inquirer.clone());
+        let registry = std::mem::take(&mut self.registry);
+        self.start_admin(config, &mut tasks, registry, asked);
+        let mut server = Server {
+            admin,
+            addresses: listening.iter().map(|listening| listening.address).collect(),
+            store: self.store,
+            identities: self.identities,
+            inquirer,
+            config: config.clone(),
+            metrics: self.metrics,
+            backends: self.backends,
+            resolver: self.resolver,
+            current,
+            tickets: self.tickets,
+            renewal: self.renewal,
+            listening,
+            tasks,
+        };
+        server.tell_of_certificates();
+        server
+    }
+
+    /// Shows how full the queues between the parts are, and how often each limit was hit.
+    fn watch_queues(
+        &self,
+        sessions: &mpsc::Sender<SessionEvent>,
+        changes: &mpsc::Sender<WatchEvent>,
+    ) {
+        self.metrics.watch_channel(Queue::SessionEvents, sessions);
+        self.metrics.watch_channel(Queue::ChangeEvents, changes);
+        let counters = self.backends.counters();
+        self.metrics.watch_limits(move || counters.all().map(|(key, it)| (key, it.hits())).into());
+    }
+
+    /// What sessions offer, which follows the certificates of the push identities.
+    fn start_offer(&self, config: &Config, tasks: &mut Tasks) -> cell::Receiver<Option<PushOffer>> {
+        let push = config.push.clone();
+        let now = push_offer(self.identities.offers(Timestamp::now()), &push);
+        let (offer, offered) = cell::channel(now);
+        let publish = move |offers| drop(offer.send_replace(push_offer(offers, &push)));
+        let (identities, stop) = (self.identities.clone(), tasks.stop_of(Stage::Serving));
+        let watched = certificate_watch::run(identities, Timestamp::now, publish, stop);
+        tasks.start(Stage::Serving, "certificate watch", watched);
+        offered
+    }
+
+    /// Joins the nodes that share the database, if it can be shared.
+    fn start_membership(&self, config: &Config, tasks: &mut Tasks) -> ClusterView {
+        self.metrics.nodes.set(1);
+        if !self.store.is_shared() {
+            return ClusterView::none(&self.node);
+        }
+        let (name, takeover) = (self.node.as_str().into(), config.node.takeover);
+        let metrics = Arc::clone(&self.metrics);
+        let (membership, cluster) = Membership::new(name, self.store.clone(), takeover, metrics);
+        let (routes, stop) = (self.routes.clone(), tasks.stop_of(Stage::Membership));
+        tasks.start(Stage::Membership, "membership", async move {
+            // A node that watches nobody must not have a share.
+            if stop.run_until_cancelled(routes.first()).await.is_some() {
+                membership.run(stop).await;
+            }
+        });
+        cluster
+    }
+
+    fn start_pushing(
+        &self,
+        config: &Config,
+        tasks: &mut Tasks,
+        events: mpsc::Receiver<WatchEvent>,
+        removed: mpsc::Sender<Account>,
+        assignment: cell::Receiver<Assignment>,
+    ) -> DispatcherHandle {
+        let (inquirer, requests) = dispatcher::channel();
+        let of_accounts = self.backends.clone();
+        let parts = dispatcher::DispatcherParts {
+            events,
+            store: self.store.clone(),
+            backends: self.backends.clone(),
+            routes: self.routes.clone(),
+            config: config.push.clone(),
+            removed,
+            assignment,
+            requests,
+            metrics: Arc::clone(&self.metrics),
+            // Names that are ambiguous have no backend, and no watcher either.
+            backend_of: dispatcher::BackendOf::new(move |account| {
+                of_accounts.of(account).map_or_else(|_| "".into(), |backend| backend.name().into())
+            }),
+            counters: self.backends.counters(),
+        };
+        let (routes, stop) = (self.routes.clone(), tasks.stop_of(Stage::Pushing));
+        tasks.start(Stage::Pushing, "pushing", async move {
+            if stop.run_until_cancelled(routes.first()).await.is_some() {
+                dispatcher::run(parts, stop).await;
+            }
+        });
+        inquirer
+    }
+
+    fn start_watching(
+        &self,
+        config: &Config,
+        tasks: &mut Tasks,
+        inputs: WatchInputs,
+        changes: mpsc::Sender<WatchEvent>,
+    ) -> watch::SupervisorHandle {
+        let (watchers, requests) = watch::requests();
+        let (backends, store) = (self.backends.clone(), self.store.clone());
+        let credentials = Arc::clone(&self.credentials);
+        let context = watch::WatchContext::new(config, backends, store, credentials, changes);
+        let context = Arc::new(context.counting(Arc::clone(&self.metrics)));
+        let (routes, stop) = (self.routes.clone(), tasks.stop_of(Stage::Watching));
+        let WatchInputs { mut session_events, unwatched, cluster } = inputs;
+        tasks.start(Stage::Watching, "watching", async move {
+            // Without a route nothing can be pushed, so nothing is watched either, and who logs
+            // in is nobody's matter.
+            tokio::select! {
+                biased;
+                () = routes.first() => {}
+                () = forget(&mut session_events) => return,
+                () = stop.cancelled() => return,
+            }
+            watch::run(context, session_events, unwatched, cluster, requests, stop).await;
+        });
+        watchers
+    }
+
+    /// What sessions begin with.
+    fn sessions(
+        &self,
+        config: &Config,
+        offered: cell::Receiver<Option<PushOffer>>,
+        events: mpsc::Sender<SessionEvent>,
+    ) -> proxy::CurrentContext {
+        let (backends, credentials) = (self.backends.clone(), Arc::clone(&self.credentials));
+        let tls = Arc::clone(&self.server_tls);
+        let context =
+            proxy::SessionContext::new(backends, offered, credentials, events, tls, config)
+                .counting(Arc::clone(&self.metrics))
+                .tapped(config.record.as_ref().map(record::taps));
+        proxy::CurrentContext::new(context)
+    }
+
+    /// What goes on beside the sessions for as long as clients are served.
+    fn start_background(
+        &self,
+        config: &Config,
+        tasks: &mut Tasks,
+        offered: cell::Receiver<Option<PushOffer>>,
+    ) {
+        let stop = tasks.stop_of(Stage::Serving);
+        let longest = config.limits.capability_size;
+        let (store, credentials) = (self.store.clone(), Arc::clone(&self.credentials));
+        let probing = probe(self.backends.clone(), longest, stop.clone());
+        tasks.start(Stage::Serving, "backend probe", probing);
+        tasks.start(Stage::Serving, "credential expiry", tidy(credentials, stop.clone()));
+        tasks.start(Stage::Serving, "database file guard", guard(store.clone(), stop.clone()));
+        tasks.start(Stage::Serving, "service time", count_service(store, offered, stop));
+    }
+
+    fn start_admin(
+        &mut self,
+        config: &Config,
+        tasks: &mut Tasks,
+        registry: Registry,
+        (assignment, watchers, pushes): (
+            cell::Receiver<Assignment>,
+            watch::SupervisorHandle,
+            DispatcherHandle,
+        ),
+    ) {
+        let Some(socket) = self.admin_socket.take() else { return };
+        let parts = admin::Parts {
+            registry,
+            metrics: Arc::clone(&self.metrics),
+            store: self.store.clone(),
+            backends: self.backends.clone(),
+            identities: self.identities.clone(),
+            routes: self.routes.clone(),
+            assignment,
+            watchers,
+            pushes,
+            push: config.push.clone(),
+            capability_size: config.limits.capability_size,
+            stopping: tasks.stop_of(Stage::Serving),
+        };
+        let serving = socket.serve(parts, tasks.stop_of(Stage::Admin));
+        tasks.add(Stage::Admin, "admin", serving);
+    }
+}
+
+/// What the watching side hears.
+struct WatchInputs {
+    session_events: mpsc::Receiver<SessionEvent>,
+    /// Accounts whose last device is gone.
+    unwatched: mpsc::Receiver<Account>,
+    cluster: ClusterView,
+}
+
+async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Store, StartError> {
+    let opened = Store::open(&config.store.url, config.store.busy_timeout).await;
+    let store = opened.map_err(|error| match error.is_temporary() {
+        true => StartError::Store(error),
+        false => StartError::key("[store] url", error),
+    })?;
+    let store = store.sharing(Shares {
+        accounts_per_device: config.push.accounts_per_device,
+        accounts_per_domain: config.push.accounts_per_domain,
+        devices_per_domain: config.push.devices_per_domain,
+        accounts_per_backend: config.push.accounts_per_backend,
+        devices_per_backend: config.push.devices_per_backend,
+    });
+    let store = store.counting(Arc::clone(metrics)).of_node(nodes::incarnation().into());
+    Ok(store.serving().await)
+}
+
+/// Takes what comes until nobody is left to send.
+async fn forget(events: &mut mpsc::Receiver<SessionEvent>) {
+    while events.recv().await.is_some() {}
+}
+
+/// How many files with secrets others can use; the log names each.
+pub(super) fn exposed(config: &Config) -> i64 {
+    let mut exposed = 0;
+    for (key, path) in config.secret_files() {
+        if let Some(why) = files::exposure(path) {
+            let file = path.display();
+            tracing::error!(
+                target: "mailchime::app::secret_file_exposed",
+                key, %file, why,
+                "other users of this machine can use a file that holds a secret; restrict its \
+                 owner and mode to mailchime"
+            );
+            exposed += 1;
+        }
+    }
+    exposed
+}
+
+/// Whether sessions can be recorded, if they are to be.
+pub(super) fn check_record(config: &Config) -> Result<(), StartError> {
+    let Some(config) = &config.record else { return Ok(()) };
+    record::check(config).map_err(|error| {
+        let folder = config.folder.display();
+        StartError::key("[record] folder", format!("{folder}: cannot be written: {error}"))
+    })
+}
+
+/// What clients are shown.
+pub(super) fn server_tls(
+    tls: &config::Tls,
+    tickets: &Arc<dyn ProducesTickets>,
+) -> Result<Arc<ServerConfig>, StartError> {
+    let identities = |table, name: Option<&str>, certificates: &[CertificateFiles]| {
+        let identity = |CertificateFiles { certificate, private_key }: &CertificateFiles| {
+            let identity = match name {
+                None => tls::identity(certificate, private_key),
+                Some(name) => tls::identity_for(name, certificate, private_key),
+            };
+            identity.map(Arc::new).map_err(|error| {
+                StartError::pair(table, [certificate, private_key], error.file(), &error)
+            })
+        };
+        certificates.iter().map(identity).collect::<Result<Vec<_>, _>>()
+    };
+    let default = identities("[tls]", None, &tls.certificates)?;
+    let mut named = HashMap::new();
+    for Sni { name, certificates } in &tls.sni {
+        named.insert(name.clone(), identities("[[tls.sni]]", Some(name), certificates)?);
+    }
+    tls::server(default, named, Arc::clone(tickets))
+        .map_err(|error| StartError::key("[tls]", error))
+}
+
+/// The topics that devices get at the moment, for the log.
+fn topics(identities: &Identities) -> String {
+    let offers = identities.offers(Timestamp::now());
+    let topics: Vec<_> = offers.into_iter().filter_map(|offer| offer.topic).collect();
+    if topics.is_empty() { "none: push is off".into() } else { topics.join(" ") }
+}
+
+/// What sessions offer: `None` while nobody could be pushed, for then a phone that registers would
+/// leave Fetch and get nothing.
+pub fn push_offer(offers: Vec<Offer>, config: &config::Push) -> Option<PushOffer> {
+    let mut topics = Vec::new();
+    for Offer { topic, domains } in offers {
+        let all_others = domains.is_empty().then_some(None);
+        let domains = domains.into_iter().map(Some).chain(all_others);
+        topics.extend(domains.map(|domain| DomainTopic { domain, topic: topic.clone() }));
+    }
+    let clients = config.clients.clone();
+    let offer = PushOffer { topics, clients, most_mailboxes: config.mailboxes };
+    offer.is_open().then_some(offer)
+}
