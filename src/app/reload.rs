@@ -7,7 +7,7 @@ use super::listeners::{ListenerSocket, Listening};
 use super::startup::{check_record, exposed, server_tls};
 use super::tasks::Stage;
 use super::{Renewal, Server, StartError};
-use crate::config::Config;
+use crate::config::{Auth, Config, Limits, Log, Push};
 use crate::net::backends::Table;
 use crate::record;
 
@@ -105,18 +105,7 @@ impl Server {
     }
 
     fn tell_of_the_rest(&self, new: &Config) {
-        let old = &self.config;
-        let tables = [
-            ("[store]", old.store == new.store),
-            ("[credentials]", old.credentials == new.credentials),
-            ("[watch]", old.watch == new.watch),
-            ("[push]", old.push == new.push),
-            ("[resolver]", old.resolver == new.resolver),
-            ("[node]", old.node == new.node),
-            ("[admin]", old.admin == new.admin),
-            ("[log] format", old.log.format == new.log.format),
-        ];
-        let changed: Vec<_> = tables.iter().filter(|(_, same)| !same).map(|(t, _)| *t).collect();
+        let changed = restart_needed(&self.config, new);
         if !changed.is_empty() {
             let tables = changed.join(", ");
             tracing::warn!(
@@ -125,6 +114,166 @@ impl Server {
                 "these tables changed, and the changes take effect at the next start; restart \
                  mailchime to apply them"
             );
+        }
+    }
+}
+
+/// The tables and keys that changed and take effect at the next start.
+///
+/// Every field is named, so that a new one does not compile before it is decided here what a reload does
+/// with it.
+fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
+    let Config {
+        // These take effect at once.
+        listeners: _,
+        tls: _,
+        backend: _,
+        routes: _,
+        auth,
+        apns: _,
+        record: _,
+        // These describe the file.
+        secret_origin: _,
+        warnings: _,
+        store,
+        credentials,
+        watch,
+        push,
+        limits,
+        resolver,
+        admin,
+        node,
+        log,
+    } = new;
+    let Auth { relay: _ } = auth;
+    let Log { format, level: _ } = log;
+    let Limits {
+        // Sessions go by it at once, watchers and probes from the next start on.
+        capability_size,
+        sessions: _,
+        sessions_per_ip: _,
+        waiting: _,
+        connections_per_account: _,
+        login_failures_per_minute: _,
+        account_failures_per_minute: _,
+        dials_per_minute: _,
+        dials_at_once: _,
+        registrations_per_minute: _,
+        handshake_timeout: _,
+        login_timeout: _,
+        shutdown_grace: _,
+        failure_delay: _,
+        connect_timeout: _,
+        commands_before_login: _,
+        command_size: _,
+        login_memory: _,
+        session_memory: _,
+        write_timeout: _,
+        compress: _,
+        answer_timeout: _,
+    } = limits;
+    let Push {
+        priority: _,
+        quiet_delay,
+        min_interval,
+        max_delay,
+        registration_ttl,
+        clients,
+        mailboxes,
+        devices,
+        forget_devices_on_password_change,
+        accounts_per_device,
+        accounts_per_domain,
+        devices_per_domain,
+        accounts_per_backend,
+        devices_per_backend,
+        pushes_per_second_per_domain,
+        pushes_per_second_per_backend,
+        events,
+        collapse,
+        push_type,
+        expiration,
+    } = push;
+    let was = &old.push;
+    let push_is_same = was.quiet_delay == *quiet_delay
+        && was.min_interval == *min_interval
+        && was.max_delay == *max_delay
+        && was.registration_ttl == *registration_ttl
+        && was.clients == *clients
+        && was.mailboxes == *mailboxes
+        && was.devices == *devices
+        && was.forget_devices_on_password_change == *forget_devices_on_password_change
+        && was.accounts_per_device == *accounts_per_device
+        && was.accounts_per_domain == *accounts_per_domain
+        && was.devices_per_domain == *devices_per_domain
+        && was.accounts_per_backend == *accounts_per_backend
+        && was.devices_per_backend == *devices_per_backend
+        && was.pushes_per_second_per_domain == *pushes_per_second_per_domain
+        && was.pushes_per_second_per_backend == *pushes_per_second_per_backend
+        && was.events == *events
+        && was.collapse == *collapse
+        && was.push_type == *push_type
+        && was.expiration == *expiration;
+    let tables = [
+        ("[store]", old.store == *store),
+        ("[credentials]", old.credentials == *credentials),
+        ("[watch]", old.watch == *watch),
+        ("[push]", push_is_same),
+        ("[limits] capability_size", old.limits.capability_size == *capability_size),
+        ("[resolver]", old.resolver == *resolver),
+        ("[node]", old.node == *node),
+        ("[admin]", old.admin == *admin),
+        ("[log] format", old.log.format == *format),
+    ];
+    tables.into_iter().filter(|(_, same)| !same).map(|(table, _)| table).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::{
+        Backend, BackendTls, Credentials, Listener, LogFormat, Record, Relay, Route, Tls,
+    };
+
+    /// One change for each table, and for the tables of which a part needs a restart one for each part.
+    #[test]
+    fn a_change_takes_effect_at_once_or_is_named() {
+        let backend = || Backend::new("127.0.0.1", 1, BackendTls::None);
+        let old = Config::new(Tls::new("a", "b"), backend());
+        type Change = fn(&mut Config);
+        let changes: &[(Change, &[&str])] = &[
+            (|_| {}, &[]),
+            (|new| new.listeners.push(Listener::default()), &[]),
+            (|new| new.tls = Tls::new("c", "d"), &[]),
+            (|new| new.backend.port = 2, &[]),
+            (
+                |new| {
+                    let backend = new.backend.clone();
+                    new.routes = vec![Route { domain: "a.example".into(), backend }];
+                },
+                &[],
+            ),
+            (|new| new.auth.relay = Relay::Always, &[]),
+            (|new| new.record = Some(Record { folder: "x".into(), max_size: 1 }), &[]),
+            (|new| new.limits.sessions = 1, &[]),
+            (|new| new.push.priority = Some(5), &[]),
+            (|new| new.log.level = "debug".into(), &[]),
+            (|new| new.store.busy_timeout = Duration::from_secs(1), &["[store]"]),
+            (|new| new.credentials = Credentials::Memory, &["[credentials]"]),
+            (|new| new.watch.connections = 1, &["[watch]"]),
+            (|new| new.push.devices = 1, &["[push]"]),
+            (|new| new.limits.capability_size = 1, &["[limits] capability_size"]),
+            (|new| new.resolver.waiting = 1, &["[resolver]"]),
+            (|new| new.node.name = Some("a".into()), &["[node]"]),
+            (|new| new.admin.hosts = vec!["a".into()], &["[admin]"]),
+            (|new| new.log.format = LogFormat::Json, &["[log] format"]),
+        ];
+        for (change, named) in changes {
+            let mut new = old.clone();
+            change(&mut new);
+            assert_eq!(restart_needed(&old, &new), *named);
         }
     }
 }

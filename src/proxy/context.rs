@@ -52,6 +52,15 @@ pub struct SessionContext {
 #[derive(Clone, Debug)]
 pub struct CurrentContext(Arc<Mutex<Arc<SessionContext>>>);
 
+/// Whether mechanisms that hide the password pass; `master`: a master user watches.
+fn relays(relay: Relay, master: bool) -> bool {
+    match relay {
+        Relay::Always => true,
+        Relay::Master => master,
+        Relay::Never => false,
+    }
+}
+
 impl SessionContext {
     /// What sessions share.
     pub fn new(
@@ -77,11 +86,7 @@ impl SessionContext {
             pace: Arc::default(),
             busy_timeout: config.store.busy_timeout,
             unanswered: Arc::default(),
-            relay_mechanisms: match config.auth.relay {
-                Relay::Always => true,
-                Relay::Master => master,
-                Relay::Never => false,
-            },
+            relay_mechanisms: relays(config.auth.relay, master),
             master,
             profile: Mutex::new(None),
             metrics: Arc::default(),
@@ -100,11 +105,12 @@ impl SessionContext {
         Self { metrics, ..self }
     }
 
-    /// The same under other certificates, and the limits of another configuration. What is
-    /// counted stays counted.
+    /// The same under other certificates, and the limits and `[auth]` of another configuration. What
+    /// is counted stays counted.
     #[must_use]
     pub fn reloaded(&self, tls: Arc<ServerConfig>, config: &Config) -> Self {
-        Self { limits: config.limits.clone(), ..self.showing(tls) }
+        let relay_mechanisms = relays(config.auth.relay, self.master);
+        Self { limits: config.limits.clone(), relay_mechanisms, ..self.showing(tls) }
     }
 
     /// The same under other certificates.
