@@ -19,7 +19,7 @@ thread_local! {
 }
 
 /// Without ports and waits: a pair of local sockets does all that is asked of one of TCP.
-fn pair() -> (UnixStream, Deflated) {
+fn pair() -> (UnixStream, Deflated<Stream>) {
     let (ours, theirs) = UnixStream::pair().expect("a pair");
     theirs.set_nonblocking(true).expect("a socket");
     let stream = std::net::TcpStream::from(OwnedFd::from(theirs));

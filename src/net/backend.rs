@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use self::dial::DialFailure;
-use super::backends::Place;
+use super::account_connections::ConnectionPermit;
 use super::master::{MasterLogin, PasswordFileError};
 use super::proxy_protocol::Addresses;
 use super::resolve::NameResolver;
@@ -27,9 +27,6 @@ use crate::imap::peek::{self, Response};
 use crate::imap::refusal::Refusal;
 use crate::imap::responses::Responses;
 use crate::model::{Account, BackendId, Credentials};
-
-/// Addresses of a host that are tried; each gets its share of the time.
-const MOST_ADDRESSES: usize = 8;
 
 /// What a backend offers counts for so long where it rules a login out.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -143,7 +140,7 @@ pub struct LoggedIn {
     /// As told with the login, if it was.
     pub capabilities: Option<Capabilities>,
     /// Held as long as the connection is open.
-    pub place: Option<Place>,
+    pub place: Option<ConnectionPermit>,
 }
 
 /// What is wrong with a backend as it is configured.
@@ -311,9 +308,8 @@ impl Backend {
         let looked_up = self.way.resolver.resolve(host, *port);
         let looked_up = tokio::time::timeout_at(deadline, looked_up).await;
         let looked_up = looked_up.map_err(|_| late("address of its name"))?;
-        let mut addresses =
+        let addresses =
             looked_up.map_err(|source| ConnectError::Io { backend: backend(), source })?;
-        addresses.truncate(MOST_ADDRESSES);
         self.dial(&addresses, deadline, client, longest).await.map_err(|failure| match failure {
             DialFailure::Late(missing) => late(missing),
             DialFailure::Io(source) => ConnectError::Io { backend: backend(), source },

@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::account_connections::{AccountConnections, ConnectionPermit};
 use super::backend::{Backend, BackendError, ConnectError, Connected, LoggedIn, LoginError};
 use super::counters::Counters;
 use super::proxy_protocol::Addresses;
@@ -24,7 +24,7 @@ pub struct Backends(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     table: watch::Sender<Table>,
-    accounts: Arc<Accounts>,
+    connections: AccountConnections,
     counters: Arc<Counters>,
 }
 
@@ -44,18 +44,6 @@ pub struct Unusable {
     table: &'static str,
     key: &'static str,
     problem: BackendError,
-}
-
-/// Connections by account: accounts whose names differ in nothing but case count as one, since to most
-/// servers they are one user.
-type Accounts = Mutex<HashMap<String, usize>>;
-
-/// One connection's place among those of its account. Dropping it gives the place back.
-#[derive(Debug)]
-pub struct Place {
-    accounts: Arc<Accounts>,
-    /// Its key.
-    account: String,
 }
 
 // === impl Table ===
@@ -123,8 +111,8 @@ impl Table {
 impl Backends {
     /// The backends of `table`; `counters` count their limits.
     pub fn new(table: Table, counters: Arc<Counters>) -> Self {
-        let (table, accounts) = (watch::Sender::new(table), Arc::default());
-        Self(Arc::new(Shared { table, accounts, counters }))
+        let (table, connections) = (watch::Sender::new(table), AccountConnections::default());
+        Self(Arc::new(Shared { table, connections, counters }))
     }
 
     /// From now on new connections go by `table`. Those that are open stay, but whoever can come back
@@ -260,13 +248,9 @@ impl Backends {
     ///
     /// # Errors
     /// [`ConnectError::TooMany`] where `[limits] connections_per_account` are taken.
-    pub fn place(&self, account: &Account) -> Result<Place, ConnectError> {
+    pub fn place(&self, account: &Account) -> Result<ConnectionPermit, ConnectError> {
         let limit = self.0.table.borrow().connections_per_account;
-        let key = account.case_folded();
-        let mut accounts = self.0.accounts.lock();
-        let open = accounts.get(&key).copied().unwrap_or(0);
-        if limit > 0 && open >= limit {
-            drop(accounts);
+        self.0.connections.permit(account, limit).ok_or_else(|| {
             if self.0.counters.connections_per_account.hit() {
                 tracing::warn!(
                     target: "mailchime::net::connections_per_account_reached",
@@ -275,28 +259,14 @@ impl Backends {
                      connection for this account until one ends"
                 );
             }
-            return Err(ConnectError::TooMany { account: account.clone(), limit });
-        }
-        accounts.insert(key.clone(), open + 1);
-        Ok(Place { accounts: Arc::clone(&self.0.accounts), account: key })
+            ConnectError::TooMany { account: account.clone(), limit }
+        })
     }
 
     fn count(&self, error: &ConnectError) {
         // Each failure has a log line of its own.
         if matches!(error, ConnectError::Timeout { .. }) {
             self.0.counters.connect_timeout.hit();
-        }
-    }
-}
-
-// === impl Place ===
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut accounts = self.accounts.lock();
-        match accounts.get_mut(&self.account) {
-            Some(open) if *open > 1 => *open -= 1,
-            _ => drop(accounts.remove(&self.account)),
         }
     }
 }
@@ -386,7 +356,7 @@ mod tests {
         assert!(backends.place(&alice).is_err());
         backends.replace(table(1, &[], 0));
         let _more: Vec<_> = (0..10).map(|_| backends.place(&alice).unwrap()).collect();
-        assert_eq!(backends.0.accounts.lock().len(), 1, "who has no connection is forgotten");
+        assert_eq!(backends.0.connections.accounts(), 1, "who has no connection is forgotten");
     }
 
     #[tokio::test]

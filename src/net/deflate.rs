@@ -10,8 +10,6 @@ use std::task::{Context, Poll, ready};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::stream::Stream;
-
 /// Compressed bytes that are kept each way.
 const BUFFER_SIZE: usize = 16 * 1024;
 
@@ -25,10 +23,10 @@ const LEVEL: u32 = 6;
 /// session holds 96 KiB less. What a peer compresses may have the largest window all the same.
 const WINDOW_BITS: u8 = 13;
 
-/// Both directions of one connection.
+/// Both directions of one connection, `stream`.
 #[derive(Debug)]
-pub struct Deflated {
-    stream: Stream,
+pub struct Deflated<S> {
+    stream: S,
     inflate: Decompress,
     deflate: Compress,
     /// Compressed bytes from the peer, and how many of them are inflated.
@@ -42,9 +40,12 @@ pub struct Deflated {
     dirty: bool,
 }
 
-impl Deflated {
-    /// Compresses over `stream` (RFC 4978).
-    pub fn new(stream: Stream) -> Self {
+/// Memory that both directions hold, in bytes: the windows, their tables, and what zlib gathers.
+pub const HELD: usize = 260 * 1024;
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Deflated<S> {
+    /// `stream`, of which each byte is under DEFLATE from here on.
+    pub fn new(stream: S) -> Self {
         Self {
             stream,
             inflate: Decompress::new(false),
@@ -56,9 +57,6 @@ impl Deflated {
             dirty: false,
         }
     }
-
-    /// Memory that both directions hold, in bytes: the windows, their tables, and what zlib gathers.
-    pub const HELD: usize = 260 * 1024;
 
     /// Plain and compressed bytes from the peer, then plain and compressed bytes to it.
     pub fn totals(&self) -> [u64; 4] {
@@ -104,7 +102,7 @@ impl Deflated {
     }
 }
 
-impl AsyncRead for Deflated {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Deflated<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -163,7 +161,7 @@ impl AsyncRead for Deflated {
     }
 }
 
-impl AsyncWrite for Deflated {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Deflated<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -208,12 +206,12 @@ mod tests {
 
     use super::*;
 
-    async fn pair() -> (Deflated, Deflated) {
+    async fn pair() -> (Deflated<TcpStream>, Deflated<TcpStream>) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (one, other) = tokio::join!(TcpStream::connect(address), listener.accept());
         let other = other.unwrap().0;
-        (Deflated::new(Stream::Plain(one.unwrap())), Deflated::new(Stream::Plain(other)))
+        (Deflated::new(one.unwrap()), Deflated::new(other))
     }
 
     async fn in_time<T>(future: impl Future<Output = T>) -> T {
@@ -265,7 +263,7 @@ mod tests {
     async fn garbage_is_an_error() {
         in_time(async {
             let (one, mut other) = pair().await;
-            let Stream::Plain(mut raw) = one.stream else { panic!() };
+            let mut raw = one.stream;
             raw.write_all(&[0xff; 100]).await.unwrap();
             let error = other.read_u8().await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);

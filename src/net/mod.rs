@@ -4,11 +4,13 @@
 //! Knows the wire (`imap`) as far as logging in at a backend needs it, and nothing of sessions,
 //! watchers, pushes or the database.
 
+pub mod account_connections;
 pub mod backend;
 pub mod backends;
 pub mod backoff;
 pub mod counters;
 pub mod deflate;
+pub mod dial;
 pub mod listen;
 pub mod master;
 pub mod proxy_protocol;

@@ -7,12 +7,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use super::deflate::Deflated;
 use secrecy::zeroize::Zeroize;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
+
+use super::deflate::{self, Deflated};
 
 /// Finds a peer that is gone without a word within some minutes, well below what NAT boxes keep.
 const KEEPALIVE: TcpKeepalive =
@@ -40,7 +41,7 @@ pub enum Stream {
     /// TLS in which mailchime is the client.
     Client(Box<client::TlsStream<TcpStream>>),
     /// Any of the others, under DEFLATE.
-    Deflated(Box<Deflated>),
+    Deflated(Box<Deflated<Self>>),
     /// In its place while a connection is being wrapped: at its end, and takes nothing.
     Taken,
 }
@@ -79,7 +80,7 @@ impl Stream {
 
     /// Memory that is held for DEFLATE, in bytes.
     pub fn held(&self) -> usize {
-        if self.is_deflated() { Deflated::HELD } else { 0 }
+        if self.is_deflated() { deflate::HELD } else { 0 }
     }
 
     /// From now on TLS keeps at most a quarter of what it may keep otherwise of what the peer does not

@@ -33,8 +33,8 @@ use crate::imap::session::Session;
 use crate::imap::tap::Tapped;
 use crate::metrics::Phase;
 use crate::model::{AcceptedLogin, Account, Registration};
+use crate::net::account_connections::ConnectionPermit;
 use crate::net::backend::Backend;
-use crate::net::backends;
 use crate::net::proxy_protocol::Addresses;
 use crate::net::stream::Stream;
 
@@ -74,7 +74,7 @@ pub(super) struct SessionTask {
     /// The client is gone; the try is finished without it.
     abandoned: bool,
     /// Held to the end by who is logged in: among all sessions, and among the account's connections.
-    places: Option<(SessionPermit, Option<backends::Place>)>,
+    places: Option<(SessionPermit, Option<ConnectionPermit>)>,
     /// Armed while a peer takes no bytes.
     stalled: Option<Pin<Box<Sleep>>>,
     /// Armed while the client is held up until this is said.

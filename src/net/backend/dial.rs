@@ -16,8 +16,9 @@ use crate::imap::greeting::{Greeting, UnfitGreeting};
 use crate::imap::peek::{self, Response, Status};
 use crate::imap::responses::Responses;
 use crate::imap::responses::printable;
+use crate::net::dial::{self, AddressTurn};
 use crate::net::proxy_protocol::{self, Addresses};
-use crate::net::stream::{Stream, tune};
+use crate::net::stream::Stream;
 
 /// What is kept of a response before STARTTLS, in bytes.
 const LONGEST_BEFORE_TLS: usize = 4 * 1024;
@@ -56,19 +57,16 @@ impl Backend {
         client: Option<Addresses>,
         longest: usize,
     ) -> Result<Connected, DialFailure> {
-        let nowhere = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        let mut failure = DialFailure::Io(nowhere);
-        for (address, left) in addresses.iter().zip((1..=addresses.len()).rev()) {
-            let rest = deadline.saturating_duration_since(Instant::now());
-            let share = rest / u32::try_from(left).unwrap_or(u32::MAX);
+        let mut failure = DialFailure::Io(dial::no_address());
+        for AddressTurn { address, limit, is_last } in dial::turns(addresses, deadline) {
             let mut missing = "TCP connection";
-            let open = self.open(*address, client, longest, &mut missing);
-            let failed = match tokio::time::timeout(share, open).await {
+            let open = self.open(address, client, longest, &mut missing);
+            let failed = match tokio::time::timeout(limit, open).await {
                 Ok(Ok(connected)) => return Ok(connected),
                 Ok(Err(failed)) => failed,
                 Err(_) => DialFailure::Late(missing),
             };
-            if left > 1 {
+            if !is_last {
                 let why = failed.to_string();
                 tracing::info!(
                     target: "mailchime::net::next_address_tried",
@@ -93,8 +91,7 @@ impl Backend {
     ) -> Result<Connected, DialFailure> {
         const GREETING: &str = "greeting";
         const HANDSHAKE: &str = "TLS handshake";
-        let mut stream = TcpStream::connect(address).await?;
-        tune(&stream);
+        let mut stream = dial::address(address).await?;
         if self.way.proxy_protocol {
             stream.write_all(&proxy_protocol::header(client)).await?;
         }

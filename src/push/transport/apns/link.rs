@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tracing::{debug, info, warn};
@@ -28,8 +28,8 @@ use tracing::{debug, info, warn};
 use super::tunnel::Tunnel;
 use crate::config::{self, ApnsServer};
 use crate::net::backoff::Backoff;
+use crate::net::dial;
 use crate::net::resolve::NameResolver;
-use crate::net::stream::tune;
 
 /// How long a PING may go unanswered.
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
@@ -278,27 +278,13 @@ impl LinkParts {
             .map_err(|error| format!("HTTP/2: {}", causes(&error)))
     }
 
-    /// Tries each address; one that swallows packets may use up no more than its share of the time.
+    /// To the proxy, or else to the endpoint.
     async fn dial_tcp(&self, deadline: Instant) -> io::Result<TcpStream> {
         let (host, port) = match &self.tunnel {
             Some(tunnel) => tunnel.proxy(),
             None => (self.endpoint.host.as_str(), self.endpoint.port),
         };
-        let addresses = self.resolver.resolve(host, port).await?;
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for (index, address) in addresses.iter().enumerate() {
-            let left = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
-            let share = deadline.saturating_duration_since(Instant::now()) / left;
-            match timeout(share, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => {
-                    tune(&stream);
-                    return Ok(stream);
-                }
-                Ok(Err(error)) => last = error,
-                Err(_) => last = io::ErrorKind::TimedOut.into(),
-            }
-        }
-        Err(last)
+        dial::host(&self.resolver, host, port, deadline).await
     }
 }
 

@@ -13,8 +13,8 @@ use super::unsolicited::Unsolicited;
 use crate::imap::peek::{self, Response, Status};
 use crate::imap::responses::Responses;
 use crate::imap::responses::printable;
+use crate::net::account_connections::ConnectionPermit;
 use crate::net::backend::LoggedIn;
-use crate::net::backends::Place;
 use crate::net::stream::Stream;
 
 /// For the last words of a connection.
@@ -53,7 +53,7 @@ pub(in crate::watch) struct ImapConnection {
     refusal: Option<Box<str>>,
     answer_timeout: Duration,
     /// Among the connections of its account.
-    _place: Option<Place>,
+    _place: Option<ConnectionPermit>,
 }
 
 /// Why a connection is of no more use.
