@@ -4,8 +4,8 @@
 //! The store keeps and returns rows; it does not know why they change. It reads no clock: times are
 //! arguments. Each call is one transaction, and when it has returned `Ok` the change is on disk.
 //! Every error leaves the rows as they were, and dropping a call's future in its middle does too, but
-//! for a registration, which is then made or not; only where the connection broke while the end of the transaction was on its way may the change
-//! have been made. Each call may be repeated.
+//! for a registration, which is then made or not; only where the connection broke while the end of the
+//! transaction was on its way may the change have been made. Each call may be repeated.
 //!
 //! An account belongs to the backend that has accepted its user. What is read or written on behalf of
 //! another backend finds no account, and a registration there begins a new one in its place.
@@ -215,7 +215,7 @@ pub struct Target {
     pub outdated_since: Option<Timestamp>,
     /// The same by the time of service.
     pub outdated_at: Option<Timestamp>,
-    /// When APNs last accepted a push for it.
+    /// When a push for it was last accepted.
     pub pushed_at: Option<Timestamp>,
     /// Each mailbox, and whether a push for it is still owed to this device.
     pub mailboxes: Vec<(Mailbox, bool)>,
@@ -242,7 +242,7 @@ pub enum Settlement {
         /// Since when, in milliseconds since 1970.
         since: Timestamp,
     },
-    /// APNs accepted a push for these mailboxes: they are no longer owed.
+    /// A push for these mailboxes was accepted: they are no longer owed.
     Accepted {
         /// The subscription.
         subscription: SubscriptionKey,

@@ -32,8 +32,7 @@ impl Store {
     /// - With another password, the other devices that registered before the login are outdated.
     /// - A session that logged in before there was another password changes nothing but its device,
     ///   which is outdated.
-    /// - The device's newest account id, version and topic replace the older; when it was last
-    ///   pushed stays.
+    /// - Its newest route and options replace the older; when it was last pushed stays.
     /// - Its mailboxes become those of the registration; a push that is due of one that stays is still
     ///   owed.
     /// - A mailbox that no device was registered for begins with the registration's snapshot. An

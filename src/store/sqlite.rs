@@ -33,7 +33,7 @@ const MOST_WIPED: u64 = 256 * 1024 * 1024;
 /// How long emptying the log waits for a reader or writer.
 const LOG_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Read and write by the owner only: the rows hold device tokens and sealed credentials.
+/// Read and write by the owner only: the rows hold endpoints and sealed credentials.
 const MODE: u32 = 0o600;
 
 /// The file of `sqlite://path`.
