@@ -2,100 +2,25 @@
 //! Maildir with nobody connected, and APNs, the stand-in, gets the right push.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use mailchime::app::{self, Server};
-use mailchime::config::{self, BackendTls, Config, Trust};
-use mailchime::demo::apns::{Apns, Push};
-use mailchime::demo::phone::{Phone, Registered};
-use mailchime::model::Mailbox;
-use mailchime::push::transport::apns::payload::mailbox_hash;
+use mailchime::config::Config;
 use serde_json::json;
-use tokio::net::TcpListener;
 
+use crate::support::in_process::{InProcess, implicit_tls};
 use crate::support::servers::client::Client;
 use crate::support::servers::dovecot::{Dovecot, Options};
-use crate::support::servers::{ALICE, BOB, User, mail, pki};
+use crate::support::servers::{ALICE, BOB, mail, pki};
+use crate::support::world::{ACCOUNT_ID, TOKEN};
 use crate::support::{limited, skip};
-
-pub(crate) const ACCOUNT_ID: &str = "0715A26B-CA09-4730-A419-793000CA982E";
 
 /// Between two looks at all mailboxes.
 pub(crate) const POLL: Duration = Duration::from_millis(300);
 
-/// mailchime, and APNs as it sees it.
-pub(crate) struct World {
-    pub(crate) mailchime: Server,
-    pub(crate) apns: Apns,
-    folder: tempfile::TempDir,
-}
-
-impl World {
-    /// In front of a backend without TLS.
-    pub(crate) async fn start(backend: SocketAddr) -> Self {
-        Self::start_with(backend, |_, _| {}).await
-    }
-
-    async fn start_with(backend: SocketAddr, change: impl FnOnce(&mut Config, &Path)) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        pki().write_to(folder.path()).unwrap();
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let apns = Apns::start(listener, pki()).unwrap();
-        let file = |name: &str| folder.path().join(name);
-        let mut config = Config::new(
-            config::Tls::new(file("server.pem"), file("server.key")),
-            config::Backend::new(backend.ip().to_string(), backend.port(), BackendTls::None),
-        );
-        config.listeners[0].address = ([127, 0, 0, 1], 0).into();
-        config.store.url = format!("sqlite://{}", file("mailchime.db").display());
-        let key_file = file("mailchime.key");
-        config.credentials = config::Credentials::Stored { key_file };
-        config.watch.poll_interval = POLL;
-        config.watch.settle = Duration::from_millis(50);
-        config.watch.retry_min = Duration::from_millis(50);
-        config.watch.retry_max = Duration::from_millis(500);
-        config.push.quiet_delay = Duration::from_millis(100);
-        config.push.min_interval = Duration::from_millis(50);
-        let mut client = config::Apns::new(file("apns.pem"), file("apns.key"));
-        client.endpoint =
-            config::ApnsServer { host: "localhost".into(), port: apns.address().port() };
-        client.ca = Some(file("ca.pem"));
-        config.apns = vec![client];
-        change(&mut config, folder.path());
-        let mailchime = app::start(&config).await.unwrap();
-        Self { mailchime, apns, folder }
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.mailchime.addresses[0]
-    }
-
-    async fn register(&self, user: User<'_>, mailboxes: &[&str]) -> Registered {
-        let phone = Phone {
-            login: user.0.into(),
-            password: user.1.into(),
-            account_id: ACCOUNT_ID.into(),
-            device_token: "0123ABCD".repeat(8),
-            mailboxes: mailboxes.iter().map(|name| (*name).into()).collect(),
-        };
-        let ca = &pki().ca.certificate;
-        phone.register(self.address(), "localhost", ca, |_, _| {}).await.unwrap()
-    }
-
-    /// The next push that names what `expected` names, in `m` or by its absence.
-    pub(crate) async fn push_of(&self, expected: &[&str]) -> Push {
-        loop {
-            let push = self.apns.next().await;
-            let named = push.json()["aps"].get("m").cloned();
-            let hashes: Vec<_> =
-                expected.iter().map(|name| mailbox_hash(&Mailbox::new(name))).collect();
-            if named == (expected != ["INBOX"]).then(|| json!(hashes)) {
-                return push;
-            }
-        }
-    }
+/// mailchime in front of a backend without TLS.
+pub(crate) async fn start(backend: SocketAddr) -> InProcess {
+    InProcess::pushing(backend, |config| config.watch.poll_interval = POLL).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,7 +29,7 @@ async fn a_mail_in_dovecot_becomes_a_push() {
     let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
     dovecot.deliver("alice", "Team", &mail("an old one"));
     limited(async {
-        let world = World::start(dovecot.plain).await;
+        let world = start(dovecot.plain).await;
         let registered = world.register(ALICE, &["INBOX", "Team", "Nope"]).await;
         assert_eq!(registered.mailboxes, ["INBOX", "Team"]);
         assert_eq!(registered.topic, pki().topic);
@@ -112,7 +37,7 @@ async fn a_mail_in_dovecot_becomes_a_push() {
         dovecot.deliver("alice", "INBOX", &mail("hello"));
         let push = world.apns.next().await;
         assert_eq!(push.json(), json!({ "aps": { "account-id": ACCOUNT_ID } }));
-        assert_eq!(push.token.as_ref().unwrap().as_given(), "0123ABCD".repeat(8));
+        assert_eq!(push.token.as_ref().unwrap().as_given(), TOKEN);
         assert_eq!(push.header("apns-topic"), Some(&*pki().topic));
         assert_eq!(push.header("apns-push-type"), Some("background"));
         assert_eq!(push.header("apns-priority"), None);
@@ -141,26 +66,16 @@ async fn a_backend_behind_tls_is_verified() {
     let test = "a_backend_behind_tls_is_verified";
     let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
     limited(async {
-        let world = World::start_with(dovecot.tls, |config, folder| {
-            config.backend.tls = BackendTls::Implicit(Trust {
-                ca: Some(folder.join("ca.pem")),
-                server_name: "localhost".into(),
-            });
-        })
-        .await;
+        let tls = |config: &mut Config| implicit_tls(config, "localhost");
+        let world = InProcess::pushing(dovecot.tls, tls).await;
         world.register(BOB, &["INBOX"]).await;
         dovecot.deliver("bob", "INBOX", &mail("hello"));
         world.push_of(&["INBOX"]).await;
         world.mailchime.stop().await;
 
         // Another name than the certificate's: nobody is told a password.
-        let world = World::start_with(dovecot.tls, |config, folder| {
-            config.backend.tls = BackendTls::Implicit(Trust {
-                ca: Some(folder.join("ca.pem")),
-                server_name: "imap.example.org".into(),
-            });
-        })
-        .await;
+        let tls = |config: &mut Config| implicit_tls(config, "imap.example.org");
+        let world = InProcess::pushing(dovecot.tls, tls).await;
         let address = world.address();
         let answer = tokio::task::spawn_blocking(move || Client::connect_tls(address).login(ALICE));
         let answer = answer.await.unwrap();
@@ -175,7 +90,7 @@ async fn mail_that_comes_while_dovecot_or_mailchime_is_down_is_pushed_later() {
     let test = "mail_that_comes_while_dovecot_or_mailchime_is_down_is_pushed_later";
     let Some(mut dovecot) = Dovecot::start(test, &Options::default()) else { return };
     limited(async {
-        let world = World::start(dovecot.plain).await;
+        let world = start(dovecot.plain).await;
         world.register(ALICE, &["INBOX"]).await;
         tokio::task::block_in_place(|| dovecot.stop());
         dovecot.deliver("alice", "INBOX", &mail("while it is down"));
@@ -191,7 +106,7 @@ async fn a_password_that_was_changed_is_tried_twice_and_replaced_at_the_next_log
     let test = "a_password_that_was_changed_is_tried_twice_and_replaced_at_the_next_login";
     let Some(mut dovecot) = Dovecot::start(test, &Options::default()) else { return };
     limited(async {
-        let world = World::start(dovecot.plain).await;
+        let world = start(dovecot.plain).await;
         world.register(ALICE, &["INBOX"]).await;
         tokio::task::block_in_place(|| {
             dovecot.stop();
@@ -234,7 +149,7 @@ async fn only_what_the_user_may_read_is_registered() {
         })
         .await
         .unwrap();
-        let world = World::start(plain).await;
+        let world = start(plain).await;
         let asked = ["INBOX", "shared/alice/Team", "shared/alice/Secret", "shared/alice/INBOX"];
         let registered = world.register(BOB, &asked).await;
         assert_eq!(registered.mailboxes, ["INBOX", "shared/alice/Team"]);
@@ -269,7 +184,7 @@ async fn a_hostile_mail_arrives_as_dovecot_sends_it() {
     dovecot.deliver("alice", "INBOX", &hostile_mail());
     dovecot.deliver("alice", "INBOX", &with_nul);
     limited(async {
-        let world = World::start(dovecot.plain).await;
+        let world = start(dovecot.plain).await;
         let (proxied, plain) = (world.address(), dovecot.plain);
         let compare = move || {
             let commands = [
@@ -321,9 +236,9 @@ async fn curl_and_imaplib_are_served() {
     let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
     dovecot.deliver("alice", "INBOX", &mail("for curl"));
     limited(async {
-        let world = World::start(dovecot.plain).await;
+        let world = start(dovecot.plain).await;
         let port = world.address().port();
-        let ca = world.folder.path().join("ca.pem");
+        let ca = world.file("ca.pem");
         let script = format!(
             "import imaplib, ssl\n\
              m = imaplib.IMAP4_SSL('localhost', {port}, \

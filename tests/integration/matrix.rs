@@ -16,7 +16,7 @@ mod table;
 use std::time::Duration;
 
 use clients::{Client, Place, Run};
-use site::{Behind, Kind, Mailchime};
+use site::{Behind, Kind, in_front_of};
 use table::Cell;
 
 /// How long a cell may take on a machine that is busy.
@@ -76,7 +76,7 @@ async fn compare(test: &'static str, kind: Kind, behind: Behind, client: Client)
         for server in [&proxied, &direct] {
             tokio::task::block_in_place(|| server.seed());
         }
-        let mailchime = Mailchime::start(&proxied, behind).await;
+        let mailchime = in_front_of(&proxied, behind).await;
         let ports = [mailchime.address().port(), direct.tls().port()];
         let runs = ports
             .map(|port| tokio::task::spawn_blocking(move || client.run(&Place::new(kind, port))));
@@ -86,7 +86,7 @@ async fn compare(test: &'static str, kind: Kind, behind: Behind, client: Client)
         let states = [&proxied, &direct].map(|it| tokio::task::block_in_place(|| state::state(it)));
         differences.extend(rules::difference("mailboxes at the end", &states[0], &states[1]));
         assert!(differences.is_empty(), "{}", differences.join("\n"));
-        mailchime.stop().await;
+        mailchime.mailchime.stop().await;
         through.notes
     };
     let notes = tokio::time::timeout(LIMIT, compared).await.expect("the cell takes too long");

@@ -1,87 +1,46 @@
 //! The whole program between stand-ins: what it tells moves with what it does.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
-use mailchime::app::{self, Server};
-use mailchime::config::{self, BackendTls, Config};
-use mailchime::demo::apns::Apns;
+use mailchime::config::{self, Config};
 use mailchime::demo::backend::Backend;
-use mailchime::demo::phone::{Phone, Registered};
-use mailchime::demo::pki::Pki;
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio::net::TcpListener;
 
 use super::{Answer, get, request};
-use crate::support::limited;
+use crate::support::in_process::{InProcess, loopback};
+use crate::support::world::{LOGIN, MAIL, PASSWORD, TOKEN};
+use crate::support::{limited, listener};
 
-const PASSWORD: &str = "wonder land";
-const TOKEN: &str = "8df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c1";
-const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
-
-struct World {
-    _folder: TempDir,
-    pki: Pki,
-    backend: Backend,
-    apns: Apns,
-    mailchime: Server,
-    admin: SocketAddr,
+/// A backend, and mailchime with `[admin]` in front of it.
+async fn start() -> (Backend, InProcess) {
+    start_with(|_| {}).await
 }
 
-impl World {
-    async fn start() -> Self {
-        Self::start_with(|_| {}).await
-    }
+async fn start_with(change: impl FnOnce(&mut Config)) -> (Backend, InProcess) {
+    let backend = Backend::start(listener().await, None).unwrap();
+    backend.add_account(LOGIN, PASSWORD.as_bytes());
+    let world = InProcess::pushing(backend.address(), |config| {
+        config.admin.address = Some(config::AdminAddress::Tcp(loopback()));
+        change(config);
+    });
+    let world = world.await;
+    (backend, world)
+}
 
-    async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let pki = Pki::generate(Some("com.apple.mail.XServer.test")).unwrap();
-        pki.write_to(folder.path()).unwrap();
-        let listener = async || TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let backend = Backend::start(listener().await, None).unwrap();
-        backend.add_account("alice", PASSWORD.as_bytes());
-        let apns = Apns::start(listener().await, &pki).unwrap();
-        let file = |name: &str| folder.path().join(name);
-        let at = backend.address();
-        let mut config = Config::new(
-            config::Tls::new(file("server.pem"), file("server.key")),
-            config::Backend::new(at.ip().to_string(), at.port(), BackendTls::None),
-        );
-        config.listeners[0].address = ([127, 0, 0, 1], 0).into();
-        config.admin.address = Some(config::AdminAddress::Tcp(([127, 0, 0, 1], 0).into()));
-        config.store.url = format!("sqlite://{}", file("mailchime.db").display());
-        config.credentials = config::Credentials::Stored { key_file: file("mailchime.key") };
-        config.push.quiet_delay = Duration::from_millis(100);
-        config.push.min_interval = Duration::from_millis(10);
-        let mut client = config::Apns::new(file("apns.pem"), file("apns.key"));
-        client.endpoint =
-            config::ApnsServer { host: "localhost".into(), port: apns.address().port() };
-        client.ca = Some(file("ca.pem"));
-        config.apns = vec![client];
-        change(&mut config);
-        let mailchime = app::start(&config).await.unwrap();
-        let admin = mailchime.admin.expect("[admin] is on");
-        Self { _folder: folder, pki, backend, apns, mailchime, admin }
-    }
+/// A phone registers, and its mailbox is watched.
+async fn register(world: &InProcess, backend: &Backend) {
+    world.register((LOGIN, PASSWORD), &["INBOX"]).await;
+    backend.wait_until(|counters| counters.idling == 1).await;
+}
 
-    async fn register(&self) -> Registered {
-        let phone = Phone {
-            login: "alice".into(),
-            password: PASSWORD.into(),
-            account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
-            device_token: TOKEN.into(),
-            mailboxes: vec!["INBOX".into()],
-        };
-        let (address, ca) = (self.mailchime.addresses[0], &self.pki.ca.certificate);
-        let registered = phone.register(address, "localhost", ca, |_, _| {}).await.unwrap();
-        self.backend.wait_until(|counters| counters.idling == 1).await;
-        registered
+impl InProcess {
+    fn admin(&self) -> SocketAddr {
+        self.mailchime.admin.expect("[admin] is on")
     }
 
     /// The value of a series.
     async fn metric(&self, series: &str) -> f64 {
-        let text = get(self.admin, "/metrics").await.body;
+        let text = get(self.admin(), "/metrics").await.body;
         let start = format!("mailchime_{series} ");
         let line = text.lines().find_map(|line| line.strip_prefix(&start));
         line.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
@@ -95,14 +54,14 @@ impl World {
     }
 
     async fn ready(&self) -> Answer {
-        get(self.admin, "/readyz").await
+        get(self.admin(), "/readyz").await
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_move_with_what_is_done() {
     limited(async {
-        let world = World::start().await;
+        let (backend, world) = start().await;
         for series in [
             "sessions",
             "sessions_ended_total{how=\"closed\"}",
@@ -119,7 +78,7 @@ async fn numbers_move_with_what_is_done() {
             assert_eq!(world.metric(series).await, 0.0, "{series}");
         }
 
-        world.register().await;
+        register(&world, &backend).await;
         world.until("commands_total{verb=\"login\",result=\"ok\"}", 1.0).await;
         world.until("commands_total{verb=\"xapplepushservice\",result=\"ok\"}", 1.0).await;
         world.until("watchers{state=\"watching\",mode=\"idle\"}", 1.0).await;
@@ -127,7 +86,7 @@ async fn numbers_move_with_what_is_done() {
         world.until("sessions", 0.0).await;
         assert!(world.metric("relayed_bytes_total{direction=\"to_client\"}").await > 0.0);
 
-        world.backend.deliver("alice", "INBOX", MAIL).unwrap();
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
         world.apns.next().await;
         world.until("pushes_total{outcome=\"accepted\"}", 1.0).await;
         assert_eq!(world.metric("changes_total{kind=\"new_mail\"}").await, 1.0);
@@ -138,13 +97,13 @@ async fn numbers_move_with_what_is_done() {
         while world.metric("database_seconds_count{call=\"settle\"}").await == 0.0 {
             tokio::task::yield_now().await;
         }
-        let expiry = "certificate_expiry_seconds{topic=\"com.apple.mail.XServer.test\"}";
-        assert!(world.metric(expiry).await > 86_400.0);
+        let expiry = format!("certificate_expiry_seconds{{topic=\"{}\"}}", world.pki.topic);
+        assert!(world.metric(&expiry).await > 86_400.0);
 
         // APNs is away: it shows, and so does what then waits.
         world.apns.refuse().await;
         world.apns.drop_connections();
-        world.backend.deliver("alice", "INBOX", MAIL).unwrap();
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
         while world.metric("pushes_total{outcome=\"unavailable\"}").await == 0.0 {
             tokio::task::yield_now().await;
         }
@@ -157,7 +116,7 @@ async fn numbers_move_with_what_is_done() {
 #[tokio::test(flavor = "multi_thread")]
 async fn readiness_follows_the_backend_and_the_database() {
     limited(async {
-        let world = World::start().await;
+        let (backend, world) = start().await;
         let fine = json!({ "ok": true });
         let answer = world.ready().await;
         assert_eq!(answer.status, 200, "{}", answer.body);
@@ -166,7 +125,7 @@ async fn readiness_follows_the_backend_and_the_database() {
         });
         assert_eq!(answer.json()["parts"], parts);
 
-        world.backend.refuse().await;
+        backend.refuse().await;
         let answer = world.ready().await;
         assert_eq!(answer.status, 503);
         let parts = answer.json()["parts"].clone();
@@ -175,16 +134,16 @@ async fn readiness_follows_the_backend_and_the_database() {
             (&json!(false), &json!(true))
         );
         assert!(parts["backend"]["why"].as_str().unwrap().contains("refused"), "{parts}");
-        world.backend.resume().await.unwrap();
+        backend.resume().await.unwrap();
         assert_eq!(world.ready().await.status, 200);
 
         world.mailchime.store.close().await;
         let answer = world.ready().await;
         assert_eq!(answer.status, 503);
         assert_eq!(answer.json()["parts"]["database"]["ok"], false);
-        let ready = get(world.admin, "/readyz?exclude=database").await;
+        let ready = get(world.admin(), "/readyz?exclude=database").await;
         assert_eq!(ready.status, 200, "mail goes on without the database");
-        assert_eq!(get(world.admin, "/healthz").await.status, 200);
+        assert_eq!(get(world.admin(), "/healthz").await.status, 200);
         world.mailchime.stop().await;
     })
     .await;
@@ -193,19 +152,19 @@ async fn readiness_follows_the_backend_and_the_database() {
 #[tokio::test(flavor = "multi_thread")]
 async fn watchers_test_pushes_and_explanations_are_shown() {
     limited(async {
-        let world = World::start().await;
-        let nobody = get(world.admin, "/watchers").await.json();
+        let (backend, world) = start().await;
+        let nobody = get(world.admin(), "/watchers").await.json();
         assert_eq!((&nobody["watchers"], &nobody["nodes"]), (&json!([]), &json!([nobody["node"]])));
-        world.register().await;
+        register(&world, &backend).await;
         world.until("watchers{state=\"watching\",mode=\"idle\"}", 1.0).await;
 
-        let watchers = get(world.admin, "/watchers").await.json();
+        let watchers = get(world.admin(), "/watchers").await.json();
         let watcher = &watchers["watchers"][0];
         assert_eq!((&watcher["account"], &watcher["state"]), (&json!("alice"), &json!("watching")));
         assert_eq!((&watcher["mode"], &watcher["reason"]), (&json!("idle"), &Value::Null));
-        assert_eq!(get(world.admin, "/watchers?user=bob").await.json()["watchers"], json!([]));
+        assert_eq!(get(world.admin(), "/watchers?user=bob").await.json()["watchers"], json!([]));
 
-        let answer = request(world.admin, "POST", "/push?user=alice").await;
+        let answer = request(world.admin(), "POST", "/push?user=alice").await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         let push = world.apns.next().await;
         assert_eq!(push.token.as_ref().unwrap().as_given(), TOKEN);
@@ -216,21 +175,21 @@ async fn watchers_test_pushes_and_explanations_are_shown() {
         assert_eq!(device["token"], "8df2a4c1…");
         assert!(!answer.body.contains(TOKEN), "{}", answer.body);
 
-        let answer = request(world.admin, "POST", "/push?user=alice&mailbox=Notes").await;
+        let answer = request(world.admin(), "POST", "/push?user=alice&mailbox=Notes").await;
         let device = &answer.json()["devices"][0];
         assert_eq!(device["detail"], "it did not register for \"Notes\"", "{device}");
         assert_eq!(world.apns.received(), 1);
-        let answer = request(world.admin, "POST", "/push?user=bob").await;
+        let answer = request(world.admin(), "POST", "/push?user=bob").await;
         assert_eq!(answer.json()["devices"], json!([]));
 
-        let answer = get(world.admin, "/explain?user=alice").await;
+        let answer = get(world.admin(), "/explain?user=alice").await;
         let explained = answer.json();
         assert_eq!(explained["watcher"]["state"], "watching");
         assert_eq!(explained["watched_by"], nobody["node"]);
         let device = &explained["devices"][0];
         assert_eq!((&device["would_push"], &device["obstacles"]), (&json!(true), &json!([])));
         assert!(!answer.body.contains(TOKEN), "{}", answer.body);
-        let answer = get(world.admin, "/explain?user=alice&mailbox=Notes").await;
+        let answer = get(world.admin(), "/explain?user=alice&mailbox=Notes").await;
         let device = &answer.json()["devices"][0];
         assert_eq!(device["obstacles"], json!(["it did not register for \"Notes\""]));
         world.mailchime.stop().await;
@@ -241,12 +200,12 @@ async fn watchers_test_pushes_and_explanations_are_shown() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_apns_it_says_that_push_is_off() {
     limited(async {
-        let world = World::start_with(|config| config.apns.clear()).await;
+        let (_backend, world) = start_with(|config| config.apns.clear()).await;
         assert_eq!(world.ready().await.status, 200);
         for (method, target) in
             [("GET", "/watchers"), ("POST", "/push?user=alice"), ("GET", "/explain?user=alice")]
         {
-            let answer = request(world.admin, method, target).await;
+            let answer = request(world.admin(), method, target).await;
             assert_eq!(answer.status, 503, "{target}");
             let error = answer.json()["error"].as_str().unwrap().to_owned();
             assert!(error.contains("push is off"), "{error}");

@@ -11,14 +11,14 @@ use base64::engine::general_purpose::STANDARD;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, BufStream};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
+use crate::support::line::{Client, Line};
 use crate::support::servers::ALICE;
 use crate::support::servers::dovecot::{Dovecot, Options};
 use crate::support::world::{LOGIN, PASSWORD, Server, World};
@@ -33,9 +33,6 @@ struct Network {
     server: SocketAddr,
     trust: Arc<ClientConfig>,
 }
-
-/// A mail client that has heard the greeting.
-struct Client(BufStream<TlsStream<TcpStream>>);
 
 impl Network {
     fn of(world: &World, server: &Server) -> Self {
@@ -56,7 +53,7 @@ impl Network {
     async fn client_on(&self, stream: TcpStream) -> Client {
         let name = ServerName::try_from("localhost").unwrap();
         let secure = TlsConnector::from(Arc::clone(&self.trust)).connect(name, stream);
-        let mut client = Client(BufStream::new(soon("TLS", secure).await.unwrap()));
+        let mut client = Line::of(soon("TLS", secure).await.unwrap());
         client.until("* OK").await;
         client
     }
@@ -65,7 +62,7 @@ impl Network {
     async fn gets_in(&self, from: [u8; 4]) -> Client {
         let mut client = self.client(from).await;
         let answer = client.log_in(LOGIN, PASSWORD).await;
-        assert!(answer.starts_with("l OK"), "{answer}");
+        assert!(answer.starts_with("in OK"), "{answer}");
         client
     }
 
@@ -74,36 +71,8 @@ impl Network {
         let stream = self.connect(from).await;
         SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
         let mut client = self.client_on(stream).await;
-        client.send(&format!("l LOGIN {LOGIN} guess")).await;
-        let _ = tokio::time::timeout(patience, client.until("l ")).await;
-    }
-}
-
-impl Client {
-    async fn send(&mut self, command: &str) {
-        self.0.write_all(format!("{command}\r\n").as_bytes()).await.unwrap();
-        self.0.flush().await.unwrap();
-    }
-
-    /// Reads to the line that begins so.
-    async fn until(&mut self, start: &str) -> String {
-        loop {
-            let mut line = String::new();
-            let read = soon("a line", self.0.read_line(&mut line)).await.unwrap();
-            assert_ne!(read, 0, "mailchime hung up");
-            if line.starts_with(start) {
-                return line.trim_end().to_owned();
-            }
-        }
-    }
-
-    async fn command(&mut self, command: &str) -> String {
-        self.send(command).await;
-        self.until(&format!("{} ", command.split(' ').next().unwrap())).await
-    }
-
-    async fn log_in(&mut self, name: &str, password: &str) -> String {
-        self.command(&format!("l LOGIN {name} \"{password}\"")).await
+        client.send(format!("in LOGIN {LOGIN} guess\r\n")).await;
+        let _ = tokio::time::timeout(patience, client.until("in ")).await;
     }
 }
 
@@ -253,7 +222,7 @@ async fn the_network_with_most_connections_loses_its_oldest() {
         let last = flood.pop().unwrap();
         until_open(flood, 9).await;
         let answer = slow.log_in(LOGIN, PASSWORD).await;
-        assert!(answer.starts_with("l OK"), "{answer}");
+        assert!(answer.starts_with("in OK"), "{answer}");
         assert!(!is_closed(&mut { last }).await);
     })
     .await;
@@ -282,7 +251,7 @@ async fn one_large_ipv6_network_is_one_origin() {
             flood.push(balanced(header).await);
         }
         let answer = slow.log_in(LOGIN, PASSWORD).await;
-        assert!(answer.starts_with("l OK"), "{answer}");
+        assert!(answer.starts_with("in OK"), "{answer}");
     })
     .await;
 }
@@ -297,11 +266,11 @@ async fn a_login_is_answered_no_where_all_sessions_are_taken() {
         let mut first = network.gets_in(HOME).await;
         let mut second = network.client(HOME).await;
         let answer = second.log_in(LOGIN, PASSWORD).await;
-        assert_eq!(answer, "l NO [UNAVAILABLE] The server has no room, try again later");
+        assert_eq!(answer, "in NO [UNAVAILABLE] The server has no room, try again later");
         server.logged("[limits] sessions is reached; further logins get NO [UNAVAILABLE]").await;
         assert!(first.command("b LOGOUT").await.starts_with("b OK"));
         drop(first);
-        let place = async { while !second.log_in(LOGIN, PASSWORD).await.starts_with("l OK") {} };
+        let place = async { while !second.log_in(LOGIN, PASSWORD).await.starts_with("in OK") {} };
         soon("a place", place).await;
     })
     .await;
@@ -332,7 +301,7 @@ async fn a_try_counts_even_if_the_client_hangs_up_before_the_answer() {
             server.logged("login refused").await;
         }
         let answer = network.client([127, 4, 0, 1]).await.log_in(ALICE.0, "guess").await;
-        assert!(answer.starts_with("l NO [LIMIT] Too many failed logins"), "{answer}");
+        assert!(answer.starts_with("in NO [LIMIT] Too many failed logins"), "{answer}");
         assert_eq!(server.warned("login refused").await, LIMIT);
         network.gets_in(HOME).await;
     })
@@ -350,7 +319,7 @@ async fn two_hundred_tries_at_once_do_not_overrun_the_limit() {
         let mut guesses = Vec::new();
         for _ in 0..200 {
             let mut client = network.client([127, 4, 0, 2]).await;
-            client.send(&format!("l LOGIN {LOGIN} guess")).await;
+            client.send(format!("in LOGIN {LOGIN} guess\r\n")).await;
             guesses.push(client);
         }
         let asked = async {
@@ -362,9 +331,9 @@ async fn two_hundred_tries_at_once_do_not_overrun_the_limit() {
         backend.answers.send_replace(true);
         let mut answers = Vec::new();
         for client in &mut guesses {
-            answers.push(client.until("l ").await);
+            answers.push(client.until("in ").await);
         }
-        let limited = answers.iter().filter(|answer| answer.starts_with("l NO [LIMIT]")).count();
+        let limited = answers.iter().filter(|answer| answer.starts_with("in NO [LIMIT]")).count();
         assert_eq!((backend.tries(), limited), (30, 170));
         assert_eq!(server.warned("login refused").await, 30);
     })
@@ -389,7 +358,7 @@ async fn an_office_that_logs_in_at_once_gets_in() {
             });
         }
         let answers = users.join_all().await;
-        assert!(answers.iter().all(|(answer, _)| answer.starts_with("l OK")));
+        assert!(answers.iter().all(|(answer, _)| answer.starts_with("in OK")));
     })
     .await;
 }
@@ -408,7 +377,7 @@ async fn a_guesser_behind_the_same_address_keeps_no_known_user_out() {
             guesser.log_in(&format!("user{at}"), "guess").await;
         }
         let answer = guesser.log_in("user", "guess").await;
-        assert!(answer.starts_with("l NO [LIMIT]"), "{answer}");
+        assert!(answer.starts_with("in NO [LIMIT]"), "{answer}");
         network.gets_in(HOME).await;
         // Nor do guesses at the user's own account, from wherever they come.
         for at in 1..=10 {
@@ -442,7 +411,7 @@ async fn an_account_that_is_tried_from_everywhere_is_slowed_down_and_its_user_is
             while times < 80 {
                 let answer = guesses.join_next().await.unwrap().unwrap();
                 times +=
-                    u32::from(answer.starts_with("l NO [LIMIT] Too many failed logins of this"));
+                    u32::from(answer.starts_with("in NO [LIMIT] Too many failed logins of this"));
             }
         };
         soon("the others to be turned away", turned_away).await;
@@ -468,7 +437,7 @@ async fn wrong_passwords_take_no_connection_of_the_account() {
         let mut wrong = Vec::new();
         for _ in 0..10 {
             let mut client = network.client([127, 6, 0, 1]).await;
-            client.send(&format!("w LOGIN {LOGIN} guess")).await;
+            client.send(format!("w LOGIN {LOGIN} guess\r\n")).await;
             wrong.push(client);
         }
         let asked = async {
@@ -493,7 +462,7 @@ async fn refusals_that_say_nothing_of_the_password_are_no_guesses() {
         let network = Network::of(&world, &server);
         let mut client = network.client(HOME).await;
         for _ in 0..10 {
-            assert_eq!(client.log_in(LOGIN, "guess").await, format!("l {refusal}"));
+            assert_eq!(client.log_in(LOGIN, "guess").await, format!("in {refusal}"));
         }
         network.gets_in(HOME).await;
         assert_eq!(server.warned("login refused").await, 0);
@@ -508,7 +477,7 @@ async fn refusals_that_say_nothing_of_the_password_are_no_guesses() {
 
 fn with_a_token() -> String {
     let response = format!("user={LOGIN}\x01auth=Bearer token\x01\x01");
-    format!("l AUTHENTICATE XOAUTH2 {}", STANDARD.encode(response))
+    format!("in AUTHENTICATE XOAUTH2 {}", STANDARD.encode(response))
 }
 
 #[tokio::test]
@@ -526,7 +495,7 @@ async fn a_mechanism_that_the_backend_lacks_costs_it_nothing() {
         let (started, mut tries) = (Instant::now(), 0_u32);
         while started.elapsed() < Duration::from_secs(3) {
             let answer = client.command(&with_a_token()).await;
-            assert!(answer.starts_with("l NO"), "{answer}");
+            assert!(answer.starts_with("in NO"), "{answer}");
             tries += 1;
         }
         let dials = backend.connections() - before;
@@ -570,7 +539,7 @@ async fn a_list_that_has_grown_old_keeps_nobody_out() {
         upgraded.store(1, Ordering::Relaxed);
         let mut client = network.client(HOME).await;
         let accepted =
-            async { while !client.command(&with_a_token()).await.starts_with("l OK") {} };
+            async { while !client.command(&with_a_token()).await.starts_with("in OK") {} };
         soon("a look at what it offers now", accepted).await;
     })
     .await;
@@ -592,7 +561,7 @@ async fn a_backend_that_is_away_makes_one_log_line_and_is_back_for_all() {
         let started = Instant::now();
         for _ in 0..10 {
             let answer = client.log_in(LOGIN, PASSWORD).await;
-            assert!(answer.starts_with("l NO [UNAVAILABLE]"), "{answer}");
+            assert!(answer.starts_with("in NO [UNAVAILABLE]"), "{answer}");
         }
         assert!(started.elapsed() >= Duration::from_millis(200), "each answer is delayed");
         assert_eq!(
@@ -604,7 +573,7 @@ async fn a_backend_that_is_away_makes_one_log_line_and_is_back_for_all() {
         let listener = place.listen(64).unwrap();
         let backend = mailchime::demo::backend::Backend::start(listener, None).unwrap();
         backend.add_account(LOGIN, PASSWORD.as_bytes());
-        assert!(client.log_in(LOGIN, PASSWORD).await.starts_with("l OK"));
+        assert!(client.log_in(LOGIN, PASSWORD).await.starts_with("in OK"));
     })
     .await;
 }
@@ -633,7 +602,7 @@ async fn one_address_causes_so_many_connections_in_a_minute() {
             while times < 30 {
                 let answer = tries.join_next().await.unwrap().unwrap();
                 times += u32::from(
-                    answer == "l NO [LIMIT] Too many logins from your address, try again later",
+                    answer == "in NO [LIMIT] Too many logins from your address, try again later",
                 );
             }
         };

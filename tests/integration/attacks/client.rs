@@ -8,14 +8,15 @@ use flate2::write::DeflateEncoder;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use crate::support::line::Client;
 use crate::support::world::{LOGIN, MAIL, PASSWORD, Server, World, registration};
-use crate::support::{limited, soon, world};
+use crate::support::{limited, soon};
 
 /// What the program may have grown by at its peak, in KiB, for one client.
 const MOST_GROWTH: u64 = 5 * 1024;
 
 /// Sends each byte in a TLS record of its own.
-async fn drip(client: &mut world::Client, text: &str) {
+async fn drip(client: &mut Client, text: &str) {
     for byte in text.bytes() {
         client.send(&[byte]).await;
     }

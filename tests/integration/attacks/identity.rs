@@ -17,11 +17,12 @@ use tokio::net::TcpListener;
 use tokio::task::block_in_place;
 
 use crate::support::dialogues::{proxy, push_offer};
+use crate::support::line::Client;
 use crate::support::servers::courier::Courier;
 use crate::support::servers::dovecot::{Dovecot, Options, token};
 use crate::support::servers::imap4d::Imap4d;
 use crate::support::servers::{ALICE, BOB, mail};
-use crate::support::world::{ACCOUNT_ID, Client, Server, TOKEN, World, registration};
+use crate::support::world::{ACCOUNT_ID, Server, TOKEN, World, registration};
 use crate::support::{limited, sasl};
 
 const FOREIGN_TOKEN: &str = "6666666666666666666666666666666666666666666666666666666666666666";

@@ -7,12 +7,14 @@ use mailchime::model::Mailbox;
 use mailchime::push::transport::apns::payload::mailbox_hash;
 use tokio::task::spawn_blocking;
 
-use crate::end_to_end::{ACCOUNT_ID, POLL, World};
+use crate::end_to_end::{POLL, start};
+use crate::support::in_process::InProcess;
 use crate::support::limited;
 use crate::support::servers::client::Client;
 use crate::support::servers::cyrus::{ADMIN, Cyrus};
 use crate::support::servers::dovecot::{Dovecot, Options};
 use crate::support::servers::{ALICE, BOB, User, mail};
+use crate::support::world::ACCOUNT_ID;
 
 /// Names that try to be another mailbox, and are nobody's on either server.
 const TRICKS: &[&[u8]] = &[
@@ -141,7 +143,7 @@ async fn cve_2026_47081_mailboxes_of_others_at_dovecot() {
     limited(async {
         by(dovecot.plain, ALICE, &["SETACL Seen bob l", "SETACL Read bob lr"]).await;
         by(dovecot.plain, ALICE, &["SETACL Entw&APw-rfe bob lrs"]).await;
-        let world = World::start(dovecot.plain).await;
+        let world = start(dovecot.plain).await;
         let asked = [
             "INBOX",
             "shared/alice/Secret",
@@ -191,7 +193,7 @@ async fn cve_2026_47081_mailboxes_of_others_at_cyrus() {
             "SETACL open anyone lr",
         ];
         by(cyrus.plain, ADMIN, made).await;
-        let world = World::start(cyrus.plain).await;
+        let world = start(cyrus.plain).await;
         let asked = [
             "INBOX",
             "Other Users/alice",
@@ -235,7 +237,7 @@ async fn cve_2026_47081_mailboxes_of_others_at_cyrus() {
 
 /// Lets mail come some times, into `mailbox` and into the INBOX of who may not see it any more, with
 /// time for a look after each: INBOX is pushed, `mailbox` is not.
-async fn pushed_no_more(world: &World, mailbox: &str, deliver: impl Fn()) {
+async fn pushed_no_more(world: &InProcess, mailbox: &str, deliver: impl Fn()) {
     // Rights that were looked up before may still hold for the first of them.
     let mut before = 0;
     for times in 0..8 {

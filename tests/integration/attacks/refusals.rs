@@ -8,7 +8,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::support::limited;
-use crate::support::world::{Client, LOGIN, PASSWORD, Server, World};
+use crate::support::line::Client;
+use crate::support::world::{LOGIN, PASSWORD, Server, World};
 
 /// What the backend does about a wrong password: it says this, with its tag in place of `#`.
 #[derive(Clone, Copy)]

@@ -7,7 +7,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use mailchime::demo::backend::Backend;
 
-use crate::support::world::{Client, LOGIN, PASSWORD, World};
+use crate::support::line::Client;
+use crate::support::world::{LOGIN, PASSWORD, World};
 use crate::support::{limited, listener};
 
 const DELAY: Duration = Duration::from_millis(50);

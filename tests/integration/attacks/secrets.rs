@@ -12,8 +12,9 @@ use mailchime::demo::apns::Answer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::support::line::Client;
 use crate::support::servers::dovecot::{Dovecot, Options, token};
-use crate::support::world::{Client, LOGIN, MAIL, PASSWORD, Server, TOKEN, World, registration};
+use crate::support::world::{LOGIN, MAIL, PASSWORD, Server, TOKEN, World, registration};
 use crate::support::{limited, sasl};
 
 const WRONG: &str = "blunder land";

@@ -10,7 +10,8 @@ use mailchime::demo::phone::{Phone, PhoneError, Registered};
 use serde_json::Value;
 use sqlx::{Connection, SqliteConnection};
 
-use crate::support::world::{Client, LOGIN, MAIL, PASSWORD, Server, TOKEN, World, registration};
+use crate::support::line::Client;
+use crate::support::world::{LOGIN, MAIL, PASSWORD, Server, TOKEN, World, registration};
 use crate::support::{limited, listener, soon};
 
 /// A user of the domain with a route.

@@ -7,16 +7,16 @@
 use std::io::{ErrorKind, Read, Write};
 use std::sync::Arc;
 
-use mailchime::app;
-use mailchime::config::{self, BackendTls, Config};
-use mailchime::demo::pki::Pki;
+use mailchime::config;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::yield_now;
 use tokio_rustls::TlsConnector;
 
-use crate::support::world::{Client, LOGIN, MAIL, PASSWORD, Server, World};
+use crate::support::in_process::InProcess;
+use crate::support::line::Client;
+use crate::support::world::{LOGIN, MAIL, PASSWORD, Server, World};
 use crate::support::{limited, soon, watching};
 
 /// A backend's side of a connection to this process. It never waits: while there is nothing to read or
@@ -121,20 +121,10 @@ async fn a_watcher_lets_others_have_their_turn_whatever_its_backend_tells() {
 }
 
 /// mailchime in this thread, in front of `backend`; what trusts it.
-async fn in_this_thread(backend: &TcpListener) -> (tempfile::TempDir, app::Server, TlsConnector) {
-    let folder = tempfile::tempdir().unwrap();
-    let pki = Pki::generate(None).unwrap();
-    pki.write_to(folder.path()).unwrap();
-    let file = |name: &str| folder.path().join(name);
-    let address = backend.local_addr().unwrap();
-    let plain = config::Backend::new(address.ip().to_string(), address.port(), BackendTls::None);
-    let mut config = Config::new(config::Tls::new(file("server.pem"), file("server.key")), plain);
-    config.listeners[0].address = ([127, 0, 0, 1], 0).into();
-    config.store.url = format!("sqlite://{}", file("mailchime.db").display());
-    let key_file = file("mailchime.key");
-    config.credentials = config::Credentials::Stored { key_file };
-    let running = app::start(&config).await.unwrap();
-    (folder, running, TlsConnector::from(Arc::new(pki.client_config(None).unwrap())))
+async fn in_this_thread(backend: &TcpListener) -> (InProcess, TlsConnector) {
+    let world = InProcess::start(backend.local_addr().unwrap(), |_| {}).await;
+    let tls = TlsConnector::from(Arc::new(world.client_config()));
+    (world, tls)
 }
 
 /// The backend of a session that is logged in, whose client sends `commands` and reads all it gets.
@@ -171,9 +161,9 @@ async fn a_session(
 async fn a_session_lets_others_have_their_turn_whatever_its_backend_repeats() {
     limited(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (_folder, running, tls) = in_this_thread(&listener).await;
+        let (world, tls) = in_this_thread(&listener).await;
         for (line, most) in [("\n", TURNS / 10), ("* CAPABILITY A\r\n", TURNS)] {
-            let client = TcpStream::connect(running.addresses[0]).await.unwrap();
+            let client = TcpStream::connect(world.address()).await.unwrap();
             // Both are mailchime's to answer, and it asks the backend first.
             let commands = b"x STARTTLS\r\ny STARTTLS\r\n".to_vec();
             let mut backend = a_session(&listener, client, tls.clone(), commands).await;
@@ -187,7 +177,7 @@ async fn a_session_lets_others_have_their_turn_whatever_its_backend_repeats() {
             assert!(next.ends_with(" NOOP"), "{next}");
             assert!(backend.turns >= most, "{line:?}: {} turns", backend.turns);
         }
-        running.stop().await;
+        world.mailchime.stop().await;
     })
     .await;
 }
@@ -197,8 +187,8 @@ async fn a_session_lets_others_have_their_turn_whatever_its_backend_repeats() {
 async fn a_session_lets_others_have_their_turn_whatever_its_client_pipelines() {
     limited(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (_folder, running, tls) = in_this_thread(&listener).await;
-        let client = TcpStream::connect(running.addresses[0]).await.unwrap();
+        let (world, tls) = in_this_thread(&listener).await;
+        let client = TcpStream::connect(world.address()).await.unwrap();
         let mut commands = b"\n".repeat(FLOOD);
         commands.extend_from_slice(b"z NOOP\r\n");
         let mut backend = a_session(&listener, client, tls, commands).await;
@@ -211,7 +201,7 @@ async fn a_session_lets_others_have_their_turn_whatever_its_client_pipelines() {
         }
         assert_eq!(heard.as_deref(), Some(""));
         assert!(backend.turns >= 4, "{} turns", backend.turns);
-        running.stop().await;
+        world.mailchime.stop().await;
     })
     .await;
 }

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 
 use mailchime::config::{BackendTls, Route, Trust};
-use mailchime::demo::apns::Apns;
 use mailchime::demo::backend::Backend;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
-use crate::support::inside::{Line, REGISTER, World, demo_backend, logins, plain, push_by};
+use crate::support::in_process::{InProcess, demo_backend, logins, plain, register};
+use crate::support::line::Line;
 use crate::support::{limited, listener, soon};
 
 pub(super) fn route(domain: &str, backend: &Backend) -> Route {
@@ -21,7 +21,7 @@ async fn an_account_is_logged_in_at_the_backend_of_its_domain() {
         let users = ["bob", "bob@b.example", "bob@B.example", "bob@c.example", "bob@d.example"];
         let default = demo_backend(&users).await;
         let (b, c) = (demo_backend(&users).await, demo_backend(&users).await);
-        let world = World::start(default.address(), |config| {
+        let world = InProcess::start(default.address(), |config| {
             config.routes = vec![route("b.example", &b), route("c.example", &c)];
         })
         .await;
@@ -41,7 +41,7 @@ async fn an_account_is_logged_in_at_the_backend_of_its_domain() {
 async fn starttls_to_a_backend_protects_the_password_or_there_is_no_login() {
     limited(async {
         let backend = listener().await;
-        let world = World::start(backend.local_addr().unwrap(), |config| {
+        let world = InProcess::start(backend.local_addr().unwrap(), |config| {
             let folder = config.tls.certificates[0].certificate.parent().unwrap();
             let ca = Some(folder.join("ca.pem"));
             config.backend.tls = BackendTls::StartTls(Trust { ca, server_name: "localhost".into() });
@@ -94,21 +94,18 @@ async fn starttls_to_a_backend_protects_the_password_or_there_is_no_login() {
 async fn the_connections_of_an_account_are_limited_its_watcher_included() {
     limited(async {
         let backend = demo_backend(&["alice", "bob"]).await;
-        let apns_listener = listener().await;
-        let world = World::start(backend.address(), |config| {
+        let world = InProcess::pushing(backend.address(), |config| {
             config.limits.connections_per_account = 1;
-            push_by(config, apns_listener.local_addr().unwrap());
         })
         .await;
-        let _apns = Apns::start(apns_listener, &world.pki).unwrap();
         let mut alice = world.session("alice").await;
         let mut second = world.client().await;
-        let refusal = second.log_in("alice").await;
+        let refusal = second.log_in("alice", "secret").await;
         assert_eq!(refusal, "in NO [LIMIT] Too many connections of this account");
         world.session("bob").await;
 
         // The watcher of a device that registers in the only session has to wait for its end.
-        assert!(alice.command(REGISTER).await.starts_with("r OK"));
+        assert!(alice.command(&register()).await.starts_with("r OK"));
         let counters = world.mailchime.counters();
         let tried = async {
             while counters.connections_per_account.hits() < 3 {
@@ -121,7 +118,7 @@ async fn the_connections_of_an_account_are_limited_its_watcher_included() {
         drop(alice);
         soon("a watcher in IDLE", backend.wait_until(|counters| counters.idling == 1)).await;
         // Now the watcher has the only place.
-        let refusal = second.log_in("alice").await;
+        let refusal = second.log_in("alice", "secret").await;
         assert_eq!(refusal, "in NO [LIMIT] Too many connections of this account");
         world.mailchime.stop().await;
     })
@@ -132,7 +129,7 @@ async fn the_connections_of_an_account_are_limited_its_watcher_included() {
 async fn a_login_that_fails_takes_no_place() {
     limited(async {
         let backend = demo_backend(&["alice"]).await;
-        let world = World::start(backend.address(), |config| {
+        let world = InProcess::start(backend.address(), |config| {
             config.limits.connections_per_account = 1;
         })
         .await;
@@ -141,7 +138,7 @@ async fn a_login_that_fails_takes_no_place() {
             let refusal = client.command("x LOGIN alice wrong").await;
             assert!(refusal.starts_with("x NO") && !refusal.contains("LIMIT"), "{refusal}");
         }
-        assert!(client.log_in("alice").await.starts_with("in OK"));
+        assert!(client.log_in("alice", "secret").await.starts_with("in OK"));
     })
     .await;
 }
@@ -152,7 +149,7 @@ async fn a_login_that_fails_takes_no_place() {
 async fn starttls_injection_by_a_backend() {
     limited(async {
         let backend = listener().await;
-        let world = World::start(backend.local_addr().unwrap(), |config| {
+        let world = InProcess::start(backend.local_addr().unwrap(), |config| {
             let folder = config.tls.certificates[0].certificate.parent().unwrap();
             let ca = Some(folder.join("ca.pem"));
             config.backend.tls =
@@ -195,7 +192,7 @@ async fn starttls_injection_by_a_backend() {
         };
         let trying = async {
             loop {
-                let answer = world.client().await.log_in("alice").await;
+                let answer = world.client().await.log_in("alice", "secret").await;
                 if answer == "in OK in" {
                     return;
                 }
@@ -243,7 +240,7 @@ async fn a_client_is_shown_each_way_in_which_some_backend_takes_logins() {
         ] {
             let (default, backend) = (offering(default).await, offering(route).await);
             let route = Route { domain: "b.example".into(), backend: plain(backend) };
-            let world = World::start(default, |config| config.routes = vec![route]).await;
+            let world = InProcess::start(default, |config| config.routes = vec![route]).await;
             let asked = async {
                 loop {
                     let stream = TcpStream::connect(world.address()).await.unwrap();

@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mailchime::config::{BackendTls, Trust};
-use mailchime::demo::apns::Apns;
 use mailchime::demo::backend::Backend;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use crate::attacks::names::NameServer;
-use crate::support::inside::{Line, REGISTER, World, push_by};
+use crate::support::in_process::{InProcess, register};
+use crate::support::line::Line;
 use crate::support::{limited, listener, soon};
 
 /// What a server that is no good does with each connection.
@@ -80,17 +80,14 @@ async fn each_address_of_a_backend_has_its_chance_to_greet() {
             Manner::Says(""),
         ];
         let (names, address, good) = name_of(&manners).await;
-        let apns_listener = listener().await;
-        let world = World::start(address, |config| {
+        let world = InProcess::pushing(address, |config| {
             config.backend.host = "imap.example".into();
             config.resolver.name_servers = vec![names.address];
             config.limits.connect_timeout = Duration::from_secs(20);
-            push_by(config, apns_listener.local_addr().unwrap());
         })
         .await;
-        let _apns = Apns::start(apns_listener, &world.pki).unwrap();
         let mut client = world.session("alice").await;
-        assert!(client.command(REGISTER).await.starts_with("r OK"));
+        assert!(client.command(&register()).await.starts_with("r OK"));
         // The watcher goes the same way.
         soon("a watcher in IDLE", good.wait_until(|counters| counters.idling == 1)).await;
         assert_eq!(world.mailchime.counters().connect_timeout.hits(), 0, "somebody has greeted");
@@ -108,13 +105,13 @@ async fn words_of_one_address_count_more_than_the_silence_of_others() {
         ] {
             let (names, address, good) = name_of(&manners).await;
             drop(good);
-            let world = World::start(address, |config| {
+            let world = InProcess::start(address, |config| {
                 config.backend.host = "imap.example".into();
                 config.resolver.name_servers = vec![names.address];
                 config.limits.connect_timeout = Duration::from_secs(6);
             })
             .await;
-            let answer = world.client().await.log_in("alice").await;
+            let answer = world.client().await.log_in("alice", "secret").await;
             assert_eq!(answer, "in NO [ALERT] The mail server says: back at noon");
         }
     })
@@ -128,7 +125,7 @@ async fn a_backend_that_accepts_and_says_nothing_is_given_up_in_time() {
         for security in ["none", "starttls", "implicit", "implicit, and shakes hands"] {
             let backend = listener().await;
             let address = backend.local_addr().unwrap();
-            let world = World::start(address, |config| {
+            let world = InProcess::start(address, |config| {
                 let ca = Some(config.tls.certificates[0].certificate.with_file_name("ca.pem"));
                 let trust = Trust { ca, server_name: "localhost".into() };
                 config.backend.tls = match security {
@@ -150,7 +147,7 @@ async fn a_backend_that_accepts_and_says_nothing_is_given_up_in_time() {
                 }
             });
             let mut client = world.client().await;
-            let answer = client.log_in("alice").await;
+            let answer = client.log_in("alice", "secret").await;
             let expected = "in NO [UNAVAILABLE] The mail server cannot be reached, try again later";
             assert_eq!(answer, expected, "{security}");
             assert_eq!(world.mailchime.counters().connect_timeout.hits(), 1, "{security}");
@@ -165,7 +162,7 @@ async fn a_backend_that_accepts_and_says_nothing_is_given_up_in_time() {
 async fn a_greeting_before_starttls_is_read_as_any_other() {
     limited(async {
         let backend = listener().await;
-        let world = World::start(backend.local_addr().unwrap(), |config| {
+        let world = InProcess::start(backend.local_addr().unwrap(), |config| {
             let ca = Some(config.tls.certificates[0].certificate.with_file_name("ca.pem"));
             config.backend.tls =
                 BackendTls::StartTls(Trust { ca, server_name: "localhost".into() });
@@ -194,9 +191,9 @@ async fn a_greeting_before_starttls_is_read_as_any_other() {
             }
         };
         let trying = async {
-            let answer = world.client().await.log_in("alice").await;
+            let answer = world.client().await.log_in("alice", "secret").await;
             assert_eq!(answer, "in NO [ALERT] The mail server says: no");
-            while !world.client().await.log_in("alice").await.starts_with("in OK") {}
+            while !world.client().await.log_in("alice", "secret").await.starts_with("in OK") {}
         };
         let (_line, ()) = soon("the login", async { tokio::join!(playing, trying) }).await;
     })

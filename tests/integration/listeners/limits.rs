@@ -2,7 +2,8 @@
 
 use mailchime::config::{BackendTls, Trust};
 
-use crate::support::inside::{Line, World, demo_backend, logins};
+use crate::support::in_process::{InProcess, demo_backend, logins};
+use crate::support::line::Line;
 use crate::support::{limited, listener, soon};
 
 #[tokio::test]
@@ -10,18 +11,18 @@ async fn one_address_has_so_many_sessions_and_no_more() {
     limited(async {
         let backend = demo_backend(&["alice"]).await;
         let world =
-            World::start(backend.address(), |config| config.limits.sessions_per_ip = 2).await;
+            InProcess::start(backend.address(), |config| config.limits.sessions_per_ip = 2).await;
         let first = world.session("alice").await;
         let _second = world.session("alice").await;
         // Who is not logged in takes none.
         let _not_yet = world.client().await;
         let mut third = world.client().await;
-        let refusal = third.log_in("alice").await;
+        let refusal = third.log_in("alice", "secret").await;
         assert_eq!(refusal, "in NO [LIMIT] Too many sessions from your address");
         assert_eq!(world.mailchime.counters().sessions_per_ip.hits(), 1);
         // The place comes back with the end of a session, which takes its time.
         drop(first);
-        let served = async { while !third.log_in("alice").await.starts_with("in OK") {} };
+        let served = async { while !third.log_in("alice", "secret").await.starts_with("in OK") {} };
         soon("a place", served).await;
     })
     .await;
@@ -31,7 +32,7 @@ async fn one_address_has_so_many_sessions_and_no_more() {
 async fn an_address_that_guesses_passwords_is_refused_for_a_while() {
     limited(async {
         let backend = demo_backend(&["alice"]).await;
-        let world = World::start(backend.address(), |config| {
+        let world = InProcess::start(backend.address(), |config| {
             config.limits.login_failures_per_minute = 3;
         })
         .await;
@@ -43,7 +44,7 @@ async fn an_address_that_guesses_passwords_is_refused_for_a_while() {
         }
         // Neither on this connection nor on another, and be the password right.
         for mut client in [client, world.client().await] {
-            let refusal = client.log_in("alice").await;
+            let refusal = client.log_in("alice", "secret").await;
             assert!(refusal.starts_with("in NO [LIMIT] Too many failed logins"), "{refusal}");
         }
         assert_eq!((backend.counters().refused["alice"], logins(&backend, "alice")), (3, 0));
@@ -56,7 +57,7 @@ async fn an_address_that_guesses_passwords_is_refused_for_a_while() {
 async fn a_client_that_does_not_log_in_is_disconnected_and_counted() {
     limited(async {
         let backend = demo_backend(&[]).await;
-        let world = World::start(backend.address(), |config| {
+        let world = InProcess::start(backend.address(), |config| {
             config.limits.login_timeout = std::time::Duration::from_millis(50);
         })
         .await;
@@ -79,7 +80,7 @@ async fn what_is_too_long_is_counted() {
     limited(async {
         let backend = demo_backend(&["alice"]).await;
         let world =
-            World::start(backend.address(), |config| config.limits.command_size = 1024).await;
+            InProcess::start(backend.address(), |config| config.limits.command_size = 1024).await;
         let mut client = world.client().await;
         assert_eq!(client.command("x LOGIN {2000}").await, "x BAD Command is too long");
         assert_eq!(world.mailchime.counters().command_size.hits(), 1);
@@ -99,7 +100,7 @@ async fn what_is_too_long_is_counted() {
 async fn an_answer_of_the_backend_that_is_too_long_is_counted() {
     limited(async {
         let backend = listener().await;
-        let world = World::start(backend.local_addr().unwrap(), |config| {
+        let world = InProcess::start(backend.local_addr().unwrap(), |config| {
             config.limits.capability_size = 1024;
         })
         .await;
@@ -111,7 +112,7 @@ async fn an_answer_of_the_backend_that_is_too_long_is_counted() {
                 line.rest().await;
             }
         });
-        let refusal = world.client().await.log_in("alice").await;
+        let refusal = world.client().await.log_in("alice", "secret").await;
         assert!(refusal.starts_with("in NO [UNAVAILABLE]"), "{refusal}");
         assert_eq!(world.mailchime.counters().capability_size.hits(), 1);
         script.abort();
@@ -124,13 +125,13 @@ async fn a_backend_that_says_nothing_is_given_up_and_counted() {
     limited(async {
         // The system accepts connections for it, and that is all.
         let mute = listener().await;
-        let world = World::start(mute.local_addr().unwrap(), |config| {
+        let world = InProcess::start(mute.local_addr().unwrap(), |config| {
             let ca = Some(config.tls.certificates[0].certificate.with_file_name("ca.pem"));
             config.backend.tls = BackendTls::StartTls(Trust { ca, server_name: "x".into() });
             config.limits.connect_timeout = std::time::Duration::from_millis(50);
         })
         .await;
-        let refusal = world.client().await.log_in("alice").await;
+        let refusal = world.client().await.log_in("alice", "secret").await;
         assert!(refusal.starts_with("in NO [UNAVAILABLE]"), "{refusal}");
         assert_eq!(world.mailchime.counters().connect_timeout.hits(), 1);
     })

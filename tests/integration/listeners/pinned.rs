@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
 use tokio_rustls::TlsAcceptor;
 
-use crate::support::inside::Line;
+use crate::support::line::Line;
 use crate::support::skip::skipped;
 use crate::support::{limited, listener, soon};
 

@@ -7,7 +7,8 @@ use mailchime::net::proxy_protocol::{Addresses, header};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::support::inside::{Line, World, scripted_login};
+use crate::support::in_process::{InProcess, scripted_login};
+use crate::support::line::Line;
 use crate::support::{limited, listener};
 
 fn trusting(networks: &'static [&str]) -> impl FnOnce(&mut Config) {
@@ -27,7 +28,8 @@ fn addresses(source: &str, destination: &str) -> Addresses {
 async fn told_to_backend(begin: &[u8]) -> (Option<Addresses>, String, SocketAddr, SocketAddr) {
     let backend = listener().await;
     let world =
-        World::start(backend.local_addr().unwrap(), trusting(&["192.0.2.0/24", "127.0.0.1"])).await;
+        InProcess::start(backend.local_addr().unwrap(), trusting(&["192.0.2.0/24", "127.0.0.1"]))
+            .await;
     let mut stream = TcpStream::connect(world.address()).await.unwrap();
     let own = stream.local_addr().unwrap();
     stream.write_all(begin).await.unwrap();
@@ -83,7 +85,8 @@ async fn a_load_balancer_that_speaks_for_itself_is_the_client() {
 async fn from_a_load_balancer_nothing_but_a_header_will_do() {
     limited(async {
         let backend = listener().await;
-        let world = World::start(backend.local_addr().unwrap(), trusting(&["127.0.0.0/8"])).await;
+        let world =
+            InProcess::start(backend.local_addr().unwrap(), trusting(&["127.0.0.0/8"])).await;
         let stream = TcpStream::connect(world.address()).await.unwrap();
         assert!(world.secured(stream).await.is_none(), "TLS without a header");
         let long = format!("PROXY UNKNOWN {}", "x".repeat(100));
@@ -100,7 +103,7 @@ async fn from_a_load_balancer_nothing_but_a_header_will_do() {
 async fn a_header_that_does_not_come_ends_with_the_handshake_timeout() {
     limited(async {
         let backend = listener().await;
-        let world = World::start(backend.local_addr().unwrap(), |config| {
+        let world = InProcess::start(backend.local_addr().unwrap(), |config| {
             trusting(&["127.0.0.1"])(config);
             config.limits.handshake_timeout = std::time::Duration::from_millis(50);
         })
@@ -117,7 +120,8 @@ async fn a_header_that_does_not_come_ends_with_the_handshake_timeout() {
 async fn only_trusted_networks_may_send_a_proxy_header() {
     limited(async {
         let backend = listener().await;
-        let world = World::start(backend.local_addr().unwrap(), trusting(&["192.0.2.0/24"])).await;
+        let world =
+            InProcess::start(backend.local_addr().unwrap(), trusting(&["192.0.2.0/24"])).await;
         // As it is: it tells nothing and is served, or tells something and that is not TLS.
         let mut client = world.client().await;
         let own = client.0.get_ref().get_ref().0.local_addr().unwrap();

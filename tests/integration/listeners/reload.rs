@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mailchime::config::ListenerTls;
-use mailchime::demo::apns::Apns;
 use rustls::version::TLS13;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::backends::route;
 use super::tls::{handshake, sni, trusting, write_certificate};
-use crate::support::inside::{Line, REGISTER, World, demo_backend, logins, plain, push_by};
+use crate::support::in_process::{InProcess, demo_backend, logins, plain, register};
+use crate::support::line::Line;
 use crate::support::{limited, listener, soon};
 
 #[tokio::test]
@@ -18,7 +18,7 @@ async fn new_sessions_go_by_it_and_the_others_go_on() {
     limited(async {
         let (old, new) =
             (demo_backend(&["a@b.example"]).await, demo_backend(&["a@b.example"]).await);
-        let mut world = World::start(old.address(), |_| {}).await;
+        let mut world = InProcess::start(old.address(), |_| {}).await;
         let mut before = world.session("a@b.example").await;
 
         let folder = tempfile::tempdir().unwrap();
@@ -37,7 +37,7 @@ async fn new_sessions_go_by_it_and_the_others_go_on() {
         assert!(after.command("n NOOP").await.starts_with("n OK"));
         // The sessions that are there count, whenever they began.
         let _third = world.session("a@b.example").await;
-        let refusal = world.client().await.log_in("a@b.example").await;
+        let refusal = world.client().await.log_in("a@b.example", "secret").await;
         assert_eq!(refusal, "in NO [LIMIT] Too many sessions from your address");
     })
     .await;
@@ -49,7 +49,7 @@ async fn listeners_come_and_go_and_change() {
         let backend = demo_backend(&["alice"]).await;
         // An address that a configuration can name again, and that no other test uses.
         let fixed = TcpListener::bind("127.0.0.77:0").await.unwrap().local_addr().unwrap();
-        let mut world = World::start(backend.address(), |config| {
+        let mut world = InProcess::start(backend.address(), |config| {
             config.listeners[0].address = fixed;
         })
         .await;
@@ -104,7 +104,7 @@ async fn greeting(address: SocketAddr) -> String {
 async fn one_that_cannot_be_used_changes_nothing() {
     limited(async {
         let (old, new) = (demo_backend(&["alice"]).await, demo_backend(&["alice"]).await);
-        let mut world = World::start(old.address(), |_| {}).await;
+        let mut world = InProcess::start(old.address(), |_| {}).await;
         let occupied = listener().await;
         let broken = world.file("broken.pem");
         std::fs::write(&broken, "no certificate").unwrap();
@@ -144,13 +144,8 @@ async fn a_watcher_goes_to_where_its_account_registered_anew() {
     limited(async {
         let user = "a@b.example";
         let (old, new) = (demo_backend(&[user]).await, demo_backend(&[user]).await);
-        let apns_listener = listener().await;
-        let mut world = World::start(old.address(), |config| {
-            push_by(config, apns_listener.local_addr().unwrap());
-        })
-        .await;
-        let apns = Apns::start(apns_listener, &world.pki).unwrap();
-        assert!(world.session(user).await.command(REGISTER).await.starts_with("r OK"));
+        let mut world = InProcess::pushing(old.address(), |_| {}).await;
+        assert!(world.session(user).await.command(&register()).await.starts_with("r OK"));
         soon("a watcher", old.wait_until(|counters| counters.idling == 1)).await;
 
         // What does not concern it leaves it alone.
@@ -162,10 +157,10 @@ async fn a_watcher_goes_to_where_its_account_registered_anew() {
         soon("its farewell", old.wait_until(|counters| counters.connections == 0)).await;
         assert_eq!(logins(&old, user), 2, "the phone and the watcher");
         assert_eq!(logins(&new, user), 0, "the password was not accepted there yet");
-        assert!(world.session(user).await.command(REGISTER).await.starts_with("r OK"));
+        assert!(world.session(user).await.command(&register()).await.starts_with("r OK"));
         soon("the watcher there", new.wait_until(|counters| counters.idling == 1)).await;
         new.deliver(user, "INBOX", "Subject: hello\r\n\r\nHi\r\n").unwrap();
-        soon("a push", apns.next()).await;
+        soon("a push", world.apns.next()).await;
         world.mailchime.stop().await;
     })
     .await;

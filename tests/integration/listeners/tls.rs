@@ -14,7 +14,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::support::inside::{Line, World, demo_backend, logins, loopback};
+use crate::support::in_process::{InProcess, demo_backend, logins, loopback};
+use crate::support::line::Line;
 use crate::support::{limited, soon};
 
 /// Writes a certificate for these names, and its key.
@@ -74,7 +75,7 @@ pub(super) async fn handshake(
 async fn several_listeners_serve_each_in_its_way() {
     limited(async {
         let backend = demo_backend(&["alice"]).await;
-        let world = World::start(backend.address(), |config| {
+        let world = InProcess::start(backend.address(), |config| {
             let mut starttls = config.listeners[0].clone();
             starttls.tls = ListenerTls::StartTls;
             starttls.address = loopback();
@@ -89,11 +90,11 @@ async fn several_listeners_serve_each_in_its_way() {
             let mut client = Line::of(TcpStream::connect(address).await.unwrap());
             let greeting = client.line().await;
             assert!(greeting.contains(" STARTTLS LOGINDISABLED]"), "{greeting}");
-            let refusal = client.log_in("alice").await;
+            let refusal = client.log_in("alice", "secret").await;
             assert!(refusal.starts_with("in NO [PRIVACYREQUIRED]"), "{refusal}");
             assert_eq!(client.command("s STARTTLS").await, "s OK Begin TLS negotiation now");
             let mut client = Line::of(world.secured(client.0.into_inner()).await.unwrap());
-            assert!(client.log_in("alice").await.starts_with("in OK"));
+            assert!(client.log_in("alice", "secret").await.starts_with("in OK"));
         }
         assert_eq!(logins(&backend, "alice"), 3);
     })
@@ -104,7 +105,7 @@ async fn several_listeners_serve_each_in_its_way() {
 async fn what_comes_before_the_handshake_closes_the_connection() {
     limited(async {
         let backend = demo_backend(&["alice"]).await;
-        let world = World::start(backend.address(), |config| {
+        let world = InProcess::start(backend.address(), |config| {
             config.listeners[0].tls = ListenerTls::StartTls;
         })
         .await;
@@ -126,7 +127,7 @@ async fn a_client_is_shown_the_certificate_of_the_name_it_asks_for() {
         write_certificate(folder, "exact", &["imap.example.com"]);
         write_certificate(folder, "wild", &["*.example.com", "example.net"]);
         let backend = demo_backend(&[]).await;
-        let world = World::start(backend.address(), |config| {
+        let world = InProcess::start(backend.address(), |config| {
             let names = [
                 sni(folder, "exact", "imap.example.com"),
                 sni(folder, "wild", "*.example.com"),
@@ -168,7 +169,7 @@ async fn a_certificate_must_be_for_the_name_that_it_is_given() {
         let folder = tempfile::tempdir().unwrap();
         write_certificate(folder.path(), "exact", &["imap.example.com"]);
         let backend = demo_backend(&[]).await;
-        let mut world = World::start(backend.address(), |_| {}).await;
+        let mut world = InProcess::start(backend.address(), |_| {}).await;
         for name in ["imap.example.org", "*.example.com"] {
             let mut config = world.config.clone();
             config.tls.sni.push(sni(folder.path(), "exact", name));
@@ -186,7 +187,7 @@ async fn a_certificate_must_be_for_the_name_that_it_is_given() {
 async fn alpn_refuses_nobody() {
     limited(async {
         let backend = demo_backend(&[]).await;
-        let world = World::start(backend.address(), |_| {}).await;
+        let world = InProcess::start(backend.address(), |_| {}).await;
         for offered in [&["imap"][..], &["h2", "http/1.1"], &["imap", "h2"]] {
             let mut config = world.client_config();
             config.alpn_protocols = offered.iter().map(|name| name.as_bytes().to_vec()).collect();
@@ -201,7 +202,7 @@ async fn alpn_refuses_nobody() {
 async fn a_session_is_resumed_also_after_the_configuration_was_read_again() {
     limited(async {
         let backend = demo_backend(&[]).await;
-        let mut world = World::start(backend.address(), |_| {}).await;
+        let mut world = InProcess::start(backend.address(), |_| {}).await;
         for version in [&TLS12, &TLS13] {
             let config = Arc::new(trusting(&[&world.file("ca.pem")], &[version]));
             let address = world.address();

@@ -5,24 +5,23 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mailchime::demo::phone::Phone;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::block_in_place;
 
 use super::LIMIT;
-use super::site::{Behind, Kind, Mailchime};
+use super::site::{Behind, Kind, before};
 use super::table::Cell;
+use crate::support::in_process::InProcess;
 use crate::support::servers::client::Client;
 use crate::support::servers::{ALICE, mail, pki};
+use crate::support::world::ACCOUNT_ID;
 
 /// From a delivery to its push.
 const SOON: Duration = Duration::from_secs(120);
 
 /// How long nothing is delivered, to see whether there are pushes all the same.
 const QUIET: Duration = Duration::from_secs(3);
-
-const ACCOUNT_ID: &str = "0715A26B-CA09-4730-A419-793000CA982E";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dovecot_registers() {
@@ -52,17 +51,10 @@ async fn registers(test: &'static str, kind: Kind) {
     let registered = async {
         block_in_place(|| server.seed());
         let tap = Tap::start(server.plain()).await;
-        let mailchime = Mailchime::before(tap.address, Behind::Plain).await;
+        let mailchime = before(tap.address, Behind::Plain).await;
         let team = format!("{}Team", kind.prefix());
-        let phone = Phone {
-            login: kind.login(),
-            password: ALICE.1.into(),
-            account_id: ACCOUNT_ID.into(),
-            device_token: "0123ABCD".repeat(8),
-            mailboxes: vec!["INBOX".into(), team.clone(), "Nope".into()],
-        };
-        let ca = &pki().ca.certificate;
-        let answer = phone.register(mailchime.address(), "localhost", ca, |_, _| {}).await.unwrap();
+        let user = (&*kind.login(), ALICE.1);
+        let answer = mailchime.register(user, &["INBOX", &team, "Nope"]).await;
         assert_eq!(answer.mailboxes, ["INBOX", &team]);
         assert_eq!(answer.topic, pki().topic);
 
@@ -92,7 +84,7 @@ async fn registers(test: &'static str, kind: Kind) {
             assert!(own, "Cyrus has none of its own");
             notes.push("its own XAPPLEPUSHSERVICE is hidden".into());
         }
-        mailchime.stop().await;
+        mailchime.mailchime.stop().await;
         let reached = tap.heard.lock().unwrap().to_ascii_uppercase();
         assert!(reached.windows(5).any(|it| it == b"LOGIN"), "the server heard nothing");
         assert!(!reached.windows(17).any(|it| it == b"XAPPLEPUSHSERVICE"));
@@ -103,7 +95,7 @@ async fn registers(test: &'static str, kind: Kind) {
 }
 
 /// Whoever is logged in finds the capability once.
-fn announced_once(mailchime: &Mailchime, kind: Kind) {
+fn announced_once(mailchime: &InProcess, kind: Kind) {
     let mut client = Client::connect_tls(mailchime.address());
     let answer = client.login((&kind.login(), ALICE.1));
     assert!(answer.starts_with("x OK"), "{answer}");

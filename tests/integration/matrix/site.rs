@@ -1,20 +1,17 @@
 //! A real server with a mailbox state that is the same each time, alone or behind mailchime.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mailchime::app;
-use mailchime::config::{self, BackendTls, Config, Trust};
-use mailchime::demo::apns::Apns;
-use tokio::net::TcpListener;
+use mailchime::config::Config;
 
+use crate::support::in_process::{InProcess, implicit_tls};
+use crate::support::servers::ALICE;
 use crate::support::servers::client::Client;
 use crate::support::servers::courier::Courier;
 use crate::support::servers::cyrus::Cyrus;
 use crate::support::servers::dovecot::{Dovecot, Options};
 use crate::support::servers::imap4d::Imap4d;
-use crate::support::servers::{ALICE, pki};
 
 /// The servers of the matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,14 +35,6 @@ pub(super) enum Server {
 pub(super) enum Behind {
     Plain,
     Tls,
-}
-
-/// mailchime, and APNs as it sees it.
-pub(super) struct Mailchime {
-    running: app::Server,
-    pub(super) apns: Apns,
-    /// Holds its files.
-    _folder: tempfile::TempDir,
 }
 
 // === impl Kind ===
@@ -211,57 +200,22 @@ here comes one {12}
 )
 ";
 
-// === impl Mailchime ===
+// === mailchime ===
 
-impl Mailchime {
-    pub(super) async fn start(server: &Server, behind: Behind) -> Self {
-        let address = if behind == Behind::Tls { server.tls() } else { server.plain() };
-        Self::before(address, behind).await
-    }
-
-    /// In front of whatever is at this address.
-    pub(super) async fn before(backend: SocketAddr, behind: Behind) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        pki().write_to(folder.path()).unwrap();
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let apns = Apns::start(listener, pki()).unwrap();
-        let running = app::start(&configuration(folder.path(), backend, behind, &apns)).await;
-        Self { running: running.unwrap(), apns, _folder: folder }
-    }
-
-    pub(super) fn address(&self) -> SocketAddr {
-        self.running.addresses[0]
-    }
-
-    pub(super) async fn stop(self) {
-        self.running.stop().await;
-    }
+/// mailchime in front of a server.
+pub(super) async fn in_front_of(server: &Server, behind: Behind) -> InProcess {
+    let address = if behind == Behind::Tls { server.tls() } else { server.plain() };
+    before(address, behind).await
 }
 
-fn configuration(folder: &Path, backend: SocketAddr, behind: Behind, apns: &Apns) -> Config {
-    let file = |name: &str| -> PathBuf { folder.join(name) };
-    let tls = match behind {
-        Behind::Plain => BackendTls::None,
-        Behind::Tls => BackendTls::Implicit(Trust {
-            ca: Some(file("ca.pem")),
-            server_name: "localhost".into(),
-        }),
+/// In front of whatever is at this address.
+pub(super) async fn before(backend: SocketAddr, behind: Behind) -> InProcess {
+    let change = |config: &mut Config| {
+        if behind == Behind::Tls {
+            implicit_tls(config, "localhost");
+        }
+        // The least that a configuration file may ask for.
+        config.watch.poll_interval = Duration::from_secs(1);
     };
-    let mut config = Config::new(
-        config::Tls::new(file("server.pem"), file("server.key")),
-        config::Backend::new(backend.ip().to_string(), backend.port(), tls),
-    );
-    config.listeners[0].address = ([127, 0, 0, 1], 0).into();
-    config.store.url = format!("sqlite://{}", file("mailchime.db").display());
-    config.credentials = config::Credentials::Stored { key_file: file("mailchime.key") };
-    // The least that a configuration file may ask for.
-    config.watch.poll_interval = Duration::from_secs(1);
-    config.watch.settle = Duration::from_millis(50);
-    config.push.quiet_delay = Duration::from_millis(100);
-    config.push.min_interval = Duration::from_millis(50);
-    let mut client = config::Apns::new(file("apns.pem"), file("apns.key"));
-    client.endpoint = config::ApnsServer { host: "localhost".into(), port: apns.address().port() };
-    client.ca = Some(file("ca.pem"));
-    config.apns = vec![client];
-    config
+    InProcess::pushing(backend, change).await
 }

@@ -8,7 +8,7 @@ use aws_lc_rs::{digest, hmac, pbkdf2};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::world::Client;
+use super::line::Client;
 use crate::support::servers::User;
 
 /// SCRAM-SHA-256 (RFC 5802 section 3, RFC 7677).

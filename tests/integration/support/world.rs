@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use mailchime::demo::apns::{Apns, Push};
 use mailchime::demo::backend::Backend;
@@ -12,12 +13,12 @@ use mailchime::demo::pki::Pki;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
+use super::line::{Client, Line};
 use super::program::{Process, mailchime};
+use super::servers::User;
 use super::{listener, soon};
 
 pub(crate) const LOGIN: &str = "alice";
@@ -38,6 +39,17 @@ pub(crate) fn registration_as(account_id: &str) -> String {
          \"aps-device-token\" \"{TOKEN}\" \"aps-subtopic\" \"com.apple.mobilemail\" \
          \"mailboxes\" (\"INBOX\")"
     )
+}
+
+/// What iOS Mail does for this user and these mailboxes, as [`registration`] has it.
+pub(crate) fn phone((login, password): User<'_>, mailboxes: &[&str]) -> Phone {
+    Phone {
+        login: login.into(),
+        password: password.into(),
+        account_id: ACCOUNT_ID.into(),
+        device_token: TOKEN.into(),
+        mailboxes: mailboxes.iter().map(|name| (*name).into()).collect(),
+    }
 }
 
 pub(crate) struct World {
@@ -121,13 +133,7 @@ impl World {
     }
 
     pub(crate) fn phone(&self) -> Phone {
-        Phone {
-            login: LOGIN.into(),
-            password: PASSWORD.into(),
-            account_id: ACCOUNT_ID.into(),
-            device_token: TOKEN.into(),
-            mailboxes: vec!["INBOX".into()],
-        }
+        phone((LOGIN, PASSWORD), &["INBOX"])
     }
 
     pub(crate) async fn register(&self, address: SocketAddr) -> Result<Registered, PhoneError> {
@@ -155,8 +161,8 @@ impl World {
         let config = self.pki.client_config(None).unwrap();
         let stream = TcpStream::connect(server.address).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
-        let stream = TlsConnector::from(std::sync::Arc::new(config)).connect(name, stream);
-        let mut client = Client(BufStream::new(soon("the TLS handshake", stream).await.unwrap()));
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream);
+        let mut client = Line::of(soon("the TLS handshake", stream).await.unwrap());
         let greeting = client.line().await;
         assert!(greeting.starts_with("* OK "), "{greeting}");
         client
@@ -165,8 +171,8 @@ impl World {
     /// A client that is logged in.
     pub(crate) async fn session(&self, server: &Server) -> Client {
         let mut client = self.client(server).await;
-        client.send(format!("in LOGIN {LOGIN} \"{PASSWORD}\"\r\n").as_bytes()).await;
-        client.until("in OK").await;
+        let answer = client.log_in(LOGIN, PASSWORD).await;
+        assert!(answer.starts_with("in OK"), "{answer}");
         client
     }
 }
@@ -199,79 +205,5 @@ impl Server {
             (line["message"] == message).then_some(line)
         });
         found.await
-    }
-}
-
-/// A mail client that the test speaks for.
-pub(crate) struct Client(BufStream<TlsStream<TcpStream>>);
-
-impl Client {
-    pub(crate) async fn send(&mut self, bytes: &[u8]) {
-        self.0.write_all(bytes).await.unwrap();
-        self.0.flush().await.unwrap();
-    }
-
-    /// The same, unless mailchime has hung up or takes no more; returns whether it was sent.
-    pub(crate) async fn try_send(&mut self, bytes: &[u8]) -> bool {
-        self.0.write_all(bytes).await.is_ok() && self.0.flush().await.is_ok()
-    }
-
-    /// The next line without its end.
-    pub(crate) async fn line(&mut self) -> String {
-        let mut line = Vec::new();
-        let read = soon("a line from mailchime", self.0.read_until(b'\n', &mut line)).await;
-        assert_ne!(read.unwrap(), 0, "mailchime hung up");
-        String::from_utf8_lossy(&line).trim_end().to_owned()
-    }
-
-    /// Reads to the line that begins so.
-    pub(crate) async fn until(&mut self, start: &str) -> String {
-        loop {
-            let line = self.line().await;
-            if line.starts_with(start) {
-                return line;
-            }
-        }
-    }
-
-    /// Hangs up by a reset.
-    pub(crate) fn reset(self) {
-        self.0.get_ref().get_ref().0.set_zero_linger().unwrap();
-    }
-
-    /// Reads to the end.
-    pub(crate) async fn rest(&mut self) -> String {
-        let mut rest = Vec::new();
-        // The end may be a reset: a peer that is refused does not always stop sending first.
-        let _ = soon("the end of the connection", self.0.read_to_end(&mut rest)).await;
-        String::from_utf8_lossy(&rest).into_owned()
-    }
-
-    /// Reads to the end, however far it is; what came first.
-    pub(crate) async fn start_of_rest(mut self) -> String {
-        let (mut first, mut piece) = (Vec::new(), vec![0; 64 * 1024]);
-        let reading = async {
-            while let Ok(length @ 1..) = self.0.read(&mut piece).await {
-                first.extend_from_slice(
-                    &piece[..length.min(1024_usize.saturating_sub(first.len()))],
-                );
-            }
-        };
-        soon("the end of the connection", reading).await;
-        String::from_utf8_lossy(&first).into_owned()
-    }
-
-    /// Sends to whom may not want it all, and hangs up; returns what was heard meanwhile.
-    pub(crate) async fn force(self, bytes: &[u8]) -> String {
-        let (mut reads, mut writes) = tokio::io::split(self.0);
-        let writing = async {
-            let _ = writes.write_all(bytes).await;
-            let _ = writes.flush().await;
-            let _ = writes.shutdown().await;
-        };
-        let mut heard = Vec::new();
-        let reading = reads.read_to_end(&mut heard);
-        let _ = soon("the end of the connection", async { tokio::join!(reading, writing) }).await;
-        String::from_utf8_lossy(&heard).into_owned()
     }
 }

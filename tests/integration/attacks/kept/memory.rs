@@ -10,8 +10,9 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 use super::super::secrets::forms;
+use crate::support::line::Client;
 use crate::support::program::Process;
-use crate::support::world::{Client, Server, World};
+use crate::support::world::{Server, World};
 use crate::support::{limited, skip, soon};
 
 /// Of a user of his own, so that no other test's words are found.

@@ -1,4 +1,4 @@
-//! mailchime in this process, its files in a folder, and clients that the test speaks for.
+//! mailchime in this process, its files in a folder, and APNs as it sees it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,35 +6,54 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mailchime::app::{self, Server};
-use mailchime::config::{self, BackendTls, Config};
+use mailchime::config::{self, BackendTls, Config, Trust};
+use mailchime::demo::apns::{Apns, Push};
 use mailchime::demo::backend::Backend;
+use mailchime::demo::phone::Registered;
 use mailchime::demo::pki::Pki;
+use mailchime::model::Mailbox;
+use mailchime::push::transport::apns::payload::mailbox_hash;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use serde_json::json;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::line::{Client, Line};
+use super::servers::{User, pki};
+use super::world::{phone, registration};
 use super::{listener, soon};
 
-pub(crate) struct World {
+pub(crate) struct InProcess {
     folder: TempDir,
-    pub(crate) pki: Pki,
+    pub(crate) pki: &'static Pki,
+    /// Hears only from [`InProcess::pushing`].
+    pub(crate) apns: Apns,
     pub(crate) config: Config,
     pub(crate) mailchime: Server,
 }
 
-/// A client, or a backend that the test plays.
-pub(crate) struct Line<S>(pub(crate) BufStream<S>);
-
-impl World {
+impl InProcess {
     /// Starts mailchime in front of `backend`, after `change` to its configuration.
     pub(crate) async fn start(backend: SocketAddr, change: impl FnOnce(&mut Config)) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let pki = Pki::generate(None).unwrap();
+        Self::begin(backend, |_, _| {}, change).await
+    }
+
+    /// The same with push. Nothing waits longer than a test likes to.
+    pub(crate) async fn pushing(backend: SocketAddr, change: impl FnOnce(&mut Config)) -> Self {
+        Self::begin(backend, push_to, change).await
+    }
+
+    async fn begin(
+        backend: SocketAddr,
+        push_to: impl FnOnce(&mut Config, SocketAddr),
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        let (folder, pki) = (tempfile::tempdir().unwrap(), pki());
         pki.write_to(folder.path()).unwrap();
+        let apns = Apns::start(listener().await, pki).unwrap();
         let file = |name: &str| folder.path().join(name);
         let mut config =
             Config::new(config::Tls::new(file("server.pem"), file("server.key")), plain(backend));
@@ -43,9 +62,10 @@ impl World {
         let key_file = file("mailchime.key");
         config.credentials = config::Credentials::Stored { key_file };
         config.limits.failure_delay = Duration::from_millis(1);
+        push_to(&mut config, apns.address());
         change(&mut config);
         let mailchime = app::start(&config).await.unwrap();
-        Self { folder, pki, config, mailchime }
+        Self { folder, pki, apns, config, mailchime }
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
@@ -62,13 +82,13 @@ impl World {
     }
 
     /// A client of the first listener that has heard the greeting.
-    pub(crate) async fn client(&self) -> Line<TlsStream<TcpStream>> {
+    pub(crate) async fn client(&self) -> Client {
         let stream = TcpStream::connect(self.address()).await.unwrap();
         self.greeted(stream).await.expect("a greeting")
     }
 
     /// TLS on `stream`, and the greeting; `None` if mailchime hangs up before.
-    pub(crate) async fn greeted(&self, stream: TcpStream) -> Option<Line<TlsStream<TcpStream>>> {
+    pub(crate) async fn greeted(&self, stream: TcpStream) -> Option<Client> {
         let mut client = Line::of(self.secured(stream).await?);
         let greeting = client.try_line().await?;
         assert!(greeting.starts_with("* OK [CAPABILITY "), "{greeting}");
@@ -81,76 +101,59 @@ impl World {
         soon("the TLS handshake", connector.connect(name, stream)).await.ok()
     }
 
-    /// A client that is logged in.
-    pub(crate) async fn session(&self, login: &str) -> Line<TlsStream<TcpStream>> {
+    /// A client that is logged in, with the password `secret`.
+    pub(crate) async fn session(&self, login: &str) -> Client {
         let mut client = self.client().await;
-        let answer = client.log_in(login).await;
+        let answer = client.log_in(login, "secret").await;
         assert!(answer.starts_with("in OK"), "{answer}");
         client
     }
-}
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
-    pub(crate) fn of(stream: S) -> Self {
-        Self(BufStream::new(stream))
+    /// A phone of `user` registers for these mailboxes.
+    pub(crate) async fn register(&self, user: User<'_>, mailboxes: &[&str]) -> Registered {
+        let phone = phone(user, mailboxes);
+        let ca = &self.pki.ca.certificate;
+        phone.register(self.address(), "localhost", ca, |_, _| {}).await.unwrap()
     }
 
-    pub(crate) async fn send(&mut self, text: &str) {
-        self.0.write_all(text.as_bytes()).await.unwrap();
-        self.0.flush().await.unwrap();
-    }
-
-    /// The next line without its end; `None` at the end of the connection.
-    pub(crate) async fn try_line(&mut self) -> Option<String> {
-        let mut line = Vec::new();
-        let read = soon("a line", self.0.read_until(b'\n', &mut line)).await;
-        matches!(read, Ok(1..)).then(|| String::from_utf8_lossy(&line).trim_end().to_owned())
-    }
-
-    pub(crate) async fn line(&mut self) -> String {
-        self.try_line().await.expect("the other side hung up")
-    }
-
-    /// Sends a command and reads to its answer.
-    pub(crate) async fn command(&mut self, command: &str) -> String {
-        self.send(&format!("{command}\r\n")).await;
-        let tag = command.split(' ').next().unwrap();
+    /// The next push that names what `expected` names, in `m` or by its absence.
+    pub(crate) async fn push_of(&self, expected: &[&str]) -> Push {
         loop {
-            let line = self.line().await;
-            if line.starts_with(&format!("{tag} ")) {
-                return line;
+            let push = self.apns.next().await;
+            let named = push.json()["aps"].get("m").cloned();
+            let hashes: Vec<_> =
+                expected.iter().map(|name| mailbox_hash(&Mailbox::new(name))).collect();
+            if named == (expected != ["INBOX"]).then(|| json!(hashes)) {
+                return push;
             }
         }
     }
-
-    pub(crate) async fn log_in(&mut self, login: &str) -> String {
-        self.command(&format!("in LOGIN {login} secret")).await
-    }
-
-    /// Reads to the end, which must come.
-    pub(crate) async fn rest(&mut self) -> String {
-        let mut rest = Vec::new();
-        // It may be a reset.
-        let _ = soon("the end of the connection", self.0.read_to_end(&mut rest)).await;
-        String::from_utf8_lossy(&rest).into_owned()
-    }
 }
 
-/// A registration for pushes, by a session that is logged in.
-pub(crate) const REGISTER: &str = "r XAPPLEPUSHSERVICE \"aps-version\" \"2\" \
-    \"aps-account-id\" \"0715A26B-CA09-4730-A419-793000CA982E\" \"aps-device-token\" \
-    \"8df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c18df2a4c1\" \
-    \"aps-subtopic\" \"com.apple.mobilemail\" \"mailboxes\" (\"INBOX\")";
-
-/// Pushes go to the stand-in that listens there, and watchers try again soon.
-pub(crate) fn push_by(config: &mut Config, apns: SocketAddr) {
+/// Pushes go to the stand-in at this address.
+fn push_to(config: &mut Config, apns: SocketAddr) {
     let folder = config.tls.certificates[0].certificate.parent().unwrap();
     let mut client = config::Apns::new(folder.join("apns.pem"), folder.join("apns.key"));
     client.endpoint = config::ApnsServer { host: "localhost".into(), port: apns.port() };
     client.ca = Some(folder.join("ca.pem"));
     config.apns = vec![client];
     config.watch.retry_min = Duration::from_millis(10);
-    config.watch.retry_max = Duration::from_millis(20);
+    config.watch.retry_max = Duration::from_millis(200);
+    config.watch.settle = Duration::from_millis(50);
+    config.push.quiet_delay = Duration::from_millis(100);
+    config.push.min_interval = Duration::from_millis(50);
+}
+
+/// A backend behind TLS whose certificate, of [`pki`], must bear this name.
+pub(crate) fn implicit_tls(config: &mut Config, server_name: &str) {
+    let folder = config.tls.certificates[0].certificate.parent().unwrap();
+    let (ca, server_name) = (Some(folder.join("ca.pem")), server_name.into());
+    config.backend.tls = BackendTls::Implicit(Trust { ca, server_name });
+}
+
+/// A registration for pushes, by a session that is logged in.
+pub(crate) fn register() -> String {
+    format!("r {}", registration())
 }
 
 /// A backend in the clear.
@@ -175,7 +178,7 @@ pub(crate) fn logins(backend: &Backend, account: &str) -> u64 {
     backend.counters().logins.get(account).copied().unwrap_or(0)
 }
 
-/// Plays a backend's part up to the login of `mailchime`, which [`World`] has connected to
+/// Plays a backend's part up to the login of `mailchime`, which [`InProcess`] has connected to
 /// `listener`; those that only ask what it offers are sent away. Returns the ID it was sent.
 pub(crate) async fn scripted_login(
     listener: &TcpListener,
