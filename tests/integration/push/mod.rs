@@ -4,6 +4,8 @@
 mod advertisement;
 mod client;
 mod dispatcher;
+mod fake;
 mod identities;
+mod second_transport;
 mod tokens;
 mod tunnel;
