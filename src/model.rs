@@ -92,19 +92,19 @@ pub enum ChangeKind {
 /// What a watcher tells the push side, in this order for one mailbox.
 #[derive(Clone, Debug)]
 pub enum WatchEvent {
-    /// The mailbox is no longer as its devices know it.
+    /// New mail came, and its mailbox is still being asked for its state: a look follows.
+    Announced(Change),
+    /// A look found the mailbox no longer as its devices know it, nor as was announced.
     Changed(Change),
-    /// What [`Change::id`] announced has now been seen whole; no push of its own. With an id that
-    /// announced nothing: there is nothing that the devices do not know, and yet the state is another
-    /// one than they know of.
-    Confirmed {
+    /// No push of its own: the devices know this state, once they have the push of what was announced.
+    Rebased {
         /// The account.
         account: Account,
         /// The backend.
         backend: BackendId,
         /// The mailbox.
         mailbox: Mailbox,
-        /// The number of the change.
+        /// The number of the announcement; a new one where nothing was announced.
         id: u64,
         /// The state that it has now.
         snapshot: Snapshot,
@@ -137,8 +137,8 @@ pub struct Change {
     pub kind: ChangeKind,
     /// Rises within one (account, mailbox) while the program runs.
     pub id: u64,
-    /// The new state; `None` when the change was announced from untagged data and the state is
-    /// still being asked for. A [`WatchEvent::Confirmed`] with the same id follows then.
+    /// The new state; `None` in [`WatchEvent::Announced`]. [`WatchEvent::Changed`] or
+    /// [`WatchEvent::Rebased`] tells it later.
     pub snapshot: Option<Snapshot>,
     /// When the backend's line was read.
     pub seen_at: Instant,

@@ -193,7 +193,7 @@ pub async fn run(parts: DispatcherParts, cancel: CancellationToken) {
 
 /// The first line of a change's trail; `push` and `settled` are the next, with the same number.
 fn trace(event: &WatchEvent) {
-    if let WatchEvent::Changed(change) = event {
+    if let WatchEvent::Announced(change) | WatchEvent::Changed(change) = event {
         let Change { account, mailbox, kind, .. } = change;
         debug!(
             target: "mailchime::push::change_received",
@@ -300,8 +300,10 @@ impl Jobs {
     /// Whether what was seen was seen at the account's backend.
     fn is_at_home(&self, event: &WatchEvent) -> bool {
         let (account, seen_at) = match event {
-            WatchEvent::Changed(change) => (&change.account, &change.backend),
-            WatchEvent::Confirmed { account, backend, .. }
+            WatchEvent::Announced(change) | WatchEvent::Changed(change) => {
+                (&change.account, &change.backend)
+            }
+            WatchEvent::Rebased { account, backend, .. }
             | WatchEvent::LoginWanted { account, backend } => (account, backend),
             WatchEvent::Registered { .. } => return true,
         };

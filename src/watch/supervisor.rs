@@ -29,14 +29,14 @@ const REFRESH_INTERVAL: Duration = Duration::from_hours(1);
 /// The same while the database does not answer.
 const REFRESH_RETRY: Duration = Duration::from_secs(2);
 
-/// Quorum that may be looked up at once. What is to be looked up beyond them waits.
+/// Accounts that may be looked up at once. What is to be looked up beyond them waits.
 const LOOK_UPS: usize = 64;
 
-/// LoginBreaker of users whom another node watches that may be looked into at once. Of more, the next
+/// Logins of users whom another node watches that may be looked into at once. Of more, the next
 /// login counts.
 const LOGINS: usize = 64;
 
-/// Quorum whose backends are recorded in one transaction.
+/// Accounts whose backends are recorded in one transaction.
 const ADOPTED: usize = 2000;
 
 /// Each watched account, and its watcher.
@@ -51,7 +51,7 @@ struct Supervisor {
     asked: JoinSet<StoreReply>,
     /// All accounts are being read.
     reading: bool,
-    /// LoginBreaker that are being passed on. Each gives its user, and with what he logged in if he can be
+    /// Logins that are being passed on. Each gives its user, and with what he logged in if he can be
     /// watched here alone.
     logins: JoinSet<(Account, Option<AcceptedLogin>)>,
     /// The users of `logins`, and with what each has logged in since: of one user's logins the last

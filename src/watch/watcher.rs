@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::WatchContext;
+use super::ledger::Ledger;
 use super::login::{CredentialHistory, LoginWait};
 use super::refusal;
 use super::source::imap::connection::{ConnectionLost, ImapConnection};
@@ -42,7 +43,7 @@ const MASTER_REMEDY: &str = "see master_user, master_password_file and login_tem
 /// The longest pause between attempts to read what is to be watched.
 const UNREAD: Duration = Duration::from_secs(30);
 
-/// What the supervisor last told a watcher. StatusAnswers again unchanged, other backends may be in use.
+/// What the supervisor last told a watcher. Told again unchanged, other backends may be in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Directive {
     /// Counts registrations: another one means that other mailboxes may be wanted.
@@ -112,24 +113,9 @@ pub(super) enum WatcherStart {
 #[derive(Debug)]
 pub(super) struct WatchedMailbox {
     pub(super) mailbox: Mailbox,
-    pub(super) known: Snapshot,
-    /// An announcement from untagged data that a look has yet to confirm.
-    pub(super) announced: Option<Announcement>,
-    /// The new UIDVALIDITY, if the last look showed one.
-    pub(super) renumbered: Option<u64>,
-    /// UIDVALIDITY was another one at each of the last looks: the server makes its numbers up.
-    pub(super) unnumbered: bool,
+    pub(super) ledger: Ledger,
     /// It is to be looked at.
     pub(super) due: bool,
-}
-
-/// New mail that was announced to `push` before it was looked at.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Announcement {
-    /// Of the change.
-    pub(super) id: u64,
-    /// Messages that are only thought to be unread.
-    pub(super) thought_unread: u64,
 }
 
 /// Why a connection ended, or never was.
@@ -197,7 +183,7 @@ pub(super) struct LoginTarget<'a> {
     pub(super) master: Option<&'a MasterLogin>,
 }
 
-/// LoginPermit for one login.
+/// Leave for one login.
 type LoginPermits<'a> =
     (Option<master_login::MasterPermit<'a>>, LoginPermit<'a>, pacing::LoginSlot<'a>);
 
@@ -668,14 +654,7 @@ pub(super) fn in_order(one: &Mailbox, other: &Mailbox) -> Ordering {
 
 impl WatchedMailbox {
     fn new(mailbox: Mailbox, told: Snapshot) -> Self {
-        Self {
-            mailbox,
-            known: told,
-            announced: None,
-            renumbered: None,
-            unnumbered: false,
-            due: true,
-        }
+        Self { mailbox, ledger: Ledger::new(told), due: true }
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!   Changed ─> unread ─[Read: whose devices?]─> waiting ─[Push]─> in flight ─┬─ accepted ─> row moves
-//!   Confirmed ─────────────── (its state) ────────┘ ^                        │
+//!   Rebased ───────────────── (its state) ────────┘ ^                        │
 //!                                                   └──── marked as owed <───┴─ failed
 //! ```
 //!
@@ -278,13 +278,13 @@ impl Scheduler {
     /// A watcher saw something.
     pub(super) fn event(&mut self, event: WatchEvent, now: Instant) {
         let account = match event {
-            WatchEvent::Changed(change) => {
+            WatchEvent::Announced(change) | WatchEvent::Changed(change) => {
                 let account = change.account.clone();
                 let state = self.accounts.entry(account.clone()).or_default();
                 state.change(change, &self.rules, now);
                 account
             }
-            WatchEvent::Confirmed { account, mailbox, id, snapshot, .. } => {
+            WatchEvent::Rebased { account, mailbox, id, snapshot, .. } => {
                 let state = self.accounts.entry(account.clone()).or_default();
                 if let Some(change) = state.confirm(&mailbox, id, snapshot) {
                     self.outbox.told(account.clone(), mailbox, snapshot, change);

@@ -213,7 +213,11 @@ impl Simulation {
         let mailbox = Mailbox::new(mailbox);
         let (id, seen_at) = (self.id, self.now);
         let change = Change { account, backend: home(), mailbox, kind, id, snapshot, seen_at };
-        self.scheduler.event(WatchEvent::Changed(change), self.now);
+        let event = match change.snapshot {
+            None => WatchEvent::Announced(change),
+            Some(_) => WatchEvent::Changed(change),
+        };
+        self.scheduler.event(event, self.now);
         id
     }
 
@@ -227,7 +231,7 @@ impl Simulation {
 
     fn confirm(&mut self, id: u64, n: u64) {
         let (account, mailbox, snapshot) = (account(), Mailbox::inbox(), state(n));
-        let event = WatchEvent::Confirmed { account, backend: home(), mailbox, id, snapshot };
+        let event = WatchEvent::Rebased { account, backend: home(), mailbox, id, snapshot };
         self.scheduler.event(event, self.now);
     }
 

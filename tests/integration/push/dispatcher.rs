@@ -132,7 +132,11 @@ impl Running {
         let (id, seen_at) = (self.id, Instant::now());
         let backend = backends().default().id().clone();
         let change = Change { account, backend, mailbox, kind, id, snapshot, seen_at };
-        self.events.send(WatchEvent::Changed(change)).await.unwrap();
+        let event = match change.snapshot {
+            None => WatchEvent::Announced(change),
+            Some(_) => WatchEvent::Changed(change),
+        };
+        self.events.send(event).await.unwrap();
         id
     }
 
@@ -189,7 +193,7 @@ async fn a_change_becomes_a_push_to_each_device_and_then_the_row_moves() {
 
         let (account, mailbox) = (alice(), Mailbox::inbox());
         let backend = backends().default().id().clone();
-        let event = WatchEvent::Confirmed { account, backend, mailbox, id, snapshot: state(2) };
+        let event = WatchEvent::Rebased { account, backend, mailbox, id, snapshot: state(2) };
         running.events.send(event).await.unwrap();
         running.mail("Notes", 3).await;
         let push = stand_in.next().await;

@@ -226,7 +226,7 @@ impl Watching {
         let event = tokio::time::timeout(super::SOON, news).await;
         match event.expect("nothing is told").expect("the watching part has ended") {
             WatchEvent::Registered { .. } => unreachable!("it is passed over"),
-            WatchEvent::Changed(change) => {
+            WatchEvent::Announced(change) | WatchEvent::Changed(change) => {
                 let kind = match change.kind {
                     ChangeKind::NewMail => "new mail",
                     ChangeKind::Quiet => "quiet",
@@ -241,7 +241,7 @@ impl Watching {
                     None => format!("{}: {kind}, announced", change.mailbox),
                 }
             }
-            WatchEvent::Confirmed { mailbox, id, snapshot, .. } => {
+            WatchEvent::Rebased { mailbox, id, snapshot, .. } => {
                 let place = self.announced.iter().position(|announced| *announced == id);
                 let what = match place.map(|place| self.announced.remove(place)) {
                     Some(_) => "confirmed",

@@ -1,7 +1,7 @@
 //! How a backend takes what users logged in with, as all its watchers know it.
 //!
 //! A password that is refused may be wrong. When those of several accounts are refused within minutes, and
-//! none is accepted in between, it is the backend that is at fault: its directory is empty, say. AfterRefusal
+//! none is accepted in between, it is the backend that is at fault: its directory is empty, say. Then
 //! nobody is parked, and few try: thousands of refused logins would have it lock accounts and ban our
 //! address. So until a login was accepted, and again after each refusal, one watcher at a time tries.
 
@@ -12,13 +12,13 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::model::Account;
 
-/// Quorum in a row that are refused, before that is the backend's fault.
+/// Accounts in a row that are refused, before that is the backend's fault.
 const MANY: usize = 3;
 
 /// Refusals of different accounts within this time count together.
 pub(in crate::watch) const WITHIN: Duration = Duration::from_mins(5);
 
-/// LoginBreaker that were accepted so shortly before count against that: servers hold refusals back, so after a
+/// Logins that were accepted so shortly before count against that: servers hold refusals back, so after a
 /// start those of a few wrong passwords come together, behind all that were accepted.
 const TOGETHER: Duration = Duration::from_secs(30);
 
@@ -29,7 +29,7 @@ const RESTS: [Duration; 2] = [Duration::from_mins(10), Duration::from_hours(1)];
 /// A backend that has refused nobody for so long is not at fault any more.
 const FORGOTTEN: Duration = Duration::from_hours(24);
 
-/// Quorum that are known by name. Of more it is not known when all of them are in order again.
+/// Accounts that are known by name. Of more it is not known when all of them are in order again.
 const MOST: usize = 256;
 
 /// A try that takes longer holds up no others.
@@ -61,7 +61,7 @@ pub(in crate::watch) struct BreakerState {
     recoveries: u64,
 }
 
-/// LoginPermit to try; to be held until the outcome was noted.
+/// Leave to try; to be held until the outcome was noted.
 #[derive(Debug)]
 pub(in crate::watch) struct LoginPermit<'a>(Option<SemaphorePermit<'a>>);
 
@@ -113,7 +113,7 @@ impl LoginBreaker {
         self.state.subscribe()
     }
 
-    /// LoginPermit for a watcher whose user has just logged in.
+    /// Leave for a watcher whose user has just logged in.
     pub(in crate::watch) fn at_once(&self) -> LoginPermit<'_> {
         LoginPermit(None)
     }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::model::Account;
 
-/// Quorum in a row as which the master is refused, before that is the master's fault.
+/// Accounts in a row as which the master is refused, before that is the master's fault.
 const ACCOUNTS: usize = 3;
 
 /// For how long nobody tries then, but one watcher at its end.
@@ -37,7 +37,7 @@ struct MasterState {
     rest: Option<(Instant, String)>,
 }
 
-/// LoginPermit to log in as the master; to be held until the outcome was noted.
+/// Leave to log in as the master; to be held until the outcome was noted.
 #[derive(Debug)]
 pub(in crate::watch) struct MasterPermit<'a>(
     #[expect(dead_code, reason = "whoever tries holds it")] Option<SemaphorePermit<'a>>,

@@ -2,7 +2,6 @@
 //! differs told to `push`.
 
 use std::collections::HashSet;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
@@ -17,22 +16,18 @@ use crate::imap::status::{Fetched, fetched};
 use crate::model::{Change, ChangeKind, Mailbox, Snapshot, Timestamp, WatchEvent};
 use crate::net::backoff::Backoff;
 use crate::watch::WatchContext;
-use crate::watch::snapshot::{
-    difference, first_seen, looked, merged, only_mod_seq_differs, only_uid_next_grew,
-};
-use crate::watch::snapshot::{renumbered, with_new_mail};
-use crate::watch::watcher::{Announcement, SessionEnd, WatchedMailbox, Watcher, in_order};
+use crate::watch::ledger::{ArrivedRead, Consequence, Unclear};
+use crate::watch::snapshot::{merged, only_uid_next_grew};
+use crate::watch::watcher::{SessionEnd, WatchedMailbox, Watcher, in_order};
 
 /// What STATUS is asked for, with and without CONDSTORE (RFC 7162 section 3.1.7).
 const ITEMS: &str = "(MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
 const ITEMS_CONDSTORE: &str = "(MESSAGES UIDNEXT UIDVALIDITY UNSEEN HIGHESTMODSEQ)";
 
-/// The most new mail whose flags are asked for.
-const MOST_ASKED: u64 = 1000;
 /// For how long a mailbox is left out at most, in times of the first: `[watch] poll_max`.
 const LONGEST_LEFT_OUT: u32 = 64;
 
-/// EventPermit for one event on its way to `push`. It is waited for first: a future that holds the event
+/// Room for one event on its way to `push`. It is waited for first: a future that holds the event
 /// meanwhile would be larger, for each of many accounts.
 type EventPermit<'a> = mpsc::Permit<'a, WatchEvent>;
 
@@ -81,7 +76,7 @@ impl Watcher {
             for index in due {
                 let watched = &mut self.mailboxes[index];
                 if made_up.binary_search(&index).is_ok() {
-                    watched.known.uid_next = None;
+                    watched.ledger.forget_uid_next();
                 }
                 match told.states[index] {
                     Some(now) => {
@@ -187,9 +182,9 @@ impl Watcher {
         let grew = |index: &usize, since: &Snapshot, now: Option<Snapshot>| {
             now.is_some_and(|now| only_uid_next_grew(since, &now)).then_some(*index)
         };
-        let grown = due
-            .iter()
-            .filter_map(|index| grew(index, &self.mailboxes[*index].known, told.states[*index]));
+        let grown = due.iter().filter_map(|index| {
+            grew(index, self.mailboxes[*index].ledger.known(), told.states[*index])
+        });
         let grown: Vec<usize> = grown.collect();
         if grown.is_empty() {
             return grown;
@@ -405,25 +400,25 @@ impl Watcher {
         index: usize,
         now: &Snapshot,
     ) -> Result<Option<bool>, SessionEnd> {
-        let WatchedMailbox { mailbox, known, announced, .. } = &self.mailboxes[index];
+        let WatchedMailbox { mailbox, ledger, .. } = &self.mailboxes[index];
         let is_open = mailbox.is_inbox() && session.open.is_some();
-        let (known, flags_changed) = (*known, only_mod_seq_differs(known, now));
-        let arrived_read = match announced {
-            Some(announced) if is_open => arrived_read(&known, now, announced.thought_unread),
-            _ => None,
+        let known = *ledger.known();
+        let unclear = match ledger.unclear(now, is_open) {
+            None => return Ok(None),
+            Some(Unclear::ArrivedRead(_)) if session.connection.unsolicited.has_read() => {
+                return Ok(None);
+            }
+            Some(unclear) => unclear,
         };
-        if !flags_changed && (arrived_read.is_none() || session.connection.unsolicited.has_read()) {
-            return Ok(None);
-        }
         // The last question may have been too much for the backend.
         if std::mem::replace(&mut self.asked_for_flags, true) {
             self.asked_for_flags = false;
             return Ok(Some(true));
         }
-        let shown = match arrived_read {
-            Some(new) => session.any_but_new_mail_read(&new).await?,
-            None if is_open => session.flags_are_shown(&known, now).await?,
-            None => self.flags_are_shown_elsewhere(session, index, now).await?,
+        let shown = match unclear {
+            Unclear::ArrivedRead(new) => session.any_but_new_mail_read(&new).await?,
+            Unclear::Flags if is_open => session.flags_are_shown(&known, now).await?,
+            Unclear::Flags => self.flags_are_shown_elsewhere(session, index, now).await?,
         };
         self.asked_for_flags = false;
         Ok(Some(shown))
@@ -436,11 +431,11 @@ impl Watcher {
         index: usize,
         now: &Snapshot,
     ) -> Result<bool, SessionEnd> {
-        let WatchedMailbox { mailbox, known, .. } = &self.mailboxes[index];
+        let WatchedMailbox { mailbox, ledger, .. } = &self.mailboxes[index];
         session.connection.unsolicited.leave_inbox();
         let examine = format!("EXAMINE {}", quoted(mailbox));
         let shown = match session.connection.command(&examine, |_| {}).await? {
-            Completion::Ok => session.flags_are_shown(known, now).await?,
+            Completion::Ok => session.flags_are_shown(ledger.known(), now).await?,
             Completion::No | Completion::Bad => true,
         };
         if session.open.is_some() {
@@ -461,49 +456,23 @@ impl Watcher {
         shown: Option<bool>,
         reason: RefreshReason,
     ) -> Result<bool, SessionEnd> {
-        let watched = &mut self.mailboxes[index];
-        let now = looked(&watched.known, &now);
-        let new_number = renumbered(&watched.known, &now);
-        let was_new = watched.renumbered.take();
-        if watched.unnumbered {
-            watched.known.uid_next = None;
-        }
-        let unknown = watched.known == Snapshot::default() && now != Snapshot::default();
-        let difference = match shown {
-            Some(shown) => shown.then_some(ChangeKind::Quiet),
-            None => difference(&watched.known, &now).or(unknown.then(|| first_seen(&now))),
+        let context = Arc::clone(&self.context);
+        let WatchedMailbox { mailbox, ledger, .. } = &mut self.mailboxes[index];
+        let (surprise, announced) = (ledger.expects_nothing(), ledger.has_announced());
+        let consequence = ledger.look(&now, shown, || context.next_id());
+        let Consequence::Changed { kind, .. } = consequence else {
+            self.tell(index, consequence).await?;
+            return Ok(announced);
         };
-        watched.renumbered = new_number;
-        watched.unnumbered = new_number.is_some() && (watched.unnumbered || was_new.is_some());
-        let announced = watched.announced.take();
-        watched.known = now;
-        if let Some(kind) = difference {
-            let (account, mailbox) = (&self.account, &watched.mailbox);
-            tracing::debug!(
-                target: "mailchime::watch::mailbox_changed",
-                %account, %mailbox, ?kind, "mailbox changed"
-            );
-            if kind == ChangeKind::NewMail && announced.is_none() && !unknown {
-                self.missed(session, index, reason);
-            }
-            let context = Arc::clone(&self.context);
-            let room = context.room().await?;
-            self.tell(index, kind, Some(now), room);
-            return Ok(true);
+        tracing::debug!(
+            target: "mailchime::watch::mailbox_changed",
+            account = %self.account, %mailbox, ?kind, "changed"
+        );
+        if kind == ChangeKind::NewMail && surprise {
+            self.missed(session, index, reason);
         }
-        // Where all that differs is a UIDVALIDITY that stays, the mailbox was made anew: there is
-        // nothing to tell the devices, but the next start has to compare with this one. Some servers
-        // (Mailutils imap4d) give a new one at each look. So it is with flags that no phone shows.
-        let moved = was_new.is_some() && was_new == now.uid_validity || shown.is_some();
-        let announced = announced.map(|announced| announced.id);
-        let id = announced.or_else(|| moved.then(|| self.context.next_id()));
-        if let Some(id) = id {
-            let room = self.context.room().await?;
-            let (account, mailbox) = (self.account.clone(), watched.mailbox.clone());
-            let backend = self.backend.id().clone();
-            room.send(WatchEvent::Confirmed { account, backend, mailbox, id, snapshot: now });
-        }
-        Ok(announced.is_some())
+        self.tell(index, consequence).await?;
+        Ok(true)
     }
 
     /// A look found new mail that nothing had told of.
@@ -530,30 +499,22 @@ impl Watcher {
         &mut self,
         session: &mut ImapSession<'_>,
     ) -> Result<Option<ChangeKind>, SessionEnd> {
-        let context = Arc::clone(&self.context);
         let mut heard = None;
         self.hear_overflow(session);
         let news = &mut session.connection.unsolicited;
         let (grown, other, states) = (news.take_grown(), news.take_other(), news.take_states());
         if let Some(inbox) = self.place(&Mailbox::inbox()) {
-            let watched = &mut self.mailboxes[inbox];
             if other {
-                watched.due = true;
-                heard = Some(ChangeKind::Quiet);
+                let changed = Some(ChangeKind::Quiet);
+                heard = self.hint(inbox, changed, &Snapshot::default()).await?.urgency();
             }
             if let Some(count) = grown {
-                watched.due = true;
-                heard = Some(ChangeKind::NewMail);
-                // Where messages went as well, only a look can tell.
-                let arrived = watched.known.messages.and_then(|known| count.checked_sub(known));
-                if let Some(arrived @ 1..) = arrived {
-                    let thought = with_new_mail(&watched.known, arrived);
-                    // What comes with the answer to something else is no sign that IDLE works.
-                    if session.connection.idles() {
-                        self.methods.idle.told(&session.health.idle);
-                    }
-                    let room = context.room().await?;
-                    self.announce(inbox, thought, arrived, room);
+                let counted = Snapshot { messages: Some(count), ..Snapshot::default() };
+                let follows = self.hint(inbox, Some(ChangeKind::NewMail), &counted).await?;
+                heard = heard.max(follows.urgency());
+                // What comes with the answer to something else is no sign that IDLE works.
+                if matches!(follows, Consequence::Announced { .. }) && session.connection.idles() {
+                    self.methods.idle.told(&session.health.idle);
                 }
             }
         }
@@ -561,62 +522,62 @@ impl Watcher {
             let Some(index) = mailbox.as_ref().and_then(|mailbox| self.place(mailbox)) else {
                 continue;
             };
-            let watched = &mut self.mailboxes[index];
-            // Where UIDNEXT is not told, or stands still, more messages are new ones.
-            let arrived = match (state.messages, watched.known.messages) {
-                _ if state.uid_next > watched.known.uid_next => 0,
-                (Some(now), Some(known)) => now.saturating_sub(known),
-                _ => 0,
-            };
-            let thought = match arrived {
-                0 => merged(&watched.known, &state),
-                _ => merged(&with_new_mail(&watched.known, arrived), &state),
-            };
-            let thought = looked(&watched.known, &thought);
-            let Some(kind) = difference(&watched.known, &thought) else { continue };
-            watched.due = true;
-            heard = heard.max(Some(kind));
-            if kind == ChangeKind::NewMail {
+            let follows = self.hint(index, None, &state).await?;
+            heard = heard.max(follows.urgency());
+            if matches!(follows, Consequence::Announced { .. }) {
                 self.methods.notify.told(&session.health.notify);
-                let unread = if state.unseen.is_some() { 0 } else { arrived };
-                let room = context.room().await?;
-                self.announce(index, thought, unread, room);
             }
         }
         Ok(heard)
     }
 
-    /// New mail was told of, which makes the mailbox what it is `thought` to be; nothing but the number
-    /// of messages says that `unread` more of them are so.
-    fn announce(&mut self, index: usize, thought: Snapshot, unread: u64, room: EventPermit<'_>) {
-        let id = self.tell(index, ChangeKind::NewMail, None, room);
+    /// Something happened in this mailbox, as far as is known: tells `push` of new mail before it has been
+    /// looked at, and has what is to be looked at looked at.
+    pub(in crate::watch) async fn hint(
+        &mut self,
+        index: usize,
+        kind: Option<ChangeKind>,
+        state: &Snapshot,
+    ) -> Result<Consequence, SessionEnd> {
+        let context = Arc::clone(&self.context);
         let watched = &mut self.mailboxes[index];
-        watched.known = thought;
-        let before = watched.announced.map_or(0, |before| before.thought_unread);
-        watched.announced =
-            Some(Announcement { id, thought_unread: before.saturating_add(unread) });
+        let follows = watched.ledger.hint(kind, state, || context.next_id());
+        watched.due |= follows.urgency().is_some();
+        self.tell(index, follows).await?;
+        Ok(follows)
     }
 
-    /// Tells `push` of a change; its id.
-    fn tell(
-        &self,
-        index: usize,
-        kind: ChangeKind,
-        snapshot: Option<Snapshot>,
-        room: EventPermit<'_>,
-    ) -> u64 {
-        let id = self.context.next_id();
-        self.status.event(kind);
-        room.send(WatchEvent::Changed(Change {
-            account: self.account.clone(),
-            backend: self.backend.id().clone(),
-            mailbox: self.mailboxes[index].mailbox.clone(),
-            kind,
-            id,
-            snapshot,
-            seen_at: StdInstant::now(),
-        }));
-        id
+    /// Tells `push` what follows, if that concerns it.
+    async fn tell(&self, index: usize, follows: Consequence) -> Result<(), SessionEnd> {
+        if matches!(follows, Consequence::Nothing | Consequence::LookDue(_)) {
+            return Ok(());
+        }
+        let room = self.context.room().await?;
+        let account = self.account.clone();
+        let backend = self.backend.id().clone();
+        let mailbox = self.mailboxes[index].mailbox.clone();
+        let seen_at = StdInstant::now();
+        let event = match follows {
+            Consequence::Nothing | Consequence::LookDue(_) => return Ok(()),
+            Consequence::Announced { id } => {
+                let kind = ChangeKind::NewMail;
+                self.status.event(kind);
+                let snapshot = None;
+                let change = Change { account, backend, mailbox, kind, id, snapshot, seen_at };
+                WatchEvent::Announced(change)
+            }
+            Consequence::Changed { kind, id, state } => {
+                self.status.event(kind);
+                let snapshot = Some(state);
+                let change = Change { account, backend, mailbox, kind, id, snapshot, seen_at };
+                WatchEvent::Changed(change)
+            }
+            Consequence::Rebased { id, state: snapshot } => {
+                WatchEvent::Rebased { account, backend, mailbox, id, snapshot }
+            }
+        };
+        room.send(event);
+        Ok(())
     }
 
     pub(in crate::watch) fn place(&self, mailbox: &Mailbox) -> Option<usize> {
@@ -628,27 +589,6 @@ impl WatchContext {
     async fn room(&self) -> Result<EventPermit<'_>, SessionEnd> {
         self.events.reserve().await.map_err(|_| SessionEnd::Stop)
     }
-}
-
-/// New mail of which some seems to have been read before it came.
-struct ArrivedRead {
-    /// The UIDs of all of it.
-    uids: RangeInclusive<u64>,
-    read: u64,
-}
-
-/// Whether all that differs from what was `thought` is that some of the new mail is not unread.
-fn arrived_read(thought: &Snapshot, now: &Snapshot, thought_unread: u64) -> Option<ArrivedRead> {
-    let as_thought = Snapshot { unseen: thought.unseen, ..*now };
-    let read = thought.unseen?.checked_sub(now.unseen?)?;
-    let next = now.uid_next?;
-    let uids = next.checked_sub(thought_unread)?.max(1)..=next.checked_sub(1)?;
-    let is_it = thought_unread <= MOST_ASKED
-        && (1..=thought_unread).contains(&read)
-        && thought.uid_next == now.uid_next
-        && thought.messages == now.messages
-        && difference(thought, &as_thought).is_none();
-    is_it.then_some(ArrivedRead { uids, read })
 }
 
 impl ImapSession<'_> {

@@ -20,7 +20,7 @@ const REFUSALS: u32 = 2;
 /// Connections in a row that were lost as soon as this way was used on them.
 const LOSSES: u32 = 5;
 
-/// Quorum that have to agree, before what they have found out counts for a backend.
+/// Accounts that have to agree, before what they have found out counts for a backend.
 pub(in crate::watch) const AGREE: usize = 3;
 
 /// The ways of one account.
@@ -53,15 +53,15 @@ pub(in crate::watch) struct Reliability(Mutex<Evidence>);
 struct Evidence {
     /// This way brought something, and nothing was missed since by several accounts.
     proven: bool,
-    /// Quorum that have missed something once.
+    /// Accounts that have missed something once.
     doubt: Quorum,
-    /// Quorum that have given it up: it told them nothing, or was refused.
+    /// Accounts that have given it up: it told them nothing, or was refused.
     missed: Quorum,
     refused: Quorum,
     distrusted_until: Option<Instant>,
 }
 
-/// Quorum, each once, until they are enough.
+/// Accounts, each once, until they are enough.
 #[derive(Debug, Default)]
 struct Quorum(Vec<Account>);
 

@@ -5,7 +5,7 @@
 //!   EXAMINE INBOX ──▶ NOTIFY for the others ──▶ look ──▶ IDLE until news, the next poll or check ──▶ look …
 //!                                                 │ compare     │ EXISTS, STATUS
 //!                                                 ▼             ▼
-//!                                       Changed or Confirmed   Changed, announced before it was looked at
+//!                                       Changed or Rebased   Announced
 //! ```
 //!
 //! What the backend does not have, refuses, or does not tell is left out: without IDLE nothing is
@@ -323,7 +323,7 @@ impl Watcher {
         let mut anew = false;
         loop {
             match Box::pin(self.hear(session)).await? {
-                // LoginTarget once; but however much a backend tells, there is some time between two looks.
+                // At once; but however much a backend tells, there is some time between two looks.
                 Some(ChangeKind::NewMail) => {
                     look_at = look_at.min(Instant::now().max(began + settle));
                 }
