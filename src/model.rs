@@ -4,8 +4,10 @@
 //! are checked where they enter (`imap`), so a constructed value is a valid one.
 
 mod domain;
+mod hint;
 mod subscription;
 
+pub use self::hint::{Hint, MailboxEvent};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

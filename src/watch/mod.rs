@@ -14,6 +14,7 @@
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod hints;
 mod ledger;
 mod login;
 mod refusal;

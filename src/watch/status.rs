@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::source::imap::mailbox_faults::LeftOut;
 use crate::metrics::{Held, Kind, Metrics, Watching};
-use crate::model::{Account, ChangeKind, Timestamp};
+use crate::model::{Account, ChangeKind, Hint, Timestamp};
 
 /// How many questions may wait for an answer.
 const QUESTIONS: usize = 8;
@@ -37,19 +37,20 @@ pub struct WatcherStatus {
     pub left_out: Vec<LeftOut>,
 }
 
-/// Asks the supervisor. Clones ask the same one.
+/// Speaks to the supervisor. Clones speak to the same one.
 #[derive(Clone, Debug)]
-pub struct SupervisorHandle(mpsc::Sender<StatusRequest>);
+pub struct SupervisorHandle(mpsc::Sender<SupervisorRequest>);
 
-/// The questions of an [`SupervisorHandle`].
+/// What a [`SupervisorHandle`] asks and says.
 #[derive(Debug)]
-pub struct SupervisorRequests(mpsc::Receiver<StatusRequest>);
+pub struct SupervisorRequests(mpsc::Receiver<SupervisorRequest>);
 
 #[derive(Debug)]
-pub(super) struct StatusRequest {
-    /// `None` asks for all.
-    pub(super) account: Option<Account>,
-    pub(super) reply: oneshot::Sender<Vec<WatcherStatus>>,
+pub(super) enum SupervisorRequest {
+    /// How an account is watched; `None` asks for all.
+    Status { account: Option<Account>, reply: oneshot::Sender<Vec<WatcherStatus>> },
+    /// Another source has news.
+    Hint(Hint),
 }
 
 /// For a supervisor, and for those who want to know of it.
@@ -107,14 +108,21 @@ impl SupervisorHandle {
     /// the supervisor has ended.
     pub async fn watchers(&self, account: Option<Account>) -> Option<Vec<WatcherStatus>> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(StatusRequest { account, reply }).await.ok()?;
+        self.0.send(SupervisorRequest::Status { account, reply }).await.ok()?;
         answer.await.ok()
+    }
+
+    /// Another source than the account's connection has news of it. An account that is connected is
+    /// looked at at once; one that is not is looked at as a whole when it is connected. `false` when the
+    /// supervisor has ended.
+    pub async fn hint(&self, hint: Hint) -> bool {
+        self.0.send(SupervisorRequest::Hint(hint)).await.is_ok()
     }
 }
 
 impl SupervisorRequests {
-    /// The next question; `None` when nobody is left to ask. Cancel safe.
-    pub(super) async fn next(&mut self) -> Option<StatusRequest> {
+    /// The next one; `None` when nobody is left to ask. Cancel safe.
+    pub(super) async fn next(&mut self) -> Option<SupervisorRequest> {
         self.0.recv().await
     }
 }

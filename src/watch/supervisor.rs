@@ -17,9 +17,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::WatchContext;
-use super::status::{StatusCell, StatusRequest, SupervisorRequests, WatcherState};
+use super::hints::Hints;
+use super::status::{
+    StatusCell, SupervisorRequest, SupervisorRequests, WatcherState, WatcherStatus,
+};
 use super::watcher::{Directive, Watcher, WatcherStart};
-use crate::model::{AcceptedLogin, Account, SessionEvent, Timestamp, WatchEvent};
+use crate::model::{AcceptedLogin, Account, Hint, SessionEvent, Timestamp, WatchEvent};
 use crate::nodes::{Assignment, ClusterView};
 use crate::store::{Invalidation, LiveAccount, StoreError};
 
@@ -57,6 +60,8 @@ struct Supervisor {
     /// The users of `logins`, and with what each has logged in since: of one user's logins the last
     /// has to be passed on last.
     passing: HashMap<Account, Option<AcceptedLogin>>,
+    /// Logins of users who are not watched here, and may be by what is being read.
+    early: HashMap<Account, AcceptedLogin>,
     watchers: HashMap<Account, WatcherHandle>,
     tasks: TaskTracker,
 }
@@ -65,6 +70,7 @@ struct Supervisor {
 #[derive(Debug)]
 struct WatcherHandle {
     directive: cell::Sender<Directive>,
+    hints: Hints,
     status: StatusCell,
     /// When it was last known that the account is to be watched.
     moment: u64,
@@ -112,6 +118,7 @@ pub async fn run(
         reading: false,
         logins: JoinSet::new(),
         passing: HashMap::new(),
+        early: HashMap::new(),
         watchers: HashMap::new(),
         tasks: TaskTracker::new(),
     };
@@ -125,7 +132,6 @@ pub async fn run(
             next_refresh = Instant::now() + REFRESH_INTERVAL;
         }
         let may_ask = supervisor.asked.len() < LOOK_UPS;
-        let may_hear = begun && !supervisor.reading;
         tokio::select! {
             () = stop.cancelled() => break,
             () = sleep_until(next_refresh), if !supervisor.reading => {}
@@ -178,8 +184,14 @@ pub async fn run(
                 Err(_) => supervisor.passing.clear(),
             },
             Some(account) = unwatched.recv(), if may_ask => supervisor.look_up(account, None),
-            Some(inquiry) = requests.next() => supervisor.answer(inquiry),
-            event = sessions.recv(), if may_hear => match event {
+            Some(request) = requests.next() => match request {
+                SupervisorRequest::Status { account, reply } => {
+                    // Who asked may have gone.
+                    let _ = reply.send(supervisor.statuses(account.as_ref()));
+                }
+                SupervisorRequest::Hint(hint) => supervisor.hint(hint),
+            },
+            event = sessions.recv(), if begun => match event {
                 Some(SessionEvent::Registered { account, login }) => {
                     supervisor.registered(account, login);
                 }
@@ -265,6 +277,9 @@ impl Supervisor {
             }
         }
         self.joined = joined;
+        for (account, login) in std::mem::take(&mut self.early) {
+            self.logged_in(account, login);
+        }
         tracing::info!(
             target: "mailchime::watch::accounts_loaded",
             accounts = all,
@@ -377,6 +392,10 @@ impl Supervisor {
             if login.credentials.is_some() || !of_users {
                 directive.send_modify(|directive| directive.log_in(login, of_users));
             }
+        } else if self.reading && self.is_ours(&account) {
+            if self.early.len() < LOGINS || self.early.contains_key(&account) {
+                self.early.insert(account, login);
+            }
         } else if !self.is_ours(&account)
             && self.context.credentials.are_of_users()
             && login.credentials.is_some()
@@ -423,25 +442,29 @@ impl Supervisor {
             }
         };
         let status = StatusCell::new(&self.context.metrics, doing);
-        let context = Arc::clone(&self.context);
-        let mut watcher = Watcher::new(account.clone(), context, receiver, status.clone());
+        let (context, hints) = (Arc::clone(&self.context), Hints::default());
+        let mut watcher =
+            Watcher::new(account.clone(), context, receiver, hints.clone(), status.clone());
         self.tasks.spawn(async move { watcher.run(begin).await });
         let moment = self.now();
-        self.watchers.insert(account, WatcherHandle { directive: sender, status, moment });
+        self.watchers.insert(account, WatcherHandle { directive: sender, hints, status, moment });
     }
 
-    fn answer(&self, inquiry: StatusRequest) {
+    fn statuses(&self, account: Option<&Account>) -> Vec<WatcherStatus> {
         let live = self.watchers.iter().filter(|(_, handle)| !handle.directive.is_closed());
-        let mut statuses: Vec<_> = match &inquiry.account {
-            Some(account) => live
-                .filter(|(watched, _)| *watched == account)
-                .map(|(account, handle)| handle.status.of(account))
-                .collect(),
-            None => live.map(|(account, handle)| handle.status.of(account)).collect(),
-        };
+        let asked = live.filter(|(watched, _)| account.is_none_or(|account| account == *watched));
+        let mut statuses: Vec<_> =
+            asked.map(|(account, handle)| handle.status.of(account)).collect();
         statuses.sort_by(|a, b| a.account.cmp(&b.account));
-        // Who asked may have gone.
-        let _ = inquiry.reply.send(statuses);
+        statuses
+    }
+
+    /// Another source has news of an account. Where it is not watched here, there is nobody to tell.
+    fn hint(&self, hint: Hint) {
+        if let Some(handle) = self.watchers.get(&hint.account) {
+            handle.hints.add(hint);
+            handle.directive.send_modify(|_| {});
+        }
     }
 
     fn stop(&mut self, account: &Account) {

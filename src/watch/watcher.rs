@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::WatchContext;
+use super::hints::Hints;
 use super::ledger::Ledger;
 use super::login::{CredentialHistory, LoginWait};
 use super::refusal;
@@ -63,6 +64,7 @@ pub(super) struct Watcher {
     pub(super) account: Account,
     pub(super) context: Arc<WatchContext>,
     pub(super) directive: watch::Receiver<Directive>,
+    hints: Hints,
     pub(super) status: StatusCell,
     /// Where it is connected, or last was.
     pub(super) backend: Backend,
@@ -204,6 +206,7 @@ impl Watcher {
         account: Account,
         context: Arc<WatchContext>,
         directive: watch::Receiver<Directive>,
+        hints: Hints,
         status: StatusCell,
     ) -> Self {
         let inherited = directive.borrow().login.is_none();
@@ -212,6 +215,7 @@ impl Watcher {
             account,
             context,
             directive,
+            hints,
             status,
             considered: Some(backend.clone()),
             backend,
@@ -557,6 +561,8 @@ impl Watcher {
         at: LoginTarget<'_>,
     ) -> Result<(ImapConnection, Option<Capabilities>), SessionEnd> {
         let LoginTarget { backend, master, .. } = at;
+        // All mailboxes are looked at.
+        self.hints.take();
         // After a break nothing counts but what the devices know.
         self.mailboxes.clear();
         self.faults.forget_refusals();
@@ -644,6 +650,27 @@ impl Watcher {
             self.reload(&backend).await?;
         }
         Ok(wanted)
+    }
+}
+
+impl Watcher {
+    /// Takes note of what other sources say: whether there is anything to look at.
+    pub(super) async fn hear_hints(&mut self) -> Result<bool, SessionEnd> {
+        let mut due = false;
+        for hint in self.hints.take() {
+            match &hint.mailbox {
+                Some(mailbox) => {
+                    let Some(index) = self.place(mailbox) else { continue };
+                    let follows = self.hint(index, Some(hint.event.kind()), &hint.state).await?;
+                    due |= follows.urgency().is_some();
+                }
+                None => {
+                    self.mailboxes.iter_mut().for_each(|watched| watched.due = true);
+                    due = true;
+                }
+            }
+        }
+        Ok(due)
     }
 }
 

@@ -3,6 +3,7 @@
 mod cuts;
 mod dialogues;
 mod given_up;
+mod hints;
 mod life;
 mod logins;
 mod mail;

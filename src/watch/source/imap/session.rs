@@ -330,6 +330,9 @@ impl Watcher {
                 Some(ChangeKind::Quiet) => look_at = look_at.min(Instant::now() + settle),
                 None => {}
             }
+            if Box::pin(self.hear_hints()).await? {
+                look_at = look_at.min(Instant::now().max(began + settle));
+            }
             if std::mem::take(&mut session.overflow.look) {
                 anew = true;
                 break;

@@ -1,0 +1,53 @@
+//! What a source other than an account's own connection says of a mailbox.
+
+use std::time::Instant;
+
+use super::{Account, ChangeKind, Mailbox, Snapshot};
+
+/// Something happened in a mailbox.
+#[derive(Clone, Debug)]
+pub struct Hint {
+    /// Whose mailbox it is.
+    pub account: Account,
+    /// `None` where the source does not say which one.
+    pub mailbox: Option<Mailbox>,
+    /// What happened.
+    pub event: MailboxEvent,
+    /// As much of the state after that as the source knows: each number is known or `None`.
+    pub state: Snapshot,
+    /// When the source said so.
+    pub seen_at: Instant,
+}
+
+/// What happened, by the names of RFC 5423 section 4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MailboxEvent {
+    /// Mail was delivered.
+    MessageNew,
+    /// Mail was added by a client.
+    MessageAppend,
+    /// Messages are gone.
+    MessageExpunge,
+    /// Messages were read.
+    MessageRead,
+    /// Messages were marked as deleted.
+    MessageTrash,
+    /// Messages got flags.
+    FlagsSet,
+    /// Messages lost flags.
+    FlagsClear,
+}
+
+impl MailboxEvent {
+    /// How much it matters to a device.
+    pub fn kind(self) -> ChangeKind {
+        match self {
+            Self::MessageNew | Self::MessageAppend => ChangeKind::NewMail,
+            Self::MessageExpunge
+            | Self::MessageRead
+            | Self::MessageTrash
+            | Self::FlagsSet
+            | Self::FlagsClear => ChangeKind::Quiet,
+        }
+    }
+}

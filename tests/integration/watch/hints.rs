@@ -1,0 +1,113 @@
+//! What other sources than an account's own connection say.
+
+use std::time::{Duration, Instant};
+
+use mailchime::model::{Account, Hint, Mailbox, MailboxEvent, Snapshot};
+use mailchime::store::Store;
+use sqlx::{Connection, Executor, SqliteConnection};
+
+use super::dialogues::{IDLE, QUIET, Stage, stop};
+use super::mail::{backend, idling, world};
+use crate::support::limited;
+use crate::support::watching::Watching;
+
+const STATUS: &str = "STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
+
+async fn hint(watching: &Watching, mailbox: Option<Mailbox>, event: MailboxEvent, state: Snapshot) {
+    let (account, seen_at) = (Account::from_login("alice"), Instant::now());
+    let hint = Hint { account, mailbox, event, state, seen_at };
+    assert!(watching.inquirer.hint(hint).await);
+}
+
+/// Nothing is said on the connection, and no look would be due for an hour.
+#[tokio::test]
+async fn a_hint_has_a_connected_account_looked_at_at_once() {
+    limited(async {
+        let stage = Stage::new().await;
+        let mut watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(QUIET).await;
+        let none = Snapshot::default();
+        // Without numbers, and of an account or a mailbox that is not watched.
+        hint(&watching, Some(Mailbox::new("Other")), MailboxEvent::MessageNew, none).await;
+        hint(&watching, Some(Mailbox::inbox()), MailboxEvent::MessageNew, none).await;
+        peer.play(&format!(
+            "\
+C: DONE
+S: w3 OK done
+C: w4 {STATUS}
+S: * STATUS INBOX (MESSAGES 6 UIDNEXT 11 UIDVALIDITY 7 UNSEEN 3)
+S: w4 OK done
+C: w5 IDLE
+S: + idling
+"
+        ))
+        .await;
+        watching.expect(&["INBOX: new mail, next 11 of 6 with 3 unseen"]).await;
+        // With the number of messages it is announced at once, as after EXISTS.
+        let counted = Snapshot { messages: Some(7), ..none };
+        hint(&watching, Some(Mailbox::inbox()), MailboxEvent::MessageNew, counted).await;
+        peer.play(&format!(
+            "\
+C: DONE
+S: w5 OK done
+C: w6 {STATUS}
+"
+        ))
+        .await;
+        watching.expect(&["INBOX: new mail, announced"]).await;
+        peer.play(
+            "\
+S: * STATUS INBOX (MESSAGES 7 UIDNEXT 12 UIDVALIDITY 7 UNSEEN 4)
+S: w6 OK done
+C: w7 IDLE
+S: + idling
+",
+        )
+        .await;
+        watching.expect(&["INBOX: confirmed, next 12 of 7 with 4 unseen"]).await;
+        // Of which mailbox is not said.
+        hint(&watching, None, MailboxEvent::MessageRead, none).await;
+        peer.play(&format!("C: DONE\nS: w7 OK done\nC: w8 {STATUS}\n")).await;
+        watching.expect_nothing();
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
+/// All accounts are being read again, and the database does not answer.
+#[tokio::test]
+async fn a_database_that_hangs_holds_up_nothing_else_that_the_supervisor_does() {
+    limited(async {
+        let backend = backend().await;
+        let mut world = world(&backend).await;
+        let file = world.folder.path().join("mailchime.db");
+        let url = format!("sqlite://{}", file.display());
+        // One program at a time has the file, so its first store makes room.
+        world.store.close().await;
+        let room = format!("sqlite://{}", world.folder.path().join("room.db").display());
+        world.store = Store::open(&room, Duration::from_secs(1)).await.unwrap();
+        world.store = Store::open(&url, Duration::from_secs(60)).await.unwrap();
+        let mut watching = idling(&world, &backend).await;
+        // What she logs in with is known by then.
+        watching.registered("alice").await;
+        watching.word_of_devices().await;
+        backend.wait_until(|c| c.commands["STATUS"] == 2 && c.idling == 1).await;
+        let mut beside = SqliteConnection::connect(&url).await.unwrap();
+        beside.execute("begin immediate").await.unwrap();
+        // Other backends are in use, so all is read again, which begins with a write.
+        watching.reload(&world.config());
+        let looks = backend.counters().commands["STATUS"];
+        for _ in 0..10 {
+            watching.registered("alice").await;
+            watching.word_of_devices().await;
+        }
+        assert_eq!(watching.until("watching").await.account, "alice");
+        hint(&watching, None, MailboxEvent::MessageNew, Snapshot::default()).await;
+        backend.wait_until(|c| c.commands["STATUS"] > looks).await;
+        beside.execute("rollback").await.unwrap();
+        watching.stop().await;
+    })
+    .await;
+}
