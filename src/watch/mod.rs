@@ -31,6 +31,7 @@ use tokio::sync::mpsc;
 
 use self::source::imap::health::BackendHealthTable;
 pub use self::source::imap::mailbox_faults::LeftOut;
+pub use self::source::visit::{VisitError, visit};
 pub use self::status::{SupervisorHandle, SupervisorRequests, WatcherStatus, requests};
 pub use self::supervisor::run;
 use crate::config::{self, Config};

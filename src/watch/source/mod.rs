@@ -1,3 +1,4 @@
 //! Where news of mailboxes comes from.
 
 pub(super) mod imap;
+pub(super) mod visit;

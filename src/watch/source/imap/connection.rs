@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::keepalive::ConnectionLoss;
 use super::unsolicited::Unsolicited;
+use crate::imap::capability::Capabilities;
 use crate::imap::peek::{self, Response, Status};
 use crate::imap::responses::Responses;
 use crate::imap::responses::printable;
@@ -111,6 +112,26 @@ impl ImapConnection {
             answer_timeout,
             _place,
         }
+    }
+
+    /// The capabilities after the login: `granted`, or else what the backend says when it is asked.
+    pub(in crate::watch) async fn capabilities(
+        &mut self,
+        granted: Option<Capabilities>,
+    ) -> Result<Capabilities, ConnectionLost> {
+        if let Some(granted) = granted {
+            return Ok(granted);
+        }
+        let mut told = None;
+        let capability = |line: &[u8]| told = Capabilities::in_response(line).or(told.take());
+        self.command("CAPABILITY", capability).await?;
+        let granted = told.unwrap_or_default();
+        // The login says who we are where ID was offered by then. Coremail opens no mailbox for a client
+        // that has not (RFC 2971).
+        if granted.has("ID") {
+            self.command("ID (\"name\" \"mailchime\")", |_| {}).await?;
+        }
+        Ok(granted)
     }
 
     /// Sends a command and gives each untagged response until its answer to `untagged`.

@@ -591,6 +591,11 @@ impl WatchContext {
     }
 }
 
+/// What STATUS is asked for, with HIGHESTMODSEQ where the backend has it.
+pub(in crate::watch) fn items(mod_seq: bool) -> &'static str {
+    if mod_seq { ITEMS_CONDSTORE } else { ITEMS }
+}
+
 impl ImapSession<'_> {
     /// Whether other mail than what has just come was read: then a phone that has looked already does
     /// not know.
@@ -639,6 +644,6 @@ impl ImapSession<'_> {
 
     /// The items of STATUS that the backend takes.
     fn items(&self) -> &'static str {
-        if self.mod_seq { ITEMS_CONDSTORE } else { ITEMS }
+        items(self.mod_seq)
     }
 }

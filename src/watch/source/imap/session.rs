@@ -104,20 +104,12 @@ impl Watcher {
         &mut self,
         connection: &mut ImapConnection,
         health: &BackendHealth,
-        mut granted: Option<Capabilities>,
+        granted: Option<Capabilities>,
     ) -> Result<Infallible, SessionEnd> {
-        if granted.is_none() {
-            let capability = |line: &[u8]| {
-                granted = Capabilities::in_response(line).or(granted.take());
-            };
-            connection.command("CAPABILITY", capability).await?;
-            // The login says who we are where ID was offered by then. Coremail opens no mailbox for
-            // a client that has not (RFC 2971).
-            if granted.as_ref().is_some_and(|granted| granted.has("ID")) {
-                connection.command("ID (\"name\" \"mailchime\")", |_| {}).await?;
-            }
-        }
-        let mut session = ImapSession::new(connection, health, &granted.take().unwrap_or_default());
+        let mut session = {
+            let granted = connection.capabilities(granted).await?;
+            ImapSession::new(connection, health, &granted)
+        };
         let mut reason = RefreshReason::All;
         loop {
             // Boxed: an account spends its life waiting, and a look takes more room than that.
