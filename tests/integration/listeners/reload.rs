@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mailchime::config::ListenerTls;
+use mailchime::config::{ListenerTls, Relay};
 use rustls::version::TLS13;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -41,6 +41,35 @@ async fn new_sessions_go_by_it_and_the_others_go_on() {
         assert_eq!(refusal, "in NO [LIMIT] Too many sessions from your address");
     })
     .await;
+}
+
+#[tokio::test]
+async fn mechanisms_that_hide_the_password_pass_from_the_reload_on() {
+    limited(async {
+        let backend = demo_backend(&["alice"]).await;
+        backend.behave(|it| it.capabilities.push("AUTH=SCRAM-SHA-256".to_owned()));
+        let mut world = InProcess::start(backend.address(), |_| {}).await;
+        // mailchime has seen by then what the backend offers.
+        world.session("alice").await;
+        assert!(!capabilities(&world).await.contains("SCRAM"));
+
+        let mut config = world.config.clone();
+        config.auth.relay = Relay::Always;
+        world.mailchime.reload(&config).unwrap();
+        assert!(capabilities(&world).await.contains(" AUTH=SCRAM-SHA-256"));
+
+        config.auth.relay = Relay::Never;
+        world.mailchime.reload(&config).unwrap();
+        assert!(!capabilities(&world).await.contains("SCRAM"));
+    })
+    .await;
+}
+
+/// What a client is offered before its login.
+async fn capabilities(world: &InProcess) -> String {
+    let mut client = world.client().await;
+    client.send("c CAPABILITY\r\n").await;
+    client.line().await
 }
 
 #[tokio::test]
