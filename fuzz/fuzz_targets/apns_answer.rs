@@ -22,7 +22,8 @@ fuzz_target!(|data: &[u8]| -> Corpus {
             assert!(status == 410 && matches!(reason, "Unregistered" | "ExpiredToken"));
             assert!(since.is_none_or(|since| since.0 > 0));
             let said = json.as_ref().map(|json| &json["timestamp"]);
-            let number = said.and_then(|said| said.as_f64().or_else(|| said.as_str()?.parse().ok()));
+            let number =
+                said.and_then(|said| said.as_f64().or_else(|| said.as_str()?.parse().ok()));
             // In milliseconds or, if it would be before 1973, in seconds.
             let units = [1.0, 1000.0].map(|unit| number.map(|number| (number * unit) as i64));
             assert!(since.is_none_or(|since| units.contains(&Some(since.0))));
