@@ -17,6 +17,7 @@ mod background;
 mod listeners;
 mod reload;
 pub mod renewal;
+mod server_tls;
 mod startup;
 pub mod systemd;
 mod tasks;

@@ -4,7 +4,8 @@
 //! that a configuration is taken over as a whole or not at all.
 
 use super::listeners::{ListenerSocket, Listening};
-use super::startup::{check_record, exposed, server_tls};
+use super::server_tls::server_tls;
+use super::startup::{check_record, exposed};
 use super::tasks::Stage;
 use super::{Renewal, Server, StartError};
 use crate::config::{Auth, Config, Limits, Log, Push};
@@ -147,6 +148,25 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
     } = new;
     let Auth { relay: _ } = auth;
     let Log { format, level: _ } = log;
+    // Each key of it but this one.
+    let push_of_before = Push { priority: push.priority, ..old.push.clone() };
+    let tables = [
+        ("[store]", old.store == *store),
+        ("[credentials]", old.credentials == *credentials),
+        ("[watch]", old.watch == *watch),
+        ("[push]", push_of_before == *push),
+        ("[limits] capability_size", limits_that_wait(&old.limits) == limits_that_wait(limits)),
+        ("[resolver]", old.resolver == *resolver),
+        ("[node]", old.node == *node),
+        ("[admin]", old.admin == *admin),
+        ("[log] format", old.log.format == *format),
+    ];
+    tables.into_iter().filter(|(_, same)| !same).map(|(table, _)| table).collect()
+}
+
+/// The one limit of which a change waits for a restart: `capability_size`. New sessions go by each of the
+/// others at once.
+fn limits_that_wait(limits: &Limits) -> usize {
     let Limits {
         // Sessions go by it at once, watchers and probes from the next start on.
         capability_size,
@@ -172,60 +192,7 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         compress: _,
         answer_timeout: _,
     } = limits;
-    let Push {
-        priority: _,
-        quiet_delay,
-        min_interval,
-        max_delay,
-        registration_ttl,
-        clients,
-        mailboxes,
-        devices,
-        forget_devices_on_password_change,
-        accounts_per_device,
-        accounts_per_domain,
-        devices_per_domain,
-        accounts_per_backend,
-        devices_per_backend,
-        pushes_per_second_per_domain,
-        pushes_per_second_per_backend,
-        events,
-        collapse,
-        push_type,
-        expiration,
-    } = push;
-    let was = &old.push;
-    let push_is_same = was.quiet_delay == *quiet_delay
-        && was.min_interval == *min_interval
-        && was.max_delay == *max_delay
-        && was.registration_ttl == *registration_ttl
-        && was.clients == *clients
-        && was.mailboxes == *mailboxes
-        && was.devices == *devices
-        && was.forget_devices_on_password_change == *forget_devices_on_password_change
-        && was.accounts_per_device == *accounts_per_device
-        && was.accounts_per_domain == *accounts_per_domain
-        && was.devices_per_domain == *devices_per_domain
-        && was.accounts_per_backend == *accounts_per_backend
-        && was.devices_per_backend == *devices_per_backend
-        && was.pushes_per_second_per_domain == *pushes_per_second_per_domain
-        && was.pushes_per_second_per_backend == *pushes_per_second_per_backend
-        && was.events == *events
-        && was.collapse == *collapse
-        && was.push_type == *push_type
-        && was.expiration == *expiration;
-    let tables = [
-        ("[store]", old.store == *store),
-        ("[credentials]", old.credentials == *credentials),
-        ("[watch]", old.watch == *watch),
-        ("[push]", push_is_same),
-        ("[limits] capability_size", old.limits.capability_size == *capability_size),
-        ("[resolver]", old.resolver == *resolver),
-        ("[node]", old.node == *node),
-        ("[admin]", old.admin == *admin),
-        ("[log] format", old.log.format == *format),
-    ];
-    tables.into_iter().filter(|(_, same)| !same).map(|(table, _)| table).collect()
+    *capability_size
 }
 
 #[cfg(test)]

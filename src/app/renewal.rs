@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Server;
-use super::startup::server_tls;
+use super::server_tls::server_tls;
 use crate::config::{self, Config, ProviderFiles};
 use crate::model::Timestamp;
 use crate::net::tls::{self, EXPIRY_WARNING_DAYS};

@@ -1,7 +1,6 @@
 //! The start, in named steps: [`Built::new`] makes every part and fails if one cannot be made, and
 //! [`Built::run`] joins the parts by channels and starts their tasks.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
@@ -12,9 +11,10 @@ use tokio::sync::{mpsc, watch as cell};
 use super::background::{count_service, guard, probe, tidy};
 use super::listeners::{ListenerSocket, Listening, sockets};
 use super::renewal::Renewal;
+use super::server_tls::server_tls;
 use super::tasks::{Stage, Tasks};
 use super::{Server, StartError, admin};
-use crate::config::{self, CertificateFiles, Config, Sni};
+use crate::config::{self, Config};
 use crate::files;
 use crate::imap::contract::{DomainTopic, PushOffer};
 use crate::metrics::{Metrics, Queue};
@@ -382,32 +382,6 @@ pub(super) fn check_record(config: &Config) -> Result<(), StartError> {
         let folder = config.folder.display();
         StartError::key("[record] folder", format!("{folder}: cannot be written: {error}"))
     })
-}
-
-/// What clients are shown.
-pub(super) fn server_tls(
-    tls: &config::Tls,
-    tickets: &Arc<dyn ProducesTickets>,
-) -> Result<Arc<ServerConfig>, StartError> {
-    let identities = |table, name: Option<&str>, certificates: &[CertificateFiles]| {
-        let identity = |CertificateFiles { certificate, private_key }: &CertificateFiles| {
-            let identity = match name {
-                None => tls::identity(certificate, private_key),
-                Some(name) => tls::identity_for(name, certificate, private_key),
-            };
-            identity.map(Arc::new).map_err(|error| {
-                StartError::pair(table, [certificate, private_key], error.file(), &error)
-            })
-        };
-        certificates.iter().map(identity).collect::<Result<Vec<_>, _>>()
-    };
-    let default = identities("[tls]", None, &tls.certificates)?;
-    let mut named = HashMap::new();
-    for Sni { name, certificates } in &tls.sni {
-        named.insert(name.clone(), identities("[[tls.sni]]", Some(name), certificates)?);
-    }
-    tls::server(default, named, Arc::clone(tickets))
-        .map_err(|error| StartError::key("[tls]", error))
 }
 
 /// The topics that devices get at the moment, for the log.
