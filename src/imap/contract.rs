@@ -113,23 +113,23 @@ pub enum Step {
 /// What a session wants done.
 #[derive(Debug)]
 pub enum Action {
-    /// Shake hands with the client, then call [`Session::secured`]. No byte of the client may be at
+    /// Shake hands with the client, then call `Session::secured`. No byte of the client may be at
     /// hand: it would have come without TLS.
     StartTls,
     /// Connect to the backend of this account (any, if it is not known yet), then call
-    /// [`Session::connected`], [`Session::unavailable`] or [`Session::turned_away`].
+    /// `Session::connected`, `Session::unavailable` or `Session::turned_away`.
     Connect(Option<Account>),
     /// A login failed. Close the connection to the backend, if there is one; another may follow. After
-    /// a while call [`Session::release`], which tells the client.
+    /// a while call `Session::release`, which tells the client.
     Failed(LoginFailure),
     /// The backend has accepted a login, and the connection is this account's. Call
-    /// [`Session::admitted`] or [`Session::turned_away`].
+    /// `Session::admitted` or `Session::turned_away`.
     Admit(Option<Account>),
     /// The user is logged in.
     LoggedIn(Authenticated),
     /// The backend was seen to offer this before login.
     Seen(Capabilities),
-    /// Store this under a topic of [`Session::renewed`], then call [`Session::registered`].
+    /// Store this under a topic of `Session::renewed`, then call `Session::registered`.
     Register(CheckedRegistration),
     /// From here on both directions of the client's connection are deflated (RFC 4978).
     Compress,
@@ -217,7 +217,7 @@ pub enum LoginFailure {
     Refused(Option<Account>, Refusal),
     /// The backend has no answer, for this reason.
     Unavailable(String),
-    /// [`Session::turned_away`].
+    /// `Session::turned_away`.
     TurnedAway,
 }
 

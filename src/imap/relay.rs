@@ -351,7 +351,7 @@ impl Relay {
         self.intercept.renewed(profile)
     }
 
-    /// The registration of the first [`Action::Register`] without an answer is on disk, or cannot be.
+    /// The registration of the first `Action::Register` without an answer is on disk, or cannot be.
     pub fn registered(&mut self, result: RegistrationResult, out: &mut Output) {
         let (intercept, mut wires) = self.parts(out);
         intercept.registered(result, &mut wires);

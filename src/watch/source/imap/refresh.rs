@@ -466,7 +466,7 @@ impl Watcher {
         };
         tracing::debug!(
             target: "mailchime::watch::mailbox_changed",
-            account = %self.account, %mailbox, ?kind, "changed"
+            account = %self.account, %mailbox, ?kind, "mailbox changed"
         );
         if kind == ChangeKind::NewMail && surprise {
             self.missed(session, index, reason);
