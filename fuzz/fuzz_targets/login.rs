@@ -27,7 +27,7 @@ fn attempt(options: u8) -> LoginAttempt {
             return LoginAttempt::Relayed { mechanism: "SCRAM-SHA-256".into(), initial };
         }
     };
-    let password = (options % 5 == 0).then(|| Secret(format!("\"{SECRET}\"").into_bytes()));
+    let password = options.is_multiple_of(5).then(|| Secret(format!("\"{SECRET}\"").into_bytes()));
     let written = (options & 0x20 != 0).then_some(WrittenLogin { name: None, password });
     LoginAttempt::Credentials { credentials, written }
 }
