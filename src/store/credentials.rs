@@ -108,23 +108,27 @@ impl CredentialSource {
         let since = now.minus(UNWRITTEN);
         let believed = self.store.believed(now);
         let account = &registration.subscription.account;
-        // Before the rows are read: with another password in memory they are outdated already.
-        if let (Mode::Memory(all), Some(credentials)) = (&self.mode, &login.credentials) {
-            let all = all.lock();
-            let known = all.get(account).filter(|it| login.backend.is(it.backend.as_str()));
-            if !known.is_some_and(|known| changes_nothing(&known.kept, credentials, believed)) {
-                return Ok(false);
+        // The credentials are read before the registration. Where another password is kept meanwhile, either
+        // this login has it, and the registration is read as outdated, or it has not, and all is written.
+        match (&self.mode, &login.credentials) {
+            (Mode::Memory(all), Some(credentials)) => {
+                let all = all.lock();
+                let known = all.get(account).filter(|it| login.backend.is(it.backend.as_str()));
+                if !known.is_some_and(|known| changes_nothing(&known.kept, credentials, believed)) {
+                    return Ok(false);
+                }
             }
+            (Mode::Stored(vault), Some(credentials)) => {
+                let found = self.store.kept(account, &login.backend).await?;
+                let rows = found.map_or(Vec::new(), |(rows, _)| rows);
+                let kept = unsealed(vault, account, &rows).0;
+                if !changes_nothing(&kept, credentials, believed) {
+                    return Ok(false);
+                }
+            }
+            _ => {}
         }
-        if !self.store.registered(registration, &login.backend, since, now).await? {
-            return Ok(false);
-        }
-        let (Mode::Stored(vault), Some(credentials)) = (&self.mode, &login.credentials) else {
-            return Ok(true);
-        };
-        let found = self.store.kept(account, &login.backend).await?;
-        let rows = found.map_or(Vec::new(), |(rows, _)| rows);
-        Ok(changes_nothing(&unsealed(vault, account, &rows).0, credentials, believed))
+        self.store.registered(registration, &login.backend, since, now).await
     }
 
     /// Stores the registration of a user who has logged in with `login`, and keeps the credentials as
