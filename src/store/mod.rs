@@ -733,7 +733,19 @@ impl Store {
 
     /// Brings the schema up to date, and reads the time of service, unless that has been done.
     async fn ready(&self) -> Result<(), StoreError> {
-        let update = || postgres::migrate(&self.connections, &self.database, self.limit);
+        // A task of its own: a large database takes longer than a call may, and its caller goes away.
+        let update = async || {
+            let (connections, database) =
+                (Arc::clone(&self.connections), Arc::clone(&self.database));
+            let limit = self.limit;
+            let update =
+                tokio::spawn(
+                    async move { postgres::migrate(&connections, &database, limit).await },
+                );
+            update
+                .await
+                .unwrap_or_else(|error| self.named(Err(sqlx::Error::Io(io::Error::other(error)))))
+        };
         self.up_to_date.get_or_try_init(update).await?;
         self.named(self.know_service().await)
     }

@@ -101,7 +101,7 @@ fn begin(busy_timeout: Duration, limit: Duration) -> String {
 }
 
 /// Applies what is missing of the schema, all or nothing. Of nodes that start at once one waits for
-/// the other, `limit` at most.
+/// the other, `limit` at most; the work itself has no limit.
 pub(super) async fn migrate(
     connections: &Connections,
     database: &Arc<str>,
@@ -112,7 +112,12 @@ pub(super) async fn migrate(
         false => StoreError::from_sqlx(database, error),
     };
     let mut work = connections.begin_write().await.map_err(refused)?;
-    let patience = format!("set local lock_timeout = {}", limit.as_millis().max(1));
+    // To write each row of a large database anew takes what it takes.
+    let patience = format!(
+        "set local lock_timeout = {}; set local statement_timeout = 0; \
+         set local idle_in_transaction_session_timeout = 0",
+        limit.as_millis().max(1)
+    );
     work.run(AssertSqlSafe(patience).into_sql_str()).await.map_err(refused)?;
     schema::update(&mut work, Dialect::Postgres)
         .await
