@@ -16,6 +16,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 
 /// For the registrations of a session to be written behind its end.
 const WRITING: Duration = Duration::from_secs(60);
+/// The same, once the program stops.
+const WRITING_AT_STOP: Duration = Duration::from_secs(5);
 
 impl SessionTask {
     /// Says goodbye where one can be said, and closes both connections in order; that to the backend
@@ -77,9 +79,13 @@ impl SessionTask {
                 register(Arc::clone(&context), registration, login.clone()).await;
             }
         };
+        let stopped = async {
+            stop.cancelled().await;
+            tokio::time::sleep(WRITING_AT_STOP).await;
+        };
         tokio::select! {
             _ = tokio::time::timeout(WRITING, writing) => {}
-            () = stop.cancelled() => {}
+            () = stopped => {}
         }
     }
 }
