@@ -39,6 +39,10 @@ const LOOK_UPS: usize = 64;
 /// login counts.
 const LOGINS: usize = 64;
 
+/// Logins of users who are not watched that are kept while the accounts are read. Of more, the next
+/// login counts.
+const EARLY: usize = 1024;
+
 /// Accounts whose backends are recorded in one transaction.
 const ADOPTED: usize = 2000;
 
@@ -390,10 +394,13 @@ impl Supervisor {
         if let Some(WatcherHandle { directive, .. }) = self.watchers.get(&account) {
             let of_users = self.context.credentials.are_of_users();
             if login.credentials.is_some() || !of_users {
+                self.early.remove(&account);
                 directive.send_modify(|directive| directive.log_in(login, of_users));
             }
         } else if self.reading && self.is_ours(&account) {
-            if self.early.len() < LOGINS || self.early.contains_key(&account) {
+            let brings = login.credentials.is_some() || !self.context.credentials.are_of_users();
+            let has_room = self.early.len() < EARLY || self.early.contains_key(&account);
+            if brings && has_room {
                 self.early.insert(account, login);
             }
         } else if !self.is_ours(&account)
