@@ -130,6 +130,18 @@ const TROUBLE: &[&str] = &[
     "shutting",
     "maintenance",
     "database",
+    "server",
+    "service",
+    "backend",
+    "connect",
+    "connections",
+    "cannot",
+    "unable",
+    "lookup",
+    "ldap",
+    "directory",
+    "error",
+    "logins",
 ];
 
 /// Whether the text says that a login has failed: "Login failed", "Too many authentication failures",
