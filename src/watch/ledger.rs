@@ -19,7 +19,7 @@ const MOST_ASKED: u64 = 1000;
 /// One mailbox.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    /// Its state as the devices know it, or will by what `push` was told last.
+    /// Its state as the devices know it, or will by the last event that `push` got.
     known: Snapshot,
     /// New mail in `known` that no look has confirmed yet.
     announced: Option<Unconfirmed>,
@@ -29,7 +29,7 @@ pub(super) struct Ledger {
     unnumbered: bool,
 }
 
-/// New mail of which `push` was told before a look at it.
+/// New mail that `push` heard of before a look at it.
 #[derive(Clone, Copy, Debug)]
 struct Unconfirmed {
     /// Of the event.
@@ -48,7 +48,7 @@ pub(super) enum Consequence {
     Announced {
         id: u64,
     },
-    /// The devices are told of this state.
+    /// The devices get a push for this state.
     Changed {
         kind: ChangeKind,
         id: u64,
@@ -91,12 +91,12 @@ impl Consequence {
 }
 
 impl Ledger {
-    /// Of a mailbox whose devices were told of this state.
+    /// Of a mailbox whose devices know this state.
     pub(super) fn new(told: Snapshot) -> Self {
         Self { known: told, announced: None, renumbered: None, unnumbered: false }
     }
 
-    /// The state that the devices know, or will by what `push` was told last.
+    /// The state that the devices know, or will by the last event that `push` got.
     pub(super) fn known(&self) -> &Snapshot {
         &self.known
     }

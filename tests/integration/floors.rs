@@ -235,7 +235,7 @@ impl File {
 }
 
 /// Pairs of files that use each other. A declaration (`mod x;`) is no use, and a re-export is one of where
-/// the item is, by whoever uses it.
+/// the item is, by those that use it.
 fn circles(files: &[File]) -> BTreeSet<[Vec<String>; 2]> {
     let uses: BTreeMap<_, _> = files.iter().map(|file| (&file.module, file.uses())).collect();
     let tests: BTreeSet<_> = uses.values().flat_map(|uses| &uses.test_files).cloned().collect();

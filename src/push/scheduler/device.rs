@@ -279,7 +279,7 @@ impl DeviceState {
         Some(push)
     }
 
-    /// The service accepted the push: the mailboxes that the device was told of.
+    /// The service accepted the push: the mailboxes that the push named.
     pub(super) fn accepted(&mut self, now: Instant) -> Vec<Mailbox> {
         let Some(push) = self.in_flight.take() else { return Vec::new() };
         self.try_anew();

@@ -245,7 +245,7 @@ impl Scheduler {
     }
 
     /// These are the routes from now on, open or not. An operator may have mended what was refused, so
-    /// each is tried at once; what is to be told to devices of a route that is gone is marked as owed.
+    /// each is tried at once; pushes to devices of a route that is gone are marked as owed.
     /// `wall` is the time of day.
     pub(super) fn routes(
         &mut self,

@@ -10,7 +10,7 @@ const NOW: Timestamp = Timestamp(1_800_000_000_000);
 const SILENCE: Duration = Duration::from_hours(48);
 const REGISTERED: Timestamp = Timestamp(1_700_000_000_000);
 
-/// The rules with a clock of their own, a database and a service that answers as it is told.
+/// The rules with a clock of their own, a database and a service that gives prescribed answers.
 struct Simulation {
     scheduler: Scheduler,
     start: Instant,
@@ -279,7 +279,10 @@ fn new_mail_goes_at_once_and_its_row_moves_when_all_devices_have_accepted() {
     assert_eq!(sim.until(1.0), ["0 accepted a INBOX"]);
     sim.answer(accepted());
     assert_eq!(sim.until(99.0), ["1 accepted b INBOX", "1 told INBOX 7"]);
-    assert!(sim.scheduler.accounts.is_empty(), "nothing is remembered of who is told");
+    assert!(
+        sim.scheduler.accounts.is_empty(),
+        "the scheduler forgets the accounts of devices that it pushed"
+    );
 }
 
 #[test]

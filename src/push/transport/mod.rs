@@ -1,4 +1,4 @@
-//! The seam between what is to be told and the services that carry it.
+//! The seam between notices and the services that carry them.
 //!
 //! A [`Transport`] is pure: [`Transport::render`] writes a [`Notice`] for one subscription as a
 //! request, [`Transport::judge`] says what the answer means. A [`Sender`] does the I/O: one request

@@ -242,7 +242,7 @@ pub(super) fn masked(text: &str) -> String {
             at = start + 1;
         }
     }
-    // Whether a mailbox has mail of which nobody was told is a matter of the moment.
+    // Whether a mailbox has mail that no session has seen is a matter of the moment.
     for word in ["\\Marked", "\\UnMarked", "\\Unmarked"] {
         text = text.replace(&format!(" {word}"), "").replace(&format!("({word} "), "(");
     }

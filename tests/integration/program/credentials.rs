@@ -141,7 +141,7 @@ async fn a_start_without_passwords_asks_the_phones_to_log_in() {
         world.deliver();
         world.push().await;
         drop(session);
-        // In order, so that nothing is told again that was told.
+        // In order, so that no change is announced twice.
         server.process.signal("TERM");
         server.process.end().await;
         let server = world.serve_with_admin().await;

@@ -1,4 +1,4 @@
-//! The seam between what is to be told and the services that carry it: a second transport needs nothing
+//! The seam between notices and the services that carry them: a second transport needs nothing
 //! of what stands above it to change.
 
 use mailchime::config;

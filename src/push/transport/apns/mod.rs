@@ -1,5 +1,5 @@
 //! Apple's push service: who we are to it ([`identities`]), how it is spoken to (`message`, [`payload`],
-//! `judge`), and the client that sends. It must not know which device is told of what, or when: that
+//! `judge`), and the client that sends. It must not know which device gets which push, or when: that
 //! is the scheduler's.
 
 pub mod certificate_watch;
