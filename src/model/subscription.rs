@@ -27,8 +27,8 @@ pub struct PushEndpoint {
     hash: [u8; 32],
 }
 
-/// One subscription of one account.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One subscription of one account. `Debug` leaves the options out, which may hold a transport's secrets.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Subscription {
     /// Whose it is.
     pub account: Account,
@@ -187,6 +187,21 @@ impl From<&Subscription> for SubscriptionKey {
     }
 }
 
+// === impl Subscription ===
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { account, transport, endpoint, app, route, options: _ } = self;
+        f.debug_struct("Subscription")
+            .field("account", account)
+            .field("transport", transport)
+            .field("endpoint", endpoint)
+            .field("app", app)
+            .field("route", route)
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,6 +215,21 @@ mod tests {
         assert_eq!(format!("{endpoint} {endpoint:?}"), "AB12AB12… AB12AB12…");
         let odd = PushEndpoint::new("a\n\u{1f514}b", "");
         assert_eq!(odd.to_string(), "a\\n\u{1f514}b…");
+    }
+
+    #[test]
+    fn a_subscription_shows_neither_its_endpoint_nor_its_options_in_full() {
+        let subscription = Subscription {
+            account: Account::from_login("alice"),
+            transport: TransportId::new("web"),
+            endpoint: PushEndpoint::new("https://push.example/1", "https://push.example/1"),
+            app: "app".into(),
+            route: "route".into(),
+            options: "{\"auth\":\"secret\"}".into(),
+        };
+        let shown = format!("{subscription:?}");
+        assert!(shown.contains("alice") && shown.contains("https://…"), "{shown}");
+        assert!(!shown.contains("secret") && !shown.contains("push.example"), "{shown}");
     }
 
     #[test]
