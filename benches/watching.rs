@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use mailchime::demo::apns::Apns;
-use mailchime::demo::backend::Backend;
+use mailchime::demo::backend::DemoBackend;
 use mailchime::demo::pki::Pki;
 use mailchime::imap::registration::xapple::{DeviceToken, XAppleRegistration};
 use mailchime::model::{
@@ -73,7 +73,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let pki = Pki::generate(Some(TOPIC))?;
     pki.write_to(folder.path())?;
     let tls = options.tls.then(|| pki.server_config()).transpose()?;
-    let backend = Backend::start(TcpListener::bind("127.0.0.1:0").await?, tls)?;
+    let backend = DemoBackend::start(TcpListener::bind("127.0.0.1:0").await?, tls)?;
     let apns = Apns::start(TcpListener::bind("127.0.0.1:0").await?, &pki)?;
     let port = TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port();
     configure(folder.path(), &options, port, &backend, &apns)?;
@@ -128,7 +128,7 @@ fn configure(
     folder: &Path,
     options: &Options,
     port: u16,
-    backend: &Backend,
+    backend: &DemoBackend,
     apns: &Apns,
 ) -> Result<(), Box<dyn Error>> {
     let tls = match options.tls {
@@ -184,7 +184,7 @@ async fn start(folder: &Path, port: u16) -> Result<(Program, Duration), Box<dyn 
 /// Gives each account a device; the account by the device's token.
 async fn register(
     folder: &Path,
-    backend: &Backend,
+    backend: &DemoBackend,
     accounts: usize,
 ) -> Result<HashMap<String, String>, Box<dyn Error>> {
     let url = format!("sqlite://{}", folder.join("mailchime.db").display());
@@ -223,7 +223,7 @@ async fn register(
 async fn latency(
     options: &Options,
     program: &Program,
-    backend: &Backend,
+    backend: &DemoBackend,
     apns: &Apns,
     accounts: &HashMap<String, String>,
 ) -> Result<(), Box<dyn Error>> {
@@ -271,7 +271,7 @@ async fn latency(
 /// A mail for every account at once.
 async fn burst(
     program: &Program,
-    backend: &Backend,
+    backend: &DemoBackend,
     apns: &Apns,
     accounts: &HashMap<String, String>,
 ) -> Result<(), Box<dyn Error>> {

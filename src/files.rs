@@ -17,6 +17,16 @@ use secrecy::zeroize::Zeroizing;
 /// Most bytes of a file: the authorities of a system take a quarter of a MiB.
 pub const LARGEST: u64 = 4 * 1024 * 1024;
 
+/// What tells a file from another of the same name: device, inode, length, and the time of its last change
+/// in seconds and nanoseconds.
+pub(crate) type Stamp = (u64, u64, u64, i64, i64);
+
+/// The stamp of a file with this metadata.
+pub(crate) fn stamp(metadata: &Metadata) -> Stamp {
+    let (seconds, nanos) = (metadata.mtime(), metadata.mtime_nsec());
+    (metadata.dev(), metadata.ino(), metadata.len(), seconds, nanos)
+}
+
 /// Opens a regular file for reading.
 ///
 /// # Errors

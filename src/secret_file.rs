@@ -11,9 +11,6 @@ use secrecy::zeroize::Zeroizing;
 
 use crate::files;
 
-/// What tells a file from another of the same name: device, inode, length, time of change.
-pub(crate) type Stamp = (u64, u64, u64, i64, i64);
-
 /// No file with a secret comes near this, in bytes.
 const MAX_FILE: u64 = 4096;
 
@@ -63,11 +60,6 @@ pub(crate) fn read_private(path: &Path) -> Result<(Zeroizing<String>, fs::Metada
         return Err(Unfit::Open(mode));
     }
     Ok((text, metadata))
-}
-
-pub(crate) fn stamp(metadata: &fs::Metadata) -> Stamp {
-    let (seconds, nanos) = (metadata.mtime(), metadata.mtime_nsec());
-    (metadata.dev(), metadata.ino(), metadata.len(), seconds, nanos)
 }
 
 /// The one right to give a file a new content: a file beside it, by a name that is always the same,

@@ -6,7 +6,7 @@ use mailchime::imap::args::{
     astring, astring_list, atom_and_word, id_fields, login, quote, string, tag_and_verb,
 };
 use mailchime::imap::collect::{Collector, Progress};
-use mailchime::imap::literal::{Announcement, End, Tail, end_of_response};
+use mailchime::imap::literal::{Announcement, ResponseEnd, Tail, end_of_response};
 use mailchime::imap::peek::{self, LONGEST_HEAD};
 use mailchime_fuzz::oracle::{Responses, announcement};
 
@@ -154,8 +154,8 @@ fn ends(data: &[u8]) {
         }
     }
     let found = match end_of_response(&data) {
-        End::At(length) => Some(length),
-        End::Beyond => None,
+        ResponseEnd::At(length) => Some(length),
+        ResponseEnd::Beyond => None,
     };
     assert_eq!(found, end, "{}", data.escape_ascii());
 }

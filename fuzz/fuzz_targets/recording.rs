@@ -9,7 +9,7 @@ use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::demo::dialogue::Dialogue;
 use mailchime::imap::contract::Action;
 use mailchime::imap::session::Session;
-use mailchime::record::fuzzing::{Said, Transcript};
+use mailchime::record::fuzzing::{Said, FuzzedTranscript};
 use mailchime_fuzz::drive::{Happened, play};
 use mailchime_fuzz::oracle::contains;
 use mailchime_fuzz::script::{Cut, Script, Side};
@@ -51,7 +51,7 @@ fuzz_target!(|data: &[u8]| -> Corpus {
 
 fn record(script: &Script, cut: Cut) -> (String, usize) {
     let profile = profile(script);
-    let mut transcript = Transcript::new(&profile, !script.option(1));
+    let mut transcript = FuzzedTranscript::new(&profile, !script.option(1));
     let mut session = Session::new(Arc::new(profile), connection(script));
     let mut logins = 0;
     for happened in play(&mut session, script, cut).happened {

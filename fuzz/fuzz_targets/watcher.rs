@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::{Corpus, fuzz_target};
-use mailchime::imap::literal::End;
+use mailchime::imap::literal::ResponseEnd;
 use mailchime::imap::responses::end_of_status_or_response;
 use mailchime::imap::status::mailbox_status;
 use mailchime::model::{ChangeKind, Snapshot};
@@ -50,7 +50,7 @@ fuzz_target!(|data: &[u8]| -> Corpus {
 fn responses(data: &[u8]) -> Vec<&[u8]> {
     let (mut responses, mut rest) = (Vec::new(), data);
     let mut reader = Responses::default();
-    while let End::At(length) = end_of_status_or_response(rest) {
+    while let ResponseEnd::At(length) = end_of_status_or_response(rest) {
         assert!(length > 0);
         let (response, after) = rest.split_at(length);
         if response.len() < 1000 {
@@ -66,7 +66,7 @@ fn responses(data: &[u8]) -> Vec<&[u8]> {
 /// The first response ends where it ends, however much of it and behind it is at hand.
 fn cuts(data: &[u8], length: usize) {
     for cut in (0..data.len().min(300)).chain([data.len()]) {
-        let expected = if length > 0 && cut >= length { End::At(length) } else { End::Beyond };
+        let expected = if length > 0 && cut >= length { ResponseEnd::At(length) } else { ResponseEnd::Beyond };
         assert_eq!(end_of_status_or_response(&data[..cut]), expected, "after {cut}");
     }
 }

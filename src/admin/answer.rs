@@ -15,7 +15,7 @@ use super::{Answered, Ask, Context, Part};
 use crate::metrics::CONTENT_TYPE as METRICS;
 use crate::model::{Account, Mailbox};
 
-pub(super) type Answer = Response<Full<Bytes>>;
+pub(super) type HttpResponse = Response<Full<Bytes>>;
 
 /// Why there is no other answer.
 pub(super) type Refused = (StatusCode, String);
@@ -76,7 +76,7 @@ fn is_ours(host: &str, local: IpAddr, hosts: &[String]) -> bool {
 }
 
 /// The answer to a request, whose body does not matter.
-pub(super) async fn to<B>(request: &Request<B>, context: &Context) -> Answer {
+pub(super) async fn to<B>(request: &Request<B>, context: &Context) -> HttpResponse {
     let path = request.uri().path();
     let allowed = match path {
         "/push" | "/devices" => "POST",
@@ -105,7 +105,7 @@ pub(super) async fn to<B>(request: &Request<B>, context: &Context) -> Answer {
     result.unwrap_or_else(|(status, why)| refusal(status, &why))
 }
 
-async fn ready(parts: &[Part], query: &Query<'_>) -> Result<Answer, Refused> {
+async fn ready(parts: &[Part], query: &Query<'_>) -> Result<HttpResponse, Refused> {
     query.knows(&["exclude"])?;
     let excluded = query.all("exclude");
     if let Some(unknown) = excluded.iter().find(|name| parts.iter().all(|part| part.name != **name))
@@ -134,13 +134,13 @@ async fn ready(parts: &[Part], query: &Query<'_>) -> Result<Answer, Refused> {
     Ok(value(status, &json!({ "ok": all, "parts": verdicts })))
 }
 
-async fn watchers(context: &Context, query: &Query<'_>) -> Result<Answer, Refused> {
+async fn watchers(context: &Context, query: &Query<'_>) -> Result<HttpResponse, Refused> {
     query.knows(&["user"])?;
     let account = query.one("user")?.map(|user| Account::from_login(&user));
     answered(context.watchers.ask(account), ANSWER_TIME).await
 }
 
-async fn changed(context: &Context, query: &Query<'_>) -> Result<Answer, Refused> {
+async fn changed(context: &Context, query: &Query<'_>) -> Result<HttpResponse, Refused> {
     query.knows(&["user"])?;
     answered(context.devices.ask(query.account()?), ANSWER_TIME).await
 }
@@ -150,14 +150,14 @@ async fn devices(
     ask: &Ask<(Account, Option<Mailbox>)>,
     limit: Duration,
     query: &Query<'_>,
-) -> Result<Answer, Refused> {
+) -> Result<HttpResponse, Refused> {
     query.knows(&["user", "mailbox"])?;
     let account = query.account()?;
     let mailbox = query.one("mailbox")?.map(|name| Mailbox::new(&name));
     answered(ask.ask((account, mailbox)), limit).await
 }
 
-async fn answered(answer: Answered, limit: Duration) -> Result<Answer, Refused> {
+async fn answered(answer: Answered, limit: Duration) -> Result<HttpResponse, Refused> {
     match timeout(limit, answer).await {
         Ok(Ok(answer)) => Ok(value(StatusCode::OK, &answer)),
         Ok(Err(why)) => Err((StatusCode::SERVICE_UNAVAILABLE, why)),
@@ -205,17 +205,17 @@ impl Query<'_> {
     }
 }
 
-pub(super) fn refusal(status: StatusCode, why: &str) -> Answer {
+pub(super) fn refusal(status: StatusCode, why: &str) -> HttpResponse {
     value(status, &json!({ "error": why }))
 }
 
-fn value(status: StatusCode, value: &Value) -> Answer {
+fn value(status: StatusCode, value: &Value) -> HttpResponse {
     let mut answer = text("application/json", format!("{value}\n"));
     *answer.status_mut() = status;
     answer
 }
 
-fn text(kind: &'static str, text: String) -> Answer {
+fn text(kind: &'static str, text: String) -> HttpResponse {
     let mut answer = Response::new(Full::new(text.into()));
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));

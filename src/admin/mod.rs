@@ -34,7 +34,7 @@ pub use self::listener::AdminListener;
 pub use self::serve::serve;
 use crate::metrics::Metrics;
 use crate::model::{Account, Mailbox};
-use crate::net::counters::Counters;
+use crate::net::counters::LimitCounters;
 
 /// What mailchime shows, and how to find it out.
 pub struct Context {
@@ -43,7 +43,7 @@ pub struct Context {
     /// The metrics in the registry.
     pub metrics: Arc<Metrics>,
     /// The limits that were reached.
-    pub counters: Arc<Counters>,
+    pub counters: Arc<LimitCounters>,
     /// Names and addresses by which this is reached, beside `localhost` and the address of the connection.
     /// In lower case, addresses without brackets.
     pub hosts: Vec<String>,

@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::answer::{self, Answer};
+use super::answer::{self, HttpResponse};
 use super::listener::AdminStream;
 use super::{AdminListener, Context};
 
@@ -46,7 +46,7 @@ const CONNECTION_TIME: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// What connections share.
-struct Connections {
+struct HttpConnections {
     context: Arc<Context>,
     /// In the order in which they came.
     open: Mutex<BTreeMap<u64, Arc<Admitted>>>,
@@ -69,7 +69,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let listener = listener.into();
-    let shared = Arc::new(Connections {
+    let shared = Arc::new(HttpConnections {
         context,
         open: Mutex::default(),
         questions: Semaphore::new(QUESTIONS),
@@ -105,7 +105,7 @@ pub async fn serve(
     connections.wait().await;
 }
 
-impl Connections {
+impl HttpConnections {
     fn open(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Admitted>>> {
         self.open.lock()
     }
@@ -139,7 +139,7 @@ impl Connections {
         request: &Request<Incoming>,
         local: Option<IpAddr>,
         admitted: &Admitted,
-    ) -> Answer {
+    ) -> HttpResponse {
         if let Err((status, why)) = answer::is_meant(request, local, &self.context.hosts) {
             return answer::refusal(status, &why);
         }
@@ -160,7 +160,7 @@ impl Connections {
 async fn connection(
     stream: AdminStream,
     local: Option<IpAddr>,
-    shared: &Connections,
+    shared: &HttpConnections,
     admitted: &Admitted,
 ) {
     let service = service_fn(|request| async move {

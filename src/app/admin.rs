@@ -50,7 +50,7 @@ pub(super) struct Parts {
     pub(super) assignment: cell::Receiver<Assignment>,
     pub(super) watchers: watch::SupervisorHandle,
     pub(super) pushes: DispatcherHandle,
-    pub(super) push: config::Push,
+    pub(super) push: config::PushConfig,
     /// The longest capability list of a backend.
     pub(super) capability_size: usize,
     /// Cancelled when clients are no longer served.
@@ -58,7 +58,7 @@ pub(super) struct Parts {
 }
 
 impl Socket {
-    pub(super) fn open(config: &config::Admin) -> Result<Option<Self>, StartError> {
+    pub(super) fn open(config: &config::AdminConfig) -> Result<Option<Self>, StartError> {
         let Some(wanted) = &config.address else { return Ok(None) };
         let failed = |error| StartError::key("[admin] address", format!("{wanted}: {error}"));
         let listener = AdminListener::bind(wanted).map_err(failed)?;
@@ -252,7 +252,7 @@ async fn explain(
 async fn test(
     store: Store,
     routes: Routes,
-    config: config::Push,
+    config: config::PushConfig,
     home: Option<BackendId>,
     (account, mailbox): (Account, Option<Mailbox>),
 ) -> Result<Value, String> {

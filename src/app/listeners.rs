@@ -17,7 +17,7 @@ use crate::proxy;
 pub(super) struct Listening {
     pub(super) address: SocketAddr,
     /// What the listener's new sessions go by.
-    pub(super) how: cell::Sender<config::Listener>,
+    pub(super) how: cell::Sender<config::ListenerConfig>,
     pub(super) serving: JoinHandle<()>,
     /// systemd gave it, so its address is systemd's matter.
     pub(super) inherited: bool,
@@ -40,7 +40,7 @@ pub(super) fn sockets(
         return Err(StartError::Sockets { given, wanted });
     }
     let mut inherited = inherited.into_iter();
-    let socket = |how: &config::Listener| ListenerSocket::open(how.address, inherited.next());
+    let socket = |how: &config::ListenerConfig| ListenerSocket::open(how.address, inherited.next());
     config.listeners.iter().map(socket).collect()
 }
 
@@ -61,7 +61,7 @@ impl ListenerSocket {
 impl Listening {
     pub(super) fn start(
         socket: ListenerSocket,
-        how: config::Listener,
+        how: config::ListenerConfig,
         current: proxy::CurrentContext,
         stop: CancellationToken,
     ) -> Self {

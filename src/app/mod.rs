@@ -35,11 +35,11 @@ use self::listeners::Listening;
 use self::renewal::Renewal;
 use self::startup::Built;
 pub use self::startup::push_offer;
-use self::tasks::{Stage, Tasks};
+use self::tasks::{StopStage, Tasks};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::net::backends::Backends;
-use crate::net::counters::Counters;
+use crate::net::counters::LimitCounters;
 #[cfg(doc)]
 use crate::net::listen;
 use crate::net::resolve::NameResolver;
@@ -168,7 +168,7 @@ pub async fn start_with(
 
 impl Server {
     /// How often each limit was hit.
-    pub fn counters(&self) -> Arc<Counters> {
+    pub fn counters(&self) -> Arc<LimitCounters> {
         self.backends.counters()
     }
 
@@ -179,12 +179,12 @@ impl Server {
         self.store.stop();
         let mut tasks = self.tasks;
         for Listening { serving, .. } in self.listening {
-            tasks.add(Stage::Serving, "listener", serving);
+            tasks.add(StopStage::Serving, "listener", serving);
         }
         let shutdown_grace = self.config.limits.shutdown_grace;
         tasks
             .stop(|stage| match stage {
-                Stage::Serving => shutdown_grace + GRACE,
+                StopStage::Serving => shutdown_grace + GRACE,
                 _ => GRACE,
             })
             .await;

@@ -6,9 +6,9 @@
 use super::listeners::{ListenerSocket, Listening};
 use super::server_tls::server_tls;
 use super::startup::{check_record, exposed};
-use super::tasks::Stage;
+use super::tasks::StopStage;
 use super::{Renewal, Server, StartError};
-use crate::config::{Auth, Config, Limits, Log, Push};
+use crate::config::{AuthConfig, Config, LimitsConfig, LogConfig, PushConfig};
 use crate::net::backends::Table;
 use crate::record;
 
@@ -88,7 +88,7 @@ impl Server {
                 }),
                 ListenerPlace::New(socket) => {
                     let (current, stop) =
-                        (self.current.clone(), self.tasks.stop_of(Stage::Serving));
+                        (self.current.clone(), self.tasks.stop_of(StopStage::Serving));
                     Some(Listening::start(socket, how.clone(), current, stop))
                 }
             };
@@ -100,7 +100,7 @@ impl Server {
                 %address,
                 "listener closed; it is no longer in the configuration"
             );
-            self.tasks.add(Stage::Serving, "closed listener", serving);
+            self.tasks.add(StopStage::Serving, "closed listener", serving);
         }
         self.addresses = self.listening.iter().map(|listening| listening.address).collect();
     }
@@ -146,10 +146,10 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         node,
         log,
     } = new;
-    let Auth { relay: _ } = auth;
-    let Log { format, level: _ } = log;
+    let AuthConfig { relay: _ } = auth;
+    let LogConfig { format, level: _ } = log;
     // Each key of it but this one.
-    let push_of_before = Push { priority: push.priority, ..old.push.clone() };
+    let push_of_before = PushConfig { priority: push.priority, ..old.push.clone() };
     let tables = [
         ("[store]", old.store == *store),
         ("[credentials]", old.credentials == *credentials),
@@ -166,8 +166,8 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
 
 /// The one limit of which a change waits for a restart: `capability_size`. New sessions go by each of the
 /// others at once.
-fn limits_that_wait(limits: &Limits) -> usize {
-    let Limits {
+fn limits_that_wait(limits: &LimitsConfig) -> usize {
+    let LimitsConfig {
         // Sessions go by it at once, watchers and probes from the next start on.
         capability_size,
         sessions: _,
@@ -201,34 +201,35 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        Backend, BackendTls, Credentials, Listener, LogFormat, Record, Relay, Route, Tls,
+        BackendConfig, BackendTls, CredentialsMode, ListenerConfig, LogFormat, RecordConfig,
+        RelayedLogins, RouteConfig, TlsConfig,
     };
 
     /// One change for each table, and for the tables of which a part needs a restart one for each part.
     #[test]
     fn a_change_takes_effect_at_once_or_is_named() {
-        let backend = || Backend::new("127.0.0.1", 1, BackendTls::None);
-        let old = Config::new(Tls::new("a", "b"), backend());
-        type Change = fn(&mut Config);
-        let changes: &[(Change, &[&str])] = &[
+        let backend = || BackendConfig::new("127.0.0.1", 1, BackendTls::None);
+        let old = Config::new(TlsConfig::new("a", "b"), backend());
+        type ConfigChange = fn(&mut Config);
+        let changes: &[(ConfigChange, &[&str])] = &[
             (|_| {}, &[]),
-            (|new| new.listeners.push(Listener::default()), &[]),
-            (|new| new.tls = Tls::new("c", "d"), &[]),
+            (|new| new.listeners.push(ListenerConfig::default()), &[]),
+            (|new| new.tls = TlsConfig::new("c", "d"), &[]),
             (|new| new.backend.port = 2, &[]),
             (
                 |new| {
                     let backend = new.backend.clone();
-                    new.routes = vec![Route { domain: "a.example".into(), backend }];
+                    new.routes = vec![RouteConfig { domain: "a.example".into(), backend }];
                 },
                 &[],
             ),
-            (|new| new.auth.relay = Relay::Always, &[]),
-            (|new| new.record = Some(Record { folder: "x".into(), max_size: 1 }), &[]),
+            (|new| new.auth.relay = RelayedLogins::Always, &[]),
+            (|new| new.record = Some(RecordConfig { folder: "x".into(), max_size: 1 }), &[]),
             (|new| new.limits.sessions = 1, &[]),
             (|new| new.push.priority = Some(5), &[]),
             (|new| new.log.level = "debug".into(), &[]),
             (|new| new.store.busy_timeout = Duration::from_secs(1), &["[store]"]),
-            (|new| new.credentials = Credentials::Memory, &["[credentials]"]),
+            (|new| new.credentials = CredentialsMode::Memory, &["[credentials]"]),
             (|new| new.watch.connections = 1, &["[watch]"]),
             (|new| new.push.devices = 1, &["[push]"]),
             (|new| new.limits.capability_size = 1, &["[limits] capability_size"]),

@@ -14,9 +14,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::Server;
 use super::server_tls::server_tls;
 use crate::config::{self, Config, ProviderFiles};
+use crate::files::{Stamp, stamp};
 use crate::model::Timestamp;
 use crate::net::tls::{self, EXPIRY_WARNING_DAYS};
-use crate::secret_file::{Stamp, stamp};
 
 /// Between two looks at the files of certificates.
 pub const LOOK: Duration = Duration::from_secs(5);
@@ -29,8 +29,8 @@ const BETWEEN_LINES: Duration = Duration::from_hours(1);
 /// What there is to know of the certificates that are in use.
 #[derive(Debug, Default)]
 pub(super) struct Renewal {
-    server: Files,
-    apns: Files,
+    server: RenewedFiles,
+    apns: RenewedFiles,
     /// The certificates that clients are shown, and when each ends, in seconds since 1970.
     ends: Vec<(PathBuf, i64)>,
     /// For how many days each was said to be good.
@@ -39,7 +39,7 @@ pub(super) struct Renewal {
 
 /// A set of files that is read as a whole.
 #[derive(Debug, Default)]
-pub(super) struct Files {
+pub(super) struct RenewedFiles {
     paths: Vec<PathBuf>,
     /// What was read; `None` for a file that was not there.
     read: Stamps,
@@ -51,7 +51,7 @@ pub(super) struct Files {
 
 type Stamps = Vec<Option<Stamp>>;
 
-impl Files {
+impl RenewedFiles {
     /// To be made before they are read, so that a change in between is seen.
     fn new(paths: Vec<PathBuf>) -> Self {
         let read = stamps(&paths);
@@ -98,18 +98,18 @@ impl Renewal {
             config.tls.all_certificates().flat_map(|it| [&it.certificate, &it.private_key]);
         let server = server.cloned().collect();
         let apns = config.apns.iter().flat_map(|apns| files(&apns.identity)).cloned().collect();
-        Self { server: Files::new(server), apns: Files::new(apns), ..Self::default() }
+        Self { server: RenewedFiles::new(server), apns: RenewedFiles::new(apns), ..Self::default() }
     }
 
     /// The same for another configuration.
-    pub(super) fn go_by(&mut self, new: Self, tls: &config::Tls) {
+    pub(super) fn go_by(&mut self, new: Self, tls: &config::TlsConfig) {
         let said = std::mem::take(&mut self.said);
         *self = Self { said, ..new };
         self.read_ends(tls);
     }
 
     /// Takes note of when the certificates that clients are shown end.
-    pub(super) fn read_ends(&mut self, tls: &config::Tls) {
+    pub(super) fn read_ends(&mut self, tls: &config::TlsConfig) {
         let certificates = tls.all_certificates().map(|it| &it.certificate);
         let ends = certificates.filter_map(|path| Some((path.clone(), end(path)?)));
         self.ends = ends.collect();

@@ -15,7 +15,7 @@ use crate::net::tls;
 /// # Errors
 /// [`StartError`] names the key and the file that cannot be used.
 pub(super) fn server_tls(
-    tls: &config::Tls,
+    tls: &config::TlsConfig,
     tickets: &Arc<dyn ProducesTickets>,
 ) -> Result<Arc<ServerConfig>, StartError> {
     let identities = |table, name: Option<&str>, certificates: &[CertificateFiles]| {

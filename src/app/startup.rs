@@ -12,7 +12,7 @@ use super::background::{count_service, guard, probe, tidy};
 use super::listeners::{ListenerSocket, Listening, sockets};
 use super::renewal::Renewal;
 use super::server_tls::server_tls;
-use super::tasks::{Stage, Tasks};
+use super::tasks::{StopStage, Tasks};
 use super::{Server, StartError, admin};
 use crate::config::{self, Config};
 use crate::files;
@@ -20,7 +20,7 @@ use crate::imap::contract::{DomainTopic, PushOffer};
 use crate::metrics::{Metrics, Queue};
 use crate::model::{Account, SessionEvent, Timestamp, WatchEvent};
 use crate::net::backends::{Backends, Table};
-use crate::net::counters::Counters;
+use crate::net::counters::LimitCounters;
 use crate::net::resolve::NameResolver;
 use crate::net::tls;
 use crate::nodes::{self, Assignment, ClusterView, Membership};
@@ -65,7 +65,7 @@ impl Built {
         let mut renewal = Renewal::new(config);
         let server_tls = server_tls(&config.tls, &tickets)?;
         renewal.read_ends(&config.tls);
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::new(LimitCounters::default());
         let resolver = NameResolver::new(&config.resolver, Arc::clone(&counters));
         let table = Table::new(config, &resolver)
             .map_err(|error| StartError::Configuration(error.to_string()))?;
@@ -127,7 +127,7 @@ impl Built {
         let watchers = self.start_watching(config, &mut tasks, inputs, changes);
         let current = self.sessions(config, offered.clone(), sessions);
         self.start_background(config, &mut tasks, offered);
-        let stop = tasks.stop_of(Stage::Serving);
+        let stop = tasks.stop_of(StopStage::Serving);
         let sockets = std::mem::take(&mut self.sockets);
         let listening = config.listeners.iter().zip(sockets).map(|(how, socket)| {
             Listening::start(socket, how.clone(), current.clone(), stop.clone())
@@ -175,9 +175,9 @@ impl Built {
         let now = push_offer(self.identities.offers(Timestamp::now()), &push);
         let (offer, offered) = cell::channel(now);
         let publish = move |offers| drop(offer.send_replace(push_offer(offers, &push)));
-        let (identities, stop) = (self.identities.clone(), tasks.stop_of(Stage::Serving));
+        let (identities, stop) = (self.identities.clone(), tasks.stop_of(StopStage::Serving));
         let watched = certificate_watch::run(identities, Timestamp::now, publish, stop);
-        tasks.start(Stage::Serving, "certificate watch", watched);
+        tasks.start(StopStage::Serving, "certificate watch", watched);
         offered
     }
 
@@ -190,8 +190,8 @@ impl Built {
         let (name, takeover) = (self.node.as_str().into(), config.node.takeover);
         let metrics = Arc::clone(&self.metrics);
         let (membership, cluster) = Membership::new(name, self.store.clone(), takeover, metrics);
-        let (routes, stop) = (self.routes.clone(), tasks.stop_of(Stage::Membership));
-        tasks.start(Stage::Membership, "membership", async move {
+        let (routes, stop) = (self.routes.clone(), tasks.stop_of(StopStage::Membership));
+        tasks.start(StopStage::Membership, "membership", async move {
             // A node that watches nobody must not have a share.
             if stop.run_until_cancelled(routes.first()).await.is_some() {
                 membership.run(stop).await;
@@ -226,8 +226,8 @@ impl Built {
             }),
             counters: self.backends.counters(),
         };
-        let (routes, stop) = (self.routes.clone(), tasks.stop_of(Stage::Pushing));
-        tasks.start(Stage::Pushing, "pushing", async move {
+        let (routes, stop) = (self.routes.clone(), tasks.stop_of(StopStage::Pushing));
+        tasks.start(StopStage::Pushing, "pushing", async move {
             if stop.run_until_cancelled(routes.first()).await.is_some() {
                 dispatcher::run(parts, stop).await;
             }
@@ -247,9 +247,9 @@ impl Built {
         let credentials = Arc::clone(&self.credentials);
         let context = watch::WatchContext::new(config, backends, store, credentials, changes);
         let context = Arc::new(context.counting(Arc::clone(&self.metrics)));
-        let (routes, stop) = (self.routes.clone(), tasks.stop_of(Stage::Watching));
+        let (routes, stop) = (self.routes.clone(), tasks.stop_of(StopStage::Watching));
         let WatchInputs { mut session_events, unwatched, cluster } = inputs;
-        tasks.start(Stage::Watching, "watching", async move {
+        tasks.start(StopStage::Watching, "watching", async move {
             // Without a route nothing can be pushed, so nothing is watched either, and who logs
             // in is nobody's matter.
             tokio::select! {
@@ -286,14 +286,14 @@ impl Built {
         tasks: &mut Tasks,
         offered: cell::Receiver<Option<PushOffer>>,
     ) {
-        let stop = tasks.stop_of(Stage::Serving);
+        let stop = tasks.stop_of(StopStage::Serving);
         let longest = config.limits.capability_size;
         let (store, credentials) = (self.store.clone(), Arc::clone(&self.credentials));
         let probing = probe(self.backends.clone(), longest, stop.clone());
-        tasks.start(Stage::Serving, "backend probe", probing);
-        tasks.start(Stage::Serving, "credential expiry", tidy(credentials, stop.clone()));
-        tasks.start(Stage::Serving, "database file guard", guard(store.clone(), stop.clone()));
-        tasks.start(Stage::Serving, "service time", count_service(store, offered, stop));
+        tasks.start(StopStage::Serving, "backend probe", probing);
+        tasks.start(StopStage::Serving, "credential expiry", tidy(credentials, stop.clone()));
+        tasks.start(StopStage::Serving, "database file guard", guard(store.clone(), stop.clone()));
+        tasks.start(StopStage::Serving, "service time", count_service(store, offered, stop));
     }
 
     fn start_admin(
@@ -320,10 +320,10 @@ impl Built {
             pushes,
             push: config.push.clone(),
             capability_size: config.limits.capability_size,
-            stopping: tasks.stop_of(Stage::Serving),
+            stopping: tasks.stop_of(StopStage::Serving),
         };
-        let serving = socket.serve(parts, tasks.stop_of(Stage::Admin));
-        tasks.add(Stage::Admin, "admin", serving);
+        let serving = socket.serve(parts, tasks.stop_of(StopStage::Admin));
+        tasks.add(StopStage::Admin, "admin", serving);
     }
 }
 
@@ -393,7 +393,7 @@ fn topics(identities: &Identities) -> String {
 
 /// What sessions offer: `None` while nobody could be pushed, for then a phone that registers would
 /// leave Fetch and get nothing.
-pub fn push_offer(offers: Vec<Offer>, config: &config::Push) -> Option<PushOffer> {
+pub fn push_offer(offers: Vec<Offer>, config: &config::PushConfig) -> Option<PushOffer> {
     let mut topics = Vec::new();
     for Offer { topic, domains } in offers {
         let all_others = domains.is_empty().then_some(None);

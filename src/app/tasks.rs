@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 /// When a task is stopped. The stages are stopped in this order, in which bytes flow, so that what is
 /// under way arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum StopStage {
     /// Serves clients, and what that needs: no more clients, and sessions say goodbye.
     Serving,
     /// Watchers log out.
@@ -21,8 +21,13 @@ pub(super) enum Stage {
     Admin,
 }
 
-const STAGES: [Stage; 5] =
-    [Stage::Serving, Stage::Watching, Stage::Pushing, Stage::Membership, Stage::Admin];
+const STAGES: [StopStage; 5] = [
+    StopStage::Serving,
+    StopStage::Watching,
+    StopStage::Pushing,
+    StopStage::Membership,
+    StopStage::Admin,
+];
 
 /// All tasks at work.
 #[derive(Debug, Default)]
@@ -33,21 +38,21 @@ pub(super) struct Tasks {
 
 #[derive(Debug)]
 struct Task {
-    stage: Stage,
+    stage: StopStage,
     name: &'static str,
     handle: JoinHandle<()>,
 }
 
 impl Tasks {
     /// Cancelled when the tasks of this stage are to end.
-    pub(super) fn stop_of(&self, stage: Stage) -> CancellationToken {
+    pub(super) fn stop_of(&self, stage: StopStage) -> CancellationToken {
         self.stops[stage as usize].clone()
     }
 
     /// Starts a task, which is to end when [`Tasks::stop_of`] its stage is cancelled.
     pub(super) fn start(
         &mut self,
-        stage: Stage,
+        stage: StopStage,
         name: &'static str,
         task: impl Future<Output = ()> + Send + 'static,
     ) {
@@ -55,7 +60,7 @@ impl Tasks {
     }
 
     /// Takes a task that was started elsewhere.
-    pub(super) fn add(&mut self, stage: Stage, name: &'static str, handle: JoinHandle<()>) {
+    pub(super) fn add(&mut self, stage: StopStage, name: &'static str, handle: JoinHandle<()>) {
         self.tasks.push(Task { stage, name, handle });
     }
 
@@ -65,7 +70,7 @@ impl Tasks {
     }
 
     /// Stops stage after stage; each task has `limit` of its stage to end, and is given up then.
-    pub(super) async fn stop(self, limit: impl Fn(Stage) -> Duration) {
+    pub(super) async fn stop(self, limit: impl Fn(StopStage) -> Duration) {
         let mut tasks = self.tasks;
         for (stage, stop) in STAGES.into_iter().zip(self.stops) {
             stop.cancel();
@@ -109,11 +114,11 @@ mod tests {
         let (mut tasks, ends) = (Tasks::default(), Arc::new(Mutex::new(Vec::new())));
         // Started in another order than they end in.
         for (stage, name) in [
-            (Stage::Admin, "admin"),
-            (Stage::Pushing, "pushing"),
-            (Stage::Serving, "sessions"),
-            (Stage::Membership, "membership"),
-            (Stage::Watching, "watching"),
+            (StopStage::Admin, "admin"),
+            (StopStage::Pushing, "pushing"),
+            (StopStage::Serving, "sessions"),
+            (StopStage::Membership, "membership"),
+            (StopStage::Watching, "watching"),
         ] {
             let (stop, ends) = (tasks.stop_of(stage), Arc::clone(&ends));
             tasks.start(stage, name, async move {
@@ -121,7 +126,7 @@ mod tests {
                 ends.lock().push(name);
             });
         }
-        tasks.start(Stage::Serving, "hangs", std::future::pending());
+        tasks.start(StopStage::Serving, "hangs", std::future::pending());
         tasks.stop(|_| Duration::from_secs(1)).await;
         assert_eq!(*ends.lock(), ["sessions", "watching", "pushing", "membership", "admin"]);
     }

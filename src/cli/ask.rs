@@ -15,7 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_util::either::Either;
 
-use super::{Configured, Failure, configuration, runtime};
+use super::{CommandFailure, Configured, configuration, runtime};
 use crate::config::AdminAddress;
 
 /// For the connection.
@@ -33,10 +33,10 @@ pub(super) fn ask(
     method: Method,
     path: &str,
     parameters: &[(&str, &str)],
-) -> Result<Value, Failure> {
+) -> Result<Value, CommandFailure> {
     let config = configuration(configured)?;
     let Some(address) = config.admin.address.map(reachable) else {
-        return Err(Failure::Usage(format!(
+        return Err(CommandFailure::Usage(format!(
             "{}: [admin] address: not set, so a running mailchime cannot be asked; set it, to \
              \"127.0.0.1:8143\" for example, and start mailchime anew",
             configured.config.display()
@@ -65,15 +65,15 @@ pub(super) fn ask(
             .map_err(|_| silent(address, "what answers there is not mailchime"))?;
         match (status, value["error"].as_str()) {
             (StatusCode::OK, _) => Ok(value),
-            (_, Some(error)) => Err(Failure::Failed(error.to_owned())),
+            (_, Some(error)) => Err(CommandFailure::Failed(error.to_owned())),
             (status, None) => Err(silent(address, &format!("it answered {status}"))),
         }
     };
     runtime()?.block_on(asking)
 }
 
-fn silent(address: &AdminAddress, why: &str) -> Failure {
-    Failure::Failed(format!(
+fn silent(address: &AdminAddress, why: &str) -> CommandFailure {
+    CommandFailure::Failed(format!(
         "[admin] address {address}: {why}; is mailchime running, with this configuration?"
     ))
 }

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::{Failure, not_empty, say};
+use super::{CommandFailure, not_empty, say};
 use crate::demo::pki::Pki;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Options {
+pub(super) struct CertsOptions {
     /// The folder to write to
     #[arg(long, value_name = "FOLDER", default_value = "certs")]
     out: PathBuf,
@@ -16,9 +16,9 @@ pub(super) struct Options {
     topic: Option<String>,
 }
 
-pub(super) fn run(options: &Options) -> Result<(), Failure> {
-    let pki = Pki::generate(options.topic.as_deref()).map_err(Failure::failed)?;
-    for path in pki.write_to(&options.out).map_err(Failure::failed)? {
+pub(super) fn run(options: &CertsOptions) -> Result<(), CommandFailure> {
+    let pki = Pki::generate(options.topic.as_deref()).map_err(CommandFailure::failed)?;
+    for path in pki.write_to(&options.out).map_err(CommandFailure::failed)? {
         say(path.display());
     }
     say(format_args!("Push topic: {}", pki.topic));

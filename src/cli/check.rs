@@ -7,11 +7,11 @@ mod peers;
 use std::fmt::Display;
 use std::path::PathBuf;
 
-use super::{Configured, Failure, configuration, not_empty, runtime, say};
+use super::{CommandFailure, Configured, configuration, not_empty, runtime, say};
 use crate::config::Config;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Options {
+pub(super) struct CheckOptions {
     /// Log in at the backend as this user, with the password in the environment variable
     /// MAILCHIME_PASSWORD; where a master user watches, as that one for this user, and without a
     /// password just so
@@ -32,7 +32,7 @@ struct Report {
     failed: usize,
 }
 
-pub(super) fn run(options: &Options) -> Result<(), Failure> {
+pub(super) fn run(options: &CheckOptions) -> Result<(), CommandFailure> {
     let config = configuration(&options.configured)?;
     let password = match &options.login {
         Some(_) => peers::password(options.password_file.as_deref(), &config.credentials)?,
@@ -49,8 +49,8 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     runtime.shutdown_background();
     match report.failed {
         0 => Ok(()),
-        1 => Err(Failure::Failed("one check failed".to_owned())),
-        failed => Err(Failure::Failed(format!("{failed} checks failed"))),
+        1 => Err(CommandFailure::Failed("one check failed".to_owned())),
+        failed => Err(CommandFailure::Failed(format!("{failed} checks failed"))),
     }
 }
 

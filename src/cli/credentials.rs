@@ -2,18 +2,21 @@
 
 use std::path::Path;
 
-use super::{Failure, runtime, say};
-use crate::config::{Config, Credentials};
+use super::{CommandFailure, runtime, say};
+use crate::config::{Config, CredentialsMode};
 use crate::store::{RotationError, Store, StoreError, Vault, VaultError, rotate};
 
-pub(super) fn run(path: &Path) -> Result<(), Failure> {
-    let config = Config::load(path).map_err(|error| Failure::Usage(error.to_string()))?;
-    let Credentials::Stored { key_file } = &config.credentials else {
+pub(super) fn run(path: &Path) -> Result<(), CommandFailure> {
+    let config = Config::load(path).map_err(|error| CommandFailure::Usage(error.to_string()))?;
+    let CredentialsMode::Stored { key_file } = &config.credentials else {
         let problem = "no credentials are stored, so there is nothing to rotate";
-        return Err(Failure::Usage(format!("{}: [credentials] mode: {problem}", path.display())));
+        return Err(CommandFailure::Usage(format!(
+            "{}: [credentials] mode: {problem}",
+            path.display()
+        )));
     };
     let usage = |key: &str, error: &dyn std::fmt::Display| {
-        Failure::Usage(format!("{}: {key}: {error}", path.display()))
+        CommandFailure::Usage(format!("{}: {key}: {error}", path.display()))
     };
     // A misspelt path is no key to make, and neither is it a database.
     if !key_file.exists() {
@@ -34,8 +37,8 @@ pub(super) fn run(path: &Path) -> Result<(), Failure> {
         RotationError::Vault(VaultError::KeyFile { .. } | VaultError::WrongKeyFile { .. }) => {
             usage("[credentials] key_file", &error)
         }
-        RotationError::Unreadable { .. } => Failure::failed(error),
-        error => Failure::Failed(format!("{error}. Run it again to go on where it stopped")),
+        RotationError::Unreadable { .. } => CommandFailure::failed(error),
+        error => CommandFailure::Failed(format!("{error}. Run it again to go on where it stopped")),
     })?;
     say(format_args!(
         "{} has a new key; {rotated} credentials are sealed with it.",

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::SignalKind;
 
-use super::{Failure, Signals, logging, runtime, say};
+use super::{CommandFailure, Signals, logging, runtime, say};
 use crate::app;
 use crate::config::{self, Config, LogFormat};
 use crate::demo::apns::{Apns, Push};
-use crate::demo::backend::Backend;
+use crate::demo::backend::DemoBackend;
 use crate::demo::phone::{self, Direction, Phone};
 use crate::demo::pki::Pki;
 
@@ -27,7 +27,7 @@ const PASSWORD: &str = "wonder land";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Options {
+pub(super) struct DemoOptions {
     /// End after the first push
     #[arg(long)]
     once: bool,
@@ -37,15 +37,16 @@ pub(super) struct Options {
     deliver: Option<String>,
 }
 
-pub(super) fn run(options: &Options) -> Result<(), Failure> {
-    logging::init(LogFormat::Text, "warn").map_err(|error| Failure::Usage(error.to_string()))?;
+pub(super) fn run(options: &DemoOptions) -> Result<(), CommandFailure> {
+    logging::init(LogFormat::Text, "warn")
+        .map_err(|error| CommandFailure::Usage(error.to_string()))?;
     if let Some(address) = &options.deliver {
         return runtime()?.block_on(deliver(address));
     }
     let folder = tempfile::Builder::new()
         .prefix("mailchime-demo-")
         .tempdir()
-        .map_err(|error| Failure::Failed(format!("no temporary folder: {error}")))?;
+        .map_err(|error| CommandFailure::Failed(format!("no temporary folder: {error}")))?;
     let runtime = runtime()?;
     let told = runtime.block_on(show(folder.path(), options.once));
     // To remove a folder takes a file descriptor. If there are none left, the runtime has them.
@@ -53,7 +54,7 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     let path = folder.path().display().to_string();
     let removed = folder.close();
     told?;
-    removed.map_err(|error| Failure::Failed(format!("{path} could not be removed: {error}")))
+    removed.map_err(|error| CommandFailure::Failed(format!("{path} could not be removed: {error}")))
 }
 
 /// `HOST:PORT`, as far as it is known without looking the host up.
@@ -65,9 +66,9 @@ fn host_and_port(text: &str) -> Result<String, &'static str> {
     }
 }
 
-async fn deliver(address: &str) -> Result<(), Failure> {
+async fn deliver(address: &str) -> Result<(), CommandFailure> {
     phone::deliver(address, LOGIN, PASSWORD, "INBOX", "Another mail").await.map_err(|error| {
-        Failure::Failed(format!(
+        CommandFailure::Failed(format!(
             "no mail was delivered to {address}: {error}; does a demo run there?"
         ))
     })?;
@@ -75,7 +76,7 @@ async fn deliver(address: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn show(folder: &Path, once: bool) -> Result<(), Failure> {
+async fn show(folder: &Path, once: bool) -> Result<(), CommandFailure> {
     let paint = Paint { colours: std::io::stdout().is_terminal() };
     let mut signals =
         Signals::new(&[SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()])?;
@@ -83,7 +84,7 @@ async fn show(folder: &Path, once: bool) -> Result<(), Failure> {
     let told = tokio::select! {
         told = world.tell(folder, once, &paint) => told,
         () = signals.next() => match once {
-            true => Err(Failure::Failed("ended before the push came".into())),
+            true => Err(CommandFailure::Failed("ended before the push came".into())),
             false => {
                 say("\nGoodbye.");
                 Ok(())
@@ -99,24 +100,24 @@ async fn show(folder: &Path, once: bool) -> Result<(), Failure> {
 
 /// The parts of the demo.
 struct World {
-    backend: Backend,
+    backend: DemoBackend,
     apns: Apns,
     pki: Pki,
     mailchime: app::Server,
 }
 
 impl World {
-    async fn start(folder: &Path) -> Result<Self, Failure> {
-        let pki = Pki::generate(None).map_err(Failure::failed)?;
-        pki.write_to(folder).map_err(Failure::failed)?;
-        let backend = Backend::start(bind().await?, None).map_err(Failure::failed)?;
+    async fn start(folder: &Path) -> Result<Self, CommandFailure> {
+        let pki = Pki::generate(None).map_err(CommandFailure::failed)?;
+        pki.write_to(folder).map_err(CommandFailure::failed)?;
+        let backend = DemoBackend::start(bind().await?, None).map_err(CommandFailure::failed)?;
         backend.add_account(LOGIN, PASSWORD.as_bytes());
-        backend.create_mailbox(LOGIN, "Notes").map_err(Failure::failed)?;
-        let apns = Apns::start(bind().await?, &pki).map_err(Failure::failed)?;
+        backend.create_mailbox(LOGIN, "Notes").map_err(CommandFailure::failed)?;
+        let apns = Apns::start(bind().await?, &pki).map_err(CommandFailure::failed)?;
         let file = |name: &str| folder.join(name);
         let mut config = Config::new(
-            config::Tls::new(file("server.pem"), file("server.key")),
-            config::Backend::new(
+            config::TlsConfig::new(file("server.pem"), file("server.key")),
+            config::BackendConfig::new(
                 backend.address().ip().to_string(),
                 backend.address().port(),
                 config::BackendTls::None,
@@ -125,13 +126,13 @@ impl World {
         config.listeners[0].address = (Ipv4Addr::LOCALHOST, 0).into();
         config.store.url = format!("sqlite://{}", file("mailchime.db").display());
         let key_file = file("mailchime.key");
-        config.credentials = config::Credentials::Stored { key_file };
-        let mut client = config::Apns::new(file("apns.pem"), file("apns.key"));
+        config.credentials = config::CredentialsMode::Stored { key_file };
+        let mut client = config::ApnsConfig::new(file("apns.pem"), file("apns.key"));
         client.endpoint =
             config::ApnsServer { host: "localhost".into(), port: apns.address().port() };
         client.ca = Some(file("ca.pem"));
         config.apns = vec![client];
-        let mailchime = app::start(&config).await.map_err(Failure::failed)?;
+        let mailchime = app::start(&config).await.map_err(CommandFailure::failed)?;
         Ok(Self { backend, apns, pki, mailchime })
     }
 
@@ -140,10 +141,10 @@ impl World {
     }
 
     /// The first push; then, unless that is all, each that follows, for ever.
-    async fn tell(&self, folder: &Path, once: bool, paint: &Paint) -> Result<(), Failure> {
+    async fn tell(&self, folder: &Path, once: bool, paint: &Paint) -> Result<(), CommandFailure> {
         let mut awaited = "";
         tokio::time::timeout(PATIENCE, self.first_push(paint, &mut awaited)).await.unwrap_or_else(
-            |_| Err(Failure::Failed(format!("no push within {PATIENCE:?}: {awaited}"))),
+            |_| Err(CommandFailure::Failed(format!("no push within {PATIENCE:?}: {awaited}"))),
         )?;
         if once {
             return Ok(());
@@ -156,7 +157,11 @@ impl World {
 
     /// The story: the phone registers and hangs up, a mail arrives, the push comes. `awaited` tells
     /// what has not happened if it comes to no end.
-    async fn first_push(&self, paint: &Paint, awaited: &mut &'static str) -> Result<(), Failure> {
+    async fn first_push(
+        &self,
+        paint: &Paint,
+        awaited: &mut &'static str,
+    ) -> Result<(), CommandFailure> {
         say(format_args!(
             "mailchime's demo. Everything runs on this machine, nothing leaves it.\n\n  \
              IMAP server, in memory   {}\n  \
@@ -179,7 +184,9 @@ impl World {
         phone
             .register(self.address(), "localhost", &self.pki.ca.certificate, heard)
             .await
-            .map_err(|error| Failure::Failed(format!("the phone could not register: {error}")))?;
+            .map_err(|error| {
+                CommandFailure::Failed(format!("the phone could not register: {error}"))
+            })?;
         // Nothing would be lost if the mail came sooner; it is to be seen that nobody is connected
         // but the watcher.
         *awaited = "mailchime does not watch the mailbox";
@@ -188,7 +195,7 @@ impl World {
         say(paint.title("\nNobody is connected. A mail arrives:"));
         let mail = "From: Bob <bob@example.org>\r\nTo: alice@example.org\r\n\
                     Subject: Hello\r\n\r\nDid it chime?\r\n";
-        self.backend.deliver(LOGIN, "INBOX", mail).map_err(Failure::failed)?;
+        self.backend.deliver(LOGIN, "INBOX", mail).map_err(CommandFailure::failed)?;
         let delivered = Instant::now();
         say("  From Bob, \"Hello\"");
         *awaited = "mailchime has sent nothing to APNs";
@@ -213,10 +220,10 @@ impl World {
     }
 }
 
-async fn bind() -> Result<TcpListener, Failure> {
+async fn bind() -> Result<TcpListener, CommandFailure> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .await
-        .map_err(|error| Failure::Failed(format!("no port on loopback: {error}")))
+        .map_err(|error| CommandFailure::Failed(format!("no port on loopback: {error}")))
 }
 
 /// Colours, on a terminal only.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::ask::ask;
 use super::table::{at, from_now, table};
-use super::{Configured, Failure, configuration, logging, not_empty, runtime, say};
+use super::{CommandFailure, Configured, configuration, logging, not_empty, runtime, say};
 use crate::config::LogFormat;
 use crate::imap::registration::xapple::ApnsOptions;
 use crate::model::{Account, Mailbox, SubscriptionKey, Timestamp};
@@ -53,16 +53,16 @@ pub(super) struct Remove {
     configured: Configured,
 }
 
-pub(super) fn run(devices: &Devices) -> Result<(), Failure> {
+pub(super) fn run(devices: &Devices) -> Result<(), CommandFailure> {
     // Rows that cannot be read are named there.
-    logging::init(LogFormat::Text, "warn").map_err(Failure::failed)?;
+    logging::init(LogFormat::Text, "warn").map_err(CommandFailure::failed)?;
     match devices {
         Devices::List(options) => list(options),
         Devices::Remove(options) => remove(options),
     }
 }
 
-fn list(options: &List) -> Result<(), Failure> {
+fn list(options: &List) -> Result<(), CommandFailure> {
     let user = options.user.as_deref();
     let accounts = user.map(|user| accounts(&options.configured, user)).transpose()?;
     let targets = on_store(&options.configured, async |store| {
@@ -85,7 +85,7 @@ fn list(options: &List) -> Result<(), Failure> {
     Ok(())
 }
 
-fn remove(options: &Remove) -> Result<(), Failure> {
+fn remove(options: &Remove) -> Result<(), CommandFailure> {
     let accounts = accounts(&options.configured, &options.user)?;
     let prefix = options.token.as_deref().unwrap_or_default().to_ascii_lowercase();
     let (removed, others) = on_store(&options.configured, async |store| {
@@ -113,13 +113,13 @@ fn remove(options: &Remove) -> Result<(), Failure> {
         return tell(options, &accounts);
     }
     match (removed.last(), options.token.as_deref()) {
-        (None, Some(prefix)) => Err(Failure::Failed(format!(
+        (None, Some(prefix)) => Err(CommandFailure::Failed(format!(
             "{} has no device whose token begins with {:?}",
             options.user.escape_debug(),
             prefix.chars().take(8).collect::<String>()
         ))),
         (None, None) => {
-            Err(Failure::Failed(format!("{} has no device", options.user.escape_debug())))
+            Err(CommandFailure::Failed(format!("{} has no device", options.user.escape_debug())))
         }
         (Some(last), _) => {
             if !last.account_left {
@@ -132,14 +132,14 @@ fn remove(options: &Remove) -> Result<(), Failure> {
 
 /// Under which names the user may have devices: the one of the account, and the spelling that was given,
 /// which may have been its name before `names_ignore_case` was set.
-fn accounts(configured: &Configured, user: &str) -> Result<BTreeSet<Account>, Failure> {
+fn accounts(configured: &Configured, user: &str) -> Result<BTreeSet<Account>, CommandFailure> {
     let given = Account::from_login(user);
     let canonical = configuration(configured)?.canonical(given.clone());
     Ok(BTreeSet::from([given, canonical]))
 }
 
 /// Tells the mailchime that runs.
-fn tell(options: &Remove, accounts: &BTreeSet<Account>) -> Result<(), Failure> {
+fn tell(options: &Remove, accounts: &BTreeSet<Account>) -> Result<(), CommandFailure> {
     const LATER: &str = "it finds out within the hour, and may push until then";
     if configuration(&options.configured)?.admin.address.is_none() {
         say(format_args!(
@@ -153,7 +153,7 @@ fn tell(options: &Remove, accounts: &BTreeSet<Account>) -> Result<(), Failure> {
     });
     match told {
         Ok(()) => say("the mailchime that runs has been told"),
-        Err(Failure::Failed(why) | Failure::Usage(why)) => {
+        Err(CommandFailure::Failed(why) | CommandFailure::Usage(why)) => {
             say(format_args!("no running mailchime learned of this: {why}; if one runs, {LATER}"));
         }
     }
@@ -164,13 +164,13 @@ fn tell(options: &Remove, accounts: &BTreeSet<Account>) -> Result<(), Failure> {
 fn on_store<T>(
     configured: &Configured,
     work: impl AsyncFnOnce(Store) -> Result<T, StoreError>,
-) -> Result<T, Failure> {
+) -> Result<T, CommandFailure> {
     let config = configuration(configured)?;
     runtime()?.block_on(async {
         let store = Store::open_existing(&config.store.url, config.store.busy_timeout)
             .await
-            .map_err(Failure::failed)?;
-        let result = work(store.clone()).await.map_err(Failure::failed);
+            .map_err(CommandFailure::failed)?;
+        let result = work(store.clone()).await.map_err(CommandFailure::failed);
         store.close().await;
         result
     })

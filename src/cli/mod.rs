@@ -33,7 +33,7 @@ use crate::config::Config;
 #[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<CliCommand>,
 
     #[command(flatten)]
     configured: Configured,
@@ -53,52 +53,52 @@ struct Configured {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Run the proxy (also when no command is given)
     Serve(Configured),
     /// Test every part and say what is wrong with it
-    Check(check::Options),
+    Check(check::CheckOptions),
     /// Who is registered for push
     #[command(subcommand)]
     Devices(devices::Devices),
     /// What the running mailchime watches
-    Watchers(watchers::Options),
+    Watchers(watchers::WatchersOptions),
     /// Have the running mailchime send a test push, and show what APNs says
-    Push(push::Options),
+    Push(push::PushOptions),
     /// See a push on this machine within seconds, without any setup
-    Demo(demo::Options),
+    Demo(demo::DemoOptions),
     /// Play written dialogues and show the first difference of each
-    Replay(replay::Options),
+    Replay(replay::ReplayOptions),
     /// Make certificates for development
     #[command(subcommand)]
     Certs(Certs),
     /// The stored credentials
     #[command(subcommand)]
-    Credentials(Credentials),
+    Credentials(CredentialsCommand),
 }
 
 #[derive(Debug, Subcommand)]
 enum Certs {
     /// A CA, a server certificate for localhost and one for the APNs stand-in
-    Dev(certs::Options),
+    Dev(certs::CertsOptions),
 }
 
 #[derive(Debug, Subcommand)]
-enum Credentials {
+enum CredentialsCommand {
     /// Encrypt what is stored with a new key; mailchime may run meanwhile
     Rotate(Configured),
 }
 
 /// How a command ended; the exit codes of DESIGN.md section 6.
 #[derive(Debug)]
-enum Failure {
+enum CommandFailure {
     /// Bad usage or configuration: 64.
     Usage(String),
     /// Anything else: 1.
     Failed(String),
 }
 
-impl Failure {
+impl CommandFailure {
     fn failed(error: impl Display) -> Self {
         Self::Failed(error.to_string())
     }
@@ -115,23 +115,23 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
         }
     };
-    let result = match arguments.command.unwrap_or(Command::Serve(arguments.configured)) {
-        Command::Serve(configured) => serve::run(&configured.config, secluded),
-        Command::Check(options) => check::run(&options),
-        Command::Devices(devices) => devices::run(&devices),
-        Command::Watchers(options) => watchers::run(&options),
-        Command::Push(options) => push::run(&options),
-        Command::Demo(options) => demo::run(&options),
-        Command::Replay(options) => replay::run(&options),
-        Command::Certs(Certs::Dev(options)) => certs::run(&options),
-        Command::Credentials(Credentials::Rotate(configured)) => {
+    let result = match arguments.command.unwrap_or(CliCommand::Serve(arguments.configured)) {
+        CliCommand::Serve(configured) => serve::run(&configured.config, secluded),
+        CliCommand::Check(options) => check::run(&options),
+        CliCommand::Devices(devices) => devices::run(&devices),
+        CliCommand::Watchers(options) => watchers::run(&options),
+        CliCommand::Push(options) => push::run(&options),
+        CliCommand::Demo(options) => demo::run(&options),
+        CliCommand::Replay(options) => replay::run(&options),
+        CliCommand::Certs(Certs::Dev(options)) => certs::run(&options),
+        CliCommand::Credentials(CredentialsCommand::Rotate(configured)) => {
             credentials::run(&configured.config)
         }
     };
     let (message, code) = match result {
         Ok(()) => return ExitCode::SUCCESS,
-        Err(Failure::Usage(message)) => (message, 64),
-        Err(Failure::Failed(message)) => (message, 1),
+        Err(CommandFailure::Usage(message)) => (message, 64),
+        Err(CommandFailure::Failed(message)) => (message, 1),
     };
     say_error(&message);
     ExitCode::from(code)
@@ -147,16 +147,16 @@ fn seclude() -> io::Result<()> {
 }
 
 /// The runtime of a command.
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+fn runtime() -> Result<tokio::runtime::Runtime, CommandFailure> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::Failed(format!("the runtime cannot start: {error}")))
+        .map_err(|error| CommandFailure::Failed(format!("the runtime cannot start: {error}")))
 }
 
 /// The configuration of a command.
-fn configuration(configured: &Configured) -> Result<Config, Failure> {
-    Config::load(&configured.config).map_err(|error| Failure::Usage(error.to_string()))
+fn configuration(configured: &Configured) -> Result<Config, CommandFailure> {
+    Config::load(&configured.config).map_err(|error| CommandFailure::Usage(error.to_string()))
 }
 
 // Standard output and error may be closed, by `| head` for example. What a command does goes on; a
@@ -177,9 +177,9 @@ struct Signals(Vec<Signal>);
 
 impl Signals {
     /// Needs the runtime.
-    fn new(kinds: &[SignalKind]) -> Result<Self, Failure> {
+    fn new(kinds: &[SignalKind]) -> Result<Self, CommandFailure> {
         let signals = kinds.iter().map(|kind| signal(*kind)).collect::<io::Result<_>>();
-        signals.map(Self).map_err(Failure::failed)
+        signals.map(Self).map_err(CommandFailure::failed)
     }
 
     /// Waits for the next of them. Cancel safe.

@@ -5,10 +5,10 @@ use serde_json::Value;
 
 use super::ask::ask;
 use super::table::{table, told, word};
-use super::{Configured, Failure, not_empty, say, watchers};
+use super::{CommandFailure, Configured, not_empty, say, watchers};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Options {
+pub(super) struct PushOptions {
     /// Whose devices: the login name
     #[arg(value_parser = not_empty())]
     user: String,
@@ -29,7 +29,7 @@ pub(super) struct Options {
     configured: Configured,
 }
 
-pub(super) fn run(options: &Options) -> Result<(), Failure> {
+pub(super) fn run(options: &PushOptions) -> Result<(), CommandFailure> {
     let mut parameters = vec![("user", &*options.user)];
     parameters.extend(options.mailbox.as_deref().map(|mailbox| ("mailbox", mailbox)));
     let (method, path) = match options.explain {
@@ -45,15 +45,16 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     }
     let well = if options.explain { "would_push" } else { "accepted" };
     match devices.iter().filter(|device| device[well] != true).count() {
-        _ if devices.is_empty() => Err(Failure::Failed(format!(
+        _ if devices.is_empty() => Err(CommandFailure::Failed(format!(
             "{} has no registered device: iOS registers when Mail is opened with Push switched on",
             options.user
         ))),
         0 => Ok(()),
-        failed if options.explain => {
-            Err(Failure::Failed(format!("{failed} of {} would not be pushed now", devices.len())))
-        }
-        failed => Err(Failure::Failed(format!("{failed} of {} got no push", devices.len()))),
+        failed if options.explain => Err(CommandFailure::Failed(format!(
+            "{failed} of {} would not be pushed now",
+            devices.len()
+        ))),
+        failed => Err(CommandFailure::Failed(format!("{failed} of {} got no push", devices.len()))),
     }
 }
 

@@ -3,18 +3,18 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use super::{Failure, logging, not_empty, runtime, say};
+use super::{CommandFailure, logging, not_empty, runtime, say};
 use crate::config::LogFormat;
 use crate::demo::dialogue::Dialogue;
 use crate::demo::pki::Pki;
-use crate::demo::replay::{self, Login, Server, against_mailchime, against_server};
+use crate::demo::replay::{self, LiveServer, Login, against_mailchime, against_server};
 use crate::net::tls;
 
 /// Where the password comes from, unless it is in a file.
 const PASSWORD: &str = "MAILCHIME_PASSWORD";
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Options {
+pub(super) struct ReplayOptions {
     /// Dialogues; fixtures/README.md in the source tree tells how they are written
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -42,8 +42,8 @@ pub(super) struct Options {
     password_file: Option<PathBuf>,
 }
 
-pub(super) fn run(options: &Options) -> Result<(), Failure> {
-    logging::init(LogFormat::Text, "off").map_err(Failure::failed)?;
+pub(super) fn run(options: &ReplayOptions) -> Result<(), CommandFailure> {
+    logging::init(LogFormat::Text, "off").map_err(CommandFailure::failed)?;
     // All are read before any is played.
     let dialogues = options.files.iter().map(|file| read(file)).collect::<Result<Vec<_>, _>>()?;
     let server = server(options)?;
@@ -51,15 +51,15 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     runtime()?.block_on(play(options, &dialogues, server.as_ref(), login.as_ref()))
 }
 
-fn read(path: &Path) -> Result<Dialogue, Failure> {
+fn read(path: &Path) -> Result<Dialogue, CommandFailure> {
     let shown = path.display();
     let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::Usage(format!("{shown}: cannot be read: {error}")))?;
+        .map_err(|error| CommandFailure::Usage(format!("{shown}: cannot be read: {error}")))?;
     Dialogue::parse(&text)
-        .map_err(|error| Failure::Usage(format!("{shown}:{}: {error}", error.line)))
+        .map_err(|error| CommandFailure::Usage(format!("{shown}:{}: {error}", error.line)))
 }
 
-fn server(options: &Options) -> Result<Option<Server>, Failure> {
+fn server(options: &ReplayOptions) -> Result<Option<LiveServer>, CommandFailure> {
     let Some(to) = &options.to else { return Ok(None) };
     let parts = to.rsplit_once(':').and_then(|(host, port)| {
         let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
@@ -67,23 +67,25 @@ fn server(options: &Options) -> Result<Option<Server>, Failure> {
     });
     let (host, port) =
         parts.filter(|(host, port)| !host.is_empty() && *port != 0).ok_or_else(|| {
-            Failure::Usage(format!("--to {to}: give the server as host:port, [2001:db8::1]:993"))
+            CommandFailure::Usage(format!(
+                "--to {to}: give the server as host:port, [2001:db8::1]:993"
+            ))
         })?;
     let tls = if options.insecure_plain {
         None
     } else {
         let config = tls::client(options.ca.as_deref());
-        Some(config.map_err(|error| Failure::Usage(error.to_string()))?)
+        Some(config.map_err(|error| CommandFailure::Usage(error.to_string()))?)
     };
-    Ok(Some(Server { host, port, tls }))
+    Ok(Some(LiveServer { host, port, tls }))
 }
 
-fn login(options: &Options) -> Result<Option<Login>, Failure> {
+fn login(options: &ReplayOptions) -> Result<Option<Login>, CommandFailure> {
     let Some(user) = options.user.clone() else { return Ok(None) };
     let password = match &options.password_file {
         Some(path) => {
             let text = std::fs::read(path).map_err(|error| {
-                Failure::Usage(format!("{}: cannot be read: {error}", path.display()))
+                CommandFailure::Usage(format!("{}: cannot be read: {error}", path.display()))
             })?;
             let line = text.split(|b| *b == b'\n').next().unwrap_or_default();
             line.strip_suffix(b"\r").unwrap_or(line).to_vec()
@@ -93,7 +95,9 @@ fn login(options: &Options) -> Result<Option<Login>, Failure> {
             .filter(|password| !password.is_empty())
             .ok_or_else(|| {
                 let remedy = "set it to the user's password, or give --password-file";
-                Failure::Usage(format!("the environment variable {PASSWORD} is not set: {remedy}"))
+                CommandFailure::Usage(format!(
+                    "the environment variable {PASSWORD} is not set: {remedy}"
+                ))
             })?
             .into_bytes(),
     };
@@ -101,17 +105,17 @@ fn login(options: &Options) -> Result<Option<Login>, Failure> {
 }
 
 async fn play(
-    options: &Options,
+    options: &ReplayOptions,
     dialogues: &[Dialogue],
-    server: Option<&Server>,
+    server: Option<&LiveServer>,
     login: Option<&Login>,
-) -> Result<(), Failure> {
+) -> Result<(), CommandFailure> {
     let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let paint = |colour: &str, text: &str| match colours {
         true => format!("\x1b[{colour}m{text}\x1b[0m"),
         false => text.to_owned(),
     };
-    let pki = Pki::generate(Some(replay::TOPIC)).map_err(Failure::failed)?;
+    let pki = Pki::generate(Some(replay::TOPIC)).map_err(CommandFailure::failed)?;
     let mut failed = 0;
     for (file, dialogue) in options.files.iter().zip(dialogues) {
         let file = file.display();
@@ -139,6 +143,9 @@ async fn play(
     }
     match failed {
         0 => Ok(()),
-        _ => Err(Failure::Failed(format!("{failed} of {} dialogues do not hold", dialogues.len()))),
+        _ => Err(CommandFailure::Failed(format!(
+            "{failed} of {} dialogues do not hold",
+            dialogues.len()
+        ))),
     }
 }

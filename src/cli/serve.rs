@@ -7,16 +7,16 @@ use std::path::Path;
 use tokio::signal::unix::SignalKind;
 use tokio::time::MissedTickBehavior;
 
-use super::{Failure, Signals, logging, runtime};
+use super::{CommandFailure, Signals, logging, runtime};
 use crate::app::{self, StartError, renewal, systemd};
 use crate::config::Config;
 use crate::net::listen;
 
 /// `secluded` tells whether the process could be shut to others.
-pub(super) fn run(path: &Path, secluded: io::Result<()>) -> Result<(), Failure> {
-    let config = Config::load(path).map_err(|error| Failure::Usage(error.to_string()))?;
+pub(super) fn run(path: &Path, secluded: io::Result<()>) -> Result<(), CommandFailure> {
+    let config = Config::load(path).map_err(|error| CommandFailure::Usage(error.to_string()))?;
     let log = logging::init(config.log.format, &config.log.level)
-        .map_err(|error| Failure::Usage(error.to_string()))?;
+        .map_err(|error| CommandFailure::Usage(error.to_string()))?;
     if let Err(error) = secluded {
         tracing::warn!(
             target: "mailchime::app::memory_not_protected",
@@ -25,8 +25,9 @@ pub(super) fn run(path: &Path, secluded: io::Result<()>) -> Result<(), Failure> 
         );
     }
     // Before there are threads.
-    let sockets = listen::inherited()
-        .map_err(|error| Failure::Failed(format!("systemd's sockets are unusable: {error}")))?;
+    let sockets = listen::inherited().map_err(|error| {
+        CommandFailure::Failed(format!("systemd's sockets are unusable: {error}"))
+    })?;
     let runtime = runtime()?;
     let ended = runtime.block_on(serve(path, &config, sockets, &log));
     // The look-up of a name cannot be ended, and is not waited for.
@@ -39,7 +40,7 @@ async fn serve(
     config: &Config,
     sockets: Vec<TcpListener>,
     log: &logging::Level,
-) -> Result<(), Failure> {
+) -> Result<(), CommandFailure> {
     let mut signals = Signals::new(&[SignalKind::terminate(), SignalKind::interrupt()])?;
     let mut hangups = Signals::new(&[SignalKind::hangup()])?;
     let started = tokio::select! {
@@ -48,9 +49,9 @@ async fn serve(
     };
     let mut running = started.map_err(|error| match error {
         StartError::Configuration(message) => {
-            Failure::Usage(format!("{}: {message}", path.display()))
+            CommandFailure::Usage(format!("{}: {message}", path.display()))
         }
-        other => Failure::failed(other),
+        other => CommandFailure::failed(other),
     })?;
     systemd::ready();
     let watchdog = tokio::spawn(systemd::watchdog());
@@ -70,7 +71,7 @@ async fn serve(
     );
     tokio::select! {
         () = running.stop() => {}
-        () = signals.next() => return Err(Failure::Failed("ended by a second signal".into())),
+        () = signals.next() => return Err(CommandFailure::Failed("ended by a second signal".into())),
     }
     watchdog.abort();
     Ok(())

@@ -5,10 +5,10 @@ use serde_json::Value;
 
 use super::ask::ask;
 use super::table::{table, told, word};
-use super::{Configured, Failure, not_empty, say};
+use super::{CommandFailure, Configured, not_empty, say};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Options {
+pub(super) struct WatchersOptions {
     /// Only this user's
     #[arg(long, value_parser = not_empty())]
     user: Option<String>,
@@ -21,7 +21,7 @@ pub(super) struct Options {
     configured: Configured,
 }
 
-pub(super) fn run(options: &Options) -> Result<(), Failure> {
+pub(super) fn run(options: &WatchersOptions) -> Result<(), CommandFailure> {
     let user = options.user.as_deref().map(|user| ("user", user));
     let answer = ask(&options.configured, Method::GET, "/watchers", user.as_slice())?;
     if options.json {

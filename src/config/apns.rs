@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// `[apns]` or `[[apns]]`: one identity, how to reach the service with it, and whom it serves.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Apns {
+pub struct ApnsConfig {
     /// The server that pushes go to.
     pub endpoint: ApnsServer,
     /// A PEM file that exists; `None` trusts the system's roots.
@@ -16,7 +16,7 @@ pub struct Apns {
     /// The domains whose users it serves, in lower case; empty: all that no other table names.
     pub domains: Vec<String>,
     /// `None` connects directly.
-    pub proxy: Option<Proxy>,
+    pub proxy: Option<ProxyConfig>,
     /// For the connection, TLS included.
     pub connect_timeout: Duration,
     /// For the whole answer to one push.
@@ -73,7 +73,7 @@ pub struct ApnsServer {
 
 /// A proxy that is spoken to in the clear and asked for a tunnel (RFC 9110 section 9.3.6).
 #[derive(Clone, Debug, PartialEq)]
-pub struct Proxy {
+pub struct ProxyConfig {
     /// A name or an IP address, the latter without brackets.
     pub host: String,
     /// Its port.
@@ -84,7 +84,7 @@ pub struct Proxy {
 
 // === impl Apns ===
 
-impl Apns {
+impl ApnsConfig {
     /// The production service with this client certificate, and the defaults.
     pub fn new(certificate: impl Into<PathBuf>, private_key: impl Into<PathBuf>) -> Self {
         let (certificate, private_key) = (certificate.into(), private_key.into());

@@ -22,9 +22,10 @@ use super::raw::{
     RawListenerTls, RawLog, RawNode, RawRecord, RawResolver, RawRoute, RawSni, RawTls, RawWatch,
 };
 use super::{
-    Admin, AdminAddress, Backend, BackendTls, CertificateFiles, Config, ConfigError, Credentials,
-    Limits, Listener, ListenerTls, Log, Network, Node, Record, Resolver, Route, Sni, Tls, Trust,
-    Watch, database_name,
+    AdminAddress, AdminConfig, BackendConfig, BackendTls, CertificateFiles, Config, ConfigError,
+    CredentialsMode, LimitsConfig, ListenerConfig, ListenerTls, LogConfig, Network, NodeConfig,
+    RecordConfig, ResolverConfig, RouteConfig, Sni, TlsConfig, TrustConfig, WatchConfig,
+    database_name,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -65,14 +66,14 @@ pub(super) fn config(raw: RawConfig, origin: &Path) -> Result<Config> {
 
 fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
-    for (table, Backend { host, tls, master, .. }) in backend::tables(config) {
+    for (table, BackendConfig { host, tls, master, .. }) in backend::tables(config) {
         if *tls == BackendTls::None && !is_loopback(host) {
             warnings.push(format!(
                 "{table} tls = \"none\": passwords and mail travel to {host} unencrypted; use \
                  \"implicit\" unless the whole way is yours"
             ));
         }
-        if config.credentials == Credentials::Master && master.is_none() {
+        if config.credentials == CredentialsMode::Master && master.is_none() {
             warnings.push(format!(
                 "{table} has no master_user: its accounts are not watched, and their phones are not \
                  offered push"
@@ -111,11 +112,11 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn listeners(&self, raw: Vec<RawListener>) -> Result<Vec<Listener>> {
+    fn listeners(&self, raw: Vec<RawListener>) -> Result<Vec<ListenerConfig>> {
         const ADDRESS: &str = "[[listener]] address";
-        let mut listeners: Vec<Listener> = Vec::new();
+        let mut listeners: Vec<ListenerConfig> = Vec::new();
         for RawListener { address, tls, proxy_protocol } in raw {
-            let mut listener = Listener::default();
+            let mut listener = ListenerConfig::default();
             match tls {
                 None | Some(RawListenerTls::Implicit) => {}
                 Some(RawListenerTls::StartTls) => {
@@ -159,10 +160,10 @@ impl Check<'_> {
         })
     }
 
-    fn tls(&self, raw: RawTls) -> Result<Tls> {
+    fn tls(&self, raw: RawTls) -> Result<TlsConfig> {
         const NAME: &str = "[[tls.sni]] name";
         let certificates = self.certificates("[tls]", raw.certificate, raw.private_key)?;
-        let mut tls = Tls { certificates, sni: Vec::new() };
+        let mut tls = TlsConfig { certificates, sni: Vec::new() };
         for RawSni { name, certificate, private_key } in raw.sni {
             let allowed = "give a host name, such as \"imap.example.org\", or one with \"*\" for \
                            its first label: \"*.example.org\"";
@@ -213,9 +214,9 @@ impl Check<'_> {
         Ok(pairs.map(|(certificate, key)| CertificateFiles::new(certificate, key)).collect())
     }
 
-    fn routes(&self, raw: Vec<RawRoute>) -> Result<Vec<Route>> {
+    fn routes(&self, raw: Vec<RawRoute>) -> Result<Vec<RouteConfig>> {
         const DOMAIN: &str = "[[route]] domain";
-        let mut routes: Vec<Route> = Vec::new();
+        let mut routes: Vec<RouteConfig> = Vec::new();
         for route in raw {
             let (name, backend) = route.split();
             let allowed =
@@ -229,13 +230,13 @@ impl Check<'_> {
             if routes.iter().any(|other| other.domain == domain) {
                 return Err(self.refusal(DOMAIN, format!("{domain} is given twice; remove one")));
             }
-            routes.push(Route { domain, backend: self.backend("[[route]]", backend)? });
+            routes.push(RouteConfig { domain, backend: self.backend("[[route]]", backend)? });
         }
         Ok(routes)
     }
 
     /// The backend of a table that is called so.
-    fn backend(&self, table: &str, raw: RawBackend) -> Result<Backend> {
+    fn backend(&self, table: &str, raw: RawBackend) -> Result<BackendConfig> {
         let key = |name: &str| format!("{table} {name}");
         let allowed = "give the IMAP server as \"host:port\", such as \"imap.example.org:993\"";
         let Some(address) = raw.address else {
@@ -258,7 +259,7 @@ impl Check<'_> {
                 );
                 return Err(self.refusal(&key(name), problem));
             }
-            Ok(Trust { ca: self.file(&key("ca"), ca)?, server_name })
+            Ok(TrustConfig { ca: self.file(&key("ca"), ca)?, server_name })
         };
         let tls = match raw.tls.unwrap_or(RawBackendTls::Implicit) {
             RawBackendTls::None => {
@@ -273,7 +274,7 @@ impl Check<'_> {
             RawBackendTls::StartTls => BackendTls::StartTls(trust(raw.ca, raw.server_name)?),
             RawBackendTls::Implicit => BackendTls::Implicit(trust(raw.ca, raw.server_name)?),
         };
-        let mut backend = Backend::new(host, port, tls);
+        let mut backend = BackendConfig::new(host, port, tls);
         backend.name = self.backend_name(&key("name"), raw.name)?;
         backend.proxy_protocol = raw.proxy_protocol.unwrap_or(backend.proxy_protocol);
         backend.send_id = raw.send_id.unwrap_or(backend.send_id);
@@ -285,8 +286,8 @@ impl Check<'_> {
     }
 
     #[rustfmt::skip] // a table: one key, one line
-    fn watch(&self, raw: RawWatch) -> Result<Watch> {
-        let mut watch = Watch::default();
+    fn watch(&self, raw: RawWatch) -> Result<WatchConfig> {
+        let mut watch = WatchConfig::default();
         self.duration("[watch] idle_renewal", raw.idle_renewal, MINUTE..=29 * MINUTE, &mut watch.idle_renewal)?;
         self.duration("[watch] idle_check", raw.idle_check, MINUTE..=DAY, &mut watch.idle_check)?;
         self.duration("[watch] poll_interval", raw.poll_interval, SECOND..=DAY, &mut watch.poll_interval)?;
@@ -303,8 +304,8 @@ impl Check<'_> {
     }
 
     #[rustfmt::skip] // a table: one key, one line
-    fn limits(&self, raw: RawLimits) -> Result<Limits> {
-        let mut limits = Limits::default();
+    fn limits(&self, raw: RawLimits) -> Result<LimitsConfig> {
+        let mut limits = LimitsConfig::default();
         self.number("[limits] sessions", raw.sessions, 1..=1_000_000, &mut limits.sessions)?;
         self.number("[limits] sessions_per_ip", raw.sessions_per_ip, 1..=1_000_000, &mut limits.sessions_per_ip)?;
         self.number("[limits] waiting", raw.waiting, 1..=1_000_000, &mut limits.waiting)?;
@@ -330,7 +331,7 @@ impl Check<'_> {
         Ok(limits)
     }
 
-    fn record(&self, raw: RawRecord) -> Result<Option<Record>> {
+    fn record(&self, raw: RawRecord) -> Result<Option<RecordConfig>> {
         let mut max_size = MIB as usize;
         self.size("[record] max_size", raw.max_size, KIB..=1024 * MIB, &mut max_size)?;
         let Some(folder) = raw.folder else { return Ok(None) };
@@ -339,12 +340,12 @@ impl Check<'_> {
             let problem = format!("{} is no folder; make it", folder.display());
             return Err(self.refusal("[record] folder", problem));
         }
-        Ok(Some(Record { folder, max_size: max_size as u64 }))
+        Ok(Some(RecordConfig { folder, max_size: max_size as u64 }))
     }
 
-    fn resolver(&self, raw: RawResolver) -> Result<Resolver> {
+    fn resolver(&self, raw: RawResolver) -> Result<ResolverConfig> {
         const SERVERS: &str = "[resolver] name_servers";
-        let mut resolver = Resolver::default();
+        let mut resolver = ResolverConfig::default();
         for text in raw.name_servers {
             let address = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
             let address = address.or_else(|_| text.parse::<SocketAddr>()).map_err(|_| {
@@ -358,11 +359,11 @@ impl Check<'_> {
         Ok(resolver)
     }
 
-    fn admin(&self, raw: RawAdmin) -> Result<Admin> {
+    fn admin(&self, raw: RawAdmin) -> Result<AdminConfig> {
         const ADDRESS: &str = "[admin] address";
         let RawAdmin { address: Some(text), group, hosts, expose_without_authentication } = raw
         else {
-            return Ok(Admin::default());
+            return Ok(AdminConfig::default());
         };
         let hosts = hosts.iter().map(|host| self.admin_host(host)).collect::<Result<_>>()?;
         if let Some(path) = text.strip_prefix("unix:") {
@@ -372,7 +373,7 @@ impl Check<'_> {
                 let allowed = "allowed is the path of a file of at most 90 bytes, behind \"unix:\"";
                 return Err(self.refusal(ADDRESS, format!("{text:?} is no socket; {allowed}")));
             }
-            return Ok(Admin { address: Some(AdminAddress::Unix { path, group }), hosts });
+            return Ok(AdminConfig { address: Some(AdminAddress::Unix { path, group }), hosts });
         }
         let address = text.parse::<SocketAddr>().map_err(|_| {
             let allowed = "allowed is an IP address with a port, such as \"127.0.0.1:8143\", or a Unix \
@@ -392,7 +393,7 @@ impl Check<'_> {
             );
             return Err(self.refusal(ADDRESS, problem));
         }
-        Ok(Admin { address: Some(address.into()), hosts })
+        Ok(AdminConfig { address: Some(address.into()), hosts })
     }
 
     fn admin_host(&self, text: &str) -> Result<String> {
@@ -403,8 +404,8 @@ impl Check<'_> {
         })
     }
 
-    fn node(&self, raw: RawNode) -> Result<Node> {
-        let mut node = Node { name: raw.name, ..Node::default() };
+    fn node(&self, raw: RawNode) -> Result<NodeConfig> {
+        let mut node = NodeConfig { name: raw.name, ..NodeConfig::default() };
         if let Some(name) = &node.name
             && (name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_graphic()))
         {
@@ -415,8 +416,8 @@ impl Check<'_> {
         Ok(node)
     }
 
-    fn log(&self, raw: RawLog) -> Result<Log> {
-        let mut log = Log::default();
+    fn log(&self, raw: RawLog) -> Result<LogConfig> {
+        let mut log = LogConfig::default();
         log.format = raw.format.unwrap_or(log.format);
         if let Some(level) = raw.level {
             // EnvFilter takes a misspelt level for the name of a module, and would be silent about

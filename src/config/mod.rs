@@ -25,7 +25,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
 
-pub use self::apns::{Apns, ApnsServer, ProviderFiles, Proxy};
+pub use self::apns::{ApnsConfig, ApnsServer, ProviderFiles, ProxyConfig};
 pub use self::network::Network;
 use crate::files;
 use crate::model::{Account, BackendId};
@@ -34,38 +34,38 @@ use crate::model::{Account, BackendId};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where clients connect; never empty.
-    pub listeners: Vec<Listener>,
+    pub listeners: Vec<ListenerConfig>,
     /// `[tls]`
-    pub tls: Tls,
+    pub tls: TlsConfig,
     /// For users without a route.
-    pub backend: Backend,
+    pub backend: BackendConfig,
     /// Each with a domain of its own.
-    pub routes: Vec<Route>,
+    pub routes: Vec<RouteConfig>,
     /// `[auth]`
-    pub auth: Auth,
+    pub auth: AuthConfig,
     /// `[store]`
-    pub store: Store,
+    pub store: StoreConfig,
     /// `[credentials]`
-    pub credentials: Credentials,
+    pub credentials: CredentialsMode,
     /// `[watch]`
-    pub watch: Watch,
+    pub watch: WatchConfig,
     /// `[push]`
-    pub push: Push,
+    pub push: PushConfig,
     /// Empty: nothing is pushed, and XAPPLEPUSHSERVICE is not advertised. No two serve the same
     /// domain, and at most one serves all others.
-    pub apns: Vec<Apns>,
+    pub apns: Vec<ApnsConfig>,
     /// `[limits]`
-    pub limits: Limits,
+    pub limits: LimitsConfig,
     /// `[resolver]`
-    pub resolver: Resolver,
+    pub resolver: ResolverConfig,
     /// `[admin]`
-    pub admin: Admin,
+    pub admin: AdminConfig,
     /// `[node]`
-    pub node: Node,
+    pub node: NodeConfig,
     /// `[log]`
-    pub log: Log,
+    pub log: LogConfig,
     /// `None`: no session is recorded.
-    pub record: Option<Record>,
+    pub record: Option<RecordConfig>,
     /// The file that all this was read from, where it holds a password.
     pub secret_origin: Option<PathBuf>,
     /// What is allowed but probably not meant; one sentence each, to be logged at start.
@@ -74,7 +74,7 @@ pub struct Config {
 
 /// `[[listener]]`: one address.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Listener {
+pub struct ListenerConfig {
     /// Port 0 lets the system choose one.
     pub address: SocketAddr,
     /// How TLS begins.
@@ -94,7 +94,7 @@ pub enum ListenerTls {
 
 /// `[tls]`: what clients are shown.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Tls {
+pub struct TlsConfig {
     /// At least one; a client is shown the first that it can use.
     pub certificates: Vec<CertificateFiles>,
     /// Each with a name of its own.
@@ -115,13 +115,13 @@ pub struct CertificateFiles {
 pub struct Sni {
     /// A host name in lower case; `*.` at its beginning stands for exactly one label.
     pub name: String,
-    /// As in [`Tls`].
+    /// As in [`TlsConfig`].
     pub certificates: Vec<CertificateFiles>,
 }
 
 /// `[backend]` or `[[route]]`: an IMAP server that holds the mail.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Backend {
+pub struct BackendConfig {
     /// Tells it from others when its address has changed; no other address has this name.
     pub name: Option<String>,
     /// A name or an IP address, the latter without brackets.
@@ -138,7 +138,7 @@ pub struct Backend {
     pub checks_token_name: bool,
     /// Login names that differ in nothing but the case of ASCII letters are one user's there.
     pub names_ignore_case: bool,
-    /// Whom its accounts are watched as in the mode [`Credentials::Master`]; `None`: they are not.
+    /// Whom its accounts are watched as in the mode [`CredentialsMode::Master`]; `None`: they are not.
     pub master: Option<MasterUser>,
 }
 
@@ -159,14 +159,14 @@ pub enum BackendTls {
     /// In the clear.
     None,
     /// TLS after STARTTLS, or no connection.
-    StartTls(Trust),
+    StartTls(TrustConfig),
     /// TLS from the first byte.
-    Implicit(Trust),
+    Implicit(TrustConfig),
 }
 
 /// Whose certificates are good for a backend, and which.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Trust {
+pub struct TrustConfig {
     /// A PEM file that exists; `None` trusts the system's roots.
     pub ca: Option<PathBuf>,
     /// The name or IP address that the certificate must bear.
@@ -175,16 +175,16 @@ pub struct Trust {
 
 /// `[[route]]`: the backend of one domain's accounts.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Route {
+pub struct RouteConfig {
     /// In lower case.
     pub domain: String,
     /// Where these users' sessions go.
-    pub backend: Backend,
+    pub backend: BackendConfig,
 }
 
 /// `[store]`: the database. `Debug` shows no password.
 #[derive(Clone, PartialEq)]
-pub struct Store {
+pub struct StoreConfig {
     /// `sqlite://` and a path, where a relative path in the file has been put below the file's
     /// folder; or `postgres://` and what a connection needs, maybe with a password.
     pub url: String,
@@ -194,16 +194,16 @@ pub struct Store {
 
 /// `[auth]`: how clients may prove who they are.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Auth {
+pub struct AuthConfig {
     /// Whether mechanisms that hide the password pass.
-    pub relay: Relay,
+    pub relay: RelayedLogins,
 }
 
 /// When mechanisms of the backend that hide the password are relayed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(rename_all = "lowercase")]
-pub enum Relay {
+pub enum RelayedLogins {
     /// In master mode only, where nobody's password is needed for watching.
     #[default]
     Master,
@@ -215,7 +215,7 @@ pub enum Relay {
 
 /// `[credentials]`: with what watchers log in, by `mode`.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Credentials {
+pub enum CredentialsMode {
     /// With what each user logged in, encrypted in the database.
     Stored {
         /// May not exist yet; it is made at the first start.
@@ -233,7 +233,7 @@ pub struct LoginTemplate(String);
 
 /// `[watch]`: how accounts are watched.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Watch {
+pub struct WatchConfig {
     /// IDLE is ended and begun again after this time, 1 to 29 minutes (RFC 2177 section 3).
     pub idle_renewal: Duration,
     /// At the latest after this time everything is looked at, whatever the backend told.
@@ -259,7 +259,7 @@ pub struct Watch {
 
 /// `[push]`: which changes reach which devices, and when.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Push {
+pub struct PushConfig {
     /// How long a change that is no new mail waits for others.
     pub quiet_delay: Duration,
     /// Between two pushes to one device.
@@ -336,7 +336,7 @@ pub enum PushType {
 
 /// `[limits]`: what one peer, and all together, may take.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Limits {
+pub struct LimitsConfig {
     /// Users who are logged in.
     pub sessions: usize,
     /// Of them from one client address, or from one /64 network where that is IPv6; four times as many
@@ -386,7 +386,7 @@ pub struct Limits {
 
 /// `[resolver]`: how names of servers become addresses.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Resolver {
+pub struct ResolverConfig {
     /// Empty: those of `/etc/resolv.conf`.
     pub name_servers: Vec<SocketAddr>,
     /// Connections that wait for the address of one name.
@@ -395,7 +395,7 @@ pub struct Resolver {
 
 /// `[admin]`: metrics, health and status over HTTP, without authentication.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Admin {
+pub struct AdminConfig {
     /// `None`: there is none of it.
     pub address: Option<AdminAddress>,
     /// Names and addresses by which it is reached beside its own; in lower case, addresses without
@@ -420,7 +420,7 @@ pub enum AdminAddress {
 
 /// `[node]`: this process among those that share its database.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Node {
+pub struct NodeConfig {
     /// Unlike that of any other; `None`: made of the machine's name and the first listener's port.
     pub name: Option<String>,
     /// A node that gives no sign of life for this time is dead.
@@ -429,7 +429,7 @@ pub struct Node {
 
 /// `[log]`: what goes to standard error.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Log {
+pub struct LogConfig {
     /// The form of a line.
     pub format: LogFormat,
     /// Directives of `tracing_subscriber::EnvFilter` that are known to parse.
@@ -449,7 +449,7 @@ pub enum LogFormat {
 
 /// `[record]`: sessions as dialogues, to find a fault.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Record {
+pub struct RecordConfig {
     /// A folder that exists.
     pub folder: PathBuf,
     /// Bytes of one session's file.
@@ -473,23 +473,23 @@ pub struct ConfigError {
 
 impl Config {
     /// A configuration with what has no default, and the defaults.
-    pub fn new(tls: Tls, backend: Backend) -> Self {
+    pub fn new(tls: TlsConfig, backend: BackendConfig) -> Self {
         Self {
-            listeners: vec![Listener::default()],
+            listeners: vec![ListenerConfig::default()],
             tls,
             backend,
-            auth: Auth::default(),
+            auth: AuthConfig::default(),
             routes: Vec::new(),
-            store: Store::default(),
-            credentials: Credentials::default(),
-            watch: Watch::default(),
-            push: Push::default(),
+            store: StoreConfig::default(),
+            credentials: CredentialsMode::default(),
+            watch: WatchConfig::default(),
+            push: PushConfig::default(),
             apns: Vec::new(),
-            limits: Limits::default(),
-            resolver: Resolver::default(),
-            admin: Admin::default(),
-            node: Node::default(),
-            log: Log::default(),
+            limits: LimitsConfig::default(),
+            resolver: ResolverConfig::default(),
+            admin: AdminConfig::default(),
+            node: NodeConfig::default(),
+            log: LogConfig::default(),
             record: None,
             secret_origin: None,
             warnings: Vec::new(),
@@ -548,7 +548,7 @@ impl Config {
         let routes = self.routes.iter().map(|route| &route.backend);
         let masters = std::iter::once(&self.backend).chain(routes).flat_map(|it| &it.master);
         files.extend(masters.map(|master| ("master_password_file", &*master.password_file)));
-        if let Credentials::Stored { key_file } = &self.credentials {
+        if let CredentialsMode::Stored { key_file } = &self.credentials {
             files.push(("[credentials] key_file", key_file));
         }
         for apns in &self.apns {
@@ -573,7 +573,7 @@ impl Config {
 
 // === impl Listener ===
 
-impl Default for Listener {
+impl Default for ListenerConfig {
     fn default() -> Self {
         Self {
             address: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 993)),
@@ -585,7 +585,7 @@ impl Default for Listener {
 
 // === impl Tls ===
 
-impl Tls {
+impl TlsConfig {
     /// One certificate for every name.
     pub fn new(certificate: impl Into<PathBuf>, private_key: impl Into<PathBuf>) -> Self {
         Self {
@@ -611,7 +611,7 @@ impl CertificateFiles {
 
 // === impl Backend ===
 
-impl Backend {
+impl BackendConfig {
     /// A backend that learns nothing of the client, and has no master user.
     pub fn new(host: impl Into<String>, port: u16, tls: BackendTls) -> Self {
         Self {
@@ -635,13 +635,13 @@ impl Backend {
 
 // === impl Store ===
 
-impl Default for Store {
+impl Default for StoreConfig {
     fn default() -> Self {
         Self { url: "sqlite://mailchime.db".into(), busy_timeout: Duration::from_secs(5) }
     }
 }
 
-impl fmt::Debug for Store {
+impl fmt::Debug for StoreConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store")
             .field("url", &database_name(&self.url))
@@ -666,12 +666,12 @@ pub fn database_name(url: &str) -> String {
 
 // === impl Credentials ===
 
-impl Credentials {
+impl CredentialsMode {
     /// Of the mode `stored`, when no other is given.
     const KEY_FILE: &str = "mailchime.key";
 }
 
-impl Default for Credentials {
+impl Default for CredentialsMode {
     fn default() -> Self {
         Self::Stored { key_file: Self::KEY_FILE.into() }
     }
@@ -701,7 +701,7 @@ impl LoginTemplate {
 
 // === impl Watch ===
 
-impl Default for Watch {
+impl Default for WatchConfig {
     fn default() -> Self {
         Self {
             idle_renewal: Duration::from_mins(9),
@@ -720,7 +720,7 @@ impl Default for Watch {
 
 // === impl Push ===
 
-impl Push {
+impl PushConfig {
     /// For how long a device lives that has not registered with its account's new password. One that
     /// is well registers each 23 hours.
     pub fn outdated_for(&self) -> Duration {
@@ -731,7 +731,7 @@ impl Push {
     }
 }
 
-impl Default for Push {
+impl Default for PushConfig {
     fn default() -> Self {
         Self {
             quiet_delay: Duration::from_secs(30),
@@ -772,7 +772,7 @@ impl PushType {
 
 // === impl Limits ===
 
-impl Default for Limits {
+impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
             sessions: 20_000,
@@ -820,7 +820,7 @@ impl fmt::Display for AdminAddress {
 
 // === impl Resolver ===
 
-impl Default for Resolver {
+impl Default for ResolverConfig {
     fn default() -> Self {
         Self { name_servers: Vec::new(), waiting: 4096 }
     }
@@ -828,7 +828,7 @@ impl Default for Resolver {
 
 // === impl Node ===
 
-impl Default for Node {
+impl Default for NodeConfig {
     fn default() -> Self {
         Self { name: None, takeover: Duration::from_secs(30) }
     }
@@ -836,7 +836,7 @@ impl Default for Node {
 
 // === impl Log ===
 
-impl Default for Log {
+impl Default for LogConfig {
     fn default() -> Self {
         Self { format: LogFormat::Text, level: "info".into() }
     }

@@ -10,7 +10,7 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::{Collapse, ConfigError, LogFormat, PushType, Relay};
+use super::{Collapse, ConfigError, LogFormat, PushType, RelayedLogins};
 
 /// A table of the file. A macro, because the attributes of each must be the same.
 macro_rules! table {
@@ -62,7 +62,7 @@ table!(RawSni {
 });
 
 table!(RawAuth {
-    relay: Option<Relay>,
+    relay: Option<RelayedLogins>,
 });
 
 table!(RawBackend {

@@ -115,13 +115,13 @@ fn the_defaults_of_the_manual_are_those_of_the_program() {
     let folder = folder();
     let at = |path: &str| folder.path().join(path);
     let parsed = |text: &str| Config::parse(text, &at("proxy.toml")).unwrap();
-    let tls = Tls::new(at("certs/server.pem"), at("certs/server.key"));
+    let tls = TlsConfig::new(at("certs/server.pem"), at("certs/server.key"));
     let host = "imap.example.org";
-    let implicit = BackendTls::Implicit(Trust { ca: None, server_name: host.into() });
-    let mut expected = Config::new(tls, Backend::new(host, 993, implicit));
-    expected.apns = vec![Apns::new(at("certs/apns.pem"), at("certs/apns.key"))];
+    let implicit = BackendTls::Implicit(TrustConfig { ca: None, server_name: host.into() });
+    let mut expected = Config::new(tls, BackendConfig::new(host, 993, implicit));
+    expected.apns = vec![ApnsConfig::new(at("certs/apns.pem"), at("certs/apns.key"))];
     expected.store.url = format!("sqlite://{}", at("mailchime.db").display());
-    expected.credentials = Credentials::Stored { key_file: at("mailchime.key") };
+    expected.credentials = CredentialsMode::Stored { key_file: at("mailchime.key") };
 
     assert_eq!(parsed(MANUAL), expected);
     assert_eq!(parsed(&manual_uncommented()), expected);
@@ -450,7 +450,7 @@ fn several_identities_serve_different_domains() {
 fn events_are_new_mail_or_anything_else() {
     let events = |names: &str| parse(&format!("push.events = [{names}]")).unwrap().push.events;
     assert_eq!(events("\"MessageNew\""), Events { new_mail: true, quiet: false });
-    assert_eq!(events("\"MessageAppend\", \"FlagsClear\""), Push::default().events);
+    assert_eq!(events("\"MessageAppend\", \"FlagsClear\""), PushConfig::default().events);
     for quiet in ["MessageRead", "MessageTrash", "MessageExpunge", "MessageExpires", "FlagsSet"] {
         assert_eq!(events(&format!("\"{quiet}\"")), Events { new_mail: false, quiet: true });
     }
@@ -480,7 +480,7 @@ fn a_database_server_is_taken_as_it_is_given_and_its_password_not_shown() {
 #[test]
 fn credentials_have_three_modes() {
     let credentials = |text: &str| parse(&format!("[credentials]\n{text}")).unwrap().credentials;
-    assert_eq!(credentials("mode = \"memory\""), Credentials::Memory);
+    assert_eq!(credentials("mode = \"memory\""), CredentialsMode::Memory);
     let master = "[backend]\naddress = \"a:1\"\nmaster_user = \"boss\"\n\
                   master_password_file = \"certs/ca.pem\"\n";
     let config = |template: &str| {
@@ -488,7 +488,7 @@ fn credentials_have_three_modes() {
     };
     let Config { credentials, backend, .. } = config("");
     let MasterUser { name, password_file, login_template } = backend.master.unwrap();
-    assert_eq!((credentials, &*name, login_template), (Credentials::Master, "boss", None));
+    assert_eq!((credentials, &*name, login_template), (CredentialsMode::Master, "boss", None));
     assert!(password_file.ends_with("certs/ca.pem"));
     let with = config("login_template = \"{user}*{master}\"").backend.master.unwrap();
     assert_eq!(with.login_template.unwrap().login("alice", "boss"), "alice*boss");
@@ -549,7 +549,7 @@ fn a_relative_path_starts_at_the_folder_of_the_file() {
     }
     let config = Config::parse(MANUAL, &folder.join("proxy.toml")).unwrap();
     assert_eq!(config.tls.certificates[0].certificate, folder.join("certs/server.pem"));
-    let stored = Credentials::Stored { key_file: folder.join("mailchime.key") };
+    let stored = CredentialsMode::Stored { key_file: folder.join("mailchime.key") };
     assert_eq!(config.credentials, stored);
     let expected = format!("sqlite://{}/50%25%20off%3F/mailchime.db", root.path().display());
     assert_eq!(config.store.url, expected);

@@ -38,7 +38,7 @@ mod refusal;
 /// A running push service. Dropping it closes its port and its connections.
 pub struct Apns {
     port: Port,
-    shared: Arc<Shared>,
+    shared: Arc<ApnsShared>,
 }
 
 /// A request as it came, whatever it was answered.
@@ -81,9 +81,9 @@ pub enum Answer {
     Disconnect,
 }
 
-struct Shared {
+struct ApnsShared {
     /// Never held over an await.
-    state: Mutex<State>,
+    state: Mutex<ApnsState>,
     /// How many requests have come.
     received: watch::Sender<u64>,
     /// Whether answers are held back.
@@ -99,7 +99,7 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct State {
+struct ApnsState {
     /// The last [`RECORDED`] requests.
     pushes: VecDeque<Push>,
     /// How many requests were dropped from the front of `pushes`.
@@ -127,9 +127,9 @@ impl Apns {
     /// its CA has signed, or with tokens that [`Pki::provider`] signs, to push to [`Pki::topic`].
     ///
     /// # Errors
-    /// [`StartError`] when the listener or the certificates cannot be used.
-    pub fn start(listener: TcpListener, pki: &Pki) -> Result<Self, StartError> {
-        let shared = Arc::new(Shared {
+    /// [`ApnsStartError`] when the listener or the certificates cannot be used.
+    pub fn start(listener: TcpListener, pki: &Pki) -> Result<Self, ApnsStartError> {
+        let shared = Arc::new(ApnsShared {
             state: Mutex::default(),
             received: watch::Sender::new(0),
             held: watch::Sender::new(false),
@@ -265,7 +265,7 @@ impl std::fmt::Debug for Apns {
 
 /// Why the push service cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum ApnsStartError {
     /// The certificates cannot be used.
     #[error(transparent)]
     Pki(#[from] PkiError),
@@ -327,7 +327,7 @@ impl Answer {
 
 // === impl State ===
 
-impl State {
+impl ApnsState {
     fn record(&mut self, push: Push) {
         if self.pushes.len() == RECORDED {
             self.pushes.pop_front();
@@ -352,21 +352,21 @@ impl State {
     }
 }
 
-impl Shared {
+impl ApnsShared {
     fn clock(&self) -> SystemTime {
         let ahead = self.ahead.load(Ordering::Relaxed);
         let by = Duration::from_secs(ahead.unsigned_abs());
         if ahead < 0 { SystemTime::now() - by } else { SystemTime::now() + by }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ApnsState> {
         self.state.lock()
     }
 }
 
 // --- Connections ---
 
-async fn serve(stream: TlsStream<TcpStream>, shared: Arc<Shared>) {
+async fn serve(stream: TlsStream<TcpStream>, shared: Arc<ApnsShared>) {
     let number = shared.connections.fetch_add(1, Ordering::Relaxed) + 1;
     let mut farewells = shared.farewells.subscribe();
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
@@ -407,7 +407,7 @@ async fn serve(stream: TlsStream<TcpStream>, shared: Arc<Shared>) {
 /// Returns its answer and its `apns-id`.
 async fn receive(
     request: Request<Incoming>,
-    shared: &Shared,
+    shared: &ApnsShared,
     topics: Option<&[String]>,
     connection: u64,
 ) -> (Answer, String) {
@@ -497,7 +497,7 @@ mod tests {
             connection,
             status: None,
         };
-        let mut state = State::default();
+        let mut state = ApnsState::default();
         for number in 0..RECORDED as u64 + 2 {
             state.record(push(number));
         }

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use super::port::Port;
-use state::{Mailbox, State};
+use state::{Accounts, DemoMailbox};
 
 mod fetch;
 mod header;
@@ -35,7 +35,7 @@ mod state;
 mod wire;
 
 /// A running server. Dropping it closes its port and its connections.
-pub struct Backend {
+pub struct DemoBackend {
     port: Port,
     shared: Arc<Shared>,
 }
@@ -80,10 +80,10 @@ pub struct Missing(String);
 /// What the sessions share with the handle.
 struct Shared {
     /// Never held over an await.
-    state: Mutex<State>,
+    state: Mutex<Accounts>,
     behaviour: Mutex<Behaviour>,
     counters: watch::Sender<Counters>,
-    /// Counts the calls of [`Backend::say_bye`].
+    /// Counts the calls of [`DemoBackend::say_bye`].
     farewells: watch::Sender<u64>,
 }
 
@@ -94,14 +94,14 @@ const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 
 // === impl Backend ===
 
-impl Backend {
+impl DemoBackend {
     /// Serves `listener`: with TLS from the first byte, or in the clear without `tls`.
     ///
     /// # Errors
     /// When the listener cannot be used.
     pub fn start(listener: TcpListener, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            state: Mutex::new(State::default()),
+            state: Mutex::new(Accounts::default()),
             behaviour: Mutex::new(Behaviour::default()),
             counters: watch::Sender::new(Counters::default()),
             farewells: watch::Sender::new(0),
@@ -282,7 +282,7 @@ impl Backend {
         self.shared.farewells.send_modify(|count| *count += 1);
     }
 
-    /// Refuses new connections until [`Backend::resume`]. Open ones stay.
+    /// Refuses new connections until [`DemoBackend::resume`]. Open ones stay.
     pub async fn refuse(&self) {
         self.port.close().await;
     }
@@ -304,7 +304,7 @@ impl Backend {
         &self,
         login: &str,
         name: &str,
-        f: impl FnOnce(&mut Mailbox) -> R,
+        f: impl FnOnce(&mut DemoMailbox) -> R,
     ) -> Result<R, Missing> {
         let mut state = self.shared.state();
         match state.account(login).and_then(|account| account.mailbox(name)) {
@@ -314,7 +314,7 @@ impl Backend {
     }
 }
 
-impl std::fmt::Debug for Backend {
+impl std::fmt::Debug for DemoBackend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Backend").field("address", &self.address()).finish_non_exhaustive()
     }
@@ -357,7 +357,7 @@ impl Default for Behaviour {
 // === impl Shared ===
 
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Accounts> {
         self.state.lock()
     }
 

@@ -128,7 +128,7 @@ impl Phone {
             .map_err(|e| PhoneError::Io { step: "server name", source: io::Error::other(e) })?;
         let stream = in_time("connect", TcpStream::connect(address)).await?;
         let tls = TlsConnector::from(Arc::new(config)).connect(name, stream);
-        let mut dialogue = Dialogue::new(in_time("TLS handshake", tls).await?, heard);
+        let mut dialogue = PhoneConnection::new(in_time("TLS handshake", tls).await?, heard);
 
         dialogue.greeting().await?;
         let login = quoted(&self.login, "login")?;
@@ -193,7 +193,7 @@ pub async fn deliver(
         super::random_uuid()
     );
     let stream = in_time("connect", TcpStream::connect(address)).await?;
-    let mut dialogue = Dialogue::new(stream, |_, _: &str| {});
+    let mut dialogue = PhoneConnection::new(stream, |_, _: &str| {});
     dialogue.greeting().await?;
     let credentials = format!("{} {}", quoted(login, "login")?, quoted(password, "password")?);
     dialogue.command("login", &format!("LOGIN {credentials}")).await?;
@@ -204,13 +204,13 @@ pub async fn deliver(
 }
 
 /// One command at a time, and what the server says to it.
-struct Dialogue<S, F> {
+struct PhoneConnection<S, F> {
     stream: BufStream<S>,
     heard: F,
     commands: u32,
 }
 
-impl<S, F> Dialogue<S, F>
+impl<S, F> PhoneConnection<S, F>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     F: FnMut(Direction, &str),

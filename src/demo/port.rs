@@ -17,14 +17,14 @@ use tokio_util::task::TaskTracker;
 /// A port that serves until it is dropped. Dropping it closes the socket and every connection.
 pub(super) struct Port {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<PortShared>,
     /// The accept loop, if the port is open.
     accepting: Mutex<Option<(CancellationToken, JoinHandle<()>)>>,
     /// Holds the port while it is closed, so that nobody else gets it.
     kept: Mutex<Option<TcpSocket>>,
 }
 
-struct Shared {
+struct PortShared {
     serve: Box<dyn Fn(TcpStream) -> Served + Send + Sync>,
     tasks: TaskTracker,
     /// Ends everything.
@@ -51,7 +51,7 @@ impl Port {
         let end = CancellationToken::new();
         let port = Self {
             address: listener.local_addr()?,
-            shared: Arc::new(Shared {
+            shared: Arc::new(PortShared {
                 serve: Box::new(move |stream| Box::pin(serve(stream))),
                 tasks: TaskTracker::new(),
                 connections: Mutex::new(end.child_token()),
@@ -126,7 +126,7 @@ impl Drop for Port {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, shared: Arc<PortShared>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {

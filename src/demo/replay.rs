@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
-pub use self::live::{Login, Server, against_server};
+pub use self::live::{LiveServer, Login, against_server};
 pub use self::proxy::{Proxy, TOPIC, push_offer, push_offer_of};
 pub use self::scripted::{against_mailchime, against_mailchime_as};
 use super::dialogue::{Difference, Text, Variables};

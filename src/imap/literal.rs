@@ -96,7 +96,7 @@ impl Tail {
 
 /// Where the response that starts `input` ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum ResponseEnd {
     /// After this many bytes, line end included.
     At(usize),
     /// Not in `input`.
@@ -104,12 +104,12 @@ pub enum End {
 }
 
 /// The end of the line that starts `input`, without regard to literals.
-pub fn end_of_line(input: &[u8]) -> End {
+pub fn end_of_line(input: &[u8]) -> ResponseEnd {
     Scan::default().end_of_line(input)
 }
 
 /// The end of the response that starts `input`, literals included.
-pub fn end_of_response(input: &[u8]) -> End {
+pub fn end_of_response(input: &[u8]) -> ResponseEnd {
     Scan::default().end_of_response(input)
 }
 
@@ -126,33 +126,33 @@ pub struct Scan {
 impl Scan {
     /// The end of the line that starts `input`, as [`end_of_line`]. Where that is found the scan is
     /// as new.
-    pub fn end_of_line(&mut self, input: &[u8]) -> End {
+    pub fn end_of_line(&mut self, input: &[u8]) -> ResponseEnd {
         match memchr(b'\n', &input[self.seen.min(input.len())..]) {
-            Some(feed) => End::At(std::mem::take(self).seen + feed + 1),
+            Some(feed) => ResponseEnd::At(std::mem::take(self).seen + feed + 1),
             None => {
                 self.seen = input.len();
-                End::Beyond
+                ResponseEnd::Beyond
             }
         }
     }
 
     /// The end of the response that starts `input`, as [`end_of_response`]. Where that is found the
     /// scan is as new.
-    pub fn end_of_response(&mut self, input: &[u8]) -> End {
+    pub fn end_of_response(&mut self, input: &[u8]) -> ResponseEnd {
         loop {
             let from = self.line.max(self.seen);
             if from > input.len() {
-                return End::Beyond;
+                return ResponseEnd::Beyond;
             }
             let Some(feed) = memchr(b'\n', &input[from..]) else {
                 self.seen = input.len();
-                return End::Beyond;
+                return ResponseEnd::Beyond;
             };
             let line_end = from + feed + 1;
             match Announcement::at_end_of(&input[self.line..line_end]) {
                 None => {
                     *self = Self::default();
-                    return End::At(line_end);
+                    return ResponseEnd::At(line_end);
                 }
                 Some(Announcement { length, .. }) => {
                     let length = usize::try_from(length).unwrap_or(usize::MAX);
@@ -220,18 +220,18 @@ mod tests {
     #[test]
     fn the_end_of_a_response_is_after_its_literals() {
         let response = b"* 1 FETCH (A {3}\r\n)\r\n B {2}\r\nxy)\r\nrest";
-        assert_eq!(end_of_response(response), End::At(response.len() - 4));
+        assert_eq!(end_of_response(response), ResponseEnd::At(response.len() - 4));
         for cut in 0..response.len() - 4 {
-            assert_eq!(end_of_response(&response[..cut]), End::Beyond, "{cut}");
+            assert_eq!(end_of_response(&response[..cut]), ResponseEnd::Beyond, "{cut}");
         }
-        assert_eq!(end_of_response(b"* x {18446744073709551615}\r\nabc"), End::Beyond);
+        assert_eq!(end_of_response(b"* x {18446744073709551615}\r\nabc"), ResponseEnd::Beyond);
     }
 
     #[test]
     fn a_scan_finds_in_any_pieces_what_it_finds_in_the_whole() {
         let response = b"* 1 FETCH (A {3}\r\n)\r\n B {0}\r\n{2}\r\nxy)\r\n* rest\r\n";
-        let End::At(line) = end_of_line(response) else { panic!() };
-        let End::At(whole) = end_of_response(response) else { panic!() };
+        let ResponseEnd::At(line) = end_of_line(response) else { panic!() };
+        let ResponseEnd::At(whole) = end_of_response(response) else { panic!() };
         for first in 0..=response.len() {
             let pieces = [&response[..first], &response[..response.len()]];
             for (expected, literals) in [(line, false), (whole, true)] {
@@ -241,14 +241,15 @@ mod tests {
                     false => scan.end_of_line(piece),
                 };
                 let found = pieces.map(&mut find);
-                let early = if first >= expected { End::At(expected) } else { End::Beyond };
-                assert_eq!(found, [early, End::At(expected)], "{first}");
+                let early =
+                    if first >= expected { ResponseEnd::At(expected) } else { ResponseEnd::Beyond };
+                assert_eq!(found, [early, ResponseEnd::At(expected)], "{first}");
                 let mut scan = Scan::default();
                 let mut byte_by_byte = (0..=response.len()).map(|end| match literals {
                     true => scan.end_of_response(&response[..end]),
                     false => scan.end_of_line(&response[..end]),
                 });
-                assert_eq!(byte_by_byte.position(|end| end != End::Beyond), Some(expected));
+                assert_eq!(byte_by_byte.position(|end| end != ResponseEnd::Beyond), Some(expected));
             }
         }
     }

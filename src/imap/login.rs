@@ -15,7 +15,7 @@ use std::ops::Range;
 pub use self::attempt::{LoginAttempt, LoginKinds, Secret, WrittenLogin};
 use super::capability::{self, Capabilities, Own};
 use super::greeting::{Greeting, UnfitGreeting, bye_answer};
-use super::literal::End;
+use super::literal::ResponseEnd;
 use super::peek::{self, Response, Status};
 use super::refusal::Refusal;
 use super::responses::{Cut, Ending, end_of_status_or_response, printable};
@@ -214,11 +214,11 @@ impl BackendLogin {
             }
             let limit = self.options.limit;
             let length = match self.ending.find(rest) {
-                End::At(length) if length <= limit => length,
-                End::Beyond if rest.len() <= limit || !self.ending.is_known() => {
+                ResponseEnd::At(length) if length <= limit => length,
+                ResponseEnd::Beyond if rest.len() <= limit || !self.ending.is_known() => {
                     return (used, None);
                 }
-                End::At(_) | End::Beyond => {
+                ResponseEnd::At(_) | ResponseEnd::Beyond => {
                     self.ending = Ending::default();
                     self.cut = Some(Box::new(Cut::new(rest, limit)));
                     continue;
@@ -522,7 +522,7 @@ fn without_lists(untagged: &[u8]) -> Vec<u8> {
 fn with_lists(untagged: &[u8], edit: impl Fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
     let mut out = Vec::with_capacity(untagged.len());
     let mut rest = untagged;
-    while let End::At(length) = end_of_status_or_response(rest) {
+    while let ResponseEnd::At(length) = end_of_status_or_response(rest) {
         let (response, after) = rest.split_at(length);
         if capability::is_in(response) {
             out.extend_from_slice(&edit(response));

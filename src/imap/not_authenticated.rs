@@ -14,7 +14,7 @@ use super::contract::{
 use super::login::{BackendLogin, LoginAttempt, Secret, WrittenLogin};
 use super::peek::{self, Command, Status, Verb};
 use super::refusal::Refusal;
-use super::sasl::{self, Exchange, Mechanism};
+use super::sasl::{self, Mechanism, SaslExchange};
 use crate::model::{Account, Credentials};
 
 /// Malformed or unknown commands after which the client is sent away.
@@ -66,7 +66,7 @@ pub(super) enum LoginState {
     Handshake,
     Authenticate {
         tag: Vec<u8>,
-        exchange: Exchange,
+        exchange: SaslExchange,
     },
     /// The backend is being dialled.
     Connect {

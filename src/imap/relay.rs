@@ -40,7 +40,7 @@ use self::selection::Selection;
 use self::wires::{Deferred, Wires};
 use super::capability::{self, Own};
 use super::contract::{Awaited, LONGEST_STATUS, Output, Profile, RegistrationResult, Step};
-use super::literal::{Announcement, End, Scan};
+use super::literal::{Announcement, ResponseEnd, Scan};
 use super::peek::{self, Command, Response, Status, Verb};
 use super::stream_position::{LineEnd, StreamPosition};
 use crate::model::{Account, Mailbox};
@@ -87,7 +87,7 @@ enum ResponseBegun {
     /// Nothing that is known yet.
     Waits,
     /// A response that mailchime looks at as a whole, and where it ends.
-    Held(End),
+    Held(ResponseEnd),
 }
 
 impl Relay {
@@ -277,18 +277,20 @@ impl Relay {
             Response::Enabled => {
                 let limit = self.intercept.profile().capability_size;
                 match self.scan.end_of_line(rest) {
-                    End::At(length) if length <= limit => self.enabled(&rest[..length]),
-                    End::Beyond if rest.len() <= limit && !last => return ResponseBegun::Waits,
-                    End::At(_) | End::Beyond => {}
+                    ResponseEnd::At(length) if length <= limit => self.enabled(&rest[..length]),
+                    ResponseEnd::Beyond if rest.len() <= limit && !last => {
+                        return ResponseBegun::Waits;
+                    }
+                    ResponseEnd::At(_) | ResponseEnd::Beyond => {}
                 }
                 self.passes(true);
                 return ResponseBegun::Passes;
             }
             Response::MailboxStatus if self.intercept.takes_statuses() => {
                 match self.scan.end_of_response(rest) {
-                    End::At(length) if length <= LONGEST_STATUS => End::At(length),
-                    End::Beyond if rest.len() <= LONGEST_STATUS => End::Beyond,
-                    End::At(_) | End::Beyond => {
+                    ResponseEnd::At(length) if length <= LONGEST_STATUS => ResponseEnd::At(length),
+                    ResponseEnd::Beyond if rest.len() <= LONGEST_STATUS => ResponseEnd::Beyond,
+                    ResponseEnd::At(_) | ResponseEnd::Beyond => {
                         self.passes(true);
                         return ResponseBegun::Passes;
                     }
@@ -304,7 +306,7 @@ impl Relay {
                 return ResponseBegun::Passes;
             }
         };
-        if end == End::Beyond && last {
+        if end == ResponseEnd::Beyond && last {
             self.passes(true);
             return ResponseBegun::Passes;
         }
@@ -315,19 +317,19 @@ impl Relay {
     fn take_response(
         &mut self,
         response: Response<'_>,
-        end: End,
+        end: ResponseEnd,
         rest: &[u8],
         out: &mut Output,
     ) -> Step {
         let limit = self.intercept.profile().longest_response();
         match end {
-            End::At(length) if length <= limit => {
+            ResponseEnd::At(length) if length <= limit => {
                 self.take(response, &rest[..length], out);
                 Step::Take(length)
             }
-            End::Beyond if rest.len() <= limit => Step::Wait,
+            ResponseEnd::Beyond if rest.len() <= limit => Step::Wait,
             // The rest of what a question of ours is answered with is for nobody.
-            End::At(_) | End::Beyond
+            ResponseEnd::At(_) | ResponseEnd::Beyond
                 if let Response::Status { tag: tag @ Some(_), status, .. } = response
                     && self.is_question_answered(tag, status) =>
             {
@@ -338,7 +340,7 @@ impl Relay {
                 Step::Take(length)
             }
             // Whether its end is at hand already is chance, and makes no difference.
-            End::At(_) | End::Beyond => {
+            ResponseEnd::At(_) | ResponseEnd::Beyond => {
                 out.over.capability += 1;
                 Step::Close("a capability list of the backend that is too long")
             }

@@ -4,7 +4,7 @@
 //! end of a response, and none is copied more than once behind the one in front of it. Of a response that
 //! is longer than its reader keeps, the rest is skipped as it comes, whatever its length.
 
-use super::literal::{Announcement, End, Scan};
+use super::literal::{Announcement, ResponseEnd, Scan};
 use super::peek::{self, Response};
 use super::stream_position::{LineEnd, StreamPosition};
 
@@ -20,11 +20,11 @@ pub struct Ending {
 impl Ending {
     /// The end of the response that starts `input`; the text of a status announces no literal. Where it
     /// is found this is as new.
-    pub fn find(&mut self, input: &[u8]) -> End {
+    pub fn find(&mut self, input: &[u8]) -> ResponseEnd {
         let human = match self.human {
             Some(human) => human,
             None => match peek::response(input) {
-                None => return End::Beyond,
+                None => return ResponseEnd::Beyond,
                 Some(response) => is_for_people(response),
             },
         };
@@ -32,7 +32,7 @@ impl Ending {
             true => self.scan.end_of_line(input),
             false => self.scan.end_of_response(input),
         };
-        self.human = (end == End::Beyond).then_some(human);
+        self.human = (end == ResponseEnd::Beyond).then_some(human);
         end
     }
 
@@ -43,7 +43,7 @@ impl Ending {
 }
 
 /// The end of the response that starts `input`, as [`Ending::find`].
-pub fn end_of_status_or_response(input: &[u8]) -> End {
+pub fn end_of_status_or_response(input: &[u8]) -> ResponseEnd {
     Ending::default().find(input)
 }
 
@@ -128,14 +128,14 @@ impl Responses {
         if self.cut.is_none() {
             match self.ending.find(rest) {
                 // Whether its end is at hand already is chance, and makes no difference.
-                End::At(length) if length <= self.limit => {
+                ResponseEnd::At(length) if length <= self.limit => {
                     self.end += length;
                     return true;
                 }
-                End::Beyond if rest.len() <= self.limit || !self.ending.is_known() => {
+                ResponseEnd::Beyond if rest.len() <= self.limit || !self.ending.is_known() => {
                     return false;
                 }
-                End::At(_) | End::Beyond => {
+                ResponseEnd::At(_) | ResponseEnd::Beyond => {
                     self.ending = Ending::default();
                     self.cut = Some(Box::new(Cut::new(rest, self.limit)));
                 }

@@ -27,7 +27,7 @@ pub enum Mechanism {
 
 /// The server's side of an exchange.
 #[derive(Debug)]
-pub enum Exchange {
+pub enum SaslExchange {
     /// The one message of this mechanism is awaited.
     Message(Mechanism),
     /// LOGIN: the password is awaited.
@@ -41,7 +41,7 @@ pub enum Exchange {
 #[derive(Debug)]
 pub enum SaslStep {
     /// Send this challenge (base64, without the `+ `) and go on.
-    Challenge(Exchange, &'static str),
+    Challenge(SaslExchange, &'static str),
     /// The client has sent its credentials.
     Credentials(Credentials),
     /// A token that comes without a name (RFC 7628 section 3.1): it is the backend's to say whose it
@@ -72,15 +72,15 @@ impl Mechanism {
     }
 
     /// The exchange and its first challenge.
-    pub fn start(self) -> (Exchange, &'static str) {
+    pub fn start(self) -> (SaslExchange, &'static str) {
         match self {
-            Self::Login => (Exchange::Message(self), "VXNlcm5hbWU6"),
-            _ => (Exchange::Message(self), ""),
+            Self::Login => (SaslExchange::Message(self), "VXNlcm5hbWU6"),
+            _ => (SaslExchange::Message(self), ""),
         }
     }
 }
 
-impl Exchange {
+impl SaslExchange {
     /// Takes one line of the client without its line end: base64, `*`, or `=` for nothing (only as
     /// an initial response).
     pub fn respond(self, line: &[u8]) -> SaslStep {
@@ -198,7 +198,7 @@ mod tests {
     }
 
     fn respond(mechanism: Mechanism, message: &[u8]) -> SaslStep {
-        Exchange::Message(mechanism).respond(STANDARD.encode(message).as_bytes())
+        SaslExchange::Message(mechanism).respond(STANDARD.encode(message).as_bytes())
     }
 
     #[test]
@@ -257,18 +257,18 @@ mod tests {
 
     fn round_trip(mechanism: Mechanism, known: &Credentials) {
         let [message] = &messages(mechanism, known)[..] else { panic!("one message") };
-        let step = Exchange::Message(mechanism).respond(message.as_bytes());
+        let step = SaslExchange::Message(mechanism).respond(message.as_bytes());
         assert!(matches!(&step, SaslStep::Credentials(c) if c.same_as(known)), "{step:?}");
     }
 
     #[test]
     fn malformed_and_cancelled() {
         for bad in ["!", "AAA", "YWxpY2U=", "AGE=", "AGEAYgBj", "=", "", "\u{fc}"] {
-            let step = Exchange::Message(Mechanism::Plain).respond(bad.as_bytes());
+            let step = SaslExchange::Message(Mechanism::Plain).respond(bad.as_bytes());
             assert!(matches!(step, SaslStep::Malformed), "{bad}: {step:?}");
         }
         for mechanism in [Mechanism::Plain, Mechanism::Login] {
-            assert!(matches!(Exchange::Message(mechanism).respond(b"*"), SaslStep::Cancelled));
+            assert!(matches!(SaslExchange::Message(mechanism).respond(b"*"), SaslStep::Cancelled));
         }
     }
 

@@ -14,12 +14,12 @@ use tokio::time::Instant;
 
 use self::dial::DialFailure;
 use super::account_connections::ConnectionPermit;
-use super::master::{MasterLogin, PasswordFileError};
+use super::master::{MasterCredentials, PasswordFileError};
 use super::proxy_protocol::Addresses;
 use super::resolve::NameResolver;
 use super::stream::Stream;
 use super::tls::{self, TlsError};
-use crate::config::{self, BackendTls, Trust};
+use crate::config::{self, BackendTls, TrustConfig};
 use crate::imap::capability::Capabilities;
 use crate::imap::greeting::UnfitGreeting;
 use crate::imap::login::{BackendLogin, LoginAttempt, LoginKinds, LoginOptions, LoginOutcome};
@@ -35,7 +35,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Backend {
     way: Arc<Way>,
-    known: Arc<Known>,
+    known: Arc<RememberedBackend>,
 }
 
 /// How to get there.
@@ -51,20 +51,20 @@ struct Way {
     checks_token_name: bool,
     names_ignore_case: bool,
     id: BackendId,
-    master: Option<MasterLogin>,
+    master: Option<MasterCredentials>,
 }
 
 /// What outlives a configuration, and so tells one backend from another.
 #[derive(Debug, Default)]
-struct Known {
-    seen: Mutex<Option<Seen>>,
+struct RememberedBackend {
+    seen: Mutex<Option<LastOffer>>,
     /// When it last gave no answer to who asked it because that ruled a login out.
     unanswered: tokio::sync::Mutex<Option<Instant>>,
 }
 
 /// What a backend was last seen to offer before login, and when.
 #[derive(Debug)]
-struct Seen {
+struct LastOffer {
     offered: Arc<Capabilities>,
     logins: LoginKinds,
     at: Instant,
@@ -173,8 +173,8 @@ pub enum LoginError {
     Unavailable(String),
 }
 
-impl Known {
-    fn seen(&self) -> MutexGuard<'_, Option<Seen>> {
+impl RememberedBackend {
+    fn seen(&self) -> MutexGuard<'_, Option<LastOffer>> {
         self.seen.lock()
     }
 }
@@ -186,11 +186,11 @@ impl Backend {
     /// # Errors
     /// What is wrong with the TLS or the master user that the configuration asks for, and its key.
     pub fn new(
-        config: &config::Backend,
+        config: &config::BackendConfig,
         connect_timeout: Duration,
         resolver: &NameResolver,
     ) -> Result<Self, (&'static str, BackendError)> {
-        let trust = |trust: &Trust| -> Result<_, (&'static str, BackendError)> {
+        let trust = |trust: &TrustConfig| -> Result<_, (&'static str, BackendError)> {
             let client = tls::client(trust.ca.as_deref()).map_err(|error| ("ca", error.into()))?;
             let name = trust.server_name.as_str();
             let name = ServerName::try_from(name)
@@ -208,8 +208,10 @@ impl Backend {
                 Security::Implicit(client, name)
             }
         };
-        let config::Backend { host, port, proxy_protocol, send_id, checks_token_name, .. } = config;
-        let master = config.master.as_ref().map(MasterLogin::open);
+        let config::BackendConfig {
+            host, port, proxy_protocol, send_id, checks_token_name, ..
+        } = config;
+        let master = config.master.as_ref().map(MasterCredentials::open);
         let way = Way {
             host: host.clone(),
             port: *port,
@@ -257,7 +259,7 @@ impl Backend {
     }
 
     /// Whom watchers log in as there, in the mode in which they do; `None`: they do not.
-    pub fn master(&self) -> Option<&MasterLogin> {
+    pub fn master(&self) -> Option<&MasterCredentials> {
         self.way.master.as_ref()
     }
 
@@ -283,7 +285,7 @@ impl Backend {
             Some(same) if *same.offered == offered => same.at = now,
             other => {
                 let logins = LoginKinds::of(&offered);
-                *other = Some(Seen { offered: Arc::new(offered), logins, at: now });
+                *other = Some(LastOffer { offered: Arc::new(offered), logins, at: now });
             }
         }
     }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::account_connections::{AccountConnections, ConnectionPermit};
 use super::backend::{Backend, BackendError, ConnectError, Connected, LoggedIn, LoginError};
-use super::counters::Counters;
+use super::counters::LimitCounters;
 use super::proxy_protocol::Addresses;
 use super::resolve::NameResolver;
 use crate::config::{self, Config};
@@ -19,21 +19,21 @@ use crate::model::{Account, AmbiguousDomain, BackendId, Credentials};
 
 /// A handle to all backends. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Backends(Arc<Shared>);
+pub struct Backends(Arc<BackendsShared>);
 
 #[derive(Debug)]
-struct Shared {
+struct BackendsShared {
     table: watch::Sender<Table>,
     connections: AccountConnections,
-    counters: Arc<Counters>,
+    counters: Arc<LimitCounters>,
 }
 
 /// The backends of one configuration; [`Backends::replace`] puts it to use.
 #[derive(Debug)]
 pub struct Table {
-    default: (config::Backend, Backend),
+    default: (config::BackendConfig, Backend),
     /// By domain, in lower case.
-    routes: HashMap<String, (config::Backend, Backend)>,
+    routes: HashMap<String, (config::BackendConfig, Backend)>,
     connections_per_account: usize,
 }
 
@@ -54,7 +54,7 @@ impl Table {
     /// # Errors
     /// [`Unusable`] names the backend whose TLS or master user cannot be set up.
     pub fn new(config: &Config, resolver: &NameResolver) -> Result<Self, Unusable> {
-        let backend = |table, backend: &config::Backend| match Backend::new(
+        let backend = |table, backend: &config::BackendConfig| match Backend::new(
             backend,
             config.limits.connect_timeout,
             resolver,
@@ -110,9 +110,9 @@ impl Table {
 
 impl Backends {
     /// The backends of `table`; `counters` count their limits.
-    pub fn new(table: Table, counters: Arc<Counters>) -> Self {
+    pub fn new(table: Table, counters: Arc<LimitCounters>) -> Self {
         let (table, connections) = (watch::Sender::new(table), AccountConnections::default());
-        Self(Arc::new(Shared { table, connections, counters }))
+        Self(Arc::new(BackendsShared { table, connections, counters }))
     }
 
     /// From now on new connections go by `table`. Those that are open stay, but whoever can come back
@@ -135,7 +135,7 @@ impl Backends {
     }
 
     /// How often each limit was hit.
-    pub fn counters(&self) -> Arc<Counters> {
+    pub fn counters(&self) -> Arc<LimitCounters> {
         Arc::clone(&self.0.counters)
     }
 
@@ -176,7 +176,7 @@ impl Backends {
     /// all others.
     pub fn masters(&self) -> (Vec<(String, bool)>, bool) {
         let table = self.0.table.borrow();
-        let has = |(_, backend): &(config::Backend, Backend)| backend.master().is_some();
+        let has = |(_, backend): &(config::BackendConfig, Backend)| backend.master().is_some();
         let routes = table.routes.iter().map(|(domain, backend)| (domain.clone(), has(backend)));
         (routes.collect(), has(&table.default))
     }
@@ -274,13 +274,13 @@ impl Backends {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BackendTls, Route, Tls};
+    use crate::config::{BackendTls, RouteConfig, TlsConfig};
 
     /// Routes are pairs of a domain and the port that stands for its backend.
     fn table(default: u16, routes: &[(&str, u16)], connections_per_account: usize) -> Table {
-        let backend = |port| config::Backend::new("127.0.0.1", port, BackendTls::None);
-        let mut config = Config::new(Tls::new("", ""), backend(default));
-        let route = |(domain, port): &(&str, u16)| Route {
+        let backend = |port| config::BackendConfig::new("127.0.0.1", port, BackendTls::None);
+        let mut config = Config::new(TlsConfig::new("", ""), backend(default));
+        let route = |(domain, port): &(&str, u16)| RouteConfig {
             domain: (*domain).to_owned(),
             backend: backend(*port),
         };
@@ -321,9 +321,9 @@ mod tests {
 
     #[test]
     fn an_account_has_one_name_where_its_backend_ignores_case() {
-        let backend = || config::Backend::new("127.0.0.1", 1, BackendTls::None);
-        let mut config = Config::new(Tls::new("", ""), backend());
-        config.routes = vec![Route { domain: "a.example".into(), backend: backend() }];
+        let backend = || config::BackendConfig::new("127.0.0.1", 1, BackendTls::None);
+        let mut config = Config::new(TlsConfig::new("", ""), backend());
+        config.routes = vec![RouteConfig { domain: "a.example".into(), backend: backend() }];
         config.routes[0].backend.names_ignore_case = true;
         let backends = backends(Table::new(&config, &NameResolver::default()).unwrap());
         for (login, expected) in [

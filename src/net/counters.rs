@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 /// One counter for each limit, named as its key in `[limits]`; of other tables with theirs before it.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub struct LimitCounters {
     /// `[limits] sessions`
     pub sessions: Counter,
     /// `[limits] sessions_per_ip`
@@ -108,7 +108,7 @@ const QUIET: Duration = Duration::from_secs(60);
 /// The same for what nobody at this end can change at once.
 const HOUR: Duration = Duration::from_hours(1);
 
-impl Counters {
+impl LimitCounters {
     /// Each counter with the key of its limit.
     pub fn all(&self) -> [(&'static str, &Counter); 31] {
         [

@@ -12,7 +12,7 @@ use crate::secret_file::{Unfit, read_private};
 
 /// A master user and the password. `Debug` does not show it.
 #[derive(Debug)]
-pub struct MasterLogin {
+pub struct MasterCredentials {
     credentials: Credentials,
     template: Option<LoginTemplate>,
 }
@@ -26,7 +26,7 @@ pub struct PasswordFileError {
     remedy: String,
 }
 
-impl MasterLogin {
+impl MasterCredentials {
     /// Reads the password from its file.
     ///
     /// # Errors
@@ -58,7 +58,7 @@ impl MasterLogin {
     }
 }
 
-impl fmt::Display for MasterLogin {
+impl fmt::Display for MasterCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.credentials.login.escape_debug())
     }
@@ -111,7 +111,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "open sesame\n").unwrap();
         let open = |template: Option<&str>| {
-            MasterLogin::open(&config::MasterUser {
+            MasterCredentials::open(&config::MasterUser {
                 name: "boss".into(),
                 password_file: file.path().to_owned(),
                 login_template: template.map(|template| LoginTemplate::new(template).unwrap()),

@@ -22,9 +22,9 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use self::files::Files;
+use self::files::ResolverFiles;
 use self::servers::{FoundAddresses, LookupFailure, Servers};
-use super::counters::Counters;
+use super::counters::LimitCounters;
 use crate::config;
 
 /// For a look-up as a whole: all servers, all domains of the search list.
@@ -63,10 +63,10 @@ pub struct Sources {
 
 #[derive(Debug)]
 struct NameTable {
-    files: Mutex<Files>,
+    files: Mutex<ResolverFiles>,
     names: Mutex<HashMap<String, watch::Sender<NameRecord>>>,
     most_waiting: usize,
-    counters: Arc<Counters>,
+    counters: Arc<LimitCounters>,
 }
 
 /// What is known of a name.
@@ -102,7 +102,7 @@ struct Lookup {
 }
 
 /// What somebody who asks for a name gets now.
-enum Verdict {
+enum CacheAnswer {
     Addresses(Vec<IpAddr>),
     LookupFailure(LookupFailure),
     /// A look-up is under way; what else there is will do from then on.
@@ -126,21 +126,25 @@ impl Default for Sources {
 
 impl Default for NameResolver {
     fn default() -> Self {
-        Self::new(&config::Resolver::default(), Arc::default())
+        Self::new(&config::ResolverConfig::default(), Arc::default())
     }
 }
 
 impl NameResolver {
     /// A resolver that knows nothing yet. `counters` learn how often too many wait for one name.
-    pub fn new(config: &config::Resolver, counters: Arc<Counters>) -> Self {
+    pub fn new(config: &config::ResolverConfig, counters: Arc<LimitCounters>) -> Self {
         let name_servers = config.name_servers.clone();
         let sources = Sources { name_servers, ..Sources::default() };
         Self::with_sources(sources, config.waiting, counters)
     }
 
     /// The same with other files than the system's.
-    pub fn with_sources(sources: Sources, most_waiting: usize, counters: Arc<Counters>) -> Self {
-        let files = Mutex::new(Files::new(sources));
+    pub fn with_sources(
+        sources: Sources,
+        most_waiting: usize,
+        counters: Arc<LimitCounters>,
+    ) -> Self {
+        let files = Mutex::new(ResolverFiles::new(sources));
         Self(Arc::new(NameTable { files, names: Mutex::default(), most_waiting, counters }))
     }
 
@@ -174,9 +178,9 @@ impl NameResolver {
         let (mut verdict, mut known) = self.begin(name, servers);
         loop {
             let until = match verdict {
-                Verdict::Addresses(addresses) => return Ok(addresses),
-                Verdict::LookupFailure(failure) => return Err(failure.into()),
-                Verdict::Wait(until) => until,
+                CacheAnswer::Addresses(addresses) => return Ok(addresses),
+                CacheAnswer::LookupFailure(failure) => return Err(failure.into()),
+                CacheAnswer::Wait(until) => until,
             };
             let Some(receiver) = &mut known else { return Err(self.too_many(name)) };
             tokio::select! {
@@ -200,14 +204,14 @@ impl NameResolver {
         &self,
         name: &str,
         servers: &Arc<Servers>,
-    ) -> (Verdict, Option<watch::Receiver<NameRecord>>) {
+    ) -> (CacheAnswer, Option<watch::Receiver<NameRecord>>) {
         let now = Instant::now();
         let mut names = self.0.names.lock();
         if names.len() >= NAMES && !names.contains_key(name) {
             names.retain(|_, known| known.receiver_count() > 0);
         }
         let sender = names.entry(name.to_owned()).or_default();
-        let (mut verdict, mut look_up) = (Verdict::Wait(None), false);
+        let (mut verdict, mut look_up) = (CacheAnswer::Wait(None), false);
         sender.send_if_modified(|known| {
             look_up = known.is_due(servers.generation(), now);
             if look_up {
@@ -220,14 +224,15 @@ impl NameResolver {
             tokio::spawn(look_up_and_tell(self.clone(), name.to_owned(), Arc::clone(servers)));
         }
         let may_wait = sender.receiver_count() < self.0.most_waiting;
-        let waits = matches!(verdict, Verdict::Wait(_)) && may_wait;
+        let waits = matches!(verdict, CacheAnswer::Wait(_)) && may_wait;
         let receiver = waits.then(|| sender.subscribe());
         (verdict, receiver)
     }
 
     /// What is known of `name`.
-    fn now(&self, name: &str) -> Verdict {
-        let (now, mut verdict) = (Instant::now(), Verdict::LookupFailure(LookupFailure::Silent));
+    fn now(&self, name: &str) -> CacheAnswer {
+        let (now, mut verdict) =
+            (Instant::now(), CacheAnswer::LookupFailure(LookupFailure::Silent));
         if let Some(sender) = self.0.names.lock().get(name) {
             sender.send_if_modified(|known| {
                 verdict = known.verdict(now);
@@ -280,18 +285,18 @@ impl NameRecord {
         !under_way && !settled
     }
 
-    fn verdict(&mut self, now: Instant) -> Verdict {
+    fn verdict(&mut self, now: Instant) -> CacheAnswer {
         self.answer.take_if(|answer| now >= answer.fresh_until + STALE);
         match (&mut self.answer, self.asking) {
             (Some(answer), Some(asking)) => match asking.since + PATIENCE {
-                until if now < until => Verdict::Wait(Some(until)),
-                _ => Verdict::Addresses(answer.give()),
+                until if now < until => CacheAnswer::Wait(Some(until)),
+                _ => CacheAnswer::Addresses(answer.give()),
             },
-            (Some(answer), None) => Verdict::Addresses(answer.give()),
-            (None, Some(_)) => Verdict::Wait(None),
+            (Some(answer), None) => CacheAnswer::Addresses(answer.give()),
+            (None, Some(_)) => CacheAnswer::Wait(None),
             (None, None) => {
                 let failure = self.failure.as_ref().map(|(failure, _)| failure.clone());
-                Verdict::LookupFailure(failure.unwrap_or(LookupFailure::Silent))
+                CacheAnswer::LookupFailure(failure.unwrap_or(LookupFailure::Silent))
             }
         }
     }

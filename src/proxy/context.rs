@@ -10,13 +10,13 @@ use tokio::sync::{mpsc, watch};
 use super::admission::Admission;
 use super::registration_pace::RegistrationPace;
 use super::unanswered_mailboxes::UnansweredMailboxes;
-use crate::config::{self, Config, Relay};
+use crate::config::{self, Config, RelayedLogins};
 use crate::imap::contract::{DomainTopic, LimitHits, Profile, PushOffer, ShownCapabilities};
 use crate::imap::tap::Taps;
 use crate::metrics::Metrics;
 use crate::model::{Account, SessionEvent};
 use crate::net::backends::Backends;
-use crate::net::counters::Counters;
+use crate::net::counters::LimitCounters;
 use crate::store::CredentialSource;
 
 /// What all sessions share that began under one configuration. Its parts that outlive it are handles.
@@ -30,8 +30,8 @@ pub struct SessionContext {
     /// What clients are shown.
     pub(super) tls: Arc<ServerConfig>,
     pub(super) admission: Arc<Admission>,
-    pub(super) counters: Arc<Counters>,
-    pub(super) limits: config::Limits,
+    pub(super) counters: Arc<LimitCounters>,
+    pub(super) limits: config::LimitsConfig,
     /// Makes the taps of sessions.
     pub(super) taps: Option<Taps>,
     /// Most devices of one account.
@@ -53,11 +53,11 @@ pub struct SessionContext {
 pub struct CurrentContext(Arc<Mutex<Arc<SessionContext>>>);
 
 /// Whether mechanisms that hide the password pass; `master`: a master user watches.
-fn relays(relay: Relay, master: bool) -> bool {
+fn relays(relay: RelayedLogins, master: bool) -> bool {
     match relay {
-        Relay::Always => true,
-        Relay::Master => master,
-        Relay::Never => false,
+        RelayedLogins::Always => true,
+        RelayedLogins::Master => master,
+        RelayedLogins::Never => false,
     }
 }
 
@@ -71,7 +71,7 @@ impl SessionContext {
         tls: Arc<ServerConfig>,
         config: &Config,
     ) -> Self {
-        let master = config.credentials == config::Credentials::Master;
+        let master = config.credentials == config::CredentialsMode::Master;
         Self {
             counters: backends.counters(),
             backends,

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 
 use rustls::PeerIncompatible;
 
-use crate::net::counters::Counters;
+use crate::net::counters::LimitCounters;
 
 /// Logs that the handshake with `peer` failed for what the client cannot do, if it did: once an hour for
 /// each reason. Anybody can cause it, and only an old program's user needs to know.
-pub(super) fn cannot_use_tls(peer: SocketAddr, error: &io::Error, counters: &Counters) {
+pub(super) fn cannot_use_tls(peer: SocketAddr, error: &io::Error, counters: &LimitCounters) {
     let error = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
     let Some(rustls::Error::PeerIncompatible(reason)) = error else { return };
     let why = why(reason);

@@ -16,7 +16,7 @@ use super::context::{CurrentContext, SessionContext};
 use super::ended::Ended;
 use super::handshake::cannot_use_tls;
 use super::session_task::SessionTask;
-use crate::config::{Listener, ListenerTls};
+use crate::config::{ListenerConfig, ListenerTls};
 use crate::metrics::{Held, SessionEnd};
 use crate::net::listen::{accept, canonical};
 use crate::net::proxy_protocol::{self, Addresses};
@@ -26,7 +26,7 @@ use crate::net::stream::Stream;
 struct AcceptedClient {
     stream: TcpStream,
     peer: SocketAddr,
-    how: Listener,
+    how: ListenerConfig,
     wait: WaitingPermit,
 }
 
@@ -37,7 +37,7 @@ struct AcceptedClient {
 /// become. However many clients there are, the next one is accepted.
 pub async fn serve(
     listener: TcpListener,
-    how: watch::Receiver<Listener>,
+    how: watch::Receiver<ListenerConfig>,
     current: CurrentContext,
     stop: CancellationToken,
 ) {
@@ -174,7 +174,7 @@ async fn opened(
 async fn opening(
     mut stream: TcpStream,
     peer: SocketAddr,
-    how: &Listener,
+    how: &ListenerConfig,
     wait: &WaitingPermit,
     context: &SessionContext,
 ) -> io::Result<(Stream, Addresses)> {

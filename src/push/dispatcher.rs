@@ -21,7 +21,7 @@ use crate::metrics::{Metrics, PushOutcome, Queue};
 use crate::model::{Account, BackendId, Change, Mailbox, Subscription, Timestamp, WatchEvent};
 use crate::net::backends::Backends;
 use crate::net::backoff::Backoff;
-use crate::net::counters::Counters;
+use crate::net::counters::LimitCounters;
 use crate::nodes::Assignment;
 use crate::store::{Alive, Store, StoreError, Target};
 
@@ -46,7 +46,7 @@ pub struct DispatcherParts {
     /// On which pushes leave.
     pub routes: Routes,
     /// `[push]`
-    pub config: config::Push,
+    pub config: config::PushConfig,
     /// Gets the accounts that have no live device: a hint, given without waiting, that may be late
     /// or lost.
     pub removed: mpsc::Sender<Account>,
@@ -59,7 +59,7 @@ pub struct DispatcherParts {
     /// By whose names accounts take turns.
     pub backend_of: BackendOf,
     /// The limits that were reached.
-    pub counters: Arc<Counters>,
+    pub counters: Arc<LimitCounters>,
 }
 
 /// Asks the dispatcher why it does what it does. Clones ask the same one.
@@ -207,7 +207,7 @@ struct Jobs {
     store: Store,
     backends: Backends,
     routes: Routes,
-    config: config::Push,
+    config: config::PushConfig,
     removed: mpsc::Sender<Account>,
     shares: watch::Receiver<Assignment>,
     metrics: Arc<Metrics>,

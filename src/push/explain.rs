@@ -120,7 +120,7 @@ pub enum Reason {
 pub(super) struct Facts<'a> {
     pub(super) target: &'a Target,
     /// How long a registration counts.
-    pub(super) config: &'a config::Push,
+    pub(super) config: &'a config::PushConfig,
     /// The backend of its account.
     pub(super) home: Option<&'a BackendId>,
     /// On which it would be pushed, if there is such a route.
@@ -304,7 +304,7 @@ mod tests {
     #[test]
     fn a_device_that_is_well_would_be_pushed_and_each_hindrance_is_named() {
         let explain = |target: &Target, route, pending, mailbox: Option<&str>| {
-            let config = config::Push { registration_ttl: TTL, ..Default::default() };
+            let config = config::PushConfig { registration_ttl: TTL, ..Default::default() };
             let home = BackendId::new(None, "imap", 993);
             let facts = Facts { target, config: &config, home: Some(&home), route, pending };
             facts.explain(mailbox.map(Mailbox::new).as_ref(), NOW, NOW)

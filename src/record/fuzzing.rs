@@ -8,7 +8,7 @@ use crate::imap::contract::Profile;
 use crate::imap::tap::Flow;
 
 /// A recording, without a channel and a file.
-pub struct Transcript(transcript::Transcript);
+pub struct FuzzedTranscript(transcript::Transcript);
 
 /// Who said something, and whether it went on to the other side.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +29,7 @@ pub enum Said {
     ToBackend,
 }
 
-impl Transcript {
+impl FuzzedTranscript {
     /// A session with this profile; `secure` if it is in TLS.
     pub fn new(profile: &Profile, secure: bool) -> Self {
         Self(transcript::Transcript::new(profile, secure))
@@ -60,7 +60,7 @@ impl Transcript {
     }
 }
 
-impl fmt::Debug for Transcript {
+impl fmt::Debug for FuzzedTranscript {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Transcript").finish_non_exhaustive()
     }

@@ -27,7 +27,7 @@ const MOST_NAMES: usize = 20;
 /// The stand-ins of one recording.
 #[derive(Default)]
 pub(super) struct Masks {
-    known: HashMap<(Kind, Vec<u8>), Vec<u8>>,
+    known: HashMap<(MaskKind, Vec<u8>), Vec<u8>>,
     /// Login names, and their parts before an `@`: looked for in every text.
     names: Vec<Vec<u8>>,
     /// Who logged in first, and with which password.
@@ -35,7 +35,7 @@ pub(super) struct Masks {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Kind {
+enum MaskKind {
     Name,
     Secret,
     Token,
@@ -45,7 +45,7 @@ enum Kind {
 impl Masks {
     /// A login name or an address: `1xxxx@xxxxxxx.xxx`.
     pub(super) fn name(&mut self, name: &[u8]) -> Vec<u8> {
-        self.stand_in(Kind::Name, name, |name, number| {
+        self.stand_in(MaskKind::Name, name, |name, number| {
             let mut mask = shape(name);
             for (place, digit) in mask.iter_mut().zip(number.to_string().bytes()) {
                 if *place == b'x' {
@@ -75,7 +75,7 @@ impl Masks {
     /// A password; `exact` is as long as it is. Whether IMAP could write it as an atom, a quoted
     /// string or only as a literal stays, since that decides what is said.
     pub(super) fn secret(&mut self, secret: &[u8], exact: bool) -> Vec<u8> {
-        self.stand_in(Kind::Secret, secret, |secret, _| {
+        self.stand_in(MaskKind::Secret, secret, |secret, _| {
             // Only a literal can tell the others (RFC 9051 section 9, quoted), with their length.
             let quotable = secret.is_ascii() && !secret.iter().any(|b| b"\0\r\n".contains(b));
             // An empty one hides nothing.
@@ -95,7 +95,7 @@ impl Masks {
 
     /// A device token: a number in as many hex digits.
     pub(super) fn token(&mut self, token: &[u8]) -> Vec<u8> {
-        self.stand_in(Kind::Token, token, |token, number| {
+        self.stand_in(MaskKind::Token, token, |token, number| {
             if token.iter().all(u8::is_ascii_hexdigit) {
                 format!("{number:0width$x}", width = token.len()).into_bytes()
             } else {
@@ -106,7 +106,7 @@ impl Masks {
 
     /// A device's name for an account, a UUID: a number in its form.
     pub(super) fn account_id(&mut self, id: &[u8]) -> Vec<u8> {
-        self.stand_in(Kind::AccountId, id, |id, number| {
+        self.stand_in(MaskKind::AccountId, id, |id, number| {
             let dashes: Vec<_> = (0..id.len()).filter(|at| id[*at] == b'-').collect();
             if id.len() == 36 && dashes == [8, 13, 18, 23] {
                 format!("00000000-0000-0000-0000-{number:012X}").into_bytes()
@@ -279,7 +279,7 @@ impl Masks {
 
     fn stand_in(
         &mut self,
-        kind: Kind,
+        kind: MaskKind,
         value: &[u8],
         make: impl FnOnce(&[u8], usize) -> Vec<u8>,
     ) -> Vec<u8> {

@@ -44,7 +44,7 @@ const BATCH: usize = 256;
 const TURN: usize = 32 * 1024;
 
 /// What makes the recording of each new session.
-pub fn taps(config: &config::Record) -> Taps {
+pub fn taps(config: &config::RecordConfig) -> Taps {
     let config = config.clone();
     Taps::new(move |profile, secure| Box::new(Recording::begin(config.clone(), profile, secure)))
 }
@@ -53,7 +53,7 @@ pub fn taps(config: &config::Record) -> Taps {
 ///
 /// # Errors
 /// Why no file can be made in the folder.
-pub fn check(config: &config::Record) -> io::Result<()> {
+pub fn check(config: &config::RecordConfig) -> io::Result<()> {
     // It has no name, and so goes away whatever happens.
     tempfile::tempfile_in(&config.folder).map(drop)
 }
@@ -63,13 +63,13 @@ pub fn check(config: &config::Record) -> io::Result<()> {
 struct Recording {
     pieces: mpsc::Sender<(Duration, Piece)>,
     started: Instant,
-    backlog: Arc<Backlog>,
+    backlog: Arc<WriterQueue>,
     writer: JoinHandle<()>,
 }
 
 /// What waits for the writer.
 #[derive(Debug, Default)]
-struct Backlog {
+struct WriterQueue {
     bytes: AtomicUsize,
     /// It was too much.
     torn: AtomicBool,
@@ -83,16 +83,16 @@ enum Piece {
 }
 
 impl Recording {
-    fn begin(config: config::Record, profile: &Profile, secure: bool) -> Self {
+    fn begin(config: config::RecordConfig, profile: &Profile, secure: bool) -> Self {
         let (pieces, waiting) = mpsc::channel(QUEUE);
-        let backlog = Arc::new(Backlog::default());
+        let backlog = Arc::new(WriterQueue::default());
         let transcript = Transcript::new(profile, secure);
         let writer = tokio::spawn(write(config, transcript, waiting, Arc::clone(&backlog)));
         Self { pieces, started: Instant::now(), backlog, writer }
     }
 
     fn add(&mut self, length: usize, piece: impl FnOnce() -> Piece) {
-        let Backlog { bytes, torn } = &*self.backlog;
+        let WriterQueue { bytes, torn } = &*self.backlog;
         if torn.load(Ordering::Relaxed) {
             return;
         }
@@ -134,10 +134,10 @@ impl Tap for Recording {
 
 /// Writes a session's pieces until it ends, its file is long enough, or it comes too fast.
 async fn write(
-    config: config::Record,
+    config: config::RecordConfig,
     mut transcript: Transcript,
     mut waiting: mpsc::Receiver<(Duration, Piece)>,
-    backlog: Arc<Backlog>,
+    backlog: Arc<WriterQueue>,
 ) {
     let mut file: Option<File> = None;
     let mut room = config.max_size;
@@ -243,7 +243,7 @@ mod tests {
         let connection =
             ClientConnection { secure: true, tag_prefix: "mc0x".into(), id_fields: Vec::new() };
         let session = Session::new(Arc::clone(&profile), connection);
-        let config = config::Record { folder: folder.into(), max_size };
+        let config = config::RecordConfig { folder: folder.into(), max_size };
         Tapped::new(session, Some(&taps(&config)), &profile, true)
     }
 
@@ -289,7 +289,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         session.finish().await;
-        let config = config::Record { folder: folder.path().join("gone"), max_size: 1 };
+        let config = config::RecordConfig { folder: folder.path().join("gone"), max_size: 1 };
         assert!(check(&config).is_err());
     }
 }

@@ -30,7 +30,7 @@ pub(super) struct Transcript {
     pub(super) text: String,
     masks: Masks,
     /// Of the client, the backend, mailchime to the client and mailchime to the backend.
-    streams: [Stream; 4],
+    streams: [StreamText; 4],
     /// The client's AUTHENTICATE under way.
     sasl: Option<Sasl>,
     /// That of mailchime at the backend.
@@ -50,7 +50,7 @@ struct Sasl {
 }
 
 #[derive(Default)]
-struct Stream {
+struct StreamText {
     /// Of a line whose end has not come.
     partial: Vec<u8>,
     literal: Literal,
@@ -153,7 +153,7 @@ impl Transcript {
     }
 
     /// Takes a line, a literal, or what there is of either; returns what is left.
-    fn step<'a>(&mut self, stream: &mut Stream, flow: Flow, input: &'a [u8]) -> &'a [u8] {
+    fn step<'a>(&mut self, stream: &mut StreamText, flow: Flow, input: &'a [u8]) -> &'a [u8] {
         match &mut stream.literal {
             Literal::Awaited(announced) => {
                 // Without an answer it was not refused: its octets follow.
@@ -204,7 +204,7 @@ impl Transcript {
         }
     }
 
-    fn begin_literal(&mut self, stream: &mut Stream, flow: Flow, announced: Announcement) {
+    fn begin_literal(&mut self, stream: &mut StreamText, flow: Flow, announced: Announcement) {
         let manner = stream.manner.get_or_insert(Manner::Whole);
         match usize::try_from(announced.length) {
             Ok(length) if length > 0 && manner.wants(announced) => {
@@ -216,7 +216,7 @@ impl Transcript {
 
     /// Writes the next placeholder for `left` octets of content. Those behind it get theirs when it is
     /// filled: who announces more than ever comes must not fill the recording.
-    fn begin_content(&mut self, stream: &mut Stream, flow: Flow, left: u64) {
+    fn begin_content(&mut self, stream: &mut StreamText, flow: Flow, left: u64) {
         let part = left.min(LONGEST_FILL);
         stream.literal = match part {
             0 => Literal::None,
@@ -227,7 +227,7 @@ impl Transcript {
         };
     }
 
-    fn line(&mut self, stream: &mut Stream, flow: Flow, line: &[u8]) {
+    fn line(&mut self, stream: &mut StreamText, flow: Flow, line: &[u8]) {
         let text = line.strip_suffix(b"\n").unwrap_or(line);
         let text = text.strip_suffix(b"\r").unwrap_or(text);
         let end = &line[text.len()..];
@@ -259,7 +259,7 @@ impl Transcript {
     /// A line of a command, or of what follows one.
     fn command(
         &mut self,
-        stream: &mut Stream,
+        stream: &mut StreamText,
         flow: Flow,
         text: &[u8],
         announced: &mut Option<Announcement>,
@@ -349,7 +349,7 @@ impl Transcript {
     /// A line of a response, or of what follows one.
     fn response(
         &mut self,
-        stream: &mut Stream,
+        stream: &mut StreamText,
         flow: Flow,
         text: &[u8],
         announced: &mut Option<Announcement>,

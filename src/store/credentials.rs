@@ -83,13 +83,13 @@ impl CredentialSource {
     ///
     /// # Errors
     /// [`VaultError::KeyFile`].
-    pub fn open(config: &config::Credentials, store: Store) -> Result<Self, VaultError> {
+    pub fn open(config: &config::CredentialsMode, store: Store) -> Result<Self, VaultError> {
         let mode = match config {
-            config::Credentials::Stored { key_file } => {
+            config::CredentialsMode::Stored { key_file } => {
                 Mode::Stored(Arc::new(Vault::open(key_file)?))
             }
-            config::Credentials::Memory => Mode::Memory(Mutex::new(HashMap::new())),
-            config::Credentials::Master => Mode::Master,
+            config::CredentialsMode::Memory => Mode::Memory(Mutex::new(HashMap::new())),
+            config::CredentialsMode::Master => Mode::Master,
         };
         Ok(Self { store, mode })
     }

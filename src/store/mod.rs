@@ -275,7 +275,7 @@ pub struct Removed {
 
 impl Alive {
     /// Those that live at this time of service.
-    pub fn at(served: Timestamp, push: &config::Push) -> Self {
+    pub fn at(served: Timestamp, push: &config::PushConfig) -> Self {
         Self {
             registered_since: served.minus(push.registration_ttl),
             outdated_after: served.minus(push.outdated_for()),

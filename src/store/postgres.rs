@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::dialect::Dialect;
 use super::error::{is_refusal, unusable_server};
-use super::work::{Connections, Kind, Trust};
+use super::work::{ConnectionTrust, Connections, TransactionKind};
 use super::{StoreError, schema};
 
 /// Connections of each pool. Reads do not wait for writes; few of either are ever in flight.
@@ -41,7 +41,7 @@ pub(super) fn connections(
         Some(_) => url.to_owned(),
     };
     sqlx::any::install_default_drivers();
-    let trust = Trust::default();
+    let trust = ConnectionTrust::default();
     let pool = || -> Result<AnyPool, StoreError> {
         let (taken, returned) = (trust.clone(), trust.clone());
         let options = AnyPoolOptions::new()
@@ -71,7 +71,7 @@ pub(super) fn connections(
     };
     let (reads, writes) = (pool()?, pool()?);
     let (begin, named) = (begin(busy_timeout, limit).into(), keeps_statements(&url));
-    Ok(Connections { reads, writes, kind: Kind::Server { begin, named, trust } })
+    Ok(Connections { reads, writes, kind: TransactionKind::Server { begin, named, trust } })
 }
 
 fn with_parameter(url: &str, parameter: &str) -> String {

@@ -187,12 +187,12 @@ fn targets(entries: Vec<Target>) -> Vec<Target> {
 /// rows in the same order.
 struct Outcome<'a> {
     told: BTreeMap<(&'a str, &'a str), &'a Snapshot>,
-    marks: BTreeMap<(Key<'a>, &'a str), Mark>,
-    pushed: BTreeMap<Key<'a>, Timestamp>,
+    marks: BTreeMap<(NaturalKey<'a>, &'a str), Mark>,
+    pushed: BTreeMap<NaturalKey<'a>, Timestamp>,
 }
 
 /// Account, transport, hash of the endpoint, app.
-type Key<'a> = (&'a str, &'a str, String, &'a str);
+type NaturalKey<'a> = (&'a str, &'a str, String, &'a str);
 
 /// What becomes of the mark that a mailbox is owed.
 #[derive(Default)]
@@ -291,7 +291,7 @@ impl<'a> Outcome<'a> {
     }
 }
 
-fn key(key: &SubscriptionKey) -> Key<'_> {
+fn key(key: &SubscriptionKey) -> NaturalKey<'_> {
     (key.account.as_str(), key.transport.as_str(), key.endpoint.hash_hex(), &key.app)
 }
 

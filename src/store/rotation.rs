@@ -76,10 +76,10 @@ pub async fn rotate(store: &Store, vault: &Vault) -> Result<u64, RotationError> 
     if !seals.iter().any(|(seal, _)| vault.knows(seal)) {
         return Err(vault.wrong_key_file(&seals).into());
     }
-    settled(store, vault, Work::Look).await?;
+    settled(store, vault, RowChange::Look).await?;
     store.is_in_place()?;
     vault.add_key()?;
-    let resealed = settled(store, vault, Work::Reseal).await?;
+    let resealed = settled(store, vault, RowChange::Reseal).await?;
     // A backup that was put in its place meanwhile may need the old key.
     store.is_in_place()?;
     vault.drop_old_key()?;
@@ -92,7 +92,7 @@ const NAMED: usize = 20;
 
 /// What is done with each row.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Work {
+enum RowChange {
     /// It must open.
     Look,
     /// It is sealed with the first key of the file.
@@ -107,7 +107,7 @@ struct Pass {
 }
 
 /// Goes through all rows until nothing is left to do.
-async fn settled(store: &Store, vault: &Vault, work: Work) -> Result<u64, RotationError> {
+async fn settled(store: &Store, vault: &Vault, work: RowChange) -> Result<u64, RotationError> {
     let (mut resealed, mut before) = (0, Vec::new());
     loop {
         let Pass { resealed: more, unreadable } = pass(store, vault, work).await?;
@@ -123,8 +123,8 @@ async fn settled(store: &Store, vault: &Vault, work: Work) -> Result<u64, Rotati
                     accounts: unreadable.len(),
                     names: names.collect::<Vec<_>>().join(", "),
                     changed: match work {
-                        Work::Look => "nothing was changed",
-                        Work::Reseal => "both keys stay in the file",
+                        RowChange::Look => "nothing was changed",
+                        RowChange::Reseal => "both keys stay in the file",
                     },
                 });
             }
@@ -135,7 +135,7 @@ async fn settled(store: &Store, vault: &Vault, work: Work) -> Result<u64, Rotati
 }
 
 /// Looks at all stored credentials once.
-async fn pass(store: &Store, vault: &Vault, work: Work) -> Result<Pass, RotationError> {
+async fn pass(store: &Store, vault: &Vault, work: RowChange) -> Result<Pass, RotationError> {
     let mut pass = Pass::default();
     let mut last = (String::new(), 0);
     loop {
@@ -153,8 +153,8 @@ async fn pass(store: &Store, vault: &Vault, work: Work) -> Result<Pass, Rotation
                 continue;
             };
             let new = match work {
-                Work::Look => vault.unseal(&account, &old).map(|_| None),
-                Work::Reseal => vault.reseal(&account, &old),
+                RowChange::Look => vault.unseal(&account, &old).map(|_| None),
+                RowChange::Reseal => vault.reseal(&account, &old),
             };
             match new {
                 Ok(Some(new)) => texts.push(Resealed { account, number, old, new }),

@@ -30,11 +30,11 @@ const TOLERATED: Duration = Duration::from_secs(30);
 
 /// What a program knows that serves phones; nothing before it has read the database.
 #[derive(Default)]
-pub(super) struct Service(Mutex<Option<Known>>);
+pub(super) struct Service(Mutex<Option<KnownTimes>>);
 
 /// What was known at some moments.
 #[derive(Clone, Debug)]
-struct Known {
+struct KnownTimes {
     served: Timestamp,
     /// When that was.
     at: Instant,
@@ -156,7 +156,7 @@ impl Store {
         let newest = newest.try_get::<Option<i64>, _>("newest").ok().flatten().map(Timestamp);
         let (now, at) = (Timestamp::now(), Instant::now());
         // Without a row it begins anew, behind no device.
-        let known = Known::begin(now, at, row.or(newest.map(|newest| (newest, newest))));
+        let known = KnownTimes::begin(now, at, row.or(newest.map(|newest| (newest, newest))));
         if let Some((_, last)) = row
             && now.0.abs_diff(last.0) > GAP.as_millis().try_into().unwrap_or(u64::MAX)
         {
@@ -174,12 +174,12 @@ impl Store {
 }
 
 impl Service {
-    fn known(&self) -> MutexGuard<'_, Option<Known>> {
+    fn known(&self) -> MutexGuard<'_, Option<KnownTimes>> {
         self.0.lock()
     }
 }
 
-impl Known {
+impl KnownTimes {
     fn begin(now: Timestamp, at: Instant, row: Option<(Timestamp, Timestamp)>) -> Self {
         // The first start of all: any time will do, as nothing is older.
         let (written, last) = row.unwrap_or((now, now));
@@ -253,14 +253,14 @@ mod tests {
 
     /// A program that ticks, and the row that it writes.
     struct Program {
-        known: Known,
+        known: KnownTimes,
         row: Option<(Timestamp, Timestamp)>,
         at: Instant,
     }
 
     impl Program {
         fn start(now: Timestamp, at: Instant, row: Option<(Timestamp, Timestamp)>) -> Self {
-            let known = Known::begin(now, at, row);
+            let known = KnownTimes::begin(now, at, row);
             Self { row: Some((known.served, now)), known, at }
         }
 

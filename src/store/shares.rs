@@ -49,7 +49,7 @@ pub struct MadeRoom {
 
 /// A subscription that may have to go.
 #[derive(Clone, Debug)]
-struct Candidate {
+struct EvictionCandidate {
     id: i64,
     account: String,
     /// It is of the same endpoint as the registration.
@@ -142,18 +142,18 @@ impl Shares {
         .bind(key.transport.as_str())
         .fetch_all_in(work)
         .await?;
-        let read = |row: &AnyRow| -> sqlx::Result<Candidate> {
+        let read = |row: &AnyRow| -> sqlx::Result<EvictionCandidate> {
             let same_endpoint = row.try_get::<&str, _>("endpoint_hash")? == hash
                 && row.try_get::<&str, _>("transport")? == key.transport.as_str();
-            Ok(Candidate {
+            Ok(EvictionCandidate {
                 id: row.try_get("id")?,
                 account: row.try_get("account")?,
                 same_endpoint,
             })
         };
         // A row that cannot be read is not counted, and costs nobody else anything.
-        let rows: Vec<Candidate> = rows.iter().filter_map(|row| read(row).ok()).collect();
-        let of_account = |row: &&Candidate| row.account.to_lowercase() == folded;
+        let rows: Vec<EvictionCandidate> = rows.iter().filter_map(|row| read(row).ok()).collect();
+        let of_account = |row: &&EvictionCandidate| row.account.to_lowercase() == folded;
         let devices = rows.iter().filter(of_account).cloned().collect();
         let too_many = excess(devices, max_devices, own, |row| row.account.clone());
 
@@ -165,7 +165,7 @@ impl Shares {
 
         let made = MadeRoom { devices: too_many.len(), registrations: foreign.len() };
         let mut losers = BTreeSet::new();
-        for Candidate { id, account, .. } in too_many.into_iter().chain(foreign) {
+        for EvictionCandidate { id, account, .. } in too_many.into_iter().chain(foreign) {
             let other = account != key.account.as_str();
             if other {
                 lock(work, &account).await?;
@@ -182,17 +182,17 @@ impl Shares {
 /// Of `rows`, oldest first, those that are more than `most`: again and again the oldest of the group
 /// with most rows, but for the one with the id `own`.
 fn excess(
-    rows: Vec<Candidate>,
+    rows: Vec<EvictionCandidate>,
     most: u32,
     own: i64,
-    group: impl Fn(&Candidate) -> String,
-) -> Vec<Candidate> {
+    group: impl Fn(&EvictionCandidate) -> String,
+) -> Vec<EvictionCandidate> {
     let most = usize::try_from(most).unwrap_or(usize::MAX).max(1);
     if rows.len() <= most {
         return Vec::new();
     }
     let mut left = rows.len();
-    let mut groups: HashMap<String, (usize, VecDeque<Candidate>)> = HashMap::new();
+    let mut groups: HashMap<String, (usize, VecDeque<EvictionCandidate>)> = HashMap::new();
     for row in rows {
         let (size, others) = groups.entry(group(&row)).or_default();
         *size += 1;
@@ -222,14 +222,15 @@ mod tests {
 
     /// Those of these accounts, oldest first, of which more than `most` are gone when the one of `of` has come.
     fn gone(accounts: &[&str], most: u32, of: &str) -> Vec<String> {
-        let row = |(id, account): (i64, &&str)| Candidate {
+        let row = |(id, account): (i64, &&str)| EvictionCandidate {
             id,
             account: (*account).to_owned(),
             same_endpoint: true,
         };
-        let rows: Vec<Candidate> = (0..).zip(accounts).map(row).collect();
+        let rows: Vec<EvictionCandidate> = (0..).zip(accounts).map(row).collect();
         let own = rows.iter().find(|row| row.account == of).map_or(-1, |row| row.id);
-        let by_domain = |row: &Candidate| domain(&Account::from_login(&row.account)).to_owned();
+        let by_domain =
+            |row: &EvictionCandidate| domain(&Account::from_login(&row.account)).to_owned();
         excess(rows, most, own, by_domain).into_iter().map(|row| row.account).collect()
     }
 

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::dialect::Dialect;
 use super::error::{CANNOT_OPEN, sqlite_code};
 use super::file::DatabaseFile;
-use super::work::{BEGIN_WRITE, Connections, Kind, Work};
+use super::work::{BEGIN_WRITE, Connections, TransactionKind, Work};
 use super::{StoreError, schema};
 use crate::files;
 
@@ -149,7 +149,7 @@ async fn pools(
         let first = connection.execute("select count(*) from sqlite_master");
         first.await.map_err(named)?;
     }
-    Ok(Opened { file, connections: Connections { reads, writes, kind: Kind::File } })
+    Ok(Opened { file, connections: Connections { reads, writes, kind: TransactionKind::File } })
 }
 
 fn unusable(database: &Arc<str>, error: &io::Error) -> StoreError {

@@ -21,8 +21,9 @@ use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use parking_lot::{RwLock, RwLockReadGuard};
 use secrecy::zeroize::Zeroizing;
 
+use crate::files::{Stamp, stamp};
 use crate::model::{Account, Credentials, SecretKind};
-use crate::secret_file::{Stamp, Successor, Unfit, read_private, stamp, tidy};
+use crate::secret_file::{Successor, Unfit, read_private, tidy};
 
 /// Seals under the keys of one file. `Debug` shows where they are and their ids.
 pub struct Vault {
@@ -34,13 +35,13 @@ pub struct Vault {
 struct Keys {
     stamp: Stamp,
     /// Seals and opens.
-    current: Key,
+    current: SealingKey,
     /// The one before, while it is being replaced: opens only.
-    old: Option<Key>,
+    old: Option<SealingKey>,
 }
 
 /// Nothing of it is kept as the file has it.
-struct Key {
+struct SealingKey {
     id: String,
     key: RandomizedNonceKey,
 }
@@ -327,7 +328,7 @@ impl Keys {
     fn of(text: &str, metadata: &fs::Metadata) -> Result<Self, Unfit> {
         let mut lines = key_lines(text);
         let mut key =
-            || lines.next().map(|line| Key::new(line).ok_or(Unfit::Malformed)).transpose();
+            || lines.next().map(|line| SealingKey::new(line).ok_or(Unfit::Malformed)).transpose();
         let (Some(current), old, None) = (key()?, key()?, key()?) else {
             return Err(Unfit::Malformed);
         };
@@ -337,12 +338,12 @@ impl Keys {
         Ok(Self { stamp: stamp(metadata), current, old })
     }
 
-    fn all(&self) -> impl Iterator<Item = &Key> {
+    fn all(&self) -> impl Iterator<Item = &SealingKey> {
         std::iter::once(&self.current).chain(&self.old)
     }
 }
 
-impl Key {
+impl SealingKey {
     fn new(text: &str) -> Option<Self> {
         let bytes = Zeroizing::new(BASE64_STANDARD.decode(text).ok()?);
         let bytes: Zeroizing<[u8; KEY_LEN]> = Zeroizing::new(bytes.as_slice().try_into().ok()?);

@@ -35,11 +35,11 @@ pub(super) const BEGIN_WRITE: &str = "begin immediate";
 pub(super) struct Connections {
     pub(super) reads: AnyPool,
     pub(super) writes: AnyPool,
-    pub(super) kind: Kind,
+    pub(super) kind: TransactionKind,
 }
 
 /// How transactions begin.
-pub(super) enum Kind {
+pub(super) enum TransactionKind {
     /// A SQLite file. A transaction that writes holds the write lock from the start.
     File,
     Server {
@@ -47,16 +47,16 @@ pub(super) enum Kind {
         begin: Arc<str>,
         /// Statements are kept prepared, by names: only for a server that no pooler stands before.
         named: bool,
-        trust: Trust,
+        trust: ConnectionTrust,
     },
 }
 
 /// Which connections to a server may be used. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Trust(Arc<Mutex<Seen>>);
+pub(super) struct ConnectionTrust(Arc<Mutex<ConnectionTrustState>>);
 
 #[derive(Debug, Default)]
-struct Seen {
+struct ConnectionTrustState {
     /// A connection was found to be of no use then. Those that are as old lead to the same server.
     distrusted: Option<Instant>,
     /// The last one that was looked at led to a server that is read-only.
@@ -102,7 +102,7 @@ impl Connections {
     }
 
     async fn begin(&self, pool: &AnyPool, of_file: &'static str) -> sqlx::Result<Work> {
-        let Kind::Server { begin, named, trust } = &self.kind else {
+        let TransactionKind::Server { begin, named, trust } = &self.kind else {
             return Work::begin_on(pool, of_file).await;
         };
         let connection = pool.acquire().await?;
@@ -135,13 +135,13 @@ impl Connections {
 
     /// Whether they lead to a server, which others may share.
     pub(super) fn are_to_a_server(&self) -> bool {
-        matches!(self.kind, Kind::Server { .. })
+        matches!(self.kind, TransactionKind::Server { .. })
     }
 
     /// A connection is of no use, or its server became a standby: neither it nor any that is as old is
     /// used again.
     pub(super) fn distrust(&self) {
-        let Kind::Server { trust, .. } = &self.kind else { return };
+        let TransactionKind::Server { trust, .. } = &self.kind else { return };
         trust.distrust();
         for pool in [&self.reads, &self.writes] {
             while let Some(mut idle) = pool.try_acquire() {
@@ -175,7 +175,7 @@ fn is_standby(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Io(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem)
 }
 
-impl Trust {
+impl ConnectionTrust {
     /// Whether a connection of this age may be used.
     pub(super) fn has(&self, age: Duration) -> bool {
         self.seen().distrusted.is_none_or(|since| age < since.elapsed())
@@ -202,7 +202,7 @@ impl Trust {
         }
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
+    fn seen(&self) -> MutexGuard<'_, ConnectionTrustState> {
         self.0.lock()
     }
 }

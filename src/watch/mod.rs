@@ -43,9 +43,9 @@ use crate::store::{Alive, CredentialSource, Store};
 /// What all watchers share.
 #[derive(Debug)]
 pub struct WatchContext {
-    config: config::Watch,
+    config: config::WatchConfig,
     /// For how long devices live.
-    push: config::Push,
+    push: config::PushConfig,
     /// Longest response of a backend, in bytes.
     response_size: usize,
     backends: Backends,

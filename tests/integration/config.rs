@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use mailchime::config::{
     self, AdminAddress, BackendTls, CertificateFiles, Collapse, Config, Events, ListenerTls,
-    LogFormat, Network, ProviderFiles, Proxy, PushType, Relay, Route, Trust,
+    LogFormat, Network, ProviderFiles, ProxyConfig, PushType, RelayedLogins, RouteConfig,
+    TrustConfig,
 };
 use toml::{Table, Value};
 
@@ -70,7 +71,8 @@ fn every_key_takes_effect() {
     assert_eq!(config.tls.certificates, [files.clone(), files.clone()]);
     assert_eq!((config.backend.host.as_str(), config.backend.port), ("10.0.0.5", 1993));
     assert_eq!((config.backend.id().as_str(), config.backend.master.as_ref()), ("main", None));
-    let trust = |name: &str| Trust { ca: Some(placeholder.clone()), server_name: name.into() };
+    let trust =
+        |name: &str| TrustConfig { ca: Some(placeholder.clone()), server_name: name.into() };
     assert_eq!(config.backend.tls, BackendTls::Implicit(trust("imap.example.org")));
     assert!(config.backend.proxy_protocol && config.backend.send_id);
     assert!(config.backend.checks_token_name && !config.backend.names_ignore_case);
@@ -79,7 +81,7 @@ fn every_key_takes_effect() {
     assert_eq!(names, ["imap.example.com", "*.example.net"]);
     assert_eq!(config.tls.sni[1].certificates, [files]);
     let [route] = &config.routes[..] else { panic!("{:?}", config.routes) };
-    let Route { domain, backend } = route;
+    let RouteConfig { domain, backend } = route;
     assert_eq!(
         (domain.as_str(), backend.host.as_str(), backend.port),
         ("example.com", "10.0.0.6", 143)
@@ -88,11 +90,13 @@ fn every_key_takes_effect() {
     assert!(backend.proxy_protocol && !backend.send_id);
     assert!(!backend.checks_token_name && backend.names_ignore_case);
 
-    assert_eq!(config.auth.relay, Relay::Always);
+    assert_eq!(config.auth.relay, RelayedLogins::Always);
     let (store, credentials) = (&config.store, &config.credentials);
     assert_eq!(store.url, "sqlite:///var/lib/mailchime/push.db");
     assert_eq!(store.busy_timeout, Duration::from_millis(250));
-    let config::Credentials::Stored { key_file } = credentials else { panic!("{credentials:?}") };
+    let config::CredentialsMode::Stored { key_file } = credentials else {
+        panic!("{credentials:?}")
+    };
     assert_eq!(key_file, Path::new("/etc/mailchime/key"));
 
     let watch = &config.watch;
@@ -132,7 +136,7 @@ fn every_key_takes_effect() {
     assert_eq!(apns.identity, ProviderFiles::Pem { certificate, private_key, topic });
     assert_eq!(apns.domains, ["example.org"]);
     let (host, login_file) = ("10.0.0.6".to_owned(), Some(placeholder.clone()));
-    assert_eq!(apns.proxy, Some(Proxy { host, port: 3128, login_file }));
+    assert_eq!(apns.proxy, Some(ProxyConfig { host, port: 3128, login_file }));
     let (file, password_file) = (placeholder.with_extension("p12"), Some(placeholder.clone()));
     assert_eq!(one_file.identity, ProviderFiles::Pkcs12 { file, password_file, topic: None });
     let (key_id, team_id) = ("ABCDE12345".to_owned(), "TEAM123456".to_owned());

@@ -1,6 +1,6 @@
 //! The stand-ins on real sockets.
 
-use mailchime::demo::backend::Backend;
+use mailchime::demo::backend::DemoBackend;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufStream};
 use tokio::net::TcpStream;
 
@@ -14,8 +14,8 @@ const TOKEN: &str = "ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab1
 const TOPIC: &str = "com.apple.mail.XServer.test";
 const MAIL: &str = "Subject: hello\r\nFrom: a <b@c>\r\n\r\nHi there, Alice\r\n";
 
-async fn backend() -> Backend {
-    let backend = Backend::start(listener().await, None).unwrap();
+async fn backend() -> DemoBackend {
+    let backend = DemoBackend::start(listener().await, None).unwrap();
     backend.add_account("alice", b"wonder \"land\\");
     backend
 }
@@ -24,11 +24,11 @@ async fn backend() -> Backend {
 /// server say, `…` ends a line of which only the beginning counts.
 struct Client<S>(BufStream<S>);
 
-async fn connect(backend: &Backend) -> Client<TcpStream> {
+async fn connect(backend: &DemoBackend) -> Client<TcpStream> {
     Client(BufStream::new(TcpStream::connect(backend.address()).await.unwrap()))
 }
 
-async fn logged_in(backend: &Backend) -> Client<TcpStream> {
+async fn logged_in(backend: &DemoBackend) -> Client<TcpStream> {
     let mut client = connect(backend).await;
     client.play("S: * OK…\nC: in LOGIN alice \"wonder \\\"land\\\\\"\nS: in OK…").await;
     client

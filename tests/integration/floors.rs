@@ -88,6 +88,27 @@ fn no_file_uses_one_that_uses_it() {
 }
 
 #[test]
+fn no_type_name_stands_for_two_types() {
+    let mut defined: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for file in sources() {
+        for line in file.text.lines() {
+            let mut words = line.split_whitespace().skip_while(|word| word.starts_with("pub"));
+            // A type inside an impl belongs to its trait.
+            let inner = line.starts_with(' ') && line.trim_start().starts_with("type ");
+            if let Some("struct" | "enum" | "trait" | "type") = words.next()
+                && let Some(name) = words.next().filter(|_| !inner)
+            {
+                let end = name.find(|c: char| !c.is_alphanumeric()).unwrap_or(name.len());
+                defined.entry(name[..end].to_owned()).or_default().insert(file.name.clone());
+            }
+        }
+    }
+    assert!(defined.len() > 300, "{}", defined.len());
+    let twice: Vec<_> = defined.iter().filter(|(_, files)| files.len() > 1).collect();
+    assert!(twice.is_empty(), "{twice:#?}");
+}
+
+#[test]
 fn no_floor_names_one_above_or_beside_it() {
     let files = sources();
 
@@ -620,7 +641,7 @@ fn what_is_forbidden_is_found() {
 fn what_is_allowed_passes() {
     for (module, text) in [
         ("imap/frame", "use crate::model::{Mailbox, Snapshot}; use super::capability;"),
-        ("imap/frame", "use crate::imap::sasl; use crate::config::Limits;"),
+        ("imap/frame", "use crate::imap::sasl; use crate::config::LimitsConfig;"),
         ("imap/frame", "#[cfg(test)] mod tests { use super::*; use super::super::frame; }"),
         ("imap/frame", "// use crate::net;\n/// See [`crate::net`].\n//! crate::app"),
         ("imap/frame", "/* use crate::net; /* nested */ use crate::app; */"),

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use mailchime::config::Record;
-use mailchime::demo::backend::Backend;
+use mailchime::config::RecordConfig;
+use mailchime::demo::backend::DemoBackend;
 use mailchime::demo::dialogue::Dialogue;
 use mailchime::demo::replay::{against_mailchime, against_mailchime_as};
 use tokio::net::TcpListener;
@@ -70,9 +70,9 @@ fn a_file_that_is_malformed_or_missing_is_bad_usage_and_nothing_is_played() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_clients_half_is_played_to_a_live_server() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let plain = Backend::start(listener, None).unwrap();
+    let plain = DemoBackend::start(listener, None).unwrap();
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let tls = Backend::start(listener, Some(PKI.server_config().unwrap())).unwrap();
+    let tls = DemoBackend::start(listener, Some(PKI.server_config().unwrap())).unwrap();
     for server in [&plain, &tls] {
         server.add_account("bob", b"wonder land");
     }
@@ -114,7 +114,7 @@ async fn the_clients_half_is_played_to_a_live_server() {
 /// Plays a dialogue while it is recorded; gives what was written.
 async fn recorded(dialogue: &Dialogue, max_size: u64) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
-    let record = Record { folder: folder.path().into(), max_size };
+    let record = RecordConfig { folder: folder.path().into(), max_size };
     let played = against_mailchime_as(dialogue, &PKI, |config| config.record = Some(record));
     if let Err(failure) = played.await {
         panic!("{failure:?}");

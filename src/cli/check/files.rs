@@ -9,7 +9,7 @@ use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::Report;
-use crate::config::{self, Config, Credentials, Tls};
+use crate::config::{self, Config, CredentialsMode, TlsConfig};
 use crate::files;
 use crate::model::Timestamp;
 use crate::net::tls::{self, EXPIRY_WARNING_DAYS};
@@ -17,7 +17,7 @@ use crate::store::{Store, Vault, unreadable};
 
 const DAY: i64 = 24 * 3600;
 
-pub(super) fn certificates(tls: &Tls, report: &mut Report) {
+pub(super) fn certificates(tls: &TlsConfig, report: &mut Report) {
     const DEFAULT: &str = "[tls]";
     for config::CertificateFiles { certificate: file, private_key } in &tls.certificates {
         match tls::identity(file, private_key) {
@@ -113,13 +113,17 @@ pub(super) fn secrets(config: &Config, report: &mut Report) {
 }
 
 /// Of the key file and the credentials in the database, if that could be opened.
-pub(super) async fn credentials(config: &Credentials, store: Option<&Store>, report: &mut Report) {
+pub(super) async fn credentials(
+    config: &CredentialsMode,
+    store: Option<&Store>,
+    report: &mut Report,
+) {
     const PART: &str = "[credentials]";
     let key_file = match config {
-        Credentials::Stored { key_file } => key_file,
-        Credentials::Memory => return report.ok(PART, "kept in memory: gone at each restart"),
+        CredentialsMode::Stored { key_file } => key_file,
+        CredentialsMode::Memory => return report.ok(PART, "kept in memory: gone at each restart"),
         // For each backend it is shown with the rest of what is known of that.
-        Credentials::Master => return report.ok(PART, "no user's password is kept"),
+        CredentialsMode::Master => return report.ok(PART, "no user's password is kept"),
     };
     let shown = key_file.display();
     let vault = match exists(key_file).then(|| Vault::open_existing(key_file)).transpose() {
@@ -148,7 +152,7 @@ pub(super) async fn credentials(config: &Credentials, store: Option<&Store>, rep
 }
 
 /// The database, to be closed.
-pub(super) async fn database(config: &config::Store, report: &mut Report) -> Option<Store> {
+pub(super) async fn database(config: &config::StoreConfig, report: &mut Report) -> Option<Store> {
     const PART: &str = "[store]";
     match Store::file(&config.url) {
         Ok(Some(path)) if !exists(&path) => {

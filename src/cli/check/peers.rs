@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::Report;
 use super::files::date;
-use crate::cli::Failure;
+use crate::cli::CommandFailure;
 use crate::config::{self, BackendTls, Config};
 use crate::imap::capability::Capabilities;
 use crate::imap::refusal::Refusal;
@@ -20,7 +20,7 @@ use crate::net::backends::{Backends, Table};
 use crate::net::resolve::NameResolver;
 use crate::net::tls::EXPIRY_WARNING_DAYS;
 use crate::push::transport::Verdict;
-use crate::push::transport::apns::{ApnsClient, Identity, Validity};
+use crate::push::transport::apns::{ApnsClient, ApnsIdentity, Validity};
 
 /// For a backend's answers.
 const ANSWER_TIME: Duration = Duration::from_secs(15);
@@ -51,21 +51,21 @@ impl fmt::Debug for Password {
 /// user watches it may be left out.
 pub(super) fn password(
     file: Option<&Path>,
-    credentials: &config::Credentials,
-) -> Result<Option<Password>, Failure> {
+    credentials: &config::CredentialsMode,
+) -> Result<Option<Password>, CommandFailure> {
     let text = match file {
         Some(file) => Zeroizing::new(std::fs::read(file).map_err(|error| {
-            Failure::Usage(format!("--password-file {}: {error}", file.display()))
+            CommandFailure::Usage(format!("--password-file {}: {error}", file.display()))
         })?),
         None => {
             let text = std::env::var_os(VARIABLE).filter(|text| !text.is_empty());
-            if text.is_none() && *credentials == config::Credentials::Master {
+            if text.is_none() && *credentials == config::CredentialsMode::Master {
                 return Ok(None);
             }
             let missing = || {
                 let problem = "--login needs the user's password: put it into the environment \
                                variable MAILCHIME_PASSWORD, or into a file for --password-file";
-                Failure::Usage(problem.to_owned())
+                CommandFailure::Usage(problem.to_owned())
             };
             Zeroizing::new(text.ok_or_else(missing)?.into_encoded_bytes())
         }
@@ -94,7 +94,7 @@ pub(super) async fn backends(config: &Config, report: &mut Report) {
 async fn backend(
     part: &str,
     backend: &Backend,
-    how: &config::Backend,
+    how: &config::BackendConfig,
     config: &Config,
     report: &mut Report,
 ) {
@@ -192,7 +192,7 @@ pub(super) async fn log_in(config: &Config, user: &str, password: Password, repo
 pub(super) async fn watch(config: &Config, user: &str, report: &mut Report) {
     // What is wrong with it has been said.
     let Ok(table) = Table::new(config, &resolver(config)) else { return };
-    if config.credentials != config::Credentials::Master {
+    if config.credentials != config::CredentialsMode::Master {
         return;
     }
     let backends = Backends::new(table, std::sync::Arc::default());
@@ -265,7 +265,7 @@ pub(super) async fn push(config: &Config, report: &mut Report) {
     }
     let resolver = resolver(config);
     for apns in &config.apns {
-        match Identity::load(&apns.identity) {
+        match ApnsIdentity::load(&apns.identity) {
             Ok(identity) => identity_and_service(apns, &identity, &resolver, report).await,
             Err(error) => report.failed("[apns]", error),
         }
@@ -273,8 +273,8 @@ pub(super) async fn push(config: &Config, report: &mut Report) {
 }
 
 async fn identity_and_service(
-    apns: &config::Apns,
-    identity: &Identity,
+    apns: &config::ApnsConfig,
+    identity: &ApnsIdentity,
     resolver: &NameResolver,
     report: &mut Report,
 ) {
@@ -309,7 +309,7 @@ async fn identity_and_service(
 }
 
 /// A push to a device that does not exist: a service that takes our identity says just that.
-async fn service(part: &str, client: &ApnsClient, apns: &config::Apns, report: &mut Report) {
+async fn service(part: &str, client: &ApnsClient, apns: &config::ApnsConfig, report: &mut Report) {
     let endpoint = &apns.endpoint;
     match client.probe().await {
         Verdict::BadEndpoint => {

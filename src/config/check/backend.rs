@@ -1,11 +1,13 @@
 //! The checks of what tells backends apart, and of who watches at each.
 
-use super::super::{Backend, Config, Credentials, LoginTemplate, MasterUser, Route};
+use super::super::{
+    BackendConfig, Config, CredentialsMode, LoginTemplate, MasterUser, RouteConfig,
+};
 use super::{Check, Result};
 
 /// The tables of a configuration that name a backend, as they are called.
-pub(super) fn tables(config: &Config) -> impl Iterator<Item = (String, &Backend)> {
-    let route = |route: &'_ Route| format!("[[route]] {}", route.domain);
+pub(super) fn tables(config: &Config) -> impl Iterator<Item = (String, &BackendConfig)> {
+    let route = |route: &'_ RouteConfig| format!("[[route]] {}", route.domain);
     let routes = config.routes.iter().map(move |it| (route(it), &it.backend));
     std::iter::once(("[backend]".to_owned(), &config.backend)).chain(routes)
 }
@@ -58,7 +60,7 @@ impl Check<'_> {
         let all: Vec<_> = tables(config).collect();
         for (at, (table, backend)) in all.iter().enumerate() {
             let table = table.split(' ').next().unwrap_or(table);
-            let named_so = |(_, other): &&(String, &Backend)| {
+            let named_so = |(_, other): &&(String, &BackendConfig)| {
                 backend.name.is_some() && other.name == backend.name
             };
             if let Some((_, other)) = all[..at].iter().find(named_so)
@@ -72,13 +74,13 @@ impl Check<'_> {
                 );
                 return Err(self.refusal(&format!("{table} name"), problem));
             }
-            if backend.master.is_some() && config.credentials != Credentials::Master {
+            if backend.master.is_some() && config.credentials != CredentialsMode::Master {
                 let problem = "has no meaning unless [credentials] mode = \"master\"; remove it, \
                                or set that mode";
                 return Err(self.refusal(&format!("{table} master_user"), problem));
             }
         }
-        if config.credentials == Credentials::Master
+        if config.credentials == CredentialsMode::Master
             && all.iter().all(|(_, backend)| backend.master.is_none())
         {
             let problem = "missing, and so in each [[route]]: with [credentials] mode = \"master\" \

@@ -6,13 +6,15 @@ use std::path::Path;
 use rustls::pki_types::ServerName;
 
 use super::super::raw::{OneOrMore, RawApns, RawEvent, RawPush};
-use super::super::{Apns, ApnsServer, Events, ProviderFiles, Proxy, Push, PushType};
+use super::super::{
+    ApnsConfig, ApnsServer, Events, ProviderFiles, ProxyConfig, PushConfig, PushType,
+};
 use super::{Check, DAY, HOUR, MILLISECOND, MINUTE, Result, SECOND, host_and_port};
 
 impl Check<'_> {
     #[rustfmt::skip] // a table: one key, one line
-    pub(super) fn push(&self, raw: RawPush) -> Result<Push> {
-        let mut push = Push::default();
+    pub(super) fn push(&self, raw: RawPush) -> Result<PushConfig> {
+        let mut push = PushConfig::default();
         self.duration("[push] quiet_delay", raw.quiet_delay, MILLISECOND..=HOUR, &mut push.quiet_delay)?;
         self.duration("[push] min_interval", raw.min_interval, MILLISECOND..=HOUR, &mut push.min_interval)?;
         self.duration("[push] max_delay", raw.max_delay, MILLISECOND..=HOUR, &mut push.max_delay)?;
@@ -94,8 +96,8 @@ impl Check<'_> {
         })
     }
 
-    pub(super) fn identities(&self, raw: Option<OneOrMore<RawApns>>) -> Result<Vec<Apns>> {
-        let mut identities: Vec<Apns> = Vec::new();
+    pub(super) fn identities(&self, raw: Option<OneOrMore<RawApns>>) -> Result<Vec<ApnsConfig>> {
+        let mut identities: Vec<ApnsConfig> = Vec::new();
         let mut served = HashSet::new();
         for raw in raw.map(|OneOrMore(tables)| tables).unwrap_or_default() {
             let apns = self.apns(raw)?;
@@ -115,8 +117,8 @@ impl Check<'_> {
     }
 
     #[rustfmt::skip] // a table: one key, one line
-    fn apns(&self, mut raw: RawApns) -> Result<Apns> {
-        let mut apns = Apns::with(self.identity(&mut raw)?);
+    fn apns(&self, mut raw: RawApns) -> Result<ApnsConfig> {
+        let mut apns = ApnsConfig::with(self.identity(&mut raw)?);
         if let Some(endpoint) = raw.endpoint {
             apns.endpoint = self.endpoint(&endpoint)?;
         }
@@ -221,7 +223,11 @@ impl Check<'_> {
         }
     }
 
-    fn proxy(&self, url: Option<String>, login_file: Option<String>) -> Result<Option<Proxy>> {
+    fn proxy(
+        &self,
+        url: Option<String>,
+        login_file: Option<String>,
+    ) -> Result<Option<ProxyConfig>> {
         let login_file = self.file("[apns] proxy_login_file", login_file)?;
         let Some(url) = url else {
             let problem = "has no meaning without proxy; remove it, or name the proxy";
@@ -232,7 +238,7 @@ impl Check<'_> {
         };
         match url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/')) {
             Some(address) if let Some((host, port)) = host_and_port(address) => {
-                Ok(Some(Proxy { host, port, login_file }))
+                Ok(Some(ProxyConfig { host, port, login_file }))
             }
             // What is refused may hold a password.
             _ => {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::super::raw::{RawCredentials, RawCredentialsMode, RawStore};
-use super::super::{Credentials, Store, database_name};
+use super::super::{CredentialsMode, StoreConfig, database_name};
 use super::value::{is_loopback, names_a_file, percent_encoded};
 use super::{Check, MILLISECOND, MINUTE, Result};
 
@@ -52,8 +52,8 @@ fn is_server(url: &str) -> bool {
 }
 
 impl Check<'_> {
-    pub(super) fn store(&self, raw: RawStore) -> Result<Store> {
-        let mut store = Store::default();
+    pub(super) fn store(&self, raw: RawStore) -> Result<StoreConfig> {
+        let mut store = StoreConfig::default();
         store.url = self.database(raw.url.unwrap_or(store.url))?;
         let busy_timeout = &mut store.busy_timeout;
         self.duration(
@@ -106,7 +106,7 @@ impl Check<'_> {
         })
     }
 
-    pub(super) fn credentials(&self, raw: RawCredentials) -> Result<Credentials> {
+    pub(super) fn credentials(&self, raw: RawCredentials) -> Result<CredentialsMode> {
         use RawCredentialsMode::{Master, Memory, Stored};
         let mode = raw.mode.unwrap_or(Stored);
         if raw.key_file.is_some() && mode != Stored {
@@ -118,11 +118,11 @@ impl Check<'_> {
         }
         Ok(match mode {
             Stored => {
-                let key_file = raw.key_file.unwrap_or(Credentials::KEY_FILE.to_owned());
-                Credentials::Stored { key_file: self.folder().join(key_file) }
+                let key_file = raw.key_file.unwrap_or(CredentialsMode::KEY_FILE.to_owned());
+                CredentialsMode::Stored { key_file: self.folder().join(key_file) }
             }
-            Memory => Credentials::Memory,
-            Master => Credentials::Master,
+            Memory => CredentialsMode::Memory,
+            Master => CredentialsMode::Master,
         })
     }
 }

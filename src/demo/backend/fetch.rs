@@ -22,18 +22,18 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::header::{field_name, fields, header_of, header_values};
 use super::search::resolve;
-use super::session::{Answer, Gone, Session, flags_with_recent};
+use super::session::{DemoSession, Gone, TaggedResponse, flags_with_recent};
 use super::state::Message;
 use crate::demo::date_time;
 
 /// Writes what is asked for of each message in `set`. Unless the mailbox is open read-only,
 /// whatever shows the text without PEEK sets \Seen.
 pub(super) async fn fetch<S: AsyncRead + AsyncWrite + Unpin>(
-    session: &mut Session<'_, S>,
+    session: &mut DemoSession<'_, S>,
     set: &SequenceSet,
     wanted: MacroOrMessageDataItemNames<'_>,
     uid: bool,
-) -> io::Result<Result<Answer, Gone>> {
+) -> io::Result<Result<TaggedResponse, Gone>> {
     let mut names = match &wanted {
         MacroOrMessageDataItemNames::Macro(shorthand) => shorthand.expand(),
         MacroOrMessageDataItemNames::MessageDataItemNames(names) => names.clone(),
@@ -42,7 +42,7 @@ pub(super) async fn fetch<S: AsyncRead + AsyncWrite + Unpin>(
         names.push(MessageDataItemName::Uid);
     }
     let Some(labels) = names.iter().filter(|name| is_text(name)).map(label).collect() else {
-        return Ok(Ok(Answer::bad("a FETCH item that is not supported")));
+        return Ok(Ok(TaggedResponse::bad("a FETCH item that is not supported")));
     };
     let labels: Vec<Vec<u8>> = labels;
     let reads = names.iter().any(shows);
@@ -95,7 +95,7 @@ pub(super) async fn fetch<S: AsyncRead + AsyncWrite + Unpin>(
         wire.out.extend_from_slice(b")\r\n");
         wire.flush_if_full().await?;
     }
-    Ok(Ok(Answer::ok("FETCH completed")))
+    Ok(Ok(TaggedResponse::ok("FETCH completed")))
 }
 
 struct Row {

@@ -8,22 +8,22 @@ use imap_codec::imap_types::auth::{AuthMechanism, AuthenticateData};
 use imap_codec::imap_types::response::{Code, CommandContinuationRequest, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::session::{Answer, Session};
+use super::session::{DemoSession, TaggedResponse};
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> DemoSession<'_, S> {
     /// RFC 3501 section 6.2.2, RFC 4959. PLAIN is RFC 4616, LOGIN was never written down.
     pub(super) async fn authenticate(
         &mut self,
         mechanism: AuthMechanism<'_>,
         initial: Option<Vec<u8>>,
-    ) -> io::Result<Answer> {
+    ) -> io::Result<TaggedResponse> {
         if !self.shared.can(&format!("AUTH={mechanism}")) {
-            return Ok(Answer::no(None, "mechanism not supported"));
+            return Ok(TaggedResponse::no(None, "mechanism not supported"));
         }
         if initial.is_some() && !self.shared.can("SASL-IR") {
-            return Ok(Answer::bad("no initial response here"));
+            return Ok(TaggedResponse::bad("no initial response here"));
         }
-        let cancelled = Answer::bad("AUTHENTICATE cancelled");
+        let cancelled = TaggedResponse::bad("AUTHENTICATE cancelled");
         match mechanism {
             AuthMechanism::Plain => {
                 let Some(response) = self.sasl_response(initial, b"").await? else {
@@ -36,8 +36,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
                     {
                         self.log_in(login, password)
                     }
-                    [_, _, _] => Answer::no(Some("AUTHORIZATIONFAILED"), "not as somebody else"),
-                    _ => Answer::bad("not a PLAIN response"),
+                    [_, _, _] => {
+                        TaggedResponse::no(Some("AUTHORIZATIONFAILED"), "not as somebody else")
+                    }
+                    _ => TaggedResponse::bad("not a PLAIN response"),
                 })
             }
             AuthMechanism::Login => {
@@ -49,7 +51,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
                 };
                 Ok(self.log_in(&login, &password))
             }
-            _ => Ok(Answer::no(None, "mechanism not supported")),
+            _ => Ok(TaggedResponse::no(None, "mechanism not supported")),
         }
     }
 
@@ -71,7 +73,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         })
     }
 
-    pub(super) fn log_in(&mut self, login: &[u8], password: &[u8]) -> Answer {
+    pub(super) fn log_in(&mut self, login: &[u8], password: &[u8]) -> TaggedResponse {
         let behaviour = self.shared.behaviour();
         let name = String::from_utf8_lossy(login).into_owned();
         let known = std::str::from_utf8(login).is_ok()
@@ -86,13 +88,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         if behaviour.unavailable || !known {
             self.shared.count(&name, |c| &mut c.refused);
             return match behaviour.unavailable {
-                true => Answer::no(Some("UNAVAILABLE"), "try again later"),
-                false => Answer::no(Some("AUTHENTICATIONFAILED"), "wrong name or password"),
+                true => TaggedResponse::no(Some("UNAVAILABLE"), "try again later"),
+                false => TaggedResponse::no(Some("AUTHENTICATIONFAILED"), "wrong name or password"),
             };
         }
         self.shared.count(&name, |c| &mut c.logins);
         self.account = Some(name);
         let code = behaviour.list_in_login.then(|| self.capabilities()).flatten();
-        Answer { code: code.map(Code::Capability), ..Answer::ok("logged in") }
+        TaggedResponse { code: code.map(Code::Capability), ..TaggedResponse::ok("logged in") }
     }
 }

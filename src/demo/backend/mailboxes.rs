@@ -13,11 +13,11 @@ use imap_codec::imap_types::response::{Code, Data, Response, StatusKind};
 use imap_codec::imap_types::status::{StatusDataItem, StatusDataItemName};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::session::{Answer, Session, name_of};
+use super::session::{DemoSession, TaggedResponse, name_of};
 use super::state::{CreateError, Selected};
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
-    pub(super) fn select(&mut self, mailbox: &WireMailbox<'_>, read_only: bool) -> Answer {
+impl<S: AsyncRead + AsyncWrite + Unpin> DemoSession<'_, S> {
+    pub(super) fn select(&mut self, mailbox: &WireMailbox<'_>, read_only: bool) -> TaggedResponse {
         self.selected = None;
         let name = name_of(mailbox);
         let mut facts = None;
@@ -26,7 +26,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
             let first_unseen = mailbox.messages().iter().position(|m| !m.seen());
             facts = Some((selected, mailbox.uid_next, first_unseen));
             let code = if read_only { Code::ReadOnly } else { Code::ReadWrite };
-            Answer { code: Some(code), ..Answer::ok("mailbox selected") }
+            TaggedResponse { code: Some(code), ..TaggedResponse::ok("mailbox selected") }
         });
         let Some((selected, uid_next, first_unseen)) = facts else { return answer };
 
@@ -59,7 +59,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         &mut self,
         mailbox: &WireMailbox<'_>,
         names: &[StatusDataItemName],
-    ) -> Answer {
+    ) -> TaggedResponse {
         let mut items = Vec::new();
         let answer = self.with_named(mailbox, |mailbox| {
             use StatusDataItemName as Name;
@@ -74,8 +74,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
                 _ => None,
             }));
             match items.len() == names.len() {
-                true => Answer::ok("STATUS completed"),
-                false => Answer::bad("a STATUS item that is not supported"),
+                true => TaggedResponse::ok("STATUS completed"),
+                false => TaggedResponse::bad("a STATUS item that is not supported"),
             }
         });
         if answer.kind == StatusKind::Ok {
@@ -117,36 +117,42 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         }
     }
 
-    pub(super) fn create(&mut self, mailbox: &WireMailbox<'_>) -> Answer {
+    pub(super) fn create(&mut self, mailbox: &WireMailbox<'_>) -> TaggedResponse {
         let name = name_of(mailbox);
         // A trailing delimiter only announces what is to come (RFC 3501 section 6.3.3).
         let name = name.strip_suffix('/').unwrap_or(&name);
         let login = self.account.as_deref().unwrap_or_default();
         match self.shared.state().create(login, name) {
-            Ok(()) => Answer::ok("CREATE completed"),
-            Err(CreateError::Exists) => Answer::no(Some("ALREADYEXISTS"), "it is there already"),
-            Err(_) => Answer::no(Some("CANNOT"), "no mailbox can have that name"),
+            Ok(()) => TaggedResponse::ok("CREATE completed"),
+            Err(CreateError::Exists) => {
+                TaggedResponse::no(Some("ALREADYEXISTS"), "it is there already")
+            }
+            Err(_) => TaggedResponse::no(Some("CANNOT"), "no mailbox can have that name"),
         }
     }
 
-    pub(super) fn delete(&mut self, mailbox: &WireMailbox<'_>) -> Answer {
+    pub(super) fn delete(&mut self, mailbox: &WireMailbox<'_>) -> TaggedResponse {
         let name = name_of(mailbox);
         if name == "INBOX" {
-            return Answer::no(Some("CANNOT"), "INBOX stays");
+            return TaggedResponse::no(Some("CANNOT"), "INBOX stays");
         }
-        let answer = self.with_named(mailbox, |_| Answer::ok("DELETE completed"));
+        let answer = self.with_named(mailbox, |_| TaggedResponse::ok("DELETE completed"));
         if answer.kind == StatusKind::Ok {
             self.with_account(|account| account.mailboxes.remove(&name));
         }
         answer
     }
 
-    pub(super) fn rename(&mut self, from: &WireMailbox<'_>, to: &WireMailbox<'_>) -> Answer {
+    pub(super) fn rename(
+        &mut self,
+        from: &WireMailbox<'_>,
+        to: &WireMailbox<'_>,
+    ) -> TaggedResponse {
         let (from_name, to_name) = (name_of(from), name_of(to));
         if from_name == "INBOX" || to_name.is_empty() {
-            return Answer::no(Some("CANNOT"), "not to be renamed so");
+            return TaggedResponse::no(Some("CANNOT"), "not to be renamed so");
         }
-        let answer = self.with_named(from, |_| Answer::ok("RENAME completed"));
+        let answer = self.with_named(from, |_| TaggedResponse::ok("RENAME completed"));
         if answer.kind != StatusKind::Ok {
             return answer;
         }
@@ -160,7 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         });
         match renamed {
             Some(true) => answer,
-            _ => Answer::no(Some("ALREADYEXISTS"), "there is one of that name"),
+            _ => TaggedResponse::no(Some("ALREADYEXISTS"), "there is one of that name"),
         }
     }
 
@@ -170,11 +176,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         flags: Vec<Flag<'_>>,
         date: Option<DateTime>,
         message: LiteralOrLiteral8<'_>,
-    ) -> Answer {
+    ) -> TaggedResponse {
         let message = match &message {
             LiteralOrLiteral8::Literal(literal) => Bytes::copy_from_slice(literal.data()),
             LiteralOrLiteral8::Literal8(_) => {
-                return Answer::no(Some("UNKNOWN-CTE"), "no literal8");
+                return TaggedResponse::no(Some("UNKNOWN-CTE"), "no literal8");
             }
         };
         let date = date.map_or_else(SystemTime::now, |date| {
@@ -189,7 +195,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
             let code = ids
                 .filter(|_| code)
                 .map(|(uid_validity, uid)| Code::AppendUid { uid_validity, uid });
-            Answer { code, ..Answer::ok("APPEND completed") }
+            TaggedResponse { code, ..TaggedResponse::ok("APPEND completed") }
         });
         answer.or_try_create()
     }

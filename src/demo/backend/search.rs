@@ -9,7 +9,7 @@ use imap_codec::imap_types::search::SearchKey;
 use imap_codec::imap_types::sequence::{SeqOrUid, Sequence, SequenceSet};
 
 use super::header::{header_of, header_values};
-use super::state::{Mailbox, Message, Seen, Selected};
+use super::state::{DemoMailbox, Message, Seen, Selected};
 
 /// The (sequence number, UID) of each message in the view that `set` names, in order.
 pub(super) fn resolve<'a>(
@@ -27,7 +27,7 @@ pub(super) fn resolve<'a>(
 /// The sequence numbers, or UIDs, of the messages that match all `keys`; `None` if one of the keys
 /// is not supported.
 pub(super) fn search(
-    mailbox: &Mailbox,
+    mailbox: &DemoMailbox,
     selected: &Selected,
     keys: &[SearchKey<'_>],
     uid: bool,
@@ -35,7 +35,7 @@ pub(super) fn search(
     let mut found = Vec::new();
     for (sequence, seen) in (1..).zip(&selected.view) {
         let Some(message) = mailbox.message(seen.uid) else { continue };
-        let candidate = Candidate { selected, sequence, seen, message };
+        let candidate = SearchedMessage { selected, sequence, seen, message };
         if all(&candidate, keys)? {
             found.extend(NonZeroU32::new(if uid { seen.uid } else { sequence }));
         }
@@ -43,18 +43,18 @@ pub(super) fn search(
     Some(found)
 }
 
-struct Candidate<'a> {
+struct SearchedMessage<'a> {
     selected: &'a Selected,
     sequence: u32,
     seen: &'a Seen,
     message: &'a Message,
 }
 
-fn all(candidate: &Candidate<'_>, keys: &[SearchKey<'_>]) -> Option<bool> {
+fn all(candidate: &SearchedMessage<'_>, keys: &[SearchKey<'_>]) -> Option<bool> {
     keys.iter().try_fold(true, |so_far, key| Some(candidate.matches(key)? && so_far))
 }
 
-impl Candidate<'_> {
+impl SearchedMessage<'_> {
     fn matches(&self, key: &SearchKey<'_>) -> Option<bool> {
         use SearchKey::*;
 

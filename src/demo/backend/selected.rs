@@ -12,15 +12,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::fetch::fetch;
 use super::search::{resolve, search};
-use super::session::{Answer, Gone, Session};
+use super::session::{DemoSession, Gone, TaggedResponse};
 use super::state::News;
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> DemoSession<'_, S> {
     /// Commands that need a selected mailbox (RFC 3501 section 6.4).
     pub(super) async fn execute_selected(
         &mut self,
         body: CommandBody<'_>,
-    ) -> io::Result<Result<Answer, Gone>> {
+    ) -> io::Result<Result<TaggedResponse, Gone>> {
         use CommandBody::*;
 
         let done = match body {
@@ -34,12 +34,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
                 .map(|found| match found {
                     Some(found) => {
                         self.wire.put(Response::Data(Data::Search(found)));
-                        Answer::ok("SEARCH completed")
+                        TaggedResponse::ok("SEARCH completed")
                     }
-                    None => Answer::no(Some("CANNOT"), "a search key that is not supported"),
+                    None => {
+                        TaggedResponse::no(Some("CANNOT"), "a search key that is not supported")
+                    }
                 }),
             Store { .. } | Expunge | ExpungeUid { .. } | Move { .. } if self.read_only() => {
-                Ok(Answer::no(None, "the mailbox is open read-only"))
+                Ok(TaggedResponse::no(None, "the mailbox is open read-only"))
             }
             Store { sequence_set, kind, response, flags, uid } => {
                 self.store(&sequence_set, kind, response, flags, uid)
@@ -56,14 +58,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
                 let expunged = if self.read_only() { Ok(()) } else { self.expunge(None).map(drop) };
                 expunged.map(|()| {
                     self.selected = None;
-                    Answer::ok("CLOSE completed")
+                    TaggedResponse::ok("CLOSE completed")
                 })
             }
             Unselect if self.shared.can("UNSELECT") => {
                 self.selected = None;
-                Ok(Answer::ok("UNSELECT completed"))
+                Ok(TaggedResponse::ok("UNSELECT completed"))
             }
-            _ => Ok(Answer::bad("not known here")),
+            _ => Ok(TaggedResponse::bad("not known here")),
         };
         Ok(done)
     }
@@ -75,7 +77,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         response: StoreResponse,
         flags: Vec<Flag<'_>>,
         uid: bool,
-    ) -> Result<Answer, Gone> {
+    ) -> Result<TaggedResponse, Gone> {
         let flags: Vec<Flag<'static>> = flags.into_iter().map(IntoStatic::into_static).collect();
         let told = self.with_selected(|mailbox, selected| {
             let mut told = Vec::new();
@@ -104,7 +106,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         if response == StoreResponse::Answer {
             told.into_iter().for_each(|news| self.put_news(news));
         }
-        Ok(Answer::ok("STORE completed"))
+        Ok(TaggedResponse::ok("STORE completed"))
     }
 
     /// COPY and MOVE (RFC 6851). Both happen under one lock, so nobody sees half of it.
@@ -114,7 +116,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         to: &WireMailbox<'_>,
         uid: bool,
         remove: bool,
-    ) -> Result<Answer, Gone> {
+    ) -> Result<TaggedResponse, Gone> {
         let messages = self.with_selected(|mailbox, selected| {
             let uids = resolve(set, selected, uid);
             uids.filter_map(|(_, uid)| mailbox.message(uid).cloned()).collect::<Vec<_>>()
@@ -123,7 +125,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
             for message in &messages {
                 mailbox.append(message.body.clone(), message.flags.clone(), message.date);
             }
-            Answer::ok("completed")
+            TaggedResponse::ok("completed")
         });
         if remove && answer.kind == StatusKind::Ok {
             self.with_selected(|mailbox, _| {
@@ -133,7 +135,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         Ok(answer.or_try_create())
     }
 
-    fn expunge(&mut self, only: Option<&SequenceSet>) -> Result<Answer, Gone> {
+    fn expunge(&mut self, only: Option<&SequenceSet>) -> Result<TaggedResponse, Gone> {
         self.with_selected(|mailbox, selected| {
             let only: Option<Vec<_>> =
                 only.map(|set| resolve(set, selected, true).map(|(_, uid)| uid).collect());
@@ -143,6 +145,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
                 meant && message.flags.contains(&Flag::Deleted)
             })
         })?;
-        Ok(Answer::ok("EXPUNGE completed"))
+        Ok(TaggedResponse::ok("EXPUNGE completed"))
     }
 }

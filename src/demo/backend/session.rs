@@ -21,11 +21,11 @@ use imap_codec::{CommandCodec, IdleDoneCodec};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-use super::state::{Account, Mailbox, News, Selected};
-use super::wire::{Input, Limits, Wire};
+use super::state::{DemoAccount, DemoMailbox, News, Selected};
+use super::wire::{Input, Wire, WireLimits};
 use super::{Guard, Shared};
 
-pub(super) struct Session<'a, S> {
+pub(super) struct DemoSession<'a, S> {
     pub(super) shared: &'a Shared,
     pub(super) wire: Wire<S>,
     pub(super) account: Option<String>,
@@ -35,7 +35,7 @@ pub(super) struct Session<'a, S> {
 
 /// How a command ends: the tagged response without its tag.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct TaggedResponse {
     pub(super) kind: StatusKind,
     pub(super) code: Option<Code<'static>>,
     pub(super) text: &'static str,
@@ -46,7 +46,7 @@ pub(super) struct Answer {
 pub(super) enum Gone {
     /// The mailbox that it has selected was deleted or renamed.
     Mailbox,
-    /// See [`super::Backend::say_bye`].
+    /// See [`super::DemoBackend::say_bye`].
     Server,
 }
 
@@ -62,10 +62,10 @@ where
 {
     let farewells = shared.farewells.subscribe();
     let wire = Wire::new(stream);
-    Session { shared, wire, account: None, selected: None, farewells }.serve().await
+    DemoSession { shared, wire, account: None, selected: None, farewells }.serve().await
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> DemoSession<'_, S> {
     async fn serve(mut self) -> io::Result<()> {
         let listed = self.shared.behaviour().list_in_greeting;
         let code = listed.then(|| self.capabilities()).flatten().map(Code::Capability);
@@ -81,7 +81,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
             let line = match input {
                 Input::Command(command) => command,
                 Input::Refused(line) => {
-                    self.tagged(&tag_of(&line), Answer::no(Some("TOOBIG"), "literal too long"));
+                    self.tagged(
+                        &tag_of(&line),
+                        TaggedResponse::no(Some("TOOBIG"), "literal too long"),
+                    );
                     continue;
                 }
                 Input::Overflow => {
@@ -94,11 +97,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
             let (tag, answer) = match CommandCodec::default().decode(&line) {
                 Ok(([], Command { tag, body: CommandBody::Logout })) => {
                     self.bye("logging out");
-                    self.tagged(&Some(tag), Answer::ok("LOGOUT completed"));
+                    self.tagged(&Some(tag), TaggedResponse::ok("LOGOUT completed"));
                     return self.wire.close().await;
                 }
                 Ok(([], Command { tag, body })) => (Some(tag), self.execute(body).await?),
-                _ => (tag_of(&line), Ok(Answer::bad("command unknown or arguments invalid"))),
+                _ => {
+                    (tag_of(&line), Ok(TaggedResponse::bad("command unknown or arguments invalid")))
+                }
             };
             match answer {
                 Ok(answer) => self.tagged(&tag, answer),
@@ -116,7 +121,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
     }
 
     /// Executes a command and writes its untagged responses.
-    async fn execute(&mut self, body: CommandBody<'_>) -> io::Result<Result<Answer, Gone>> {
+    async fn execute(&mut self, body: CommandBody<'_>) -> io::Result<Result<TaggedResponse, Gone>> {
         use CommandBody::*;
 
         let quiet = matches!(
@@ -128,21 +133,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
                 if let Some(list) = self.capabilities() {
                     self.wire.put(Response::Data(Data::Capability(list)));
                 }
-                Answer::ok("CAPABILITY completed")
+                TaggedResponse::ok("CAPABILITY completed")
             }
-            Noop | Check => Answer::ok("completed"),
+            Noop | Check => TaggedResponse::ok("completed"),
             Id { .. } if self.shared.can("ID") => {
                 let (name, value) =
                     (IString::try_from("name"), NString::try_from("mailchime demo"));
                 let parameters = name.ok().zip(value.ok()).map(|pair| vec![pair]);
                 self.wire.put(Response::Data(Data::Id { parameters }));
-                Answer::ok("ID completed")
+                TaggedResponse::ok("ID completed")
             }
             Login { .. } | Authenticate { .. } if self.account.is_some() => {
-                Answer::bad("already logged in")
+                TaggedResponse::bad("already logged in")
             }
             Login { .. } if self.shared.can("LOGINDISABLED") => {
-                Answer::no(Some("PRIVACYREQUIRED"), "LOGIN is disabled")
+                TaggedResponse::no(Some("PRIVACYREQUIRED"), "LOGIN is disabled")
             }
             Login { username, password } => {
                 self.log_in(username.as_ref(), password.declassify().as_ref())
@@ -151,18 +156,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
                 let initial = initial_response.map(|ir| ir.declassify().to_vec());
                 self.authenticate(mechanism, initial).await?
             }
-            _ if self.account.is_none() => Answer::bad("log in first"),
+            _ if self.account.is_none() => TaggedResponse::bad("log in first"),
             Enable { .. } if self.shared.can("ENABLE") => {
                 self.wire.put(Response::Data(Data::Enabled { capabilities: Vec::new() }));
-                Answer::ok("ENABLE completed, nothing to enable")
+                TaggedResponse::ok("ENABLE completed, nothing to enable")
             }
             List { reference, mailbox_wildcard } => {
                 self.list(&reference, &mailbox_wildcard, false);
-                Answer::ok("LIST completed")
+                TaggedResponse::ok("LIST completed")
             }
             Lsub { reference, mailbox_wildcard } => {
                 self.list(&reference, &mailbox_wildcard, true);
-                Answer::ok("LSUB completed")
+                TaggedResponse::ok("LSUB completed")
             }
             Select { mailbox } => self.select(&mailbox, false),
             Examine { mailbox } => self.select(&mailbox, true),
@@ -172,18 +177,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
             Rename { from, to } => self.rename(&from, &to),
             Subscribe { mailbox } => self.with_named(&mailbox, |m| {
                 m.subscribed = true;
-                Answer::ok("SUBSCRIBE completed")
+                TaggedResponse::ok("SUBSCRIBE completed")
             }),
             Unsubscribe { mailbox } => self.with_named(&mailbox, |m| {
                 m.subscribed = false;
-                Answer::ok("UNSUBSCRIBE completed")
+                TaggedResponse::ok("UNSUBSCRIBE completed")
             }),
             Append { mailbox, flags, date, message } => self.append(&mailbox, flags, date, message),
             Idle if self.shared.can("IDLE") => match self.idle().await? {
                 Ok(answer) => answer,
                 Err(gone) => return Ok(Err(gone)),
             },
-            _ if self.selected.is_none() => Answer::bad("not now, or not known here"),
+            _ if self.selected.is_none() => TaggedResponse::bad("not now, or not known here"),
             command => match self.execute_selected(command).await? {
                 Ok(answer) => answer,
                 Err(gone) => return Ok(Err(gone)),
@@ -193,7 +198,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
     }
 
     /// RFC 2177. The client gets changes in the selected mailbox at once.
-    async fn idle(&mut self) -> io::Result<Result<Answer, Gone>> {
+    async fn idle(&mut self) -> io::Result<Result<TaggedResponse, Gone>> {
         self.wire.out.extend_from_slice(b"+ idling\r\n");
         self.wire.flush().await?;
         let _idling = Guard::new(self.shared, |c| &mut c.idling);
@@ -212,8 +217,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
                 },
             };
             return Ok(Ok(match IdleDoneCodec::default().decode(&line.unwrap_or_default()) {
-                Ok(([], _)) => Answer::ok("IDLE completed"),
-                _ => Answer::bad("expected DONE"),
+                Ok(([], _)) => TaggedResponse::ok("IDLE completed"),
+                _ => TaggedResponse::bad("expected DONE"),
             }));
         }
     }
@@ -252,7 +257,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
 
     pub(super) fn with_selected<R>(
         &mut self,
-        f: impl FnOnce(&mut Mailbox, &mut Selected) -> R,
+        f: impl FnOnce(&mut DemoMailbox, &mut Selected) -> R,
     ) -> Result<R, Gone> {
         let (Some(login), Some(selected)) = (&self.account, &mut self.selected) else {
             return Err(Gone::Mailbox);
@@ -267,7 +272,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         }
     }
 
-    pub(super) fn with_account<R>(&self, f: impl FnOnce(&mut Account) -> R) -> Option<R> {
+    pub(super) fn with_account<R>(&self, f: impl FnOnce(&mut DemoAccount) -> R) -> Option<R> {
         let login = self.account.as_deref()?;
         self.shared.state().account(login).map(f)
     }
@@ -276,29 +281,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
     pub(super) fn with_named(
         &self,
         mailbox: &WireMailbox<'_>,
-        f: impl FnOnce(&mut Mailbox) -> Answer,
-    ) -> Answer {
+        f: impl FnOnce(&mut DemoMailbox) -> TaggedResponse,
+    ) -> TaggedResponse {
         let name = name_of(mailbox);
         self.with_account(|account| match account.mailbox(&name) {
-            Some(mailbox) if mailbox.denied => Answer::no(Some("NOPERM"), "not for you"),
+            Some(mailbox) if mailbox.denied => TaggedResponse::no(Some("NOPERM"), "not for you"),
             Some(mailbox) => f(mailbox),
-            None => Answer::no(Some("NONEXISTENT"), "no such mailbox"),
+            None => TaggedResponse::no(Some("NONEXISTENT"), "no such mailbox"),
         })
-        .unwrap_or_else(|| Answer::no(None, "the account is gone"))
+        .unwrap_or_else(|| TaggedResponse::no(None, "the account is gone"))
     }
 
     pub(super) fn read_only(&self) -> bool {
         self.selected.as_ref().is_some_and(|selected| selected.read_only)
     }
 
-    fn limits(&self) -> Limits {
+    fn limits(&self) -> WireLimits {
         let non_sync = match () {
             () if self.shared.can("LITERAL+") => usize::MAX,
             // RFC 7888 section 5.
             () if self.shared.can("LITERAL-") => 4096,
             () => 0,
         };
-        Limits { command: if self.account.is_some() { COMMAND } else { STRANGER }, non_sync }
+        WireLimits { command: if self.account.is_some() { COMMAND } else { STRANGER }, non_sync }
     }
 
     /// What is listed in this state: the mechanisms have no use after the login.
@@ -313,8 +318,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
 
     // --- Status responses ---
 
-    fn tagged(&mut self, tag: &Option<Tag<'_>>, answer: Answer) {
-        let Answer { kind, code, text } = answer;
+    fn tagged(&mut self, tag: &Option<Tag<'_>>, answer: TaggedResponse) {
+        let TaggedResponse { kind, code, text } = answer;
         let body = StatusBody { kind, code, text: Text::unvalidated(text) };
         self.wire.put(Response::Status(match tag {
             Some(tag) => Status::Tagged(Tagged { tag: tag.clone(), body }),
@@ -340,7 +345,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
 
 // === impl Answer ===
 
-impl Answer {
+impl TaggedResponse {
     pub(super) fn ok(text: &'static str) -> Self {
         Self { kind: StatusKind::Ok, code: None, text }
     }

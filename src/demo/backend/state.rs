@@ -9,24 +9,24 @@ use tokio::sync::watch;
 
 /// All accounts, by login name.
 #[derive(Default)]
-pub(super) struct State {
-    accounts: HashMap<String, Account>,
+pub(super) struct Accounts {
+    accounts: HashMap<String, DemoAccount>,
     /// The last UIDVALIDITY that was given to a mailbox; each gets its own.
     uid_validity: u32,
 }
 
-pub(super) struct Account {
+pub(super) struct DemoAccount {
     pub(super) password: Vec<u8>,
     /// The passwords of before, and how often each was refused since.
     pub(super) stale: Vec<(Vec<u8>, u64)>,
     /// By name as on the wire; `INBOX` is there always.
-    pub(super) mailboxes: BTreeMap<String, Mailbox>,
+    pub(super) mailboxes: BTreeMap<String, DemoMailbox>,
 }
 
-pub(super) struct Mailbox {
+pub(super) struct DemoMailbox {
     pub(super) uid_validity: u32,
     pub(super) uid_next: u32,
-    /// See [`super::Backend::deny`].
+    /// See [`super::DemoBackend::deny`].
     pub(super) denied: bool,
     pub(super) subscribed: bool,
     /// When [`uid_next`](Self::uid_next), the number of messages or that of unseen ones changed.
@@ -95,16 +95,16 @@ const MAILBOXES: usize = 10_000;
 
 // === impl State ===
 
-impl State {
+impl Accounts {
     pub(super) fn add_account(&mut self, login: &str, password: &[u8]) {
         let (stale, mailboxes) = Default::default();
-        let account = Account { password: password.into(), stale, mailboxes };
+        let account = DemoAccount { password: password.into(), stale, mailboxes };
         self.accounts.insert(login.to_owned(), account);
         let made = self.create(login, "INBOX");
         debug_assert_eq!(made, Ok(()));
     }
 
-    pub(super) fn account(&mut self, login: &str) -> Option<&mut Account> {
+    pub(super) fn account(&mut self, login: &str) -> Option<&mut DemoAccount> {
         self.accounts.get_mut(login)
     }
 
@@ -120,14 +120,14 @@ impl State {
             return Err(CreateError::TooMany);
         }
         self.uid_validity += 1;
-        account.mailboxes.insert(canonical(name).to_owned(), Mailbox::new(self.uid_validity));
+        account.mailboxes.insert(canonical(name).to_owned(), DemoMailbox::new(self.uid_validity));
         Ok(())
     }
 }
 
 // === impl Account ===
 
-impl Account {
+impl DemoAccount {
     pub(super) fn set_password(&mut self, password: &[u8]) {
         let before = std::mem::replace(&mut self.password, password.into());
         self.stale.push((before, 0));
@@ -143,7 +143,7 @@ impl Account {
     }
 
     /// Any spelling of `inbox` is INBOX (RFC 3501 section 5.1).
-    pub(super) fn mailbox(&mut self, name: &str) -> Option<&mut Mailbox> {
+    pub(super) fn mailbox(&mut self, name: &str) -> Option<&mut DemoMailbox> {
         self.mailboxes.get_mut(canonical(name))
     }
 }
@@ -154,7 +154,7 @@ fn canonical(name: &str) -> &str {
 
 // === impl Mailbox ===
 
-impl Mailbox {
+impl DemoMailbox {
     fn new(uid_validity: u32) -> Self {
         Self {
             uid_validity,
@@ -249,7 +249,7 @@ impl Message {
 
 impl Selected {
     /// Opens a mailbox. Unless `read_only`, its \Recent messages are this session's from now on.
-    pub(super) fn open(name: &str, mailbox: &mut Mailbox, read_only: bool) -> Self {
+    pub(super) fn open(name: &str, mailbox: &mut DemoMailbox, read_only: bool) -> Self {
         let mut selected = Self {
             name: canonical(name).to_owned(),
             uid_validity: mailbox.uid_validity,
@@ -266,7 +266,7 @@ impl Selected {
     /// Brings the view up to date and returns what the client has to get, in order. Expunged
     /// messages keep their places unless `expunge`: no client expects them in the middle of a
     /// FETCH, STORE or SEARCH (RFC 3501 section 7.4.1).
-    pub(super) fn update(&mut self, mailbox: &mut Mailbox, expunge: bool) -> Vec<News> {
+    pub(super) fn update(&mut self, mailbox: &mut DemoMailbox, expunge: bool) -> Vec<News> {
         let revision = *mailbox.revision.borrow();
         let mut news = Vec::new();
         if self.revision == Some(revision) {
@@ -319,7 +319,7 @@ impl Selected {
     }
 
     /// The client has just been told the flags of this message, or asked not to be.
-    pub(super) fn told_flags(&mut self, mailbox: &Mailbox, sequence: u32) {
+    pub(super) fn told_flags(&mut self, mailbox: &DemoMailbox, sequence: u32) {
         if let Some(seen) = self.view.get_mut(sequence as usize - 1)
             && let Some(message) = mailbox.message(seen.uid)
         {
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn an_expunge_waits_until_it_may_be_sent() {
-        let mut mailbox = Mailbox::new(1);
+        let mut mailbox = DemoMailbox::new(1);
         for _ in 0..3 {
             mailbox.append(Bytes::new(), Vec::new(), SystemTime::now());
         }
@@ -355,9 +355,9 @@ mod tests {
 
     #[test]
     fn only_what_status_tells_is_a_change() {
-        let mut mailbox = Mailbox::new(1);
+        let mut mailbox = DemoMailbox::new(1);
         assert_eq!(mailbox.last_change, None);
-        let mut changes = |change: &mut dyn FnMut(&mut Mailbox)| {
+        let mut changes = |change: &mut dyn FnMut(&mut DemoMailbox)| {
             mailbox.last_change = None;
             change(&mut mailbox);
             mailbox.last_change.is_some()
@@ -375,7 +375,7 @@ mod tests {
 
     #[test]
     fn examine_leaves_recent_to_others() {
-        let mut mailbox = Mailbox::new(1);
+        let mut mailbox = DemoMailbox::new(1);
         mailbox.append(Bytes::new(), Vec::new(), SystemTime::now());
         assert_eq!(Selected::open("INBOX", &mut mailbox, true).recent(), 1);
         assert_eq!(Selected::open("INBOX", &mut mailbox, false).recent(), 1);

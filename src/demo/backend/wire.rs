@@ -30,7 +30,7 @@ pub(super) enum Input {
 
 /// Which literals the client may send without asking (RFC 7888), and how much altogether.
 #[derive(Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct WireLimits {
     pub(super) command: usize,
     pub(super) non_sync: usize,
 }
@@ -49,7 +49,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     /// The next command. Answers `+ OK` to synchronising literals on the way.
-    pub(super) async fn command(&mut self, limits: Limits) -> io::Result<Input> {
+    pub(super) async fn command(&mut self, limits: WireLimits) -> io::Result<Input> {
         let mut start = 0;
         loop {
             let Some(end) = self.line_end(start).await? else {

@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{End, Failure, LIMIT, Silence, differs};
 use crate::demo::dialogue::{Deed, Dialogue, Difference, Peer, Text, Variables, What};
-use crate::imap::literal::{Announcement, End as Ends};
+use crate::imap::literal::{Announcement, ResponseEnd};
 use crate::imap::peek::{self, Response};
 use crate::imap::responses::end_of_status_or_response;
 use crate::imap::responses::has_code;
@@ -21,7 +21,7 @@ use crate::net::stream::Stream;
 
 /// Where a dialogue is played.
 #[derive(Clone, Debug)]
-pub struct Server {
+pub struct LiveServer {
     /// A name or an IP address, the latter without brackets.
     pub host: String,
     /// Its port.
@@ -51,7 +51,7 @@ impl fmt::Debug for Login {
 /// The first difference, or why it could not be played.
 pub async fn against_server(
     dialogue: &Dialogue,
-    server: &Server,
+    server: &LiveServer,
     login: Option<&Login>,
 ) -> Result<(), Failure> {
     let variables = match login {
@@ -81,7 +81,7 @@ pub async fn against_server(
     Ok(())
 }
 
-impl Server {
+impl LiveServer {
     async fn connect(&self) -> Result<Stream, Failure> {
         let address = format!("{}:{}", self.host, self.port);
         let broken = |error: &dyn fmt::Display| Failure::Broken(format!("{address}: {error}"));
@@ -168,8 +168,8 @@ impl Client {
     async fn response(&mut self) -> Result<Vec<u8>, Silence> {
         loop {
             match end_of_status_or_response(&self.end.heard) {
-                Ends::At(length) => return Ok(self.end.heard.drain(..length).collect()),
-                Ends::Beyond => self.end.more().await?,
+                ResponseEnd::At(length) => return Ok(self.end.heard.drain(..length).collect()),
+                ResponseEnd::Beyond => self.end.more().await?,
             }
         }
     }

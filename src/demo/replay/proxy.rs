@@ -65,7 +65,7 @@ pub struct Proxy {
     pub push: watch::Sender<Option<PushOffer>>,
     stop: CancellationToken,
     sessions: TaskTracker,
-    _open: watch::Sender<config::Listener>,
+    _open: watch::Sender<config::ListenerConfig>,
     folder: tempfile::TempDir,
 }
 
@@ -90,12 +90,12 @@ impl Proxy {
         let folder = tempfile::tempdir().map_err(Failure::broken)?;
         let (host, port) = (backend.ip().to_string(), backend.port());
         let mut config = Config::new(
-            config::Tls::new("unused", "unused"),
-            config::Backend::new(host, port, config::BackendTls::None),
+            config::TlsConfig::new("unused", "unused"),
+            config::BackendConfig::new(host, port, config::BackendTls::None),
         );
         config.limits.failure_delay = Duration::from_millis(1);
         change(&mut config);
-        if config.credentials == config::Credentials::Master {
+        if config.credentials == config::CredentialsMode::Master {
             let (name, login_template) = ("master".into(), None);
             let password_file = folder.path().join("master.password");
             let mut file = OpenOptions::new();
@@ -107,7 +107,7 @@ impl Proxy {
         let store = Store::open(&database_in(&folder), Duration::from_millis(100))
             .await
             .map_err(Failure::broken)?;
-        let credentials = CredentialSource::open(&config::Credentials::Memory, store.clone());
+        let credentials = CredentialSource::open(&config::CredentialsMode::Memory, store.clone());
         let credentials = Arc::new(credentials.map_err(Failure::broken)?);
         let (sender, events) = mpsc::channel(1000);
         let table = Table::new(&config, &NameResolver::default()).map_err(Failure::broken)?;

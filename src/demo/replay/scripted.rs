@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{End, Failure, LIMIT, Proxy, differs, push_offer_of};
-use crate::config::{self, Config, ListenerTls, Relay};
+use crate::config::{self, Config, ListenerTls, RelayedLogins};
 use crate::demo::dialogue::{Deed, Dialogue, Difference, Event, Peer, Variables, What};
 use crate::demo::pki::Pki;
 use crate::imap::capability::Capabilities;
@@ -44,10 +44,10 @@ pub async fn against_mailchime_as(
             config.listeners[0].tls = ListenerTls::StartTls;
         }
         if settings.relay {
-            config.auth.relay = Relay::Always;
+            config.auth.relay = RelayedLogins::Always;
         }
         if settings.master {
-            config.credentials = config::Credentials::Master;
+            config.credentials = config::CredentialsMode::Master;
         }
         if dialogue.events.iter().any(|event| event.what == What::Does(Deed::Overdue)) {
             config.limits.answer_timeout = SOON;

@@ -205,7 +205,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::config::{self, BackendTls, Trust};
+    use crate::config::{self, BackendTls, TrustConfig};
     use crate::demo::pki::Pki;
     use crate::net::resolve::NameResolver;
 
@@ -214,11 +214,11 @@ mod tests {
 
     const READY: &[u8] = b"* OK ready\r\n";
 
-    fn backend(tls: BackendTls) -> config::Backend {
-        config::Backend::new("localhost", 1, tls)
+    fn backend(tls: BackendTls) -> config::BackendConfig {
+        config::BackendConfig::new("localhost", 1, tls)
     }
 
-    fn built(config: &config::Backend) -> Backend {
+    fn built(config: &config::BackendConfig) -> Backend {
         Backend::new(config, LIMIT, &NameResolver::default()).unwrap()
     }
 
@@ -234,7 +234,7 @@ mod tests {
         let pki = Pki::generate(None).unwrap();
         pki.write_to(folder.path()).unwrap();
         let ca = Some(folder.path().join("ca.pem"));
-        let trust = Trust { ca, server_name: "localhost".into() };
+        let trust = TrustConfig { ca, server_name: "localhost".into() };
         let backend = built(&backend(BackendTls::Implicit(trust)));
 
         // The system accepts for one that never does; the one behind it shakes hands and greets.

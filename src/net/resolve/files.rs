@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use tokio::time::Instant;
 
 use super::Sources;
 use super::servers::Servers;
+use crate::files::{self, Stamp};
 
 /// Between two looks whether a file has changed.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -25,18 +25,14 @@ pub(super) type Hosts = HashMap<String, Vec<IpAddr>>;
 
 /// What was read last.
 #[derive(Debug)]
-pub(super) struct Files {
+pub(super) struct ResolverFiles {
     sources: Sources,
     looked: Option<Instant>,
-    hosts: (Stamp, Arc<Hosts>),
-    servers: (Stamp, Arc<Servers>),
+    hosts: (Option<Stamp>, Arc<Hosts>),
+    servers: (Option<Stamp>, Arc<Servers>),
 }
 
-/// What shows that a file is another one than before: device, inode, size, and the time of its last
-/// change in seconds and nanoseconds. `None` where there is none.
-type Stamp = Option<(u64, u64, u64, i64, i64)>;
-
-impl Files {
+impl ResolverFiles {
     /// Nothing is read yet.
     pub(super) fn new(sources: Sources) -> Self {
         let servers = Servers::new("", &sources.name_servers, 0);
@@ -71,9 +67,8 @@ impl Files {
     }
 }
 
-fn stamp(path: &Path) -> Stamp {
-    let file = fs::metadata(path).ok()?;
-    Some((file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
+fn stamp(path: &Path) -> Option<Stamp> {
+    fs::metadata(path).ok().map(|metadata| files::stamp(&metadata))
 }
 
 /// The beginning of a file; nothing where it cannot be read, as `getaddrinfo` has it.

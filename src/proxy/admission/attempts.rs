@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::origin::Origin;
-use crate::config::Limits;
+use crate::config::LimitsConfig;
 use crate::model::Account;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -109,7 +109,7 @@ impl Attempts {
         &mut self,
         address: IpAddr,
         account: Option<&Account>,
-        limits: &Limits,
+        limits: &LimitsConfig,
         now: Instant,
     ) -> Decision {
         self.counts.turn(now, MINUTE);
@@ -183,7 +183,7 @@ impl Attempts {
         &self,
         gates: &[(AttemptKey, u32)],
         known: bool,
-        limits: &Limits,
+        limits: &LimitsConfig,
         now: Instant,
     ) -> Option<Decision> {
         for (key, factor) in gates {
@@ -329,18 +329,18 @@ mod tests {
 
     struct Play {
         tries: Attempts,
-        limits: Limits,
+        limits: LimitsConfig,
         now: Instant,
     }
 
     impl Play {
         fn new() -> Self {
-            let limits = Limits {
+            let limits = LimitsConfig {
                 login_failures_per_minute: 3,
                 account_failures_per_minute: 5,
                 dials_per_minute: 100,
                 dials_at_once: 10,
-                ..Limits::default()
+                ..LimitsConfig::default()
             };
             Self { tries: Attempts::default(), limits, now: Instant::now() }
         }

@@ -25,9 +25,9 @@ use self::origin::Origin;
 use self::sessions::Sessions;
 pub(super) use self::sessions::{SessionPermit, SessionsFull};
 use self::waiting::WaitingRoom;
-use crate::config::Limits;
+use crate::config::LimitsConfig;
 use crate::model::Account;
-use crate::net::counters::Counters;
+use crate::net::counters::LimitCounters;
 
 /// Who waits for another try to end looks this often by itself: an old failure may count no more.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -76,8 +76,8 @@ impl Admission {
     pub(super) fn enter(
         &self,
         address: IpAddr,
-        limits: &Limits,
-        counters: &Counters,
+        limits: &LimitsConfig,
+        counters: &LimitCounters,
     ) -> WaitingPermit {
         let (number, goes, crowded) = self.waiting.lock().enter(address, limits.waiting);
         if crowded && counters.waiting.hit() {
@@ -103,8 +103,8 @@ impl Admission {
         &self,
         address: IpAddr,
         account: Option<&Account>,
-        limits: &Limits,
-        counters: &Counters,
+        limits: &LimitsConfig,
+        counters: &LimitCounters,
     ) -> Result<AttemptPermit, LimitHit> {
         let (mut told, mut woken_by) = (false, None);
         loop {
@@ -157,7 +157,7 @@ impl Admission {
     pub(super) fn session(
         &self,
         address: IpAddr,
-        limits: &Limits,
+        limits: &LimitsConfig,
     ) -> Result<SessionPermit, SessionsFull> {
         SessionPermit::take(&self.sessions, address, limits)
     }
@@ -265,7 +265,7 @@ impl LimitHit {
         }
     }
 
-    fn hit(self, peer: IpAddr, limits: &Limits, counters: &Counters) {
+    fn hit(self, peer: IpAddr, limits: &LimitsConfig, counters: &LimitCounters) {
         let (counter, key, limit) = match self {
             Self::LoginFailures => (
                 &counters.login_failures_per_minute,
@@ -297,13 +297,14 @@ mod tests {
 
     const PEER: &str = "192.0.2.1";
 
-    fn limits() -> Limits {
-        Limits { login_failures_per_minute: 3, ..Limits::default() }
+    fn limits() -> LimitsConfig {
+        LimitsConfig { login_failures_per_minute: 3, ..LimitsConfig::default() }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_try_while_too_many_are_under_way_waits_for_their_answers() {
-        let (admission, counters) = (Arc::new(Admission::default()), Arc::new(Counters::default()));
+        let (admission, counters) =
+            (Arc::new(Admission::default()), Arc::new(LimitCounters::default()));
         let peer = PEER.parse().unwrap();
         let trying = |name: String| {
             let (admission, counters) = (Arc::clone(&admission), Arc::clone(&counters));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::origin::Origin;
-use crate::config::Limits;
+use crate::config::LimitsConfig;
 
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
@@ -44,7 +44,7 @@ impl SessionPermit {
     pub(super) fn take(
         sessions: &Arc<Mutex<Sessions>>,
         address: IpAddr,
-        limits: &Limits,
+        limits: &LimitsConfig,
     ) -> Result<Self, SessionsFull> {
         let mut counts = sessions.lock();
         if counts.all >= limits.sessions {
@@ -82,14 +82,14 @@ impl Drop for SessionPermit {
 mod tests {
     use super::*;
 
-    fn limits(sessions: usize, sessions_per_ip: usize) -> Limits {
-        Limits { sessions, sessions_per_ip, ..Limits::default() }
+    fn limits(sessions: usize, sessions_per_ip: usize) -> LimitsConfig {
+        LimitsConfig { sessions, sessions_per_ip, ..LimitsConfig::default() }
     }
 
     #[test]
     fn places_come_back_in_all_and_by_network() {
         let sessions = Arc::default();
-        let take = |address: &str, limits: &Limits| {
+        let take = |address: &str, limits: &LimitsConfig| {
             SessionPermit::take(&sessions, address.parse().unwrap(), limits)
         };
         let two = limits(2, 1);

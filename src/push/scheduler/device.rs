@@ -12,7 +12,7 @@ use super::super::transport::{RouteId, Verdict};
 use super::account::ChangeId;
 use super::circuit_breaker::BreakerPass;
 use super::{
-    Consequence, Delivery, DeliveryView, Doubts, OTHER_ROUTE, REFUSED, Rules, TOO_MANY, UNAVAILABLE,
+    Delivery, DeliveryView, Doubts, FollowUp, OTHER_ROUTE, REFUSED, Rules, TOO_MANY, UNAVAILABLE,
 };
 use crate::model::{ChangeKind, Mailbox, Subscription, SubscriptionKey, Timestamp};
 use crate::store::Target;
@@ -346,25 +346,23 @@ impl DeviceState {
         verdict: &Verdict,
         registered_at: Timestamp,
         doubts: Option<Doubts>,
-    ) -> Consequence {
+    ) -> FollowUp {
         // Since the push was sent: what was said of the device was said of the registration before.
         let renewed = registered_at < self.registered_at;
         let soon_if_renewed = |backoff| if renewed { UNAVAILABLE } else { backoff };
         let DeviceState { device, .. } = self;
         let (account, endpoint, route) = (&device.account, &device.endpoint, &self.route.name);
         match verdict {
-            Verdict::Accepted { .. } => Consequence::Delivered,
+            Verdict::Accepted { .. } => FollowUp::Delivered,
             Verdict::Gone { since } => {
                 let not_after = since.unwrap_or(registered_at);
                 match self.registered_at <= not_after {
-                    true => Consequence::Dead { not_after },
+                    true => FollowUp::Dead { not_after },
                     // It registered after its endpoint died: it lives, and the service has yet to see that.
-                    false => Consequence::Owed { backoff: soon_if_renewed(REFUSED), heals: true },
+                    false => FollowUp::Owed { backoff: soon_if_renewed(REFUSED), heals: true },
                 }
             }
-            Verdict::BadEndpoint if renewed => {
-                Consequence::Owed { backoff: UNAVAILABLE, heals: true }
-            }
+            Verdict::BadEndpoint if renewed => FollowUp::Owed { backoff: UNAVAILABLE, heals: true },
             Verdict::BadEndpoint
                 if let Some(Doubts { renewed_since, say }) = doubts
                     && self.heard_at >= renewed_since =>
@@ -378,9 +376,9 @@ impl DeviceState {
                     );
                 }
                 self.bad_answers = self.bad_answers.saturating_add(1);
-                Consequence::Owed { backoff: REFUSED, heals: true }
+                FollowUp::Owed { backoff: REFUSED, heals: true }
             }
-            Verdict::BadEndpoint => Consequence::Dead { not_after: registered_at },
+            Verdict::BadEndpoint => FollowUp::Dead { not_after: registered_at },
             Verdict::OtherRoute => {
                 warn!(
                     target: "mailchime::push::wrong_topic",
@@ -388,7 +386,7 @@ impl DeviceState {
                     "the push service says that the endpoint belongs to another route; mailchime keeps the \
                      push, and tries again once the device has registered anew, and from time to time"
                 );
-                Consequence::Owed { backoff: soon_if_renewed(OTHER_ROUTE), heals: true }
+                FollowUp::Owed { backoff: soon_if_renewed(OTHER_ROUTE), heals: true }
             }
             Verdict::TooLarge | Verdict::Misconfigured { .. } => {
                 error!(
@@ -401,11 +399,11 @@ impl DeviceState {
                     "the push service refuses a push for a reason that an operator has to fix; mailchime keeps \
                      the push and tries again"
                 );
-                Consequence::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
+                FollowUp::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
             }
-            Verdict::TooMany { .. } => Consequence::Owed { backoff: TOO_MANY, heals: false },
+            Verdict::TooMany { .. } => FollowUp::Owed { backoff: TOO_MANY, heals: false },
             Verdict::Unavailable { .. } | Verdict::RouteClosed { .. } => {
-                Consequence::Owed { backoff: UNAVAILABLE, heals: false }
+                FollowUp::Owed { backoff: UNAVAILABLE, heals: false }
             }
         }
     }

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use super::transport::{Blame, Limits, Route, RouteId, Transport, Verdict};
+use super::transport::{Blame, Route, RouteId, Transport, TransportLimits, Verdict};
 use crate::config::Events;
 use crate::model::{
     Account, BackendId, ChangeKind, Mailbox, Subscription, SubscriptionKey, Timestamp, WatchEvent,
@@ -67,7 +67,7 @@ const REFUSED: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_se
 /// Most likely the device has to register anew, and then it does not wait.
 const OTHER_ROUTE: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(3600));
 
-/// What of the configuration the rules need; see [`crate::config::Push`].
+/// What of the configuration the rules need; see [`crate::config::PushConfig`].
 #[derive(Clone, Debug)]
 pub(super) struct Rules {
     pub(super) quiet_delay: Duration,
@@ -166,7 +166,7 @@ pub(super) struct Scheduler {
 }
 
 /// A verdict on a push of one route to one device.
-struct Answer<'a> {
+struct Judged<'a> {
     route: &'a RouteId,
     sent: &'a Subscription,
     verdict: &'a Verdict,
@@ -183,7 +183,7 @@ struct Doubts {
 }
 
 /// What follows from a verdict.
-enum Consequence {
+enum FollowUp {
     Delivered,
     /// It is tried again, later and later, or with `heals` as soon as the device registers anew.
     Owed {
@@ -199,7 +199,7 @@ enum Consequence {
 /// The way out for the devices of one route; what holds up one queue holds up no other.
 struct RouteQueue {
     transport: Arc<dyn Transport>,
-    limits: Limits,
+    limits: TransportLimits,
     pushes: Schedule,
     /// Pushes that are under way or have their turns, and how many may be.
     sending: usize,
@@ -419,7 +419,7 @@ impl Scheduler {
         let under_way = under_way.map(|push| (push.pass, push.registered_at));
         let doubts = queue.and_then(|queue| {
             queue.sending = queue.sending.saturating_sub(1);
-            let answer = Answer { route: &route, sent, verdict, chance };
+            let answer = Judged { route: &route, sent, verdict, chance };
             let bad = queue.answered(under_way?.0, answer, now)?;
             let renewed_since = served.minus(queue.limits.silence);
             bad.alarm
@@ -430,15 +430,15 @@ impl Scheduler {
         let Some(device) = state.device(key) else { return };
         let became = device.became(verdict, registered_at, doubts);
         match became {
-            Consequence::Delivered => self.outbox.accepted(key, device.accepted(now), wall),
-            Consequence::Owed { backoff, heals } => {
+            FollowUp::Delivered => self.outbox.accepted(key, device.accepted(now), wall),
+            FollowUp::Owed { backoff, heals } => {
                 let least = at_least(verdict);
                 let wait = |failures| backoff.wait(failures, chance).max(least);
                 for mailbox in device.failed(now, heals, wait) {
                     self.outbox.owed(key, mailbox, wall);
                 }
             }
-            Consequence::Dead { not_after } => {
+            FollowUp::Dead { not_after } => {
                 // Should it register before this is written, its row stays, and the marks tell it.
                 for mailbox in device.owe_all(now) {
                     self.outbox.owed(key, mailbox, wall);
@@ -626,7 +626,7 @@ impl RouteQueue {
     fn answered(
         &mut self,
         pass: BreakerPass,
-        Answer { route, sent, verdict, chance }: Answer<'_>,
+        Judged { route, sent, verdict, chance }: Judged<'_>,
         now: Instant,
     ) -> Option<BadEndpoints> {
         let failure = match (verdict, verdict.blames()) {

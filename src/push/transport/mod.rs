@@ -35,7 +35,7 @@ use crate::model::{Mailbox, Subscription, Timestamp};
 pub struct Notice<'a> {
     /// A UUID that names this push, for the log and for services that want one.
     pub id: &'a str,
-    /// The mailboxes that have changed: at least one, and no more than [`Limits::mailboxes`].
+    /// The mailboxes that have changed: at least one, and no more than [`TransportLimits::mailboxes`].
     pub mailboxes: &'a [Mailbox],
     /// The time of day.
     pub at: Timestamp,
@@ -45,7 +45,7 @@ pub struct Notice<'a> {
 
 /// What the scheduler has to respect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct TransportLimits {
     /// Most mailboxes of one push.
     pub mailboxes: usize,
     /// A client that is well registers anew within this time, unless it is switched off. So an endpoint
@@ -56,7 +56,7 @@ pub struct Limits {
 /// How one service is spoken to. Pure: no socket, no clock.
 pub trait Transport: fmt::Debug + Send + Sync {
     /// What the scheduler has to respect.
-    fn limits(&self) -> Limits;
+    fn limits(&self) -> TransportLimits;
 
     /// Why this subscription gets no push for this mailbox although it registered for it: a clause for
     /// people. `None` where it gets one.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::{Request, Response};
 
-use super::{Exchange, Limits, Notice, Route, Sender, Transport, Verdict};
+use super::{Exchange, Notice, Route, Sender, Transport, TransportLimits, Verdict};
 use crate::model::{Mailbox, Subscription, Timestamp};
 
 /// The options of a subscription that gets no push but for INBOX.
@@ -23,8 +23,8 @@ impl Stub {
 }
 
 impl Transport for Stub {
-    fn limits(&self) -> Limits {
-        Limits { mailboxes: 100, silence: Duration::from_hours(48) }
+    fn limits(&self) -> TransportLimits {
+        TransportLimits { mailboxes: 100, silence: Duration::from_hours(48) }
     }
 
     fn withholds(&self, subscription: &Subscription, mailbox: &Mailbox) -> Option<&'static str> {

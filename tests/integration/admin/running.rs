@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use mailchime::config::{self, Config};
-use mailchime::demo::backend::Backend;
+use mailchime::demo::backend::DemoBackend;
 use serde_json::{Value, json};
 
 use super::{Answer, get, request};
@@ -12,12 +12,12 @@ use crate::support::world::{LOGIN, MAIL, PASSWORD, TOKEN};
 use crate::support::{limited, listener};
 
 /// A backend, and mailchime with `[admin]` in front of it.
-async fn start() -> (Backend, InProcess) {
+async fn start() -> (DemoBackend, InProcess) {
     start_with(|_| {}).await
 }
 
-async fn start_with(change: impl FnOnce(&mut Config)) -> (Backend, InProcess) {
-    let backend = Backend::start(listener().await, None).unwrap();
+async fn start_with(change: impl FnOnce(&mut Config)) -> (DemoBackend, InProcess) {
+    let backend = DemoBackend::start(listener().await, None).unwrap();
     backend.add_account(LOGIN, PASSWORD.as_bytes());
     let world = InProcess::pushing(backend.address(), |config| {
         config.admin.address = Some(config::AdminAddress::Tcp(loopback()));
@@ -28,7 +28,7 @@ async fn start_with(change: impl FnOnce(&mut Config)) -> (Backend, InProcess) {
 }
 
 /// A phone registers, and its mailbox is watched.
-async fn register(world: &InProcess, backend: &Backend) {
+async fn register(world: &InProcess, backend: &DemoBackend) {
     world.register((LOGIN, PASSWORD), &["INBOX"]).await;
     backend.wait_until(|counters| counters.idling == 1).await;
 }

@@ -571,7 +571,7 @@ async fn a_backend_that_is_away_makes_one_log_line_and_is_back_for_all() {
         assert_eq!(server.warned("login refused").await, 0);
 
         let listener = place.listen(64).unwrap();
-        let backend = mailchime::demo::backend::Backend::start(listener, None).unwrap();
+        let backend = mailchime::demo::backend::DemoBackend::start(listener, None).unwrap();
         backend.add_account(LOGIN, PASSWORD.as_bytes());
         assert!(client.log_in(LOGIN, PASSWORD).await.starts_with("in OK"));
     })

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use mailchime::config::{self, ApnsServer};
 use mailchime::demo::apns::{Answer, Apns, Push};
-use mailchime::demo::backend::Backend;
+use mailchime::demo::backend::DemoBackend;
 use mailchime::demo::pki::Pki;
 use mailchime::imap::registration::xapple::{ApnsOptions, DeviceToken, XAppleRegistration};
 use mailchime::model::{
     Account, Change, ChangeKind, Mailbox, Registration, Snapshot, Subscription, Timestamp,
     WatchEvent,
 };
-use mailchime::net::counters::Counters;
+use mailchime::net::counters::LimitCounters;
 use mailchime::nodes::ClusterView;
 use mailchime::push::dispatcher::{self, DispatcherParts};
 use mailchime::store::Store;
@@ -38,8 +38,8 @@ struct Site {
     folder: TempDir,
     apns: Apns,
     store: Store,
-    config: config::Push,
-    counters: Arc<Counters>,
+    config: config::PushConfig,
+    counters: Arc<LimitCounters>,
     running: Option<Running>,
     changes: u64,
 }
@@ -63,7 +63,7 @@ fn token(name: &str) -> DeviceToken {
 }
 
 impl Site {
-    async fn new(config: config::Push) -> Self {
+    async fn new(config: config::PushConfig) -> Self {
         let pki = Pki::generate(None).unwrap();
         let folder = tempfile::tempdir().unwrap();
         pki.write_to(folder.path()).unwrap();
@@ -95,7 +95,7 @@ impl Site {
 
     fn start(&mut self) {
         let file = |name| self.folder.path().join(name);
-        let mut apns = config::Apns::new(file("apns.pem"), file("apns.key"));
+        let mut apns = config::ApnsConfig::new(file("apns.pem"), file("apns.key"));
         let address = self.apns.address();
         apns.endpoint = ApnsServer { host: address.ip().to_string(), port: address.port() };
         apns.ca = Some(file("ca.pem"));
@@ -207,7 +207,7 @@ async fn made_up_tokens_of_one_account_keep_no_dead_token_of_others() {
         // one that nobody wants.
         let _another = tracing::Dispatch::new(tracing_subscriber::registry());
         let _guard = tracing::subscriber::set_default(log.subscriber());
-        let mut site = Site::new(config::Push::default()).await;
+        let mut site = Site::new(config::PushConfig::default()).await;
         for number in 0..50 {
             let made_up = site.device("mallory@tenant.example", &format!("bad{number:02x}f"));
             site.apns.answer_token(
@@ -322,7 +322,7 @@ async fn a_user_who_registers_without_end_waits_alone() {
 async fn a_tenant_who_floods_delays_no_push_of_another() {
     limited(async {
         const ACCOUNTS: usize = 400;
-        let mut site = Site::new(config::Push::default()).await;
+        let mut site = Site::new(config::PushConfig::default()).await;
         site.fill(ACCOUNTS, 50).await;
         site.register(site.device("alice@example.org", "a11ce")).await;
         site.start();
@@ -355,7 +355,7 @@ async fn a_foreign_token_under_many_accounts_does_not_wake_its_owner_without_end
     limited(async {
         // As five seconds and 22 seconds, but a tenth as long.
         let interval = Duration::from_millis(500);
-        let config = config::Push { min_interval: interval, ..config::Push::default() };
+        let config = config::PushConfig { min_interval: interval, ..config::PushConfig::default() };
         let mut site = Site::new(config).await;
         for number in 0..40 {
             site.register(site.device(&format!("m{number}@tenant.example"), "a11ce")).await;
@@ -463,7 +463,7 @@ fn made_up(number: usize, device: usize) -> DeviceToken {
 #[tokio::test]
 async fn one_user_in_many_spellings_has_the_devices_of_one() {
     limited(async {
-        let site = Site::new(config::Push::default()).await;
+        let site = Site::new(config::PushConfig::default()).await;
         let spellings: Vec<String> = (0..32_u32)
             .map(|number| {
                 let letters = "alice".chars().enumerate().map(|(place, letter)| {
@@ -528,7 +528,7 @@ async fn a_backend_that_has_all_it_may_have_gets_a_refusal_that_says_so() {
     limited(async {
         let world = World::new().await;
         world.backend.add_account("bob", PASSWORD.as_bytes());
-        let other = Backend::start(listener().await, None).unwrap();
+        let other = DemoBackend::start(listener().await, None).unwrap();
         other.add_account("carol@b.example", PASSWORD.as_bytes());
         let route = format!(
             "[[route]]\ndomain = \"b.example\"\naddress = \"{}\"\ntls = \"none\"\n[push]\n\
@@ -575,7 +575,10 @@ async fn a_domain_over_its_rate_of_pushes_waits_alone_and_loses_none() {
     limited(async {
         const ACCOUNTS: usize = 40;
         const RATE: u32 = 10;
-        let config = config::Push { pushes_per_second_per_domain: RATE, ..config::Push::default() };
+        let config = config::PushConfig {
+            pushes_per_second_per_domain: RATE,
+            ..config::PushConfig::default()
+        };
         let mut site = Site::new(config).await;
         for number in 0..ACCOUNTS {
             let login = format!("m{number}@tenant.example");

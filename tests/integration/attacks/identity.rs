@@ -254,13 +254,13 @@ async fn session(proxy: &Proxy, lines: &[String]) -> (String, String) {
 /// How a session came about, and how many events of it left for the watching side.
 async fn events_of(mode: &str, change: impl FnOnce(&mut Config), lines: &[String]) -> usize {
     let credentials = match mode {
-        "stored" => config::Credentials::Stored { key_file: "unused".into() },
-        "memory" => config::Credentials::Memory,
-        _ => config::Credentials::Master,
+        "stored" => config::CredentialsMode::Stored { key_file: "unused".into() },
+        "memory" => config::CredentialsMode::Memory,
+        _ => config::CredentialsMode::Master,
     };
     let mut proxy = proxy(credulous().await, Some(push_offer()), |config| {
         config.credentials = credentials;
-        config.auth.relay = config::Relay::Always;
+        config.auth.relay = config::RelayedLogins::Always;
         config.limits.failure_delay = Duration::from_millis(1);
         change(config);
     })

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use hickory_resolver::proto::op::{Message, ResponseCode};
 use hickory_resolver::proto::rr::{RData, Record, RecordType};
-use mailchime::net::counters::Counters;
+use mailchime::net::counters::LimitCounters;
 use mailchime::net::resolve::{NameResolver, Sources};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -108,7 +108,7 @@ impl NameServer {
 struct Asker {
     server: NameServer,
     folder: TempDir,
-    counters: Arc<Counters>,
+    counters: Arc<LimitCounters>,
     resolver: NameResolver,
 }
 
@@ -119,7 +119,7 @@ impl Asker {
         let [hosts, resolv_conf] = ["hosts", "resolv.conf"].map(|name| folder.path().join(name));
         fs::write(&resolv_conf, "options timeout:1 attempts:2\n").unwrap();
         let sources = Sources { hosts, resolv_conf, name_servers: vec![server.address] };
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::new(LimitCounters::default());
         let resolver = NameResolver::with_sources(sources, most_waiting, Arc::clone(&counters));
         Self { server, folder, counters, resolver }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use mailchime::demo::backend::Backend;
+use mailchime::demo::backend::DemoBackend;
 
 use crate::support::line::Client;
 use crate::support::world::{LOGIN, PASSWORD, World};
@@ -46,9 +46,9 @@ const AMBIGUOUS: &[&str] = &[
 ];
 
 /// A world with a backend of its own for two domains, and what passes there for a login.
-async fn routed() -> (World, Backend) {
+async fn routed() -> (World, DemoBackend) {
     let world = World::new().await;
-    let other = Backend::start(listener().await, None).unwrap();
+    let other = DemoBackend::start(listener().await, None).unwrap();
     other.add_account("user@routed.example", PASSWORD.as_bytes());
     let limits = format!(
         "[limits]\nfailure_delay = \"{}ms\"\nlogin_failures_per_minute = 10000\n",
@@ -77,7 +77,7 @@ async fn authenticate(client: &mut Client, mechanism: &str, message: &str) -> St
     client.until("a ").await
 }
 
-fn tries(backend: &Backend) -> u64 {
+fn tries(backend: &DemoBackend) -> u64 {
     let counters = backend.counters();
     counters.refused.values().chain(counters.logins.values()).sum()
 }

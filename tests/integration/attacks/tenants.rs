@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use mailchime::demo::apns::Push;
-use mailchime::demo::backend::Backend;
+use mailchime::demo::backend::DemoBackend;
 use mailchime::demo::phone::{Phone, PhoneError, Registered};
 use serde_json::Value;
 use sqlx::{Connection, SqliteConnection};
@@ -19,8 +19,8 @@ const TENANT: &str = "alice@b.example";
 
 const MASTER: &str = "the master's password";
 
-async fn other_backend(accounts: &[(&str, &str)]) -> Backend {
-    let backend = Backend::start(listener().await, None).unwrap();
+async fn other_backend(accounts: &[(&str, &str)]) -> DemoBackend {
+    let backend = DemoBackend::start(listener().await, None).unwrap();
     for (login, password) in accounts {
         backend.add_account(login, password.as_bytes());
     }
@@ -28,7 +28,7 @@ async fn other_backend(accounts: &[(&str, &str)]) -> Backend {
 }
 
 /// A route of the tenant's domain, with more keys.
-fn route(to: &Backend, keys: &str) -> String {
+fn route(to: &DemoBackend, keys: &str) -> String {
     let address = to.address();
     format!("[[route]]\ndomain = \"b.example\"\naddress = \"{address}\"\ntls = \"none\"\n{keys}")
 }
@@ -61,7 +61,7 @@ fn token_of(push: &Push) -> String {
     push.token.as_ref().unwrap().to_lowercase()
 }
 
-fn logins(backend: &Backend, login: &str) -> u64 {
+fn logins(backend: &DemoBackend, login: &str) -> u64 {
     backend.counters().logins.get(login).copied().unwrap_or_default()
 }
 
@@ -94,7 +94,7 @@ async fn the_masters_password_goes_to_no_backend_that_has_not_got_it() {
         assert_eq!(parked["reason"], "its backend has no master_user");
         let refused = register(&world, &server).await.unwrap_err();
         assert!(matches!(refused, PhoneError::NotOffered), "{refused}");
-        let tried = |backend: &Backend| {
+        let tried = |backend: &DemoBackend| {
             let counters = backend.counters();
             let all = counters.logins.into_iter().chain(counters.refused);
             all.filter(|(login, _)| login.ends_with("*boss")).map(|(_, count)| count).sum::<u64>()

@@ -422,7 +422,7 @@ async fn sessions_together_compress_no_more_than_is_allowed() {
 #[test]
 fn the_unit_leaves_room_for_all_that_the_limits_allow() {
     const KIB: usize = 1024;
-    let limits = config::Limits::default();
+    let limits = config::LimitsConfig::default();
     let connections = limits.sessions + limits.waiting;
     let most = 50 * KIB * KIB
         + limits.login_memory

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mailchime::demo::backend::Backend;
+use mailchime::demo::backend::DemoBackend;
 use mailchime::demo::pki::Pki;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufStream};
@@ -399,7 +399,7 @@ async fn imap_over_tls() {
     limited(async {
         let pki = Pki::generate(None).unwrap();
         let tls = pki.server_config().unwrap();
-        let backend = Backend::start(listener().await, Some(tls)).unwrap();
+        let backend = DemoBackend::start(listener().await, Some(tls)).unwrap();
         backend.add_account("alice", b"x");
         let client = TlsConnector::from(Arc::new(pki.client_config(None).unwrap()));
         for name in ["localhost", "127.0.0.1", "::1"] {

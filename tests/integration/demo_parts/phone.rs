@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use mailchime::demo::backend::Backend;
+use mailchime::demo::backend::DemoBackend;
 use mailchime::demo::phone::{self, Direction, Phone, PhoneError};
 use mailchime::demo::pki::Pki;
 use tokio::io::{AsyncWriteExt, BufStream};
@@ -76,7 +76,8 @@ async fn the_phone_says_what_went_wrong() {
         }
         // A server of another CA.
         let other = Pki::generate(None).unwrap();
-        let backend = Backend::start(listener().await, Some(pki.server_config().unwrap())).unwrap();
+        let backend =
+            DemoBackend::start(listener().await, Some(pki.server_config().unwrap())).unwrap();
         let ca = &other.ca.certificate;
         let error = phone().register(backend.address(), "localhost", ca, quiet).await.unwrap_err();
         assert!(matches!(error, PhoneError::Io { step: "TLS handshake", .. }), "{error}");

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use mailchime::config::{BackendTls, Route, Trust};
-use mailchime::demo::backend::Backend;
+use mailchime::config::{BackendTls, RouteConfig, TrustConfig};
+use mailchime::demo::backend::DemoBackend;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
@@ -11,8 +11,8 @@ use crate::support::in_process::{InProcess, demo_backend, logins, plain, registe
 use crate::support::line::Line;
 use crate::support::{limited, listener, soon};
 
-pub(super) fn route(domain: &str, backend: &Backend) -> Route {
-    Route { domain: domain.into(), backend: plain(backend.address()) }
+pub(super) fn route(domain: &str, backend: &DemoBackend) -> RouteConfig {
+    RouteConfig { domain: domain.into(), backend: plain(backend.address()) }
 }
 
 #[tokio::test]
@@ -28,8 +28,9 @@ async fn an_account_is_logged_in_at_the_backend_of_its_domain() {
         for user in users {
             world.session(user).await;
         }
-        let served =
-            |backend: &Backend| backend.counters().logins.into_keys().collect::<Vec<_>>().join(" ");
+        let served = |backend: &DemoBackend| {
+            backend.counters().logins.into_keys().collect::<Vec<_>>().join(" ")
+        };
         assert_eq!(served(&default), "bob bob@d.example");
         assert_eq!(served(&b), "bob@B.example bob@b.example");
         assert_eq!(served(&c), "bob@c.example");
@@ -44,7 +45,7 @@ async fn starttls_to_a_backend_protects_the_password_or_there_is_no_login() {
         let world = InProcess::start(backend.local_addr().unwrap(), |config| {
             let folder = config.tls.certificates[0].certificate.parent().unwrap();
             let ca = Some(folder.join("ca.pem"));
-            config.backend.tls = BackendTls::StartTls(Trust { ca, server_name: "localhost".into() });
+            config.backend.tls = BackendTls::StartTls(TrustConfig { ca, server_name: "localhost".into() });
         })
         .await;
         let acceptor = TlsAcceptor::from(world.pki.server_config().unwrap());
@@ -153,7 +154,7 @@ async fn starttls_injection_by_a_backend() {
             let folder = config.tls.certificates[0].certificate.parent().unwrap();
             let ca = Some(folder.join("ca.pem"));
             config.backend.tls =
-                BackendTls::StartTls(Trust { ca, server_name: "localhost".into() });
+                BackendTls::StartTls(TrustConfig { ca, server_name: "localhost".into() });
         })
         .await;
         let acceptor = TlsAcceptor::from(world.pki.server_config().unwrap());
@@ -239,7 +240,7 @@ async fn a_client_is_shown_each_way_in_which_some_backend_takes_logins() {
             (tokens, passwords, " AUTH=PLAIN AUTH=LOGIN AUTH=XOAUTH2 AUTH=OAUTHBEARER]"),
         ] {
             let (default, backend) = (offering(default).await, offering(route).await);
-            let route = Route { domain: "b.example".into(), backend: plain(backend) };
+            let route = RouteConfig { domain: "b.example".into(), backend: plain(backend) };
             let world = InProcess::start(default, |config| config.routes = vec![route]).await;
             let asked = async {
                 loop {

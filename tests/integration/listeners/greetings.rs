@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mailchime::config::{BackendTls, Trust};
-use mailchime::demo::backend::Backend;
+use mailchime::config::{BackendTls, TrustConfig};
+use mailchime::demo::backend::DemoBackend;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -54,13 +54,13 @@ fn behave(listener: TcpListener, manner: Manner) {
 }
 
 /// A name with these servers at its first addresses, and a good one at the last.
-async fn name_of(manners: &[Manner]) -> (NameServer, SocketAddr, Backend) {
+async fn name_of(manners: &[Manner]) -> (NameServer, SocketAddr, DemoBackend) {
     let mut sockets = listeners(u8::try_from(manners.len()).unwrap() + 1).await;
     let addresses: Vec<_> = sockets.iter().map(|it| it.local_addr().unwrap()).collect();
     let hosts: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
     let names = NameServer::start().await;
     names.addresses("imap.example", &hosts.iter().map(String::as_str).collect::<Vec<_>>(), 3600);
-    let good = Backend::start(sockets.pop().unwrap(), None).unwrap();
+    let good = DemoBackend::start(sockets.pop().unwrap(), None).unwrap();
     good.add_account("alice", b"secret");
     for (socket, manner) in sockets.into_iter().zip(manners) {
         behave(socket, *manner);
@@ -127,7 +127,7 @@ async fn a_backend_that_accepts_and_says_nothing_is_given_up_in_time() {
             let address = backend.local_addr().unwrap();
             let world = InProcess::start(address, |config| {
                 let ca = Some(config.tls.certificates[0].certificate.with_file_name("ca.pem"));
-                let trust = Trust { ca, server_name: "localhost".into() };
+                let trust = TrustConfig { ca, server_name: "localhost".into() };
                 config.backend.tls = match security {
                     "none" => BackendTls::None,
                     "starttls" => BackendTls::StartTls(trust),
@@ -165,7 +165,7 @@ async fn a_greeting_before_starttls_is_read_as_any_other() {
         let world = InProcess::start(backend.local_addr().unwrap(), |config| {
             let ca = Some(config.tls.certificates[0].certificate.with_file_name("ca.pem"));
             config.backend.tls =
-                BackendTls::StartTls(Trust { ca, server_name: "localhost".into() });
+                BackendTls::StartTls(TrustConfig { ca, server_name: "localhost".into() });
         })
         .await;
         let acceptor = TlsAcceptor::from(world.pki.server_config().unwrap());

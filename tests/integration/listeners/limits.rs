@@ -1,6 +1,6 @@
 //! Sessions by address, and addresses whose logins fail.
 
-use mailchime::config::{BackendTls, Trust};
+use mailchime::config::{BackendTls, TrustConfig};
 
 use crate::support::in_process::{InProcess, demo_backend, logins};
 use crate::support::line::Line;
@@ -127,7 +127,7 @@ async fn a_backend_that_says_nothing_is_given_up_and_counted() {
         let mute = listener().await;
         let world = InProcess::start(mute.local_addr().unwrap(), |config| {
             let ca = Some(config.tls.certificates[0].certificate.with_file_name("ca.pem"));
-            config.backend.tls = BackendTls::StartTls(Trust { ca, server_name: "x".into() });
+            config.backend.tls = BackendTls::StartTls(TrustConfig { ca, server_name: "x".into() });
             config.limits.connect_timeout = std::time::Duration::from_millis(50);
         })
         .await;

@@ -5,8 +5,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mailchime::config::{self, BackendTls, Trust};
-use mailchime::demo::backend::Backend as DemoBackend;
+use mailchime::config::{self, BackendTls, TrustConfig};
+use mailchime::demo::backend::DemoBackend;
 use mailchime::net::backend::Backend;
 use mailchime::net::resolve::NameResolver;
 use rustls::ServerConfig;
@@ -75,8 +75,8 @@ async fn tried(openssl: &Openssl, shown: &str, named: &str, name: &str) -> Resul
     let socket = listener().await;
     let port = socket.local_addr().unwrap().port();
     let _server = DemoBackend::start(socket, Some(openssl.server(shown))).unwrap();
-    let trust = Trust { ca: Some(openssl.file(named)), server_name: name.into() };
-    let config = config::Backend::new("127.0.0.1", port, BackendTls::Implicit(trust));
+    let trust = TrustConfig { ca: Some(openssl.file(named)), server_name: name.into() };
+    let config = config::BackendConfig::new("127.0.0.1", port, BackendTls::Implicit(trust));
     let backend = Backend::new(&config, LIMIT, &NameResolver::default()).unwrap();
     backend.probe(LIMIT, 16 * 1024).await.map_err(|error| error.to_string())
 }
@@ -192,8 +192,8 @@ async fn a_self_signed_certificate_is_pinned_after_starttls_as_well() {
         let socket = listener().await;
         let port = socket.local_addr().unwrap().port();
         let ca = Some(openssl.file("bridge.pem"));
-        let tls = BackendTls::StartTls(Trust { ca, server_name: "127.0.0.1".into() });
-        let config = config::Backend::new("127.0.0.1", port, tls);
+        let tls = BackendTls::StartTls(TrustConfig { ca, server_name: "127.0.0.1".into() });
+        let config = config::BackendConfig::new("127.0.0.1", port, tls);
         let backend = Backend::new(&config, LIMIT, &NameResolver::default()).unwrap();
         let acceptor = TlsAcceptor::from(openssl.server("bridge"));
         let playing = async {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mailchime::config::{ListenerTls, Relay};
+use mailchime::config::{ListenerTls, RelayedLogins};
 use rustls::version::TLS13;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -54,11 +54,11 @@ async fn mechanisms_that_hide_the_password_pass_from_the_reload_on() {
         assert!(!capabilities(&world).await.contains("SCRAM"));
 
         let mut config = world.config.clone();
-        config.auth.relay = Relay::Always;
+        config.auth.relay = RelayedLogins::Always;
         world.mailchime.reload(&config).unwrap();
         assert!(capabilities(&world).await.contains(" AUTH=SCRAM-SHA-256"));
 
-        config.auth.relay = Relay::Never;
+        config.auth.relay = RelayedLogins::Never;
         world.mailchime.reload(&config).unwrap();
         assert!(!capabilities(&world).await.contains("SCRAM"));
     })
@@ -143,7 +143,7 @@ async fn one_that_cannot_be_used_changes_nothing() {
         let mut bad_certificate = config.clone();
         bad_certificate.tls.certificates[0].certificate = broken.clone();
         let mut bad_ca = config.clone();
-        let trust = mailchime::config::Trust { ca: Some(broken), server_name: "x".into() };
+        let trust = mailchime::config::TrustConfig { ca: Some(broken), server_name: "x".into() };
         bad_ca.backend.tls = mailchime::config::BackendTls::Implicit(trust);
         let mut bad_address = config.clone();
         bad_address.listeners.push(config.listeners[0].clone());

@@ -46,7 +46,7 @@ async fn a_rotation_says_what_it_did_and_changes_nothing_when_it_cannot() {
 
         let url = format!("sqlite://{}", path.join("mailchime.db").display());
         let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
-        let stored = |name: &str| config::Credentials::Stored { key_file: path.join(name) };
+        let stored = |name: &str| config::CredentialsMode::Stored { key_file: path.join(name) };
         // A server that runs meanwhile.
         let source = CredentialSource::open(&stored("mailchime.key"), store.clone()).unwrap();
         let alice = Credentials::password("alice", b"wonder land".to_vec());

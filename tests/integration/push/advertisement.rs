@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mailchime::app;
 use mailchime::config::{self, Config};
-use mailchime::demo::backend::Backend;
+use mailchime::demo::backend::DemoBackend;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -41,7 +41,7 @@ async fn offered(certificates: &Certificates, to: SocketAddr, login: &str) -> [b
 async fn push_is_offered_to_accounts_that_have_a_valid_identity() {
     limited(async {
         let certificates = Certificates::new();
-        let backend = Backend::start(listener().await, None).unwrap();
+        let backend = DemoBackend::start(listener().await, None).unwrap();
         let users = ["alice@a.example", "bob@b.example"];
         for user in users {
             backend.add_account(user, b"secret");
@@ -55,8 +55,8 @@ async fn push_is_offered_to_accounts_that_have_a_valid_identity() {
         issue(TOPICS[0].0, -60, 3600);
         issue(TOPICS[1].0, -3600, -60);
         let mut config = Config::new(
-            config::Tls::new(file("server.pem"), file("server.key")),
-            config::Backend::new(
+            config::TlsConfig::new(file("server.pem"), file("server.key")),
+            config::BackendConfig::new(
                 backend.address().ip().to_string(),
                 backend.address().port(),
                 config::BackendTls::None,
@@ -65,12 +65,12 @@ async fn push_is_offered_to_accounts_that_have_a_valid_identity() {
         config.listeners[0].address = ([127, 0, 0, 1], 0).into();
         config.store.url = format!("sqlite://{}", file("mailchime.db").display());
         let key_file = file("mailchime.key");
-        config.credentials = config::Credentials::Stored { key_file };
+        config.credentials = config::CredentialsMode::Stored { key_file };
         config.apns = TOPICS
             .map(|(topic, domain)| {
                 let files = [".pem", ".key"].map(|end| file(&format!("{topic}{end}")));
                 let [certificate, private_key] = files;
-                let mut apns = config::Apns::new(certificate, private_key);
+                let mut apns = config::ApnsConfig::new(certificate, private_key);
                 apns.domains = vec![domain.to_owned()];
                 apns.ca = Some(file("ca.pem"));
                 apns

@@ -118,7 +118,7 @@ async fn a_push_has_the_headers_that_large_senders_use() {
         );
 
         let config = certificates.config(stand_in.address());
-        let style = config::Push { priority: Some(5), ..config::Push::default() };
+        let style = config::PushConfig { priority: Some(5), ..config::PushConfig::default() };
         let style = (&style).into();
         let apns =
             route(&certificates.identity(), &config, style, &NameResolver::default()).unwrap();

@@ -88,14 +88,14 @@ pub(super) struct Running {
 
 impl Running {
     fn start(disk: &Disk, identities: Identities) -> Self {
-        Self::with(disk, identities, config::Push::default())
+        Self::with(disk, identities, config::PushConfig::default())
     }
 
-    fn with(disk: &Disk, identities: Identities, config: config::Push) -> Self {
+    fn with(disk: &Disk, identities: Identities, config: config::PushConfig) -> Self {
         Self::over(disk, identities.routes(), config)
     }
 
-    pub(super) fn over(disk: &Disk, routes: &Routes, config: config::Push) -> Self {
+    pub(super) fn over(disk: &Disk, routes: &Routes, config: config::PushConfig) -> Self {
         let (events, changes) = mpsc::channel(8);
         let (hints, removed) = mpsc::channel(8);
         let cancel = CancellationToken::new();
@@ -105,7 +105,7 @@ impl Running {
             store: disk.store.clone(),
             backends: backends(),
             routes: routes.clone(),
-            config: config::Push { min_interval: Duration::ZERO, ..config },
+            config: config::PushConfig { min_interval: Duration::ZERO, ..config },
             removed: hints,
             assignment: ClusterView::none("here").assignment,
             requests: inquiries,
@@ -333,7 +333,7 @@ async fn a_push_that_waits_goes_by_the_registration_as_it_is_when_it_is_sent() {
         let disk = Disk::with(&[gone.clone(), renewed.clone()]).await;
         let identities = certificates.identities(stand_in.address());
         let quiet_delay = Duration::from_secs(5);
-        let config = config::Push { quiet_delay, ..config::Push::default() };
+        let config = config::PushConfig { quiet_delay, ..config::PushConfig::default() };
         let mut running = Running::with(&disk, identities, config);
         for mailbox in ["INBOX", "Notes"] {
             running.changed(mailbox, ChangeKind::Quiet, Some(state(2))).await;
@@ -648,8 +648,8 @@ async fn a_device_of_a_topic_that_is_added_later_gets_its_owed_push() {
         std::fs::write(file("other.pem"), &client.certificate).unwrap();
         std::fs::write(file("other.key"), client.expose_private_key()).unwrap();
         let first = certificates.config(stand_in.address());
-        let mut second = config::Apns {
-            identity: config::Apns::new(file("other.pem"), file("other.key")).identity,
+        let mut second = config::ApnsConfig {
+            identity: config::ApnsConfig::new(file("other.pem"), file("other.key")).identity,
             ..first.clone()
         };
         second.domains = vec!["example.org".into()];
@@ -668,11 +668,11 @@ async fn pushes_collapse_and_quiet_changes_are_left_out_as_configured() {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
         let disk = Disk::with(&[certificates.device("aa")]).await;
-        let config = config::Push {
+        let config = config::PushConfig {
             collapse: config::Collapse::Account,
             events: config::Events { new_mail: true, quiet: false },
             quiet_delay: Duration::ZERO,
-            ..config::Push::default()
+            ..config::PushConfig::default()
         };
         let identities = try_load(&[certificates.config(stand_in.address())], &config).unwrap();
         let mut running = Running::with(&disk, identities, config);

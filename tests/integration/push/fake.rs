@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::{Request, Response};
 use mailchime::model::{Mailbox, Subscription};
-use mailchime::push::transport::{Exchange, Limits, Notice, Sender, Transport, Verdict};
+use mailchime::push::transport::{Exchange, Notice, Sender, Transport, TransportLimits, Verdict};
 
 /// Each endpoint; all others are not known to the service.
 const TABLE: [(&str, u16); 6] =
@@ -17,8 +17,8 @@ const TABLE: [(&str, u16); 6] =
 pub(super) struct Fake(pub(super) Arc<Mutex<Vec<String>>>);
 
 impl Transport for Fake {
-    fn limits(&self) -> Limits {
-        Limits { mailboxes: 1, silence: Duration::from_secs(3600) }
+    fn limits(&self) -> TransportLimits {
+        TransportLimits { mailboxes: 1, silence: Duration::from_secs(3600) }
     }
 
     fn remedy(&self) -> &'static str {

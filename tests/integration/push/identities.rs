@@ -10,7 +10,7 @@ use mailchime::app;
 use mailchime::config::{self, ProviderFiles};
 use mailchime::demo::pki;
 use mailchime::model::{Account, Timestamp, TransportId};
-use mailchime::push::transport::apns::Identity;
+use mailchime::push::transport::apns::ApnsIdentity;
 use mailchime::push::transport::apns::certificate_watch;
 use mailchime::push::transport::apns::identities::{Identities, Offer};
 use mailchime::push::transport::{Route, RouteId};
@@ -97,7 +97,7 @@ async fn a_pkcs12_file_is_as_good_as_two_pem_files_with_old_ciphers_too() {
             std::fs::write(&file, pkcs12(&certificates.pki.client, legacy, "open sesame")).unwrap();
             let (file, password_file) = (file.clone(), Some(password_file.clone()));
             let identity = ProviderFiles::Pkcs12 { file, password_file, topic: None };
-            let identity = Identity::load(&identity).unwrap();
+            let identity = ApnsIdentity::load(&identity).unwrap();
             assert_eq!(identity.topic(), certificates.pki.topic);
             let config = certificates.config(stand_in.address());
             let apns = route_of(&identity, &config);
@@ -108,7 +108,7 @@ async fn a_pkcs12_file_is_as_good_as_two_pem_files_with_old_ciphers_too() {
         std::fs::write(&file, pkcs12(&certificates.pki.client, None, "")).unwrap();
         let load = |password_file| {
             let file = file.clone();
-            Identity::load(&ProviderFiles::Pkcs12 { file, password_file, topic: None })
+            ApnsIdentity::load(&ProviderFiles::Pkcs12 { file, password_file, topic: None })
         };
         load(None).unwrap();
 
@@ -155,7 +155,7 @@ fn a_pkcs12_file_of_openssl_is_read() {
         }
         let (file, password_file) = (certificates.file("apns.p12"), Some(password_file.clone()));
         let identity = ProviderFiles::Pkcs12 { file, password_file, topic: None };
-        assert_eq!(Identity::load(&identity).unwrap().topic(), certificates.pki.topic);
+        assert_eq!(ApnsIdentity::load(&identity).unwrap().topic(), certificates.pki.topic);
     }
 }
 
@@ -177,7 +177,8 @@ async fn each_domain_has_its_identity_and_each_topic_its_client() {
         let identities = load(&configs);
         let now = Timestamp::now();
         let offer = |login: &str| {
-            let offer = app::push_offer(identities.offers(now), &config::Push::default()).unwrap();
+            let offer =
+                app::push_offer(identities.offers(now), &config::PushConfig::default()).unwrap();
             offer.topic(&Account::from_login(login)).map(str::to_owned)
         };
         let others = certificates.pki.topic.as_str();
@@ -232,8 +233,10 @@ fn phones_are_offered_topics_of_mail_alone_and_each_identity_has_a_route() {
 fn an_error_in_an_identity_names_its_key() {
     let certificates = Certificates::new();
     let mut config = certificates.config(([127, 0, 0, 1], 1).into());
-    let said = |config: &config::Apns| {
-        try_load(std::slice::from_ref(config), &config::Push::default()).unwrap_err().to_string()
+    let said = |config: &config::ApnsConfig| {
+        try_load(std::slice::from_ref(config), &config::PushConfig::default())
+            .unwrap_err()
+            .to_string()
     };
     let ProviderFiles::Pem { certificate, private_key, .. } = config.identity.clone() else {
         panic!("no PEM")

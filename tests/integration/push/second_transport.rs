@@ -28,7 +28,7 @@ async fn each_verdict_of_a_second_transport_moves_or_marks_or_removes_as_those_o
         let (fake, routes) = (Fake::default(), Routes::default());
         let route = Route::new(fake.clone(), fake.clone(), 1);
         routes.publish(&TransportId::new("fake"), [("table".into(), route)]);
-        let mut running = Running::over(&disk, &routes, config::Push::default());
+        let mut running = Running::over(&disk, &routes, config::PushConfig::default());
         running.mail("INBOX", 2).await;
         while fake.0.lock().unwrap().len() < endpoints.len() {
             tokio::task::yield_now().await;

@@ -4,7 +4,7 @@ use mailchime::config::{self, ProviderFiles};
 use mailchime::demo::apns::Answer;
 use mailchime::demo::pki::ProviderKey;
 use mailchime::push::transport::Verdict;
-use mailchime::push::transport::apns::Identity;
+use mailchime::push::transport::apns::ApnsIdentity;
 
 use super::client::{is_accepted, push};
 use crate::support::limited;
@@ -16,15 +16,15 @@ fn provider(
     stand_in: &StandIn,
     key: &ProviderKey,
     change: impl FnOnce(&mut String, &mut String),
-) -> (Identity, config::Apns) {
+) -> (ApnsIdentity, config::ApnsConfig) {
     let file = certificates.folder.path().join("apns.p8");
     std::fs::write(&file, key.expose_private_key()).unwrap();
     let (mut key_id, mut team_id) = (key.key_id.clone(), key.team_id.clone());
     change(&mut key_id, &mut team_id);
     let topic = certificates.pki.topic.clone();
     let identity = ProviderFiles::Key { key: file, key_id, team_id, topic };
-    let config = config::Apns { identity, ..certificates.config(stand_in.address()) };
-    (Identity::load(&config.identity).unwrap(), config)
+    let config = config::ApnsConfig { identity, ..certificates.config(stand_in.address()) };
+    (ApnsIdentity::load(&config.identity).unwrap(), config)
 }
 
 #[tokio::test]
@@ -89,6 +89,6 @@ fn a_file_without_a_key_is_named() {
     let key = certificates.folder.path().join("apns.pem");
     let (key_id, team_id, topic) = ("k".into(), "t".into(), "t".into());
     let identity = ProviderFiles::Key { key, key_id, team_id, topic };
-    let error = Identity::load(&identity).unwrap_err().to_string();
+    let error = ApnsIdentity::load(&identity).unwrap_err().to_string();
     assert!(error.contains("apns.pem: holds no key for provider tokens"), "{error}");
 }

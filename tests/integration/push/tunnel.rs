@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use mailchime::config::Proxy;
+use mailchime::config::ProxyConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -51,7 +51,7 @@ async fn a_proxy_is_asked_for_a_tunnel_and_sees_only_its_destination() {
                 Some(login_file),
                 format!(
                     "CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\
-                     Proxy-Authorization: Basic bWU6b3BlbiBzZXNhbWU=\r\n\r\n"
+                     ProxyConfig-Authorization: Basic bWU6b3BlbiBzZXNhbWU=\r\n\r\n"
                 ),
             ),
         ] {
@@ -60,7 +60,7 @@ async fn a_proxy_is_asked_for_a_tunnel_and_sees_only_its_destination() {
             let heads = proxy(listener, "HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\n");
             let mut config = certificates.config(to);
             let (host, port) = (address.ip().to_string(), address.port());
-            config.proxy = Some(Proxy { host, port, login_file });
+            config.proxy = Some(ProxyConfig { host, port, login_file });
             let apns = route_of(&certificates.identity(), &config);
             let device = certificates.device("ab");
             assert!(is_accepted(&push(&apns, &device).await));
@@ -92,7 +92,7 @@ async fn a_proxy_that_refuses_or_talks_nonsense_is_reported_without_its_login() 
             let mut config = certificates.config(address);
             config.connect_timeout = std::time::Duration::from_secs(10);
             let (host, port) = (address.ip().to_string(), address.port());
-            config.proxy = Some(Proxy { host, port, login_file: Some(login_file.clone()) });
+            config.proxy = Some(ProxyConfig { host, port, login_file: Some(login_file.clone()) });
             let apns = route_of(&certificates.identity(), &config);
             let found = why(push(&apns, &certificates.device("ab")).await);
             // A proxy that only closes says nothing.
@@ -104,7 +104,7 @@ async fn a_proxy_that_refuses_or_talks_nonsense_is_reported_without_its_login() 
         std::fs::write(&login_file, "").unwrap();
         let mut config = certificates.config(([127, 0, 0, 1], 1).into());
         let login_file = Some(login_file);
-        config.proxy = Some(Proxy { host: "localhost".into(), port: 1, login_file });
+        config.proxy = Some(ProxyConfig { host: "localhost".into(), port: 1, login_file });
         let error = try_load(&[config], &Default::default()).unwrap_err().to_string();
         assert!(error.starts_with("[apns] proxy_login_file: "), "{error}");
     })

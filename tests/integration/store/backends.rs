@@ -1,6 +1,6 @@
 //! Which backend an account belongs to, and which devices outlive its password; part of the contract.
 
-use mailchime::config::Push;
+use mailchime::config::PushConfig;
 use mailchime::store::Alive;
 
 use super::*;
@@ -12,7 +12,7 @@ fn other() -> BackendId {
 }
 
 /// The devices of alice that live at this hour, by the digits of their tokens.
-async fn alive(store: &Store, hour: i64, push: &Push) -> String {
+async fn alive(store: &Store, hour: i64, push: &PushConfig) -> String {
     let alive = Alive::at(Timestamp(hour * HOUR), push);
     let targets = store.targets(&alice(), alive).await.unwrap();
     targets.iter().map(|target| &target.subscription.endpoint.as_given()[..1]).collect()
@@ -92,8 +92,8 @@ async fn registers(store: &Store, digit: char, login: Registrant, hour: i64) {
 }
 
 pub(super) async fn devices_outlive_a_password_by_25_hours(store: Store) {
-    let kept = Push::default();
-    let at_once = Push { forget_devices_on_password_change: true, ..Push::default() };
+    let kept = PushConfig::default();
+    let at_once = PushConfig { forget_devices_on_password_change: true, ..PushConfig::default() };
     for digit in ['a', 'b', 'c'] {
         registers(&store, digit, by(&imap(), Some(&sealed("old"))), 1).await;
     }

@@ -1,7 +1,7 @@
 //! With what watchers log in, by mode; part of the contract.
 
 use mailchime::config;
-use mailchime::config::Push;
+use mailchime::config::PushConfig;
 use mailchime::model::{AcceptedLogin, Credentials};
 use mailchime::store::{
     Alive, CredentialSource, CredentialsError, Kept, Vault, VaultError, rotate,
@@ -53,7 +53,7 @@ async fn is_parked(store: &Store) -> bool {
 
 pub(super) async fn stored_credentials(store: Store) {
     let folder = tempfile::tempdir().unwrap();
-    let config = config::Credentials::Stored { key_file: folder.path().join("key") };
+    let config = config::CredentialsMode::Stored { key_file: folder.path().join("key") };
     let source = CredentialSource::open(&config, store.clone()).unwrap();
     assert!(source.of(&alice(), &imap(), EVER).await.unwrap().is_none());
     registered(&source, &password("first"), 0).await;
@@ -83,7 +83,7 @@ pub(super) async fn stored_credentials(store: Store) {
     // Under another key nothing opens, nothing is lost, and a login heals it.
     registered(&source, &password("third"), 0).await;
     assert_eq!(source.unreadable().await.unwrap(), 0);
-    let config = config::Credentials::Stored { key_file: folder.path().join("other key") };
+    let config = config::CredentialsMode::Stored { key_file: folder.path().join("other key") };
     let other = CredentialSource::open(&config, store.clone()).unwrap();
     assert_eq!(other.unreadable().await.unwrap(), 1);
     let refused = other.of(&alice(), &imap(), EVER).await.unwrap_err();
@@ -96,7 +96,7 @@ pub(super) async fn stored_credentials(store: Store) {
 }
 
 pub(super) async fn credentials_in_memory(store: Store) {
-    let source = CredentialSource::open(&config::Credentials::Memory, store.clone()).unwrap();
+    let source = CredentialSource::open(&config::CredentialsMode::Memory, store.clone()).unwrap();
     registered(&source, &password("first"), 0).await;
     assert_eq!(kept(&store, &alice()).await, None, "nothing is written");
     assert_eq!(secret(&source, i64::MAX).await.as_deref(), Some("first"));
@@ -107,7 +107,8 @@ pub(super) async fn credentials_in_memory(store: Store) {
     let shown = format!("{source:?}");
     assert!(shown.contains("memory") && !shown.contains("second"), "{shown}");
 
-    let restarted = CredentialSource::open(&config::Credentials::Memory, store.clone()).unwrap();
+    let restarted =
+        CredentialSource::open(&config::CredentialsMode::Memory, store.clone()).unwrap();
     assert_eq!(secret(&restarted, 0).await, None, "gone at a restart");
 
     source.save(&alice(), &login(token(), 1000), Timestamp::now()).await.unwrap();
@@ -131,9 +132,9 @@ pub(super) async fn credentials_in_memory(store: Store) {
 /// A login under a clock that was a day ahead, and then others by the right one.
 pub(super) async fn a_clock_that_was_ahead_holds_up_no_login(store: Store) {
     let folder = tempfile::tempdir().unwrap();
-    let stored = config::Credentials::Stored { key_file: folder.path().join("key") };
+    let stored = config::CredentialsMode::Stored { key_file: folder.path().join("key") };
     let now = Timestamp::now();
-    for (config, account) in [(stored, alice()), (config::Credentials::Memory, bob())] {
+    for (config, account) in [(stored, alice()), (config::CredentialsMode::Memory, bob())] {
         let source = CredentialSource::open(&config, store.clone()).unwrap();
         let with =
             |secret: &str| Credentials::password(account.as_str(), secret.as_bytes().to_vec());
@@ -165,7 +166,7 @@ pub(super) async fn a_master(store: Store) {
         .save_credentials(&alice(), by(&imap(), Some(&sealed("from before"))), Timestamp::now())
         .await
         .unwrap();
-    let source = CredentialSource::open(&config::Credentials::Master, store.clone()).unwrap();
+    let source = CredentialSource::open(&config::CredentialsMode::Master, store.clone()).unwrap();
     assert_eq!(source.tidy(EVER).await.unwrap(), 1);
     registered(&source, &password("alice's own"), 0).await;
     source.save(&alice(), &login(password("alice's own"), 0), Timestamp::now()).await.unwrap();
@@ -206,7 +207,7 @@ async fn what_lasts_stays(source: &CredentialSource) {
 pub(super) async fn several_stored_credentials(store: Store) {
     let folder = tempfile::tempdir().unwrap();
     let key_file = folder.path().join("key");
-    let config = config::Credentials::Stored { key_file: key_file.clone() };
+    let config = config::CredentialsMode::Stored { key_file: key_file.clone() };
     let source = CredentialSource::open(&config, store.clone()).unwrap();
     what_lasts_stays(&source).await;
 
@@ -227,13 +228,13 @@ pub(super) async fn several_stored_credentials(store: Store) {
     registered(&source, &password("new"), 5 * HOUR).await;
     source.save(&alice(), &login(token(), 5 * HOUR), Timestamp::now()).await.unwrap();
     assert_eq!(secrets(&source, 0).await, ["new", "opaque"]);
-    let memory = CredentialSource::open(&config::Credentials::Memory, store.clone()).unwrap();
+    let memory = CredentialSource::open(&config::CredentialsMode::Memory, store.clone()).unwrap();
     assert_eq!(memory.tidy(EVER).await.unwrap(), 2);
     assert!(secrets(&source, 0).await.is_empty());
 }
 
 pub(super) async fn several_credentials_in_memory(store: Store) {
-    let source = CredentialSource::open(&config::Credentials::Memory, store.clone()).unwrap();
+    let source = CredentialSource::open(&config::CredentialsMode::Memory, store.clone()).unwrap();
     what_lasts_stays(&source).await;
     assert_eq!(kept(&store, &alice()).await, None, "nothing is written");
     source.forget(&alice());
@@ -244,8 +245,8 @@ pub(super) async fn several_credentials_in_memory(store: Store) {
 /// logged in with it before makes none live.
 pub(super) async fn devices_of_an_old_password_that_is_kept_are_forgotten(store: Store) {
     let folder = tempfile::tempdir().unwrap();
-    let stored = config::Credentials::Stored { key_file: folder.path().join("key") };
-    for config in [stored, config::Credentials::Memory] {
+    let stored = config::CredentialsMode::Stored { key_file: folder.path().join("key") };
+    for config in [stored, config::CredentialsMode::Memory] {
         let source = CredentialSource::open(&config, store.clone()).unwrap();
         let registers = async |digit, with: &str, at: i64, now: i64| {
             let registration = registration(device(&alice(), digit), &["INBOX"], 5);
@@ -253,7 +254,8 @@ pub(super) async fn devices_of_an_old_password_that_is_kept_are_forgotten(store:
             source.register(&registration, &login, 10, Timestamp(now * HOUR)).await.unwrap();
         };
         let live = async |hour: i64, forget: bool| -> String {
-            let push = Push { forget_devices_on_password_change: forget, ..Push::default() };
+            let push =
+                PushConfig { forget_devices_on_password_change: forget, ..PushConfig::default() };
             let alive = Alive::at(Timestamp(hour * HOUR), &push);
             let targets = store.targets(&alice(), alive).await.unwrap();
             targets.iter().map(|target| &target.subscription.endpoint.as_given()[..1]).collect()

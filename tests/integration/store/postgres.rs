@@ -128,7 +128,10 @@ async fn no_password_is_shown() {
         let store = database.open().await;
         let mut shown = vec![
             format!("{store:?} {store:#?}"),
-            format!("{:?}", config::Store { url: database.url.clone(), ..Default::default() }),
+            format!(
+                "{:?}",
+                config::StoreConfig { url: database.url.clone(), ..Default::default() }
+            ),
         ];
         assert!(database.url.contains("chime@"), "there is a password to be shown");
         assert!(shown[1].contains(&format!("postgres://{address}/")), "{shown:?}");

@@ -1,7 +1,7 @@
 //! Databases of earlier schemas, kept in `fixtures/schemas`, are brought up to date with all that is
 //! in them.
 
-use mailchime::config::Push;
+use mailchime::config::PushConfig;
 use mailchime::store::Alive;
 use sqlx::{AnyConnection, AssertSqlSafe, Connection, Executor, Row};
 
@@ -160,7 +160,7 @@ async fn a_reading_command_opens_a_postgres_database_only_if_it_is_whole() {
 async fn holds_what_it_held(store: &Store) {
     // The devices of before have a whole time to register anew.
     let serving = store.clone().serving().await;
-    let alive = Alive::at(serving.served(Timestamp::now()), &Push::default());
+    let alive = Alive::at(serving.served(Timestamp::now()), &PushConfig::default());
     assert_eq!(serving.expire(alive).await.unwrap(), []);
     assert_eq!(serving.accounts(alive).await.unwrap().len(), 2);
 

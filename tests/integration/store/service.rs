@@ -9,7 +9,7 @@ use super::*;
 const DAY: Duration = Duration::from_hours(24);
 
 pub(super) async fn silence_is_measured_by_the_time_in_which_phones_could_register(store: Store) {
-    let (now, push) = (Timestamp::now(), config::Push::default());
+    let (now, push) = (Timestamp::now(), config::PushConfig::default());
     let off = now.minus(11 * DAY);
     // A program that serves, eleven days ago; then the machine is off.
     let before = store.clone().serving().await;
@@ -39,7 +39,7 @@ pub(super) async fn silence_is_measured_by_the_time_in_which_phones_could_regist
 
 pub(super) async fn a_clock_that_has_just_jumped_ends_no_token(store: Store) {
     let folder = tempfile::tempdir().unwrap();
-    let config = config::Credentials::Stored { key_file: folder.path().join("key") };
+    let config = config::CredentialsMode::Stored { key_file: folder.path().join("key") };
     let now = Timestamp::now();
     let before = store.clone().serving().await;
     let until = Some(now.minus(DAY));

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mailchime::app::{self, Server};
-use mailchime::config::{self, BackendTls, Config, Trust};
+use mailchime::config::{self, BackendTls, Config, TrustConfig};
 use mailchime::demo::apns::{Apns, Push};
-use mailchime::demo::backend::Backend;
+use mailchime::demo::backend::DemoBackend;
 use mailchime::demo::phone::Registered;
 use mailchime::demo::pki::Pki;
 use mailchime::model::Mailbox;
@@ -55,12 +55,14 @@ impl InProcess {
         pki.write_to(folder.path()).unwrap();
         let apns = Apns::start(listener().await, pki).unwrap();
         let file = |name: &str| folder.path().join(name);
-        let mut config =
-            Config::new(config::Tls::new(file("server.pem"), file("server.key")), plain(backend));
+        let mut config = Config::new(
+            config::TlsConfig::new(file("server.pem"), file("server.key")),
+            plain(backend),
+        );
         config.listeners[0].address = loopback();
         config.store.url = format!("sqlite://{}", file("mailchime.db").display());
         let key_file = file("mailchime.key");
-        config.credentials = config::Credentials::Stored { key_file };
+        config.credentials = config::CredentialsMode::Stored { key_file };
         config.limits.failure_delay = Duration::from_millis(1);
         push_to(&mut config, apns.address());
         change(&mut config);
@@ -133,7 +135,7 @@ impl InProcess {
 /// Pushes go to the stand-in at this address.
 fn push_to(config: &mut Config, apns: SocketAddr) {
     let folder = config.tls.certificates[0].certificate.parent().unwrap();
-    let mut client = config::Apns::new(folder.join("apns.pem"), folder.join("apns.key"));
+    let mut client = config::ApnsConfig::new(folder.join("apns.pem"), folder.join("apns.key"));
     client.endpoint = config::ApnsServer { host: "localhost".into(), port: apns.port() };
     client.ca = Some(folder.join("ca.pem"));
     config.apns = vec![client];
@@ -148,7 +150,7 @@ fn push_to(config: &mut Config, apns: SocketAddr) {
 pub(crate) fn implicit_tls(config: &mut Config, server_name: &str) {
     let folder = config.tls.certificates[0].certificate.parent().unwrap();
     let (ca, server_name) = (Some(folder.join("ca.pem")), server_name.into());
-    config.backend.tls = BackendTls::Implicit(Trust { ca, server_name });
+    config.backend.tls = BackendTls::Implicit(TrustConfig { ca, server_name });
 }
 
 /// A registration for pushes, by a session that is logged in.
@@ -157,8 +159,8 @@ pub(crate) fn register() -> String {
 }
 
 /// A backend in the clear.
-pub(crate) fn plain(address: SocketAddr) -> config::Backend {
-    config::Backend::new(address.ip().to_string(), address.port(), BackendTls::None)
+pub(crate) fn plain(address: SocketAddr) -> config::BackendConfig {
+    config::BackendConfig::new(address.ip().to_string(), address.port(), BackendTls::None)
 }
 
 pub(crate) fn loopback() -> SocketAddr {
@@ -166,15 +168,15 @@ pub(crate) fn loopback() -> SocketAddr {
 }
 
 /// A backend with these accounts, whose password is `secret`.
-pub(crate) async fn demo_backend(accounts: &[&str]) -> Backend {
-    let backend = Backend::start(listener().await, None).unwrap();
+pub(crate) async fn demo_backend(accounts: &[&str]) -> DemoBackend {
+    let backend = DemoBackend::start(listener().await, None).unwrap();
     for account in accounts {
         backend.add_account(account, b"secret");
     }
     backend
 }
 
-pub(crate) fn logins(backend: &Backend, account: &str) -> u64 {
+pub(crate) fn logins(backend: &DemoBackend, account: &str) -> u64 {
     backend.counters().logins.get(account).copied().unwrap_or(0)
 }
 

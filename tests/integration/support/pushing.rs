@@ -11,7 +11,7 @@ use mailchime::imap::registration::xapple::{ApnsOptions, DeviceToken, XAppleRegi
 use mailchime::model::{Account, Registration, Subscription, Timestamp};
 use mailchime::net::backends::{Backends, Table};
 use mailchime::net::resolve::NameResolver;
-use mailchime::push::transport::apns::Identity;
+use mailchime::push::transport::apns::ApnsIdentity;
 use mailchime::push::transport::apns::identities::{Identities, LoadError, route};
 use mailchime::push::transport::{Route, Routes};
 use mailchime::store::{Registrant, Store};
@@ -21,26 +21,27 @@ use super::listener;
 
 /// The backend of all accounts.
 pub(crate) fn backends() -> Backends {
-    let backend = config::Backend::new("imap.example.org", 993, config::BackendTls::None);
-    let config = Config::new(config::Tls::new("", ""), backend);
+    let backend = config::BackendConfig::new("imap.example.org", 993, config::BackendTls::None);
+    let config = Config::new(config::TlsConfig::new("", ""), backend);
     let table = Table::new(&config, &NameResolver::default()).unwrap();
     Backends::new(table, Arc::default())
 }
 
 /// The route of this identity, with the defaults of `[push]`.
-pub(crate) fn route_of(identity: &Identity, config: &config::Apns) -> Route {
-    route(identity, config, (&config::Push::default()).into(), &NameResolver::default()).unwrap()
+pub(crate) fn route_of(identity: &ApnsIdentity, config: &config::ApnsConfig) -> Route {
+    route(identity, config, (&config::PushConfig::default()).into(), &NameResolver::default())
+        .unwrap()
 }
 
 /// The same for all identities of a configuration, with routes of their own.
-pub(crate) fn load(config: &[config::Apns]) -> Identities {
-    try_load(config, &config::Push::default()).unwrap()
+pub(crate) fn load(config: &[config::ApnsConfig]) -> Identities {
+    try_load(config, &config::PushConfig::default()).unwrap()
 }
 
 /// As [`load`], with this `[push]`.
 pub(crate) fn try_load(
-    config: &[config::Apns],
-    push: &config::Push,
+    config: &[config::ApnsConfig],
+    push: &config::PushConfig,
 ) -> Result<Identities, LoadError> {
     Identities::load(config, push.into(), &NameResolver::default(), &Routes::default())
 }
@@ -70,16 +71,16 @@ impl Certificates {
         StandIn::start(listener().await, &self.pki).unwrap()
     }
 
-    pub(crate) fn identity(&self) -> Identity {
+    pub(crate) fn identity(&self) -> ApnsIdentity {
         let file = |name| self.folder.path().join(name);
-        let config = config::Apns::new(file("apns.pem"), file("apns.key"));
-        Identity::load(&config.identity).unwrap()
+        let config = config::ApnsConfig::new(file("apns.pem"), file("apns.key"));
+        ApnsIdentity::load(&config.identity).unwrap()
     }
 
     /// How to reach a server of these certificates.
-    pub(crate) fn config(&self, address: SocketAddr) -> config::Apns {
+    pub(crate) fn config(&self, address: SocketAddr) -> config::ApnsConfig {
         let file = |name| self.folder.path().join(name);
-        let mut config = config::Apns::new(file("apns.pem"), file("apns.key"));
+        let mut config = config::ApnsConfig::new(file("apns.pem"), file("apns.key"));
         config.endpoint = ApnsServer { host: address.ip().to_string(), port: address.port() };
         config.ca = Some(file("ca.pem"));
         config

@@ -53,7 +53,7 @@ pub(crate) struct World {
     pub(crate) tls: BackendTls,
     /// Of every user.
     pub(crate) password: &'static str,
-    pub(crate) watch: config::Watch,
+    pub(crate) watch: config::WatchConfig,
     /// `[limits] connect_timeout`.
     pub(crate) connect_timeout: Duration,
     /// How many events may wait for `push`.
@@ -82,7 +82,7 @@ impl World {
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
         let store = Store::open(&url, Duration::from_secs(30)).await.unwrap();
         let key_file = folder.path().join("key");
-        let watch = config::Watch {
+        let watch = config::WatchConfig {
             idle_renewal: Duration::from_hours(1),
             idle_check: Duration::from_hours(1),
             poll_interval: Duration::from_hours(1),
@@ -95,7 +95,7 @@ impl World {
             settle: Duration::from_millis(50),
         };
         let (tls, password) = (BackendTls::None, PASSWORD);
-        let connect_timeout = config::Limits::default().connect_timeout;
+        let connect_timeout = config::LimitsConfig::default().connect_timeout;
         let queue = 100;
         Self { folder, store, key_file, backend, tls, password, watch, connect_timeout, queue }
     }
@@ -159,8 +159,8 @@ impl World {
 
     pub(crate) fn config(&self) -> Config {
         let (host, port) = (self.backend.ip().to_string(), self.backend.port());
-        let backend = config::Backend::new(host, port, self.tls.clone());
-        let mut config = Config::new(config::Tls::new("none", "none"), backend);
+        let backend = config::BackendConfig::new(host, port, self.tls.clone());
+        let mut config = Config::new(config::TlsConfig::new("none", "none"), backend);
         config.watch = self.watch.clone();
         config.limits.connect_timeout = self.connect_timeout;
         config
@@ -177,7 +177,7 @@ impl World {
         let (sender, events) = mpsc::channel(self.queue);
         let backends =
             Backends::new(Table::new(&config, &NameResolver::default()).unwrap(), Arc::default());
-        let stored = config::Credentials::Stored { key_file: self.key_file.clone() };
+        let stored = config::CredentialsMode::Stored { key_file: self.key_file.clone() };
         let source = Arc::new(CredentialSource::open(&stored, self.store.clone()).unwrap());
         let store = self.store.clone();
         let metrics = Arc::new(Metrics::default());

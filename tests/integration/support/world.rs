@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use mailchime::demo::apns::{Apns, Push};
-use mailchime::demo::backend::Backend;
+use mailchime::demo::backend::DemoBackend;
 use mailchime::demo::phone::{Phone, PhoneError, Registered};
 use mailchime::demo::pki::Pki;
 use rustls::pki_types::ServerName;
@@ -55,7 +55,7 @@ pub(crate) fn phone((login, password): User<'_>, mailboxes: &[&str]) -> Phone {
 pub(crate) struct World {
     folder: TempDir,
     pub(crate) pki: Pki,
-    pub(crate) backend: Backend,
+    pub(crate) backend: DemoBackend,
     pub(crate) apns: Apns,
 }
 
@@ -70,7 +70,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let pki = Pki::generate(None).unwrap();
         pki.write_to(folder.path()).unwrap();
-        let backend = Backend::start(listener().await, None).unwrap();
+        let backend = DemoBackend::start(listener().await, None).unwrap();
         backend.add_account(LOGIN, PASSWORD.as_bytes());
         let apns = Apns::start(listener().await, &pki).unwrap();
         let world = Self { folder, pki, backend, apns };

@@ -45,9 +45,9 @@ async fn an_account_that_registers_at_another_backend_is_watched_there_and_no_ot
 
         let mut config = world.config();
         let (host, port) = (after.address().ip().to_string(), after.address().port());
-        let backend = config::Backend::new(host, port, BackendTls::None);
+        let backend = config::BackendConfig::new(host, port, BackendTls::None);
         let id = backend.id();
-        config.routes.push(config::Route { domain: "example.org".into(), backend });
+        config.routes.push(config::RouteConfig { domain: "example.org".into(), backend });
         watching.reload(&config);
         let seen = before.wait_until(|c| c.connections == 1).await;
         assert_eq!((seen.commands["LOGOUT"], seen.idling), (1, 1));

@@ -4,7 +4,7 @@
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
-use mailchime::demo::backend::{Backend, Counters};
+use mailchime::demo::backend::{Counters, DemoBackend};
 use mailchime::model::{Account, Credentials, SessionEvent, Timestamp};
 use mailchime::watch::WatcherStatus;
 
@@ -27,7 +27,7 @@ async fn is_known(world: &World, user: &str, password: &str) {
     }
 }
 
-async fn with_bob(backend: &Backend) -> World {
+async fn with_bob(backend: &DemoBackend) -> World {
     backend.add_account("bob", PASSWORD.as_bytes());
     let world = world(backend).await;
     world.register("bob", &[("INBOX", told(2, 1, 0, 0))]).await;
@@ -116,7 +116,7 @@ async fn a_reload_that_changes_nothing_tries_nothing() {
 
 const USERS: [&str; 4] = ["ann", "ben", "cat", "dan"];
 
-async fn four() -> (Backend, World) {
+async fn four() -> (DemoBackend, World) {
     let backend = backend().await;
     let world = World::new(backend.address()).await;
     for (user, validity) in USERS.iter().zip(2..) {
@@ -127,16 +127,16 @@ async fn four() -> (Backend, World) {
 }
 
 /// The directory is empty.
-fn nobody_is_known(backend: &Backend) {
+fn nobody_is_known(backend: &DemoBackend) {
     USERS.iter().for_each(|user| backend.set_password(user, b"nobody").unwrap());
 }
 
-fn everybody_is_known(backend: &Backend) {
+fn everybody_is_known(backend: &DemoBackend) {
     USERS.iter().for_each(|user| backend.set_password(user, PASSWORD.as_bytes()).unwrap());
 }
 
 /// How often anybody was refused.
-fn refused(backend: &Backend) -> u64 {
+fn refused(backend: &DemoBackend) -> u64 {
     backend.counters().refused.values().sum()
 }
 
@@ -186,7 +186,7 @@ async fn until_quiet(watching: &Watching) {
 }
 
 /// Everybody is refused, until few try any more.
-async fn outage(backend: &Backend, world: &World) -> Watching {
+async fn outage(backend: &DemoBackend, world: &World) -> Watching {
     let watching = world.watch();
     backend.wait_until(|c| c.idling == 4).await;
     nobody_is_known(backend);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mailchime::demo::backend::Backend;
+use mailchime::demo::backend::DemoBackend;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -12,28 +12,29 @@ use crate::support::watching::{PASSWORD, Watching, World, told};
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
 /// A server with the empty INBOX of alice, UIDVALIDITY 1.
-pub(super) async fn backend() -> Backend {
-    let backend = Backend::start(TcpListener::bind("127.0.0.1:0").await.unwrap(), None).unwrap();
+pub(super) async fn backend() -> DemoBackend {
+    let backend =
+        DemoBackend::start(TcpListener::bind("127.0.0.1:0").await.unwrap(), None).unwrap();
     backend.add_account("alice", PASSWORD.as_bytes());
     backend
 }
 
 /// A world in which alice registered for her INBOX when it was empty.
-pub(super) async fn world(backend: &Backend) -> World {
+pub(super) async fn world(backend: &DemoBackend) -> World {
     let world = World::new(backend.address()).await;
     world.register("alice", &[("INBOX", told(1, 1, 0, 0))]).await;
     world
 }
 
 /// Watches until all is quiet: one connection, in IDLE.
-pub(super) async fn idling(world: &World, backend: &Backend) -> Watching {
+pub(super) async fn idling(world: &World, backend: &DemoBackend) -> Watching {
     let watching = world.watch();
     backend.wait_until(|c| c.idling == 1 && c.connections == 1).await;
     watching
 }
 
 /// Breaks the connections; returns when as many watchers are in IDLE again.
-pub(super) async fn reconnected(backend: &Backend) {
+pub(super) async fn reconnected(backend: &DemoBackend) {
     let before = backend.counters();
     backend.drop_connections();
     let all = before.accepted + before.connections as u64;
@@ -41,7 +42,7 @@ pub(super) async fn reconnected(backend: &Backend) {
 }
 
 /// Says something to the backend as alice's own client, which then leaves.
-async fn client(backend: &Backend, commands: &[&str]) -> String {
+async fn client(backend: &DemoBackend, commands: &[&str]) -> String {
     let mut stream = BufStream::new(TcpStream::connect(backend.address()).await.unwrap());
     let login = format!("LOGIN alice {PASSWORD}");
     for command in [&login].map(String::as_str).iter().chain(commands).chain(&["LOGOUT"]) {

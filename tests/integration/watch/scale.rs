@@ -6,8 +6,8 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use mailchime::config::{BackendTls, Trust};
-use mailchime::demo::backend::Backend;
+use mailchime::config::{BackendTls, TrustConfig};
+use mailchime::demo::backend::DemoBackend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -50,7 +50,7 @@ async fn measured(tls: bool) {
     let ca = world.folder.path().join("ca.pem");
     std::fs::write(&ca, &pki().ca.certificate).unwrap();
     if tls {
-        let trust = Trust { ca: Some(ca), server_name: "localhost".into() };
+        let trust = TrustConfig { ca: Some(ca), server_name: "localhost".into() };
         world.tls = BackendTls::Implicit(trust);
     }
     for number in 0..ACCOUNTS {
@@ -92,13 +92,13 @@ async fn measured(tls: bool) {
     watching.stop().await;
 }
 
-async fn demo(tls: bool) -> Backend {
+async fn demo(tls: bool) -> DemoBackend {
     let tls = tls.then(|| pki().server_config().unwrap());
-    Backend::start(TcpListener::bind("127.0.0.1:0").await.unwrap(), tls).unwrap()
+    DemoBackend::start(TcpListener::bind("127.0.0.1:0").await.unwrap(), tls).unwrap()
 }
 
 /// A client in IDLE that keeps no buffer.
-async fn idle_client(backend: &Backend, user: &str) -> TcpStream {
+async fn idle_client(backend: &DemoBackend, user: &str) -> TcpStream {
     let idling = backend.counters().idling;
     let mut stream = TcpStream::connect(backend.address()).await.unwrap();
     let commands = format!("a LOGIN {user} {PASSWORD}\r\nb EXAMINE INBOX\r\nc IDLE\r\n");

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tracing::warn;
 
-use super::identity::{Identity, IdentityError, Proof, Validity};
+use super::identity::{ApnsIdentity, IdentityError, Proof, Validity};
 use super::link::{self, Body, Link, Up};
 use super::payload::Probe;
 use super::skew::Skew;
@@ -42,7 +42,7 @@ const MAX_ANSWER: usize = 16 * 1024;
 pub struct ApnsClient {
     link: Link,
     endpoint: ApnsServer,
-    identity: Identity,
+    identity: ApnsIdentity,
     /// `None` where a certificate says who we are.
     tokens: Option<Arc<Tokens>>,
     skew: Arc<Skew>,
@@ -79,8 +79,8 @@ impl ApnsClient {
     /// # Errors
     /// When there is nobody to trust, a file cannot be read, or TLS cannot be set up.
     pub fn new(
-        identity: &Identity,
-        config: &config::Apns,
+        identity: &ApnsIdentity,
+        config: &config::ApnsConfig,
         resolver: &NameResolver,
     ) -> Result<Self, SetupError> {
         let tls = client_tls(identity, config).map_err(SetupError::Ca)?;
@@ -248,7 +248,10 @@ impl fmt::Debug for ApnsClient {
 }
 
 /// Shows the certificate, if that is who we are.
-fn client_tls(identity: &Identity, config: &config::Apns) -> Result<ClientConfig, TlsError> {
+fn client_tls(
+    identity: &ApnsIdentity,
+    config: &config::ApnsConfig,
+) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
@@ -304,11 +307,11 @@ mod tests {
         let (key_id, team_id) = (pki.provider.key_id.clone(), pki.provider.team_id.clone());
         let topic = pki.topic.clone();
         let mut config =
-            config::Apns::with(config::ProviderFiles::Key { key, key_id, team_id, topic });
+            config::ApnsConfig::with(config::ProviderFiles::Key { key, key_id, team_id, topic });
         let (host, port) = ("localhost".into(), stand_in.address().port());
         (config.endpoint, config.ca) =
             (ApnsServer { host, port }, Some(folder.path().join("ca.pem")));
-        let identity = Identity::load(&config.identity).unwrap();
+        let identity = ApnsIdentity::load(&config.identity).unwrap();
         let apns = ApnsClient::new(&identity, &config, &NameResolver::default()).unwrap();
 
         // It comes to the token before it comes to the device.

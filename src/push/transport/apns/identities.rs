@@ -12,7 +12,7 @@ use serde::Serialize;
 use tracing::warn;
 
 use super::message::MailMessages;
-use super::{ApnsClient, Identity, IdentityError, MessageStyle, SetupError, Validity};
+use super::{ApnsClient, ApnsIdentity, IdentityError, MessageStyle, SetupError, Validity};
 use crate::config::{self, ApnsServer};
 use crate::imap::registration::xapple::TRANSPORT;
 use crate::model::{Timestamp, TransportId};
@@ -30,7 +30,7 @@ pub struct Identities {
 
 #[derive(Debug)]
 struct Entry {
-    identity: Identity,
+    identity: ApnsIdentity,
     server: ApnsServer,
     domains: Vec<String>,
     route: Route,
@@ -94,7 +94,7 @@ impl Identities {
     /// When a file cannot be read or is no identity, TLS cannot be set up, or two identities are for
     /// one topic.
     pub fn load(
-        config: &[config::Apns],
+        config: &[config::ApnsConfig],
         style: MessageStyle,
         resolver: &NameResolver,
         routes: &Routes,
@@ -115,7 +115,11 @@ impl Identities {
     ///
     /// # Errors
     /// As [`Identities::load`].
-    pub fn reload(&self, config: &[config::Apns], priority: Option<u8>) -> Result<(), LoadError> {
+    pub fn reload(
+        &self,
+        config: &[config::ApnsConfig],
+        priority: Option<u8>,
+    ) -> Result<(), LoadError> {
         let style = MessageStyle { priority, ..self.style };
         let new = entries(config, style, &self.resolver, &self.entries())?;
         *self.entries.write() = new;
@@ -176,8 +180,8 @@ impl Identities {
 /// # Errors
 /// As [`ApnsClient::new`].
 pub fn route(
-    identity: &Identity,
-    config: &config::Apns,
+    identity: &ApnsIdentity,
+    config: &config::ApnsConfig,
     style: MessageStyle,
     resolver: &NameResolver,
 ) -> Result<Route, SetupError> {
@@ -188,14 +192,14 @@ pub fn route(
 
 /// `before` are those that run.
 fn entries(
-    config: &[config::Apns],
+    config: &[config::ApnsConfig],
     style: MessageStyle,
     resolver: &NameResolver,
     before: &[Entry],
 ) -> Result<Arc<[Entry]>, LoadError> {
     let mut entries: Vec<Entry> = Vec::new();
     for apns in config {
-        let mut identity = Identity::load(&apns.identity)
+        let mut identity = ApnsIdentity::load(&apns.identity)
             .map_err(|why| LoadError::Identity { key: key(&apns.identity, &why), why })?;
         for other in entries.iter().chain(before) {
             identity.share_token(&other.identity);

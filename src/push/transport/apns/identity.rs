@@ -29,7 +29,7 @@ const MAIL_TOPICS: [&str; 2] = ["com.apple.mobilemail.push.", "com.apple.mail."]
 
 /// What proves who we are, and the topic. `Debug` shows no key.
 #[derive(Clone)]
-pub struct Identity {
+pub struct ApnsIdentity {
     pub(super) proof: Proof,
     topic: String,
     /// From and to; `None` for a key, which does not end.
@@ -145,9 +145,9 @@ impl IdentityError {
     }
 }
 
-impl Identity {
+impl ApnsIdentity {
     /// Reads the files that `config` names. Reads no clock: whether it has expired is
-    /// [`Identity::validity`]'s to tell.
+    /// [`ApnsIdentity::validity`]'s to tell.
     ///
     /// # Errors
     /// [`IdentityError`] names the file that cannot be read or used.
@@ -228,7 +228,7 @@ impl Identity {
         }
     }
 
-    /// The next moment after `now` at which [`Identity::validity`] changes.
+    /// The next moment after `now` at which [`ApnsIdentity::validity`] changes.
     pub(in crate::push) fn turns_at(&self, now: Timestamp) -> Option<Timestamp> {
         let (from, to) = self.validity?;
         [from, Timestamp(to.0.saturating_add(1))].into_iter().find(|at| now < *at)
@@ -245,7 +245,7 @@ impl Identity {
     }
 }
 
-impl fmt::Debug for Identity {
+impl fmt::Debug for ApnsIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity")
             .field("topic", &self.topic)
@@ -397,7 +397,11 @@ mod tests {
         (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
     }
 
-    fn load(certificate: &str, key: &str, topic: Option<&str>) -> Result<Identity, IdentityError> {
+    fn load(
+        certificate: &str,
+        key: &str,
+        topic: Option<&str>,
+    ) -> Result<ApnsIdentity, IdentityError> {
         let folder = tempfile::tempdir().unwrap();
         let [certificate, private_key] =
             [("apns.pem", certificate), ("apns.key", key)].map(|(name, pem)| {
@@ -406,7 +410,7 @@ mod tests {
                 path
             });
         let topic = topic.map(str::to_owned);
-        Identity::load(&config::ProviderFiles::Pem { certificate, private_key, topic })
+        ApnsIdentity::load(&config::ProviderFiles::Pem { certificate, private_key, topic })
     }
 
     #[test]

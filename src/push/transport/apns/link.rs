@@ -89,7 +89,7 @@ enum LinkPhase {
 
 impl Link {
     pub(super) fn new(
-        config: &config::Apns,
+        config: &config::ApnsConfig,
         tls: TlsConnector,
         tunnel: Option<Tunnel>,
         resolver: NameResolver,

@@ -12,7 +12,7 @@ use super::judge;
 use super::payload::{self, Headers, MailPush, collapse_id, hears_of_inbox_alone};
 use crate::config::{self, ApnsServer, Collapse};
 use crate::model::{Mailbox, Subscription};
-use crate::push::transport::{Limits, Notice, Transport, Verdict};
+use crate::push::transport::{Notice, Transport, TransportLimits, Verdict};
 
 /// iOS registers every 23 hours, or when the phone is switched on.
 const SILENCE: Duration = Duration::from_hours(48);
@@ -35,15 +35,15 @@ pub(super) struct MailMessages {
     pub(super) style: MessageStyle,
 }
 
-impl From<&config::Push> for MessageStyle {
-    fn from(push: &config::Push) -> Self {
+impl From<&config::PushConfig> for MessageStyle {
+    fn from(push: &config::PushConfig) -> Self {
         Self { push_type: push.push_type, collapse: push.collapse, priority: push.priority }
     }
 }
 
 impl Transport for MailMessages {
-    fn limits(&self) -> Limits {
-        Limits { mailboxes: payload::MAX_MAILBOXES, silence: SILENCE }
+    fn limits(&self) -> TransportLimits {
+        TransportLimits { mailboxes: payload::MAX_MAILBOXES, silence: SILENCE }
     }
 
     fn withholds(&self, device: &Subscription, mailbox: &Mailbox) -> Option<&'static str> {

@@ -18,5 +18,5 @@ mod token;
 mod tunnel;
 
 pub use self::client::{ApnsClient, SetupError};
-pub use self::identity::{Identity, IdentityError, Validity};
+pub use self::identity::{ApnsIdentity, IdentityError, Validity};
 pub use self::message::MessageStyle;

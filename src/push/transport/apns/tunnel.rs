@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::identity::{IdentityError, first_line};
-use crate::config::{ApnsServer, Proxy};
+use crate::config::{ApnsServer, ProxyConfig};
 
 /// The longest head of an answer.
 const MAX_HEAD: usize = 8 * 1024;
@@ -25,7 +25,7 @@ pub(super) struct Tunnel {
 
 impl Tunnel {
     /// Reads the file with the login, if there is one.
-    pub(super) fn new(proxy: &Proxy, to: &ApnsServer) -> Result<Self, IdentityError> {
+    pub(super) fn new(proxy: &ProxyConfig, to: &ApnsServer) -> Result<Self, IdentityError> {
         let to = to.to_string();
         let to = to.trim_start_matches("https://");
         let login = match &proxy.login_file {

@@ -16,7 +16,7 @@ use super::pacing::{LoginPacer, LoginSlot};
 use super::reliability::Reliability;
 use crate::config;
 use crate::net::backend::Backend;
-use crate::net::counters::Counters;
+use crate::net::counters::LimitCounters;
 
 /// Backends that are remembered; those of an earlier configuration go first.
 const MOST_BACKENDS: usize = 1024;
@@ -24,8 +24,8 @@ const MOST_BACKENDS: usize = 1024;
 /// The backends that are or were watched.
 #[derive(Debug)]
 pub(in crate::watch) struct BackendHealthTable {
-    config: config::Watch,
-    counters: Arc<Counters>,
+    config: config::WatchConfig,
+    counters: Arc<LimitCounters>,
     known: Mutex<HashMap<String, Arc<BackendHealth>>>,
 }
 
@@ -56,7 +56,7 @@ struct ConnectionSlots {
     short: AtomicBool,
     /// For how long a watcher may have its place although others wait.
     term: Duration,
-    counters: Arc<Counters>,
+    counters: Arc<LimitCounters>,
 }
 
 /// A watcher's place among the connections of its backend.
@@ -66,7 +66,10 @@ pub(in crate::watch) struct ConnectionSlot(
 );
 
 impl BackendHealthTable {
-    pub(in crate::watch) fn new(config: &config::Watch, counters: Arc<Counters>) -> Self {
+    pub(in crate::watch) fn new(
+        config: &config::WatchConfig,
+        counters: Arc<LimitCounters>,
+    ) -> Self {
         Self { config: config.clone(), counters, known: Mutex::default() }
     }
 
@@ -76,7 +79,8 @@ impl BackendHealthTable {
             known.retain(|_, health| Arc::strong_count(health) > 1);
         }
         let health = known.entry(backend.name()).or_insert_with(|| {
-            let config::Watch { logins_per_second, connections, poll_interval, .. } = self.config;
+            let config::WatchConfig { logins_per_second, connections, poll_interval, .. } =
+                self.config;
             let places = (connections > 0).then(|| ConnectionSlots {
                 free: Arc::new(Semaphore::new(connections)),
                 wanted: Semaphore::new(0),
@@ -179,14 +183,15 @@ mod tests {
     use crate::net::resolve::NameResolver;
 
     fn backend(port: u16) -> Backend {
-        let config = config::Backend::new("localhost", port, BackendTls::None);
+        let config = config::BackendConfig::new("localhost", port, BackendTls::None);
         Backend::new(&config, Duration::from_secs(1), &NameResolver::default()).unwrap()
     }
 
     #[tokio::test(start_paused = true)]
     async fn more_watchers_than_places_take_turns() {
         let term = Duration::from_secs(60);
-        let config = config::Watch { connections: 2, poll_interval: term, ..Default::default() };
+        let config =
+            config::WatchConfig { connections: 2, poll_interval: term, ..Default::default() };
         let backend_health = BackendHealthTable::new(&config, Arc::default());
         let health = backend_health.of(&backend(1));
         let watched = Arc::new(Mutex::new(Vec::new()));
@@ -213,7 +218,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_account_without_waiters_keeps_its_place() {
-        let config = config::Watch { connections: 2, ..Default::default() };
+        let config = config::WatchConfig { connections: 2, ..Default::default() };
         let health = BackendHealthTable::new(&config, Arc::default()).of(&backend(1));
         let _places = (health.turn(false).await.0, health.turn(false).await.0);
         let wanted = tokio::time::timeout(Duration::from_hours(9), health.wanted()).await;

@@ -77,7 +77,7 @@ pub(in crate::watch) struct ConnectionLoss {
 
 /// A connection that has watched for so long was no failure, and the pause before the next is short
 /// beside it. No connection is used sooner than after this time only for it to last.
-pub(in crate::watch) fn least(config: &config::Watch) -> Duration {
+pub(in crate::watch) fn least(config: &config::WatchConfig) -> Duration {
     config.retry_min.saturating_mul(5).min(Duration::from_secs(60))
 }
 

@@ -67,7 +67,7 @@ pub(in crate::watch) struct LoginPermit<'a>(Option<SemaphorePermit<'a>>);
 
 /// What a refusal says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::watch) struct Blame {
+pub(in crate::watch) struct RefusalCause {
     /// It is the backend's fault.
     backend: bool,
     /// That is new, and to be logged.
@@ -185,9 +185,9 @@ impl LoginBreaker {
     }
 
     /// The backend has refused what this account's user had logged in with.
-    pub(in crate::watch) fn refused(&self, account: &Account) -> Blame {
+    pub(in crate::watch) fn refused(&self, account: &Account) -> RefusalCause {
         let now = Instant::now();
-        let mut blame = Blame { backend: false, new: false };
+        let mut blame = RefusalCause { backend: false, new: false };
         self.state.send_modify(|state| {
             let last = state.refused.iter().map(|(_, at)| *at).max();
             if state.at_fault.is_some() && last.is_none_or(|last| last + FORGOTTEN <= now) {
@@ -278,7 +278,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn refusals_between_accepted_logins_or_far_apart_are_the_accounts_own() {
         let logins = LoginBreaker::new();
-        let own = Blame { backend: false, new: false };
+        let own = RefusalCause { backend: false, new: false };
         for number in 0..9 {
             assert_eq!(logins.refused(&account(number)), own);
             logins.accepted(&account(99), false);
@@ -331,7 +331,7 @@ mod tests {
         }
         assert!(logins.leave(true, |_| ()).await.is_some());
         let blame = logins.refused(&account(2));
-        assert_eq!(blame, Blame { backend: false, new: false });
+        assert_eq!(blame, RefusalCause { backend: false, new: false });
         assert_eq!(logins.state().borrow().recoveries(), 0);
     }
 }

@@ -474,7 +474,7 @@ impl<'a> ImapSession<'a> {
 
     /// Sets the times of the next looks. Between polls there is more and more time while nothing
     /// changes.
-    fn refreshed(&mut self, reason: RefreshReason, changed: bool, config: &config::Watch) {
+    fn refreshed(&mut self, reason: RefreshReason, changed: bool, config: &config::WatchConfig) {
         let now = Instant::now();
         if matches!(reason, RefreshReason::All | RefreshReason::Check { .. }) {
             self.check_at = now + config.idle_renewal.min(config.idle_check);
@@ -523,7 +523,7 @@ impl<'a> ImapSession<'a> {
 
 impl NotifyOverflow {
     /// Returns when NOTIFY is to be set anew.
-    fn begins(&mut self, config: &config::Watch) -> Duration {
+    fn begins(&mut self, config: &config::WatchConfig) -> Duration {
         let now = Instant::now();
         if self.last.replace(now).is_some_and(|last| now - last >= CALM) {
             self.count = 0;
@@ -539,7 +539,7 @@ impl NotifyOverflow {
     }
 
     /// NOTIFY cannot be set anew for now.
-    fn goes_on(&mut self, config: &config::Watch) {
+    fn goes_on(&mut self, config: &config::WatchConfig) {
         self.until = self.until.map(|_| Instant::now() + config.idle_check);
     }
 
@@ -554,7 +554,12 @@ impl NotifyOverflow {
 }
 
 /// The time to the next poll: it doubles with each that found nothing. `before` is nothing at first.
-fn interval(before: Duration, changed: bool, polled: bool, config: &config::Watch) -> Duration {
+fn interval(
+    before: Duration,
+    changed: bool,
+    polled: bool,
+    config: &config::WatchConfig,
+) -> Duration {
     match (changed || before.is_zero(), polled) {
         (true, _) => config.poll_interval,
         (false, true) => before.saturating_mul(2).min(config.poll_max),
@@ -575,7 +580,7 @@ mod tests {
 
     #[test]
     fn polls_grow_rare_while_nothing_changes() {
-        let config = config::Watch::default();
+        let config = config::WatchConfig::default();
         let mut seconds = Duration::ZERO;
         let mut looked = |changed, polled| {
             seconds = interval(seconds, changed, polled, &config);

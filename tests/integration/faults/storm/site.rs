@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mailchime::demo::apns::Answer;
-use mailchime::demo::backend::Backend;
+use mailchime::demo::backend::DemoBackend;
 use mailchime::demo::phone::Phone;
 use md5::{Digest, Md5};
 use rustls::ClientConfig;
@@ -114,7 +114,7 @@ impl User {
         self.password.lock().unwrap().1 = false;
     }
 
-    pub(super) fn change_password(&self, backend: &Backend) {
+    pub(super) fn change_password(&self, backend: &DemoBackend) {
         {
             let mut password = self.password.lock().unwrap();
             *password = (password.0 + 1, true);
