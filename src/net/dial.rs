@@ -1,13 +1,24 @@
-//! Connecting: the addresses of a name, one after the other, within one deadline.
+//! Connecting: the addresses of a name, one after the other, within one deadline; through a proxy where
+//! one is to be asked; and TLS.
+//!
+//! A backend takes the steps one by one, as it has its own to take between them. All else that mailchime
+//! connects to is reached with a [`Dialer`].
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio::time::{Duration, Instant, timeout};
+use tokio::time::{Duration, Instant, timeout, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::resolve::NameResolver;
 use super::stream::tune;
+use super::tunnel::Tunnel;
 
 /// Addresses of a host that are tried.
 pub const MOST_ADDRESSES: usize = 8;
@@ -22,6 +33,82 @@ pub struct AddressTurn {
     pub limit: Duration,
     /// No other address comes after it.
     pub is_last: bool,
+}
+
+/// Connects to servers over TLS, directly or through an HTTP proxy. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Dialer {
+    resolver: NameResolver,
+    tunnel: Option<Arc<Tunnel>>,
+    tls: Arc<ClientConfig>,
+}
+
+/// Why a [`Dialer`] did not connect. `Display` is a clause for people that names the step.
+#[derive(Debug)]
+pub struct DialError {
+    step: &'static str,
+    /// `None`: it took too long.
+    source: Option<io::Error>,
+}
+
+// === impl Dialer ===
+
+impl Dialer {
+    /// `resolver` knows the names of the servers, or that of the proxy of `tunnel`, which then looks up
+    /// the servers' names. `tls` says which servers are believed.
+    pub fn new(resolver: NameResolver, tunnel: Option<Tunnel>, tls: Arc<ClientConfig>) -> Self {
+        Self { resolver, tunnel: tunnel.map(Arc::new), tls }
+    }
+
+    /// A connection to `host`, a name or an IP address without brackets, whose certificate is for
+    /// that name. Name, TCP, tunnel and TLS together end at `deadline`.
+    ///
+    /// # Errors
+    /// [`DialError`] says which step failed, and why.
+    pub async fn connect(
+        &self,
+        host: &str,
+        port: u16,
+        deadline: Instant,
+    ) -> Result<TlsStream<TcpStream>, DialError> {
+        let (at, at_port) = self.tunnel.as_ref().map_or((host, port), |tunnel| tunnel.proxy());
+        let tcp = self::host(&self.resolver, at, at_port, deadline);
+        let mut tcp = step("TCP", deadline, tcp).await?;
+        if let Some(tunnel) = &self.tunnel {
+            step("proxy", deadline, tunnel.open(&mut tcp, host, port)).await?;
+        }
+        step("TLS", deadline, async {
+            let name = ServerName::try_from(host.to_owned())
+                .map_err(|_| io::Error::other(format!("{host} is no name of a server")))?;
+            tls(tcp, &self.tls, name).await
+        })
+        .await
+    }
+}
+
+// === impl DialError ===
+
+impl fmt::Display for DialError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            Some(source) => write!(f, "{}: {source}", self.step),
+            None => write!(f, "{}: no answer in time", self.step),
+        }
+    }
+}
+
+impl std::error::Error for DialError {}
+
+async fn step<T>(
+    step: &'static str,
+    deadline: Instant,
+    doing: impl Future<Output = io::Result<T>>,
+) -> Result<T, DialError> {
+    match timeout_at(deadline, doing).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(DialError { step, source: Some(error) }),
+        Err(_) => Err(DialError { step, source: None }),
+    }
 }
 
 /// The turns of at most [`MOST_ADDRESSES`] addresses until `deadline`. What an address leaves of its share
@@ -64,9 +151,16 @@ pub async fn host(
     port: u16,
     deadline: Instant,
 ) -> io::Result<TcpStream> {
-    let addresses = resolver.resolve(host, port).await?;
+    first_of(&resolver.resolve(host, port).await?, deadline).await
+}
+
+/// A TCP connection to the first of `addresses` that accepts one, until `deadline`.
+///
+/// # Errors
+/// Why the last address did not accept.
+pub async fn first_of(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
     let mut failure = no_address();
-    for turn in turns(&addresses, deadline) {
+    for turn in turns(addresses, deadline) {
         failure = match timeout(turn.limit, address(turn.address)).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => error,
@@ -74,4 +168,16 @@ pub async fn host(
         };
     }
     Err(failure)
+}
+
+/// Begins TLS on a connection, whose certificate must be for `name`. It has no limit of time of its own.
+///
+/// # Errors
+/// When the connection fails, or the server is not the one that it should be.
+pub async fn tls(
+    stream: TcpStream,
+    config: &Arc<ClientConfig>,
+    name: ServerName<'static>,
+) -> io::Result<TlsStream<TcpStream>> {
+    TlsConnector::from(Arc::clone(config)).connect(name, stream).await
 }

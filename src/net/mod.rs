@@ -17,3 +17,4 @@ pub mod proxy_protocol;
 pub mod resolve;
 pub mod stream;
 pub mod tls;
+pub mod tunnel;

@@ -9,7 +9,6 @@ use rustls::pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_rustls::TlsConnector;
 
 use super::{Backend, Connected, Security, Told, read_more};
 use crate::imap::greeting::{Greeting, UnfitGreeting};
@@ -123,15 +122,13 @@ impl Backend {
     }
 }
 
-/// Begins TLS on a connection, whose certificate must bear this name.
+/// Begins TLS on a connection, whose certificate must be for this name.
 async fn secure(
     stream: TcpStream,
     config: &Arc<ClientConfig>,
     name: &ServerName<'static>,
 ) -> io::Result<Stream> {
-    let connector = TlsConnector::from(Arc::clone(config));
-    let stream = connector.connect(name.clone(), stream).await?;
-    Ok(Stream::Client(Box::new(stream)))
+    Ok(Stream::Client(Box::new(dial::tls(stream, config, name.clone()).await?)))
 }
 
 /// Reads a backend's greeting, which is at most `longest` bytes with the blank lines before it. Returns it,

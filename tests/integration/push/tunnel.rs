@@ -51,7 +51,7 @@ async fn a_proxy_is_asked_for_a_tunnel_and_sees_only_its_destination() {
                 Some(login_file),
                 format!(
                     "CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\
-                     ProxyConfig-Authorization: Basic bWU6b3BlbiBzZXNhbWU=\r\n\r\n"
+                     Proxy-Authorization: Basic bWU6b3BlbiBzZXNhbWU=\r\n\r\n"
                 ),
             ),
         ] {

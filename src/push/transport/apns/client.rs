@@ -17,20 +17,20 @@ use rustls::ClientConfig;
 use rustls::client::ResolvesClientCert;
 use rustls::sign::SingleCertAndKey;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsConnector;
 use tracing::warn;
 
-use super::identity::{ApnsIdentity, IdentityError, Proof, Validity};
+use super::identity::{ApnsIdentity, IdentityError, Proof, Validity, first_line};
 use super::link::{self, Body, Link, Up};
 use super::payload::Probe;
 use super::skew::Skew;
 use super::token::Tokens;
-use super::tunnel::Tunnel;
 use super::{judge, message};
-use crate::config::{self, ApnsServer};
+use crate::config::{self, ApnsServer, ProxyConfig};
 use crate::model::Timestamp;
+use crate::net::dial::Dialer;
 use crate::net::resolve::NameResolver;
 use crate::net::tls::{self, TlsError};
+use crate::net::tunnel::Tunnel;
 use crate::push::transport::{Exchange, Sender, Verdict};
 
 /// How much of an answer's body is read; APNs says a reason and a time.
@@ -84,10 +84,10 @@ impl ApnsClient {
         resolver: &NameResolver,
     ) -> Result<Self, SetupError> {
         let tls = client_tls(identity, config).map_err(SetupError::Ca)?;
-        let tunnel = config.proxy.as_ref().map(|proxy| Tunnel::new(proxy, &config.endpoint));
-        let tunnel = tunnel.transpose().map_err(SetupError::ProxyLogin)?;
+        let tunnel =
+            config.proxy.as_ref().map(tunnel).transpose().map_err(SetupError::ProxyLogin)?;
         Ok(Self {
-            link: Link::new(config, TlsConnector::from(Arc::new(tls)), tunnel, resolver.clone()),
+            link: Link::new(config, Dialer::new(resolver.clone(), tunnel, Arc::new(tls))),
             endpoint: config.endpoint.clone(),
             identity: identity.clone(),
             tokens: match &identity.proof {
@@ -245,6 +245,12 @@ impl fmt::Debug for ApnsClient {
             .field("topic", &self.identity.topic())
             .finish_non_exhaustive()
     }
+}
+
+/// Reads the file with the login, if there is one.
+fn tunnel(proxy: &ProxyConfig) -> Result<Tunnel, IdentityError> {
+    let login = proxy.login_file.as_deref().map(first_line).transpose()?;
+    Ok(Tunnel::new(proxy.host.clone(), proxy.port, login.as_ref()))
 }
 
 /// Shows the certificate, if that is who we are.

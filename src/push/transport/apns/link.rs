@@ -8,7 +8,6 @@
 //!
 //! However many wait, one dial is under way. It knows nothing of what is sent.
 
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -17,19 +16,15 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::client::conn::http2::{Builder, Connection, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tracing::{debug, info, warn};
 
-use super::tunnel::Tunnel;
 use crate::config::{self, ApnsServer};
 use crate::net::backoff::Backoff;
-use crate::net::dial;
-use crate::net::resolve::NameResolver;
+use crate::net::dial::Dialer;
 
 /// How long a PING may go unanswered.
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
@@ -66,9 +61,7 @@ pub(super) struct Down {
 struct LinkParts {
     state: watch::Sender<LinkState>,
     endpoint: ApnsServer,
-    tunnel: Option<Tunnel>,
-    tls: TlsConnector,
-    resolver: NameResolver,
+    dialer: Dialer,
     connect_timeout: Duration,
     ping_interval: Duration,
 }
@@ -88,19 +81,12 @@ enum LinkPhase {
 }
 
 impl Link {
-    pub(super) fn new(
-        config: &config::ApnsConfig,
-        tls: TlsConnector,
-        tunnel: Option<Tunnel>,
-        resolver: NameResolver,
-    ) -> Self {
+    pub(super) fn new(config: &config::ApnsConfig, dialer: Dialer) -> Self {
         let state = LinkState { phase: LinkPhase::Down(None), number: 0, failures: 0 };
         let shared = LinkParts {
             state: watch::Sender::new(state),
             endpoint: config.endpoint.clone(),
-            tunnel,
-            tls,
-            resolver,
+            dialer,
             connect_timeout: config.connect_timeout,
             ping_interval: config.ping_interval,
         };
@@ -252,13 +238,9 @@ impl LinkParts {
         &self,
     ) -> Result<(SendRequest<Body>, Connection<Io, Body, TokioExecutor>), String> {
         let deadline = Instant::now() + self.connect_timeout;
-        let mut tcp = in_time(deadline, "TCP", self.dial_tcp(deadline)).await?;
-        if let Some(tunnel) = &self.tunnel {
-            in_time(deadline, "proxy", tunnel.open(&mut tcp)).await?;
-        }
-        let name = ServerName::try_from(self.endpoint.host.clone())
-            .map_err(|_| format!("TLS: {} is no name of a server", self.endpoint.host))?;
-        let tls = in_time(deadline, "TLS", self.tls.connect(name, tcp)).await?;
+        let ApnsServer { host, port } = &self.endpoint;
+        let tls = self.dialer.connect(host, *port, deadline).await;
+        let tls = tls.map_err(|error| error.to_string())?;
         // A server that chose no protocol would be spoken to all the same; one that chose another
         // cannot have been meant.
         if tls.get_ref().1.alpn_protocol().is_some_and(|protocol| protocol != b"h2") {
@@ -276,27 +258,6 @@ impl LinkParts {
             .await
             .map_err(|_| "HTTP/2: no answer in time".to_owned())?
             .map_err(|error| format!("HTTP/2: {}", causes(&error)))
-    }
-
-    /// To the proxy, or else to the endpoint.
-    async fn dial_tcp(&self, deadline: Instant) -> io::Result<TcpStream> {
-        let (host, port) = match &self.tunnel {
-            Some(tunnel) => tunnel.proxy(),
-            None => (self.endpoint.host.as_str(), self.endpoint.port),
-        };
-        dial::host(&self.resolver, host, port, deadline).await
-    }
-}
-
-async fn in_time<T>(
-    deadline: Instant,
-    phase: &str,
-    doing: impl Future<Output = io::Result<T>>,
-) -> Result<T, String> {
-    match timeout_at(deadline, doing).await {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(format!("{phase}: {error}")),
-        Err(_) => Err(format!("{phase}: no answer in time")),
     }
 }
 

@@ -15,7 +15,6 @@ mod message;
 pub mod payload;
 mod skew;
 mod token;
-mod tunnel;
 
 pub use self::client::{ApnsClient, SetupError};
 pub use self::identity::{ApnsIdentity, IdentityError, Validity};
