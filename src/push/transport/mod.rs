@@ -13,6 +13,7 @@
 //! Each service has a folder of its own here, and nothing outside it knows the service.
 
 pub mod apns;
+pub mod enrol;
 mod routes;
 #[cfg(test)]
 pub(in crate::push) mod stub;
@@ -76,6 +77,20 @@ pub trait Transport: fmt::Debug + Send + Sync {
         subscription: &Subscription,
         notice: &Notice<'_>,
     ) -> Result<Request<Bytes>, Verdict>;
+
+    /// The request that brings `code` to the client of `subscription`, which proves by it that it gets what
+    /// is sent there. `at` is the time of day.
+    ///
+    /// # Errors
+    /// As [`Transport::render`]; always, where a subscription needs no proof.
+    fn verify(
+        &self,
+        _subscription: &Subscription,
+        _code: &str,
+        _at: Timestamp,
+    ) -> Result<Request<Bytes>, Verdict> {
+        Err(Verdict::Misconfigured { why: "this transport verifies no subscription".into() })
+    }
 
     /// What the service's answer means. The body may be cut off.
     fn judge(&self, response: &Response<Bytes>) -> Verdict;

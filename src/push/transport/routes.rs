@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use hyper::Request;
 use tokio::sync::watch;
 
 use super::{Notice, Sender, Transport, Verdict};
@@ -73,10 +75,23 @@ impl Route {
     ///
     /// Cancel safe in so far as a push that is dropped may or may not have been sent.
     pub async fn send(&self, subscription: &Subscription, notice: &Notice<'_>) -> Verdict {
-        if let Some(why) = self.closed(notice.at) {
+        self.exchange(notice.at, || self.transport.render(subscription, notice)).await
+    }
+
+    /// Sends the push that brings `code` and says what became of it. Cancel safe as [`Route::send`].
+    pub async fn verify(&self, subscription: &Subscription, code: &str, at: Timestamp) -> Verdict {
+        self.exchange(at, || self.transport.verify(subscription, code, at)).await
+    }
+
+    async fn exchange(
+        &self,
+        at: Timestamp,
+        request: impl FnOnce() -> Result<Request<Bytes>, Verdict>,
+    ) -> Verdict {
+        if let Some(why) = self.closed(at) {
             return Verdict::route_closed(why);
         }
-        let request = match self.transport.render(subscription, notice) {
+        let request = match request() {
             Ok(request) => request,
             Err(verdict) => return verdict,
         };
@@ -107,6 +122,14 @@ impl Routes {
     /// The route of this id.
     pub fn find(&self, id: &RouteId) -> Option<Route> {
         self.0.borrow().get(id).cloned()
+    }
+
+    /// Brings `code` to the client of this subscription, by its route, and says what became of it.
+    pub async fn verify(&self, subscription: &Subscription, code: &str) -> Verdict {
+        match self.find(&RouteId::of(subscription)) {
+            Some(route) => route.verify(subscription, code, Timestamp::now()).await,
+            None => Verdict::route_closed("there is no such route"),
+        }
     }
 
     /// Whether there is none: push is off.
