@@ -1,8 +1,14 @@
 //! `[apns]`: the push service, and who we are to it.
 
+use std::collections::HashSet;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+
+use super::check::{Check, CheckResult, HOUR, MINUTE, SECOND, host_and_port};
+use super::table::OneOrMore;
 
 /// `[apns]` or `[[apns]]`: one identity, how to reach the service with it, and whom it serves.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,7 +88,24 @@ pub struct ProxyConfig {
     pub login_file: Option<PathBuf>,
 }
 
-// === impl Apns ===
+table!(RawApns {
+    endpoint: Option<String>,
+    ca: Option<String>,
+    certificate: Option<String>,
+    private_key: Option<String>,
+    password_file: Option<String>,
+    key: Option<String>,
+    key_id: Option<String>,
+    team_id: Option<String>,
+    topic: Option<String>,
+    domains: Vec<String>,
+    proxy: Option<String>,
+    proxy_login_file: Option<String>,
+    connect_timeout: Option<String>,
+    request_timeout: Option<String>,
+    ping_interval: Option<String>,
+    in_flight: Option<i64>,
+});
 
 impl ApnsConfig {
     /// The production service with this client certificate, and the defaults.
@@ -107,8 +130,6 @@ impl ApnsConfig {
     }
 }
 
-// === impl ApnsServer ===
-
 impl ApnsServer {
     /// Apple's service for devices.
     pub fn production() -> Self {
@@ -126,6 +147,182 @@ impl fmt::Display for ApnsServer {
         match self.host.contains(':') {
             true => write!(f, "https://[{}]:{}", self.host, self.port),
             false => write!(f, "https://{}:{}", self.host, self.port),
+        }
+    }
+}
+
+impl Check<'_> {
+    pub(super) fn identities(
+        &self,
+        raw: Option<OneOrMore<RawApns>>,
+    ) -> CheckResult<Vec<ApnsConfig>> {
+        let mut identities: Vec<ApnsConfig> = Vec::new();
+        let mut served = HashSet::new();
+        for raw in raw.map(|OneOrMore(tables)| tables).unwrap_or_default() {
+            let apns = self.apns(raw)?;
+            let twice = apns.domains.iter().find(|domain| !served.insert((*domain).clone()));
+            if let Some(domain) = twice {
+                let problem = format!("{domain:?} is served by two; remove it from one of them");
+                return Err(self.refusal("[[apns]] domains", problem));
+            }
+            if apns.domains.is_empty() && identities.iter().any(|other| other.domains.is_empty()) {
+                let problem = "two tables have none, but only one can serve all other users; say \
+                               which domains each of the others serves";
+                return Err(self.refusal("[[apns]] domains", problem));
+            }
+            identities.push(apns);
+        }
+        Ok(identities)
+    }
+
+    #[rustfmt::skip] // a table: one key, one line
+    fn apns(&self, mut raw: RawApns) -> CheckResult<ApnsConfig> {
+        let mut apns = ApnsConfig::with(self.identity(&mut raw)?);
+        if let Some(endpoint) = raw.endpoint {
+            apns.endpoint = self.endpoint(&endpoint)?;
+        }
+        apns.ca = self.file("[apns] ca", raw.ca)?;
+        apns.domains = self.domains(raw.domains)?;
+        apns.proxy = self.proxy(raw.proxy, raw.proxy_login_file)?;
+        self.duration("[apns] connect_timeout", raw.connect_timeout, SECOND..=10 * MINUTE, &mut apns.connect_timeout)?;
+        self.duration("[apns] request_timeout", raw.request_timeout, SECOND..=10 * MINUTE, &mut apns.request_timeout)?;
+        self.duration("[apns] ping_interval", raw.ping_interval, SECOND..=HOUR, &mut apns.ping_interval)?;
+        self.number("[apns] in_flight", raw.in_flight, 1..=100_000, &mut apns.in_flight)?;
+        Ok(apns)
+    }
+
+    /// A certificate with its key, both in one file, or a key that signs tokens; what belongs to
+    /// another of the three is refused.
+    fn identity(&self, raw: &mut RawApns) -> CheckResult<ProviderFiles> {
+        let topic = self.topic(raw.topic.take())?;
+        let refuse = |found: &[(&str, &Option<String>)], kind: &str| {
+            let given = found.iter().find(|(_, value)| value.is_some());
+            given.map_or(Ok(()), |(key, _)| {
+                let problem = format!("has no meaning with {kind}; remove one of the two");
+                Err(self.refusal(&format!("[apns] {key}"), problem))
+            })
+        };
+        if let Some(key) = raw.key.take() {
+            let certificate =
+                [("certificate", &raw.certificate), ("private_key", &raw.private_key)];
+            refuse(&certificate, "key")?;
+            refuse(&[("password_file", &raw.password_file)], "key")?;
+            let key = self.required_file("[apns] key", Some(key))?;
+            let Some(topic) = topic else {
+                let problem = "missing; a key is not bound to a topic, so name yours";
+                return Err(self.refusal("[apns] topic", problem));
+            };
+            return Ok(ProviderFiles::Key {
+                key,
+                key_id: self.apple_id("[apns] key_id", raw.key_id.take())?,
+                team_id: self.apple_id("[apns] team_id", raw.team_id.take())?,
+                topic,
+            });
+        }
+        let token = [("key_id", &raw.key_id), ("team_id", &raw.team_id)];
+        let certificate = raw.certificate.take();
+        let is_pkcs12 =
+            certificate.as_deref().map(Path::new).and_then(Path::extension).is_some_and(
+                |extension| {
+                    ["p12", "pfx"].iter().any(|known| extension.eq_ignore_ascii_case(known))
+                },
+            );
+        let certificate = self.required_file("[apns] certificate", certificate)?;
+        refuse(&token, "certificate")?;
+        if is_pkcs12 {
+            refuse(&[("private_key", &raw.private_key)], "a certificate that brings its own")?;
+            let password_file = self.file("[apns] password_file", raw.password_file.take())?;
+            return Ok(ProviderFiles::Pkcs12 { file: certificate, password_file, topic });
+        }
+        refuse(&[("password_file", &raw.password_file)], "a PEM certificate")?;
+        let private_key = self.required_file("[apns] private_key", raw.private_key.take())?;
+        Ok(ProviderFiles::Pem { certificate, private_key, topic })
+    }
+
+    fn topic(&self, topic: Option<String>) -> CheckResult<Option<String>> {
+        let fits = |topic: &String| {
+            (1..=255).contains(&topic.len()) && topic.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        match topic {
+            Some(topic) if !fits(&topic) => {
+                let allowed = "allowed are 1 to 255 letters, digits and signs without blanks, such \
+                               as \"com.apple.mail.XServer.…\"";
+                let problem = format!("{topic:?} is no topic; {allowed}");
+                Err(self.refusal("[apns] topic", problem))
+            }
+            topic => Ok(topic),
+        }
+    }
+
+    /// The names that Apple gives to keys and teams: ten letters and digits.
+    fn apple_id(&self, key: &str, id: Option<String>) -> CheckResult<String> {
+        let allowed = "give the ten letters and digits that Apple's developer site shows";
+        let problem = match id {
+            Some(id) if id.len() == 10 && id.bytes().all(|b| b.is_ascii_alphanumeric()) => {
+                return Ok(id);
+            }
+            Some(id) => format!("{id:?} is not understood; {allowed}"),
+            None => format!("missing; {allowed}"),
+        };
+        Err(self.refusal(key, problem))
+    }
+
+    fn domains(&self, domains: Vec<String>) -> CheckResult<Vec<String>> {
+        let fits = |domain: &String| {
+            let in_names = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b) || b >= 128;
+            !domain.is_empty() && domain.bytes().all(in_names)
+        };
+        match domains.iter().find(|domain| !fits(domain)) {
+            Some(domain) => {
+                let allowed = "allowed is what stands after the \"@\" of a login: \"example.org\"";
+                let problem = format!("{domain:?} is no domain; {allowed}");
+                Err(self.refusal("[apns] domains", problem))
+            }
+            None => Ok(domains.into_iter().map(|domain| domain.to_ascii_lowercase()).collect()),
+        }
+    }
+
+    fn proxy(
+        &self,
+        url: Option<String>,
+        login_file: Option<String>,
+    ) -> CheckResult<Option<ProxyConfig>> {
+        let login_file = self.file("[apns] proxy_login_file", login_file)?;
+        let Some(url) = url else {
+            let problem = "has no meaning without proxy; remove it, or name the proxy";
+            return match login_file {
+                Some(_) => Err(self.refusal("[apns] proxy_login_file", problem)),
+                None => Ok(None),
+            };
+        };
+        match url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/')) {
+            Some(address) if let Some((host, port)) = host_and_port(address) => {
+                Ok(Some(ProxyConfig { host, port, login_file }))
+            }
+            // What is refused may hold a password.
+            _ => {
+                let problem = "is not understood; allowed is \"http://host:port\", without user and \
+                               password, which go into the file proxy_login_file";
+                Err(self.refusal("[apns] proxy", problem))
+            }
+        }
+    }
+
+    fn endpoint(&self, text: &str) -> CheckResult<ApnsServer> {
+        let address = match text {
+            "production" => return Ok(ApnsServer::production()),
+            "sandbox" => return Ok(ApnsServer::sandbox()),
+            other => other.strip_prefix("https://").and_then(host_and_port),
+        };
+        match address {
+            Some((host, port)) if ServerName::try_from(host.as_str()).is_ok() => {
+                Ok(ApnsServer { host, port })
+            }
+            _ => {
+                let allowed = "allowed are \"production\", \"sandbox\" and \"https://host:port\"";
+                Err(self
+                    .refusal("[apns] endpoint", format!("{text:?} is not understood; {allowed}")))
+            }
         }
     }
 }

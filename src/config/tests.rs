@@ -5,7 +5,11 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::raw::{OneOrMore, RawApns, RawConfig, RawListener, RawRoute, RawSni, RawTls};
+use super::apns::RawApns;
+use super::listener::RawListener;
+use super::route::RawRoute;
+use super::table::OneOrMore;
+use super::tls::{RawSni, RawTls};
 use super::*;
 
 const MANUAL: &str = include_str!("../../proxy.toml");

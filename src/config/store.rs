@@ -1,14 +1,14 @@
-//! The checks of `[store]` and `[credentials]`.
+//! `[store]`: the database.
 
+use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-use super::super::raw::{RawCredentials, RawCredentialsMode, RawStore};
-use super::super::{CredentialsMode, StoreConfig, database_name};
-use super::value::{is_loopback, names_a_file, percent_encoded};
-use super::{Check, MILLISECOND, MINUTE, Result};
+use super::check::{Check, CheckResult, MILLISECOND, MINUTE, is_loopback};
 
 const POSTGRES: [&str; 2] = ["postgres://", "postgresql://"];
 /// What may follow the `?`.
@@ -27,6 +27,50 @@ const POSTGRES_PARAMETERS: [&str; 13] = [
     "statement-cache-capacity",
     "user",
 ];
+
+/// `[store]`: the database. `Debug` shows no password.
+#[derive(Clone, PartialEq)]
+pub struct StoreConfig {
+    /// `sqlite://` and a path, where a relative path in the file has been put below the file's
+    /// folder; or `postgres://` and what a connection needs, maybe with a password.
+    pub url: String,
+    /// How long a statement waits for another process's lock.
+    pub busy_timeout: Duration,
+}
+
+table!(RawStore {
+    url: Option<String>,
+    busy_timeout: Option<String>,
+});
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { url: "sqlite://mailchime.db".into(), busy_timeout: Duration::from_secs(5) }
+    }
+}
+
+impl fmt::Debug for StoreConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("url", &database_name(&self.url))
+            .field("busy_timeout", &self.busy_timeout)
+            .finish()
+    }
+}
+
+/// A database URL as it may be shown: of a server where it is and no more, since the rest may hold a
+/// password.
+pub fn database_name(url: &str) -> String {
+    if url.starts_with("sqlite://") {
+        return url.to_owned();
+    }
+    let Ok(server) = PgConnectOptions::from_str(url) else { return "postgres://…".to_owned() };
+    let database = server.get_database().unwrap_or(server.get_username());
+    match server.get_socket() {
+        Some(folder) => format!("postgres://{}/{database}", folder.display()),
+        None => format!("postgres://{}:{}/{database}", server.get_host(), server.get_port()),
+    }
+}
 
 /// Whether what goes to a database of this URL can be read or changed on its way.
 pub(super) fn is_in_the_clear(url: &str) -> bool {
@@ -47,12 +91,8 @@ pub(super) fn holds_password(url: &str) -> bool {
     user.contains(':') || parameters.split('&').any(|given| given.starts_with("password="))
 }
 
-fn is_server(url: &str) -> bool {
-    POSTGRES.iter().any(|scheme| url.starts_with(scheme))
-}
-
 impl Check<'_> {
-    pub(super) fn store(&self, raw: RawStore) -> Result<StoreConfig> {
+    pub(super) fn store(&self, raw: RawStore) -> CheckResult<StoreConfig> {
         let mut store = StoreConfig::default();
         store.url = self.database(raw.url.unwrap_or(store.url))?;
         let busy_timeout = &mut store.busy_timeout;
@@ -65,7 +105,7 @@ impl Check<'_> {
         Ok(store)
     }
 
-    fn database(&self, url: String) -> Result<String> {
+    fn database(&self, url: String) -> CheckResult<String> {
         const URL: &str = "[store] url";
         if is_server(&url) {
             let problem =
@@ -105,24 +145,21 @@ impl Check<'_> {
             format!("sqlite://{}/{path}", percent_encoded(folder).trim_end_matches('/'))
         })
     }
+}
 
-    pub(super) fn credentials(&self, raw: RawCredentials) -> Result<CredentialsMode> {
-        use RawCredentialsMode::{Master, Memory, Stored};
-        let mode = raw.mode.unwrap_or(Stored);
-        if raw.key_file.is_some() && mode != Stored {
-            let has = format!("{mode:?}").to_lowercase();
-            let problem = format!(
-                "has no meaning with mode = \"{has}\"; remove it, or set mode = \"stored\""
-            );
-            return Err(self.refusal("[credentials] key_file", problem));
-        }
-        Ok(match mode {
-            Stored => {
-                let key_file = raw.key_file.unwrap_or(CredentialsMode::KEY_FILE.to_owned());
-                CredentialsMode::Stored { key_file: self.folder().join(key_file) }
-            }
-            Memory => CredentialsMode::Memory,
-            Master => CredentialsMode::Master,
-        })
-    }
+fn is_server(url: &str) -> bool {
+    POSTGRES.iter().any(|scheme| url.starts_with(scheme))
+}
+
+/// Whether the part of a database URL after `sqlite://` is the path of a file and nothing more: a
+/// database in memory would forget registrations, and parameters could turn off what keeps them.
+fn names_a_file(path: &str) -> bool {
+    !path.is_empty() && !path.starts_with(':') && !path.ends_with('/') && !path.contains(['?', '#'])
+}
+
+/// A folder as a part of a URL (RFC 3986 section 2.1).
+fn percent_encoded(folder: &Path) -> String {
+    const ESCAPED: AsciiSet =
+        NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    percent_encode(folder.as_os_str().as_encoded_bytes(), &ESCAPED).to_string()
 }

@@ -1,0 +1,226 @@
+//! `[backend]`: an IMAP server that holds the mail, and who watches there.
+
+use std::path::PathBuf;
+
+use rustls::pki_types::ServerName;
+use serde::Deserialize;
+
+use super::check::{Check, CheckResult, host_and_port};
+use crate::model::BackendId;
+
+/// `[backend]` or `[[route]]`: an IMAP server that holds the mail.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackendConfig {
+    /// Tells it from others when its address has changed; no other address has this name.
+    pub name: Option<String>,
+    /// A name or an IP address, the latter without brackets.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// How TLS begins.
+    pub tls: BackendTls,
+    /// Each connection begins with a PROXY header, version 2.
+    pub proxy_protocol: bool,
+    /// The client's ID goes there, with its address.
+    pub send_id: bool,
+    /// An access token is refused there that was not issued to the name that comes with it.
+    pub checks_token_name: bool,
+    /// Login names that differ in nothing but the case of ASCII letters are one user's there.
+    pub names_ignore_case: bool,
+    /// Whom its accounts are watched as in the mode [`CredentialsMode::Master`]; `None`: they are not.
+    pub master: Option<MasterUser>,
+}
+
+/// The user of a backend who may act as any other.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MasterUser {
+    /// Not empty.
+    pub name: String,
+    /// A file that exists.
+    pub password_file: PathBuf,
+    /// `None`: with the user as SASL authorization identity (RFC 4616).
+    pub login_template: Option<LoginTemplate>,
+}
+
+/// How the backend is spoken to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BackendTls {
+    /// In the clear.
+    None,
+    /// TLS after STARTTLS, or no connection.
+    StartTls(TrustConfig),
+    /// TLS from the first byte.
+    Implicit(TrustConfig),
+}
+
+/// Whose certificates are good for a backend, and which.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrustConfig {
+    /// A PEM file that exists; `None` trusts the system's roots.
+    pub ca: Option<PathBuf>,
+    /// The name or IP address that the certificate must bear.
+    pub server_name: String,
+}
+
+/// A login name made of a user's and the master's, such as `{user}*{master}`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoginTemplate(String);
+
+table!(RawBackend {
+    name: Option<String>,
+    address: Option<String>,
+    tls: Option<RawBackendTls>,
+    ca: Option<String>,
+    server_name: Option<String>,
+    proxy_protocol: Option<bool>,
+    send_id: Option<bool>,
+    checks_token_name: Option<bool>,
+    names_ignore_case: Option<bool>,
+    master_user: Option<String>,
+    master_password_file: Option<String>,
+    login_template: Option<String>,
+});
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawBackendTls {
+    None,
+    StartTls,
+    Implicit,
+}
+
+impl BackendConfig {
+    /// A backend that learns nothing of the client, and has no master user.
+    pub fn new(host: impl Into<String>, port: u16, tls: BackendTls) -> Self {
+        Self {
+            name: None,
+            host: host.into(),
+            port,
+            tls,
+            proxy_protocol: false,
+            send_id: false,
+            checks_token_name: false,
+            names_ignore_case: false,
+            master: None,
+        }
+    }
+
+    /// What accounts that it has accepted are recorded with.
+    pub fn id(&self) -> BackendId {
+        BackendId::new(self.name.as_deref(), &self.host, self.port)
+    }
+}
+
+impl LoginTemplate {
+    const USER: &str = "{user}";
+    const MASTER: &str = "{master}";
+
+    /// `None` unless `text` holds `{user}` and `{master}`, once each, and no other brace.
+    pub fn new(text: &str) -> Option<Self> {
+        let once = |part: &str| text.matches(part).count() == 1;
+        let valid = once(Self::USER) && once(Self::MASTER) && text.matches(['{', '}']).count() == 4;
+        valid.then(|| Self(text.to_owned()))
+    }
+
+    /// The login name with which `master` acts as `user`.
+    pub fn login(&self, user: &str, master: &str) -> String {
+        // The names may hold anything, so neither may be put in before the other is looked for.
+        let filled = |text: &str| text.replace(Self::MASTER, master);
+        let (before, behind) = self.0.split_once(Self::USER).unwrap_or((&self.0, ""));
+        format!("{}{user}{}", filled(before), filled(behind))
+    }
+}
+
+impl Check<'_> {
+    /// The backend of a table that is called so.
+    pub(super) fn backend(&self, table: &str, raw: RawBackend) -> CheckResult<BackendConfig> {
+        let key = |name: &str| format!("{table} {name}");
+        let allowed = "give the IMAP server as \"host:port\", such as \"imap.example.org:993\"";
+        let Some(address) = raw.address else {
+            return Err(self.refusal(&key("address"), format!("missing; {allowed}")));
+        };
+        let Some((host, port)) = host_and_port(&address) else {
+            let problem = format!("{address:?} is no address; {allowed}");
+            return Err(self.refusal(&key("address"), problem));
+        };
+        let trust = |ca, server_name: Option<String>| {
+            // A host that cannot stand in a certificate is a fault only where it would have to.
+            let (name, server_name) = match server_name {
+                Some(name) => ("server_name", name),
+                None => ("address", host.clone()),
+            };
+            if ServerName::try_from(server_name.as_str()).is_err() {
+                let problem = format!(
+                    "{server_name:?} cannot be the name in a certificate; allowed is a host name \
+                     or an IP address without port"
+                );
+                return Err(self.refusal(&key(name), problem));
+            }
+            Ok(TrustConfig { ca: self.file(&key("ca"), ca)?, server_name })
+        };
+        let tls = match raw.tls.unwrap_or(RawBackendTls::Implicit) {
+            RawBackendTls::None => {
+                for (name, value) in [("ca", &raw.ca), ("server_name", &raw.server_name)] {
+                    if value.is_some() {
+                        let problem = "has no meaning with tls = \"none\"; remove one of the two";
+                        return Err(self.refusal(&key(name), problem));
+                    }
+                }
+                BackendTls::None
+            }
+            RawBackendTls::StartTls => BackendTls::StartTls(trust(raw.ca, raw.server_name)?),
+            RawBackendTls::Implicit => BackendTls::Implicit(trust(raw.ca, raw.server_name)?),
+        };
+        let mut backend = BackendConfig::new(host, port, tls);
+        backend.name = self.backend_name(&key("name"), raw.name)?;
+        backend.proxy_protocol = raw.proxy_protocol.unwrap_or(backend.proxy_protocol);
+        backend.send_id = raw.send_id.unwrap_or(backend.send_id);
+        backend.checks_token_name = raw.checks_token_name.unwrap_or(backend.checks_token_name);
+        backend.names_ignore_case = raw.names_ignore_case.unwrap_or(backend.names_ignore_case);
+        let master = (raw.master_user, raw.master_password_file, raw.login_template);
+        backend.master = self.master(table, master)?;
+        Ok(backend)
+    }
+
+    /// No address is a name: it has a colon.
+    fn backend_name(&self, key: &str, name: Option<String>) -> CheckResult<Option<String>> {
+        let Some(name) = name else { return Ok(None) };
+        let fits = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
+        if !(1..=64).contains(&name.len()) || !name.bytes().all(fits) {
+            let allowed = "allowed are 1 to 64 letters and digits of ASCII, \".\", \"-\" and \"_\"";
+            return Err(self.refusal(key, format!("{name:?} is no name; {allowed}")));
+        }
+        Ok(Some(name))
+    }
+
+    fn master(
+        &self,
+        table: &str,
+        (user, password_file, template_text): (Option<String>, Option<String>, Option<String>),
+    ) -> CheckResult<Option<MasterUser>> {
+        let key = |name: &str| format!("{table} {name}");
+        if user.is_none() && password_file.is_none() && template_text.is_none() {
+            return Ok(None);
+        }
+        let Some(name) = user.filter(|user| !user.is_empty()) else {
+            let remedy = "name the user of the IMAP server who may act as any other";
+            return Err(self.refusal(&key("master_user"), format!("missing; {remedy}")));
+        };
+        let password_key = key("master_password_file");
+        let password_file = self.file(&password_key, password_file)?.ok_or_else(|| {
+            let remedy = "name a file with nothing but the password of master_user";
+            self.refusal(&password_key, format!("missing; {remedy}"))
+        })?;
+        let template = |text: String| {
+            LoginTemplate::new(&text).ok_or_else(|| {
+                let allowed = "allowed is a text that holds {user} and {master} once each, such as \
+                               \"{user}*{master}\"";
+                let problem = format!("{text:?} is not understood; {allowed}");
+                self.refusal(&key("login_template"), problem)
+            })
+        };
+        let login_template = template_text.map(template).transpose()?;
+        Ok(Some(MasterUser { name, password_file, login_template }))
+    }
+}

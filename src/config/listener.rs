@@ -1,0 +1,102 @@
+//! `[[listener]]`: where clients connect.
+
+use std::net::{Ipv6Addr, SocketAddr};
+
+use serde::Deserialize;
+
+use super::check::{Check, CheckResult};
+use super::network::Network;
+
+/// `[[listener]]`: one address.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListenerConfig {
+    /// Port 0 lets the system choose one.
+    pub address: SocketAddr,
+    /// How TLS begins.
+    pub tls: ListenerTls,
+    /// Who begins each connection with a PROXY header that tells the client's address.
+    pub proxy_protocol: Vec<Network>,
+}
+
+/// When TLS begins on a client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenerTls {
+    /// From the first byte (RFC 8314 section 3.2).
+    Implicit,
+    /// After the client's STARTTLS, and nobody logs in before (RFC 9051 section 6.2.1).
+    StartTls,
+}
+
+table!(RawListener {
+    address: Option<String>,
+    tls: Option<RawListenerTls>,
+    proxy_protocol: Vec<String>,
+});
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawListenerTls {
+    Implicit,
+    StartTls,
+}
+
+impl Default for ListenerConfig {
+    fn default() -> Self {
+        Self {
+            address: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 993)),
+            tls: ListenerTls::Implicit,
+            proxy_protocol: Vec::new(),
+        }
+    }
+}
+
+impl Check<'_> {
+    pub(super) fn listeners(&self, raw: Vec<RawListener>) -> CheckResult<Vec<ListenerConfig>> {
+        const ADDRESS: &str = "[[listener]] address";
+        let mut listeners: Vec<ListenerConfig> = Vec::new();
+        for RawListener { address, tls, proxy_protocol } in raw {
+            let mut listener = ListenerConfig::default();
+            match tls {
+                None | Some(RawListenerTls::Implicit) => {}
+                Some(RawListenerTls::StartTls) => {
+                    listener.tls = ListenerTls::StartTls;
+                    listener.address.set_port(143);
+                }
+            }
+            if let Some(text) = address {
+                listener.address = text.parse::<SocketAddr>().map_err(|_| {
+                    let allowed = "allowed is an IP address with a port, such as \"[::]:993\" or \
+                                   \"192.0.2.1:993\"";
+                    self.refusal(ADDRESS, format!("{text:?} is no address; {allowed}"))
+                })?;
+            }
+            let networks = proxy_protocol.iter().map(|text| self.network(text));
+            listener.proxy_protocol = networks.collect::<CheckResult<_>>()?;
+            let address = listener.address;
+            // Port 0 is another port each time.
+            if address.port() != 0 && listeners.iter().any(|other| other.address == address) {
+                return Err(self.refusal(ADDRESS, format!("{address} is given twice; remove one")));
+            }
+            listeners.push(listener);
+        }
+        if listeners.is_empty() {
+            let remedy = "remove the key for the default, or give at least one [[listener]]";
+            return Err(self.refusal("listener", format!("the list is empty; {remedy}")));
+        }
+        Ok(listeners)
+    }
+
+    fn network(&self, text: &str) -> CheckResult<Network> {
+        text.parse().map_err(|meant: Option<Network>| {
+            let problem = match meant {
+                Some(meant) => format!("{text:?} has bits beyond its prefix; write \"{meant}\""),
+                None => format!(
+                    "{text:?} is no network; allowed is an IP address with or without the length \
+                     of its prefix, such as \"10.0.0.0/8\" or \"::1\""
+                ),
+            };
+            self.refusal("[[listener]] proxy_protocol", problem)
+        })
+    }
+}

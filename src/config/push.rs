@@ -1,0 +1,255 @@
+//! `[push]`: which changes are pushed, to which devices, and when.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::check::{Check, CheckResult, DAY, HOUR, MILLISECOND, MINUTE};
+
+/// `[push]`: which changes reach which devices, and when.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PushConfig {
+    /// How long a change that is no new mail waits for others.
+    pub quiet_delay: Duration,
+    /// Between two pushes to one device.
+    pub min_interval: Duration,
+    /// No change waits longer than this; not below the two above.
+    pub max_delay: Duration,
+    /// A device that has not registered for this long is forgotten.
+    pub registration_ttl: Duration,
+    /// Bundle ids of the mail clients that may register; `*` at the end stands for anything.
+    pub clients: Vec<String>,
+    /// Most mailboxes of one registration.
+    pub mailboxes: usize,
+    /// Most devices of one account.
+    pub devices: usize,
+    /// Devices do not outlive the password that they registered with, not even for a day.
+    pub forget_devices_on_password_change: bool,
+    /// Most accounts of one device.
+    pub accounts_per_device: u32,
+    /// Most accounts with devices of one domain; 0 for no limit.
+    pub accounts_per_domain: u32,
+    /// Most devices of one domain; 0 for no limit.
+    pub devices_per_domain: u32,
+    /// Most accounts with devices of one backend; 0 for no limit.
+    pub accounts_per_backend: u32,
+    /// Most devices of one backend; 0 for no limit.
+    pub devices_per_backend: u32,
+    /// Most pushes a second to the devices of one domain; 0 for no limit.
+    pub pushes_per_second_per_domain: u32,
+    /// Most pushes a second to the devices of one backend; 0 for no limit.
+    pub pushes_per_second_per_backend: u32,
+    /// Which changes are pushed.
+    pub events: Events,
+    /// Which pushes replace one another.
+    pub collapse: Collapse,
+    /// The `apns-push-type` of pushes.
+    pub push_type: PushType,
+    /// How long APNs keeps a push for a device that is offline.
+    pub expiration: Duration,
+    /// `apns-priority`: 1, 5 or 10, and never 10 with [`PushType::Background`]; `None` sends none.
+    pub priority: Option<u8>,
+}
+
+/// Which kinds of change are pushed; at least one is. What is not is taken note of all the same, so
+/// that it is not told later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Events {
+    /// New mail.
+    pub new_mail: bool,
+    /// Anything else: mail that was read, marked, deleted or moved elsewhere.
+    pub quiet: bool,
+}
+
+/// Whether APNs keeps every push for a device that is offline, or the last one only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "lowercase")]
+pub enum Collapse {
+    /// No `apns-collapse-id`.
+    None,
+    /// One for each mail account of a device.
+    Account,
+}
+
+/// `apns-push-type` (PROTOCOL.md section 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "lowercase")]
+pub enum PushType {
+    /// `background`
+    Background,
+    /// `alert`
+    Alert,
+}
+
+table!(RawPush {
+    quiet_delay: Option<String>,
+    min_interval: Option<String>,
+    max_delay: Option<String>,
+    registration_ttl: Option<String>,
+    clients: Option<Vec<String>>,
+    mailboxes: Option<i64>,
+    devices: Option<i64>,
+    forget_devices_on_password_change: Option<bool>,
+    accounts_per_device: Option<i64>,
+    accounts_per_domain: Option<i64>,
+    devices_per_domain: Option<i64>,
+    accounts_per_backend: Option<i64>,
+    devices_per_backend: Option<i64>,
+    pushes_per_second_per_domain: Option<i64>,
+    pushes_per_second_per_backend: Option<i64>,
+    events: Option<Vec<RawEvent>>,
+    collapse: Option<Collapse>,
+    push_type: Option<PushType>,
+    expiration: Option<String>,
+    priority: Option<i64>,
+});
+
+/// The names of RFC 5423 section 4 for what happens to a mail.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+pub(super) enum RawEvent {
+    MessageNew,
+    MessageAppend,
+    MessageRead,
+    MessageTrash,
+    MessageExpunge,
+    MessageExpires,
+    FlagsSet,
+    FlagsClear,
+}
+
+impl PushConfig {
+    /// For how long a device lives that has not registered with its account's new password. One that
+    /// is well registers each 23 hours.
+    pub fn outdated_for(&self) -> Duration {
+        match self.forget_devices_on_password_change {
+            true => Duration::ZERO,
+            false => Duration::from_hours(25),
+        }
+    }
+}
+
+impl Default for PushConfig {
+    fn default() -> Self {
+        Self {
+            quiet_delay: Duration::from_secs(30),
+            min_interval: Duration::from_secs(5),
+            max_delay: Duration::from_mins(2),
+            registration_ttl: Duration::from_hours(10 * 24),
+            clients: vec!["com.apple.mobilemail".into()],
+            mailboxes: 64,
+            devices: 50,
+            forget_devices_on_password_change: false,
+            accounts_per_device: 20,
+            accounts_per_domain: 0,
+            devices_per_domain: 0,
+            accounts_per_backend: 0,
+            devices_per_backend: 0,
+            pushes_per_second_per_domain: 0,
+            pushes_per_second_per_backend: 0,
+            events: Events { new_mail: true, quiet: true },
+            collapse: Collapse::None,
+            push_type: PushType::Background,
+            expiration: Duration::from_hours(24),
+            priority: None,
+        }
+    }
+}
+
+impl PushType {
+    /// The value of the header.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Background => "background",
+            Self::Alert => "alert",
+        }
+    }
+}
+
+impl Check<'_> {
+    #[rustfmt::skip] // a table: one key, one line
+    pub(super) fn push(&self, raw: RawPush) -> CheckResult<PushConfig> {
+        let mut push = PushConfig::default();
+        self.duration("[push] quiet_delay", raw.quiet_delay, MILLISECOND..=HOUR, &mut push.quiet_delay)?;
+        self.duration("[push] min_interval", raw.min_interval, MILLISECOND..=HOUR, &mut push.min_interval)?;
+        self.duration("[push] max_delay", raw.max_delay, MILLISECOND..=HOUR, &mut push.max_delay)?;
+        // Devices register anew every 23 hours: a shorter life would forget those that are well.
+        self.duration("[push] registration_ttl", raw.registration_ttl, 2 * DAY..=365 * DAY, &mut push.registration_ttl)?;
+        self.number("[push] mailboxes", raw.mailboxes, 1..=10_000, &mut push.mailboxes)?;
+        self.number("[push] devices", raw.devices, 1..=10_000, &mut push.devices)?;
+        self.number("[push] accounts_per_device", raw.accounts_per_device, 1..=10_000, &mut push.accounts_per_device)?;
+        self.number("[push] accounts_per_domain", raw.accounts_per_domain, 0..=100_000_000, &mut push.accounts_per_domain)?;
+        self.number("[push] devices_per_domain", raw.devices_per_domain, 0..=100_000_000, &mut push.devices_per_domain)?;
+        self.number("[push] accounts_per_backend", raw.accounts_per_backend, 0..=100_000_000, &mut push.accounts_per_backend)?;
+        self.number("[push] devices_per_backend", raw.devices_per_backend, 0..=100_000_000, &mut push.devices_per_backend)?;
+        self.number("[push] pushes_per_second_per_domain", raw.pushes_per_second_per_domain, 0..=1_000_000, &mut push.pushes_per_second_per_domain)?;
+        self.number("[push] pushes_per_second_per_backend", raw.pushes_per_second_per_backend, 0..=1_000_000, &mut push.pushes_per_second_per_backend)?;
+        self.duration("[push] expiration", raw.expiration, MINUTE..=30 * DAY, &mut push.expiration)?;
+        self.not_above(("[push] quiet_delay", push.quiet_delay), ("max_delay", push.max_delay))?;
+        self.not_above(("[push] min_interval", push.min_interval), ("max_delay", push.max_delay))?;
+        if let Some(clients) = raw.clients {
+            push.clients = self.clients(clients)?;
+        }
+        if let Some(events) = raw.events {
+            push.events = self.events(&events)?;
+        }
+        push.forget_devices_on_password_change = raw
+            .forget_devices_on_password_change
+            .unwrap_or(push.forget_devices_on_password_change);
+        push.collapse = raw.collapse.unwrap_or(push.collapse);
+        push.push_type = raw.push_type.unwrap_or(push.push_type);
+        push.priority = self.priority(raw.priority, push.push_type)?;
+        Ok(push)
+    }
+
+    fn clients(&self, clients: Vec<String>) -> CheckResult<Vec<String>> {
+        let allowed = "allowed are bundle ids of letters, digits, \".\", \"-\" and \"_\", exact or \
+                       with \"*\" as the last character";
+        let refusal = |problem: String| self.refusal("[push] clients", problem);
+        if clients.is_empty() {
+            return Err(refusal(format!(
+                "the list is empty, so no device could register; {allowed}"
+            )));
+        }
+        let fits = |client: &str| {
+            let exact = client.strip_suffix('*').unwrap_or(client);
+            !client.is_empty()
+                && exact.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b))
+        };
+        match clients.iter().find(|client| !fits(client)) {
+            Some(client) => Err(refusal(format!("{client:?} is not understood; {allowed}"))),
+            None => Ok(clients),
+        }
+    }
+
+    fn priority(&self, priority: Option<i64>, push_type: PushType) -> CheckResult<Option<u8>> {
+        let problem = match (priority, push_type) {
+            (None, _) => return Ok(None),
+            (Some(1), _) => return Ok(Some(1)),
+            (Some(5), _) => return Ok(Some(5)),
+            (Some(10), PushType::Alert) => return Ok(Some(10)),
+            (Some(10), PushType::Background) => {
+                "10 is refused by APNs for background pushes; use 5 or 1, or push_type = \"alert\""
+                    .to_owned()
+            }
+            (Some(other), _) => format!("{other} does not exist; allowed are 1, 5 and 10"),
+        };
+        Err(self.refusal("[push] priority", problem))
+    }
+
+    fn events(&self, names: &[RawEvent]) -> CheckResult<Events> {
+        if names.is_empty() {
+            let remedy = "the list is empty, so nothing would be pushed; name at least one event, \
+                          such as \"MessageNew\"";
+            return Err(self.refusal("[push] events", remedy));
+        }
+        let is_new =
+            |name: &RawEvent| matches!(name, RawEvent::MessageNew | RawEvent::MessageAppend);
+        Ok(Events {
+            new_mail: names.iter().any(is_new),
+            quiet: names.iter().any(|name| !is_new(name)),
+        })
+    }
+}

@@ -1,0 +1,74 @@
+//! `[[route]]`: the backends of domains that have one of their own.
+
+use super::backend::{BackendConfig, RawBackend, RawBackendTls};
+use super::check::{Check, CheckResult, domain};
+
+/// `[[route]]`: the backend of one domain's accounts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouteConfig {
+    /// In lower case.
+    pub domain: String,
+    /// Where these users' sessions go.
+    pub backend: BackendConfig,
+}
+
+// `domain` and the keys of `RawBackend`, which serde cannot flatten into a table that refuses
+// unknown keys.
+table!(RawRoute {
+    domain: Option<String>,
+    name: Option<String>,
+    address: Option<String>,
+    tls: Option<RawBackendTls>,
+    ca: Option<String>,
+    server_name: Option<String>,
+    proxy_protocol: Option<bool>,
+    send_id: Option<bool>,
+    checks_token_name: Option<bool>,
+    names_ignore_case: Option<bool>,
+    master_user: Option<String>,
+    master_password_file: Option<String>,
+    login_template: Option<String>,
+});
+
+impl RawRoute {
+    pub(super) fn split(self) -> (Option<String>, RawBackend) {
+        let backend = RawBackend {
+            name: self.name,
+            address: self.address,
+            tls: self.tls,
+            ca: self.ca,
+            server_name: self.server_name,
+            proxy_protocol: self.proxy_protocol,
+            send_id: self.send_id,
+            checks_token_name: self.checks_token_name,
+            names_ignore_case: self.names_ignore_case,
+            master_user: self.master_user,
+            master_password_file: self.master_password_file,
+            login_template: self.login_template,
+        };
+        (self.domain, backend)
+    }
+}
+
+impl Check<'_> {
+    pub(super) fn routes(&self, raw: Vec<RawRoute>) -> CheckResult<Vec<RouteConfig>> {
+        const DOMAIN: &str = "[[route]] domain";
+        let mut routes: Vec<RouteConfig> = Vec::new();
+        for route in raw {
+            let (name, backend) = route.split();
+            let allowed =
+                "give what stands behind the \"@\" of login names, such as \"example.org\"";
+            let Some(name) = name else {
+                return Err(self.refusal(DOMAIN, format!("missing; {allowed}")));
+            };
+            let Some(domain) = domain(&name) else {
+                return Err(self.refusal(DOMAIN, format!("{name:?} is no domain; {allowed}")));
+            };
+            if routes.iter().any(|other| other.domain == domain) {
+                return Err(self.refusal(DOMAIN, format!("{domain} is given twice; remove one")));
+            }
+            routes.push(RouteConfig { domain, backend: self.backend("[[route]]", backend)? });
+        }
+        Ok(routes)
+    }
+}
