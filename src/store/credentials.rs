@@ -16,11 +16,9 @@ use secrecy::zeroize::Zeroizing;
 use serde::Deserialize;
 
 use super::keeping::{self, Accepted, Kept};
+use super::registrant::{Keeper, Keeping, KeptRow};
 use super::vault::SEAL_LEN;
-use super::{
-    Keeper, Keeping, KeptRow, RegisterOutcome, Registrant, Sealed, Store, StoreError, Vault,
-    VaultError,
-};
+use super::{RegisterOutcome, Registrant, Sealed, Store, StoreError, Vault, VaultError};
 use crate::config;
 use crate::model::{
     AcceptedLogin, Account, BackendId, Credentials, Registration, SecretKind, Timestamp,

@@ -11,8 +11,10 @@ use sqlx::any::AnyRow;
 use crate::metrics::Call;
 use crate::model::Account;
 
-use super::work::{Statement, Work};
-use super::{Store, StoreError, account, rows};
+use super::records::account;
+use super::sql::rows;
+use super::sql::work::{Statement, Work};
+use super::{Store, StoreError};
 
 /// A node's row.
 #[derive(Clone, Debug, PartialEq, Eq)]

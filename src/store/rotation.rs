@@ -13,9 +13,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::accounts::Resealed;
+use super::kept_rows::Resealed;
+use super::sql::rows;
 use super::vault::SEAL_LEN;
-use super::{Store, StoreError, Vault, VaultError, rows};
+use super::{Store, StoreError, Vault, VaultError};
 use crate::model::Account;
 
 /// Why a key was not replaced.

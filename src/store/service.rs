@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::metrics::Call;
 use crate::model::Timestamp;
 
-use super::work::Statement;
+use super::sql::work::Statement;
 use super::{Store, StoreError};
 
 /// How often [`Store::count_service`] is to be called.

@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::registrations::{delete, lock};
-use super::work::{Statement, Work};
-use super::{id_of, rows};
+use super::records::{delete, id_of, lock};
+use super::sql::rows;
+use super::sql::work::{Statement, Work};
 use crate::model::{Account, BackendId, SubscriptionKey};
 
 /// Limits of the rows that are not those of one account; 0 is no limit.

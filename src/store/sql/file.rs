@@ -22,7 +22,7 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
 
-use super::{Store, StoreError, sqlite};
+use crate::store::StoreError;
 
 /// Read and write by the owner only.
 const MODE: u32 = 0o600;
@@ -34,7 +34,7 @@ const LONGEST: u64 = 4096;
 const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
 
 /// The files of one database, which this process has open.
-pub(super) struct DatabaseFile {
+pub(in crate::store) struct DatabaseFile {
     /// Without links.
     path: PathBuf,
     /// How errors name it.
@@ -64,45 +64,6 @@ struct Note {
     files: Option<[u64; 2]>,
 }
 
-// === impl Store ===
-
-impl Store {
-    /// Whether the file of SQLite is still the one that was opened.
-    ///
-    /// # Errors
-    /// [`StoreError::Replaced`]: no OK may be said on account of this database.
-    pub(super) fn is_in_place(&self) -> Result<(), StoreError> {
-        self.file.as_ref().map_or(Ok(()), |file| file.check())
-    }
-
-    /// Looks whether the file of SQLite is still the one that was opened, says so in the log when it is
-    /// not any more, and then keeps its log from being taken for that of the file that is there now. To be
-    /// called again and again.
-    pub async fn look_at_file(&self) {
-        let Some(file) = self.file.as_ref().filter(|file| file.has_to_be_emptied()) else { return };
-        match sqlite::empty_lost_log(&self.connections.writes).await {
-            Ok(true) => {
-                file.is_emptied();
-                tracing::warn!(
-                    target: "mailchime::store::lost_log_emptied",
-                    "the database was replaced; mailchime moved its write-ahead log into the \
-                     former file"
-                );
-            }
-            Ok(false) => tracing::debug!(
-                target: "mailchime::store::lost_log_in_use",
-                "the write-ahead log of the replaced database is in use; mailchime tries again"
-            ),
-            Err(error) => tracing::error!(
-                target: "mailchime::store::lost_log_not_emptied",
-                %error,
-                "could not empty the write-ahead log of the replaced database; mailchime tries \
-                 again"
-            ),
-        }
-    }
-}
-
 // === impl DatabaseFile ===
 
 impl DatabaseFile {
@@ -110,7 +71,7 @@ impl DatabaseFile {
     ///
     /// # Errors
     /// [`StoreError::Unusable`] where the log beside the database is that of another one.
-    pub(super) fn shared(path: &Path, database: &Arc<str>) -> Result<Self, StoreError> {
+    pub(in crate::store) fn shared(path: &Path, database: &Arc<str>) -> Result<Self, StoreError> {
         let note = File::open(with(path, "-lock")).and_then(|file| Note::read(&file));
         if note.is_ok_and(|note| note.is_of_another(path)) {
             return Err(StoreError::Unusable {
@@ -129,7 +90,7 @@ impl DatabaseFile {
     ///
     /// # Errors
     /// [`StoreError::InUse`] where another process does; as [`shared`](Self::shared).
-    pub(super) fn locked(path: &Path, database: &Arc<str>) -> Result<Self, StoreError> {
+    pub(in crate::store) fn locked(path: &Path, database: &Arc<str>) -> Result<Self, StoreError> {
         let lock = Lock::take(&with(path, "-lock")).map_err(|error| StoreError::Unusable {
             database: Arc::clone(database),
             problem: format!("cannot be locked: {error}"),
@@ -168,12 +129,12 @@ impl DatabaseFile {
         }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::store) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Takes note of the files as they are: this process has them open from now on.
-    pub(super) fn is_open(&self) -> io::Result<()> {
+    pub(in crate::store) fn is_open(&self) -> io::Result<()> {
         let [Some(database), Some(log), Some(index)] = self.files() else {
             return Err(io::Error::new(io::ErrorKind::NotFound, "one of its files is not there"));
         };
@@ -190,7 +151,7 @@ impl DatabaseFile {
     /// # Errors
     /// [`StoreError::Replaced`]: what is at the path must not be written, and no OK be said to what was
     /// written just before.
-    pub(super) fn check(&self) -> Result<(), StoreError> {
+    pub(in crate::store) fn check(&self) -> Result<(), StoreError> {
         let Some(opened) = self.opened.get() else { return Ok(()) };
         let now = self.files();
         let Some(at) = (0..SUFFIXES.len()).find(|at| now[*at] != Some(opened[*at])) else {
@@ -221,13 +182,13 @@ impl DatabaseFile {
 
     /// Whether the files are not the ones that were opened, and what the log of those holds is still to
     /// be copied into the database that it belongs to.
-    pub(super) fn has_to_be_emptied(&self) -> bool {
+    pub(in crate::store) fn has_to_be_emptied(&self) -> bool {
         self.check().is_err() && !self.emptied.load(Ordering::Relaxed)
     }
 
     /// That has been done. Where another database has the place, what is left of the log goes, so that
     /// nobody takes it for that one's.
-    pub(super) fn is_emptied(&self) {
+    pub(in crate::store) fn is_emptied(&self) {
         self.emptied.store(true, Ordering::Relaxed);
         let (Some(opened), now) = (self.opened.get(), self.files()) else { return };
         if now[0] != Some(opened[0]) {
@@ -240,7 +201,7 @@ impl DatabaseFile {
     }
 
     /// Lets another process serve. To be called when nothing is open any more.
-    pub(super) fn release(&self) {
+    pub(in crate::store) fn release(&self) {
         let mut lock = self.lock.lock();
         let holds_something =
             self.lost.load(Ordering::Relaxed) && !self.emptied.load(Ordering::Relaxed);

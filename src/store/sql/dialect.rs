@@ -2,7 +2,7 @@
 
 /// Which database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dialect {
+pub(in crate::store) enum Dialect {
     Sqlite,
     Postgres,
 }
@@ -24,7 +24,7 @@ const LOCK_POSTGRES: &str = "select pg_advisory_xact_lock(4918724086124113)";
 
 impl Dialect {
     /// A primary key whose values the database makes, none of them twice.
-    pub(super) fn id(self) -> &'static str {
+    pub(in crate::store) fn id(self) -> &'static str {
         match self {
             Self::Sqlite => "integer not null primary key autoincrement",
             Self::Postgres => "bigint generated always as identity primary key",
@@ -32,7 +32,7 @@ impl Dialect {
     }
 
     /// Makes the table of migrations that have been applied.
-    pub(super) fn applied(self) -> &'static str {
+    pub(in crate::store) fn applied(self) -> &'static str {
         match self {
             Self::Sqlite => APPLIED_SQLITE,
             Self::Postgres => APPLIED_POSTGRES,
@@ -40,7 +40,7 @@ impl Dialect {
     }
 
     /// What a transaction that changes the schema has to do first, so that others wait for it.
-    pub(super) fn lock_schema(self) -> Option<&'static str> {
+    pub(in crate::store) fn lock_schema(self) -> Option<&'static str> {
         match self {
             // It began with the lock of the file.
             Self::Sqlite => None,

@@ -3,23 +3,38 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sqlx::any::AnyArguments;
-use sqlx::query::Query;
-use sqlx::{Any, Row};
+use sqlx::Row;
 
 use crate::metrics::Call;
 use crate::model::{
     Account, BackendId, Registration, Snapshot, Subscription, SubscriptionKey, Timestamp,
 };
 
-use super::accounts::{kept, put};
 use super::batches::Waiting;
+use super::kept_rows::{kept, put};
+use super::records::{account, bind_snapshot, delete, lock, subscription};
 use super::shares;
-use super::work::{Statement, Work};
-use super::{
-    Alive, MadeRoom, RegisterOutcome, Registrant, Removed, Store, StoreError, account, rows,
-    subscription,
-};
+use super::sql::rows;
+use super::sql::work::{Statement, Work};
+use super::{Alive, Full, MadeRoom, Registrant, Store, StoreError};
+
+/// What became of a registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegisterOutcome {
+    /// It is on disk.
+    Stored(MadeRoom),
+    /// It is not, as this limit leaves no room for it.
+    Full(Full),
+}
+
+/// A registration that was removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// What was removed.
+    pub subscription: Subscription,
+    /// Whether the account has other devices. If not, nothing of it is left.
+    pub account_left: bool,
+}
 
 impl Store {
     /// Stores a registration, with those of others in one transaction. When this returns `Ok` it is on
@@ -312,21 +327,6 @@ impl Store {
     }
 }
 
-/// Makes other transactions that add or remove devices of the account wait for this one.
-pub(super) async fn lock(work: &mut Work, account: &str) -> sqlx::Result<()> {
-    sqlx::query("update account set created_at = created_at where name = $1")
-        .bind(account)
-        .execute_in(work)
-        .await
-        .map(drop)
-}
-
-/// Removes a subscription of an account that is locked.
-pub(super) async fn delete(work: &mut Work, id: i64) -> sqlx::Result<()> {
-    let query = sqlx::query("delete from subscription where id = $1").bind(id);
-    query.execute_in(work).await.map(drop)
-}
-
 /// Removes the same subscriptions for accounts whose names differ from this one in nothing but case; returns
 /// their names.
 async fn leave_spellings(work: &mut Work, key: &SubscriptionKey) -> sqlx::Result<BTreeSet<String>> {
@@ -544,24 +544,6 @@ async fn replace_mailboxes(
         query.execute_in(work).await?;
     }
     Ok(())
-}
-
-/// Binds a mailbox's name and the five columns of its state.
-pub(super) fn bind_snapshot<'q>(
-    query: Query<'q, Any, AnyArguments>,
-    mailbox: &str,
-    snapshot: &Snapshot,
-) -> Query<'q, Any, AnyArguments> {
-    // Bit for bit, not saturated: a value that came back smaller would differ from what the backend
-    // says at every look, and every look would push.
-    let number = |value: Option<u64>| value.map(u64::cast_signed);
-    query
-        .bind(mailbox)
-        .bind(number(snapshot.uid_validity))
-        .bind(number(snapshot.uid_next))
-        .bind(number(snapshot.messages))
-        .bind(number(snapshot.unseen))
-        .bind(number(snapshot.highest_mod_seq))
 }
 
 /// Deletes the mailboxes that no subscription wants any more, so that one that comes back begins anew, and

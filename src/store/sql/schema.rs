@@ -9,14 +9,15 @@ use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::{AssertSqlSafe, Row, SqlSafeStr};
 
 use super::dialect::Dialect;
+use super::rows;
 use super::work::{Statement, Work};
-use super::{StoreError, rows};
 use crate::model::PushEndpoint;
+use crate::store::StoreError;
 
-static MIGRATOR: Migrator = sqlx::migrate!("src/store/migrations");
+static MIGRATOR: Migrator = sqlx::migrate!("src/store/sql/migrations");
 
 /// The newest version that this program knows.
-pub(super) fn known() -> i64 {
+pub(in crate::store) fn known() -> i64 {
     MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default()
 }
 
@@ -24,7 +25,10 @@ pub(super) fn known() -> i64 {
 ///
 /// # Errors
 /// [`MigrateError`]: the transaction must be rolled back.
-pub(super) async fn update(work: &mut Work, dialect: Dialect) -> Result<(), MigrateError> {
+pub(in crate::store) async fn update(
+    work: &mut Work,
+    dialect: Dialect,
+) -> Result<(), MigrateError> {
     if let Some(lock) = dialect.lock_schema() {
         work.run(lock.into_sql_str()).await?;
     }
@@ -126,7 +130,7 @@ fn hashed(row: &AnyRow) -> sqlx::Result<[String; 5]> {
 }
 
 /// Why the schema could not be brought up to date.
-pub(super) fn error(database: &Arc<str>, error: MigrateError) -> StoreError {
+pub(in crate::store) fn error(database: &Arc<str>, error: MigrateError) -> StoreError {
     let known = known();
     match error {
         MigrateError::VersionMissing(found) if found > known => {

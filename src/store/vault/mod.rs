@@ -9,41 +9,33 @@
 //! read again when it has changed, so that a running server seals with a new key from the moment
 //! that there is one.
 
+mod keys;
+
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
-use aws_lc_rs::{digest, rand};
+use aws_lc_rs::aead::{AES_256_GCM, NONCE_LEN, Nonce};
 use base64::Engine;
-use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use parking_lot::{RwLock, RwLockReadGuard};
 use secrecy::zeroize::Zeroizing;
 
-use crate::files::{Stamp, stamp};
+use self::keys::{
+    KEY_COMMENT, Keys, OLD_KEY_COMMENT, VERSION, create, id_shown, key_lines, new_key, read_keys,
+    unusable,
+};
+use crate::files::stamp;
 use crate::model::{Account, Credentials, SecretKind};
 use crate::secret_file::{Successor, Unfit, read_private, tidy};
+
+pub(super) use self::keys::SEAL_LEN;
 
 /// Seals under the keys of one file. `Debug` shows where they are and their ids.
 pub struct Vault {
     path: PathBuf,
     keys: RwLock<Keys>,
-}
-
-/// What the file held when it was last read.
-struct Keys {
-    stamp: Stamp,
-    /// Seals and opens.
-    current: SealingKey,
-    /// The one before, while it is being replaced: opens only.
-    old: Option<SealingKey>,
-}
-
-/// Nothing of it is kept as the file has it.
-struct SealingKey {
-    id: String,
-    key: RandomizedNonceKey,
 }
 
 /// Why a key file cannot be used or sealed credentials cannot be opened. Holds no secret.
@@ -104,12 +96,6 @@ pub enum VaultError {
     },
 }
 
-const VERSION: &str = "v1";
-const KEY_LEN: usize = 32;
-/// Digits of a key's id.
-const ID_LEN: usize = 8;
-/// Characters of a sealed text up to the end of its key's id.
-pub(super) const SEAL_LEN: usize = VERSION.len() + 1 + ID_LEN;
 // === impl Vault ===
 
 impl Vault {
@@ -322,47 +308,6 @@ impl Vault {
     }
 }
 
-// === impl Keys ===
-
-impl Keys {
-    fn of(text: &str, metadata: &fs::Metadata) -> Result<Self, Unfit> {
-        let mut lines = key_lines(text);
-        let mut key =
-            || lines.next().map(|line| SealingKey::new(line).ok_or(Unfit::Malformed)).transpose();
-        let (Some(current), old, None) = (key()?, key()?, key()?) else {
-            return Err(Unfit::Malformed);
-        };
-        if old.as_ref().is_some_and(|old| old.id == current.id) {
-            return Err(Unfit::Malformed);
-        }
-        Ok(Self { stamp: stamp(metadata), current, old })
-    }
-
-    fn all(&self) -> impl Iterator<Item = &SealingKey> {
-        std::iter::once(&self.current).chain(&self.old)
-    }
-}
-
-impl SealingKey {
-    fn new(text: &str) -> Option<Self> {
-        let bytes = Zeroizing::new(BASE64_STANDARD.decode(text).ok()?);
-        let bytes: Zeroizing<[u8; KEY_LEN]> = Zeroizing::new(bytes.as_slice().try_into().ok()?);
-        let key = RandomizedNonceKey::new(&AES_256_GCM, &*bytes).ok()?;
-        Some(Self { id: key_id(&bytes), key })
-    }
-
-    /// What the texts that it sealed begin with.
-    fn seal(&self) -> String {
-        format!("{VERSION}.{}", self.id)
-    }
-
-    /// What a sealed text is bound to.
-    fn bound_to(&self, account: &Account) -> Aad<Vec<u8>> {
-        let bound = format!("mailchime credentials {VERSION} {} {}", self.id, account.as_str());
-        Aad::from(bound.into_bytes())
-    }
-}
-
 impl fmt::Debug for Vault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Vault")
@@ -370,74 +315,6 @@ impl fmt::Debug for Vault {
             .field("key_id", &self.keys().current.id)
             .finish_non_exhaustive()
     }
-}
-
-// === files ===
-
-fn unusable(unfit: Unfit, path: &Path) -> VaultError {
-    let (problem, remedy) = unfit.told(
-        path,
-        "it must be a file that the user who runs mailchime can read, in a folder that exists (and \
-         that mailchime can write when it is to make or change the file)",
-        "does not hold 32 bytes in base64 on one line (or two such lines, that differ, while the \
-         key is being replaced)",
-        "restore it from a copy; or, if no credentials were stored with it, remove it and mailchime \
-         makes a new one",
-    );
-    VaultError::KeyFile { path: path.to_owned(), problem, remedy }
-}
-
-fn read_keys(path: &Path) -> Result<Keys, Unfit> {
-    let (text, metadata) = read_private(path)?;
-    Keys::of(&text, &metadata)
-}
-
-/// The keys in the text of a file, each as it is written there.
-fn key_lines(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
-}
-
-const KEY_COMMENT: &str = "\
-    # The key that seals the credentials in mailchime's database (AES-256).\n\
-    # Without it they cannot be read, with it they can: keep a copy, away from the database's.\n";
-const OLD_KEY_COMMENT: &str = "\
-    # The key before, which still opens what it sealed. `mailchime credentials rotate` was begun:\n\
-    # run it again to bring it to its end.\n";
-
-fn new_key() -> io::Result<Zeroizing<String>> {
-    let mut key = Zeroizing::new([0; KEY_LEN]);
-    rand::fill(&mut *key).map_err(|_| io::Error::other("the system gave no random bytes"))?;
-    Ok(Zeroizing::new(BASE64_STANDARD.encode(*key)))
-}
-
-/// Makes a key file unless there is one by now: nobody ever sees a key file that is half written, and of
-/// two programs that start at once both use the first's.
-fn create(path: &Path) -> io::Result<()> {
-    let successor = Successor::of(path)?;
-    if fs::symlink_metadata(path).is_ok() {
-        return Ok(());
-    }
-    let text = Zeroizing::new(format!("{KEY_COMMENT}{}\n", *new_key()?));
-    successor.write(&text, None)?;
-    tracing::info!(
-        target: "mailchime::store::key_created",
-        path = %path.display(),
-        "created a key for stored credentials; back it up apart from the database"
-    );
-    Ok(())
-}
-
-/// A key's id that comes from the database: no more of it than an id can have.
-fn id_shown(id: &str) -> String {
-    id.chars().filter(char::is_ascii_hexdigit).take(ID_LEN).collect()
-}
-
-/// 32 bits of a digest: enough to tell one's keys apart, and nothing about a random key.
-fn key_id(key: &[u8; KEY_LEN]) -> String {
-    let mut context = digest::Context::new(&digest::SHA256);
-    context.update(b"mailchime key id");
-    context.update(key);
-    context.finish().as_ref()[..ID_LEN / 2].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// First byte of a plaintext: the kind of its secret.
@@ -471,146 +348,4 @@ fn read_plain(plain: &[u8]) -> Option<Credentials> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::{self, OpenOptions, Permissions};
-    use std::io::Write;
-    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-
-    use super::*;
-
-    fn credentials() -> Credentials {
-        Credentials::password("alice@example.org", b"p\xffss\0 w\r\n\xc3\xb6rd".to_vec())
-    }
-
-    /// A vault and the folder of its file.
-    fn vault(byte: u8) -> (Vault, tempfile::TempDir) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("test.key");
-        write(&path, 0o600, &BASE64_STANDARD.encode([byte; KEY_LEN]));
-        (Vault::open(&path).unwrap(), folder)
-    }
-
-    fn write(path: &Path, mode: u32, text: &str) {
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create_new(true).mode(mode).open(path).unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
-    }
-
-    #[test]
-    fn what_was_sealed_opens_for_its_account_alone() {
-        let (vault, _folder) = vault(1);
-        let master = Credentials::password("master", b"m".to_vec()).acting_as("bob@example.org");
-        let empty = Credentials::password("", Vec::new());
-        for credentials in [credentials(), master, empty] {
-            let sealed = vault.seal(&credentials.account(), &credentials);
-            assert!(vault.unseal(&credentials.account(), &sealed).unwrap().same_as(&credentials));
-            let other = Account::from_login("mallory@example.org");
-            let refused = vault.unseal(&other, &sealed);
-            assert!(matches!(refused, Err(VaultError::Damaged { .. })), "{refused:?}");
-        }
-    }
-
-    #[test]
-    fn two_seals_of_the_same_differ() {
-        let (vault, _folder) = vault(1);
-        assert_ne!(
-            vault.seal(&credentials().account(), &credentials()),
-            vault.seal(&credentials().account(), &credentials())
-        );
-    }
-
-    #[test]
-    fn another_key_is_told_from_damage() {
-        let sealed = vault(1).0.seal(&credentials().account(), &credentials());
-        let refused = vault(2).0.unseal(&credentials().account(), &sealed).unwrap_err();
-        assert!(matches!(refused, VaultError::OtherKey { .. }), "{refused:?}");
-        assert!(refused.to_string().contains("test.key"), "{refused}");
-    }
-
-    #[test]
-    fn every_alteration_is_refused() {
-        let (vault, _folder) = vault(1);
-        let account = credentials().account();
-        let sealed = vault.seal(&credentials().account(), &credentials());
-        for at in 0..sealed.len() {
-            let mut altered = sealed.clone().into_bytes();
-            altered[at] = if altered[at] == b'A' { b'B' } else { b'A' };
-            let altered = String::from_utf8(altered).unwrap();
-            assert!(vault.unseal(&account, &altered).is_err(), "byte {at}: {altered}");
-            assert!(vault.unseal(&account, &sealed[..at]).is_err(), "cut at {at}");
-        }
-        for bad in ["", ".", "v1", "v1.", "v2.00000000.AAAA", &sealed.replace("v1.", "v2.")] {
-            let refused = vault.unseal(&account, bad);
-            assert!(matches!(refused, Err(VaultError::Damaged { .. })), "{bad}: {refused:?}");
-        }
-    }
-
-    #[test]
-    fn a_missing_key_file_is_made_for_its_owner_and_used_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("credentials.key");
-        let sealed = Vault::open(&path).unwrap().seal(&credentials().account(), &credentials());
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let text = fs::read_to_string(&path).unwrap();
-        let again = Vault::open(&path).unwrap();
-        assert!(again.unseal(&credentials().account(), &sealed).unwrap().same_as(&credentials()));
-        assert_eq!(fs::read_to_string(&path).unwrap(), text);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
-    }
-
-    #[test]
-    fn creating_never_overwrites() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("credentials.key");
-        write(&path, 0o600, "the other program was faster");
-        create(&path).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "the other program was faster");
-    }
-
-    #[test]
-    fn a_key_file_that_others_can_use_is_refused_with_the_remedy() {
-        let folder = tempfile::tempdir().unwrap();
-        for mode in [0o640, 0o604, 0o620, 0o644] {
-            let path = folder.path().join(format!("{mode:o}.key"));
-            write(&path, mode, &BASE64_STANDARD.encode([7; KEY_LEN]));
-            let refused = Vault::open(&path).unwrap_err().to_string();
-            assert!(refused.contains(&format!("chmod 600 {}", path.display())), "{refused}");
-        }
-    }
-
-    #[test]
-    fn a_malformed_key_file_is_refused_without_its_content() {
-        let folder = tempfile::tempdir().unwrap();
-        let key = BASE64_STANDARD.encode([7; KEY_LEN]);
-        let texts = [
-            String::new(),
-            "# only a comment\n".into(),
-            "c2VjcmV0".into(),
-            format!("{key}\n{key}\n"),
-            [1, 2, 3].map(|byte| BASE64_STANDARD.encode([byte; KEY_LEN])).join("\n"),
-            format!("{key}x"),
-            BASE64_STANDARD.encode([7; 33]),
-        ];
-        for (number, text) in texts.iter().enumerate() {
-            let path = folder.path().join(format!("{number}.key"));
-            write(&path, 0o600, text);
-            let refused = Vault::open(&path).unwrap_err();
-            let shown = format!("{refused} {refused:?}");
-            assert!(shown.contains(&format!("{number}.key")), "{shown}");
-            assert!(!shown.contains("c2VjcmV0") && !shown.contains(&key), "{shown}");
-        }
-        let path = folder.path().join("good.key");
-        write(&path, 0o400, &format!("# a comment\n\n  {key}  \n# another\n"));
-        Vault::open(&path).unwrap();
-        let nowhere = Vault::open(&folder.path().join("no/such.key")).unwrap_err().to_string();
-        assert!(nowhere.contains("no/such.key") && nowhere.contains("folder"), "{nowhere}");
-    }
-
-    #[test]
-    fn debug_shows_no_key() {
-        let shown = format!("{:?}", vault(7).0);
-        assert!(shown.contains("test.key") && !shown.contains("7, 7"), "{shown}");
-        assert!(!shown.contains(&BASE64_STANDARD.encode([7; KEY_LEN])[..8]), "{shown}");
-    }
-}
+mod tests;

@@ -15,10 +15,10 @@ use crate::metrics::Metrics;
 
 /// Most rows of one statement. Both databases take ten times as many, but SQLite looks for each
 /// parameter among all before it.
-pub(super) const MOST: usize = 100;
+pub(in crate::store) const MOST: usize = 100;
 
 /// `($first, $first+1), …`: `rows` rows of `columns` parameters each.
-pub(super) fn values(first: usize, columns: usize, rows: usize) -> String {
+pub(in crate::store) fn values(first: usize, columns: usize, rows: usize) -> String {
     let mut text = String::with_capacity(rows * columns * 6);
     for row in 0..rows {
         text.push_str(if row == 0 { "(" } else { ", (" });
@@ -34,16 +34,16 @@ pub(super) fn values(first: usize, columns: usize, rows: usize) -> String {
 
 /// A statement that is written for a number of rows and so not kept prepared. `sql` must hold
 /// nothing that came from outside.
-pub(super) fn query<'q>(sql: String) -> Query<'q, Any, AnyArguments> {
+pub(in crate::store) fn query<'q>(sql: String) -> Query<'q, Any, AnyArguments> {
     sqlx::query(AssertSqlSafe(sql)).persistent(false)
 }
 
 /// What was made of the rows of a query.
 #[derive(Debug)]
-pub(super) struct Readable<T> {
-    pub(super) rows: Vec<T>,
+pub(in crate::store) struct Readable<T> {
+    pub(in crate::store) rows: Vec<T>,
     /// How many could not be read.
-    pub(super) left_out: u64,
+    pub(in crate::store) left_out: u64,
 }
 
 /// Most rows of one query that are named in the log.
@@ -54,7 +54,7 @@ const SHOWN: usize = 64;
 
 /// What `read` makes of each row of the query. A row that cannot be read is left out, named in the log
 /// and counted: whatever is wrong with it, the others are not to suffer.
-pub(super) async fn readable<T>(
+pub(in crate::store) async fn readable<T>(
     work: &mut Work,
     metrics: &Metrics,
     query: Query<'_, Any, AnyArguments>,
@@ -99,7 +99,7 @@ fn name(row: &AnyRow) -> &str {
     columns.find_map(|column| row.try_get(column).ok()).map_or("?", shortened)
 }
 
-pub(super) fn shortened(name: &str) -> &str {
+pub(in crate::store) fn shortened(name: &str) -> &str {
     name.char_indices().nth(SHOWN).map_or(name, |(end, _)| &name[..end])
 }
 

@@ -29,17 +29,17 @@ const READ_ONLY: &str = "the server at this address is read-only: it is a standb
                          default_transaction_read_only is on";
 
 /// Begins a transaction that writes a SQLite file: it holds the write lock from the start.
-pub(super) const BEGIN_WRITE: &str = "begin immediate";
+pub(in crate::store) const BEGIN_WRITE: &str = "begin immediate";
 
 /// A database's connections.
-pub(super) struct Connections {
-    pub(super) reads: AnyPool,
-    pub(super) writes: AnyPool,
-    pub(super) kind: TransactionKind,
+pub(in crate::store) struct Connections {
+    pub(in crate::store) reads: AnyPool,
+    pub(in crate::store) writes: AnyPool,
+    pub(in crate::store) kind: TransactionKind,
 }
 
 /// How transactions begin.
-pub(super) enum TransactionKind {
+pub(in crate::store) enum TransactionKind {
     /// A SQLite file. A transaction that writes holds the write lock from the start.
     File,
     Server {
@@ -53,7 +53,7 @@ pub(super) enum TransactionKind {
 
 /// Which connections to a server may be used. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ConnectionTrust(Arc<Mutex<ConnectionTrustState>>);
+pub(in crate::store) struct ConnectionTrust(Arc<Mutex<ConnectionTrustState>>);
 
 #[derive(Debug, Default)]
 struct ConnectionTrustState {
@@ -64,13 +64,13 @@ struct ConnectionTrustState {
 }
 
 /// One transaction. It is rolled back when it is dropped.
-pub(super) struct Work {
+pub(in crate::store) struct Work {
     transaction: Transaction<'static, Any>,
     named: bool,
 }
 
 /// How a statement runs in a [`Work`].
-pub(super) trait Statement: Sized {
+pub(in crate::store) trait Statement: Sized {
     fn execute_in(
         self,
         work: &mut Work,
@@ -91,12 +91,12 @@ pub(super) trait Statement: Sized {
 
 impl Connections {
     /// Begins a transaction that reads.
-    pub(super) async fn begin_read(&self) -> sqlx::Result<Work> {
+    pub(in crate::store) async fn begin_read(&self) -> sqlx::Result<Work> {
         self.begin(&self.reads, "begin").await
     }
 
     /// Begins a transaction that writes.
-    pub(super) async fn begin_write(&self) -> sqlx::Result<Work> {
+    pub(in crate::store) async fn begin_write(&self) -> sqlx::Result<Work> {
         // A transaction never finds in its middle that another process was faster.
         self.begin(&self.writes, BEGIN_WRITE).await
     }
@@ -134,13 +134,13 @@ impl Connections {
     }
 
     /// Whether they lead to a server, which others may share.
-    pub(super) fn are_to_a_server(&self) -> bool {
+    pub(in crate::store) fn are_to_a_server(&self) -> bool {
         matches!(self.kind, TransactionKind::Server { .. })
     }
 
     /// A connection is of no use, or its server became a standby: neither it nor any that is as old is
     /// used again.
-    pub(super) fn distrust(&self) {
+    pub(in crate::store) fn distrust(&self) {
         let TransactionKind::Server { trust, .. } = &self.kind else { return };
         trust.distrust();
         for pool in [&self.reads, &self.writes] {
@@ -177,7 +177,7 @@ fn is_standby(error: &sqlx::Error) -> bool {
 
 impl ConnectionTrust {
     /// Whether a connection of this age may be used.
-    pub(super) fn has(&self, age: Duration) -> bool {
+    pub(in crate::store) fn has(&self, age: Duration) -> bool {
         self.seen().distrusted.is_none_or(|since| age < since.elapsed())
     }
 
@@ -209,22 +209,25 @@ impl ConnectionTrust {
 
 impl Work {
     /// Begins a transaction on a SQLite file.
-    pub(super) async fn begin_on(pool: &AnyPool, begin: &'static str) -> sqlx::Result<Self> {
+    pub(in crate::store) async fn begin_on(
+        pool: &AnyPool,
+        begin: &'static str,
+    ) -> sqlx::Result<Self> {
         let transaction = pool.begin_with(begin).await?;
         Ok(Self { transaction, named: true })
     }
 
-    pub(super) async fn commit(self) -> sqlx::Result<()> {
+    pub(in crate::store) async fn commit(self) -> sqlx::Result<()> {
         self.transaction.commit().await
     }
 
     /// Runs statements that take no parameters.
-    pub(super) async fn run(&mut self, sql: SqlStr) -> sqlx::Result<()> {
+    pub(in crate::store) async fn run(&mut self, sql: SqlStr) -> sqlx::Result<()> {
         self.transaction.execute(sql).await.map(drop)
     }
 
     /// The statement as it may be prepared, and where it runs.
-    pub(super) fn prepare<'q>(
+    pub(in crate::store) fn prepare<'q>(
         &mut self,
         query: Query<'q, Any, AnyArguments>,
     ) -> (Query<'q, Any, AnyArguments>, &mut sqlx::AnyConnection) {

@@ -7,11 +7,78 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use crate::metrics::Call;
-use crate::model::{Account, BackendId, Mailbox, Snapshot, SubscriptionKey, Timestamp};
+use crate::model::{
+    Account, BackendId, Mailbox, Snapshot, Subscription, SubscriptionKey, Timestamp,
+};
 
-use super::registrations::bind_snapshot;
-use super::work::{Statement, Work};
-use super::{Alive, Settlement, Store, StoreError, Target, account, rows, snapshot, subscription};
+use super::records::{account, bind_snapshot, snapshot, subscription};
+use super::sql::rows;
+use super::sql::work::{Statement, Work};
+use super::{Alive, Store, StoreError};
+
+/// A live subscription with what it is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// What gets the push.
+    pub subscription: Subscription,
+    /// By the time of day.
+    pub registered_at: Timestamp,
+    /// The same by the time of service.
+    pub heard_at: Timestamp,
+    /// Which backend has accepted its account's user, as [`LiveAccount::backend`].
+    pub backend: Option<String>,
+    /// When its account got another password, if it has not registered with that.
+    pub outdated_since: Option<Timestamp>,
+    /// The same by the time of service.
+    pub outdated_at: Option<Timestamp>,
+    /// When a push for it was last accepted.
+    pub pushed_at: Option<Timestamp>,
+    /// Each mailbox, and whether a push for it is still owed to this device.
+    pub mailboxes: Vec<(Mailbox, bool)>,
+}
+
+/// What became of a change; see [`Store::settle`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// Every device knows of this state or has the mailbox marked as due.
+    Told {
+        /// The account.
+        account: Account,
+        /// The mailbox.
+        mailbox: Mailbox,
+        /// The state that it has now.
+        snapshot: Snapshot,
+    },
+    /// A push for the mailbox is due to the device. A mark that is there keeps its time.
+    Owed {
+        /// The subscription.
+        subscription: SubscriptionKey,
+        /// The mailbox.
+        mailbox: Mailbox,
+        /// Since when, in milliseconds since 1970.
+        since: Timestamp,
+    },
+    /// A push for these mailboxes was accepted: they are no longer owed.
+    Accepted {
+        /// The subscription.
+        subscription: SubscriptionKey,
+        /// The mailboxes.
+        mailboxes: Vec<Mailbox>,
+        /// When.
+        at: Timestamp,
+    },
+}
+
+// === impl Target ===
+
+impl Target {
+    /// As [`LiveAccount::elsewhere`].
+    pub fn elsewhere(&self, now: &BackendId) -> Option<&str> {
+        self.backend.as_deref().filter(|recorded| !now.is(recorded))
+    }
+}
+
+// === impl Store ===
 
 impl Store {
     /// The mailboxes that this backend's account's live devices registered for, each with the state

@@ -13,9 +13,10 @@ use sqlx::{AnyPool, AssertSqlSafe, Connection, SqlSafeStr};
 use tokio::time::timeout;
 
 use super::dialect::Dialect;
-use super::error::{is_refusal, unusable_server};
+use super::schema;
 use super::work::{ConnectionTrust, Connections, TransactionKind};
-use super::{StoreError, schema};
+use crate::store::StoreError;
+use crate::store::error::{is_refusal, unusable_server};
 
 /// Connections of each pool. Reads do not wait for writes; few of either are ever in flight.
 const CONNECTIONS: u32 = 4;
@@ -23,12 +24,12 @@ const CONNECTIONS: u32 = 4;
 /// For the sign of life of a connection that goes back to its pool.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
-pub(super) fn is_url(url: &str) -> bool {
+pub(in crate::store) fn is_url(url: &str) -> bool {
     url.starts_with("postgres://") || url.starts_with("postgresql://")
 }
 
 /// The connections to the server of `url`, which come about when they have to.
-pub(super) fn connections(
+pub(in crate::store) fn connections(
     url: &str,
     database: &Arc<str>,
     busy_timeout: Duration,
@@ -102,7 +103,7 @@ fn begin(busy_timeout: Duration, limit: Duration) -> String {
 
 /// Applies what is missing of the schema, all or nothing. Of nodes that start at once one waits for
 /// the other, `limit` at most; the work itself has no limit.
-pub(super) async fn migrate(
+pub(in crate::store) async fn migrate(
     connections: &Connections,
     database: &Arc<str>,
     limit: Duration,

@@ -18,11 +18,12 @@ use sqlx::{AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor, Row, Sq
 use tokio::time::Instant;
 
 use super::dialect::Dialect;
-use super::error::{CANNOT_OPEN, sqlite_code};
 use super::file::DatabaseFile;
+use super::schema;
 use super::work::{BEGIN_WRITE, Connections, TransactionKind, Work};
-use super::{StoreError, schema};
 use crate::files;
+use crate::store::StoreError;
+use crate::store::error::{CANNOT_OPEN, sqlite_code};
 
 /// Reads run beside the writer and each other (WAL); few are ever in flight.
 const READERS: u32 = 4;
@@ -37,7 +38,7 @@ const LOG_TIMEOUT: Duration = Duration::from_millis(100);
 const MODE: u32 = 0o600;
 
 /// The file of `sqlite://path`.
-pub(super) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
+pub(in crate::store) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
     let path = url.strip_prefix("sqlite://").unwrap_or_default();
     if path.is_empty() || path.contains('?') || path == ":memory:" {
         return Err(StoreError::Unusable {
@@ -52,13 +53,13 @@ pub(super) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
 }
 
 /// An open file, and the connections for reading and writing it.
-pub(super) struct Opened {
-    pub(super) file: Arc<DatabaseFile>,
-    pub(super) connections: Connections,
+pub(in crate::store) struct Opened {
+    pub(in crate::store) file: Arc<DatabaseFile>,
+    pub(in crate::store) connections: Connections,
 }
 
 /// Makes the file if need be, locks it and brings it up to date.
-pub(super) async fn open(
+pub(in crate::store) async fn open(
     path: &Path,
     database: &Arc<str>,
     busy_timeout: Duration,
@@ -81,7 +82,7 @@ pub(super) async fn open(
 }
 
 /// Opens a file that is there, whatever is in it, beside the process that serves.
-pub(super) async fn open_existing(
+pub(in crate::store) async fn open_existing(
     path: &Path,
     database: &Arc<str>,
     busy_timeout: Duration,
@@ -291,7 +292,7 @@ async fn wipe(connection: &mut SqliteConnection, path: &Path, is_new: bool) -> s
 
 /// Copies the log (`-wal`) into the database and cuts it down to nothing. Returns whether that could be
 /// done at once: it does not wait for others, who would wait for it meanwhile.
-pub(super) async fn empty_log(path: &Path) -> sqlx::Result<bool> {
+pub(in crate::store) async fn empty_log(path: &Path) -> sqlx::Result<bool> {
     let options = SqliteConnectOptions::new()
         .filename(path)
         .busy_timeout(LOG_TIMEOUT)
@@ -305,7 +306,7 @@ pub(super) async fn empty_log(path: &Path) -> sqlx::Result<bool> {
 
 /// The same by a connection that is open, for a database that has lost its place: what its log holds
 /// goes into the file that it belongs to, wherever that is now. Waits for others.
-pub(super) async fn empty_lost_log(writes: &AnyPool) -> sqlx::Result<bool> {
+pub(in crate::store) async fn empty_lost_log(writes: &AnyPool) -> sqlx::Result<bool> {
     let row = sqlx::query("pragma wal_checkpoint(truncate)").fetch_one(writes).await?;
     Ok(row.try_get::<i64, _>(0)? == 0)
 }

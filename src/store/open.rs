@@ -1,0 +1,201 @@
+//! Opening a database, and bringing its schema up to date.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::Row;
+use tokio::sync::OnceCell;
+
+use super::batches::Batches;
+use super::shares::Shares;
+use super::sql::work::{Connections, Statement};
+use super::sql::{postgres, schema, sqlite};
+use super::{Store, StoreError, error};
+use crate::config::database_name;
+
+/// How long a start waits for a server to answer.
+const FIRST: Duration = Duration::from_secs(3);
+
+/// What a call may take beyond `busy_timeout`.
+const GRACE: Duration = Duration::from_secs(5);
+
+impl Store {
+    /// Opens the database of `url` (`sqlite://path`, relative or absolute, or `postgres://…`) and
+    /// brings its schema up to date. A SQLite file is made when there is none, readable by its owner
+    /// only, and is locked against other processes that serve until [`close`](Self::close). A PostgreSQL server that is out of reach is no error: calls fail until it is there.
+    ///
+    /// A call waits up to `busy_timeout` for others that hold a lock, and takes no longer than 5
+    /// seconds more, whatever became of the database.
+    ///
+    /// # Errors
+    /// [`StoreError::Newer`] when a newer program wrote it, [`StoreError::InUse`] when another process
+    /// serves from the file, [`StoreError::Unusable`] when the URL, the folder, the file or the rights
+    /// are at fault, else as any call.
+    pub async fn open(url: &str, busy_timeout: Duration) -> Result<Self, StoreError> {
+        if let Some(path) = Self::file(url)? {
+            let database: Arc<str> = path.to_string_lossy().into();
+            let opened = sqlite::open(&path, &database, busy_timeout).await?;
+            return Ok(Self::of_file(database, opened, busy_timeout));
+        }
+        let store = Self::on_server(url, busy_timeout, OnceCell::new())?;
+        // Mail does not wait for it. What is wrong with it is found here if it answers.
+        let first = store.connections.begin_write();
+        if tokio::time::timeout(FIRST, first).await.map(drop).is_err() {
+            let database = &*store.database;
+            tracing::error!(
+                target: "mailchime::store::not_ready",
+                database,
+                "the database does not answer yet; mail goes on, and mailchime keeps trying"
+            );
+            return Ok(store);
+        }
+        match store.limited(store.ready()).await {
+            Err(error) if error.is_temporary() => {
+                tracing::error!(
+                    target: "mailchime::store::not_ready",
+                    %error,
+                    "the database is not ready yet; mail goes on, and mailchime keeps trying"
+                );
+            }
+            result => result?,
+        }
+        Ok(store)
+    }
+
+    /// Opens the database as [`Store::open`] does, but only one that is there and has the schema of
+    /// this program: nothing is made or changed by opening it. For commands that look at it beside the
+    /// program that serves.
+    ///
+    /// # Errors
+    /// [`StoreError::Unusable`] when there is none, or it has another schema, [`StoreError::Newer`] when a
+    /// newer program wrote it, else as any call.
+    pub async fn open_existing(url: &str, busy_timeout: Duration) -> Result<Self, StoreError> {
+        let store = match Self::file(url)? {
+            Some(path) => {
+                let database: Arc<str> = path.to_string_lossy().into();
+                let opened = sqlite::open_existing(&path, &database, busy_timeout).await?;
+                Self::of_file(database, opened, busy_timeout)
+            }
+            None => Self::on_server(url, busy_timeout, OnceCell::new_with(Some(())))?,
+        };
+        store.limited(store.expect_schema()).await?;
+        Ok(store)
+    }
+
+    /// The file of `sqlite://path`; `None` where the URL is that of a server.
+    ///
+    /// # Errors
+    /// [`StoreError::Unusable`] when it is no URL of a database.
+    pub fn file(url: &str) -> Result<Option<PathBuf>, StoreError> {
+        if postgres::is_url(url) { Ok(None) } else { sqlite::path_of(url).map(Some) }
+    }
+
+    pub(super) fn of_file(
+        database: Arc<str>,
+        opened: sqlite::Opened,
+        busy_timeout: Duration,
+    ) -> Self {
+        let sqlite::Opened { file, connections } = opened;
+        let up_to_date = OnceCell::new_with(Some(()));
+        let store = Self::new(database, connections, busy_timeout, up_to_date);
+        Self { file: Some(file), ..store }
+    }
+
+    pub(super) fn on_server(
+        url: &str,
+        busy_timeout: Duration,
+        up_to_date: OnceCell<()>,
+    ) -> Result<Self, StoreError> {
+        let database: Arc<str> = database_name(url).into();
+        let limit = busy_timeout + GRACE;
+        let connections = postgres::connections(url, &database, busy_timeout, limit)?;
+        Ok(Self::new(database, connections, busy_timeout, up_to_date))
+    }
+
+    /// `up_to_date` says whether the schema is.
+    pub(super) fn new(
+        database: Arc<str>,
+        connections: Connections,
+        busy_timeout: Duration,
+        up_to_date: OnceCell<()>,
+    ) -> Self {
+        let (connections, up_to_date) = (Arc::new(connections), Arc::new(up_to_date));
+        // SQLite has one writer. A server has the disk to itself, and others may share it.
+        let batches = Arc::new(Batches::new(if connections.are_to_a_server() { 2 } else { 1 }));
+        let limit = busy_timeout + GRACE;
+        let (metrics, incarnation, shares) = (Arc::default(), "".into(), Shares::default());
+        let (service, file, traces) = (None, None, Arc::default());
+        let stopping = Arc::default();
+        Self {
+            database,
+            connections,
+            limit,
+            up_to_date,
+            batches,
+            shares,
+            service,
+            file,
+            traces,
+            stopping,
+            metrics,
+            said_slow: Arc::default(),
+            incarnation,
+        }
+    }
+
+    /// The schema is that of this program.
+    pub(super) async fn expect_schema(&self) -> Result<(), StoreError> {
+        let unusable = |problem: String, remedy| StoreError::Unusable {
+            database: Arc::clone(&self.database),
+            problem,
+            remedy,
+        };
+        let newest = async {
+            let sql = "select max(version) as version from _sqlx_migrations";
+            sqlx::query(sql).fetch_one_in(&mut self.begin_read().await?).await
+        };
+        let row = newest.await.map_err(|error| {
+            if error::is_no_table(&error) {
+                let remedy = "name the one that mailchime uses, or start mailchime to have it made";
+                return unusable("is no database of mailchime".to_owned(), remedy);
+            }
+            match error::is_refusal(&error) {
+                true => error::unusable_server(&self.database, error),
+                false => StoreError::from_sqlx(&self.database, error),
+            }
+        })?;
+        let version = row.try_get::<Option<i64>, _>("version");
+        let found = self.named(version)?.unwrap_or_default();
+        match (found, schema::known()) {
+            (found, known) if found > known => {
+                Err(StoreError::Newer { database: Arc::clone(&self.database), found, known })
+            }
+            (found, known) if found < known => Err(unusable(
+                format!("has an older schema ({found}, this program's is {known})"),
+                "mailchime brings it up to date when it is started, after a backup say",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings the schema up to date, and reads the time of service, unless that has been done.
+    pub(super) async fn ready(&self) -> Result<(), StoreError> {
+        // A task of its own: a large database takes longer than a call may, and its caller goes away.
+        let update = async || {
+            let (connections, database) =
+                (Arc::clone(&self.connections), Arc::clone(&self.database));
+            let limit = self.limit;
+            let update =
+                tokio::spawn(
+                    async move { postgres::migrate(&connections, &database, limit).await },
+                );
+            update
+                .await
+                .unwrap_or_else(|error| self.named(Err(sqlx::Error::Io(io::Error::other(error)))))
+        };
+        self.up_to_date.get_or_try_init(update).await?;
+        self.named(self.know_service().await)
+    }
+}

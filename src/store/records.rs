@@ -1,0 +1,91 @@
+//! Single rows: finding, locking and removing them, and what their columns say.
+
+use sqlx::any::{AnyArguments, AnyRow};
+use sqlx::query::Query;
+use sqlx::{Any, Row};
+
+use super::sql::work::{Statement, Work};
+use crate::model::{Account, PushEndpoint, Snapshot, Subscription, SubscriptionKey, TransportId};
+
+/// Makes other transactions that add or remove devices of the account wait for this one.
+pub(super) async fn lock(work: &mut Work, account: &str) -> sqlx::Result<()> {
+    sqlx::query("update account set created_at = created_at where name = $1")
+        .bind(account)
+        .execute_in(work)
+        .await
+        .map(drop)
+}
+
+/// Removes a subscription of an account that is locked.
+pub(super) async fn delete(work: &mut Work, id: i64) -> sqlx::Result<()> {
+    let query = sqlx::query("delete from subscription where id = $1").bind(id);
+    query.execute_in(work).await.map(drop)
+}
+
+/// The subscription's row.
+pub(super) async fn id_of(work: &mut Work, key: &SubscriptionKey) -> sqlx::Result<Option<i64>> {
+    let row = sqlx::query(
+        "select s.id from subscription s join account a on a.id = s.account where a.name = $1 \
+         and s.transport = $2 and s.endpoint_hash = $3 and s.app = $4",
+    )
+    .bind(key.account.as_str())
+    .bind(key.transport.as_str())
+    .bind(key.endpoint.hash_hex())
+    .bind(&*key.app)
+    .fetch_optional_in(work)
+    .await?;
+    row.map(|row| row.try_get("id")).transpose()
+}
+
+/// Binds a mailbox's name and the five columns of its state.
+pub(super) fn bind_snapshot<'q>(
+    query: Query<'q, Any, AnyArguments>,
+    mailbox: &str,
+    snapshot: &Snapshot,
+) -> Query<'q, Any, AnyArguments> {
+    // Bit for bit, not saturated: a value that came back smaller would differ from what the backend
+    // says at every look, and every look would push.
+    let number = |value: Option<u64>| value.map(u64::cast_signed);
+    query
+        .bind(mailbox)
+        .bind(number(snapshot.uid_validity))
+        .bind(number(snapshot.uid_next))
+        .bind(number(snapshot.messages))
+        .bind(number(snapshot.unseen))
+        .bind(number(snapshot.highest_mod_seq))
+}
+
+pub(super) fn account(row: &AnyRow, column: &str) -> sqlx::Result<Account> {
+    // A canonical name is its own canonical form.
+    Ok(Account::from_login(row.try_get(column)?))
+}
+
+pub(super) fn subscription(row: &AnyRow) -> sqlx::Result<Subscription> {
+    let hash = row.try_get("endpoint_hash")?;
+    let endpoint = PushEndpoint::from_row(row.try_get("endpoint")?, hash);
+    let endpoint = endpoint.ok_or_else(|| sqlx::Error::ColumnDecode {
+        index: "\"endpoint_hash\"".to_owned(),
+        source: "a value that cannot be".into(),
+    })?;
+    Ok(Subscription {
+        account: account(row, "account")?,
+        transport: TransportId::new(row.try_get("transport")?),
+        endpoint,
+        app: row.try_get::<&str, _>("app")?.into(),
+        route: row.try_get::<&str, _>("route")?.into(),
+        options: row.try_get::<&str, _>("options")?.into(),
+    })
+}
+
+/// What cannot be read was not told: the next look finds a difference, pushes and writes it anew.
+pub(super) fn snapshot(row: &AnyRow) -> Snapshot {
+    let number =
+        |column: &str| row.try_get::<Option<i64>, _>(column).ok().flatten().map(i64::cast_unsigned);
+    Snapshot {
+        uid_validity: number("uid_validity"),
+        uid_next: number("uid_next"),
+        messages: number("messages"),
+        unseen: number("unseen"),
+        highest_mod_seq: number("highest_mod_seq"),
+    }
+}

@@ -1,0 +1,9 @@
+//! What speaks SQL to the databases: their connections, transactions, schemas, and what is peculiar to each.
+
+pub(super) mod dialect;
+pub(super) mod file;
+pub(super) mod postgres;
+pub(super) mod rows;
+pub(super) mod schema;
+pub(super) mod sqlite;
+pub(super) mod work;
