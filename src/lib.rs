@@ -14,6 +14,7 @@ pub mod nodes;
 pub mod proxy;
 pub mod push;
 pub mod record;
+pub mod registrar;
 mod secret_file;
 pub mod store;
 pub mod watch;

@@ -1,8 +1,9 @@
 //! Plays a script against a state machine as the proxy's session task does, and keeps a log.
 
-use mailchime::imap::contract::{Action, BackendTraits, Output, RegistrationResult, Step};
+use mailchime::imap::contract::{Action, BackendTraits, Output, Step};
 use mailchime::imap::relay::Relay;
 use mailchime::imap::session::Session;
+use mailchime::model::RegistrationResult;
 
 use crate::script::{Cut, Event, Script, Side};
 
@@ -273,7 +274,7 @@ pub fn assert_same(whole: &Log, other: &Log, cut: Cut) {
 
 fn result(well: bool) -> RegistrationResult {
     if well {
-        RegistrationResult::Stored { topic: "com.apple.mail.XServer.x".into() }
+        RegistrationResult::Stored { route: "com.apple.mail.XServer.x".into() }
     } else {
         RegistrationResult::Unavailable
     }

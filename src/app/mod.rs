@@ -46,6 +46,7 @@ use crate::net::resolve::NameResolver;
 use crate::proxy;
 use crate::push::dispatcher::DispatcherHandle;
 use crate::push::transport::apns::identities::Identities;
+use crate::registrar::Registrar;
 use crate::store::{Store, StoreError};
 
 /// For each part to end; longer than the parts allow themselves, so it matters only for one that
@@ -75,6 +76,8 @@ pub struct Server {
     resolver: NameResolver,
     /// What new sessions begin with.
     current: proxy::CurrentContext,
+    /// Stores the registrations of all clients.
+    registrar: Registrar,
     tickets: Arc<dyn ProducesTickets>,
     renewal: Renewal,
     listening: Vec<Listening>,

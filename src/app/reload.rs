@@ -45,6 +45,7 @@ impl Server {
         let context = self.current.get().reloaded(server_tls, config);
         let context = context.tapped(config.record.as_ref().map(record::taps));
         self.current.set(context);
+        self.registrar.limit(&config.limits);
         self.renewal.go_by(renewal, &config.tls);
         self.tell_of_certificates();
         self.listen(config, places);

@@ -28,6 +28,7 @@ use crate::push::dispatcher::{self, DispatcherHandle};
 use crate::push::transport::Routes;
 use crate::push::transport::apns::certificate_watch;
 use crate::push::transport::apns::identities::{Identities, Offer};
+use crate::registrar::Registrar;
 use crate::store::{CredentialSource, Shares, Store};
 use crate::{proxy, record, watch};
 
@@ -125,7 +126,8 @@ impl Built {
             self.start_pushing(config, &mut tasks, change_events, removed, assignment.clone());
         let inputs = WatchInputs { session_events, unwatched, cluster };
         let watchers = self.start_watching(config, &mut tasks, inputs, changes);
-        let current = self.sessions(config, offered.clone(), sessions);
+        let registrar = self.registrar(config, sessions.clone());
+        let current = self.sessions(config, offered.clone(), sessions, registrar.clone());
         self.start_background(config, &mut tasks, offered);
         let stop = tasks.stop_of(StopStage::Serving);
         let sockets = std::mem::take(&mut self.sockets);
@@ -148,6 +150,7 @@ impl Built {
             backends: self.backends,
             resolver: self.resolver,
             current,
+            registrar,
             tickets: self.tickets,
             renewal: self.renewal,
             listening,
@@ -263,19 +266,33 @@ impl Built {
         watchers
     }
 
+    /// What stores the registrations of all clients.
+    fn registrar(&self, config: &Config, events: mpsc::Sender<SessionEvent>) -> Registrar {
+        let credentials = Arc::clone(&self.credentials);
+        Registrar::new(self.backends.clone(), credentials, events, config)
+    }
+
     /// What sessions begin with.
     fn sessions(
         &self,
         config: &Config,
         offered: cell::Receiver<Option<PushOffer>>,
         events: mpsc::Sender<SessionEvent>,
+        registrar: Registrar,
     ) -> proxy::CurrentContext {
         let (backends, credentials) = (self.backends.clone(), Arc::clone(&self.credentials));
         let tls = Arc::clone(&self.server_tls);
-        let context =
-            proxy::SessionContext::new(backends, offered, credentials, events, tls, config)
-                .counting(Arc::clone(&self.metrics))
-                .tapped(config.record.as_ref().map(record::taps));
+        let context = proxy::SessionContext::new(
+            backends,
+            offered,
+            credentials,
+            events,
+            registrar,
+            tls,
+            config,
+        )
+        .counting(Arc::clone(&self.metrics))
+        .tapped(config.record.as_ref().map(record::taps));
         proxy::CurrentContext::new(context)
     }
 

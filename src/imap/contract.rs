@@ -129,7 +129,7 @@ pub enum Action {
     LoggedIn(Authenticated),
     /// The backend was seen to offer this before login.
     Seen(Capabilities),
-    /// Store this under a topic of `Session::renewed`, then call `Session::registered`.
+    /// Store this under a route of `Session::renewed`, then call `Session::registered`.
     Register(CheckedRegistration),
     /// From here on both directions of the client's connection are deflated (RFC 4978).
     Compress,
@@ -177,24 +177,6 @@ pub struct CheckedRegistration {
     pub request: XAppleRegistration,
     /// The mailboxes that count, each with its state.
     pub mailboxes: Vec<(Mailbox, Snapshot)>,
-}
-
-/// What became of an [`Action::Register`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RegistrationResult {
-    /// It is on disk, under this topic, which the answer names.
-    Stored {
-        /// The topic.
-        topic: Arc<str>,
-    },
-    /// It cannot be written now.
-    Unavailable,
-    /// The account registers too often.
-    TooMany,
-    /// There are as many accounts or devices of its domain as there may be.
-    DomainFull,
-    /// There are as many accounts or devices of its backend as there may be.
-    BackendFull,
 }
 
 /// A word without which the client gets no answer, or its commands do not go on.

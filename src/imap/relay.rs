@@ -39,11 +39,11 @@ use self::pending_replies::{PendingReplies, ReplyOwner, ReplyTo};
 use self::selection::Selection;
 use self::wires::{Deferred, Wires};
 use super::capability::{self, Own};
-use super::contract::{Awaited, LONGEST_STATUS, Output, Profile, RegistrationResult, Step};
+use super::contract::{Awaited, LONGEST_STATUS, Output, Profile, Step};
 use super::literal::{Announcement, ResponseEnd, Scan};
 use super::peek::{self, Command, Response, Status, Verb};
 use super::stream_position::{LineEnd, StreamPosition};
-use crate::model::{Account, Mailbox};
+use crate::model::{Account, Mailbox, RegistrationResult};
 
 /// The most lines that are looked at in one step, so that the caller can let others have their turn.
 const MOST_LINES: u32 = 4096;

@@ -15,13 +15,13 @@ use std::sync::Arc;
 use super::capability::Capabilities;
 use super::contract::{
     Action, Authenticated, Awaited, BackendTraits, ClientConnection, LoginFailure, NOT_TAKEN,
-    Output, Profile, ProvenIdentity, RegistrationResult, Step, UNAVAILABLE, tagged,
+    Output, Profile, ProvenIdentity, Step, UNAVAILABLE, tagged,
 };
 use super::login::{BackendLogin, LoginAttempt, LoginOptions, LoginOutcome, edited};
 use super::not_authenticated::{LoginState, NotAuthenticated};
 use super::peek::{Status, Verb};
 use super::relay::Relay;
-use crate::model::{Account, Mailbox};
+use crate::model::{Account, Mailbox, RegistrationResult};
 
 /// One client's session.
 #[derive(Debug)]

@@ -9,8 +9,9 @@ use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use super::contract::{Action, BackendTraits, Output, Profile, RegistrationResult, Step};
+use super::contract::{Action, BackendTraits, Output, Profile, Step};
 use super::session::Session;
+use crate::model::RegistrationResult;
 
 /// Which way bytes go, by the letters of a dialogue (`fixtures/README.md`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

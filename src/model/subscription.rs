@@ -67,6 +67,24 @@ pub struct Registration {
     pub mailboxes: Vec<(Mailbox, Snapshot)>,
 }
 
+/// What became of a [`Registration`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegistrationResult {
+    /// It is on disk, under this route.
+    Stored {
+        /// Its [`route`](Subscription::route).
+        route: Arc<str>,
+    },
+    /// It cannot be written now.
+    Unavailable,
+    /// The account registers too often.
+    TooMany,
+    /// There are as many accounts or subscriptions of its domain as there may be.
+    DomainFull,
+    /// There are as many accounts or subscriptions of its backend as there may be.
+    BackendFull,
+}
+
 /// How many characters of an endpoint are shown.
 const SHOWN: usize = 8;
 

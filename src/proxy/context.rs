@@ -1,14 +1,12 @@
 //! What sessions share, and what they begin with.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustls::ServerConfig;
 use tokio::sync::{mpsc, watch};
 
 use super::admission::Admission;
-use super::registration_pace::RegistrationPace;
 use super::unanswered_mailboxes::UnansweredMailboxes;
 use crate::config::{self, Config, RelayedLogins};
 use crate::imap::contract::{DomainTopic, LimitHits, Profile, PushOffer, ShownCapabilities};
@@ -17,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::model::{Account, SessionEvent};
 use crate::net::backends::Backends;
 use crate::net::counters::LimitCounters;
+use crate::registrar::Registrar;
 use crate::store::CredentialSource;
 
 /// What all sessions share that began under one configuration. Its parts that outlive it are handles.
@@ -34,11 +33,7 @@ pub struct SessionContext {
     pub(super) limits: config::LimitsConfig,
     /// Makes the taps of sessions.
     pub(super) taps: Option<Taps>,
-    /// Most devices of one account.
-    pub(super) devices: u32,
-    pub(super) pace: Arc<RegistrationPace>,
-    /// For how long a registration waits for the database.
-    pub(super) busy_timeout: Duration,
+    pub(super) registrar: Registrar,
     pub(super) unanswered: Arc<UnansweredMailboxes>,
     /// Mechanisms that hide the password pass.
     relay_mechanisms: bool,
@@ -68,6 +63,7 @@ impl SessionContext {
         push: watch::Receiver<Option<PushOffer>>,
         credentials: Arc<CredentialSource>,
         events: mpsc::Sender<SessionEvent>,
+        registrar: Registrar,
         tls: Arc<ServerConfig>,
         config: &Config,
     ) -> Self {
@@ -82,9 +78,7 @@ impl SessionContext {
             admission: Arc::default(),
             limits: config.limits.clone(),
             taps: None,
-            devices: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
-            pace: Arc::default(),
-            busy_timeout: config.store.busy_timeout,
+            registrar,
             unanswered: Arc::default(),
             relay_mechanisms: relays(config.auth.relay, master),
             master,
@@ -126,9 +120,7 @@ impl SessionContext {
             counters: Arc::clone(&self.counters),
             limits: self.limits.clone(),
             taps: self.taps.clone(),
-            devices: self.devices,
-            pace: Arc::clone(&self.pace),
-            busy_timeout: self.busy_timeout,
+            registrar: self.registrar.clone(),
             unanswered: Arc::clone(&self.unanswered),
             relay_mechanisms: self.relay_mechanisms,
             master: self.master,

@@ -12,8 +12,6 @@ mod login_refused;
 mod memory_share;
 mod pump;
 mod read_buffer;
-mod register;
-mod registration_pace;
 mod serve;
 mod session_metrics;
 mod session_task;

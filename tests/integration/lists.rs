@@ -12,8 +12,19 @@ use prometheus_client::registry::Registry;
 use crate::floors::{is_word, skipped};
 
 /// The parts that a target may name.
-const PARTS: &[&str] =
-    &["proxy", "watch", "push", "store", "net", "nodes", "app", "admin", "config", "record"];
+const PARTS: &[&str] = &[
+    "proxy",
+    "watch",
+    "push",
+    "store",
+    "net",
+    "nodes",
+    "app",
+    "admin",
+    "config",
+    "record",
+    "registrar",
+];
 
 /// The one target that is older than the list; `contrib/fail2ban` reads it.
 const LOGIN_REFUSED: &str = "mailchime::login";

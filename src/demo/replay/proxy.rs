@@ -27,6 +27,7 @@ use crate::net::backend::Backend;
 use crate::net::backends::{Backends, Table};
 use crate::net::listen;
 use crate::net::resolve::NameResolver;
+use crate::registrar::Registrar;
 use crate::store::{CredentialSource, Store};
 use crate::{proxy, record};
 
@@ -115,9 +116,18 @@ impl Proxy {
         let backend = backends.default();
         let tls = pki.server_config().map_err(Failure::broken)?;
         let (push, offered) = watch::channel(push);
-        let context =
-            proxy::SessionContext::new(backends, offered, credentials, sender, tls, &config)
-                .tapped(config.record.as_ref().map(record::taps));
+        let (known, to_watchers) = (Arc::clone(&credentials), sender.clone());
+        let registrar = Registrar::new(backends.clone(), known, to_watchers, &config);
+        let context = proxy::SessionContext::new(
+            backends,
+            offered,
+            credentials,
+            sender,
+            registrar,
+            tls,
+            &config,
+        )
+        .tapped(config.record.as_ref().map(record::taps));
         let listener = listen::bind(([127, 0, 0, 1], 0).into()).map_err(Failure::broken)?;
         let address = listener.local_addr().map_err(Failure::broken)?;
         let client = pki.client_config(None).map_err(Failure::broken)?;

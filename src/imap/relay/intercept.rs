@@ -23,11 +23,11 @@ use crate::imap::args;
 use crate::imap::capability::Own;
 use crate::imap::collect::{Collector, Progress};
 use crate::imap::contract::{
-    Action, Awaited, CheckedRegistration, Profile, PushOffer, RegistrationResult, Step, tagged,
+    Action, Awaited, CheckedRegistration, Profile, PushOffer, Step, tagged,
 };
 use crate::imap::peek::{Status, Verb};
 use crate::imap::registration::xapple;
-use crate::model::{Account, Mailbox};
+use crate::model::{Account, Mailbox, RegistrationResult};
 
 /// Most registrations of a session that are written while its client goes on.
 const MOST_DETACHED: usize = 8;
@@ -197,8 +197,8 @@ impl Intercept {
         }
         let mut answer = Vec::new();
         let refusal = match result {
-            RegistrationResult::Stored { topic } => {
-                answer = xapple::answer(version, &topic, names.iter().map(Vec::as_slice));
+            RegistrationResult::Stored { route } => {
+                answer = xapple::answer(version, &route, names.iter().map(Vec::as_slice));
                 tagged(&mut answer, &tag, "OK XAPPLEPUSHSERVICE completed");
                 wires.out.answered.push((Verb::XApplePushService, Status::Ok));
                 return wires.say(&answer);

@@ -2,18 +2,16 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
 use std::task::{Context as Poller, Poll, ready};
 
 use tokio::time::Instant;
 
 use super::super::handshake::cannot_use_tls;
 use super::super::pump::{Endpoint, Side};
-use super::super::register::register;
 use super::side_task::Finished;
 use super::{SessionTask, Switch};
-use crate::imap::contract::{Action, Authenticated, ProvenIdentity, RegistrationResult};
-use crate::model::{AcceptedLogin, SessionEvent, Timestamp};
+use crate::imap::contract::{Action, Authenticated, ProvenIdentity};
+use crate::model::{AcceptedLogin, RegistrationResult, SessionEvent, Timestamp};
 use crate::net::stream::Stream;
 
 impl SessionTask {
@@ -30,8 +28,8 @@ impl SessionTask {
                 Action::LoggedIn(authenticated) => self.logged_in(authenticated),
                 // The identities may be others than when the session began.
                 Action::Register(checked) => {
-                    let topic = self.session.renewed(self.context.profile());
-                    let registration = topic.map(|topic| checked.under(topic));
+                    let route = self.session.renewed(self.context.profile());
+                    let registration = route.map(|route| checked.under(route));
                     self.registrations.push_back(registration);
                     self.register();
                 }
@@ -82,9 +80,8 @@ impl SessionTask {
         {
             match registration.zip(self.login.clone()) {
                 Some((registration, login)) => {
-                    let context = Arc::clone(&self.context);
-                    let registering = register(context, registration, login);
-                    self.registering = Some(Box::pin(registering));
+                    let registrar = self.context.registrar.clone();
+                    self.registering = Some(Box::pin(registrar.register(registration, login)));
                 }
                 None => self.session.registered(RegistrationResult::Unavailable),
             }

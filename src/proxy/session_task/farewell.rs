@@ -2,13 +2,11 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::super::ended::Ended;
-use super::super::register::register;
 use super::SessionTask;
 
 /// For the last words of a session to arrive, and for the client to hang up.
@@ -69,14 +67,14 @@ impl SessionTask {
     ) {
         let (registering, others) =
             (self.registering.take(), std::mem::take(&mut self.registrations));
-        let (context, login) = (Arc::clone(&self.context), self.login.take());
+        let (registrar, login) = (self.context.registrar.clone(), self.login.take());
         // Its sockets, and its places among the sessions.
         drop(self);
         let Some(registering) = registering else { return };
         let writing = async {
             registering.await;
             for (registration, login) in others.into_iter().flatten().zip(login.iter().cycle()) {
-                register(Arc::clone(&context), registration, login.clone()).await;
+                registrar.clone().register(registration, login.clone()).await;
             }
         };
         let stopped = async {

@@ -256,7 +256,7 @@ async fn a_registration_that_is_repeated_is_written_once() {
         let mut client = world.session(&server).await;
         client.send(format!("a {}\r\n", registration()).as_bytes()).await;
         client.until("a OK").await;
-        server.logged("device registered").await;
+        server.logged("a client registered for push").await;
         world.watched().await;
         let written = || std::fs::metadata(world.file("mailchime.db-wal")).unwrap().len();
         let (before, began) = (written(), Instant::now());
@@ -266,7 +266,7 @@ async fn a_registration_that_is_repeated_is_written_once() {
         }
         let (took, grown) = (began.elapsed(), written() - before);
         let lines = server.process.stderr.so_far();
-        let lines = lines.iter().filter(|line| line.contains("\"device registered\"")).count();
+        let lines = lines.iter().filter(|line| line.contains("\"a client registered for push\"")).count();
         println!(
             "{TIMES} registrations of one user: {:.0} a second, {grown} bytes written, {lines} lines",
             TIMES as f64 / took.as_secs_f64()

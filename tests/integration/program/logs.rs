@@ -136,7 +136,7 @@ async fn json_tells_each_session_and_push_in_a_line_and_no_secret() {
             assert_eq!((&push["account"], &push["token"]), (&LOGIN.into(), &"8df2a4c1…".into()));
             assert!(push["milliseconds"].is_u64(), "{push}");
         }
-        let registered = said("device registered");
+        let registered = said("a client registered for push");
         assert!(registered.iter().all(|line| line["token"] == "8df2a4c1…"), "{registered:#?}");
     })
     .await;

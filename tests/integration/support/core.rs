@@ -4,9 +4,10 @@ use std::path::Path;
 
 use mailchime::demo::dialogue::{Deed, Dialogue, Event, Peer, Text, Variables, What};
 use mailchime::imap::contract::{
-    Action, BackendTraits, CheckedRegistration, ClientConnection, Profile, RegistrationResult, Step,
+    Action, BackendTraits, CheckedRegistration, ClientConnection, Profile, Step,
 };
 use mailchime::imap::session::Session;
+use mailchime::model::RegistrationResult;
 
 /// A session, and the bytes on their way around it.
 pub(crate) struct Core {
@@ -199,8 +200,8 @@ fn does(core: &mut Core, what: &Deed, place: &str) {
             let stored: Vec<_> =
                 registration.mailboxes.iter().map(|(mailbox, _)| mailbox.to_string()).collect();
             assert_eq!(&stored, mailboxes, "{place}");
-            let topic = mailchime::demo::replay::TOPIC.into();
-            core.session.registered(RegistrationResult::Stored { topic });
+            let route = mailchime::demo::replay::TOPIC.into();
+            core.session.registered(RegistrationResult::Stored { route });
             core.pump();
         }
         Deed::CannotStore => {

@@ -1,0 +1,252 @@
+//! Registrations of any kind on their way to the disk: XAPPLEPUSHSERVICE's and those of other doors alike.
+//!
+//! A registration waits where its account registers too often. A client may come back no sooner than a day
+//! after a refusal, so a short outage of the database is waited out, for as long as `[store] busy_timeout`
+//! says. Nothing here knows by what protocol or for which transport a client registers.
+
+mod pace;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+use self::pace::RegistrationPace;
+use crate::config::{Config, LimitsConfig};
+use crate::model::{
+    AcceptedLogin, Account, Registration, RegistrationResult, SessionEvent, Timestamp,
+};
+use crate::net::backends::Backends;
+use crate::net::counters::LimitCounters;
+use crate::store::{CredentialSource, Full, RegisterOutcome, StoreError};
+
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// After this time the log says that a registration waits.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// Stores registrations, and tells the watching side of them. Cheap to clone; what is counted is shared.
+#[derive(Clone, Debug)]
+pub struct Registrar(Arc<RegistrarParts>);
+
+#[derive(Debug)]
+struct RegistrarParts {
+    backends: Backends,
+    counters: Arc<LimitCounters>,
+    credentials: Arc<CredentialSource>,
+    events: mpsc::Sender<SessionEvent>,
+    pace: RegistrationPace,
+    /// `[limits] registrations_per_minute`
+    per_minute: AtomicU32,
+    /// Most subscriptions of one account.
+    most: u32,
+    /// For how long a registration waits for the database.
+    busy_timeout: Duration,
+}
+
+impl Registrar {
+    /// A registrar with the limits of `config`; `events` leads to the watching side.
+    pub fn new(
+        backends: Backends,
+        credentials: Arc<CredentialSource>,
+        events: mpsc::Sender<SessionEvent>,
+        config: &Config,
+    ) -> Self {
+        Self(Arc::new(RegistrarParts {
+            counters: backends.counters(),
+            backends,
+            credentials,
+            events,
+            pace: RegistrationPace::default(),
+            per_minute: AtomicU32::new(config.limits.registrations_per_minute),
+            most: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
+            busy_timeout: config.store.busy_timeout,
+        }))
+    }
+
+    /// Goes by these limits from now on.
+    pub fn limit(&self, limits: &LimitsConfig) {
+        self.0.per_minute.store(limits.registrations_per_minute, Ordering::Relaxed);
+    }
+
+    /// Stores a registration of the account that `login` proved, and lets it be watched. To be waited for
+    /// to the end: nothing is stored by a call that is dropped before.
+    ///
+    /// Nothing is stored where the account has another backend since the login. What is on disk already is
+    /// not written again within the hour.
+    pub async fn register(
+        self,
+        registration: Registration,
+        mut login: AcceptedLogin,
+    ) -> RegistrationResult {
+        let Self(parts) = self;
+        let account = registration.subscription.account.clone();
+        let endpoint = registration.subscription.endpoint.clone();
+        let mailboxes = registration.mailboxes.len();
+        let route = Arc::clone(&registration.subscription.route);
+        let stored = RegistrationResult::Stored { route };
+        if !parts.is_at_home(&account, &mut login) {
+            return RegistrationResult::Unavailable;
+        }
+        let (asked, patience) = (Instant::now(), parts.busy_timeout);
+        let known = parts.credentials.has_registered(&registration, &login, Timestamp::now());
+        // Where the database cannot say, the write says it.
+        if let Ok(Ok(true)) = timeout(patience, known).await {
+            tracing::debug!(
+                target: "mailchime::registrar::registration_unchanged",
+                %account, %endpoint, mailboxes, "a client registered again, without a change"
+            );
+            return stored;
+        }
+        let patience = patience.saturating_sub(asked.elapsed());
+        if let Err(refused) = parts.keep_pace(&account).await {
+            return refused;
+        }
+        let mut why = None;
+        let written = {
+            let writing = parts.write(&registration, &mut login, &mut why);
+            let mut writing = pin!(timeout(patience, writing));
+            tokio::select! {
+                written = &mut writing => written,
+                () = tokio::time::sleep(SLOW) => {
+                    tracing::warn!(
+                        target: "mailchime::registrar::registration_waits",
+                        %account, %endpoint, "a registration waits for the database"
+                    );
+                    writing.await
+                }
+            }
+        };
+        match written {
+            Ok(Some(RegisterOutcome::Stored(room))) => {
+                tracing::info!(
+                    target: "mailchime::registrar::registered",
+                    %account, %endpoint, mailboxes, "a client registered for push"
+                );
+                if room.registrations > 0 && parts.counters.accounts_per_device.hit() {
+                    tracing::warn!(
+                        target: "mailchime::registrar::registration_displaced",
+                        %account,
+                        %endpoint,
+                        "[push] accounts_per_device is reached; of the domain with most accounts \
+                         for this endpoint, mailchime removed the oldest registration"
+                    );
+                }
+                // If the watching side is gone the program is ending, and starts it next time.
+                let _ = parts.events.send(SessionEvent::Registered { account, login }).await;
+                stored
+            }
+            Ok(Some(RegisterOutcome::Full(full))) => parts.no_room(&account, full),
+            Ok(None) | Err(_) => {
+                let error = why.map_or_else(|| "no answer".to_owned(), |why| why.to_string());
+                tracing::error!(
+                    target: "mailchime::registrar::registration_failed",
+                    %account, %endpoint, error,
+                    "could not store a registration; the client is refused, and an iPhone tries \
+                     again within a day"
+                );
+                RegistrationResult::Unavailable
+            }
+        }
+    }
+}
+
+impl RegistrarParts {
+    /// Writes the registration as soon as the database takes it; `None` if it never will, or the account
+    /// has another backend since. `why` is what was in the way last.
+    async fn write(
+        &self,
+        registration: &Registration,
+        login: &mut AcceptedLogin,
+        why: &mut Option<StoreError>,
+    ) -> Option<RegisterOutcome> {
+        let source = &self.credentials;
+        while self.is_at_home(&registration.subscription.account, login) {
+            let now = Timestamp::now();
+            match source.register(registration, login, self.most, now).await {
+                Ok(outcome) => return Some(outcome),
+                Err(error) => {
+                    let last = !error.is_temporary() || source.is_stopping();
+                    *why = Some(error);
+                    if last {
+                        break;
+                    }
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        None
+    }
+
+    /// Says which limit leaves no room, to the log and to the client.
+    fn no_room(&self, account: &Account, full: Full) -> RegistrationResult {
+        let counters = &self.counters;
+        let (key, counter) = match full {
+            Full::AccountsPerDomain => ("accounts_per_domain", &counters.accounts_per_domain),
+            Full::DevicesPerDomain => ("devices_per_domain", &counters.devices_per_domain),
+            Full::AccountsPerBackend => ("accounts_per_backend", &counters.accounts_per_backend),
+            Full::DevicesPerBackend => ("devices_per_backend", &counters.devices_per_backend),
+        };
+        if counter.hit() {
+            tracing::warn!(
+                target: "mailchime::registrar::registration_refused",
+                %account, "[push] {key} is reached; mailchime refused a registration"
+            );
+        }
+        match full {
+            Full::AccountsPerDomain | Full::DevicesPerDomain => RegistrationResult::DomainFull,
+            Full::AccountsPerBackend | Full::DevicesPerBackend => RegistrationResult::BackendFull,
+        }
+    }
+
+    /// Waits until the account may register again; an error is the answer where too many wait.
+    async fn keep_pace(&self, account: &Account) -> Result<(), RegistrationResult> {
+        let limit = self.per_minute.load(Ordering::Relaxed);
+        let wait = self.pace.wait(account, limit, Instant::now());
+        if wait != Ok(Duration::ZERO) && self.counters.registrations_per_minute.hit() {
+            tracing::warn!(
+                target: "mailchime::registrar::registrations_per_minute_reached",
+                %account,
+                limit,
+                "[limits] registrations_per_minute is reached; further registrations of this account \
+                 wait"
+            );
+        }
+        match wait {
+            Ok(wait) => {
+                tokio::time::sleep(wait).await;
+                Ok(())
+            }
+            Err(time) => {
+                tokio::time::sleep(time).await;
+                Err(RegistrationResult::TooMany)
+            }
+        }
+    }
+
+    /// Whether the account still has the backend at which its session has logged in, which may have got a
+    /// name since.
+    fn is_at_home(&self, account: &Account, login: &mut AcceptedLogin) -> bool {
+        let now = self.backends.id_of(account);
+        match now {
+            Some(now) if now.is(login.backend.as_str()) => {
+                login.backend = now;
+                true
+            }
+            _ => {
+                let former = &login.backend;
+                tracing::warn!(
+                    target: "mailchime::registrar::registration_for_former_backend",
+                    %account, %former,
+                    "the account's backend changed after this session began; the client is refused, \
+                     and registers at a later login"
+                );
+                false
+            }
+        }
+    }
+}
