@@ -11,12 +11,17 @@
 //! an account know is in the store; a watcher only reads it, after every connect, so that
 //! whatever was interrupted shows as a difference again. The push side moves it.
 
+mod accounts;
+mod credential_history;
+mod events;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 mod hints;
 mod ledger;
+mod lifecycle;
 mod login;
+mod parked;
 mod refusal;
 mod snapshot;
 mod source;

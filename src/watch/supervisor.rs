@@ -17,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::WatchContext;
+use super::accounts::{adopt, live, pass_on};
 use super::hints::Hints;
 use super::status::{
     StatusCell, SupervisorRequest, SupervisorRequests, WatcherState, WatcherStatus,
 };
 use super::watcher::{Directive, Watcher, WatcherStart};
-use crate::model::{AcceptedLogin, Account, Hint, SessionEvent, Timestamp, WatchEvent};
+use crate::model::{AcceptedLogin, Account, Hint, SessionEvent, WatchEvent};
 use crate::nodes::{Assignment, ClusterView};
 use crate::store::{Invalidation, LiveAccount, StoreError};
 
@@ -42,9 +43,6 @@ const LOGINS: usize = 64;
 /// Logins of users who are not watched that are kept while the accounts are read. Of more, the next
 /// login counts.
 const EARLY: usize = 1024;
-
-/// Accounts whose backends are recorded in one transaction.
-const ADOPTED: usize = 2000;
 
 /// Each watched account, and its watcher.
 #[derive(Debug)]
@@ -514,82 +512,5 @@ impl WatcherHandle {
                 directive.logins += 1;
             }
         });
-    }
-}
-
-/// The account, if it has a mailbox to be watched, now or when its backend is the one that has accepted it.
-async fn live(
-    context: &WatchContext,
-    account: &Account,
-) -> Result<Option<LiveAccount>, StoreError> {
-    let (store, alive) = (&context.store, context.alive());
-    let Some(live) = store.live_account(account, alive).await? else { return Ok(None) };
-    if let Some(id) = context.backends.id_of(account)
-        && live.elsewhere(&id).is_none()
-        && store.watched(account, &id, alive).await?.is_empty()
-    {
-        return Ok(None);
-    }
-    Ok(Some(live))
-}
-
-/// Records the backends of accounts in rows of versions that did not, and the names of those that had
-/// none: their users registered at the backend that the configuration names.
-async fn adopt(context: &WatchContext, accounts: &[LiveAccount]) -> Result<(), StoreError> {
-    let to_adopt = |live: &LiveAccount| {
-        let (id, recorded) = (context.backends.id_of(&live.account)?, live.backend.as_deref());
-        let adopts = recorded.is_none_or(|it| it == id.address() && it != id.as_str());
-        adopts.then(|| (live.account.clone(), id))
-    };
-    let to_adopt: Vec<_> = accounts.iter().filter_map(to_adopt).collect();
-    for accounts in to_adopt.chunks(ADOPTED) {
-        let adopted = context.store.adopt(accounts).await?;
-        tracing::info!(
-            target: "mailchime::watch::backends_recorded",
-            accounts = adopted, "recorded the backend of accounts that had none"
-        );
-    }
-    Ok(())
-}
-
-/// A user has logged in whom another node watches: if anybody is registered, stores a new password,
-/// which is news to that node. Returns the login if this node alone can watch with it.
-async fn pass_on(
-    context: Arc<WatchContext>,
-    account: &Account,
-    login: AcceptedLogin,
-) -> Option<AcceptedLogin> {
-    let (source, now) = (&context.credentials, Timestamp::now());
-    let id = &context.backends.id_of(account)?;
-    let passing_on = async {
-        let live = context.store.live_account(account, context.alive()).await?;
-        let live = live.filter(|live| live.elsewhere(id).is_none());
-        let Some(LiveAccount { parked, .. }) = live else { return Ok(false) };
-        // Of the same it is noted now and then how long it has proved good.
-        let kept = source.kept(account, id, now).await.unwrap_or_default();
-        let is_kept = login
-            .credentials
-            .as_ref()
-            .is_some_and(|credentials| kept.iter().any(|it| it.credentials.same_as(credentials)));
-        if parked.is_some() || !is_kept || kept.len() > 1 {
-            source.save(account, &login, Timestamp::now()).await?;
-        }
-        Ok::<_, StoreError>(source.holds(account))
-    };
-    // A session may be older than the configuration.
-    if !id.is(login.backend.as_str()) {
-        return None;
-    }
-    match passing_on.await {
-        Ok(here) => here.then_some(login),
-        Err(error) => {
-            tracing::warn!(
-                target: "mailchime::watch::login_not_passed_on",
-                %account, %error,
-                "could not pass a login on to the node that watches the account; its next login \
-                 does so"
-            );
-            None
-        }
     }
 }

@@ -1,11 +1,5 @@
-//! The watcher of one account: its logins, its failures, and what the supervisor tells it.
-//!
-//! ```text
-//!   wait for a turn ──▶ read what the devices know ──▶ log in ──▶ rounds (see `source::imap::session`)
-//!     ▲     ▲                                    │            │
-//!     │     └──── back-off ◀─────────────────────┼── lost ◀───┘
-//!     └──── its user logs in ◀── parked ◀── refused (see `login`)
-//! ```
+//! The watcher of one account: what it knows, what the supervisor tells it, and how its connections end.
+//! What it does is in `lifecycle`, `login`, `parked` and the sources.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -16,33 +10,20 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::WatchContext;
+use super::credential_history::CredentialHistory;
 use super::hints::Hints;
 use super::ledger::Ledger;
-use super::login::{CredentialHistory, LoginWait};
-use super::refusal;
-use super::source::imap::connection::{ConnectionLost, ImapConnection};
-use super::source::imap::health::{BackendHealth, ConnectionSlot};
-use super::source::imap::keepalive::{self, Keepalive};
-use super::source::imap::login_breaker::{LoginPermit, PATIENCE};
+use super::source::imap::connection::ConnectionLost;
+use super::source::imap::health::BackendHealth;
+use super::source::imap::keepalive::Keepalive;
 use super::source::imap::mailbox_faults::MailboxFaults;
-use super::source::imap::master_login::{self, MasterLogin};
-use super::source::imap::pacing;
+use super::source::imap::master_login::MasterLogin;
 use super::source::imap::reliability::MethodConfidence;
 use super::status::{StatusCell, WatcherState};
-use crate::imap::capability::Capabilities;
 use crate::imap::refusal::Refusal;
-use crate::imap::responses::printable;
-use crate::model::{AcceptedLogin, Account, BackendId, Mailbox, Snapshot, Timestamp};
-use crate::net::backend::{Backend, LoggedIn, LoginError};
-use crate::net::backoff::Backoff;
+use crate::model::{AcceptedLogin, Account, Mailbox, Snapshot, Timestamp};
+use crate::net::backend::Backend;
 use crate::store::StoreError;
-
-const MASTER_REMEDY: &str = "see master_user, master_password_file and login_template of its [backend] \
-    or [[route]], and what the server lets this user do; `mailchime check --login USER` tries it; send \
-    SIGHUP when the configuration or the password file has changed";
-
-/// The longest pause between attempts to read what is to be watched.
-const UNREAD: Duration = Duration::from_secs(30);
 
 /// What the supervisor last told a watcher. Told again unchanged, other backends may be in use.
 #[derive(Clone, Debug, Default)]
@@ -64,19 +45,19 @@ pub(super) struct Watcher {
     pub(super) account: Account,
     pub(super) context: Arc<WatchContext>,
     pub(super) directive: watch::Receiver<Directive>,
-    hints: Hints,
+    pub(super) hints: Hints,
     pub(super) status: StatusCell,
     /// Where it is connected, or last was.
     pub(super) backend: Backend,
     /// The backend that the account was last found to have.
-    considered: Option<Backend>,
+    pub(super) considered: Option<Backend>,
     pub(super) known: CredentialHistory,
     /// In the order of [`in_order`], each once.
     pub(super) mailboxes: Vec<WatchedMailbox>,
     /// Those of them that do not answer as the others do. It outlives connections.
     pub(super) faults: MailboxFaults,
     /// The registrations that `mailboxes` takes in.
-    registrations: u64,
+    pub(super) registrations: u64,
     /// Those of which the supervisor has told.
     pub(super) told: u64,
     /// Since when it has watched on this connection.
@@ -87,13 +68,13 @@ pub(super) struct Watcher {
     /// Connections that failed in a row.
     pub(super) failures: u32,
     /// Tries in a row that failed for the database.
-    unread: u32,
+    pub(super) unread: u32,
     pub(super) methods: MethodConfidence,
     pub(super) keepalive: Keepalive,
     /// What flags have changed was asked for and not answered, so far.
     pub(super) asked_for_flags: bool,
     /// The account was last found to be of another backend than it has by the configuration.
-    elsewhere: bool,
+    pub(super) elsewhere: bool,
 }
 
 /// How a watcher begins.
@@ -185,9 +166,14 @@ pub(super) struct LoginTarget<'a> {
     pub(super) master: Option<&'a MasterLogin>,
 }
 
-/// Leave for one login.
-type LoginPermits<'a> =
-    (Option<master_login::MasterPermit<'a>>, LoginPermit<'a>, pacing::LoginSlot<'a>);
+/// How a watcher waits while its credentials are refused, or there are none.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LoginWait {
+    /// There is another try after this time.
+    pub(super) retry: Option<Duration>,
+    /// It is parked, and its devices are pushed after this time.
+    pub(super) push: Option<Duration>,
+}
 
 /// What comes after an end.
 #[derive(Debug)]
@@ -235,384 +221,14 @@ impl Watcher {
         }
     }
 
-    /// Watches until the supervisor says stop. What it does but seldom is boxed: it spends its life in
-    /// a connection.
-    pub(super) async fn run(&mut self, begin: WatcherStart) {
-        let mut next = match begin {
-            WatcherStart::Elsewhere(recorded) => self.after(SessionEnd::Elsewhere(recorded)).await,
-            begin => self.begins_refused(&begin),
-        };
-        // Its user has just registered or logged in.
-        let mut user_is_there = {
-            let directive = self.directive.borrow();
-            directive.login.is_some() || directive.logins > 0
-        };
-        while let Some(told) = Box::pin(self.pause(next)).await {
-            user_is_there |= told;
-            let backend = self.context.backends.of(&self.account);
-            self.considered = backend.as_ref().ok().cloned();
-            let backend = match backend {
-                Ok(backend) => backend,
-                // Another configuration may tell.
-                Err(error) => {
-                    next = Box::pin(self.after(SessionEnd::Failed(error.to_string()))).await;
-                    continue;
-                }
-            };
-            // Of a backend that is not the account's nothing is asked, not even a turn.
-            if self.elsewhere
-                && let Err(end) = self.reload(&backend).await
-            {
-                next = Box::pin(self.after(end)).await;
-                continue;
-            }
-            let health = self.context.backend_health.of(&backend);
-            let master = match self.acts_as_master() {
-                false => None,
-                true => match health.master(&backend) {
-                    None => {
-                        next = self.after(SessionEnd::NoMaster).await;
-                        continue;
-                    }
-                    master => master,
-                },
-            };
-            self.status.set(WatcherState::Starting);
-            let turns = Box::pin(self.turns(&health, master.as_deref(), user_is_there)).await;
-            let (turns, place) = match turns {
-                Ok(turns) => turns,
-                Err(end) => {
-                    next = Box::pin(self.after(end)).await;
-                    continue;
-                }
-            };
-            self.status.set(WatcherState::Starting);
-            let at = LoginTarget { backend: &backend, health: &health, master: master.as_deref() };
-            let end = Box::pin(self.connection(at, turns)).await;
-            drop(place);
-            user_is_there = false;
-            next = Box::pin(self.after(end)).await;
-        }
-    }
-
-    /// Waits for what is next; `None` on stop. Returns whether its user has just logged in or registered.
-    async fn pause(&mut self, next: NextStep) -> Option<bool> {
-        let pause = match next {
-            NextStep::Stop => return None,
-            NextStep::Login(waiting) => return self.wait_for_login(waiting).await,
-            NextStep::Try(pause) => pause,
-            NextStep::Later(pause) => tokio::select! {
-                () = tokio::time::sleep(pause) => Duration::ZERO,
-                () = stopped(self.directive.clone()) => return None,
-            },
-        };
-        let pause = tokio::time::sleep(pause);
-        tokio::pin!(pause);
-        loop {
-            tokio::select! {
-                biased;
-                changed = self.directive.changed() => {
-                    if changed.is_err() || self.directive.borrow().stop {
-                        return None;
-                    }
-                    let before = (self.told, self.known.logins());
-                    self.take_directive().await;
-                    if (self.told, self.known.logins()) != before {
-                        return Some(true);
-                    }
-                    // Other backends are in use, and perhaps not for this account.
-                    if self.has_moved() {
-                        return Some(false);
-                    }
-                }
-                () = &mut pause => return Some(false),
-            }
-        }
-    }
-
-    /// Whether the account has another backend than when that was last looked at.
-    fn has_moved(&self) -> bool {
-        match (&self.considered, self.context.backends.of(&self.account)) {
-            (Some(before), Ok(now)) => !now.is(before),
-            (None, Err(_)) => false,
-            _ => true,
-        }
-    }
-
-    /// Waits for leave to log in, for a place among the connections and for a turn.
-    async fn turns<'a>(
-        &self,
-        health: &'a BackendHealth,
-        master: Option<&'a MasterLogin>,
-        user_is_there: bool,
-    ) -> Result<(LoginPermits<'a>, ConnectionSlot), SessionEnd> {
-        let turns = async {
-            let (acting, leave) = match master {
-                Some(master) => {
-                    let acting = master.turn(|rest, why| self.rest(Some(rest), why)).await;
-                    (Some(acting), health.logins.at_once())
-                }
-                None if user_is_there => (None, health.logins.at_once()),
-                None => {
-                    let why = "the backend refuses many accounts";
-                    let told = |rest| self.rest(Some(rest), why);
-                    let leave = health.logins.leave(self.known.is_refused_alone(), told);
-                    (None, leave.await.ok_or(SessionEnd::Excused)?)
-                }
-            };
-            let (place, turn) = health.turn(user_is_there).await;
-            Ok(((acting, leave, turn), place))
-        };
-        tokio::select! {
-            turns = turns => turns,
-            () = stopped(self.directive.clone()) => Err(SessionEnd::Stop),
-        }
-    }
-
-    async fn after(&mut self, end: SessionEnd) -> NextStep {
-        let account = &self.account;
-        let config = &self.context.config;
-        let backoff = Backoff::new(config.retry_min, config.retry_max);
-        // That a connection ended is a failure only if it was a short one.
-        if self
-            .watches_since
-            .take()
-            .is_some_and(|since| since.elapsed() >= keepalive::least(config))
-        {
-            self.failures = 0;
-        }
-        match end {
-            SessionEnd::Stop => NextStep::Stop,
-            SessionEnd::Turn | SessionEnd::Moved => NextStep::Try(Duration::ZERO),
-            // Another registration may be on its way: only the supervisor ends a watcher.
-            SessionEnd::Nothing => {
-                self.rest(None, "no device is registered");
-                NextStep::Try(Duration::MAX)
-            }
-            SessionEnd::NoPassword { why, login_helps } => self.has_no_password(why, login_helps),
-            SessionEnd::Elsewhere(recorded) => {
-                let now = self.context.backends.id_of(account);
-                let now = now.as_ref().map_or("unknown", BackendId::as_str);
-                if !std::mem::replace(&mut self.elsewhere, true) {
-                    tracing::warn!(
-                        target: "mailchime::watch::parked_other_backend",
-                        %account, recorded, now,
-                        "parked: the account registered at another backend than the configuration \
-                         names; mailchime watches it again when its phone registers there, or when \
-                         the configuration names the former one"
-                    );
-                }
-                let why = format!("it registered at {recorded}, and its backend is {now} now");
-                self.status.set(WatcherState::Parked { why });
-                NextStep::Try(Duration::MAX)
-            }
-            SessionEnd::NoMaster => {
-                let why = "its backend has no master_user";
-                self.status.set(WatcherState::Parked { why: why.to_owned() });
-                NextStep::Try(Duration::MAX)
-            }
-            SessionEnd::Refused { answer, refusal, tries } => {
-                self.refused(&answer, refusal, tries).await
-            }
-            SessionEnd::Excused => match self.excuse("the password was refused").await {
-                Some(retry) => NextStep::Login(LoginWait { retry: Some(retry), push: None }),
-                None => NextStep::Try(Duration::ZERO),
-            },
-            SessionEnd::MasterRefused { answer, rest } => {
-                self.known.refusals = self.known.refusals.saturating_add(1);
-                let wait = refusal::master_wait(self.known.refusals, rand::random());
-                let reason = printable(&answer);
-                match rest {
-                    Some(rest) => tracing::error!(
-                        target: "mailchime::watch::master_user_refused",
-                        %account, reason, wait = ?rest, remedy = MASTER_REMEDY,
-                        "the backend refuses the master user for any account; mailchime begins no \
-                         watching there until it is accepted"
-                    ),
-                    None => tracing::warn!(
-                        target: "mailchime::watch::master_user_refused_for_account",
-                        %account, reason, ?wait,
-                        "the backend refuses the master user for this account; mailchime tries \
-                         again"
-                    ),
-                }
-                self.rest(Some(wait), &format!("the master user is refused: {reason}"));
-                NextStep::Later(wait)
-            }
-            SessionEnd::Failed(why) => {
-                self.failures = self.failures.saturating_add(1);
-                let wait = backoff.wait(self.failures, rand::random());
-                tracing::info!(
-                    target: "mailchime::watch::connection_failed",
-                    %account, why, ?wait, "watching is interrupted; mailchime tries again"
-                );
-                self.rest(Some(wait), &why);
-                NextStep::Try(wait)
-            }
-            // It says nothing of the backend, so it is no failure of it.
-            SessionEnd::Database(why) => {
-                self.unread = self.unread.saturating_add(1);
-                let backoff = Backoff::new(config.retry_min, config.retry_max.min(UNREAD));
-                let wait = backoff.wait(self.unread, rand::random());
-                tracing::info!(
-                    target: "mailchime::watch::waiting_for_database",
-                    %account, why, ?wait, "watching waits for the database; mailchime tries again"
-                );
-                self.rest(Some(wait), &why);
-                NextStep::Try(wait)
-            }
-        }
-    }
-
     /// Notes that nothing is done for some time, or until something happens.
     pub(super) fn rest(&self, pause: Option<Duration>, why: &str) {
         let next_try = pause.map(|pause| Timestamp::now().plus(pause));
         self.status.set(WatcherState::BackingOff { next_try, why: why.to_owned() });
     }
 
-    /// Whether it logs in as the master user, whom no user's login can help.
-    fn acts_as_master(&self) -> bool {
-        !self.context.credentials.are_of_users()
-    }
-
-    /// One connection from login to its end. Whatever it waits for, it ends when it is to stop.
-    async fn connection(&mut self, at: LoginTarget<'_>, mut turns: LoginPermits<'_>) -> SessionEnd {
-        let LoginTarget { backend, health, .. } = at;
-        let mut directive = self.directive.clone();
-        let (backends, account) = (self.context.backends.clone(), self.account.clone());
-        let moved = || !backends.is_of(&account, backend);
-        // Boxed: it is the largest part, and soon over.
-        let mut logged_in = Box::pin(async {
-            tokio::select! {
-                logged_in = self.log_in(at) => logged_in,
-                () = stopped(directive.clone()) => Err(SessionEnd::Stop),
-            }
-        });
-        let decided = tokio::select! {
-            decided = &mut logged_in => Some(decided),
-            () = tokio::time::sleep(PATIENCE), if turns.1.is_alone() => None,
-        };
-        let decided = match decided {
-            Some(decided) => decided,
-            None => {
-                turns.1.give_back();
-                logged_in.as_mut().await
-            }
-        };
-        drop(logged_in);
-        let (mut connection, granted) = match decided {
-            Ok(logged_in) => logged_in,
-            Err(end) => return end,
-        };
-        drop(turns);
-        self.keepalive.begin(&health.keepalive, rand::random());
-        let (end, orderly) = tokio::select! {
-            Err(end) = self.run_session(&mut connection, health, granted) => {
-                let orderly = matches!(end, SessionEnd::Stop | SessionEnd::Nothing);
-                (end, orderly)
-            }
-            () = health.wanted() => (SessionEnd::Turn, true),
-            told = directive.wait_for(|directive| directive.stop || moved()) => match told {
-                Ok(directive) if !directive.stop => {
-                    (SessionEnd::Failed("the configuration names another backend".to_owned()), true)
-                }
-                _ => (SessionEnd::Stop, true),
-            },
-        };
-        match end {
-            SessionEnd::Failed(_) if !orderly => self.learn_from(&connection, health),
-            _ if orderly => Box::pin(connection.log_out()).await,
-            _ => {}
-        }
-        end
-    }
-
-    /// The connection was lost.
-    fn learn_from(&mut self, connection: &ImapConnection, health: &BackendHealth) {
-        let (account, least) = (&self.account, keepalive::least(&self.context.config));
-        if connection.idles_for().is_some_and(|time| time < least) && self.methods.idle.lost() {
-            tracing::info!(
-                target: "mailchime::watch::polled_instead_of_idle",
-                %account,
-                "connections end as soon as IDLE begins; mailchime polls this account for an hour"
-            );
-        }
-        let shared = &health.keepalive;
-        let logins = self.context.config.logins_per_second;
-        if self.watches_since.is_none()
-            || shared.lost(usize::try_from(logins).unwrap_or(usize::MAX))
-        {
-            return;
-        }
-        let loss = connection.loss();
-        let learnt = self.keepalive.lost(loss, account, shared, least, rand::random());
-        if let Some(renewal) = learnt {
-            tracing::info!(
-                target: "mailchime::watch::quiet_connections_cut",
-                %account, quiet = ?loss.quiet, ?renewal,
-                "something on the way to the backend ends quiet connections; mailchime uses them \
-                 more often"
-            );
-        }
-    }
-
-    async fn log_in(
-        &mut self,
-        at: LoginTarget<'_>,
-    ) -> Result<(ImapConnection, Option<Capabilities>), SessionEnd> {
-        let LoginTarget { backend, master, .. } = at;
-        // All mailboxes are looked at.
-        self.hints.take();
-        // After a break nothing counts but what the devices know.
-        self.mailboxes.clear();
-        self.faults.forget_refusals();
-        if self.backend.name() != backend.name() {
-            (self.methods, self.keepalive) = Default::default();
-        }
-        self.backend = backend.clone();
-        // Credentials that are used without being taken would not be stored.
-        self.take_directive().await;
-        self.reload(backend).await?;
-        let context = &self.context;
-        let (timeout, longest) = (context.config.answer_timeout, context.response_size);
-        let mut logged_in = match master {
-            Some(master) => self.log_in_as_master(backend, master).await?,
-            None => self.log_in_as_user(at).await?,
-        };
-        self.unpark().await?;
-        let granted = logged_in.capabilities.take();
-        Ok((ImapConnection::new(logged_in, timeout, longest), granted))
-    }
-
-    async fn log_in_as_master(
-        &mut self,
-        backend: &Backend,
-        master: &MasterLogin,
-    ) -> Result<LoggedIn, SessionEnd> {
-        let (context, account) = (&self.context, &self.account);
-        let credentials = backend.master().ok_or(SessionEnd::NoMaster)?.acting_as(account);
-        // It took its time to come here.
-        if !context.backends.is_of(account, backend) {
-            return Err(SessionEnd::Moved);
-        }
-        let (timeout, longest) = (context.config.answer_timeout, context.response_size);
-        match context.backends.log_in(backend, account, credentials, timeout, longest).await {
-            Ok(logged_in) => {
-                self.known.refusals = 0;
-                master.accepted();
-                Ok(logged_in)
-            }
-            Err(LoginError::Refused { answer, refusal }) if refusal != Refusal::Temporary => {
-                let why = format!("the master user is refused: {}", printable(&answer));
-                let rest = master.refused(account, &why);
-                Err(SessionEnd::MasterRefused { answer, rest })
-            }
-            Err(error) => Err(SessionEnd::Failed(error.to_string())),
-        }
-    }
-
     /// Reads which mailboxes are registered and what their devices know.
-    async fn reload(&mut self, backend: &Backend) -> Result<(), SessionEnd> {
+    pub(super) async fn reload(&mut self, backend: &Backend) -> Result<(), SessionEnd> {
         let (context, account, id) = (&self.context, &self.account, backend.id());
         // Before the rows are read: a registration that comes meanwhile has them read again.
         let registrations = self.directive.borrow().registrations;

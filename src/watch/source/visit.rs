@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::imap::connection::{CommandRefused, ConnectionLost, ImapConnection};
-use super::imap::refresh::items;
 use super::imap::session::quoted;
+use super::imap::status_query::items;
 use super::imap::unsolicited::Unsolicited;
 use crate::imap::capability::Capabilities;
 use crate::model::{Account, Credentials, Mailbox, Snapshot};

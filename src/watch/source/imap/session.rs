@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::connection::{Completion, ConnectionLost, ImapConnection};
 use super::health::BackendHealth;
+use super::overflow::NotifyOverflow;
 use super::reliability::{GivenUp, MethodConfidence};
 use crate::config;
 use crate::imap::args::quote;
@@ -33,9 +34,6 @@ use crate::watch::watcher::{SessionEnd, WatchedMailbox, Watcher};
 
 /// A backend that ends IDLE sooner than this has no IDLE.
 const LASTED: Duration = Duration::from_secs(10);
-
-/// Overflows of NOTIFY that are so far apart have nothing to do with each other.
-const CALM: Duration = Duration::from_hours(1);
 
 /// What NOTIFY is asked to tell (RFC 5465 section 5): the three go together.
 const EVENTS: &str = "(MessageNew MessageExpunge FlagChange)";
@@ -83,19 +81,6 @@ pub(in crate::watch) struct ImapSession<'a> {
     check_at: Instant,
     /// When INBOX is looked at once more although IDLE tells of it.
     pub(in crate::watch) again_at: Option<Instant>,
-}
-
-/// The backend may end NOTIFY when there is too much to tell, and then tells nothing at all, not even of
-/// the open mailbox, until NOTIFY is set anew (RFC 5465 section 5.8).
-#[derive(Debug, Default)]
-struct NotifyOverflow {
-    /// Until NOTIFY is set anew, which is not done before this time.
-    until: Option<Instant>,
-    /// All is to be looked at meanwhile.
-    look: bool,
-    last: Option<Instant>,
-    /// In a row, with no [`CALM`] in between.
-    count: u32,
 }
 
 impl Watcher {
@@ -518,38 +503,6 @@ impl<'a> ImapSession<'a> {
         (self.open, self.armed) = (None, false);
         self.connection.command("CLOSE", |_| {}).await?;
         Ok(())
-    }
-}
-
-impl NotifyOverflow {
-    /// Returns when NOTIFY is to be set anew.
-    fn begins(&mut self, config: &config::WatchConfig) -> Duration {
-        let now = Instant::now();
-        if self.last.replace(now).is_some_and(|last| now - last >= CALM) {
-            self.count = 0;
-        }
-        let wait = match self.count {
-            0 => Duration::ZERO,
-            again => config.poll_interval.saturating_mul(1 << (again - 1).min(20)),
-        };
-        let wait = wait.min(config.idle_check);
-        self.count = self.count.saturating_add(1);
-        (self.until, self.look) = (Some(now + wait), true);
-        wait
-    }
-
-    /// NOTIFY cannot be set anew for now.
-    fn goes_on(&mut self, config: &config::WatchConfig) {
-        self.until = self.until.map(|_| Instant::now() + config.idle_check);
-    }
-
-    /// NOTIFY is set anew.
-    fn ends(&mut self) {
-        (self.until, self.look) = (None, false);
-    }
-
-    fn is_over(&self) -> bool {
-        self.until.is_none_or(|until| Instant::now() >= until)
     }
 }
 

@@ -1,0 +1,76 @@
+//! What follows from hints and looks, on its way to `push`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+
+use super::WatchContext;
+use super::ledger::Consequence;
+use super::watcher::{SessionEnd, Watcher, in_order};
+use crate::model::{Change, ChangeKind, Mailbox, Snapshot, WatchEvent};
+
+/// Room for one event on its way to `push`. It is waited for first: a future that holds the event
+/// meanwhile would be larger, for each of many accounts.
+type EventPermit<'a> = mpsc::Permit<'a, WatchEvent>;
+
+impl Watcher {
+    /// Something happened in this mailbox, as far as is known: tells `push` of new mail before it has been
+    /// looked at, and has what is to be looked at looked at.
+    pub(super) async fn hint(
+        &mut self,
+        index: usize,
+        kind: Option<ChangeKind>,
+        state: &Snapshot,
+    ) -> Result<Consequence, SessionEnd> {
+        let context = Arc::clone(&self.context);
+        let watched = &mut self.mailboxes[index];
+        let follows = watched.ledger.hint(kind, state, || context.next_id());
+        watched.due |= follows.urgency().is_some();
+        self.tell(index, follows).await?;
+        Ok(follows)
+    }
+
+    /// Tells `push` what follows, if that concerns it.
+    pub(super) async fn tell(&self, index: usize, follows: Consequence) -> Result<(), SessionEnd> {
+        if matches!(follows, Consequence::Nothing | Consequence::LookDue(_)) {
+            return Ok(());
+        }
+        let room = self.context.room().await?;
+        let account = self.account.clone();
+        let backend = self.backend.id().clone();
+        let mailbox = self.mailboxes[index].mailbox.clone();
+        let seen_at = Instant::now();
+        let event = match follows {
+            Consequence::Nothing | Consequence::LookDue(_) => return Ok(()),
+            Consequence::Announced { id } => {
+                let kind = ChangeKind::NewMail;
+                self.status.event(kind);
+                let snapshot = None;
+                let change = Change { account, backend, mailbox, kind, id, snapshot, seen_at };
+                WatchEvent::Announced(change)
+            }
+            Consequence::Changed { kind, id, state } => {
+                self.status.event(kind);
+                let snapshot = Some(state);
+                let change = Change { account, backend, mailbox, kind, id, snapshot, seen_at };
+                WatchEvent::Changed(change)
+            }
+            Consequence::Rebased { id, state: snapshot } => {
+                WatchEvent::Rebased { account, backend, mailbox, id, snapshot }
+            }
+        };
+        room.send(event);
+        Ok(())
+    }
+
+    pub(super) fn place(&self, mailbox: &Mailbox) -> Option<usize> {
+        self.mailboxes.binary_search_by(|watched| in_order(&watched.mailbox, mailbox)).ok()
+    }
+}
+
+impl WatchContext {
+    async fn room(&self) -> Result<EventPermit<'_>, SessionEnd> {
+        self.events.reserve().await.map_err(|_| SessionEnd::Stop)
+    }
+}
