@@ -29,6 +29,7 @@ use mailchime::store::{Registrant, Sealed, Store, Vault};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{interval, sleep, timeout};
 
+const HOST: &str = "localhost";
 const PASSWORD: &str = "wonderland";
 const MAIL: &str = "Subject: hello\r\nFrom: a <b@c>\r\n\r\nHi there\r\n";
 const TOPIC: &str = "com.apple.mail.XServer.c171e9f9-1a7b-4a2e-9b0d-6a9f7e1d2c3b";
@@ -138,7 +139,7 @@ fn configure(
     let config = format!(
         "[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
          [tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\
-         [backend]\naddress = \"localhost:{}\"\n{tls}\n\
+         [backend]\naddress = \"{HOST}:{}\"\n{tls}\n\
          [watch]\nlogins_per_second = {}\n\
          [apns]\nendpoint = \"https://localhost:{}\"\nca = \"ca.pem\"\n\
          certificate = \"apns.pem\"\nprivate_key = \"apns.key\"\n\
@@ -192,7 +193,8 @@ async fn register(
     let vault = Vault::open(&folder.join("mailchime.key"))?;
     let mut by_token = HashMap::new();
     let address = backend.address();
-    let id = BackendId::new(None, &address.ip().to_string(), address.port());
+    // As the configuration names it: accounts of another backend are parked.
+    let id = BackendId::new(None, HOST, address.port());
     for number in 0..accounts {
         let user = format!("user{number}@example.org");
         backend.add_account(&user, PASSWORD.as_bytes());
