@@ -15,10 +15,12 @@ use super::explain::{Explanation, Facts};
 
 pub use super::scheduler::BackendOf;
 use super::scheduler::{Batch, ChangeId, Delivery, Effect, Rules, Scheduler};
-use super::transport::{Notice, RouteId, Routes, Verdict};
+use super::transport::{MailboxChange, Notice, RouteId, Routes, Verdict};
 use crate::config;
 use crate::metrics::{Metrics, PushOutcome, Queue};
-use crate::model::{Account, BackendId, Change, Mailbox, Subscription, Timestamp, WatchEvent};
+use crate::model::{
+    Account, BackendId, Change, ChangeKind, Mailbox, Snapshot, Subscription, Timestamp, WatchEvent,
+};
 use crate::net::backends::Backends;
 use crate::net::backoff::Backoff;
 use crate::net::counters::LimitCounters;
@@ -438,6 +440,11 @@ pub async fn send_now(
     mailboxes: Vec<Mailbox>,
 ) -> Verdict {
     let device = Arc::new(device);
+    let told = |mailbox| {
+        let (kind, state) = (ChangeKind::NewMail, Snapshot::default());
+        MailboxChange { mailbox, kind, state }
+    };
+    let mailboxes = mailboxes.into_iter().map(told).collect();
     let push = Delivery { device, mailboxes, changes: Vec::new(), seen_at: now() };
     send(routes, ttl, &push).await
 }

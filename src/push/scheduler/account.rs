@@ -4,16 +4,18 @@
 //! A row is held up by a device while the device is to be told of the mailbox, unless a mark on
 //! disk says so too. Nothing here sends, writes or reads a clock.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::debug;
 
 use super::super::transport::RouteId;
 use super::device::{DeviceState, LastDelivery, SendSlot, WORD};
+use super::route_queue::RouteQueue;
 use super::{Delivery, Rules};
-use crate::model::{BackendId, Change, ChangeKind, Mailbox, Snapshot, SubscriptionKey, Timestamp};
+use crate::model::{BackendId, Change, Mailbox, Snapshot, SubscriptionKey, Timestamp};
 use crate::store::Target;
 
 /// How long the state of an announced change is waited for. Where it never comes the row stays as
@@ -35,6 +37,8 @@ pub(super) struct AccountState {
     pub(super) read: ReadState,
     /// Where the last change was seen.
     backend: Option<BackendId>,
+    /// The peers of routes in whose queues it is.
+    pub(super) queued: Vec<(RouteId, Arc<str>)>,
 }
 
 /// Whether the account's devices are being read from the database.
@@ -138,6 +142,7 @@ impl AccountState {
         if let Some(telling) = self.telling.get_mut(mailbox).filter(|telling| telling.id == id) {
             telling.snapshot = Some(snapshot);
         }
+        self.devices.iter_mut().for_each(|device| device.learn(mailbox, ChangeId(id), snapshot));
         idle.then_some(ChangeId(id))
     }
 
@@ -186,8 +191,14 @@ impl AccountState {
         self.read = ReadState::Wanted { at: now + wait(failures), failures };
     }
 
-    /// The account's devices as they are registered now, those of another route left out.
-    pub(super) fn read(&mut self, targets: Vec<Target>, rules: &Rules, now: Instant) {
+    /// The account's devices as they are registered now, those of a route that is not among `queues` left out.
+    pub(super) fn read(
+        &mut self,
+        targets: Vec<Target>,
+        queues: &BTreeMap<RouteId, RouteQueue>,
+        rules: &Rules,
+        now: Instant,
+    ) {
         let (changes, marks, again) = match std::mem::take(&mut self.read) {
             ReadState::UnderWay { changes, marks, again, .. } => (changes, marks, again),
             other => {
@@ -208,46 +219,25 @@ impl AccountState {
             !device.departed || device.in_flight.is_some() || device.turn.is_some()
         });
         for target in targets {
-            self.read_target(&target, &changes, marks, rules, now);
+            let Some(queue) = queues.get(&RouteId::of(&target.subscription)) else { continue };
+            let index = self.devices.iter().position(|device| device.is(&target.subscription));
+            let is_new = index.is_none();
+            let index = index.unwrap_or_else(|| {
+                let peer = queue.transport.peer(&target.subscription);
+                self.devices.push(DeviceState::new(&target, peer, now));
+                self.devices.len() - 1
+            });
+            let device = &mut self.devices[index];
+            if is_new || marks {
+                device.owed(&target, now, rules);
+            }
+            device.tell(&target, &changes, now, rules);
         }
         self.devices.iter_mut().for_each(|device| device.stale = again);
         for (mailbox, change) in changes {
             let telling = Telling { id: change.id, snapshot: change.snapshot, since: now };
             if let Some(older) = self.telling.insert(mailbox, telling) {
                 covered(older.id, change.id);
-            }
-        }
-    }
-
-    fn read_target(
-        &mut self,
-        target: &Target,
-        changes: &HashMap<Mailbox, Change>,
-        marks: bool,
-        rules: &Rules,
-        now: Instant,
-    ) {
-        let mailboxes = || target.mailboxes.iter();
-        let known = self.devices.iter().position(|device| device.is(&target.subscription));
-        let index = known.unwrap_or_else(|| {
-            self.devices.push(DeviceState::new(target, now));
-            self.devices.len() - 1
-        });
-        let device = &mut self.devices[index];
-        if known.is_none() || marks {
-            // Of a device that is known what it is owed is known, and better than on disk, unless it was
-            // marked by others. A mark that is only read may be about to be taken away, so it does not
-            // count as one here.
-            for (mailbox, _) in mailboxes().filter(|(_, owed)| *owed) {
-                device.wait_for(mailbox.clone(), None, ChangeKind::NewMail, now, now, rules);
-            }
-        }
-        for (mailbox, _) in mailboxes() {
-            if let Some(Change { kind, id, seen_at, .. }) = changes.get(mailbox)
-                && rules.tells(*kind)
-            {
-                let change = Some(ChangeId(*id));
-                device.wait_for(mailbox.clone(), change, *kind, *seen_at, now, rules);
             }
         }
     }
@@ -273,7 +263,7 @@ impl AccountState {
             let reads_on =
                 device.stale && matches!(self.read, ReadState::Wanted { failures: 0, .. });
             let Some(turn) = device.turn.take_if(|_| !reads_on) else { continue };
-            let sends = !device.stale && !device.is_suspended() && device.route == turn.route;
+            let sends = !device.stale && !device.is_suspended() && device.has_place(&turn);
             match sends.then(|| device.send(turn.pass, turn.mailboxes, now)).flatten() {
                 Some(push) => pushes.push(push),
                 None => left.push(turn),
@@ -307,12 +297,29 @@ impl AccountState {
         self.devices.retain(|state| !state.device.is(key));
     }
 
-    /// Of the devices of this route the one that may be pushed soonest, and when.
-    pub(super) fn next_push(&self, route: &RouteId, rules: &Rules) -> Option<(usize, Instant)> {
-        let due = |(index, device): (usize, &DeviceState)| Some((index, device.due(rules)?));
-        let mine = |(_, device): &(usize, &DeviceState)| device.route == *route;
-        let devices = self.devices.iter().enumerate().filter(mine);
-        devices.filter_map(due).min_by_key(|(_, at)| *at)
+    /// When the first device of each peer may be pushed.
+    pub(super) fn due(&self, rules: &Rules) -> BTreeMap<(RouteId, Arc<str>), Instant> {
+        let mut due: BTreeMap<_, Instant> = BTreeMap::new();
+        for device in &self.devices {
+            if let Some(at) = device.due(rules) {
+                let place = (device.route.clone(), Arc::clone(&device.peer));
+                due.entry(place).and_modify(|first| *first = at.min(*first)).or_insert(at);
+            }
+        }
+        due
+    }
+
+    /// Of the devices of this peer of the route the one that may be pushed soonest.
+    pub(super) fn next_push<'a>(
+        &'a mut self,
+        route: &RouteId,
+        peer: &Arc<str>,
+        rules: &Rules,
+    ) -> Option<&'a mut DeviceState> {
+        let mine = |device: &&mut DeviceState| device.route == *route && device.peer == *peer;
+        let due = |device: &'a mut DeviceState| Some((device.due(rules)?, device));
+        let devices = self.devices.iter_mut().filter(mine).filter_map(due);
+        devices.min_by_key(|(at, _)| *at).map(|(_, device)| device)
     }
 
     pub(super) fn next_read(&self) -> Option<Instant> {

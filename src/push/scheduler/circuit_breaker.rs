@@ -1,4 +1,4 @@
-//! What is true of a route as a whole: whether the service takes anything on it at the moment, and
+//! What is true of a peer of a route as a whole: whether the service takes anything on it at the moment, and
 //! whether its answers about endpoints can be believed.
 
 use std::collections::VecDeque;
@@ -135,11 +135,6 @@ impl CircuitBreaker {
         if pass == BreakerPass::Try {
             self.trying = false;
         }
-    }
-
-    /// Whether [`CircuitBreaker::pass`] would let a push go.
-    pub(super) fn lets_pass(&self, now: Instant) -> bool {
-        self.shut_until.is_none_or(|until| until <= now && !self.trying)
     }
 
     /// When the next push may go, seen from a moment at which none may; `None` while one is trying.

@@ -2,19 +2,21 @@
 //!
 //! Nothing here sends, writes or reads a clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{error, warn};
 
-use super::super::transport::{RouteId, Verdict};
+use super::super::transport::{MailboxChange, RouteId, Verdict};
 use super::account::ChangeId;
 use super::circuit_breaker::BreakerPass;
 use super::{
     Delivery, DeliveryView, Doubts, FollowUp, OTHER_ROUTE, REFUSED, Rules, TOO_MANY, UNAVAILABLE,
 };
-use crate::model::{ChangeKind, Mailbox, Subscription, SubscriptionKey, Timestamp};
+use crate::model::{
+    Change, ChangeKind, Mailbox, Snapshot, Subscription, SubscriptionKey, Timestamp,
+};
 use crate::store::Target;
 
 /// For how long what was read of a device is believed when it is to be pushed: long enough for a push
@@ -31,6 +33,8 @@ const RECHECK: Duration = Duration::from_mins(15);
 pub(super) struct DeviceState {
     pub(super) device: Arc<Subscription>,
     pub(super) route: RouteId,
+    /// Of that route.
+    pub(super) peer: Arc<str>,
     /// When it registered, by the time of day and by that of service.
     pub(super) registered_at: Timestamp,
     pub(super) heard_at: Timestamp,
@@ -60,6 +64,7 @@ pub(super) struct DeviceState {
 #[derive(Clone, Debug)]
 pub(super) struct SendSlot {
     pub(super) route: RouteId,
+    pub(super) peer: Arc<str>,
     pub(super) pass: BreakerPass,
     /// Most mailboxes of its push.
     pub(super) mailboxes: usize,
@@ -72,12 +77,16 @@ pub(super) struct LastDelivery {
 }
 
 /// A mailbox for which a device has to get a push.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Due {
     /// A mark on disk says that it is owed.
     marked: bool,
     /// The last change; `None` if that was in an earlier run.
     change: Option<ChangeId>,
+    /// What matters most of all that has changed.
+    kind: ChangeKind,
+    /// As the last change says it, or as it was asked for since.
+    state: Option<Snapshot>,
 }
 
 /// The next push of a device.
@@ -104,10 +113,11 @@ pub(super) struct InFlight {
 // === impl DeviceState ===
 
 impl DeviceState {
-    pub(super) fn new(target: &Target, now: Instant) -> Self {
+    pub(super) fn new(target: &Target, peer: Arc<str>, now: Instant) -> Self {
         Self {
             device: Arc::new(target.subscription.clone()),
             route: RouteId::of(&target.subscription),
+            peer,
             registered_at: target.registered_at,
             heard_at: target.heard_at,
             read_at: now,
@@ -176,12 +186,36 @@ impl DeviceState {
         (self.departed, self.waiting) = (true, None);
     }
 
-    /// The device has to get a push of the mailbox: at once, or when quiet changes have ceased.
-    pub(super) fn wait_for(
+    /// The device has to get a push of what is owed to it by the marks on disk. A mark that is only read
+    /// may be about to be taken away, so it does not count as one here.
+    pub(super) fn owed(&mut self, target: &Target, now: Instant, rules: &Rules) {
+        for (mailbox, _) in target.mailboxes.iter().filter(|(_, owed)| *owed) {
+            self.wait_for(mailbox, Due::FROM_DISK, now, now, rules);
+        }
+    }
+
+    /// The device has to get a push of those of the changes that it registered for.
+    pub(super) fn tell(
         &mut self,
-        mailbox: Mailbox,
-        change: Option<ChangeId>,
-        kind: ChangeKind,
+        target: &Target,
+        changes: &HashMap<Mailbox, Change>,
+        now: Instant,
+        rules: &Rules,
+    ) {
+        for (mailbox, _) in &target.mailboxes {
+            if let Some(change) = changes.get(mailbox)
+                && rules.tells(change.kind)
+            {
+                self.wait_for(mailbox, Due::of(change), change.seen_at, now, rules);
+            }
+        }
+    }
+
+    /// At once, or when quiet changes have ceased.
+    fn wait_for(
+        &mut self,
+        mailbox: &Mailbox,
+        due: Due,
         seen_at: Instant,
         now: Instant,
         rules: &Rules,
@@ -190,15 +224,25 @@ impl DeviceState {
         let waiting = self.waiting.get_or_insert_with(|| Backlog::since(now, seen_at));
         // A mark that is there covers this change too: only a push that is sent from now on can
         // take it away, and that push names the mailbox.
-        let due = waiting.mailboxes.entry(mailbox).or_default();
-        due.change = change.or(due.change);
+        match waiting.mailboxes.get_mut(mailbox) {
+            Some(before) => *before = due.after(*before),
+            None => drop(waiting.mailboxes.insert(mailbox.clone(), due)),
+        }
         waiting.seen_at = waiting.seen_at.min(seen_at);
-        match kind {
+        match due.kind {
             // What is urgent takes along what is not.
             ChangeKind::NewMail => waiting.until = waiting.until.min(now),
             // What is due, or would be but for a wait of its own, is not put off.
             ChangeKind::Quiet if waits && waiting.until <= now => {}
             ChangeKind::Quiet => waiting.until = now + rules.quiet_delay,
+        }
+    }
+
+    /// The state that this change announced; what is under way goes without.
+    pub(super) fn learn(&mut self, mailbox: &Mailbox, change: ChangeId, state: Snapshot) {
+        let due = self.waiting.as_mut().and_then(|waiting| waiting.mailboxes.get_mut(mailbox));
+        if let Some(due) = due.filter(|due| due.change == Some(change)) {
+            due.state = Some(state);
         }
     }
 
@@ -244,6 +288,11 @@ impl DeviceState {
         }
     }
 
+    /// Whether this is its place, as it is registered now.
+    pub(super) fn has_place(&self, turn: &SendSlot) -> bool {
+        (&self.route, &self.peer) == (&turn.route, &turn.peer)
+    }
+
     /// Whether its token seems not to exist, so that it is not pushed.
     pub(super) fn is_suspended(&self) -> bool {
         self.bad_answers >= BAD_ANSWERS
@@ -268,7 +317,7 @@ impl DeviceState {
         }
         let push = Delivery {
             device: self.device.clone(),
-            mailboxes: mailboxes.keys().cloned().collect(),
+            mailboxes: mailboxes.iter().map(|(mailbox, due)| due.told_of(mailbox)).collect(),
             changes: mailboxes.values().filter_map(|due| due.change).collect(),
             seen_at,
         };
@@ -331,9 +380,11 @@ impl DeviceState {
             return;
         }
         let waiting = self.waiting.get_or_insert_with(|| Backlog::since(now, seen_at));
-        for (mailbox, Due { change, .. }) in mailboxes {
-            let due = waiting.mailboxes.entry(mailbox).or_default();
-            (due.marked, due.change) = (due.marked || marked, due.change.or(change));
+        for (mailbox, due) in mailboxes {
+            let due = Due { marked, ..due };
+            let newer = waiting.mailboxes.get(&mailbox);
+            let due = newer.map_or(due, |newer| newer.after(due));
+            waiting.mailboxes.insert(mailbox, due);
         }
         waiting.until = waiting.until.min(now);
         waiting.seen_at = waiting.seen_at.min(seen_at);
@@ -434,6 +485,35 @@ impl DeviceState {
             }
         }
         unmarked
+    }
+}
+
+// === impl Due ===
+
+impl Due {
+    /// Owed by a mark on disk.
+    const FROM_DISK: Self =
+        Self { marked: false, change: None, kind: ChangeKind::NewMail, state: None };
+
+    fn of(change: &Change) -> Self {
+        let Change { kind, snapshot, .. } = change;
+        Self { marked: false, change: Some(ChangeId::of(change)), kind: *kind, state: *snapshot }
+    }
+
+    /// Both in one push. What is owed by a mark says nothing of a state.
+    fn after(self, before: Self) -> Self {
+        let last = if self.change.is_some() { self } else { before };
+        Self {
+            marked: self.marked || before.marked,
+            change: last.change,
+            kind: self.kind.max(before.kind),
+            state: last.state,
+        }
+    }
+
+    fn told_of(&self, mailbox: &Mailbox) -> MailboxChange {
+        let (mailbox, state) = (mailbox.clone(), self.state.unwrap_or_default());
+        MailboxChange { mailbox, kind: self.kind, state }
     }
 }
 

@@ -20,6 +20,7 @@ mod device;
 mod endpoint_limits;
 mod outbox;
 mod rates;
+mod route_queue;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -29,9 +30,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
-
-use super::transport::{Blame, Route, RouteId, Transport, TransportLimits, Verdict};
+use super::transport::{MailboxChange, Route, RouteId, Verdict};
 use crate::config::Events;
 use crate::model::{
     Account, BackendId, ChangeKind, Mailbox, Subscription, SubscriptionKey, Timestamp, WatchEvent,
@@ -41,15 +40,14 @@ use crate::store::Target;
 
 pub(super) use account::ChangeId;
 use account::{AccountState, ReadState};
-use circuit_breaker::{
-    BadEndpointMonitor, BadEndpoints, BreakerPass, CircuitBreaker, FailureScope,
-};
-use device::{DeviceState, SendSlot};
+use circuit_breaker::BreakerPass;
+use device::SendSlot;
 use endpoint_limits::EndpointLimits;
 pub(super) use outbox::Batch;
 use outbox::Outbox;
 use rates::Rates;
 pub(super) use rates::Waits;
+use route_queue::{Answer, RouteQueue};
 use schedule::{Schedule, Tenant};
 
 /// How many accounts may wait for the database to say who their devices are; then no more changes
@@ -117,7 +115,7 @@ pub(super) enum Effect {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Delivery {
     pub(super) device: Arc<Subscription>,
-    pub(super) mailboxes: Vec<Mailbox>,
+    pub(super) mailboxes: Vec<MailboxChange>,
     /// The last change of each of them, unless it is from an earlier run.
     pub(super) changes: Vec<ChangeId>,
     /// When the first of its changes was seen.
@@ -142,7 +140,7 @@ pub(super) struct DeliveryView {
     /// The service said more than once that it does not know the endpoint: it is left alone until it
     /// registers anew.
     pub(super) suspended: bool,
-    /// For how long all devices of this route wait; zero while one push tries.
+    /// For how long all devices of this peer of the route wait; zero while one push tries.
     pub(super) shut: Option<Duration>,
 }
 
@@ -165,15 +163,6 @@ pub(super) struct Scheduler {
     outbox: Outbox,
 }
 
-/// A verdict on a push of one route to one device.
-struct Judged<'a> {
-    route: &'a RouteId,
-    sent: &'a Subscription,
-    verdict: &'a Verdict,
-    /// For the jitter of waits.
-    chance: f64,
-}
-
 /// The service knows most endpoints of a route not, so that it is hardly the endpoints.
 struct Doubts {
     /// What registered later than this, by the time of service, is kept.
@@ -194,18 +183,6 @@ enum FollowUp {
     Dead {
         not_after: Timestamp,
     },
-}
-
-/// The way out for the devices of one route; what holds up one queue holds up no other.
-struct RouteQueue {
-    transport: Arc<dyn Transport>,
-    limits: TransportLimits,
-    pushes: Schedule,
-    /// Pushes that are under way or have their turns, and how many may be.
-    sending: usize,
-    in_flight: usize,
-    breaker: CircuitBreaker,
-    monitor: BadEndpointMonitor,
 }
 
 // === impl Rules ===
@@ -255,8 +232,8 @@ impl Scheduler {
     ) {
         let mut before = std::mem::take(&mut self.queues);
         for (id, route) in routes {
-            let sending = before.remove(&id).map_or(0, |queue| queue.sending);
-            self.queues.insert(id, RouteQueue::new(&route, sending));
+            let queue = RouteQueue::new(id.clone(), &route, before.remove(&id));
+            self.queues.insert(id, queue);
         }
         let accounts: Vec<Account> = self.accounts.keys().cloned().collect();
         for account in accounts {
@@ -369,7 +346,7 @@ impl Scheduler {
                         .retain(|(mailbox, _)| queue.is_some_and(|queue| gets(queue, mailbox)));
                     queue.is_some()
                 });
-                state.read(targets, &self.rules, now);
+                state.read(targets, &self.queues, &self.rules, now);
                 self.take_turns(account, now);
                 let Some(state) = self.accounts.get_mut(account) else { return };
                 let dead_before =
@@ -392,10 +369,9 @@ impl Scheduler {
         let Some(state) = self.accounts.get_mut(account) else { return };
         let (pushes, left) = state.take_turns(now);
         self.ready.extend(pushes);
-        for SendSlot { route, pass, .. } in left {
+        for SendSlot { route, peer, pass, .. } in left {
             if let Some(queue) = self.queues.get_mut(&route) {
-                queue.sending = queue.sending.saturating_sub(1);
-                queue.breaker.release(pass);
+                queue.release(&peer, pass);
             }
         }
     }
@@ -418,9 +394,8 @@ impl Scheduler {
         let under_way = device.and_then(|device| device.in_flight.as_ref());
         let under_way = under_way.map(|push| (push.pass, push.registered_at));
         let doubts = queue.and_then(|queue| {
-            queue.sending = queue.sending.saturating_sub(1);
-            let answer = Judged { route: &route, sent, verdict, chance };
-            let bad = queue.answered(under_way?.0, answer, now)?;
+            let pass = under_way.map(|(pass, _)| pass);
+            let bad = queue.answered(Answer { sent, verdict, pass, chance }, now)?;
             let renewed_since = served.minus(queue.limits.silence);
             bad.alarm
                 .then(|| Doubts { renewed_since, say: bad.say.then(|| queue.transport.remedy()) })
@@ -479,9 +454,20 @@ impl Scheduler {
         }
         let forget = state.forget(&self.rules, now);
         self.reads.set(account, state.next_read());
-        for (route, queue) in &mut self.queues {
-            queue.pushes.set(account, state.next_push(route, &self.rules).map(|(_, at)| at));
+        let due = state.due(&self.rules);
+        for (route, peer) in std::mem::take(&mut state.queued) {
+            if !due.contains_key(&(route.clone(), Arc::clone(&peer)))
+                && let Some(queue) = self.queues.get_mut(&route)
+            {
+                queue.schedule(&peer, account, None);
+            }
         }
+        for ((route, peer), at) in &due {
+            if let Some(queue) = self.queues.get_mut(route) {
+                queue.schedule(peer, account, Some(*at));
+            }
+        }
+        state.queued = due.into_keys().collect();
         self.forgets.set(account, forget);
         if state.is_empty() {
             self.accounts.remove(account);
@@ -531,16 +517,13 @@ impl Scheduler {
         let known = self.accounts.get(&key.account).into_iter().flat_map(|state| &state.devices);
         let view = known.map(|known| (known.key(), known)).find(|(other, _)| *other == key);
         let view = view.map(|(_, known)| known.view(&self.rules, now)).unwrap_or_default();
-        let breaker = self.queues.get(&RouteId::of(device)).map(|queue| &queue.breaker);
-        let shut = breaker.filter(|breaker| !breaker.is_open()).map(|breaker| {
-            breaker.opens_at().map(|at| at.saturating_duration_since(now)).unwrap_or_default()
-        });
-        DeliveryView { shut, ..view }
+        let queue = self.queues.get(&RouteId::of(device));
+        DeliveryView { shut: queue.and_then(|queue| queue.shut(device, now)), ..view }
     }
 
     /// Accounts with a device to be pushed, and pushes that are under way.
     pub(super) fn to_push(&self) -> usize {
-        self.queues.values().map(|queue| queue.pushes.len() + queue.sending).sum()
+        self.queues.values().map(RouteQueue::to_push).sum()
     }
 
     /// Rows to be written.
@@ -555,19 +538,14 @@ impl Scheduler {
 
     fn next_push_of(&mut self, route: &RouteId, now: Instant) -> Option<Delivery> {
         loop {
-            let queue =
-                self.queues.get_mut(route).filter(|queue| queue.sending < queue.in_flight)?;
-            if !queue.breaker.lets_pass(now) {
-                return None;
-            }
-            let (account, share) = queue.pushes.take_unless(
+            let queue = self.queues.get_mut(route)?;
+            let (peer, account, share) = queue.take(
                 now,
                 |account| self.rules.share(account),
                 |part| self.rates.wait(part, now),
             )?;
             let Some(state) = self.accounts.get_mut(&account) else { continue };
-            let Some((index, _)) = state.next_push(route, &self.rules) else { continue };
-            let device: &mut DeviceState = &mut state.devices[index];
+            let Some(device) = state.next_push(route, &peer, &self.rules) else { continue };
             let (token, distance) = (&device.device.endpoint, self.rules.min_interval);
             let domain = account.domain().unwrap_or_default();
             if let Err(free_at) = self.endpoints.use_one(token, domain, distance, now) {
@@ -577,8 +555,7 @@ impl Scheduler {
                 continue;
             }
             device.held_until = None;
-            let pass: BreakerPass = queue.breaker.pass(now)?;
-            queue.sending += 1;
+            let pass: BreakerPass = queue.begin(&peer, now)?;
             self.rates.use_one(share, now);
             if device.is_fresh(now) {
                 let push = device.send(pass, queue.limits.mailboxes, now);
@@ -586,7 +563,7 @@ impl Scheduler {
                 return push;
             }
             let mailboxes = queue.limits.mailboxes;
-            device.turn = Some(SendSlot { route: route.clone(), pass, mailboxes });
+            device.turn = Some(SendSlot { route: route.clone(), peer, pass, mailboxes });
             state.want_read(now);
             self.reschedule(&account, now);
         }
@@ -602,71 +579,6 @@ impl Scheduler {
     /// as many in a second as it may have.
     pub(super) fn take_waits(&mut self) -> Waits {
         self.rates.take_waits()
-    }
-}
-
-// === impl RouteQueue ===
-
-impl RouteQueue {
-    /// `sending` are pushes that are under way on the route that was there before.
-    fn new(route: &Route, sending: usize) -> Self {
-        let (pushes, breaker, monitor) = Default::default();
-        Self {
-            transport: Arc::clone(route.transport()),
-            limits: route.transport().limits(),
-            pushes,
-            sending,
-            in_flight: route.in_flight().max(1),
-            breaker,
-            monitor,
-        }
-    }
-
-    /// What an answer says of the route; returns what it says of endpoints, if it does.
-    fn answered(
-        &mut self,
-        pass: BreakerPass,
-        Judged { route, sent, verdict, chance }: Judged<'_>,
-        now: Instant,
-    ) -> Option<BadEndpoints> {
-        let failure = match (verdict, verdict.blames()) {
-            (Verdict::Accepted { .. }, _) | (_, Blame::Subscription) => {
-                if self.breaker.answered(pass, &sent.endpoint) {
-                    info!(
-                        target: "mailchime::push::topic_resumed",
-                        transport = %route.transport, route = %route.name,
-                        "the push service accepts pushes of this route again"
-                    );
-                }
-                let bad = *verdict == Verdict::BadEndpoint;
-                return Some(self.monitor.answered(&sent.account, &sent.endpoint, bad, now));
-            }
-            (_, Blame::Route) => FailureScope::Route,
-            (_, Blame::Nobody | Blame::Us) => FailureScope::One(&sent.endpoint),
-        };
-        let backoff = if verdict.blames() == Blame::Us { REFUSED } else { UNAVAILABLE };
-        if self.breaker.failed(pass, failure, now, backoff, at_least(verdict), chance) {
-            warn!(
-                target: "mailchime::push::topic_paused",
-                transport = %route.transport,
-                route = %route.name,
-                outcome = verdict.name(),
-                "pushes of this route fail, to more than one device; mailchime holds them back and \
-                 tries one at a time"
-            );
-        }
-        None
-    }
-
-    fn wake_at(&self) -> Option<Instant> {
-        if self.sending >= self.in_flight {
-            return None;
-        }
-        let next = self.pushes.next()?;
-        match self.breaker.is_open() {
-            true => Some(next),
-            false => Some(next.max(self.breaker.opens_at()?)),
-        }
     }
 }
 

@@ -137,15 +137,18 @@ impl Schedule {
 
     /// The soonest time at which somebody has a turn.
     pub(super) fn next(&self) -> Option<Instant> {
-        let ready = || {
-            let account = self.ready.first()?.1.first()?.1.first()?.0;
+        let ready = |domains: &DomainTurns| {
+            let account = domains.first()?.1.first()?.0;
             match self.places.get(account)? {
                 Position::Ready { at, .. } | Position::Waiting { at, .. } => Some(*at),
             }
         };
-        let waiting = self.waiting.first().map(|(at, ..)| *at);
+        let waiting = || self.waiting.first().map(|(at, ..)| *at);
+        // A backend all of whose domains wait, although it does not wait itself.
+        let domains = || self.ready.in_order().filter_map(DomainTurns::resumes_at);
+        let later = || waiting().into_iter().chain(self.ready.resumes_at()).chain(domains()).min();
         // Who is ready has a time that has passed.
-        ready().or_else(|| waiting.into_iter().chain(self.ready.resumes_at()).min())
+        self.ready.in_order().find_map(ready).or_else(later)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -230,6 +233,11 @@ impl<K: Clone + Eq + Hash, V: Default> RoundRobin<K, V> {
     fn first(&self) -> Option<(&K, &V)> {
         let (_, key) = self.order.first_key_value()?;
         Some((key, &self.members.get(key)?.value))
+    }
+
+    /// Those that do not pause, the one whose turn it is first.
+    fn in_order(&self) -> impl Iterator<Item = &V> {
+        self.order.values().filter_map(|key| Some(&self.members.get(key)?.value))
     }
 
     fn get_mut<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<&mut V>

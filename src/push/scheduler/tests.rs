@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::{Change, PushEndpoint, Snapshot, TransportId};
-use crate::push::transport::stub::{OF_INBOX_ALONE, Stub};
+use crate::push::transport::stub::{OF_INBOX_ALONE, PER_HOST, Stub};
 use crate::store::Settlement;
 
 const ROUTE: &str = "first";
@@ -163,7 +163,7 @@ impl Simulation {
                 self.scheduler.read(&account, targets, self.now, NOW);
             }
             Effect::Send(push) => {
-                let names: Vec<_> = push.mailboxes.iter().map(Mailbox::as_str).collect();
+                let names: Vec<_> = push.mailboxes.iter().map(|it| it.mailbox.as_str()).collect();
                 let name = name(&push.device.endpoint);
                 self.say(format!("push {name} {}", names.join("+")));
                 let fails = self.failing.contains(&name).then(unavailable);
@@ -1129,4 +1129,123 @@ fn what_was_accepted_under_options_that_were_replaced_meanwhile_is_pushed_again(
     assert_eq!(&*sim.under_way[0].options, "NEW");
     sim.answer(accepted());
     assert_eq!(sim.until(99.0), ["20 accepted a INBOX", "20 told INBOX 7"]);
+}
+
+/// A subscription of its own account whose endpoint is at this host.
+fn at_host(n: usize, host: &str) -> Target {
+    let mut target = phone_of(&Account::from_login(&format!("u{n}@{host}")), "");
+    let endpoint = format!("u{n}@{host}");
+    target.subscription.endpoint = PushEndpoint::new(&endpoint, &endpoint);
+    target
+}
+
+/// 300 subscriptions at one host and one at another, on one route that carries 8 pushes at once.
+fn two_hosts() -> Simulation {
+    let crowd = (0..300).map(|n| at_host(n, "ill.example"));
+    let mut sim = Simulation::with(crowd.chain([at_host(300, "well.example")]));
+    let (id, _) = route(ROUTE, 8);
+    sim.scheduler.routes([(id, Stub { hosts: true, closed: None }.route(8))], sim.now, NOW);
+    for n in 0..300 {
+        sim.mail_to(n, "ill.example", 7);
+    }
+    sim
+}
+
+impl Simulation {
+    fn mail_to(&mut self, n: usize, host: &str, uid_next: u64) {
+        let account = Account::from_login(&format!("u{n}@{host}"));
+        self.change_of(account, "INBOX", ChangeKind::NewMail, Some(state(uid_next)));
+    }
+
+    fn pushes_until(&mut self, to: f64) -> Vec<String> {
+        let mut lines = self.until(to);
+        lines.retain(|line| line.contains("push"));
+        lines
+    }
+}
+
+#[test]
+fn a_host_that_hangs_delays_no_push_to_another_host_of_the_route() {
+    let mut sim = two_hosts();
+    sim.service = None;
+    assert_eq!(sim.pushes_until(1.0).len(), PER_HOST, "as many as one host may have");
+    for second in 1..20 {
+        let at = second as f64 * 5.0;
+        assert!(sim.pushes_until(at).is_empty());
+        sim.mail_to(300, "well.example", second);
+        let lines = sim.pushes_until(at);
+        assert_eq!(lines, [format!("{at} push u300@well.example INBOX")]);
+        let sent = sim.under_way.pop().unwrap();
+        sim.scheduler.answered(&sent, &accepted(), sim.now, NOW, NOW);
+    }
+    // What hung ends at last, and the others of that host have their turns.
+    while let Some(sent) = sim.under_way.pop() {
+        sim.scheduler.answered(&sent, &accepted(), sim.now, NOW, NOW);
+    }
+    sim.service = Some(accepted());
+    assert_eq!(sim.pushes_until(100.0).len(), 300 - PER_HOST);
+    assert!(sim.until(200.0).is_empty() && sim.scheduler.accounts.is_empty());
+    assert_eq!(sim.scheduler.to_push(), 0);
+}
+
+#[test]
+fn a_host_that_refuses_all_is_paused_alone() {
+    for verdict in [down(None), unavailable(), refused()] {
+        let mut sim = two_hosts();
+        sim.service = Some(verdict.clone());
+        let tries = sim.pushes_until(0.0).len();
+        assert!((1..=PER_HOST).contains(&tries), "{verdict:?}: {tries}");
+        let ill = sim.targets[0].subscription.clone();
+        assert!(sim.scheduler.view(&ill, sim.now).shut.is_some(), "{verdict:?}");
+        sim.service = Some(accepted());
+        sim.mail_to(300, "well.example", 7);
+        let lines = sim.pushes_until(0.5);
+        assert_eq!(lines, ["0 push u300@well.example INBOX"], "{verdict:?}");
+        let well = sim.targets[300].subscription.clone();
+        assert_eq!(sim.scheduler.view(&well, sim.now).shut, None);
+        // One tries it, and then all go.
+        assert_eq!(sim.pushes_until(999.0).len(), 300, "{verdict:?}");
+        assert!(sim.scheduler.accounts.is_empty());
+    }
+}
+
+#[test]
+fn a_push_says_of_each_mailbox_what_changed_and_its_state() {
+    let mut sim = Simulation::with([phone("a")]);
+    let told = |sim: &mut Simulation| -> Vec<_> {
+        let mut effect = sim.scheduler.next(sim.now);
+        if let Some(Effect::Read(account)) = effect {
+            sim.scheduler.read(&account, Some(sim.targets.clone()), sim.now, NOW);
+            effect = sim.scheduler.next(sim.now);
+        }
+        let Some(Effect::Send(push)) = effect else { panic!("no push: {effect:?}") };
+        sim.scheduler.answered(&push.device, &accepted(), sim.now, NOW, NOW);
+        let told = |it: MailboxChange| (it.mailbox.to_string(), it.kind, it.state.uid_next);
+        push.mailboxes.into_iter().map(told).collect()
+    };
+    let inbox = |kind, uid_next| ("INBOX".to_owned(), kind, uid_next);
+    // Both kinds, and the newest state of each.
+    sim.quiet("Notes", 3);
+    sim.quiet("Notes", 4);
+    sim.mail("INBOX", 7);
+    let notes = ("Notes".to_owned(), ChangeKind::Quiet, Some(4));
+    assert_eq!(told(&mut sim), [inbox(ChangeKind::NewMail, Some(7)), notes]);
+    // An announcement goes without its state; one that waits learns it.
+    sim.until(100.0);
+    let announced = sim.change("INBOX", ChangeKind::NewMail, None);
+    assert_eq!(told(&mut sim), [inbox(ChangeKind::NewMail, None)]);
+    sim.confirm(announced, 8);
+    let announced = sim.change("INBOX", ChangeKind::NewMail, None);
+    sim.until(101.0);
+    sim.confirm(announced, 9);
+    // What matters less, and comes later, hides nothing.
+    sim.quiet("INBOX", 10);
+    sim.until(104.0);
+    sim.now = sim.start + seconds(105.0);
+    assert_eq!(told(&mut sim), [inbox(ChangeKind::NewMail, Some(10))]);
+    // Of a mark that is on disk nothing is known but that it is there.
+    let mut sim = Simulation::with([phone("a")]);
+    sim.targets[0].mailboxes[0].1 = true;
+    sim.scheduler.owed(vec![account()], sim.now);
+    assert_eq!(told(&mut sim), [inbox(ChangeKind::NewMail, None)]);
 }

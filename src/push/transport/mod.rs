@@ -22,6 +22,7 @@ mod verdict;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,7 +30,7 @@ use hyper::{Request, Response};
 
 pub use self::routes::{Route, RouteId, Routes};
 pub use self::verdict::{Blame, Verdict};
-use crate::model::{Mailbox, Subscription, Timestamp};
+use crate::model::{ChangeKind, Mailbox, Snapshot, Subscription, Timestamp};
 
 /// What one push tells one subscription.
 #[derive(Clone, Copy, Debug)]
@@ -37,11 +38,23 @@ pub struct Notice<'a> {
     /// A UUID that names this push, for the log and for services that want one.
     pub id: &'a str,
     /// The mailboxes that have changed: at least one, and no more than [`TransportLimits::mailboxes`].
-    pub mailboxes: &'a [Mailbox],
+    pub mailboxes: &'a [MailboxChange],
     /// The time of day.
     pub at: Timestamp,
     /// How long the service keeps the push for a client that is offline.
     pub ttl: Duration,
+}
+
+/// One mailbox of a [`Notice`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MailboxChange {
+    /// The mailbox.
+    pub mailbox: Mailbox,
+    /// New mail, or a quiet change only. New mail where that is not known any more.
+    pub kind: ChangeKind,
+    /// The state that it has now, as far as is known: nothing is where new mail was announced and the
+    /// state is still being asked for, or where the change was seen before a restart.
+    pub state: Snapshot,
 }
 
 /// What the scheduler has to respect.
@@ -52,6 +65,9 @@ pub struct TransportLimits {
     /// A client that is well registers anew within this time, unless it is switched off. So an endpoint
     /// that the service does not know is dead when it registered longer ago.
     pub silence: Duration,
+    /// Most pushes under way at once to one [`Transport::peer`]. Those to all of them together stay below
+    /// [`Route::in_flight`], too. `usize::MAX` where a route has one peer.
+    pub in_flight_per_peer: usize,
 }
 
 /// How one service is spoken to. Pure: no socket, no clock.
@@ -63,6 +79,13 @@ pub trait Transport: fmt::Debug + Send + Sync {
     /// people. `None` where it gets one.
     fn withholds(&self, _subscription: &Subscription, _mailbox: &Mailbox) -> Option<&'static str> {
         None
+    }
+
+    /// Which server the pushes of this subscription go to: what hangs, fails or refuses there holds up no
+    /// other peer of the route. It depends on the subscription alone, and is no secret: logs show it. The
+    /// whole route is one peer unless the transport says otherwise.
+    fn peer(&self, subscription: &Subscription) -> Arc<str> {
+        Arc::clone(&subscription.route)
     }
 
     /// What an operator checks when the service knows most endpoints not: a sentence.

@@ -1,5 +1,7 @@
-//! A transport for the tests of what stands above the seam: it sends nothing.
+//! A transport for the tests of what stands above the seam: it sends nothing. Endpoints that are written
+//! `NAME@HOST` have peers of their own.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,9 +13,14 @@ use crate::model::{Mailbox, Subscription, Timestamp};
 /// The options of a subscription that gets no push but for INBOX.
 pub(in crate::push) const OF_INBOX_ALONE: &str = "of INBOX alone";
 
+/// Most pushes under way to one host.
+pub(in crate::push) const PER_HOST: usize = 4;
+
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::push) struct Stub {
     pub(in crate::push) closed: Option<&'static str>,
+    /// Whether there are peers.
+    pub(in crate::push) hosts: bool,
 }
 
 impl Stub {
@@ -24,7 +31,16 @@ impl Stub {
 
 impl Transport for Stub {
     fn limits(&self) -> TransportLimits {
-        TransportLimits { mailboxes: 100, silence: Duration::from_hours(48) }
+        let in_flight_per_peer = if self.hosts { PER_HOST } else { usize::MAX };
+        let silence = Duration::from_hours(48);
+        TransportLimits { mailboxes: 100, silence, in_flight_per_peer }
+    }
+
+    fn peer(&self, subscription: &Subscription) -> Arc<str> {
+        match subscription.endpoint.as_given().split_once('@').filter(|_| self.hosts) {
+            Some((_, host)) => host.into(),
+            None => Arc::clone(&subscription.route),
+        }
     }
 
     fn withholds(&self, subscription: &Subscription, mailbox: &Mailbox) -> Option<&'static str> {

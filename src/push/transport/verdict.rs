@@ -40,8 +40,8 @@ pub enum Verdict {
         /// How long to wait, if the service says so.
         retry_after: Option<Duration>,
     },
-    /// Nothing can be sent on this route, to whichever subscription: there is no connection, or nothing
-    /// that proves who we are.
+    /// Nothing can be sent to this peer of the route, to whichever subscription: there is no connection,
+    /// or nothing that proves who we are.
     RouteClosed {
         /// What is wrong.
         why: String,
@@ -55,9 +55,12 @@ pub enum Verdict {
 pub enum Blame {
     /// It went well, or it cannot be said yet.
     Nobody,
-    /// This subscription alone: others on the route are pushed as before.
+    /// This subscription alone: others of the peer are pushed as before.
     Subscription,
-    /// The whole route: nothing else can be sent on it either.
+    /// The whole peer, which is the whole route where that has one peer ([`Transport::peer`]): nothing else
+    /// can be sent to it either.
+    ///
+    /// [`Transport::peer`]: super::Transport::peer
     Route,
     /// The configuration or mailchime.
     Us,
@@ -117,7 +120,7 @@ impl Verdict {
         Self::Unavailable { why: why.into(), retry_after: None }
     }
 
-    /// Nothing can be sent on the route, for this reason.
+    /// Nothing can be sent to the peer, for this reason.
     pub fn route_closed(why: impl Into<String>) -> Self {
         Self::RouteClosed { why: why.into(), retry_after: None }
     }

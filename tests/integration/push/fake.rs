@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::{Request, Response};
-use mailchime::model::{Mailbox, Subscription};
+use mailchime::model::Subscription;
 use mailchime::push::transport::{Exchange, Notice, Sender, Transport, TransportLimits, Verdict};
 
 /// Each endpoint; all others are not known to the service.
@@ -18,7 +18,8 @@ pub(super) struct Fake(pub(super) Arc<Mutex<Vec<String>>>);
 
 impl Transport for Fake {
     fn limits(&self) -> TransportLimits {
-        TransportLimits { mailboxes: 1, silence: Duration::from_secs(3600) }
+        let silence = Duration::from_secs(3600);
+        TransportLimits { mailboxes: 1, silence, in_flight_per_peer: 1 }
     }
 
     fn remedy(&self) -> &'static str {
@@ -26,7 +27,7 @@ impl Transport for Fake {
     }
 
     fn render(&self, to: &Subscription, notice: &Notice<'_>) -> Result<Request<Bytes>, Verdict> {
-        let names: Vec<_> = notice.mailboxes.iter().map(Mailbox::as_str).collect();
+        let names: Vec<_> = notice.mailboxes.iter().map(|it| it.mailbox.as_str()).collect();
         let request = Request::post(format!("/{}", to.endpoint.as_given()));
         Ok(request.body(names.join("+").into()).unwrap())
     }

@@ -43,7 +43,8 @@ impl From<&config::PushConfig> for MessageStyle {
 
 impl Transport for MailMessages {
     fn limits(&self) -> TransportLimits {
-        TransportLimits { mailboxes: payload::MAX_MAILBOXES, silence: SILENCE }
+        let mailboxes = payload::MAX_MAILBOXES;
+        TransportLimits { mailboxes, silence: SILENCE, in_flight_per_peer: usize::MAX }
     }
 
     fn withholds(&self, device: &Subscription, mailbox: &Mailbox) -> Option<&'static str> {
@@ -73,7 +74,8 @@ impl Transport for MailMessages {
             expiration: (notice.at.plus(notice.ttl).0 / 1000).unsigned_abs(),
             collapse_id: collapse_id.as_deref(),
         };
-        let push = MailPush::new(device, notice.mailboxes, headers).ok_or_else(|| {
+        let changed = notice.mailboxes.iter().map(|change| &change.mailbox);
+        let push = MailPush::new(device, changed, headers).ok_or_else(|| {
             Verdict::Misconfigured { why: "the options of the registration cannot be read".into() }
         })?;
         request(&self.server, &push, self.style.priority)

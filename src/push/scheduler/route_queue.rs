@@ -1,0 +1,241 @@
+//! The way out for the subscriptions of one route. Each of its peers has a queue of its own: what holds
+//! up one holds up no other.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::super::transport::{Blame, Route, RouteId, Transport, TransportLimits, Verdict};
+use super::circuit_breaker::{
+    BadEndpointMonitor, BadEndpoints, BreakerPass, CircuitBreaker, FailureScope,
+};
+use super::schedule::{Schedule, Tenant, TenantPart};
+use super::{REFUSED, UNAVAILABLE, at_least};
+use crate::model::{Account, Subscription};
+
+/// With so many peers those of which there is nothing to remember are forgotten.
+const SWEEP: usize = 1024;
+
+pub(super) struct RouteQueue {
+    id: RouteId,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) limits: TransportLimits,
+    peers: HashMap<Arc<str>, PeerQueue>,
+    /// When each peer has something to send, soonest first.
+    agenda: BTreeSet<(Instant, Arc<str>)>,
+    /// Pushes that are under way or have their turns, and how many may be.
+    sending: usize,
+    in_flight: usize,
+    /// Accounts in the queues of the peers.
+    queued: usize,
+    sweep_at: usize,
+}
+
+/// What is for one peer.
+#[derive(Default)]
+struct PeerQueue {
+    pushes: Schedule,
+    sending: usize,
+    breaker: CircuitBreaker,
+    monitor: BadEndpointMonitor,
+    /// Where it stands in the agenda.
+    due_at: Option<Instant>,
+}
+
+/// A push that is under way and was answered.
+pub(super) struct Answer<'a> {
+    pub(super) sent: &'a Subscription,
+    pub(super) verdict: &'a Verdict,
+    /// How it came through the breaker; `None` where that is no longer known.
+    pub(super) pass: Option<BreakerPass>,
+    /// For the jitter of waits.
+    pub(super) chance: f64,
+}
+
+// === impl RouteQueue ===
+
+impl RouteQueue {
+    /// `before` is the queue of the route that was there before: its pushes that are under way count.
+    pub(super) fn new(id: RouteId, route: &Route, before: Option<Self>) -> Self {
+        let before = before.into_iter().flat_map(|before| before.peers);
+        let peers: HashMap<_, _> = before
+            .filter(|(_, queue)| queue.sending > 0)
+            .map(|(peer, PeerQueue { sending, .. })| {
+                (peer, PeerQueue { sending, ..PeerQueue::default() })
+            })
+            .collect();
+        Self {
+            id,
+            transport: Arc::clone(route.transport()),
+            limits: route.transport().limits(),
+            sending: peers.values().map(|queue| queue.sending).sum(),
+            peers,
+            agenda: BTreeSet::new(),
+            in_flight: route.in_flight().max(1),
+            queued: 0,
+            sweep_at: SWEEP,
+        }
+    }
+
+    /// The account has a push for this peer at this time, or none any more.
+    pub(super) fn schedule(&mut self, peer: &Arc<str>, account: &Account, at: Option<Instant>) {
+        if at.is_some() || self.peers.contains_key(peer) {
+            self.change(peer, |queue| queue.pushes.set(account, at));
+        }
+    }
+
+    /// Takes the account whose turn it is off the queue of the peer for which it is, if a push may go:
+    /// `wait` is as for [`Schedule::take_unless`].
+    pub(super) fn take(
+        &mut self,
+        now: Instant,
+        share: impl Fn(&Account) -> Tenant,
+        mut wait: impl FnMut(TenantPart<'_>) -> Option<Instant>,
+    ) -> Option<(Arc<str>, Account, Tenant)> {
+        loop {
+            let (due_at, peer) = self.agenda.first().filter(|_| self.has_room())?;
+            if *due_at > now {
+                return None;
+            }
+            let peer = Arc::clone(peer);
+            let taken =
+                self.change(&peer, |queue| queue.pushes.take_unless(now, &share, &mut wait));
+            if let Some((account, share)) = taken {
+                return Some((peer, account, share));
+            }
+        }
+    }
+
+    /// A push to this peer begins.
+    pub(super) fn begin(&mut self, peer: &Arc<str>, now: Instant) -> Option<BreakerPass> {
+        self.change(peer, |queue| {
+            let pass = queue.breaker.pass(now)?;
+            queue.sending += 1;
+            Some(pass)
+        })
+    }
+
+    /// A push that was begun is not sent.
+    pub(super) fn release(&mut self, peer: &Arc<str>, pass: BreakerPass) {
+        self.change(peer, |queue| {
+            queue.sending = queue.sending.saturating_sub(1);
+            queue.breaker.release(pass);
+        });
+    }
+
+    /// What an answer says of the peer; returns what it says of endpoints, if it does.
+    pub(super) fn answered(&mut self, answer: Answer<'_>, now: Instant) -> Option<BadEndpoints> {
+        let route = self.id.clone();
+        let peer = self.transport.peer(answer.sent);
+        self.change(&peer, |queue| {
+            queue.sending = queue.sending.saturating_sub(1);
+            queue.answered(answer, &route, &peer, now)
+        })
+    }
+
+    /// For how long all subscriptions of this peer wait: zero while one push tries, `None` while none does.
+    pub(super) fn shut(&self, subscription: &Subscription, now: Instant) -> Option<Duration> {
+        let queue = self.peers.get(&self.transport.peer(subscription))?;
+        let left = |at: Instant| at.saturating_duration_since(now);
+        let shut = !queue.breaker.is_open();
+        shut.then(|| queue.breaker.opens_at().map(left).unwrap_or_default())
+    }
+
+    /// When there is something to send, if time alone brings it.
+    pub(super) fn wake_at(&self) -> Option<Instant> {
+        self.agenda.first().filter(|_| self.has_room()).map(|(at, _)| *at)
+    }
+
+    /// Accounts with a subscription to be pushed, each counted once a peer, and pushes that are under way.
+    pub(super) fn to_push(&self) -> usize {
+        self.queued + self.sending
+    }
+
+    fn has_room(&self) -> bool {
+        self.sending < self.in_flight
+    }
+
+    /// Changes what is for one peer, and with it what is known of all.
+    fn change<T>(&mut self, peer: &Arc<str>, change: impl FnOnce(&mut PeerQueue) -> T) -> T {
+        if !self.peers.contains_key(peer) && self.peers.len() >= self.sweep_at {
+            self.peers.retain(|_, queue| !queue.is_idle());
+            self.sweep_at = SWEEP.max(2 * self.peers.len());
+        }
+        let queue = self.peers.entry(Arc::clone(peer)).or_default();
+        self.queued -= queue.pushes.len();
+        self.sending -= queue.sending;
+        let changed = change(queue);
+        self.queued += queue.pushes.len();
+        self.sending += queue.sending;
+        let due_at = queue.next(self.limits.in_flight_per_peer);
+        let before = std::mem::replace(&mut queue.due_at, due_at);
+        if before != due_at {
+            if let Some(before) = before {
+                self.agenda.remove(&(before, Arc::clone(peer)));
+            }
+            self.agenda.extend(due_at.map(|at| (at, Arc::clone(peer))));
+        }
+        changed
+    }
+}
+
+// === impl PeerQueue ===
+
+impl PeerQueue {
+    fn answered(
+        &mut self,
+        Answer { sent, verdict, pass, chance }: Answer<'_>,
+        route: &RouteId,
+        peer: &str,
+        now: Instant,
+    ) -> Option<BadEndpoints> {
+        let pass = pass?;
+        let failure = match (verdict, verdict.blames()) {
+            (Verdict::Accepted { .. }, _) | (_, Blame::Subscription) => {
+                if self.breaker.answered(pass, &sent.endpoint) {
+                    info!(
+                        target: "mailchime::push::topic_resumed",
+                        transport = %route.transport, route = %route.name, peer,
+                        "the push service accepts pushes of this route again"
+                    );
+                }
+                let bad = *verdict == Verdict::BadEndpoint;
+                return Some(self.monitor.answered(&sent.account, &sent.endpoint, bad, now));
+            }
+            (_, Blame::Route) => FailureScope::Route,
+            (_, Blame::Nobody | Blame::Us) => FailureScope::One(&sent.endpoint),
+        };
+        let backoff = if verdict.blames() == Blame::Us { REFUSED } else { UNAVAILABLE };
+        if self.breaker.failed(pass, failure, now, backoff, at_least(verdict), chance) {
+            warn!(
+                target: "mailchime::push::topic_paused",
+                transport = %route.transport,
+                route = %route.name,
+                peer,
+                outcome = verdict.name(),
+                "pushes of this route fail, to more than one device; mailchime holds them back and \
+                 tries one at a time"
+            );
+        }
+        None
+    }
+
+    /// When a push may go, of which `most` may be under way.
+    fn next(&self, most: usize) -> Option<Instant> {
+        if self.sending >= most {
+            return None;
+        }
+        let next = self.pushes.next()?;
+        match self.breaker.is_open() {
+            true => Some(next),
+            false => Some(next.max(self.breaker.opens_at()?)),
+        }
+    }
+
+    /// Whether there is nothing to remember of it.
+    fn is_idle(&self) -> bool {
+        self.pushes.len() == 0 && self.sending == 0 && self.breaker.is_open()
+    }
+}
