@@ -326,3 +326,127 @@ impl Check<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{parse, refused_with, required_in};
+    use super::*;
+
+    #[test]
+    fn a_refused_value_names_its_key_and_what_is_allowed() {
+        for (text, expected) in [
+            ("[apns]", "[apns] certificate: missing; name a PEM file"),
+            (
+                "[apns]\ncertificate = \"certs/apns.pem\"",
+                "[apns] private_key: missing; name a PEM file",
+            ),
+            (
+                "[apns]\ncertificate = \"certs/apns.p12\"\nprivate_key = \"certs/apns.key\"",
+                "[apns] private_key: has no meaning with a certificate that brings its own",
+            ),
+            (
+                "[apns]\ncertificate = \"certs/apns.pem\"\npassword_file = \"certs/ca.pem\"",
+                "[apns] password_file: has no meaning with a PEM certificate",
+            ),
+            (
+                "[apns]\ncertificate = \"certs/apns.pem\"\nkey_id = \"ABCDE12345\"",
+                "[apns] key_id: has no meaning with certificate",
+            ),
+            (
+                "[apns]\nkey = \"certs/apns.key\"\nprivate_key = \"certs/apns.key\"",
+                "[apns] private_key: has no meaning with key",
+            ),
+            ("[apns]\nkey = \"certs/apns.key\"", "[apns] topic: missing; a key is not bound"),
+            (
+                "[apns]\nkey = \"certs/apns.key\"\ntopic = \"t\"\nkey_id = \"ABC\"",
+                "[apns] key_id: \"ABC\" is not understood; give the ten letters",
+            ),
+            (
+                "[apns]\nkey = \"certs/apns.key\"\ntopic = \"t\"\nkey_id = \"ABCDE12345\"",
+                "[apns] team_id: missing; give the ten letters",
+            ),
+            ("[apns]\ntopic = \"a b\"", "[apns] topic: \"a b\" is no topic; allowed are"),
+        ] {
+            refused_with(text, expected);
+        }
+        let pem = required_in("[apns]");
+        for (text, expected) in [
+            ("domains = [\"a@b\"]", "[apns] domains: \"a@b\" is no domain; allowed is"),
+            ("proxy = \"https://proxy:1\"", "[apns] proxy: is not understood; allowed is"),
+            ("proxy = \"http://me:secret@proxy:1\"", "[apns] proxy: is not understood; allowed is"),
+            (
+                "proxy_login_file = \"certs/ca.pem\"",
+                "[apns] proxy_login_file: has no meaning without proxy",
+            ),
+        ] {
+            refused_with(&format!("[apns]\n{pem}{text}"), expected);
+        }
+        for (domains, expected) in [
+            (["[]", "[]"], "[[apns]] domains: two tables have none"),
+            (
+                ["[\"a.org\"]", "[\"b.org\", \"A.org\"]"],
+                "[[apns]] domains: \"a.org\" is served by two",
+            ),
+        ] {
+            let table = |domains| format!("[[apns]]\n{pem}domains = {domains}\n");
+            refused_with(&domains.map(table).concat(), expected);
+        }
+        refused_with(
+            "[[apns]]\nkez = 1",
+            "[apns]: unknown key `kez`, expected one of `endpoint`, ",
+        );
+    }
+
+    #[test]
+    fn an_identity_is_two_files_or_one_or_a_key() {
+        let identity = |text: &str| parse(text).unwrap().apns.remove(0).identity;
+        let pem = identity(&format!("[apns]\n{}topic = \"t\"", required_in("[apns]")));
+        assert!(matches!(pem, ProviderFiles::Pem { topic: Some(topic), .. } if topic == "t"));
+        for password in ["", "password_file = \"certs/ca.pem\""] {
+            let one = identity(&format!("[apns]\ncertificate = \"certs/apns.p12\"\n{password}"));
+            let ProviderFiles::Pkcs12 { file, password_file, topic: None } = one else {
+                panic!("{one:?}")
+            };
+            assert!(file.ends_with("certs/apns.p12"));
+            assert_eq!(password_file.is_some(), !password.is_empty());
+        }
+        let key = "[apns]\nkey = \"certs/apns.key\"\nkey_id = \"ABCDE12345\"\n\
+                   team_id = \"TEAM123456\"\ntopic = \"t\"";
+        let ProviderFiles::Key { key_id, team_id, topic, .. } = identity(key) else {
+            panic!("no key")
+        };
+        assert_eq!([key_id, team_id, topic], ["ABCDE12345", "TEAM123456", "t"]);
+    }
+
+    #[test]
+    fn several_identities_serve_different_domains() {
+        let pem = required_in("[apns]");
+        let domains = ["[\"A.example\", \"bücher.example\"]", "[\"b.example\"]", "[]"];
+        let text = domains.map(|domains| format!("[[apns]]\n{pem}domains = {domains}\n")).concat();
+        let apns = parse(&text).unwrap().apns;
+        let served: Vec<_> = apns.iter().map(|apns| apns.domains.join(" ")).collect();
+        assert_eq!(served, ["a.example bücher.example", "b.example", ""]);
+    }
+
+    #[test]
+    fn endpoints_are_named_or_https() {
+        let endpoint = |value: &str| {
+            let required = required_in("[apns]");
+            parse(&format!("[apns]\n{required}endpoint = \"{value}\""))
+                .map(|c| c.apns[0].endpoint.clone())
+        };
+        assert_eq!(endpoint("production").unwrap().to_string(), "https://api.push.apple.com:443");
+        assert_eq!(
+            endpoint("sandbox").unwrap().to_string(),
+            "https://api.sandbox.push.apple.com:443"
+        );
+        for url in ["https://127.0.0.1:8443", "https://[::1]:8443", "https://localhost:2197"] {
+            assert_eq!(endpoint(url).unwrap().to_string(), url);
+        }
+        for bad in ["prod", "http://localhost:1", "https://localhost", "https://localhost:1/3", ""]
+        {
+            let message = endpoint(bad).unwrap_err().to_string();
+            assert!(message.contains("[apns] endpoint: "), "{message}");
+        }
+    }
+}

@@ -224,3 +224,54 @@ impl Check<'_> {
         Ok(Some(MasterUser { name, password_file, login_template }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::refused_with;
+
+    #[test]
+    fn a_refused_value_names_its_key_and_what_is_allowed() {
+        for (text, expected) in [
+            (
+                "[backend]\naddress = \"a:1\"\nmaster_user = \"boss\"\n\
+                 master_password_file = \"certs/ca.pem\"",
+                "[backend] master_user: has no meaning unless [credentials] mode = \"master\"",
+            ),
+            (
+                "[credentials]\nmode = \"master\"",
+                "[backend] master_user: missing, and so in each [[route]]: with [credentials] mode",
+            ),
+            (
+                "[backend]\naddress = \"a:1\"\nmaster_user = \"boss\"",
+                "[backend] master_password_file: missing; name a file with nothing but the password",
+            ),
+            (
+                "[backend]\naddress = \"a:1\"\nmaster_user = \"boss\"\n\
+                 master_password_file = \"certs/ca.pem\"\nlogin_template = \"{user}\"",
+                "[backend] login_template: \"{user}\" is not understood; allowed is a text that holds",
+            ),
+            (
+                "[backend]\naddress = \"a:1\"\nname = \"a:1\"",
+                "[backend] name: \"a:1\" is no name; allowed are 1 to 64 letters and digits",
+            ),
+            ("[backend]", "[backend] address: missing; give the IMAP server as \"host:port\""),
+            (
+                "[backend]\naddress = \"localhost\"",
+                "[backend] address: \"localhost\" is no address",
+            ),
+            ("[backend]\naddress = \"::1:143\"", "[backend] address: \"::1:143\" is no address"),
+            ("[backend]\naddress = \"a b:143\"", "[backend] address: "),
+            ("[backend]\naddress = \"localhost:0\"", "[backend] address: "),
+            (
+                "[backend]\naddress = \"localhost:1\"\nserver_name = \"a:b\"",
+                "[backend] server_name: \"a:b\" cannot be",
+            ),
+            (
+                "[backend]\naddress = \"localhost:1\"\ntls = \"none\"\nca = \"certs/ca.pem\"",
+                "[backend] ca: has no meaning with tls = \"none\"",
+            ),
+        ] {
+            refused_with(text, expected);
+        }
+    }
+}

@@ -137,3 +137,24 @@ impl Check<'_> {
         Ok(limits)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::refused_with;
+
+    #[test]
+    fn a_refused_value_names_its_key_and_what_is_allowed() {
+        for (text, expected) in [
+            (
+                "[limits]\ncommand_size = \"65536\"",
+                "[limits] command_size: \"65536\" is no size with a unit",
+            ),
+            (
+                "[limits]\ncommand_size = \"1GiB\"",
+                "[limits] command_size: 1GiB is out of range; allowed is 1KiB to 16MiB",
+            ),
+        ] {
+            refused_with(text, expected);
+        }
+    }
+}

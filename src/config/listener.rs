@@ -100,3 +100,49 @@ impl Check<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{parse, refused_with};
+    use super::*;
+
+    #[test]
+    fn a_refused_value_names_its_key_and_what_is_allowed() {
+        for (text, expected) in [
+            (
+                "[[listener]]\naddress = \"imap.example.org:993\"",
+                "[[listener]] address: \"imap.example.org:993\" is no address",
+            ),
+            ("[[listener]]\n[[listener]]", "[[listener]] address: [::]:993 is given twice"),
+            ("[[listener]]\ntls = \"none\"", "[[listener]] tls: unknown variant `none`"),
+            (
+                "[[listener]]\nadress = 1",
+                "[[listener]]: unknown key `adress`, expected one of `address`, `tls`, `proxy_protocol` \
+                 (line 5)",
+            ),
+            (
+                "[[listener]]\nproxy_protocol = [\"10.0.0.1/8\"]",
+                "[[listener]] proxy_protocol: \"10.0.0.1/8\" has bits beyond its prefix; write \
+                 \"10.0.0.0/8\"",
+            ),
+            (
+                "[[listener]]\nproxy_protocol = [\"lb.example.org\"]",
+                "[[listener]] proxy_protocol: \"lb.example.org\" is no network; allowed is",
+            ),
+            (
+                "[[listener]]\nproxy_protocol = \"::1\"",
+                "[[listener]] proxy_protocol: invalid type: string \"::1\", expected a sequence",
+            ),
+        ] {
+            refused_with(text, expected);
+        }
+    }
+
+    #[test]
+    fn a_listener_for_starttls_has_a_port_of_its_own() {
+        let listeners = parse("[[listener]]\n[[listener]]\ntls = \"starttls\"").unwrap().listeners;
+        let told: Vec<_> = listeners.iter().map(|l| (l.address.to_string(), l.tls)).collect();
+        let expected = [("[::]:993", ListenerTls::Implicit), ("[::]:143", ListenerTls::StartTls)];
+        assert_eq!(told, expected.map(|(address, tls)| (address.to_owned(), tls)));
+    }
+}

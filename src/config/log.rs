@@ -61,3 +61,22 @@ impl Check<'_> {
         Ok(log)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::refused_with;
+
+    #[test]
+    fn a_refused_value_names_its_key_and_what_is_allowed() {
+        for (text, expected) in [
+            (
+                "[log]\nlevel = \"inof\"",
+                "[log] level: \"inof\" is not understood; allowed are off,",
+            ),
+            ("[log]\nlevel = \"mailchime=loud\"", "[log] level: "),
+            ("[log]\nlevel = \"\"", "[log] level: "),
+        ] {
+            refused_with(text, expected);
+        }
+    }
+}

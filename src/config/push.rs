@@ -253,3 +253,66 @@ impl Check<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{parse, refused_with};
+    use super::*;
+
+    #[test]
+    fn a_refused_value_names_its_key_and_what_is_allowed() {
+        for (text, expected) in [
+            ("[push]\nquiet_delay = \"soon\"", "[push] quiet_delay: \"soon\" is no duration"),
+            (
+                "[push]\nquiet_delay = 30",
+                "[push] quiet_delay: invalid type: integer `30`, expected a string (line 5)",
+            ),
+            ("[push]\nquiet_delay = \"30\"", "[push] quiet_delay: \"30\" is no duration"),
+            (
+                "[push]\nquiet_delay = \"3m\"",
+                "[push] quiet_delay: 3m is longer than max_delay (2m)",
+            ),
+            (
+                "[push]\nmin_interval = \"3m\"",
+                "[push] min_interval: 3m is longer than max_delay (2m)",
+            ),
+            ("[push]\nclients = []", "[push] clients: the list is empty"),
+            (
+                "[push]\nclients = [\"com.*.mail\"]",
+                "[push] clients: \"com.*.mail\" is not understood",
+            ),
+            (
+                "[push]\npriority = 10",
+                "[push] priority: 10 is refused by APNs for background pushes",
+            ),
+            ("[push]\npriority = 7", "[push] priority: 7 does not exist; allowed are 1, 5 and 10"),
+            (
+                "[push]\npush_type = \"voip\"",
+                "[push] push_type: unknown variant `voip`, expected `background` or `alert`",
+            ),
+            ("[push]\ndevices = -1", "[push] devices: -1 is out of range; allowed is 1 to 10000"),
+            (
+                "[push]\nevents = [\"MessageNews\"]",
+                "[push] events: unknown variant `MessageNews`, expected one of `MessageNew`,",
+            ),
+            ("[push]\nevents = []", "[push] events: the list is empty, so nothing would be pushed"),
+            (
+                "[push]\ncollapse = \"device\"",
+                "[push] collapse: unknown variant `device`, expected `none` or `account`",
+            ),
+        ] {
+            refused_with(text, expected);
+        }
+    }
+
+    #[test]
+    fn events_are_new_mail_or_anything_else() {
+        let events = |names: &str| parse(&format!("push.events = [{names}]")).unwrap().push.events;
+        assert_eq!(events("\"MessageNew\""), Events { new_mail: true, quiet: false });
+        assert_eq!(events("\"MessageAppend\", \"FlagsClear\""), PushConfig::default().events);
+        for quiet in ["MessageRead", "MessageTrash", "MessageExpunge", "MessageExpires", "FlagsSet"]
+        {
+            assert_eq!(events(&format!("\"{quiet}\"")), Events { new_mail: false, quiet: true });
+        }
+    }
+}

@@ -72,3 +72,37 @@ impl Check<'_> {
         Ok(routes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::refused_with;
+
+    #[test]
+    fn a_refused_value_names_its_key_and_what_is_allowed() {
+        for (text, expected) in [
+            ("[[route]]", "[[route]] domain: missing; give what stands behind"),
+            ("[[route]]\ndomain = \"*.b\"", "[[route]] domain: \"*.b\" is no domain"),
+            ("[[route]]\ndomain = \"b\"", "[[route]] address: missing; give the IMAP server"),
+            ("[[route]]\ndomain = 1", "[[route]] domain: invalid type"),
+            (
+                "[[route]]\ndomain = \"b\"\naddress = \"b:1\"\ntls = \"none\"\nca = \"certs/ca.pem\"",
+                "[[route]] ca: has no meaning with tls = \"none\"",
+            ),
+            (
+                "[[route]]\ndomain = \"b\"\naddress = \"b:1\"\n[[route]]\ndomain = \"B\"\naddress = \"c:1\"",
+                "[[route]] domain: b is given twice; remove one",
+            ),
+            (
+                "[[route]]\ndomain = \"b\"\naddress = \"b:1\"\nmaster_password_file = \"certs/ca.pem\"",
+                "[[route]] master_user: missing; name the user of the IMAP server",
+            ),
+            (
+                "[backend]\naddress = \"a:1\"\nname = \"a\"\n\
+                 [[route]]\ndomain = \"b\"\naddress = \"b:1\"\nname = \"a\"",
+                "[[route]] name: a is the name of a:1 and of b:1; a name is that of one server",
+            ),
+        ] {
+            refused_with(text, expected);
+        }
+    }
+}

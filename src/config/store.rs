@@ -163,3 +163,56 @@ fn percent_encoded(folder: &Path) -> String {
         NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
     percent_encode(folder.as_os_str().as_encoded_bytes(), &ESCAPED).to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{parse, refused_with};
+
+    #[test]
+    fn a_refused_value_names_its_key_and_what_is_allowed() {
+        for (text, expected) in [
+            (
+                "[store]\nurl = \"mailchime.db\"",
+                "[store] url: \"mailchime.db\" is not understood; allowed is",
+            ),
+            ("[store]\nurl = \"sqlite://:memory:\"", "[store] url: "),
+            ("[store]\nurl = \"sqlite://mail.db?mode=memory\"", "[store] url: "),
+            (
+                "[store]\nurl = \"postgres://u:secret@db:5432/mail?pasword=secret\"",
+                "[store] url: postgres://db:5432/mail: has an unknown parameter; allowed are application",
+            ),
+            (
+                "[store]\nurl = \"postgres://u:secret@db/mail?sslrootcert=no.pem\"",
+                "[store] url: postgres://db:5432/mail: sslrootcert: no.pem is not a file",
+            ),
+            ("[store]\nurl = \"postgres://u:secret@db:x/mail\"", "[store] url: postgres://…: "),
+            (
+                "[store]\nurl = \"mysql://u:secret@db/mail\"",
+                "[store] url: the URL is not understood",
+            ),
+        ] {
+            refused_with(text, expected);
+        }
+    }
+
+    #[test]
+    fn a_database_server_is_taken_as_it_is_given_and_its_password_not_shown() {
+        for url in [
+            "postgres://mc:sesame@127.0.0.1/mail",
+            "postgresql://mc@db.example.org:5433/mail?sslmode=verify-full&password=sesame",
+            "postgres:///mail?host=/run/postgresql&user=mc&password=sesame",
+        ] {
+            let config = parse(&format!("[store]\nurl = \"{url}\"")).unwrap();
+            assert_eq!(config.store.url, url);
+            assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+            let shown = format!("{config:?}");
+            assert!(!shown.contains("sesame") && shown.contains("postgres://"), "{shown}");
+        }
+        for mode in ["", "?sslmode=require", "?sslmode=disable"] {
+            let url = format!("postgres://mc:sesame@db.example.org/mail{mode}");
+            let warnings = parse(&format!("[store]\nurl = \"{url}\"")).unwrap().warnings;
+            assert!(warnings[0].starts_with("[store] url: device tokens"), "{warnings:?}");
+            assert!(!warnings[0].contains("sesame"), "{warnings:?}");
+        }
+    }
+}

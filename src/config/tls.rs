@@ -121,3 +121,39 @@ impl Check<'_> {
         Ok(pairs.map(|(certificate, key)| CertificateFiles::new(certificate, key)).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::refused_with;
+
+    #[test]
+    fn a_refused_value_names_its_key_and_what_is_allowed() {
+        for (text, expected) in [
+            ("[[tls.sni]]", "[[tls.sni]] name: missing; give a host name"),
+            ("[[tls.sni]]\nnme = 1", "[[tls.sni]]: unknown key `nme`"),
+            ("[[tls.sni]]\nname = \"*\"", "[[tls.sni]] name: \"*\" is no host name"),
+            ("[[tls.sni]]\nname = \"a.*.b\"", "[[tls.sni]] name: \"a.*.b\" is no host name"),
+            ("[[tls.sni]]\nname = \"*.b\"", "[[tls.sni]] certificate: missing; name a PEM file"),
+            (
+                "[[tls.sni]]\nname = \"b\"\ncertificate = []",
+                "[[tls.sni]] certificate: missing; name a PEM file",
+            ),
+            (
+                "[[tls.sni]]\nname = \"b\"\ncertificate = 1",
+                "[[tls.sni]] certificate: invalid type: integer `1`, expected a path or a list of paths",
+            ),
+            (
+                "[[tls.sni]]\nname = \"b\"\ncertificate = [\"certs/server.pem\", \"certs/ca.pem\"]\n\
+                 private_key = \"certs/server.key\"",
+                "[[tls.sni]] private_key: names 1 files, and `certificate` 2; give the private key of each \
+                 certificate",
+            ),
+            (
+                "[[tls.sni]]\nname = \"b\"\ncertificate = [\"certs/server.pem\", \"certs/no.pem\"]",
+                "[[tls.sni]] certificate: ",
+            ),
+        ] {
+            refused_with(text, expected);
+        }
+    }
+}

@@ -79,3 +79,28 @@ impl Check<'_> {
         Ok(watch)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::refused_with;
+
+    #[test]
+    fn a_refused_value_names_its_key_and_what_is_allowed() {
+        for (text, expected) in [
+            (
+                "[watch]\nidle_renewal = \"30m\"",
+                "[watch] idle_renewal: 30m is out of range; allowed is 1m to 29m",
+            ),
+            (
+                "[watch]\npoll_interval = \"10m\"",
+                "[watch] poll_interval: 10m is longer than poll_max (5m)",
+            ),
+            (
+                "[watch]\nretry_min = \"10m\"",
+                "[watch] retry_min: 10m is longer than retry_max (5m)",
+            ),
+        ] {
+            refused_with(text, expected);
+        }
+    }
+}
