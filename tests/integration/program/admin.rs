@@ -75,8 +75,7 @@ impl World {
         let any = "[admin]\naddress = \"127.0.0.1:0\"\n";
         self.configure("[log]", &format!("{any}[log]"));
         let mut server = self.serve().await;
-        let line = server.logged("serving metrics, health and status").await;
-        let address = line["address"].as_str().unwrap();
+        let address = server.admin_address().await;
         self.configure(any, &format!("[admin]\naddress = \"{address}\"\n"));
         server
     }

@@ -66,8 +66,8 @@ fn on_server(world: &World, url: &str) {
 async fn serve(world: &World) -> (Server, SocketAddr) {
     world.configure("[log]", "[admin]\naddress = \"127.0.0.1:0\"\n[log]");
     let mut server = world.serve().await;
-    let line = server.logged("serving metrics, health and status").await;
-    (server, line["address"].as_str().unwrap().parse().unwrap())
+    let admin = server.admin_address().await;
+    (server, admin)
 }
 
 /// With a database that goes away while phones and mail clients are at work.

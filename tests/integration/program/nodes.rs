@@ -50,9 +50,8 @@ impl Cluster {
         let file = file.display().to_string();
         let process = Process::spawn(mailchime(&["serve", "--config", &file]));
         let mut server = Server::of(process).await;
-        let line = server.logged("serving metrics, health and status").await;
-        let address = line["address"].as_str().unwrap();
-        let known = any.replace("127.0.0.1:0", address);
+        let address = server.admin_address().await;
+        let known = any.replace("127.0.0.1:0", &address.to_string());
         fs::write(file, config.replace(any, &known)).unwrap();
         Node { name, server }
     }

@@ -19,6 +19,8 @@ pub(crate) struct Lines {
     incoming: mpsc::UnboundedReceiver<String>,
     /// All lines so far.
     pub(crate) seen: Vec<String>,
+    /// How many of them `find` has gone through.
+    searched: usize,
 }
 
 /// The binary with these arguments, and no variables that change what it does.
@@ -115,30 +117,38 @@ impl Lines {
                 let _ = sender.send(line);
             }
         });
-        Self { incoming, seen: Vec::new() }
+        Self { incoming, seen: Vec::new(), searched: 0 }
     }
 
-    /// The next line; `None` at the end.
+    /// A line that nobody has seen yet; `None` at the end. `find` still goes through it.
     pub(crate) async fn next(&mut self) -> Option<String> {
         let line = soon("a line of output", self.incoming.recv()).await;
         self.seen.extend(line.clone());
         line
     }
 
-    /// The next line that `fits`, and what it gives.
+    /// The first line that `fits` behind the one that was found last, and what it gives. It may have been
+    /// written already, or is waited for.
     pub(crate) async fn find<T>(&mut self, awaited: &str, fits: impl Fn(&str) -> Option<T>) -> T {
         let found = async {
-            while let Some(line) = self.incoming.recv().await {
-                let found = fits(&line);
-                self.seen.push(line);
-                if found.is_some() {
-                    return found;
+            loop {
+                while let Some(line) = self.seen.get(self.searched) {
+                    self.searched += 1;
+                    if let Some(found) = fits(line) {
+                        return Some(found);
+                    }
                 }
+                let line = self.incoming.recv().await?;
+                self.seen.push(line);
             }
-            None
         };
         let found = tokio::time::timeout(super::SOON, found).await.ok().flatten();
         found.unwrap_or_else(|| panic!("no line with {awaited} in\n{}", self.seen.join("\n")))
+    }
+
+    /// From now on `find` begins with the first line again.
+    pub(crate) fn rewind(&mut self) {
+        self.searched = 0;
     }
 
     /// What was read so far.

@@ -178,14 +178,23 @@ impl World {
 }
 
 impl Server {
-    /// Waits until it listens, and learns where.
+    /// Waits until it listens, and learns where. Lines before that one can be found all the same: which
+    /// of those of a start comes first is nobody's promise.
     pub(crate) async fn of(mut process: Process) -> Self {
         let address = process.stderr.find("the address", |line| {
             let line: Value = serde_json::from_str(line).ok()?;
             (line["message"] == "listening").then(|| line["address"].as_str()?.parse().ok())?
         });
         let address = address.await;
+        process.stderr.rewind();
         Self { process, address }
+    }
+
+    /// Where `[admin]` listens; as in [`Server::of`] no line of the start is passed over by that.
+    pub(crate) async fn admin_address(&mut self) -> SocketAddr {
+        let line = self.logged("serving metrics, health and status").await;
+        self.process.stderr.rewind();
+        line["address"].as_str().unwrap().parse().unwrap()
     }
 
     /// How many lines of the log have this message, and are no mere details, of those that were
@@ -198,7 +207,7 @@ impl Server {
         self.process.stderr.seen().iter().filter(|line| line.contains(&message)).count()
     }
 
-    /// The next line of the log with this message, which may not have come yet.
+    /// The first line with this message behind the one that was asked for last. It may not have come yet.
     pub(crate) async fn logged(&mut self, message: &str) -> Value {
         let found = self.process.stderr.find(message, |line| {
             let line: Value = serde_json::from_str(line).expect("a line of the log is JSON");

@@ -109,10 +109,8 @@ async fn a_private_key_that_others_can_use_is_reported() {
         mode("server.key", 0o640);
         mode("apns.key", 0o604);
         let mut server = world.serve_with_admin().await;
-        let lines = server.process.stderr.seen.iter();
-        let lines = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
         let message = "other users of this machine can use a file that holds a secret; restrict its owner and mode to mailchime";
-        let line = lines.into_iter().find(|line| line["message"] == message).unwrap();
+        let line = server.logged(message).await;
         let why = line["why"].as_str().unwrap();
         assert_eq!(line["level"], "ERROR");
         assert_eq!(line["key"], "[apns] private_key");
