@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::support::pushing::{Certificates, StandIn, account_id, route_of, token};
-use crate::support::{limited, listener};
+use crate::support::{limited, listener, stop_clock};
 
 /// When each push expires.
 const EXPIRATION: Timestamp = Timestamp(1_900_000_000_000);
@@ -265,6 +265,8 @@ async fn many_pushes_dial_once_and_after_a_failure_none_dials_for_a_while() {
         let hangs_up = listener().await;
         let apns = certificates.route(hangs_up.local_addr().unwrap());
         let dialled = count(hangs_up, |stream, _| async move { drop(stream) });
+        // The while is half a second, which may go by between two of these pushes.
+        let _clock = stop_clock();
         let outcomes = many(apns.clone(), 50).await;
         assert!(outcomes.iter().all(|outcome| matches!(
             outcome,
@@ -375,6 +377,8 @@ async fn the_reason_of_a_goaway_is_reported_and_unprocessed_requests_are_sent_ag
                 let _ = copy(&mut stream, &mut tokio::io::sink()).await;
             }
         });
+        // The while in which nobody dials is a second.
+        let _clock = stop_clock();
         let said = why(push(&apns, &certificates.device("ab")).await);
         assert!(said.contains("BadCertificateEnvironment"), "{said}");
         assert_eq!(dialled.load(Ordering::Relaxed), 2, "sent again once");

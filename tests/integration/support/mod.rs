@@ -3,6 +3,7 @@
 //!
 //! The soak uses it, too (`tests/soak/main.rs`).
 
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -42,6 +43,22 @@ pub(crate) async fn within<T>(limit: Duration, test: impl Future<Output = T>) ->
 pub(crate) async fn soon<T>(awaited: &str, event: impl Future<Output = T>) -> T {
     let waited = tokio::time::timeout(SOON, event).await;
     waited.unwrap_or_else(|_| panic!("not within {SOON:?}: {awaited}"))
+}
+
+/// Stops tokio's clock while it lives, at the latest for [`LIMIT`]. Sockets go on, so that what happens
+/// on them takes no time, however busy the machine is.
+#[derive(Debug)]
+pub(crate) struct StoppedClock(#[expect(dead_code, reason = "its end is the signal")] Sender<()>);
+
+/// Begins a [`StoppedClock`]; in a runtime of one thread.
+pub(crate) fn stop_clock() -> StoppedClock {
+    let (sender, ended) = std::sync::mpsc::channel();
+    // A clock that is paused does not jump ahead while a thread of this kind is at work.
+    tokio::task::spawn_blocking(move || {
+        let _ = ended.recv_timeout(LIMIT);
+    });
+    tokio::time::pause();
+    StoppedClock(sender)
 }
 
 /// A port of loopback that the system chooses.
