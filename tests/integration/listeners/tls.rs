@@ -11,11 +11,12 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, HandshakeKind, RootCertStore, SupportedProtocolVersion};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 
 use crate::support::in_process::{InProcess, demo_backend, logins, loopback};
 use crate::support::line::Line;
+use crate::support::skip::report;
 use crate::support::{limited, soon};
 
 /// Writes a certificate for these names, and its key.
@@ -74,6 +75,11 @@ pub(super) async fn handshake(
 #[tokio::test]
 async fn several_listeners_serve_each_in_its_way() {
     limited(async {
+        let has_ipv6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await;
+        if let Err(error) = &has_ipv6 {
+            let why = format!("its listener for IPv6: {error}");
+            report("listeners::tls::several_listeners_serve_each_in_its_way", &why);
+        }
         let backend = demo_backend(&["alice"]).await;
         let world = InProcess::start(backend.address(), |config| {
             let mut starttls = config.listeners[0].clone();
@@ -81,12 +87,14 @@ async fn several_listeners_serve_each_in_its_way() {
             starttls.address = loopback();
             let mut ipv6 = starttls.clone();
             ipv6.address = (Ipv6Addr::LOCALHOST, 0).into();
-            config.listeners.extend([starttls, ipv6]);
+            config.listeners.push(starttls);
+            config.listeners.extend(has_ipv6.is_ok().then_some(ipv6));
         })
         .await;
         world.session("alice").await;
-        assert!(world.mailchime.addresses[2].is_ipv6());
-        for address in &world.mailchime.addresses[1..] {
+        let addresses = &world.mailchime.addresses;
+        assert_eq!(addresses.iter().any(SocketAddr::is_ipv6), has_ipv6.is_ok());
+        for address in &addresses[1..] {
             let mut client = Line::of(TcpStream::connect(address).await.unwrap());
             let greeting = client.line().await;
             assert!(greeting.contains(" STARTTLS LOGINDISABLED]"), "{greeting}");
@@ -96,7 +104,7 @@ async fn several_listeners_serve_each_in_its_way() {
             let mut client = Line::of(world.secured(client.0.into_inner()).await.unwrap());
             assert!(client.log_in("alice", "secret").await.starts_with("in OK"));
         }
-        assert_eq!(logins(&backend, "alice"), 3);
+        assert_eq!(logins(&backend, "alice"), addresses.len() as u64);
     })
     .await;
 }

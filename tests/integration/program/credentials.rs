@@ -141,7 +141,8 @@ async fn a_start_without_passwords_asks_the_phones_to_log_in() {
         world.deliver();
         world.push().await;
         drop(session);
-        // In order, so that no change is announced twice.
+        // A stop before the mail's state is on disk would have it pushed again.
+        server.logged("change recorded").await;
         server.process.signal("TERM");
         server.process.end().await;
         let server = world.serve_with_admin().await;

@@ -1,11 +1,9 @@
-//! The end: everyone is told, everything is on disk, and nothing takes for ever.
-
-use std::time::Instant;
+//! The end: everyone gets a BYE, everything is on disk, and nothing takes for ever.
 
 use tokio::net::TcpStream;
 
 use crate::support::world::World;
-use crate::support::{SOON, limited, listener, soon};
+use crate::support::{limited, listener, soon};
 
 #[tokio::test]
 async fn sigterm_ends_sessions_with_a_goodbye() {
@@ -34,14 +32,17 @@ async fn sigterm_ends_sessions_with_a_goodbye() {
 async fn a_client_that_does_not_hang_up_cannot_delay_the_end() {
     limited(async {
         let world = World::new().await;
+        // The end does not come from a limit of theirs.
+        world.configure(
+            "[log]",
+            "[limits]\nhandshake_timeout = \"10m\"\nwrite_timeout = \"1d\"\n[log]",
+        );
         let mut server = world.serve().await;
         // One that never begins with TLS, one that never reads.
         let _silent = TcpStream::connect(server.address).await.unwrap();
         let _deaf = world.session(&server).await;
-        let asked = Instant::now();
         server.process.signal("TERM");
         assert_eq!(server.process.end().await.code(), Some(0));
-        assert!(asked.elapsed() < SOON / 2, "{:?}", asked.elapsed());
     })
     .await;
 }
@@ -66,8 +67,9 @@ async fn a_second_signal_ends_it_at_once() {
 async fn a_backend_that_says_nothing_cannot_hold_up_the_end() {
     limited(async {
         let world = World::new().await;
-        // It stays the same backend at another address.
+        // It stays the same backend at another address. No limit ends the wait for its greeting.
         world.configure("[backend]\n", "[backend]\nname = \"mail\"\n");
+        world.configure("[log]", "[limits]\nconnect_timeout = \"10m\"\n[log]");
         let server = world.serve().await;
         world.register(server.address).await.unwrap();
         server.process.kill();
@@ -79,10 +81,8 @@ async fn a_backend_that_says_nothing_cannot_hold_up_the_end() {
         // The watcher, and who asks what the backend offers.
         let one = soon("a connection", mute.accept()).await.unwrap();
         let two = soon("another", mute.accept()).await.unwrap();
-        let asked = Instant::now();
         server.process.signal("TERM");
         assert_eq!(server.process.end().await.code(), Some(0), "{:?}", server.process.stderr.seen);
-        assert!(asked.elapsed() < SOON * 2 / 3, "{:?}", asked.elapsed());
         drop((one, two));
     })
     .await;
