@@ -4,9 +4,15 @@
 //! in a group (`use crate::{imap, net}`) or through `super` does. Names that a macro would make are
 //! not seen; there are none.
 
+mod bites;
+mod tokens;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+
+use self::tokens::tokens;
+pub(crate) use self::tokens::{is_word, skipped};
 
 /// From the roof to the ground. Each names those below itself and none beside it.
 const FLOORS: &[&[&str]] = &[
@@ -47,9 +53,9 @@ const NOT_IN_IMAP: &[&str] = &[
 /// Floors on which a module and its own parts use each other in one direction only, too.
 const WITHOUT_CIRCLES: &[&str] = &["imap", "proxy"];
 
-/// Pairs of files that still use each other: their floor and their names, in order. None is added, and the
+/// Circles of files that are still there: their floor and their names, in order. None is added, and the
 /// test fails on one that is no more.
-const CIRCLES: &[(&str, &str, &str)] = &[("push", "account", "device")];
+const CIRCLES: &[(&str, &[&str])] = &[("push", &["account", "device"])];
 
 /// All files of `src`.
 fn sources() -> Vec<File> {
@@ -64,15 +70,16 @@ fn sources() -> Vec<File> {
 fn no_file_uses_one_that_uses_it() {
     let mut faults = Vec::new();
     let mut cut = CIRCLES.to_vec();
-    for [one, other] in circles(&sources()) {
-        let floor = one[0].as_str();
-        let parts = one.starts_with(&other) || other.starts_with(&one);
-        let mut names = [&one, &other].map(|module| module.last().map_or("", String::as_str));
+    for circle in circles(&sources()) {
+        let mut names: Vec<_> =
+            circle.iter().map(|module| module.last().map_or("", String::as_str)).collect();
         names.sort_unstable();
-        let known = CIRCLES.contains(&(floor, names[0], names[1]));
-        cut.retain(|circle| *circle != (floor, names[0], names[1]));
-        if !known && (!parts || WITHOUT_CIRCLES.contains(&floor)) {
-            faults.push(format!("`{}` and `{}` use each other", one.join("::"), other.join("::")));
+        let known = (circle[0][0].as_str(), &names[..]);
+        if CIRCLES.contains(&known) {
+            cut.retain(|circle| *circle != known);
+        } else {
+            let files: Vec<_> = circle.iter().map(|module| module.join("::")).collect();
+            faults.push(format!("these use each other in a circle: {}", files.join(", ")));
         }
     }
     faults.extend(
@@ -250,9 +257,41 @@ impl File {
     }
 }
 
-/// Pairs of files that use each other. A declaration (`mod x;`) is no use, and a re-export is one of where
-/// the item is, by those that use it.
-fn circles(files: &[File]) -> BTreeSet<[Vec<String>; 2]> {
+/// The path of a module.
+type ModulePath = Vec<String>;
+
+/// Groups of files of which each uses every other, maybe by way of others of the group. On most floors a part
+/// may use what its module holds, which is no step of a circle then.
+fn circles(files: &[File]) -> BTreeSet<Vec<ModulePath>> {
+    let mut used: BTreeMap<ModulePath, BTreeSet<ModulePath>> = BTreeMap::new();
+    for (from, to) in edges(files) {
+        if !from.starts_with(&to) || WITHOUT_CIRCLES.contains(&from[0].as_str()) {
+            used.entry(from).or_default().insert(to);
+        }
+    }
+    // What each uses, and what that uses, and so on.
+    let reached = |start: &ModulePath| {
+        let (mut reached, mut next) = (BTreeSet::new(), vec![start]);
+        while let Some(module) = next.pop() {
+            let steps = used.get(module).into_iter().flatten();
+            next.extend(steps.filter(|step| reached.insert((*step).clone())));
+        }
+        reached
+    };
+    let reached: BTreeMap<_, _> = used.keys().map(|module| (module, reached(module))).collect();
+    let back = |from: &ModulePath, to: &ModulePath| {
+        reached.get(to).is_some_and(|reached| reached.contains(from))
+    };
+    let group = |(module, reached): (&&ModulePath, &BTreeSet<ModulePath>)| {
+        let group = reached.iter().filter(|other| back(module, other));
+        group.cloned().collect::<Vec<_>>()
+    };
+    reached.iter().map(group).filter(|group| !group.is_empty()).collect()
+}
+
+/// Which file uses which. A declaration (`mod x;`) is no use, and a re-export is one of where the item is,
+/// by those that use it.
+fn edges(files: &[File]) -> BTreeSet<(ModulePath, ModulePath)> {
     let uses: BTreeMap<_, _> = files.iter().map(|file| (&file.module, file.uses())).collect();
     let tests: BTreeSet<_> = uses.values().flat_map(|uses| &uses.test_files).cloned().collect();
     let mut edges = BTreeSet::new();
@@ -282,10 +321,7 @@ fn circles(files: &[File]) -> BTreeSet<[Vec<String>; 2]> {
             }
         }
     }
-    let back = |(from, to): &&(Vec<String>, Vec<String>)| {
-        from < to && edges.contains(&(to.clone(), from.clone()))
-    };
-    edges.iter().filter(back).map(|(from, to)| [from.clone(), to.clone()]).collect()
+    edges
 }
 
 /// The file in which the item of this path lies, if it is one of ours.
@@ -409,256 +445,4 @@ fn ends_with_cfg_test(tokens: &[String]) -> bool {
     end.is_some_and(|end| {
         tokens[..=end].iter().rev().zip(attribute.iter().rev()).all(|(a, b)| a == b)
     }) && tokens.len() >= attribute.len()
-}
-
-pub(crate) fn is_word(token: &str) -> bool {
-    token.starts_with(|c: char| c.is_alphabetic() || c == '_')
-}
-
-/// Words, `::` and single signs; comments, strings, characters and lifetimes are left out.
-fn tokens(text: &str) -> Vec<String> {
-    let mut tokens = Vec::new();
-    let mut rest = text;
-    while let Some(first) = rest.chars().next() {
-        let taken = if let Some(length) = skipped(rest) {
-            length
-        } else if is_word(rest) {
-            let word = |c: char| c.is_alphanumeric() || c == '_';
-            let length = rest.find(|c| !word(c)).unwrap_or(rest.len());
-            // The prefix of a string (`b"…"`, `c"…"`) or a raw name is no name.
-            if !matches!(&rest[length..].chars().next(), Some('"' | '\'')) {
-                tokens.push(rest[..length].to_owned());
-            }
-            length
-        } else if rest.starts_with("::") {
-            tokens.push("::".to_owned());
-            2
-        } else {
-            if !first.is_whitespace() {
-                tokens.push(first.to_string());
-            }
-            first.len_utf8()
-        };
-        rest = &rest[taken..];
-    }
-    tokens
-}
-
-/// The length of the comment, the string, the character or the lifetime with which `text` begins.
-pub(crate) fn skipped(text: &str) -> Option<usize> {
-    if text.starts_with("//") {
-        Some(text.find('\n').unwrap_or(text.len()))
-    } else if text.starts_with("/*") {
-        Some(block_comment(text))
-    } else if text.starts_with('"') {
-        Some(quoted(text, '"'))
-    } else if text.starts_with('\'') {
-        Some(character_or_lifetime(text))
-    } else {
-        raw_string(text)
-    }
-}
-
-fn block_comment(text: &str) -> usize {
-    let mut depth = 0;
-    let mut at = 0;
-    while at < text.len() {
-        let rest = &text.as_bytes()[at..];
-        if rest.starts_with(b"/*") {
-            (depth, at) = (depth + 1, at + 2);
-        } else if rest.starts_with(b"*/") {
-            (depth, at) = (depth - 1, at + 2);
-            if depth == 0 {
-                return at;
-            }
-        } else {
-            at += 1;
-        }
-    }
-    at
-}
-
-fn raw_string(text: &str) -> Option<usize> {
-    let after = ["br", "cr", "r"].iter().find_map(|prefix| text.strip_prefix(prefix))?;
-    let hashes = after.len() - after.trim_start_matches('#').len();
-    let body = after[hashes..].strip_prefix('"')?;
-    let end = format!("\"{}", "#".repeat(hashes));
-    let length = body.find(&end)? + end.len();
-    Some(text.len() - body.len() + length)
-}
-
-/// The length of what begins with `quote` and ends with the next one that no `\` precedes.
-fn quoted(text: &str, quote: char) -> usize {
-    let mut characters = text.char_indices().skip(1);
-    while let Some((at, character)) = characters.next() {
-        match character {
-            '\\' => drop(characters.next()),
-            character if character == quote => return at + 1,
-            _ => {}
-        }
-    }
-    text.len()
-}
-
-fn character_or_lifetime(text: &str) -> usize {
-    let mut characters = text.chars().skip(1);
-    match (characters.next(), characters.next()) {
-        (Some('\\'), _) | (Some(_), Some('\'')) => quoted(text, '\''),
-        _ => 1,
-    }
-}
-
-// --- the finder bites ---
-
-/// The faults of `text` as the file `src/<module>.rs`.
-fn faults(module: &str, text: &str) -> Vec<String> {
-    let module = module.split('/').map(str::to_owned).collect();
-    File { name: String::new(), module, text: text.to_owned() }.faults(false)
-}
-
-/// The circles of these files, each `one/other: text`.
-fn circles_of(files: &[(&str, &str)]) -> Vec<String> {
-    let file = |(module, text): &(&str, &str)| File {
-        name: String::new(),
-        module: module.split('/').map(str::to_owned).collect(),
-        text: (*text).to_owned(),
-    };
-    let files: Vec<_> = files.iter().map(file).collect();
-    circles(&files)
-        .iter()
-        .map(|circle| circle.each_ref().map(|it| it.join("/")).join(" "))
-        .collect()
-}
-
-#[test]
-fn circles_are_found_and_nothing_else() {
-    for (files, expected) in [
-        (
-            &[("net/a", "use super::b::X;"), ("net/b", "use crate::net::a;")][..],
-            &["net/a net/b"][..],
-        ),
-        (
-            &[("net/a", "fn f() { super::b::g(); }"), ("net/b", "use super::{a::Y, c};")],
-            &["net/a net/b"],
-        ),
-        (&[("imap", "mod a; use self::a::X;"), ("imap/a", "use super::Y;")], &["imap imap/a"]),
-        (&[("imap", "mod a; fn f() { a::g(); }"), ("imap/a", "use super::Y;")], &["imap imap/a"]),
-        // What is re-exported is used where it lies.
-        (
-            &[
-                ("net", "pub use self::a::X;"),
-                ("net/a", "use super::Z; use super::b::W;"),
-                ("net/b", "use super::X;"),
-            ],
-            &["net/a net/b"],
-        ),
-        (
-            &[("net", "pub(super) use self::a::X; fn f(x: X) {}"), ("net/a", "use super::Z;")],
-            &["net net/a"],
-        ),
-        (&[("net", "mod a; pub use self::a::X;"), ("net/a", "use super::Z;")], &[]),
-        (&[("imap", "mod a; use self::a::X;"), ("imap/a", "pub(super) fn f() {}")], &[]),
-        (&[("net/a", "use super::b::X;"), ("net/b", "/// [`super::a`]\nfn f() {}")], &[]),
-        (
-            &[
-                ("net/a", "use super::b::X;"),
-                ("net/b", "#[cfg(test)] mod tests { use super::super::a; }"),
-            ],
-            &[],
-        ),
-    ] {
-        assert_eq!(circles_of(files), expected, "{files:?}");
-    }
-}
-
-#[test]
-fn what_is_forbidden_is_found() {
-    for (module, text) in [
-        ("imap/frame", "use crate::net;"),
-        ("imap/frame", "use crate::net::Stream as S;"),
-        ("imap/frame", "use crate::{model::Mailbox, store};"),
-        (
-            "imap/frame",
-            "use crate::{\n    model::{Mailbox, Snapshot},\n    config,\n    admin::{self},\n};",
-        ),
-        ("imap/frame", "fn f() { crate::app::run() }"),
-        ("imap/frame", "fn f(x: &'a crate::proxy::Session) {}"),
-        ("imap/frame", "pub(in crate::watch) fn f() {}"),
-        ("imap/frame", "use super::super::push;"),
-        ("imap/frame", "use super::{super::push};"),
-        ("imap", "use super::cli;"),
-        ("imap", "mod inner { use super::super::cli; }"),
-        ("imap/frame", "mod a { mod b { fn f() {} } use super::super::super::cli; }"),
-        ("imap", "use self::super::cli;"),
-        ("imap", "use ::mailchime::demo;"),
-        ("imap", "use crate::*;"),
-        ("imap", "use super::*;"),
-        ("imap", "#[cfg(test)] mod tests { use crate::demo; }"),
-        ("imap", "#[cfg(test)] mod tests { use crate::net; }"),
-        ("imap", "use tokio::io::AsyncRead;"),
-        ("imap", "async fn f() { tokio::spawn(g()) }"),
-        ("imap", "use std::{fmt, net::IpAddr};"),
-        ("imap", "use std::fs;"),
-        ("imap", "fn f() { ::std::fs::read(x); }"),
-        ("imap", "let now = std::time::Instant::now();"),
-        ("imap", "use std::time::Instant; fn f() { Instant::now(); }"),
-        ("imap", "let t = crate::model::Timestamp::now();"),
-        ("imap", "#[cfg(test)] mod tests {} use std::fs;"),
-        ("imap", "let a = '\"'; use crate::net; let b = '\"';"),
-        ("imap", "let a = r#\"\"\"#; use crate::net;"),
-        ("imap", "let a = b\"\\\"\"; use crate::net;"),
-        ("imap", "/* /* */ */ use crate::net;"),
-        ("proxy", "use crate::watch;"),
-        ("proxy", "use crate::push;"),
-        ("proxy", "use crate::admin;"),
-        ("proxy", "use crate::record;"),
-        ("record", "use crate::proxy;"),
-        ("watch", "use crate::proxy;"),
-        ("watch/idle", "use super::super::push;"),
-        ("push", "use crate::watch;"),
-        ("nodes", "use crate::watch;"),
-        ("net", "use crate::store;"),
-        ("net", "use crate::proxy;"),
-        ("config", "use crate::imap;"),
-        ("model", "use crate::config;"),
-        ("app", "use crate::cli;"),
-        ("app", "use crate::demo;"),
-        ("push", "use crate::demo;"),
-        ("cellar", "fn f() {}"),
-    ] {
-        assert_eq!(faults(module, text).len(), 1, "{module}: {text}: {:?}", faults(module, text));
-    }
-}
-
-#[test]
-fn what_is_allowed_passes() {
-    for (module, text) in [
-        ("imap/frame", "use crate::model::{Mailbox, Snapshot}; use super::capability;"),
-        ("imap/frame", "use crate::imap::sasl; use crate::config::LimitsConfig;"),
-        ("imap/frame", "#[cfg(test)] mod tests { use super::*; use super::super::frame; }"),
-        ("imap/frame", "// use crate::net;\n/// See [`crate::net`].\n//! crate::app"),
-        ("imap/frame", "/* use crate::net; /* nested */ use crate::app; */"),
-        ("imap/frame", "let a = \"crate::net \\\" crate::app\";"),
-        ("imap/frame", "let a = r#\"crate::net \" crate::app\"#;"),
-        ("imap/frame", "use std::time::{Duration, Instant}; fn f(now: Instant) {}"),
-        ("imap/frame", "#[cfg(test)] mod tests { fn f() { std::fs::read(x); } }"),
-        ("imap/frame", "let network = crate::imap::network; let tokios = tokios::x;"),
-        ("proxy", "use crate::{net, store, imap, config, model};"),
-        ("push", "#[cfg(test)] mod tests { use crate::demo::Apns; }"),
-        ("app", "use crate::{proxy, watch, push, admin, store, net};"),
-        ("cli/demo", "use crate::{app, demo}; use super::super::demo::Phone;"),
-        ("demo", "use crate::{app, push, net, imap};"),
-    ] {
-        assert_eq!(faults(module, text), Vec::<String>::new(), "{module}: {text}");
-    }
-}
-
-#[test]
-fn modules_of_tests_in_their_own_files_are_known() {
-    for text in ["#[cfg(test)]\nmod tests;", "#[cfg(test)] pub(super) mod tests;"] {
-        let file = File { name: String::new(), module: vec!["push".into()], text: text.into() };
-        assert_eq!(file.uses().test_files, [["push", "tests"]], "{text}");
-    }
-    let file = File { name: String::new(), module: vec!["push".into()], text: "mod tests;".into() };
-    assert!(file.uses().test_files.is_empty());
 }
