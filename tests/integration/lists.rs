@@ -1,5 +1,5 @@
-//! What the documents list is complete: each log event in `docs/logs.md`, each metric in
-//! `docs/metrics.md`, and each relative link in a document leads to a file.
+//! The lists of the documents are complete: each log event in `docs/logs.md`, each metric in
+//! `docs/metrics.md`. Each relative link leads to a file, and each file and module that they name exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -123,14 +123,19 @@ fn the_list_of_metrics_is_that_of_the_registry() {
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
 }
 
-#[test]
-fn relative_links_of_documents_lead_to_files() {
+/// All documents.
+fn documents() -> BTreeSet<PathBuf> {
     let mut documents = Vec::new();
     for folder in [".", "docs", "benches", "fuzz", "fixtures", "contrib", ".github"] {
         files(&root().join(folder), "md", &mut documents);
     }
+    documents.into_iter().collect()
+}
+
+#[test]
+fn relative_links_of_documents_lead_to_files() {
     let (mut links, mut faults) = (0, Vec::new());
-    for path in documents.into_iter().collect::<BTreeSet<_>>() {
+    for path in documents() {
         let text = fs::read_to_string(&path).unwrap();
         for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if target.contains("://") || target.starts_with("mailto:") {
@@ -147,6 +152,45 @@ fn relative_links_of_documents_lead_to_files() {
         }
     }
     assert!(links > 10, "only {links} links are found");
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+#[test]
+fn files_and_modules_that_documents_name_exist() {
+    const FOLDERS: [&str; 7] =
+        ["src/", "tests/", "fixtures/", "benches/", "contrib/", "fuzz/", "docs/"];
+    let (mut named, mut faults) = (0, Vec::new());
+    for document in documents() {
+        // Elsewhere the same form is that of a log event.
+        let of_the_code = document.ends_with("docs/DESIGN.md")
+            || document.ends_with("docs/development.md")
+            || document.parent().is_some_and(|folder| folder.ends_with("docs/development"));
+        let text = fs::read_to_string(&document).unwrap();
+        for quoted in text.lines().flat_map(|line| line.split('`').skip(1).step_by(2)) {
+            // Capitals stand for a name to be chosen, or are those of a type.
+            let plain =
+                |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"/._-:".contains(&b);
+            if !quoted.bytes().all(plain) {
+                continue;
+            }
+            let exists = if FOLDERS.iter().any(|folder| quoted.starts_with(folder)) {
+                root().join(quoted).exists() || document.with_file_name(quoted).exists()
+            } else if of_the_code && let Some((part, _)) = quoted.split_once("::") {
+                let module = root().join("src").join(quoted.replace("::", "/"));
+                // Something of a part, or of a crate.
+                !root().join("src").join(part).exists()
+                    || module.is_dir()
+                    || module.with_extension("rs").exists()
+            } else {
+                continue;
+            };
+            named += 1;
+            if !exists {
+                faults.push(format!("{}: there is no {quoted}", document.display()));
+            }
+        }
+    }
+    assert!(named > 50, "only {named} names are found");
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
 }
 
