@@ -21,7 +21,7 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     Corpus::Keep
 });
 
-/// What is decided early is what the whole line says, and a whole line is always decided.
+/// An early decision is the same as that on the whole line, and a whole line is always decided.
 fn peeking(data: &[u8]) {
     let line = data.split_inclusive(|b| *b == b'\n').next().unwrap_or_default();
     let (command, response) = (shown(peek::command(line)), shown(peek::response(line)));

@@ -1,4 +1,4 @@
-//! The configuration: what is taken holds what its types promise, what is not is told in a sentence.
+//! The configuration: one that is accepted holds what its types promise; one that is not gets an error of one sentence.
 #![no_main]
 
 use std::collections::HashSet;

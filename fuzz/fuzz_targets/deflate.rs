@@ -1,4 +1,4 @@
-//! DEFLATE: what inflates is what zlib says, within bounds, and what is said comes over.
+//! DEFLATE: it inflates as zlib does, within bounds, and all that one side says reaches the other.
 #![no_main]
 
 use std::io::{Read, Write};
@@ -65,7 +65,7 @@ async fn inflate(data: &[u8], size: usize) {
     let mut inflater = Decompress::new(false);
     let status = inflater.decompress(data, &mut expected, FlushDecompress::Sync);
     expected.truncate(inflater.total_out() as usize);
-    assert!(expected.starts_with(&out), "what comes out is what zlib says");
+    assert!(expected.starts_with(&out), "the same bytes as from zlib");
     if ended {
         assert!(status.is_ok(), "an end where zlib finds a fault");
         assert_eq!(out.len(), expected.len(), "all of it");

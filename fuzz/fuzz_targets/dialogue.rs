@@ -1,4 +1,4 @@
-//! Dialogue files: whatever is read can be said, and what is said is what is expected.
+//! Dialogue files: all that is read can be said, and what one side says is what the other expects.
 #![no_main]
 
 use libfuzzer_sys::{Corpus, fuzz_target};
@@ -36,7 +36,7 @@ fuzz_target!(|file: &str| -> Corpus {
         if !text.bytes().windows(2).any(|part| part == b"${") {
             assert_eq!(said, text.bytes());
             let told = text.compare(&said, &mut variables);
-            assert_eq!(told, Ok(()), "what is said is what is expected");
+            assert_eq!(told, Ok(()), "one side says what the other expects");
             let more = [&said[..], b"x"].concat();
             let difference = text.compare(&more, &mut variables).expect_err("more than expected");
             assert!(difference.line == text.line() && difference.expected != difference.heard);

@@ -128,12 +128,12 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     assert!(whole.out.len() <= 500 + 10 * whole.challenges, "{}", whole.out.escape_ascii());
     let out = String::from_utf8_lossy(&whole.out);
     let told = [SECRET].iter().chain(&ENCODED).map(|s| out.matches(s).count()).sum::<usize>();
-    assert!(told <= 1, "the secret is told twice: {out}");
+    assert!(told <= 1, "the backend gets the secret twice: {out}");
     if matches!(options % 5, 3 | 4) {
         assert!(!out.contains("m2 LOGIN") && !out.contains(SECRET), "{out}");
     }
     if told > 0 && options & 0x40 == 0 {
-        assert!(contains(&text, " OK"), "the secret is told without a greeting");
+        assert!(contains(&text, " OK"), "the backend gets the secret without a greeting");
     }
     for line in text.split_inclusive(|b| *b == b'\n') {
         assert!(printable(line).bytes().all(|b| matches!(b, b' '..=b'~')));

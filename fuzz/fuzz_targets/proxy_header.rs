@@ -1,4 +1,4 @@
-//! The PROXY protocol: what is read is what is written, and not one byte more.
+//! The PROXY protocol: the reader takes what the writer wrote, and not one byte more.
 #![no_main]
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};

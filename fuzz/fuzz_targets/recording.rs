@@ -9,7 +9,7 @@ use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::demo::dialogue::Dialogue;
 use mailchime::imap::contract::Action;
 use mailchime::imap::session::Session;
-use mailchime::record::fuzzing::{Said, FuzzedTranscript};
+use mailchime::record::fuzzing::{FuzzedTranscript, Said};
 use mailchime_fuzz::drive::{Happened, play};
 use mailchime_fuzz::oracle::contains;
 use mailchime_fuzz::script::{Cut, Script, Side};
@@ -83,7 +83,7 @@ fn record(script: &Script, cut: Cut) -> (String, usize) {
     (transcript.end(), logins)
 }
 
-/// The password is in a LOGIN alone, which is a command for whoever reads.
+/// The password is in a LOGIN alone, which is a command for everybody who reads.
 fn password_is_secret(client: &[u8], backend: &[u8]) -> bool {
     let text = String::from_utf8_lossy(client);
     let mut said = text.match_indices(PASSWORD);
@@ -106,7 +106,7 @@ fn in_base64(word: &str) -> bool {
     STANDARD.decode(word).is_ok_and(|message| contains(&message, PASSWORD))
 }
 
-/// The content is in a FETCH response alone, which is one for whoever reads.
+/// The content is in a FETCH response alone, which is one for everybody who reads.
 fn content_is_secret(client: &[u8], backend: &[u8]) -> bool {
     let text = String::from_utf8_lossy(backend);
     let mut said = text.match_indices(CONTENT);

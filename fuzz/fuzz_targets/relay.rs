@@ -67,7 +67,7 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     Corpus::Keep
 });
 
-/// With nothing of ours in it, what comes out is what went in.
+/// With nothing of ours in it, the same bytes come out that went in.
 fn plain_copy(log: &Log, client: &[u8], backend: &[u8]) {
     for happened in &log.happened {
         assert!(matches!(happened, Happened::Forwarded(..)), "{happened:?}");

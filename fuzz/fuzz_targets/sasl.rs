@@ -86,7 +86,7 @@ fn understood(mechanism: Mechanism, said: &[&[u8]], credentials: &Credentials) {
             assert!(credentials.authorization.is_empty());
         }
     }
-    // A backend that is told so understands the same.
+    // A backend that hears this understands the same.
     if let [told] = &sasl::messages(mechanism, credentials)[..] {
         let (exchange, _) = mechanism.start();
         let SaslStep::Credentials(again) = exchange.respond(told.as_bytes()) else {

@@ -51,7 +51,7 @@ fn before_tls(script: &Script, log: &Log) {
     }
 }
 
-/// What proved a user's identity is told to the backend at most, and shown nowhere.
+/// The backend alone gets what proves a user's identity, and nothing shows it.
 fn secrets(log: &Log, client: &[u8], backend: &[u8]) {
     let mut places = 0;
     for happened in &log.happened {
@@ -72,12 +72,12 @@ fn secrets(log: &Log, client: &[u8], backend: &[u8]) {
         if !contains(secret, "Zq7") || said > 1 || count(backend) > 0 {
             continue;
         }
-        assert_eq!(count(&log.to_client), 0, "a secret is told to the client");
+        assert_eq!(count(&log.to_client), 0, "the client gets a secret");
         let shown = log.actions.iter().map(|(_, _, action)| action.as_str()).collect::<String>();
         assert_eq!(count(shown.as_bytes()), 0, "a secret is shown");
         let numbers = format!("{secret:?}");
         assert!(!shown.contains(numbers.trim_matches(['[', ']'])), "a secret is shown");
-        assert!(count(&log.to_backend) <= 1, "a secret is told twice");
+        assert!(count(&log.to_backend) <= 1, "the backend gets a secret twice");
     }
     assert!(places <= 1, "two logins");
 }

@@ -66,7 +66,8 @@ fn responses(data: &[u8]) -> Vec<&[u8]> {
 /// The first response ends where it ends, however much of it and behind it is at hand.
 fn cuts(data: &[u8], length: usize) {
     for cut in (0..data.len().min(300)).chain([data.len()]) {
-        let expected = if length > 0 && cut >= length { ResponseEnd::At(length) } else { ResponseEnd::Beyond };
+        let expected =
+            if length > 0 && cut >= length { ResponseEnd::At(length) } else { ResponseEnd::Beyond };
         assert_eq!(end_of_status_or_response(&data[..cut]), expected, "after {cut}");
     }
 }
