@@ -113,7 +113,7 @@ if [ "$most" -gt "$room" ]; then most=$room; fi
 
 # === the peers ===
 
-# What each of them is told: 127.0.0.1, the port $port, TLS with this certificate, the backend's port.
+# The configuration of each: 127.0.0.1, the port $port, TLS with this certificate, the backend's port.
 "$mailchime" certs dev --out "$folder/certs" >/dev/null
 certs=$folder/certs
 chmod -R a+rX "$certs"

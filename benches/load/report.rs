@@ -19,7 +19,7 @@ struct Figure {
     /// Which of its numbers counts.
     name: &'static str,
     unit: &'static str,
-    /// What CPU time is told in, if it is.
+    /// The unit of the CPU time, if there is one.
     cpu: &'static str,
     /// Whom the ratios are to.
     base: &'static str,

@@ -302,7 +302,7 @@ pub(crate) fn literal(line: &[u8]) -> Option<(usize, bool)> {
     Some((std::str::from_utf8(digits).ok()?.parse().ok()?, synchronising))
 }
 
-/// Tells nginx's mail proxy the server of whoever asks.
+/// Tells nginx's mail proxy which server a user has.
 async fn auth(mut stream: TcpStream, server: SocketAddr) -> io::Result<()> {
     let mut question = Vec::new();
     while !question.ends_with(b"\r\n\r\n") {

@@ -115,8 +115,8 @@ impl Backends {
         Self(Arc::new(BackendsShared { table, connections, counters }))
     }
 
-    /// From now on new connections go by `table`. Those that are open stay, but whoever can come back
-    /// hears of it by [`Backends::moved`] or [`Backends::replacements`].
+    /// From now on new connections go by `table`. Those that are open stay, but clients that can come back
+    /// hear of it by [`Backends::moved`] or [`Backends::replacements`].
     pub fn replace(&self, table: Table) {
         self.0.table.send_modify(|current| *current = table.succeeding(current));
     }

@@ -73,7 +73,7 @@ async fn a_backend_behind_tls_is_verified() {
         world.push_of(&["INBOX"]).await;
         world.mailchime.stop().await;
 
-        // Another name than the certificate's: nobody is told a password.
+        // Another name than the certificate's: nobody gets a password.
         let tls = |config: &mut Config| implicit_tls(config, "imap.example.org");
         let world = InProcess::pushing(dovecot.tls, tls).await;
         let address = world.address();
@@ -197,7 +197,7 @@ async fn a_hostile_mail_arrives_as_dovecot_sends_it() {
                 "STATUS INBOX (MESSAGES UIDNEXT)",
                 "NOSUCHCOMMAND",
             ];
-            // The first to look is told that all is recent.
+            // To the first to look all is recent.
             let mut first = Client::connect(plain);
             first.login(ALICE);
             first.ask("SELECT INBOX");

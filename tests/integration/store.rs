@@ -89,7 +89,7 @@ fn bob() -> Account {
     Account::from_login("bob@example.org")
 }
 
-/// The token of a phone that is told by one digit.
+/// The token of a phone, which one digit tells from others.
 fn token(digit: char) -> DeviceToken {
     DeviceToken::new(&digit.to_string().repeat(64)).unwrap()
 }
@@ -457,7 +457,7 @@ async fn credentials_and_parking(store: Store) {
     store.refused(&alice(), &imap(), 2, Some("AUTHENTICATIONFAILED"), now).await.unwrap();
     assert_eq!(parked().await.as_deref(), Some("AUTHENTICATIONFAILED"));
     store.register(&registration, by(&imap(), None), 10, now).await.unwrap();
-    assert_eq!(parked().await, None, "whoever registers has just logged in");
+    assert_eq!(parked().await, None, "a user who registers has just logged in");
     assert_eq!(kept(&store, &alice()).await.as_deref(), Some("sealed 1"));
 
     store.refused(&alice(), &imap(), 2, Some("NO"), now).await.unwrap();
@@ -540,7 +540,7 @@ async fn everything_of_an_account_goes_in_one_call(store: Store) {
     assert!(store.remove_account(&alice()).await.unwrap());
     assert_eq!(store.owed_accounts().await.unwrap(), []);
     assert_eq!(store.credentials(&alice(), &imap()).await.unwrap(), None);
-    // Whoever comes back begins anew.
+    // An account that comes back begins anew.
     register(&store, device(&alice(), 'a'), &["INBOX"], 9, 100).await;
     assert_eq!(store.accounts(EVER).await.unwrap()[0].parked, None);
     assert_eq!(mailboxes(&only_target(&store, &alice()).await), ["INBOX"]);

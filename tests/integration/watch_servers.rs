@@ -1,4 +1,4 @@
-//! Watchers at real servers: in which way each is watched, and how soon what happens there is told.
+//! Watchers at real servers: in which way each is watched, and how soon a change there becomes an event.
 //!
 //! Each test prints a line of what it saw.
 
@@ -65,7 +65,7 @@ impl Scene {
         self.seen.push(format!("{mode:?}"));
     }
 
-    /// Makes something happen, and waits until it is told; what confirms what was told before does
+    /// Makes something happen, and waits for its event; one that confirms an earlier event does
     /// not count.
     async fn expect(&mut self, told: &str, happen: impl FnOnce()) {
         let began = Instant::now();
@@ -81,7 +81,7 @@ impl Scene {
         self.seen.push(format!("{told} {} ms", took.as_millis()));
     }
 
-    /// Makes something happen of which so much is told, at least; all that comes until there is silence.
+    /// Makes something happen that gives so many events, at least; all that comes until there is silence.
     async fn told(&mut self, least: usize, happen: impl FnOnce()) -> Vec<String> {
         block_in_place(happen);
         let mut told = Vec::new();
@@ -118,7 +118,7 @@ impl Scene {
 /// In this time most comes that is yet to come.
 const SILENCE: Duration = Duration::from_millis(1500);
 
-/// No poll comes in any test: all that is told is told by the server.
+/// No poll comes in any test: every event begins with something that the server says.
 fn without_polls(world: &mut World) {
     let hour = Duration::from_hours(1);
     (world.watch.poll_interval, world.watch.poll_max) = (hour, hour);

@@ -1,4 +1,4 @@
-//! The soak: mailchime in front of a real Dovecot for as long as `tests/soak.sh` is told, with
+//! The soak: mailchime in front of a real Dovecot for as long as `tests/soak.sh` says, with
 //! 300 phones registered, mail coming, being read and deleted, sessions coming and going, and
 //! everything restarted, cut off or refused now and then. Then it is calm, and must hold:
 //!
@@ -44,12 +44,12 @@ const ACCOUNTS: usize = 300;
 /// How long after mailchime's last start its memory counts as that of one that is warm.
 const WARM_UP: Duration = Duration::from_secs(60);
 
-/// How long what is under way at the end may take, and how long it may take until all is told. Where
+/// How long what is under way at the end may take, and how long until all devices have their pushes. Where
 /// APNs failed at every one of the last tries, the next is a minute away.
 const ENDING: Duration = Duration::from_secs(120);
 const CALM: Duration = Duration::from_secs(180);
 
-/// Between two looks whether all is told.
+/// Between two looks whether all devices have their pushes.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// A soak of mailchime in front of Dovecot

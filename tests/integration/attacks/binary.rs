@@ -98,7 +98,7 @@ fn the_search_for_old_tls_finds_what_is_there() {
     {
         assert!(holds(&program, crates), "{crates} is not in the program");
     }
-    // In the libraries that it was linked from there is what must not be in it.
+    // The libraries that it was linked from have what it must not have.
     for (name, library) in [("ring", "ring"), ("rustls", "rustls"), ("rustls-webpki", "webpki")] {
         let package = old().into_iter().find(|(found, _)| found == name).unwrap();
         let found = libraries(library).iter().any(|library| {

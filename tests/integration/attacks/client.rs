@@ -152,7 +152,7 @@ async fn thousands_of_half_logins_leave_room_for_others() {
         }
         let each = server.process.memory("VmRSS").saturating_sub(before) / half.len() as u64;
         assert!(each < MOST_EACH, "{each} KiB for each");
-        // There is one place left. Whoever comes then takes the oldest one's.
+        // There is one place left. The connections after that take the oldest one's.
         let mut session = world.session(&server).await;
         session.send(b"z NOOP\r\n").await;
         session.until("z OK").await;

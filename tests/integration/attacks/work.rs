@@ -77,7 +77,7 @@ impl Peer {
     }
 }
 
-/// So much is said at once: less than a socket holds, so that it is all at hand.
+/// The client says this much at once: less than a socket holds, so that it is all at hand.
 const FLOOD: usize = 128 * 1024;
 
 /// While it is dealt with others must have had so many turns. Without any care it is one or two.

@@ -154,7 +154,7 @@ async fn idle_tells_at_once_what_changes() {
         alice.play("C: DONE\nS: b OK IDLE completed").await;
         assert_eq!(backend.counters().idling, 0);
 
-        // EXAMINE has left \Recent to whoever SELECTs.
+        // EXAMINE has left \Recent to the session that SELECTs.
         alice
             .play("C: c STATUS INBOX (RECENT MESSAGES)\nS: * STATUS INBOX (RECENT 1 MESSAGES 1)\nS: c OK…")
             .await;

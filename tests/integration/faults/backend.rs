@@ -17,7 +17,7 @@ pub(super) fn faults() -> Vec<Fault> {
         fault!(
             away,
             "backend: connections reset, port closed for a while",
-            "mail is pushed when it is back, a session is told and goes on"
+            "mail is pushed when it is back, a session hears of it and goes on"
         ),
         fault!(
             farewell,
@@ -61,7 +61,7 @@ async fn away(scene: Scene) {
     server.logged("watching is interrupted; mailchime tries again").await;
     scene.deliver();
 
-    // A client is told so, and may try again on the same connection.
+    // A client hears so, and may try again on the same connection.
     let mut client = scene.client(&server).await;
     client.send(b"a LOGIN alice \"wonder land\"\r\n").await;
     assert!(client.line().await.starts_with("a NO [UNAVAILABLE] "));

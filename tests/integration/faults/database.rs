@@ -120,7 +120,7 @@ async fn locked_at_the_start(scene: Scene) {
     database.execute("begin immediate").await.unwrap();
     scene.deliver();
 
-    // Whoever starts it, a service manager say, is to try again; so it is no 64.
+    // A service manager is to start it again; so it is no 64.
     let mut process = Process::spawn(scene.program());
     let status = process.end().await;
     let message = process.stderr.seen.join("\n");

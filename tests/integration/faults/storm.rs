@@ -34,7 +34,7 @@ mod users;
 const ACCOUNTS: usize = 500;
 const STORM: Duration = Duration::from_secs(60);
 
-/// How long it may take until all is told after the storm: mostly seconds, but where APNs failed at
+/// How long it may take after the storm until all devices have their pushes: mostly seconds, but where APNs failed at
 /// every one of the last tries, the next is a minute away.
 const CALM: Duration = Duration::from_secs(400);
 

@@ -95,7 +95,7 @@ async fn each_address_of_a_backend_has_its_chance_to_greet() {
     .await;
 }
 
-/// Where none greets as it should, the words of one that said something are what the user reads.
+/// Where none greets as it should, the user reads the words of one that said something.
 #[tokio::test]
 async fn words_of_one_address_count_more_than_the_silence_of_others() {
     limited(async {
@@ -157,7 +157,7 @@ async fn a_backend_that_accepts_and_says_nothing_is_given_up_in_time() {
     .await;
 }
 
-/// Before STARTTLS and after it, blank lines and farewells are what they are in the clear.
+/// Before STARTTLS and after it, blank lines and farewells mean the same as in the clear.
 #[tokio::test]
 async fn a_greeting_before_starttls_is_read_as_any_other() {
     limited(async {

@@ -94,7 +94,7 @@ async fn registers(test: &'static str, kind: Kind) {
     cell.passed(&notes);
 }
 
-/// Whoever is logged in finds the capability once.
+/// A client that is logged in finds the capability once.
 fn announced_once(mailchime: &InProcess, kind: Kind) {
     let mut client = Client::connect_tls(mailchime.address());
     let answer = client.login((&kind.login(), ALICE.1));
@@ -136,7 +136,7 @@ async fn pass(client: TcpStream, server: SocketAddr, heard: Arc<Mutex<Vec<u8>>>)
                 break;
             }
         }
-        // Whoever is there may have gone already.
+        // The client may have gone already.
         let _ = to_server.shutdown().await;
     };
     let down = async {

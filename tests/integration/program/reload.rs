@@ -1,4 +1,4 @@
-//! SIGHUP, and what systemd gives and is told.
+//! SIGHUP, and what systemd and mailchime say to each other.
 
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -151,7 +151,7 @@ async fn a_socket_from_systemd_takes_the_place_of_an_address() {
         let world = World::new().await;
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
-        // Who comes before mailchime does is served by it.
+        // A client that connects before mailchime starts is served.
         let early = TcpStream::connect(address).await.unwrap();
         let mut server = Server::of(activated(&world, &socket, 1)).await;
         assert_eq!(server.address, address);

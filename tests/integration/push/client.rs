@@ -191,7 +191,7 @@ async fn a_ping_finds_an_idle_connection_that_is_dead() {
     let test = async {
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
-        // A box on the way that forgets the connection: nothing passes, nobody is told.
+        // A box on the way that forgets the connection: nothing passes, nobody hears of it.
         let middle = listener().await;
         let apns = certificates.route(middle.local_addr().unwrap());
         let (forget, closed) = (CancellationToken::new(), Arc::new(Notify::new()));

@@ -10,7 +10,7 @@ use super::client::{is_accepted, push, why};
 use crate::support::pushing::{Certificates, route_of, try_load};
 use crate::support::{limited, listener};
 
-/// A proxy that answers each request as it is told and then passes on to where it was asked.
+/// A proxy that gives each request this answer and then passes bytes on to where it was asked.
 /// Returns the heads of the requests.
 fn proxy(listener: TcpListener, answer: &'static str) -> Arc<Mutex<Vec<String>>> {
     let heads = Arc::new(Mutex::new(Vec::new()));

@@ -143,7 +143,7 @@ async fn play(client: &mut Client, cuts: &Cuts, registers: bool) -> (String, boo
     for (index, part) in parts.iter().chain(&last).enumerate() {
         match part {
             Say(text) => {
-                // Where a cut is in what only one of the two is told, it is before that.
+                // Where a cut is in what only one of the two hears, it is before that.
                 let from = said;
                 said += text.replace(REGISTER, REGISTRATION).len();
                 if skips {

@@ -125,7 +125,7 @@ pub(super) async fn news_goes_with_its_node(store: Store) {
     assert_eq!(news(&store, "b").await, [""; 0]);
     register(&a, device(&alice(), 'b'), &["INBOX"], 5, 100).await;
     let b = node(&store, "b", "3").await;
-    assert_eq!(news(&store, "b").await, [""; 0], "it is not there, so it is told nothing");
+    assert_eq!(news(&store, "b").await, [""; 0], "it is not there, so it gets no news");
     register(&a, device(&alice(), 'c'), &["INBOX"], 5, 100).await;
     b.join("b").await.unwrap();
     assert_eq!(news(&store, "b").await, [""; 0], "who joins reads everything anyway");
@@ -143,7 +143,7 @@ pub(super) async fn no_invalidation_is_lost_while_it_is_taken(store: Store) {
     };
     let writing =
         [(a, 'a'), (c, 'b')].map(|(store, digit)| tokio::spawn(registering(store, digit)));
-    // Whoever has been told reads what it was told of; after the last news that is all there is.
+    // A node that takes its news reads the accounts they name; after the last news that is all there is.
     let mut last = BTreeSet::new();
     loop {
         let ended = writing.iter().all(JoinHandle::is_finished);

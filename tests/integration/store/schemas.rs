@@ -97,7 +97,7 @@ async fn the_postgres_databases_of_before_are_brought_up_to_date() {
     }
 }
 
-/// What is refused to whoever only looks at the database of `url`.
+/// What a command that only reads the database of `url` gets as an error.
 async fn refusal(url: &str) -> String {
     match Store::open_existing(url, Duration::from_secs(5)).await {
         Ok(_) => panic!("{url} is opened"),

@@ -100,7 +100,7 @@ impl World {
         Self { folder, store, key_file, backend, tls, password, watch, connect_timeout, queue }
     }
 
-    /// A phone of `user` registers for mailboxes, each with the state that it is told of.
+    /// A phone of `user` registers for mailboxes, each with the state that it knows.
     pub(crate) async fn register(&self, user: &str, mailboxes: &[(&str, Snapshot)]) {
         self.register_at(&self.id(), user, mailboxes).await;
     }
@@ -211,7 +211,7 @@ impl World {
 }
 
 impl Watching {
-    /// The next thing that `push` is told, as a line. A confirmation is of what was last announced,
+    /// The next event for `push`, as a line. A confirmation is of what was last announced,
     /// or of nothing.
     pub(crate) async fn next(&mut self) -> String {
         let news = async {
@@ -224,7 +224,7 @@ impl Watching {
             }
         };
         let event = tokio::time::timeout(super::SOON, news).await;
-        match event.expect("nothing is told").expect("the watching part has ended") {
+        match event.expect("no event comes").expect("the watching part has ended") {
             WatchEvent::Registered { .. } => unreachable!("it is passed over"),
             WatchEvent::Announced(change) | WatchEvent::Changed(change) => {
                 let kind = match change.kind {
@@ -269,7 +269,7 @@ impl Watching {
         }
     }
 
-    /// What is told of the one account that is watched, once its state is this.
+    /// What the supervisor says of the one account that is watched, once its state is this.
     pub(crate) async fn until(&self, state: &str) -> watch::WatcherStatus {
         loop {
             let mut told = self.inquirer.watchers(None).await.unwrap();

@@ -242,7 +242,7 @@ async fn what_was_refused_and_is_accepted_again_brings_all_back() {
     .await;
 }
 
-/// So often is the backend asked, whatever comes, and however often the program starts: a backend that locks
+/// The backend is asked this often, whatever comes, and however often the program starts: a backend that locks
 /// accounts takes more.
 #[tokio::test]
 async fn a_password_that_is_refused_for_days_is_tried_four_times() {

@@ -1,4 +1,4 @@
-//! What becomes of mail: the demo server, and what `push` is told.
+//! What becomes of mail: the demo server, and the events that `push` gets.
 
 use std::time::Duration;
 

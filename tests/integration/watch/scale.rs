@@ -87,7 +87,7 @@ async fn measured(tls: bool) {
     // A watcher that has grown shows here. The server's side of TLS is in it, and no optimisation.
     let own = each.saturating_sub(server);
     assert!(own < if tls { 28 } else { 12 } * 1024, "{own} bytes for each account");
-    // How long it took is told and not asserted; that turns are even is the pacer's own test.
+    // The test prints how long it took and asserts nothing of it; that turns are even is the pacer's own test.
     drop(clients);
     watching.stop().await;
 }

@@ -77,9 +77,9 @@ fn hex(digest: &[u8]) -> String {
 impl<'a> MailPush<'a> {
     /// Tells `device` that `changed` have changed: the first [`MAX_MAILBOXES`] of them.
     ///
-    /// INBOX alone, or any change for a device that registered with version 1, is told by the
-    /// account id alone; as soon as another mailbox is among them *all* are named, since the
-    /// device looks at nothing but what is named. `None` if its options cannot be read.
+    /// For INBOX alone, and for any change to a device that registered with version 1, the account id
+    /// suffices. As soon as another mailbox is among them the payload names *all*, since the device
+    /// looks at nothing else. `None` if its options cannot be read.
     pub fn new<'m>(
         device: &'a Subscription,
         changed: impl IntoIterator<Item = &'m Mailbox>,

@@ -40,7 +40,7 @@ struct MasterState {
 /// Leave to log in as the master; to be held until the outcome was noted.
 #[derive(Debug)]
 pub(in crate::watch) struct MasterPermit<'a>(
-    #[expect(dead_code, reason = "whoever tries holds it")] Option<SemaphorePermit<'a>>,
+    #[expect(dead_code, reason = "the watcher that tries holds it")] Option<SemaphorePermit<'a>>,
 );
 
 impl MasterLogin {
@@ -172,6 +172,6 @@ mod tests {
         assert_eq!(master.refused(&account(3), "NO"), Some(REST));
         assert!(!free(&master).await);
         master.accepted();
-        assert!(free(&master).await, "whoever was on the way ends the rest");
+        assert!(free(&master).await, "the watcher that was on the way ends the rest");
     }
 }

@@ -19,7 +19,7 @@ pub(super) type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// what a program that runs has forgotten.
 const KILLS: Duration = Duration::from_secs(40);
 
-/// After this time no device is told any more that it is pushed too often. It may be left alone for
+/// After this time APNs no longer answers that it gets too many pushes for a device. It may be left alone for
 /// minutes then, unless the program is killed.
 const TOO_OFTEN: Duration = Duration::from_secs(25);
 

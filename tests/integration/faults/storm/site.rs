@@ -38,7 +38,7 @@ const POLLS: &str = "settle = \"50ms\"\npoll_interval = \"2s\"\npoll_max = \"4s\
 /// How many phones register at once before the storm.
 const AT_ONCE: usize = 16;
 
-/// Whether all is told is looked at so often after the storm.
+/// After the storm the test looks this often whether all devices have their pushes.
 const LOOK: Duration = Duration::from_millis(250);
 
 pub(super) struct Site {
@@ -81,7 +81,7 @@ impl User {
         Self {
             login: format!("user{number:03}"),
             token: format!("{:064x}", 0xabcd_0000 + number),
-            // What is polled costs more than what is told by IDLE.
+            // A mailbox that is polled costs more than one with IDLE.
             mailboxes: if number.is_multiple_of(5) { &["INBOX", "Notes"] } else { &["INBOX"] },
             password: Mutex::new((0, false)),
         }

@@ -217,7 +217,7 @@ impl Running {
         // Whatever became of the group: it may be gone, but its number is not free before this.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // A leash that is told to let go does; one that loses its holder pulls.
+        // A leash that gets the word to let go does so; one that loses its holder pulls.
         let told = self.leash.stdin.take().map(|mut stdin| io::Write::write_all(&mut stdin, b"\n"));
         assert!(told.is_some_and(|told| told.is_ok()), "the leash is gone");
         let _ = self.leash.wait();
