@@ -40,6 +40,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::net::backends::Backends;
 use crate::net::counters::LimitCounters;
+use crate::net::door::SessionDoor;
 #[cfg(doc)]
 use crate::net::listen;
 use crate::net::resolve::NameResolver;
@@ -63,6 +64,8 @@ pub struct Server {
     pub addresses: Vec<SocketAddr>,
     /// The port where it tells of itself, if there is one.
     pub admin: Option<SocketAddr>,
+    /// Opens sessions for clients in this process.
+    pub door: Arc<dyn SessionDoor>,
     /// The database.
     pub store: Store,
     /// To be reloaded when certificates were renewed.

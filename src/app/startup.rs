@@ -130,6 +130,9 @@ impl Built {
         let current = self.sessions(config, offered.clone(), sessions, registrar.clone());
         self.start_background(config, &mut tasks, offered);
         let stop = tasks.stop_of(StopStage::Serving);
+        let local_sessions = proxy::LocalSessions::new(current.clone(), stop.clone());
+        let ended = local_sessions.clone().ended();
+        tasks.start(StopStage::Serving, "sessions of clients in this process", ended);
         let sockets = std::mem::take(&mut self.sockets);
         let listening = config.listeners.iter().zip(sockets).map(|(how, socket)| {
             Listening::start(socket, how.clone(), current.clone(), stop.clone())
@@ -141,6 +144,7 @@ impl Built {
         self.start_admin(config, &mut tasks, registry, asked);
         let mut server = Server {
             admin,
+            door: Arc::new(local_sessions),
             addresses: listening.iter().map(|listening| listening.address).collect(),
             store: self.store,
             identities: self.identities,

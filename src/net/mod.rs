@@ -11,6 +11,7 @@ pub mod backoff;
 pub mod counters;
 pub mod deflate;
 pub mod dial;
+pub mod door;
 pub mod listen;
 pub mod master;
 pub mod proxy_protocol;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use secrecy::zeroize::Zeroize;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 
@@ -36,6 +36,8 @@ thread_local! {
 pub enum Stream {
     /// Without TLS.
     Plain(TcpStream),
+    /// Of a client in this process.
+    Local(DuplexStream),
     /// TLS in which mailchime is the server.
     Server(Box<server::TlsStream<TcpStream>>),
     /// TLS in which mailchime is the client.
@@ -90,7 +92,7 @@ impl Stream {
         match self {
             Self::Server(stream) => stream.get_mut().1.set_buffer_limit(most),
             Self::Client(stream) => stream.get_mut().1.set_buffer_limit(most),
-            Self::Plain(_) | Self::Deflated(_) | Self::Taken => {}
+            Self::Plain(_) | Self::Local(_) | Self::Deflated(_) | Self::Taken => {}
         }
     }
 
@@ -135,6 +137,10 @@ macro_rules! each {
     ($self:ident, $stream:ident => $call:expr) => {
         match $self.get_mut() {
             Stream::Plain($stream) => {
+                let $stream = Pin::new($stream);
+                $call
+            }
+            Stream::Local($stream) => {
                 let $stream = Pin::new($stream);
                 $call
             }

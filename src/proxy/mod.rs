@@ -8,6 +8,7 @@ mod admission;
 mod context;
 mod ended;
 mod handshake;
+mod local_sessions;
 mod login_refused;
 mod memory_share;
 mod pump;
@@ -18,4 +19,5 @@ mod session_task;
 mod unanswered_mailboxes;
 
 pub use self::context::{CurrentContext, SessionContext};
+pub use self::local_sessions::LocalSessions;
 pub use self::serve::serve;

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::io::DuplexStream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -15,19 +16,27 @@ use super::admission::WaitingPermit;
 use super::context::{CurrentContext, SessionContext};
 use super::ended::Ended;
 use super::handshake::cannot_use_tls;
-use super::session_task::SessionTask;
+use super::session_task::{LoginSender, SessionTask};
 use crate::config::{ListenerConfig, ListenerTls};
 use crate::metrics::{Held, SessionEnd};
 use crate::net::listen::{accept, canonical};
 use crate::net::proxy_protocol::{self, Addresses};
 use crate::net::stream::Stream;
 
-/// A client that was accepted, where, and its place among those that are not logged in.
-struct AcceptedClient {
-    stream: TcpStream,
-    peer: SocketAddr,
-    how: ListenerConfig,
-    wait: WaitingPermit,
+/// A client that was accepted, and its place among those that are not logged in.
+pub(super) struct AcceptedClient {
+    pub(super) arrival: Arrival,
+    pub(super) wait: WaitingPermit,
+    /// Learns whose session it is.
+    pub(super) login: Option<LoginSender>,
+}
+
+/// How a client came.
+pub(super) enum Arrival {
+    /// To a listener, which says what comes before the first word of IMAP.
+    Listener { stream: TcpStream, peer: SocketAddr, how: ListenerConfig },
+    /// From this process: nothing comes before that.
+    Local { stream: DuplexStream, addresses: Addresses },
 }
 
 /// Accepts clients until `stop`, or until nobody is left to say how; returns when their sessions
@@ -55,7 +64,8 @@ pub async fn serve(
         let (how, context) = (how.borrow().clone(), current.get());
         // The place lives in the session's task, so no way to end it can leak the place.
         let wait = context.admission.enter(peer.ip(), &context.limits, &context.counters);
-        let client = Box::new(AcceptedClient { stream, peer, how, wait });
+        let arrival = Arrival::Listener { stream, peer, how };
+        let client = Box::new(AcceptedClient { arrival, wait, login: None });
         sessions.spawn(session(client, context, stop.clone()));
     }
     drop(listener);
@@ -63,7 +73,8 @@ pub async fn serve(
     sessions.wait().await;
 }
 
-async fn session(
+/// A client's session, from its first byte to its last registration.
+pub(super) async fn session(
     client: Box<AcceptedClient>,
     context: Arc<SessionContext>,
     stop: CancellationToken,
@@ -135,7 +146,15 @@ async fn opened(
     context: &Arc<SessionContext>,
     stop: &CancellationToken,
 ) -> Result<(Box<SessionTask>, WaitingPermit), SessionEnd> {
-    let AcceptedClient { stream, peer, how, wait } = *client;
+    let AcceptedClient { arrival, wait, login } = *client;
+    let (stream, peer, how) = match arrival {
+        Arrival::Listener { stream, peer, how } => (stream, peer, how),
+        Arrival::Local { stream, addresses } => {
+            let (stream, context) = (Stream::Local(stream), Arc::clone(context));
+            let task = SessionTask::new(stream, addresses, None, context).reporting(login);
+            return Ok((Box::new(task), wait));
+        }
+    };
     let limit = context.limits.handshake_timeout;
     let opening = tokio::time::timeout(limit, opening(stream, peer, &how, &wait, context));
     let opened = tokio::select! {

@@ -16,6 +16,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context as Poller, Poll, ready};
 
+use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -41,6 +42,9 @@ use crate::net::stream::Stream;
 /// What a session before its login may hold in any case, however much all of them hold together.
 const SHARE: usize = 8 * 1024;
 
+/// Learns of an accepted login.
+pub(super) type LoginSender = oneshot::Sender<(Account, AcceptedLogin)>;
+
 /// One client's session and its two sockets.
 pub(super) struct SessionTask {
     context: Arc<SessionContext>,
@@ -56,6 +60,8 @@ pub(super) struct SessionTask {
     /// What was accepted, where it proves whose session it is; with credentials where a registration may
     /// need them.
     login: Option<AcceptedLogin>,
+    /// Learns of that login.
+    reports_to: Option<LoginSender>,
     addresses: Addresses,
     /// The backend that was last chosen.
     chosen: Backend,
@@ -126,6 +132,7 @@ impl SessionTask {
             registrations: VecDeque::new(),
             account: None,
             login: None,
+            reports_to: None,
             addresses,
             acceptor,
             switch: None,
@@ -141,6 +148,12 @@ impl SessionTask {
             close: false,
             draining: false,
         }
+    }
+
+    /// The same; `login` learns who is logged in.
+    #[must_use]
+    pub(super) fn reporting(self, login: Option<LoginSender>) -> Self {
+        Self { reports_to: login, ..self }
     }
 
     /// Runs the session of a user who is logged in to its end.

@@ -2,6 +2,7 @@
 //! a configuration that is read again changes. Real sockets throughout.
 
 mod backends;
+mod door;
 mod greetings;
 mod limits;
 pub(crate) mod pinned;

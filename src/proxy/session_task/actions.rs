@@ -43,6 +43,7 @@ impl SessionTask {
     /// Takes note of who is logged in.
     fn logged_in(&mut self, authenticated: Authenticated) {
         let Authenticated { claimed, proven } = authenticated;
+        let reports_to = self.reports_to.take();
         self.duplex.client.stream.keep_little(false);
         self.account = claimed;
         if let Some(account) = &self.account {
@@ -60,6 +61,9 @@ impl SessionTask {
             // For its registrations. Who cannot register needs none.
             if self.session.offers_push() {
                 self.login = Some(login.clone());
+            }
+            if let Some(reports_to) = reports_to {
+                let _ = reports_to.send((account.clone(), login.clone()));
             }
             SessionEvent::LoggedIn { account, login }
         });
