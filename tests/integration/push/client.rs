@@ -8,10 +8,10 @@ use bytes::Bytes;
 use hyper::Response;
 use mailchime::config;
 use mailchime::demo::apns::Answer;
-use mailchime::model::{Mailbox, Subscription, Timestamp};
+use mailchime::model::{ChangeKind, Mailbox, Snapshot, Subscription, Timestamp};
 use mailchime::net::resolve::NameResolver;
 use mailchime::push::transport::apns::identities::route;
-use mailchime::push::transport::{Notice, Route, Verdict};
+use mailchime::push::transport::{MailboxChange, Notice, Route, Verdict};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -27,7 +27,9 @@ use crate::support::{limited, listener, stop_clock};
 const EXPIRATION: Timestamp = Timestamp(1_900_000_000_000);
 
 pub(super) async fn push(apns: &Route, device: &Subscription) -> Verdict {
-    let (id, inbox, at) = (Uuid::new_v4().to_string(), [Mailbox::inbox()], Timestamp::now());
+    let (id, at) = (Uuid::new_v4().to_string(), Timestamp::now());
+    let (kind, state) = (ChangeKind::NewMail, Snapshot::default());
+    let inbox = [MailboxChange { mailbox: Mailbox::inbox(), kind, state }];
     let ttl = Duration::from_millis((EXPIRATION.0 - at.0).unsigned_abs());
     apns.send(device, &Notice { id: &id, mailboxes: &inbox, at, ttl }).await
 }
