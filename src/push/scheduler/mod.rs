@@ -47,7 +47,7 @@ pub(super) use outbox::Batch;
 use outbox::Outbox;
 use rates::Rates;
 pub(super) use rates::Waits;
-use route_queue::{Answer, RouteQueue};
+use route_queue::{PushAnswer, RouteQueue};
 use schedule::{Schedule, Tenant};
 
 /// How many accounts may wait for the database to say who their devices are; then no more changes
@@ -395,7 +395,7 @@ impl Scheduler {
         let under_way = under_way.map(|push| (push.pass, push.registered_at));
         let doubts = queue.and_then(|queue| {
             let pass = under_way.map(|(pass, _)| pass);
-            let bad = queue.answered(Answer { sent, verdict, pass, chance }, now)?;
+            let bad = queue.answered(PushAnswer { sent, verdict, pass, chance }, now)?;
             let renewed_since = served.minus(queue.limits.silence);
             bad.alarm
                 .then(|| Doubts { renewed_since, say: bad.say.then(|| queue.transport.remedy()) })

@@ -45,7 +45,7 @@ struct PeerQueue {
 }
 
 /// A push that is under way and was answered.
-pub(super) struct Answer<'a> {
+pub(super) struct PushAnswer<'a> {
     pub(super) sent: &'a Subscription,
     pub(super) verdict: &'a Verdict,
     /// How it came through the breaker; `None` where that is no longer known.
@@ -126,7 +126,11 @@ impl RouteQueue {
     }
 
     /// What an answer says of the peer; returns what it says of endpoints, if it does.
-    pub(super) fn answered(&mut self, answer: Answer<'_>, now: Instant) -> Option<BadEndpoints> {
+    pub(super) fn answered(
+        &mut self,
+        answer: PushAnswer<'_>,
+        now: Instant,
+    ) -> Option<BadEndpoints> {
         let route = self.id.clone();
         let peer = self.transport.peer(answer.sent);
         self.change(&peer, |queue| {
@@ -186,7 +190,7 @@ impl RouteQueue {
 impl PeerQueue {
     fn answered(
         &mut self,
-        Answer { sent, verdict, pass, chance }: Answer<'_>,
+        PushAnswer { sent, verdict, pass, chance }: PushAnswer<'_>,
         route: &RouteId,
         peer: &str,
         now: Instant,
