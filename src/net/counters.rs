@@ -1,6 +1,7 @@
 //! How often each limit was hit, for operators.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -64,6 +65,8 @@ pub struct LimitCounters {
     pub resolver_waiting: Counter,
     /// The connections that `[admin]` may have.
     pub admin_connections: Counter,
+    /// Those of `[api]`.
+    pub api: Arc<HttpCounters>,
     /// `[limits] waiting`
     pub waiting: Counter,
     /// `[limits] account_failures_per_minute`
@@ -80,6 +83,21 @@ pub struct LimitCounters {
     pub undecided: Folded,
     /// "a client cannot use TLS as mailchime offers it", by what it lacks, once an hour.
     pub tls_incompatible: Folded,
+}
+
+/// The limits of an HTTP server, named as its table's keys.
+#[derive(Debug, Default)]
+pub struct HttpCounters {
+    /// Connections at once.
+    pub connections: Counter,
+    /// For a handshake, a request's head, or its body.
+    pub request_timeout: Counter,
+    /// Bytes or fields of a request's head.
+    pub head_size: Counter,
+    /// Bytes of a request's body.
+    pub body_size: Counter,
+    /// Sessions that are open by a cookie.
+    pub sessions: Counter,
 }
 
 /// How often one limit was hit since the start.
@@ -110,7 +128,7 @@ const HOUR: Duration = Duration::from_hours(1);
 
 impl LimitCounters {
     /// Each counter with the key of its limit.
-    pub fn all(&self) -> [(&'static str, &Counter); 31] {
+    pub fn all(&self) -> [(&'static str, &Counter); 36] {
         [
             ("sessions", &self.sessions),
             ("sessions_per_ip", &self.sessions_per_ip),
@@ -139,6 +157,11 @@ impl LimitCounters {
             ("min_interval", &self.min_interval),
             ("resolver_waiting", &self.resolver_waiting),
             ("admin_connections", &self.admin_connections),
+            ("api_connections", &self.api.connections),
+            ("api_request_timeout", &self.api.request_timeout),
+            ("api_head_size", &self.api.head_size),
+            ("api_body_size", &self.api.body_size),
+            ("api_sessions", &self.api.sessions),
             ("waiting", &self.waiting),
             ("account_failures_per_minute", &self.account_failures_per_minute),
             ("dials_per_minute", &self.dials_per_minute),

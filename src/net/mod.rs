@@ -12,6 +12,7 @@ pub mod counters;
 pub mod deflate;
 pub mod dial;
 pub mod door;
+pub mod http;
 pub mod listen;
 pub mod master;
 pub mod proxy_protocol;

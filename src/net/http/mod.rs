@@ -1,0 +1,320 @@
+//! An HTTPS server: its connections and their limits. What is asked and answered is the caller's.
+//!
+//! HTTP/1.1 and HTTP/2, chosen by ALPN (RFC 7301) or by HTTP/2's preface. A new connection always gets in:
+//! when there are too many, one of the address that has most of them goes. A connection on which no
+//! request is under way ends after a while, and one whose first request does not come ends sooner.
+
+mod connections;
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::connections::{AdmittedConnection, OpenConnections, RequestUnderWay};
+use super::counters::HttpCounters;
+use super::listen;
+use super::proxy_protocol::{self, Addresses};
+use crate::config::Network;
+
+/// A request's head in bytes, and its fields. hyper answers 431 to more.
+const HEAD_SIZE: u32 = 16 * 1024;
+const HEADERS: usize = 64;
+
+/// Requests at once on one connection of HTTP/2.
+const STREAMS: u32 = 16;
+
+/// Bytes that a client may send ahead on one stream of HTTP/2, and on all of a connection.
+const WINDOW: u32 = 64 * 1024;
+
+/// Bytes that wait to be sent on one stream of HTTP/2.
+const SEND_BUFFER: usize = 64 * 1024;
+
+/// Between two signs of life that a client of HTTP/2 is asked for, and for its answer.
+const PING_INTERVAL: Duration = Duration::from_secs(60);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Between two requests of one connection.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// For the last words to a client.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// An HTTPS server that does not serve yet.
+#[derive(Debug)]
+pub struct HttpServer {
+    /// Where it listens.
+    pub listener: TcpListener,
+    /// What a client that connects now is shown; without ALPN, which is added here.
+    pub tls: TlsSource,
+    /// Who begins each connection with a PROXY header that tells the client's address.
+    pub proxy_protocol: Vec<Network>,
+    /// How much there may be of what.
+    pub limits: HttpLimits,
+    /// The table of the configuration, for the log: `[api]`.
+    pub table: &'static str,
+    /// How often each limit was reached.
+    pub counters: Arc<HttpCounters>,
+}
+
+/// Says what clients are shown at the moment.
+#[derive(Clone)]
+pub struct TlsSource(Arc<dyn Fn() -> Arc<ServerConfig> + Send + Sync>);
+
+/// Limits of an [`HttpServer`].
+#[derive(Clone, Copy, Debug)]
+pub struct HttpLimits {
+    /// Connections at once.
+    pub connections: usize,
+    /// For the PROXY header and the TLS handshake, and then again for the head of the first request.
+    pub request_timeout: Duration,
+    /// How long a client may take none of what it is sent.
+    pub write_timeout: Duration,
+    /// For requests that are under way when the server stops.
+    pub shutdown_grace: Duration,
+}
+
+/// A client's connection. Writing to it fails where the client takes nothing for too long.
+type HttpStream = Pin<Box<TimeoutStream<TlsStream<TcpStream>>>>;
+
+impl TlsSource {
+    /// As `current` says each time.
+    pub fn new(current: impl Fn() -> Arc<ServerConfig> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(current))
+    }
+}
+
+impl fmt::Debug for TlsSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsSource").finish_non_exhaustive()
+    }
+}
+
+impl HttpServer {
+    /// Answers requests by `answer`, which hears the addresses of the connection, until `stop`.
+    ///
+    /// A request is under way until the last byte of its answer's body was handed to the connection.
+    pub async fn serve<A, F, B>(self, answer: A, stop: CancellationToken)
+    where
+        A: Fn(Request<Incoming>, Addresses) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let Self { listener, tls, proxy_protocol, limits, table, counters } = self;
+        let connections = Arc::new(OpenConnections::new(limits.connections));
+        let proxy_protocol: Arc<[Network]> = proxy_protocol.into();
+        let tasks = TaskTracker::new();
+        loop {
+            let make_room = || connections.make_room();
+            let (stream, peer) = tokio::select! {
+                () = stop.cancelled() => break,
+                next = listen::accept(&listener, make_room) => next,
+            };
+            let (admitted, crowded) = connections.admit(peer.ip());
+            if crowded && counters.connections.hit() {
+                tracing::warn!(
+                    target: "mailchime::net::http_connections_reached",
+                    table,
+                    limit = limits.connections,
+                    "an HTTPS server has as many connections as it may have; mailchime closes the \
+                     oldest ones of the address that has most"
+                );
+            }
+            let connection = ServedConnection {
+                limits,
+                counters: Arc::clone(&counters),
+                admitted: Arc::clone(&admitted),
+                stop: stop.clone(),
+            };
+            let (tls, proxies) = (with_alpn(&(tls.0)()), Arc::clone(&proxy_protocol));
+            let (connections, answer) = (Arc::clone(&connections), answer.clone());
+            tasks.spawn(async move {
+                let served = connection.run(stream, peer, tls, &proxies, answer);
+                admitted.leave.run_until_cancelled(served).await;
+                connections.leave(&admitted);
+            });
+        }
+        drop(listener);
+        tasks.close();
+        tasks.wait().await;
+    }
+}
+
+/// The same certificates, for clients that speak HTTP.
+fn with_alpn(tls: &ServerConfig) -> Arc<ServerConfig> {
+    let mut tls = tls.clone();
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Arc::new(tls)
+}
+
+/// What one connection is served with.
+struct ServedConnection {
+    limits: HttpLimits,
+    counters: Arc<HttpCounters>,
+    admitted: Arc<AdmittedConnection>,
+    stop: CancellationToken,
+}
+
+impl ServedConnection {
+    async fn run<A, F, B>(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        tls: Arc<ServerConfig>,
+        proxies: &[Network],
+        answer: A,
+    ) where
+        A: Fn(Request<Incoming>, Addresses) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let opening = opening(stream, peer, tls, proxies, self.limits.write_timeout);
+        let opened = tokio::select! {
+            () = self.stop.cancelled() => return,
+            opened = timeout(self.limits.request_timeout, opening) => opened,
+        };
+        let (stream, addresses) = match opened {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(error)) => {
+                tracing::debug!(
+                    target: "mailchime::net::http_connection_failed",
+                    %peer, %error, "a connection to an HTTPS server failed"
+                );
+                return;
+            }
+            Err(_) => {
+                self.counters.request_timeout.hit();
+                return;
+            }
+        };
+        self.admitted.comes_from(addresses.source.ip());
+        let admitted = Arc::clone(&self.admitted);
+        let service = service_fn(move |request| {
+            let under_way = AdmittedConnection::request(&admitted);
+            let answering = answer(request, addresses);
+            async move {
+                let answer = answering.await;
+                Ok::<_, Infallible>(answer.map(|body| CountedBody { body, _under_way: under_way }))
+            }
+        });
+        let builder = builder();
+        let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let mut serving = pin!(serving);
+        let farewell = tokio::select! {
+            served = serving.as_mut() => return self.ended(peer, served.err()),
+            slow = self.admitted.idle(self.limits.request_timeout, IDLE) => {
+                if slow {
+                    self.counters.request_timeout.hit();
+                }
+                FAREWELL
+            }
+            () = self.stop.cancelled() => self.limits.shutdown_grace,
+        };
+        serving.as_mut().graceful_shutdown();
+        // Nothing is under way, or the program ends.
+        if let Ok(served) = timeout(farewell, serving).await {
+            self.ended(peer, served.err());
+        }
+    }
+
+    fn ended(&self, peer: SocketAddr, error: Option<Box<dyn Error + Send + Sync>>) {
+        let Some(error) = error else { return };
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse_too_large) {
+            self.counters.head_size.hit();
+        }
+        tracing::debug!(
+            target: "mailchime::net::http_connection_failed",
+            %peer, error, "a connection to an HTTPS server failed"
+        );
+    }
+}
+
+/// The PROXY header, if `peer` is one that sends it, and TLS.
+async fn opening(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    tls: Arc<ServerConfig>,
+    proxies: &[Network],
+    write_timeout: Duration,
+) -> io::Result<(HttpStream, Addresses)> {
+    let destination = listen::canonical(stream.local_addr()?);
+    let mut addresses = Addresses { source: peer, destination };
+    if proxies.iter().any(|network| network.contains(peer.ip()))
+        && let Some(told) = proxy_protocol::read(&mut stream).await?
+    {
+        addresses = told;
+    }
+    let stream = TlsAcceptor::from(tls).accept(stream).await?;
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(write_timeout));
+    Ok((Box::pin(stream), addresses))
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // The time for a head is that of the connection.
+        .header_read_timeout(None)
+        .max_buf_size(HEAD_SIZE as usize)
+        .max_headers(HEADERS);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(HEAD_SIZE)
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+}
+
+/// A body whose request is under way while it lives.
+struct CountedBody<B> {
+    body: B,
+    _under_way: RequestUnderWay,
+}
+
+impl<B: Body + Unpin> Body for CountedBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
