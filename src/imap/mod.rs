@@ -10,6 +10,7 @@
 //! - [`contract`]: the vocabulary of a session
 //! - [`args`]: strings and lists as arguments (nom), and quoting
 //! - [`capability`]: capability lists, and the edit that mailchime makes to them
+//! - [`list`]: the answers that name mailboxes
 //! - [`mailbox`]: modified UTF-7
 //! - [`sasl`]: PLAIN and LOGIN, the client's words and the backend's
 //! - [`status`]: the answers that a watcher reads
@@ -27,6 +28,7 @@ pub mod capability;
 pub mod collect;
 pub mod contract;
 pub mod greeting;
+pub mod list;
 pub mod literal;
 pub mod login;
 pub mod mailbox;
