@@ -1,6 +1,7 @@
 //! mailchime: a TLS IMAP proxy that gives any mail server native push to iOS Mail.
 
 pub mod admin;
+pub mod api;
 pub mod app;
 pub mod cli;
 pub mod config;

@@ -41,6 +41,8 @@ pub struct Metrics {
     pub sessions: Gauge,
     /// `mailchime_sessions_ended_total`
     pub sessions_ended: By<SessionEnd, Counter>,
+    /// Requests to `[api]` that were answered (`mailchime_api_requests_total`).
+    pub api_requests: By<ApiAnswer, Counter>,
     /// Memory that sessions hold beside what each of them needs (`mailchime_session_memory_bytes`).
     pub kept: By<Phase, Gauge>,
     /// Commands that mailchime itself answered (`mailchime_commands_total`).
@@ -167,6 +169,19 @@ label!(
 );
 
 label!(
+    /// How a request to `[api]` was answered.
+    ApiAnswer as "answer" {
+        Ok: "ok",
+        /// 401
+        Unauthorized: "unauthorized",
+        /// Another 4xx.
+        Refused: "refused",
+        /// 5xx
+        Failed: "failed",
+    }
+);
+
+label!(
     /// How far a session is.
     Phase as "phase" {
         Login: "login",
@@ -266,12 +281,6 @@ label!(
         /// Whether a registration is stored as it is.
         Registered: "registered",
         RemoveDevice: "remove_device",
-        /// What a user has made, shown to that user.
-        Listed: "listed",
-        /// An endpoint has answered.
-        Confirm: "confirm",
-        /// Subscriptions that have not answered, or are over.
-        DropEnded: "drop_ended",
         RemoveAccount: "remove_account",
         Expire: "expire",
         Accounts: "accounts",
@@ -403,6 +412,12 @@ impl Metrics {
                 "sessions_ended",
                 None,
                 "Client connections by how they ended",
+            ),
+            api_requests: By::new(
+                registry,
+                "api_requests",
+                None,
+                "Requests to [api] by how they were answered",
             ),
             kept: By::new(
                 registry,

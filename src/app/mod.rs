@@ -13,6 +13,7 @@
 //! way arrives.
 
 mod admin;
+mod api;
 mod background;
 mod listeners;
 mod reload;
@@ -64,6 +65,8 @@ pub struct Server {
     pub addresses: Vec<SocketAddr>,
     /// The port where it tells of itself, if there is one.
     pub admin: Option<SocketAddr>,
+    /// Where it serves users' programs, if it does.
+    pub api: Option<SocketAddr>,
     /// Opens sessions for clients in this process.
     pub door: Arc<dyn SessionDoor>,
     /// The database.

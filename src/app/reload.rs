@@ -139,12 +139,12 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         warnings: _,
         store,
         credentials,
-        key_file,
         watch,
         push,
         limits,
         resolver,
         admin,
+        api,
         node,
         log,
     } = new;
@@ -154,13 +154,14 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
     let push_of_before = PushConfig { priority: push.priority, ..old.push.clone() };
     let tables = [
         ("[store]", old.store == *store),
-        ("[credentials]", old.credentials == *credentials && old.key_file == *key_file),
+        ("[credentials]", old.credentials == *credentials),
         ("[watch]", old.watch == *watch),
         ("[push]", push_of_before == *push),
         ("[limits] capability_size", limits_that_wait(&old.limits) == limits_that_wait(limits)),
         ("[resolver]", old.resolver == *resolver),
         ("[node]", old.node == *node),
         ("[admin]", old.admin == *admin),
+        ("[api]", old.api == *api),
         ("[log] format", old.log.format == *format),
     ];
     tables.into_iter().filter(|(_, same)| !same).map(|(table, _)| table).collect()
@@ -238,6 +239,7 @@ mod tests {
             (|new| new.resolver.waiting = 1, &["[resolver]"]),
             (|new| new.node.name = Some("a".into()), &["[node]"]),
             (|new| new.admin.hosts = vec!["a".into()], &["[admin]"]),
+            (|new| new.api.sessions = 1, &["[api]"]),
             (|new| new.log.format = LogFormat::Json, &["[log] format"]),
         ];
         for (change, named) in changes {

@@ -1,6 +1,7 @@
 //! The start, in named steps: [`Built::new`] makes every part and fails if one cannot be made, and
 //! [`Built::run`] joins the parts by channels and starts their tasks.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
@@ -13,7 +14,7 @@ use super::listeners::{ListenerSocket, Listening, sockets};
 use super::renewal::Renewal;
 use super::server_tls::server_tls;
 use super::tasks::{StopStage, Tasks};
-use super::{Server, StartError, admin};
+use super::{Server, StartError, admin, api};
 use crate::config::{self, Config};
 use crate::files;
 use crate::imap::contract::{DomainTopic, PushOffer};
@@ -21,6 +22,7 @@ use crate::metrics::{Metrics, Queue};
 use crate::model::{Account, SessionEvent, Timestamp, WatchEvent};
 use crate::net::backends::{Backends, Table};
 use crate::net::counters::LimitCounters;
+use crate::net::door::SessionDoor;
 use crate::net::resolve::NameResolver;
 use crate::net::tls;
 use crate::nodes::{self, Assignment, ClusterView, Membership};
@@ -47,6 +49,7 @@ pub(super) struct Built {
     routes: Routes,
     sockets: Vec<ListenerSocket>,
     admin_socket: Option<admin::Socket>,
+    api_socket: Option<api::ApiSocket>,
     registry: Registry,
     metrics: Arc<Metrics>,
     store: Store,
@@ -78,12 +81,12 @@ impl Built {
         check_record(config)?;
         let sockets = sockets(config, inherited)?;
         let admin_socket = admin::Socket::open(&config.admin)?;
+        let api_socket = api::ApiSocket::open(&config.api)?;
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
         let store = open_store(config, &metrics).await?;
-        let credentials =
-            CredentialSource::open(config.credentials, &config.key_file, store.clone())
-                .map_err(|error| StartError::key("[credentials] key_file", error))?;
+        let credentials = CredentialSource::open(&config.credentials, store.clone())
+            .map_err(|error| StartError::key("[credentials] key_file", error))?;
         metrics.exposed_files.set(exposed(config));
         let port = sockets.first().map_or(0, |socket| socket.address.port());
         let node = config.node.name.clone().unwrap_or_else(|| nodes::default_name(port));
@@ -97,6 +100,7 @@ impl Built {
             routes,
             sockets,
             admin_socket,
+            api_socket,
             registry,
             metrics,
             store,
@@ -143,9 +147,12 @@ impl Built {
         let asked = (assignment, watchers, inquirer.clone());
         let registry = std::mem::take(&mut self.registry);
         self.start_admin(config, &mut tasks, registry, asked);
+        let door: Arc<dyn SessionDoor> = Arc::new(local_sessions);
+        let api = self.start_api(config, &mut tasks, &door, &current);
         let mut server = Server {
             admin,
-            door: Arc::new(local_sessions),
+            api,
+            door,
             addresses: listening.iter().map(|listening| listening.address).collect(),
             store: self.store,
             identities: self.identities,
@@ -318,6 +325,27 @@ impl Built {
         tasks.start(StopStage::Serving, "service time", count_service(store, offered, stop));
     }
 
+    /// Serves users' programs; where.
+    fn start_api(
+        &mut self,
+        config: &Config,
+        tasks: &mut Tasks,
+        door: &Arc<dyn SessionDoor>,
+        current: &proxy::CurrentContext,
+    ) -> Option<SocketAddr> {
+        let socket = self.api_socket.take()?;
+        let address = socket.address;
+        let joints = api::ApiJoints {
+            door: Arc::clone(door),
+            current: current.clone(),
+            counters: self.backends.counters(),
+            metrics: Arc::clone(&self.metrics),
+        };
+        let serving = socket.serve(config, joints, tasks.stop_of(StopStage::Serving));
+        tasks.add(StopStage::Serving, "api", serving);
+        Some(address)
+    }
+
     fn start_admin(
         &mut self,
         config: &Config,
@@ -363,7 +391,7 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Store, St
         true => StartError::Store(error),
         false => StartError::key("[store] url", error),
     })?;
-    let store = store.sealing(&config.key_file).sharing(Shares {
+    let store = store.sharing(Shares {
         accounts_per_device: config.push.accounts_per_device,
         accounts_per_domain: config.push.accounts_per_domain,
         devices_per_domain: config.push.devices_per_domain,

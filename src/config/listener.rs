@@ -71,7 +71,8 @@ impl Check<'_> {
                     self.refusal(ADDRESS, format!("{text:?} is no address; {allowed}"))
                 })?;
             }
-            let networks = proxy_protocol.iter().map(|text| self.network(text));
+            let networks = proxy_protocol.iter();
+            let networks = networks.map(|text| self.network("[[listener]] proxy_protocol", text));
             listener.proxy_protocol = networks.collect::<CheckResult<_>>()?;
             let address = listener.address;
             // Port 0 is another port each time.
@@ -87,7 +88,7 @@ impl Check<'_> {
         Ok(listeners)
     }
 
-    fn network(&self, text: &str) -> CheckResult<Network> {
+    pub(super) fn network(&self, key: &str, text: &str) -> CheckResult<Network> {
         text.parse().map_err(|meant: Option<Network>| {
             let problem = match meant {
                 Some(meant) => format!("{text:?} has bits beyond its prefix; write \"{meant}\""),
@@ -96,7 +97,7 @@ impl Check<'_> {
                      of its prefix, such as \"10.0.0.0/8\" or \"::1\""
                 ),
             };
-            self.refusal("[[listener]] proxy_protocol", problem)
+            self.refusal(key, problem)
         })
     }
 }

@@ -13,6 +13,7 @@
 mod table;
 
 mod admin;
+mod api;
 mod apns;
 mod auth;
 mod backend;
@@ -39,6 +40,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use self::admin::{AdminAddress, AdminConfig};
+pub use self::api::{ApiConfig, PublicUrl};
 pub use self::apns::{ApnsConfig, ApnsServer, ProviderFiles, ProxyConfig};
 pub use self::auth::{AuthConfig, RelayedLogins};
 pub use self::backend::{BackendConfig, BackendTls, LoginTemplate, MasterUser, TrustConfig};
@@ -78,9 +80,6 @@ pub struct Config {
     pub store: StoreConfig,
     /// `[credentials]`
     pub credentials: CredentialsMode,
-    /// `[credentials] key_file`: seals what is secret in the database. It may not exist yet: in the mode
-    /// `stored` it is made at the first start, else with the first subscription that has secrets.
-    pub key_file: PathBuf,
     /// `[watch]`
     pub watch: WatchConfig,
     /// `[push]`
@@ -94,6 +93,8 @@ pub struct Config {
     pub resolver: ResolverConfig,
     /// `[admin]`
     pub admin: AdminConfig,
+    /// `[api]`
+    pub api: ApiConfig,
     /// `[node]`
     pub node: NodeConfig,
     /// `[log]`
@@ -117,13 +118,13 @@ impl Config {
             routes: Vec::new(),
             store: StoreConfig::default(),
             credentials: CredentialsMode::default(),
-            key_file: credentials::KEY_FILE.into(),
             watch: WatchConfig::default(),
             push: PushConfig::default(),
             apns: Vec::new(),
             limits: LimitsConfig::default(),
             resolver: ResolverConfig::default(),
             admin: AdminConfig::default(),
+            api: ApiConfig::default(),
             node: NodeConfig::default(),
             log: LogConfig::default(),
             record: None,
@@ -184,7 +185,9 @@ impl Config {
         let routes = self.routes.iter().map(|route| &route.backend);
         let masters = std::iter::once(&self.backend).chain(routes).flat_map(|it| &it.master);
         files.extend(masters.map(|master| ("master_password_file", &*master.password_file)));
-        files.push(("[credentials] key_file", &self.key_file));
+        if let CredentialsMode::Stored { key_file } = &self.credentials {
+            files.push(("[credentials] key_file", key_file));
+        }
         for apns in &self.apns {
             match &apns.identity {
                 ProviderFiles::Pem { private_key, .. } => {
@@ -215,13 +218,14 @@ fn checked(raw: RawConfig, origin: &Path) -> CheckResult<Config> {
         config.listeners = check.listeners(listeners)?;
     }
     config.store = check.store(raw.store)?;
-    (config.credentials, config.key_file) = check.credentials(raw.credentials);
+    config.credentials = check.credentials(raw.credentials)?;
     config.watch = check.watch(raw.watch)?;
     config.push = check.push(raw.push)?;
     config.apns = check.identities(raw.apns)?;
     config.limits = check.limits(raw.limits)?;
     config.resolver = check.resolver(raw.resolver)?;
     config.admin = check.admin(raw.admin)?;
+    config.api = check.api(raw.api)?;
     config.node = check.node(raw.node)?;
     config.log = check.log(raw.log)?;
     config.record = check.record(raw.record)?;

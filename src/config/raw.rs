@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use super::admin::RawAdmin;
+use super::api::RawApi;
 use super::apns::RawApns;
 use super::auth::RawAuth;
 use super::backend::RawBackend;
@@ -37,6 +38,7 @@ table!(RawConfig {
     limits: RawLimits,
     resolver: RawResolver,
     admin: RawAdmin,
+    api: RawApi,
     node: RawNode,
     log: RawLog,
     record: RawRecord,

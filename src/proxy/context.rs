@@ -212,6 +212,11 @@ impl CurrentContext {
         *self.0.lock() = Arc::new(context);
     }
 
+    /// What a client that connects now is shown.
+    pub fn tls(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.get().tls)
+    }
+
     /// What a session that begins now has.
     pub fn get(&self) -> Arc<SessionContext> {
         Arc::clone(&self.0.lock())

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mailchime::config::{
-    self, AdminAddress, BackendTls, CertificateFiles, Collapse, Config, Events, ListenerTls,
-    LogFormat, Network, ProviderFiles, ProxyConfig, PushType, RelayedLogins, RouteConfig,
-    TrustConfig,
+    self, AdminAddress, ApiConfig, BackendTls, CertificateFiles, Collapse, Config, Events,
+    ListenerTls, LogFormat, Network, ProviderFiles, ProxyConfig, PublicUrl, PushType,
+    RelayedLogins, RouteConfig, TrustConfig,
 };
 use toml::{Table, Value};
 
@@ -91,11 +91,13 @@ fn every_key_takes_effect() {
     assert!(!backend.checks_token_name && backend.names_ignore_case);
 
     assert_eq!(config.auth.relay, RelayedLogins::Always);
-    let store = &config.store;
+    let (store, credentials) = (&config.store, &config.credentials);
     assert_eq!(store.url, "sqlite:///var/lib/mailchime/push.db");
     assert_eq!(store.busy_timeout, Duration::from_millis(250));
-    assert_eq!(config.credentials, config::CredentialsMode::Stored);
-    assert_eq!(config.key_file, Path::new("/etc/mailchime/key"));
+    let config::CredentialsMode::Stored { key_file } = credentials else {
+        panic!("{credentials:?}")
+    };
+    assert_eq!(key_file, Path::new("/etc/mailchime/key"));
 
     let watch = &config.watch;
     assert_eq!(watch.idle_renewal, Duration::from_secs(28 * 60 + 30));
@@ -166,6 +168,16 @@ fn every_key_takes_effect() {
     assert_eq!(config.resolver.waiting, 100);
 
     assert_eq!(config.admin.address, Some(AdminAddress::Tcp("10.0.0.6:9143".parse().unwrap())));
+    let expected = ApiConfig {
+        address: Some("[::]:8443".parse().unwrap()),
+        proxy_protocol: vec!["10.0.0.0/8".parse().unwrap()],
+        public_url: Some(PublicUrl::new("push.example.org", 8443)),
+        connections: 9,
+        request_timeout: Duration::from_secs(9),
+        body_size: 9 * 1024,
+        sessions: 9,
+    };
+    assert_eq!(config.api, expected);
 
     let node = &config.node;
     assert_eq!((node.name.as_deref(), node.takeover.as_secs()), (Some("mail1"), 10));

@@ -18,7 +18,7 @@ pub(crate) use self::tokens::{is_word, skipped};
 const FLOORS: &[&[&str]] = &[
     &["cli"],
     &["app"],
-    &["proxy", "watch", "push", "admin", "record"],
+    &["proxy", "watch", "push", "admin", "api", "record"],
     &["registrar"],
     &["nodes"],
     &["store", "net"],

@@ -21,6 +21,7 @@ const PARTS: &[&str] = &[
     "nodes",
     "app",
     "admin",
+    "api",
     "config",
     "record",
     "registrar",

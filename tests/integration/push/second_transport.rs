@@ -17,8 +17,6 @@ fn subscription(endpoint: &str) -> Subscription {
         app: "reader".into(),
         route: "table".into(),
         options: "{}".into(),
-        secrets: None,
-        expires_at: None,
     }
 }
 

@@ -1,0 +1,151 @@
+//! HTTPS for users' programs: what a client asks for, and the web app's sessions.
+//!
+//! | request | answer |
+//! | --- | --- |
+//! | `POST /v1/session` | logs in and gives the web app's cookie |
+//! | `GET /v1/session` | whose session it is |
+//! | `DELETE /v1/session` | logs out |
+//! | `GET /v1/mailboxes` | the mailboxes of the user |
+//!
+//! Each request proves who asks: by Basic or Bearer, with a login at the user's own backend through the
+//! proxy's door inside this process, or by the cookie of such a login. `docs/api.yaml` describes every
+//! request and answer. An error is `{"error":code,"message":sentence}`. No answer and no log line holds a
+//! password or an endpoint in full.
+//!
+//! Nothing here knows the proxy or the transports: `app` gives what leads to them.
+
+mod caller;
+mod error;
+mod mail;
+mod request_body;
+mod routes;
+mod web_sessions;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
+use tower_service::Service;
+
+use self::error::ApiError;
+use self::web_sessions::WebSessions;
+use crate::config::PublicUrl;
+use crate::metrics::Metrics;
+use crate::model::Credentials;
+use crate::net::counters::HttpCounters;
+use crate::net::door::SessionDoor;
+use crate::net::http::HttpServer;
+use crate::net::proxy_protocol::Addresses;
+
+/// Between two looks for sessions whose time is over.
+const TIDY: Duration = Duration::from_secs(60);
+
+/// What the API is made of.
+#[derive(Debug)]
+pub struct ApiParts {
+    /// Leads to the user's backend.
+    pub door: Arc<dyn SessionDoor>,
+    /// By which URL users reach it.
+    pub public_url: Option<PublicUrl>,
+    /// Further names that it has, in lower case; `*.` stands for any first label.
+    pub names: Vec<String>,
+    /// For a body of a request to come.
+    pub request_timeout: Duration,
+    /// Bytes of a request's body.
+    pub body_size: usize,
+    /// Most sessions of the web app.
+    pub sessions: usize,
+    /// For a backend's answer to one question.
+    pub answer_timeout: Duration,
+    /// The limits that were reached.
+    pub counters: Arc<HttpCounters>,
+    /// Where answers are counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// What requests share.
+#[derive(Debug)]
+struct ApiContext {
+    door: Arc<dyn SessionDoor>,
+    public_url: Option<PublicUrl>,
+    names: Vec<String>,
+    request_timeout: Duration,
+    body_size: usize,
+    answer_timeout: Duration,
+    sessions: WebSessions,
+    counters: Arc<HttpCounters>,
+    metrics: Arc<Metrics>,
+}
+
+/// Answers requests until `stop`.
+pub async fn serve(server: HttpServer, parts: ApiParts, stop: CancellationToken) {
+    let sessions = WebSessions::new(parts.sessions, Arc::clone(&parts.counters));
+    let ApiParts { door, public_url, names, request_timeout, body_size, .. } = parts;
+    let ApiParts { answer_timeout, counters, metrics, .. } = parts;
+    let context = Arc::new(ApiContext {
+        door,
+        public_url,
+        names,
+        request_timeout,
+        body_size,
+        answer_timeout,
+        sessions,
+        counters,
+        metrics,
+    });
+    let router = routes::router(Arc::clone(&context));
+    let answer = move |request: Request<Incoming>, addresses: Addresses| {
+        let mut request: Request = request.map(Body::new);
+        request.extensions_mut().insert(addresses);
+        let answering = router.clone().call(request);
+        async move {
+            let answer: Response = answering.await.unwrap_or_else(|never| match never {});
+            answer
+        }
+    };
+    let tidying = async {
+        loop {
+            tokio::time::sleep(TIDY).await;
+            context.sessions.tidy();
+        }
+    };
+    tokio::select! {
+        () = server.serve(answer, stop) => {}
+        () = tidying => {}
+    }
+}
+
+impl ApiContext {
+    /// A session of the user whom these credentials prove.
+    async fn log_in(
+        &self,
+        addresses: Addresses,
+        credentials: &Credentials,
+    ) -> Result<mail::MailClient, ApiError> {
+        mail::log_in(&*self.door, addresses, credentials, self.answer_timeout).await
+    }
+
+    /// Whether this server is meant by that `Host` (RFC 9110 section 7.2), which is checked where it is
+    /// known by which URL it is reached.
+    fn is_meant_by(&self, host: &str) -> bool {
+        let Some(url) = &self.public_url else { return true };
+        let host = host.to_ascii_lowercase();
+        if host.strip_suffix(":443").unwrap_or(&host) == url.authority() {
+            return true;
+        }
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+            _ => host.as_str(),
+        };
+        let name = name.strip_suffix('.').unwrap_or(name);
+        let parent = name.split_once('.').map(|(_, parent)| parent);
+        self.names.iter().any(|ours| match ours.strip_prefix("*.") {
+            Some(domain) => parent == Some(domain),
+            None => ours == name,
+        })
+    }
+}

@@ -1,0 +1,136 @@
+//! `[api]` as users' programs and browsers see it: dialogues of HTTP with mailchime in front of a backend.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "the helpers of tests are tests")]
+
+mod connections;
+mod document;
+mod logins;
+mod sessions;
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use mailchime::config::Config;
+use mailchime::demo::backend::DemoBackend;
+use rustls::pki_types::ServerName;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::support::in_process::{InProcess, demo_backend, loopback};
+use crate::support::soon;
+
+/// mailchime with `[api]` in front of a backend on which alice's and bob's password is `secret`.
+struct ApiWorld {
+    backend: DemoBackend,
+    world: InProcess,
+}
+
+/// An answer over HTTP/1.1.
+struct ApiReply {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+const ALICE: &str = "alice@example.org";
+const BOB: &str = "bob@example.org";
+
+impl ApiWorld {
+    async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let backend = demo_backend(&[ALICE, BOB]).await;
+        let world = InProcess::pushing(backend.address(), |config| {
+            config.api.address = Some(loopback());
+            change(config);
+        });
+        let world = world.await;
+        Self { backend, world }
+    }
+
+    /// A connection that offers these protocols.
+    async fn connect(&self, protocols: &[&str]) -> TlsStream<TcpStream> {
+        let mut config = self.world.client_config();
+        config.alpn_protocols = protocols.iter().map(|it| it.as_bytes().to_vec()).collect();
+        let address = self.world.mailchime.api.expect("[api] is on");
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
+        soon("the TLS handshake", connecting).await.unwrap()
+    }
+
+    /// Sends a request: its first line without the version, its header fields, and perhaps an empty line and
+    /// a body. `Host` and the body's length are added, and `Content-Type` where there is none.
+    async fn ask(&self, request: &str) -> ApiReply {
+        let (head, body) = request.split_once("\n\n").unwrap_or((request, ""));
+        let (first, fields) = head.split_once('\n').unwrap_or((head, ""));
+        let mut sent = format!("{first} HTTP/1.1\r\nConnection: close\r\n");
+        for field in fields.lines().map(str::trim) {
+            sent.push_str(&format!("{field}\r\n"));
+        }
+        for (name, value) in [
+            ("Host", "localhost".to_owned()),
+            ("Content-Type", "application/json".to_owned()),
+            ("Content-Length", body.len().to_string()),
+        ] {
+            if !fields.to_ascii_lowercase().contains(&format!("{}: ", name.to_ascii_lowercase())) {
+                sent.push_str(&format!("{name}: {value}\r\n"));
+            }
+        }
+        let mut stream = self.connect(&[]).await;
+        stream.write_all(format!("{sent}\r\n{body}").as_bytes()).await.unwrap();
+        ApiReply::read(&mut stream).await
+    }
+
+    /// A cookie of the web app: what stands in the header `Cookie`.
+    async fn cookie(&self, login: &str) -> String {
+        let body = format!("{{\"login\":\"{login}\",\"password\":\"secret\"}}");
+        let reply = self.ask(&format!("POST /v1/session\n\n{body}")).await;
+        assert_eq!(reply.status, 201, "{}", reply.body);
+        let field = reply.field("set-cookie").expect("a cookie");
+        field.split(';').next().unwrap().to_owned()
+    }
+}
+
+impl ApiReply {
+    /// Reads to the end of the connection.
+    async fn read(stream: &mut TlsStream<TcpStream>) -> Self {
+        let mut bytes = Vec::new();
+        // The end may come without a close_notify.
+        let _ = soon("an answer", stream.read_to_end(&mut bytes)).await;
+        let text = String::from_utf8(bytes).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+        Self { status, head: head.to_owned(), body: body.to_owned() }
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.body))
+    }
+
+    /// The code of an error, behind its status.
+    fn error(&self) -> (u16, String) {
+        (self.status, self.json()["error"].as_str().expect("an error").to_owned())
+    }
+
+    /// The first header field of this name, in lower case.
+    fn field(&self, name: &str) -> Option<&str> {
+        self.fields(name).into_iter().next()
+    }
+
+    fn fields(&self, name: &str) -> Vec<&str> {
+        let fields = self.head.lines().filter_map(|line| line.split_once(": "));
+        fields.filter(|(it, _)| it.eq_ignore_ascii_case(name)).map(|(_, value)| value).collect()
+    }
+}
+
+/// The header of a login with a password.
+fn basic(login: &str, password: &str) -> String {
+    format!("Authorization: Basic {}", STANDARD.encode(format!("{login}:{password}")))
+}

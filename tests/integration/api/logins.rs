@@ -1,0 +1,104 @@
+//! Who is let in, and what a login costs: as much as one by IMAP.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{ALICE, ApiWorld, basic};
+use crate::support::in_process::logins;
+use crate::support::limited;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_proves_the_user_to_the_users_own_backend() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let reply = api.ask(&format!("GET /v1/mailboxes\n{}", basic(ALICE, "secret"))).await;
+        assert_eq!((reply.status, reply.json()["account"].clone()), (200, json!(ALICE)));
+        assert_eq!(reply.json()["mailboxes"][0], json!({ "name": "INBOX", "role": null }));
+        assert_eq!(reply.field("cache-control"), Some("no-store"));
+        assert_eq!(logins(&api.backend, ALICE), 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_proves_nobody_is_answered_with_a_challenge() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let bearer = "Bearer realm=\"mailchime\"";
+        for fields in [
+            String::new(),
+            basic(ALICE, "wrong"),
+            basic(ALICE, ""),
+            "Authorization: Basic !".to_owned(),
+            "Authorization: Digest x".to_owned(),
+            "Authorization: Bearer x".to_owned(),
+            "Cookie: __Host-mailchime=x".to_owned(),
+        ] {
+            let reply = api.ask(&format!("GET /v1/mailboxes\n{fields}")).await;
+            assert_eq!(reply.error(), (401, "unauthorized".to_owned()), "{fields}");
+            let basic = "Basic realm=\"mailchime\", charset=\"UTF-8\"";
+            assert_eq!(reply.fields("www-authenticate"), [basic, bearer], "{fields}");
+            assert!(!reply.body.contains("wrong"), "{}", reply.body);
+        }
+        // A browser would show a dialogue of its own for Basic.
+        let reply = api.ask("GET /v1/mailboxes\nSec-Fetch-Mode: cors").await;
+        assert_eq!(reply.fields("www-authenticate"), [bearer]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_counts_and_waits_as_one_by_imap() {
+    limited(async {
+        let delay = Duration::from_millis(700);
+        let api = ApiWorld::with(|config| {
+            config.limits.failure_delay = delay;
+            config.limits.login_failures_per_minute = 2;
+        })
+        .await;
+        let ask = format!("GET /v1/mailboxes\n{}", basic(ALICE, "wrong"));
+        let began = Instant::now();
+        assert_eq!(api.ask(&ask).await.status, 401);
+        assert!(began.elapsed() >= delay, "{:?}", began.elapsed());
+        let mut client = api.world.client().await;
+        let answer = client.log_in(ALICE, "wrong").await;
+        assert!(answer.starts_with("in NO"), "{answer}");
+        // Both together are as many as there may be, by whichever way.
+        let reply = api.ask(&ask).await;
+        assert_eq!(reply.error(), (429, "too_many".to_owned()));
+        assert!(reply.field("retry-after").is_some(), "{}", reply.head);
+        let answer = client.log_in(ALICE, "secret").await;
+        assert!(answer.starts_with("in NO [LIMIT]"), "{answer}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_is_away_is_no_refusal() {
+    limited(async {
+        let api = ApiWorld::with(|config| config.backend.port = 1).await;
+        let reply = api.ask(&format!("GET /v1/mailboxes\n{}", basic(ALICE, "secret"))).await;
+        assert_eq!(reply.error(), (503, "unavailable".to_owned()));
+        assert!(reply.field("retry-after").is_some(), "{}", reply.head);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_and_passwords_of_any_letters_arrive() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let (login, password) = ("j\u{f6}rg \"x\"@example.org", "p\u{e4}ss:\\ \"w\u{f6}rd");
+        api.backend.add_account(login, password.as_bytes());
+        let reply = api.ask(&format!("GET /v1/session\n{}", basic(login, password))).await;
+        assert_eq!((reply.status, reply.json()), (200, json!({ "account": login })));
+        let basic = STANDARD.encode(b"alice@example.org:se\0cret");
+        let reply = api.ask(&format!("GET /v1/session\nAuthorization: Basic {basic}")).await;
+        assert_eq!(reply.status, 401);
+    })
+    .await;
+}

@@ -1,0 +1,134 @@
+//! The web app's cookie: what it opens, how it ends, and that no page of another site can use it.
+
+use mailchime::config::PublicUrl;
+use serde_json::json;
+
+use super::{ALICE, ApiWorld, basic};
+use crate::support::in_process::logins;
+use crate::support::limited;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cookie_opens_the_session_until_logout() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let login = json!({ "login": ALICE, "password": "secret" });
+        let reply = api.ask(&format!("POST /v1/session\n\n{login}")).await;
+        assert_eq!((reply.status, reply.json()), (201, json!({ "account": ALICE })));
+        let field = reply.field("set-cookie").unwrap();
+        let (cookie, attributes) = field.split_once("; ").unwrap();
+        assert_eq!(attributes, "Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age=43200");
+        assert!(cookie.starts_with("__Host-mailchime=") && cookie.len() == 17 + 43, "{cookie}");
+
+        let show = format!("GET /v1/session\nCookie: {cookie}");
+        assert_eq!(api.ask(&show).await.json(), json!({ "account": ALICE }));
+        // The session knows whose it is without the backend, and shows mailboxes with it.
+        assert_eq!(logins(&api.backend, ALICE), 1);
+        let reply = api.ask(&format!("GET /v1/mailboxes\nCookie: {cookie}")).await;
+        assert_eq!((reply.status, logins(&api.backend, ALICE)), (200, 2));
+
+        let close = format!("DELETE /v1/session\nCookie: {cookie}\nOrigin: https://localhost");
+        let reply = api.ask(&close).await;
+        assert_eq!(reply.status, 204);
+        assert!(reply.field("set-cookie").unwrap().contains("Max-Age=0"), "{}", reply.head);
+        assert_eq!(api.ask(&show).await.error(), (401, "unauthorized".to_owned()));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_another_site_changes_nothing() {
+    limited(async {
+        let api = ApiWorld::with(|config| {
+            config.api.public_url = Some(PublicUrl::new("localhost", 443));
+        })
+        .await;
+        let cookie = api.cookie(ALICE).await;
+        for origin in [
+            "",
+            "Origin: https://evil.example",
+            "Origin: https://localhost.evil.example",
+            "Origin: http://localhost",
+            "Origin: https://localhost:444",
+            "Origin: null",
+        ] {
+            let close = format!("DELETE /v1/session\nCookie: {cookie}\n{origin}");
+            let reply = api.ask(&close).await;
+            assert_eq!(reply.error(), (403, "foreign_origin".to_owned()), "{origin}");
+        }
+        // Nor does it log anybody in.
+        let login = json!({ "login": ALICE, "password": "secret" });
+        let reply =
+            api.ask(&format!("POST /v1/session\nOrigin: https://evil.example\n\n{login}")).await;
+        assert_eq!(reply.error(), (403, "foreign_origin".to_owned()));
+        assert!(reply.field("set-cookie").is_none(), "{}", reply.head);
+        let show = format!("GET /v1/session\nCookie: {cookie}");
+        assert_eq!(api.ask(&show).await.status, 200, "nothing of it has ended the session");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_host_is_misdirected_where_the_public_url_is_known() {
+    limited(async {
+        let api = ApiWorld::with(|config| {
+            config.api.public_url = Some(PublicUrl::new("push.example.org", 443));
+        })
+        .await;
+        let show =
+            |host: &str| format!("GET /v1/session\n{}\nHost: {host}", basic(ALICE, "secret"));
+        for (host, status) in [
+            ("push.example.org", 200),
+            ("PUSH.example.org:443", 200),
+            ("push.example.org:8443", 421),
+            ("localhost", 421),
+            ("push.example.org.evil.example", 421),
+        ] {
+            assert_eq!(api.ask(&show(host)).await.status, status, "{host}");
+        }
+        assert_eq!(logins(&api.backend, ALICE), 2);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_ends_when_the_password_is_another() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let cookie = api.cookie(ALICE).await;
+        api.backend.add_account(ALICE, b"new");
+        let mailboxes = format!("GET /v1/mailboxes\nCookie: {cookie}");
+        assert_eq!(api.ask(&mailboxes).await.status, 401);
+        let show = format!("GET /v1/session\nCookie: {cookie}");
+        assert_eq!(api.ask(&show).await.status, 401, "the cookie has ended");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_request_has_a_code() {
+    limited(async {
+        let api = ApiWorld::with(|config| config.api.body_size = 8 * 1024).await;
+        let long = json!({ "login": ALICE, "password": "x".repeat(8 * 1024) });
+        for (request, status, code) in [
+            ("GET /v1/nothing".to_owned(), 404, "not_found"),
+            ("GET /".to_owned(), 404, "not_found"),
+            ("PUT /v1/session".to_owned(), 405, "method_not_allowed"),
+            (
+                "POST /v1/session\nContent-Type: text/plain\n\n{}".to_owned(),
+                415,
+                "unsupported_media_type",
+            ),
+            ("POST /v1/session\n\n{".to_owned(), 400, "not_json"),
+            ("POST /v1/session\n\n{\"login\":\"x\"}".to_owned(), 422, "invalid"),
+            ("POST /v1/session\n\n{\"login\":1,\"password\":\"x\"}".to_owned(), 422, "invalid"),
+            (format!("POST /v1/session\n\n{long}"), 413, "too_large"),
+        ] {
+            assert_eq!(api.ask(&request).await.error(), (status, code.to_owned()), "{request}");
+        }
+        let reply = api.ask("POST /v1/session\n\n{\"login\":1,\"password\":\"x\"}").await;
+        assert_eq!(reply.json()["field"], "login");
+        assert_eq!(api.ask("PUT /v1/session").await.field("allow"), Some("POST,GET,HEAD,DELETE"));
+        assert_eq!(api.world.mailchime.counters().api.body_size.hits(), 1);
+    })
+    .await;
+}
