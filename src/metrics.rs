@@ -255,6 +255,7 @@ label!(
         OtherRoute: "other_route",
         TooLarge: "too_large",
         Refused: "refused",
+        Unrenderable: "unrenderable",
         TooMany: "too_many",
         Unavailable: "unavailable",
     }

@@ -489,6 +489,7 @@ fn count(metrics: &Metrics, verdict: &Verdict, seen_at: Instant) {
         Verdict::BadEndpoint => PushOutcome::BadEndpoint,
         Verdict::OtherRoute => PushOutcome::OtherRoute,
         Verdict::TooLarge => PushOutcome::TooLarge,
+        Verdict::Unrenderable { .. } => PushOutcome::Unrenderable,
         Verdict::Misconfigured { .. } => PushOutcome::Refused,
         Verdict::TooMany { .. } => PushOutcome::TooMany,
         Verdict::Unavailable { .. } | Verdict::RouteClosed { .. } => PushOutcome::Unavailable,

@@ -210,8 +210,10 @@ impl AccountState {
             self.read = ReadState::Wanted { at: now, failures: 0 };
         }
         for device in &mut self.devices {
-            match targets.iter().find(|target| device.is(&target.subscription)) {
-                Some(target) => device.refresh(target, now),
+            let target = targets.iter().find(|target| device.is(&target.subscription));
+            let queue = |target: &Target| queues.get(&RouteId::of(&target.subscription));
+            match target.and_then(|target| Some((target, queue(target)?))) {
+                Some((target, queue)) => device.refresh(target, &*queue.transport, now),
                 None => device.depart(),
             }
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, warn};
 
-use super::super::transport::{MailboxChange, RouteId, Verdict};
+use super::super::transport::{MailboxChange, RouteId, Transport, Verdict};
 use super::account::ChangeId;
 use super::circuit_breaker::BreakerPass;
 use super::{
@@ -143,14 +143,15 @@ impl DeviceState {
         self.device.is(&device.into())
     }
 
-    pub(super) fn refresh(&mut self, target: &Target, now: Instant) {
+    /// It is registered so now; `transport` is that of its route.
+    pub(super) fn refresh(&mut self, target: &Target, transport: &dyn Transport, now: Instant) {
         let new = &target.subscription;
-        if (&self.device.route, &self.device.options) != (&new.route, &new.options) {
-            self.tell_again(now);
-        }
-        if *self.device != target.subscription {
-            self.device = Arc::new(target.subscription.clone());
-            self.route = RouteId::of(&target.subscription);
+        if *self.device != *new {
+            if self.device.route != new.route || !transport.covers(&self.device, new) {
+                self.tell_again(now);
+            }
+            self.device = Arc::new(new.clone());
+            (self.route, self.peer) = (RouteId::of(new), transport.peer(new));
         }
         if self.registered_at < target.registered_at && self.heals {
             // The device lives, and so may its token.
@@ -449,6 +450,15 @@ impl DeviceState {
                     %route,
                     "the push service refuses a push for a reason that an operator has to fix; mailchime keeps \
                      the push and tries again"
+                );
+                FollowUp::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
+            }
+            Verdict::Unrenderable { why } => {
+                error!(
+                    target: "mailchime::push::registration_unusable",
+                    why, %account, token = %endpoint, %route,
+                    "could not write a push for a registration; mailchime keeps the push, and tries again once \
+                     the client has registered anew, and from time to time"
                 );
                 FollowUp::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
             }

@@ -196,6 +196,11 @@ impl PeerQueue {
         now: Instant,
     ) -> Option<BadEndpoints> {
         let pass = pass?;
+        if let Verdict::Unrenderable { .. } = verdict {
+            // Nothing was sent, so it says nothing of the service.
+            self.breaker.release(pass);
+            return None;
+        }
         let failure = match (verdict, verdict.blames()) {
             (Verdict::Accepted { .. }, _) | (_, Blame::Subscription) => {
                 if self.breaker.answered(pass, &sent.endpoint) {

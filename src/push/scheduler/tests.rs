@@ -1249,3 +1249,55 @@ fn a_push_says_of_each_mailbox_what_changed_and_its_state() {
     sim.scheduler.owed(vec![account()], sim.now);
     assert_eq!(told(&mut sim), [inbox(ChangeKind::NewMail, None)]);
 }
+
+#[test]
+fn a_registration_for_which_no_push_can_be_written_is_left_alone_and_no_other() {
+    let unusable = Verdict::Unrenderable { why: "its options cannot be read".into() };
+    let logins: Vec<_> = (0..20).map(|n| Account::from_login(&format!("u{n}"))).collect();
+    let broken = logins.iter().enumerate().map(|(n, of)| phone_of(of, &format!("{n:02x}f")));
+    let mut sim = Simulation::with(broken.chain([phone("a11ce")]));
+    sim.service = Some(unusable);
+    for login in &logins {
+        sim.change_of(login.clone(), "INBOX", ChangeKind::NewMail, Some(state(7)));
+    }
+    assert_eq!(sim.pushes_until(1.0).len(), 20, "each is tried, and none for the others");
+    sim.service = Some(accepted());
+    sim.mail("INBOX", 7);
+    assert_eq!(sim.pushes_until(1.0), ["1 push a11ce INBOX"]);
+    // It registers anew, and is well.
+    sim.targets[3].registered_at.0 += 1;
+    sim.scheduler.event(WatchEvent::Registered { account: logins[3].clone() }, sim.now);
+    assert_eq!(sim.pushes_until(2.0), ["1 push 03f INBOX"]);
+    // While one push tries the route, one that cannot be written tries nothing.
+    sim.service = Some(down(None));
+    sim.mail("INBOX", 8);
+    sim.until(6.5);
+    sim.service = Some(Verdict::Unrenderable { why: String::new() });
+    sim.until(7.5);
+    assert!(sim.scheduler.view(&sim.targets[20].subscription, sim.now).shut.is_some());
+}
+
+#[test]
+fn options_that_change_nothing_of_what_is_sent_cost_no_push() {
+    for (options, pushes) in [("SAME as before", 0), ("OTHER", 1)] {
+        let mut sim = Simulation::with([phone("a")]);
+        sim.targets[0].subscription.options = "SAME".into();
+        sim.mail("INBOX", 7);
+        assert_eq!(sim.pushes_until(1.0).len(), 1);
+        sim.targets[0].subscription.options = options.into();
+        sim.scheduler.event(WatchEvent::Registered { account: account() }, sim.now);
+        assert_eq!(sim.pushes_until(20.0).len(), pushes, "{options}");
+    }
+}
+
+#[test]
+fn a_device_that_moves_to_another_route_is_that_routes_from_then_on() {
+    let mut sim = Simulation::with([phone("a")]);
+    sim.scheduler.routes([route(ROUTE, 500), route("other", 500)], sim.now, NOW);
+    sim.quiet("INBOX", 7);
+    sim.until(1.0);
+    sim.targets[0].subscription.route = "other".into();
+    sim.service = Some(down(None));
+    assert_eq!(sim.pushes_until(30.0), ["30 push a INBOX"]);
+    assert!(sim.scheduler.view(&sim.targets[0].subscription, sim.now).shut.is_some());
+}

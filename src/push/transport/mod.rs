@@ -88,13 +88,19 @@ pub trait Transport: fmt::Debug + Send + Sync {
         Arc::clone(&subscription.route)
     }
 
+    /// Whether a push that was sent for `before` has told `after` all that it says: both are registrations
+    /// with one endpoint and app on one route, one after the other. Where it has not, it is sent again.
+    fn covers(&self, before: &Subscription, after: &Subscription) -> bool {
+        before.options == after.options
+    }
+
     /// What an operator checks when the service knows most endpoints not: a sentence.
     fn remedy(&self) -> &'static str;
 
     /// The request that tells `subscription` of `notice`.
     ///
     /// # Errors
-    /// What became of the push where it cannot be written as a request.
+    /// [`Verdict::Unrenderable`] where no request can be written for this subscription.
     fn render(
         &self,
         subscription: &Subscription,
@@ -112,7 +118,7 @@ pub trait Transport: fmt::Debug + Send + Sync {
         _code: &str,
         _at: Timestamp,
     ) -> Result<Request<Bytes>, Verdict> {
-        Err(Verdict::Misconfigured { why: "this transport verifies no subscription".into() })
+        Err(Verdict::Unrenderable { why: "this transport verifies no subscription".into() })
     }
 
     /// What the service's answer means. The body may be cut off.

@@ -48,6 +48,12 @@ impl Transport for Stub {
             .then_some("it registered for INBOX alone")
     }
 
+    /// The first word of the options is what is sent.
+    fn covers(&self, before: &Subscription, after: &Subscription) -> bool {
+        let [before, after] = [before, after].map(|it| it.options.split(' ').next());
+        before == after
+    }
+
     fn remedy(&self) -> &'static str {
         "Check the stub"
     }

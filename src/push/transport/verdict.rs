@@ -23,6 +23,12 @@ pub enum Verdict {
     OtherRoute,
     /// The service takes no message of this size.
     TooLarge,
+    /// No request can be written for this subscription, as for one whose options cannot be read: nothing
+    /// was sent. That heals when the client registers again.
+    Unrenderable {
+        /// What is wrong.
+        why: String,
+    },
     /// The service refuses the push for a reason that only an operator can mend.
     Misconfigured {
         /// What is wrong.
@@ -73,9 +79,11 @@ impl Verdict {
     pub fn blames(&self) -> Blame {
         match self {
             Self::Accepted { .. } | Self::Unavailable { .. } => Blame::Nobody,
-            Self::Gone { .. } | Self::BadEndpoint | Self::OtherRoute | Self::TooMany { .. } => {
-                Blame::Subscription
-            }
+            Self::Gone { .. }
+            | Self::BadEndpoint
+            | Self::OtherRoute
+            | Self::TooMany { .. }
+            | Self::Unrenderable { .. } => Blame::Subscription,
             Self::RouteClosed { .. } => Blame::Route,
             Self::TooLarge | Self::Misconfigured { .. } => Blame::Us,
         }
@@ -89,6 +97,7 @@ impl Verdict {
             Self::BadEndpoint => "bad-endpoint",
             Self::OtherRoute => "other-route",
             Self::TooLarge => "too-large",
+            Self::Unrenderable { .. } => "unrenderable",
             Self::Misconfigured { .. } => "refused",
             Self::TooMany { .. } => "too-many",
             Self::Unavailable { .. } | Self::RouteClosed { .. } => "unavailable",
@@ -98,7 +107,8 @@ impl Verdict {
     /// What there is to say besides, for people.
     pub fn detail(&self) -> Option<&str> {
         match self {
-            Self::Misconfigured { why }
+            Self::Unrenderable { why }
+            | Self::Misconfigured { why }
             | Self::Unavailable { why, .. }
             | Self::RouteClosed { why, .. } => Some(why),
             _ => None,

@@ -11,6 +11,7 @@ use hyper::{Request, Response};
 use super::judge;
 use super::payload::{self, Headers, MailPush, collapse_id, hears_of_inbox_alone};
 use crate::config::{self, ApnsServer, Collapse};
+use crate::imap::registration::xapple::ApnsOptions;
 use crate::model::{Mailbox, Subscription};
 use crate::push::transport::{Notice, Transport, TransportLimits, Verdict};
 
@@ -52,6 +53,13 @@ impl Transport for MailMessages {
             .then_some("it registered with version 1, for INBOX alone")
     }
 
+    /// A device knows its mail account by the account id. With a push for another version it looks all the
+    /// same.
+    fn covers(&self, before: &Subscription, after: &Subscription) -> bool {
+        let [before, after] = [before, after].map(|device| ApnsOptions::from_json(&device.options));
+        before.map(|options| options.account_id) == after.map(|options| options.account_id)
+    }
+
     fn remedy(&self) -> &'static str {
         "Check that the certificate belongs to [apns] endpoint: production or sandbox"
     }
@@ -76,7 +84,7 @@ impl Transport for MailMessages {
         };
         let changed = notice.mailboxes.iter().map(|change| &change.mailbox);
         let push = MailPush::new(device, changed, headers).ok_or_else(|| {
-            Verdict::Misconfigured { why: "the options of the registration cannot be read".into() }
+            Verdict::Unrenderable { why: "the options of the registration cannot be read".into() }
         })?;
         request(&self.server, &push, self.style.priority)
     }
@@ -92,7 +100,7 @@ pub(super) fn request(
     push: &impl PayloadLike,
     priority: Option<u8>,
 ) -> Result<Request<Bytes>, Verdict> {
-    let unfit = |why: &str| Verdict::Misconfigured { why: why.to_owned() };
+    let unfit = |why: &str| Verdict::Unrenderable { why: why.to_owned() };
     let options = push.get_options();
     let body = push.to_json_string().map_err(|_| unfit("the payload cannot be written"))?;
     let uri = format!("{server}/3/device/{}", push.get_device_token());
