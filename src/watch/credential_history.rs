@@ -9,6 +9,8 @@ use crate::model::{BackendId, Credentials, Timestamp};
 pub(super) struct CredentialHistory {
     /// Of which the supervisor has told, as [`super::watcher::Directive::logins`] counts them.
     pub(super) logins: u64,
+    /// The same at other nodes.
+    pub(super) logins_elsewhere: u64,
     /// Those of them that count, as they were at the account's backend.
     pub(super) accepted: u64,
     /// The last of them.
@@ -34,9 +36,9 @@ pub(super) struct CredentialHistory {
 }
 
 impl CredentialHistory {
-    /// How many logins the supervisor has told of.
-    pub(super) fn logins(&self) -> u64 {
-        self.logins
+    /// How many logins the supervisor has told of, here and at other nodes.
+    pub(super) fn logins(&self) -> (u64, u64) {
+        (self.logins, self.logins_elsewhere)
     }
 
     /// Whether tries were refused, and not as those of all accounts.

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use super::WatchContext;
 use super::ledger::Consequence;
 use super::watcher::{SessionEnd, Watcher, in_order};
-use crate::model::{Change, ChangeKind, Mailbox, Snapshot, WatchEvent};
+use crate::model::{Change, ChangeKind, Hint, Mailbox, Snapshot, WatchEvent};
 
 /// Room for one event on its way to `push`. It is waited for first: a future that holds the event
 /// meanwhile would be larger, for each of many accounts.
@@ -26,6 +26,25 @@ impl Watcher {
         let context = Arc::clone(&self.context);
         let watched = &mut self.mailboxes[index];
         let follows = watched.ledger.hint(kind, state, || context.next_id());
+        watched.due |= follows.urgency().is_some();
+        self.tell(index, follows).await?;
+        Ok(follows)
+    }
+
+    /// Another source says that something happened in this mailbox: tells `push` what follows.
+    pub(super) async fn event(
+        &mut self,
+        index: usize,
+        hint: &Hint,
+    ) -> Result<Consequence, SessionEnd> {
+        let context = Arc::clone(&self.context);
+        let watched = &mut self.mailboxes[index];
+        let kind = hint.event.kind();
+        // The last look may know better.
+        let follows = match watched.looked_at.is_some_and(|looked_at| hint.seen_at < looked_at) {
+            true => Consequence::LookDue(kind),
+            false => watched.ledger.event(kind, &hint.state, || context.next_id()),
+        };
         watched.due |= follows.urgency().is_some();
         self.tell(index, follows).await?;
         Ok(follows)

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   known, announced ──┬── a hint: a part of the state, perhaps ──▶ Announced, a look is due, or nothing
+//!                      ├── an event of another source ───────────▶ the same, or with enough numbers as a look
 //!                      └── a look: the whole state ──────────────▶ Changed, Rebased, or nothing
 //! ```
 //!
@@ -9,7 +10,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::snapshot::{difference, first_seen, looked, merged, only_mod_seq_differs};
+use super::snapshot::{difference, first_seen, is_older, looked, merged, only_mod_seq_differs};
 use super::snapshot::{renumbered, with_new_mail};
 use crate::model::{ChangeKind, Snapshot};
 
@@ -121,9 +122,13 @@ impl Ledger {
     ) -> Consequence {
         // Where UIDNEXT is not told, or stands still, more messages are new ones.
         let arrived = match (state.messages, self.known.messages) {
+            (None, _) => {
+                let grown = state.uid_next.zip(self.known.uid_next);
+                grown.map_or(0, |(now, known)| now.saturating_sub(known))
+            }
             _ if state.uid_next > self.known.uid_next => 0,
             (Some(now), Some(known)) => now.saturating_sub(known),
-            _ => 0,
+            (Some(_), None) => 0,
         };
         let thought = match arrived {
             0 => merged(&self.known, state),
@@ -141,6 +146,34 @@ impl Ledger {
             return Consequence::Announced { id };
         }
         differs.max(kind).map_or(Consequence::Nothing, Consequence::LookDue)
+    }
+
+    /// Another source than the account's connection says that something of this kind happened, and as much
+    /// of the state after it as it knows. Enough numbers are a look: those that are told are compared, the
+    /// others are kept. New mail without numbers is announced.
+    pub(super) fn event(
+        &mut self,
+        kind: ChangeKind,
+        state: &Snapshot,
+        next_id: impl FnOnce() -> u64,
+    ) -> Consequence {
+        // Events may overtake each other, and a mailbox that was made anew has to be seen twice.
+        if renumbered(&self.known, state).is_some() || is_older(&self.known, state) {
+            return Consequence::LookDue(kind);
+        }
+        let counts = [state.uid_next, state.messages, state.unseen];
+        let now = merged(&self.known, state);
+        if counts.iter().all(Option::is_some) && !only_mod_seq_differs(&self.known, &now) {
+            return self.look(&now, None, next_id);
+        }
+        let uncounted = counts.iter().all(Option::is_none);
+        if uncounted && kind == ChangeKind::NewMail && self.expects_nothing() {
+            let id = next_id();
+            self.known = with_new_mail(&self.known, 1);
+            self.announced = Some(Unconfirmed { id, thought_unread: 1 });
+            return Consequence::Announced { id };
+        }
+        self.hint(Some(kind), state, next_id)
     }
 
     /// Whether the numbers of a look leave open if a phone would show anything new. `flags_told`: the
@@ -217,262 +250,4 @@ fn arrived_read(thought: &Snapshot, now: &Snapshot, thought_unread: u64) -> Opti
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    use ChangeKind::{NewMail, Quiet};
-
-    fn state(validity: u64, next: u64, messages: u64, unseen: u64) -> Snapshot {
-        Snapshot {
-            uid_validity: Some(validity),
-            uid_next: Some(next),
-            messages: Some(messages),
-            unseen: Some(unseen),
-            highest_mod_seq: None,
-        }
-    }
-
-    fn modseq(state: Snapshot, number: u64) -> Snapshot {
-        Snapshot { highest_mod_seq: Some(number), ..state }
-    }
-
-    fn messages(number: u64) -> Snapshot {
-        Snapshot { messages: Some(number), ..Snapshot::default() }
-    }
-
-    /// One thing that a source says.
-    enum Says {
-        Hint(Option<ChangeKind>, Snapshot),
-        Look(Snapshot),
-        /// A look, after the flags were asked for.
-        Flags(Snapshot, bool),
-    }
-    use Says::{Flags, Hint, Look};
-
-    fn written(consequence: Consequence, look: bool) -> String {
-        let word = |kind| if kind == NewMail { "new mail" } else { "quiet" };
-        let show = |state: Snapshot| {
-            let [next, messages, unseen] = [state.uid_next, state.messages, state.unseen]
-                .map(|number| number.map_or("?".to_owned(), |number| number.to_string()));
-            format!("next {next} of {messages} with {unseen}")
-        };
-        match consequence {
-            Consequence::Nothing => "nothing".to_owned(),
-            Consequence::LookDue(kind) => format!("look due, {}", word(kind)),
-            Consequence::Announced { id } => format!("{id} announced"),
-            Consequence::Changed { kind, id, state } => {
-                assert!(look, "a hint is no look");
-                format!("{id} changed: {}, {}", word(kind), show(state))
-            }
-            Consequence::Rebased { id, state } => format!("{id} rebased, {}", show(state)),
-        }
-    }
-
-    #[test]
-    #[expect(clippy::too_many_lines, reason = "one table of all cases")]
-    fn what_follows_from_hints_and_looks() {
-        let told = state(7, 10, 5, 2);
-        let nothing = Snapshot::default();
-        let new = |next, messages, unseen| state(7, next, messages, unseen);
-        for (case, told, says) in [
-            ("nothing happened", told, vec![(Look(told), "nothing")]),
-            (
-                "one came, told by a look alone",
-                told,
-                vec![(Look(new(11, 6, 3)), "1 changed: new mail, next 11 of 6 with 3")],
-            ),
-            (
-                "one was read",
-                told,
-                vec![(Look(new(10, 5, 1)), "1 changed: quiet, next 10 of 5 with 1")],
-            ),
-            (
-                "EXISTS announces, the look confirms",
-                told,
-                vec![
-                    (Hint(Some(NewMail), messages(6)), "1 announced"),
-                    (Look(new(11, 6, 3)), "1 rebased, next 11 of 6 with 3"),
-                    (Look(new(11, 6, 3)), "nothing"),
-                ],
-            ),
-            (
-                "EXISTS twice before the look: the last announcement is confirmed",
-                told,
-                vec![
-                    (Hint(Some(NewMail), messages(6)), "1 announced"),
-                    (Hint(Some(NewMail), messages(8)), "2 announced"),
-                    (Look(new(13, 8, 5)), "2 rebased, next 13 of 8 with 5"),
-                ],
-            ),
-            (
-                "more came than was announced",
-                told,
-                vec![
-                    (Hint(Some(NewMail), messages(6)), "1 announced"),
-                    (Look(new(12, 7, 4)), "2 changed: new mail, next 12 of 7 with 4"),
-                ],
-            ),
-            (
-                "other mail was read meanwhile",
-                told,
-                vec![
-                    (Hint(Some(NewMail), messages(6)), "1 announced"),
-                    (Look(new(11, 6, 1)), "2 changed: quiet, next 11 of 6 with 1"),
-                ],
-            ),
-            (
-                "an expunge beside EXISTS: only a look can tell",
-                told,
-                vec![
-                    (Hint(Some(Quiet), nothing), "look due, quiet"),
-                    (Hint(Some(NewMail), messages(5)), "look due, new mail"),
-                    (Look(new(11, 5, 2)), "1 changed: new mail, next 11 of 5 with 2"),
-                ],
-            ),
-            (
-                "EXISTS where no count is known",
-                nothing,
-                vec![(Hint(Some(NewMail), messages(6)), "look due, new mail")],
-            ),
-            (
-                "an event without numbers",
-                told,
-                vec![
-                    (Hint(None, nothing), "nothing"),
-                    (Hint(Some(Quiet), nothing), "look due, quiet"),
-                    (Hint(Some(NewMail), nothing), "look due, new mail"),
-                    (Look(told), "nothing"),
-                ],
-            ),
-            (
-                "NOTIFY's STATUS with all numbers",
-                told,
-                vec![
-                    (Hint(None, new(11, 6, 3)), "1 announced"),
-                    (Hint(None, new(11, 6, 3)), "nothing"),
-                    (Hint(None, new(11, 6, 2)), "look due, quiet"),
-                    (Look(new(11, 6, 3)), "1 rebased, next 11 of 6 with 3"),
-                ],
-            ),
-            (
-                "NOTIFY's STATUS with UIDNEXT alone, and with fewer messages",
-                told,
-                vec![
-                    (Hint(None, Snapshot { uid_next: Some(11), ..nothing }), "1 announced"),
-                    (Hint(None, messages(4)), "look due, quiet"),
-                ],
-            ),
-            (
-                "an event that says what is known",
-                told,
-                vec![(Hint(None, told), "nothing"), (Hint(None, messages(5)), "nothing")],
-            ),
-            (
-                "an unknown state with unread mail, and with none",
-                nothing,
-                vec![
-                    (Look(nothing), "nothing"),
-                    (Look(new(10, 5, 2)), "1 changed: new mail, next 10 of 5 with 2"),
-                    (Look(new(10, 5, 2)), "nothing"),
-                ],
-            ),
-            (
-                "an unknown state without unread mail",
-                nothing,
-                vec![(Look(new(10, 5, 0)), "1 changed: quiet, next 10 of 5 with 0")],
-            ),
-            (
-                "a keyword: flags that no phone shows",
-                modseq(told, 3),
-                vec![
-                    (Flags(modseq(told, 4), false), "1 rebased, next 10 of 5 with 2"),
-                    (Flags(modseq(told, 5), true), "2 changed: quiet, next 10 of 5 with 2"),
-                ],
-            ),
-            (
-                "announced mail that arrived read",
-                told,
-                vec![
-                    (Hint(Some(NewMail), messages(6)), "1 announced"),
-                    (Flags(new(11, 6, 2), false), "1 rebased, next 11 of 6 with 2"),
-                ],
-            ),
-            (
-                "made anew: a UIDVALIDITY that stays",
-                told,
-                vec![
-                    (Look(state(8, 1, 5, 2)), "nothing"),
-                    (Look(state(8, 1, 5, 2)), "1 rebased, next 1 of 5 with 2"),
-                    (Look(state(8, 2, 6, 3)), "2 changed: new mail, next 2 of 6 with 3"),
-                ],
-            ),
-            (
-                "imap4d: UIDVALIDITY and UIDNEXT move at each look",
-                told,
-                vec![
-                    (Look(state(8, 11, 5, 2)), "nothing"),
-                    (Look(state(9, 12, 5, 2)), "nothing"),
-                    // The same second.
-                    (Look(state(9, 13, 5, 2)), "1 rebased, next 13 of 5 with 2"),
-                    (Look(state(10, 14, 6, 3)), "2 changed: new mail, next 14 of 6 with 3"),
-                ],
-            ),
-        ] {
-            let mut ledger = Ledger::new(told);
-            let mut ids = 0;
-            for (says, expected) in says {
-                let next_id = || {
-                    ids += 1;
-                    ids
-                };
-                let (consequence, look) = match says {
-                    Hint(kind, state) => (ledger.hint(kind, &state, next_id), false),
-                    Look(state) => (ledger.look(&state, None, next_id), true),
-                    Flags(state, shown) => {
-                        assert!(ledger.unclear(&state, true).is_some(), "{case}");
-                        (ledger.look(&state, Some(shown), next_id), true)
-                    }
-                };
-                assert_eq!(written(consequence, look), expected, "{case}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_the_numbers_leave_open() {
-        let told = modseq(state(7, 10, 5, 2), 3);
-        let announced = |counts: &[u64]| {
-            let mut ledger = Ledger::new(told);
-            for count in counts {
-                ledger.hint(Some(NewMail), &messages(*count), || 1);
-            }
-            ledger
-        };
-        let read = |uids, read| Some(Unclear::ArrivedRead(ArrivedRead { uids, read }));
-        let now = |next, messages, unseen| modseq(state(7, next, messages, unseen), 4);
-        for (counts, now, flags_told, expected, case) in [
-            (&[][..], now(10, 5, 2), true, Some(Unclear::Flags), "flags have changed"),
-            (&[], now(10, 5, 1), true, None, "one was read"),
-            (&[], told, true, None, "nothing happened"),
-            (&[6], now(11, 6, 3), true, None, "one came"),
-            (&[6], now(11, 6, 2), true, read(10..=10, 1), "one came and is read, or another is"),
-            (&[6], now(11, 6, 2), false, None, "its flags are not told"),
-            (&[6, 8], now(13, 8, 3), true, read(10..=12, 2), "of three two are read"),
-            (&[6], now(11, 6, 1), true, None, "more were read than came"),
-            (&[6], now(12, 7, 3), true, None, "more came than was announced"),
-        ] {
-            assert_eq!(announced(counts).unclear(&now, flags_told), expected, "{case}");
-        }
-        let ledger = announced(&[5 + MOST_ASKED + 1]);
-        let now = now(10 + MOST_ASKED + 1, 5 + MOST_ASKED + 1, MOST_ASKED);
-        assert_eq!(ledger.unclear(&now, true), None, "too much to ask for");
-    }
-
-    #[test]
-    fn new_mail_is_a_surprise_only_where_a_state_was_known_and_nothing_announced() {
-        let mut ledger = Ledger::new(state(7, 10, 5, 2));
-        assert!(ledger.expects_nothing() && !Ledger::new(Snapshot::default()).expects_nothing());
-        ledger.hint(Some(NewMail), &messages(6), || 1);
-        assert!(!ledger.expects_nothing() && ledger.has_announced());
-    }
-}
+mod tests;

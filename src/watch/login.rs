@@ -23,17 +23,22 @@ const ASKED_AGAIN: i64 = 3_600_000;
 impl Watcher {
     /// Takes over what the supervisor told; keeps what the user has logged in with.
     pub(super) async fn take_directive(&mut self) {
-        let Directive { login, logins, registrations, .. } =
+        let Directive { login, logins, logins_elsewhere, registrations, .. } =
             self.directive.borrow_and_update().clone();
         self.told = registrations;
+        if std::mem::replace(&mut self.known.logins_elsewhere, logins_elsewhere) != logins_elsewhere
+        {
+            // The other node has stored it.
+            (self.known.taken, self.known.brought) = (None, None);
+            self.known.accepted += 1;
+        }
         let new = logins != self.known.logins;
         if !new && !self.known.unsaved {
             return;
         }
         self.known.logins = logins;
         let Some(login) = login else {
-            // Another node has stored it.
-            (self.known.taken, self.known.brought) = (None, None);
+            // A master watches.
             self.known.accepted += 1;
             return;
         };
@@ -50,10 +55,15 @@ impl Watcher {
         });
         let known = &self.known;
         if !again || known.unsaved || known.noted || known.used.is_none() {
+            // The connection may end before it is.
+            self.known.unsaved = true;
             match self.context.credentials.save(&self.account, &login, Timestamp::now()).await {
                 Ok(true) => (self.known.unsaved, self.known.noted) = (false, false),
                 // Another backend has the account, or it has another password since.
-                Ok(false) => return,
+                Ok(false) => {
+                    self.known.unsaved = false;
+                    return;
+                }
                 Err(error) => {
                     let account = &self.account;
                     tracing::warn!(
@@ -63,7 +73,6 @@ impl Watcher {
                          in"
                     );
                     // It is tried again before the watcher's next login, or with its user's.
-                    self.known.unsaved = true;
                 }
             }
         }

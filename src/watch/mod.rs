@@ -14,6 +14,7 @@
 mod accounts;
 mod credential_history;
 mod events;
+mod forwarding;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

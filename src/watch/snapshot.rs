@@ -53,6 +53,13 @@ pub(super) fn only_uid_next_grew(told: &Snapshot, now: &Snapshot) -> bool {
         && difference(&counted, now).is_none()
 }
 
+/// Whether `told`, which may be a part, is of an earlier moment than what is known: these numbers only grow
+/// (RFC 9051 section 2.3.1.1, RFC 7162 section 3.1.2.1).
+pub(super) fn is_older(known: &Snapshot, told: &Snapshot) -> bool {
+    let fell = |known: Option<u64>, told: Option<u64>| matches!((known, told), (Some(known), Some(told)) if told < known);
+    fell(known.uid_next, told.uid_next) || fell(known.highest_mod_seq, told.highest_mod_seq)
+}
+
 /// What is known once `told`, which may be a part, has been told too.
 pub(super) fn merged(known: &Snapshot, told: &Snapshot) -> Snapshot {
     if renumbered(known, told).is_some() {

@@ -112,9 +112,10 @@ impl SupervisorHandle {
         answer.await.ok()
     }
 
-    /// Another source than the account's connection has news of it. An account that is connected is
-    /// looked at at once; one that is not is looked at as a whole when it is connected. `false` when the
-    /// supervisor has ended.
+    /// Another source than the account's connection has news of it. Enough numbers are told to `push` without
+    /// a look; else new mail is announced, and the account looked at at once. One that is not connected is
+    /// looked at as a whole when it is. Word of an account that another node watches goes to that one.
+    /// `false` when the supervisor has ended.
     pub async fn hint(&self, hint: Hint) -> bool {
         self.0.send(SupervisorRequest::Hint(hint)).await.is_ok()
     }

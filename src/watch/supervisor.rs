@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use super::WatchContext;
 use super::accounts::{adopt, live, pass_on};
+use super::forwarding::Forwarding;
 use super::hints::Hints;
 use super::status::{
     StatusCell, SupervisorRequest, SupervisorRequests, WatcherState, WatcherStatus,
@@ -65,6 +66,7 @@ struct Supervisor {
     /// Logins of users who are not watched here, and may be by what is being read.
     early: HashMap<Account, AcceptedLogin>,
     watchers: HashMap<Account, WatcherHandle>,
+    forwarding: Forwarding,
     tasks: TaskTracker,
 }
 
@@ -112,6 +114,7 @@ pub async fn run(
 ) {
     let ClusterView { mut assignment, mut news } = cluster;
     let mut supervisor = Supervisor {
+        forwarding: Forwarding::new(context.store.clone()),
         context,
         assignment: assignment.clone(),
         joined: 0,
@@ -185,6 +188,7 @@ pub async fn run(
                 // It is not known whose it was.
                 Err(_) => supervisor.passing.clear(),
             },
+            () = supervisor.forwarding.written() => {}
             Some(account) = unwatched.recv(), if may_ask => supervisor.look_up(account, None),
             Some(request) = requests.next() => match request {
                 SupervisorRequest::Status { account, reply } => {
@@ -464,11 +468,16 @@ impl Supervisor {
         statuses
     }
 
-    /// Another source has news of an account. Where it is not watched here, there is nobody to tell.
-    fn hint(&self, hint: Hint) {
-        if let Some(handle) = self.watchers.get(&hint.account) {
-            handle.hints.add(hint);
-            handle.directive.send_modify(|_| {});
+    /// Another source has news of an account. Any node may receive it.
+    fn hint(&mut self, hint: Hint) {
+        match self.watchers.get(&hint.account) {
+            Some(handle) => {
+                handle.hints.add(hint);
+                handle.directive.send_modify(|_| {});
+            }
+            None if !self.is_ours(&hint.account) => self.forwarding.add(hint.account),
+            // Nobody has registered, or the account is being read and then looked at.
+            None => {}
         }
     }
 
@@ -503,14 +512,12 @@ impl Directive {
 }
 
 impl WatcherHandle {
-    /// The rows of the account are others now; with `login` its stored credentials, too.
+    /// The rows of the account are others now; with `login` its stored credentials, too. What its user has
+    /// logged in with here stays: it may have come since, and be nowhere else.
     fn look_again(&self, login: bool) {
         self.directive.send_modify(|directive| {
             directive.registrations += 1;
-            if login {
-                directive.login = None;
-                directive.logins += 1;
-            }
+            directive.logins_elsewhere += u64::from(login);
         });
     }
 }

@@ -4,7 +4,7 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant as StdInstant};
 
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -30,11 +30,12 @@ use crate::store::StoreError;
 pub(super) struct Directive {
     /// Counts registrations: another one means that other mailboxes may be wanted.
     pub(super) registrations: u64,
-    /// What a backend last accepted here; `None` if that was at another node, or where a master watches:
-    /// then what is stored is what was last accepted.
+    /// What a backend last accepted here; `None` where nothing was, or where a master watches.
     pub(super) login: Option<AcceptedLogin>,
-    /// Counts logins.
+    /// Counts logins here.
     pub(super) logins: u64,
+    /// Counts logins at other nodes, which store what those bring.
+    pub(super) logins_elsewhere: u64,
     /// No device is left, or the program ends.
     pub(super) stop: bool,
 }
@@ -99,6 +100,8 @@ pub(super) struct WatchedMailbox {
     pub(super) ledger: Ledger,
     /// It is to be looked at.
     pub(super) due: bool,
+    /// When the last look was answered.
+    pub(super) looked_at: Option<StdInstant>,
 }
 
 /// Why a connection ended, or never was.
@@ -270,14 +273,15 @@ impl Watcher {
 }
 
 impl Watcher {
-    /// Takes note of what other sources say: whether there is anything to look at.
+    /// Takes note of what other sources say, and tells `push` what follows. Whether there is anything to look
+    /// at.
     pub(super) async fn hear_hints(&mut self) -> Result<bool, SessionEnd> {
         let mut due = false;
         for hint in self.hints.take() {
             match &hint.mailbox {
                 Some(mailbox) => {
                     let Some(index) = self.place(mailbox) else { continue };
-                    let follows = self.hint(index, Some(hint.event.kind()), &hint.state).await?;
+                    let follows = self.event(index, &hint).await?;
                     due |= follows.urgency().is_some();
                 }
                 None => {
@@ -297,7 +301,7 @@ pub(super) fn in_order(one: &Mailbox, other: &Mailbox) -> Ordering {
 
 impl WatchedMailbox {
     fn new(mailbox: Mailbox, told: Snapshot) -> Self {
-        Self { mailbox, ledger: Ledger::new(told), due: true }
+        Self { mailbox, ledger: Ledger::new(told), due: true, looked_at: None }
     }
 }
 

@@ -5,8 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use mailchime::model::Credentials;
-use mailchime::store::{Store, StoreError, Vault};
+use mailchime::config;
+use mailchime::model::{AcceptedLogin, Credentials};
+use mailchime::store::{CredentialSource, Store, StoreError, Vault};
 use sqlx::{Connection, Row, SqliteConnection};
 
 use super::*;
@@ -331,6 +332,36 @@ async fn no_secret_is_in_the_database_or_an_error() {
         assert!(shown.contains("mailchime.db") && !shown.contains("aaaaaaaaa"), "{shown}");
         let shown = format!("{:?}", key(&alice(), 'a'));
         assert!(!shown.contains("aaaaaaaaa"), "{shown}");
+    })
+    .await;
+}
+
+/// A password that comes between the two outdates the registration. So it has to be read last: read first, it
+/// would count as written with a password that came after it.
+#[tokio::test]
+async fn whether_a_registration_is_written_is_asked_of_the_credentials_first() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder).await;
+        let stored = config::CredentialsMode::Stored { key_file: folder.path().join("key") };
+        let source = CredentialSource::open(&stored, store.clone()).unwrap();
+        let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
+        let now = Timestamp::now();
+        let login = |password: &str| AcceptedLogin {
+            backend: imap(),
+            credentials: Some(Credentials::password("alice@Example.org", password.into())),
+            at: now,
+            names_ignore_case: false,
+        };
+        source.register(&registration, &login("first"), 10, now).await.unwrap();
+        assert!(source.has_registered(&registration, &login("first"), now).await.unwrap());
+        // Registrations cannot be read any more, and need not be where the password is another one.
+        let mut other = beside(&folder).await;
+        sqlx::query("drop table subscription_mailbox").execute(&mut other).await.unwrap();
+        assert!(!source.has_registered(&registration, &login("second"), now).await.unwrap());
+        assert!(source.has_registered(&registration, &login("first"), now).await.is_err());
+        other.close().await.unwrap();
+        store.close().await;
     })
     .await;
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mailchime::model::{Account, Hint, Mailbox, MailboxEvent, Snapshot};
+use mailchime::demo::backend::Counters;
+use mailchime::model::{Account, Hint, Mailbox, MailboxEvent, SessionEvent, Snapshot};
 use mailchime::net::backends::{Backends, Table};
 use mailchime::net::resolve::NameResolver;
 use mailchime::store::Store;
@@ -13,7 +14,7 @@ use sqlx::{Connection, Executor, SqliteConnection};
 use super::dialogues::{IDLE, QUIET, Stage, stop};
 use super::mail::{backend, idling, world};
 use crate::support::limited;
-use crate::support::watching::{PASSWORD, Watching, credentials};
+use crate::support::watching::{PASSWORD, Watching, credentials, told};
 
 const STATUS: &str = "STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
 
@@ -21,6 +22,94 @@ async fn hint(watching: &Watching, mailbox: Option<Mailbox>, event: MailboxEvent
     let (account, seen_at) = (Account::from_login("alice"), Instant::now());
     let hint = Hint { account, mailbox, event, state, seen_at };
     assert!(watching.inquirer.hint(hint).await);
+}
+
+/// All five numbers of a state.
+fn numbers(uid_next: u64, messages: u64, unseen: u64) -> Snapshot {
+    told(7, uid_next, messages, unseen)
+}
+
+/// Returns when all hints so far have been taken in.
+async fn taken_in(watching: &Watching) {
+    watching.inquirer.watchers(None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_hint_with_enough_numbers_is_the_look() {
+    limited(async {
+        let stage = Stage::new().await;
+        let mut watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(QUIET).await;
+        let inbox = || Some(Mailbox::inbox());
+        hint(&watching, inbox(), MailboxEvent::MessageNew, numbers(11, 6, 3)).await;
+        watching.expect(&["INBOX: new mail, next 11 of 6 with 3 unseen"]).await;
+        hint(&watching, inbox(), MailboxEvent::MessageRead, numbers(11, 6, 2)).await;
+        watching.expect(&["INBOX: quiet, next 11 of 6 with 2 unseen"]).await;
+        // The same again is no news. The next thing that is asked is for what has no numbers.
+        hint(&watching, inbox(), MailboxEvent::MessageRead, numbers(11, 6, 2)).await;
+        hint(&watching, inbox(), MailboxEvent::MessageExpunge, Snapshot::default()).await;
+        peer.play(&format!(
+            "\
+C: DONE
+S: w3 OK done
+C: w4 {STATUS}
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 11 UIDVALIDITY 7 UNSEEN 2)
+S: w4 OK done
+C: w5 IDLE
+S: + idling
+"
+        ))
+        .await;
+        watching.expect(&["INBOX: quiet, next 11 of 5 with 2 unseen"]).await;
+        watching.expect_nothing();
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
+/// Two mails come and go while the backend is asked. The hint of the second waits meanwhile.
+#[tokio::test]
+async fn a_hint_from_before_a_look_announces_nothing_after_it() {
+    limited(async {
+        let stage = Stage::new().await;
+        let mut watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(QUIET).await;
+        let inbox = || Some(Mailbox::inbox());
+        hint(&watching, inbox(), MailboxEvent::MessageExpunge, Snapshot::default()).await;
+        peer.play(&format!("C: DONE\nS: w3 OK done\nC: w4 {STATUS}\n")).await;
+        let counted = Snapshot { messages: Some(7), ..Snapshot::default() };
+        hint(&watching, inbox(), MailboxEvent::MessageNew, counted).await;
+        taken_in(&watching).await;
+        peer.play(
+            "\
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 1)
+S: w4 OK done
+C: w5 IDLE
+S: + idling
+",
+        )
+        .await;
+        watching.expect(&["INBOX: quiet, next 10 of 5 with 1 unseen"]).await;
+        peer.play(&format!(
+            "\
+C: DONE
+S: w5 OK done
+C: w6 {STATUS}
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 1)
+S: w6 OK done
+C: w7 IDLE
+S: + idling
+"
+        ))
+        .await;
+        watching.expect_nothing();
+        stop(watching, peer).await;
+    })
+    .await;
 }
 
 /// Nothing is said on the connection, and no look would be due for an hour.
@@ -48,7 +137,8 @@ S: + idling
 "
         ))
         .await;
-        watching.expect(&["INBOX: new mail, next 11 of 6 with 3 unseen"]).await;
+        let confirmed = "INBOX: confirmed, next 11 of 6 with 3 unseen";
+        watching.expect(&["INBOX: new mail, announced", confirmed]).await;
         // With the number of messages it is announced at once, as after EXISTS.
         let counted = Snapshot { messages: Some(7), ..none };
         hint(&watching, Some(Mailbox::inbox()), MailboxEvent::MessageNew, counted).await;
@@ -76,6 +166,55 @@ S: + idling
         peer.play(&format!("C: DONE\nS: w7 OK done\nC: w8 {STATUS}\n")).await;
         watching.expect_nothing();
         stop(watching, peer).await;
+    })
+    .await;
+}
+
+/// The database does not answer while all accounts are read again, and logins of others come first.
+async fn logged_in_while_accounts_are_read(others: usize) -> Vec<u8> {
+    let backend = backend().await;
+    backend.add_account("bob", PASSWORD.as_bytes());
+    let mut world = world(&backend).await;
+    let file = world.folder.path().join("mailchime.db");
+    let url = format!("sqlite://{}", file.display());
+    // One program at a time has the file, so its first store makes room.
+    world.store.close().await;
+    let room = format!("sqlite://{}", world.folder.path().join("room.db").display());
+    world.store = Store::open(&room, Duration::from_secs(1)).await.unwrap();
+    world.store = Store::open(&url, Duration::from_secs(60)).await.unwrap();
+    let mut watching = idling(&world, &backend).await;
+    // Of him the supervisor learns by reading alone.
+    world.register("bob", &[("INBOX", told(2, 1, 0, 0))]).await;
+    let mut beside = SqliteConnection::connect(&url).await.unwrap();
+    beside.execute("begin immediate").await.unwrap();
+    watching.reload(&world.config());
+    // What brings nothing takes no place, and neither does one user twice.
+    let mut empty = watching.login(credentials("nobody", PASSWORD));
+    empty.credentials = None;
+    let nobody = SessionEvent::LoggedIn { account: Account::from_login("nobody"), login: empty };
+    watching.sessions.send(nobody).await.unwrap();
+    for other in (0..others).chain(0..others) {
+        watching.logged_in(&format!("user{other}"), PASSWORD).await;
+    }
+    backend.set_password("bob", b"changed").unwrap();
+    watching.logged_in("bob", "changed").await;
+    // All that was said before this has been heard.
+    watching.registered("alice").await;
+    watching.word_of_devices().await;
+    beside.execute("rollback").await.unwrap();
+    let tries = |c: &Counters| c.refused.contains_key("bob") || c.logins.contains_key("bob");
+    backend.wait_until(tries).await;
+    let stored = world.stored_password("bob").await;
+    watching.stop().await;
+    stored
+}
+
+#[tokio::test]
+async fn a_login_of_an_account_that_is_being_read_is_kept_for_its_watcher() {
+    limited(async {
+        assert_eq!(logged_in_while_accounts_are_read(1023).await, b"changed");
+        // So many are kept, and the next login counts.
+        assert_eq!(logged_in_while_accounts_are_read(1024).await, PASSWORD.as_bytes());
     })
     .await;
 }

@@ -1,13 +1,16 @@
 //! One of several nodes: which accounts it watches, and what it hears of the others.
 
-use mailchime::model::{Account, Timestamp};
+use std::time::Instant;
+
+use mailchime::model::{Account, Hint, Mailbox, MailboxEvent, SessionEvent, Snapshot, Timestamp};
 use mailchime::nodes::{Assignment, ClusterView};
 use mailchime::store::{Invalidation, Registrant, Sealed};
 use tokio::sync::{mpsc, watch};
 
+use super::dialogues::{IDLE, QUIET, Stage, stop};
 use super::mail::{backend, world};
 use crate::support::limited;
-use crate::support::watching::{PASSWORD, World, credentials, told};
+use crate::support::watching::{PASSWORD, Watching, World, credentials, told};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
@@ -209,6 +212,82 @@ async fn a_parked_account_of_which_news_comes_is_not_tried_at_once() {
         others.tell("bob", false).await;
         watching.until_of("bob", "parked").await;
         assert_eq!(backend.counters().refused.get("bob"), None);
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// The watcher waits for the backend meanwhile, and takes neither.
+#[tokio::test]
+async fn a_login_here_is_not_lost_when_all_is_read_again_for_what_other_nodes_did() {
+    limited(async {
+        let stage = Stage::new().await;
+        let (others, cluster) = Others::new(true);
+        let mut watching = stage.world.watch_beside(cluster);
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(QUIET).await;
+        hint(&watching, "alice").await;
+        peer.play("C: DONE\nS: w3 OK done\n").await;
+        let status = peer.line().await;
+        assert!(status.starts_with("w4 STATUS"), "{status}");
+        let login = watching.login(credentials("alice", "changed"));
+        let account = Account::from_login("alice");
+        watching.sessions.send(SessionEvent::Registered { account, login }).await.unwrap();
+        watching.word_of_devices().await;
+        // Of bob the supervisor learns by reading alone.
+        stage.world.register("bob", &[("INBOX", told(2, 1, 0, 0))]).await;
+        others.divide(true, 2);
+        watching.until_of("bob", "starting").await;
+        peer.play(
+            "\
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2)
+S: w4 OK done
+C: w5 IDLE
+S: + idling
+",
+        )
+        .await;
+        while stage.world.stored_password("alice").await != b"changed" {
+            tokio::task::yield_now().await;
+        }
+        stop(watching, peer).await;
+    })
+    .await;
+}
+
+async fn hint(watching: &Watching, user: &str) {
+    let hint = Hint {
+        account: Account::from_login(user),
+        mailbox: Some(Mailbox::inbox()),
+        event: MailboxEvent::MessageRead,
+        state: Snapshot::default(),
+        seen_at: Instant::now(),
+    };
+    assert!(watching.inquirer.hint(hint).await);
+}
+
+#[tokio::test]
+async fn an_event_of_an_account_that_another_node_watches_reaches_that_node() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let other = world.store.clone().of_node("2".into());
+        other.join("elsewhere").await.unwrap();
+        let (_others, cluster) = Others::new(false);
+        let watching = world.watch_beside(cluster);
+        // Nobody has registered bob.
+        hint(&watching, "bob").await;
+        hint(&watching, "alice").await;
+        let news = loop {
+            let news = other.take_invalidations("elsewhere", 10).await.unwrap();
+            if !news.is_empty() {
+                break news;
+            }
+            tokio::task::yield_now().await;
+        };
+        assert_eq!(news, [Invalidation { account: Account::from_login("alice"), login: false }]);
+        assert_eq!(backend.counters().accepted, 0);
         watching.stop().await;
     })
     .await;

@@ -2,6 +2,7 @@
 //! what differs goes to `push`.
 
 use std::sync::Arc;
+use std::time::Instant as StdInstant;
 
 use tokio::time::Instant;
 
@@ -46,6 +47,7 @@ impl Watcher {
                 match told.states[index] {
                     Some(now) => {
                         watched.due = false;
+                        watched.looked_at = Some(StdInstant::now());
                         // A connection that has ended answers no more questions.
                         let shown = match told.lost {
                             None => self.shown(session, index, &now).await?,
