@@ -282,6 +282,12 @@ label!(
         /// Whether a registration is stored as it is.
         Registered: "registered",
         RemoveDevice: "remove_device",
+        /// What a user has made, shown to that user.
+        Listed: "listed",
+        /// An endpoint has answered.
+        Confirm: "confirm",
+        /// Subscriptions that have not answered, or are over.
+        DropEnded: "drop_ended",
         RemoveAccount: "remove_account",
         Expire: "expire",
         Accounts: "accounts",

@@ -16,7 +16,8 @@ use secrecy::{ExposeSecret, SecretBox};
 
 pub use self::domain::AmbiguousDomain;
 pub use self::subscription::{
-    PushEndpoint, Registration, RegistrationResult, Subscription, SubscriptionKey, TransportId,
+    PushEndpoint, Registration, RegistrationResult, Subscription, SubscriptionKey,
+    SubscriptionSecrets, SubscriptionState, TransportId,
 };
 
 /// Whose mail: the canonical form of the login name that the backend accepted.

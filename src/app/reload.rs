@@ -139,6 +139,7 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         warnings: _,
         store,
         credentials,
+        key_file,
         watch,
         push,
         limits,
@@ -154,7 +155,7 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
     let push_of_before = PushConfig { priority: push.priority, ..old.push.clone() };
     let tables = [
         ("[store]", old.store == *store),
-        ("[credentials]", old.credentials == *credentials),
+        ("[credentials]", old.credentials == *credentials && old.key_file == *key_file),
         ("[watch]", old.watch == *watch),
         ("[push]", push_of_before == *push),
         ("[limits] capability_size", limits_that_wait(&old.limits) == limits_that_wait(limits)),

@@ -85,8 +85,9 @@ impl Built {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
         let store = open_store(config, &metrics).await?;
-        let credentials = CredentialSource::open(&config.credentials, store.clone())
-            .map_err(|error| StartError::key("[credentials] key_file", error))?;
+        let credentials =
+            CredentialSource::open(config.credentials, &config.key_file, store.clone())
+                .map_err(|error| StartError::key("[credentials] key_file", error))?;
         metrics.exposed_files.set(exposed(config));
         let port = sockets.first().map_or(0, |socket| socket.address.port());
         let node = config.node.name.clone().unwrap_or_else(|| nodes::default_name(port));
@@ -391,7 +392,7 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Store, St
         true => StartError::Store(error),
         false => StartError::key("[store] url", error),
     })?;
-    let store = store.sharing(Shares {
+    let store = store.sealing(&config.key_file).sharing(Shares {
         accounts_per_device: config.push.accounts_per_device,
         accounts_per_domain: config.push.accounts_per_domain,
         devices_per_domain: config.push.devices_per_domain,

@@ -63,7 +63,7 @@ async fn check(
     files::certificates(&config.tls, report);
     files::secrets(config, report);
     let store = files::database(&config.store, report).await;
-    files::credentials(&config.credentials, store.as_ref(), report).await;
+    files::credentials(config, store.as_ref(), report).await;
     if let Some(store) = store {
         store.close().await;
     }

@@ -8,13 +8,14 @@ use crate::store::{RotationError, Store, StoreError, Vault, VaultError, rotate};
 
 pub(super) fn run(path: &Path) -> Result<(), CommandFailure> {
     let config = Config::load(path).map_err(|error| CommandFailure::Usage(error.to_string()))?;
-    let CredentialsMode::Stored { key_file } = &config.credentials else {
+    let key_file = &config.key_file;
+    if config.credentials != CredentialsMode::Stored && !key_file.exists() {
         let problem = "no credentials are stored, so there is nothing to rotate";
         return Err(CommandFailure::Usage(format!(
             "{}: [credentials] mode: {problem}",
             path.display()
         )));
-    };
+    }
     let usage = |key: &str, error: &dyn std::fmt::Display| {
         CommandFailure::Usage(format!("{}: {key}: {error}", path.display()))
     };

@@ -126,7 +126,7 @@ impl World {
         config.listeners[0].address = (Ipv4Addr::LOCALHOST, 0).into();
         config.store.url = format!("sqlite://{}", file("mailchime.db").display());
         let key_file = file("mailchime.key");
-        config.credentials = config::CredentialsMode::Stored { key_file };
+        config.key_file = key_file;
         let mut client = config::ApnsConfig::new(file("apns.pem"), file("apns.key"));
         client.endpoint =
             config::ApnsServer { host: "localhost".into(), port: apns.address().port() };

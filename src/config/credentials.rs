@@ -4,16 +4,14 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::check::{Check, CheckResult};
+use super::check::Check;
 
 /// `[credentials]`: with what watchers log in, by `mode`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CredentialsMode {
     /// With what each user logged in, encrypted in the database.
-    Stored {
-        /// May not exist yet; it is made at the first start.
-        key_file: PathBuf,
-    },
+    #[default]
+    Stored,
     /// With what each user logged in since the program's start.
     Memory,
     /// As the [`MasterUser`] of each backend.
@@ -34,36 +32,19 @@ pub(super) enum RawCredentialsMode {
     Master,
 }
 
-impl CredentialsMode {
-    /// Of the mode `stored`, when no other is given.
-    const KEY_FILE: &str = "mailchime.key";
-}
-
-impl Default for CredentialsMode {
-    fn default() -> Self {
-        Self::Stored { key_file: Self::KEY_FILE.into() }
-    }
-}
+/// `[credentials] key_file`, when none is given.
+pub(super) const KEY_FILE: &str = "mailchime.key";
 
 impl Check<'_> {
-    pub(super) fn credentials(&self, raw: RawCredentials) -> CheckResult<CredentialsMode> {
-        use RawCredentialsMode::{Master, Memory, Stored};
-        let mode = raw.mode.unwrap_or(Stored);
-        if raw.key_file.is_some() && mode != Stored {
-            let has = format!("{mode:?}").to_lowercase();
-            let problem = format!(
-                "has no meaning with mode = \"{has}\"; remove it, or set mode = \"stored\""
-            );
-            return Err(self.refusal("[credentials] key_file", problem));
-        }
-        Ok(match mode {
-            Stored => {
-                let key_file = raw.key_file.unwrap_or(CredentialsMode::KEY_FILE.to_owned());
-                CredentialsMode::Stored { key_file: self.folder().join(key_file) }
-            }
-            Memory => CredentialsMode::Memory,
-            Master => CredentialsMode::Master,
-        })
+    /// The mode, and the key file.
+    pub(super) fn credentials(&self, raw: RawCredentials) -> (CredentialsMode, PathBuf) {
+        let mode = match raw.mode.unwrap_or(RawCredentialsMode::Stored) {
+            RawCredentialsMode::Stored => CredentialsMode::Stored,
+            RawCredentialsMode::Memory => CredentialsMode::Memory,
+            RawCredentialsMode::Master => CredentialsMode::Master,
+        };
+        let key_file = raw.key_file.unwrap_or(KEY_FILE.to_owned());
+        (mode, self.folder().join(key_file))
     }
 }
 
@@ -77,11 +58,6 @@ mod tests {
     fn a_refused_value_names_its_key_and_what_is_allowed() {
         for (text, expected) in [
             ("[credentials]\nmode = \"plain\"", "[credentials] mode: unknown variant `plain`"),
-            (
-                "[credentials]\nmode = \"memory\"\nkey_file = \"a.key\"",
-                "[credentials] key_file: has no meaning with mode = \"memory\"; remove it, or set mode = \
-                 \"stored\"",
-            ),
             (
                 "[credentials]\nmode = \"master\"\nmaster_user = \"boss\"",
                 "[credentials]: master_user is a key of the backend now, so that no backend is sent the \

@@ -80,6 +80,9 @@ pub struct Config {
     pub store: StoreConfig,
     /// `[credentials]`
     pub credentials: CredentialsMode,
+    /// `[credentials] key_file`: seals what is secret in the database. It may not exist yet: in the mode
+    /// `stored` it is made at the first start, else with the first subscription that has secrets.
+    pub key_file: PathBuf,
     /// `[watch]`
     pub watch: WatchConfig,
     /// `[push]`
@@ -118,6 +121,7 @@ impl Config {
             routes: Vec::new(),
             store: StoreConfig::default(),
             credentials: CredentialsMode::default(),
+            key_file: credentials::KEY_FILE.into(),
             watch: WatchConfig::default(),
             push: PushConfig::default(),
             apns: Vec::new(),
@@ -185,9 +189,7 @@ impl Config {
         let routes = self.routes.iter().map(|route| &route.backend);
         let masters = std::iter::once(&self.backend).chain(routes).flat_map(|it| &it.master);
         files.extend(masters.map(|master| ("master_password_file", &*master.password_file)));
-        if let CredentialsMode::Stored { key_file } = &self.credentials {
-            files.push(("[credentials] key_file", key_file));
-        }
+        files.push(("[credentials] key_file", &self.key_file));
         for apns in &self.apns {
             match &apns.identity {
                 ProviderFiles::Pem { private_key, .. } => {
@@ -218,7 +220,7 @@ fn checked(raw: RawConfig, origin: &Path) -> CheckResult<Config> {
         config.listeners = check.listeners(listeners)?;
     }
     config.store = check.store(raw.store)?;
-    config.credentials = check.credentials(raw.credentials)?;
+    (config.credentials, config.key_file) = check.credentials(raw.credentials);
     config.watch = check.watch(raw.watch)?;
     config.push = check.push(raw.push)?;
     config.apns = check.identities(raw.apns)?;

@@ -125,7 +125,7 @@ fn the_defaults_of_the_manual_are_those_of_the_program() {
     let mut expected = Config::new(tls, BackendConfig::new(host, 993, implicit));
     expected.apns = vec![ApnsConfig::new(at("certs/apns.pem"), at("certs/apns.key"))];
     expected.store.url = format!("sqlite://{}", at("mailchime.db").display());
-    expected.credentials = CredentialsMode::Stored { key_file: at("mailchime.key") };
+    expected.key_file = at("mailchime.key");
 
     assert_eq!(parsed(MANUAL), expected);
     assert_eq!(parsed(&manual_uncommented()), expected);
@@ -225,8 +225,8 @@ fn a_relative_path_starts_at_the_folder_of_the_file() {
     }
     let config = Config::parse(MANUAL, &folder.join("proxy.toml")).unwrap();
     assert_eq!(config.tls.certificates[0].certificate, folder.join("certs/server.pem"));
-    let stored = CredentialsMode::Stored { key_file: folder.join("mailchime.key") };
-    assert_eq!(config.credentials, stored);
+    let stored = (CredentialsMode::Stored, folder.join("mailchime.key"));
+    assert_eq!((config.credentials, config.key_file), stored);
     let expected = format!("sqlite://{}/50%25%20off%3F/mailchime.db", root.path().display());
     assert_eq!(config.store.url, expected);
 

@@ -9,8 +9,9 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use secrecy::{ExposeSecret, SecretString};
 
-use super::{Account, Mailbox, Snapshot};
+use super::{Account, Mailbox, Snapshot, Timestamp};
 
 /// By which transport a subscription is notified: the transport's name, in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,7 +28,22 @@ pub struct PushEndpoint {
     hash: [u8; 32],
 }
 
-/// One subscription of one account. `Debug` leaves the options out, which may hold a transport's secrets.
+/// What a transport has to know in secret to send to an endpoint: the transport's own text. Freed memory of it
+/// is overwritten, and `Debug` shows nothing of it.
+#[derive(Clone)]
+pub struct SubscriptionSecrets(Arc<SecretString>);
+
+/// Whether a subscription counts yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SubscriptionState {
+    /// Its endpoint has not answered yet: it gets no pushes and keeps no account watched.
+    Pending,
+    /// It is pushed to.
+    #[default]
+    Active,
+}
+
+/// One subscription of one account. `Debug` leaves out the options and the secrets.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Subscription {
     /// Whose it is.
@@ -42,6 +58,11 @@ pub struct Subscription {
     pub route: Arc<str>,
     /// A JSON object: what else the transport has to know of it.
     pub options: Arc<str>,
+    /// What the transport has to know in secret. The database has it sealed.
+    pub secrets: Option<SubscriptionSecrets>,
+    /// When it ends, by the time of day. `None`: when its client has been silent for as long as
+    /// `[push] registration_ttl` says, which does not count for the others.
+    pub expires_at: Option<Timestamp>,
 }
 
 /// What identifies a subscription.
@@ -180,6 +201,34 @@ impl fmt::Debug for PushEndpoint {
     }
 }
 
+// === impl SubscriptionSecrets ===
+
+impl SubscriptionSecrets {
+    /// The secrets as their transport writes them.
+    pub fn new(text: String) -> Self {
+        Self(Arc::new(text.into()))
+    }
+
+    /// As their transport wrote them: for the transport, and for the vault.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl PartialEq for SubscriptionSecrets {
+    fn eq(&self, other: &Self) -> bool {
+        self.expose() == other.expose()
+    }
+}
+
+impl Eq for SubscriptionSecrets {}
+
+impl fmt::Debug for SubscriptionSecrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SubscriptionSecrets")
+    }
+}
+
 // === impl Subscription ===
 
 impl Subscription {
@@ -209,13 +258,15 @@ impl From<&Subscription> for SubscriptionKey {
 
 impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { account, transport, endpoint, app, route, options: _ } = self;
+        let Self { account, transport, endpoint, app, route, expires_at, options: _, secrets: _ } =
+            self;
         f.debug_struct("Subscription")
             .field("account", account)
             .field("transport", transport)
             .field("endpoint", endpoint)
             .field("app", app)
             .field("route", route)
+            .field("expires_at", expires_at)
             .finish_non_exhaustive()
     }
 }
@@ -244,6 +295,8 @@ mod tests {
             app: "app".into(),
             route: "route".into(),
             options: "{\"auth\":\"secret\"}".into(),
+            secrets: Some(SubscriptionSecrets::new("secret".to_owned())),
+            expires_at: None,
         };
         let shown = format!("{subscription:?}");
         assert!(shown.contains("alice") && shown.contains("https://…"), "{shown}");

@@ -286,6 +286,8 @@ mod tests {
             app: "mail".into(),
             route: "route".into(),
             options: "{}".into(),
+            secrets: None,
+            expires_at: None,
         };
         let mailboxes = vec![(Mailbox::inbox(), false), (Mailbox::new("Notes"), true)];
         let registered_at = NOW.minus(TTL);

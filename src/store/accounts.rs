@@ -8,7 +8,7 @@ use sqlx::any::AnyRow;
 use crate::metrics::Call;
 use crate::model::{Account, BackendId, Mailbox, Timestamp};
 
-use super::records::{account, lock};
+use super::records::{account, live, lock};
 use super::sql::rows;
 use super::sql::work::Statement;
 use super::{Alive, Store, StoreError};
@@ -47,13 +47,12 @@ impl Store {
     pub async fn accounts(&self, alive: impl Into<Alive>) -> Result<Vec<LiveAccount>, StoreError> {
         let alive = alive.into();
         self.read(Call::Accounts, async {
-            let query = sqlx::query(
+            let query = sqlx::query(concat!(
                 "select name, backend, parked, refusals, refused_at from account where exists (\
-                 select 1 from subscription s where s.account = account.id \
-                 and (s.heard_at is null or s.heard_at >= $1) \
-                 and (s.outdated_since is null or s.outdated_at is null \
-                 or s.outdated_at > $2)) order by name",
-            )
+                 select 1 from subscription s where s.account = account.id and ",
+                live!("$1", "$2"),
+                ") order by name"
+            ))
             .bind(alive.registered_since.0)
             .bind(alive.outdated_after.0);
             self.rows(query, |row| {
@@ -81,13 +80,12 @@ impl Store {
         let alive = alive.into();
         self.read(Call::Account, async {
             let mut work = self.begin_read().await?;
-            let row = sqlx::query(
+            let row = sqlx::query(concat!(
                 "select backend, parked, refusals, refused_at from account where name = $1 and exists (\
-                 select 1 from subscription s where s.account = account.id \
-                 and (s.heard_at is null or s.heard_at >= $2) \
-                 and (s.outdated_since is null or s.outdated_at is null \
-                 or s.outdated_at > $3))",
-            )
+                 select 1 from subscription s where s.account = account.id and ",
+                live!("$2", "$3"),
+                ")"
+            ))
             .bind(account.as_str())
             .bind(alive.registered_since.0)
             .bind(alive.outdated_after.0)
@@ -238,7 +236,7 @@ impl Store {
             sqlx::query(
                 "update subscription_mailbox set owed_since = $2 where owed_since is null \
                  and subscription in (select s.id from subscription s \
-                 join account a on a.id = s.account where a.name = $1) \
+                 join account a on a.id = s.account where a.name = $1 and s.state = 'active') \
                  and mailbox = (select m.id from subscription_mailbox own \
                  join mailbox m on m.id = own.mailbox \
                  where own.subscription = subscription_mailbox.subscription \

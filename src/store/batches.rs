@@ -24,6 +24,8 @@ pub(super) struct Batches {
 /// A registration, and whom to answer.
 pub(super) struct Waiting {
     pub(super) registration: Registration,
+    /// Of its subscription, sealed.
+    pub(super) secrets: Option<String>,
     pub(super) login: Registrant,
     pub(super) max_devices: u32,
     pub(super) now: Timestamp,
@@ -62,6 +64,7 @@ impl Store {
     pub(super) async fn write_with_others(
         &self,
         registration: &Registration,
+        secrets: Option<String>,
         login: Registrant,
         max_devices: u32,
         now: Timestamp,
@@ -69,6 +72,7 @@ impl Store {
         let (reply, answer) = oneshot::channel();
         self.batches.waiting().push(Waiting {
             registration: registration.clone(),
+            secrets,
             login,
             max_devices,
             now,

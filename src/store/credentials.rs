@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,8 @@ use super::vault::SEAL_LEN;
 use super::{RegisterOutcome, Registrant, Sealed, Store, StoreError, Vault, VaultError};
 use crate::config;
 use crate::model::{
-    AcceptedLogin, Account, BackendId, Credentials, Registration, SecretKind, Timestamp,
+    AcceptedLogin, Account, BackendId, Credentials, Registration, SecretKind, SubscriptionState,
+    Timestamp,
 };
 
 /// How long a token is kept that does not say when it expires, in milliseconds: an hour, for which
@@ -77,15 +79,17 @@ pub async fn unreadable(store: &Store, vault: Option<&Vault>) -> Result<u64, Sto
 }
 
 impl CredentialSource {
-    /// Reads the key file.
+    /// Reads the key file, in the mode `stored`.
     ///
     /// # Errors
     /// [`VaultError::KeyFile`].
-    pub fn open(config: &config::CredentialsMode, store: Store) -> Result<Self, VaultError> {
-        let mode = match config {
-            config::CredentialsMode::Stored { key_file } => {
-                Mode::Stored(Arc::new(Vault::open(key_file)?))
-            }
+    pub fn open(
+        mode: config::CredentialsMode,
+        key_file: &Path,
+        store: Store,
+    ) -> Result<Self, VaultError> {
+        let mode = match mode {
+            config::CredentialsMode::Stored => Mode::Stored(Arc::new(Vault::open(key_file)?)),
             config::CredentialsMode::Memory => Mode::Memory(Mutex::new(HashMap::new())),
             config::CredentialsMode::Master => Mode::Master,
         };
@@ -141,10 +145,40 @@ impl CredentialSource {
         max_devices: u32,
         now: Timestamp,
     ) -> Result<RegisterOutcome, StoreError> {
+        let state = SubscriptionState::Active;
+        self.register_in(registration, login, max_devices, now, state).await
+    }
+
+    /// The same for a subscription that counts when [`Store::confirm`] is called for it: until then it gets
+    /// no pushes and keeps no account watched. One that is there and counts goes on counting.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database or the key file cannot be used, or the database does not answer in
+    /// time.
+    pub async fn register_pending(
+        &self,
+        registration: &Registration,
+        login: &AcceptedLogin,
+        max_devices: u32,
+        now: Timestamp,
+    ) -> Result<RegisterOutcome, StoreError> {
+        let state = SubscriptionState::Pending;
+        self.register_in(registration, login, max_devices, now, state).await
+    }
+
+    async fn register_in(
+        &self,
+        registration: &Registration,
+        login: &AcceptedLogin,
+        max_devices: u32,
+        now: Timestamp,
+        state: SubscriptionState,
+    ) -> Result<RegisterOutcome, StoreError> {
         let account = &registration.subscription.account;
         let AcceptedLogin { backend, credentials, at, .. } = login;
         let mut registrant = Registrant::new(backend, *at, None);
         registrant.names_ignore_case = login.names_ignore_case;
+        registrant.state = state;
         match (&self.mode, credentials) {
             (Mode::Stored(vault), Some(credentials)) => {
                 let fresh = fresh(credentials, *at, now);
@@ -401,7 +435,7 @@ impl CredentialSource {
     pub async fn unreadable(&self) -> Result<u64, StoreError> {
         match &self.mode {
             Mode::Stored(vault) => unreadable(&self.store, Some(vault)).await,
-            Mode::Memory(_) | Mode::Master => Ok(0),
+            Mode::Memory(_) | Mode::Master => self.store.unreadable_secrets().await,
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::model::{
     Account, BackendId, Mailbox, Snapshot, Subscription, SubscriptionKey, Timestamp,
 };
 
-use super::records::{account, bind_snapshot, snapshot, subscription};
+use super::records::{account, bind_snapshot, live, snapshot, subscription};
 use super::sql::rows;
 use super::sql::work::{Statement, Work};
 use super::{Alive, Store, StoreError};
@@ -94,17 +94,16 @@ impl Store {
     ) -> Result<Vec<(Mailbox, Snapshot)>, StoreError> {
         let alive = alive.into();
         self.read(Call::Watched, async {
-            let query = sqlx::query(
+            let query = sqlx::query(concat!(
                 "select distinct a.name as account, m.name as mailbox, m.uid_validity, m.uid_next, \
                  m.messages, m.unseen, m.highest_mod_seq from account a \
                  join subscription s on s.account = a.id \
                  join subscription_mailbox wanted on wanted.subscription = s.id \
                  join mailbox m on m.id = wanted.mailbox \
-                 where a.name = $1 and coalesce(a.backend, $2) in ($2, $3) \
-                 and (s.heard_at is null or s.heard_at >= $4) \
-                 and (s.outdated_since is null or s.outdated_at is null or s.outdated_at > $5) \
-                 order by m.name",
-            )
+                 where a.name = $1 and coalesce(a.backend, $2) in ($2, $3) and ",
+                live!("$4", "$5"),
+                " order by m.name"
+            ))
             .bind(account.as_str())
             .bind(backend.as_str())
             .bind(backend.address())
@@ -115,7 +114,8 @@ impl Store {
         .await
     }
 
-    /// The account's live devices with their mailboxes, whichever backend it is on.
+    /// The account's live devices with their mailboxes, whichever backend it is on. Those whose secrets the key
+    /// file does not open are left out.
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
@@ -126,26 +126,28 @@ impl Store {
     ) -> Result<Vec<Target>, StoreError> {
         let alive = alive.into();
         self.read(Call::Targets, async {
-            let query = sqlx::query(
+            let query = sqlx::query(concat!(
                 "select a.name as account, a.backend, s.transport, s.endpoint_hash, s.endpoint, s.app, \
-                 s.route, s.options, s.registered_at, s.heard_at, s.outdated_since, s.outdated_at, \
-                 s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
+                 s.route, s.options, s.secrets, s.expires_at, s.registered_at, s.heard_at, \
+                 s.outdated_since, s.outdated_at, s.pushed_at, m.name as mailbox, wanted.owed_since \
+                 from account a \
                  join subscription s on s.account = a.id \
                  left join subscription_mailbox wanted on wanted.subscription = s.id \
                  left join mailbox m on m.id = wanted.mailbox \
-                 where a.name = $1 and (s.heard_at is null or s.heard_at >= $2) \
-                 and (s.outdated_since is null or s.outdated_at is null or s.outdated_at > $3) \
-                 order by lower(s.endpoint), s.app, s.id, m.name",
-            )
+                 where a.name = $1 and ",
+                live!("$2", "$3"),
+                " order by lower(s.endpoint), s.app, s.id, m.name"
+            ))
             .bind(account.as_str())
             .bind(alive.registered_since.0)
             .bind(alive.outdated_after.0);
-            Ok(targets(self.rows(query, entry).await?))
+            let entries = self.rows(query, |row| Ok((entry(row)?, row.try_get("secrets")?)));
+            Ok(self.opened(targets(entries.await?)))
         })
         .await
     }
 
-    /// All devices, live or not, by account: those of the next `accounts` accounts behind `after`, with
+    /// All devices, live or not, without secrets, by account: those of the next `accounts` accounts behind `after`, with
     /// the last of these accounts. `None` is the end.
     ///
     /// # Errors
@@ -164,8 +166,8 @@ impl Store {
             let Some(last) = page.pop() else { return Ok(None) };
             let query = sqlx::query(
                 "select a.name as account, a.backend, s.transport, s.endpoint_hash, s.endpoint, s.app, \
-                 s.route, s.options, s.registered_at, s.heard_at, s.outdated_since, s.outdated_at, \
-                 s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
+                 s.route, s.options, s.expires_at, s.registered_at, s.heard_at, s.outdated_since, \
+                 s.outdated_at, s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
                  join subscription s on s.account = a.id \
                  left join subscription_mailbox wanted on wanted.subscription = s.id \
                  left join mailbox m on m.id = wanted.mailbox \
@@ -174,8 +176,8 @@ impl Store {
             )
             .bind(after)
             .bind(last.as_str());
-            let targets = targets(self.rows(query, entry).await?);
-            Ok(Some((last, targets)))
+            let targets = targets(self.rows(query, |row| Ok((entry(row)?, None))).await?);
+            Ok(Some((last, targets.into_iter().map(|(target, _)| target).collect())))
         })
         .await
     }
@@ -190,6 +192,7 @@ impl Store {
                 "select distinct a.name as account from subscription_mailbox wanted \
                  join subscription s on s.id = wanted.subscription \
                  join account a on a.id = s.account where wanted.owed_since is not null \
+                 and s.state = 'active' \
                  order by account",
             );
             self.rows(query, |row| account(row, "account")).await
@@ -236,15 +239,16 @@ fn entry(row: &AnyRow) -> sqlx::Result<Target> {
     })
 }
 
-/// Devices from an entry for each of their mailboxes; those of one device follow each other.
-fn targets(entries: Vec<Target>) -> Vec<Target> {
-    let mut targets: Vec<Target> = Vec::new();
-    for entry in entries {
+/// Subscriptions from an entry for each of their mailboxes, each with its sealed secrets; those of one
+/// subscription follow each other.
+fn targets(entries: Vec<(Target, Option<String>)>) -> Vec<(Target, Option<String>)> {
+    let mut targets: Vec<(Target, Option<String>)> = Vec::new();
+    for (entry, sealed) in entries {
         match targets.last_mut() {
-            Some(last) if last.subscription == entry.subscription => {
-                last.mailboxes.extend(entry.mailboxes)
+            Some((last, _)) if last.subscription == entry.subscription => {
+                last.mailboxes.extend(entry.mailboxes);
             }
-            _ => targets.push(entry),
+            _ => targets.push((entry, sealed)),
         }
     }
     targets

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use sqlx::postgres::PgDatabaseError;
 use sqlx::sqlite::SqliteError;
 
+use super::vault::VaultError;
+
 /// An error of the store. Each names the database (never its password) and what to do.
 #[derive(thiserror::Error)]
 pub enum StoreError {
@@ -55,6 +57,9 @@ pub enum StoreError {
         /// What happened to it.
         what: &'static str,
     },
+    /// The key file that seals the secrets of subscriptions cannot be used. Nothing was changed.
+    #[error(transparent)]
+    Sealing(#[from] VaultError),
     /// Locked, full, out of reach, late: the same call may succeed later.
     #[error("{database} cannot be used at the moment, try again: {source}")]
     Unavailable {
@@ -161,6 +166,7 @@ impl fmt::Debug for StoreError {
             Self::Newer { .. } => "Newer",
             Self::InUse { .. } => "InUse",
             Self::Replaced { .. } => "Replaced",
+            Self::Sealing(_) => "Sealing",
             Self::Unavailable { .. } => "Unavailable",
             Self::Other { .. } => "Other",
         };

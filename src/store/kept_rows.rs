@@ -219,7 +219,8 @@ impl Store {
         .await
     }
 
-    /// How many sealed credentials begin with each text of `length` characters: by which keys.
+    /// Of how many accounts sealed credentials or secrets of subscriptions begin with each text of `length`
+    /// characters: by which keys.
     pub(super) async fn seals(&self, length: usize) -> Result<Vec<(String, u64)>, StoreError> {
         self.read(Call::Seals, async {
             let query = sqlx::query(
@@ -227,7 +228,9 @@ impl Store {
                  select name, substr(credentials, 1, $1) as seal from account \
                  where credentials is not null \
                  union all select a.name, substr(c.sealed, 1, $1) from credential c \
-                 join account a on a.id = c.account) seals \
+                 join account a on a.id = c.account \
+                 union all select a.name, substr(s.secrets, 1, $1) from subscription s \
+                 join account a on a.id = s.account where s.secrets is not null) seals \
                  group by seal order by seal",
             )
             // PostgreSQL's substr() takes no bigint.

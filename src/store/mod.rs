@@ -33,14 +33,17 @@ mod open;
 mod records;
 mod registrant;
 mod rotation;
+mod secrets;
 mod service;
 mod shares;
 mod sql;
 mod subscriptions;
 mod upkeep;
+mod users;
 mod vault;
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -68,6 +71,8 @@ use service::Service;
 pub use service::TICK;
 pub use shares::{Full, MadeRoom, Shares};
 pub use subscriptions::{RegisterOutcome, Removed};
+pub use users::ListedSubscription;
+use vault::VaultFile;
 pub use vault::{Vault, VaultError};
 
 /// A handle to the database; clones share it.
@@ -84,6 +89,8 @@ pub struct Store {
     shares: Shares,
     /// Of a program that serves phones.
     service: Option<Arc<Service>>,
+    /// Seals the secrets of subscriptions, where a key file is named.
+    vault: Option<Arc<VaultFile>>,
     /// Of SQLite: the files, and whether the log holds what was removed or replaced.
     file: Option<Arc<DatabaseFile>>,
     traces: Arc<AtomicBool>,
@@ -144,6 +151,13 @@ impl Store {
     #[must_use]
     pub fn counting(self, metrics: Arc<Metrics>) -> Self {
         Self { metrics, ..self }
+    }
+
+    /// Seals and opens the secrets of subscriptions with this key file from now on. It is made when the first
+    /// such subscription is stored.
+    #[must_use]
+    pub fn sealing(self, key_file: &Path) -> Self {
+        Self { vault: Some(Arc::new(VaultFile::at(key_file))), ..self }
     }
 
     /// The same for a process that is to be a node ([`Store::join`]), by a name that no other process

@@ -126,7 +126,7 @@ impl Store {
         let batches = Arc::new(Batches::new(if connections.are_to_a_server() { 2 } else { 1 }));
         let limit = busy_timeout + GRACE;
         let (metrics, incarnation, shares) = (Arc::default(), "".into(), Shares::default());
-        let (service, file, traces) = (None, None, Arc::default());
+        let (service, vault, file, traces) = (None, None, None, Arc::default());
         let stopping = Arc::default();
         Self {
             database,
@@ -136,6 +136,7 @@ impl Store {
             batches,
             shares,
             service,
+            vault,
             file,
             traces,
             stopping,

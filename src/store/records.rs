@@ -5,7 +5,25 @@ use sqlx::query::Query;
 use sqlx::{Any, Row};
 
 use super::sql::work::{Statement, Work};
-use crate::model::{Account, PushEndpoint, Snapshot, Subscription, SubscriptionKey, TransportId};
+use crate::model::{
+    Account, PushEndpoint, Snapshot, Subscription, SubscriptionKey, SubscriptionState, Timestamp,
+    TransportId,
+};
+
+/// That a subscription `s` is live: it counts, is not silent for too long unless it says itself when it ends,
+/// and registered since its account got another password.
+macro_rules! live {
+    ($since:literal, $outdated:literal) => {
+        concat!(
+            "s.state = 'active' and (s.expires_at is not null or s.heard_at is null or s.heard_at >= ",
+            $since,
+            ") and (s.outdated_since is null or s.outdated_at is null or s.outdated_at > ",
+            $outdated,
+            ")"
+        )
+    };
+}
+pub(super) use live;
 
 /// Makes other transactions that add or remove devices of the account wait for this one.
 pub(super) async fn lock(work: &mut Work, account: &str) -> sqlx::Result<()> {
@@ -60,6 +78,15 @@ pub(super) fn account(row: &AnyRow, column: &str) -> sqlx::Result<Account> {
     Ok(Account::from_login(row.try_get(column)?))
 }
 
+/// How the database says whether a subscription counts.
+pub(super) fn state_name(state: SubscriptionState) -> &'static str {
+    match state {
+        SubscriptionState::Pending => "pending",
+        SubscriptionState::Active => "active",
+    }
+}
+
+/// Without its secrets, which the vault opens.
 pub(super) fn subscription(row: &AnyRow) -> sqlx::Result<Subscription> {
     let hash = row.try_get("endpoint_hash")?;
     let endpoint = PushEndpoint::from_row(row.try_get("endpoint")?, hash);
@@ -74,6 +101,8 @@ pub(super) fn subscription(row: &AnyRow) -> sqlx::Result<Subscription> {
         app: row.try_get::<&str, _>("app")?.into(),
         route: row.try_get::<&str, _>("route")?.into(),
         options: row.try_get::<&str, _>("options")?.into(),
+        secrets: None,
+        expires_at: row.try_get::<Option<i64>, _>("expires_at")?.map(Timestamp),
     })
 }
 

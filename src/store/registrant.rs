@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::model::{BackendId, Timestamp};
+use crate::model::{BackendId, SubscriptionState, Timestamp};
 
 /// The login of a session that registers a device.
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ pub struct Registrant {
     pub(super) keeper: Option<Keeper>,
     /// Accounts whose names differ from this one in nothing but case are the same user.
     pub names_ignore_case: bool,
+    /// Whether what is registered counts at once. What is there and counts goes on counting.
+    pub state: SubscriptionState,
 }
 
 /// Credentials as the database keeps them.
@@ -61,8 +63,8 @@ impl Registrant {
     /// One whose password is the one that is kept, as far as is known.
     pub fn new(backend: &BackendId, logged_in_at: Timestamp, sealed: Option<&Sealed>) -> Self {
         let (backend, sealed) = (backend.clone(), sealed.cloned());
-        let (other_password, names_ignore_case, keeper) = Default::default();
-        Self { backend, logged_in_at, sealed, other_password, keeper, names_ignore_case }
+        let (other_password, names_ignore_case, keeper, state) = Default::default();
+        Self { backend, logged_in_at, sealed, other_password, keeper, names_ignore_case, state }
     }
 
     /// What becomes of the credentials that are kept; `refused`: as for [`Keep`].

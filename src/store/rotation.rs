@@ -1,4 +1,4 @@
-//! A new key in the place of the one that seals the credentials.
+//! A new key in the place of the one that seals the credentials and the secrets of subscriptions.
 //!
 //! ```text
 //!   file:  old  ──▶  new, old  ──▶  new
@@ -137,7 +137,7 @@ async fn settled(store: &Store, vault: &Vault, work: RowChange) -> Result<u64, R
 
 /// Looks at all stored credentials once.
 async fn pass(store: &Store, vault: &Vault, work: RowChange) -> Result<Pass, RotationError> {
-    let mut pass = Pass::default();
+    let mut pass = pass_over_secrets(store, vault, work).await?;
     let mut last = (String::new(), 0);
     loop {
         let kept = store.sealed_after((&last.0, last.1), rows::MOST).await?;
@@ -167,6 +167,36 @@ async fn pass(store: &Store, vault: &Vault, work: RowChange) -> Result<Pass, Rot
             }
         }
         pass.resealed += store.reseal(&texts).await?;
+    }
+}
+
+/// Looks at the secrets of all subscriptions once.
+async fn pass_over_secrets(
+    store: &Store,
+    vault: &Vault,
+    work: RowChange,
+) -> Result<Pass, RotationError> {
+    let (mut pass, mut last) = (Pass::default(), 0);
+    loop {
+        let secrets = store.secrets_after(last, rows::MOST).await?;
+        let Some(end) = secrets.last() else { return Ok(pass) };
+        last = end.id;
+        let mut texts = Vec::new();
+        for row in secrets {
+            let new = match work {
+                RowChange::Look => vault.unseal_secrets(&row.key, &row.sealed).map(|_| None),
+                RowChange::Reseal => vault.reseal_secrets(&row.key, &row.sealed),
+            };
+            match new {
+                Ok(Some(new)) => texts.push((row, new)),
+                Ok(None) => {}
+                Err(VaultError::Damaged { .. } | VaultError::OtherKey { .. }) => {
+                    pass.unreadable.push(row.key.account);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        pass.resealed += store.reseal_secrets(&texts).await?;
     }
 }
 

@@ -4,15 +4,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::Row;
+use sqlx::any::AnyRow;
 
 use crate::metrics::Call;
 use crate::model::{
-    Account, BackendId, Registration, Snapshot, Subscription, SubscriptionKey, Timestamp,
+    Account, BackendId, Registration, Snapshot, Subscription, SubscriptionKey, SubscriptionState,
+    Timestamp,
 };
 
 use super::batches::Waiting;
 use super::kept_rows::{kept, put};
-use super::records::{account, bind_snapshot, delete, lock, subscription};
+use super::records::{account, bind_snapshot, delete, lock, state_name, subscription};
 use super::shares;
 use super::sql::rows;
 use super::sql::work::{Statement, Work};
@@ -60,7 +62,8 @@ impl Store {
     /// - The limits of `Shares` hold.
     ///
     /// # Errors
-    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    /// [`StoreError::Sealing`] when it has secrets and the key file cannot be used, else when the database
+    /// cannot be used, or does not answer in time.
     pub async fn register(
         &self,
         registration: &Registration,
@@ -68,7 +71,8 @@ impl Store {
         max_devices: u32,
         now: Timestamp,
     ) -> Result<RegisterOutcome, StoreError> {
-        let writing = self.write_with_others(registration, login, max_devices, now);
+        let secrets = self.sealed_secrets(&registration.subscription)?;
+        let writing = self.write_with_others(registration, secrets, login, max_devices, now);
         let registered = Box::pin(self.measured(Call::Register, async {
             self.ready().await?;
             self.is_in_place()?;
@@ -99,7 +103,7 @@ impl Store {
         self.repeated(|| async {
             let mut transaction = self.begin().await?;
             let mut registered = Vec::with_capacity(batch.len());
-            for Waiting { registration, login, max_devices, now, .. } in batch {
+            for Waiting { registration, secrets, login, max_devices, now, .. } in batch {
                 let account = &registration.subscription.account;
                 let key = SubscriptionKey::from(&registration.subscription);
                 leave(&mut transaction, account, &login.backend).await?;
@@ -119,6 +123,7 @@ impl Store {
                     &mut transaction,
                     account_id,
                     &registration.subscription,
+                    (secrets.as_deref(), login.state),
                     outdated,
                     times,
                 )
@@ -163,13 +168,14 @@ impl Store {
             .read(Call::Registered, async {
                 let query = sqlx::query(
                     "select a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
-                     s.route, s.options, m.name as mailbox from account a \
+                     s.route, s.options, s.secrets, s.expires_at, m.name as mailbox from account a \
                      join subscription s on s.account = a.id \
                      join subscription_mailbox wanted on wanted.subscription = s.id \
                      join mailbox m on m.id = wanted.mailbox \
                      where a.name = $1 and s.transport = $2 and s.endpoint_hash = $3 and s.app = $4 \
                      and s.registered_at > $5 and s.registered_at <= $6 \
-                     and s.outdated_since is null and a.parked is null and a.backend = $7",
+                     and s.outdated_since is null and s.state = 'active' and a.parked is null \
+                     and a.backend = $7",
                 )
                 .bind(key.account.as_str())
                 .bind(key.transport.as_str())
@@ -178,15 +184,21 @@ impl Store {
                 .bind(since.0)
                 .bind(now.0)
                 .bind(backend.as_str());
-                self.rows(query, |row| Ok((subscription(row)?, row.try_get::<String, _>("mailbox")?)))
-                    .await
+                self.rows(query, |row| {
+                    let sealed: Option<String> = row.try_get("secrets")?;
+                    Ok((subscription(row)?, sealed, row.try_get::<String, _>("mailbox")?))
+                })
+                .await
             })
             .await?;
         // What cannot be read is not as it is, and is written anew.
-        let Some((stored, _)) = rows.first() else { return Ok(false) };
-        let mailboxes: BTreeSet<&str> = rows.iter().map(|(_, mailbox)| &**mailbox).collect();
+        let Some((stored, sealed, _)) = rows.first() else { return Ok(false) };
+        let Some(stored) = self.with_secrets(stored.clone(), sealed.as_deref()) else {
+            return Ok(false);
+        };
+        let mailboxes: BTreeSet<&str> = rows.iter().map(|(_, _, mailbox)| &**mailbox).collect();
         let wanted = registration.mailboxes.iter().map(|(mailbox, _)| mailbox.as_str());
-        let same = *stored == registration.subscription && mailboxes == wanted.collect();
+        let same = stored == registration.subscription && mailboxes == wanted.collect();
         self.is_in_place()?;
         Ok(same)
     }
@@ -206,7 +218,8 @@ impl Store {
             lock(&mut transaction, key.account.as_str()).await?;
             let row = sqlx::query(
                 "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
-                 s.route, s.options from account a join subscription s on s.account = a.id \
+                 s.route, s.options, s.expires_at from account a \
+                 join subscription s on s.account = a.id \
                  where a.name = $1 and s.transport = $2 and s.endpoint_hash = $3 and s.app = $4 \
                  and s.registered_at <= $5",
             )
@@ -217,16 +230,26 @@ impl Store {
             .bind(registered_not_after.map_or(i64::MAX, |time| time.0))
             .fetch_optional_in(&mut transaction)
             .await?;
-            let Some(row) = row else { return Ok(None) };
-            delete(&mut transaction, row.try_get("id")?).await?;
-            let account_left = sweep(&mut transaction, key.account.as_str()).await?;
-            let removed = Removed { subscription: subscription(&row)?, account_left };
-            self.tell(&mut transaction, key.account.as_str(), false).await?;
-            transaction.commit().await?;
-            self.leaves_traces();
-            Ok(Some(removed))
+            self.remove(transaction, row).await
         })
         .await
+    }
+
+    /// Removes the subscription of this row, whose account is locked.
+    pub(super) async fn remove(
+        &self,
+        mut transaction: Work,
+        row: Option<AnyRow>,
+    ) -> sqlx::Result<Option<Removed>> {
+        let Some(row) = row else { return Ok(None) };
+        let subscription = subscription(&row)?;
+        delete(&mut transaction, row.try_get("id")?).await?;
+        let account = subscription.account.as_str();
+        let account_left = sweep(&mut transaction, account).await?;
+        self.tell(&mut transaction, account, false).await?;
+        transaction.commit().await?;
+        self.leaves_traces();
+        Ok(Some(Removed { subscription, account_left }))
     }
 
     /// Removes the devices that do not live; returns the accounts that lost their last one. One
@@ -241,8 +264,8 @@ impl Store {
             .read(Call::Expire, async {
                 let query = sqlx::query(
                     "select distinct a.name as account from subscription s \
-                     join account a on a.id = s.account where s.heard_at < $1 \
-                     or (s.outdated_since is not null and s.outdated_at <= $2) order by account",
+                     join account a on a.id = s.account \
+                     where (s.heard_at < $1 and s.expires_at is null) or (s.outdated_since is not null and s.outdated_at <= $2) order by account",
                 )
                 .bind(registered_since.0)
                 .bind(outdated_after.0);
@@ -256,7 +279,7 @@ impl Store {
                 lock(&mut transaction, account.as_str()).await?;
                 sqlx::query(
                     "delete from subscription where account = (select id from account where name = $1) \
-                     and (heard_at < $2 or (outdated_since is not null and outdated_at <= $3))",
+                     and ((heard_at < $2 and expires_at is null) or (outdated_since is not null and outdated_at <= $3))",
                 )
                 .bind(account.as_str())
                 .bind(registered_since.0)
@@ -440,16 +463,19 @@ async fn upsert_subscription(
     work: &mut Work,
     account: i64,
     subscription: &Subscription,
+    (secrets, state): (Option<&str>, SubscriptionState),
     outdated: Option<(Timestamp, Timestamp)>,
     (now, served): (Timestamp, Timestamp),
 ) -> sqlx::Result<i64> {
     let row = sqlx::query(
         "insert into subscription (account, transport, endpoint_hash, app, endpoint, route, options, \
-         registered_at, heard_at, outdated_since, outdated_at) \
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
+         registered_at, heard_at, outdated_since, outdated_at, secrets, expires_at, state) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
          on conflict (account, transport, endpoint_hash, app) do update set \
          endpoint = excluded.endpoint, route = excluded.route, options = excluded.options, \
          registered_at = excluded.registered_at, heard_at = excluded.heard_at, \
+         secrets = excluded.secrets, expires_at = excluded.expires_at, \
+         state = case when subscription.state = 'active' then 'active' else excluded.state end, \
          outdated_at = case when excluded.outdated_since is null then null \
          else coalesce(subscription.outdated_at, excluded.outdated_at) end, \
          outdated_since = case when excluded.outdated_since is null then null \
@@ -466,6 +492,9 @@ async fn upsert_subscription(
     .bind(served.0)
     .bind(outdated.map(|(since, _)| since.0))
     .bind(outdated.map(|(_, at)| at.0))
+    .bind(secrets)
+    .bind(subscription.expires_at.map(|at| at.0))
+    .bind(state_name(state))
     .fetch_one_in(work)
     .await?;
     row.try_get("id")
@@ -548,7 +577,7 @@ async fn replace_mailboxes(
 
 /// Deletes the mailboxes that no subscription wants any more, so that one that comes back begins anew, and
 /// the account itself when it has no subscription. Returns whether it has one.
-async fn sweep(work: &mut Work, account: &str) -> sqlx::Result<bool> {
+pub(super) async fn sweep(work: &mut Work, account: &str) -> sqlx::Result<bool> {
     sqlx::query(
         "delete from mailbox where account = (select id from account where name = $1) and not exists (\
          select 1 from subscription_mailbox wanted where wanted.mailbox = mailbox.id)",

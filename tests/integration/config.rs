@@ -91,13 +91,11 @@ fn every_key_takes_effect() {
     assert!(!backend.checks_token_name && backend.names_ignore_case);
 
     assert_eq!(config.auth.relay, RelayedLogins::Always);
-    let (store, credentials) = (&config.store, &config.credentials);
+    let store = &config.store;
     assert_eq!(store.url, "sqlite:///var/lib/mailchime/push.db");
     assert_eq!(store.busy_timeout, Duration::from_millis(250));
-    let config::CredentialsMode::Stored { key_file } = credentials else {
-        panic!("{credentials:?}")
-    };
-    assert_eq!(key_file, Path::new("/etc/mailchime/key"));
+    assert_eq!(config.credentials, config::CredentialsMode::Stored);
+    assert_eq!(config.key_file, Path::new("/etc/mailchime/key"));
 
     let watch = &config.watch;
     assert_eq!(watch.idle_renewal, Duration::from_secs(28 * 60 + 30));

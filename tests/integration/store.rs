@@ -28,6 +28,7 @@ mod postgres;
 mod schemas;
 mod service;
 mod sqlite;
+mod users;
 
 use self::backends::{
     a_backend_may_get_a_name, devices_outlive_a_password_by_25_hours,
@@ -46,6 +47,10 @@ use self::nodes::{
 use self::service::{
     a_clock_that_has_just_jumped_ends_no_token,
     silence_is_measured_by_the_time_in_which_phones_could_register,
+};
+use self::users::{
+    a_pending_subscription_gets_nothing_until_it_is_confirmed, a_user_removes_any_of_their_own,
+    secrets_are_sealed_for_their_subscription, what_did_not_answer_and_what_has_ended_goes,
 };
 
 const EVER: Timestamp = Timestamp(0);
@@ -253,6 +258,10 @@ contract! {
     news_goes_with_its_node,
     no_invalidation_is_lost_while_it_is_taken,
     one_account_is_looked_up,
+    a_pending_subscription_gets_nothing_until_it_is_confirmed,
+    what_did_not_answer_and_what_has_ended_goes,
+    a_user_removes_any_of_their_own,
+    secrets_are_sealed_for_their_subscription,
     a_closed_store_says_so,
 }
 

@@ -113,18 +113,15 @@ pub(super) fn secrets(config: &Config, report: &mut Report) {
 }
 
 /// Of the key file and the credentials in the database, if that could be opened.
-pub(super) async fn credentials(
-    config: &CredentialsMode,
-    store: Option<&Store>,
-    report: &mut Report,
-) {
+pub(super) async fn credentials(config: &Config, store: Option<&Store>, report: &mut Report) {
     const PART: &str = "[credentials]";
-    let key_file = match config {
-        CredentialsMode::Stored { key_file } => key_file,
-        CredentialsMode::Memory => return report.ok(PART, "kept in memory: gone at each restart"),
+    let key_file = &config.key_file;
+    match config.credentials {
+        CredentialsMode::Stored => {}
+        CredentialsMode::Memory => report.ok(PART, "kept in memory: gone at each restart"),
         // For each backend it is shown with the rest of what is known of that.
-        CredentialsMode::Master => return report.ok(PART, "no user's password is kept"),
-    };
+        CredentialsMode::Master => report.ok(PART, "no user's password is kept"),
+    }
     let shown = key_file.display();
     let vault = match exists(key_file).then(|| Vault::open_existing(key_file)).transpose() {
         Ok(vault) => vault,
@@ -147,7 +144,10 @@ pub(super) async fn credentials(
             );
         }
         (Ok(0), Some(_)) => report.ok(PART, format_args!("{shown}: can be used")),
-        (Ok(0), None) => to_be_made(PART, key_file, report),
+        (Ok(0), None) if config.credentials == CredentialsMode::Stored => {
+            to_be_made(PART, key_file, report);
+        }
+        (Ok(0), None) => {}
     }
 }
 

@@ -108,7 +108,11 @@ impl Proxy {
         let store = Store::open(&database_in(&folder), Duration::from_millis(100))
             .await
             .map_err(Failure::broken)?;
-        let credentials = CredentialSource::open(&config::CredentialsMode::Memory, store.clone());
+        let credentials = CredentialSource::open(
+            config::CredentialsMode::Memory,
+            &config.key_file,
+            store.clone(),
+        );
         let credentials = Arc::new(credentials.map_err(Failure::broken)?);
         let (sender, events) = mpsc::channel(1000);
         let table = Table::new(&config, &NameResolver::default()).map_err(Failure::broken)?;

@@ -159,6 +159,8 @@ impl XAppleRegistration {
             app: subtopic.into(),
             route: topic.into(),
             options: ApnsOptions { account_id, version }.to_json().into(),
+            secrets: None,
+            expires_at: None,
         }
     }
 }

@@ -74,6 +74,8 @@ fn phone_of(account: &Account, name: &str) -> Target {
         app: "mail".into(),
         route: ROUTE.into(),
         options: "OLD".into(),
+        secrets: None,
+        expires_at: None,
     };
     let mailboxes = ["INBOX", "Notes"].map(|name| (Mailbox::new(name), false)).to_vec();
     let backend = Some(home().as_str().to_owned());

@@ -100,6 +100,8 @@ mod tests {
                 app: "paper".into(),
                 route: "post".into(),
                 options: "{}".into(),
+                secrets: None,
+                expires_at: None,
             };
             Ok(Enrolled { subscription, answer: json!({ "secret": "open sesame" }) })
         }

@@ -12,7 +12,6 @@ use secrecy::zeroize::Zeroizing;
 
 use super::VaultError;
 use crate::files::{Stamp, stamp};
-use crate::model::Account;
 use crate::secret_file::{Successor, Unfit, read_private};
 
 pub(super) const VERSION: &str = "v1";
@@ -73,8 +72,8 @@ impl SealingKey {
     }
 
     /// What a sealed text is bound to.
-    pub(super) fn bound_to(&self, account: &Account) -> Aad<Vec<u8>> {
-        let bound = format!("mailchime credentials {VERSION} {} {}", self.id, account.as_str());
+    pub(super) fn bound_to(&self, what: &str, whose: &str) -> Aad<Vec<u8>> {
+        let bound = format!("mailchime {what} {VERSION} {} {whose}", self.id);
         Aad::from(bound.into_bytes())
     }
 }

@@ -1,9 +1,9 @@
-//! The vault seals credentials for the database and opens them again.
+//! The vault seals credentials and the secrets of subscriptions for the database and opens them again.
 //!
 //! A sealed text is `v1.KEYID.BOX`: `KEYID` says which key sealed it, without telling the key, and
 //! `BOX` is base64 of nonce, ciphertext and tag of AES-256-GCM with a random nonce. The version, the
 //! key id and the account are authenticated with it, so that a row copied to another account does
-//! not open. The vault reads one file and knows nothing of the database.
+//! not open; with the secrets of a subscription its transport and endpoint are, too. The vault reads one file and knows nothing of the database.
 //!
 //! The file holds one key, or two while one is being replaced: the first seals, both open. It is
 //! read again when it has changed, so that a running server seals with a new key from the moment
@@ -15,6 +15,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use aws_lc_rs::aead::{AES_256_GCM, NONCE_LEN, Nonce};
 use base64::Engine;
@@ -27,7 +28,7 @@ use self::keys::{
     unusable,
 };
 use crate::files::stamp;
-use crate::model::{Account, Credentials, SecretKind};
+use crate::model::{Account, Credentials, SecretKind, SubscriptionKey, SubscriptionSecrets};
 use crate::secret_file::{Successor, Unfit, read_private, tidy};
 
 pub(super) use self::keys::SEAL_LEN;
@@ -36,6 +37,21 @@ pub(super) use self::keys::SEAL_LEN;
 pub struct Vault {
     path: PathBuf,
     keys: RwLock<Keys>,
+}
+
+/// The vault of a key file that may not be there: opened when it is first needed, and the file made when
+/// something is first sealed.
+#[derive(Debug)]
+pub(super) struct VaultFile {
+    path: PathBuf,
+    vault: OnceLock<Vault>,
+}
+
+/// Of what a sealed text is: nothing else opens it.
+struct Binding<'a> {
+    what: &'static str,
+    whose: String,
+    account: &'a Account,
 }
 
 /// Why a key file cannot be used or sealed credentials cannot be opened. Holds no secret.
@@ -51,6 +67,9 @@ pub enum VaultError {
         /// What to do.
         remedy: String,
     },
+    /// Something is to be sealed or opened, and no key file is there or named.
+    #[error("there is no credentials key; put back the file that [credentials] key_file names")]
+    NoKeyFile,
     /// None of what is stored was sealed with the keys of this file.
     #[error(
         "the key in {} ({key_id}) is not the one that sealed the stored credentials of {accounts} \
@@ -142,11 +161,7 @@ impl Vault {
     pub fn seal(&self, account: &Account, credentials: &Credentials) -> String {
         let (authorization, login) = (&credentials.authorization, &credentials.login);
         let secret = credentials.expose_secret();
-        // Room for all, so that no copy of the plaintext is left behind by growing; sealing
-        // overwrites it.
-        let mut plain = Vec::with_capacity(
-            9 + authorization.len() + login.len() + secret.len() + AES_256_GCM.tag_len(),
-        );
+        let mut plain = room(9 + authorization.len() + login.len() + secret.len());
         plain.push(match credentials.kind {
             SecretKind::Password => PASSWORD,
             SecretKind::Bearer => BEARER,
@@ -154,15 +169,7 @@ impl Vault {
         put(&mut plain, authorization);
         put(&mut plain, login);
         plain.extend_from_slice(secret);
-        let keys = self.keys();
-        let key = &keys.current;
-        #[expect(clippy::expect_used, reason = "fails for plaintexts of 64 GiB only")]
-        let nonce = key
-            .key
-            .seal_in_place_append_tag(key.bound_to(account), &mut plain)
-            .expect("credentials are shorter than the limit of AES-GCM");
-        let sealed = [&nonce.as_ref()[..], &plain].concat();
-        format!("{VERSION}.{}.{}", key.id, BASE64_URL_SAFE_NO_PAD.encode(sealed))
+        self.seal_for(&Binding::credentials(account), plain)
     }
 
     /// Opens what [`seal`](Self::seal) made for credentials of this account.
@@ -170,7 +177,51 @@ impl Vault {
     /// # Errors
     /// [`VaultError::OtherKey`] or [`VaultError::Damaged`].
     pub fn unseal(&self, account: &Account, sealed: &str) -> Result<Credentials, VaultError> {
-        let damaged = || VaultError::Damaged { account: account.clone() };
+        let plain = self.unseal_for(&Binding::credentials(account), sealed)?;
+        read_plain(&plain).ok_or_else(|| VaultError::Damaged { account: account.clone() })
+    }
+
+    /// Seals the secrets of a subscription for its row.
+    pub fn seal_secrets(&self, key: &SubscriptionKey, secrets: &SubscriptionSecrets) -> String {
+        let mut plain = room(secrets.expose().len());
+        plain.extend_from_slice(secrets.expose().as_bytes());
+        self.seal_for(&Binding::secrets(key), plain)
+    }
+
+    /// Opens what [`seal_secrets`](Self::seal_secrets) made for this subscription.
+    ///
+    /// # Errors
+    /// [`VaultError::OtherKey`] or [`VaultError::Damaged`].
+    pub fn unseal_secrets(
+        &self,
+        key: &SubscriptionKey,
+        sealed: &str,
+    ) -> Result<SubscriptionSecrets, VaultError> {
+        let plain = self.unseal_for(&Binding::secrets(key), sealed)?;
+        let text = str::from_utf8(&plain);
+        let text = text.map_err(|_| VaultError::Damaged { account: key.account.clone() })?;
+        Ok(SubscriptionSecrets::new(text.to_owned()))
+    }
+
+    /// `plain` has [`room`] for the tag.
+    fn seal_for(&self, binding: &Binding<'_>, mut plain: Vec<u8>) -> String {
+        let keys = self.keys();
+        let key = &keys.current;
+        #[expect(clippy::expect_used, reason = "fails for plaintexts of 64 GiB only")]
+        let nonce = key
+            .key
+            .seal_in_place_append_tag(key.bound_to(binding.what, &binding.whose), &mut plain)
+            .expect("what is sealed is shorter than the limit of AES-GCM");
+        let sealed = [&nonce.as_ref()[..], &plain].concat();
+        format!("{VERSION}.{}.{}", key.id, BASE64_URL_SAFE_NO_PAD.encode(sealed))
+    }
+
+    fn unseal_for(
+        &self,
+        binding: &Binding<'_>,
+        sealed: &str,
+    ) -> Result<Zeroizing<Vec<u8>>, VaultError> {
+        let damaged = || VaultError::Damaged { account: binding.account.clone() };
         let mut parts = sealed.splitn(3, '.');
         let (Some(VERSION), Some(sealed_by), Some(text)) =
             (parts.next(), parts.next(), parts.next())
@@ -183,18 +234,17 @@ impl Vault {
                 path: self.path.clone(),
                 key_id: keys.current.id.clone(),
                 sealed_by: id_shown(sealed_by),
-                account: account.clone(),
+                account: binding.account.clone(),
             });
         };
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).map_err(|_| damaged())?;
         let (nonce, cipher) = bytes.split_at_checked(NONCE_LEN).ok_or_else(damaged)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| damaged())?;
         let mut plain = Zeroizing::new(cipher.to_vec());
-        let opened = key
-            .key
-            .open_in_place(nonce, key.bound_to(account), &mut plain)
-            .map_err(|_| damaged())?;
-        read_plain(opened).ok_or_else(damaged)
+        let bound = key.bound_to(binding.what, &binding.whose);
+        let length = key.key.open_in_place(nonce, bound, &mut plain).map_err(|_| damaged())?.len();
+        plain.truncate(length);
+        Ok(plain)
     }
 
     /// What [`seal`](Self::seal) made under another key of the file, sealed under the current one;
@@ -207,10 +257,29 @@ impl Vault {
         account: &Account,
         sealed: &str,
     ) -> Result<Option<String>, VaultError> {
-        if sealed.get(..SEAL_LEN) == Some(&self.keys().current.seal()) {
+        if self.is_current(sealed) {
             return Ok(None);
         }
         Ok(Some(self.seal(account, &self.unseal(account, sealed)?)))
+    }
+
+    /// The same for what [`seal_secrets`](Self::seal_secrets) made.
+    ///
+    /// # Errors
+    /// As [`unseal_secrets`](Self::unseal_secrets).
+    pub(super) fn reseal_secrets(
+        &self,
+        key: &SubscriptionKey,
+        sealed: &str,
+    ) -> Result<Option<String>, VaultError> {
+        if self.is_current(sealed) {
+            return Ok(None);
+        }
+        Ok(Some(self.seal_secrets(key, &self.unseal_secrets(key, sealed)?)))
+    }
+
+    fn is_current(&self, sealed: &str) -> bool {
+        sealed.get(..SEAL_LEN) == Some(&self.keys().current.seal())
     }
 
     /// Whether a sealed text with this beginning, of [`SEAL_LEN`] characters, is of a key of the
@@ -315,6 +384,64 @@ impl fmt::Debug for Vault {
             .field("key_id", &self.keys().current.id)
             .finish_non_exhaustive()
     }
+}
+
+// === impl VaultFile ===
+
+impl VaultFile {
+    /// The vault of the key file at `path`. Nothing is opened yet.
+    pub(in crate::store) fn at(path: &Path) -> Self {
+        Self { path: path.to_owned(), vault: OnceLock::new() }
+    }
+
+    /// The vault, if there is a key file.
+    ///
+    /// # Errors
+    /// [`VaultError::KeyFile`] when the file cannot be used.
+    pub(in crate::store) fn existing(&self) -> Result<Option<&Vault>, VaultError> {
+        if let Some(vault) = self.vault.get() {
+            return Ok(Some(vault));
+        }
+        let is_missing = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
+        if fs::symlink_metadata(&self.path).is_err_and(is_missing) {
+            return Ok(None);
+        }
+        let vault = Vault::open_existing(&self.path)?;
+        Ok(Some(self.vault.get_or_init(|| vault)))
+    }
+
+    /// The vault. A key file is made where there is none.
+    ///
+    /// # Errors
+    /// [`VaultError::KeyFile`] when the file cannot be used or made.
+    pub(in crate::store) fn made(&self) -> Result<&Vault, VaultError> {
+        if let Some(vault) = self.vault.get() {
+            return Ok(vault);
+        }
+        let vault = Vault::open(&self.path)?;
+        Ok(self.vault.get_or_init(|| vault))
+    }
+}
+
+// === impl Binding ===
+
+impl<'a> Binding<'a> {
+    fn credentials(account: &'a Account) -> Self {
+        Self { what: "credentials", whose: account.as_str().to_owned(), account }
+    }
+
+    /// Neither a transport nor a hash holds a space.
+    fn secrets(key: &'a SubscriptionKey) -> Self {
+        let SubscriptionKey { account, transport, endpoint, .. } = key;
+        let whose = format!("{transport} {} {}", endpoint.hash_hex(), account.as_str());
+        Self { what: "subscription", whose, account }
+    }
+}
+
+/// Room for a plaintext of this length and all that sealing adds, so that no copy of it is left behind by
+/// growing; sealing overwrites it.
+fn room(length: usize) -> Vec<u8> {
+    Vec::with_capacity(length + AES_256_GCM.tag_len())
 }
 
 /// First byte of a plaintext: the kind of its secret.

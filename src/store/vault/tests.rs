@@ -6,6 +6,7 @@ use base64::prelude::BASE64_STANDARD;
 
 use super::keys::KEY_LEN;
 use super::*;
+use crate::model::{PushEndpoint, TransportId};
 
 fn credentials() -> Credentials {
     Credentials::password("alice@example.org", b"p\xffss\0 w\r\n\xc3\xb6rd".to_vec())
@@ -141,4 +142,28 @@ fn debug_shows_no_key() {
     let shown = format!("{:?}", vault(7).0);
     assert!(shown.contains("test.key") && !shown.contains("7, 7"), "{shown}");
     assert!(!shown.contains(&BASE64_STANDARD.encode([7; KEY_LEN])[..8]), "{shown}");
+}
+
+#[test]
+fn the_secrets_of_a_subscription_open_for_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let vault = Vault::open(&folder.path().join("key")).unwrap();
+    let key = |account: &str, transport: &str, endpoint: &str| SubscriptionKey {
+        account: Account::from_login(account),
+        transport: TransportId::new(transport),
+        endpoint: PushEndpoint::new(endpoint, endpoint),
+        app: "".into(),
+    };
+    let own = key("alice", "web", "https://push.example/1");
+    let sealed = vault.seal_secrets(&own, &SubscriptionSecrets::new("auth".to_owned()));
+    assert_eq!(vault.unseal_secrets(&own, &sealed).unwrap().expose(), "auth");
+    for other in [
+        key("bob", "web", "https://push.example/1"),
+        key("alice", "fcm", "https://push.example/1"),
+        key("alice", "web", "https://push.example/2"),
+    ] {
+        let error = vault.unseal_secrets(&other, &sealed).unwrap_err();
+        assert!(matches!(error, VaultError::Damaged { .. }), "{error}");
+    }
+    assert!(vault.unseal(&own.account, &sealed).is_err(), "they are no credentials");
 }

@@ -254,7 +254,7 @@ async fn session(proxy: &Proxy, lines: &[String]) -> (String, String) {
 /// How a session came about, and how many events of it left for the watching side.
 async fn events_of(mode: &str, change: impl FnOnce(&mut Config), lines: &[String]) -> usize {
     let credentials = match mode {
-        "stored" => config::CredentialsMode::Stored { key_file: "unused".into() },
+        "stored" => config::CredentialsMode::Stored,
         "memory" => config::CredentialsMode::Memory,
         _ => config::CredentialsMode::Master,
     };

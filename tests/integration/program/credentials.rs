@@ -46,9 +46,11 @@ async fn a_rotation_says_what_it_did_and_changes_nothing_when_it_cannot() {
 
         let url = format!("sqlite://{}", path.join("mailchime.db").display());
         let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
-        let stored = |name: &str| config::CredentialsMode::Stored { key_file: path.join(name) };
+        let open = |name: &str| {
+            CredentialSource::open(config::CredentialsMode::Stored, &path.join(name), store.clone())
+        };
         // A server that runs meanwhile.
-        let source = CredentialSource::open(&stored("mailchime.key"), store.clone()).unwrap();
+        let source = open("mailchime.key").unwrap();
         let alice = Credentials::password("alice", b"wonder land".to_vec());
         let device = XAppleRegistration {
             version: 2,
@@ -110,7 +112,7 @@ async fn a_rotation_says_what_it_did_and_changes_nothing_when_it_cannot() {
         assert_eq!(code, Some(0), "{said}");
         assert_ne!(key(), before);
 
-        let wrong = CredentialSource::open(&stored("wrong.key"), store.clone()).unwrap();
+        let wrong = open("wrong.key").unwrap();
         drop(wrong);
         let config = format!("{CONFIG}[credentials]\nkey_file = \"wrong.key\"");
         let (code, said) = rotate(path, &config).await;

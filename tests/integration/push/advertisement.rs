@@ -65,7 +65,7 @@ async fn push_is_offered_to_accounts_that_have_a_valid_identity() {
         config.listeners[0].address = ([127, 0, 0, 1], 0).into();
         config.store.url = format!("sqlite://{}", file("mailchime.db").display());
         let key_file = file("mailchime.key");
-        config.credentials = config::CredentialsMode::Stored { key_file };
+        config.key_file = key_file;
         config.apns = TOPICS
             .map(|(topic, domain)| {
                 let files = [".pem", ".key"].map(|end| file(&format!("{topic}{end}")));

@@ -17,6 +17,8 @@ fn subscription(endpoint: &str) -> Subscription {
         app: "reader".into(),
         route: "table".into(),
         options: "{}".into(),
+        secrets: None,
+        expires_at: None,
     }
 }
 

@@ -1,5 +1,7 @@
 //! With what watchers log in, by mode; part of the contract.
 
+use std::path::Path;
+
 use mailchime::config;
 use mailchime::config::PushConfig;
 use mailchime::model::{AcceptedLogin, Credentials};
@@ -10,6 +12,10 @@ use mailchime::store::{
 use super::*;
 
 const HOUR: i64 = 3_600_000;
+
+fn source_in(mode: config::CredentialsMode, key_file: &Path, store: &Store) -> CredentialSource {
+    CredentialSource::open(mode, key_file, store.clone()).unwrap()
+}
 
 fn password(password: &str) -> Credentials {
     Credentials::password("alice@Example.org", password.as_bytes().to_vec())
@@ -53,8 +59,7 @@ async fn is_parked(store: &Store) -> bool {
 
 pub(super) async fn stored_credentials(store: Store) {
     let folder = tempfile::tempdir().unwrap();
-    let config = config::CredentialsMode::Stored { key_file: folder.path().join("key") };
-    let source = CredentialSource::open(&config, store.clone()).unwrap();
+    let source = source_in(config::CredentialsMode::Stored, &folder.path().join("key"), &store);
     assert!(source.of(&alice(), &imap(), EVER).await.unwrap().is_none());
     registered(&source, &password("first"), 0).await;
     assert_eq!(secret(&source, i64::MAX).await.as_deref(), Some("first"));
@@ -83,8 +88,8 @@ pub(super) async fn stored_credentials(store: Store) {
     // Under another key nothing opens, nothing is lost, and a login heals it.
     registered(&source, &password("third"), 0).await;
     assert_eq!(source.unreadable().await.unwrap(), 0);
-    let config = config::CredentialsMode::Stored { key_file: folder.path().join("other key") };
-    let other = CredentialSource::open(&config, store.clone()).unwrap();
+    let other =
+        source_in(config::CredentialsMode::Stored, &folder.path().join("other key"), &store);
     assert_eq!(other.unreadable().await.unwrap(), 1);
     let refused = other.of(&alice(), &imap(), EVER).await.unwrap_err();
     let CredentialsError::Vault(VaultError::OtherKey { .. }) = refused else { panic!("{refused}") };
@@ -96,7 +101,7 @@ pub(super) async fn stored_credentials(store: Store) {
 }
 
 pub(super) async fn credentials_in_memory(store: Store) {
-    let source = CredentialSource::open(&config::CredentialsMode::Memory, store.clone()).unwrap();
+    let source = source_in(config::CredentialsMode::Memory, Path::new("unused"), &store);
     registered(&source, &password("first"), 0).await;
     assert_eq!(kept(&store, &alice()).await, None, "nothing is written");
     assert_eq!(secret(&source, i64::MAX).await.as_deref(), Some("first"));
@@ -107,8 +112,7 @@ pub(super) async fn credentials_in_memory(store: Store) {
     let shown = format!("{source:?}");
     assert!(shown.contains("memory") && !shown.contains("second"), "{shown}");
 
-    let restarted =
-        CredentialSource::open(&config::CredentialsMode::Memory, store.clone()).unwrap();
+    let restarted = source_in(config::CredentialsMode::Memory, Path::new("unused"), &store);
     assert_eq!(secret(&restarted, 0).await, None, "gone at a restart");
 
     source.save(&alice(), &login(token(), 1000), Timestamp::now()).await.unwrap();
@@ -132,10 +136,10 @@ pub(super) async fn credentials_in_memory(store: Store) {
 /// A login under a clock that was a day ahead, and then others by the right one.
 pub(super) async fn a_clock_that_was_ahead_holds_up_no_login(store: Store) {
     let folder = tempfile::tempdir().unwrap();
-    let stored = config::CredentialsMode::Stored { key_file: folder.path().join("key") };
+    let stored = config::CredentialsMode::Stored;
     let now = Timestamp::now();
     for (config, account) in [(stored, alice()), (config::CredentialsMode::Memory, bob())] {
-        let source = CredentialSource::open(&config, store.clone()).unwrap();
+        let source = source_in(config, &folder.path().join("key"), &store);
         let with =
             |secret: &str| Credentials::password(account.as_str(), secret.as_bytes().to_vec());
         let at = |secret: &str, time: Timestamp| login(with(secret), time.0);
@@ -166,7 +170,7 @@ pub(super) async fn a_master(store: Store) {
         .save_credentials(&alice(), by(&imap(), Some(&sealed("from before"))), Timestamp::now())
         .await
         .unwrap();
-    let source = CredentialSource::open(&config::CredentialsMode::Master, store.clone()).unwrap();
+    let source = source_in(config::CredentialsMode::Master, Path::new("unused"), &store);
     assert_eq!(source.tidy(EVER).await.unwrap(), 1);
     registered(&source, &password("alice's own"), 0).await;
     source.save(&alice(), &login(password("alice's own"), 0), Timestamp::now()).await.unwrap();
@@ -207,8 +211,7 @@ async fn what_lasts_stays(source: &CredentialSource) {
 pub(super) async fn several_stored_credentials(store: Store) {
     let folder = tempfile::tempdir().unwrap();
     let key_file = folder.path().join("key");
-    let config = config::CredentialsMode::Stored { key_file: key_file.clone() };
-    let source = CredentialSource::open(&config, store.clone()).unwrap();
+    let source = source_in(config::CredentialsMode::Stored, &key_file, &store);
     what_lasts_stays(&source).await;
 
     registered(&source, &password("first"), 4 * HOUR).await;
@@ -219,7 +222,7 @@ pub(super) async fn several_stored_credentials(store: Store) {
     // All of them are sealed anew by a rotation.
     let rotated = rotate(&store, &Vault::open(&key_file).unwrap()).await.unwrap();
     assert_eq!(rotated, 3);
-    let again = CredentialSource::open(&config, store.clone()).unwrap();
+    let again = source_in(config::CredentialsMode::Stored, &key_file, &store);
     assert_eq!(again.unreadable().await.unwrap(), 0);
     assert_eq!(secrets(&again, 0).await, before);
     // All go with the last device, and where none are to be kept.
@@ -228,13 +231,13 @@ pub(super) async fn several_stored_credentials(store: Store) {
     registered(&source, &password("new"), 5 * HOUR).await;
     source.save(&alice(), &login(token(), 5 * HOUR), Timestamp::now()).await.unwrap();
     assert_eq!(secrets(&source, 0).await, ["new", "opaque"]);
-    let memory = CredentialSource::open(&config::CredentialsMode::Memory, store.clone()).unwrap();
+    let memory = source_in(config::CredentialsMode::Memory, Path::new("unused"), &store);
     assert_eq!(memory.tidy(EVER).await.unwrap(), 2);
     assert!(secrets(&source, 0).await.is_empty());
 }
 
 pub(super) async fn several_credentials_in_memory(store: Store) {
-    let source = CredentialSource::open(&config::CredentialsMode::Memory, store.clone()).unwrap();
+    let source = source_in(config::CredentialsMode::Memory, Path::new("unused"), &store);
     what_lasts_stays(&source).await;
     assert_eq!(kept(&store, &alice()).await, None, "nothing is written");
     source.forget(&alice());
@@ -245,9 +248,9 @@ pub(super) async fn several_credentials_in_memory(store: Store) {
 /// logged in with it before makes none live.
 pub(super) async fn devices_of_an_old_password_that_is_kept_are_forgotten(store: Store) {
     let folder = tempfile::tempdir().unwrap();
-    let stored = config::CredentialsMode::Stored { key_file: folder.path().join("key") };
+    let stored = config::CredentialsMode::Stored;
     for config in [stored, config::CredentialsMode::Memory] {
-        let source = CredentialSource::open(&config, store.clone()).unwrap();
+        let source = source_in(config, &folder.path().join("key"), &store);
         let registers = async |digit, with: &str, at: i64, now: i64| {
             let registration = registration(device(&alice(), digit), &["INBOX"], 5);
             let login = login(password(with), at * HOUR);

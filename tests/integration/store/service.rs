@@ -39,7 +39,7 @@ pub(super) async fn silence_is_measured_by_the_time_in_which_phones_could_regist
 
 pub(super) async fn a_clock_that_has_just_jumped_ends_no_token(store: Store) {
     let folder = tempfile::tempdir().unwrap();
-    let config = config::CredentialsMode::Stored { key_file: folder.path().join("key") };
+    let (mode, key) = (config::CredentialsMode::Stored, folder.path().join("key"));
     let now = Timestamp::now();
     let before = store.clone().serving().await;
     let until = Some(now.minus(DAY));
@@ -50,12 +50,12 @@ pub(super) async fn a_clock_that_has_just_jumped_ends_no_token(store: Store) {
 
     // By the clock twenty days have gone by: it may be wrong.
     let later = store.clone().serving().await;
-    let source = CredentialSource::open(&config, later.clone()).unwrap();
+    let source = CredentialSource::open(mode, &key, later.clone()).unwrap();
     assert!(later.believed(now) < now.minus(19 * DAY));
     assert_eq!(source.tidy(now).await.unwrap(), 0);
     assert_eq!(store.credentials(&alice(), &imap()).await.unwrap(), Some(token));
     // It has gone on for a while (or this is no program that serves).
-    let source = CredentialSource::open(&config, store.clone()).unwrap();
+    let source = CredentialSource::open(mode, &key, store.clone()).unwrap();
     assert_eq!(source.tidy(now).await.unwrap(), 1);
     assert_eq!(store.credentials(&alice(), &imap()).await.unwrap(), None);
 }

@@ -62,7 +62,7 @@ impl InProcess {
         config.listeners[0].address = loopback();
         config.store.url = format!("sqlite://{}", file("mailchime.db").display());
         let key_file = file("mailchime.key");
-        config.credentials = config::CredentialsMode::Stored { key_file };
+        config.key_file = key_file;
         config.limits.failure_delay = Duration::from_millis(1);
         push_to(&mut config, apns.address());
         change(&mut config);

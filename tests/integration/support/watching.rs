@@ -177,8 +177,9 @@ impl World {
         let (sender, events) = mpsc::channel(self.queue);
         let backends =
             Backends::new(Table::new(&config, &NameResolver::default()).unwrap(), Arc::default());
-        let stored = config::CredentialsMode::Stored { key_file: self.key_file.clone() };
-        let source = Arc::new(CredentialSource::open(&stored, self.store.clone()).unwrap());
+        let mode = config::CredentialsMode::Stored;
+        let source = CredentialSource::open(mode, &self.key_file, self.store.clone()).unwrap();
+        let source = Arc::new(source);
         let store = self.store.clone();
         let metrics = Arc::new(Metrics::default());
         let context = watch::WatchContext::new(&config, backends.clone(), store, source, sender);

@@ -1,0 +1,143 @@
+//! The secrets of subscriptions: sealed in their rows, and opened for those who push.
+
+use sqlx::Row;
+
+use super::records::account;
+use super::sql::rows;
+use super::sql::work::Statement;
+use super::{Store, StoreError, Target, VaultError, unreadable};
+use crate::metrics::Call;
+use crate::model::{PushEndpoint, Subscription, SubscriptionKey, TransportId};
+
+/// The sealed secrets of a subscription.
+pub(super) struct SealedSecrets {
+    pub(super) id: i64,
+    pub(super) key: SubscriptionKey,
+    pub(super) sealed: String,
+}
+
+impl Store {
+    /// The secrets of a subscription that is to be stored, sealed. The key file is made if there is none.
+    pub(super) fn sealed_secrets(
+        &self,
+        subscription: &Subscription,
+    ) -> Result<Option<String>, StoreError> {
+        let Some(secrets) = &subscription.secrets else { return Ok(None) };
+        let Some(file) = &self.vault else { return Err(VaultError::NoKeyFile.into()) };
+        Ok(Some(file.made()?.seal_secrets(&subscription.into(), secrets)))
+    }
+
+    /// A subscription with what its row has of secrets; `None` if that cannot be opened, which is counted and
+    /// said in the log.
+    pub(super) fn with_secrets(
+        &self,
+        mut subscription: Subscription,
+        sealed: Option<&str>,
+    ) -> Option<Subscription> {
+        let Some(sealed) = sealed else { return Some(subscription) };
+        let key = SubscriptionKey::from(&subscription);
+        let vault = match &self.vault {
+            Some(file) => file.existing(),
+            None => Ok(None),
+        };
+        let opened = vault.and_then(|vault| match vault {
+            Some(vault) => vault.unseal_secrets(&key, sealed),
+            None => Err(VaultError::NoKeyFile),
+        });
+        match opened {
+            Ok(secrets) => {
+                subscription.secrets = Some(secrets);
+                Some(subscription)
+            }
+            Err(error) => {
+                self.metrics.unreadable_rows.inc();
+                tracing::warn!(
+                    target: "mailchime::store::secrets_unreadable",
+                    account = %key.account, endpoint = %key.endpoint, %error,
+                    "could not open the secrets of a subscription; mailchime leaves it out until its \
+                     user subscribes again"
+                );
+                None
+            }
+        }
+    }
+
+    /// Those whose secrets can be opened, with them.
+    pub(super) fn opened(&self, targets: Vec<(Target, Option<String>)>) -> Vec<Target> {
+        let opened = targets.into_iter().filter_map(|(mut target, sealed)| {
+            target.subscription = self.with_secrets(target.subscription, sealed.as_deref())?;
+            Some(target)
+        });
+        opened.collect()
+    }
+
+    /// Of how many accounts subscriptions have secrets that the key file does not open.
+    pub(super) async fn unreadable_secrets(&self) -> Result<u64, StoreError> {
+        let vault = match &self.vault {
+            Some(file) => file.existing()?,
+            None => None,
+        };
+        unreadable(self, vault).await
+    }
+
+    /// The next sealed secrets by the ids of their subscriptions, `limit` at most. Rows that cannot be read
+    /// are left out.
+    pub(super) async fn secrets_after(
+        &self,
+        id: i64,
+        limit: usize,
+    ) -> Result<Vec<SealedSecrets>, StoreError> {
+        self.read(Call::SealedAfter, async {
+            let query = sqlx::query(
+                "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
+                 s.secrets from subscription s join account a on a.id = s.account \
+                 where s.secrets is not null and s.id > $1 order by s.id limit $2",
+            )
+            .bind(id)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX));
+            self.page(query, |row| {
+                let hash = row.try_get("endpoint_hash")?;
+                let endpoint = PushEndpoint::from_row(row.try_get("endpoint")?, hash);
+                let key = SubscriptionKey {
+                    account: account(row, "account")?,
+                    transport: TransportId::new(row.try_get("transport")?),
+                    endpoint: endpoint.ok_or_else(|| sqlx::Error::Decode("no hash".into()))?,
+                    app: row.try_get::<&str, _>("app")?.into(),
+                };
+                Ok(SealedSecrets { id: row.try_get("id")?, key, sealed: row.try_get("secrets")? })
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Puts new texts in the place of old ones, each unless it has been replaced meanwhile. Returns how many
+    /// it replaced.
+    pub(super) async fn reseal_secrets(
+        &self,
+        texts: &[(SealedSecrets, String)],
+    ) -> Result<u64, StoreError> {
+        if texts.is_empty() {
+            return Ok(0);
+        }
+        self.write(Call::Reseal, || async {
+            let mut transaction = self.begin().await?;
+            let mut query = rows::query(format!(
+                "with v (id, was, becomes) as (values {}) update subscription \
+                 set secrets = v.becomes from v \
+                 where subscription.id = v.id and subscription.secrets = v.was",
+                rows::values(1, 3, texts.len())
+            ));
+            for (SealedSecrets { id, sealed, .. }, new) in texts {
+                query = query.bind(*id).bind(sealed.as_str()).bind(new.as_str());
+            }
+            let replaced = query.execute_in(&mut transaction).await?.rows_affected();
+            transaction.commit().await?;
+            if replaced > 0 {
+                self.leaves_traces();
+            }
+            Ok(replaced)
+        })
+        .await
+    }
+}

@@ -1,0 +1,14 @@
+-- What users make themselves: subscriptions that count when their endpoint has answered, that may end, and
+-- whose transport needs secrets of the endpoint.
+
+alter table subscription add column state text not null default 'active'; -- or 'pending': it gets nothing yet
+
+alter table subscription add column secrets text; -- of its transport, sealed by the vault; null is none
+
+alter table subscription add column expires_at bigint; -- it ends then, however long it is silent; null is never
+
+alter table subscription add column failing_since bigint; -- pushes have failed since then; null is not
+
+create index subscription_pending on subscription (registered_at) where state = 'pending';
+
+create index subscription_by_expiry on subscription (expires_at) where expires_at is not null;

@@ -1,0 +1,193 @@
+//! What users see of their subscriptions, and do with them.
+
+use sqlx::Row;
+
+use super::records::{id_of, lock, state_name, subscription};
+use super::sql::work::Statement;
+use super::subscriptions::sweep;
+use super::{Removed, Store, StoreError};
+use crate::metrics::Call;
+use crate::model::{Account, Mailbox, Subscription, SubscriptionKey, SubscriptionState, Timestamp};
+
+/// A subscription as its user sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedSubscription {
+    /// Its number, made by the database: no other subscription of any account has or had it.
+    pub id: i64,
+    /// What it is, without its secrets.
+    pub subscription: Subscription,
+    /// Whether it counts.
+    pub state: SubscriptionState,
+    /// When it was last made anew, by the time of day.
+    pub registered_at: Timestamp,
+    /// When a push for it was last accepted.
+    pub pushed_at: Option<Timestamp>,
+    /// Since when pushes for it have failed.
+    pub failing_since: Option<Timestamp>,
+    /// Its mailboxes, by name.
+    pub mailboxes: Vec<Mailbox>,
+}
+
+impl Store {
+    /// All subscriptions of an account, by any transport and in any state, in the order in which they first
+    /// came. Those that cannot be read are left out.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn subscriptions_of(
+        &self,
+        account: &Account,
+    ) -> Result<Vec<ListedSubscription>, StoreError> {
+        self.read(Call::Listed, async {
+            let query = sqlx::query(
+                "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
+                 s.route, s.options, s.expires_at, s.state, s.registered_at, s.pushed_at, \
+                 s.failing_since, m.name as mailbox from account a \
+                 join subscription s on s.account = a.id \
+                 left join subscription_mailbox wanted on wanted.subscription = s.id \
+                 left join mailbox m on m.id = wanted.mailbox \
+                 where a.name = $1 order by s.id, m.name",
+            )
+            .bind(account.as_str());
+            let entries = self.rows(query, |row| {
+                let time =
+                    |column| row.try_get::<Option<i64>, _>(column).map(|it| it.map(Timestamp));
+                let pending = state_name(SubscriptionState::Pending);
+                let mailbox: Option<&str> = row.try_get("mailbox")?;
+                Ok(ListedSubscription {
+                    id: row.try_get("id")?,
+                    subscription: subscription(row)?,
+                    state: match row.try_get::<&str, _>("state")? == pending {
+                        true => SubscriptionState::Pending,
+                        false => SubscriptionState::Active,
+                    },
+                    registered_at: Timestamp(row.try_get("registered_at")?),
+                    pushed_at: time("pushed_at")?,
+                    failing_since: time("failing_since")?,
+                    mailboxes: mailbox.map(Mailbox::new).into_iter().collect(),
+                })
+            });
+            let mut listed: Vec<ListedSubscription> = Vec::new();
+            for entry in entries.await? {
+                match listed.last_mut() {
+                    Some(last) if last.id == entry.id => last.mailboxes.extend(entry.mailboxes),
+                    _ => listed.push(entry),
+                }
+            }
+            Ok(listed)
+        })
+        .await
+    }
+
+    /// The number of a subscription ([`ListedSubscription::id`]); `None` if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn subscription_id(&self, key: &SubscriptionKey) -> Result<Option<i64>, StoreError> {
+        self.read(Call::Listed, async { id_of(&mut self.begin_read().await?, key).await }).await
+    }
+
+    /// The endpoint of a pending subscription has answered: it counts from now on. Returns whether the account has this subscription; it may
+    /// have counted before.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn confirm(&self, account: &Account, id: i64) -> Result<bool, StoreError> {
+        self.write(Call::Confirm, || async {
+            let mut transaction = self.begin().await?;
+            lock(&mut transaction, account.as_str()).await?;
+            let done = sqlx::query(
+                "update subscription set state = 'active' where id = $1 \
+                 and account = (select id from account where name = $2)",
+            )
+            .bind(id)
+            .bind(account.as_str())
+            .execute_in(&mut transaction)
+            .await?;
+            let found = done.rows_affected() > 0;
+            if found {
+                self.tell(&mut transaction, account.as_str(), true).await?;
+            }
+            transaction.commit().await?;
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Removes a subscription of an account by its number, whatever its state. `None` when the account has
+    /// none with this number.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn remove_by_id(
+        &self,
+        account: &Account,
+        id: i64,
+    ) -> Result<Option<Removed>, StoreError> {
+        self.write(Call::RemoveDevice, || async {
+            let mut transaction = self.begin().await?;
+            lock(&mut transaction, account.as_str()).await?;
+            let row = sqlx::query(
+                "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
+                 s.route, s.options, s.expires_at from account a \
+                 join subscription s on s.account = a.id where a.name = $1 and s.id = $2",
+            )
+            .bind(account.as_str())
+            .bind(id)
+            .fetch_optional_in(&mut transaction)
+            .await?;
+            self.remove(transaction, row).await
+        })
+        .await
+    }
+
+    /// Removes the pending subscriptions that were made before `pending_before`, and those that had ended by
+    /// `now`. Returns the accounts that lost their last one.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn drop_ended(
+        &self,
+        pending_before: Timestamp,
+        now: Timestamp,
+    ) -> Result<Vec<Account>, StoreError> {
+        let touched = self
+            .read(Call::DropEnded, async {
+                let query = sqlx::query(
+                    "select distinct a.name as account from subscription s \
+                     join account a on a.id = s.account \
+                     where (s.state = 'pending' and s.registered_at < $1) or s.expires_at <= $2 \
+                     order by account",
+                )
+                .bind(pending_before.0)
+                .bind(now.0);
+                self.rows(query, |row| super::records::account(row, "account")).await
+            })
+            .await?;
+        let mut gone = Vec::new();
+        for account in touched {
+            let left = self.write(Call::DropEnded, || async {
+                let mut transaction = self.begin().await?;
+                lock(&mut transaction, account.as_str()).await?;
+                sqlx::query(
+                    "delete from subscription where account = (select id from account where name = $1) \
+                     and ((state = 'pending' and registered_at < $2) or expires_at <= $3)",
+                )
+                .bind(account.as_str())
+                .bind(pending_before.0)
+                .bind(now.0)
+                .execute_in(&mut transaction)
+                .await?;
+                let left = sweep(&mut transaction, account.as_str()).await?;
+                self.tell(&mut transaction, account.as_str(), false).await?;
+                transaction.commit().await?;
+                self.leaves_traces();
+                Ok(left)
+            });
+            if !left.await? {
+                gone.push(account);
+            }
+        }
+        Ok(gone)
+    }
+}

@@ -1,0 +1,188 @@
+//! What users make themselves: subscriptions that are pending first, with secrets, and an end; part of the
+//! contract.
+
+use std::fs;
+
+use mailchime::config;
+use mailchime::model::{
+    AcceptedLogin, Credentials, PushEndpoint, SubscriptionSecrets, SubscriptionState, TransportId,
+};
+use mailchime::store::{CredentialSource, ListedSubscription, Vault, rotate};
+
+use super::*;
+
+/// A browser of alice's, by its name.
+fn browser(name: &str) -> Subscription {
+    let url = format!("https://push.example/{name}");
+    Subscription {
+        account: alice(),
+        transport: TransportId::new("web"),
+        endpoint: PushEndpoint::new(&url, &url),
+        app: "".into(),
+        route: "vapid".into(),
+        options: "{}".into(),
+        secrets: Some(SubscriptionSecrets::new(format!("auth of {name}"))),
+        expires_at: None,
+    }
+}
+
+fn login() -> AcceptedLogin {
+    AcceptedLogin {
+        backend: imap(),
+        credentials: Some(Credentials::password("alice@example.org", b"pw".to_vec())),
+        at: EVER,
+        names_ignore_case: false,
+    }
+}
+
+async fn adds(source: &CredentialSource, subscription: Subscription, now: i64) {
+    let registration = registration(subscription, &["INBOX"], 5);
+    source.register_pending(&registration, &login(), 10, Timestamp(now)).await.unwrap();
+}
+
+/// Which subscriptions of alice's there are, and whether they count.
+async fn listed(store: &Store) -> Vec<ListedSubscription> {
+    let listed = store.subscriptions_of(&alice()).await.unwrap();
+    assert!(listed.iter().all(|it| it.subscription.secrets.is_none()));
+    listed
+}
+
+pub(super) async fn a_pending_subscription_gets_nothing_until_it_is_confirmed(store: Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let key_file = folder.path().join("key");
+    let store = store.sealing(&key_file);
+    let source =
+        CredentialSource::open(config::CredentialsMode::Memory, &key_file, store.clone()).unwrap();
+    assert!(!key_file.exists(), "nothing is sealed yet");
+    adds(&source, browser("one"), 100).await;
+    assert!(key_file.exists());
+
+    let [pending] = &listed(&store).await[..] else { panic!("it is not listed") };
+    let without = Subscription { secrets: None, ..browser("one") };
+    assert_eq!((&pending.subscription, pending.state), (&without, SubscriptionState::Pending));
+    assert_eq!((pending.registered_at, pending.pushed_at), (Timestamp(100), None));
+    assert_eq!(pending.mailboxes, [Mailbox::inbox()]);
+    let id = pending.id;
+    assert_eq!(store.subscription_id(&(&without).into()).await.unwrap(), Some(id));
+
+    store.want_login(&alice(), &imap(), Duration::ZERO, Timestamp(200)).await.unwrap().unwrap();
+    assert_eq!(store.accounts(EVER).await.unwrap(), []);
+    assert_eq!(store.live_account(&alice(), EVER).await.unwrap(), None);
+    assert_eq!(store.targets(&alice(), EVER).await.unwrap(), []);
+    assert_eq!(store.watched(&alice(), &imap(), EVER).await.unwrap(), []);
+    assert_eq!(store.owed_accounts().await.unwrap(), []);
+
+    assert!(!store.confirm(&bob(), id).await.unwrap(), "another account's");
+    assert!(!store.confirm(&alice(), id + 1).await.unwrap());
+    assert_eq!(store.targets(&alice(), EVER).await.unwrap(), []);
+    assert!(store.confirm(&alice(), id).await.unwrap());
+    assert!(store.confirm(&alice(), id).await.unwrap(), "twice is the same");
+    let target = only_target(&store, &alice()).await;
+    assert_eq!(target.subscription, browser("one"), "with its secrets");
+    assert_eq!(store.accounts(EVER).await.unwrap().len(), 1);
+    assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(5)));
+
+    // Made anew it counts all the same, with what is new.
+    let renewed = Subscription {
+        secrets: Some(SubscriptionSecrets::new("another".to_owned())),
+        ..browser("one")
+    };
+    adds(&source, renewed.clone(), 300).await;
+    assert_eq!(only_target(&store, &alice()).await.subscription, renewed);
+    assert_eq!(listed(&store).await[0].id, id);
+}
+
+pub(super) async fn what_did_not_answer_and_what_has_ended_goes(store: Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let key_file = folder.path().join("key");
+    let store = store.sealing(&key_file);
+    let source =
+        CredentialSource::open(config::CredentialsMode::Master, &key_file, store.clone()).unwrap();
+    adds(&source, browser("early"), 100).await;
+    adds(&source, browser("late"), 200).await;
+    adds(&source, browser("confirmed"), 100).await;
+    let ends = Subscription { expires_at: Some(Timestamp(500)), ..browser("ends") };
+    adds(&source, ends, 100).await;
+    let all = listed(&store).await;
+    for confirmed in &all[2..] {
+        assert!(store.confirm(&alice(), confirmed.id).await.unwrap());
+    }
+    assert_eq!(all[3].subscription.expires_at, Some(Timestamp(500)));
+
+    let left = async |pending_before, now| -> Vec<String> {
+        let gone = store.drop_ended(Timestamp(pending_before), Timestamp(now)).await.unwrap();
+        assert_eq!(gone, []);
+        let listed = listed(&store).await;
+        listed.iter().map(|it| it.subscription.endpoint.as_given()[21..].to_owned()).collect()
+    };
+    assert_eq!(left(100, 499).await, ["early", "late", "confirmed", "ends"]);
+    assert_eq!(left(200, 499).await, ["late", "confirmed", "ends"]);
+    // Silence is nothing to those that say when they end.
+    assert_eq!(store.expire(Timestamp(150)).await.unwrap(), []);
+    assert_eq!(left(200, 499).await, ["late", "ends"]);
+    assert_eq!(
+        only_target(&store, &alice()).await.subscription.endpoint,
+        all[3].subscription.endpoint
+    );
+    assert_eq!(left(200, 500).await, ["late"]);
+    assert_eq!(store.drop_ended(Timestamp(201), EVER).await.unwrap(), [alice()]);
+    assert!(store.subscriptions_of(&alice()).await.unwrap().is_empty());
+}
+
+pub(super) async fn a_user_removes_any_of_their_own(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
+    register(&store, device(&bob(), 'b'), &["INBOX"], 5, 100).await;
+    let phone = device(&alice(), 'a');
+    let pushed = Settlement::Accepted {
+        subscription: (&phone).into(),
+        mailboxes: Vec::new(),
+        at: Timestamp(7),
+    };
+    store.settle(&[pushed]).await.unwrap();
+    let [listed] = &listed(&store).await[..] else { panic!("it is not listed") };
+    assert_eq!((&listed.subscription, listed.state), (&phone, SubscriptionState::Active));
+    assert_eq!(listed.pushed_at, Some(Timestamp(7)));
+    assert_eq!(listed.mailboxes, [Mailbox::inbox(), Mailbox::new("Sent")]);
+    assert_eq!(store.remove_by_id(&bob(), listed.id).await.unwrap(), None, "another account's");
+    let removed = store.remove_by_id(&alice(), listed.id).await.unwrap().unwrap();
+    assert_eq!((removed.subscription, removed.account_left), (phone, false));
+    assert_eq!(store.remove_by_id(&alice(), listed.id).await.unwrap(), None);
+    assert_eq!(store.accounts(EVER).await.unwrap().len(), 1);
+}
+
+/// The secrets of a row open for its own account, transport and endpoint only, with the key that sealed them;
+/// a rotation seals them anew.
+pub(super) async fn secrets_are_sealed_for_their_subscription(store: Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let key_file = folder.path().join("key");
+    let store = store.sealing(&key_file);
+    let registers = async |subscription: Subscription| {
+        let registration = registration(subscription, &["INBOX", "Sent"], 5);
+        store.register(&registration, by(&imap(), None), 10, Timestamp(100)).await.unwrap();
+    };
+    registers(browser("one")).await;
+    registers(Subscription { account: bob(), ..browser("two") }).await;
+    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+    assert_eq!(rotate(&store, &Vault::open(&key_file).unwrap()).await.unwrap(), 2);
+    let secrets = async |account: &Account| -> Vec<Option<String>> {
+        let targets = store.targets(account, EVER).await.unwrap();
+        let secrets = targets.into_iter().map(|target| target.subscription.secrets);
+        secrets.map(|it| it.map(|it| it.expose().to_owned())).collect()
+    };
+    let of = |name: &str| Some(format!("auth of {name}"));
+    assert_eq!(secrets(&alice()).await, [None, of("one")]);
+    assert_eq!(secrets(&bob()).await, [of("two")]);
+
+    let source = |key_file| {
+        let store = store.clone().sealing(key_file);
+        CredentialSource::open(config::CredentialsMode::Master, key_file, store).unwrap()
+    };
+    assert_eq!(source(&key_file).unreadable().await.unwrap(), 0);
+    let other = folder.path().join("other");
+    assert_eq!(source(&other).unreadable().await.unwrap(), 2);
+    assert!(!other.exists(), "nothing was sealed with it");
+    let targets = store.clone().sealing(&other).targets(&alice(), EVER).await.unwrap();
+    assert_eq!(targets.len(), 1, "the phone has no secrets: {targets:?}");
+    fs::copy(&key_file, &other).unwrap();
+    assert_eq!(source(&other).unreadable().await.unwrap(), 0);
+}
