@@ -13,8 +13,8 @@
 //! Answers but the first are JSON, times in milliseconds since 1970; an error is `{"error": "…"}`.
 //! Nobody is asked who they are, so the address must be one that only the right ones reach, or a Unix
 //! socket that only they may open. A page on the web must not come in through the browser of someone
-//! who may: requests that a browser says are another site's are refused, and so are those for a host
-//! that this is not, which is what a page gets who has its own name point here (DNS rebinding). No
+//! who may: requests that a browser says are another site's are refused, and so are those for another
+//! host, which a page sends whose own name points here (DNS rebinding). No
 //! answer holds a secret or a device token in full.
 //!
 //! Nothing here knows the other parts: `app` gives functions that ask them.

@@ -13,8 +13,8 @@ use crate::config::Config;
 #[derive(Debug, clap::Args)]
 pub(super) struct CheckOptions {
     /// Log in at the backend as this user, with the password in the environment variable
-    /// MAILCHIME_PASSWORD; where a master user watches, as that one for this user, and without a
-    /// password just so
+    /// MAILCHIME_PASSWORD; where a master user watches, log in as the master for this user, too, which
+    /// needs no password
     #[arg(long, value_name = "USER", value_parser = not_empty())]
     login: Option<String>,
 

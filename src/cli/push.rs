@@ -76,7 +76,7 @@ fn explain(answer: &Value, devices: &[Value]) {
     match &answer["watcher"] {
         Value::Null if answer["watched_by"].is_string() && watched_by != here => say(format_args!(
             "watcher: at node {watched_by}, which alone knows what it is about to push; this is node \
-             {here}, and what it says of the devices is what the database says"
+             {here}, which knows of the devices only what is in the database"
         )),
         Value::Null => say("watcher: none, so no change is seen"),
         watcher => say(format_args!("watcher: {}", watchers::line(watcher))),

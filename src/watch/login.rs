@@ -146,7 +146,7 @@ impl Watcher {
             );
             return Err(SessionEnd::NoPassword { why, login_helps: false });
         }
-        // Of several that were refused one is enough, for it is the account that a backend locks.
+        // Of several that were refused one is enough, for a backend locks the account as a whole.
         let most = if self.known.refusals == 0 { MOST_AT_ONCE } else { 1 };
         kept.truncate(most);
         Ok(kept)

@@ -5,9 +5,9 @@ use crate::model::{ChangeKind, Snapshot};
 /// What has happened between `told` and `now`; `None` if nothing that a device must know.
 ///
 /// UIDNEXT tells of new mail (RFC 9051 section 2.3.1.1): counts alone are wrong when mail comes and goes
-/// between two looks. Where it stands still although there are more messages, it is the server that is
-/// wrong. What either state does not tell is not compared. Nor is HIGHESTMODSEQ, which rises with every
-/// keyword: see [`only_mod_seq_differs`].
+/// between two looks. Where it stands still although there are more messages, the server is wrong. What
+/// either state does not tell is not compared. HIGHESTMODSEQ is not compared either, for it rises with
+/// every keyword: see [`only_mod_seq_differs`].
 pub(super) fn difference(told: &Snapshot, now: &Snapshot) -> Option<ChangeKind> {
     let more =
         |told: Option<u64>, now: Option<u64>| matches!((told, now), (Some(t), Some(n)) if n > t);

@@ -3,7 +3,7 @@
 //! everything restarted, cut off or refused now and then. Then it is calm, and must hold:
 //!
 //! - **Nothing is lost**: after the last change of each mailbox APNs has taken a push that names
-//!   it, and what the database says the phones were told is what Dovecot says there is.
+//!   it, and the states in the database, of which the phones know, are those that Dovecot has.
 //! - **Nothing grows**: memory, open files, threads, rows and size of the database.
 //! - Every byte that sessions read meanwhile was right, and mailchime's log tells of no panic.
 //!

@@ -1,7 +1,7 @@
 //! How a backend takes what users logged in with, as all its watchers know it.
 //!
 //! A password that is refused may be wrong. When those of several accounts are refused within minutes, and
-//! none is accepted in between, it is the backend that is at fault: its directory is empty, say. Then
+//! none is accepted in between, the backend is at fault: its directory is empty, say. Then
 //! nobody is parked, and few try: thousands of refused logins would have it lock accounts and ban our
 //! address. So until a login was accepted, and again after each refusal, one watcher at a time tries.
 

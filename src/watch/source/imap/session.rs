@@ -267,7 +267,7 @@ impl Watcher {
     }
 
     /// Waits until there is something to look at: in IDLE, if INBOX is open. What else it does on the
-    /// way is boxed, since it is for the waiting that room is kept.
+    /// way is boxed, since an account mostly waits, and the room is kept for that.
     async fn wait(&mut self, session: &mut ImapSession<'_>) -> Result<RefreshReason, SessionEnd> {
         let settle = self.context.config.settle;
         let began = Instant::now();
