@@ -12,9 +12,8 @@ use super::SessionTask;
 /// For the last words of a session to arrive, and for the client to hang up.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// For the registrations of a session to be written behind its end.
-const WRITING: Duration = Duration::from_secs(60);
-/// The same, once the program stops.
+/// For the registrations of a session to be written after its end, once the program stops. Until then each
+/// takes as long as the [`Registrar`](crate::registrar::Registrar) lets it wait.
 const WRITING_AT_STOP: Duration = Duration::from_secs(5);
 
 impl SessionTask {
@@ -60,30 +59,77 @@ impl SessionTask {
     }
 
     /// Writes what the session has registered and not heard of, now that it is over: a device that gets no
-    /// answer may come back no sooner than in a day.
+    /// answer may come back no sooner than in a day. It has its place among the sessions until then, so that
+    /// a client that registers and hangs up, again and again, meets the limits of sessions.
     pub(in crate::proxy) async fn finish_registrations(
         mut self: Box<Self>,
         stop: &CancellationToken,
     ) {
-        let (registering, others) =
-            (self.registering.take(), std::mem::take(&mut self.registrations));
+        let Some(registering) = self.registering.take() else { return };
+        let others = std::mem::take(&mut self.registrations);
         let (registrar, login) = (self.context.registrar.clone(), self.login.take());
-        // Its sockets, and its places among the sessions.
+        let _permit = self.places.take().map(|(session, _connection)| session);
+        // Its sockets, and its place among the connections of the account.
         drop(self);
-        let Some(registering) = registering else { return };
         let writing = async {
             registering.await;
             for (registration, login) in others.into_iter().flatten().zip(login.iter().cycle()) {
                 registrar.clone().register(registration, login.clone()).await;
             }
         };
-        let stopped = async {
-            stop.cancelled().await;
-            tokio::time::sleep(WRITING_AT_STOP).await;
+        unless_stopped(writing, stop).await;
+    }
+}
+
+/// Waits for `writing`, after `stop` for [`WRITING_AT_STOP`].
+async fn unless_stopped(writing: impl Future<Output = ()>, stop: &CancellationToken) {
+    let stopped = async {
+        stop.cancelled().await;
+        tokio::time::sleep(WRITING_AT_STOP).await;
+    };
+    tokio::select! {
+        () = writing => {}
+        () = stopped => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    /// Eight registrations, each of which waits a minute for the pace of its account.
+    const EIGHT_MINUTES: Duration = Duration::from_secs(8 * 60);
+
+    #[tokio::test(start_paused = true)]
+    async fn all_registrations_of_an_ended_session_are_written() {
+        let mut written = false;
+        let writing = async {
+            sleep(EIGHT_MINUTES).await;
+            written = true;
         };
-        tokio::select! {
-            _ = tokio::time::timeout(WRITING, writing) => {}
-            () = stopped => {}
+        unless_stopped(writing, &CancellationToken::new()).await;
+        assert!(written);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_leaves_them_five_seconds() {
+        for (takes, expected) in [(4, true), (6, false)] {
+            let (stop, mut written) = (CancellationToken::new(), false);
+            let minute = Duration::from_secs(60);
+            let writing = async {
+                sleep(minute + Duration::from_secs(takes)).await;
+                written = true;
+            };
+            let began = Instant::now();
+            let stopping = async {
+                sleep(minute).await;
+                stop.cancel();
+            };
+            tokio::join!(unless_stopped(writing, &stop), stopping);
+            assert_eq!(written, expected, "{takes} s");
+            assert_eq!(began.elapsed(), minute + Duration::from_secs(takes.min(5)));
         }
     }
 }

@@ -4,6 +4,7 @@ use mailchime::config::{BackendTls, TrustConfig};
 
 use crate::support::in_process::{InProcess, demo_backend, logins};
 use crate::support::line::Line;
+use crate::support::world::registration_as;
 use crate::support::{limited, listener, soon};
 
 #[tokio::test]
@@ -24,6 +25,34 @@ async fn one_address_has_so_many_sessions_and_no_more() {
         drop(first);
         let served = async { while !third.log_in("alice", "secret").await.starts_with("in OK") {} };
         soon("a place", served).await;
+    })
+    .await;
+}
+
+/// Its second registration waits for the pace of its account, so it is written after the session's end.
+#[tokio::test]
+async fn a_session_that_ended_has_its_place_until_its_registrations_are_written() {
+    limited(async {
+        let backend = demo_backend(&["alice"]).await;
+        let world = InProcess::pushing(backend.address(), |config| {
+            config.limits.sessions_per_ip = 1;
+            config.limits.registrations_per_minute = 1;
+        })
+        .await;
+        let mut session = world.session("alice").await;
+        let answer = session.command(&format!("r {}", registration_as("one"))).await;
+        assert!(answer.starts_with("r OK"), "{answer}");
+        session.send(format!("s {}\r\nn NOOP\r\n", registration_as("two"))).await;
+        assert!(session.until("n ").await.starts_with("n OK"));
+        assert_eq!(world.mailchime.counters().registrations_per_minute.hits(), 1);
+        session.send("l LOGOUT\r\n").await;
+        session.rest().await;
+        drop(session);
+        let mut next = world.client().await;
+        for _ in 0..50 {
+            let refusal = next.log_in("alice", "secret").await;
+            assert_eq!(refusal, "in NO [LIMIT] Too many sessions from your address");
+        }
     })
     .await;
 }
