@@ -22,6 +22,7 @@ mod server_tls;
 mod startup;
 pub mod systemd;
 mod tasks;
+mod webpush;
 
 use std::fmt::Display;
 use std::io;
@@ -47,7 +48,9 @@ use crate::net::listen;
 use crate::net::resolve::NameResolver;
 use crate::proxy;
 use crate::push::dispatcher::DispatcherHandle;
+use crate::push::transport::Routes;
 use crate::push::transport::apns::identities::Identities;
+use crate::push::transport::enrol::Transports;
 use crate::registrar::Registrar;
 use crate::store::{Store, StoreError};
 
@@ -80,6 +83,10 @@ pub struct Server {
     metrics: Arc<Metrics>,
     backends: Backends,
     resolver: NameResolver,
+    /// Under whose authority pushes are sent.
+    routes: Routes,
+    /// What clients can subscribe to by HTTP.
+    transports: Transports,
     /// What new sessions begin with.
     current: proxy::CurrentContext,
     /// Stores the registrations of all clients.

@@ -7,6 +7,7 @@ use super::listeners::{ListenerSocket, Listening};
 use super::server_tls::server_tls;
 use super::startup::{check_record, exposed};
 use super::tasks::StopStage;
+use super::webpush::{self, WebPushSetup};
 use super::{Renewal, Server, StartError};
 use crate::config::{AuthConfig, Config, LimitsConfig, LogConfig, PushConfig};
 use crate::net::backends::Table;
@@ -19,8 +20,8 @@ enum ListenerPlace {
 }
 
 impl Server {
-    /// Goes by `config` from now on: listeners, certificates, backends, routes, limits, recording and
-    /// the push identities. What is left of it takes effect at the next start, which a log line says.
+    /// Goes by `config` from now on: listeners, certificates, backends, routes, limits, recording,
+    /// the push identities and Web Push. What is left of it takes effect at the next start, which a log line says.
     /// Watchers whose account has another backend now move there.
     ///
     /// # Errors
@@ -32,9 +33,11 @@ impl Server {
             .map_err(|error| StartError::Configuration(error.to_string()))?;
         check_record(config)?;
         let places = self.places(config)?;
+        let web_push = WebPushSetup::new(config.web_push.as_ref(), &self.resolver)?;
         self.identities
             .reload(&config.apns, config.push.priority)
             .map_err(|error| StartError::Configuration(error.to_string()))?;
+        webpush::publish(web_push, &self.routes, &self.transports);
 
         for warning in &config.warnings {
             tracing::warn!(target: "mailchime::config::warning", "{warning}");
@@ -133,6 +136,7 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         routes: _,
         auth,
         apns: _,
+        web_push: _,
         record: _,
         // These describe the file.
         secret_origin: _,
@@ -206,7 +210,7 @@ mod tests {
     use super::*;
     use crate::config::{
         BackendConfig, BackendTls, CredentialsMode, ListenerConfig, LogFormat, RecordConfig,
-        RelayedLogins, RouteConfig, TlsConfig,
+        RelayedLogins, RouteConfig, TlsConfig, WebPushConfig,
     };
 
     /// One change for each table, and for the tables of which a part needs a restart one for each part.
@@ -229,6 +233,7 @@ mod tests {
             ),
             (|new| new.auth.relay = RelayedLogins::Always, &[]),
             (|new| new.record = Some(RecordConfig { folder: "x".into(), max_size: 1 }), &[]),
+            (|new| new.web_push = Some(WebPushConfig::new("key", "mailto:a@example.org")), &[]),
             (|new| new.limits.sessions = 1, &[]),
             (|new| new.push.priority = Some(5), &[]),
             (|new| new.log.level = "debug".into(), &[]),

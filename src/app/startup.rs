@@ -14,6 +14,7 @@ use super::listeners::{ListenerSocket, Listening, sockets};
 use super::renewal::Renewal;
 use super::server_tls::server_tls;
 use super::tasks::{StopStage, Tasks};
+use super::webpush::{self, WebPushSetup};
 use super::{Server, StartError, admin, api};
 use crate::config::{self, Config};
 use crate::files;
@@ -30,6 +31,7 @@ use crate::push::dispatcher::{self, DispatcherHandle};
 use crate::push::transport::Routes;
 use crate::push::transport::apns::certificate_watch;
 use crate::push::transport::apns::identities::{Identities, Offer};
+use crate::push::transport::enrol::Transports;
 use crate::registrar::Registrar;
 use crate::store::{CredentialSource, Shares, Store};
 use crate::{proxy, record, watch};
@@ -47,6 +49,8 @@ pub(super) struct Built {
     identities: Identities,
     /// Under whose authority pushes are sent at the moment.
     routes: Routes,
+    /// What clients can subscribe to by HTTP.
+    transports: Transports,
     sockets: Vec<ListenerSocket>,
     admin_socket: Option<admin::Socket>,
     api_socket: Option<api::ApiSocket>,
@@ -88,6 +92,12 @@ impl Built {
         let credentials =
             CredentialSource::open(config.credentials, &config.key_file, store.clone())
                 .map_err(|error| StartError::key("[credentials] key_file", error))?;
+        let web_push = WebPushSetup::new(config.web_push.as_ref(), &resolver)?;
+        if let Some(web_push) = &web_push {
+            web_push.tell(&store).await;
+        }
+        let transports = Transports::default();
+        webpush::publish(web_push, &routes, &transports);
         metrics.exposed_files.set(exposed(config));
         let port = sockets.first().map_or(0, |socket| socket.address.port());
         let node = config.node.name.clone().unwrap_or_else(|| nodes::default_name(port));
@@ -99,6 +109,7 @@ impl Built {
             backends,
             identities,
             routes,
+            transports,
             sockets,
             admin_socket,
             api_socket,
@@ -162,6 +173,8 @@ impl Built {
             metrics: self.metrics,
             backends: self.backends,
             resolver: self.resolver,
+            routes: self.routes,
+            transports: self.transports,
             current,
             registrar,
             tickets: self.tickets,

@@ -183,7 +183,7 @@ impl Check<'_> {
         }
         apns.ca = self.file("[apns] ca", raw.ca)?;
         apns.domains = self.domains(raw.domains)?;
-        apns.proxy = self.proxy(raw.proxy, raw.proxy_login_file)?;
+        apns.proxy = self.proxy("[apns]", raw.proxy, raw.proxy_login_file)?;
         self.duration("[apns] connect_timeout", raw.connect_timeout, SECOND..=10 * MINUTE, &mut apns.connect_timeout)?;
         self.duration("[apns] request_timeout", raw.request_timeout, SECOND..=10 * MINUTE, &mut apns.request_timeout)?;
         self.duration("[apns] ping_interval", raw.ping_interval, SECOND..=HOUR, &mut apns.ping_interval)?;
@@ -282,16 +282,18 @@ impl Check<'_> {
         }
     }
 
-    fn proxy(
+    pub(super) fn proxy(
         &self,
+        table: &str,
         url: Option<String>,
         login_file: Option<String>,
     ) -> CheckResult<Option<ProxyConfig>> {
-        let login_file = self.file("[apns] proxy_login_file", login_file)?;
+        let key = format!("{table} proxy_login_file");
+        let login_file = self.file(&key, login_file)?;
         let Some(url) = url else {
             let problem = "has no meaning without proxy; remove it, or name the proxy";
             return match login_file {
-                Some(_) => Err(self.refusal("[apns] proxy_login_file", problem)),
+                Some(_) => Err(self.refusal(&key, problem)),
                 None => Ok(None),
             };
         };
@@ -303,7 +305,7 @@ impl Check<'_> {
             _ => {
                 let problem = "is not understood; allowed is \"http://host:port\", without user and \
                                password, which go into the file proxy_login_file";
-                Err(self.refusal("[apns] proxy", problem))
+                Err(self.refusal(&format!("{table} proxy"), problem))
             }
         }
     }

@@ -35,6 +35,7 @@ mod store;
 mod tests;
 mod tls;
 mod watch;
+mod webpush;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -60,6 +61,7 @@ pub use self::route::RouteConfig;
 pub use self::store::{StoreConfig, database_name};
 pub use self::tls::{CertificateFiles, Sni, TlsConfig};
 pub use self::watch::WatchConfig;
+pub use self::webpush::{HostPattern, WebPushConfig};
 use crate::files;
 use crate::model::Account;
 
@@ -87,9 +89,11 @@ pub struct Config {
     pub watch: WatchConfig,
     /// `[push]`
     pub push: PushConfig,
-    /// Empty: nothing is pushed, and XAPPLEPUSHSERVICE is not advertised. No two serve the same
+    /// Empty: nothing is pushed to iOS Mail, and XAPPLEPUSHSERVICE is not advertised. No two serve the same
     /// domain, and at most one serves all others.
     pub apns: Vec<ApnsConfig>,
+    /// `None`: nothing is pushed to browsers.
+    pub web_push: Option<WebPushConfig>,
     /// `[limits]`
     pub limits: LimitsConfig,
     /// `[resolver]`
@@ -125,6 +129,7 @@ impl Config {
             watch: WatchConfig::default(),
             push: PushConfig::default(),
             apns: Vec::new(),
+            web_push: None,
             limits: LimitsConfig::default(),
             resolver: ResolverConfig::default(),
             admin: AdminConfig::default(),
@@ -205,6 +210,11 @@ impl Config {
             let login_file = apns.proxy.iter().flat_map(|proxy| &proxy.login_file);
             files.extend(login_file.map(|file| ("[apns] proxy_login_file", &**file)));
         }
+        if let Some(web_push) = &self.web_push {
+            files.push(("[webpush] key_file", &web_push.key_file));
+            let login_file = web_push.proxy.iter().flat_map(|proxy| &proxy.login_file);
+            files.extend(login_file.map(|file| ("[webpush] proxy_login_file", &**file)));
+        }
         files.extend(self.secret_origin.iter().map(|file| ("[store] url", &**file)));
         files
     }
@@ -224,6 +234,7 @@ fn checked(raw: RawConfig, origin: &Path) -> CheckResult<Config> {
     config.watch = check.watch(raw.watch)?;
     config.push = check.push(raw.push)?;
     config.apns = check.identities(raw.apns)?;
+    config.web_push = check.web_push(raw.webpush)?;
     config.limits = check.limits(raw.limits)?;
     config.resolver = check.resolver(raw.resolver)?;
     config.admin = check.admin(raw.admin)?;
@@ -270,11 +281,13 @@ fn warnings(config: &Config) -> Vec<String> {
         ));
     }
     if config.apns.is_empty() {
-        warnings.push(
-            "there is no [apns] table: nothing is pushed, and clients are not offered \
-             XAPPLEPUSHSERVICE"
-                .to_owned(),
-        );
+        let what = match config.web_push {
+            Some(_) => "nothing is pushed to iOS Mail",
+            None => "nothing is pushed",
+        };
+        warnings.push(format!(
+            "there is no [apns] table: {what}, and clients are not offered XAPPLEPUSHSERVICE"
+        ));
     }
     warnings
 }

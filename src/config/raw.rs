@@ -23,6 +23,7 @@ use super::store::RawStore;
 use super::table::OneOrMore;
 use super::tls::RawTls;
 use super::watch::RawWatch;
+use super::webpush::RawWebPush;
 
 table!(RawConfig {
     listener: Option<Vec<RawListener>>,
@@ -35,6 +36,7 @@ table!(RawConfig {
     watch: RawWatch,
     push: RawPush,
     apns: Option<OneOrMore<RawApns>>,
+    webpush: RawWebPush,
     limits: RawLimits,
     resolver: RawResolver,
     admin: RawAdmin,

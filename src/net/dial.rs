@@ -16,6 +16,7 @@ use tokio::time::{Duration, Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::guard::Guard;
 use super::resolve::NameResolver;
 use super::stream::tune;
 use super::tunnel::Tunnel;
@@ -41,6 +42,7 @@ pub struct Dialer {
     resolver: NameResolver,
     tunnel: Option<Arc<Tunnel>>,
     tls: Arc<ClientConfig>,
+    guard: Option<Arc<Guard>>,
 }
 
 /// Why a [`Dialer`] did not connect. `Display` is a clause for people that names the step.
@@ -57,7 +59,13 @@ impl Dialer {
     /// `resolver` knows the names of the servers, or that of the proxy of `tunnel`, which then looks up
     /// the servers' names. `tls` says which servers are believed.
     pub fn new(resolver: NameResolver, tunnel: Option<Tunnel>, tls: Arc<ClientConfig>) -> Self {
-        Self { resolver, tunnel: tunnel.map(Arc::new), tls }
+        Self { resolver, tunnel: tunnel.map(Arc::new), tls, guard: None }
+    }
+
+    /// Goes to no address that `guard` refuses. A proxy looks up names itself, so nobody sees then where they
+    /// lead.
+    pub fn guarded(self, guard: Arc<Guard>) -> Self {
+        Self { guard: Some(guard), ..self }
     }
 
     /// A connection to `host`, a name or an IP address without brackets, whose certificate is for
@@ -72,8 +80,14 @@ impl Dialer {
         deadline: Instant,
     ) -> Result<TlsStream<TcpStream>, DialError> {
         let (at, at_port) = self.tunnel.as_ref().map_or((host, port), |tunnel| tunnel.proxy());
-        let tcp = self::host(&self.resolver, at, at_port, deadline);
-        let mut tcp = step("TCP", deadline, tcp).await?;
+        let mut tcp = step("TCP", deadline, async {
+            let mut addresses = self.resolver.resolve(at, at_port).await?;
+            if let (Some(guard), None) = (&self.guard, &self.tunnel) {
+                addresses = guard.public(host, addresses)?;
+            }
+            first_of(&addresses, deadline).await
+        })
+        .await?;
         if let Some(tunnel) = &self.tunnel {
             step("proxy", deadline, tunnel.open(&mut tcp, host, port)).await?;
         }

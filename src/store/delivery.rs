@@ -8,7 +8,7 @@ use sqlx::any::AnyRow;
 
 use crate::metrics::Call;
 use crate::model::{
-    Account, BackendId, Mailbox, Snapshot, Subscription, SubscriptionKey, Timestamp,
+    Account, BackendId, Mailbox, Snapshot, Subscription, SubscriptionKey, Timestamp, TransportId,
 };
 
 use super::records::{account, bind_snapshot, live, snapshot, subscription};
@@ -143,6 +143,26 @@ impl Store {
             .bind(alive.outdated_after.0);
             let entries = self.rows(query, |row| Ok((entry(row)?, row.try_get("secrets")?)));
             Ok(self.opened(targets(entries.await?)))
+        })
+        .await
+    }
+
+    /// How many subscriptions of this transport each of its routes has, live or not, by the routes' names.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn routes(&self, transport: &TransportId) -> Result<Vec<(String, u64)>, StoreError> {
+        self.read(Call::Devices, async {
+            let query = sqlx::query(
+                "select route, count(*) as subscriptions from subscription where transport = $1 \
+                 group by route order by route",
+            )
+            .bind(transport.as_str());
+            self.rows(query, |row| {
+                let subscriptions: i64 = row.try_get("subscriptions")?;
+                Ok((row.try_get("route")?, subscriptions.unsigned_abs()))
+            })
+            .await
         })
         .await
     }

@@ -35,7 +35,7 @@ pub trait Enrol: fmt::Debug + Send + Sync {
 /// What became of a client's request. `Debug` leaves the answer out, which may hold a secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Enrolled {
-    /// What is to be stored.
+    /// What is to be stored. When it ends is the API's to say.
     pub subscription: Subscription,
     /// What the client has to learn and gets this once: a JSON object, empty for most transports.
     pub answer: Value,
@@ -100,6 +100,8 @@ mod tests {
                 app: "paper".into(),
                 route: "post".into(),
                 options: "{}".into(),
+                secrets: None,
+                expires_at: None,
                 secrets: None,
                 expires_at: None,
             };

@@ -18,6 +18,7 @@ mod routes;
 #[cfg(test)]
 pub(in crate::push) mod stub;
 mod verdict;
+pub mod webpush;
 
 use std::fmt;
 use std::future::Future;

@@ -1,0 +1,257 @@
+//! A notice as a request to a push service (RFC 8030 section 5). Pure, but for the chance that encryption
+//! needs.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
+use hyper::{Request, Response, Uri};
+
+use super::encrypt::ClientKeys;
+use super::vapid::VapidKey;
+use super::{enrol, judge, payload};
+use crate::model::{ChangeKind, Subscription, Timestamp};
+use crate::net::guard::Guard;
+use crate::push::transport::{MailboxChange, Notice, Transport, TransportLimits, Verdict};
+
+/// A push service forgets a code soon: who is offline then asks for another.
+const VERIFICATION_TTL: Duration = Duration::from_mins(10);
+
+/// Most pushes under way at once to one push service, so that one which hangs leaves room for the others.
+const PER_SERVICE: usize = 50;
+
+/// Web Push under one VAPID key. Clones share it.
+#[derive(Clone)]
+pub struct WebPush {
+    pub(super) key: Arc<VapidKey>,
+    pub(super) guard: Arc<Guard>,
+}
+
+/// The headers that differ from message to message.
+struct Terms {
+    ttl: Duration,
+    /// Of RFC 8030 section 5.3: a phone that saves its battery gets `low` later.
+    urgency: &'static str,
+    /// `None`: it replaces no other.
+    topic: Option<String>,
+}
+
+// === impl WebPush ===
+
+impl WebPush {
+    /// Sends under this key, to endpoints that `guard` allows.
+    pub fn new(key: Arc<VapidKey>, guard: Arc<Guard>) -> Self {
+        Self { key, guard }
+    }
+
+    /// The name of its route, and what its subscriptions have as theirs: the key's fingerprint.
+    pub fn route(&self) -> Arc<str> {
+        Arc::clone(self.key.fingerprint())
+    }
+
+    /// The public key in base64url, as a browser takes it (`applicationServerKey`).
+    pub fn public_key(&self) -> &str {
+        self.key.public()
+    }
+
+    /// `POST` of `plain`, encrypted for the client, at `at`.
+    fn request(
+        &self,
+        to: &Subscription,
+        keys: &ClientKeys,
+        plain: &str,
+        terms: &Terms,
+        at: Timestamp,
+    ) -> Result<Request<Bytes>, Verdict> {
+        let refused = |why: String| Verdict::Misconfigured { why };
+        let endpoint = to.endpoint.as_given();
+        // What was allowed when the client subscribed may be so no more.
+        let origin = self.guard.check(endpoint).map_err(refused)?;
+        let authorization = self.key.authorization(&origin.to_string(), at);
+        let authorization =
+            authorization.ok_or_else(|| refused("no token can be signed".into()))?;
+        let body = keys
+            .encrypt(plain.as_bytes())
+            .map_err(|_| refused("the message cannot be encrypted".into()))?;
+        let mut request = Request::post(endpoint)
+            .header("ttl", terms.ttl.as_secs())
+            .header("urgency", terms.urgency)
+            .header(CONTENT_TYPE, "application/octet-stream")
+            .header(CONTENT_ENCODING, "aes128gcm")
+            .header(AUTHORIZATION, authorization);
+        if let Some(topic) = &terms.topic {
+            request = request.header("topic", topic);
+        }
+        request.body(body.into()).map_err(|error| refused(error.to_string()))
+    }
+}
+
+impl Transport for WebPush {
+    fn limits(&self) -> TransportLimits {
+        // A browser keeps its subscription without a word, so only the push service says that it is dead.
+        let silence = Duration::from_hours(30 * 24);
+        TransportLimits {
+            mailboxes: payload::MAX_MAILBOXES,
+            silence,
+            in_flight_per_peer: PER_SERVICE,
+        }
+    }
+
+    /// The push service that the endpoint names, with its port.
+    fn peer(&self, subscription: &Subscription) -> Arc<str> {
+        let uri = subscription.endpoint.as_given().parse::<Uri>().ok();
+        uri.and_then(|uri| Some(uri.authority()?.as_str().into()))
+            .unwrap_or_else(|| Arc::clone(&subscription.route))
+    }
+
+    fn remedy(&self) -> &'static str {
+        "Check whether the push services in the lines \"push attempted\" are reached directly: a proxy \
+         between them and mailchime may answer for them"
+    }
+
+    fn render(
+        &self,
+        subscription: &Subscription,
+        notice: &Notice<'_>,
+    ) -> Result<Request<Bytes>, Verdict> {
+        let keys = enrol::keys(subscription)?;
+        let plain = payload::changed(&subscription.account, notice).ok_or(Verdict::TooLarge)?;
+        let is_new = |change: &MailboxChange| change.kind == ChangeKind::NewMail;
+        let urgency = if notice.mailboxes.iter().any(is_new) { "high" } else { "low" };
+        let topic = Some(topic(subscription, &keys, notice));
+        let terms = Terms { ttl: notice.ttl, urgency, topic };
+        self.request(subscription, &keys, &plain, &terms, notice.at)
+    }
+
+    fn verify(
+        &self,
+        subscription: &Subscription,
+        code: &str,
+        at: Timestamp,
+    ) -> Result<Request<Bytes>, Verdict> {
+        let keys = enrol::keys(subscription)?;
+        let plain = payload::verification(code, at).ok_or(Verdict::TooLarge)?;
+        let terms = Terms { ttl: VERIFICATION_TTL, urgency: "high", topic: None };
+        self.request(subscription, &keys, &plain, &terms, at)
+    }
+
+    fn judge(&self, response: &Response<Bytes>) -> Verdict {
+        judge::judge(response)
+    }
+}
+
+impl fmt::Debug for WebPush {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WebPush").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+/// What makes a message replace an undelivered one (RFC 8030 section 5.4): one that names the same mailboxes,
+/// so nothing is lost. 32 characters, of which the push service learns nothing without the client's secret.
+fn topic(subscription: &Subscription, keys: &ClientKeys, notice: &Notice<'_>) -> String {
+    let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, keys.auth()));
+    context.update(b"mailchime topic\0");
+    context.update(subscription.account.as_str().as_bytes());
+    let mut names: Vec<_> = notice.mailboxes.iter().map(|change| change.mailbox.as_str()).collect();
+    names.sort_unstable();
+    for name in names {
+        context.update(b"\0");
+        context.update(name.as_bytes());
+    }
+    BASE64_URL_SAFE_NO_PAD.encode(&context.sign().as_ref()[..24])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::WebPushConfig;
+    use crate::model::{Account, Mailbox, Snapshot};
+    use crate::push::transport::enrol::Enrol;
+
+    const P256DH: &str =
+        "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
+    const AT: Timestamp = Timestamp(1_800_000_000_000);
+
+    fn web_push(hosts: &[&str]) -> WebPush {
+        let folder = tempfile::tempdir().unwrap();
+        let (key, _) = VapidKey::open(&folder.path().join("key"), "mailto:a@example.org").unwrap();
+        let hosts = hosts.iter().map(|host| host.parse().unwrap()).collect();
+        let config = WebPushConfig { hosts, ..WebPushConfig::new("key", "mailto:a@example.org") };
+        WebPush::new(Arc::new(key), Arc::new(Guard::new(&config.hosts, &config.allow_private)))
+    }
+
+    fn changed(mailbox: &str, kind: ChangeKind) -> MailboxChange {
+        MailboxChange { mailbox: Mailbox::new(mailbox), kind, state: Snapshot::default() }
+    }
+
+    fn subscription(web_push: &WebPush, endpoint: &str) -> Subscription {
+        let request = json!({
+            "endpoint": endpoint,
+            "keys": { "p256dh": P256DH, "auth": "BTBZMqHH6r4Tts7J_aSIgg" },
+        });
+        let alice = Account::from_login("alice@example.org");
+        web_push.enrol(&alice, &request).unwrap().subscription
+    }
+
+    #[test]
+    fn a_notice_is_a_request_that_tells_the_push_service_nothing() {
+        let web_push = web_push(&["push.example.net:8443"]);
+        let alice = subscription(&web_push, "https://push.example.net:8443/p/1?x=y");
+        let mailboxes =
+            [changed("INBOX", ChangeKind::Quiet), changed("Notes", ChangeKind::NewMail)];
+        let notice =
+            Notice { id: "id", mailboxes: &mailboxes, at: AT, ttl: Duration::from_hours(24) };
+        let request = web_push.render(&alice, &notice).unwrap();
+        assert_eq!(request.method(), "POST");
+        assert_eq!(request.uri(), "https://push.example.net:8443/p/1?x=y");
+        let headers = request.headers();
+        let header = |name| headers.get(name).map(|value| value.to_str().unwrap());
+        assert_eq!(header("ttl"), Some("86400"));
+        assert_eq!(header("urgency"), Some("high"));
+        assert_eq!(header("content-type"), Some("application/octet-stream"));
+        assert_eq!(header("content-encoding"), Some("aes128gcm"));
+        let origin = "https://push.example.net:8443";
+        assert_eq!(headers["authorization"], web_push.key.authorization(origin, AT).unwrap());
+        let topic = header("topic").unwrap();
+        let in_topics = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        assert!(topic.len() == 32 && topic.bytes().all(in_topics), "{topic}");
+        assert_eq!(headers.len(), 6);
+
+        let code = web_push.verify(&alice, "7f3a", AT).unwrap();
+        assert_eq!(
+            (&code.headers()["ttl"], code.headers().get("topic")),
+            (&"600".parse().unwrap(), None)
+        );
+        assert_eq!(code.body().len(), request.body().len(), "nobody sees that it is one");
+        let no_more = self::web_push(&["other.example.net"]);
+        let Verdict::Misconfigured { why } = no_more.render(&alice, &notice).unwrap_err() else {
+            panic!();
+        };
+        assert!(why.contains("push.example.net"), "{why}");
+    }
+
+    #[test]
+    fn a_topic_is_that_of_the_same_mailboxes_of_the_same_client() {
+        let web_push = web_push(&[]);
+        let alice = subscription(&web_push, "https://push.example.net/1");
+        let topic = |names: &[&str]| {
+            let mailboxes: Vec<_> =
+                names.iter().map(|name| changed(name, ChangeKind::Quiet)).collect();
+            let notice = Notice { id: "id", mailboxes: &mailboxes, at: AT, ttl: Duration::ZERO };
+            let request = web_push.render(&alice, &notice).unwrap();
+            assert_eq!(request.headers()["urgency"], "low");
+            request.headers()["topic"].to_str().unwrap().to_owned()
+        };
+        assert_eq!(topic(&["INBOX", "Notes"]), topic(&["Notes", "INBOX"]));
+        assert_ne!(topic(&["INBOX", "Notes"]), topic(&["INBOX"]));
+        assert_ne!(topic(&["Notes"]), topic(&["INBOX"]));
+        assert_eq!(&*web_push.peer(&alice), "push.example.net");
+    }
+}
