@@ -466,7 +466,7 @@ async fn send(routes: &Routes, ttl: Duration, push: &Delivery) -> Verdict {
     info!(
         target: "mailchime::push::attempted",
         account = %push.device.account,
-        token = %push.device.endpoint,
+        endpoint = %push.device.endpoint,
         change = joined(&push.changes),
         mailboxes = push.mailboxes.len(),
         outcome = verdict.name(),
@@ -535,7 +535,7 @@ async fn write(
             Ok(Some(gone)) => {
                 info!(
                     target: "mailchime::push::subscription_removed",
-                    account = %device.account, token = %device.endpoint, "registration removed"
+                    account = %device.account, endpoint = %device.endpoint, "registration removed"
                 );
                 if !gone.account_left {
                     hint(removed, &device.account);
@@ -545,7 +545,7 @@ async fn write(
             Err(error) => {
                 error!(
                     target: "mailchime::push::subscription_not_removed",
-                    account = %device.account, token = %device.endpoint, %error,
+                    account = %device.account, endpoint = %device.endpoint, %error,
                     "could not remove a registration; mailchime tries again"
                 );
                 failed.removals.push((device, not_after));

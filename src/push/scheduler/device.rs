@@ -421,8 +421,8 @@ impl DeviceState {
             {
                 if let Some(remedy) = say {
                     error!(
-                        target: "mailchime::push::bad_tokens_doubted",
-                        %route, %account, token = %endpoint, remedy,
+                        target: "mailchime::push::bad_endpoints_doubted",
+                        %route, %account, %endpoint, remedy,
                         "the push service does not know most endpoints; mailchime removes no registration of the \
                          last days for that until other answers come"
                     );
@@ -433,8 +433,8 @@ impl DeviceState {
             Verdict::BadEndpoint => FollowUp::Dead { not_after: registered_at },
             Verdict::OtherRoute => {
                 warn!(
-                    target: "mailchime::push::wrong_topic",
-                    %account, token = %endpoint, %route,
+                    target: "mailchime::push::other_route",
+                    %account, %endpoint, %route,
                     "the push service says that the endpoint belongs to another route; mailchime keeps the \
                      push, and tries again once the device has registered anew, and from time to time"
                 );
@@ -446,7 +446,7 @@ impl DeviceState {
                     outcome = verdict.name(),
                     why = verdict.detail(),
                     %account,
-                    token = %endpoint,
+                    %endpoint,
                     %route,
                     "the push service refuses a push for a reason that an operator has to fix; mailchime keeps \
                      the push and tries again"
@@ -456,7 +456,7 @@ impl DeviceState {
             Verdict::Unrenderable { why } => {
                 error!(
                     target: "mailchime::push::registration_unusable",
-                    why, %account, token = %endpoint, %route,
+                    why, %account, %endpoint, %route,
                     "could not write a push for a registration; mailchime keeps the push, and tries again once \
                      the client has registered anew, and from time to time"
                 );

@@ -205,7 +205,7 @@ impl PeerQueue {
             (Verdict::Accepted { .. }, _) | (_, Blame::Subscription) => {
                 if self.breaker.answered(pass, &sent.endpoint) {
                     info!(
-                        target: "mailchime::push::topic_resumed",
+                        target: "mailchime::push::route_resumed",
                         transport = %route.transport, route = %route.name, peer,
                         "the push service accepts pushes of this route again"
                     );
@@ -219,7 +219,7 @@ impl PeerQueue {
         let backoff = if verdict.blames() == Blame::Us { REFUSED } else { UNAVAILABLE };
         if self.breaker.failed(pass, failure, now, backoff, at_least(verdict), chance) {
             warn!(
-                target: "mailchime::push::topic_paused",
+                target: "mailchime::push::route_paused",
                 transport = %route.transport,
                 route = %route.name,
                 peer,

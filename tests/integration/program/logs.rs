@@ -133,11 +133,11 @@ async fn json_tells_each_session_and_push_in_a_line_and_no_secret() {
             pushes.iter().map(|push| push["outcome"].as_str().unwrap()).collect();
         assert_eq!(outcomes, ["accepted", "unavailable", "accepted", "gone"], "{pushes:#?}");
         for push in pushes {
-            assert_eq!((&push["account"], &push["token"]), (&LOGIN.into(), &"8df2a4c1…".into()));
+            assert_eq!((&push["account"], &push["endpoint"]), (&LOGIN.into(), &"8df2a4c1…".into()));
             assert!(push["milliseconds"].is_u64(), "{push}");
         }
         let registered = said("a client registered for push");
-        assert!(registered.iter().all(|line| line["token"] == "8df2a4c1…"), "{registered:#?}");
+        assert!(registered.iter().all(|line| line["endpoint"] == "8df2a4c1…"), "{registered:#?}");
     })
     .await;
 }
@@ -167,7 +167,7 @@ async fn text_tells_each_session_and_push_in_a_line_and_no_secret() {
             3,
             "{log:#?}"
         );
-        let push = ["push attempted account=\"alice\" token=\"8df2a4c1…\" ", "milliseconds="];
+        let push = ["push attempted account=\"alice\" endpoint=\"8df2a4c1…\" ", "milliseconds="];
         assert_eq!(count([push[0], push[1], "outcome=\"accepted\"", ""]), 2, "{log:#?}");
         assert_eq!(count([push[0], push[1], "outcome=\"gone\"", ""]), 1, "{log:#?}");
     })

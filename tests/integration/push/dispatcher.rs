@@ -568,7 +568,7 @@ async fn a_push_has_one_line_in_the_log_and_no_line_has_a_token() {
         let pushes: Vec<_> =
             log.lines().filter(|line| line.contains("attempted: push attempted account")).collect();
         assert_eq!(pushes.len(), 3, "{log}");
-        for part in ["INFO", "account=alice@example.org", "token=aa000000…", "mailboxes=1"] {
+        for part in ["INFO", "account=alice@example.org", "endpoint=aa000000…", "mailboxes=1"] {
             assert!(pushes[0].contains(part), "{part}: {}", pushes[0]);
         }
         for part in ["outcome=\"refused\"", "403 BadCertificate", "message_id=", "milliseconds="] {
