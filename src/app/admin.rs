@@ -290,20 +290,20 @@ async fn test_device(
 ) -> Value {
     let began = tokio::time::Instant::now();
     let mut shown = json!({
-        "token": device.endpoint.to_string(),
-        "subtopic": &*device.app,
-        "topic": &*device.route,
+        "endpoint": device.endpoint.to_string(),
+        "app": &*device.app,
+        "route": &*device.route,
         "accepted": false,
         "outcome": "not-sent",
         "detail": null,
-        "apns_id": null,
+        "message_id": null,
     });
     if registered {
         let verdict = dispatcher::send_now(routes, ttl, device, vec![mailbox]).await;
         shown["outcome"] = json!(verdict.name());
         shown["detail"] = json!(verdict.detail());
         if let Verdict::Accepted { id } = verdict {
-            (shown["accepted"], shown["apns_id"]) = (json!(true), json!(id));
+            (shown["accepted"], shown["message_id"]) = (json!(true), json!(id));
         }
     } else {
         shown["detail"] = json!(format!("it did not register for {mailbox:?}"));

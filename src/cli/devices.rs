@@ -10,7 +10,6 @@ use super::ask::ask;
 use super::table::{at, from_now, table};
 use super::{CommandFailure, Configured, configuration, logging, not_empty, runtime, say};
 use crate::config::LogFormat;
-use crate::imap::registration::xapple::ApnsOptions;
 use crate::model::{Account, Mailbox, SubscriptionKey, Timestamp};
 use crate::store::{Store, StoreError, Target};
 
@@ -45,9 +44,9 @@ pub(super) struct Remove {
     #[arg(value_parser = not_empty())]
     user: String,
 
-    /// Only those whose token begins so
+    /// Only those whose endpoint begins so
     #[arg(long, value_name = "PREFIX", value_parser = not_empty())]
-    token: Option<String>,
+    endpoint: Option<String>,
 
     #[command(flatten)]
     configured: Configured,
@@ -80,14 +79,14 @@ fn list(options: &List) -> Result<(), CommandFailure> {
     }
     let rows: Vec<_> = targets.iter().map(row).collect();
     let head =
-        ["USER", "TOKEN", "CLIENT", "TOPIC", "REGISTERED", "LAST PUSH", "BACKEND", "MAILBOXES"];
+        ["USER", "ENDPOINT", "APP", "ROUTE", "REGISTERED", "LAST PUSH", "BACKEND", "MAILBOXES"];
     say(table(&head, &rows));
     Ok(())
 }
 
 fn remove(options: &Remove) -> Result<(), CommandFailure> {
     let accounts = accounts(&options.configured, &options.user)?;
-    let prefix = options.token.as_deref().unwrap_or_default().to_ascii_lowercase();
+    let prefix = options.endpoint.as_deref().unwrap_or_default().to_ascii_lowercase();
     let (removed, others) = on_store(&options.configured, async |store| {
         let (mut removed, mut others) = (Vec::new(), false);
         for account in &accounts {
@@ -112,9 +111,9 @@ fn remove(options: &Remove) -> Result<(), CommandFailure> {
         say(format_args!("removed what could not be read of {name}"));
         return tell(options, &accounts);
     }
-    match (removed.last(), options.token.as_deref()) {
+    match (removed.last(), options.endpoint.as_deref()) {
         (None, Some(prefix)) => Err(CommandFailure::Failed(format!(
-            "{} has no device whose token begins with {:?}",
+            "{} has no device whose endpoint begins with {:?}",
             options.user.escape_debug(),
             prefix.chars().take(8).collect::<String>()
         ))),
@@ -215,10 +214,10 @@ fn shown(target: &Target) -> Value {
     };
     json!({
         "account": device.account.as_str(),
-        "token": device.endpoint.to_string(),
-        "subtopic": &*device.app,
-        "topic": &*device.route,
-        "version": ApnsOptions::from_json(&device.options).map(|options| options.version),
+        "transport": device.transport.as_str(),
+        "endpoint": device.endpoint.to_string(),
+        "app": &*device.app,
+        "route": &*device.route,
         "registered_at": target.registered_at.0,
         "pushed_at": target.pushed_at.map(|time| time.0),
         "backend": target.backend,

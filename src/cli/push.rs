@@ -61,13 +61,13 @@ pub(super) fn run(options: &PushOptions) -> Result<(), CommandFailure> {
 fn tested(devices: &[Value]) {
     let row = |device: &Value| {
         let took = device["milliseconds"].as_u64().unwrap_or_default();
-        let [token, client, outcome, id, detail] =
-            ["token", "subtopic", "outcome", "apns_id", "detail"].map(|key| word(&device[key]));
-        vec![token, client, outcome, format!("{took} ms"), id, detail]
+        let [endpoint, app, outcome, id, detail] =
+            ["endpoint", "app", "outcome", "message_id", "detail"].map(|key| word(&device[key]));
+        vec![endpoint, app, outcome, format!("{took} ms"), id, detail]
     };
     if !devices.is_empty() {
         let rows: Vec<_> = devices.iter().map(row).collect();
-        say(table(&["TOKEN", "CLIENT", "OUTCOME", "TIME", "APNS ID", "DETAIL"], &rows));
+        say(table(&["ENDPOINT", "APP", "OUTCOME", "TIME", "MESSAGE ID", "DETAIL"], &rows));
     }
 }
 
@@ -82,9 +82,9 @@ fn explain(answer: &Value, devices: &[Value]) {
         watcher => say(format_args!("watcher: {}", watchers::line(watcher))),
     }
     for device in devices {
-        let [token, client] = ["token", "subtopic"].map(|key| word(&device[key]));
+        let [endpoint, app] = ["endpoint", "app"].map(|key| word(&device[key]));
         let [registered, pushed] = ["registered_at", "pushed_at"].map(|key| told(&device[key]));
-        say(format_args!("device {token} {client}: registered {registered}, last push {pushed}"));
+        say(format_args!("device {endpoint} {app}: registered {registered}, last push {pushed}"));
         for (what, key) in [("registered for", "mailboxes"), ("a push is owed for", "owed")] {
             let names: Vec<_> = device[key].as_array().into_iter().flatten().map(word).collect();
             if !names.is_empty() {

@@ -18,14 +18,11 @@ use crate::store::{Alive, Target};
 /// 1970, spans in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Explanation {
-    /// Its first 8 characters.
-    #[serde(rename = "token")]
+    /// Its beginning, as logs show it.
     pub endpoint: String,
     /// The app that registered.
-    #[serde(rename = "subtopic")]
     pub app: String,
-    /// The route that it is sent by: the topic of APNs.
-    #[serde(rename = "topic")]
+    /// The route that it is sent by.
     pub route: String,
     /// When it registered, in milliseconds since 1970.
     pub registered_at: i64,

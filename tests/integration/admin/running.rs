@@ -171,8 +171,8 @@ async fn watchers_test_pushes_and_explanations_are_shown() {
         assert!(push.json()["aps"].get("m").is_none());
         let device = &answer.json()["devices"][0];
         assert_eq!(device["accepted"], true, "{device}");
-        assert_eq!(device["apns_id"].as_str(), push.header("apns-id"), "{device}");
-        assert_eq!(device["token"], "8df2a4c1…");
+        assert_eq!(device["message_id"].as_str(), push.header("apns-id"), "{device}");
+        assert_eq!(device["endpoint"], "8df2a4c1…");
         assert!(!answer.body.contains(TOKEN), "{}", answer.body);
 
         let answer = request(world.admin(), "POST", "/push?user=alice&mailbox=Notes").await;

@@ -139,7 +139,7 @@ async fn devices(world: &World) -> Vec<(String, String)> {
     let said = world.command(&["devices", "list", "--json"]).await.json();
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let devices = said["devices"].as_array().unwrap().iter();
-    devices.map(|device| (text(&device["token"]), text(&device["backend"]))).collect()
+    devices.map(|device| (text(&device["endpoint"]), text(&device["backend"]))).collect()
 }
 
 /// A route is removed: the former tenant's password goes to no other server, and the former tenant's
@@ -287,7 +287,7 @@ async fn accounts_of_before_belong_to_the_backend_that_they_have() {
 async fn pushed(world: &World) -> Vec<String> {
     let said = world.command(&["push", TENANT, "--json"]).await.json();
     let devices = said["devices"].as_array().unwrap().iter();
-    let mut pushed: Vec<_> = devices.map(|it| it["token"].as_str().unwrap().to_owned()).collect();
+    let mut pushed: Vec<_> = devices.map(|it| it["endpoint"].as_str().unwrap().to_owned()).collect();
     for _ in &pushed {
         soon("a test push", world.apns.next()).await;
     }

@@ -104,22 +104,22 @@ async fn devices_are_listed_and_removed() {
 
         let said = world.command(&["devices", "list", "--user", LOGIN, "--json"]).await;
         let device = &said.json()["devices"][0];
-        assert_eq!((&device["account"], &device["token"]), (&LOGIN.into(), &"8df2a4c1…".into()));
+        assert_eq!((&device["account"], &device["endpoint"]), (&LOGIN.into(), &"8df2a4c1…".into()));
         assert_eq!(device["mailboxes"], serde_json::json!(["INBOX"]));
         assert!(device["registered_at"].is_i64() && device["pushed_at"].is_null(), "{device}");
         let said = world.command(&["devices", "list", "--user", "bob", "--json"]).await;
         assert_eq!(said.json()["devices"], serde_json::json!([]));
 
-        let said = world.command(&["devices", "remove", LOGIN, "--token", "ffff"]).await;
+        let said = world.command(&["devices", "remove", LOGIN, "--endpoint", "ffff"]).await;
         assert_eq!(said.code, 1, "{}", said.stdout);
         assert!(
-            said.stderr.contains("no device whose token begins with \"ffff\""),
+            said.stderr.contains("no device whose endpoint begins with \"ffff\""),
             "{}",
             said.stderr
         );
         let said = world.command(&["devices", "remove", "bob"]).await;
         assert_eq!((said.code, said.stderr.contains("bob has no device")), (1, true));
-        let said = world.command(&["devices", "remove", LOGIN, "--token", "8DF2A4c1"]).await;
+        let said = world.command(&["devices", "remove", LOGIN, "--endpoint", "8DF2A4c1"]).await;
         assert_eq!(said.code, 0, "{}", said.stderr);
         assert!(said.line("removed").contains("8df2a4c1…"));
         said.line("it was the last one");

@@ -15,7 +15,7 @@ async fn an_empty_value_is_an_error_and_changes_nothing() {
         let server = world.serve_with_admin().await;
         world.register(server.address).await.unwrap();
         for arguments in [
-            &["devices", "remove", LOGIN, "--token", ""][..],
+            &["devices", "remove", LOGIN, "--endpoint", ""][..],
             &["devices", "remove", ""],
             &["devices", "list", "--user", ""],
             &["watchers", "--user", ""],

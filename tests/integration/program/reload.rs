@@ -235,7 +235,7 @@ async fn a_session_of_before_registers_for_the_topic_of_now() {
         };
         soon("the other topic", registered).await;
         let said = world.command(&["devices", "list", "--json"]).await.json();
-        assert_eq!(said["devices"][0]["topic"], "com.apple.mail.XServer.other");
+        assert_eq!(said["devices"][0]["route"], "com.apple.mail.XServer.other");
     })
     .await;
 }
