@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 /// The media type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Seconds from a change to APNs' acceptance: new mail takes milliseconds, whatever is merged or
+/// Seconds from a change to the acceptance of its push: new mail takes milliseconds, what is merged or
 /// tried again takes up to a minute and more.
 const PUSH_LATENCY: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
@@ -381,13 +381,13 @@ impl Metrics {
         );
         registry.register_with_unit(
             "push_latency",
-            "From a change seen to its push accepted by APNs",
+            "From a change seen to its push accepted",
             Unit::Seconds,
             push_latency.clone(),
         );
         registry.register_with_unit(
             "certificate_expiry",
-            "Time until the push certificate for a topic ends, negative afterwards",
+            "Time until the certificate of a route ends, negative afterwards",
             Unit::Seconds,
             certificates.clone(),
         );
@@ -399,7 +399,7 @@ impl Metrics {
         );
         registry.register(
             "certificates_unread",
-            "Whether certificates for clients, and for APNs, were changed on disk and cannot be read",
+            "Whether certificates for clients, and for routes, were changed on disk and cannot be read",
             unread_certificates.clone(),
         );
         Self {
@@ -458,7 +458,12 @@ impl Metrics {
                 "Accounts that were not watched any more until their user logs in",
             ),
             changes: By::new(registry, "changes", None, "Changes of mailboxes that were seen"),
-            pushes: By::new(registry, "pushes", None, "Pushes by what APNs made of them"),
+            pushes: By::new(
+                registry,
+                "pushes",
+                None,
+                "Pushes by what the push service made of them",
+            ),
             queues: By::new(registry, "queue_length", None, "What waits for its turn"),
             database: By::made(
                 registry,
@@ -494,7 +499,7 @@ impl Metrics {
         self.asked().limits.push(Box::new(hits));
     }
 
-    /// From now on `ends` is asked for topics and when their certificates end.
+    /// From now on `ends` is asked for routes and when their certificates end.
     pub fn watch_certificates(
         &self,
         ends: impl Fn() -> Vec<(String, SystemTime)> + Send + Sync + 'static,
@@ -532,8 +537,8 @@ impl Metrics {
             counter.inner().store(hits, Ordering::Relaxed);
         }
         self.certificates.clear();
-        for (topic, end) in asked.certificates.iter().flat_map(|ends| ends()) {
-            self.certificates.get_or_create(&[("topic", topic)]).set(left(end));
+        for (route, end) in asked.certificates.iter().flat_map(|ends| ends()) {
+            self.certificates.get_or_create(&[("route", route)]).set(left(end));
         }
         drop(asked);
         let mut text = String::new();
@@ -794,13 +799,13 @@ mod tests {
         metrics
             .watch_certificates(move || vec![("old".into(), now - day), ("new".into(), now + day)]);
         let text = metrics.text(&registry);
-        let left = |topic: &str| {
-            let start = format!("mailchime_certificate_expiry_seconds{{topic=\"{topic}\"}} ");
+        let left = |route: &str| {
+            let start = format!("mailchime_certificate_expiry_seconds{{route=\"{route}\"}} ");
             let line = text.lines().find_map(|line| line.strip_prefix(&start)).unwrap_or("none");
-            line.parse::<f64>().unwrap_or_else(|_| panic!("{topic}: {line}"))
+            line.parse::<f64>().unwrap_or_else(|_| panic!("{route}: {line}"))
         };
         assert!((left("old") + 86_400.0).abs() < 60.0 && (left("new") - 86_400.0).abs() < 60.0);
         metrics.watch_certificates(Vec::new);
-        assert!(!metrics.text(&registry).contains("topic="));
+        assert!(!metrics.text(&registry).contains("route="));
     }
 }

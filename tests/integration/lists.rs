@@ -91,7 +91,7 @@ fn the_list_of_metrics_is_that_of_the_registry() {
     let metrics = Metrics::new(&mut registry);
     // Those that appear with what they are about.
     metrics.watch_limits(|| vec![("sessions", 1)]);
-    metrics.watch_certificates(|| vec![("topic".to_owned(), SystemTime::now())]);
+    metrics.watch_certificates(|| vec![("route".to_owned(), SystemTime::now())]);
     metrics.server_certificates(vec![("file".to_owned(), SystemTime::now())], 0);
     let text = metrics.text(&registry);
 

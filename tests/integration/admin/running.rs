@@ -97,7 +97,7 @@ async fn numbers_move_with_what_is_done() {
         while world.metric("database_seconds_count{call=\"settle\"}").await == 0.0 {
             tokio::task::yield_now().await;
         }
-        let expiry = format!("certificate_expiry_seconds{{topic=\"{}\"}}", world.pki.topic);
+        let expiry = format!("certificate_expiry_seconds{{route=\"{}\"}}", world.pki.topic);
         assert!(world.metric(&expiry).await > 86_400.0);
 
         // APNs is away: it shows, and so does what then waits.

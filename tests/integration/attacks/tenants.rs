@@ -287,7 +287,8 @@ async fn accounts_of_before_belong_to_the_backend_that_they_have() {
 async fn pushed(world: &World) -> Vec<String> {
     let said = world.command(&["push", TENANT, "--json"]).await.json();
     let devices = said["devices"].as_array().unwrap().iter();
-    let mut pushed: Vec<_> = devices.map(|it| it["endpoint"].as_str().unwrap().to_owned()).collect();
+    let mut pushed: Vec<_> =
+        devices.map(|it| it["endpoint"].as_str().unwrap().to_owned()).collect();
     for _ in &pushed {
         soon("a test push", world.apns.next()).await;
     }
