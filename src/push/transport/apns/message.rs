@@ -124,3 +124,30 @@ pub(super) fn request(
     // The error's own text is about a header or the address, and that has the token.
     request.body(Bytes::from(body)).map_err(|_| unfit("the push cannot be written as a request"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::imap::registration::xapple::{DeviceToken, XAppleRegistration};
+    use crate::model::Account;
+
+    fn registered(version: u8, account_id: &str) -> Subscription {
+        let token = DeviceToken::new(&"ab".repeat(32)).unwrap();
+        let (account_id, subtopic) = (account_id.into(), "com.apple.mobilemail".into());
+        XAppleRegistration { version, account_id, token, subtopic, mailboxes: Vec::new() }
+            .subscription(Account::from_login("alice"), "com.apple.mail.XServer.1")
+    }
+
+    #[test]
+    fn another_version_alone_costs_no_second_push_and_another_account_id_does() {
+        let style = MessageStyle::from(&config::PushConfig::default());
+        let messages = MailMessages { server: ApnsServer::production(), style };
+        let before = registered(1, "A");
+        assert_ne!(before.options, registered(2, "A").options);
+        assert!(messages.covers(&before, &registered(2, "A")));
+        assert!(!messages.covers(&before, &registered(1, "B")));
+        assert!(!messages.covers(&before, &registered(2, "B")));
+        let unreadable = Subscription { options: "{}".into(), ..before.clone() };
+        assert!(!messages.covers(&unreadable, &before), "nothing was sent for it");
+    }
+}
