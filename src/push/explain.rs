@@ -167,10 +167,16 @@ impl Facts<'_> {
         if let Some(mailbox) = mailbox {
             if !mailboxes.iter().any(|(registered, _)| registered == mailbox) {
                 reasons.push(Reason::OtherMailbox { mailbox: mailbox.as_str().to_owned() });
-            } else if let Some(why) =
-                self.route.and_then(|route| route.transport().withholds(device, mailbox))
-            {
+            } else if let Some(why) = self.withheld(mailbox) {
                 reasons.push(Reason::Withheld { why: why.to_owned() });
+            }
+        } else {
+            // Where one of them gets pushes, new mail may come there.
+            let withheld = mailboxes.iter().map(|(mailbox, _)| self.withheld(mailbox));
+            if let Some(withheld) = withheld.collect::<Option<Vec<_>>>()
+                && let Some(why) = withheld.first()
+            {
+                reasons.push(Reason::Withheld { why: (*why).to_owned() });
             }
         }
         reasons.extend(match self.route {
@@ -198,6 +204,11 @@ impl Facts<'_> {
             would_push: reasons.is_empty(),
             reasons,
         }
+    }
+
+    /// Why the transport gives the device no push for this mailbox.
+    fn withheld(&self, mailbox: &Mailbox) -> Option<&'static str> {
+        self.route?.transport().withholds(&self.target.subscription, mailbox)
     }
 }
 
@@ -300,14 +311,35 @@ mod tests {
         }
     }
 
+    fn explain(
+        target: &Target,
+        route: Option<&Route>,
+        pending: DeliveryView,
+        mailbox: Option<&str>,
+    ) -> Explanation {
+        let config = config::PushConfig { registration_ttl: TTL, ..Default::default() };
+        let home = BackendId::new(None, "imap", 993);
+        let facts = Facts { target, config: &config, home: Some(&home), route, pending };
+        facts.explain(mailbox.map(Mailbox::new).as_ref(), NOW, NOW)
+    }
+
+    #[test]
+    fn a_device_whose_mailboxes_are_all_withheld_would_get_no_push_for_any_of_them() {
+        let open = Stub::default().route(1);
+        let any_mailbox =
+            |target: &Target| explain(target, Some(&open), DeliveryView::default(), None);
+        let mut target = target();
+        target.subscription.options = OF_INBOX_ALONE.into();
+        assert!(any_mailbox(&target).would_push, "there is INBOX");
+        target.mailboxes.retain(|(mailbox, _)| !mailbox.is_inbox());
+        let never = any_mailbox(&target);
+        let why = "it registered for INBOX alone".to_owned();
+        assert_eq!(never.reasons, [Reason::Withheld { why }]);
+        assert!(!never.would_push);
+    }
+
     #[test]
     fn a_device_that_is_well_would_be_pushed_and_each_hindrance_is_named() {
-        let explain = |target: &Target, route, pending, mailbox: Option<&str>| {
-            let config = config::PushConfig { registration_ttl: TTL, ..Default::default() };
-            let home = BackendId::new(None, "imap", 993);
-            let facts = Facts { target, config: &config, home: Some(&home), route, pending };
-            facts.explain(mailbox.map(Mailbox::new).as_ref(), NOW, NOW)
-        };
         let open = Stub::default().route(1);
         let well = explain(&target(), Some(&open), DeliveryView::default(), Some("inbox"));
         assert!(well.would_push && well.reasons.is_empty(), "{well:?}");
