@@ -20,7 +20,8 @@ pub struct TransportId(Arc<str>);
 /// Where a transport sends to: a token or a URL, opaque to all but the transport.
 ///
 /// Two endpoints are the same if their canonical forms are, which the transport says. `Display` and `Debug`
-/// show the first 8 characters only, so an endpoint cannot reach a log in full.
+/// show the first 8 characters only, and of an `https` URL scheme, host and port, so an endpoint cannot reach a
+/// log in full: who knows the path of such a URL may push to it.
 #[derive(Clone)]
 pub struct PushEndpoint {
     given: Arc<str>,
@@ -106,8 +107,10 @@ pub enum RegistrationResult {
     BackendFull,
 }
 
-/// How many characters of an endpoint are shown.
+/// How many characters of an endpoint are shown, and how many of the host of a URL.
 const SHOWN: usize = 8;
+const HOST_SHOWN: usize = 64;
+const HTTPS: &str = "https://";
 
 // === impl TransportId ===
 
@@ -190,8 +193,15 @@ impl Ord for PushEndpoint {
 
 impl fmt::Display for PushEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let end = self.given.char_indices().nth(SHOWN).map_or(self.given.len(), |(end, _)| end);
-        write!(f, "{}…", self.given[..end].escape_debug())
+        match self.given.split_at_checked(HTTPS.len()) {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case(HTTPS) => {
+                // What stands before an `@` may be a password.
+                let authority = rest.split(['/', '\\', '?', '#']).next().unwrap_or_default();
+                let host = authority.rsplit('@').next().unwrap_or_default();
+                write!(f, "{HTTPS}{}…", beginning(host, HOST_SHOWN).escape_debug())
+            }
+            _ => write!(f, "{}…", beginning(&self.given, SHOWN).escape_debug()),
+        }
     }
 }
 
@@ -199,6 +209,11 @@ impl fmt::Debug for PushEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
+}
+
+fn beginning(text: &str, characters: usize) -> &str {
+    let end = text.char_indices().nth(characters).map_or(text.len(), |(end, _)| end);
+    &text[..end]
 }
 
 // === impl SubscriptionSecrets ===
@@ -287,6 +302,26 @@ mod tests {
     }
 
     #[test]
+    fn of_a_url_the_host_is_shown_and_nothing_that_lets_others_push() {
+        for (given, shown) in [
+            ("https://push.example/secret", "https://push.example…"),
+            ("HTTPS://push.example:8443?secret", "https://push.example:8443…"),
+            ("https://push.example#secret", "https://push.example…"),
+            ("https://push.example\\secret", "https://push.example…"),
+            ("https://user:secret@push.example/a@b", "https://push.example…"),
+            ("https://a\n\u{1b}[0m/secret", "https://a\\n\\u{1b}[0m…"),
+            ("https://", "https://…"),
+            ("http://secret.example/", "http://s…"),
+        ] {
+            let endpoint = PushEndpoint::new(given, given);
+            assert_eq!(endpoint.to_string(), shown, "{given}");
+            assert_eq!(format!("{endpoint:?}"), shown, "{given}");
+        }
+        let long = format!("https://{}/", "x".repeat(10_000));
+        assert_eq!(PushEndpoint::new(&long, "").to_string().len(), 8 + HOST_SHOWN + "…".len());
+    }
+
+    #[test]
     fn a_subscription_shows_neither_its_endpoint_nor_its_options_in_full() {
         let subscription = Subscription {
             account: Account::from_login("alice"),
@@ -299,8 +334,8 @@ mod tests {
             expires_at: None,
         };
         let shown = format!("{subscription:?}");
-        assert!(shown.contains("alice") && shown.contains("https://…"), "{shown}");
-        assert!(!shown.contains("secret") && !shown.contains("push.example"), "{shown}");
+        assert!(shown.contains("alice") && shown.contains("https://push.example…"), "{shown}");
+        assert!(!shown.contains("secret") && !shown.contains("example/1"), "{shown}");
     }
 
     #[test]
