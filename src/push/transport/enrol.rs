@@ -102,8 +102,6 @@ mod tests {
                 options: "{}".into(),
                 secrets: None,
                 expires_at: None,
-                secrets: None,
-                expires_at: None,
             };
             Ok(Enrolled { subscription, answer: json!({ "secret": "open sesame" }) })
         }
