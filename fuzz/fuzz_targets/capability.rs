@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::imap::capability::{Capabilities, MOST_TOKENS, Own, edit_response, is_in};
-use mailchime::imap::contract::{DomainTopic, Profile, PushOffer, ShownCapabilities};
+use mailchime::imap::contract::{DomainRoute, Profile, PushOffer, ShownCapabilities};
 use mailchime::imap::login::edited;
 use mailchime_fuzz::oracle::is_status;
 
@@ -84,8 +84,8 @@ fn lists(data: &[u8], own: Own, options: u8) {
     assert_eq!(list, again);
     let shown = list.clone().edited(own);
     assert_eq!(shown.clone().edited(own), shown);
-    let topics = vec![DomainTopic { domain: None, topic: Some("t".into()) }];
-    let push = PushOffer { topics, clients: Vec::new(), most_mailboxes: 1 };
+    let routes = vec![DomainRoute { domain: None, route: Some("t".into()) }];
+    let push = PushOffer { routes, clients: Vec::new(), most_mailboxes: 1 };
     let profile = Profile {
         backend: Some(Arc::new(list.clone())),
         logins_elsewhere: Default::default(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::imap::contract::{
-    Action, DomainTopic, Output, Profile, PushOffer, ShownCapabilities,
+    Action, DomainRoute, Output, Profile, PushOffer, ShownCapabilities,
 };
 use mailchime::imap::relay::Relay;
 use mailchime::model::Account;
@@ -22,9 +22,9 @@ const OURS: [&str; 6] =
 const OWN_CAPABILITIES: [&[u8]; 2] = [b"XAPPLEPUSHSERVICE", b"COMPRESS=DEFLATE"];
 
 fn machine(script: &Script) -> BareRelay {
-    let topics = vec![DomainTopic { domain: None, topic: Some("com.apple.mail.XServer.x".into()) }];
+    let routes = vec![DomainRoute { domain: None, route: Some("com.apple.mail.XServer.x".into()) }];
     let push =
-        PushOffer { topics, clients: vec!["com.apple.mobilemail".into()], most_mailboxes: 4 };
+        PushOffer { routes, clients: vec!["com.apple.mobilemail".into()], most_mailboxes: 4 };
     let profile = Profile {
         backend: None,
         logins_elsewhere: Default::default(),

@@ -18,7 +18,7 @@ use super::webpush::{self, WebPushSetup};
 use super::{Server, StartError, admin, api};
 use crate::config::{self, Config};
 use crate::files;
-use crate::imap::contract::{DomainTopic, PushOffer};
+use crate::imap::contract::{DomainRoute, PushOffer};
 use crate::metrics::{Metrics, Queue};
 use crate::model::{Account, SessionEvent, Timestamp, WatchEvent};
 use crate::net::backends::{Backends, Table};
@@ -458,13 +458,13 @@ fn topics(identities: &Identities) -> String {
 /// What sessions offer: `None` while nobody could be pushed, for then a phone that registers would
 /// leave Fetch and get nothing.
 pub fn push_offer(offers: Vec<Offer>, config: &config::PushConfig) -> Option<PushOffer> {
-    let mut topics = Vec::new();
+    let mut routes = Vec::new();
     for Offer { topic, domains } in offers {
         let all_others = domains.is_empty().then_some(None);
         let domains = domains.into_iter().map(Some).chain(all_others);
-        topics.extend(domains.map(|domain| DomainTopic { domain, topic: topic.clone() }));
+        routes.extend(domains.map(|domain| DomainRoute { domain, route: topic.clone() }));
     }
     let clients = config.clients.clone();
-    let offer = PushOffer { topics, clients, most_mailboxes: config.mailboxes };
+    let offer = PushOffer { routes, clients, most_mailboxes: config.mailboxes };
     offer.is_open().then_some(offer)
 }

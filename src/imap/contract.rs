@@ -13,9 +13,9 @@ use super::capability::{self, Capabilities, XAPPLEPUSHSERVICE};
 use super::login::LoginKinds;
 use super::peek::{Status, Verb};
 use super::refusal::Refusal;
-use super::registration::xapple::XAppleRegistration;
+use super::registration::xapple::CheckedRegistration;
 use super::sasl;
-use crate::model::{Account, Credentials, Mailbox, Registration, Snapshot};
+use crate::model::{Account, Credentials};
 
 /// Longest STATUS response that is ours to swallow, in bytes.
 pub(super) const LONGEST_STATUS: usize = 8 * 1024;
@@ -33,7 +33,7 @@ pub struct Profile {
     pub backend: Option<Arc<Capabilities>>,
     /// What is taken by other backends, at which some users are.
     pub logins_elsewhere: LoginKinds,
-    /// `None` where push is not offered: no topic.
+    /// `None` where push is not offered: no route is open.
     pub push: Option<PushOffer>,
     /// Relay mechanisms of the backend that hide the password.
     pub relay_mechanisms: bool,
@@ -79,21 +79,21 @@ pub struct ClientConnection {
 /// Push as it is offered to devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PushOffer {
-    /// The topics, by domain.
-    pub topics: Vec<DomainTopic>,
-    /// Bundle ids of mail clients that are served; `*` at the end stands for anything.
+    /// Where pushes to them leave, by domain.
+    pub routes: Vec<DomainRoute>,
+    /// Mail clients that are served, by the ids of their apps; `*` at the end stands for anything.
     pub clients: Vec<String>,
     /// Most mailboxes in one registration; those beyond are left out.
     pub most_mailboxes: usize,
 }
 
-/// What devices of the users of one domain get.
+/// The route for devices of the users of one domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DomainTopic {
+pub struct DomainRoute {
     /// In lower case; `None` stands for all users whom no other entry names.
     pub domain: Option<String>,
     /// `None` where they cannot be pushed at the moment.
-    pub topic: Option<String>,
+    pub route: Option<String>,
 }
 
 /// What to do with the first bytes of a direction.
@@ -168,17 +168,6 @@ pub struct BackendTraits {
     pub names_ignore_case: bool,
 }
 
-/// A registration with those of its mailboxes that its user can read.
-#[derive(Clone, Debug)]
-pub struct CheckedRegistration {
-    /// Whose session it is.
-    pub account: Account,
-    /// What the phone asked for.
-    pub request: XAppleRegistration,
-    /// The mailboxes that count, each with its state.
-    pub mailboxes: Vec<(Mailbox, Snapshot)>,
-}
-
 /// A word without which the client gets no answer, or its commands do not go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Awaited {
@@ -232,19 +221,11 @@ pub struct LimitHits {
     /// [`PushOffer::most_mailboxes`]: mailboxes of registrations that were left out.
     pub mailboxes: u32,
 }
-impl CheckedRegistration {
-    /// What is stored of it: a subscription under this topic.
-    pub fn under(self, topic: &str) -> Registration {
-        let Self { account, request, mailboxes } = self;
-        Registration { subscription: request.subscription(account, topic), mailboxes }
-    }
-}
-
 impl PushOffer {
-    /// The topic for devices of this account; `None` where it is not offered push.
-    pub fn topic(&self, account: &Account) -> Option<&str> {
+    /// The route for devices of this account; `None` where it is not offered push.
+    pub fn route(&self, account: &Account) -> Option<&str> {
         let named =
-            |domain: &str| self.topics.iter().any(|entry| entry.domain.as_deref() == Some(domain));
+            |domain: &str| self.routes.iter().any(|entry| entry.domain.as_deref() == Some(domain));
         // A name that mentions a domain in another form than user@domain counts as of none of them.
         self.of_domain(account.domain_among(named).unwrap_or_default())
     }
@@ -252,22 +233,22 @@ impl PushOffer {
     /// The same for all users of this domain.
     pub fn of_domain(&self, domain: Option<&str>) -> Option<&str> {
         let of = |domain: Option<&str>| {
-            self.topics.iter().find(|entry| entry.domain.as_deref() == domain)
+            self.routes.iter().find(|entry| entry.domain.as_deref() == domain)
         };
         let own = domain.and_then(|domain| of(Some(domain)));
-        own.or_else(|| of(None))?.topic.as_deref()
+        own.or_else(|| of(None))?.route.as_deref()
     }
 
     /// Whether there is anybody to whom push is offered.
     pub fn is_open(&self) -> bool {
-        self.topics.iter().any(|entry| entry.topic.is_some())
+        self.routes.iter().any(|entry| entry.route.is_some())
     }
 
-    /// Whether a client of this bundle id is served.
-    pub fn serves(&self, subtopic: &str) -> bool {
+    /// Whether a client with this id of its app is served.
+    pub fn serves(&self, app: &str) -> bool {
         self.clients.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(start) => subtopic.starts_with(start),
-            None => subtopic == pattern,
+            Some(start) => app.starts_with(start),
+            None => app == pattern,
         })
     }
 }
@@ -362,19 +343,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_topic_depends_on_the_domain_of_the_user() {
-        let entry = |domain: Option<&str>, topic: Option<&str>| DomainTopic {
+    fn the_route_depends_on_the_domain_of_the_user() {
+        let entry = |domain: Option<&str>, route: Option<&str>| DomainRoute {
             domain: domain.map(str::to_owned),
-            topic: topic.map(str::to_owned),
+            route: route.map(str::to_owned),
         };
-        let offer = |topics| PushOffer { topics, clients: Vec::new(), most_mailboxes: 1 };
+        let offer = |routes| PushOffer { routes, clients: Vec::new(), most_mailboxes: 1 };
         let entries = vec![
             entry(None, Some("others")),
             entry(Some("a.example"), Some("a")),
             entry(Some("b.example"), None),
         ];
         let several = offer(entries.clone());
-        for (login, topic) in [
+        for (login, route) in [
             ("alice@A.example", Some("a")),
             // Not that of the others: its own is to be mended.
             ("bob@b.example", None),
@@ -382,9 +363,9 @@ mod tests {
             ("dave", Some("others")),
             ("bob@b.example\\shared", Some("others")),
         ] {
-            assert_eq!(several.topic(&Account::from_login(login)), topic, "{login}");
+            assert_eq!(several.route(&Account::from_login(login)), route, "{login}");
         }
         assert!(several.is_open() && !offer(vec![entry(None, None)]).is_open());
-        assert_eq!(offer(entries[1..].to_vec()).topic(&Account::from_login("dave")), None);
+        assert_eq!(offer(entries[1..].to_vec()).route(&Account::from_login("dave")), None);
     }
 }

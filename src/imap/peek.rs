@@ -105,7 +105,7 @@ pub enum Verb {
     /// UNSELECT (RFC 3691)
     Unselect,
     /// XAPPLEPUSHSERVICE
-    XApplePushService,
+    Register,
 }
 
 const VERBS: [(&[u8], Verb); 15] = [
@@ -123,7 +123,7 @@ const VERBS: [(&[u8], Verb); 15] = [
     (b"STARTTLS", Verb::StartTls),
     (b"UNAUTHENTICATE", Verb::Unauthenticate),
     (b"UNSELECT", Verb::Unselect),
-    (b"XAPPLEPUSHSERVICE", Verb::XApplePushService),
+    (b"XAPPLEPUSHSERVICE", Verb::Register),
 ];
 
 const LONGEST_VERB: usize = 17;
@@ -318,8 +318,8 @@ mod tests {
     fn commands_are_told_by_tag_and_verb() {
         let known = |verb| Command::Known { tag: b"t1", verb };
         for (line, expected) in [
-            ("t1 XAPPLEPUSHSERVICE \"a\"\r\n", known(Verb::XApplePushService)),
-            ("t1 xApplePushService\r\n", known(Verb::XApplePushService)),
+            ("t1 XAPPLEPUSHSERVICE \"a\"\r\n", known(Verb::Register)),
+            ("t1 xApplePushService\r\n", known(Verb::Register)),
             ("t1 IDLE\r\n", known(Verb::Idle)),
             ("t1  IDLE\r\n", known(Verb::Idle)),
             ("t1 IDLE\n", known(Verb::Idle)),

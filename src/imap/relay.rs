@@ -347,8 +347,8 @@ impl Relay {
         }
     }
 
-    /// Goes by another profile from now on. The topic that this user's devices get then; `None` if
-    /// they are offered no push.
+    /// Goes by another profile from now on. The route for this user's devices then; `None` if they are
+    /// offered no push.
     pub fn renewed(&mut self, profile: Arc<Profile>) -> Option<&str> {
         self.intercept.renewed(profile)
     }

@@ -230,7 +230,7 @@ impl Session {
         }
     }
 
-    /// The session began under another profile than sessions do now. The topic that is right for a
+    /// The session began under another profile than sessions do now. The route that is right for a
     /// registration now; `None` if there is none.
     pub fn renewed(&mut self, profile: Arc<Profile>) -> Option<&str> {
         match &mut self.state {
@@ -501,14 +501,14 @@ mod tests {
 
     use super::*;
     use crate::imap::capability::XAPPLEPUSHSERVICE;
-    use crate::imap::contract::{DomainTopic, PushOffer, ShownCapabilities};
+    use crate::imap::contract::{DomainRoute, PushOffer, ShownCapabilities};
     use crate::imap::login::LoginKinds;
 
     #[test]
     fn clients_match_whole_or_by_their_beginning() {
         let clients = ["com.apple.mobilemail", "org.example.*"].map(str::to_owned).to_vec();
-        let offer = PushOffer { topics: Vec::new(), clients, most_mailboxes: 1 };
-        for (subtopic, expected) in [
+        let offer = PushOffer { routes: Vec::new(), clients, most_mailboxes: 1 };
+        for (app, expected) in [
             ("com.apple.mobilemail", true),
             ("com.apple.mobilemail2", false),
             ("com.apple", false),
@@ -516,16 +516,16 @@ mod tests {
             ("org.example", false),
             ("", false),
         ] {
-            assert_eq!(offer.serves(subtopic), expected, "{subtopic}");
+            assert_eq!(offer.serves(app), expected, "{app}");
         }
     }
 
     fn profile() -> Profile {
-        let topics = vec![DomainTopic { domain: None, topic: Some("topic".into()) }];
+        let routes = vec![DomainRoute { domain: None, route: Some("route".into()) }];
         Profile {
             backend: Some(Arc::new(Capabilities::parse(b"IMAP4rev1 AUTH=CRAM-MD5"))),
             logins_elsewhere: LoginKinds::default(),
-            push: Some(PushOffer { topics, clients: Vec::new(), most_mailboxes: 1 }),
+            push: Some(PushOffer { routes, clients: Vec::new(), most_mailboxes: 1 }),
             relay_mechanisms: true,
             master: true,
             routed: vec!["b.example".into()],

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use super::admission::Admission;
 use super::unanswered_mailboxes::UnansweredMailboxes;
 use crate::config::{self, Config, RelayedLogins};
-use crate::imap::contract::{DomainTopic, LimitHits, Profile, PushOffer, ShownCapabilities};
+use crate::imap::contract::{DomainRoute, LimitHits, Profile, PushOffer, ShownCapabilities};
 use crate::imap::tap::Taps;
 use crate::metrics::Metrics;
 use crate::model::{Account, SessionEvent};
@@ -131,21 +131,21 @@ impl SessionContext {
 
     /// What is offered where a master watches: nothing to users on a backend that has none.
     fn to_be_watched(&self, offer: &PushOffer) -> Option<PushOffer> {
-        let (routes, default) = self.backends.masters();
-        let mut topics: Vec<_> = routes
+        let (domains, default) = self.backends.masters();
+        let mut routes: Vec<_> = domains
             .into_iter()
             .map(|(domain, has_master)| {
-                let topic = offer.of_domain(Some(&domain)).filter(|_| has_master);
-                DomainTopic { topic: topic.map(str::to_owned), domain: Some(domain) }
+                let route = offer.of_domain(Some(&domain)).filter(|_| has_master);
+                DomainRoute { route: route.map(str::to_owned), domain: Some(domain) }
             })
             .collect();
-        for DomainTopic { domain, topic } in &offer.topics {
-            if domain.is_none() || topics.iter().all(|routed| routed.domain != *domain) {
-                let topic = topic.clone().filter(|_| default);
-                topics.push(DomainTopic { domain: domain.clone(), topic });
+        for DomainRoute { domain, route } in &offer.routes {
+            if domain.is_none() || routes.iter().all(|routed| routed.domain != *domain) {
+                let route = route.clone().filter(|_| default);
+                routes.push(DomainRoute { domain: domain.clone(), route });
             }
         }
-        let offer = PushOffer { topics, ..offer.clone() };
+        let offer = PushOffer { routes, ..offer.clone() };
         offer.is_open().then_some(offer)
     }
 

@@ -50,7 +50,7 @@ pub(super) fn answered(metrics: &Metrics, answered: impl IntoIterator<Item = (Ve
     for (verb, status) in answered {
         let verb = match verb {
             Verb::Login | Verb::Authenticate => metrics::Verb::Login,
-            Verb::XApplePushService => metrics::Verb::Register,
+            Verb::Register => metrics::Verb::Register,
             Verb::Compress => metrics::Verb::Compress,
             Verb::StartTls => metrics::Verb::StartTls,
             _ => metrics::Verb::Other,

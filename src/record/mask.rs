@@ -11,10 +11,6 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::imap::sasl;
 
-/// A registration's answer names the push topic, which names the operator of the server; this one
-/// stands in the dialogues that come with mailchime, too.
-pub const TOPIC: &str = "com.apple.mail.XServer.11111111-2222-3333-4444-555555555555";
-
 /// Names shorter than this are not looked for in texts: they would be found everywhere.
 const SHORTEST_NAME: usize = 3;
 
@@ -38,8 +34,8 @@ pub(super) struct Masks {
 enum MaskKind {
     Name,
     Secret,
-    Token,
-    AccountId,
+    Hex,
+    Uuid,
 }
 
 impl Masks {
@@ -93,20 +89,20 @@ impl Masks {
         })
     }
 
-    /// A device token: a number in as many hex digits.
-    pub(super) fn token(&mut self, token: &[u8]) -> Vec<u8> {
-        self.stand_in(MaskKind::Token, token, |token, number| {
-            if token.iter().all(u8::is_ascii_hexdigit) {
-                format!("{number:0width$x}", width = token.len()).into_bytes()
+    /// An id in hex digits: a number in as many of them.
+    pub(super) fn hex(&mut self, id: &[u8]) -> Vec<u8> {
+        self.stand_in(MaskKind::Hex, id, |id, number| {
+            if id.iter().all(u8::is_ascii_hexdigit) {
+                format!("{number:0width$x}", width = id.len()).into_bytes()
             } else {
-                shape(token)
+                shape(id)
             }
         })
     }
 
-    /// A device's name for an account, a UUID: a number in its form.
-    pub(super) fn account_id(&mut self, id: &[u8]) -> Vec<u8> {
-        self.stand_in(MaskKind::AccountId, id, |id, number| {
+    /// A UUID: a number in its form.
+    pub(super) fn uuid(&mut self, id: &[u8]) -> Vec<u8> {
+        self.stand_in(MaskKind::Uuid, id, |id, number| {
             let dashes: Vec<_> = (0..id.len()).filter(|at| id[*at] == b'-').collect();
             if id.len() == 36 && dashes == [8, 13, 18, 23] {
                 format!("00000000-0000-0000-0000-{number:012X}").into_bytes()
@@ -362,12 +358,12 @@ mod tests {
     }
 
     #[test]
-    fn tokens_and_account_ids_can_be_distinguished_and_no_more() {
+    fn ids_can_be_distinguished_and_no_more() {
         let mut masks = Masks::default();
-        let tokens = ["AB".repeat(32), "CD".repeat(32), "AB".repeat(32)];
-        let [a, b, again] = tokens.map(|token| text(masks.token(token.as_bytes())));
+        let ids = ["AB".repeat(32), "CD".repeat(32), "AB".repeat(32)];
+        let [a, b, again] = ids.map(|id| text(masks.hex(id.as_bytes())));
         assert!(a.len() == 64 && a.ends_with("01") && b.ends_with("02") && a == again);
-        let id = text(masks.account_id(b"0715A26B-CA09-4730-A419-793000CA982E"));
+        let id = text(masks.uuid(b"0715A26B-CA09-4730-A419-793000CA982E"));
         assert_eq!(id, "00000000-0000-0000-0000-000000000001");
     }
 

@@ -25,7 +25,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-pub use self::mask::TOPIC;
 pub use self::transcript::MAILBOXES;
 use self::transcript::Transcript;
 use crate::config;

@@ -3,8 +3,10 @@
 //! What is not known to be harmless goes: strings and literals but in a few places, whole lines of
 //! commands that are not known.
 
-use super::mask::{Masks, TOPIC, shape};
+use super::mask::{Masks, shape};
+use crate::imap::capability::XAPPLEPUSHSERVICE;
 use crate::imap::literal::Announcement;
+use crate::imap::registration::xapple::{self, RegistrationValue};
 
 /// Longest literal that is a name or a value, in octets; a longer one is content.
 const LONGEST_VALUE: u64 = 4096;
@@ -183,7 +185,7 @@ impl Manner {
             "LOGIN" => Self::Login { name: None },
             "APPEND" | "REPLACE" => Self::Append { named: false },
             "ID" => Self::Pairs { key: None, of: Pairs::Id },
-            "XAPPLEPUSHSERVICE" => Self::Pairs { key: None, of: Pairs::Registration },
+            XAPPLEPUSHSERVICE => Self::Pairs { key: None, of: Pairs::Registration },
             _ if known(&KEPT) => Self::Keep,
             _ if known(&STRICT) => Self::Strict { labels: false },
             _ if known(&SEARCHES) => Self::Search,
@@ -195,7 +197,7 @@ impl Manner {
     pub(super) fn of_data(name: &str) -> Self {
         match name {
             "ID" => Self::Pairs { key: None, of: Pairs::Id },
-            "XAPPLEPUSHSERVICE" => Self::Pairs { key: None, of: Pairs::Registration },
+            XAPPLEPUSHSERVICE => Self::Pairs { key: None, of: Pairs::Registration },
             _ if KEPT_DATA.contains(&name) => Self::Keep,
             _ => Self::Strict { labels: false },
         }
@@ -286,12 +288,12 @@ impl Manner {
 fn value(key: &[u8], word: &[u8], of: Pairs, masks: &mut Masks) -> Vec<u8> {
     let is = |names: &[&str]| names.iter().any(|name| key == name.as_bytes());
     match of {
-        Pairs::Registration => match key {
-            b"aps-account-id" => masks.account_id(word),
-            b"aps-device-token" => masks.token(word),
-            b"aps-topic" => TOPIC.into(),
-            b"aps-version" | b"aps-subtopic" | b"mailbox" | b"mailboxes" => masks.text(word),
-            _ => vec![b'x'; word.len()],
+        Pairs::Registration => match RegistrationValue::of(key) {
+            RegistrationValue::Account => masks.uuid(word),
+            RegistrationValue::Endpoint => masks.hex(word),
+            RegistrationValue::Route => xapple::EXAMPLE_TOPIC.into(),
+            RegistrationValue::Harmless => masks.text(word),
+            RegistrationValue::Unknown => vec![b'x'; word.len()],
         },
         _ if word.eq_ignore_ascii_case(b"NIL") => word.to_vec(),
         Pairs::Id | Pairs::OwnId if is(&ID_FIELDS) => masks.text(word),

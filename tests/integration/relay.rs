@@ -8,7 +8,7 @@ use std::time::Duration;
 use mailchime::config::Config;
 use mailchime::demo::dialogue::Peer;
 use mailchime::demo::replay::Proxy;
-use mailchime::imap::contract::{DomainTopic, PushOffer};
+use mailchime::imap::contract::{DomainRoute, PushOffer};
 use mailchime::model::SessionEvent;
 use proptest::prelude::*;
 use sqlx::{Connection, Executor, SqliteConnection};
@@ -628,8 +628,8 @@ impl Locked {
 }
 
 fn offer_of(topic: &str) -> PushOffer {
-    let topics = vec![DomainTopic { domain: None, topic: Some(topic.into()) }];
-    PushOffer { topics, ..push_offer() }
+    let routes = vec![DomainRoute { domain: None, route: Some(topic.into()) }];
+    PushOffer { routes, ..push_offer() }
 }
 
 #[tokio::test]

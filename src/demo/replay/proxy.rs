@@ -21,7 +21,8 @@ use super::{Failure, LIMIT};
 use crate::config::{self, Config};
 use crate::demo::dialogue::Settings;
 use crate::demo::pki::Pki;
-use crate::imap::contract::{DomainTopic, PushOffer};
+use crate::imap::contract::{DomainRoute, PushOffer};
+use crate::imap::registration::xapple::EXAMPLE_TOPIC;
 use crate::model::SessionEvent;
 use crate::net::backend::Backend;
 use crate::net::backends::{Backends, Table};
@@ -32,12 +33,12 @@ use crate::store::{CredentialSource, Store};
 use crate::{proxy, record};
 
 /// The push topic that registrations in dialogues are answered with.
-pub const TOPIC: &str = record::TOPIC;
+pub const TOPIC: &str = EXAMPLE_TOPIC;
 
 /// The push that dialogues are offered.
 pub fn push_offer() -> PushOffer {
     PushOffer {
-        topics: vec![DomainTopic { domain: None, topic: Some(TOPIC.into()) }],
+        routes: vec![DomainRoute { domain: None, route: Some(TOPIC.into()) }],
         clients: vec!["com.apple.mobilemail".into()],
         most_mailboxes: record::MAILBOXES,
     }

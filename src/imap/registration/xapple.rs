@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::imap::args::{Bytes, astring, astring_list, quote, whole};
 use crate::imap::refusal::Refusal;
 use crate::imap::responses::has_code;
-use crate::model::{Account, PushEndpoint, Subscription, TransportId};
+use crate::model::{
+    Account, Mailbox, PushEndpoint, Registration, Snapshot, Subscription, TransportId,
+};
 
 /// The transport by which devices that register so are notified.
 pub const TRANSPORT: &str = "apns";
@@ -51,6 +53,40 @@ pub struct XAppleRegistration {
     pub mailboxes: Vec<Vec<u8>>,
 }
 
+/// A registration with those of its mailboxes that its user can read.
+#[derive(Clone, Debug)]
+pub struct CheckedRegistration {
+    /// Whose session it is.
+    pub account: Account,
+    /// What the device asked for, but for the mailboxes.
+    pub request: XAppleRegistration,
+    /// The mailboxes that count, each with its state.
+    pub mailboxes: Vec<(Mailbox, Snapshot)>,
+}
+
+/// What the device gets for a registration that is on disk.
+#[derive(Debug)]
+pub struct RegistrationReply {
+    version: u8,
+    /// The mailboxes that count, as the device spelled them.
+    names: Vec<Vec<u8>>,
+}
+
+/// What the value of a key of a registration or its answer tells, for those who show dialogues to others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegistrationValue {
+    /// The phone's id for the account, a UUID.
+    Account,
+    /// Where pushes go, in hex digits: a secret.
+    Endpoint,
+    /// Under whose authority they are sent, which names the operator.
+    Route,
+    /// Nothing of a user.
+    Harmless,
+    /// It is no key of this version.
+    Unknown,
+}
+
 /// Why the arguments are not a registration. `Display` is fit for the text of a BAD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MalformedRegistration {
@@ -63,6 +99,9 @@ pub enum MalformedRegistration {
     /// The value of a key is not allowed.
     Value(&'static str),
 }
+
+/// The topic in dialogues that others read: a real one names the operator of the server.
+pub const EXAMPLE_TOPIC: &str = "com.apple.mail.XServer.11111111-2222-3333-4444-555555555555";
 
 const VERSION: &str = "aps-version";
 const ACCOUNT_ID: &str = "aps-account-id";
@@ -149,6 +188,24 @@ impl ApnsOptions {
 // === impl XAppleRegistration ===
 
 impl XAppleRegistration {
+    /// The app that asks.
+    pub fn app(&self) -> &str {
+        &self.subtopic
+    }
+
+    /// Takes the names of the mailboxes out of it, as they came: with version 1 INBOX alone.
+    pub fn take_names(&mut self) -> Vec<Vec<u8>> {
+        match self.version {
+            1 => vec![Mailbox::INBOX.into()],
+            _ => std::mem::take(&mut self.mailboxes),
+        }
+    }
+
+    /// What the device gets once it is registered for the mailboxes of these names.
+    pub fn reply(&self, names: Vec<Vec<u8>>) -> RegistrationReply {
+        RegistrationReply { version: self.version, names }
+    }
+
     /// The subscription of the device for this account, whose pushes are answered for by `topic`.
     pub fn subscription(self, account: Account, topic: &str) -> Subscription {
         let Self { version, account_id, token, subtopic, .. } = self;
@@ -162,6 +219,45 @@ impl XAppleRegistration {
             secrets: None,
             expires_at: None,
         }
+    }
+}
+
+// === impl RegistrationValue ===
+
+impl RegistrationValue {
+    /// What the value of this key tells.
+    pub fn of(key: &[u8]) -> Self {
+        match key {
+            b"aps-account-id" => Self::Account,
+            b"aps-device-token" => Self::Endpoint,
+            b"aps-topic" => Self::Route,
+            b"aps-version" | b"aps-subtopic" | b"mailbox" | b"mailboxes" => Self::Harmless,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+// === impl CheckedRegistration ===
+
+impl CheckedRegistration {
+    /// What is stored of it: a subscription under this route, which is a topic.
+    pub fn under(self, route: &str) -> Registration {
+        let Self { account, request, mailboxes } = self;
+        Registration { subscription: request.subscription(account, route), mailboxes }
+    }
+}
+
+// === impl RegistrationReply ===
+
+impl RegistrationReply {
+    /// The untagged answer to a registration under this route.
+    pub fn answer(&self, route: &str) -> Vec<u8> {
+        answer(self.version, route, self.names.iter().map(Vec::as_slice))
+    }
+
+    /// Names of mailboxes that it holds.
+    pub fn names(&self) -> &[Vec<u8>] {
+        &self.names
     }
 }
 

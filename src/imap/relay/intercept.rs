@@ -20,13 +20,13 @@ use std::sync::Arc;
 use self::mailbox_check::{MailboxCheck, names_size};
 use super::wires::Wires;
 use crate::imap::args;
-use crate::imap::capability::Own;
+use crate::imap::capability::{Own, XAPPLEPUSHSERVICE};
 use crate::imap::collect::{Collector, Progress};
-use crate::imap::contract::{
-    Action, Awaited, CheckedRegistration, Profile, PushOffer, Step, tagged,
-};
+use crate::imap::contract::{Action, Awaited, Profile, PushOffer, Step, tagged};
 use crate::imap::peek::{Status, Verb};
-use crate::imap::registration::xapple;
+use crate::imap::registration::xapple::{
+    self, CheckedRegistration, RegistrationReply, XAppleRegistration,
+};
 use crate::model::{Account, Mailbox, RegistrationResult};
 
 /// Most registrations of a session that are written while its client goes on.
@@ -74,16 +74,9 @@ struct Intercepted {
 enum InterceptStage {
     Fence,
     Collect(Collector),
-    Check(MailboxCheck),
+    Check(XAppleRegistration, MailboxCheck),
     /// The caller writes the registration.
     Store(RegistrationReply),
-}
-
-/// What the client gets for a registration that is on disk.
-#[derive(Debug)]
-struct RegistrationReply {
-    version: u8,
-    names: Vec<Vec<u8>>,
 }
 
 /// A registration that the caller writes while the client goes on.
@@ -97,7 +90,7 @@ struct DetachedRegistration {
 pub(super) fn is_intercepted(verb: Verb) -> bool {
     matches!(
         verb,
-        Verb::XApplePushService
+        Verb::Register
             | Verb::Login
             | Verb::Authenticate
             | Verb::StartTls
@@ -122,11 +115,11 @@ impl Intercept {
         }
     }
 
-    /// Goes by another profile from now on. The topic that this user's devices get then; `None` if
-    /// they are offered no push.
+    /// Goes by another profile from now on. The route for this user's devices then; `None` if they
+    /// are offered no push.
     pub(super) fn renewed(&mut self, profile: Arc<Profile>) -> Option<&str> {
         self.profile = profile;
-        self.push().map(|(_, topic)| topic)
+        self.push().map(|(_, route)| route)
     }
 
     pub(super) fn profile(&self) -> &Profile {
@@ -138,7 +131,7 @@ impl Intercept {
         Own { push: self.push().is_some(), compress: self.profile.compress }
     }
 
-    /// What is offered to this user, and the topic that devices of theirs get.
+    /// What is offered to this user, and the route for devices of theirs.
     fn push(&self) -> Option<(&PushOffer, &str)> {
         offered(&self.profile, self.account.as_ref())
     }
@@ -187,20 +180,16 @@ impl Intercept {
         if self.detached.is_empty() {
             self.detach_registration();
         }
-        let Some(DetachedRegistration { tag, reply: RegistrationReply { version, names } }) =
-            self.detached.pop_front()
-        else {
-            return;
-        };
+        let Some(DetachedRegistration { tag, reply }) = self.detached.pop_front() else { return };
         if self.detached.is_empty() {
             self.detached = VecDeque::new();
         }
         let mut answer = Vec::new();
         let refusal = match result {
             RegistrationResult::Stored { route } => {
-                answer = xapple::answer(version, &route, names.iter().map(Vec::as_slice));
-                tagged(&mut answer, &tag, "OK XAPPLEPUSHSERVICE completed");
-                wires.out.answered.push((Verb::XApplePushService, Status::Ok));
+                answer = reply.answer(&route);
+                tagged(&mut answer, &tag, format_args!("OK {XAPPLEPUSHSERVICE} completed"));
+                wires.out.answered.push((Verb::Register, Status::Ok));
                 return wires.say(&answer);
             }
             RegistrationResult::TooMany => "NO [LIMIT] Too many registrations of this account",
@@ -215,7 +204,7 @@ impl Intercept {
             }
         };
         tagged(&mut answer, &tag, refusal);
-        wires.out.answered.push((Verb::XApplePushService, Status::No));
+        wires.out.answered.push((Verb::Register, Status::No));
         wires.say(&answer);
     }
 
@@ -231,7 +220,7 @@ impl Intercept {
 
     /// A STATUS response that may be the answer to a question of ours.
     pub(super) fn keep(&mut self, response: &[u8]) {
-        if let Some(Intercepted { stage: InterceptStage::Check(check), .. }) =
+        if let Some(Intercepted { stage: InterceptStage::Check(_, check), .. }) =
             self.command.as_deref_mut()
         {
             check.keep(response);
@@ -241,7 +230,7 @@ impl Intercept {
     /// The mailbox that the backend is asked for.
     pub(super) fn asked(&self) -> Option<&Mailbox> {
         match &self.command.as_ref()?.stage {
-            InterceptStage::Check(check) => check.asked(),
+            InterceptStage::Check(_, check) => check.asked(),
             InterceptStage::Fence | InterceptStage::Collect(_) | InterceptStage::Store(_) => None,
         }
     }
@@ -249,7 +238,7 @@ impl Intercept {
     /// Whether a STATUS response may be the answer to a question of ours.
     pub(super) fn takes_statuses(&self) -> bool {
         let stage = self.command.as_ref().map(|command| &command.stage);
-        matches!(stage, Some(InterceptStage::Check(check)) if check.takes_statuses())
+        matches!(stage, Some(InterceptStage::Check(_, check)) if check.takes_statuses())
     }
 
     pub(super) fn start(&mut self, tag: &[u8], verb: Verb, wires: &mut Wires<'_>) {
@@ -289,7 +278,7 @@ impl Intercept {
             InterceptStage::Fence => {
                 intercepted.stage = InterceptStage::Collect(Collector::new(limit))
             }
-            InterceptStage::Check(check) => {
+            InterceptStage::Check(_, check) => {
                 check.conclude(refusal, wires.selection, wires.out);
                 self.next_question(wires);
             }
@@ -313,7 +302,7 @@ impl Intercept {
             InterceptStage::Fence => {
                 intercepted.stage = InterceptStage::Collect(Collector::new(limit))
             }
-            InterceptStage::Check(check) => {
+            InterceptStage::Check(_, check) => {
                 let statuses = check.give_up();
                 wires.say(&statuses);
                 self.next_question(wires);
@@ -352,7 +341,7 @@ impl Intercept {
     fn received(&mut self, command: &[u8], wires: &mut Wires<'_>) {
         let Some(intercepted) = self.command.as_deref_mut() else { return };
         match intercepted.verb {
-            Verb::XApplePushService => {}
+            Verb::Register => {}
             Verb::Login | Verb::Authenticate => {
                 return self.finish(Status::Bad, "BAD Already logged in", wires);
             }
@@ -361,31 +350,30 @@ impl Intercept {
             _ => return self.finish(Status::Bad, "BAD Command is not available here", wires),
         }
         let Some((push, _)) = offered(&self.profile, self.account.as_ref()) else {
-            return self.finish(Status::Bad, "BAD XAPPLEPUSHSERVICE is not available here", wires);
+            let text = format_args!("BAD {XAPPLEPUSHSERVICE} is not available here");
+            return self.finish(Status::Bad, text, wires);
         };
         let Ok((arguments, _)) = args::tag_and_verb(command) else {
             return self.finish(Status::Bad, "BAD Malformed command", wires);
         };
-        let request = match xapple::parse(arguments) {
+        let mut request = match xapple::parse(arguments) {
             Ok(request) => request,
             Err(why) => {
-                return self.finish(
-                    Status::Bad,
-                    format_args!("BAD XAPPLEPUSHSERVICE: {why}"),
-                    wires,
-                );
+                let text = format_args!("BAD {XAPPLEPUSHSERVICE}: {why}");
+                return self.finish(Status::Bad, text, wires);
             }
         };
-        if !push.serves(&request.subtopic) {
+        if !push.serves(request.app()) {
             return self.finish(
                 Status::No,
                 "NO [CANNOT] This mail client is not served with push",
                 wires,
             );
         }
-        let (check, left_out) = MailboxCheck::new(request, push.most_mailboxes, self.utf8);
+        let (check, left_out) =
+            MailboxCheck::new(request.take_names(), push.most_mailboxes, self.utf8);
         wires.out.over.mailboxes += u32::try_from(left_out).unwrap_or(u32::MAX);
-        intercepted.stage = InterceptStage::Check(check);
+        intercepted.stage = InterceptStage::Check(request, check);
         self.next_question(wires);
     }
 
@@ -424,7 +412,7 @@ impl Intercept {
 
     /// Asks for the next mailbox, or ends the check.
     fn next_question(&mut self, wires: &mut Wires<'_>) {
-        let Some(Intercepted { stage: InterceptStage::Check(check), .. }) =
+        let Some(Intercepted { stage: InterceptStage::Check(_, check), .. }) =
             self.command.as_deref_mut()
         else {
             return;
@@ -441,14 +429,13 @@ impl Intercept {
             return self.finish(Status::No, "NO [LIMIT] Too many registrations at once", wires);
         }
         let Some(intercepted) = self.command.as_deref_mut() else { return };
-        let InterceptStage::Check(check) =
+        let InterceptStage::Check(request, check) =
             std::mem::replace(&mut intercepted.stage, InterceptStage::Fence)
         else {
             return;
         };
-        let (request, names, mailboxes) = check.into_found();
-        let version = request.version;
-        intercepted.stage = InterceptStage::Store(RegistrationReply { version, names });
+        let (names, mailboxes) = check.into_found();
+        intercepted.stage = InterceptStage::Store(request.reply(names));
         let checked = CheckedRegistration { account, request, mailboxes };
         wires.out.actions.push_back(Action::Register(checked));
         // It waits for those before it.
@@ -467,13 +454,13 @@ impl Intercept {
     }
 }
 
-/// What is offered to the user of this account, and the topic that devices of theirs get.
+/// What is offered to the user of this account, and the route for devices of theirs.
 fn offered<'a>(
     profile: &'a Profile,
     account: Option<&'a Account>,
 ) -> Option<(&'a PushOffer, &'a str)> {
     let offer = profile.push.as_ref()?;
-    Some((offer, offer.topic(account?)?))
+    Some((offer, offer.route(account?)?))
 }
 
 impl Intercepted {
@@ -487,8 +474,8 @@ impl Intercepted {
         match &self.stage {
             InterceptStage::Fence => 0,
             InterceptStage::Collect(collector) => collector.held(),
-            InterceptStage::Check(check) => check.held(),
-            InterceptStage::Store(reply) => names_size(&reply.names),
+            InterceptStage::Check(_, check) => check.held(),
+            InterceptStage::Store(reply) => names_size(reply.names()),
         }
     }
 }
@@ -496,6 +483,6 @@ impl Intercepted {
 impl DetachedRegistration {
     /// Memory of it.
     pub(super) fn held(&self) -> usize {
-        self.tag.len() + names_size(&self.reply.names)
+        self.tag.len() + names_size(self.reply.names())
     }
 }

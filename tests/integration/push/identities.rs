@@ -179,7 +179,7 @@ async fn each_domain_has_its_identity_and_each_topic_its_client() {
         let offer = |login: &str| {
             let offer =
                 app::push_offer(identities.offers(now), &config::PushConfig::default()).unwrap();
-            offer.topic(&Account::from_login(login)).map(str::to_owned)
+            offer.route(&Account::from_login(login)).map(str::to_owned)
         };
         let others = certificates.pki.topic.as_str();
         for (login, topic) in [

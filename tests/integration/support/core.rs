@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use mailchime::demo::dialogue::{Deed, Dialogue, Event, Peer, Text, Variables, What};
-use mailchime::imap::contract::{
-    Action, BackendTraits, CheckedRegistration, ClientConnection, Profile, Step,
-};
+use mailchime::imap::contract::{Action, BackendTraits, ClientConnection, Profile, Step};
+use mailchime::imap::registration::xapple::CheckedRegistration;
 use mailchime::imap::session::Session;
 use mailchime::model::RegistrationResult;
 

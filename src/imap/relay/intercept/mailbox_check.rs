@@ -7,7 +7,7 @@ use super::super::selection::Selection;
 use crate::imap::args::quote;
 use crate::imap::contract::Output;
 use crate::imap::mailbox;
-use crate::imap::registration::xapple::{self, XAppleRegistration};
+use crate::imap::registration::xapple;
 use crate::imap::status::mailbox_status;
 use crate::model::{Mailbox, Snapshot};
 
@@ -25,7 +25,8 @@ type Named = (Vec<u8>, Mailbox);
 /// Which of the mailboxes asked for can this user read?
 #[derive(Debug)]
 pub(super) struct MailboxCheck {
-    request: XAppleRegistration,
+    /// As the client spells them.
+    names: Vec<Vec<u8>>,
     /// Memory that the names take.
     names_size: usize,
     /// Index of the next name to look at.
@@ -42,14 +43,14 @@ pub(super) struct MailboxCheck {
 }
 
 impl MailboxCheck {
-    /// Of the mailboxes of `request`, of which no more than `most` are registered. Returns how many are
+    /// Of the mailboxes of these names, of which no more than `most` are registered. Returns how many are
     /// left out beside it. `utf8`: names are UTF-8, not modified UTF-7.
-    pub(super) fn new(mut request: XAppleRegistration, most: usize, utf8: bool) -> (Self, usize) {
+    pub(super) fn new(mut names: Vec<Vec<u8>>, most: usize, utf8: bool) -> (Self, usize) {
         // A phone that gets a NO comes back in a day; one that gets less can use that.
-        let left_out = keep_first(&mut request.mailboxes, most, utf8);
+        let left_out = keep_first(&mut names, most, utf8);
         let check = Self {
-            names_size: names_size(&request.mailboxes),
-            request,
+            names_size: names_size(&names),
+            names,
             next: 0,
             asked: None,
             gave_up: false,
@@ -88,7 +89,7 @@ impl MailboxCheck {
     /// The next question, of a mailbox whose name one can ask for and that is none of `unasked`; `None` when
     /// the check is at its end.
     pub(super) fn next_question(&mut self, unasked: &[Mailbox], utf8: bool) -> Option<Vec<u8>> {
-        while let Some(name) = self.name(self.next).map(<[u8]>::to_vec) {
+        while let Some(name) = self.names.get(self.next).cloned() {
             self.next += 1;
             let (Some(mailbox), Some(quoted)) = (mailbox::decode(&name, utf8), quote(&name)) else {
                 continue;
@@ -115,20 +116,10 @@ impl MailboxCheck {
         std::mem::take(&mut self.statuses).concat()
     }
 
-    /// What was asked for, the names of the mailboxes that are registered, and they themselves.
-    pub(super) fn into_found(self) -> (XAppleRegistration, Vec<Vec<u8>>, Vec<(Mailbox, Snapshot)>) {
+    /// The names of the mailboxes that are registered, and they themselves.
+    pub(super) fn into_found(self) -> (Vec<Vec<u8>>, Vec<(Mailbox, Snapshot)>) {
         let found = self.found.into_iter();
-        let (names, mailboxes) =
-            found.map(|(name, mailbox, state)| (name, (mailbox, state))).unzip();
-        (self.request, names, mailboxes)
-    }
-
-    /// The nth name to look at; with version 1 there is INBOX only.
-    fn name(&self, index: usize) -> Option<&[u8]> {
-        if self.request.version == 1 {
-            return (index == 0).then_some(Mailbox::INBOX.as_bytes());
-        }
-        self.request.mailboxes.get(index).map(Vec::as_slice)
+        found.map(|(name, mailbox, state)| (name, (mailbox, state))).unzip()
     }
 
     /// Our question was answered: one of the responses since is the answer, the others are the client's
