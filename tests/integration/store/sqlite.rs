@@ -343,8 +343,8 @@ async fn whether_a_registration_is_written_is_asked_of_the_credentials_first() {
     limited(async {
         let folder = tempfile::tempdir().unwrap();
         let store = open(&folder).await;
-        let stored = config::CredentialsMode::Stored { key_file: folder.path().join("key") };
-        let source = CredentialSource::open(&stored, store.clone()).unwrap();
+        let (stored, key_file) = (config::CredentialsMode::Stored, folder.path().join("key"));
+        let source = CredentialSource::open(stored, &key_file, store.clone()).unwrap();
         let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
         let now = Timestamp::now();
         let login = |password: &str| AcceptedLogin {
