@@ -12,7 +12,7 @@ use super::ApiContext;
 use super::error::ApiError;
 use super::mail::MailClient;
 use super::web_sessions::{self, WebSession};
-use crate::model::{Account, Credentials};
+use crate::model::{AcceptedLogin, Account, Credentials};
 use crate::net::proxy_protocol::Addresses;
 
 /// The header that names the account of an access token.
@@ -38,6 +38,14 @@ enum ProvenBy {
 pub(super) struct AskedHost<'a>(pub(super) &'a str);
 
 impl Caller {
+    /// What the backend has accepted.
+    pub(super) fn login(&self) -> AcceptedLogin {
+        match &self.proof {
+            ProvenBy::Backend(mail) => mail.login.clone(),
+            ProvenBy::Cookie { session, .. } => session.login.clone(),
+        }
+    }
+
     /// The session of this user at the backend. With a cookie it begins when this is called, and the cookie
     /// ends where the backend refuses what was logged in with.
     pub(super) async fn mail(&mut self) -> Result<&mut MailClient, ApiError> {
@@ -66,7 +74,7 @@ impl FromRequestParts<Arc<ApiContext>> for Caller {
     ) -> Result<Self, ApiError> {
         let to_browser = is_from_script(&parts.headers);
         let caller = Self::of(parts, context).await;
-        caller.map_err(|error| error.to_browser(to_browser))
+        caller.map_err(|error| error.for_browser(to_browser))
     }
 }
 

@@ -71,7 +71,7 @@ impl ApiError {
     }
 
     /// The same for a script in a browser: it does not make the browser ask for a password.
-    pub(super) fn to_browser(self, to_browser: bool) -> Self {
+    pub(super) fn for_browser(self, to_browser: bool) -> Self {
         Self { to_browser, ..self }
     }
 }

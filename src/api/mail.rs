@@ -10,13 +10,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::timeout;
 
 use super::error::ApiError;
+use crate::imap::args::quote;
 use crate::imap::list::listed;
 use crate::imap::mailbox;
 use crate::imap::peek::{self, Response, Status};
 use crate::imap::refusal::Refusal;
+use crate::imap::registration::xapple::is_unreadable_for_now;
 use crate::imap::responses::{Responses, has_code};
 use crate::imap::sasl::{self, Mechanism};
-use crate::model::{Account, Credentials, Mailbox, SecretKind};
+use crate::imap::status::mailbox_status;
+use crate::model::{AcceptedLogin, Account, Credentials, Mailbox, SecretKind, Snapshot};
 use crate::net::door::{DoorSession, SessionDoor};
 use crate::net::proxy_protocol::Addresses;
 
@@ -33,6 +36,7 @@ const PROOF: Duration = Duration::from_secs(5);
 pub(super) struct MailClient {
     imap: ImapExchange,
     pub(super) account: Account,
+    pub(super) login: AcceptedLogin,
 }
 
 /// A mailbox that the user has.
@@ -77,14 +81,14 @@ pub(super) async fn log_in(
     if let Some(refusal) = refusal {
         return Err(refused(&refusal));
     }
-    let Ok(Ok((account, _))) = timeout(PROOF, login).await else {
+    let Ok(Ok((account, login))) = timeout(PROOF, login).await else {
         return Err(ApiError::forbidden(
             "not_proven",
             "The mail server accepts this login, and does not prove whose it is: it does not check \
                  the name beside an access token. Use a password, or ask your administrator.",
         ));
     };
-    Ok(MailClient { imap, account })
+    Ok(MailClient { imap, account, login })
 }
 
 fn hung_up() -> ApiError {
@@ -132,6 +136,37 @@ impl MailClient {
         });
         found.dedup_by(|a, b| a.mailbox == b.mailbox);
         Ok(found)
+    }
+
+    /// Which of these the user may read, each with its state, and which not. INBOX always is readable; what
+    /// the backend does not refuse for good is, in an unknown state.
+    pub(super) async fn check(
+        &mut self,
+        mailboxes: Vec<Mailbox>,
+    ) -> Result<(Vec<(Mailbox, Snapshot)>, Vec<Mailbox>), ApiError> {
+        let (mut readable, mut unreadable) = (Vec::new(), Vec::new());
+        for mailbox in mailboxes {
+            let name = mailbox::encode(&mailbox);
+            let Some(quoted) = quote(name.as_bytes()) else {
+                unreadable.push(mailbox);
+                continue;
+            };
+            let items = b" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
+            let mut state = None;
+            let read = |response: &[u8]| {
+                let told = mailbox_status(response);
+                state = told.map(|(_, snapshot)| snapshot).or(state);
+            };
+            let command = [b"STATUS ", &quoted[..], items].concat();
+            let refusal = self.imap.command(&command, read).await.map_err(|_| hung_up())?;
+            match refusal {
+                Some(refusal) if !mailbox.is_inbox() && !is_unreadable_for_now(&refusal) => {
+                    unreadable.push(mailbox);
+                }
+                _ => readable.push((mailbox, state.unwrap_or_default())),
+            }
+        }
+        Ok((readable, unreadable))
     }
 }
 

@@ -6,6 +6,12 @@
 //! | `GET /v1/session` | whose session it is |
 //! | `DELETE /v1/session` | logs out |
 //! | `GET /v1/mailboxes` | the mailboxes of the user |
+//! | `GET /v1/vapid` | the key with which browsers subscribe |
+//! | `GET /v1/subscriptions` | the user's subscriptions, whatever the transport |
+//! | `POST /v1/subscriptions` | makes one |
+//! | `DELETE /v1/subscriptions/{id}` | removes one |
+//! | `POST /v1/subscriptions/{id}/confirm` | says the code that a push has brought |
+//! | `POST /v1/subscriptions/{id}/test` | sends a test push |
 //!
 //! Each request proves who asks: by Basic or Bearer, with a login at the user's own backend through the
 //! proxy's door inside this process, or by the cookie of such a login. `docs/api.yaml` describes every
@@ -17,8 +23,10 @@
 mod caller;
 mod error;
 mod mail;
+mod push_side;
 mod request_body;
 mod routes;
+mod subscriptions;
 mod web_sessions;
 
 use std::sync::Arc;
@@ -32,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 use self::error::ApiError;
+pub use self::push_side::{Delivered, Delivering, PushSide};
 use self::web_sessions::WebSessions;
 use crate::config::PublicUrl;
 use crate::metrics::Metrics;
@@ -40,6 +49,8 @@ use crate::net::counters::HttpCounters;
 use crate::net::door::SessionDoor;
 use crate::net::http::HttpServer;
 use crate::net::proxy_protocol::Addresses;
+use crate::registrar::Registrar;
+use crate::store::Store;
 
 /// Between two looks for sessions whose time is over.
 const TIDY: Duration = Duration::from_secs(60);
@@ -49,6 +60,14 @@ const TIDY: Duration = Duration::from_secs(60);
 pub struct ApiParts {
     /// Leads to the user's backend.
     pub door: Arc<dyn SessionDoor>,
+    /// Stores subscriptions.
+    pub registrar: Registrar,
+    /// Has them.
+    pub store: Store,
+    /// Sends to them.
+    pub push: Arc<dyn PushSide>,
+    /// Most mailboxes of a subscription.
+    pub most_mailboxes: usize,
     /// By which URL users reach it.
     pub public_url: Option<PublicUrl>,
     /// Further names that it has, in lower case; `*.` stands for any first label.
@@ -71,6 +90,10 @@ pub struct ApiParts {
 #[derive(Debug)]
 struct ApiContext {
     door: Arc<dyn SessionDoor>,
+    registrar: Registrar,
+    store: Store,
+    push: Arc<dyn PushSide>,
+    most_mailboxes: usize,
     public_url: Option<PublicUrl>,
     names: Vec<String>,
     request_timeout: Duration,
@@ -84,10 +107,14 @@ struct ApiContext {
 /// Answers requests until `stop`.
 pub async fn serve(server: HttpServer, parts: ApiParts, stop: CancellationToken) {
     let sessions = WebSessions::new(parts.sessions, Arc::clone(&parts.counters));
-    let ApiParts { door, public_url, names, request_timeout, body_size, .. } = parts;
-    let ApiParts { answer_timeout, counters, metrics, .. } = parts;
+    let ApiParts { door, registrar, store, push, most_mailboxes, public_url, names, .. } = parts;
+    let ApiParts { request_timeout, body_size, answer_timeout, counters, metrics, .. } = parts;
     let context = Arc::new(ApiContext {
         door,
+        registrar,
+        store,
+        push,
+        most_mailboxes,
         public_url,
         names,
         request_timeout,

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use hyper::StatusCode;
 use hyper::header::{
@@ -25,6 +25,7 @@ use super::caller::{
 };
 use super::error::ApiError;
 use super::request_body::JsonBody;
+use super::subscriptions;
 use super::web_sessions::{AGE, COOKIE};
 use crate::metrics::ApiAnswer;
 
@@ -36,6 +37,11 @@ pub(super) fn router(context: Arc<ApiContext>) -> Router {
     Router::new()
         .route("/v1/session", post(open_session).get(show_session).delete(close_session))
         .route("/v1/mailboxes", get(mailboxes))
+        .route("/v1/vapid", get(subscriptions::vapid))
+        .route("/v1/subscriptions", get(subscriptions::list).post(subscriptions::add))
+        .route("/v1/subscriptions/{id}", delete(subscriptions::remove))
+        .route("/v1/subscriptions/{id}/confirm", post(subscriptions::confirm))
+        .route("/v1/subscriptions/{id}/test", post(subscriptions::test))
         .fallback(async || ApiError::not_found())
         .method_not_allowed_fallback(async || {
             let message = "This method is not allowed here.";
@@ -94,7 +100,7 @@ async fn open_session(
     let (parts, body) = request.into_parts();
     let to_browser = is_from_script(&parts.headers);
     let opened = log_in(&context, &parts, body).await;
-    opened.map_err(|error| error.to_browser(to_browser))
+    opened.map_err(|error| error.for_browser(to_browser))
 }
 
 async fn log_in(
@@ -120,7 +126,7 @@ async fn log_in(
         context.sessions.close(former);
     }
     let account = mail.account.clone();
-    let opened = context.sessions.open(account.clone(), credentials);
+    let opened = context.sessions.open(account.clone(), mail.login.clone(), credentials);
     tracing::info!(
         target: "mailchime::api::session_opened",
         %account, "a user has logged in to the web app"

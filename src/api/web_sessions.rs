@@ -13,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::model::{Account, Credentials};
+use crate::model::{AcceptedLogin, Account, Credentials};
 use crate::net::counters::HttpCounters;
 
 /// The name of the cookie. Browsers take one with this prefix for this host alone, over TLS.
@@ -41,6 +41,8 @@ pub(super) struct WebSessions {
 #[derive(Clone, Debug)]
 pub(super) struct WebSession {
     pub(super) account: Account,
+    /// As the backend accepted it when the session began.
+    pub(super) login: AcceptedLogin,
     /// What the backend accepted; overwritten when the last copy goes.
     pub(super) credentials: Credentials,
     began: Instant,
@@ -54,7 +56,12 @@ impl WebSessions {
     }
 
     /// A new session; its cookie.
-    pub(super) fn open(&self, account: Account, credentials: Credentials) -> String {
+    pub(super) fn open(
+        &self,
+        account: Account,
+        login: AcceptedLogin,
+        credentials: Credentials,
+    ) -> String {
         let cookie = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
         let now = Instant::now();
         let mut open = self.open.lock();
@@ -73,7 +80,8 @@ impl WebSessions {
                 );
             }
         }
-        open.insert(hash(&cookie), WebSession { account, credentials, began: now, used: now });
+        let session = WebSession { account, login, credentials, began: now, used: now };
+        open.insert(hash(&cookie), session);
         cookie
     }
 
@@ -120,10 +128,17 @@ fn hash(cookie: &str) -> CookieHash {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{BackendId, Timestamp};
 
     fn open(sessions: &WebSessions, name: &str) -> String {
         let credentials = Credentials::password(name, b"secret".to_vec());
-        sessions.open(Account::from_login(name), credentials)
+        let login = AcceptedLogin {
+            backend: BackendId::new(None, "localhost", 993),
+            credentials: None,
+            at: Timestamp(0),
+            names_ignore_case: false,
+        };
+        sessions.open(Account::from_login(name), login, credentials)
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,21 +1,29 @@
 //! The server of `[api]`: its socket, and what it is made of.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
-use crate::api::{self, ApiParts};
+use crate::api::{self, ApiParts, Delivered, Delivering, PushSide};
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
+use crate::model::{Account, Subscription, SubscriptionKey, Timestamp, TransportId};
 use crate::net::counters::LimitCounters;
 use crate::net::door::SessionDoor;
 use crate::net::http::{HttpLimits, HttpServer, TlsSource};
 use crate::net::listen;
 use crate::proxy;
+use crate::push::dispatcher::{self, DispatcherHandle};
+use crate::push::transport::enrol::{Enrolled, Transports};
+use crate::push::transport::{Routes, Verdict};
+use crate::registrar::Registrar;
+use crate::store::{Alive, Store};
 
 /// The socket of `[api]`, listening.
 #[derive(Debug)]
@@ -29,8 +37,21 @@ pub(super) struct ApiJoints {
     pub(super) door: Arc<dyn SessionDoor>,
     /// Has the certificates.
     pub(super) current: proxy::CurrentContext,
+    pub(super) registrar: Registrar,
+    pub(super) store: Store,
+    pub(super) push: Arc<dyn PushSide>,
     pub(super) counters: Arc<LimitCounters>,
     pub(super) metrics: Arc<Metrics>,
+}
+
+/// The push side, joined to the API.
+#[derive(Debug)]
+pub(super) struct JoinedPushSide {
+    pub(super) transports: Transports,
+    pub(super) routes: Routes,
+    pub(super) store: Store,
+    pub(super) pushes: DispatcherHandle,
+    pub(super) config: config::PushConfig,
 }
 
 impl ApiSocket {
@@ -55,7 +76,7 @@ impl ApiSocket {
             target: "mailchime::api::listening",
             %address, "serving users' programs over HTTPS"
         );
-        let ApiJoints { door, current, counters, metrics } = joints;
+        let ApiJoints { door, current, registrar, store, push, counters, metrics } = joints;
         let (api, limits) = (&config.api, &config.limits);
         let server = HttpServer {
             listener,
@@ -72,6 +93,10 @@ impl ApiSocket {
         };
         let parts = ApiParts {
             door,
+            registrar,
+            store,
+            push,
+            most_mailboxes: config.push.mailboxes,
             public_url: api.public_url.clone(),
             names: config.tls.sni.iter().map(|sni| sni.name.clone()).collect(),
             request_timeout: api.request_timeout,
@@ -82,5 +107,67 @@ impl ApiSocket {
             metrics,
         };
         tokio::spawn(api::serve(server, parts, stop))
+    }
+}
+
+impl PushSide for JoinedPushSide {
+    fn offers(&self) -> Vec<(TransportId, Value)> {
+        self.transports.all().into_iter().map(|(name, enrol)| (name, enrol.offer())).collect()
+    }
+
+    fn enrol(
+        &self,
+        transport: &TransportId,
+        account: &Account,
+        request: &Value,
+    ) -> Option<Result<(Subscription, Value), String>> {
+        let enrolled = self.transports.find(transport)?.enrol(account, request);
+        Some(enrolled.map(|Enrolled { subscription, answer }| (subscription, answer)))
+    }
+
+    fn verify(&self, subscription: Subscription, code: String) -> Delivering {
+        let routes = self.routes.clone();
+        Box::pin(async move { delivered(routes.verify(&subscription, &code).await) })
+    }
+
+    fn test(&self, key: SubscriptionKey) -> Delivering {
+        let (store, routes, config) =
+            (self.store.clone(), self.routes.clone(), self.config.clone());
+        Box::pin(async move {
+            let alive = Alive::at(store.served(Timestamp::now()), &config);
+            let targets = match store.targets(&key.account, alive).await {
+                Ok(targets) => targets,
+                Err(_) => return Delivered::Failed("the database cannot be asked".to_owned()),
+            };
+            let target = targets.into_iter().find(|target| target.subscription.is(&key));
+            let Some(target) = target else {
+                return Delivered::Failed("the subscription does not count any more".to_owned());
+            };
+            let mailboxes = target.mailboxes.into_iter().map(|(mailbox, _)| mailbox);
+            let mailboxes = mailboxes.take(1).collect();
+            let sent =
+                dispatcher::send_now(&routes, config.expiration, target.subscription, mailboxes);
+            delivered(sent.await)
+        })
+    }
+
+    fn changed(&self, account: Account) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let (routes, pushes) = (self.routes.clone(), self.pushes.clone());
+        Box::pin(async move {
+            // Without a route nobody listens. A dispatcher that is gone reads everything next time.
+            if !routes.is_empty() {
+                let _ = pushes.changed(account).await;
+            }
+        })
+    }
+}
+
+fn delivered(verdict: Verdict) -> Delivered {
+    match verdict {
+        Verdict::Accepted { .. } => Delivered::Accepted,
+        Verdict::Gone { .. } | Verdict::BadEndpoint => Delivered::BadEndpoint,
+        Verdict::TooMany { .. } => Delivered::TooMany,
+        // What it says of our side is for the operator, whom the log tells.
+        other => Delivered::Failed(other.name().replace('_', " ")),
     }
 }

@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 use crate::imap::contract::PushOffer;
 use crate::model::Timestamp;
 use crate::net::backends::Backends;
+use crate::push::dispatcher::DispatcherHandle;
+use crate::push::transport::Routes;
 use crate::store::{self, CredentialSource, Store};
 
 /// Between two looks at what the backend offers before login.
@@ -21,6 +23,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Between two looks for credentials that have expired.
 const TIDY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// For the client of a new subscription to say the code that a push has brought.
+const PENDING: Duration = Duration::from_mins(10);
 
 /// Between two looks whether the database's file is still there.
 const FILE_INTERVAL: Duration = Duration::from_secs(1);
@@ -105,6 +110,36 @@ pub(super) async fn tidy(credentials: Arc<CredentialSource>, stop: CancellationT
             () = stop.cancelled() => return,
         }
     }
+}
+
+/// Removes subscriptions that were not confirmed in time, and those that are over.
+pub(super) async fn drop_ended(
+    store: Store,
+    routes: Routes,
+    pushes: DispatcherHandle,
+    stop: CancellationToken,
+) {
+    let dropping = async {
+        loop {
+            let now = Timestamp::now();
+            match store.drop_ended(now.minus(PENDING), now).await {
+                // Without a route nobody pushes to anybody.
+                Ok(accounts) if !routes.is_empty() => {
+                    for account in accounts {
+                        let _ = pushes.changed(account).await;
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(
+                    target: "mailchime::app::ended_subscriptions_not_removed",
+                    %error,
+                    "could not remove subscriptions that have ended; mailchime tries again in a minute"
+                ),
+            }
+            tokio::time::sleep(TIDY_INTERVAL).await;
+        }
+    };
+    stop.run_until_cancelled(dropping).await;
 }
 
 /// Notices that the file of the database was replaced, also while nothing is written.

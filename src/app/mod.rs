@@ -74,6 +74,10 @@ pub struct Server {
     pub door: Arc<dyn SessionDoor>,
     /// The database.
     pub store: Store,
+    /// Under whose authority pushes are sent at the moment.
+    pub routes: Routes,
+    /// To which transports users' programs can subscribe.
+    pub transports: Transports,
     /// To be reloaded when certificates were renewed.
     pub identities: Identities,
     /// Knows why a push would or would not be sent.
@@ -83,10 +87,6 @@ pub struct Server {
     metrics: Arc<Metrics>,
     backends: Backends,
     resolver: NameResolver,
-    /// Under whose authority pushes are sent.
-    routes: Routes,
-    /// What clients can subscribe to by HTTP.
-    transports: Transports,
     /// What new sessions begin with.
     current: proxy::CurrentContext,
     /// Stores the registrations of all clients.

@@ -9,7 +9,7 @@ use rustls::ServerConfig;
 use rustls::server::ProducesTickets;
 use tokio::sync::{mpsc, watch as cell};
 
-use super::background::{count_service, guard, probe, tidy};
+use super::background::{count_service, drop_ended, guard, probe, tidy};
 use super::listeners::{ListenerSocket, Listening, sockets};
 use super::renewal::Renewal;
 use super::server_tls::server_tls;
@@ -145,7 +145,7 @@ impl Built {
         let watchers = self.start_watching(config, &mut tasks, inputs, changes);
         let registrar = self.registrar(config, sessions.clone());
         let current = self.sessions(config, offered.clone(), sessions, registrar.clone());
-        self.start_background(config, &mut tasks, offered);
+        self.start_background(config, &mut tasks, offered, inquirer.clone());
         let stop = tasks.stop_of(StopStage::Serving);
         let local_sessions = proxy::LocalSessions::new(current.clone(), stop.clone());
         let ended = local_sessions.clone().ended();
@@ -160,21 +160,21 @@ impl Built {
         let registry = std::mem::take(&mut self.registry);
         self.start_admin(config, &mut tasks, registry, asked);
         let door: Arc<dyn SessionDoor> = Arc::new(local_sessions);
-        let api = self.start_api(config, &mut tasks, &door, &current);
+        let api = self.start_api(config, &mut tasks, (&door, &current, &registrar, &inquirer));
         let mut server = Server {
             admin,
             api,
             door,
             addresses: listening.iter().map(|listening| listening.address).collect(),
             store: self.store,
+            routes: self.routes,
+            transports: self.transports,
             identities: self.identities,
             inquirer,
             config: config.clone(),
             metrics: self.metrics,
             backends: self.backends,
             resolver: self.resolver,
-            routes: self.routes,
-            transports: self.transports,
             current,
             registrar,
             tickets: self.tickets,
@@ -328,6 +328,7 @@ impl Built {
         config: &Config,
         tasks: &mut Tasks,
         offered: cell::Receiver<Option<PushOffer>>,
+        pushes: DispatcherHandle,
     ) {
         let stop = tasks.stop_of(StopStage::Serving);
         let longest = config.limits.capability_size;
@@ -336,6 +337,8 @@ impl Built {
         tasks.start(StopStage::Serving, "backend probe", probing);
         tasks.start(StopStage::Serving, "credential expiry", tidy(credentials, stop.clone()));
         tasks.start(StopStage::Serving, "database file guard", guard(store.clone(), stop.clone()));
+        let ended = drop_ended(store.clone(), self.routes.clone(), pushes, stop.clone());
+        tasks.start(StopStage::Serving, "ended subscriptions", ended);
         tasks.start(StopStage::Serving, "service time", count_service(store, offered, stop));
     }
 
@@ -344,14 +347,27 @@ impl Built {
         &mut self,
         config: &Config,
         tasks: &mut Tasks,
-        door: &Arc<dyn SessionDoor>,
-        current: &proxy::CurrentContext,
+        (door, current, registrar, pushes): (
+            &Arc<dyn SessionDoor>,
+            &proxy::CurrentContext,
+            &Registrar,
+            &DispatcherHandle,
+        ),
     ) -> Option<SocketAddr> {
         let socket = self.api_socket.take()?;
         let address = socket.address;
         let joints = api::ApiJoints {
             door: Arc::clone(door),
             current: current.clone(),
+            registrar: registrar.clone(),
+            store: self.store.clone(),
+            push: Arc::new(api::JoinedPushSide {
+                transports: self.transports.clone(),
+                routes: self.routes.clone(),
+                store: self.store.clone(),
+                pushes: pushes.clone(),
+                config: config.push.clone(),
+            }),
             counters: self.backends.counters(),
             metrics: Arc::clone(&self.metrics),
         };

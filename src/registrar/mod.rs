@@ -17,7 +17,8 @@ use tokio::time::{Instant, timeout};
 use self::pace::RegistrationPace;
 use crate::config::{Config, LimitsConfig};
 use crate::model::{
-    AcceptedLogin, Account, Registration, RegistrationResult, SessionEvent, Timestamp,
+    AcceptedLogin, Account, Registration, RegistrationResult, SessionEvent, SubscriptionState,
+    Timestamp,
 };
 use crate::net::backends::Backends;
 use crate::net::counters::LimitCounters;
@@ -81,7 +82,34 @@ impl Registrar {
     pub async fn register(
         self,
         registration: Registration,
+        login: AcceptedLogin,
+    ) -> RegistrationResult {
+        self.register_in(registration, login, SubscriptionState::Active).await
+    }
+
+    /// The same for a subscription that counts when it is confirmed ([`Store::confirm`]) and
+    /// [`Registrar::counts_now`] says so. One that is there and counts goes on counting.
+    ///
+    /// [`Store::confirm`]: crate::store::Store::confirm
+    pub async fn register_pending(
+        self,
+        registration: Registration,
+        login: AcceptedLogin,
+    ) -> RegistrationResult {
+        self.register_in(registration, login, SubscriptionState::Pending).await
+    }
+
+    /// A subscription of the account that `login` proved was confirmed: lets it be watched.
+    pub async fn counts_now(&self, account: Account, login: AcceptedLogin) {
+        // If the watching side is gone the program is ending, and starts it next time.
+        let _ = self.0.events.send(SessionEvent::Registered { account, login }).await;
+    }
+
+    async fn register_in(
+        self,
+        registration: Registration,
         mut login: AcceptedLogin,
+        state: SubscriptionState,
     ) -> RegistrationResult {
         let Self(parts) = self;
         let account = registration.subscription.account.clone();
@@ -108,7 +136,7 @@ impl Registrar {
         }
         let mut why = None;
         let written = {
-            let writing = parts.write(&registration, &mut login, &mut why);
+            let writing = parts.write(&registration, &mut login, state, &mut why);
             let mut writing = pin!(timeout(patience, writing));
             tokio::select! {
                 written = &mut writing => written,
@@ -162,12 +190,21 @@ impl RegistrarParts {
         &self,
         registration: &Registration,
         login: &mut AcceptedLogin,
+        state: SubscriptionState,
         why: &mut Option<StoreError>,
     ) -> Option<RegisterOutcome> {
         let source = &self.credentials;
         while self.is_at_home(&registration.subscription.account, login) {
             let now = Timestamp::now();
-            match source.register(registration, login, self.most, now).await {
+            let written = match state {
+                SubscriptionState::Active => {
+                    source.register(registration, login, self.most, now).await
+                }
+                SubscriptionState::Pending => {
+                    source.register_pending(registration, login, self.most, now).await
+                }
+            };
+            match written {
                 Ok(outcome) => return Some(outcome),
                 Err(error) => {
                     let last = !error.is_temporary() || source.is_stopping();

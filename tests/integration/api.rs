@@ -5,7 +5,10 @@
 mod connections;
 mod document;
 mod logins;
+mod paper;
 mod sessions;
+mod subscriptions;
+mod web_push;
 
 use std::sync::Arc;
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
+use super::paper::Paper;
 use super::{ALICE, ApiWorld, basic};
 use crate::support::limited;
 
@@ -72,6 +73,12 @@ async fn each_path_and_answer_of_the_document_is_the_servers() {
         })
         .await;
         limits(&mut Exercise { api: &api, seen: &mut seen }).await;
+        let api = ApiWorld::with(|config| {
+            config.push.devices_per_domain = 1;
+            config.api.body_size = 8 * 1024;
+        })
+        .await;
+        subscriptions(&mut Exercise { api: &api, seen: &mut seen }).await;
         let api = ApiWorld::with(|config| config.backend.port = 1).await;
         away(&mut Exercise { api: &api, seen: &mut seen }).await;
         assert_eq!(seen, documented());
@@ -100,12 +107,73 @@ async fn well(of: &mut Exercise<'_>) {
     of.ask(mailboxes, &format!("GET {mailboxes}"), 401).await;
 }
 
+/// With a transport, and room for one subscription.
+async fn subscriptions(of: &mut Exercise<'_>) {
+    let (key, all) = ("/v1/vapid", "/v1/subscriptions");
+    let (one, confirm, test) =
+        ("/v1/subscriptions/{id}", "/v1/subscriptions/{id}/confirm", "/v1/subscriptions/{id}/test");
+    of.ask(key, &format!("GET {key}"), 404).await;
+    let paper = Paper::subscribable(of.api);
+    of.ask(key, &format!("GET {key}"), 200).await;
+    let (right, cookie) = (basic(ALICE, "secret"), of.api.cookie(ALICE).await);
+    let foreign = format!("Cookie: {cookie}\nOrigin: https://evil.example");
+
+    let add = |body: Value| format!("POST {all}\n{right}\n\n{body}");
+    of.ask(all, &format!("GET {all}\n{right}"), 200).await;
+    of.ask(all, &format!("GET {all}"), 401).await;
+    of.ask(all, &format!("POST {all}"), 401).await;
+    of.ask(all, &format!("POST {all}\n{right}\n\n{{"), 400).await;
+    of.ask(all, &format!("POST {all}\n{foreign}\n\n{{}}"), 403).await;
+    of.ask(all, &format!("POST {all}\n{right}\nContent-Type: text/plain\n\n{{}}"), 415).await;
+    of.ask(all, &add(json!({ "transport": "x".repeat(8 * 1024) })), 413).await;
+    of.ask(all, &add(json!({ "transport": "none" })), 422).await;
+    let mine = json!({ "transport": "paper", "to": "well" });
+    let made = of.ask(all, &add(mine.clone()), 201).await;
+    let id = made["id"].as_str().unwrap().to_owned();
+    of.ask(all, &add(json!({ "transport": "paper", "to": "other" })), 409).await;
+
+    let at = |method: &str, what: &str, fields: &str| {
+        format!("{method} {all}/{id}{what}\n{fields}\n\n{{}}")
+    };
+    let nowhere = format!("{all}/999999");
+    of.ask(test, &at("POST", "/test", &right), 409).await;
+    of.ask(test, &at("POST", "/test", ""), 401).await;
+    of.ask(test, &at("POST", "/test", &foreign), 403).await;
+    of.ask(test, &format!("POST {nowhere}/test\n{right}"), 404).await;
+    of.ask(confirm, &at("POST", "/confirm", &right), 422).await;
+    of.ask(confirm, &at("POST", "/confirm", ""), 401).await;
+    of.ask(confirm, &at("POST", "/confirm", &foreign), 403).await;
+    let code = json!({ "code": paper.code("well") });
+    of.ask(confirm, &format!("POST {nowhere}/confirm\n{right}\n\n{code}"), 404).await;
+    of.ask(confirm, &format!("POST {all}/{id}/confirm\n{right}\n\n{code}"), 200).await;
+    of.ask(all, &add(mine), 200).await;
+    of.ask(test, &at("POST", "/test", &right), 204).await;
+    paper.answers(410);
+    of.ask(test, &at("POST", "/test", &right), 422).await;
+    of.ask(one, &at("DELETE", "", ""), 401).await;
+    of.ask(one, &at("DELETE", "", &foreign), 403).await;
+    of.ask(one, &at("DELETE", "", &right), 204).await;
+    of.ask(one, &at("DELETE", "", &right), 404).await;
+}
+
+/// The paths below the subscriptions, each with its method.
+const OF_SUBSCRIPTIONS: [(&str, &str); 5] = [
+    ("GET", "/v1/subscriptions"),
+    ("POST", "/v1/subscriptions"),
+    ("DELETE", "/v1/subscriptions/{id}"),
+    ("POST", "/v1/subscriptions/{id}/confirm"),
+    ("POST", "/v1/subscriptions/{id}/test"),
+];
+
 /// After a wrong password, where there may be no second one.
 async fn limits(of: &mut Exercise<'_>) {
     let (session, mailboxes, wrong) = ("/v1/session", "/v1/mailboxes", basic(ALICE, "wrong"));
     of.ask(session, &format!("POST {session}\n{wrong}"), 401).await;
     of.ask(session, &format!("POST {session}\n{wrong}"), 429).await;
     of.ask(mailboxes, &format!("GET {mailboxes}\n{wrong}"), 429).await;
+    for (method, path) in OF_SUBSCRIPTIONS {
+        of.ask(path, &format!("{method} {}\n{wrong}", path.replace("{id}", "1")), 429).await;
+    }
 }
 
 /// While the backend is away.
@@ -113,4 +181,7 @@ async fn away(of: &mut Exercise<'_>) {
     let (session, mailboxes, right) = ("/v1/session", "/v1/mailboxes", basic(ALICE, "secret"));
     of.ask(session, &format!("POST {session}\n{right}"), 503).await;
     of.ask(mailboxes, &format!("GET {mailboxes}\n{right}"), 503).await;
+    for (method, path) in OF_SUBSCRIPTIONS {
+        of.ask(path, &format!("{method} {}\n{right}", path.replace("{id}", "1")), 503).await;
+    }
 }

@@ -1,0 +1,347 @@
+//! A user's subscriptions: listed, made, confirmed, tried and removed.
+//!
+//! A subscription that a client makes is pending until its client posts the code that a push has brought to
+//! it: so nobody can have pushes sent to an endpoint of somebody else. The code itself is kept nowhere; its
+//! SHA-256 stands in the subscription's options, where each node can read it.
+
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::digest::{SHA256, digest};
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hyper::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::ApiContext;
+use super::caller::Caller;
+use super::error::ApiError;
+use super::push_side::Delivered;
+use super::request_body::JsonBody;
+use crate::imap::mailbox::{LONGEST_NAME, encode};
+use crate::model::{
+    Account, Mailbox, Registration, RegistrationResult, SubscriptionKey, SubscriptionState,
+    Timestamp, TransportId,
+};
+use crate::store::{ListedSubscription, StoreError};
+
+/// The transport of browsers.
+const WEB_PUSH: &str = "webpush";
+
+/// The key of a subscription's options under which the code's hash is.
+const CONFIRM: &str = "confirm";
+
+/// What every request for a subscription has; the rest is the transport's.
+#[derive(Deserialize)]
+struct SubscriptionRequest {
+    transport: String,
+    #[serde(default)]
+    mailboxes: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct ConfirmRequest {
+    code: String,
+}
+
+/// The key with which browsers subscribe.
+pub(super) async fn vapid(State(context): State<Arc<ApiContext>>) -> Result<Json<Value>, ApiError> {
+    let offers = context.push.offers();
+    let offer = offers.into_iter().find(|(transport, _)| transport.as_str() == WEB_PUSH);
+    let missing = "Web Push is off: there is no [webpush] table.";
+    let missing = ApiError::new(StatusCode::NOT_FOUND, "no_webpush", missing);
+    offer.map(|(_, offer)| Json(offer)).ok_or(missing)
+}
+
+/// All subscriptions of the user, whatever the transport.
+pub(super) async fn list(
+    State(context): State<Arc<ApiContext>>,
+    caller: Caller,
+) -> Result<Json<Value>, ApiError> {
+    let listed = context.subscriptions_of(&caller.account).await?;
+    let shown: Vec<_> = listed.iter().map(shown).collect();
+    Ok(Json(json!({ "account": caller.account.as_str(), "subscriptions": shown })))
+}
+
+/// Makes a subscription, or makes one anew: pending, unless it counts already.
+pub(super) async fn add(
+    State(context): State<Arc<ApiContext>>,
+    mut caller: Caller,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let request: SubscriptionRequest = JsonBody(body.clone()).read()?;
+    let mailboxes = wanted(request.mailboxes, context.most_mailboxes)?;
+    let transport = TransportId::new(&request.transport);
+    let account = caller.account.clone();
+    let Some(enrolled) = context.push.enrol(&transport, &account, &body) else {
+        let offers = context.push.offers();
+        let names: Vec<_> = offers.iter().map(|(name, _)| name.as_str()).collect();
+        let message = format!("There is no such transport; there are: {}.", names.join(", "));
+        return Err(ApiError::invalid("transport", message));
+    };
+    let (mut subscription, answer) = enrolled.map_err(|why| refusal(&why))?;
+    let mail = caller.mail().await?;
+    let (readable, unreadable) = mail.check(mailboxes).await?;
+    let login = mail.login.clone();
+    if readable.is_empty() {
+        let message = "You have none of these mailboxes, or may not read them.";
+        return Err(ApiError::invalid("mailboxes", message));
+    }
+    let key = SubscriptionKey::from(&subscription);
+    let before = context.subscriptions_of(&account).await?;
+    let before = before.into_iter().find(|listed| listed.subscription.is(&key));
+    let counts = before.as_ref().filter(|before| before.state == SubscriptionState::Active);
+    let code = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 16]>());
+    let hash = match counts {
+        // Nothing is to be confirmed, so its row stays as it is.
+        Some(counts) => option(&counts.subscription.options, CONFIRM),
+        None => Some(hash(&code)),
+    };
+    subscription.options = with_option(&subscription.options, CONFIRM, hash);
+    let counts = counts.is_some();
+    let named = |mailboxes: &mut dyn Iterator<Item = &Mailbox>| -> Vec<String> {
+        mailboxes.map(|mailbox| mailbox.as_str().to_owned()).collect()
+    };
+    let shown = json!({
+        "mailboxes": named(&mut readable.iter().map(|(mailbox, _)| mailbox)),
+        "unreadable": named(&mut unreadable.iter()),
+    });
+    let registration = Registration { subscription: subscription.clone(), mailboxes: readable };
+    stored(context.registrar.clone().register_pending(registration, login).await)?;
+    let id = context.store.subscription_id(&key).await.map_err(away)?;
+    let id = id.ok_or_else(|| ApiError::unavailable("The subscription is gone already."))?;
+    if !counts {
+        let delivered = context.push.verify(subscription, code).await;
+        if let Err(error) = accepted(delivered) {
+            // It could never be confirmed.
+            context.store.remove_by_id(&account, id).await.map_err(away)?;
+            return Err(error);
+        }
+    }
+    let mut shown = shown;
+    shown["id"] = json!(id.to_string());
+    shown["state"] = json!(if counts { "active" } else { "pending" });
+    if let (Value::Object(shown), Value::Object(answer)) = (&mut shown, answer) {
+        shown.extend(answer);
+    }
+    let status = if counts { StatusCode::OK } else { StatusCode::CREATED };
+    Ok((status, Json(shown)).into_response())
+}
+
+/// The client has got the code.
+pub(super) async fn confirm(
+    State(context): State<Arc<ApiContext>>,
+    Path(id): Path<String>,
+    caller: Caller,
+    body: JsonBody,
+) -> Result<Json<Value>, ApiError> {
+    let ConfirmRequest { code } = body.read()?;
+    let mut listed = context.find(&caller.account, &id).await?;
+    let expected = option(&listed.subscription.options, CONFIRM).unwrap_or_default();
+    if verify_slices_are_equal(expected.as_bytes(), hash(&code).as_bytes()).is_err() {
+        return Err(ApiError::forbidden(
+            "wrong_code",
+            "This is not the code that the push brought.",
+        ));
+    }
+    if !context.store.confirm(&caller.account, listed.id).await.map_err(away)? {
+        return Err(ApiError::not_found());
+    }
+    context.registrar.counts_now(caller.account.clone(), caller.login()).await;
+    listed.state = SubscriptionState::Active;
+    Ok(Json(shown(&listed)))
+}
+
+/// Sends a test push.
+pub(super) async fn test(
+    State(context): State<Arc<ApiContext>>,
+    Path(id): Path<String>,
+    caller: Caller,
+) -> Result<Response, ApiError> {
+    let listed = context.find(&caller.account, &id).await?;
+    if listed.state == SubscriptionState::Pending {
+        let message = "The subscription is not confirmed yet.";
+        return Err(ApiError::new(StatusCode::CONFLICT, "pending", message));
+    }
+    let key = SubscriptionKey::from(&listed.subscription);
+    accepted(context.push.test(key).await)?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Removes a subscription, on all nodes at once.
+pub(super) async fn remove(
+    State(context): State<Arc<ApiContext>>,
+    Path(id): Path<String>,
+    caller: Caller,
+) -> Result<Response, ApiError> {
+    let id = id.parse().map_err(|_| ApiError::not_found())?;
+    let removed = context.store.remove_by_id(&caller.account, id).await.map_err(away)?;
+    if removed.is_none() {
+        return Err(ApiError::not_found());
+    }
+    context.push.changed(caller.account.clone()).await;
+    tracing::info!(
+        target: "mailchime::api::subscription_removed",
+        account = %caller.account, "a user removed a subscription"
+    );
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+impl ApiContext {
+    async fn subscriptions_of(
+        &self,
+        account: &Account,
+    ) -> Result<Vec<ListedSubscription>, ApiError> {
+        self.store.subscriptions_of(account).await.map_err(away)
+    }
+
+    /// The subscription of this account with this id.
+    async fn find(&self, account: &Account, id: &str) -> Result<ListedSubscription, ApiError> {
+        let id: i64 = id.parse().map_err(|_| ApiError::not_found())?;
+        let listed = self.subscriptions_of(account).await?;
+        listed.into_iter().find(|listed| listed.id == id).ok_or_else(ApiError::not_found)
+    }
+}
+
+/// The mailboxes that are asked for: INBOX where none is named.
+fn wanted(names: Option<Vec<String>>, most: usize) -> Result<Vec<Mailbox>, ApiError> {
+    let Some(names) = names else { return Ok(vec![Mailbox::inbox()]) };
+    if names.is_empty() || names.len() > most {
+        return Err(ApiError::invalid("mailboxes", format!("Name 1 to {most} mailboxes.")));
+    }
+    let mut mailboxes = Vec::new();
+    for (at, name) in names.iter().enumerate() {
+        let mailbox = Mailbox::new(name);
+        let fits = !name.is_empty() && encode(&mailbox).len() <= LONGEST_NAME;
+        if !fits || name.chars().any(char::is_control) {
+            let message = "This cannot be the name of a mailbox.";
+            return Err(ApiError::invalid(&format!("mailboxes[{at}]"), message));
+        }
+        if !mailboxes.contains(&mailbox) {
+            mailboxes.push(mailbox);
+        }
+    }
+    Ok(mailboxes)
+}
+
+/// The answer to a request that the transport does not take: its sentence begins with the key.
+fn refusal(why: &str) -> ApiError {
+    let is_key = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
+    let end = why.find(|c| !is_key(c)).unwrap_or(why.len());
+    ApiError::invalid(&why[..end], why)
+}
+
+fn stored(result: RegistrationResult) -> Result<(), ApiError> {
+    match result {
+        RegistrationResult::Stored { .. } => Ok(()),
+        RegistrationResult::Unavailable => {
+            Err(ApiError::unavailable("The subscription cannot be stored now. Try again later."))
+        }
+        RegistrationResult::TooMany => {
+            Err(ApiError::too_many("This account subscribes too often. Try again later."))
+        }
+        RegistrationResult::DomainFull | RegistrationResult::BackendFull => Err(ApiError::new(
+            StatusCode::CONFLICT,
+            "full",
+            "There are as many subscriptions as there may be. Ask your administrator.",
+        )),
+    }
+}
+
+fn accepted(delivered: Delivered) -> Result<(), ApiError> {
+    match delivered {
+        Delivered::Accepted => Ok(()),
+        Delivered::BadEndpoint => {
+            Err(ApiError::invalid("endpoint", "The push service does not know this endpoint."))
+        }
+        Delivered::TooMany => Err(ApiError::too_many("The push service takes no more now.")),
+        Delivered::Failed(why) => {
+            Err(ApiError::unavailable(&format!("The push was not taken: {why}.")))
+        }
+    }
+}
+
+fn away(error: StoreError) -> ApiError {
+    tracing::warn!(
+        target: "mailchime::api::database_unavailable",
+        %error, "the database did not do what a user asked for; the user gets an error"
+    );
+    ApiError::unavailable("The database cannot be asked now. Try again later.")
+}
+
+fn hash(code: &str) -> String {
+    let hash = digest(&SHA256, code.as_bytes());
+    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A text in the options, which are a JSON object.
+fn option(options: &str, key: &str) -> Option<String> {
+    let options: Value = serde_json::from_str(options).ok()?;
+    Some(options.get(key)?.as_str()?.to_owned())
+}
+
+/// The options with this text under a key.
+fn with_option(options: &str, key: &str, text: Option<String>) -> Arc<str> {
+    let mut options: Value = serde_json::from_str(options).unwrap_or_else(|_| json!({}));
+    if let (Some(options), Some(text)) = (options.as_object_mut(), text) {
+        options.insert(key.to_owned(), json!(text));
+    }
+    options.to_string().into()
+}
+
+/// What a user sees of a subscription.
+fn shown(listed: &ListedSubscription) -> Value {
+    let subscription = &listed.subscription;
+    let mailboxes: Vec<_> = listed.mailboxes.iter().map(Mailbox::as_str).collect();
+    json!({
+        "id": listed.id.to_string(),
+        "transport": subscription.transport.as_str(),
+        "endpoint": subscription.endpoint.to_string(),
+        "app": &*subscription.app,
+        "mailboxes": mailboxes,
+        "state": match listed.state {
+            SubscriptionState::Pending => "pending",
+            SubscriptionState::Active => "active",
+        },
+        "registered_at": at(listed.registered_at),
+        "pushed_at": listed.pushed_at.map(at),
+        "failing_since": listed.failing_since.map(at),
+        "expires_at": subscription.expires_at.map(at),
+    })
+}
+
+/// A time in the form of RFC 3339.
+fn at(time: Timestamp) -> String {
+    let since = Duration::from_millis(time.0.unsigned_abs());
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_keep_what_the_transport_has_put_there() {
+        let options = with_option("{\"keys\":{\"auth\":\"x\"}}", CONFIRM, Some("h".to_owned()));
+        assert_eq!(&*options, "{\"confirm\":\"h\",\"keys\":{\"auth\":\"x\"}}");
+        assert_eq!(option(&options, CONFIRM).as_deref(), Some("h"));
+        assert_eq!(&*with_option("{\"a\":1}", CONFIRM, None), "{\"a\":1}");
+        assert_eq!(option("{}", CONFIRM), None);
+    }
+
+    #[test]
+    fn mailboxes_are_bounded_and_named_once() {
+        let names = |names: &[&str]| Some(names.iter().map(|it| (*it).to_owned()).collect());
+        let wanted = |it| wanted(it, 2).map_err(|error| format!("{error:?}"));
+        assert_eq!(wanted(None), Ok(vec![Mailbox::inbox()]));
+        assert_eq!(wanted(names(&["inbox", "INBOX"])), Ok(vec![Mailbox::inbox()]));
+        for bad in [&[][..], &["a", "b", "c"], &[""], &["a\r\nb"], &[&*"x".repeat(2000)]] {
+            assert!(wanted(names(bad)).is_err(), "{bad:?}");
+        }
+    }
+}

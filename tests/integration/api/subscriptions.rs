@@ -1,0 +1,213 @@
+//! Subscriptions by the API: pending until their client has proved itself, each account's own, and gone at
+//! once.
+
+use serde_json::{Value, json};
+
+use super::paper::Paper;
+use super::{ALICE, ApiReply, ApiWorld, BOB, basic};
+use crate::support::world::MAIL;
+use crate::support::{limited, soon};
+
+impl ApiWorld {
+    /// A request of a user with a password.
+    pub(super) async fn of(&self, login: &str, request: &str, body: Option<Value>) -> ApiReply {
+        let body = body.map(|body| format!("\n\n{body}")).unwrap_or_default();
+        self.ask(&format!("{request}\n{}{body}", basic(login, "secret"))).await
+    }
+
+    async fn subscribe(&self, login: &str, to: &str) -> ApiReply {
+        let body = json!({ "transport": "paper", "to": to });
+        self.of(login, "POST /v1/subscriptions", Some(body)).await
+    }
+
+    /// The subscription of alice to this endpoint, confirmed; its id.
+    async fn subscribed(&self, paper: &Paper, to: &str) -> String {
+        let made = self.subscribe(ALICE, to).await;
+        assert_eq!(made.status, 201, "{}", made.body);
+        let id = made.json()["id"].as_str().unwrap().to_owned();
+        let confirm = format!("POST /v1/subscriptions/{id}/confirm");
+        let reply = self.of(ALICE, &confirm, Some(json!({ "code": paper.code(to) }))).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        id
+    }
+
+    async fn listed(&self, login: &str) -> Vec<Value> {
+        let reply = self.of(login, "GET /v1/subscriptions", None).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        reply.json()["subscriptions"].as_array().unwrap().clone()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_counts_when_its_client_says_the_code() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let paper = Paper::subscribable(&api);
+        let made = api.subscribe(ALICE, "well").await;
+        let id = made.json()["id"].as_str().unwrap().to_owned();
+        assert_eq!(
+            (made.status, made.json()),
+            (
+                201,
+                json!({
+                    "id": id, "state": "pending", "mailboxes": ["INBOX"], "unreadable": [], "stamp": "80c",
+                })
+            )
+        );
+        let code = paper.code("well");
+        assert!(!made.body.contains(&code), "the code comes by the push alone");
+        let listed = api.listed(ALICE).await;
+        let shown = (&listed[0]["state"], &listed[0]["endpoint"], &listed[0]["pushed_at"]);
+        assert_eq!(shown, (&json!("pending"), &json!("well\u{2026}"), &Value::Null));
+
+        let confirm = format!("POST /v1/subscriptions/{id}/confirm");
+        let reply = api.of(ALICE, &confirm, Some(json!({ "code": "wrong" }))).await;
+        assert_eq!(reply.error(), (403, "wrong_code".to_owned()));
+        let reply = api.of(ALICE, &confirm, Some(json!({ "code": code }))).await;
+        assert_eq!((reply.status, &reply.json()["state"]), (200, &json!("active")));
+
+        // A mail from now on is pushed.
+        api.backend.wait_until(|counters| counters.idling == 1).await;
+        api.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        let pushed = async {
+            while paper.sent("well").last().map(String::as_str) != Some("mail INBOX") {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("the push", pushed).await;
+
+        // Made anew it goes on counting, without another code.
+        let again = api.subscribe(ALICE, "well").await;
+        assert_eq!((again.status, &again.json()["state"]), (200, &json!("active")));
+        assert_eq!(again.json()["id"], json!(id));
+        let codes = paper.sent("well").iter().filter(|text| text.starts_with("code")).count();
+        assert_eq!(codes, 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_sees_confirms_tries_or_removes_anothers_subscription() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let paper = Paper::subscribable(&api);
+        let made = api.subscribe(ALICE, "pending").await.json();
+        let pending = made["id"].as_str().unwrap();
+        let active = api.subscribed(&paper, "well").await;
+        assert!(api.listed(BOB).await.is_empty());
+        let code = json!({ "code": paper.code("pending") });
+        for request in [
+            format!("POST /v1/subscriptions/{pending}/confirm"),
+            format!("POST /v1/subscriptions/{active}/test"),
+            format!("DELETE /v1/subscriptions/{active}"),
+            format!("DELETE /v1/subscriptions/{pending}"),
+            "DELETE /v1/subscriptions/0".to_owned(),
+            "DELETE /v1/subscriptions/x".to_owned(),
+        ] {
+            let reply = api.of(BOB, &request, Some(code.clone())).await;
+            assert_eq!(reply.error(), (404, "not_found".to_owned()), "{request}");
+        }
+        let states: Vec<_> = api.listed(ALICE).await.iter().map(|it| it["state"].clone()).collect();
+        assert_eq!(states, ["pending", "active"]);
+        assert!(!paper.sent("well").iter().any(|text| text.starts_with("mail")));
+        // An endpoint that two accounts have is a subscription of each.
+        assert_eq!(api.subscribe(BOB, "well").await.status, 201);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removal_ends_a_subscription_at_once_also_that_of_an_iphone() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let phone = api.world.register((ALICE, "secret"), &["INBOX"]).await;
+        api.backend.wait_until(|counters| counters.idling == 1).await;
+        let listed = api.listed(ALICE).await;
+        assert_eq!(listed[0]["transport"], json!("apns"));
+        assert_eq!(listed[0]["mailboxes"], json!(["INBOX"]));
+        let endpoint = listed[0]["endpoint"].as_str().unwrap();
+        assert_eq!(endpoint.chars().count(), 9, "{endpoint}");
+        drop(phone);
+
+        let test = format!("POST /v1/subscriptions/{}/test", listed[0]["id"].as_str().unwrap());
+        assert_eq!(api.of(ALICE, &test, None).await.status, 204);
+        api.world.push_of(&["INBOX"]).await;
+
+        let remove = format!("DELETE /v1/subscriptions/{}", listed[0]["id"].as_str().unwrap());
+        assert_eq!(api.of(ALICE, &remove, None).await.status, 204);
+        assert!(api.listed(ALICE).await.is_empty());
+        // Nobody is left to be told, so nobody watches.
+        api.backend.wait_until(|counters| counters.idling == 0).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mailboxes_are_those_that_the_user_can_read() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let paper = Paper::subscribable(&api);
+        // By its name on the wire.
+        api.backend.create_mailbox(ALICE, "L&AO8-sts").unwrap();
+        api.backend.create_mailbox(ALICE, "Secret").unwrap();
+        api.backend.deny(ALICE, "Secret", true).unwrap();
+        let wanted = json!(["L\u{ef}sts", "Secret", "Bob's", "inbox"]);
+        let body = json!({ "transport": "paper", "to": "well", "mailboxes": wanted });
+        let made = api.of(ALICE, "POST /v1/subscriptions", Some(body)).await;
+        assert_eq!(made.status, 201, "{}", made.body);
+        assert_eq!(made.json()["mailboxes"], json!(["L\u{ef}sts", "INBOX"]));
+        assert_eq!(made.json()["unreadable"], json!(["Secret", "Bob's"]));
+        for (body, field) in [
+            (
+                json!({ "transport": "paper", "to": "b", "mailboxes": ["Bob's"] }),
+                json!("mailboxes"),
+            ),
+            (json!({ "transport": "paper", "to": "b", "mailboxes": [] }), json!("mailboxes")),
+            (
+                json!({ "transport": "paper", "to": "b", "mailboxes": ["a\u{0}"] }),
+                json!("mailboxes[0]"),
+            ),
+            (json!({ "transport": "paper", "to": "b", "mailboxes": [7] }), json!("mailboxes[0]")),
+            (json!({ "transport": "paper" }), json!("to")),
+            (json!({ "transport": "apns" }), json!("transport")),
+            (json!({}), Value::Null),
+            (json!([]), Value::Null),
+        ] {
+            let reply = api.of(ALICE, "POST /v1/subscriptions", Some(body.clone())).await;
+            assert_eq!(reply.error(), (422, "invalid".to_owned()), "{body}");
+            assert_eq!(reply.json()["field"], field, "{body}");
+        }
+        // One whose service does not know it could never be confirmed, and does not stay.
+        paper.answers(410);
+        assert_eq!(api.subscribe(ALICE, "gone").await.error(), (422, "invalid".to_owned()));
+        paper.answers(500);
+        assert_eq!(api.subscribe(ALICE, "gone").await.error(), (503, "unavailable".to_owned()));
+        assert_eq!(api.listed(ALICE).await.len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cookie_subscribes_for_a_page_of_this_server_alone() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let paper = Paper::subscribable(&api);
+        let cookie = api.cookie(ALICE).await;
+        let body = json!({ "transport": "paper", "to": "well" });
+        let post = |origin: &str| {
+            format!("POST /v1/subscriptions\nCookie: {cookie}\nOrigin: {origin}\n\n{body}")
+        };
+        let reply = api.ask(&post("https://evil.example")).await;
+        assert_eq!(reply.error(), (403, "foreign_origin".to_owned()));
+        let reply = api.ask(&post("https://localhost")).await;
+        assert_eq!(reply.status, 201, "{}", reply.body);
+        let id = reply.json()["id"].as_str().unwrap().to_owned();
+        let confirm = format!(
+            "POST /v1/subscriptions/{id}/confirm\nCookie: {cookie}\nOrigin: https://localhost\n\n{}",
+            json!({ "code": paper.code("well") })
+        );
+        assert_eq!(api.ask(&confirm).await.status, 200);
+        api.backend.wait_until(|counters| counters.idling == 1).await;
+    })
+    .await;
+}
