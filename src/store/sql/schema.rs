@@ -8,9 +8,11 @@ use sqlx::any::AnyRow;
 use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::{AssertSqlSafe, Row, SqlSafeStr};
 
-use super::dialect::Dialect;
-use super::rows;
-use super::work::{Statement, Work};
+use super::dialect::{Dialect, UpdateFrom};
+use super::rows::{self, Readable};
+use super::statement;
+use super::work::Work;
+use crate::metrics::Metrics;
 use crate::model::PushEndpoint;
 use crate::store::StoreError;
 
@@ -25,16 +27,14 @@ pub(in crate::store) fn known() -> i64 {
 ///
 /// # Errors
 /// [`MigrateError`]: the transaction must be rolled back.
-pub(in crate::store) async fn update(
-    work: &mut Work,
-    dialect: Dialect,
-) -> Result<(), MigrateError> {
+pub(in crate::store) async fn update(work: &mut Work) -> Result<(), MigrateError> {
+    let dialect = work.dialect();
     if let Some(lock) = dialect.lock_schema() {
         work.run(lock.into_sql_str()).await?;
     }
     work.run(dialect.applied().into_sql_str()).await?;
     let mut applied = HashMap::new();
-    for row in sqlx::query(
+    for row in statement::query(
         "select version, case when success then 1 else 0 end as success, checksum \
          from _sqlx_migrations order by version",
     )
@@ -59,7 +59,7 @@ pub(in crate::store) async fn update(
         apply(work, dialect, migration)
             .await
             .map_err(|error| MigrateError::ExecuteMigration(error, migration.version))?;
-        sqlx::query(
+        statement::query(
             "insert into _sqlx_migrations (version, description, success, checksum, \
              execution_time) values ($1, $2, true, $3, -1)",
         )
@@ -84,27 +84,25 @@ async fn apply(work: &mut Work, dialect: Dialect, migration: &Migration) -> sqlx
 /// The migration behind which the endpoints are hashed.
 const ENDPOINT_HASH: i64 = 9;
 
+const HASHES: UpdateFrom<'_> = UpdateFrom {
+    table: "device",
+    columns: &["account", "token", "subtopic", "hash", "options"],
+    joins: &[],
+    on: "device.account = v.account and device.token = v.token and device.subtopic = v.subtopic",
+    set: &[("endpoint_hash", "v.hash"), ("options", "v.options")],
+};
+
 /// Works out what the rows of devices become of which SQL cannot. What cannot be read stays without, and is
 /// left behind.
 async fn hash_endpoints(work: &mut Work) -> sqlx::Result<()> {
     let devices =
-        sqlx::query("select account, token, subtopic, aps_account_id, version from device");
-    let devices = devices.fetch_all_in(work).await?;
-    let mut left_out = 0;
+        statement::query("select account, token, subtopic, aps_account_id, version from device");
+    let Readable { rows: devices, left_out } =
+        rows::readable(work, &Metrics::default(), devices, hashed).await?;
     for devices in devices.chunks(rows::MOST) {
-        let readable: Vec<_> = devices.iter().filter_map(|row| hashed(row).ok()).collect();
-        left_out += devices.len() - readable.len();
-        if readable.is_empty() {
-            continue;
-        }
-        let mut query = rows::query(format!(
-            "with v (account, token, subtopic, hash, options) as (values {}) update device \
-             set endpoint_hash = v.hash, options = v.options from v where device.account = v.account \
-             and device.token = v.token and device.subtopic = v.subtopic",
-            rows::values(1, 5, readable.len())
-        ));
-        for values in readable {
-            query = values.into_iter().fold(query, |query, value| query.bind(value));
+        let mut query = statement::query(work.dialect().update_from(&HASHES, devices.len()));
+        for values in devices {
+            query = values.iter().fold(query, |query, value| query.bind(value.as_str()));
         }
         query.execute_in(work).await?;
     }
@@ -125,6 +123,10 @@ fn hashed(row: &AnyRow) -> sqlx::Result<[String; 5]> {
     let hash = PushEndpoint::new(&token, &token).hash_hex();
     let account_id: String = row.try_get("aps_account_id")?;
     let version: i64 = row.try_get("version")?;
+    let version = u8::try_from(version).map_err(|_| sqlx::Error::ColumnDecode {
+        index: "\"version\"".to_owned(),
+        source: "a value that cannot be".into(),
+    })?;
     let options = json!({ "account_id": account_id, "version": version }).to_string();
     Ok([row.try_get("account")?, token, row.try_get("subtopic")?, hash, options])
 }

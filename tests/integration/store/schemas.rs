@@ -82,6 +82,27 @@ async fn the_sqlite_databases_of_before_are_brought_up_to_date() {
     .await;
 }
 
+/// What no program has written: it is left behind, and the rest is brought up to date.
+#[tokio::test]
+async fn rows_of_before_that_cannot_be_read_are_left_behind() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        restored(&folder, SIXTH_SQLITE).await;
+        let mut connection = beside(&folder).await;
+        let others = "insert into device (account, token, subtopic, token_given, aps_account_id, \
+                      version, topic, registered_at) \
+                      select account, 'cd' || token, subtopic, token_given, {}, topic, registered_at \
+                      from device";
+        for columns in ["cast(x'fffe41' as text), version", "aps_account_id, 300"] {
+            let others = others.replace("{}", columns).replace("cd", &columns[..2]);
+            connection.execute(AssertSqlSafe(others)).await.unwrap();
+        }
+        connection.close().await.unwrap();
+        holds_what_it_held(&open(&folder).await).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn the_postgres_databases_of_before_are_brought_up_to_date() {
     let test = "store::schemas::the_postgres_databases_of_before_are_brought_up_to_date";
@@ -99,7 +120,7 @@ async fn the_postgres_databases_of_before_are_brought_up_to_date() {
 
 /// What a command that only reads the database of `url` gets as an error.
 async fn refusal(url: &str) -> String {
-    match Store::open_existing(url, Duration::from_secs(5)).await {
+    match Store::open_existing(&url.parse().unwrap(), Duration::from_secs(5)).await {
         Ok(_) => panic!("{url} is opened"),
         Err(error) => error.to_string(),
     }
@@ -122,7 +143,8 @@ async fn a_reading_command_opens_an_sqlite_database_only_if_it_is_whole() {
         connection.execute(AssertSqlSafe(SQLITE)).await.unwrap();
         assert!(refusal(&url).await.contains("has an older schema (1, "));
         open(&folder).await.close().await;
-        let store = Store::open_existing(&url, Duration::from_secs(5)).await.unwrap();
+        let store =
+            Store::open_existing(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
         holds_what_it_held(&store).await;
         connection
             .execute("update _sqlx_migrations set version = 9999 where version = 1")
@@ -144,7 +166,8 @@ async fn a_reading_command_opens_a_postgres_database_only_if_it_is_whole() {
         connection.execute(AssertSqlSafe(POSTGRES)).await.unwrap();
         assert!(refusal(url).await.contains("has an older schema (1, "));
         database.open().await.close().await;
-        let store = Store::open_existing(url, Duration::from_secs(5)).await.unwrap();
+        let store =
+            Store::open_existing(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
         holds_what_it_held(&store).await;
         // The dump left the other one without a search path.
         let mut connection = database.beside().await;
@@ -305,14 +328,14 @@ async fn has_all_rows(url: &str) {
 
     // What is in the way of the last step undoes the first ones.
     connection.execute("create table mailbox (other bigint)").await.unwrap();
-    assert!(Store::open(url, Duration::from_secs(5)).await.is_err());
+    assert!(Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.is_err());
     for ([before_sql, _], before) in SAME.iter().zip(&before) {
         assert_eq!(lines(&mut connection, before_sql).await, *before);
     }
     connection.execute("drop table mailbox").await.unwrap();
 
     for _ in 0..2 {
-        let store = Store::open(url, Duration::from_secs(5)).await.unwrap();
+        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
         for ([_, sql], before) in SAME.iter().zip(&before) {
             assert_eq!(lines(&mut connection, sql).await, *before);
         }
@@ -356,6 +379,35 @@ async fn a_postgres_database_of_the_eighth_schema_keeps_every_row() {
         connection.execute(AssertSqlSafe(EIGHTH_POSTGRES)).await.unwrap();
         connection.close().await.unwrap();
         has_all_rows(&database.url).await;
+    })
+    .await;
+}
+
+/// A statement of the upgrade takes longer than one of a call may, and so does the upgrade.
+#[tokio::test]
+async fn an_upgrade_may_take_longer_than_a_call() {
+    let test = "store::schemas::an_upgrade_may_take_longer_than_a_call";
+    let Some(database) = postgres::Database::make(test).await else { return };
+    limited(async {
+        let mut connection = database.beside().await;
+        connection.execute(AssertSqlSafe(EIGHTH_POSTGRES)).await.unwrap();
+        connection.close().await.unwrap();
+        // The dump leaves a connection without a search path. What a sequence gives is not rolled back.
+        let mut connection = database.beside().await;
+        let slow = "create sequence tries; \
+                    create function wait() returns trigger language plpgsql as $$ begin \
+                    perform nextval('tries'); perform pg_sleep(6); return null; end $$; \
+                    create trigger wait after update on device for each statement \
+                    execute function wait()";
+        connection.execute(slow).await.unwrap();
+        // A call takes 5 seconds and this.
+        let store = database.try_open(Duration::from_millis(10)).await.unwrap();
+        while let Err(error) = store.accounts(EVER).await {
+            assert!(error.is_temporary(), "{error}");
+        }
+        assert_eq!(store.subscriptions(None, 100).await.unwrap().unwrap().1.len(), 7);
+        let tries = sqlx::query("select last_value from tries").fetch_one(&mut connection);
+        assert_eq!(tries.await.unwrap().get::<i64, _>(0), 1);
     })
     .await;
 }
