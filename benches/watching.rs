@@ -189,7 +189,7 @@ async fn register(
     accounts: usize,
 ) -> Result<HashMap<String, String>, Box<dyn Error>> {
     let url = format!("sqlite://{}", folder.join("mailchime.db").display());
-    let store = Store::open(&url, Duration::from_secs(5)).await?;
+    let store = Store::open(&url.parse()?, Duration::from_secs(5)).await?;
     let vault = Vault::open(&folder.join("mailchime.key"))?;
     let mut by_token = HashMap::new();
     let address = backend.address();

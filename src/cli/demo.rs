@@ -124,7 +124,7 @@ impl World {
             ),
         );
         config.listeners[0].address = (Ipv4Addr::LOCALHOST, 0).into();
-        config.store.url = format!("sqlite://{}", file("mailchime.db").display());
+        config.store.url = config::DatabaseUrl::sqlite(&file("mailchime.db"));
         let key_file = file("mailchime.key");
         config.key_file = key_file;
         let mut client = config::ApnsConfig::new(file("apns.pem"), file("apns.key"));

@@ -19,6 +19,7 @@ mod auth;
 mod backend;
 mod check;
 mod credentials;
+mod database_url;
 mod error;
 mod limits;
 mod listener;
@@ -47,6 +48,7 @@ pub use self::auth::{AuthConfig, RelayedLogins};
 pub use self::backend::{BackendConfig, BackendTls, LoginTemplate, MasterUser, TrustConfig};
 use self::check::{Check, CheckResult, is_loopback};
 pub use self::credentials::CredentialsMode;
+pub use self::database_url::{DatabaseKind, DatabaseUrl};
 pub use self::error::ConfigError;
 pub use self::limits::LimitsConfig;
 pub use self::listener::{ListenerConfig, ListenerTls};
@@ -58,7 +60,7 @@ use self::raw::RawConfig;
 pub use self::record::RecordConfig;
 pub use self::resolver::ResolverConfig;
 pub use self::route::RouteConfig;
-pub use self::store::{StoreConfig, database_name};
+pub use self::store::StoreConfig;
 pub use self::tls::{CertificateFiles, Sni, TlsConfig};
 pub use self::watch::WatchConfig;
 pub use self::webpush::{HostPattern, WebPushConfig};
@@ -243,7 +245,7 @@ fn checked(raw: RawConfig, origin: &Path) -> CheckResult<Config> {
     config.log = check.log(raw.log)?;
     config.record = check.record(raw.record)?;
     check.backends(&config)?;
-    config.secret_origin = store::holds_password(&config.store.url).then(|| origin.to_owned());
+    config.secret_origin = config.store.url.holds_password().then(|| origin.to_owned());
     config.warnings = warnings(&config);
     Ok(config)
 }
@@ -272,12 +274,12 @@ fn warnings(config: &Config) -> Vec<String> {
              address; name your load balancers only"
         ));
     }
-    if store::is_in_the_clear(&config.store.url) {
+    if config.store.url.is_in_the_clear() {
         warnings.push(format!(
             "[store] url: device tokens and sealed credentials may travel to {} unencrypted; add \
              ?sslmode=verify-full (and sslrootcert=, for a private authority) unless the whole way \
              is yours",
-            database_name(&config.store.url)
+            config.store.url
         ));
     }
     if config.apns.is_empty() {

@@ -124,7 +124,7 @@ fn the_defaults_of_the_manual_are_those_of_the_program() {
     let implicit = BackendTls::Implicit(TrustConfig { ca: None, server_name: host.into() });
     let mut expected = Config::new(tls, BackendConfig::new(host, 993, implicit));
     expected.apns = vec![ApnsConfig::new(at("certs/apns.pem"), at("certs/apns.key"))];
-    expected.store.url = format!("sqlite://{}", at("mailchime.db").display());
+    expected.store.url = DatabaseUrl::sqlite(&at("mailchime.db"));
     expected.key_file = at("mailchime.key");
 
     assert_eq!(parsed(MANUAL), expected);
@@ -227,11 +227,11 @@ fn a_relative_path_starts_at_the_folder_of_the_file() {
     assert_eq!(config.tls.certificates[0].certificate, folder.join("certs/server.pem"));
     let stored = (CredentialsMode::Stored, folder.join("mailchime.key"));
     assert_eq!((config.credentials, config.key_file), stored);
-    let expected = format!("sqlite://{}/50%25%20off%3F/mailchime.db", root.path().display());
-    assert_eq!(config.store.url, expected);
+    let database = DatabaseUrl::sqlite(&root.path().join("50% off?/mailchime.db"));
+    assert_eq!(config.store.url, database);
 
     let absolute = parse("store.url = \"sqlite:///var/lib/mail.db\"").unwrap();
-    assert_eq!(absolute.store.url, "sqlite:///var/lib/mail.db");
+    assert_eq!(absolute.store.url, DatabaseUrl::sqlite(Path::new("/var/lib/mail.db")));
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! Opening a database, and bringing its schema up to date.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +9,10 @@ use tokio::sync::OnceCell;
 
 use super::batches::Batches;
 use super::shares::Shares;
-use super::sql::work::{Connections, Statement};
-use super::sql::{postgres, schema, sqlite};
+use super::sql::work::Connections;
+use super::sql::{self, postgres, schema, sqlite};
 use super::{Store, StoreError, error};
-use crate::config::database_name;
+use crate::config::{DatabaseKind, DatabaseUrl};
 
 /// How long a start waits for a server to answer.
 const FIRST: Duration = Duration::from_secs(3);
@@ -22,8 +21,7 @@ const FIRST: Duration = Duration::from_secs(3);
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Store {
-    /// Opens the database of `url` (`sqlite://path`, relative or absolute, or `postgres://…`) and
-    /// brings its schema up to date. A SQLite file is made when there is none, readable by its owner
+    /// Opens the database of `url` and brings its schema up to date. A SQLite file is made when there is none, readable by its owner
     /// only, and is locked against other processes that serve until [`close`](Self::close). A PostgreSQL server that is out of reach is no error: calls fail until it is there.
     ///
     /// A call waits up to `busy_timeout` for others that hold a lock, and takes no longer than 5
@@ -31,15 +29,19 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Newer`] when a newer program wrote it, [`StoreError::InUse`] when another process
-    /// serves from the file, [`StoreError::Unusable`] when the URL, the folder, the file or the rights
+    /// serves from the file, [`StoreError::Unusable`] when the folder, the file or the rights
     /// are at fault, else as any call.
-    pub async fn open(url: &str, busy_timeout: Duration) -> Result<Self, StoreError> {
-        if let Some(path) = Self::file(url)? {
-            let database: Arc<str> = path.to_string_lossy().into();
-            let opened = sqlite::open(&path, &database, busy_timeout).await?;
-            return Ok(Self::of_file(database, opened, busy_timeout));
-        }
-        let store = Self::on_server(url, busy_timeout, OnceCell::new())?;
+    pub async fn open(url: &DatabaseUrl, busy_timeout: Duration) -> Result<Self, StoreError> {
+        let store = match url.kind() {
+            DatabaseKind::Sqlite(path) => {
+                let database: Arc<str> = path.to_string_lossy().into();
+                let opened = sqlite::open(path, &database, busy_timeout).await?;
+                return Ok(Self::of_file(database, opened, busy_timeout));
+            }
+            DatabaseKind::Postgres(server) => {
+                Self::of_postgres(url, server, busy_timeout, OnceCell::new())?
+            }
+        };
         // Mail does not wait for it. What is wrong with it is found here if it answers.
         let first = store.connections.begin_write();
         if tokio::time::timeout(FIRST, first).await.map(drop).is_err() {
@@ -71,25 +73,22 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unusable`] when there is none, or it has another schema, [`StoreError::Newer`] when a
     /// newer program wrote it, else as any call.
-    pub async fn open_existing(url: &str, busy_timeout: Duration) -> Result<Self, StoreError> {
-        let store = match Self::file(url)? {
-            Some(path) => {
+    pub async fn open_existing(
+        url: &DatabaseUrl,
+        busy_timeout: Duration,
+    ) -> Result<Self, StoreError> {
+        let store = match url.kind() {
+            DatabaseKind::Sqlite(path) => {
                 let database: Arc<str> = path.to_string_lossy().into();
-                let opened = sqlite::open_existing(&path, &database, busy_timeout).await?;
+                let opened = sqlite::open_existing(path, &database, busy_timeout).await?;
                 Self::of_file(database, opened, busy_timeout)
             }
-            None => Self::on_server(url, busy_timeout, OnceCell::new_with(Some(())))?,
+            DatabaseKind::Postgres(server) => {
+                Self::of_postgres(url, server, busy_timeout, OnceCell::new_with(Some(())))?
+            }
         };
         store.limited(store.expect_schema()).await?;
         Ok(store)
-    }
-
-    /// The file of `sqlite://path`; `None` where the URL is that of a server.
-    ///
-    /// # Errors
-    /// [`StoreError::Unusable`] when it is no URL of a database.
-    pub fn file(url: &str) -> Result<Option<PathBuf>, StoreError> {
-        if postgres::is_url(url) { Ok(None) } else { sqlite::path_of(url).map(Some) }
     }
 
     pub(super) fn of_file(
@@ -103,14 +102,15 @@ impl Store {
         Self { file: Some(file), ..store }
     }
 
-    pub(super) fn on_server(
-        url: &str,
+    pub(super) fn of_postgres(
+        url: &DatabaseUrl,
+        server: &str,
         busy_timeout: Duration,
         up_to_date: OnceCell<()>,
     ) -> Result<Self, StoreError> {
-        let database: Arc<str> = database_name(url).into();
+        let database: Arc<str> = url.to_string().into();
         let limit = busy_timeout + GRACE;
-        let connections = postgres::connections(url, &database, busy_timeout, limit)?;
+        let connections = postgres::connections(server, &database, busy_timeout, limit)?;
         Ok(Self::new(database, connections, busy_timeout, up_to_date))
     }
 
@@ -155,7 +155,7 @@ impl Store {
         };
         let newest = async {
             let sql = "select max(version) as version from _sqlx_migrations";
-            sqlx::query(sql).fetch_one_in(&mut self.begin_read().await?).await
+            sql::query(sql).fetch_one_in(&mut self.begin_read().await?).await
         };
         let row = newest.await.map_err(|error| {
             if error::is_no_table(&error) {

@@ -92,7 +92,7 @@ fn every_key_takes_effect() {
 
     assert_eq!(config.auth.relay, RelayedLogins::Always);
     let store = &config.store;
-    assert_eq!(store.url, "sqlite:///var/lib/mailchime/push.db");
+    assert_eq!(store.url.to_string(), "sqlite:///var/lib/mailchime/push.db");
     assert_eq!(store.busy_timeout, Duration::from_millis(250));
     assert_eq!(config.credentials, config::CredentialsMode::Stored);
     assert_eq!(config.key_file, Path::new("/etc/mailchime/key"));

@@ -32,7 +32,7 @@ impl World {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
-        let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
+        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
         Self { store, _folder: folder }
     }
 

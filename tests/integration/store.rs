@@ -63,7 +63,7 @@ async fn open(folder: &TempDir) -> Store {
 
 async fn try_open(folder: &TempDir, busy_timeout: Duration) -> Result<Store, StoreError> {
     let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
-    Store::open(&url, busy_timeout).await
+    Store::open(&url.parse().unwrap(), busy_timeout).await
 }
 
 /// A connection beside the store's own.

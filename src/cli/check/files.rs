@@ -9,7 +9,7 @@ use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::Report;
-use crate::config::{self, Config, CredentialsMode, TlsConfig};
+use crate::config::{self, Config, CredentialsMode, DatabaseKind, TlsConfig};
 use crate::files;
 use crate::model::Timestamp;
 use crate::net::tls::{self, EXPIRY_WARNING_DAYS};
@@ -154,16 +154,11 @@ pub(super) async fn credentials(config: &Config, store: Option<&Store>, report: 
 /// The database, to be closed.
 pub(super) async fn database(config: &config::StoreConfig, report: &mut Report) -> Option<Store> {
     const PART: &str = "[store]";
-    match Store::file(&config.url) {
-        Ok(Some(path)) if !exists(&path) => {
-            to_be_made(PART, &path, report);
-            return None;
-        }
-        Ok(_) => {}
-        Err(error) => {
-            report.failed(PART, error);
-            return None;
-        }
+    if let DatabaseKind::Sqlite(path) = config.url.kind()
+        && !exists(path)
+    {
+        to_be_made(PART, path, report);
+        return None;
     }
     let store = match Store::open_existing(&config.url, config.busy_timeout).await {
         Ok(store) => store,
@@ -174,8 +169,7 @@ pub(super) async fn database(config: &config::StoreConfig, report: &mut Report) 
     };
     match store.accounts(Timestamp(0)).await {
         Ok(accounts) => {
-            let name = config::database_name(&config.url);
-            report.ok(PART, format_args!("{name}: {} accounts", accounts.len()));
+            report.ok(PART, format_args!("{}: {} accounts", config.url, accounts.len()));
         }
         Err(error) => report.failed(PART, error),
     }

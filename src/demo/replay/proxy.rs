@@ -157,7 +157,7 @@ impl Proxy {
 
     /// The URL of its database, for a connection beside it.
     pub fn database(&self) -> String {
-        database_in(&self.folder)
+        database_in(&self.folder).to_string()
     }
 
     /// Lets the sessions end, as at the end of the program.
@@ -201,6 +201,6 @@ impl Proxy {
     }
 }
 
-fn database_in(folder: &tempfile::TempDir) -> String {
-    format!("sqlite://{}/mailchime.db", folder.path().display())
+fn database_in(folder: &tempfile::TempDir) -> config::DatabaseUrl {
+    config::DatabaseUrl::sqlite(&folder.path().join("mailchime.db"))
 }

@@ -24,10 +24,6 @@ const CONNECTIONS: u32 = 4;
 /// For the sign of life of a connection that goes back to its pool.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
-pub(in crate::store) fn is_url(url: &str) -> bool {
-    url.starts_with("postgres://") || url.starts_with("postgresql://")
-}
-
 /// The connections to the server of `url`, which come about when they have to.
 pub(in crate::store) fn connections(
     url: &str,
@@ -72,7 +68,8 @@ pub(in crate::store) fn connections(
     };
     let (reads, writes) = (pool()?, pool()?);
     let (begin, named) = (begin(busy_timeout, limit).into(), keeps_statements(&url));
-    Ok(Connections { reads, writes, kind: TransactionKind::Server { begin, named, trust } })
+    let kind = TransactionKind::Server { dialect: Dialect::Postgres, begin, named, trust };
+    Ok(Connections { reads, writes, kind })
 }
 
 fn with_parameter(url: &str, parameter: &str) -> String {
@@ -120,8 +117,6 @@ pub(in crate::store) async fn migrate(
         limit.as_millis().max(1)
     );
     work.run(AssertSqlSafe(patience).into_sql_str()).await.map_err(refused)?;
-    schema::update(&mut work, Dialect::Postgres)
-        .await
-        .map_err(|error| schema::error(database, error))?;
+    schema::update(&mut work).await.map_err(|error| schema::error(database, error))?;
     work.commit().await.map_err(refused)
 }

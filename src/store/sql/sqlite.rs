@@ -17,7 +17,6 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection};
 use tokio::time::Instant;
 
-use super::dialect::Dialect;
 use super::file::DatabaseFile;
 use super::schema;
 use super::work::{BEGIN_WRITE, Connections, TransactionKind, Work};
@@ -36,21 +35,6 @@ const LOG_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Read and write by the owner only: the rows hold endpoints and sealed credentials.
 const MODE: u32 = 0o600;
-
-/// The file of `sqlite://path`.
-pub(in crate::store) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
-    let path = url.strip_prefix("sqlite://").unwrap_or_default();
-    if path.is_empty() || path.contains('?') || path == ":memory:" {
-        return Err(StoreError::Unusable {
-            // One of another kind may hold a password.
-            database: if url.contains('@') { "the URL" } else { url }.into(),
-            problem: "is not the URL of a database file".into(),
-            remedy: "write sqlite://PATH, where PATH is relative or starts with a slash, or \
-                     postgres://…",
-        });
-    }
-    Ok(path.into())
-}
 
 /// An open file, and the connections for reading and writing it.
 pub(in crate::store) struct Opened {
@@ -246,7 +230,7 @@ async fn migrate(
     });
     let pool = pool.connect(&url_of(path)).await.map_err(named)?;
     let mut work = Work::begin_on(&pool, BEGIN_WRITE).await.map_err(named)?;
-    let updated = schema::update(&mut work, Dialect::Sqlite).await;
+    let updated = schema::update(&mut work).await;
     updated.map_err(|error| schema::error(database, error))?;
     work.commit().await.map_err(named)?;
     pool.close().await;

@@ -70,7 +70,7 @@ impl Site {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let apns = Apns::start(listener, &pki).unwrap();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
-        let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
+        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
         let counters = Arc::default();
         Self { pki, folder, apns, store, config, counters, running: None, changes: 0 }
     }

@@ -45,7 +45,7 @@ async fn a_rotation_says_what_it_did_and_changes_nothing_when_it_cannot() {
         assert!(said.contains("[credentials] mode: no credentials are stored"), "{said}");
 
         let url = format!("sqlite://{}", path.join("mailchime.db").display());
-        let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
+        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
         let open = |name: &str| {
             CredentialSource::open(config::CredentialsMode::Stored, &path.join(name), store.clone())
         };
@@ -90,7 +90,7 @@ async fn a_rotation_says_what_it_did_and_changes_nothing_when_it_cannot() {
         assert!(!path.join("mailchimes.db").exists(), "a database was made");
         assert_eq!(key(), before);
         let other = format!("sqlite://{}", path.join("other.db").display());
-        Store::open(&other, Duration::from_secs(5)).await.unwrap().close().await;
+        Store::open(&other.parse().unwrap(), Duration::from_secs(5)).await.unwrap().close().await;
         let other = format!("{CONFIG}[store]\nurl = \"sqlite://other.db\"");
         let (code, said) = rotate(path, &other).await;
         assert_eq!(code, Some(64), "{said}");

@@ -63,7 +63,7 @@ async fn push_is_offered_to_accounts_that_have_a_valid_identity() {
             ),
         );
         config.listeners[0].address = ([127, 0, 0, 1], 0).into();
-        config.store.url = format!("sqlite://{}", file("mailchime.db").display());
+        config.store.url = config::DatabaseUrl::sqlite(&file("mailchime.db"));
         let key_file = file("mailchime.key");
         config.key_file = key_file;
         config.apns = TOPICS

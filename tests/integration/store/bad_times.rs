@@ -66,7 +66,7 @@ async fn a_server_that_crashes_and_comes_back() {
         return;
     };
     limited(async {
-        let store = Store::open(&server.url(), BUSY).await.unwrap();
+        let store = Store::open(&server.url().parse().unwrap(), BUSY).await.unwrap();
         well_again(&store).await;
         server.crash();
         unavailable(&store).await;
@@ -84,7 +84,7 @@ async fn a_server_that_comes_after_us() {
     };
     limited(async {
         server.stop();
-        let store = Store::open(&server.url(), BUSY).await.unwrap();
+        let store = Store::open(&server.url().parse().unwrap(), BUSY).await.unwrap();
         unavailable(&store).await;
         server.restart();
         well_again(&store).await;
@@ -227,7 +227,7 @@ async fn a_server_that_says_nothing_any_more() {
         let network = Forwarder::start(database.address).await;
         let url = network.url(&database.url, database.address);
         let patience = Duration::from_secs(15);
-        let store = Store::open(&url, patience).await.unwrap();
+        let store = Store::open(&url.parse().unwrap(), patience).await.unwrap();
         well_again(&store).await;
         // As many calls as there are connections are waiting for a lock when it happens.
         let mut beside = database.beside().await;

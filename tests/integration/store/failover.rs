@@ -75,7 +75,7 @@ async fn after_a_switchover_behind_one_address_nothing_stays_at_the_old_server()
         let standby = primary.standby();
         let address = Forwarder::start(primary.address).await;
         let url = address.url(&primary.url(), primary.address);
-        let store = Store::open(&url, BUSY).await.unwrap().of_node("one".into());
+        let store = Store::open(&url.parse().unwrap(), BUSY).await.unwrap().of_node("one".into());
         store.join("one").await.unwrap();
         register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
         busy(&store).await;
@@ -108,7 +108,8 @@ async fn after_a_switchover_behind_one_address_nothing_stays_at_the_old_server()
         only_target(&store, &alice()).await;
         busy(&store).await;
         // News that another node writes there arrives.
-        let other = Store::open(&standby.url(), BUSY).await.unwrap().of_node("two".into());
+        let other =
+            Store::open(&standby.url().parse().unwrap(), BUSY).await.unwrap().of_node("two".into());
         register(&other, device(&bob(), 'c'), &["INBOX"], 5, 300).await;
         let news = store.take_invalidations("one", 10).await.unwrap();
         assert!(news.iter().any(|news| news.account == bob()), "{news:?}");
@@ -124,12 +125,12 @@ async fn a_standby_is_no_database_until_it_is_promoted() {
     let test = "store::failover::a_standby_is_no_database_until_it_is_promoted";
     let Some(primary) = Postgres::start(test) else { return };
     limited(async {
-        let at_primary = Store::open(&primary.url(), BUSY).await.unwrap();
+        let at_primary = Store::open(&primary.url().parse().unwrap(), BUSY).await.unwrap();
         register(&at_primary, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
         let standby = primary.standby();
         caught_up(&mut beside(&primary).await, &mut beside(&standby).await).await;
         // The program starts, and waits for it.
-        let store = Store::open(&standby.url(), BUSY).await.unwrap();
+        let store = Store::open(&standby.url().parse().unwrap(), BUSY).await.unwrap();
         for refused in [store.ping().await, store.targets(&alice(), EVER).await.map(drop)] {
             let refused = refused.unwrap_err();
             assert!(refused.is_temporary(), "{refused:?}");
@@ -151,7 +152,7 @@ async fn an_old_server_that_says_nothing_any_more_costs_one_call_its_time() {
         let standby = primary.standby();
         let address = Forwarder::start(primary.address).await;
         let url = address.url(&primary.url(), primary.address);
-        let store = Store::open(&url, BUSY).await.unwrap();
+        let store = Store::open(&url.parse().unwrap(), BUSY).await.unwrap();
         register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
         busy(&store).await;
         caught_up(&mut beside(&primary).await, &mut beside(&standby).await).await;

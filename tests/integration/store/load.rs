@@ -100,7 +100,7 @@ async fn a_second_of_changes_is_one_transaction_of_few_statements() {
     limited(async {
         // No pooler stands between, so statements may be kept prepared.
         let url = format!("{}?statement-cache-capacity=100", database.url);
-        let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
+        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
         filled(&store).await;
         let (statements, _guard) = Statements::count();
         store.ping().await.unwrap();

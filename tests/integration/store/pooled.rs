@@ -42,7 +42,7 @@ impl Database {
     }
 
     pub(super) async fn open(&self) -> Store {
-        Store::open(&self.url, Duration::from_secs(10)).await.unwrap()
+        Store::open(&self.url.parse().unwrap(), Duration::from_secs(10)).await.unwrap()
     }
 }
 
@@ -167,7 +167,7 @@ async fn many_calls_at_once_share_few_sessions() {
 /// Why the store cannot be opened, which no later try would change.
 async fn refused(bouncer: &PgBouncer, url: &str, server: SocketAddr) -> String {
     let url = bouncer.url(url, server);
-    let refused = Store::open(&url, Duration::from_secs(5)).await.unwrap_err();
+    let refused = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap_err();
     assert!(matches!(refused, StoreError::Unusable { .. }), "{refused:?}");
     refused.to_string()
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use mailchime::config;
+use mailchime::config::{self, DatabaseUrl};
 use mailchime::model::{AcceptedLogin, Credentials};
 use mailchime::store::{CredentialSource, Store, StoreError, Vault};
 use sqlx::{Connection, Row, SqliteConnection};
@@ -182,13 +182,16 @@ async fn a_changed_migration_and_a_foreign_file_are_refused_by_name() {
 async fn a_url_or_folder_at_fault_is_named_with_the_remedy() {
     limited(async {
         for url in ["", "sqlite://", "sqlite::memory:", "sqlite://:memory:", "sqlite://a?mode=ro"] {
-            let refused = Store::open(url, Duration::from_secs(1)).await.unwrap_err();
-            assert!(refused.to_string().contains("sqlite://PATH"), "{refused}");
+            let refused = url.parse::<DatabaseUrl>().unwrap_err();
+            assert!(refused.contains("allowed is \"sqlite://\" and the path"), "{refused}");
         }
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("no/such.db");
         let url = format!("sqlite://{}", path.display());
-        let refused = Store::open(&url, Duration::from_secs(1)).await.unwrap_err().to_string();
+        let refused = Store::open(&url.parse().unwrap(), Duration::from_secs(1))
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("no/such.db") && refused.contains("folder"), "{refused}");
 
         let path = folder.path().join("mailchime.db");
@@ -206,7 +209,7 @@ async fn a_path_may_hold_what_means_something_in_a_url() {
     limited(async {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a b%41#ü [x].db");
-        let url = format!("sqlite://{}", path.display());
+        let url = DatabaseUrl::sqlite(&path);
         let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
         register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
         store.close().await;
@@ -266,7 +269,8 @@ async fn of_programs_that_start_at_once_one_has_a_new_database() {
         register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
         // Who only looks needs no lock; a clone that is closed leaves it.
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
-        let looking = Store::open_existing(&url, Duration::from_secs(5)).await.unwrap();
+        let looking =
+            Store::open_existing(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
         only_target(&looking, &alice()).await;
         looking.close().await;
         try_open(&folder, Duration::from_secs(5)).await.unwrap_err();

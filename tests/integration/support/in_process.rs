@@ -60,7 +60,7 @@ impl InProcess {
             plain(backend),
         );
         config.listeners[0].address = loopback();
-        config.store.url = format!("sqlite://{}", file("mailchime.db").display());
+        config.store.url = config::DatabaseUrl::sqlite(&file("mailchime.db"));
         let key_file = file("mailchime.key");
         config.key_file = key_file;
         config.limits.failure_delay = Duration::from_millis(1);

@@ -80,7 +80,7 @@ impl World {
     pub(crate) async fn new(backend: SocketAddr) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
-        let store = Store::open(&url, Duration::from_secs(30)).await.unwrap();
+        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(30)).await.unwrap();
         let key_file = folder.path().join("key");
         let watch = config::WatchConfig {
             idle_renewal: Duration::from_hours(1),

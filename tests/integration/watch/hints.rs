@@ -232,8 +232,8 @@ async fn a_database_that_hangs_holds_up_nothing_else_that_the_supervisor_does() 
         // One program at a time has the file, so its first store makes room.
         world.store.close().await;
         let room = format!("sqlite://{}", world.folder.path().join("room.db").display());
-        world.store = Store::open(&room, Duration::from_secs(1)).await.unwrap();
-        world.store = Store::open(&url, Duration::from_secs(60)).await.unwrap();
+        world.store = Store::open(&room.parse().unwrap(), Duration::from_secs(1)).await.unwrap();
+        world.store = Store::open(&url.parse().unwrap(), Duration::from_secs(60)).await.unwrap();
         let mut watching = idling(&world, &backend).await;
         // What she logs in with is known by then.
         watching.registered("alice").await;

@@ -159,7 +159,7 @@ async fn what_an_earlier_version_left_goes_at_the_next_start() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mailchime.db");
         let url = format!("sqlite://{}", path.display());
-        let open = || Store::open(&url, Duration::from_secs(5));
+        let open = async || Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await;
         open().await.unwrap().close().await;
         let mut database = SqliteConnection::connect(&url).await.unwrap();
         for statement in [
@@ -200,7 +200,7 @@ async fn of_many_that_came_and_went_nothing_is_left() {
     limited(async {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
-        let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
+        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
         let backend = BackendId::new(None, "imap.example.org", 993);
         const ACCOUNTS: usize = 600;
         let name = |number: usize| format!("user{:04}@example.org", (number * 37) % ACCOUNTS);

@@ -1,0 +1,177 @@
+//! The URL of a database, which is read here and nowhere else.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+
+use super::check::is_loopback;
+
+/// Which database, and how to connect to it. `Display` and `Debug` show where it is and no password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DatabaseUrl {
+    kind: DatabaseKind,
+    /// What may be shown.
+    shown: String,
+    holds_password: bool,
+    is_in_the_clear: bool,
+}
+
+/// What a [`DatabaseUrl`] leads to. `Debug` shows which kind it is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum DatabaseKind {
+    /// A file of SQLite.
+    Sqlite(PathBuf),
+    /// A server of PostgreSQL: the whole URL, maybe with a password.
+    Postgres(String),
+}
+
+const POSTGRES: [&str; 2] = ["postgres://", "postgresql://"];
+/// What may follow the `?`.
+const POSTGRES_PARAMETERS: [&str; 13] = [
+    "application_name",
+    "dbname",
+    "host",
+    "hostaddr",
+    "options",
+    "password",
+    "port",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "statement-cache-capacity",
+    "user",
+];
+const POSTGRES_FILES: [&str; 3] = ["sslrootcert", "sslcert", "sslkey"];
+
+impl DatabaseUrl {
+    /// What leads to a SQLite file.
+    pub fn sqlite(path: &Path) -> Self {
+        Self {
+            kind: DatabaseKind::Sqlite(path.to_owned()),
+            shown: format!("sqlite://{}", path.display()),
+            holds_password: false,
+            is_in_the_clear: false,
+        }
+    }
+
+    /// The URL in `text`; a relative path in it begins at `folder`.
+    ///
+    /// # Errors
+    /// What is wrong and what is allowed, without a password.
+    pub fn parse(text: &str, folder: &Path) -> Result<Self, String> {
+        if POSTGRES.iter().any(|scheme| text.starts_with(scheme)) {
+            return Self::postgres(text);
+        }
+        let Some(path) = text.strip_prefix("sqlite://").filter(|path| names_a_file(path)) else {
+            // A URL of another kind may hold a password, too.
+            let shown = if text.contains('@') { "the URL".to_owned() } else { format!("{text:?}") };
+            return Err(format!(
+                "{shown} is not understood; allowed is \"sqlite://\" and the path of a file, such as \
+                 \"sqlite:///var/lib/mailchime/mailchime.db\", or \"postgres://user@host/database\""
+            ));
+        };
+        Ok(Self::sqlite(&folder.join(path)))
+    }
+
+    fn postgres(text: &str) -> Result<Self, String> {
+        let server = PgConnectOptions::from_str(text);
+        let shown = server.as_ref().map_or("postgres://…".to_owned(), |server| {
+            let database = server.get_database().unwrap_or(server.get_username());
+            match server.get_socket() {
+                Some(folder) => format!("postgres://{}/{database}", folder.display()),
+                None => {
+                    format!("postgres://{}:{}/{database}", server.get_host(), server.get_port())
+                }
+            }
+        });
+        check_parameters(text, &POSTGRES_PARAMETERS, &POSTGRES_FILES)
+            .map_err(|problem| format!("{shown}: {problem}"))?;
+        let server = server.map_err(|error| format!("{shown}: {error}"))?;
+        let is_verified =
+            matches!(server.get_ssl_mode(), PgSslMode::VerifyFull | PgSslMode::VerifyCa);
+        let is_here = server.get_socket().is_some() || is_loopback(server.get_host());
+        Ok(Self {
+            kind: DatabaseKind::Postgres(text.to_owned()),
+            shown,
+            holds_password: holds_password(text),
+            is_in_the_clear: !is_verified && !is_here,
+        })
+    }
+
+    /// What it leads to.
+    pub fn kind(&self) -> &DatabaseKind {
+        &self.kind
+    }
+
+    /// Whether it holds the password (or the key) of its user.
+    pub(super) fn holds_password(&self) -> bool {
+        self.holds_password
+    }
+
+    /// Whether what goes to the database can be read or changed on its way.
+    pub(super) fn is_in_the_clear(&self) -> bool {
+        self.is_in_the_clear
+    }
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = String;
+
+    /// As [`DatabaseUrl::parse`]; a relative path begins at the folder of the program.
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::parse(text, Path::new(""))
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Debug for DatabaseKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sqlite(_) => "Sqlite",
+            Self::Postgres(_) => "Postgres",
+        })
+    }
+}
+
+/// Every parameter is one of those that are known, and names a file that is there where it has to.
+fn check_parameters(text: &str, known: &[&str], files: &[&str]) -> Result<(), String> {
+    let parameters = text.split_once('?').map_or("", |(_, parameters)| parameters);
+    for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        if !known.contains(&name) {
+            // What is misspelt may be the name of a password.
+            return Err(format!("has an unknown parameter; allowed are {}", known.join(", ")));
+        }
+        if files.contains(&name) && !value.contains('%') && !Path::new(value).is_file() {
+            return Err(format!("{name}: {value} is not a file; name a PEM file"));
+        }
+    }
+    Ok(())
+}
+
+fn holds_password(text: &str) -> bool {
+    let Some((_, rest)) = text.split_once("://") else { return false };
+    let (place, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+    let user = place.rsplit_once('@').map_or("", |(user, _)| user);
+    user.contains(':') || parameters.split('&').any(|given| given.starts_with("password="))
+}
+
+/// Whether the part of a database URL after `sqlite://` is the path of a file and nothing more: a
+/// database in memory would forget registrations, and parameters could turn off what keeps them.
+fn names_a_file(path: &str) -> bool {
+    !path.is_empty() && !path.starts_with(':') && !path.ends_with('/') && !path.contains(['?', '#'])
+}
