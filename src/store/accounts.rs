@@ -9,8 +9,8 @@ use crate::metrics::Call;
 use crate::model::{Account, BackendId, Mailbox, Timestamp};
 
 use super::records::{account, live, lock};
-use super::sql::rows;
-use super::sql::work::Statement;
+use super::sql::work::Work;
+use super::sql::{self, UpdateFrom, rows};
 use super::{Alive, Store, StoreError};
 
 /// An account with at least one live device.
@@ -37,6 +37,14 @@ impl LiveAccount {
     }
 }
 
+const ADOPT: UpdateFrom<'_> = UpdateFrom {
+    table: "account",
+    columns: &["name", "address", "becomes"],
+    joins: &[],
+    on: "account.name = v.name and (account.backend is null or account.backend = v.address)",
+    set: &[("backend", "v.becomes")],
+};
+
 // === impl Store ===
 
 impl Store {
@@ -47,7 +55,7 @@ impl Store {
     pub async fn accounts(&self, alive: impl Into<Alive>) -> Result<Vec<LiveAccount>, StoreError> {
         let alive = alive.into();
         self.read(Call::Accounts, async {
-            let query = sqlx::query(concat!(
+            let query = sql::query(concat!(
                 "select name, backend, parked, refusals, refused_at from account where exists (\
                  select 1 from subscription s where s.account = account.id and ",
                 live!("$1", "$2"),
@@ -80,7 +88,7 @@ impl Store {
         let alive = alive.into();
         self.read(Call::Account, async {
             let mut work = self.begin_read().await?;
-            let row = sqlx::query(concat!(
+            let row = sql::query(concat!(
                 "select backend, parked, refusals, refused_at from account where name = $1 and exists (\
                  select 1 from subscription s where s.account = account.id and ",
                 live!("$2", "$3"),
@@ -117,12 +125,8 @@ impl Store {
             let mut transaction = self.begin().await?;
             let mut adopted = 0;
             for accounts in accounts.chunks(rows::MOST) {
-                let mut query = rows::query(format!(
-                    "with v (name, address, becomes) as (values {}) update account \
-                     set backend = v.becomes from v where account.name = v.name \
-                     and (account.backend is null or account.backend = v.address)",
-                    rows::values(1, 3, accounts.len())
-                ));
+                let update = transaction.dialect().update_from(&ADOPT, accounts.len());
+                let mut query = sql::query(update);
                 for (account, backend) in accounts {
                     query =
                         query.bind(account.as_str()).bind(backend.address()).bind(backend.as_str());
@@ -142,7 +146,7 @@ impl Store {
     pub async fn is_of(&self, account: &Account, backend: &BackendId) -> Result<bool, StoreError> {
         self.read(Call::Account, async {
             let mut work = self.begin_read().await?;
-            let row = sqlx::query(
+            let row = sql::query(
                 "select 1 as known from account \
                  where name = $1 and coalesce(backend, $2) in ($2, $3)",
             )
@@ -172,10 +176,9 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.write(Call::Park, || async {
             let mut transaction = self.begin().await?;
-            sqlx::query(
+            sql::query(
                 "update account set refusals = $2, refused_at = $3, parked = $4, \
-                 parked_since = case when cast($4 as text) is null then null \
-                 else coalesce(parked_since, $3) end \
+                 parked_since = case when $7 = 0 then null else coalesce(parked_since, $3) end \
                  where name = $1 and coalesce(backend, $5) in ($5, $6)",
             )
             .bind(account.as_str())
@@ -184,6 +187,7 @@ impl Store {
             .bind(parked)
             .bind(backend.as_str())
             .bind(backend.address())
+            .bind(i64::from(parked.is_some()))
             .execute_in(&mut transaction)
             .await?;
             transaction.commit().await
@@ -208,7 +212,7 @@ impl Store {
         self.write(Call::Settle, || async {
             let mut transaction = self.begin().await?;
             lock(&mut transaction, account.as_str()).await?;
-            let row = sqlx::query(
+            let row = sql::query(
                 "select login_wanted_at, parked_since from account \
                  where name = $1 and coalesce(backend, $2) in ($2, $3)",
             )
@@ -228,25 +232,12 @@ impl Store {
             if let Some(next) = last.map(|last| last.plus(distance)).filter(|next| now < *next) {
                 return Ok(Err(next));
             }
-            sqlx::query("update account set login_wanted_at = $2 where name = $1")
+            sql::query("update account set login_wanted_at = $2 where name = $1")
                 .bind(account.as_str())
                 .bind(now.0)
                 .execute_in(&mut transaction)
                 .await?;
-            sqlx::query(
-                "update subscription_mailbox set owed_since = $2 where owed_since is null \
-                 and subscription in (select s.id from subscription s \
-                 join account a on a.id = s.account where a.name = $1 and s.state = 'active') \
-                 and mailbox = (select m.id from subscription_mailbox own \
-                 join mailbox m on m.id = own.mailbox \
-                 where own.subscription = subscription_mailbox.subscription \
-                 order by case when m.name = $3 then 0 else 1 end, m.name limit 1)",
-            )
-            .bind(account.as_str())
-            .bind(now.0)
-            .bind(Mailbox::INBOX)
-            .execute_in(&mut transaction)
-            .await?;
+            want_login_of(&mut transaction, account, now).await?;
             transaction.commit().await?;
             Ok(Ok(()))
         })
@@ -261,7 +252,7 @@ impl Store {
     pub async fn unpark(&self, account: &Account, backend: &BackendId) -> Result<(), StoreError> {
         self.write(Call::Unpark, || async {
             let mut transaction = self.begin().await?;
-            let done = sqlx::query(
+            let done = sql::query(
                 "update account set parked = null, parked_since = null, refusals = null, \
                  refused_at = null where name = $1 and coalesce(backend, $2) in ($2, $3) \
                  and (parked is not null or refusals is not null)",
@@ -278,6 +269,38 @@ impl Store {
         })
         .await
     }
+}
+
+/// Marks one mailbox as owed to each active subscription of the account: INBOX, or its first one.
+async fn want_login_of(work: &mut Work, account: &Account, now: Timestamp) -> sqlx::Result<()> {
+    let rows = sql::query(
+        "select wanted.subscription, wanted.mailbox from account a \
+         join subscription s on s.account = a.id \
+         join subscription_mailbox wanted on wanted.subscription = s.id \
+         join mailbox m on m.id = wanted.mailbox where a.name = $1 and s.state = 'active' \
+         order by wanted.subscription, case when m.name = $2 then 0 else 1 end, m.name",
+    )
+    .bind(account.as_str())
+    .bind(Mailbox::INBOX)
+    .fetch_all_in(work)
+    .await?;
+    let mut last = None;
+    for row in rows {
+        let subscription: i64 = row.try_get("subscription")?;
+        if last.replace(subscription) == Some(subscription) {
+            continue;
+        }
+        sql::query(
+            "update subscription_mailbox set owed_since = $3 \
+             where subscription = $1 and mailbox = $2 and owed_since is null",
+        )
+        .bind(subscription)
+        .bind(row.try_get::<i64, _>("mailbox")?)
+        .bind(now.0)
+        .execute_in(work)
+        .await?;
+    }
+    Ok(())
 }
 
 /// Why the account's watcher gave up. What cannot be read is a reason as well: the user's next login

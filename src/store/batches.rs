@@ -132,7 +132,7 @@ mod tests {
     async fn open() -> (TempDir, Store, String) {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("test.db").display());
-        let store = Store::open(&url, Duration::from_secs(30)).await.unwrap();
+        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(30)).await.unwrap();
         (folder, store, url)
     }
 

@@ -5,11 +5,11 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use sqlx::Any;
-use sqlx::any::{AnyArguments, AnyRow};
-use sqlx::query::Query;
+use sqlx::any::AnyRow;
 
+use super::sql::dialect::Dialect;
 use super::sql::rows::{self, Readable};
+use super::sql::statement::Statement;
 use super::sql::work::Work;
 use super::{Stopping, Store, StoreError, error};
 use crate::metrics::{Call, Labels};
@@ -29,7 +29,7 @@ impl Store {
     /// read, so that nobody takes it for the end.
     pub(super) async fn page<T>(
         &self,
-        query: Query<'_, Any, AnyArguments>,
+        query: Statement<'_>,
         read: impl Fn(&AnyRow) -> sqlx::Result<T>,
     ) -> sqlx::Result<Vec<T>> {
         let mut work = self.begin_read().await?;
@@ -46,7 +46,7 @@ impl Store {
     /// What `read` makes of the rows of a query that can be read.
     pub(super) async fn rows<T>(
         &self,
-        query: Query<'_, Any, AnyArguments>,
+        query: Statement<'_>,
         read: impl Fn(&AnyRow) -> sqlx::Result<T>,
     ) -> sqlx::Result<Vec<T>> {
         let mut work = self.begin_read().await?;
@@ -128,6 +128,11 @@ impl Store {
             target: "mailchime::store::slow_call",
             call, milliseconds, "a database call took long"
         );
+    }
+
+    /// What the database speaks.
+    pub(super) fn dialect(&self) -> Dialect {
+        self.connections.dialect()
     }
 
     /// Begins a transaction that writes.

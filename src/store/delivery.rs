@@ -12,8 +12,8 @@ use crate::model::{
 };
 
 use super::records::{account, bind_snapshot, live, snapshot, subscription};
-use super::sql::rows;
-use super::sql::work::{Statement, Work};
+use super::sql::work::Work;
+use super::sql::{self, UpdateFrom, rows};
 use super::{Alive, Store, StoreError};
 
 /// A live subscription with what it is for.
@@ -94,7 +94,7 @@ impl Store {
     ) -> Result<Vec<(Mailbox, Snapshot)>, StoreError> {
         let alive = alive.into();
         self.read(Call::Watched, async {
-            let query = sqlx::query(concat!(
+            let query = sql::query(concat!(
                 "select distinct a.name as account, m.name as mailbox, m.uid_validity, m.uid_next, \
                  m.messages, m.unseen, m.highest_mod_seq from account a \
                  join subscription s on s.account = a.id \
@@ -126,7 +126,7 @@ impl Store {
     ) -> Result<Vec<Target>, StoreError> {
         let alive = alive.into();
         self.read(Call::Targets, async {
-            let query = sqlx::query(concat!(
+            let query = sql::query(concat!(
                 "select a.name as account, a.backend, s.transport, s.endpoint_hash, s.endpoint, s.app, \
                  s.route, s.options, s.secrets, s.expires_at, s.registered_at, s.heard_at, \
                  s.outdated_since, s.outdated_at, s.pushed_at, m.name as mailbox, wanted.owed_since \
@@ -153,7 +153,7 @@ impl Store {
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn routes(&self, transport: &TransportId) -> Result<Vec<(String, u64)>, StoreError> {
         self.read(Call::Devices, async {
-            let query = sqlx::query(
+            let query = sql::query(
                 "select route, count(*) as subscriptions from subscription where transport = $1 \
                  group by route order by route",
             )
@@ -181,10 +181,10 @@ impl Store {
             // No account has an empty name.
             let after = after.map_or("", Account::as_str);
             let page = "select name from account where name > $1 order by name limit $2";
-            let page = sqlx::query(page).bind(after).bind(i64::from(accounts));
+            let page = sql::query(page).bind(after).bind(i64::from(accounts));
             let mut page = self.page(page, |row| account(row, "name")).await?;
             let Some(last) = page.pop() else { return Ok(None) };
-            let query = sqlx::query(
+            let query = sql::query(
                 "select a.name as account, a.backend, s.transport, s.endpoint_hash, s.endpoint, s.app, \
                  s.route, s.options, s.expires_at, s.registered_at, s.heard_at, s.outdated_since, \
                  s.outdated_at, s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
@@ -208,7 +208,7 @@ impl Store {
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn owed_accounts(&self) -> Result<Vec<Account>, StoreError> {
         self.read(Call::Owed, async {
-            let query = sqlx::query(
+            let query = sql::query(
                 "select distinct a.name as account from subscription_mailbox wanted \
                  join subscription s on s.id = wanted.subscription \
                  join account a on a.id = s.account where wanted.owed_since is not null \
@@ -294,6 +294,54 @@ struct Mark {
     since: Option<Timestamp>,
 }
 
+const MARKS: UpdateFrom<'_> = UpdateFrom {
+    table: "subscription_mailbox",
+    columns: &["account", "transport", "hash", "app", "mailbox", "cleared", "since"],
+    joins: &[
+        "account a on a.name = v.account",
+        "subscription s on s.account = a.id and s.transport = v.transport \
+         and s.endpoint_hash = v.hash and s.app = v.app",
+        "mailbox m on m.account = a.id and m.name = v.mailbox",
+    ],
+    on: "subscription_mailbox.subscription = s.id and subscription_mailbox.mailbox = m.id",
+    set: &[(
+        "owed_since",
+        "case when v.cleared = 1 then v.since \
+         else coalesce(subscription_mailbox.owed_since, v.since) end",
+    )],
+};
+
+const PUSHED: UpdateFrom<'_> = UpdateFrom {
+    table: "subscription",
+    columns: &["account", "transport", "hash", "app", "pushed_at"],
+    joins: &["account a on a.name = v.account"],
+    on: "subscription.account = a.id and subscription.transport = v.transport \
+         and subscription.endpoint_hash = v.hash and subscription.app = v.app",
+    set: &[("pushed_at", "v.pushed_at")],
+};
+
+const TOLD: UpdateFrom<'_> = UpdateFrom {
+    table: "mailbox",
+    columns: &[
+        "account",
+        "mailbox",
+        "uid_validity",
+        "uid_next",
+        "messages",
+        "unseen",
+        "highest_mod_seq",
+    ],
+    joins: &["account a on a.name = v.account"],
+    on: "mailbox.account = a.id and mailbox.name = v.mailbox",
+    set: &[
+        ("uid_validity", "v.uid_validity"),
+        ("uid_next", "v.uid_next"),
+        ("messages", "v.messages"),
+        ("unseen", "v.unseen"),
+        ("highest_mod_seq", "v.highest_mod_seq"),
+    ],
+};
+
 impl<'a> Outcome<'a> {
     fn of(settlements: &'a [Settlement]) -> Self {
         let mut outcome =
@@ -324,18 +372,7 @@ impl<'a> Outcome<'a> {
     /// word about it cannot bring one back.
     async fn write(&self, work: &mut Work) -> sqlx::Result<()> {
         for marks in chunks(&self.marks) {
-            let mut query = rows::query(format!(
-                "with v (account, transport, hash, app, mailbox, cleared, since) as (values {}) \
-                 update subscription_mailbox set owed_since = case when v.cleared = 1 then v.since \
-                 else coalesce(owed_since, v.since) end \
-                 from v join account a on a.name = v.account \
-                 join subscription s on s.account = a.id and s.transport = v.transport \
-                 and s.endpoint_hash = v.hash and s.app = v.app \
-                 join mailbox m on m.account = a.id and m.name = v.mailbox \
-                 where subscription_mailbox.subscription = s.id \
-                 and subscription_mailbox.mailbox = m.id",
-                rows::values(1, 7, marks.len())
-            ));
+            let mut query = sql::query(work.dialect().update_from(&MARKS, marks.len()));
             for (((account, transport, hash, app), mailbox), mark) in marks {
                 query = query
                     .bind(*account)
@@ -349,14 +386,7 @@ impl<'a> Outcome<'a> {
             query.execute_in(work).await?;
         }
         for pushed in chunks(&self.pushed) {
-            let mut query = rows::query(format!(
-                "with v (account, transport, hash, app, pushed_at) as (values {}) \
-                 update subscription set pushed_at = v.pushed_at \
-                 from v join account a on a.name = v.account where subscription.account = a.id \
-                 and subscription.transport = v.transport \
-                 and subscription.endpoint_hash = v.hash and subscription.app = v.app",
-                rows::values(1, 5, pushed.len())
-            ));
+            let mut query = sql::query(work.dialect().update_from(&PUSHED, pushed.len()));
             for ((account, transport, hash, app), at) in pushed {
                 query =
                     query.bind(*account).bind(*transport).bind(hash.as_str()).bind(*app).bind(at.0);
@@ -364,15 +394,7 @@ impl<'a> Outcome<'a> {
             query.execute_in(work).await?;
         }
         for told in chunks(&self.told) {
-            let mut query = rows::query(format!(
-                "with v (account, mailbox, uid_validity, uid_next, messages, unseen, \
-                 highest_mod_seq) as (values {}) \
-                 update mailbox set uid_validity = v.uid_validity, uid_next = v.uid_next, \
-                 messages = v.messages, unseen = v.unseen, highest_mod_seq = v.highest_mod_seq \
-                 from v join account a on a.name = v.account \
-                 where mailbox.account = a.id and mailbox.name = v.mailbox",
-                rows::values(1, 7, told.len())
-            ));
+            let mut query = sql::query(work.dialect().update_from(&TOLD, told.len()));
             for ((account, mailbox), snapshot) in told {
                 query = bind_snapshot(query.bind(*account), mailbox, snapshot);
             }

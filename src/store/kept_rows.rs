@@ -5,8 +5,8 @@ use sqlx::Row;
 use super::accounts::{parked, refused};
 use super::records::{account, lock};
 use super::registrant::{Keeper, Keeping, KeptRow, Registrant, Sealed};
-use super::sql::rows;
-use super::sql::work::{Statement, Work};
+use super::sql::work::Work;
+use super::sql::{self, UpdateFrom};
 use super::{Store, StoreError};
 use crate::metrics::Call;
 use crate::model::{Account, BackendId, Timestamp};
@@ -35,6 +35,22 @@ pub(super) struct Resealed {
     pub(super) new: String,
 }
 
+const RESEAL: UpdateFrom<'_> = UpdateFrom {
+    table: "account",
+    columns: &["name", "was", "becomes"],
+    joins: &[],
+    on: "account.name = v.name and account.credentials = v.was",
+    set: &[("credentials", "v.becomes")],
+};
+
+const RESEAL_BESIDE: UpdateFrom<'_> = UpdateFrom {
+    table: "credential",
+    columns: &["name", "was", "becomes"],
+    joins: &["account a on a.name = v.name"],
+    on: "credential.account = a.id and credential.sealed = v.was",
+    set: &[("sealed", "v.becomes")],
+};
+
 impl Store {
     /// The sealed credentials that this backend has accepted; `None` when the account is unknown or
     /// another backend's, and none are kept or can be read.
@@ -47,7 +63,7 @@ impl Store {
         backend: &BackendId,
     ) -> Result<Option<Sealed>, StoreError> {
         self.read(Call::Credentials, async {
-            let query = sqlx::query(
+            let query = sql::query(
                 "select name, credentials, credentials_until from account where name = $1 \
                  and coalesce(backend, $2) in ($2, $3) and credentials is not null",
             )
@@ -111,7 +127,7 @@ impl Store {
             if rows.is_some() && found.password_since.is_some_and(is_later) {
                 return Ok(false);
             }
-            sqlx::query(
+            sql::query(
                 "update account set parked = null, parked_since = null, refusals = null, \
                  refused_at = null, backend = $2 where name = $1",
             )
@@ -191,19 +207,19 @@ impl Store {
         self.write(Call::EraseCredentials, || async {
             let statements = match expired_at {
                 Some(now) => [
-                    sqlx::query(
+                    sql::query(
                         "update account set credentials = null, credentials_until = null \
                          where credentials_until <= $1",
                     )
                     .bind(now.0),
-                    sqlx::query("delete from credential where until <= $1").bind(now.0),
+                    sql::query("delete from credential where until <= $1").bind(now.0),
                 ],
                 None => [
-                    sqlx::query(
+                    sql::query(
                         "update account set credentials = null, credentials_until = null \
                          where credentials is not null",
                     ),
-                    sqlx::query("delete from credential"),
+                    sql::query("delete from credential"),
                 ],
             };
             let (mut transaction, mut erased) = (self.begin().await?, 0);
@@ -223,7 +239,7 @@ impl Store {
     /// characters: by which keys.
     pub(super) async fn seals(&self, length: usize) -> Result<Vec<(String, u64)>, StoreError> {
         self.read(Call::Seals, async {
-            let query = sqlx::query(
+            let query = sql::query(
                 "select seal, count(distinct name) as accounts from (\
                  select name, substr(credentials, 1, $1) as seal from account \
                  where credentials is not null \
@@ -252,9 +268,9 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<((Account, i64), Option<String>)>, StoreError> {
         self.read(Call::SealedAfter, async {
-            let query = sqlx::query(
+            let query = sql::query(
                 "select name, number, credentials from (\
-                 select name, cast(0 as bigint) as number, credentials from account \
+                 select name, 0 as number, credentials from account \
                  where credentials is not null and name >= $1 \
                  union all select a.name, c.number, c.sealed from credential c \
                  join account a on a.id = c.account where a.name >= $1) kept \
@@ -279,24 +295,16 @@ impl Store {
             let (mut transaction, mut replaced) = (self.begin().await?, 0);
             let (own, beside): (Vec<_>, Vec<_>) = texts.iter().partition(|it| it.number == 0);
             if !own.is_empty() {
-                let mut query = rows::query(format!(
-                    "with v (name, was, becomes) as (values {}) update account \
-                     set credentials = v.becomes from v \
-                     where account.name = v.name and account.credentials = v.was",
-                    rows::values(1, 3, own.len())
-                ));
+                let update = transaction.dialect().update_from(&RESEAL, own.len());
+                let mut query = sql::query(update);
                 for Resealed { account, old, new, .. } in own {
                     query = query.bind(account.as_str()).bind(old.as_str()).bind(new.as_str());
                 }
                 replaced += query.execute_in(&mut transaction).await?.rows_affected();
             }
             if !beside.is_empty() {
-                let mut query = rows::query(format!(
-                    "with v (name, was, becomes) as (values {}) update credential \
-                     set sealed = v.becomes from v join account a on a.name = v.name \
-                     where credential.account = a.id and credential.sealed = v.was",
-                    rows::values(1, 3, beside.len())
-                ));
+                let update = transaction.dialect().update_from(&RESEAL_BESIDE, beside.len());
+                let mut query = sql::query(update);
                 for Resealed { account, old, new, .. } in beside {
                     query = query.bind(account.as_str()).bind(old.as_str()).bind(new.as_str());
                 }
@@ -319,7 +327,7 @@ pub(super) async fn kept(
     account: &str,
     backend: &BackendId,
 ) -> sqlx::Result<Option<Found>> {
-    let row = sqlx::query(
+    let row = sql::query(
         "select id, credentials, credentials_until, credentials_since, credentials_proved_at, \
          created_at, parked, refusals, refused_at, password_since, \
          password_at from account \
@@ -344,7 +352,7 @@ pub(super) async fn kept(
         let (since, proved_at) = (Timestamp(since), Timestamp(proved_at));
         Ok(Some(KeptRow { sealed: Sealed { text, until }, since, proved_at }))
     };
-    let beside = sqlx::query(
+    let beside = sql::query(
         "select sealed, until, since, proved_at from credential where account = $1 order by number",
     )
     .bind(row.try_get::<i64, _>("id")?)
@@ -370,7 +378,7 @@ pub(super) async fn kept(
 /// Puts these in the place of all credentials of an account that is locked.
 pub(super) async fn put(work: &mut Work, account: &str, rows: &[KeptRow]) -> sqlx::Result<()> {
     let own = rows.first();
-    sqlx::query(
+    sql::query(
         "update account set credentials = $2, credentials_until = $3, credentials_since = $4, \
          credentials_proved_at = $5 where name = $1",
     )
@@ -381,12 +389,12 @@ pub(super) async fn put(work: &mut Work, account: &str, rows: &[KeptRow]) -> sql
     .bind(own.map(|own| own.proved_at.0))
     .execute_in(work)
     .await?;
-    sqlx::query("delete from credential where account = (select id from account where name = $1)")
+    sql::query("delete from credential where account = (select id from account where name = $1)")
         .bind(account)
         .execute_in(work)
         .await?;
     for (number, KeptRow { sealed, since, proved_at }) in (1_i64..).zip(rows.iter().skip(1)) {
-        sqlx::query(
+        sql::query(
             "insert into credential (account, number, sealed, until, since, proved_at) \
              select id, $2, $3, $4, $5, $6 from account where name = $1",
         )
@@ -410,7 +418,7 @@ async fn outdate(
     (at, served): (Timestamp, Timestamp),
     now: Timestamp,
 ) -> sqlx::Result<()> {
-    sqlx::query(
+    sql::query(
         "update account set password_since = $2, password_at = $3 \
          where name = $1 and (coalesce(password_since, $2) <= $2 or password_since > $4)",
     )
@@ -420,7 +428,7 @@ async fn outdate(
     .bind(now.0)
     .execute_in(work)
     .await?;
-    sqlx::query(
+    sql::query(
         "update subscription set outdated_since = $2, outdated_at = $3 \
          where account = (select id from account where name = $1) and registered_at < $2 \
          and outdated_since is null",

@@ -12,8 +12,8 @@ use crate::metrics::Call;
 use crate::model::Account;
 
 use super::records::account;
-use super::sql::rows;
-use super::sql::work::{Statement, Work};
+use super::sql::work::Work;
+use super::sql::{self, Shaped, Take, Upsert, rows};
 use super::{Store, StoreError};
 
 /// A node's row.
@@ -36,6 +36,40 @@ pub struct Invalidation {
     pub login: bool,
 }
 
+/// A node comes in the place of one that had its name.
+static JOIN: Shaped = Shaped::new(|dialect| {
+    dialect.upsert(&Upsert {
+        table: "node",
+        columns: "name, incarnation, beats",
+        rows: "values ($1, $2, 0)",
+        key: "name",
+        set: &[("incarnation", "new.incarnation"), ("beats", "0")],
+        returning: "",
+    })
+});
+
+static TAKE: Shaped = Shaped::new(|dialect| {
+    dialect.take(&Take {
+        table: "invalidation",
+        fitting: "node = $1",
+        by: "account",
+        most: "$2",
+        returning: "account, login",
+    })
+});
+
+/// One for each node but the one that tells.
+static TELL: Shaped = Shaped::new(|dialect| {
+    dialect.upsert(&Upsert {
+        table: "invalidation",
+        columns: "node, account, login",
+        rows: "select name, $1, $2 from node where incarnation <> $3 order by name",
+        key: "node, account",
+        set: &[("login", "case when new.login = 1 then 1 else old.login end")],
+        returning: "",
+    })
+});
+
 impl Store {
     /// Makes this process the node of that name, even if another had it. Until it [leaves](Store::leave),
     /// others write it news; what was written for an earlier one is gone.
@@ -45,18 +79,15 @@ impl Store {
     pub async fn join(&self, name: &str) -> Result<(), StoreError> {
         self.write(Call::Beat, || async {
             let mut transaction = self.begin().await?;
-            sqlx::query("delete from invalidation where node = $1")
+            sql::query("delete from invalidation where node = $1")
                 .bind(name)
                 .execute_in(&mut transaction)
                 .await?;
-            sqlx::query(
-                "insert into node (name, incarnation, beats) values ($1, $2, 0) \
-                 on conflict (name) do update set incarnation = excluded.incarnation, beats = 0",
-            )
-            .bind(name)
-            .bind(&*self.incarnation)
-            .execute_in(&mut transaction)
-            .await?;
+            sql::query(JOIN.of(transaction.dialect()))
+                .bind(name)
+                .bind(&*self.incarnation)
+                .execute_in(&mut transaction)
+                .await?;
             transaction.commit().await
         })
         .await
@@ -69,7 +100,7 @@ impl Store {
     pub async fn heartbeat(&self, name: &str) -> Result<(), StoreError> {
         self.write(Call::Beat, || async {
             let mut transaction = self.begin().await?;
-            sqlx::query("update node set beats = beats + 1 where name = $1 and incarnation = $2")
+            sql::query("update node set beats = beats + 1 where name = $1 and incarnation = $2")
                 .bind(name)
                 .bind(&*self.incarnation)
                 .execute_in(&mut transaction)
@@ -104,7 +135,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         self.write(Call::Beat, || async {
             let mut transaction = self.begin().await?;
-            let done = sqlx::query(
+            let done = sql::query(
                 "delete from node where name = $1 and incarnation = $2 \
                  and beats = coalesce($3, beats)",
             )
@@ -114,7 +145,7 @@ impl Store {
             .execute_in(&mut transaction)
             .await?;
             // Of all that are gone: news may have been on its way when its node was removed.
-            sqlx::query("delete from invalidation where node not in (select name from node)")
+            sql::query("delete from invalidation where node not in (select name from node)")
                 .execute_in(&mut transaction)
                 .await?;
             transaction.commit().await?;
@@ -129,7 +160,7 @@ impl Store {
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn nodes(&self) -> Result<Vec<Node>, StoreError> {
         self.read(Call::Nodes, async {
-            let query = sqlx::query("select name, incarnation, beats from node order by name");
+            let query = sql::query("select name, incarnation, beats from node order by name");
             self.rows(query, |row| {
                 Ok(Node {
                     name: row.try_get("name")?,
@@ -153,13 +184,9 @@ impl Store {
         most: usize,
     ) -> Result<Vec<Invalidation>, StoreError> {
         self.write(Call::News, || async {
-            let query = sqlx::query(
-                "delete from invalidation where node = $1 and account in \
-                 (select account from invalidation where node = $1 order by account limit $2) \
-                 returning account, login",
-            )
-            .bind(name)
-            .bind(i64::try_from(most).unwrap_or(i64::MAX));
+            let query = sql::query(TAKE.of(self.dialect()))
+                .bind(name)
+                .bind(i64::try_from(most).unwrap_or(i64::MAX));
             let read = |row: &AnyRow| {
                 let login = row.try_get::<i64, _>("login")? != 0;
                 Ok(Invalidation { account: account(row, "account")?, login })
@@ -181,7 +208,7 @@ impl Store {
         self.write(Call::News, || async {
             let mut transaction = self.begin().await?;
             for account in accounts {
-                let known = sqlx::query("select name from account where name = $1")
+                let known = sql::query("select name from account where name = $1")
                     .bind(account.as_str())
                     .fetch_optional_in(&mut transaction)
                     .await?;
@@ -204,17 +231,12 @@ impl Store {
         account: &str,
         login: bool,
     ) -> sqlx::Result<()> {
-        sqlx::query(
-            "insert into invalidation (node, account, login) \
-             select name, $1, $2 from node where incarnation <> $3 order by name \
-             on conflict (node, account) do update set login = \
-             case when excluded.login = 1 then 1 else invalidation.login end",
-        )
-        .bind(account)
-        .bind(i64::from(login))
-        .bind(&*self.incarnation)
-        .execute_in(work)
-        .await
-        .map(drop)
+        sql::query(TELL.of(work.dialect()))
+            .bind(account)
+            .bind(i64::from(login))
+            .bind(&*self.incarnation)
+            .execute_in(work)
+            .await
+            .map(drop)
     }
 }

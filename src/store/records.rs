@@ -1,10 +1,11 @@
 //! Single rows: finding, locking and removing them, and what their columns say.
 
-use sqlx::any::{AnyArguments, AnyRow};
-use sqlx::query::Query;
-use sqlx::{Any, Row};
+use sqlx::Row;
+use sqlx::any::AnyRow;
 
-use super::sql::work::{Statement, Work};
+use super::sql;
+use super::sql::statement::Statement;
+use super::sql::work::Work;
 use crate::model::{
     Account, PushEndpoint, Snapshot, Subscription, SubscriptionKey, SubscriptionState, Timestamp,
     TransportId,
@@ -27,7 +28,7 @@ pub(super) use live;
 
 /// Makes other transactions that add or remove devices of the account wait for this one.
 pub(super) async fn lock(work: &mut Work, account: &str) -> sqlx::Result<()> {
-    sqlx::query("update account set created_at = created_at where name = $1")
+    sql::query("update account set created_at = created_at where name = $1")
         .bind(account)
         .execute_in(work)
         .await
@@ -36,13 +37,13 @@ pub(super) async fn lock(work: &mut Work, account: &str) -> sqlx::Result<()> {
 
 /// Removes a subscription of an account that is locked.
 pub(super) async fn delete(work: &mut Work, id: i64) -> sqlx::Result<()> {
-    let query = sqlx::query("delete from subscription where id = $1").bind(id);
+    let query = sql::query("delete from subscription where id = $1").bind(id);
     query.execute_in(work).await.map(drop)
 }
 
 /// The subscription's row.
 pub(super) async fn id_of(work: &mut Work, key: &SubscriptionKey) -> sqlx::Result<Option<i64>> {
-    let row = sqlx::query(
+    let row = sql::query(
         "select s.id from subscription s join account a on a.id = s.account where a.name = $1 \
          and s.transport = $2 and s.endpoint_hash = $3 and s.app = $4",
     )
@@ -57,10 +58,10 @@ pub(super) async fn id_of(work: &mut Work, key: &SubscriptionKey) -> sqlx::Resul
 
 /// Binds a mailbox's name and the five columns of its state.
 pub(super) fn bind_snapshot<'q>(
-    query: Query<'q, Any, AnyArguments>,
-    mailbox: &str,
+    query: Statement<'q>,
+    mailbox: &'q str,
     snapshot: &Snapshot,
-) -> Query<'q, Any, AnyArguments> {
+) -> Statement<'q> {
     // Bit for bit, not saturated: a value that came back smaller would differ from what the backend
     // says at every look, and every look would push.
     let number = |value: Option<u64>| value.map(u64::cast_signed);

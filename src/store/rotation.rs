@@ -244,7 +244,7 @@ mod tests {
 
     async fn filled(folder: &Path) -> (Store, Vault) {
         let url = format!("sqlite://{}", folder.join("test.db").display());
-        let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
+        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
         let vault = Vault::open(&folder.join("test.key")).unwrap();
         for number in 0..ACCOUNTS {
             let credentials = credentials(number);
@@ -360,7 +360,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (_, vault) = filled(folder.path()).await;
         let other = format!("sqlite://{}", folder.path().join("other.db").display());
-        let other = Store::open(&other, Duration::from_secs(5)).await.unwrap();
+        let other = Store::open(&other.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
         let before = std::fs::read_to_string(folder.path().join("test.key")).unwrap();
         let refused = rotate(&other, &vault).await.unwrap_err().to_string();
         assert!(

@@ -3,8 +3,7 @@
 use sqlx::Row;
 
 use super::records::account;
-use super::sql::rows;
-use super::sql::work::Statement;
+use super::sql::{self, UpdateFrom};
 use super::{Store, StoreError, Target, VaultError, unreadable};
 use crate::metrics::Call;
 use crate::model::{PushEndpoint, Subscription, SubscriptionKey, TransportId};
@@ -15,6 +14,14 @@ pub(super) struct SealedSecrets {
     pub(super) key: SubscriptionKey,
     pub(super) sealed: String,
 }
+
+const RESEAL_SECRETS: UpdateFrom<'_> = UpdateFrom {
+    table: "subscription",
+    columns: &["id", "was", "becomes"],
+    joins: &[],
+    on: "subscription.id = v.id and subscription.secrets = v.was",
+    set: &[("secrets", "v.becomes")],
+};
 
 impl Store {
     /// The secrets of a subscription that is to be stored, sealed. The key file is made if there is none.
@@ -88,7 +95,7 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<SealedSecrets>, StoreError> {
         self.read(Call::SealedAfter, async {
-            let query = sqlx::query(
+            let query = sql::query(
                 "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
                  s.secrets from subscription s join account a on a.id = s.account \
                  where s.secrets is not null and s.id > $1 order by s.id limit $2",
@@ -122,12 +129,8 @@ impl Store {
         }
         self.write(Call::Reseal, || async {
             let mut transaction = self.begin().await?;
-            let mut query = rows::query(format!(
-                "with v (id, was, becomes) as (values {}) update subscription \
-                 set secrets = v.becomes from v \
-                 where subscription.id = v.id and subscription.secrets = v.was",
-                rows::values(1, 3, texts.len())
-            ));
+            let update = transaction.dialect().update_from(&RESEAL_SECRETS, texts.len());
+            let mut query = sql::query(update);
             for (SealedSecrets { id, sealed, .. }, new) in texts {
                 query = query.bind(*id).bind(sealed.as_str()).bind(new.as_str());
             }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::metrics::Call;
 use crate::model::Timestamp;
 
-use super::sql::work::Statement;
+use super::sql::{self, Shaped, Upsert};
 use super::{Store, StoreError};
 
 /// How often [`Store::count_service`] is to be called.
@@ -51,6 +51,20 @@ struct Belief {
     /// Another time of day that was seen since, first at this moment.
     other: Option<(Timestamp, Instant)>,
 }
+
+static COUNT: Shaped = Shaped::new(|dialect| {
+    dialect.upsert(&Upsert {
+        table: "service",
+        columns: "id, served, seen_at",
+        rows: "values (1, $1, $2)",
+        key: "id",
+        set: &[
+            ("seen_at", "new.seen_at"),
+            ("served", "case when new.served > old.served then new.served else old.served end"),
+        ],
+        returning: "",
+    })
+});
 
 impl Store {
     /// The same for a program that serves phones. Others take the time of day for that of service.
@@ -118,16 +132,11 @@ impl Store {
         self.write(Call::Service, || async {
             let mut transaction = self.begin().await?;
             // Nodes agree on the latest.
-            sqlx::query(
-                "insert into service (id, served, seen_at) values (1, $1, $2) \
-                 on conflict (id) do update set seen_at = excluded.seen_at, served = \
-                 case when excluded.served > service.served then excluded.served \
-                 else service.served end",
-            )
-            .bind(served.0)
-            .bind(seen_at.0)
-            .execute_in(&mut transaction)
-            .await?;
+            sql::query(COUNT.of(transaction.dialect()))
+                .bind(served.0)
+                .bind(seen_at.0)
+                .execute_in(&mut transaction)
+                .await?;
             transaction.commit().await
         })
         .await
@@ -135,7 +144,7 @@ impl Store {
 
     /// The time of service as it was last written, and the time of day then.
     async fn service_row(&self) -> sqlx::Result<Option<(Timestamp, Timestamp)>> {
-        let row = sqlx::query("select served, seen_at from service where id = 1")
+        let row = sql::query("select served, seen_at from service where id = 1")
             .fetch_optional_in(&mut self.begin_read().await?)
             .await?;
         // One that cannot be read is none.
@@ -151,7 +160,7 @@ impl Store {
             return Ok(());
         }
         let row = self.service_row().await?;
-        let newest = sqlx::query("select max(heard_at) as newest from subscription");
+        let newest = sql::query("select max(heard_at) as newest from subscription");
         let newest = newest.fetch_one_in(&mut self.begin_read().await?).await?;
         let newest = newest.try_get::<Option<i64>, _>("newest").ok().flatten().map(Timestamp);
         let (now, at) = (Timestamp::now(), Instant::now());

@@ -6,8 +6,8 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::records::{delete, id_of, lock};
-use super::sql::rows;
-use super::sql::work::{Statement, Work};
+use super::sql;
+use super::sql::work::Work;
 use crate::model::{Account, BackendId, SubscriptionKey};
 
 /// Limits of the rows that are not those of one account; 0 is no limit.
@@ -96,7 +96,7 @@ impl Shares {
         if limits.iter().all(|(limit, ..)| *limit == 0) || id_of(work, key).await?.is_some() {
             return Ok(None);
         }
-        let known = sqlx::query("select 1 as known from account where name = $1");
+        let known = sql::query("select 1 as known from account where name = $1");
         let known = known.bind(key.account.as_str()).fetch_optional_in(work).await?.is_some();
         let domain = domain(&key.account);
         for (limit, full, counted, of) in limits {
@@ -107,7 +107,7 @@ impl Shares {
                 OF_DOMAIN => [domain, domain],
                 _ => [backend.as_str(), backend.address()],
             };
-            let query = rows::query(format!("{counted} {of}")).bind(names[0]).bind(names[1]);
+            let query = sql::query(format!("{counted} {of}")).bind(names[0]).bind(names[1]);
             let row = query.fetch_one_in(work).await?;
             if row.try_get::<i64, _>("others")? >= i64::from(limit) {
                 return Ok(Some(full));
@@ -129,7 +129,7 @@ impl Shares {
         // To a server that tells names by their case they are others, so each keeps its own as long
         // as it has no more than the others.
         let (folded, hash) = (key.account.case_folded(), key.endpoint.hash_hex());
-        let rows = sqlx::query(
+        let rows = sql::query(
             "select s.id, a.name as account, s.transport, s.endpoint_hash, \
              coalesce(s.heard_at, 0) as heard, s.registered_at \
              from account a join subscription s on s.account = a.id where a.folded = $1 \

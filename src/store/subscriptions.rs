@@ -16,8 +16,8 @@ use super::batches::Waiting;
 use super::kept_rows::{kept, put};
 use super::records::{account, bind_snapshot, delete, lock, state_name, subscription};
 use super::shares;
-use super::sql::rows;
-use super::sql::work::{Statement, Work};
+use super::sql::work::Work;
+use super::sql::{self, Shaped, Upsert, rows};
 use super::{Alive, Full, MadeRoom, Registrant, Store, StoreError};
 
 /// What became of a registration.
@@ -166,7 +166,7 @@ impl Store {
         let key = SubscriptionKey::from(&registration.subscription);
         let rows = self
             .read(Call::Registered, async {
-                let query = sqlx::query(
+                let query = sql::query(
                     "select a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
                      s.route, s.options, s.secrets, s.expires_at, m.name as mailbox from account a \
                      join subscription s on s.account = a.id \
@@ -216,7 +216,7 @@ impl Store {
         self.write(Call::RemoveDevice, || async {
             let mut transaction = self.begin().await?;
             lock(&mut transaction, key.account.as_str()).await?;
-            let row = sqlx::query(
+            let row = sql::query(
                 "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
                  s.route, s.options, s.expires_at from account a \
                  join subscription s on s.account = a.id \
@@ -262,7 +262,7 @@ impl Store {
         self.hear_of_all(self.served(registered_since)).await?;
         let touched = self
             .read(Call::Expire, async {
-                let query = sqlx::query(
+                let query = sql::query(
                     "select distinct a.name as account from subscription s \
                      join account a on a.id = s.account \
                      where (s.heard_at < $1 and s.expires_at is null) or (s.outdated_since is not null and s.outdated_at <= $2) order by account",
@@ -277,7 +277,7 @@ impl Store {
             let left = self.write(Call::Expire, || async {
                 let mut transaction = self.begin().await?;
                 lock(&mut transaction, account.as_str()).await?;
-                sqlx::query(
+                sql::query(
                     "delete from subscription where account = (select id from account where name = $1) \
                      and ((heard_at < $2 and expires_at is null) or (outdated_since is not null and outdated_at <= $3))",
                 )
@@ -304,7 +304,7 @@ impl Store {
         const UNHEARD: &str =
             "heard_at is null or (outdated_since is not null and outdated_at is null)";
         let unheard = self.read(Call::Expire, async {
-            let query = rows::query(format!(
+            let query = sql::query(format!(
                 "select 1 as unheard from subscription where {UNHEARD} limit 1"
             ));
             Ok(query.fetch_optional_in(&mut self.begin_read().await?).await?.is_some())
@@ -314,7 +314,7 @@ impl Store {
         }
         self.write(Call::Expire, || async {
             let mut transaction = self.begin().await?;
-            rows::query(format!(
+            sql::query(format!(
                 "update subscription set heard_at = coalesce(heard_at, $1), outdated_at = \
                  case when outdated_since is null then null else coalesce(outdated_at, $1) end \
                  where {UNHEARD}"
@@ -334,7 +334,7 @@ impl Store {
     pub async fn remove_account(&self, account: &Account) -> Result<bool, StoreError> {
         self.write(Call::RemoveAccount, || async {
             let mut transaction = self.begin().await?;
-            let done = sqlx::query("delete from account where name = $1")
+            let done = sql::query("delete from account where name = $1")
                 .bind(account.as_str())
                 .execute_in(&mut transaction)
                 .await?;
@@ -353,7 +353,7 @@ impl Store {
 /// Removes the same subscriptions for accounts whose names differ from this one in nothing but case; returns
 /// their names.
 async fn leave_spellings(work: &mut Work, key: &SubscriptionKey) -> sqlx::Result<BTreeSet<String>> {
-    let rows = sqlx::query(
+    let rows = sql::query(
         "select s.id, a.name as account from subscription s join account a on a.id = s.account \
          where s.endpoint_hash = $1 and s.transport = $2 and s.app = $3",
     )
@@ -380,14 +380,13 @@ async fn leave_spellings(work: &mut Work, key: &SubscriptionKey) -> sqlx::Result
 
 /// Removes what is kept of the account if another backend has accepted it.
 async fn leave(work: &mut Work, account: &Account, backend: &BackendId) -> sqlx::Result<()> {
-    let done = sqlx::query(
-        "delete from account where name = $1 and coalesce(backend, $2) not in ($2, $3)",
-    )
-    .bind(account.as_str())
-    .bind(backend.as_str())
-    .bind(backend.address())
-    .execute_in(work)
-    .await?;
+    let done =
+        sql::query("delete from account where name = $1 and coalesce(backend, $2) not in ($2, $3)")
+            .bind(account.as_str())
+            .bind(backend.as_str())
+            .bind(backend.address())
+            .execute_in(work)
+            .await?;
     if done.rows_affected() > 0 {
         tracing::info!(
             target: "mailchime::store::account_changed_backend",
@@ -408,6 +407,58 @@ struct AccountRow {
     /// The password of the login is another one than the last.
     other_password: bool,
 }
+
+static UPSERT_ACCOUNT: Shaped = Shaped::new(|dialect| {
+    dialect.upsert(&Upsert {
+        table: "account",
+        columns: "name, backend, created_at, folded, domain",
+        rows: "values ($1, $2, $3, $6, $7)",
+        key: "name",
+        set: &[
+            ("backend", "new.backend"),
+            ("folded", "new.folded"),
+            ("domain", "new.domain"),
+            ("password_since", "case when $4 = 1 then $5 else old.password_since end"),
+            ("password_at", "case when $4 = 1 then $8 else old.password_at end"),
+            ("parked", "null"),
+            ("parked_since", "null"),
+            ("refusals", "null"),
+            ("refused_at", "null"),
+        ],
+        returning: "id",
+    })
+});
+
+static UPSERT_SUBSCRIPTION: Shaped = Shaped::new(|dialect| {
+    dialect.upsert(&Upsert {
+        table: "subscription",
+        columns: "account, transport, endpoint_hash, app, endpoint, route, options, registered_at, \
+                  heard_at, outdated_since, outdated_at, secrets, expires_at, state",
+        rows: "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        key: "account, transport, endpoint_hash, app",
+        set: &[
+            ("endpoint", "new.endpoint"),
+            ("route", "new.route"),
+            ("options", "new.options"),
+            ("registered_at", "new.registered_at"),
+            ("heard_at", "new.heard_at"),
+            ("secrets", "new.secrets"),
+            ("expires_at", "new.expires_at"),
+            ("state", "case when old.state = 'active' then 'active' else new.state end"),
+            (
+                "outdated_at",
+                "case when new.outdated_since is null then null \
+                 else coalesce(old.outdated_at, new.outdated_at) end",
+            ),
+            (
+                "outdated_since",
+                "case when new.outdated_since is null then null \
+                 else coalesce(old.outdated_since, new.outdated_since) end",
+            ),
+        ],
+        returning: "id",
+    })
+});
 
 /// Locks the account, too.
 async fn upsert_account(
@@ -433,24 +484,17 @@ async fn upsert_account(
             }
         }
     }
-    let row = sqlx::query(
-        "insert into account (name, backend, created_at, folded, domain) \
-         values ($1, $2, $3, $6, $7) on conflict (name) do update set \
-         backend = excluded.backend, folded = excluded.folded, domain = excluded.domain, \
-         password_since = case when $4 = 1 then $5 else account.password_since end, \
-         password_at = case when $4 = 1 then $8 else account.password_at end, \
-         parked = null, parked_since = null, refusals = null, refused_at = null returning id",
-    )
-    .bind(account.as_str())
-    .bind(login.backend.as_str())
-    .bind(now.0)
-    .bind(i64::from(keeping.other_password))
-    .bind(login_at.0.0)
-    .bind(account.case_folded())
-    .bind(shares::domain(account))
-    .bind(login_at.1.0)
-    .fetch_one_in(work)
-    .await?;
+    let row = sql::query(UPSERT_ACCOUNT.of(work.dialect()))
+        .bind(account.as_str())
+        .bind(login.backend.as_str())
+        .bind(now.0)
+        .bind(i64::from(keeping.other_password))
+        .bind(login_at.0.0)
+        .bind(account.case_folded())
+        .bind(shares::domain(account))
+        .bind(login_at.1.0)
+        .fetch_one_in(work)
+        .await?;
     if let Some(rows) = &keeping.rows {
         put(work, account.as_str(), rows).await?;
     }
@@ -467,36 +511,23 @@ async fn upsert_subscription(
     outdated: Option<(Timestamp, Timestamp)>,
     (now, served): (Timestamp, Timestamp),
 ) -> sqlx::Result<i64> {
-    let row = sqlx::query(
-        "insert into subscription (account, transport, endpoint_hash, app, endpoint, route, options, \
-         registered_at, heard_at, outdated_since, outdated_at, secrets, expires_at, state) \
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
-         on conflict (account, transport, endpoint_hash, app) do update set \
-         endpoint = excluded.endpoint, route = excluded.route, options = excluded.options, \
-         registered_at = excluded.registered_at, heard_at = excluded.heard_at, \
-         secrets = excluded.secrets, expires_at = excluded.expires_at, \
-         state = case when subscription.state = 'active' then 'active' else excluded.state end, \
-         outdated_at = case when excluded.outdated_since is null then null \
-         else coalesce(subscription.outdated_at, excluded.outdated_at) end, \
-         outdated_since = case when excluded.outdated_since is null then null \
-         else coalesce(subscription.outdated_since, excluded.outdated_since) end returning id",
-    )
-    .bind(account)
-    .bind(subscription.transport.as_str())
-    .bind(subscription.endpoint.hash_hex())
-    .bind(&*subscription.app)
-    .bind(subscription.endpoint.as_given())
-    .bind(&*subscription.route)
-    .bind(&*subscription.options)
-    .bind(now.0)
-    .bind(served.0)
-    .bind(outdated.map(|(since, _)| since.0))
-    .bind(outdated.map(|(_, at)| at.0))
-    .bind(secrets)
-    .bind(subscription.expires_at.map(|at| at.0))
-    .bind(state_name(state))
-    .fetch_one_in(work)
-    .await?;
+    let row = sql::query(UPSERT_SUBSCRIPTION.of(work.dialect()))
+        .bind(account)
+        .bind(subscription.transport.as_str())
+        .bind(subscription.endpoint.hash_hex())
+        .bind(&*subscription.app)
+        .bind(subscription.endpoint.as_given())
+        .bind(&*subscription.route)
+        .bind(&*subscription.options)
+        .bind(now.0)
+        .bind(served.0)
+        .bind(outdated.map(|(since, _)| since.0))
+        .bind(outdated.map(|(_, at)| at.0))
+        .bind(secrets)
+        .bind(subscription.expires_at.map(|at| at.0))
+        .bind(state_name(state))
+        .fetch_one_in(work)
+        .await?;
     row.try_get("id")
 }
 
@@ -507,7 +538,7 @@ async fn outdate_others(
     subscription: i64,
     (at, served): (Timestamp, Timestamp),
 ) -> sqlx::Result<()> {
-    sqlx::query(
+    sql::query(
         "update subscription set outdated_since = $3, outdated_at = $4 where account = $1 \
          and id <> $2 and registered_at < $3 and outdated_since is null",
     )
@@ -530,7 +561,7 @@ async fn replace_mailboxes(
     let wanted: BTreeMap<&str, &Snapshot> =
         registration.mailboxes.iter().map(|(name, state)| (name.as_str(), state)).collect();
     let wanted: Vec<_> = wanted.into_iter().collect();
-    let kept = sqlx::query(
+    let kept = sql::query(
         "select m.id, m.name as mailbox from subscription_mailbox wanted \
          join mailbox m on m.id = wanted.mailbox where wanted.subscription = $1",
     )
@@ -541,32 +572,31 @@ async fn replace_mailboxes(
         // One that cannot be read stays, and is left out wherever it is read.
         let Ok(mailbox) = row.try_get::<&str, _>("mailbox") else { continue };
         if wanted.binary_search_by_key(&mailbox, |(name, _)| name).is_err() {
-            sqlx::query(
-                "delete from subscription_mailbox where subscription = $1 and mailbox = $2",
-            )
-            .bind(subscription)
-            .bind(row.try_get::<i64, _>("id")?)
-            .execute_in(work)
-            .await?;
+            sql::query("delete from subscription_mailbox where subscription = $1 and mailbox = $2")
+                .bind(subscription)
+                .bind(row.try_get::<i64, _>("id")?)
+                .execute_in(work)
+                .await?;
         }
     }
     for wanted in wanted.chunks(rows::MOST) {
-        let mut query = rows::query(format!(
+        let insert = format!(
             "insert into mailbox (account, name, uid_validity, uid_next, messages, unseen, \
-             highest_mod_seq) values {} on conflict do nothing",
-            rows::values(1, 7, wanted.len())
-        ));
+             highest_mod_seq) values {}",
+            sql::values(1, 7, wanted.len())
+        );
+        let mut query = sql::query(work.dialect().insert_new(&insert));
         for (mailbox, state) in wanted {
             query = bind_snapshot(query.bind(account), mailbox, state);
         }
         query.execute_in(work).await?;
-        let mut query = rows::query(format!(
+        let insert = format!(
             "insert into subscription_mailbox (subscription, mailbox) select $1, m.id \
-             from mailbox m where m.account = $2 and m.name in {} on conflict do nothing",
-            rows::values(3, wanted.len(), 1)
-        ))
-        .bind(subscription)
-        .bind(account);
+             from mailbox m where m.account = $2 and m.name in {}",
+            sql::values(3, wanted.len(), 1)
+        );
+        let query = sql::query(work.dialect().insert_new(&insert));
+        let mut query = query.bind(subscription).bind(account);
         for (mailbox, _) in wanted {
             query = query.bind(*mailbox);
         }
@@ -578,14 +608,14 @@ async fn replace_mailboxes(
 /// Deletes the mailboxes that no subscription wants any more, so that one that comes back begins anew, and
 /// the account itself when it has no subscription. Returns whether it has one.
 pub(super) async fn sweep(work: &mut Work, account: &str) -> sqlx::Result<bool> {
-    sqlx::query(
+    sql::query(
         "delete from mailbox where account = (select id from account where name = $1) and not exists (\
          select 1 from subscription_mailbox wanted where wanted.mailbox = mailbox.id)",
     )
     .bind(account)
     .execute_in(work)
     .await?;
-    let done = sqlx::query(
+    let done = sql::query(
         "delete from account where name = $1 and not exists (\
          select 1 from subscription s where s.account = account.id)",
     )

@@ -3,7 +3,7 @@
 use sqlx::Row;
 
 use super::records::{id_of, lock, state_name, subscription};
-use super::sql::work::Statement;
+use super::sql;
 use super::subscriptions::sweep;
 use super::{Removed, Store, StoreError};
 use crate::metrics::Call;
@@ -39,7 +39,7 @@ impl Store {
         account: &Account,
     ) -> Result<Vec<ListedSubscription>, StoreError> {
         self.read(Call::Listed, async {
-            let query = sqlx::query(
+            let query = sql::query(
                 "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
                  s.route, s.options, s.expires_at, s.state, s.registered_at, s.pushed_at, \
                  s.failing_since, m.name as mailbox from account a \
@@ -96,7 +96,7 @@ impl Store {
         self.write(Call::Confirm, || async {
             let mut transaction = self.begin().await?;
             lock(&mut transaction, account.as_str()).await?;
-            let done = sqlx::query(
+            let done = sql::query(
                 "update subscription set state = 'active' where id = $1 \
                  and account = (select id from account where name = $2)",
             )
@@ -127,7 +127,7 @@ impl Store {
         self.write(Call::RemoveDevice, || async {
             let mut transaction = self.begin().await?;
             lock(&mut transaction, account.as_str()).await?;
-            let row = sqlx::query(
+            let row = sql::query(
                 "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
                  s.route, s.options, s.expires_at from account a \
                  join subscription s on s.account = a.id where a.name = $1 and s.id = $2",
@@ -153,7 +153,7 @@ impl Store {
     ) -> Result<Vec<Account>, StoreError> {
         let touched = self
             .read(Call::DropEnded, async {
-                let query = sqlx::query(
+                let query = sql::query(
                     "select distinct a.name as account from subscription s \
                      join account a on a.id = s.account \
                      where (s.state = 'pending' and s.registered_at < $1) or s.expires_at <= $2 \
@@ -169,7 +169,7 @@ impl Store {
             let left = self.write(Call::DropEnded, || async {
                 let mut transaction = self.begin().await?;
                 lock(&mut transaction, account.as_str()).await?;
-                sqlx::query(
+                sql::query(
                     "delete from subscription where account = (select id from account where name = $1) \
                      and ((state = 'pending' and registered_at < $2) or expires_at <= $3)",
                 )

@@ -1,10 +1,57 @@
 //! What a database says in words of its own. All other SQL is written once, for all of them.
 
+use std::fmt::Write;
+
 /// Which database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Dialect {
     Sqlite,
     Postgres,
+}
+
+/// How many there are.
+pub(super) const DIALECTS: usize = 2;
+
+/// An insert of one or more rows each of which may be there, and is changed then.
+///
+/// In what is set, `new.x` is the column of what would be inserted, and `old.x` that of the row that is there.
+/// What is set is not to be read behind that (`old.x`): databases differ in which value they see.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct Upsert<'a> {
+    pub(in crate::store) table: &'a str,
+    pub(in crate::store) columns: &'a str,
+    /// `values (…)` or `select …`.
+    pub(in crate::store) rows: &'a str,
+    /// The columns that tell rows apart.
+    pub(in crate::store) key: &'a str,
+    /// Columns, and what they become.
+    pub(in crate::store) set: &'a [(&'a str, &'a str)],
+    /// A column of the row as it is then; empty: none.
+    pub(in crate::store) returning: &'a str,
+}
+
+/// An update of the rows of a table by rows of arguments, which are called `v`.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct UpdateFrom<'a> {
+    pub(in crate::store) table: &'a str,
+    /// The columns of `v`.
+    pub(in crate::store) columns: &'a [&'a str],
+    /// What leads from `v` to the table, each `name x on …`.
+    pub(in crate::store) joins: &'a [&'a str],
+    /// Which row of the table belongs to a row of `v`.
+    pub(in crate::store) on: &'a str,
+    /// Columns, and what they become.
+    pub(in crate::store) set: &'a [(&'a str, &'a str)],
+}
+
+/// A delete that says what it took: the first rows by a column, of those that fit.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct Take<'a> {
+    pub(in crate::store) table: &'a str,
+    pub(in crate::store) fitting: &'a str,
+    pub(in crate::store) by: &'a str,
+    pub(in crate::store) most: &'a str,
+    pub(in crate::store) returning: &'a str,
 }
 
 /// What sqlx's own migrator makes in each, which takes a lock for the session and so cannot pass a pooler.
@@ -46,5 +93,128 @@ impl Dialect {
             Self::Sqlite => None,
             Self::Postgres => Some(LOCK_POSTGRES),
         }
+    }
+
+    /// Asks whether nothing can be written: a number, 0 if it can.
+    pub(super) fn asks_read_only(self) -> &'static str {
+        match self {
+            Self::Sqlite => "pragma query_only",
+            Self::Postgres => {
+                "select case when current_setting('transaction_read_only') = 'off' then 0 else 1 end"
+            }
+        }
+    }
+
+    /// The statement of an [`Upsert`].
+    pub(in crate::store) fn upsert(self, upsert: &Upsert<'_>) -> String {
+        let Upsert { table, columns, rows, key, set, returning } = *upsert;
+        let returning = match returning {
+            "" => String::new(),
+            column => format!(" returning {column}"),
+        };
+        let set: Vec<String> = set
+            .iter()
+            .map(|(column, becomes)| {
+                let becomes = becomes.replace("new.", "excluded.");
+                format!("{column} = {}", becomes.replace("old.", &format!("{table}.")))
+            })
+            .collect();
+        let set = set.join(", ");
+        format!(
+            "insert into {table} ({columns}) {rows} on conflict ({key}) do update set {set}{returning}"
+        )
+    }
+
+    /// An insert that leaves alone what is there; `key` is a column of what tells rows apart.
+    pub(in crate::store) fn insert_new(self, insert: &str) -> String {
+        format!("{insert} on conflict do nothing")
+    }
+
+    /// The statement of an [`UpdateFrom`] for this number of rows.
+    pub(in crate::store) fn update_from(self, update: &UpdateFrom<'_>, rows: usize) -> String {
+        let UpdateFrom { table, columns, joins, on, set } = *update;
+        let set: Vec<String> =
+            set.iter().map(|(column, becomes)| format!("{column} = {becomes}")).collect();
+        let (names, set) = (columns.join(", "), set.join(", "));
+        let joins: String = joins.iter().map(|join| format!(" join {join}")).collect();
+        let values = values(1, columns.len(), rows);
+        format!(
+            "with v ({names}) as (values {values}) update {table} set {set} from v{joins} where {on}"
+        )
+    }
+
+    /// The statement of a [`Take`].
+    pub(in crate::store) fn take(self, take: &Take<'_>) -> String {
+        let Take { table, fitting, by, most, returning } = *take;
+        format!(
+            "delete from {table} where {fitting} and {by} in \
+             (select {by} from {table} where {fitting} order by {by} limit {most}) \
+             returning {returning}"
+        )
+    }
+}
+
+/// `($first, $first+1), …`: `rows` rows of `columns` parameters each.
+pub(in crate::store) fn values(first: usize, columns: usize, rows: usize) -> String {
+    let mut text = String::with_capacity(rows * columns * 6);
+    for row in 0..rows {
+        text.push_str(if row == 0 { "(" } else { ", (" });
+        for column in 0..columns {
+            let comma = if column == 0 { "" } else { ", " };
+            // Writing to a string does not fail.
+            let _ = write!(text, "{comma}${}", first + row * columns + column);
+        }
+        text.push(')');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_numbered_on() {
+        assert_eq!(values(1, 2, 2), "($1, $2), ($3, $4)");
+        assert_eq!(values(4, 1, 3), "($4), ($5), ($6)");
+        assert_eq!(values(1, 2, 0), "");
+    }
+
+    #[test]
+    fn an_upsert_names_what_is_new_and_what_is_old() {
+        let upsert = Upsert {
+            table: "service",
+            columns: "id, served",
+            rows: "values (1, $1)",
+            key: "id",
+            set: &[(
+                "served",
+                "case when new.served > old.served then new.served else old.served end",
+            )],
+            returning: "id",
+        };
+        assert_eq!(
+            Dialect::Postgres.upsert(&upsert),
+            "insert into service (id, served) values (1, $1) on conflict (id) do update set served = \
+             case when excluded.served > service.served then excluded.served else service.served end \
+             returning id"
+        );
+    }
+
+    #[test]
+    fn rows_are_updated_by_rows() {
+        let update = UpdateFrom {
+            table: "mailbox",
+            columns: &["account", "mailbox", "messages"],
+            joins: &["account a on a.name = v.account"],
+            on: "mailbox.account = a.id and mailbox.name = v.mailbox",
+            set: &[("messages", "v.messages")],
+        };
+        assert_eq!(
+            Dialect::Sqlite.update_from(&update, 2),
+            "with v (account, mailbox, messages) as (values ($1, $2, $3), ($4, $5, $6)) \
+             update mailbox set messages = v.messages from v join account a on a.name = v.account \
+             where mailbox.account = a.id and mailbox.name = v.mailbox"
+        );
     }
 }

@@ -6,4 +6,8 @@ pub(super) mod postgres;
 pub(super) mod rows;
 pub(super) mod schema;
 pub(super) mod sqlite;
+pub(super) mod statement;
 pub(super) mod work;
+
+pub(super) use dialect::{Take, UpdateFrom, Upsert, values};
+pub(super) use statement::{Shaped, query};

@@ -1,42 +1,20 @@
 //! Many rows in one statement, so that what is written in a batch costs few round trips; and what is
 //! read of many, of which one may be damaged.
 //!
-//! Both databases take `with v (a, b) as (values ($1, $2), …)`. Types are those of what is bound.
+//! Types are those of what is bound.
 
-use std::fmt::Write;
 use std::future::poll_fn;
 
-use sqlx::any::{AnyArguments, AnyRow};
-use sqlx::query::Query;
-use sqlx::{Any, AssertSqlSafe, Row};
+use sqlx::Row;
+use sqlx::any::AnyRow;
 
+use super::statement::Statement;
 use super::work::Work;
 use crate::metrics::Metrics;
 
 /// Most rows of one statement. Both databases take ten times as many, but SQLite looks for each
 /// parameter among all before it.
 pub(in crate::store) const MOST: usize = 100;
-
-/// `($first, $first+1), …`: `rows` rows of `columns` parameters each.
-pub(in crate::store) fn values(first: usize, columns: usize, rows: usize) -> String {
-    let mut text = String::with_capacity(rows * columns * 6);
-    for row in 0..rows {
-        text.push_str(if row == 0 { "(" } else { ", (" });
-        for column in 0..columns {
-            let comma = if column == 0 { "" } else { ", " };
-            // Writing to a string does not fail.
-            let _ = write!(text, "{comma}${}", first + row * columns + column);
-        }
-        text.push(')');
-    }
-    text
-}
-
-/// A statement that is written for a number of rows and so not kept prepared. `sql` must hold
-/// nothing that came from outside.
-pub(in crate::store) fn query<'q>(sql: String) -> Query<'q, Any, AnyArguments> {
-    sqlx::query(AssertSqlSafe(sql)).persistent(false)
-}
 
 /// What was made of the rows of a query.
 #[derive(Debug)]
@@ -57,11 +35,11 @@ const SHOWN: usize = 64;
 pub(in crate::store) async fn readable<T>(
     work: &mut Work,
     metrics: &Metrics,
-    query: Query<'_, Any, AnyArguments>,
+    query: Statement<'_>,
     read: impl Fn(&AnyRow) -> sqlx::Result<T>,
 ) -> sqlx::Result<Readable<T>> {
-    let (query, connection) = work.prepare(query);
-    let mut stream = query.fetch(connection);
+    let query = query.prepared(work);
+    let mut stream = query.fetch(work.connection());
     let mut found = Readable { rows: Vec::new(), left_out: 0 };
     while let Some(row) = poll_fn(|cx| stream.as_mut().poll_next(cx)).await {
         let why =
@@ -111,17 +89,5 @@ fn reason(error: &sqlx::Error) -> Option<String> {
         }
         sqlx::Error::Decode(_) => Some("a value is not what it should be".to_owned()),
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parameters_are_numbered_on() {
-        assert_eq!(values(1, 2, 2), "($1, $2), ($3, $4)");
-        assert_eq!(values(4, 1, 3), "($4), ($5), ($6)");
-        assert_eq!(values(1, 2, 0), "");
     }
 }

@@ -16,11 +16,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
-use sqlx::any::{AnyArguments, AnyQueryResult, AnyRow};
 use sqlx::pool::PoolConnection;
-use sqlx::query::Query;
-use sqlx::{Any, AnyPool, AssertSqlSafe, Executor, Row, SqlSafeStr, SqlStr, Transaction};
+use sqlx::{
+    Any, AnyConnection, AnyPool, AssertSqlSafe, Executor, Row, SqlSafeStr, SqlStr, Transaction,
+};
 use tokio::time::timeout;
+
+use super::dialect::Dialect;
 
 /// For the first word of a connection that has been used before. After this time another one is made.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
@@ -43,6 +45,7 @@ pub(in crate::store) enum TransactionKind {
     /// A SQLite file. A transaction that writes holds the write lock from the start.
     File,
     Server {
+        dialect: Dialect,
         /// Begins a transaction and makes its settings, in one message.
         begin: Arc<str>,
         /// Statements are kept prepared, by names: only for a server that no pooler stands before.
@@ -66,27 +69,8 @@ struct ConnectionTrustState {
 /// One transaction. It is rolled back when it is dropped.
 pub(in crate::store) struct Work {
     transaction: Transaction<'static, Any>,
+    dialect: Dialect,
     named: bool,
-}
-
-/// How a statement runs in a [`Work`].
-pub(in crate::store) trait Statement: Sized {
-    fn execute_in(
-        self,
-        work: &mut Work,
-    ) -> impl Future<Output = sqlx::Result<AnyQueryResult>> + Send;
-
-    fn fetch_one_in(self, work: &mut Work) -> impl Future<Output = sqlx::Result<AnyRow>> + Send;
-
-    fn fetch_optional_in(
-        self,
-        work: &mut Work,
-    ) -> impl Future<Output = sqlx::Result<Option<AnyRow>>> + Send;
-
-    fn fetch_all_in(
-        self,
-        work: &mut Work,
-    ) -> impl Future<Output = sqlx::Result<Vec<AnyRow>>> + Send;
 }
 
 impl Connections {
@@ -102,11 +86,11 @@ impl Connections {
     }
 
     async fn begin(&self, pool: &AnyPool, of_file: &'static str) -> sqlx::Result<Work> {
-        let TransactionKind::Server { begin, named, trust } = &self.kind else {
+        let TransactionKind::Server { dialect, begin, named, trust } = &self.kind else {
             return Work::begin_on(pool, of_file).await;
         };
         let connection = pool.acquire().await?;
-        let first = begun(connection, begin, *named);
+        let first = begun(connection, *dialect, begin, *named);
         match timeout(SIGN_OF_LIFE, first).await {
             Ok(Ok(work)) => {
                 trust.is_read_only(false);
@@ -122,7 +106,7 @@ impl Connections {
             ),
         }
         self.distrust();
-        let begun = begun(pool.acquire().await?, begin, *named).await;
+        let begun = begun(pool.acquire().await?, *dialect, begin, *named).await;
         match &begun {
             Ok(_) => trust.is_read_only(false),
             Err(error) => {
@@ -131,6 +115,14 @@ impl Connections {
             }
         }
         begun
+    }
+
+    /// What the database speaks.
+    pub(in crate::store) fn dialect(&self) -> Dialect {
+        match &self.kind {
+            TransactionKind::File => Dialect::Sqlite,
+            TransactionKind::Server { dialect, .. } => *dialect,
+        }
     }
 
     /// Whether they lead to a server, which others may share.
@@ -154,17 +146,18 @@ impl Connections {
 /// Begins a transaction on a server that takes writes.
 async fn begun(
     connection: PoolConnection<Any>,
+    dialect: Dialect,
     begin: &Arc<str>,
     named: bool,
 ) -> sqlx::Result<Work> {
     let begin = AssertSqlSafe(Arc::clone(begin)).into_sql_str();
     let mut transaction = Transaction::begin(connection, Some(begin)).await?;
     // It is on in a standby, too.
-    let shown = transaction.fetch_one("show transaction_read_only").await?;
-    if shown.try_get::<&str, _>(0)? != "off" {
+    let shown = transaction.fetch_one(dialect.asks_read_only()).await?;
+    if shown.try_get::<i64, _>(0)? != 0 {
         return Err(standby());
     }
-    Ok(Work { transaction, named })
+    Ok(Work { transaction, dialect, named })
 }
 
 fn standby() -> sqlx::Error {
@@ -214,7 +207,7 @@ impl Work {
         begin: &'static str,
     ) -> sqlx::Result<Self> {
         let transaction = pool.begin_with(begin).await?;
-        Ok(Self { transaction, named: true })
+        Ok(Self { transaction, dialect: Dialect::Sqlite, named: true })
     }
 
     pub(in crate::store) async fn commit(self) -> sqlx::Result<()> {
@@ -226,35 +219,19 @@ impl Work {
         self.transaction.execute(sql).await.map(drop)
     }
 
-    /// The statement as it may be prepared, and where it runs.
-    pub(in crate::store) fn prepare<'q>(
-        &mut self,
-        query: Query<'q, Any, AnyArguments>,
-    ) -> (Query<'q, Any, AnyArguments>, &mut sqlx::AnyConnection) {
-        let query = if self.named { query } else { query.persistent(false) };
-        (query, &mut self.transaction)
-    }
-}
-
-impl Statement for Query<'_, Any, AnyArguments> {
-    async fn execute_in(self, work: &mut Work) -> sqlx::Result<AnyQueryResult> {
-        let (query, connection) = work.prepare(self);
-        query.execute(connection).await
+    /// What the database speaks.
+    pub(in crate::store) fn dialect(&self) -> Dialect {
+        self.dialect
     }
 
-    async fn fetch_one_in(self, work: &mut Work) -> sqlx::Result<AnyRow> {
-        let (query, connection) = work.prepare(self);
-        query.fetch_one(connection).await
+    /// Whether statements may be kept prepared.
+    pub(super) fn keeps_statements(&self) -> bool {
+        self.named
     }
 
-    async fn fetch_optional_in(self, work: &mut Work) -> sqlx::Result<Option<AnyRow>> {
-        let (query, connection) = work.prepare(self);
-        query.fetch_optional(connection).await
-    }
-
-    async fn fetch_all_in(self, work: &mut Work) -> sqlx::Result<Vec<AnyRow>> {
-        let (query, connection) = work.prepare(self);
-        query.fetch_all(connection).await
+    /// Where its statements run.
+    pub(super) fn connection(&mut self) -> &mut AnyConnection {
+        &mut self.transaction
     }
 }
 

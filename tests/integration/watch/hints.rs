@@ -180,8 +180,8 @@ async fn logged_in_while_accounts_are_read(others: usize) -> Vec<u8> {
     // One program at a time has the file, so its first store makes room.
     world.store.close().await;
     let room = format!("sqlite://{}", world.folder.path().join("room.db").display());
-    world.store = Store::open(&room, Duration::from_secs(1)).await.unwrap();
-    world.store = Store::open(&url, Duration::from_secs(60)).await.unwrap();
+    world.store = Store::open(&room.parse().unwrap(), Duration::from_secs(1)).await.unwrap();
+    world.store = Store::open(&url.parse().unwrap(), Duration::from_secs(60)).await.unwrap();
     let mut watching = idling(&world, &backend).await;
     // Of him the supervisor learns by reading alone.
     world.register("bob", &[("INBOX", told(2, 1, 0, 0))]).await;
