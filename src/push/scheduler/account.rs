@@ -5,13 +5,13 @@
 //! disk says so too. Nothing here sends, writes or reads a clock.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::debug;
 
 use super::super::transport::RouteId;
+use super::change_id::ChangeId;
 use super::device::{DeviceState, LastDelivery, SendSlot, WORD};
 use super::route_queue::RouteQueue;
 use super::{Delivery, Rules};
@@ -21,10 +21,6 @@ use crate::store::Target;
 /// How long the state of an announced change is waited for. Where it never comes the row stays as
 /// it is, and the next look at the mailbox finds the difference.
 const UNCONFIRMED: Duration = Duration::from_secs(600);
-
-/// [`Change::id`] as logs show it: `#17`, the same in each line on the way of the change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ChangeId(u64);
 
 #[derive(Default)]
 pub(super) struct AccountState {
@@ -390,18 +386,4 @@ fn covered(older: u64, newer: u64) {
         target: "mailchime::push::change_superseded",
         change = %ChangeId(older), by = %ChangeId(newer), "a later change covers this one"
     );
-}
-
-// === impl ChangeId ===
-
-impl ChangeId {
-    pub(crate) fn of(change: &Change) -> Self {
-        Self(change.id)
-    }
-}
-
-impl fmt::Display for ChangeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "#{}", self.0)
-    }
 }

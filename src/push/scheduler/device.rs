@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, warn};
 
 use super::super::transport::{MailboxChange, RouteId, Transport, Verdict};
-use super::account::ChangeId;
+use super::change_id::ChangeId;
 use super::circuit_breaker::BreakerPass;
 use super::{
     Delivery, DeliveryView, Doubts, FollowUp, OTHER_ROUTE, REFUSED, Rules, TOO_MANY, UNAVAILABLE,

@@ -15,6 +15,7 @@
 //! read just now, it is read first.
 
 mod account;
+mod change_id;
 mod circuit_breaker;
 mod device;
 mod endpoint_limits;
@@ -38,8 +39,8 @@ use crate::model::{
 use crate::net::backoff::Backoff;
 use crate::store::Target;
 
-pub(super) use account::ChangeId;
 use account::{AccountState, ReadState};
+pub(super) use change_id::ChangeId;
 use circuit_breaker::BreakerPass;
 use device::SendSlot;
 use endpoint_limits::EndpointLimits;

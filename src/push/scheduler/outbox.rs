@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::account::ChangeId;
+use super::change_id::ChangeId;
 use crate::model::{Account, Mailbox, Snapshot, SubscriptionKey, Timestamp};
 use crate::net::backoff::Backoff;
 use crate::store::Settlement;
