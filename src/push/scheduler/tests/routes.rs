@@ -1,0 +1,149 @@
+//! Routes and their peers: what holds up one holds up no other.
+
+use super::*;
+
+#[test]
+fn one_route_that_is_refused_holds_up_no_other() {
+    let mut other = phone("b");
+    other.subscription.route = "other".into();
+    let mut sim = Simulation::with([phone("a"), other.clone()]);
+    let both = [ROUTE, "other"].map(|name| route(name, 500));
+    sim.scheduler.routes(both, sim.now, NOW);
+    sim.service = None;
+    sim.mail("INBOX", 7);
+    let mut lines = sim.until(0.0);
+    lines.sort();
+    assert_eq!(lines, ["0 push a INBOX", "0 push b INBOX"]);
+    sim.under_way.sort_by_key(|device| device.route.clone());
+    sim.answer(refused());
+    sim.answer(accepted());
+    sim.service = Some(accepted());
+    sim.mail("INBOX", 8);
+    assert!(sim.until(59.0).contains(&"5 accepted b INBOX".to_owned()));
+    assert_eq!(sim.until(60.0), ["60 push a INBOX", "60 accepted a INBOX"]);
+}
+
+#[test]
+fn a_new_certificate_is_tried_at_once_and_late_words_about_the_old_one_count_no_more() {
+    let mut sim = Simulation::with([phone("a"), phone("b")]);
+    sim.service = None;
+    sim.mail("INBOX", 7);
+    sim.until(0.0);
+    sim.answer(refused());
+    assert_eq!(sim.until(9.0), ["0 owed a INBOX"]);
+    sim.scheduler.routes([route(ROUTE, 500)], sim.now, NOW);
+    assert_eq!(sim.until(9.0), ["9 push a INBOX"]);
+    // This was sent under the old one.
+    sim.answer(refused());
+    sim.answer(accepted());
+    sim.mail("INBOX", 8);
+    let lines = sim.until(14.0);
+    assert!(lines.contains(&"14 push a INBOX".to_owned()), "the breaker is open: {lines:?}");
+}
+
+#[test]
+fn a_push_under_a_route_that_is_gone_is_marked_as_owed() {
+    let mut sim = Simulation::with([phone("a")]);
+    sim.service = None;
+    sim.mail("INBOX", 7);
+    sim.quiet("Notes", 3);
+    assert_eq!(sim.until(1.0), ["0 push a INBOX+Notes"]);
+    sim.quiet("Notes", 4);
+    sim.until(1.0);
+    sim.scheduler.routes([route("other", 500)], sim.now, NOW);
+    let mut lines = sim.until(1.0);
+    lines.sort();
+    assert_eq!(lines, ["1 owed a INBOX", "1 owed a Notes", "1 told INBOX 7", "1 told Notes 4"]);
+    sim.answer(accepted());
+    assert!(sim.until(99.0).is_empty() && sim.scheduler.accounts.is_empty());
+
+    // And when the route is back what is owed is read and pushed.
+    sim.targets[0].mailboxes[0].1 = true;
+    sim.scheduler.routes([route(ROUTE, 500)], sim.now, NOW);
+    sim.scheduler.owed(vec![account()], sim.now);
+    assert_eq!(sim.until(99.0), ["99 push a INBOX"]);
+}
+
+/// A subscription of its own account whose endpoint is at this host.
+fn at_host(n: usize, host: &str) -> Target {
+    let mut target = phone_of(&Account::from_login(&format!("u{n}@{host}")), "");
+    let endpoint = format!("u{n}@{host}");
+    target.subscription.endpoint = PushEndpoint::new(&endpoint, &endpoint);
+    target
+}
+
+/// 300 subscriptions at one host and one at another, on one route that carries 8 pushes at once.
+fn two_hosts() -> Simulation {
+    let crowd = (0..300).map(|n| at_host(n, "ill.example"));
+    let mut sim = Simulation::with(crowd.chain([at_host(300, "well.example")]));
+    let (id, _) = route(ROUTE, 8);
+    sim.scheduler.routes([(id, Stub { hosts: true, closed: None }.route(8))], sim.now, NOW);
+    for n in 0..300 {
+        sim.mail_to(n, "ill.example", 7);
+    }
+    sim
+}
+
+impl Simulation {
+    fn mail_to(&mut self, n: usize, host: &str, uid_next: u64) {
+        let account = Account::from_login(&format!("u{n}@{host}"));
+        self.change_of(account, "INBOX", ChangeKind::NewMail, Some(state(uid_next)));
+    }
+}
+
+#[test]
+fn a_host_that_hangs_delays_no_push_to_another_host_of_the_route() {
+    let mut sim = two_hosts();
+    sim.service = None;
+    assert_eq!(sim.pushes_until(1.0).len(), PER_HOST, "as many as one host may have");
+    for second in 1..20 {
+        let at = second as f64 * 5.0;
+        assert!(sim.pushes_until(at).is_empty());
+        sim.mail_to(300, "well.example", second);
+        let lines = sim.pushes_until(at);
+        assert_eq!(lines, [format!("{at} push u300@well.example INBOX")]);
+        let sent = sim.under_way.pop().unwrap();
+        sim.scheduler.answered(&sent, &accepted(), sim.now, NOW, NOW);
+    }
+    // What hung ends at last, and the others of that host have their turns.
+    while let Some(sent) = sim.under_way.pop() {
+        sim.scheduler.answered(&sent, &accepted(), sim.now, NOW, NOW);
+    }
+    sim.service = Some(accepted());
+    assert_eq!(sim.pushes_until(100.0).len(), 300 - PER_HOST);
+    assert!(sim.until(200.0).is_empty() && sim.scheduler.accounts.is_empty());
+    assert_eq!(sim.scheduler.to_push(), 0);
+}
+
+#[test]
+fn a_host_that_refuses_all_is_paused_alone() {
+    for verdict in [down(None), unavailable(), refused()] {
+        let mut sim = two_hosts();
+        sim.service = Some(verdict.clone());
+        let tries = sim.pushes_until(0.0).len();
+        assert!((1..=PER_HOST).contains(&tries), "{verdict:?}: {tries}");
+        let ill = sim.targets[0].subscription.clone();
+        assert!(sim.scheduler.view(&ill, sim.now).shut.is_some(), "{verdict:?}");
+        sim.service = Some(accepted());
+        sim.mail_to(300, "well.example", 7);
+        let lines = sim.pushes_until(0.5);
+        assert_eq!(lines, ["0 push u300@well.example INBOX"], "{verdict:?}");
+        let well = sim.targets[300].subscription.clone();
+        assert_eq!(sim.scheduler.view(&well, sim.now).shut, None);
+        // One tries it, and then all go.
+        assert_eq!(sim.pushes_until(999.0).len(), 300, "{verdict:?}");
+        assert!(sim.scheduler.accounts.is_empty());
+    }
+}
+
+#[test]
+fn a_device_that_moves_to_another_route_is_that_routes_from_then_on() {
+    let mut sim = Simulation::with([phone("a")]);
+    sim.scheduler.routes([route(ROUTE, 500), route("other", 500)], sim.now, NOW);
+    sim.quiet("INBOX", 7);
+    sim.until(1.0);
+    sim.targets[0].subscription.route = "other".into();
+    sim.service = Some(down(None));
+    assert_eq!(sim.pushes_until(30.0), ["30 push a INBOX"]);
+    assert!(sim.scheduler.view(&sim.targets[0].subscription, sim.now).shut.is_some());
+}
