@@ -15,33 +15,45 @@ use super::schedule::{Schedule, Tenant, TenantPart};
 use super::{REFUSED, UNAVAILABLE, at_least};
 use crate::model::{Account, Subscription};
 
-/// With so many peers those of which there is nothing to remember are forgotten.
+/// With so many peers those of which there is nothing to remember are forgotten; with so many times as many,
+/// that a peer has answered is forgotten, too.
 const SWEEP: usize = 1024;
+const MOST: usize = 16 * SWEEP;
+/// Of the pushes that may be under way, the part for peers that have not shown that they answer.
+const UNPROVEN_PART: usize = 2;
 
 pub(super) struct RouteQueue {
     id: RouteId,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) limits: TransportLimits,
     peers: HashMap<Arc<str>, PeerQueue>,
-    /// When each peer has something to send, soonest first.
-    agenda: BTreeSet<(Instant, Arc<str>)>,
+    /// When each peer has something to send, soonest first: those that are proven, and the others.
+    proven: Agenda,
+    unproven: Agenda,
     /// Pushes that are under way or have their turns, and how many may be.
     sending: usize,
     in_flight: usize,
+    /// Those of them to peers that are not proven.
+    sending_unproven: usize,
     /// Accounts in the queues of the peers.
     queued: usize,
     sweep_at: usize,
 }
 
+type Agenda = BTreeSet<(Instant, Arc<str>)>;
+
 /// What is for one peer.
 #[derive(Default)]
 struct PeerQueue {
+    /// The last push to it was answered. One that is not proven gets one push at a time, and all of those
+    /// together a part of the route's: however many hang, the others have room.
+    proven: bool,
     pushes: Schedule,
     sending: usize,
     breaker: CircuitBreaker,
     monitor: BadEndpointMonitor,
     /// Where it stands in the agenda.
-    due_at: Option<Instant>,
+    due_at: Option<(Instant, bool)>,
 }
 
 /// A push that is under way and was answered.
@@ -61,18 +73,21 @@ impl RouteQueue {
     pub(super) fn new(id: RouteId, route: &Route, before: Option<Self>) -> Self {
         let before = before.into_iter().flat_map(|before| before.peers);
         let peers: HashMap<_, _> = before
-            .filter(|(_, queue)| queue.sending > 0)
-            .map(|(peer, PeerQueue { sending, .. })| {
-                (peer, PeerQueue { sending, ..PeerQueue::default() })
+            .filter(|(_, queue)| queue.sending > 0 || queue.proven)
+            .map(|(peer, PeerQueue { sending, proven, .. })| {
+                (peer, PeerQueue { sending, proven, ..PeerQueue::default() })
             })
             .collect();
+        let unproven = peers.values().filter(|queue| !queue.proven);
         Self {
             id,
             transport: Arc::clone(route.transport()),
             limits: route.transport().limits(),
             sending: peers.values().map(|queue| queue.sending).sum(),
+            sending_unproven: unproven.map(|queue| queue.sending).sum(),
             peers,
-            agenda: BTreeSet::new(),
+            proven: BTreeSet::new(),
+            unproven: BTreeSet::new(),
             in_flight: route.in_flight().max(1),
             queued: 0,
             sweep_at: SWEEP,
@@ -95,7 +110,7 @@ impl RouteQueue {
         mut wait: impl FnMut(TenantPart<'_>) -> Option<Instant>,
     ) -> Option<(Arc<str>, Account, Tenant)> {
         loop {
-            let (due_at, peer) = self.agenda.first().filter(|_| self.has_room())?;
+            let (due_at, peer) = self.first()?;
             if *due_at > now {
                 return None;
             }
@@ -149,7 +164,7 @@ impl RouteQueue {
 
     /// When there is something to send, if time alone brings it.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        self.agenda.first().filter(|_| self.has_room()).map(|(at, _)| *at)
+        self.first().map(|(at, _)| *at)
     }
 
     /// Accounts with a subscription to be pushed, each counted once a peer, and pushes that are under way.
@@ -157,29 +172,52 @@ impl RouteQueue {
         self.queued + self.sending
     }
 
-    fn has_room(&self) -> bool {
-        self.sending < self.in_flight
+    /// The peer whose push is due first, of those that may have one more under way.
+    fn first(&self) -> Option<&(Instant, Arc<str>)> {
+        if self.sending >= self.in_flight {
+            return None;
+        }
+        let part = (self.in_flight / UNPROVEN_PART).max(1);
+        let has_room = !self.has_peers() || self.sending_unproven < part;
+        let unproven = self.unproven.first().filter(|_| has_room);
+        [self.proven.first(), unproven].into_iter().flatten().min()
+    }
+
+    /// Whether there may be more than one peer.
+    fn has_peers(&self) -> bool {
+        self.limits.in_flight_per_peer < usize::MAX
     }
 
     /// Changes what is for one peer, and with it what is known of all.
     fn change<T>(&mut self, peer: &Arc<str>, change: impl FnOnce(&mut PeerQueue) -> T) -> T {
         if !self.peers.contains_key(peer) && self.peers.len() >= self.sweep_at {
-            self.peers.retain(|_, queue| !queue.is_idle());
+            self.peers.retain(|_, queue| !queue.is_idle() || queue.proven);
+            if self.peers.len() >= MOST {
+                self.peers.retain(|_, queue| !queue.is_idle());
+            }
             self.sweep_at = SWEEP.max(2 * self.peers.len());
         }
+        let has_peers = self.has_peers();
         let queue = self.peers.entry(Arc::clone(peer)).or_default();
         self.queued -= queue.pushes.len();
         self.sending -= queue.sending;
+        self.sending_unproven -= if queue.proven { 0 } else { queue.sending };
         let changed = change(queue);
         self.queued += queue.pushes.len();
         self.sending += queue.sending;
-        let due_at = queue.next(self.limits.in_flight_per_peer);
+        self.sending_unproven += if queue.proven { 0 } else { queue.sending };
+        let most = if has_peers && !queue.proven { 1 } else { self.limits.in_flight_per_peer };
+        let due_at = queue.next(most).map(|at| (at, queue.proven));
         let before = std::mem::replace(&mut queue.due_at, due_at);
         if before != due_at {
-            if let Some(before) = before {
-                self.agenda.remove(&(before, Arc::clone(peer)));
+            if let Some((at, proven)) = before {
+                let agenda = if proven { &mut self.proven } else { &mut self.unproven };
+                agenda.remove(&(at, Arc::clone(peer)));
             }
-            self.agenda.extend(due_at.map(|at| (at, Arc::clone(peer))));
+            if let Some((at, proven)) = due_at {
+                let agenda = if proven { &mut self.proven } else { &mut self.unproven };
+                agenda.insert((at, Arc::clone(peer)));
+            }
         }
         changed
     }
@@ -195,6 +233,12 @@ impl PeerQueue {
         peer: &str,
         now: Instant,
     ) -> Option<BadEndpoints> {
+        self.proven = match verdict {
+            // Nothing was sent.
+            Verdict::Unrenderable { .. } => self.proven,
+            Verdict::Unavailable { .. } | Verdict::RouteClosed { .. } => false,
+            _ => true,
+        };
         let pass = pass?;
         if let Verdict::Unrenderable { .. } = verdict {
             // Nothing was sent, so it says nothing of the service.

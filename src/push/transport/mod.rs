@@ -67,7 +67,8 @@ pub struct TransportLimits {
     /// that the service does not know is dead when it registered longer ago.
     pub silence: Duration,
     /// Most pushes under way at once to one [`Transport::peer`]. Those to all of them together stay below
-    /// [`Route::in_flight`], too. `usize::MAX` where a route has one peer.
+    /// [`Route::in_flight`], too. A peer that has not answered its last push gets one at a time, and all peers
+    /// like it get half of the route's together. `usize::MAX` where a route has one peer.
     pub in_flight_per_peer: usize,
 }
 

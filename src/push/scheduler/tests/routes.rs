@@ -95,7 +95,7 @@ impl Simulation {
 fn a_host_that_hangs_delays_no_push_to_another_host_of_the_route() {
     let mut sim = two_hosts();
     sim.service = None;
-    assert_eq!(sim.pushes_until(1.0).len(), PER_HOST, "as many as one host may have");
+    assert_eq!(sim.pushes_until(1.0).len(), 1, "as many as one host may have that never answered");
     for second in 1..20 {
         let at = second as f64 * 5.0;
         assert!(sim.pushes_until(at).is_empty());
@@ -110,8 +110,60 @@ fn a_host_that_hangs_delays_no_push_to_another_host_of_the_route() {
         sim.scheduler.answered(&sent, &accepted(), sim.now, NOW, NOW);
     }
     sim.service = Some(accepted());
-    assert_eq!(sim.pushes_until(100.0).len(), 300 - PER_HOST);
+    assert_eq!(sim.pushes_until(100.0).len(), 300 - 1);
     assert!(sim.until(200.0).is_empty() && sim.scheduler.accounts.is_empty());
+    assert_eq!(sim.scheduler.to_push(), 0);
+}
+
+#[test]
+fn a_host_that_has_answered_gets_several_pushes_at_once_until_it_hangs() {
+    let mut sim = two_hosts();
+    sim.service = None;
+    assert_eq!(sim.pushes_until(0.0).len(), 1);
+    sim.answer(accepted());
+    assert_eq!(sim.pushes_until(0.0).len(), PER_HOST);
+    sim.answer(unavailable());
+    assert!(sim.pushes_until(0.0).is_empty(), "the others are under way");
+    while !sim.under_way.is_empty() {
+        sim.answer(unavailable());
+    }
+    assert!(sim.pushes_until(99.0).len() <= 1);
+}
+
+#[test]
+fn however_many_hosts_hang_half_of_the_route_is_for_those_that_answer() {
+    let hosts = 100;
+    let host = |n: usize| format!("{}.ill.example", n % hosts);
+    let crowd = (0..300).map(|n| at_host(n, &host(n)));
+    let mut sim = Simulation::with(crowd.chain([at_host(300, "well.example")]));
+    let (id, _) = route(ROUTE, 8);
+    sim.scheduler.routes([(id, Stub { hosts: true, closed: None }.route(8))], sim.now, NOW);
+    sim.mail_to(300, "well.example", 1);
+    assert_eq!(sim.pushes_until(0.0).len(), 1);
+    sim.service = None;
+    for n in 0..300 {
+        sim.mail_to(n, &host(n), 7);
+    }
+    let hang = sim.pushes_until(1.0);
+    assert_eq!(hang.len(), 4, "half of the route: {hang:?}");
+    for second in 1..20 {
+        let at = second as f64 * 5.0;
+        sim.mail_to(300, "well.example", second + 1);
+        assert_eq!(sim.pushes_until(at), [format!("{at} push u300@well.example INBOX")]);
+        let sent = sim.under_way.pop().unwrap();
+        sim.scheduler.answered(&sent, &accepted(), sim.now, NOW, NOW);
+    }
+    // Those that hung fail at last, and others of these hosts have their turns.
+    while !sim.under_way.is_empty() {
+        sim.answer(unavailable());
+    }
+    assert_eq!(sim.pushes_until(96.0).len(), 4);
+    while !sim.under_way.is_empty() {
+        sim.answer(accepted());
+    }
+    sim.service = Some(accepted());
+    sim.until(999.0);
+    assert!(sim.scheduler.accounts.is_empty(), "nothing is lost");
     assert_eq!(sim.scheduler.to_push(), 0);
 }
 
