@@ -31,7 +31,7 @@ enum ProvenBy {
     /// The backend has just accepted the login.
     Backend(Box<MailClient>),
     /// The cookie of this session.
-    Cookie { cookie: String, session: WebSession },
+    Cookie { cookie: String, session: Box<WebSession> },
 }
 
 /// The host that was asked.
@@ -105,7 +105,12 @@ impl Caller {
             is_own_page(&parts.headers, &context, Demand::Origin)?;
         }
         let (cookie, account) = (cookie.to_owned(), session.account.clone());
-        Ok(Self { account, context, addresses, proof: ProvenBy::Cookie { cookie, session } })
+        Ok(Self {
+            account,
+            context,
+            addresses,
+            proof: ProvenBy::Cookie { cookie, session: Box::new(session) },
+        })
     }
 }
 
