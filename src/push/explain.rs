@@ -351,7 +351,7 @@ mod tests {
         old.outdated_at = Some(NOW.minus(Duration::from_hours(25)));
         old.outdated_since = old.outdated_at;
         old.backend = Some("other:993".into());
-        let closed = Stub { closed: Some("apns.pem: is expired"), hosts: false }.route(1);
+        let closed = Stub { closed: Some("key.pem: is expired"), hosts: false }.route(1);
         let second = Some(Duration::from_secs(1));
         let pending = DeliveryView {
             under_way: second,
@@ -376,7 +376,7 @@ mod tests {
                 "its account registered at other:993, and its backend is imap:993 now; it is parked \
                  until its phone has registered there",
                 "it registered for INBOX alone",
-                "apns.pem: is expired",
+                "key.pem: is expired",
                 "the push service did not answer or refused us; one push is trying now",
                 "it was pushed for other accounts a moment ago; the next may go in 1.0 s",
                 "the push service said twice that it does not know this endpoint; nothing is sent until it \

@@ -5,6 +5,7 @@
 //! not seen; there are none.
 
 mod bites;
+mod services;
 mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -258,7 +258,7 @@ mod tests {
 
         let (own_wish, at) = (Duration::from_secs(60), later(9));
         breaker.failed(BreakerPass::Open, FailureScope::Route, at, BACKOFF, own_wish, 1.0);
-        assert_eq!(breaker.opens_at(), Some(later(69)), "APNs' own wish counts");
+        assert_eq!(breaker.opens_at(), Some(later(69)), "what the service asks for counts");
     }
 
     #[test]

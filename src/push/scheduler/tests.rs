@@ -199,7 +199,7 @@ impl Simulation {
         }
     }
 
-    /// APNs answers the push that has been under way for longest.
+    /// The service answers the push that has been under way for longest.
     fn answer(&mut self, outcome: Verdict) {
         let device = self.under_way.remove(0);
         self.scheduler.answered(&device, &outcome, self.now, NOW, NOW);

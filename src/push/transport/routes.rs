@@ -15,7 +15,7 @@ use crate::model::{Subscription, Timestamp, TransportId};
 pub struct RouteId {
     /// The transport that it belongs to.
     pub transport: TransportId,
-    /// Its name in the transport: a topic, for APNs.
+    /// Its name in the transport.
     pub name: Arc<str>,
 }
 

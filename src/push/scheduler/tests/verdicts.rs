@@ -48,7 +48,7 @@ fn one_device_whose_pushes_fail_delays_no_other() {
 }
 
 #[test]
-fn the_wait_in_an_outage_has_a_cap_and_what_apns_asks_for_counts() {
+fn the_wait_in_an_outage_has_a_cap_and_what_the_service_asks_for_counts() {
     let mut sim = Simulation::with([phone("a")]);
     sim.service = Some(unavailable());
     sim.mail("INBOX", 7);
@@ -256,7 +256,7 @@ fn a_device_that_does_not_take_the_route_is_owed_its_push_until_it_does() {
 }
 
 #[test]
-fn what_apns_says_of_a_registration_that_was_renewed_meanwhile_costs_nothing() {
+fn what_the_service_says_of_a_registration_that_was_renewed_meanwhile_costs_nothing() {
     for outcome in [Verdict::Gone { since: None }, Verdict::BadEndpoint, Verdict::OtherRoute] {
         let mut sim = Simulation::with([phone("a")]);
         sim.service = None;
