@@ -313,6 +313,14 @@ impl Timestamp {
         Self(self.0.saturating_add(millis))
     }
 
+    /// The day in UTC, as `2027-01-31`; the first or the last where it is before 1970 or after 9999.
+    pub fn date(self) -> String {
+        let last = 253_402_300_799; // of the year 9999
+        let since = Duration::from_secs((self.0 / 1000).clamp(0, last).unsigned_abs());
+        let time = humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string();
+        time[..10].to_owned()
+    }
+
     /// `duration` earlier, not before 1970.
     pub fn minus(self, duration: Duration) -> Self {
         let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);

@@ -51,10 +51,10 @@ fn certificate(part: &str, file: &Path, identity: &CertifiedKey, report: &mut Re
     let validity = leaf.validity();
     let now = Timestamp::now().0 / 1000;
     let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
-    let until = date(to);
+    let until = Timestamp(to.saturating_mul(1000)).date();
     match (to - now).div_euclid(DAY) {
         _ if now < from => {
-            let from = date(from);
+            let from = Timestamp(from.saturating_mul(1000)).date();
             report
                 .failed(part, format_args!("{file}: is valid from {from} on; is the clock right?"));
         }
@@ -79,14 +79,6 @@ fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
         _ => None,
     };
     names.value.general_names.iter().filter_map(name).collect()
-}
-
-/// `2027-01-31`
-pub(super) fn date(seconds: i64) -> String {
-    let last = 253_402_300_799; // of the year 9999
-    let since = std::time::Duration::from_secs(seconds.clamp(0, last).unsigned_abs());
-    let time = humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string();
-    time[..10].to_owned()
 }
 
 /// Fails for files with secrets that others can use. As root it is not known whose they should be: the

@@ -1,4 +1,4 @@
-//! Who mailchime talks to: the backends, a login there, and APNs.
+//! Who mailchime talks to: the backends, a login there, and push services.
 
 use std::fmt;
 use std::io;
@@ -9,26 +9,21 @@ use secrecy::zeroize::Zeroizing;
 use tokio::io::AsyncWriteExt;
 
 use super::Report;
-use super::files::date;
 use crate::cli::CommandFailure;
 use crate::config::{self, BackendTls, Config};
 use crate::imap::capability::Capabilities;
 use crate::imap::refusal::Refusal;
-use crate::model::{Account, Credentials, Timestamp};
+use crate::model::{Account, Credentials};
 use crate::net::backend::{Backend, ConnectError, LoginError};
 use crate::net::backends::{Backends, Table};
 use crate::net::resolve::NameResolver;
-use crate::net::tls::EXPIRY_WARNING_DAYS;
-use crate::push::transport::Verdict;
-use crate::push::transport::apns::{ApnsClient, ApnsIdentity, Validity};
+use crate::push::transport::check::{self, CheckLine, CheckOutcome};
 
 /// For a backend's answers.
 const ANSWER_TIME: Duration = Duration::from_secs(15);
 
 /// The environment variable with the password for `--login`.
 const VARIABLE: &str = "MAILCHIME_PASSWORD";
-
-const DAY: i64 = 24 * 3600 * 1000;
 
 /// What is worth telling of what a backend offers.
 const TOLD: [&str; 6] = ["IDLE", "NOTIFY", "CONDSTORE", "LIST-STATUS", "ID", "LOGINDISABLED"];
@@ -260,80 +255,10 @@ async fn try_login(
 }
 
 pub(super) async fn push(config: &Config, report: &mut Report) {
-    if config.apns.is_empty() {
-        return report.warning("[apns]", "there is none: push is off");
-    }
-    let resolver = resolver(config);
-    for apns in &config.apns {
-        match ApnsIdentity::load(&apns.identity) {
-            Ok(identity) => identity_and_service(apns, &identity, &resolver, report).await,
-            Err(error) => report.failed("[apns]", error),
-        }
-    }
-}
-
-async fn identity_and_service(
-    apns: &config::ApnsConfig,
-    identity: &ApnsIdentity,
-    resolver: &NameResolver,
-    report: &mut Report,
-) {
-    let part = format!("[apns] {}", identity.topic().escape_debug());
-    let file = identity.file().display();
-    let now = Timestamp::now();
-    let left = identity.not_after().map(|end| (end.0 - now.0).div_euclid(DAY));
-    match (identity.validity(now), left) {
-        (Validity::Valid, Some(days @ ..EXPIRY_WARNING_DAYS)) => {
-            report.warning(&part, format_args!("{file}: expires in {days} days; renew it"));
-        }
-        (Validity::Valid, _) => {
-            let until = identity.not_after().map(|end| format!(", until {}", date(end.0 / 1000)));
-            report.ok(&part, format_args!("{file}: can be used{}", until.unwrap_or_default()));
-        }
-        (validity, _) => {
-            let remedy = "get a new one from Apple; or is the clock wrong?";
-            report.failed(&part, format_args!("{file}: is {validity}; {remedy}"));
-        }
-    }
-    if !identity.is_for_mail() {
-        report.warning(
-            &part,
-            "iOS drops pushes of this topic: it takes those that begin with \
-             com.apple.mobilemail.push. or com.apple.mail.",
-        );
-    }
-    match ApnsClient::new(identity, apns, resolver) {
-        Ok(client) => service(&part, &client, apns, report).await,
-        Err(error) => report.failed(&part, error),
-    }
-}
-
-/// A push to a device that does not exist: a service that takes our identity says just that.
-async fn service(part: &str, client: &ApnsClient, apns: &config::ApnsConfig, report: &mut Report) {
-    let endpoint = &apns.endpoint;
-    match client.probe().await {
-        Verdict::BadEndpoint => {
-            report.ok(part, format_args!("{endpoint} takes it: BadDeviceToken, as it should be"));
-        }
-        Verdict::Unavailable { why, .. } | Verdict::RouteClosed { why, .. } => {
-            let remedy = "see whether this machine reaches it; port 2197 serves where 443 is \
-                          blocked, and `proxy` where everything is";
-            report.failed(part, format_args!("{endpoint}: {why}; {remedy}"));
-        }
-        Verdict::Misconfigured { why } => {
-            let remedy = "does the certificate belong to this endpoint, and is it still in force?";
-            report.failed(part, format_args!("{endpoint} refuses it: {why}; {remedy}"));
-        }
-        Verdict::OtherRoute => {
-            let remedy = "the certificate is not for this topic";
-            report.failed(part, format_args!("{endpoint} refuses the topic; {remedy}"));
-        }
-        other => {
-            let outcome = other.name();
-            report.failed(
-                part,
-                format_args!("{endpoint} says {outcome} to a token that cannot be; is it APNs?"),
-            );
-        }
-    }
+    let report_line = |line: CheckLine| match line.result {
+        CheckOutcome::Ok => report.ok(&line.part, line.text),
+        CheckOutcome::Warning => report.warning(&line.part, line.text),
+        CheckOutcome::Failed => report.failed(&line.part, line.text),
+    };
+    check::run(config, &resolver(config), report_line).await;
 }

@@ -13,6 +13,7 @@
 //! Each service has a folder of its own here, and nothing outside it knows the service.
 
 pub mod apns;
+pub mod check;
 pub mod enrol;
 mod routes;
 #[cfg(test)]

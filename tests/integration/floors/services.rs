@@ -11,6 +11,7 @@ const WORDS: &[&str] = &["apns", "topic", "accountid", "devicetoken"];
 const MAY: &[(&str, &str)] = &[
     ("push/transport/apns/", "the transport"),
     ("push/transport/mod.rs", "says where it is"),
+    ("push/transport/check.rs", "asks each transport"),
     ("push/transport/webpush/", "Web Push has a header of this name (RFC 8030 section 5.4)"),
     ("imap/registration/xapple", "the command by which iPhones register"),
     ("config/", "its configuration"),
@@ -24,8 +25,6 @@ const MAY: &[(&str, &str)] = &[
     ("store/subscriptions.rs", "its tests store what iPhones register"),
     ("store/batches.rs", "its tests store what iPhones register"),
     ("store/rotation.rs", "its tests store what iPhones register"),
-    // Known, and to be cut: the transport is to check itself.
-    ("cli/check/peers.rs", "checks identities and the service"),
 ];
 
 #[test]

@@ -3,6 +3,7 @@
 //! is the scheduler's.
 
 pub mod certificate_watch;
+pub(super) mod check;
 mod client;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

@@ -1,0 +1,120 @@
+//! What `mailchime check` says of APNs: each identity, and whether the service takes it.
+
+use super::{ApnsClient, ApnsIdentity, Validity};
+use crate::config;
+use crate::model::Timestamp;
+use crate::net::resolve::NameResolver;
+use crate::net::tls::EXPIRY_WARNING_DAYS;
+use crate::push::transport::Verdict;
+use crate::push::transport::check::{CheckLine, CheckOutcome};
+
+const DAY: i64 = 24 * 3600 * 1000;
+
+/// The lines of one identity.
+struct Lines<'a, R> {
+    part: String,
+    report: &'a mut R,
+}
+
+/// Checks each identity of the configuration, and asks its service.
+pub(in crate::push::transport) async fn run(
+    config: &[config::ApnsConfig],
+    resolver: &NameResolver,
+    report: &mut impl FnMut(CheckLine),
+) {
+    let mut lines = Lines { part: "[apns]".to_owned(), report };
+    if config.is_empty() {
+        return lines.warning("there is none: push is off");
+    }
+    for apns in config {
+        match ApnsIdentity::load(&apns.identity) {
+            Ok(identity) => {
+                let part = format!("[apns] {}", identity.topic().escape_debug());
+                let mut lines = Lines { part, report: &mut *lines.report };
+                of_identity(&identity, &mut lines);
+                match ApnsClient::new(&identity, apns, resolver) {
+                    Ok(client) => of_service(&client, &apns.endpoint, &mut lines).await,
+                    Err(error) => lines.failed(error),
+                }
+            }
+            Err(error) => lines.failed(error),
+        }
+    }
+}
+
+fn of_identity(identity: &ApnsIdentity, lines: &mut Lines<'_, impl FnMut(CheckLine)>) {
+    let file = identity.file().display();
+    let now = Timestamp::now();
+    let left = identity.not_after().map(|end| (end.0 - now.0).div_euclid(DAY));
+    match (identity.validity(now), left) {
+        (Validity::Valid, Some(days @ ..EXPIRY_WARNING_DAYS)) => {
+            lines.warning(format_args!("{file}: expires in {days} days; renew it"));
+        }
+        (Validity::Valid, _) => {
+            let until = identity.not_after().map(|end| format!(", until {}", end.date()));
+            lines.ok(format_args!("{file}: can be used{}", until.unwrap_or_default()));
+        }
+        (validity, _) => {
+            let remedy = "get a new one from Apple; or is the clock wrong?";
+            lines.failed(format_args!("{file}: is {validity}; {remedy}"));
+        }
+    }
+    if !identity.is_for_mail() {
+        lines.warning(
+            "iOS drops pushes of this topic: it takes those that begin with \
+             com.apple.mobilemail.push. or com.apple.mail.",
+        );
+    }
+}
+
+/// A push to a device that does not exist: a service that takes our identity says just that.
+async fn of_service(
+    client: &ApnsClient,
+    endpoint: &config::ApnsServer,
+    lines: &mut Lines<'_, impl FnMut(CheckLine)>,
+) {
+    match client.probe().await {
+        Verdict::BadEndpoint => {
+            lines.ok(format_args!("{endpoint} takes it: BadDeviceToken, as it should be"));
+        }
+        Verdict::Unavailable { why, .. } | Verdict::RouteClosed { why, .. } => {
+            let remedy = "see whether this machine reaches it; port 2197 serves where 443 is \
+                          blocked, and `proxy` where everything is";
+            lines.failed(format_args!("{endpoint}: {why}; {remedy}"));
+        }
+        Verdict::Misconfigured { why } => {
+            let remedy = "does the certificate belong to this endpoint, and is it still in force?";
+            lines.failed(format_args!("{endpoint} refuses it: {why}; {remedy}"));
+        }
+        Verdict::OtherRoute => {
+            let remedy = "the certificate is not for this topic";
+            lines.failed(format_args!("{endpoint} refuses the topic; {remedy}"));
+        }
+        other => {
+            let outcome = other.name();
+            lines.failed(format_args!(
+                "{endpoint} says {outcome} to a token that cannot be; is it APNs?"
+            ));
+        }
+    }
+}
+
+// === impl Lines ===
+
+impl<R: FnMut(CheckLine)> Lines<'_, R> {
+    fn ok(&mut self, text: impl ToString) {
+        self.say(CheckOutcome::Ok, &text);
+    }
+
+    fn warning(&mut self, text: impl ToString) {
+        self.say(CheckOutcome::Warning, &text);
+    }
+
+    fn failed(&mut self, text: impl ToString) {
+        self.say(CheckOutcome::Failed, &text);
+    }
+
+    fn say(&mut self, result: CheckOutcome, text: &impl ToString) {
+        (self.report)(CheckLine { part: self.part.clone(), result, text: text.to_string() });
+    }
+}
