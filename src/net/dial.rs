@@ -98,6 +98,28 @@ impl Dialer {
         })
         .await
     }
+
+    /// A connection in the clear, until `deadline`, to a server of this machine.
+    ///
+    /// # Errors
+    /// [`DialError`] says which step failed, and why: `PermissionDenied` where `host` is another machine.
+    pub async fn connect_here(
+        &self,
+        host: &str,
+        port: u16,
+        deadline: Instant,
+    ) -> Result<TcpStream, DialError> {
+        step("TCP", deadline, async {
+            let mut addresses = self.resolver.resolve(host, port).await?;
+            addresses.retain(|address| address.ip().is_loopback());
+            if addresses.is_empty() {
+                let why = format!("{host} is not this machine, so nothing is sent unencrypted");
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+            }
+            first_of(&addresses, deadline).await
+        })
+        .await
+    }
 }
 
 // === impl DialError ===

@@ -26,6 +26,7 @@ use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 use tower_service::Service;
 
 use super::dial::{DialError, Dialer};
@@ -71,13 +72,15 @@ type Pool = Client<Connector, Full<Bytes>>;
 #[derive(Clone)]
 struct Connector {
     dialer: Dialer,
+    /// `http://` of this machine is allowed.
+    plain_here: bool,
     /// How many connections are open.
     open: Arc<AtomicUsize>,
 }
 
 /// A connection that counts.
 struct Counted {
-    io: TokioIo<TlsStream<TcpStream>>,
+    io: TokioIo<Either<TlsStream<TcpStream>, TcpStream>>,
     open: Arc<AtomicUsize>,
 }
 
@@ -101,7 +104,15 @@ impl HttpsClient {
     /// Connects by `dialer`, whose TLS is [`client_tls`]. `limit` is for one request and its response,
     /// connecting included. Opens no socket.
     pub fn new(dialer: Dialer, limit: Duration) -> Self {
-        let connector = Connector { dialer, open: Arc::default() };
+        Self::with(Connector { dialer, plain_here: false, open: Arc::default() }, limit)
+    }
+
+    /// As [`HttpsClient::new`], and connects in the clear to `http://` URLs of this machine.
+    pub fn or_plain_here(dialer: Dialer, limit: Duration) -> Self {
+        Self::with(Connector { dialer, plain_here: true, open: Arc::default() }, limit)
+    }
+
+    fn with(connector: Connector, limit: Duration) -> Self {
         let pool = Mutex::new(pool(&connector));
         Self { shared: Arc::new(Shared { connector, pool }), limit }
     }
@@ -206,12 +217,21 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let (dialer, open) = (self.dialer.clone(), Arc::clone(&self.open));
+        let Self { dialer, plain_here, open } = self.clone();
         Box::pin(async move {
             let host = uri.host().unwrap_or_default();
             let host = host.trim_start_matches('[').trim_end_matches(']');
-            let port = uri.port_u16().unwrap_or(443);
-            let stream = dialer.connect(host, port, Instant::now() + CONNECT).await?;
+            let deadline = Instant::now() + CONNECT;
+            let stream = match uri.scheme_str() {
+                Some("http") if plain_here => {
+                    let port = uri.port_u16().unwrap_or(80);
+                    Either::Right(dialer.connect_here(host, port, deadline).await?)
+                }
+                _ => {
+                    let port = uri.port_u16().unwrap_or(443);
+                    Either::Left(dialer.connect(host, port, deadline).await?)
+                }
+            };
             open.fetch_add(1, Ordering::Relaxed);
             Ok(Counted { io: TokioIo::new(stream), open })
         })
@@ -228,8 +248,10 @@ impl Drop for Counted {
 
 impl Connection for Counted {
     fn connected(&self) -> Connected {
-        match self.io.inner().get_ref().1.alpn_protocol() {
-            Some(b"h2") => Connected::new().negotiated_h2(),
+        match self.io.inner() {
+            Either::Left(tls) if tls.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                Connected::new().negotiated_h2()
+            }
             _ => Connected::new(),
         }
     }

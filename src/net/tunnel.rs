@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,8 +11,14 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::config::ProxyConfig;
+use crate::files;
+
 /// The longest head of an answer, in bytes.
 const MAX_HEAD: usize = 8 * 1024;
+
+/// Most bytes of the file with the proxy's login.
+const MAX_LOGIN: u64 = 4096;
 
 /// How to ask a proxy for tunnels. `Debug` shows no login.
 pub struct Tunnel {
@@ -21,6 +28,16 @@ pub struct Tunnel {
     login: SecretString,
 }
 
+/// The first line of a file with `user:password`.
+fn login_line(file: &Path) -> Result<SecretString, String> {
+    let unusable = |why: &str| format!("{}: {why}", file.display());
+    let (text, _) = files::read_text(file, MAX_LOGIN)
+        .map_err(|error| unusable(&format!("cannot be read: {error}")))?;
+    let line = text.lines().next().filter(|line| !line.is_empty());
+    let line = line.ok_or_else(|| unusable("has no first line; write user:password there"))?;
+    Ok(SecretString::from(line))
+}
+
 impl Tunnel {
     /// Tunnels of the proxy at `host`, a name or an IP address without brackets. `login` is
     /// `user:password` (RFC 7617), where the proxy wants one.
@@ -28,6 +45,15 @@ impl Tunnel {
         let login = login.map(|login| STANDARD.encode(login.expose_secret()));
         let login = login.map(|login| format!("Proxy-Authorization: Basic {login}\r\n"));
         Self { host, port, login: login.unwrap_or_default().into() }
+    }
+
+    /// Tunnels of this proxy. Reads the file with its login.
+    ///
+    /// # Errors
+    /// Why the file cannot be used, a clause that names it.
+    pub fn of(proxy: &ProxyConfig) -> Result<Self, String> {
+        let login = proxy.login_file.as_ref().map(|file| login_line(file)).transpose()?;
+        Ok(Self::new(proxy.host.clone(), proxy.port, login.as_ref()))
     }
 
     /// Host and port of the proxy.
