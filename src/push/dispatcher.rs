@@ -1,9 +1,10 @@
 //! The task that owns what is pending for devices: it reads whose devices, sends, and writes what
 //! came of it, as the rules (`pending`) say. All decisions are there, all I/O is here.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Duration, sleep, sleep_until, timeout};
@@ -449,9 +450,32 @@ pub async fn send_now(
     send(routes, ttl, &push).await
 }
 
+/// The name of a push, which is the same at each try in this process: a receiver that gets it twice can tell.
+/// It says nothing to others.
+fn push_id(push: &Delivery) -> Uuid {
+    static PROCESS: LazyLock<(Uuid, Instant)> = LazyLock::new(|| (Uuid::new_v4(), now()));
+    let (salt, start) = *PROCESS;
+    let since =
+        |later: Instant, earlier: Instant| later.saturating_duration_since(earlier).as_nanos();
+    let Delivery { device, mailboxes, changes, seen_at } = push;
+    let (account, endpoint) = (device.account.as_str(), device.endpoint.hash_hex());
+    let mailboxes: Vec<_> = mailboxes.iter().map(|it| it.mailbox.as_str()).collect();
+    // Without a change, as after a restart, it is known by when it was found.
+    let text = format!(
+        "{salt}{:?}{:?}{} {}",
+        (account, device.transport.as_str(), endpoint, &*device.app),
+        (mailboxes, joined(changes)),
+        since(*seen_at, start),
+        since(start, *seen_at),
+    );
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest(&SHA256, text.as_bytes()).as_ref()[..16]);
+    uuid::Builder::from_random_bytes(bytes).into_uuid()
+}
+
 /// Sends one push and writes its line in the log.
 async fn send(routes: &Routes, ttl: Duration, push: &Delivery) -> Verdict {
-    let id = Uuid::new_v4().to_string();
+    let id = push_id(push).to_string();
     let notice = Notice { id: &id, mailboxes: &push.mailboxes, at: Timestamp::now(), ttl };
     let verdict = match routes.find(&RouteId::of(&push.device)) {
         Some(route) => route.send(&push.device, &notice).await,
