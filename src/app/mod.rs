@@ -22,6 +22,7 @@ mod server_tls;
 mod startup;
 pub mod systemd;
 mod tasks;
+mod webhook;
 mod webpush;
 
 use std::fmt::Display;

@@ -146,6 +146,8 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         key_file,
         watch,
         push,
+        fcm,
+        webhooks,
         limits,
         resolver,
         admin,
@@ -162,6 +164,8 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("[credentials]", old.credentials == *credentials && old.key_file == *key_file),
         ("[watch]", old.watch == *watch),
         ("[push]", push_of_before == *push),
+        ("[[fcm]]", old.fcm == *fcm),
+        ("[[webhook]]", old.webhooks == *webhooks),
         ("[limits] capability_size", limits_that_wait(&old.limits) == limits_that_wait(limits)),
         ("[resolver]", old.resolver == *resolver),
         ("[node]", old.node == *node),
@@ -209,8 +213,8 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BackendConfig, BackendTls, CredentialsMode, ListenerConfig, LogFormat, RecordConfig,
-        RelayedLogins, RouteConfig, TlsConfig, WebPushConfig,
+        BackendConfig, BackendTls, CredentialsMode, FcmConfig, ListenerConfig, LogFormat,
+        RecordConfig, RelayedLogins, RouteConfig, TlsConfig, WebPushConfig, WebhookConfig,
     };
 
     /// One change for each table, and for the tables of which a part needs a restart one for each part.
@@ -241,6 +245,14 @@ mod tests {
             (|new| new.credentials = CredentialsMode::Memory, &["[credentials]"]),
             (|new| new.watch.connections = 1, &["[watch]"]),
             (|new| new.push.devices = 1, &["[push]"]),
+            (|new| new.fcm = vec![FcmConfig::new("a")], &["[[fcm]]"]),
+            (
+                |new| {
+                    let url = "https://a.example/".parse().unwrap();
+                    new.webhooks = vec![WebhookConfig::new("a", url, "b")];
+                },
+                &["[[webhook]]"],
+            ),
             (|new| new.limits.capability_size = 1, &["[limits] capability_size"]),
             (|new| new.resolver.waiting = 1, &["[resolver]"]),
             (|new| new.node.name = Some("a".into()), &["[node]"]),

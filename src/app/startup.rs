@@ -14,6 +14,7 @@ use super::listeners::{ListenerSocket, Listening, sockets};
 use super::renewal::Renewal;
 use super::server_tls::server_tls;
 use super::tasks::{StopStage, Tasks};
+use super::webhook::Enrolment;
 use super::webpush::{self, WebPushSetup};
 use super::{Server, StartError, admin, api};
 use crate::config::{self, Config};
@@ -24,14 +25,16 @@ use crate::model::{Account, SessionEvent, Timestamp, WatchEvent};
 use crate::net::backends::{Backends, Table};
 use crate::net::counters::LimitCounters;
 use crate::net::door::SessionDoor;
+use crate::net::guard::Guard;
 use crate::net::resolve::NameResolver;
 use crate::net::tls;
 use crate::nodes::{self, Assignment, ClusterView, Membership};
 use crate::push::dispatcher::{self, DispatcherHandle};
-use crate::push::transport::Routes;
 use crate::push::transport::apns::certificate_watch;
 use crate::push::transport::apns::identities::{Identities, Offer};
 use crate::push::transport::enrol::Transports;
+use crate::push::transport::webhook::users::UserWebhooks;
+use crate::push::transport::{Routes, fcm, webhook};
 use crate::registrar::Registrar;
 use crate::store::{CredentialSource, Shares, Store};
 use crate::{proxy, record, watch};
@@ -82,6 +85,12 @@ impl Built {
         let routes = Routes::default();
         let identities = Identities::load(&config.apns, (&config.push).into(), &resolver, &routes)
             .map_err(|error| StartError::Configuration(error.to_string()))?;
+        let transports = Transports::default();
+        // Users subscribe by the API alone.
+        let users = config.api.address.map(|_| UserWebhooks::new(Guard::new(&[], &[])));
+        webhook::publish(&config.webhooks, users, &resolver, &routes, &transports)
+            .and_then(|()| fcm::publish(&config.fcm, &resolver, &routes, &transports))
+            .map_err(StartError::Configuration)?;
         check_record(config)?;
         let sockets = sockets(config, inherited)?;
         let admin_socket = admin::Socket::open(&config.admin)?;
@@ -96,7 +105,6 @@ impl Built {
         if let Some(web_push) = &web_push {
             web_push.tell(&store).await;
         }
-        let transports = Transports::default();
         webpush::publish(web_push, &routes, &transports);
         metrics.exposed_files.set(exposed(config));
         let port = sockets.first().map_or(0, |socket| socket.address.port());
@@ -141,9 +149,11 @@ impl Built {
         let assignment = cluster.assignment.clone();
         let inquirer =
             self.start_pushing(config, &mut tasks, change_events, removed, assignment.clone());
+        let registrar = self.registrar(config, sessions.clone());
+        let enrolment = (registrar.clone(), assignment.clone());
+        let session_events = self.start_enrolment(config, &mut tasks, session_events, enrolment);
         let inputs = WatchInputs { session_events, unwatched, cluster };
         let watchers = self.start_watching(config, &mut tasks, inputs, changes);
-        let registrar = self.registrar(config, sessions.clone());
         let current = self.sessions(config, offered.clone(), sessions, registrar.clone());
         self.start_background(config, &mut tasks, offered, inquirer.clone());
         let stop = tasks.stop_of(StopStage::Serving);
@@ -296,6 +306,27 @@ impl Built {
     fn registrar(&self, config: &Config, events: mpsc::Sender<SessionEvent>) -> Registrar {
         let credentials = Arc::clone(&self.credentials);
         Registrar::new(self.backends.clone(), credentials, events, config)
+    }
+
+    /// Has the web hooks of the operator hear of accounts whose users log in; returns what sessions say, for
+    /// the watching side.
+    fn start_enrolment(
+        &self,
+        config: &Config,
+        tasks: &mut Tasks,
+        sessions: mpsc::Receiver<SessionEvent>,
+        (registrar, assignment): (Registrar, cell::Receiver<Assignment>),
+    ) -> mpsc::Receiver<SessionEvent> {
+        if config.webhooks.is_empty() {
+            return sessions;
+        }
+        let (watching, passed_on) = mpsc::channel(QUEUE);
+        let (store, backends) = (self.store.clone(), self.backends.clone());
+        let enrolment = Enrolment::new(config, store, registrar, backends, assignment);
+        let stop = tasks.stop_of(StopStage::Watching);
+        let run = enrolment.run(sessions, watching, stop);
+        tasks.start(StopStage::Watching, "web hook enrolment", run);
+        passed_on
     }
 
     /// What sessions begin with.

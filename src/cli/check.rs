@@ -3,6 +3,7 @@
 
 mod files;
 mod peers;
+mod services;
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -75,6 +76,8 @@ async fn check(
         peers::watch(config, user, report).await;
     }
     peers::push(config, report).await;
+    services::fcm(config, report).await;
+    services::webhooks(config, report);
 }
 
 impl Report {

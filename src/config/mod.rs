@@ -21,6 +21,7 @@ mod check;
 mod credentials;
 mod database_url;
 mod error;
+mod fcm;
 mod limits;
 mod listener;
 mod log;
@@ -36,6 +37,7 @@ mod store;
 mod tests;
 mod tls;
 mod watch;
+mod webhook;
 mod webpush;
 
 use std::io;
@@ -50,6 +52,7 @@ use self::check::{Check, CheckResult, is_loopback};
 pub use self::credentials::CredentialsMode;
 pub use self::database_url::{DatabaseKind, DatabaseUrl};
 pub use self::error::ConfigError;
+pub use self::fcm::FcmConfig;
 pub use self::limits::LimitsConfig;
 pub use self::listener::{ListenerConfig, ListenerTls};
 pub use self::log::{LogConfig, LogFormat};
@@ -63,6 +66,7 @@ pub use self::route::RouteConfig;
 pub use self::store::StoreConfig;
 pub use self::tls::{CertificateFiles, Sni, TlsConfig};
 pub use self::watch::WatchConfig;
+pub use self::webhook::{BodyTemplate, TemplateValues, WebhookConfig};
 pub use self::webpush::{HostPattern, WebPushConfig};
 use crate::files;
 use crate::model::Account;
@@ -94,6 +98,10 @@ pub struct Config {
     /// Empty: nothing is pushed to iOS Mail, and XAPPLEPUSHSERVICE is not advertised. No two serve the same
     /// domain, and at most one serves all others.
     pub apns: Vec<ApnsConfig>,
+    /// No two serve the same app, and at most one serves all others.
+    pub fcm: Vec<FcmConfig>,
+    /// Each with a name of its own.
+    pub webhooks: Vec<WebhookConfig>,
     /// `None`: nothing is pushed to browsers.
     pub web_push: Option<WebPushConfig>,
     /// `[limits]`
@@ -131,6 +139,8 @@ impl Config {
             watch: WatchConfig::default(),
             push: PushConfig::default(),
             apns: Vec::new(),
+            fcm: Vec::new(),
+            webhooks: Vec::new(),
             web_push: None,
             limits: LimitsConfig::default(),
             resolver: ResolverConfig::default(),
@@ -212,6 +222,17 @@ impl Config {
             let login_file = apns.proxy.iter().flat_map(|proxy| &proxy.login_file);
             files.extend(login_file.map(|file| ("[apns] proxy_login_file", &**file)));
         }
+        for fcm in &self.fcm {
+            files.push(("[[fcm]] service_account_file", &fcm.service_account_file));
+            let login_file = fcm.proxy.iter().flat_map(|proxy| &proxy.login_file);
+            files.extend(login_file.map(|file| ("[[fcm]] proxy_login_file", &**file)));
+        }
+        for webhook in &self.webhooks {
+            let secret_file = webhook.secret_file.iter();
+            files.extend(secret_file.map(|file| ("[[webhook]] secret_file", &**file)));
+            let token_file = webhook.token_file.iter();
+            files.extend(token_file.map(|file| ("[[webhook]] token_file", &**file)));
+        }
         if let Some(web_push) = &self.web_push {
             files.push(("[webpush] key_file", &web_push.key_file));
             let login_file = web_push.proxy.iter().flat_map(|proxy| &proxy.login_file);
@@ -236,6 +257,8 @@ fn checked(raw: RawConfig, origin: &Path) -> CheckResult<Config> {
     config.watch = check.watch(raw.watch)?;
     config.push = check.push(raw.push)?;
     config.apns = check.identities(raw.apns)?;
+    config.fcm = check.fcm(raw.fcm)?;
+    config.webhooks = check.webhooks(raw.webhook, |account| config.canonical(account))?;
     config.web_push = check.web_push(raw.webpush)?;
     config.limits = check.limits(raw.limits)?;
     config.resolver = check.resolver(raw.resolver)?;
@@ -283,10 +306,9 @@ fn warnings(config: &Config) -> Vec<String> {
         ));
     }
     if config.apns.is_empty() {
-        let what = match config.web_push {
-            Some(_) => "nothing is pushed to iOS Mail",
-            None => "nothing is pushed",
-        };
+        let others =
+            config.web_push.is_some() || !config.fcm.is_empty() || !config.webhooks.is_empty();
+        let what = if others { "nothing is pushed to iOS Mail" } else { "nothing is pushed" };
         warnings.push(format!(
             "there is no [apns] table: {what}, and clients are not offered XAPPLEPUSHSERVICE"
         ));

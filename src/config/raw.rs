@@ -11,6 +11,7 @@ use super::auth::RawAuth;
 use super::backend::RawBackend;
 use super::credentials::RawCredentials;
 use super::error::ConfigError;
+use super::fcm::RawFcm;
 use super::limits::RawLimits;
 use super::listener::RawListener;
 use super::log::RawLog;
@@ -23,6 +24,7 @@ use super::store::RawStore;
 use super::table::OneOrMore;
 use super::tls::RawTls;
 use super::watch::RawWatch;
+use super::webhook::RawWebhook;
 use super::webpush::RawWebPush;
 
 table!(RawConfig {
@@ -36,6 +38,8 @@ table!(RawConfig {
     watch: RawWatch,
     push: RawPush,
     apns: Option<OneOrMore<RawApns>>,
+    fcm: Vec<RawFcm>,
+    webhook: Vec<RawWebhook>,
     webpush: RawWebPush,
     limits: RawLimits,
     resolver: RawResolver,
@@ -106,7 +110,7 @@ pub(super) fn refuse_empty(text: &str, origin: &Path) -> Result<(), ConfigError>
 
 /// `watch.idle_renewal` as an administrator sees it: `[watch] idle_renewal`.
 fn bracketed(path: &str) -> String {
-    for table in ["listener", "route", "tls.sni"] {
+    for table in ["listener", "route", "tls.sni", "fcm", "webhook"] {
         match path.strip_prefix(table) {
             Some("") => return format!("[[{table}]]"),
             Some(key) if key.starts_with('.') => return format!("[[{table}]] {}", &key[1..]),

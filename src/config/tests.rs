@@ -6,10 +6,12 @@ use std::fs;
 use serde_json::Value;
 
 use super::apns::RawApns;
+use super::fcm::RawFcm;
 use super::listener::RawListener;
 use super::route::RawRoute;
 use super::table::OneOrMore;
 use super::tls::{RawSni, RawTls};
+use super::webhook::RawWebhook;
 use super::*;
 
 const MANUAL: &str = include_str!("../../proxy.toml");
@@ -87,6 +89,8 @@ fn keys_of_the_program() -> BTreeSet<String> {
         tls: RawTls { sni: vec![RawSni::default()], ..RawTls::default() },
         route: vec![RawRoute::default()],
         apns: Some(OneOrMore(vec![RawApns::default()])),
+        fcm: vec![RawFcm::default()],
+        webhook: vec![RawWebhook::default()],
         ..RawConfig::default()
     };
     let Value::Object(tables) = serde_json::to_value(raw).unwrap() else { unreachable!() };

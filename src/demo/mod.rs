@@ -1,7 +1,8 @@
 //! Stand-ins for the world around mailchime: real servers on real sockets.
 //!
 //! The `demo` command, the tests and the benchmarks use the same ones: a small IMAP server in
-//! memory ([`backend`]), Apple's push service ([`apns`]), a browser with its push service ([`push_service`]), an iPhone that follows a script
+//! memory ([`backend`]), Apple's push service ([`apns`]), Google's ([`fcm`]), a browser with its push
+//! service ([`push_service`]), a receiver of web hooks ([`webhook`]), an iPhone that follows a script
 //! ([`phone`]) and the certificates that they need ([`pki`]). Written dialogues ([`dialogue`]) are
 //! read and played here, too ([`replay`]).
 //!
@@ -17,11 +18,13 @@ use uuid::Uuid;
 pub mod apns;
 pub mod backend;
 pub mod dialogue;
+pub mod fcm;
 pub mod phone;
 pub mod pki;
 mod port;
 pub mod push_service;
 pub mod replay;
+pub mod webhook;
 
 /// The one provider that all of them use; which one the process has installed does not matter.
 fn crypto() -> Arc<CryptoProvider> {

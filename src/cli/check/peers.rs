@@ -29,7 +29,7 @@ const VARIABLE: &str = "MAILCHIME_PASSWORD";
 const TOLD: [&str; 6] = ["IDLE", "NOTIFY", "CONDSTORE", "LIST-STATUS", "ID", "LOGINDISABLED"];
 
 /// Looks names up as the program does.
-fn resolver(config: &Config) -> NameResolver {
+pub(super) fn resolver(config: &Config) -> NameResolver {
     NameResolver::new(&config.resolver, std::sync::Arc::default())
 }
 

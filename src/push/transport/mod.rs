@@ -15,10 +15,14 @@
 pub mod apns;
 pub mod check;
 pub mod enrol;
+mod event;
+pub mod fcm;
+mod retry_after;
 mod routes;
 #[cfg(test)]
 pub(in crate::push) mod stub;
 mod verdict;
+pub mod webhook;
 pub mod webpush;
 
 use std::fmt;

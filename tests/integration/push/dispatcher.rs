@@ -44,6 +44,7 @@ impl Disk {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
         let store = Store::open(&url.parse().unwrap(), Duration::from_millis(50)).await.unwrap();
+        let store = store.sealing(&folder.path().join("key"));
         for device in devices {
             let mailboxes = ["INBOX", "Notes"].map(|name| (Mailbox::new(name), state(1))).to_vec();
             let registration = Registration { subscription: device.clone(), mailboxes };

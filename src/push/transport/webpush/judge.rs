@@ -1,12 +1,10 @@
 //! What a push service's answer means (RFC 8030 sections 5, 7 and 8; RFC 8292 section 4).
 
-use std::time::Duration;
-
 use bytes::Bytes;
-use hyper::header::RETRY_AFTER;
-use hyper::{HeaderMap, Response};
+use hyper::Response;
 
 use crate::push::transport::Verdict;
+use crate::push::transport::retry_after::retry_after;
 
 /// Of a body, for people.
 const MAX_REASON: usize = 100;
@@ -45,18 +43,16 @@ pub(super) fn judge(response: &Response<Bytes>) -> Verdict {
     }
 }
 
-/// `Retry-After` in its form of seconds (RFC 9110 section 10.2.3); a date is taken for no hint.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?;
-    seconds.trim().parse().ok().map(Duration::from_secs)
-}
-
 fn reason(body: &Bytes) -> String {
     String::from_utf8_lossy(body).chars().take(MAX_REASON).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use hyper::header::RETRY_AFTER;
+
     use super::*;
 
     #[test]

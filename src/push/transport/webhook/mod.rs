@@ -1,0 +1,77 @@
+//! Web hooks: a signed POST for each change, in the form of Standard Webhooks.
+//!
+//! Those of users are subscriptions as all others are. One of the operator's has a subscription of each
+//! account that it is for; `app` keeps these rows. What both send is in [`message`], what answers mean
+//! in [`judge`].
+//!
+//! [`message`]: self::message
+//! [`judge`]: self::judge
+
+mod judge;
+mod message;
+pub mod operator;
+mod sender;
+mod signature;
+pub mod users;
+
+use std::sync::Arc;
+
+pub use self::signature::WebhookSecret;
+use self::users::UserWebhooks;
+use super::Routes;
+use super::enrol::{Enrol, Transports};
+use crate::config::WebhookConfig;
+use crate::model::{Account, PushEndpoint, Subscription, TransportId};
+use crate::net::resolve::NameResolver;
+
+/// The name of the transport.
+pub const TRANSPORT: &str = "webhook";
+
+/// The route of all web hooks of users. No web hook of the operator has this name.
+pub const USERS: &str = "users";
+
+/// Whose web hook it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WebhookOwner {
+    /// A user gave its URL.
+    User,
+    /// The configuration gave its URL.
+    Operator,
+}
+
+/// The subscription of one account for the web hook of the operator that has this name. Its URL is the
+/// configuration's, so the endpoint is none but tells it from that of any other account: what one account
+/// is sent is no reason for another to wait.
+pub fn of_operator(name: &str, account: &Account) -> Subscription {
+    Subscription {
+        account: account.clone(),
+        transport: TransportId::new(TRANSPORT),
+        endpoint: PushEndpoint::new(name, &format!("{name}\0{account}")),
+        app: "operator".into(),
+        route: name.into(),
+        options: "{}".into(),
+        secrets: None,
+        expires_at: None,
+    }
+}
+
+/// Publishes a route for each web hook of the operator, and one for those of users where there may be any.
+///
+/// # Errors
+/// Which key is at fault, and what is wrong.
+pub fn publish(
+    config: &[WebhookConfig],
+    users: Option<UserWebhooks>,
+    resolver: &NameResolver,
+    routes: &Routes,
+    transports: &Transports,
+) -> Result<(), String> {
+    let mut all = operator::all(config, resolver)?;
+    if let Some(users) = &users {
+        all.push((USERS.into(), users.route(None, resolver)?));
+    }
+    let id = TransportId::new(TRANSPORT);
+    transports.set(id.clone(), users.map(|users| Arc::new(users) as Arc<dyn Enrol>));
+    routes.publish(&id, all);
+    Ok(())
+}
