@@ -319,7 +319,7 @@ fn gotify(request: &ReceivedEvent) -> u16 {
         () if request.path != "/message" => 404,
         () if request.header("authorization") != Some("Bearer AbCdEf123") => 401,
         () if request.header("content-type") != Some("application/json") => 400,
-        () if !json["message"].as_str().is_some_and(|text| !text.is_empty()) => 400,
+        () if json["message"].as_str().is_none_or(str::is_empty) => 400,
         () if !(priority.is_null() || priority.is_i64()) => 400,
         () => 200,
     }
