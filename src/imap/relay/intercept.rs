@@ -74,7 +74,7 @@ struct Intercepted {
 enum InterceptStage {
     Fence,
     Collect(Collector),
-    Check(XAppleRegistration, MailboxCheck),
+    Check(Box<XAppleRegistration>, MailboxCheck),
     /// The caller writes the registration.
     Store(RegistrationReply),
 }
@@ -373,7 +373,7 @@ impl Intercept {
         let (check, left_out) =
             MailboxCheck::new(request.take_names(), push.most_mailboxes, self.utf8);
         wires.out.over.mailboxes += u32::try_from(left_out).unwrap_or(u32::MAX);
-        intercepted.stage = InterceptStage::Check(request, check);
+        intercepted.stage = InterceptStage::Check(Box::new(request), check);
         self.next_question(wires);
     }
 
@@ -436,7 +436,7 @@ impl Intercept {
         };
         let (names, mailboxes) = check.into_found();
         intercepted.stage = InterceptStage::Store(request.reply(names));
-        let checked = CheckedRegistration { account, request, mailboxes };
+        let checked = CheckedRegistration { account, request: *request, mailboxes };
         wires.out.actions.push_back(Action::Register(checked));
         // It waits for those before it.
         if !self.detached.is_empty() {
