@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use tokio::sync::watch as cell;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::StartError;
+use super::{MailPushSetup, StartError};
 use crate::admin::{self, AdminListener, Ask, Context, Part};
 use crate::config;
 use crate::metrics::Metrics;
@@ -19,7 +19,6 @@ use crate::net::backends::Backends;
 use crate::nodes::{self, Assignment};
 use crate::push::dispatcher::{self, DispatcherHandle};
 use crate::push::explain::Explanation;
-use crate::push::transport::apns::identities::Identities;
 use crate::push::transport::{Routes, Verdict};
 use crate::store::{Alive, Store, Target};
 use crate::watch;
@@ -27,7 +26,7 @@ use crate::watch;
 /// For a backend that is asked whether it is there.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-const PUSH_OFF: &str = "push is off: there is no [apns] table";
+const PUSH_OFF: &str = "push is off: no way to push is configured";
 
 /// The server of `[admin]`, listening.
 #[derive(Debug)]
@@ -45,7 +44,7 @@ pub(super) struct Parts {
     pub(super) metrics: Arc<Metrics>,
     pub(super) store: Store,
     pub(super) backends: Backends,
-    pub(super) identities: Identities,
+    pub(super) mail_push: MailPushSetup,
     pub(super) routes: Routes,
     pub(super) assignment: cell::Receiver<Assignment>,
     pub(super) watchers: watch::SupervisorHandle,
@@ -85,17 +84,12 @@ impl Socket {
 
 impl Parts {
     fn context(self, hosts: Vec<String>) -> Context {
-        let identities = self.identities.clone();
-        self.metrics.watch_certificates(move || {
-            let ends = identities.statuses(Timestamp::now()).into_iter();
-            let at = |millis: i64| UNIX_EPOCH + Duration::from_millis(millis.unsigned_abs());
-            ends.filter_map(|status| Some((status.topic, at(status.not_after?)))).collect()
-        });
+        self.mail_push.watch_certificates(&self.metrics);
         let parts = vec![
             listening(self.stopping),
             database(self.store.clone()),
             backend(self.backends.clone(), self.capability_size),
-            identity(self.identities),
+            self.mail_push.health(),
         ];
         let (watchers, pushes, assignment) = (self.watchers.clone(), self.pushes, self.assignment);
         let (assigned, changed) = (assignment.clone(), pushes.clone());
@@ -179,24 +173,6 @@ fn backend(backends: Backends, longest: usize) -> Part {
     Part::new("backend", move || {
         let backend = backends.default();
         async move { backend.probe(PROBE_TIMEOUT, longest).await.map_err(|error| error.to_string()) }
-    })
-}
-
-/// Without identities push is off because it was not wanted, and nothing is missing.
-fn identity(identities: Identities) -> Part {
-    Part::new("push", move || {
-        let statuses = identities.statuses(Timestamp::now());
-        async move {
-            let invalid: Vec<_> = statuses.iter().filter(|status| !status.valid).collect();
-            match invalid.first() {
-                None => Ok(()),
-                Some(first) => Err(format!(
-                    "{}: has expired or is not valid yet; nothing is pushed under {}",
-                    first.file.display(),
-                    first.topic
-                )),
-            }
-        }
     })
 }
 

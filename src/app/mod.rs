@@ -1,7 +1,7 @@
 //! The composition root: the only place that knows all parts.
 //!
 //! ```text
-//!   listeners ──▶ proxy ──SessionEvent──▶ watch ──WatchEvent──▶ push ──▶ APNs
+//!   listeners ──▶ proxy ──SessionEvent──▶ watch ──WatchEvent──▶ push ──▶ push services
 //!                   │                      ▲ ▲ └── reads ──┐      │ └─ Account without devices ─┐
 //!                   └──────── store ◀──────┼─┼─────────────┴──────┘                             │
 //!                               ▲          │ └──────────────────────────────────────────────────┘
@@ -14,6 +14,7 @@
 
 mod admin;
 mod api;
+mod apns;
 mod background;
 mod listeners;
 mod reload;
@@ -34,10 +35,11 @@ use std::time::Duration;
 
 use rustls::server::ProducesTickets;
 
+use self::apns::MailPushSetup;
+pub use self::apns::push_offer;
 use self::listeners::Listening;
 use self::renewal::Renewal;
 use self::startup::Built;
-pub use self::startup::push_offer;
 use self::tasks::{StopStage, Tasks};
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -50,7 +52,6 @@ use crate::net::resolve::NameResolver;
 use crate::proxy;
 use crate::push::dispatcher::DispatcherHandle;
 use crate::push::transport::Routes;
-use crate::push::transport::apns::identities::Identities;
 use crate::push::transport::enrol::Transports;
 use crate::registrar::Registrar;
 use crate::store::{Store, StoreError};
@@ -79,12 +80,11 @@ pub struct Server {
     pub routes: Routes,
     /// To which transports users' programs can subscribe.
     pub transports: Transports,
-    /// To be reloaded when certificates were renewed.
-    pub identities: Identities,
     /// Knows why a push would or would not be sent.
     pub inquirer: DispatcherHandle,
     /// What it goes by.
     config: Config,
+    mail_push: MailPushSetup,
     metrics: Arc<Metrics>,
     backends: Backends,
     resolver: NameResolver,

@@ -34,9 +34,7 @@ impl Server {
         check_record(config)?;
         let places = self.places(config)?;
         let web_push = WebPushSetup::new(config.web_push.as_ref(), &self.resolver)?;
-        self.identities
-            .reload(&config.apns, config.push.priority)
-            .map_err(|error| StartError::Configuration(error.to_string()))?;
+        self.mail_push.reload(config)?;
         webpush::publish(web_push, &self.routes, &self.transports);
 
         for warning in &config.warnings {

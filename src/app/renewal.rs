@@ -11,9 +11,9 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::Server;
 use super::server_tls::server_tls;
-use crate::config::{self, Config, ProviderFiles};
+use super::{MailPushSetup, Server};
+use crate::config::{self, Config};
 use crate::files::{Stamp, stamp};
 use crate::model::Timestamp;
 use crate::net::tls::{self, EXPIRY_WARNING_DAYS};
@@ -30,7 +30,7 @@ const BETWEEN_LINES: Duration = Duration::from_hours(1);
 #[derive(Debug, Default)]
 pub(super) struct Renewal {
     server: RenewedFiles,
-    apns: RenewedFiles,
+    push: RenewedFiles,
     /// The certificates that clients are shown, and when each ends, in seconds since 1970.
     ends: Vec<(PathBuf, i64)>,
     /// For how many days each was said to be good.
@@ -97,8 +97,8 @@ impl Renewal {
         let server =
             config.tls.all_certificates().flat_map(|it| [&it.certificate, &it.private_key]);
         let server = server.cloned().collect();
-        let apns = config.apns.iter().flat_map(|apns| files(&apns.identity)).cloned().collect();
-        Self { server: RenewedFiles::new(server), apns: RenewedFiles::new(apns), ..Self::default() }
+        let push = RenewedFiles::new(MailPushSetup::files(config));
+        Self { server: RenewedFiles::new(server), push, ..Self::default() }
     }
 
     /// The same for another configuration.
@@ -141,16 +141,6 @@ impl Renewal {
     }
 }
 
-fn files(identity: &ProviderFiles) -> Vec<&PathBuf> {
-    match identity {
-        ProviderFiles::Pem { certificate, private_key, .. } => vec![certificate, private_key],
-        ProviderFiles::Pkcs12 { file, password_file, .. } => {
-            std::iter::once(file).chain(password_file).collect()
-        }
-        ProviderFiles::Key { key, .. } => vec![key],
-    }
-}
-
 /// When the certificate in a file ends, in seconds since 1970.
 fn end(path: &Path) -> Option<i64> {
     let chain = tls::certificates(path).ok()?;
@@ -160,7 +150,7 @@ fn end(path: &Path) -> Option<i64> {
 
 impl Server {
     /// Looks at the files of the certificates, and uses those that were renewed from now on: the ones that
-    /// clients are shown in new sessions, those of APNs for new pushes. To be called every [`LOOK`].
+    /// clients are shown in new sessions, those of push identities for new pushes. To be called every [`LOOK`].
     pub fn look_at_certificates(&mut self) {
         if let Some(change) = self.renewal.server.changed() {
             let read = server_tls(&self.config.tls, &self.tickets).map(|server_tls| {
@@ -182,15 +172,15 @@ impl Server {
                 Err(_) => {}
             }
         }
-        if let Some(change) = self.renewal.apns.changed() {
-            let read = self.identities.reload(&self.config.apns, self.config.push.priority);
-            let news = self.renewal.apns.tried(change, read.is_ok());
+        if let Some(change) = self.renewal.push.changed() {
+            let read = self.mail_push.reload(&self.config);
+            let news = self.renewal.push.tried(change, read.is_ok());
             self.tell_of_certificates();
             match read {
                 Ok(()) => {
                     tracing::info!(
                         target: "mailchime::app::push_certificate_renewed",
-                        "read a renewed APNs certificate; new pushes use it"
+                        "read a renewed push certificate; new pushes use it"
                     );
                 }
                 Err(error) if news => tracing::warn!(
@@ -209,7 +199,7 @@ impl Server {
         let at = |seconds: i64| UNIX_EPOCH + Duration::from_secs(seconds.unsigned_abs());
         let ends = self.renewal.ends.iter();
         let ends = ends.map(|(path, end)| (path.display().to_string(), at(*end))).collect();
-        let unfit = [&self.renewal.server, &self.renewal.apns];
+        let unfit = [&self.renewal.server, &self.renewal.push];
         let unread = unfit.iter().filter(|files| files.unfit.is_some()).count();
         self.metrics.server_certificates(ends, unread);
         self.renewal.say(Timestamp::now().0.div_euclid(1000));

@@ -16,12 +16,12 @@ use super::server_tls::server_tls;
 use super::tasks::{StopStage, Tasks};
 use super::webhook::Enrolment;
 use super::webpush::{self, WebPushSetup};
-use super::{Server, StartError, admin, api};
-use crate::config::{self, Config};
+use super::{MailPushSetup, Server, StartError, admin, api};
+use crate::config::Config;
 use crate::files;
-use crate::imap::contract::{DomainRoute, PushOffer};
+use crate::imap::contract::PushOffer;
 use crate::metrics::{Metrics, Queue};
-use crate::model::{Account, SessionEvent, Timestamp, WatchEvent};
+use crate::model::{Account, SessionEvent, WatchEvent};
 use crate::net::backends::{Backends, Table};
 use crate::net::counters::LimitCounters;
 use crate::net::door::SessionDoor;
@@ -30,8 +30,6 @@ use crate::net::resolve::NameResolver;
 use crate::net::tls;
 use crate::nodes::{self, Assignment, ClusterView, Membership};
 use crate::push::dispatcher::{self, DispatcherHandle};
-use crate::push::transport::apns::certificate_watch;
-use crate::push::transport::apns::identities::{Identities, Offer};
 use crate::push::transport::enrol::Transports;
 use crate::push::transport::webhook::users::UserWebhooks;
 use crate::push::transport::{Routes, fcm, webhook};
@@ -49,7 +47,7 @@ pub(super) struct Built {
     server_tls: Arc<ServerConfig>,
     resolver: NameResolver,
     backends: Backends,
-    identities: Identities,
+    mail_push: MailPushSetup,
     /// Under whose authority pushes are sent at the moment.
     routes: Routes,
     /// What clients can subscribe to by HTTP.
@@ -83,8 +81,7 @@ impl Built {
         let backends = Backends::new(table, counters);
         // Each transport publishes its routes here.
         let routes = Routes::default();
-        let identities = Identities::load(&config.apns, (&config.push).into(), &resolver, &routes)
-            .map_err(|error| StartError::Configuration(error.to_string()))?;
+        let mail_push = MailPushSetup::load(config, &resolver, &routes)?;
         let transports = Transports::default();
         // Users subscribe by the API alone.
         let users = config.api.address.map(|_| UserWebhooks::new(Guard::new(&[], &[])));
@@ -115,7 +112,7 @@ impl Built {
             server_tls,
             resolver,
             backends,
-            identities,
+            mail_push,
             routes,
             transports,
             sockets,
@@ -135,7 +132,7 @@ impl Built {
             target: "mailchime::app::started",
             version = env!("CARGO_PKG_VERSION"),
             backend = self.backends.default().name(),
-            topic = topics(&self.identities),
+            routes = self.mail_push.open_routes(),
             node = self.node,
             "mailchime starts"
         );
@@ -144,7 +141,7 @@ impl Built {
         let (changes, change_events) = mpsc::channel(QUEUE);
         let (removed, unwatched) = mpsc::channel(QUEUE);
         self.watch_queues(&sessions, &changes);
-        let offered = self.start_offer(config, &mut tasks);
+        let offered = self.mail_push.start_offer(config, &mut tasks);
         let cluster = self.start_membership(config, &mut tasks);
         let assignment = cluster.assignment.clone();
         let inquirer =
@@ -179,7 +176,7 @@ impl Built {
             store: self.store,
             routes: self.routes,
             transports: self.transports,
-            identities: self.identities,
+            mail_push: self.mail_push,
             inquirer,
             config: config.clone(),
             metrics: self.metrics,
@@ -206,18 +203,6 @@ impl Built {
         self.metrics.watch_channel(Queue::ChangeEvents, changes);
         let counters = self.backends.counters();
         self.metrics.watch_limits(move || counters.all().map(|(key, it)| (key, it.hits())).into());
-    }
-
-    /// What sessions offer, which follows the certificates of the push identities.
-    fn start_offer(&self, config: &Config, tasks: &mut Tasks) -> cell::Receiver<Option<PushOffer>> {
-        let push = config.push.clone();
-        let now = push_offer(self.identities.offers(Timestamp::now()), &push);
-        let (offer, offered) = cell::channel(now);
-        let publish = move |offers| drop(offer.send_replace(push_offer(offers, &push)));
-        let (identities, stop) = (self.identities.clone(), tasks.stop_of(StopStage::Serving));
-        let watched = certificate_watch::run(identities, Timestamp::now, publish, stop);
-        tasks.start(StopStage::Serving, "certificate watch", watched);
-        offered
     }
 
     /// Joins the nodes that share the database, if it can be shared.
@@ -424,7 +409,7 @@ impl Built {
             metrics: Arc::clone(&self.metrics),
             store: self.store.clone(),
             backends: self.backends.clone(),
-            identities: self.identities.clone(),
+            mail_push: self.mail_push.clone(),
             routes: self.routes.clone(),
             assignment,
             watchers,
@@ -493,25 +478,4 @@ pub(super) fn check_record(config: &Config) -> Result<(), StartError> {
         let folder = config.folder.display();
         StartError::key("[record] folder", format!("{folder}: cannot be written: {error}"))
     })
-}
-
-/// The topics that devices get at the moment, for the log.
-fn topics(identities: &Identities) -> String {
-    let offers = identities.offers(Timestamp::now());
-    let topics: Vec<_> = offers.into_iter().filter_map(|offer| offer.topic).collect();
-    if topics.is_empty() { "none: push is off".into() } else { topics.join(" ") }
-}
-
-/// What sessions offer: `None` while nobody could be pushed, for then a phone that registers would
-/// leave Fetch and get nothing.
-pub fn push_offer(offers: Vec<Offer>, config: &config::PushConfig) -> Option<PushOffer> {
-    let mut routes = Vec::new();
-    for Offer { topic, domains } in offers {
-        let all_others = domains.is_empty().then_some(None);
-        let domains = domains.into_iter().map(Some).chain(all_others);
-        routes.extend(domains.map(|domain| DomainRoute { domain, route: topic.clone() }));
-    }
-    let clients = config.clients.clone();
-    let offer = PushOffer { routes, clients, most_mailboxes: config.mailboxes };
-    offer.is_open().then_some(offer)
 }

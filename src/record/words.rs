@@ -291,7 +291,7 @@ fn value(key: &[u8], word: &[u8], of: Pairs, masks: &mut Masks) -> Vec<u8> {
         Pairs::Registration => match RegistrationValue::of(key) {
             RegistrationValue::Account => masks.uuid(word),
             RegistrationValue::Endpoint => masks.hex(word),
-            RegistrationValue::Route => xapple::EXAMPLE_TOPIC.into(),
+            RegistrationValue::Route => xapple::EXAMPLE_ROUTE.into(),
             RegistrationValue::Harmless => masks.text(word),
             RegistrationValue::Unknown => vec![b'x'; word.len()],
         },

@@ -22,7 +22,7 @@ use crate::config::{self, Config};
 use crate::demo::dialogue::Settings;
 use crate::demo::pki::Pki;
 use crate::imap::contract::{DomainRoute, PushOffer};
-use crate::imap::registration::xapple::EXAMPLE_TOPIC;
+use crate::imap::registration::xapple::EXAMPLE_ROUTE;
 use crate::model::SessionEvent;
 use crate::net::backend::Backend;
 use crate::net::backends::{Backends, Table};
@@ -33,7 +33,7 @@ use crate::store::{CredentialSource, Store};
 use crate::{proxy, record};
 
 /// The push topic that registrations in dialogues are answered with.
-pub const TOPIC: &str = EXAMPLE_TOPIC;
+pub const TOPIC: &str = EXAMPLE_ROUTE;
 
 /// The push that dialogues are offered.
 pub fn push_offer() -> PushOffer {

@@ -101,7 +101,7 @@ pub enum MalformedRegistration {
 }
 
 /// The topic in dialogues that others read: a real one names the operator of the server.
-pub const EXAMPLE_TOPIC: &str = "com.apple.mail.XServer.11111111-2222-3333-4444-555555555555";
+pub const EXAMPLE_ROUTE: &str = "com.apple.mail.XServer.11111111-2222-3333-4444-555555555555";
 
 const VERSION: &str = "aps-version";
 const ACCOUNT_ID: &str = "aps-account-id";

@@ -88,7 +88,7 @@ async fn a_renewed_certificate_for_apns_is_read_by_itself() {
         let renewed = world.pki.client(&[&world.pki.topic], -3600..40 * 86_400).unwrap();
         replace(&world.file("apns.key"), renewed.expose_private_key().as_bytes());
         replace(&world.file("apns.pem"), renewed.certificate.as_bytes());
-        server.logged("read a renewed APNs certificate; new pushes use it").await;
+        server.logged("read a renewed push certificate; new pushes use it").await;
         world.register(server.address).await.unwrap();
         world.watched().await;
         world.deliver();

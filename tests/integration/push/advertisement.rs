@@ -76,22 +76,19 @@ async fn push_is_offered_to_accounts_that_have_a_valid_identity() {
                 apns
             })
             .to_vec();
-        let mailchime = app::start(&config).await.unwrap();
+        let mut mailchime = app::start(&config).await.unwrap();
         let to = mailchime.addresses[0];
         let of = async |user: &str| offered(&certificates, to, user).await;
         assert_eq!((of(users[0]).await, of(users[1]).await), ([true, true], [true, false]));
 
-        let reload = |config: &Config| {
-            mailchime.identities.reload(&config.apns, config.push.priority).unwrap();
-        };
         issue(TOPICS[1].0, -60, 3600);
-        reload(&config);
+        mailchime.reload(&config).unwrap();
         while of(users[1]).await != [true, true] {}
 
         for (topic, _) in TOPICS {
             issue(topic, -3600, -60);
         }
-        reload(&config);
+        mailchime.reload(&config).unwrap();
         while of(users[0]).await != [false, false] {}
         assert_eq!(of(users[1]).await, [false, false]);
         mailchime.stop().await;

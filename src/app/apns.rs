@@ -1,0 +1,124 @@
+//! Push to iOS Mail, as it is composed: the identities of `[apns]`, the calendar of their certificates, and
+//! what sessions offer meanwhile. No other file of this folder knows what iOS Mail's push service needs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use tokio::sync::watch as cell;
+
+use super::StartError;
+use super::tasks::{StopStage, Tasks};
+use crate::admin::Part;
+use crate::config::{self, Config, ProviderFiles};
+use crate::imap::contract::{DomainRoute, PushOffer};
+use crate::metrics::Metrics;
+use crate::model::Timestamp;
+use crate::net::resolve::NameResolver;
+use crate::push::transport::Routes;
+use crate::push::transport::apns::certificate_watch;
+use crate::push::transport::apns::identities::{Identities, Offer};
+
+/// Push to iOS Mail. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct MailPushSetup(Identities);
+
+impl MailPushSetup {
+    /// Reads all files of `config`, and publishes its routes.
+    pub(super) fn load(
+        config: &Config,
+        resolver: &NameResolver,
+        routes: &Routes,
+    ) -> Result<Self, StartError> {
+        let loaded = Identities::load(&config.apns, (&config.push).into(), resolver, routes);
+        loaded.map(Self).map_err(|error| StartError::Configuration(error.to_string()))
+    }
+
+    /// Goes by `config`, or reads renewed files; on an error all stays as it was.
+    pub(super) fn reload(&self, config: &Config) -> Result<(), StartError> {
+        let reloaded = self.0.reload(&config.apns, config.push.priority);
+        reloaded.map_err(|error| StartError::Configuration(error.to_string()))
+    }
+
+    /// The files that it reads.
+    pub(super) fn files(config: &Config) -> Vec<PathBuf> {
+        config.apns.iter().flat_map(|apns| files(&apns.identity)).cloned().collect()
+    }
+
+    /// The routes that are open, for the log.
+    pub(super) fn open_routes(&self) -> String {
+        let offers = self.0.offers(Timestamp::now());
+        let topics: Vec<_> = offers.into_iter().filter_map(|offer| offer.topic).collect();
+        if topics.is_empty() { "none: push is off".into() } else { topics.join(" ") }
+    }
+
+    /// What sessions offer, which follows the certificates.
+    pub(super) fn start_offer(
+        &self,
+        config: &Config,
+        tasks: &mut Tasks,
+    ) -> cell::Receiver<Option<PushOffer>> {
+        let Self(identities) = self.clone();
+        let push = config.push.clone();
+        let now = push_offer(identities.offers(Timestamp::now()), &push);
+        let (offer, offered) = cell::channel(now);
+        let publish = move |offers| drop(offer.send_replace(push_offer(offers, &push)));
+        let stop = tasks.stop_of(StopStage::Serving);
+        let watched = certificate_watch::run(identities, Timestamp::now, publish, stop);
+        tasks.start(StopStage::Serving, "certificate watch", watched);
+        offered
+    }
+
+    /// Shows in the metrics when the certificates end.
+    pub(super) fn watch_certificates(&self, metrics: &Arc<Metrics>) {
+        let Self(identities) = self.clone();
+        metrics.watch_certificates(move || {
+            let ends = identities.statuses(Timestamp::now()).into_iter();
+            let at = |millis: i64| UNIX_EPOCH + Duration::from_millis(millis.unsigned_abs());
+            ends.filter_map(|status| Some((status.topic, at(status.not_after?)))).collect()
+        });
+    }
+
+    /// Whether all identities can be used. Without any, push is off because it was not wanted, and nothing
+    /// is missing.
+    pub(super) fn health(self) -> Part {
+        let Self(identities) = self;
+        Part::new("push", move || {
+            let statuses = identities.statuses(Timestamp::now());
+            async move {
+                match statuses.iter().find(|status| !status.valid) {
+                    None => Ok(()),
+                    Some(first) => Err(format!(
+                        "{}: has expired or is not valid yet; nothing is pushed under {}",
+                        first.file.display(),
+                        first.topic
+                    )),
+                }
+            }
+        })
+    }
+}
+
+/// What sessions offer: `None` while nobody could be pushed, for then a phone that registers would
+/// leave Fetch and get nothing.
+pub fn push_offer(offers: Vec<Offer>, config: &config::PushConfig) -> Option<PushOffer> {
+    let mut routes = Vec::new();
+    for Offer { topic, domains } in offers {
+        let all_others = domains.is_empty().then_some(None);
+        let domains = domains.into_iter().map(Some).chain(all_others);
+        routes.extend(domains.map(|domain| DomainRoute { domain, route: topic.clone() }));
+    }
+    let clients = config.clients.clone();
+    let offer = PushOffer { routes, clients, most_mailboxes: config.mailboxes };
+    offer.is_open().then_some(offer)
+}
+
+fn files(identity: &ProviderFiles) -> Vec<&PathBuf> {
+    match identity {
+        ProviderFiles::Pem { certificate, private_key, .. } => vec![certificate, private_key],
+        ProviderFiles::Pkcs12 { file, password_file, .. } => {
+            std::iter::once(file).chain(password_file).collect()
+        }
+        ProviderFiles::Key { key, .. } => vec![key],
+    }
+}
