@@ -57,12 +57,13 @@ unpacked=(
     courier:courier-imap:usr/bin/imapd
 )
 
-# Mail clients that are libraries, each in a folder of its own below $clients that bears its version:
+# Mail clients that are libraries, and a push service, each in a folder of its own below $clients that bears its version:
 # what a test calls it : its version : what installs it : a file that shows it is here.
 clients=$target/clients
 libraries=(
     imapclient:4.1.0:pip:imapclient/__init__.py
     imapflow:2.1.2:npm:node_modules/imapflow/package.json
+    web-push-testing:1.2.2:npm:node_modules/web-push-testing/package.json
 )
 
 log=$(mktemp)

@@ -10,7 +10,7 @@ use crate::push::transport::enrol::{Enrol, Transports};
 use crate::push::transport::webpush::vapid::VapidKey;
 use crate::push::transport::webpush::{self, WebPush};
 use crate::push::transport::{Route, Routes};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// Web Push as a configuration has it, made and not yet published.
 #[derive(Debug)]
@@ -39,6 +39,12 @@ impl WebPushSetup {
         Ok(Some(Self { web_push, name, route, made_key, file }))
     }
 
+    /// The other keys with which browsers have subscribed, and how many.
+    async fn strangers(&self, store: &Store) -> Result<Vec<(String, u64)>, StoreError> {
+        let routes = store.routes(&webpush::transport()).await?.into_iter();
+        Ok(routes.filter(|(route, _)| *route != *self.name).collect())
+    }
+
     /// Says what is to be known of the key: that it is new, and that there are subscriptions of another one.
     pub(super) async fn tell(&self, store: &Store) {
         let (file, fingerprint) = (&self.file, &*self.name);
@@ -49,8 +55,8 @@ impl WebPushSetup {
                 "made the key by which push services know mailchime; keep a copy of the file"
             );
         }
-        let routes = match store.routes(&webpush::transport()).await {
-            Ok(routes) => routes,
+        let strangers = match self.strangers(store).await {
+            Ok(strangers) => strangers,
             Err(error) => {
                 tracing::warn!(
                     target: "mailchime::push::vapid_key_not_compared",
@@ -61,7 +67,7 @@ impl WebPushSetup {
                 return;
             }
         };
-        for (other, subscriptions) in routes.into_iter().filter(|(route, _)| *route != *self.name) {
+        for (other, subscriptions) in strangers {
             tracing::error!(
                 target: "mailchime::push::vapid_key_changed",
                 %file, fingerprint, other, subscriptions,
@@ -83,4 +89,52 @@ pub(super) fn publish(setup: Option<WebPushSetup>, routes: &Routes, transports: 
     };
     routes.publish(&webpush::transport(), route);
     transports.set(webpush::transport(), enrol);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::{Account, BackendId, Registration, Timestamp};
+    use crate::store::Registrant;
+
+    const BROWSER: &str =
+        "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
+
+    #[tokio::test]
+    async fn a_lost_key_is_seen_by_the_subscriptions_that_it_leaves_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
+        let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
+        let store = store.sealing(&folder.path().join("mailchime.key"));
+        let config = WebPushConfig::new(folder.path().join("vapid.key"), "mailto:a@example.org");
+        let start = || {
+            let resolver = NameResolver::default();
+            WebPushSetup::new(Some(&config), &resolver).unwrap().unwrap()
+        };
+        let first = start();
+        assert!(first.made_key && first.strangers(&store).await.unwrap().is_empty());
+        let alice = Account::from_login("alice@example.org");
+        let request = json!({
+            "endpoint": "https://push.example.net/1",
+            "keys": { "p256dh": BROWSER, "auth": "BTBZMqHH6r4Tts7J_aSIgg" },
+        });
+        let subscription = first.web_push.enrol(&alice, &request).unwrap().subscription;
+        let registration = Registration { subscription, mailboxes: Vec::new() };
+        let (backend, now) = (BackendId::new(None, "imap", 993), Timestamp::now());
+        let login = Registrant::new(&backend, now, None);
+        store.register(&registration, login, 10, now).await.unwrap();
+        let again = start();
+        assert!(!again.made_key && again.strangers(&store).await.unwrap().is_empty());
+
+        std::fs::remove_file(&config.key_file).unwrap();
+        let other = start();
+        assert!(other.made_key);
+        let strangers = other.strangers(&store).await.unwrap();
+        assert_eq!(strangers, [(first.name.to_string(), 1)]);
+        assert!(WebPushSetup::new(None, &NameResolver::default()).unwrap().is_none());
+    }
 }

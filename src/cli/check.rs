@@ -4,6 +4,7 @@
 mod files;
 mod peers;
 mod services;
+mod webpush;
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -65,6 +66,7 @@ async fn check(
     files::secrets(config, report);
     let store = files::database(&config.store, report).await;
     files::credentials(config, store.as_ref(), report).await;
+    webpush::web_push(config, store.as_ref(), report).await;
     if let Some(store) = store {
         store.close().await;
     }

@@ -305,6 +305,12 @@ fn warnings(config: &Config) -> Vec<String> {
             config.store.url
         ));
     }
+    if config.api.address.is_some() && config.web_push.is_none() {
+        warnings.push(
+            "[api] is on and [webpush] has no contact: browsers and web apps get no notifications"
+                .to_owned(),
+        );
+    }
     if config.apns.is_empty() {
         let others =
             config.web_push.is_some() || !config.fcm.is_empty() || !config.webhooks.is_empty();

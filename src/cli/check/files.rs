@@ -86,7 +86,7 @@ fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
 pub(super) fn secrets(config: &Config, report: &mut Report) {
     let root = rustix::process::geteuid().is_root();
     // These are refused where others can use them.
-    let refused = ["master_password_file", "[credentials] key_file"];
+    let refused = ["master_password_file", "[credentials] key_file", "[webpush] key_file"];
     let files = config.secret_files().into_iter();
     for (key, path) in files.filter(|(key, _)| !refused.contains(key)) {
         let Ok(metadata) = fs::metadata(path) else { continue };
@@ -168,12 +168,12 @@ pub(super) async fn database(config: &config::StoreConfig, report: &mut Report) 
     Some(store)
 }
 
-fn exists(file: &Path) -> bool {
+pub(super) fn exists(file: &Path) -> bool {
     !fs::metadata(file).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// A file that the first start makes: its folder must be there.
-fn to_be_made(part: &str, file: &Path, report: &mut Report) {
+pub(super) fn to_be_made(part: &str, file: &Path, report: &mut Report) {
     let folder = match file.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
         _ => PathBuf::from("."),

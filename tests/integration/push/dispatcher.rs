@@ -122,7 +122,7 @@ impl Running {
         self.changed(mailbox, ChangeKind::NewMail, snapshot).await
     }
 
-    async fn changed(
+    pub(super) async fn changed(
         &mut self,
         mailbox: &str,
         kind: ChangeKind,

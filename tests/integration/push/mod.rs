@@ -1,5 +1,5 @@
 //! The way of a change out, over real sockets: HTTP/2 and TLS with a client certificate to the
-//! stand-in for APNs, and a database in a file.
+//! stand-in for APNs, HTTPS to that for push services, and a database in a file.
 
 mod advertisement;
 mod client;
@@ -11,3 +11,5 @@ mod second_transport;
 mod tokens;
 mod tunnel;
 mod webhook;
+mod webpush;
+mod webpush_testing;

@@ -12,7 +12,7 @@ use crate::support::{limited, listener};
 
 /// A proxy that gives each request this answer and then passes bytes on to where it was asked.
 /// Returns the heads of the requests.
-fn proxy(listener: TcpListener, answer: &'static str) -> Arc<Mutex<Vec<String>>> {
+pub(super) fn proxy(listener: TcpListener, answer: &'static str) -> Arc<Mutex<Vec<String>>> {
     let heads = Arc::new(Mutex::new(Vec::new()));
     let seen = heads.clone();
     tokio::spawn(async move {
