@@ -108,7 +108,7 @@ mod tests {
     async fn a_lost_key_is_seen_by_the_subscriptions_that_it_leaves_behind() {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
-        let store = Store::open(&url, Duration::from_secs(5)).await.unwrap();
+        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
         let store = store.sealing(&folder.path().join("mailchime.key"));
         let config = WebPushConfig::new(folder.path().join("vapid.key"), "mailto:a@example.org");
         let start = || {

@@ -113,7 +113,7 @@ impl DemoBackend {
             let acceptor = acceptor.clone();
             async move {
                 shared.counters.send_modify(|c| c.accepted += 1);
-                let _open = Guard::new(&shared, |c| &mut c.connections);
+                let _open = StateGuard::new(&shared, |c| &mut c.connections);
                 // How a connection fails is the client's to see; the server has nobody to tell.
                 let _ = match acceptor {
                     None => session::run(stream, &shared).await,
@@ -387,19 +387,19 @@ impl Shared {
 }
 
 /// Counts something for as long as it lasts, however it ends.
-struct Guard<'a> {
+struct StateGuard<'a> {
     shared: &'a Shared,
     gauge: fn(&mut Counters) -> &mut usize,
 }
 
-impl<'a> Guard<'a> {
+impl<'a> StateGuard<'a> {
     fn new(shared: &'a Shared, gauge: fn(&mut Counters) -> &mut usize) -> Self {
         shared.counters.send_modify(|counters| *gauge(counters) += 1);
         Self { shared, gauge }
     }
 }
 
-impl Drop for Guard<'_> {
+impl Drop for StateGuard<'_> {
     fn drop(&mut self) {
         self.shared.counters.send_modify(|counters| *(self.gauge)(counters) -= 1);
     }

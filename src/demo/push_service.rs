@@ -44,7 +44,7 @@ pub struct PushService {
 
 /// A request as it came, whatever it was answered.
 #[derive(Clone, Debug)]
-pub struct Message {
+pub struct PushedMessage {
     /// The path of the endpoint.
     pub path: String,
     /// All headers but `authorization`, in lower case.
@@ -90,7 +90,7 @@ struct ServiceState {
     /// By the path of its endpoint.
     browsers: HashMap<String, Arc<Browser>>,
     /// The last [`RECORDED`] requests that [`PushService::next`] has not handed out.
-    messages: VecDeque<Message>,
+    messages: VecDeque<PushedMessage>,
     replies: HashMap<String, Reply>,
     reply_to_all: Reply,
 }
@@ -196,7 +196,7 @@ impl PushService {
     }
 
     /// The next request that was not handed out yet, in the order of arrival. Waits for it. Cancel safe.
-    pub async fn next(&self) -> Message {
+    pub async fn next(&self) -> PushedMessage {
         let mut received = self.shared.received.subscribe();
         loop {
             if let Some(message) = self.shared.state().messages.pop_front() {
@@ -247,9 +247,9 @@ impl std::fmt::Debug for PushService {
     }
 }
 
-// === impl Message ===
+// === impl PushedMessage ===
 
-impl Message {
+impl PushedMessage {
     /// A header by its name in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
@@ -298,7 +298,7 @@ async fn receive(
     request: Request<Incoming>,
     shared: &ServiceParts,
     is_http2: bool,
-) -> Option<Response<Answered>> {
+) -> Option<Response<ReplyBody>> {
     let (head, body) = request.into_parts();
     let path = head.uri.path().to_owned();
     let body = Limited::new(body, MAX_BODY).collect().await.ok().map(|body| body.to_bytes());
@@ -314,7 +314,7 @@ async fn receive(
         if state.messages.len() == RECORDED {
             state.messages.pop_front();
         }
-        state.messages.push_back(Message {
+        state.messages.push_back(PushedMessage {
             path,
             headers: headers(&head.headers),
             size: body.len(),
@@ -381,10 +381,10 @@ impl Reply {
     }
 }
 
-fn respond(reply: Reply, text: &'static str) -> Option<Response<Answered>> {
+fn respond(reply: Reply, text: &'static str) -> Option<Response<ReplyBody>> {
     let body = match reply {
-        Reply::Endless(_) => Answered::Endless,
-        _ => Answered::Text(Some(Bytes::from_static(text.as_bytes()))),
+        Reply::Endless(_) => ReplyBody::Endless,
+        _ => ReplyBody::Text(Some(Bytes::from_static(text.as_bytes()))),
     };
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(reply.status()?).unwrap_or_default();
@@ -401,12 +401,12 @@ fn respond(reply: Reply, text: &'static str) -> Option<Response<Answered>> {
 }
 
 /// The body of an answer.
-enum Answered {
+enum ReplyBody {
     Text(Option<Bytes>),
     Endless,
 }
 
-impl Body for Answered {
+impl Body for ReplyBody {
     type Data = Bytes;
     type Error = Infallible;
 

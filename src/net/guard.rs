@@ -29,7 +29,7 @@ pub struct Guard {
 
 /// Whose a URL is (RFC 6454). `Display` gives `https://host`, with the port where it is not 443.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
+pub struct UrlOrigin {
     /// A name in lower case, or an IP address without brackets.
     pub host: String,
     /// Its port.
@@ -49,7 +49,7 @@ impl Guard {
     ///
     /// # Errors
     /// A clause for people: what is wrong with it, or what is allowed.
-    pub fn check(&self, url: &str) -> Result<Origin, String> {
+    pub fn check(&self, url: &str) -> Result<UrlOrigin, String> {
         if url.len() > MAX_URL {
             return Err(format!("is longer than {MAX_URL} bytes"));
         }
@@ -88,7 +88,7 @@ impl Guard {
         if address.is_some_and(|address| !self.allows(address)) {
             return Err(format!("is at {host}, which is no public address"));
         }
-        Ok(Origin { host, port })
+        Ok(UrlOrigin { host, port })
     }
 
     /// Those of the addresses of `host` that may be connected to.
@@ -116,9 +116,9 @@ impl Guard {
     }
 }
 
-// === impl Origin ===
+// === impl UrlOrigin ===
 
-impl fmt::Display for Origin {
+impl fmt::Display for UrlOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host.contains(':') {
             true => write!(f, "https://[{}]", self.host)?,

@@ -53,7 +53,7 @@ const WINDOW: u32 = 16 * 1024;
 /// The client. Cheap to clone; clones share the connections.
 #[derive(Clone)]
 pub struct HttpsClient {
-    shared: Arc<Shared>,
+    shared: Arc<HttpsParts>,
     limit: Duration,
 }
 
@@ -61,7 +61,7 @@ pub struct HttpsClient {
 #[derive(Debug)]
 pub struct HttpsError(String);
 
-struct Shared {
+struct HttpsParts {
     connector: Connector,
     /// Replaced to close the connections that are without a request.
     pool: Mutex<Pool>,
@@ -114,20 +114,28 @@ impl HttpsClient {
 
     fn with(connector: Connector, limit: Duration) -> Self {
         let pool = Mutex::new(pool(&connector));
-        Self { shared: Arc::new(Shared { connector, pool }), limit }
+        Self { shared: Arc::new(HttpsParts { connector, pool }), limit }
     }
 
     /// Sends the request, to an `https://` URL, and waits for the response, of whose body the first
-    /// [`MAX_ANSWER`] bytes are read. Cancel safe in so far as a request that is dropped may or may not
+    /// [`MAX_ANSWER`] bytes are read. Where the connection breaks it is sent once more. Cancel safe in so far as a request that is dropped may or may not
     /// have been sent.
     ///
     /// # Errors
     /// When there is no connection, it breaks, or there is no answer in time.
     pub async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpsError> {
         let deadline = Instant::now() + self.limit;
-        let pool = self.shared.pool();
-        let response = timeout_at(deadline, pool.request(request.map(Full::new))).await;
+        let request = request.map(Full::new);
+        let response = timeout_at(deadline, async {
+            match self.shared.pool().request(request.clone()).await {
+                // The server may have closed a connection that was kept, just then. A request that comes
+                // twice is better than one that comes late.
+                Err(error) if !error.is_connect() => self.shared.pool().request(request).await,
+                response => response,
+            }
+        });
         let response = response
+            .await
             .map_err(|_| HttpsError(format!("no answer within {:?}", self.limit)))?
             .map_err(|error| HttpsError(causes(&error)))?;
         let (head, body) = response.into_parts();
@@ -142,7 +150,7 @@ impl fmt::Debug for HttpsClient {
     }
 }
 
-impl Shared {
+impl HttpsParts {
     fn pool(&self) -> Pool {
         let mut pool = self.pool.lock();
         if self.connector.open.load(Ordering::Relaxed) > MOST_OPEN {

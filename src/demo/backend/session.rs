@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 use super::state::{DemoAccount, DemoMailbox, News, Selected};
 use super::wire::{Input, Wire, WireLimits};
-use super::{Guard, Shared};
+use super::{Shared, StateGuard};
 
 pub(super) struct DemoSession<'a, S> {
     pub(super) shared: &'a Shared,
@@ -201,7 +201,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> DemoSession<'_, S> {
     async fn idle(&mut self) -> io::Result<Result<TaggedResponse, Gone>> {
         self.wire.out.extend_from_slice(b"+ idling\r\n");
         self.wire.flush().await?;
-        let _idling = Guard::new(self.shared, |c| &mut c.idling);
+        let _idling = StateGuard::new(self.shared, |c| &mut c.idling);
         loop {
             if let Err(gone) = self.tell_news(true) {
                 return Ok(Err(gone));

@@ -15,6 +15,7 @@ use mailchime::push::transport::enrol::Enrol;
 use mailchime::push::transport::webpush::vapid::VapidKey;
 use mailchime::push::transport::webpush::{self, WebPush};
 use mailchime::push::transport::{Routes, Verdict};
+use mailchime::store::Target;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -145,7 +146,7 @@ async fn each_answer_of_a_push_service_moves_or_marks_or_removes() {
             let site = Site::to(&[&service, &elsewhere]);
             let later = Some(3600);
             let away = format!("{}/push/1", elsewhere.origin());
-            let mut rows = vec![
+            let answers = [
                 ("201", Reply::Created),
                 ("200", Reply::Status(200, None)),
                 ("202", Reply::Status(202, None)),
@@ -163,28 +164,29 @@ async fn each_answer_of_a_push_service_moves_or_marks_or_removes() {
                 ("503", Reply::Status(503, later)),
                 ("endless 500", Reply::Endless(500)),
             ];
-            // One peer that fails is left alone after three, so those that are well come first.
-            let mut named = Vec::new();
-            for (name, reply) in rows.drain(..) {
-                let (browser, subscription) = site.browser(&service);
-                service.reply_to(&browser, reply);
-                named.push((name, browser, subscription));
-            }
-            let owed_after =
+            let keeps_owed =
                 ["400", "401", "403", "413", "429", "307", "500", "503", "endless 500"];
-            for (name, browser, subscription) in &named {
-                let disk = Disk::with(std::slice::from_ref(subscription)).await;
+            for (name, reply) in answers {
+                // Beside one that is well: where each is unknown, it may be the service.
+                let (browser, subscription) = site.browser(&service);
+                let (_other, well) = site.browser(&service);
+                let disk = Disk::with(&[subscription.clone(), well]).await;
                 let push = config::PushConfig::default();
                 let mut running = Running::over(&disk, &site.routes, push);
                 let before = service.received();
                 running.mail("INBOX", 2).await;
-                service.wait_for(before + 1).await;
+                service.wait_for(before + 2).await;
+                service.reply_to(&browser, reply);
+                running.mail("Notes", 2).await;
+                service.wait_for(before + 4).await;
                 running.end().await;
                 let targets = disk.store.targets(&alice(), EVER).await.unwrap();
-                let owed = !disk.owed().await.is_empty();
-                assert_eq!(targets.is_empty(), ["404", "410"].contains(name), "{name}");
-                assert_eq!(owed, owed_after.contains(name), "{name}");
-                drop(browser);
+                let is_it =
+                    |target: &&Target| target.subscription.endpoint == subscription.endpoint;
+                let left = targets.iter().find(is_it);
+                assert_eq!(left.is_none(), ["404", "410"].contains(&name), "{name}");
+                let owed = left.is_some_and(|it| it.mailboxes.iter().any(|(_, owed)| *owed));
+                assert_eq!(owed, keeps_owed.contains(&name), "{name}");
             }
             assert_eq!(elsewhere.received(), 0, "a redirect is not followed");
         }
@@ -272,14 +274,20 @@ async fn a_name_that_is_bound_anew_leads_to_no_private_address() {
         for address in ["127.0.0.1", "::1", "::ffff:127.0.0.1", "10.0.0.1"] {
             // Another length, so that the change is seen whatever the time is.
             fs::write(&hosts, format!("{address} localhost # {}\n", address.repeat(3))).unwrap();
-            let why = why(site.verify(&subscription).await);
+            // The file is looked at now and then, and until then the name has the address of before.
+            let verdict = loop {
+                match site.verify(&subscription).await {
+                    Verdict::Accepted { .. } => allowed.drop_connections(),
+                    verdict => break verdict,
+                }
+            };
+            let why = why(verdict);
             assert!(why.contains("which is no public address"), "{address}: {why}");
         }
-        assert_eq!((private.connections(), allowed.received()), (0, 1));
         // Of several the one that is allowed is taken.
         fs::write(&hosts, "127.0.0.1 localhost\n127.0.0.2 localhost\n").unwrap();
-        assert!(matches!(site.verify(&subscription).await, Verdict::Accepted { .. }));
-        assert_eq!((private.connections(), allowed.received()), (0, 2));
+        while !matches!(site.verify(&subscription).await, Verdict::Accepted { .. }) {}
+        assert_eq!(private.connections(), 0);
     })
     .await;
 }

@@ -22,7 +22,7 @@ pub struct WebPushClient(HttpsClient);
 /// Why there can be no client. The texts name the file and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum SetupError {
+pub enum WebPushSetupError {
     /// The authorities cannot be read.
     #[error("[webpush] ca: {0}")]
     Ca(TlsError),
@@ -40,10 +40,14 @@ impl WebPushClient {
         config: &WebPushConfig,
         guard: Arc<Guard>,
         resolver: &NameResolver,
-    ) -> Result<Self, SetupError> {
-        let tls = client_tls(config.ca.as_deref()).map_err(SetupError::Ca)?;
-        let tunnel =
-            config.proxy.as_ref().map(Tunnel::of).transpose().map_err(SetupError::ProxyLogin)?;
+    ) -> Result<Self, WebPushSetupError> {
+        let tls = client_tls(config.ca.as_deref()).map_err(WebPushSetupError::Ca)?;
+        let tunnel = config
+            .proxy
+            .as_ref()
+            .map(Tunnel::of)
+            .transpose()
+            .map_err(WebPushSetupError::ProxyLogin)?;
         let dialer = Dialer::new(resolver.clone(), tunnel, tls).guarded(guard);
         Ok(Self(HttpsClient::new(dialer, config.request_timeout)))
     }

@@ -6,7 +6,6 @@ use super::encrypt::ClientKeys;
 use super::message::WebPush;
 use super::transport;
 use crate::model::{Account, PushEndpoint, Subscription, SubscriptionSecrets};
-use crate::push::transport::Verdict;
 use crate::push::transport::enrol::{Enrol, Enrolled};
 
 /// One browser has one subscription for mailchime's page, whatever runs in it.
@@ -39,24 +38,14 @@ impl Enrol for WebPush {
     }
 }
 
-/// The client's keys.
-///
-/// # Errors
-/// The verdict on a push that cannot be encrypted.
-pub(super) fn keys(subscription: &Subscription) -> Result<ClientKeys, Verdict> {
-    let keys = subscription.secrets.as_ref();
-    let keys = keys.and_then(|keys| serde_json::from_str::<Value>(keys.expose()).ok());
-    let keys = keys.and_then(|keys| ClientKeys::from_json(&keys).ok());
-    let why = "the client's keys cannot be read; it gets nothing until it subscribes again";
-    keys.ok_or_else(|| Verdict::Misconfigured { why: why.to_owned() })
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use super::*;
     use crate::net::guard::Guard;
+    use crate::push::transport::Verdict;
+    use crate::push::transport::webpush::message::keys_of;
     use crate::push::transport::webpush::vapid::VapidKey;
 
     const P256DH: &str =
@@ -78,7 +67,7 @@ mod tests {
         assert_eq!(subscription.endpoint.as_given(), endpoint);
         assert_eq!((&subscription.account, &subscription.transport), (&alice, &transport()));
         assert_eq!(subscription.route, web_push.route());
-        let found = super::keys(&subscription).unwrap();
+        let found = keys_of(&subscription).unwrap();
         assert_eq!(found, ClientKeys::from_json(&keys).unwrap());
         let shown = format!("{subscription:?}");
         assert!(!shown.contains("BTBZ") && !shown.contains("gAAAA"), "{shown}");
@@ -94,6 +83,6 @@ mod tests {
             assert!(why.starts_with(problem), "{given}: {why}");
         }
         let broken = Subscription { secrets: None, ..subscription };
-        assert!(matches!(super::keys(&broken), Err(Verdict::Misconfigured { .. })));
+        assert!(matches!(keys_of(&broken), Err(Verdict::Misconfigured { .. })));
     }
 }

@@ -11,10 +11,11 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
 use hyper::{Request, Response, Uri};
+use serde_json::Value;
 
 use super::encrypt::ClientKeys;
 use super::vapid::VapidKey;
-use super::{enrol, judge, payload};
+use super::{judge, payload};
 use crate::model::{ChangeKind, Subscription, Timestamp};
 use crate::net::guard::Guard;
 use crate::push::transport::{MailboxChange, Notice, Transport, TransportLimits, Verdict};
@@ -119,7 +120,7 @@ impl Transport for WebPush {
         subscription: &Subscription,
         notice: &Notice<'_>,
     ) -> Result<Request<Bytes>, Verdict> {
-        let keys = enrol::keys(subscription)?;
+        let keys = keys_of(subscription)?;
         let plain = payload::changed(&subscription.account, notice).ok_or(Verdict::TooLarge)?;
         let is_new = |change: &MailboxChange| change.kind == ChangeKind::NewMail;
         let urgency = if notice.mailboxes.iter().any(is_new) { "high" } else { "low" };
@@ -134,7 +135,7 @@ impl Transport for WebPush {
         code: &str,
         at: Timestamp,
     ) -> Result<Request<Bytes>, Verdict> {
-        let keys = enrol::keys(subscription)?;
+        let keys = keys_of(subscription)?;
         let plain = payload::verification(code, at).ok_or(Verdict::TooLarge)?;
         let terms = Terms { ttl: VERIFICATION_TTL, urgency: "high", topic: None };
         self.request(subscription, &keys, &plain, &terms, at)
@@ -149,6 +150,18 @@ impl fmt::Debug for WebPush {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WebPush").field("key", &self.key).finish_non_exhaustive()
     }
+}
+
+/// The client's keys.
+///
+/// # Errors
+/// The verdict on a push that cannot be encrypted.
+pub(super) fn keys_of(subscription: &Subscription) -> Result<ClientKeys, Verdict> {
+    let keys = subscription.secrets.as_ref();
+    let keys = keys.and_then(|keys| serde_json::from_str::<Value>(keys.expose()).ok());
+    let keys = keys.and_then(|keys| ClientKeys::from_json(&keys).ok());
+    let why = "the client's keys cannot be read; it gets nothing until it subscribes again";
+    keys.ok_or_else(|| Verdict::Misconfigured { why: why.to_owned() })
 }
 
 /// What makes a message replace an undelivered one (RFC 8030 section 5.4): one that names the same mailboxes,

@@ -16,7 +16,7 @@ pub mod vapid;
 
 use std::sync::Arc;
 
-pub use self::client::{SetupError, WebPushClient};
+pub use self::client::{WebPushClient, WebPushSetupError};
 pub use self::encrypt::ClientKeys;
 pub use self::message::WebPush;
 use crate::config::WebPushConfig;
@@ -35,12 +35,12 @@ pub fn transport() -> TransportId {
 /// The route of this key: its name, and the way out. Opens no socket.
 ///
 /// # Errors
-/// [`SetupError`] when a file of `config` cannot be used, or TLS cannot be set up.
+/// [`WebPushSetupError`] when a file of `config` cannot be used, or TLS cannot be set up.
 pub fn route(
     web_push: &WebPush,
     config: &WebPushConfig,
     resolver: &NameResolver,
-) -> Result<(Arc<str>, Route), SetupError> {
+) -> Result<(Arc<str>, Route), WebPushSetupError> {
     let client = WebPushClient::new(config, Arc::clone(&web_push.guard), resolver)?;
     Ok((web_push.route(), Route::new(web_push.clone(), client, config.in_flight)))
 }

@@ -13,7 +13,7 @@ use crate::push::transport::{MailboxChange, Notice};
 pub(super) const MAX_MAILBOXES: usize = 10;
 
 #[derive(Serialize)]
-struct Message<'a> {
+struct WebPushMessage<'a> {
     r#type: &'static str,
     timestamp: String,
     data: Changed<'a>,
@@ -62,7 +62,8 @@ pub(super) fn changed(account: &Account, notice: &Notice<'_>) -> Option<String> 
             mailboxes: all[..count].to_vec(),
             more: count < all.len(),
         };
-        let message = Message { r#type: "mailbox.changed", timestamp: timestamp(notice.at), data };
+        let message =
+            WebPushMessage { r#type: "mailbox.changed", timestamp: timestamp(notice.at), data };
         serde_json::to_string(&message).ok().filter(|json| json.len() <= MOST)
     })
 }
