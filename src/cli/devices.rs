@@ -1,4 +1,4 @@
-//! `mailchime devices list|remove`: the registrations, in the database itself, so that it works
+//! `mailchime subscriptions list|remove`: the registrations, in the database itself, so that it works
 //! whether mailchime runs or not. One that runs learns of a removal, if there is a way.
 
 use std::collections::BTreeSet;
@@ -44,8 +44,8 @@ pub(super) struct Remove {
     #[arg(value_parser = not_empty())]
     user: String,
 
-    /// Only those whose endpoint begins so
-    #[arg(long, value_name = "PREFIX", value_parser = not_empty())]
+    /// Only those whose endpoint begins so, as the list shows it
+    #[arg(long, alias = "token", value_name = "PREFIX", value_parser = not_empty())]
     endpoint: Option<String>,
 
     #[command(flatten)]
@@ -78,8 +78,17 @@ fn list(options: &List) -> Result<(), CommandFailure> {
         return Ok(());
     }
     let rows: Vec<_> = targets.iter().map(row).collect();
-    let head =
-        ["USER", "ENDPOINT", "APP", "ROUTE", "REGISTERED", "LAST PUSH", "BACKEND", "MAILBOXES"];
+    let head = [
+        "USER",
+        "TRANSPORT",
+        "ENDPOINT",
+        "APP",
+        "ROUTE",
+        "REGISTERED",
+        "LAST PUSH",
+        "BACKEND",
+        "MAILBOXES",
+    ];
     say(table(&head, &rows));
     Ok(())
 }
@@ -87,12 +96,14 @@ fn list(options: &List) -> Result<(), CommandFailure> {
 fn remove(options: &Remove) -> Result<(), CommandFailure> {
     let accounts = accounts(&options.configured, &options.user)?;
     let prefix = options.endpoint.as_deref().unwrap_or_default().to_ascii_lowercase();
+    // As the list shows it.
+    let prefix = prefix.trim_end_matches('…');
     let (removed, others) = on_store(&options.configured, async |store| {
         let (mut removed, mut others) = (Vec::new(), false);
         for account in &accounts {
             for target in store.targets(account, Timestamp(0)).await? {
                 let endpoint = target.subscription.endpoint.as_given().to_ascii_lowercase();
-                if endpoint.starts_with(&prefix) {
+                if endpoint.starts_with(prefix) {
                     let key = SubscriptionKey::from(&target.subscription);
                     removed.extend(store.remove_subscription(&key, None).await?);
                 }
@@ -189,6 +200,7 @@ fn row(target: &Target) -> Vec<String> {
     let mailboxes: Vec<_> = target.mailboxes.iter().map(mailbox).collect();
     vec![
         device.account.as_str().escape_debug().to_string(),
+        device.transport.to_string(),
         device.endpoint.to_string(),
         device.app.escape_debug().to_string(),
         device.route.escape_debug().to_string(),

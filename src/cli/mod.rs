@@ -59,7 +59,7 @@ enum CliCommand {
     /// Test every part and say what is wrong with it
     Check(check::CheckOptions),
     /// Who is registered for push
-    #[command(subcommand)]
+    #[command(name = "subscriptions", visible_alias = "devices", subcommand)]
     Devices(devices::Devices),
     /// What the running mailchime watches
     Watchers(watchers::WatchersOptions),

@@ -43,7 +43,7 @@ pub enum RotationError {
     /// Without the key of now they might never open again.
     #[error(
         "the credentials of {accounts} accounts ({names}) are damaged, or no key in {} has sealed them: \
-         {changed}; put back the key file of that time, or remove these accounts with `mailchime devices \
+         {changed}; put back the key file of that time, or remove these accounts with `mailchime subscriptions \
          remove`",
         .path.display()
     )]

@@ -57,6 +57,29 @@ async fn an_empty_value_is_an_error_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_subscription_is_removed_by_the_endpoint_that_the_list_shows() {
+    limited(async {
+        let world = World::new().await;
+        let server = world.serve_with_admin().await;
+        world.register(server.address).await.unwrap();
+        let said = world.command(&["subscriptions", "list"]).await;
+        let row = said.stdout.lines().nth(1).unwrap().to_owned();
+        let shown: Vec<_> = row.split_whitespace().take(3).collect();
+        let [LOGIN, "apns", endpoint] = shown[..] else { panic!("{row}") };
+        assert!(endpoint.ends_with('…'), "{row}");
+
+        // The names of before still work.
+        let said = world.command(&["devices", "remove", LOGIN, "--token", "ffffffff…"]).await;
+        assert_eq!(said.code, 1, "{}{}", said.stdout, said.stderr);
+        let said = world.command(&["devices", "remove", LOGIN, "--token", endpoint]).await;
+        assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
+        let said = world.command(&["subscriptions", "list", "--json"]).await;
+        assert_eq!(said.json()["devices"].as_array().unwrap().len(), 0, "{}", said.stdout);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_empty_value_in_the_configuration_is_an_error() {
     limited(async {
         let world = World::new().await;
