@@ -8,6 +8,14 @@ use super::network::Network;
 
 const ADDRESS: &str = "[api] address";
 const PUBLIC_URL: &str = "[api] public_url";
+const MAIL_URL: &str = "[api] mail_url";
+
+/// Bytes of a URL.
+const LONGEST_URL: usize = 2048;
+
+/// No page leads there.
+const REFUSED_SCHEMES: [&str; 8] =
+    ["http", "javascript", "data", "vbscript", "blob", "file", "filesystem", "about"];
 
 /// `[api]`: HTTPS for users' programs, with the certificates of `[tls]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +26,8 @@ pub struct ApiConfig {
     pub proxy_protocol: Vec<Network>,
     /// By which URL users reach it.
     pub public_url: Option<PublicUrl>,
+    /// Where a tap on a notification of the web app leads: `https:`, or what a mail program opens.
+    pub mail_url: Option<String>,
     /// Connections at once.
     pub connections: usize,
     /// For a connection's handshake, for the head of its first request, and for the body of a request.
@@ -39,6 +49,7 @@ table!(RawApi {
     address: Option<String>,
     proxy_protocol: Vec<String>,
     public_url: Option<String>,
+    mail_url: Option<String>,
     connections: Option<i64>,
     request_timeout: Option<String>,
     body_size: Option<String>,
@@ -51,6 +62,7 @@ impl Default for ApiConfig {
             address: None,
             proxy_protocol: Vec::new(),
             public_url: None,
+            mail_url: None,
             connections: 4096,
             request_timeout: Duration::from_secs(10),
             body_size: 64 * 1024,
@@ -86,6 +98,7 @@ impl Check<'_> {
         let networks = raw.proxy_protocol.iter();
         api.proxy_protocol = networks.map(|text| self.network("[api] proxy_protocol", text)).collect::<CheckResult<_>>()?;
         api.public_url = raw.public_url.map(|text| self.public_url(&text)).transpose()?;
+        api.mail_url = raw.mail_url.map(|text| self.mail_url(text)).transpose()?;
         self.number("[api] connections", raw.connections, 1..=1_000_000, &mut api.connections)?;
         self.duration("[api] request_timeout", raw.request_timeout, SECOND..=10 * MINUTE, &mut api.request_timeout)?;
         self.size("[api] body_size", raw.body_size, 8 * KIB..=16 * MIB, &mut api.body_size)?;
@@ -104,6 +117,15 @@ impl Check<'_> {
         text.map(parse).transpose()
     }
 
+    fn mail_url(&self, text: String) -> CheckResult<String> {
+        if mail_url(&text) {
+            return Ok(text);
+        }
+        let allowed =
+            "allowed is an https:// URL, or what a mail program opens, such as \"message:\"";
+        Err(self.refusal(MAIL_URL, format!("{text:?} is no such URL; {allowed}")))
+    }
+
     fn public_url(&self, text: &str) -> CheckResult<PublicUrl> {
         public_url(text).ok_or_else(|| {
             let allowed = "allowed is \"https://\" and a host, perhaps with a port, and no path, such as \
@@ -111,6 +133,20 @@ impl Check<'_> {
             self.refusal(PUBLIC_URL, format!("{text:?} is no such URL; {allowed}"))
         })
     }
+}
+
+/// What a browser may open: no script, no file, and nothing that others can read on the way.
+fn mail_url(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once(':') else { return false };
+    let named = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+    let refused = REFUSED_SCHEMES.iter().any(|it| scheme.eq_ignore_ascii_case(it));
+    let whole = match scheme.eq_ignore_ascii_case("https") {
+        true => rest.strip_prefix("//").is_some_and(|rest| !rest.is_empty()),
+        false => true,
+    };
+    let fits = text.len() <= LONGEST_URL && text.bytes().all(|byte| byte.is_ascii_graphic());
+    named && !refused && whole && fits
 }
 
 fn public_url(text: &str) -> Option<PublicUrl> {
@@ -133,6 +169,30 @@ fn public_url(text: &str) -> Option<PublicUrl> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mail_url_is_of_https_or_of_a_mail_program() {
+        for good in ["https://webmail.example.org/", "message:", "googlegmail:///", "ms-outlook://"]
+        {
+            assert!(mail_url(good), "{good}");
+        }
+        let long = format!("https://{}", "x".repeat(2048));
+        for bad in [
+            "",
+            "webmail.example.org",
+            "https:",
+            "https://",
+            "http://webmail.example.org/",
+            "JavaScript:alert(1)",
+            "data:text/html,x",
+            "file:///etc/passwd",
+            "https://webmail.example.org/ x",
+            "https://webmail.example.org/\u{202e}",
+            &long,
+        ] {
+            assert!(!mail_url(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn a_public_url_is_an_origin() {

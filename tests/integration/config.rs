@@ -170,6 +170,7 @@ fn every_key_takes_effect() {
         address: Some("[::]:8443".parse().unwrap()),
         proxy_protocol: vec!["10.0.0.0/8".parse().unwrap()],
         public_url: Some(PublicUrl::new("push.example.org", 8443)),
+        mail_url: Some("message:".to_owned()),
         connections: 9,
         request_timeout: Duration::from_secs(9),
         body_size: 9 * 1024,
