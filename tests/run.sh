@@ -44,6 +44,11 @@ needs=(
     imapclient:python3-pip:pip3
     imapflow:nodejs:node
     imapflow:npm:npm
+    chromium:chromium:chromium
+    firefox-esr:firefox-esr:firefox-esr
+    firefox-esr:libnss3-tools:certutil
+    puppeteer-core:nodejs:node
+    puppeteer-core:npm:npm
 )
 
 # Packages that conflict with Dovecot's, in the same form. They are unpacked below $servers, and
@@ -57,13 +62,15 @@ unpacked=(
     courier:courier-imap:usr/bin/imapd
 )
 
-# Mail clients that are libraries, and a push service, each in a folder of its own below $clients that bears its version:
-# what a test calls it : its version : what installs it : a file that shows it is here.
+# Mail clients that are libraries, a push service, and what drives and judges browsers, each in a folder of its own below
+# $clients that bears its version: what a test calls it : its version : what installs it : a file that shows it is here.
 clients=$target/clients
 libraries=(
     imapclient:4.1.0:pip:imapclient/__init__.py
     imapflow:2.1.2:npm:node_modules/imapflow/package.json
     web-push-testing:1.2.2:npm:node_modules/web-push-testing/package.json
+    puppeteer-core:24.43.1:npm:node_modules/puppeteer-core/package.json
+    axe-core:4.14.1:npm:node_modules/axe-core/package.json
 )
 
 log=$(mktemp)

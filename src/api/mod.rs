@@ -12,6 +12,7 @@
 //! | `DELETE /v1/subscriptions/{id}` | removes one |
 //! | `POST /v1/subscriptions/{id}/confirm` | says the code that a push has brought |
 //! | `POST /v1/subscriptions/{id}/test` | sends a test push |
+//! | `GET /` | the web app, a page that does all of this |
 //!
 //! Each request proves who asks: by Basic or Bearer, with a login at the user's own backend through the
 //! proxy's door inside this process, or by the cookie of such a login. `docs/api.yaml` describes every
@@ -27,6 +28,7 @@ mod push_side;
 mod request_body;
 mod routes;
 mod subscriptions;
+mod web;
 mod web_sessions;
 
 use std::sync::Arc;
@@ -70,6 +72,8 @@ pub struct ApiParts {
     pub most_mailboxes: usize,
     /// By which URL users reach it.
     pub public_url: Option<PublicUrl>,
+    /// Where a tap on a notification of the web app leads.
+    pub mail_url: Option<String>,
     /// Further names that it has, in lower case; `*.` stands for any first label.
     pub names: Vec<String>,
     /// For a body of a request to come.
@@ -124,7 +128,7 @@ pub async fn serve(server: HttpServer, parts: ApiParts, stop: CancellationToken)
         counters,
         metrics,
     });
-    let router = routes::router(Arc::clone(&context));
+    let router = routes::router(Arc::clone(&context), parts.mail_url.as_deref());
     let answer = move |request: Request<Incoming>, addresses: Addresses| {
         let mut request: Request = request.map(Body::new);
         request.extensions_mut().insert(addresses);

@@ -26,6 +26,7 @@ use super::caller::{
 use super::error::ApiError;
 use super::request_body::JsonBody;
 use super::subscriptions;
+use super::web;
 use super::web_sessions::{AGE, COOKIE};
 use crate::metrics::ApiAnswer;
 
@@ -33,7 +34,7 @@ use crate::metrics::ApiAnswer;
 const ANSWER_TIME: Duration = Duration::from_mins(3);
 
 /// All requests, and what goes for each of them.
-pub(super) fn router(context: Arc<ApiContext>) -> Router {
+pub(super) fn router(context: Arc<ApiContext>, mail_url: Option<&str>) -> Router {
     Router::new()
         .route("/v1/session", post(open_session).get(show_session).delete(close_session))
         .route("/v1/mailboxes", get(mailboxes))
@@ -42,6 +43,7 @@ pub(super) fn router(context: Arc<ApiContext>) -> Router {
         .route("/v1/subscriptions/{id}", delete(subscriptions::remove))
         .route("/v1/subscriptions/{id}/confirm", post(subscriptions::confirm))
         .route("/v1/subscriptions/{id}/test", post(subscriptions::test))
+        .merge(web::routes(mail_url))
         .fallback(async || ApiError::not_found())
         .method_not_allowed_fallback(async || {
             let message = "This method is not allowed here.";

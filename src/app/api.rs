@@ -98,6 +98,7 @@ impl ApiSocket {
             push,
             most_mailboxes: config.push.mailboxes,
             public_url: api.public_url.clone(),
+            mail_url: api.mail_url.clone(),
             names: config.tls.sni.iter().map(|sni| sni.name.clone()).collect(),
             request_timeout: api.request_timeout,
             body_size: api.body_size,

@@ -8,6 +8,7 @@ mod logins;
 mod paper;
 mod sessions;
 mod subscriptions;
+mod web_app;
 mod web_push;
 
 use std::sync::Arc;

@@ -111,7 +111,7 @@ async fn what_is_wrong_with_a_request_has_a_code() {
         let long = json!({ "login": ALICE, "password": "x".repeat(8 * 1024) });
         for (request, status, code) in [
             ("GET /v1/nothing".to_owned(), 404, "not_found"),
-            ("GET /".to_owned(), 404, "not_found"),
+            ("GET /index.html".to_owned(), 404, "not_found"),
             ("PUT /v1/session".to_owned(), 405, "method_not_allowed"),
             (
                 "POST /v1/session\nContent-Type: text/plain\n\n{}".to_owned(),

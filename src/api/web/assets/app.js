@@ -1,0 +1,371 @@
+// The page. All that it shows of the server's answers goes in as text.
+'use strict';
+
+const at = id => document.getElementById(id);
+
+/** How long the first push of a subscription is waited for, in milliseconds. */
+const PATIENCE = 60_000;
+
+/** From so many mailboxes on they can be searched. */
+const MANY = 12;
+
+let texts = {};
+let settings = {};
+let account = null;
+/** The VAPID key, or null where Web Push is off. */
+let key = null;
+/** This browser's subscription for the account, as the list has it. */
+let own = null;
+let waiting = null;
+
+class ApiError extends Error {
+  constructor(status, code) {
+    super(code);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+/** Asks the API. The mode of fetch() stays as it is: with it browsers send an Origin in spite of no-referrer. */
+async function api(path, method = 'GET', body = undefined) {
+  const options = { method, credentials: 'same-origin', cache: 'no-store' };
+  if (body !== undefined) Object.assign(options, { headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) });
+  let answer;
+  try { answer = await fetch(path, options); } catch { throw new ApiError(0, 'network'); }
+  const json = answer.status === 204 ? null : await answer.json().catch(() => null);
+  if (!answer.ok) throw new ApiError(answer.status, json?.error ?? 'other');
+  return json;
+}
+
+// === What is said ===
+
+/** Says what has happened; screen readers read it out. */
+function say(text) {
+  at('alert').textContent = '';
+  at('status').textContent = text;
+}
+
+/** Says what is wrong. */
+function complain(error) {
+  if (!(error instanceof ApiError) && error?.name !== 'AbortError') console.error(error);
+  const code = error instanceof ApiError ? error.code : 'other';
+  if (error.status === 401 && account !== null) {
+    logInAgain();
+    return;
+  }
+  at('status').textContent = '';
+  at('alert').textContent = texts[`error_${code}`] ?? texts.error_other;
+}
+
+/** Runs what a button does, which cannot be tapped meanwhile, and says what goes wrong. */
+async function run(button, action) {
+  if (button.disabled) return;
+  const hadFocus = document.activeElement === button;
+  button.disabled = true;
+  try { await action(); } catch (error) { complain(error); } finally {
+    button.disabled = false;
+    if (hadFocus && document.activeElement === document.body && button.isConnected) button.focus();
+  }
+}
+
+function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [attribute, value] of Object.entries(attributes)) {
+    if (attribute === 'text') made.textContent = value;
+    else made.setAttribute(attribute, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+const time = text => new Intl.DateTimeFormat(language(), { dateStyle: 'medium', timeStyle: 'short' }).format(new Date(text));
+
+// === Logging in and out ===
+
+function showLogIn() {
+  account = null;
+  own = null;
+  for (const id of ['who', 'notify', 'all']) at(id).hidden = true;
+  at('mailboxes').replaceChildren();
+  at('subscriptions').replaceChildren();
+  at('log-in').hidden = false;
+}
+
+function logInAgain() {
+  showLogIn();
+  at('status').textContent = '';
+  at('alert').textContent = texts.error_session;
+  at('login').focus();
+}
+
+async function logIn() {
+  const body = { login: at('login').value.trim(), password: at('password').value };
+  at('password').value = '';
+  try {
+    ({ account } = await api('/v1/session', 'POST', body));
+  } catch (error) {
+    complain(error);
+    at('password').focus();
+    return;
+  }
+  say('');
+  await showAccount();
+  at(at('notify').hidden ? 'all-title' : 'notify-title').focus();
+}
+
+async function logOut() {
+  await api('/v1/session', 'DELETE');
+  showLogIn();
+  say(texts.logged_out);
+  at('login').focus();
+}
+
+async function showAccount() {
+  at('log-in').hidden = true;
+  at('account').textContent = plain(account, 80);
+  at('who').hidden = false;
+  const link = mailLink(settings);
+  at('open-mail').hidden = link === null;
+  if (link !== null) at('open-mail').href = link;
+  key = await api('/v1/vapid').then(it => it.applicationServerKey, error => {
+    if (error.code === 'no_webpush') return null;
+    throw error;
+  });
+  await showSubscriptions();
+  at('notify').hidden = isPlainTabOfApple();
+  showNotifyState();
+  if (canNotify()) {
+    await showMailboxes();
+    await subscribeAnew();
+  }
+}
+
+// === This browser ===
+
+const isApplePhone = () => /iPhone|iPad|iPod/.test(navigator.userAgent)
+  || (/Macintosh/.test(navigator.userAgent) && navigator.maxTouchPoints > 1);
+const hasPush = () => 'serviceWorker' in navigator && 'PushManager' in window && 'Notification' in window;
+const isPlainTabOfApple = () => !hasPush() && isApplePhone() && navigator.standalone !== true;
+const canNotify = () => key !== null && hasPush() && Notification.permission !== 'denied';
+
+function showNotifyState() {
+  const problem = key === null ? texts.off
+    : !hasPush() ? texts.cannot
+      : Notification.permission === 'denied' ? texts.denied : null;
+  at('choice').hidden = problem !== null;
+  at('notify-state').textContent = problem ?? (own?.state === 'active' ? texts.on : '');
+  at('notify-button').textContent = own?.state === 'active' ? texts.notify_save : texts.notify;
+}
+
+async function showMailboxes() {
+  const { mailboxes } = await api('/v1/mailboxes');
+  const chosen = new Set(own?.mailboxes ?? ['INBOX']);
+  at('mailboxes').replaceChildren(...mailboxes.map(({ name }, number) => {
+    const box = element('input', { type: 'checkbox', id: `mailbox-${number}` });
+    box.checked = chosen.has(name);
+    box.mailbox = name;
+    return element('li', {}, element('label', { for: box.id }, box, element('bdi', { text: plain(name) })));
+  }));
+  at('filter-row').hidden = mailboxes.length < MANY;
+  at('filter').value = '';
+}
+
+function filterMailboxes() {
+  const wanted = at('filter').value.trim().toLocaleLowerCase();
+  for (const row of at('mailboxes').children) {
+    row.hidden = !row.textContent.toLocaleLowerCase().includes(wanted);
+  }
+}
+
+async function notify() {
+  const boxes = [...at('mailboxes').querySelectorAll('input')];
+  const mailboxes = boxes.filter(box => box.checked).map(box => box.mailbox);
+  if (mailboxes.length === 0) {
+    at('status').textContent = '';
+    at('alert').textContent = texts.mailboxes_none;
+    boxes[0]?.focus();
+    return;
+  }
+  // Browsers ask their user only while the tap is fresh, so this comes first.
+  const permission = await Notification.requestPermission();
+  if (permission !== 'granted') {
+    showNotifyState();
+    say(texts.dismissed);
+    return;
+  }
+  const registration = await navigator.serviceWorker.ready;
+  let subscription;
+  try { subscription = await subscribed(registration.pushManager); } catch (error) {
+    console.warn(error);
+    throw new ApiError(0, 'push_service');
+  }
+  await subscribe(subscription, mailboxes);
+}
+
+/** This browser's subscription with the server's key; one with another key gets nothing any more. */
+async function subscribed(manager) {
+  const former = await manager.getSubscription();
+  const given = former?.options.applicationServerKey;
+  if (given && base64url(given) !== key) await former.unsubscribe();
+  return manager.subscribe({ userVisibleOnly: true, applicationServerKey: key });
+}
+
+const base64url = buffer => btoa(String.fromCharCode(...new Uint8Array(buffer)))
+  .replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
+
+/** Has the server notify this browser of these mailboxes. */
+async function subscribe(subscription, mailboxes) {
+  say(texts.waiting);
+  const confirmed = firstPush();
+  let made;
+  try {
+    made = await api('/v1/subscriptions', 'POST', { transport: 'webpush', mailboxes, ...subscription.toJSON() });
+    await remember(account, { id: made.id, mailboxes: made.mailboxes, endpoint: subscription.endpoint });
+  } catch (error) {
+    waiting?.(null);
+    say('');
+    throw error;
+  }
+  if (made.state === 'active') waiting?.(null);
+  const came = made.state === 'active' || await confirmed;
+  await showSubscriptions();
+  showNotifyState();
+  if (!came && own?.state !== 'active') {
+    at('status').textContent = '';
+    at('alert').textContent = texts.waiting_long;
+    return;
+  }
+  const left = made.unreadable.map(isolated).join(', ');
+  const done = made.state === 'active' ? texts.changes_saved : texts.works;
+  say(left === '' ? done : `${done} ${fill(texts.mailboxes_unreadable, { mailboxes: left })}`);
+}
+
+/** Whether the service worker says that a first push has come and was confirmed. */
+function firstPush() {
+  return new Promise(resolve => {
+    const timer = setTimeout(() => waiting?.(false), PATIENCE);
+    waiting = came => {
+      clearTimeout(timer);
+      waiting = null;
+      resolve(came);
+    };
+  });
+}
+
+/** The push service has given this browser another endpoint, or none, since it subscribed for the account. */
+async function subscribeAnew() {
+  const kept = await remembered();
+  const before = Object.hasOwn(kept, account) ? kept[account] : null;
+  if (!before || Notification.permission !== 'granted') return;
+  const { pushManager } = await navigator.serviceWorker.ready;
+  const current = await pushManager.getSubscription();
+  const fits = current?.endpoint === before.endpoint && own !== null;
+  if (!fits) await subscribe(await subscribed(pushManager), before.mailboxes);
+}
+
+// === All subscriptions ===
+
+async function showSubscriptions() {
+  const { subscriptions } = await api('/v1/subscriptions');
+  const kept = await remembered();
+  const ownId = Object.hasOwn(kept, account) ? kept[account].id : null;
+  own = subscriptions.find(it => it.id === ownId) ?? null;
+  at('subscriptions').replaceChildren(...subscriptions.map(subscriptionRow));
+  at('none').hidden = subscriptions.length > 0;
+  at('all').hidden = false;
+}
+
+function subscriptionRow(it) {
+  const kind = texts[`kind_${it.transport}`] ?? plain(it.transport);
+  const host = /^https:\/\/([^/]+)/.exec(it.endpoint)?.[1];
+  const name = it === own ? `${kind} (${texts.this_browser})` : kind;
+  const states = [it.pushed_at ? fill(texts.last_push, { time: time(it.pushed_at) }) : texts.never_pushed];
+  if (it.state === 'pending') states.unshift(texts.pending);
+  if (it.expires_at) states.push(fill(texts.expires, { time: time(it.expires_at) }));
+  const row = element('li', {}, element('p', { class: 'name', text: name }));
+  row.append(element('p', { class: 'quiet' }, ...it.mailboxes.flatMap((mailbox, number) => [
+    ...(number > 0 ? [', '] : []), element('bdi', { text: plain(mailbox) }),
+  ])));
+  row.append(element('p', { class: 'quiet', text: [host ?? plain(it.endpoint), ...states].join(' · ') }));
+  if (it.failing_since) {
+    row.append(element('p', { class: 'bad', text: fill(texts.failing, { time: time(it.failing_since) }) }));
+  }
+  const test = element('button', { type: 'button', text: texts.test, 'aria-label': fill(texts.test_label, { name }) });
+  const remove = element('button', { type: 'button', text: texts.remove, 'aria-label': fill(texts.remove_label, { name }) });
+  test.addEventListener('click', () => run(test, async () => {
+    await api(`/v1/subscriptions/${encodeURIComponent(it.id)}/test`, 'POST');
+    say(texts.test_sent);
+  }));
+  remove.addEventListener('click', () => run(remove, () => removeSubscription(it)));
+  const actions = element('div', { class: 'actions' });
+  if (it.state === 'active') actions.append(test);
+  actions.append(remove);
+  row.append(actions);
+  return row;
+}
+
+async function removeSubscription(it) {
+  await api(`/v1/subscriptions/${encodeURIComponent(it.id)}`, 'DELETE').catch(error => {
+    if (error.status !== 404) throw error;
+  });
+  if (it === own) {
+    const others = await remember(account, null);
+    if (others === 0 && hasPush()) {
+      const { pushManager } = await navigator.serviceWorker.ready;
+      await (await pushManager.getSubscription())?.unsubscribe();
+    }
+  }
+  await showSubscriptions();
+  showNotifyState();
+  say(texts.removed);
+  at('all-title').focus();
+}
+
+// === The start ===
+
+async function loadTexts() {
+  const read = path => fetch(path).then(answer => answer.json());
+  [texts, settings] = await Promise.all([read(`/texts/${language()}.json`), read('/settings.json')]);
+  document.documentElement.lang = language();
+  for (const it of document.querySelectorAll('[data-text]')) it.textContent = texts[it.dataset.text];
+}
+
+async function startWorker() {
+  if (!('serviceWorker' in navigator)) return;
+  navigator.serviceWorker.addEventListener('message', ({ data }) => {
+    if (data?.type === 'confirmed' || data?.type === 'unconfirmed') waiting?.(data.type === 'confirmed');
+  });
+  // Trusted Types: a worker is started by a policy, and this one knows one worker.
+  const url = window.trustedTypes
+    ? trustedTypes.createPolicy('mailchime', { createScriptURL: () => '/sw.js' }).createScriptURL('')
+    : '/sw.js';
+  await navigator.serviceWorker.register(url, { updateViaCache: 'none' });
+}
+
+async function start() {
+  await loadTexts();
+  await startWorker().catch(error => console.warn(error));
+  at('install').hidden = !isPlainTabOfApple();
+  at('log-in').querySelector('form').addEventListener('submit', event => {
+    event.preventDefault();
+    run(event.submitter ?? event.target.querySelector('button'), logIn);
+  });
+  at('choice').addEventListener('submit', event => {
+    event.preventDefault();
+    run(at('notify-button'), notify);
+  });
+  at('filter').addEventListener('input', filterMailboxes);
+  at('log-out').addEventListener('click', () => run(at('log-out'), logOut));
+  const opensMail = location.hash === '#mail' ? mailLink(settings) : null;
+  if (opensMail !== null) location.assign(opensMail);
+  try {
+    ({ account } = await api('/v1/session'));
+    await showAccount();
+  } catch (error) {
+    if (error.status === 401) showLogIn();
+    else complain(error);
+    if (account === null) at('log-in').hidden = false;
+  }
+}
+
+start();

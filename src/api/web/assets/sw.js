@@ -1,0 +1,187 @@
+// The service worker: pushes become notifications.
+'use strict';
+
+// Trusted Types: a script is loaded by a policy, and this one knows one script.
+importScripts(self.trustedTypes
+  ? trustedTypes.createPolicy('mailchime', { createScriptURL: () => '/shared.js' }).createScriptURL('')
+  : '/shared.js');
+
+// Files for the time without a network. Nothing of the API is among them.
+const FILES = 'mailchime-files';
+const OFFLINE = ['/offline.html', '/style.css', '/icon.svg', '/icon-192.png', '/badge.png', '/settings.json',
+  ...LANGUAGES.map(it => `/texts/${it}.json`)];
+
+self.addEventListener('install', event => event.waitUntil((async () => {
+  await (await caches.open(FILES)).addAll(OFFLINE.map(path => new Request(path, { cache: 'reload' })));
+  await self.skipWaiting();
+})()));
+
+self.addEventListener('activate', event => event.waitUntil(self.clients.claim()));
+
+self.addEventListener('fetch', event => {
+  const { request } = event;
+  const url = new URL(request.url);
+  if (request.method !== 'GET' || url.origin !== self.location.origin || url.pathname.startsWith('/v1/')) return;
+  const kept = request.mode === 'navigate' ? '/offline.html' : url.pathname;
+  event.respondWith(fetch(request).catch(async () => (await fromCache(kept)) ?? Response.error()));
+});
+
+self.addEventListener('push', event => event.waitUntil(pushed(event.data)));
+self.addEventListener('notificationclick', event => {
+  event.notification.close();
+  event.waitUntil(opened(event.notification.data ?? {}));
+});
+self.addEventListener('pushsubscriptionchange', event => event.waitUntil(renew(event.newSubscription)));
+
+async function fromCache(path) {
+  return (await caches.open(FILES)).match(path);
+}
+
+/** A JSON file of this server, or as it was when the network does not answer soon. */
+async function file(path) {
+  try {
+    const answer = await fetch(path, { signal: AbortSignal.timeout(3000) });
+    if (answer.ok) return await answer.json();
+  } catch { /* there is the cache */ }
+  const kept = await fromCache(path);
+  return kept ? kept.json() : {};
+}
+
+const readTexts = () => file(`/texts/${language()}.json`);
+
+// The mode of fetch() stays as it is: only with it do browsers send an Origin in spite of no-referrer.
+const api = (path, method = 'GET', body = undefined) => fetch(path, {
+  method,
+  credentials: 'same-origin',
+  cache: 'no-store',
+  ...(body === undefined ? {} : { headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) }),
+});
+
+async function pushed(data) {
+  let message = null;
+  try { message = data?.json(); } catch { /* as one that is not known */ }
+  if (message?.type === 'verification' && typeof message.code === 'string') return confirm(message.code);
+  if (message?.type === 'mailbox.changed' && message.data) return changed(message.data);
+  const texts = await readTexts();
+  return show(texts.something_new, { tag: 'mailchime', body: '', data: {} });
+}
+
+function show(title, options) {
+  return self.registration.showNotification(title, {
+    icon: '/icon-192.png', badge: '/badge.png', lang: language(), ...options,
+  });
+}
+
+async function tellPages(message) {
+  const pages = await self.clients.matchAll({ includeUncontrolled: true, type: 'window' });
+  for (const page of pages) page.postMessage(message);
+}
+
+/** Gives a code back. The push does not say which subscription it is for, so each pending one is tried. */
+async function confirm(code) {
+  const texts = await readTexts();
+  const id = await confirmed(code).catch(() => null);
+  const title = id ? texts.works_title : texts.unconfirmed_title;
+  const body = id ? texts.works_body : texts.unconfirmed_body;
+  await tellPages({ type: id ? 'confirmed' : 'unconfirmed', id });
+  await show(title, { tag: 'mailchime', body, data: { page: true } });
+}
+
+async function confirmed(code) {
+  const answer = await api('/v1/subscriptions');
+  if (!answer.ok) return null;
+  const { subscriptions } = await answer.json();
+  const pending = subscriptions.filter(it => it.transport === 'webpush' && it.state === 'pending');
+  for (const { id } of pending.reverse()) {
+    const given = await api(`/v1/subscriptions/${encodeURIComponent(id)}/confirm`, 'POST', { code });
+    if (given.ok) return id;
+  }
+  return null;
+}
+
+/** The mailboxes of an account have changed. Its notifications replace each other. */
+async function changed({ account, mailboxes }) {
+  const tag = `mail:${account}`;
+  const [shown] = await self.registration.getNotifications({ tag });
+  const unread = new Map((shown?.data?.mailboxes ?? []).map(it => [it.name, it.unseen]));
+  let isNew = false;
+  for (const { mailbox, kind, unseen } of mailboxes) {
+    const known = typeof unseen === 'number' ? unseen : null;
+    if (kind === 'new') {
+      isNew = true;
+      unread.delete(mailbox);
+      // What came last is named first.
+      const rest = [...unread];
+      unread.clear();
+      for (const [name, count] of [[mailbox, known], ...rest]) unread.set(name, count);
+    } else if (unread.has(mailbox)) {
+      if (known === 0) unread.delete(mailbox);
+      else unread.set(mailbox, known);
+    }
+  }
+  if (isNew || (shown && unread.size > 0)) return announce(account, tag, unread, isNew);
+  for (const old of await self.registration.getNotifications({ tag })) old.close();
+  if (!showsEachPush() || shown) return undefined;
+  // Apple's browsers end a subscription whose pushes show nothing.
+  const texts = await readTexts();
+  await show(texts.nothing_new, { tag, body: plain(account), silent: true, data: {} });
+  for (const old of await self.registration.getNotifications({ tag })) old.close();
+  return undefined;
+}
+
+const showsEachPush = () => /AppleWebKit/.test(navigator.userAgent) && !/Chrom|Android/.test(navigator.userAgent);
+
+async function announce(account, tag, unread, isNew) {
+  const texts = await readTexts();
+  const names = [...unread.keys()];
+  const mailbox = isolated(names[0] ?? 'INBOX');
+  const title = names.length > 1
+    ? counted(texts, 'new_mail_more', names.length - 1, { mailbox })
+    : fill(texts.new_mail, { mailbox });
+  const lines = [...unread].filter(([, count]) => count !== null).slice(0, 4)
+    .map(([name, count]) => counted(texts, 'unread', count, { mailbox: isolated(name) }));
+  await show(title, {
+    tag,
+    body: [...lines, isolated(account)].join('\n'),
+    renotify: isNew,
+    silent: !isNew,
+    data: { account, mailboxes: [...unread].map(([name, unseen]) => ({ name, unseen })) },
+  });
+}
+
+/** A tap leads to the user's mail; a browser that opens no such link gets the page, which has it. */
+async function opened(data) {
+  const link = data.page ? null : mailLink(await file('/settings.json'));
+  if (link?.startsWith('https:')) {
+    try { if (await self.clients.openWindow(link)) return; } catch { /* the page */ }
+  }
+  const page = link ? '/#mail' : '/';
+  const [open] = await self.clients.matchAll({ type: 'window', includeUncontrolled: true });
+  if (open && page === '/') { await open.focus(); return; }
+  await self.clients.openWindow(page);
+}
+
+/** The push service has another endpoint for this browser. */
+async function renew(given) {
+  const accounts = await remembered();
+  if (Object.keys(accounts).length === 0) return;
+  const { applicationServerKey } = await (await api('/v1/vapid')).json();
+  const options = { userVisibleOnly: true, applicationServerKey };
+  const subscription = given ?? await self.registration.pushManager.subscribe(options);
+  const session = await api('/v1/session');
+  const account = session.ok ? (await session.json()).account : null;
+  const own = account && Object.hasOwn(accounts, account) ? accounts[account] : null;
+  if (own) {
+    const body = { transport: 'webpush', mailboxes: own.mailboxes, ...subscription.toJSON() };
+    const made = await api('/v1/subscriptions', 'POST', body);
+    if (made.ok) {
+      const { id, mailboxes } = await made.json();
+      await remember(account, { id, mailboxes, endpoint: subscription.endpoint });
+    }
+  }
+  // The others are made anew when their users log in.
+  if (!own || Object.keys(accounts).length > 1) {
+    const texts = await readTexts();
+    await show(texts.renew_title, { tag: 'mailchime', body: texts.renew_body, data: { page: true } });
+  }
+}

@@ -1,0 +1,135 @@
+// The page in Chromium: at three widths, light and dark, in two languages, without a scroll bar to the side, by
+// axe-core's rules, and by keyboard. SCREENSHOTS names a folder where pictures for the docs go.
+import { axeFile, check, chromium, hear, LOGIN, logIn, main, PASSWORD, until } from './common.mjs';
+
+const WIDTHS = [360, 768, 1280];
+const IPHONE = 'Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) '
+  + 'Version/18.0 Mobile/15E148 Safari/604.1';
+
+async function fits(page, name) {
+  for (const width of WIDTHS) {
+    for (const scheme of ['light', 'dark']) {
+      await page.setViewport({ width, height: 800 });
+      await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
+      const [wide, has] = await page.evaluate(() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]);
+      check(wide <= has, `${name} is ${wide} wide at ${width}`);
+      const { violations } = await page.evaluate(async () => axe.run());
+      const told = violations.map(it => `${it.id}: ${it.nodes.map(node => node.html).join(' ')}`);
+      check(told.length === 0, `${name} at ${width}, ${scheme}: ${told.join('\n')}`);
+      if (process.env.SCREENSHOTS && (width !== 768)) {
+        await page.screenshot({ path: `${process.env.SCREENSHOTS}/web-app-${name}-${width}-${scheme}.png`, fullPage: width === 360 });
+      }
+    }
+  }
+}
+
+/** A page of the app in a browser that prefers this language; axe-core reads it through the debugger. */
+async function open(browser, url, languages, before = async () => {}) {
+  const context = await browser.createBrowserContext();
+  const page = await context.newPage();
+  const problems = [];
+  page.on('pageerror', error => problems.push(error.message));
+  page.on('console', message => {
+    // That nobody is logged in yet is an answer of 401, which Chromium calls an error.
+    if (message.type() === 'error' && !/401/.test(message.text())) problems.push(message.text());
+  });
+  await page.evaluateOnNewDocument(list => {
+    Object.defineProperty(Navigator.prototype, 'languages', { get: () => list });
+    Object.defineProperty(Navigator.prototype, 'language', { get: () => list[0] });
+  }, languages);
+  await before(page);
+  await page.goto(url);
+  const { readFileSync } = await import('node:fs');
+  await page.evaluate(readFileSync(axeFile, 'utf8'));
+  return { context, page, problems };
+}
+
+const text = (page, selector) => page.$eval(selector, it => it.textContent);
+
+main(async () => {
+  const url = await hear();
+  const browser = await chromium();
+  try {
+    const { context, page, problems } = await open(browser, url, ['en-GB']);
+    await context.overridePermissions(url, ['notifications']);
+    await page.waitForSelector('#log-in:not([hidden])');
+    await fits(page, 'log-in');
+
+    // By keyboard alone: a wrong password says so and leaves the focus in the field, the right one goes on.
+    await page.focus('#login');
+    await page.keyboard.type(LOGIN);
+    await page.keyboard.press('Tab');
+    await page.keyboard.type('wrong');
+    await page.keyboard.press('Enter');
+    await until('what is wrong', () => text(page, '#alert'));
+    check(await page.evaluate(() => document.activeElement.id) === 'password', 'the focus is lost');
+    await page.keyboard.type(PASSWORD);
+    await page.keyboard.press('Enter');
+    await page.waitForSelector('#mailboxes li');
+    await until('the focus', () => page.evaluate(() => document.activeElement.id === 'notify-title'));
+    check(await text(page, '#alert') === '', 'the error is still there');
+    check(await text(page, '#account') === LOGIN, 'the account');
+    await fits(page, 'account');
+
+    const names = await page.$$eval('#mailboxes bdi', all => all.map(it => it.textContent));
+    check(names[0] === 'INBOX', 'INBOX is the first');
+    check(names.includes('xgpj.exe <b>'), `hostile names are text without controls: ${names.join('|')}`);
+    check(names.every(name => name.length <= 60), 'a long name is shortened');
+    const rows = await page.$$eval('#subscriptions li', all => all.map(it => it.textContent));
+    check(rows.length === 1 && /Apple Mail/.test(rows[0]) && /INBOX, Lists/.test(rows[0]), rows.join());
+    check(await page.$eval('html', it => it.lang) === 'en', 'the language');
+
+    // A keyboard reaches all that can be done, and removing says so.
+    await page.$eval('#subscriptions li button:last-of-type', it => it.focus());
+    await page.keyboard.press('Enter');
+    await page.waitForSelector('#none:not([hidden])');
+    await until('the word of it', () => text(page, '#status'));
+    check(await page.evaluate(() => document.activeElement.id) === 'all-title', 'the focus goes to the list');
+
+    // The policy holds: text that becomes markup is refused, and Chromium says so.
+    check(problems.length === 0, problems.join('\n'));
+    check(await page.evaluate(() => { try { document.body.insertAdjacentHTML('beforeend', '<p>'); return false; } catch { return true; } }), 'Trusted Types');
+    await until('the word of it', () => problems.splice(0).some(it => /TrustedHTML/.test(it)));
+
+    // Without a network there is a plain page, and no answer of the API is in a cache.
+    await page.evaluate(() => navigator.serviceWorker.ready.then(() => undefined));
+    const cached = await page.evaluate(async () => {
+      const paths = [];
+      for (const name of await caches.keys()) {
+        for (const request of await (await caches.open(name)).keys()) paths.push(new URL(request.url).pathname);
+      }
+      return paths;
+    });
+    check(cached.includes('/offline.html') && !cached.some(path => path.startsWith('/v1/')), cached.join());
+    await page.click('#log-out');
+    await page.waitForSelector('#log-in:not([hidden])');
+    check(await page.evaluate(async () => (await fetch('/v1/session')).status) === 401, 'logged out');
+    check(problems.length === 0, problems.join('\n'));
+    await context.close();
+
+    const german = await open(browser, url, ['fr', 'de-AT', 'en']);
+    await logIn(german.page);
+    check(await german.page.$eval('html', it => it.lang) === 'de', 'German');
+    check(await text(german.page, '#log-out') === 'Abmelden', 'German texts');
+    await fits(german.page, 'german');
+    check(german.problems.length === 0, german.problems.join('\n'));
+
+    // Safari on an iPhone, in a tab: it takes no pushes there, and the page says what to do.
+    const iphone = await open(browser, url, ['en-US'], async page => {
+      await page.setUserAgent({ userAgent: IPHONE });
+      await page.evaluateOnNewDocument(() => {
+        delete window.PushManager;
+        delete window.Notification;
+        Object.defineProperty(Navigator.prototype, 'standalone', { get: () => false });
+      });
+    });
+    await iphone.page.waitForSelector('#install:not([hidden])');
+    await fits(iphone.page, 'iphone');
+    await logIn(iphone.page);
+    check(await iphone.page.$eval('#notify', it => it.hidden), 'no button that cannot work');
+    check(await iphone.page.$eval('#open-mail', it => it.getAttribute('href')) === 'message:', 'the mail program');
+    check(iphone.problems.length === 0, iphone.problems.join('\n'));
+  } finally {
+    await browser.close();
+  }
+});

@@ -1,0 +1,332 @@
+//! The web app: its files and their headers, and the app itself in real browsers.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use mailchime::config::WebPushConfig;
+use mailchime::demo::pki::Pki;
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::{ALICE, ApiWorld};
+use crate::support::servers::pki;
+use crate::support::world::MAIL;
+use crate::support::{limited, skip};
+
+/// What the app is made of, and the type of each.
+const FILES: [(&str, &str); 16] = [
+    ("/", "text/html; charset=utf-8"),
+    ("/app.js", "text/javascript; charset=utf-8"),
+    ("/shared.js", "text/javascript; charset=utf-8"),
+    ("/sw.js", "text/javascript; charset=utf-8"),
+    ("/style.css", "text/css; charset=utf-8"),
+    ("/offline.html", "text/html; charset=utf-8"),
+    ("/manifest.webmanifest", "application/manifest+json"),
+    ("/settings.json", "application/json"),
+    ("/texts/en.json", "application/json"),
+    ("/texts/de.json", "application/json"),
+    ("/icon.svg", "image/svg+xml"),
+    ("/icon-192.png", "image/png"),
+    ("/icon-512.png", "image/png"),
+    ("/maskable-512.png", "image/png"),
+    ("/apple-touch-icon.png", "image/png"),
+    ("/badge.png", "image/png"),
+];
+
+const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/api/web/assets");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_file_comes_with_its_type_its_tag_and_a_strict_policy() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let mut tags = BTreeSet::new();
+        for (path, content_type) in FILES {
+            let reply = api.ask(&format!("HEAD {path}")).await;
+            assert_eq!(reply.status, 200, "{path}");
+            for (name, value) in [
+                ("content-type", content_type),
+                ("cache-control", "no-cache"),
+                ("x-content-type-options", "nosniff"),
+                ("referrer-policy", "no-referrer"),
+                ("cross-origin-opener-policy", "same-origin"),
+                ("cross-origin-resource-policy", "same-origin"),
+            ] {
+                assert_eq!(reply.fields(name), [value], "{path}");
+            }
+            assert!(reply.field("set-cookie").is_none(), "{path}");
+            assert_policy(reply.field("content-security-policy").unwrap());
+
+            let tag = reply.field("etag").unwrap();
+            assert!(tag.starts_with('"') && tag.len() == 34, "{path}: {tag}");
+            assert!(tags.insert(tag.to_owned()), "{path}");
+            let known = api.ask(&format!("GET {path}\nIf-None-Match: \"x\", W/{tag}")).await;
+            assert_eq!(
+                (known.status, known.body.as_str(), known.field("etag")),
+                (304, "", Some(tag))
+            );
+            let old = api.ask(&format!("HEAD {path}\nIf-None-Match: \"x\"")).await;
+            assert_eq!(old.status, 200, "{path}");
+        }
+        // A form that is sent without its script puts no password into a URL, and is not answered.
+        assert_eq!(api.ask("POST /").await.status, 405);
+    })
+    .await;
+}
+
+/// Nothing is allowed but what is this server's own.
+fn assert_policy(policy: &str) {
+    let mut directives = policy.split("; ");
+    assert_eq!(directives.next(), Some("default-src 'none'"));
+    for directive in directives {
+        let (name, values) = directive.split_once(' ').unwrap();
+        let allowed = match name {
+            "frame-ancestors" | "base-uri" => "'none'",
+            "require-trusted-types-for" => "'script'",
+            "trusted-types" => "mailchime",
+            _ => "'self'",
+        };
+        assert_eq!(values, allowed, "{name}");
+    }
+    for needed in
+        ["frame-ancestors", "base-uri", "form-action", "require-trusted-types-for", "trusted-types"]
+    {
+        assert!(policy.contains(needed), "{needed}");
+    }
+    assert!(!policy.contains("unsafe"), "{policy}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_link_to_the_mail_is_the_operators() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        assert_eq!(api.ask("GET /settings.json").await.json()["mail_url"], Value::Null);
+        let url = "https://webmail.example.org/";
+        let api = ApiWorld::with(|config| config.api.mail_url = Some(url.to_owned())).await;
+        assert_eq!(api.ask("GET /settings.json").await.json()["mail_url"], url);
+    })
+    .await;
+}
+
+#[test]
+fn both_languages_have_the_same_texts_and_each_is_used() {
+    let read = |language: &str| -> Value {
+        serde_json::from_str(&asset(&format!("texts/{language}.json"))).unwrap()
+    };
+    let (english, german) = (read("en"), read("de"));
+    let (english, german) = (english.as_object().unwrap(), german.as_object().unwrap());
+    assert_eq!(english.keys().collect::<Vec<_>>(), german.keys().collect::<Vec<_>>());
+    let code = ["index.html", "app.js", "sw.js"].map(asset).join("\n");
+    let made = ["error_", "kind_", "new_mail_more_", "unread_"];
+    for (key, text) in english {
+        let placeholders = |text: &Value| -> BTreeSet<String> {
+            let parts = text.as_str().unwrap().split('{').skip(1);
+            parts.map(|part| part.split('}').next().unwrap().to_owned()).collect()
+        };
+        assert_eq!(placeholders(text), placeholders(&german[key]), "{key}");
+        let used = code.contains(&format!("texts.{key}")) || code.contains(&format!("\"{key}\""));
+        assert!(used || made.iter().any(|it| key.starts_with(it)), "{key} is not used");
+    }
+}
+
+#[test]
+fn no_file_names_another_host_or_makes_markup_of_text() {
+    for file in [
+        "index.html",
+        "offline.html",
+        "app.js",
+        "shared.js",
+        "sw.js",
+        "style.css",
+        "manifest.webmanifest",
+    ] {
+        let text = asset(file);
+        let text = text.replace("/^https:\\/\\/([^/]+)/", "").replace("base64url(", "");
+        for bad in [
+            "http://",
+            "https://",
+            "//cdn",
+            "url(",
+            "@import",
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "new Function",
+            "style=",
+            "onclick=",
+        ] {
+            assert!(!text.contains(bad), "{file}: {bad}");
+        }
+    }
+    let icon = asset("icon.svg").replace("http://www.w3.org/2000/svg", "");
+    assert!(!icon.contains("http") && !icon.contains("<script"), "{icon}");
+    // A folder with a file that is not served would be a mistake.
+    let here = |folder: &str| -> Vec<_> {
+        let files = std::fs::read_dir(Path::new(ASSETS).join(folder)).unwrap();
+        files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    for name in here("").iter().chain(&here("texts")).filter(|name| *name != "texts") {
+        let served = |(path, _): &(&str, &str)| {
+            path.ends_with(&format!("/{name}")) || (*path == "/" && name == "index.html")
+        };
+        assert!(FILES.iter().any(served), "{name}");
+    }
+}
+
+fn asset(file: &str) -> String {
+    std::fs::read_to_string(Path::new(ASSETS).join(file)).unwrap()
+}
+
+// === Real browsers ===
+
+/// A script of `tests/browser` with a browser: it says what it wants done, line by line.
+struct BrowserScript {
+    process: Child,
+    input: ChildStdin,
+    output: mpsc::UnboundedReceiver<String>,
+}
+
+impl BrowserScript {
+    /// Starts it. `None`, said aloud, where it or its browser is not here.
+    fn start(test: &str, name: &str, browser: &str, folder: &Path) -> Option<Self> {
+        let clients = std::env::var_os("MAILCHIME_CLIENTS").map_or_else(
+            || Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("clients"),
+            Into::into,
+        );
+        for needed in [browser, "puppeteer-core", "axe-core"] {
+            if skip::skipped(test, needed) {
+                return None;
+            }
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found =
+            |program: &str| std::env::split_paths(&path).any(|it| it.join(program).exists());
+        let absent = [browser, "node", "certutil"].into_iter().find(|program| !found(program));
+        let absent = absent.or_else(|| (!clients.join(PUPPETEER).exists()).then_some(PUPPETEER));
+        let absent = absent.or_else(|| (!clients.join(AXE).exists()).then_some(AXE));
+        if let Some(absent) = absent {
+            skip::report(test, &format!("{absent} is not on this machine"));
+            return None;
+        }
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser").join(name);
+        let mut process = Command::new("node")
+            .arg(script)
+            .env("FOLDER", folder)
+            .env("PUPPETEER", clients.join(PUPPETEER))
+            .env("AXE", clients.join(AXE))
+            .env("HOME", folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let input = process.stdin.take().unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let (lines_of, output) = mpsc::unbounded_channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let _ = lines_of.send(line);
+            }
+        });
+        Some(Self { process, input, output })
+    }
+
+    /// What it wants next; `None` at its end, which must be a good one.
+    async fn next(&mut self) -> Option<String> {
+        let line = self.output.recv().await;
+        if line.is_none() {
+            let status = self.process.wait().unwrap();
+            assert!(status.success(), "the script failed; it says above why");
+        }
+        line
+    }
+
+    fn tell(&mut self, line: &str) {
+        self.input.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+}
+
+impl Drop for BrowserScript {
+    fn drop(&mut self) {
+        // Its browser ends with its connection to the script.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+const PUPPETEER: &str = "puppeteer-core-24.43.1";
+const AXE: &str = "axe-core-4.14.1";
+
+/// A folder with the certificates of [`pki`].
+fn certificates() -> tempfile::TempDir {
+    let (folder, pki): (_, &Pki) = (tempfile::tempdir().unwrap(), pki());
+    pki.write_to(folder.path()).unwrap();
+    folder
+}
+
+fn web_push(folder: &Path, hosts: &[String]) -> WebPushConfig {
+    let mut config = WebPushConfig::new(folder.join("vapid.key"), "mailto:admin@example.org");
+    config.hosts = hosts.iter().map(|host| host.parse().unwrap()).collect();
+    config.allow_private = vec!["127.0.0.0/8".parse().unwrap(), "::1".parse().unwrap()];
+    config.ca = Some(folder.join("ca.pem"));
+    config
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_fits_each_width_and_is_usable_by_all() {
+    limited(async {
+        let folder = certificates();
+        let test = "the_page_fits_each_width_and_is_usable_by_all";
+        let script = BrowserScript::start(test, "layout.mjs", "chromium", folder.path());
+        let Some(mut script) = script else { return };
+        let api = ApiWorld::with(|config| {
+            config.web_push = Some(web_push(folder.path(), &[]));
+        })
+        .await;
+        for name in
+            ["Archive/2026", "Entw&APw-rfe", "Lists", "x&IC4-gpj.exe <b>", &"long".repeat(40)]
+        {
+            api.backend.create_mailbox(ALICE, name).unwrap();
+        }
+        let _phone = api.world.register((ALICE, "secret"), &["INBOX", "Lists"]).await;
+        let app = api.world.mailchime.api.unwrap().port();
+        script.tell(&format!("https://localhost:{app}"));
+        assert_eq!(script.next().await, None);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn firefox_is_notified_of_new_mail() {
+    limited(async {
+        let folder = certificates();
+        let test = "firefox_is_notified_of_new_mail";
+        let script = BrowserScript::start(test, "push.mjs", "firefox-esr", folder.path());
+        let Some(mut script) = script else { return };
+        let service = script.next().await.expect("the host of the push service");
+        let api = ApiWorld::with(|config| {
+            config.web_push = Some(web_push(folder.path(), &[service]));
+        })
+        .await;
+        api.backend.create_mailbox(ALICE, "Lists").unwrap();
+        let app = api.world.mailchime.api.unwrap().port();
+        script.tell(&format!("https://localhost:{app}"));
+        let mut delivered = None;
+        while let Some(wanted) = script.next().await {
+            match wanted.as_str() {
+                "deliver" => {
+                    api.backend.wait_until(|counters| counters.idling == 1).await;
+                    delivered = Some(api.backend.deliver(ALICE, "INBOX", MAIL).unwrap());
+                }
+                "read" => {
+                    let uid = delivered.expect("a mail that was delivered");
+                    api.backend.set_flags(ALICE, "INBOX", uid, &["\\Seen"]).unwrap();
+                }
+                other => panic!("the script wants {other:?}"),
+            }
+        }
+    })
+    .await;
+}
