@@ -33,7 +33,9 @@ impl Server {
             .map_err(|error| StartError::Configuration(error.to_string()))?;
         check_record(config)?;
         let places = self.places(config)?;
-        let web_push = WebPushSetup::new(config.web_push.as_ref(), &self.resolver)?;
+        let (before, after) = (self.config.web_push.as_ref(), config.web_push.as_ref());
+        let web_push = WebPushSetup::after(before, after, &self.resolver)?;
+        let news = web_push.as_ref().map(WebPushSetup::news);
         self.mail_push.reload(config)?;
         webpush::publish(web_push, &self.routes, &self.transports);
 
@@ -49,6 +51,11 @@ impl Server {
         self.registrar.limit(&config.limits);
         self.renewal.go_by(renewal, &config.tls);
         self.tell_of_certificates();
+        if let Some(news) = news {
+            let store = self.store.clone();
+            let told = async move { news.tell(&store).await };
+            self.tasks.start(StopStage::Serving, "web push key", told);
+        }
         self.listen(config, places);
         self.tasks.forget_ended();
         let grace = self.config.limits.shutdown_grace;

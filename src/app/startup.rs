@@ -100,7 +100,7 @@ impl Built {
                 .map_err(|error| StartError::key("[credentials] key_file", error))?;
         let web_push = WebPushSetup::new(config.web_push.as_ref(), &resolver)?;
         if let Some(web_push) = &web_push {
-            web_push.tell(&store).await;
+            web_push.news().tell(&store).await;
         }
         webpush::publish(web_push, &routes, &transports);
         metrics.exposed_files.set(exposed(config));

@@ -1,5 +1,6 @@
 //! Web Push at the start and at a reload: its key, its route, and what the API offers of it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::StartError;
@@ -7,7 +8,7 @@ use crate::config::WebPushConfig;
 use crate::net::guard::Guard;
 use crate::net::resolve::NameResolver;
 use crate::push::transport::enrol::{Enrol, Transports};
-use crate::push::transport::webpush::vapid::VapidKey;
+use crate::push::transport::webpush::vapid::{VapidKey, VapidKeyError};
 use crate::push::transport::webpush::{self, WebPush};
 use crate::push::transport::{Route, Routes};
 use crate::store::{Store, StoreError};
@@ -16,8 +17,14 @@ use crate::store::{Store, StoreError};
 #[derive(Debug)]
 pub(super) struct WebPushSetup {
     web_push: WebPush,
-    name: Arc<str>,
     route: Route,
+    key: KeyNews,
+}
+
+/// What an operator has to know of the key.
+#[derive(Clone, Debug)]
+pub(super) struct KeyNews {
+    name: Arc<str>,
     made_key: bool,
     file: String,
 }
@@ -28,17 +35,48 @@ impl WebPushSetup {
         config: Option<&WebPushConfig>,
         resolver: &NameResolver,
     ) -> Result<Option<Self>, StartError> {
+        Self::with_key(config, resolver, VapidKey::open)
+    }
+
+    /// The same in place of `before`. Where Web Push was on there is a key with which browsers have subscribed,
+    /// so none is made.
+    pub(super) fn after(
+        before: Option<&WebPushConfig>,
+        config: Option<&WebPushConfig>,
+        resolver: &NameResolver,
+    ) -> Result<Option<Self>, StartError> {
+        match before {
+            None => Self::new(config, resolver),
+            Some(_) => Self::with_key(config, resolver, |path, contact| {
+                VapidKey::open_existing(path, contact).map(|key| (key, false))
+            }),
+        }
+    }
+
+    fn with_key(
+        config: Option<&WebPushConfig>,
+        resolver: &NameResolver,
+        open: impl FnOnce(&Path, &str) -> Result<(VapidKey, bool), VapidKeyError>,
+    ) -> Result<Option<Self>, StartError> {
         let Some(config) = config else { return Ok(None) };
-        let (key, made_key) = VapidKey::open(&config.key_file, &config.contact)
+        let (key, made_key) = open(&config.key_file, &config.contact)
             .map_err(|error| StartError::key("[webpush] key_file", error))?;
         let guard = Guard::new(&config.hosts, &config.allow_private);
         let web_push = WebPush::new(Arc::new(key), Arc::new(guard));
         let (name, route) = webpush::route(&web_push, config, resolver)
             .map_err(|error| StartError::Configuration(error.to_string()))?;
         let file = config.key_file.display().to_string();
-        Ok(Some(Self { web_push, name, route, made_key, file }))
+        let key = KeyNews { name, made_key, file };
+        Ok(Some(Self { web_push, route, key }))
     }
 
+    /// What is to be known of the key.
+    pub(super) fn news(&self) -> KeyNews {
+        self.key.clone()
+    }
+}
+
+impl KeyNews {
     /// The other keys with which browsers have subscribed, and how many.
     async fn strangers(&self, store: &Store) -> Result<Vec<(String, u64)>, StoreError> {
         let routes = store.routes(&webpush::transport()).await?.into_iter();
@@ -81,7 +119,7 @@ impl WebPushSetup {
 /// Sends by `setup` from now on, and has the API offer it; with `None` Web Push is off.
 pub(super) fn publish(setup: Option<WebPushSetup>, routes: &Routes, transports: &Transports) {
     let (route, enrol) = match setup {
-        Some(WebPushSetup { web_push, name, route, .. }) => {
+        Some(WebPushSetup { web_push, route, key: KeyNews { name, .. } }) => {
             let enrol: Arc<dyn Enrol> = Arc::new(web_push);
             (Some((name, route)), Some(enrol))
         }
@@ -116,7 +154,7 @@ mod tests {
             WebPushSetup::new(Some(&config), &resolver).unwrap().unwrap()
         };
         let first = start();
-        assert!(first.made_key && first.strangers(&store).await.unwrap().is_empty());
+        assert!(first.key.made_key && first.key.strangers(&store).await.unwrap().is_empty());
         let alice = Account::from_login("alice@example.org");
         let request = json!({
             "endpoint": "https://push.example.net/1",
@@ -128,13 +166,27 @@ mod tests {
         let login = Registrant::new(&backend, now, None);
         store.register(&registration, login, 10, now).await.unwrap();
         let again = start();
-        assert!(!again.made_key && again.strangers(&store).await.unwrap().is_empty());
+        assert!(!again.key.made_key && again.key.strangers(&store).await.unwrap().is_empty());
 
         std::fs::remove_file(&config.key_file).unwrap();
         let other = start();
-        assert!(other.made_key);
-        let strangers = other.strangers(&store).await.unwrap();
-        assert_eq!(strangers, [(first.name.to_string(), 1)]);
+        assert!(other.key.made_key);
+        let strangers = other.key.strangers(&store).await.unwrap();
+        assert_eq!(strangers, [(first.key.name.to_string(), 1)]);
         assert!(WebPushSetup::new(None, &NameResolver::default()).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_reload_reads_the_key_and_makes_one_only_where_web_push_was_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = WebPushConfig::new(folder.path().join("vapid.key"), "mailto:a@example.org");
+        let reload = |before| WebPushSetup::after(before, Some(&config), &NameResolver::default());
+        let error = reload(Some(&config)).unwrap_err().to_string();
+        assert!(error.contains("[webpush] key_file") && error.contains("vapid.key"), "{error}");
+        assert!(!config.key_file.exists());
+        let first = reload(None).unwrap().unwrap();
+        let again = reload(Some(&config)).unwrap().unwrap();
+        assert!(first.key.made_key && !again.key.made_key);
+        assert_eq!(first.key.name, again.key.name);
     }
 }
