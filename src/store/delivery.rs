@@ -118,14 +118,15 @@ impl Store {
     /// file does not open are left out.
     ///
     /// # Errors
-    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    /// [`StoreError::Sealing`] when there are secrets and the key file cannot be read now, else when the database
+    /// cannot be used, or does not answer in time.
     pub async fn targets(
         &self,
         account: &Account,
         alive: impl Into<Alive>,
     ) -> Result<Vec<Target>, StoreError> {
         let alive = alive.into();
-        self.read(Call::Targets, async {
+        let found = self.read(Call::Targets, async {
             let query = sql::query(concat!(
                 "select a.name as account, a.backend, s.transport, s.endpoint_hash, s.endpoint, s.app, \
                  s.route, s.options, s.secrets, s.expires_at, s.registered_at, s.heard_at, \
@@ -142,9 +143,9 @@ impl Store {
             .bind(alive.registered_since.0)
             .bind(alive.outdated_after.0);
             let entries = self.rows(query, |row| Ok((entry(row)?, row.try_get("secrets")?)));
-            Ok(self.opened(targets(entries.await?)))
-        })
-        .await
+            Ok(targets(entries.await?))
+        });
+        self.opened(found.await?)
     }
 
     /// How many subscriptions of this transport each of its routes has, live or not, by the routes' names.

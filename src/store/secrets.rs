@@ -34,27 +34,26 @@ impl Store {
         Ok(Some(file.made()?.seal_secrets(&subscription.into(), secrets)))
     }
 
-    /// A subscription with what its row has of secrets; `None` if that cannot be opened, which is counted and
-    /// said in the log.
+    /// A subscription with what its row has of secrets; `None` if the key file does not open that, which is
+    /// counted and said in the log.
+    ///
+    /// # Errors
+    /// [`StoreError::Sealing`] when the key file cannot be read now, which says nothing of the row.
     pub(super) fn with_secrets(
         &self,
         mut subscription: Subscription,
         sealed: Option<&str>,
-    ) -> Option<Subscription> {
-        let Some(sealed) = sealed else { return Some(subscription) };
+    ) -> Result<Option<Subscription>, StoreError> {
+        let Some(sealed) = sealed else { return Ok(Some(subscription)) };
         let key = SubscriptionKey::from(&subscription);
         let vault = match &self.vault {
-            Some(file) => file.existing(),
-            None => Ok(None),
+            Some(file) => file.existing()?,
+            None => None,
         };
-        let opened = vault.and_then(|vault| match vault {
-            Some(vault) => vault.unseal_secrets(&key, sealed),
-            None => Err(VaultError::NoKeyFile),
-        });
-        match opened {
+        match vault.ok_or(VaultError::NoKeyFile)?.unseal_secrets(&key, sealed) {
             Ok(secrets) => {
                 subscription.secrets = Some(secrets);
-                Some(subscription)
+                Ok(Some(subscription))
             }
             Err(error) => {
                 self.metrics.unreadable_rows.inc();
@@ -64,18 +63,27 @@ impl Store {
                     "could not open the secrets of a subscription; mailchime leaves it out until its \
                      user subscribes again"
                 );
-                None
+                Ok(None)
             }
         }
     }
 
-    /// Those whose secrets can be opened, with them.
-    pub(super) fn opened(&self, targets: Vec<(Target, Option<String>)>) -> Vec<Target> {
-        let opened = targets.into_iter().filter_map(|(mut target, sealed)| {
-            target.subscription = self.with_secrets(target.subscription, sealed.as_deref())?;
-            Some(target)
-        });
-        opened.collect()
+    /// Those whose secrets the key file opens, with them.
+    ///
+    /// # Errors
+    /// As [`Store::with_secrets`].
+    pub(super) fn opened(
+        &self,
+        targets: Vec<(Target, Option<String>)>,
+    ) -> Result<Vec<Target>, StoreError> {
+        let mut opened = Vec::with_capacity(targets.len());
+        for (mut target, sealed) in targets {
+            let found = self.with_secrets(target.subscription, sealed.as_deref())?;
+            let Some(subscription) = found else { continue };
+            target.subscription = subscription;
+            opened.push(target);
+        }
+        Ok(opened)
     }
 
     /// Of how many accounts subscriptions have secrets that the key file does not open.

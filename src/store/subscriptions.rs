@@ -193,7 +193,7 @@ impl Store {
             .await?;
         // What cannot be read is not as it is, and is written anew.
         let Some((stored, sealed, _)) = rows.first() else { return Ok(false) };
-        let Some(stored) = self.with_secrets(stored.clone(), sealed.as_deref()) else {
+        let Some(stored) = self.with_secrets(stored.clone(), sealed.as_deref())? else {
             return Ok(false);
         };
         let mailboxes: BTreeSet<&str> = rows.iter().map(|(_, _, mailbox)| &**mailbox).collect();

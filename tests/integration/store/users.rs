@@ -7,7 +7,7 @@ use mailchime::config;
 use mailchime::model::{
     AcceptedLogin, Credentials, PushEndpoint, SubscriptionSecrets, SubscriptionState, TransportId,
 };
-use mailchime::store::{CredentialSource, ListedSubscription, Vault, rotate};
+use mailchime::store::{CredentialSource, ListedSubscription, Vault, VaultError, rotate};
 
 use super::*;
 
@@ -181,8 +181,21 @@ pub(super) async fn secrets_are_sealed_for_their_subscription(store: Store) {
     let other = folder.path().join("other");
     assert_eq!(source(&other).unreadable().await.unwrap(), 2);
     assert!(!other.exists(), "nothing was sealed with it");
-    let targets = store.clone().sealing(&other).targets(&alice(), EVER).await.unwrap();
-    assert_eq!(targets.len(), 1, "the phone has no secrets: {targets:?}");
+    // A file that cannot be read now says nothing of the rows, so none is left out.
+    let looks = async || store.clone().sealing(&other).targets(&alice(), EVER).await;
+    let missing = looks().await.unwrap_err();
+    assert!(matches!(missing, StoreError::Sealing(VaultError::NoKeyFile)), "{missing}");
+    fs::write(&other, "no key").unwrap();
+    let unusable = looks().await.unwrap_err();
+    assert!(matches!(unusable, StoreError::Sealing(VaultError::KeyFile { .. })), "{unusable}");
+    fs::remove_file(&other).unwrap();
+    drop(Vault::open(&other).unwrap());
+    let targets = looks().await.unwrap();
+    assert_eq!(
+        targets.len(),
+        1,
+        "the phone has no secrets, and the key opens no others: {targets:?}"
+    );
     fs::copy(&key_file, &other).unwrap();
     assert_eq!(source(&other).unreadable().await.unwrap(), 0);
 }
