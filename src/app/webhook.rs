@@ -2,7 +2,7 @@
 //! of what it is to hear is lost, as for a phone.
 //!
 //! ```text
-//!   proxy ──SessionEvent──▶ enrolment ──the same, and Registered──▶ watch
+//!   proxy ──SessionEvent──▶ enrolment ──the same, and its own Registered──▶ watch
 //!                               │ a login of an account that a web hook covers
 //!                               ▼
 //!                             store ◀── every hour: what is missing, what is too much
@@ -11,6 +11,7 @@
 //! - A row is made when its account's user logs in. It is for INBOX, and for each mailbox that another
 //!   subscription of the account wants.
 //! - While mailchime can log in to the account, the row is written anew each day, so it does not expire.
+//! - A change of the user's password says nothing of a row: its account is watched as long as a login works.
 //! - Rows of a web hook that no longer covers their account are removed.
 
 use std::collections::{BTreeSet, HashMap};
@@ -38,6 +39,9 @@ const COMPARE: Duration = Duration::from_hours(1);
 
 /// The same while the database does not answer.
 const RETRY: Duration = Duration::from_secs(10);
+
+/// So many accounts one after the other at which it fails say that the database is at fault.
+const FAILURES: u32 = 3;
 
 /// A row that is older is written anew.
 const AGE: Duration = Duration::from_hours(24);
@@ -81,11 +85,13 @@ impl Enrolment {
     /// Passes on what sessions say to `watching`, and keeps the rows, until nobody is left to speak or to
     /// hear.
     pub(super) async fn run(
-        self,
+        mut self,
         mut sessions: mpsc::Receiver<SessionEvent>,
         watching: mpsc::Sender<SessionEvent>,
         stop: CancellationToken,
     ) {
+        // What it registers itself must not come back to it.
+        self.registrar = self.registrar.clone().telling(watching.clone());
         let enrolment = Arc::new(self);
         let mut logins: JoinSet<()> = JoinSet::new();
         let mut comparing: JoinSet<bool> = JoinSet::new();
@@ -161,8 +167,12 @@ impl Enrolment {
                 return;
             }
         };
+        let old = self.store.served(Timestamp::now()).minus(AGE);
         for webhook in self.covering(&account) {
             let registration = self.registration(webhook, &account, &targets);
+            if is_as_wanted(&registration, &targets, old) {
+                continue;
+            }
             // What is in the way is in the log.
             let _ = self.registrar.clone().register(registration, login.clone()).await;
         }
@@ -186,6 +196,8 @@ impl Enrolment {
         let alive = self.alive();
         let accounts = self.store.accounts(alive).await?;
         let accounts: HashMap<_, _> = accounts.iter().map(|live| (&live.account, live)).collect();
+        // What fails at one account is tried again, and does not stop those behind it.
+        let (mut failed, mut in_a_row) = (None, 0);
         let mut after = None;
         while let Some((last, targets)) = self.store.subscriptions(after.as_ref(), PAGE).await? {
             let of_one = |a: &Target, b: &Target| a.subscription.account == b.subscription.account;
@@ -194,14 +206,30 @@ impl Enrolment {
                 if !self.assignment.borrow().is_mine(account) {
                     continue;
                 }
-                self.take_away(account, targets).await?;
-                if let Some(live) = accounts.get(account) {
-                    self.renew(live, targets).await?;
+                match self.compare_one(accounts.get(account).copied(), targets).await {
+                    Ok(()) => in_a_row = 0,
+                    Err(error) if in_a_row >= FAILURES => return Err(error),
+                    Err(error) => {
+                        in_a_row += 1;
+                        failed = Some(error);
+                    }
                 }
             }
             after = Some(last);
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn compare_one(
+        &self,
+        live: Option<&LiveAccount>,
+        targets: &[Target],
+    ) -> Result<(), StoreError> {
+        self.take_away(&targets[0].subscription.account, targets).await?;
+        match live {
+            Some(live) => self.renew(live, targets).await,
+            None => Ok(()),
+        }
     }
 
     /// Removes the rows of web hooks that do not cover their account any more.
@@ -235,12 +263,7 @@ impl Enrolment {
         for webhook in self.covering(account) {
             let registration = self.registration(webhook, account, targets);
             let row = targets.iter().find(|it| it.subscription == registration.subscription);
-            let wanted = registration.mailboxes.iter().map(|(mailbox, _)| mailbox);
-            let is_as_wanted = row.is_some_and(|row| {
-                let has = row.mailboxes.iter().map(|(mailbox, _)| mailbox);
-                row.heard_at >= old && row.outdated_since.is_none() && has.eq(wanted)
-            });
-            if !is_as_wanted {
+            if !is_as_wanted(&registration, targets, old) {
                 let login = Registrant::new(&home, now, None);
                 self.store.register(&registration, login, self.most(), now).await?;
                 if row.is_none() {
@@ -282,6 +305,99 @@ impl Enrolment {
     }
 }
 
+/// Whether the row of this registration is among `targets`, and newer than `old`.
+fn is_as_wanted(registration: &Registration, targets: &[Target], old: Timestamp) -> bool {
+    let row = targets.iter().find(|it| it.subscription == registration.subscription);
+    row.is_some_and(|row| {
+        let has = row.mailboxes.iter().map(|(mailbox, _)| mailbox);
+        let wanted = registration.mailboxes.iter().map(|(mailbox, _)| mailbox);
+        row.heard_at >= old && row.outdated_since.is_none() && has.eq(wanted)
+    })
+}
+
 fn is_of_operator(subscription: &Subscription) -> bool {
     subscription.transport.as_str() == webhook::TRANSPORT && &*subscription.route != webhook::USERS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{BackendConfig, BackendTls, TlsConfig};
+    use crate::model::{Credentials, PushEndpoint, TransportId};
+    use crate::net::backends::Table;
+    use crate::net::counters::LimitCounters;
+    use crate::net::resolve::NameResolver;
+    use crate::store::CredentialSource;
+
+    /// A phone registers by each of two passwords of one account, and a third one by the older of them.
+    #[tokio::test]
+    async fn a_login_of_before_another_password_enrols_once_and_leaves_the_row_current() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
+        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
+        let backend = BackendConfig::new("127.0.0.1", 1, BackendTls::None);
+        let mut config = Config::new(TlsConfig::new("a", "b"), backend);
+        let hook = WebhookConfig::new("a", "https://a.example/".parse().unwrap(), "x".into());
+        config.webhooks = vec![hook];
+        let table = Table::new(&config, &NameResolver::default()).unwrap();
+        let backends = Backends::new(table, Arc::new(LimitCounters::default()));
+        let key = folder.path().join("key");
+        let source = CredentialSource::open(config.credentials, &key, store.clone()).unwrap();
+        let (sessions, heard) = mpsc::channel(100);
+        let (others, _unheard) = mpsc::channel(100);
+        let registrar =
+            Registrar::new(backends.clone(), Arc::new(source), sessions.clone(), &config);
+        let alice = Account::from_login("alice@example.org");
+        let login = |password: &str, at: Timestamp| AcceptedLogin {
+            backend: backends.id_of(&alice).unwrap(),
+            credentials: Some(Credentials::password(alice.as_str(), password.into())),
+            at,
+            names_ignore_case: false,
+        };
+        let phone = |name: &str| Registration {
+            subscription: Subscription {
+                transport: TransportId::new("phone"),
+                endpoint: PushEndpoint::new(name, name),
+                app: "mail".into(),
+                route: "mail".into(),
+                ..webhook::of_operator("a", &alice)
+            },
+            mailboxes: vec![(Mailbox::inbox(), Snapshot::default())],
+        };
+        let now = Timestamp::now();
+        let (first, second) = (now.minus(2 * COMPARE), now.minus(COMPARE));
+        for (name, password, at) in [("1", "one", first), ("2", "two", second), ("3", "one", first)]
+        {
+            let events = if name == "3" { &sessions } else { &others };
+            let registrar = registrar.clone().telling(events.clone());
+            let stored = registrar.register(phone(name), login(password, at)).await;
+            assert!(matches!(stored, crate::model::RegistrationResult::Stored { .. }));
+        }
+        let (watching, mut passed_on) = mpsc::channel(100);
+        let (_assigned, assignment) = cell::channel(Assignment::unknown("here".into()));
+        let enrolment =
+            Enrolment::new(&config, store.clone(), registrar, backends.clone(), assignment);
+        let running = tokio::spawn(enrolment.run(heard, watching, CancellationToken::new()));
+        // That of the phone, and that of the web hook.
+        for _ in 0..2 {
+            passed_on.recv().await.unwrap();
+        }
+        drop(sessions);
+        assert!(passed_on.recv().await.is_none(), "it goes on registering");
+        running.await.unwrap();
+        let rows = store.targets(&alice, Timestamp(0)).await.unwrap();
+        let outdated: Vec<_> =
+            rows.iter().filter(|row| row.outdated_since.is_some()).map(row_name).collect();
+        assert_eq!(rows.len(), 4);
+        assert_eq!(outdated, ["3"]);
+        let later = Timestamp(now.0 + 3_600_000);
+        store.outdate(&alice, later, later).await.unwrap();
+        let rows = store.targets(&alice, Timestamp(0)).await.unwrap();
+        let current = rows.iter().filter(|row| row.outdated_since.is_none()).map(row_name);
+        assert_eq!(current.collect::<Vec<_>>(), ["a"], "the operator's");
+    }
+
+    fn row_name(row: &Target) -> &str {
+        row.subscription.endpoint.as_given()
+    }
 }

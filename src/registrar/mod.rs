@@ -32,14 +32,16 @@ const SLOW: Duration = Duration::from_secs(1);
 
 /// Stores registrations, and tells the watching side of them. Cheap to clone; what is counted is shared.
 #[derive(Clone, Debug)]
-pub struct Registrar(Arc<RegistrarParts>);
+pub struct Registrar {
+    parts: Arc<RegistrarParts>,
+    events: mpsc::Sender<SessionEvent>,
+}
 
 #[derive(Debug)]
 struct RegistrarParts {
     backends: Backends,
     counters: Arc<LimitCounters>,
     credentials: Arc<CredentialSource>,
-    events: mpsc::Sender<SessionEvent>,
     pace: RegistrationPace,
     /// `[limits] registrations_per_minute`
     per_minute: AtomicU32,
@@ -57,21 +59,28 @@ impl Registrar {
         events: mpsc::Sender<SessionEvent>,
         config: &Config,
     ) -> Self {
-        Self(Arc::new(RegistrarParts {
+        let parts = RegistrarParts {
             counters: backends.counters(),
             backends,
             credentials,
-            events,
             pace: RegistrationPace::default(),
             per_minute: AtomicU32::new(config.limits.registrations_per_minute),
             most: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
             busy_timeout: config.store.busy_timeout,
-        }))
+        };
+        Self { parts: Arc::new(parts), events }
+    }
+
+    /// The same, with all that is counted, for one that stands between the sessions and the watching side:
+    /// its registrations go to `events`, and do not come back to it.
+    #[must_use]
+    pub fn telling(self, events: mpsc::Sender<SessionEvent>) -> Self {
+        Self { events, ..self }
     }
 
     /// Goes by these limits from now on.
     pub fn limit(&self, limits: &LimitsConfig) {
-        self.0.per_minute.store(limits.registrations_per_minute, Ordering::Relaxed);
+        self.parts.per_minute.store(limits.registrations_per_minute, Ordering::Relaxed);
     }
 
     /// Stores a registration of the account that `login` proved, and lets it be watched. To be waited for
@@ -102,7 +111,7 @@ impl Registrar {
     /// A subscription of the account that `login` proved was confirmed: lets it be watched.
     pub async fn counts_now(&self, account: Account, login: AcceptedLogin) {
         // If the watching side is gone the program is ending, and starts it next time.
-        let _ = self.0.events.send(SessionEvent::Registered { account, login }).await;
+        let _ = self.events.send(SessionEvent::Registered { account, login }).await;
     }
 
     async fn register_in(
@@ -111,7 +120,7 @@ impl Registrar {
         mut login: AcceptedLogin,
         state: SubscriptionState,
     ) -> RegistrationResult {
-        let Self(parts) = self;
+        let Self { parts, events } = self;
         let account = registration.subscription.account.clone();
         let endpoint = registration.subscription.endpoint.clone();
         let mailboxes = registration.mailboxes.len();
@@ -165,7 +174,7 @@ impl Registrar {
                     );
                 }
                 // If the watching side is gone the program is ending, and starts it next time.
-                let _ = parts.events.send(SessionEvent::Registered { account, login }).await;
+                let _ = events.send(SessionEvent::Registered { account, login }).await;
                 stored
             }
             Ok(Some(RegisterOutcome::Full(full))) => parts.no_room(&account, full),

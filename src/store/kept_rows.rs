@@ -3,7 +3,7 @@
 use sqlx::Row;
 
 use super::accounts::{parked, refused};
-use super::records::{account, lock};
+use super::records::{account, lock, of_users};
 use super::registrant::{Keeper, Keeping, KeptRow, Registrant, Sealed};
 use super::sql::work::Work;
 use super::sql::{self, UpdateFrom};
@@ -428,11 +428,12 @@ async fn outdate(
     .bind(now.0)
     .execute_in(work)
     .await?;
-    sql::query(
+    sql::query(concat!(
         "update subscription set outdated_since = $2, outdated_at = $3 \
          where account = (select id from account where name = $1) and registered_at < $2 \
-         and outdated_since is null",
-    )
+         and outdated_since is null and ",
+        of_users!()
+    ))
     .bind(account)
     .bind(at.0)
     .bind(served.0)

@@ -26,6 +26,20 @@ macro_rules! live {
 }
 pub(super) use live;
 
+/// That a user made a subscription, by whatever transport. The others are the web hooks of the operator: what
+/// passwords their accounts have says nothing of them.
+macro_rules! of_users {
+    () => {
+        "not (transport = 'webhook' and app = 'operator')"
+    };
+}
+pub(super) use of_users;
+
+/// The opposite of [`of_users`].
+pub(super) fn is_of_operator(subscription: &Subscription) -> bool {
+    (subscription.transport.as_str(), &*subscription.app) == ("webhook", "operator")
+}
+
 /// Makes other transactions that add or remove devices of the account wait for this one.
 pub(super) async fn lock(work: &mut Work, account: &str) -> sqlx::Result<()> {
     sql::query("update account set created_at = created_at where name = $1")

@@ -14,7 +14,9 @@ use crate::model::{
 
 use super::batches::Waiting;
 use super::kept_rows::{kept, put};
-use super::records::{account, bind_snapshot, delete, lock, state_name, subscription};
+use super::records::{
+    account, bind_snapshot, delete, is_of_operator, lock, of_users, state_name, subscription,
+};
 use super::shares;
 use super::sql::work::Work;
 use super::sql::{self, Shaped, Upsert, rows};
@@ -46,7 +48,8 @@ impl Store {
     ///   credentials nor what devices know.
     /// - `login` says what of its credentials is kept, and what of those that are.
     /// - The account's parking ends: a session registers that has just logged in.
-    /// - With another password, the other devices that registered before the login are outdated.
+    /// - With another password, the other devices that registered before the login are outdated, but no web
+    ///   hook of the operator.
     /// - A session that logged in before there was another password changes nothing but its device,
     ///   which is outdated.
     /// - Its newest route and options replace the older; when it was last pushed stays.
@@ -502,7 +505,8 @@ async fn upsert_account(
     Ok(AccountRow { id, outdated: None, other_password: keeping.other_password })
 }
 
-/// With `outdated` the subscription stays outdated, or is so from then on. Returns its id.
+/// With `outdated` the subscription stays outdated, or is so from then on, unless it is the operator's. Returns
+/// its id.
 async fn upsert_subscription(
     work: &mut Work,
     account: i64,
@@ -511,6 +515,7 @@ async fn upsert_subscription(
     outdated: Option<(Timestamp, Timestamp)>,
     (now, served): (Timestamp, Timestamp),
 ) -> sqlx::Result<i64> {
+    let outdated = outdated.filter(|_| !is_of_operator(subscription));
     let row = sql::query(UPSERT_SUBSCRIPTION.of(work.dialect()))
         .bind(account)
         .bind(subscription.transport.as_str())
@@ -538,10 +543,11 @@ async fn outdate_others(
     subscription: i64,
     (at, served): (Timestamp, Timestamp),
 ) -> sqlx::Result<()> {
-    sql::query(
+    sql::query(concat!(
         "update subscription set outdated_since = $3, outdated_at = $4 where account = $1 \
-         and id <> $2 and registered_at < $3 and outdated_since is null",
-    )
+         and id <> $2 and registered_at < $3 and outdated_since is null and ",
+        of_users!()
+    ))
     .bind(account)
     .bind(subscription)
     .bind(at.0)
