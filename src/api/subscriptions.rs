@@ -36,12 +36,18 @@ const WEB_PUSH: &str = "webpush";
 /// The key of a subscription's options under which the code's hash is.
 const CONFIRM: &str = "confirm";
 
+/// From now to the latest end that a client may ask for.
+const LONGEST: Duration = Duration::from_hours(365 * 24);
+
 /// What every request for a subscription has; the rest is the transport's.
 #[derive(Deserialize)]
 struct SubscriptionRequest {
     transport: String,
     #[serde(default)]
     mailboxes: Option<Vec<String>>,
+    /// When it is to end, in the form of RFC 3339.
+    #[serde(default)]
+    expires: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -76,6 +82,7 @@ pub(super) async fn add(
 ) -> Result<Response, ApiError> {
     let request: SubscriptionRequest = JsonBody(body.clone()).read()?;
     let mailboxes = wanted(request.mailboxes, context.most_mailboxes)?;
+    let expires = request.expires.map(|expires| end(&expires, Timestamp::now())).transpose()?;
     let transport = TransportId::new(&request.transport);
     let account = caller.account.clone();
     let Some(enrolled) = context.push.enrol(&transport, &account, &body) else {
@@ -85,6 +92,7 @@ pub(super) async fn add(
         return Err(ApiError::invalid("transport", message));
     };
     let (mut subscription, answer) = enrolled.map_err(|why| refusal(&why))?;
+    subscription.expires_at = expires;
     let mail = caller.mail().await?;
     let (readable, unreadable) = mail.check(mailboxes).await?;
     let login = mail.login.clone();
@@ -104,12 +112,14 @@ pub(super) async fn add(
     };
     subscription.options = with_option(&subscription.options, CONFIRM, hash);
     let counts = counts.is_some();
+    let options = Arc::clone(&subscription.options);
     let named = |mailboxes: &mut dyn Iterator<Item = &Mailbox>| -> Vec<String> {
         mailboxes.map(|mailbox| mailbox.as_str().to_owned()).collect()
     };
     let shown = json!({
         "mailboxes": named(&mut readable.iter().map(|(mailbox, _)| mailbox)),
         "unreadable": named(&mut unreadable.iter()),
+        "expires_at": expires.map(at),
     });
     let registration = Registration { subscription: subscription.clone(), mailboxes: readable };
     stored(context.registrar.clone().register_pending(registration, login).await)?;
@@ -118,8 +128,11 @@ pub(super) async fn add(
     if !counts {
         let delivered = context.push.verify(subscription, code).await;
         if let Err(error) = accepted(delivered) {
-            // It could never be confirmed.
-            context.store.remove_by_id(&account, id).await.map_err(away)?;
+            // It could never be confirmed. Another request may have made it anew meanwhile, or confirmed it.
+            let removed = context.store.remove_pending(&account, id, &options).await;
+            if removed.map_err(away)?.is_some_and(|removed| !removed.account_left) {
+                context.registrar.forget(&account);
+            }
             return Err(error);
         }
     }
@@ -149,10 +162,12 @@ pub(super) async fn confirm(
             "This is not the code that the push brought.",
         ));
     }
-    if !context.store.confirm(&caller.account, listed.id).await.map_err(away)? {
-        return Err(ApiError::not_found());
-    }
-    context.registrar.counts_now(caller.account.clone(), caller.login()).await;
+    let (account, login) = (caller.account.clone(), caller.login());
+    let confirming = context.registrar.clone().confirm(account, listed.id, login);
+    // To its end, also when the client hangs up: what counts has to be watched.
+    let confirmed = tokio::spawn(confirming).await;
+    let confirmed = confirmed.map_err(|_| ApiError::unavailable("Try again later."))?;
+    stored(confirmed.map_err(away)?.ok_or_else(ApiError::not_found)?)?;
     listed.state = SubscriptionState::Active;
     Ok(Json(shown(&listed)))
 }
@@ -227,6 +242,17 @@ fn wanted(names: Option<Vec<String>>, most: usize) -> Result<Vec<Mailbox>, ApiEr
         }
     }
     Ok(mailboxes)
+}
+
+/// The end that a client asks for, in milliseconds exactly: later than `now`, and within a year.
+fn end(expires: &str, now: Timestamp) -> Result<Timestamp, ApiError> {
+    let time = humantime::parse_rfc3339(expires).ok();
+    let since = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let end = since.and_then(|since| i64::try_from(since.as_millis()).ok()).map(Timestamp);
+    end.filter(|end| *end > now && *end <= now.plus(LONGEST)).ok_or_else(|| {
+        let message = "Say a time within a year from now, as in 2030-01-31T12:00:00Z.";
+        ApiError::invalid("expires", message)
+    })
 }
 
 /// The answer to a request that the transport does not take: its sentence begins with the key.
@@ -332,6 +358,24 @@ mod tests {
         assert_eq!(option(&options, CONFIRM).as_deref(), Some("h"));
         assert_eq!(&*with_option("{\"a\":1}", CONFIRM, None), "{\"a\":1}");
         assert_eq!(option("{}", CONFIRM), None);
+    }
+
+    #[test]
+    fn an_end_is_within_a_year() {
+        let now = Timestamp(1_900_000_000_000);
+        let end = |text: &str| end(text, now).ok().map(|end| end.0 - now.0);
+        assert_eq!(end("2030-03-17T17:46:40.001Z"), Some(1));
+        assert_eq!(end("2031-03-17T17:46:40Z"), Some(365 * 24 * 3_600_000));
+        for bad in [
+            "2030-03-17T17:46:40Z",
+            "2031-03-17T17:46:41Z",
+            "1960-01-01T00:00:00Z",
+            "2030-04-01",
+            "",
+            "soon",
+        ] {
+            assert_eq!(end(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -115,6 +115,7 @@ pub(super) async fn tidy(credentials: Arc<CredentialSource>, stop: CancellationT
 /// Removes subscriptions that were not confirmed in time, and those that are over.
 pub(super) async fn drop_ended(
     store: Store,
+    credentials: Arc<CredentialSource>,
     routes: Routes,
     pushes: DispatcherHandle,
     stop: CancellationToken,
@@ -123,13 +124,16 @@ pub(super) async fn drop_ended(
         loop {
             let now = Timestamp::now();
             match store.drop_ended(now.minus(PENDING), now).await {
-                // Without a route nobody pushes to anybody.
-                Ok(accounts) if !routes.is_empty() => {
+                Ok(accounts) => {
                     for account in accounts {
-                        let _ = pushes.changed(account).await;
+                        // Nobody has watched what was never confirmed, so nobody else forgets it.
+                        credentials.forget(&account);
+                        // Without a route nobody pushes to anybody.
+                        if !routes.is_empty() {
+                            let _ = pushes.changed(account).await;
+                        }
                     }
                 }
-                Ok(_) => {}
                 Err(error) => tracing::warn!(
                     target: "mailchime::app::ended_subscriptions_not_removed",
                     %error,

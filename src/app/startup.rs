@@ -349,11 +349,17 @@ impl Built {
         let stop = tasks.stop_of(StopStage::Serving);
         let longest = config.limits.capability_size;
         let (store, credentials) = (self.store.clone(), Arc::clone(&self.credentials));
+        let ended = drop_ended(
+            store.clone(),
+            Arc::clone(&credentials),
+            self.routes.clone(),
+            pushes,
+            stop.clone(),
+        );
         let probing = probe(self.backends.clone(), longest, stop.clone());
         tasks.start(StopStage::Serving, "backend probe", probing);
         tasks.start(StopStage::Serving, "credential expiry", tidy(credentials, stop.clone()));
         tasks.start(StopStage::Serving, "database file guard", guard(store.clone(), stop.clone()));
-        let ended = drop_ended(store.clone(), self.routes.clone(), pushes, stop.clone());
         tasks.start(StopStage::Serving, "ended subscriptions", ended);
         tasks.start(StopStage::Serving, "service time", count_service(store, offered, stop));
     }

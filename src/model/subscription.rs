@@ -61,8 +61,8 @@ pub struct Subscription {
     pub options: Arc<str>,
     /// What the transport has to know in secret. The database has it sealed.
     pub secrets: Option<SubscriptionSecrets>,
-    /// When it ends, by the time of day. `None`: when its client has been silent for as long as
-    /// `[push] registration_ttl` says, which does not count for the others.
+    /// When it ends, by the time of day. `None`: not by itself, or by silence
+    /// ([`Subscription::is_registered_again`]).
     pub expires_at: Option<Timestamp>,
 }
 
@@ -253,6 +253,18 @@ impl Subscription {
             && self.transport == key.transport
             && self.endpoint == key.endpoint
             && self.app == key.app
+    }
+
+    /// Whether its client registers it again by itself, or mailchime does as for a web hook of the operator: so
+    /// silence means that it is over. Those that users make by the API end by the push service's word, by their
+    /// user, or at the time that they say.
+    pub fn is_registered_again(&self) -> bool {
+        let again = match self.transport.as_str() {
+            "apns" => true,
+            "webhook" => &*self.route != "users",
+            _ => false,
+        };
+        again && self.expires_at.is_none()
     }
 }
 

@@ -149,7 +149,7 @@ impl Facts<'_> {
         } = &self.pending;
         let mut reasons = Vec::new();
         let alive = Alive::at(served, self.config);
-        if *heard_at < alive.registered_since {
+        if *heard_at < alive.registered_since && device.is_registered_again() {
             let since = served.0.saturating_sub(heard_at.0);
             reasons.push(Reason::Expired { since: since.unsigned_abs() });
         }

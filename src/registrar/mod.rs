@@ -17,12 +17,12 @@ use tokio::time::{Instant, timeout};
 use self::pace::RegistrationPace;
 use crate::config::{Config, LimitsConfig};
 use crate::model::{
-    AcceptedLogin, Account, Registration, RegistrationResult, SessionEvent, SubscriptionState,
-    Timestamp,
+    AcceptedLogin, Account, BackendId, Registration, RegistrationResult, SessionEvent,
+    SubscriptionState, Timestamp,
 };
 use crate::net::backends::Backends;
 use crate::net::counters::LimitCounters;
-use crate::store::{CredentialSource, Full, RegisterOutcome, StoreError};
+use crate::store::{CredentialSource, Full, MadeRoom, RegisterOutcome, StoreError};
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -96,10 +96,8 @@ impl Registrar {
         self.register_in(registration, login, SubscriptionState::Active).await
     }
 
-    /// The same for a subscription that counts when it is confirmed ([`Store::confirm`]) and
-    /// [`Registrar::counts_now`] says so. One that is there and counts goes on counting.
-    ///
-    /// [`Store::confirm`]: crate::store::Store::confirm
+    /// The same for a subscription that counts when it is confirmed ([`Registrar::confirm`]). One that is there
+    /// and counts goes on counting.
     pub async fn register_pending(
         self,
         registration: Registration,
@@ -108,10 +106,39 @@ impl Registrar {
         self.register_in(registration, login, SubscriptionState::Pending).await
     }
 
-    /// A subscription of the account that `login` proved was confirmed: lets it be watched.
-    pub async fn counts_now(&self, account: Account, login: AcceptedLogin) {
-        // If the watching side is gone the program is ending, and starts it next time.
-        let _ = self.events.send(SessionEvent::Registered { account, login }).await;
+    /// A pending subscription of the account that `login` proved has shown that its endpoint is its client's: it
+    /// counts from now on and is watched. To be waited for to the end. `None` where the account has no such
+    /// subscription.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn confirm(
+        self,
+        account: Account,
+        id: i64,
+        login: AcceptedLogin,
+    ) -> Result<Option<RegistrationResult>, StoreError> {
+        let Self { parts, events } = self;
+        match parts.credentials.confirm(&account, id, &login, parts.most).await? {
+            None => Ok(None),
+            Some(RegisterOutcome::Full(full)) => Ok(Some(parts.no_room(&account, full))),
+            Some(RegisterOutcome::Stored(room)) => {
+                parts.made_room(&account, room);
+                // If the watching side is gone the program is ending, and starts it next time.
+                let _ = events.send(SessionEvent::Registered { account, login }).await;
+                Ok(Some(RegistrationResult::Stored { route: "".into() }))
+            }
+        }
+    }
+
+    /// Whether the account still has this backend.
+    pub fn has_backend(&self, account: &Account, backend: &BackendId) -> bool {
+        self.parts.backends.id_of(account).is_some_and(|now| now.is(backend.as_str()))
+    }
+
+    /// Forgets what is kept in memory for an account that has no subscription any more.
+    pub fn forget(&self, account: &Account) {
+        self.parts.credentials.forget(account);
     }
 
     async fn register_in(
@@ -164,15 +191,7 @@ impl Registrar {
                     target: "mailchime::registrar::registered",
                     %account, %endpoint, mailboxes, "a client registered for push"
                 );
-                if room.registrations > 0 && parts.counters.accounts_per_device.hit() {
-                    tracing::warn!(
-                        target: "mailchime::registrar::registration_displaced",
-                        %account,
-                        %endpoint,
-                        "[push] accounts_per_device is reached; of the domain with most accounts \
-                         for this endpoint, mailchime removed the oldest registration"
-                    );
-                }
+                parts.made_room(&account, room);
                 // If the watching side is gone the program is ending, and starts it next time.
                 let _ = events.send(SessionEvent::Registered { account, login }).await;
                 stored
@@ -228,6 +247,18 @@ impl RegistrarParts {
         None
     }
 
+    /// Says to the log that a registration of another account had to go.
+    fn made_room(&self, account: &Account, room: MadeRoom) {
+        if room.registrations > 0 && self.counters.accounts_per_device.hit() {
+            tracing::warn!(
+                target: "mailchime::registrar::registration_displaced",
+                %account,
+                "[push] accounts_per_device is reached; of the domain with most accounts for an \
+                 endpoint, mailchime removed the oldest registration"
+            );
+        }
+    }
+
     /// Says which limit leaves no room, to the log and to the client.
     fn no_room(&self, account: &Account, full: Full) -> RegistrationResult {
         let counters = &self.counters;
@@ -236,6 +267,7 @@ impl RegistrarParts {
             Full::DevicesPerDomain => ("devices_per_domain", &counters.devices_per_domain),
             Full::AccountsPerBackend => ("accounts_per_backend", &counters.accounts_per_backend),
             Full::DevicesPerBackend => ("devices_per_backend", &counters.devices_per_backend),
+            Full::PendingPerAccount => return RegistrationResult::TooMany,
         };
         if counter.hit() {
             tracing::warn!(
@@ -246,6 +278,7 @@ impl RegistrarParts {
         match full {
             Full::AccountsPerDomain | Full::DevicesPerDomain => RegistrationResult::DomainFull,
             Full::AccountsPerBackend | Full::DevicesPerBackend => RegistrationResult::BackendFull,
+            Full::PendingPerAccount => RegistrationResult::TooMany,
         }
     }
 

@@ -166,6 +166,20 @@ impl CredentialSource {
         self.register_in(registration, login, max_devices, now, state).await
     }
 
+    /// A pending subscription of the account that `login` proves is confirmed: [`Store::confirm`].
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn confirm(
+        &self,
+        account: &Account,
+        id: i64,
+        login: &AcceptedLogin,
+        max_devices: u32,
+    ) -> Result<Option<RegisterOutcome>, StoreError> {
+        self.store.confirm(account, id, login, max_devices).await
+    }
+
     async fn register_in(
         &self,
         registration: &Registration,

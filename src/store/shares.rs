@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::records::{delete, id_of, lock};
+use super::records::{delete, lock};
 use super::sql;
 use super::sql::work::Work;
 use crate::model::{Account, BackendId, SubscriptionKey};
@@ -36,6 +36,8 @@ pub enum Full {
     AccountsPerBackend,
     /// `[push] devices_per_backend`
     DevicesPerBackend,
+    /// The account has as many pending subscriptions as it may have.
+    PendingPerAccount,
 }
 
 /// What made room for a registration.
@@ -45,6 +47,19 @@ pub struct MadeRoom {
     pub devices: usize,
     /// Registrations of the same device for other accounts.
     pub registrations: usize,
+}
+
+impl MadeRoom {
+    /// Says in the log that others had to go for a subscription of this account.
+    pub(super) fn say(&self, account: &Account, max_devices: u32) {
+        if let Self { devices: dropped @ 1.., .. } = *self {
+            tracing::info!(
+                target: "mailchime::store::oldest_subscriptions_removed",
+                %account, dropped, max_devices,
+                "removed the oldest devices of an account to make room for a new one"
+            );
+        }
+    }
 }
 
 /// A subscription that may have to go.
@@ -74,16 +89,18 @@ impl Default for Shares {
 }
 
 impl Shares {
-    /// Whether there is no room for what would be a new row of an account of this backend.
+    /// Whether there is no room for what would be one more subscription of an account of this backend. Pending
+    /// ones are not counted.
     pub(super) async fn full(
         self,
         work: &mut Work,
-        key: &SubscriptionKey,
+        account: &Account,
         backend: &BackendId,
     ) -> sqlx::Result<Option<Full>> {
         const SUBSCRIPTIONS: &str = "select count(*) as others from subscription s \
-                                     join account a on a.id = s.account where";
-        const ACCOUNTS: &str = "select count(*) as others from account a where";
+                                     join account a on a.id = s.account where s.state = 'active' and";
+        const ACCOUNTS: &str = "select count(*) as others from account a where exists (select 1 \
+                                from subscription s where s.account = a.id and s.state = 'active') and";
         // A row may have the backend by the address that it had before it got a name.
         const OF_DOMAIN: &str = "a.domain in ($1, $2)";
         const OF_BACKEND: &str = "a.backend in ($1, $2)";
@@ -93,12 +110,15 @@ impl Shares {
             (self.devices_per_backend, Full::DevicesPerBackend, SUBSCRIPTIONS, OF_BACKEND),
             (self.accounts_per_backend, Full::AccountsPerBackend, ACCOUNTS, OF_BACKEND),
         ];
-        if limits.iter().all(|(limit, ..)| *limit == 0) || id_of(work, key).await?.is_some() {
+        if limits.iter().all(|(limit, ..)| *limit == 0) {
             return Ok(None);
         }
-        let known = sql::query("select 1 as known from account where name = $1");
-        let known = known.bind(key.account.as_str()).fetch_optional_in(work).await?.is_some();
-        let domain = domain(&key.account);
+        let known = sql::query(
+            "select 1 as known from account a where a.name = $1 and exists (select 1 \
+             from subscription s where s.account = a.id and s.state = 'active')",
+        );
+        let known = known.bind(account.as_str()).fetch_optional_in(work).await?.is_some();
+        let domain = domain(account);
         for (limit, full, counted, of) in limits {
             if limit == 0 || (known && counted == ACCOUNTS) {
                 continue;
@@ -133,9 +153,9 @@ impl Shares {
             "select s.id, a.name as account, s.transport, s.endpoint_hash, \
              coalesce(s.heard_at, 0) as heard, s.registered_at \
              from account a join subscription s on s.account = a.id where a.folded = $1 \
-             union select s.id, a.name, s.transport, s.endpoint_hash, coalesce(s.heard_at, 0), \
+             and s.state = 'active' union select s.id, a.name, s.transport, s.endpoint_hash, coalesce(s.heard_at, 0), \
              s.registered_at from subscription s join account a on a.id = s.account \
-             where s.endpoint_hash = $2 and s.transport = $3 order by 5, 6, 2, 1",
+             where s.endpoint_hash = $2 and s.transport = $3 and s.state = 'active' order by 5, 6, 2, 1",
         )
         .bind(folded.as_str())
         .bind(hash.as_str())
@@ -177,6 +197,16 @@ impl Shares {
         }
         Ok((made, losers))
     }
+}
+
+/// How many pending subscriptions the account has, and others whose names differ in nothing but case.
+pub(super) async fn pending_of(work: &mut Work, account: &Account) -> sqlx::Result<i64> {
+    let query = sql::query(
+        "select count(*) as pending from subscription s join account a on a.id = s.account \
+         where a.folded = $1 and s.state = 'pending'",
+    );
+    let folded = account.case_folded();
+    query.bind(folded.as_str()).fetch_one_in(work).await?.try_get("pending")
 }
 
 /// Of `rows`, oldest first, those that are more than `most`: again and again the oldest of the group

@@ -15,12 +15,15 @@ use crate::model::{
 use super::batches::Waiting;
 use super::kept_rows::{kept, put};
 use super::records::{
-    account, bind_snapshot, delete, is_of_operator, lock, of_users, state_name, subscription,
+    account, bind_snapshot, delete, id_of, is_of_operator, lock, of_users, state_name, subscription,
 };
 use super::shares;
 use super::sql::work::Work;
 use super::sql::{self, Shaped, Upsert, rows};
 use super::{Alive, Full, MadeRoom, Registrant, Store, StoreError};
+
+/// Most pending subscriptions of one account.
+const PENDING: i64 = 5;
 
 /// What became of a registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +66,8 @@ impl Store {
     /// - Where the backend ignores the case of names, the device's registrations for other spellings
     ///   of the account end: they are of a time before that was known.
     /// - The limits of `Shares` hold.
+    /// - A pending one displaces nothing, and an account has [`PENDING`] of them at most; room is made when it
+    ///   is confirmed ([`Store::confirm`]).
     ///
     /// # Errors
     /// [`StoreError::Sealing`] when it has secrets and the key file cannot be used, else when the database
@@ -84,13 +89,8 @@ impl Store {
             Ok(registered)
         }))
         .await?;
-        if let RegisterOutcome::Stored(MadeRoom { devices: dropped @ 1.., .. }) = registered {
-            let account = &registration.subscription.account;
-            tracing::info!(
-                target: "mailchime::store::oldest_subscriptions_removed",
-                %account, dropped, max_devices,
-                "removed the oldest devices of an account to make room for a new one"
-            );
+        if let RegisterOutcome::Stored(made) = &registered {
+            made.say(&registration.subscription.account, max_devices);
         }
         Ok(registered)
     }
@@ -110,8 +110,15 @@ impl Store {
                 let account = &registration.subscription.account;
                 let key = SubscriptionKey::from(&registration.subscription);
                 leave(&mut transaction, account, &login.backend).await?;
-                if let Some(full) = self.shares.full(&mut transaction, &key, &login.backend).await?
-                {
+                let pending = login.state == SubscriptionState::Pending;
+                let mut full = None;
+                if id_of(&mut transaction, &key).await?.is_none() {
+                    full = self.shares.full(&mut transaction, account, &login.backend).await?;
+                    if pending && shares::pending_of(&mut transaction, account).await? >= PENDING {
+                        full = Some(Full::PendingPerAccount);
+                    }
+                }
+                if let Some(full) = full {
                     self.tell(&mut transaction, account.as_str(), false).await?;
                     registered.push(RegisterOutcome::Full(full));
                     continue;
@@ -135,17 +142,13 @@ impl Store {
                     outdate_others(&mut transaction, account_id, id, login_at).await?;
                 }
                 replace_mailboxes(&mut transaction, account_id, id, registration).await?;
-                let mut losers = match login.names_ignore_case {
-                    true => leave_spellings(&mut transaction, &key).await?,
-                    false => BTreeSet::new(),
+                let made = match pending {
+                    true => MadeRoom::default(),
+                    false => {
+                        let folds = login.names_ignore_case;
+                        self.displace(&mut transaction, &key, id, folds, *max_devices).await?
+                    }
                 };
-                let room = self.shares.make_room(&mut transaction, &key, id, *max_devices);
-                let (made, others) = room.await?;
-                losers.extend(others);
-                for loser in losers {
-                    sweep(&mut transaction, &loser).await?;
-                    self.tell(&mut transaction, &loser, false).await?;
-                }
                 sweep(&mut transaction, account.as_str()).await?;
                 self.tell(&mut transaction, account.as_str(), true).await?;
                 registered.push(RegisterOutcome::Stored(made));
@@ -155,6 +158,29 @@ impl Store {
             Ok(registered)
         })
         .await
+    }
+
+    /// Removes what has to go for the subscription `key`, which counts and has this id; of other spellings of
+    /// the account too where its backend `folds` names.
+    pub(super) async fn displace(
+        &self,
+        transaction: &mut Work,
+        key: &SubscriptionKey,
+        id: i64,
+        folds: bool,
+        max_devices: u32,
+    ) -> sqlx::Result<MadeRoom> {
+        let mut losers = match folds {
+            true => leave_spellings(transaction, key).await?,
+            false => BTreeSet::new(),
+        };
+        let (made, others) = self.shares.make_room(transaction, key, id, max_devices).await?;
+        losers.extend(others);
+        for loser in losers {
+            sweep(transaction, &loser).await?;
+            self.tell(transaction, &loser, false).await?;
+        }
+        Ok(made)
     }
 
     /// Whether the registration is stored as it is, since `since` or later, and its account is not
@@ -268,7 +294,9 @@ impl Store {
                 let query = sql::query(
                     "select distinct a.name as account from subscription s \
                      join account a on a.id = s.account \
-                     where (s.heard_at < $1 and s.expires_at is null) or (s.outdated_since is not null and s.outdated_at <= $2) order by account",
+                     where (s.heard_at < $1 and s.expires_at is null and (s.transport = 'apns' \
+                     or (s.transport = 'webhook' and s.route <> 'users'))) \
+                     or (s.outdated_since is not null and s.outdated_at <= $2) order by account",
                 )
                 .bind(registered_since.0)
                 .bind(outdated_after.0);
@@ -282,7 +310,8 @@ impl Store {
                 lock(&mut transaction, account.as_str()).await?;
                 sql::query(
                     "delete from subscription where account = (select id from account where name = $1) \
-                     and ((heard_at < $2 and expires_at is null) or (outdated_since is not null and outdated_at <= $3))",
+                     and ((heard_at < $2 and expires_at is null and (transport = 'apns' \
+                     or (transport = 'webhook' and route <> 'users'))) or (outdated_since is not null and outdated_at <= $3))",
                 )
                 .bind(account.as_str())
                 .bind(registered_since.0)

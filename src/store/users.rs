@@ -5,9 +5,11 @@ use sqlx::Row;
 use super::records::{id_of, lock, state_name, subscription};
 use super::sql;
 use super::subscriptions::sweep;
-use super::{Removed, Store, StoreError};
+use super::{MadeRoom, RegisterOutcome, Removed, Store, StoreError};
 use crate::metrics::Call;
-use crate::model::{Account, Mailbox, Subscription, SubscriptionKey, SubscriptionState, Timestamp};
+use crate::model::{
+    AcceptedLogin, Account, Mailbox, Subscription, SubscriptionKey, SubscriptionState, Timestamp,
+};
 
 /// A subscription as its user sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,29 +89,83 @@ impl Store {
         self.read(Call::Listed, async { id_of(&mut self.begin_read().await?, key).await }).await
     }
 
-    /// The endpoint of a pending subscription has answered: it counts from now on. Returns whether the account has this subscription; it may
-    /// have counted before.
+    /// The endpoint of a pending subscription has answered: it counts from now on, and others make room for it as
+    /// for one that registers ([`Store::register`]). `login` proves the account. One that counts already goes on
+    /// doing so. `None` when the account has no such subscription.
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn confirm(&self, account: &Account, id: i64) -> Result<bool, StoreError> {
-        self.write(Call::Confirm, || async {
+    pub async fn confirm(
+        &self,
+        account: &Account,
+        id: i64,
+        login: &AcceptedLogin,
+        max_devices: u32,
+    ) -> Result<Option<RegisterOutcome>, StoreError> {
+        let confirmed = self.write(Call::Confirm, || async {
             let mut transaction = self.begin().await?;
             lock(&mut transaction, account.as_str()).await?;
-            let done = sql::query(
-                "update subscription set state = 'active' where id = $1 \
-                 and account = (select id from account where name = $2)",
+            let row = sql::query(
+                "select a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
+                 s.route, s.options, s.expires_at, s.state from account a \
+                 join subscription s on s.account = a.id where a.name = $1 and s.id = $2",
             )
-            .bind(id)
             .bind(account.as_str())
-            .execute_in(&mut transaction)
+            .bind(id)
+            .fetch_optional_in(&mut transaction)
             .await?;
-            let found = done.rows_affected() > 0;
-            if found {
-                self.tell(&mut transaction, account.as_str(), true).await?;
+            let Some(row) = row else { return Ok(None) };
+            if row.try_get::<&str, _>("state")? != state_name(SubscriptionState::Pending) {
+                return Ok(Some(RegisterOutcome::Stored(MadeRoom::default())));
             }
+            if let Some(full) = self.shares.full(&mut transaction, account, &login.backend).await? {
+                return Ok(Some(RegisterOutcome::Full(full)));
+            }
+            let active = sql::query("update subscription set state = 'active' where id = $1");
+            active.bind(id).execute_in(&mut transaction).await?;
+            let key = SubscriptionKey::from(&subscription(&row)?);
+            let made = self
+                .displace(&mut transaction, &key, id, login.names_ignore_case, max_devices)
+                .await?;
+            sweep(&mut transaction, account.as_str()).await?;
+            self.tell(&mut transaction, account.as_str(), true).await?;
             transaction.commit().await?;
-            Ok(found)
+            self.leaves_traces();
+            Ok(Some(RegisterOutcome::Stored(made)))
+        });
+        let confirmed = confirmed.await?;
+        if let Some(RegisterOutcome::Stored(made)) = &confirmed {
+            made.say(account, max_devices);
+        }
+        Ok(confirmed)
+    }
+
+    /// Removes a subscription of an account that is still pending with these options, which hold the code that
+    /// was to confirm it. `None` when there is no such one.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn remove_pending(
+        &self,
+        account: &Account,
+        id: i64,
+        options: &str,
+    ) -> Result<Option<Removed>, StoreError> {
+        self.write(Call::RemoveDevice, || async {
+            let mut transaction = self.begin().await?;
+            lock(&mut transaction, account.as_str()).await?;
+            let row = sql::query(
+                "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
+                 s.route, s.options, s.expires_at from account a \
+                 join subscription s on s.account = a.id where a.name = $1 and s.id = $2 \
+                 and s.state = 'pending' and s.options = $3",
+            )
+            .bind(account.as_str())
+            .bind(id)
+            .bind(options)
+            .fetch_optional_in(&mut transaction)
+            .await?;
+            self.remove(transaction, row).await
         })
         .await
     }

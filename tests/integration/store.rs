@@ -49,6 +49,7 @@ use self::service::{
     silence_is_measured_by_the_time_in_which_phones_could_register,
 };
 use self::users::{
+    a_pending_subscription_displaces_nothing_until_it_is_confirmed,
     a_pending_subscription_gets_nothing_until_it_is_confirmed, a_user_removes_any_of_their_own,
     secrets_are_sealed_for_their_subscription, what_did_not_answer_and_what_has_ended_goes,
 };
@@ -260,6 +261,7 @@ contract! {
     one_account_is_looked_up,
     a_pending_subscription_gets_nothing_until_it_is_confirmed,
     what_did_not_answer_and_what_has_ended_goes,
+    a_pending_subscription_displaces_nothing_until_it_is_confirmed,
     a_user_removes_any_of_their_own,
     secrets_are_sealed_for_their_subscription,
     a_closed_store_says_so,

@@ -130,7 +130,7 @@ async fn subscriptions(of: &mut Exercise<'_>) {
     let mine = json!({ "transport": "paper", "to": "well" });
     let made = of.ask(all, &add(mine.clone()), 201).await;
     let id = made["id"].as_str().unwrap().to_owned();
-    of.ask(all, &add(json!({ "transport": "paper", "to": "other" })), 409).await;
+    let other = of.ask(all, &add(json!({ "transport": "paper", "to": "other" })), 201).await;
 
     let at = |method: &str, what: &str, fields: &str| {
         format!("{method} {all}/{id}{what}\n{fields}\n\n{{}}")
@@ -147,6 +147,10 @@ async fn subscriptions(of: &mut Exercise<'_>) {
     of.ask(confirm, &format!("POST {nowhere}/confirm\n{right}\n\n{code}"), 404).await;
     of.ask(confirm, &format!("POST {all}/{id}/confirm\n{right}\n\n{code}"), 200).await;
     of.ask(all, &add(mine), 200).await;
+    // There is room for one that counts.
+    let (other, code) = (other["id"].as_str().unwrap(), json!({ "code": paper.code("other") }));
+    of.ask(confirm, &format!("POST {all}/{other}/confirm\n{right}\n\n{code}"), 409).await;
+    of.ask(all, &add(json!({ "transport": "paper", "to": "third" })), 409).await;
     of.ask(test, &at("POST", "/test", &right), 204).await;
     paper.answers(410);
     of.ask(test, &at("POST", "/test", &right), 422).await;

@@ -51,6 +51,7 @@ async fn a_subscription_counts_when_its_client_says_the_code() {
                 201,
                 json!({
                     "id": id, "state": "pending", "mailboxes": ["INBOX"], "unreadable": [], "stamp": "80c",
+                    "expires_at": null,
                 })
             )
         );
@@ -82,6 +83,30 @@ async fn a_subscription_counts_when_its_client_says_the_code() {
         assert_eq!(again.json()["id"], json!(id));
         let codes = paper.sent("well").iter().filter(|text| text.starts_with("code")).count();
         assert_eq!(codes, 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_ends_when_its_client_wants_it_to_or_not_by_itself() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let paper = Paper::subscribable(&api);
+        api.subscribed(&paper, "lasting").await;
+        let asks =
+            |expires: &str| json!({ "transport": "paper", "to": "ends", "expires": expires });
+        for bad in ["2020-01-01T00:00:00Z", "2999-01-01T00:00:00Z", "soon"] {
+            let reply = api.of(ALICE, "POST /v1/subscriptions", Some(asks(bad))).await;
+            assert_eq!(reply.error(), (422, "invalid".to_owned()), "{bad}");
+            assert_eq!(reply.json()["field"], "expires");
+        }
+        let tomorrow = std::time::SystemTime::now() + std::time::Duration::from_hours(24);
+        let tomorrow = humantime::format_rfc3339_seconds(tomorrow).to_string();
+        let made = api.of(ALICE, "POST /v1/subscriptions", Some(asks(&tomorrow))).await;
+        assert_eq!((made.status, &made.json()["expires_at"]), (201, &json!(tomorrow)));
+        let listed = api.listed(ALICE).await;
+        let ends: Vec<_> = listed.iter().map(|it| it["expires_at"].clone()).collect();
+        assert_eq!(ends, [Value::Null, json!(tomorrow)]);
     })
     .await;
 }

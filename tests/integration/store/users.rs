@@ -7,7 +7,10 @@ use mailchime::config;
 use mailchime::model::{
     AcceptedLogin, Credentials, PushEndpoint, SubscriptionSecrets, SubscriptionState, TransportId,
 };
-use mailchime::store::{CredentialSource, ListedSubscription, Vault, VaultError, rotate};
+use mailchime::store::{
+    CredentialSource, Full, ListedSubscription, MadeRoom, RegisterOutcome, Vault, VaultError,
+    rotate,
+};
 
 use super::*;
 
@@ -38,6 +41,11 @@ fn login() -> AcceptedLogin {
 async fn adds(source: &CredentialSource, subscription: Subscription, now: i64) {
     let registration = registration(subscription, &["INBOX"], 5);
     source.register_pending(&registration, &login(), 10, Timestamp(now)).await.unwrap();
+}
+
+/// Confirms it, in an account with room for ten; whether there is one.
+async fn confirms(store: &Store, account: &Account, id: i64) -> bool {
+    store.confirm(account, id, &login(), 10).await.unwrap().is_some()
 }
 
 /// Which subscriptions of alice's there are, and whether they count.
@@ -72,11 +80,11 @@ pub(super) async fn a_pending_subscription_gets_nothing_until_it_is_confirmed(st
     assert_eq!(store.watched(&alice(), &imap(), EVER).await.unwrap(), []);
     assert_eq!(store.owed_accounts().await.unwrap(), []);
 
-    assert!(!store.confirm(&bob(), id).await.unwrap(), "another account's");
-    assert!(!store.confirm(&alice(), id + 1).await.unwrap());
+    assert!(!confirms(&store, &bob(), id).await, "another account's");
+    assert!(!confirms(&store, &alice(), id + 1).await);
     assert_eq!(store.targets(&alice(), EVER).await.unwrap(), []);
-    assert!(store.confirm(&alice(), id).await.unwrap());
-    assert!(store.confirm(&alice(), id).await.unwrap(), "twice is the same");
+    assert!(confirms(&store, &alice(), id).await);
+    assert!(confirms(&store, &alice(), id).await, "twice is the same");
     let target = only_target(&store, &alice()).await;
     assert_eq!(target.subscription, browser("one"), "with its secrets");
     assert_eq!(store.accounts(EVER).await.unwrap().len(), 1);
@@ -105,7 +113,7 @@ pub(super) async fn what_did_not_answer_and_what_has_ended_goes(store: Store) {
     adds(&source, ends, 100).await;
     let all = listed(&store).await;
     for confirmed in &all[2..] {
-        assert!(store.confirm(&alice(), confirmed.id).await.unwrap());
+        assert!(confirms(&store, &alice(), confirmed.id).await);
     }
     assert_eq!(all[3].subscription.expires_at, Some(Timestamp(500)));
 
@@ -117,16 +125,52 @@ pub(super) async fn what_did_not_answer_and_what_has_ended_goes(store: Store) {
     };
     assert_eq!(left(100, 499).await, ["early", "late", "confirmed", "ends"]);
     assert_eq!(left(200, 499).await, ["late", "confirmed", "ends"]);
-    // Silence is nothing to those that say when they end.
+    // Silence ends what registers again by itself, and nothing else.
+    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+    assert_eq!(store.targets(&alice(), Timestamp(150)).await.unwrap().len(), 2);
     assert_eq!(store.expire(Timestamp(150)).await.unwrap(), []);
-    assert_eq!(left(200, 499).await, ["late", "ends"]);
-    assert_eq!(
-        only_target(&store, &alice()).await.subscription.endpoint,
-        all[3].subscription.endpoint
-    );
-    assert_eq!(left(200, 500).await, ["late"]);
-    assert_eq!(store.drop_ended(Timestamp(201), EVER).await.unwrap(), [alice()]);
+    assert_eq!(left(200, 499).await, ["late", "confirmed", "ends"]);
+    assert_eq!(left(200, 500).await, ["late", "confirmed"]);
+    assert_eq!(left(201, 500).await, ["confirmed"]);
+    assert!(store.remove_by_id(&alice(), all[2].id).await.unwrap().is_some());
+    adds(&source, browser("last"), 600).await;
+    assert_eq!(store.drop_ended(Timestamp(601), EVER).await.unwrap(), [alice()]);
     assert!(store.subscriptions_of(&alice()).await.unwrap().is_empty());
+}
+
+pub(super) async fn a_pending_subscription_displaces_nothing_until_it_is_confirmed(store: Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let key_file = folder.path().join("key");
+    let store = store.sealing(&key_file);
+    let source =
+        CredentialSource::open(config::CredentialsMode::Master, &key_file, store.clone()).unwrap();
+    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+    let mut became = Vec::new();
+    for name in ["1", "2", "3", "4", "5", "6"] {
+        let registration = registration(browser(name), &["INBOX"], 5);
+        let pending = source.register_pending(&registration, &login(), 1, Timestamp(200)).await;
+        became.push(pending.unwrap());
+    }
+    let stored = RegisterOutcome::Stored(MadeRoom::default());
+    assert_eq!(became[..5], vec![stored; 5]);
+    assert_eq!(became[5], RegisterOutcome::Full(Full::PendingPerAccount));
+    let all = listed(&store).await;
+    assert_eq!(only_target(&store, &alice()).await.subscription, device(&alice(), 'a'));
+
+    // The first one that is confirmed takes the only place.
+    let confirmed = store.confirm(&alice(), all[1].id, &login(), 1).await.unwrap();
+    let made = MadeRoom { devices: 1, registrations: 0 };
+    assert_eq!(confirmed, Some(RegisterOutcome::Stored(made)));
+    assert_eq!(only_target(&store, &alice()).await.subscription, browser("1"));
+
+    // What failed to be verified goes as long as it is pending with the same code.
+    let removes = async |id, options: &str| {
+        store.remove_pending(&alice(), id, options).await.unwrap().is_some()
+    };
+    assert!(!removes(all[1].id, "{}").await, "it counts");
+    assert!(!removes(all[2].id, "{\"confirm\":\"another\"}").await);
+    assert!(removes(all[2].id, "{}").await);
+    assert_eq!(listed(&store).await.len(), 4);
 }
 
 pub(super) async fn a_user_removes_any_of_their_own(store: Store) {
