@@ -337,7 +337,7 @@ mod tests {
         let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
         let backend = BackendConfig::new("127.0.0.1", 1, BackendTls::None);
         let mut config = Config::new(TlsConfig::new("a", "b"), backend);
-        let hook = WebhookConfig::new("a", "https://a.example/".parse().unwrap(), "x".into());
+        let hook = WebhookConfig::new("a", "https://a.example/".parse().unwrap(), "x");
         config.webhooks = vec![hook];
         let table = Table::new(&config, &NameResolver::default()).unwrap();
         let backends = Backends::new(table, Arc::new(LimitCounters::default()));
