@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use hyper::Uri;
 
-use super::apns::ProxyConfig;
 use super::check::{Check, CheckResult};
+use super::proxy::ProxyConfig;
 
 /// `[[fcm]]`: one project, and the apps that are sent to by it.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::apns::ProxyConfig;
 use super::check::{Check, CheckResult, MINUTE, SECOND};
 use super::network::Network;
+use super::proxy::ProxyConfig;
 
 /// `[webpush]`: who we are to push services, and to which of them mailchime connects.
 #[derive(Clone, Debug, PartialEq)]
