@@ -128,10 +128,10 @@ impl Store {
                 let login_at = (login.logged_in_at, self.served(login.logged_in_at));
                 let became =
                     upsert_account(&mut transaction, account, login, login_at, *now).await?;
-                let AccountRow { id: account_id, outdated, other_password } = became;
+                let AccountRow { id: row, outdated, other_password } = became;
                 let id = upsert_subscription(
                     &mut transaction,
-                    account_id,
+                    row,
                     &registration.subscription,
                     (secrets.as_deref(), login.state),
                     outdated,
@@ -139,9 +139,9 @@ impl Store {
                 )
                 .await?;
                 if other_password && outdated.is_none() {
-                    outdate_others(&mut transaction, account_id, id, login_at).await?;
+                    outdate_others(&mut transaction, row, id, login_at).await?;
                 }
-                replace_mailboxes(&mut transaction, account_id, id, registration).await?;
+                replace_mailboxes(&mut transaction, row, id, registration).await?;
                 let made = match pending {
                     true => MadeRoom::default(),
                     false => {
