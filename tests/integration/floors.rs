@@ -95,7 +95,7 @@ fn no_type_name_stands_for_two_types() {
     let mut defined: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for file in sources() {
         for line in file.text.lines() {
-            let mut words = line.split_whitespace().skip_while(|word| word.starts_with("pub"));
+            let mut words = without_visibility(line).split_whitespace();
             // A type inside an impl belongs to its trait, and the name that a macro is given is none.
             let inner = line.starts_with(' ') && line.trim_start().starts_with("type ");
             if let Some("struct" | "enum" | "trait" | "type") = words.next()
@@ -109,6 +109,25 @@ fn no_type_name_stands_for_two_types() {
     assert!(defined.len() > 300, "{}", defined.len());
     let twice: Vec<_> = defined.iter().filter(|(_, files)| files.len() > 1).collect();
     assert!(twice.is_empty(), "{twice:#?}");
+}
+
+/// The line without its indent and a visibility, such as `pub(in crate::watch)`.
+fn without_visibility(line: &str) -> &str {
+    let line = line.trim_start();
+    match line.strip_prefix("pub") {
+        Some(rest) if rest.starts_with('(') => rest.split_once(')').map_or(rest, |(_, rest)| rest),
+        Some(rest) if rest.starts_with(' ') => rest,
+        _ => line,
+    }
+}
+
+#[test]
+fn each_visibility_is_no_part_of_a_definition() {
+    for visibility in ["", "pub ", "pub(super) ", "pub(in crate::watch) ", "    pub(crate) "] {
+        let line = format!("{visibility}struct Name;");
+        assert_eq!(without_visibility(&line).trim_start(), "struct Name;");
+    }
+    assert_eq!(without_visibility("publish(one)"), "publish(one)");
 }
 
 #[test]
