@@ -80,6 +80,27 @@ fn what_follows_from_hints_and_looks() {
             ],
         ),
         (
+            "a hint of a mailbox that was made anew",
+            told,
+            vec![
+                (Hint(None, state(8, 10, 5, 2)), "nothing"),
+                (Look(state(8, 10, 5, 2)), "nothing"),
+            ],
+        ),
+        (
+            "EXISTS announces, and a phone would show the flags",
+            told,
+            vec![
+                (Hint(Some(NewMail), messages(6)), "1 announced"),
+                (Flags(new(11, 6, 2), true), "2 changed: quiet, next 11 of 6 with 2"),
+            ],
+        ),
+        (
+            "the hint is of new mail, the numbers show that one was read",
+            told,
+            vec![(Hint(Some(NewMail), new(10, 5, 1)), "look due, new mail")],
+        ),
+        (
             "EXISTS twice before the look: the last announcement is confirmed",
             told,
             vec![
@@ -390,4 +411,28 @@ fn new_mail_is_a_surprise_only_where_a_state_was_known_and_nothing_announced() {
     assert!(ledger.expects_nothing() && !Ledger::new(Snapshot::default()).expects_nothing());
     ledger.hint(Some(NewMail), &messages(6), || 1);
     assert!(!ledger.expects_nothing() && ledger.has_announced());
+}
+
+#[test]
+fn a_look_is_urgent_as_what_asks_for_it() {
+    let state = state(7, 10, 5, 2);
+    for (consequence, expected) in [
+        (Consequence::Nothing, None),
+        (Consequence::LookDue(Quiet), Some(Quiet)),
+        (Consequence::LookDue(NewMail), Some(NewMail)),
+        (Consequence::Announced { id: 1 }, Some(NewMail)),
+        (Consequence::Changed { kind: NewMail, id: 1, state }, None),
+        (Consequence::Rebased { id: 1, state }, None),
+    ] {
+        assert_eq!(consequence.urgency(), expected, "{consequence:?}");
+    }
+}
+
+#[test]
+fn a_forgotten_uidnext_is_not_compared_with_the_next_look() {
+    let mut ledger = Ledger::new(state(7, 10, 5, 2));
+    ledger.forget_uid_next();
+    assert_eq!(ledger.look(&state(7, 99, 5, 2), None, || 1), Consequence::Nothing);
+    let changed = ledger.look(&state(7, 100, 6, 3), None, || 1);
+    assert_eq!(written(changed, true), "1 changed: new mail, next 100 of 6 with 3");
 }
