@@ -1,4 +1,4 @@
-//! The floors of the design: which part may name which, and that `imap` touches no socket, file or clock.
+//! The floors of the design: which part may name which, and that what is pure touches no socket, file or clock.
 //!
 //! The sources are read as tokens, so that a path in a comment or a string does not count and one
 //! in a group (`use crate::{imap, net}`) or through `super` does. Names that a macro would make are
@@ -32,9 +32,12 @@ const FLOORS: &[&[&str]] = &[
 /// The stand-ins: they may use anything, and only the command line and tests may use them.
 const DEMO: &str = "demo";
 
-/// What would give `imap` a socket, a file, a task or a clock. A path that ends in `::now` is a
+/// Modules that touch no socket, file, task or clock.
+const PURE: &[&str] = &["imap", "watch::ledger", "push::scheduler"];
+
+/// What would give those a socket, a file, a task or a clock. A path that ends in `::now` is a
 /// clock as well.
-const NOT_IN_IMAP: &[&str] = &[
+const NOT_IN_PURE: &[&str] = &[
     "tokio",
     "tokio_util",
     "tokio_rustls",
@@ -204,8 +207,9 @@ impl File {
                     faults.insert(format!("`{from}` must not name `{shown}`"));
                 }
             }
-            if from == "imap" && !in_tests && leaves_pure_code(&path) {
-                faults.insert(format!("`imap` must not use `{shown}`"));
+            let is_pure = PURE.iter().find(|pure| self.module.join("::").starts_with(**pure));
+            if let Some(pure) = is_pure.filter(|_| !in_tests && leaves_pure_code(&path)) {
+                faults.insert(format!("`{pure}` must not use `{shown}`"));
             }
         }
         faults.into_iter().collect()
@@ -400,7 +404,7 @@ fn leaves_pure_code(path: &[String]) -> bool {
     let within = |barred: &&str| {
         shown.strip_prefix(barred).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
     };
-    NOT_IN_IMAP.iter().any(within) || shown.ends_with("::now")
+    NOT_IN_PURE.iter().any(within) || shown.ends_with("::now")
 }
 
 /// `path` with `super` and `self` replaced by what they mean in `module`.
