@@ -248,6 +248,9 @@ async fn holds_what_it_held(store: &Store) {
 const EIGHTH_SQLITE: &str = include_str!("../../../fixtures/schemas/0008.sqlite.sql");
 const EIGHTH_POSTGRES: &str = include_str!("../../../fixtures/schemas/0008.postgres.sql");
 
+/// The same rows as the tenth schema holds them, with subscriptions of iOS Mail alone.
+const TENTH_SQLITE: &str = include_str!("../../../fixtures/schemas/0010.sqlite.sql");
+
 /// One line for each row, of the eighth schema and of now.
 const SAME: [[&str; 2]; 4] = [
     [
@@ -366,6 +369,33 @@ async fn a_sqlite_database_of_the_eighth_schema_keeps_every_row() {
         let folder = tempfile::tempdir().unwrap();
         restored(&folder, EIGHTH_SQLITE).await;
         has_all_rows(&format!("sqlite://{}", folder.path().join("mailchime.db").display())).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_sqlite_database_of_the_tenth_schema_keeps_every_row_and_all_subscriptions_count() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        restored(&folder, TENTH_SQLITE).await;
+        sqlx::any::install_default_drivers();
+        let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
+        let mut connection = AnyConnection::connect(&url).await.unwrap();
+        let mut before = Vec::new();
+        for [_, sql] in SAME {
+            before.push(lines(&mut connection, sql).await);
+        }
+        assert_eq!(before.iter().map(Vec::len).collect::<Vec<_>>(), [7, 12, 6, 2]);
+        let store = open(&folder).await;
+        for ([_, sql], before) in SAME.iter().zip(&before) {
+            assert_eq!(lines(&mut connection, sql).await, *before);
+        }
+        let new = "select distinct state || coalesce(secrets, '-') \
+                   || coalesce(cast(expires_at as text), '-') \
+                   || coalesce(cast(failing_since as text), '-') from subscription";
+        assert_eq!(lines(&mut connection, new).await, ["active---"]);
+        assert_eq!(store.subscriptions(None, 100).await.unwrap().unwrap().1.len(), 7);
+        store.close().await;
     })
     .await;
 }
