@@ -18,8 +18,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::support::core::Core;
 use crate::support::dialogues::{profile, proxy, push_offer, read_to_end};
-
-const LIMIT: Duration = Duration::from_secs(180);
+use crate::support::{LIMIT, limited};
 
 /// A core whose user is logged in, with nothing heard.
 fn relaying() -> Core {
@@ -261,7 +260,7 @@ async fn twenty_megabytes_arrive_at_a_client_that_reads_in_fits() {
         drop(sender.await.unwrap());
         assert_eq!(read_to_end(&mut client).await, b"");
     };
-    tokio::time::timeout(LIMIT, test).await.expect("in time");
+    limited(test).await;
 }
 
 #[tokio::test]
@@ -285,7 +284,7 @@ async fn uploads_and_downloads_do_not_wait_for_each_other() {
         };
         tokio::join!(saying, hear(&mut from_backend, &up), hear(&mut from_client, &down));
     };
-    tokio::time::timeout(LIMIT, test).await.expect("in time");
+    limited(test).await;
 }
 
 #[tokio::test]
@@ -301,7 +300,7 @@ async fn a_client_that_has_said_all_still_hears_the_rest() {
         let expected = b"* 1 FETCH (BODY[] {3}\r\nabc)\r\nb OK\r\n* BY";
         assert_eq!(read_to_end(&mut client).await, expected);
     };
-    tokio::time::timeout(LIMIT, test).await.expect("in time");
+    limited(test).await;
 }
 
 #[tokio::test]
@@ -349,7 +348,7 @@ async fn a_client_that_has_said_all_before_its_login_is_answered_hears_all_of_it
         let expected = ["a NO wrong", "b OK in", "c OK done", "d OK XAPPLEPUSHSERVICE completed"];
         assert_eq!(tagged, expected, "{heard}");
     };
-    tokio::time::timeout(LIMIT, test).await.expect("in time");
+    limited(test).await;
 }
 
 /// Who hangs up in the middle of a login, or in none, is let go.
@@ -366,7 +365,7 @@ async fn a_client_that_hangs_up_before_it_logs_in_is_let_go() {
             assert!(heard.starts_with("* OK ") && !heard.contains("BYE"), "{heard}");
         }
     };
-    tokio::time::timeout(LIMIT, test).await.expect("in time");
+    limited(test).await;
 }
 
 #[tokio::test]
@@ -383,7 +382,7 @@ async fn the_last_words_of_a_backend_that_takes_no_more_arrive() {
         }
         assert_eq!(read_to_end(&mut client).await, b"* BYE Autologout\r\n");
     };
-    tokio::time::timeout(LIMIT, test).await.expect("in time");
+    limited(test).await;
 }
 
 #[tokio::test]
@@ -398,7 +397,7 @@ async fn a_capability_list_without_end_ends_the_session() {
         }
         assert_eq!(read_to_end(&mut client).await, b"");
     };
-    tokio::time::timeout(LIMIT, test).await.expect("in time");
+    limited(test).await;
 }
 
 /// Registers for INBOX and Bad, and plays the backend until Bad is asked for, if it is.
@@ -451,7 +450,7 @@ async fn a_mailbox_that_ends_its_session_is_asked_for_once_and_registered_all_th
             }
         }
     };
-    tokio::time::timeout(LIMIT, test).await.expect("in time");
+    limited(test).await;
 }
 
 /// The client hears that it is registered for both.
@@ -492,7 +491,7 @@ async fn at_the_end_an_idle_client_is_sent_away_and_a_busy_one_is_answered_first
         let rest = read_to_end(&mut busy).await;
         assert_eq!(rest, b"cde)\r\nb OK\r\n* BYE The server is shutting down\r\n");
     };
-    tokio::time::timeout(LIMIT, test).await.expect("in time");
+    limited(test).await;
 }
 
 #[tokio::test]
@@ -508,7 +507,7 @@ async fn at_the_end_a_command_without_answer_has_its_grace_and_no_more() {
         proxy.stop();
         assert_eq!(read_to_end(&mut client).await, b"* BYE The server is shutting down\r\n");
     };
-    tokio::time::timeout(LIMIT, test).await.expect("in time");
+    limited(test).await;
 }
 
 /// Bytes go through deflate both ways, and what comes in one packet with COMPRESS ends the session.
@@ -543,7 +542,7 @@ async fn compression_ends_here() {
         drop(backend);
         assert_eq!(read_to_end(&mut client).await, b"");
     };
-    tokio::time::timeout(LIMIT, test).await.expect("in time");
+    limited(test).await;
 }
 
 #[tokio::test]
@@ -557,7 +556,7 @@ async fn bytes_that_come_with_compress_end_the_session() {
         backend.write_all(format!("{tag} OK\r\n").as_bytes()).await.unwrap();
         assert_eq!(read_to_end(&mut client).await, b"b OK DEFLATE active\r\n");
     };
-    tokio::time::timeout(LIMIT, test).await.expect("in time");
+    limited(test).await;
 }
 
 /// A session whose database takes nothing until it is let go.
@@ -645,7 +644,7 @@ async fn a_registration_that_cannot_be_kept_is_refused_in_its_turn() {
         let refused = "q NO [UNAVAILABLE] Registrations cannot be kept just now";
         assert_eq!(tagged, ["r OK XAPPLEPUSHSERVICE completed", refused]);
     };
-    tokio::time::timeout(LIMIT, test).await.expect("in time");
+    limited(test).await;
 }
 
 #[tokio::test]
@@ -663,7 +662,7 @@ async fn compress_waits_for_no_registration() {
         world.answers("NOOP", "").await;
         assert_eq!(world.until("d ").await, ["d OK DEFLATE active"]);
     };
-    tokio::time::timeout(LIMIT, test).await.expect("in time");
+    limited(test).await;
 }
 
 #[tokio::test]
@@ -687,7 +686,7 @@ async fn the_answer_to_a_registration_names_the_topic_under_which_it_is_stored()
         topics.sort_unstable();
         assert_eq!(topics, ["second", "third"]);
     };
-    tokio::time::timeout(LIMIT, test).await.expect("in time");
+    limited(test).await;
 }
 
 /// The database holds up the end of no session, and what was registered is stored all the same.
@@ -710,5 +709,5 @@ async fn a_registration_that_waits_for_the_database_does_not_hold_up_logout() {
             registered += usize::from(matches!(event, SessionEvent::Registered { .. }));
         }
     };
-    tokio::time::timeout(LIMIT, test).await.expect("in time");
+    limited(test).await;
 }

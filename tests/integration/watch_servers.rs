@@ -417,7 +417,7 @@ async fn courier_with_a_tilde_in_the_password() {
 /// poll.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn imap4d_announces_nothing_in_idle_and_is_polled() {
-    let Some(imap4d) = Imap4d::start("watch_servers::b43_imap4d") else { return };
+    let Some(imap4d) = Imap4d::start("watch_servers::imap4d") else { return };
     limited(async {
         let login = Imap4d::login_name(ALICE.0);
         let adjust = |world: &mut World| world.watch.idle_check = POLL;

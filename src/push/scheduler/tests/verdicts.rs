@@ -66,7 +66,7 @@ fn the_wait_in_an_outage_has_a_cap_and_what_the_service_asks_for_counts() {
 }
 
 #[test]
-fn status_410_removes_the_row_only_if_it_is_older() {
+fn an_endpoint_that_is_gone_loses_its_row_only_if_that_is_older() {
     let mut sim = Simulation::with([phone("a")]);
     for (since, removed) in [
         (None, true),
@@ -310,7 +310,7 @@ fn a_turn_that_cannot_be_used_goes_to_others() {
 }
 
 #[test]
-fn status_429_pauses_that_device_and_keeps_its_mark() {
+fn too_many_pushes_pause_that_device_and_keep_its_mark() {
     let mut sim = Simulation::with([phone("a"), phone("b")]);
     sim.service = None;
     sim.mail("INBOX", 7);
