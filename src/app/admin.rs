@@ -179,11 +179,11 @@ fn backend(backends: Backends, longest: usize) -> Part {
 // === what is asked ===
 
 async fn watching(
-    inquirer: watch::SupervisorHandle,
+    supervisor: watch::SupervisorHandle,
     assignment: cell::Receiver<Assignment>,
     account: Option<Account>,
 ) -> Result<Value, String> {
-    let watchers = inquirer.watchers(account).await.ok_or(PUSH_OFF)?;
+    let watchers = supervisor.watchers(account).await.ok_or(PUSH_OFF)?;
     let assignment = assignment.borrow();
     let nodes: Vec<_> = assignment.nodes().collect();
     Ok(json!({ "node": assignment.here(), "nodes": nodes, "watchers": watchers }))

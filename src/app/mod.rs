@@ -81,7 +81,7 @@ pub struct Server {
     /// To which transports users' programs can subscribe.
     pub transports: Transports,
     /// Knows why a push would or would not be sent.
-    pub inquirer: DispatcherHandle,
+    pub dispatcher: DispatcherHandle,
     /// What it goes by.
     config: Config,
     mail_push: MailPushSetup,

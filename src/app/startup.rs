@@ -144,7 +144,7 @@ impl Built {
         let offered = self.mail_push.start_offer(config, &mut tasks);
         let cluster = self.start_membership(config, &mut tasks);
         let assignment = cluster.assignment.clone();
-        let inquirer =
+        let dispatcher =
             self.start_pushing(config, &mut tasks, change_events, removed, assignment.clone());
         let registrar = self.registrar(config, sessions.clone());
         let enrolment = (registrar.clone(), assignment.clone());
@@ -152,7 +152,7 @@ impl Built {
         let inputs = WatchInputs { session_events, unwatched, cluster };
         let watchers = self.start_watching(config, &mut tasks, inputs, changes);
         let current = self.sessions(config, offered.clone(), sessions, registrar.clone());
-        self.start_background(config, &mut tasks, offered, inquirer.clone());
+        self.start_background(config, &mut tasks, offered, dispatcher.clone());
         let stop = tasks.stop_of(StopStage::Serving);
         let local_sessions = proxy::LocalSessions::new(current.clone(), stop.clone());
         let ended = local_sessions.clone().ended();
@@ -163,11 +163,11 @@ impl Built {
         });
         let listening: Vec<_> = listening.collect();
         let admin = self.admin_socket.as_ref().and_then(admin::Socket::address);
-        let asked = (assignment, watchers, inquirer.clone());
+        let asked = (assignment, watchers, dispatcher.clone());
         let registry = std::mem::take(&mut self.registry);
         self.start_admin(config, &mut tasks, registry, asked);
         let door: Arc<dyn SessionDoor> = Arc::new(local_sessions);
-        let api = self.start_api(config, &mut tasks, (&door, &current, &registrar, &inquirer));
+        let api = self.start_api(config, &mut tasks, (&door, &current, &registrar, &dispatcher));
         let mut server = Server {
             admin,
             api,
@@ -177,7 +177,7 @@ impl Built {
             routes: self.routes,
             transports: self.transports,
             mail_push: self.mail_push,
-            inquirer,
+            dispatcher,
             config: config.clone(),
             metrics: self.metrics,
             backends: self.backends,
@@ -232,7 +232,7 @@ impl Built {
         removed: mpsc::Sender<Account>,
         assignment: cell::Receiver<Assignment>,
     ) -> DispatcherHandle {
-        let (inquirer, requests) = dispatcher::channel();
+        let (dispatcher, requests) = dispatcher::channel();
         let of_accounts = self.backends.clone();
         let parts = dispatcher::DispatcherParts {
             events,
@@ -256,7 +256,7 @@ impl Built {
                 dispatcher::run(parts, stop).await;
             }
         });
-        inquirer
+        dispatcher
     }
 
     fn start_watching(

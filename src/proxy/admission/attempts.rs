@@ -127,14 +127,14 @@ impl Attempts {
         }
 
         let (mut at, mut slowed) = (now, None);
-        let lane = match known {
+        let counted = match known {
             Some(pair) => Some((pair, limits.login_failures_per_minute, LimitHit::LoginFailures)),
             None => {
                 account.map(|a| (a, limits.account_failures_per_minute, LimitHit::AccountFailures))
             }
         };
         let mut turn = None;
-        if let Some((key, limit, over)) = lane
+        if let Some((key, limit, over)) = counted
             && self.failed(&key, now) + f64::from(self.open(&key)) >= f64::from(limit)
         {
             at = self.latest(&key, |count| count.turn).unwrap_or(now).max(now);

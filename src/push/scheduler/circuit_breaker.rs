@@ -63,7 +63,7 @@ pub(super) struct BadEndpointMonitor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BadEndpoints {
     /// Most tokens are bad, as it seems, which says more of the environment than of the tokens.
-    pub(super) alarm: bool,
+    pub(super) mostly: bool,
     /// It is time to say so in the log.
     pub(super) say: bool,
 }
@@ -149,7 +149,7 @@ impl CircuitBreaker {
 
 impl BadEndpointMonitor {
     /// Takes note of an answer about a token. A token that is the only bad one, and was good under
-    /// the same identity, has come to its end, so it raises no alarm.
+    /// the same identity, has come to its end, so it is not said.
     pub(super) fn answered(
         &mut self,
         account: &Account,
@@ -158,13 +158,13 @@ impl BadEndpointMonitor {
         now: Instant,
     ) -> BadEndpoints {
         let was_good = self.vote(account, token, bad) == Some(false);
-        let alarm = self.domains.are_mostly_bad() && !(was_good && self.is_only_bad_one());
+        let mostly = self.domains.are_mostly_bad() && !(was_good && self.is_only_bad_one());
         let due = self.said_at.is_none_or(|at| now.saturating_duration_since(at) >= SAID);
-        let say = alarm && bad && due;
+        let say = mostly && bad && due;
         if say {
             self.said_at = Some(now);
         }
-        BadEndpoints { alarm, say }
+        BadEndpoints { mostly, say }
     }
 
     /// Returns whether the token was bad before, if that is remembered.
@@ -300,11 +300,11 @@ mod tests {
     }
 
     #[test]
-    fn the_alarm_counts_each_token_once_among_the_last() {
+    fn the_monitor_counts_each_token_once_among_the_last() {
         let now = Instant::now();
-        let mut alarm = BadEndpointMonitor::default();
+        let mut monitor = BadEndpointMonitor::default();
         let mut answered = |n: usize, bad| {
-            alarm.answered(&Account::from_login(&format!("user{n}")), &token(n), bad, now).alarm
+            monitor.answered(&Account::from_login(&format!("user{n}")), &token(n), bad, now).mostly
         };
         assert!(answered(1, true), "the only answer there is");
         assert!(!answered(2, false), "half is not most");
@@ -320,13 +320,13 @@ mod tests {
 
         let alice = Account::from_login("alice");
         let mut household = BadEndpointMonitor::default();
-        let mut answered = |n, bad| household.answered(&alice, &token(n), bad, now).alarm;
+        let mut answered = |n, bad| household.answered(&alice, &token(n), bad, now).mostly;
         assert!(!answered(1, false));
         assert!(!answered(2, false));
         assert!(!answered(2, true), "one of two");
         assert!(!answered(1, false));
         let mut alone = BadEndpointMonitor::default();
-        let mut answered = |bad| alone.answered(&alice, &token(1), bad, now).alarm;
+        let mut answered = |bad| alone.answered(&alice, &token(1), bad, now).mostly;
         assert!(!answered(false));
         assert!(!answered(true), "it was good under this identity");
         assert!(answered(true), "and is no longer");
@@ -336,33 +336,33 @@ mod tests {
     fn a_user_with_invented_tokens_accounts_or_both_has_one_vote() {
         let now = Instant::now();
         let account = |login: &str| Account::from_login(login);
-        let mut alarm = BadEndpointMonitor::default();
+        let mut monitor = BadEndpointMonitor::default();
         for n in 0..500 {
             // One account with many, and many accounts of a domain.
-            alarm.answered(&account("m@a.example"), &token(n), true, now);
-            alarm.answered(&account(&format!("m{n}@b.example")), &token(n), true, now);
+            monitor.answered(&account("m@a.example"), &token(n), true, now);
+            monitor.answered(&account(&format!("m{n}@b.example")), &token(n), true, now);
         }
-        assert!(alarm.answered(&account("m@a.example"), &token(1), true, now).alarm);
+        assert!(monitor.answered(&account("m@a.example"), &token(1), true, now).mostly);
         for domain in ["c.example", "d.example"] {
-            alarm.answered(&account(&format!("u@{domain}")), &token(1000), false, now);
+            monitor.answered(&account(&format!("u@{domain}")), &token(1000), false, now);
         }
-        assert!(!alarm.answered(&account("v@c.example"), &token(1001), true, now).alarm);
+        assert!(!monitor.answered(&account("v@c.example"), &token(1001), true, now).mostly);
         // Where the environment is wrong, it is so for all domains.
         for domain in ["c.example", "d.example"] {
-            alarm.answered(&account(&format!("u@{domain}")), &token(1000), true, now);
+            monitor.answered(&account(&format!("u@{domain}")), &token(1000), true, now);
         }
-        assert!(alarm.answered(&account("v@c.example"), &token(1001), true, now).alarm);
-        let remembered = alarm.domains.last.iter().flat_map(|(_, accounts, _)| &accounts.last);
+        assert!(monitor.answered(&account("v@c.example"), &token(1001), true, now).mostly);
+        let remembered = monitor.domains.last.iter().flat_map(|(_, accounts, _)| &accounts.last);
         let tokens: usize = remembered.clone().map(|(_, tokens, _)| tokens.last.len()).sum();
         assert!(tokens <= 2 * TOKENS + 2 * ACCOUNTS, "{tokens}");
     }
 
     #[test]
-    fn the_alarm_is_logged_once_an_hour_not_for_each_push() {
+    fn mostly_bad_tokens_are_logged_once_an_hour_not_for_each_push() {
         let now = Instant::now();
         let alice = Account::from_login("alice");
-        let mut alarm = BadEndpointMonitor::default();
-        let mut said = |n: usize, at| alarm.answered(&alice, &token(n), true, at).say;
+        let mut monitor = BadEndpointMonitor::default();
+        let mut said = |n: usize, at| monitor.answered(&alice, &token(n), true, at).say;
         assert_eq!([said(1, now), said(2, now), said(1, now)], [true, false, false]);
         assert_eq!([said(1, now + SAID), said(2, now + SAID)], [true, false]);
     }

@@ -398,7 +398,7 @@ impl Scheduler {
             let pass = under_way.map(|(pass, _)| pass);
             let bad = queue.answered(PushAnswer { sent, verdict, pass, chance }, now)?;
             let renewed_since = served.minus(queue.limits.silence);
-            bad.alarm
+            bad.mostly
                 .then(|| Doubts { renewed_since, say: bad.say.then(|| queue.transport.remedy()) })
         });
         let Some((_, registered_at)) = under_way else { return };
