@@ -185,7 +185,7 @@ pub async fn run(parts: DispatcherParts, cancel: CancellationToken) {
             }
             Some(request) = requests.0.recv() => match request {
                 DispatcherRequest::Explain(explain) => jobs.ask(explain),
-                // As if something were owed to them: that is what has them read.
+                // As if something were owed to them, so that they are read.
                 DispatcherRequest::Changed(account) => scheduler.owed(vec![account], now()),
             },
             () = sleep_until(wake.unwrap_or_else(now).into()), if wake.is_some() => {}

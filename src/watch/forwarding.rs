@@ -31,7 +31,7 @@ impl Forwarding {
         Self { store, waiting: HashSet::new(), writing: JoinSet::new() }
     }
 
-    /// Whoever watches the account is to look at it.
+    /// The node that watches the account is to look at it.
     pub(super) fn add(&mut self, account: Account) {
         if self.waiting.len() >= WAITING && !self.waiting.contains(&account) {
             tracing::debug!(

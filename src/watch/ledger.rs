@@ -149,7 +149,7 @@ impl Ledger {
     }
 
     /// Another source than the account's connection says that something of this kind happened, and as much
-    /// of the state after it as it knows. Enough numbers are a look: those that are told are compared, the
+    /// of the state after it as it knows. Enough numbers are a look: those in `state` are compared, the
     /// others are kept. New mail without numbers is announced.
     pub(super) fn event(
         &mut self,

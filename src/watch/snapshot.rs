@@ -139,11 +139,11 @@ mod tests {
             (state(8, 1, 0, 0), Some(ChangeKind::Quiet), "made anew, empty"),
             (state(8, 7, 6, 6), Some(ChangeKind::NewMail), "made anew, with more"),
             (state(8, 14, 5, 2), None, "imap4d: only UIDVALIDITY and UIDNEXT move"),
-            (Snapshot { uid_next: None, ..told }, None, "UIDNEXT untold"),
+            (Snapshot { uid_next: None, ..told }, None, "no UIDNEXT"),
             (
                 Snapshot { uid_next: None, ..state(7, 0, 6, 3) },
                 Some(ChangeKind::NewMail),
-                "UIDNEXT untold, more messages",
+                "no UIDNEXT, more messages",
             ),
             (Snapshot::default(), None, "nothing told"),
         ] {

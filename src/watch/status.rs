@@ -112,7 +112,7 @@ impl SupervisorHandle {
         answer.await.ok()
     }
 
-    /// Another source than the account's connection has news of it. Enough numbers are told to `push` without
+    /// Another source than the account's connection has news of it. Enough numbers go to `push` without
     /// a look; else new mail is announced, and the account looked at at once. One that is not connected is
     /// looked at as a whole when it is. Word of an account that another node watches goes to that one.
     /// `false` when the supervisor has ended.

@@ -187,7 +187,7 @@ impl DeviceState {
         (self.departed, self.waiting) = (true, None);
     }
 
-    /// The device has to get a push of what is owed to it by the marks on disk. A mark that is only read
+    /// The device has to get the push that the marks on disk owe it. A mark that is only read
     /// may be about to be taken away, so it does not count as one here.
     pub(super) fn owed(&mut self, target: &Target, now: Instant, rules: &Rules) {
         for (mailbox, _) in target.mailboxes.iter().filter(|(_, owed)| *owed) {
@@ -510,7 +510,7 @@ impl Due {
         Self { marked: false, change: Some(ChangeId::of(change)), kind: *kind, state: *snapshot }
     }
 
-    /// Both in one push. What is owed by a mark says nothing of a state.
+    /// Both in one push. A push that a mark owes has no state.
     fn after(self, before: Self) -> Self {
         let last = if self.change.is_some() { self } else { before };
         Self {

@@ -60,7 +60,7 @@ pub(in crate::store) struct ConnectionTrust(Arc<Mutex<ConnectionTrustState>>);
 
 #[derive(Debug, Default)]
 struct ConnectionTrustState {
-    /// A connection was found to be of no use then. Those that are as old lead to the same server.
+    /// A connection was found to be broken then. Those that are as old lead to the same server.
     distrusted: Option<Instant>,
     /// The last one that was looked at led to a server that is read-only.
     read_only: bool,
@@ -130,7 +130,7 @@ impl Connections {
         matches!(self.kind, TransactionKind::Server { .. })
     }
 
-    /// A connection is of no use, or its server became a standby: neither it nor any that is as old is
+    /// A connection is broken, or its server became a standby: neither it nor any that is as old is
     /// used again.
     pub(in crate::store) fn distrust(&self) {
         let TransactionKind::Server { trust, .. } = &self.kind else { return };

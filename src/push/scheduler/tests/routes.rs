@@ -57,7 +57,7 @@ fn a_push_under_a_route_that_is_gone_is_marked_as_owed() {
     sim.answer(accepted());
     assert!(sim.until(99.0).is_empty() && sim.scheduler.accounts.is_empty());
 
-    // And when the route is back what is owed is read and pushed.
+    // And when the route is back its marks are read and pushed.
     sim.targets[0].mailboxes[0].1 = true;
     sim.scheduler.routes([route(ROUTE, 500)], sim.now, NOW);
     sim.scheduler.owed(vec![account()], sim.now);

@@ -124,7 +124,7 @@ impl Watcher {
         }
     }
 
-    /// A connection on which INBOX is refused, and nothing else is watched, is of no use.
+    /// A connection on which INBOX is refused, and nothing else is watched, ends.
     fn is_watchable(&mut self) -> Result<(), SessionEnd> {
         let inbox = Mailbox::inbox();
         let refused = self.place(&inbox).is_some() && !self.faults.is_sound(&inbox);

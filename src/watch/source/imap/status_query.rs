@@ -220,8 +220,8 @@ impl Watcher {
         why: String,
     ) {
         let Some(index) = first else {
-            let untold = due.iter().filter(|index| told.states[**index].is_none());
-            self.faults.suspect(untold.map(|index| &self.mailboxes[*index].mailbox));
+            let missing = due.iter().filter(|index| told.states[**index].is_none());
+            self.faults.suspect(missing.map(|index| &self.mailboxes[*index].mailbox));
             return;
         };
         let (account, mailbox) = (&self.account, &self.mailboxes[index].mailbox);
