@@ -14,9 +14,12 @@ use serde_json::{Value, json};
 
 use super::ApiWorld;
 
+/// Endpoints, each with a text.
+type Posted = Vec<(String, String)>;
+
 /// The service: what it answers, and what came to it, as endpoint and text.
 #[derive(Clone, Debug)]
-pub(super) struct Paper(Arc<Mutex<(u16, Vec<(String, String)>)>>);
+pub(super) struct Paper(Arc<Mutex<(u16, Posted)>>);
 
 impl Paper {
     /// Has users' programs subscribe to it. It is called as Web Push is, too, for its key.
