@@ -12,6 +12,9 @@ use crate::push::transport::enrol::{Enrol, Enrolled};
 /// Tokens have about 160 characters.
 const MAX_TOKEN: usize = 1024;
 
+/// No store takes a longer name of an app, in bytes.
+const MAX_APP: usize = 255;
+
 /// Which project each app has.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FcmEnrol {
@@ -45,7 +48,8 @@ impl Enrol for FcmEnrol {
             "\"token\" is missing or no registration token: give what FirebaseMessaging.getToken() gives",
         )?;
         let app = text("app").ok_or("\"app\" is missing: give the package name of the app")?;
-        let route = self.by_app.get(app).or(self.others.as_ref());
+        let others = self.others.as_ref().filter(|_| is_name_of_app(app));
+        let route = self.by_app.get(app).or(others);
         let route = route.ok_or("\"app\" is not an app of this server")?;
         let subscription = Subscription {
             account: account.clone(),
@@ -59,6 +63,12 @@ impl Enrol for FcmEnrol {
         };
         Ok(Enrolled { subscription, answer: json!({}) })
     }
+}
+
+/// Whether this may be the package name of an app of Android, or the bundle identifier of one of iOS.
+fn is_name_of_app(app: &str) -> bool {
+    let in_names = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    (1..=MAX_APP).contains(&app.len()) && app.bytes().all(in_names)
 }
 
 #[cfg(test)]
@@ -80,6 +90,10 @@ mod tests {
         assert_eq!(refused, "\"app\" is not an app of this server");
         enrol.add("rest", &[]);
         assert_eq!(&*of(&enrol, other).unwrap().subscription.route, "rest");
+        for app in ["", "a b", "a\0b", "\u{e9}.b", &"a".repeat(MAX_APP + 1)] {
+            let refused = of(&enrol, json!({ "token": "abc", "app": app })).unwrap_err();
+            assert_eq!(refused, "\"app\" is not an app of this server", "{app:?}");
+        }
         let long = "a".repeat(MAX_TOKEN + 1);
         for (request, expected) in [
             (json!([]), "\"token\" is missing"),
