@@ -38,6 +38,8 @@ pub(super) struct RouteQueue {
     /// Accounts in the queues of the peers.
     queued: usize,
     sweep_at: usize,
+    /// The last moment that a push began or was answered.
+    now: Option<Instant>,
 }
 
 type Agenda = BTreeSet<(Instant, Arc<str>)>;
@@ -91,6 +93,7 @@ impl RouteQueue {
             in_flight: route.in_flight().max(1),
             queued: 0,
             sweep_at: SWEEP,
+            now: None,
         }
     }
 
@@ -125,6 +128,7 @@ impl RouteQueue {
 
     /// A push to this peer begins.
     pub(super) fn begin(&mut self, peer: &Arc<str>, now: Instant) -> Option<BreakerPass> {
+        self.now = Some(now);
         self.change(peer, |queue| {
             let pass = queue.breaker.pass(now)?;
             queue.sending += 1;
@@ -146,6 +150,7 @@ impl RouteQueue {
         answer: PushAnswer<'_>,
         now: Instant,
     ) -> Option<BadEndpoints> {
+        self.now = Some(now);
         let route = self.id.clone();
         let peer = self.transport.peer(answer.sent);
         self.change(&peer, |queue| {
@@ -183,17 +188,18 @@ impl RouteQueue {
         [self.proven.first(), unproven].into_iter().flatten().min()
     }
 
-    /// Whether there may be more than one peer.
-    fn has_peers(&self) -> bool {
+    /// Whether there may be more than one peer, as where users say where to.
+    pub(super) fn has_peers(&self) -> bool {
         self.limits.in_flight_per_peer < usize::MAX
     }
 
     /// Changes what is for one peer, and with it what is known of all.
     fn change<T>(&mut self, peer: &Arc<str>, change: impl FnOnce(&mut PeerQueue) -> T) -> T {
         if !self.peers.contains_key(peer) && self.peers.len() >= self.sweep_at {
-            self.peers.retain(|_, queue| !queue.is_idle() || queue.proven);
+            let now = self.now;
+            self.peers.retain(|_, queue| !queue.is_idle(now) || queue.proven);
             if self.peers.len() >= MOST {
-                self.peers.retain(|_, queue| !queue.is_idle());
+                self.peers.retain(|_, queue| !queue.is_idle(now));
             }
             self.sweep_at = SWEEP.max(2 * self.peers.len());
         }
@@ -287,8 +293,49 @@ impl PeerQueue {
         }
     }
 
-    /// Whether there is nothing to remember of it.
-    fn is_idle(&self) -> bool {
-        self.pushes.len() == 0 && self.sending == 0 && self.breaker.is_open()
+    /// Whether there is nothing to remember of it at `now`.
+    fn is_idle(&self, now: Option<Instant>) -> bool {
+        let waits = || self.breaker.opens_at().is_none_or(|at| now.is_none_or(|now| now < at));
+        let is_shut = !self.breaker.is_open() && waits();
+        self.pushes.len() == 0 && self.sending == 0 && !is_shut
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{PushEndpoint, TransportId};
+    use crate::push::transport::stub::Stub;
+
+    #[test]
+    fn a_peer_whose_wait_is_over_and_that_gets_nothing_is_forgotten() {
+        let route = Stub { hosts: true, closed: None }.route(8);
+        let subscription = |n: usize| {
+            let endpoint = format!("u@{n}.example");
+            Subscription {
+                account: Account::from_login("u"),
+                transport: TransportId::new("stub"),
+                endpoint: PushEndpoint::new(&endpoint, &endpoint),
+                app: "".into(),
+                route: "stub".into(),
+                options: "{}".into(),
+                secrets: None,
+                expires_at: None,
+            }
+        };
+        let mut queue = RouteQueue::new(RouteId::of(&subscription(0)), &route, None);
+        let closed = Verdict::RouteClosed { why: "gone".to_owned(), retry_after: None };
+        let start = Instant::now();
+        for n in 0..4 * SWEEP {
+            // Each waits for less than that.
+            let now = start + n as u32 * Duration::from_secs(1);
+            let sent = subscription(n);
+            let pass = queue.begin(&queue.transport.peer(&sent), now);
+            assert!(pass.is_some());
+            let answer = PushAnswer { sent: &sent, verdict: &closed, pass, chance: 0.0 };
+            queue.answered(answer, now);
+            assert!(queue.shut(&sent, now).is_some());
+        }
+        assert!(queue.peers.len() <= 2 * SWEEP, "{}", queue.peers.len());
     }
 }
