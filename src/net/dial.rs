@@ -62,10 +62,10 @@ impl Dialer {
         Self { resolver, tunnel: tunnel.map(Arc::new), tls, guard: None }
     }
 
-    /// Goes to no address that `guard` refuses. A proxy looks up names itself, so nobody sees then where they
+    /// Goes to no address that `guard` refuses, and remembers names apart from those of others. A proxy looks up names itself, so nobody sees then where they
     /// lead.
     pub fn guarded(self, guard: Arc<Guard>) -> Self {
-        Self { guard: Some(guard), ..self }
+        Self { resolver: self.resolver.apart(), guard: Some(guard), ..self }
     }
 
     /// A connection to `host`, a name or an IP address without brackets, whose certificate is for

@@ -41,7 +41,8 @@ const RETRY: Duration = Duration::from_secs(2);
 const STALE: Duration = Duration::from_secs(24 * 60 * 60);
 /// For a newer answer, where there is an old one (RFC 8767 section 5).
 const PATIENCE: Duration = Duration::from_millis(1800);
-/// Names that are remembered. They come from the configuration, so there are few.
+/// Names that are remembered. Where they come from the configuration there are few; those of users have a table
+/// of their own.
 const NAMES: usize = 4096;
 /// Between two log lines about one name.
 const QUIET: Duration = Duration::from_secs(60);
@@ -63,7 +64,7 @@ pub struct Sources {
 
 #[derive(Debug)]
 struct NameTable {
-    files: Mutex<ResolverFiles>,
+    files: Arc<Mutex<ResolverFiles>>,
     names: Mutex<HashMap<String, watch::Sender<NameRecord>>>,
     most_waiting: usize,
     counters: Arc<LimitCounters>,
@@ -144,8 +145,20 @@ impl NameResolver {
         most_waiting: usize,
         counters: Arc<LimitCounters>,
     ) -> Self {
-        let files = Mutex::new(ResolverFiles::new(sources));
+        let files = Arc::new(Mutex::new(ResolverFiles::new(sources)));
         Self(Arc::new(NameTable { files, names: Mutex::default(), most_waiting, counters }))
+    }
+
+    /// The same with a memory of its own, for names that users give: however many those are, what is known of
+    /// the operator's names stays.
+    pub fn apart(&self) -> Self {
+        let NameTable { files, names: _, most_waiting, counters } = &*self.0;
+        Self(Arc::new(NameTable {
+            files: Arc::clone(files),
+            names: Mutex::default(),
+            most_waiting: *most_waiting,
+            counters: Arc::clone(counters),
+        }))
     }
 
     /// The addresses of `host` with this port, in the order in which they are to be tried. Those that
@@ -395,4 +408,22 @@ fn literal(host: &str, port: u16) -> Option<SocketAddr> {
     let address = address.parse::<Ipv6Addr>().ok()?;
     let zone = zone.parse().ok().or_else(|| files::interface(zone))?;
     Some(SocketAddrV6::new(address, port, 0, zone).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_users_take_no_place_of_the_operators() {
+        let operators = NameResolver::default();
+        let put = |resolver: &NameResolver, name: &str| {
+            resolver.0.names.lock().entry(name.to_owned()).or_default();
+        };
+        put(&operators, "imap.example.org");
+        let users = operators.apart();
+        (0..NAMES).for_each(|n| put(&users, &format!("{n}.example")));
+        assert_eq!((operators.0.names.lock().len(), users.0.names.lock().len()), (1, NAMES));
+        assert!(Arc::ptr_eq(&operators.0.files, &users.0.files));
+    }
 }
