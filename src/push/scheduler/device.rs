@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::super::transport::{MailboxChange, RouteId, Transport, Verdict};
 use super::change_id::ChangeId;
@@ -392,12 +392,13 @@ impl DeviceState {
     }
 
     /// What follows from a verdict on the push that is under way, which was sent to the registration of
-    /// `registered_at`.
+    /// `registered_at`. With `by_users` users say where pushes of the route go.
     pub(super) fn became(
         &mut self,
         verdict: &Verdict,
         registered_at: Timestamp,
         doubts: Option<Doubts>,
+        by_users: bool,
     ) -> FollowUp {
         // Since the push was sent: what was said of the device was said of the registration before.
         let renewed = registered_at < self.registered_at;
@@ -441,16 +442,7 @@ impl DeviceState {
                 FollowUp::Owed { backoff: soon_if_renewed(OTHER_ROUTE), heals: true }
             }
             Verdict::TooLarge | Verdict::Misconfigured { .. } => {
-                error!(
-                    target: "mailchime::push::push_refused",
-                    outcome = verdict.name(),
-                    why = verdict.detail(),
-                    %account,
-                    %endpoint,
-                    %route,
-                    "the push service refuses a push for a reason that an operator has to fix; mailchime keeps \
-                     the push and tries again"
-                );
+                self.say_refused(verdict, by_users);
                 FollowUp::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
             }
             Verdict::Unrenderable { why } => {
@@ -466,6 +458,26 @@ impl DeviceState {
             Verdict::Unavailable { .. } | Verdict::RouteClosed { .. } => {
                 FollowUp::Owed { backoff: UNAVAILABLE, heals: false }
             }
+        }
+    }
+
+    fn say_refused(&self, verdict: &Verdict, by_users: bool) {
+        let DeviceState { device, .. } = self;
+        let (account, endpoint, route) = (&device.account, &device.endpoint, &self.route.name);
+        let (outcome, why) = (verdict.name(), verdict.detail());
+        if by_users {
+            info!(
+                target: "mailchime::push::push_refused_by_receiver",
+                outcome, why, %account, %endpoint, %route,
+                "the receiver that a user named refuses a push; mailchime keeps the push and tries again"
+            );
+        } else {
+            error!(
+                target: "mailchime::push::push_refused",
+                outcome, why, %account, %endpoint, %route,
+                "the push service refuses a push for a reason that an operator has to fix; mailchime keeps \
+                 the push and tries again"
+            );
         }
     }
 

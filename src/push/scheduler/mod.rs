@@ -394,6 +394,8 @@ impl Scheduler {
         let device = self.accounts.get_mut(&key.account).and_then(|state| state.device(key));
         let under_way = device.and_then(|device| device.in_flight.as_ref());
         let under_way = under_way.map(|push| (push.pass, push.registered_at));
+        // Then what their receivers answer is nothing that an operator can mend.
+        let by_users = queue.as_ref().is_some_and(|queue| queue.has_peers());
         let doubts = queue.and_then(|queue| {
             let pass = under_way.map(|(pass, _)| pass);
             let bad = queue.answered(PushAnswer { sent, verdict, pass, chance }, now)?;
@@ -404,7 +406,7 @@ impl Scheduler {
         let Some((_, registered_at)) = under_way else { return };
         let Some(state) = self.accounts.get_mut(&key.account) else { return };
         let Some(device) = state.device(key) else { return };
-        let became = device.became(verdict, registered_at, doubts);
+        let became = device.became(verdict, registered_at, doubts, by_users);
         match became {
             FollowUp::Delivered => self.outbox.accepted(key, device.accepted(now), wall),
             FollowUp::Owed { backoff, heals } => {
