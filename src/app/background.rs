@@ -123,22 +123,21 @@ pub(super) async fn drop_ended(
     let dropping = async {
         loop {
             let now = Timestamp::now();
-            match store.drop_ended(now.minus(PENDING), now).await {
-                Ok(accounts) => {
-                    for account in accounts {
-                        // Nobody has watched what was never confirmed, so nobody else forgets it.
-                        credentials.forget(&account);
-                        // Without a route nobody pushes to anybody.
-                        if !routes.is_empty() {
-                            let _ = pushes.changed(account).await;
-                        }
-                    }
+            let (accounts, done) = store.drop_ended(now.minus(PENDING), now).await;
+            for account in accounts {
+                // Nobody has watched what was never confirmed, so nobody else forgets it.
+                credentials.forget(&account);
+                // Without a route nobody pushes to anybody.
+                if !routes.is_empty() {
+                    let _ = pushes.changed(account).await;
                 }
-                Err(error) => tracing::warn!(
+            }
+            if let Err(error) = done {
+                tracing::warn!(
                     target: "mailchime::app::ended_subscriptions_not_removed",
                     %error,
                     "could not remove subscriptions that have ended; mailchime tries again in a minute"
-                ),
+                );
             }
             tokio::time::sleep(TIDY_INTERVAL).await;
         }

@@ -30,6 +30,9 @@ pub struct ListedSubscription {
     pub mailboxes: Vec<Mailbox>,
 }
 
+/// So many accounts one after the other at which a removal fails say that the database is at fault.
+const FAILURES: u32 = 3;
+
 impl Store {
     /// All subscriptions of an account, by any transport and in any state, in the order in which they first
     /// came. Those that cannot be read are left out.
@@ -198,15 +201,14 @@ impl Store {
     }
 
     /// Removes the pending subscriptions that were made before `pending_before`, and those that had ended by
-    /// `now`. Returns the accounts that lost their last one.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    /// `now`. Returns the accounts that lost their last one, and the last error: what fails at one account does
+    /// not stop those behind it.
     pub async fn drop_ended(
         &self,
         pending_before: Timestamp,
         now: Timestamp,
-    ) -> Result<Vec<Account>, StoreError> {
+    ) -> (Vec<Account>, Result<(), StoreError>) {
+        let mut gone = Vec::new();
         let touched = self
             .read(Call::DropEnded, async {
                 let query = sql::query(
@@ -219,8 +221,12 @@ impl Store {
                 .bind(now.0);
                 self.rows(query, |row| super::records::account(row, "account")).await
             })
-            .await?;
-        let mut gone = Vec::new();
+            .await;
+        let touched = match touched {
+            Ok(touched) => touched,
+            Err(error) => return (gone, Err(error)),
+        };
+        let (mut done, mut in_a_row) = (Ok(()), 0);
         for account in touched {
             let left = self.write(Call::DropEnded, || async {
                 let mut transaction = self.begin().await?;
@@ -240,10 +246,17 @@ impl Store {
                 self.leaves_traces();
                 Ok(left)
             });
-            if !left.await? {
-                gone.push(account);
+            let left = left.await;
+            in_a_row = if left.is_ok() { 0 } else { in_a_row + 1 };
+            match left {
+                Ok(true) => {}
+                Ok(false) => gone.push(account),
+                Err(error) => done = Err(error),
+            }
+            if in_a_row >= FAILURES {
+                break;
             }
         }
-        Ok(gone)
+        (gone, done)
     }
 }
