@@ -36,7 +36,7 @@ macro_rules! of_users {
 }
 pub(super) use of_users;
 
-/// The opposite of [`of_users`].
+/// Whether it is none of a user, but a web hook of the operator.
 pub(super) fn is_of_operator(subscription: &Subscription) -> bool {
     (subscription.transport.as_str(), &*subscription.app) == ("webhook", "operator")
 }
