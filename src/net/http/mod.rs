@@ -13,7 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
@@ -28,7 +28,7 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use self::connections::{AdmittedConnection, OpenConnections, RequestUnderWay};
 use super::counters::HttpCounters;
@@ -55,6 +55,12 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Between two requests of one connection.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// For a client to take the body of an answer, from its head on.
+const BODY_TIME: Duration = Duration::from_mins(2);
+
+/// Bytes of a body that are handed to the connection at once.
+const PIECE: usize = 16 * 1024;
 
 /// For the last words to a client.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -213,9 +219,10 @@ impl ServedConnection {
         let service = service_fn(move |request| {
             let under_way = AdmittedConnection::request(&admitted);
             let answering = answer(request, addresses);
+            let admitted = Arc::clone(&admitted);
             async move {
                 let answer = answering.await;
-                Ok::<_, Infallible>(answer.map(|body| CountedBody { body, _under_way: under_way }))
+                Ok::<_, Infallible>(answer.map(|body| CountedBody::new(body, &admitted, under_way)))
             }
         });
         let builder = builder();
@@ -293,28 +300,89 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// A body whose request is under way while it lives.
+/// A body whose request is under way while it lives, and which lives for [`BODY_TIME`] at most: then its
+/// connection ends. It comes in small pieces, so that a client of HTTP/2 that takes little of it holds little.
 struct CountedBody<B> {
     body: B,
+    /// What is left of its last frame.
+    rest: Bytes,
     _under_way: RequestUnderWay,
+    _deadline: AbortOnDropHandle<()>,
 }
 
-impl<B: Body + Unpin> Body for CountedBody<B> {
-    type Data = B::Data;
+impl<B> CountedBody<B> {
+    fn new(body: B, connection: &AdmittedConnection, under_way: RequestUnderWay) -> Self {
+        let leave = connection.leave.clone();
+        let deadline = tokio::spawn(async move {
+            tokio::time::sleep(BODY_TIME).await;
+            leave.cancel();
+        });
+        let deadline = AbortOnDropHandle::new(deadline);
+        Self { body, rest: Bytes::new(), _under_way: under_way, _deadline: deadline }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for CountedBody<B> {
+    type Data = Bytes;
     type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(other) => return Poll::Ready(Some(Ok(other))),
+                },
+                end => return Poll::Ready(end),
+            }
+        }
+        let length = self.rest.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (body, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = SizeHint::new();
+        if let Some(upper) = body.upper() {
+            hint.set_upper(upper.saturating_add(rest));
+        }
+        hint.set_lower(body.lower().saturating_add(rest));
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt, Full};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_not_taken_in_time_ends_its_connection() {
+        let connections = OpenConnections::new(1);
+        let (admitted, _) = connections.admit("192.0.2.1".parse().unwrap());
+        let body = |length: usize| {
+            let body = Full::new(Bytes::from(vec![b'x'; length]));
+            CountedBody::new(body, &admitted, AdmittedConnection::request(&admitted))
+        };
+        let whole = body(2 * PIECE + 1);
+        assert_eq!(whole.size_hint().exact(), Some(2 * PIECE as u64 + 1));
+        assert_eq!(whole.collect().await.unwrap().to_bytes().len(), 2 * PIECE + 1);
+        tokio::time::sleep(BODY_TIME * 2).await;
+        assert!(!admitted.leave.is_cancelled(), "it was taken");
+
+        let mut held = body(PIECE + 1);
+        let first = held.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert_eq!((first.len(), held.size_hint().exact()), (PIECE, Some(1)));
+        assert!(!held.is_end_stream());
+        tokio::time::sleep(BODY_TIME + FAREWELL).await;
+        assert!(admitted.leave.is_cancelled());
     }
 }
