@@ -50,12 +50,7 @@ impl Caller {
     /// ends where the backend refuses what was logged in with.
     pub(super) async fn mail(&mut self) -> Result<&mut MailClient, ApiError> {
         if let ProvenBy::Cookie { cookie, session } = &self.proof {
-            let opened = self.context.log_in(self.addresses, &session.credentials).await;
-            let opened = opened.inspect_err(|error| {
-                if error.is_unauthorized() {
-                    self.context.sessions.close(cookie);
-                }
-            })?;
+            let opened = log_in_again(&self.context, self.addresses, cookie, session).await?;
             self.proof = ProvenBy::Backend(Box::new(opened));
         }
         match &mut self.proof {
@@ -96,22 +91,71 @@ impl Caller {
         let cookie = cookie(&parts.headers);
         let found = cookie.and_then(|cookie| Some((cookie, context.sessions.used(cookie)?)));
         let Some((cookie, session)) = found else {
-            return Err(ApiError::unauthorized(match cookie {
-                Some(_) => "This session has ended. Log in again.",
-                None => "Log in with the name and the password of your mail account.",
-            }));
+            return Err(match cookie {
+                Some(_) => ended(),
+                None => ApiError::unauthorized(
+                    "Log in with the name and the password of your mail account.",
+                ),
+            });
         };
         if !parts.method.is_safe() {
             is_own_page(&parts.headers, &context, Demand::Origin)?;
         }
         let (cookie, account) = (cookie.to_owned(), session.account.clone());
-        Ok(Self {
-            account,
-            context,
-            addresses,
-            proof: ProvenBy::Cookie { cookie, session: Box::new(session) },
-        })
+        let proof = match prove(&context, addresses, &cookie, &session).await? {
+            Some(mail) => ProvenBy::Backend(Box::new(mail)),
+            None => ProvenBy::Cookie { cookie, session: Box::new(session) },
+        };
+        Ok(Self { account, context, addresses, proof })
     }
+}
+
+fn ended() -> ApiError {
+    ApiError::unauthorized("This session has ended. Log in again.")
+}
+
+/// Logs in anew for a session of the web app where its last proof is old, or the account has had another
+/// password accepted since. Ends the session where the account has another backend.
+async fn prove(
+    context: &ApiContext,
+    addresses: Addresses,
+    cookie: &str,
+    session: &WebSession,
+) -> Result<Option<MailClient>, ApiError> {
+    let WebSession { account, login, .. } = session;
+    if !context.registrar.has_backend(account, &login.backend) {
+        context.sessions.close(cookie);
+        return Err(ended());
+    }
+    let since = context.store.password_since(account).await;
+    // Where the database cannot say it, the backend can.
+    let same = since.is_ok_and(|since| since.is_none_or(|since| since <= login.at));
+    if same && session.is_proved() {
+        return Ok(None);
+    }
+    log_in_again(context, addresses, cookie, session).await.map(Some)
+}
+
+/// A session at the backend with what a session of the web app was opened with, which ends where that is
+/// refused.
+async fn log_in_again(
+    context: &ApiContext,
+    addresses: Addresses,
+    cookie: &str,
+    session: &WebSession,
+) -> Result<MailClient, ApiError> {
+    let opened = context.log_in(addresses, &session.credentials).await;
+    let mail = opened.inspect_err(|error| {
+        if error.is_unauthorized() {
+            context.sessions.close(cookie);
+        }
+    })?;
+    if mail.account != session.account {
+        context.sessions.close(cookie);
+        return Err(ended());
+    }
+    context.sessions.proved(cookie, mail.login.clone());
+    Ok(mail)
 }
 
 /// What must say where a request comes from.

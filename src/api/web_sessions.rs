@@ -23,6 +23,9 @@ pub(super) const COOKIE: &str = "__Host-mailchime";
 pub(super) const IDLE: Duration = Duration::from_mins(15);
 pub(super) const AGE: Duration = Duration::from_hours(12);
 
+/// From a proof at the backend to the next one.
+const PROOF: Duration = Duration::from_hours(1);
+
 /// Sessions of one account.
 const PER_ACCOUNT: usize = 20;
 
@@ -41,12 +44,13 @@ pub(super) struct WebSessions {
 #[derive(Clone, Debug)]
 pub(super) struct WebSession {
     pub(super) account: Account,
-    /// As the backend accepted it when the session began.
+    /// As the backend last accepted it.
     pub(super) login: AcceptedLogin,
     /// What the backend accepted; overwritten when the last copy goes.
     pub(super) credentials: Credentials,
     began: Instant,
     used: Instant,
+    proved: Instant,
 }
 
 impl WebSessions {
@@ -80,7 +84,8 @@ impl WebSessions {
                 );
             }
         }
-        let session = WebSession { account, login, credentials, began: now, used: now };
+        let session =
+            WebSession { account, login, credentials, began: now, used: now, proved: now };
         open.insert(hash(&cookie), session);
         cookie
     }
@@ -92,6 +97,13 @@ impl WebSessions {
         let session = open.get_mut(&hash(cookie)).filter(|session| session.lives(now))?;
         session.used = now;
         Some(session.clone())
+    }
+
+    /// The backend has accepted what this session was opened with once more.
+    pub(super) fn proved(&self, cookie: &str, login: AcceptedLogin) {
+        if let Some(session) = self.open.lock().get_mut(&hash(cookie)) {
+            (session.login, session.proved) = (login, Instant::now());
+        }
     }
 
     /// Ends the session of this cookie.
@@ -107,6 +119,11 @@ impl WebSessions {
 }
 
 impl WebSession {
+    /// Whether its last proof is of late.
+    pub(super) fn is_proved(&self) -> bool {
+        self.proved.elapsed() < PROOF
+    }
+
     fn lives(&self, now: Instant) -> bool {
         now.duration_since(self.used) < IDLE && now.duration_since(self.began) < AGE
     }
@@ -163,6 +180,22 @@ mod tests {
         let cookie = open(&sessions, "alice");
         sessions.close(&cookie);
         assert!(sessions.used(&cookie).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proof_holds_for_an_hour() {
+        let sessions = WebSessions::new(10, Arc::default());
+        let cookie = open(&sessions, "alice");
+        for _ in 0..5 {
+            tokio::time::advance(Duration::from_mins(11)).await;
+            assert!(sessions.used(&cookie).unwrap().is_proved());
+        }
+        tokio::time::advance(Duration::from_mins(5)).await;
+        let session = sessions.used(&cookie).unwrap();
+        assert!(!session.is_proved());
+        sessions.proved(&cookie, AcceptedLogin { at: Timestamp(7), ..session.login });
+        let session = sessions.used(&cookie).unwrap();
+        assert!(session.is_proved() && session.login.at == Timestamp(7));
     }
 
     #[tokio::test(start_paused = true)]

@@ -84,6 +84,21 @@ impl Store {
         .await
     }
 
+    /// When the login was that first brought the password that the account has now, if it had another one before.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn password_since(&self, account: &Account) -> Result<Option<Timestamp>, StoreError> {
+        self.read(Call::Account, async {
+            let query = sql::query("select password_since from account where name = $1");
+            let query = query.bind(account.as_str());
+            let row = query.fetch_optional_in(&mut self.begin_read().await?).await?;
+            let since = row.map(|row| row.try_get::<Option<i64>, _>("password_since"));
+            Ok(since.transpose()?.flatten().map(Timestamp))
+        })
+        .await
+    }
+
     /// The number of a subscription ([`ListedSubscription::id`]); `None` if there is none.
     ///
     /// # Errors

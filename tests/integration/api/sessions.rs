@@ -105,6 +105,25 @@ async fn a_session_ends_when_the_password_is_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn another_password_that_was_accepted_since_has_a_session_proved_again() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let phone = api.world.register((ALICE, "secret"), &["INBOX"]).await;
+        let cookie = api.cookie(ALICE).await;
+        let list = format!("GET /v1/subscriptions\nCookie: {cookie}");
+        let logged_in = logins(&api.backend, ALICE);
+        assert_eq!(api.ask(&list).await.status, 200);
+        assert_eq!(logins(&api.backend, ALICE), logged_in);
+        drop(phone);
+        api.backend.add_account(ALICE, b"new");
+        let phone = api.world.register((ALICE, "new"), &["INBOX"]).await;
+        assert_eq!(api.ask(&list).await.error(), (401, "unauthorized".to_owned()));
+        drop(phone);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_with_a_request_has_a_code() {
     limited(async {
         let api = ApiWorld::with(|config| config.api.body_size = 8 * 1024).await;
