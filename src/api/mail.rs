@@ -26,6 +26,9 @@ use crate::net::proxy_protocol::Addresses;
 /// Most mailboxes that are listed.
 const MAILBOXES: usize = 5_000;
 
+/// Bytes of their names.
+const NAMES: usize = 1024 * 1024;
+
 /// Bytes of one response that are kept.
 const RESPONSE: usize = 16 * 1024;
 
@@ -116,12 +119,14 @@ fn refused(answer: &[u8]) -> ApiError {
 impl MailClient {
     /// The mailboxes that the user has and may open, INBOX first.
     pub(super) async fn mailboxes(&mut self) -> Result<Vec<ListedMailbox>, ApiError> {
-        let mut found = Vec::new();
+        let (mut found, mut left) = (Vec::new(), NAMES);
         let add = |response: &[u8]| {
             let Some(listed) = listed(response) else { return };
             let unusable = ["\\Noselect", "\\NonExistent"].iter().any(|it| listed.has(it));
             let Some(mailbox) = mailbox::decode(&listed.name, false) else { return };
-            if !unusable && found.len() < MAILBOXES {
+            let length = mailbox.as_str().len();
+            if !unusable && found.len() < MAILBOXES && length <= left {
+                left -= length;
                 let role = ROLES.iter().find(|(attribute, _)| listed.has(attribute));
                 found.push(ListedMailbox { mailbox, role: role.map(|(_, role)| *role) });
             }
@@ -131,8 +136,8 @@ impl MailClient {
             return Err(hung_up());
         }
         found.sort_by(|a, b| {
-            let key = |it: &ListedMailbox| (!it.mailbox.is_inbox(), it.mailbox.clone());
-            key(a).cmp(&key(b))
+            let inbox = |it: &ListedMailbox| !it.mailbox.is_inbox();
+            inbox(a).cmp(&inbox(b)).then_with(|| a.mailbox.cmp(&b.mailbox))
         });
         found.dedup_by(|a, b| a.mailbox == b.mailbox);
         Ok(found)
