@@ -27,6 +27,7 @@ mod mail;
 mod push_side;
 mod request_body;
 mod routes;
+mod sends;
 mod subscriptions;
 mod web;
 mod web_sessions;
@@ -43,6 +44,7 @@ use tower_service::Service;
 
 use self::error::ApiError;
 pub use self::push_side::{Delivered, Delivering, PushSide};
+use self::sends::Sends;
 use self::web_sessions::WebSessions;
 use crate::config::PublicUrl;
 use crate::metrics::Metrics;
@@ -104,6 +106,7 @@ struct ApiContext {
     body_size: usize,
     answer_timeout: Duration,
     sessions: WebSessions,
+    sends: Sends,
     counters: Arc<HttpCounters>,
     metrics: Arc<Metrics>,
 }
@@ -125,6 +128,7 @@ pub async fn serve(server: HttpServer, parts: ApiParts, stop: CancellationToken)
         body_size,
         answer_timeout,
         sessions,
+        sends: Sends::default(),
         counters,
         metrics,
     });

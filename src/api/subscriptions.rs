@@ -112,6 +112,9 @@ pub(super) async fn add(
     };
     subscription.options = with_option(&subscription.options, CONFIRM, hash);
     let counts = counts.is_some();
+    if !counts {
+        context.sends.count(&account)?;
+    }
     let options = Arc::clone(&subscription.options);
     let named = |mailboxes: &mut dyn Iterator<Item = &Mailbox>| -> Vec<String> {
         mailboxes.map(|mailbox| mailbox.as_str().to_owned()).collect()
@@ -126,7 +129,10 @@ pub(super) async fn add(
     let id = context.store.subscription_id(&key).await.map_err(away)?;
     let id = id.ok_or_else(|| ApiError::unavailable("The subscription is gone already."))?;
     if !counts {
-        let delivered = context.push.verify(subscription, code).await;
+        let delivered = match context.sends.place().await {
+            Ok(_place) => context.push.verify(subscription, code).await,
+            Err(_) => Delivered::TooMany,
+        };
         if let Err(error) = accepted(delivered) {
             // It could never be confirmed. Another request may have made it anew meanwhile, or confirmed it.
             let removed = context.store.remove_pending(&account, id, &options).await;
@@ -184,6 +190,8 @@ pub(super) async fn test(
         return Err(ApiError::new(StatusCode::CONFLICT, "pending", message));
     }
     let key = SubscriptionKey::from(&listed.subscription);
+    context.sends.count(&caller.account)?;
+    let _place = context.sends.place().await?;
     accepted(context.push.test(key).await)?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -194,10 +202,11 @@ pub(super) async fn remove(
     Path(id): Path<String>,
     caller: Caller,
 ) -> Result<Response, ApiError> {
-    let id = id.parse().map_err(|_| ApiError::not_found())?;
+    let id = context.find(&caller.account, &id).await?.id;
     let removed = context.store.remove_by_id(&caller.account, id).await.map_err(away)?;
-    if removed.is_none() {
-        return Err(ApiError::not_found());
+    let removed = removed.ok_or_else(ApiError::not_found)?;
+    if !removed.account_left {
+        context.registrar.forget(&caller.account);
     }
     context.push.changed(caller.account.clone()).await;
     tracing::info!(
@@ -208,11 +217,14 @@ pub(super) async fn remove(
 }
 
 impl ApiContext {
+    /// Those of the user: a web hook of the operator is none of theirs.
     async fn subscriptions_of(
         &self,
         account: &Account,
     ) -> Result<Vec<ListedSubscription>, ApiError> {
-        self.store.subscriptions_of(account).await.map_err(away)
+        let mut listed = self.store.subscriptions_of(account).await.map_err(away)?;
+        listed.retain(|listed| !listed.subscription.is_of_operator());
+        Ok(listed)
     }
 
     /// The subscription of this account with this id.

@@ -259,12 +259,13 @@ impl Subscription {
     /// silence means that it is over. Those that users make by the API end by the push service's word, by their
     /// user, or at the time that they say.
     pub fn is_registered_again(&self) -> bool {
-        let again = match self.transport.as_str() {
-            "apns" => true,
-            "webhook" => &*self.route != "users",
-            _ => false,
-        };
+        let again = self.transport.as_str() == "apns" || self.is_of_operator();
         again && self.expires_at.is_none()
+    }
+
+    /// Whether it is no user's, but a web hook of the operator.
+    pub fn is_of_operator(&self) -> bool {
+        (self.transport.as_str(), &*self.app) == ("webhook", "operator")
     }
 }
 

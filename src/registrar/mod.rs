@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use self::pace::RegistrationPace;
+pub use self::pace::RegistrationPace;
 use crate::config::{Config, LimitsConfig};
 use crate::model::{
     AcceptedLogin, Account, BackendId, Registration, RegistrationResult, SessionEvent,

@@ -10,10 +10,10 @@ use crate::model::Account;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Registrations that are written, by account: so many a minute, of which all may come at once. Those
+/// Registrations that are written, by account, or pushes that users have sent: so many a minute, of which all may come at once. Those
 /// beyond are put off, each to its own time.
 #[derive(Debug, Default)]
-pub(super) struct RegistrationPace {
+pub struct RegistrationPace {
     /// When all that an account was granted would have been used up, had it come evenly. Names that
     /// differ in nothing but case share a pace: to most servers they are one user.
     accounts: Mutex<HashMap<String, Instant>>,
@@ -25,7 +25,10 @@ const SWEEP: usize = 4096;
 impl RegistrationPace {
     /// How long the next registration of this account is put off, of which `per_minute` are free. An
     /// error is the time after which it is refused: more than a minute's worth waits already.
-    pub(super) fn wait(
+    ///
+    /// # Errors
+    /// That time.
+    pub fn wait(
         &self,
         account: &Account,
         per_minute: u32,

@@ -19,7 +19,7 @@ macro_rules! live {
             "s.state = 'active' and (s.heard_at is null or s.heard_at >= ",
             $since,
             " or s.expires_at is not null or not (s.transport = 'apns' \
-             or (s.transport = 'webhook' and s.route <> 'users'))) and (s.outdated_since is null or s.outdated_at is null or s.outdated_at > ",
+             or (s.transport = 'webhook' and s.app = 'operator'))) and (s.outdated_since is null or s.outdated_at is null or s.outdated_at > ",
             $outdated,
             ")"
         )
@@ -27,7 +27,7 @@ macro_rules! live {
 }
 pub(super) use live;
 
-/// That a user made a subscription, by whatever transport. The others are the web hooks of the operator: what
+/// That a user made a subscription, by whatever transport; as [`Subscription::is_of_operator`]. The others are the web hooks of the operator: what
 /// passwords their accounts have says nothing of them.
 macro_rules! of_users {
     () => {
@@ -35,11 +35,6 @@ macro_rules! of_users {
     };
 }
 pub(super) use of_users;
-
-/// Whether it is none of a user, but a web hook of the operator.
-pub(super) fn is_of_operator(subscription: &Subscription) -> bool {
-    (subscription.transport.as_str(), &*subscription.app) == ("webhook", "operator")
-}
 
 /// Makes other transactions that add or remove devices of the account wait for this one.
 pub(super) async fn lock(work: &mut Work, account: &str) -> sqlx::Result<()> {

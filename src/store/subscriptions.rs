@@ -15,7 +15,7 @@ use crate::model::{
 use super::batches::Waiting;
 use super::kept_rows::{kept, put};
 use super::records::{
-    account, bind_snapshot, delete, id_of, is_of_operator, lock, of_users, state_name, subscription,
+    account, bind_snapshot, delete, id_of, lock, of_users, state_name, subscription,
 };
 use super::shares;
 use super::sql::work::Work;
@@ -295,7 +295,7 @@ impl Store {
                     "select distinct a.name as account from subscription s \
                      join account a on a.id = s.account \
                      where (s.heard_at < $1 and s.expires_at is null and (s.transport = 'apns' \
-                     or (s.transport = 'webhook' and s.route <> 'users'))) \
+                     or (s.transport = 'webhook' and s.app = 'operator'))) \
                      or (s.outdated_since is not null and s.outdated_at <= $2) order by account",
                 )
                 .bind(registered_since.0)
@@ -311,7 +311,7 @@ impl Store {
                 sql::query(
                     "delete from subscription where account = (select id from account where name = $1) \
                      and ((heard_at < $2 and expires_at is null and (transport = 'apns' \
-                     or (transport = 'webhook' and route <> 'users'))) or (outdated_since is not null and outdated_at <= $3))",
+                     or (transport = 'webhook' and app = 'operator'))) or (outdated_since is not null and outdated_at <= $3))",
                 )
                 .bind(account.as_str())
                 .bind(registered_since.0)
@@ -544,7 +544,7 @@ async fn upsert_subscription(
     outdated: Option<(Timestamp, Timestamp)>,
     (now, served): (Timestamp, Timestamp),
 ) -> sqlx::Result<i64> {
-    let outdated = outdated.filter(|_| !is_of_operator(subscription));
+    let outdated = outdated.filter(|_| !subscription.is_of_operator());
     let row = sql::query(UPSERT_SUBSCRIPTION.of(work.dialect()))
         .bind(account)
         .bind(subscription.transport.as_str())

@@ -1,12 +1,22 @@
 //! Subscriptions by the API: pending until their client has proved itself, each account's own, and gone at
 //! once.
 
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use mailchime::config::WebhookConfig;
+use mailchime::model::Account;
+use mailchime::store::Store;
 use serde_json::{Value, json};
 
 use super::paper::Paper;
 use super::{ALICE, ApiReply, ApiWorld, BOB, basic};
+use crate::support::servers::pki;
 use crate::support::world::MAIL;
 use crate::support::{limited, soon};
+
+/// The secret of a web hook.
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 impl ApiWorld {
     /// A request of a user with a password.
@@ -100,7 +110,7 @@ async fn a_subscription_ends_when_its_client_wants_it_to_or_not_by_itself() {
             assert_eq!(reply.error(), (422, "invalid".to_owned()), "{bad}");
             assert_eq!(reply.json()["field"], "expires");
         }
-        let tomorrow = std::time::SystemTime::now() + std::time::Duration::from_hours(24);
+        let tomorrow = SystemTime::now() + Duration::from_hours(24);
         let tomorrow = humantime::format_rfc3339_seconds(tomorrow).to_string();
         let made = api.of(ALICE, "POST /v1/subscriptions", Some(asks(&tomorrow))).await;
         assert_eq!((made.status, &made.json()["expires_at"]), (201, &json!(tomorrow)));
@@ -163,6 +173,50 @@ async fn removal_ends_a_subscription_at_once_also_that_of_an_iphone() {
         assert!(api.listed(ALICE).await.is_empty());
         // Nobody is left to be told, so nobody watches.
         api.backend.wait_until(|counters| counters.idling == 0).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_hook_of_the_operator_is_no_subscription_of_the_user() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("secret");
+        fs::write(&secret, SECRET).unwrap();
+        pki().write_to(folder.path()).unwrap();
+        let api = ApiWorld::with(|config| {
+            let url = "https://localhost:1/".parse().unwrap();
+            let mut webhook = WebhookConfig::new("crm", url, secret);
+            webhook.ca = Some(folder.path().join("ca.pem"));
+            config.webhooks = vec![webhook];
+        })
+        .await;
+        let paper = Paper::subscribable(&api);
+        let id = api.subscribed(&paper, "well").await;
+        let store = Store::open(&api.world.config.store.url, Duration::from_secs(5)).await.unwrap();
+        let alice = Account::from_login(ALICE);
+        let hook = loop {
+            let all = store.subscriptions_of(&alice).await.unwrap();
+            if let Some(hook) = all.iter().find(|it| it.subscription.is_of_operator()) {
+                break hook.id;
+            }
+            tokio::task::yield_now().await;
+        };
+        let ids: Vec<_> = api.listed(ALICE).await.iter().map(|it| it["id"].clone()).collect();
+        assert_eq!(ids, [json!(id)]);
+        for request in [
+            format!("POST /v1/subscriptions/{hook}/test"),
+            format!("DELETE /v1/subscriptions/{hook}"),
+        ] {
+            let reply = api.of(ALICE, &request, None).await;
+            assert_eq!(reply.error(), (404, "not_found".to_owned()), "{request}");
+        }
+        // Ten pushes a minute.
+        let test = format!("POST /v1/subscriptions/{id}/test");
+        for _ in 0..9 {
+            assert_eq!(api.of(ALICE, &test, None).await.status, 204);
+        }
+        assert_eq!(api.of(ALICE, &test, None).await.error(), (429, "too_many".to_owned()));
     })
     .await;
 }
