@@ -193,7 +193,9 @@ async fn a_web_hook_of_the_operator_is_no_subscription_of_the_user() {
         .await;
         let paper = Paper::subscribable(&api);
         let id = api.subscribed(&paper, "well").await;
-        let store = Store::open(&api.world.config.store.url, Duration::from_secs(5)).await.unwrap();
+        let store = Store::open_existing(&api.world.config.store.url, Duration::from_secs(5))
+            .await
+            .unwrap();
         let alice = Account::from_login(ALICE);
         let hook = loop {
             let all = store.subscriptions_of(&alice).await.unwrap();
