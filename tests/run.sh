@@ -29,6 +29,8 @@ needs=(
     python3:python3:python3
     openssl:openssl:openssl
     postgres:postgresql:/usr/lib/postgresql/*/bin/postgres
+    mariadb:mariadb-server-core:/usr/sbin/mariadbd
+    mariadb:mariadb-client-core:/usr/bin/mariadb
     pgbouncer:pgbouncer:/usr/sbin/pgbouncer
     fail2ban:fail2ban:fail2ban-regex
     faketime:libfaketime:/usr/lib/*/faketime/libfaketimeMT.so.1

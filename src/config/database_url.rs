@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::check::is_loopback;
@@ -25,6 +26,8 @@ pub enum DatabaseKind {
     Sqlite(PathBuf),
     /// A server of PostgreSQL: the whole URL, maybe with a password.
     Postgres(String),
+    /// The same of MariaDB.
+    MariaDb(String),
 }
 
 const POSTGRES: [&str; 2] = ["postgres://", "postgresql://"];
@@ -46,6 +49,11 @@ const POSTGRES_PARAMETERS: [&str; 13] = [
 ];
 const POSTGRES_FILES: [&str; 3] = ["sslrootcert", "sslcert", "sslkey"];
 
+const MARIADB: [&str; 2] = ["mariadb://", "mysql://"];
+const MARIADB_PARAMETERS: [&str; 6] =
+    ["socket", "ssl-ca", "ssl-cert", "ssl-key", "ssl-mode", "statement-cache-capacity"];
+const MARIADB_FILES: [&str; 3] = ["ssl-ca", "ssl-cert", "ssl-key"];
+
 impl DatabaseUrl {
     /// What leads to a SQLite file.
     pub fn sqlite(path: &Path) -> Self {
@@ -65,12 +73,16 @@ impl DatabaseUrl {
         if POSTGRES.iter().any(|scheme| text.starts_with(scheme)) {
             return Self::postgres(text);
         }
+        if MARIADB.iter().any(|scheme| text.starts_with(scheme)) {
+            return Self::mariadb(text);
+        }
         let Some(path) = text.strip_prefix("sqlite://").filter(|path| names_a_file(path)) else {
             // A URL of another kind may hold a password, too.
             let shown = if text.contains('@') { "the URL".to_owned() } else { format!("{text:?}") };
             return Err(format!(
                 "{shown} is not understood; allowed is \"sqlite://\" and the path of a file, such as \
-                 \"sqlite:///var/lib/mailchime/mailchime.db\", or \"postgres://user@host/database\""
+                 \"sqlite:///var/lib/mailchime/mailchime.db\", \"postgres://user@host/database\" or \
+                 \"mariadb://user@host/database\""
             ));
         };
         Ok(Self::sqlite(&folder.join(path)))
@@ -101,6 +113,32 @@ impl DatabaseUrl {
         })
     }
 
+    fn mariadb(text: &str) -> Result<Self, String> {
+        let server = MySqlConnectOptions::from_str(text);
+        let shown = server.as_ref().map_or("mariadb://…".to_owned(), |server| {
+            let database = server.get_database().unwrap_or_default();
+            match server.get_socket() {
+                Some(socket) => format!("mariadb://{}/{database}", socket.display()),
+                None => format!("mariadb://{}:{}/{database}", server.get_host(), server.get_port()),
+            }
+        });
+        check_parameters(text, &MARIADB_PARAMETERS, &MARIADB_FILES)
+            .map_err(|problem| format!("{shown}: {problem}"))?;
+        let server = server.map_err(|error| format!("{shown}: {error}"))?;
+        if server.get_database().is_none() {
+            return Err(format!("{shown}: names no database; write mariadb://user@host/database"));
+        }
+        let is_verified =
+            matches!(server.get_ssl_mode(), MySqlSslMode::VerifyIdentity | MySqlSslMode::VerifyCa);
+        let is_here = server.get_socket().is_some() || is_loopback(server.get_host());
+        Ok(Self {
+            kind: DatabaseKind::MariaDb(text.to_owned()),
+            shown,
+            holds_password: holds_password(text),
+            is_in_the_clear: !is_verified && !is_here,
+        })
+    }
+
     /// What it leads to.
     pub fn kind(&self) -> &DatabaseKind {
         &self.kind
@@ -109,6 +147,16 @@ impl DatabaseUrl {
     /// Whether it holds the password (or the key) of its user.
     pub(super) fn holds_password(&self) -> bool {
         self.holds_password
+    }
+
+    /// What has the server's certificate verified.
+    pub(super) fn verification(&self) -> &'static str {
+        match self.kind {
+            DatabaseKind::MariaDb(_) => {
+                "?ssl-mode=verify_identity (and ssl-ca=, for a private authority)"
+            }
+            _ => "?sslmode=verify-full (and sslrootcert=, for a private authority)",
+        }
     }
 
     /// Whether what goes to the database can be read or changed on its way.
@@ -143,6 +191,7 @@ impl fmt::Debug for DatabaseKind {
         f.write_str(match self {
             Self::Sqlite(_) => "Sqlite",
             Self::Postgres(_) => "Postgres",
+            Self::MariaDb(_) => "MariaDb",
         })
     }
 }

@@ -301,10 +301,10 @@ fn warnings(config: &Config) -> Vec<String> {
     }
     if config.store.url.is_in_the_clear() {
         warnings.push(format!(
-            "[store] url: device tokens and sealed credentials may travel to {} unencrypted; add \
-             ?sslmode=verify-full (and sslrootcert=, for a private authority) unless the whole way \
-             is yours",
-            config.store.url
+            "[store] url: device tokens and sealed credentials may travel to {} unencrypted; add {} \
+             unless the whole way is yours",
+            config.store.url,
+            config.store.url.verification()
         ));
     }
     if config.api.address.is_some() && config.web_push.is_none() {

@@ -72,7 +72,12 @@ mod tests {
             ),
             ("[store]\nurl = \"postgres://u:secret@db:x/mail\"", "[store] url: postgres://…: "),
             (
-                "[store]\nurl = \"mysql://u:secret@db/mail\"",
+                "[store]\nurl = \"mysql://u:secret@db/mail?pasword=secret\"",
+                "[store] url: mariadb://db:3306/mail: has an unknown parameter; allowed are socket",
+            ),
+            ("[store]\nurl = \"mysql://u:secret@db\"", "[store] url: mariadb://db:3306/: names no"),
+            (
+                "[store]\nurl = \"oracle://u:secret@db/mail\"",
                 "[store] url: the URL is not understood",
             ),
         ] {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use sqlx::mysql::MySqlDatabaseError;
 use sqlx::postgres::PgDatabaseError;
 use sqlx::sqlite::SqliteError;
 
@@ -38,7 +39,7 @@ pub enum StoreError {
     /// Another process serves from this SQLite file.
     #[error(
         "{database} is in use by another mailchime ({by}): stop that one, or give this one a [store] \
-         url of its own; several share a PostgreSQL database, not a file"
+         url of its own; several share a database of PostgreSQL or MariaDB, not a file"
     )]
     InUse {
         /// The database, without its password.
@@ -125,6 +126,14 @@ impl StoreError {
                 "the user of the database must be able to create tables in its schema: let it own \
                  the database"
             }
+            _ if mariadb_number(&source) == Some(MARIADB_NO_PRIVILEGE) => {
+                "the user of the database must be able to create, alter and drop tables in it: grant it \
+                 all privileges on the database"
+            }
+            _ if mariadb_number(&source) == Some(MARIADB_TOO_LONG) => {
+                "MariaDB takes account names of 512 characters, mailbox names of 766 and names of apps of \
+                 255 at most"
+            }
             _ => "see the log for what led to it",
         };
         Self::Other { database, remedy, source }
@@ -137,8 +146,8 @@ pub(super) fn unusable_server(database: &Arc<str>, error: sqlx::Error) -> StoreE
         database: Arc::clone(database),
         problem: error.to_string(),
         remedy: pooler_remedy(&error).unwrap_or(
-            "user, password (PGPASSWORD or ~/.pgpass, if it is not in the URL), database and \
-             sslmode must be what the server expects",
+            "user, password (for PostgreSQL PGPASSWORD or ~/.pgpass, if it is not in the URL), database \
+             and sslmode must be what the server expects",
         ),
     }
 }
@@ -202,7 +211,25 @@ const TEMPORARY_CLASSES: [&str; 5] = ["08", "53", "57", "58", "40"];
 const CONFLICT: &str = "40";
 const AUTHORIZATION: &str = "28";
 
+// MariaDB's, https://mariadb.com/kb/en/mariadb-error-code-reference/. SQLSTATE does not tell them apart.
+/// A deadlock, a lock that was not given back in time, a record that has changed.
+const MARIADB_CONFLICTS: [u16; 3] = [1213, 1205, 1020];
+/// Full, too many connections, shutdown, killed, too long, no answer of a node of a cluster.
+const MARIADB_TEMPORARY: [u16; 14] =
+    [1021, 1040, 1041, 1047, 1053, 1105, 1114, 1152, 1203, 1226, 1317, 1927, 1969, 3024];
+/// A primary that became a replica.
+const MARIADB_READ_ONLY: [u16; 3] = [1290, 1792, 1836];
+/// The user, its password, its right to the database, the database.
+const MARIADB_REFUSALS: [u16; 4] = [1044, 1045, 1049, 1698];
+const MARIADB_NO_PRIVILEGE: u16 = 1142;
+const MARIADB_NO_TABLE: u16 = 1146;
+const MARIADB_TOO_LONG: u16 = 1406;
+
 pub(super) fn is_temporary(error: &sqlx::Error) -> bool {
+    if let Some(number) = mariadb_number(error) {
+        let temporary = [&MARIADB_CONFLICTS[..], &MARIADB_TEMPORARY, &MARIADB_READ_ONLY];
+        return temporary.iter().any(|numbers| numbers.contains(&number));
+    }
     if let Some(code) = postgres_code(error) {
         return TEMPORARY_CLASSES.iter().any(|class| code.starts_with(class))
             || [READ_ONLY, LOCK_NOT_AVAILABLE].contains(&code);
@@ -221,11 +248,13 @@ pub(super) fn is_temporary(error: &sqlx::Error) -> bool {
 /// Whether another transaction was in the way, and the same one may succeed at once.
 pub(super) fn is_conflict(error: &sqlx::Error) -> bool {
     postgres_code(error).is_some_and(|code| code.starts_with(CONFLICT))
+        || mariadb_number(error).is_some_and(|number| MARIADB_CONFLICTS.contains(&number))
 }
 
 /// Whether the server became a standby.
 pub(super) fn is_read_only(error: &sqlx::Error) -> bool {
     postgres_code(error) == Some(READ_ONLY)
+        || mariadb_number(error).is_some_and(|number| MARIADB_READ_ONLY.contains(&number))
 }
 
 /// Whether the server, or the pooler before it, does not let us in, as we are.
@@ -235,13 +264,16 @@ pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Tls(_) | sqlx::Error::Configuration(_))
         || matches!(error, sqlx::Error::Io(error) if invalid(error))
         || pooler_remedy(error).is_some()
+        || mariadb_number(error).is_some_and(|number| MARIADB_REFUSALS.contains(&number))
         || postgres_code(error)
             .is_some_and(|code| code.starts_with(AUTHORIZATION) || code == NO_SUCH_DATABASE)
 }
 
 /// Whether a table is not there, so that it is another's database or an empty one.
 pub(super) fn is_no_table(error: &sqlx::Error) -> bool {
-    sqlite_code(error) == Some(ERROR) || postgres_code(error) == Some(UNDEFINED_TABLE)
+    sqlite_code(error) == Some(ERROR)
+        || postgres_code(error) == Some(UNDEFINED_TABLE)
+        || mariadb_number(error) == Some(MARIADB_NO_TABLE)
 }
 
 /// The primary code; the low byte of the extended one that sqlx gives.
@@ -253,4 +285,11 @@ pub(super) fn sqlite_code(error: &sqlx::Error) -> Option<i64> {
 
 fn postgres_code(error: &sqlx::Error) -> Option<&str> {
     error.as_database_error()?.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::code)
+}
+
+fn mariadb_number(error: &sqlx::Error) -> Option<u16> {
+    error
+        .as_database_error()?
+        .try_downcast_ref::<MySqlDatabaseError>()
+        .map(MySqlDatabaseError::number)
 }

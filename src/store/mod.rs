@@ -14,10 +14,9 @@
 //! - an account has at least one subscription; with its last one go its credentials and mailboxes;
 //! - a mailbox has a row, with its state as last told, exactly while some subscription wants it.
 //!
-//! SQLite and PostgreSQL have one set of statements (`$1`, TEXT and BIGINT, `on conflict`,
-//! `returning`), which is why they go through sqlx's `Any` driver. `work` says what a call has of a
-//! connection: one transaction, and nothing beyond it. What SQLite does by having one
-//! writer, PostgreSQL does by rows: whatever adds or removes a device first locks the row of its
+//! SQLite, PostgreSQL and MariaDB have one set of statements, which is why they go through sqlx's `Any`
+//! driver; what differs is in the dialect (`sql`). `sql::work` says what a call has of a connection: one
+//! transaction, and nothing beyond it. What SQLite does by having one writer, servers do by rows: whatever adds or removes a device first locks the row of its
 //! account, so that "has no device" stays true until the account is deleted for it. Transactions
 //! that got into each other's way all the same are run again here.
 mod accounts;

@@ -9,8 +9,9 @@ use tokio::sync::OnceCell;
 
 use super::batches::Batches;
 use super::shares::Shares;
+use super::sql::dialect::Dialect;
 use super::sql::work::Connections;
-use super::sql::{self, postgres, schema, sqlite};
+use super::sql::{self, mariadb, postgres, schema, sqlite};
 use super::{Store, StoreError, error};
 use crate::config::{DatabaseKind, DatabaseUrl};
 
@@ -19,6 +20,10 @@ const FIRST: Duration = Duration::from_secs(3);
 
 /// What a call may take beyond `busy_timeout`.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// Makes the connections to the server of a URL: how errors name the database, how long a call waits for
+/// locks, and how long it takes at most.
+type Connect = fn(&str, &Arc<str>, Duration, Duration) -> Result<Connections, StoreError>;
 
 impl Store {
     /// Opens the database of `url` and brings its schema up to date. A SQLite file is made when there is none, readable by its owner
@@ -39,7 +44,10 @@ impl Store {
                 return Ok(Self::of_file(database, opened, busy_timeout));
             }
             DatabaseKind::Postgres(server) => {
-                Self::of_postgres(url, server, busy_timeout, OnceCell::new())?
+                Self::of_server(url, postgres::connections, server, busy_timeout, OnceCell::new())?
+            }
+            DatabaseKind::MariaDb(server) => {
+                Self::of_server(url, mariadb::connections, server, busy_timeout, OnceCell::new())?
             }
         };
         // Mail does not wait for it. What is wrong with it is found here if it answers.
@@ -84,7 +92,12 @@ impl Store {
                 Self::of_file(database, opened, busy_timeout)
             }
             DatabaseKind::Postgres(server) => {
-                Self::of_postgres(url, server, busy_timeout, OnceCell::new_with(Some(())))?
+                let up_to_date = OnceCell::new_with(Some(()));
+                Self::of_server(url, postgres::connections, server, busy_timeout, up_to_date)?
+            }
+            DatabaseKind::MariaDb(server) => {
+                let up_to_date = OnceCell::new_with(Some(()));
+                Self::of_server(url, mariadb::connections, server, busy_timeout, up_to_date)?
             }
         };
         store.limited(store.expect_schema()).await?;
@@ -102,15 +115,16 @@ impl Store {
         Self { file: Some(file), ..store }
     }
 
-    pub(super) fn of_postgres(
+    /// A server comes about when it is first asked.
+    pub(super) fn of_server(
         url: &DatabaseUrl,
+        connect: Connect,
         server: &str,
         busy_timeout: Duration,
         up_to_date: OnceCell<()>,
     ) -> Result<Self, StoreError> {
         let database: Arc<str> = url.to_string().into();
-        let limit = busy_timeout + GRACE;
-        let connections = postgres::connections(server, &database, busy_timeout, limit)?;
+        let connections = connect(server, &database, busy_timeout, busy_timeout + GRACE)?;
         Ok(Self::new(database, connections, busy_timeout, up_to_date))
     }
 
@@ -188,10 +202,12 @@ impl Store {
             let (connections, database) =
                 (Arc::clone(&self.connections), Arc::clone(&self.database));
             let limit = self.limit;
-            let update =
-                tokio::spawn(
-                    async move { postgres::migrate(&connections, &database, limit).await },
-                );
+            let update = tokio::spawn(async move {
+                match connections.dialect() {
+                    Dialect::MariaDb => mariadb::migrate(&connections, &database, limit).await,
+                    _ => postgres::migrate(&connections, &database, limit).await,
+                }
+            });
             update
                 .await
                 .unwrap_or_else(|error| self.named(Err(sqlx::Error::Io(io::Error::other(error)))))

@@ -620,7 +620,7 @@ async fn replace_mailboxes(
              highest_mod_seq) values {}",
             sql::values(1, 7, wanted.len())
         );
-        let mut query = sql::query(work.dialect().insert_new(&insert));
+        let mut query = sql::query(work.dialect().insert_new(&insert, "mailbox.name"));
         for (mailbox, state) in wanted {
             query = bind_snapshot(query.bind(account), mailbox, state);
         }
@@ -630,7 +630,7 @@ async fn replace_mailboxes(
              from mailbox m where m.account = $2 and m.name in {}",
             sql::values(3, wanted.len(), 1)
         );
-        let query = sql::query(work.dialect().insert_new(&insert));
+        let query = sql::query(work.dialect().insert_new(&insert, "subscription_mailbox.mailbox"));
         let mut query = query.bind(subscription).bind(account);
         for (mailbox, _) in wanted {
             query = query.bind(*mailbox);

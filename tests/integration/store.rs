@@ -22,6 +22,7 @@ mod bad_times;
 mod credentials;
 mod failover;
 mod load;
+mod mariadb;
 mod nodes;
 mod pooled;
 mod postgres;
@@ -192,6 +193,17 @@ macro_rules! contract {
                 async fn $case() {
                     let test = concat!("store::postgres_keeps_the_contract::", stringify!($case));
                     let Some(database) = super::postgres::Database::make(test).await else { return };
+                    crate::support::limited(async { super::$case(database.open().await).await }).await;
+                }
+            )+
+        }
+
+        mod mariadb_keeps_the_contract {
+            $(
+                #[tokio::test]
+                async fn $case() {
+                    let test = concat!("store::mariadb_keeps_the_contract::", stringify!($case));
+                    let Some(database) = super::mariadb::Database::make(test).await else { return };
                     crate::support::limited(async { super::$case(database.open().await).await }).await;
                 }
             )+

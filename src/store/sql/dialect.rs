@@ -7,10 +7,11 @@ use std::fmt::Write;
 pub(in crate::store) enum Dialect {
     Sqlite,
     Postgres,
+    MariaDb,
 }
 
 /// How many there are.
-pub(super) const DIALECTS: usize = 2;
+pub(super) const DIALECTS: usize = 3;
 
 /// An insert of one or more rows each of which may be there, and is changed then.
 ///
@@ -66,6 +67,12 @@ const APPLIED_POSTGRES: &str = "create table if not exists _sqlx_migrations (\
                                 success boolean not null, checksum bytea not null, \
                                 execution_time bigint not null)";
 
+const APPLIED_MARIADB: &str = "create table if not exists _sqlx_migrations (\
+                               version bigint primary key, description text not null, \
+                               installed_on timestamp not null default current_timestamp, \
+                               success boolean not null, checksum blob not null, \
+                               execution_time bigint not null) engine = InnoDB";
+
 /// The number is ours alone.
 const LOCK_POSTGRES: &str = "select pg_advisory_xact_lock(4918724086124113)";
 
@@ -75,6 +82,7 @@ impl Dialect {
         match self {
             Self::Sqlite => "integer not null primary key autoincrement",
             Self::Postgres => "bigint generated always as identity primary key",
+            Self::MariaDb => "bigint not null auto_increment primary key",
         }
     }
 
@@ -83,14 +91,15 @@ impl Dialect {
         match self {
             Self::Sqlite => APPLIED_SQLITE,
             Self::Postgres => APPLIED_POSTGRES,
+            Self::MariaDb => APPLIED_MARIADB,
         }
     }
 
     /// What a transaction that changes the schema has to do first, so that others wait for it.
     pub(in crate::store) fn lock_schema(self) -> Option<&'static str> {
         match self {
-            // It began with the lock of the file.
-            Self::Sqlite => None,
+            // It began with the lock of the file, or with one of the session.
+            Self::Sqlite | Self::MariaDb => None,
             Self::Postgres => Some(LOCK_POSTGRES),
         }
     }
@@ -102,6 +111,10 @@ impl Dialect {
             Self::Postgres => {
                 "select case when current_setting('transaction_read_only') = 'off' then 0 else 1 end"
             }
+            // It was a number, and has names in later versions.
+            Self::MariaDb => {
+                "select case when cast(@@global.read_only as char) in ('0', 'OFF') then 0 else 1 end"
+            }
         }
     }
 
@@ -112,46 +125,107 @@ impl Dialect {
             "" => String::new(),
             column => format!(" returning {column}"),
         };
-        let set: Vec<String> = set
-            .iter()
-            .map(|(column, becomes)| {
-                let becomes = becomes.replace("new.", "excluded.");
-                format!("{column} = {}", becomes.replace("old.", &format!("{table}.")))
-            })
-            .collect();
+        let (before, after) = match self {
+            Self::Sqlite | Self::Postgres => ("excluded.", ""),
+            Self::MariaDb => ("values(", ")"),
+        };
+        let becomes = |text: &str| {
+            renamed(&renamed(text, "new.", before, after), "old.", &format!("{table}."), "")
+        };
+        let set: Vec<String> =
+            set.iter().map(|(column, text)| format!("{column} = {}", becomes(text))).collect();
         let set = set.join(", ");
-        format!(
-            "insert into {table} ({columns}) {rows} on conflict ({key}) do update set {set}{returning}"
-        )
+        let conflict = match self {
+            Self::Sqlite | Self::Postgres => format!("on conflict ({key}) do update set"),
+            Self::MariaDb => "on duplicate key update".to_owned(),
+        };
+        format!("insert into {table} ({columns}) {rows} {conflict} {set}{returning}")
     }
 
-    /// An insert that leaves alone what is there; `key` is a column of what tells rows apart.
-    pub(in crate::store) fn insert_new(self, insert: &str) -> String {
-        format!("{insert} on conflict do nothing")
+    /// An insert that leaves alone what is there; `same` is a column with its table.
+    pub(in crate::store) fn insert_new(self, insert: &str, same: &str) -> String {
+        match self {
+            Self::Sqlite | Self::Postgres => format!("{insert} on conflict do nothing"),
+            // `insert ignore` would take what does not fit, too.
+            Self::MariaDb => format!("{insert} on duplicate key update {same} = {same}"),
+        }
     }
 
     /// The statement of an [`UpdateFrom`] for this number of rows.
     pub(in crate::store) fn update_from(self, update: &UpdateFrom<'_>, rows: usize) -> String {
         let UpdateFrom { table, columns, joins, on, set } = *update;
-        let set: Vec<String> =
-            set.iter().map(|(column, becomes)| format!("{column} = {becomes}")).collect();
-        let (names, set) = (columns.join(", "), set.join(", "));
         let joins: String = joins.iter().map(|join| format!(" join {join}")).collect();
-        let values = values(1, columns.len(), rows);
-        format!(
-            "with v ({names}) as (values {values}) update {table} set {set} from v{joins} where {on}"
-        )
+        let of = match self {
+            Self::Sqlite | Self::Postgres => String::new(),
+            Self::MariaDb => format!("{table}."),
+        };
+        let set: Vec<String> =
+            set.iter().map(|(column, becomes)| format!("{of}{column} = {becomes}")).collect();
+        let set = set.join(", ");
+        match self {
+            Self::Sqlite | Self::Postgres => {
+                let (names, values) = (columns.join(", "), values(1, columns.len(), rows));
+                format!(
+                    "with v ({names}) as (values {values}) \
+                     update {table} set {set} from v{joins} where {on}"
+                )
+            }
+            // Of `values` the first row alone would say how long a text may be.
+            Self::MariaDb => {
+                let selected = selected(columns, rows);
+                format!("update ({selected}) v{joins} join {table} on {on} set {set}")
+            }
+        }
     }
 
     /// The statement of a [`Take`].
     pub(in crate::store) fn take(self, take: &Take<'_>) -> String {
         let Take { table, fitting, by, most, returning } = *take;
-        format!(
-            "delete from {table} where {fitting} and {by} in \
-             (select {by} from {table} where {fitting} order by {by} limit {most}) \
-             returning {returning}"
-        )
+        match self {
+            Self::Sqlite | Self::Postgres => format!(
+                "delete from {table} where {fitting} and {by} in \
+                 (select {by} from {table} where {fitting} order by {by} limit {most}) \
+                 returning {returning}"
+            ),
+            Self::MariaDb => format!(
+                "delete from {table} where {fitting} order by {by} limit {most} returning {returning}"
+            ),
+        }
     }
+
+    /// Whether arguments are `?`, in the order in which they occur, in place of `$1`, `$2`, ….
+    pub(super) fn counts_arguments(self) -> bool {
+        self == Self::MariaDb
+    }
+}
+
+/// `prefix` with the name behind it becomes `before`, the name, `after`.
+fn renamed(text: &str, prefix: &str, before: &str, after: &str) -> String {
+    let mut parts = text.split(prefix);
+    let mut renamed = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(part.len());
+        let (name, rest) = part.split_at(end);
+        renamed.extend([before, name, after, rest]);
+    }
+    renamed
+}
+
+/// `select $1 as a, $2 as b union all select $3, $4 …`: rows of parameters with names.
+fn selected(columns: &[&str], rows: usize) -> String {
+    let mut text = String::new();
+    for row in 0..rows {
+        text.push_str(if row == 0 { "select " } else { " union all select " });
+        for (place, column) in columns.iter().enumerate() {
+            let comma = if place == 0 { "" } else { ", " };
+            // Writing to a string does not fail.
+            let _ = write!(text, "{comma}${}", 1 + row * columns.len() + place);
+            if row == 0 {
+                let _ = write!(text, " as {column}");
+            }
+        }
+    }
+    text
 }
 
 /// `($first, $first+1), …`: `rows` rows of `columns` parameters each.
@@ -194,6 +268,12 @@ mod tests {
             returning: "id",
         };
         assert_eq!(
+            Dialect::MariaDb.upsert(&upsert),
+            "insert into service (id, served) values (1, $1) on duplicate key update served = \
+             case when values(served) > service.served then values(served) else service.served end \
+             returning id"
+        );
+        assert_eq!(
             Dialect::Postgres.upsert(&upsert),
             "insert into service (id, served) values (1, $1) on conflict (id) do update set served = \
              case when excluded.served > service.served then excluded.served else service.served end \
@@ -210,6 +290,13 @@ mod tests {
             on: "mailbox.account = a.id and mailbox.name = v.mailbox",
             set: &[("messages", "v.messages")],
         };
+        assert_eq!(
+            Dialect::MariaDb.update_from(&update, 2),
+            "update (select $1 as account, $2 as mailbox, $3 as messages union all select $4, $5, $6) v \
+             join account a on a.name = v.account \
+             join mailbox on mailbox.account = a.id and mailbox.name = v.mailbox \
+             set mailbox.messages = v.messages"
+        );
         assert_eq!(
             Dialect::Sqlite.update_from(&update, 2),
             "with v (account, mailbox, messages) as (values ($1, $2, $3), ($4, $5, $6)) \

@@ -2,6 +2,8 @@
 
 pub(super) mod dialect;
 pub(super) mod file;
+pub(super) mod mariadb;
+mod pool;
 pub(super) mod postgres;
 pub(super) mod rows;
 pub(super) mod schema;

@@ -7,22 +7,15 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::any::AnyPoolOptions;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AnyPool, AssertSqlSafe, Connection, SqlSafeStr};
-use tokio::time::timeout;
+use sqlx::{AssertSqlSafe, SqlSafeStr};
 
 use super::dialect::Dialect;
+use super::pool::{pools, with_parameter};
 use super::schema;
-use super::work::{ConnectionTrust, Connections, TransactionKind};
+use super::work::{Connections, TransactionKind};
 use crate::store::StoreError;
 use crate::store::error::{is_refusal, unusable_server};
-
-/// Connections of each pool. Reads do not wait for writes; few of either are ever in flight.
-const CONNECTIONS: u32 = 4;
-
-/// For the sign of life of a connection that goes back to its pool.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
 /// The connections to the server of `url`, which come about when they have to.
 pub(in crate::store) fn connections(
@@ -37,44 +30,10 @@ pub(in crate::store) fn connections(
         None => with_parameter(url, "application_name=mailchime"),
         Some(_) => url.to_owned(),
     };
-    sqlx::any::install_default_drivers();
-    let trust = ConnectionTrust::default();
-    let pool = || -> Result<AnyPool, StoreError> {
-        let (taken, returned) = (trust.clone(), trust.clone());
-        let options = AnyPoolOptions::new()
-            .max_connections(CONNECTIONS)
-            .acquire_timeout(busy_timeout.max(Duration::from_secs(1)))
-            // The first word of each transaction is the test.
-            .test_before_acquire(false)
-            .before_acquire(move |_, connection| {
-                let trusted = taken.has(connection.age);
-                Box::pin(async move { Ok(trusted) })
-            })
-            // A call that was given up leaves its connection waiting for an answer that may never
-            // come. Without a limit such a connection would keep its place in the pool.
-            .after_release(move |connection, meta| {
-                let trusted = returned.has(meta.age);
-                Box::pin(async move {
-                    if !trusted {
-                        return Ok(false);
-                    }
-                    match timeout(SIGN_OF_LIFE, connection.ping()).await {
-                        Ok(result) => result.map(|()| true),
-                        Err(_) => Err(sqlx::Error::Protocol("no sign of life".into())),
-                    }
-                })
-            });
-        options.connect_lazy(&url).map_err(malformed)
-    };
-    let (reads, writes) = (pool()?, pool()?);
+    let (reads, writes, trust) = pools(&url, busy_timeout, None).map_err(malformed)?;
     let (begin, named) = (begin(busy_timeout, limit).into(), keeps_statements(&url));
     let kind = TransactionKind::Server { dialect: Dialect::Postgres, begin, named, trust };
     Ok(Connections { reads, writes, kind })
-}
-
-fn with_parameter(url: &str, parameter: &str) -> String {
-    let separator = if url.contains('?') { '&' } else { '?' };
-    format!("{url}{separator}{parameter}")
 }
 
 /// Whether an operator says that statements may be kept prepared.

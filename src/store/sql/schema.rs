@@ -1,4 +1,5 @@
-//! The schema: one folder of migrations for both databases, each of which is a part of one transaction.
+//! The schema: one folder of migrations for SQLite and PostgreSQL, each of which is a part of one transaction,
+//! and one for MariaDB, each of which may be run again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,6 +19,16 @@ use crate::store::StoreError;
 
 static MIGRATOR: Migrator = sqlx::migrate!("src/store/sql/migrations");
 
+/// Those of MariaDB, with the same numbers.
+static OF_MARIADB: Migrator = sqlx::migrate!("src/store/sql/migrations/mariadb");
+
+fn migrator(dialect: Dialect) -> &'static Migrator {
+    match dialect {
+        Dialect::Sqlite | Dialect::Postgres => &MIGRATOR,
+        Dialect::MariaDb => &OF_MARIADB,
+    }
+}
+
 /// The newest version that this program knows.
 pub(in crate::store) fn known() -> i64 {
     MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default()
@@ -29,6 +40,7 @@ pub(in crate::store) fn known() -> i64 {
 /// [`MigrateError`]: the transaction must be rolled back.
 pub(in crate::store) async fn update(work: &mut Work) -> Result<(), MigrateError> {
     let dialect = work.dialect();
+    let migrator = migrator(dialect);
     if let Some(lock) = dialect.lock_schema() {
         work.run(lock.into_sql_str()).await?;
     }
@@ -45,12 +57,12 @@ pub(in crate::store) async fn update(work: &mut Work) -> Result<(), MigrateError
         if row.try_get::<i64, _>("success")? == 0 {
             return Err(MigrateError::Dirty(version));
         }
-        if !MIGRATOR.version_exists(version) {
+        if !migrator.version_exists(version) {
             return Err(MigrateError::VersionMissing(version));
         }
         applied.insert(version, row.try_get::<Vec<u8>, _>("checksum")?);
     }
-    for migration in MIGRATOR.iter() {
+    for migration in migrator.iter() {
         match applied.get(&migration.version) {
             Some(checksum) if *checksum == *migration.checksum => continue,
             Some(_) => return Err(MigrateError::VersionMismatch(migration.version)),
@@ -146,5 +158,16 @@ pub(in crate::store) fn error(database: &Arc<str>, error: MigrateError) -> Store
             problem: error.to_string(),
             remedy: "it is not a database of this program; restore a backup or move it away",
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_migration_has_one_number_for_all() {
+        let newest = |migrator: &Migrator| migrator.iter().map(|it| it.version).max();
+        assert_eq!(newest(&OF_MARIADB), newest(&MIGRATOR));
     }
 }

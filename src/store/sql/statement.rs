@@ -2,8 +2,10 @@
 //! words of its own comes from its dialect.
 
 use std::borrow::Cow;
-use std::sync::OnceLock;
+use std::collections::HashMap;
+use std::sync::{LazyLock, OnceLock};
 
+use parking_lot::RwLock;
 use sqlx::any::{AnyArguments, AnyQueryResult, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, AssertSqlSafe, SqlSafeStr};
@@ -26,6 +28,7 @@ pub(in crate::store) enum StatementText {
 }
 
 /// What a database is given. What is null has a type as well.
+#[derive(Clone)]
 pub(in crate::store) enum Argument<'q> {
     Text(Cow<'q, str>),
     NoText,
@@ -57,25 +60,23 @@ impl<'q> Statement<'q> {
     /// As it is run in this work.
     pub(in crate::store) fn prepared(self, work: &Work) -> Query<'q, Any, AnyArguments> {
         let Self { text, arguments } = self;
-        let mut query = match text {
+        let counts = work.dialect().counts_arguments();
+        match text {
             StatementText::Fixed(text) => {
-                let query = sqlx::query(text.into_sql_str());
-                if work.keeps_statements() { query } else { query.persistent(false) }
+                let rewritten = counts.then(|| rewritten(text));
+                let sql = rewritten.map_or(text, |it| it.text.as_str()).into_sql_str();
+                let query = sqlx::query(sql).persistent(work.keeps_statements());
+                bound(query, arguments, rewritten.map(|it| &*it.order))
             }
-            StatementText::Made(text) => sqlx::query(AssertSqlSafe(text)).persistent(false),
-        };
-        for argument in arguments {
-            query = match argument {
-                Argument::Text(Cow::Borrowed(text)) => query.bind(text),
-                Argument::Text(Cow::Owned(text)) => query.bind(text),
-                Argument::NoText => query.bind(None::<String>),
-                Argument::Integer(number) => query.bind(number),
-                Argument::NoInteger => query.bind(None::<i64>),
-                Argument::Small(number) => query.bind(number),
-                Argument::Bytes(bytes) => query.bind(bytes),
-            };
+            StatementText::Made(text) if counts => {
+                let Rewritten { text, order } = Rewritten::of(&text);
+                let query = sqlx::query(AssertSqlSafe(text)).persistent(false);
+                bound(query, arguments, Some(&order))
+            }
+            StatementText::Made(text) => {
+                bound(sqlx::query(AssertSqlSafe(text)).persistent(false), arguments, None)
+            }
         }
-        query
     }
 
     pub(in crate::store) async fn execute_in(
@@ -98,6 +99,69 @@ impl<'q> Statement<'q> {
 
     pub(in crate::store) async fn fetch_all_in(self, work: &mut Work) -> sqlx::Result<Vec<AnyRow>> {
         self.prepared(work).fetch_all(work.connection()).await
+    }
+}
+
+/// A statement whose arguments are `?`.
+struct Rewritten {
+    text: String,
+    /// Which argument each of them is, rewritten from 0.
+    order: Vec<usize>,
+}
+
+/// The same statement with `?` for arguments, made once.
+fn rewritten(text: &'static str) -> &'static Rewritten {
+    static REWRITTEN: LazyLock<RwLock<HashMap<&'static str, &'static Rewritten>>> =
+        LazyLock::new(RwLock::default);
+    if let Some(rewritten) = REWRITTEN.read().get(text) {
+        return rewritten;
+    }
+    // There are as many as the program has statements.
+    REWRITTEN.write().entry(text).or_insert_with(|| Box::leak(Box::new(Rewritten::of(text))))
+}
+
+impl Rewritten {
+    fn of(text: &str) -> Self {
+        let mut parts = text.split('$');
+        let mut rewritten = Self { text: String::with_capacity(text.len()), order: Vec::new() };
+        rewritten.text.push_str(parts.next().unwrap_or_default());
+        for part in parts {
+            let end = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+            let number: usize = part[..end].parse().unwrap_or_default();
+            rewritten.order.push(number.saturating_sub(1));
+            rewritten.text.push('?');
+            rewritten.text.push_str(&part[end..]);
+        }
+        rewritten
+    }
+}
+
+/// The arguments as they come, or in this order.
+fn bound<'q>(
+    query: Query<'q, Any, AnyArguments>,
+    arguments: Vec<Argument<'q>>,
+    order: Option<&[usize]>,
+) -> Query<'q, Any, AnyArguments> {
+    match order {
+        None => arguments.into_iter().fold(query, |query, argument| argument.bind_to(query)),
+        Some(order) => order.iter().fold(query, |query, place| match arguments.get(*place) {
+            Some(argument) => argument.clone().bind_to(query),
+            None => query,
+        }),
+    }
+}
+
+impl<'q> Argument<'q> {
+    fn bind_to(self, query: Query<'q, Any, AnyArguments>) -> Query<'q, Any, AnyArguments> {
+        match self {
+            Self::Text(Cow::Borrowed(text)) => query.bind(text),
+            Self::Text(Cow::Owned(text)) => query.bind(text),
+            Self::NoText => query.bind(None::<String>),
+            Self::Integer(number) => query.bind(number),
+            Self::NoInteger => query.bind(None::<i64>),
+            Self::Small(number) => query.bind(number),
+            Self::Bytes(bytes) => query.bind(bytes),
+        }
     }
 }
 
@@ -163,5 +227,18 @@ impl From<i32> for Argument<'_> {
 impl<'q> From<&'q [u8]> for Argument<'q> {
     fn from(bytes: &'q [u8]) -> Self {
         Self::Bytes(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_come_in_the_order_in_which_they_occur() {
+        let Rewritten { text, order } =
+            Rewritten::of("update t set a = $2 where name = $1 and coalesce(b, $2) in ($2, $10)");
+        assert_eq!(text, "update t set a = ? where name = ? and coalesce(b, ?) in (?, ?)");
+        assert_eq!(order, [1, 0, 1, 1, 9]);
     }
 }

@@ -85,6 +85,17 @@ impl Connections {
         self.begin(&self.writes, BEGIN_WRITE).await
     }
 
+    /// Begins a transaction that writes to a server, on a connection that is closed behind it with all that was
+    /// set for its session.
+    pub(super) async fn begin_alone(&self) -> sqlx::Result<Work> {
+        let TransactionKind::Server { dialect, begin, named, .. } = &self.kind else {
+            return self.begin_write().await;
+        };
+        let mut connection = self.writes.acquire().await?;
+        connection.close_on_drop();
+        begun(connection, *dialect, begin, *named).await
+    }
+
     async fn begin(&self, pool: &AnyPool, of_file: &'static str) -> sqlx::Result<Work> {
         let TransactionKind::Server { dialect, begin, named, trust } = &self.kind else {
             return Work::begin_on(pool, of_file).await;

@@ -144,7 +144,7 @@ async fn a_bad_configuration_is_refused_in_one_line() {
                 "sqlite://no/",
                 ["[store] url:", "no/chime.db", "a folder that exists"],
             ),
-            ("sqlite://mailchime.db", "mysql://a", ["[store] url:", "mysql", "allowed is"]),
+            ("sqlite://mailchime.db", "oracle://a", ["[store] url:", "oracle", "allowed is"]),
         ] {
             let config = CONFIG.replace(old, new);
             assert_ne!(config, CONFIG, "{old} is not in the configuration");

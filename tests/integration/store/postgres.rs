@@ -142,7 +142,8 @@ async fn no_password_is_shown() {
             (format!("postgres://mc:wr0ng@{address}/postgres?sslmode=require"), true),
             ("postgres://mc:wr0ng@[::1/x".to_owned(), true),
             ("postgres://mc:wr0ng@127.0.0.1:1/x".to_owned(), false),
-            ("mysql://mc:wr0ng@127.0.0.1:1/x".to_owned(), true),
+            ("mysql://mc:wr0ng@127.0.0.1:1/x".to_owned(), false),
+            ("oracle://mc:wr0ng@127.0.0.1:1/x".to_owned(), true),
         ] {
             let url = match url.parse::<config::DatabaseUrl>() {
                 Ok(url) => url,

@@ -28,6 +28,7 @@ pub(crate) mod cyrus;
 pub(crate) mod dovecot;
 pub(crate) mod forwarder;
 pub(crate) mod imap4d;
+pub(crate) mod mariadb;
 pub(crate) mod pgbouncer;
 pub(crate) mod postgres;
 mod process;

@@ -1,0 +1,95 @@
+//! What is peculiar to MariaDB: its settings, which are the session's, and that it commits each change of the
+//! schema by itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::Row;
+
+use super::dialect::Dialect;
+use super::pool::{self, with_parameter};
+use super::work::{Connections, TransactionKind};
+use super::{schema, statement};
+use crate::store::StoreError;
+use crate::store::error::{is_refusal, unusable_server};
+
+/// Begins a transaction; the session's settings say the rest.
+const BEGIN: &str = "start transaction";
+
+/// The connections to the server of `url`, which come about when they have to.
+pub(in crate::store) fn connections(
+    url: &str,
+    database: &Arc<str>,
+    busy_timeout: Duration,
+    limit: Duration,
+) -> Result<Connections, StoreError> {
+    // Arguments are compared as the columns are.
+    let url = with_parameter(url, "charset=utf8mb4&collation=utf8mb4_nopad_bin");
+    let settings = Some(settings(busy_timeout, limit));
+    let (reads, writes, trust) = pool::pools(&url, busy_timeout, settings)
+        .map_err(|error| unusable_server(database, error))?;
+    let kind = TransactionKind::Server {
+        dialect: Dialect::MariaDb,
+        begin: BEGIN.into(),
+        named: true,
+        trust,
+    };
+    Ok(Connections { reads, writes, kind })
+}
+
+/// What a session is set to. Statements see what others have committed before each of them, waits have an end
+/// on the server as well, and what does not fit is refused rather than cut off.
+fn settings(busy_timeout: Duration, limit: Duration) -> String {
+    // Whole seconds, and 0 would mean without end.
+    let seconds = |time: Duration| time.as_millis().div_ceil(1000).max(1);
+    format!(
+        "set session transaction isolation level read committed; \
+         set session innodb_lock_wait_timeout = {busy}, lock_wait_timeout = {busy}, \
+         max_statement_time = {limit}, idle_transaction_timeout = {limit}, \
+         sql_mode = concat(@@sql_mode, ',STRICT_TRANS_TABLES')",
+        busy = seconds(busy_timeout),
+        limit = seconds(limit),
+    )
+}
+
+/// Applies what is missing of the schema. Of nodes that start at once one waits for the other, `limit` at most;
+/// the work itself has no limit. One that is killed in between is done again by the next.
+pub(in crate::store) async fn migrate(
+    connections: &Connections,
+    database: &Arc<str>,
+    limit: Duration,
+) -> Result<(), StoreError> {
+    let refused = |error| match is_refusal(&error) {
+        true => unusable_server(database, error),
+        false => StoreError::from_sqlx(database, error),
+    };
+    // The lock and the patience go with the session.
+    let mut work = connections.begin_alone().await.map_err(refused)?;
+    let patience = statement::query(
+        "set session max_statement_time = 0, idle_transaction_timeout = 0, lock_wait_timeout = 3600",
+    );
+    patience.execute_in(&mut work).await.map_err(refused)?;
+    let row = statement::query(
+        "select coalesce(get_lock(concat('mailchime ', left(database(), 50)), $1), 0) as taken, \
+         @@innodb_flush_log_at_trx_commit as flushes",
+    )
+    .bind(i64::try_from(limit.as_secs()).unwrap_or(i64::MAX))
+    .fetch_one_in(&mut work)
+    .await
+    .map_err(refused)?;
+    let taken: i64 = row.try_get("taken").map_err(refused)?;
+    if taken != 1 {
+        let waits = std::io::Error::new(std::io::ErrorKind::TimedOut, "another node upgrades it");
+        return Err(refused(sqlx::Error::Io(waits)));
+    }
+    if row.try_get::<i64, _>("flushes").is_ok_and(|flushes| flushes != 1) {
+        tracing::warn!(
+            target: "mailchime::store::not_durable",
+            database = &**database,
+            "the database server does not write each transaction to disk at once; a crash of its \
+             machine may lose registrations: set innodb_flush_log_at_trx_commit = 1"
+        );
+    }
+    schema::update(&mut work).await.map_err(|error| schema::error(database, error))?;
+    work.commit().await.map_err(refused)
+}

@@ -1,0 +1,69 @@
+//! MariaDB, with databases of their own for the tests that start it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::chown;
+use std::path::Path;
+
+use super::process::{self, Plan, Process, Stop};
+use super::{NOBODY, as_nobody, available, run};
+
+const PASSWORD: &str = "chime";
+
+/// A user who may do all, by TCP; done at each start.
+const USER: &str = "create user if not exists mc@'127.0.0.1' identified by 'chime';\n\
+                    grant all privileges on *.* to mc@'127.0.0.1' with grant option;\n";
+
+pub(crate) struct MariaDb {
+    pub(crate) address: SocketAddr,
+    process: Process,
+}
+
+impl MariaDb {
+    pub(crate) fn start(test: &str) -> Option<Self> {
+        let (install, server) =
+            (Path::new("/usr/bin/mariadb-install-db"), Path::new("/usr/sbin/mariadbd"));
+        if !available(test, "mariadb", &[install, server]) {
+            return None;
+        }
+        let (process, [address]) = process::start(|folder, [address]| {
+            chown(folder, Some(NOBODY), Some(NOBODY)).unwrap();
+            fs::write(folder.join("user.sql"), USER).unwrap();
+            let mut made = as_nobody(install);
+            made.args(["--no-defaults", "--auth-root-authentication-method=normal"]);
+            made.arg("--skip-test-db").arg(format!("--datadir={}", folder.join("data").display()));
+            run(made.current_dir(folder), "");
+            plan(folder, address)
+        });
+        Some(Self { address, process })
+    }
+
+    /// What `store.url` takes, for a database of this name.
+    pub(crate) fn url(&self, database: &str) -> String {
+        format!("mariadb://mc:{PASSWORD}@{}/{database}", self.address)
+    }
+
+    /// Ends it as if it had crashed: it has to recover at its next start.
+    pub(crate) fn crash(&mut self) {
+        self.process.stop_by(Stop::Group("KILL"));
+    }
+
+    /// Starts it, stopped or not, on the same port and with the same data.
+    pub(crate) fn restart(&mut self) {
+        self.process.restart();
+    }
+}
+
+fn plan(folder: &Path, address: SocketAddr) -> Plan {
+    let file = |name: &str| folder.join(name).display().to_string();
+    let mut command = as_nobody(Path::new("/usr/sbin/mariadbd"));
+    command.arg("--no-defaults").arg(format!("--datadir={}", file("data")));
+    command.arg(format!("--socket={}", file("s.sock")));
+    command.arg(format!("--pid-file={}", file("pid")));
+    command.arg(format!("--init-file={}", file("user.sql")));
+    command.arg("--bind-address=127.0.0.1").arg(format!("--port={}", address.port()));
+    // A disk that is not waited for makes no other database of it.
+    command.args(["--skip-name-resolve", "--innodb-flush-method=nosync"]);
+    command.args(["--innodb-buffer-pool-size=32M", "--max-connections=300"]);
+    Plan { command, ready: None, stop: Stop::Leader("TERM"), expendable: true }
+}
