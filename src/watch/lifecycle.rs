@@ -100,7 +100,7 @@ impl Watcher {
     }
 
     /// Waits for what is next; `None` on stop. Returns whether its user has just logged in or registered.
-    async fn pause(&mut self, next: NextStep) -> Option<bool> {
+    pub(super) async fn pause(&mut self, next: NextStep) -> Option<bool> {
         let pause = match next {
             NextStep::Stop => return None,
             NextStep::Login(waiting) => return self.wait_for_login(waiting).await,

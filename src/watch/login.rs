@@ -23,8 +23,12 @@ const ASKED_AGAIN: i64 = 3_600_000;
 impl Watcher {
     /// Takes over what the supervisor told; keeps what the user has logged in with.
     pub(super) async fn take_directive(&mut self) {
-        let Directive { login, logins, logins_elsewhere, registrations, .. } =
+        let Directive { login, logins, logins_elsewhere, registrations, stop } =
             self.directive.borrow_and_update().clone();
+        if stop {
+            // It is not for this to act on: whatever waits next has to hear of it.
+            self.directive.mark_changed();
+        }
         self.told = registrations;
         if std::mem::replace(&mut self.known.logins_elsewhere, logins_elsewhere) != logins_elsewhere
         {
@@ -293,5 +297,55 @@ fn put_first(kept: &mut Vec<Kept>, credentials: &Credentials, even_if_not_kept: 
             kept.insert(0, Kept::new(credentials.clone(), None, Timestamp::now()));
         }
         None => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tokio::sync::{mpsc, watch};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::config::{self, BackendTls, Config};
+    use crate::model::Account;
+    use crate::net::backends::{Backends, Table};
+    use crate::net::resolve::NameResolver;
+    use crate::store::{CredentialSource, Store};
+    use crate::watch::WatchContext;
+    use crate::watch::hints::Hints;
+    use crate::watch::status::{StatusCell, WatcherState};
+    use crate::watch::watcher::{LoginWait, NextStep};
+
+    /// The program ends while a watcher is about to log in. It finds nothing to log in with, and does not wait
+    /// for its user then.
+    #[tokio::test]
+    async fn a_watcher_that_takes_over_a_stop_with_something_else_stops_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
+        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(30)).await.unwrap();
+        let backend = config::BackendConfig::new("localhost", 1, BackendTls::None);
+        let config = Config::new(config::TlsConfig::new("none", "none"), backend);
+        let table = Table::new(&config, &NameResolver::default()).unwrap();
+        let (memory, key_file) = (config::CredentialsMode::Memory, folder.path().join("key"));
+        let source = CredentialSource::open(memory, &key_file, store.clone()).unwrap();
+        let source = Arc::new(source);
+        let backends = Backends::new(table, Arc::default());
+        let context =
+            WatchContext::new(&config, backends, store, source, mpsc::channel(1).0).into();
+        let (directive, told) = watch::channel(Directive::default());
+        let status = StatusCell::new(&Arc::default(), WatcherState::Starting);
+        let alice = Account::from_login("alice");
+        let mut watcher = Watcher::new(alice, context, told, Hints::default(), status);
+        directive.send_modify(|directive| directive.stop = true);
+        watcher.take_directive().await;
+        let limit = Duration::from_secs(60);
+        let waited = timeout(limit, watcher.wait_for_login(LoginWait::default())).await;
+        assert_eq!(waited, Ok(None));
+        watcher.take_directive().await;
+        let paused = timeout(limit, watcher.pause(NextStep::Try(Duration::MAX))).await;
+        assert_eq!(paused, Ok(None));
     }
 }

@@ -327,6 +327,9 @@ impl Watcher {
                 () = tokio::time::sleep_until(until) => break,
                 changed = self.directive.changed() => {
                     changed.map_err(|_| SessionEnd::Stop)?;
+                    if self.directive.borrow().stop {
+                        return Err(SessionEnd::Stop);
+                    }
                     anew = Box::pin(self.follow_directive()).await?;
                     if anew {
                         break;
