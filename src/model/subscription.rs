@@ -61,8 +61,8 @@ pub struct Subscription {
     pub options: Arc<str>,
     /// What the transport has to know in secret. The database has it sealed.
     pub secrets: Option<SubscriptionSecrets>,
-    /// When it ends, by the time of day. `None`: not by itself, or by silence
-    /// ([`Subscription::is_registered_again`]).
+    /// When it ends, by the time of day. `None`: not by itself, but by silence where its client registers it
+    /// again.
     pub expires_at: Option<Timestamp>,
 }
 
@@ -253,14 +253,6 @@ impl Subscription {
             && self.transport == key.transport
             && self.endpoint == key.endpoint
             && self.app == key.app
-    }
-
-    /// Whether its client registers it again by itself, or mailchime does as for a web hook of the operator: so
-    /// silence means that it is over. Those that users make by the API end by the push service's word, by their
-    /// user, or at the time that they say.
-    pub fn is_registered_again(&self) -> bool {
-        let again = self.transport.as_str() == "apns" || self.is_of_operator();
-        again && self.expires_at.is_none()
     }
 
     /// Whether it is no user's, but a web hook of the operator.

@@ -149,7 +149,7 @@ impl Facts<'_> {
         } = &self.pending;
         let mut reasons = Vec::new();
         let alive = Alive::at(served, self.config);
-        if *heard_at < alive.registered_since && device.is_registered_again() {
+        if *heard_at < alive.registered_since && self.target.renews && device.expires_at.is_none() {
             let since = served.0.saturating_sub(heard_at.0);
             reasons.push(Reason::Expired { since: since.unsigned_abs() });
         }
@@ -303,6 +303,7 @@ mod tests {
             subscription,
             registered_at,
             heard_at: registered_at,
+            renews: true,
             backend: Some("imap:993".to_owned()),
             outdated_since: None,
             outdated_at: None,

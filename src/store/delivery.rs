@@ -25,6 +25,9 @@ pub struct Target {
     pub registered_at: Timestamp,
     /// The same by the time of service.
     pub heard_at: Timestamp,
+    /// Its client registers it again by itself, or mailchime does, so its silence ends it. Those that users
+    /// make by the API end by the word of their service or their user, or at the time that they say.
+    pub renews: bool,
     /// Which backend has accepted its account's user, as [`LiveAccount::backend`].
     pub backend: Option<String>,
     /// When its account got another password, if it has not registered with that.
@@ -130,7 +133,7 @@ impl Store {
             let query = sql::query(concat!(
                 "select a.name as account, a.backend, s.transport, s.endpoint_hash, s.endpoint, s.app, \
                  s.route, s.options, s.secrets, s.expires_at, s.registered_at, s.heard_at, \
-                 s.outdated_since, s.outdated_at, s.pushed_at, m.name as mailbox, wanted.owed_since \
+                 s.renews, s.outdated_since, s.outdated_at, s.pushed_at, m.name as mailbox, wanted.owed_since \
                  from account a \
                  join subscription s on s.account = a.id \
                  left join subscription_mailbox wanted on wanted.subscription = s.id \
@@ -187,8 +190,8 @@ impl Store {
             let Some(last) = page.pop() else { return Ok(None) };
             let query = sql::query(
                 "select a.name as account, a.backend, s.transport, s.endpoint_hash, s.endpoint, s.app, \
-                 s.route, s.options, s.expires_at, s.registered_at, s.heard_at, s.outdated_since, \
-                 s.outdated_at, s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
+                 s.route, s.options, s.expires_at, s.registered_at, s.heard_at, s.renews, \
+                 s.outdated_since, s.outdated_at, s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
                  join subscription s on s.account = a.id \
                  left join subscription_mailbox wanted on wanted.subscription = s.id \
                  left join mailbox m on m.id = wanted.mailbox \
@@ -252,6 +255,7 @@ fn entry(row: &AnyRow) -> sqlx::Result<Target> {
         subscription: subscription(row)?,
         registered_at: Timestamp(row.try_get("registered_at")?),
         heard_at: Timestamp(row.try_get::<Option<i64>, _>("heard_at")?.unwrap_or(i64::MAX)),
+        renews: row.try_get::<i64, _>("renews")? != 0,
         backend: row.try_get("backend")?,
         outdated_since: row.try_get::<Option<i64>, _>("outdated_since")?.map(Timestamp),
         outdated_at: row.try_get::<Option<i64>, _>("outdated_at")?.map(Timestamp),

@@ -12,14 +12,13 @@ use crate::model::{
 };
 
 /// That a subscription `s` is live: it counts, is not silent for too long where silence counts
-/// ([`Subscription::is_registered_again`]), and registered since its account got another password.
+/// (`Target::renews`), and registered since its account got another password.
 macro_rules! live {
     ($since:literal, $outdated:literal) => {
         concat!(
             "s.state = 'active' and (s.heard_at is null or s.heard_at >= ",
             $since,
-            " or s.expires_at is not null or not (s.transport = 'apns' \
-             or (s.transport = 'webhook' and s.app = 'operator'))) and (s.outdated_since is null or s.outdated_at is null or s.outdated_at > ",
+            " or s.expires_at is not null or s.renews = 0) and (s.outdated_since is null or s.outdated_at is null or s.outdated_at > ",
             $outdated,
             ")"
         )

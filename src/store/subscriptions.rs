@@ -294,8 +294,7 @@ impl Store {
                 let query = sql::query(
                     "select distinct a.name as account from subscription s \
                      join account a on a.id = s.account \
-                     where (s.heard_at < $1 and s.expires_at is null and (s.transport = 'apns' \
-                     or (s.transport = 'webhook' and s.app = 'operator'))) \
+                     where (s.heard_at < $1 and s.expires_at is null and s.renews = 1) \
                      or (s.outdated_since is not null and s.outdated_at <= $2) order by account",
                 )
                 .bind(registered_since.0)
@@ -310,8 +309,8 @@ impl Store {
                 lock(&mut transaction, account.as_str()).await?;
                 sql::query(
                     "delete from subscription where account = (select id from account where name = $1) \
-                     and ((heard_at < $2 and expires_at is null and (transport = 'apns' \
-                     or (transport = 'webhook' and app = 'operator'))) or (outdated_since is not null and outdated_at <= $3))",
+                     and ((heard_at < $2 and expires_at is null and renews = 1) \
+                     or (outdated_since is not null and outdated_at <= $3))",
                 )
                 .bind(account.as_str())
                 .bind(registered_since.0)
@@ -465,8 +464,8 @@ static UPSERT_SUBSCRIPTION: Shaped = Shaped::new(|dialect| {
     dialect.upsert(&Upsert {
         table: "subscription",
         columns: "account, transport, endpoint_hash, app, endpoint, route, options, registered_at, \
-                  heard_at, outdated_since, outdated_at, secrets, expires_at, state",
-        rows: "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+                  heard_at, outdated_since, outdated_at, secrets, expires_at, state, renews",
+        rows: "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         key: "account, transport, endpoint_hash, app",
         set: &[
             ("endpoint", "new.endpoint"),
@@ -476,6 +475,7 @@ static UPSERT_SUBSCRIPTION: Shaped = Shaped::new(|dialect| {
             ("heard_at", "new.heard_at"),
             ("secrets", "new.secrets"),
             ("expires_at", "new.expires_at"),
+            ("renews", "new.renews"),
             ("state", "case when old.state = 'active' then 'active' else new.state end"),
             (
                 "outdated_at",
@@ -560,6 +560,8 @@ async fn upsert_subscription(
         .bind(secrets)
         .bind(subscription.expires_at.map(|at| at.0))
         .bind(state_name(state))
+        // Who makes one by the API confirms it once and does not come again.
+        .bind(i64::from(state == SubscriptionState::Active))
         .fetch_one_in(work)
         .await?;
     row.try_get("id")

@@ -87,6 +87,7 @@ fn phone_of(account: &Account, name: &str) -> Target {
         subscription,
         registered_at: REGISTERED,
         heard_at: REGISTERED,
+        renews: true,
         backend,
         outdated_since: None,
         outdated_at: None,

@@ -5,6 +5,9 @@ alter table subscription add column state text not null default 'active'; -- or 
 
 alter table subscription add column secrets text; -- of its transport, sealed by the vault; null is none
 
+-- 1: its client registers it again by itself, or mailchime does, and its silence ends it; 0: silence does not
+alter table subscription add column renews bigint not null default 1;
+
 alter table subscription add column expires_at bigint; -- it ends then, however long it is silent; null is never
 
 alter table subscription add column failing_since bigint; -- pushes have failed since then; null is not

@@ -69,6 +69,7 @@ create table if not exists subscription (
     outdated_since bigint,
     outdated_at bigint,
     state varchar(16) not null default 'active',
+    renews bigint not null default 1,
     secrets mediumtext,
     expires_at bigint,
     failing_since bigint,
