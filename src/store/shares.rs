@@ -89,6 +89,14 @@ impl Default for Shares {
 }
 
 impl Shares {
+    /// Whether one more subscription may be one too many.
+    pub(super) fn has_limits(self) -> bool {
+        let Self { accounts_per_domain, devices_per_domain, .. } = self;
+        let Self { accounts_per_backend, devices_per_backend, .. } = self;
+        [accounts_per_domain, devices_per_domain, accounts_per_backend, devices_per_backend]
+            != [0; 4]
+    }
+
     /// Whether there is no room for what would be one more subscription of an account of this backend. Pending
     /// ones are not counted.
     pub(super) async fn full(

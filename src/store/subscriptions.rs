@@ -112,7 +112,9 @@ impl Store {
                 leave(&mut transaction, account, &login.backend).await?;
                 let pending = login.state == SubscriptionState::Pending;
                 let mut full = None;
-                if id_of(&mut transaction, &key).await?.is_none() {
+                if (pending || self.shares.has_limits())
+                    && id_of(&mut transaction, &key).await?.is_none()
+                {
                     full = self.shares.full(&mut transaction, account, &login.backend).await?;
                     if pending && shares::pending_of(&mut transaction, account).await? >= PENDING {
                         full = Some(Full::PendingPerAccount);
