@@ -27,7 +27,7 @@ pub struct BackendConfig {
     pub checks_token_name: bool,
     /// Login names that differ in nothing but the case of ASCII letters are one user's there.
     pub names_ignore_case: bool,
-    /// Whom its accounts are watched as in the mode [`CredentialsMode::Master`]; `None`: they are not.
+    /// Whom its accounts are watched as in the mode [`super::CredentialsMode::Master`]; `None`: they are not.
     pub master: Option<MasterUser>,
 }
 

@@ -14,7 +14,7 @@ pub enum CredentialsMode {
     Stored,
     /// With what each user logged in since the program's start.
     Memory,
-    /// As the [`MasterUser`] of each backend.
+    /// As the [`super::MasterUser`] of each backend.
     Master,
 }
 

@@ -28,7 +28,7 @@ pub struct Target {
     /// Its client registers it again by itself, or mailchime does, so its silence ends it. Those that users
     /// make by the API end by the word of their service or their user, or at the time that they say.
     pub renews: bool,
-    /// Which backend has accepted its account's user, as [`LiveAccount::backend`].
+    /// Which backend has accepted its account's user, as [`super::LiveAccount::backend`].
     pub backend: Option<String>,
     /// When its account got another password, if it has not registered with that.
     pub outdated_since: Option<Timestamp>,
@@ -75,7 +75,7 @@ pub enum Settlement {
 // === impl Target ===
 
 impl Target {
-    /// As [`LiveAccount::elsewhere`].
+    /// As [`super::LiveAccount::elsewhere`].
     pub fn elsewhere(&self, now: &BackendId) -> Option<&str> {
         self.backend.as_deref().filter(|recorded| !now.is(recorded))
     }

@@ -27,7 +27,7 @@ pub struct Registrant {
 /// Credentials as the database keeps them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sealed {
-    /// Of the [`Vault`].
+    /// Of the [`super::Vault`].
     pub text: String,
     /// They are not to be kept any longer; `None` while their account lives.
     pub until: Option<Timestamp>,
@@ -44,7 +44,7 @@ pub(crate) struct KeptRow {
 /// What becomes of the credentials of an account.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Keeping {
-    /// All that are kept from now on, in the order of [`keeping::Accepted`]; `None` leaves them alone.
+    /// All that are kept from now on, in the order of `keeping::Accepted`; `None` leaves them alone.
     pub(super) rows: Option<Vec<KeptRow>>,
     pub(super) other_password: bool,
 }

@@ -66,7 +66,7 @@ impl Store {
     /// - Where the backend ignores the case of names, the device's registrations for other spellings
     ///   of the account end: they are of a time before that was known.
     /// - The limits of `Shares` hold.
-    /// - A pending one displaces nothing, and an account has [`PENDING`] of them at most; room is made when it
+    /// - A pending one displaces nothing, and an account has five of them at most; room is made when it
     ///   is confirmed ([`Store::confirm`]).
     ///
     /// # Errors

@@ -1,11 +1,8 @@
 //! Web hooks: a signed POST for each change, in the form of Standard Webhooks.
 //!
 //! Those of users are subscriptions as all others are. One of the operator's has a subscription of each
-//! account that it is for; `app` keeps these rows. What both send is in [`message`], what answers mean
-//! in [`judge`].
-//!
-//! [`message`]: self::message
-//! [`judge`]: self::judge
+//! account that it is for; `app` keeps these rows. What both send is in `message`, what answers mean in
+//! `judge`.
 
 mod judge;
 mod message;
