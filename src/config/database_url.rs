@@ -24,10 +24,17 @@ pub struct DatabaseUrl {
 pub enum DatabaseKind {
     /// A file of SQLite.
     Sqlite(PathBuf),
-    /// A server of PostgreSQL: the whole URL, maybe with a password.
-    Postgres(String),
-    /// The same of MariaDB.
-    MariaDb(String),
+    /// A server of PostgreSQL.
+    Postgres(ServerUrl),
+    /// A server of MariaDB.
+    MariaDb(ServerUrl),
+}
+
+/// How to connect to a server, in the words of its driver. `Debug` shows nothing of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServerUrl {
+    text: String,
+    keeps_statements: bool,
 }
 
 const POSTGRES: [&str; 2] = ["postgres://", "postgresql://"];
@@ -52,6 +59,8 @@ const POSTGRES_FILES: [&str; 3] = ["sslrootcert", "sslcert", "sslkey"];
 const MARIADB: [&str; 2] = ["mariadb://", "mysql://"];
 const MARIADB_PARAMETERS: [&str; 6] =
     ["socket", "ssl-ca", "ssl-cert", "ssl-key", "ssl-mode", "statement-cache-capacity"];
+/// In which characters and by which order names come to the server.
+const MARIADB_NAMES: &str = "charset=utf8mb4&collation=utf8mb4_nopad_bin";
 const MARIADB_FILES: [&str; 3] = ["ssl-ca", "ssl-cert", "ssl-key"];
 
 impl DatabaseUrl {
@@ -105,8 +114,9 @@ impl DatabaseUrl {
         let is_verified =
             matches!(server.get_ssl_mode(), PgSslMode::VerifyFull | PgSslMode::VerifyCa);
         let is_here = server.get_socket().is_some() || is_loopback(server.get_host());
+        let name = server.get_application_name().is_none().then_some("application_name=mailchime");
         Ok(Self {
-            kind: DatabaseKind::Postgres(text.to_owned()),
+            kind: DatabaseKind::Postgres(ServerUrl::new(text, name)),
             shown,
             holds_password: holds_password(text),
             is_in_the_clear: !is_verified && !is_here,
@@ -132,7 +142,8 @@ impl DatabaseUrl {
             matches!(server.get_ssl_mode(), MySqlSslMode::VerifyIdentity | MySqlSslMode::VerifyCa);
         let is_here = server.get_socket().is_some() || is_loopback(server.get_host());
         Ok(Self {
-            kind: DatabaseKind::MariaDb(text.to_owned()),
+            // Arguments are compared as the columns are.
+            kind: DatabaseKind::MariaDb(ServerUrl::new(text, Some(MARIADB_NAMES))),
             shown,
             holds_password: holds_password(text),
             is_in_the_clear: !is_verified && !is_here,
@@ -162,6 +173,34 @@ impl DatabaseUrl {
     /// Whether what goes to the database can be read or changed on its way.
     pub(super) fn is_in_the_clear(&self) -> bool {
         self.is_in_the_clear
+    }
+}
+
+impl ServerUrl {
+    /// The URL in `text` with one more parameter.
+    fn new(text: &str, parameter: Option<&str>) -> Self {
+        let given = text.split_once('?').map_or("", |(_, given)| given).split('&');
+        let mut capacity = given.filter_map(|it| it.strip_prefix("statement-cache-capacity="));
+        let keeps_statements = capacity.any(|capacity| capacity != "0");
+        let separator = if text.contains('?') { '&' } else { '?' };
+        let more = parameter.map(|parameter| format!("{separator}{parameter}"));
+        Self { text: format!("{text}{}", more.unwrap_or_default()), keeps_statements }
+    }
+
+    /// The whole URL for the driver, maybe with a password.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether an operator says that statements may be kept prepared.
+    pub fn keeps_statements(&self) -> bool {
+        self.keeps_statements
+    }
+}
+
+impl fmt::Debug for ServerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServerUrl")
     }
 }
 

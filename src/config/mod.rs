@@ -51,7 +51,7 @@ pub use self::auth::{AuthConfig, RelayedLogins};
 pub use self::backend::{BackendConfig, BackendTls, LoginTemplate, MasterUser, TrustConfig};
 use self::check::{Check, CheckResult, is_loopback};
 pub use self::credentials::CredentialsMode;
-pub use self::database_url::{DatabaseKind, DatabaseUrl};
+pub use self::database_url::{DatabaseKind, DatabaseUrl, ServerUrl};
 pub use self::error::ConfigError;
 pub use self::fcm::FcmConfig;
 pub use self::limits::LimitsConfig;

@@ -13,7 +13,7 @@ use super::sql::dialect::Dialect;
 use super::sql::work::Connections;
 use super::sql::{self, mariadb, postgres, schema, sqlite};
 use super::{Store, StoreError, error};
-use crate::config::{DatabaseKind, DatabaseUrl};
+use crate::config::{DatabaseKind, DatabaseUrl, ServerUrl};
 
 /// How long a start waits for a server to answer.
 const FIRST: Duration = Duration::from_secs(3);
@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Makes the connections to the server of a URL: how errors name the database, how long a call waits for
 /// locks, and how long it takes at most.
-type Connect = fn(&str, &Arc<str>, Duration, Duration) -> Result<Connections, StoreError>;
+type Connect = fn(&ServerUrl, &Arc<str>, Duration, Duration) -> Result<Connections, StoreError>;
 
 impl Store {
     /// Opens the database of `url` and brings its schema up to date. A SQLite file is made when there is none, readable by its owner
@@ -119,7 +119,7 @@ impl Store {
     pub(super) fn of_server(
         url: &DatabaseUrl,
         connect: Connect,
-        server: &str,
+        server: &ServerUrl,
         busy_timeout: Duration,
         up_to_date: OnceCell<()>,
     ) -> Result<Self, StoreError> {

@@ -7,9 +7,10 @@ use std::time::Duration;
 use sqlx::Row;
 
 use super::dialect::Dialect;
-use super::pool::{self, with_parameter};
+use super::pool::pools;
 use super::work::{Connections, TransactionKind};
 use super::{schema, statement};
+use crate::config::ServerUrl;
 use crate::store::StoreError;
 use crate::store::error::{is_refusal, unusable_server};
 
@@ -18,15 +19,13 @@ const BEGIN: &str = "start transaction";
 
 /// The connections to the server of `url`, which come about when they have to.
 pub(in crate::store) fn connections(
-    url: &str,
+    url: &ServerUrl,
     database: &Arc<str>,
     busy_timeout: Duration,
     limit: Duration,
 ) -> Result<Connections, StoreError> {
-    // Arguments are compared as the columns are.
-    let url = with_parameter(url, "charset=utf8mb4&collation=utf8mb4_nopad_bin");
     let settings = Some(settings(busy_timeout, limit));
-    let (reads, writes, trust) = pool::pools(&url, busy_timeout, settings)
+    let (reads, writes, trust) = pools(url.as_str(), busy_timeout, settings)
         .map_err(|error| unusable_server(database, error))?;
     let kind = TransactionKind::Server {
         dialect: Dialect::MariaDb,

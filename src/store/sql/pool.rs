@@ -60,9 +60,3 @@ pub(super) fn pools(
     };
     Ok((pool()?, pool()?, trust))
 }
-
-/// The URL with one more parameter.
-pub(super) fn with_parameter(url: &str, parameter: &str) -> String {
-    let separator = if url.contains('?') { '&' } else { '?' };
-    format!("{url}{separator}{parameter}")
-}

@@ -3,44 +3,31 @@
 //! Each wait has its end on the server as well as here, so that neither a lock that nobody gives
 //! back nor a node that vanished in the middle of a transaction holds up the others.
 
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, SqlSafeStr};
 
 use super::dialect::Dialect;
-use super::pool::{pools, with_parameter};
+use super::pool::pools;
 use super::schema;
 use super::work::{Connections, TransactionKind};
+use crate::config::ServerUrl;
 use crate::store::StoreError;
 use crate::store::error::{is_refusal, unusable_server};
 
 /// The connections to the server of `url`, which come about when they have to.
 pub(in crate::store) fn connections(
-    url: &str,
+    url: &ServerUrl,
     database: &Arc<str>,
     busy_timeout: Duration,
     limit: Duration,
 ) -> Result<Connections, StoreError> {
-    let malformed = |error| unusable_server(database, error);
-    let server = PgConnectOptions::from_str(url).map_err(malformed)?;
-    let url = match server.get_application_name() {
-        None => with_parameter(url, "application_name=mailchime"),
-        Some(_) => url.to_owned(),
-    };
-    let (reads, writes, trust) = pools(&url, busy_timeout, None).map_err(malformed)?;
-    let (begin, named) = (begin(busy_timeout, limit).into(), keeps_statements(&url));
+    let (reads, writes, trust) = pools(url.as_str(), busy_timeout, None)
+        .map_err(|error| unusable_server(database, error))?;
+    let (begin, named) = (begin(busy_timeout, limit).into(), url.keeps_statements());
     let kind = TransactionKind::Server { dialect: Dialect::Postgres, begin, named, trust };
     Ok(Connections { reads, writes, kind })
-}
-
-/// Whether an operator says that statements may be kept prepared.
-fn keeps_statements(url: &str) -> bool {
-    let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters).split('&');
-    let mut given = parameters.filter_map(|it| it.strip_prefix("statement-cache-capacity="));
-    given.any(|capacity| capacity != "0")
 }
 
 /// Begins a transaction. Its statements see what others have committed before each of them.
