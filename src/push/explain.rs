@@ -289,7 +289,7 @@ mod tests {
     fn target() -> Target {
         let subscription = Subscription {
             account: Account::from_login("alice@example.org"),
-            transport: TransportId::new("apns"),
+            transport: TransportId::new("stub"),
             endpoint: PushEndpoint::new(&"ab".repeat(32), &"ab".repeat(32)),
             app: "mail".into(),
             route: "route".into(),

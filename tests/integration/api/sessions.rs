@@ -109,6 +109,8 @@ async fn another_password_that_was_accepted_since_has_a_session_proved_again() {
     limited(async {
         let api = ApiWorld::start().await;
         let phone = api.world.register((ALICE, "secret"), &["INBOX"]).await;
+        // The watcher has logged in, too.
+        api.backend.wait_until(|counters| counters.idling > 0).await;
         let cookie = api.cookie(ALICE).await;
         let list = format!("GET /v1/subscriptions\nCookie: {cookie}");
         let logged_in = logins(&api.backend, ALICE);
