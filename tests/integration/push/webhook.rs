@@ -325,7 +325,7 @@ fn gotify(request: &ReceivedEvent) -> u16 {
     }
 }
 
-/// Home Assistant, webhook triggers: `POST /api/webhook/ID`, JSON if `content-type` says so; whoever knows
+/// Home Assistant, webhook triggers: `POST /api/webhook/ID`, JSON if `content-type` says so; who knows
 /// the ID may. <https://www.home-assistant.io/docs/automation/trigger/#webhook-trigger>
 fn home_assistant(request: &ReceivedEvent) -> u16 {
     let is_json = request.header("content-type") == Some("application/json");
