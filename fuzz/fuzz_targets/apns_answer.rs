@@ -28,6 +28,7 @@ fuzz_target!(|data: &[u8]| -> Corpus {
             let units = [1.0, 1000.0].map(|unit| number.map(|number| (number * unit) as i64));
             assert!(since.is_none_or(|since| units.contains(&Some(since.0))));
         }
+        Verdict::Unrenderable { .. } => panic!("an answer to what was never sent"),
         Verdict::BadEndpoint => assert_eq!((status, reason), (400, "BadDeviceToken")),
         Verdict::OtherRoute => {
             assert!((400..500).contains(&status) && reason == "DeviceTokenNotForTopic");

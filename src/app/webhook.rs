@@ -34,6 +34,9 @@ use crate::push::transport::webhook;
 use crate::registrar::Registrar;
 use crate::store::{Alive, LiveAccount, Registrant, Store, StoreError, Target};
 
+/// Enrolments go one after the other.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Between two comparisons of all rows with the configuration.
 const COMPARE: Duration = Duration::from_hours(1);
 
@@ -155,6 +158,8 @@ impl Enrolment {
 
     /// Writes the rows that are missing after a login. The registrar tells the watching side.
     async fn logged_in(&self, account: Account, login: AcceptedLogin) {
+        // One that has read less must not write last.
+        let _turn = TURN.lock().await;
         let targets = match self.store.targets(&account, self.alive()).await {
             Ok(targets) => targets,
             Err(error) => {
