@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, CredentialsMode, PushConfig, WebhookConfig};
 use crate::model::{
-    AcceptedLogin, Account, Mailbox, Registration, SessionEvent, Snapshot, Subscription,
+    AcceptedLogin, Account, Mailbox, Registration, RegistrationResult, SessionEvent, Snapshot,
     SubscriptionKey, Timestamp,
 };
 use crate::net::backends::Backends;
@@ -33,9 +33,6 @@ use crate::nodes::Assignment;
 use crate::push::transport::webhook;
 use crate::registrar::Registrar;
 use crate::store::{Alive, LiveAccount, Registrant, Store, StoreError, Target};
-
-/// Enrolments go one after the other.
-static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Between two comparisons of all rows with the configuration.
 const COMPARE: Duration = Duration::from_hours(1);
@@ -48,6 +45,9 @@ const FAILURES: u32 = 3;
 
 /// A row that is older is written anew.
 const AGE: Duration = Duration::from_hours(24);
+
+/// How often the rows of an account are written after one login, as long as they are not as wanted.
+const WRITES: usize = 5;
 
 /// Accounts that are read from the database at once.
 const PAGE: u32 = 500;
@@ -156,31 +156,53 @@ impl Enrolment {
         self.covering(account).next().is_some() && (login.credentials.is_some() || self.by_master)
     }
 
-    /// Writes the rows that are missing after a login. The registrar tells the watching side.
+    /// Writes the rows that are missing after a login.
     async fn logged_in(&self, account: Account, login: AcceptedLogin) {
-        // One that has read less must not write last.
-        let _turn = TURN.lock().await;
-        let targets = match self.store.targets(&account, self.alive()).await {
-            Ok(targets) => targets,
-            Err(error) => {
+        if let Some(targets) = self.targets(&account).await {
+            self.enrol(&account, &login, targets).await;
+        }
+    }
+
+    /// Writes the rows that are missing where the account had these subscriptions. It reads again what it has
+    /// written, for others may have registered meanwhile, and another login may have written less.
+    async fn enrol(&self, account: &Account, login: &AcceptedLogin, mut targets: Vec<Target>) {
+        for _ in 0..WRITES {
+            if !self.write(account, login, &targets).await {
+                break;
+            }
+            let Some(now) = self.targets(account).await else { break };
+            targets = now;
+        }
+    }
+
+    /// Writes the rows that are not as wanted, by the registrar, which tells the watching side. Returns whether
+    /// it has written one; what is in the way is in the log.
+    async fn write(&self, account: &Account, login: &AcceptedLogin, targets: &[Target]) -> bool {
+        let old = self.store.served(Timestamp::now()).minus(AGE);
+        let mut written = false;
+        for webhook in self.covering(account) {
+            let registration = self.registration(webhook, account, targets);
+            if !is_as_wanted(&registration, targets, old) {
+                let registered = self.registrar.clone().register(registration, login.clone()).await;
+                written |= matches!(registered, RegistrationResult::Stored { .. });
+            }
+        }
+        written
+    }
+
+    /// The account's subscriptions; `None` where the database cannot say, which is in the log.
+    async fn targets(&self, account: &Account) -> Option<Vec<Target>> {
+        let targets = self.store.targets(account, self.alive()).await;
+        targets
+            .inspect_err(|error| {
                 tracing::warn!(
                     target: "mailchime::app::webhook_not_enrolled",
                     %account, %error,
                     "could not read whether the web hooks of an account are recorded; mailchime tries \
                      again after the user's next login"
                 );
-                return;
-            }
-        };
-        let old = self.store.served(Timestamp::now()).minus(AGE);
-        for webhook in self.covering(&account) {
-            let registration = self.registration(webhook, &account, &targets);
-            if is_as_wanted(&registration, &targets, old) {
-                continue;
-            }
-            // What is in the way is in the log.
-            let _ = self.registrar.clone().register(registration, login.clone()).await;
-        }
+            })
+            .ok()
     }
 
     /// Compares all rows with the configuration; returns whether that was possible.
@@ -241,7 +263,7 @@ impl Enrolment {
     async fn take_away(&self, account: &Account, targets: &[Target]) -> Result<(), StoreError> {
         let covered = |route: &str| self.covering(account).any(|webhook| webhook.name == route);
         for Target { subscription, .. } in targets {
-            if is_of_operator(subscription) && !covered(&subscription.route) {
+            if subscription.is_of_operator() && !covered(&subscription.route) {
                 let key = SubscriptionKey::from(subscription);
                 if self.store.remove_subscription(&key, None).await?.is_some() {
                     tracing::info!(
@@ -290,7 +312,7 @@ impl Enrolment {
         account: &Account,
         targets: &[Target],
     ) -> Registration {
-        let others = targets.iter().filter(|target| !is_of_operator(&target.subscription));
+        let others = targets.iter().filter(|target| !target.subscription.is_of_operator());
         let wanted =
             others.flat_map(|target| &target.mailboxes).map(|(mailbox, _)| mailbox.clone());
         let wanted: BTreeSet<_> = wanted.chain([Mailbox::inbox()]).collect();
@@ -320,86 +342,138 @@ fn is_as_wanted(registration: &Registration, targets: &[Target], old: Timestamp)
     })
 }
 
-fn is_of_operator(subscription: &Subscription) -> bool {
-    subscription.transport.as_str() == webhook::TRANSPORT && &*subscription.route != webhook::USERS
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::{BackendConfig, BackendTls, TlsConfig};
-    use crate::model::{Credentials, PushEndpoint, TransportId};
+    use crate::model::{Credentials, PushEndpoint, Subscription, TransportId};
     use crate::net::backends::Table;
     use crate::net::counters::LimitCounters;
     use crate::net::resolve::NameResolver;
     use crate::store::CredentialSource;
 
-    /// A phone registers by each of two passwords of one account, and a third one by the older of them.
-    #[tokio::test]
-    async fn a_login_of_before_another_password_enrols_once_and_leaves_the_row_current() {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
-        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
-        let backend = BackendConfig::new("127.0.0.1", 1, BackendTls::None);
-        let mut config = Config::new(TlsConfig::new("a", "b"), backend);
-        let hook = WebhookConfig::new("a", "https://a.example/".parse().unwrap(), "x");
-        config.webhooks = vec![hook];
-        let table = Table::new(&config, &NameResolver::default()).unwrap();
-        let backends = Backends::new(table, Arc::new(LimitCounters::default()));
-        let key = folder.path().join("key");
-        let source = CredentialSource::open(config.credentials, &key, store.clone()).unwrap();
-        let (sessions, heard) = mpsc::channel(100);
-        let (others, _unheard) = mpsc::channel(100);
-        let registrar =
-            Registrar::new(backends.clone(), Arc::new(source), sessions.clone(), &config);
-        let alice = Account::from_login("alice@example.org");
-        let login = |password: &str, at: Timestamp| AcceptedLogin {
-            backend: backends.id_of(&alice).unwrap(),
-            credentials: Some(Credentials::password(alice.as_str(), password.into())),
-            at,
-            names_ignore_case: false,
-        };
-        let phone = |name: &str| Registration {
+    /// What enrols, with alice's registrar, the sessions' events to it and what it passes on.
+    struct Parts {
+        _folder: tempfile::TempDir,
+        store: Store,
+        backends: Backends,
+        registrar: Registrar,
+        enrolment: Enrolment,
+        sessions: mpsc::Sender<SessionEvent>,
+        heard: mpsc::Receiver<SessionEvent>,
+    }
+
+    impl Parts {
+        async fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
+            let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
+            let backend = BackendConfig::new("127.0.0.1", 1, BackendTls::None);
+            let mut config = Config::new(TlsConfig::new("a", "b"), backend);
+            let hook = WebhookConfig::new("a", "https://a.example/".parse().unwrap(), "x");
+            config.webhooks = vec![hook];
+            let table = Table::new(&config, &NameResolver::default()).unwrap();
+            let backends = Backends::new(table, Arc::new(LimitCounters::default()));
+            let key = folder.path().join("key");
+            let source = CredentialSource::open(config.credentials, &key, store.clone()).unwrap();
+            let (sessions, heard) = mpsc::channel(100);
+            let registrar =
+                Registrar::new(backends.clone(), Arc::new(source), sessions.clone(), &config);
+            let (_, assignment) = cell::channel(Assignment::unknown("here".into()));
+            let (of_hook, of_backends) = (registrar.clone(), backends.clone());
+            let enrolment =
+                Enrolment::new(&config, store.clone(), of_hook, of_backends, assignment);
+            Self { _folder: folder, store, backends, registrar, enrolment, sessions, heard }
+        }
+
+        fn login(&self, password: &str, at: Timestamp) -> AcceptedLogin {
+            AcceptedLogin {
+                backend: self.backends.id_of(&alice()).unwrap(),
+                credentials: Some(Credentials::password(alice().as_str(), password.into())),
+                at,
+                names_ignore_case: false,
+            }
+        }
+
+        /// Registers alice's phone of this name; the event goes to `events`.
+        async fn register(
+            &self,
+            phone: Registration,
+            login: AcceptedLogin,
+            events: &mpsc::Sender<SessionEvent>,
+        ) {
+            let registrar = self.registrar.clone().telling(events.clone());
+            let stored = registrar.register(phone, login).await;
+            assert!(matches!(stored, RegistrationResult::Stored { .. }));
+        }
+    }
+
+    fn alice() -> Account {
+        Account::from_login("alice@example.org")
+    }
+
+    fn phone(name: &str, mailboxes: &[&str]) -> Registration {
+        Registration {
             subscription: Subscription {
                 transport: TransportId::new("phone"),
                 endpoint: PushEndpoint::new(name, name),
                 app: "mail".into(),
                 route: "mail".into(),
-                ..webhook::of_operator("a", &alice)
+                ..webhook::of_operator("a", &alice())
             },
-            mailboxes: vec![(Mailbox::inbox(), Snapshot::default())],
-        };
+            mailboxes: mailboxes
+                .iter()
+                .map(|name| (Mailbox::new(name), Snapshot::default()))
+                .collect(),
+        }
+    }
+
+    /// A phone registers by each of two passwords of one account, and a third one by the older of them.
+    #[tokio::test]
+    async fn a_login_of_before_another_password_enrols_once_and_leaves_the_row_current() {
+        let parts = Parts::new().await;
         let now = Timestamp::now();
+        let (others, _unheard) = mpsc::channel(100);
         let (first, second) = (now.minus(2 * COMPARE), now.minus(COMPARE));
         for (name, password, at) in [("1", "one", first), ("2", "two", second), ("3", "one", first)]
         {
-            let events = if name == "3" { &sessions } else { &others };
-            let registrar = registrar.clone().telling(events.clone());
-            let stored = registrar.register(phone(name), login(password, at)).await;
-            assert!(matches!(stored, crate::model::RegistrationResult::Stored { .. }));
+            let events = if name == "3" { &parts.sessions } else { &others };
+            parts.register(phone(name, &["INBOX"]), parts.login(password, at), events).await;
         }
+        let Parts { _folder, store, registrar, enrolment, sessions, heard, .. } = parts;
         let (watching, mut passed_on) = mpsc::channel(100);
-        let (_assigned, assignment) = cell::channel(Assignment::unknown("here".into()));
-        let enrolment =
-            Enrolment::new(&config, store.clone(), registrar, backends.clone(), assignment);
         let running = tokio::spawn(enrolment.run(heard, watching, CancellationToken::new()));
         // That of the phone, and that of the web hook.
         for _ in 0..2 {
             passed_on.recv().await.unwrap();
         }
-        drop(sessions);
+        drop((sessions, registrar));
         assert!(passed_on.recv().await.is_none(), "it goes on registering");
         running.await.unwrap();
-        let rows = store.targets(&alice, Timestamp(0)).await.unwrap();
+        let rows = store.targets(&alice(), Timestamp(0)).await.unwrap();
         let outdated: Vec<_> =
             rows.iter().filter(|row| row.outdated_since.is_some()).map(row_name).collect();
         assert_eq!(rows.len(), 4);
         assert_eq!(outdated, ["3"]);
         let later = Timestamp(now.0 + 3_600_000);
-        store.outdate(&alice, later, later).await.unwrap();
-        let rows = store.targets(&alice, Timestamp(0)).await.unwrap();
+        store.outdate(&alice(), later, later).await.unwrap();
+        let rows = store.targets(&alice(), Timestamp(0)).await.unwrap();
         let current = rows.iter().filter(|row| row.outdated_since.is_none()).map(row_name);
         assert_eq!(current.collect::<Vec<_>>(), ["a"], "the operator's");
+    }
+
+    /// Another login's enrolment has read the account before its phone was there, and writes last.
+    #[tokio::test]
+    async fn an_enrolment_that_has_read_less_leaves_no_mailbox_out() {
+        let parts = Parts::new().await;
+        let login = parts.login("one", Timestamp::now());
+        let (events, _unheard) = mpsc::channel(100);
+        parts.register(phone("1", &["INBOX", "Notes"]), login.clone(), &events).await;
+        parts.enrolment.enrol(&alice(), &login, Vec::new()).await;
+        let rows = parts.store.targets(&alice(), Timestamp(0)).await.unwrap();
+        let hook = rows.iter().find(|row| row.subscription.is_of_operator()).unwrap();
+        let mailboxes: Vec<_> = hook.mailboxes.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(mailboxes, ["INBOX", "Notes"]);
     }
 
     fn row_name(row: &Target) -> &str {
