@@ -353,7 +353,7 @@ mod tests {
     use crate::store::CredentialSource;
 
     /// What enrols, with alice's registrar, the sessions' events to it and what it passes on.
-    struct Parts {
+    struct EnrolmentParts {
         _folder: tempfile::TempDir,
         store: Store,
         backends: Backends,
@@ -363,7 +363,7 @@ mod tests {
         heard: mpsc::Receiver<SessionEvent>,
     }
 
-    impl Parts {
+    impl EnrolmentParts {
         async fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
@@ -431,7 +431,7 @@ mod tests {
     /// A phone registers by each of two passwords of one account, and a third one by the older of them.
     #[tokio::test]
     async fn a_login_of_before_another_password_enrols_once_and_leaves_the_row_current() {
-        let parts = Parts::new().await;
+        let parts = EnrolmentParts::new().await;
         let now = Timestamp::now();
         let (others, _unheard) = mpsc::channel(100);
         let (first, second) = (now.minus(2 * COMPARE), now.minus(COMPARE));
@@ -440,7 +440,7 @@ mod tests {
             let events = if name == "3" { &parts.sessions } else { &others };
             parts.register(phone(name, &["INBOX"]), parts.login(password, at), events).await;
         }
-        let Parts { _folder, store, registrar, enrolment, sessions, heard, .. } = parts;
+        let EnrolmentParts { _folder, store, registrar, enrolment, sessions, heard, .. } = parts;
         let (watching, mut passed_on) = mpsc::channel(100);
         let running = tokio::spawn(enrolment.run(heard, watching, CancellationToken::new()));
         // That of the phone, and that of the web hook.
@@ -465,7 +465,7 @@ mod tests {
     /// Another login's enrolment has read the account before its phone was there, and writes last.
     #[tokio::test]
     async fn an_enrolment_that_has_read_less_leaves_no_mailbox_out() {
-        let parts = Parts::new().await;
+        let parts = EnrolmentParts::new().await;
         let login = parts.login("one", Timestamp::now());
         let (events, _unheard) = mpsc::channel(100);
         parts.register(phone("1", &["INBOX", "Notes"]), login.clone(), &events).await;
