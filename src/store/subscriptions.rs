@@ -1,10 +1,8 @@
-//! Registrations coming and going. Whatever removes a device ends with [`sweep`], which keeps what
-//! the module's head promises of accounts and snapshots.
+//! Registrations on their way to the disk. What has to go for them ends with [`sweep`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::Row;
-use sqlx::any::AnyRow;
 
 use crate::metrics::Call;
 use crate::model::{
@@ -14,13 +12,12 @@ use crate::model::{
 
 use super::batches::Waiting;
 use super::kept_rows::{kept, put};
-use super::records::{
-    account, bind_snapshot, delete, id_of, lock, of_users, state_name, subscription,
-};
+use super::records::{bind_snapshot, delete, id_of, lock, of_users, state_name, subscription};
+use super::removal::sweep;
 use super::shares;
 use super::sql::work::Work;
 use super::sql::{self, Shaped, Upsert, rows};
-use super::{Alive, Full, MadeRoom, Registrant, Store, StoreError};
+use super::{Full, MadeRoom, Registrant, Store, StoreError};
 
 /// Most pending subscriptions of one account.
 const PENDING: i64 = 5;
@@ -32,15 +29,6 @@ pub enum RegisterOutcome {
     Stored(MadeRoom),
     /// It is not, as this limit leaves no room for it.
     Full(Full),
-}
-
-/// A registration that was removed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Removed {
-    /// What was removed.
-    pub subscription: Subscription,
-    /// Whether the account has other devices. If not, nothing of it is left.
-    pub account_left: bool,
 }
 
 impl Store {
@@ -232,154 +220,6 @@ impl Store {
         let same = stored == registration.subscription && mailboxes == wanted.collect();
         self.is_in_place()?;
         Ok(same)
-    }
-
-    /// Removes a registration, unless it is newer than `registered_not_after` (a device that
-    /// registered since lives). `None` when there was nothing to remove.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn remove_subscription(
-        &self,
-        key: &SubscriptionKey,
-        registered_not_after: Option<Timestamp>,
-    ) -> Result<Option<Removed>, StoreError> {
-        self.write(Call::RemoveDevice, || async {
-            let mut transaction = self.begin().await?;
-            lock(&mut transaction, key.account.as_str()).await?;
-            let row = sql::query(
-                "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
-                 s.route, s.options, s.expires_at from account a \
-                 join subscription s on s.account = a.id \
-                 where a.name = $1 and s.transport = $2 and s.endpoint_hash = $3 and s.app = $4 \
-                 and s.registered_at <= $5",
-            )
-            .bind(key.account.as_str())
-            .bind(key.transport.as_str())
-            .bind(key.endpoint.hash_hex())
-            .bind(&*key.app)
-            .bind(registered_not_after.map_or(i64::MAX, |time| time.0))
-            .fetch_optional_in(&mut transaction)
-            .await?;
-            self.remove(transaction, row).await
-        })
-        .await
-    }
-
-    /// Removes the subscription of this row, whose account is locked.
-    pub(super) async fn remove(
-        &self,
-        mut transaction: Work,
-        row: Option<AnyRow>,
-    ) -> sqlx::Result<Option<Removed>> {
-        let Some(row) = row else { return Ok(None) };
-        let subscription = subscription(&row)?;
-        delete(&mut transaction, row.try_get("id")?).await?;
-        let account = subscription.account.as_str();
-        let account_left = sweep(&mut transaction, account).await?;
-        self.tell(&mut transaction, account, false).await?;
-        transaction.commit().await?;
-        self.leaves_traces();
-        Ok(Some(Removed { subscription, account_left }))
-    }
-
-    /// Removes the devices that do not live; returns the accounts that lost their last one. One
-    /// transaction for each account, so that nobody waits for long.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn expire(&self, alive: impl Into<Alive>) -> Result<Vec<Account>, StoreError> {
-        let Alive { registered_since, outdated_after } = alive.into();
-        self.hear_of_all(self.served(registered_since)).await?;
-        let touched = self
-            .read(Call::Expire, async {
-                let query = sql::query(
-                    "select distinct a.name as account from subscription s \
-                     join account a on a.id = s.account \
-                     where (s.heard_at < $1 and s.expires_at is null and s.renews = 1) \
-                     or (s.outdated_since is not null and s.outdated_at <= $2) order by account",
-                )
-                .bind(registered_since.0)
-                .bind(outdated_after.0);
-                self.rows(query, |row| account(row, "account")).await
-            })
-            .await?;
-        let mut gone = Vec::new();
-        for account in touched {
-            let left = self.write(Call::Expire, || async {
-                let mut transaction = self.begin().await?;
-                lock(&mut transaction, account.as_str()).await?;
-                sql::query(
-                    "delete from subscription where account = (select id from account where name = $1) \
-                     and ((heard_at < $2 and expires_at is null and renews = 1) \
-                     or (outdated_since is not null and outdated_at <= $3))",
-                )
-                .bind(account.as_str())
-                .bind(registered_since.0)
-                .bind(outdated_after.0)
-                .execute_in(&mut transaction)
-                .await?;
-                let left = sweep(&mut transaction, account.as_str()).await?;
-                self.tell(&mut transaction, account.as_str(), false).await?;
-                transaction.commit().await?;
-                self.leaves_traces();
-                Ok(left)
-            });
-            if !left.await? {
-                gone.push(account);
-            }
-        }
-        Ok(gone)
-    }
-
-    /// Devices of versions that did not count the time of service have registered now.
-    async fn hear_of_all(&self, served: Timestamp) -> Result<(), StoreError> {
-        const UNHEARD: &str =
-            "heard_at is null or (outdated_since is not null and outdated_at is null)";
-        let unheard = self.read(Call::Expire, async {
-            let query = sql::query(format!(
-                "select 1 as unheard from subscription where {UNHEARD} limit 1"
-            ));
-            Ok(query.fetch_optional_in(&mut self.begin_read().await?).await?.is_some())
-        });
-        if !unheard.await? {
-            return Ok(());
-        }
-        self.write(Call::Expire, || async {
-            let mut transaction = self.begin().await?;
-            sql::query(format!(
-                "update subscription set heard_at = coalesce(heard_at, $1), outdated_at = \
-                 case when outdated_since is null then null else coalesce(outdated_at, $1) end \
-                 where {UNHEARD}"
-            ))
-            .bind(served.0)
-            .execute_in(&mut transaction)
-            .await?;
-            transaction.commit().await
-        })
-        .await
-    }
-
-    /// Removes all that is known of an account; returns whether there was something.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn remove_account(&self, account: &Account) -> Result<bool, StoreError> {
-        self.write(Call::RemoveAccount, || async {
-            let mut transaction = self.begin().await?;
-            let done = sql::query("delete from account where name = $1")
-                .bind(account.as_str())
-                .execute_in(&mut transaction)
-                .await?;
-            let known = done.rows_affected() > 0;
-            if known {
-                self.tell(&mut transaction, account.as_str(), false).await?;
-            }
-            transaction.commit().await?;
-            self.leaves_traces();
-            Ok(known)
-        })
-        .await
     }
 }
 
@@ -642,24 +482,4 @@ async fn replace_mailboxes(
         query.execute_in(work).await?;
     }
     Ok(())
-}
-
-/// Deletes the mailboxes that no subscription wants any more, so that one that comes back begins anew, and
-/// the account itself when it has no subscription. Returns whether it has one.
-pub(super) async fn sweep(work: &mut Work, account: &str) -> sqlx::Result<bool> {
-    sql::query(
-        "delete from mailbox where account = (select id from account where name = $1) and not exists (\
-         select 1 from subscription_mailbox wanted where wanted.mailbox = mailbox.id)",
-    )
-    .bind(account)
-    .execute_in(work)
-    .await?;
-    let done = sql::query(
-        "delete from account where name = $1 and not exists (\
-         select 1 from subscription s where s.account = account.id)",
-    )
-    .bind(account)
-    .execute_in(work)
-    .await?;
-    Ok(done.rows_affected() == 0)
 }

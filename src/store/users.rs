@@ -3,9 +3,9 @@
 use sqlx::Row;
 
 use super::records::{id_of, lock, state_name, subscription};
+use super::removal::sweep;
 use super::sql;
-use super::subscriptions::sweep;
-use super::{MadeRoom, RegisterOutcome, Removed, Store, StoreError};
+use super::{MadeRoom, RegisterOutcome, Store, StoreError};
 use crate::metrics::Call;
 use crate::model::{
     AcceptedLogin, Account, Mailbox, Subscription, SubscriptionKey, SubscriptionState, Timestamp,
@@ -29,9 +29,6 @@ pub struct ListedSubscription {
     /// Its mailboxes, by name.
     pub mailboxes: Vec<Mailbox>,
 }
-
-/// So many accounts one after the other at which a removal fails say that the database is at fault.
-const FAILURES: u32 = 3;
 
 impl Store {
     /// All subscriptions of an account, by any transport and in any state, in the order in which they first
@@ -156,122 +153,5 @@ impl Store {
             made.say(account, max_devices);
         }
         Ok(confirmed)
-    }
-
-    /// Removes a subscription of an account that is still pending with these options, which hold the code that
-    /// was to confirm it. `None` when there is no such one.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn remove_pending(
-        &self,
-        account: &Account,
-        id: i64,
-        options: &str,
-    ) -> Result<Option<Removed>, StoreError> {
-        self.write(Call::RemoveDevice, || async {
-            let mut transaction = self.begin().await?;
-            lock(&mut transaction, account.as_str()).await?;
-            let row = sql::query(
-                "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
-                 s.route, s.options, s.expires_at from account a \
-                 join subscription s on s.account = a.id where a.name = $1 and s.id = $2 \
-                 and s.state = 'pending' and s.options = $3",
-            )
-            .bind(account.as_str())
-            .bind(id)
-            .bind(options)
-            .fetch_optional_in(&mut transaction)
-            .await?;
-            self.remove(transaction, row).await
-        })
-        .await
-    }
-
-    /// Removes a subscription of an account by its number, whatever its state. `None` when the account has
-    /// none with this number.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn remove_by_id(
-        &self,
-        account: &Account,
-        id: i64,
-    ) -> Result<Option<Removed>, StoreError> {
-        self.write(Call::RemoveDevice, || async {
-            let mut transaction = self.begin().await?;
-            lock(&mut transaction, account.as_str()).await?;
-            let row = sql::query(
-                "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
-                 s.route, s.options, s.expires_at from account a \
-                 join subscription s on s.account = a.id where a.name = $1 and s.id = $2",
-            )
-            .bind(account.as_str())
-            .bind(id)
-            .fetch_optional_in(&mut transaction)
-            .await?;
-            self.remove(transaction, row).await
-        })
-        .await
-    }
-
-    /// Removes the pending subscriptions that were made before `pending_before`, and those that had ended by
-    /// `now`. Returns the accounts that lost their last one, and the last error: what fails at one account does
-    /// not stop those behind it.
-    pub async fn drop_ended(
-        &self,
-        pending_before: Timestamp,
-        now: Timestamp,
-    ) -> (Vec<Account>, Result<(), StoreError>) {
-        let mut gone = Vec::new();
-        let touched = self
-            .read(Call::DropEnded, async {
-                let query = sql::query(
-                    "select distinct a.name as account from subscription s \
-                     join account a on a.id = s.account \
-                     where (s.state = 'pending' and s.registered_at < $1) or s.expires_at <= $2 \
-                     order by account",
-                )
-                .bind(pending_before.0)
-                .bind(now.0);
-                self.rows(query, |row| super::records::account(row, "account")).await
-            })
-            .await;
-        let touched = match touched {
-            Ok(touched) => touched,
-            Err(error) => return (gone, Err(error)),
-        };
-        let (mut done, mut in_a_row) = (Ok(()), 0);
-        for account in touched {
-            let left = self.write(Call::DropEnded, || async {
-                let mut transaction = self.begin().await?;
-                lock(&mut transaction, account.as_str()).await?;
-                sql::query(
-                    "delete from subscription where account = (select id from account where name = $1) \
-                     and ((state = 'pending' and registered_at < $2) or expires_at <= $3)",
-                )
-                .bind(account.as_str())
-                .bind(pending_before.0)
-                .bind(now.0)
-                .execute_in(&mut transaction)
-                .await?;
-                let left = sweep(&mut transaction, account.as_str()).await?;
-                self.tell(&mut transaction, account.as_str(), false).await?;
-                transaction.commit().await?;
-                self.leaves_traces();
-                Ok(left)
-            });
-            let left = left.await;
-            in_a_row = if left.is_ok() { 0 } else { in_a_row + 1 };
-            match left {
-                Ok(true) => {}
-                Ok(false) => gone.push(account),
-                Err(error) => done = Err(error),
-            }
-            if in_a_row >= FAILURES {
-                break;
-            }
-        }
-        (gone, done)
     }
 }

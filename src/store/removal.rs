@@ -1,0 +1,311 @@
+//! Registrations that go, by the word of their users or their services or by themselves. Whatever removes a
+//! subscription ends with [`sweep`], which keeps what the module's head promises of accounts and mailboxes.
+
+use sqlx::Row;
+use sqlx::any::AnyRow;
+
+use super::records::{account, delete, lock, subscription};
+use super::sql;
+use super::sql::work::Work;
+use super::{Alive, Store, StoreError};
+use crate::metrics::Call;
+use crate::model::{Account, Subscription, SubscriptionKey, Timestamp};
+
+/// A registration that was removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// What was removed.
+    pub subscription: Subscription,
+    /// Whether the account has other devices. If not, nothing of it is left.
+    pub account_left: bool,
+}
+
+/// So many accounts one after the other at which a removal fails say that the database is at fault.
+const FAILURES: u32 = 3;
+
+impl Store {
+    /// Removes a registration, unless it is newer than `registered_not_after` (a device that
+    /// registered since lives). `None` when there was nothing to remove.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn remove_subscription(
+        &self,
+        key: &SubscriptionKey,
+        registered_not_after: Option<Timestamp>,
+    ) -> Result<Option<Removed>, StoreError> {
+        self.write(Call::RemoveDevice, || async {
+            let mut transaction = self.begin().await?;
+            lock(&mut transaction, key.account.as_str()).await?;
+            let row = sql::query(
+                "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
+                 s.route, s.options, s.expires_at from account a \
+                 join subscription s on s.account = a.id \
+                 where a.name = $1 and s.transport = $2 and s.endpoint_hash = $3 and s.app = $4 \
+                 and s.registered_at <= $5",
+            )
+            .bind(key.account.as_str())
+            .bind(key.transport.as_str())
+            .bind(key.endpoint.hash_hex())
+            .bind(&*key.app)
+            .bind(registered_not_after.map_or(i64::MAX, |time| time.0))
+            .fetch_optional_in(&mut transaction)
+            .await?;
+            self.remove(transaction, row).await
+        })
+        .await
+    }
+
+    /// Removes the subscription of this row, whose account is locked.
+    pub(super) async fn remove(
+        &self,
+        mut transaction: Work,
+        row: Option<AnyRow>,
+    ) -> sqlx::Result<Option<Removed>> {
+        let Some(row) = row else { return Ok(None) };
+        let subscription = subscription(&row)?;
+        delete(&mut transaction, row.try_get("id")?).await?;
+        let account = subscription.account.as_str();
+        let account_left = sweep(&mut transaction, account).await?;
+        self.tell(&mut transaction, account, false).await?;
+        transaction.commit().await?;
+        self.leaves_traces();
+        Ok(Some(Removed { subscription, account_left }))
+    }
+
+    /// Removes the devices that do not live; returns the accounts that lost their last one. One
+    /// transaction for each account, so that nobody waits for long.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn expire(&self, alive: impl Into<Alive>) -> Result<Vec<Account>, StoreError> {
+        let Alive { registered_since, outdated_after } = alive.into();
+        self.hear_of_all(self.served(registered_since)).await?;
+        let touched = self
+            .read(Call::Expire, async {
+                let query = sql::query(
+                    "select distinct a.name as account from subscription s \
+                     join account a on a.id = s.account \
+                     where (s.heard_at < $1 and s.expires_at is null and s.renews = 1) \
+                     or (s.outdated_since is not null and s.outdated_at <= $2) order by account",
+                )
+                .bind(registered_since.0)
+                .bind(outdated_after.0);
+                self.rows(query, |row| account(row, "account")).await
+            })
+            .await?;
+        let mut gone = Vec::new();
+        for account in touched {
+            let left = self.write(Call::Expire, || async {
+                let mut transaction = self.begin().await?;
+                lock(&mut transaction, account.as_str()).await?;
+                sql::query(
+                    "delete from subscription where account = (select id from account where name = $1) \
+                     and ((heard_at < $2 and expires_at is null and renews = 1) \
+                     or (outdated_since is not null and outdated_at <= $3))",
+                )
+                .bind(account.as_str())
+                .bind(registered_since.0)
+                .bind(outdated_after.0)
+                .execute_in(&mut transaction)
+                .await?;
+                let left = sweep(&mut transaction, account.as_str()).await?;
+                self.tell(&mut transaction, account.as_str(), false).await?;
+                transaction.commit().await?;
+                self.leaves_traces();
+                Ok(left)
+            });
+            if !left.await? {
+                gone.push(account);
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Devices of versions that did not count the time of service have registered now.
+    async fn hear_of_all(&self, served: Timestamp) -> Result<(), StoreError> {
+        const UNHEARD: &str =
+            "heard_at is null or (outdated_since is not null and outdated_at is null)";
+        let unheard = self.read(Call::Expire, async {
+            let query = sql::query(format!(
+                "select 1 as unheard from subscription where {UNHEARD} limit 1"
+            ));
+            Ok(query.fetch_optional_in(&mut self.begin_read().await?).await?.is_some())
+        });
+        if !unheard.await? {
+            return Ok(());
+        }
+        self.write(Call::Expire, || async {
+            let mut transaction = self.begin().await?;
+            sql::query(format!(
+                "update subscription set heard_at = coalesce(heard_at, $1), outdated_at = \
+                 case when outdated_since is null then null else coalesce(outdated_at, $1) end \
+                 where {UNHEARD}"
+            ))
+            .bind(served.0)
+            .execute_in(&mut transaction)
+            .await?;
+            transaction.commit().await
+        })
+        .await
+    }
+
+    /// Removes all that is known of an account; returns whether there was something.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn remove_account(&self, account: &Account) -> Result<bool, StoreError> {
+        self.write(Call::RemoveAccount, || async {
+            let mut transaction = self.begin().await?;
+            let done = sql::query("delete from account where name = $1")
+                .bind(account.as_str())
+                .execute_in(&mut transaction)
+                .await?;
+            let known = done.rows_affected() > 0;
+            if known {
+                self.tell(&mut transaction, account.as_str(), false).await?;
+            }
+            transaction.commit().await?;
+            self.leaves_traces();
+            Ok(known)
+        })
+        .await
+    }
+
+    /// Removes a subscription of an account that is still pending with these options, which hold the code that
+    /// was to confirm it. `None` when there is no such one.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn remove_pending(
+        &self,
+        account: &Account,
+        id: i64,
+        options: &str,
+    ) -> Result<Option<Removed>, StoreError> {
+        self.write(Call::RemoveDevice, || async {
+            let mut transaction = self.begin().await?;
+            lock(&mut transaction, account.as_str()).await?;
+            let row = sql::query(
+                "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
+                 s.route, s.options, s.expires_at from account a \
+                 join subscription s on s.account = a.id where a.name = $1 and s.id = $2 \
+                 and s.state = 'pending' and s.options = $3",
+            )
+            .bind(account.as_str())
+            .bind(id)
+            .bind(options)
+            .fetch_optional_in(&mut transaction)
+            .await?;
+            self.remove(transaction, row).await
+        })
+        .await
+    }
+
+    /// Removes a subscription of an account by its number, whatever its state. `None` when the account has
+    /// none with this number.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn remove_by_id(
+        &self,
+        account: &Account,
+        id: i64,
+    ) -> Result<Option<Removed>, StoreError> {
+        self.write(Call::RemoveDevice, || async {
+            let mut transaction = self.begin().await?;
+            lock(&mut transaction, account.as_str()).await?;
+            let row = sql::query(
+                "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
+                 s.route, s.options, s.expires_at from account a \
+                 join subscription s on s.account = a.id where a.name = $1 and s.id = $2",
+            )
+            .bind(account.as_str())
+            .bind(id)
+            .fetch_optional_in(&mut transaction)
+            .await?;
+            self.remove(transaction, row).await
+        })
+        .await
+    }
+
+    /// Removes the pending subscriptions that were made before `pending_before`, and those that had ended by
+    /// `now`. Returns the accounts that lost their last one, and the last error: what fails at one account does
+    /// not stop those behind it.
+    pub async fn drop_ended(
+        &self,
+        pending_before: Timestamp,
+        now: Timestamp,
+    ) -> (Vec<Account>, Result<(), StoreError>) {
+        let mut gone = Vec::new();
+        let touched = self
+            .read(Call::DropEnded, async {
+                let query = sql::query(
+                    "select distinct a.name as account from subscription s \
+                     join account a on a.id = s.account \
+                     where (s.state = 'pending' and s.registered_at < $1) or s.expires_at <= $2 \
+                     order by account",
+                )
+                .bind(pending_before.0)
+                .bind(now.0);
+                self.rows(query, |row| account(row, "account")).await
+            })
+            .await;
+        let touched = match touched {
+            Ok(touched) => touched,
+            Err(error) => return (gone, Err(error)),
+        };
+        let (mut done, mut in_a_row) = (Ok(()), 0);
+        for account in touched {
+            let left = self.write(Call::DropEnded, || async {
+                let mut transaction = self.begin().await?;
+                lock(&mut transaction, account.as_str()).await?;
+                sql::query(
+                    "delete from subscription where account = (select id from account where name = $1) \
+                     and ((state = 'pending' and registered_at < $2) or expires_at <= $3)",
+                )
+                .bind(account.as_str())
+                .bind(pending_before.0)
+                .bind(now.0)
+                .execute_in(&mut transaction)
+                .await?;
+                let left = sweep(&mut transaction, account.as_str()).await?;
+                self.tell(&mut transaction, account.as_str(), false).await?;
+                transaction.commit().await?;
+                self.leaves_traces();
+                Ok(left)
+            });
+            let left = left.await;
+            in_a_row = if left.is_ok() { 0 } else { in_a_row + 1 };
+            match left {
+                Ok(true) => {}
+                Ok(false) => gone.push(account),
+                Err(error) => done = Err(error),
+            }
+            if in_a_row >= FAILURES {
+                break;
+            }
+        }
+        (gone, done)
+    }
+}
+
+/// Deletes the mailboxes that no subscription wants any more, so that one that comes back begins anew, and
+/// the account itself when it has no subscription. Returns whether it has one.
+pub(super) async fn sweep(work: &mut Work, account: &str) -> sqlx::Result<bool> {
+    sql::query(
+        "delete from mailbox where account = (select id from account where name = $1) and not exists (\
+         select 1 from subscription_mailbox wanted where wanted.mailbox = mailbox.id)",
+    )
+    .bind(account)
+    .execute_in(work)
+    .await?;
+    let done = sql::query(
+        "delete from account where name = $1 and not exists (\
+         select 1 from subscription s where s.account = account.id)",
+    )
+    .bind(account)
+    .execute_in(work)
+    .await?;
+    Ok(done.rows_affected() == 0)
+}
