@@ -19,6 +19,7 @@ pub(crate) mod pushing;
 pub(crate) mod sasl;
 pub(crate) mod servers;
 pub(crate) mod skip;
+pub(crate) mod stage;
 pub(crate) mod watching;
 pub(crate) mod world;
 

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use super::dialogues::{IDLE, QUIET, Stage, stop};
 use crate::support::limited;
+use crate::support::stage::{IDLE, QUIET, Stage, stop};
 
 /// The network ends a connection on which nothing was said for so long.
 const CUT: Duration = Duration::from_secs(4);

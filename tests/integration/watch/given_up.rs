@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use mailchime::metrics::Watching as Mode;
 
-use super::dialogues::{IDLE, Peer, QUIET, Stage, stop};
 use crate::support::limited;
+use crate::support::stage::{IDLE, Peer, QUIET, Stage, stop};
 use crate::support::watching::told;
 
 /// Greets a watcher and lets it log in; whose it is.

@@ -11,9 +11,9 @@ use mailchime::store::Store;
 use mailchime::watch::{VisitError, visit};
 use sqlx::{Connection, Executor, SqliteConnection};
 
-use super::dialogues::{IDLE, QUIET, Stage, stop};
 use super::mail::{backend, idling, world};
 use crate::support::limited;
+use crate::support::stage::{IDLE, QUIET, Stage, stop};
 use crate::support::watching::{PASSWORD, Watching, credentials, told};
 
 const STATUS: &str = "STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";

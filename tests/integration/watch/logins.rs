@@ -8,9 +8,9 @@ use mailchime::demo::backend::{Counters, DemoBackend};
 use mailchime::model::{Account, Credentials, SessionEvent, Timestamp};
 use mailchime::watch::WatcherStatus;
 
-use super::dialogues::{IDLE, QUIET, Stage, stop};
 use super::mail::{backend, idling, reconnected, world};
 use crate::support::limited;
+use crate::support::stage::{IDLE, QUIET, Stage, stop};
 use crate::support::watching::{PASSWORD, Watching, World, told};
 
 /// Another client of alice's logs in with an access token.

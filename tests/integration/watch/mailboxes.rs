@@ -6,8 +6,8 @@ use std::time::Duration;
 use mailchime::metrics::Watching as Mode;
 use mailchime::model::Snapshot;
 
-use super::dialogues::{IDLE, Peer, QUIET, Stage, stop};
 use crate::support::limited;
+use crate::support::stage::{IDLE, Peer, QUIET, Stage, stop};
 use crate::support::watching::told;
 
 /// Alice's devices were told of her INBOX, and of 3 messages in Team.

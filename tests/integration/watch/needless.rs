@@ -1,7 +1,7 @@
 //! What the phone need not fetch again, and what it must.
 
-use super::dialogues::{IDLE, Peer, QUIET, Stage, stop};
 use crate::support::limited;
+use crate::support::stage::{IDLE, Peer, QUIET, Stage, stop};
 use crate::support::watching::{Watching, told};
 use mailchime::model::Snapshot;
 

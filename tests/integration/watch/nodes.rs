@@ -7,9 +7,9 @@ use mailchime::nodes::{Assignment, ClusterView};
 use mailchime::store::{Invalidation, Registrant, Sealed};
 use tokio::sync::{mpsc, watch};
 
-use super::dialogues::{IDLE, QUIET, Stage, stop};
 use super::mail::{backend, world};
 use crate::support::limited;
+use crate::support::stage::{IDLE, QUIET, Stage, stop};
 use crate::support::watching::{PASSWORD, Watching, World, credentials, told};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";

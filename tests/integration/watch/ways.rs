@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use mailchime::metrics::Watching as Mode;
 
-use super::dialogues::{IDLE, QUIET, Stage, stop};
 use super::mail::backend;
 use crate::support::limited;
+use crate::support::stage::{IDLE, QUIET, Stage, stop};
 use crate::support::watching::{PASSWORD, World, told};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
