@@ -1,8 +1,7 @@
 //! One who takes more than a share: made-up accounts, devices and tokens, a foreign device's token,
 //! registrations without end. Others get their pushes as if nothing were going on.
 
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mailchime::config::{self, ApnsServer};
@@ -24,9 +23,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::Level;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
 
+use crate::support::log::Log;
 use crate::support::pushing::{backends, load, register};
 use crate::support::world::{PASSWORD, TOKEN, World, registration};
 use crate::support::{limited, listener};
@@ -165,38 +163,6 @@ impl Site {
     }
 }
 
-/// What is written to the log.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn count(&self, what: &str) -> usize {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).matches(what).count()
-    }
-
-    fn subscriber(&self) -> impl tracing::Subscriber + use<> {
-        let writer = self.clone();
-        tracing_subscriber::registry()
-            .with(Targets::new().with_target("mailchime", Level::INFO))
-            .with(
-                tracing_subscriber::fmt::layer()
-                    .with_ansi(false)
-                    .with_writer(move || writer.clone()),
-            )
-    }
-}
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Tokens that nobody has are answered as bad, and so is one of a phone that is gone. The first say
 /// nothing of the second.
 #[tokio::test]
@@ -206,7 +172,7 @@ async fn made_up_tokens_of_one_account_keep_no_dead_token_of_others() {
         // With one subscriber alone, a line that another test's thread reaches first would count as
         // one that nobody wants.
         let _another = tracing::Dispatch::new(tracing_subscriber::registry());
-        let _guard = tracing::subscriber::set_default(log.subscriber());
+        let _guard = tracing::subscriber::set_default(log.subscriber(Level::INFO));
         let mut site = Site::new(config::PushConfig::default()).await;
         for number in 0..50 {
             let made_up = site.device("mallory@tenant.example", &format!("bad{number:02x}f"));

@@ -1,175 +1,20 @@
 //! From a watcher's change to the push and the row.
 
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mailchime::config;
 use mailchime::demo::apns::Answer;
-use mailchime::model::{
-    Account, Change, ChangeKind, Mailbox, Registration, Snapshot, Subscription, Timestamp,
-    WatchEvent,
-};
-use mailchime::nodes::ClusterView;
-use mailchime::push::dispatcher::{self, DispatcherHandle, DispatcherParts};
-use mailchime::push::transport::Routes;
-use mailchime::push::transport::apns::identities::Identities;
+use mailchime::model::{ChangeKind, Mailbox, Registration, Timestamp, WatchEvent};
 use mailchime::push::transport::apns::payload::mailbox_hash;
-use mailchime::store::{Settlement, Store};
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, SqliteConnection};
-use tempfile::TempDir;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use mailchime::store::Settlement;
 use tracing::Level;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
 
 use crate::support::limited;
+use crate::support::log::Log;
 use crate::support::pushing::{
-    Certificates, account_id, backends, load, options, register, token, try_load,
+    Certificates, Disk, EVER, Running, account_id, alice, backends, load, options, register, rows,
+    state, token, try_load,
 };
-
-pub(super) const EVER: Timestamp = Timestamp(0);
-
-/// A database with devices that registered when each mailbox had one mail.
-pub(super) struct Disk {
-    folder: TempDir,
-    pub(super) store: Store,
-}
-
-impl Disk {
-    pub(super) async fn with(devices: &[Subscription]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
-        let store = Store::open(&url.parse().unwrap(), Duration::from_millis(50)).await.unwrap();
-        let store = store.sealing(&folder.path().join("key"));
-        for device in devices {
-            let mailboxes = ["INBOX", "Notes"].map(|name| (Mailbox::new(name), state(1))).to_vec();
-            let registration = Registration { subscription: device.clone(), mailboxes };
-            register(&store, &registration, Timestamp::now()).await;
-        }
-        Self { folder, store }
-    }
-
-    /// What the devices were told of.
-    pub(super) async fn told(&self) -> Vec<(String, u64)> {
-        let rows = self.store.watched(&alice(), backends().default().id(), EVER).await.unwrap();
-        rows.iter().map(|(mailbox, told)| (mailbox.to_string(), told.uid_next.unwrap())).collect()
-    }
-
-    /// The mailboxes that are owed, with how the token of the device begins.
-    pub(super) async fn owed(&self) -> Vec<String> {
-        let mut owed = Vec::new();
-        for target in self.store.targets(&alice(), EVER).await.unwrap() {
-            let marked = target.mailboxes.iter().filter(|(_, owed)| *owed);
-            let token = &target.subscription.endpoint.as_given()[..2];
-            owed.extend(marked.map(|(mailbox, _)| format!("{token} {mailbox}")));
-        }
-        owed
-    }
-
-    /// A connection beside the program's own.
-    async fn beside(&self) -> SqliteConnection {
-        let file = self.folder.path().join("mailchime.db");
-        SqliteConnectOptions::new().filename(file).connect().await.unwrap()
-    }
-}
-
-/// A dispatcher that runs.
-pub(super) struct Running {
-    events: mpsc::Sender<WatchEvent>,
-    removed: mpsc::Receiver<Account>,
-    cancel: CancellationToken,
-    task: JoinHandle<()>,
-    inquirer: DispatcherHandle,
-    id: u64,
-}
-
-impl Running {
-    fn start(disk: &Disk, identities: Identities) -> Self {
-        Self::with(disk, identities, config::PushConfig::default())
-    }
-
-    fn with(disk: &Disk, identities: Identities, config: config::PushConfig) -> Self {
-        Self::over(disk, identities.routes(), config)
-    }
-
-    pub(super) fn over(disk: &Disk, routes: &Routes, config: config::PushConfig) -> Self {
-        let (events, changes) = mpsc::channel(8);
-        let (hints, removed) = mpsc::channel(8);
-        let cancel = CancellationToken::new();
-        let (inquirer, inquiries) = dispatcher::channel();
-        let parts = DispatcherParts {
-            events: changes,
-            store: disk.store.clone(),
-            backends: backends(),
-            routes: routes.clone(),
-            config: config::PushConfig { min_interval: Duration::ZERO, ..config },
-            removed: hints,
-            assignment: ClusterView::none("here").assignment,
-            requests: inquiries,
-            metrics: Arc::default(),
-            backend_of: dispatcher::BackendOf::new(|_| "backend".into()),
-            counters: Arc::default(),
-        };
-        let task = tokio::spawn(dispatcher::run(parts, cancel.clone()));
-        Self { events, removed, cancel, task, inquirer, id: 0 }
-    }
-
-    async fn change(&mut self, mailbox: &str, snapshot: Option<Snapshot>) -> u64 {
-        self.changed(mailbox, ChangeKind::NewMail, snapshot).await
-    }
-
-    pub(super) async fn changed(
-        &mut self,
-        mailbox: &str,
-        kind: ChangeKind,
-        snapshot: Option<Snapshot>,
-    ) -> u64 {
-        self.id += 1;
-        let (account, mailbox) = (alice(), Mailbox::new(mailbox));
-        let (id, seen_at) = (self.id, Instant::now());
-        let backend = backends().default().id().clone();
-        let change = Change { account, backend, mailbox, kind, id, snapshot, seen_at };
-        let event = match change.snapshot {
-            None => WatchEvent::Announced(change),
-            Some(_) => WatchEvent::Changed(change),
-        };
-        self.events.send(event).await.unwrap();
-        id
-    }
-
-    pub(super) async fn mail(&mut self, mailbox: &str, n: u64) {
-        self.change(mailbox, Some(state(n))).await;
-    }
-
-    /// Why the first device would not be pushed if mail came to `mailbox` now.
-    async fn why(&self, mailbox: &str) -> Vec<String> {
-        let mailbox = Some(Mailbox::new(mailbox));
-        let explained = self.inquirer.explain(alice(), mailbox).await.unwrap().unwrap();
-        explained[0].reasons.iter().map(ToString::to_string).collect()
-    }
-
-    /// Ends it as the program does.
-    pub(super) async fn end(self) {
-        self.cancel.cancel();
-        self.task.await.unwrap();
-    }
-}
-
-pub(super) fn alice() -> Account {
-    Account::from_login("alice@example.org")
-}
-
-fn state(n: u64) -> Snapshot {
-    Snapshot { uid_next: Some(n), ..Snapshot::default() }
-}
-
-pub(super) fn rows(inbox: u64, notes: u64) -> Vec<(String, u64)> {
-    vec![("INBOX".into(), inbox), ("Notes".into(), notes)]
-}
 
 #[tokio::test]
 async fn a_change_becomes_a_push_to_each_device_and_then_the_row_moves() {
@@ -512,38 +357,15 @@ async fn a_database_that_is_locked_delays_no_push_and_one_that_cannot_be_read_lo
     .await;
 }
 
-/// What is written to the log.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn a_push_has_one_line_in_the_log_and_no_line_has_a_token() {
     limited(async {
         let log = Log::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::registry()
-            .with(Targets::new().with_target("mailchime", Level::TRACE))
-            .with(
-                tracing_subscriber::fmt::layer()
-                    .with_ansi(false)
-                    .with_writer(move || writer.clone()),
-            );
         // Where there is one subscriber only, a line that a test on another thread comes to first
         // would be taken for one that nobody wants.
         let _another = tracing::Dispatch::new(tracing_subscriber::registry());
         // The runtime of this test has one thread, this one.
-        let _guard = tracing::subscriber::set_default(subscriber);
+        let _guard = tracing::subscriber::set_default(log.subscriber(Level::TRACE));
 
         let certificates = Certificates::new();
         let stand_in = certificates.stand_in().await;
@@ -565,7 +387,7 @@ async fn a_push_has_one_line_in_the_log_and_no_line_has_a_token() {
         let running = Running::start(&disk, certificates.identities(stand_in.address()));
         running.end().await;
 
-        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let log = log.text();
         let pushes: Vec<_> =
             log.lines().filter(|line| line.contains("attempted: push attempted account")).collect();
         assert_eq!(pushes.len(), 3, "{log}");

@@ -13,7 +13,7 @@ use mailchime::push::transport::{MailboxChange, Notice, Route, RouteId, Routes, 
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::dispatcher::{Disk, Running, alice, rows};
+use crate::support::pushing::{Disk, Running, alice, rows};
 use crate::support::servers::pki;
 use crate::support::{limited, listener, soon};
 

@@ -5,9 +5,9 @@ use mailchime::config;
 use mailchime::model::{PushEndpoint, Subscription, TransportId};
 use mailchime::push::transport::{Route, Routes};
 
-use super::dispatcher::{Disk, EVER, Running, alice, rows};
 use super::fake::Fake;
 use crate::support::limited;
+use crate::support::pushing::{Disk, EVER, Running, alice, rows};
 
 fn subscription(endpoint: &str) -> Subscription {
     Subscription {

@@ -18,8 +18,8 @@ use mailchime::push::transport::{Route, Routes};
 use mailchime::store::Target;
 use serde_json::{Value, json};
 
-use super::dispatcher::{Disk, Running, alice};
 use crate::support::in_process::{InProcess, demo_backend};
+use crate::support::pushing::{Disk, Running, alice};
 use crate::support::servers::pki;
 use crate::support::world::MAIL;
 use crate::support::{limited, listener, soon};

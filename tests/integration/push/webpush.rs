@@ -20,9 +20,8 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
-use super::dispatcher::{Disk, EVER, Running, alice, rows};
 use super::tunnel::proxy;
-use crate::support::pushing::Certificates;
+use crate::support::pushing::{Certificates, Disk, EVER, Running, alice, rows};
 use crate::support::servers::pki;
 use crate::support::{limited, listener};
 

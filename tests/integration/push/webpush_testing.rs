@@ -10,8 +10,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use super::dispatcher::{Disk, Running, alice};
 use super::webpush::Site;
+use crate::support::pushing::{Disk, Running, alice};
 use crate::support::servers::pki;
 use crate::support::skip::skipped;
 use crate::support::{limited, listener};

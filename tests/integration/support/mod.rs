@@ -14,6 +14,7 @@ pub(crate) mod core;
 pub(crate) mod dialogues;
 pub(crate) mod in_process;
 pub(crate) mod line;
+pub(crate) mod log;
 pub(crate) mod program;
 pub(crate) mod pushing;
 pub(crate) mod sasl;

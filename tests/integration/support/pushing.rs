@@ -1,21 +1,32 @@
 //! The way of a change out, over real sockets: HTTP/2 and TLS with a client certificate to the
-//! stand-in for APNs, and a database in a file.
+//! stand-in for APNs, a database in a file, and the dispatcher between them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use mailchime::config::{self, ApnsServer, Config};
 pub(crate) use mailchime::demo::apns::Apns as StandIn;
 use mailchime::demo::pki::Pki;
 use mailchime::imap::registration::xapple::{ApnsOptions, DeviceToken, XAppleRegistration};
-use mailchime::model::{Account, Registration, Subscription, Timestamp};
+use mailchime::model::{
+    Account, Change, ChangeKind, Mailbox, Registration, Snapshot, Subscription, Timestamp,
+    WatchEvent,
+};
 use mailchime::net::backends::{Backends, Table};
 use mailchime::net::resolve::NameResolver;
+use mailchime::nodes::ClusterView;
+use mailchime::push::dispatcher::{self, DispatcherHandle, DispatcherParts};
 use mailchime::push::transport::apns::ApnsIdentity;
 use mailchime::push::transport::apns::identities::{Identities, LoadError, route};
 use mailchime::push::transport::{Route, Routes};
 use mailchime::store::{Registrant, Store};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, SqliteConnection};
 use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::listener;
 
@@ -121,4 +132,144 @@ pub(crate) fn account_id(device: &Subscription) -> String {
 /// The token of the device.
 pub(crate) fn token(device: &Subscription) -> DeviceToken {
     DeviceToken::new(device.endpoint.as_given()).unwrap()
+}
+
+pub(crate) const EVER: Timestamp = Timestamp(0);
+
+/// A database with devices that registered when each mailbox had one mail.
+pub(crate) struct Disk {
+    pub(crate) folder: TempDir,
+    pub(crate) store: Store,
+}
+
+impl Disk {
+    pub(crate) async fn with(devices: &[Subscription]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
+        let store = Store::open(&url.parse().unwrap(), Duration::from_millis(50)).await.unwrap();
+        let store = store.sealing(&folder.path().join("key"));
+        for device in devices {
+            let mailboxes = ["INBOX", "Notes"].map(|name| (Mailbox::new(name), state(1))).to_vec();
+            let registration = Registration { subscription: device.clone(), mailboxes };
+            register(&store, &registration, Timestamp::now()).await;
+        }
+        Self { folder, store }
+    }
+
+    /// What the devices were told of.
+    pub(crate) async fn told(&self) -> Vec<(String, u64)> {
+        let rows = self.store.watched(&alice(), backends().default().id(), EVER).await.unwrap();
+        rows.iter().map(|(mailbox, told)| (mailbox.to_string(), told.uid_next.unwrap())).collect()
+    }
+
+    /// The mailboxes that are owed, with how the token of the device begins.
+    pub(crate) async fn owed(&self) -> Vec<String> {
+        let mut owed = Vec::new();
+        for target in self.store.targets(&alice(), EVER).await.unwrap() {
+            let marked = target.mailboxes.iter().filter(|(_, owed)| *owed);
+            let token = &target.subscription.endpoint.as_given()[..2];
+            owed.extend(marked.map(|(mailbox, _)| format!("{token} {mailbox}")));
+        }
+        owed
+    }
+
+    /// A connection beside the program's own.
+    pub(crate) async fn beside(&self) -> SqliteConnection {
+        let file = self.folder.path().join("mailchime.db");
+        SqliteConnectOptions::new().filename(file).connect().await.unwrap()
+    }
+}
+
+/// A dispatcher that runs.
+pub(crate) struct Running {
+    pub(crate) events: mpsc::Sender<WatchEvent>,
+    pub(crate) removed: mpsc::Receiver<Account>,
+    pub(crate) cancel: CancellationToken,
+    pub(crate) task: JoinHandle<()>,
+    pub(crate) inquirer: DispatcherHandle,
+    pub(crate) id: u64,
+}
+
+impl Running {
+    pub(crate) fn start(disk: &Disk, identities: Identities) -> Self {
+        Self::with(disk, identities, config::PushConfig::default())
+    }
+
+    pub(crate) fn with(disk: &Disk, identities: Identities, config: config::PushConfig) -> Self {
+        Self::over(disk, identities.routes(), config)
+    }
+
+    pub(crate) fn over(disk: &Disk, routes: &Routes, config: config::PushConfig) -> Self {
+        let (events, changes) = mpsc::channel(8);
+        let (hints, removed) = mpsc::channel(8);
+        let cancel = CancellationToken::new();
+        let (inquirer, inquiries) = dispatcher::channel();
+        let parts = DispatcherParts {
+            events: changes,
+            store: disk.store.clone(),
+            backends: backends(),
+            routes: routes.clone(),
+            config: config::PushConfig { min_interval: Duration::ZERO, ..config },
+            removed: hints,
+            assignment: ClusterView::none("here").assignment,
+            requests: inquiries,
+            metrics: Arc::default(),
+            backend_of: dispatcher::BackendOf::new(|_| "backend".into()),
+            counters: Arc::default(),
+        };
+        let task = tokio::spawn(dispatcher::run(parts, cancel.clone()));
+        Self { events, removed, cancel, task, inquirer, id: 0 }
+    }
+
+    pub(crate) async fn change(&mut self, mailbox: &str, snapshot: Option<Snapshot>) -> u64 {
+        self.changed(mailbox, ChangeKind::NewMail, snapshot).await
+    }
+
+    pub(crate) async fn changed(
+        &mut self,
+        mailbox: &str,
+        kind: ChangeKind,
+        snapshot: Option<Snapshot>,
+    ) -> u64 {
+        self.id += 1;
+        let (account, mailbox) = (alice(), Mailbox::new(mailbox));
+        let (id, seen_at) = (self.id, Instant::now());
+        let backend = backends().default().id().clone();
+        let change = Change { account, backend, mailbox, kind, id, snapshot, seen_at };
+        let event = match change.snapshot {
+            None => WatchEvent::Announced(change),
+            Some(_) => WatchEvent::Changed(change),
+        };
+        self.events.send(event).await.unwrap();
+        id
+    }
+
+    pub(crate) async fn mail(&mut self, mailbox: &str, n: u64) {
+        self.change(mailbox, Some(state(n))).await;
+    }
+
+    /// Why the first device would not be pushed if mail came to `mailbox` now.
+    pub(crate) async fn why(&self, mailbox: &str) -> Vec<String> {
+        let mailbox = Some(Mailbox::new(mailbox));
+        let explained = self.inquirer.explain(alice(), mailbox).await.unwrap().unwrap();
+        explained[0].reasons.iter().map(ToString::to_string).collect()
+    }
+
+    /// Ends it as the program does.
+    pub(crate) async fn end(self) {
+        self.cancel.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+pub(crate) fn alice() -> Account {
+    Account::from_login("alice@example.org")
+}
+
+pub(crate) fn state(n: u64) -> Snapshot {
+    Snapshot { uid_next: Some(n), ..Snapshot::default() }
+}
+
+pub(crate) fn rows(inbox: u64, notes: u64) -> Vec<(String, u64)> {
+    vec![("INBOX".into(), inbox), ("Notes".into(), notes)]
 }
