@@ -67,7 +67,7 @@ pub use self::resolver::ResolverConfig;
 pub use self::route::RouteConfig;
 pub use self::store::StoreConfig;
 pub use self::tls::{CertificateFiles, Sni, TlsConfig};
-pub use self::watch::WatchConfig;
+pub use self::watch::{WatchConfig, WatchConnection};
 pub use self::webhook::{BodyTemplate, TemplateValues, WebhookConfig};
 pub use self::webpush::{HostPattern, WebPushConfig};
 use crate::files;
@@ -250,6 +250,7 @@ fn checked(raw: RawConfig, origin: &Path) -> CheckResult<Config> {
     let check = Check { origin };
     let mut config = Config::new(check.tls(raw.tls)?, check.backend("[backend]", raw.backend)?);
     config.auth.relay = raw.auth.relay.unwrap_or_default();
+    let connections = raw.route.iter().filter_map(route::RawRoute::connection).collect();
     config.routes = check.routes(raw.route)?;
     if let Some(listeners) = raw.listener {
         config.listeners = check.listeners(listeners)?;
@@ -257,6 +258,7 @@ fn checked(raw: RawConfig, origin: &Path) -> CheckResult<Config> {
     config.store = check.store(raw.store)?;
     (config.credentials, config.key_file) = check.credentials(raw.credentials);
     config.watch = check.watch(raw.watch)?;
+    config.watch.connection_of_routes = connections;
     config.push = check.push(raw.push)?;
     config.apns = check.identities(raw.apns)?;
     config.fcm = check.fcm(raw.fcm)?;

@@ -2,6 +2,7 @@
 
 use super::backend::{BackendConfig, RawBackend, RawBackendTls};
 use super::check::{Check, CheckResult, domain};
+use super::watch::WatchConnection;
 
 /// `[[route]]`: the backend of one domain's accounts.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +17,7 @@ pub struct RouteConfig {
 // unknown keys.
 table!(RawRoute {
     domain: Option<String>,
+    connection: Option<WatchConnection>,
     name: Option<String>,
     address: Option<String>,
     tls: Option<RawBackendTls>,
@@ -31,6 +33,11 @@ table!(RawRoute {
 });
 
 impl RawRoute {
+    /// How its accounts are watched, where it says so.
+    pub(super) fn connection(&self) -> Option<(String, WatchConnection)> {
+        Some((domain(self.domain.as_deref()?)?, self.connection?))
+    }
+
     pub(super) fn split(self) -> (Option<String>, RawBackend) {
         let backend = RawBackend {
             name: self.name,

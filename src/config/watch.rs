@@ -1,12 +1,32 @@
 //! `[watch]`: how accounts are watched.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use super::check::{Check, CheckResult, DAY, HOUR, MILLISECOND, MINUTE, SECOND};
+
+/// Whether an account that is watched has a connection to its backend all the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "snake_case")]
+pub enum WatchConnection {
+    /// It has.
+    Held,
+    /// It has one for a moment, when there is a reason to ask for its mailboxes.
+    OnDemand,
+}
 
 /// `[watch]`: how accounts are watched.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WatchConfig {
+    /// Of accounts without a route, and of routes that do not say.
+    pub connection: WatchConnection,
+    /// `[[route]] connection`, by domain, where it is given.
+    pub connection_of_routes: BTreeMap<String, WatchConnection>,
+    /// Accounts without a connection are all asked for after a start and each time after this.
+    pub sweep: Duration,
     /// IDLE is ended and begun again after this time, 1 to 29 minutes (RFC 2177 section 3).
     pub idle_renewal: Duration,
     /// At the latest after this time everything is looked at, whatever the backend told.
@@ -31,6 +51,8 @@ pub struct WatchConfig {
 }
 
 table!(RawWatch {
+    connection: Option<WatchConnection>,
+    sweep: Option<String>,
     idle_renewal: Option<String>,
     idle_check: Option<String>,
     poll_interval: Option<String>,
@@ -46,6 +68,9 @@ table!(RawWatch {
 impl Default for WatchConfig {
     fn default() -> Self {
         Self {
+            connection: WatchConnection::Held,
+            connection_of_routes: BTreeMap::new(),
+            sweep: Duration::from_hours(6),
             idle_renewal: Duration::from_mins(9),
             idle_check: Duration::from_mins(15),
             poll_interval: Duration::from_secs(60),
@@ -64,6 +89,8 @@ impl Check<'_> {
     #[rustfmt::skip] // a table: one key, one line
     pub(super) fn watch(&self, raw: RawWatch) -> CheckResult<WatchConfig> {
         let mut watch = WatchConfig::default();
+        watch.connection = raw.connection.unwrap_or(watch.connection);
+        self.duration("[watch] sweep", raw.sweep, MINUTE..=7 * DAY, &mut watch.sweep)?;
         self.duration("[watch] idle_renewal", raw.idle_renewal, MINUTE..=29 * MINUTE, &mut watch.idle_renewal)?;
         self.duration("[watch] idle_check", raw.idle_check, MINUTE..=DAY, &mut watch.idle_check)?;
         self.duration("[watch] poll_interval", raw.poll_interval, SECOND..=DAY, &mut watch.poll_interval)?;

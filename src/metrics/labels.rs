@@ -224,6 +224,8 @@ pub enum Watching {
     Idle,
     /// It has asked for NOTIFY (RFC 5465).
     Notify,
+    /// It logs in when there is a reason.
+    OnDemand,
     /// It waits before it tries again.
     BackingOff,
     /// It waits until its user logs in.
@@ -249,10 +251,11 @@ impl<A: Labels, B: Labels> Labels for (A, B) {
 }
 
 impl Labels for Watching {
-    const COUNT: usize = 6;
+    const COUNT: usize = 7;
 
     fn all() -> Vec<Self> {
-        vec![Self::Starting, Self::Poll, Self::Idle, Self::Notify, Self::BackingOff, Self::Parked]
+        let at_work = [Self::Poll, Self::Idle, Self::Notify, Self::OnDemand];
+        [&[Self::Starting][..], &at_work, &[Self::BackingOff, Self::Parked]].concat()
     }
 
     fn index(self) -> usize {
@@ -265,6 +268,7 @@ impl Labels for Watching {
             Self::Poll => ("watching", "poll"),
             Self::Idle => ("watching", "idle"),
             Self::Notify => ("watching", "notify"),
+            Self::OnDemand => ("watching", "on_demand"),
             Self::BackingOff => ("backing_off", ""),
             Self::Parked => ("parked", ""),
         };

@@ -24,6 +24,7 @@ mod batches;
 mod calls;
 mod credentials;
 mod delivery;
+mod due;
 mod error;
 mod keeping;
 mod kept_rows;

@@ -199,28 +199,6 @@ impl Store {
         .await
     }
 
-    /// Has all other nodes read these accounts again, of which somebody has said that there is news. Those
-    /// that nobody has registered are left out.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn invalidate(&self, accounts: &[Account]) -> Result<(), StoreError> {
-        self.write(Call::News, || async {
-            let mut transaction = self.begin().await?;
-            for account in accounts {
-                let known = sql::query("select name from account where name = $1")
-                    .bind(account.as_str())
-                    .fetch_optional_in(&mut transaction)
-                    .await?;
-                if known.is_some() {
-                    self.tell(&mut transaction, account.as_str(), false).await?;
-                }
-            }
-            transaction.commit().await
-        })
-        .await
-    }
-
     /// Writes news of an account to all nodes but this one.
     ///
     /// News that is there already is locked by this: a node that takes it meanwhile waits until the

@@ -1,18 +1,18 @@
-//! Accounts of which a source has news and which another node watches: word of them goes through the database,
-//! in batches. The supervisor does not wait for that.
+//! Accounts of which a source has news and which another node watches: their mailboxes are marked as due in the
+//! database, in batches. The supervisor does not wait for that.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::model::Account;
+use crate::model::{Account, Mailbox, Timestamp};
 use crate::store::Store;
 
-/// Accounts that may wait. Of more, the next sign of an account counts.
+/// Mailboxes that may wait. Of more, the next sign of one counts.
 const WAITING: usize = 10_000;
 
-/// Accounts that are written in one transaction.
+/// Mailboxes that are written in one transaction.
 const BATCH: usize = 500;
 
 /// Between tries to write a batch.
@@ -22,7 +22,7 @@ const RETRY: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Forwarding {
     store: Store,
-    waiting: HashSet<Account>,
+    waiting: HashSet<(Account, Option<Mailbox>)>,
     writing: JoinSet<()>,
 }
 
@@ -31,9 +31,11 @@ impl Forwarding {
         Self { store, waiting: HashSet::new(), writing: JoinSet::new() }
     }
 
-    /// The node that watches the account is to look at it.
-    pub(super) fn add(&mut self, account: Account) {
-        if self.waiting.len() >= WAITING && !self.waiting.contains(&account) {
+    /// The node that watches the account is to look at the mailbox; without one, at all of the account.
+    pub(super) fn add(&mut self, account: Account, mailbox: Option<Mailbox>) {
+        let mailbox = (account, mailbox);
+        if self.waiting.len() >= WAITING && !self.waiting.contains(&mailbox) {
+            let account = mailbox.0;
             tracing::debug!(
                 target: "mailchime::watch::hint_not_passed_on",
                 %account,
@@ -41,7 +43,7 @@ impl Forwarding {
             );
             return;
         }
-        self.waiting.insert(account);
+        self.waiting.insert(mailbox);
         self.write();
     }
 
@@ -57,16 +59,16 @@ impl Forwarding {
         if !self.writing.is_empty() || self.waiting.is_empty() {
             return;
         }
-        let batch: Vec<Account> = self.waiting.iter().take(BATCH).cloned().collect();
-        for account in &batch {
-            self.waiting.remove(account);
+        let batch: Vec<_> = self.waiting.iter().take(BATCH).cloned().collect();
+        for mailbox in &batch {
+            self.waiting.remove(mailbox);
         }
         let store = self.store.clone();
         self.writing.spawn(async move {
-            while let Err(error) = store.invalidate(&batch).await {
+            while let Err(error) = store.mark_due(&batch, true, Timestamp::now()).await {
                 tracing::warn!(
                     target: "mailchime::watch::hints_not_passed_on",
-                    accounts = batch.len(), %error,
+                    mailboxes = batch.len(), %error,
                     "could not pass events on to the nodes that watch these accounts; mailchime tries \
                      again"
                 );

@@ -23,6 +23,10 @@ impl Hints {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+
     pub(super) fn take(&self) -> Vec<Hint> {
         std::mem::take(&mut self.0.lock())
     }

@@ -70,6 +70,19 @@ impl Watcher {
                 next = Box::pin(self.after(end)).await;
                 continue;
             }
+            if self.on_demand {
+                match Box::pin(self.find_due(&backend)).await {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        next = self.after(SessionEnd::Visited).await;
+                        continue;
+                    }
+                    Err(end) => {
+                        next = Box::pin(self.after(end)).await;
+                        continue;
+                    }
+                }
+            }
             let health = self.context.backend_health.of(&backend);
             let master = match self.acts_as_master() {
                 false => None,
@@ -105,6 +118,7 @@ impl Watcher {
             NextStep::Stop => return None,
             NextStep::Login(waiting) => return self.wait_for_login(waiting).await,
             NextStep::Try(pause) => pause,
+            NextStep::Rest(time) => return self.linger(time).await.then_some(false),
             NextStep::Later(pause) => tokio::select! {
                 () = tokio::time::sleep(pause) => Duration::ZERO,
                 () = stopped(self.directive.clone()) => return None,
@@ -187,6 +201,7 @@ impl Watcher {
         }
         match end {
             SessionEnd::Stop => NextStep::Stop,
+            SessionEnd::Visited => self.visited(),
             SessionEnd::Turn | SessionEnd::Moved => NextStep::Try(Duration::ZERO),
             // Another registration may be on its way: only the supervisor ends a watcher.
             SessionEnd::Nothing => {
@@ -305,8 +320,9 @@ impl Watcher {
         drop(turns);
         self.keepalive.begin(&health.keepalive, rand::random());
         let (end, orderly) = tokio::select! {
-            Err(end) = self.run_session(&mut connection, health, granted) => {
-                let orderly = matches!(end, SessionEnd::Stop | SessionEnd::Nothing);
+            end = self.watch_on(&mut connection, health, granted) => {
+                let orderly =
+                    matches!(end, SessionEnd::Stop | SessionEnd::Nothing | SessionEnd::Visited);
                 (end, orderly)
             }
             () = health.wanted() => (SessionEnd::Turn, true),
@@ -323,6 +339,20 @@ impl Watcher {
             _ => {}
         }
         end
+    }
+
+    async fn watch_on(
+        &mut self,
+        connection: &mut ImapConnection,
+        health: &BackendHealth,
+        granted: Option<Capabilities>,
+    ) -> SessionEnd {
+        if self.on_demand {
+            return Box::pin(self.visit(connection, health, granted)).await;
+        }
+        match self.run_session(connection, health, granted).await {
+            Err(end) => end,
+        }
     }
 
     /// The connection was lost.
@@ -359,10 +389,12 @@ impl Watcher {
         at: LoginTarget<'_>,
     ) -> Result<(ImapConnection, Option<Capabilities>), SessionEnd> {
         let LoginTarget { backend, master, .. } = at;
-        // All mailboxes are looked at.
-        self.hints.take();
-        // After a break nothing counts but what the devices know.
-        self.mailboxes.clear();
+        if !self.on_demand {
+            // All mailboxes are looked at.
+            self.hints.take();
+            // After a break nothing counts but what the devices know.
+            self.mailboxes.clear();
+        }
         self.faults.forget_refusals();
         if self.backend.name() != backend.name() {
             (self.methods, self.keepalive) = Default::default();

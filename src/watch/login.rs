@@ -23,7 +23,7 @@ const ASKED_AGAIN: i64 = 3_600_000;
 impl Watcher {
     /// Takes over what the supervisor told; keeps what the user has logged in with.
     pub(super) async fn take_directive(&mut self) {
-        let Directive { login, logins, logins_elsewhere, registrations, stop } =
+        let Directive { login, logins, logins_elsewhere, registrations, stop, .. } =
             self.directive.borrow_and_update().clone();
         if stop {
             // It is not for this to act on: whatever waits next has to hear of it.

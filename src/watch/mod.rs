@@ -22,6 +22,7 @@ mod hints;
 mod ledger;
 mod lifecycle;
 mod login;
+mod on_demand;
 mod parked;
 mod refusal;
 mod snapshot;
@@ -37,12 +38,11 @@ use tokio::sync::mpsc;
 
 use self::source::imap::health::BackendHealthTable;
 pub use self::source::imap::mailbox_faults::LeftOut;
-pub use self::source::visit::{VisitError, visit};
 pub use self::status::{SupervisorHandle, SupervisorRequests, WatcherStatus, requests};
 pub use self::supervisor::run;
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
-use crate::model::{Timestamp, WatchEvent};
+use crate::model::{Account, Timestamp, WatchEvent};
 use crate::net::backends::Backends;
 use crate::store::{Alive, CredentialSource, Store};
 
@@ -90,6 +90,14 @@ impl WatchContext {
     #[must_use]
     pub fn counting(self, metrics: Arc<Metrics>) -> Self {
         Self { metrics, ..self }
+    }
+
+    /// Whether the account has a connection for a moment only, when there is a reason.
+    fn is_on_demand(&self, account: &Account) -> bool {
+        let routes = &self.config.connection_of_routes;
+        let route = account.domain_among(|domain| routes.contains_key(domain)).ok().flatten();
+        let connection = route.and_then(|domain| routes.get(domain));
+        *connection.unwrap_or(&self.config.connection) == config::WatchConnection::OnDemand
     }
 
     /// Other devices are gone.

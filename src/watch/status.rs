@@ -23,7 +23,7 @@ pub struct WatcherStatus {
     pub account: String,
     /// `starting`, `watching`, `backing_off` or `parked`.
     pub state: &'static str,
-    /// While watching: `poll`, `idle` or `notify`.
+    /// While watching: `poll`, `idle`, `notify` or `on_demand`.
     pub mode: Option<&'static str>,
     /// Since when it has been so.
     pub since: i64,
@@ -99,6 +99,8 @@ pub(super) enum WatchMode {
     Idle,
     /// INBOX by IDLE where the backend has it, everything else by NOTIFY (RFC 5465).
     Notify,
+    /// By short connections, when there is a reason.
+    OnDemand,
 }
 
 // === impl SupervisorHandle ===
@@ -208,6 +210,7 @@ impl WatcherState {
             Self::Watching(WatchMode::Poll) => Watching::Poll,
             Self::Watching(WatchMode::Idle) => Watching::Idle,
             Self::Watching(WatchMode::Notify) => Watching::Notify,
+            Self::Watching(WatchMode::OnDemand) => Watching::OnDemand,
             Self::BackingOff { .. } => Watching::BackingOff,
             Self::Parked { .. } => Watching::Parked,
         }
@@ -220,6 +223,7 @@ impl WatchMode {
             Self::Poll => "poll",
             Self::Idle => "idle",
             Self::Notify => "notify",
+            Self::OnDemand => "on_demand",
         }
     }
 }

@@ -6,6 +6,8 @@
 //! Of several nodes each watches the accounts that the [`Assignment`] gives it. What a session of this
 //! node tells of an account that another one watches reaches that one through the database.
 
+mod logins;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,14 +19,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::WatchContext;
-use super::accounts::{adopt, live, pass_on};
+use super::accounts::{adopt, live};
 use super::forwarding::Forwarding;
 use super::hints::Hints;
+use super::on_demand::{OnDemand, VisitEnd, due};
 use super::status::{
-    StatusCell, SupervisorRequest, SupervisorRequests, WatcherState, WatcherStatus,
+    StatusCell, SupervisorRequest, SupervisorRequests, WatchMode, WatcherState, WatcherStatus,
 };
 use super::watcher::{Directive, Watcher, WatcherStart};
-use crate::model::{AcceptedLogin, Account, Hint, SessionEvent, WatchEvent};
+use crate::model::{AcceptedLogin, Account, Hint, SessionEvent};
 use crate::nodes::{Assignment, ClusterView};
 use crate::store::{Invalidation, LiveAccount, StoreError};
 
@@ -66,6 +69,7 @@ struct Supervisor {
     /// Logins of users who are not watched here, and may be by what is being read.
     early: HashMap<Account, AcceptedLogin>,
     watchers: HashMap<Account, WatcherHandle>,
+    on_demand: OnDemand,
     forwarding: Forwarding,
     tasks: TaskTracker,
 }
@@ -78,6 +82,9 @@ struct WatcherHandle {
     status: StatusCell,
     /// When it was last known that the account is to be watched.
     moment: u64,
+    /// When it began.
+    began: u64,
+    on_demand: bool,
 }
 
 /// What the database says, to what was asked at that moment.
@@ -91,7 +98,8 @@ struct StoreReply {
 enum ReplyKind {
     /// All accounts with a live device, after those without were removed; as [`Assignment::joined`] was
     /// when that began.
-    All { joined: u64, accounts: Result<Vec<LiveAccount>, StoreError> },
+    /// Those on demand that are due, too.
+    All { joined: u64, accounts: Result<(Vec<LiveAccount>, Vec<Account>), StoreError> },
     /// One account, if it is to be watched; with the news that had it looked up.
     One {
         account: Account,
@@ -125,6 +133,7 @@ pub async fn run(
         passing: HashMap::new(),
         early: HashMap::new(),
         watchers: HashMap::new(),
+        on_demand: OnDemand::new(),
         tasks: TaskTracker::new(),
     };
     let mut replacements = supervisor.context.backends.replacements();
@@ -134,8 +143,10 @@ pub async fn run(
     loop {
         if !supervisor.reading && Instant::now() >= next_refresh {
             supervisor.read_all();
-            next_refresh = Instant::now() + REFRESH_INTERVAL;
+            let next = Instant::now() + REFRESH_INTERVAL;
+            next_refresh = next.min(supervisor.on_demand.sweep_at());
         }
+        supervisor.ask_for_those_due();
         let may_ask = supervisor.asked.len() < LOOK_UPS;
         tokio::select! {
             () = stop.cancelled() => break,
@@ -144,8 +155,9 @@ pub async fn run(
                 Ok(StoreReply { moment, what: ReplyKind::All { joined, accounts } }) => {
                     supervisor.reading = false;
                     match accounts {
-                        Ok(accounts) => {
+                        Ok((accounts, due)) => {
                             supervisor.refresh(moment, joined, accounts);
+                            supervisor.on_demand.ask_for(due);
                             begun = true;
                         }
                         Err(error) => {
@@ -156,6 +168,7 @@ pub async fn run(
                                  mailchime tries again"
                             );
                             next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
+                            supervisor.on_demand.sweep_again_at(next_refresh);
                         }
                     }
                 }
@@ -189,6 +202,9 @@ pub async fn run(
                 Err(_) => supervisor.passing.clear(),
             },
             () = supervisor.forwarding.written() => {}
+            ended = supervisor.on_demand.ended() => if let Some(end) = ended {
+                supervisor.visit_ended(end);
+            },
             Some(account) = unwatched.recv(), if may_ask => supervisor.look_up(account, None),
             Some(request) = requests.next() => match request {
                 SupervisorRequest::Status { account, reply } => {
@@ -214,6 +230,7 @@ pub async fn run(
     }
     supervisor.tasks.close();
     supervisor.tasks.wait().await;
+    supervisor.on_demand.wait().await;
 }
 
 impl Supervisor {
@@ -227,14 +244,20 @@ impl Supervisor {
     fn read_all(&mut self) {
         self.reading = true;
         let (moment, joined) = (self.now(), self.assignment.borrow().joined());
-        let context = Arc::clone(&self.context);
+        let (context, assignment) = (Arc::clone(&self.context), self.assignment.borrow().clone());
+        let (now, every) = (Instant::now(), context.config.sweep);
+        let sweep = now >= self.on_demand.sweep_at();
+        if sweep {
+            self.on_demand.sweep_again_at(now + every);
+        }
         self.asked.spawn(async move {
             let accounts = async {
                 let alive = context.alive();
                 context.store.expire(alive).await?;
                 let accounts = context.store.accounts(alive).await?;
                 adopt(&context, &accounts).await?;
-                Ok(accounts)
+                let due = due(&context, &assignment, &accounts, sweep).await?;
+                Ok((accounts, due))
             };
             StoreReply { moment, what: ReplyKind::All { joined, accounts: accounts.await } }
         });
@@ -263,18 +286,28 @@ impl Supervisor {
                 true => {}
             }
         }
+        gone.extend(self.on_demand.others(&live, moment));
+        elsewhere.extend(self.on_demand.of_others(|account| self.is_ours(account)));
         gone.iter().for_each(|account| self.stop(account));
         elsewhere.iter().for_each(|account| self.hand_over(account));
         let (all, mut missing) = (accounts.len(), 0);
         for live in accounts {
             let begin = self.begin(&live);
             let LiveAccount { account, parked, .. } = live;
-            match self.watchers.get(&account).filter(|handle| !handle.directive.is_closed()) {
+            let handle = self.watchers.get(&account);
+            // The end of a task of an account on demand is still to be heard.
+            match handle.filter(|it| it.on_demand || !it.directive.is_closed()) {
                 Some(handle) if joined != self.joined => {
                     let login = parked.is_none() && self.context.credentials.are_shared();
                     handle.look_again(login);
                 }
                 Some(_) => {}
+                None if self.on_demand.is_resting(&account) => {}
+                None if self.rests(&account, &begin) => {
+                    let doing = WatcherState::Watching(WatchMode::OnDemand);
+                    let status = StatusCell::new(&self.context.metrics, doing);
+                    self.on_demand.rest(account, status, moment);
+                }
                 None if self.is_ours(&account) => {
                     self.start(account, Directive::default(), begin);
                     missing += 1;
@@ -289,11 +322,51 @@ impl Supervisor {
         tracing::info!(
             target: "mailchime::watch::accounts_loaded",
             accounts = all,
-            here = self.watchers.len(),
+            here = self.watchers.len() + self.on_demand.statuses(None).len(),
             started = missing,
             handed_over = elsewhere.len(),
             "watching accounts"
         );
+    }
+
+    /// Whether the account needs no task for now.
+    fn rests(&self, account: &Account, begin: &WatcherStart) -> bool {
+        *begin == WatcherStart::AtOnce
+            && self.context.is_on_demand(account)
+            && self.is_ours(account)
+    }
+
+    /// Those on demand that are due get their tasks, so many at once.
+    fn ask_for_those_due(&mut self) {
+        while let Some(account) = self.on_demand.next() {
+            match self.watchers.get(&account) {
+                Some(handle) => handle.directive.send_modify(|directive| directive.looks += 1),
+                None if self.on_demand.is_resting(&account) => {
+                    self.start(account, Directive::default(), WatcherStart::AtOnce);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// The task of an account on demand has ended. What came too late for it is for another one.
+    fn visit_ended(&mut self, end: VisitEnd) {
+        let VisitEnd { account, began, taken_over: (logins, looks) } = end;
+        if self.watchers.get(&account).is_none_or(|handle| handle.began != began) {
+            return;
+        }
+        let Some(handle) = self.watchers.remove(&account) else { return };
+        let now = handle.directive.borrow().clone();
+        let mut next = Directive::default();
+        if now.logins != logins.0 {
+            (next.login, next.logins) = (now.login, 1);
+        }
+        next.looks = u64::from(now.looks != looks);
+        if handle.hints.is_empty() && next.logins == 0 && next.looks == 0 {
+            self.on_demand.rest(account, handle.status, handle.moment);
+        } else {
+            self.start_with(account, next, WatcherStart::AtOnce, handle.hints);
+        }
     }
 
     /// How the account's watcher begins.
@@ -366,97 +439,43 @@ impl Supervisor {
         Ok(())
     }
 
-    fn registered(&mut self, account: Account, login: AcceptedLogin) {
-        if !self.is_ours(&account) {
-            // With the registration, news of it was written to the node that watches.
-            return;
-        }
-        self.tell_of_devices(account.clone());
-        let (moment, of_users) = (self.now(), self.context.credentials.are_of_users());
-        let handle = self.watchers.get_mut(&account).filter(|handle| !handle.directive.is_closed());
-        let Some(handle) = handle else {
-            let mut directive = Directive::default();
-            directive.log_in(login, of_users);
-            return self.start(account, directive, WatcherStart::AtOnce);
-        };
-        handle.moment = moment;
-        handle.directive.send_modify(|directive| {
-            directive.registrations += 1;
-            directive.log_in(login, of_users);
-        });
-    }
-
-    /// What waits to be pushed to the account's devices may not be for them any more. Where nobody takes
-    /// it in, much waits, and each device is read before it is pushed.
-    fn tell_of_devices(&self, account: Account) {
-        let _ = self.context.events.try_send(WatchEvent::Registered { account });
-    }
-
-    fn logged_in(&mut self, account: Account, login: AcceptedLogin) {
-        if let Some(WatcherHandle { directive, .. }) = self.watchers.get(&account) {
-            let of_users = self.context.credentials.are_of_users();
-            if login.credentials.is_some() || !of_users {
-                self.early.remove(&account);
-                directive.send_modify(|directive| directive.log_in(login, of_users));
-            }
-        } else if self.reading && self.is_ours(&account) {
-            let brings = login.credentials.is_some() || !self.context.credentials.are_of_users();
-            let has_room = self.early.len() < EARLY || self.early.contains_key(&account);
-            if brings && has_room {
-                self.early.insert(account, login);
-            }
-        } else if !self.is_ours(&account)
-            && self.context.credentials.are_of_users()
-            && login.credentials.is_some()
-        {
-            match self.passing.get_mut(&account) {
-                Some(next) => *next = Some(login),
-                None if self.logins.len() < LOGINS => self.pass_on(account, login),
-                None => tracing::debug!(
-                    target: "mailchime::watch::login_not_noted",
-                    %account,
-                    "the database is busy; the node that watches the account does not learn of \
-                     this login"
-                ),
-            }
-        }
-    }
-
-    fn pass_on(&mut self, account: Account, login: AcceptedLogin) {
-        self.passing.insert(account.clone(), None);
-        let context = Arc::clone(&self.context);
-        self.logins.spawn(async move {
-            let here = pass_on(context, &account, login).await;
-            (account, here)
-        });
-    }
-
-    fn passed_on(&mut self, account: Account, here: Option<AcceptedLogin>) {
-        if let Some(Some(next)) = self.passing.remove(&account) {
-            self.pass_on(account.clone(), next);
-        }
-        if let Some(login) = here {
-            self.registered(account, login);
-        }
-    }
-
     fn start(&mut self, account: Account, directive: Directive, begin: WatcherStart) {
+        self.start_with(account, directive, begin, Hints::default());
+    }
+
+    fn start_with(
+        &mut self,
+        account: Account,
+        directive: Directive,
+        begin: WatcherStart,
+        hints: Hints,
+    ) {
+        let on_demand = self.context.is_on_demand(&account);
         let (sender, receiver) = cell::channel(directive);
         let doing = match &begin {
             WatcherStart::Refused { parked: Some(why), .. } => {
                 WatcherState::Parked { why: why.clone() }
             }
+            WatcherStart::AtOnce if on_demand => WatcherState::Watching(WatchMode::OnDemand),
             WatcherStart::AtOnce | WatcherStart::Refused { .. } | WatcherStart::Elsewhere(_) => {
                 WatcherState::Starting
             }
         };
-        let status = StatusCell::new(&self.context.metrics, doing);
-        let (context, hints) = (Arc::clone(&self.context), Hints::default());
+        let status = match self.on_demand.take(&account) {
+            Some(status) => status,
+            None => StatusCell::new(&self.context.metrics, doing),
+        };
+        let context = Arc::clone(&self.context);
         let mut watcher =
             Watcher::new(account.clone(), context, receiver, hints.clone(), status.clone());
-        self.tasks.spawn(async move { watcher.run(begin).await });
         let moment = self.now();
-        self.watchers.insert(account, WatcherHandle { directive: sender, hints, status, moment });
+        match on_demand {
+            true => self.on_demand.spawn(watcher, begin, moment),
+            false => drop(self.tasks.spawn(async move { watcher.run(begin).await })),
+        }
+        let (directive, began) = (sender, moment);
+        let handle = WatcherHandle { directive, hints, status, moment, began, on_demand };
+        self.watchers.insert(account, handle);
     }
 
     fn statuses(&self, account: Option<&Account>) -> Vec<WatcherStatus> {
@@ -464,6 +483,7 @@ impl Supervisor {
         let asked = live.filter(|(watched, _)| account.is_none_or(|account| account == *watched));
         let mut statuses: Vec<_> =
             asked.map(|(account, handle)| handle.status.of(account)).collect();
+        statuses.extend(self.on_demand.statuses(account));
         statuses.sort_by(|a, b| a.account.cmp(&b.account));
         statuses
     }
@@ -475,25 +495,37 @@ impl Supervisor {
                 handle.hints.add(hint);
                 handle.directive.send_modify(|_| {});
             }
-            None if !self.is_ours(&hint.account) => self.forwarding.add(hint.account),
+            None if self.on_demand.is_resting(&hint.account) => {
+                let (account, hints) = (hint.account.clone(), Hints::default());
+                hints.add(hint);
+                self.start_with(account, Directive::default(), WatcherStart::AtOnce, hints);
+            }
+            None if !self.is_ours(&hint.account) => {
+                self.forwarding.add(hint.account, hint.mailbox);
+            }
             // Nobody has registered, or the account is being read and then looked at.
             None => {}
         }
     }
 
     fn stop(&mut self, account: &Account) {
-        if let Some(WatcherHandle { directive, .. }) = self.watchers.remove(account) {
+        let rested = self.on_demand.take(account).is_some();
+        let watched = self.watchers.remove(account);
+        if rested || watched.is_some() {
             tracing::info!(
                 target: "mailchime::watch::account_left",
                 %account, "the account has no device left; mailchime stops watching it"
             );
             self.context.credentials.forget(account);
+        }
+        if let Some(WatcherHandle { directive, .. }) = watched {
             directive.send_modify(|directive| directive.stop = true);
         }
     }
 
     /// Another node watches the account from now on.
     fn hand_over(&mut self, account: &Account) {
+        self.on_demand.take(account);
         if let Some(WatcherHandle { directive, .. }) = self.watchers.remove(account) {
             directive.send_modify(|directive| directive.stop = true);
         }

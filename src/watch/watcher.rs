@@ -36,6 +36,8 @@ pub(super) struct Directive {
     pub(super) logins: u64,
     /// Counts logins at other nodes, which store what those bring.
     pub(super) logins_elsewhere: u64,
+    /// Counts what has all mailboxes of an account on demand looked at.
+    pub(super) looks: u64,
     /// No device is left, or the program ends.
     pub(super) stop: bool,
 }
@@ -74,6 +76,12 @@ pub(super) struct Watcher {
     pub(super) keepalive: Keepalive,
     /// What flags have changed was asked for and not answered, so far.
     pub(super) asked_for_flags: bool,
+    /// It has no connection but while it asks for mailboxes that are due.
+    pub(super) on_demand: bool,
+    /// Those of [`Directive::looks`] that are taken over.
+    pub(super) looks: u64,
+    /// A source speaks of the account: more of it is likely to follow.
+    pub(super) lingers: bool,
     /// The account was last found to be of another backend than it has by the configuration.
     pub(super) elsewhere: bool,
 }
@@ -104,11 +112,27 @@ pub(super) struct WatchedMailbox {
     pub(super) looked_at: Option<StdInstant>,
 }
 
+/// What came of hints.
+#[derive(Debug, Default)]
+pub(super) struct HeardHints {
+    /// There were some.
+    pub(super) any: bool,
+    /// There is something to look at.
+    pub(super) due: bool,
+    /// The mailboxes whose state was told in full, by place.
+    pub(super) in_full: Vec<usize>,
+}
+
+/// How much of a [`Directive`] a watcher has taken over: logins here and elsewhere, and looks.
+pub(super) type TakenOver = ((u64, u64), u64);
+
 /// Why a connection ended, or never was.
 #[derive(Debug)]
 pub(super) enum SessionEnd {
     /// The supervisor said so.
     Stop,
+    /// What was due has been asked for, or nothing was.
+    Visited,
     /// Another watcher needs the place.
     Turn,
     /// No live registration is in the store.
@@ -188,6 +212,8 @@ pub(super) enum NextStep {
     Try(Duration),
     /// Another try after this time, whatever happens.
     Later(Duration),
+    /// Nothing is to be done: the end, unless the supervisor has something to tell within this time.
+    Rest(Duration),
 }
 
 impl Watcher {
@@ -199,6 +225,7 @@ impl Watcher {
         status: StatusCell,
     ) -> Self {
         let inherited = directive.borrow().login.is_none();
+        let on_demand = context.is_on_demand(&account);
         let backend = context.backends.of(&account).unwrap_or_else(|_| context.backends.default());
         Self {
             account,
@@ -220,6 +247,9 @@ impl Watcher {
             methods: MethodConfidence::default(),
             keepalive: Keepalive::default(),
             asked_for_flags: false,
+            on_demand,
+            looks: 0,
+            lingers: false,
             elsewhere: false,
         }
     }
@@ -251,12 +281,18 @@ impl Watcher {
         for (mailbox, told) in rows {
             // What was announced and not yet pushed is still known; the rest is as the devices know it.
             let known = before.remove(&mailbox);
-            self.mailboxes.push(known.unwrap_or_else(|| WatchedMailbox::new(mailbox, told)));
+            let new = || WatchedMailbox::new(mailbox, told, !self.on_demand);
+            self.mailboxes.push(known.unwrap_or_else(new));
         }
         let Self { mailboxes, faults, .. } = self;
         faults.retain(|mailbox| mailboxes.iter().any(|watched| watched.mailbox == *mailbox));
         self.registrations = registrations;
         Ok(())
+    }
+
+    /// What it has taken over.
+    pub(super) fn taken_over(&self) -> TakenOver {
+        (self.known.logins(), self.looks)
     }
 
     /// After a change of the orders while connected: takes them; returns whether the list of
@@ -273,24 +309,30 @@ impl Watcher {
 }
 
 impl Watcher {
-    /// Takes note of what other sources say, and tells `push` what follows. Whether there is anything to look
-    /// at.
-    pub(super) async fn hear_hints(&mut self) -> Result<bool, SessionEnd> {
-        let mut due = false;
+    /// Takes note of what other sources say, and tells `push` what follows.
+    pub(super) async fn hear_hints(&mut self) -> Result<HeardHints, SessionEnd> {
+        let mut heard = HeardHints::default();
         for hint in self.hints.take() {
+            heard.any = true;
             match &hint.mailbox {
                 Some(mailbox) => {
                     let Some(index) = self.place(mailbox) else { continue };
                     let follows = self.event(index, &hint).await?;
-                    due |= follows.urgency().is_some();
+                    match follows.urgency() {
+                        Some(_) => heard.due = true,
+                        None => heard.in_full.push(index),
+                    }
+                    if self.on_demand && follows.urgency().is_none() {
+                        self.mailboxes[index].due = false;
+                    }
                 }
                 None => {
                     self.mailboxes.iter_mut().for_each(|watched| watched.due = true);
-                    due = true;
+                    heard.due = true;
                 }
             }
         }
-        Ok(due)
+        Ok(heard)
     }
 }
 
@@ -300,8 +342,8 @@ pub(super) fn in_order(one: &Mailbox, other: &Mailbox) -> Ordering {
 }
 
 impl WatchedMailbox {
-    fn new(mailbox: Mailbox, told: Snapshot) -> Self {
-        Self { mailbox, ledger: Ledger::new(told), due: true, looked_at: None }
+    fn new(mailbox: Mailbox, told: Snapshot, due: bool) -> Self {
+        Self { mailbox, ledger: Ledger::new(told), due, looked_at: None }
     }
 }
 

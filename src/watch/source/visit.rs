@@ -1,100 +1,112 @@
-//! A visit: a short connection that asks for the states of mailboxes. It opens none of them.
+//! An account on demand: it has no connection. When a mailbox is due, a short one asks for its state: login,
+//! STATUS, logout. What a hint tells in full needs none.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use super::imap::connection::{CommandRefused, ConnectionLost, ImapConnection};
-use super::imap::session::quoted;
-use super::imap::status_query::items;
-use super::imap::unsolicited::Unsolicited;
+use tokio::time::sleep;
+
+use super::imap::connection::ImapConnection;
+use super::imap::health::BackendHealth;
+use super::imap::session::{ImapSession, RefreshReason};
 use crate::imap::capability::Capabilities;
-use crate::model::{Account, Credentials, Mailbox, Snapshot};
-use crate::net::backend::LoginError;
-use crate::net::backends::Backends;
-use crate::watch::snapshot::merged;
+use crate::model::{Mailbox, Snapshot, Timestamp};
+use crate::net::backend::Backend;
+use crate::watch::status::{WatchMode, WatcherState};
+use crate::watch::watcher::{NextStep, SessionEnd, Watcher, stopped};
 
-/// Why a visit brought nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum VisitError {
-    /// The account's name does not say at which backend it is.
-    #[error("{0}")]
-    Backend(String),
-    /// The backend cannot be reached, or refuses the login.
-    #[error(transparent)]
-    Login(#[from] LoginError),
-    /// The connection ended, or fell silent, before all was answered.
-    #[error("{0}")]
-    Lost(String),
-}
+/// What is due within this time is asked for together.
+const MERGED: Duration = Duration::from_secs(1);
 
-/// Logs in at the account's backend, asks for the state of each mailbox by STATUS, and logs out.
-/// `answer_timeout` is for the login and for each answer, `longest` the most bytes of one response that
-/// are kept.
-///
-/// Returns the states in the order of `mailboxes`; `None` where the backend refuses to tell.
-///
-/// # Errors
-/// [`VisitError`] where the backend cannot be reached, refuses the login or ends the connection.
-pub async fn visit(
-    backends: &Backends,
-    account: &Account,
-    credentials: Credentials,
-    mailboxes: &[Mailbox],
-    answer_timeout: Duration,
-    longest: usize,
-) -> Result<Vec<Option<Snapshot>>, VisitError> {
-    let backend = backends.of(account).map_err(|error| VisitError::Backend(error.to_string()))?;
-    let logged_in = backends.log_in(&backend, account, credentials, answer_timeout, longest);
-    let mut logged_in = logged_in.await?;
-    let granted = logged_in.capabilities.take();
-    let mut connection = ImapConnection::new(logged_in, answer_timeout, longest);
-    match states(&mut connection, granted, mailboxes).await {
-        Ok(states) => {
-            connection.log_out().await;
-            Ok(states)
+/// For so long what was told is remembered after a hint, so that those that follow are compared with it.
+const LINGERS: Duration = Duration::from_secs(10);
+
+impl Watcher {
+    /// Tells `push` what can be told without the backend, and finds what is due. Whether anything is.
+    pub(in crate::watch) async fn find_due(
+        &mut self,
+        backend: &Backend,
+    ) -> Result<bool, SessionEnd> {
+        self.status.set(WatcherState::Watching(WatchMode::OnDemand));
+        self.backend = backend.clone();
+        self.take_directive().await;
+        self.reload(backend).await?;
+        let marked = self.context.store.due(&self.account).await?;
+        let looks = self.directive.borrow().looks;
+        let all = std::mem::replace(&mut self.looks, looks) != looks;
+        for watched in &mut self.mailboxes {
+            let unknown = *watched.ledger.known() == Snapshot::default();
+            watched.due |= all || unknown || marked.contains(&watched.mailbox);
         }
-        Err(lost) => Err(VisitError::Lost(lost.to_string())),
+        self.lingers = self.hear_hints_on_demand().await?;
+        if !self.is_due() {
+            return Ok(false);
+        }
+        tokio::select! {
+            () = sleep(MERGED) => {}
+            () = stopped(self.directive.clone()) => return Err(SessionEnd::Stop),
+        }
+        self.lingers |= self.hear_hints_on_demand().await?;
+        Ok(self.is_due())
     }
-}
 
-async fn states(
-    connection: &mut ImapConnection,
-    granted: Option<Capabilities>,
-    mailboxes: &[Mailbox],
-) -> Result<Vec<Option<Snapshot>>, ConnectionLost> {
-    let granted = connection.capabilities(granted).await?;
-    let mod_seq = granted.has("CONDSTORE") || granted.has("QRESYNC");
-    let (states, bad) = ask(connection, mailboxes, mod_seq).await?;
-    if bad && mod_seq {
-        // It lists CONDSTORE and does not know HIGHESTMODSEQ.
-        return Ok(ask(connection, mailboxes, false).await?.0);
+    fn is_due(&self) -> bool {
+        self.mailboxes.iter().any(|watched| watched.due)
     }
-    Ok(states)
-}
 
-/// The states, and whether any STATUS was answered BAD.
-async fn ask(
-    connection: &mut ImapConnection,
-    mailboxes: &[Mailbox],
-    mod_seq: bool,
-) -> Result<(Vec<Option<Snapshot>>, bool), ConnectionLost> {
-    let places: HashMap<_, _> = mailboxes.iter().zip(0..).collect();
-    let items = items(mod_seq);
-    let status = |mailbox| format!("STATUS {} {items}", quoted(mailbox));
-    let commands: Vec<_> = mailboxes.iter().map(status).collect();
-    let (mut states, mut bad) = (vec![None; mailboxes.len()], false);
-    let answered = |number: usize, result: Result<(), CommandRefused>, told: &mut Unsolicited| {
-        for (mailbox, state) in told.take_states() {
-            // Whatever a server calls it, the answer to a STATUS is about its mailbox.
-            let named = mailbox.as_ref().and_then(|mailbox| places.get(mailbox));
-            let known: &mut Option<Snapshot> = &mut states[named.copied().unwrap_or(number)];
-            *known = Some(merged(&known.unwrap_or_default(), &state));
+    /// Hears hints. Where one tells a state in full it is the look. Whether there were any.
+    async fn hear_hints_on_demand(&mut self) -> Result<bool, SessionEnd> {
+        let now = Timestamp::now();
+        let heard = self.hear_hints().await?;
+        let looked_at = heard.in_full.iter().map(|index| &self.mailboxes[*index]);
+        let looked_at = looked_at.filter(|watched| !watched.due);
+        let looked_at: Vec<_> = looked_at.map(|watched| watched.mailbox.clone()).collect();
+        self.context.store.looked_at(&self.account, &looked_at, now).await?;
+        Ok(heard.any)
+    }
+
+    /// Asks for what is due.
+    pub(in crate::watch) async fn visit(
+        &mut self,
+        connection: &mut ImapConnection,
+        health: &BackendHealth,
+        granted: Option<Capabilities>,
+    ) -> SessionEnd {
+        match self.ask_for_due(connection, health, granted).await {
+            Ok(()) => SessionEnd::Visited,
+            Err(end) => end,
         }
-        if let Err(refused) = result {
-            bad |= refused.bad;
-            states[number] = None;
+    }
+
+    async fn ask_for_due(
+        &mut self,
+        connection: &mut ImapConnection,
+        health: &BackendHealth,
+        granted: Option<Capabilities>,
+    ) -> Result<(), SessionEnd> {
+        let granted = connection.capabilities(granted).await?;
+        let mut session = ImapSession::new(connection, health, &granted);
+        let due = self.mailboxes.iter().filter(|watched| watched.due);
+        let due: Vec<Mailbox> = due.map(|watched| watched.mailbox.clone()).collect();
+        let now = Timestamp::now();
+        self.status.set(WatcherState::Watching(WatchMode::OnDemand));
+        self.refresh(&mut session, RefreshReason::All).await?;
+        self.context.store.looked_at(&self.account, &due, now).await?;
+        Ok(())
+    }
+
+    /// What comes after a visit, or where none was needed.
+    pub(in crate::watch) fn visited(&mut self) -> NextStep {
+        self.failures = 0;
+        self.status.set(WatcherState::Watching(WatchMode::OnDemand));
+        NextStep::Rest(if self.lingers { LINGERS } else { Duration::ZERO })
+    }
+
+    /// Waits for something to do; false when nothing came within this time, or on stop.
+    pub(in crate::watch) async fn linger(&mut self, time: Duration) -> bool {
+        tokio::select! {
+            biased;
+            changed = self.directive.changed() => changed.is_ok() && !self.directive.borrow().stop,
+            () = sleep(time) => false,
         }
-    };
-    connection.commands(&commands, answered).await?;
-    Ok((states, bad))
+    }
 }

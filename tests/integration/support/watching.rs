@@ -1,5 +1,6 @@
 //! Watchers on real sockets: a backend, a store in a temporary folder, and what they tell `push`.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -83,6 +84,9 @@ impl World {
         let store = Store::open(&url.parse().unwrap(), Duration::from_secs(30)).await.unwrap();
         let key_file = folder.path().join("key");
         let watch = config::WatchConfig {
+            connection: config::WatchConnection::Held,
+            connection_of_routes: BTreeMap::new(),
+            sweep: Duration::from_hours(6),
             idle_renewal: Duration::from_hours(1),
             idle_check: Duration::from_hours(1),
             poll_interval: Duration::from_hours(1),

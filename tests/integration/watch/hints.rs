@@ -1,14 +1,10 @@
 //! What other sources than an account's own connection say.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mailchime::demo::backend::Counters;
 use mailchime::model::{Account, Hint, Mailbox, MailboxEvent, SessionEvent, Snapshot};
-use mailchime::net::backends::{Backends, Table};
-use mailchime::net::resolve::NameResolver;
 use mailchime::store::Store;
-use mailchime::watch::{VisitError, visit};
 use sqlx::{Connection, Executor, SqliteConnection};
 
 use super::mail::{backend, idling, world};
@@ -18,7 +14,12 @@ use crate::support::watching::{PASSWORD, Watching, credentials, told};
 
 const STATUS: &str = "STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
 
-async fn hint(watching: &Watching, mailbox: Option<Mailbox>, event: MailboxEvent, state: Snapshot) {
+pub(super) async fn hint(
+    watching: &Watching,
+    mailbox: Option<Mailbox>,
+    event: MailboxEvent,
+    state: Snapshot,
+) {
     let (account, seen_at) = (Account::from_login("alice"), Instant::now());
     let hint = Hint { account, mailbox, event, state, seen_at };
     assert!(watching.inquirer.hint(hint).await);
@@ -30,7 +31,7 @@ fn numbers(uid_next: u64, messages: u64, unseen: u64) -> Snapshot {
 }
 
 /// Returns when all hints so far have been taken in.
-async fn taken_in(watching: &Watching) {
+pub(super) async fn taken_in(watching: &Watching) {
     watching.inquirer.watchers(None).await.unwrap();
 }
 
@@ -253,37 +254,6 @@ async fn a_database_that_hangs_holds_up_nothing_else_that_the_supervisor_does() 
         backend.wait_until(|c| c.commands["STATUS"] > looks).await;
         beside.execute("rollback").await.unwrap();
         watching.stop().await;
-    })
-    .await;
-}
-
-/// It is a real login and logout at the demo server, on a socket.
-#[tokio::test]
-async fn a_visit_tells_the_states_of_mailboxes_and_leaves_no_connection() {
-    limited(async {
-        let backend = backend().await;
-        backend.create_mailbox("alice", "Entw&APw-rfe").unwrap();
-        backend.deliver("alice", "Entw&APw-rfe", "Subject: a\r\n\r\nHi\r\n").unwrap();
-        let world = world(&backend).await;
-        let table = Table::new(&world.config(), &NameResolver::default()).unwrap();
-        let backends = Backends::new(table, Arc::default());
-        let alice = Account::from_login("alice");
-        let mailboxes = ["Entwürfe", "Missing", "INBOX"].map(Mailbox::new);
-        let limit = Duration::from_secs(10);
-        let look =
-            visit(&backends, &alice, credentials("alice", PASSWORD), &mailboxes, limit, 8192);
-        let states = look.await.unwrap();
-        let numbers = states.iter().map(|state| state.map(|it| (it.uid_next, it.unseen)));
-        assert_eq!(
-            numbers.collect::<Vec<_>>(),
-            [Some((Some(2), Some(1))), None, Some((Some(1), Some(0)))]
-        );
-        let seen = backend.wait_until(|c| c.connections == 0).await;
-        assert_eq!((seen.logins["alice"], seen.commands["LOGOUT"]), (1, 1));
-        assert!(!seen.commands.contains_key("EXAMINE") && !seen.commands.contains_key("SELECT"));
-        let wrong = credentials("alice", "wrong");
-        let refused = visit(&backends, &alice, wrong, &mailboxes, limit, 8192).await;
-        assert!(matches!(refused, Err(VisitError::Login(_))), "{refused:?}");
     })
     .await;
 }

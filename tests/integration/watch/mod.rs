@@ -10,5 +10,6 @@ mod mail;
 mod mailboxes;
 mod needless;
 mod nodes;
+mod on_demand;
 mod scale;
 mod ways;

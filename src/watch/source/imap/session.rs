@@ -307,7 +307,7 @@ impl Watcher {
                 Some(ChangeKind::Quiet) => look_at = look_at.min(Instant::now() + settle),
                 None => {}
             }
-            if Box::pin(self.hear_hints()).await? {
+            if Box::pin(self.hear_hints()).await?.due {
                 look_at = look_at.min(Instant::now().max(began + settle));
             }
             if std::mem::take(&mut session.overflow.look) {
@@ -435,7 +435,7 @@ impl Watcher {
 }
 
 impl<'a> ImapSession<'a> {
-    fn new(
+    pub(in crate::watch) fn new(
         connection: &'a mut ImapConnection,
         health: &'a BackendHealth,
         granted: &Capabilities,

@@ -1,0 +1,159 @@
+//! Accounts on demand, as the supervisor knows them. One for which nothing is to be done has no task and no
+//! socket, only a place in a table. A task begins with a hint, with a login or registration of its user, or in
+//! its turn of a sweep. It ends when the account was asked for, and lasts where it is parked or in trouble.
+//!
+//! A sweep asks for all accounts: after a start, and every `[watch] sweep`. It begins by marking them as due in
+//! the database, each visit takes its marks away, and those that have been due for longest come first. So a
+//! sweep that the end of the program interrupts goes on where it stopped.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::WatchContext;
+use super::status::{StatusCell, WatchMode, WatcherState, WatcherStatus};
+use super::watcher::{TakenOver, Watcher, WatcherStart};
+use crate::model::{Account, Timestamp};
+use crate::nodes::Assignment;
+use crate::store::{LiveAccount, StoreError};
+
+/// Accounts of a sweep that are under way at once.
+const VISITS: usize = 256;
+
+/// Accounts that are marked in one transaction.
+const BATCH: usize = 500;
+
+/// The accounts on demand of this node.
+#[derive(Debug)]
+pub(super) struct OnDemand {
+    /// Those without a task, each with when it was last known that it is to be watched.
+    resting: HashMap<Account, (StatusCell, u64)>,
+    /// What waits to be asked for.
+    waiting: VecDeque<Account>,
+    /// Of the next sweep.
+    sweep_at: Instant,
+    visits: JoinSet<VisitEnd>,
+}
+
+/// The end of an account's task.
+#[derive(Debug)]
+pub(super) struct VisitEnd {
+    pub(super) account: Account,
+    /// When the task began, as the supervisor counts.
+    pub(super) began: u64,
+    pub(super) taken_over: TakenOver,
+}
+
+impl OnDemand {
+    pub(super) fn new() -> Self {
+        Self {
+            resting: HashMap::new(),
+            waiting: VecDeque::new(),
+            sweep_at: Instant::now(),
+            visits: JoinSet::new(),
+        }
+    }
+
+    /// When the next sweep is due.
+    pub(super) fn sweep_at(&self) -> Instant {
+        self.sweep_at
+    }
+
+    /// The next sweep is due then.
+    pub(super) fn sweep_again_at(&mut self, at: Instant) {
+        self.sweep_at = at;
+    }
+
+    /// Spawns the task of an account.
+    pub(super) fn spawn(&mut self, mut watcher: Watcher, begin: WatcherStart, began: u64) {
+        self.visits.spawn(async move {
+            watcher.run(begin).await;
+            let taken_over = watcher.taken_over();
+            VisitEnd { account: watcher.account.clone(), began, taken_over }
+        });
+    }
+
+    /// The next end of a task, `None` for one that broke off. Cancel safe.
+    pub(super) async fn ended(&mut self) -> Option<VisitEnd> {
+        match self.visits.join_next().await {
+            Some(ended) => ended.ok(),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until all tasks have ended.
+    pub(super) async fn wait(&mut self) {
+        while self.visits.join_next().await.is_some() {}
+    }
+
+    /// The account has no task any more, or none yet.
+    pub(super) fn rest(&mut self, account: Account, status: StatusCell, moment: u64) {
+        status.set(WatcherState::Watching(WatchMode::OnDemand));
+        self.resting.insert(account, (status, moment));
+    }
+
+    pub(super) fn is_resting(&self, account: &Account) -> bool {
+        self.resting.contains_key(account)
+    }
+
+    /// The account gets a task, or is not this node's any more.
+    pub(super) fn take(&mut self, account: &Account) -> Option<StatusCell> {
+        self.resting.remove(account).map(|(status, _)| status)
+    }
+
+    /// Those that were known before this moment and are not among these.
+    pub(super) fn others(&self, live: &HashSet<&Account>, moment: u64) -> Vec<Account> {
+        let known = self.resting.iter();
+        let gone = known.filter(|(account, (_, at))| *at <= moment && !live.contains(account));
+        gone.map(|(account, _)| account.clone()).collect()
+    }
+
+    /// Those that are another node's now.
+    pub(super) fn of_others(&self, is_ours: impl Fn(&Account) -> bool) -> Vec<Account> {
+        self.resting.keys().filter(|account| !is_ours(account)).cloned().collect()
+    }
+
+    /// These are to be asked for, in this order.
+    pub(super) fn ask_for(&mut self, accounts: Vec<Account>) {
+        self.waiting = accounts.into();
+    }
+
+    /// The next one that is to be asked for, if so many more may be under way.
+    pub(super) fn next(&mut self) -> Option<Account> {
+        (self.visits.len() < VISITS).then(|| self.waiting.pop_front()).flatten()
+    }
+
+    pub(super) fn statuses(&self, account: Option<&Account>) -> Vec<WatcherStatus> {
+        let asked = self.resting.iter().filter(|(it, _)| account.is_none_or(|asked| asked == *it));
+        asked.map(|(account, (status, _))| status.of(account)).collect()
+    }
+}
+
+/// The accounts on demand of this node that are due, the one that has been for longest first; all of them with
+/// `sweep`.
+pub(super) async fn due(
+    context: &WatchContext,
+    assignment: &Assignment,
+    accounts: &[LiveAccount],
+    sweep: bool,
+) -> Result<Vec<Account>, StoreError> {
+    let is_ours = |account: &Account| {
+        context.is_on_demand(account)
+            && (assignment.is_mine(account) || context.credentials.holds(account))
+    };
+    let ours = accounts.iter().map(|live| &live.account).filter(|account| is_ours(account));
+    let ours: HashSet<&Account> = ours.collect();
+    if ours.is_empty() {
+        return Ok(Vec::new());
+    }
+    if sweep {
+        let all: Vec<_> = ours.iter().map(|account| ((*account).clone(), None)).collect();
+        for accounts in all.chunks(BATCH) {
+            context.store.mark_due(accounts, false, Timestamp::now()).await?;
+        }
+    }
+    let mut due = context.store.due_accounts().await?;
+    due.retain(|account| ours.contains(account));
+    Ok(due)
+}

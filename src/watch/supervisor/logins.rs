@@ -1,0 +1,90 @@
+//! What sessions say of their users: they have logged in, or registered.
+
+use std::sync::Arc;
+
+use super::{EARLY, LOGINS, Supervisor, WatcherHandle};
+use crate::model::{AcceptedLogin, Account, WatchEvent};
+use crate::watch::accounts::pass_on;
+use crate::watch::watcher::{Directive, WatcherStart};
+
+impl Supervisor {
+    pub(super) fn registered(&mut self, account: Account, login: AcceptedLogin) {
+        if !self.is_ours(&account) {
+            // With the registration, news of it was written to the node that watches.
+            return;
+        }
+        self.tell_of_devices(account.clone());
+        let (moment, of_users) = (self.now(), self.context.credentials.are_of_users());
+        let handle = self.watchers.get_mut(&account).filter(|handle| !handle.directive.is_closed());
+        let Some(handle) = handle else {
+            let mut directive = Directive::default();
+            directive.log_in(login, of_users);
+            return self.start(account, directive, WatcherStart::AtOnce);
+        };
+        handle.moment = moment;
+        handle.directive.send_modify(|directive| {
+            directive.registrations += 1;
+            directive.log_in(login, of_users);
+        });
+    }
+
+    /// What waits to be pushed to the account's devices may not be for them any more. Where nobody takes
+    /// it in, much waits, and each device is read before it is pushed.
+    pub(super) fn tell_of_devices(&self, account: Account) {
+        let _ = self.context.events.try_send(WatchEvent::Registered { account });
+    }
+
+    pub(super) fn logged_in(&mut self, account: Account, login: AcceptedLogin) {
+        if self.on_demand.is_resting(&account) {
+            let mut directive = Directive { looks: 1, ..Directive::default() };
+            directive.log_in(login, self.context.credentials.are_of_users());
+            self.start(account, directive, WatcherStart::AtOnce);
+        } else if let Some(WatcherHandle { directive, .. }) = self.watchers.get(&account) {
+            // What the session does is to be seen, too.
+            directive.send_modify(|directive| directive.looks += 1);
+            let of_users = self.context.credentials.are_of_users();
+            if login.credentials.is_some() || !of_users {
+                self.early.remove(&account);
+                directive.send_modify(|directive| directive.log_in(login, of_users));
+            }
+        } else if self.reading && self.is_ours(&account) {
+            let brings = login.credentials.is_some() || !self.context.credentials.are_of_users();
+            let has_room = self.early.len() < EARLY || self.early.contains_key(&account);
+            if brings && has_room {
+                self.early.insert(account, login);
+            }
+        } else if !self.is_ours(&account)
+            && self.context.credentials.are_of_users()
+            && login.credentials.is_some()
+        {
+            match self.passing.get_mut(&account) {
+                Some(next) => *next = Some(login),
+                None if self.logins.len() < LOGINS => self.pass_on(account, login),
+                None => tracing::debug!(
+                    target: "mailchime::watch::login_not_noted",
+                    %account,
+                    "the database is busy; the node that watches the account does not learn of \
+                     this login"
+                ),
+            }
+        }
+    }
+
+    pub(super) fn pass_on(&mut self, account: Account, login: AcceptedLogin) {
+        self.passing.insert(account.clone(), None);
+        let context = Arc::clone(&self.context);
+        self.logins.spawn(async move {
+            let here = pass_on(context, &account, login).await;
+            (account, here)
+        });
+    }
+
+    pub(super) fn passed_on(&mut self, account: Account, here: Option<AcceptedLogin>) {
+        if let Some(Some(next)) = self.passing.remove(&account) {
+            self.pass_on(account.clone(), next);
+        }
+        if let Some(login) = here {
+            self.registered(account, login);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Accounts without a connection, at the demo server.
+
+use std::time::Duration;
+
+use mailchime::config::WatchConnection;
+use mailchime::demo::backend::DemoBackend;
+use mailchime::metrics::Watching as Mode;
+use mailchime::model::{Account, Mailbox, MailboxEvent, Snapshot, Timestamp};
+
+use super::hints::hint;
+use super::mail::backend;
+use crate::support::limited;
+use crate::support::watching::{PASSWORD, Watching, World, told};
+
+const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
+
+/// Alice's INBOX is empty, and her devices know it. Nothing is swept twice.
+async fn world(backend: &DemoBackend) -> World {
+    let mut world = World::new(backend.address()).await;
+    world.watch.connection = WatchConnection::OnDemand;
+    world.register("alice", &[("INBOX", told(1, 1, 0, 0))]).await;
+    world
+}
+
+/// The sweep after the start is over, and nobody is connected.
+async fn resting(world: &World, backend: &DemoBackend) -> Watching {
+    let watching = world.watch();
+    backend.wait_until(|c| c.commands.contains_key("LOGOUT") && c.connections == 0).await;
+    until_resting(world, &watching).await;
+    watching
+}
+
+async fn until_resting(world: &World, watching: &Watching) {
+    while !world.store.due_accounts().await.unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let status = watching.until("watching").await;
+    assert_eq!(status.mode, Some("on_demand"));
+}
+
+#[tokio::test]
+async fn a_hint_with_numbers_is_told_without_a_login() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let mut watching = resting(&world, &backend).await;
+        assert_eq!(watching.watched(Mode::OnDemand), 1);
+        let inbox = || Some(Mailbox::inbox());
+        let alice = Account::from_login("alice");
+        world.store.mark_due(&[(alice, inbox())], true, Timestamp::now()).await.unwrap();
+        hint(&watching, inbox(), MailboxEvent::MessageNew, told(1, 2, 1, 1)).await;
+        watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
+        hint(&watching, inbox(), MailboxEvent::MessageRead, told(1, 2, 1, 0)).await;
+        watching.expect(&["INBOX: quiet, next 2 of 1 with 0 unseen"]).await;
+        until_resting(&world, &watching).await;
+        assert_eq!(backend.counters().accepted, 1, "that of the sweep after the start");
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_hint_without_numbers_is_announced_and_makes_one_short_visit() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let mut watching = resting(&world, &backend).await;
+        for _ in 0..3 {
+            backend.deliver("alice", "INBOX", MAIL).unwrap();
+            let inbox = Some(Mailbox::inbox());
+            hint(&watching, inbox, MailboxEvent::MessageNew, Snapshot::default()).await;
+        }
+        watching
+            .expect(&["INBOX: new mail, announced", "INBOX: new mail, next 4 of 3 with 3 unseen"])
+            .await;
+        let seen = backend.wait_until(|c| c.connections == 0).await;
+        assert_eq!((seen.accepted, seen.commands["STATUS"], seen.commands["LOGOUT"]), (2, 2, 2));
+        assert!(!seen.commands.contains_key("IDLE") && !seen.commands.contains_key("EXAMINE"));
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_sweep_finds_what_was_missed_and_goes_on_where_it_stopped() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        for user in ["bob", "carol"] {
+            backend.add_account(user, PASSWORD.as_bytes());
+            world.register(user, &[("INBOX", told(1, 1, 0, 0))]).await;
+        }
+        // Carol was still to be asked for when the program last ended.
+        let carol = (Account::from_login("carol"), None);
+        world.store.mark_due(&[carol], false, Timestamp(1)).await.unwrap();
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        let mut watching = world.watch();
+        watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
+        let all =
+            |c: &mailchime::demo::backend::Counters| c.logins.len() == 3 && c.connections == 0;
+        backend.wait_until(all).await;
+        while !world.store.due_accounts().await.unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let alice = (Account::from_login("alice"), None);
+        world.store.mark_due(&[alice], false, Timestamp(5)).await.unwrap();
+        let carol = (Account::from_login("carol"), None);
+        world.store.mark_due(&[carol], false, Timestamp(1)).await.unwrap();
+        let due = world.store.due_accounts().await.unwrap();
+        assert_eq!(due, ["carol", "alice"].map(Account::from_login), "the oldest mark comes first");
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_sweep_comes_again() {
+    limited(async {
+        let backend = backend().await;
+        let mut world = world(&backend).await;
+        world.watch.sweep = Duration::from_secs(2);
+        let mut watching = resting(&world, &backend).await;
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_login_of_its_user_has_the_account_asked_for() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let mut watching = resting(&world, &backend).await;
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        watching.logged_in("alice", PASSWORD).await;
+        watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_refused_password_parks_the_account_until_its_user_logs_in() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let mut watching = resting(&world, &backend).await;
+        backend.set_password("alice", b"changed").unwrap();
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        let inbox = Some(Mailbox::inbox());
+        hint(&watching, inbox, MailboxEvent::MessageNew, Snapshot::default()).await;
+        watching.expect(&["INBOX: new mail, announced"]).await;
+        world.until_parked("alice", true).await;
+        watching.logged_in("alice", "changed").await;
+        watching.expect(&["INBOX: confirmed, next 2 of 1 with 1 unseen"]).await;
+        world.until_parked("alice", false).await;
+        watching.stop().await;
+    })
+    .await;
+}
