@@ -17,7 +17,6 @@ pub struct RouteConfig {
 // unknown keys.
 table!(RawRoute {
     domain: Option<String>,
-    connection: Option<WatchConnection>,
     name: Option<String>,
     address: Option<String>,
     tls: Option<RawBackendTls>,
@@ -30,6 +29,7 @@ table!(RawRoute {
     master_user: Option<String>,
     master_password_file: Option<String>,
     login_template: Option<String>,
+    connection: Option<WatchConnection>,
 });
 
 impl RawRoute {

@@ -51,8 +51,6 @@ pub struct WatchConfig {
 }
 
 table!(RawWatch {
-    connection: Option<WatchConnection>,
-    sweep: Option<String>,
     idle_renewal: Option<String>,
     idle_check: Option<String>,
     poll_interval: Option<String>,
@@ -63,6 +61,8 @@ table!(RawWatch {
     retry_min: Option<String>,
     retry_max: Option<String>,
     settle: Option<String>,
+    connection: Option<WatchConnection>,
+    sweep: Option<String>,
 });
 
 impl Default for WatchConfig {
@@ -122,6 +122,7 @@ mod tests {
                 "[watch]\npoll_interval = \"10m\"",
                 "[watch] poll_interval: 10m is longer than poll_max (5m)",
             ),
+            ("[watch]\nsweep = \"10d\"", "[watch] sweep: 10d is out of range; allowed is 1m to 7d"),
             (
                 "[watch]\nretry_min = \"10m\"",
                 "[watch] retry_min: 10m is longer than retry_max (5m)",
