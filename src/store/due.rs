@@ -7,7 +7,6 @@ use sqlx::Row;
 
 use super::records::account;
 use super::sql;
-use super::sql::work::Statement;
 use super::{Store, StoreError};
 use crate::metrics::Call;
 use crate::model::{Account, Mailbox, Timestamp};
