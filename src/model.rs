@@ -4,6 +4,7 @@
 //! are checked where they enter (`imap`), so a constructed value is a valid one.
 
 mod domain;
+pub mod event;
 mod hint;
 mod subscription;
 

@@ -1,94 +1,10 @@
-//! The one JSON in which programs hear of a mailbox: web hooks as it is, FCM as strings.
-//!
-//! Its form is the one that Standard Webhooks recommends: `type`, `timestamp`, `data`. It holds nothing of
-//! a message, and leaves out what is not known.
+//! What transports that tell of one mailbox at a time in the JSON of [`EventMessage`] share.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use serde::Serialize;
+pub(super) use crate::model::event::{EventMessage, kind_name};
 
 use super::{MailboxChange, Notice, Verdict};
-use crate::model::{Account, ChangeKind, Snapshot, Timestamp};
-
-/// The `type` of an event about a mailbox.
-pub(super) const MAILBOX_CHANGED: &str = "mailbox.changed";
-
-/// The `type` of the first event, whose code the receiver sends back.
-pub(super) const VERIFY: &str = "subscription.verify";
-
-/// An event. Serialized, it is the body.
-#[derive(Debug, Serialize)]
-pub(super) struct EventMessage<D> {
-    #[serde(rename = "type")]
-    pub(super) kind: &'static str,
-    /// RFC 3339, in UTC.
-    pub(super) timestamp: String,
-    pub(super) data: D,
-}
-
-/// What [`MAILBOX_CHANGED`] says.
-#[derive(Debug, Serialize)]
-pub(super) struct MailboxData<'a> {
-    account: &'a str,
-    mailbox: &'a str,
-    kind: &'static str,
-    #[serde(flatten)]
-    state: StateData,
-}
-
-#[derive(Debug, Serialize)]
-struct StateData {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    uidvalidity: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    uidnext: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    messages: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    unseen: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    highestmodseq: Option<u64>,
-}
-
-/// What [`VERIFY`] says.
-#[derive(Debug, Serialize)]
-pub(super) struct VerifyData<'a> {
-    pub(super) code: &'a str,
-}
-
-impl<'a> EventMessage<MailboxData<'a>> {
-    /// What has happened to a mailbox of the account.
-    pub(super) fn changed(account: &'a Account, change: &'a MailboxChange, at: Timestamp) -> Self {
-        let MailboxChange { mailbox, kind, state } = change;
-        let data = MailboxData {
-            account: account.as_str(),
-            mailbox: mailbox.as_str(),
-            kind: kind_name(*kind),
-            state: (*state).into(),
-        };
-        Self { kind: MAILBOX_CHANGED, timestamp: rfc3339(at), data }
-    }
-}
-
-impl<'a> EventMessage<VerifyData<'a>> {
-    /// The receiver proves by this code that it gets what is sent to it.
-    pub(super) fn verify(code: &'a str, at: Timestamp) -> Self {
-        Self { kind: VERIFY, timestamp: rfc3339(at), data: VerifyData { code } }
-    }
-}
-
-impl From<Snapshot> for StateData {
-    fn from(state: Snapshot) -> Self {
-        let Snapshot { uid_validity, uid_next, messages, unseen, highest_mod_seq } = state;
-        Self {
-            uidvalidity: uid_validity,
-            uidnext: uid_next,
-            messages,
-            unseen,
-            highestmodseq: highest_mod_seq,
-        }
-    }
-}
+use crate::model::event::MailboxData;
+use crate::model::{Account, Timestamp};
 
 /// What a notice is about, for a transport that tells of one mailbox at a time.
 pub(super) fn only_change<'a>(notice: &Notice<'a>) -> Result<&'a MailboxChange, Verdict> {
@@ -96,58 +12,11 @@ pub(super) fn only_change<'a>(notice: &Notice<'a>) -> Result<&'a MailboxChange, 
     notice.mailboxes.first().ok_or_else(|| Verdict::Unrenderable { why: why() })
 }
 
-/// `new` or `quiet`.
-pub(super) fn kind_name(kind: ChangeKind) -> &'static str {
-    match kind {
-        ChangeKind::NewMail => "new",
-        ChangeKind::Quiet => "quiet",
-    }
-}
-
-/// RFC 3339 with milliseconds, in UTC; of times beyond the year 9999, its end.
-fn rfc3339(at: Timestamp) -> String {
-    const LAST: Duration = Duration::from_secs(253_402_300_799);
-    let since = Duration::from_millis(u64::try_from(at.0).unwrap_or_default()).min(LAST);
-    let time: SystemTime = UNIX_EPOCH + since;
-    humantime::format_rfc3339_millis(time).to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::Mailbox;
-
-    const AT: Timestamp = Timestamp(1_795_693_140_287);
-
-    fn json(event: &impl Serialize) -> String {
-        serde_json::to_string(event).unwrap()
-    }
-
-    #[test]
-    fn a_change_is_said_in_one_form_and_what_is_not_known_is_left_out() {
-        let alice = Account::from_login("alice@example.org");
-        let state = Snapshot {
-            uid_validity: Some(1_795_692_578),
-            uid_next: Some(39),
-            messages: Some(34),
-            unseen: Some(7),
-            highest_mod_seq: Some(63),
-        };
-        let change = MailboxChange { mailbox: Mailbox::inbox(), kind: ChangeKind::NewMail, state };
-        assert_eq!(
-            json(&EventMessage::changed(&alice, &change, AT)),
-            r#"{"type":"mailbox.changed","timestamp":"2026-11-26T11:39:00.287Z","data":{"account":"alice@example.org","mailbox":"INBOX","kind":"new","uidvalidity":1795692578,"uidnext":39,"messages":34,"unseen":7,"highestmodseq":63}}"#
-        );
-        let mailbox = Mailbox::new("Entw\u{fc}rfe \"x\"\n");
-        let odd = MailboxChange { mailbox, kind: ChangeKind::Quiet, state: Snapshot::default() };
-        let event = EventMessage::changed(&alice, &odd, Timestamp(i64::MAX));
-        assert_eq!(
-            json(&event),
-            r#"{"type":"mailbox.changed","timestamp":"9999-12-31T23:59:59.000Z","data":{"account":"alice@example.org","mailbox":"Entwürfe \"x\"\n","kind":"quiet"}}"#
-        );
-        assert_eq!(
-            json(&EventMessage::verify("abc", AT)),
-            r#"{"type":"subscription.verify","timestamp":"2026-11-26T11:39:00.287Z","data":{"code":"abc"}}"#
-        );
-    }
+/// What has happened to a mailbox of the account.
+pub(super) fn changed<'a>(
+    account: &'a Account,
+    MailboxChange { mailbox, kind, state }: &'a MailboxChange,
+    at: Timestamp,
+) -> EventMessage<MailboxData<'a>> {
+    EventMessage::changed(account, mailbox, (*kind, *state), at)
 }

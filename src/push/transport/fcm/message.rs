@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::judge;
 use crate::model::{Account, ChangeKind, Subscription, Timestamp};
-use crate::push::transport::event::{EventMessage, only_change};
+use crate::push::transport::event::{EventMessage, changed, only_change};
 use crate::push::transport::{Notice, Transport, TransportLimits, Verdict};
 
 /// An app that is well registers whenever it starts, and at the latest when its token is another one.
@@ -98,7 +98,7 @@ impl Transport for FcmMessages {
     ) -> Result<Request<Bytes>, Verdict> {
         let account = &subscription.account;
         let change = only_change(notice)?;
-        let event = EventMessage::changed(account, change, notice.at);
+        let event = changed(account, change, notice.at);
         let mut data = strings(&event)?;
         if size(&data) > MAX_DATA {
             // The app looks at all of them then.

@@ -14,7 +14,7 @@ use super::{WebhookOwner, judge};
 use crate::config::BodyTemplate;
 use crate::model::{ChangeKind, Subscription, SubscriptionSecrets, Timestamp};
 use crate::net::guard::Guard;
-use crate::push::transport::event::{EventMessage, kind_name, only_change};
+use crate::push::transport::event::{EventMessage, changed, kind_name, only_change};
 use crate::push::transport::{Notice, Transport, TransportLimits, Verdict};
 
 /// No receiver says that it does not know itself, so this never matters.
@@ -74,7 +74,7 @@ impl Transport for OperatorMessages {
                 (template.content_type(), body)
             }
             None => {
-                let event = EventMessage::changed(&subscription.account, change, notice.at);
+                let event = changed(&subscription.account, change, notice.at);
                 (JSON, json(&event)?)
             }
         };
@@ -133,7 +133,7 @@ impl Transport for UserMessages {
         subscription: &Subscription,
         notice: &Notice<'_>,
     ) -> Result<Request<Bytes>, Verdict> {
-        let event = EventMessage::changed(&subscription.account, only_change(notice)?, notice.at);
+        let event = changed(&subscription.account, only_change(notice)?, notice.at);
         self.request(subscription, (notice.id, notice.at), &event)
     }
 
