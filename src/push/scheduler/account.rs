@@ -229,7 +229,7 @@ impl AccountState {
             if is_new || marks {
                 device.owed(&target, now, rules);
             }
-            device.tell(&target, &changes, now, rules);
+            device.tell(&target, &*queue.transport, &changes, now, rules);
         }
         self.devices.iter_mut().for_each(|device| device.stale = again);
         for (mailbox, change) in changes {

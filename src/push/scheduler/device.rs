@@ -195,17 +195,25 @@ impl DeviceState {
         }
     }
 
-    /// The device has to get a push of those of the changes that it registered for.
+    /// The device has to get a push of those of the changes that it registered for; `transport` is that of its
+    /// route.
     pub(super) fn tell(
         &mut self,
         target: &Target,
+        transport: &dyn Transport,
         changes: &HashMap<Mailbox, Change>,
         now: Instant,
         rules: &Rules,
     ) {
         for (mailbox, _) in &target.mailboxes {
+            // A push that waits takes the newer state along.
+            let waits = self
+                .waiting
+                .as_ref()
+                .is_some_and(|waiting| waiting.mailboxes.contains_key(mailbox));
             if let Some(change) = changes.get(mailbox)
                 && rules.tells(change.kind)
+                && (waits || transport.tells(&target.subscription, change.kind))
             {
                 self.wait_for(mailbox, Due::of(change), change.seen_at, now, rules);
             }

@@ -6,7 +6,7 @@ mod verdicts;
 
 use super::*;
 use crate::model::{Change, PushEndpoint, Snapshot, TransportId};
-use crate::push::transport::stub::{OF_INBOX_ALONE, PER_HOST, Stub};
+use crate::push::transport::stub::{OF_INBOX_ALONE, OF_NEW_MAIL_ALONE, PER_HOST, Stub};
 use crate::store::Settlement;
 
 const ROUTE: &str = "first";
@@ -309,6 +309,35 @@ fn a_quiet_change_waits_and_new_mail_takes_it_along() {
     let done = ["109 push a INBOX+Notes", "109 accepted a INBOX+Notes", "109 told INBOX 7"];
     assert_eq!(sim.until(109.0)[..3], done);
     assert!(sim.until(300.0).is_empty());
+}
+
+#[test]
+fn a_device_that_hears_of_new_mail_alone_holds_up_no_quiet_change_and_is_owed_none() {
+    let mut quiet = phone("a");
+    quiet.subscription.options = OF_NEW_MAIL_ALONE.into();
+    let mut sim = Simulation::with([quiet, phone("b")]);
+    sim.quiet("INBOX", 2);
+    assert_eq!(sim.until(99.0), ["30 push b INBOX", "30 accepted b INBOX", "30 told INBOX 2"]);
+    sim.targets.truncate(1);
+    sim.quiet("INBOX", 3);
+    assert_eq!(sim.until(199.0), ["99 told INBOX 3"]);
+    // What waits for it has the newest state, whatever has changed.
+    sim.service = Some(down(None));
+    sim.mail("INBOX", 4);
+    sim.until(199.5);
+    sim.quiet("INBOX", 5);
+    sim.until(199.6);
+    let mut pushed = None;
+    while pushed.is_none() {
+        sim.now = sim.scheduler.wake_at(sim.now).unwrap_or(sim.now).max(sim.now);
+        match sim.scheduler.next(sim.now) {
+            Some(Effect::Send(push)) => pushed = Some(push),
+            Some(other) => sim.act(other),
+            None => {}
+        }
+    }
+    let [change] = &pushed.unwrap().mailboxes[..] else { panic!("not one mailbox") };
+    assert_eq!((change.kind, change.state), (ChangeKind::NewMail, state(5)));
 }
 
 #[test]

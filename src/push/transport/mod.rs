@@ -88,6 +88,12 @@ pub trait Transport: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Whether this subscription gets a push for a change of this kind alone: new mail always, quiet changes unless
+    /// the transport or the client has no use for them. A push of new mail that waits says what it has then.
+    fn tells(&self, _subscription: &Subscription, _kind: ChangeKind) -> bool {
+        true
+    }
+
     /// Which server the pushes of this subscription go to: what hangs, fails or refuses there holds up no
     /// other peer of the route. It depends on the subscription alone, and is no secret: logs show it. The
     /// whole route is one peer unless the transport says otherwise.

@@ -8,10 +8,13 @@ use bytes::Bytes;
 use hyper::{Request, Response};
 
 use super::{Exchange, Notice, Route, Sender, Transport, TransportLimits, Verdict};
-use crate::model::{Mailbox, Subscription, Timestamp};
+use crate::model::{ChangeKind, Mailbox, Subscription, Timestamp};
 
 /// The options of a subscription that gets no push but for INBOX.
 pub(in crate::push) const OF_INBOX_ALONE: &str = "of INBOX alone";
+
+/// The options of a subscription that gets no push for a quiet change.
+pub(in crate::push) const OF_NEW_MAIL_ALONE: &str = "of new mail alone";
 
 /// Most pushes under way to one host.
 pub(in crate::push) const PER_HOST: usize = 4;
@@ -46,6 +49,10 @@ impl Transport for Stub {
     fn withholds(&self, subscription: &Subscription, mailbox: &Mailbox) -> Option<&'static str> {
         (&*subscription.options == OF_INBOX_ALONE && !mailbox.is_inbox())
             .then_some("it registered for INBOX alone")
+    }
+
+    fn tells(&self, subscription: &Subscription, kind: ChangeKind) -> bool {
+        kind == ChangeKind::NewMail || &*subscription.options != OF_NEW_MAIL_ALONE
     }
 
     /// The first word of the options is what is sent.

@@ -219,7 +219,8 @@ async function subscribe(subscription, mailboxes) {
   const confirmed = firstPush();
   let made;
   try {
-    made = await api('/v1/subscriptions', 'POST', { transport: 'webpush', mailboxes, ...subscription.toJSON() });
+    const body = { transport: 'webpush', quiet: true, mailboxes, ...subscription.toJSON() };
+    made = await api('/v1/subscriptions', 'POST', body);
     await remember(account, { id: made.id, mailboxes: made.mailboxes, endpoint: subscription.endpoint });
   } catch (error) {
     waiting?.(null);

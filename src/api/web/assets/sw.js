@@ -120,16 +120,10 @@ async function changed({ account, mailboxes }) {
     }
   }
   if (isNew || (shown && unread.size > 0)) return announce(account, tag, unread, isNew);
-  for (const old of await self.registration.getNotifications({ tag })) old.close();
-  if (!showsEachPush() || shown) return undefined;
-  // Apple's browsers end a subscription whose pushes show nothing.
-  const texts = await readTexts();
-  await show(texts.nothing_new, { tag, body: plain(account), silent: true, data: {} });
+  // Apple's browsers end a subscription whose pushes show nothing: mailchime sends them new mail alone.
   for (const old of await self.registration.getNotifications({ tag })) old.close();
   return undefined;
 }
-
-const showsEachPush = () => /AppleWebKit/.test(navigator.userAgent) && !/Chrom|Android/.test(navigator.userAgent);
 
 async function announce(account, tag, unread, isNew) {
   const texts = await readTexts();
@@ -172,7 +166,7 @@ async function renew(given) {
   const account = session.ok ? (await session.json()).account : null;
   const own = account && Object.hasOwn(accounts, account) ? accounts[account] : null;
   if (own) {
-    const body = { transport: 'webpush', mailboxes: own.mailboxes, ...subscription.toJSON() };
+    const body = { transport: 'webpush', quiet: true, mailboxes: own.mailboxes, ...subscription.toJSON() };
     const made = await api('/v1/subscriptions', 'POST', body);
     if (made.ok) {
       const { id, mailboxes } = await made.json();

@@ -27,9 +27,6 @@ const LIMITS: TransportLimits =
 /// Most events under way to one host that users name.
 const PER_HOST: usize = 4;
 
-/// There is nothing to send, and nothing is owed.
-const UNSAID: Verdict = Verdict::Accepted { id: None };
-
 /// What one web hook of the operator's sends.
 #[derive(Debug)]
 pub(super) struct OperatorMessages {
@@ -46,6 +43,11 @@ impl Transport for OperatorMessages {
         LIMITS
     }
 
+    /// A text for people is of new mail alone.
+    fn tells(&self, _: &Subscription, kind: ChangeKind) -> bool {
+        self.template.is_none() || kind == ChangeKind::NewMail
+    }
+
     fn remedy(&self) -> &'static str {
         "Check [[webhook]] url"
     }
@@ -57,8 +59,6 @@ impl Transport for OperatorMessages {
     ) -> Result<Request<Bytes>, Verdict> {
         let change = only_change(notice)?;
         let (content_type, body) = match &self.template {
-            // A text for people is of new mail alone.
-            Some(_) if change.kind == ChangeKind::Quiet => return Err(UNSAID),
             Some(template) => {
                 let number = |number: Option<u64>| match number {
                     Some(number) => Cow::Owned(number.to_string()),
@@ -200,7 +200,23 @@ fn host(url: &str) -> Arc<str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::of_operator;
     use super::*;
+    use crate::model::Account;
+
+    #[test]
+    fn a_text_for_people_is_of_new_mail_alone() {
+        let messages = |template: Option<&str>| OperatorMessages {
+            url: Uri::from_static("https://hooks.example.org/"),
+            secrets: Vec::new(),
+            authorization: None,
+            template: template.map(|text| BodyTemplate::parse(text).unwrap()),
+        };
+        let alice = of_operator("a", &Account::from_login("alice"));
+        let (text, json) = (messages(Some("New mail in {mailbox}")), messages(None));
+        assert!(text.tells(&alice, ChangeKind::NewMail) && json.tells(&alice, ChangeKind::NewMail));
+        assert!(!text.tells(&alice, ChangeKind::Quiet) && json.tells(&alice, ChangeKind::Quiet));
+    }
 
     #[test]
     fn a_receiver_is_known_by_its_host() {

@@ -1,5 +1,6 @@
 //! A browser's subscription, as `PushSubscription.toJSON()` gives it (Push API section 8).
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::encrypt::ClientKeys;
@@ -11,18 +12,48 @@ use crate::push::transport::enrol::{Enrol, Enrolled};
 /// One browser has one subscription for mailchime's page, whatever runs in it.
 const APP: &str = "web";
 
+/// What a client has asked for besides. Stored as JSON beside what the API keeps there.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub(super) struct WebPushOptions {
+    /// It hears of quiet changes, too.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) quiet: bool,
+}
+
+impl WebPushOptions {
+    /// What cannot be read counts as not asked for.
+    pub(super) fn from_json(options: &str) -> Self {
+        serde_json::from_str(options).unwrap_or_default()
+    }
+
+    fn to_json(&self) -> String {
+        json!(self).to_string()
+    }
+}
+
+/// Whether browsers of this push service end a subscription whose pushes show nothing: Apple's do.
+fn shows_each_push(host: &str) -> bool {
+    host == "push.apple.com" || host.ends_with(".push.apple.com")
+}
+
 impl Enrol for WebPush {
     /// `{"applicationServerKey": …}`
     fn offer(&self) -> Value {
         json!({ "applicationServerKey": self.public_key() })
     }
 
-    /// `{"endpoint": "https://…", "keys": {"p256dh": …, "auth": …}}`
+    /// `{"endpoint": "https://…", "keys": {"p256dh": …, "auth": …}}`, and perhaps `"quiet": true`.
     fn enrol(&self, account: &Account, request: &Value) -> Result<Enrolled, String> {
         let endpoint = request.get("endpoint").and_then(Value::as_str);
         let endpoint = endpoint
             .ok_or("endpoint is missing; send the browser's subscription as JSON".to_owned())?;
-        self.guard.check(endpoint).map_err(|why| format!("endpoint: {why}"))?;
+        let origin = self.guard.check(endpoint).map_err(|why| format!("endpoint: {why}"))?;
+        let quiet = match request.get("quiet") {
+            None | Some(Value::Null) => false,
+            Some(quiet) => quiet.as_bool().ok_or("quiet is neither true nor false")?,
+        };
+        let options = WebPushOptions { quiet: quiet && !shows_each_push(&origin.host) };
         let keys = ClientKeys::from_json(request.get("keys").unwrap_or(&Value::Null))?;
         let subscription = Subscription {
             account: account.clone(),
@@ -30,7 +61,7 @@ impl Enrol for WebPush {
             endpoint: PushEndpoint::new(endpoint, endpoint),
             app: APP.into(),
             route: self.route(),
-            options: "{}".into(),
+            options: options.to_json().into(),
             secrets: Some(SubscriptionSecrets::new(keys.to_json().to_string())),
             expires_at: None,
         };
@@ -43,10 +74,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::model::ChangeKind;
     use crate::net::guard::Guard;
-    use crate::push::transport::Verdict;
     use crate::push::transport::webpush::message::keys_of;
     use crate::push::transport::webpush::vapid::VapidKey;
+    use crate::push::transport::{Transport, Verdict};
 
     const P256DH: &str =
         "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
@@ -82,6 +114,21 @@ mod tests {
             let why = web_push.enrol(&alice, &given).unwrap_err();
             assert!(why.starts_with(problem), "{given}: {why}");
         }
+        let asked = |endpoint: &str, quiet: Value| {
+            let given = json!({ "endpoint": endpoint, "keys": keys, "quiet": quiet });
+            web_push.enrol(&alice, &given).map(|enrolled| enrolled.subscription)
+        };
+        assert!(!web_push.tells(&subscription, ChangeKind::Quiet));
+        assert!(web_push.tells(&subscription, ChangeKind::NewMail));
+        let quiet = asked(endpoint, json!(true)).unwrap();
+        assert!(web_push.tells(&quiet, ChangeKind::Quiet));
+        assert!(asked(endpoint, json!("yes")).unwrap_err().starts_with("quiet is neither"));
+        // Apple's browsers end a subscription whose pushes show nothing.
+        let apple = asked("https://web.push.apple.com/Q", json!(true)).unwrap();
+        assert!(!web_push.tells(&apple, ChangeKind::Quiet));
+        let like_apple = asked("https://push.apple.com.example/Q", json!(true)).unwrap();
+        assert!(web_push.tells(&like_apple, ChangeKind::Quiet));
+
         let broken = Subscription { secrets: None, ..subscription };
         assert!(matches!(keys_of(&broken), Err(Verdict::Misconfigured { .. })));
     }

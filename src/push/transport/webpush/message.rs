@@ -14,6 +14,7 @@ use hyper::{Request, Response, Uri};
 use serde_json::Value;
 
 use super::encrypt::ClientKeys;
+use super::enrol::WebPushOptions;
 use super::vapid::VapidKey;
 use super::{judge, payload};
 use crate::model::{ChangeKind, Subscription, Timestamp};
@@ -101,6 +102,12 @@ impl Transport for WebPush {
             silence,
             in_flight_per_peer: PER_SERVICE,
         }
+    }
+
+    /// Most quiet changes are of no use to a browser, and a push that shows nothing counts against its
+    /// subscription. So they are for those who have asked for them.
+    fn tells(&self, subscription: &Subscription, kind: ChangeKind) -> bool {
+        kind == ChangeKind::NewMail || WebPushOptions::from_json(&subscription.options).quiet
     }
 
     /// The push service that the endpoint names, with its port.
