@@ -157,6 +157,7 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         resolver,
         admin,
         api,
+        events,
         node,
         log,
     } = new;
@@ -176,6 +177,7 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("[node]", old.node == *node),
         ("[admin]", old.admin == *admin),
         ("[api]", old.api == *api),
+        ("[events]", old.events == *events),
         ("[log] format", old.log.format == *format),
     ];
     tables.into_iter().filter(|(_, same)| !same).map(|(table, _)| table).collect()
@@ -263,6 +265,7 @@ mod tests {
             (|new| new.node.name = Some("a".into()), &["[node]"]),
             (|new| new.admin.hosts = vec!["a".into()], &["[admin]"]),
             (|new| new.api.sessions = 1, &["[api]"]),
+            (|new| new.events.waiting = 1, &["[events]"]),
             (|new| new.log.format = LogFormat::Json, &["[log] format"]),
         ];
         for (change, named) in changes {

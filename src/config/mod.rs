@@ -21,6 +21,7 @@ mod check;
 mod credentials;
 mod database_url;
 mod error;
+mod events;
 mod fcm;
 mod limits;
 mod listener;
@@ -53,6 +54,7 @@ use self::check::{Check, CheckResult, is_loopback};
 pub use self::credentials::CredentialsMode;
 pub use self::database_url::{DatabaseKind, DatabaseUrl, ServerUrl};
 pub use self::error::ConfigError;
+pub use self::events::{EventSourceConfig, EventsConfig};
 pub use self::fcm::FcmConfig;
 pub use self::limits::LimitsConfig;
 pub use self::listener::{ListenerConfig, ListenerTls};
@@ -114,6 +116,8 @@ pub struct Config {
     pub admin: AdminConfig,
     /// `[api]`
     pub api: ApiConfig,
+    /// `[events]`
+    pub events: EventsConfig,
     /// `[node]`
     pub node: NodeConfig,
     /// `[log]`
@@ -148,6 +152,7 @@ impl Config {
             resolver: ResolverConfig::default(),
             admin: AdminConfig::default(),
             api: ApiConfig::default(),
+            events: EventsConfig::default(),
             node: NodeConfig::default(),
             log: LogConfig::default(),
             record: None,
@@ -235,6 +240,8 @@ impl Config {
             let token_file = webhook.token_file.iter();
             files.extend(token_file.map(|file| ("[[webhook]] token_file", &**file)));
         }
+        let sources = self.events.sources.iter().map(|source| &*source.secret_file);
+        files.extend(sources.map(|file| ("[[events.source]] secret_file", file)));
         if let Some(web_push) = &self.web_push {
             files.push(("[webpush] key_file", &web_push.key_file));
             let login_file = web_push.proxy.iter().flat_map(|proxy| &proxy.login_file);
@@ -268,6 +275,7 @@ fn checked(raw: RawConfig, origin: &Path) -> CheckResult<Config> {
     config.resolver = check.resolver(raw.resolver)?;
     config.admin = check.admin(raw.admin)?;
     config.api = check.api(raw.api)?;
+    config.events = check.event_intake(raw.events)?;
     config.node = check.node(raw.node)?;
     config.log = check.log(raw.log)?;
     config.record = check.record(raw.record)?;

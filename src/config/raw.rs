@@ -11,6 +11,7 @@ use super::auth::RawAuth;
 use super::backend::RawBackend;
 use super::credentials::RawCredentials;
 use super::error::ConfigError;
+use super::events::RawEvents;
 use super::fcm::RawFcm;
 use super::limits::RawLimits;
 use super::listener::RawListener;
@@ -45,6 +46,7 @@ table!(RawConfig {
     resolver: RawResolver,
     admin: RawAdmin,
     api: RawApi,
+    events: RawEvents,
     node: RawNode,
     log: RawLog,
     record: RawRecord,
@@ -110,7 +112,7 @@ pub(super) fn refuse_empty(text: &str, origin: &Path) -> Result<(), ConfigError>
 
 /// `watch.idle_renewal` as an administrator sees it: `[watch] idle_renewal`.
 fn bracketed(path: &str) -> String {
-    for table in ["listener", "route", "tls.sni", "fcm", "webhook"] {
+    for table in ["listener", "route", "tls.sni", "events.source", "fcm", "webhook"] {
         match path.strip_prefix(table) {
             Some("") => return format!("[[{table}]]"),
             Some(key) if key.starts_with('.') => return format!("[[{table}]] {}", &key[1..]),

@@ -6,6 +6,7 @@ use std::fs;
 use serde_json::Value;
 
 use super::apns::RawApns;
+use super::events::{RawEventSource, RawEvents};
 use super::fcm::RawFcm;
 use super::listener::RawListener;
 use super::route::RawRoute;
@@ -91,6 +92,7 @@ fn keys_of_the_program() -> BTreeSet<String> {
         apns: Some(OneOrMore(vec![RawApns::default()])),
         fcm: vec![RawFcm::default()],
         webhook: vec![RawWebhook::default()],
+        events: RawEvents { source: vec![RawEventSource::default()], ..RawEvents::default() },
         ..RawConfig::default()
     };
     let Value::Object(tables) = serde_json::to_value(raw).unwrap() else { unreachable!() };

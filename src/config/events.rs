@@ -1,0 +1,278 @@
+//! `[events]`: news of mailboxes from mail servers and scripts, over HTTP.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::check::{Check, CheckResult, KIB, MIB, MINUTE, SECOND, domain};
+use crate::model::Account;
+
+const ADDRESS: &str = "[events] address";
+
+/// `[events]`: where events come in, and who may send them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EventsConfig {
+    /// `None`: there is none of it. Port 0 lets the system choose one.
+    pub address: Option<SocketAddr>,
+    /// Whether connections use TLS, with the certificates of `[tls]`. Always, unless it is a loopback
+    /// address.
+    pub tls: bool,
+    /// Who may send events, each with a name of its own.
+    pub sources: Vec<EventSourceConfig>,
+    /// Connections at once.
+    pub connections: usize,
+    /// For a connection's handshake, for the head of its first request, and for the body of a request.
+    pub request_timeout: Duration,
+    /// Bytes of a request's body.
+    pub body_size: usize,
+    /// Events that wait until they are on disk.
+    pub waiting: usize,
+}
+
+/// `[[events.source]]`: who may send events.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EventSourceConfig {
+    /// Tells it from others. No two have one name.
+    pub name: String,
+    /// A file that exists, with the secret in its first line, and perhaps older ones.
+    pub secret_file: PathBuf,
+    /// The domains of the accounts that it may speak for, in lower case; empty: all accounts.
+    pub domains: Vec<String>,
+    /// The domain of users whose name comes without one, in lower case.
+    pub default_domain: Option<String>,
+    /// Events that it may send in a second, on average.
+    pub events_per_second: u32,
+}
+
+table!(RawEvents {
+    address: Option<String>,
+    tls: Option<RawEventsTls>,
+    connections: Option<i64>,
+    request_timeout: Option<String>,
+    body_size: Option<String>,
+    waiting: Option<i64>,
+    source: Vec<RawEventSource>,
+});
+
+table!(RawEventSource {
+    name: Option<String>,
+    secret_file: Option<String>,
+    domains: Vec<String>,
+    default_domain: Option<String>,
+    events_per_second: Option<i64>,
+});
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawEventsTls {
+    Implicit,
+    None,
+}
+
+impl Default for EventsConfig {
+    fn default() -> Self {
+        Self {
+            address: None,
+            tls: false,
+            sources: Vec::new(),
+            connections: 1024,
+            request_timeout: Duration::from_secs(10),
+            body_size: 64 * 1024,
+            waiting: 10_000,
+        }
+    }
+}
+
+impl EventSourceConfig {
+    /// One for all accounts, whose secret is in this file, with the defaults.
+    pub fn new(name: &str, secret_file: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.to_owned(),
+            secret_file: secret_file.into(),
+            domains: Vec::new(),
+            default_domain: None,
+            events_per_second: 1000,
+        }
+    }
+
+    /// Whether it may speak for this account.
+    pub fn covers(&self, account: &Account) -> bool {
+        let is = |domain: &str| self.domains.iter().any(|ours| ours == domain);
+        self.domains.is_empty() || account.domain().is_some_and(is)
+    }
+}
+
+impl Check<'_> {
+    #[rustfmt::skip] // a table: one key, one line
+    pub(super) fn event_intake(&self, raw: RawEvents) -> CheckResult<EventsConfig> {
+        let mut events = EventsConfig::default();
+        if let Some(text) = raw.address {
+            (events.address, events.tls) = self.events_address(&text, raw.tls)?;
+        }
+        self.number("[events] connections", raw.connections, 1..=1_000_000, &mut events.connections)?;
+        self.duration("[events] request_timeout", raw.request_timeout, SECOND..=10 * MINUTE, &mut events.request_timeout)?;
+        self.size("[events] body_size", raw.body_size, KIB..=16 * MIB, &mut events.body_size)?;
+        self.number("[events] waiting", raw.waiting, 1..=1_000_000, &mut events.waiting)?;
+        for source in raw.source {
+            let source = self.event_source(source)?;
+            if events.sources.iter().any(|other| other.name == source.name) {
+                let problem = format!("two are called {:?}; give one of them another name", source.name);
+                return Err(self.refusal("[[events.source]] name", problem));
+            }
+            events.sources.push(source);
+        }
+        if events.address.is_some() && events.sources.is_empty() {
+            let problem = "nobody may send events there; add an [[events.source]], or remove the address";
+            return Err(self.refusal(ADDRESS, problem));
+        }
+        Ok(events)
+    }
+
+    fn events_address(
+        &self,
+        text: &str,
+        tls: Option<RawEventsTls>,
+    ) -> CheckResult<(Option<SocketAddr>, bool)> {
+        let address = text.parse::<SocketAddr>().map_err(|_| {
+            let allowed = "allowed is an IP address with a port, such as \"127.0.0.1:8144\" or \
+                           \"[::]:8144\"";
+            self.refusal(ADDRESS, format!("{text:?} is no address; {allowed}"))
+        })?;
+        let here = address.ip().is_loopback();
+        if !here && tls == Some(RawEventsTls::None) {
+            let problem = format!(
+                "\"none\" at {address} would have events travel unencrypted; remove the key, or listen at \
+                 127.0.0.1"
+            );
+            return Err(self.refusal("[events] tls", problem));
+        }
+        Ok((Some(address), tls.map_or(!here, |tls| tls == RawEventsTls::Implicit)))
+    }
+
+    fn event_source(&self, raw: RawEventSource) -> CheckResult<EventSourceConfig> {
+        const NAME: &str = "[[events.source]] name";
+        const SECRET: &str = "[[events.source]] secret_file";
+        let Some(name) = raw.name else {
+            return Err(self.refusal(NAME, "missing; give the source a name, such as \"dovecot\""));
+        };
+        let in_names = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
+        if !(1..=64).contains(&name.len()) || !name.bytes().all(in_names) {
+            let allowed = "allowed are 1 to 64 letters, digits, \".\", \"-\" and \"_\"";
+            return Err(self.refusal(NAME, format!("{name:?} is no name; {allowed}")));
+        }
+        let secret_file = self.file(SECRET, raw.secret_file)?.ok_or_else(|| {
+            let remedy = "name a file with the secret by which mailchime knows the source";
+            self.refusal(SECRET, format!("missing; {remedy}"))
+        })?;
+        let mut source = EventSourceConfig::new(&name, secret_file);
+        let checked = |key: &str, text: &String| {
+            domain(text).ok_or_else(|| {
+                let allowed = "allowed is what stands behind the \"@\", such as \"example.org\"";
+                self.refusal(key, format!("{text:?} is no domain; {allowed}"))
+            })
+        };
+        let domains = raw.domains.iter().map(|text| checked("[[events.source]] domains", text));
+        source.domains = domains.collect::<CheckResult<_>>()?;
+        let default = raw.default_domain.as_ref();
+        let default = default.map(|text| checked("[[events.source]] default_domain", text));
+        source.default_domain = default.transpose()?;
+        let key = "[[events.source]] events_per_second";
+        let rate = &mut source.events_per_second;
+        self.number(key, raw.events_per_second, 1..=1_000_000, rate)?;
+        Ok(source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{parse, refused_with};
+    use super::*;
+
+    const SOURCE: &str = "[[events.source]]\nname = \"dovecot\"\nsecret_file = \"certs/ca.pem\"\n";
+
+    #[test]
+    fn a_refused_value_names_its_key_and_what_is_allowed() {
+        for (text, expected) in [
+            (
+                "[events]\naddress = \"events\"",
+                "[events] address: \"events\" is no address; allowed",
+            ),
+            (
+                "[events]\naddress = \"[::1]:1\"",
+                "[events] address: nobody may send events there; add",
+            ),
+            (
+                "[events]\naddress = \"192.0.2.1:1\"\ntls = \"none\"",
+                "[events] tls: \"none\" at 192.0.2.1:1 would have events travel unencrypted; remove",
+            ),
+            ("[events]\ntls = \"starttls\"", "[events] tls: unknown variant `starttls`"),
+            ("[[events.source]]", "[[events.source]] name: missing; give the source a name"),
+            ("[[events.source]]\nx = 1", "[[events.source]]: unknown key `x`"),
+            (
+                "[[events.source]]\nname = \"a b\"",
+                "[[events.source]] name: \"a b\" is no name; allowed",
+            ),
+            (
+                &format!("{SOURCE}domains = [\"@a\"]"),
+                "[[events.source]] domains: \"@a\" is no domain; allowed is",
+            ),
+            (
+                &format!("{SOURCE}default_domain = \"a@b\""),
+                "[[events.source]] default_domain: \"a@b\" is no domain; allowed is",
+            ),
+            (
+                &format!("{SOURCE}events_per_second = 0"),
+                "[[events.source]] events_per_second: 0 is out of range; allowed is 1 to 1000000",
+            ),
+            (
+                &format!("{SOURCE}{SOURCE}"),
+                "[[events.source]] name: two are called \"dovecot\"; give",
+            ),
+        ] {
+            refused_with(text, expected);
+        }
+    }
+
+    #[test]
+    fn a_source_has_a_secret() {
+        let refused = parse("[[events.source]]\nname = \"a\"").unwrap_err().to_string();
+        let expected = "[[events.source]] secret_file: missing; name a file";
+        assert!(refused.contains(expected), "{refused}");
+    }
+
+    #[test]
+    fn only_a_loopback_address_is_without_tls() {
+        for (address, tls, expected) in [
+            ("127.0.0.1:1", "", false),
+            ("[::1]:1", "tls = \"none\"", false),
+            ("127.0.0.1:1", "tls = \"implicit\"", true),
+            ("[::]:1", "", true),
+            ("192.0.2.1:1", "tls = \"implicit\"", true),
+        ] {
+            let text = format!("[events]\naddress = \"{address}\"\n{tls}\n{SOURCE}");
+            assert_eq!(parse(&text).unwrap().events.tls, expected, "{address} {tls}");
+        }
+    }
+
+    #[test]
+    fn a_source_speaks_for_its_domains_or_for_all_accounts() {
+        let text = format!("{SOURCE}domains = [\"Example.org\"]");
+        let some = parse(&text).unwrap().events.sources.remove(0);
+        for (account, covered) in [
+            ("alice@example.org", true),
+            ("alice@EXAMPLE.org", true),
+            ("a@b@example.org", true),
+            ("alice", false),
+            ("alice@example.org.", false),
+            ("alice%example.org", false),
+            ("alice@sub.example.org", false),
+            ("example.org", false),
+        ] {
+            assert_eq!(some.covers(&Account::from_login(account)), covered, "{account}");
+        }
+        assert!(EventSourceConfig::new("a", "b").covers(&Account::from_login("alice")));
+    }
+}
