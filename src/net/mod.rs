@@ -22,3 +22,4 @@ pub mod resolve;
 pub mod stream;
 pub mod tls;
 pub mod tunnel;
+pub mod webhook_signature;

@@ -9,11 +9,11 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Response, Uri};
 use uuid::Uuid;
 
-use super::signature::{WebhookSecret, signature};
 use super::{WebhookOwner, judge};
 use crate::config::BodyTemplate;
 use crate::model::{ChangeKind, Subscription, SubscriptionSecrets, Timestamp};
 use crate::net::guard::Guard;
+use crate::net::webhook_signature::{WebhookSecret, signature};
 use crate::push::transport::event::{EventMessage, changed, kind_name, only_change};
 use crate::push::transport::{Notice, Transport, TransportLimits, Verdict};
 

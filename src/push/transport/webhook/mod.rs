@@ -8,18 +8,17 @@ mod judge;
 mod message;
 pub mod operator;
 mod sender;
-mod signature;
 pub mod users;
 
 use std::sync::Arc;
 
-pub use self::signature::WebhookSecret;
 use self::users::UserWebhooks;
 use super::Routes;
 use super::enrol::{Enrol, Transports};
 use crate::config::WebhookConfig;
 use crate::model::{Account, PushEndpoint, Subscription, TransportId};
 use crate::net::resolve::NameResolver;
+pub use crate::net::webhook_signature::WebhookSecret;
 
 /// The name of the transport.
 pub const TRANSPORT: &str = "webhook";

@@ -61,7 +61,7 @@ impl fmt::Debug for WebhookSecret {
 
 /// The value of `webhook-signature`: one signature for each secret, the newest first. `seconds` are those
 /// since 1970 in `webhook-timestamp`.
-pub(super) fn signature(secrets: &[WebhookSecret], id: &str, seconds: i64, body: &[u8]) -> String {
+pub fn signature(secrets: &[WebhookSecret], id: &str, seconds: i64, body: &[u8]) -> String {
     let mut signed = format!("{id}.{seconds}.").into_bytes();
     signed.extend_from_slice(body);
     secrets.iter().map(|secret| secret.sign(&signed)).collect::<Vec<_>>().join(" ")
