@@ -80,7 +80,7 @@ impl ApiSocket {
         let (api, limits) = (&config.api, &config.limits);
         let server = HttpServer {
             listener,
-            tls: TlsSource::new(move || current.tls()),
+            tls: Some(TlsSource::new(move || current.tls())),
             proxy_protocol: api.proxy_protocol.clone(),
             limits: HttpLimits {
                 connections: api.connections,

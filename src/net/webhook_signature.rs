@@ -19,6 +19,9 @@ const LENGTH: usize = 32;
 /// The bytes that one may have.
 const LENGTHS: std::ops::RangeInclusive<usize> = 24..=64;
 
+/// Signatures of one request that are looked at.
+const MOST_GIVEN: usize = 8;
+
 /// The secret of one receiver. `Debug` never shows it; clones share it.
 #[derive(Clone)]
 pub struct WebhookSecret(Arc<SecretBox<[u8]>>);
@@ -47,6 +50,12 @@ impl WebhookSecret {
         Self(Arc::new(SecretBox::new(bytes.into_boxed_slice())))
     }
 
+    fn is_tag(&self, signed: &[u8], tag: &[u8]) -> bool {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.0.expose_secret());
+        // In a time that does not depend on where they differ.
+        hmac::verify(&key, signed, tag).is_ok()
+    }
+
     fn sign(&self, signed: &[u8]) -> String {
         let key = hmac::Key::new(hmac::HMAC_SHA256, self.0.expose_secret());
         format!("v1,{}", STANDARD.encode(hmac::sign(&key, signed)))
@@ -65,6 +74,21 @@ pub fn signature(secrets: &[WebhookSecret], id: &str, seconds: i64, body: &[u8])
     let mut signed = format!("{id}.{seconds}.").into_bytes();
     signed.extend_from_slice(body);
     secrets.iter().map(|secret| secret.sign(&signed)).collect::<Vec<_>>().join(" ")
+}
+
+/// Whether one of the signatures in `given`, the value of `webhook-signature`, is that of one of the secrets.
+/// Signatures of other versions than `v1` are passed over.
+pub fn is_signed(
+    secrets: &[WebhookSecret],
+    given: &str,
+    (id, seconds): (&str, i64),
+    body: &[u8],
+) -> bool {
+    let mut signed = format!("{id}.{seconds}.").into_bytes();
+    signed.extend_from_slice(body);
+    let tags = given.split(' ').filter_map(|one| one.strip_prefix("v1,"));
+    let tags = tags.take(MOST_GIVEN).filter_map(|tag| STANDARD.decode(tag).ok());
+    tags.into_iter().any(|tag| secrets.iter().any(|secret| secret.is_tag(&signed, &tag)))
 }
 
 #[cfg(test)]
@@ -86,6 +110,23 @@ mod tests {
         let (first, second) = both.split_once(' ').unwrap();
         assert_eq!(second, expected, "an old secret signs, too, while it is kept");
         assert_eq!(first, signature(&[new], id, seconds, body));
+    }
+
+    #[test]
+    fn a_signature_is_known_by_the_secret_and_the_signed() {
+        let secret = WebhookSecret::parse(SECRET).unwrap();
+        let (id, seconds, body) =
+            ("msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, br#"{"test": 2432232314}"#);
+        let known = [WebhookSecret::generate().unwrap(), secret];
+        let good = "v1a,x v1,AAAA v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+        assert!(is_signed(&known, good, (id, seconds), body));
+        assert!(!is_signed(&known, good, (id, seconds + 1), body));
+        assert!(!is_signed(&known, good, ("msg_", seconds), body));
+        assert!(!is_signed(&known, good, (id, seconds), b"{}"));
+        assert!(!is_signed(&known[..1], good, (id, seconds), body));
+        for bad in ["", "v1,", "v2,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=", "v1,!"] {
+            assert!(!is_signed(&known, bad, (id, seconds), body), "{bad}");
+        }
     }
 
     #[test]

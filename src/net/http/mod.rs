@@ -1,4 +1,4 @@
-//! An HTTPS server: its connections and their limits. What is asked and answered is the caller's.
+//! An HTTP server, with or without TLS: its connections and their limits. What is asked and answered is the caller's.
 //!
 //! HTTP/1.1 and HTTP/2, chosen by ALPN (RFC 7301) or by HTTP/2's preface. A new connection always gets in:
 //! when there are too many, one of the address that has most of them goes. A connection on which no
@@ -27,6 +27,7 @@ use tokio::time::timeout;
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
@@ -65,13 +66,14 @@ const PIECE: usize = 16 * 1024;
 /// For the last words to a client.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// An HTTPS server that does not serve yet.
+/// An HTTP server that does not serve yet.
 #[derive(Debug)]
 pub struct HttpServer {
     /// Where it listens.
     pub listener: TcpListener,
-    /// What a client that connects now is shown; without ALPN, which is added here.
-    pub tls: TlsSource,
+    /// What a client that connects now is shown; without ALPN, which is added here. `None`: connections
+    /// are in the clear.
+    pub tls: Option<TlsSource>,
     /// Who begins each connection with a PROXY header that tells the client's address.
     pub proxy_protocol: Vec<Network>,
     /// How much there may be of what.
@@ -100,7 +102,7 @@ pub struct HttpLimits {
 }
 
 /// A client's connection. Writing to it fails where the client takes nothing for too long.
-type HttpStream = Pin<Box<TimeoutStream<TlsStream<TcpStream>>>>;
+type HttpStream = Pin<Box<TimeoutStream<Either<TlsStream<TcpStream>, TcpStream>>>>;
 
 impl TlsSource {
     /// As `current` says each time.
@@ -142,7 +144,7 @@ impl HttpServer {
                     target: "mailchime::net::http_connections_reached",
                     table,
                     limit = limits.connections,
-                    "an HTTPS server has as many connections as it may have; mailchime closes the \
+                    "an HTTP server has as many connections as it may have; mailchime closes the \
                      oldest ones of the address that has most"
                 );
             }
@@ -152,7 +154,8 @@ impl HttpServer {
                 admitted: Arc::clone(&admitted),
                 stop: stop.clone(),
             };
-            let (tls, proxies) = (with_alpn(&(tls.0)()), Arc::clone(&proxy_protocol));
+            let tls = tls.as_ref().map(|tls| with_alpn(&(tls.0)()));
+            let proxies = Arc::clone(&proxy_protocol);
             let (connections, answer) = (Arc::clone(&connections), answer.clone());
             tasks.spawn(async move {
                 let served = connection.run(stream, peer, tls, &proxies, answer);
@@ -186,7 +189,7 @@ impl ServedConnection {
         &self,
         stream: TcpStream,
         peer: SocketAddr,
-        tls: Arc<ServerConfig>,
+        tls: Option<Arc<ServerConfig>>,
         proxies: &[Network],
         answer: A,
     ) where
@@ -205,7 +208,7 @@ impl ServedConnection {
             Ok(Err(error)) => {
                 tracing::debug!(
                     target: "mailchime::net::http_connection_failed",
-                    %peer, %error, "a connection to an HTTPS server failed"
+                    %peer, %error, "a connection to an HTTP server failed"
                 );
                 return;
             }
@@ -252,16 +255,16 @@ impl ServedConnection {
         }
         tracing::debug!(
             target: "mailchime::net::http_connection_failed",
-            %peer, error, "a connection to an HTTPS server failed"
+            %peer, error, "a connection to an HTTP server failed"
         );
     }
 }
 
-/// The PROXY header, if `peer` is one that sends it, and TLS.
+/// The PROXY header, if `peer` is one that sends it, and TLS, if it is used.
 async fn opening(
     mut stream: TcpStream,
     peer: SocketAddr,
-    tls: Arc<ServerConfig>,
+    tls: Option<Arc<ServerConfig>>,
     proxies: &[Network],
     write_timeout: Duration,
 ) -> io::Result<(HttpStream, Addresses)> {
@@ -272,7 +275,10 @@ async fn opening(
     {
         addresses = told;
     }
-    let stream = TlsAcceptor::from(tls).accept(stream).await?;
+    let stream = match tls {
+        Some(tls) => Either::Left(TlsAcceptor::from(tls).accept(stream).await?),
+        None => Either::Right(stream),
+    };
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(write_timeout));
     Ok((Box::pin(stream), addresses))
