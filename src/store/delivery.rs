@@ -11,7 +11,7 @@ use crate::model::{
     Account, BackendId, Mailbox, Snapshot, Subscription, SubscriptionKey, Timestamp, TransportId,
 };
 
-use super::records::{account, bind_snapshot, live, snapshot, subscription};
+use super::records::{account, bind_snapshot, live, snapshot, subscription, subscription_columns};
 use super::sql::work::Work;
 use super::sql::{self, UpdateFrom, rows};
 use super::{Alive, Store, StoreError};
@@ -131,10 +131,10 @@ impl Store {
         let alive = alive.into();
         let found = self.read(Call::Targets, async {
             let query = sql::query(concat!(
-                "select a.name as account, a.backend, s.transport, s.endpoint_hash, s.endpoint, s.app, \
-                 s.route, s.options, s.secrets, s.expires_at, s.registered_at, s.heard_at, \
-                 s.renews, s.outdated_since, s.outdated_at, s.pushed_at, m.name as mailbox, wanted.owed_since \
-                 from account a \
+                "select ",
+                subscription_columns!(),
+                ", a.backend, s.secrets, s.registered_at, s.heard_at, s.renews, s.outdated_since, \
+                 s.outdated_at, s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
                  join subscription s on s.account = a.id \
                  left join subscription_mailbox wanted on wanted.subscription = s.id \
                  left join mailbox m on m.id = wanted.mailbox \
@@ -188,16 +188,17 @@ impl Store {
             let page = sql::query(page).bind(after).bind(i64::from(accounts));
             let mut page = self.page(page, |row| account(row, "name")).await?;
             let Some(last) = page.pop() else { return Ok(None) };
-            let query = sql::query(
-                "select a.name as account, a.backend, s.transport, s.endpoint_hash, s.endpoint, s.app, \
-                 s.route, s.options, s.expires_at, s.registered_at, s.heard_at, s.renews, \
-                 s.outdated_since, s.outdated_at, s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
+            let query = sql::query(concat!(
+                "select ",
+                subscription_columns!(),
+                ", a.backend, s.registered_at, s.heard_at, s.renews, s.outdated_since, s.outdated_at, \
+                 s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
                  join subscription s on s.account = a.id \
                  left join subscription_mailbox wanted on wanted.subscription = s.id \
                  left join mailbox m on m.id = wanted.mailbox \
                  where a.name > $1 and a.name <= $2 \
-                 order by a.name, lower(s.endpoint), s.app, s.id, m.name",
-            )
+                 order by a.name, lower(s.endpoint), s.app, s.id, m.name"
+            ))
             .bind(after)
             .bind(last.as_str());
             let targets = targets(self.rows(query, |row| Ok((entry(row)?, None))).await?);

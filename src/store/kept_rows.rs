@@ -428,15 +428,28 @@ async fn outdate(
     .bind(now.0)
     .execute_in(work)
     .await?;
+    outdate_subscriptions(work, account, None, (at, served)).await
+}
+
+/// Marks the subscriptions of users that registered before the account got another password, at this time of day
+/// and of service; all but one, which has registered with it.
+pub(super) async fn outdate_subscriptions(
+    work: &mut Work,
+    account: &str,
+    but: Option<i64>,
+    (at, served): (Timestamp, Timestamp),
+) -> sqlx::Result<()> {
+    // No subscription has the number 0.
     sql::query(concat!(
         "update subscription set outdated_since = $2, outdated_at = $3 \
          where account = (select id from account where name = $1) and registered_at < $2 \
-         and outdated_since is null and ",
+         and outdated_since is null and id <> $4 and ",
         of_users!()
     ))
     .bind(account)
     .bind(at.0)
     .bind(served.0)
+    .bind(but.unwrap_or_default())
     .execute_in(work)
     .await
     .map(drop)

@@ -35,6 +35,15 @@ macro_rules! of_users {
 }
 pub(super) use of_users;
 
+/// What [`subscription`] reads, of an account `a` and its subscription `s`.
+macro_rules! subscription_columns {
+    () => {
+        "a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, s.route, s.options, \
+         s.expires_at"
+    };
+}
+pub(super) use subscription_columns;
+
 /// Makes other transactions that add or remove devices of the account wait for this one.
 pub(super) async fn lock(work: &mut Work, account: &str) -> sqlx::Result<()> {
     sql::query("update account set created_at = created_at where name = $1")
@@ -96,7 +105,7 @@ pub(super) fn state_name(state: SubscriptionState) -> &'static str {
     }
 }
 
-/// Without its secrets, which the vault opens.
+/// The subscription of a row with `subscription_columns!`, without its secrets, which the vault opens.
 pub(super) fn subscription(row: &AnyRow) -> sqlx::Result<Subscription> {
     let hash = row.try_get("endpoint_hash")?;
     let endpoint = PushEndpoint::from_row(row.try_get("endpoint")?, hash);

@@ -2,10 +2,10 @@
 //! subscription ends with [`sweep`], which keeps what the module's head promises of accounts and mailboxes.
 
 use sqlx::Row;
-use sqlx::any::AnyRow;
 
-use super::records::{account, delete, lock, subscription};
+use super::records::{account, delete, lock, subscription, subscription_columns};
 use super::sql;
+use super::sql::statement::Statement;
 use super::sql::work::Work;
 use super::{Alive, Store, StoreError};
 use crate::metrics::Call;
@@ -23,6 +23,13 @@ pub struct Removed {
 /// So many accounts one after the other at which a removal fails say that the database is at fault.
 const FAILURES: u32 = 3;
 
+/// Whole subscriptions, with their numbers.
+const SUBSCRIPTIONS: &str = concat!(
+    "select s.id, ",
+    subscription_columns!(),
+    " from account a join subscription s on s.account = a.id"
+);
+
 impl Store {
     /// Removes a registration, unless it is newer than `registered_not_after` (a device that
     /// registered since lives). `None` when there was nothing to remove.
@@ -34,43 +41,71 @@ impl Store {
         key: &SubscriptionKey,
         registered_not_after: Option<Timestamp>,
     ) -> Result<Option<Removed>, StoreError> {
-        self.write(Call::RemoveDevice, || async {
-            let mut transaction = self.begin().await?;
-            lock(&mut transaction, key.account.as_str()).await?;
-            let row = sql::query(
-                "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
-                 s.route, s.options, s.expires_at from account a \
-                 join subscription s on s.account = a.id \
-                 where a.name = $1 and s.transport = $2 and s.endpoint_hash = $3 and s.app = $4 \
-                 and s.registered_at <= $5",
-            )
-            .bind(key.account.as_str())
-            .bind(key.transport.as_str())
-            .bind(key.endpoint.hash_hex())
-            .bind(&*key.app)
-            .bind(registered_not_after.map_or(i64::MAX, |time| time.0))
-            .fetch_optional_in(&mut transaction)
-            .await?;
-            self.remove(transaction, row).await
+        let hash = key.endpoint.hash_hex();
+        let which =
+            "s.transport = $2 and s.endpoint_hash = $3 and s.app = $4 and s.registered_at <= $5";
+        self.remove(&key.account, which, |query| {
+            query
+                .bind(key.transport.as_str())
+                .bind(hash.as_str())
+                .bind(&*key.app)
+                .bind(registered_not_after.map_or(i64::MAX, |time| time.0))
         })
         .await
     }
 
-    /// Removes the subscription of this row, whose account is locked.
-    pub(super) async fn remove(
+    /// Removes a subscription of an account that is still pending with these options, which hold the code that
+    /// was to confirm it. `None` when there is no such one.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn remove_pending(
         &self,
-        mut transaction: Work,
-        row: Option<AnyRow>,
-    ) -> sqlx::Result<Option<Removed>> {
-        let Some(row) = row else { return Ok(None) };
-        let subscription = subscription(&row)?;
-        delete(&mut transaction, row.try_get("id")?).await?;
-        let account = subscription.account.as_str();
-        let account_left = sweep(&mut transaction, account).await?;
-        self.tell(&mut transaction, account, false).await?;
-        transaction.commit().await?;
-        self.leaves_traces();
-        Ok(Some(Removed { subscription, account_left }))
+        account: &Account,
+        id: i64,
+        options: &str,
+    ) -> Result<Option<Removed>, StoreError> {
+        let which = "s.id = $2 and s.state = 'pending' and s.options = $3";
+        self.remove(account, which, |query| query.bind(id).bind(options)).await
+    }
+
+    /// Removes a subscription of an account by its number, whatever its state. `None` when the account has
+    /// none with this number.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn remove_by_id(
+        &self,
+        account: &Account,
+        id: i64,
+    ) -> Result<Option<Removed>, StoreError> {
+        self.remove(account, "s.id = $2", |query| query.bind(id)).await
+    }
+
+    /// Removes the subscription `s` of the account of which this is true; `bind` gives the arguments from `$2` on.
+    async fn remove<'a>(
+        &'a self,
+        account: &'a Account,
+        which: &'static str,
+        bind: impl Fn(Statement<'a>) -> Statement<'a> + Send + Sync + 'a,
+    ) -> Result<Option<Removed>, StoreError> {
+        let (bind, select) = (&bind, format!("{SUBSCRIPTIONS} where a.name = $1 and {which}"));
+        self.write(Call::RemoveDevice, || async {
+            let mut transaction = self.begin().await?;
+            lock(&mut transaction, account.as_str()).await?;
+            let query = bind(sql::query(select.clone()).bind(account.as_str()));
+            let Some(row) = query.fetch_optional_in(&mut transaction).await? else {
+                return Ok(None);
+            };
+            let subscription = subscription(&row)?;
+            delete(&mut transaction, row.try_get("id")?).await?;
+            let account_left = sweep(&mut transaction, account.as_str()).await?;
+            self.tell(&mut transaction, account.as_str(), false).await?;
+            transaction.commit().await?;
+            self.leaves_traces();
+            Ok(Some(Removed { subscription, account_left }))
+        })
+        .await
     }
 
     /// Removes the devices that do not live; returns the accounts that lost their last one. One
@@ -168,63 +203,6 @@ impl Store {
             transaction.commit().await?;
             self.leaves_traces();
             Ok(known)
-        })
-        .await
-    }
-
-    /// Removes a subscription of an account that is still pending with these options, which hold the code that
-    /// was to confirm it. `None` when there is no such one.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn remove_pending(
-        &self,
-        account: &Account,
-        id: i64,
-        options: &str,
-    ) -> Result<Option<Removed>, StoreError> {
-        self.write(Call::RemoveDevice, || async {
-            let mut transaction = self.begin().await?;
-            lock(&mut transaction, account.as_str()).await?;
-            let row = sql::query(
-                "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
-                 s.route, s.options, s.expires_at from account a \
-                 join subscription s on s.account = a.id where a.name = $1 and s.id = $2 \
-                 and s.state = 'pending' and s.options = $3",
-            )
-            .bind(account.as_str())
-            .bind(id)
-            .bind(options)
-            .fetch_optional_in(&mut transaction)
-            .await?;
-            self.remove(transaction, row).await
-        })
-        .await
-    }
-
-    /// Removes a subscription of an account by its number, whatever its state. `None` when the account has
-    /// none with this number.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn remove_by_id(
-        &self,
-        account: &Account,
-        id: i64,
-    ) -> Result<Option<Removed>, StoreError> {
-        self.write(Call::RemoveDevice, || async {
-            let mut transaction = self.begin().await?;
-            lock(&mut transaction, account.as_str()).await?;
-            let row = sql::query(
-                "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
-                 s.route, s.options, s.expires_at from account a \
-                 join subscription s on s.account = a.id where a.name = $1 and s.id = $2",
-            )
-            .bind(account.as_str())
-            .bind(id)
-            .fetch_optional_in(&mut transaction)
-            .await?;
-            self.remove(transaction, row).await
         })
         .await
     }

@@ -11,8 +11,10 @@ use crate::model::{
 };
 
 use super::batches::Waiting;
-use super::kept_rows::{kept, put};
-use super::records::{bind_snapshot, delete, id_of, lock, of_users, state_name, subscription};
+use super::kept_rows::{kept, outdate_subscriptions, put};
+use super::records::{
+    bind_snapshot, delete, id_of, lock, state_name, subscription, subscription_columns,
+};
 use super::removal::sweep;
 use super::shares;
 use super::sql::work::Work;
@@ -129,7 +131,8 @@ impl Store {
                 )
                 .await?;
                 if other_password && outdated.is_none() {
-                    outdate_others(&mut transaction, row, id, login_at).await?;
+                    let name = account.as_str();
+                    outdate_subscriptions(&mut transaction, name, Some(id), login_at).await?;
                 }
                 replace_mailboxes(&mut transaction, row, id, registration).await?;
                 let made = match pending {
@@ -185,17 +188,18 @@ impl Store {
         let key = SubscriptionKey::from(&registration.subscription);
         let rows = self
             .read(Call::Registered, async {
-                let query = sql::query(
-                    "select a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
-                     s.route, s.options, s.secrets, s.expires_at, m.name as mailbox from account a \
+                let query = sql::query(concat!(
+                    "select ",
+                    subscription_columns!(),
+                    ", s.secrets, m.name as mailbox from account a \
                      join subscription s on s.account = a.id \
                      join subscription_mailbox wanted on wanted.subscription = s.id \
                      join mailbox m on m.id = wanted.mailbox \
                      where a.name = $1 and s.transport = $2 and s.endpoint_hash = $3 and s.app = $4 \
                      and s.registered_at > $5 and s.registered_at <= $6 \
                      and s.outdated_since is null and s.state = 'active' and a.parked is null \
-                     and a.backend = $7",
-                )
+                     and a.backend = $7"
+                ))
                 .bind(key.account.as_str())
                 .bind(key.transport.as_str())
                 .bind(key.endpoint.hash_hex())
@@ -407,27 +411,6 @@ async fn upsert_subscription(
         .fetch_one_in(work)
         .await?;
     row.try_get("id")
-}
-
-/// The account got another password, and this subscription has registered with it.
-async fn outdate_others(
-    work: &mut Work,
-    account: i64,
-    subscription: i64,
-    (at, served): (Timestamp, Timestamp),
-) -> sqlx::Result<()> {
-    sql::query(concat!(
-        "update subscription set outdated_since = $3, outdated_at = $4 where account = $1 \
-         and id <> $2 and registered_at < $3 and outdated_since is null and ",
-        of_users!()
-    ))
-    .bind(account)
-    .bind(subscription)
-    .bind(at.0)
-    .bind(served.0)
-    .execute_in(work)
-    .await
-    .map(drop)
 }
 
 async fn replace_mailboxes(

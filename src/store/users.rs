@@ -2,7 +2,7 @@
 
 use sqlx::Row;
 
-use super::records::{id_of, lock, state_name, subscription};
+use super::records::{id_of, lock, state_name, subscription, subscription_columns};
 use super::removal::sweep;
 use super::sql;
 use super::{MadeRoom, RegisterOutcome, Store, StoreError};
@@ -41,15 +41,15 @@ impl Store {
         account: &Account,
     ) -> Result<Vec<ListedSubscription>, StoreError> {
         self.read(Call::Listed, async {
-            let query = sql::query(
-                "select s.id, a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
-                 s.route, s.options, s.expires_at, s.state, s.registered_at, s.pushed_at, \
-                 s.failing_since, m.name as mailbox from account a \
-                 join subscription s on s.account = a.id \
+            let query = sql::query(concat!(
+                "select s.id, ",
+                subscription_columns!(),
+                ", s.state, s.registered_at, s.pushed_at, s.failing_since, m.name as mailbox \
+                 from account a join subscription s on s.account = a.id \
                  left join subscription_mailbox wanted on wanted.subscription = s.id \
                  left join mailbox m on m.id = wanted.mailbox \
-                 where a.name = $1 order by s.id, m.name",
-            )
+                 where a.name = $1 order by s.id, m.name"
+            ))
             .bind(account.as_str());
             let entries = self.rows(query, |row| {
                 let time =
@@ -120,11 +120,12 @@ impl Store {
         let confirmed = self.write(Call::Confirm, || async {
             let mut transaction = self.begin().await?;
             lock(&mut transaction, account.as_str()).await?;
-            let row = sql::query(
-                "select a.name as account, s.transport, s.endpoint_hash, s.endpoint, s.app, \
-                 s.route, s.options, s.expires_at, s.state from account a \
-                 join subscription s on s.account = a.id where a.name = $1 and s.id = $2",
-            )
+            let row = sql::query(concat!(
+                "select ",
+                subscription_columns!(),
+                ", s.state from account a join subscription s on s.account = a.id \
+                 where a.name = $1 and s.id = $2"
+            ))
             .bind(account.as_str())
             .bind(id)
             .fetch_optional_in(&mut transaction)
