@@ -247,6 +247,9 @@ impl fmt::Debug for SubscriptionSecrets {
 // === impl Subscription ===
 
 impl Subscription {
+    /// Transport and app of the web hooks of the operator.
+    pub const OF_OPERATOR: (&'static str, &'static str) = ("webhook", "operator");
+
     /// Whether this is the subscription of that key.
     pub fn is(&self, key: &SubscriptionKey) -> bool {
         self.account == key.account
@@ -257,24 +260,9 @@ impl Subscription {
 
     /// Whether it is no user's, but a web hook of the operator.
     pub fn is_of_operator(&self) -> bool {
-        (self.transport.as_str(), &*self.app) == ("webhook", "operator")
+        (self.transport.as_str(), &*self.app) == Self::OF_OPERATOR
     }
 }
-
-// === impl SubscriptionKey ===
-
-impl From<&Subscription> for SubscriptionKey {
-    fn from(subscription: &Subscription) -> Self {
-        Self {
-            account: subscription.account.clone(),
-            transport: subscription.transport.clone(),
-            endpoint: subscription.endpoint.clone(),
-            app: Arc::clone(&subscription.app),
-        }
-    }
-}
-
-// === impl Subscription ===
 
 impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -288,6 +276,19 @@ impl fmt::Debug for Subscription {
             .field("route", route)
             .field("expires_at", expires_at)
             .finish_non_exhaustive()
+    }
+}
+
+// === impl SubscriptionKey ===
+
+impl From<&Subscription> for SubscriptionKey {
+    fn from(subscription: &Subscription) -> Self {
+        Self {
+            account: subscription.account.clone(),
+            transport: subscription.transport.clone(),
+            endpoint: subscription.endpoint.clone(),
+            app: Arc::clone(&subscription.app),
+        }
     }
 }
 

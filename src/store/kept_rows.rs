@@ -3,13 +3,13 @@
 use sqlx::Row;
 
 use super::accounts::{parked, refused};
-use super::records::{account, lock, of_users};
+use super::records::{account, lock};
 use super::registrant::{Keeper, Keeping, KeptRow, Registrant, Sealed};
 use super::sql::work::Work;
 use super::sql::{self, UpdateFrom};
 use super::{Store, StoreError};
 use crate::metrics::Call;
-use crate::model::{Account, BackendId, Timestamp};
+use crate::model::{Account, BackendId, Subscription, Timestamp};
 
 /// What is kept of an account.
 pub(super) struct Found {
@@ -432,7 +432,8 @@ async fn outdate(
 }
 
 /// Marks the subscriptions of users that registered before the account got another password, at this time of day
-/// and of service; all but one, which has registered with it.
+/// and of service; all but one, which has registered with it. Of the web hooks of the operator a password says
+/// nothing.
 pub(super) async fn outdate_subscriptions(
     work: &mut Work,
     account: &str,
@@ -440,16 +441,18 @@ pub(super) async fn outdate_subscriptions(
     (at, served): (Timestamp, Timestamp),
 ) -> sqlx::Result<()> {
     // No subscription has the number 0.
-    sql::query(concat!(
+    let (transport, app) = Subscription::OF_OPERATOR;
+    sql::query(
         "update subscription set outdated_since = $2, outdated_at = $3 \
          where account = (select id from account where name = $1) and registered_at < $2 \
-         and outdated_since is null and id <> $4 and ",
-        of_users!()
-    ))
+         and outdated_since is null and id <> $4 and not (transport = $5 and app = $6)",
+    )
     .bind(account)
     .bind(at.0)
     .bind(served.0)
     .bind(but.unwrap_or_default())
+    .bind(transport)
+    .bind(app)
     .execute_in(work)
     .await
     .map(drop)

@@ -26,15 +26,6 @@ macro_rules! live {
 }
 pub(super) use live;
 
-/// That a user made a subscription, by whatever transport; as [`Subscription::is_of_operator`]. The others are
-/// the web hooks of the operator: what passwords their accounts have says nothing of them.
-macro_rules! of_users {
-    () => {
-        "not (transport = 'webhook' and app = 'operator')"
-    };
-}
-pub(super) use of_users;
-
 /// What [`subscription`] reads, of an account `a` and its subscription `s`.
 macro_rules! subscription_columns {
     () => {

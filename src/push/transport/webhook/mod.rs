@@ -21,7 +21,7 @@ use crate::net::resolve::NameResolver;
 pub use crate::net::webhook_signature::WebhookSecret;
 
 /// The name of the transport.
-pub const TRANSPORT: &str = "webhook";
+pub const TRANSPORT: &str = Subscription::OF_OPERATOR.0;
 
 /// The route of all web hooks of users. No web hook of the operator has this name.
 pub const USERS: &str = "users";
@@ -43,7 +43,7 @@ pub fn of_operator(name: &str, account: &Account) -> Subscription {
         account: account.clone(),
         transport: TransportId::new(TRANSPORT),
         endpoint: PushEndpoint::new(name, &format!("{name}\0{account}")),
-        app: "operator".into(),
+        app: Subscription::OF_OPERATOR.1.into(),
         route: name.into(),
         options: "{}".into(),
         secrets: None,
