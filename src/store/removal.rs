@@ -23,6 +23,13 @@ pub struct Removed {
 /// So many accounts one after the other at which a removal fails say that the database is at fault.
 const FAILURES: u32 = 3;
 
+/// They have been silent since before `$1`, or outdated since `$2` (`live!`).
+const SILENT: &str = "(heard_at < $1 and expires_at is null and renews = 1) \
+                      or (outdated_since is not null and outdated_at <= $2)";
+
+/// They are pending since before `$1`, or have ended by `$2`.
+const ENDED: &str = "(state = 'pending' and registered_at < $1) or expires_at <= $2";
+
 /// Whole subscriptions, with their numbers.
 const SUBSCRIPTIONS: &str = concat!(
     "select s.id, ",
@@ -108,53 +115,17 @@ impl Store {
         .await
     }
 
-    /// Removes the devices that do not live; returns the accounts that lost their last one. One
-    /// transaction for each account, so that nobody waits for long.
+    /// Removes the devices that do not live; returns the accounts that lost their last one. What fails at one
+    /// account does not stop those behind it.
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn expire(&self, alive: impl Into<Alive>) -> Result<Vec<Account>, StoreError> {
         let Alive { registered_since, outdated_after } = alive.into();
         self.hear_of_all(self.served(registered_since)).await?;
-        let touched = self
-            .read(Call::Expire, async {
-                let query = sql::query(
-                    "select distinct a.name as account from subscription s \
-                     join account a on a.id = s.account \
-                     where (s.heard_at < $1 and s.expires_at is null and s.renews = 1) \
-                     or (s.outdated_since is not null and s.outdated_at <= $2) order by account",
-                )
-                .bind(registered_since.0)
-                .bind(outdated_after.0);
-                self.rows(query, |row| account(row, "account")).await
-            })
-            .await?;
-        let mut gone = Vec::new();
-        for account in touched {
-            let left = self.write(Call::Expire, || async {
-                let mut transaction = self.begin().await?;
-                lock(&mut transaction, account.as_str()).await?;
-                sql::query(
-                    "delete from subscription where account = (select id from account where name = $1) \
-                     and ((heard_at < $2 and expires_at is null and renews = 1) \
-                     or (outdated_since is not null and outdated_at <= $3))",
-                )
-                .bind(account.as_str())
-                .bind(registered_since.0)
-                .bind(outdated_after.0)
-                .execute_in(&mut transaction)
-                .await?;
-                let left = sweep(&mut transaction, account.as_str()).await?;
-                self.tell(&mut transaction, account.as_str(), false).await?;
-                transaction.commit().await?;
-                self.leaves_traces();
-                Ok(left)
-            });
-            if !left.await? {
-                gone.push(account);
-            }
-        }
-        Ok(gone)
+        let (gone, done) =
+            self.remove_all(Call::Expire, SILENT, [registered_since, outdated_after]).await;
+        done.map(|()| gone)
     }
 
     /// Devices of versions that did not count the time of service have registered now.
@@ -215,38 +186,45 @@ impl Store {
         pending_before: Timestamp,
         now: Timestamp,
     ) -> (Vec<Account>, Result<(), StoreError>) {
+        self.remove_all(Call::DropEnded, ENDED, [pending_before, now]).await
+    }
+
+    /// Removes the subscriptions of which this is true, of the times `$1` and `$2`. One transaction for each
+    /// account, so that nobody waits for long. Returns the accounts that lost their last one, and the last error.
+    async fn remove_all(
+        &self,
+        call: Call,
+        which: &'static str,
+        [first, second]: [Timestamp; 2],
+    ) -> (Vec<Account>, Result<(), StoreError>) {
+        let accounts = format!(
+            "select name from account where id in (select account from subscription where {which}) \
+             order by name"
+        );
+        let delete = format!(
+            "delete from subscription where ({which}) \
+             and account = (select id from account where name = $3)"
+        );
         let mut gone = Vec::new();
-        let touched = self
-            .read(Call::DropEnded, async {
-                let query = sql::query(
-                    "select distinct a.name as account from subscription s \
-                     join account a on a.id = s.account \
-                     where (s.state = 'pending' and s.registered_at < $1) or s.expires_at <= $2 \
-                     order by account",
-                )
-                .bind(pending_before.0)
-                .bind(now.0);
-                self.rows(query, |row| account(row, "account")).await
-            })
-            .await;
-        let touched = match touched {
+        let touched = self.read(call, async {
+            let query = sql::query(accounts).bind(first.0).bind(second.0);
+            self.rows(query, |row| account(row, "name")).await
+        });
+        let touched = match touched.await {
             Ok(touched) => touched,
             Err(error) => return (gone, Err(error)),
         };
         let (mut done, mut in_a_row) = (Ok(()), 0);
         for account in touched {
-            let left = self.write(Call::DropEnded, || async {
+            let left = self.write(call, || async {
                 let mut transaction = self.begin().await?;
                 lock(&mut transaction, account.as_str()).await?;
-                sql::query(
-                    "delete from subscription where account = (select id from account where name = $1) \
-                     and ((state = 'pending' and registered_at < $2) or expires_at <= $3)",
-                )
-                .bind(account.as_str())
-                .bind(pending_before.0)
-                .bind(now.0)
-                .execute_in(&mut transaction)
-                .await?;
+                sql::query(delete.clone())
+                    .bind(first.0)
+                    .bind(second.0)
+                    .bind(account.as_str())
+                    .execute_in(&mut transaction)
+                    .await?;
                 let left = sweep(&mut transaction, account.as_str()).await?;
                 self.tell(&mut transaction, account.as_str(), false).await?;
                 transaction.commit().await?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use mailchime::config::{self, DatabaseUrl};
 use mailchime::model::{AcceptedLogin, Credentials};
 use mailchime::store::{CredentialSource, Store, StoreError, Vault};
-use sqlx::{Connection, Row, SqliteConnection};
+use sqlx::{Connection, Executor, Row, SqliteConnection};
 
 use super::*;
 use crate::support::limited;
@@ -366,6 +366,25 @@ async fn whether_a_registration_is_written_is_asked_of_the_credentials_first() {
         assert!(source.has_registered(&registration, &login("first"), now).await.is_err());
         other.close().await.unwrap();
         store.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_account_whose_devices_cannot_be_removed_does_not_keep_those_of_others() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder).await;
+        register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+        register(&store, device(&bob(), 'b'), &["INBOX"], 5, 100).await;
+        let trigger = "create trigger refuse before delete on subscription when old.account = \
+                       (select id from account where name = 'alice@example.org') \
+                       begin select raise(abort, 'no'); end";
+        beside(&folder).await.execute(trigger).await.unwrap();
+        let refused = store.expire(Timestamp(200)).await.unwrap_err();
+        assert!(!refused.is_temporary(), "{refused:?}");
+        assert_eq!(store.targets(&alice(), EVER).await.unwrap().len(), 1);
+        assert!(store.targets(&bob(), EVER).await.unwrap().is_empty());
     })
     .await;
 }
