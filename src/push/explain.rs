@@ -149,7 +149,7 @@ impl Facts<'_> {
         } = &self.pending;
         let mut reasons = Vec::new();
         let alive = Alive::at(served, self.config);
-        if *heard_at < alive.registered_since && self.target.renews && device.expires_at.is_none() {
+        if *heard_at < alive.registered_since && self.target.renews {
             let since = served.0.saturating_sub(heard_at.0);
             reasons.push(Reason::Expired { since: since.unsigned_abs() });
         }

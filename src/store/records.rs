@@ -18,7 +18,8 @@ macro_rules! live {
         concat!(
             "s.state = 'active' and (s.heard_at is null or s.heard_at >= ",
             $since,
-            " or s.expires_at is not null or s.renews = 0) and (s.outdated_since is null or s.outdated_at is null or s.outdated_at > ",
+            " or s.renews = 0) and (s.outdated_since is null or s.outdated_at is null \
+             or s.outdated_at > ",
             $outdated,
             ")"
         )

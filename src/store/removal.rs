@@ -24,7 +24,7 @@ pub struct Removed {
 const FAILURES: u32 = 3;
 
 /// They have been silent since before `$1`, or outdated since `$2` (`live!`).
-const SILENT: &str = "(heard_at < $1 and expires_at is null and renews = 1) \
+const SILENT: &str = "(heard_at < $1 and renews = 1) \
                       or (outdated_since is not null and outdated_at <= $2)";
 
 /// They are pending since before `$1`, or have ended by `$2`.
