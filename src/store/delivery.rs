@@ -171,8 +171,8 @@ impl Store {
         .await
     }
 
-    /// All devices, live or not, without secrets, by account: those of the next `accounts` accounts behind `after`, with
-    /// the last of these accounts. `None` is the end.
+    /// All devices, live or not, without secrets, by account: those of the next `accounts` accounts behind
+    /// `after`, with the last of these accounts. `None` is the end.
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.

@@ -1,11 +1,12 @@
 //! The database: who subscribed to which mailboxes, by which transport, what they were told,
 //! and the credentials with which their users' watchers log in ([`CredentialSource`]).
 //!
-//! The store keeps and returns rows; it does not know why they change. It reads no clock: times are
-//! arguments. Each call is one transaction, and when it has returned `Ok` the change is on disk.
-//! Every error leaves the rows as they were, and dropping a call's future in its middle does too, but
-//! for a registration, which is then made or not; only where the connection broke while the end of the
-//! transaction was on its way may the change have been made. Each call may be repeated.
+//! The store keeps and returns rows; it does not know why they change. It does not read the time of day:
+//! times are arguments. Each call is one transaction, and when it has returned `Ok` the change is on disk;
+//! [`Store::expire`] and [`Store::drop_ended`] have one transaction for each account. Every error leaves the
+//! rows of its transaction as they were, and dropping a call's future in its middle does too, but for a
+//! registration, which is then made or not; only where the connection broke while the end of the transaction
+//! was on its way may the change have been made. Each call may be repeated.
 //!
 //! An account belongs to the backend that has accepted its user. What is read or written on behalf of
 //! another backend finds no account, and a registration there begins a new one in its place.
@@ -14,11 +15,11 @@
 //! - an account has at least one subscription; with its last one go its credentials and mailboxes;
 //! - a mailbox has a row, with its state as last told, exactly while some subscription wants it.
 //!
-//! SQLite, PostgreSQL and MariaDB have one set of statements, which is why they go through sqlx's `Any`
-//! driver; what differs is in the dialect (`sql`). `sql::work` says what a call has of a connection: one
-//! transaction, and nothing beyond it. What SQLite does by having one writer, servers do by rows: whatever adds or removes a device first locks the row of its
-//! account, so that "has no device" stays true until the account is deleted for it. Transactions
-//! that got into each other's way all the same are run again here.
+//! SQLite, PostgreSQL and MariaDB have one set of statements, which go through sqlx's `Any` driver; what
+//! differs is in the dialect (`sql`). `sql::work` says what a call has of a connection. SQLite has one writer.
+//! A server has many, so whatever adds or removes a subscription first locks the row of its account: "has no
+//! subscription" stays true until the account is deleted for it. Transactions that get into each other's way
+//! all the same are run again.
 mod accounts;
 mod batches;
 mod calls;

@@ -26,8 +26,9 @@ const GRACE: Duration = Duration::from_secs(5);
 type Connect = fn(&ServerUrl, &Arc<str>, Duration, Duration) -> Result<Connections, StoreError>;
 
 impl Store {
-    /// Opens the database of `url` and brings its schema up to date. A SQLite file is made when there is none, readable by its owner
-    /// only, and is locked against other processes that serve until [`close`](Self::close). A PostgreSQL server that is out of reach is no error: calls fail until it is there.
+    /// Opens the database of `url` and brings its schema up to date. A SQLite file is made when there is none,
+    /// readable by its owner only, and is locked against other processes that serve until
+    /// [`close`](Self::close). A server that is out of reach is no error: calls fail until it is there.
     ///
     /// A call waits up to `busy_timeout` for others that hold a lock, and takes no longer than 5
     /// seconds more, whatever became of the database.

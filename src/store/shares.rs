@@ -145,8 +145,8 @@ impl Shares {
     }
 
     /// Removes what is too much now that the registration of `key` is there, with the id `own`; never that
-    /// one. Of each
-    /// kind the oldest goes, of those who have most. Returns the other accounts that lost something.
+    /// one. Of each kind the oldest goes, of those who have most. Returns the other accounts that lost
+    /// something.
     pub(super) async fn make_room(
         self,
         work: &mut Work,
@@ -161,8 +161,8 @@ impl Shares {
             "select s.id, a.name as account, s.transport, s.endpoint_hash, \
              coalesce(s.heard_at, 0) as heard, s.registered_at \
              from account a join subscription s on s.account = a.id where a.folded = $1 \
-             and s.state = 'active' union select s.id, a.name, s.transport, s.endpoint_hash, coalesce(s.heard_at, 0), \
-             s.registered_at from subscription s join account a on a.id = s.account \
+             and s.state = 'active' union select s.id, a.name, s.transport, s.endpoint_hash, \
+             coalesce(s.heard_at, 0), s.registered_at from subscription s join account a on a.id = s.account \
              where s.endpoint_hash = $2 and s.transport = $3 and s.state = 'active' order by 5, 6, 2, 1",
         )
         .bind(folded.as_str())

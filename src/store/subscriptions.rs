@@ -406,7 +406,7 @@ async fn upsert_subscription(
         .bind(secrets)
         .bind(subscription.expires_at.map(|at| at.0))
         .bind(state_name(state))
-        // Who makes one by the API confirms it once and does not come again.
+        // Nothing registers what a user has made by the API again: its silence says nothing.
         .bind(i64::from(state == SubscriptionState::Active))
         .fetch_one_in(work)
         .await?;

@@ -1,4 +1,4 @@
-//! What is peculiar to PostgreSQL: its settings, its two pools, and that it may be away.
+//! What is peculiar to PostgreSQL: its settings, which are each transaction's, and its migration.
 //!
 //! Each wait has its end on the server as well as here, so that neither a lock that nobody gives
 //! back nor a node that vanished in the middle of a transaction holds up the others.

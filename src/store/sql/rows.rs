@@ -12,7 +12,7 @@ use super::statement::Statement;
 use super::work::Work;
 use crate::metrics::Metrics;
 
-/// Most rows of one statement. Both databases take ten times as many, but SQLite looks for each
+/// Most rows of one statement. All databases take ten times as many, but SQLite looks for each
 /// parameter among all before it.
 pub(in crate::store) const MOST: usize = 100;
 

@@ -1,9 +1,11 @@
 //! The transactions of calls, and the connections that they run on.
 //!
-//! Nothing of a call outlives its transaction in the session of a server. Behind a pooler (PgBouncer
+//! Nothing of a call outlives its transaction in the session of a PostgreSQL server. Behind a pooler (PgBouncer
 //! with `pool_mode = transaction`) the session is another client's before and after it. So settings
-//! are the transaction's own (`set local`), and statements have no name: a name that is kept would
-//! lead to another client's statement. No call listens (LISTEN) or holds a lock for a session.
+//! are the transaction's own (`set local`), no call listens (LISTEN) or holds a lock for a session, and
+//! statements have no name, unless the URL says that no pooler stands between: a name that is kept would
+//! lead to another client's statement. MariaDB has no such settings: a session is set once, when it begins, and
+//! no pooler by transaction may stand before it.
 //!
 //! A server may fail over behind its address: the one that was the primary lives, is read-only, and
 //! keeps its connections. So each transaction begins with the question whether it may write, reads

@@ -3,7 +3,8 @@
 //! A sealed text is `v1.KEYID.BOX`: `KEYID` says which key sealed it, without telling the key, and
 //! `BOX` is base64 of nonce, ciphertext and tag of AES-256-GCM with a random nonce. The version, the
 //! key id and the account are authenticated with it, so that a row copied to another account does
-//! not open; with the secrets of a subscription its transport and endpoint are, too. The vault reads one file and knows nothing of the database.
+//! not open; with the secrets of a subscription its transport and endpoint are, too. The vault reads one
+//! file and knows nothing of the database.
 //!
 //! The file holds one key, or two while one is being replaced: the first seals, both open. It is
 //! read again when it has changed, so that a running server seals with a new key from the moment
