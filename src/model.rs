@@ -6,6 +6,7 @@
 mod domain;
 pub mod event;
 mod hint;
+mod preview;
 mod subscription;
 
 pub use self::hint::{Hint, MailboxEvent};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use secrecy::{ExposeSecret, SecretBox};
 
 pub use self::domain::AmbiguousDomain;
+pub use self::preview::{PREVIEW_CHARACTERS, Preview};
 pub use self::subscription::{
     PushEndpoint, Registration, RegistrationResult, Subscription, SubscriptionKey,
     SubscriptionSecrets, SubscriptionState, TransportId,
@@ -113,6 +115,18 @@ pub enum WatchEvent {
         /// The state that it has now.
         snapshot: Snapshot,
     },
+    /// What is known of the newest mail of a mailbox, for which a change with
+    /// [`Change::preview_follows`] has had the push side wait for a moment.
+    Previewed {
+        /// The account.
+        account: Account,
+        /// Where it was seen.
+        backend: BackendId,
+        /// The mailbox.
+        mailbox: Mailbox,
+        /// `None` where the mail is gone, or the backend does not tell.
+        preview: Option<Preview>,
+    },
     /// A device of this account has registered, or is gone: a hint, which may be lost.
     Registered {
         /// The account.
@@ -146,6 +160,9 @@ pub struct Change {
     pub snapshot: Option<Snapshot>,
     /// When the backend's line was read.
     pub seen_at: Instant,
+    /// The backend is asked for sender and subject of the newest mail. [`WatchEvent::Previewed`] tells them
+    /// within seconds, unless the connection ends.
+    pub preview_follows: bool,
 }
 
 /// A login that a backend has accepted.

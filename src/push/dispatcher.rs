@@ -307,6 +307,7 @@ impl Jobs {
                 (&change.account, &change.backend)
             }
             WatchEvent::Rebased { account, backend, .. }
+            | WatchEvent::Previewed { account, backend, .. }
             | WatchEvent::LoginWanted { account, backend } => (account, backend),
             WatchEvent::Registered { .. } => return true,
         };
@@ -446,7 +447,8 @@ pub async fn send_now(
         MailboxChange { mailbox, kind, state }
     };
     let mailboxes = mailboxes.into_iter().map(told).collect();
-    let push = Delivery { device, mailboxes, changes: Vec::new(), seen_at: now() };
+    let (newest, changes) = (None, Vec::new());
+    let push = Delivery { device, mailboxes, newest, changes, seen_at: now() };
     send(routes, ttl, &push).await
 }
 
@@ -457,7 +459,7 @@ fn push_id(push: &Delivery) -> Uuid {
     let (salt, start) = *PROCESS;
     let since =
         |later: Instant, earlier: Instant| later.saturating_duration_since(earlier).as_nanos();
-    let Delivery { device, mailboxes, changes, seen_at } = push;
+    let Delivery { device, mailboxes, changes, seen_at, .. } = push;
     let (account, endpoint) = (device.account.as_str(), device.endpoint.hash_hex());
     let mailboxes: Vec<_> = mailboxes.iter().map(|it| it.mailbox.as_str()).collect();
     // Without a change, as after a restart, it is known by when it was found.
@@ -476,7 +478,14 @@ fn push_id(push: &Delivery) -> Uuid {
 /// Sends one push and writes its line in the log.
 async fn send(routes: &Routes, ttl: Duration, push: &Delivery) -> Verdict {
     let id = push_id(push).to_string();
-    let notice = Notice { id: &id, mailboxes: &push.mailboxes, at: Timestamp::now(), ttl };
+    let newest = push.newest.as_ref();
+    let notice = Notice {
+        id: &id,
+        mailboxes: &push.mailboxes,
+        preview: newest.map(|newest| (&newest.mailbox, &newest.preview)),
+        at: Timestamp::now(),
+        ttl,
+    };
     let verdict = match routes.find(&RouteId::of(&push.device)) {
         Some(route) => route.send(&push.device, &notice).await,
         // Everything is kept and tried again.

@@ -352,7 +352,7 @@ mod tests {
         old.outdated_at = Some(NOW.minus(Duration::from_hours(25)));
         old.outdated_since = old.outdated_at;
         old.backend = Some("other:993".into());
-        let closed = Stub { closed: Some("key.pem: is expired"), hosts: false }.route(1);
+        let closed = Stub { closed: Some("key.pem: is expired"), ..Stub::default() }.route(1);
         let second = Some(Duration::from_secs(1));
         let pending = DeliveryView {
             under_way: second,

@@ -60,19 +60,38 @@ impl Watcher {
         let backend = self.backend.id().clone();
         let mailbox = self.mailboxes[index].mailbox.clone();
         let seen_at = Instant::now();
+        let preview_follows = false;
         let event = match follows {
             Consequence::Nothing | Consequence::LookDue(_) => return Ok(()),
             Consequence::Announced { id } => {
                 let kind = ChangeKind::NewMail;
                 self.status.event(kind);
                 let snapshot = None;
-                let change = Change { account, backend, mailbox, kind, id, snapshot, seen_at };
+                let change = Change {
+                    account,
+                    backend,
+                    mailbox,
+                    kind,
+                    id,
+                    snapshot,
+                    seen_at,
+                    preview_follows,
+                };
                 WatchEvent::Announced(change)
             }
             Consequence::Changed { kind, id, state } => {
                 self.status.event(kind);
                 let snapshot = Some(state);
-                let change = Change { account, backend, mailbox, kind, id, snapshot, seen_at };
+                let change = Change {
+                    account,
+                    backend,
+                    mailbox,
+                    kind,
+                    id,
+                    snapshot,
+                    seen_at,
+                    preview_follows,
+                };
                 WatchEvent::Changed(change)
             }
             Consequence::Rebased { id, state: snapshot } => {

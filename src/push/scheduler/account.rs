@@ -13,9 +13,10 @@ use tracing::debug;
 use super::super::transport::RouteId;
 use super::change_id::ChangeId;
 use super::device::{DeviceState, LastDelivery, SendSlot, WORD};
+use super::preview::Previews;
 use super::route_queue::RouteQueue;
 use super::{Delivery, Rules};
-use crate::model::{BackendId, Change, Mailbox, Snapshot, SubscriptionKey, Timestamp};
+use crate::model::{BackendId, Change, Mailbox, Preview, Snapshot, SubscriptionKey, Timestamp};
 use crate::store::Target;
 
 /// How long the state of an announced change is waited for. Where it never comes the row stays as
@@ -28,6 +29,7 @@ pub(super) struct AccountState {
     telling: HashMap<Mailbox, Telling>,
     /// Changes that still need to know whom they concern.
     unread: HashMap<Mailbox, Change>,
+    previews: Previews,
     /// The marks on disk have to be read, of devices that are known, too.
     unread_marks: bool,
     pub(super) read: ReadState,
@@ -77,6 +79,7 @@ impl AccountState {
             return;
         }
         self.backend = Some(change.backend.clone());
+        self.previews.changed(&change, now);
         merge(&mut self.unread, change, rules);
         self.want_read(now);
     }
@@ -104,6 +107,7 @@ impl AccountState {
         self.devices.retain(|device| device.in_flight.is_some() || device.turn.is_some());
         self.telling.clear();
         self.unread.clear();
+        self.previews.clear();
         self.backend = None;
         if let ReadState::UnderWay { changes, .. } = &mut self.read {
             changes.clear();
@@ -140,6 +144,23 @@ impl AccountState {
         }
         self.devices.iter_mut().for_each(|device| device.learn(mailbox, ChangeId(id), snapshot));
         idle.then_some(ChangeId(id))
+    }
+
+    /// What is known of the newest mail of the mailbox; `None` if nothing will be.
+    pub(super) fn previewed(&mut self, mailbox: &Mailbox, preview: Option<Preview>, now: Instant) {
+        let under_way = match &self.read {
+            ReadState::UnderWay { changes, .. } => changes.contains_key(mailbox),
+            _ => false,
+        };
+        if under_way || self.unread.contains_key(mailbox) {
+            // The devices get it with the change, when they have been read.
+            self.previews.came(mailbox, preview, now);
+            return;
+        }
+        self.previews.told(mailbox);
+        for device in &mut self.devices {
+            device.previewed(mailbox, preview.as_ref(), now);
+        }
     }
 
     /// The devices are to be read, now or when a failed read may be repeated.
@@ -222,17 +243,20 @@ impl AccountState {
             let is_new = index.is_none();
             let index = index.unwrap_or_else(|| {
                 let peer = queue.transport.peer(&target.subscription);
-                self.devices.push(DeviceState::new(&target, peer, now));
+                let carries_preview = queue.transport.carries_preview();
+                self.devices.push(DeviceState::new(&target, peer, carries_preview, now));
                 self.devices.len() - 1
             });
             let device = &mut self.devices[index];
             if is_new || marks {
                 device.owed(&target, now, rules);
             }
-            device.tell(&target, &*queue.transport, &changes, now, rules);
+            let told = (&changes, &self.previews);
+            device.tell(&target, &*queue.transport, told, now, rules);
         }
         self.devices.iter_mut().for_each(|device| device.stale = again);
         for (mailbox, change) in changes {
+            self.previews.told_if_known(&mailbox);
             let telling = Telling { id: change.id, snapshot: change.snapshot, since: now };
             if let Some(older) = self.telling.insert(mailbox, telling) {
                 covered(older.id, change.id);
@@ -341,8 +365,9 @@ impl AccountState {
             |telling: &Telling| telling.snapshot.is_none().then_some(telling.since + UNCONFIRMED);
         self.devices.retain(|device| idle_until(device).is_none_or(|at| now < at));
         self.telling.retain(|_, telling| lost_at(telling).is_none_or(|at| now < at));
+        let previews = self.previews.forget(now);
         let devices = self.devices.iter().filter_map(idle_until);
-        devices.chain(self.telling.values().filter_map(lost_at)).min()
+        devices.chain(self.telling.values().filter_map(lost_at)).chain(previews).min()
     }
 
     /// Whether there is nothing to remember.
@@ -350,6 +375,7 @@ impl AccountState {
         self.devices.is_empty()
             && self.telling.is_empty()
             && self.unread.is_empty()
+            && self.previews.is_empty()
             && !self.unread_marks
             && matches!(self.read, ReadState::Idle)
     }

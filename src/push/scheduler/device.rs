@@ -11,11 +11,12 @@ use tracing::{error, info, warn};
 use super::super::transport::{MailboxChange, RouteId, Transport, Verdict};
 use super::change_id::ChangeId;
 use super::circuit_breaker::BreakerPass;
+use super::preview::{NewestMail, PreviewState, Previews};
 use super::{
     Delivery, DeliveryView, Doubts, FollowUp, OTHER_ROUTE, REFUSED, Rules, TOO_MANY, UNAVAILABLE,
 };
 use crate::model::{
-    Change, ChangeKind, Mailbox, Snapshot, Subscription, SubscriptionKey, Timestamp,
+    Change, ChangeKind, Mailbox, Preview, Snapshot, Subscription, SubscriptionKey, Timestamp,
 };
 use crate::store::Target;
 
@@ -38,6 +39,8 @@ pub(super) struct DeviceState {
     /// When it registered, by the time of day and by that of service.
     pub(super) registered_at: Timestamp,
     pub(super) heard_at: Timestamp,
+    /// Its pushes may say what is known of new mail.
+    carries_preview: bool,
     read_at: Instant,
     /// It may be another one now: it is read again before it is its turn to be pushed.
     pub(super) stale: bool,
@@ -92,6 +95,7 @@ struct Due {
 /// The next push of a device.
 pub(super) struct Backlog {
     mailboxes: BTreeMap<Mailbox, Due>,
+    newest: Option<NewestMail>,
     /// Since the first of these changes.
     since: Instant,
     until: Instant,
@@ -101,6 +105,7 @@ pub(super) struct Backlog {
 /// A push that has not been answered.
 pub(super) struct InFlight {
     mailboxes: BTreeMap<Mailbox, Due>,
+    newest: Option<NewestMail>,
     pub(super) pass: BreakerPass,
     /// When the device that it was sent to had registered.
     pub(super) registered_at: Timestamp,
@@ -113,13 +118,19 @@ pub(super) struct InFlight {
 // === impl DeviceState ===
 
 impl DeviceState {
-    pub(super) fn new(target: &Target, peer: Arc<str>, now: Instant) -> Self {
+    pub(super) fn new(
+        target: &Target,
+        peer: Arc<str>,
+        carries_preview: bool,
+        now: Instant,
+    ) -> Self {
         Self {
             device: Arc::new(target.subscription.clone()),
             route: RouteId::of(&target.subscription),
             peer,
             registered_at: target.registered_at,
             heard_at: target.heard_at,
+            carries_preview,
             read_at: now,
             stale: false,
             turn: None,
@@ -159,12 +170,14 @@ impl DeviceState {
         }
         (self.registered_at, self.heard_at) = (target.registered_at, target.heard_at);
         (self.read_at, self.stale, self.departed) = (now, false, false);
-        let waiting = self.waiting.as_mut().map(|waiting| &mut waiting.mailboxes);
-        let in_flight = self.in_flight.as_mut().map(|push| &mut push.mailboxes);
-        for mailboxes in [waiting, in_flight].into_iter().flatten() {
-            mailboxes.retain(|mailbox, _| {
-                target.mailboxes.iter().any(|(registered, _)| registered == mailbox)
-            });
+        let waiting = self.waiting.as_mut().map(|it| (&mut it.mailboxes, &mut it.newest));
+        let in_flight = self.in_flight.as_mut().map(|it| (&mut it.mailboxes, &mut it.newest));
+        let registered = |mailbox: &Mailbox| {
+            target.mailboxes.iter().any(|(registered, _)| registered == mailbox)
+        };
+        for (mailboxes, newest) in [waiting, in_flight].into_iter().flatten() {
+            mailboxes.retain(|mailbox, _| registered(mailbox));
+            newest.take_if(|newest| !registered(&newest.mailbox));
         }
         self.waiting.take_if(|waiting| waiting.mailboxes.is_empty());
     }
@@ -179,7 +192,7 @@ impl DeviceState {
             && now.saturating_duration_since(*accepted_at) < WORD
         {
             let mailboxes = std::mem::take(mailboxes);
-            self.put_back(mailboxes, now, now, false);
+            self.put_back((mailboxes, None), now, now, false);
         }
     }
 
@@ -191,7 +204,7 @@ impl DeviceState {
     /// may be about to be taken away, so it does not count as one here.
     pub(super) fn owed(&mut self, target: &Target, now: Instant, rules: &Rules) {
         for (mailbox, _) in target.mailboxes.iter().filter(|(_, owed)| *owed) {
-            self.wait_for(mailbox, Due::FROM_DISK, now, now, rules);
+            self.wait_for(mailbox, Due::FROM_DISK, (now, now), now, rules);
         }
     }
 
@@ -201,7 +214,7 @@ impl DeviceState {
         &mut self,
         target: &Target,
         transport: &dyn Transport,
-        changes: &HashMap<Mailbox, Change>,
+        (changes, previews): (&HashMap<Mailbox, Change>, &Previews),
         now: Instant,
         rules: &Rules,
     ) {
@@ -215,22 +228,51 @@ impl DeviceState {
                 && rules.tells(change.kind)
                 && (waits || transport.tells(&target.subscription, change.kind))
             {
-                self.wait_for(mailbox, Due::of(change), change.seen_at, now, rules);
+                let preview = previews.of(mailbox).filter(|_| change.kind == ChangeKind::NewMail);
+                let awaited = match preview {
+                    Some(PreviewState::Awaited(until)) if self.carries_preview => *until,
+                    _ => now,
+                };
+                let times = (change.seen_at, awaited.max(now));
+                self.wait_for(mailbox, Due::of(change), times, now, rules);
+                if let Some(PreviewState::Known(preview, _)) = preview {
+                    self.previewed(mailbox, Some(preview), now);
+                }
             }
         }
     }
 
-    /// At once, or when quiet changes have ceased.
+    /// What is known of the newest mail of the mailbox; `None` if nothing will be. A push that waits for it
+    /// waits no longer.
+    pub(super) fn previewed(&mut self, mailbox: &Mailbox, preview: Option<&Preview>, now: Instant) {
+        let is_new = |waiting: &&mut Backlog| {
+            let due = waiting.mailboxes.get(mailbox);
+            due.is_some_and(|due| due.kind == ChangeKind::NewMail)
+        };
+        if let Some(waiting) = self.waiting.as_mut().filter(is_new)
+            && self.carries_preview
+        {
+            waiting.until = waiting.until.min(now);
+            if let Some(preview) = preview.cloned() {
+                let newest = NewestMail { mailbox: mailbox.clone(), preview };
+                waiting.newest = Some(newest.after(waiting.newest.take()));
+            }
+        }
+    }
+
+    /// New mail at once, or when it has been asked for what it is (`new_at`); other changes when they have
+    /// ceased.
     fn wait_for(
         &mut self,
         mailbox: &Mailbox,
         due: Due,
-        seen_at: Instant,
+        (seen_at, new_at): (Instant, Instant),
         now: Instant,
         rules: &Rules,
     ) {
         let waits = self.waiting.is_some();
         let waiting = self.waiting.get_or_insert_with(|| Backlog::since(now, seen_at));
+        let has_new = waiting.mailboxes.values().any(|due| due.kind == ChangeKind::NewMail);
         // A mark that is there covers this change too: only a push that is sent from now on can
         // take it away, and that push names the mailbox.
         match waiting.mailboxes.get_mut(mailbox) {
@@ -240,9 +282,10 @@ impl DeviceState {
         waiting.seen_at = waiting.seen_at.min(seen_at);
         match due.kind {
             // What is urgent takes along what is not.
-            ChangeKind::NewMail => waiting.until = waiting.until.min(now),
+            ChangeKind::NewMail if waits => waiting.until = waiting.until.min(new_at),
+            ChangeKind::NewMail => waiting.until = new_at,
             // What is due, or would be but for a wait of its own, is not put off.
-            ChangeKind::Quiet if waits && waiting.until <= now => {}
+            ChangeKind::Quiet if waits && (has_new || waiting.until <= now) => {}
             ChangeKind::Quiet => waiting.until = now + rules.quiet_delay,
         }
     }
@@ -319,21 +362,30 @@ impl DeviceState {
         most: usize,
         now: Instant,
     ) -> Option<Delivery> {
-        let Backlog { mut mailboxes, seen_at, .. } = self.waiting.take()?;
+        let Backlog { mut mailboxes, mut newest, seen_at, .. } = self.waiting.take()?;
         if let Some(next) = mailboxes.keys().nth(most).cloned() {
             let mailboxes = mailboxes.split_off(&next);
-            self.waiting = Some(Backlog { mailboxes, since: now, until: now, seen_at });
+            let newest = newest.take_if(|newest| mailboxes.contains_key(&newest.mailbox));
+            self.waiting = Some(Backlog { mailboxes, newest, since: now, until: now, seen_at });
         }
         let push = Delivery {
             device: self.device.clone(),
             mailboxes: mailboxes.iter().map(|(mailbox, due)| due.told_of(mailbox)).collect(),
+            newest: newest.clone(),
             changes: mailboxes.values().filter_map(|due| due.change).collect(),
             seen_at,
         };
         let registered_at = self.registered_at;
         let in_vain = false;
-        self.in_flight =
-            Some(InFlight { mailboxes, pass, registered_at, in_vain, sent_at: now, seen_at });
+        self.in_flight = Some(InFlight {
+            mailboxes,
+            newest,
+            pass,
+            registered_at,
+            in_vain,
+            sent_at: now,
+            seen_at,
+        });
         Some(push)
     }
 
@@ -341,12 +393,12 @@ impl DeviceState {
     pub(super) fn accepted(&mut self, now: Instant) -> Vec<Mailbox> {
         let Some(push) = self.in_flight.take() else { return Vec::new() };
         self.try_anew();
-        let InFlight { mailboxes, in_vain, sent_at, seen_at, .. } = push;
+        let InFlight { mailboxes, newest, in_vain, sent_at, seen_at, .. } = push;
         let told = if in_vain { BTreeMap::new() } else { mailboxes.clone() };
         let names = told.keys().cloned().collect();
         self.told = Some(LastDelivery { mailboxes: told, sent_at, accepted_at: now });
         if in_vain && !self.departed {
-            self.put_back(mailboxes, seen_at, now, false);
+            self.put_back((mailboxes, newest), seen_at, now, false);
         }
         names
     }
@@ -373,14 +425,14 @@ impl DeviceState {
         };
         let unmarked = push.mailboxes.iter().filter(|(_, due)| !due.marked);
         let unmarked = unmarked.map(|(mailbox, _)| mailbox.clone()).collect();
-        self.put_back(push.mailboxes, push.seen_at, now, true);
+        self.put_back((push.mailboxes, push.newest), push.seen_at, now, true);
         unmarked
     }
 
     /// The device has to get a push of these after all, now; `marked`: marks on disk say so, too.
     fn put_back(
         &mut self,
-        mailboxes: BTreeMap<Mailbox, Due>,
+        (mailboxes, newest): (BTreeMap<Mailbox, Due>, Option<NewestMail>),
         seen_at: Instant,
         now: Instant,
         marked: bool,
@@ -395,6 +447,10 @@ impl DeviceState {
             let due = newer.map_or(due, |newer| newer.after(due));
             waiting.mailboxes.insert(mailbox, due);
         }
+        waiting.newest = match waiting.newest.take() {
+            Some(newer) => Some(newer.after(newest)),
+            None => newest,
+        };
         waiting.until = waiting.until.min(now);
         waiting.seen_at = waiting.seen_at.min(seen_at);
     }
@@ -549,6 +605,6 @@ impl Due {
 
 impl Backlog {
     fn since(now: Instant, seen_at: Instant) -> Self {
-        Self { mailboxes: BTreeMap::new(), since: now, until: now, seen_at }
+        Self { mailboxes: BTreeMap::new(), newest: None, since: now, until: now, seen_at }
     }
 }

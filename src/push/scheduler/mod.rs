@@ -20,6 +20,7 @@ mod circuit_breaker;
 mod device;
 mod endpoint_limits;
 mod outbox;
+mod preview;
 mod rates;
 mod route_queue;
 mod schedule;
@@ -46,6 +47,7 @@ use device::SendSlot;
 use endpoint_limits::EndpointLimits;
 pub(super) use outbox::Batch;
 use outbox::Outbox;
+pub(super) use preview::NewestMail;
 use rates::Rates;
 pub(super) use rates::Waits;
 use route_queue::{PushAnswer, RouteQueue};
@@ -117,6 +119,8 @@ pub(super) enum Effect {
 pub(super) struct Delivery {
     pub(super) device: Arc<Subscription>,
     pub(super) mailboxes: Vec<MailboxChange>,
+    /// What is known of the newest mail in them, for a transport that may carry it.
+    pub(super) newest: Option<NewestMail>,
     /// The last change of each of them, unless it is from an earlier run.
     pub(super) changes: Vec<ChangeId>,
     /// When the first of its changes was seen.
@@ -266,6 +270,12 @@ impl Scheduler {
                 let state = self.accounts.entry(account.clone()).or_default();
                 if let Some(change) = state.confirm(&mailbox, id, snapshot) {
                     self.outbox.told(account.clone(), mailbox, snapshot, change);
+                }
+                account
+            }
+            WatchEvent::Previewed { account, mailbox, preview, .. } => {
+                if let Some(state) = self.accounts.get_mut(&account) {
+                    state.previewed(&mailbox, preview, now);
                 }
                 account
             }

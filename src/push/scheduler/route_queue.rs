@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_peer_whose_wait_is_over_and_that_gets_nothing_is_forgotten() {
-        let route = Stub { hosts: true, closed: None }.route(8);
+        let route = Stub { hosts: true, ..Stub::default() }.route(8);
         let subscription = |n: usize| {
             let endpoint = format!("u@{n}.example");
             Subscription {

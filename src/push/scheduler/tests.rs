@@ -1,6 +1,7 @@
 //! The rules as dialogues: what happens, and at which second what is done about it.
 
 mod lasting;
+mod previews;
 mod routes;
 mod verdicts;
 
@@ -27,6 +28,8 @@ struct Simulation {
     failing: Vec<&'static str>,
     under_way: Vec<Arc<Subscription>>,
     id: u64,
+    /// The watcher asks for the sender and the subject of new mail.
+    previews: bool,
     lines: Vec<String>,
 }
 
@@ -135,6 +138,7 @@ impl Simulation {
             failing: Vec::new(),
             under_way: Vec::new(),
             id: 0,
+            previews: false,
             lines: Vec::new(),
         }
     }
@@ -178,7 +182,11 @@ impl Simulation {
             Effect::Send(push) => {
                 let names: Vec<_> = push.mailboxes.iter().map(|it| it.mailbox.as_str()).collect();
                 let name = name(&push.device.endpoint);
-                self.say(format!("push {name} {}", names.join("+")));
+                let newest = push.newest.map_or_else(String::new, |it| {
+                    let sender = it.preview.sender().unwrap_or_default();
+                    format!(": {sender} in {}, {}", it.mailbox, it.preview.messages)
+                });
+                self.say(format!("push {name} {}{newest}", names.join("+")));
                 let fails = self.failing.contains(&name).then(unavailable);
                 match fails.or_else(|| self.service.clone()) {
                     Some(outcome) => {
@@ -225,7 +233,10 @@ impl Simulation {
         self.id += 1;
         let mailbox = Mailbox::new(mailbox);
         let (id, seen_at) = (self.id, self.now);
-        let change = Change { account, backend: home(), mailbox, kind, id, snapshot, seen_at };
+        let preview_follows = self.previews;
+        let backend = home();
+        let change =
+            Change { account, backend, mailbox, kind, id, snapshot, seen_at, preview_follows };
         let event = match change.snapshot {
             None => WatchEvent::Announced(change),
             Some(_) => WatchEvent::Changed(change),

@@ -36,7 +36,7 @@ use hyper::{Request, Response};
 
 pub use self::routes::{Route, RouteId, Routes};
 pub use self::verdict::{Blame, Verdict};
-use crate::model::{ChangeKind, Mailbox, Snapshot, Subscription, Timestamp};
+use crate::model::{ChangeKind, Mailbox, Preview, Snapshot, Subscription, Timestamp};
 
 /// What one push tells one subscription.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +45,9 @@ pub struct Notice<'a> {
     pub id: &'a str,
     /// The mailboxes that have changed: at least one, and no more than [`TransportLimits::mailboxes`].
     pub mailboxes: &'a [MailboxChange],
+    /// What is known of the newest mail, and the mailbox of the notice where it is. Only a transport that
+    /// [carries it](Transport::carries_preview) is given it.
+    pub preview: Option<(&'a Mailbox, &'a Preview)>,
     /// The time of day.
     pub at: Timestamp,
     /// How long the service keeps the push for a client that is offline.
@@ -99,6 +102,12 @@ pub trait Transport: fmt::Debug + Send + Sync {
     /// whole route is one peer unless the transport says otherwise.
     fn peer(&self, subscription: &Subscription) -> Arc<str> {
         Arc::clone(&subscription.route)
+    }
+
+    /// Whether a push may hold sender and subject of a mail: only where nobody but the user's own client can
+    /// read it.
+    fn carries_preview(&self) -> bool {
+        false
     }
 
     /// Whether a push that was sent for `before` has told `after` all that it says: both are registrations

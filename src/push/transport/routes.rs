@@ -1,6 +1,6 @@
 //! The routes on which a push can leave.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -75,7 +75,9 @@ impl Route {
     ///
     /// Cancel safe in so far as a push that is dropped may or may not have been sent.
     pub async fn send(&self, subscription: &Subscription, notice: &Notice<'_>) -> Verdict {
-        self.exchange(notice.at, || self.transport.render(subscription, notice)).await
+        let preview = notice.preview.filter(|_| self.transport.carries_preview());
+        let notice = Notice { preview, ..*notice };
+        self.exchange(notice.at, || self.transport.render(subscription, &notice)).await
     }
 
     /// Sends the push that brings `code` and says what became of it. Cancel safe as [`Route::send`].
@@ -130,6 +132,13 @@ impl Routes {
             Some(route) => route.verify(subscription, code, Timestamp::now()).await,
             None => Verdict::route_closed("there is no such route"),
         }
+    }
+
+    /// The transports that [carry previews](Transport::carries_preview).
+    pub fn that_carry_previews(&self) -> BTreeSet<TransportId> {
+        let routes = self.0.borrow();
+        let carry = routes.iter().filter(|(_, route)| route.transport.carries_preview());
+        carry.map(|(id, _)| id.transport.clone()).collect()
     }
 
     /// Whether there is none: push is off.

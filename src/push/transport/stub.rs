@@ -24,6 +24,8 @@ pub(in crate::push) struct Stub {
     pub(in crate::push) closed: Option<&'static str>,
     /// Whether there are peers.
     pub(in crate::push) hosts: bool,
+    /// Whether pushes may say what is known of new mail.
+    pub(in crate::push) previews: bool,
 }
 
 impl Stub {
@@ -44,6 +46,10 @@ impl Transport for Stub {
             Some((_, host)) => host.into(),
             None => Arc::clone(&subscription.route),
         }
+    }
+
+    fn carries_preview(&self) -> bool {
+        self.previews
     }
 
     fn withholds(&self, subscription: &Subscription, mailbox: &Mailbox) -> Option<&'static str> {

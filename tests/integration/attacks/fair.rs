@@ -129,6 +129,7 @@ impl Site {
             id: self.changes,
             snapshot: Some(state(1 + self.changes)),
             seen_at: Instant::now(),
+            preview_follows: false,
         };
         let running = self.running.as_ref().unwrap();
         running.events.send(WatchEvent::Changed(change)).await.unwrap();

@@ -31,7 +31,7 @@ pub(super) async fn push(apns: &Route, device: &Subscription) -> Verdict {
     let (kind, state) = (ChangeKind::NewMail, Snapshot::default());
     let inbox = [MailboxChange { mailbox: Mailbox::inbox(), kind, state }];
     let ttl = Duration::from_millis((EXPIRATION.0 - at.0).unsigned_abs());
-    apns.send(device, &Notice { id: &id, mailboxes: &inbox, at, ttl }).await
+    apns.send(device, &Notice { id: &id, mailboxes: &inbox, preview: None, at, ttl }).await
 }
 
 pub(super) fn is_accepted(verdict: &Verdict) -> bool {

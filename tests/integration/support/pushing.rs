@@ -235,7 +235,9 @@ impl Running {
         let (account, mailbox) = (alice(), Mailbox::new(mailbox));
         let (id, seen_at) = (self.id, Instant::now());
         let backend = backends().default().id().clone();
-        let change = Change { account, backend, mailbox, kind, id, snapshot, seen_at };
+        let preview_follows = false;
+        let change =
+            Change { account, backend, mailbox, kind, id, snapshot, seen_at, preview_follows };
         let event = match change.snapshot {
             None => WatchEvent::Announced(change),
             Some(_) => WatchEvent::Changed(change),

@@ -10,7 +10,7 @@ use mailchime::config::{self, BackendTls, Config};
 use mailchime::imap::registration::xapple::{DeviceToken, XAppleRegistration};
 use mailchime::metrics::{Metrics, Watching as Mode};
 use mailchime::model::{
-    AcceptedLogin, Account, BackendId, ChangeKind, Credentials, Mailbox, Registration,
+    AcceptedLogin, Account, BackendId, ChangeKind, Credentials, Mailbox, Preview, Registration,
     SessionEvent, Snapshot, Subscription, Timestamp, WatchEvent,
 };
 use mailchime::net::backends::{Backends, Table};
@@ -241,10 +241,14 @@ impl Watching {
                 if change.snapshot.is_none() {
                     self.announced.push(change.id);
                 }
-                match change.snapshot {
+                let mut line = match change.snapshot {
                     Some(snapshot) => format!("{}: {kind}, {}", change.mailbox, show(&snapshot)),
                     None => format!("{}: {kind}, announced", change.mailbox),
+                };
+                if change.preview_follows {
+                    line.push_str(", a preview follows");
                 }
+                line
             }
             WatchEvent::Rebased { mailbox, id, snapshot, .. } => {
                 let place = self.announced.iter().position(|announced| *announced == id);
@@ -254,6 +258,14 @@ impl Watching {
                 };
                 assert!(what == "confirmed" || id > self.last_id, "{id} was announced before");
                 format!("{mailbox}: {what}, {}", show(&snapshot))
+            }
+            WatchEvent::Previewed { mailbox, preview, .. } => {
+                let preview = preview.as_ref();
+                let [sender, subject] =
+                    [preview.and_then(Preview::sender), preview.and_then(Preview::subject)]
+                        .map(|text| text.map_or("nothing".to_owned(), |text| format!("{text:?}")));
+                let messages = preview.map_or(0, |preview| preview.messages);
+                format!("{mailbox}: newest of {messages}: {sender} about {subject}")
             }
             WatchEvent::LoginWanted { account, .. } => format!("{account} is to log in"),
         }

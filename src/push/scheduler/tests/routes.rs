@@ -77,7 +77,7 @@ fn two_hosts() -> Simulation {
     let crowd = (0..300).map(|n| at_host(n, "ill.example"));
     let mut sim = Simulation::with(crowd.chain([at_host(300, "well.example")]));
     let (id, _) = route(ROUTE, 8);
-    sim.scheduler.routes([(id, Stub { hosts: true, closed: None }.route(8))], sim.now, NOW);
+    sim.scheduler.routes([(id, Stub { hosts: true, ..Stub::default() }.route(8))], sim.now, NOW);
     for n in 0..300 {
         sim.mail_to(n, "ill.example", 7);
     }
@@ -137,7 +137,7 @@ fn however_many_hosts_hang_half_of_the_route_is_for_those_that_answer() {
     let crowd = (0..300).map(|n| at_host(n, &host(n)));
     let mut sim = Simulation::with(crowd.chain([at_host(300, "well.example")]));
     let (id, _) = route(ROUTE, 8);
-    sim.scheduler.routes([(id, Stub { hosts: true, closed: None }.route(8))], sim.now, NOW);
+    sim.scheduler.routes([(id, Stub { hosts: true, ..Stub::default() }.route(8))], sim.now, NOW);
     sim.mail_to(300, "well.example", 1);
     assert_eq!(sim.pushes_until(0.0).len(), 1);
     sim.service = None;

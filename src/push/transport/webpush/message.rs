@@ -226,8 +226,13 @@ mod tests {
         let alice = subscription(&web_push, "https://push.example.net:8443/p/1?x=y");
         let mailboxes =
             [changed("INBOX", ChangeKind::Quiet), changed("Notes", ChangeKind::NewMail)];
-        let notice =
-            Notice { id: "id", mailboxes: &mailboxes, at: AT, ttl: Duration::from_hours(24) };
+        let notice = Notice {
+            id: "id",
+            mailboxes: &mailboxes,
+            preview: None,
+            at: AT,
+            ttl: Duration::from_hours(24),
+        };
         let request = web_push.render(&alice, &notice).unwrap();
         assert_eq!(request.method(), "POST");
         assert_eq!(request.uri(), "https://push.example.net:8443/p/1?x=y");
@@ -264,7 +269,13 @@ mod tests {
         let topic = |names: &[&str]| {
             let mailboxes: Vec<_> =
                 names.iter().map(|name| changed(name, ChangeKind::Quiet)).collect();
-            let notice = Notice { id: "id", mailboxes: &mailboxes, at: AT, ttl: Duration::ZERO };
+            let notice = Notice {
+                id: "id",
+                mailboxes: &mailboxes,
+                preview: None,
+                at: AT,
+                ttl: Duration::ZERO,
+            };
             let request = web_push.render(&alice, &notice).unwrap();
             assert_eq!(request.headers()["urgency"], "low");
             request.headers()["topic"].to_str().unwrap().to_owned()

@@ -108,7 +108,8 @@ mod tests {
 
     fn told(account: &str, mailboxes: &[MailboxChange]) -> Option<Value> {
         let at = Timestamp(1_795_692_578_287);
-        let notice = Notice { id: "id", mailboxes, at, ttl: Duration::from_secs(60) };
+        let notice =
+            Notice { id: "id", mailboxes, preview: None, at, ttl: Duration::from_secs(60) };
         let json = changed(&Account::from_login(account), &notice)?;
         assert!(json.len() <= MOST, "{}", json.len());
         Some(serde_json::from_str(&json).unwrap())
