@@ -13,7 +13,7 @@ use crate::support::servers::client::Client;
 use crate::support::servers::dovecot::{Dovecot, Options};
 use crate::support::servers::{ALICE, BOB, mail, pki};
 use crate::support::world::{ACCOUNT_ID, TOKEN};
-use crate::support::{limited, skip};
+use crate::support::{limited, skip, until};
 
 /// Between two looks at all mailboxes.
 pub(crate) const POLL: Duration = Duration::from_millis(300);
@@ -115,13 +115,8 @@ async fn a_password_that_was_changed_is_tried_twice_and_replaced_at_the_next_log
         });
         dovecot.deliver("alice", "INBOX", &mail("unseen"));
         let store = world.mailchime.store.clone();
-        loop {
-            let accounts = store.accounts(mailchime::model::Timestamp(0)).await.unwrap();
-            if accounts[0].parked.is_some() {
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
+        let accounts = async || store.accounts(mailchime::model::Timestamp(0)).await.unwrap();
+        until(async || accounts().await[0].parked.is_some()).await;
         assert_eq!(world.apns.received(), 0);
         let address = world.address();
         let login = move || Client::connect_tls(address).login(("alice", "another one"));

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Answer, get, request};
 use crate::support::in_process::{InProcess, loopback};
 use crate::support::world::{LOGIN, MAIL, PASSWORD, TOKEN};
-use crate::support::{limited, listener};
+use crate::support::{limited, listener, until};
 
 /// A backend, and mailchime with `[admin]` in front of it.
 async fn start() -> (DemoBackend, InProcess) {
@@ -48,9 +48,7 @@ impl InProcess {
 
     /// Waits until a series has this value.
     async fn until(&self, series: &str, value: f64) {
-        while self.metric(series).await != value {
-            tokio::task::yield_now().await;
-        }
+        until(async || self.metric(series).await == value).await;
     }
 
     async fn ready(&self) -> Answer {
@@ -94,9 +92,7 @@ async fn numbers_move_with_what_is_done() {
         assert_eq!(world.metric("push_latency_seconds_bucket{le=\"60.0\"}").await, 1.0);
         world.until("queue_length{queue=\"pushes\"}", 0.0).await;
         world.until("queue_length{queue=\"settlements\"}", 0.0).await;
-        while world.metric("database_seconds_count{call=\"settle\"}").await == 0.0 {
-            tokio::task::yield_now().await;
-        }
+        until(async || world.metric("database_seconds_count{call=\"settle\"}").await > 0.0).await;
         let expiry = format!("certificate_expiry_seconds{{route=\"{}\"}}", world.pki.topic);
         assert!(world.metric(&expiry).await > 86_400.0);
 
@@ -104,9 +100,7 @@ async fn numbers_move_with_what_is_done() {
         world.apns.refuse().await;
         world.apns.drop_connections();
         backend.deliver("alice", "INBOX", MAIL).unwrap();
-        while world.metric("pushes_total{outcome=\"unavailable\"}").await == 0.0 {
-            tokio::task::yield_now().await;
-        }
+        until(async || world.metric("pushes_total{outcome=\"unavailable\"}").await > 0.0).await;
         world.until("queue_length{queue=\"pushes\"}", 1.0).await;
         world.mailchime.stop().await;
     })

@@ -13,7 +13,7 @@ use super::paper::Paper;
 use super::{ALICE, ApiReply, ApiWorld, BOB, basic};
 use crate::support::servers::pki;
 use crate::support::world::MAIL;
-use crate::support::{limited, soon};
+use crate::support::{limited, until};
 
 /// The secret of a web hook.
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -80,12 +80,7 @@ async fn a_subscription_counts_when_its_client_says_the_code() {
         // A mail from now on is pushed.
         api.backend.wait_until(|counters| counters.idling == 1).await;
         api.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
-        let pushed = async {
-            while paper.sent("well").last().map(String::as_str) != Some("mail INBOX") {
-                tokio::task::yield_now().await;
-            }
-        };
-        soon("the push", pushed).await;
+        until(async || paper.sent("well").last().map(String::as_str) == Some("mail INBOX")).await;
 
         // Made anew it goes on counting, without another code.
         let again = api.subscribe(ALICE, "well").await;

@@ -22,7 +22,7 @@ use crate::support::line::{Client, Line};
 use crate::support::servers::ALICE;
 use crate::support::servers::dovecot::{Dovecot, Options};
 use crate::support::world::{LOGIN, PASSWORD, Server, World};
-use crate::support::{limited, soon};
+use crate::support::{limited, soon, until};
 
 /// The address of a user who means no harm.
 const HOME: [u8; 4] = [127, 0, 0, 1];
@@ -322,12 +322,7 @@ async fn two_hundred_tries_at_once_do_not_overrun_the_limit() {
             client.send(format!("in LOGIN {LOGIN} guess\r\n")).await;
             guesses.push(client);
         }
-        let asked = async {
-            while backend.tries() < 30 {
-                tokio::task::yield_now().await
-            }
-        };
-        soon("thirty tries", asked).await;
+        until(async || backend.tries() >= 30).await;
         backend.answers.send_replace(true);
         let mut answers = Vec::new();
         for client in &mut guesses {
@@ -440,12 +435,7 @@ async fn wrong_passwords_take_no_connection_of_the_account() {
             client.send(format!("w LOGIN {LOGIN} guess\r\n")).await;
             wrong.push(client);
         }
-        let asked = async {
-            while backend.tries() < 10 {
-                tokio::task::yield_now().await
-            }
-        };
-        soon("ten tries", asked).await;
+        until(async || backend.tries() >= 10).await;
         network.gets_in(HOME).await;
     })
     .await;

@@ -9,7 +9,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::support::in_process::{InProcess, demo_backend, logins, plain, register};
 use crate::support::line::Line;
-use crate::support::{limited, listener, soon};
+use crate::support::{limited, listener, soon, until};
 
 pub(super) fn route(domain: &str, backend: &DemoBackend) -> RouteConfig {
     RouteConfig { domain: domain.into(), backend: plain(backend.address()) }
@@ -108,12 +108,7 @@ async fn the_connections_of_an_account_are_limited_its_watcher_included() {
         // The watcher of a device that registers in the only session has to wait for its end.
         assert!(alice.command(&register()).await.starts_with("r OK"));
         let counters = world.mailchime.counters();
-        let tried = async {
-            while counters.connections_per_account.hits() < 3 {
-                tokio::task::yield_now().await;
-            }
-        };
-        soon("the watcher's tries", tried).await;
+        until(async || counters.connections_per_account.hits() >= 3).await;
         // The session's, and that of the client that was turned away: none of the watcher's.
         assert_eq!(logins(&backend, "alice"), 2);
         drop(alice);

@@ -5,7 +5,7 @@ use mailchime::config::{BackendTls, TrustConfig};
 use crate::support::in_process::{InProcess, demo_backend, logins};
 use crate::support::line::Line;
 use crate::support::world::registration_as;
-use crate::support::{limited, listener, soon};
+use crate::support::{limited, listener, soon, until};
 
 #[tokio::test]
 async fn one_address_has_so_many_sessions_and_no_more() {
@@ -94,12 +94,7 @@ async fn a_client_that_does_not_log_in_is_disconnected_and_counted() {
         assert_eq!(client.rest().await, "* BYE No login in time\r\n");
         drop(client);
         let counters = world.mailchime.counters();
-        let counted = async {
-            while counters.login_timeout.hits() == 0 {
-                tokio::task::yield_now().await;
-            }
-        };
-        soon("the count", counted).await;
+        until(async || counters.login_timeout.hits() > 0).await;
     })
     .await;
 }

@@ -15,7 +15,7 @@ use sqlx::{Connection, Executor, SqliteConnection};
 
 use crate::support::program::{Process, mailchime};
 use crate::support::world::World;
-use crate::support::{limited, soon};
+use crate::support::{limited, until};
 
 const CONFIG: &str = "[tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\
     [backend]\naddress = \"127.0.0.1:1\"\ntls = \"none\"\n";
@@ -148,15 +148,8 @@ async fn a_start_without_passwords_asks_the_phones_to_log_in() {
         server.process.signal("TERM");
         server.process.end().await;
         let server = world.serve_with_admin().await;
-        let parked = async {
-            loop {
-                let said = world.command(&["watchers", "--json"]).await.json();
-                if said["watchers"][0]["state"] == "parked" {
-                    break;
-                }
-            }
-        };
-        soon("nobody watches", parked).await;
+        let said = async || world.command(&["watchers", "--json"]).await.json();
+        until(async || said().await["watchers"][0]["state"] == "parked").await;
         // It is known before anything else is done for her.
         let session = world.session(&server).await;
         world.watched().await;

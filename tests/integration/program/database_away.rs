@@ -14,7 +14,7 @@ use crate::support::servers::forwarder::Forwarder;
 use crate::support::servers::pgbouncer::{IGNORES, PgBouncer};
 use crate::support::servers::postgres::Postgres;
 use crate::support::world::{ACCOUNT_ID, Server, World, registration, registration_as};
-use crate::support::{limited, soon};
+use crate::support::{limited, soon, until};
 
 /// The `busy_timeout` of these tests: longer than a command behind a registration may wait.
 const BUSY: Duration = Duration::from_secs(12);
@@ -273,9 +273,8 @@ async fn after_a_switchover_phones_register_and_are_pushed_within_seconds() {
         old.execute("select pg_reload_conf()").await.unwrap();
         let lag = "select count(*) from pg_stat_replication \
                    where replay_lsn < pg_current_wal_lsn()";
-        while sqlx::query(lag).fetch_one(&mut old).await.unwrap().get::<i64, _>(0) > 0 {
-            tokio::task::yield_now().await;
-        }
+        until(async || sqlx::query(lag).fetch_one(&mut old).await.unwrap().get::<i64, _>(0) == 0)
+            .await;
         let fenced = async {
             while admin::get(admin, "/readyz?exclude=backend").await.status != 503 {}
             admin::get(admin, "/readyz?exclude=backend").await

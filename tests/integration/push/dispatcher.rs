@@ -9,12 +9,12 @@ use mailchime::push::transport::apns::payload::mailbox_hash;
 use mailchime::store::Settlement;
 use tracing::Level;
 
-use crate::support::limited;
 use crate::support::log::Log;
 use crate::support::pushing::{
     Certificates, Disk, EVER, Running, account_id, alice, backends, load, options, register, rows,
     state, token, try_load,
 };
+use crate::support::{limited, until};
 
 #[tokio::test]
 async fn a_change_becomes_a_push_to_each_device_and_then_the_row_moves() {
@@ -188,9 +188,7 @@ async fn a_push_that_waits_goes_by_the_registration_as_it_is_when_it_is_sent() {
             let explained = running.inquirer.explain(alice(), None).await.unwrap().unwrap();
             explained.iter().map(|device| device.waiting.len()).sum::<usize>()
         };
-        while waiting().await < 4 {
-            tokio::task::yield_now().await;
-        }
+        until(async || waiting().await >= 4).await;
         renewed.options = options("22222222-CA09-4730-A419-793000CA982E");
         let registration = Registration {
             subscription: renewed.clone(),
@@ -343,9 +341,7 @@ async fn a_database_that_is_locked_delays_no_push_and_one_that_cannot_be_read_lo
             .await
             .unwrap();
         running.mail("Notes", 2).await;
-        while running.events.capacity() < running.events.max_capacity() {
-            tokio::task::yield_now().await;
-        }
+        until(async || running.events.capacity() >= running.events.max_capacity()).await;
         sqlx::query("alter table hidden rename to subscription")
             .execute(&mut beside)
             .await
@@ -428,9 +424,7 @@ async fn nothing_is_lost_while_the_certificate_is_expired() {
         let disk = Disk::with(&[certificates.device("aa")]).await;
         let mut running = Running::start(&disk, identities.clone());
         running.mail("INBOX", 2).await;
-        while disk.owed().await.is_empty() {
-            tokio::task::yield_now().await;
-        }
+        until(async || !disk.owed().await.is_empty()).await;
         let why = running.why("INBOX").await;
         assert!(why[0].contains("apns.pem: is expired"), "{why:?}");
         assert!(why[1].starts_with("the push service did not answer or refused us"), "{why:?}");

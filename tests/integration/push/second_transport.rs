@@ -6,8 +6,8 @@ use mailchime::model::{PushEndpoint, Subscription, TransportId};
 use mailchime::push::transport::{Route, Routes};
 
 use super::fake::Fake;
-use crate::support::limited;
 use crate::support::pushing::{Disk, EVER, Running, alice, rows};
+use crate::support::{limited, until};
 
 fn subscription(endpoint: &str) -> Subscription {
     Subscription {
@@ -32,9 +32,7 @@ async fn each_verdict_of_a_second_transport_moves_or_marks_or_removes_as_those_o
         routes.publish(&TransportId::new("fake"), [("table".into(), route)]);
         let mut running = Running::over(&disk, &routes, config::PushConfig::default());
         running.mail("INBOX", 2).await;
-        while fake.0.lock().unwrap().len() < endpoints.len() {
-            tokio::task::yield_now().await;
-        }
+        until(async || fake.0.lock().unwrap().len() >= endpoints.len()).await;
         running.end().await;
 
         let mut asked = fake.0.lock().unwrap().clone();

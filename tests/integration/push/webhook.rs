@@ -22,7 +22,7 @@ use crate::support::in_process::{InProcess, demo_backend};
 use crate::support::pushing::{Disk, Running, alice};
 use crate::support::servers::pki;
 use crate::support::world::MAIL;
-use crate::support::{limited, listener, soon};
+use crate::support::{limited, listener, soon, until};
 
 const ALICE: &str = "alice@example.org";
 const BOB: &str = "bob@example.com";
@@ -181,9 +181,7 @@ async fn a_receiver_that_hangs_or_is_no_longer_wanted_holds_up_no_other() {
         })
         .await;
         log_in(&world, &backend, ALICE).await;
-        while rows(&world, ALICE).await.len() < 2 {
-            tokio::task::yield_now().await;
-        }
+        until(async || rows(&world, ALICE).await.len() >= 2).await;
         for _ in 0..3 {
             backend.deliver(ALICE, "INBOX", MAIL).unwrap();
             new_mail(&well).await;
@@ -196,9 +194,7 @@ async fn a_receiver_that_hangs_or_is_no_longer_wanted_holds_up_no_other() {
         let again = app::start(&world.config).await.unwrap();
         let store = again.store.clone();
         let alice = Account::from_login(ALICE);
-        while store.targets(&alice, Timestamp(0)).await.unwrap().len() > 1 {
-            tokio::task::yield_now().await;
-        }
+        until(async || store.targets(&alice, Timestamp(0)).await.unwrap().len() <= 1).await;
         backend.deliver(ALICE, "INBOX", MAIL).unwrap();
         new_mail(&well).await;
         again.stop().await;
@@ -221,13 +217,11 @@ async fn a_web_hook_hears_of_the_mailboxes_that_a_phone_has_registered() {
         .await;
         world.register((ALICE, "secret"), &["INBOX", "Notes"]).await;
         let has_both = |targets: &[Target]| targets.iter().all(|it| it.mailboxes.len() == 2);
-        loop {
+        until(async || {
             let rows = rows(&world, ALICE).await;
-            if rows.len() == 2 && has_both(&rows) {
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
+            rows.len() == 2 && has_both(&rows)
+        })
+        .await;
         soon("a watcher in IDLE", backend.wait_until(|counters| counters.idling > 0)).await;
         backend.deliver(ALICE, "Notes", MAIL).unwrap();
         while about(&soon("an event", receiver.next()).await) != (json!(ALICE), json!("Notes")) {}
@@ -284,9 +278,7 @@ async fn a_users_web_hook_gets_a_code_and_then_events_until_it_says_that_it_is_g
         receiver.answer_all(Some(ReceiverAnswer::Status(410, None)));
         running.mail("INBOX", 3).await;
         soon("an event", receiver.next()).await;
-        while !disk.store.targets(&alice(), Timestamp(0)).await.unwrap().is_empty() {
-            tokio::task::yield_now().await;
-        }
+        until(async || disk.store.targets(&alice(), Timestamp(0)).await.unwrap().is_empty()).await;
         running.end().await;
     })
     .await;

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use super::postgres::Database;
 use super::*;
-use crate::support::limited;
 use crate::support::servers::forwarder::Forwarder;
 use crate::support::servers::postgres::Postgres;
+use crate::support::{limited, until};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
 const BUSY: Duration = Duration::from_secs(2);
@@ -177,9 +177,7 @@ async fn transactions_in_each_others_way() {
                 store.settle(&[owed, told]).await
             }
         });
-        while waiting(&mut watching).await == 0 {
-            tokio::task::yield_now().await;
-        }
+        until(async || waiting(&mut watching).await > 0).await;
         // Now each waits for the other.
         other.execute("update subscription_mailbox set owed_since = null").await.unwrap();
         other.commit().await.unwrap();
@@ -240,9 +238,7 @@ async fn a_server_that_says_nothing_any_more() {
             calls.spawn(async move { reading.targets(&alice(), EVER).await.map(drop) });
             calls.spawn(async move { writing.remove_account(&bob()).await.map(drop) });
         }
-        while waiting(&mut watching).await < 8 {
-            tokio::task::yield_now().await;
-        }
+        until(async || waiting(&mut watching).await >= 8).await;
         network.freeze();
         let began = Instant::now();
         while let Some(refused) = calls.join_next().await {

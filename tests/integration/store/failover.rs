@@ -6,9 +6,9 @@ use std::time::Instant;
 use sqlx::{Connection, Executor, PgConnection, Row};
 
 use super::*;
-use crate::support::limited;
 use crate::support::servers::forwarder::Forwarder;
 use crate::support::servers::postgres::Postgres;
+use crate::support::{limited, until};
 
 const BUSY: Duration = Duration::from_secs(15);
 
@@ -39,15 +39,15 @@ async fn caught_up(primary: &mut PgConnection, standby: &mut PgConnection) {
     let written: String =
         sqlx::query("select pg_current_wal_lsn()::text").fetch_one(primary).await.unwrap().get(0);
     let replayed = "select coalesce(pg_last_wal_replay_lsn() >= $1::pg_lsn, false)";
-    while !sqlx::query(replayed)
-        .bind(&written)
-        .fetch_one(&mut *standby)
-        .await
-        .unwrap()
-        .get::<bool, _>(0)
-    {
-        tokio::task::yield_now().await;
-    }
+    until(async || {
+        sqlx::query(replayed)
+            .bind(&written)
+            .fetch_one(&mut *standby)
+            .await
+            .unwrap()
+            .get::<bool, _>(0)
+    })
+    .await;
 }
 
 /// Lets nobody write to the server any more; sessions that there are stay, and are read-only too.
@@ -55,9 +55,10 @@ async fn fence(primary: &mut PgConnection) {
     primary.execute("alter system set default_transaction_read_only = on").await.unwrap();
     primary.execute("select pg_reload_conf()").await.unwrap();
     let shown = "select setting from pg_settings where name = 'default_transaction_read_only'";
-    while sqlx::query(shown).fetch_one(&mut *primary).await.unwrap().get::<String, _>(0) != "on" {
-        tokio::task::yield_now().await;
-    }
+    until(async || {
+        sqlx::query(shown).fetch_one(&mut *primary).await.unwrap().get::<String, _>(0) == "on"
+    })
+    .await;
 }
 
 /// How many connections of mailchime the server has.
@@ -113,9 +114,7 @@ async fn after_a_switchover_behind_one_address_nothing_stays_at_the_old_server()
         register(&other, device(&bob(), 'c'), &["INBOX"], 5, 300).await;
         let news = store.take_invalidations("one", 10).await.unwrap();
         assert!(news.iter().any(|news| news.account == bob()), "{news:?}");
-        while connections(&mut old).await > 0 {
-            tokio::task::yield_now().await;
-        }
+        until(async || connections(&mut old).await == 0).await;
     })
     .await;
 }

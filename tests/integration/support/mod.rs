@@ -3,8 +3,9 @@
 //!
 //! The soak uses it, too (`tests/soak/main.rs`).
 
+use std::panic::Location;
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 
@@ -45,6 +46,18 @@ pub(crate) async fn within<T>(limit: Duration, test: impl Future<Output = T>) ->
 pub(crate) async fn soon<T>(awaited: &str, event: impl Future<Output = T>) -> T {
     let waited = tokio::time::timeout(SOON, event).await;
     waited.unwrap_or_else(|_| panic!("not within {SOON:?}: {awaited}"))
+}
+
+/// Asks again and again until it `holds`, while others go on; at most for [`SOON`], by the real clock.
+#[track_caller]
+pub(crate) fn until(mut holds: impl AsyncFnMut() -> bool) -> impl Future<Output = ()> {
+    let (place, began) = (Location::caller(), Instant::now());
+    async move {
+        while !holds().await {
+            assert!(began.elapsed() < SOON, "not within {SOON:?}: what {place} waits for");
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
 /// Stops tokio's clock while it lives, at the latest for [`LIMIT`]. Sockets go on, so that what happens

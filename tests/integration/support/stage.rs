@@ -44,6 +44,15 @@ impl Stage {
         Self { listener, world }
     }
 
+    /// A watcher that is in IDLE, and has found INBOX as the devices were told.
+    pub(crate) async fn quiet(&self) -> (Watching, Peer) {
+        let watching = self.world.watch();
+        let mut peer = self.accept().await;
+        peer.play(IDLE).await;
+        peer.play(QUIET).await;
+        (watching, peer)
+    }
+
     /// The next connection.
     pub(crate) async fn accept(&self) -> Peer {
         Peer(BufStream::new(self.listener.accept().await.unwrap().0))
@@ -51,7 +60,7 @@ impl Stage {
 }
 
 /// The watcher, as the backend sees it.
-pub(crate) struct Peer(pub(crate) BufStream<TcpStream>);
+pub(crate) struct Peer(BufStream<TcpStream>);
 
 impl Peer {
     pub(crate) async fn play(&mut self, dialogue: &str) {
@@ -81,6 +90,13 @@ impl Peer {
         self.0.flush().await.unwrap();
         self.0.read_line(&mut heard).await.unwrap();
         heard.trim_end().to_owned()
+    }
+
+    /// Says these bytes again and again until the watcher hangs up.
+    pub(crate) async fn says_without_end(mut self, bytes: &[u8]) {
+        while self.0.write_all(bytes).await.is_ok() && self.0.flush().await.is_ok() {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Waits until the watcher has closed the connection, saying nothing.

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::limited;
+use super::{limited, until};
 
 pub(crate) const PASSWORD: &str = "wonderland";
 
@@ -150,9 +150,7 @@ impl World {
     }
 
     pub(crate) async fn until_parked(&self, user: &str, parked: bool) {
-        while self.parked(user).await.is_some() != parked {
-            tokio::task::yield_now().await;
-        }
+        until(async || self.parked(user).await.is_some() == parked).await;
     }
 
     pub(crate) async fn stored_password(&self, user: &str) -> Vec<u8> {
@@ -300,13 +298,11 @@ impl Watching {
     /// Waits until the state of this account is this.
     pub(crate) async fn until_of(&self, user: &str, state: &str) {
         let account = Account::from_login(user);
-        loop {
+        until(async || {
             let told = self.inquirer.watchers(Some(account.clone())).await.unwrap();
-            if told.iter().any(|told| told.state == state) {
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
+            told.iter().any(|told| told.state == state)
+        })
+        .await;
     }
 
     /// How many accounts are watched in this way.

@@ -3,19 +3,14 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWriteExt;
-
 use crate::support::limited;
-use crate::support::stage::{IDLE, Peer, QUIET, Stage, stop};
+use crate::support::stage::{IDLE, QUIET, Stage, stop};
 
 #[tokio::test]
 async fn an_expunge_and_a_new_mail_in_one_batch_are_new_mail() {
     limited(async {
         let stage = Stage::new().await;
-        let mut watching = stage.world.watch();
-        let mut peer = stage.accept().await;
-        peer.play(IDLE).await;
-        peer.play(QUIET).await;
+        let (mut watching, mut peer) = stage.quiet().await;
         peer.play(
             "\
 S: * 1 EXPUNGE
@@ -73,10 +68,7 @@ C: w4 IDLE
 async fn mail_read_between_an_announcement_and_its_refresh_is_reported() {
     limited(async {
         let stage = Stage::new().await;
-        let mut watching = stage.world.watch();
-        let mut peer = stage.accept().await;
-        peer.play(IDLE).await;
-        peer.play(QUIET).await;
+        let (mut watching, mut peer) = stage.quiet().await;
         peer.play(
             "\
 S: * 6 EXISTS
@@ -191,10 +183,7 @@ S: w4 NO [SERVERBUG] its index is broken
 async fn idle_that_the_backend_ends_at_once_is_replaced_by_polling() {
     limited(async {
         let stage = Stage::new().await;
-        let watching = stage.world.watch();
-        let mut peer = stage.accept().await;
-        peer.play(IDLE).await;
-        peer.play(QUIET).await;
+        let (watching, mut peer) = stage.quiet().await;
         peer.play(
             "\
 S: w3 OK that is enough
@@ -235,10 +224,7 @@ async fn idle_is_renewed_and_mail_that_it_did_not_announce_is_found() {
     limited(async {
         let mut stage = Stage::new().await;
         stage.world.watch.idle_renewal = Duration::from_millis(50);
-        let mut watching = stage.world.watch();
-        let mut peer = stage.accept().await;
-        peer.play(IDLE).await;
-        peer.play(QUIET).await;
+        let (mut watching, mut peer) = stage.quiet().await;
         peer.play(
             "\
 C: DONE
@@ -261,10 +247,7 @@ async fn flags_settle_before_they_are_looked_at() {
     limited(async {
         let mut stage = Stage::new().await;
         stage.world.watch.settle = Duration::from_millis(200);
-        let mut watching = stage.world.watch();
-        let mut peer = stage.accept().await;
-        peer.play(IDLE).await;
-        peer.play(QUIET).await;
+        let (mut watching, mut peer) = stage.quiet().await;
         let began = Instant::now();
         peer.play(
             "\
@@ -357,12 +340,7 @@ async fn a_backend_that_talks_and_never_answers_is_given_up_in_time() {
         let mut peer = stage.accept().await;
         peer.play(IDLE).await;
         peer.play("C: w1 EXAMINE INBOX").await;
-        let Peer(mut stream) = peer;
-        while stream.write_all(b"* OK still at it\r\n").await.is_ok()
-            && stream.flush().await.is_ok()
-        {
-            tokio::task::yield_now().await;
-        }
+        peer.says_without_end(b"* OK still at it\r\n").await;
         stage.accept().await;
         watching.stop().await;
     })
@@ -432,12 +410,8 @@ async fn a_response_without_end_ends_the_connection() {
             let mut peer = stage.accept().await;
             peer.play(IDLE).await;
             peer.play(QUIET).await;
-            let Peer(mut stream) = peer;
-            let _ = stream.write_all(endless).await;
-            let line = vec![b'0'; 1024];
-            while stream.write_all(&line).await.is_ok() && stream.flush().await.is_ok() {
-                tokio::task::yield_now().await;
-            }
+            peer.say(endless).await;
+            peer.says_without_end(&[b'0'; 1024]).await;
         }
         let mut peer = stage.accept().await;
         peer.play(IDLE).await;
@@ -456,10 +430,7 @@ async fn the_end_does_not_wait_for_a_backend() {
         watching.stop().await;
         drop(peer);
 
-        let mut watching = stage.world.watch();
-        let mut peer = stage.accept().await;
-        peer.play(IDLE).await;
-        peer.play(QUIET).await;
+        let (mut watching, mut peer) = stage.quiet().await;
         peer.play("S: * 6 EXISTS").await;
         watching.expect(&["INBOX: new mail, announced"]).await;
         watching.stop().await;

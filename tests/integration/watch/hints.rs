@@ -9,7 +9,7 @@ use sqlx::{Connection, Executor, SqliteConnection};
 
 use super::mail::{backend, idling, world};
 use crate::support::limited;
-use crate::support::stage::{IDLE, QUIET, Stage, stop};
+use crate::support::stage::{Stage, stop};
 use crate::support::watching::{PASSWORD, Watching, credentials, told};
 
 const STATUS: &str = "STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
@@ -39,10 +39,7 @@ pub(super) async fn taken_in(watching: &Watching) {
 async fn a_hint_with_enough_numbers_is_the_look() {
     limited(async {
         let stage = Stage::new().await;
-        let mut watching = stage.world.watch();
-        let mut peer = stage.accept().await;
-        peer.play(IDLE).await;
-        peer.play(QUIET).await;
+        let (mut watching, mut peer) = stage.quiet().await;
         let inbox = || Some(Mailbox::inbox());
         hint(&watching, inbox(), MailboxEvent::MessageNew, numbers(11, 6, 3)).await;
         watching.expect(&["INBOX: new mail, next 11 of 6 with 3 unseen"]).await;
@@ -75,10 +72,7 @@ S: + idling
 async fn a_hint_from_before_a_look_announces_nothing_after_it() {
     limited(async {
         let stage = Stage::new().await;
-        let mut watching = stage.world.watch();
-        let mut peer = stage.accept().await;
-        peer.play(IDLE).await;
-        peer.play(QUIET).await;
+        let (mut watching, mut peer) = stage.quiet().await;
         let inbox = || Some(Mailbox::inbox());
         hint(&watching, inbox(), MailboxEvent::MessageExpunge, Snapshot::default()).await;
         peer.play(&format!("C: DONE\nS: w3 OK done\nC: w4 {STATUS}\n")).await;
@@ -118,10 +112,7 @@ S: + idling
 async fn a_hint_has_a_connected_account_looked_at_at_once() {
     limited(async {
         let stage = Stage::new().await;
-        let mut watching = stage.world.watch();
-        let mut peer = stage.accept().await;
-        peer.play(IDLE).await;
-        peer.play(QUIET).await;
+        let (mut watching, mut peer) = stage.quiet().await;
         let none = Snapshot::default();
         // Without numbers, and of an account or a mailbox that is not watched.
         hint(&watching, Some(Mailbox::new("Other")), MailboxEvent::MessageNew, none).await;

@@ -7,8 +7,8 @@ use mailchime::model::Account;
 use sqlx::{Connection, Executor, SqliteConnection};
 
 use super::mail::{backend, idling, reconnected, world};
-use crate::support::limited;
 use crate::support::watching::{PASSWORD, World, told};
+use crate::support::{limited, until};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
@@ -195,9 +195,7 @@ async fn a_new_password_that_could_not_be_stored_is_stored_at_the_next_login() {
         assert_eq!(world.stored_password("alice").await, PASSWORD.as_bytes());
         beside.execute("drop trigger fail").await.unwrap();
         watching.logged_in("alice", "changed").await;
-        while world.stored_password("alice").await != b"changed" {
-            tokio::task::yield_now().await;
-        }
+        until(async || world.stored_password("alice").await == b"changed").await;
         watching.stop().await;
     })
     .await;
@@ -252,9 +250,7 @@ async fn a_new_password_is_kept_while_the_connection_goes_on_undisturbed() {
         for password in ["another", "changed"] {
             backend.set_password("alice", password.as_bytes()).unwrap();
             watching.logged_in("alice", password).await;
-            while world.stored_password("alice").await != password.as_bytes() {
-                tokio::task::yield_now().await;
-            }
+            until(async || world.stored_password("alice").await == password.as_bytes()).await;
         }
         assert_eq!(backend.counters().commands, before, "a login is no reason to look");
         backend.drop_connections();

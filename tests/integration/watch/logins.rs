@@ -9,9 +9,9 @@ use mailchime::model::{Account, Credentials, SessionEvent, Timestamp};
 use mailchime::watch::WatcherStatus;
 
 use super::mail::{backend, idling, reconnected, world};
-use crate::support::limited;
 use crate::support::stage::{IDLE, QUIET, Stage, stop};
 use crate::support::watching::{PASSWORD, Watching, World, told};
+use crate::support::{limited, until};
 
 /// Another client of alice's logs in with an access token.
 async fn logs_in_with_a_token(watching: &Watching) {
@@ -22,9 +22,7 @@ async fn logs_in_with_a_token(watching: &Watching) {
 
 /// Waits until this password is the last one that is known of the user.
 async fn is_known(world: &World, user: &str, password: &str) {
-    while world.stored_password(user).await != password.as_bytes() {
-        tokio::task::yield_now().await;
-    }
+    until(async || world.stored_password(user).await == password.as_bytes()).await;
 }
 
 async fn with_bob(backend: &DemoBackend) -> World {
@@ -161,28 +159,24 @@ async fn patient(test: impl Future<Output = ()>) {
 
 /// Waits until each of the users is in this state.
 async fn until_all(watching: &Watching, state: &str) {
-    loop {
+    until(async || {
         let told = watching.inquirer.watchers(None).await.unwrap();
-        if told.len() == USERS.len() && told.iter().all(|told| told.state == state) {
-            return;
-        }
-        tokio::task::yield_now().await;
-    }
+        told.len() == USERS.len() && told.iter().all(|told| told.state == state)
+    })
+    .await;
 }
 
 /// Waits until nobody tries for some minutes: they are parked, or wait for so long.
 async fn until_quiet(watching: &Watching) {
-    loop {
+    until(async || {
         let told = watching.inquirer.watchers(None).await.unwrap();
         let minutes = Timestamp::now().plus(Duration::from_mins(5)).0;
         let waits = |told: &WatcherStatus| {
             told.state == "parked" || told.next_try_at.is_some_and(|at| at > minutes)
         };
-        if told.len() == USERS.len() && told.iter().all(waits) {
-            return;
-        }
-        tokio::task::yield_now().await;
-    }
+        told.len() == USERS.len() && told.iter().all(waits)
+    })
+    .await;
 }
 
 /// Everybody is refused, until few try any more.
@@ -191,9 +185,7 @@ async fn outage(backend: &DemoBackend, world: &World) -> Watching {
     backend.wait_until(|c| c.idling == 4).await;
     nobody_is_known(backend);
     backend.drop_connections();
-    while refused(backend) < 3 {
-        tokio::task::yield_now().await;
-    }
+    until(async || refused(backend) >= 3).await;
     until_quiet(&watching).await;
     watching
 }
@@ -262,9 +254,7 @@ async fn a_password_that_is_refused_for_days_is_tried_four_times() {
         assert_eq!(watching.next().await, "alice is to log in");
         for expected in [3, 4] {
             later(Duration::from_hours(26)).await;
-            while tries() < expected {
-                tokio::task::yield_now().await;
-            }
+            until(async || tries() >= expected).await;
             watching.until("parked").await;
         }
         later(Duration::from_hours(200)).await;
@@ -340,9 +330,7 @@ async fn a_login_is_heard_while_a_push_that_asks_for_it_waits() {
         for user in ["alice", "bob"] {
             watching.until_of(user, "parked").await;
         }
-        while world.store.owed_accounts().await.unwrap().len() < 2 {
-            tokio::task::yield_now().await;
-        }
+        until(async || world.store.owed_accounts().await.unwrap().len() >= 2).await;
         for user in ["alice", "bob"] {
             watching.logged_in(user, PASSWORD).await;
         }
@@ -362,10 +350,7 @@ fn login(password: &str, answer: &str) -> String {
 /// Alice's watcher has two passwords of hers, and the one that it used so far is refused.
 async fn with_two_passwords() -> (Stage, Watching) {
     let stage = Stage::new().await;
-    let watching = stage.world.watch();
-    let mut peer = stage.accept().await;
-    peer.play(IDLE).await;
-    peer.play(QUIET).await;
+    let (watching, peer) = stage.quiet().await;
     watching.logged_in("alice", "changed").await;
     is_known(&stage.world, "alice", "changed").await;
     drop(peer);

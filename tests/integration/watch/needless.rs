@@ -1,7 +1,7 @@
 //! What the phone need not fetch again, and what it must.
 
 use crate::support::limited;
-use crate::support::stage::{IDLE, Peer, QUIET, Stage, stop};
+use crate::support::stage::{IDLE, Peer, Stage, stop};
 use crate::support::watching::{Watching, told};
 use mailchime::model::Snapshot;
 
@@ -12,10 +12,7 @@ const CONDSTORE_STATUS: &str =
 /// One mail has come, and the look finds 2 unread ones as before. The backend then says this.
 async fn read_on_arrival(fetched: &str, expected: &str) {
     let stage = Stage::new().await;
-    let mut watching = stage.world.watch();
-    let mut peer = stage.accept().await;
-    peer.play(IDLE).await;
-    peer.play(QUIET).await;
+    let (mut watching, mut peer) = stage.quiet().await;
     let state = "S: * STATUS INBOX (MESSAGES 6 UIDNEXT 11 UIDVALIDITY 7 UNSEEN 2)";
     peer.play(&format!(
         "\
@@ -64,10 +61,7 @@ async fn other_mail_that_was_read_meanwhile_is_reported_although_the_backend_doe
 async fn where_the_backend_does_not_send_the_flags_of_new_mail_every_change_is_reported() {
     limited(async {
         let stage = Stage::new().await;
-        let mut watching = stage.world.watch();
-        let mut peer = stage.accept().await;
-        peer.play(IDLE).await;
-        peer.play(QUIET).await;
+        let (mut watching, mut peer) = stage.quiet().await;
         peer.play(&format!(
             "\
 S: * 6 EXISTS
@@ -94,10 +88,7 @@ C: w6 IDLE
 async fn some_of_several_mails_arrive_read() {
     limited(async {
         let stage = Stage::new().await;
-        let mut watching = stage.world.watch();
-        let mut peer = stage.accept().await;
-        peer.play(IDLE).await;
-        peer.play(QUIET).await;
+        let (mut watching, mut peer) = stage.quiet().await;
         let state = "S: * STATUS INBOX (MESSAGES 8 UIDNEXT 13 UIDVALIDITY 7 UNSEEN 3)";
         peer.play(&format!(
             "\

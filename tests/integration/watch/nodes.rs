@@ -8,9 +8,9 @@ use mailchime::store::{Invalidation, Registrant, Sealed};
 use tokio::sync::{mpsc, watch};
 
 use super::mail::{backend, world};
-use crate::support::limited;
 use crate::support::stage::{IDLE, QUIET, Stage, stop};
 use crate::support::watching::{PASSWORD, Watching, World, credentials, told};
+use crate::support::{limited, until};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
@@ -96,9 +96,7 @@ async fn a_login_at_this_node_reaches_the_one_that_watches() {
         watching.logged_in("alice", PASSWORD).await;
         watching.logged_in("bob", "secret").await;
         watching.logged_in("alice", "changed").await;
-        while world.stored_password("alice").await != b"changed" {
-            tokio::task::yield_now().await;
-        }
+        until(async || world.stored_password("alice").await == b"changed").await;
         let news = Invalidation { account: alice.clone(), login: true };
         assert_eq!(
             other.take_invalidations("elsewhere", 10).await.unwrap(),
@@ -248,9 +246,7 @@ S: + idling
 ",
         )
         .await;
-        while stage.world.stored_password("alice").await != b"changed" {
-            tokio::task::yield_now().await;
-        }
+        until(async || stage.world.stored_password("alice").await == b"changed").await;
         stop(watching, peer).await;
     })
     .await;

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use mailchime::metrics::Watching as Mode;
 
 use super::mail::backend;
-use crate::support::limited;
-use crate::support::stage::{IDLE, QUIET, Stage, stop};
+use crate::support::stage::{IDLE, Stage, stop};
 use crate::support::watching::{PASSWORD, World, told};
+use crate::support::{limited, until};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
@@ -236,9 +236,7 @@ async fn notify_that_sends_nothing_is_found_out_by_two_refreshes() {
             "Team: new mail, next 10 of 5 with 0 unseen",
         ];
         watching.expect(&news).await;
-        while watching.watched(Mode::Poll) == 0 {
-            tokio::task::yield_now().await;
-        }
+        until(async || watching.watched(Mode::Poll) > 0).await;
         stop(watching, peer).await;
     })
     .await;
@@ -249,10 +247,7 @@ async fn idle_that_sends_nothing_is_found_out_by_two_refreshes() {
     limited(async {
         let mut stage = Stage::new().await;
         stage.world.watch.idle_check = Duration::from_millis(500);
-        let mut watching = stage.world.watch();
-        let mut peer = stage.accept().await;
-        peer.play(IDLE).await;
-        peer.play(QUIET).await;
+        let (mut watching, mut peer) = stage.quiet().await;
         peer.play(
             "\
 C: DONE
@@ -423,10 +418,7 @@ async fn mail_that_comes_while_idle_begins_is_found_by_one_more_look() {
         let mut stage = Stage::new().await;
         stage.world.watch.poll_interval = Duration::from_secs(2);
         stage.world.watch.idle_check = Duration::from_secs(7);
-        let mut watching = stage.world.watch();
-        let mut peer = stage.accept().await;
-        peer.play(IDLE).await;
-        peer.play(QUIET).await;
+        let (mut watching, mut peer) = stage.quiet().await;
         let looks = [(6, 11), (7, 12), (7, 12)];
         for ((messages, next), tag) in looks.into_iter().zip((4..).step_by(2)) {
             if tag == 4 {
@@ -464,10 +456,7 @@ S: + idling
 async fn what_condstore_and_qresync_tell_is_activity_like_any_other() {
     limited(async {
         let stage = Stage::new().await;
-        let mut watching = stage.world.watch();
-        let mut peer = stage.accept().await;
-        peer.play(IDLE).await;
-        peer.play(QUIET).await;
+        let (mut watching, mut peer) = stage.quiet().await;
         peer.play(
             "\
 S: * OK [HIGHESTMODSEQ 99] Highest

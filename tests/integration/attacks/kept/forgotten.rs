@@ -9,7 +9,7 @@ use mailchime::store::{Registrant, Sealed, Store};
 use sqlx::{Connection, Row, SqliteConnection};
 
 use crate::support::world::{LOGIN, PASSWORD, World};
-use crate::support::{limited, soon};
+use crate::support::{limited, until};
 
 /// In which files of the folder any part of the text is found.
 fn places(folder: &std::path::Path, text: &str) -> Vec<String> {
@@ -129,19 +129,9 @@ async fn a_password_that_was_replaced_is_in_no_file() {
         let mut client = world.client(&server).await;
         client.send(format!("in LOGIN {LOGIN} \"looking glass\"\r\n").as_bytes()).await;
         client.until("in OK").await;
-        let replaced = async {
-            while sealed(&world).await == text {
-                tokio::task::yield_now().await;
-            }
-        };
-        soon("the new password in the database", replaced).await;
+        until(async || sealed(&world).await != text).await;
         world.backend.drop_connections();
-        let gone = async {
-            while !places(world.folder(), &text).is_empty() && beside(&world).await > 0 {
-                tokio::task::yield_now().await;
-            }
-        };
-        soon("the old password is refused", gone).await;
+        until(async || places(world.folder(), &text).is_empty() || beside(&world).await == 0).await;
         drop(client);
         server.process.kill();
         let server = world.serve().await;

@@ -13,7 +13,7 @@ use super::super::secrets::forms;
 use crate::support::line::Client;
 use crate::support::program::Process;
 use crate::support::world::{Server, World};
-use crate::support::{limited, skip, soon};
+use crate::support::{limited, skip, until};
 
 /// Of a user of his own, so that no other test's words are found.
 const CAROL: &str = "carol.of.the.memory.test";
@@ -141,12 +141,7 @@ async fn a_password_is_kept_while_it_may_be_needed_and_gone_with_the_session() {
         drop(client);
         server.logged("session ended").await;
         assert_eq!(connected, 1, "places while connected");
-        let gone = async {
-            while secrets(&server) > 0 {
-                tokio::task::yield_now().await;
-            }
-        };
-        soon("a memory without the password", gone).await;
+        until(async || secrets(&server) == 0).await;
     })
     .await;
 }
