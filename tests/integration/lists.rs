@@ -1,5 +1,5 @@
 //! The lists of the documents are complete: each log event in `docs/logs.md`, each metric in
-//! `docs/metrics.md`. Each relative link leads to a file, and each file and module that they name exists.
+//! `docs/metrics.md`, each dependency in `docs/development.md`. Each relative link leads to a file, and each file and module that they name exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -131,6 +131,27 @@ fn documents() -> BTreeSet<PathBuf> {
         files(&root().join(folder), "md", &mut documents);
     }
     documents.into_iter().collect()
+}
+
+#[test]
+fn the_list_of_dependencies_is_that_of_the_package() {
+    let manifest: toml::Table =
+        fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
+    let tables =
+        ["dependencies", "dev-dependencies"].map(|name| manifest[name].as_table().unwrap());
+    let used: BTreeSet<_> = tables.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+
+    let text = fs::read_to_string(root().join("docs/development.md")).unwrap();
+    let (_, table) = text.split_once("| crate | why |\n| --- | --- |\n").unwrap();
+    let mut listed = BTreeSet::new();
+    for row in table.lines().take_while(|line| line.starts_with('|')) {
+        let (names, why) = row.trim_matches('|').split_once('|').unwrap();
+        assert!(!why.trim().is_empty(), "{row}");
+        for name in names.split(',').map(|name| name.trim().trim_end_matches(" (tests only)")) {
+            assert!(listed.insert(name), "{name} is listed twice");
+        }
+    }
+    assert_eq!(listed, used);
 }
 
 #[test]
