@@ -2,8 +2,16 @@
 
 use tokio::net::TcpStream;
 
-use crate::support::world::World;
+use crate::support::world::{Server, World};
 use crate::support::{limited, listener, soon};
+
+/// It ends by itself, and no part of it is given up on the way.
+async fn ends_whole(server: &mut Server) {
+    let status = server.process.end().await;
+    let log = server.process.stderr.seen.join("\n");
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(!log.contains("did not stop within"), "{log}");
+}
 
 #[tokio::test]
 async fn sigterm_ends_sessions_with_a_goodbye() {
@@ -23,7 +31,7 @@ async fn sigterm_ends_sessions_with_a_goodbye() {
             let last = client.rest().await;
             assert!(last.starts_with("* BYE ") && last.lines().count() == 1, "{last:?}");
         }
-        assert_eq!(server.process.end().await.code(), Some(0));
+        ends_whole(&mut server).await;
     })
     .await;
 }
@@ -42,7 +50,7 @@ async fn a_client_that_does_not_hang_up_cannot_delay_the_end() {
         let _silent = TcpStream::connect(server.address).await.unwrap();
         let _deaf = world.session(&server).await;
         server.process.signal("TERM");
-        assert_eq!(server.process.end().await.code(), Some(0));
+        ends_whole(&mut server).await;
     })
     .await;
 }
@@ -82,7 +90,7 @@ async fn a_backend_that_says_nothing_cannot_hold_up_the_end() {
         let one = soon("a connection", mute.accept()).await.unwrap();
         let two = soon("another", mute.accept()).await.unwrap();
         server.process.signal("TERM");
-        assert_eq!(server.process.end().await.code(), Some(0), "{:?}", server.process.stderr.seen);
+        ends_whole(&mut server).await;
         drop((one, two));
     })
     .await;
