@@ -253,9 +253,14 @@ async fn a_push_service_that_hangs_delays_no_other_and_no_phone() {
 #[tokio::test]
 async fn a_name_that_is_bound_anew_leads_to_no_private_address() {
     limited(async {
-        let allowed = TcpListener::bind("127.0.0.2:0").await.unwrap();
-        let port = allowed.local_addr().unwrap().port();
-        let Ok(private) = TcpListener::bind(("127.0.0.1", port)).await else { return };
+        // One port of both addresses.
+        let (allowed, private, port) = loop {
+            let allowed = TcpListener::bind("127.0.0.2:0").await.unwrap();
+            let port = allowed.local_addr().unwrap().port();
+            if let Ok(private) = TcpListener::bind(("127.0.0.1", port)).await {
+                break (allowed, private, port);
+            }
+        };
         let allowed = PushService::start(allowed, pki()).unwrap();
         let private = PushService::start(private, pki()).unwrap();
         let folder = tempfile::tempdir().unwrap();
