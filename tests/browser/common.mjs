@@ -35,9 +35,12 @@ export function check(holds, what) {
   if (!holds) throw new Error(what);
 }
 
-/** Asks until the answer is not empty; half a minute is enough for each of these steps. */
+/** How long each step may take, in milliseconds, on a machine that is busy. */
+const LIMIT = 90_000;
+
+/** Asks until the answer is not empty. */
 export async function until(what, ask) {
-  const end = Date.now() + 30_000;
+  const end = Date.now() + LIMIT;
   while (Date.now() < end) {
     const answer = await ask();
     if (answer) return answer;
@@ -56,6 +59,7 @@ export function chromium(options = {}) {
   return puppeteer.launch({
     executablePath: '/usr/bin/chromium',
     headless: true,
+    timeout: LIMIT,
     args: ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', `--ignore-certificate-errors-spki-list=${spki}`],
     ...options,
   });
@@ -71,6 +75,7 @@ export function firefox(pushServer, prefs = {}) {
     browser: 'firefox',
     executablePath: '/usr/bin/firefox-esr',
     headless: true,
+    timeout: LIMIT,
     userDataDir: profile,
     extraPrefsFirefox: {
       // Automation would turn the connection to the push service off.
@@ -97,6 +102,13 @@ export function firefox(pushServer, prefs = {}) {
       ...prefs,
     },
   });
+}
+
+/** A page in which each step may take as long. */
+export async function newPage(context) {
+  const page = await context.newPage();
+  page.setDefaultTimeout(LIMIT);
+  return page;
 }
 
 /** Fills in the form and waits for the account's page. */

@@ -1,6 +1,6 @@
 // The page in Chromium: at three widths, light and dark, in two languages, without a scroll bar to the side, by
 // axe-core's rules, and by keyboard. SCREENSHOTS names a folder where pictures for the docs go.
-import { axeFile, check, chromium, hear, LOGIN, logIn, main, PASSWORD, until } from './common.mjs';
+import { axeFile, check, chromium, hear, LOGIN, logIn, main, newPage, PASSWORD, until } from './common.mjs';
 
 const WIDTHS = [360, 768, 1280];
 const IPHONE = 'Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) '
@@ -26,7 +26,7 @@ async function fits(page, name) {
 /** A page of the app in a browser that prefers this language; axe-core reads it through the debugger. */
 async function open(browser, url, languages, before = async () => {}) {
   const context = await browser.createBrowserContext();
-  const page = await context.newPage();
+  const page = await newPage(context);
   const problems = [];
   page.on('pageerror', error => problems.push(error.message));
   page.on('console', message => {

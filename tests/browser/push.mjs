@@ -4,7 +4,7 @@ import { createServer as http } from 'node:http';
 import { createServer as https } from 'node:https';
 import { randomBytes, randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { check, file, firefox, hear, LOGIN, logIn, main, until, want, WebSocketServer } from './common.mjs';
+import { check, file, firefox, hear, LOGIN, logIn, main, newPage, until, want, WebSocketServer } from './common.mjs';
 
 const channels = new Set();
 let socket = null;
@@ -54,7 +54,7 @@ main(async () => {
   const url = await hear();
   const browser = await firefox(`ws://127.0.0.1:${toBrowser.address().port}/`);
   try {
-    const page = await browser.newPage();
+    const page = await newPage(browser);
     page.on('console', message => console.error('page:', message.text()));
     page.on('pageerror', error => console.error('page:', error.message));
     await page.goto(url);

@@ -50,7 +50,7 @@ async fn http_2_is_spoken_where_the_client_offers_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_does_not_come_in_time_is_not_waited_for() {
     limited(async {
-        let api = ApiWorld::with(|config| config.api.request_timeout = Duration::from_secs(1)).await;
+        let api = ApiWorld::with(|config| config.api.request_timeout = Duration::from_secs(5)).await;
         let mut slow = api.connect(&[]).await;
         slow.write_all(b"GET /v1/session HTTP/1.1\r\nHost: local").await.unwrap();
         assert_eq!(ApiReply::read(&mut slow).await.status, 0, "it is hung up on");

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::{ALICE, ApiWorld};
 use crate::support::servers::pki;
 use crate::support::world::MAIL;
-use crate::support::{limited, skip};
+use crate::support::{limited, skip, until};
 
 /// What the app is made of, and the type of each.
 const FILES: [(&str, &str); 16] = [
@@ -237,8 +237,13 @@ impl BrowserScript {
     async fn next(&mut self) -> Option<String> {
         let line = self.output.recv().await;
         if line.is_none() {
-            let status = self.process.wait().unwrap();
-            assert!(status.success(), "the script failed; it says above why");
+            let mut status = None;
+            until(async || {
+                status = self.process.try_wait().unwrap();
+                status.is_some()
+            })
+            .await;
+            assert!(status.unwrap().success(), "the script failed; it says above why");
         }
         line
     }
