@@ -8,6 +8,7 @@ pub mod config;
 pub mod demo;
 pub mod files;
 pub mod imap;
+pub mod intake;
 pub mod metrics;
 pub mod model;
 pub mod net;

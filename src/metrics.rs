@@ -8,6 +8,7 @@
 //! held for as long, and measure only what does I/O anyway.
 
 mod labels;
+mod sources;
 
 use std::fmt::{self, Debug};
 use std::marker::PhantomData;
@@ -25,9 +26,11 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use tokio::sync::mpsc;
 
 pub use self::labels::{
-    Answer, ApiAnswer, Call, Direction, Form, Kind, Labels, Parked, Phase, PushOutcome, Queue,
-    SessionEnd, Verb, Watching,
+    Answer, ApiAnswer, Call, Direction, EventRefusal, Form, Kind, Labels, Parked, Phase,
+    PushOutcome, Queue, SessionEnd, Verb, Watching,
 };
+use self::sources::SourceFamilies;
+pub use self::sources::SourceMetrics;
 
 /// The media type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -90,6 +93,7 @@ pub struct Metrics {
     certificates: Family<[(&'static str, String); 1], Gauge<f64, AtomicU64>>,
     server_certificates: Family<[(&'static str, String); 1], Gauge<f64, AtomicU64>>,
     unread_certificates: Gauge,
+    sources: SourceFamilies,
     /// What is measured only when it is asked for.
     asked: Mutex<Asked>,
 }
@@ -193,6 +197,7 @@ impl Metrics {
             certificates,
             server_certificates,
             unread_certificates,
+            sources: SourceFamilies::new(registry),
             sessions_ended: By::new(
                 registry,
                 "sessions_ended",
@@ -294,6 +299,11 @@ impl Metrics {
             self.server_certificates.get_or_create(&[("file", file)]).set(left(end));
         }
         self.unread_certificates.set(i64::try_from(unread).unwrap_or(i64::MAX));
+    }
+
+    /// The counters of a source of events of this name; an empty one is nobody's.
+    pub fn source(&self, name: &str) -> SourceMetrics {
+        self.sources.of(name)
     }
 
     /// Takes note of a call of the database.

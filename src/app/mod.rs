@@ -16,6 +16,7 @@ mod admin;
 mod api;
 mod apns;
 mod background;
+pub(crate) mod intake;
 mod listeners;
 mod reload;
 pub mod renewal;
@@ -72,6 +73,8 @@ pub struct Server {
     pub admin: Option<SocketAddr>,
     /// Where it serves users' programs, if it does.
     pub api: Option<SocketAddr>,
+    /// Where it takes events, if it does.
+    pub events: Option<SocketAddr>,
     /// Opens sessions for clients in this process.
     pub door: Arc<dyn SessionDoor>,
     /// The database.

@@ -16,10 +16,11 @@ use super::server_tls::server_tls;
 use super::tasks::{StopStage, Tasks};
 use super::webhook::Enrolment;
 use super::webpush::{self, WebPushSetup};
-use super::{MailPushSetup, Server, StartError, admin, api};
+use super::{MailPushSetup, Server, StartError, admin, api, intake};
 use crate::config::Config;
 use crate::files;
 use crate::imap::contract::PushOffer;
+use crate::intake::KnownSource;
 use crate::metrics::{Metrics, Queue};
 use crate::model::{Account, SessionEvent, WatchEvent};
 use crate::net::backends::{Backends, Table};
@@ -55,6 +56,8 @@ pub(super) struct Built {
     sockets: Vec<ListenerSocket>,
     admin_socket: Option<admin::Socket>,
     api_socket: Option<api::ApiSocket>,
+    event_socket: Option<intake::EventSocket>,
+    event_sources: Vec<KnownSource>,
     registry: Registry,
     metrics: Arc<Metrics>,
     store: Store,
@@ -92,8 +95,11 @@ impl Built {
         let sockets = sockets(config, inherited)?;
         let admin_socket = admin::Socket::open(&config.admin)?;
         let api_socket = api::ApiSocket::open(&config.api)?;
+        let event_socket = intake::EventSocket::open(&config.events)?;
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
+        let event_sources =
+            intake::sources(&config.events, &metrics).map_err(StartError::Configuration)?;
         let store = open_store(config, &metrics).await?;
         let credentials =
             CredentialSource::open(config.credentials, &config.key_file, store.clone())
@@ -118,6 +124,8 @@ impl Built {
             sockets,
             admin_socket,
             api_socket,
+            event_socket,
+            event_sources,
             registry,
             metrics,
             store,
@@ -163,14 +171,16 @@ impl Built {
         });
         let listening: Vec<_> = listening.collect();
         let admin = self.admin_socket.as_ref().and_then(admin::Socket::address);
-        let asked = (assignment, watchers, dispatcher.clone());
+        let asked = (assignment.clone(), watchers.clone(), dispatcher.clone());
         let registry = std::mem::take(&mut self.registry);
         self.start_admin(config, &mut tasks, registry, asked);
         let door: Arc<dyn SessionDoor> = Arc::new(local_sessions);
         let api = self.start_api(config, &mut tasks, (&door, &current, &registrar, &dispatcher));
+        let events = self.start_intake(config, &mut tasks, (&current, assignment, watchers));
         let mut server = Server {
             admin,
             api,
+            events,
             door,
             addresses: listening.iter().map(|listening| listening.address).collect(),
             store: self.store,
@@ -395,6 +405,37 @@ impl Built {
         };
         let serving = socket.serve(config, joints, tasks.stop_of(StopStage::Serving));
         tasks.add(StopStage::Serving, "api", serving);
+        Some(address)
+    }
+
+    /// Takes events of mail servers; where.
+    fn start_intake(
+        &mut self,
+        config: &Config,
+        tasks: &mut Tasks,
+        (current, assignment, watchers): (
+            &proxy::CurrentContext,
+            cell::Receiver<Assignment>,
+            watch::SupervisorHandle,
+        ),
+    ) -> Option<SocketAddr> {
+        let socket = self.event_socket.take()?;
+        let address = socket.address;
+        let joints = intake::IntakeJoints {
+            current: current.clone(),
+            sources: std::mem::take(&mut self.event_sources),
+            backends: self.backends.clone(),
+            marks: intake::DueMarks {
+                store: self.store.clone(),
+                credentials: Arc::clone(&self.credentials),
+                assignment,
+                routes: self.routes.clone(),
+                watchers,
+            },
+            metrics: Arc::clone(&self.metrics),
+        };
+        let serving = socket.serve(config, joints, tasks.stop_of(StopStage::Serving));
+        tasks.add(StopStage::Serving, "events", serving);
         Some(address)
     }
 

@@ -78,6 +78,30 @@ label!(
 );
 
 label!(
+    /// Why a request with events was refused.
+    EventRefusal as "why" {
+        /// 401
+        Unauthorized: "unauthorized",
+        /// 403: the source may not speak for the user.
+        Foreign: "foreign",
+        /// 413
+        TooLarge: "too_large",
+        /// 415
+        MediaType: "media_type",
+        /// 422
+        Malformed: "malformed",
+        /// 408
+        Timeout: "timeout",
+        /// 503: the source sends more than it may.
+        TooMany: "too_many",
+        /// 503: too much waits.
+        Waiting: "waiting",
+        /// 503: the database does not take it.
+        Unrecorded: "unrecorded",
+    }
+);
+
+label!(
     /// How far a session is.
     Phase as "phase" {
         Login: "login",

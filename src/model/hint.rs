@@ -36,9 +36,37 @@ pub enum MailboxEvent {
     FlagsSet,
     /// Messages lost flags.
     FlagsClear,
+    /// The mailbox was made.
+    MailboxCreate,
+    /// The mailbox is gone.
+    MailboxDelete,
+    /// The mailbox has got this name, or lost it.
+    MailboxRename,
+    /// The source does not say, or by another name.
+    Unnamed,
 }
 
+/// Each with its name.
+const NAMES: [(&str, MailboxEvent); 10] = [
+    ("MessageNew", MailboxEvent::MessageNew),
+    ("MessageAppend", MailboxEvent::MessageAppend),
+    ("MessageExpunge", MailboxEvent::MessageExpunge),
+    ("MessageRead", MailboxEvent::MessageRead),
+    ("MessageTrash", MailboxEvent::MessageTrash),
+    ("FlagsSet", MailboxEvent::FlagsSet),
+    ("FlagsClear", MailboxEvent::FlagsClear),
+    ("MailboxCreate", MailboxEvent::MailboxCreate),
+    ("MailboxDelete", MailboxEvent::MailboxDelete),
+    ("MailboxRename", MailboxEvent::MailboxRename),
+];
+
 impl MailboxEvent {
+    /// The event of this name, in any case of letters; [`MailboxEvent::Unnamed`] of one that is not known.
+    pub fn named(name: &str) -> Self {
+        let found = NAMES.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+        found.map_or(Self::Unnamed, |(_, event)| *event)
+    }
+
     /// How much it matters to a device.
     pub fn kind(self) -> ChangeKind {
         match self {
@@ -47,7 +75,11 @@ impl MailboxEvent {
             | Self::MessageRead
             | Self::MessageTrash
             | Self::FlagsSet
-            | Self::FlagsClear => ChangeKind::Quiet,
+            | Self::FlagsClear
+            | Self::MailboxCreate
+            | Self::MailboxDelete
+            | Self::MailboxRename
+            | Self::Unnamed => ChangeKind::Quiet,
         }
     }
 }

@@ -67,6 +67,12 @@ pub struct LimitCounters {
     pub admin_connections: Counter,
     /// Those of `[api]`.
     pub api: Arc<HttpCounters>,
+    /// Those of `[events]`.
+    pub events: Arc<HttpCounters>,
+    /// `[events] waiting`
+    pub events_waiting: Counter,
+    /// `[[events.source]] events_per_second`
+    pub events_per_second: Counter,
     /// `[limits] waiting`
     pub waiting: Counter,
     /// `[limits] account_failures_per_minute`
@@ -81,6 +87,10 @@ pub struct LimitCounters {
     pub unanswered: Folded,
     /// "the backend refused a login, and not for its name or password", by backend.
     pub undecided: Folded,
+    /// "refused events of a source", by source and reason.
+    pub events_refused: Folded,
+    /// "could not record events", by source.
+    pub events_unrecorded: Folded,
     /// "a client cannot use TLS as mailchime offers it", by what it lacks, once an hour.
     pub tls_incompatible: Folded,
 }
@@ -128,7 +138,7 @@ const HOUR: Duration = Duration::from_hours(1);
 
 impl LimitCounters {
     /// Each counter with the key of its limit.
-    pub fn all(&self) -> [(&'static str, &Counter); 36] {
+    pub fn all(&self) -> [(&'static str, &Counter); 42] {
         [
             ("sessions", &self.sessions),
             ("sessions_per_ip", &self.sessions_per_ip),
@@ -162,6 +172,12 @@ impl LimitCounters {
             ("api_head_size", &self.api.head_size),
             ("api_body_size", &self.api.body_size),
             ("api_sessions", &self.api.sessions),
+            ("events_connections", &self.events.connections),
+            ("events_request_timeout", &self.events.request_timeout),
+            ("events_head_size", &self.events.head_size),
+            ("events_body_size", &self.events.body_size),
+            ("events_waiting", &self.events_waiting),
+            ("events_per_second", &self.events_per_second),
             ("waiting", &self.waiting),
             ("account_failures_per_minute", &self.account_failures_per_minute),
             ("dials_per_minute", &self.dials_per_minute),

@@ -13,7 +13,8 @@ use crate::model::{Account, Mailbox, Timestamp};
 
 impl Store {
     /// Marks these mailboxes as due, in one transaction; without a mailbox, all of the account. Those for which
-    /// nobody has registered are left out. With `tell` all other nodes read the accounts again.
+    /// nobody has registered are left out. With `tell` all other nodes read the accounts again. Returns for each
+    /// whether somebody has registered for it.
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
@@ -22,10 +23,14 @@ impl Store {
         mailboxes: &[(Account, Option<Mailbox>)],
         tell: bool,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Vec<bool>, StoreError> {
+        // Two transactions that meet in the database then wait for each other in one direction.
+        let mut in_order: Vec<_> = mailboxes.iter().enumerate().collect();
+        in_order.sort_by(|(_, one), (_, other)| one.cmp(other));
         self.write(Call::News, || async {
+            let mut known = vec![false; mailboxes.len()];
             let mut transaction = self.begin().await?;
-            for (account, mailbox) in mailboxes {
+            for (place, (account, mailbox)) in &in_order {
                 let done = sql::query(
                     "update mailbox set due_since = coalesce(due_since, $3) where account = \
                      (select id from account where name = $1) and name = coalesce($2, name)",
@@ -35,11 +40,13 @@ impl Store {
                 .bind(now.0)
                 .execute_in(&mut transaction)
                 .await?;
-                if tell && done.rows_affected() > 0 {
+                known[*place] = done.rows_affected() > 0;
+                if tell && known[*place] {
                     self.tell(&mut transaction, account.as_str(), false).await?;
                 }
             }
-            transaction.commit().await
+            transaction.commit().await?;
+            Ok(known)
         })
         .await
     }

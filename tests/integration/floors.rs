@@ -19,7 +19,7 @@ pub(crate) use self::tokens::{is_word, skipped};
 const FLOORS: &[&[&str]] = &[
     &["cli"],
     &["app"],
-    &["proxy", "watch", "push", "admin", "api", "record"],
+    &["proxy", "watch", "push", "admin", "api", "intake", "record"],
     &["registrar"],
     &["nodes"],
     &["store", "net"],

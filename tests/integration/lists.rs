@@ -22,6 +22,7 @@ const PARTS: &[&str] = &[
     "app",
     "admin",
     "api",
+    "intake",
     "config",
     "record",
     "registrar",

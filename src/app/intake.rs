@@ -1,0 +1,162 @@
+//! The server of `[events]`: its socket, who may send, and where hints go.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch as cell;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::StartError;
+use crate::config::{self, Config};
+use crate::intake::{self, HintRecorder, IntakeParts, KnownSource, NotRecorded, RecordingHints};
+use crate::metrics::Metrics;
+use crate::model::{Account, Hint, Timestamp};
+use crate::net::backends::Backends;
+use crate::net::http::{HttpLimits, HttpServer, TlsSource};
+use crate::net::listen;
+use crate::nodes::Assignment;
+use crate::proxy;
+use crate::push::transport::Routes;
+use crate::store::{CredentialSource, Store};
+use crate::watch::SupervisorHandle;
+
+/// The socket of `[events]`, listening.
+#[derive(Debug)]
+pub(super) struct EventSocket {
+    listener: TcpListener,
+    pub(super) address: SocketAddr,
+}
+
+/// What the intake is joined to.
+pub(super) struct IntakeJoints {
+    /// Has the certificates.
+    pub(super) current: proxy::CurrentContext,
+    pub(super) sources: Vec<KnownSource>,
+    pub(super) backends: Backends,
+    pub(super) marks: DueMarks,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// Marks mailboxes as due, and has their watchers know.
+#[derive(Debug)]
+pub(super) struct DueMarks {
+    pub(super) store: Store,
+    pub(super) credentials: Arc<CredentialSource>,
+    pub(super) assignment: cell::Receiver<Assignment>,
+    /// Without a route nobody watches.
+    pub(super) routes: Routes,
+    pub(super) watchers: SupervisorHandle,
+}
+
+/// The sources of the configuration, with their secrets.
+///
+/// # Errors
+/// Which file is at fault, and what is wrong.
+pub(crate) fn sources(
+    config: &config::EventsConfig,
+    metrics: &Metrics,
+) -> Result<Vec<KnownSource>, String> {
+    let mut sources: Vec<KnownSource> = Vec::new();
+    for source in &config.sources {
+        let source = KnownSource::load(source, metrics.source(&source.name))?;
+        if let Some(other) = sources.iter().find(|other| other.shares_secret(&source)) {
+            return Err(format!(
+                "[[events.source]] secret_file: {:?} and {:?} have a secret in common; give each its own",
+                other.name(),
+                source.name()
+            ));
+        }
+        sources.push(source);
+    }
+    Ok(sources)
+}
+
+impl EventSocket {
+    /// Listens, where the configuration has an address.
+    pub(super) fn open(config: &config::EventsConfig) -> Result<Option<Self>, StartError> {
+        let Some(wanted) = config.address else { return Ok(None) };
+        let failed = |error| StartError::key("[events] address", format!("{wanted}: {error}"));
+        let listener = listen::bind(wanted).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Some(Self { listener, address }))
+    }
+
+    /// Takes events until `stop`.
+    pub(super) fn serve(
+        self,
+        config: &Config,
+        joints: IntakeJoints,
+        stop: CancellationToken,
+    ) -> JoinHandle<()> {
+        let Self { listener, address } = self;
+        tracing::info!(
+            target: "mailchime::intake::listening",
+            %address, "taking events of mail servers over HTTP"
+        );
+        let IntakeJoints { current, sources, backends, marks, metrics } = joints;
+        let (events, limits) = (&config.events, &config.limits);
+        let counters = backends.counters();
+        let server = HttpServer {
+            listener,
+            tls: events.tls.then(|| TlsSource::new(move || current.tls())),
+            proxy_protocol: Vec::new(),
+            limits: HttpLimits {
+                connections: events.connections,
+                request_timeout: events.request_timeout,
+                write_timeout: limits.write_timeout,
+                shutdown_grace: limits.shutdown_grace,
+            },
+            table: "[events]",
+            counters: Arc::clone(&counters.events),
+        };
+        let parts = IntakeParts {
+            sources,
+            backends,
+            recorder: Arc::new(marks),
+            request_timeout: events.request_timeout,
+            body_size: events.body_size,
+            waiting: events.waiting,
+            counters,
+            strangers: metrics.source(""),
+        };
+        tokio::spawn(intake::serve(server, parts, stop))
+    }
+}
+
+impl HintRecorder for DueMarks {
+    fn record(&self, hints: Vec<Hint>) -> RecordingHints<'_> {
+        Box::pin(async move {
+            let ours = hints.iter().map(|hint| self.is_ours(&hint.account)).collect::<Vec<_>>();
+            let mut known = vec![false; hints.len()];
+            // The other nodes read of theirs in the database.
+            for (here, tell) in [(true, false), (false, true)] {
+                let places: Vec<_> = (0..hints.len()).filter(|at| ours[*at] == here).collect();
+                if places.is_empty() {
+                    continue;
+                }
+                let due = places.iter().map(|at| &hints[*at]);
+                let due: Vec<_> =
+                    due.map(|hint| (hint.account.clone(), hint.mailbox.clone())).collect();
+                let found = self.store.mark_due(&due, tell, Timestamp::now()).await;
+                let found = found.map_err(|error| NotRecorded(error.to_string()))?;
+                places.into_iter().zip(found).for_each(|(at, is_known)| known[at] = is_known);
+            }
+            if !self.routes.is_empty() {
+                for (at, hint) in hints.into_iter().enumerate() {
+                    if ours[at] && known[at] {
+                        self.watchers.hint(hint).await;
+                    }
+                }
+            }
+            Ok(known)
+        })
+    }
+}
+
+impl DueMarks {
+    fn is_ours(&self, account: &Account) -> bool {
+        self.assignment.borrow().is_mine(account) || self.credentials.holds(account)
+    }
+}

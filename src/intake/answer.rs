@@ -1,0 +1,185 @@
+//! Requests to answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::CONTENT_TYPE;
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use tokio::time::timeout;
+
+use super::queue::{HintQueue, QueueError};
+use super::refusal::{IntakeRefusal, IntakeResponse};
+use super::source::{KnownSource, SourceProof};
+use super::{ox, report};
+use crate::metrics::{EventRefusal, SourceMetrics};
+use crate::model::{Hint, Timestamp};
+use crate::net::backends::Backends;
+use crate::net::counters::LimitCounters;
+
+/// For hints to get to disk.
+const RECORD_TIME: Duration = Duration::from_secs(10);
+
+/// What requests share.
+#[derive(Debug)]
+pub(super) struct IntakeContext {
+    pub(super) sources: Vec<KnownSource>,
+    pub(super) backends: Backends,
+    pub(super) queue: HintQueue,
+    pub(super) request_timeout: Duration,
+    pub(super) body_size: usize,
+    pub(super) counters: Arc<LimitCounters>,
+    /// Counts requests of which nobody knows whose they are.
+    pub(super) strangers: SourceMetrics,
+}
+
+/// How a body is read.
+type ReadHints = fn(&[u8], &KnownSource) -> Result<Vec<Hint>, IntakeRefusal>;
+
+/// A refusal, and the place of the source that it is for, if one has proved itself.
+type RefusedRequest = (Option<usize>, IntakeRefusal);
+
+impl IntakeContext {
+    /// The answer to a request.
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> IntakeResponse {
+        let (source, refusal) = match self.take(request).await {
+            Ok(()) => {
+                let mut response = Response::new(Full::new(Bytes::new()));
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                return response;
+            }
+            Err(refused) => refused,
+        };
+        let source = source.and_then(|source| self.sources.get(source));
+        if let Some(why) = refusal.counted {
+            source.map_or(&self.strangers, |source| &source.metrics).refused(why);
+            self.tell(source, why);
+        }
+        refusal.into_response()
+    }
+
+    /// Takes a request's events in; an error where none of them is.
+    async fn take(&self, request: Request<Incoming>) -> Result<(), RefusedRequest> {
+        let read = form(&request).map_err(|refusal| (None, refusal))?;
+        let (parts, body) = request.into_parts();
+        let proof = SourceProof::of(&parts.headers);
+        let stranger = |refusal| (None, refusal);
+        let (source, body) = match proof {
+            // Of a stranger no body is read.
+            Some(SourceProof::Secret(presented)) => {
+                let source = presented.source(&self.sources).ok_or_else(unknown)?;
+                let of_source = |refusal| (Some(source), refusal);
+                is_json(&parts.headers).map_err(of_source)?;
+                (source, self.body(body).await.map_err(of_source)?)
+            }
+            Some(SourceProof::Signature(signed)) => {
+                is_json(&parts.headers).map_err(stranger)?;
+                let body = self.body(body).await.map_err(stranger)?;
+                let source = signed.source(&self.sources, &body, Timestamp::now());
+                (source.ok_or_else(unknown)?, body)
+            }
+            None => return Err(unknown()),
+        };
+        let Some(known) = self.sources.get(source) else { return Err(unknown()) };
+        self.record(&body, known, read).await.map_err(|refusal| (Some(source), refusal))
+    }
+
+    async fn record(
+        &self,
+        body: &[u8],
+        source: &KnownSource,
+        read: ReadHints,
+    ) -> Result<(), IntakeRefusal> {
+        let mut hints = read(body, source)?;
+        if hints.is_empty() {
+            return Ok(());
+        }
+        for hint in &mut hints {
+            hint.account = self.backends.canonical(hint.account.clone());
+        }
+        if !source.may_send(hints.len()) {
+            return Err(IntakeRefusal::too_many());
+        }
+        match timeout(RECORD_TIME, self.queue.record(hints)).await {
+            Ok(Ok(known)) => {
+                source.metrics.recorded(&known);
+                Ok(())
+            }
+            Ok(Err(QueueError::Full)) => Err(IntakeRefusal::full()),
+            Ok(Err(QueueError::NotRecorded(error))) => {
+                if self.counters.events_unrecorded.due(source.name()).is_some() {
+                    tracing::warn!(
+                        target: "mailchime::intake::not_recorded",
+                        source = source.name(), %error,
+                        "could not record events in the database; mailchime answers 503, and finds the \
+                         changes when it looks at the mailboxes again"
+                    );
+                }
+                Err(IntakeRefusal::unrecorded())
+            }
+            Err(_) => Err(IntakeRefusal::unrecorded()),
+        }
+    }
+
+    async fn body(&self, body: Incoming) -> Result<Bytes, IntakeRefusal> {
+        let reading = Limited::new(body, self.body_size).collect();
+        match timeout(self.request_timeout, reading).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
+                Err(IntakeRefusal::too_large(self.body_size))
+            }
+            // The connection broke.
+            Ok(Err(_)) => Err(IntakeRefusal::malformed("The body is not whole.")),
+            Err(_) => Err(IntakeRefusal::timeout()),
+        }
+    }
+
+    /// Tells operators of a refused request, once in a while for each source and reason.
+    fn tell(&self, source: Option<&KnownSource>, why: EventRefusal) {
+        match why {
+            EventRefusal::TooLarge => drop(self.counters.events.body_size.hit()),
+            EventRefusal::Timeout => drop(self.counters.events.request_timeout.hit()),
+            EventRefusal::TooMany => drop(self.counters.events_per_second.hit()),
+            EventRefusal::Waiting => drop(self.counters.events_waiting.hit()),
+            _ => {}
+        }
+        let (name, why) = (source.map_or("", KnownSource::name), why.word());
+        if let Some(left_out) = self.counters.events_refused.due(&format!("{name} {why}")) {
+            tracing::warn!(
+                target: "mailchime::intake::refused",
+                source = name, why, left_out,
+                "refused events of a source; correct the source or its table [[events.source]]"
+            );
+        }
+    }
+}
+
+fn unknown() -> RefusedRequest {
+    let message = "Send the secret of an [[events.source]]: as Bearer token, by Basic with the source's name, \
+                   or as a signature of Standard Webhooks.";
+    (None, IntakeRefusal::unauthorized(message))
+}
+
+/// How the body of a request is to be read.
+fn form<B>(request: &Request<B>) -> Result<ReadHints, IntakeRefusal> {
+    let (method, read): (Method, ReadHints) = match request.uri().path() {
+        "/v1/events" => (Method::POST, report::hints),
+        "/v1/events/ox" => (Method::PUT, ox::hints),
+        _ => return Err(IntakeRefusal::not_found()),
+    };
+    if *request.method() == method {
+        return Ok(read);
+    }
+    Err(IntakeRefusal::method(if method == Method::POST { "POST" } else { "PUT" }))
+}
+
+/// Whether the body is said to be JSON (RFC 9110 section 8.3), in whatever charset.
+fn is_json(headers: &HeaderMap) -> Result<(), IntakeRefusal> {
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let essence = kind.and_then(|kind| kind.split(';').next()).map(str::trim);
+    match essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
+        true => Ok(()),
+        false => Err(IntakeRefusal::media_type()),
+    }
+}

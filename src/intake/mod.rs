@@ -1,0 +1,101 @@
+//! News of mailboxes from outside: mail servers and scripts say over HTTP that something happened.
+//!
+//! | request | body |
+//! | --- | --- |
+//! | `POST /v1/events` | mailchime's own: a user, mailboxes, and as many of their numbers as are known |
+//! | `PUT /v1/events/ox` | what Dovecot's `ox` driver says of a delivery |
+//!
+//! An event becomes a [`Hint`](crate::model::Hint), and is answered 204 once it is on disk that the mailbox has
+//! to be looked at. Many events go to disk in one transaction. Whether anybody has registered for the mailbox
+//! makes no difference to the answer: who sends events learns nothing of mailchime's users.
+//!
+//! A source proves who it is by a secret, and may speak for its domains only. A sender, a subject or a snippet
+//! in a body is not kept, not even in memory: the types that are parsed have no field for them.
+//!
+//! Nothing here knows the database or the watchers: `app` gives what leads to them.
+
+mod answer;
+mod ox;
+mod pace;
+mod queue;
+mod refusal;
+mod report;
+mod source;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::Request;
+use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
+
+use self::answer::IntakeContext;
+use self::queue::HintQueue;
+pub use self::source::KnownSource;
+use crate::metrics::SourceMetrics;
+use crate::model::Hint;
+use crate::net::backends::Backends;
+use crate::net::counters::LimitCounters;
+use crate::net::http::HttpServer;
+use crate::net::proxy_protocol::Addresses;
+
+/// Puts hints on disk, and has those hear of them who watch the mailboxes.
+pub trait HintRecorder: std::fmt::Debug + Send + Sync {
+    /// Marks the mailboxes of these hints as due, in one transaction. When this returns, the marks are on disk.
+    /// Says of each hint whether somebody has registered for its mailbox, or why none was recorded.
+    fn record(&self, hints: Vec<Hint>) -> RecordingHints<'_>;
+}
+
+/// What [`HintRecorder::record`] returns.
+pub type RecordingHints<'a> =
+    Pin<Box<dyn Future<Output = Result<Vec<bool>, NotRecorded>> + Send + 'a>>;
+
+/// Why hints were not recorded, for the log.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NotRecorded(pub String);
+
+/// What the intake is made of.
+#[derive(Debug)]
+pub struct IntakeParts {
+    /// Who may send events.
+    pub sources: Vec<KnownSource>,
+    /// Know under which one name an account is known.
+    pub backends: Backends,
+    /// Takes what came.
+    pub recorder: Arc<dyn HintRecorder>,
+    /// For a body of a request to come.
+    pub request_timeout: Duration,
+    /// Bytes of a request's body.
+    pub body_size: usize,
+    /// Events that wait until they are on disk.
+    pub waiting: usize,
+    /// The limits that were reached.
+    pub counters: Arc<LimitCounters>,
+    /// Where requests are counted of which nobody knows whose they are.
+    pub strangers: SourceMetrics,
+}
+
+/// Takes events until `stop`.
+pub async fn serve(server: HttpServer, parts: IntakeParts, stop: CancellationToken) {
+    let (queue, recording) = HintQueue::new(parts.recorder, parts.waiting);
+    let context = Arc::new(IntakeContext {
+        sources: parts.sources,
+        backends: parts.backends,
+        queue,
+        request_timeout: parts.request_timeout,
+        body_size: parts.body_size,
+        counters: parts.counters,
+        strangers: parts.strangers,
+    });
+    let answer = move |request: Request<Incoming>, _: Addresses| {
+        let context = Arc::clone(&context);
+        async move { context.answer(request).await }
+    };
+    // What is under way when the server stops is recorded before that ends.
+    tokio::select! {
+        () = server.serve(answer, stop) => {}
+        () = recording.run() => {}
+    }
+}

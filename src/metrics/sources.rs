@@ -1,0 +1,80 @@
+//! What is counted of each source of events, by the name that the configuration gives it.
+
+use std::sync::Arc;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+
+use super::labels::{EventRefusal, Labels};
+
+type BySource = Family<[(&'static str, String); 2], Counter>;
+
+/// The counters of all sources.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SourceFamilies {
+    events: BySource,
+    refused: BySource,
+}
+
+/// The counters of one source; clones share them.
+#[derive(Clone, Debug)]
+pub struct SourceMetrics {
+    recorded: Counter,
+    unwatched: Counter,
+    refused: Arc<[Counter]>,
+}
+
+impl SourceFamilies {
+    pub(super) fn new(registry: &mut Registry) -> Self {
+        let families = Self::default();
+        registry.register(
+            "events",
+            "Events of sources that were taken, by whether somebody has registered for the mailbox",
+            families.events.clone(),
+        );
+        registry.register(
+            "events_refused",
+            "Requests of sources of events that were refused",
+            families.refused.clone(),
+        );
+        families
+    }
+
+    pub(super) fn of(&self, source: &str) -> SourceMetrics {
+        let events = |what: &str| {
+            let labels = [("source", source.to_owned()), ("what", what.to_owned())];
+            self.events.get_or_create(&labels).clone()
+        };
+        let refused = |why: EventRefusal| {
+            let labels = [("source", source.to_owned()), ("why", why.word().to_owned())];
+            self.refused.get_or_create(&labels).clone()
+        };
+        SourceMetrics {
+            recorded: events("recorded"),
+            unwatched: events("unwatched"),
+            refused: EventRefusal::all().into_iter().map(refused).collect(),
+        }
+    }
+}
+
+impl SourceMetrics {
+    /// Events were taken: of each, whether somebody has registered for its mailbox.
+    pub fn recorded(&self, known: &[bool]) {
+        for known in known {
+            if *known { &self.recorded } else { &self.unwatched }.inc();
+        }
+    }
+
+    /// A request was refused.
+    pub fn refused(&self, why: EventRefusal) {
+        self.refused[why.index()].inc();
+    }
+}
+
+impl EventRefusal {
+    /// Its word, for labels and logs.
+    pub fn word(self) -> &'static str {
+        self.pairs().first().map_or("", |(_, word)| word)
+    }
+}
