@@ -54,7 +54,7 @@ pub(super) struct DueMarks {
 ///
 /// # Errors
 /// Which file is at fault, and what is wrong.
-pub(crate) fn sources(
+pub fn sources(
     config: &config::EventsConfig,
     metrics: &Metrics,
 ) -> Result<Vec<KnownSource>, String> {

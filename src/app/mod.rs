@@ -16,7 +16,7 @@ mod admin;
 mod api;
 mod apns;
 mod background;
-pub(crate) mod intake;
+mod intake;
 mod listeners;
 mod reload;
 pub mod renewal;
@@ -38,6 +38,7 @@ use rustls::server::ProducesTickets;
 
 use self::apns::MailPushSetup;
 pub use self::apns::push_offer;
+pub use self::intake::sources as event_sources;
 use self::listeners::Listening;
 use self::renewal::Renewal;
 use self::startup::Built;

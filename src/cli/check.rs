@@ -80,6 +80,7 @@ async fn check(
     peers::push(config, report).await;
     services::fcm(config, report).await;
     services::webhooks(config, report);
+    services::events(config, report);
 }
 
 impl Report {

@@ -38,6 +38,8 @@ impl SourceFamilies {
             "Requests of sources of events that were refused",
             families.refused.clone(),
         );
+        // Those whose source is not known are there from the start.
+        families.of("");
         families
     }
 

@@ -11,6 +11,7 @@ mod dialogues;
 mod end_to_end;
 mod faults;
 mod floors;
+mod intake;
 mod listeners;
 mod lists;
 mod logins;

@@ -1,8 +1,10 @@
-//! Push services beside APNs: FCM, and the web hooks of the operator.
+//! Push services beside APNs: FCM, and the web hooks of the operator; and who may send events.
 
 use super::Report;
 use super::peers::resolver;
+use crate::app;
 use crate::config::Config;
+use crate::metrics::Metrics;
 use crate::push::transport::Verdict;
 use crate::push::transport::fcm::FcmProject;
 use crate::push::transport::webhook::operator;
@@ -48,5 +50,29 @@ pub(super) fn webhooks(config: &Config, report: &mut Report) {
             }
             Err(why) => report.failed(&part, why),
         }
+    }
+}
+
+/// Reads the secrets of those who may send events.
+pub(super) fn events(config: &Config, report: &mut Report) {
+    if config.events.sources.is_empty() {
+        return;
+    }
+    match app::event_sources(&config.events, &Metrics::default()) {
+        Ok(sources) => {
+            let names: Vec<_> = sources.iter().map(|source| source.name()).collect();
+            let names = names.join(", ");
+            match config.events.address {
+                Some(address) => {
+                    let how = if config.events.tls { "HTTPS" } else { "HTTP" };
+                    report.ok("[events]", format_args!("{address}, {how}, for {names}"));
+                }
+                None => {
+                    let problem = "[events] has no address, so nobody can send events; add one";
+                    report.warning("[events]", problem);
+                }
+            }
+        }
+        Err(why) => report.failed("[events]", why),
     }
 }

@@ -1,0 +1,192 @@
+//! What becomes of events while something is away, and after a SIGKILL.
+
+use std::fs;
+
+use mailchime::store::Store;
+use sqlx::{Connection, Executor, SqliteConnection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::{IntakeWorld, TOKEN, post, written};
+use crate::support::world::{Server, World};
+use crate::support::{limited, soon};
+
+/// Of which the numbers are not said.
+const EVENT: &str =
+    r#"{"user":"alice","changes":[{"mailbox":"INBOX","events":["MessageExpunge"]}]}"#;
+
+/// Another program has the database, for as long as this lives.
+async fn busy(file: &std::path::Path) -> SqliteConnection {
+    let url = format!("sqlite://{}", file.display());
+    let mut beside = SqliteConnection::connect(&url).await.unwrap();
+    beside.execute("begin immediate").await.unwrap();
+    beside
+}
+
+#[tokio::test]
+async fn while_the_database_is_away_an_event_is_answered_503_and_counts_again_later() {
+    limited(async {
+        let intake = IntakeWorld::with(|config| {
+            config.store.busy_timeout = std::time::Duration::from_millis(200);
+        })
+        .await;
+        intake.registered().await;
+        let mut beside = busy(&intake.world.file("mailchime.db")).await;
+        let reply = intake.post(EVENT).await;
+        assert_eq!(reply.error(), (503, "unavailable".to_owned()), "{reply:?}");
+        assert!(reply.head.contains("retry-after: 1"), "{reply:?}");
+        beside.execute("rollback").await.unwrap();
+        assert_eq!(intake.post(EVENT).await.status, 204);
+        let counted = intake.counted().await;
+        assert!(counted.iter().any(|line| line.contains("unrecorded")), "{counted:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_a_flood_as_much_waits_as_may_and_the_rest_is_answered_503() {
+    limited(async {
+        let intake = IntakeWorld::with(|config| config.events.waiting = 4).await;
+        intake.registered().await;
+        let mut beside = busy(&intake.world.file("mailchime.db")).await;
+        let address = intake.address();
+        // One is being written, and the others wait; which of them are too many is chance.
+        let flood: Vec<_> =
+            (0..12).map(|_| tokio::spawn(async move { post(address, EVENT).await })).collect();
+        while intake.world.mailchime.counters().events_waiting.hits() < 8 {
+            tokio::task::yield_now().await;
+        }
+        beside.execute("rollback").await.unwrap();
+        let mut answers = Vec::new();
+        for answer in flood {
+            answers.push(answer.await.unwrap().error());
+        }
+        answers.sort();
+        let full = vec![(503, "overloaded".to_owned()); 8];
+        assert_eq!(answers, [vec![(204, String::new()); 4], full].concat());
+        assert_eq!(intake.post(EVENT).await.status, 204);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_source_that_sends_more_than_it_may_is_answered_503() {
+    limited(async {
+        let intake = IntakeWorld::with(|config| {
+            config.events.sources[0].events_per_second = 1;
+        })
+        .await;
+        let many = format!("[{}]", vec![EVENT; 100].join(","));
+        assert_eq!(intake.post(&many).await.status, 204);
+        let reply = intake.post(EVENT).await;
+        assert_eq!(reply.error(), (503, "too_many".to_owned()));
+        assert!(reply.head.contains("retry-after: 1"), "{reply:?}");
+        // Another one is not held up by that.
+        let signing = super::SIGNING;
+        let script = format!("POST /v1/events\nAuthorization: Bearer {signing}\n\n{EVENT}");
+        assert_eq!(intake.ask(&script).await.status, 204);
+        assert_eq!(intake.world.mailchime.counters().events_per_second.hits(), 1);
+    })
+    .await;
+}
+
+/// A source of events, for accounts without a connection.
+fn with_events(world: &World) {
+    fs::write(world.file("events.secret"), TOKEN).unwrap();
+    world.configure("[watch]\n", "[watch]\nconnection = \"on_demand\"\n");
+    world.configure(
+        "[store]\n",
+        "[events]\naddress = \"127.0.0.1:0\"\n[[events.source]]\nname = \"dovecot\"\n\
+         secret_file = \"events.secret\"\n[store]\n",
+    );
+    use std::os::unix::fs::PermissionsExt;
+    let private = fs::Permissions::from_mode(0o600);
+    fs::set_permissions(world.file("events.secret"), private).unwrap();
+}
+
+/// mailchime as a process, where a phone is registered and nothing is due; and where it takes events.
+async fn registered(world: &World) -> (Server, std::net::SocketAddr) {
+    let mut server = world.serve().await;
+    let line = server.logged("taking events of mail servers over HTTP").await;
+    let events = line["address"].as_str().unwrap().parse().unwrap();
+    world.register(server.address).await.unwrap();
+    world.backend.wait_until(|c| c.commands.contains_key("STATUS") && c.connections == 0).await;
+    while due(world).await > 0 {
+        tokio::task::yield_now().await;
+    }
+    (server, events)
+}
+
+/// How many mailboxes are due on disk.
+async fn due(world: &World) -> i64 {
+    let url = format!("sqlite://{}", world.file("mailchime.db").display());
+    let mut beside = SqliteConnection::connect(&url).await.unwrap();
+    let count = "select count(*) from mailbox where due_since is not null";
+    sqlx::query_scalar(count).fetch_one(&mut beside).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_answered_event_survives_sigkill() {
+    limited(async {
+        let world = World::new().await;
+        with_events(&world);
+        let (server, events) = registered(&world).await;
+        // Nobody can look yet.
+        world.backend.refuse().await;
+        world.deliver();
+        assert_eq!(post(events, EVENT).await.status, 204);
+        server.process.kill();
+        assert_eq!(due(&world).await, 1, "it is on disk");
+        world.backend.resume().await.unwrap();
+        let _server = world.serve().await;
+        world.push().await;
+    })
+    .await;
+}
+
+/// What is not answered is not on disk, and found by the look at all accounts after a start.
+#[tokio::test]
+async fn an_event_that_sigkill_cuts_off_has_no_answer_and_its_mail_is_found() {
+    limited(async {
+        let world = World::new().await;
+        with_events(&world);
+        let (server, events) = registered(&world).await;
+        let mut beside = busy(&world.file("mailchime.db")).await;
+        world.deliver();
+        let mut stream = TcpStream::connect(events).await.unwrap();
+        let request = format!("POST /v1/events\nAuthorization: Bearer {TOKEN}\n\n{EVENT}");
+        stream.write_all(written(&request).as_bytes()).await.unwrap();
+        server.process.kill();
+        let mut answer = Vec::new();
+        let _ = soon("the end of the connection", stream.read_to_end(&mut answer)).await;
+        assert_eq!(answer, b"");
+        beside.execute("rollback").await.unwrap();
+        assert_eq!(due(&world).await, 0);
+        let _server = world.serve().await;
+        world.push().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn marks_are_told_of_each_mailbox_whatever_their_order() {
+    limited(async {
+        use mailchime::model::{Account, Mailbox, Timestamp};
+
+        let intake = IntakeWorld::start().await;
+        intake.registered().await;
+        let store: &Store = &intake.world.mailchime.store;
+        let mark = |user: &str, mailbox: Option<&str>| {
+            (Account::from_login(user), mailbox.map(Mailbox::new))
+        };
+        let marks = [
+            mark("carol@example.com", None),
+            mark("alice@example.org", Some("INBOX")),
+            mark("alice@example.org", Some("Drafts")),
+            mark("alice@example.org", None),
+        ];
+        let known = store.mark_due(&marks, false, Timestamp::now()).await.unwrap();
+        assert_eq!(known, [false, true, false, true]);
+    })
+    .await;
+}

@@ -1,0 +1,118 @@
+//! From an event to a push, while no connection to the backend is open.
+
+use super::{ALICE, IntakeWorld, MAIL, TOKEN};
+use crate::support::{limited, soon};
+
+/// What a mail server says that has a mail in alice's INBOX, whose state is read from it.
+fn event(event: &str, uid_next: u64, messages: u64, unseen: u64) -> String {
+    format!(
+        r#"{{"user":"alice","changes":[{{"mailbox":"INBOX","events":["{event}"],"uidvalidity":1,
+        "uidnext":{uid_next},"messages":{messages},"unseen":{unseen}}}]}}"#
+    )
+}
+
+#[tokio::test]
+async fn an_event_with_numbers_is_a_push_without_a_login() {
+    limited(async {
+        let intake = IntakeWorld::start().await;
+        intake.registered().await;
+        let logins = intake.backend.counters().accepted;
+        intake.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        let new = event("MessageNew", 2, 1, 1);
+        assert_eq!(intake.post(&new).await.status, 204);
+        soon("a push", intake.world.push_of(&["INBOX"])).await;
+        // The same once more is no news; neither is what was so before. What has changed is.
+        assert_eq!(intake.post(&new).await.status, 204);
+        assert_eq!(intake.post(&event("MessageRead", 2, 1, 0)).await.status, 204);
+        soon("a push", intake.world.push_of(&["INBOX"])).await;
+        intake.resting().await;
+        assert_eq!(intake.backend.counters().accepted, logins);
+        assert_eq!(intake.world.apns.received(), 2);
+        assert_eq!(intake.counted().await, [r#"_total{source="dovecot",what="recorded"} 3"#]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_delivery_that_dovecot_s_ox_driver_tells_of_is_announced_and_then_looked_at() {
+    limited(async {
+        let intake = IntakeWorld::start().await;
+        intake.registered().await;
+        let logins = intake.backend.counters().accepted;
+        intake.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        let body = r#"{"user":"alice","event":"messageNew","folder":"INBOX","imap-uidvalidity":1,
+            "imap-uid":1,"from":"Ann <ann@example.org>","subject":"hello","snippet":"hi","unseen":1}"#;
+        let request = format!("PUT /v1/events/ox\nAuthorization: Bearer {TOKEN}\n\n{body}");
+        assert_eq!(intake.ask(&request).await.status, 204);
+        soon("a push", intake.world.push_of(&["INBOX"])).await;
+        intake.resting().await;
+        let seen = intake.backend.wait_until(|c| c.accepted > logins && c.connections == 0).await;
+        assert_eq!(seen.accepted, logins + 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn numbers_that_lie_heal_at_the_next_look() {
+    limited(async {
+        let intake = IntakeWorld::start().await;
+        intake.registered().await;
+        intake.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        assert_eq!(intake.post(&event("MessageNew", 900, 800, 700)).await.status, 204);
+        soon("a push", intake.world.push_of(&["INBOX"])).await;
+        intake.resting().await;
+        // Somebody says that something happened, and not what.
+        let unnamed = r#"{"user":"alice","changes":[{"mailbox":"INBOX"}]}"#;
+        assert_eq!(intake.post(unnamed).await.status, 204);
+        soon("a push", intake.world.push_of(&["INBOX"])).await;
+        intake.resting().await;
+        // From now on the truth is no news, and what comes after it is.
+        assert_eq!(intake.post(&event("MessageNew", 2, 1, 1)).await.status, 204);
+        intake.resting().await;
+        assert_eq!(intake.world.apns.received(), 2);
+        intake.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        assert_eq!(intake.post(&event("MessageNew", 3, 2, 2)).await.status, 204);
+        soon("a push", intake.world.push_of(&["INBOX"])).await;
+    })
+    .await;
+}
+
+/// What comes late is of an earlier moment than what is known, so the mailbox is looked at.
+#[tokio::test]
+async fn an_event_that_comes_late_makes_a_look_due() {
+    limited(async {
+        let intake = IntakeWorld::start().await;
+        intake.registered().await;
+        for _ in 0..2 {
+            intake.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        }
+        let logins = intake.backend.counters().accepted;
+        assert_eq!(intake.post(&event("MessageNew", 3, 2, 2)).await.status, 204);
+        soon("a push", intake.world.push_of(&["INBOX"])).await;
+        intake.resting().await;
+        assert_eq!(intake.post(&event("MessageNew", 2, 1, 1)).await.status, 204);
+        intake.resting().await;
+        let seen = intake.backend.wait_until(|c| c.accepted > logins && c.connections == 0).await;
+        assert_eq!(seen.accepted, logins + 1);
+        assert_eq!(intake.world.apns.received(), 1);
+    })
+    .await;
+}
+
+/// A forged, a foreign and a truncated event change nothing.
+#[tokio::test]
+async fn what_is_refused_marks_nothing() {
+    limited(async {
+        let intake = IntakeWorld::start().await;
+        intake.registered().await;
+        let body = event("MessageExpunge", 1, 0, 0).replace("alice", "alice@example.org");
+        let forged = format!("POST /v1/events\nAuthorization: Bearer {TOKEN}1\n\n{body}");
+        assert_eq!(intake.ask(&forged).await.status, 401);
+        let foreign = format!("[{body},{}]", body.replace(".org", ".com"));
+        assert_eq!(intake.post(&foreign).await.status, 403);
+        assert_eq!(intake.post(&body[..body.len() - 1]).await.status, 422);
+        assert_eq!(intake.due().await, [""; 0]);
+        assert_eq!(intake.world.apns.received(), 0);
+    })
+    .await;
+}
