@@ -1,4 +1,5 @@
-//! The one JSON in which programs hear of a mailbox: web hooks as it is, FCM as strings.
+//! The one JSON in which programs hear of mailboxes: web hooks as it is, FCM as strings, Web Push encrypted and with
+//! several mailboxes in one event.
 //!
 //! Its form is the one that Standard Webhooks recommends: `type`, `timestamp`, `data`. It holds nothing of
 //! a message, and leaves out what is not known.
@@ -31,13 +32,20 @@ pub struct EventMessage<D> {
 #[derive(Debug, Serialize)]
 pub struct MailboxData<'a> {
     account: &'a str,
+    #[serde(flatten)]
+    changed: ChangedMailbox<'a>,
+}
+
+/// One mailbox of an event: its name, `new` or `quiet`, and the numbers that are known of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChangedMailbox<'a> {
     mailbox: &'a str,
     kind: &'static str,
     #[serde(flatten)]
     state: StateData,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 struct StateData {
     #[serde(skip_serializing_if = "Option::is_none")]
     uidvalidity: Option<u64>,
@@ -58,28 +66,38 @@ pub struct VerifyData<'a> {
     pub code: &'a str,
 }
 
+impl<D> EventMessage<D> {
+    /// An event of this kind at this time of day.
+    pub fn new(kind: &'static str, data: D, at: Timestamp) -> Self {
+        Self { kind, timestamp: rfc3339(at), data }
+    }
+}
+
 impl<'a> EventMessage<MailboxData<'a>> {
     /// What has happened to a mailbox of the account.
     pub fn changed(
         account: &'a Account,
         mailbox: &'a Mailbox,
-        (kind, state): (ChangeKind, Snapshot),
+        change: (ChangeKind, Snapshot),
         at: Timestamp,
     ) -> Self {
-        let data = MailboxData {
-            account: account.as_str(),
-            mailbox: mailbox.as_str(),
-            kind: kind_name(kind),
-            state: state.into(),
-        };
-        Self { kind: MAILBOX_CHANGED, timestamp: rfc3339(at), data }
+        let changed = ChangedMailbox::new(mailbox, change);
+        let data = MailboxData { account: account.as_str(), changed };
+        Self::new(MAILBOX_CHANGED, data, at)
     }
 }
 
 impl<'a> EventMessage<VerifyData<'a>> {
     /// The receiver proves by this code that it gets what is sent to it.
     pub fn verify(code: &'a str, at: Timestamp) -> Self {
-        Self { kind: VERIFY, timestamp: rfc3339(at), data: VerifyData { code } }
+        Self::new(VERIFY, VerifyData { code }, at)
+    }
+}
+
+impl<'a> ChangedMailbox<'a> {
+    /// The mailbox with what has happened to it and the state that it has now.
+    pub fn new(mailbox: &'a Mailbox, (kind, state): (ChangeKind, Snapshot)) -> Self {
+        Self { mailbox: mailbox.as_str(), kind: kind_name(kind), state: state.into() }
     }
 }
 

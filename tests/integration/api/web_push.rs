@@ -32,7 +32,7 @@ async fn a_browser_subscribes_proves_itself_and_hears_of_new_mail() {
         body["transport"] = json!("webpush");
         let made = api.of(ALICE, "POST /v1/subscriptions", Some(body.clone())).await;
         assert_eq!(made.status, 201, "{}", made.body);
-        let code = service.next().await.json()["code"].clone();
+        let code = service.next().await.json()["data"]["code"].clone();
         let id = made.json()["id"].as_str().unwrap().to_owned();
         let confirm = format!("POST /v1/subscriptions/{id}/confirm");
         let reply = api.of(ALICE, &confirm, Some(json!({ "code": code }))).await;

@@ -60,7 +60,7 @@ const api = (path, method = 'GET', body = undefined) => fetch(path, {
 async function pushed(data) {
   let message = null;
   try { message = data?.json(); } catch { /* as one that is not known */ }
-  if (message?.type === 'verification' && typeof message.code === 'string') return confirm(message.code);
+  if (message?.type === 'subscription.verify') return confirm(String(message.data?.code));
   if (message?.type === 'mailbox.changed' && message.data) return changed(message.data);
   const texts = await readTexts();
   return show(texts.something_new, { tag: 'mailchime', body: '', data: {} });

@@ -1,110 +1,56 @@
-//! What a client reads: the JSON that mailchime says to all who are no phone of Apple's. It names the account
-//! and what has changed, and nothing of a message. Pure.
-
-use std::time::{Duration, UNIX_EPOCH};
+//! What a client reads: the JSON of [`EventMessage`] with all mailboxes that have changed in one event. It names the
+//! account and what has changed, and nothing of a message. Pure.
 
 use serde::Serialize;
 
 use super::encrypt::MOST;
-use crate::model::{Account, ChangeKind, Timestamp};
-use crate::push::transport::{MailboxChange, Notice};
+use crate::model::event::{ChangedMailbox, EventMessage, MAILBOX_CHANGED};
+use crate::model::{Account, Timestamp};
+use crate::push::transport::Notice;
 
 /// How many mailboxes one message names: as many as fit with names of usual lengths.
 pub(super) const MAX_MAILBOXES: usize = 10;
 
 #[derive(Serialize)]
-struct WebPushMessage<'a> {
-    r#type: &'static str,
-    timestamp: String,
-    data: Changed<'a>,
-}
-
-#[derive(Serialize)]
-struct Changed<'a> {
+struct AccountData<'a> {
     account: &'a str,
-    mailboxes: Vec<ChangedMailbox<'a>>,
+    mailboxes: &'a [ChangedMailbox<'a>],
     /// There are changed mailboxes whose names had no room.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     more: bool,
 }
 
-#[derive(Clone, Serialize)]
-struct ChangedMailbox<'a> {
-    mailbox: &'a str,
-    /// `new` or `quiet`.
-    kind: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    uidvalidity: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    uidnext: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    messages: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    unseen: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    highestmodseq: Option<u64>,
-}
-
-#[derive(Serialize)]
-struct Verification<'a> {
-    r#type: &'static str,
-    timestamp: String,
-    code: &'a str,
-}
-
 /// What `notice` says to a client of the account: at most [`MOST`] bytes. Mailboxes that have no room are
 /// left out, and `more` says so. `None` where not even the name of the account has room.
 pub(super) fn changed(account: &Account, notice: &Notice<'_>) -> Option<String> {
-    let all: Vec<_> = notice.mailboxes.iter().map(ChangedMailbox::from).collect();
-    (0..=all.len().min(MAX_MAILBOXES)).rev().find_map(|count| {
-        let data = Changed {
-            account: account.as_str(),
-            mailboxes: all[..count].to_vec(),
-            more: count < all.len(),
-        };
-        let message =
-            WebPushMessage { r#type: "mailbox.changed", timestamp: timestamp(notice.at), data };
-        serde_json::to_string(&message).ok().filter(|json| json.len() <= MOST)
+    let changes = notice.mailboxes.iter();
+    let all: Vec<_> =
+        changes.map(|it| ChangedMailbox::new(&it.mailbox, (it.kind, it.state))).collect();
+    (0..=all.len()).rev().find_map(|count| {
+        let more = count < all.len();
+        let data = AccountData { account: account.as_str(), mailboxes: &all[..count], more };
+        text(&EventMessage::new(MAILBOX_CHANGED, data, notice.at))
     })
-}
-
-impl<'a> From<&'a MailboxChange> for ChangedMailbox<'a> {
-    fn from(change: &'a MailboxChange) -> Self {
-        let MailboxChange { mailbox, kind, state } = change;
-        Self {
-            mailbox: mailbox.as_str(),
-            kind: match kind {
-                ChangeKind::NewMail => "new",
-                ChangeKind::Quiet => "quiet",
-            },
-            uidvalidity: state.uid_validity,
-            uidnext: state.uid_next,
-            messages: state.messages,
-            unseen: state.unseen,
-            highestmodseq: state.highest_mod_seq,
-        }
-    }
 }
 
 /// What brings a code to a client, which gives it back.
 pub(super) fn verification(code: &str, at: Timestamp) -> Option<String> {
-    let message = Verification { r#type: "verification", timestamp: timestamp(at), code };
-    serde_json::to_string(&message).ok().filter(|json| json.len() <= MOST)
+    text(&EventMessage::verify(code, at))
 }
 
-/// `2026-11-26T11:39:00.287Z`
-fn timestamp(at: Timestamp) -> String {
-    let last = 253_402_300_799_999; // of the year 9999
-    let since = Duration::from_millis(at.0.clamp(0, last).unsigned_abs());
-    humantime::format_rfc3339_millis(UNIX_EPOCH + since).to_string()
+fn text(message: &impl Serialize) -> Option<String> {
+    serde_json::to_string(message).ok().filter(|json| json.len() <= MOST)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::model::{Mailbox, Snapshot};
+    use crate::model::{ChangeKind, Mailbox, Snapshot};
+    use crate::push::transport::MailboxChange;
 
     fn told(account: &str, mailboxes: &[MailboxChange]) -> Option<Value> {
         let at = Timestamp(1_795_692_578_287);
@@ -154,7 +100,11 @@ mod tests {
         );
         assert_eq!(
             serde_json::from_str::<Value>(&verification("7f", Timestamp(0)).unwrap()).unwrap(),
-            json!({ "type": "verification", "timestamp": "1970-01-01T00:00:00.000Z", "code": "7f" })
+            json!({
+                "type": "subscription.verify",
+                "timestamp": "1970-01-01T00:00:00.000Z",
+                "data": { "code": "7f" },
+            })
         );
     }
 
