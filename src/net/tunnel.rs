@@ -39,21 +39,19 @@ fn login_line(file: &Path) -> Result<SecretString, String> {
 }
 
 impl Tunnel {
-    /// Tunnels of the proxy at `host`, a name or an IP address without brackets. `login` is
-    /// `user:password` (RFC 7617), where the proxy wants one.
-    pub fn new(host: String, port: u16, login: Option<&SecretString>) -> Self {
-        let login = login.map(|login| STANDARD.encode(login.expose_secret()));
-        let login = login.map(|login| format!("Proxy-Authorization: Basic {login}\r\n"));
-        Self { host, port, login: login.unwrap_or_default().into() }
-    }
-
-    /// Tunnels of this proxy. Reads the file with its login.
+    /// Tunnels of this proxy. Reads the file with its login, if there is one (RFC 7617).
     ///
     /// # Errors
     /// Why the file cannot be used, a clause that names it.
     pub fn of(proxy: &ProxyConfig) -> Result<Self, String> {
         let login = proxy.login_file.as_ref().map(|file| login_line(file)).transpose()?;
-        Ok(Self::new(proxy.host.clone(), proxy.port, login.as_ref()))
+        let login = login.map(|login| STANDARD.encode(login.expose_secret()));
+        let login = login.map(|login| format!("Proxy-Authorization: Basic {login}\r\n"));
+        Ok(Self {
+            host: proxy.host.clone(),
+            port: proxy.port,
+            login: login.unwrap_or_default().into(),
+        })
     }
 
     /// Host and port of the proxy.

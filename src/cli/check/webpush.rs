@@ -7,8 +7,8 @@ use super::files::{exists, to_be_made};
 use crate::config::Config;
 use crate::net::guard::Guard;
 use crate::net::resolve::NameResolver;
+use crate::push::transport::webpush;
 use crate::push::transport::webpush::vapid::VapidKey;
-use crate::push::transport::webpush::{self, WebPushClient};
 use crate::store::Store;
 
 const PART: &str = "[webpush]";
@@ -17,7 +17,7 @@ const PART: &str = "[webpush]";
 pub(super) async fn web_push(config: &Config, store: Option<&Store>, report: &mut Report) {
     let Some(web_push) = &config.web_push else { return };
     let guard = Arc::new(Guard::new(&web_push.hosts, &web_push.allow_private));
-    if let Err(error) = WebPushClient::new(web_push, guard, &NameResolver::default()) {
+    if let Err(error) = webpush::client(web_push, guard, &NameResolver::default()) {
         report.failed(PART, error);
     }
     let file = &web_push.key_file;

@@ -8,8 +8,7 @@ use crate::model::{Account, Timestamp};
 
 /// What a notice is about, for a transport that tells of one mailbox at a time.
 pub(super) fn only_change<'a>(notice: &Notice<'a>) -> Result<&'a MailboxChange, Verdict> {
-    let why = || "the notice names no mailbox".to_owned();
-    notice.mailboxes.first().ok_or_else(|| Verdict::Unrenderable { why: why() })
+    notice.mailboxes.first().ok_or_else(|| Verdict::unrenderable("the notice names no mailbox"))
 }
 
 /// What has happened to a mailbox of the account.

@@ -37,6 +37,7 @@ use hyper::{Request, Response};
 pub use self::routes::{Route, RouteId, Routes};
 pub use self::verdict::{Blame, Verdict};
 use crate::model::{ChangeKind, Mailbox, Preview, Snapshot, Subscription, Timestamp};
+use crate::net::https::HttpsClient;
 
 /// What one push tells one subscription.
 #[derive(Clone, Copy, Debug)]
@@ -140,7 +141,7 @@ pub trait Transport: fmt::Debug + Send + Sync {
         _code: &str,
         _at: Timestamp,
     ) -> Result<Request<Bytes>, Verdict> {
-        Err(Verdict::Unrenderable { why: "this transport verifies no subscription".into() })
+        Err(Verdict::unrenderable("this transport verifies no subscription"))
     }
 
     /// What the service's answer means. The body may be cut off.
@@ -163,3 +164,11 @@ pub trait Sender: fmt::Debug + Send + Sync {
 
 /// A response that is awaited, or the verdict where there is none.
 pub type Exchange<'a> = Pin<Box<dyn Future<Output = Result<Response<Bytes>, Verdict>> + Send + 'a>>;
+
+/// Sends to whichever server a request names, if the client goes there.
+impl Sender for HttpsClient {
+    fn exchange(&self, request: Request<Bytes>) -> Exchange<'_> {
+        let sending = self.send(request);
+        Box::pin(async { sending.await.map_err(|error| Verdict::unavailable(error.to_string())) })
+    }
+}

@@ -125,6 +125,16 @@ impl Verdict {
         }
     }
 
+    /// No request can be written for this subscription, for this reason.
+    pub fn unrenderable(why: impl Into<String>) -> Self {
+        Self::Unrenderable { why: why.into() }
+    }
+
+    /// Only an operator can mend this.
+    pub fn misconfigured(why: impl Into<String>) -> Self {
+        Self::Misconfigured { why: why.into() }
+    }
+
     /// This push got no answer, for this reason.
     pub fn unavailable(why: impl Into<String>) -> Self {
         Self::Unavailable { why: why.into(), retry_after: None }

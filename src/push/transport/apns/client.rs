@@ -19,13 +19,13 @@ use rustls::sign::SingleCertAndKey;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
-use super::identity::{ApnsIdentity, IdentityError, Proof, Validity, first_line};
+use super::identity::{ApnsIdentity, Proof, Validity};
 use super::link::{self, Body, Link, Up};
 use super::payload::Probe;
 use super::skew::Skew;
 use super::token::Tokens;
 use super::{judge, message};
-use crate::config::{self, ApnsServer, ProxyConfig};
+use crate::config::{self, ApnsServer};
 use crate::model::Timestamp;
 use crate::net::dial::Dialer;
 use crate::net::resolve::NameResolver;
@@ -58,7 +58,7 @@ pub enum SetupError {
     Ca(TlsError),
     /// The proxy's login cannot be read.
     #[error("[apns] proxy_login_file: {0}")]
-    ProxyLogin(IdentityError),
+    ProxyLogin(String),
 }
 
 /// What went wrong with one attempt.
@@ -85,7 +85,7 @@ impl ApnsClient {
     ) -> Result<Self, SetupError> {
         let tls = client_tls(identity, config).map_err(SetupError::Ca)?;
         let tunnel =
-            config.proxy.as_ref().map(tunnel).transpose().map_err(SetupError::ProxyLogin)?;
+            config.proxy.as_ref().map(Tunnel::of).transpose().map_err(SetupError::ProxyLogin)?;
         Ok(Self {
             link: Link::new(config, Dialer::new(resolver.clone(), tunnel, Arc::new(tls))),
             endpoint: config.endpoint.clone(),
@@ -245,12 +245,6 @@ impl fmt::Debug for ApnsClient {
             .field("topic", &self.identity.topic())
             .finish_non_exhaustive()
     }
-}
-
-/// Reads the file with the login, if there is one.
-fn tunnel(proxy: &ProxyConfig) -> Result<Tunnel, IdentityError> {
-    let login = proxy.login_file.as_deref().map(first_line).transpose()?;
-    Ok(Tunnel::new(proxy.host.clone(), proxy.port, login.as_ref()))
 }
 
 /// Shows the certificate, if that is who we are.

@@ -272,7 +272,7 @@ fn bytes(file: &Path) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
 }
 
 /// The first line of a file, which is a secret.
-pub(super) fn first_line(file: &Path) -> Result<SecretString, IdentityError> {
+fn first_line(file: &Path) -> Result<SecretString, IdentityError> {
     let failed = |why: String| IdentityError::Secret { file: file.into(), why };
     let (text, _) = files::read_text(file, files::LARGEST)
         .map_err(|error| failed(format!("cannot be read: {error}")))?;

@@ -84,7 +84,7 @@ impl Transport for MailMessages {
         };
         let changed = notice.mailboxes.iter().map(|change| &change.mailbox);
         let push = MailPush::new(device, changed, headers).ok_or_else(|| {
-            Verdict::Unrenderable { why: "the options of the registration cannot be read".into() }
+            Verdict::unrenderable("the options of the registration cannot be read")
         })?;
         request(&self.server, &push, self.style.priority)
     }
@@ -100,9 +100,10 @@ pub(super) fn request(
     push: &impl PayloadLike,
     priority: Option<u8>,
 ) -> Result<Request<Bytes>, Verdict> {
-    let unfit = |why: &str| Verdict::Unrenderable { why: why.to_owned() };
     let options = push.get_options();
-    let body = push.to_json_string().map_err(|_| unfit("the payload cannot be written"))?;
+    let body = push
+        .to_json_string()
+        .map_err(|_| Verdict::unrenderable("the payload cannot be written"))?;
     let uri = format!("{server}/3/device/{}", push.get_device_token());
     let own_priority = options.apns_priority.as_ref().map(ToString::to_string);
     let headers = [
@@ -122,7 +123,9 @@ pub(super) fn request(
         }
     }
     // The error's own text is about a header or the address, and that has the token.
-    request.body(Bytes::from(body)).map_err(|_| unfit("the push cannot be written as a request"))
+    request
+        .body(Bytes::from(body))
+        .map_err(|_| Verdict::unrenderable("the push cannot be written as a request"))
 }
 
 #[cfg(test)]

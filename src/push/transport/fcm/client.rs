@@ -47,8 +47,7 @@ impl FcmClient {
         loop {
             let authorization = self.tokens.authorization().await?;
             let attempt = authorized(&request, authorization.clone());
-            let response = self.client.send(attempt).await;
-            let response = response.map_err(|error| Verdict::unavailable(error.to_string()))?;
+            let response = self.client.exchange(attempt).await?;
             if !judge::refuses_token(&response) {
                 return Ok(response);
             }

@@ -105,11 +105,13 @@ impl UserMessages {
     ) -> Result<Request<Bytes>, Verdict> {
         let url = to.endpoint.as_given();
         // What was allowed when the user gave it may be so no more.
-        self.guard.check(url).map_err(|why| unfit(&format!("the URL {why}")))?;
-        let url = url.parse().map_err(|_| unfit("the URL cannot be read"))?;
+        self.guard.check(url).map_err(|why| Verdict::unrenderable(format!("the URL {why}")))?;
+        let url = url.parse().map_err(|_| Verdict::unrenderable("the URL cannot be read"))?;
         let secrets = secrets(to);
         if secrets.is_empty() {
-            return Err(unfit("its secret cannot be read; its user has to subscribe again"));
+            return Err(Verdict::unrenderable(
+                "its secret cannot be read; its user has to subscribe again",
+            ));
         }
         signed(&url, &secrets, (&id.replace('-', ""), at), JSON, json(event)?)
     }
@@ -155,7 +157,8 @@ impl Transport for UserMessages {
 const JSON: &str = "application/json";
 
 fn json(event: &impl serde::Serialize) -> Result<String, Verdict> {
-    serde_json::to_string(event).map_err(|_| unfit("the event cannot be written as JSON"))
+    serde_json::to_string(event)
+        .map_err(|_| Verdict::unrenderable("the event cannot be written as JSON"))
 }
 
 /// A POST with the headers of Standard Webhooks; unsigned where there is no secret. `id` holds no dot.
@@ -176,11 +179,9 @@ fn signed(
         request = request.header("webhook-signature", signature);
     }
     // The error's own text would show the address.
-    request.body(body.into()).map_err(|_| unfit("the event cannot be written as a request"))
-}
-
-fn unfit(why: &str) -> Verdict {
-    Verdict::Unrenderable { why: why.to_owned() }
+    request
+        .body(body.into())
+        .map_err(|_| Verdict::unrenderable("the event cannot be written as a request"))
 }
 
 /// The secrets of a subscription; empty if they cannot be read.

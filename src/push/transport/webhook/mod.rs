@@ -7,7 +7,6 @@
 mod judge;
 mod message;
 pub mod operator;
-mod sender;
 pub mod users;
 
 use std::sync::Arc;

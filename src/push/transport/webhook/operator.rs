@@ -9,7 +9,6 @@ use secrecy::zeroize::Zeroizing;
 
 use super::WebhookSecret;
 use super::message::OperatorMessages;
-use super::sender::WebhookSender;
 use crate::config::WebhookConfig;
 use crate::files;
 use crate::net::dial::Dialer;
@@ -57,7 +56,7 @@ pub fn route(config: &WebhookConfig, resolver: &NameResolver) -> Result<Route, S
     // Its operator says where it is, so the address may be any.
     let client =
         HttpsClient::or_plain_here(Dialer::new(resolver.clone(), None, tls), config.timeout);
-    Ok(Route::new(messages, WebhookSender(client), IN_FLIGHT))
+    Ok(Route::new(messages, client, IN_FLIGHT))
 }
 
 /// The secrets in a file, one a line, the newest first.

@@ -10,7 +10,6 @@ use secrecy::zeroize::Zeroizing;
 use serde_json::{Value, json};
 
 use super::message::UserMessages;
-use super::sender::WebhookSender;
 use super::{TRANSPORT, USERS, WebhookSecret};
 use crate::model::{Account, PushEndpoint, Subscription, SubscriptionSecrets, TransportId};
 use crate::net::dial::Dialer;
@@ -50,7 +49,7 @@ impl UserWebhooks {
         let tls = client_tls(ca).map_err(|why| format!("web hooks of users: {why}"))?;
         let dialer = Dialer::new(resolver.clone(), None, tls).guarded(Arc::clone(&self.guard));
         let messages = UserMessages { guard: Arc::clone(&self.guard) };
-        let sender = WebhookSender(HttpsClient::new(dialer, TIMEOUT));
+        let sender = HttpsClient::new(dialer, TIMEOUT);
         Ok(Route::new(messages, sender, IN_FLIGHT))
     }
 }

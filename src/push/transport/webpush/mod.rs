@@ -6,7 +6,6 @@
 //! key with which its browser made it. Endpoints are given by users, so what they name is guarded
 //! ([`crate::net::guard`]).
 
-mod client;
 pub mod encrypt;
 mod enrol;
 mod judge;
@@ -16,12 +15,16 @@ pub mod vapid;
 
 use std::sync::Arc;
 
-pub use self::client::{WebPushClient, WebPushSetupError};
 pub use self::encrypt::ClientKeys;
 pub use self::message::WebPush;
 use crate::config::WebPushConfig;
 use crate::model::TransportId;
+use crate::net::dial::Dialer;
+use crate::net::guard::Guard;
+use crate::net::https::{HttpsClient, client_tls};
 use crate::net::resolve::NameResolver;
+use crate::net::tls::TlsError;
+use crate::net::tunnel::Tunnel;
 use crate::push::transport::Route;
 
 /// The name of the transport.
@@ -32,7 +35,20 @@ pub fn transport() -> TransportId {
     TransportId::new(TRANSPORT)
 }
 
-/// The route of this key: its name, and the way out. Opens no socket.
+/// Why there can be no route. The texts name the file and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WebPushSetupError {
+    /// The authorities cannot be read.
+    #[error("[webpush] ca: {0}")]
+    Ca(TlsError),
+    /// The proxy's login cannot be read.
+    #[error("[webpush] proxy_login_file: {0}")]
+    ProxyLogin(String),
+}
+
+/// The route of this key: its name, and the way out to whichever push service an endpoint names, if the guard
+/// allows it. Reads the files of the authorities and of the proxy's login, and opens no socket.
 ///
 /// # Errors
 /// [`WebPushSetupError`] when a file of `config` cannot be used, or TLS cannot be set up.
@@ -41,6 +57,22 @@ pub fn route(
     config: &WebPushConfig,
     resolver: &NameResolver,
 ) -> Result<(Arc<str>, Route), WebPushSetupError> {
-    let client = WebPushClient::new(config, Arc::clone(&web_push.guard), resolver)?;
+    let client = client(config, Arc::clone(&web_push.guard), resolver)?;
     Ok((web_push.route(), Route::new(web_push.clone(), client, config.in_flight)))
+}
+
+/// The client of that route.
+///
+/// # Errors
+/// As [`route`].
+pub fn client(
+    config: &WebPushConfig,
+    guard: Arc<Guard>,
+    resolver: &NameResolver,
+) -> Result<HttpsClient, WebPushSetupError> {
+    let tls = client_tls(config.ca.as_deref()).map_err(WebPushSetupError::Ca)?;
+    let tunnel = config.proxy.as_ref().map(Tunnel::of).transpose();
+    let tunnel = tunnel.map_err(WebPushSetupError::ProxyLogin)?;
+    let dialer = Dialer::new(resolver.clone(), tunnel, tls).guarded(guard);
+    Ok(HttpsClient::new(dialer, config.request_timeout))
 }
