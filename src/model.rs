@@ -85,6 +85,11 @@ pub struct Snapshot {
     pub highest_mod_seq: Option<u64>,
 }
 
+/// The bytes in hexadecimal, two digits in lower case for each.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// How much a change matters to a device (RFC 5423 names in brackets).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ChangeKind {

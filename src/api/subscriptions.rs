@@ -26,7 +26,7 @@ use super::request_body::JsonBody;
 use crate::imap::mailbox::{LONGEST_NAME, encode};
 use crate::model::{
     Account, Mailbox, Registration, RegistrationResult, SubscriptionKey, SubscriptionState,
-    Timestamp, TransportId,
+    Timestamp, TransportId, hex,
 };
 use crate::store::{ListedSubscription, StoreError};
 
@@ -313,8 +313,7 @@ fn away(error: StoreError) -> ApiError {
 }
 
 fn hash(code: &str) -> String {
-    let hash = digest(&SHA256, code.as_bytes());
-    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(digest(&SHA256, code.as_bytes()).as_ref())
 }
 
 /// A text in the options, which are a JSON object.

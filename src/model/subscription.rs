@@ -11,7 +11,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{SHA256, digest};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Account, Mailbox, Snapshot, Timestamp};
+use super::{Account, Mailbox, Snapshot, Timestamp, hex};
 
 /// By which transport a subscription is notified: the transport's name, in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -161,7 +161,7 @@ impl PushEndpoint {
 
     /// The SHA-256 of the canonical form: 64 hex digits in lower case.
     pub fn hash_hex(&self) -> String {
-        self.hash.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.hash)
     }
 }
 

@@ -18,6 +18,8 @@ use hyper::header::{
 };
 use serde_json::json;
 
+use crate::model::hex;
+
 /// What a page of this server may load and do (Content Security Policy Level 3, Trusted Types).
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
                       connect-src 'self'; manifest-src 'self'; worker-src 'self'; frame-ancestors 'none'; \
@@ -80,8 +82,7 @@ pub(super) fn routes<S: Clone + Send + Sync + 'static>(mail_url: Option<&str>) -
 
 impl Asset {
     fn new(content_type: &'static str, content: Bytes) -> Self {
-        let hash = digest(&SHA256, &content);
-        let hash: String = hash.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = hex(&digest(&SHA256, &content).as_ref()[..16]);
         let etag = HeaderValue::from_str(&format!("\"{hash}\""));
         Self { content_type, content, etag: etag.unwrap_or(HeaderValue::from_static("\"\"")) }
     }

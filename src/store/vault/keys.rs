@@ -12,6 +12,7 @@ use secrecy::zeroize::Zeroizing;
 
 use super::VaultError;
 use crate::files::{Stamp, stamp};
+use crate::model::hex;
 use crate::secret_file::{Successor, Unfit, read_private};
 
 pub(super) const VERSION: &str = "v1";
@@ -143,5 +144,5 @@ fn key_id(key: &[u8; KEY_LEN]) -> String {
     let mut context = digest::Context::new(&digest::SHA256);
     context.update(b"mailchime key id");
     context.update(key);
-    context.finish().as_ref()[..ID_LEN / 2].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&context.finish().as_ref()[..ID_LEN / 2])
 }

@@ -11,7 +11,7 @@ use md5::{Digest, Md5};
 use serde::Serialize;
 
 use crate::imap::registration::xapple::ApnsOptions;
-use crate::model::{Mailbox, Subscription};
+use crate::model::{Mailbox, Subscription, hex};
 
 /// How many mailboxes one notification can name. With an account id of 128 bytes, each of them
 /// escaped, 100 hashes stay under the 4096 bytes that APNs accepts; a device with more changes gets
@@ -51,7 +51,7 @@ struct Aps {
 
 /// The name of a mailbox as `m` carries it: upper-case hex MD5 of the decoded name in UTF-8.
 pub fn mailbox_hash(mailbox: &Mailbox) -> String {
-    hex(&Md5::digest(mailbox.as_str()))
+    hex(&Md5::digest(mailbox.as_str())).to_ascii_uppercase()
 }
 
 /// What makes a push replace an undelivered one for the same mail account of a device: the device's
@@ -61,17 +61,13 @@ pub fn collapse_id(device: &Subscription) -> Option<String> {
     let account_id = ApnsOptions::from_json(&device.options)?.account_id;
     Some(match account_id.len() {
         ..=64 => account_id,
-        _ => hex(&Md5::digest(&account_id)),
+        _ => hex(&Md5::digest(&account_id)).to_ascii_uppercase(),
     })
 }
 
 /// Whether a push can tell the device of INBOX and of no other mailbox: it registered with version 1.
 pub(crate) fn hears_of_inbox_alone(device: &Subscription) -> bool {
     ApnsOptions::from_json(&device.options).is_some_and(|options| options.version < 2)
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
 impl<'a> MailPush<'a> {

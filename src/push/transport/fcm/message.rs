@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::judge;
-use crate::model::{Account, ChangeKind, Subscription, Timestamp};
+use crate::model::{Account, ChangeKind, Subscription, Timestamp, hex};
 use crate::push::transport::event::{EventMessage, changed, only_change};
 use crate::push::transport::{Notice, Transport, TransportLimits, Verdict};
 
@@ -77,7 +77,7 @@ impl FcmMessages {
         Request::post(&self.url)
             .header(CONTENT_TYPE, "application/json")
             .body(body.to_string().into())
-            .map_err(|_| unfit("the message cannot be written as a request"))
+            .map_err(|_| Verdict::unrenderable("the message cannot be written as a request"))
     }
 }
 
@@ -138,7 +138,9 @@ fn strings<D: Serialize>(event: &EventMessage<D>) -> Result<BTreeMap<String, Str
     strings.insert("type".to_owned(), event.kind.to_owned());
     strings.insert("timestamp".to_owned(), event.timestamp.clone());
     let data = serde_json::to_value(&event.data);
-    let Ok(Value::Object(data)) = data else { return Err(unfit("the event cannot be written")) };
+    let Ok(Value::Object(data)) = data else {
+        return Err(Verdict::unrenderable("the event cannot be written"));
+    };
     strings.extend(data.into_iter().map(|(name, value)| match value {
         Value::String(text) => (name, text),
         other => (name, other.to_string()),
@@ -153,10 +155,5 @@ fn size(data: &BTreeMap<String, String>) -> usize {
 /// A newer message of the same account replaces one that a phone has not got yet: the app looks at all
 /// mailboxes that it shows. FCM keeps messages of four accounts for one phone at once.
 fn collapse_key(account: &Account) -> String {
-    let hash = digest(&SHA256, account.as_str().as_bytes());
-    hash.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unfit(why: &str) -> Verdict {
-    Verdict::Unrenderable { why: why.to_owned() }
+    hex(&digest(&SHA256, account.as_str().as_bytes()).as_ref()[..8])
 }

@@ -15,7 +15,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use base64::Engine;
-use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use hyper::header::HeaderValue;
 use parking_lot::Mutex;
 use rustls::pki_types::PrivateKeyDer;
@@ -23,7 +23,7 @@ use rustls::pki_types::pem::PemObject;
 use secrecy::zeroize::Zeroizing;
 use serde_json::json;
 
-use crate::model::Timestamp;
+use crate::model::{Timestamp, hex};
 use crate::secret_file::{Successor, Unfit, read_private, tidy};
 
 /// How long a token is good. Push services take 24 hours at most (RFC 8292 section 2).
@@ -90,9 +90,7 @@ impl VapidKey {
 
     fn new(pair: EcdsaKeyPair, contact: &str) -> Self {
         let public = pair.public_key().as_ref();
-        let hash = digest(&SHA256, public);
-        let fingerprint: String =
-            hash.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let fingerprint = hex(&digest(&SHA256, public).as_ref()[..8]);
         Self {
             public: BASE64_URL_SAFE_NO_PAD.encode(public),
             fingerprint: fingerprint.into(),
@@ -195,21 +193,10 @@ fn create(path: &Path) -> io::Result<()> {
     if std::fs::symlink_metadata(path).is_ok() {
         return Ok(());
     }
-    let random = SystemRandom::new();
-    let der = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)
+    let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
         .map_err(|_| io::Error::other("no key could be made"))?;
-    let base64 = Zeroizing::new(BASE64_STANDARD.encode(der.as_ref()));
-    let mut text = Zeroizing::new(String::with_capacity(512));
-    text.push_str(COMMENT);
-    text.push_str("-----BEGIN PRIVATE KEY-----\n");
-    let mut rest = base64.as_str();
-    while !rest.is_empty() {
-        let (line, more) = rest.split_at(rest.len().min(64));
-        text.push_str(line);
-        text.push('\n');
-        rest = more;
-    }
-    text.push_str("-----END PRIVATE KEY-----\n");
+    let pem = Zeroizing::new(pair.serialize_pem());
+    let text = Zeroizing::new([COMMENT, pem.as_str()].concat());
     successor.write(&text, None)
 }
 
