@@ -491,7 +491,7 @@ fn fault(body: &Value) -> Option<&'static str> {
     let size: Option<usize> = data.iter().map(size).sum();
     match size {
         None => return Some("data holds other values than strings"),
-        Some(MAX_DATA..) => return Some("Android message is too big"),
+        Some(size) if size > MAX_DATA => return Some("Android message is too big"),
         Some(_) => {}
     }
     let android = &message["android"];

@@ -176,20 +176,6 @@ pub async fn address(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// A TCP connection to the first address of `host` that accepts one, until `deadline`. The look-up of
-/// the name has no limit of its own.
-///
-/// # Errors
-/// As [`NameResolver::resolve`], or why the last address did not accept.
-pub async fn host(
-    resolver: &NameResolver,
-    host: &str,
-    port: u16,
-    deadline: Instant,
-) -> io::Result<TcpStream> {
-    first_of(&resolver.resolve(host, port).await?, deadline).await
-}
-
 /// A TCP connection to the first of `addresses` that accepts one, until `deadline`.
 ///
 /// # Errors
