@@ -1,36 +1,16 @@
 //! A browser's subscription, as `PushSubscription.toJSON()` gives it (Push API section 8).
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::encrypt::ClientKeys;
 use super::message::WebPush;
+use super::options::WebPushOptions;
 use super::transport;
 use crate::model::{Account, PushEndpoint, Subscription, SubscriptionSecrets};
 use crate::push::transport::enrol::{Enrol, Enrolled};
 
 /// One browser has one subscription for mailchime's page, whatever runs in it.
 const APP: &str = "web";
-
-/// What a client has asked for besides. Stored as JSON beside what the API keeps there.
-#[derive(Debug, Default, Deserialize, Serialize)]
-#[serde(default)]
-pub(super) struct WebPushOptions {
-    /// It hears of quiet changes, too.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub(super) quiet: bool,
-}
-
-impl WebPushOptions {
-    /// What cannot be read counts as not asked for.
-    pub(super) fn from_json(options: &str) -> Self {
-        serde_json::from_str(options).unwrap_or_default()
-    }
-
-    fn to_json(&self) -> String {
-        json!(self).to_string()
-    }
-}
 
 /// Whether browsers of this push service end a subscription whose pushes show nothing: Apple's do.
 fn shows_each_push(host: &str) -> bool {

@@ -14,7 +14,7 @@ use hyper::{Request, Response, Uri};
 use serde_json::Value;
 
 use super::encrypt::ClientKeys;
-use super::enrol::WebPushOptions;
+use super::options::WebPushOptions;
 use super::vapid::VapidKey;
 use super::{judge, payload};
 use crate::model::{ChangeKind, Subscription, Timestamp};

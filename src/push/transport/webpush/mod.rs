@@ -10,6 +10,7 @@ pub mod encrypt;
 mod enrol;
 mod judge;
 mod message;
+mod options;
 mod payload;
 pub mod vapid;
 
