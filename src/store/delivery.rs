@@ -118,11 +118,10 @@ impl Store {
     }
 
     /// The account's live devices with their mailboxes, whichever backend it is on. Those whose secrets the key
-    /// file does not open are left out.
+    /// file does not open are left out; while that cannot be read, they come without their secrets.
     ///
     /// # Errors
-    /// [`StoreError::Sealing`] when there are secrets and the key file cannot be read now, else when the database
-    /// cannot be used, or does not answer in time.
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn targets(
         &self,
         account: &Account,
@@ -148,7 +147,7 @@ impl Store {
             let entries = self.rows(query, |row| Ok((entry(row)?, row.try_get("secrets")?)));
             Ok(targets(entries.await?))
         });
-        self.opened(found.await?)
+        Ok(self.opened(found.await?))
     }
 
     /// How many subscriptions of this transport each of its routes has, live or not, by the routes' names.

@@ -68,22 +68,23 @@ impl Store {
         }
     }
 
-    /// Those whose secrets the key file opens, with them.
-    ///
-    /// # Errors
-    /// As [`Store::with_secrets`].
-    pub(super) fn opened(
-        &self,
-        targets: Vec<(Target, Option<String>)>,
-    ) -> Result<Vec<Target>, StoreError> {
-        let mut opened = Vec::with_capacity(targets.len());
-        for (mut target, sealed) in targets {
-            let found = self.with_secrets(target.subscription, sealed.as_deref())?;
-            let Some(subscription) = found else { continue };
-            target.subscription = subscription;
-            opened.push(target);
-        }
-        Ok(opened)
+    /// Those whose secrets the key file opens, with them. While it cannot be read they come without: nothing
+    /// can be sent to them, so what they are owed stays, and the others do not wait.
+    pub(super) fn opened(&self, targets: Vec<(Target, Option<String>)>) -> Vec<Target> {
+        let open = |(mut target, sealed): (Target, Option<String>)| {
+            match self.with_secrets(target.subscription.clone(), sealed.as_deref()) {
+                Ok(Some(subscription)) => target.subscription = subscription,
+                Ok(None) => return None,
+                Err(error) => tracing::error!(
+                    target: "mailchime::store::secrets_sealed",
+                    account = %target.subscription.account, endpoint = %target.subscription.endpoint, %error,
+                    "could not open the secrets of a subscription; its pushes wait until the key file is \
+                     there again"
+                ),
+            }
+            Some(target)
+        };
+        targets.into_iter().filter_map(open).collect()
     }
 
     /// Of how many accounts subscriptions have secrets that the key file does not open.

@@ -110,7 +110,7 @@ impl UserMessages {
         let secrets = secrets(to);
         if secrets.is_empty() {
             return Err(Verdict::unrenderable(
-                "its secret cannot be read; its user has to subscribe again",
+                "its secret cannot be read: put back the key file, or its user subscribes again",
             ));
         }
         signed(&url, &secrets, (&id.replace('-', ""), at), JSON, json(event)?)

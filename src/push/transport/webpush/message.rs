@@ -167,7 +167,8 @@ pub(super) fn keys_of(subscription: &Subscription) -> Result<ClientKeys, Verdict
     let keys = subscription.secrets.as_ref();
     let keys = keys.and_then(|keys| serde_json::from_str::<Value>(keys.expose()).ok());
     let keys = keys.and_then(|keys| ClientKeys::from_json(&keys).ok());
-    let why = "the client's keys cannot be read; it gets nothing until it subscribes again";
+    let why = "the client's keys cannot be read; it gets nothing until the key file is there again, \
+               or until it subscribes again";
     keys.ok_or_else(|| Verdict::Misconfigured { why: why.to_owned() })
 }
 
