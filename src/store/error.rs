@@ -131,8 +131,7 @@ impl StoreError {
                  all privileges on the database"
             }
             _ if mariadb_number(&source) == Some(MARIADB_TOO_LONG) => {
-                "MariaDB takes account names of 512 characters, mailbox names of 766 and names of apps of \
-                 255 at most"
+                "MariaDB takes account names of 512 characters and names of apps of 255 at most"
             }
             _ => "see the log for what led to it",
         };

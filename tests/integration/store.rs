@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mailchime::imap::mailbox::LONGEST_NAME;
 use mailchime::imap::registration::xapple::{ApnsOptions, DeviceToken, XAppleRegistration};
 use mailchime::metrics::Metrics;
 use mailchime::model::{
@@ -228,6 +229,7 @@ contract! {
     a_registration_comes_back_as_it_was_given,
     a_token_in_other_case_is_the_same_device,
     case_and_spaces_at_the_end_tell_names_apart,
+    names_as_long_as_mailboxes_may_have_are_told_apart_to_their_end,
     one_token_with_another_subtopic_or_account_is_another_device,
     two_devices_may_have_one_account_id,
     a_new_registration_replaces_the_old_one,
@@ -325,6 +327,33 @@ async fn case_and_spaces_at_the_end_tell_names_apart(store: Store) {
     let owed: Vec<_> = target.mailboxes.iter().filter(|(_, owed)| *owed).collect();
     assert_eq!(owed, [&(Mailbox::new("work "), true)]);
     assert_eq!(store.accounts(EVER).await.unwrap().len(), 3);
+}
+
+async fn names_as_long_as_mailboxes_may_have_are_told_apart_to_their_end(store: Store) {
+    let long = |end: &str| "m".repeat(LONGEST_NAME - end.len()) + end;
+    let names = [long(""), long("x"), long("X"), long(" "), "\u{1f514}".repeat(LONGEST_NAME / 4)];
+    let names = names.each_ref().map(String::as_str);
+    let account = Account::from_login(&"\u{130}".repeat(512));
+    for next in [5, 9] {
+        register(&store, device(&account, 'a'), &names, next, 100).await;
+    }
+    for name in names {
+        assert_eq!(told(&store, &account, name).await, Some(state(5)));
+        let told = Settlement::Told {
+            account: account.clone(),
+            mailbox: Mailbox::new(name),
+            snapshot: state(u64::try_from(name.chars().count()).unwrap()),
+        };
+        store.settle(&[told]).await.unwrap();
+    }
+    owe(&store, key(&account, 'a'), names[3]).await;
+    let target = only_target(&store, &account).await;
+    let owed: Vec<_> = target.mailboxes.iter().filter(|(_, owed)| *owed).collect();
+    assert_eq!((target.mailboxes.len(), owed), (5, vec![&(Mailbox::new(names[3]), true)]));
+    for name in names {
+        let next = u64::try_from(name.chars().count()).unwrap();
+        assert_eq!(told(&store, &account, name).await, Some(state(next)));
+    }
 }
 
 async fn a_token_in_other_case_is_the_same_device(store: Store) {

@@ -15,3 +15,6 @@ alter table subscription add column failing_since bigint; -- pushes have failed 
 create index subscription_pending on subscription (registered_at) where state = 'pending';
 
 create index subscription_by_expiry on subscription (expires_at) where expires_at is not null;
+
+-- whose mailboxes are to be asked for, the longest due first
+create index mailbox_due on mailbox (due_since, account) where due_since is not null;

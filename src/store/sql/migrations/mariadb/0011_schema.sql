@@ -8,7 +8,7 @@ create table if not exists account (
     name varchar(512) not null,
     backend varchar(320),
     created_at bigint not null,
-    folded varchar(768),
+    folded varchar(1024),
     domain varchar(512),
     credentials mediumtext,
     credentials_until bigint,
@@ -22,7 +22,7 @@ create table if not exists account (
     password_since bigint,
     password_at bigint,
     unique key (name),
-    key account_by_folded_name (folded),
+    key account_by_folded_name (folded(255)),
     key account_by_domain (domain),
     key account_by_backend (backend),
     key account_by_expiry (credentials_until)
@@ -43,14 +43,18 @@ create table if not exists credential (
 create table if not exists mailbox (
     id bigint not null auto_increment primary key,
     account bigint not null,
-    name varchar(766) not null,
+    name varchar(1024) not null,
     uid_validity bigint,
     uid_next bigint,
     messages bigint,
     unseen bigint,
     highest_mod_seq bigint,
     due_since bigint,
-    unique key (account, name),
+    -- no key holds the whole of such a name
+    name_hash varchar(64) character set ascii collate ascii_bin as (sha2(name, 256)) persistent,
+    unique key (account, name_hash),
+    key mailbox_by_name (account, name(100)),
+    key mailbox_due (due_since, account),
     foreign key (account) references account (id) on delete cascade
 ) engine = InnoDB default character set utf8mb4 collate utf8mb4_nopad_bin;
 
