@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mailchime::imap::mailbox::LONGEST_NAME;
 use mailchime::imap::registration::xapple::{ApnsOptions, DeviceToken, XAppleRegistration};
 use mailchime::metrics::Metrics;
 use mailchime::model::{
@@ -21,12 +20,14 @@ use tempfile::TempDir;
 mod backends;
 mod bad_times;
 mod credentials;
+mod delivery;
 mod failover;
 mod load;
 mod mariadb;
 mod nodes;
 mod pooled;
 mod postgres;
+mod registrations;
 mod schemas;
 mod service;
 mod sqlite;
@@ -42,9 +43,25 @@ use self::credentials::{
     devices_of_an_old_password_that_is_kept_are_forgotten, several_credentials_in_memory,
     several_stored_credentials, stored_credentials,
 };
+use self::delivery::{
+    a_batch_of_any_size_is_written, all_devices_come_in_pages_of_accounts,
+    each_call_is_counted_by_its_name, numbers_beyond_a_signed_column_come_back,
+    only_live_devices_count, settlements_for_what_is_gone_do_nothing,
+    settlements_move_what_they_name,
+};
 use self::nodes::{
     a_change_is_an_invalidation_for_the_other_nodes, a_name_is_taken_over, a_node_comes_and_goes,
     news_goes_with_its_node, no_invalidation_is_lost_while_it_is_taken, one_account_is_looked_up,
+};
+use self::registrations::{
+    a_mailbox_that_comes_back_begins_anew, a_new_registration_replaces_the_old_one,
+    a_registration_comes_back_as_it_was_given,
+    a_registration_never_overwrites_the_state_that_devices_know,
+    a_token_in_other_case_is_the_same_device, case_and_spaces_at_the_end_tell_names_apart,
+    names_as_long_as_mailboxes_may_have_are_told_apart_to_their_end,
+    one_token_with_another_subtopic_or_account_is_another_device, only_the_newest_devices_remain,
+    owed_marks_outlive_a_registration, the_device_that_registers_remains_whatever_the_clock_says,
+    two_devices_may_have_one_account_id,
 };
 use self::service::{
     a_clock_that_has_just_jumped_ends_no_token,
@@ -281,202 +298,6 @@ contract! {
     a_closed_store_says_so,
 }
 
-async fn a_registration_comes_back_as_it_was_given(store: Store) {
-    store.ping().await.unwrap();
-    register(&store, device(&alice(), 'a'), &["INBOX", "Entwürfe/\"日本\""], 5, 100).await;
-    let target = only_target(&store, &alice()).await;
-    assert_eq!(target.subscription, device(&alice(), 'a'));
-    assert_eq!(target.registered_at, Timestamp(100));
-    assert_eq!(target.pushed_at, None);
-    assert_eq!(mailboxes(&target), ["Entwürfe/\"日本\"", "INBOX"]);
-    let watched = store.watched(&alice(), &imap(), EVER).await.unwrap();
-    let expected = [("Entwürfe/\"日本\"", state(5)), ("INBOX", state(5))];
-    assert_eq!(watched, expected.map(|(name, told)| (Mailbox::new(name), told)));
-    assert!(store.targets(&bob(), EVER).await.unwrap().is_empty());
-    assert!(store.watched(&bob(), &imap(), EVER).await.unwrap().is_empty());
-}
-/// Names of accounts and mailboxes that differ in nothing but case or a space at their end are others.
-async fn case_and_spaces_at_the_end_tell_names_apart(store: Store) {
-    let names = ["Alice", "alice", "alice ", "alice  "];
-    let mailboxes = ["Work", "work", "work ", "work  ", "\u{1f514}", "\u{1f514} "];
-    for (number, name) in (2_u64..).zip(names) {
-        let account = Account::from_login(name);
-        let phone = device(&account, char::from_digit(number as u32, 16).unwrap());
-        let mut registration = registration(phone, &[], 5);
-        registration.mailboxes = (number..)
-            .zip(mailboxes)
-            .map(|(next, name)| (Mailbox::new(name), state(next)))
-            .collect();
-        store.register(&registration, by(&imap(), None), 10, Timestamp(100)).await.unwrap();
-    }
-    for (number, name) in (2_u64..).zip(names) {
-        let account = Account::from_login(name);
-        let target = only_target(&store, &account).await;
-        assert_eq!(target.mailboxes.len(), mailboxes.len(), "{name:?}: {target:?}");
-        for (next, mailbox) in (number..).zip(mailboxes) {
-            assert_eq!(told(&store, &account, mailbox).await, Some(state(next)), "{name:?}");
-        }
-    }
-    // What happens to one is nothing to another.
-    let account = Account::from_login("alice ");
-    owe(&store, SubscriptionKey::from(&device(&account, '4')), "work ").await;
-    assert!(store.remove_account(&Account::from_login("alice")).await.unwrap());
-    let owed: Vec<_> = store.owed_accounts().await.unwrap();
-    assert_eq!(owed, std::slice::from_ref(&account));
-    let target = only_target(&store, &account).await;
-    let owed: Vec<_> = target.mailboxes.iter().filter(|(_, owed)| *owed).collect();
-    assert_eq!(owed, [&(Mailbox::new("work "), true)]);
-    assert_eq!(store.accounts(EVER).await.unwrap().len(), 3);
-}
-
-async fn names_as_long_as_mailboxes_may_have_are_told_apart_to_their_end(store: Store) {
-    let long = |end: &str| "m".repeat(LONGEST_NAME - end.len()) + end;
-    let names = [long(""), long("x"), long("X"), long(" "), "\u{1f514}".repeat(LONGEST_NAME / 4)];
-    let names = names.each_ref().map(String::as_str);
-    let account = Account::from_login(&"\u{130}".repeat(512));
-    for next in [5, 9] {
-        register(&store, device(&account, 'a'), &names, next, 100).await;
-    }
-    for name in names {
-        assert_eq!(told(&store, &account, name).await, Some(state(5)));
-        let told = Settlement::Told {
-            account: account.clone(),
-            mailbox: Mailbox::new(name),
-            snapshot: state(u64::try_from(name.chars().count()).unwrap()),
-        };
-        store.settle(&[told]).await.unwrap();
-    }
-    owe(&store, key(&account, 'a'), names[3]).await;
-    let target = only_target(&store, &account).await;
-    let owed: Vec<_> = target.mailboxes.iter().filter(|(_, owed)| *owed).collect();
-    assert_eq!((target.mailboxes.len(), owed), (5, vec![&(Mailbox::new(names[3]), true)]));
-    for name in names {
-        let next = u64::try_from(name.chars().count()).unwrap();
-        assert_eq!(told(&store, &account, name).await, Some(state(next)));
-    }
-}
-
-async fn a_token_in_other_case_is_the_same_device(store: Store) {
-    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
-    register(&store, device(&alice(), 'A'), &["INBOX"], 5, 200).await;
-    let target = only_target(&store, &alice()).await;
-    assert_eq!(
-        target.subscription.endpoint.as_given(),
-        token('A').as_given(),
-        "kept as given last"
-    );
-    assert!(store.remove_subscription(&key(&alice(), 'a'), None).await.unwrap().is_some());
-    assert!(store.targets(&alice(), EVER).await.unwrap().is_empty());
-}
-
-async fn one_token_with_another_subtopic_or_account_is_another_device(store: Store) {
-    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
-    let other = Subscription { app: "com.example.mail".into(), ..device(&alice(), 'a') };
-    register(&store, other.clone(), &["Sent"], 5, 100).await;
-    register(&store, device(&bob(), 'a'), &["INBOX"], 5, 100).await;
-    assert_eq!(store.targets(&alice(), EVER).await.unwrap().len(), 2);
-    let removed =
-        store.remove_subscription(&SubscriptionKey::from(&other), None).await.unwrap().unwrap();
-    assert_eq!((removed.subscription, removed.account_left), (other, true));
-    assert_eq!(mailboxes(&only_target(&store, &alice()).await), ["INBOX"]);
-    assert_eq!(mailboxes(&only_target(&store, &bob()).await), ["INBOX"]);
-}
-
-async fn two_devices_may_have_one_account_id(store: Store) {
-    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
-    register(&store, device(&alice(), 'b'), &["INBOX"], 5, 100).await;
-    let targets = store.targets(&alice(), EVER).await.unwrap();
-    assert_eq!(targets.len(), 2);
-    assert_eq!(targets[0].subscription.options, targets[1].subscription.options);
-    store.remove_subscription(&key(&alice(), 'a'), None).await.unwrap();
-    assert_eq!(only_target(&store, &alice()).await.subscription, device(&alice(), 'b'));
-}
-
-async fn a_new_registration_replaces_the_old_one(store: Store) {
-    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
-    let pushed = Settlement::Accepted {
-        subscription: key(&alice(), 'a'),
-        mailboxes: vec![],
-        at: Timestamp(150),
-    };
-    store.settle(&[pushed]).await.unwrap();
-    let newer = Subscription {
-        options: options("another", 1),
-        route: "com.apple.mail.XServer.2".into(),
-        ..device(&alice(), 'a')
-    };
-    register(&store, newer.clone(), &["INBOX"], 5, 200).await;
-    let target = only_target(&store, &alice()).await;
-    assert_eq!(target.subscription, newer);
-    assert_eq!(target.registered_at, Timestamp(200));
-    assert_eq!(target.pushed_at, Some(Timestamp(150)));
-    assert_eq!(mailboxes(&target), ["INBOX"]);
-}
-
-async fn owed_marks_outlive_a_registration(store: Store) {
-    register(&store, device(&alice(), 'a'), &["INBOX", "Sent", "Notes"], 5, 100).await;
-    owe(&store, key(&alice(), 'a'), "INBOX").await;
-    owe(&store, key(&alice(), 'a'), "Sent").await;
-    let renamed = Subscription { options: options("another", 2), ..device(&alice(), 'A') };
-    register(&store, renamed, &["INBOX", "Notes", "Drafts"], 5, 200).await;
-    assert_eq!(mailboxes(&only_target(&store, &alice()).await), ["Drafts", "INBOX!", "Notes"]);
-    assert_eq!(store.owed_accounts().await.unwrap(), [alice()]);
-}
-
-async fn a_registration_never_overwrites_the_state_that_devices_know(store: Store) {
-    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
-    register(&store, device(&alice(), 'a'), &["INBOX"], 6, 200).await;
-    register(&store, device(&alice(), 'b'), &["INBOX", "Sent"], 7, 300).await;
-    assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(5)));
-    assert_eq!(told(&store, &alice(), "Sent").await, Some(state(7)));
-    register(&store, device(&bob(), 'a'), &["INBOX"], 8, 400).await;
-    assert_eq!(told(&store, &bob(), "INBOX").await, Some(state(8)), "each account its own");
-}
-
-async fn a_mailbox_that_comes_back_begins_anew(store: Store) {
-    // Dropped by the registration of its only device.
-    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
-    register(&store, device(&alice(), 'a'), &["INBOX"], 6, 200).await;
-    assert_eq!(told(&store, &alice(), "Sent").await, None);
-    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 7, 300).await;
-    assert_eq!(told(&store, &alice(), "Sent").await, Some(state(7)));
-    assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(5)));
-    // Still another device's.
-    register(&store, device(&alice(), 'b'), &["Sent"], 8, 400).await;
-    register(&store, device(&alice(), 'a'), &["INBOX"], 9, 500).await;
-    assert_eq!(told(&store, &alice(), "Sent").await, Some(state(7)));
-    // Gone with the device.
-    store.remove_subscription(&key(&alice(), 'b'), None).await.unwrap();
-    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 10, 600).await;
-    assert_eq!(told(&store, &alice(), "Sent").await, Some(state(10)));
-}
-
-async fn only_the_newest_devices_remain(store: Store) {
-    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
-    register(&store, device(&alice(), 'b'), &["INBOX"], 5, 50).await;
-    register(&store, device(&bob(), 'd'), &["INBOX"], 5, 1).await;
-    let third = registration(device(&alice(), 'c'), &["INBOX"], 5);
-    store.register(&third, by(&imap(), None), 2, Timestamp(300)).await.unwrap();
-    let left = |targets: Vec<Target>| -> Vec<String> {
-        targets
-            .iter()
-            .map(|target| target.subscription.endpoint.as_given()[..1].to_owned())
-            .collect()
-    };
-    assert_eq!(left(store.targets(&alice(), EVER).await.unwrap()), ["a", "c"]);
-    assert_eq!(left(store.targets(&bob(), EVER).await.unwrap()), ["d"]);
-    store.register(&third, by(&imap(), None), 0, Timestamp(400)).await.unwrap();
-    assert_eq!(left(store.targets(&alice(), EVER).await.unwrap()), ["c"], "one at least");
-    assert_eq!(told(&store, &alice(), "Sent").await, None, "nobody is registered for it");
-}
-
-async fn the_device_that_registers_remains_whatever_the_clock_says(store: Store) {
-    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 1000).await;
-    let late = registration(device(&alice(), 'b'), &["INBOX"], 5);
-    store.register(&late, by(&imap(), None), 1, Timestamp(10)).await.unwrap();
-    assert_eq!(only_target(&store, &alice()).await.subscription, late.subscription);
-}
-
 fn sealed(text: &str) -> Sealed {
     Sealed { text: text.into(), until: None }
 }
@@ -598,204 +419,6 @@ async fn everything_of_an_account_goes_in_one_call(store: Store) {
     assert_eq!(mailboxes(&only_target(&store, &alice()).await), ["INBOX"]);
     assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(9)));
     assert_eq!(store.credentials(&alice(), &imap()).await.unwrap(), None);
-}
-
-async fn a_batch_of_any_size_is_written(store: Store) {
-    // More than one statement takes.
-    let names: Vec<String> = (0..1203).map(|number| format!("Folder {number}")).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    register(&store, device(&alice(), 'a'), &names, 5, 100).await;
-    let owed = |name: &&str| Settlement::Owed {
-        subscription: key(&alice(), 'a'),
-        mailbox: Mailbox::new(name),
-        since: Timestamp(1),
-    };
-    let now_told = |name: &&str| Settlement::Told {
-        account: alice(),
-        mailbox: Mailbox::new(name),
-        snapshot: state(6),
-    };
-    let batch: Vec<_> = names.iter().map(owed).chain(names.iter().map(now_told)).collect();
-    store.settle(&batch).await.unwrap();
-    let target = only_target(&store, &alice()).await;
-    assert_eq!(target.mailboxes.len(), names.len());
-    assert!(target.mailboxes.iter().all(|(_, owed)| *owed));
-    let watched = store.watched(&alice(), &imap(), EVER).await.unwrap();
-    assert_eq!(watched.len(), names.len());
-    assert!(watched.iter().all(|(_, told)| *told == state(6)));
-}
-
-async fn only_live_devices_count(store: Store) {
-    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;
-    register(&store, device(&alice(), 'b'), &["INBOX"], 5, 200).await;
-    register(&store, device(&bob(), 'c'), &["INBOX"], 5, 100).await;
-    let live = LiveAccount {
-        account: alice(),
-        backend: Some(imap().as_str().to_owned()),
-        parked: None,
-        refused: None,
-    };
-    assert_eq!(store.accounts(Timestamp(200)).await.unwrap(), [live]);
-    assert_eq!(store.accounts(Timestamp(100)).await.unwrap().len(), 2);
-    assert_eq!(store.accounts(Timestamp(201)).await.unwrap(), []);
-    let watched = store.watched(&alice(), &imap(), Timestamp(200)).await.unwrap();
-    assert_eq!(watched, [(Mailbox::inbox(), state(5))]);
-    let targets = store.targets(&alice(), Timestamp(200)).await.unwrap();
-    assert_eq!(targets.len(), 1);
-    assert_eq!(targets[0].subscription, device(&alice(), 'b'));
-}
-
-async fn all_devices_come_in_pages_of_accounts(store: Store) {
-    let carol = Account::from_login("carol@example.org");
-    for (account, digit) in [(&alice(), 'a'), (&alice(), 'b'), (&bob(), 'a'), (&carol, 'c')] {
-        register(&store, device(account, digit), &["INBOX", "Notes"], 5, 100).await;
-    }
-    owe(&store, key(&bob(), 'a'), "Notes").await;
-    let mut seen = Vec::new();
-    let mut after = None;
-    while let Some((last, page)) = store.subscriptions(after.as_ref(), 2).await.unwrap() {
-        after = Some(last);
-        let shown = |target: &Target| {
-            let device = &target.subscription;
-            format!("{} {} {}", device.account, device.endpoint, mailboxes(target).join(" "))
-        };
-        seen.push(page.iter().map(shown).collect::<Vec<_>>());
-    }
-    let line = |line: &str| line.to_owned();
-    let first = [
-        line("alice@example.org aaaaaaaa… INBOX Notes"),
-        line("alice@example.org bbbbbbbb… INBOX Notes"),
-        line("bob@example.org aaaaaaaa… INBOX Notes!"),
-    ];
-    assert_eq!(seen, [first.to_vec(), vec![line("carol@example.org cccccccc… INBOX Notes")]]);
-}
-
-async fn each_call_is_counted_by_its_name(store: Store) {
-    let mut registry = Registry::default();
-    let metrics = Arc::new(Metrics::new(&mut registry));
-    let store = store.counting(Arc::clone(&metrics));
-    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
-    store.ping().await.unwrap();
-    store.close().await;
-    store.ping().await.unwrap_err();
-    let text = metrics.text(&registry);
-    for line in [
-        "mailchime_database_seconds_count{call=\"register\"} 1",
-        "mailchime_database_seconds_count{call=\"ping\"} 2",
-        "mailchime_database_seconds_count{call=\"settle\"} 0",
-        "mailchime_database_errors_total{call=\"register\"} 0",
-        "mailchime_database_errors_total{call=\"ping\"} 1",
-    ] {
-        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
-    }
-}
-
-async fn settlements_move_what_they_name(store: Store) {
-    register(&store, device(&alice(), 'a'), &["INBOX", "Sent", "Notes"], 5, 100).await;
-    register(&store, device(&alice(), 'b'), &["INBOX", "Sent"], 5, 100).await;
-    register(&store, device(&bob(), 'a'), &["INBOX"], 5, 100).await;
-    let of = |digit| key(&alice(), digit);
-    store.settle(&[]).await.unwrap();
-    store
-        .settle(&[
-            Settlement::Owed {
-                subscription: of('a'),
-                mailbox: Mailbox::inbox(),
-                since: Timestamp(110),
-            },
-            Settlement::Owed {
-                subscription: of('a'),
-                mailbox: Mailbox::new("Sent"),
-                since: Timestamp(110),
-            },
-            Settlement::Owed {
-                subscription: of('b'),
-                mailbox: Mailbox::inbox(),
-                since: Timestamp(110),
-            },
-            Settlement::Told { account: alice(), mailbox: Mailbox::inbox(), snapshot: state(6) },
-        ])
-        .await
-        .unwrap();
-    assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(6)));
-    assert_eq!(told(&store, &alice(), "Sent").await, Some(state(5)));
-    assert_eq!(told(&store, &bob(), "INBOX").await, Some(state(5)));
-    let targets = store.targets(&alice(), EVER).await.unwrap();
-    assert_eq!(mailboxes(&targets[0]), ["INBOX!", "Notes", "Sent!"]);
-    assert_eq!(mailboxes(&targets[1]), ["INBOX!", "Sent"]);
-    assert_eq!(store.owed_accounts().await.unwrap(), [alice()]);
-
-    let accepted = Settlement::Accepted {
-        subscription: key(&alice(), 'A'),
-        mailboxes: vec![Mailbox::inbox(), Mailbox::new("Notes")],
-        at: Timestamp(120),
-    };
-    store.settle(std::slice::from_ref(&accepted)).await.unwrap();
-    let targets = store.targets(&alice(), EVER).await.unwrap();
-    assert_eq!(mailboxes(&targets[0]), ["INBOX", "Notes", "Sent!"]);
-    assert_eq!(targets[0].pushed_at, Some(Timestamp(120)));
-    assert_eq!(mailboxes(&targets[1]), ["INBOX!", "Sent"]);
-    assert_eq!(targets[1].pushed_at, None);
-
-    // In the order given: a mark after the push it outlives stays.
-    let again = Settlement::Owed {
-        subscription: of('a'),
-        mailbox: Mailbox::inbox(),
-        since: Timestamp(115),
-    };
-    store.settle(&[again.clone(), accepted.clone()]).await.unwrap();
-    assert_eq!(mailboxes(&store.targets(&alice(), EVER).await.unwrap()[0])[0], "INBOX");
-    store.settle(&[accepted, again]).await.unwrap();
-    assert_eq!(mailboxes(&store.targets(&alice(), EVER).await.unwrap()[0])[0], "INBOX!");
-}
-
-async fn settlements_for_what_is_gone_do_nothing(store: Store) {
-    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
-    let nobody = Account::from_login("nobody");
-    store
-        .settle(&[
-            Settlement::Told { account: nobody, mailbox: Mailbox::inbox(), snapshot: state(9) },
-            Settlement::Told {
-                account: alice(),
-                mailbox: Mailbox::new("Sent"),
-                snapshot: state(9),
-            },
-            Settlement::Owed {
-                subscription: key(&alice(), 'a'),
-                mailbox: Mailbox::new("Sent"),
-                since: Timestamp(1),
-            },
-            Settlement::Accepted {
-                subscription: key(&alice(), 'b'),
-                mailboxes: vec![Mailbox::inbox()],
-                at: Timestamp(1),
-            },
-        ])
-        .await
-        .unwrap();
-    assert_eq!(mailboxes(&only_target(&store, &alice()).await), ["INBOX"]);
-    // A late "told" must not be the baseline of a mailbox that is registered afterwards.
-    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 20, 200).await;
-    assert_eq!(told(&store, &alice(), "Sent").await, Some(state(20)));
-}
-
-async fn numbers_beyond_a_signed_column_come_back(store: Store) {
-    let extreme = Snapshot {
-        uid_validity: Some(u64::MAX),
-        uid_next: Some(i64::MAX as u64 + 1),
-        messages: Some(0),
-        unseen: Some(i64::MAX as u64),
-        highest_mod_seq: None,
-    };
-    let mailboxes = vec![(Mailbox::inbox(), extreme)];
-    let registration = Registration { subscription: device(&alice(), 'a'), mailboxes };
-    store.register(&registration, by(&imap(), None), 10, EVER).await.unwrap();
-    assert_eq!(told(&store, &alice(), "INBOX").await, Some(extreme));
-    let nothing = Snapshot::default();
-    let settlement =
-        Settlement::Told { account: alice(), mailbox: Mailbox::inbox(), snapshot: nothing };
-    store.settle(&[settlement]).await.unwrap();
-    assert_eq!(told(&store, &alice(), "INBOX").await, Some(nothing));
 }
 
 async fn a_device_that_registered_since_is_not_removed(store: Store) {
