@@ -250,6 +250,7 @@ const EIGHTH_POSTGRES: &str = include_str!("../../../fixtures/schemas/0008.postg
 
 /// The same rows as the tenth schema holds them, with subscriptions of iOS Mail alone.
 const TENTH_SQLITE: &str = include_str!("../../../fixtures/schemas/0010.sqlite.sql");
+const TENTH_POSTGRES: &str = include_str!("../../../fixtures/schemas/0010.postgres.sql");
 
 /// One line for each row, of the eighth schema and of now.
 const SAME: [[&str; 2]; 4] = [
@@ -373,29 +374,48 @@ async fn a_sqlite_database_of_the_eighth_schema_keeps_every_row() {
     .await;
 }
 
+/// A database of the tenth schema at `url` is brought up to date: all of its subscriptions count, and end by
+/// silence as before.
+async fn has_all_rows_of_the_tenth(url: &str) {
+    sqlx::any::install_default_drivers();
+    let mut connection = AnyConnection::connect(url).await.unwrap();
+    let mut before = Vec::new();
+    for [_, sql] in SAME {
+        before.push(lines(&mut connection, sql).await);
+    }
+    assert_eq!(before.iter().map(Vec::len).collect::<Vec<_>>(), [7, 12, 6, 2]);
+    let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
+    for ([_, sql], before) in SAME.iter().zip(&before) {
+        assert_eq!(lines(&mut connection, sql).await, *before);
+    }
+    let new = "select distinct state || cast(renews as text) || coalesce(secrets, '-') \
+               || coalesce(cast(expires_at as text), '-') \
+               || coalesce(cast(failing_since as text), '-') from subscription";
+    assert_eq!(lines(&mut connection, new).await, ["active1---"]);
+    assert_eq!(store.subscriptions(None, 100).await.unwrap().unwrap().1.len(), 7);
+    store.close().await;
+}
+
 #[tokio::test]
 async fn a_sqlite_database_of_the_tenth_schema_keeps_every_row_and_all_subscriptions_count() {
     limited(async {
         let folder = tempfile::tempdir().unwrap();
         restored(&folder, TENTH_SQLITE).await;
-        sqlx::any::install_default_drivers();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
-        let mut connection = AnyConnection::connect(&url).await.unwrap();
-        let mut before = Vec::new();
-        for [_, sql] in SAME {
-            before.push(lines(&mut connection, sql).await);
-        }
-        assert_eq!(before.iter().map(Vec::len).collect::<Vec<_>>(), [7, 12, 6, 2]);
-        let store = open(&folder).await;
-        for ([_, sql], before) in SAME.iter().zip(&before) {
-            assert_eq!(lines(&mut connection, sql).await, *before);
-        }
-        let new = "select distinct state || coalesce(secrets, '-') \
-                   || coalesce(cast(expires_at as text), '-') \
-                   || coalesce(cast(failing_since as text), '-') from subscription";
-        assert_eq!(lines(&mut connection, new).await, ["active---"]);
-        assert_eq!(store.subscriptions(None, 100).await.unwrap().unwrap().1.len(), 7);
-        store.close().await;
+        has_all_rows_of_the_tenth(&url).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_postgres_database_of_the_tenth_schema_keeps_every_row_and_all_subscriptions_count() {
+    let test = "store::schemas::a_postgres_database_of_the_tenth_schema_keeps_every_row";
+    let Some(database) = postgres::Database::make(test).await else { return };
+    limited(async {
+        let mut connection = database.beside().await;
+        connection.execute(AssertSqlSafe(TENTH_POSTGRES)).await.unwrap();
+        connection.close().await.unwrap();
+        has_all_rows_of_the_tenth(&database.url).await;
     })
     .await;
 }
