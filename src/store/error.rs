@@ -203,6 +203,10 @@ const INSUFFICIENT_PRIVILEGE: &str = "42501";
 /// A primary that became a standby: its successor will be found at the same address.
 const READ_ONLY: &str = "25006";
 const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// The transaction stood still, or went on, for too long: idle_in_transaction_session_timeout and
+/// transaction_timeout.
+const IDLE_IN_TRANSACTION: &str = "25P03";
+const TRANSACTION_TIMEOUT: &str = "25P04";
 const NO_SUCH_DATABASE: &str = "3D000";
 /// Connection, resources (full, too many connections), operator (shutdown, statement_timeout), system
 /// (I/O), conflict of transactions.
@@ -211,11 +215,13 @@ const CONFLICT: &str = "40";
 const AUTHORIZATION: &str = "28";
 
 // MariaDB's, https://mariadb.com/kb/en/mariadb-error-code-reference/. SQLSTATE does not tell them apart.
-/// A deadlock, a lock that was not given back in time, a record that has changed.
-const MARIADB_CONFLICTS: [u16; 3] = [1213, 1205, 1020];
-/// Full, too many connections, shutdown, killed, too long, no answer of a node of a cluster.
-const MARIADB_TEMPORARY: [u16; 14] =
-    [1021, 1040, 1041, 1047, 1053, 1105, 1114, 1152, 1203, 1226, 1317, 1927, 1969, 3024];
+/// A deadlock, a record that has changed.
+const MARIADB_CONFLICTS: [u16; 2] = [1213, 1020];
+/// Full, too many connections or transactions, shutdown, killed, too long, a lock that was not given back in
+/// time, no answer of a node of a cluster.
+const MARIADB_TEMPORARY: [u16; 16] = [
+    1021, 1040, 1041, 1047, 1053, 1105, 1114, 1152, 1203, 1205, 1226, 1317, 1637, 1927, 1969, 3024,
+];
 /// A primary that became a replica.
 const MARIADB_READ_ONLY: [u16; 3] = [1290, 1792, 1836];
 /// The user, its password, its right to the database, the database.
@@ -231,7 +237,8 @@ pub(super) fn is_temporary(error: &sqlx::Error) -> bool {
     }
     if let Some(code) = postgres_code(error) {
         return TEMPORARY_CLASSES.iter().any(|class| code.starts_with(class))
-            || [READ_ONLY, LOCK_NOT_AVAILABLE].contains(&code);
+            || [READ_ONLY, LOCK_NOT_AVAILABLE, IDLE_IN_TRANSACTION, TRANSACTION_TIMEOUT]
+                .contains(&code);
     }
     match error {
         sqlx::Error::PoolTimedOut | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => true,
