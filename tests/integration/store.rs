@@ -29,6 +29,7 @@ mod pooled;
 mod postgres;
 mod registrations;
 mod schemas;
+mod servers;
 mod service;
 mod sqlite;
 mod users;

@@ -8,6 +8,8 @@ use sqlx::Executor;
 use super::scene::{Scene, push_logged, said};
 use super::{Fault, fault};
 use crate::support::program::Process;
+use crate::support::servers::DatabaseServer;
+use crate::support::servers::mariadb::MariaDb;
 use crate::support::servers::postgres::Postgres;
 use crate::support::world::registration_as;
 
@@ -39,8 +41,13 @@ pub(super) fn faults() -> Vec<Fault> {
             "mail is pushed, a registration gets NO, all is well with room again"
         ),
         fault!(
-            killed,
+            postgres_killed,
             "database: PostgreSQL killed and started again",
+            "mail that came meanwhile is pushed"
+        ),
+        fault!(
+            mariadb_killed,
+            "database: MariaDB killed and started again",
             "mail that came meanwhile is pushed"
         ),
     ]
@@ -191,15 +198,30 @@ impl Drop for Unmounting {
     }
 }
 
-async fn killed(scene: Scene) {
+async fn postgres_killed(scene: Scene) {
     if scene.lacks("postgres") {
         return;
     }
     let started = tokio::task::spawn_blocking(|| Postgres::start("faults: PostgreSQL killed"));
-    let Some(mut database) = started.await.unwrap() else {
+    let Some(database) = started.await.unwrap() else {
         return scene.skip("PostgreSQL cannot be started");
     };
-    let url = format!("[store]\nurl = \"{}\"\n", database.url());
+    killed(scene, database).await;
+}
+
+async fn mariadb_killed(scene: Scene) {
+    if scene.lacks("mariadb") {
+        return;
+    }
+    let started = tokio::task::spawn_blocking(|| MariaDb::start("faults: MariaDB killed"));
+    let Some(database) = started.await.unwrap() else {
+        return scene.skip("MariaDB cannot be started");
+    };
+    killed(scene, database).await;
+}
+
+async fn killed(scene: Scene, mut database: impl DatabaseServer + 'static) {
+    let url = format!("[store]\nurl = \"{}\"\n", database.database_url());
     scene.configure("[store]\n", &url);
     let _server = scene.registered().await;
     scene.fault();

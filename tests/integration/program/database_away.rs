@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use sqlx::{Connection, Executor, PgConnection, Row, SqliteConnection};
 
 use crate::admin;
+use crate::support::servers::DatabaseServer;
 use crate::support::servers::forwarder::Forwarder;
+use crate::support::servers::mariadb::MariaDb;
 use crate::support::servers::pgbouncer::{IGNORES, PgBouncer};
 use crate::support::servers::postgres::Postgres;
 use crate::support::world::{ACCOUNT_ID, Server, World, registration, registration_as};
@@ -27,9 +29,9 @@ const AT_ONCE: Duration = Duration::from_secs(9);
 enum Away {
     /// SQLite: another program holds the write lock.
     Locked(SqliteConnection),
-    /// PostgreSQL: nobody listens.
-    Down(Box<Postgres>),
-    /// PostgreSQL: nothing comes back from its address.
+    /// A server: nobody listens.
+    Down(Box<dyn DatabaseServer>),
+    /// A server: nothing comes back from its address.
     Silent(Forwarder),
 }
 
@@ -176,6 +178,18 @@ async fn a_postgres_that_is_down_holds_up_no_mail() {
         let world = World::new().await;
         on_server(&world, &postgres.url());
         goes_on_without(world, Away::Down(Box::new(postgres))).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mariadb_that_is_down_holds_up_no_mail() {
+    let test = "program::database_away::a_mariadb_that_is_down_holds_up_no_mail";
+    let Some(mariadb) = MariaDb::start(test) else { return };
+    limited(async {
+        let world = World::new().await;
+        on_server(&world, &mariadb.database_url());
+        goes_on_without(world, Away::Down(Box::new(mariadb))).await;
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! Three processes on one PostgreSQL: they divide the watching, take over from one that is killed,
+//! Three processes on one PostgreSQL or MariaDB: they divide the watching, take over from one that is killed,
 //! and lose no push by it.
 
 use std::collections::BTreeSet;
@@ -10,6 +10,8 @@ use serde_json::Value;
 
 use crate::support::limited;
 use crate::support::program::{Process, mailchime};
+use crate::support::servers::DatabaseServer;
+use crate::support::servers::mariadb::MariaDb;
 use crate::support::servers::postgres::Postgres;
 use crate::support::world::{MAIL, Server, World};
 
@@ -17,7 +19,7 @@ const PASSWORD: &str = "of everyone";
 
 struct Cluster {
     world: World,
-    database: Postgres,
+    database: Box<dyn DatabaseServer>,
     users: Vec<Phone>,
     delivered: usize,
 }
@@ -30,8 +32,11 @@ struct Node {
 
 impl Cluster {
     async fn new(test: &str) -> Option<Self> {
-        let database = Postgres::start(test)?;
-        Some(Self { world: World::new().await, database, users: Vec::new(), delivered: 0 })
+        Some(Self::on(Box::new(Postgres::start(test)?)).await)
+    }
+
+    async fn on(database: Box<dyn DatabaseServer>) -> Self {
+        Self { world: World::new().await, database, users: Vec::new(), delivered: 0 }
     }
 
     /// Nodes find each other dead after 8 s, not 30: none that lives says nothing for so long, on a
@@ -43,8 +48,10 @@ impl Cluster {
         let node = format!("[node]\nname = \"{name}\"\ntakeover = \"8s\"\n{more}");
         let config = self.world.config();
         let config = config.replace("[log]", &format!("{any}{node}[log]"));
-        let config =
-            config.replace("[store]\n", &format!("[store]\nurl = \"{}\"\n", self.database.url()));
+        let config = config.replace(
+            "[store]\n",
+            &format!("[store]\nurl = \"{}\"\n", self.database.database_url()),
+        );
         let file = self.world.file(&format!("{name}.toml"));
         fs::write(&file, &config).unwrap();
         let file = file.display().to_string();
@@ -258,6 +265,42 @@ async fn three_nodes_lose_no_push_when_any_of_them_is_killed_stopped_or_started(
         let since = cluster.mail_to_all();
         cluster.all_told(since).await;
         println!("{} mails, {} pushes", cluster.delivered, cluster.world.apns.received());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_on_mariadb_lose_no_push_when_one_is_killed_or_the_database_is() {
+    let test =
+        "program::nodes::three_nodes_on_mariadb_lose_no_push_when_one_is_killed_or_the_database_is";
+    let Some(database) = MariaDb::start(test) else { return };
+    limited(async {
+        let mut cluster = Cluster::on(Box::new(database)).await;
+        let mut a = cluster.start("a", "").await;
+        let mut b = cluster.start("b", "").await;
+        let mut c = cluster.start("c", "").await;
+        for node in [&mut a, &mut b, &mut c] {
+            node.sees("a b c").await;
+        }
+        for _ in 0..6 {
+            for node in [&a, &b, &c] {
+                cluster.register(node).await;
+            }
+        }
+        cluster.divided(&[&a, &b, &c]).await;
+        cluster.mail_to_all();
+        b.server.process.kill();
+        let since = cluster.mail_to_all();
+        cluster.all_told(since).await;
+        a.sees("a c").await;
+        cluster.divided(&[&a, &c]).await;
+        // Pushes are owed while it is away.
+        cluster.mail_to_all();
+        cluster.database.crash();
+        let since = cluster.mail_to_all();
+        cluster.database.restart();
+        cluster.all_told(since).await;
+        cluster.divided(&[&a, &c]).await;
     })
     .await;
 }

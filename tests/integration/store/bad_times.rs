@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use super::postgres::Database;
 use super::*;
+use crate::support::servers::DatabaseServer;
 use crate::support::servers::forwarder::Forwarder;
+use crate::support::servers::mariadb::MariaDb;
 use crate::support::servers::postgres::Postgres;
 use crate::support::{limited, until};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
@@ -59,38 +61,56 @@ async fn well_again(store: &Store) {
     assert_eq!(targets.iter().map(mailboxes).collect::<Vec<_>>(), [["INBOX"]]);
 }
 
-// The server is stopped without the runtime, so the tests' own tasks need another thread.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_crashes_and_comes_back() {
-    let Some(mut server) = Postgres::start("store::bad_times::a_server_that_crashes") else {
-        return;
+/// The same on a server of each kind.
+macro_rules! on_each_server {
+    ($($case:ident,)+) => {
+        mod postgres {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    let test = concat!("store::bad_times::postgres::", stringify!($case));
+                    let Some(server) = super::Postgres::start(test) else { return };
+                    crate::support::limited(super::$case(server)).await;
+                }
+            )+
+        }
+
+        mod mariadb {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    let test = concat!("store::bad_times::mariadb::", stringify!($case));
+                    let Some(server) = super::MariaDb::start(test) else { return };
+                    crate::support::limited(super::$case(server)).await;
+                }
+            )+
+        }
     };
-    limited(async {
-        let store = Store::open(&server.url().parse().unwrap(), BUSY).await.unwrap();
-        well_again(&store).await;
-        server.crash();
-        unavailable(&store).await;
-        server.restart();
-        well_again(&store).await;
-        store.close().await;
-    })
-    .await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_comes_after_us() {
-    let Some(mut server) = Postgres::start("store::bad_times::a_server_that_comes_after") else {
-        return;
-    };
-    limited(async {
-        server.stop();
-        let store = Store::open(&server.url().parse().unwrap(), BUSY).await.unwrap();
-        unavailable(&store).await;
-        server.restart();
-        well_again(&store).await;
-        store.close().await;
-    })
-    .await;
+// The server is stopped without the runtime, so the tests' own tasks need another thread.
+on_each_server! {
+    a_server_that_crashes_and_comes_back,
+    a_server_that_comes_after_us,
+}
+
+async fn a_server_that_crashes_and_comes_back(mut server: impl DatabaseServer) {
+    let store = Store::open(&server.database_url().parse().unwrap(), BUSY).await.unwrap();
+    well_again(&store).await;
+    server.crash();
+    unavailable(&store).await;
+    server.restart();
+    well_again(&store).await;
+    store.close().await;
+}
+
+async fn a_server_that_comes_after_us(mut server: impl DatabaseServer) {
+    server.stop();
+    let store = Store::open(&server.database_url().parse().unwrap(), BUSY).await.unwrap();
+    unavailable(&store).await;
+    server.restart();
+    well_again(&store).await;
+    store.close().await;
 }
 
 #[tokio::test]

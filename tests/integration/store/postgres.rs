@@ -86,40 +86,6 @@ async fn every_connection_is_durable_and_waits_with_an_end() {
 }
 
 #[tokio::test]
-async fn nodes_that_start_at_once_share_a_new_database() {
-    let test = "store::postgres::nodes_that_start_at_once_share_a_new_database";
-    let Some(database) = Database::make(test).await else { return };
-    limited(async {
-        let (one, two, three) = tokio::join!(database.open(), database.open(), database.open());
-        register(&one, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
-        only_target(&two, &alice()).await;
-        only_target(&three, &alice()).await;
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_newer_or_foreign_database_is_refused_untouched() {
-    let test = "store::postgres::a_newer_or_foreign_database_is_refused_untouched";
-    let Some(database) = Database::make(test).await else { return };
-    limited(async {
-        database.open().await.close().await;
-        let mut beside = database.beside().await;
-        let newer = "insert into _sqlx_migrations (version, description, success, checksum, \
-                     execution_time) values (9999, 'of tomorrow', true, '', 0)";
-        beside.execute(newer).await.unwrap();
-        let refused = database.try_open(Duration::from_secs(1)).await.unwrap_err();
-        assert!(matches!(refused, StoreError::Newer { found: 9999, .. }), "{refused:?}");
-        let changed = "delete from _sqlx_migrations where version = 9999; \
-                       update _sqlx_migrations set checksum = ''";
-        beside.execute(changed).await.unwrap();
-        let refused = database.try_open(Duration::from_secs(1)).await.unwrap_err();
-        assert!(matches!(refused, StoreError::Unusable { .. }), "{refused:?}");
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn no_password_is_shown() {
     let test = "store::postgres::no_password_is_shown";
     let Some(database) = Database::make(test).await else { return };

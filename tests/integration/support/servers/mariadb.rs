@@ -6,13 +6,14 @@ use std::os::unix::fs::chown;
 use std::path::Path;
 
 use super::process::{self, Plan, Process, Stop};
-use super::{NOBODY, as_nobody, available, run};
+use super::{DatabaseServer, NOBODY, as_nobody, available, pki, run};
 
 const PASSWORD: &str = "chime";
 
-/// A user who may do all, by TCP; done at each start.
+/// A user who may do all, by TCP, and a database; done at each start.
 const USER: &str = "create user if not exists mc@'127.0.0.1' identified by 'chime';\n\
-                    grant all privileges on *.* to mc@'127.0.0.1' with grant option;\n";
+                    grant all privileges on *.* to mc@'127.0.0.1' with grant option;\n\
+                    create database if not exists mail;\n";
 
 pub(crate) struct MariaDb {
     pub(crate) address: SocketAddr,
@@ -21,6 +22,15 @@ pub(crate) struct MariaDb {
 
 impl MariaDb {
     pub(crate) fn start(test: &str) -> Option<Self> {
+        Self::start_with(test, false)
+    }
+
+    /// One that speaks TLS too, by the certificate of all servers.
+    pub(crate) fn start_with_tls(test: &str) -> Option<Self> {
+        Self::start_with(test, true)
+    }
+
+    fn start_with(test: &str, tls: bool) -> Option<Self> {
         let (install, server) =
             (Path::new("/usr/bin/mariadb-install-db"), Path::new("/usr/sbin/mariadbd"));
         if !available(test, "mariadb", &[install, server]) {
@@ -33,7 +43,19 @@ impl MariaDb {
             made.args(["--no-defaults", "--auth-root-authentication-method=normal"]);
             made.arg("--skip-test-db").arg(format!("--datadir={}", folder.join("data").display()));
             run(made.current_dir(folder), "");
-            plan(folder, address)
+            let mut plan = plan(folder, address);
+            for (option, name, text) in [
+                ("--ssl-cert", "server.pem", &*pki().server.certificate),
+                ("--ssl-key", "server.key", pki().server.expose_private_key()),
+            ] {
+                let path = folder.join(name);
+                fs::write(&path, text).unwrap();
+                chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+                if tls {
+                    plan.command.arg(format!("{option}={}", path.display()));
+                }
+            }
+            plan
         });
         Some(Self { address, process })
     }
@@ -42,14 +64,22 @@ impl MariaDb {
     pub(crate) fn url(&self, database: &str) -> String {
         format!("mariadb://mc:{PASSWORD}@{}/{database}", self.address)
     }
+}
 
-    /// Ends it as if it had crashed: it has to recover at its next start.
-    pub(crate) fn crash(&mut self) {
+impl DatabaseServer for MariaDb {
+    fn database_url(&self) -> String {
+        self.url("mail")
+    }
+
+    fn stop(&mut self) {
+        self.process.stop();
+    }
+
+    fn crash(&mut self) {
         self.process.stop_by(Stop::Group("KILL"));
     }
 
-    /// Starts it, stopped or not, on the same port and with the same data.
-    pub(crate) fn restart(&mut self) {
+    fn restart(&mut self) {
         self.process.restart();
     }
 }

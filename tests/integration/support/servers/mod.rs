@@ -34,6 +34,21 @@ pub(crate) mod postgres;
 mod process;
 mod unpacked;
 
+/// A database server that a test has to itself.
+pub(crate) trait DatabaseServer: Send {
+    /// What `store.url` takes, for a database that is there and empty.
+    fn database_url(&self) -> String;
+
+    /// Ends it and its sessions.
+    fn stop(&mut self);
+
+    /// Ends it as if it had crashed: it has to recover at its next start.
+    fn crash(&mut self);
+
+    /// Starts it, stopped or not, on the same port and with the same data.
+    fn restart(&mut self);
+}
+
 /// A login name and its password.
 pub(crate) type User<'a> = (&'a str, &'a str);
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use super::process::{self, Plan, Process, Stop};
-use super::{NOBODY, as_nobody, available, run};
+use super::{DatabaseServer, NOBODY, as_nobody, available, run};
 
 pub(super) const PASSWORD: &str = "chime";
 
@@ -58,19 +58,22 @@ impl Postgres {
     pub(crate) fn url(&self) -> String {
         format!("postgres://mc:{PASSWORD}@{}/postgres", self.address)
     }
+}
 
-    /// Ends it and its sessions.
-    pub(crate) fn stop(&mut self) {
+impl DatabaseServer for Postgres {
+    fn database_url(&self) -> String {
+        self.url()
+    }
+
+    fn stop(&mut self) {
         self.process.stop();
     }
 
-    /// Ends it as if it had crashed: it has to recover at its next start.
-    pub(crate) fn crash(&mut self) {
+    fn crash(&mut self) {
         self.process.stop_by(Stop::Leader("QUIT"));
     }
 
-    /// Starts it, stopped or not, on the same port and with the same data.
-    pub(crate) fn restart(&mut self) {
+    fn restart(&mut self) {
         self.process.restart();
     }
 }
