@@ -190,7 +190,7 @@ pub enum SessionEvent {
     Registered {
         /// The account.
         account: Account,
-        /// What the client or user logged in with.
+        /// What the client or user logged in with; without credentials where the configuration registers.
         login: AcceptedLogin,
     },
     /// This account's user has just logged in.

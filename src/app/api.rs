@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
+use super::background::SubscriptionNews;
 use crate::api::{self, ApiParts, Delivered, Delivering, PushSide};
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
@@ -19,7 +20,7 @@ use crate::net::door::SessionDoor;
 use crate::net::http::{HttpLimits, HttpServer, TlsSource};
 use crate::net::listen;
 use crate::proxy;
-use crate::push::dispatcher::{self, DispatcherHandle};
+use crate::push::dispatcher;
 use crate::push::transport::enrol::{Enrolled, Transports};
 use crate::push::transport::{Routes, Verdict};
 use crate::registrar::Registrar;
@@ -50,7 +51,7 @@ pub(super) struct JoinedPushSide {
     pub(super) transports: Transports,
     pub(super) routes: Routes,
     pub(super) store: Store,
-    pub(super) pushes: DispatcherHandle,
+    pub(super) news: SubscriptionNews,
     pub(super) config: config::PushConfig,
 }
 
@@ -153,13 +154,8 @@ impl PushSide for JoinedPushSide {
     }
 
     fn changed(&self, account: Account) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        let (routes, pushes) = (self.routes.clone(), self.pushes.clone());
-        Box::pin(async move {
-            // Without a route nobody listens. A dispatcher that is gone reads everything next time.
-            if !routes.is_empty() {
-                let _ = pushes.changed(account).await;
-            }
-        })
+        let news = self.news.clone();
+        Box::pin(async move { news.of(account).await })
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::imap::contract::PushOffer;
-use crate::model::Timestamp;
+use crate::model::{Account, Timestamp};
 use crate::net::backends::Backends;
 use crate::push::dispatcher::DispatcherHandle;
 use crate::push::transport::Routes;
@@ -29,6 +29,23 @@ const PENDING: Duration = Duration::from_mins(10);
 
 /// Between two looks whether the database's file is still there.
 const FILE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Has the push side read an account's subscriptions again, as they are others in the database.
+#[derive(Clone, Debug)]
+pub(super) struct SubscriptionNews {
+    pub(super) routes: Routes,
+    pub(super) pushes: DispatcherHandle,
+}
+
+impl SubscriptionNews {
+    /// This account's are others. What is gone gets nothing more; where none is left, nobody watches any more.
+    pub(super) async fn of(&self, account: Account) {
+        // Without a route nobody listens. A dispatcher that is gone reads everything next time.
+        if !self.routes.is_empty() {
+            let _ = self.pushes.changed(account).await;
+        }
+    }
+}
 
 /// Keeps what clients are offered before login up to date.
 pub(super) async fn probe(backends: Backends, longest: usize, stop: CancellationToken) {
@@ -116,8 +133,7 @@ pub(super) async fn tidy(credentials: Arc<CredentialSource>, stop: CancellationT
 pub(super) async fn drop_ended(
     store: Store,
     credentials: Arc<CredentialSource>,
-    routes: Routes,
-    pushes: DispatcherHandle,
+    news: SubscriptionNews,
     stop: CancellationToken,
 ) {
     let dropping = async {
@@ -127,10 +143,7 @@ pub(super) async fn drop_ended(
             for account in accounts {
                 // Nobody has watched what was never confirmed, so nobody else forgets it.
                 credentials.forget(&account);
-                // Without a route nobody pushes to anybody.
-                if !routes.is_empty() {
-                    let _ = pushes.changed(account).await;
-                }
+                news.of(account).await;
             }
             if let Err(error) = done {
                 tracing::warn!(

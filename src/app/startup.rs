@@ -9,7 +9,7 @@ use rustls::ServerConfig;
 use rustls::server::ProducesTickets;
 use tokio::sync::{mpsc, watch as cell};
 
-use super::background::{count_service, drop_ended, guard, probe, tidy};
+use super::background::{SubscriptionNews, count_service, drop_ended, guard, probe, tidy};
 use super::listeners::{ListenerSocket, Listening, sockets};
 use super::renewal::Renewal;
 use super::server_tls::server_tls;
@@ -155,12 +155,13 @@ impl Built {
         let dispatcher =
             self.start_pushing(config, &mut tasks, change_events, removed, assignment.clone());
         let registrar = self.registrar(config, sessions.clone());
-        let enrolment = (registrar.clone(), assignment.clone());
+        let news = SubscriptionNews { routes: self.routes.clone(), pushes: dispatcher.clone() };
+        let enrolment = (registrar.clone(), assignment.clone(), news.clone());
         let session_events = self.start_enrolment(config, &mut tasks, session_events, enrolment);
         let inputs = WatchInputs { session_events, unwatched, cluster };
         let watchers = self.start_watching(config, &mut tasks, inputs, changes);
         let current = self.sessions(config, offered.clone(), sessions, registrar.clone());
-        self.start_background(config, &mut tasks, offered, dispatcher.clone());
+        self.start_background(config, &mut tasks, offered, news.clone());
         let stop = tasks.stop_of(StopStage::Serving);
         let local_sessions = proxy::LocalSessions::new(current.clone(), stop.clone());
         let ended = local_sessions.clone().ended();
@@ -175,7 +176,7 @@ impl Built {
         let registry = std::mem::take(&mut self.registry);
         self.start_admin(config, &mut tasks, registry, asked);
         let door: Arc<dyn SessionDoor> = Arc::new(local_sessions);
-        let api = self.start_api(config, &mut tasks, (&door, &current, &registrar, &dispatcher));
+        let api = self.start_api(config, &mut tasks, (&door, &current, &registrar, &news));
         let events = self.start_intake(config, &mut tasks, (&current, assignment, watchers));
         let mut server = Server {
             admin,
@@ -310,14 +311,14 @@ impl Built {
         config: &Config,
         tasks: &mut Tasks,
         sessions: mpsc::Receiver<SessionEvent>,
-        (registrar, assignment): (Registrar, cell::Receiver<Assignment>),
+        (registrar, assignment, news): (Registrar, cell::Receiver<Assignment>, SubscriptionNews),
     ) -> mpsc::Receiver<SessionEvent> {
         if config.webhooks.is_empty() {
             return sessions;
         }
         let (watching, passed_on) = mpsc::channel(QUEUE);
         let (store, backends) = (self.store.clone(), self.backends.clone());
-        let enrolment = Enrolment::new(config, store, registrar, backends, assignment);
+        let enrolment = Enrolment::new(config, store, registrar, backends, assignment, news);
         let stop = tasks.stop_of(StopStage::Watching);
         let run = enrolment.run(sessions, watching, stop);
         tasks.start(StopStage::Watching, "web hook enrolment", run);
@@ -354,18 +355,12 @@ impl Built {
         config: &Config,
         tasks: &mut Tasks,
         offered: cell::Receiver<Option<PushOffer>>,
-        pushes: DispatcherHandle,
+        news: SubscriptionNews,
     ) {
         let stop = tasks.stop_of(StopStage::Serving);
         let longest = config.limits.capability_size;
         let (store, credentials) = (self.store.clone(), Arc::clone(&self.credentials));
-        let ended = drop_ended(
-            store.clone(),
-            Arc::clone(&credentials),
-            self.routes.clone(),
-            pushes,
-            stop.clone(),
-        );
+        let ended = drop_ended(store.clone(), Arc::clone(&credentials), news, stop.clone());
         let probing = probe(self.backends.clone(), longest, stop.clone());
         tasks.start(StopStage::Serving, "backend probe", probing);
         tasks.start(StopStage::Serving, "credential expiry", tidy(credentials, stop.clone()));
@@ -379,11 +374,11 @@ impl Built {
         &mut self,
         config: &Config,
         tasks: &mut Tasks,
-        (door, current, registrar, pushes): (
+        (door, current, registrar, news): (
             &Arc<dyn SessionDoor>,
             &proxy::CurrentContext,
             &Registrar,
-            &DispatcherHandle,
+            &SubscriptionNews,
         ),
     ) -> Option<SocketAddr> {
         let socket = self.api_socket.take()?;
@@ -397,7 +392,7 @@ impl Built {
                 transports: self.transports.clone(),
                 routes: self.routes.clone(),
                 store: self.store.clone(),
-                pushes: pushes.clone(),
+                news: news.clone(),
                 config: config.push.clone(),
             }),
             counters: self.backends.counters(),

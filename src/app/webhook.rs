@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::background::SubscriptionNews;
 use crate::config::{Config, CredentialsMode, PushConfig, WebhookConfig};
 use crate::model::{
     AcceptedLogin, Account, Mailbox, Registration, RegistrationResult, SessionEvent, Snapshot,
@@ -32,7 +33,7 @@ use crate::net::backends::Backends;
 use crate::nodes::Assignment;
 use crate::push::transport::webhook;
 use crate::registrar::Registrar;
-use crate::store::{Alive, LiveAccount, Registrant, Store, StoreError, Target};
+use crate::store::{Alive, Store, StoreError, Target};
 
 /// Between two comparisons of all rows with the configuration.
 const COMPARE: Duration = Duration::from_hours(1);
@@ -69,6 +70,7 @@ pub(super) struct Enrolment {
     /// A master user watches; nobody's password is needed.
     by_master: bool,
     assignment: cell::Receiver<Assignment>,
+    news: SubscriptionNews,
 }
 
 impl Enrolment {
@@ -79,10 +81,11 @@ impl Enrolment {
         registrar: Registrar,
         backends: Backends,
         assignment: cell::Receiver<Assignment>,
+        news: SubscriptionNews,
     ) -> Self {
         let (webhooks, push) = (config.webhooks.clone(), config.push.clone());
         let by_master = config.credentials == CredentialsMode::Master;
-        Self { webhooks, push, store, registrar, backends, by_master, assignment }
+        Self { webhooks, push, store, registrar, backends, by_master, assignment, news }
     }
 
     /// Passes on what sessions say to `watching`, and keeps the rows, until nobody is left to speak or to
@@ -94,9 +97,9 @@ impl Enrolment {
         stop: CancellationToken,
     ) {
         // What it registers itself must not come back to it.
-        self.registrar = self.registrar.clone().telling(watching.clone());
+        self.registrar = self.registrar.clone().of_operator(watching.clone());
         let enrolment = Arc::new(self);
-        let mut logins: JoinSet<()> = JoinSet::new();
+        let mut logins: JoinSet<Result<(), Account>> = JoinSet::new();
         let mut comparing: JoinSet<bool> = JoinSet::new();
         let mut known: HashMap<Account, Instant> = HashMap::new();
         let mut next_comparison = Instant::now();
@@ -134,7 +137,12 @@ impl Enrolment {
                     let enrolment = Arc::clone(&enrolment);
                     logins.spawn(async move { enrolment.logged_in(account, login).await });
                 }
-                Some(_) = logins.join_next() => {}
+                Some(done) = logins.join_next() => {
+                    // The next login of the account counts again.
+                    if let Ok(Err(failed)) = done {
+                        known.remove(&failed);
+                    }
+                }
                 () = sleep_until(next_comparison), if comparing.is_empty() => {
                     let enrolment = Arc::clone(&enrolment);
                     comparing.spawn(async move { enrolment.compare().await });
@@ -156,35 +164,63 @@ impl Enrolment {
         self.covering(account).next().is_some() && (login.credentials.is_some() || self.by_master)
     }
 
-    /// Writes the rows that are missing after a login.
-    async fn logged_in(&self, account: Account, login: AcceptedLogin) {
-        if let Some(targets) = self.targets(&account).await {
-            self.enrol(&account, &login, targets).await;
-        }
+    /// Writes the rows that are missing after a login. An error names the account again where the database did
+    /// not do so.
+    async fn logged_in(&self, account: Account, login: AcceptedLogin) -> Result<(), Account> {
+        let done = match self.targets(&account).await {
+            Some(targets) => self.enrol(&account, &login, targets).await,
+            None => false,
+        };
+        if done { Ok(()) } else { Err(account) }
     }
 
     /// Writes the rows that are missing where the account had these subscriptions. It reads again what it has
-    /// written, for others may have registered meanwhile, and another login may have written less.
-    async fn enrol(&self, account: &Account, login: &AcceptedLogin, mut targets: Vec<Target>) {
+    /// written, for others may have registered meanwhile, and another login may have written less. Returns
+    /// whether the database took everything; what is in the way is in the log.
+    async fn enrol(
+        &self,
+        account: &Account,
+        login: &AcceptedLogin,
+        mut targets: Vec<Target>,
+    ) -> bool {
         for _ in 0..WRITES {
-            if !self.write(account, login, &targets).await {
-                break;
+            match self.write(account, login, &targets).await {
+                Written::Nothing => return true,
+                Written::Rows => {}
+                Written::Unavailable => return false,
             }
-            let Some(now) = self.targets(account).await else { break };
+            let Some(now) = self.targets(account).await else { return false };
             targets = now;
         }
+        true
     }
 
-    /// Writes the rows that are not as wanted, by the registrar, which tells the watching side. Returns whether
-    /// it has written one; what is in the way is in the log.
-    async fn write(&self, account: &Account, login: &AcceptedLogin, targets: &[Target]) -> bool {
+    /// Writes the rows that are not as wanted, by the registrar, which tells the watching side.
+    async fn write(&self, account: &Account, login: &AcceptedLogin, targets: &[Target]) -> Written {
         let old = self.store.served(Timestamp::now()).minus(AGE);
-        let mut written = false;
+        let mut written = Written::Nothing;
         for webhook in self.covering(account) {
             let registration = self.registration(webhook, account, targets);
-            if !is_as_wanted(&registration, targets, old) {
-                let registered = self.registrar.clone().register(registration, login.clone()).await;
-                written |= matches!(registered, RegistrationResult::Stored { .. });
+            if is_as_wanted(&registration, targets, old) {
+                continue;
+            }
+            let is_new = row(&registration, targets).is_none();
+            match self.registrar.clone().register(registration, login.clone()).await {
+                RegistrationResult::Stored { .. } => {
+                    written = Written::Rows;
+                    if is_new {
+                        tracing::info!(
+                            target: "mailchime::app::webhook_enrolled",
+                            %account, webhook = webhook.name,
+                            "a web hook hears of an account from now on"
+                        );
+                    }
+                }
+                RegistrationResult::Unavailable => return Written::Unavailable,
+                // Which limit leaves no room is in the log.
+                RegistrationResult::TooMany
+                | RegistrationResult::DomainFull
+                | RegistrationResult::BackendFull => {}
             }
         }
         written
@@ -216,93 +252,94 @@ impl Enrolment {
                  tries again"
             );
         }
-        compared.is_ok()
+        compared.unwrap_or(false)
     }
 
-    async fn compare_all(&self) -> Result<(), StoreError> {
-        let alive = self.alive();
-        let accounts = self.store.accounts(alive).await?;
-        let accounts: HashMap<_, _> = accounts.iter().map(|live| (&live.account, live)).collect();
-        // What fails at one account is tried again, and does not stop those behind it.
+    /// Returns whether the database took everything. What fails at one account is tried again, and does not
+    /// stop those behind it.
+    async fn compare_all(&self) -> Result<bool, StoreError> {
         let (mut failed, mut in_a_row) = (None, 0);
+        let mut taken = true;
         let mut after = None;
         while let Some((last, targets)) = self.store.subscriptions(after.as_ref(), PAGE).await? {
             let of_one = |a: &Target, b: &Target| a.subscription.account == b.subscription.account;
             for targets in targets.chunk_by(of_one) {
-                let account = &targets[0].subscription.account;
-                if !self.assignment.borrow().is_mine(account) {
+                if !self.assignment.borrow().is_mine(&targets[0].subscription.account) {
                     continue;
                 }
-                match self.compare_one(accounts.get(account).copied(), targets).await {
-                    Ok(()) => in_a_row = 0,
-                    Err(error) if in_a_row >= FAILURES => return Err(error),
+                match self.compare_one(targets).await {
+                    Ok(all) => {
+                        taken &= all;
+                        in_a_row = 0;
+                    }
                     Err(error) => {
                         in_a_row += 1;
+                        if in_a_row >= FAILURES {
+                            return Err(error);
+                        }
                         failed = Some(error);
                     }
                 }
             }
             after = Some(last);
         }
-        failed.map_or(Ok(()), Err)
+        failed.map_or(Ok(taken), Err)
     }
 
-    async fn compare_one(
-        &self,
-        live: Option<&LiveAccount>,
-        targets: &[Target],
-    ) -> Result<(), StoreError> {
-        self.take_away(&targets[0].subscription.account, targets).await?;
-        match live {
-            Some(live) => self.renew(live, targets).await,
-            None => Ok(()),
+    async fn compare_one(&self, targets: &[Target]) -> Result<bool, StoreError> {
+        let account = &targets[0].subscription.account;
+        self.take_away(account, targets).await?;
+        let old = self.store.served(Timestamp::now()).minus(AGE);
+        let is_kept =
+            |webhook| is_as_wanted(&self.registration(webhook, account, targets), targets, old);
+        if self.covering(account).all(is_kept) {
+            return Ok(true);
         }
+        self.renew(account).await
     }
 
     /// Removes the rows of web hooks that do not cover their account any more.
     async fn take_away(&self, account: &Account, targets: &[Target]) -> Result<(), StoreError> {
         let covered = |route: &str| self.covering(account).any(|webhook| webhook.name == route);
+        let mut is_other = false;
         for Target { subscription, .. } in targets {
             if subscription.is_of_operator() && !covered(&subscription.route) {
                 let key = SubscriptionKey::from(subscription);
-                if self.store.remove_subscription(&key, None).await?.is_some() {
+                if let Some(removed) = self.store.remove_subscription(&key, None).await? {
                     tracing::info!(
                         target: "mailchime::app::webhook_withdrawn",
                         %account, webhook = &*subscription.route,
                         "a web hook hears no more of an account, by the configuration"
                     );
+                    if !removed.account_left {
+                        self.registrar.forget(account);
+                    }
+                    is_other = true;
                 }
             }
+        }
+        if is_other {
+            self.news.of(account.clone()).await;
         }
         Ok(())
     }
 
-    /// Writes the rows that are missing or old of an account to which mailchime can log in.
-    async fn renew(&self, live: &LiveAccount, targets: &[Target]) -> Result<(), StoreError> {
-        let account = &live.account;
-        let Some(home) = self.backends.id_of(account) else { return Ok(()) };
+    /// Writes the rows that are missing or old of an account, by what the database has of it now, where
+    /// mailchime can log in to it. Returns whether the database took everything.
+    async fn renew(&self, account: &Account) -> Result<bool, StoreError> {
+        let alive = self.alive();
+        let live = self.store.live_account(account, alive).await?;
+        let (Some(live), Some(backend)) = (live, self.backends.id_of(account)) else {
+            return Ok(true);
+        };
         // What is written lets it be tried anew, so not if its backend has refused the last try.
-        if live.parked.is_some() || live.refused.is_some() || live.elsewhere(&home).is_some() {
-            return Ok(());
+        if live.parked.is_some() || live.refused.is_some() || live.elsewhere(&backend).is_some() {
+            return Ok(true);
         }
-        let now = Timestamp::now();
-        let old = self.store.served(now).minus(AGE);
-        for webhook in self.covering(account) {
-            let registration = self.registration(webhook, account, targets);
-            let row = targets.iter().find(|it| it.subscription == registration.subscription);
-            if !is_as_wanted(&registration, targets, old) {
-                let login = Registrant::new(&home, now, None);
-                self.store.register(&registration, login, self.most(), now).await?;
-                if row.is_none() {
-                    tracing::info!(
-                        target: "mailchime::app::webhook_enrolled",
-                        %account, webhook = webhook.name,
-                        "a web hook hears of an account from now on"
-                    );
-                }
-            }
-        }
-        Ok(())
+        let targets = self.store.targets(account, alive).await?;
+        let at = Timestamp::now();
+        let login = AcceptedLogin { backend, credentials: None, at, names_ignore_case: false };
+        Ok(self.enrol(account, &login, targets).await)
     }
 
     /// The row of this web hook, for what the account's other subscriptions want, and INBOX.
@@ -323,19 +360,29 @@ impl Enrolment {
         }
     }
 
-    fn most(&self) -> u32 {
-        u32::try_from(self.push.devices).unwrap_or(u32::MAX)
-    }
-
     fn alive(&self) -> Alive {
         Alive::at(self.store.served(Timestamp::now()), &self.push)
     }
 }
 
+/// What an account's rows needed.
+enum Written {
+    /// They are as wanted, or there is no room for them.
+    Nothing,
+    /// Some were written.
+    Rows,
+    /// The database did not take one.
+    Unavailable,
+}
+
+/// The row of this registration among `targets`.
+fn row<'a>(registration: &Registration, targets: &'a [Target]) -> Option<&'a Target> {
+    targets.iter().find(|it| it.subscription == registration.subscription)
+}
+
 /// Whether the row of this registration is among `targets`, and newer than `old`.
 fn is_as_wanted(registration: &Registration, targets: &[Target], old: Timestamp) -> bool {
-    let row = targets.iter().find(|it| it.subscription == registration.subscription);
-    row.is_some_and(|row| {
+    row(registration, targets).is_some_and(|row| {
         let has = row.mailboxes.iter().map(|(mailbox, _)| mailbox);
         let wanted = registration.mailboxes.iter().map(|(mailbox, _)| mailbox);
         row.heard_at >= old && row.outdated_since.is_none() && has.eq(wanted)

@@ -35,6 +35,8 @@ const SLOW: Duration = Duration::from_secs(1);
 pub struct Registrar {
     parts: Arc<RegistrarParts>,
     events: mpsc::Sender<SessionEvent>,
+    /// It registers what the configuration says, and no client asks for it.
+    is_of_operator: bool,
 }
 
 #[derive(Debug)]
@@ -68,14 +70,15 @@ impl Registrar {
             most: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
             busy_timeout: config.store.busy_timeout,
         };
-        Self { parts: Arc::new(parts), events }
+        Self { parts: Arc::new(parts), events, is_of_operator: false }
     }
 
-    /// The same, with all that is counted, for one that stands between the sessions and the watching side:
-    /// its registrations go to `events`, and do not come back to it.
+    /// The same for what the configuration registers, which counts as none of the account's registrations in a
+    /// minute. What it stores goes to `events`, so it does not come back to one that stands between the
+    /// sessions and the watching side.
     #[must_use]
-    pub fn telling(self, events: mpsc::Sender<SessionEvent>) -> Self {
-        Self { events, ..self }
+    pub fn of_operator(self, events: mpsc::Sender<SessionEvent>) -> Self {
+        Self { events, is_of_operator: true, ..self }
     }
 
     /// Goes by these limits from now on.
@@ -118,7 +121,7 @@ impl Registrar {
         id: i64,
         login: AcceptedLogin,
     ) -> Result<Option<RegistrationResult>, StoreError> {
-        let Self { parts, events } = self;
+        let Self { parts, events, .. } = self;
         match parts.credentials.confirm(&account, id, &login, parts.most).await? {
             None => Ok(None),
             Some(RegisterOutcome::Full(full)) => Ok(Some(parts.no_room(&account, full))),
@@ -147,7 +150,7 @@ impl Registrar {
         mut login: AcceptedLogin,
         state: SubscriptionState,
     ) -> RegistrationResult {
-        let Self { parts, events } = self;
+        let Self { parts, events, is_of_operator } = self;
         let account = registration.subscription.account.clone();
         let endpoint = registration.subscription.endpoint.clone();
         let mailboxes = registration.mailboxes.len();
@@ -167,7 +170,7 @@ impl Registrar {
             return stored;
         }
         let patience = patience.saturating_sub(asked.elapsed());
-        if let Err(refused) = parts.keep_pace(&account).await {
+        if !is_of_operator && let Err(refused) = parts.keep_pace(&account).await {
             return refused;
         }
         let mut why = None;
@@ -187,10 +190,12 @@ impl Registrar {
         };
         match written {
             Ok(Some(RegisterOutcome::Stored(room))) => {
-                tracing::info!(
-                    target: "mailchime::registrar::registered",
-                    %account, %endpoint, mailboxes, "a client registered for push"
-                );
+                if !is_of_operator {
+                    tracing::info!(
+                        target: "mailchime::registrar::registered",
+                        %account, %endpoint, mailboxes, "a client registered for push"
+                    );
+                }
                 parts.made_room(&account, room);
                 // If the watching side is gone the program is ending, and starts it next time.
                 let _ = events.send(SessionEvent::Registered { account, login }).await;

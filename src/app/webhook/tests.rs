@@ -1,4 +1,8 @@
-//! What the enrolment writes, and by whose login.
+//! What the enrolment writes, by whose login, and when it looks again.
+
+use std::sync::Mutex;
+
+use sqlx::{Connection, Executor, SqliteConnection};
 
 use super::*;
 use crate::config::{BackendConfig, BackendTls, TlsConfig};
@@ -6,11 +10,13 @@ use crate::model::{Credentials, PushEndpoint, Subscription, TransportId};
 use crate::net::backends::Table;
 use crate::net::counters::LimitCounters;
 use crate::net::resolve::NameResolver;
+use crate::push::dispatcher;
+use crate::push::transport::Routes;
 use crate::store::CredentialSource;
 
 /// What enrols, with alice's registrar, the sessions' events to it and what it passes on.
 struct EnrolmentParts {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     store: Store,
     backends: Backends,
     registrar: Registrar,
@@ -37,8 +43,10 @@ impl EnrolmentParts {
             Registrar::new(backends.clone(), Arc::new(source), sessions.clone(), &config);
         let (_, assignment) = cell::channel(Assignment::unknown("here".into()));
         let (of_hook, of_backends) = (registrar.clone(), backends.clone());
-        let enrolment = Enrolment::new(&config, store.clone(), of_hook, of_backends, assignment);
-        Self { _folder: folder, store, backends, registrar, enrolment, sessions, heard }
+        let news = SubscriptionNews { routes: Routes::default(), pushes: dispatcher::channel().0 };
+        let enrolment =
+            Enrolment::new(&config, store.clone(), of_hook, of_backends, assignment, news);
+        Self { folder, store, backends, registrar, enrolment, sessions, heard }
     }
 
     fn login(&self, password: &str, at: Timestamp) -> AcceptedLogin {
@@ -57,9 +65,36 @@ impl EnrolmentParts {
         login: AcceptedLogin,
         events: &mpsc::Sender<SessionEvent>,
     ) {
-        let registrar = self.registrar.clone().telling(events.clone());
+        let registrar = self.registrar.clone().of_operator(events.clone());
         let stored = registrar.register(phone, login).await;
         assert!(matches!(stored, RegistrationResult::Stored { .. }));
+    }
+}
+
+/// What was logged so far.
+#[derive(Clone, Default)]
+struct LogText(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for LogText {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl LogText {
+    /// Waits for a line with this text.
+    async fn line(&self, text: &str) {
+        let waiting = async {
+            while !String::from_utf8_lossy(&self.0.lock().unwrap()).contains(text) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_mins(1), waiting).await.unwrap();
     }
 }
 
@@ -91,7 +126,8 @@ async fn a_login_of_before_another_password_enrols_once_and_leaves_the_row_curre
         let events = if name == "3" { &parts.sessions } else { &others };
         parts.register(phone(name, &["INBOX"]), parts.login(password, at), events).await;
     }
-    let EnrolmentParts { _folder, store, registrar, enrolment, sessions, heard, .. } = parts;
+    let EnrolmentParts { folder: _folder, store, registrar, enrolment, sessions, heard, .. } =
+        parts;
     let (watching, mut passed_on) = mpsc::channel(100);
     let running = tokio::spawn(enrolment.run(heard, watching, CancellationToken::new()));
     // That of the phone, and that of the web hook.
@@ -125,6 +161,56 @@ async fn an_enrolment_that_has_read_less_leaves_no_mailbox_out() {
     let hook = rows.iter().find(|row| row.subscription.is_of_operator()).unwrap();
     let mailboxes: Vec<_> = hook.mailboxes.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(mailboxes, ["INBOX", "Notes"]);
+}
+
+/// The phone registers for one more mailbox behind the page that the comparison goes by.
+#[tokio::test]
+async fn a_comparison_writes_what_the_database_has_now_and_tells_the_watching_side() {
+    let mut parts = EnrolmentParts::new().await;
+    let login = parts.login("one", Timestamp::now());
+    let (events, _unheard) = mpsc::channel(100);
+    parts.register(phone("1", &["INBOX"]), login.clone(), &events).await;
+    let page = parts.store.targets(&alice(), Timestamp(0)).await.unwrap();
+    parts.register(phone("1", &["INBOX", "Notes"]), login, &events).await;
+    assert!(parts.enrolment.compare_one(&page).await.unwrap());
+    let rows = parts.store.targets(&alice(), Timestamp(0)).await.unwrap();
+    let hook = rows.iter().find(|row| row.subscription.is_of_operator()).unwrap();
+    let mailboxes: Vec<_> = hook.mailboxes.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(mailboxes, ["INBOX", "Notes"]);
+    let heard = parts.heard.try_recv().unwrap();
+    assert!(matches!(heard, SessionEvent::Registered { account, .. } if account == alice()));
+}
+
+#[tokio::test]
+async fn a_login_at_which_the_database_cannot_be_read_does_not_count() {
+    let parts = EnrolmentParts::new().await;
+    let log = LogText::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let login = parts.login("one", Timestamp::now());
+    let EnrolmentParts { folder, store, registrar, enrolment, sessions, heard, .. } = parts;
+    let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
+    let mut beside = SqliteConnection::connect(&url).await.unwrap();
+    let (watching, mut passed_on) = mpsc::channel(100);
+    let running = tokio::spawn(enrolment.run(heard, watching, CancellationToken::new()));
+    let log_in = async || {
+        let event = SessionEvent::LoggedIn { account: alice(), login: login.clone() };
+        sessions.send(event).await.unwrap();
+    };
+    beside.execute("alter table subscription rename to elsewhere").await.unwrap();
+    log_in().await;
+    log.line("mailchime::app::webhook_not_enrolled").await;
+    beside.execute("alter table elsewhere rename to subscription").await.unwrap();
+    log_in().await;
+    for _ in 0..2 {
+        assert!(matches!(passed_on.recv().await, Some(SessionEvent::LoggedIn { .. })));
+    }
+    let registered = tokio::time::timeout(Duration::from_mins(1), passed_on.recv()).await;
+    assert!(matches!(registered, Ok(Some(SessionEvent::Registered { .. }))));
+    drop((sessions, registrar));
+    running.await.unwrap();
+    assert_eq!(store.targets(&alice(), Timestamp(0)).await.unwrap().len(), 1);
 }
 
 fn row_name(row: &Target) -> &str {
