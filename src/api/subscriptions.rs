@@ -25,8 +25,8 @@ use super::push_side::Delivered;
 use super::request_body::JsonBody;
 use crate::imap::mailbox::{LONGEST_NAME, encode};
 use crate::model::{
-    Account, Mailbox, Registration, RegistrationResult, SubscriptionKey, SubscriptionState,
-    Timestamp, TransportId, hex,
+    AcceptedLogin, Account, Mailbox, Registration, RegistrationResult, SubscriptionKey,
+    SubscriptionState, Timestamp, TransportId, hex,
 };
 use crate::store::{ListedSubscription, StoreError};
 
@@ -115,7 +115,6 @@ pub(super) async fn add(
     if !counts {
         context.sends.count(&account)?;
     }
-    let options = Arc::clone(&subscription.options);
     let named = |mailboxes: &mut dyn Iterator<Item = &Mailbox>| -> Vec<String> {
         mailboxes.map(|mailbox| mailbox.as_str().to_owned()).collect()
     };
@@ -124,24 +123,12 @@ pub(super) async fn add(
         "unreadable": named(&mut unreadable.iter()),
         "expires_at": expires.map(at),
     });
-    let registration = Registration { subscription: subscription.clone(), mailboxes: readable };
-    stored(context.registrar.clone().register_pending(registration, login).await)?;
-    let id = context.store.subscription_id(&key).await.map_err(away)?;
-    let id = id.ok_or_else(|| ApiError::unavailable("The subscription is gone already."))?;
-    if !counts {
-        let delivered = match context.sends.place().await {
-            Ok(_place) => context.push.verify(subscription, code).await,
-            Err(_) => Delivered::TooMany,
-        };
-        if let Err(error) = accepted(delivered) {
-            // It could never be confirmed. Another request may have made it anew meanwhile, or confirmed it.
-            let removed = context.store.remove_pending(&account, id, &options).await;
-            if removed.map_err(away)?.is_some_and(|removed| !removed.account_left) {
-                context.registrar.forget(&account);
-            }
-            return Err(error);
-        }
-    }
+    let registration = Registration { subscription, mailboxes: readable };
+    let code = (!counts).then_some(code);
+    let making = make(Arc::clone(&context), registration, login, code);
+    // To its end, also when the client hangs up: what is stored has to be verified or removed.
+    let made = tokio::spawn(making).await;
+    let id = made.map_err(|_| ApiError::unavailable("Try again later."))??;
     let mut shown = shown;
     shown["id"] = json!(id.to_string());
     shown["state"] = json!(if counts { "active" } else { "pending" });
@@ -150,6 +137,35 @@ pub(super) async fn add(
     }
     let status = if counts { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, Json(shown)).into_response())
+}
+
+/// Stores a subscription, and sends the code to its client where one is to be confirmed. Returns its id.
+async fn make(
+    context: Arc<ApiContext>,
+    registration: Registration,
+    login: AcceptedLogin,
+    code: Option<String>,
+) -> Result<i64, ApiError> {
+    let subscription = registration.subscription.clone();
+    let (account, key) = (subscription.account.clone(), SubscriptionKey::from(&subscription));
+    stored(context.registrar.clone().register_pending(registration, login).await)?;
+    let id = context.store.subscription_id(&key).await.map_err(away)?;
+    let id = id.ok_or_else(|| ApiError::unavailable("The subscription is gone already."))?;
+    let Some(code) = code else { return Ok(id) };
+    let options = Arc::clone(&subscription.options);
+    let delivered = match context.sends.place().await {
+        Ok(_place) => accepted(context.push.verify(subscription, code).await),
+        Err(full) => Err(full),
+    };
+    if let Err(error) = delivered {
+        // It could never be confirmed. Another request may have made it anew meanwhile, or confirmed it.
+        let removed = context.store.remove_pending(&account, id, &options).await;
+        if removed.map_err(away)?.is_some_and(|removed| !removed.account_left) {
+            context.registrar.forget(&account);
+        }
+        return Err(error);
+    }
+    Ok(id)
 }
 
 /// The client has got the code.

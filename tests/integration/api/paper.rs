@@ -11,20 +11,30 @@ use mailchime::push::transport::{
     Exchange, Notice, Route, Sender, Transport, TransportLimits, Verdict,
 };
 use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ApiWorld;
+use crate::support::soon;
 
 /// Endpoints, each with a text.
 type Posted = Vec<(String, String)>;
 
 /// The service: what it answers, and what came to it, as endpoint and text.
 #[derive(Clone, Debug)]
-pub(super) struct Paper(Arc<Mutex<(u16, Posted)>>);
+pub(super) struct Paper {
+    post: Arc<Mutex<(u16, Posted)>>,
+    /// An answer needs one.
+    turns: Arc<Semaphore>,
+}
+
+/// More than there are answers under way.
+const TURNS: u32 = 1000;
 
 impl Paper {
     /// Has users' programs subscribe to it. It is called as Web Push is, too, for its key.
     pub(super) fn subscribable(api: &ApiWorld) -> Self {
-        let paper = Self(Arc::new(Mutex::new((200, Vec::new()))));
+        let post = Arc::new(Mutex::new((200, Vec::new())));
+        let paper = Self { post, turns: Arc::new(Semaphore::new(TURNS as usize)) };
         let mailchime = &api.world.mailchime;
         for name in ["paper", "webpush"] {
             mailchime.transports.set(TransportId::new(name), Some(Arc::new(paper.clone())));
@@ -35,12 +45,27 @@ impl Paper {
     }
 
     pub(super) fn answers(&self, status: u16) {
-        self.0.lock().unwrap().0 = status;
+        self.post.lock().unwrap().0 = status;
+    }
+
+    /// Until the permit is dropped the service answers nothing.
+    pub(super) async fn hold(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.turns).acquire_many_owned(TURNS).await.unwrap()
+    }
+
+    /// Waits until so many letters have come.
+    pub(super) async fn has(&self, letters: usize) {
+        let coming = async {
+            while self.post.lock().unwrap().1.len() < letters {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("letters", coming).await;
     }
 
     /// What came to this endpoint, in order.
     pub(super) fn sent(&self, endpoint: &str) -> Vec<String> {
-        let sent = self.0.lock().unwrap().1.clone();
+        let sent = self.post.lock().unwrap().1.clone();
         sent.into_iter().filter(|(to, _)| to == endpoint).map(|(_, text)| text).collect()
     }
 
@@ -113,10 +138,12 @@ fn letter(to: &Subscription, text: String) -> Request<Bytes> {
 
 impl Sender for Paper {
     fn exchange(&self, request: Request<Bytes>) -> Exchange<'_> {
-        let mut post = self.0.lock().unwrap();
         let text = String::from_utf8_lossy(request.body()).into_owned();
-        post.1.push((request.uri().path()[1..].to_owned(), text));
-        let response = Response::builder().status(post.0).body(Bytes::new()).unwrap();
-        Box::pin(async { Ok(response) })
+        self.post.lock().unwrap().1.push((request.uri().path()[1..].to_owned(), text));
+        Box::pin(async {
+            let _turn = self.turns.acquire().await.unwrap();
+            let status = self.post.lock().unwrap().0;
+            Ok(Response::builder().status(status).body(Bytes::new()).unwrap())
+        })
     }
 }

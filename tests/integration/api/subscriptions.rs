@@ -2,12 +2,14 @@
 //! once.
 
 use std::fs;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use mailchime::config::WebhookConfig;
 use mailchime::model::Account;
 use mailchime::store::Store;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use super::paper::Paper;
 use super::{ALICE, ApiReply, ApiWorld, BOB, basic};
@@ -30,13 +32,13 @@ impl ApiWorld {
         self.of(login, "POST /v1/subscriptions", Some(body)).await
     }
 
-    /// The subscription of alice to this endpoint, confirmed; its id.
-    async fn subscribed(&self, paper: &Paper, to: &str) -> String {
-        let made = self.subscribe(ALICE, to).await;
+    /// The subscription of this user to this endpoint, confirmed; its id.
+    async fn subscribed(&self, paper: &Paper, login: &str, to: &str) -> String {
+        let made = self.subscribe(login, to).await;
         assert_eq!(made.status, 201, "{}", made.body);
         let id = made.json()["id"].as_str().unwrap().to_owned();
         let confirm = format!("POST /v1/subscriptions/{id}/confirm");
-        let reply = self.of(ALICE, &confirm, Some(json!({ "code": paper.code(to) }))).await;
+        let reply = self.of(login, &confirm, Some(json!({ "code": paper.code(to) }))).await;
         assert_eq!(reply.status, 200, "{}", reply.body);
         id
     }
@@ -97,7 +99,7 @@ async fn a_subscription_ends_when_its_client_wants_it_to_or_not_by_itself() {
     limited(async {
         let api = ApiWorld::start().await;
         let paper = Paper::subscribable(&api);
-        api.subscribed(&paper, "lasting").await;
+        api.subscribed(&paper, ALICE, "lasting").await;
         let asks =
             |expires: &str| json!({ "transport": "paper", "to": "ends", "expires": expires });
         for bad in ["2020-01-01T00:00:00Z", "2999-01-01T00:00:00Z", "soon"] {
@@ -123,7 +125,7 @@ async fn nobody_sees_confirms_tries_or_removes_anothers_subscription() {
         let paper = Paper::subscribable(&api);
         let made = api.subscribe(ALICE, "pending").await.json();
         let pending = made["id"].as_str().unwrap();
-        let active = api.subscribed(&paper, "well").await;
+        let active = api.subscribed(&paper, ALICE, "well").await;
         assert!(api.listed(BOB).await.is_empty());
         let code = json!({ "code": paper.code("pending") });
         for request in [
@@ -187,7 +189,7 @@ async fn a_web_hook_of_the_operator_is_no_subscription_of_the_user() {
         })
         .await;
         let paper = Paper::subscribable(&api);
-        let id = api.subscribed(&paper, "well").await;
+        let id = api.subscribed(&paper, ALICE, "well").await;
         let store = Store::open_existing(&api.world.config.store.url, Duration::from_secs(5))
             .await
             .unwrap();
@@ -259,6 +261,64 @@ async fn mailboxes_are_those_that_the_user_can_read() {
         paper.answers(500);
         assert_eq!(api.subscribe(ALICE, "gone").await.error(), (503, "unavailable".to_owned()));
         assert_eq!(api.listed(ALICE).await.len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_cannot_be_confirmed_goes_also_when_its_client_has_hung_up() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let paper = Paper::subscribable(&api);
+        paper.answers(410);
+        let held = paper.hold().await;
+        {
+            let asking = api.subscribe(ALICE, "gone");
+            let mut asking = std::pin::pin!(asking);
+            tokio::select! {
+                reply = &mut asking => panic!("{}", reply.body),
+                () = paper.has(1) => {}
+            }
+        }
+        assert_eq!(api.listed(ALICE).await.len(), 1);
+        drop(held);
+        let going = async {
+            while !api.listed(ALICE).await.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("the removal", going).await;
+    })
+    .await;
+}
+
+/// mailchime sends sixteen pushes of users at once, and the next one waits for ten seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_for_whose_code_there_is_no_place_is_to_come_again_later() {
+    limited(async {
+        let api = Arc::new(ApiWorld::start().await);
+        let paper = Paper::subscribable(&api);
+        let mut tests = Vec::new();
+        for (login, to) in [(ALICE, "a"), (BOB, "b")] {
+            let id = api.subscribed(&paper, login, to).await;
+            tests.extend([(); 8].map(|()| (login, format!("POST /v1/subscriptions/{id}/test"))));
+        }
+        let held = paper.hold().await;
+        let mut trying = JoinSet::new();
+        for (login, test) in tests {
+            let api = Arc::clone(&api);
+            trying.spawn(async move { api.of(login, &test, None).await.status });
+        }
+        paper.has(2 + 16).await;
+        let reply = api.subscribe(ALICE, "c").await;
+        assert_eq!(reply.error(), (503, "unavailable".to_owned()));
+        assert_eq!(reply.field("retry-after"), Some("60"));
+        assert_eq!(api.listed(ALICE).await.len(), 1, "it could never be confirmed");
+        drop(held);
+        while let Some(status) = trying.join_next().await {
+            assert_eq!(status.unwrap(), 204);
+        }
+        assert_eq!(api.subscribe(ALICE, "c").await.status, 429, "ten pushes a minute");
     })
     .await;
 }
