@@ -94,7 +94,6 @@ fn speaks_of_connections(answer: &[u8]) -> bool {
 /// Words that speak of a login, of its failure, and of a backend that is in trouble.
 const LOGIN: &[&str] = &[
     "login",
-    "logins",
     "logon",
     "auth",
     "authentication",
@@ -249,6 +248,7 @@ mod tests {
             "* NO Failed to open the index of INBOX",
             "* NO Your password expires in three days",
             "* BYE Authentication service failed: the database is away",
+            "* BYE Logins denied, wrong time",
         ] {
             assert_eq!(Refusal::without_a_tag(said.as_bytes()), None, "{said}");
         }
