@@ -27,7 +27,7 @@ pub struct WebhookConfig {
     pub token_file: Option<PathBuf>,
     /// What is sent in place of our JSON, and for new mail alone.
     pub template: Option<BodyTemplate>,
-    /// Accounts and domains, as [`Account`] has them; empty: all accounts.
+    /// Names of accounts, as [`Account`] has them, and domains, in any case; empty: all accounts.
     pub accounts: Vec<String>,
     /// For the connection and the whole answer to one event.
     pub timeout: Duration,
@@ -64,7 +64,11 @@ impl WebhookConfig {
 
     /// Whether it hears of this account.
     pub fn covers(&self, account: &Account) -> bool {
-        let named = |entry: &String| entry == account.as_str() || account.domain() == Some(entry);
+        let domain = account.domain();
+        let named = |entry: &String| {
+            entry == account.as_str()
+                || domain.is_some_and(|domain| domain.eq_ignore_ascii_case(entry))
+        };
         self.accounts.is_empty() || self.accounts.iter().any(named)
     }
 
@@ -132,12 +136,7 @@ impl Check<'_> {
             return Err(self.refusal(SECRET, problem));
         }
         let account = |text: &String| canonical(Account::from_login(text)).as_str().to_owned();
-        let lower = |text: &String| text.to_ascii_lowercase();
-        let entry = |text: &String| if text.contains('@') { account(text) } else { text.clone() };
-        webhook.accounts = raw.accounts.iter().map(entry).collect();
-        // What has no "@" is a domain, which has no case, or the name of an account, which may.
-        let domains = raw.accounts.iter().filter(|text| !text.contains('@')).map(lower);
-        webhook.accounts.extend(domains);
+        webhook.accounts = raw.accounts.iter().map(account).collect();
         webhook.accounts.sort();
         webhook.accounts.dedup();
         self.duration("[[webhook]] timeout", raw.timeout, SECOND..=MINUTE, &mut webhook.timeout)?;
@@ -205,6 +204,28 @@ mod tests {
         );
         for other in ["bob", "alice@a.example", "x@sub.b.example", "b.example.org", "Alice"] {
             assert!(!covers(&some, other), "{other}");
+        }
+    }
+
+    #[test]
+    fn names_of_accounts_have_a_case_where_the_backend_has_one_and_domains_have_none() {
+        let covers = |more: &str, account| {
+            let config = parse(&format!(
+                "[backend]\naddress = \"imap.example.org:143\"\n{more}\n[[webhook]]\n\
+                 secret_file = \"certs/ca.pem\"\nurl = \"https://a.example/\"\n\
+                 accounts = [\"Alice\", \"Bob@A.Example\", \"B.Example\"]"
+            ));
+            let config = config.unwrap();
+            config.webhooks[0].covers(&config.canonical(Account::from_login(account)))
+        };
+        let spellings = ["alice", "bob@a.example", "bob@A.EXAMPLE"];
+        for account in spellings {
+            assert!(!covers("", account), "{account}");
+            assert!(covers("names_ignore_case = true", account), "{account}");
+        }
+        for account in ["Alice", "Bob@a.example", "x@b.example", "X@B.EXAMPLE"] {
+            assert!(covers("", account), "{account}");
+            assert!(covers("names_ignore_case = true", account), "{account}");
         }
     }
 
