@@ -98,12 +98,17 @@ fn hung_up() -> ApiError {
     ApiError::unavailable("The mail server cannot be asked now. Try again later.")
 }
 
-/// The answer for a tagged NO or BAD, or a BYE, to a login.
+/// The answer for a tagged NO or BAD to a login, or for a BYE in place of it or of the greeting.
 fn refused(answer: &[u8]) -> ApiError {
     if has_code(answer, "LIMIT") {
         return ApiError::too_many("There were too many logins. Try again later.");
     }
-    match Refusal::of(answer) {
+    let refusal = match answer.starts_with(b"* ") {
+        // Most of what is said so is about no login: it took too long, or the program stops.
+        true => Refusal::without_a_tag(answer).unwrap_or(Refusal::Temporary),
+        false => Refusal::of(answer),
+    };
+    match refusal {
         Refusal::Wrong | Refusal::Unexplained => {
             ApiError::unauthorized("The mail server refuses this name and password.")
         }
@@ -144,13 +149,18 @@ impl MailClient {
     }
 
     /// Which of these the user may read, each with its state, and which not. INBOX always is readable; what
-    /// the backend does not refuse for good is, in an unknown state.
+    /// the backend does not refuse for good is, in an unknown state. So are those for which it does not answer in
+    /// time, and those behind them, for which it is not asked.
     pub(super) async fn check(
         &mut self,
         mailboxes: Vec<Mailbox>,
     ) -> Result<(Vec<(Mailbox, Snapshot)>, Vec<Mailbox>), ApiError> {
-        let (mut readable, mut unreadable) = (Vec::new(), Vec::new());
+        let (mut readable, mut unreadable, mut answers) = (Vec::new(), Vec::new(), true);
         for mailbox in mailboxes {
+            if !answers {
+                readable.push((mailbox, Snapshot::default()));
+                continue;
+            }
             let name = mailbox::encode(&mailbox);
             let Some(quoted) = quote(name.as_bytes()) else {
                 unreadable.push(mailbox);
@@ -163,7 +173,14 @@ impl MailClient {
                 state = told.map(|(_, snapshot)| snapshot).or(state);
             };
             let command = [b"STATUS ", &quoted[..], items].concat();
-            let refusal = self.imap.command(&command, read).await.map_err(|_| hung_up())?;
+            let refusal = match self.imap.command(&command, read).await {
+                Ok(refusal) => refusal,
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    answers = false;
+                    None
+                }
+                Err(_) => return Err(hung_up()),
+            };
             match refusal {
                 Some(refusal) if !mailbox.is_inbox() && !is_unreadable_for_now(&refusal) => {
                     unreadable.push(mailbox);
@@ -260,5 +277,96 @@ impl ImapExchange {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse;
+    use hyper::StatusCode;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::model::{BackendId, Timestamp};
+
+    /// Says these one after the other: the greeting, and one after each command, and hangs up where there is
+    /// none.
+    fn scripted(said: &[&'static str]) -> DuplexStream {
+        let (stream, mut peer) = tokio::io::duplex(1024);
+        let said = said.to_vec();
+        tokio::spawn(async move {
+            let mut command = [0; 1024];
+            for text in said {
+                peer.write_all(text.as_bytes()).await.unwrap();
+                let _ = peer.read(&mut command).await;
+            }
+        });
+        stream
+    }
+
+    /// A session that says this: the greeting, and what comes after a command. Nobody is proved.
+    #[derive(Debug)]
+    struct ScriptedDoor(&'static str, &'static str);
+
+    impl SessionDoor for ScriptedDoor {
+        fn open(&self, _addresses: Addresses) -> DoorSession {
+            let (_proof, login) = oneshot::channel();
+            let said = [self.0, self.1].into_iter().filter(|text| !text.is_empty());
+            DoorSession { stream: scripted(&said.collect::<Vec<_>>()), login }
+        }
+    }
+
+    /// The states that are known of these mailboxes, where the backend says this.
+    async fn checked(mailboxes: &[&str], said: &[&'static str]) -> Result<Vec<Option<u64>>, u16> {
+        let (input, answer_timeout) =
+            (Responses::new(Vec::new(), RESPONSE), Duration::from_secs(30));
+        let backend = BackendId::new(None, "localhost", 993);
+        let at = Timestamp(0);
+        let mut mail = MailClient {
+            imap: ImapExchange { stream: scripted(said), input, commands: 0, answer_timeout },
+            account: Account::from_login("alice"),
+            login: AcceptedLogin { backend, credentials: None, at, names_ignore_case: false },
+        };
+        let mailboxes = mailboxes.iter().map(|name| Mailbox::new(name)).collect();
+        let (readable, unreadable) =
+            mail.check(mailboxes).await.map_err(|error| error.into_response().status().as_u16())?;
+        assert!(unreadable.is_empty());
+        Ok(readable.into_iter().map(|(_, state)| state.messages).collect())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_mailbox_that_the_backend_is_slow_about_is_readable_in_an_unknown_state() {
+        const FIRST: &str = "* STATUS a (MESSAGES 1 UIDNEXT 2 UIDVALIDITY 3 UNSEEN 0)\r\na1 OK\r\n";
+        let states = checked(&["a", "slow", "b"], &["", FIRST, "", "a3 OK\r\n"]).await;
+        assert_eq!(states, Ok(vec![Some(1), None, None]));
+        assert_eq!(checked(&["a", "b"], &["", FIRST]).await, Err(503), "it has hung up");
+    }
+
+    #[tokio::test]
+    async fn a_login_that_gets_no_ok_is_answered_by_what_is_said() {
+        const READY: &str = "* OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] ready\r\n";
+        for (greeting, answer, expected) in [
+            ("* BYE [LIMIT] Too many connections\r\n", "", StatusCode::TOO_MANY_REQUESTS),
+            ("* BYE [UNAVAILABLE] Too many\r\n", "", StatusCode::SERVICE_UNAVAILABLE),
+            ("* BYE The server is shutting down\r\n", "", StatusCode::SERVICE_UNAVAILABLE),
+            ("", "", StatusCode::SERVICE_UNAVAILABLE),
+            (READY, "", StatusCode::SERVICE_UNAVAILABLE),
+            (READY, "* BYE The server is shutting down\r\n", StatusCode::SERVICE_UNAVAILABLE),
+            (READY, "* BYE No login in time\r\n", StatusCode::SERVICE_UNAVAILABLE),
+            (READY, "* BYE [LIMIT] Come later\r\n", StatusCode::TOO_MANY_REQUESTS),
+            (READY, "* BYE [AUTHENTICATIONFAILED] no\r\n", StatusCode::UNAUTHORIZED),
+            (READY, "a1 NO [UNAVAILABLE] later\r\n", StatusCode::SERVICE_UNAVAILABLE),
+            (READY, "a1 NO [NOPERM] not by IMAP\r\n", StatusCode::FORBIDDEN),
+            (READY, "a1 NO no\r\n", StatusCode::UNAUTHORIZED),
+            (READY, "a1 OK and nobody is proved\r\n", StatusCode::FORBIDDEN),
+        ] {
+            let door = ScriptedDoor(greeting, answer);
+            let here = "127.0.0.1:1".parse().unwrap();
+            let addresses = Addresses { source: here, destination: here };
+            let alice = Credentials::password("alice", b"secret".to_vec());
+            let opened = log_in(&door, addresses, &alice, Duration::from_secs(60)).await;
+            let refused = opened.err().expect("a refusal");
+            assert_eq!(refused.into_response().status(), expected, "{greeting}{answer}");
+        }
     }
 }
