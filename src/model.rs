@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use secrecy::{ExposeSecret, SecretBox};
 
 pub use self::domain::AmbiguousDomain;
-pub use self::preview::{PREVIEW_CHARACTERS, Preview};
+pub use self::preview::{PREVIEW_CHARACTERS, PREVIEW_WAIT, Preview};
 pub use self::subscription::{
     PushEndpoint, Registration, RegistrationResult, Subscription, SubscriptionKey,
     SubscriptionSecrets, SubscriptionState, TransportId,

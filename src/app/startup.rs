@@ -281,7 +281,8 @@ impl Built {
         let (backends, store) = (self.backends.clone(), self.store.clone());
         let credentials = Arc::clone(&self.credentials);
         let context = watch::WatchContext::new(config, backends, store, credentials, changes);
-        let context = Arc::new(context.counting(Arc::clone(&self.metrics)));
+        let context = context.counting(Arc::clone(&self.metrics));
+        let context = Arc::new(context.previewing_for(self.routes.that_carry_previews()));
         let (routes, stop) = (self.routes.clone(), tasks.stop_of(StopStage::Watching));
         let WatchInputs { mut session_events, unwatched, cluster } = inputs;
         tasks.start(StopStage::Watching, "watching", async move {

@@ -62,7 +62,7 @@ pub use self::log::{LogConfig, LogFormat};
 pub use self::network::Network;
 pub use self::node::NodeConfig;
 pub use self::proxy::ProxyConfig;
-pub use self::push::{Collapse, Events, PushConfig, PushType};
+pub use self::push::{Collapse, Events, PreviewContent, PushConfig, PushType};
 use self::raw::RawConfig;
 pub use self::record::RecordConfig;
 pub use self::resolver::ResolverConfig;

@@ -49,6 +49,8 @@ pub struct PushConfig {
     pub expiration: Duration,
     /// `apns-priority`: 1, 5 or 10, and never 10 with [`PushType::Background`]; `None` sends none.
     pub priority: Option<u8>,
+    /// What pushes say of a new mail that only the user's own client can read.
+    pub preview: PreviewContent,
 }
 
 /// Which kinds of change are pushed; at least one is. What is not is taken note of all the same, so
@@ -83,6 +85,19 @@ pub enum PushType {
     Alert,
 }
 
+/// What pushes say of a new mail, where nobody but the user's own client can read them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "lowercase")]
+pub enum PreviewContent {
+    /// Nothing.
+    None,
+    /// Who sent it.
+    Sender,
+    /// Who sent it, and its subject.
+    Subject,
+}
+
 table!(RawPush {
     quiet_delay: Option<String>,
     min_interval: Option<String>,
@@ -104,6 +119,7 @@ table!(RawPush {
     push_type: Option<PushType>,
     expiration: Option<String>,
     priority: Option<i64>,
+    preview: Option<PreviewContent>,
 });
 
 /// The names of RFC 5423 section 4 for what happens to a mail.
@@ -154,6 +170,7 @@ impl Default for PushConfig {
             push_type: PushType::Background,
             expiration: Duration::from_hours(24),
             priority: None,
+            preview: PreviewContent::None,
         }
     }
 }
@@ -200,6 +217,7 @@ impl Check<'_> {
             .unwrap_or(push.forget_devices_on_password_change);
         push.collapse = raw.collapse.unwrap_or(push.collapse);
         push.push_type = raw.push_type.unwrap_or(push.push_type);
+        push.preview = raw.preview.unwrap_or(push.preview);
         push.priority = self.priority(raw.priority, push.push_type)?;
         Ok(push)
     }
@@ -296,6 +314,10 @@ mod tests {
                 "[push] events: unknown variant `MessageNews`, expected one of `MessageNew`,",
             ),
             ("[push]\nevents = []", "[push] events: the list is empty, so nothing would be pushed"),
+            (
+                "[push]\npreview = \"body\"",
+                "[push] preview: unknown variant `body`, expected one of `none`, `sender`, `subject`",
+            ),
             (
                 "[push]\ncollapse = \"device\"",
                 "[push] collapse: unknown variant `device`, expected `none` or `account`",

@@ -12,6 +12,7 @@
 //! - [`capability`]: capability lists, and the edit that mailchime makes to them
 //! - [`list`]: the answers that name mailboxes
 //! - [`mailbox`]: modified UTF-7
+//! - [`preview`]: sender and subject of a message, as FETCH answers them
 //! - [`sasl`]: PLAIN and LOGIN, the client's words and the backend's
 //! - [`status`]: the answers that a watcher reads
 //! - [`registration`]: the arguments and the answer of XAPPLEPUSHSERVICE (nom)
@@ -34,6 +35,7 @@ pub mod login;
 pub mod mailbox;
 mod not_authenticated;
 pub mod peek;
+pub mod preview;
 pub mod refusal;
 pub mod registration;
 pub mod relay;

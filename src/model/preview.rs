@@ -2,9 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Most characters of each text of a [`Preview`].
 pub const PREVIEW_CHARACTERS: usize = 200;
+
+/// For how long a push waits for the preview that it may say.
+pub const PREVIEW_WAIT: Duration = Duration::from_secs(3);
 
 /// Sender and subject of a new mail, in memory alone: they are in no log and no database, and `Debug` shows
 /// neither.

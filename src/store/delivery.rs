@@ -117,6 +117,38 @@ impl Store {
         .await
     }
 
+    /// Each mailbox that live subscriptions of the account are for, with the transport of each of them.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn mailboxes_by_transport(
+        &self,
+        account: &Account,
+        alive: impl Into<Alive>,
+    ) -> Result<Vec<(Mailbox, TransportId)>, StoreError> {
+        let alive = alive.into();
+        self.read(Call::Watched, async {
+            let query = sql::query(concat!(
+                "select distinct m.name as mailbox, s.transport from account a \
+                 join subscription s on s.account = a.id \
+                 join subscription_mailbox wanted on wanted.subscription = s.id \
+                 join mailbox m on m.id = wanted.mailbox \
+                 where a.name = $1 and ",
+                live!("$2", "$3"),
+                " order by m.name, s.transport"
+            ))
+            .bind(account.as_str())
+            .bind(alive.registered_since.0)
+            .bind(alive.outdated_after.0);
+            self.rows(query, |row| {
+                let transport: String = row.try_get("transport")?;
+                Ok((Mailbox::new(row.try_get("mailbox")?), TransportId::new(&transport)))
+            })
+            .await
+        })
+        .await
+    }
+
     /// The account's live devices with their mailboxes, whichever backend it is on. Those whose secrets the key
     /// file does not open are left out; while that cannot be read, they come without their secrets.
     ///

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use super::WatchContext;
 use super::ledger::Consequence;
 use super::watcher::{SessionEnd, Watcher, in_order};
-use crate::model::{Change, ChangeKind, Hint, Mailbox, Snapshot, WatchEvent};
+use crate::model::{Change, ChangeKind, Hint, Mailbox, Preview, Snapshot, WatchEvent};
 
 /// Room for one event on its way to `push`. It is waited for first: a future that holds the event
 /// meanwhile would be larger, for each of many accounts.
@@ -25,9 +25,11 @@ impl Watcher {
     ) -> Result<Consequence, SessionEnd> {
         let context = Arc::clone(&self.context);
         let watched = &mut self.mailboxes[index];
+        let uid_next = watched.ledger.known().uid_next;
         let follows = watched.ledger.hint(kind, state, || context.next_id());
         watched.due |= follows.urgency().is_some();
-        self.tell(index, follows).await?;
+        let preview_follows = self.begins_preview(index, &follows, uid_next);
+        self.tell(index, follows, preview_follows).await?;
         Ok(follows)
     }
 
@@ -40,18 +42,25 @@ impl Watcher {
         let context = Arc::clone(&self.context);
         let watched = &mut self.mailboxes[index];
         let kind = hint.event.kind();
+        let uid_next = watched.ledger.known().uid_next;
         // The last look may know better.
         let follows = match watched.looked_at.is_some_and(|looked_at| hint.seen_at < looked_at) {
             true => Consequence::LookDue(kind),
             false => watched.ledger.event(kind, &hint.state, || context.next_id()),
         };
         watched.due |= follows.urgency().is_some();
-        self.tell(index, follows).await?;
+        let preview_follows = self.begins_preview(index, &follows, uid_next);
+        self.tell(index, follows, preview_follows).await?;
         Ok(follows)
     }
 
-    /// Tells `push` what follows, if that concerns it.
-    pub(super) async fn tell(&self, index: usize, follows: Consequence) -> Result<(), SessionEnd> {
+    /// Tells `push` what follows, if that concerns it, and whether a preview is going to.
+    pub(super) async fn tell(
+        &self,
+        index: usize,
+        follows: Consequence,
+        preview_follows: bool,
+    ) -> Result<(), SessionEnd> {
         if matches!(follows, Consequence::Nothing | Consequence::LookDue(_)) {
             return Ok(());
         }
@@ -60,7 +69,6 @@ impl Watcher {
         let backend = self.backend.id().clone();
         let mailbox = self.mailboxes[index].mailbox.clone();
         let seen_at = Instant::now();
-        let preview_follows = false;
         let event = match follows {
             Consequence::Nothing | Consequence::LookDue(_) => return Ok(()),
             Consequence::Announced { id } => {
@@ -99,6 +107,18 @@ impl Watcher {
             }
         };
         room.send(event);
+        Ok(())
+    }
+
+    /// Tells `push` what is known of the newest mail of a mailbox; `None` if nothing will be.
+    pub(super) async fn tell_preview(
+        &self,
+        mailbox: Mailbox,
+        preview: Option<Preview>,
+    ) -> Result<(), SessionEnd> {
+        let room = self.context.room().await?;
+        let (account, backend) = (self.account.clone(), self.backend.id().clone());
+        room.send(WatchEvent::Previewed { account, backend, mailbox, preview });
         Ok(())
     }
 

@@ -188,6 +188,7 @@ impl Watcher {
     }
 
     async fn after(&mut self, end: SessionEnd) -> NextStep {
+        self.previews_on(false);
         let account = &self.account;
         let config = &self.context.config;
         let backoff = Backoff::new(config.retry_min, config.retry_max);

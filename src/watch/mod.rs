@@ -31,6 +31,7 @@ mod status;
 mod supervisor;
 mod watcher;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,7 +43,7 @@ pub use self::status::{SupervisorHandle, SupervisorRequests, WatcherStatus, requ
 pub use self::supervisor::run;
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
-use crate::model::{Account, Timestamp, WatchEvent};
+use crate::model::{Account, Timestamp, TransportId, WatchEvent};
 use crate::net::backends::Backends;
 use crate::store::{Alive, CredentialSource, Store};
 
@@ -61,6 +62,8 @@ pub struct WatchContext {
     backend_health: BackendHealthTable,
     last_id: AtomicU64,
     metrics: Arc<Metrics>,
+    /// Whose pushes may say what is known of new mail.
+    carry_previews: BTreeSet<TransportId>,
 }
 
 impl WatchContext {
@@ -83,13 +86,34 @@ impl WatchContext {
             events,
             last_id: AtomicU64::new(0),
             metrics: Arc::default(),
+            carry_previews: BTreeSet::new(),
         }
+    }
+
+    /// Asks for sender and subject of new mail from now on, as `[push] preview` says, where a subscription of one
+    /// of these transports wants the mailbox.
+    #[must_use]
+    pub fn previewing_for(self, carry_previews: BTreeSet<TransportId>) -> Self {
+        Self { carry_previews, ..self }
     }
 
     /// Counts in `metrics` from now on.
     #[must_use]
     pub fn counting(self, metrics: Arc<Metrics>) -> Self {
         Self { metrics, ..self }
+    }
+
+    /// Whether the backend is asked for anything of a mail.
+    fn asks_for_previews(&self) -> bool {
+        self.push.preview != config::PreviewContent::None && !self.carry_previews.is_empty()
+    }
+
+    fn carries_preview(&self, transport: &TransportId) -> bool {
+        self.carry_previews.contains(transport)
+    }
+
+    fn previews_subject(&self) -> bool {
+        self.push.preview == config::PreviewContent::Subject
     }
 
     /// Whether the account has a connection for a moment only, when there is a reason.

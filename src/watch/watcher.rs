@@ -18,6 +18,7 @@ use super::source::imap::health::BackendHealth;
 use super::source::imap::keepalive::Keepalive;
 use super::source::imap::mailbox_faults::MailboxFaults;
 use super::source::imap::master_login::MasterLogin;
+use super::source::imap::previews::PreviewRequests;
 use super::source::imap::reliability::MethodConfidence;
 use super::status::{StatusCell, WatcherState};
 use crate::imap::refusal::Refusal;
@@ -76,6 +77,8 @@ pub(super) struct Watcher {
     pub(super) keepalive: Keepalive,
     /// What flags have changed was asked for and not answered, so far.
     pub(super) asked_for_flags: bool,
+    /// `None` where no push may say anything of a mail.
+    pub(super) previews: Option<Box<PreviewRequests>>,
     /// It has no connection but while it asks for mailboxes that are due.
     pub(super) on_demand: bool,
     /// Those of [`Directive::looks`] that are taken over.
@@ -226,6 +229,7 @@ impl Watcher {
     ) -> Self {
         let inherited = directive.borrow().login.is_none();
         let on_demand = context.is_on_demand(&account);
+        let previews = context.asks_for_previews().then(Box::default);
         let backend = context.backends.of(&account).unwrap_or_else(|_| context.backends.default());
         Self {
             account,
@@ -247,6 +251,7 @@ impl Watcher {
             methods: MethodConfidence::default(),
             keepalive: Keepalive::default(),
             asked_for_flags: false,
+            previews,
             on_demand,
             looks: 0,
             lingers: false,
@@ -287,6 +292,11 @@ impl Watcher {
         let Self { mailboxes, faults, .. } = self;
         faults.retain(|mailbox| mailboxes.iter().any(|watched| watched.mailbox == *mailbox));
         self.registrations = registrations;
+        if let Some(previews) = &mut self.previews {
+            let wanted = context.store.mailboxes_by_transport(account, context.alive()).await?;
+            let carried = wanted.into_iter().filter(|(_, by)| context.carries_preview(by));
+            previews.wanted = carried.map(|(mailbox, _)| mailbox).collect();
+        }
         Ok(())
     }
 

@@ -4,10 +4,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::model::{Change, ChangeKind, Mailbox, Preview};
-
-/// For how long a push waits until the backend has been asked.
-pub(super) const PREVIEW_WAIT: Duration = Duration::from_secs(3);
+use crate::model::{Change, ChangeKind, Mailbox, PREVIEW_WAIT, Preview};
 
 /// For how long a preview is kept for devices that cannot be read.
 const KEPT: Duration = Duration::from_secs(30);

@@ -89,9 +89,10 @@ impl Watcher {
         let due: Vec<Mailbox> = due.map(|watched| watched.mailbox.clone()).collect();
         let now = Timestamp::now();
         self.status.set(WatcherState::Watching(WatchMode::OnDemand));
+        self.previews_on(true);
         self.refresh(&mut session, RefreshReason::All).await?;
         self.context.store.looked_at(&self.account, &due, now).await?;
-        Ok(())
+        self.fetch_previews(&mut session).await
     }
 
     /// What comes after a visit, or where none was needed.

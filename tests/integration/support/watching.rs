@@ -10,8 +10,8 @@ use mailchime::config::{self, BackendTls, Config};
 use mailchime::imap::registration::xapple::{DeviceToken, XAppleRegistration};
 use mailchime::metrics::{Metrics, Watching as Mode};
 use mailchime::model::{
-    AcceptedLogin, Account, BackendId, ChangeKind, Credentials, Mailbox, Preview, Registration,
-    SessionEvent, Snapshot, Subscription, Timestamp, WatchEvent,
+    AcceptedLogin, Account, BackendId, ChangeKind, Credentials, Mailbox, Preview, PushEndpoint,
+    Registration, SessionEvent, Snapshot, Subscription, Timestamp, TransportId, WatchEvent,
 };
 use mailchime::net::backends::{Backends, Table};
 use mailchime::net::resolve::NameResolver;
@@ -59,6 +59,8 @@ pub(crate) struct World {
     pub(crate) connect_timeout: Duration,
     /// How many events may wait for `push`.
     pub(crate) queue: usize,
+    /// `[push] preview`, which browsers may be told of.
+    pub(crate) preview: config::PreviewContent,
 }
 
 /// A running [`watch::run`], and the hands of its cluster.
@@ -101,7 +103,19 @@ impl World {
         let (tls, password) = (BackendTls::None, PASSWORD);
         let connect_timeout = config::LimitsConfig::default().connect_timeout;
         let queue = 100;
-        Self { folder, store, key_file, backend, tls, password, watch, connect_timeout, queue }
+        let preview = config::PreviewContent::None;
+        Self {
+            folder,
+            store,
+            key_file,
+            backend,
+            tls,
+            password,
+            watch,
+            connect_timeout,
+            queue,
+            preview,
+        }
     }
 
     /// A phone of `user` registers for mailboxes, each with the state that it knows.
@@ -109,15 +123,37 @@ impl World {
         self.register_at(&self.id(), user, mailboxes).await;
     }
 
-    /// The same at this backend.
+    /// A browser of `user` does.
+    pub(crate) async fn register_browser(&self, user: &str, mailboxes: &[(&str, Snapshot)]) {
+        let endpoint = "https://push.example.net/1";
+        let browser = Subscription {
+            transport: TransportId::new("webpush"),
+            endpoint: PushEndpoint::new(endpoint, endpoint),
+            app: "".into(),
+            ..subscription(user)
+        };
+        self.subscribe(browser, &self.id(), user, mailboxes).await;
+    }
+
+    /// The same as [`World::register`] at this backend.
     pub(crate) async fn register_at(
         &self,
         id: &BackendId,
         user: &str,
         mailboxes: &[(&str, Snapshot)],
     ) {
+        self.subscribe(subscription(user), id, user, mailboxes).await;
+    }
+
+    async fn subscribe(
+        &self,
+        subscription: Subscription,
+        id: &BackendId,
+        user: &str,
+        mailboxes: &[(&str, Snapshot)],
+    ) {
         let registration = Registration {
-            subscription: subscription(user),
+            subscription,
             mailboxes: mailboxes.iter().map(|(name, told)| (Mailbox::new(name), *told)).collect(),
         };
         let text = self.vault().seal(&Account::from_login(user), &credentials(user, self.password));
@@ -165,6 +201,7 @@ impl World {
         let mut config = Config::new(config::TlsConfig::new("none", "none"), backend);
         config.watch = self.watch.clone();
         config.limits.connect_timeout = self.connect_timeout;
+        config.push.preview = self.preview;
         config
     }
 
@@ -185,7 +222,9 @@ impl World {
         let store = self.store.clone();
         let metrics = Arc::new(Metrics::default());
         let context = watch::WatchContext::new(&config, backends.clone(), store, source, sender);
-        let context = Arc::new(context.counting(Arc::clone(&metrics)));
+        let context = context.counting(Arc::clone(&metrics));
+        let context = context.previewing_for([TransportId::new("webpush")].into());
+        let context = Arc::new(context);
         let (sessions, session_events) = mpsc::channel(10);
         let (unwatched, unwatched_accounts) = mpsc::channel(10);
         let stop = CancellationToken::new();

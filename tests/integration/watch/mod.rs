@@ -11,5 +11,6 @@ mod mailboxes;
 mod needless;
 mod nodes;
 mod on_demand;
+mod previews;
 mod scale;
 mod ways;

@@ -56,13 +56,21 @@ impl Watcher {
             Completion::Ok => session.flags_are_shown(ledger.known(), now).await?,
             Completion::No | Completion::Bad => true,
         };
-        if session.open.is_some() {
-            self.examine_inbox(session).await?;
-        } else {
-            session.connection.command("CLOSE", |_| {}).await?;
-            session.connection.unsolicited.back_in_inbox(None);
-        }
+        self.back_to_inbox(session).await?;
         Ok(shown)
+    }
+
+    /// Another mailbox was opened for a moment: INBOX is open again, if it was before.
+    pub(in crate::watch) async fn back_to_inbox(
+        &self,
+        session: &mut ImapSession<'_>,
+    ) -> Result<(), SessionEnd> {
+        if session.open.is_some() {
+            return self.examine_inbox(session).await;
+        }
+        session.connection.command("CLOSE", |_| {}).await?;
+        session.connection.unsolicited.back_in_inbox(None);
+        Ok(())
     }
 }
 

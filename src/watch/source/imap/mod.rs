@@ -9,6 +9,7 @@ pub(in crate::watch) mod mailbox_faults;
 pub(in crate::watch) mod master_login;
 mod overflow;
 pub(in crate::watch) mod pacing;
+pub(in crate::watch) mod previews;
 pub(in crate::watch) mod refresh;
 pub(in crate::watch) mod reliability;
 pub(in crate::watch) mod session;

@@ -173,10 +173,11 @@ impl Watcher {
     ) -> Result<bool, SessionEnd> {
         let context = Arc::clone(&self.context);
         let WatchedMailbox { mailbox, ledger, .. } = &mut self.mailboxes[index];
+        let uid_next = ledger.known().uid_next;
         let (surprise, announced) = (ledger.expects_nothing(), ledger.has_announced());
         let consequence = ledger.look(&now, shown, || context.next_id());
         let Consequence::Changed { kind, .. } = consequence else {
-            self.tell(index, consequence).await?;
+            self.tell(index, consequence, false).await?;
             return Ok(announced);
         };
         tracing::debug!(
@@ -186,7 +187,8 @@ impl Watcher {
         if kind == ChangeKind::NewMail && surprise {
             self.missed(session, index, reason);
         }
-        self.tell(index, consequence).await?;
+        let preview_follows = self.begins_preview(index, &consequence, uid_next);
+        self.tell(index, consequence, preview_follows).await?;
         Ok(true)
     }
 

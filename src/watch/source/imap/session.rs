@@ -95,6 +95,7 @@ impl Watcher {
             let granted = connection.capabilities(granted).await?;
             ImapSession::new(connection, health, &granted)
         };
+        self.previews_on(true);
         let mut reason = RefreshReason::All;
         loop {
             // Boxed: an account spends its life waiting, and a look takes more room than that.
@@ -109,7 +110,9 @@ impl Watcher {
                     }
                     self.mailboxes.iter_mut().for_each(|watched| watched.due = true);
                 }
-                self.refresh(&mut session, reason).await
+                let changed = self.refresh(&mut session, reason).await?;
+                self.fetch_previews(&mut session).await?;
+                Ok::<_, SessionEnd>(changed)
             })
             .await?;
             let config = &self.context.config;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::imap::mailbox;
+use crate::imap::preview::is_header;
 use crate::imap::status::{Activity, activity, fetched, is_overflow, mailbox_status};
 use crate::model::{Mailbox, Snapshot};
 use crate::watch::snapshot::merged;
@@ -34,6 +35,10 @@ pub(in crate::watch) struct Unsolicited {
 impl Unsolicited {
     /// Takes note of a whole response.
     pub(in crate::watch) fn read(&mut self, response: &[u8]) {
+        // Only we ask for headers.
+        if is_header(response) {
+            return;
+        }
         match activity(response) {
             Some(_) if self.elsewhere => {}
             Some(Activity::Exists(count)) => self.exists(count),
@@ -142,6 +147,7 @@ mod tests {
             ("* VANISHED 2|* 6 EXISTS", Some(6), true),
             ("* 3 FETCH (UID 9 MODSEQ (17) FLAGS ())", None, true),
             ("* OK [HIGHESTMODSEQ 17] Highest|* OK [CLOSED] x|* OK [NOMODSEQ] x", None, false),
+            ("* 3 FETCH (UID 9 BODY[HEADER.FIELDS (FROM)]<0> {9}|From: x\r\n)", None, false),
             ("w1 OK done", None, false),
         ] {
             said.split('|').for_each(|line| news.read(format!("{line}\r\n").as_bytes()));
