@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch as cell;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -12,14 +11,13 @@ use super::StartError;
 use crate::config::{self, Config};
 use crate::intake::{self, HintRecorder, IntakeParts, KnownSource, NotRecorded, RecordingHints};
 use crate::metrics::Metrics;
-use crate::model::{Account, Hint, Timestamp};
+use crate::model::{Hint, Timestamp};
 use crate::net::backends::Backends;
 use crate::net::http::{HttpLimits, HttpServer, TlsSource};
 use crate::net::listen;
-use crate::nodes::Assignment;
 use crate::proxy;
 use crate::push::transport::Routes;
-use crate::store::{CredentialSource, Store};
+use crate::store::{DueMark, Store};
 use crate::watch::SupervisorHandle;
 
 /// The socket of `[events]`, listening.
@@ -43,8 +41,6 @@ pub(super) struct IntakeJoints {
 #[derive(Debug)]
 pub(super) struct DueMarks {
     pub(super) store: Store,
-    pub(super) credentials: Arc<CredentialSource>,
-    pub(super) assignment: cell::Receiver<Assignment>,
     /// Without a route nobody watches.
     pub(super) routes: Routes,
     pub(super) watchers: SupervisorHandle,
@@ -128,35 +124,21 @@ impl EventSocket {
 impl HintRecorder for DueMarks {
     fn record(&self, hints: Vec<Hint>) -> RecordingHints<'_> {
         Box::pin(async move {
-            let ours = hints.iter().map(|hint| self.is_ours(&hint.account)).collect::<Vec<_>>();
-            let mut known = vec![false; hints.len()];
-            // The other nodes read of theirs in the database.
-            for (here, tell) in [(true, false), (false, true)] {
-                let places: Vec<_> = (0..hints.len()).filter(|at| ours[*at] == here).collect();
-                if places.is_empty() {
-                    continue;
+            let recorded = match self.routes.is_empty() {
+                false => self.watchers.hints(hints).await.map_err(|error| error.to_string()),
+                true => {
+                    let marks: Vec<_> = hints.into_iter().map(mark).collect();
+                    let recorded = self.store.mark_due(&[], &marks, Timestamp::now()).await;
+                    recorded.map_err(|error| error.to_string())
                 }
-                let due = places.iter().map(|at| &hints[*at]);
-                let due: Vec<_> =
-                    due.map(|hint| (hint.account.clone(), hint.mailbox.clone())).collect();
-                let found = self.store.mark_due(&due, tell, Timestamp::now()).await;
-                let found = found.map_err(|error| NotRecorded(error.to_string()))?;
-                places.into_iter().zip(found).for_each(|(at, is_known)| known[at] = is_known);
-            }
-            if !self.routes.is_empty() {
-                for (at, hint) in hints.into_iter().enumerate() {
-                    if ours[at] && known[at] {
-                        self.watchers.hint(hint).await;
-                    }
-                }
-            }
-            Ok(known)
+            };
+            recorded.map_err(NotRecorded)
         })
     }
 }
 
-impl DueMarks {
-    fn is_ours(&self, account: &Account) -> bool {
-        self.assignment.borrow().is_mine(account) || self.credentials.holds(account)
-    }
+/// Nobody watches. Who begins to do so looks at everything.
+fn mark(hint: Hint) -> DueMark {
+    let Hint { account, mailbox, .. } = hint;
+    DueMark { account, mailbox, state: None, is_due: false, for_another_node: false }
 }

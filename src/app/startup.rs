@@ -177,7 +177,7 @@ impl Built {
         self.start_admin(config, &mut tasks, registry, asked);
         let door: Arc<dyn SessionDoor> = Arc::new(local_sessions);
         let api = self.start_api(config, &mut tasks, (&door, &current, &registrar, &news));
-        let events = self.start_intake(config, &mut tasks, (&current, assignment, watchers));
+        let events = self.start_intake(config, &mut tasks, &current, watchers);
         let mut server = Server {
             admin,
             api,
@@ -409,11 +409,8 @@ impl Built {
         &mut self,
         config: &Config,
         tasks: &mut Tasks,
-        (current, assignment, watchers): (
-            &proxy::CurrentContext,
-            cell::Receiver<Assignment>,
-            watch::SupervisorHandle,
-        ),
+        current: &proxy::CurrentContext,
+        watchers: watch::SupervisorHandle,
     ) -> Option<SocketAddr> {
         let socket = self.event_socket.take()?;
         let address = socket.address;
@@ -423,8 +420,6 @@ impl Built {
             backends: self.backends.clone(),
             marks: intake::DueMarks {
                 store: self.store.clone(),
-                credentials: Arc::clone(&self.credentials),
-                assignment,
                 routes: self.routes.clone(),
                 watchers,
             },

@@ -1,116 +1,304 @@
 //! Mailboxes that are due: somebody has said that there is news, and nobody has looked since. It is on disk
-//! before the one who said so has an answer.
+//! before the source has an answer.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sqlx::Row;
+use sqlx::any::AnyRow;
 
 use super::records::account;
-use super::sql;
+use super::sql::work::Work;
+use super::sql::{self, UpdateFrom, Upsert, rows};
 use super::{Store, StoreError};
 use crate::metrics::Call;
-use crate::model::{Account, Mailbox, Timestamp};
+use crate::model::{Account, Mailbox, Snapshot, Timestamp};
+
+/// Word that there is news.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DueMark {
+    /// Whose news it is.
+    pub account: Account,
+    /// `None`: of all mailboxes of the account.
+    pub mailbox: Option<Mailbox>,
+    /// The state that the source has told, where it says enough to spare a look.
+    pub state: Option<Snapshot>,
+    /// The mailbox becomes due. Else it is only asked whether anybody has registered for it.
+    pub is_due: bool,
+    /// Another node watches the account, and gets word.
+    pub for_another_node: bool,
+}
+
+/// A mailbox that is due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DueMailbox {
+    /// Its name.
+    pub mailbox: Mailbox,
+    /// How often other nodes have marked it since it was last looked at.
+    pub marks: i64,
+    /// The state that those have been told, if it is the same for all marks.
+    pub state: Option<Snapshot>,
+}
+
+/// A mailbox that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LookedAt {
+    /// Whose it is.
+    pub account: Account,
+    /// Its name.
+    pub mailbox: Mailbox,
+    /// [`DueMailbox::marks`], as they were read before the look.
+    pub marks: i64,
+}
+
+/// By account and mailbox, so that two batches meet their rows in the same order.
+type DueRows<'a> = BTreeMap<NewsKey<'a>, (bool, Option<Snapshot>)>;
+
+/// An account, and the mailbox if it is known.
+type NewsKey<'a> = (&'a str, Option<&'a str>);
+
+/// A column is set before those that it is made from: some databases see what the statement has set.
+const SET: &[(&str, &str)] = &[
+    (
+        "due_state",
+        "case when v.others = 0 then mailbox.due_state \
+         when mailbox.due_marks = 0 or mailbox.due_state = v.state then v.state end",
+    ),
+    ("due_marks", "mailbox.due_marks + v.others"),
+    ("due_since", "coalesce(mailbox.due_since, v.since)"),
+];
+
+const MARK: UpdateFrom<'_> = UpdateFrom {
+    table: "mailbox",
+    columns: &["account", "mailbox", "state", "others", "since"],
+    joins: &["account a on a.name = v.account"],
+    on: "mailbox.account = a.id and mailbox.name = v.mailbox",
+    set: SET,
+};
+
+const MARK_ALL: UpdateFrom<'_> = UpdateFrom { on: "mailbox.account = a.id", ..MARK };
+
+const CLEAR: UpdateFrom<'_> = UpdateFrom {
+    table: "mailbox",
+    columns: &["account", "mailbox", "marks"],
+    joins: &["account a on a.name = v.account"],
+    on: "mailbox.account = a.id and mailbox.name = v.mailbox and mailbox.due_marks = v.marks",
+    set: &[("due_state", "null"), ("due_marks", "0"), ("due_since", "null")],
+};
 
 impl Store {
-    /// Marks these mailboxes as due, in one transaction; without a mailbox, all of the account. Those for which
-    /// nobody has registered are left out. With `tell` all other nodes read the accounts again. Returns for each
-    /// whether somebody has registered for it.
+    /// Takes the marks of mailboxes away that were looked at, unless another node has marked them since, and
+    /// then makes marks, all in one transaction. All other nodes get word of the accounts that one of them
+    /// watches. Returns for each mark whether somebody has registered for its mailbox. A call that fails is
+    /// not to be repeated for what was looked at: the marks may be gone, and there may be new ones.
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn mark_due(
         &self,
-        mailboxes: &[(Account, Option<Mailbox>)],
-        tell: bool,
+        looked_at: &[LookedAt],
+        marks: &[DueMark],
         now: Timestamp,
     ) -> Result<Vec<bool>, StoreError> {
-        // Two transactions that meet in the database then wait for each other in one direction.
-        let mut in_order: Vec<_> = mailboxes.iter().enumerate().collect();
-        in_order.sort_by(|(_, one), (_, other)| one.cmp(other));
-        self.write(Call::News, || async {
-            let mut known = vec![false; mailboxes.len()];
+        let told = marks.iter().filter(|mark| mark.for_another_node);
+        let told: BTreeSet<&str> = told.map(|mark| mark.account.as_str()).collect();
+        let accounts: BTreeSet<&str> = marks.iter().map(|mark| mark.account.as_str()).collect();
+        let due = due_rows(marks);
+        let mut looked_at: Vec<_> = looked_at.iter().collect();
+        looked_at.sort_by(|a, b| (&a.account, &a.mailbox).cmp(&(&b.account, &b.mailbox)));
+        looked_at.dedup_by(|a, b| (&a.account, &a.mailbox) == (&b.account, &b.mailbox));
+        let registered = self.write(Call::News, || async {
             let mut transaction = self.begin().await?;
-            for (place, (account, mailbox)) in &in_order {
-                let done = sql::query(
-                    "update mailbox set due_since = coalesce(due_since, $3) where account = \
-                     (select id from account where name = $1) and name = coalesce($2, name)",
-                )
-                .bind(account.as_str())
-                .bind(mailbox.as_ref().map(|mailbox| mailbox.as_str()))
-                .bind(now.0)
-                .execute_in(&mut transaction)
-                .await?;
-                known[*place] = done.rows_affected() > 0;
-                if tell && known[*place] {
-                    self.tell(&mut transaction, account.as_str(), false).await?;
-                }
-            }
+            clear(&mut transaction, &looked_at).await?;
+            mark(&mut transaction, &due, now).await?;
+            self.tell_all(&mut transaction, &told).await?;
+            let registered = self.mailboxes_of(&mut transaction, &accounts).await?;
             transaction.commit().await?;
-            Ok(known)
-        })
-        .await
+            Ok(registered)
+        });
+        let registered = registered.await?;
+        let known = |mark: &DueMark| {
+            let mailboxes = registered.get(mark.account.as_str());
+            mailboxes.is_some_and(|mailboxes| {
+                mark.mailbox.as_ref().is_none_or(|mailbox| mailboxes.contains(mailbox))
+            })
+        };
+        Ok(marks.iter().map(known).collect())
+    }
+
+    /// The mailboxes for which somebody has registered, of those of these accounts that have any.
+    async fn mailboxes_of(
+        &self,
+        work: &mut Work,
+        accounts: &BTreeSet<&str>,
+    ) -> sqlx::Result<HashMap<String, HashSet<Mailbox>>> {
+        let mut registered: HashMap<String, HashSet<Mailbox>> = HashMap::new();
+        let accounts: Vec<_> = accounts.iter().collect();
+        for accounts in accounts.chunks(rows::MOST) {
+            let names: Vec<_> = (1..=accounts.len()).map(|place| format!("${place}")).collect();
+            let mut query = sql::query(format!(
+                "select a.name as account, m.name as mailbox from account a \
+                 join mailbox m on m.account = a.id where a.name in ({})",
+                names.join(", ")
+            ));
+            for account in accounts {
+                query = query.bind(**account);
+            }
+            let read = |row: &AnyRow| {
+                let mailbox: &str = row.try_get("mailbox")?;
+                Ok((row.try_get::<String, _>("account")?, Mailbox::new(mailbox)))
+            };
+            for (account, mailbox) in rows::readable(work, &self.metrics, query, read).await?.rows {
+                registered.entry(account).or_default().insert(mailbox);
+            }
+        }
+        Ok(registered)
+    }
+
+    /// Writes news of these accounts to all nodes but this one.
+    async fn tell_all(&self, work: &mut Work, accounts: &BTreeSet<&str>) -> sqlx::Result<()> {
+        let accounts: Vec<_> = accounts.iter().collect();
+        for accounts in accounts.chunks(rows::MOST) {
+            let names: Vec<_> = (2..accounts.len() + 2).map(|place| format!("${place}")).collect();
+            let rows = format!(
+                "select n.name, a.name, 0 from node n cross join account a \
+                 where n.incarnation <> $1 and a.name in ({}) order by n.name, a.name",
+                names.join(", ")
+            );
+            let mut query = sql::query(work.dialect().upsert(&Upsert {
+                table: "invalidation",
+                columns: "node, account, login",
+                rows: &rows,
+                key: "node, account",
+                // As in `Store::tell`, the row is locked.
+                set: &[("login", "old.login")],
+                returning: "",
+            }))
+            .bind(&*self.incarnation);
+            for account in accounts {
+                query = query.bind(**account);
+            }
+            query.execute_in(work).await?;
+        }
+        Ok(())
     }
 
     /// The mailboxes of an account that are due.
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn due(&self, account: &Account) -> Result<HashSet<Mailbox>, StoreError> {
+    pub async fn due(&self, account: &Account) -> Result<Vec<DueMailbox>, StoreError> {
         self.read(Call::Watched, async {
             let query = sql::query(
-                "select m.name as mailbox from mailbox m join account a on a.id = m.account \
+                "select m.name as mailbox, m.due_marks, m.due_state from mailbox m \
+                 join account a on a.id = m.account \
                  where a.name = $1 and m.due_since is not null",
             )
             .bind(account.as_str());
-            let due = self.rows(query, |row| Ok(Mailbox::new(row.try_get("mailbox")?))).await?;
-            Ok(due.into_iter().collect())
+            self.rows(query, |row| {
+                let state: Option<&str> = row.try_get("due_state")?;
+                Ok(DueMailbox {
+                    mailbox: Mailbox::new(row.try_get("mailbox")?),
+                    marks: row.try_get("due_marks")?,
+                    state: state.and_then(read_state),
+                })
+            })
+            .await
         })
         .await
     }
 
-    /// The accounts with a mailbox that is due, the one that has been for longest first.
+    /// The accounts with a mailbox that is due, each with since when: the one that has been for longest first.
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn due_accounts(&self) -> Result<Vec<Account>, StoreError> {
+    pub async fn due_accounts(&self) -> Result<Vec<(Account, Timestamp)>, StoreError> {
         self.read(Call::Watched, async {
             let query = sql::query(
-                "select a.name as account from mailbox m join account a on a.id = m.account \
-                 where m.due_since is not null group by a.name order by min(m.due_since), a.name",
+                "select a.name as account, min(m.due_since) as since from mailbox m \
+                 join account a on a.id = m.account \
+                 where m.due_since is not null group by a.name order by since, a.name",
             );
-            self.rows(query, |row| account(row, "account")).await
+            self.rows(query, |row| Ok((account(row, "account")?, Timestamp(row.try_get("since")?))))
+                .await
         })
         .await
     }
+}
 
-    /// These mailboxes of an account were looked at then: they are not due any more, unless they are since.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn looked_at(
-        &self,
-        account: &Account,
-        mailboxes: &[Mailbox],
-        at: Timestamp,
-    ) -> Result<(), StoreError> {
-        if mailboxes.is_empty() {
-            return Ok(());
+/// What becomes due: one row for each mailbox.
+fn due_rows(marks: &[DueMark]) -> DueRows<'_> {
+    let mut due = DueRows::new();
+    for DueMark { account, mailbox, state, for_another_node, .. } in
+        marks.iter().filter(|mark| mark.is_due)
+    {
+        let name = (account.as_str(), mailbox.as_ref().map(|mailbox| mailbox.as_str()));
+        let (others, so_far) = due.entry(name).or_insert((*for_another_node, *state));
+        *others |= for_another_node;
+        *so_far = so_far.filter(|so_far| Some(*so_far) == *state);
+    }
+    due
+}
+
+async fn clear(work: &mut Work, looked_at: &[&LookedAt]) -> sqlx::Result<()> {
+    for looked_at in looked_at.chunks(rows::MOST) {
+        let mut query = sql::query(work.dialect().update_from(&CLEAR, looked_at.len()));
+        for LookedAt { account, mailbox, marks } in looked_at {
+            query = query.bind(account.as_str()).bind(mailbox.as_str()).bind(*marks);
         }
-        self.write(Call::News, || async {
-            let mut transaction = self.begin().await?;
-            for mailbox in mailboxes {
-                sql::query(
-                    "update mailbox set due_since = null where account = \
-                     (select id from account where name = $1) and name = $2 and due_since <= $3",
-                )
-                .bind(account.as_str())
-                .bind(mailbox.as_str())
-                .bind(at.0)
-                .execute_in(&mut transaction)
-                .await?;
+        query.execute_in(work).await?;
+    }
+    Ok(())
+}
+
+async fn mark(work: &mut Work, marks: &DueRows<'_>, now: Timestamp) -> sqlx::Result<()> {
+    let (all, some): (Vec<_>, Vec<_>) =
+        marks.iter().partition(|((_, mailbox), _)| mailbox.is_none());
+    for (update, marks) in [(&MARK_ALL, all), (&MARK, some)] {
+        for marks in marks.chunks(rows::MOST) {
+            let mut query = sql::query(work.dialect().update_from(update, marks.len()));
+            for ((account, mailbox), (others, state)) in marks {
+                query = query.bind(*account).bind(*mailbox);
+                query = match state {
+                    Some(state) => query.bind(write_state(state)),
+                    None => query.bind(None::<&str>),
+                };
+                query = query.bind(i64::from(*others)).bind(now.0);
             }
-            transaction.commit().await
-        })
-        .await
+            query.execute_in(work).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Five numbers, `-` for one that is not known.
+fn write_state(state: &Snapshot) -> String {
+    let Snapshot { uid_validity, uid_next, messages, unseen, highest_mod_seq } = *state;
+    let numbers = [uid_validity, uid_next, messages, unseen, highest_mod_seq];
+    numbers.map(|number| number.map_or("-".to_owned(), |number| number.to_string())).join(" ")
+}
+
+/// `None` for what this program has not written: the mailbox is looked at.
+fn read_state(text: &str) -> Option<Snapshot> {
+    let number = |word: &str| match word {
+        "-" => Some(None),
+        number => number.parse().ok().map(Some),
+    };
+    let numbers: Vec<Option<u64>> = text.split(' ').map(number).collect::<Option<_>>()?;
+    let [uid_validity, uid_next, messages, unseen, highest_mod_seq] = numbers.try_into().ok()?;
+    Some(Snapshot { uid_validity, uid_next, messages, unseen, highest_mod_seq })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_read_as_it_was_written_and_another_text_is_none() {
+        let state = Snapshot { uid_next: Some(u64::MAX), unseen: Some(0), ..Snapshot::default() };
+        assert_eq!(write_state(&state), "- 18446744073709551615 - 0 -");
+        assert_eq!(read_state(&write_state(&state)), Some(state));
+        for text in ["", "1 2 3 4", "1 2 3 4 5 6", "1 2 3 4 x", "1 2 3 4 18446744073709551616"] {
+            assert_eq!(read_state(text), None, "{text}");
+        }
     }
 }

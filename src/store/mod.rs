@@ -64,6 +64,7 @@ pub use accounts::LiveAccount;
 use batches::Batches;
 pub use credentials::{CredentialSource, CredentialsError, unreadable};
 pub use delivery::{Settlement, Target};
+pub use due::{DueMailbox, DueMark, LookedAt};
 pub use error::StoreError;
 pub use keeping::Kept;
 pub use nodes::{Invalidation, Node};

@@ -115,10 +115,9 @@ impl Watcher {
     /// Waits for what is next; `None` on stop. Returns whether its user has just logged in or registered.
     pub(super) async fn pause(&mut self, next: NextStep) -> Option<bool> {
         let pause = match next {
-            NextStep::Stop => return None,
+            NextStep::Stop | NextStep::Rest => return None,
             NextStep::Login(waiting) => return self.wait_for_login(waiting).await,
             NextStep::Try(pause) => pause,
-            NextStep::Rest(time) => return self.linger(time).await.then_some(false),
             NextStep::Later(pause) => tokio::select! {
                 () = tokio::time::sleep(pause) => Duration::ZERO,
                 () = stopped(self.directive.clone()) => return None,

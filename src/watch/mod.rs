@@ -14,10 +14,10 @@
 mod accounts;
 mod credential_history;
 mod events;
-mod forwarding;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod hint_writer;
 mod hints;
 mod ledger;
 mod lifecycle;
@@ -37,6 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
 
+pub use self::hint_writer::HintError;
 use self::source::imap::health::BackendHealthTable;
 pub use self::source::imap::mailbox_faults::LeftOut;
 pub use self::status::{SupervisorHandle, SupervisorRequests, WatcherStatus, requests};

@@ -1,22 +1,24 @@
 //! Accounts on demand, as the supervisor knows them. One for which nothing is to be done has no task and no
 //! socket, only a place in a table. A task begins with a hint, with a login or registration of its user, or in
 //! its turn of a sweep. It ends when the account was asked for, and lasts where it is parked or in trouble.
+//! What was told is remembered for a while, so that the next hint is compared with it.
 //!
 //! A sweep asks for all accounts: after a start, and every `[watch] sweep`. It begins by marking them as due in
 //! the database, each visit takes its marks away, and those that have been due for longest come first. So a
 //! sweep that the end of the program interrupts goes on where it stopped.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::WatchContext;
 use super::status::{StatusCell, WatchMode, WatcherState, WatcherStatus};
-use super::watcher::{TakenOver, Watcher, WatcherStart};
+use super::watcher::{TakenOver, WatchedMailbox, Watcher, WatcherStart};
 use crate::model::{Account, Timestamp};
 use crate::nodes::Assignment;
-use crate::store::{LiveAccount, StoreError};
+use crate::store::{DueMark, LiveAccount, LookedAt, StoreError};
 
 /// Accounts of a sweep that are under way at once.
 const VISITS: usize = 256;
@@ -24,11 +26,18 @@ const VISITS: usize = 256;
 /// Accounts that are marked in one transaction.
 const BATCH: usize = 500;
 
+/// For so long what was told is remembered: `push` records it on disk meanwhile.
+const REMEMBERED: Duration = Duration::from_secs(10);
+
 /// The accounts on demand of this node.
 #[derive(Debug)]
 pub(super) struct OnDemand {
     /// Those without a task, each with when it was last known that it is to be watched.
     resting: HashMap<Account, (StatusCell, u64)>,
+    /// What those have been told that had a task lately, each with the number of that task.
+    told: HashMap<Account, (u64, Vec<WatchedMailbox>)>,
+    /// When that is forgotten.
+    forget: VecDeque<(Instant, Account, u64)>,
     /// What waits to be asked for.
     waiting: VecDeque<Account>,
     /// Of the next sweep.
@@ -43,12 +52,16 @@ pub(super) struct VisitEnd {
     /// When the task began, as the supervisor counts.
     pub(super) began: u64,
     pub(super) taken_over: TakenOver,
+    pub(super) mailboxes: Vec<WatchedMailbox>,
+    pub(super) looked_at: Vec<LookedAt>,
 }
 
 impl OnDemand {
     pub(super) fn new() -> Self {
         Self {
             resting: HashMap::new(),
+            told: HashMap::new(),
+            forget: VecDeque::new(),
             waiting: VecDeque::new(),
             sweep_at: Instant::now(),
             visits: JoinSet::new(),
@@ -67,11 +80,33 @@ impl OnDemand {
 
     /// Spawns the task of an account.
     pub(super) fn spawn(&mut self, mut watcher: Watcher, begin: WatcherStart, began: u64) {
+        if let Some((_, mailboxes)) = self.told.remove(&watcher.account) {
+            watcher.mailboxes = mailboxes;
+        }
         self.visits.spawn(async move {
             watcher.run(begin).await;
             let taken_over = watcher.taken_over();
-            VisitEnd { account: watcher.account.clone(), began, taken_over }
+            let Watcher { account, mailboxes, looked_at, .. } = watcher;
+            VisitEnd { account, began, taken_over, mailboxes, looked_at }
         });
+    }
+
+    /// What this task of an account has told is remembered for a while.
+    pub(super) fn remember(
+        &mut self,
+        account: &Account,
+        task: u64,
+        mailboxes: Vec<WatchedMailbox>,
+    ) {
+        let now = Instant::now();
+        while let Some((_, account, task)) = self.forget.pop_front_if(|(at, ..)| *at <= now) {
+            if self.told.get(&account).is_some_and(|(told, _)| *told == task) {
+                self.told.remove(&account);
+            }
+        }
+        let mailboxes = mailboxes.into_iter().map(WatchedMailbox::rested).collect();
+        self.told.insert(account.clone(), (task, mailboxes));
+        self.forget.push_back((now + REMEMBERED, account.clone(), task));
     }
 
     /// The next end of a task, `None` for one that broke off. Cancel safe.
@@ -148,12 +183,16 @@ pub(super) async fn due(
         return Ok(Vec::new());
     }
     if sweep {
-        let all: Vec<_> = ours.iter().map(|account| ((*account).clone(), None)).collect();
+        let all: Vec<_> = ours.iter().map(|account| sweeps(account)).collect();
         for accounts in all.chunks(BATCH) {
-            context.store.mark_due(accounts, false, Timestamp::now()).await?;
+            context.store.mark_due(&[], accounts, Timestamp::now()).await?;
         }
     }
-    let mut due = context.store.due_accounts().await?;
-    due.retain(|account| ours.contains(account));
-    Ok(due)
+    let due = context.store.due_accounts().await?.into_iter().map(|(account, _)| account);
+    Ok(due.filter(|account| ours.contains(account)).collect())
+}
+
+fn sweeps(account: &Account) -> DueMark {
+    let account = account.clone();
+    DueMark { account, mailbox: None, state: None, is_due: true, for_another_node: false }
 }

@@ -9,12 +9,13 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
+use super::hint_writer::HintError;
 use super::source::imap::mailbox_faults::LeftOut;
 use crate::metrics::{Held, Kind, Metrics, Watching};
 use crate::model::{Account, ChangeKind, Hint, Timestamp};
 
 /// How many questions may wait for an answer.
-const QUESTIONS: usize = 8;
+const QUESTIONS: usize = 64;
 
 /// One account, and how it is watched. Times are in milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -49,8 +50,8 @@ pub struct SupervisorRequests(mpsc::Receiver<SupervisorRequest>);
 pub(super) enum SupervisorRequest {
     /// How an account is watched; `None` asks for all.
     Status { account: Option<Account>, reply: oneshot::Sender<Vec<WatcherStatus>> },
-    /// Another source has news.
-    Hint(Hint),
+    /// Other sources have news.
+    Hints { hints: Vec<Hint>, reply: oneshot::Sender<Result<Vec<bool>, HintError>> },
 }
 
 /// For a supervisor, and for those who want to know of it.
@@ -114,12 +115,21 @@ impl SupervisorHandle {
         answer.await.ok()
     }
 
-    /// Another source than the account's connection has news of it. Enough numbers go to `push` without
-    /// a look; else new mail is announced, and the account looked at at once. One that is not connected is
-    /// looked at as a whole when it is. Word of an account that another node watches goes to that one.
-    /// `false` when the supervisor has ended.
-    pub async fn hint(&self, hint: Hint) -> bool {
-        self.0.send(SupervisorRequest::Hint(hint)).await.is_ok()
+    /// Other sources than the accounts' connections have news. It may be of accounts that any node watches, or
+    /// that none does. When this returns, the mailboxes of accounts on demand are marked as due on disk, and
+    /// the node that watches each account has word of it. Enough numbers go to `push` without a look; else
+    /// new mail is announced, and the account looked at at once. Calls at the same time share a transaction.
+    /// Returns for each hint whether somebody has registered for its mailbox; of an account that has a connection
+    /// here, for any mailbox.
+    ///
+    /// # Errors
+    /// [`HintError`] when nothing of it is recorded: too much waits, the database fails, or the supervisor has
+    /// ended.
+    pub async fn hints(&self, hints: Vec<Hint>) -> Result<Vec<bool>, HintError> {
+        let (reply, answer) = oneshot::channel();
+        let request = SupervisorRequest::Hints { hints, reply };
+        self.0.send(request).await.map_err(|_| HintError::Stopped)?;
+        answer.await.unwrap_or(Err(HintError::Stopped))
     }
 }
 

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use super::WatchContext;
 use super::accounts::{adopt, live};
-use super::forwarding::Forwarding;
+use super::hint_writer::{HintWriter, RecordedHints};
 use super::hints::Hints;
 use super::on_demand::{OnDemand, VisitEnd, due};
 use super::status::{
@@ -70,7 +70,7 @@ struct Supervisor {
     early: HashMap<Account, AcceptedLogin>,
     watchers: HashMap<Account, WatcherHandle>,
     on_demand: OnDemand,
-    forwarding: Forwarding,
+    recording: HintWriter,
     tasks: TaskTracker,
 }
 
@@ -122,7 +122,7 @@ pub async fn run(
 ) {
     let ClusterView { mut assignment, mut news } = cluster;
     let mut supervisor = Supervisor {
-        forwarding: Forwarding::new(context.store.clone()),
+        recording: HintWriter::new(Arc::clone(&context)),
         context,
         assignment: assignment.clone(),
         joined: 0,
@@ -147,6 +147,7 @@ pub async fn run(
             next_refresh = next.min(supervisor.on_demand.sweep_at());
         }
         supervisor.ask_for_those_due();
+        supervisor.record();
         let may_ask = supervisor.asked.len() < LOOK_UPS;
         tokio::select! {
             () = stop.cancelled() => break,
@@ -201,7 +202,9 @@ pub async fn run(
                 // It is not known whose it was.
                 Err(_) => supervisor.passing.clear(),
             },
-            () = supervisor.forwarding.written() => {}
+            written = supervisor.recording.written() => if let Some(written) = written {
+                supervisor.recorded(written);
+            },
             ended = supervisor.on_demand.ended() => if let Some(end) = ended {
                 supervisor.visit_ended(end);
             },
@@ -211,7 +214,9 @@ pub async fn run(
                     // Who asked may have gone.
                     let _ = reply.send(supervisor.statuses(account.as_ref()));
                 }
-                SupervisorRequest::Hint(hint) => supervisor.hint(hint),
+                SupervisorRequest::Hints { hints, reply } => {
+                    supervisor.recording.add(hints, Some(reply));
+                }
             },
             event = sessions.recv(), if begun => match event {
                 Some(SessionEvent::Registered { account, login }) => {
@@ -342,7 +347,8 @@ impl Supervisor {
             match self.watchers.get(&account) {
                 Some(handle) => handle.directive.send_modify(|directive| directive.looks += 1),
                 None if self.on_demand.is_resting(&account) => {
-                    self.start(account, Directive::default(), WatcherStart::AtOnce);
+                    let looks = Directive { looks: 1, ..Directive::default() };
+                    self.start(account, looks, WatcherStart::AtOnce);
                 }
                 None => {}
             }
@@ -351,11 +357,13 @@ impl Supervisor {
 
     /// The task of an account on demand has ended. What came too late for it is for another one.
     fn visit_ended(&mut self, end: VisitEnd) {
-        let VisitEnd { account, began, taken_over: (logins, looks) } = end;
+        let VisitEnd { account, began, taken_over: (logins, looks), mailboxes, looked_at } = end;
+        self.recording.looked_at(looked_at);
         if self.watchers.get(&account).is_none_or(|handle| handle.began != began) {
             return;
         }
         let Some(handle) = self.watchers.remove(&account) else { return };
+        self.on_demand.remember(&account, began, mailboxes);
         let now = handle.directive.borrow().clone();
         let mut next = Directive::default();
         if now.logins != logins.0 {
@@ -488,8 +496,25 @@ impl Supervisor {
         statuses
     }
 
-    /// Another source has news of an account. Any node may receive it.
-    fn hint(&mut self, hint: Hint) {
+    /// Has what waits to be recorded written.
+    fn record(&mut self) {
+        let (assignment, credentials) = (self.assignment.borrow(), &self.context.credentials);
+        let is_ours = |account: &Account| assignment.is_mine(account) || credentials.holds(account);
+        let is_watched = |account: &Account| self.watchers.contains_key(account);
+        self.recording.write(is_ours, is_watched);
+    }
+
+    /// Hints are on disk, and go to their watchers. Who brought them gets an answer.
+    fn recorded(&mut self, mut written: RecordedHints) {
+        for (hint, others_know) in written.hints.drain(..) {
+            self.hint(hint, others_know);
+        }
+        written.answer();
+    }
+
+    /// Another source has news of an account. Any node may receive it; with `others_know` the other ones have
+    /// word of it.
+    fn hint(&mut self, hint: Hint, others_know: bool) {
         match self.watchers.get(&hint.account) {
             Some(handle) => {
                 handle.hints.add(hint);
@@ -500,8 +525,9 @@ impl Supervisor {
                 hints.add(hint);
                 self.start_with(account, Directive::default(), WatcherStart::AtOnce, hints);
             }
-            None if !self.is_ours(&hint.account) => {
-                self.forwarding.add(hint.account, hint.mailbox);
+            // Another node has got it meanwhile.
+            None if !others_know && !self.is_ours(&hint.account) => {
+                self.recording.add(vec![hint], None);
             }
             // Nobody has registered, or the account is being read and then looked at.
             None => {}

@@ -22,9 +22,9 @@ use super::source::imap::previews::PreviewRequests;
 use super::source::imap::reliability::MethodConfidence;
 use super::status::{StatusCell, WatcherState};
 use crate::imap::refusal::Refusal;
-use crate::model::{AcceptedLogin, Account, Mailbox, Snapshot, Timestamp};
+use crate::model::{AcceptedLogin, Account, Hint, Mailbox, Snapshot, Timestamp};
 use crate::net::backend::Backend;
-use crate::store::StoreError;
+use crate::store::{LookedAt, StoreError};
 
 /// What the supervisor last told a watcher. Told again unchanged, other backends may be in use.
 #[derive(Clone, Debug, Default)]
@@ -83,8 +83,8 @@ pub(super) struct Watcher {
     pub(super) on_demand: bool,
     /// Those of [`Directive::looks`] that are taken over.
     pub(super) looks: u64,
-    /// A source speaks of the account: more of it is likely to follow.
-    pub(super) lingers: bool,
+    /// What was looked at, or told in full. Its marks are taken away when the task ends.
+    pub(super) looked_at: Vec<LookedAt>,
     /// The account was last found to be of another backend than it has by the configuration.
     pub(super) elsewhere: bool,
 }
@@ -113,17 +113,12 @@ pub(super) struct WatchedMailbox {
     pub(super) due: bool,
     /// When the last look was answered.
     pub(super) looked_at: Option<StdInstant>,
-}
-
-/// What came of hints.
-#[derive(Debug, Default)]
-pub(super) struct HeardHints {
-    /// There were some.
-    pub(super) any: bool,
-    /// There is something to look at.
-    pub(super) due: bool,
-    /// The mailboxes whose state was told in full, by place.
-    pub(super) in_full: Vec<usize>,
+    /// It is marked as due on disk, or may be.
+    pub(super) marked: bool,
+    /// How often other nodes have marked it.
+    pub(super) marks: i64,
+    /// What another node marked it for is not known: numbers do not spare the look.
+    pub(super) must_look: bool,
 }
 
 /// How much of a [`Directive`] a watcher has taken over: logins here and elsewhere, and looks.
@@ -215,8 +210,8 @@ pub(super) enum NextStep {
     Try(Duration),
     /// Another try after this time, whatever happens.
     Later(Duration),
-    /// Nothing is to be done: the end, unless the supervisor has something to tell within this time.
-    Rest(Duration),
+    /// Nothing is to be done: the end, until the supervisor has something to tell.
+    Rest,
 }
 
 impl Watcher {
@@ -254,7 +249,7 @@ impl Watcher {
             previews,
             on_demand,
             looks: 0,
-            lingers: false,
+            looked_at: Vec::new(),
             elsewhere: false,
         }
     }
@@ -319,30 +314,41 @@ impl Watcher {
 }
 
 impl Watcher {
-    /// Takes note of what other sources say, and tells `push` what follows.
-    pub(super) async fn hear_hints(&mut self) -> Result<HeardHints, SessionEnd> {
-        let mut heard = HeardHints::default();
+    /// Takes note of what other sources say, and tells `push` what follows. Whether there is something to look
+    /// at.
+    pub(super) async fn hear_hints(&mut self) -> Result<bool, SessionEnd> {
+        let mut due = false;
         for hint in self.hints.take() {
-            heard.any = true;
             match &hint.mailbox {
                 Some(mailbox) => {
                     let Some(index) = self.place(mailbox) else { continue };
-                    let follows = self.event(index, &hint).await?;
-                    match follows.urgency() {
-                        Some(_) => heard.due = true,
-                        None => heard.in_full.push(index),
-                    }
-                    if self.on_demand && follows.urgency().is_none() {
-                        self.mailboxes[index].due = false;
-                    }
+                    due |= self.hear_hint(index, &hint).await?;
                 }
                 None => {
-                    self.mailboxes.iter_mut().for_each(|watched| watched.due = true);
-                    heard.due = true;
+                    for watched in &mut self.mailboxes {
+                        (watched.due, watched.marked) = (true, true);
+                    }
+                    due = true;
                 }
             }
         }
-        Ok(heard)
+        Ok(due)
+    }
+
+    /// The same for one hint, of this mailbox.
+    pub(super) async fn hear_hint(
+        &mut self,
+        index: usize,
+        hint: &Hint,
+    ) -> Result<bool, SessionEnd> {
+        let due = self.event(index, hint).await?.urgency().is_some();
+        let watched = &mut self.mailboxes[index];
+        watched.marked = true;
+        if self.on_demand && !due {
+            // What it says in full is the look.
+            watched.due = watched.must_look;
+        }
+        Ok(due)
     }
 }
 
@@ -353,7 +359,20 @@ pub(super) fn in_order(one: &Mailbox, other: &Mailbox) -> Ordering {
 
 impl WatchedMailbox {
     fn new(mailbox: Mailbox, told: Snapshot, due: bool) -> Self {
-        Self { mailbox, ledger: Ledger::new(told), due, looked_at: None }
+        Self {
+            mailbox,
+            ledger: Ledger::new(told),
+            due,
+            looked_at: None,
+            marked: false,
+            marks: 0,
+            must_look: false,
+        }
+    }
+
+    /// What is known of it once it was looked at, without what was due.
+    pub(super) fn rested(self) -> Self {
+        Self { due: false, marked: false, marks: 0, must_look: false, ..self }
     }
 }
 

@@ -114,7 +114,7 @@ impl IntakeWorld {
     /// Which accounts have a mailbox that is due.
     async fn due(&self) -> Vec<String> {
         let due = self.world.mailchime.store.due_accounts().await.unwrap();
-        due.iter().map(|account| account.as_str().to_owned()).collect()
+        due.iter().map(|(account, _)| account.as_str().to_owned()).collect()
     }
 
     /// The lines of the metrics of events that are not zero.

@@ -21,6 +21,7 @@ mod backends;
 mod bad_times;
 mod credentials;
 mod delivery;
+mod due;
 mod failover;
 mod load;
 mod mariadb;
@@ -49,6 +50,11 @@ use self::delivery::{
     each_call_is_counted_by_its_name, numbers_beyond_a_signed_column_come_back,
     only_live_devices_count, settlements_for_what_is_gone_do_nothing,
     settlements_move_what_they_name,
+};
+use self::due::{
+    a_mailbox_is_due_until_it_was_looked_at,
+    a_mark_of_another_node_outlives_a_look_that_did_not_see_it,
+    those_that_are_due_for_longest_come_first,
 };
 use self::nodes::{
     a_change_is_an_invalidation_for_the_other_nodes, a_name_is_taken_over, a_node_comes_and_goes,
@@ -291,6 +297,9 @@ contract! {
     news_goes_with_its_node,
     no_invalidation_is_lost_while_it_is_taken,
     one_account_is_looked_up,
+    a_mailbox_is_due_until_it_was_looked_at,
+    a_mark_of_another_node_outlives_a_look_that_did_not_see_it,
+    those_that_are_due_for_longest_come_first,
     a_pending_subscription_gets_nothing_until_it_is_confirmed,
     what_did_not_answer_and_what_has_ended_goes,
     a_pending_subscription_displaces_nothing_until_it_is_confirmed,

@@ -1,7 +1,7 @@
 //! An account on demand: it has no connection. When a mailbox is due, a short one asks for its state: login,
 //! STATUS, logout. What a hint tells in full needs none.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
@@ -9,16 +9,14 @@ use super::imap::connection::ImapConnection;
 use super::imap::health::BackendHealth;
 use super::imap::session::{ImapSession, RefreshReason};
 use crate::imap::capability::Capabilities;
-use crate::model::{Mailbox, Snapshot, Timestamp};
+use crate::model::{Hint, MailboxEvent, Snapshot};
 use crate::net::backend::Backend;
+use crate::store::{DueMailbox, LookedAt};
 use crate::watch::status::{WatchMode, WatcherState};
 use crate::watch::watcher::{NextStep, SessionEnd, Watcher, stopped};
 
 /// What is due within this time is asked for together.
 const MERGED: Duration = Duration::from_secs(1);
-
-/// For so long what was told is remembered after a hint, so that those that follow are compared with it.
-const LINGERS: Duration = Duration::from_secs(10);
 
 impl Watcher {
     /// Tells `push` what can be told without the backend, and finds what is due. Whether anything is.
@@ -30,22 +28,23 @@ impl Watcher {
         self.backend = backend.clone();
         self.take_directive().await;
         self.reload(backend).await?;
-        let marked = self.context.store.due(&self.account).await?;
         let looks = self.directive.borrow().looks;
         let all = std::mem::replace(&mut self.looks, looks) != looks;
         for watched in &mut self.mailboxes {
             let unknown = *watched.ledger.known() == Snapshot::default();
-            watched.due |= all || unknown || marked.contains(&watched.mailbox);
+            watched.due |= all || unknown;
         }
-        self.lingers = self.hear_hints_on_demand().await?;
-        if !self.is_due() {
-            return Ok(false);
+        let due = self.context.store.due(&self.account).await?;
+        self.hear_marks(due).await?;
+        self.hear_hints().await?;
+        if self.is_due() {
+            tokio::select! {
+                () = sleep(MERGED) => {}
+                () = stopped(self.directive.clone()) => return Err(SessionEnd::Stop),
+            }
+            self.hear_hints().await?;
         }
-        tokio::select! {
-            () = sleep(MERGED) => {}
-            () = stopped(self.directive.clone()) => return Err(SessionEnd::Stop),
-        }
-        self.lingers |= self.hear_hints_on_demand().await?;
+        self.note_what_is_known();
         Ok(self.is_due())
     }
 
@@ -53,15 +52,36 @@ impl Watcher {
         self.mailboxes.iter().any(|watched| watched.due)
     }
 
-    /// Hears hints. Where one tells a state in full it is the look. Whether there were any.
-    async fn hear_hints_on_demand(&mut self) -> Result<bool, SessionEnd> {
-        let now = Timestamp::now();
-        let heard = self.hear_hints().await?;
-        let looked_at = heard.in_full.iter().map(|index| &self.mailboxes[*index]);
-        let looked_at = looked_at.filter(|watched| !watched.due);
-        let looked_at: Vec<_> = looked_at.map(|watched| watched.mailbox.clone()).collect();
-        self.context.store.looked_at(&self.account, &looked_at, now).await?;
-        Ok(heard.any)
+    /// Takes note of what is due on disk. Where another node was told a state in full, that is the look. Marks
+    /// of this node are not news: their hints are here, or all of the account is looked at.
+    async fn hear_marks(&mut self, due: Vec<DueMailbox>) -> Result<(), SessionEnd> {
+        for DueMailbox { mailbox, marks, state } in due {
+            let Some(index) = self.place(&mailbox) else { continue };
+            let watched = &mut self.mailboxes[index];
+            (watched.marked, watched.marks) = (true, marks);
+            watched.must_look = marks > 0 && state.is_none();
+            match state {
+                Some(state) if marks > 0 => {
+                    let (event, seen_at) = (MailboxEvent::FlagsSet, Instant::now());
+                    let (account, mailbox) = (self.account.clone(), Some(mailbox));
+                    self.hear_hint(index, &Hint { account, mailbox, event, state, seen_at })
+                        .await?;
+                }
+                _ => watched.due |= marks > 0,
+            }
+        }
+        Ok(())
+    }
+
+    /// The marks of mailboxes that are not due any more are to be taken away.
+    fn note_what_is_known(&mut self) {
+        for watched in &mut self.mailboxes {
+            if !watched.due && std::mem::take(&mut watched.marked) {
+                let (account, mailbox) = (self.account.clone(), watched.mailbox.clone());
+                self.looked_at.push(LookedAt { account, mailbox, marks: watched.marks });
+                (watched.marks, watched.must_look) = (0, false);
+            }
+        }
     }
 
     /// Asks for what is due.
@@ -85,13 +105,10 @@ impl Watcher {
     ) -> Result<(), SessionEnd> {
         let granted = connection.capabilities(granted).await?;
         let mut session = ImapSession::new(connection, health, &granted);
-        let due = self.mailboxes.iter().filter(|watched| watched.due);
-        let due: Vec<Mailbox> = due.map(|watched| watched.mailbox.clone()).collect();
-        let now = Timestamp::now();
         self.status.set(WatcherState::Watching(WatchMode::OnDemand));
         self.previews_on(true);
         self.refresh(&mut session, RefreshReason::All).await?;
-        self.context.store.looked_at(&self.account, &due, now).await?;
+        self.note_what_is_known();
         self.fetch_previews(&mut session).await
     }
 
@@ -99,15 +116,6 @@ impl Watcher {
     pub(in crate::watch) fn visited(&mut self) -> NextStep {
         self.failures = 0;
         self.status.set(WatcherState::Watching(WatchMode::OnDemand));
-        NextStep::Rest(if self.lingers { LINGERS } else { Duration::ZERO })
-    }
-
-    /// Waits for something to do; false when nothing came within this time, or on stop.
-    pub(in crate::watch) async fn linger(&mut self, time: Duration) -> bool {
-        tokio::select! {
-            biased;
-            changed = self.directive.changed() => changed.is_ok() && !self.directive.borrow().stop,
-            () = sleep(time) => false,
-        }
+        NextStep::Rest
     }
 }

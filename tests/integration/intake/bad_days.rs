@@ -172,12 +172,14 @@ async fn an_event_that_sigkill_cuts_off_has_no_answer_and_its_mail_is_found() {
 async fn marks_are_told_of_each_mailbox_whatever_their_order() {
     limited(async {
         use mailchime::model::{Account, Mailbox, Timestamp};
+        use mailchime::store::DueMark;
 
         let intake = IntakeWorld::start().await;
         intake.registered().await;
         let store: &Store = &intake.world.mailchime.store;
         let mark = |user: &str, mailbox: Option<&str>| {
-            (Account::from_login(user), mailbox.map(Mailbox::new))
+            let (account, mailbox) = (Account::from_login(user), mailbox.map(Mailbox::new));
+            DueMark { account, mailbox, state: None, is_due: true, for_another_node: false }
         };
         let marks = [
             mark("carol@example.com", None),
@@ -185,7 +187,7 @@ async fn marks_are_told_of_each_mailbox_whatever_their_order() {
             mark("alice@example.org", Some("Drafts")),
             mark("alice@example.org", None),
         ];
-        let known = store.mark_due(&marks, false, Timestamp::now()).await.unwrap();
+        let known = store.mark_due(&[], &marks, Timestamp::now()).await.unwrap();
         assert_eq!(known, [false, true, false, true]);
     })
     .await;

@@ -22,7 +22,7 @@ pub(super) async fn hint(
 ) {
     let (account, seen_at) = (Account::from_login("alice"), Instant::now());
     let hint = Hint { account, mailbox, event, state, seen_at };
-    assert!(watching.inquirer.hint(hint).await);
+    watching.inquirer.hints(vec![hint]).await.unwrap();
 }
 
 /// All five numbers of a state.

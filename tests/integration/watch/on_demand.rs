@@ -6,6 +6,7 @@ use mailchime::config::WatchConnection;
 use mailchime::demo::backend::DemoBackend;
 use mailchime::metrics::Watching as Mode;
 use mailchime::model::{Account, Mailbox, MailboxEvent, Snapshot, Timestamp};
+use mailchime::store::DueMark;
 
 use super::hints::hint;
 use super::mail::backend;
@@ -20,6 +21,14 @@ async fn world(backend: &DemoBackend) -> World {
     world.watch.connection = WatchConnection::OnDemand;
     world.register("alice", &[("INBOX", told(1, 1, 0, 0))]).await;
     world
+}
+
+/// A sweep that began then was to look at the account.
+async fn mark(world: &World, user: &str, at: i64) {
+    let account = Account::from_login(user);
+    let mark =
+        DueMark { account, mailbox: None, state: None, is_due: true, for_another_node: false };
+    world.store.mark_due(&[], &[mark], Timestamp(at)).await.unwrap();
 }
 
 /// The sweep after the start is over, and nobody is connected.
@@ -46,8 +55,6 @@ async fn a_hint_with_numbers_is_told_without_a_login() {
         let mut watching = resting(&world, &backend).await;
         assert_eq!(watching.watched(Mode::OnDemand), 1);
         let inbox = || Some(Mailbox::inbox());
-        let alice = Account::from_login("alice");
-        world.store.mark_due(&[(alice, inbox())], true, Timestamp::now()).await.unwrap();
         hint(&watching, inbox(), MailboxEvent::MessageNew, told(1, 2, 1, 1)).await;
         watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
         hint(&watching, inbox(), MailboxEvent::MessageRead, told(1, 2, 1, 0)).await;
@@ -91,8 +98,7 @@ async fn the_sweep_finds_what_was_missed_and_goes_on_where_it_stopped() {
             world.register(user, &[("INBOX", told(1, 1, 0, 0))]).await;
         }
         // Carol was still to be asked for when the program last ended.
-        let carol = (Account::from_login("carol"), None);
-        world.store.mark_due(&[carol], false, Timestamp(1)).await.unwrap();
+        mark(&world, "carol", 1).await;
         backend.deliver("alice", "INBOX", MAIL).unwrap();
         let mut watching = world.watch();
         watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
@@ -102,12 +108,6 @@ async fn the_sweep_finds_what_was_missed_and_goes_on_where_it_stopped() {
         while !world.store.due_accounts().await.unwrap().is_empty() {
             tokio::task::yield_now().await;
         }
-        let alice = (Account::from_login("alice"), None);
-        world.store.mark_due(&[alice], false, Timestamp(5)).await.unwrap();
-        let carol = (Account::from_login("carol"), None);
-        world.store.mark_due(&[carol], false, Timestamp(1)).await.unwrap();
-        let due = world.store.due_accounts().await.unwrap();
-        assert_eq!(due, ["carol", "alice"].map(Account::from_login), "the oldest mark comes first");
         watching.stop().await;
     })
     .await;

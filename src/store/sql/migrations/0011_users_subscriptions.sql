@@ -18,3 +18,9 @@ create index subscription_by_expiry on subscription (expires_at) where expires_a
 
 -- whose mailboxes are to be asked for, the longest due first
 create index mailbox_due on mailbox (due_since, account) where due_since is not null;
+
+-- What of mailbox.due_since other nodes than the one that watches have written: how often, and the state that the
+-- source told, if there is one that says it all.
+alter table mailbox add column due_marks bigint not null default 0;
+
+alter table mailbox add column due_state text;

@@ -310,7 +310,7 @@ impl Watcher {
                 Some(ChangeKind::Quiet) => look_at = look_at.min(Instant::now() + settle),
                 None => {}
             }
-            if Box::pin(self.hear_hints()).await?.due {
+            if Box::pin(self.hear_hints()).await? {
                 look_at = look_at.min(Instant::now().max(began + settle));
             }
             if std::mem::take(&mut session.overflow.look) {

@@ -50,6 +50,8 @@ create table if not exists mailbox (
     unseen bigint,
     highest_mod_seq bigint,
     due_since bigint,
+    due_marks bigint not null default 0,
+    due_state varchar(128),
     -- no key holds the whole of such a name
     name_hash varchar(64) character set ascii collate ascii_bin as (sha2(name, 256)) persistent,
     unique key (account, name_hash),

@@ -1,0 +1,193 @@
+//! News of accounts without a connection here, on its way to the disk: their mailboxes are marked as due in
+//! the database, many in one transaction, before the source has an answer. The same transactions take the marks
+//! of mailboxes away that were looked at. The supervisor does not wait for that.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use super::WatchContext;
+use crate::model::{Account, Hint, Timestamp};
+use crate::store::{DueMark, LookedAt, StoreError};
+
+/// Hints that may wait. More are refused.
+const WAITING: usize = 10_000;
+
+/// Hints that are written in one transaction, but for the last call's, and marks that are taken away.
+const BATCH: usize = 500;
+
+/// Why a hint was not taken. Its source may send it again.
+#[derive(Clone, Debug)]
+pub enum HintError {
+    /// Too many wait to be written.
+    Busy,
+    /// The watching part has ended.
+    Stopped,
+    /// The database has not taken it.
+    Store(Arc<StoreError>),
+}
+
+/// What waits to be written, and the batch that is.
+#[derive(Debug)]
+pub(super) struct HintWriter {
+    context: Arc<WatchContext>,
+    waiting: VecDeque<HintCall>,
+    /// Hints in `waiting`.
+    hints: usize,
+    looked_at: Vec<LookedAt>,
+    writing: JoinSet<RecordedHints>,
+}
+
+/// What one call has brought.
+#[derive(Debug)]
+struct HintCall {
+    hints: Vec<Hint>,
+    /// A session's end has nobody to answer.
+    reply: Option<HintReply>,
+}
+
+type HintReply = oneshot::Sender<Result<Vec<bool>, HintError>>;
+
+/// A batch that was written, or was not.
+#[derive(Debug)]
+pub(super) struct RecordedHints {
+    /// Those that are on disk, each with whether other nodes have word of it.
+    pub(super) hints: Vec<(Hint, bool)>,
+    /// How many hints each call has brought, in their order.
+    replies: Vec<(usize, Option<HintReply>)>,
+    /// Whether somebody has registered for the mailbox of each.
+    known: Result<Vec<bool>, HintError>,
+}
+
+impl HintWriter {
+    pub(super) fn new(context: Arc<WatchContext>) -> Self {
+        let (waiting, looked_at, writing) = (VecDeque::new(), Vec::new(), JoinSet::new());
+        Self { context, waiting, hints: 0, looked_at, writing }
+    }
+
+    /// Has hints written, and answers then.
+    pub(super) fn add(&mut self, hints: Vec<Hint>, reply: Option<HintReply>) {
+        if self.hints + hints.len() > WAITING {
+            match reply {
+                // Who asked may have gone.
+                Some(reply) => drop(reply.send(Err(HintError::Busy))),
+                None => tracing::debug!(
+                    target: "mailchime::watch::event_not_recorded",
+                    events = hints.len(),
+                    "the database is busy; mailchime does not record that these mailboxes may have \
+                     changed, and finds it with the next sweep"
+                ),
+            }
+            return;
+        }
+        self.hints += hints.len();
+        self.waiting.push_back(HintCall { hints, reply });
+    }
+
+    /// These were looked at.
+    pub(super) fn looked_at(&mut self, looked_at: Vec<LookedAt>) {
+        // What is left out is looked at once more.
+        if self.looked_at.len() < WAITING {
+            self.looked_at.extend(looked_at);
+        }
+    }
+
+    /// Begins to write the next batch, unless one is being written. `is_ours` says which accounts this node
+    /// watches, and `is_watched` whether one of these is watched.
+    pub(super) fn write(
+        &mut self,
+        is_ours: impl Fn(&Account) -> bool,
+        is_watched: impl Fn(&Account) -> bool,
+    ) {
+        if !self.writing.is_empty() || self.waiting.is_empty() && self.looked_at.is_empty() {
+            return;
+        }
+        let (mut hints, mut replies) = (Vec::new(), Vec::new());
+        while hints.len() < BATCH
+            && let Some(call) = self.waiting.pop_front()
+        {
+            self.hints -= call.hints.len();
+            replies.push((call.hints.len(), call.reply));
+            hints.extend(call.hints.into_iter().map(|hint| {
+                let others = !is_ours(&hint.account);
+                (hint, others)
+            }));
+        }
+        let most = self.looked_at.len().min(BATCH);
+        let looked_at: Vec<_> = self.looked_at.drain(..most).collect();
+        let on_demand = |hint: &Hint| self.context.is_on_demand(&hint.account);
+        let marks = hints.iter().map(|(hint, others)| mark(hint, on_demand(hint), *others));
+        let marks: Vec<_> = marks.collect();
+        // A connection that is held looks at everything when it begins. So nothing has to be on disk.
+        let held =
+            looked_at.is_empty() && marks.iter().all(|mark| !mark.is_due && !mark.for_another_node);
+        let watched = held.then(|| hints.iter().map(|(hint, _)| is_watched(&hint.account)));
+        let watched: Option<Vec<bool>> = watched.map(Iterator::collect);
+        let store = self.context.store.clone();
+        self.writing.spawn(async move {
+            let known = match watched {
+                Some(watched) => Ok(watched),
+                None => store.mark_due(&looked_at, &marks, Timestamp::now()).await,
+            };
+            let known = known.map_err(|error| {
+                tracing::warn!(
+                    target: "mailchime::watch::events_not_recorded",
+                    events = hints.len(), %error,
+                    "could not record events of mail servers in the database; mailchime refuses them, \
+                     and finds what they tell with the next sweep"
+                );
+                hints.clear();
+                HintError::Store(Arc::new(error))
+            });
+            RecordedHints { hints, replies, known }
+        });
+    }
+
+    /// A batch is written. Cancel safe.
+    pub(super) async fn written(&mut self) -> Option<RecordedHints> {
+        match self.writing.join_next().await {
+            Some(written) => written.ok(),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl RecordedHints {
+    /// Answers those that wait for it.
+    pub(super) fn answer(self) {
+        let mut known = self.known.map(Vec::into_iter);
+        for (hints, reply) in self.replies {
+            let answer = match &mut known {
+                Ok(known) => Ok(known.by_ref().take(hints).collect()),
+                Err(error) => Err(error.clone()),
+            };
+            if let Some(reply) = reply {
+                // Who asked may have gone.
+                let _ = reply.send(answer);
+            }
+        }
+    }
+}
+
+fn mark(hint: &Hint, is_due: bool, for_another_node: bool) -> DueMark {
+    let Hint { account, mailbox, state, .. } = hint;
+    let counts = [state.uid_next, state.messages, state.unseen];
+    let state = counts.iter().all(Option::is_some).then_some(*state);
+    let (account, mailbox) = (account.clone(), mailbox.clone());
+    DueMark { account, mailbox, state, is_due, for_another_node }
+}
+
+impl fmt::Display for HintError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy => f.write_str("too many events wait to be written"),
+            Self::Stopped => f.write_str("watching has ended"),
+            Self::Store(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for HintError {}

@@ -1,0 +1,133 @@
+//! Mailboxes that are due; part of the contract.
+
+use mailchime::store::{DueMailbox, DueMark, LookedAt};
+
+use super::*;
+
+fn mark(
+    account: &Account,
+    mailbox: Option<&str>,
+    state: Option<Snapshot>,
+    for_another_node: bool,
+) -> DueMark {
+    let (account, mailbox) = (account.clone(), mailbox.map(Mailbox::new));
+    DueMark { account, mailbox, state, is_due: true, for_another_node }
+}
+
+fn looked_at(account: &Account, mailbox: &str, marks: i64) -> LookedAt {
+    LookedAt { account: account.clone(), mailbox: Mailbox::new(mailbox), marks }
+}
+
+async fn marked(store: &Store, marks: &[DueMark]) {
+    store.mark_due(&[], marks, Timestamp(9)).await.unwrap();
+}
+
+/// Alice's mailbox was looked at, by a watcher that has seen so many marks.
+async fn look(store: &Store, mailbox: &str, marks: i64) {
+    let looked_at = looked_at(&alice(), mailbox, marks);
+    store.mark_due(&[looked_at], &[], Timestamp(10)).await.unwrap();
+}
+
+/// Alice's mailboxes that are due, as `name marks uid_next`.
+async fn due(store: &Store) -> Vec<String> {
+    let due = store.due(&alice()).await.unwrap();
+    let mut due: Vec<_> = due.iter().map(shown).collect();
+    due.sort();
+    due
+}
+
+fn shown(due: &DueMailbox) -> String {
+    let state = due.state.and_then(|state| state.uid_next);
+    format!("{} {} {}", due.mailbox, due.marks, state.map_or("-".into(), |next| next.to_string()))
+}
+
+pub(super) async fn a_mailbox_is_due_until_it_was_looked_at(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX", "Team", "team "], 5, 100).await;
+    assert_eq!(due(&store).await, [""; 0]);
+    // Of what nobody has registered for nothing is noted.
+    let unknown = [mark(&bob(), None, None, true), mark(&alice(), Some("Other"), None, true)];
+    marked(&store, &unknown).await;
+    assert_eq!(due(&store).await, [""; 0]);
+    marked(&store, &[mark(&alice(), Some("Team"), None, false)]).await;
+    assert_eq!(due(&store).await, ["Team 0 -"]);
+    marked(&store, &[mark(&alice(), None, None, false)]).await;
+    assert_eq!(due(&store).await, ["INBOX 0 -", "Team 0 -", "team  0 -"]);
+    let looked = ["INBOX", "team ", "Other"].map(|name| looked_at(&alice(), name, 0));
+    store.mark_due(&looked, &[], Timestamp(10)).await.unwrap();
+    assert_eq!(due(&store).await, ["Team 0 -"]);
+    // Marks are made behind that.
+    let again = mark(&alice(), Some("Team"), None, false);
+    let looked = looked_at(&alice(), "Team", 0);
+    store.mark_due(&[looked], &[again], Timestamp(11)).await.unwrap();
+    assert_eq!(due(&store).await, ["Team 0 -"]);
+}
+
+pub(super) async fn a_mark_of_another_node_outlives_a_look_that_did_not_see_it(store: Store) {
+    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+    let of_others = |next| mark(&alice(), Some("INBOX"), Some(state(next)), true);
+    marked(&store, &[of_others(6)]).await;
+    assert_eq!(due(&store).await, ["INBOX 1 6"]);
+    // Word of this node says nothing of what the others have written.
+    marked(&store, &[mark(&alice(), Some("INBOX"), Some(state(9)), false)]).await;
+    assert_eq!(due(&store).await, ["INBOX 1 6"]);
+    marked(&store, &[of_others(6)]).await;
+    assert_eq!(due(&store).await, ["INBOX 2 6"]);
+    // Which of two states is the later one only a look can say.
+    marked(&store, &[of_others(7)]).await;
+    marked(&store, &[of_others(7)]).await;
+    assert_eq!(due(&store).await, ["INBOX 4 -"]);
+    look(&store, "INBOX", 3).await;
+    assert_eq!(due(&store).await, ["INBOX 4 -"]);
+    look(&store, "INBOX", 4).await;
+    assert_eq!(due(&store).await, [""; 0]);
+    // Within one call, too; and all mailboxes with one of them.
+    marked(&store, &[of_others(7), of_others(8)]).await;
+    assert_eq!(due(&store).await, ["INBOX 1 -"]);
+    look(&store, "INBOX", 1).await;
+    marked(&store, &[of_others(7), mark(&alice(), None, None, true)]).await;
+    assert_eq!(due(&store).await, ["INBOX 2 -"]);
+    // A sweep does not hide what the others say.
+    look(&store, "INBOX", 2).await;
+    marked(&store, &[mark(&alice(), None, None, false)]).await;
+    marked(&store, &[of_others(8)]).await;
+    assert_eq!(due(&store).await, ["INBOX 1 8"]);
+
+    let other = store.clone().of_node("2".into());
+    other.join("b").await.unwrap();
+    register(&store, device(&bob(), 'a'), &["INBOX"], 5, 100).await;
+    other.take_invalidations("b", 10).await.unwrap();
+    let marks = [mark(&alice(), None, None, true), mark(&bob(), None, None, false)];
+    marked(&store, &marks).await;
+    let news = |account| vec![Invalidation { account, login: false }];
+    assert_eq!(other.take_invalidations("b", 10).await.unwrap(), news(alice()));
+    // Nor of an account that is not there. What is not due gets no mark.
+    let word = |account: &Account| DueMark { is_due: false, ..mark(account, None, None, true) };
+    let word_of = [word(&bob()), word(&Account::from_login("nobody"))];
+    for _ in 0..2 {
+        let known = store.mark_due(&[], &word_of, Timestamp(10)).await.unwrap();
+        assert_eq!(known, [true, false]);
+    }
+    assert_eq!(other.take_invalidations("b", 10).await.unwrap(), news(bob()));
+    assert_eq!(store.due(&bob()).await.unwrap().len(), 1);
+    let inbox_alone =
+        [mark(&alice(), Some("INBOX"), None, false), mark(&alice(), Some("Team"), None, false)];
+    assert_eq!(store.mark_due(&[], &inbox_alone, Timestamp(10)).await.unwrap(), [true, false]);
+}
+
+pub(super) async fn those_that_are_due_for_longest_come_first(store: Store) {
+    let names = ["carol", "dave", "erin"].map(Account::from_login);
+    for account in &names {
+        register(&store, device(account, 'a'), &["INBOX", "Team"], 5, 100).await;
+    }
+    let [carol, dave, erin] = &names;
+    for (account, mailbox, at) in [(dave, "INBOX", 3), (carol, "Team", 2), (dave, "Team", 1)] {
+        let mark = mark(account, Some(mailbox), None, false);
+        store.mark_due(&[], &[mark], Timestamp(at)).await.unwrap();
+    }
+    // A mark that is there keeps its time.
+    let all: Vec<_> = names.iter().map(|account| mark(account, None, None, false)).collect();
+    store.mark_due(&[], &all, Timestamp(4)).await.unwrap();
+    let due = store.due_accounts().await.unwrap();
+    let expected = [(dave, 1), (carol, 2), (erin, 4)];
+    assert_eq!(due, expected.map(|(account, since)| (account.clone(), Timestamp(since))));
+}
