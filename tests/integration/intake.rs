@@ -4,6 +4,7 @@
 
 mod answers;
 mod bad_days;
+mod dovecot;
 mod pushes;
 
 use std::net::SocketAddr;

@@ -1,0 +1,337 @@
+//! The real Dovecot, which tells of its mailboxes by `contrib/dovecot/mailchime.lua`.
+
+use std::fs::{self, Permissions};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mailchime::config::{EventSourceConfig, WatchConnection};
+use mailchime::intake::{self, HintRecorder, IntakeParts, KnownSource, RecordingHints};
+use mailchime::metrics::Metrics;
+use mailchime::model::Hint;
+use mailchime::net::counters::LimitCounters;
+use mailchime::net::http::{HttpLimits, HttpServer};
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::TOKEN;
+use crate::support::in_process::{InProcess, loopback};
+use crate::support::pushing::backends;
+use crate::support::servers::client::Client;
+use crate::support::servers::dovecot::{Dovecot, Options};
+use crate::support::servers::{ALICE, mail};
+use crate::support::{limited, listener, soon};
+
+const SCRIPT: &str = include_str!("../../../contrib/dovecot/mailchime.lua");
+
+/// A folder that all users can read, for the script and its token.
+struct ScriptFolder(TempDir);
+
+impl ScriptFolder {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        fs::write(folder.path().join("mailchime.token"), format!("{TOKEN}\n")).unwrap();
+        Self(folder)
+    }
+
+    /// Has the script tell whoever listens there.
+    fn tell(&self, address: SocketAddr) {
+        let token = self.0.path().join("mailchime.token").display().to_string();
+        let script = SCRIPT
+            .replace("http://127.0.0.1:8144/", &format!("http://{address}/"))
+            .replace("/etc/dovecot/mailchime.token", &token);
+        assert!(script.contains(&token) && script.contains(&address.to_string()));
+        fs::write(self.script(), script).unwrap();
+    }
+
+    fn script(&self) -> PathBuf {
+        self.0.path().join("mailchime.lua")
+    }
+
+    /// Dovecot with it, as docs/events.md says.
+    fn dovecot(&self, test: &str) -> Option<Dovecot> {
+        let extra = format!(
+            "mail_plugins = $mail_plugins notify mail_lua push_notification push_notification_lua\n\
+             plugin {{\n  push_notification_driver = lua:file={}\n}}\n",
+            self.script().display()
+        );
+        let extra: &'static str = Box::leak(extra.into_boxed_str());
+        Dovecot::start(test, &Options { extra, ..Options::default() })
+    }
+}
+
+/// Hears the hints that came with one request or some, each as a person reads it.
+#[derive(Debug)]
+struct Heard(mpsc::UnboundedSender<String>);
+
+impl HintRecorder for Heard {
+    fn record(&self, hints: Vec<Hint>) -> RecordingHints<'_> {
+        let known = vec![true; hints.len()];
+        for hint in hints {
+            let mailbox = hint.mailbox.as_ref().map_or("*", |mailbox| mailbox.as_str());
+            let s = hint.state;
+            let numbers = [s.uid_validity, s.uid_next, s.messages, s.unseen, s.highest_mod_seq];
+            let numbers = numbers.map(|it| it.map_or("-".to_owned(), |it| it.to_string()));
+            let hint = format!("{} {mailbox} {:?} {}", hint.account, hint.event, numbers.join(" "));
+            let _ = self.0.send(hint);
+        }
+        Box::pin(async { Ok(known) })
+    }
+}
+
+/// An intake of events without a mailchime behind it.
+async fn intake(folder: &Path) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
+    let (sender, heard) = mpsc::unbounded_channel();
+    let listener = listener().await;
+    let address = listener.local_addr().unwrap();
+    let limit = Duration::from_secs(60);
+    let server = HttpServer {
+        listener,
+        tls: None,
+        proxy_protocol: Vec::new(),
+        limits: HttpLimits {
+            connections: 64,
+            request_timeout: limit,
+            write_timeout: limit,
+            shutdown_grace: limit,
+        },
+        table: "[events]",
+        counters: Arc::default(),
+    };
+    let config = EventSourceConfig::new("dovecot", folder.join("mailchime.token"));
+    let metrics = Metrics::default();
+    let parts = IntakeParts {
+        sources: vec![KnownSource::load(&config, metrics.source("dovecot")).unwrap()],
+        backends: backends(),
+        recorder: Arc::new(Heard(sender)),
+        request_timeout: limit,
+        body_size: 64 * 1024,
+        waiting: 1000,
+        counters: Arc::new(LimitCounters::default()),
+        strangers: metrics.source(""),
+    };
+    tokio::spawn(intake::serve(server, parts, CancellationToken::new()));
+    (address, heard)
+}
+
+/// Alice's session, and what is heard of her mailboxes.
+struct HeardSession {
+    client: Client,
+    heard: mpsc::UnboundedReceiver<String>,
+}
+
+impl HeardSession {
+    /// The next thing that is heard is this event of this mailbox, with the numbers that the server says.
+    async fn hears(&mut self, mailbox: &str, event: &str) {
+        let heard = soon(event, self.heard.recv()).await.unwrap();
+        let items = "UIDVALIDITY UIDNEXT MESSAGES UNSEEN HIGHESTMODSEQ";
+        let status = self.client.ask(&format!("STATUS {mailbox} ({items})"));
+        let number = |item: &str| {
+            let (_, rest) = status[0].split_once(&format!("{item} "))?;
+            rest.split([' ', ')']).next()
+        };
+        let numbers: Vec<_> = items.split(' ').map(|item| number(item).unwrap_or("-")).collect();
+        assert_eq!(heard, format!("alice {mailbox} {event} {}", numbers.join(" ")));
+    }
+
+    /// Nothing waits to be heard, since each command waits until it was told of.
+    fn hears_nothing(&mut self) {
+        assert!(self.heard.try_recv().is_err());
+    }
+
+    fn ask(&mut self, command: &str) {
+        let answer = self.client.ask(command).pop().unwrap();
+        assert!(answer.starts_with("x OK"), "{command}: {answer}");
+    }
+}
+
+/// Delivers by Dovecot's program for that, as an MTA does.
+fn deliver_by_lda(dovecot: &Dovecot, mailbox: &str) {
+    let run = dovecot.lmtp();
+    let config = run.ancestors().nth(2).unwrap().join("dovecot.conf");
+    let mut command = Command::new("/usr/lib/dovecot/dovecot-lda");
+    command.arg("-c").arg(config).args(["-d", ALICE.0, "-m", mailbox]);
+    command.args(["-o", "lda_mailbox_autocreate=yes"]).stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    use std::io::Write;
+    child.stdin.take().unwrap().write_all(&mail("by lda")).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_change_of_a_mailbox_comes_with_its_numbers() {
+    limited(async {
+        let folder = ScriptFolder::new();
+        let (address, heard) = intake(folder.0.path()).await;
+        folder.tell(address);
+        let test = "intake::each_change_of_a_mailbox_comes_with_its_numbers";
+        let Some(dovecot) = folder.dovecot(test) else { return };
+        let mut client = Client::connect(dovecot.plain);
+        assert!(client.login(ALICE).starts_with("x OK"));
+        let mut alice = HeardSession { client, heard };
+
+        dovecot.deliver_by_lmtp(ALICE.0, &mail("by LMTP"));
+        alice.hears("INBOX", "MessageNew").await;
+        deliver_by_lda(&dovecot, "INBOX");
+        alice.hears("INBOX", "MessageNew").await;
+        deliver_by_lda(&dovecot, "Team");
+        alice.hears("Team", "MessageNew").await;
+
+        alice.ask("APPEND INBOX {4+}\r\na: b");
+        alice.hears("INBOX", "MessageAppend").await;
+        alice.ask("SELECT INBOX");
+        alice.ask("COPY 1:2 Team");
+        alice.hears("Team", "MessageAppend").await;
+        alice.ask("MOVE 3 Team");
+        alice.hears("Team", "MessageAppend").await;
+        alice.hears("INBOX", "MessageExpunge").await;
+
+        alice.ask("STORE 1 +FLAGS (\\Flagged $Label)");
+        alice.hears_nothing();
+        alice.ask("STORE 1:2 +FLAGS (\\Seen)");
+        alice.hears("INBOX", "MessageRead").await;
+        alice.ask("STORE 2 -FLAGS (\\Seen)");
+        alice.hears("INBOX", "FlagsClear").await;
+        alice.ask("FETCH 2 BODY[]");
+        alice.hears("INBOX", "MessageRead").await;
+        alice.ask("STORE 1 +FLAGS (\\Deleted)");
+        alice.hears("INBOX", "MessageTrash").await;
+        alice.ask("EXPUNGE");
+        alice.hears("INBOX", "MessageExpunge").await;
+
+        alice.ask("CREATE Box");
+        alice.ask("SUBSCRIBE Box");
+        alice.hears_nothing();
+        alice.ask("RENAME Box Entw&APw-rfe");
+        // The server says nothing of a name that is gone, nor does the event.
+        let heard = soon("the new name", alice.heard.recv()).await.unwrap();
+        assert!(heard.starts_with("alice Entw\u{fc}rfe MailboxRename 1"), "{heard}");
+        assert_eq!(alice.heard.recv().await.unwrap(), "alice Box MailboxRename - - - - -");
+        alice.ask("DELETE Entw&APw-rfe");
+        let heard = soon("the end of it", alice.heard.recv()).await.unwrap();
+        assert!(heard.starts_with("alice Entw\u{fc}rfe MailboxDelete"), "{heard}");
+        alice.hears_nothing();
+    })
+    .await;
+}
+
+/// What listens at the address of mailchime.
+enum Listens {
+    /// Nobody.
+    None,
+    /// Somebody who takes connections and says nothing.
+    Silent,
+    /// Somebody who takes a request's head and does not come to an answer.
+    Slow,
+}
+
+/// Ten mails come, and ten times something is read, which takes at most this long.
+async fn mail_goes_on(test: &str, listens: &Listens) -> Option<Duration> {
+    let folder = ScriptFolder::new();
+    let socket = TcpListener::bind(loopback()).await.unwrap();
+    folder.tell(socket.local_addr().unwrap());
+    let silent = match listens {
+        Listens::None => None,
+        Listens::Silent | Listens::Slow => {
+            let says: &[u8] = match listens {
+                Listens::Slow => b"HTTP/1.1 100 Continue\r\n\r\n",
+                _ => b"",
+            };
+            Some(tokio::spawn(async move {
+                let mut kept = Vec::new();
+                while let Ok((mut stream, _)) = socket.accept().await {
+                    stream.write_all(says).await.unwrap();
+                    kept.push(stream);
+                }
+            }))
+        }
+    };
+    let dovecot = folder.dovecot(test)?;
+    let mut client = Client::connect(dovecot.plain);
+    assert!(client.login(ALICE).starts_with("x OK"));
+    let began = Instant::now();
+    for _ in 0..10 {
+        dovecot.deliver_by_lmtp(ALICE.0, &mail("all the same"));
+    }
+    client.ask("SELECT INBOX");
+    for number in 1..=10 {
+        let answer = client.ask(&format!("STORE {number} +FLAGS (\\Seen)")).pop().unwrap();
+        assert!(answer.starts_with("x OK"), "{answer}");
+    }
+    let took = began.elapsed();
+    assert_eq!(client.messages("INBOX"), 10);
+    if let Some(silent) = silent {
+        silent.abort();
+    }
+    Some(took)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_goes_on_where_nobody_listens() {
+    limited(async {
+        mail_goes_on("intake::mail_goes_on_where_nobody_listens", &Listens::None).await;
+    })
+    .await;
+}
+
+/// Twenty times Dovecot's own limit would be twenty minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_goes_on_where_mailchime_is_slow() {
+    limited(async {
+        let test = "intake::mail_goes_on_where_mailchime_is_slow";
+        let Some(took) = mail_goes_on(test, &Listens::Slow).await else { return };
+        assert!(took < Duration::from_secs(60), "{took:?}");
+    })
+    .await;
+}
+
+/// As above. Dovecot 2.3 waits two seconds for leave to send the body, before the time of the script begins.
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_goes_on_where_mailchime_says_nothing() {
+    limited(async {
+        let test = "intake::mail_goes_on_where_mailchime_says_nothing";
+        let Some(took) = mail_goes_on(test, &Listens::Silent).await else { return };
+        assert!(took < Duration::from_secs(60), "{took:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mail_is_a_push_while_mailchime_has_no_connection_to_dovecot() {
+    limited(async {
+        let folder = ScriptFolder::new();
+        let test = "intake::a_mail_is_a_push_while_mailchime_has_no_connection_to_dovecot";
+        let Some(dovecot) = folder.dovecot(test) else { return };
+        let token = folder.0.path().join("mailchime.token");
+        let world = InProcess::pushing(dovecot.plain, |config| {
+            config.watch.connection = WatchConnection::OnDemand;
+            config.events.address = Some(loopback());
+            config.events.sources = vec![EventSourceConfig::new("dovecot", token)];
+        });
+        let world = world.await;
+        folder.tell(world.mailchime.events.unwrap());
+        world.register(ALICE, &["INBOX"]).await;
+        while !world.mailchime.store.due_accounts().await.unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        // Dovecot would let nobody in any more.
+        let mut dovecot = dovecot;
+        dovecot.deliver_by_lmtp(ALICE.0, &mail("hello"));
+        soon("a push", world.push_of(&["INBOX"])).await;
+        dovecot.set_password(ALICE.0, "another");
+        dovecot.deliver_by_lmtp(ALICE.0, &mail("hello again"));
+        soon("a push", world.push_of(&["INBOX"])).await;
+        let account = mailchime::model::Account::from_login(ALICE.0);
+        while !world.mailchime.store.due(&account).await.unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
