@@ -282,12 +282,7 @@ async fn a_subscription_that_cannot_be_confirmed_goes_also_when_its_client_has_h
         }
         assert_eq!(api.listed(ALICE).await.len(), 1);
         drop(held);
-        let going = async {
-            while !api.listed(ALICE).await.is_empty() {
-                tokio::task::yield_now().await;
-            }
-        };
-        soon("the removal", going).await;
+        until(async || api.listed(ALICE).await.is_empty()).await;
     })
     .await;
 }
