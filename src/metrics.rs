@@ -52,6 +52,10 @@ pub struct Metrics {
     pub sessions_ended: By<SessionEnd, Counter>,
     /// Requests to `[api]` that were answered (`mailchime_api_requests_total`).
     pub api_requests: By<ApiAnswer, Counter>,
+    /// Streams of `GET /v1/changes` that are open (`mailchime_api_streams`).
+    pub api_streams: Gauge,
+    /// Connections to backends that there are for streams (`mailchime_stream_connections`).
+    pub stream_connections: Gauge,
     /// Memory that sessions hold beside what each of them needs (`mailchime_session_memory_bytes`).
     pub kept: By<Phase, Gauge>,
     /// Commands that mailchime itself answered (`mailchime_commands_total`).
@@ -133,6 +137,17 @@ impl Metrics {
             "Mailboxes that are not watched for now, although their account is",
             mailboxes_left_out.clone(),
         );
+        let (api_streams, stream_connections) = (Gauge::default(), Gauge::default());
+        registry.register(
+            "api_streams",
+            "Streams of changes that are open by [api]",
+            api_streams.clone(),
+        );
+        registry.register(
+            "stream_connections",
+            "Accounts with a connection to their backend for their streams",
+            stream_connections.clone(),
+        );
         let exposed_files = Gauge::default();
         let push_latency = Histogram::new(PUSH_LATENCY);
         registry.register(
@@ -188,6 +203,8 @@ impl Metrics {
         Self {
             sessions,
             mailboxes_left_out,
+            api_streams,
+            stream_connections,
             nodes,
             exposed_files,
             unreadable_rows,

@@ -61,6 +61,11 @@ impl Watcher {
         follows: Consequence,
         preview_follows: bool,
     ) -> Result<(), SessionEnd> {
+        if let Some(instead) = &self.instead {
+            let watched = &self.mailboxes[index];
+            (instead.0)(&watched.mailbox, follows, watched.ledger.known());
+            return Ok(());
+        }
         if matches!(follows, Consequence::Nothing | Consequence::LookDue(_)) {
             return Ok(());
         }

@@ -356,7 +356,7 @@ impl Watcher {
     }
 
     /// The connection was lost.
-    fn learn_from(&mut self, connection: &ImapConnection, health: &BackendHealth) {
+    pub(super) fn learn_from(&mut self, connection: &ImapConnection, health: &BackendHealth) {
         let (account, least) = (&self.account, keepalive::least(&self.context.config));
         if connection.idles_for().is_some_and(|time| time < least) && self.methods.idle.lost() {
             tracing::info!(

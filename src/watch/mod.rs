@@ -14,6 +14,7 @@
 mod accounts;
 mod credential_history;
 mod events;
+mod follow;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -37,6 +38,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
 
+pub use self::follow::{
+    FollowEvent, FollowGuard, FollowListener, FollowRequest, Followers, MailboxToFollow,
+};
 pub use self::hint_writer::HintError;
 use self::source::imap::health::BackendHealthTable;
 pub use self::source::imap::mailbox_faults::LeftOut;

@@ -3,6 +3,7 @@
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant as StdInstant};
 
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 use super::WatchContext;
 use super::credential_history::CredentialHistory;
 use super::hints::Hints;
-use super::ledger::Ledger;
+use super::ledger::{Consequence, Ledger};
 use super::source::imap::connection::ConnectionLost;
 use super::source::imap::health::BackendHealth;
 use super::source::imap::keepalive::Keepalive;
@@ -87,6 +88,20 @@ pub(super) struct Watcher {
     pub(super) looked_at: Vec<LookedAt>,
     /// The account was last found to be of another backend than it has by the configuration.
     pub(super) elsewhere: bool,
+    /// Hears of what it sees, instead of `push`. Then the supervisor does not know of it.
+    pub(super) instead: Option<InsteadOfPush>,
+}
+
+/// Hears of a mailbox what follows for it, and the state that is known of it. It does not wait.
+#[derive(Clone)]
+pub(super) struct InsteadOfPush(
+    pub(super) Arc<dyn Fn(&Mailbox, Consequence, &Snapshot) + Send + Sync>,
+);
+
+impl fmt::Debug for InsteadOfPush {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InsteadOfPush").finish_non_exhaustive()
+    }
 }
 
 /// How a watcher begins.
@@ -251,6 +266,7 @@ impl Watcher {
             looks: 0,
             looked_at: Vec::new(),
             elsewhere: false,
+            instead: None,
         }
     }
 
@@ -358,7 +374,7 @@ pub(super) fn in_order(one: &Mailbox, other: &Mailbox) -> Ordering {
 }
 
 impl WatchedMailbox {
-    fn new(mailbox: Mailbox, told: Snapshot, due: bool) -> Self {
+    pub(super) fn new(mailbox: Mailbox, told: Snapshot, due: bool) -> Self {
         Self {
             mailbox,
             ledger: Ledger::new(told),
