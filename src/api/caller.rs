@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap, ORIGIN};
 use hyper::http::request::Parts;
+use tokio_util::sync::CancellationToken;
 
 use super::ApiContext;
 use super::error::ApiError;
@@ -21,9 +22,21 @@ pub(super) const LOGIN: &str = "mailchime-login";
 /// The one who asks, proved.
 pub(super) struct Caller {
     pub(super) account: Account,
+    /// What the backend has accepted, now or for the session of the web app.
+    pub(super) credentials: Credentials,
+    /// The session of the web app that asks.
+    pub(super) cookie: Option<ByCookie>,
     context: Arc<ApiContext>,
     addresses: Addresses,
     proof: ProvenBy,
+}
+
+/// A session of the web app.
+#[derive(Debug)]
+pub(super) struct ByCookie {
+    pub(super) cookie: String,
+    /// Cancelled when the session ends.
+    pub(super) ended: CancellationToken,
 }
 
 /// By what.
@@ -83,6 +96,8 @@ impl Caller {
             let account = mail.account.clone();
             return Ok(Self {
                 account,
+                credentials,
+                cookie: None,
                 context,
                 addresses,
                 proof: ProvenBy::Backend(Box::new(mail)),
@@ -102,11 +117,13 @@ impl Caller {
             is_own_page(&parts.headers, &context, Demand::Origin)?;
         }
         let (cookie, account) = (cookie.to_owned(), session.account.clone());
+        let credentials = session.credentials.clone();
+        let by_cookie = ByCookie { cookie: cookie.clone(), ended: session.ended.clone() };
         let proof = match prove(&context, addresses, &cookie, &session).await? {
             Some(mail) => ProvenBy::Backend(Box::new(mail)),
             None => ProvenBy::Cookie { cookie, session: Box::new(session) },
         };
-        Ok(Self { account, context, addresses, proof })
+        Ok(Self { account, credentials, cookie: Some(by_cookie), context, addresses, proof })
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `GET /v1/session` | whose session it is |
 //! | `DELETE /v1/session` | logs out |
 //! | `GET /v1/mailboxes` | the mailboxes of the user |
+//! | `GET /v1/changes` | what happens to them, as it happens |
 //! | `GET /v1/vapid` | the key with which browsers subscribe |
 //! | `GET /v1/subscriptions` | the user's subscriptions, whatever the transport |
 //! | `POST /v1/subscriptions` | makes one |
@@ -22,7 +23,9 @@
 //! Nothing here knows the proxy or the transports: `app` gives what leads to them.
 
 mod caller;
+mod changes;
 mod error;
+mod live_side;
 mod mail;
 mod push_side;
 mod request_body;
@@ -39,10 +42,14 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
 use hyper::body::Incoming;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
+use self::changes::OpenStreams;
+pub use self::changes::{StreamInbox, StreamLimits};
 use self::error::ApiError;
+pub use self::live_side::{LiveGuard, LiveMailbox, LiveRequest, LiveSide};
 pub use self::push_side::{Delivered, Delivering, PushSide};
 use self::sends::Sends;
 use self::web_sessions::WebSessions;
@@ -59,6 +66,9 @@ use crate::store::Store;
 /// Between two looks for sessions whose time is over.
 const TIDY: Duration = Duration::from_secs(60);
 
+/// For the streams that go over WebSockets to end when the server stops.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 /// What the API is made of.
 #[derive(Debug)]
 pub struct ApiParts {
@@ -70,6 +80,8 @@ pub struct ApiParts {
     pub store: Store,
     /// Sends to them.
     pub push: Arc<dyn PushSide>,
+    /// Follows mailboxes for streams.
+    pub live: Arc<dyn LiveSide>,
     /// Most mailboxes of a subscription.
     pub most_mailboxes: usize,
     /// By which URL users reach it.
@@ -84,6 +96,8 @@ pub struct ApiParts {
     pub body_size: usize,
     /// Most sessions of the web app.
     pub sessions: usize,
+    /// Of streams.
+    pub streams: StreamLimits,
     /// For a backend's answer to one question.
     pub answer_timeout: Duration,
     /// The limits that were reached.
@@ -99,6 +113,10 @@ struct ApiContext {
     registrar: Registrar,
     store: Store,
     push: Arc<dyn PushSide>,
+    live: Arc<dyn LiveSide>,
+    streams: Arc<OpenStreams>,
+    /// Cancelled when the server stops.
+    stop: CancellationToken,
     most_mailboxes: usize,
     public_url: Option<PublicUrl>,
     names: Vec<String>,
@@ -114,13 +132,22 @@ struct ApiContext {
 /// Answers requests until `stop`.
 pub async fn serve(server: HttpServer, parts: ApiParts, stop: CancellationToken) {
     let sessions = WebSessions::new(parts.sessions, Arc::clone(&parts.counters));
-    let ApiParts { door, registrar, store, push, most_mailboxes, public_url, names, .. } = parts;
+    let streams = OpenStreams::new(
+        parts.streams,
+        Arc::clone(&parts.counters),
+        parts.metrics.api_streams.clone(),
+    );
+    let ApiParts { door, registrar, store, push, live, most_mailboxes, public_url, names, .. } =
+        parts;
     let ApiParts { request_timeout, body_size, answer_timeout, counters, metrics, .. } = parts;
     let context = Arc::new(ApiContext {
         door,
         registrar,
         store,
         push,
+        live,
+        streams,
+        stop: stop.clone(),
         most_mailboxes,
         public_url,
         names,
@@ -148,10 +175,19 @@ pub async fn serve(server: HttpServer, parts: ApiParts, stop: CancellationToken)
             context.sessions.tidy();
         }
     };
+    let cutting_off = async {
+        loop {
+            tokio::time::sleep(context.streams.limits().write_timeout / 4).await;
+            context.streams.cut_off();
+        }
+    };
     tokio::select! {
         () = server.serve(answer, stop) => {}
         () = tidying => {}
+        () = cutting_off => {}
     }
+    // Those that are no answers of the server say goodbye, too.
+    let _ = timeout(FAREWELL, context.streams.ended()).await;
 }
 
 impl ApiContext {

@@ -23,6 +23,7 @@ use super::caller::{
     AskedHost, Caller, Demand, addresses, asked_host, authorization, cookie, is_from_script,
     is_own_page, password,
 };
+use super::changes;
 use super::error::ApiError;
 use super::request_body::JsonBody;
 use super::subscriptions;
@@ -38,6 +39,7 @@ pub(super) fn router(context: Arc<ApiContext>, mail_url: Option<&str>) -> Router
     Router::new()
         .route("/v1/session", post(open_session).get(show_session).delete(close_session))
         .route("/v1/mailboxes", get(mailboxes))
+        .route("/v1/changes", get(changes::changes))
         .route("/v1/vapid", get(subscriptions::vapid))
         .route("/v1/subscriptions", get(subscriptions::list).post(subscriptions::add))
         .route("/v1/subscriptions/{id}", delete(subscriptions::remove))

@@ -259,17 +259,22 @@ fn wanted(names: Option<Vec<String>>, most: usize) -> Result<Vec<Mailbox>, ApiEr
     }
     let mut mailboxes = Vec::new();
     for (at, name) in names.iter().enumerate() {
-        let mailbox = Mailbox::new(name);
-        let fits = !name.is_empty() && encode(&mailbox).len() <= LONGEST_NAME;
-        if !fits || name.chars().any(char::is_control) {
+        let mailbox = mailbox_named(name).ok_or_else(|| {
             let message = "This cannot be the name of a mailbox.";
-            return Err(ApiError::invalid(&format!("mailboxes[{at}]"), message));
-        }
+            ApiError::invalid(&format!("mailboxes[{at}]"), message)
+        })?;
         if !mailboxes.contains(&mailbox) {
             mailboxes.push(mailbox);
         }
     }
     Ok(mailboxes)
+}
+
+/// The mailbox of this name; `None` where it cannot be one.
+pub(super) fn mailbox_named(name: &str) -> Option<Mailbox> {
+    let mailbox = Mailbox::new(name);
+    let fits = !name.is_empty() && encode(&mailbox).len() <= LONGEST_NAME;
+    (fits && !name.chars().any(char::is_control)).then_some(mailbox)
 }
 
 /// The end that a client asks for, in milliseconds exactly: later than `now`, and within a year.

@@ -12,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::model::{AcceptedLogin, Account, Credentials};
 use crate::net::counters::HttpCounters;
@@ -36,8 +37,15 @@ type CookieHash = [u8; 32];
 #[derive(Debug)]
 pub(super) struct WebSessions {
     most: usize,
-    open: Mutex<HashMap<CookieHash, WebSession>>,
+    open: Mutex<HashMap<CookieHash, OpenSession>>,
     counters: Arc<HttpCounters>,
+}
+
+/// A session, and what tells others that it has ended.
+#[derive(Debug)]
+struct OpenSession {
+    session: WebSession,
+    _ends: DropGuard,
 }
 
 /// A user of the web app who is logged in.
@@ -48,6 +56,8 @@ pub(super) struct WebSession {
     pub(super) login: AcceptedLogin,
     /// What the backend accepted; overwritten when the last copy goes.
     pub(super) credentials: Credentials,
+    /// Cancelled when the session ends.
+    pub(super) ended: CancellationToken,
     began: Instant,
     used: Instant,
     proved: Instant,
@@ -69,8 +79,8 @@ impl WebSessions {
         let cookie = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
         let now = Instant::now();
         let mut open = self.open.lock();
-        open.retain(|_, session| session.lives(now));
-        let of_account = open.values().filter(|session| session.account == account).count();
+        open.retain(|_, open| open.session.lives(now));
+        let of_account = open.values().filter(|open| open.session.account == account).count();
         if of_account >= PER_ACCOUNT {
             end_oldest(&mut open, |session| session.account == account);
         } else if open.len() >= self.most {
@@ -84,9 +94,11 @@ impl WebSessions {
                 );
             }
         }
-        let session =
-            WebSession { account, login, credentials, began: now, used: now, proved: now };
-        open.insert(hash(&cookie), session);
+        let ended = CancellationToken::new();
+        let _ends = ended.clone().drop_guard();
+        let (began, used, proved) = (now, now, now);
+        let session = WebSession { account, login, credentials, ended, began, used, proved };
+        open.insert(hash(&cookie), OpenSession { session, _ends });
         cookie
     }
 
@@ -94,14 +106,15 @@ impl WebSessions {
     pub(super) fn used(&self, cookie: &str) -> Option<WebSession> {
         let now = Instant::now();
         let mut open = self.open.lock();
-        let session = open.get_mut(&hash(cookie)).filter(|session| session.lives(now))?;
+        let OpenSession { session, .. } =
+            open.get_mut(&hash(cookie)).filter(|open| open.session.lives(now))?;
         session.used = now;
         Some(session.clone())
     }
 
     /// The backend has accepted what this session was opened with once more.
     pub(super) fn proved(&self, cookie: &str, login: AcceptedLogin) {
-        if let Some(session) = self.open.lock().get_mut(&hash(cookie)) {
+        if let Some(OpenSession { session, .. }) = self.open.lock().get_mut(&hash(cookie)) {
             (session.login, session.proved) = (login, Instant::now());
         }
     }
@@ -114,7 +127,7 @@ impl WebSessions {
     /// Ends those whose time is over.
     pub(super) fn tidy(&self) {
         let now = Instant::now();
-        self.open.lock().retain(|_, session| session.lives(now));
+        self.open.lock().retain(|_, open| open.session.lives(now));
     }
 }
 
@@ -130,9 +143,9 @@ impl WebSession {
 }
 
 /// Ends the session among these that was not used for longest.
-fn end_oldest(open: &mut HashMap<CookieHash, WebSession>, among: impl Fn(&WebSession) -> bool) {
-    let oldest = open.iter().filter(|(_, session)| among(session));
-    let oldest = oldest.min_by_key(|(_, session)| session.used).map(|(hash, _)| *hash);
+fn end_oldest(open: &mut HashMap<CookieHash, OpenSession>, among: impl Fn(&WebSession) -> bool) {
+    let oldest = open.iter().filter(|(_, open)| among(&open.session));
+    let oldest = oldest.min_by_key(|(_, open)| open.session.used).map(|(hash, _)| *hash);
     oldest.and_then(|hash| open.remove(&hash));
 }
 
@@ -178,8 +191,10 @@ mod tests {
         sessions.tidy();
         assert!(sessions.open.lock().is_empty());
         let cookie = open(&sessions, "alice");
+        let ended = sessions.used(&cookie).unwrap().ended;
+        assert!(!ended.is_cancelled());
         sessions.close(&cookie);
-        assert!(sessions.used(&cookie).is_none());
+        assert!(sessions.used(&cookie).is_none() && ended.is_cancelled());
     }
 
     #[tokio::test(start_paused = true)]

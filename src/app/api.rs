@@ -11,7 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::StartError;
 use super::background::SubscriptionNews;
-use crate::api::{self, ApiParts, Delivered, Delivering, PushSide};
+use crate::api::{
+    self, ApiParts, Delivered, Delivering, LiveGuard, LiveMailbox, LiveRequest, LiveSide, PushSide,
+    StreamInbox, StreamLimits,
+};
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
 use crate::model::{Account, Subscription, SubscriptionKey, Timestamp, TransportId};
@@ -25,6 +28,7 @@ use crate::push::transport::enrol::{Enrolled, Transports};
 use crate::push::transport::{Routes, Verdict};
 use crate::registrar::Registrar;
 use crate::store::{Alive, Store};
+use crate::watch::{FollowEvent, FollowListener, FollowRequest, Followers, MailboxToFollow};
 
 /// The socket of `[api]`, listening.
 #[derive(Debug)]
@@ -41,6 +45,7 @@ pub(super) struct ApiJoints {
     pub(super) registrar: Registrar,
     pub(super) store: Store,
     pub(super) push: Arc<dyn PushSide>,
+    pub(super) live: Arc<dyn LiveSide>,
     pub(super) counters: Arc<LimitCounters>,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -54,6 +59,10 @@ pub(super) struct JoinedPushSide {
     pub(super) news: SubscriptionNews,
     pub(super) config: config::PushConfig,
 }
+
+/// The watching side, joined to the API.
+#[derive(Debug)]
+pub(super) struct JoinedLiveSide(pub(super) Followers);
 
 impl ApiSocket {
     /// Listens, where the configuration has an address.
@@ -77,7 +86,7 @@ impl ApiSocket {
             target: "mailchime::api::listening",
             %address, "serving users' programs over HTTPS"
         );
-        let ApiJoints { door, current, registrar, store, push, counters, metrics } = joints;
+        let ApiJoints { door, current, registrar, store, push, live, counters, metrics } = joints;
         let (api, limits) = (&config.api, &config.limits);
         let server = HttpServer {
             listener,
@@ -97,6 +106,7 @@ impl ApiSocket {
             registrar,
             store,
             push,
+            live,
             most_mailboxes: config.push.mailboxes,
             public_url: api.public_url.clone(),
             mail_url: api.mail_url.clone(),
@@ -104,6 +114,12 @@ impl ApiSocket {
             request_timeout: api.request_timeout,
             body_size: api.body_size,
             sessions: api.sessions,
+            streams: StreamLimits {
+                streams: api.streams,
+                streams_per_account: api.streams_per_account,
+                keepalive: api.stream_keepalive,
+                write_timeout: limits.write_timeout,
+            },
             answer_timeout: limits.answer_timeout,
             counters: Arc::clone(&counters.api),
             metrics,
@@ -156,6 +172,22 @@ impl PushSide for JoinedPushSide {
     fn changed(&self, account: Account) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let news = self.news.clone();
         Box::pin(async move { news.of(account).await })
+    }
+}
+
+impl LiveSide for JoinedLiveSide {
+    fn follow(&self, wanted: LiveRequest, inbox: Arc<StreamInbox>) -> LiveGuard {
+        let LiveRequest { account, backend, credentials, mailboxes } = wanted;
+        let mailboxes = mailboxes
+            .into_iter()
+            .map(|LiveMailbox { mailbox, told, now }| MailboxToFollow { mailbox, told, now });
+        let mailboxes = mailboxes.collect();
+        let request = FollowRequest { account, backend, credentials, mailboxes };
+        let hears = FollowListener::new(move |event| match event {
+            FollowEvent::State { mailbox, kind, state } => inbox.state(mailbox, kind, state),
+            FollowEvent::Refused => inbox.refused(),
+        });
+        Box::new(self.0.follow(request, hears))
     }
 }
 

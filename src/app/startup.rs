@@ -159,7 +159,7 @@ impl Built {
         let enrolment = (registrar.clone(), assignment.clone(), news.clone());
         let session_events = self.start_enrolment(config, &mut tasks, session_events, enrolment);
         let inputs = WatchInputs { session_events, unwatched, cluster };
-        let watchers = self.start_watching(config, &mut tasks, inputs, changes);
+        let (watchers, followers) = self.start_watching(config, &mut tasks, inputs, changes);
         let current = self.sessions(config, offered.clone(), sessions, registrar.clone());
         self.start_background(config, &mut tasks, offered, news.clone());
         let stop = tasks.stop_of(StopStage::Serving);
@@ -176,7 +176,8 @@ impl Built {
         let registry = std::mem::take(&mut self.registry);
         self.start_admin(config, &mut tasks, registry, asked);
         let door: Arc<dyn SessionDoor> = Arc::new(local_sessions);
-        let api = self.start_api(config, &mut tasks, (&door, &current, &registrar, &news));
+        let joined = (&door, &current, &registrar, &news, followers);
+        let api = self.start_api(config, &mut tasks, joined);
         let events = self.start_intake(config, &mut tasks, &current, watchers);
         let mut server = Server {
             admin,
@@ -276,13 +277,16 @@ impl Built {
         tasks: &mut Tasks,
         inputs: WatchInputs,
         changes: mpsc::Sender<WatchEvent>,
-    ) -> watch::SupervisorHandle {
+    ) -> (watch::SupervisorHandle, watch::Followers) {
         let (watchers, requests) = watch::requests();
         let (backends, store) = (self.backends.clone(), self.store.clone());
         let credentials = Arc::clone(&self.credentials);
         let context = watch::WatchContext::new(config, backends, store, credentials, changes);
         let context = context.counting(Arc::clone(&self.metrics));
         let context = Arc::new(context.previewing_for(self.routes.that_carry_previews()));
+        let followers = watch::Followers::new(Arc::clone(&context));
+        let following = followers.clone().run(tasks.stop_of(StopStage::Watching));
+        tasks.start(StopStage::Watching, "connections for streams", following);
         let (routes, stop) = (self.routes.clone(), tasks.stop_of(StopStage::Watching));
         let WatchInputs { mut session_events, unwatched, cluster } = inputs;
         tasks.start(StopStage::Watching, "watching", async move {
@@ -296,7 +300,7 @@ impl Built {
             }
             watch::run(context, session_events, unwatched, cluster, requests, stop).await;
         });
-        watchers
+        (watchers, followers)
     }
 
     /// What stores the registrations of all clients.
@@ -375,11 +379,12 @@ impl Built {
         &mut self,
         config: &Config,
         tasks: &mut Tasks,
-        (door, current, registrar, news): (
+        (door, current, registrar, news, followers): (
             &Arc<dyn SessionDoor>,
             &proxy::CurrentContext,
             &Registrar,
             &SubscriptionNews,
+            watch::Followers,
         ),
     ) -> Option<SocketAddr> {
         let socket = self.api_socket.take()?;
@@ -396,6 +401,7 @@ impl Built {
                 news: news.clone(),
                 config: config.push.clone(),
             }),
+            live: Arc::new(api::JoinedLiveSide(followers)),
             counters: self.backends.counters(),
             metrics: Arc::clone(&self.metrics),
         };

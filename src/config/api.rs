@@ -36,6 +36,12 @@ pub struct ApiConfig {
     pub body_size: usize,
     /// Sessions that are open by a cookie.
     pub sessions: usize,
+    /// Streams of changes at once.
+    pub streams: usize,
+    /// Those of one account.
+    pub streams_per_account: usize,
+    /// Between two signs of life on a stream on which nothing happens.
+    pub stream_keepalive: Duration,
 }
 
 /// A URL of `https` that names a server and no path.
@@ -54,6 +60,9 @@ table!(RawApi {
     request_timeout: Option<String>,
     body_size: Option<String>,
     sessions: Option<i64>,
+    streams: Option<i64>,
+    streams_per_account: Option<i64>,
+    stream_keepalive: Option<String>,
 });
 
 impl Default for ApiConfig {
@@ -67,6 +76,9 @@ impl Default for ApiConfig {
             request_timeout: Duration::from_secs(10),
             body_size: 64 * 1024,
             sessions: 10_000,
+            streams: 2048,
+            streams_per_account: 16,
+            stream_keepalive: Duration::from_secs(30),
         }
     }
 }
@@ -103,6 +115,9 @@ impl Check<'_> {
         self.duration("[api] request_timeout", raw.request_timeout, SECOND..=10 * MINUTE, &mut api.request_timeout)?;
         self.size("[api] body_size", raw.body_size, 8 * KIB..=16 * MIB, &mut api.body_size)?;
         self.number("[api] sessions", raw.sessions, 1..=1_000_000, &mut api.sessions)?;
+        self.number("[api] streams", raw.streams, 1..=1_000_000, &mut api.streams)?;
+        self.number("[api] streams_per_account", raw.streams_per_account, 1..=10_000, &mut api.streams_per_account)?;
+        self.duration("[api] stream_keepalive", raw.stream_keepalive, SECOND..=10 * MINUTE, &mut api.stream_keepalive)?;
         Ok(api)
     }
 

@@ -45,8 +45,9 @@ pub struct ChangedMailbox<'a> {
     state: StateData,
 }
 
+/// The numbers of a mailbox's state that are known.
 #[derive(Clone, Debug, Serialize)]
-struct StateData {
+pub struct StateData {
     #[serde(skip_serializing_if = "Option::is_none")]
     uidvalidity: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]

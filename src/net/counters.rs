@@ -108,6 +108,12 @@ pub struct HttpCounters {
     pub body_size: Counter,
     /// Sessions that are open by a cookie.
     pub sessions: Counter,
+    /// Streams in all.
+    pub streams: Counter,
+    /// Streams of one account.
+    pub streams_per_account: Counter,
+    /// `[limits] write_timeout`: streams that were not read.
+    pub write_timeout: Counter,
 }
 
 /// How often one limit was hit since the start.
@@ -138,7 +144,7 @@ const HOUR: Duration = Duration::from_hours(1);
 
 impl LimitCounters {
     /// Each counter with the key of its limit.
-    pub fn all(&self) -> [(&'static str, &Counter); 42] {
+    pub fn all(&self) -> [(&'static str, &Counter); 45] {
         [
             ("sessions", &self.sessions),
             ("sessions_per_ip", &self.sessions_per_ip),
@@ -172,6 +178,9 @@ impl LimitCounters {
             ("api_head_size", &self.api.head_size),
             ("api_body_size", &self.api.body_size),
             ("api_sessions", &self.api.sessions),
+            ("api_streams", &self.api.streams),
+            ("api_streams_per_account", &self.api.streams_per_account),
+            ("api_write_timeout", &self.api.write_timeout),
             ("events_connections", &self.events.connections),
             ("events_request_timeout", &self.events.request_timeout),
             ("events_head_size", &self.events.head_size),

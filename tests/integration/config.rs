@@ -175,6 +175,9 @@ fn every_key_takes_effect() {
         request_timeout: Duration::from_secs(9),
         body_size: 9 * 1024,
         sessions: 9,
+        streams: 9,
+        streams_per_account: 9,
+        stream_keepalive: Duration::from_secs(9),
     };
     assert_eq!(config.api, expected);
 

@@ -88,6 +88,14 @@ pub struct HttpServer {
 #[derive(Clone)]
 pub struct TlsSource(Arc<dyn Fn() -> Arc<ServerConfig> + Send + Sync>);
 
+/// An extension of a response whose body ends when it pleases: there is no limit of time for it.
+#[derive(Clone, Copy, Debug)]
+pub struct EndlessBody;
+
+/// An extension of each request: the connection on which it came.
+#[derive(Clone, Debug)]
+pub struct ConnectionHandle(CancellationToken);
+
 /// Limits of an [`HttpServer`].
 #[derive(Clone, Copy, Debug)]
 pub struct HttpLimits {
@@ -114,6 +122,13 @@ impl TlsSource {
 impl fmt::Debug for TlsSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsSource").finish_non_exhaustive()
+    }
+}
+
+impl ConnectionHandle {
+    /// Ends the connection at once, with all that is under way on it. One that was upgraded stays.
+    pub fn close(&self) {
+        self.0.cancel();
     }
 }
 
@@ -219,13 +234,17 @@ impl ServedConnection {
         };
         self.admitted.comes_from(addresses.source.ip());
         let admitted = Arc::clone(&self.admitted);
-        let service = service_fn(move |request| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            let connection = ConnectionHandle(admitted.leave.clone());
+            request.extensions_mut().insert(connection);
             let under_way = AdmittedConnection::request(&admitted);
             let answering = answer(request, addresses);
             let admitted = Arc::clone(&admitted);
             async move {
                 let answer = answering.await;
-                Ok::<_, Infallible>(answer.map(|body| CountedBody::new(body, &admitted, under_way)))
+                let endless = answer.extensions().get::<EndlessBody>().is_some();
+                let body = |body| CountedBody::new(body, &admitted, under_way, endless);
+                Ok::<_, Infallible>(answer.map(body))
             }
         });
         let builder = builder();
@@ -306,24 +325,30 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// A body whose request is under way while it lives, and which lives for [`BODY_TIME`] at most: then its
-/// connection ends. It comes in small pieces, so that a client of HTTP/2 that takes little of it holds little.
+/// A body whose request is under way while it lives, and which lives for [`BODY_TIME`] at most, unless it is
+/// endless: then its connection ends. It comes in small pieces, so that a client of HTTP/2 that takes little of it holds little.
 struct CountedBody<B> {
     body: B,
     /// What is left of its last frame.
     rest: Bytes,
     _under_way: RequestUnderWay,
-    _deadline: AbortOnDropHandle<()>,
+    _deadline: Option<AbortOnDropHandle<()>>,
 }
 
 impl<B> CountedBody<B> {
-    fn new(body: B, connection: &AdmittedConnection, under_way: RequestUnderWay) -> Self {
-        let leave = connection.leave.clone();
-        let deadline = tokio::spawn(async move {
-            tokio::time::sleep(BODY_TIME).await;
-            leave.cancel();
+    fn new(
+        body: B,
+        connection: &AdmittedConnection,
+        under_way: RequestUnderWay,
+        endless: bool,
+    ) -> Self {
+        let deadline = (!endless).then(|| {
+            let leave = connection.leave.clone();
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                tokio::time::sleep(BODY_TIME).await;
+                leave.cancel();
+            }))
         });
-        let deadline = AbortOnDropHandle::new(deadline);
         Self { body, rest: Bytes::new(), _under_way: under_way, _deadline: deadline }
     }
 }
@@ -374,15 +399,19 @@ mod tests {
     async fn an_answer_that_is_not_taken_in_time_ends_its_connection() {
         let connections = OpenConnections::new(1);
         let (admitted, _) = connections.admit("192.0.2.1".parse().unwrap());
-        let body = |length: usize| {
+        let of = |length: usize, endless: bool| {
             let body = Full::new(Bytes::from(vec![b'x'; length]));
-            CountedBody::new(body, &admitted, AdmittedConnection::request(&admitted))
+            CountedBody::new(body, &admitted, AdmittedConnection::request(&admitted), endless)
         };
+        let body = |length: usize| of(length, false);
         let whole = body(2 * PIECE + 1);
         assert_eq!(whole.size_hint().exact(), Some(2 * PIECE as u64 + 1));
         assert_eq!(whole.collect().await.unwrap().to_bytes().len(), 2 * PIECE + 1);
         tokio::time::sleep(BODY_TIME * 2).await;
         assert!(!admitted.leave.is_cancelled(), "it was taken");
+        let _endless = of(PIECE, true);
+        tokio::time::sleep(BODY_TIME * 2).await;
+        assert!(!admitted.leave.is_cancelled(), "it may last");
 
         let mut held = body(PIECE + 1);
         let first = held.frame().await.unwrap().unwrap().into_data().unwrap();

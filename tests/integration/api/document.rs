@@ -11,6 +11,10 @@ use crate::support::limited;
 
 const DOCUMENT: &str = include_str!("../../../docs/api.yaml");
 
+/// What a client of a WebSocket sends with its request.
+const HANDSHAKE: &str = "Connection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+
 /// A path, a method, and the status of an answer.
 type Documented = BTreeSet<(String, String, u16)>;
 
@@ -105,6 +109,18 @@ async fn well(of: &mut Exercise<'_>) {
     let found = of.ask(mailboxes, &format!("GET {mailboxes}\n{right}"), 200).await;
     assert_eq!(found["mailboxes"][0]["name"], "INBOX");
     of.ask(mailboxes, &format!("GET {mailboxes}"), 401).await;
+    let changes = "/v1/changes";
+    of.ask(changes, &format!("GET {changes}"), 401).await;
+    of.ask(changes, &format!("GET {changes}?mailbox=None\n{right}"), 422).await;
+    of.ask(changes, &format!("GET {changes}\n{right}\nUpgrade: websocket"), 400).await;
+    let foreign = format!("{HANDSHAKE}\n{right}\nOrigin: https://evil.example");
+    of.ask(changes, &format!("GET {changes}\n{foreign}"), 403).await;
+    // These answers have no end.
+    for (fields, status) in [("", 200), (HANDSHAKE, 101)] {
+        let stream = of.api.stream(&format!("\n{right}\n{fields}")).await;
+        assert!(stream.head.starts_with(&format!("HTTP/1.1 {status} ")), "{}", stream.head);
+        of.seen.insert((changes.to_owned(), "GET".to_owned(), status));
+    }
 }
 
 /// With a transport, and room for one subscription.
@@ -175,6 +191,7 @@ async fn limits(of: &mut Exercise<'_>) {
     of.ask(session, &format!("POST {session}\n{wrong}"), 401).await;
     of.ask(session, &format!("POST {session}\n{wrong}"), 429).await;
     of.ask(mailboxes, &format!("GET {mailboxes}\n{wrong}"), 429).await;
+    of.ask("/v1/changes", &format!("GET /v1/changes\n{wrong}"), 429).await;
     for (method, path) in OF_SUBSCRIPTIONS {
         of.ask(path, &format!("{method} {}\n{wrong}", path.replace("{id}", "1")), 429).await;
     }
@@ -185,6 +202,7 @@ async fn away(of: &mut Exercise<'_>) {
     let (session, mailboxes, right) = ("/v1/session", "/v1/mailboxes", basic(ALICE, "secret"));
     of.ask(session, &format!("POST {session}\n{right}"), 503).await;
     of.ask(mailboxes, &format!("GET {mailboxes}\n{right}"), 503).await;
+    of.ask("/v1/changes", &format!("GET /v1/changes\n{right}"), 503).await;
     for (method, path) in OF_SUBSCRIPTIONS {
         of.ask(path, &format!("{method} {}\n{right}", path.replace("{id}", "1")), 503).await;
     }
