@@ -48,6 +48,19 @@ const notifications = page => page.evaluate(async tag => {
   return shown.map(({ title, body, tag }) => ({ title, body, tag }));
 }, `mail:${LOGIN}`);
 
+/** With `[push] preview` a notification says who wrote about what, and how many more are new. */
+async function showsWhoWroteWhat(page) {
+  want('deliver');
+  const shown = await until('the notification', async () => (await notifications(page))[0]);
+  check(shown.title === '\u2068J\u00fcrgen M\u00fcller\u2069', JSON.stringify(shown));
+  const lines = shown.body.split('\n');
+  check(lines[0] === '\u2068Gr\u00fc\u00dfe\u2069', JSON.stringify(shown));
+  check(lines.some(line => line.includes('INBOX')) && shown.body.includes(LOGIN), JSON.stringify(shown));
+
+  want('deliver');
+  await until('the second', async () => (await notifications(page))[0]?.body.includes('and 1 more new mail'));
+}
+
 main(async () => {
   await Promise.all([listening(endpoints), listening(toBrowser)]);
   want(host());
@@ -67,6 +80,8 @@ main(async () => {
     });
     check(/this browser/.test(await text(page, '#subscriptions')), 'the list names this browser');
     check((await text(page, '#notify-state')) !== '', 'the page says that it is on');
+
+    if (process.argv[2] === 'preview') { await showsWhoWroteWhat(page); return; }
 
     want('deliver');
     const shown = await until('the notification', async () => (await notifications(page))[0]);

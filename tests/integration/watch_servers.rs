@@ -2,12 +2,15 @@
 //!
 //! Each test prints a line of what it saw.
 
+mod previews;
+
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use mailchime::config::PreviewContent;
 use mailchime::metrics::Watching as Mode;
 use mailchime::model::Snapshot;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -51,6 +54,9 @@ impl Scene {
         adjust(&mut world);
         let mailboxes: Vec<_> = mailboxes.iter().map(|name| (*name, Snapshot::default())).collect();
         world.register(login, &mailboxes).await;
+        if world.preview != PreviewContent::None {
+            world.register_browser(login, &mailboxes).await;
+        }
         let watching = world.watch();
         let (began, seen) = (Instant::now(), Vec::new());
         let mut scene = Self { watching, _world: world, began, seen };

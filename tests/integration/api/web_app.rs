@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-use mailchime::config::WebPushConfig;
+use mailchime::config::{PreviewContent, WebPushConfig};
 use mailchime::demo::pki::Pki;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -118,7 +118,7 @@ fn both_languages_have_the_same_texts_and_each_is_used() {
     let (english, german) = (english.as_object().unwrap(), german.as_object().unwrap());
     assert_eq!(english.keys().collect::<Vec<_>>(), german.keys().collect::<Vec<_>>());
     let code = ["index.html", "app.js", "sw.js"].map(asset).join("\n");
-    let made = ["error_", "kind_", "new_mail_more_", "unread_"];
+    let made = ["error_", "kind_", "new_mail_more_", "newest_more_", "unread_"];
     for (key, text) in english {
         let placeholders = |text: &Value| -> BTreeSet<String> {
             let parts = text.as_str().unwrap().split('{').skip(1);
@@ -190,7 +190,7 @@ struct BrowserScript {
 }
 
 impl BrowserScript {
-    /// Starts it. `None`, said aloud, where it or its browser is not here.
+    /// Starts it, with what it is to do behind its name. `None`, said aloud, where it or its browser is not here.
     fn start(test: &str, name: &str, browser: &str, folder: &Path) -> Option<Self> {
         let clients = std::env::var_os("MAILCHIME_CLIENTS").map_or_else(
             || Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("clients"),
@@ -211,9 +211,11 @@ impl BrowserScript {
             skip::report(test, &format!("{absent} is not on this machine"));
             return None;
         }
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser").join(name);
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
+        let mut words = name.split(' ');
         let mut process = Command::new("node")
-            .arg(script)
+            .arg(scripts.join(words.next().unwrap_or_default()))
+            .args(words)
             .env("FOLDER", folder)
             .env("PUPPETEER", clients.join(PUPPETEER))
             .env("AXE", clients.join(AXE))
@@ -305,14 +307,28 @@ async fn the_page_fits_each_width_and_is_usable_by_all() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn firefox_is_notified_of_new_mail() {
+    let test = "firefox_is_notified_of_new_mail";
+    firefox(test, "push.mjs", PreviewContent::None, MAIL).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn firefox_shows_who_wrote_about_what() {
+    let test = "firefox_shows_who_wrote_about_what";
+    let mail = "From: =?utf-8?q?J=C3=BCrgen_M=C3=BCller?= <j@b.example>\r\n\
+                Subject: =?iso-8859-1?q?Gr=FC=DFe?=\r\n\r\nHi\r\n";
+    firefox(test, "push.mjs preview", PreviewContent::Subject, mail).await;
+}
+
+/// A script with Firefox, which has this mail delivered.
+async fn firefox(test: &str, script: &str, preview: PreviewContent, mail: &'static str) {
     limited(async {
         let folder = certificates();
-        let test = "firefox_is_notified_of_new_mail";
-        let script = BrowserScript::start(test, "push.mjs", "firefox-esr", folder.path());
+        let script = BrowserScript::start(test, script, "firefox-esr", folder.path());
         let Some(mut script) = script else { return };
         let service = script.next().await.expect("the host of the push service");
         let api = ApiWorld::with(|config| {
             config.web_push = Some(web_push(folder.path(), &[service]));
+            config.push.preview = preview;
         })
         .await;
         api.backend.create_mailbox(ALICE, "Lists").unwrap();
@@ -323,7 +339,7 @@ async fn firefox_is_notified_of_new_mail() {
             match wanted.as_str() {
                 "deliver" => {
                     api.backend.wait_until(|counters| counters.idling == 1).await;
-                    delivered = Some(api.backend.deliver(ALICE, "INBOX", MAIL).unwrap());
+                    delivered = Some(api.backend.deliver(ALICE, "INBOX", mail).unwrap());
                 }
                 "read" => {
                     let uid = delivered.expect("a mail that was delivered");

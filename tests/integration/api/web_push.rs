@@ -1,27 +1,36 @@
 //! From a browser's subscription to its notification: the API, the key, the code and the push, with a stand-in
 //! for the browser and its push service.
 
-use mailchime::config::WebPushConfig;
+use std::path::Path;
+
+use mailchime::config::{Config, PreviewContent, WebPushConfig};
 use mailchime::demo::push_service::PushService;
 use serde_json::{Value, json};
+use tracing::Level;
 
 use super::{ALICE, ApiWorld};
+use crate::support::log::Log;
 use crate::support::servers::pki;
 use crate::support::world::MAIL;
-use crate::support::{limited, listener};
+use crate::support::{limited, listener, until};
+
+/// Pushes go to browsers of this push service.
+fn web_push(config: &mut Config, service: &PushService) {
+    let folder = config.tls.certificates[0].certificate.parent().unwrap();
+    let mut web_push = WebPushConfig::new(folder.join("vapid.key"), "mailto:a@example.org");
+    let host = format!("localhost:{}", service.address().port());
+    web_push.hosts = vec![host.parse().unwrap()];
+    web_push.allow_private = ["127.0.0.0/8", "::1"].map(|it| it.parse().unwrap()).to_vec();
+    web_push.ca = Some(folder.join("ca.pem"));
+    config.web_push = Some(web_push);
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_browser_subscribes_proves_itself_and_hears_of_new_mail() {
     limited(async {
         let service = PushService::start(listener().await, pki()).unwrap();
         let api = ApiWorld::with(|config| {
-            let folder = config.tls.certificates[0].certificate.parent().unwrap();
-            let mut web_push = WebPushConfig::new(folder.join("vapid.key"), "mailto:a@example.org");
-            let host = format!("localhost:{}", service.address().port());
-            web_push.hosts = vec![host.parse().unwrap()];
-            web_push.allow_private = ["127.0.0.0/8", "::1"].map(|it| it.parse().unwrap()).to_vec();
-            web_push.ca = Some(folder.join("ca.pem"));
-            config.web_push = Some(web_push);
+            web_push(config, &service);
             // Nobody needs a certificate of Apple's for this.
             config.apns.clear();
         })
@@ -57,4 +66,69 @@ async fn a_browser_subscribes_proves_itself_and_hears_of_new_mail() {
         assert_eq!(refused.json()["field"], json!("endpoint"));
     })
     .await;
+}
+
+/// By somebody whose name and subject need RFC 2047.
+const GREETINGS: &str = "From: =?utf-8?q?J=C3=BCrgen_M=C3=BCller?= <j@b.example>\r\n\
+                         Subject: =?iso-8859-1?q?Gr=FC=DFe?= from\r\n =?utf-8?b?8J+Pnw==?=\r\n\r\nHi\r\n";
+
+/// One thread, which alone the log is of.
+#[tokio::test]
+async fn a_browser_hears_who_wrote_about_what_and_no_log_and_no_file_does() {
+    limited(async {
+        let log = Log::default();
+        let _logs = tracing::subscriber::set_default(log.subscriber(Level::TRACE));
+        let service = PushService::start(listener().await, pki()).unwrap();
+        let mut folder = None;
+        let api = ApiWorld::with(|config| {
+            web_push(config, &service);
+            config.push.preview = PreviewContent::Subject;
+            folder = config.tls.certificates[0].certificate.parent().map(Path::to_owned);
+        })
+        .await;
+        let _phone = api.world.register((ALICE, "secret"), &["INBOX"]).await;
+        let key = api.ask("GET /v1/vapid").await.json()["applicationServerKey"].clone();
+        let mut body = service.subscribe(key.as_str().unwrap()).to_json();
+        body["transport"] = json!("webpush");
+        let made = api.of(ALICE, "POST /v1/subscriptions", Some(body)).await;
+        let id = made.json()["id"].as_str().unwrap().to_owned();
+        let code = service.next().await.json()["data"]["code"].clone();
+        let confirm = format!("POST /v1/subscriptions/{id}/confirm");
+        assert_eq!(api.of(ALICE, &confirm, Some(json!({ "code": code }))).await.status, 200);
+
+        api.backend.wait_until(|counters| counters.idling == 1).await;
+        api.backend.deliver(ALICE, "INBOX", GREETINGS).unwrap();
+        let told = service.next().await.json();
+        let preview = json!({
+            "mailbox": "INBOX",
+            "sender": "J\u{fc}rgen M\u{fc}ller",
+            "subject": "Gr\u{fc}\u{df}e from \u{1f3df}",
+            "messages": 1,
+        });
+        assert_eq!(told["data"]["preview"], preview, "{told}");
+        let messages = api.backend.messages(ALICE, "INBOX").unwrap();
+        assert!(messages.iter().all(|(_, flags, _)| !flags.contains(&"\\Seen".to_owned())));
+
+        until(async || log.count("push attempted") >= 2).await;
+        let kept = [log.text().into_bytes(), everything(&folder.unwrap())].concat();
+        for secret in ["J\u{fc}rgen", "J=C3=BCrgen", "Gr\u{fc}\u{df}e", "Gr=FC=DFe"] {
+            let found = kept.windows(secret.len()).any(|part| part == secret.as_bytes());
+            assert!(!found, "{secret} is kept");
+        }
+    })
+    .await;
+}
+
+/// What is in the files of a folder.
+fn everything(folder: &Path) -> Vec<u8> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(everything(&path));
+        } else if let Ok(bytes) = std::fs::read(&path) {
+            all.extend(bytes);
+        }
+    }
+    all
 }

@@ -223,7 +223,7 @@ impl World {
         let metrics = Arc::new(Metrics::default());
         let context = watch::WatchContext::new(&config, backends.clone(), store, source, sender);
         let context = context.counting(Arc::clone(&metrics));
-        let context = context.previewing_for([TransportId::new("webpush")].into());
+        let context = context.previewing_for(|transport| transport.as_str() == "webpush");
         let context = Arc::new(context);
         let (sessions, session_events) = mpsc::channel(10);
         let (unwatched, unwatched_accounts) = mpsc::channel(10);

@@ -34,8 +34,8 @@ function plain(name, most = 60) {
 }
 
 /** The same within a text, whose direction it leaves alone. */
-function isolated(name) {
-  return `\u2068${plain(name)}\u2069`;
+function isolated(name, most = undefined) {
+  return `\u2068${plain(name, most)}\u2069`;
 }
 
 /** What this browser is notified of: {account: {id, mailboxes, endpoint}}. */

@@ -100,7 +100,7 @@ async function confirmed(code) {
 }
 
 /** The mailboxes of an account have changed. Its notifications replace each other. */
-async function changed({ account, mailboxes }) {
+async function changed({ account, mailboxes, preview }) {
   const tag = `mail:${account}`;
   const [shown] = await self.registration.getNotifications({ tag });
   const unread = new Map((shown?.data?.mailboxes ?? []).map(it => [it.name, it.unseen]));
@@ -119,13 +119,24 @@ async function changed({ account, mailboxes }) {
       else unread.set(mailbox, known);
     }
   }
-  if (isNew || (shown && unread.size > 0)) return announce(account, tag, unread, isNew);
+  if (isNew || (shown && unread.size > 0)) {
+    const newest = newestOf(isNew, preview, shown?.data?.newest, unread);
+    return announce(account, tag, unread, isNew, newest);
+  }
   // Apple's browsers end a subscription whose pushes show nothing: mailchime sends them new mail alone.
   for (const old of await self.registration.getNotifications({ tag })) old.close();
   return undefined;
 }
 
-async function announce(account, tag, unread, isNew) {
+/** What is known of the newest mail, with the count of all that were announced and are still shown. */
+function newestOf(isNew, preview, before, unread) {
+  if (!isNew) return before && unread.has(before.mailbox) ? before : null;
+  if (typeof preview?.mailbox !== 'string' || !unread.has(preview.mailbox)) return null;
+  const earlier = before?.mailbox === preview.mailbox ? before.messages : 0;
+  return { ...preview, messages: (Number(preview.messages) || 1) + earlier };
+}
+
+async function announce(account, tag, unread, isNew, newest) {
   const texts = await readTexts();
   const names = [...unread.keys()];
   const mailbox = isolated(names[0] ?? 'INBOX');
@@ -134,12 +145,17 @@ async function announce(account, tag, unread, isNew) {
     : fill(texts.new_mail, { mailbox });
   const lines = [...unread].filter(([, count]) => count !== null).slice(0, 4)
     .map(([name, count]) => counted(texts, 'unread', count, { mailbox: isolated(name) }));
-  await show(title, {
+  const told = [];
+  if (newest?.subject) told.push(isolated(newest.subject, 200));
+  if (newest?.messages > 1) told.push(counted(texts, 'newest_more', newest.messages - 1));
+  // Where the sender is the title, the mailbox is named below.
+  if (newest?.sender && lines.length === 0) told.push(title);
+  await show(newest?.sender ? isolated(newest.sender) : title, {
     tag,
-    body: [...lines, isolated(account)].join('\n'),
+    body: [...told, ...lines, isolated(account)].join('\n'),
     renotify: isNew,
     silent: !isNew,
-    data: { account, mailboxes: [...unread].map(([name, unseen]) => ({ name, unseen })) },
+    data: { account, newest, mailboxes: [...unread].map(([name, unseen]) => ({ name, unseen })) },
   });
 }
 

@@ -110,6 +110,11 @@ impl Transport for WebPush {
         kind == ChangeKind::NewMail || WebPushOptions::from_json(&subscription.options).quiet
     }
 
+    /// A message is encrypted for the client (RFC 8291), and each has the same size.
+    fn carries_preview(&self) -> bool {
+        true
+    }
+
     /// The push service that the endpoint names, with its port.
     fn peer(&self, subscription: &Subscription) -> Arc<str> {
         let uri = subscription.endpoint.as_given().parse::<Uri>().ok();

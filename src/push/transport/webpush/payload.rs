@@ -1,11 +1,14 @@
 //! What a client reads: the JSON of [`EventMessage`] with all mailboxes that have changed in one event. It names the
-//! account and what has changed, and nothing of a message. Pure.
+//! account and what has changed; of a message it says who sent it about what, where `[push] preview` has it asked
+//! for. Pure.
+
+use std::borrow::Cow;
 
 use serde::Serialize;
 
 use super::encrypt::MOST;
 use crate::model::event::{ChangedMailbox, EventMessage, MAILBOX_CHANGED};
-use crate::model::{Account, Timestamp};
+use crate::model::{Account, Mailbox, PREVIEW_CHARACTERS, Preview, Timestamp};
 use crate::push::transport::Notice;
 
 /// How many mailboxes one message names: as many as fit with names of usual lengths.
@@ -18,19 +21,67 @@ struct AccountData<'a> {
     /// There are changed mailboxes whose names had no room.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     more: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    preview: Option<PreviewData<'a>>,
 }
 
+/// What is known of the newest mail of one of the mailboxes.
+#[derive(Clone, Debug, Serialize)]
+struct PreviewData<'a> {
+    mailbox: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sender: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<Cow<'a, str>>,
+    /// How many new mails it is the newest of.
+    messages: u64,
+}
+
+/// Characters of sender and subject, each, that are tried until they have room.
+const TRIED: [usize; 5] = [PREVIEW_CHARACTERS, 150, 100, 50, 25];
+
 /// What `notice` says to a client of the account: at most [`MOST`] bytes. Mailboxes that have no room are
-/// left out, and `more` says so. `None` where not even the name of the account has room.
+/// left out, and `more` says so; sender and subject are cut for what room these leave. `None` where not even the
+/// name of the account has room.
 pub(super) fn changed(account: &Account, notice: &Notice<'_>) -> Option<String> {
     let changes = notice.mailboxes.iter();
     let all: Vec<_> =
         changes.map(|it| ChangedMailbox::new(&it.mailbox, (it.kind, it.state))).collect();
-    (0..=all.len()).rev().find_map(|count| {
-        let more = count < all.len();
-        let data = AccountData { account: account.as_str(), mailboxes: &all[..count], more };
+    let with = |count: usize, preview| {
+        let (mailboxes, more) = (&all[..count], count < all.len());
+        let data = AccountData { account: account.as_str(), mailboxes, more, preview };
         text(&EventMessage::new(MAILBOX_CHANGED, data, notice.at))
-    })
+    };
+    let (count, plain) =
+        (0..=all.len()).rev().find_map(|count| Some((count, with(count, None)?)))?;
+    let is_named =
+        |mailbox: &Mailbox| notice.mailboxes[..count].iter().any(|it| it.mailbox == *mailbox);
+    let preview = notice.preview.filter(|(mailbox, _)| is_named(mailbox));
+    let previewed = preview.and_then(|(mailbox, preview)| {
+        let data = |most| PreviewData::new(mailbox, preview, most);
+        TRIED.into_iter().find_map(|most| with(count, Some(data(most))))
+    });
+    Some(previewed.unwrap_or(plain))
+}
+
+impl<'a> PreviewData<'a> {
+    /// With so many characters of each text at most.
+    fn new(mailbox: &'a Mailbox, preview: &'a Preview, most: usize) -> Self {
+        Self {
+            mailbox: mailbox.as_str(),
+            sender: preview.sender().map(|text| cut(text, most)),
+            subject: preview.subject().map(|text| cut(text, most)),
+            messages: preview.messages,
+        }
+    }
+}
+
+/// The text, which ends in dots where it has more than so many characters.
+fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
+        None => text.into(),
+        Some(_) => text.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
+    }
 }
 
 /// What brings a code to a client, which gives it back.
@@ -49,13 +100,20 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::model::{ChangeKind, Mailbox, Snapshot};
+    use crate::model::{ChangeKind, Snapshot};
     use crate::push::transport::MailboxChange;
 
     fn told(account: &str, mailboxes: &[MailboxChange]) -> Option<Value> {
+        told_of(account, mailboxes, None)
+    }
+
+    fn told_of(
+        account: &str,
+        mailboxes: &[MailboxChange],
+        preview: Option<(&Mailbox, &Preview)>,
+    ) -> Option<Value> {
         let at = Timestamp(1_795_692_578_287);
-        let notice =
-            Notice { id: "id", mailboxes, preview: None, at, ttl: Duration::from_secs(60) };
+        let notice = Notice { id: "id", mailboxes, preview, at, ttl: Duration::from_secs(60) };
         let json = changed(&Account::from_login(account), &notice)?;
         assert!(json.len() <= MOST, "{}", json.len());
         Some(serde_json::from_str(&json).unwrap())
@@ -106,6 +164,56 @@ mod tests {
                 "data": { "code": "7f" },
             })
         );
+    }
+
+    #[test]
+    fn the_newest_mail_is_named_where_it_is_known() {
+        let (inbox, notes) = (Mailbox::inbox(), Mailbox::new("Notes"));
+        let hello = Preview::new(Some("Bob \"B.\""), Some("Hello"), 3).unwrap();
+        let data = |preview| {
+            let told = told_of("alice", &[new("INBOX")], Some(preview)).unwrap();
+            told["data"]["preview"].clone()
+        };
+        let expected = json!({ "mailbox": "INBOX", "sender": "Bob \"B.\"", "subject": "Hello", "messages": 3 });
+        assert_eq!(data((&inbox, &hello)), expected);
+        assert_eq!(data((&notes, &hello)), Value::Null, "of a mailbox that is not named");
+        let sender = Preview::new(Some("Bob"), None, 1).unwrap();
+        assert_eq!(
+            data((&inbox, &sender)),
+            json!({ "mailbox": "INBOX", "sender": "Bob", "messages": 1 })
+        );
+    }
+
+    #[test]
+    fn the_longest_texts_have_room_beside_one_mailbox_and_are_cut_beside_many() {
+        let text = "\u{10348}".repeat(PREVIEW_CHARACTERS);
+        let preview = Preview::new(Some(&text), Some(&text), u64::MAX).unwrap();
+        let account = format!("{}@example.org", "a".repeat(64));
+        let state = |it| MailboxChange {
+            state: Snapshot {
+                uid_validity: Some(u64::from(u32::MAX)),
+                uid_next: Some(u64::from(u32::MAX)),
+                messages: Some(1_000_000),
+                unseen: Some(1_000_000),
+                highest_mod_seq: Some(1_000_000),
+            },
+            ..it
+        };
+        let inbox = Mailbox::inbox();
+        let said = |mailboxes: &[MailboxChange]| {
+            let data =
+                told_of(&account, mailboxes, Some((&inbox, &preview))).unwrap()["data"].take();
+            let subject = data["preview"]["subject"].as_str().map(|it| it.chars().count());
+            (data["mailboxes"].as_array().unwrap().len(), subject)
+        };
+        assert_eq!(said(&[state(new("INBOX"))]), (1, Some(200)));
+        let mut many: Vec<_> = (0..5).map(|number| state(new(&format!("Team {number}")))).collect();
+        many.insert(0, state(new("INBOX")));
+        assert_eq!(said(&many), (6, Some(100)));
+        many.push(new(&"x".repeat(900)));
+        assert_eq!(said(&many), (7, None), "the mailboxes come first");
+        assert_eq!(cut("ab", 2), "ab");
+        assert_eq!(cut("abc", 2), "a…");
     }
 
     #[test]
