@@ -283,7 +283,9 @@ impl Built {
         let credentials = Arc::clone(&self.credentials);
         let context = watch::WatchContext::new(config, backends, store, credentials, changes);
         let context = context.counting(Arc::clone(&self.metrics));
-        let context = Arc::new(context.previewing_for(self.routes.that_carry_previews()));
+        let carry = self.routes.clone();
+        let context = context.previewing_for(move |transport| carry.carry_previews_by(transport));
+        let context = Arc::new(context);
         let followers = watch::Followers::new(Arc::clone(&context));
         let following = followers.clone().run(tasks.stop_of(StopStage::Watching));
         tasks.start(StopStage::Watching, "connections for streams", following);

@@ -91,6 +91,9 @@ fn explain(answer: &Value, devices: &[Value]) {
                 say(format_args!("    {what}: {}", names.join(", ")));
             }
         }
+        if device["preview"] == true {
+            say("    its pushes say who sent new mail, as [push] preview has it");
+        }
         match device["obstacles"].as_array().map(Vec::as_slice).unwrap_or_default() {
             [] => say("    new mail would be pushed now"),
             obstacles => {

@@ -323,6 +323,12 @@ fn warnings(config: &Config) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if config.push.preview != PreviewContent::None && config.web_push.is_none() {
+        warnings.push(
+            "[push] preview is on and [webpush] has no contact: no push says anything of a mail"
+                .to_owned(),
+        );
+    }
     if config.apns.is_empty() {
         let others =
             config.web_push.is_some() || !config.fcm.is_empty() || !config.webhooks.is_empty();

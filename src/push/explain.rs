@@ -36,6 +36,8 @@ pub struct Explanation {
     pub waiting: Vec<String>,
     /// In how many milliseconds a push is due.
     pub due_in: Option<u64>,
+    /// Its pushes say sender, or sender and subject, of new mail where the backend tells them (`[push] preview`).
+    pub preview: bool,
     /// Whether new mail would be pushed at once: there are no reasons against it.
     pub would_push: bool,
     /// Why it gets none now; empty if it would.
@@ -201,9 +203,15 @@ impl Facts<'_> {
             owed: mailboxes.iter().filter(|(_, owed)| *owed).map(|(m, _)| name(m)).collect(),
             waiting: waiting.iter().map(name).collect(),
             due_in: due_in.map(millis),
+            preview: self.carries_preview(),
             would_push: reasons.is_empty(),
             reasons,
         }
+    }
+
+    fn carries_preview(&self) -> bool {
+        self.config.preview != config::PreviewContent::None
+            && self.route.is_some_and(|route| route.transport().carries_preview())
     }
 
     /// Why the transport gives the device no push for this mailbox.
@@ -340,10 +348,27 @@ mod tests {
     }
 
     #[test]
+    fn a_preview_is_for_who_may_carry_it_where_the_configuration_says_so() {
+        let (target, home) = (target(), BackendId::new(None, "imap", 993));
+        for (preview, previews, expected) in [
+            (config::PreviewContent::Subject, true, true),
+            (config::PreviewContent::None, true, false),
+            (config::PreviewContent::Sender, false, false),
+        ] {
+            let config = config::PushConfig { preview, ..Default::default() };
+            let route = Stub { previews, ..Stub::default() }.route(1);
+            let (home, route) = (Some(&home), Some(&route));
+            let pending = DeliveryView::default();
+            let facts = Facts { target: &target, config: &config, home, route, pending };
+            assert_eq!(facts.explain(None, NOW, NOW).preview, expected, "{preview:?}");
+        }
+    }
+
+    #[test]
     fn a_device_that_is_well_would_be_pushed_and_each_hindrance_is_named() {
         let open = Stub::default().route(1);
         let well = explain(&target(), Some(&open), DeliveryView::default(), Some("inbox"));
-        assert!(well.would_push && well.reasons.is_empty(), "{well:?}");
+        assert!(well.would_push && well.reasons.is_empty() && !well.preview, "{well:?}");
         assert_eq!((&*well.endpoint, &well.owed[..]), ("abababab…", &["Notes".to_owned()][..]));
 
         let mut old = target();

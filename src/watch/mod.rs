@@ -32,7 +32,7 @@ mod status;
 mod supervisor;
 mod watcher;
 
-use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -68,7 +68,16 @@ pub struct WatchContext {
     last_id: AtomicU64,
     metrics: Arc<Metrics>,
     /// Whose pushes may say what is known of new mail.
-    carry_previews: BTreeSet<TransportId>,
+    carry_previews: PreviewCarriers,
+}
+
+/// Says whose pushes may say what is known of new mail.
+struct PreviewCarriers(Box<dyn Fn(&TransportId) -> bool + Send + Sync>);
+
+impl fmt::Debug for PreviewCarriers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PreviewCarriers")
+    }
 }
 
 impl WatchContext {
@@ -91,15 +100,18 @@ impl WatchContext {
             events,
             last_id: AtomicU64::new(0),
             metrics: Arc::default(),
-            carry_previews: BTreeSet::new(),
+            carry_previews: PreviewCarriers(Box::new(|_| false)),
         }
     }
 
-    /// Asks for sender and subject of new mail from now on, as `[push] preview` says, where a subscription of one
-    /// of these transports wants the mailbox.
+    /// Asks for sender and subject of new mail from now on, as `[push] preview` says, where a subscription of a
+    /// transport wants the mailbox of which `carry` says that its pushes may say them.
     #[must_use]
-    pub fn previewing_for(self, carry_previews: BTreeSet<TransportId>) -> Self {
-        Self { carry_previews, ..self }
+    pub fn previewing_for(
+        self,
+        carry: impl Fn(&TransportId) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        Self { carry_previews: PreviewCarriers(Box::new(carry)), ..self }
     }
 
     /// Counts in `metrics` from now on.
@@ -110,11 +122,11 @@ impl WatchContext {
 
     /// Whether the backend is asked for anything of a mail.
     fn asks_for_previews(&self) -> bool {
-        self.push.preview != config::PreviewContent::None && !self.carry_previews.is_empty()
+        self.push.preview != config::PreviewContent::None
     }
 
     fn carries_preview(&self, transport: &TransportId) -> bool {
-        self.carry_previews.contains(transport)
+        (self.carry_previews.0)(transport)
     }
 
     fn previews_subject(&self) -> bool {

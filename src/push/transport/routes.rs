@@ -1,6 +1,6 @@
 //! The routes on which a push can leave.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -134,11 +134,11 @@ impl Routes {
         }
     }
 
-    /// The transports that [carry previews](Transport::carries_preview).
-    pub fn that_carry_previews(&self) -> BTreeSet<TransportId> {
+    /// Whether there is a route of this transport that [carries previews](Transport::carries_preview).
+    pub fn carry_previews_by(&self, transport: &TransportId) -> bool {
         let routes = self.0.borrow();
-        let carry = routes.iter().filter(|(_, route)| route.transport.carries_preview());
-        carry.map(|(id, _)| id.transport.clone()).collect()
+        let mut of_it = routes.iter().filter(|(id, _)| id.transport == *transport);
+        of_it.any(|(_, route)| route.transport.carries_preview())
     }
 
     /// Whether there is none: push is off.
