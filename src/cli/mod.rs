@@ -10,6 +10,7 @@ pub mod logging;
 mod push;
 mod replay;
 mod serve;
+mod store;
 mod table;
 mod watchers;
 
@@ -72,6 +73,9 @@ enum CliCommand {
     /// Make certificates for development
     #[command(subcommand)]
     Certs(Certs),
+    /// The database
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// The stored credentials
     #[command(subcommand)]
     Credentials(CredentialsCommand),
@@ -81,6 +85,12 @@ enum CliCommand {
 enum Certs {
     /// A CA, a server certificate for localhost and one for the APNs stand-in
     Dev(certs::CertsOptions),
+}
+
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Copy everything into an empty database of any kind; mailchime must be stopped meanwhile
+    Copy(store::CopyOptions),
 }
 
 #[derive(Debug, Subcommand)]
@@ -124,6 +134,7 @@ pub fn main() -> ExitCode {
         CliCommand::Demo(options) => demo::run(&options),
         CliCommand::Replay(options) => replay::run(&options),
         CliCommand::Certs(Certs::Dev(options)) => certs::run(&options),
+        CliCommand::Store(StoreCommand::Copy(options)) => store::run(&options),
         CliCommand::Credentials(CredentialsCommand::Rotate(configured)) => {
             credentials::run(&configured.config)
         }

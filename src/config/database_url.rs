@@ -156,7 +156,7 @@ impl DatabaseUrl {
     }
 
     /// Whether it holds the password (or the key) of its user.
-    pub(super) fn holds_password(&self) -> bool {
+    pub fn holds_password(&self) -> bool {
         self.holds_password
     }
 

@@ -23,6 +23,7 @@
 mod accounts;
 mod batches;
 mod calls;
+mod copy;
 mod credentials;
 mod delivery;
 mod due;
@@ -62,6 +63,7 @@ use crate::model::Timestamp;
 
 pub use accounts::LiveAccount;
 use batches::Batches;
+pub use copy::{CopiedRows, CopyError, copy};
 pub use credentials::{CredentialSource, CredentialsError, unreadable};
 pub use delivery::{Settlement, Target};
 pub use due::{DueMailbox, DueMark, LookedAt};

@@ -10,10 +10,10 @@ use super::sql;
 use super::sql::work::Work;
 use crate::model::{Account, BackendId, SubscriptionKey};
 
-/// Limits of the rows that are not those of one account; 0 is no limit.
+/// Limits of the rows that are not those of one account; 0 is no limit, but for one device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shares {
-    /// Accounts for which one device is registered.
+    /// Accounts for which one device is registered, at least 1.
     pub accounts_per_device: u32,
     /// Accounts with devices, and their devices, of one domain; names without one count as one domain.
     pub accounts_per_domain: u32,

@@ -16,4 +16,5 @@ mod messages;
 mod nodes;
 mod reload;
 mod stop;
+mod store;
 mod tls;

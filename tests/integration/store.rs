@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 mod backends;
 mod bad_times;
+mod copy;
 mod credentials;
 mod delivery;
 mod due;

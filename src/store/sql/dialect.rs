@@ -151,6 +151,32 @@ impl Dialect {
         }
     }
 
+    /// An insert of these rows with the numbers that they have, also where the database makes them.
+    pub(in crate::store) fn insert_with_keys(
+        self,
+        table: &str,
+        columns: &str,
+        rows: &str,
+    ) -> String {
+        let overriding = match self {
+            Self::Postgres => " overriding system value",
+            Self::Sqlite | Self::MariaDb => "",
+        };
+        format!("insert into {table} ({columns}){overriding} values {rows}")
+    }
+
+    /// A query that has the ids of new rows of a table begin behind those that are there; `None` where they do
+    /// so anyway.
+    pub(in crate::store) fn continue_ids(self, table: &str) -> Option<String> {
+        match self {
+            Self::Postgres => Some(format!(
+                "select setval(pg_get_serial_sequence('{table}', 'id'), coalesce(max(id), 1), \
+                 max(id) is not null) as id from {table}"
+            )),
+            Self::Sqlite | Self::MariaDb => None,
+        }
+    }
+
     /// The statement of an [`UpdateFrom`] for this number of rows.
     pub(in crate::store) fn update_from(self, update: &UpdateFrom<'_>, rows: usize) -> String {
         let UpdateFrom { table, columns, joins, on, set } = *update;
