@@ -17,7 +17,7 @@ use crate::model::Timestamp;
 use crate::net::resolve::NameResolver;
 use crate::push::transport::Routes;
 use crate::push::transport::apns::certificate_watch;
-use crate::push::transport::apns::identities::{Identities, Offer};
+use crate::push::transport::apns::identities::{Identities, NewIdentities, Offer};
 
 /// Push to iOS Mail. Clones share it.
 #[derive(Clone, Debug)]
@@ -32,6 +32,17 @@ impl MailPushSetup {
     ) -> Result<Self, StartError> {
         let loaded = Identities::load(&config.apns, (&config.push).into(), resolver, routes);
         loaded.map(Self).map_err(|error| StartError::Configuration(error.to_string()))
+    }
+
+    /// Reads all files of `config`, for [`MailPushSetup::replace`].
+    pub(super) fn prepare(&self, config: &Config) -> Result<NewIdentities, StartError> {
+        let prepared = self.0.prepare(&config.apns, config.push.priority);
+        prepared.map_err(|error| StartError::Configuration(error.to_string()))
+    }
+
+    /// Goes by these from now on.
+    pub(super) fn replace(&self, new: NewIdentities) {
+        self.0.replace(new);
     }
 
     /// Goes by `config`, or reads renewed files; on an error all stays as it was.

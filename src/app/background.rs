@@ -40,9 +40,11 @@ pub(super) struct SubscriptionNews {
 impl SubscriptionNews {
     /// This account's are others. What is gone gets nothing more; where none is left, nobody watches any more.
     pub(super) async fn of(&self, account: Account) {
-        // Without a route nobody listens. A dispatcher that is gone reads everything next time.
-        if !self.routes.is_empty() {
-            let _ = self.pushes.changed(account).await;
+        match self.routes.is_empty() {
+            // Nobody listens where there never was a route.
+            true => self.pushes.changed_perhaps(account),
+            // A dispatcher that is gone reads everything next time.
+            false => drop(self.pushes.changed(account).await),
         }
     }
 }

@@ -21,6 +21,7 @@ mod listeners;
 mod reload;
 pub mod renewal;
 mod server_tls;
+mod services;
 mod startup;
 pub mod systemd;
 mod tasks;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::server::ProducesTickets;
+use tokio::sync::watch;
 
 use self::apns::MailPushSetup;
 pub use self::apns::push_offer;
@@ -43,7 +45,7 @@ use self::listeners::Listening;
 use self::renewal::Renewal;
 use self::startup::Built;
 use self::tasks::{StopStage, Tasks};
-use crate::config::Config;
+use crate::config::{Config, WebhookConfig};
 use crate::metrics::Metrics;
 use crate::net::backends::Backends;
 use crate::net::counters::LimitCounters;
@@ -89,6 +91,8 @@ pub struct Server {
     /// What it goes by.
     config: Config,
     mail_push: MailPushSetup,
+    /// The web hooks of the operator, for what keeps their rows.
+    webhooks: watch::Sender<Arc<[WebhookConfig]>>,
     metrics: Arc<Metrics>,
     backends: Backends,
     resolver: NameResolver,

@@ -5,6 +5,7 @@
 
 use super::listeners::{ListenerSocket, Listening};
 use super::server_tls::server_tls;
+use super::services::ServicesSetup;
 use super::startup::{check_record, exposed};
 use super::tasks::StopStage;
 use super::webpush::{self, WebPushSetup};
@@ -21,7 +22,7 @@ enum ListenerPlace {
 
 impl Server {
     /// Goes by `config` from now on: listeners, certificates, backends, routes, limits, recording,
-    /// the push identities and Web Push. What is left of it takes effect at the next start, which a log line says.
+    /// the push identities, Web Push, FCM and web hooks. What is left of it takes effect at the next start, which a log line says.
     /// Watchers whose account has another backend now move there.
     ///
     /// # Errors
@@ -33,11 +34,20 @@ impl Server {
             .map_err(|error| StartError::Configuration(error.to_string()))?;
         check_record(config)?;
         let places = self.places(config)?;
+        let services = ServicesSetup::load(config, self.api.is_some(), &self.resolver)?;
+        let identities = self.mail_push.prepare(config)?;
+        // Last, since it makes the key file where there is none.
         let (before, after) = (self.config.web_push.as_ref(), config.web_push.as_ref());
         let web_push = WebPushSetup::after(before, after, &self.resolver)?;
         let news = web_push.as_ref().map(WebPushSetup::news);
-        self.mail_push.reload(config)?;
+        self.mail_push.replace(identities);
         webpush::publish(web_push, &self.routes, &self.transports);
+        services.publish(&self.routes, &self.transports);
+        self.webhooks.send_if_modified(|webhooks| {
+            let changed = **webhooks != *config.webhooks;
+            *webhooks = config.webhooks.as_slice().into();
+            changed
+        });
 
         for warning in &config.warnings {
             tracing::warn!(target: "mailchime::config::warning", "{warning}");
@@ -142,6 +152,8 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         auth,
         apns: _,
         web_push: _,
+        fcm: _,
+        webhooks: _,
         record: _,
         // These describe the file.
         secret_origin: _,
@@ -151,8 +163,6 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         key_file,
         watch,
         push,
-        fcm,
-        webhooks,
         limits,
         resolver,
         admin,
@@ -170,8 +180,6 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("[credentials]", old.credentials == *credentials && old.key_file == *key_file),
         ("[watch]", old.watch == *watch),
         ("[push]", push_of_before == *push),
-        ("[[fcm]]", old.fcm == *fcm),
-        ("[[webhook]]", old.webhooks == *webhooks),
         ("[limits] capability_size", limits_that_wait(&old.limits) == limits_that_wait(limits)),
         ("[resolver]", old.resolver == *resolver),
         ("[node]", old.node == *node),
@@ -252,13 +260,13 @@ mod tests {
             (|new| new.credentials = CredentialsMode::Memory, &["[credentials]"]),
             (|new| new.watch.connections = 1, &["[watch]"]),
             (|new| new.push.devices = 1, &["[push]"]),
-            (|new| new.fcm = vec![FcmConfig::new("a")], &["[[fcm]]"]),
+            (|new| new.fcm = vec![FcmConfig::new("a")], &[]),
             (
                 |new| {
                     let url = "https://a.example/".parse().unwrap();
                     new.webhooks = vec![WebhookConfig::new("a", url, "b")];
                 },
-                &["[[webhook]]"],
+                &[],
             ),
             (|new| new.limits.capability_size = 1, &["[limits] capability_size"]),
             (|new| new.resolver.waiting = 1, &["[resolver]"]),

@@ -13,11 +13,12 @@ use super::background::{SubscriptionNews, count_service, drop_ended, guard, prob
 use super::listeners::{ListenerSocket, Listening, sockets};
 use super::renewal::Renewal;
 use super::server_tls::server_tls;
+use super::services::ServicesSetup;
 use super::tasks::{StopStage, Tasks};
-use super::webhook::Enrolment;
+use super::webhook::{Enrolment, EnrolmentParts};
 use super::webpush::{self, WebPushSetup};
 use super::{MailPushSetup, Server, StartError, admin, api, intake};
-use crate::config::Config;
+use crate::config::{Config, WebhookConfig};
 use crate::files;
 use crate::imap::contract::PushOffer;
 use crate::intake::KnownSource;
@@ -26,14 +27,12 @@ use crate::model::{Account, SessionEvent, WatchEvent};
 use crate::net::backends::{Backends, Table};
 use crate::net::counters::LimitCounters;
 use crate::net::door::SessionDoor;
-use crate::net::guard::Guard;
 use crate::net::resolve::NameResolver;
 use crate::net::tls;
 use crate::nodes::{self, Assignment, ClusterView, Membership};
 use crate::push::dispatcher::{self, DispatcherHandle};
+use crate::push::transport::Routes;
 use crate::push::transport::enrol::Transports;
-use crate::push::transport::webhook::users::UserWebhooks;
-use crate::push::transport::{Routes, fcm, webhook};
 use crate::registrar::Registrar;
 use crate::store::{CredentialSource, Shares, Store};
 use crate::{proxy, record, watch};
@@ -87,10 +86,8 @@ impl Built {
         let mail_push = MailPushSetup::load(config, &resolver, &routes)?;
         let transports = Transports::default();
         // Users subscribe by the API alone.
-        let users = config.api.address.map(|_| UserWebhooks::new(Guard::new(&[], &[])));
-        webhook::publish(&config.webhooks, users, &resolver, &routes, &transports)
-            .and_then(|()| fcm::publish(&config.fcm, &resolver, &routes, &transports))
-            .map_err(StartError::Configuration)?;
+        let services = ServicesSetup::load(config, config.api.address.is_some(), &resolver)?;
+        services.publish(&routes, &transports);
         check_record(config)?;
         let sockets = sockets(config, inherited)?;
         let admin_socket = admin::Socket::open(&config.admin)?;
@@ -157,7 +154,9 @@ impl Built {
         let registrar = self.registrar(config, sessions.clone());
         let news = SubscriptionNews { routes: self.routes.clone(), pushes: dispatcher.clone() };
         let enrolment = (registrar.clone(), assignment.clone(), news.clone());
-        let session_events = self.start_enrolment(config, &mut tasks, session_events, enrolment);
+        let (webhooks, covering) = cell::channel(config.webhooks.as_slice().into());
+        let enrolment = self.enrolment(config, covering, enrolment);
+        let session_events = start_enrolment(&mut tasks, session_events, enrolment);
         let inputs = WatchInputs { session_events, unwatched, cluster };
         let (watchers, followers) = self.start_watching(config, &mut tasks, inputs, changes);
         let current = self.sessions(config, offered.clone(), sessions, registrar.clone());
@@ -188,6 +187,7 @@ impl Built {
             store: self.store,
             routes: self.routes,
             transports: self.transports,
+            webhooks,
             mail_push: self.mail_push,
             dispatcher,
             config: config.clone(),
@@ -311,25 +311,16 @@ impl Built {
         Registrar::new(self.backends.clone(), credentials, events, config)
     }
 
-    /// Has the web hooks of the operator hear of accounts whose users log in; returns what sessions say, for
-    /// the watching side.
-    fn start_enrolment(
+    /// What keeps the rows of the operator's web hooks.
+    fn enrolment(
         &self,
         config: &Config,
-        tasks: &mut Tasks,
-        sessions: mpsc::Receiver<SessionEvent>,
+        webhooks: cell::Receiver<Arc<[WebhookConfig]>>,
         (registrar, assignment, news): (Registrar, cell::Receiver<Assignment>, SubscriptionNews),
-    ) -> mpsc::Receiver<SessionEvent> {
-        if config.webhooks.is_empty() {
-            return sessions;
-        }
-        let (watching, passed_on) = mpsc::channel(QUEUE);
+    ) -> Enrolment {
         let (store, backends) = (self.store.clone(), self.backends.clone());
-        let enrolment = Enrolment::new(config, store, registrar, backends, assignment, news);
-        let stop = tasks.stop_of(StopStage::Watching);
-        let run = enrolment.run(sessions, watching, stop);
-        tasks.start(StopStage::Watching, "web hook enrolment", run);
-        passed_on
+        let parts = EnrolmentParts { webhooks, store, registrar, backends, assignment, news };
+        Enrolment::new(config, parts)
     }
 
     /// What sessions begin with.
@@ -467,6 +458,20 @@ impl Built {
         let serving = socket.serve(parts, tasks.stop_of(StopStage::Admin));
         tasks.add(StopStage::Admin, "admin", serving);
     }
+}
+
+/// Has the web hooks of the operator hear of accounts whose users log in; returns what sessions say, for the
+/// watching side.
+fn start_enrolment(
+    tasks: &mut Tasks,
+    sessions: mpsc::Receiver<SessionEvent>,
+    enrolment: Enrolment,
+) -> mpsc::Receiver<SessionEvent> {
+    let (watching, passed_on) = mpsc::channel(QUEUE);
+    let stop = tasks.stop_of(StopStage::Watching);
+    let run = enrolment.run(sessions, watching, stop);
+    tasks.start(StopStage::Watching, "web hook enrolment", run);
+    passed_on
 }
 
 /// What the watching side hears.

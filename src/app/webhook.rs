@@ -12,7 +12,8 @@
 //!   subscription of the account wants.
 //! - While mailchime can log in to the account, the row is written anew each day, so it does not expire.
 //! - A change of the user's password says nothing of a row: its account is watched as long as a login works.
-//! - Rows of a web hook that no longer covers their account are removed.
+//! - Rows of a web hook that no longer covers their account are removed, also where no web hook is left.
+//! - A reload that changes the web hooks has all rows compared at once.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use super::background::SubscriptionNews;
 use crate::config::{Config, CredentialsMode, PushConfig, WebhookConfig};
 use crate::model::{
     AcceptedLogin, Account, Mailbox, Registration, RegistrationResult, SessionEvent, Snapshot,
-    SubscriptionKey, Timestamp,
+    SubscriptionKey, Timestamp, TransportId,
 };
 use crate::net::backends::Backends;
 use crate::nodes::Assignment;
@@ -62,30 +63,29 @@ const KNOWN: usize = 100_000;
 /// What is needed to keep the rows.
 #[derive(Debug)]
 pub(super) struct Enrolment {
-    webhooks: Vec<WebhookConfig>,
+    parts: EnrolmentParts,
     push: PushConfig,
-    store: Store,
-    registrar: Registrar,
-    backends: Backends,
     /// A master user watches; nobody's password is needed.
     by_master: bool,
-    assignment: cell::Receiver<Assignment>,
-    news: SubscriptionNews,
+}
+
+/// What it works with.
+#[derive(Clone, Debug)]
+pub(super) struct EnrolmentParts {
+    /// Those of the configuration.
+    pub(super) webhooks: cell::Receiver<Arc<[WebhookConfig]>>,
+    pub(super) store: Store,
+    pub(super) registrar: Registrar,
+    pub(super) backends: Backends,
+    pub(super) assignment: cell::Receiver<Assignment>,
+    pub(super) news: SubscriptionNews,
 }
 
 impl Enrolment {
     /// By this configuration.
-    pub(super) fn new(
-        config: &Config,
-        store: Store,
-        registrar: Registrar,
-        backends: Backends,
-        assignment: cell::Receiver<Assignment>,
-        news: SubscriptionNews,
-    ) -> Self {
-        let (webhooks, push) = (config.webhooks.clone(), config.push.clone());
+    pub(super) fn new(config: &Config, parts: EnrolmentParts) -> Self {
         let by_master = config.credentials == CredentialsMode::Master;
-        Self { webhooks, push, store, registrar, backends, by_master, assignment, news }
+        Self { parts, push: config.push.clone(), by_master }
     }
 
     /// Passes on what sessions say to `watching`, and keeps the rows, until nobody is left to speak or to
@@ -97,7 +97,8 @@ impl Enrolment {
         stop: CancellationToken,
     ) {
         // What it registers itself must not come back to it.
-        self.registrar = self.registrar.clone().of_operator(watching.clone());
+        self.parts.registrar = self.parts.registrar.clone().of_operator(watching.clone());
+        let mut webhooks = self.parts.webhooks.clone();
         let enrolment = Arc::new(self);
         let mut logins: JoinSet<Result<(), Account>> = JoinSet::new();
         let mut comparing: JoinSet<bool> = JoinSet::new();
@@ -143,25 +144,33 @@ impl Enrolment {
                         known.remove(&failed);
                     }
                 }
+                Ok(()) = webhooks.changed() => {
+                    known.clear();
+                    next_comparison = Instant::now();
+                }
                 () = sleep_until(next_comparison), if comparing.is_empty() => {
+                    next_comparison = Instant::now() + COMPARE;
                     let enrolment = Arc::clone(&enrolment);
                     comparing.spawn(async move { enrolment.compare().await });
                 }
                 Some(done) = comparing.join_next() => {
-                    let pause = if matches!(done, Ok(true)) { COMPARE } else { RETRY };
-                    next_comparison = Instant::now() + pause;
+                    if !matches!(done, Ok(true)) {
+                        next_comparison = next_comparison.min(Instant::now() + RETRY);
+                    }
                 }
             }
         }
     }
 
-    fn covering<'a>(&'a self, account: &'a Account) -> impl Iterator<Item = &'a WebhookConfig> {
-        self.webhooks.iter().filter(|webhook| webhook.covers(account))
+    /// The web hooks that cover the account.
+    fn covering(&self, account: &Account) -> Vec<WebhookConfig> {
+        let webhooks = self.parts.webhooks.borrow();
+        webhooks.iter().filter(|webhook| webhook.covers(account)).cloned().collect()
     }
 
     /// Whether some web hook covers the account, and it can be watched after this login.
     fn may_enrol(&self, account: &Account, login: &AcceptedLogin) -> bool {
-        self.covering(account).next().is_some() && (login.credentials.is_some() || self.by_master)
+        !self.covering(account).is_empty() && (login.credentials.is_some() || self.by_master)
     }
 
     /// Writes the rows that are missing after a login. An error names the account again where the database did
@@ -197,15 +206,15 @@ impl Enrolment {
 
     /// Writes the rows that are not as wanted, by the registrar, which tells the watching side.
     async fn write(&self, account: &Account, login: &AcceptedLogin, targets: &[Target]) -> Written {
-        let old = self.store.served(Timestamp::now()).minus(AGE);
+        let old = self.parts.store.served(Timestamp::now()).minus(AGE);
         let mut written = Written::Nothing;
         for webhook in self.covering(account) {
-            let registration = self.registration(webhook, account, targets);
+            let registration = self.registration(&webhook, account, targets);
             if is_as_wanted(&registration, targets, old) {
                 continue;
             }
             let is_new = row(&registration, targets).is_none();
-            match self.registrar.clone().register(registration, login.clone()).await {
+            match self.parts.registrar.clone().register(registration, login.clone()).await {
                 RegistrationResult::Stored { .. } => {
                     written = Written::Rows;
                     if is_new {
@@ -228,7 +237,7 @@ impl Enrolment {
 
     /// The account's subscriptions; `None` where the database cannot say, which is in the log.
     async fn targets(&self, account: &Account) -> Option<Vec<Target>> {
-        let targets = self.store.targets(account, self.alive()).await;
+        let targets = self.parts.store.targets(account, self.alive()).await;
         targets
             .inspect_err(|error| {
                 tracing::warn!(
@@ -244,7 +253,10 @@ impl Enrolment {
     /// Compares all rows with the configuration; returns whether that was possible.
     async fn compare(&self) -> bool {
         let compared = self.compare_all().await;
-        if let Err(error) = &compared {
+        let is_empty = self.parts.webhooks.borrow().is_empty();
+        if let Err(error) = &compared
+            && !is_empty
+        {
             tracing::warn!(
                 target: "mailchime::app::webhooks_not_compared",
                 %error,
@@ -258,13 +270,22 @@ impl Enrolment {
     /// Returns whether the database took everything. What fails at one account is tried again, and does not
     /// stop those behind it.
     async fn compare_all(&self) -> Result<bool, StoreError> {
+        if self.parts.webhooks.borrow().is_empty() {
+            let routes = self.parts.store.routes(&TransportId::new(webhook::TRANSPORT)).await?;
+            // What is left of those of before has their names.
+            if routes.iter().all(|(route, _)| route == webhook::USERS) {
+                return Ok(true);
+            }
+        }
         let (mut failed, mut in_a_row) = (None, 0);
         let mut taken = true;
         let mut after = None;
-        while let Some((last, targets)) = self.store.subscriptions(after.as_ref(), PAGE).await? {
+        while let Some((last, targets)) =
+            self.parts.store.subscriptions(after.as_ref(), PAGE).await?
+        {
             let of_one = |a: &Target, b: &Target| a.subscription.account == b.subscription.account;
             for targets in targets.chunk_by(of_one) {
-                if !self.assignment.borrow().is_mine(&targets[0].subscription.account) {
+                if !self.parts.assignment.borrow().is_mine(&targets[0].subscription.account) {
                     continue;
                 }
                 match self.compare_one(targets).await {
@@ -289,10 +310,10 @@ impl Enrolment {
     async fn compare_one(&self, targets: &[Target]) -> Result<bool, StoreError> {
         let account = &targets[0].subscription.account;
         self.take_away(account, targets).await?;
-        let old = self.store.served(Timestamp::now()).minus(AGE);
+        let old = self.parts.store.served(Timestamp::now()).minus(AGE);
         let is_kept =
             |webhook| is_as_wanted(&self.registration(webhook, account, targets), targets, old);
-        if self.covering(account).all(is_kept) {
+        if self.covering(account).iter().all(is_kept) {
             return Ok(true);
         }
         self.renew(account).await
@@ -300,26 +321,27 @@ impl Enrolment {
 
     /// Removes the rows of web hooks that do not cover their account any more.
     async fn take_away(&self, account: &Account, targets: &[Target]) -> Result<(), StoreError> {
-        let covered = |route: &str| self.covering(account).any(|webhook| webhook.name == route);
+        let covering = self.covering(account);
+        let covered = |route: &str| covering.iter().any(|webhook| webhook.name == route);
         let mut is_other = false;
         for Target { subscription, .. } in targets {
             if subscription.is_of_operator() && !covered(&subscription.route) {
                 let key = SubscriptionKey::from(subscription);
-                if let Some(removed) = self.store.remove_subscription(&key, None).await? {
+                if let Some(removed) = self.parts.store.remove_subscription(&key, None).await? {
                     tracing::info!(
                         target: "mailchime::app::webhook_withdrawn",
                         %account, webhook = &*subscription.route,
                         "a web hook hears no more of an account, by the configuration"
                     );
                     if !removed.account_left {
-                        self.registrar.forget(account);
+                        self.parts.registrar.forget(account);
                     }
                     is_other = true;
                 }
             }
         }
         if is_other {
-            self.news.of(account.clone()).await;
+            self.parts.news.of(account.clone()).await;
         }
         Ok(())
     }
@@ -328,15 +350,15 @@ impl Enrolment {
     /// mailchime can log in to it. Returns whether the database took everything.
     async fn renew(&self, account: &Account) -> Result<bool, StoreError> {
         let alive = self.alive();
-        let live = self.store.live_account(account, alive).await?;
-        let (Some(live), Some(backend)) = (live, self.backends.id_of(account)) else {
+        let live = self.parts.store.live_account(account, alive).await?;
+        let (Some(live), Some(backend)) = (live, self.parts.backends.id_of(account)) else {
             return Ok(true);
         };
         // What is written lets it be tried anew, so not if its backend has refused the last try.
         if live.parked.is_some() || live.refused.is_some() || live.elsewhere(&backend).is_some() {
             return Ok(true);
         }
-        let targets = self.store.targets(account, alive).await?;
+        let targets = self.parts.store.targets(account, alive).await?;
         let at = Timestamp::now();
         let login = AcceptedLogin { backend, credentials: None, at, names_ignore_case: false };
         Ok(self.enrol(account, &login, targets).await)
@@ -361,7 +383,7 @@ impl Enrolment {
     }
 
     fn alive(&self) -> Alive {
-        Alive::at(self.store.served(Timestamp::now()), &self.push)
+        Alive::at(self.parts.store.served(Timestamp::now()), &self.push)
     }
 }
 

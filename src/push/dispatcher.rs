@@ -112,6 +112,11 @@ impl DispatcherHandle {
     pub async fn changed(&self, account: Account) -> Option<()> {
         self.0.send(DispatcherRequest::Changed(account)).await.ok()
     }
+
+    /// The same where it may be that the dispatcher does not run yet: what finds no place in its queue is lost.
+    pub fn changed_perhaps(&self, account: Account) {
+        let _ = self.0.try_send(DispatcherRequest::Changed(account));
+    }
 }
 
 /// Takes changes from `events` and tells devices of them, until `cancel` or until `events` is

@@ -6,7 +6,7 @@ use sqlx::{Connection, Executor, SqliteConnection};
 
 use super::*;
 use crate::config::{BackendConfig, BackendTls, TlsConfig};
-use crate::model::{Credentials, PushEndpoint, Subscription, TransportId};
+use crate::model::{Credentials, PushEndpoint, Subscription};
 use crate::net::backends::Table;
 use crate::net::counters::LimitCounters;
 use crate::net::resolve::NameResolver;
@@ -15,7 +15,7 @@ use crate::push::transport::Routes;
 use crate::store::CredentialSource;
 
 /// What enrols, with alice's registrar, the sessions' events to it and what it passes on.
-struct EnrolmentParts {
+struct EnrolmentWorld {
     folder: tempfile::TempDir,
     store: Store,
     backends: Backends,
@@ -25,7 +25,7 @@ struct EnrolmentParts {
     heard: mpsc::Receiver<SessionEvent>,
 }
 
-impl EnrolmentParts {
+impl EnrolmentWorld {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
@@ -42,10 +42,17 @@ impl EnrolmentParts {
         let registrar =
             Registrar::new(backends.clone(), Arc::new(source), sessions.clone(), &config);
         let (_, assignment) = cell::channel(Assignment::unknown("here".into()));
-        let (of_hook, of_backends) = (registrar.clone(), backends.clone());
         let news = SubscriptionNews { routes: Routes::default(), pushes: dispatcher::channel().0 };
-        let enrolment =
-            Enrolment::new(&config, store.clone(), of_hook, of_backends, assignment, news);
+        let (of_config, webhooks) = cell::channel(config.webhooks.as_slice().into());
+        let parts = EnrolmentParts {
+            webhooks,
+            store: store.clone(),
+            registrar: registrar.clone(),
+            backends: backends.clone(),
+            assignment,
+            news,
+        };
+        let enrolment = Enrolment::new(&config, parts);
         Self { folder, store, backends, registrar, enrolment, sessions, heard }
     }
 
@@ -118,7 +125,7 @@ fn phone(name: &str, mailboxes: &[&str]) -> Registration {
 /// A phone registers by each of two passwords of one account, and a third one by the older of them.
 #[tokio::test]
 async fn a_login_of_before_another_password_enrols_once_and_leaves_the_row_current() {
-    let parts = EnrolmentParts::new().await;
+    let parts = EnrolmentWorld::new().await;
     let now = Timestamp::now();
     let (others, _unheard) = mpsc::channel(100);
     let (first, second) = (now.minus(2 * COMPARE), now.minus(COMPARE));
@@ -126,7 +133,7 @@ async fn a_login_of_before_another_password_enrols_once_and_leaves_the_row_curre
         let events = if name == "3" { &parts.sessions } else { &others };
         parts.register(phone(name, &["INBOX"]), parts.login(password, at), events).await;
     }
-    let EnrolmentParts { folder: _folder, store, registrar, enrolment, sessions, heard, .. } =
+    let EnrolmentWorld { folder: _folder, store, registrar, enrolment, sessions, heard, .. } =
         parts;
     let (watching, mut passed_on) = mpsc::channel(100);
     let running = tokio::spawn(enrolment.run(heard, watching, CancellationToken::new()));
@@ -152,7 +159,7 @@ async fn a_login_of_before_another_password_enrols_once_and_leaves_the_row_curre
 /// Another login's enrolment has read the account before its phone was there, and writes last.
 #[tokio::test]
 async fn an_enrolment_that_has_read_less_leaves_no_mailbox_out() {
-    let parts = EnrolmentParts::new().await;
+    let parts = EnrolmentWorld::new().await;
     let login = parts.login("one", Timestamp::now());
     let (events, _unheard) = mpsc::channel(100);
     parts.register(phone("1", &["INBOX", "Notes"]), login.clone(), &events).await;
@@ -166,7 +173,7 @@ async fn an_enrolment_that_has_read_less_leaves_no_mailbox_out() {
 /// The phone registers for one more mailbox behind the page that the comparison goes by.
 #[tokio::test]
 async fn a_comparison_writes_what_the_database_has_now_and_tells_the_watching_side() {
-    let mut parts = EnrolmentParts::new().await;
+    let mut parts = EnrolmentWorld::new().await;
     let login = parts.login("one", Timestamp::now());
     let (events, _unheard) = mpsc::channel(100);
     parts.register(phone("1", &["INBOX"]), login.clone(), &events).await;
@@ -183,13 +190,13 @@ async fn a_comparison_writes_what_the_database_has_now_and_tells_the_watching_si
 
 #[tokio::test]
 async fn a_login_at_which_the_database_cannot_be_read_does_not_count() {
-    let parts = EnrolmentParts::new().await;
+    let parts = EnrolmentWorld::new().await;
     let log = LogText::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
     let login = parts.login("one", Timestamp::now());
-    let EnrolmentParts { folder, store, registrar, enrolment, sessions, heard, .. } = parts;
+    let EnrolmentWorld { folder, store, registrar, enrolment, sessions, heard, .. } = parts;
     let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
     let mut beside = SqliteConnection::connect(&url).await.unwrap();
     let (watching, mut passed_on) = mpsc::channel(100);

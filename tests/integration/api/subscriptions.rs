@@ -15,7 +15,7 @@ use super::paper::Paper;
 use super::{ALICE, ApiReply, ApiWorld, BOB, basic};
 use crate::support::servers::pki;
 use crate::support::world::MAIL;
-use crate::support::{limited, soon, until};
+use crate::support::{limited, until};
 
 /// The secret of a web hook.
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";

@@ -8,7 +8,7 @@ use mailchime::demo::fcm::{FcmAnswer, FcmStandIn, TokenAnswers};
 use mailchime::model::{ChangeKind, Mailbox, Snapshot, Subscription, Timestamp, TransportId};
 use mailchime::net::resolve::NameResolver;
 use mailchime::push::transport::enrol::Transports;
-use mailchime::push::transport::fcm::{self, FcmProject};
+use mailchime::push::transport::fcm::{FcmProject, FcmSetup};
 use mailchime::push::transport::{MailboxChange, Notice, Route, RouteId, Routes, Verdict};
 use serde_json::json;
 use tempfile::TempDir;
@@ -44,7 +44,8 @@ impl Project {
         config.ca = Some(folder.path().join("ca.pem"));
         let (routes, transports) = (Routes::default(), Transports::default());
         let resolver = NameResolver::default();
-        fcm::publish(std::slice::from_ref(&config), &resolver, &routes, &transports).unwrap();
+        let setup = FcmSetup::load(std::slice::from_ref(&config), &resolver).unwrap();
+        setup.publish(&routes, &transports);
         Self { _folder: folder, service, config, routes, transports }
     }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mailchime::app;
-use mailchime::config::{self, BodyTemplate, WebhookConfig};
+use mailchime::config::{
+    self, ApnsConfig, BodyTemplate, Config, FcmConfig, WebPushConfig, WebhookConfig,
+};
 use mailchime::demo::backend::DemoBackend;
 use mailchime::demo::webhook::{ReceivedEvent, ReceiverAnswer, WebhookReceiver};
 use mailchime::model::{Account, Mailbox, Subscription, Timestamp};
@@ -408,6 +410,53 @@ async fn the_examples_of_the_documentation_are_what_their_services_take() {
             assert!(event.header("webhook-signature").is_none());
             world.mailchime.stop().await;
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_adds_a_web_hook_and_takes_it_away_and_one_that_fails_changes_nothing() {
+    limited(async {
+        let (backend, receiver) = (demo_backend(&[ALICE]).await, receiver().await);
+        let mut world = start(&backend, |_| Vec::new()).await;
+        let mut config = world.config.clone();
+        let folder = config.tls.certificates[0].certificate.parent().unwrap().to_owned();
+        let folder = WebhookFolder(folder);
+        config.webhooks = vec![folder.webhook("a", &receiver.url("/"))];
+        world.mailchime.reload(&config).unwrap();
+        log_in(&world, &backend, ALICE).await;
+        backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        new_mail(&receiver).await;
+
+        let mut broken = config.clone();
+        broken.webhooks.clear();
+        let key = folder.0.join("vapid.key");
+        broken.web_push = Some(WebPushConfig::new(&key, "mailto:a@example.org"));
+        let missing = folder.0.join("missing.pem");
+        for (key, change) in [
+            (
+                "[[fcm]]",
+                &(|config: &mut Config| config.fcm = vec![FcmConfig::new(&missing)])
+                    as &dyn Fn(&mut Config),
+            ),
+            ("[apns]", &|config: &mut Config| {
+                config.apns = vec![ApnsConfig::new(&missing, &missing)]
+            }),
+        ] {
+            let mut broken = broken.clone();
+            change(&mut broken);
+            let error = world.mailchime.reload(&broken).unwrap_err().to_string();
+            assert!(error.starts_with(key), "{error}");
+        }
+        assert!(!key.exists(), "a key that nothing uses");
+        backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        new_mail(&receiver).await;
+
+        config.webhooks.clear();
+        world.mailchime.reload(&config).unwrap();
+        soon("the end of watching", backend.wait_until(|counters| counters.idling == 0)).await;
+        assert!(rows(&world, ALICE).await.is_empty());
+        world.mailchime.stop().await;
     })
     .await;
 }

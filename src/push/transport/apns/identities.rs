@@ -36,6 +36,10 @@ struct Entry {
     route: Route,
 }
 
+/// Identities that were read and are not in use yet.
+#[derive(Debug)]
+pub struct NewIdentities(Arc<[Entry]>);
+
 /// What devices get that register.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
@@ -110,8 +114,27 @@ impl Identities {
         Ok(identities)
     }
 
-    /// Replaces all identities and their routes, or none on an error. Requests under way end on their
-    /// connections; new ones use new connections.
+    /// The identities of another configuration, or of renewed files, to [`Identities::replace`] those of now.
+    ///
+    /// # Errors
+    /// As [`Identities::load`].
+    pub fn prepare(
+        &self,
+        config: &[config::ApnsConfig],
+        priority: Option<u8>,
+    ) -> Result<NewIdentities, LoadError> {
+        let style = MessageStyle { priority, ..self.style };
+        entries(config, style, &self.resolver, &self.entries()).map(NewIdentities)
+    }
+
+    /// Replaces all identities and their routes. Requests under way end on their connections; new ones use new
+    /// connections.
+    pub fn replace(&self, NewIdentities(new): NewIdentities) {
+        *self.entries.write() = new;
+        self.publish();
+    }
+
+    /// Replaces all identities and their routes, or none on an error.
     ///
     /// # Errors
     /// As [`Identities::load`].
@@ -120,11 +143,7 @@ impl Identities {
         config: &[config::ApnsConfig],
         priority: Option<u8>,
     ) -> Result<(), LoadError> {
-        let style = MessageStyle { priority, ..self.style };
-        let new = entries(config, style, &self.resolver, &self.entries())?;
-        *self.entries.write() = new;
-        self.publish();
-        Ok(())
+        self.prepare(config, priority).map(|new| self.replace(new))
     }
 
     fn publish(&self) {

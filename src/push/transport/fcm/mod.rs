@@ -68,32 +68,41 @@ impl FcmProject {
     }
 }
 
-/// Publishes a route for each project, and has `transports` enrol their apps.
-///
-/// # Errors
-/// As [`FcmProject::load`], or that two tables are for one project.
-pub fn publish(
-    config: &[FcmConfig],
-    resolver: &NameResolver,
-    routes: &Routes,
-    transports: &Transports,
-) -> Result<(), String> {
-    let mut projects: Vec<FcmProject> = Vec::new();
-    let mut enrol = FcmEnrol::default();
-    for table in config {
-        let project = FcmProject::load(table, resolver)?;
-        if projects.iter().any(|other| other.name == project.name) {
-            let name = &project.name;
-            return Err(format!("[[fcm]]: two tables are for the project {name}; remove one"));
+/// The projects of a configuration, made and not yet published.
+#[derive(Debug)]
+pub struct FcmSetup {
+    projects: Vec<FcmProject>,
+    enrol: FcmEnrol,
+}
+
+impl FcmSetup {
+    /// Reads the files of all projects.
+    ///
+    /// # Errors
+    /// As [`FcmProject::load`], or that two tables are for one project.
+    pub fn load(config: &[FcmConfig], resolver: &NameResolver) -> Result<Self, String> {
+        let mut projects: Vec<FcmProject> = Vec::new();
+        let mut enrol = FcmEnrol::default();
+        for table in config {
+            let project = FcmProject::load(table, resolver)?;
+            if projects.iter().any(|other| other.name == project.name) {
+                let name = &project.name;
+                return Err(format!("[[fcm]]: two tables are for the project {name}; remove one"));
+            }
+            enrol.add(&project.name, &project.apps);
+            projects.push(project);
         }
-        enrol.add(&project.name, &project.apps);
-        projects.push(project);
+        Ok(Self { projects, enrol })
     }
-    let id = TransportId::new(TRANSPORT);
-    transports.set(id.clone(), (!projects.is_empty()).then(|| Arc::new(enrol) as _));
-    let route = |project: FcmProject| {
-        (project.name, Route::new(project.messages, project.client, IN_FLIGHT))
-    };
-    routes.publish(&id, projects.into_iter().map(route));
-    Ok(())
+
+    /// Publishes a route for each project, in place of those of before, and has `transports` enrol their apps.
+    pub fn publish(self, routes: &Routes, transports: &Transports) {
+        let Self { projects, enrol } = self;
+        let id = TransportId::new(TRANSPORT);
+        transports.set(id.clone(), (!projects.is_empty()).then(|| Arc::new(enrol) as _));
+        let route = |project: FcmProject| {
+            (project.name, Route::new(project.messages, project.client, IN_FLIGHT))
+        };
+        routes.publish(&id, projects.into_iter().map(route));
+    }
 }

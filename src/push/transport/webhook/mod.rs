@@ -12,8 +12,8 @@ pub mod users;
 use std::sync::Arc;
 
 use self::users::UserWebhooks;
-use super::Routes;
 use super::enrol::{Enrol, Transports};
+use super::{Route, Routes};
 use crate::config::WebhookConfig;
 use crate::model::{Account, PushEndpoint, Subscription, TransportId};
 use crate::net::resolve::NameResolver;
@@ -50,23 +50,35 @@ pub fn of_operator(name: &str, account: &Account) -> Subscription {
     }
 }
 
-/// Publishes a route for each web hook of the operator, and one for those of users where there may be any.
-///
-/// # Errors
-/// Which key is at fault, and what is wrong.
-pub fn publish(
-    config: &[WebhookConfig],
+/// The web hooks of a configuration, and those of users where there may be any, made and not yet published.
+#[derive(Debug)]
+pub struct WebhookSetup {
+    routes: Vec<(Arc<str>, Route)>,
     users: Option<UserWebhooks>,
-    resolver: &NameResolver,
-    routes: &Routes,
-    transports: &Transports,
-) -> Result<(), String> {
-    let mut all = operator::all(config, resolver)?;
-    if let Some(users) = &users {
-        all.push((USERS.into(), users.route(None, resolver)?));
+}
+
+impl WebhookSetup {
+    /// Reads the files of all web hooks.
+    ///
+    /// # Errors
+    /// Which key is at fault, and what is wrong.
+    pub fn load(
+        config: &[WebhookConfig],
+        users: Option<UserWebhooks>,
+        resolver: &NameResolver,
+    ) -> Result<Self, String> {
+        let mut routes = operator::all(config, resolver)?;
+        if let Some(users) = &users {
+            routes.push((USERS.into(), users.route(None, resolver)?));
+        }
+        Ok(Self { routes, users })
     }
-    let id = TransportId::new(TRANSPORT);
-    transports.set(id.clone(), users.map(|users| Arc::new(users) as Arc<dyn Enrol>));
-    routes.publish(&id, all);
-    Ok(())
+
+    /// Publishes a route for each web hook of the operator, and one for those of users, in place of those of
+    /// before.
+    pub fn publish(self, routes: &Routes, transports: &Transports) {
+        let id = TransportId::new(TRANSPORT);
+        transports.set(id.clone(), self.users.map(|users| Arc::new(users) as Arc<dyn Enrol>));
+        routes.publish(&id, self.routes);
+    }
 }
