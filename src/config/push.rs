@@ -45,7 +45,7 @@ pub struct PushConfig {
     pub collapse: Collapse,
     /// The `apns-push-type` of pushes.
     pub push_type: PushType,
-    /// How long APNs keeps a push for a device that is offline.
+    /// How long a push service keeps a push for a client that is offline.
     pub expiration: Duration,
     /// `apns-priority`: 1, 5 or 10, and never 10 with [`PushType::Background`]; `None` sends none.
     pub priority: Option<u8>,

@@ -10,8 +10,8 @@ use crate::model::Account;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Registrations that are written, by account, or pushes that users have sent: so many a minute, of which all may come at once. Those
-/// beyond are put off, each to its own time.
+/// Registrations that are written, by account, or pushes that users have sent: so many a minute, of which all
+/// may come at once. Those beyond are put off, each to its own time.
 #[derive(Debug, Default)]
 pub struct RegistrationPace {
     /// When all that an account was granted would have been used up, had it come evenly. Names that
