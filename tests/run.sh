@@ -48,7 +48,6 @@ needs=(
     imapflow:npm:npm
     chromium:chromium:chromium
     firefox-esr:firefox-esr:firefox-esr
-    firefox-esr:libnss3-tools:certutil
     puppeteer-core:nodejs:node
     puppeteer-core:npm:npm
 )

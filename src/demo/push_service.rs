@@ -31,9 +31,12 @@ use super::port::Port;
 use super::random_uuid;
 
 mod browser;
+mod firefox;
 mod vapid;
 
 pub use browser::Browser;
+pub use firefox::FirefoxDoor;
+use firefox::{FirefoxChannel, FirefoxMessages};
 
 /// A running push service, and the browsers that subscribed there. Dropping it closes its port and its
 /// connections.
@@ -51,7 +54,8 @@ pub struct PushedMessage {
     pub headers: BTreeMap<String, String>,
     /// How long the body was.
     pub size: usize,
-    /// What the browser reads; `None` where the endpoint is not known, or the message is not for it.
+    /// What the browser reads; `None` where the endpoint is not known, the message is not for it, or it is a
+    /// real browser.
     pub plain: Option<Bytes>,
     /// What it was answered; `None` for [`Reply::Hang`].
     pub status: Option<u16>,
@@ -88,11 +92,22 @@ struct ServiceParts {
 #[derive(Default)]
 struct ServiceState {
     /// By the path of its endpoint.
-    browsers: HashMap<String, Arc<Browser>>,
+    browsers: HashMap<String, Subscriber>,
+    /// By the name that each got at its first hello.
+    firefoxes: HashMap<String, Arc<FirefoxMessages>>,
     /// The last [`RECORDED`] requests that [`PushService::next`] has not handed out.
     messages: VecDeque<PushedMessage>,
     replies: HashMap<String, Reply>,
     reply_to_all: Reply,
+}
+
+/// Who a message is for.
+#[derive(Clone)]
+enum Subscriber {
+    /// A browser of this stand-in.
+    Simulated(Arc<Browser>),
+    /// A real one.
+    Firefox(FirefoxChannel),
 }
 
 /// Requests that are kept; of more, the oldest are forgotten.
@@ -175,8 +190,13 @@ impl PushService {
         let path = format!("/push/{}", random_uuid());
         let endpoint = format!("{}{path}", self.shared.origin);
         let browser = Arc::new(Browser::new(endpoint, application_server_key));
-        self.shared.state().browsers.insert(path, Arc::clone(&browser));
+        self.shared.state().browsers.insert(path, Subscriber::Simulated(Arc::clone(&browser)));
         browser
+    }
+
+    /// How many subscriptions there are.
+    pub fn subscriptions(&self) -> usize {
+        self.shared.state().browsers.len()
     }
 
     /// The browser's subscription is over: 410 from now on.
@@ -261,6 +281,25 @@ impl PushedMessage {
     }
 }
 
+// === impl Subscriber ===
+
+impl Subscriber {
+    fn application_server_key(&self) -> &str {
+        match self {
+            Self::Simulated(browser) => browser.application_server_key(),
+            Self::Firefox(channel) => &channel.application_server_key,
+        }
+    }
+
+    /// What a body says to it, as far as that can be known here.
+    fn decrypt(&self, body: &[u8]) -> Option<Bytes> {
+        match self {
+            Self::Simulated(browser) => browser.decrypt(body),
+            Self::Firefox(_) => None,
+        }
+    }
+}
+
 // === impl ServiceParts ===
 
 impl ServiceParts {
@@ -303,7 +342,7 @@ async fn receive(
     let path = head.uri.path().to_owned();
     let body = Limited::new(body, MAX_BODY).collect().await.ok().map(|body| body.to_bytes());
     let browser = shared.state().browsers.get(&path).cloned();
-    let refused = refusal(&head.method, &head.headers, browser.as_deref(), shared, body.as_ref());
+    let refused = refusal(&head.method, &head.headers, browser.as_ref(), shared, body.as_ref());
     let body = body.unwrap_or_default();
     let reply = {
         let mut state = shared.state();
@@ -311,6 +350,9 @@ async fn receive(
             Some((status, _)) => Reply::Status(status, None),
             None => state.replies.get(&path).unwrap_or(&state.reply_to_all).clone(),
         };
+        if let (Reply::Created, Some(Subscriber::Firefox(channel))) = (&reply, &browser) {
+            channel.send("aes128gcm", &body);
+        }
         if state.messages.len() == RECORDED {
             state.messages.pop_front();
         }
@@ -333,7 +375,7 @@ async fn receive(
 fn refusal(
     method: &Method,
     headers: &HeaderMap,
-    browser: Option<&Browser>,
+    browser: Option<&Subscriber>,
     shared: &ServiceParts,
     body: Option<&Bytes>,
 ) -> Option<(u16, &'static str)> {

@@ -1,7 +1,6 @@
 // What the scripts share: the browsers, and the dialogue with the test that runs them. A script prints what
 // it wants done, a line each, and reads answers, a line each.
-import { execFileSync } from 'node:child_process';
-import { mkdirSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { createHash, X509Certificate } from 'node:crypto';
 import { createRequire } from 'node:module';
 import { createInterface } from 'node:readline';
@@ -9,7 +8,6 @@ import { createInterface } from 'node:readline';
 const { FOLDER, PUPPETEER, AXE } = process.env;
 const load = folder => createRequire(`${folder}/`);
 const puppeteer = load(PUPPETEER)('puppeteer-core').default ?? load(PUPPETEER)('puppeteer-core');
-export const { WebSocketServer } = load(PUPPETEER)('ws');
 export const axeFile = AXE && load(AXE).resolve('axe-core/axe.min.js');
 export const file = name => `${FOLDER}/${name}`;
 
@@ -65,23 +63,19 @@ export function chromium(options = {}) {
   });
 }
 
-/** Firefox with the test's authority in its profile, and this stand-in of Mozilla's push service. */
-export function firefox(pushServer, prefs = {}) {
-  const profile = file('firefox');
-  mkdirSync(profile);
-  execFileSync('certutil', ['-N', '-d', `sql:${profile}`, '--empty-password']);
-  execFileSync('certutil', ['-A', '-d', `sql:${profile}`, '-n', 'test', '-t', 'C,,', '-i', file('ca.pem')]);
+/** Firefox in a profile that the test has made, with what its person would have allowed. */
+export function firefox(profile) {
+  const settings = readFileSync(`${profile}/user.js`, 'utf8').matchAll(/^user_pref\("(.*?)", (.*)\);$/gm);
   return puppeteer.launch({
     browser: 'firefox',
     executablePath: '/usr/bin/firefox-esr',
     headless: true,
     timeout: LIMIT,
     userDataDir: profile,
+    acceptInsecureCerts: false,
     extraPrefsFirefox: {
       // Automation would turn the connection to the push service off.
       'remote.prefs.recommended': false,
-      'dom.push.serverURL': pushServer,
-      'dom.push.testing.allowInsecureServerURL': true,
       'dom.push.testing.ignorePermission': true,
       'dom.push.connection.enabled': true,
       'permissions.default.desktop-notification': 1,
@@ -89,17 +83,11 @@ export function firefox(pushServer, prefs = {}) {
       'alerts.useSystemBackend': false,
       'intl.accept_languages': 'en-US, en',
       'network.proxy.type': 0,
-      'datareporting.policy.dataSubmissionEnabled': false,
-      'app.update.enabled': false,
-      'browser.shell.checkDefaultBrowser': false,
-      'toolkit.telemetry.enabled': false,
       'services.settings.server': 'http://127.0.0.1:9/',
       'browser.safebrowsing.malware.enabled': false,
       'browser.safebrowsing.phishing.enabled': false,
-      'extensions.update.enabled': false,
-      'network.captive-portal-service.enabled': false,
-      'network.connectivity-service.enabled': false,
-      ...prefs,
+      // The driver writes its own user.js over the profile's.
+      ...Object.fromEntries([...settings].map(([, name, value]) => [name, JSON.parse(value)])),
     },
   });
 }
@@ -112,10 +100,10 @@ export async function newPage(context) {
 }
 
 /** Fills in the form and waits for the account's page. */
-export async function logIn(page) {
+export async function logIn(page, login = LOGIN, password = PASSWORD) {
   await page.waitForSelector('#log-in:not([hidden])');
-  await page.type('#login', LOGIN);
-  await page.type('#password', PASSWORD);
+  await page.type('#login', login);
+  await page.type('#password', password);
   await page.keyboard.press('Enter');
   await page.waitForSelector('#all:not([hidden])');
 }

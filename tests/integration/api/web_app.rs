@@ -1,19 +1,19 @@
 //! The web app: its files and their headers, and the app itself in real browsers.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
 
 use mailchime::config::{PreviewContent, WebPushConfig};
+use mailchime::demo::firefox_profile;
 use mailchime::demo::pki::Pki;
+use mailchime::demo::push_service::PushService;
 use serde_json::Value;
-use tokio::sync::mpsc;
 
 use super::{ALICE, ApiWorld};
+use crate::support::browser::BrowserScript;
 use crate::support::servers::pki;
 use crate::support::world::MAIL;
-use crate::support::{limited, skip, until};
+use crate::support::{limited, listener, until};
 
 /// What the app is made of, and the type of each.
 const FILES: [(&str, &str); 16] = [
@@ -182,90 +182,6 @@ fn asset(file: &str) -> String {
 
 // === Real browsers ===
 
-/// A script of `tests/browser` with a browser: it says what it wants done, line by line.
-struct BrowserScript {
-    process: Child,
-    input: ChildStdin,
-    output: mpsc::UnboundedReceiver<String>,
-}
-
-impl BrowserScript {
-    /// Starts it, with what it is to do behind its name. `None`, said aloud, where it or its browser is not here.
-    fn start(test: &str, name: &str, browser: &str, folder: &Path) -> Option<Self> {
-        let clients = std::env::var_os("MAILCHIME_CLIENTS").map_or_else(
-            || Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("clients"),
-            Into::into,
-        );
-        for needed in [browser, "puppeteer-core", "axe-core"] {
-            if skip::skipped(test, needed) {
-                return None;
-            }
-        }
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let found =
-            |program: &str| std::env::split_paths(&path).any(|it| it.join(program).exists());
-        let absent = [browser, "node", "certutil"].into_iter().find(|program| !found(program));
-        let absent = absent.or_else(|| (!clients.join(PUPPETEER).exists()).then_some(PUPPETEER));
-        let absent = absent.or_else(|| (!clients.join(AXE).exists()).then_some(AXE));
-        if let Some(absent) = absent {
-            skip::report(test, &format!("{absent} is not on this machine"));
-            return None;
-        }
-        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
-        let mut words = name.split(' ');
-        let mut process = Command::new("node")
-            .arg(scripts.join(words.next().unwrap_or_default()))
-            .args(words)
-            .env("FOLDER", folder)
-            .env("PUPPETEER", clients.join(PUPPETEER))
-            .env("AXE", clients.join(AXE))
-            .env("HOME", folder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let input = process.stdin.take().unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let (lines_of, output) = mpsc::unbounded_channel();
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let _ = lines_of.send(line);
-            }
-        });
-        Some(Self { process, input, output })
-    }
-
-    /// What it wants next; `None` at its end, which must be a good one.
-    async fn next(&mut self) -> Option<String> {
-        let line = self.output.recv().await;
-        if line.is_none() {
-            let mut status = None;
-            until(async || {
-                status = self.process.try_wait().unwrap();
-                status.is_some()
-            })
-            .await;
-            assert!(status.unwrap().success(), "the script failed; it says above why");
-        }
-        line
-    }
-
-    fn tell(&mut self, line: &str) {
-        self.input.write_all(format!("{line}\n").as_bytes()).unwrap();
-    }
-}
-
-impl Drop for BrowserScript {
-    fn drop(&mut self) {
-        // Its browser ends with its connection to the script.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-const PUPPETEER: &str = "puppeteer-core-24.43.1";
-const AXE: &str = "axe-core-4.14.1";
-
 /// A folder with the certificates of [`pki`].
 fn certificates() -> tempfile::TempDir {
     let (folder, pki): (_, &Pki) = (tempfile::tempdir().unwrap(), pki());
@@ -325,15 +241,22 @@ async fn firefox(test: &str, script: &str, preview: PreviewContent, mail: &'stat
         let folder = certificates();
         let script = BrowserScript::start(test, script, "firefox-esr", folder.path());
         let Some(mut script) = script else { return };
-        let service = script.next().await.expect("the host of the push service");
+        let service = PushService::start(listener().await, pki()).unwrap();
+        let door = service.serve_firefox(listener().await).unwrap();
+        let host = format!("localhost:{}", service.address().port());
         let api = ApiWorld::with(|config| {
-            config.web_push = Some(web_push(folder.path(), &[service]));
+            config.web_push = Some(web_push(folder.path(), &[host]));
             config.push.preview = preview;
         })
         .await;
         api.backend.create_mailbox(ALICE, "Lists").unwrap();
         let app = api.world.mailchime.api.unwrap().port();
-        script.tell(&format!("https://localhost:{app}"));
+        let profile = folder.path().join("firefox");
+        firefox_profile::write(&profile, &door.url(), &pki().server, app).unwrap();
+        script.tell(&profile.display().to_string());
+        for line in [&format!("https://localhost:{app}"), ALICE, "secret"] {
+            script.tell(line);
+        }
         let mut delivered = None;
         while let Some(wanted) = script.next().await {
             match wanted.as_str() {
@@ -344,6 +267,11 @@ async fn firefox(test: &str, script: &str, preview: PreviewContent, mail: &'stat
                 "read" => {
                     let uid = delivered.expect("a mail that was delivered");
                     api.backend.set_flags(ALICE, "INBOX", uid, &["\\Seen"]).unwrap();
+                    script.tell("it has been read");
+                }
+                "end" => {
+                    until(async || service.subscriptions() == 0).await;
+                    script.tell("it has ended");
                 }
                 other => panic!("the script wants {other:?}"),
             }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 
 pub(crate) mod apart;
+pub(crate) mod browser;
 pub(crate) mod chance;
 pub(crate) mod core;
 pub(crate) mod dialogues;
