@@ -1,27 +1,36 @@
 //! `mailchime demo`: everything on loopback, a push within seconds, no setup.
 //!
-//! Real parts on real sockets: mailchime between a small IMAP server in memory and a stand-in for
-//! APNs, and a scripted phone. All files are in a temporary folder that goes away at the end.
+//! Real parts on real sockets: mailchime with its web app, a small IMAP server in memory, stand-ins for APNs and
+//! for the push service of browsers, and a scripted phone. All files are in a temporary folder that goes away at
+//! the end.
 
 use std::io::IsTerminal;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use tokio::io::Interest;
 use tokio::net::TcpListener;
+use tokio::net::unix::pipe;
 use tokio::signal::unix::SignalKind;
 
 use super::{CommandFailure, Signals, logging, runtime, say};
 use crate::app;
-use crate::config::{self, Config, LogFormat};
+use crate::config::{self, Config, LogFormat, WebPushConfig};
 use crate::demo::apns::{Apns, Push};
 use crate::demo::backend::DemoBackend;
+use crate::demo::firefox_profile;
 use crate::demo::phone::{self, Direction, Phone};
 use crate::demo::pki::Pki;
+use crate::demo::push_service::{FirefoxDoor, PushService, PushedMessage};
 
 /// All that is secret here is public.
 const LOGIN: &str = "alice";
 const PASSWORD: &str = "wonder land";
+
+/// The folder of Firefox's profile.
+const PROFILE: &str = "firefox";
 
 /// The first push must come within this time.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -90,6 +99,8 @@ async fn show(folder: &Path, once: bool) -> Result<(), CommandFailure> {
                 Ok(())
             }
         },
+        // As with `| head -3`.
+        () = nobody_reads() => Ok(()),
     };
     tokio::select! {
         () = world.mailchime.stop() => {}
@@ -98,10 +109,22 @@ async fn show(folder: &Path, once: bool) -> Result<(), CommandFailure> {
     told
 }
 
+/// Waits until nobody reads what is shown any more: a pipe that has lost its reader, or a terminal that is gone.
+async fn nobody_reads() {
+    let shown = std::io::stdout().as_fd().try_clone_to_owned();
+    match shown.and_then(pipe::Sender::from_owned_fd_unchecked) {
+        Ok(shown) => drop(shown.ready(Interest::ERROR).await),
+        // A file, which needs no reader.
+        Err(_) => std::future::pending().await,
+    }
+}
+
 /// The parts of the demo.
 struct World {
     backend: DemoBackend,
     apns: Apns,
+    push_service: PushService,
+    firefox: FirefoxDoor,
     pki: Pki,
     mailchime: app::Server,
 }
@@ -114,6 +137,9 @@ impl World {
         backend.add_account(LOGIN, PASSWORD.as_bytes());
         backend.create_mailbox(LOGIN, "Notes").map_err(CommandFailure::failed)?;
         let apns = Apns::start(bind().await?, &pki).map_err(CommandFailure::failed)?;
+        let push_service =
+            PushService::start(bind().await?, &pki).map_err(CommandFailure::failed)?;
+        let firefox = push_service.serve_firefox(bind().await?).map_err(CommandFailure::failed)?;
         let file = |name: &str| folder.join(name);
         let mut config = Config::new(
             config::TlsConfig::new(file("server.pem"), file("server.key")),
@@ -132,12 +158,27 @@ impl World {
             config::ApnsServer { host: "localhost".into(), port: apns.address().port() };
         client.ca = Some(file("ca.pem"));
         config.apns = vec![client];
+        config.api.address = Some((Ipv4Addr::LOCALHOST, 0).into());
+        config.web_push = Some(web_push(folder, &push_service)?);
         let mailchime = app::start(&config).await.map_err(CommandFailure::failed)?;
-        Ok(Self { backend, apns, pki, mailchime })
+        let world = Self { backend, apns, push_service, firefox, pki, mailchime };
+        let (profile, to) = (folder.join(PROFILE), world.firefox.url());
+        firefox_profile::write(&profile, &to, &world.pki.server, world.app_port())
+            .map_err(CommandFailure::failed)?;
+        Ok(world)
     }
 
     fn address(&self) -> SocketAddr {
         self.mailchime.addresses[0]
+    }
+
+    /// Where the web app is, by the name in its certificate.
+    fn app(&self) -> String {
+        format!("https://localhost:{}/", self.app_port())
+    }
+
+    fn app_port(&self) -> u16 {
+        self.mailchime.api.map_or(0, |address| address.port())
     }
 
     /// The first push; then, unless that is all, each that follows, for ever.
@@ -151,7 +192,10 @@ impl World {
         }
         say(self.hints(folder, paint));
         loop {
-            say(paint.push(&self.apns.next().await, None));
+            tokio::select! {
+                push = self.apns.next() => say(paint.push(&push, None)),
+                message = self.push_service.next() => say(paint.message(&message)),
+            }
         }
     }
 
@@ -166,10 +210,14 @@ impl World {
             "mailchime's demo. Everything runs on this machine, nothing leaves it.\n\n  \
              IMAP server, in memory   {}\n  \
              mailchime, TLS           {}\n  \
-             APNs stand-in, HTTP/2    {}\n",
+             APNs stand-in, HTTP/2    {}\n  \
+             web app, HTTPS           {}\n  \
+             Web Push stand-in        {}\n",
             self.backend.address(),
             self.address(),
             self.apns.address(),
+            self.app(),
+            self.push_service.origin(),
         ));
         say(paint.title("The phone logs in, registers for push and hangs up:"));
         let phone = Phone {
@@ -208,16 +256,33 @@ impl World {
     fn hints(&self, folder: &Path, paint: &Paint) -> String {
         let program = std::env::current_exe()
             .map_or_else(|_| "mailchime".into(), |path| path.display().to_string());
-        let address = self.address();
+        let (address, app, folder) = (self.address(), self.app(), folder.display());
         let title = paint.title("It stays up until Ctrl-C. From a second terminal:");
         format!(
             "\n{title}\n\n  look in (then type: a LOGIN {LOGIN} \"{PASSWORD}\")\n    \
-             openssl s_client -quiet -crlf -CAfile {}/ca.pem -connect {address}\n\n  \
-             deliver another mail\n    {program} demo --deliver {}\n",
-            folder.display(),
+             openssl s_client -quiet -crlf -CAfile {folder}/ca.pem -connect {address}\n\n  \
+             be notified in Firefox (log in as {LOGIN} with the password \"{PASSWORD}\", then tap \"Notify this browser\")\n    \
+             firefox --new-instance --profile {folder}/{PROFILE} {app}\n\n  \
+             deliver another mail\n    {program} demo --deliver {}\n\n\
+             That profile of Firefox trusts this demo and takes its push service for Mozilla's. Any other browser warns of\n\
+             the certificate, and can log in all the same; it cannot be notified, since its own push service is on the\n\
+             Internet and the demo sends nothing there. Close Firefox before you end the demo.\n",
             self.backend.address(),
         )
     }
+}
+
+/// Web Push to the stand-in and to nobody else.
+fn web_push(folder: &Path, service: &PushService) -> Result<WebPushConfig, CommandFailure> {
+    let mut web_push = WebPushConfig::new(folder.join("webpush.key"), "mailto:demo@example.org");
+    let host = format!("localhost:{}", service.address().port());
+    let unusable = || CommandFailure::Failed(format!("{host} cannot be a push service"));
+    web_push.hosts = vec![host.parse().map_err(|()| unusable())?];
+    for loopback in ["127.0.0.1", "::1"] {
+        web_push.allow_private.push(loopback.parse().map_err(|_| unusable())?);
+    }
+    web_push.ca = Some(folder.join("ca.pem"));
+    Ok(web_push)
 }
 
 async fn bind() -> Result<TcpListener, CommandFailure> {
@@ -245,6 +310,19 @@ impl Paint {
             Direction::Client => self.coloured("36", &format!("  phone     > {line}")),
             Direction::Server => self.coloured("32", &format!("  mailchime < {line}")),
         }
+    }
+
+    fn message(&self, message: &PushedMessage) -> String {
+        let header = |name| message.header(name).unwrap_or("-");
+        let size = format!("{} bytes, encrypted to the browser", message.size);
+        format!(
+            "\nThe push service of Firefox receives this:\n  POST {}\n  topic: {}\n  urgency: {}\n  ttl: {}\n{}",
+            message.path,
+            header("topic"),
+            header("urgency"),
+            header("ttl"),
+            self.coloured("33", &format!("  {size}")),
+        )
     }
 
     fn push(&self, push: &Push, delivered: Option<Instant>) -> String {

@@ -1,14 +1,15 @@
 //! `mailchime demo`, as somebody types it who wants to see what this is.
 
 use std::fs;
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::support::limited;
+use crate::support::browser::BrowserScript;
 use crate::support::program::{Process, mailchime, mailchime_after};
+use crate::support::{limited, soon};
 
 /// An empty folder to be in, and one for temporary files.
 struct Folders {
@@ -96,6 +97,52 @@ async fn it_stays_up_and_shows_what_a_second_terminal_delivers() {
     .await;
 }
 
+/// Firefox is started as the demo says, but by a driver and without a window.
+#[tokio::test(flavor = "multi_thread")]
+async fn firefox_in_the_profile_of_the_demo_is_notified_of_the_mail_that_it_delivers() {
+    limited(async {
+        let folders = Folders::new();
+        let test = "firefox_in_the_profile_of_the_demo_is_notified_of_the_mail_that_it_delivers";
+        let script =
+            BrowserScript::start(test, "push.mjs", "firefox-esr", folders.temporary.path());
+        let Some(mut script) = script else { return };
+        let mut process = Process::spawn(folders.command(mailchime(&["demo"])));
+        let login = process.stdout.find("who logs in", |line| {
+            let (_, rest) = line.split_once("(log in as ")?;
+            let (login, rest) = rest.split_once(" with the password \"")?;
+            Some((login.to_owned(), rest.split_once('"')?.0.to_owned()))
+        });
+        let (login, password) = login.await;
+        let firefox = process.stdout.find("how Firefox is started", |line| {
+            let rest = line.trim().strip_prefix("firefox --new-instance --profile ")?;
+            rest.split_once(' ').map(|(profile, url)| (profile.to_owned(), url.to_owned()))
+        });
+        let (profile, url) = firefox.await;
+        let address = process.stdout.find("the command to deliver with", delivers_to).await;
+        for line in [&profile, &url, &login, &password] {
+            script.tell(line);
+        }
+        assert_eq!(script.next().await.as_deref(), Some("deliver"));
+        let mut second = Process::spawn(mailchime(&["demo", "--deliver", &address]));
+        assert_eq!(second.end().await.code(), Some(0), "{:?}", second.stderr.seen);
+        // It has seen the notification, and wants it to be read.
+        assert_eq!(script.next().await.as_deref(), Some("read"));
+        let shown = |line: &str| line.contains("encrypted to the browser").then_some(());
+        process.stdout.find("what the push service got", shown).await;
+        script.tell("stop");
+        assert_eq!(script.next().await, None);
+        process.signal("INT");
+        assert_eq!(process.end().await.code(), Some(0), "{:?}", process.stderr.seen);
+    })
+    .await;
+}
+
+/// Where `demo --deliver` leads, if this line says it.
+fn delivers_to(line: &str) -> Option<String> {
+    let (_, address) = line.trim().split_once(" demo --deliver ")?;
+    Some(address.to_owned())
+}
+
 #[tokio::test]
 async fn a_signal_ends_it_at_any_time() {
     limited(async {
@@ -143,6 +190,28 @@ async fn where_file_descriptors_are_short_it_says_so_and_leaves_nothing_behind()
             folders.assert_empty(&context);
         }
         assert!(failures > 3, "only {failures} of the limits were too low");
+    })
+    .await;
+}
+
+/// As with `| head -3`: it would stay up otherwise.
+#[tokio::test]
+async fn a_reader_that_has_read_enough_ends_it() {
+    limited(async {
+        for lines in [3, 12] {
+            let folders = Folders::new();
+            let (reader, writer) = io::pipe().unwrap();
+            let mut command = folders.command(mailchime(&["demo"]));
+            let mut child = command.stdout(writer).stderr(Stdio::null()).spawn().unwrap();
+            drop(command);
+            let ended = tokio::task::spawn_blocking(move || {
+                let read = BufReader::new(reader).lines().take(lines).map(Result::unwrap).count();
+                (read, child.wait().unwrap())
+            });
+            let (read, status) = soon("its end", ended).await.unwrap();
+            assert_eq!((read, status.code()), (lines, Some(0)));
+            folders.assert_empty("demo, without a reader");
+        }
     })
     .await;
 }
