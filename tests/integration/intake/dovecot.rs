@@ -41,7 +41,7 @@ impl ScriptFolder {
         Self(folder)
     }
 
-    /// Has the script tell whoever listens there.
+    /// Has the script tell what listens there.
     fn tell(&self, address: SocketAddr) {
         let token = self.0.path().join("mailchime.token").display().to_string();
         let script = SCRIPT
