@@ -9,6 +9,8 @@
 
 #![expect(clippy::print_stdout, reason = "that is what it is for")]
 
+mod transports;
+
 use std::collections::HashMap;
 use std::env;
 use std::error::Error;
@@ -23,7 +25,8 @@ use mailchime::demo::backend::DemoBackend;
 use mailchime::demo::pki::Pki;
 use mailchime::imap::registration::xapple::{DeviceToken, XAppleRegistration};
 use mailchime::model::{
-    Account, BackendId, Credentials, Mailbox, Registration, SecretKind, Snapshot, Timestamp,
+    Account, BackendId, Credentials, Mailbox, Registration, SecretKind, Snapshot, Subscription,
+    Timestamp,
 };
 use mailchime::store::{Registrant, Sealed, Store, Vault};
 use tokio::net::{TcpListener, TcpStream};
@@ -52,9 +55,18 @@ struct Options {
     /// Mails a second while the latency is measured.
     #[arg(long, default_value_t = 200)]
     changes: u32,
-    /// How long idle CPU and latency are measured, each, in seconds.
+    /// How long idle CPU, latency and each turn of `--transports` are measured, in seconds.
     #[arg(long, default_value_t = 10)]
     seconds: u32,
+    /// Measures nothing but what a push costs by Web Push, beside one by APNs.
+    #[arg(long)]
+    transports: bool,
+    /// Mails a second for each transport.
+    #[arg(long, default_value_t = 1000)]
+    rate: u32,
+    /// The processors that the program may use, as taskset(1) takes them, such as `0,1`.
+    #[arg(long)]
+    cores: Option<String>,
 }
 
 /// The program, which is killed when this is dropped.
@@ -70,6 +82,9 @@ impl Drop for Program {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
+    if options.transports {
+        return transports::compare(&options).await;
+    }
     let folder = tempfile::tempdir()?;
     let pki = Pki::generate(Some(TOPIC))?;
     pki.write_to(folder.path())?;
@@ -77,9 +92,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let backend = DemoBackend::start(TcpListener::bind("127.0.0.1:0").await?, tls)?;
     let apns = Apns::start(TcpListener::bind("127.0.0.1:0").await?, &pki)?;
     let port = TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port();
-    configure(folder.path(), &options, port, &backend, &apns)?;
+    configure(folder.path(), &options, port, &backend, &apns, "")?;
 
-    let (program, listening) = start(folder.path(), port).await?;
+    let (program, listening) = start(folder.path(), port, &options).await?;
     sleep(Duration::from_secs(1)).await;
     let empty = memory(&program)?;
     println!("start: listening after {:.0} ms, {} MB resident", ms(listening), megabytes(empty));
@@ -89,7 +104,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let accounts = register(folder.path(), &backend, options.accounts).await?;
     let began = Instant::now();
-    let (program, _) = start(folder.path(), port).await?;
+    let (program, _) = start(folder.path(), port, &options).await?;
     let all = |counters: &mailchime::demo::backend::Counters| counters.idling >= options.accounts;
     timeout(Duration::from_secs(600), backend.wait_until(all)).await?;
     let took = began.elapsed().as_secs_f64();
@@ -131,6 +146,7 @@ fn configure(
     port: u16,
     backend: &DemoBackend,
     apns: &Apns,
+    more: &str,
 ) -> Result<(), Box<dyn Error>> {
     let tls = match options.tls {
         true => "tls = \"implicit\"\nca = \"ca.pem\"",
@@ -142,7 +158,7 @@ fn configure(
          [backend]\naddress = \"{HOST}:{}\"\n{tls}\n\
          [watch]\nlogins_per_second = {}\n\
          [apns]\nendpoint = \"https://localhost:{}\"\nca = \"ca.pem\"\n\
-         certificate = \"apns.pem\"\nprivate_key = \"apns.key\"\n\
+         certificate = \"apns.pem\"\nprivate_key = \"apns.key\"\n{more}\
          [log]\nlevel = \"info\"\n",
         backend.address().port(),
         options.logins_per_second,
@@ -165,9 +181,21 @@ fn verdict(what: &str, measured: f64, is_within: impl Fn(f64) -> bool, wanted: &
 }
 
 /// Starts the program; how long it took until it listened.
-async fn start(folder: &Path, port: u16) -> Result<(Program, Duration), Box<dyn Error>> {
+async fn start(
+    folder: &Path,
+    port: u16,
+    options: &Options,
+) -> Result<(Program, Duration), Box<dyn Error>> {
     let began = Instant::now();
-    let child = Command::new(program()?)
+    let mut command = match &options.cores {
+        None => Command::new(program()?),
+        Some(cores) => {
+            let mut command = Command::new("taskset");
+            command.args(["-c", cores]).arg(program()?);
+            command
+        }
+    };
+    let child = command
         .args(["serve", "--config", "proxy.toml"])
         .current_dir(folder)
         .stdin(Stdio::null())
@@ -182,42 +210,73 @@ async fn start(folder: &Path, port: u16) -> Result<(Program, Duration), Box<dyn 
     Ok((program, began.elapsed()))
 }
 
+/// Fills the program's database.
+struct Registrar {
+    store: Store,
+    vault: Vault,
+    backend: BackendId,
+}
+
+async fn registrar(folder: &Path, backend: &DemoBackend) -> Result<Registrar, Box<dyn Error>> {
+    let url = format!("sqlite://{}", folder.join("mailchime.db").display());
+    let key_file = folder.join("mailchime.key");
+    let store = Store::open(&url.parse()?, Duration::from_secs(5)).await?.sealing(&key_file);
+    let vault = Vault::open(&key_file)?;
+    // As the configuration names it: accounts of another backend are parked.
+    let backend = BackendId::new(None, HOST, backend.address().port());
+    Ok(Registrar { store, vault, backend })
+}
+
+impl Registrar {
+    /// A new user, for whom this subscription counts.
+    async fn register(
+        &self,
+        backend: &DemoBackend,
+        user: &str,
+        subscription: Subscription,
+    ) -> Result<(), Box<dyn Error>> {
+        backend.add_account(user, PASSWORD.as_bytes());
+        let credentials = Credentials::new(user.to_owned(), SecretKind::Password, PASSWORD.into());
+        let text = self.vault.seal(&credentials.account(), &credentials);
+        let sealed = Sealed { text, until: None };
+        let mailboxes = vec![(Mailbox::inbox(), Snapshot::default())];
+        let registration = Registration { subscription, mailboxes };
+        let now = Timestamp::now();
+        let login = Registrant::new(&self.backend, now, Some(&sealed));
+        self.store.register(&registration, login, 10, now).await?;
+        Ok(())
+    }
+}
+
+/// The iPhone of the user with this number.
+fn device(number: usize, user: &str) -> Result<Subscription, Box<dyn Error>> {
+    // Apple takes 64 zeros for no token.
+    let token = format!("{:064x}", number + 1);
+    let registration = XAppleRegistration {
+        version: 2,
+        account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
+        token: DeviceToken::new(&token).ok_or("no token")?,
+        subtopic: "com.apple.mobilemail".into(),
+        mailboxes: Vec::new(),
+    };
+    Ok(registration.subscription(Account::from_login(user), TOPIC))
+}
+
 /// Gives each account a device; the account by the device's token.
 async fn register(
     folder: &Path,
     backend: &DemoBackend,
     accounts: usize,
 ) -> Result<HashMap<String, String>, Box<dyn Error>> {
-    let url = format!("sqlite://{}", folder.join("mailchime.db").display());
-    let store = Store::open(&url.parse()?, Duration::from_secs(5)).await?;
-    let vault = Vault::open(&folder.join("mailchime.key"))?;
+    let registrar = registrar(folder, backend).await?;
     let mut by_token = HashMap::new();
-    let address = backend.address();
-    // As the configuration names it: accounts of another backend are parked.
-    let id = BackendId::new(None, HOST, address.port());
     for number in 0..accounts {
         let user = format!("user{number}@example.org");
-        backend.add_account(&user, PASSWORD.as_bytes());
-        // Apple takes 64 zeros for no token.
-        let token = format!("{:064x}", number + 1);
-        let subscription = XAppleRegistration {
-            version: 2,
-            account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
-            token: DeviceToken::new(&token).ok_or("no token")?,
-            subtopic: "com.apple.mobilemail".into(),
-            mailboxes: Vec::new(),
-        }
-        .subscription(Account::from_login(&user), TOPIC);
-        let mailboxes = vec![(Mailbox::inbox(), Snapshot::default())];
-        let credentials = Credentials::new(user.clone(), SecretKind::Password, PASSWORD.into());
-        let sealed = Sealed { text: vault.seal(&credentials.account(), &credentials), until: None };
-        let registration = Registration { subscription, mailboxes };
-        let now = Timestamp::now();
-        let login = Registrant::new(&id, now, Some(&sealed));
-        store.register(&registration, login, 10, now).await?;
-        by_token.insert(token, user);
+        let device = device(number, &user)?;
+        by_token.insert(device.endpoint.as_given().to_owned(), user.clone());
+        registrar.register(backend, &user, device).await?;
     }
-    store.close().await;
+    registrar.store.close().await;
     Ok(by_token)
 }
 
