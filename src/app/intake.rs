@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::StartError;
 use crate::config::{self, Config};
-use crate::intake::{self, HintRecorder, IntakeParts, KnownSource, NotRecorded, RecordingHints};
+use crate::intake::{
+    self, HintRecorder, IntakeParts, KnownSource, NotRecorded, RecordingHints, UdpEvents,
+};
 use crate::metrics::Metrics;
 use crate::model::{Hint, Timestamp};
 use crate::net::backends::Backends;
@@ -20,11 +22,11 @@ use crate::push::transport::Routes;
 use crate::store::{DueMark, Store};
 use crate::watch::SupervisorHandle;
 
-/// The socket of `[events]`, listening.
+/// The sockets of `[events]`.
 #[derive(Debug)]
-pub(super) struct EventSocket {
-    listener: TcpListener,
-    pub(super) address: SocketAddr,
+pub(super) struct EventSockets {
+    http: Option<(TcpListener, SocketAddr)>,
+    udp: Option<(UdpEvents, SocketAddr)>,
 }
 
 /// What the intake is joined to.
@@ -69,14 +71,33 @@ pub fn sources(
     Ok(sources)
 }
 
-impl EventSocket {
-    /// Listens, where the configuration has an address.
-    pub(super) fn open(config: &config::EventsConfig) -> Result<Option<Self>, StartError> {
-        let Some(wanted) = config.address else { return Ok(None) };
-        let failed = |error| StartError::key("[events] address", format!("{wanted}: {error}"));
-        let listener = listen::bind(wanted).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        Ok(Some(Self { listener, address }))
+impl EventSockets {
+    /// Listens, where the configuration has addresses.
+    pub(super) async fn open(
+        config: &config::EventsConfig,
+        metrics: &Metrics,
+    ) -> Result<Self, StartError> {
+        let mut sockets = Self { http: None, udp: None };
+        if let Some(wanted) = config.address {
+            let failed = |error| StartError::key("[events] address", format!("{wanted}: {error}"));
+            let listener = listen::bind(wanted).map_err(failed)?;
+            let address = listener.local_addr().map_err(failed)?;
+            sockets.http = Some((listener, address));
+        }
+        if let Some(udp) = &config.udp {
+            let wanted = udp.address;
+            let failed =
+                |error| StartError::key("[events] udp_address", format!("{wanted}: {error}"));
+            let socket = UdpEvents::bind(udp, metrics.source("udp")).await.map_err(failed)?;
+            let address = socket.address().map_err(failed)?;
+            sockets.udp = Some((socket, address));
+        }
+        Ok(sockets)
+    }
+
+    /// Where it listens: for HTTP, and for datagrams.
+    pub(super) fn addresses(&self) -> (Option<SocketAddr>, Option<SocketAddr>) {
+        (self.http.as_ref().map(|(_, at)| *at), self.udp.as_ref().map(|(_, at)| *at))
     }
 
     /// Takes events until `stop`.
@@ -86,15 +107,23 @@ impl EventSocket {
         joints: IntakeJoints,
         stop: CancellationToken,
     ) -> JoinHandle<()> {
-        let Self { listener, address } = self;
-        tracing::info!(
-            target: "mailchime::intake::listening",
-            %address, "taking events of mail servers over HTTP"
-        );
+        let Self { http, udp } = self;
+        if let Some((_, address)) = &http {
+            tracing::info!(
+                target: "mailchime::intake::listening",
+                %address, "taking events of mail servers over HTTP"
+            );
+        }
+        if let Some((_, address)) = &udp {
+            tracing::info!(
+                target: "mailchime::intake::listening_udp",
+                %address, "taking datagrams of mail servers"
+            );
+        }
         let IntakeJoints { current, sources, backends, marks, metrics } = joints;
         let (events, limits) = (&config.events, &config.limits);
         let counters = backends.counters();
-        let server = HttpServer {
+        let server = http.map(|(listener, _)| HttpServer {
             listener,
             tls: events.tls.then(|| TlsSource::new(move || current.tls())),
             proxy_protocol: Vec::new(),
@@ -106,9 +135,10 @@ impl EventSocket {
             },
             table: "[events]",
             counters: Arc::clone(&counters.events),
-        };
+        });
         let parts = IntakeParts {
             sources,
+            udp: udp.map(|(socket, _)| socket),
             backends,
             recorder: Arc::new(marks),
             request_timeout: events.request_timeout,

@@ -78,6 +78,8 @@ pub struct Server {
     pub api: Option<SocketAddr>,
     /// Where it takes events, if it does.
     pub events: Option<SocketAddr>,
+    /// Where it takes datagrams, if it does.
+    pub udp_events: Option<SocketAddr>,
     /// Opens sessions for clients in this process.
     pub door: Arc<dyn SessionDoor>,
     /// The database.

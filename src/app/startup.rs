@@ -55,7 +55,7 @@ pub(super) struct Built {
     sockets: Vec<ListenerSocket>,
     admin_socket: Option<admin::Socket>,
     api_socket: Option<api::ApiSocket>,
-    event_socket: Option<intake::EventSocket>,
+    event_sockets: Option<intake::EventSockets>,
     event_sources: Vec<KnownSource>,
     registry: Registry,
     metrics: Arc<Metrics>,
@@ -92,11 +92,11 @@ impl Built {
         let sockets = sockets(config, inherited)?;
         let admin_socket = admin::Socket::open(&config.admin)?;
         let api_socket = api::ApiSocket::open(&config.api)?;
-        let event_socket = intake::EventSocket::open(&config.events)?;
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
         let event_sources =
             intake::sources(&config.events, &metrics).map_err(StartError::Configuration)?;
+        let event_sockets = intake::EventSockets::open(&config.events, &metrics).await?;
         let store = open_store(config, &metrics).await?;
         let credentials =
             CredentialSource::open(config.credentials, &config.key_file, store.clone())
@@ -121,7 +121,7 @@ impl Built {
             sockets,
             admin_socket,
             api_socket,
-            event_socket,
+            event_sockets: Some(event_sockets),
             event_sources,
             registry,
             metrics,
@@ -177,11 +177,12 @@ impl Built {
         let door: Arc<dyn SessionDoor> = Arc::new(local_sessions);
         let joined = (&door, &current, &registrar, &news, followers);
         let api = self.start_api(config, &mut tasks, joined);
-        let events = self.start_intake(config, &mut tasks, &current, watchers);
+        let (events, udp_events) = self.start_intake(config, &mut tasks, &current, watchers);
         let mut server = Server {
             admin,
             api,
             events,
+            udp_events,
             door,
             addresses: listening.iter().map(|listening| listening.address).collect(),
             store: self.store,
@@ -403,16 +404,19 @@ impl Built {
         Some(address)
     }
 
-    /// Takes events of mail servers; where.
+    /// Takes events of mail servers; where, by HTTP and as datagrams.
     fn start_intake(
         &mut self,
         config: &Config,
         tasks: &mut Tasks,
         current: &proxy::CurrentContext,
         watchers: watch::SupervisorHandle,
-    ) -> Option<SocketAddr> {
-        let socket = self.event_socket.take()?;
-        let address = socket.address;
+    ) -> (Option<SocketAddr>, Option<SocketAddr>) {
+        let Some(sockets) = self.event_sockets.take() else { return (None, None) };
+        let addresses = sockets.addresses();
+        if addresses == (None, None) {
+            return addresses;
+        }
         let joints = intake::IntakeJoints {
             current: current.clone(),
             sources: std::mem::take(&mut self.event_sources),
@@ -424,9 +428,9 @@ impl Built {
             },
             metrics: Arc::clone(&self.metrics),
         };
-        let serving = socket.serve(config, joints, tasks.stop_of(StopStage::Serving));
+        let serving = sockets.serve(config, joints, tasks.stop_of(StopStage::Serving));
         tasks.add(StopStage::Serving, "events", serving);
-        Some(address)
+        addresses
     }
 
     fn start_admin(

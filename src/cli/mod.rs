@@ -6,6 +6,7 @@ mod check;
 mod credentials;
 mod demo;
 mod devices;
+mod event;
 pub mod logging;
 mod push;
 mod replay;
@@ -66,6 +67,8 @@ enum CliCommand {
     Watchers(watchers::WatchersOptions),
     /// Have the running mailchime send a test push, and show what APNs says
     Push(push::PushOptions),
+    /// Tell the running mailchime of an event in a mailbox, which is read from standard input
+    Event(event::EventOptions),
     /// See a push on this machine within seconds, without any setup
     Demo(demo::DemoOptions),
     /// Play written dialogues and show the first difference of each
@@ -131,6 +134,7 @@ pub fn main() -> ExitCode {
         CliCommand::Devices(devices) => devices::run(&devices),
         CliCommand::Watchers(options) => watchers::run(&options),
         CliCommand::Push(options) => push::run(&options),
+        CliCommand::Event(options) => event::run(&options),
         CliCommand::Demo(options) => demo::run(&options),
         CliCommand::Replay(options) => replay::run(&options),
         CliCommand::Certs(Certs::Dev(options)) => certs::run(&options),

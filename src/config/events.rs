@@ -7,7 +7,11 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::check::{Check, CheckResult, KIB, MIB, MINUTE, SECOND, domain};
+use super::network::Network;
 use crate::model::Account;
+
+/// No source has this name: it stands for datagrams.
+const UDP: &str = "udp";
 
 const ADDRESS: &str = "[events] address";
 
@@ -19,6 +23,8 @@ pub struct EventsConfig {
     /// Whether connections use TLS, with the certificates of `[tls]`. Always, unless it is a loopback
     /// address.
     pub tls: bool,
+    /// `None`: no datagrams are heard.
+    pub udp: Option<UdpEventsConfig>,
     /// Who may send events, each with a name of its own.
     pub sources: Vec<EventSourceConfig>,
     /// Connections at once.
@@ -29,6 +35,17 @@ pub struct EventsConfig {
     pub body_size: usize,
     /// Events that wait until they are on disk.
     pub waiting: usize,
+}
+
+/// Where datagrams come in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UdpEventsConfig {
+    /// Of this machine, or of a group that is joined.
+    pub address: SocketAddr,
+    /// Whose datagrams are heard.
+    pub networks: Vec<Network>,
+    /// The domain of users whose name comes without one, in lower case.
+    pub default_domain: Option<String>,
 }
 
 /// `[[events.source]]`: who may send events.
@@ -53,6 +70,9 @@ table!(RawEvents {
     request_timeout: Option<String>,
     body_size: Option<String>,
     waiting: Option<i64>,
+    udp_address: Option<String>,
+    udp_networks: Vec<String>,
+    udp_default_domain: Option<String>,
     source: Vec<RawEventSource>,
 });
 
@@ -77,6 +97,7 @@ impl Default for EventsConfig {
         Self {
             address: None,
             tls: false,
+            udp: None,
             sources: Vec::new(),
             connections: 1024,
             request_timeout: Duration::from_secs(10),
@@ -124,6 +145,7 @@ impl Check<'_> {
             }
             events.sources.push(source);
         }
+        events.udp = self.udp_events(raw.udp_address, &raw.udp_networks, raw.udp_default_domain.as_ref())?;
         if events.address.is_some() && events.sources.is_empty() {
             let problem = "nobody may send events there; add an [[events.source]], or remove the address";
             return Err(self.refusal(ADDRESS, problem));
@@ -152,6 +174,35 @@ impl Check<'_> {
         Ok((Some(address), tls.map_or(!here, |tls| tls == RawEventsTls::Implicit)))
     }
 
+    fn udp_events(
+        &self,
+        address: Option<String>,
+        networks: &[String],
+        default_domain: Option<&String>,
+    ) -> CheckResult<Option<UdpEventsConfig>> {
+        const NETWORKS: &str = "[events] udp_networks";
+        let Some(text) = address else { return Ok(None) };
+        let address = text.parse::<SocketAddr>().map_err(|_| {
+            let allowed = "allowed is an IP address with a port, such as \"127.0.0.1:23420\"";
+            self.refusal("[events] udp_address", format!("{text:?} is no address; {allowed}"))
+        })?;
+        let networks = networks.iter().map(|text| self.network(NETWORKS, text));
+        let networks = networks.collect::<CheckResult<Vec<_>>>()?;
+        if networks.is_empty() {
+            let problem =
+                "missing; name the networks that may send datagrams, such as \"127.0.0.1\"";
+            return Err(self.refusal(NETWORKS, problem));
+        }
+        let default_domain = default_domain.map(|text| {
+            domain(text).ok_or_else(|| {
+                let problem =
+                    format!("{text:?} is no domain; allowed is, for example, \"example.org\"");
+                self.refusal("[events] udp_default_domain", problem)
+            })
+        });
+        Ok(Some(UdpEventsConfig { address, networks, default_domain: default_domain.transpose()? }))
+    }
+
     fn event_source(&self, raw: RawEventSource) -> CheckResult<EventSourceConfig> {
         const NAME: &str = "[[events.source]] name";
         const SECRET: &str = "[[events.source]] secret_file";
@@ -159,8 +210,9 @@ impl Check<'_> {
             return Err(self.refusal(NAME, "missing; give the source a name, such as \"dovecot\""));
         };
         let in_names = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
-        if !(1..=64).contains(&name.len()) || !name.bytes().all(in_names) {
-            let allowed = "allowed are 1 to 64 letters, digits, \".\", \"-\" and \"_\"";
+        if !(1..=64).contains(&name.len()) || !name.bytes().all(in_names) || name == UDP {
+            let allowed =
+                "allowed are 1 to 64 letters, digits, \".\", \"-\" and \"_\", but not \"udp\"";
             return Err(self.refusal(NAME, format!("{name:?} is no name; {allowed}")));
         }
         let secret_file = self.file(SECRET, raw.secret_file)?.ok_or_else(|| {
@@ -209,6 +261,18 @@ mod tests {
                 "[events] tls: \"none\" at 192.0.2.1:1 would have events travel unencrypted; remove",
             ),
             ("[events]\ntls = \"starttls\"", "[events] tls: unknown variant `starttls`"),
+            (
+                "[events]\nudp_address = \"localhost:1\"",
+                "[events] udp_address: \"localhost:1\" is no address; allowed is",
+            ),
+            (
+                "[events]\nudp_address = \"127.0.0.1:1\"",
+                "[events] udp_networks: missing; name the networks that may send datagrams",
+            ),
+            (
+                "[[events.source]]\nname = \"udp\"",
+                "[[events.source]] name: \"udp\" is no name; allowed",
+            ),
             ("[[events.source]]", "[[events.source]] name: missing; give the source a name"),
             ("[[events.source]]\nx = 1", "[[events.source]]: unknown key `x`"),
             (

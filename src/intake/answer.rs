@@ -53,10 +53,18 @@ impl IntakeContext {
         };
         let source = source.and_then(|source| self.sources.get(source));
         if let Some(why) = refusal.counted {
-            source.map_or(&self.strangers, |source| &source.metrics).refused(why);
-            self.tell(source, why);
+            let metrics = source.map_or(&self.strangers, |source| &source.metrics);
+            self.refuse(source.map(KnownSource::name), metrics, why);
         }
         refusal.into_response()
+    }
+
+    /// Returns when the hints are on disk, with whether somebody has registered for each mailbox.
+    pub(super) async fn record_hints(&self, mut hints: Vec<Hint>) -> Result<Vec<bool>, QueueError> {
+        for hint in &mut hints {
+            hint.account = self.backends.canonical(hint.account.clone());
+        }
+        self.queue.record(hints).await
     }
 
     /// Takes a request's events in; an error where none of them is.
@@ -91,17 +99,14 @@ impl IntakeContext {
         source: &KnownSource,
         read: ReadHints,
     ) -> Result<(), IntakeRefusal> {
-        let mut hints = read(body, source)?;
+        let hints = read(body, source)?;
         if hints.is_empty() {
             return Ok(());
-        }
-        for hint in &mut hints {
-            hint.account = self.backends.canonical(hint.account.clone());
         }
         if !source.may_send(hints.len()) {
             return Err(IntakeRefusal::too_many());
         }
-        match timeout(RECORD_TIME, self.queue.record(hints)).await {
+        match timeout(RECORD_TIME, self.record_hints(hints)).await {
             Ok(Ok(known)) => {
                 source.metrics.recorded(&known);
                 Ok(())
@@ -135,8 +140,9 @@ impl IntakeContext {
         }
     }
 
-    /// Tells operators of a refused request, once in a while for each source and reason.
-    fn tell(&self, source: Option<&KnownSource>, why: EventRefusal) {
+    /// Counts what is refused, and tells operators of it, once in a while for each source and reason.
+    pub(super) fn refuse(&self, source: Option<&str>, metrics: &SourceMetrics, why: EventRefusal) {
+        metrics.refused(why);
         match why {
             EventRefusal::TooLarge => drop(self.counters.events.body_size.hit()),
             EventRefusal::Timeout => drop(self.counters.events.request_timeout.hit()),
@@ -144,7 +150,7 @@ impl IntakeContext {
             EventRefusal::Waiting => drop(self.counters.events_waiting.hit()),
             _ => {}
         }
-        let (name, why) = (source.map_or("", KnownSource::name), why.word());
+        let (name, why) = (source.unwrap_or_default(), why.word());
         if let Some(left_out) = self.counters.events_refused.due(&format!("{name} {why}")) {
             tracing::warn!(
                 target: "mailchime::intake::refused",

@@ -12,6 +12,8 @@
 //! A source proves who it is by a secret, and may speak for its domains only. A sender, a subject or a snippet
 //! in a body is not kept, not even in memory: the types that are parsed have no field for them.
 //!
+//! [`UdpEvents`] hears datagrams, which anybody can forge, so they are signs to look and nothing more.
+//!
 //! Nothing here knows the database or the watchers: `app` gives what leads to them.
 
 mod answer;
@@ -21,6 +23,7 @@ mod queue;
 mod refusal;
 mod report;
 mod source;
+mod udp;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -32,7 +35,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::answer::IntakeContext;
 use self::queue::HintQueue;
-pub use self::source::KnownSource;
+pub use self::source::{KnownSource, first_secret};
+pub use self::udp::UdpEvents;
 use crate::metrics::SourceMetrics;
 use crate::model::Hint;
 use crate::net::backends::Backends;
@@ -61,6 +65,8 @@ pub struct NotRecorded(pub String);
 pub struct IntakeParts {
     /// Who may send events.
     pub sources: Vec<KnownSource>,
+    /// Where datagrams come in.
+    pub udp: Option<UdpEvents>,
     /// Know under which one name an account is known.
     pub backends: Backends,
     /// Takes what came.
@@ -78,7 +84,7 @@ pub struct IntakeParts {
 }
 
 /// Takes events until `stop`.
-pub async fn serve(server: HttpServer, parts: IntakeParts, stop: CancellationToken) {
+pub async fn serve(server: Option<HttpServer>, parts: IntakeParts, stop: CancellationToken) {
     let (queue, recording) = HintQueue::new(parts.recorder, parts.waiting);
     let context = Arc::new(IntakeContext {
         sources: parts.sources,
@@ -89,13 +95,25 @@ pub async fn serve(server: HttpServer, parts: IntakeParts, stop: CancellationTok
         counters: parts.counters,
         strangers: parts.strangers,
     });
+    let udp = parts.udp.map(|udp| udp.run(Arc::clone(&context), stop.clone()));
     let answer = move |request: Request<Incoming>, _: Addresses| {
         let context = Arc::clone(&context);
         async move { context.answer(request).await }
     };
     // What is under way when the server stops is recorded before that ends.
+    let http = async {
+        match server {
+            Some(server) => server.serve(answer, stop).await,
+            None => stop.cancelled().await,
+        }
+    };
+    let udp = async {
+        if let Some(udp) = udp {
+            udp.await;
+        }
+    };
     tokio::select! {
-        () = server.serve(answer, stop) => {}
+        _ = async { tokio::join!(http, udp) } => {}
         () = recording.run() => {}
     }
 }

@@ -2,6 +2,7 @@
 //! Standard Webhooks.
 
 use std::fmt;
+use std::path::Path;
 use std::time::Instant;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -10,6 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::{AUTHORIZATION, HeaderMap};
 use parking_lot::Mutex;
+use secrecy::zeroize::Zeroizing;
 
 use super::pace::SourcePace;
 use crate::config::EventSourceConfig;
@@ -199,6 +201,18 @@ fn presented(headers: &HeaderMap) -> Option<Presented> {
     let colon = decoded.iter().position(|byte| *byte == b':')?;
     let name = std::str::from_utf8(&decoded[..colon]).ok()?.to_owned();
     Some(Presented { name: Some(name), token: hashed(&decoded[colon + 1..]) })
+}
+
+/// The newest secret in a file, for one who sends events.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn first_secret(file: &Path) -> Result<Zeroizing<String>, String> {
+    let (text, _) = files::read_text(file, MAX_FILE)
+        .map_err(|error| format!("{}: cannot be read: {error}", file.display()))?;
+    let first = text.lines().map(str::trim).find(|line| !line.is_empty());
+    let first = first.map(|line| Zeroizing::new(line.to_owned()));
+    first.ok_or_else(|| format!("{}: has no secret", file.display()))
 }
 
 fn hashed(secret: &[u8]) -> [u8; 32] {

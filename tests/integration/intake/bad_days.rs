@@ -1,6 +1,8 @@
 //! What becomes of events while something is away, and after a SIGKILL.
 
 use std::fs;
+use std::io::Write;
+use std::process::Stdio;
 
 use mailchime::store::Store;
 use sqlx::{Connection, Executor, SqliteConnection};
@@ -8,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{IntakeWorld, TOKEN, post, written};
+use crate::support::program::mailchime;
 use crate::support::world::{Server, World};
 use crate::support::{limited, soon};
 
@@ -125,6 +128,53 @@ async fn due(world: &World) -> i64 {
     sqlx::query_scalar(count).fetch_one(&mut beside).await.unwrap()
 }
 
+/// What `mailchime event` says at its end, and whether that is well.
+fn event(world: &World, arguments: &[&str], event: &str) -> (bool, String) {
+    let config = world.file("proxy.toml").display().to_string();
+    let all = [&["event", "--config", &config], arguments].concat();
+    let mut command = mailchime(&all);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(event.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    (output.status.success(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_sends_an_event_by_the_program() {
+    limited(async {
+        let world = World::new().await;
+        with_events(&world);
+        let (_server, events) = registered(&world).await;
+        // Of the configuration, the address is that of the process.
+        world.configure(
+            "[events]\naddress = \"127.0.0.1:0\"",
+            &format!("[events]\naddress = \"{events}\""),
+        );
+        world.deliver();
+        let dovecot = &["--source", "dovecot"][..];
+        assert_eq!(event(&world, dovecot, EVENT), (true, String::new()));
+        world.push().await;
+        let url = format!("http://{events}");
+        let file = world.file("events.secret").display().to_string();
+        let by_url = ["--source", "dovecot", "--url", &url, "--secret-file", &file];
+        assert_eq!(event(&world, &by_url, EVENT), (true, String::new()));
+        for (arguments, body, expected) in [
+            (dovecot, "{", "422 Unprocessable Entity: {\\\"error\\\":\\\"invalid\\\""),
+            (&["--source", "nobody"], EVENT, "no [[events.source]] with the name \"nobody\""),
+            (
+                &["--source", "other", "--url", &url, "--secret-file", &file],
+                EVENT,
+                "401 Unauthorized",
+            ),
+        ] {
+            let (well, said) = event(&world, arguments, body);
+            assert!(!well && said.contains(expected), "{said}");
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn an_answered_event_survives_sigkill() {
     limited(async {
@@ -156,6 +206,10 @@ async fn an_event_that_sigkill_cuts_off_has_no_answer_and_its_mail_is_found() {
         let mut stream = TcpStream::connect(events).await.unwrap();
         let request = format!("POST /v1/events\nAuthorization: Bearer {TOKEN}\n\n{EVENT}");
         stream.write_all(written(&request).as_bytes()).await.unwrap();
+        // What comes later is answered.
+        for _ in 0..3 {
+            assert_eq!(post(events, "{").await.status, 422);
+        }
         server.process.kill();
         let mut answer = Vec::new();
         let _ = soon("the end of the connection", stream.read_to_end(&mut answer)).await;

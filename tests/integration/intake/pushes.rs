@@ -1,6 +1,10 @@
 //! From an event to a push, while no connection to the backend is open.
 
+use mailchime::config::UdpEventsConfig;
+use tokio::net::UdpSocket;
+
 use super::{ALICE, IntakeWorld, MAIL, TOKEN};
+use crate::support::in_process::loopback;
 use crate::support::{limited, soon};
 
 /// What a mail server says that has a mail in alice's INBOX, whose state is read from it.
@@ -73,6 +77,60 @@ async fn numbers_that_lie_heal_at_the_next_look() {
         intake.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
         assert_eq!(intake.post(&event("MessageNew", 3, 2, 2)).await.status, 204);
         soon("a push", intake.world.push_of(&["INBOX"])).await;
+    })
+    .await;
+}
+
+/// Anybody can send one, so nothing is pushed for it that the mailbox does not bear out.
+#[tokio::test]
+async fn a_datagram_has_the_mailbox_looked_at() {
+    limited(async {
+        let (named, other) = ("127.0.0.1", "192.0.2.1");
+        let intake = IntakeWorld::with(|config| {
+            config.events.udp = Some(UdpEventsConfig {
+                address: loopback(),
+                networks: vec![named.parse().unwrap()],
+                default_domain: Some("example.org".to_owned()),
+            });
+        });
+        let intake = intake.await;
+        intake.registered().await;
+        let to = intake.world.mailchime.udp_events.unwrap();
+        let socket = UdpSocket::bind((named, 0)).await.unwrap();
+        let logins = intake.backend.counters().accepted;
+        let delivery = b"log\0MAIL\0\0alice\0INBOX\00\0From: a@b\nSubject: private\n\0";
+        // A forged one, garbage, and one of a mail that is there.
+        socket.send_to(delivery, to).await.unwrap();
+        intake.backend.wait_until(|c| c.accepted > logins && c.connections == 0).await;
+        intake.resting().await;
+        assert_eq!(intake.world.apns.received(), 0);
+        for garbage in [&b""[..], b"private", &[0; 2000]] {
+            socket.send_to(garbage, to).await.unwrap();
+        }
+        intake.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        socket.send_to(delivery, to).await.unwrap();
+        soon("a push", intake.world.push_of(&["INBOX"])).await;
+        let counted = [
+            r#"_refused_total{source="udp",why="malformed"} 2"#,
+            r#"_total{source="udp",what="recorded"} 2"#,
+        ];
+        assert_eq!(intake.counted().await, counted);
+
+        let intake = IntakeWorld::with(|config| {
+            config.events.udp = Some(UdpEventsConfig {
+                address: loopback(),
+                networks: vec![other.parse().unwrap()],
+                default_domain: None,
+            });
+        });
+        let intake = intake.await;
+        let to = intake.world.mailchime.udp_events.unwrap();
+        socket.send_to(delivery, to).await.unwrap();
+        let refused = [r#"_refused_total{source="udp",why="unauthorized"} 1"#];
+        while intake.counted().await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(intake.counted().await, refused);
     })
     .await;
 }

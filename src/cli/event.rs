@@ -1,0 +1,134 @@
+//! `mailchime event`: sends one event from standard input to the mailchime that runs.
+
+use std::io::{Read, stdin};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use hyper::{Request, Uri};
+use secrecy::zeroize::Zeroizing;
+
+use super::{CommandFailure, Configured, configuration, not_empty, runtime};
+use crate::config::Config;
+use crate::intake::first_secret;
+use crate::net::dial::Dialer;
+use crate::net::https::{HttpsClient, client_tls};
+use crate::net::resolve::NameResolver;
+
+/// For the connection and the answer.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The longest event, in bytes.
+const LONGEST: u64 = 16 * 1024 * 1024;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct EventOptions {
+    /// The name of the [[events.source]] that speaks
+    #[arg(long, value_name = "NAME", value_parser = not_empty())]
+    source: String,
+
+    /// Send it to https://HOST:PORT, or http://ADDRESS:PORT of this machine; without this option, to
+    /// [events] address of the configuration
+    #[arg(long, value_name = "URL", value_parser = not_empty())]
+    url: Option<String>,
+
+    /// The secret is the first line of this file; without this option, of that in the configuration. With
+    /// --url and this no configuration is read, so that any user may send events
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+
+    /// A PEM file with the authorities that may have signed the server's certificate
+    #[arg(long, value_name = "FILE", requires = "url")]
+    ca: Option<PathBuf>,
+
+    #[command(flatten)]
+    configured: Configured,
+}
+
+pub(super) fn run(options: &EventOptions) -> Result<(), CommandFailure> {
+    let config = match (&options.url, &options.secret_file) {
+        (Some(_), Some(_)) => None,
+        _ => Some(configuration(&options.configured)?),
+    };
+    let url = url(options, config.as_ref())?;
+    let secret = secret(options, config.as_ref())?;
+    let mut body = Vec::new();
+    stdin().take(LONGEST).read_to_end(&mut body).map_err(CommandFailure::failed)?;
+    let request = request(&url, &options.source, &secret, body)?;
+    let tls = client_tls(options.ca.as_deref()).map_err(CommandFailure::failed)?;
+    let dialer = Dialer::new(NameResolver::default(), None, tls);
+    let sending = async { HttpsClient::or_plain_here(dialer, LIMIT).send(request).await };
+    let answer = runtime()?.block_on(sending).map_err(|error| {
+        CommandFailure::Failed(format!("{url}: {error}; is mailchime running there?"))
+    })?;
+    if answer.status().is_success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(answer.body());
+    Err(CommandFailure::Failed(format!("{url}: {}: {}", answer.status(), said.escape_debug())))
+}
+
+/// The URL that takes events.
+fn url(options: &EventOptions, config: Option<&Config>) -> Result<String, CommandFailure> {
+    if let Some(url) = &options.url {
+        return Ok(format!("{}/v1/events", url.trim_end_matches('/')));
+    }
+    let file = options.configured.config.display();
+    let events = config.map(|config| &config.events);
+    match events.and_then(|events| Some((events.address?, events.tls))) {
+        Some((address, false)) => Ok(format!("http://{}/v1/events", reachable(address))),
+        Some((_, true)) => Err(CommandFailure::Usage(format!(
+            "{file}: [events] is HTTPS; give --url with the name that its certificate bears"
+        ))),
+        None => {
+            Err(CommandFailure::Usage(format!("{file}: [events] address: not set; give --url")))
+        }
+    }
+}
+
+/// A server at every address of the machine is asked at loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+fn secret(
+    options: &EventOptions,
+    config: Option<&Config>,
+) -> Result<Zeroizing<String>, CommandFailure> {
+    let sources = config.map(|config| &*config.events.sources).unwrap_or_default();
+    let source = sources.iter().find(|source| source.name == options.source);
+    let file = options.secret_file.as_ref().or(source.map(|source| &source.secret_file));
+    let file = file.ok_or_else(|| {
+        let name = &options.source;
+        CommandFailure::Usage(format!("there is no [[events.source]] with the name {name:?}"))
+    })?;
+    first_secret(file).map_err(CommandFailure::Usage)
+}
+
+fn request(
+    url: &str,
+    source: &str,
+    secret: &str,
+    body: Vec<u8>,
+) -> Result<Request<bytes::Bytes>, CommandFailure> {
+    let url: Uri = url.parse().map_err(|_| {
+        CommandFailure::Usage(format!("--url: {url:?} is no URL; give https://HOST:PORT"))
+    })?;
+    let login = Zeroizing::new(format!("{source}:{secret}"));
+    let login = Zeroizing::new(format!("Basic {}", STANDARD.encode(login.as_bytes())));
+    let mut login = HeaderValue::try_from(login.as_str()).map_err(CommandFailure::failed)?;
+    login.set_sensitive(true);
+    Request::post(url)
+        .header(AUTHORIZATION, login)
+        .header(CONTENT_TYPE, "application/json")
+        .body(body.into())
+        .map_err(CommandFailure::failed)
+}
