@@ -274,7 +274,6 @@ mod tests {
                 "[[events.source]] name: \"udp\" is no name; allowed",
             ),
             ("[[events.source]]", "[[events.source]] name: missing; give the source a name"),
-            ("[[events.source]]\nx = 1", "[[events.source]]: unknown key `x`"),
             (
                 "[[events.source]]\nname = \"a b\"",
                 "[[events.source]] name: \"a b\" is no name; allowed",

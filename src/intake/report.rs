@@ -264,7 +264,7 @@ pub(super) mod tests {
             ("{\"user\":\"alice\",\"changes\":[]} private", "More follows"),
             (
                 "{\"user\":\"alice\",\"changes\":[{\"uidnext\":\"private\"}]}",
-                "in \\\\\\\"changes[0].uidnext\\\\\\\"",
+                "in \\\"changes[0].uidnext\\\"",
             ),
             ("{\"user\":\"alice\",\"changes\":[{\"uidnext\":-1}]}", "A value is missing"),
             (
