@@ -107,6 +107,18 @@ main(async () => {
     check(problems.length === 0, problems.join('\n'));
     await context.close();
 
+    // A browser that starts no service worker is not waited for without an end.
+    const idle = await open(browser, url, ['en'], page => page.evaluateOnNewDocument(() => {
+      Object.defineProperty(ServiceWorkerContainer.prototype, 'ready', { get: () => new Promise(() => {}) });
+    }));
+    await idle.context.overridePermissions(url, ['notifications']);
+    await logIn(idle.page);
+    await idle.page.waitForSelector('#mailboxes li');
+    await idle.page.click('#notify-button');
+    await until('what to do', async () => (await text(idle.page, '#alert')).startsWith('This browser has not started'));
+    check(!await idle.page.$eval('#notify-button', it => it.disabled), 'the button can be tapped again');
+    await idle.context.close();
+
     const german = await open(browser, url, ['fr', 'de-AT', 'en']);
     await logIn(german.page);
     check(await german.page.$eval('html', it => it.lang) === 'de', 'German');

@@ -55,6 +55,17 @@ main(async () => {
     await page.click('#subscriptions button');
     await until('the test', async () => (await notifications(page, login)).length === 1);
 
+    // Removed elsewhere, it stays removed until its user wants it back.
+    await page.evaluate(async () => {
+      const { subscriptions } = await (await fetch('/v1/subscriptions')).json();
+      for (const { id } of subscriptions) await fetch(`/v1/subscriptions/${id}`, { method: 'DELETE' });
+    });
+    await page.reload();
+    await until('the word that it was removed', async () => (await text(page, '#status')).includes('was removed'));
+    check(await page.$eval('#none', it => !it.hidden), 'it was made anew');
+    await page.click('#notify-button');
+    await until('the word that it works again', async () => (await text(page, '#status')).startsWith('It works'));
+
     // Removed, the browser is notified of nothing, and its subscription has ended at the push service.
     await page.click('#subscriptions button:last-of-type');
     await page.waitForSelector('#none:not([hidden])');

@@ -6,6 +6,9 @@ const at = id => document.getElementById(id);
 /** How long the first push of a subscription is waited for, in milliseconds. */
 const PATIENCE = 60_000;
 
+/** How long the service worker may take to start, in milliseconds. */
+const START = 15_000;
+
 /** From so many mailboxes on they can be searched. */
 const MANY = 12;
 
@@ -19,10 +22,11 @@ let own = null;
 let waiting = null;
 
 class ApiError extends Error {
-  constructor(status, code) {
+  constructor(status, code, field = null) {
     super(code);
     this.status = status;
     this.code = code;
+    this.field = field;
   }
 }
 
@@ -33,7 +37,7 @@ async function api(path, method = 'GET', body = undefined) {
   let answer;
   try { answer = await fetch(path, options); } catch { throw new ApiError(0, 'network'); }
   const json = answer.status === 204 ? null : await answer.json().catch(() => null);
-  if (!answer.ok) throw new ApiError(answer.status, json?.error ?? 'other');
+  if (!answer.ok) throw new ApiError(answer.status, json?.error ?? 'other', json?.field);
   return json;
 }
 
@@ -136,7 +140,9 @@ async function showAccount() {
   showNotifyState();
   if (canNotify()) {
     await showMailboxes();
-    await subscribeAnew();
+    // The page waits for no push.
+    const of = account;
+    subscribeAnew().catch(error => { if (account === of) complain(error); });
   }
 }
 
@@ -193,42 +199,54 @@ async function notify() {
     say(texts.dismissed);
     return;
   }
-  const registration = await navigator.serviceWorker.ready;
-  let subscription;
-  try { subscription = await subscribed(registration.pushManager); } catch (error) {
+  await subscribe(await pushManager(), mailboxes);
+}
+
+/** Leads to the push service. Where the browser has refused the service worker it would be waited for in vain. */
+async function pushManager() {
+  const late = new Promise((_, reject) => { setTimeout(() => reject(new ApiError(0, 'worker')), START); });
+  return (await Promise.race([navigator.serviceWorker.ready, late])).pushManager;
+}
+
+/**
+ * This browser's subscription with the server's key; one with another key gets nothing any more, and so does one
+ * that the push service does not know.
+ */
+async function subscribed(manager, isGone) {
+  try {
+    const former = await manager.getSubscription();
+    const given = former?.options.applicationServerKey;
+    if (former && (isGone || (given && base64url(given) !== key))) await former.unsubscribe();
+    return await manager.subscribe({ userVisibleOnly: true, applicationServerKey: key });
+  } catch (error) {
     console.warn(error);
     throw new ApiError(0, 'push_service');
   }
-  await subscribe(subscription, mailboxes);
-}
-
-/** This browser's subscription with the server's key; one with another key gets nothing any more. */
-async function subscribed(manager) {
-  const former = await manager.getSubscription();
-  const given = former?.options.applicationServerKey;
-  if (given && base64url(given) !== key) await former.unsubscribe();
-  return manager.subscribe({ userVisibleOnly: true, applicationServerKey: key });
 }
 
 const base64url = buffer => btoa(String.fromCharCode(...new Uint8Array(buffer)))
   .replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
 
 /** Has the server notify this browser of these mailboxes. */
-async function subscribe(subscription, mailboxes) {
+async function subscribe(manager, mailboxes) {
+  const of = account;
   say(texts.waiting);
   const confirmed = firstPush();
   let made;
   try {
-    const body = { transport: 'webpush', quiet: true, mailboxes, ...subscription.toJSON() };
-    made = await api('/v1/subscriptions', 'POST', body);
-    await remember(account, { id: made.id, mailboxes: made.mailboxes, endpoint: subscription.endpoint });
+    made = await makeSubscription(await subscribed(manager, false), mailboxes).catch(async error => {
+      if (error.field !== 'endpoint') throw error;
+      return makeSubscription(await subscribed(manager, true), mailboxes);
+    });
   } catch (error) {
     waiting?.(null);
     say('');
     throw error;
   }
   if (made.state === 'active') waiting?.(null);
-  const came = made.state === 'active' || await confirmed;
+  const came = await confirmed;
+  // Another user is here, or the same one has asked for something else.
+  if (account !== of || (came === null && made.state !== 'active')) return;
   await showSubscriptions();
   showNotifyState();
   if (!came && own?.state !== 'active') {
@@ -241,27 +259,45 @@ async function subscribe(subscription, mailboxes) {
   say(left === '' ? done : `${done} ${fill(texts.mailboxes_unreadable, { mailboxes: left })}`);
 }
 
-/** Whether the service worker says that a first push has come and was confirmed. */
+async function makeSubscription(subscription, mailboxes) {
+  const of = account;
+  const body = { transport: 'webpush', quiet: true, mailboxes, ...subscription.toJSON() };
+  const made = await api('/v1/subscriptions', 'POST', body);
+  await remember(of, { id: made.id, mailboxes: made.mailboxes, endpoint: subscription.endpoint });
+  return made;
+}
+
+/** Whether the service worker says that a first push has come and was confirmed; null where nobody waits any more. */
 function firstPush() {
+  waiting?.(null);
   return new Promise(resolve => {
-    const timer = setTimeout(() => waiting?.(false), PATIENCE);
-    waiting = came => {
+    const done = came => {
       clearTimeout(timer);
-      waiting = null;
+      if (waiting === done) waiting = null;
       resolve(came);
     };
+    const timer = setTimeout(() => done(false), PATIENCE);
+    waiting = done;
   });
 }
 
-/** The push service has given this browser another endpoint, or none, since it subscribed for the account. */
+/**
+ * Subscribes again where the push service has given this browser another endpoint, or none, since it subscribed
+ * for the account. With the same endpoint somebody has removed the subscription, and it stays removed.
+ */
 async function subscribeAnew() {
   const kept = await remembered();
   const before = Object.hasOwn(kept, account) ? kept[account] : null;
   if (!before || Notification.permission !== 'granted') return;
-  const { pushManager } = await navigator.serviceWorker.ready;
-  const current = await pushManager.getSubscription();
-  const fits = current?.endpoint === before.endpoint && own !== null;
-  if (!fits) await subscribe(await subscribed(pushManager), before.mailboxes);
+  const of = account;
+  const manager = await pushManager();
+  const current = await manager.getSubscription();
+  if (account !== of) return;
+  if (current?.endpoint !== before.endpoint) await subscribe(manager, before.mailboxes);
+  else if (own === null) {
+    await remember(account, null);
+    say(texts.removed_elsewhere);
+  }
 }
 
 // === All subscriptions ===
@@ -312,8 +348,7 @@ async function removeSubscription(it) {
   if (it === own) {
     const others = await remember(account, null);
     if (others === 0 && hasPush()) {
-      const { pushManager } = await navigator.serviceWorker.ready;
-      await (await pushManager.getSubscription())?.unsubscribe();
+      await (await (await pushManager()).getSubscription())?.unsubscribe();
     }
   }
   await showSubscriptions();

@@ -175,23 +175,27 @@ async function opened(data) {
 async function renew(given) {
   const accounts = await remembered();
   if (Object.keys(accounts).length === 0) return;
+  const renewed = await renewedOf(accounts, given).catch(() => null);
+  // The others are made anew when their users log in.
+  if (renewed === null || Object.keys(accounts).length > 1) {
+    const texts = await readTexts();
+    await show(texts.renew_title, { tag: 'mailchime', body: texts.renew_body, data: { page: true } });
+  }
+}
+
+/** Subscribes for the account that is logged in. Gives its name, or null where nothing was made. */
+async function renewedOf(accounts, given) {
   const { applicationServerKey } = await (await api('/v1/vapid')).json();
   const options = { userVisibleOnly: true, applicationServerKey };
   const subscription = given ?? await self.registration.pushManager.subscribe(options);
   const session = await api('/v1/session');
   const account = session.ok ? (await session.json()).account : null;
-  const own = account && Object.hasOwn(accounts, account) ? accounts[account] : null;
-  if (own) {
-    const body = { transport: 'webpush', quiet: true, mailboxes: own.mailboxes, ...subscription.toJSON() };
-    const made = await api('/v1/subscriptions', 'POST', body);
-    if (made.ok) {
-      const { id, mailboxes } = await made.json();
-      await remember(account, { id, mailboxes, endpoint: subscription.endpoint });
-    }
-  }
-  // The others are made anew when their users log in.
-  if (!own || Object.keys(accounts).length > 1) {
-    const texts = await readTexts();
-    await show(texts.renew_title, { tag: 'mailchime', body: texts.renew_body, data: { page: true } });
-  }
+  if (account === null || !Object.hasOwn(accounts, account)) return null;
+  const { mailboxes: wanted } = accounts[account];
+  const body = { transport: 'webpush', quiet: true, mailboxes: wanted, ...subscription.toJSON() };
+  const made = await api('/v1/subscriptions', 'POST', body);
+  if (!made.ok) return null;
+  const { id, mailboxes } = await made.json();
+  await remember(account, { id, mailboxes, endpoint: subscription.endpoint });
+  return account;
 }
