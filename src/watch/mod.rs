@@ -122,7 +122,7 @@ impl WatchContext {
 
     /// Whether the backend is asked for anything of a mail.
     fn asks_for_previews(&self) -> bool {
-        self.push.preview != config::PreviewContent::None
+        self.push.preview != config::PreviewContent::None && self.push.events.new_mail
     }
 
     fn carries_preview(&self, transport: &TransportId) -> bool {

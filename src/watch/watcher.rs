@@ -19,7 +19,7 @@ use super::source::imap::health::BackendHealth;
 use super::source::imap::keepalive::Keepalive;
 use super::source::imap::mailbox_faults::MailboxFaults;
 use super::source::imap::master_login::MasterLogin;
-use super::source::imap::previews::PreviewRequests;
+use super::source::imap::preview_requests::PreviewRequests;
 use super::source::imap::reliability::MethodConfidence;
 use super::status::{StatusCell, WatcherState};
 use crate::imap::refusal::Refusal;

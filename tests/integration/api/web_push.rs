@@ -86,7 +86,6 @@ async fn a_browser_hears_who_wrote_about_what_and_no_log_and_no_file_does() {
             folder = config.tls.certificates[0].certificate.parent().map(Path::to_owned);
         })
         .await;
-        let _phone = api.world.register((ALICE, "secret"), &["INBOX"]).await;
         let key = api.ask("GET /v1/vapid").await.json()["applicationServerKey"].clone();
         let mut body = service.subscribe(key.as_str().unwrap()).to_json();
         body["transport"] = json!("webpush");
@@ -109,7 +108,7 @@ async fn a_browser_hears_who_wrote_about_what_and_no_log_and_no_file_does() {
         let messages = api.backend.messages(ALICE, "INBOX").unwrap();
         assert!(messages.iter().all(|(_, flags, _)| !flags.contains(&"\\Seen".to_owned())));
 
-        until(async || log.count("push attempted") >= 2).await;
+        until(async || log.count("push attempted") == 1).await;
         let kept = [log.text().into_bytes(), everything(&folder.unwrap())].concat();
         for secret in ["J\u{fc}rgen", "J=C3=BCrgen", "Gr\u{fc}\u{df}e", "Gr=FC=DFe"] {
             let found = kept.windows(secret.len()).any(|part| part == secret.as_bytes());
