@@ -185,6 +185,17 @@ impl World {
         account.expect("an account with a device").parked
     }
 
+    /// Opens the database again, so that calls wait for it as long as `busy`; its URL, for a connection beside it.
+    pub(crate) async fn reopened(&mut self, busy: Duration) -> String {
+        let url = |name| format!("sqlite://{}", self.folder.path().join(name).display());
+        let (database, room) = (url("mailchime.db"), url("room.db"));
+        // One program at a time has the file, so its first store makes room.
+        self.store.close().await;
+        self.store = Store::open(&room.parse().unwrap(), Duration::from_secs(1)).await.unwrap();
+        self.store = Store::open(&database.parse().unwrap(), busy).await.unwrap();
+        database
+    }
+
     pub(crate) async fn until_parked(&self, user: &str, parked: bool) {
         until(async || self.parked(user).await.is_some() == parked).await;
     }

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use mailchime::demo::backend::Counters;
 use mailchime::model::{Account, Hint, Mailbox, MailboxEvent, SessionEvent, Snapshot};
-use mailchime::store::Store;
 use sqlx::{Connection, Executor, SqliteConnection};
 
 use super::mail::{backend, idling, world};
@@ -167,13 +166,7 @@ async fn logged_in_while_accounts_are_read(others: usize) -> Vec<u8> {
     let backend = backend().await;
     backend.add_account("bob", PASSWORD.as_bytes());
     let mut world = world(&backend).await;
-    let file = world.folder.path().join("mailchime.db");
-    let url = format!("sqlite://{}", file.display());
-    // One program at a time has the file, so its first store makes room.
-    world.store.close().await;
-    let room = format!("sqlite://{}", world.folder.path().join("room.db").display());
-    world.store = Store::open(&room.parse().unwrap(), Duration::from_secs(1)).await.unwrap();
-    world.store = Store::open(&url.parse().unwrap(), Duration::from_secs(60)).await.unwrap();
+    let url = world.reopened(Duration::from_secs(60)).await;
     let mut watching = idling(&world, &backend).await;
     // Of him the supervisor learns by reading alone.
     world.register("bob", &[("INBOX", told(2, 1, 0, 0))]).await;
@@ -219,13 +212,7 @@ async fn a_database_that_hangs_holds_up_nothing_else_that_the_supervisor_does() 
     limited(async {
         let backend = backend().await;
         let mut world = world(&backend).await;
-        let file = world.folder.path().join("mailchime.db");
-        let url = format!("sqlite://{}", file.display());
-        // One program at a time has the file, so its first store makes room.
-        world.store.close().await;
-        let room = format!("sqlite://{}", world.folder.path().join("room.db").display());
-        world.store = Store::open(&room.parse().unwrap(), Duration::from_secs(1)).await.unwrap();
-        world.store = Store::open(&url.parse().unwrap(), Duration::from_secs(60)).await.unwrap();
+        let url = world.reopened(Duration::from_secs(60)).await;
         let mut watching = idling(&world, &backend).await;
         // What she logs in with is known by then.
         watching.registered("alice").await;
