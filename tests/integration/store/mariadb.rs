@@ -125,7 +125,7 @@ async fn a_row_that_is_locked_costs_a_call_its_wait_once() {
     let test = "store::mariadb::a_row_that_is_locked_costs_a_call_its_wait_once";
     let Some(database) = Database::make(test).await else { return };
     limited(async {
-        let store = Store::open(&database.url(), Duration::from_secs(1)).await.unwrap();
+        let store = Store::open(&database.url(), Duration::from_secs(2)).await.unwrap();
         register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
         let mut beside = database.beside().await;
         let mut lock = beside.begin().await.unwrap();
