@@ -208,7 +208,14 @@ fn row(target: &Target) -> Vec<String> {
             None => from_now(Some(at(target.registered_at.0))),
             Some(_) => format!("{}, old password", from_now(Some(at(target.registered_at.0)))),
         },
-        from_now(target.pushed_at.map(|time| at(time.0))),
+        match target.failing_since {
+            None => from_now(target.pushed_at.map(|time| at(time.0))),
+            Some(since) => {
+                let [pushed, since] =
+                    [target.pushed_at, Some(since)].map(|it| from_now(it.map(|time| at(time.0))));
+                format!("{pushed}, failing since {since}")
+            }
+        },
         target.backend.as_deref().unwrap_or("-").escape_debug().to_string(),
         mailboxes.join(", "),
     ]
@@ -232,6 +239,7 @@ fn shown(target: &Target) -> Value {
         "route": &*device.route,
         "registered_at": target.registered_at.0,
         "pushed_at": target.pushed_at.map(|time| time.0),
+        "failing_since": target.failing_since.map(|time| time.0),
         "backend": target.backend,
         "outdated_since": target.outdated_since.map(|time| time.0),
         "mailboxes": names(false),

@@ -316,6 +316,7 @@ mod tests {
             outdated_since: None,
             outdated_at: None,
             pushed_at: None,
+            failing_since: None,
             mailboxes,
         }
     }

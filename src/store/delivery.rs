@@ -36,6 +36,8 @@ pub struct Target {
     pub outdated_at: Option<Timestamp>,
     /// When a push for it was last accepted.
     pub pushed_at: Option<Timestamp>,
+    /// Since when its pushes have failed for a reason of its own; `None` if the last one did not.
+    pub failing_since: Option<Timestamp>,
     /// Each mailbox, and whether a push for it is still owed to this device.
     pub mailboxes: Vec<(Mailbox, bool)>,
 }
@@ -61,7 +63,14 @@ pub enum Settlement {
         /// Since when, in milliseconds since 1970.
         since: Timestamp,
     },
-    /// A push for these mailboxes was accepted: they are no longer owed.
+    /// Pushes of the subscription fail for a reason of its own. A time that is there stays.
+    Failing {
+        /// The subscription.
+        subscription: SubscriptionKey,
+        /// Since when.
+        since: Timestamp,
+    },
+    /// A push for these mailboxes was accepted: they are no longer owed, and the subscription fails no longer.
     Accepted {
         /// The subscription.
         subscription: SubscriptionKey,
@@ -165,7 +174,7 @@ impl Store {
                 "select ",
                 subscription_columns!(),
                 ", a.backend, s.secrets, s.registered_at, s.heard_at, s.renews, s.outdated_since, \
-                 s.outdated_at, s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
+                 s.outdated_at, s.pushed_at, s.failing_since, m.name as mailbox, wanted.owed_since from account a \
                  join subscription s on s.account = a.id \
                  left join subscription_mailbox wanted on wanted.subscription = s.id \
                  left join mailbox m on m.id = wanted.mailbox \
@@ -223,7 +232,7 @@ impl Store {
                 "select ",
                 subscription_columns!(),
                 ", a.backend, s.registered_at, s.heard_at, s.renews, s.outdated_since, s.outdated_at, \
-                 s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
+                 s.pushed_at, s.failing_since, m.name as mailbox, wanted.owed_since from account a \
                  join subscription s on s.account = a.id \
                  left join subscription_mailbox wanted on wanted.subscription = s.id \
                  left join mailbox m on m.id = wanted.mailbox \
@@ -292,6 +301,7 @@ fn entry(row: &AnyRow) -> sqlx::Result<Target> {
         outdated_since: row.try_get::<Option<i64>, _>("outdated_since")?.map(Timestamp),
         outdated_at: row.try_get::<Option<i64>, _>("outdated_at")?.map(Timestamp),
         pushed_at: row.try_get::<Option<i64>, _>("pushed_at").ok().flatten().map(Timestamp),
+        failing_since: row.try_get::<Option<i64>, _>("failing_since").ok().flatten().map(Timestamp),
         mailboxes: mailbox.map(|mailbox| (Mailbox::new(mailbox), owed)).into_iter().collect(),
     })
 }
@@ -313,10 +323,12 @@ fn targets(entries: Vec<(Target, Option<String>)>) -> Vec<(Target, Option<String
 
 /// What a batch comes to: one row for each that it changes. Sorted, so that two batches meet their
 /// rows in the same order.
+#[derive(Default)]
 struct Outcome<'a> {
     told: BTreeMap<(&'a str, &'a str), &'a Snapshot>,
     marks: BTreeMap<(NaturalKey<'a>, &'a str), Mark>,
     pushed: BTreeMap<NaturalKey<'a>, Timestamp>,
+    failing: BTreeMap<NaturalKey<'a>, Timestamp>,
 }
 
 /// Account, transport, hash of the endpoint, app.
@@ -354,7 +366,15 @@ const PUSHED: UpdateFrom<'_> = UpdateFrom {
     joins: &["account a on a.name = v.account"],
     on: "subscription.account = a.id and subscription.transport = v.transport \
          and subscription.endpoint_hash = v.hash and subscription.app = v.app",
-    set: &[("pushed_at", "v.pushed_at")],
+    set: &[("pushed_at", "v.pushed_at"), ("failing_since", "null")],
+};
+
+const FAILING: UpdateFrom<'_> = UpdateFrom {
+    table: "subscription",
+    columns: &["account", "transport", "hash", "app", "since"],
+    joins: PUSHED.joins,
+    on: PUSHED.on,
+    set: &[("failing_since", "coalesce(subscription.failing_since, v.since)")],
 };
 
 const TOLD: UpdateFrom<'_> = UpdateFrom {
@@ -381,8 +401,7 @@ const TOLD: UpdateFrom<'_> = UpdateFrom {
 
 impl<'a> Outcome<'a> {
     fn of(settlements: &'a [Settlement]) -> Self {
-        let mut outcome =
-            Self { told: BTreeMap::new(), marks: BTreeMap::new(), pushed: BTreeMap::new() };
+        let mut outcome = Self::default();
         for settlement in settlements {
             match settlement {
                 Settlement::Told { account, mailbox, snapshot } => {
@@ -393,8 +412,12 @@ impl<'a> Outcome<'a> {
                         outcome.marks.entry((key(subscription), mailbox.as_str())).or_default();
                     mark.since.get_or_insert(*since);
                 }
+                Settlement::Failing { subscription, since } => {
+                    outcome.failing.entry(key(subscription)).or_insert(*since);
+                }
                 Settlement::Accepted { subscription, mailboxes, at } => {
                     outcome.pushed.insert(key(subscription), *at);
+                    outcome.failing.remove(&key(subscription));
                     for mailbox in mailboxes {
                         let cleared = Mark { cleared: true, since: None };
                         outcome.marks.insert((key(subscription), mailbox.as_str()), cleared);
@@ -422,13 +445,16 @@ impl<'a> Outcome<'a> {
             }
             query.execute_in(work).await?;
         }
-        for pushed in chunks(&self.pushed) {
-            let mut query = sql::query(work.dialect().update_from(&PUSHED, pushed.len()));
-            for ((account, transport, hash, app), at) in pushed {
-                query =
-                    query.bind(*account).bind(*transport).bind(hash.as_str()).bind(*app).bind(at.0);
+        // One that was accepted and has failed since fails since then.
+        for (statement, times) in [(&PUSHED, &self.pushed), (&FAILING, &self.failing)] {
+            for times in chunks(times) {
+                let mut query = sql::query(work.dialect().update_from(statement, times.len()));
+                for ((account, transport, hash, app), at) in times {
+                    query = query.bind(*account).bind(*transport).bind(hash.as_str());
+                    query = query.bind(*app).bind(at.0);
+                }
+                query.execute_in(work).await?;
             }
-            query.execute_in(work).await?;
         }
         for told in chunks(&self.told) {
             let mut query = sql::query(work.dialect().update_from(&TOLD, told.len()));

@@ -157,14 +157,16 @@ impl Shares {
         // To a server that tells names by their case they are others, so each keeps its own as long
         // as it has no more than the others.
         let (folded, hash) = (key.account.case_folded(), key.endpoint.hash_hex());
-        let rows = sql::query(
-            "select s.id, a.name as account, s.transport, s.endpoint_hash, \
-             coalesce(s.heard_at, 0) as heard, s.registered_at \
+        // The last sign of life by the time of service. One that nobody registers again has it from its pushes.
+        const HEARD: &str = "coalesce(s.heard_at, 0) + case when s.renews = 0 and s.pushed_at > s.registered_at \
+                             then s.pushed_at - s.registered_at else 0 end";
+        let rows = sql::query(format!(
+            "select s.id, a.name as account, s.transport, s.endpoint_hash, {HEARD} as heard, s.registered_at \
              from account a join subscription s on s.account = a.id where a.folded = $1 \
              and s.state = 'active' union select s.id, a.name, s.transport, s.endpoint_hash, \
-             coalesce(s.heard_at, 0), s.registered_at from subscription s join account a on a.id = s.account \
+             {HEARD}, s.registered_at from subscription s join account a on a.id = s.account \
              where s.endpoint_hash = $2 and s.transport = $3 and s.state = 'active' order by 5, 6, 2, 1",
-        )
+        ))
         .bind(folded.as_str())
         .bind(hash.as_str())
         .bind(key.transport.as_str())

@@ -39,6 +39,8 @@ pub(super) struct DeviceState {
     /// When it registered, by the time of day and by that of service.
     pub(super) registered_at: Timestamp,
     pub(super) heard_at: Timestamp,
+    /// It registers again by itself, so its silence says something.
+    pub(super) renews: bool,
     /// Its pushes may say what is known of new mail.
     carries_preview: bool,
     read_at: Instant,
@@ -54,6 +56,8 @@ pub(super) struct DeviceState {
     /// The last push that was accepted.
     pub(super) told: Option<LastDelivery>,
     failures: u32,
+    /// It is written that its pushes fail for a reason of its own.
+    failing: bool,
     back_off_until: Option<Instant>,
     /// It is left alone for a reason that goes when it registers anew.
     heals: bool,
@@ -130,6 +134,7 @@ impl DeviceState {
             peer,
             registered_at: target.registered_at,
             heard_at: target.heard_at,
+            renews: target.renews,
             carries_preview,
             read_at: now,
             stale: false,
@@ -139,6 +144,7 @@ impl DeviceState {
             in_flight: None,
             told: None,
             failures: 0,
+            failing: target.failing_since.is_some(),
             back_off_until: None,
             heals: false,
             held_until: None,
@@ -169,6 +175,7 @@ impl DeviceState {
             self.try_anew();
         }
         (self.registered_at, self.heard_at) = (target.registered_at, target.heard_at);
+        self.renews = target.renews;
         (self.read_at, self.stale, self.departed) = (now, false, false);
         let waiting = self.waiting.as_mut().map(|it| (&mut it.mailboxes, &mut it.newest));
         let in_flight = self.in_flight.as_mut().map(|it| (&mut it.mailboxes, &mut it.newest));
@@ -393,6 +400,7 @@ impl DeviceState {
     pub(super) fn accepted(&mut self, now: Instant) -> Vec<Mailbox> {
         let Some(push) = self.in_flight.take() else { return Vec::new() };
         self.try_anew();
+        self.failing = false;
         let InFlight { mailboxes, newest, in_vain, sent_at, seen_at, .. } = push;
         let told = if in_vain { BTreeMap::new() } else { mailboxes.clone() };
         let names = told.keys().cloned().collect();
@@ -401,6 +409,12 @@ impl DeviceState {
             self.put_back((mailboxes, newest), seen_at, now, false);
         }
         names
+    }
+
+    /// A push that was sent to the registration of `registered_at` failed for a reason of its own. Returns whether
+    /// that is new, and not of a registration before.
+    pub(super) fn begins_to_fail(&mut self, registered_at: Timestamp) -> bool {
+        self.registered_at <= registered_at && !std::mem::replace(&mut self.failing, true)
     }
 
     /// The push failed, and another goes after `wait`, which is given the number of failures in a row.
@@ -482,7 +496,7 @@ impl DeviceState {
             Verdict::BadEndpoint if renewed => FollowUp::Owed { backoff: UNAVAILABLE, heals: true },
             Verdict::BadEndpoint
                 if let Some(Doubts { renewed_since, say }) = doubts
-                    && self.heard_at >= renewed_since =>
+                    && (self.heard_at >= renewed_since || !self.renews) =>
             {
                 if let Some(remedy) = say {
                     error!(
@@ -492,7 +506,10 @@ impl DeviceState {
                          last days for that until other answers come"
                     );
                 }
-                self.bad_answers = self.bad_answers.saturating_add(1);
+                // One that never registers again would be left alone for good.
+                if self.renews {
+                    self.bad_answers = self.bad_answers.saturating_add(1);
+                }
                 FollowUp::Owed { backoff: REFUSED, heals: true }
             }
             Verdict::BadEndpoint => FollowUp::Dead { not_after: registered_at },

@@ -420,6 +420,9 @@ impl Scheduler {
         match became {
             FollowUp::Delivered => self.outbox.accepted(key, device.accepted(now), wall),
             FollowUp::Owed { backoff, heals } => {
+                if verdict.is_failure_of_subscription() && device.begins_to_fail(registered_at) {
+                    self.outbox.failing(key, wall);
+                }
                 let least = at_least(verdict);
                 let wait = |failures| backoff.wait(failures, chance).max(least);
                 for mailbox in device.failed(now, heals, wait) {

@@ -37,6 +37,8 @@ pub(crate) struct Batch {
 #[derive(Default)]
 struct Marks {
     accepted_at: Option<Timestamp>,
+    /// Its pushes have failed since then, for a reason of its own.
+    failing_since: Option<Timestamp>,
     /// Owed since, or no longer owed.
     mailboxes: HashMap<Mailbox, Option<Timestamp>>,
 }
@@ -56,6 +58,11 @@ impl Outbox {
         self.marks(device).mailboxes.insert(mailbox, Some(since));
     }
 
+    /// A push failed for a reason of the device's own.
+    pub(super) fn failing(&mut self, device: &SubscriptionKey, since: Timestamp) {
+        self.marks(device).failing_since.get_or_insert(since);
+    }
+
     pub(super) fn accepted(
         &mut self,
         device: &SubscriptionKey,
@@ -63,7 +70,7 @@ impl Outbox {
         at: Timestamp,
     ) {
         let marks = self.marks(device);
-        marks.accepted_at = Some(at);
+        (marks.accepted_at, marks.failing_since) = (Some(at), None);
         marks.mailboxes.extend(mailboxes.into_iter().map(|mailbox| (mailbox, None)));
     }
 
@@ -115,6 +122,9 @@ impl Outbox {
                 let device = device.clone();
                 settlements.push(Settlement::Accepted { subscription: device, mailboxes, at });
             }
+            if let Some(since) = marks.failing_since {
+                settlements.push(Settlement::Failing { subscription: device.clone(), since });
+            }
             settlements.extend(owed.into_iter().filter_map(|(mailbox, since)| {
                 Some(Settlement::Owed { subscription: device.clone(), mailbox, since: since? })
             }));
@@ -138,6 +148,13 @@ impl Outbox {
                 }
                 Settlement::Owed { subscription: device, mailbox, since } => {
                     self.marks(&device).mailboxes.entry(mailbox).or_insert(Some(since));
+                }
+                Settlement::Failing { subscription: device, since } => {
+                    let marks = self.marks(&device);
+                    if marks.accepted_at.is_none_or(|accepted| accepted <= since) {
+                        let newer = marks.failing_since.unwrap_or(since);
+                        marks.failing_since = Some(since.min(newer));
+                    }
                 }
                 Settlement::Accepted { subscription: device, mailboxes, at } => {
                     let marks = self.marks(&device);

@@ -30,6 +30,8 @@ struct Simulation {
     id: u64,
     /// The watcher asks for the sender and the subject of new mail.
     previews: bool,
+    /// Whether lines say since when a device fails.
+    shows_failing: bool,
     lines: Vec<String>,
 }
 
@@ -95,6 +97,7 @@ fn phone_of(account: &Account, name: &str) -> Target {
         outdated_since: None,
         outdated_at: None,
         pushed_at: None,
+        failing_since: None,
         mailboxes,
     }
 }
@@ -139,6 +142,7 @@ impl Simulation {
             under_way: Vec::new(),
             id: 0,
             previews: false,
+            shows_failing: false,
             lines: Vec::new(),
         }
     }
@@ -196,7 +200,8 @@ impl Simulation {
                 }
             }
             Effect::Write(batch) if self.database => {
-                for line in written(&batch) {
+                let failing = self.shows_failing;
+                for line in written(&batch).into_iter().filter(|it| failing || !is_failing(it)) {
                     self.say(line);
                 }
                 self.scheduler.written(Batch::default(), self.now);
@@ -268,6 +273,10 @@ fn name(token: &PushEndpoint) -> &str {
     token.as_given().trim_end_matches('0')
 }
 
+fn is_failing(line: &str) -> bool {
+    line.starts_with("failing")
+}
+
 fn written(batch: &Batch) -> Vec<String> {
     let settlement = |settlement: &Settlement| match settlement {
         Settlement::Told { mailbox, snapshot, .. } => {
@@ -275,6 +284,9 @@ fn written(batch: &Batch) -> Vec<String> {
         }
         Settlement::Owed { subscription: device, mailbox, .. } => {
             format!("owed {} {mailbox}", name(&device.endpoint))
+        }
+        Settlement::Failing { subscription: device, .. } => {
+            format!("failing {}", name(&device.endpoint))
         }
         Settlement::Accepted { subscription: device, mailboxes, .. } => {
             let mut names: Vec<_> = mailboxes.iter().map(Mailbox::as_str).collect();

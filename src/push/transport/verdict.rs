@@ -89,6 +89,23 @@ impl Verdict {
         }
     }
 
+    /// Whether it failed for a reason of the subscription's own, which lasts until its client, its user or the
+    /// operator mends it.
+    pub fn is_failure_of_subscription(&self) -> bool {
+        match self {
+            Self::Gone { .. }
+            | Self::BadEndpoint
+            | Self::OtherRoute
+            | Self::TooLarge
+            | Self::Unrenderable { .. }
+            | Self::Misconfigured { .. } => true,
+            Self::Accepted { .. }
+            | Self::TooMany { .. }
+            | Self::Unavailable { .. }
+            | Self::RouteClosed { .. } => false,
+        }
+    }
+
     /// One word, for logs and metrics.
     pub fn name(&self) -> &'static str {
         match self {

@@ -368,3 +368,47 @@ fn a_refusal_keeps_everything_and_is_tried_again_ever_more_slowly() {
     let at = |n: u32| format!("{n} push a INBOX");
     assert_eq!(pushes, [0, 60, 180, 420, 900, 1800, 2700, 3600].map(at));
 }
+
+#[test]
+fn a_subscription_fails_from_its_first_failure_until_a_push_of_it_is_accepted() {
+    let mut sim = Simulation::with([phone("a")]);
+    sim.shows_failing = true;
+    for verdict in [Verdict::TooMany { retry_after: None }, unavailable(), down(None)] {
+        sim.service = Some(verdict);
+        sim.mail("INBOX", sim.id);
+        let lines = sim.until(sim.now.duration_since(sim.start).as_secs_f64() + 400.0);
+        assert!(!lines.iter().any(|line| line.contains("failing")), "{lines:?}");
+    }
+    sim.service = Some(accepted());
+    sim.until(3000.0);
+    let unfit = Verdict::unrenderable("odd");
+    for (at, verdict) in [(3000.0, refused()), (6000.0, Verdict::OtherRoute), (9000.0, unfit)] {
+        sim.service = Some(verdict);
+        sim.mail("INBOX", sim.id);
+        let mut lines = sim.until(at + 1000.0);
+        lines.retain(|line| line.contains("failing"));
+        assert_eq!(lines, [format!("{at} failing a")], "once");
+        sim.service = Some(accepted());
+        let lines = sim.until(at + 3000.0);
+        assert_eq!(lines.len(), 2, "{lines:?}");
+    }
+}
+
+/// One by the API, as a browser's is.
+#[test]
+fn a_subscription_that_nobody_registers_again_is_kept_while_endpoints_are_doubted() {
+    let old = NOW.minus(10 * SILENCE);
+    let mut sim = Simulation::with([Target { heard_at: old, renews: false, ..phone("a") }]);
+    sim.service = Some(Verdict::BadEndpoint);
+    sim.mail("INBOX", 7);
+    let at = |n: u32| format!("{n} push a INBOX");
+    let tries = sim.pushes_until(1000.0);
+    assert_eq!(tries, [0, 60, 180, 420, 900].map(at), "it is not left alone for good");
+    sim.service = Some(accepted());
+    assert_eq!(sim.until(2000.0), ["1800 push a INBOX", "1800 accepted a INBOX"]);
+
+    // It was good, and is not any more.
+    sim.service = Some(Verdict::BadEndpoint);
+    sim.mail("INBOX", 8);
+    assert!(sim.until(2001.0).contains(&"2000 remove a".to_owned()));
+}
