@@ -297,11 +297,17 @@ impl DeviceState {
         }
     }
 
-    /// The state that this change announced; what is under way goes without.
+    /// The state that this change announced. What is under way has gone without, and has it when it is sent
+    /// again.
     pub(super) fn learn(&mut self, mailbox: &Mailbox, change: ChangeId, state: Snapshot) {
-        let due = self.waiting.as_mut().and_then(|waiting| waiting.mailboxes.get_mut(mailbox));
-        if let Some(due) = due.filter(|due| due.change == Some(change)) {
-            due.state = Some(state);
+        let waiting = self.waiting.as_mut().map(|waiting| &mut waiting.mailboxes);
+        let in_flight = self.in_flight.as_mut().map(|push| &mut push.mailboxes);
+        let told = self.told.as_mut().map(|told| &mut told.mailboxes);
+        let all = [waiting, in_flight, told].into_iter().flatten();
+        for due in all.filter_map(|mailboxes| mailboxes.get_mut(mailbox)) {
+            if due.change == Some(change) {
+                due.state = Some(state);
+            }
         }
     }
 

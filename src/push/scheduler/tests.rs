@@ -470,6 +470,26 @@ fn what_is_announced_is_pushed_and_its_row_waits_for_the_state() {
 }
 
 #[test]
+fn a_push_that_is_sent_again_has_the_state_that_came_while_it_was_under_way() {
+    let mut sim = Simulation::with([phone("a")]);
+    sim.service = None;
+    let id = sim.change("INBOX", ChangeKind::NewMail, None);
+    assert_eq!(sim.until(1.0), ["0 push a INBOX"]);
+    sim.confirm(id, 7);
+    sim.answer(unavailable());
+    sim.until(1.5);
+    sim.now = sim.start + seconds(2.0);
+    let again = loop {
+        match sim.scheduler.next(sim.now) {
+            Some(Effect::Send(push)) => break push,
+            Some(other) => sim.act(other),
+            None => panic!("it is not sent again"),
+        }
+    };
+    assert_eq!(again.mailboxes[0].state, state(7));
+}
+
+#[test]
 fn a_state_of_which_nothing_was_announced_moves_the_row_and_pushes_nothing() {
     let mut sim = Simulation::with([phone("a")]);
     sim.confirm(1, 7);
