@@ -193,6 +193,69 @@ pub(super) async fn a_user_removes_any_of_their_own(store: Store) {
     assert_eq!(store.accounts(EVER).await.unwrap().len(), 1);
 }
 
+pub(super) async fn a_subscription_fails_since_its_first_failure_until_a_push_is_accepted(
+    store: Store,
+) {
+    let [phone, other] = ['a', 'b'].map(|digit| device(&alice(), digit));
+    register(&store, phone.clone(), &["INBOX"], 5, 100).await;
+    register(&store, other, &["INBOX"], 5, 100).await;
+    let failing = |since| Settlement::Failing { subscription: (&phone).into(), since };
+    let accepted = |at| {
+        let subscription = (&phone).into();
+        Settlement::Accepted { subscription, mailboxes: Vec::new(), at }
+    };
+    let since = async |settlements: &[Settlement]| {
+        store.settle(settlements).await.unwrap();
+        let targets = store.targets(&alice(), EVER).await.unwrap();
+        let users = store.subscriptions_of(&alice()).await.unwrap();
+        let all = store.subscriptions(None, 10).await.unwrap().unwrap().1;
+        let all = all.iter().map(|it| it.failing_since);
+        assert!(targets.iter().map(|it| it.failing_since).eq(all));
+        assert_eq!(
+            (users[0].failing_since, users[1].failing_since),
+            (targets[0].failing_since, None)
+        );
+        targets[0].failing_since
+    };
+    assert_eq!(since(&[]).await, None);
+    assert_eq!(since(&[failing(Timestamp(7))]).await, Some(Timestamp(7)));
+    assert_eq!(since(&[failing(Timestamp(9))]).await, Some(Timestamp(7)), "the first one");
+    assert_eq!(since(&[failing(Timestamp(9)), accepted(Timestamp(9))]).await, None);
+    let both = [accepted(Timestamp(11)), failing(Timestamp(12))];
+    assert_eq!(since(&both).await, Some(Timestamp(12)));
+    assert_eq!(since(&[accepted(Timestamp(13))]).await, None);
+}
+
+/// A browser is registered once, and then it is its pushes that show that it lives.
+pub(super) async fn a_browser_that_is_pushed_gives_its_place_to_none_that_is_older(store: Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let key_file = folder.path().join("key");
+    let store = store.sealing(&key_file);
+    let source =
+        CredentialSource::open(config::CredentialsMode::Master, &key_file, store.clone()).unwrap();
+    adds(&source, browser("one"), 100).await;
+    let id = listed(&store).await[0].id;
+    assert!(confirms(&store, &alice(), id).await);
+    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 200).await;
+    let pushed = |at| Settlement::Accepted {
+        subscription: (&browser("one")).into(),
+        mailboxes: Vec::new(),
+        at: Timestamp(at),
+    };
+    store.settle(&[pushed(300)]).await.unwrap();
+    let comes = async |digit, now| {
+        let registration = registration(device(&alice(), digit), &["INBOX"], 5);
+        store.register(&registration, by(&imap(), None), 2, Timestamp(now)).await.unwrap();
+        let targets = store.targets(&alice(), EVER).await.unwrap();
+        targets.into_iter().map(|target| target.subscription).collect::<Vec<_>>()
+    };
+    let left = comes('b', 400).await;
+    assert!(left.contains(&browser("one")) && left.len() == 2, "{left:?}");
+    // Without a push for longer than the phone has been there it is the oldest.
+    let left = comes('c', 500).await;
+    assert_eq!(left, [device(&alice(), 'b'), device(&alice(), 'c')]);
+}
+
 /// The secrets of a row open for its own account, transport and endpoint only, with the key that sealed them;
 /// a rotation seals them anew.
 pub(super) async fn secrets_are_sealed_for_their_subscription(store: Store) {
