@@ -47,6 +47,8 @@ const IDLE_PER_SERVER: usize = 4;
 const MOST_OPEN: usize = 512;
 /// An HTTP/2 connection in use that does not answer a PING in [`CONNECT`] is closed.
 const PING: Duration = Duration::from_secs(30);
+/// Most characters of an error that are shown.
+const MOST_SHOWN: usize = 300;
 /// Bytes of an answer that a server may send before they are read.
 const WINDOW: u32 = 16 * 1024;
 
@@ -192,15 +194,26 @@ async fn read(mut body: Incoming, limit: Duration) -> Bytes {
     read.freeze()
 }
 
-/// An error with its causes: hyper's own texts do not include what the dialer, h2 and the socket said.
-fn causes(error: &dyn std::error::Error) -> String {
+/// An error with its causes, for people: hyper's own texts do not include what the dialer, h2 and the socket said.
+/// A peer has a say in it, by the debug data of a GOAWAY or the names of a certificate, so it is cut and escaped.
+pub fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
         text = format!("{text}: {cause}");
         next = cause.source();
     }
-    text
+    printable(&text, MOST_SHOWN)
+}
+
+/// A peer's text, fit for a log line: the first `most` characters, escaped where they are not printable. What is
+/// escaped already stays as it is.
+pub fn printable(text: &str, most: usize) -> String {
+    let escaped = |character: char| match character {
+        '"' | '\'' | '\\' => vec![character],
+        other => other.escape_debug().collect(),
+    };
+    text.chars().take(most).flat_map(escaped).collect()
 }
 
 // === impl HttpsError ===
@@ -290,5 +303,20 @@ impl Write for Counted {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What h2 says of a GOAWAY has the debug data of the peer.
+    #[test]
+    fn an_error_that_a_peer_has_written_is_cut_and_escaped() {
+        let inner = io::Error::other(format!("not \"this\"\r\n\u{1b}[31m {}", "x".repeat(9999)));
+        let shown = causes(&io::Error::other(inner));
+        assert_eq!(printable(&printable("\u{1b}", 9), 9), "\\u{1b}");
+        assert!(shown.contains("not \"this\"\\r\\n\\u{1b}[31m xxx"), "{shown}");
+        assert!(shown.len() < MOST_SHOWN + 20, "{}", shown.len());
     }
 }

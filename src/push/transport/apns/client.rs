@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use super::identity::{ApnsIdentity, Proof, Validity};
-use super::link::{self, Body, Link, Up};
+use super::link::{Body, Link, Up};
 use super::payload::Probe;
 use super::skew::Skew;
 use super::token::Tokens;
@@ -28,6 +28,7 @@ use super::{judge, message};
 use crate::config::{self, ApnsServer};
 use crate::model::Timestamp;
 use crate::net::dial::Dialer;
+use crate::net::https::causes;
 use crate::net::resolve::NameResolver;
 use crate::net::tls::{self, TlsError};
 use crate::net::tunnel::Tunnel;
@@ -193,7 +194,7 @@ impl ApnsClient {
             Err(mut error) => {
                 let never_sent = error.take_message().is_some();
                 let error = error.into_error();
-                let why = link::causes(&error);
+                let why = causes(&error);
                 match cause(&error) {
                     // The connection lives; it had one stream too many.
                     Some(h2) if h2.is_reset() => match h2.reason() {

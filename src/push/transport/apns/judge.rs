@@ -11,6 +11,7 @@ use hyper::{Response, StatusCode};
 use serde_json::Value;
 
 use crate::model::Timestamp;
+use crate::net::https::printable;
 use crate::push::transport::Verdict;
 
 /// How much of a reason that is not known is kept, for the log.
@@ -45,9 +46,11 @@ pub(super) fn judge(response: &Response<Bytes>) -> Verdict {
         },
         (429, _) => Verdict::TooMany { retry_after },
         (413, "PayloadTooLarge") => Verdict::TooLarge,
-        (400..500, _) => Verdict::Misconfigured { why: format!("{status} {}", printable(reason)) },
+        (400..500, _) => {
+            Verdict::Misconfigured { why: format!("{status} {}", printable(reason, MAX_REASON)) }
+        }
         _ => {
-            let why = format!("APNs answered {status} {}", printable(reason));
+            let why = format!("APNs answered {status} {}", printable(reason, MAX_REASON));
             Verdict::Unavailable { why: why.trim_end().into(), retry_after }
         }
     }
@@ -78,11 +81,6 @@ fn since(body: &Value) -> Option<Timestamp> {
     let millis = if since < FIRST_MILLIS { since * 1000.0 } else { since };
     // A number of this size has its milliseconds exactly.
     (millis >= 1.0).then_some(Timestamp(millis as i64))
-}
-
-/// A peer's text, fit for a log line.
-fn printable(reason: &str) -> String {
-    reason.chars().take(MAX_REASON).flat_map(char::escape_debug).collect()
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ use tracing::{debug, info, warn};
 use crate::config::{self, ApnsServer};
 use crate::net::backoff::Backoff;
 use crate::net::dial::Dialer;
+use crate::net::https::causes;
 
 /// How long a PING may go unanswered.
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
@@ -240,7 +241,7 @@ impl LinkParts {
         let deadline = Instant::now() + self.connect_timeout;
         let ApnsServer { host, port } = &self.endpoint;
         let tls = self.dialer.connect(host, *port, deadline).await;
-        let tls = tls.map_err(|error| error.to_string())?;
+        let tls = tls.map_err(|error| causes(&error))?;
         // A server that chose no protocol would be spoken to all the same; one that chose another
         // cannot have been meant.
         if tls.get_ref().1.alpn_protocol().is_some_and(|protocol| protocol != b"h2") {
@@ -259,16 +260,4 @@ impl LinkParts {
             .map_err(|_| "HTTP/2: no answer in time".to_owned())?
             .map_err(|error| format!("HTTP/2: {}", causes(&error)))
     }
-}
-
-/// An error with its causes: hyper's own texts do not include what h2 and the socket said, and the
-/// reason of a GOAWAY is down there.
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }

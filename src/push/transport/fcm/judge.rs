@@ -8,6 +8,7 @@ use bytes::Bytes;
 use hyper::{Response, StatusCode};
 use serde::Deserialize;
 
+use crate::net::https::printable;
 use crate::push::transport::Verdict;
 use crate::push::transport::retry_after::retry_after;
 
@@ -51,13 +52,13 @@ pub(super) fn judge(response: &Response<Bytes>) -> Verdict {
     let answer: FcmResponse = serde_json::from_slice(response.body()).unwrap_or_default();
     let (http, retry_after) = (response.status().as_u16(), retry_after(response.headers()));
     if http == 200 {
-        return Verdict::Accepted { id: answer.name.map(|name| printable(&name)) };
+        return Verdict::Accepted { id: answer.name.map(|name| printable(&name, MAX_WORD)) };
     }
     let AnswerError { status, message, details } = answer.error;
     let code = details.iter().find(|it| it.kind == FCM_ERROR && !it.code.is_empty());
     let by_fcm = code.is_some();
     let word = code.map_or(&*status, |detail| &detail.code);
-    let why = || format!("FCM answered {http} {}", printable(word)).trim_end().to_owned();
+    let why = || format!("FCM answered {http} {}", printable(word, MAX_WORD)).trim_end().to_owned();
     match word {
         "UNREGISTERED" if by_fcm => Verdict::Gone { since: None },
         // Of another project. If most are, it is the project that is the wrong one.
@@ -83,11 +84,6 @@ pub(super) fn refuses_token(response: &Response<Bytes>) -> bool {
 /// Whether it says which fields of the message are wrong: then it is the message.
 fn names_fields(details: &[AnswerDetail]) -> bool {
     details.iter().any(|detail| detail.kind == BAD_REQUEST && !detail.violations.is_empty())
-}
-
-/// A peer's text, fit for a log line.
-fn printable(word: &str) -> String {
-    word.chars().take(MAX_WORD).flat_map(char::escape_debug).collect()
 }
 
 #[cfg(test)]

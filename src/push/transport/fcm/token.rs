@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use super::account::ServiceAccount;
 use crate::model::Timestamp;
 use crate::net::backoff::Backoff;
-use crate::net::https::HttpsClient;
+use crate::net::https::{HttpsClient, printable};
 use crate::push::transport::Verdict;
 
 /// Before its end a token is renewed.
@@ -201,7 +201,8 @@ impl AccessTokens {
 fn given(response: &Response<Bytes>) -> Result<(HeaderValue, Duration), RenewalError> {
     let answer: TokenAnswer = serde_json::from_slice(response.body()).unwrap_or_default();
     let status = response.status().as_u16();
-    let said = |rest: &str| format!("{status} {}", printable(rest)).trim_end().to_owned();
+    let said =
+        |rest: &str| format!("{status} {}", printable(rest.trim(), MAX_WORD)).trim_end().to_owned();
     let passing = |rest: &str| RenewalError::Passing(said(rest));
     match status {
         200 if !answer.access_token.is_empty() => {
@@ -217,11 +218,6 @@ fn given(response: &Response<Bytes>) -> Result<(HeaderValue, Duration), RenewalE
         }
         _ => Err(passing(&answer.error)),
     }
-}
-
-/// A peer's text, fit for a log line.
-fn printable(text: &str) -> String {
-    text.trim().chars().take(MAX_WORD).flat_map(char::escape_debug).collect()
 }
 
 impl RenewalFailure {
