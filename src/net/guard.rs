@@ -28,7 +28,7 @@ pub struct Guard {
 }
 
 /// Whose a URL is (RFC 6454). `Display` gives `https://host`, with the port where it is not 443.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UrlOrigin {
     /// A name in lower case, or an IP address without brackets.
     pub host: String,
@@ -118,16 +118,29 @@ impl Guard {
 
 // === impl UrlOrigin ===
 
+impl UrlOrigin {
+    /// Whose an `https://` URL is, whether or not it may be connected to. `None` of all else.
+    pub fn of(url: &str) -> Option<Self> {
+        let uri: Uri = url.parse().ok()?;
+        let uri = Some(uri).filter(|uri| uri.scheme_str() == Some("https"))?;
+        let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
+        Some(Self { host: host.to_ascii_lowercase(), port: uri.port_u16().unwrap_or(HTTPS) })
+    }
+
+    /// `host`, with the port where it is not 443.
+    pub fn authority(&self) -> String {
+        let Self { host, port } = self;
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        match *port {
+            HTTPS => host,
+            port => format!("{host}:{port}"),
+        }
+    }
+}
+
 impl fmt::Display for UrlOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host.contains(':') {
-            true => write!(f, "https://[{}]", self.host)?,
-            false => write!(f, "https://{}", self.host)?,
-        }
-        match self.port {
-            HTTPS => Ok(()),
-            port => write!(f, ":{port}"),
-        }
+        write!(f, "https://{}", self.authority())
     }
 }
 
@@ -269,6 +282,7 @@ mod tests {
             ("https://[2606:4700::1111]/", "https://[2606:4700::1111]"),
         ] {
             assert_eq!(any.check(url).unwrap().to_string(), origin);
+            assert_eq!(UrlOrigin::of(url), any.check(url).ok());
         }
         let long = format!("https://push.example.net/{}", "x".repeat(MAX_URL));
         for (url, why) in [

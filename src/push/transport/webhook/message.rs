@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{WebhookOwner, judge};
 use crate::config::BodyTemplate;
 use crate::model::{ChangeKind, Subscription, SubscriptionSecrets, Timestamp};
-use crate::net::guard::Guard;
+use crate::net::guard::{Guard, UrlOrigin};
 use crate::net::webhook_signature::{WebhookSecret, signature};
 use crate::push::transport::event::{EventMessage, changed, kind_name, only_change};
 use crate::push::transport::{Notice, Transport, TransportLimits, Verdict};
@@ -123,7 +123,7 @@ impl Transport for UserMessages {
     }
 
     fn peer(&self, subscription: &Subscription) -> Arc<str> {
-        host(subscription.endpoint.as_given())
+        UrlOrigin::of(subscription.endpoint.as_given()).unwrap_or_default().host.into()
     }
 
     fn remedy(&self) -> &'static str {
@@ -190,20 +190,11 @@ pub(super) fn secrets(subscription: &Subscription) -> Vec<WebhookSecret> {
     text.lines().filter_map(WebhookSecret::parse).collect()
 }
 
-/// The host of a URL: what a receiver is known by.
-fn host(url: &str) -> Arc<str> {
-    url.parse::<Uri>()
-        .ok()
-        .and_then(|uri| Some(uri.host()?.to_ascii_lowercase()))
-        .unwrap_or_default()
-        .into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::of_operator;
     use super::*;
-    use crate::model::Account;
+    use crate::model::{Account, PushEndpoint};
 
     #[test]
     fn a_text_for_people_is_of_new_mail_alone() {
@@ -221,7 +212,13 @@ mod tests {
 
     #[test]
     fn a_receiver_is_known_by_its_host() {
-        assert_eq!(&*host("https://Hooks.example.org:8443/x"), "hooks.example.org");
-        assert_eq!(&*host("nonsense url"), "");
+        let messages = UserMessages { guard: Arc::new(Guard::new(&[], &[])) };
+        for (url, host) in
+            [("https://Hooks.example.org:8443/x", "hooks.example.org"), ("nonsense url", "")]
+        {
+            let endpoint = PushEndpoint::new(url, url);
+            let alice = of_operator("a", &Account::from_login("alice"));
+            assert_eq!(&*messages.peer(&Subscription { endpoint, ..alice }), host);
+        }
     }
 }

@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
-use hyper::{Request, Response, Uri};
+use hyper::{Request, Response};
 use serde_json::Value;
 
 use super::encrypt::ClientKeys;
@@ -18,7 +18,7 @@ use super::options::WebPushOptions;
 use super::vapid::VapidKey;
 use super::{judge, payload};
 use crate::model::{ChangeKind, Subscription, Timestamp};
-use crate::net::guard::Guard;
+use crate::net::guard::{Guard, UrlOrigin};
 use crate::push::transport::{MailboxChange, Notice, Transport, TransportLimits, Verdict};
 
 /// A push service forgets a code soon: who is offline then asks for another.
@@ -117,9 +117,8 @@ impl Transport for WebPush {
 
     /// The push service that the endpoint names, with its port.
     fn peer(&self, subscription: &Subscription) -> Arc<str> {
-        let uri = subscription.endpoint.as_given().parse::<Uri>().ok();
-        uri.and_then(|uri| Some(uri.authority()?.as_str().into()))
-            .unwrap_or_else(|| Arc::clone(&subscription.route))
+        let origin = UrlOrigin::of(subscription.endpoint.as_given());
+        origin.map_or_else(|| Arc::clone(&subscription.route), |it| it.authority().into())
     }
 
     fn remedy(&self) -> &'static str {
@@ -198,7 +197,7 @@ mod tests {
 
     use super::*;
     use crate::config::WebPushConfig;
-    use crate::model::{Account, Mailbox, Snapshot};
+    use crate::model::{Account, Mailbox, PushEndpoint, Snapshot};
     use crate::push::transport::enrol::Enrol;
 
     const P256DH: &str =
@@ -289,6 +288,13 @@ mod tests {
         assert_eq!(topic(&["INBOX", "Notes"]), topic(&["Notes", "INBOX"]));
         assert_ne!(topic(&["INBOX", "Notes"]), topic(&["INBOX"]));
         assert_ne!(topic(&["Notes"]), topic(&["INBOX"]));
-        assert_eq!(&*web_push.peer(&alice), "push.example.net");
+        for (endpoint, peer) in [
+            ("https://push.example.net/1", "push.example.net"),
+            ("https://PUSH.example.net:443/2", "push.example.net"),
+            ("https://push.example.net:8443/1", "push.example.net:8443"),
+        ] {
+            let endpoint = PushEndpoint::new(endpoint, endpoint);
+            assert_eq!(&*web_push.peer(&Subscription { endpoint, ..alice.clone() }), peer);
+        }
     }
 }
