@@ -176,11 +176,12 @@ pub(super) fn keys_of(subscription: &Subscription) -> Result<ClientKeys, Verdict
     keys.ok_or_else(|| Verdict::Misconfigured { why: why.to_owned() })
 }
 
-/// What makes a message replace an undelivered one (RFC 8030 section 5.4): one that names the same mailboxes,
-/// so nothing is lost. 32 characters, of which the push service learns nothing without the client's secret.
+/// What makes a message replace an undelivered one (RFC 8030 section 5.4): one that names the same mailboxes, and
+/// tells of new mail as well or of none as well, so nothing is lost. 32 characters, of which the push service learns nothing without the client's secret.
 fn topic(subscription: &Subscription, keys: &ClientKeys, notice: &Notice<'_>) -> String {
     let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, keys.auth()));
-    context.update(b"mailchime topic\0");
+    let is_new = notice.mailboxes.iter().any(|change| change.kind == ChangeKind::NewMail);
+    context.update(if is_new { b"mailchime topic new\0" } else { b"mailchime topic old\0" });
     context.update(subscription.account.as_str().as_bytes());
     let mut names: Vec<_> = notice.mailboxes.iter().map(|change| change.mailbox.as_str()).collect();
     names.sort_unstable();
@@ -271,9 +272,8 @@ mod tests {
     fn a_topic_is_that_of_the_same_mailboxes_of_the_same_client() {
         let web_push = web_push(&[]);
         let alice = subscription(&web_push, "https://push.example.net/1");
-        let topic = |names: &[&str]| {
-            let mailboxes: Vec<_> =
-                names.iter().map(|name| changed(name, ChangeKind::Quiet)).collect();
+        let topic_of = |names: &[&str], kind: ChangeKind| {
+            let mailboxes: Vec<_> = names.iter().map(|name| changed(name, kind)).collect();
             let notice = Notice {
                 id: "id",
                 mailboxes: &mailboxes,
@@ -282,9 +282,16 @@ mod tests {
                 ttl: Duration::ZERO,
             };
             let request = web_push.render(&alice, &notice).unwrap();
-            assert_eq!(request.headers()["urgency"], "low");
+            let urgency = if kind == ChangeKind::NewMail { "high" } else { "low" };
+            assert_eq!(request.headers()["urgency"], urgency);
             request.headers()["topic"].to_str().unwrap().to_owned()
         };
+        let topic = |names: &[&str]| topic_of(names, ChangeKind::Quiet);
+        assert_ne!(
+            topic(&["INBOX"]),
+            topic_of(&["INBOX"], ChangeKind::NewMail),
+            "it would be lost"
+        );
         assert_eq!(topic(&["INBOX", "Notes"]), topic(&["Notes", "INBOX"]));
         assert_ne!(topic(&["INBOX", "Notes"]), topic(&["INBOX"]));
         assert_ne!(topic(&["Notes"]), topic(&["INBOX"]));
