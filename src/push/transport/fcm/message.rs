@@ -105,7 +105,8 @@ impl Transport for FcmMessages {
             data.remove("mailbox");
         }
         if size(&data) > MAX_DATA {
-            return Err(Verdict::TooLarge);
+            let why = "the name of the account has no room in a message";
+            return Err(Verdict::unrenderable(why));
         }
         let terms = AndroidTerms {
             // What is urgent wakes a phone that dozes.

@@ -110,6 +110,6 @@ mod tests {
         assert!(web_push.tells(&like_apple, ChangeKind::Quiet));
 
         let broken = Subscription { secrets: None, ..subscription };
-        assert!(matches!(keys_of(&broken), Err(Verdict::Misconfigured { .. })));
+        assert!(matches!(keys_of(&broken), Err(Verdict::Unrenderable { .. })));
     }
 }

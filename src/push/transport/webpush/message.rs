@@ -70,16 +70,15 @@ impl WebPush {
         terms: &Terms,
         at: Timestamp,
     ) -> Result<Request<Bytes>, Verdict> {
-        let refused = |why: String| Verdict::Misconfigured { why };
         let endpoint = to.endpoint.as_given();
         // What was allowed when the client subscribed may be so no more.
-        let origin = self.guard.check(endpoint).map_err(refused)?;
+        let origin = self.guard.check(endpoint);
+        let origin = origin.map_err(|why| Verdict::unrenderable(format!("the endpoint {why}")))?;
         let authorization = self.key.authorization(&origin.to_string(), at);
         let authorization =
-            authorization.ok_or_else(|| refused("no token can be signed".into()))?;
-        let body = keys
-            .encrypt(plain.as_bytes())
-            .map_err(|_| refused("the message cannot be encrypted".into()))?;
+            authorization.ok_or_else(|| Verdict::misconfigured("no token can be signed"))?;
+        let body = keys.encrypt(plain.as_bytes());
+        let body = body.map_err(|_| Verdict::unrenderable("the client's key is none"))?;
         let mut request = Request::post(endpoint)
             .header("ttl", terms.ttl.as_secs())
             .header("urgency", terms.urgency)
@@ -89,7 +88,7 @@ impl WebPush {
         if let Some(topic) = &terms.topic {
             request = request.header("topic", topic);
         }
-        request.body(body.into()).map_err(|error| refused(error.to_string()))
+        request.body(body.into()).map_err(|error| Verdict::misconfigured(error.to_string()))
     }
 }
 
@@ -132,7 +131,7 @@ impl Transport for WebPush {
         notice: &Notice<'_>,
     ) -> Result<Request<Bytes>, Verdict> {
         let keys = keys_of(subscription)?;
-        let plain = payload::changed(&subscription.account, notice).ok_or(Verdict::TooLarge)?;
+        let plain = payload::changed(&subscription.account, notice).ok_or_else(no_room)?;
         let is_new = |change: &MailboxChange| change.kind == ChangeKind::NewMail;
         let urgency = if notice.mailboxes.iter().any(is_new) { "high" } else { "low" };
         let topic = Some(topic(subscription, &keys, notice));
@@ -147,7 +146,7 @@ impl Transport for WebPush {
         at: Timestamp,
     ) -> Result<Request<Bytes>, Verdict> {
         let keys = keys_of(subscription)?;
-        let plain = payload::verification(code, at).ok_or(Verdict::TooLarge)?;
+        let plain = payload::verification(code, at).ok_or_else(no_room)?;
         let terms = Terms { ttl: VERIFICATION_TTL, urgency: "high", topic: None };
         self.request(subscription, &keys, &plain, &terms, at)
     }
@@ -173,7 +172,11 @@ pub(super) fn keys_of(subscription: &Subscription) -> Result<ClientKeys, Verdict
     let keys = keys.and_then(|keys| ClientKeys::from_json(&keys).ok());
     let why = "the client's keys cannot be read; it gets nothing until the key file is there again, \
                or until it subscribes again";
-    keys.ok_or_else(|| Verdict::Misconfigured { why: why.to_owned() })
+    keys.ok_or_else(|| Verdict::unrenderable(why))
+}
+
+fn no_room() -> Verdict {
+    Verdict::unrenderable("the name of the account has no room in a message")
 }
 
 /// What makes a message replace an undelivered one (RFC 8030 section 5.4): one that names the same mailboxes, and
@@ -262,7 +265,7 @@ mod tests {
         );
         assert_eq!(code.body().len(), request.body().len(), "nobody sees that it is one");
         let no_more = self::web_push(&["other.example.net"]);
-        let Verdict::Misconfigured { why } = no_more.render(&alice, &notice).unwrap_err() else {
+        let Verdict::Unrenderable { why } = no_more.render(&alice, &notice).unwrap_err() else {
             panic!();
         };
         assert!(why.contains("push.example.net"), "{why}");
