@@ -69,7 +69,15 @@ impl ClientKeys {
     pub fn from_json(keys: &Value) -> Result<Self, String> {
         let p256dh = bytes(keys, "p256dh")?;
         let auth = bytes(keys, "auth")?;
-        let keys = Self { p256dh, auth };
+        Ok(Self { p256dh, auth })
+    }
+
+    /// The same of keys that a client gives: something can be encrypted for them.
+    ///
+    /// # Errors
+    /// As [`ClientKeys::from_json`], and where its public key is no point of the curve.
+    pub fn given(keys: &Value) -> Result<Self, String> {
+        let keys = Self::from_json(keys)?;
         match keys.encrypt(b"") {
             Ok(_) => Ok(keys),
             Err(Unspecified) => Err("keys.p256dh is no point of the curve P-256".to_owned()),
@@ -307,7 +315,7 @@ mod tests {
             (json!({ "p256dh": P256DH, "auth": "x".repeat(100_000) }), "keys.auth is not 16 bytes"),
             (json!({ "p256dh": off_the_curve, "auth": AUTH }), "keys.p256dh is no point"),
         ] {
-            let why = ClientKeys::from_json(&keys).unwrap_err();
+            let why = ClientKeys::given(&keys).unwrap_err();
             assert!(why.starts_with(problem), "{keys}: {why}");
         }
     }

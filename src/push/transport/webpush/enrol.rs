@@ -34,7 +34,7 @@ impl Enrol for WebPush {
             Some(quiet) => quiet.as_bool().ok_or("quiet is neither true nor false")?,
         };
         let options = WebPushOptions { quiet: quiet && !shows_each_push(&origin.host) };
-        let keys = ClientKeys::from_json(request.get("keys").unwrap_or(&Value::Null))?;
+        let keys = ClientKeys::given(request.get("keys").unwrap_or(&Value::Null))?;
         let subscription = Subscription {
             account: account.clone(),
             transport: transport(),
