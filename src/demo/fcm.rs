@@ -74,7 +74,7 @@ pub enum FcmAnswer {
 /// What the token server does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenAnswers {
-    /// Gives tokens that live for so many seconds to who proves to be the service account.
+    /// Gives a token that lives for so many seconds in return for a proof of the service account.
     Give(u64),
     /// 400 `invalid_grant`, to everybody.
     Refuse,

@@ -132,7 +132,7 @@ pub enum PushServiceError {
 // === impl PushService ===
 
 impl PushService {
-    /// Serves `listener` with the server certificate of `pki`, in HTTP/2 to who speaks it.
+    /// Serves `listener` with the server certificate of `pki`, by HTTP/2 or HTTP/1.1 as the client chooses.
     ///
     /// # Errors
     /// [`PushServiceError`] when the listener or the certificates cannot be used.

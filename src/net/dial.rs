@@ -62,8 +62,8 @@ impl Dialer {
         Self { resolver, tunnel: tunnel.map(Arc::new), tls, guard: None }
     }
 
-    /// Goes to no address that `guard` refuses, and remembers names apart from those of others. A proxy looks up names itself, so nobody sees then where they
-    /// lead.
+    /// Goes to no address that `guard` refuses, and remembers names apart from those of others. A proxy looks up
+    /// names itself, so nobody sees then where they lead.
     pub fn guarded(self, guard: Arc<Guard>) -> Self {
         Self { resolver: self.resolver.apart(), guard: Some(guard), ..self }
     }

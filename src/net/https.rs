@@ -120,8 +120,8 @@ impl HttpsClient {
     }
 
     /// Sends the request, to an `https://` URL, and waits for the response, of whose body the first
-    /// [`MAX_ANSWER`] bytes are read. Where the connection breaks it is sent once more. Cancel safe in so far as a request that is dropped may or may not
-    /// have been sent.
+    /// [`MAX_ANSWER`] bytes are read. Where the connection breaks it is sent once more. Cancel safe in so far as a
+    /// request that is dropped may or may not have been sent.
     ///
     /// # Errors
     /// When there is no connection, it breaks, or there is no answer in time.

@@ -1,19 +1,18 @@
 //! The task that owns what is pending for devices: it reads whose devices, sends, and writes what
-//! came of it, as the rules (`pending`) say. All decisions are there, all I/O is here.
+//! came of it, as the rules (`scheduler`) say. All decisions are there, all I/O is here.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Instant;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Duration, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
-use uuid::Uuid;
 
 use super::explain::{Explanation, Facts};
 
+use super::push_id::push_id;
 pub use super::scheduler::BackendOf;
 use super::scheduler::{Batch, ChangeId, Delivery, Effect, Rules, Scheduler};
 use super::transport::{MailboxChange, Notice, RouteId, Routes, Verdict};
@@ -455,29 +454,6 @@ pub async fn send_now(
     let (newest, changes) = (None, Vec::new());
     let push = Delivery { device, mailboxes, newest, changes, seen_at: now() };
     send(routes, ttl, &push).await
-}
-
-/// The name of a push, which is the same at each try in this process: a receiver that gets it twice can tell.
-/// It says nothing to others.
-fn push_id(push: &Delivery) -> Uuid {
-    static PROCESS: LazyLock<(Uuid, Instant)> = LazyLock::new(|| (Uuid::new_v4(), now()));
-    let (salt, start) = *PROCESS;
-    let since =
-        |later: Instant, earlier: Instant| later.saturating_duration_since(earlier).as_nanos();
-    let Delivery { device, mailboxes, changes, seen_at, .. } = push;
-    let (account, endpoint) = (device.account.as_str(), device.endpoint.hash_hex());
-    let mailboxes: Vec<_> = mailboxes.iter().map(|it| it.mailbox.as_str()).collect();
-    // Without a change, as after a restart, it is known by when it was found.
-    let text = format!(
-        "{salt}{:?}{:?}{} {}",
-        (account, device.transport.as_str(), endpoint, &*device.app),
-        (mailboxes, joined(changes)),
-        since(*seen_at, start),
-        since(start, *seen_at),
-    );
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(&digest(&SHA256, text.as_bytes()).as_ref()[..16]);
-    uuid::Builder::from_random_bytes(bytes).into_uuid()
 }
 
 /// Sends one push and writes its line in the log.

@@ -99,7 +99,7 @@ fn network(address: IpAddr) -> IpAddr {
 }
 
 impl AdmittedConnection {
-    /// The connection is known to come from another address than that of who sent it here.
+    /// The connection comes from this address, as the proxy in front says.
     pub(super) fn comes_from(&self, address: IpAddr) {
         *self.origin.lock() = network(address);
     }

@@ -2,19 +2,17 @@
 //!
 //! Nothing here sends, writes or reads a clock.
 
+pub(super) mod follow_up;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::{error, info, warn};
-
-use super::super::transport::{MailboxChange, RouteId, Transport, Verdict};
+use super::super::transport::{MailboxChange, RouteId, Transport};
 use super::change_id::ChangeId;
 use super::circuit_breaker::BreakerPass;
 use super::preview::{NewestMail, PreviewState, Previews};
-use super::{
-    Delivery, DeliveryView, Doubts, FollowUp, OTHER_ROUTE, REFUSED, Rules, TOO_MANY, UNAVAILABLE,
-};
+use super::{Delivery, DeliveryView, Rules};
 use crate::model::{
     Change, ChangeKind, Mailbox, Preview, Snapshot, Subscription, SubscriptionKey, Timestamp,
 };
@@ -473,99 +471,6 @@ impl DeviceState {
         };
         waiting.until = waiting.until.min(now);
         waiting.seen_at = waiting.seen_at.min(seen_at);
-    }
-
-    /// What follows from a verdict on the push that is under way, which was sent to the registration of
-    /// `registered_at`. With `by_users` users say where pushes of the route go.
-    pub(super) fn became(
-        &mut self,
-        verdict: &Verdict,
-        registered_at: Timestamp,
-        doubts: Option<Doubts>,
-        by_users: bool,
-    ) -> FollowUp {
-        // Since the push was sent: what was said of the device was said of the registration before.
-        let renewed = registered_at < self.registered_at;
-        let soon_if_renewed = |backoff| if renewed { UNAVAILABLE } else { backoff };
-        let DeviceState { device, .. } = self;
-        let (account, endpoint, route) = (&device.account, &device.endpoint, &self.route.name);
-        match verdict {
-            Verdict::Accepted { .. } => FollowUp::Delivered,
-            Verdict::Gone { since } => {
-                let not_after = since.unwrap_or(registered_at);
-                match self.registered_at <= not_after {
-                    true => FollowUp::Dead { not_after },
-                    // It registered after its endpoint died: it lives, and the service has yet to see that.
-                    false => FollowUp::Owed { backoff: soon_if_renewed(REFUSED), heals: true },
-                }
-            }
-            Verdict::BadEndpoint if renewed => FollowUp::Owed { backoff: UNAVAILABLE, heals: true },
-            Verdict::BadEndpoint
-                if let Some(Doubts { renewed_since, say }) = doubts
-                    && (self.heard_at >= renewed_since || !self.renews) =>
-            {
-                if let Some(remedy) = say {
-                    error!(
-                        target: "mailchime::push::bad_endpoints_doubted",
-                        %route, %account, %endpoint, remedy,
-                        "the push service does not know most endpoints; mailchime removes no registration of the \
-                         last days for that until other answers come"
-                    );
-                }
-                // One that never registers again would be left alone for good.
-                if self.renews {
-                    self.bad_answers = self.bad_answers.saturating_add(1);
-                }
-                FollowUp::Owed { backoff: REFUSED, heals: true }
-            }
-            Verdict::BadEndpoint => FollowUp::Dead { not_after: registered_at },
-            Verdict::OtherRoute => {
-                warn!(
-                    target: "mailchime::push::other_route",
-                    %account, %endpoint, %route,
-                    "the push service says that the endpoint belongs to another route; mailchime keeps the \
-                     push, and tries again once the device has registered anew, and from time to time"
-                );
-                FollowUp::Owed { backoff: soon_if_renewed(OTHER_ROUTE), heals: true }
-            }
-            Verdict::TooLarge | Verdict::Misconfigured { .. } => {
-                self.say_refused(verdict, by_users);
-                FollowUp::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
-            }
-            Verdict::Unrenderable { why } => {
-                error!(
-                    target: "mailchime::push::registration_unusable",
-                    why, %account, %endpoint, %route,
-                    "could not write a push for a registration; mailchime keeps the push, and tries again once \
-                     the client has registered anew, and from time to time"
-                );
-                FollowUp::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
-            }
-            Verdict::TooMany { .. } => FollowUp::Owed { backoff: TOO_MANY, heals: false },
-            Verdict::Unavailable { .. } | Verdict::RouteClosed { .. } => {
-                FollowUp::Owed { backoff: UNAVAILABLE, heals: false }
-            }
-        }
-    }
-
-    fn say_refused(&self, verdict: &Verdict, by_users: bool) {
-        let DeviceState { device, .. } = self;
-        let (account, endpoint, route) = (&device.account, &device.endpoint, &self.route.name);
-        let (outcome, why) = (verdict.name(), verdict.detail());
-        if by_users {
-            info!(
-                target: "mailchime::push::push_refused_by_receiver",
-                outcome, why, %account, %endpoint, %route,
-                "the receiver that a user named refuses a push; mailchime keeps the push and tries again"
-            );
-        } else {
-            error!(
-                target: "mailchime::push::push_refused",
-                outcome, why, %account, %endpoint, %route,
-                "the push service refuses a push for a reason that an operator has to fix; mailchime keeps \
-                 the push and tries again"
-            );
-        }
     }
 
     /// Nothing that was said of it before is believed any longer.

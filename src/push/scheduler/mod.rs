@@ -44,6 +44,7 @@ use account::{AccountState, ReadState};
 pub(super) use change_id::ChangeId;
 use circuit_breaker::BreakerPass;
 use device::SendSlot;
+use device::follow_up::{Doubts, FollowUp};
 use endpoint_limits::EndpointLimits;
 pub(super) use outbox::Batch;
 use outbox::Outbox;
@@ -166,28 +167,6 @@ pub(super) struct Scheduler {
     held: u64,
     rates: Rates,
     outbox: Outbox,
-}
-
-/// The service knows most endpoints of a route not, so that it is hardly the endpoints.
-struct Doubts {
-    /// What registered later than this, by the time of service, is kept.
-    renewed_since: Timestamp,
-    /// It is time to say so in the log, with what an operator checks.
-    say: Option<&'static str>,
-}
-
-/// What follows from a verdict.
-enum FollowUp {
-    Delivered,
-    /// It is tried again, later and later, or with `heals` as soon as the device registers anew.
-    Owed {
-        backoff: Backoff,
-        heals: bool,
-    },
-    /// There is no such device, unless it has registered after this.
-    Dead {
-        not_after: Timestamp,
-    },
 }
 
 // === impl Rules ===

@@ -21,10 +21,10 @@ use crate::model::{ChangeKind, Subscription, Timestamp};
 use crate::net::guard::{Guard, UrlOrigin};
 use crate::push::transport::{MailboxChange, Notice, Transport, TransportLimits, Verdict};
 
-/// A push service forgets a code soon: who is offline then asks for another.
+/// A push service forgets a code soon. A client that was offline meanwhile asks for another one.
 const VERIFICATION_TTL: Duration = Duration::from_mins(10);
 
-/// Most pushes under way at once to one push service, so that one which hangs leaves room for the others.
+/// Most pushes under way at once to one push service, so that the others have room while one hangs.
 const PER_SERVICE: usize = 50;
 
 /// Web Push under one VAPID key. Clones share it.
@@ -180,7 +180,8 @@ fn no_room() -> Verdict {
 }
 
 /// What makes a message replace an undelivered one (RFC 8030 section 5.4): one that names the same mailboxes, and
-/// tells of new mail as well or of none as well, so nothing is lost. 32 characters, of which the push service learns nothing without the client's secret.
+/// tells of new mail as well or of none as well, so nothing is lost. 32 characters, of which the push service
+/// learns nothing without the client's secret.
 fn topic(subscription: &Subscription, keys: &ClientKeys, notice: &Notice<'_>) -> String {
     let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, keys.auth()));
     let is_new = notice.mailboxes.iter().any(|change| change.kind == ChangeKind::NewMail);
