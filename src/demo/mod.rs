@@ -25,6 +25,7 @@ pub mod pki;
 mod port;
 pub mod push_service;
 pub mod replay;
+mod reply_body;
 pub mod webhook;
 
 /// The one provider that all of them use; which one the process has installed does not matter.

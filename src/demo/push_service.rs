@@ -6,15 +6,13 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::{Body, Frame, Incoming};
+use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, LOCATION, RETRY_AFTER};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
@@ -29,6 +27,7 @@ use tokio_rustls::server::TlsStream;
 use super::pki::{Pki, PkiError};
 use super::port::Port;
 use super::random_uuid;
+use super::reply_body::ReplyBody;
 
 mod browser;
 mod firefox;
@@ -440,26 +439,4 @@ fn respond(reply: Reply, text: &'static str) -> Option<Response<ReplyBody>> {
         _ => {}
     }
     Some(response)
-}
-
-/// The body of an answer.
-enum ReplyBody {
-    Text(Option<Bytes>),
-    Endless,
-}
-
-impl Body for ReplyBody {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        const MORE: &[u8] = &[b'x'; 1024];
-        Poll::Ready(match &mut *self {
-            Self::Text(text) => text.take().map(|text| Ok(Frame::data(text))),
-            Self::Endless => Some(Ok(Frame::data(Bytes::from_static(MORE)))),
-        })
-    }
 }

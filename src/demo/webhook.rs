@@ -11,7 +11,7 @@ use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response, StatusCode};
@@ -25,6 +25,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::pki::{Pki, PkiError};
 use super::port::Port;
+use super::reply_body::ReplyBody;
 
 /// A running receiver. Dropping it closes its port.
 pub struct WebhookReceiver {
@@ -54,6 +55,8 @@ pub enum ReceiverAnswer {
     Status(u16, Option<u32>),
     /// Never.
     Hang,
+    /// This status, and a body without an end.
+    Endless(u16),
 }
 
 /// Decides on the answer.
@@ -239,7 +242,7 @@ async fn serve(
     let _ = http.serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn receive(request: Request<Incoming>, shared: &ReceiverShared) -> Response<Full<Bytes>> {
+async fn receive(request: Request<Incoming>, shared: &ReceiverShared) -> Response<ReplyBody> {
     let (head, body) = request.into_parts();
     let body = Limited::new(body, MAX_REQUEST).collect().await;
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
@@ -252,15 +255,20 @@ async fn receive(request: Request<Incoming>, shared: &ReceiverShared) -> Respons
     };
     let prescribed = shared.answer.lock().clone();
     let answer = prescribed.unwrap_or_else(|| (shared.decide)(&event));
-    if let ReceiverAnswer::Status(status, _) = answer {
+    if let ReceiverAnswer::Status(status, _) | ReceiverAnswer::Endless(status) = answer {
         event.status = Some(status);
     }
     shared.events.lock().push(event);
     shared.received.send_modify(|count| *count += 1);
     match answer {
         ReceiverAnswer::Hang => std::future::pending().await,
+        ReceiverAnswer::Endless(status) => {
+            let mut response = Response::new(ReplyBody::Endless);
+            *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
+            response
+        }
         ReceiverAnswer::Status(status, retry_after) => {
-            let mut response = Response::new(Full::default());
+            let mut response = Response::new(ReplyBody::Text(None));
             *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
             if let Some(seconds) = retry_after {
                 response.headers_mut().insert(hyper::header::RETRY_AFTER, seconds.into());

@@ -19,9 +19,11 @@ mod apns;
 mod backend;
 mod clock;
 mod database;
+mod fcm;
 mod killed;
 mod scene;
 mod storm;
+mod webhook;
 
 /// How many rows are under way at once: most of them wait for something most of the time.
 const AT_ONCE: usize = 4;
@@ -50,6 +52,8 @@ async fn every_fault_is_survived() {
         .into_iter()
         .chain(backend::faults())
         .chain(apns::faults())
+        .chain(fcm::faults())
+        .chain(webhook::faults())
         .chain(database::faults())
         .chain(clock::faults())
         .collect();

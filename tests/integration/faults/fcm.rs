@@ -1,0 +1,162 @@
+//! FCM is away, hangs, refuses. The phone of the same account hears of each mail at once all the same.
+
+use std::fs;
+
+use mailchime::demo::fcm::{FcmAnswer, FcmMessage, FcmStandIn, TokenAnswers};
+use mailchime::model::PushEndpoint;
+
+use super::scene::{Scene, push_logged, said};
+use super::{Fault, fault};
+use crate::support::world::Server;
+use crate::support::{listener, soon};
+
+pub(super) fn faults() -> Vec<Fault> {
+    vec![
+        fault!(
+            refusing,
+            "FCM: connections refused",
+            "the message comes when it is back, the phone hears at once"
+        ),
+        fault!(
+            hanging,
+            "FCM: a message that is never answered",
+            "it is sent again, the phone hears at once"
+        ),
+        fault!(
+            cut,
+            "FCM: connection closed in the middle of a message",
+            "it is sent again, the phone hears at once"
+        ),
+        fault!(
+            too_many,
+            "FCM: 429 with Retry-After",
+            "the app is left alone for so long, the phone hears at once"
+        ),
+        fault!(gone, "FCM: the app was removed", "its subscription goes, the phone stays"),
+        fault!(
+            wrong_key,
+            "FCM: Google refuses the key",
+            "an error says so, the message comes when the key is taken, the phone hears at once"
+        ),
+    ]
+}
+
+/// The program with a phone and an app, whose service starts with these answers about tokens.
+async fn with_app(scene: &Scene, tokens: TokenAnswers) -> (FcmStandIn, Server) {
+    let service = FcmStandIn::start(listener().await, &scene.pki).unwrap();
+    service.answer_tokens(tokens);
+    fs::write(scene.file("firebase.json"), service.service_account().unwrap()).unwrap();
+    let table = format!(
+        "[[fcm]]\nservice_account_file = \"firebase.json\"\nendpoint = \"{}\"\nca = \"ca.pem\"\n[log]\n",
+        service.endpoint()
+    );
+    scene.configure("[log]\n", &table);
+    let server = scene.registered().await;
+    let mut database = scene.beside().await;
+    let hash = PushEndpoint::new("token-a", "token-a").hash_hex();
+    let app = "insert into subscription (account, transport, endpoint_hash, endpoint, app, route, options, \
+               registered_at, heard_at, renews) select account, 'fcm', $1, 'token-a', 'org.example.mail', $2, \
+               '{}', registered_at, heard_at, 0 from subscription";
+    sqlx::query(app).bind(hash).bind(service.project()).execute(&mut database).await.unwrap();
+    let mailboxes = "insert into subscription_mailbox (subscription, mailbox) select s.id, m.id \
+                     from subscription s join mailbox m on m.account = s.account where s.transport = 'fcm'";
+    sqlx::query(mailboxes).execute(&mut database).await.unwrap();
+    (service, server)
+}
+
+/// The next message that FCM takes.
+async fn accepted(service: &FcmStandIn) -> FcmMessage {
+    loop {
+        let message = soon("a message", service.next()).await;
+        if message.status == Some(200) {
+            return message;
+        }
+    }
+}
+
+async fn refusing(scene: Scene) {
+    let (service, mut server) = with_app(&scene, TokenAnswers::Give(3599)).await;
+    scene.deliver();
+    scene.push().await;
+    assert_eq!(accepted(&service).await.token(), "token-a");
+    scene.fault();
+    service.refuse().await;
+    scene.deliver();
+    scene.push().await;
+    push_logged(&mut server, "unavailable").await;
+    service.resume().await.unwrap();
+    accepted(&service).await;
+}
+
+async fn hanging(scene: Scene) {
+    let (service, mut server) = with_app(&scene, TokenAnswers::Give(3599)).await;
+    scene.fault();
+    service.answer_next(1, FcmAnswer::Hang);
+    scene.deliver();
+    scene.push().await;
+    assert_eq!(soon("a message", service.next()).await.status, None);
+    scene.deliver();
+    scene.push().await;
+    push_logged(&mut server, "unavailable").await;
+    accepted(&service).await;
+}
+
+async fn cut(scene: Scene) {
+    let (service, _server) = with_app(&scene, TokenAnswers::Give(3599)).await;
+    scene.fault();
+    service.answer_next(1, FcmAnswer::Hang);
+    scene.deliver();
+    scene.push().await;
+    assert_eq!(soon("a message", service.next()).await.status, None);
+    service.refuse().await;
+    service.resume().await.unwrap();
+    accepted(&service).await;
+}
+
+async fn too_many(scene: Scene) {
+    let (service, mut server) = with_app(&scene, TokenAnswers::Give(3599)).await;
+    scene.fault();
+    let quota = FcmAnswer::refuse(429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED").later(3600);
+    service.answer_next(1, quota);
+    scene.deliver();
+    scene.push().await;
+    push_logged(&mut server, "too-many").await;
+    scene.deliver();
+    scene.push().await;
+    push_logged(&mut server, "accepted").await;
+    assert_eq!(service.messages().len(), 1, "it is left alone");
+}
+
+async fn gone(scene: Scene) {
+    let (service, _server) = with_app(&scene, TokenAnswers::Give(3599)).await;
+    scene.fault();
+    service.answer_next(1, FcmAnswer::refuse(404, "NOT_FOUND", "UNREGISTERED"));
+    scene.deliver();
+    scene.push().await;
+    let mut database = scene.beside().await;
+    loop {
+        let left = sqlx::query_scalar("select transport from subscription");
+        let left: Vec<String> = left.fetch_all(&mut database).await.unwrap();
+        if left == ["apns"] {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    scene.deliver();
+    scene.push().await;
+    assert_eq!(service.messages().len(), 1);
+}
+
+async fn wrong_key(scene: Scene) {
+    let (service, mut server) = with_app(&scene, TokenAnswers::Refuse).await;
+    scene.fault();
+    scene.deliver();
+    scene.push().await;
+    said(&mut server, "Google refuses an access token for FCM").await;
+    assert!(service.messages().is_empty());
+    service.answer_tokens(TokenAnswers::Give(3599));
+    accepted(&service).await;
+    scene.deliver();
+    scene.push().await;
+    accepted(&service).await;
+}
