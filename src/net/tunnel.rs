@@ -8,8 +8,7 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::config::ProxyConfig;
 use crate::files;
@@ -64,7 +63,12 @@ impl Tunnel {
     ///
     /// # Errors
     /// When the connection fails, or the proxy answers anything but a 2xx, at whose end the tunnel begins.
-    pub async fn open(&self, stream: &mut TcpStream, host: &str, port: u16) -> io::Result<()> {
+    pub async fn open(
+        &self,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        host: &str,
+        port: u16,
+    ) -> io::Result<()> {
         let to = match host.contains(':') {
             true => format!("[{host}]:{port}"),
             false => format!("{host}:{port}"),

@@ -17,6 +17,9 @@ pub mod check;
 pub mod enrol;
 mod event;
 pub mod fcm;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod retry_after;
 mod routes;
 #[cfg(test)]

@@ -48,7 +48,7 @@ struct AnswerDetail {
 }
 
 /// What an answer means. What cannot be read of it counts as not said.
-pub(super) fn judge(response: &Response<Bytes>) -> Verdict {
+pub(in crate::push::transport) fn judge(response: &Response<Bytes>) -> Verdict {
     let answer: FcmResponse = serde_json::from_slice(response.body()).unwrap_or_default();
     let (http, retry_after) = (response.status().as_u16(), retry_after(response.headers()));
     if http == 200 {

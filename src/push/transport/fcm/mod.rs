@@ -4,7 +4,7 @@
 mod account;
 mod client;
 mod enrol;
-mod judge;
+pub(super) mod judge;
 mod message;
 mod token;
 

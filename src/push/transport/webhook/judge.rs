@@ -9,7 +9,10 @@ use crate::push::transport::Verdict;
 use crate::push::transport::retry_after::retry_after;
 
 /// What an answer means. Its body says nothing.
-pub(super) fn judge(owner: WebhookOwner, response: &Response<Bytes>) -> Verdict {
+pub(in crate::push::transport) fn judge(
+    owner: WebhookOwner,
+    response: &Response<Bytes>,
+) -> Verdict {
     let (status, retry_after) = (response.status().as_u16(), retry_after(response.headers()));
     match (status, owner) {
         (200..300, _) => Verdict::Accepted { id: None },

@@ -9,7 +9,7 @@ use crate::push::transport::retry_after::retry_after;
 /// Of a body, for people.
 const MAX_REASON: usize = 100;
 
-pub(super) fn judge(response: &Response<Bytes>) -> Verdict {
+pub(in crate::push::transport) fn judge(response: &Response<Bytes>) -> Verdict {
     let (status, headers) = (response.status(), response.headers());
     let retry_after = retry_after(headers);
     match status.as_u16() {

@@ -8,7 +8,7 @@
 
 pub mod encrypt;
 mod enrol;
-mod judge;
+pub(super) mod judge;
 mod message;
 mod options;
 mod payload;
