@@ -94,9 +94,9 @@ pub(super) struct Watcher {
 
 /// Hears of a mailbox what follows for it, and the state that is known of it. It does not wait.
 #[derive(Clone)]
-pub(super) struct InsteadOfPush(
-    pub(super) Arc<dyn Fn(&Mailbox, Consequence, &Snapshot) + Send + Sync>,
-);
+pub(super) struct InsteadOfPush(pub(super) Arc<Hears>);
+
+type Hears = dyn Fn(&Mailbox, Consequence, &Snapshot) + Send + Sync;
 
 impl fmt::Debug for InsteadOfPush {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
