@@ -5,6 +5,7 @@
 //! request is under way ends after a while, and one whose first request does not come ends sooner.
 
 mod connections;
+mod endless;
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -13,12 +14,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
-use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper::{Method, Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
@@ -32,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use self::connections::{AdmittedConnection, OpenConnections, RequestUnderWay};
+use self::endless::{BodySlot, FlushNoted, ServedBody, UntilEndless};
 use super::counters::HttpCounters;
 use super::listen;
 use super::proxy_protocol::{self, Addresses};
@@ -138,7 +142,7 @@ impl HttpServer {
     /// A request is under way until the last byte of its answer's body was handed to the connection.
     pub async fn serve<A, F, B>(self, answer: A, stop: CancellationToken)
     where
-        A: Fn(Request<Incoming>, Addresses) -> F + Clone + Send + Sync + 'static,
+        A: Fn(Request<Incoming>, Addresses) -> F + Clone + Send + Sync + Unpin + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -191,6 +195,15 @@ fn with_alpn(tls: &ServerConfig) -> Arc<ServerConfig> {
     Arc::new(tls)
 }
 
+/// What a client speaks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spoken {
+    /// HTTP/1.1: with TLS, HTTP/2 is agreed on (RFC 9113 section 3.2).
+    Http1,
+    /// It is to be seen.
+    Any,
+}
+
 /// What one connection is served with.
 struct ServedConnection {
     limits: HttpLimits,
@@ -208,17 +221,18 @@ impl ServedConnection {
         proxies: &[Network],
         answer: A,
     ) where
-        A: Fn(Request<Incoming>, Addresses) -> F + Clone + Send + Sync + 'static,
+        A: Fn(Request<Incoming>, Addresses) -> F + Clone + Send + Sync + Unpin + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let opening = opening(stream, peer, tls, proxies, self.limits.write_timeout);
+        // Boxed: it is large, and soon over.
+        let opening = Box::pin(opening(stream, peer, tls, proxies, self.limits.write_timeout));
         let opened = tokio::select! {
             () = self.stop.cancelled() => return,
             opened = timeout(self.limits.request_timeout, opening) => opened,
         };
-        let (stream, addresses) = match opened {
+        let (stream, addresses, version) = match opened {
             Ok(Ok(opened)) => opened,
             Ok(Err(error)) => {
                 tracing::debug!(
@@ -234,7 +248,12 @@ impl ServedConnection {
         };
         self.admitted.comes_from(addresses.source.ip());
         let admitted = Arc::clone(&self.admitted);
+        let slot = BodySlot::default();
+        let endless_bodies = (version == Spoken::Http1).then(|| Arc::clone(&slot));
         let service = service_fn(move |mut request: Request<Incoming>| {
+            // A client of HTTP/1.0 knows no pieces, and the answer to HEAD has no body.
+            let pieces = request.version() == Version::HTTP_11 && request.method() != Method::HEAD;
+            let slot = endless_bodies.clone().filter(|_| pieces);
             let connection = ConnectionHandle(admitted.leave.clone());
             request.extensions_mut().insert(connection);
             let under_way = AdmittedConnection::request(&admitted);
@@ -243,15 +262,89 @@ impl ServedConnection {
             async move {
                 let answer = answering.await;
                 let endless = answer.extensions().get::<EndlessBody>().is_some();
-                let body = |body| CountedBody::new(body, &admitted, under_way, endless);
-                Ok::<_, Infallible>(answer.map(body))
+                Ok::<_, Infallible>(answer.map(|body| {
+                    let body = CountedBody::new(body, &admitted, under_way, endless);
+                    match slot.filter(|_| endless) {
+                        Some(slot) => ServedBody::Endless(Some(body), slot),
+                        None => ServedBody::Whole(body),
+                    }
+                }))
             }
         });
+        // Boxed: what is served with HTTP/1.1 may last longer than hyper does.
+        match version {
+            Spoken::Http1 => Box::pin(self.serve_http1(peer, stream, service, slot)).await,
+            Spoken::Any => Box::pin(self.serve_any(peer, stream, service)).await,
+        }
+    }
+
+    /// Serves what may be HTTP/1.1 or HTTP/2.
+    async fn serve_any<S, B>(&self, peer: SocketAddr, stream: HttpStream, service: S)
+    where
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+        S::Future: Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
         let builder = builder();
         let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        let mut serving = pin!(serving);
+        let served = self.until_end(pin!(serving), |serving| serving.graceful_shutdown()).await;
+        self.ended(peer, served.and_then(Result::err));
+    }
+
+    /// Serves HTTP/1.1, and then the endless body that comes into `slot`.
+    async fn serve_http1<S, B>(
+        &self,
+        peer: SocketAddr,
+        stream: HttpStream,
+        service: S,
+        slot: BodySlot<B>,
+    ) where
+        S: Service<Request<Incoming>, Response = Response<ServedBody<B>>, Error = Infallible>
+            + Unpin,
+        S::Future: Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let unflushed = Arc::new(AtomicBool::new(false));
+        let stream = FlushNoted { inner: stream, unflushed: Arc::clone(&unflushed) };
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            // The time for a head is that of the connection.
+            .header_read_timeout(None)
+            .max_buf_size(HEAD_SIZE as usize)
+            .max_headers(HEADERS);
+        let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        let mut serving = UntilEndless { connection: Box::new(connection), slot, unflushed };
+        let goodbye = |serving: Pin<&mut UntilEndless<http1::UpgradeableConnection<_, _>, _>>| {
+            Pin::new(&mut *serving.get_mut().connection).graceful_shutdown();
+        };
+        let served = self.until_end(Pin::new(&mut serving), goodbye).await;
+        let body = serving.slot.lock().take();
+        let (Some(Ok(())), Some(body)) = (&served, body) else {
+            return self.ended(peer, served.and_then(Result::err).map(Into::into));
+        };
+        // What hyper kept goes.
+        let Some(http1::Parts { io, .. }) = serving.connection.into_parts() else { return };
+        let mut sending = Box::pin(endless::send(io.into_inner().inner, body));
+        let sent = tokio::select! {
+            sent = &mut sending => sent,
+            () = self.stop.cancelled() => {
+                timeout(self.limits.shutdown_grace, sending).await.unwrap_or(Ok(()))
+            }
+        };
+        self.ended(peer, sent.err().map(Into::into));
+    }
+
+    /// Serves until nothing is under way for too long, or the program ends; `goodbye` has it end then.
+    async fn until_end<F: Future>(
+        &self,
+        mut serving: Pin<&mut F>,
+        goodbye: impl FnOnce(Pin<&mut F>),
+    ) -> Option<F::Output> {
         let farewell = tokio::select! {
-            served = serving.as_mut() => return self.ended(peer, served.err()),
+            served = serving.as_mut() => return Some(served),
             slow = self.admitted.idle(self.limits.request_timeout, IDLE) => {
                 if slow {
                     self.counters.request_timeout.hit();
@@ -260,11 +353,9 @@ impl ServedConnection {
             }
             () = self.stop.cancelled() => self.limits.shutdown_grace,
         };
-        serving.as_mut().graceful_shutdown();
+        goodbye(serving.as_mut());
         // Nothing is under way, or the program ends.
-        if let Ok(served) = timeout(farewell, serving).await {
-            self.ended(peer, served.err());
-        }
+        timeout(farewell, serving).await.ok()
     }
 
     fn ended(&self, peer: SocketAddr, error: Option<Box<dyn Error + Send + Sync>>) {
@@ -286,7 +377,7 @@ async fn opening(
     tls: Option<Arc<ServerConfig>>,
     proxies: &[Network],
     write_timeout: Duration,
-) -> io::Result<(HttpStream, Addresses)> {
+) -> io::Result<(HttpStream, Addresses, Spoken)> {
     let destination = listen::canonical(stream.local_addr()?);
     let mut addresses = Addresses { source: peer, destination };
     if proxies.iter().any(|network| network.contains(peer.ip()))
@@ -298,9 +389,13 @@ async fn opening(
         Some(tls) => Either::Left(TlsAcceptor::from(tls).accept(stream).await?),
         None => Either::Right(stream),
     };
+    let version = match &stream {
+        Either::Left(tls) if tls.get_ref().1.alpn_protocol() != Some(b"h2") => Spoken::Http1,
+        _ => Spoken::Any,
+    };
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(write_timeout));
-    Ok((Box::pin(stream), addresses))
+    Ok((Box::pin(stream), addresses, version))
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {
