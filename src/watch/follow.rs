@@ -215,12 +215,6 @@ impl Followers {
         FollowGuard { followers: self.clone(), followed, number }
     }
 
-    /// Another source than the connections here says that something happened in the account.
-    pub fn hint(&self, account: &Account) {
-        let all = self.0.followed.lock();
-        all.get(account).into_iter().flatten().for_each(|followed| followed.look());
-    }
-
     /// Waits for `stop`, and then until all connections have ended.
     pub async fn run(self, stop: CancellationToken) {
         stop.cancelled().await;

@@ -116,7 +116,7 @@ fn id(mailboxes: &[StreamMailbox]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::position::StreamPosition;
+    use super::super::position::ClientPosition;
     use super::*;
 
     fn state(messages: u64) -> Snapshot {
@@ -145,7 +145,7 @@ mod tests {
         );
         // A client that is cut off after the first of them hears the second when it is back.
         let [first, second] = [0, 1]
-            .map(|at: usize| StreamPosition::parse(&changes[at].id).unwrap().state_of(&other));
+            .map(|at: usize| ClientPosition::parse(&changes[at].id).unwrap().state_of(&other));
         assert_eq!((first, second), (Some(state(0)), Some(state(7))));
     }
 

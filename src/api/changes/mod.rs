@@ -25,7 +25,7 @@ use tokio::time::Instant;
 pub use self::inbox::StreamInbox;
 pub(super) use self::open_streams::OpenStreams;
 pub use self::open_streams::StreamLimits;
-use self::position::StreamPosition;
+use self::position::ClientPosition;
 use self::stream::LiveStream;
 use self::websocket::WebSocketHandshake;
 use super::ApiContext;
@@ -45,7 +45,7 @@ const LAST_EVENT_ID: &str = "last_event_id";
 /// What a client asks for.
 struct StreamRequest {
     mailboxes: Vec<Mailbox>,
-    known: StreamPosition,
+    known: ClientPosition,
 }
 
 /// Opens a stream.
@@ -124,7 +124,7 @@ impl StreamRequest {
                         mailboxes.push(mailbox);
                     }
                 }
-                LAST_EVENT_ID => id = StreamPosition::parse(&value),
+                LAST_EVENT_ID => id = ClientPosition::parse(&value),
                 _ => {}
             }
         }
@@ -136,7 +136,7 @@ impl StreamRequest {
             mailboxes.push(Mailbox::inbox());
         }
         let header = parts.headers.get("last-event-id").and_then(|id| id.to_str().ok());
-        let known = header.and_then(StreamPosition::parse).or(id).unwrap_or_default();
+        let known = header.and_then(ClientPosition::parse).or(id).unwrap_or_default();
         Ok(Self { mailboxes, known })
     }
 }

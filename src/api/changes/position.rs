@@ -21,9 +21,9 @@ const LONGEST: usize = 8 * 1024;
 
 /// What a client says that it knows.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct StreamPosition(Vec<([u8; NAME], Snapshot)>);
+pub(super) struct ClientPosition(Vec<([u8; NAME], Snapshot)>);
 
-impl StreamPosition {
+impl ClientPosition {
     /// The position that this id is of; `None` where it is no id.
     pub(super) fn parse(id: &str) -> Option<Self> {
         if id.len() > LONGEST {
@@ -118,32 +118,32 @@ mod tests {
         let (one, other) = (Mailbox::inbox(), Mailbox::new("Entw\u{fc}rfe"));
         let text = id([(&one, inbox), (&other, part)].into_iter());
         assert!(text.len() < 60, "{text}");
-        let read = StreamPosition::parse(&text).unwrap();
+        let read = ClientPosition::parse(&text).unwrap();
         assert_eq!((read.state_of(&one), read.state_of(&other)), (Some(inbox), Some(part)));
         assert_eq!(read.state_of(&Mailbox::new("Other")), None);
         let unknown = id([(&one, Snapshot::default())].into_iter());
-        assert_eq!(StreamPosition::parse(&unknown).unwrap().state_of(&one), None);
+        assert_eq!(ClientPosition::parse(&unknown).unwrap().state_of(&one), None);
     }
 
     #[test]
     fn what_is_no_id_is_none() {
         for text in ["", "1", "17", "AQ==", "Ag", "AQAA", "AQAAAAA_", "\u{fc}", &"A".repeat(8193)] {
-            assert_eq!(StreamPosition::parse(text), None, "{text}");
+            assert_eq!(ClientPosition::parse(text), None, "{text}");
         }
-        assert_eq!(StreamPosition::parse("AQ"), Some(StreamPosition::default()));
+        assert_eq!(ClientPosition::parse("AQ"), Some(ClientPosition::default()));
     }
 
     proptest! {
         #[test]
         fn whatever_it_is_reading_it_ends(text in "[A-Za-z0-9_-]{0,80}") {
-            let _ = StreamPosition::parse(&text);
+            let _ = ClientPosition::parse(&text);
         }
 
         #[test]
         fn each_number_comes_back(number: u64) {
             let state = Snapshot { unseen: Some(number), ..Snapshot::default() };
             let text = id([(&Mailbox::inbox(), state)].into_iter());
-            prop_assert_eq!(StreamPosition::parse(&text).unwrap().state_of(&Mailbox::inbox()), Some(state));
+            prop_assert_eq!(ClientPosition::parse(&text).unwrap().state_of(&Mailbox::inbox()), Some(state));
         }
     }
 }
