@@ -183,7 +183,6 @@ async def main():
     options.add_argument("--program", default="target/release/mailchime")
     options.add_argument("--streams", type=int, default=2000)
     options.add_argument("--accounts", type=int, default=100)
-    options.add_argument("--concurrent", type=int, default=50)
     options = options.parse_args()
     program, streams, accounts = os.path.abspath(options.program), options.streams, options.accounts
     for name, opens, accounts in [
