@@ -43,7 +43,7 @@ impl EnrolmentWorld {
             Registrar::new(backends.clone(), Arc::new(source), sessions.clone(), &config);
         let (_, assignment) = cell::channel(Assignment::unknown("here".into()));
         let news = SubscriptionNews { routes: Routes::default(), pushes: dispatcher::channel().0 };
-        let (of_config, webhooks) = cell::channel(config.webhooks.as_slice().into());
+        let (_of_config, webhooks) = cell::channel(config.webhooks.as_slice().into());
         let parts = EnrolmentParts {
             webhooks,
             store: store.clone(),
