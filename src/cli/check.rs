@@ -1,6 +1,7 @@
 //! `mailchime check`: every part is tried, and each says in a line whether it is well, or what is
 //! wrong with it and what to do. Nothing is changed: no file is made, no database brought up to date.
 
+mod api;
 mod files;
 mod peers;
 mod services;
@@ -81,6 +82,7 @@ async fn check(
     services::fcm(config, report).await;
     services::webhooks(config, report);
     services::events(config, report);
+    api::api(config, report);
 }
 
 impl Report {

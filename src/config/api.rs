@@ -97,6 +97,15 @@ impl PublicUrl {
         &self.authority
     }
 
+    /// The host alone, an IPv6 address without its brackets.
+    pub fn host(&self) -> &str {
+        let host = match self.authority.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => host,
+            _ => &self.authority,
+        };
+        host.trim_start_matches('[').trim_end_matches(']')
+    }
+
     /// The origin (RFC 6454), which is the URL without a slash at the end.
     pub fn origin(&self) -> String {
         format!("https://{}", self.authority)
@@ -206,6 +215,18 @@ mod tests {
             &long,
         ] {
             assert!(!mail_url(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_host_of_a_public_url_has_no_port_and_no_brackets() {
+        for (text, host) in [
+            ("https://Push.example.org", "push.example.org"),
+            ("https://push.example.org:8443", "push.example.org"),
+            ("https://[2001:db8::1]:8443", "2001:db8::1"),
+            ("https://[2001:db8::1]", "2001:db8::1"),
+        ] {
+            assert_eq!(public_url(text).unwrap().host(), host);
         }
     }
 

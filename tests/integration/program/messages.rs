@@ -7,8 +7,8 @@ use std::path::Path;
 use mailchime::demo::pki::Pki;
 use sqlx::{Connection, Executor, SqliteConnection};
 
-use crate::support::limited;
 use crate::support::program::{Process, mailchime};
+use crate::support::{limited, listener};
 
 const CONFIG: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\n\
     [tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\
@@ -258,6 +258,45 @@ async fn the_command_line_is_checked() {
         assert_eq!(process.end().await.code(), Some(64));
         assert!(process.stderr.seen[0].contains("RUST_LOG"), "{:?}", process.stderr.seen);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "something was written");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_whether_the_api_has_its_address_and_a_certificate_for_its_url() {
+    limited(async {
+        let folder = folder();
+        let listening = listener().await;
+        let taken = listening.local_addr().unwrap();
+        let (start, _) = CONFIG.split_once("[apns]").unwrap();
+        for (api, expected) in [
+            (
+                "address = \"127.0.0.1:0\"\npublic_url = \"https://localhost:8443\"".to_owned(),
+                vec![
+                    "ok       [api]: 127.0.0.1:0: is free",
+                    "ok       [api]: https://localhost:8443: the certificate is for this name",
+                ],
+            ),
+            (
+                format!("address = \"{taken}\"\npublic_url = \"https://push.example.org\""),
+                vec![
+                    "warning  [api]: 127.0.0.1:",
+                    "FAILED   [api]: https://push.example.org: a certificate that is shown there is not for",
+                ],
+            ),
+            (
+                "address = \"192.0.2.1:8443\"".to_owned(),
+                vec!["FAILED   [api]: 192.0.2.1:8443: cannot listen", "warning  [api]: there is no public_url"],
+            ),
+        ] {
+            fs::write(folder.path().join("proxy.toml"), format!("{start}[api]\n{api}\n")).unwrap();
+            let (_, said, _) = run(folder.path(), &["check", "--config", "proxy.toml"]).await;
+            let lines: Vec<_> = said.lines().filter(|line| line.contains(" [api]: ")).collect();
+            assert_eq!(lines.len(), expected.len(), "{said}");
+            for (line, expected) in lines.iter().zip(expected) {
+                assert!(line.starts_with(expected), "{said}");
+            }
+        }
     })
     .await;
 }
