@@ -77,6 +77,8 @@ const GREETINGS: &str = "From: =?utf-8?q?J=C3=BCrgen_M=C3=BCller?= <j@b.example>
 async fn a_browser_hears_who_wrote_about_what_and_no_log_and_no_file_does() {
     limited(async {
         let log = Log::default();
+        // While there is one subscriber alone, a thread that has none may turn a line off for all threads.
+        let _second = tracing::Dispatch::new(log.subscriber(Level::TRACE));
         let _logs = tracing::subscriber::set_default(log.subscriber(Level::TRACE));
         let service = PushService::start(listener().await, pki()).unwrap();
         let mut folder = None;
