@@ -9,6 +9,7 @@
 
 #![expect(clippy::print_stdout, reason = "that is what it is for")]
 
+mod events;
 mod transports;
 
 use std::collections::HashMap;
@@ -61,7 +62,10 @@ struct Options {
     /// Measures nothing but what a push costs by Web Push, beside one by APNs.
     #[arg(long)]
     transports: bool,
-    /// Mails a second for each transport.
+    /// Measures nothing but how long events of a mail server take to their answers.
+    #[arg(long, conflicts_with = "transports")]
+    events: bool,
+    /// Mails a second for each transport, or events a second.
     #[arg(long, default_value_t = 1000)]
     rate: u32,
     /// The processors that the program may use, as taskset(1) takes them, such as `0,1`.
@@ -84,6 +88,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
     if options.transports {
         return transports::compare(&options).await;
+    }
+    if options.events {
+        return events::measure(&options).await;
     }
     let folder = tempfile::tempdir()?;
     let pki = Pki::generate(Some(TOPIC))?;
