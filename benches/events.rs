@@ -97,7 +97,7 @@ async fn send(
         let (user, mails) = (event % accounts, event / accounts + 1);
         let body = format!(
             "{{\"user\":\"user{user}@example.org\",\"changes\":[{{\"mailbox\":\"INBOX\",\
-             \"events\":[\"MessageNew\"],\"uidvalidity\":1,\"uidnext\":{},\"messages\":{mails},\
+             \"events\":[\"MessageNew\"],\"uidnext\":{},\"messages\":{mails},\
              \"unseen\":{mails}}}]}}",
             mails + 1
         );
