@@ -128,6 +128,23 @@ async fn due(world: &World) -> i64 {
     sqlx::query_scalar(count).fetch_one(&mut beside).await.unwrap()
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn check_reads_the_secrets_of_sources() {
+    limited(async {
+        let world = World::new().await;
+        with_events(&world);
+        let said = world.command(&["check"]).await;
+        let line = said.line("ok       [events]: ");
+        assert!(line.contains("127.0.0.1:0, HTTP, for dovecot"), "{line}");
+        fs::write(world.file("events.secret"), "short").unwrap();
+        let said = world.command(&["check"]).await;
+        let line = said.line("FAILED   [events]: ");
+        assert!(line.contains("at least 16 characters"), "{line}");
+        assert_eq!(said.code, 1);
+    })
+    .await;
+}
+
 /// What `mailchime event` says at its end, and whether that is well.
 fn event(world: &World, arguments: &[&str], event: &str) -> (bool, String) {
     let config = world.file("proxy.toml").display().to_string();
