@@ -28,5 +28,5 @@ pub enum CheckOutcome {
 
 /// Checks all transports. `report` gets each line as soon as it is known. Nothing is pushed to anybody.
 pub async fn run(config: &Config, resolver: &NameResolver, mut report: impl FnMut(CheckLine)) {
-    apns::check::run(&config.apns, resolver, &mut report).await;
+    apns::check::run(config, resolver, &mut report).await;
 }

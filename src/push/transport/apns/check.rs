@@ -1,7 +1,7 @@
 //! What `mailchime check` says of APNs: each identity, and whether the service takes it.
 
 use super::{ApnsClient, ApnsIdentity, Validity};
-use crate::config;
+use crate::config::{self, Config};
 use crate::model::Timestamp;
 use crate::net::resolve::NameResolver;
 use crate::net::tls::EXPIRY_WARNING_DAYS;
@@ -18,15 +18,19 @@ struct Lines<'a, R> {
 
 /// Checks each identity of the configuration, and asks its service.
 pub(in crate::push::transport) async fn run(
-    config: &[config::ApnsConfig],
+    config: &Config,
     resolver: &NameResolver,
     report: &mut impl FnMut(CheckLine),
 ) {
     let mut lines = Lines { part: "[apns]".to_owned(), report };
-    if config.is_empty() {
-        return lines.warning("there is none: push is off");
+    if config.apns.is_empty() {
+        let Config { web_push, fcm, webhooks, .. } = config;
+        return match web_push.is_none() && fcm.is_empty() && webhooks.is_empty() {
+            true => lines.warning("there is none, nor another way to push: push is off"),
+            false => lines.ok("there is none: iOS Mail gets no push, all else does"),
+        };
     }
-    for apns in config {
+    for apns in &config.apns {
         match ApnsIdentity::load(&apns.identity) {
             Ok(identity) => {
                 let part = format!("[apns] {}", identity.topic().escape_debug());
@@ -116,5 +120,28 @@ impl<R: FnMut(CheckLine)> Lines<'_, R> {
 
     fn say(&mut self, result: CheckOutcome, text: &impl ToString) {
         (self.report)(CheckLine { part: self.part.clone(), result, text: text.to_string() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn without_apns_push_is_off_only_where_nothing_else_pushes() {
+        let backend = config::BackendConfig::new("imap", 993, config::BackendTls::None);
+        let mut config = Config::new(config::TlsConfig::new("", ""), backend);
+        config.apns.clear();
+        for (fcm, expected) in [
+            (Vec::new(), (CheckOutcome::Warning, "push is off")),
+            (vec![config::FcmConfig::new("firebase.json")], (CheckOutcome::Ok, "all else does")),
+        ] {
+            config.fcm = fcm;
+            let mut lines = Vec::new();
+            run(&config, &NameResolver::default(), &mut |line| lines.push(line)).await;
+            let [line] = &lines[..] else { panic!("{lines:?}") };
+            assert_eq!(line.result, expected.0, "{line:?}");
+            assert!(line.text.ends_with(expected.1), "{line:?}");
+        }
     }
 }
