@@ -30,7 +30,8 @@ fn is_harmless(header: &[u8]) {
         for text in [shown.sender(), shown.subject()].into_iter().flatten() {
             assert!((1..=PREVIEW_CHARACTERS).contains(&text.chars().count()), "{text:?}");
             let turns = |c: char| {
-                c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+                c.is_control()
+                    || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
             };
             assert!(!text.chars().any(turns), "{text:?}");
         }
