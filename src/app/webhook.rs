@@ -194,9 +194,9 @@ impl Enrolment {
     ) -> bool {
         for _ in 0..WRITES {
             match self.write(account, login, &targets).await {
-                Written::Nothing => return true,
-                Written::Rows => {}
-                Written::Unavailable => return false,
+                RowsWritten::None => return true,
+                RowsWritten::Some => {}
+                RowsWritten::Unavailable => return false,
             }
             let Some(now) = self.targets(account).await else { return false };
             targets = now;
@@ -205,9 +205,14 @@ impl Enrolment {
     }
 
     /// Writes the rows that are not as wanted, by the registrar, which tells the watching side.
-    async fn write(&self, account: &Account, login: &AcceptedLogin, targets: &[Target]) -> Written {
+    async fn write(
+        &self,
+        account: &Account,
+        login: &AcceptedLogin,
+        targets: &[Target],
+    ) -> RowsWritten {
         let old = self.parts.store.served(Timestamp::now()).minus(AGE);
-        let mut written = Written::Nothing;
+        let mut written = RowsWritten::None;
         for webhook in self.covering(account) {
             let registration = self.registration(&webhook, account, targets);
             if is_as_wanted(&registration, targets, old) {
@@ -216,7 +221,7 @@ impl Enrolment {
             let is_new = row(&registration, targets).is_none();
             match self.parts.registrar.clone().register(registration, login.clone()).await {
                 RegistrationResult::Stored { .. } => {
-                    written = Written::Rows;
+                    written = RowsWritten::Some;
                     if is_new {
                         tracing::info!(
                             target: "mailchime::app::webhook_enrolled",
@@ -225,7 +230,7 @@ impl Enrolment {
                         );
                     }
                 }
-                RegistrationResult::Unavailable => return Written::Unavailable,
+                RegistrationResult::Unavailable => return RowsWritten::Unavailable,
                 // Which limit leaves no room is in the log.
                 RegistrationResult::TooMany
                 | RegistrationResult::DomainFull
@@ -388,11 +393,11 @@ impl Enrolment {
 }
 
 /// What an account's rows needed.
-enum Written {
+enum RowsWritten {
     /// They are as wanted, or there is no room for them.
-    Nothing,
+    None,
     /// Some were written.
-    Rows,
+    Some,
     /// The database did not take one.
     Unavailable,
 }
