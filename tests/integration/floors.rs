@@ -149,6 +149,22 @@ fn no_floor_names_one_above_or_beside_it() {
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
 }
 
+/// So that a reader has a file in view.
+const MOST_LINES: usize = 600;
+
+#[test]
+fn no_file_is_longer_than_a_reader_has_in_view() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for folder in ["src", "tests", "benches", "fuzz/fuzz_targets"] {
+        collect(&root.join(folder), &mut Vec::new(), &mut files);
+    }
+    assert!(files.len() > 300, "{}", files.len());
+    let long = files.iter().map(|file| (&file.name, file.text.lines().count()));
+    let long: Vec<_> = long.filter(|(_, lines)| *lines > MOST_LINES).collect();
+    assert!(long.is_empty(), "cut these in two: {long:#?}");
+}
+
 /// A source file and the path of its module, empty for the root of the crate.
 struct File {
     name: String,
