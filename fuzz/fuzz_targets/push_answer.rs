@@ -6,10 +6,14 @@ use std::time::Duration;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use mailchime::push::transport::Verdict;
-use mailchime::push::transport::fuzzing::{Service, judge};
+use mailchime::push::transport::fuzzing::{FuzzedService, judge};
 
-const SERVICES: [Service; 4] =
-    [Service::Fcm, Service::WebPush, Service::UsersWebhook, Service::OperatorsWebhook];
+const SERVICES: [FuzzedService; 4] = [
+    FuzzedService::Fcm,
+    FuzzedService::WebPush,
+    FuzzedService::UsersWebhook,
+    FuzzedService::OperatorsWebhook,
+];
 const STATUSES: [u16; 16] =
     [200, 201, 202, 204, 299, 302, 400, 401, 403, 404, 405, 410, 413, 429, 500, 503];
 
@@ -22,9 +26,11 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     let Some(verdict) = judge(service, status, body, later) else { return Corpus::Reject };
     let says = |word: &str| String::from_utf8_lossy(body).contains(word);
     let is_accepted = match service {
-        Service::Fcm => status == 200,
-        Service::WebPush => matches!(status, 200 | 201 | 202 | 204),
-        Service::UsersWebhook | Service::OperatorsWebhook => (200..300).contains(&status),
+        FuzzedService::Fcm => status == 200,
+        FuzzedService::WebPush => matches!(status, 200 | 201 | 202 | 204),
+        FuzzedService::UsersWebhook | FuzzedService::OperatorsWebhook => {
+            (200..300).contains(&status)
+        }
     };
     assert_eq!(matches!(verdict, Verdict::Accepted { .. }), is_accepted);
     match &verdict {
@@ -32,18 +38,18 @@ fuzz_target!(|data: &[u8]| -> Corpus {
         Verdict::Gone { since } => {
             assert_eq!(*since, None);
             match service {
-                Service::Fcm => assert!(says("UNREGISTERED") || says("\\u"), "{status}"),
-                Service::WebPush | Service::UsersWebhook => assert_eq!(status, 410),
-                Service::OperatorsWebhook => panic!("it stands in the configuration"),
+                FuzzedService::Fcm => assert!(says("UNREGISTERED") || says("\\u"), "{status}"),
+                FuzzedService::WebPush | FuzzedService::UsersWebhook => assert_eq!(status, 410),
+                FuzzedService::OperatorsWebhook => panic!("it stands in the configuration"),
             }
         }
         Verdict::BadEndpoint => match service {
-            Service::Fcm => assert!(
+            FuzzedService::Fcm => assert!(
                 says("SENDER_ID_MISMATCH") || says("INVALID_ARGUMENT") || says("\\u"),
                 "{status}"
             ),
-            Service::WebPush => assert_eq!(status, 404),
-            Service::UsersWebhook | Service::OperatorsWebhook => {
+            FuzzedService::WebPush => assert_eq!(status, 404),
+            FuzzedService::UsersWebhook | FuzzedService::OperatorsWebhook => {
                 panic!("a receiver has no endpoints")
             }
         },

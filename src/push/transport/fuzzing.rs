@@ -11,7 +11,7 @@ use super::{Verdict, fcm, webhook, webpush};
 
 /// Whose answer it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Service {
+pub enum FuzzedService {
     /// Firebase Cloud Messaging.
     Fcm,
     /// A push service of browsers.
@@ -24,7 +24,7 @@ pub enum Service {
 
 /// The verdict on an answer with this status, body and `Retry-After`; `None` if there is no such status.
 pub fn judge(
-    service: Service,
+    service: FuzzedService,
     status: u16,
     body: &[u8],
     retry_after: Option<Duration>,
@@ -35,9 +35,9 @@ pub fn judge(
     }
     let response = response.body(Bytes::copy_from_slice(body)).ok()?;
     Some(match service {
-        Service::Fcm => fcm::judge::judge(&response),
-        Service::WebPush => webpush::judge::judge(&response),
-        Service::UsersWebhook => webhook::judge::judge(WebhookOwner::User, &response),
-        Service::OperatorsWebhook => webhook::judge::judge(WebhookOwner::Operator, &response),
+        FuzzedService::Fcm => fcm::judge::judge(&response),
+        FuzzedService::WebPush => webpush::judge::judge(&response),
+        FuzzedService::UsersWebhook => webhook::judge::judge(WebhookOwner::User, &response),
+        FuzzedService::OperatorsWebhook => webhook::judge::judge(WebhookOwner::Operator, &response),
     })
 }
