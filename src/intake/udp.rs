@@ -173,14 +173,14 @@ mod tests {
             Err(why) => why.word().to_owned(),
         };
         // As Cyrus 3.6.1 has sent it, and cut off after each of its parts.
-        let whole = b"log\0MAIL\0\0alice\0INBOX\00\0From: private\nSubject: private\n\0";
+        let whole = b"log\0MAIL\0\0alice\0INBOX\x000\0From: private\nSubject: private\n\0";
         assert_eq!(shown(whole), "alice@example.org INBOX");
         assert_eq!(shown(&whole[..22]), "alice@example.org INBOX");
         assert_eq!(shown(&whole[..20]), "alice@example.org *");
         assert_eq!(shown(&whole[..16]), "alice@example.org *");
         assert_eq!(shown(&whole[..15]), "malformed");
         assert_eq!(shown(b"log\0MAIL\0\0bob@Example.com\0Team\0"), "bob@example.com Team");
-        assert_eq!(shown(b"external\0EVENT\0\0\0\00\0{}\0"), "nothing");
+        assert_eq!(shown(b"external\0EVENT\0\0\0\x000\0{}\0"), "nothing");
         for bad in [&b""[..], b"log", b"log\0MAIL\0\0\0INBOX\0", b"log\0MAIL\0\0\xff\0INBOX\0"] {
             assert_eq!(shown(bad), "malformed", "{bad:?}");
         }

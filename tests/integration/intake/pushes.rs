@@ -98,7 +98,7 @@ async fn a_datagram_has_the_mailbox_looked_at() {
         let to = intake.world.mailchime.udp_events.unwrap();
         let socket = UdpSocket::bind((named, 0)).await.unwrap();
         let logins = intake.backend.counters().accepted;
-        let delivery = b"log\0MAIL\0\0alice\0INBOX\00\0From: a@b\nSubject: private\n\0";
+        let delivery = b"log\0MAIL\0\0alice\0INBOX\x000\0From: a@b\nSubject: private\n\0";
         // A forged one, garbage, and one of a mail that is there.
         socket.send_to(delivery, to).await.unwrap();
         intake.backend.wait_until(|c| c.accepted > logins && c.connections == 0).await;
