@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 
 pub use self::labels::{
     Answer, ApiAnswer, Call, Direction, EventRefusal, Form, Kind, Labels, Parked, Phase,
-    PushOutcome, Queue, SessionEnd, Verb, Watching,
+    PushOutcome, Queue, SessionEnd, Verb, VisitBy, Watching,
 };
 use self::sources::SourceFamilies;
 pub use self::sources::SourceMetrics;
@@ -74,6 +74,14 @@ pub struct Metrics {
     /// Mailboxes that are not watched for now, although their account is
     /// (`mailchime_mailboxes_left_out`).
     pub mailboxes_left_out: Gauge,
+    /// How often accounts without a connection were asked for (`mailchime_visits_total`).
+    pub visits: By<VisitBy, Counter>,
+    /// Accounts of a sweep, or found due, that wait for their turn (`mailchime_sweep_waiting`).
+    pub sweep_waiting: Gauge,
+    /// Mailboxes of all nodes that are due, without those of parked accounts (`mailchime_due_mailboxes`).
+    pub due_mailboxes: Gauge,
+    /// For how long the first of them has been (`mailchime_due_age_seconds`).
+    pub due_age: Gauge<f64, AtomicU64>,
     /// Nodes that share the database, this one included (`mailchime_nodes`).
     pub nodes: Gauge,
     /// Files with secrets that others can use (`mailchime_exposed_files`).
@@ -148,6 +156,24 @@ impl Metrics {
             "Accounts with a connection to their backend for their streams",
             stream_connections.clone(),
         );
+        let (sweep_waiting, due_mailboxes) = <(Gauge, Gauge)>::default();
+        registry.register(
+            "sweep_waiting",
+            "Accounts without a connection that wait to be asked for",
+            sweep_waiting.clone(),
+        );
+        registry.register(
+            "due_mailboxes",
+            "Mailboxes of accounts without a connection that are to be asked for, of all nodes",
+            due_mailboxes.clone(),
+        );
+        let due_age = Gauge::default();
+        registry.register_with_unit(
+            "due_age",
+            "For how long the first mailbox has waited to be asked for",
+            Unit::Seconds,
+            due_age.clone(),
+        );
         let exposed_files = Gauge::default();
         let push_latency = Histogram::new(PUSH_LATENCY);
         registry.register(
@@ -202,6 +228,9 @@ impl Metrics {
         );
         Self {
             sessions,
+            sweep_waiting,
+            due_mailboxes,
+            due_age,
             mailboxes_left_out,
             api_streams,
             stream_connections,
@@ -252,6 +281,12 @@ impl Metrics {
                 "What COMPRESS carried, in both its forms",
             ),
             watchers: By::new(registry, "watchers", None, "Accounts by what their watchers do"),
+            visits: By::new(
+                registry,
+                "visits",
+                None,
+                "How often accounts without a connection were asked for",
+            ),
             parked: By::new(
                 registry,
                 "parked",

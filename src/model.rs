@@ -200,6 +200,11 @@ pub enum SessionEvent {
         /// What the client or user logged in with.
         login: AcceptedLogin,
     },
+    /// A session of this account's user has ended.
+    Ended {
+        /// The account.
+        account: Account,
+    },
 }
 
 // === impl Account ===

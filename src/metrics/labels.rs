@@ -157,6 +157,16 @@ label!(
 );
 
 label!(
+    /// How an account without a connection was asked for.
+    VisitBy as "by" {
+        /// On a short connection.
+        Login: "login",
+        /// By a call of doveadm's HTTP API.
+        Doveadm: "doveadm",
+    }
+);
+
+label!(
     /// Why an account was parked.
     Parked as "why" {
         /// What its user logged in with is refused.

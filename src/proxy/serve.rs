@@ -84,6 +84,7 @@ pub(super) async fn session(
     // Boxed, as what follows is too where it is rare: a session spends its life in what is left.
     let Some(mut task) = Box::pin(logged_in(client, &context, &stop)).await else { return };
     let ended = task.run(&stop).await;
+    task.report_end();
     context.metrics.sessions_ended.of(SessionEnd::from(&ended)).inc();
     let seconds = started.elapsed().as_secs_f64();
     let (peer, account, [received, sent]) = (task.peer(), task.account(), task.relayed());

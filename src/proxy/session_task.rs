@@ -60,6 +60,8 @@ pub(super) struct SessionTask {
     /// What was accepted, where it proves whose session it is; with credentials where a registration may
     /// need them.
     login: Option<AcceptedLogin>,
+    /// Whose session it is, where that is proven.
+    proven: Option<Account>,
     /// Learns of that login.
     reports_to: Option<LoginSender>,
     addresses: Addresses,
@@ -132,6 +134,7 @@ impl SessionTask {
             registrations: VecDeque::new(),
             account: None,
             login: None,
+            proven: None,
             reports_to: None,
             addresses,
             acceptor,

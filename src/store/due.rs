@@ -207,6 +207,27 @@ impl Store {
         .await
     }
 
+    /// How many mailboxes are due, and since when the first one is. Those of accounts that are parked do not
+    /// count.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn due_mailboxes(&self) -> Result<(u64, Option<Timestamp>), StoreError> {
+        self.read(Call::Watched, async {
+            let query = sql::query(
+                "select count(*) as due, min(m.due_since) as since from mailbox m \
+                 join account a on a.id = m.account \
+                 where m.due_since is not null and a.parked is null",
+            );
+            let read = |row: &AnyRow| {
+                let since: Option<i64> = row.try_get("since")?;
+                Ok((row.try_get::<i64, _>("due")?.unsigned_abs(), since.map(Timestamp)))
+            };
+            Ok(self.rows(query, read).await?.pop().unwrap_or_default())
+        })
+        .await
+    }
+
     /// The accounts with a mailbox that is due, each with since when: the one that has been for longest first.
     ///
     /// # Errors

@@ -156,8 +156,8 @@ impl HintWriter {
 }
 
 impl RecordedHints {
-    /// Answers those that wait for it.
-    pub(super) fn answer(self) {
+    /// Answers those that wait for it. An error where nothing was written.
+    pub(super) fn answer(self) -> Result<(), HintError> {
         let mut known = self.known.map(Vec::into_iter);
         for (hints, reply) in self.replies {
             let answer = match &mut known {
@@ -169,6 +169,7 @@ impl RecordedHints {
                 let _ = reply.send(answer);
             }
         }
+        known.map(drop)
     }
 }
 

@@ -3,15 +3,15 @@
 //! its turn of a sweep. It ends when the account was asked for, and lasts where it is parked or in trouble.
 //! What was told is remembered for a while, so that the next hint is compared with it.
 //!
-//! A sweep asks for all accounts: after a start, and every `[watch] sweep`. It begins by marking them as due in
-//! the database, each visit takes its marks away, and those that have been due for longest come first. So a
+//! A sweep asks for all accounts: after a start, after a time in which events may have been missed, and every
+//! `[watch] sweep`. It begins by marking them as due in the database, each visit takes its marks away, and those that have been due for longest come first. So a
 //! sweep that the end of the program interrupts goes on where it stopped.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::WatchContext;
 use super::status::{StatusCell, WatchMode, WatcherState, WatcherStatus};
@@ -22,6 +22,9 @@ use crate::store::{DueMark, LiveAccount, LookedAt, StoreError};
 
 /// Accounts of a sweep that are under way at once.
 const VISITS: usize = 256;
+
+/// Accounts whose sessions have ended that may wait. Of more, the next sweep learns.
+const ENDED: usize = 100_000;
 
 /// Accounts that are marked in one transaction.
 const BATCH: usize = 500;
@@ -40,9 +43,36 @@ pub(super) struct OnDemand {
     forget: VecDeque<(Instant, Account, u64)>,
     /// What waits to be asked for.
     waiting: VecDeque<Account>,
+    /// Accounts of which sessions have ended, each with when it is to be asked for.
+    sessions: VecDeque<(Instant, Account)>,
+    /// Those of `sessions`.
+    after_session: HashSet<Account>,
     /// Of the next sweep.
     sweep_at: Instant,
+    /// It is of the accounts of all nodes.
+    everybody: bool,
     visits: JoinSet<VisitEnd>,
+}
+
+/// What happens to accounts on demand.
+#[derive(Debug)]
+pub(super) enum OnDemandEvent {
+    /// A task has ended.
+    Ended(VisitEnd),
+    /// A session of the account's user ended some time ago.
+    AfterSession(Account),
+    /// A task broke off, which the next reading of all accounts finds.
+    Broken,
+}
+
+/// Which accounts are marked as due when all are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sweep {
+    None,
+    /// Those of this node.
+    Ours,
+    /// Those of all nodes.
+    Everybody,
 }
 
 /// The end of an account's task.
@@ -63,19 +93,48 @@ impl OnDemand {
             told: HashMap::new(),
             forget: VecDeque::new(),
             waiting: VecDeque::new(),
+            sessions: VecDeque::new(),
+            after_session: HashSet::new(),
             sweep_at: Instant::now(),
+            everybody: false,
             visits: JoinSet::new(),
         }
     }
 
     /// When the next sweep is due.
-    pub(super) fn sweep_at(&self) -> Instant {
+    pub(super) fn next_sweep(&self) -> Instant {
         self.sweep_at
     }
 
-    /// The next sweep is due then.
-    pub(super) fn sweep_again_at(&mut self, at: Instant) {
-        self.sweep_at = at;
+    /// The next sweep is due then at the latest.
+    pub(super) fn sweep_at(&mut self, at: Instant) {
+        self.sweep_at = self.sweep_at.min(at);
+    }
+
+    /// The same, and it is of the accounts of all nodes: events of them were missed here. Those of other nodes
+    /// are marked as due, and looked at when their nodes next read all.
+    pub(super) fn everybody_at(&mut self, at: Instant) {
+        self.everybody = true;
+        self.sweep_at(at);
+    }
+
+    /// Whether a sweep begins now, and of which accounts; the next one is due after this time.
+    pub(super) fn begin_sweep(&mut self, now: Instant, every: Duration) -> Sweep {
+        if now < self.sweep_at {
+            return Sweep::None;
+        }
+        self.sweep_at = now + every;
+        match std::mem::take(&mut self.everybody) {
+            true => Sweep::Everybody,
+            false => Sweep::Ours,
+        }
+    }
+
+    /// A session has ended: the account is to be asked for then, unless it is anyway.
+    pub(super) fn session_ended(&mut self, account: Account, at: Instant) {
+        if self.sessions.len() < ENDED && self.after_session.insert(account.clone()) {
+            self.sessions.push_back((at, account));
+        }
     }
 
     /// Spawns the task of an account.
@@ -109,11 +168,24 @@ impl OnDemand {
         self.forget.push_back((now + REMEMBERED, account.clone(), task));
     }
 
-    /// The next end of a task, `None` for one that broke off. Cancel safe.
-    pub(super) async fn ended(&mut self) -> Option<VisitEnd> {
-        match self.visits.join_next().await {
-            Some(ended) => ended.ok(),
-            None => std::future::pending().await,
+    /// What happens next. Cancel safe.
+    pub(super) async fn next(&mut self) -> OnDemandEvent {
+        let at = self.sessions.front().map(|(at, _)| *at);
+        tokio::select! {
+            Some(ended) = self.visits.join_next() => match ended {
+                Ok(end) => OnDemandEvent::Ended(end),
+                Err(_) => OnDemandEvent::Broken,
+            },
+            () = sleep_until(at.unwrap_or_else(Instant::now)), if at.is_some() => {
+                match self.sessions.pop_front() {
+                    Some((_, account)) => {
+                        self.after_session.remove(&account);
+                        OnDemandEvent::AfterSession(account)
+                    }
+                    None => OnDemandEvent::Broken,
+                }
+            }
+            else => std::future::pending().await,
         }
     }
 
@@ -155,8 +227,18 @@ impl OnDemand {
     }
 
     /// The next one that is to be asked for, if so many more may be under way.
-    pub(super) fn next(&mut self) -> Option<Account> {
+    pub(super) fn next_waiting(&mut self) -> Option<Account> {
         (self.visits.len() < VISITS).then(|| self.waiting.pop_front()).flatten()
+    }
+
+    /// How many wait to be asked for.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether any account of this node is on demand.
+    pub(super) fn is_used(&self) -> bool {
+        !self.resting.is_empty() || !self.visits.is_empty()
     }
 
     pub(super) fn statuses(&self, account: Option<&Account>) -> Vec<WatcherStatus> {
@@ -165,28 +247,28 @@ impl OnDemand {
     }
 }
 
-/// The accounts on demand of this node that are due, the one that has been for longest first; all of them with
-/// `sweep`.
+/// The accounts on demand of this node that are due, the one that has been for longest first.
 pub(super) async fn due(
     context: &WatchContext,
     assignment: &Assignment,
     accounts: &[LiveAccount],
-    sweep: bool,
+    sweep: Sweep,
 ) -> Result<Vec<Account>, StoreError> {
-    let is_ours = |account: &Account| {
-        context.is_on_demand(account)
-            && (assignment.is_mine(account) || context.credentials.holds(account))
+    let all = accounts.iter().map(|live| &live.account);
+    let all: Vec<&Account> = all.filter(|account| context.is_on_demand(account)).collect();
+    let is_ours =
+        |account: &&Account| assignment.is_mine(account) || context.credentials.holds(account);
+    let ours: HashSet<&Account> = all.iter().copied().filter(is_ours).collect();
+    let marks: Vec<DueMark> = match sweep {
+        Sweep::None => Vec::new(),
+        Sweep::Ours => ours.iter().copied().map(sweeps).collect(),
+        Sweep::Everybody => all.iter().copied().map(sweeps).collect(),
     };
-    let ours = accounts.iter().map(|live| &live.account).filter(|account| is_ours(account));
-    let ours: HashSet<&Account> = ours.collect();
+    for marks in marks.chunks(BATCH) {
+        context.store.mark_due(&[], marks, Timestamp::now()).await?;
+    }
     if ours.is_empty() {
         return Ok(Vec::new());
-    }
-    if sweep {
-        let all: Vec<_> = ours.iter().map(|account| sweeps(account)).collect();
-        for accounts in all.chunks(BATCH) {
-            context.store.mark_due(&[], accounts, Timestamp::now()).await?;
-        }
     }
     let due = context.store.due_accounts().await?.into_iter().map(|(account, _)| account);
     Ok(due.filter(|account| ours.contains(account)).collect())

@@ -14,20 +14,20 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch as cell};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::WatchContext;
 use super::accounts::{adopt, live};
-use super::hint_writer::{HintWriter, RecordedHints};
+use super::hint_writer::{HintError, HintWriter, RecordedHints};
 use super::hints::Hints;
-use super::on_demand::{OnDemand, VisitEnd, due};
+use super::on_demand::{OnDemand, OnDemandEvent, VisitEnd, due};
 use super::status::{
     StatusCell, SupervisorRequest, SupervisorRequests, WatchMode, WatcherState, WatcherStatus,
 };
 use super::watcher::{Directive, Watcher, WatcherStart};
-use crate::model::{AcceptedLogin, Account, Hint, SessionEvent};
+use crate::model::{AcceptedLogin, Account, Hint, SessionEvent, Timestamp};
 use crate::nodes::{Assignment, ClusterView};
 use crate::store::{Invalidation, LiveAccount, StoreError};
 
@@ -36,6 +36,9 @@ const REFRESH_INTERVAL: Duration = Duration::from_hours(1);
 
 /// The same while the database does not answer.
 const REFRESH_RETRY: Duration = Duration::from_secs(2);
+
+/// Between two counts of what is due.
+const COUNTED: Duration = Duration::from_mins(1);
 
 /// Accounts that may be looked up at once. What is to be looked up beyond them waits.
 const LOOK_UPS: usize = 64;
@@ -70,7 +73,7 @@ struct Supervisor {
     early: HashMap<Account, AcceptedLogin>,
     watchers: HashMap<Account, WatcherHandle>,
     on_demand: OnDemand,
-    recording: HintWriter,
+    hint_writer: HintWriter,
     tasks: TaskTracker,
 }
 
@@ -100,6 +103,8 @@ enum ReplyKind {
     /// when that began.
     /// Those on demand that are due, too.
     All { joined: u64, accounts: Result<(Vec<LiveAccount>, Vec<Account>), StoreError> },
+    /// What is due was counted.
+    Counted,
     /// One account, if it is to be watched; with the news that had it looked up.
     One {
         account: Account,
@@ -122,7 +127,7 @@ pub async fn run(
 ) {
     let ClusterView { mut assignment, mut news } = cluster;
     let mut supervisor = Supervisor {
-        recording: HintWriter::new(Arc::clone(&context)),
+        hint_writer: HintWriter::new(Arc::clone(&context)),
         context,
         assignment: assignment.clone(),
         joined: 0,
@@ -136,6 +141,7 @@ pub async fn run(
         on_demand: OnDemand::new(),
         tasks: TaskTracker::new(),
     };
+    let mut counting = interval(COUNTED);
     let mut replacements = supervisor.context.backends.replacements();
     let mut next_refresh = Instant::now();
     // Only a watcher can take the news that a user logged in. So the accounts are read first.
@@ -144,7 +150,7 @@ pub async fn run(
         if !supervisor.reading && Instant::now() >= next_refresh {
             supervisor.read_all();
             let next = Instant::now() + REFRESH_INTERVAL;
-            next_refresh = next.min(supervisor.on_demand.sweep_at());
+            next_refresh = next.min(supervisor.on_demand.next_sweep());
         }
         supervisor.ask_for_those_due();
         supervisor.record();
@@ -169,10 +175,11 @@ pub async fn run(
                                  mailchime tries again"
                             );
                             next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
-                            supervisor.on_demand.sweep_again_at(next_refresh);
+                            supervisor.on_demand.everybody_at(next_refresh);
                         }
                     }
                 }
+                Ok(StoreReply { what: ReplyKind::Counted, .. }) => {}
                 Ok(StoreReply { moment, what: ReplyKind::One { account, live, news } }) => {
                     if supervisor.looked_up(moment, &account, live, news).is_err() {
                         // What it was about is lost, so all is to be read again.
@@ -186,7 +193,12 @@ pub async fn run(
                     next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
                 }
             },
-            Ok(()) = assignment.changed() => next_refresh = Instant::now(),
+            Ok(()) = assignment.changed() => {
+                next_refresh = Instant::now();
+                // A node that is gone, or was, may have missed events.
+                supervisor.on_demand.sweep_at(next_refresh);
+            }
+            _ = counting.tick(), if supervisor.on_demand.is_used() => supervisor.count(),
             Ok(()) = replacements.changed() => {
                 supervisor.backends_are_replaced();
                 // Backends may have got names.
@@ -202,11 +214,16 @@ pub async fn run(
                 // It is not known whose it was.
                 Err(_) => supervisor.passing.clear(),
             },
-            written = supervisor.recording.written() => if let Some(written) = written {
-                supervisor.recorded(written);
+            written = supervisor.hint_writer.written() => if let Some(written) = written {
+                if supervisor.recorded(written).is_err() {
+                    next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
+                    supervisor.on_demand.everybody_at(next_refresh);
+                }
             },
-            ended = supervisor.on_demand.ended() => if let Some(end) = ended {
-                supervisor.visit_ended(end);
+            next = supervisor.on_demand.next() => match next {
+                OnDemandEvent::Ended(end) => supervisor.visit_ended(end),
+                OnDemandEvent::AfterSession(account) => supervisor.look_after_session(account),
+                OnDemandEvent::Broken => {}
             },
             Some(account) = unwatched.recv(), if may_ask => supervisor.look_up(account, None),
             Some(request) = requests.next() => match request {
@@ -215,7 +232,7 @@ pub async fn run(
                     let _ = reply.send(supervisor.statuses(account.as_ref()));
                 }
                 SupervisorRequest::Hints { hints, reply } => {
-                    supervisor.recording.add(hints, Some(reply));
+                    supervisor.hint_writer.add(hints, Some(reply));
                 }
             },
             event = sessions.recv(), if begun => match event {
@@ -225,6 +242,7 @@ pub async fn run(
                 Some(SessionEvent::LoggedIn { account, login }) => {
                     supervisor.logged_in(account, login);
                 }
+                Some(SessionEvent::Ended { account }) => supervisor.session_ended(account),
                 // No session is left to speak: the program is ending.
                 None => break,
             },
@@ -251,10 +269,7 @@ impl Supervisor {
         let (moment, joined) = (self.now(), self.assignment.borrow().joined());
         let (context, assignment) = (Arc::clone(&self.context), self.assignment.borrow().clone());
         let (now, every) = (Instant::now(), context.config.sweep);
-        let sweep = now >= self.on_demand.sweep_at();
-        if sweep {
-            self.on_demand.sweep_again_at(now + every);
-        }
+        let sweep = self.on_demand.begin_sweep(now, every);
         self.asked.spawn(async move {
             let accounts = async {
                 let alive = context.alive();
@@ -265,6 +280,21 @@ impl Supervisor {
                 Ok((accounts, due))
             };
             StoreReply { moment, what: ReplyKind::All { joined, accounts: accounts.await } }
+        });
+    }
+
+    /// Counts what is due, for the metrics.
+    fn count(&mut self) {
+        let (moment, context) = (self.now(), Arc::clone(&self.context));
+        self.asked.spawn(async move {
+            // An error is counted, and the database says it elsewhere.
+            if let Ok((due, since)) = context.store.due_mailboxes().await {
+                let age = since.map_or(0, |since| Timestamp::now().0.saturating_sub(since.0));
+                let age = u64::try_from(age).map(Duration::from_millis).unwrap_or_default();
+                context.metrics.due_mailboxes.set(i64::try_from(due).unwrap_or(i64::MAX));
+                context.metrics.due_age.set(age.as_secs_f64());
+            }
+            StoreReply { moment, what: ReplyKind::Counted }
         });
     }
 
@@ -343,7 +373,9 @@ impl Supervisor {
 
     /// Those on demand that are due get their tasks, so many at once.
     fn ask_for_those_due(&mut self) {
-        while let Some(account) = self.on_demand.next() {
+        let waiting = i64::try_from(self.on_demand.waiting()).unwrap_or(i64::MAX);
+        self.context.metrics.sweep_waiting.set(waiting);
+        while let Some(account) = self.on_demand.next_waiting() {
             match self.watchers.get(&account) {
                 Some(handle) => handle.directive.send_modify(|directive| directive.looks += 1),
                 None if self.on_demand.is_resting(&account) => {
@@ -358,7 +390,7 @@ impl Supervisor {
     /// The task of an account on demand has ended. What came too late for it is for another one.
     fn visit_ended(&mut self, end: VisitEnd) {
         let VisitEnd { account, began, taken_over: (logins, looks), mailboxes, looked_at } = end;
-        self.recording.looked_at(looked_at);
+        self.hint_writer.looked_at(looked_at);
         if self.watchers.get(&account).is_none_or(|handle| handle.began != began) {
             return;
         }
@@ -501,15 +533,16 @@ impl Supervisor {
         let (assignment, credentials) = (self.assignment.borrow(), &self.context.credentials);
         let is_ours = |account: &Account| assignment.is_mine(account) || credentials.holds(account);
         let is_watched = |account: &Account| self.watchers.contains_key(account);
-        self.recording.write(is_ours, is_watched);
+        self.hint_writer.write(is_ours, is_watched);
     }
 
     /// Hints are on disk, and go to their watchers. Who brought them gets an answer.
-    fn recorded(&mut self, mut written: RecordedHints) {
+    /// An error where they are lost.
+    fn recorded(&mut self, mut written: RecordedHints) -> Result<(), HintError> {
         for (hint, others_know) in written.hints.drain(..) {
             self.hint(hint, others_know);
         }
-        written.answer();
+        written.answer()
     }
 
     /// Another source has news of an account. Any node may receive it; with `others_know` the other ones have
@@ -527,7 +560,7 @@ impl Supervisor {
             }
             // Another node has got it meanwhile.
             None if !others_know && !self.is_ours(&hint.account) => {
-                self.recording.add(vec![hint], None);
+                self.hint_writer.add(vec![hint], None);
             }
             // Nobody has registered, or the account is being read and then looked at.
             None => {}

@@ -65,6 +65,7 @@ impl SessionTask {
             if let Some(reports_to) = reports_to {
                 let _ = reports_to.send((account.clone(), login.clone()));
             }
+            self.proven = Some(account.clone());
             SessionEvent::LoggedIn { account, login }
         });
         // Mail does not wait for watchers: a lost event only leaves a parked account
@@ -74,6 +75,14 @@ impl SessionTask {
                 target: "mailchime::proxy::login_not_reported",
                 "the queue to the watchers is full; they do not learn of this login"
             );
+        }
+    }
+
+    /// The session of a user who was logged in has ended: it may have changed mailboxes. Of one that the queue
+    /// has no room for, the next look learns.
+    pub(in crate::proxy) fn report_end(&mut self) {
+        if let Some(account) = self.proven.take() {
+            let _ = self.context.events.try_send(SessionEvent::Ended { account });
         }
     }
 

@@ -9,6 +9,7 @@ use super::imap::connection::ImapConnection;
 use super::imap::health::BackendHealth;
 use super::imap::session::{ImapSession, RefreshReason};
 use crate::imap::capability::Capabilities;
+use crate::metrics::VisitBy;
 use crate::model::{Hint, MailboxEvent, Snapshot};
 use crate::net::backend::Backend;
 use crate::store::{DueMailbox, LookedAt};
@@ -103,6 +104,7 @@ impl Watcher {
         health: &BackendHealth,
         granted: Option<Capabilities>,
     ) -> Result<(), SessionEnd> {
+        self.context.metrics.visits.of(VisitBy::Login).inc();
         let granted = connection.capabilities(granted).await?;
         let mut session = ImapSession::new(connection, health, &granted);
         self.status.set(WatcherState::Watching(WatchMode::OnDemand));

@@ -1,9 +1,12 @@
 //! What sessions say of their users: they have logged in, or registered.
 
 use std::sync::Arc;
+use std::time::Instant as StdInstant;
+
+use tokio::time::Instant;
 
 use super::{EARLY, LOGINS, Supervisor, WatcherHandle};
-use crate::model::{AcceptedLogin, Account, WatchEvent};
+use crate::model::{AcceptedLogin, Account, Hint, MailboxEvent, Snapshot, WatchEvent};
 use crate::watch::accounts::pass_on;
 use crate::watch::watcher::{Directive, WatcherStart};
 
@@ -36,12 +39,13 @@ impl Supervisor {
 
     pub(super) fn logged_in(&mut self, account: Account, login: AcceptedLogin) {
         if self.on_demand.is_resting(&account) {
-            let mut directive = Directive { looks: 1, ..Directive::default() };
+            // It takes the credentials over. What the session does is known when it has ended.
+            let mut directive = Directive::default();
             directive.log_in(login, self.context.credentials.are_of_users());
-            self.start(account, directive, WatcherStart::AtOnce);
+            if directive.logins > 0 {
+                self.start(account, directive, WatcherStart::AtOnce);
+            }
         } else if let Some(WatcherHandle { directive, .. }) = self.watchers.get(&account) {
-            // What the session does is to be seen, too.
-            directive.send_modify(|directive| directive.looks += 1);
             let of_users = self.context.credentials.are_of_users();
             if login.credentials.is_some() || !of_users {
                 self.early.remove(&account);
@@ -67,6 +71,30 @@ impl Supervisor {
                      this login"
                 ),
             }
+        }
+    }
+
+    /// A session has ended that may have changed mailboxes of an account without a connection, which hears
+    /// nothing of it by itself.
+    pub(super) fn session_ended(&mut self, account: Account) {
+        if self.context.is_on_demand(&account) {
+            let at = Instant::now() + self.context.config.poll_interval;
+            self.on_demand.session_ended(account, at);
+        }
+    }
+
+    /// Has an account looked at, some time after a session of its user has ended.
+    pub(super) fn look_after_session(&mut self, account: Account) {
+        if let Some(handle) = self.watchers.get(&account) {
+            handle.directive.send_modify(|directive| directive.looks += 1);
+        } else if self.on_demand.is_resting(&account) {
+            let looks = Directive { looks: 1, ..Directive::default() };
+            self.start(account, looks, WatcherStart::AtOnce);
+        } else if !self.is_ours(&account) {
+            let (event, state) = (MailboxEvent::FlagsSet, Snapshot::default());
+            let seen_at = StdInstant::now();
+            let hint = Hint { account, mailbox: None, event, state, seen_at };
+            self.hint_writer.add(vec![hint], None);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +56,8 @@ pub(crate) struct World {
     /// Of every user.
     pub(crate) password: &'static str,
     pub(crate) watch: config::WatchConfig,
+    /// A master has the password of every user, and the name `user*master` of each.
+    pub(crate) credentials: config::CredentialsMode,
     /// `[limits] connect_timeout`.
     pub(crate) connect_timeout: Duration,
     /// How many events may wait for `push`.
@@ -112,6 +115,7 @@ impl World {
             tls,
             password,
             watch,
+            credentials: config::CredentialsMode::Stored,
             connect_timeout,
             queue,
             preview,
@@ -210,6 +214,17 @@ impl World {
         let (host, port) = (self.backend.ip().to_string(), self.backend.port());
         let backend = config::BackendConfig::new(host, port, self.tls.clone());
         let mut config = Config::new(config::TlsConfig::new("none", "none"), backend);
+        if self.credentials == config::CredentialsMode::Master {
+            let password_file = self.folder.path().join("master");
+            std::fs::write(&password_file, self.password).unwrap();
+            let only_ours = std::fs::Permissions::from_mode(0o600);
+            std::fs::set_permissions(&password_file, only_ours).unwrap();
+            config.backend.master = Some(config::MasterUser {
+                name: "master".into(),
+                password_file,
+                login_template: config::LoginTemplate::new("{user}*{master}"),
+            });
+        }
         config.watch = self.watch.clone();
         config.limits.connect_timeout = self.connect_timeout;
         config.push.preview = self.preview;
@@ -227,8 +242,8 @@ impl World {
         let (sender, events) = mpsc::channel(self.queue);
         let backends =
             Backends::new(Table::new(&config, &NameResolver::default()).unwrap(), Arc::default());
-        let mode = config::CredentialsMode::Stored;
-        let source = CredentialSource::open(mode, &self.key_file, self.store.clone()).unwrap();
+        let source =
+            CredentialSource::open(self.credentials, &self.key_file, self.store.clone()).unwrap();
         let source = Arc::new(source);
         let store = self.store.clone();
         let metrics = Arc::new(Metrics::default());

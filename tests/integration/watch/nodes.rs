@@ -15,7 +15,7 @@ use crate::support::{limited, until};
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
 /// The hands of the nodes beside it.
-struct Others {
+pub(super) struct Others {
     assignment: watch::Sender<Assignment>,
     news: mpsc::Sender<Invalidation>,
 }
@@ -27,17 +27,17 @@ fn assignment(all: bool, joined: u64) -> Assignment {
 }
 
 impl Others {
-    fn new(all: bool) -> (Self, ClusterView) {
+    pub(super) fn new(all: bool) -> (Self, ClusterView) {
         let (assignment, divided) = watch::channel(assignment(all, 1));
         let (news, told) = mpsc::channel(10);
         (Self { assignment, news }, ClusterView { assignment: divided, news: told })
     }
 
-    fn divide(&self, all: bool, joined: u64) {
+    pub(super) fn divide(&self, all: bool, joined: u64) {
         self.assignment.send_replace(assignment(all, joined));
     }
 
-    async fn tell(&self, user: &str, login: bool) {
+    pub(super) async fn tell(&self, user: &str, login: bool) {
         self.news.send(Invalidation { account: Account::from_login(user), login }).await.unwrap();
     }
 }

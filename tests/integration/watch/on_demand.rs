@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use mailchime::config::WatchConnection;
-use mailchime::demo::backend::DemoBackend;
+use mailchime::config::{CredentialsMode, WatchConnection};
+use mailchime::demo::backend::{Counters, DemoBackend};
 use mailchime::metrics::Watching as Mode;
-use mailchime::model::{Account, Mailbox, MailboxEvent, Snapshot, Timestamp};
+use mailchime::model::{Account, Mailbox, MailboxEvent, SessionEvent, Snapshot, Timestamp};
 use mailchime::store::DueMark;
 
 use super::hints::hint;
 use super::mail::backend;
+use super::nodes::Others;
 use crate::support::limited;
 use crate::support::watching::{PASSWORD, Watching, World, told};
 
@@ -102,8 +103,7 @@ async fn the_sweep_finds_what_was_missed_and_goes_on_where_it_stopped() {
         backend.deliver("alice", "INBOX", MAIL).unwrap();
         let mut watching = world.watch();
         watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
-        let all =
-            |c: &mailchime::demo::backend::Counters| c.logins.len() == 3 && c.connections == 0;
+        let all = |c: &Counters| c.logins.len() == 3 && c.connections == 0;
         backend.wait_until(all).await;
         while !world.store.due_accounts().await.unwrap().is_empty() {
             tokio::task::yield_now().await;
@@ -128,14 +128,143 @@ async fn a_sweep_comes_again() {
 }
 
 #[tokio::test]
-async fn a_login_of_its_user_has_the_account_asked_for() {
+async fn an_account_is_asked_for_after_a_session_of_its_user_and_not_at_its_login() {
+    limited(async {
+        let backend = backend().await;
+        let mut world = world(&backend).await;
+        world.watch.poll_interval = Duration::from_secs(1);
+        let mut watching = resting(&world, &backend).await;
+        watching.logged_in("alice", PASSWORD).await;
+        watching.logged_in("alice", "changed").await;
+        while world.stored_password("alice").await != b"changed" {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(backend.counters().accepted, 1, "that of the sweep after the start");
+        backend.set_password("alice", b"changed").unwrap();
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        // Sessions that end within the same interval are one reason.
+        for _ in 0..3 {
+            let account = Account::from_login("alice");
+            watching.sessions.send(SessionEvent::Ended { account }).await.unwrap();
+        }
+        watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
+        let seen = backend.wait_until(|c| c.connections == 0).await;
+        assert_eq!(seen.accepted, 2);
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// What the other node was told reaches this one with its numbers.
+#[tokio::test]
+async fn numbers_that_another_node_was_told_spare_the_login() {
     limited(async {
         let backend = backend().await;
         let world = world(&backend).await;
-        let mut watching = resting(&world, &backend).await;
-        backend.deliver("alice", "INBOX", MAIL).unwrap();
-        watching.logged_in("alice", PASSWORD).await;
+        let (others, cluster) = Others::new(true);
+        let mut watching = world.watch_beside(cluster);
+        backend.wait_until(|c| c.commands.contains_key("LOGOUT") && c.connections == 0).await;
+        until_resting(&world, &watching).await;
+        let told_there = |state| DueMark {
+            account: Account::from_login("alice"),
+            mailbox: Some(Mailbox::inbox()),
+            state,
+            is_due: true,
+            for_another_node: true,
+        };
+        let full = told_there(Some(told(1, 2, 1, 1)));
+        world.store.mark_due(&[], &[full], Timestamp::now()).await.unwrap();
+        others.tell("alice", false).await;
         watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
+        until_resting(&world, &watching).await;
+        assert_eq!(backend.counters().accepted, 1, "that of the sweep after the start");
+        // Without numbers it has to be asked for.
+        for _ in 0..2 {
+            backend.deliver("alice", "INBOX", MAIL).unwrap();
+        }
+        world.store.mark_due(&[], &[told_there(None)], Timestamp::now()).await.unwrap();
+        others.tell("alice", false).await;
+        watching.expect(&["INBOX: new mail, next 3 of 2 with 2 unseen"]).await;
+        until_resting(&world, &watching).await;
+        assert_eq!(backend.counters().accepted, 2);
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// While a node was away its events were lost.
+#[tokio::test]
+async fn all_are_asked_for_when_the_nodes_are_others() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let (others, cluster) = Others::new(true);
+        let mut watching = world.watch_beside(cluster);
+        backend.wait_until(|c| c.commands.contains_key("LOGOUT") && c.connections == 0).await;
+        until_resting(&world, &watching).await;
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        others.divide(true, 1);
+        watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_account_is_asked_for_with_credentials_in_memory_and_as_a_master() {
+    for mode in [CredentialsMode::Memory, CredentialsMode::Master] {
+        limited(async {
+            let backend = backend().await;
+            let mut world = world(&backend).await;
+            world.credentials = mode;
+            let mut watching = match mode {
+                CredentialsMode::Master => {
+                    // As the demo server takes it: the master's name behind the user's.
+                    backend.add_account("alice*master", PASSWORD.as_bytes());
+                    backend.deliver("alice*master", "INBOX", MAIL).unwrap();
+                    world.watch()
+                }
+                _ => {
+                    backend.deliver("alice", "INBOX", MAIL).unwrap();
+                    let watching = world.watch();
+                    watching.until("parked").await;
+                    assert_eq!(backend.counters().accepted, 0);
+                    watching.logged_in("alice", PASSWORD).await;
+                    watching
+                }
+            };
+            let line = watching.next().await;
+            assert!(line.starts_with("INBOX: new mail"), "{line}");
+            backend.wait_until(|c| c.accepted == 1 && c.connections == 0).await;
+            let status = watching.until("watching").await;
+            assert_eq!(status.mode, Some("on_demand"));
+            watching.stop().await;
+        })
+        .await;
+    }
+}
+
+/// `[[route]] connection` decides for the accounts of its domain.
+#[tokio::test]
+async fn a_route_may_have_another_connection() {
+    limited(async {
+        let backend = backend().await;
+        let mut world = World::new(backend.address()).await;
+        let routes = &mut world.watch.connection_of_routes;
+        routes.insert("example.com".to_owned(), WatchConnection::OnDemand);
+        for user in ["bob@example.com", "bob@example.org"] {
+            backend.add_account(user, PASSWORD.as_bytes());
+            world.register(user, &[("INBOX", told(1, 1, 0, 0))]).await;
+        }
+        let watching = world.watch();
+        let held = |c: &Counters| {
+            c.logins.contains_key("bob@example.com") && c.idling == 1 && c.connections == 1
+        };
+        backend.wait_until(held).await;
+        let all = watching.inquirer.watchers(None).await.unwrap();
+        let modes: Vec<_> = all.iter().map(|it| (it.account.as_str(), it.mode)).collect();
+        let expected = [("bob@example.com", "on_demand"), ("bob@example.org", "idle")];
+        assert_eq!(modes, expected.map(|(account, mode)| (account, Some(mode))));
         watching.stop().await;
     })
     .await;
