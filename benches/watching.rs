@@ -53,6 +53,9 @@ struct Options {
     /// TLS to the IMAP server.
     #[arg(long)]
     tls: bool,
+    /// No connection for each account: measures the memory, the start and the sweep, and ends.
+    #[arg(long)]
+    on_demand: bool,
     /// Mails a second while the latency is measured.
     #[arg(long, default_value_t = 200)]
     changes: u32,
@@ -111,7 +114,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let accounts = register(folder.path(), &backend, options.accounts).await?;
     let began = Instant::now();
-    let (program, _) = start(folder.path(), port, &options).await?;
+    let (program, listening) = start(folder.path(), port, &options).await?;
+    if options.on_demand {
+        return on_demand(&options, &program, &backend, (began, listening, empty)).await;
+    }
     let all = |counters: &mailchime::demo::backend::Counters| counters.idling >= options.accounts;
     timeout(Duration::from_secs(600), backend.wait_until(all)).await?;
     let took = began.elapsed().as_secs_f64();
@@ -147,6 +153,36 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// Accounts without a connection: how soon the program listens, how long the sweep after the start takes, and
+/// what memory they take when it is over.
+async fn on_demand(
+    options: &Options,
+    program: &Program,
+    backend: &DemoBackend,
+    (began, listening, empty): (Instant, Duration, u64),
+) -> Result<(), Box<dyn Error>> {
+    let all = |counters: &mailchime::demo::backend::Counters| {
+        counters.logins.len() >= options.accounts && counters.connections == 0
+    };
+    timeout(Duration::from_secs(3600), backend.wait_until(all)).await?;
+    println!(
+        "{} accounts on demand: listening {:.0} ms after the start, all asked for after {:.1} s, {:.2} ms of CPU each",
+        options.accounts,
+        ms(listening),
+        began.elapsed().as_secs_f64(),
+        cpu(program)? * 1000.0 / options.accounts as f64,
+    );
+    verdict("seconds to listening", listening.as_secs_f64(), |s| s < 5.0, "under 5");
+    sleep(Duration::from_secs(15)).await;
+    let full = memory(program)?;
+    let each = full.saturating_sub(empty) as f64 / options.accounts as f64 / 1024.0;
+    println!("memory: {} MB, {each:.2} KB an account", megabytes(full));
+    let most = 250.0 * options.accounts.max(20_000) as f64 / 100_000.0;
+    let wanted = format!("under {most:.0}");
+    verdict("MB", full as f64 / f64::from(1 << 20), |mb| mb < most, &wanted);
+    Ok(())
+}
+
 fn configure(
     folder: &Path,
     options: &Options,
@@ -163,12 +199,13 @@ fn configure(
         "[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
          [tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\
          [backend]\naddress = \"{HOST}:{}\"\n{tls}\n\
-         [watch]\nlogins_per_second = {}\n\
+         [watch]\nlogins_per_second = {}\nconnection = \"{}\"\n\
          [apns]\nendpoint = \"https://localhost:{}\"\nca = \"ca.pem\"\n\
          certificate = \"apns.pem\"\nprivate_key = \"apns.key\"\n{more}\
          [log]\nlevel = \"info\"\n",
         backend.address().port(),
         options.logins_per_second,
+        if options.on_demand { "on_demand" } else { "held" },
         apns.address().port(),
     );
     Ok(fs::write(folder.join("proxy.toml"), config)?)

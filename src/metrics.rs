@@ -138,35 +138,20 @@ impl Metrics {
         let (certificates, server_certificates) = (Family::default(), Family::default());
         let unread_certificates = Gauge::default();
         let limits_hit = Family::default();
-        let (sessions, nodes) = (Gauge::default(), Gauge::default());
-        let mailboxes_left_out = Gauge::default();
-        registry.register(
+        let mailboxes_left_out = gauge(
+            registry,
             "mailboxes_left_out",
             "Mailboxes that are not watched for now, although their account is",
-            mailboxes_left_out.clone(),
         );
-        let (api_streams, stream_connections) = (Gauge::default(), Gauge::default());
-        registry.register(
-            "api_streams",
-            "Streams of changes that are open by [api]",
-            api_streams.clone(),
-        );
-        registry.register(
+        let api_streams =
+            gauge(registry, "api_streams", "Streams of changes that are open by [api]");
+        let stream_connections = gauge(
+            registry,
             "stream_connections",
             "Accounts with a connection to their backend for their streams",
-            stream_connections.clone(),
         );
-        let (sweep_waiting, due_mailboxes) = <(Gauge, Gauge)>::default();
-        registry.register(
-            "sweep_waiting",
-            "Accounts without a connection that wait to be asked for",
-            sweep_waiting.clone(),
-        );
-        registry.register(
-            "due_mailboxes",
-            "Mailboxes of accounts without a connection that are to be asked for, of all nodes",
-            due_mailboxes.clone(),
-        );
+        let sweep_waiting = gauge(registry, "sweep_waiting", "Accounts that wait to be asked for");
+        let due_mailboxes = gauge(registry, "due_mailboxes", "Mailboxes that are to be asked for");
         let due_age = Gauge::default();
         registry.register_with_unit(
             "due_age",
@@ -174,18 +159,17 @@ impl Metrics {
             Unit::Seconds,
             due_age.clone(),
         );
-        let exposed_files = Gauge::default();
         let push_latency = Histogram::new(PUSH_LATENCY);
         registry.register(
             "limits_hit",
             "How often a limit of the configuration was reached",
             limits_hit.clone(),
         );
-        registry.register("sessions", "Client connections that are open", sessions.clone());
-        registry.register(
+        let sessions = gauge(registry, "sessions", "Client connections that are open");
+        let nodes = gauge(
+            registry,
             "nodes",
             "Nodes that share the database and divide the watching, this one included",
-            nodes.clone(),
         );
         let (unreadable_rows, login_pushes) = <(Counter, Counter)>::default();
         registry.register(
@@ -198,10 +182,10 @@ impl Metrics {
             "Rows of the database that could not be read and were left out",
             unreadable_rows.clone(),
         );
-        registry.register(
+        let exposed_files = gauge(
+            registry,
             "exposed_files",
             "Files with secrets, named by the configuration, that others can use",
-            exposed_files.clone(),
         );
         registry.register_with_unit(
             "push_latency",
@@ -404,6 +388,12 @@ impl Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics").finish_non_exhaustive()
     }
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
+    let gauge = Gauge::default();
+    registry.register(name, help, gauge.clone());
+    gauge
 }
 
 // === impl By ===

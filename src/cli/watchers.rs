@@ -31,7 +31,10 @@ pub(super) fn run(options: &WatchersOptions) -> Result<(), CommandFailure> {
     say(nodes(&answer));
     let watchers = answer["watchers"].as_array().map(Vec::as_slice).unwrap_or_default();
     let rows: Vec<_> = watchers.iter().map(row).collect();
-    say(table(&["USER", "STATE", "MODE", "SINCE", "LAST EVENT", "NEXT TRY", "REASON"], &rows));
+    say(table(
+        &["USER", "STATE", "MODE", "SINCE", "LAST CHANGE", "LAST HINT", "NEXT TRY", "REASON"],
+        &rows,
+    ));
     Ok(())
 }
 
@@ -54,9 +57,9 @@ fn row(watcher: &Value) -> Vec<String> {
         }
         Some(left_out) => left_out,
     };
-    let [since, last_event, next_try] =
-        ["since", "last_event_at", "next_try_at"].map(|key| told(&watcher[key]));
-    vec![account, state, mode, since, last_event, next_try, reason]
+    let [since, last_change, last_hint, next_try] =
+        ["since", "last_event_at", "last_hint_at", "next_try_at"].map(|key| told(&watcher[key]));
+    vec![account, state, mode, since, last_change, last_hint, next_try, reason]
 }
 
 /// The mailboxes that are not watched for now, and why; `None` where there are none.
@@ -79,6 +82,10 @@ pub(super) fn line(watcher: &Value) -> String {
         line.push_str(&format!(" ({})", word(&watcher["mode"])));
     }
     line.push_str(&format!(" since {}", told(&watcher["since"])));
+    if watcher["last_hint_at"].is_number() {
+        let at = told(&watcher["last_hint_at"]);
+        line.push_str(&format!(", the mail server last told of it {at}"));
+    }
     if watcher["next_try_at"].is_number() {
         line.push_str(&format!(", next try {}", told(&watcher["next_try_at"])));
     }

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use hyper::Uri;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
-use super::check::{Check, CheckResult, host_and_port};
+use super::check::{Check, CheckResult, host_and_port, is_loopback};
 use crate::model::BackendId;
 
 /// `[backend]` or `[[route]]`: an IMAP server that holds the mail.
@@ -27,6 +28,8 @@ pub struct BackendConfig {
     pub checks_token_name: bool,
     /// Login names that differ in nothing but the case of ASCII letters are one user's there.
     pub names_ignore_case: bool,
+    /// What is asked in place of logging in, for accounts on demand.
+    pub doveadm: Option<DoveadmConfig>,
     /// Whom its accounts are watched as in the mode [`super::CredentialsMode::Master`]; `None`: they are not.
     pub master: Option<MasterUser>,
 }
@@ -40,6 +43,15 @@ pub struct MasterUser {
     pub password_file: PathBuf,
     /// `None`: with the user as SASL authorization identity (RFC 4616).
     pub login_template: Option<LoginTemplate>,
+}
+
+/// The HTTP API of a Dovecot's doveadm.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DoveadmConfig {
+    /// `https://`, or `http://` of this machine.
+    pub url: Uri,
+    /// A file that exists.
+    pub key_file: PathBuf,
 }
 
 /// How the backend is spoken to.
@@ -79,6 +91,8 @@ table!(RawBackend {
     master_user: Option<String>,
     master_password_file: Option<String>,
     login_template: Option<String>,
+    doveadm_url: Option<String>,
+    doveadm_key_file: Option<String>,
 });
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -102,6 +116,7 @@ impl BackendConfig {
             send_id: false,
             checks_token_name: false,
             names_ignore_case: false,
+            doveadm: None,
             master: None,
         }
     }
@@ -180,6 +195,7 @@ impl Check<'_> {
         backend.names_ignore_case = raw.names_ignore_case.unwrap_or(backend.names_ignore_case);
         let master = (raw.master_user, raw.master_password_file, raw.login_template);
         backend.master = self.master(table, master)?;
+        backend.doveadm = self.doveadm(table, raw.doveadm_url, raw.doveadm_key_file)?;
         Ok(backend)
     }
 
@@ -192,6 +208,45 @@ impl Check<'_> {
             return Err(self.refusal(key, format!("{name:?} is no name; {allowed}")));
         }
         Ok(Some(name))
+    }
+
+    fn doveadm(
+        &self,
+        table: &str,
+        url: Option<String>,
+        key_file: Option<String>,
+    ) -> CheckResult<Option<DoveadmConfig>> {
+        let [url_key, key_key] =
+            ["doveadm_url", "doveadm_key_file"].map(|it| format!("{table} {it}"));
+        let (url, key_file) = match (url, key_file) {
+            (None, None) => return Ok(None),
+            (Some(url), Some(key_file)) => (url, key_file),
+            (Some(_), None) => {
+                let remedy = "name a file with nothing but Dovecot's doveadm_api_key";
+                return Err(self.refusal(&key_key, format!("missing; {remedy}")));
+            }
+            (None, Some(_)) => {
+                let remedy = "give the URL of doveadm's HTTP API, or remove this key";
+                return Err(
+                    self.refusal(&key_key, format!("has no meaning without doveadm_url; {remedy}"))
+                );
+            }
+        };
+        let allowed = "allowed is https://HOST:PORT/doveadm/v1, or http:// with an address of this \
+                       machine, such as http://127.0.0.1:8080/doveadm/v1";
+        let parsed = url.parse::<Uri>().ok().filter(|uri| {
+            let host = uri.host().unwrap_or_default();
+            match uri.scheme_str() {
+                Some("https") => !host.is_empty(),
+                Some("http") => is_loopback(host.trim_start_matches('[').trim_end_matches(']')),
+                _ => false,
+            }
+        });
+        let Some(parsed) = parsed else {
+            return Err(self.refusal(&url_key, format!("{url:?} is not understood; {allowed}")));
+        };
+        let Some(key_file) = self.file(&key_key, Some(key_file))? else { return Ok(None) };
+        Ok(Some(DoveadmConfig { url: parsed, key_file }))
     }
 
     fn master(
@@ -253,6 +308,19 @@ mod tests {
             (
                 "[backend]\naddress = \"a:1\"\nname = \"a:1\"",
                 "[backend] name: \"a:1\" is no name; allowed are 1 to 64 letters and digits",
+            ),
+            (
+                "[backend]\naddress = \"a:1\"\ndoveadm_url = \"http://10.0.0.1/doveadm/v1\"\n\
+                 doveadm_key_file = \"certs/ca.pem\"",
+                "[backend] doveadm_url: \"http://10.0.0.1/doveadm/v1\" is not understood; allowed is",
+            ),
+            (
+                "[backend]\naddress = \"a:1\"\ndoveadm_url = \"https://a/doveadm/v1\"",
+                "[backend] doveadm_key_file: missing; name a file",
+            ),
+            (
+                "[backend]\naddress = \"a:1\"\ndoveadm_key_file = \"certs/ca.pem\"",
+                "[backend] doveadm_key_file: has no meaning without doveadm_url",
             ),
             ("[backend]", "[backend] address: missing; give the IMAP server as \"host:port\""),
             (

@@ -49,7 +49,9 @@ pub use self::admin::{AdminAddress, AdminConfig};
 pub use self::api::{ApiConfig, PublicUrl};
 pub use self::apns::{ApnsConfig, ApnsServer, ProviderFiles};
 pub use self::auth::{AuthConfig, RelayedLogins};
-pub use self::backend::{BackendConfig, BackendTls, LoginTemplate, MasterUser, TrustConfig};
+pub use self::backend::{
+    BackendConfig, BackendTls, DoveadmConfig, LoginTemplate, MasterUser, TrustConfig,
+};
 use self::check::{Check, CheckResult, is_loopback};
 pub use self::credentials::CredentialsMode;
 pub use self::database_url::{DatabaseKind, DatabaseUrl, ServerUrl};

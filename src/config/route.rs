@@ -29,6 +29,8 @@ table!(RawRoute {
     master_user: Option<String>,
     master_password_file: Option<String>,
     login_template: Option<String>,
+    doveadm_url: Option<String>,
+    doveadm_key_file: Option<String>,
     connection: Option<WatchConnection>,
 });
 
@@ -52,6 +54,8 @@ impl RawRoute {
             master_user: self.master_user,
             master_password_file: self.master_password_file,
             login_template: self.login_template,
+            doveadm_url: self.doveadm_url,
+            doveadm_key_file: self.doveadm_key_file,
         };
         (self.domain, backend)
     }

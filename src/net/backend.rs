@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use self::dial::DialFailure;
 use super::account_connections::ConnectionPermit;
+use super::doveadm::{Doveadm, KeyFileError};
 use super::master::{MasterCredentials, PasswordFileError};
 use super::proxy_protocol::Addresses;
 use super::resolve::NameResolver;
@@ -52,6 +53,7 @@ struct Way {
     names_ignore_case: bool,
     id: BackendId,
     master: Option<MasterCredentials>,
+    doveadm: Option<Arc<Doveadm>>,
 }
 
 /// What outlives a configuration, and so tells one backend from another.
@@ -152,6 +154,9 @@ pub enum BackendError {
     /// The master user's password cannot be read.
     #[error(transparent)]
     PasswordFile(#[from] PasswordFileError),
+    /// doveadm's key cannot be read.
+    #[error(transparent)]
+    KeyFile(#[from] KeyFileError),
 }
 
 /// Why a login did not succeed.
@@ -212,7 +217,17 @@ impl Backend {
             host, port, proxy_protocol, send_id, checks_token_name, ..
         } = config;
         let master = config.master.as_ref().map(MasterCredentials::open);
+        let doveadm = config.doveadm.as_ref().map(|doveadm| {
+            let key = Doveadm::key(doveadm).map_err(|error| ("doveadm_key_file", error.into()))?;
+            let ca = match &config.tls {
+                BackendTls::None => None,
+                BackendTls::StartTls(trust) | BackendTls::Implicit(trust) => trust.ca.as_deref(),
+            };
+            let doveadm = Doveadm::new(doveadm, key, ca, resolver);
+            doveadm.map(Arc::new).map_err(|error| ("ca", BackendError::from(error)))
+        });
         let way = Way {
+            doveadm: doveadm.transpose()?,
             host: host.clone(),
             port: *port,
             security,
@@ -261,6 +276,11 @@ impl Backend {
     /// Whom watchers log in as there, in the mode in which they do; `None`: they do not.
     pub fn master(&self) -> Option<&MasterCredentials> {
         self.way.master.as_ref()
+    }
+
+    /// What says the state of mailboxes without a login, if there is anything.
+    pub fn doveadm(&self) -> Option<&Arc<Doveadm>> {
+        self.way.doveadm.as_ref()
     }
 
     /// `host:port`, for logs.

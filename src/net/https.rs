@@ -57,6 +57,8 @@ const WINDOW: u32 = 16 * 1024;
 pub struct HttpsClient {
     shared: Arc<HttpsParts>,
     limit: Duration,
+    /// Bytes of an answer's body that are read.
+    longest: usize,
 }
 
 /// Why there is no response. `Display` is a clause for people that begins with the step.
@@ -116,12 +118,18 @@ impl HttpsClient {
 
     fn with(connector: Connector, limit: Duration) -> Self {
         let pool = Mutex::new(pool(&connector));
-        Self { shared: Arc::new(HttpsParts { connector, pool }), limit }
+        Self { shared: Arc::new(HttpsParts { connector, pool }), limit, longest: MAX_ANSWER }
+    }
+
+    /// Reads so many bytes of an answer's body in place of [`MAX_ANSWER`].
+    #[must_use]
+    pub fn reading(self, longest: usize) -> Self {
+        Self { longest, ..self }
     }
 
     /// Sends the request, to an `https://` URL, and waits for the response, of whose body the first
-    /// [`MAX_ANSWER`] bytes are read. Where the connection breaks it is sent once more. Cancel safe in so far as a
-    /// request that is dropped may or may not have been sent.
+    /// [`MAX_ANSWER`] bytes are read, or as many as [`HttpsClient::reading`] says. Where the connection breaks it is
+    /// sent once more. Cancel safe in so far as a request that is dropped may or may not have been sent.
     ///
     /// # Errors
     /// When there is no connection, it breaks, or there is no answer in time.
@@ -142,7 +150,7 @@ impl HttpsClient {
             .map_err(|error| HttpsError(causes(&error)))?;
         let (head, body) = response.into_parts();
         let left = deadline.saturating_duration_since(Instant::now());
-        Ok(Response::from_parts(head, read(body, left.min(BODY)).await))
+        Ok(Response::from_parts(head, read(body, left.min(BODY), self.longest).await))
     }
 }
 
@@ -177,15 +185,15 @@ fn pool(connector: &Connector) -> Pool {
         .build(connector.clone())
 }
 
-/// What comes of the body in time, and no more than [`MAX_ANSWER`] bytes of it.
-async fn read(mut body: Incoming, limit: Duration) -> Bytes {
+/// What comes of the body in time, and no more than `longest` bytes of it.
+async fn read(mut body: Incoming, limit: Duration, longest: usize) -> Bytes {
     let mut read = BytesMut::new();
     let reading = async {
         while let Some(Ok(frame)) = body.frame().await {
             let Ok(data) = frame.into_data() else { continue };
-            let room = MAX_ANSWER - read.len();
+            let room = longest - read.len();
             read.extend_from_slice(&data[..data.len().min(room)]);
-            if read.len() == MAX_ANSWER {
+            if read.len() == longest {
                 break;
             }
         }

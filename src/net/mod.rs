@@ -12,6 +12,7 @@ pub mod counters;
 pub mod deflate;
 pub mod dial;
 pub mod door;
+pub mod doveadm;
 pub mod guard;
 pub mod http;
 pub mod https;

@@ -84,6 +84,11 @@ impl Watcher {
                 }
             }
             let health = self.context.backend_health.of(&backend);
+            if let Some(doveadm) = backend.doveadm().filter(|_| self.on_demand) {
+                let end = Box::pin(self.visit_by_doveadm(doveadm, &health.doveadm)).await;
+                next = Box::pin(self.after(end)).await;
+                continue;
+            }
             let master = match self.acts_as_master() {
                 false => None,
                 true => match health.master(&backend) {

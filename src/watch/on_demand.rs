@@ -243,7 +243,19 @@ impl OnDemand {
 
     pub(super) fn statuses(&self, account: Option<&Account>) -> Vec<WatcherStatus> {
         let asked = self.resting.iter().filter(|(it, _)| account.is_none_or(|asked| asked == *it));
-        asked.map(|(account, (status, _))| status.of(account)).collect()
+        let waiting: HashSet<&Account> = self.waiting.iter().collect();
+        let reason = |account: &Account| match waiting.contains(account) {
+            true => Some("it waits for its turn to be asked for, in a sweep"),
+            false if self.after_session.contains(account) => {
+                Some("it is asked for soon, since a session of its user has ended")
+            }
+            false => None,
+        };
+        let shown = asked.map(|(account, (status, _))| {
+            let reason = reason(account).map(str::to_owned);
+            WatcherStatus { reason, ..status.of(account) }
+        });
+        shown.collect()
     }
 }
 

@@ -30,9 +30,11 @@ pub struct WatcherStatus {
     pub since: i64,
     /// When it last saw a change.
     pub last_event_at: Option<i64>,
+    /// When a mail server or another source last told of it.
+    pub last_hint_at: Option<i64>,
     /// While backing off; `None` when something has to happen first.
     pub next_try_at: Option<i64>,
-    /// Why it is backing off or parked.
+    /// Why it is backing off or parked, or what a look waits for.
     pub reason: Option<String>,
     /// Mailboxes that are not watched for now, although the others are.
     pub left_out: Vec<LeftOut>,
@@ -70,6 +72,7 @@ struct StatusInner {
     now: WatcherState,
     since: Timestamp,
     last_event: Option<Timestamp>,
+    last_hint: Option<Timestamp>,
     /// Counts the watcher among those that do the same.
     counted: Held,
     /// The mailboxes that are not watched for now, each counted.
@@ -146,12 +149,13 @@ impl StatusCell {
     pub(super) fn new(metrics: &Arc<Metrics>, doing: WatcherState) -> Self {
         let counted = metrics.watchers.hold(doing.label());
         let (metrics, since) = (Arc::clone(metrics), Timestamp::now());
-        let (now, last_event, left_out) = (doing, None, Vec::new());
+        let (now, last_event, last_hint, left_out) = (doing, None, None, Vec::new());
         Self(Arc::new(Mutex::new(StatusInner {
             metrics,
             now,
             since,
             last_event,
+            last_hint,
             counted,
             left_out,
         })))
@@ -171,6 +175,11 @@ impl StatusCell {
         let mut inner = self.inner();
         let gauge = &inner.metrics.mailboxes_left_out;
         inner.left_out = mailboxes.into_iter().map(|it| (it, Held::new(gauge))).collect();
+    }
+
+    /// Another source than the account's connection told of it.
+    pub(super) fn hint(&self) {
+        self.inner().last_hint = Some(Timestamp::now());
     }
 
     /// A change was seen.
@@ -200,6 +209,7 @@ impl StatusCell {
             mode,
             since: inner.since.0,
             last_event_at: inner.last_event.map(|at| at.0),
+            last_hint_at: inner.last_hint.map(|at| at.0),
             next_try_at: next_try.map(|at| at.0),
             reason: reason.cloned(),
             left_out: inner.left_out.iter().map(|(left_out, _)| left_out.clone()).collect(),

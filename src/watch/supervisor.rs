@@ -550,13 +550,17 @@ impl Supervisor {
     fn hint(&mut self, hint: Hint, others_know: bool) {
         match self.watchers.get(&hint.account) {
             Some(handle) => {
+                handle.status.hint();
                 handle.hints.add(hint);
                 handle.directive.send_modify(|_| {});
             }
             None if self.on_demand.is_resting(&hint.account) => {
                 let (account, hints) = (hint.account.clone(), Hints::default());
                 hints.add(hint);
-                self.start_with(account, Directive::default(), WatcherStart::AtOnce, hints);
+                self.start_with(account.clone(), Directive::default(), WatcherStart::AtOnce, hints);
+                if let Some(handle) = self.watchers.get(&account) {
+                    handle.status.hint();
+                }
             }
             // Another node has got it meanwhile.
             None if !others_know && !self.is_ours(&hint.account) => {

@@ -6,13 +6,14 @@ mod previews;
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use mailchime::config::PreviewContent;
-use mailchime::metrics::Watching as Mode;
-use mailchime::model::Snapshot;
+use mailchime::config::{DoveadmConfig, PreviewContent, WatchConnection};
+use mailchime::metrics::{VisitBy, Watching as Mode};
+use mailchime::model::{Account, Hint, Mailbox, MailboxEvent, Snapshot};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::block_in_place;
@@ -452,4 +453,47 @@ fn read(address: SocketAddr, login: &str, mailbox: &str) {
     let answer = client.ask("STORE 1 +FLAGS (\\Seen)");
     assert!(answer.last().unwrap().starts_with("x OK"), "{answer:?}");
     client.ask("LOGOUT");
+}
+
+/// Nobody logs in: the key says who asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn doveadm_is_asked_in_place_of_a_login() {
+    const TEST: &str = "watch_servers::doveadm_is_asked_in_place_of_a_login";
+    limited(async {
+        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        let extra = format!(
+            "doveadm_api_key = sesame\nservice doveadm {{\n  inet_listener http {{\n    port = {port}\n  }}\n}}\n"
+        );
+        let options = Options { extra: extra.leak(), ..Options::default() };
+        let Some(dovecot) = block_in_place(|| Dovecot::start(TEST, &options)) else { return };
+        block_in_place(|| dovecot.deliver(ALICE.0, "Entw&APw-rfe", &mail("a")));
+        let mailboxes = ["INBOX", "Entwürfe", "Missing"];
+        let mut scene = Scene::new(dovecot.plain, ALICE.0, &mailboxes, Mode::OnDemand, |world| {
+            world.watch.connection = WatchConnection::OnDemand;
+            let key_file = world.folder.path().join("doveadm.key");
+            std::fs::write(&key_file, "sesame\n").unwrap();
+            let only_ours = std::fs::Permissions::from_mode(0o600);
+            std::fs::set_permissions(&key_file, only_ours).unwrap();
+            let url = format!("http://127.0.0.1:{port}/doveadm/v1").parse().unwrap();
+            world.doveadm = Some(DoveadmConfig { url, key_file });
+        })
+        .await;
+        let first = scene.told(2, || {}).await;
+        assert!(first.iter().any(|line| line.starts_with("Entwürfe: new mail")), "{first:?}");
+        let hints = |scene: &Scene| {
+            let (account, seen_at) = (Account::from_login(ALICE.0), Instant::now());
+            let (event, state) = (MailboxEvent::FlagsSet, Snapshot::default());
+            let hint = Hint { account, mailbox: Some(Mailbox::inbox()), event, state, seen_at };
+            let handle = scene.watching.inquirer.clone();
+            async move { handle.hints(vec![hint]).await.unwrap() }
+        };
+        block_in_place(|| dovecot.deliver_by_lmtp(ALICE.0, &mail("b")));
+        assert_eq!(hints(&scene).await, [true]);
+        scene.expect("INBOX: new mail", || {}).await;
+        let visits = &scene.watching.metrics.visits;
+        assert_eq!(visits.of(VisitBy::Login).get(), 0);
+        assert!(visits.of(VisitBy::Doveadm).get() >= 2);
+        scene.end(TEST).await;
+    })
+    .await;
 }

@@ -75,7 +75,7 @@ impl Watcher {
     }
 
     /// The marks of mailboxes that are not due any more are to be taken away.
-    fn note_what_is_known(&mut self) {
+    pub(in crate::watch) fn note_what_is_known(&mut self) {
         for watched in &mut self.mailboxes {
             if !watched.due && std::mem::take(&mut watched.marked) {
                 let (account, mailbox) = (self.account.clone(), watched.mailbox.clone());

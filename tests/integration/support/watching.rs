@@ -58,6 +58,7 @@ pub(crate) struct World {
     pub(crate) watch: config::WatchConfig,
     /// A master has the password of every user, and the name `user*master` of each.
     pub(crate) credentials: config::CredentialsMode,
+    pub(crate) doveadm: Option<config::DoveadmConfig>,
     /// `[limits] connect_timeout`.
     pub(crate) connect_timeout: Duration,
     /// How many events may wait for `push`.
@@ -116,6 +117,7 @@ impl World {
             password,
             watch,
             credentials: config::CredentialsMode::Stored,
+            doveadm: None,
             connect_timeout,
             queue,
             preview,
@@ -214,6 +216,7 @@ impl World {
         let (host, port) = (self.backend.ip().to_string(), self.backend.port());
         let backend = config::BackendConfig::new(host, port, self.tls.clone());
         let mut config = Config::new(config::TlsConfig::new("none", "none"), backend);
+        config.backend.doveadm.clone_from(&self.doveadm);
         if self.credentials == config::CredentialsMode::Master {
             let password_file = self.folder.path().join("master");
             std::fs::write(&password_file, self.password).unwrap();

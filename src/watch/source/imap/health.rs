@@ -17,6 +17,7 @@ use super::reliability::Reliability;
 use crate::config;
 use crate::net::backend::Backend;
 use crate::net::counters::LimitCounters;
+use crate::watch::source::doveadm::DoveadmCalls;
 
 /// Backends that are remembered; those of an earlier configuration go first.
 const MOST_BACKENDS: usize = 1024;
@@ -42,6 +43,7 @@ pub(in crate::watch) struct BackendHealth {
     masters: Mutex<Vec<(Backend, Arc<MasterLogin>)>>,
     pub(in crate::watch) idle: Reliability,
     pub(in crate::watch) notify: Reliability,
+    pub(in crate::watch) doveadm: DoveadmCalls,
     /// What is known of how long its connections last.
     pub(in crate::watch) keepalive: SharedKeepalive,
 }
@@ -97,6 +99,7 @@ impl BackendHealthTable {
                 masters: Mutex::default(),
                 idle: Reliability::default(),
                 notify: Reliability::default(),
+                doveadm: DoveadmCalls::default(),
                 keepalive: SharedKeepalive::default(),
             })
         });

@@ -1,0 +1,116 @@
+//! An account on demand at a Dovecot whose doveadm is asked by HTTP: nobody logs in. What is due of many accounts
+//! is asked for in one call.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::metrics::VisitBy;
+use crate::net::doveadm::{Doveadm, DoveadmAnswer, DoveadmQuery, MOST_ACCOUNTS};
+use crate::watch::watcher::{SessionEnd, Watcher, stopped};
+
+/// Calls of one backend that are under way at once.
+const CALLS: usize = 2;
+
+/// What waits to be asked for at one backend. Clones share it.
+#[derive(Clone, Debug)]
+pub(in crate::watch) struct DoveadmCalls(Arc<DoveadmCallsInner>);
+
+#[derive(Debug)]
+struct DoveadmCallsInner {
+    waiting: Mutex<Vec<(DoveadmQuery, oneshot::Sender<DoveadmAnswer>)>>,
+    turns: Semaphore,
+}
+
+impl Default for DoveadmCalls {
+    fn default() -> Self {
+        let turns = Semaphore::new(CALLS);
+        Self(Arc::new(DoveadmCallsInner { waiting: Mutex::default(), turns }))
+    }
+}
+
+impl DoveadmCalls {
+    /// Asks together with others that wait meanwhile. One that goes away takes nobody's answer with it.
+    async fn ask(&self, doveadm: &Arc<Doveadm>, query: DoveadmQuery) -> DoveadmAnswer {
+        let (reply, answer) = oneshot::channel();
+        self.0.waiting.lock().push((query, reply));
+        let (calls, doveadm) = (self.clone(), Arc::clone(doveadm));
+        tokio::spawn(async move {
+            let Ok(_turn) = calls.0.turns.acquire().await else { return };
+            calls.call(&doveadm).await;
+        });
+        answer.await.unwrap_or_else(|_| Err("the call of doveadm broke off".to_owned()))
+    }
+
+    /// Asks for the first that wait, and answers.
+    async fn call(&self, doveadm: &Doveadm) {
+        let batch: Vec<_> = {
+            let mut waiting = self.0.waiting.lock();
+            waiting.retain(|(_, reply)| !reply.is_closed());
+            let most = waiting.len().min(MOST_ACCOUNTS);
+            waiting.drain(..most).collect()
+        };
+        if batch.is_empty() {
+            return;
+        }
+        let (queries, replies): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        // A watcher that is gone needs no answer.
+        match doveadm.status(&queries).await {
+            Ok(answers) => {
+                for (reply, answer) in replies.into_iter().zip(answers) {
+                    let _ = reply.send(answer);
+                }
+            }
+            Err(error) => {
+                for reply in replies {
+                    let _ = reply.send(Err(error.to_string()));
+                }
+            }
+        }
+    }
+}
+
+impl Watcher {
+    /// Asks doveadm for what is due.
+    pub(in crate::watch) async fn visit_by_doveadm(
+        &mut self,
+        doveadm: &Arc<Doveadm>,
+        calls: &DoveadmCalls,
+    ) -> SessionEnd {
+        self.context.metrics.visits.of(VisitBy::Doveadm).inc();
+        let due: Vec<_> =
+            (0..self.mailboxes.len()).filter(|index| self.mailboxes[*index].due).collect();
+        let mailboxes = due.iter().map(|index| self.mailboxes[*index].mailbox.clone()).collect();
+        let query = DoveadmQuery { account: self.account.clone(), mailboxes };
+        let answer = tokio::select! {
+            answer = calls.ask(doveadm, query) => answer,
+            () = stopped(self.directive.clone()) => return SessionEnd::Stop,
+        };
+        let states = match answer {
+            Ok(states) => states,
+            Err(why) => return SessionEnd::Failed(why),
+        };
+        for (index, state) in due.into_iter().zip(states) {
+            let context = Arc::clone(&self.context);
+            let watched = &mut self.mailboxes[index];
+            watched.due = false;
+            let Some(now) = state else {
+                tracing::info!(
+                    target: "mailchime::watch::status_refused",
+                    account = %self.account, mailbox = %watched.mailbox, why = "not listed by doveadm",
+                    "the backend refuses STATUS; mailchime does not watch this mailbox for now"
+                );
+                continue;
+            };
+            watched.looked_at = Some(Instant::now());
+            let follows = watched.ledger.look(&now, None, || context.next_id());
+            if let Err(end) = self.tell(index, follows, false).await {
+                return end;
+            }
+        }
+        self.note_what_is_known();
+        SessionEnd::Visited
+    }
+}
