@@ -478,7 +478,8 @@ async fn doveadm_is_asked_in_place_of_a_login() {
             world.doveadm = Some(DoveadmConfig { url, key_file });
         })
         .await;
-        let first = scene.told(2, || {}).await;
+        // An inbox that nobody has used is not there yet.
+        let first = scene.told(1, || {}).await;
         assert!(first.iter().any(|line| line.starts_with("Entwürfe: new mail")), "{first:?}");
         let hints = |scene: &Scene| {
             let (account, seen_at) = (Account::from_login(ALICE.0), Instant::now());

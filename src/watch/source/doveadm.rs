@@ -1,15 +1,11 @@
-//! An account on demand at a Dovecot whose doveadm is asked by HTTP: nobody logs in. What is due of many accounts
-//! is asked for in one call.
+//! Calls of doveadm's HTTP API: what is due of many accounts is asked for in one.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::metrics::VisitBy;
 use crate::net::doveadm::{Doveadm, DoveadmAnswer, DoveadmQuery, MOST_ACCOUNTS};
-use crate::watch::watcher::{SessionEnd, Watcher, stopped};
 
 /// Calls of one backend that are under way at once.
 const CALLS: usize = 2;
@@ -33,7 +29,11 @@ impl Default for DoveadmCalls {
 
 impl DoveadmCalls {
     /// Asks together with others that wait meanwhile. One that goes away takes nobody's answer with it.
-    async fn ask(&self, doveadm: &Arc<Doveadm>, query: DoveadmQuery) -> DoveadmAnswer {
+    pub(in crate::watch) async fn ask(
+        &self,
+        doveadm: &Arc<Doveadm>,
+        query: DoveadmQuery,
+    ) -> DoveadmAnswer {
         let (reply, answer) = oneshot::channel();
         self.0.waiting.lock().push((query, reply));
         let (calls, doveadm) = (self.clone(), Arc::clone(doveadm));
@@ -69,48 +69,5 @@ impl DoveadmCalls {
                 }
             }
         }
-    }
-}
-
-impl Watcher {
-    /// Asks doveadm for what is due.
-    pub(in crate::watch) async fn visit_by_doveadm(
-        &mut self,
-        doveadm: &Arc<Doveadm>,
-        calls: &DoveadmCalls,
-    ) -> SessionEnd {
-        self.context.metrics.visits.of(VisitBy::Doveadm).inc();
-        let due: Vec<_> =
-            (0..self.mailboxes.len()).filter(|index| self.mailboxes[*index].due).collect();
-        let mailboxes = due.iter().map(|index| self.mailboxes[*index].mailbox.clone()).collect();
-        let query = DoveadmQuery { account: self.account.clone(), mailboxes };
-        let answer = tokio::select! {
-            answer = calls.ask(doveadm, query) => answer,
-            () = stopped(self.directive.clone()) => return SessionEnd::Stop,
-        };
-        let states = match answer {
-            Ok(states) => states,
-            Err(why) => return SessionEnd::Failed(why),
-        };
-        for (index, state) in due.into_iter().zip(states) {
-            let context = Arc::clone(&self.context);
-            let watched = &mut self.mailboxes[index];
-            watched.due = false;
-            let Some(now) = state else {
-                tracing::info!(
-                    target: "mailchime::watch::status_refused",
-                    account = %self.account, mailbox = %watched.mailbox, why = "not listed by doveadm",
-                    "the backend refuses STATUS; mailchime does not watch this mailbox for now"
-                );
-                continue;
-            };
-            watched.looked_at = Some(Instant::now());
-            let follows = watched.ledger.look(&now, None, || context.next_id());
-            if let Err(end) = self.tell(index, follows, false).await {
-                return end;
-            }
-        }
-        self.note_what_is_known();
-        SessionEnd::Visited
     }
 }

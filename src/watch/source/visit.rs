@@ -1,10 +1,12 @@
 //! An account on demand: it has no connection. When a mailbox is due, a short one asks for its state: login,
-//! STATUS, logout. What a hint tells in full needs none.
+//! STATUS, logout; or doveadm is asked, where the backend has it. What a hint tells in full needs neither.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
+use super::doveadm::DoveadmCalls;
 use super::imap::connection::ImapConnection;
 use super::imap::health::BackendHealth;
 use super::imap::session::{ImapSession, RefreshReason};
@@ -12,6 +14,7 @@ use crate::imap::capability::Capabilities;
 use crate::metrics::VisitBy;
 use crate::model::{Hint, MailboxEvent, Snapshot};
 use crate::net::backend::Backend;
+use crate::net::doveadm::{Doveadm, DoveadmQuery};
 use crate::store::{DueMailbox, LookedAt};
 use crate::watch::status::{WatchMode, WatcherState};
 use crate::watch::watcher::{NextStep, SessionEnd, Watcher, stopped};
@@ -112,6 +115,47 @@ impl Watcher {
         self.refresh(&mut session, RefreshReason::All).await?;
         self.note_what_is_known();
         self.fetch_previews(&mut session).await
+    }
+
+    /// Asks doveadm for what is due.
+    pub(in crate::watch) async fn visit_by_doveadm(
+        &mut self,
+        doveadm: &Arc<Doveadm>,
+        calls: &DoveadmCalls,
+    ) -> SessionEnd {
+        self.context.metrics.visits.of(VisitBy::Doveadm).inc();
+        let due: Vec<_> =
+            (0..self.mailboxes.len()).filter(|index| self.mailboxes[*index].due).collect();
+        let mailboxes = due.iter().map(|index| self.mailboxes[*index].mailbox.clone()).collect();
+        let query = DoveadmQuery { account: self.account.clone(), mailboxes };
+        let answer = tokio::select! {
+            answer = calls.ask(doveadm, query) => answer,
+            () = stopped(self.directive.clone()) => return SessionEnd::Stop,
+        };
+        let states = match answer {
+            Ok(states) => states,
+            Err(why) => return SessionEnd::Failed(why),
+        };
+        for (index, state) in due.into_iter().zip(states) {
+            let context = Arc::clone(&self.context);
+            let watched = &mut self.mailboxes[index];
+            watched.due = false;
+            let Some(now) = state else {
+                tracing::info!(
+                    target: "mailchime::watch::status_refused",
+                    account = %self.account, mailbox = %watched.mailbox, why = "not listed by doveadm",
+                    "the backend refuses STATUS; mailchime does not watch this mailbox for now"
+                );
+                continue;
+            };
+            watched.looked_at = Some(Instant::now());
+            let follows = watched.ledger.look(&now, None, || context.next_id());
+            if let Err(end) = self.tell(index, follows, false).await {
+                return end;
+            }
+        }
+        self.note_what_is_known();
+        SessionEnd::Visited
     }
 
     /// What comes after a visit, or where none was needed.

@@ -149,7 +149,7 @@ async fn an_account_is_asked_for_after_a_session_of_its_user_and_not_at_its_logi
         }
         watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
         let seen = backend.wait_until(|c| c.connections == 0).await;
-        assert_eq!(seen.accepted, 2);
+        assert_eq!(seen.logins["alice"], 2);
         watching.stop().await;
     })
     .await;
