@@ -6,6 +6,7 @@
 //! Of several nodes each watches the accounts that the [`Assignment`] gives it. What a session of this
 //! node tells of an account that another one watches reaches that one through the database.
 
+mod hints;
 mod logins;
 
 use std::collections::{HashMap, HashSet};
@@ -20,14 +21,14 @@ use tokio_util::task::TaskTracker;
 
 use super::WatchContext;
 use super::accounts::{adopt, live};
-use super::hint_writer::{HintError, HintWriter, RecordedHints};
+use super::hint_writer::HintWriter;
 use super::hints::Hints;
 use super::on_demand::{OnDemand, OnDemandEvent, VisitEnd, due};
 use super::status::{
     StatusCell, SupervisorRequest, SupervisorRequests, WatchMode, WatcherState, WatcherStatus,
 };
 use super::watcher::{Directive, Watcher, WatcherStart};
-use crate::model::{AcceptedLogin, Account, Hint, SessionEvent, Timestamp};
+use crate::model::{AcceptedLogin, Account, SessionEvent, Timestamp};
 use crate::nodes::{Assignment, ClusterView};
 use crate::store::{Invalidation, LiveAccount, StoreError};
 
@@ -526,49 +527,6 @@ impl Supervisor {
         statuses.extend(self.on_demand.statuses(account));
         statuses.sort_by(|a, b| a.account.cmp(&b.account));
         statuses
-    }
-
-    /// Has what waits to be recorded written.
-    fn record(&mut self) {
-        let (assignment, credentials) = (self.assignment.borrow(), &self.context.credentials);
-        let is_ours = |account: &Account| assignment.is_mine(account) || credentials.holds(account);
-        let is_watched = |account: &Account| self.watchers.contains_key(account);
-        self.hint_writer.write(is_ours, is_watched);
-    }
-
-    /// Hints are on disk, and go to their watchers. Who brought them gets an answer.
-    /// An error where they are lost.
-    fn recorded(&mut self, mut written: RecordedHints) -> Result<(), HintError> {
-        for (hint, others_know) in written.hints.drain(..) {
-            self.hint(hint, others_know);
-        }
-        written.answer()
-    }
-
-    /// Another source has news of an account. Any node may receive it; with `others_know` the other ones have
-    /// word of it.
-    fn hint(&mut self, hint: Hint, others_know: bool) {
-        match self.watchers.get(&hint.account) {
-            Some(handle) => {
-                handle.status.hint();
-                handle.hints.add(hint);
-                handle.directive.send_modify(|_| {});
-            }
-            None if self.on_demand.is_resting(&hint.account) => {
-                let (account, hints) = (hint.account.clone(), Hints::default());
-                hints.add(hint);
-                self.start_with(account.clone(), Directive::default(), WatcherStart::AtOnce, hints);
-                if let Some(handle) = self.watchers.get(&account) {
-                    handle.status.hint();
-                }
-            }
-            // Another node has got it meanwhile.
-            None if !others_know && !self.is_ours(&hint.account) => {
-                self.hint_writer.add(vec![hint], None);
-            }
-            // Nobody has registered, or the account is being read and then looked at.
-            None => {}
-        }
     }
 
     fn stop(&mut self, account: &Account) {

@@ -1,0 +1,52 @@
+//! What other sources say of accounts: it goes to disk, and then to the watchers.
+
+use super::Supervisor;
+use crate::model::{Account, Hint};
+use crate::watch::hint_writer::{HintError, RecordedHints};
+use crate::watch::hints::Hints;
+use crate::watch::watcher::{Directive, WatcherStart};
+
+impl Supervisor {
+    /// Has what waits to be recorded written.
+    pub(super) fn record(&mut self) {
+        let (assignment, credentials) = (self.assignment.borrow(), &self.context.credentials);
+        let is_ours = |account: &Account| assignment.is_mine(account) || credentials.holds(account);
+        let is_watched = |account: &Account| self.watchers.contains_key(account);
+        self.hint_writer.write(is_ours, is_watched);
+    }
+
+    /// Hints are on disk, and go to their watchers. Who brought them gets an answer.
+    /// An error where they are lost.
+    pub(super) fn recorded(&mut self, mut written: RecordedHints) -> Result<(), HintError> {
+        for (hint, others_know) in written.hints.drain(..) {
+            self.hint(hint, others_know);
+        }
+        written.answer()
+    }
+
+    /// Another source has news of an account. Any node may receive it; with `others_know` the other ones have
+    /// word of it.
+    fn hint(&mut self, hint: Hint, others_know: bool) {
+        match self.watchers.get(&hint.account) {
+            Some(handle) => {
+                handle.status.hint();
+                handle.hints.add(hint);
+                handle.directive.send_modify(|_| {});
+            }
+            None if self.on_demand.is_resting(&hint.account) => {
+                let (account, hints) = (hint.account.clone(), Hints::default());
+                hints.add(hint);
+                self.start_with(account.clone(), Directive::default(), WatcherStart::AtOnce, hints);
+                if let Some(handle) = self.watchers.get(&account) {
+                    handle.status.hint();
+                }
+            }
+            // Another node has got it meanwhile.
+            None if !others_know && !self.is_ours(&hint.account) => {
+                self.hint_writer.add(vec![hint], None);
+            }
+            // Nobody has registered, or the account is being read and then looked at.
+            None => {}
+        }
+    }
+}
