@@ -215,12 +215,13 @@ pub async fn run(
                 // It is not known whose it was.
                 Err(_) => supervisor.passing.clear(),
             },
-            written = supervisor.hint_writer.written() => if let Some(written) = written {
-                if supervisor.recorded(written).is_err() {
+            written = supervisor.hint_writer.written() => {
+                let lost = written.is_some_and(|written| supervisor.recorded(written).is_err());
+                if lost {
                     next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
                     supervisor.on_demand.everybody_at(next_refresh);
                 }
-            },
+            }
             next = supervisor.on_demand.next() => match next {
                 OnDemandEvent::Ended(end) => supervisor.visit_ended(end),
                 OnDemandEvent::AfterSession(account) => supervisor.look_after_session(account),
