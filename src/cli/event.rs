@@ -31,7 +31,7 @@ pub(super) struct EventOptions {
     source: String,
 
     /// Send it to https://HOST:PORT, or http://ADDRESS:PORT of this machine; without this option, to
-    /// [events] address of the configuration
+    /// the address at which the configuration takes events
     #[arg(long, value_name = "URL", value_parser = not_empty())]
     url: Option<String>,
 

@@ -10,7 +10,7 @@ use crate::store::{CopyError, StoreError, copy};
 /// What `mailchime store copy` takes.
 #[derive(Debug, clap::Args)]
 pub(super) struct CopyOptions {
-    /// The database to read: a URL as in [store] url, or a configuration that names it
+    /// The database to read: a URL as in the configuration, or a configuration that names it
     #[arg(value_parser = not_empty())]
     from: String,
     /// The empty database to fill, in the same way

@@ -2,7 +2,8 @@
 //!
 //! The `demo` command, the tests and the benchmarks use the same ones: a small IMAP server in
 //! memory ([`backend`]), Apple's push service ([`apns`]), Google's ([`fcm`]), a browser with its push
-//! service ([`push_service`]), which a real Firefox takes as well ([`firefox_profile`]), a receiver of web hooks ([`webhook`]), an iPhone that follows a script
+//! service ([`push_service`]), which a real Firefox takes as well ([`firefox_profile`]), a receiver of web hooks
+//! ([`webhook`]), an iPhone that follows a script
 //! ([`phone`]) and the certificates that they need ([`pki`]). Written dialogues ([`dialogue`]) are
 //! read and played here, too ([`replay`]).
 //!

@@ -5,7 +5,7 @@
 //! | `POST /v1/events` | mailchime's own: a user, mailboxes, and as many of their numbers as are known |
 //! | `PUT /v1/events/ox` | what Dovecot's `ox` driver says of a delivery |
 //!
-//! An event becomes a [`Hint`](crate::model::Hint), and is answered 204 once it is on disk that the mailbox has
+//! An event becomes a [`Hint`], and is answered 204 once it is on disk that the mailbox has
 //! to be looked at. Many events go to disk in one transaction. Whether anybody has registered for the mailbox
 //! makes no difference to the answer: who sends events learns nothing of mailchime's users.
 //!

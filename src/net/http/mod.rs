@@ -421,7 +421,8 @@ fn builder() -> auto::Builder<TokioExecutor> {
 }
 
 /// A body whose request is under way while it lives, and which lives for [`BODY_TIME`] at most, unless it is
-/// endless: then its connection ends. It comes in small pieces, so that a client of HTTP/2 that takes little of it holds little.
+/// endless: then its connection ends. It comes in small pieces, so that a client of HTTP/2 that takes little of it
+/// holds little.
 struct CountedBody<B> {
     body: B,
     /// What is left of its last frame.
