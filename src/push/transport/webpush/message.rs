@@ -1,6 +1,7 @@
 //! A notice as a request to a push service (RFC 8030 section 5). Pure, but for the chance that encryption
 //! needs.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,7 +79,8 @@ impl WebPush {
         let authorization =
             authorization.ok_or_else(|| Verdict::misconfigured("no token can be signed"))?;
         let body = keys.encrypt(plain.as_bytes());
-        let body = body.map_err(|_| Verdict::unrenderable("the client's key is none"))?;
+        let body =
+            body.map_err(|_| Verdict::unrenderable("the client's key is no point of P-256"))?;
         let mut request = Request::post(endpoint)
             .header("ttl", terms.ttl.as_secs())
             .header("urgency", terms.urgency)
@@ -179,19 +181,20 @@ fn no_room() -> Verdict {
     Verdict::unrenderable("the name of the account has no room in a message")
 }
 
-/// What makes a message replace an undelivered one (RFC 8030 section 5.4): one that names the same mailboxes, and
-/// tells of new mail as well or of none as well, so nothing is lost. 32 characters, of which the push service
+/// What makes a message replace an undelivered one (RFC 8030 section 5.4): one that names the same mailboxes, each
+/// with new mail as well or with none as well, so nothing is lost. 32 characters, of which the push service
 /// learns nothing without the client's secret.
 fn topic(subscription: &Subscription, keys: &ClientKeys, notice: &Notice<'_>) -> String {
     let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, keys.auth()));
-    let is_new = notice.mailboxes.iter().any(|change| change.kind == ChangeKind::NewMail);
-    context.update(if is_new { b"mailchime topic new\0" } else { b"mailchime topic old\0" });
+    context.update(b"mailchime topic\0");
     context.update(subscription.account.as_str().as_bytes());
-    let mut names: Vec<_> = notice.mailboxes.iter().map(|change| change.mailbox.as_str()).collect();
-    names.sort_unstable();
-    for name in names {
-        context.update(b"\0");
-        context.update(name.as_bytes());
+    let changes = notice.mailboxes.iter();
+    let changes: BTreeSet<_> = changes
+        .map(|change| (change.mailbox.as_str(), change.kind == ChangeKind::NewMail))
+        .collect();
+    for (mailbox, is_new) in changes {
+        context.update(if is_new { b"\0+" } else { b"\0=" });
+        context.update(mailbox.as_bytes());
     }
     BASE64_URL_SAFE_NO_PAD.encode(&context.sign().as_ref()[..24])
 }
@@ -276,8 +279,9 @@ mod tests {
     fn a_topic_is_that_of_the_same_mailboxes_of_the_same_client() {
         let web_push = web_push(&[]);
         let alice = subscription(&web_push, "https://push.example.net/1");
-        let topic_of = |names: &[&str], kind: ChangeKind| {
-            let mailboxes: Vec<_> = names.iter().map(|name| changed(name, kind)).collect();
+        let topic_of_changes = |changes: &[(&str, ChangeKind)]| {
+            let mailboxes: Vec<_> =
+                changes.iter().map(|(name, kind)| changed(name, *kind)).collect();
             let notice = Notice {
                 id: "id",
                 mailboxes: &mailboxes,
@@ -286,9 +290,12 @@ mod tests {
                 ttl: Duration::ZERO,
             };
             let request = web_push.render(&alice, &notice).unwrap();
-            let urgency = if kind == ChangeKind::NewMail { "high" } else { "low" };
-            assert_eq!(request.headers()["urgency"], urgency);
+            let is_new = changes.iter().any(|(_, kind)| *kind == ChangeKind::NewMail);
+            assert_eq!(request.headers()["urgency"], if is_new { "high" } else { "low" });
             request.headers()["topic"].to_str().unwrap().to_owned()
+        };
+        let topic_of = |names: &[&str], kind: ChangeKind| {
+            topic_of_changes(&names.iter().map(|name| (*name, kind)).collect::<Vec<_>>())
         };
         let topic = |names: &[&str]| topic_of(names, ChangeKind::Quiet);
         assert_ne!(
@@ -296,6 +303,14 @@ mod tests {
             topic_of(&["INBOX"], ChangeKind::NewMail),
             "it would be lost"
         );
+        // Nor is the new mail of one mailbox, when the other has some.
+        let (quiet, new) = (ChangeKind::Quiet, ChangeKind::NewMail);
+        let both = [
+            topic_of_changes(&[("INBOX", new), ("Notes", quiet)]),
+            topic_of_changes(&[("INBOX", quiet), ("Notes", new)]),
+            topic_of_changes(&[("INBOX", new), ("Notes", new)]),
+        ];
+        assert!(both[0] != both[1] && both[0] != both[2] && both[1] != both[2], "{both:?}");
         assert_eq!(topic(&["INBOX", "Notes"]), topic(&["Notes", "INBOX"]));
         assert_ne!(topic(&["INBOX", "Notes"]), topic(&["INBOX"]));
         assert_ne!(topic(&["Notes"]), topic(&["INBOX"]));
