@@ -119,6 +119,9 @@ pub(super) struct InFlight {
 
 // === impl DeviceState ===
 
+/// A push that failed says for so long what is known of the newest mail.
+const NEWEST_KEPT: Duration = Duration::from_mins(5);
+
 impl DeviceState {
     pub(super) fn new(
         target: &Target,
@@ -168,9 +171,12 @@ impl DeviceState {
             self.device = Arc::new(new.clone());
             (self.route, self.peer) = (RouteId::of(new), transport.peer(new));
         }
-        if self.registered_at < target.registered_at && self.heals {
-            // The device lives, and so may its token.
-            self.try_anew();
+        if self.registered_at < target.registered_at {
+            self.failing = target.failing_since.is_some();
+            if self.heals {
+                // The device lives, and so may its token.
+                self.try_anew();
+            }
         }
         (self.registered_at, self.heard_at) = (target.registered_at, target.heard_at);
         self.renews = target.renews;
@@ -240,8 +246,12 @@ impl DeviceState {
                 };
                 let times = (change.seen_at, awaited.max(now));
                 self.wait_for(mailbox, Due::of(change), times, now, rules);
-                if let Some(PreviewState::Known(preview, _)) = preview {
-                    self.previewed(mailbox, Some(preview), now);
+                match preview {
+                    Some(PreviewState::Known(preview, _)) => {
+                        self.previewed(mailbox, Some(preview), now);
+                    }
+                    None if change.kind == ChangeKind::NewMail => self.forget_preview(mailbox),
+                    _ => {}
                 }
             }
         }
@@ -258,10 +268,20 @@ impl DeviceState {
             && self.carries_preview
         {
             waiting.until = waiting.until.min(now);
-            if let Some(preview) = preview.cloned() {
-                let newest = NewestMail { mailbox: mailbox.clone(), preview };
-                waiting.newest = Some(newest.after(waiting.newest.take()));
+            match preview.cloned() {
+                Some(preview) => {
+                    let newest = NewestMail { mailbox: mailbox.clone(), preview };
+                    waiting.newest = Some(newest.after(waiting.newest.take()));
+                }
+                None => self.forget_preview(mailbox),
             }
+        }
+    }
+
+    /// Nothing is known of the newest mail of the mailbox: that of an older one does not go out in its place.
+    fn forget_preview(&mut self, mailbox: &Mailbox) {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.newest.take_if(|newest| newest.mailbox == *mailbox);
         }
     }
 
@@ -459,6 +479,14 @@ impl DeviceState {
             return;
         }
         let waiting = self.waiting.get_or_insert_with(|| Backlog::since(now, seen_at));
+        // Of a newer mail of its mailbox nothing is known, or it may have been read long since.
+        let is_past = |newest: &NewestMail| {
+            let newer = waiting.mailboxes.get(&newest.mailbox);
+            let is_newer = newer.is_some_and(|due| due.kind == ChangeKind::NewMail);
+            waiting.newest.is_none() && is_newer
+                || now.saturating_duration_since(seen_at) > NEWEST_KEPT
+        };
+        let newest = newest.filter(|newest| !is_past(newest));
         for (mailbox, due) in mailboxes {
             let due = Due { marked, ..due };
             let newer = waiting.mailboxes.get(&mailbox);

@@ -123,6 +123,36 @@ fn a_push_that_failed_says_it_again_with_what_came_since() {
 }
 
 #[test]
+fn of_an_older_mail_nothing_is_said_when_a_newer_one_is_unknown() {
+    let mut sim = simulation([browser("b")]);
+    sim.service = None;
+    sim.mail("INBOX", 7);
+    sim.previewed("INBOX", Some("Bob"), 1);
+    assert_eq!(sim.pushes_until(1.0), ["0 push b INBOX: Bob in INBOX, 1"]);
+    sim.mail("INBOX", 8);
+    sim.previewed("INBOX", None, 1);
+    sim.answer(unavailable());
+    assert_eq!(sim.pushes_until(9.0), ["2 push b INBOX"]);
+    sim.answer(accepted());
+    // The same while the push waits for its time.
+    sim.mail("INBOX", 9);
+    sim.previewed("INBOX", Some("Bob"), 1);
+    sim.previewed("INBOX", None, 1);
+    assert_eq!(sim.pushes_until(99.0), ["9 push b INBOX"]);
+}
+
+#[test]
+fn what_is_known_of_a_mail_is_forgotten_when_its_push_fails_for_long() {
+    let mut sim = simulation([browser("b")]);
+    sim.service = Some(unavailable());
+    sim.mail("INBOX", 7);
+    sim.previewed("INBOX", Some("Bob"), 1);
+    let pushes = sim.pushes_until(3600.0);
+    assert!(pushes.iter().any(|push| push.contains("Bob")), "{pushes:?}");
+    assert!(pushes.last().is_some_and(|push| !push.contains("Bob")), "{pushes:?}");
+}
+
+#[test]
 fn a_mailbox_that_was_dropped_is_not_named() {
     let mut sim = simulation([browser("b")]);
     sim.mail("INBOX", 7);
