@@ -2,7 +2,7 @@
 //! several mailboxes in one event.
 //!
 //! Its form is the one that Standard Webhooks recommends: `type`, `timestamp`, `data`. It holds nothing of
-//! a message, and leaves out what is not known.
+//! a message (Web Push adds the preview of one), and leaves out what is not known.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

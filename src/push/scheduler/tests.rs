@@ -352,7 +352,8 @@ fn a_device_that_hears_of_new_mail_alone_holds_up_no_quiet_change_and_is_owed_no
     sim.until(199.6);
     let mut pushed = None;
     while pushed.is_none() {
-        sim.now = sim.scheduler.wake_at(sim.now).unwrap_or(sim.now).max(sim.now);
+        let wake_at = sim.scheduler.wake_at(sim.now).expect("a push waits");
+        sim.now = wake_at.max(sim.now);
         match sim.scheduler.next(sim.now) {
             Some(Effect::Send(push)) => pushed = Some(push),
             Some(other) => sim.act(other),

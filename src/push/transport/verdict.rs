@@ -24,7 +24,7 @@ pub enum Verdict {
     /// The service takes no message of this size.
     TooLarge,
     /// No request can be written for this subscription, as for one whose options cannot be read: nothing
-    /// was sent. That heals when the client registers again.
+    /// was sent. That heals when the client registers again, or when what mailchime lacks for it is there again.
     Unrenderable {
         /// What is wrong.
         why: String,
@@ -89,8 +89,8 @@ impl Verdict {
         }
     }
 
-    /// Whether it failed for a reason of the subscription's own, which lasts until its client, its user or the
-    /// operator mends it.
+    /// Whether its service refuses its push, or none can be written: that lasts until its client, its user or
+    /// the operator mends it.
     pub fn is_failure_of_subscription(&self) -> bool {
         match self {
             Self::Gone { .. }

@@ -8,7 +8,7 @@ use crate::model::Timestamp;
 use crate::net::backoff::Backoff;
 use crate::push::transport::Verdict;
 
-/// The service knows most endpoints of a route not, so that it is hardly the endpoints.
+/// The service does not know most endpoints of a route, so the fault is hardly theirs.
 pub(in super::super) struct Doubts {
     /// What registered later than this, by the time of service, is kept.
     pub(in super::super) renewed_since: Timestamp,
@@ -65,7 +65,7 @@ impl DeviceState {
                         target: "mailchime::push::bad_endpoints_doubted",
                         %route, %account, %endpoint, remedy,
                         "the push service does not know most endpoints; mailchime removes no registration of the \
-                         last days for that until other answers come"
+                         last days for that, and none that no client renews, until other answers come"
                     );
                 }
                 // One that never registers again would be left alone for good.
@@ -86,6 +86,15 @@ impl DeviceState {
             }
             Verdict::TooLarge | Verdict::Misconfigured { .. } => {
                 self.say_refused(verdict, by_users);
+                FollowUp::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
+            }
+            Verdict::Unrenderable { why } if by_users => {
+                info!(
+                    target: "mailchime::push::registration_of_user_unusable",
+                    why, %account, %endpoint, %route,
+                    "could not write a push for what a user registered; mailchime keeps the push, and tries again \
+                     once the client has registered anew, and from time to time"
+                );
                 FollowUp::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
             }
             Verdict::Unrenderable { why } => {

@@ -27,7 +27,7 @@ pub(in crate::push::transport) async fn run(
         let Config { web_push, fcm, webhooks, .. } = config;
         return match web_push.is_none() && fcm.is_empty() && webhooks.is_empty() {
             true => lines.warning("there is none, nor another way to push: push is off"),
-            false => lines.ok("there is none: iOS Mail gets no push, all else does"),
+            false => lines.ok("there is none: iOS Mail gets no push"),
         };
     }
     for apns in &config.apns {
@@ -134,7 +134,10 @@ mod tests {
         config.apns.clear();
         for (fcm, expected) in [
             (Vec::new(), (CheckOutcome::Warning, "push is off")),
-            (vec![config::FcmConfig::new("firebase.json")], (CheckOutcome::Ok, "all else does")),
+            (
+                vec![config::FcmConfig::new("firebase.json")],
+                (CheckOutcome::Ok, "iOS Mail gets no push"),
+            ),
         ] {
             config.fcm = fcm;
             let mut lines = Vec::new();
