@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, DATE, HeaderValue};
 use hyper::service::service_fn;
@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::pki::{Pki, PkiError};
 use super::port::Port;
 use super::random_uuid;
+use super::reply_body::ReplyBody;
 use crate::imap::registration::xapple::DeviceToken;
 use provider::Provider;
 use refusal::{PAYLOAD, refusal};
@@ -77,6 +78,8 @@ pub enum Answer {
     },
     /// Never.
     Hang,
+    /// This status, and a body without an end.
+    Endless(u16),
     /// The TCP connection is closed, with all that is under way on it.
     Disconnect,
 }
@@ -319,7 +322,7 @@ impl Answer {
     fn status(&self) -> Option<u16> {
         match self {
             Self::Accept => Some(200),
-            Self::Refuse { status, .. } => Some(*status),
+            Self::Refuse { status, .. } | Self::Endless(status) => Some(*status),
             Self::Hang | Self::Disconnect => None,
         }
     }
@@ -458,18 +461,20 @@ fn headers_of_interest(headers: &HeaderMap) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn respond(answer: Answer, id: &str, now: SystemTime) -> Response<Full<Bytes>> {
+fn respond(answer: Answer, id: &str, now: SystemTime) -> Response<ReplyBody> {
+    let text = |text| ReplyBody::Text(Some(text));
     let (status, body, retry_after) = match answer {
         Answer::Refuse { status, reason, timestamp, retry_after } => {
             let mut body = json!({ "reason": reason });
             if let Some(timestamp) = timestamp {
                 body["timestamp"] = timestamp.into();
             }
-            (status, body.to_string().into(), retry_after)
+            (status, text(body.to_string().into()), retry_after)
         }
-        Answer::Accept | Answer::Hang | Answer::Disconnect => (200, Bytes::new(), None),
+        Answer::Accept | Answer::Hang | Answer::Disconnect => (200, text(Bytes::new()), None),
+        Answer::Endless(status) => (status, ReplyBody::Endless, None),
     };
-    let mut response = Response::new(Full::new(body));
+    let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
     // An id that a client made up of odd bytes is not echoed.
     response.headers_mut().extend(id.parse().ok().map(|id| (APNS_ID, id)));

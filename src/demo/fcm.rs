@@ -16,8 +16,7 @@ use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{KeyPair, RSA_PKCS1_2048_8192_SHA256, RsaKeyPair, UnparsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use hyper::service::service_fn;
@@ -28,9 +27,12 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
+use super::farewell::serve_until;
 use super::pki::{Pki, PkiError};
 use super::port::Port;
+use super::reply_body::ReplyBody;
 
 /// A running service with one project and one service account. Dropping it closes its port.
 pub struct FcmStandIn {
@@ -67,6 +69,10 @@ pub enum FcmAnswer {
         /// The seconds of `Retry-After`.
         retry_after: Option<u32>,
     },
+    /// 200, and the connection takes nothing else: GOAWAY.
+    Farewell,
+    /// 200, and a body without an end.
+    Endless,
     /// Never.
     Hang,
 }
@@ -240,6 +246,11 @@ impl FcmStandIn {
         (state.asked, state.given)
     }
 
+    /// How many connections were ever made.
+    pub fn connections(&self) -> u64 {
+        self.port.accepted()
+    }
+
     /// Refuses new connections, and closes those that are open.
     pub async fn refuse(&self) {
         self.port.close().await;
@@ -316,7 +327,7 @@ impl FcmAnswer {
 
     fn status(&self) -> Option<u16> {
         match self {
-            Self::Accept => Some(200),
+            Self::Accept | Self::Farewell | Self::Endless => Some(200),
             Self::Refuse { http, .. } => Some(*http),
             Self::Hang => None,
         }
@@ -368,16 +379,22 @@ impl FcmShared {
 // --- Connections ---
 
 async fn serve(stream: tokio_rustls::server::TlsStream<TcpStream>, shared: Arc<FcmShared>) {
+    let farewell = CancellationToken::new();
+    let said = farewell.clone();
     let service = service_fn(move |request| {
-        let shared = shared.clone();
-        async move { Ok::<_, Infallible>(answer(request, &shared).await) }
+        let (shared, farewell) = (shared.clone(), said.clone());
+        async move { Ok::<_, Infallible>(answer(request, &shared, &farewell).await) }
     });
     let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-    // How it ends is the client's matter.
-    let _ = http.serve_connection(TokioIo::new(stream), service).await;
+    let connection = http.serve_connection(TokioIo::new(stream), service);
+    serve_until(connection, |connection| connection.graceful_shutdown(), &farewell).await;
 }
 
-async fn answer(request: Request<Incoming>, shared: &FcmShared) -> Response<Full<Bytes>> {
+async fn answer(
+    request: Request<Incoming>,
+    shared: &FcmShared,
+    farewell: &CancellationToken,
+) -> Response<ReplyBody> {
     let (head, body) = request.into_parts();
     let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
     let (kind, authorization) = (text(CONTENT_TYPE), text(AUTHORIZATION));
@@ -394,13 +411,13 @@ async fn answer(request: Request<Incoming>, shared: &FcmShared) -> Response<Full
             if kind.as_deref() != Some("application/json") {
                 return refuse(400, "INVALID_ARGUMENT", Some("INVALID_ARGUMENT"), "no JSON", None);
             }
-            take_message(authorization.as_deref(), &body, shared).await
+            take_message(authorization.as_deref(), &body, shared, farewell).await
         }
         _ => refuse(404, "NOT_FOUND", None, "Requested entity was not found.", None),
     }
 }
 
-async fn give_token(form: &[u8], shared: &FcmShared) -> Response<Full<Bytes>> {
+async fn give_token(form: &[u8], shared: &FcmShared) -> Response<ReplyBody> {
     let form: BTreeMap<_, _> = form_urlencoded::parse(form).into_owned().collect();
     let field = |name: &str| form.get(name).map_or("", String::as_str);
     let proves = field("grant_type") == GRANT && shared.proves(field("assertion"));
@@ -435,7 +452,8 @@ async fn take_message(
     authorization: Option<&str>,
     body: &[u8],
     shared: &FcmShared,
-) -> Response<Full<Bytes>> {
+    farewell: &CancellationToken,
+) -> Response<ReplyBody> {
     let token = authorization.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
     let known = shared.state().good.contains(token);
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
@@ -461,7 +479,11 @@ async fn take_message(
     shared.received.send_modify(|count| *count += 1);
     match answer {
         FcmAnswer::Hang => std::future::pending().await,
-        FcmAnswer::Accept => {
+        FcmAnswer::Endless => Response::new(ReplyBody::Endless),
+        accepted @ (FcmAnswer::Accept | FcmAnswer::Farewell) => {
+            if accepted == FcmAnswer::Farewell {
+                farewell.cancel();
+            }
             let name = format!("projects/{PROJECT}/messages/0:{number}");
             respond(200, json!({ "name": name }).to_string(), None)
         }
@@ -512,7 +534,7 @@ fn refuse(
     code: Option<&str>,
     message: &str,
     retry_after: Option<u32>,
-) -> Response<Full<Bytes>> {
+) -> Response<ReplyBody> {
     let mut error = json!({ "code": http, "message": message, "status": status });
     if let Some(code) = code {
         error["details"] = json!([{ "@type": FCM_ERROR, "errorCode": code }]);
@@ -520,8 +542,8 @@ fn refuse(
     respond(http, json!({ "error": error }).to_string(), retry_after)
 }
 
-fn respond(status: u16, body: String, retry_after: Option<u32>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+fn respond(status: u16, body: String, retry_after: Option<u32>) -> Response<ReplyBody> {
+    let mut response = Response::new(ReplyBody::Text(Some(body.into())));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
     if let Some(seconds) = retry_after {
         response.headers_mut().insert(RETRY_AFTER, seconds.into());

@@ -19,6 +19,7 @@ use uuid::Uuid;
 pub mod apns;
 pub mod backend;
 pub mod dialogue;
+mod farewell;
 pub mod fcm;
 pub mod firefox_profile;
 pub mod phone;

@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -27,6 +28,8 @@ pub(super) struct Port {
 struct PortShared {
     serve: Box<dyn Fn(TcpStream) -> Served + Send + Sync>,
     tasks: TaskTracker,
+    /// How many connections were ever accepted.
+    accepted: AtomicU64,
     /// Ends everything.
     end: CancellationToken,
     /// Ends the connections that are open now; a child of `end`.
@@ -54,6 +57,7 @@ impl Port {
             shared: Arc::new(PortShared {
                 serve: Box::new(move |stream| Box::pin(serve(stream))),
                 tasks: TaskTracker::new(),
+                accepted: AtomicU64::new(0),
                 connections: Mutex::new(end.child_token()),
                 end,
             }),
@@ -66,6 +70,11 @@ impl Port {
 
     pub(super) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How many connections were ever accepted.
+    pub(super) fn accepted(&self) -> u64 {
+        self.shared.accepted.load(Ordering::Relaxed)
     }
 
     /// Closes the listening socket: clients that connect now are refused. What is open stays open.
@@ -130,6 +139,7 @@ async fn accept(listener: TcpListener, shared: Arc<PortShared>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
+                shared.accepted.fetch_add(1, Ordering::Relaxed);
                 // Answers are written whole, so there is nothing for Nagle's algorithm to gather.
                 let _ = stream.set_nodelay(true);
                 let connections = shared.connections.lock().clone();

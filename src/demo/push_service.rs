@@ -23,7 +23,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 
+use super::farewell::serve_until;
 use super::pki::{Pki, PkiError};
 use super::port::Port;
 use super::random_uuid;
@@ -70,6 +72,8 @@ pub enum Reply {
     Created,
     /// This status, with `Retry-After` in seconds where there is one.
     Status(u16, Option<u32>),
+    /// 201, and the connection takes nothing else: GOAWAY.
+    Farewell,
     /// 307 to this URL.
     Redirect(String),
     /// Never.
@@ -312,22 +316,25 @@ impl ServiceParts {
 async fn serve(stream: TlsStream<TcpStream>, shared: Arc<ServiceParts>) {
     shared.connections.fetch_add(1, Ordering::Relaxed);
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let farewell = CancellationToken::new();
+    let said = farewell.clone();
     let service = service_fn(move |request| {
-        let shared = Arc::clone(&shared);
+        let (shared, farewell) = (Arc::clone(&shared), said.clone());
         async move {
-            match receive(request, &shared, is_http2).await {
+            match receive(request, &shared, is_http2, &farewell).await {
                 Some(response) => Ok::<_, Infallible>(response),
                 None => std::future::pending().await,
             }
         }
     });
     let io = TokioIo::new(stream);
-    // How a connection ends is the client's to see.
     if is_http2 {
         let http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-        let _ = http2.serve_connection(io, service).await;
+        let connection = http2.serve_connection(io, service);
+        serve_until(connection, |connection| connection.graceful_shutdown(), &farewell).await;
     } else {
-        let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
+        let connection = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
+        serve_until(connection, |connection| connection.graceful_shutdown(), &farewell).await;
     }
 }
 
@@ -336,6 +343,7 @@ async fn receive(
     request: Request<Incoming>,
     shared: &ServiceParts,
     is_http2: bool,
+    farewell: &CancellationToken,
 ) -> Option<Response<ReplyBody>> {
     let (head, body) = request.into_parts();
     let path = head.uri.path().to_owned();
@@ -349,7 +357,9 @@ async fn receive(
             Some((status, _)) => Reply::Status(status, None),
             None => state.replies.get(&path).unwrap_or(&state.reply_to_all).clone(),
         };
-        if let (Reply::Created, Some(Subscriber::Firefox(channel))) = (&reply, &browser) {
+        if let (Reply::Created | Reply::Farewell, Some(Subscriber::Firefox(channel))) =
+            (&reply, &browser)
+        {
             channel.send("aes128gcm", &body);
         }
         if state.messages.len() == RECORDED {
@@ -366,6 +376,9 @@ async fn receive(
         reply
     };
     shared.received.send_modify(|count| *count += 1);
+    if reply == Reply::Farewell {
+        farewell.cancel();
+    }
     let text = refused.map_or("", |(_, why)| why);
     respond(reply, text)
 }
@@ -414,7 +427,7 @@ fn headers(headers: &HeaderMap) -> BTreeMap<String, String> {
 impl Reply {
     fn status(&self) -> Option<u16> {
         match self {
-            Self::Created => Some(201),
+            Self::Created | Self::Farewell => Some(201),
             Self::Status(status, _) | Self::Endless(status) => Some(*status),
             Self::Redirect(_) => Some(307),
             Self::Hang => None,

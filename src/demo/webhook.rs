@@ -15,14 +15,17 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
+use rustls::ServerConfig;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
+use super::farewell::serve_until;
 use super::pki::{Pki, PkiError};
 use super::port::Port;
 use super::reply_body::ReplyBody;
@@ -53,6 +56,8 @@ pub struct ReceivedEvent {
 pub enum ReceiverAnswer {
     /// This status, and the seconds of a `Retry-After`.
     Status(u16, Option<u32>),
+    /// 204, and the connection takes nothing else: GOAWAY where it is of HTTP/2.
+    Farewell,
     /// Never.
     Hang,
     /// This status, and a body without an end.
@@ -91,6 +96,16 @@ impl WebhookReceiver {
         Self::deciding(listener, pki, |_| ReceiverAnswer::Status(204, None))
     }
 
+    /// As [`WebhookReceiver::start`] with TLS, and speaks HTTP/2 with clients that do.
+    ///
+    /// # Errors
+    /// As [`WebhookReceiver::start`].
+    pub fn start_http2(listener: TcpListener, pki: &Pki) -> Result<Self, ReceiverStartError> {
+        let mut tls = (*pki.server_config()?).clone();
+        tls.alpn_protocols = ["h2", "http/1.1"].map(|name| name.as_bytes().to_vec()).to_vec();
+        Self::over(listener, Some(Arc::new(tls)), |_| ReceiverAnswer::Status(204, None))
+    }
+
     /// As [`WebhookReceiver::start`], and answers what `decide` says.
     ///
     /// # Errors
@@ -100,7 +115,15 @@ impl WebhookReceiver {
         pki: Option<&Pki>,
         decide: impl Fn(&ReceivedEvent) -> ReceiverAnswer + Send + Sync + 'static,
     ) -> Result<Self, ReceiverStartError> {
-        let tls = pki.map(Pki::server_config).transpose()?.map(TlsAcceptor::from);
+        Self::over(listener, pki.map(Pki::server_config).transpose()?, decide)
+    }
+
+    fn over(
+        listener: TcpListener,
+        tls: Option<Arc<ServerConfig>>,
+        decide: impl Fn(&ReceivedEvent) -> ReceiverAnswer + Send + Sync + 'static,
+    ) -> Result<Self, ReceiverStartError> {
+        let tls = tls.map(TlsAcceptor::from);
         let shared = Arc::new(ReceiverShared {
             decide: Box::new(decide),
             answer: Mutex::default(),
@@ -113,10 +136,11 @@ impl WebhookReceiver {
         let port = Port::open(listener, move |stream| {
             let (tls, shared) = (tls.clone(), for_connections.clone());
             async move {
-                let Some(tls) = tls else { return serve(stream, shared).await };
+                let Some(tls) = tls else { return serve(stream, false, shared).await };
                 let accepting = tokio::time::timeout(TLS_HANDSHAKE, tls.accept(stream));
                 if let Ok(Ok(stream)) = accepting.await {
-                    serve(stream, shared).await;
+                    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                    serve(stream, is_http2, shared).await;
                 }
             }
         })?;
@@ -161,6 +185,11 @@ impl WebhookReceiver {
     /// The answer to everything from now on; `None` lets the receiver decide.
     pub fn answer_all(&self, answer: Option<ReceiverAnswer>) {
         *self.shared.answer.lock() = answer;
+    }
+
+    /// How many connections were ever made.
+    pub fn connections(&self) -> u64 {
+        self.port.accepted()
     }
 
     /// Refuses new connections, and closes those that are open.
@@ -227,22 +256,47 @@ impl ReceivedEvent {
     }
 }
 
+// === impl ReceiverAnswer ===
+
+impl ReceiverAnswer {
+    fn status(&self) -> Option<u16> {
+        match self {
+            Self::Status(status, _) | Self::Endless(status) => Some(*status),
+            Self::Farewell => Some(204),
+            Self::Hang => None,
+        }
+    }
+}
+
 // --- Connections ---
 
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    is_http2: bool,
     shared: Arc<ReceiverShared>,
 ) {
+    let farewell = CancellationToken::new();
+    let said = farewell.clone();
     let service = service_fn(move |request| {
-        let shared = shared.clone();
-        async move { Ok::<_, Infallible>(receive(request, &shared).await) }
+        let (shared, farewell) = (shared.clone(), said.clone());
+        async move { Ok::<_, Infallible>(receive(request, &shared, &farewell).await) }
     });
-    let http = hyper::server::conn::http1::Builder::new();
-    // How it ends is the client's matter.
-    let _ = http.serve_connection(TokioIo::new(stream), service).await;
+    let io = TokioIo::new(stream);
+    if is_http2 {
+        let http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        let connection = http2.serve_connection(io, service);
+        serve_until(connection, |connection| connection.graceful_shutdown(), &farewell).await;
+    } else {
+        let connection = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
+        serve_until(connection, |connection| connection.graceful_shutdown(), &farewell).await;
+    }
 }
 
-async fn receive(request: Request<Incoming>, shared: &ReceiverShared) -> Response<ReplyBody> {
+async fn receive(
+    request: Request<Incoming>,
+    shared: &ReceiverShared,
+    farewell: &CancellationToken,
+) -> Response<ReplyBody> {
     let (head, body) = request.into_parts();
     let body = Limited::new(body, MAX_REQUEST).collect().await;
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
@@ -255,9 +309,7 @@ async fn receive(request: Request<Incoming>, shared: &ReceiverShared) -> Respons
     };
     let prescribed = shared.answer.lock().clone();
     let answer = prescribed.unwrap_or_else(|| (shared.decide)(&event));
-    if let ReceiverAnswer::Status(status, _) | ReceiverAnswer::Endless(status) = answer {
-        event.status = Some(status);
-    }
+    event.status = answer.status();
     shared.events.lock().push(event);
     shared.received.send_modify(|count| *count += 1);
     match answer {
@@ -265,6 +317,12 @@ async fn receive(request: Request<Incoming>, shared: &ReceiverShared) -> Respons
         ReceiverAnswer::Endless(status) => {
             let mut response = Response::new(ReplyBody::Endless);
             *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
+            response
+        }
+        ReceiverAnswer::Farewell => {
+            farewell.cancel();
+            let mut response = Response::new(ReplyBody::Text(None));
+            *response.status_mut() = StatusCode::NO_CONTENT;
             response
         }
         ReceiverAnswer::Status(status, retry_after) => {
