@@ -265,7 +265,8 @@ impl Supervisor {
         self.moment
     }
 
-    /// Has devices forgotten that have not registered for long, and all accounts with others read.
+    /// Has devices forgotten that have not registered for long, and all accounts with others read: also where not all
+    /// of those can be forgotten.
     fn read_all(&mut self) {
         self.reading = true;
         let (moment, joined) = (self.now(), self.assignment.borrow().joined());
@@ -275,7 +276,14 @@ impl Supervisor {
         self.asked.spawn(async move {
             let accounts = async {
                 let alive = context.alive();
-                context.store.expire(alive).await?;
+                if let Err(error) = context.store.expire(alive).await {
+                    tracing::warn!(
+                        target: "mailchime::watch::not_expired",
+                        %error,
+                        "could not remove all subscriptions that are over from the database; mailchime pushes \
+                         none of them, and tries again within the hour"
+                    );
+                }
                 let accounts = context.store.accounts(alive).await?;
                 adopt(&context, &accounts).await?;
                 let due = due(&context, &assignment, &accounts, sweep).await?;

@@ -202,6 +202,30 @@ async fn a_new_password_that_could_not_be_stored_is_stored_at_the_next_login() {
 }
 
 #[tokio::test]
+async fn an_account_that_cannot_be_removed_keeps_no_other_from_being_watched() {
+    limited(async {
+        let backend = backend().await;
+        backend.add_account("bob", PASSWORD.as_bytes());
+        let world = world(&backend).await;
+        world.register("bob", &[("INBOX", told(2, 1, 0, 0))]).await;
+        let file = world.folder.path().join("mailchime.db");
+        let mut beside =
+            SqliteConnection::connect(&format!("sqlite://{}", file.display())).await.unwrap();
+        let silent = "update subscription set heard_at = 1 where account = \
+                      (select id from account where name = 'bob')";
+        let failing = "create trigger refuse before delete on subscription begin \
+                       select raise(abort, 'as if'); end";
+        beside.execute(silent).await.unwrap();
+        beside.execute(failing).await.unwrap();
+        let watching = world.watch();
+        backend.wait_until(|c| c.idling == 1).await;
+        assert_eq!(backend.counters().logins.get("bob"), None, "it is over all the same");
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_backend_in_trouble_does_not_park_an_account() {
     limited(async {
         let backend = backend().await;
