@@ -3,17 +3,25 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::SocketAddr;
 use std::time::Instant;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use hyper::{Method, Request, Response};
 use mailchime::demo::phone::Phone;
+use mailchime::net::dial::Dialer;
+use mailchime::net::https::{HttpsClient, client_tls};
+use mailchime::net::resolve::NameResolver;
 use serde_json::Value;
 
-use crate::support::limited;
 use crate::support::program::{Process, mailchime};
 use crate::support::servers::DatabaseServer;
 use crate::support::servers::mariadb::MariaDb;
 use crate::support::servers::postgres::Postgres;
 use crate::support::world::{MAIL, Server, World};
+use crate::support::{SOON, limited};
 
 const PASSWORD: &str = "of everyone";
 
@@ -87,6 +95,17 @@ impl Cluster {
         let mut process = Process::spawn(mailchime(&arguments));
         process.end().await;
         process.stdout.seen.join("\n")
+    }
+
+    /// What the API answers to a request of this user.
+    async fn of_user(&self, login: &str, method: Method, url: &str) -> Response<Bytes> {
+        let tls = client_tls(Some(&self.world.file("ca.pem"))).unwrap();
+        let dialer = Dialer::new(NameResolver::default(), None, tls);
+        let login = STANDARD.encode(format!("{login}:{PASSWORD}"));
+        let request = Request::builder().method(method).uri(url);
+        let request = request.header("authorization", format!("Basic {login}"));
+        let client = HttpsClient::new(dialer, SOON);
+        client.send(request.body(Bytes::new()).unwrap()).await.unwrap()
     }
 
     async fn watched_by(&self, node: &Node) -> BTreeSet<String> {
@@ -338,6 +357,48 @@ async fn a_new_password_at_one_node_wakes_the_watcher_at_another() {
         b.server.process.kill();
         let since = cluster.mail_to_all();
         cluster.all_told(since).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removal_at_one_node_by_the_api_or_a_command_ends_the_pushes_of_another() {
+    let test =
+        "program::nodes::a_removal_at_one_node_by_the_api_or_a_command_ends_the_pushes_of_another";
+    let Some(mut cluster) = Cluster::new(test).await else { return };
+    limited(async {
+        let mut a = cluster.start("a", "[api]\naddress = \"127.0.0.1:0\"\n").await;
+        let mut b = cluster.start("b", "").await;
+        let api = a.server.logged("serving users' programs over HTTPS").await;
+        let api = api["address"].as_str().unwrap().parse::<SocketAddr>().unwrap();
+        a.sees("a b").await;
+        b.sees("a b").await;
+        while cluster.watched_by(&b).await.len() < 2 {
+            cluster.register(&a).await;
+            cluster.divided(&[&a, &b]).await;
+        }
+        let of_b = cluster.watched_by(&b).await;
+        let [by_api, by_command] = [of_b.first().unwrap(), of_b.last().unwrap()];
+        let since = cluster.mail_to_all();
+        cluster.all_told(since).await;
+
+        let list = format!("https://localhost:{}/v1/subscriptions", api.port());
+        let listed = cluster.of_user(by_api, Method::GET, &list).await;
+        let listed: Value = serde_json::from_slice(listed.body()).unwrap();
+        let id = listed["subscriptions"][0]["id"].as_str().unwrap();
+        let removed = cluster.of_user(by_api, Method::DELETE, &format!("{list}/{id}")).await;
+        assert_eq!(removed.status(), 204);
+        cluster.ask(&a, &["subscriptions", "remove", by_command]).await;
+        let mut left = BTreeSet::from([by_api.clone(), by_command.clone()]);
+        while !left.is_empty() {
+            let line =
+                b.server.logged("the account has no device left; mailchime stops watching it");
+            left.remove(line.await["account"].as_str().unwrap());
+        }
+        let since = cluster.mail_to_all();
+        cluster.users.retain(|user| ![by_api, by_command].contains(&&user.login));
+        cluster.all_told(since).await;
+        cluster.divided(&[&a, &b]).await;
     })
     .await;
 }

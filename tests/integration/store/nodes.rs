@@ -109,6 +109,12 @@ pub(super) async fn a_change_is_an_invalidation_for_the_other_nodes(store: Store
     assert!(!a.remove_account(&bob()).await.unwrap());
     assert_eq!(news(&store, "b").await, ["bob@example.org"]);
 
+    register(&b, device(&bob(), 'a'), &["INBOX"], 5, 100).await;
+    let listed = a.subscriptions_of(&bob()).await.unwrap().remove(0);
+    assert!(a.remove_by_id(&bob(), listed.id).await.unwrap().is_some());
+    assert!(a.remove_by_id(&bob(), listed.id).await.unwrap().is_none());
+    assert_eq!(news(&store, "b").await, ["bob@example.org"]);
+
     // As much as is asked for.
     for user in ["u1", "u2", "u3"] {
         register(&a, device(&Account::from_login(user), 'a'), &["INBOX"], 5, 100).await;
