@@ -24,6 +24,7 @@ mod killed;
 mod scene;
 mod storm;
 mod webhook;
+mod webpush;
 
 /// How many rows are under way at once: most of them wait for something most of the time.
 const AT_ONCE: usize = 4;
@@ -54,6 +55,7 @@ async fn every_fault_is_survived() {
         .chain(apns::faults())
         .chain(fcm::faults())
         .chain(webhook::faults())
+        .chain(webpush::faults())
         .chain(database::faults())
         .chain(clock::faults())
         .collect();

@@ -4,10 +4,10 @@ use mailchime::demo::apns::Answer;
 use mailchime::demo::phone::Phone;
 use mailchime::imap::registration::xapple::DeviceToken;
 
-use super::scene::{Scene, push_logged};
+use super::scene::{Scene, push_logged, said};
 use super::{Fault, fault};
 use crate::support::soon;
-use crate::support::world::{MAIL, TOKEN};
+use crate::support::world::{MAIL, Server, TOKEN};
 
 pub(super) fn faults() -> Vec<Fault> {
     vec![
@@ -38,6 +38,21 @@ pub(super) fn faults() -> Vec<Fault> {
             "it is sent again, on another connection"
         ),
         fault!(
+            gone,
+            "APNs: 410 for one of two devices",
+            "its registration goes, the other hears at once"
+        ),
+        fault!(
+            wrong_key,
+            "APNs: 403, as for a wrong certificate",
+            "an error says so, the mail is pushed when the certificate is taken"
+        ),
+        fault!(
+            endless,
+            "APNs: an answer without an end",
+            "its head counts, the next push goes out"
+        ),
+        fault!(
             storm,
             "APNs: 503 to everything for a while",
             "sessions do not notice, and the mail is pushed afterwards"
@@ -45,12 +60,18 @@ pub(super) fn faults() -> Vec<Fault> {
     ]
 }
 
-async fn too_many(scene: Scene) {
+/// The program with a second phone, whose token this is.
+async fn with_another(scene: &Scene) -> (Server, String) {
     let server = scene.registered().await;
     let token = TOKEN.replace('8', "9");
     let other = Phone { device_token: token.clone(), ..scene.phone() };
     let ca = &scene.pki.ca.certificate;
     other.register(server.address, "localhost", ca, |_, _| {}).await.unwrap();
+    (server, token)
+}
+
+async fn too_many(scene: Scene) {
+    let (_server, token) = with_another(&scene).await;
     scene.fault();
     let busy = DeviceToken::new(TOKEN).unwrap();
     scene.apns.answer_token(&busy, Answer::refuse(429, "TooManyRequests"));
@@ -120,6 +141,47 @@ async fn cut(scene: Scene) {
     scene.deliver();
     assert_eq!(scene.push().await.status, None);
     assert_eq!(scene.push().await.status, Some(200));
+}
+
+async fn gone(scene: Scene) {
+    let (_server, token) = with_another(&scene).await;
+    scene.fault();
+    let dead = DeviceToken::new(TOKEN).unwrap();
+    scene.apns.answer_token(&dead, Answer::refuse(410, "Unregistered"));
+    scene.deliver();
+    assert_eq!(scene.accepted().await.token, DeviceToken::new(&token));
+    scene.left_with(1, "apns").await;
+    scene.deliver();
+    assert_eq!(scene.accepted().await.token, DeviceToken::new(&token));
+    let tries = scene.apns.pushes().iter().filter(|push| push.token == Some(dead.clone())).count();
+    assert_eq!(tries, 1);
+}
+
+async fn wrong_key(scene: Scene) {
+    let mut server = scene.registered().await;
+    scene.fault();
+    scene.apns.answer_all(Answer::refuse(403, "BadCertificate"));
+    scene.deliver();
+    said(&mut server, "the push service refuses a push for a reason that an operator has to fix")
+        .await;
+    scene.owed("apns").await;
+    scene.apns.answer_all(Answer::Accept);
+    scene.accepted().await;
+}
+
+async fn endless(scene: Scene) {
+    let mut server = scene.registered().await;
+    scene.fault();
+    scene.apns.answer_next(1, Answer::Endless(503));
+    scene.deliver();
+    push_logged(&mut server, "unavailable").await;
+    scene.accepted().await;
+    scene.fault();
+    scene.apns.answer_next(1, Answer::Endless(200));
+    scene.deliver();
+    push_logged(&mut server, "accepted").await;
+    push_logged(&mut server, "accepted").await;
+    assert_eq!(scene.apns.received(), 3);
 }
 
 async fn storm(scene: Scene) {

@@ -5,7 +5,7 @@ use std::fs;
 use mailchime::demo::fcm::{FcmAnswer, FcmMessage, FcmStandIn, TokenAnswers};
 use mailchime::model::PushEndpoint;
 
-use super::scene::{Scene, push_logged, said};
+use super::scene::{Scene, push_logged, push_to, said};
 use super::{Fault, fault};
 use crate::support::world::Server;
 use crate::support::{listener, soon};
@@ -26,6 +26,16 @@ pub(super) fn faults() -> Vec<Fault> {
             cut,
             "FCM: connection closed in the middle of a message",
             "it is sent again, the phone hears at once"
+        ),
+        fault!(
+            farewell,
+            "FCM: GOAWAY in the middle of a message",
+            "the answer counts, the next goes by a new connection, none twice"
+        ),
+        fault!(
+            endless,
+            "FCM: an answer without an end",
+            "its head counts, the next message comes, the phone hears at once"
         ),
         fault!(
             too_many,
@@ -111,6 +121,35 @@ async fn cut(scene: Scene) {
     service.refuse().await;
     service.resume().await.unwrap();
     accepted(&service).await;
+}
+
+async fn farewell(scene: Scene) {
+    let (service, mut server) = with_app(&scene, TokenAnswers::Give(3599)).await;
+    service.answer_all(FcmAnswer::Farewell);
+    let mut before = None;
+    for count in 1..=3 {
+        scene.fault();
+        scene.deliver();
+        scene.push().await;
+        accepted(&service).await;
+        push_to(&mut server, "token-a", "accepted").await;
+        assert_eq!(service.messages().len(), count);
+        let made = service.connections();
+        assert!(before.is_none_or(|before| made == before + 1), "{before:?} {made}");
+        before = Some(made);
+    }
+}
+
+async fn endless(scene: Scene) {
+    let (service, mut server) = with_app(&scene, TokenAnswers::Give(3599)).await;
+    service.answer_all(FcmAnswer::Endless);
+    for _ in 0..2 {
+        scene.fault();
+        scene.deliver();
+        scene.push().await;
+        accepted(&service).await;
+        push_to(&mut server, "token-a", "accepted").await;
+    }
 }
 
 async fn too_many(scene: Scene) {

@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use mailchime::demo::apns::Push;
+use mailchime::model::{Subscription, SubscriptionKey};
+use mailchime::store::Vault;
 use serde_json::Value;
 use sqlx::{Connection, SqliteConnection};
 
@@ -71,6 +73,59 @@ impl Scene {
         SqliteConnection::connect(&url).await.unwrap()
     }
 
+    /// Gives the account of the phone this subscription for the same mailboxes, with its secrets sealed.
+    pub(super) async fn subscribe(&self, subscription: &Subscription) {
+        let vault = Vault::open_existing(&self.file("mailchime.key")).unwrap();
+        let key = SubscriptionKey::from(subscription);
+        let sealed = subscription.secrets.as_ref().map(|it| vault.seal_secrets(&key, it));
+        let mut database = self.beside().await;
+        let row = "insert into subscription (account, transport, endpoint_hash, endpoint, app, route, options, \
+                   secrets, registered_at, heard_at, renews) select account, $1, $2, $3, $4, $5, $6, $7, \
+                   registered_at, heard_at, 0 from subscription limit 1";
+        sqlx::query(row)
+            .bind(subscription.transport.as_str())
+            .bind(subscription.endpoint.hash_hex())
+            .bind(subscription.endpoint.as_given())
+            .bind(&*subscription.app)
+            .bind(&*subscription.route)
+            .bind(&*subscription.options)
+            .bind(sealed)
+            .execute(&mut database)
+            .await
+            .unwrap();
+        let mailboxes = "insert into subscription_mailbox (subscription, mailbox) select s.id, m.id from \
+                         subscription s join mailbox m on m.account = s.account where s.transport = $1";
+        let mailboxes = sqlx::query(mailboxes).bind(subscription.transport.as_str());
+        mailboxes.execute(&mut database).await.unwrap();
+    }
+
+    /// Waits until the subscription by this transport is owed a push on disk.
+    pub(super) async fn owed(&self, transport: &str) {
+        let owed = "select count(*) from subscription s join subscription_mailbox m on m.subscription = s.id \
+                    where s.transport = $1 and m.owed_since is not null";
+        let mut database = self.beside().await;
+        loop {
+            let owed = sqlx::query_scalar(owed).bind(transport).fetch_one(&mut database).await;
+            if owed.is_ok_and(|owed: i64| owed == 1) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Waits until there are so many subscriptions, all by this transport.
+    pub(super) async fn left_with(&self, count: usize, transport: &str) {
+        let mut database = self.beside().await;
+        loop {
+            let left = sqlx::query_scalar("select transport from subscription");
+            let left: Vec<String> = left.fetch_all(&mut database).await.unwrap();
+            if left == vec![transport; count] {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// The row is not carried out, for this reason.
     pub(super) fn skip(&self, reason: &str) {
         skip::report(self.name, reason);
@@ -105,6 +160,16 @@ pub(super) async fn push_logged(server: &mut Server, outcome: &str) -> Value {
         let line = server.logged("push attempted").await;
         if line["outcome"] == outcome {
             return line;
+        }
+    }
+}
+
+/// Waits for a line of the log that says this of a push to an endpoint that begins so.
+pub(super) async fn push_to(server: &mut Server, endpoint: &str, outcome: &str) {
+    loop {
+        let line = push_logged(server, outcome).await;
+        if line["endpoint"].as_str().is_some_and(|it| it.starts_with(endpoint)) {
+            return;
         }
     }
 }

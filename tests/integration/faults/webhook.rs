@@ -1,13 +1,19 @@
 //! A receiver of web hooks is away, hangs, refuses. The phone of the same account hears of each mail at once all the
 //! same.
 
+use std::collections::HashSet;
 use std::fs;
 
 use mailchime::demo::webhook::{ReceivedEvent, ReceiverAnswer, WebhookReceiver};
+use mailchime::model::Account;
+use mailchime::net::guard::Guard;
+use mailchime::push::transport::enrol::Enrol;
+use mailchime::push::transport::webhook::users::UserWebhooks;
+use serde_json::json;
 
-use super::scene::{Scene, push_logged, said};
+use super::scene::{Scene, push_logged, push_to, said};
 use super::{Fault, fault};
-use crate::support::world::Server;
+use crate::support::world::{LOGIN, Server};
 use crate::support::{listener, soon};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -35,6 +41,26 @@ pub(super) fn faults() -> Vec<Fault> {
             "its head counts, the next event comes, the phone hears at once"
         ),
         fault!(
+            too_many,
+            "web hook: 429 with Retry-After",
+            "it is left alone for so long, the phone hears at once"
+        ),
+        fault!(
+            farewell,
+            "web hook: GOAWAY in the middle of an event",
+            "the answer counts, the next goes by a new connection, none twice"
+        ),
+        fault!(
+            gone,
+            "web hook: 410 of the operator's",
+            "an error says so, the row stays owed, the phone hears at once"
+        ),
+        fault!(
+            private,
+            "web hook: the name of a user's leads to a private address",
+            "nothing connects to it, the row stays owed, the phone hears at once"
+        ),
+        fault!(
             refused,
             "web hook: 401, as for a wrong secret",
             "an error says so, the row stays owed, the phone hears at once"
@@ -45,9 +71,15 @@ pub(super) fn faults() -> Vec<Fault> {
 /// The program with a phone and a web hook, both of which the account has rows for.
 async fn with_receiver(scene: &Scene) -> (WebhookReceiver, Server) {
     let receiver = WebhookReceiver::start(listener().await, None).unwrap();
+    let server = with(scene, &receiver, "").await;
+    (receiver, server)
+}
+
+/// The program with this web hook, of whose table there is `more`.
+async fn with(scene: &Scene, receiver: &WebhookReceiver, more: &str) -> Server {
     fs::write(scene.file("hook.secret"), SECRET).unwrap();
     let table = format!(
-        "[[webhook]]\nurl = \"{}\"\nsecret_file = \"hook.secret\"\ntimeout = \"2s\"\n[log]\n",
+        "[[webhook]]\nurl = \"{}\"\nsecret_file = \"hook.secret\"\ntimeout = \"2s\"\n{more}[log]\n",
         receiver.url("/mail")
     );
     scene.configure("[log]\n", &table);
@@ -61,7 +93,7 @@ async fn with_receiver(scene: &Scene) -> (WebhookReceiver, Server) {
         }
         tokio::task::yield_now().await;
     }
-    (receiver, server)
+    server
 }
 
 /// The next event of new mail that was answered so; those before it are passed over.
@@ -122,6 +154,65 @@ async fn endless(scene: Scene) {
         new_mail(&receiver, Some(200)).await;
     }
     push_logged(&mut server, "accepted").await;
+}
+
+async fn too_many(scene: Scene) {
+    let (receiver, mut server) = with_receiver(&scene).await;
+    scene.fault();
+    receiver.answer_all(Some(ReceiverAnswer::Status(429, Some(3600))));
+    scene.deliver();
+    scene.push().await;
+    push_logged(&mut server, "too-many").await;
+    receiver.answer_all(None);
+    let events = receiver.events().len();
+    scene.deliver();
+    scene.push().await;
+    push_logged(&mut server, "accepted").await;
+    assert_eq!(receiver.events().len(), events, "it is left alone");
+}
+
+async fn farewell(scene: Scene) {
+    let receiver = WebhookReceiver::start_http2(listener().await, &scene.pki).unwrap();
+    receiver.answer_all(Some(ReceiverAnswer::Farewell));
+    let mut server = with(&scene, &receiver, "ca = \"ca.pem\"\n").await;
+    for _ in 0..3 {
+        scene.fault();
+        scene.deliver();
+        scene.push().await;
+        new_mail(&receiver, Some(204)).await;
+        push_to(&mut server, "localhos", "accepted").await;
+    }
+    let events = receiver.events();
+    assert_eq!(receiver.connections(), events.len() as u64, "one for each");
+    let ids: HashSet<_> = events.iter().map(id).collect();
+    assert_eq!(ids.len(), events.len(), "none twice");
+}
+
+async fn gone(scene: Scene) {
+    let (receiver, mut server) = with_receiver(&scene).await;
+    scene.fault();
+    receiver.answer_all(Some(ReceiverAnswer::Status(410, None)));
+    scene.deliver();
+    scene.push().await;
+    new_mail(&receiver, Some(410)).await;
+    said(&mut server, "the push service refuses a push for a reason that an operator has to fix")
+        .await;
+    scene.owed("webhook").await;
+}
+
+/// At port 443, as users' web hooks are, where nothing may listen.
+async fn private(scene: Scene) {
+    scene.configure("[log]\n", "[api]\naddress = \"127.0.0.1:0\"\n[log]\n");
+    let mut server = scene.registered().await;
+    let users = UserWebhooks::new(Guard::new(&[], &[]));
+    let url = json!({ "url": "https://localhost/mail", "secret": SECRET });
+    let enrolled = users.enrol(&Account::from_login(LOGIN), &url).unwrap();
+    scene.subscribe(&enrolled.subscription).await;
+    scene.fault();
+    scene.deliver();
+    scene.push().await;
+    said(&mut server, "which is no public address").await;
+    scene.owed("webhook").await;
 }
 
 async fn refused(scene: Scene) {
