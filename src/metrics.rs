@@ -8,6 +8,7 @@
 //! held for as long, and measure only what does I/O anyway.
 
 mod labels;
+mod pushes;
 mod sources;
 
 use std::fmt::{self, Debug};
@@ -29,16 +30,12 @@ pub use self::labels::{
     Answer, ApiAnswer, Call, Direction, EventRefusal, Form, Kind, Labels, Parked, Phase,
     PushOutcome, Queue, SessionEnd, Verb, VisitBy, Watching,
 };
+use self::pushes::PushFamilies;
 use self::sources::SourceFamilies;
 pub use self::sources::SourceMetrics;
 
 /// The media type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Seconds from a change to the acceptance of its push: new mail takes milliseconds, what is merged or
-/// tried again takes up to a minute and more.
-const PUSH_LATENCY: [f64; 15] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 /// Seconds of a call of the database: from a row in the cache to a lock that is waited for.
 const DATABASE_TIME: [f64; 12] =
@@ -88,10 +85,8 @@ pub struct Metrics {
     pub exposed_files: Gauge,
     /// `mailchime_changes_total`
     pub changes: By<Kind, Counter>,
-    /// `mailchime_pushes_total`
-    pub pushes: By<PushOutcome, Counter>,
-    /// From a change seen to its push accepted (`mailchime_push_latency_seconds`).
-    pub push_latency: Histogram,
+    /// `mailchime_pushes_total`, and from a change seen to its push accepted: `mailchime_push_latency_seconds`.
+    pushes: PushFamilies,
     /// `mailchime_queue_length`; [`Metrics::watch_channel`] takes those that are channels.
     pub queues: By<Queue, Gauge>,
     /// `mailchime_database_seconds`
@@ -159,7 +154,6 @@ impl Metrics {
             Unit::Seconds,
             due_age.clone(),
         );
-        let push_latency = Histogram::new(PUSH_LATENCY);
         registry.register(
             "limits_hit",
             "How often a limit of the configuration was reached",
@@ -186,12 +180,6 @@ impl Metrics {
             registry,
             "exposed_files",
             "Files with secrets, named by the configuration, that others can use",
-        );
-        registry.register_with_unit(
-            "push_latency",
-            "From a change seen to its push accepted",
-            Unit::Seconds,
-            push_latency.clone(),
         );
         registry.register_with_unit(
             "certificate_expiry",
@@ -222,7 +210,6 @@ impl Metrics {
             exposed_files,
             unreadable_rows,
             login_pushes,
-            push_latency,
             limits_hit,
             certificates,
             server_certificates,
@@ -278,12 +265,7 @@ impl Metrics {
                 "Accounts that were not watched any more until their user logs in",
             ),
             changes: By::new(registry, "changes", None, "Changes of mailboxes that were seen"),
-            pushes: By::new(
-                registry,
-                "pushes",
-                None,
-                "Pushes by what the push service made of them",
-            ),
+            pushes: PushFamilies::new(registry),
             queues: By::new(registry, "queue_length", None, "What waits for its turn"),
             database: By::made(
                 registry,
@@ -340,6 +322,20 @@ impl Metrics {
     /// The counters of a source of events of this name; an empty one is nobody's.
     pub fn source(&self, name: &str) -> SourceMetrics {
         self.sources.of(name)
+    }
+
+    /// Shows the counters of this transport from now on, at zero where nothing was counted.
+    pub fn transport(&self, name: &str) {
+        self.pushes.begin(name);
+    }
+
+    /// Takes note of what became of a push by this transport, for a change that was seen this long ago. That time is
+    /// measured where the push was accepted.
+    pub fn pushed(&self, transport: &str, outcome: PushOutcome, since_seen: Duration) {
+        self.pushes.count(transport, outcome);
+        if outcome == PushOutcome::Accepted {
+            self.pushes.took(transport, since_seen);
+        }
     }
 
     /// Takes note of a call of the database.
@@ -487,6 +483,7 @@ mod tests {
     #[test]
     fn all_series_are_there_at_zero_and_the_text_ends_as_it_must() {
         let (registry, metrics) = world();
+        metrics.transport("web");
         let text = metrics.text(&registry);
         for line in [
             "mailchime_sessions 0",
@@ -498,10 +495,10 @@ mod tests {
             "mailchime_watchers{state=\"watching\",mode=\"idle\"} 0",
             "mailchime_watchers{state=\"parked\",mode=\"\"} 0",
             "mailchime_changes_total{kind=\"new_mail\"} 0",
-            "mailchime_pushes_total{outcome=\"bad_endpoint\"} 0",
-            "mailchime_push_latency_seconds_bucket{le=\"0.001\"} 0",
-            "mailchime_push_latency_seconds_bucket{le=\"60.0\"} 0",
-            "mailchime_push_latency_seconds_bucket{le=\"+Inf\"} 0",
+            "mailchime_pushes_total{transport=\"web\",outcome=\"bad_endpoint\"} 0",
+            "mailchime_push_latency_seconds_bucket{le=\"0.001\",transport=\"web\"} 0",
+            "mailchime_push_latency_seconds_bucket{le=\"60.0\",transport=\"web\"} 0",
+            "mailchime_push_latency_seconds_bucket{le=\"+Inf\",transport=\"web\"} 0",
             "mailchime_queue_length{queue=\"settlements\"} 0",
             "mailchime_database_seconds_count{call=\"register\"} 0",
             "mailchime_database_errors_total{call=\"settle\"} 0",
@@ -538,7 +535,8 @@ mod tests {
         let (registry, metrics) = world();
         metrics.commands.of((Verb::Register, Answer::Bad)).inc();
         metrics.relayed.of(Direction::ToBackend).inc_by(1234);
-        metrics.push_latency.observe(0.002);
+        metrics.pushed("web", PushOutcome::Accepted, Duration::from_millis(2));
+        metrics.pushed("phone", PushOutcome::Refused, Duration::from_millis(2));
         metrics.database_call(Call::Park, Duration::from_millis(3), &Ok::<_, ()>(()));
         metrics.database_call(Call::Park, Duration::from_millis(3), &Err::<(), _>(()));
         let held = metrics.watchers.hold(Watching::Idle);
@@ -546,8 +544,10 @@ mod tests {
         for line in [
             "mailchime_commands_total{verb=\"xapplepushservice\",result=\"bad\"} 1",
             "mailchime_relayed_bytes_total{direction=\"to_backend\"} 1234",
-            "mailchime_push_latency_seconds_bucket{le=\"0.001\"} 0",
-            "mailchime_push_latency_seconds_bucket{le=\"0.0025\"} 1",
+            "mailchime_pushes_total{transport=\"web\",outcome=\"accepted\"} 1",
+            "mailchime_pushes_total{transport=\"phone\",outcome=\"refused\"} 1",
+            "mailchime_push_latency_seconds_bucket{le=\"0.001\",transport=\"web\"} 0",
+            "mailchime_push_latency_seconds_bucket{le=\"0.0025\",transport=\"web\"} 1",
             "mailchime_database_seconds_count{call=\"park\"} 2",
             "mailchime_database_errors_total{call=\"park\"} 1",
             "mailchime_watchers{state=\"watching\",mode=\"idle\"} 1",

@@ -31,8 +31,8 @@ use crate::net::resolve::NameResolver;
 use crate::net::tls;
 use crate::nodes::{self, Assignment, ClusterView, Membership};
 use crate::push::dispatcher::{self, DispatcherHandle};
-use crate::push::transport::Routes;
 use crate::push::transport::enrol::Transports;
+use crate::push::transport::{self, Routes};
 use crate::registrar::Registrar;
 use crate::store::{CredentialSource, Shares, Store};
 use crate::{proxy, record, watch};
@@ -94,6 +94,7 @@ impl Built {
         let api_socket = api::ApiSocket::open(&config.api)?;
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
+        transport::NAMES.into_iter().for_each(|name| metrics.transport(name));
         let event_sources =
             intake::sources(&config.events, &metrics).map_err(StartError::Configuration)?;
         let event_sockets = intake::EventSockets::open(&config.events, &metrics).await?;

@@ -279,7 +279,7 @@ impl Jobs {
                 let metrics = Arc::clone(&self.metrics);
                 self.under_way.spawn(async move {
                     let verdict = send(&routes, ttl, &push).await;
-                    count(&metrics, &verdict, push.seen_at);
+                    count(&metrics, &verdict, &push);
                     Done::Answered(push.device, verdict)
                 });
             }
@@ -496,7 +496,7 @@ async fn send(routes: &Routes, ttl: Duration, push: &Delivery) -> Verdict {
     verdict
 }
 
-fn count(metrics: &Metrics, verdict: &Verdict, seen_at: Instant) {
+fn count(metrics: &Metrics, verdict: &Verdict, push: &Delivery) {
     let label = match verdict {
         Verdict::Accepted { .. } => PushOutcome::Accepted,
         Verdict::Gone { .. } => PushOutcome::Gone,
@@ -508,11 +508,8 @@ fn count(metrics: &Metrics, verdict: &Verdict, seen_at: Instant) {
         Verdict::TooMany { .. } => PushOutcome::TooMany,
         Verdict::Unavailable { .. } | Verdict::RouteClosed { .. } => PushOutcome::Unavailable,
     };
-    metrics.pushes.of(label).inc();
-    if label == PushOutcome::Accepted {
-        let latency = now().saturating_duration_since(seen_at);
-        metrics.push_latency.observe(latency.as_secs_f64());
-    }
+    let since_seen = now().saturating_duration_since(push.seen_at);
+    metrics.pushed(push.device.transport.as_str(), label, since_seen);
 }
 
 /// `#17 #18`.

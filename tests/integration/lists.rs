@@ -91,6 +91,7 @@ fn the_list_of_metrics_is_that_of_the_registry() {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     // Those that appear with what they are about.
+    metrics.transport("transport");
     metrics.watch_limits(|| vec![("sessions", 1)]);
     metrics.watch_certificates(|| vec![("route".to_owned(), SystemTime::now())]);
     metrics.server_certificates(vec![("file".to_owned(), SystemTime::now())], 0);

@@ -39,8 +39,13 @@ use hyper::{Request, Response};
 
 pub use self::routes::{Route, RouteId, Routes};
 pub use self::verdict::{Blame, Verdict};
+use crate::imap::registration::xapple;
 use crate::model::{ChangeKind, Mailbox, Preview, Snapshot, Subscription, Timestamp};
 use crate::net::https::HttpsClient;
+
+/// The names of all services, which subscriptions have.
+pub const NAMES: [&str; 4] =
+    [xapple::TRANSPORT, fcm::TRANSPORT, webhook::TRANSPORT, webpush::TRANSPORT];
 
 /// What one push tells one subscription.
 #[derive(Clone, Copy, Debug)]

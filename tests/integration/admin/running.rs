@@ -66,8 +66,11 @@ async fn numbers_move_with_what_is_done() {
             "commands_total{verb=\"xapplepushservice\",result=\"ok\"}",
             "watchers{state=\"watching\",mode=\"idle\"}",
             "changes_total{kind=\"new_mail\"}",
-            "pushes_total{outcome=\"accepted\"}",
-            "push_latency_seconds_count",
+            "pushes_total{transport=\"apns\",outcome=\"accepted\"}",
+            "pushes_total{transport=\"webpush\",outcome=\"refused\"}",
+            "pushes_total{transport=\"webhook\",outcome=\"gone\"}",
+            "pushes_total{transport=\"fcm\",outcome=\"too_many\"}",
+            "push_latency_seconds_count{transport=\"apns\"}",
             "relayed_bytes_total{direction=\"to_client\"}",
             "database_errors_total{call=\"register\"}",
             "limits_hit_total{limit=\"command_size\"}",
@@ -86,10 +89,13 @@ async fn numbers_move_with_what_is_done() {
 
         backend.deliver("alice", "INBOX", MAIL).unwrap();
         world.apns.next().await;
-        world.until("pushes_total{outcome=\"accepted\"}", 1.0).await;
+        world.until("pushes_total{transport=\"apns\",outcome=\"accepted\"}", 1.0).await;
         assert_eq!(world.metric("changes_total{kind=\"new_mail\"}").await, 1.0);
-        assert_eq!(world.metric("push_latency_seconds_count").await, 1.0);
-        assert_eq!(world.metric("push_latency_seconds_bucket{le=\"60.0\"}").await, 1.0);
+        assert_eq!(world.metric("push_latency_seconds_count{transport=\"apns\"}").await, 1.0);
+        assert_eq!(
+            world.metric("push_latency_seconds_bucket{le=\"60.0\",transport=\"apns\"}").await,
+            1.0
+        );
         world.until("queue_length{queue=\"pushes\"}", 0.0).await;
         world.until("queue_length{queue=\"settlements\"}", 0.0).await;
         until(async || world.metric("database_seconds_count{call=\"settle\"}").await > 0.0).await;
@@ -100,7 +106,10 @@ async fn numbers_move_with_what_is_done() {
         world.apns.refuse().await;
         world.apns.drop_connections();
         backend.deliver("alice", "INBOX", MAIL).unwrap();
-        until(async || world.metric("pushes_total{outcome=\"unavailable\"}").await > 0.0).await;
+        until(async || {
+            world.metric("pushes_total{transport=\"apns\",outcome=\"unavailable\"}").await > 0.0
+        })
+        .await;
         world.until("queue_length{queue=\"pushes\"}", 1.0).await;
         world.mailchime.stop().await;
     })
