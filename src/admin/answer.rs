@@ -26,7 +26,7 @@ const READY_TIME: Duration = Duration::from_secs(3);
 /// For a part to answer from what it knows.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 
-/// For APNs to answer for all devices of an account.
+/// For the push services to answer for all subscriptions of an account.
 const PUSH_TIME: Duration = Duration::from_secs(60);
 
 /// Whether a request is meant for this server, and is not that of a page on the web in the browser of

@@ -362,10 +362,7 @@ fn shown(listed: &ListedSubscription) -> Value {
         "endpoint": subscription.endpoint.to_string(),
         "app": &*subscription.app,
         "mailboxes": mailboxes,
-        "state": match listed.state {
-            SubscriptionState::Pending => "pending",
-            SubscriptionState::Active => "active",
-        },
+        "state": listed.state.name(),
         "registered_at": at(listed.registered_at),
         "pushed_at": listed.pushed_at.map(at),
         "failing_since": listed.failing_since.map(at),

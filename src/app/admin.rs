@@ -266,6 +266,7 @@ async fn test_device(
 ) -> Value {
     let began = tokio::time::Instant::now();
     let mut shown = json!({
+        "transport": device.transport.as_str(),
         "endpoint": device.endpoint.to_string(),
         "app": &*device.app,
         "route": &*device.route,

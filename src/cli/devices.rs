@@ -10,7 +10,7 @@ use super::ask::ask;
 use super::table::{at, from_now, table};
 use super::{CommandFailure, Configured, configuration, logging, not_empty, runtime, say};
 use crate::config::LogFormat;
-use crate::model::{Account, Mailbox, SubscriptionKey, Timestamp};
+use crate::model::{Account, Mailbox, SubscriptionKey};
 use crate::store::{Store, StoreError, Target};
 
 /// Accounts that are read at once.
@@ -18,9 +18,9 @@ const PAGE: u32 = 500;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Devices {
-    /// Show who is registered, for what, and when each was last pushed
+    /// Show who has subscribed, for what, and when each was last pushed
     List(List),
-    /// Forget devices; they are pushed again when they register anew
+    /// Forget subscriptions; their clients are pushed again when they subscribe anew
     Remove(Remove),
 }
 
@@ -40,7 +40,7 @@ pub(super) struct List {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Remove {
-    /// Whose devices: the login name
+    /// Whose subscriptions: the login name
     #[arg(value_parser = not_empty())]
     user: String,
 
@@ -68,7 +68,7 @@ fn list(options: &List) -> Result<(), CommandFailure> {
         let Some(accounts) = &accounts else { return all(&store).await };
         let mut targets = Vec::new();
         for account in accounts {
-            targets.extend(store.targets(account, Timestamp(0)).await?);
+            targets.extend(store.all_targets(account).await?);
         }
         Ok(targets)
     })?;
@@ -83,6 +83,7 @@ fn list(options: &List) -> Result<(), CommandFailure> {
         "TRANSPORT",
         "ENDPOINT",
         "APP",
+        "STATE",
         "ROUTE",
         "REGISTERED",
         "LAST PUSH",
@@ -101,7 +102,7 @@ fn remove(options: &Remove) -> Result<(), CommandFailure> {
     let (removed, others) = on_store(&options.configured, async |store| {
         let (mut removed, mut others) = (Vec::new(), false);
         for account in &accounts {
-            for target in store.targets(account, Timestamp(0)).await? {
+            for target in store.all_targets(account).await? {
                 let endpoint = target.subscription.endpoint.as_given().to_ascii_lowercase();
                 if endpoint.starts_with(prefix) {
                     let key = SubscriptionKey::from(&target.subscription);
@@ -203,6 +204,7 @@ fn row(target: &Target) -> Vec<String> {
         device.transport.to_string(),
         device.endpoint.to_string(),
         device.app.escape_debug().to_string(),
+        target.state.name().to_owned(),
         device.route.escape_debug().to_string(),
         match target.outdated_since {
             None => from_now(Some(at(target.registered_at.0))),
@@ -236,6 +238,7 @@ fn shown(target: &Target) -> Value {
         "transport": device.transport.as_str(),
         "endpoint": device.endpoint.to_string(),
         "app": &*device.app,
+        "state": target.state.name(),
         "route": &*device.route,
         "registered_at": target.registered_at.0,
         "pushed_at": target.pushed_at.map(|time| time.0),

@@ -9,15 +9,15 @@ use super::{CommandFailure, Configured, not_empty, say, watchers};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct PushOptions {
-    /// Whose devices: the login name
+    /// Whose subscriptions: the login name
     #[arg(value_parser = not_empty())]
     user: String,
 
-    /// Tell of this mailbox, to the devices that registered for it
+    /// Tell of this mailbox, to the subscriptions that are for it
     #[arg(long, value_name = "NAME", value_parser = not_empty())]
     mailbox: Option<String>,
 
-    /// Send nothing; say for each device whether new mail would be pushed now, and why not
+    /// Send nothing; say for each subscription whether new mail would be pushed now, and why not
     #[arg(long)]
     explain: bool,
 
@@ -46,7 +46,8 @@ pub(super) fn run(options: &PushOptions) -> Result<(), CommandFailure> {
     let well = if options.explain { "would_push" } else { "accepted" };
     match devices.iter().filter(|device| device[well] != true).count() {
         _ if devices.is_empty() => Err(CommandFailure::Failed(format!(
-            "{} has no registered device: iOS registers when Mail is opened with Push switched on",
+            "{} has no subscription that counts: an iPhone subscribes when Mail is opened with Push switched \
+             on, other clients subscribe by [api], and [[webhook]] by itself",
             options.user
         ))),
         0 => Ok(()),
@@ -61,13 +62,15 @@ pub(super) fn run(options: &PushOptions) -> Result<(), CommandFailure> {
 fn tested(devices: &[Value]) {
     let row = |device: &Value| {
         let took = device["milliseconds"].as_u64().unwrap_or_default();
-        let [endpoint, app, outcome, id, detail] =
-            ["endpoint", "app", "outcome", "message_id", "detail"].map(|key| word(&device[key]));
-        vec![endpoint, app, outcome, format!("{took} ms"), id, detail]
+        let [transport, endpoint, app, outcome, id, detail] =
+            ["transport", "endpoint", "app", "outcome", "message_id", "detail"]
+                .map(|key| word(&device[key]));
+        vec![transport, endpoint, app, outcome, format!("{took} ms"), id, detail]
     };
     if !devices.is_empty() {
         let rows: Vec<_> = devices.iter().map(row).collect();
-        say(table(&["ENDPOINT", "APP", "OUTCOME", "TIME", "MESSAGE ID", "DETAIL"], &rows));
+        let head = ["TRANSPORT", "ENDPOINT", "APP", "OUTCOME", "TIME", "MESSAGE ID", "DETAIL"];
+        say(table(&head, &rows));
     }
 }
 
@@ -82,9 +85,12 @@ fn explain(answer: &Value, devices: &[Value]) {
         watcher => say(format_args!("watcher: {}", watchers::line(watcher))),
     }
     for device in devices {
-        let [endpoint, app] = ["endpoint", "app"].map(|key| word(&device[key]));
+        let [transport, endpoint, app] =
+            ["transport", "endpoint", "app"].map(|key| word(&device[key]));
         let [registered, pushed] = ["registered_at", "pushed_at"].map(|key| told(&device[key]));
-        say(format_args!("device {endpoint} {app}: registered {registered}, last push {pushed}"));
+        say(format_args!(
+            "{transport} {endpoint} {app}: registered {registered}, last push {pushed}"
+        ));
         for (what, key) in [("registered for", "mailboxes"), ("a push is owed for", "owed")] {
             let names: Vec<_> = device[key].as_array().into_iter().flatten().map(word).collect();
             if !names.is_empty() {

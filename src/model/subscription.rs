@@ -112,6 +112,18 @@ const SHOWN: usize = 8;
 const HOST_SHOWN: usize = 64;
 const HTTPS: &str = "https://";
 
+// === impl SubscriptionState ===
+
+impl SubscriptionState {
+    /// Its name, in the database and for users and operators.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Active => "active",
+        }
+    }
+}
+
 // === impl TransportId ===
 
 impl TransportId {

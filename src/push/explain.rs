@@ -18,6 +18,8 @@ use crate::store::{Alive, Target};
 /// 1970, spans in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Explanation {
+    /// The service that it is sent by.
+    pub transport: String,
     /// Its beginning, as logs show it.
     pub endpoint: String,
     /// The app that registered.
@@ -194,6 +196,7 @@ impl Facts<'_> {
         reasons.extend(too_soon.map(|left| Reason::TooSoon { due_in: millis(left) }));
         let name = |mailbox: &Mailbox| mailbox.as_str().to_owned();
         Explanation {
+            transport: device.transport.to_string(),
             endpoint: device.endpoint.to_string(),
             app: device.app.to_string(),
             route: device.route.to_string(),
@@ -309,6 +312,7 @@ mod tests {
         let registered_at = NOW.minus(TTL);
         Target {
             subscription,
+            state: Default::default(),
             registered_at,
             heard_at: registered_at,
             renews: true,

@@ -8,19 +8,25 @@ use sqlx::any::AnyRow;
 
 use crate::metrics::Call;
 use crate::model::{
-    Account, BackendId, Mailbox, Snapshot, Subscription, SubscriptionKey, Timestamp, TransportId,
+    Account, BackendId, Mailbox, Snapshot, Subscription, SubscriptionKey, SubscriptionState,
+    Timestamp, TransportId,
 };
 
-use super::records::{account, bind_snapshot, live, snapshot, subscription, subscription_columns};
+use super::records::{
+    account, bind_snapshot, live, snapshot, state, subscription, subscription_columns,
+};
+use super::sql::statement::Statement;
 use super::sql::work::Work;
 use super::sql::{self, UpdateFrom, rows};
 use super::{Alive, Store, StoreError};
 
-/// A live subscription with what it is for.
+/// A subscription with what it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// What gets the push.
     pub subscription: Subscription,
+    /// Whether it counts.
+    pub state: SubscriptionState,
     /// By the time of day.
     pub registered_at: Timestamp,
     /// The same by the time of service.
@@ -79,6 +85,21 @@ pub enum Settlement {
         /// When.
         at: Timestamp,
     },
+}
+
+/// What [`entry`] reads, of each subscription `s` of an account `a`, and each of its mailboxes; conditions follow.
+macro_rules! entries {
+    () => {
+        concat!(
+            "select ",
+            subscription_columns!(),
+            ", a.backend, s.state, s.registered_at, s.heard_at, s.renews, s.outdated_since, s.outdated_at, \
+             s.pushed_at, s.failing_since, m.name as mailbox, wanted.owed_since from account a \
+             join subscription s on s.account = a.id \
+             left join subscription_mailbox wanted on wanted.subscription = s.id \
+             left join mailbox m on m.id = wanted.mailbox "
+        )
+    };
 }
 
 // === impl Target ===
@@ -173,7 +194,7 @@ impl Store {
             let query = sql::query(concat!(
                 "select ",
                 subscription_columns!(),
-                ", a.backend, s.secrets, s.registered_at, s.heard_at, s.renews, s.outdated_since, \
+                ", a.backend, s.secrets, s.state, s.registered_at, s.heard_at, s.renews, s.outdated_since, \
                  s.outdated_at, s.pushed_at, s.failing_since, m.name as mailbox, wanted.owed_since from account a \
                  join subscription s on s.account = a.id \
                  left join subscription_mailbox wanted on wanted.subscription = s.id \
@@ -211,7 +232,7 @@ impl Store {
         .await
     }
 
-    /// All devices, live or not, without secrets, by account: those of the next `accounts` accounts behind
+    /// All subscriptions, in any state, live or not, without secrets, by account: those of the next `accounts` accounts behind
     /// `after`, with the last of these accounts. `None` is the end.
     ///
     /// # Errors
@@ -229,22 +250,36 @@ impl Store {
             let mut page = self.page(page, |row| account(row, "name")).await?;
             let Some(last) = page.pop() else { return Ok(None) };
             let query = sql::query(concat!(
-                "select ",
-                subscription_columns!(),
-                ", a.backend, s.registered_at, s.heard_at, s.renews, s.outdated_since, s.outdated_at, \
-                 s.pushed_at, s.failing_since, m.name as mailbox, wanted.owed_since from account a \
-                 join subscription s on s.account = a.id \
-                 left join subscription_mailbox wanted on wanted.subscription = s.id \
-                 left join mailbox m on m.id = wanted.mailbox \
-                 where a.name > $1 and a.name <= $2 \
+                entries!(),
+                "where a.name > $1 and a.name <= $2 \
                  order by a.name, lower(s.endpoint), s.app, s.id, m.name"
-            ))
-            .bind(after)
-            .bind(last.as_str());
-            let targets = targets(self.rows(query, |row| Ok((entry(row)?, None))).await?);
-            Ok(Some((last, targets.into_iter().map(|(target, _)| target).collect())))
+            ));
+            let query = query.bind(after).bind(last.as_str());
+            let targets = self.entries(query).await?;
+            Ok(Some((last, targets)))
         })
         .await
+    }
+
+    /// All subscriptions of an account, in any state, live or not, without secrets.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn all_targets(&self, account: &Account) -> Result<Vec<Target>, StoreError> {
+        self.read(Call::Devices, async {
+            let query = sql::query(concat!(
+                entries!(),
+                "where a.name = $1 order by lower(s.endpoint), s.app, s.id, m.name"
+            ));
+            self.entries(query.bind(account.as_str())).await
+        })
+        .await
+    }
+
+    /// What a query of `entries!` finds.
+    async fn entries(&self, query: Statement<'_>) -> sqlx::Result<Vec<Target>> {
+        let targets = targets(self.rows(query, |row| Ok((entry(row)?, None))).await?);
+        Ok(targets.into_iter().map(|(target, _)| target).collect())
     }
 
     /// The accounts with a device that is owed a push, live or not.
@@ -294,6 +329,7 @@ fn entry(row: &AnyRow) -> sqlx::Result<Target> {
     let owed = row.try_get::<Option<i64>, _>("owed_since").map_or(true, |since| since.is_some());
     Ok(Target {
         subscription: subscription(row)?,
+        state: state(row)?,
         registered_at: Timestamp(row.try_get("registered_at")?),
         heard_at: Timestamp(row.try_get::<Option<i64>, _>("heard_at")?.unwrap_or(i64::MAX)),
         renews: row.try_get::<i64, _>("renews")? != 0,

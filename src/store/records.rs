@@ -89,12 +89,10 @@ pub(super) fn account(row: &AnyRow, column: &str) -> sqlx::Result<Account> {
     Ok(Account::from_login(row.try_get(column)?))
 }
 
-/// How the database says whether a subscription counts.
-pub(super) fn state_name(state: SubscriptionState) -> &'static str {
-    match state {
-        SubscriptionState::Pending => "pending",
-        SubscriptionState::Active => "active",
-    }
+/// The state of a row; what is no state that is known counts.
+pub(super) fn state(row: &AnyRow) -> sqlx::Result<SubscriptionState> {
+    let pending = row.try_get::<&str, _>("state")? == SubscriptionState::Pending.name();
+    Ok(if pending { SubscriptionState::Pending } else { SubscriptionState::Active })
 }
 
 /// The subscription of a row with `subscription_columns!`, without its secrets, which the vault opens.

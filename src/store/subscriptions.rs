@@ -12,9 +12,7 @@ use crate::model::{
 
 use super::batches::Waiting;
 use super::kept_rows::{kept, outdate_subscriptions, put};
-use super::records::{
-    bind_snapshot, delete, id_of, lock, state_name, subscription, subscription_columns,
-};
+use super::records::{bind_snapshot, delete, id_of, lock, subscription, subscription_columns};
 use super::removal::sweep;
 use super::shares;
 use super::sql::work::Work;
@@ -407,7 +405,7 @@ async fn upsert_subscription(
         .bind(outdated.map(|(_, at)| at.0))
         .bind(secrets)
         .bind(subscription.expires_at.map(|at| at.0))
-        .bind(state_name(state))
+        .bind(state.name())
         // Nothing registers what a user has made by the API again: its silence says nothing.
         .bind(i64::from(state == SubscriptionState::Active))
         .fetch_one_in(work)

@@ -2,7 +2,7 @@
 
 use sqlx::Row;
 
-use super::records::{id_of, lock, state_name, subscription, subscription_columns};
+use super::records::{id_of, lock, state, subscription, subscription_columns};
 use super::removal::sweep;
 use super::sql;
 use super::{MadeRoom, RegisterOutcome, Store, StoreError};
@@ -54,15 +54,11 @@ impl Store {
             let entries = self.rows(query, |row| {
                 let time =
                     |column| row.try_get::<Option<i64>, _>(column).map(|it| it.map(Timestamp));
-                let pending = state_name(SubscriptionState::Pending);
                 let mailbox: Option<&str> = row.try_get("mailbox")?;
                 Ok(ListedSubscription {
                     id: row.try_get("id")?,
                     subscription: subscription(row)?,
-                    state: match row.try_get::<&str, _>("state")? == pending {
-                        true => SubscriptionState::Pending,
-                        false => SubscriptionState::Active,
-                    },
+                    state: state(row)?,
                     registered_at: Timestamp(row.try_get("registered_at")?),
                     pushed_at: time("pushed_at")?,
                     failing_since: time("failing_since")?,
@@ -131,7 +127,7 @@ impl Store {
             .fetch_optional_in(&mut transaction)
             .await?;
             let Some(row) = row else { return Ok(None) };
-            if row.try_get::<&str, _>("state")? != state_name(SubscriptionState::Pending) {
+            if state(&row)? != SubscriptionState::Pending {
                 return Ok(Some(RegisterOutcome::Stored(MadeRoom::default())));
             }
             if let Some(full) = self.shares.full(&mut transaction, account, &login.backend).await? {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "the helpers of tests are tests")]
 
 mod changes;
+mod commands;
 mod connections;
 mod document;
 mod logins;

@@ -90,6 +90,7 @@ fn phone_of(account: &Account, name: &str) -> Target {
     let backend = Some(home().as_str().to_owned());
     Target {
         subscription,
+        state: Default::default(),
         registered_at: REGISTERED,
         heard_at: REGISTERED,
         renews: true,

@@ -15,7 +15,7 @@ use crate::support::world::MAIL;
 use crate::support::{limited, listener, until};
 
 /// Pushes go to browsers of this push service.
-fn web_push(config: &mut Config, service: &PushService) {
+pub(super) fn web_push(config: &mut Config, service: &PushService) {
     let folder = config.tls.certificates[0].certificate.parent().unwrap();
     let mut web_push = WebPushConfig::new(folder.join("vapid.key"), "mailto:a@example.org");
     let host = format!("localhost:{}", service.address().port());

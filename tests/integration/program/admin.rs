@@ -137,7 +137,7 @@ async fn the_one_that_runs_is_asked_for_watchers_and_test_pushes() {
         let server = world.serve_with_admin().await;
         let said = world.command(&["push", LOGIN]).await;
         assert_eq!(said.code, 1);
-        assert!(said.stderr.contains("alice has no registered device"), "{}", said.stderr);
+        assert!(said.stderr.contains("alice has no subscription that counts"), "{}", said.stderr);
 
         world.register(server.address).await.unwrap();
         world.watched().await;
@@ -151,13 +151,13 @@ async fn the_one_that_runs_is_asked_for_watchers_and_test_pushes() {
         let said = world.command(&["push", LOGIN]).await;
         assert_eq!(said.code, 0, "{}", said.stderr);
         let push = world.push().await;
-        let row = said.line("8df2a4c1…");
+        let row = said.line("apns       8df2a4c1…");
         assert!(row.contains("accepted") && row.contains(push.header("apns-id").unwrap()), "{row}");
 
         let said = world.command(&["push", LOGIN, "--explain"]).await;
         assert_eq!(said.code, 0, "{}", said.stderr);
         said.line("watcher: watching (idle) since");
-        said.line("device 8df2a4c1… com.apple.mobilemail: registered");
+        said.line("apns 8df2a4c1… com.apple.mobilemail: registered");
         said.line("    new mail would be pushed now");
         let said = world.command(&["push", LOGIN, "--explain", "--mailbox", "Notes"]).await;
         assert_eq!(said.code, 1);
