@@ -29,7 +29,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Config;
 
-/// A TLS IMAP proxy that gives any mail server native push to iOS Mail.
+/// A TLS IMAP proxy that gives any mail server native push to iOS Mail, browsers, Android apps and web hooks.
 #[derive(Debug, Parser)]
 #[command(name = "mailchime", version, about, disable_help_subcommand = true)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -65,7 +65,8 @@ enum CliCommand {
     Devices(devices::Devices),
     /// What the running mailchime watches
     Watchers(watchers::WatchersOptions),
-    /// Have the running mailchime send a test push, and show what APNs says
+    /// Have the running mailchime send a test push to each subscription of a user, and show what each push
+    /// service says
     Push(push::PushOptions),
     /// Tell the running mailchime of an event in a mailbox, which is read from standard input
     Event(event::EventOptions),
@@ -86,7 +87,7 @@ enum CliCommand {
 
 #[derive(Debug, Subcommand)]
 enum Certs {
-    /// A CA, a server certificate for localhost and one for the APNs stand-in
+    /// A CA, a server certificate for localhost and one for the demo's push service
     Dev(certs::CertsOptions),
 }
 
