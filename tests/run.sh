@@ -50,6 +50,7 @@ needs=(
     firefox-esr:firefox-esr:firefox-esr
     puppeteer-core:nodejs:node
     puppeteer-core:npm:npm
+    schemathesis:python3-pip:pip3
 )
 
 # Packages that conflict with Dovecot's, in the same form. They are unpacked below $servers, and
@@ -63,7 +64,7 @@ unpacked=(
     courier:courier-imap:usr/bin/imapd
 )
 
-# Mail clients that are libraries, a push service, and what drives and judges browsers, each in a folder of its own below
+# Mail clients that are libraries, a push service, what drives and judges browsers, and what judges an API, each in a folder of its own below
 # $clients that bears its version: what a test calls it : its version : what installs it : a file that shows it is here.
 clients=$target/clients
 libraries=(
@@ -72,6 +73,7 @@ libraries=(
     web-push-testing:1.2.2:npm:node_modules/web-push-testing/package.json
     puppeteer-core:24.43.1:npm:node_modules/puppeteer-core/package.json
     axe-core:4.14.1:npm:node_modules/axe-core/package.json
+    schemathesis:4.32.5:pip:schemathesis/__init__.py
 )
 
 log=$(mktemp)

@@ -8,6 +8,7 @@ mod connections;
 mod document;
 mod logins;
 mod paper;
+mod schemathesis;
 mod sessions;
 mod subscriptions;
 mod web_app;

@@ -157,6 +157,11 @@ async fn subscriptions(of: &mut Exercise<'_>) {
     of.ask(test, &at("POST", "/test", &foreign), 403).await;
     of.ask(test, &format!("POST {nowhere}/test\n{right}"), 404).await;
     of.ask(confirm, &at("POST", "/confirm", &right), 422).await;
+    of.ask(confirm, &format!("POST {all}/{id}/confirm\n{right}\n\n{{"), 400).await;
+    let long = json!({ "code": "x".repeat(8 * 1024) });
+    of.ask(confirm, &format!("POST {all}/{id}/confirm\n{right}\n\n{long}"), 413).await;
+    let text = format!("{right}\nContent-Type: text/plain");
+    of.ask(confirm, &at("POST", "/confirm", &text), 415).await;
     of.ask(confirm, &at("POST", "/confirm", ""), 401).await;
     of.ask(confirm, &at("POST", "/confirm", &foreign), 403).await;
     let code = json!({ "code": paper.code("well") });
