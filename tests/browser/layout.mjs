@@ -3,7 +3,7 @@
 import { axeFile, check, chromium, hear, LOGIN, logIn, main, newPage, PASSWORD, until } from './common.mjs';
 
 const WIDTHS = [360, 768, 1280];
-const PICTURES = ['account-1280-light', 'account-1280-dark', 'account-360-light', 'account-360-dark', 'iphone-360-dark'];
+const PICTURES = ['account-1280-light', 'account-1280-dark', 'account-768-light', 'account-360-light', 'account-360-dark', 'iphone-360-dark'];
 const IPHONE = 'Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) '
   + 'Version/18.0 Mobile/15E148 Safari/604.1';
 
