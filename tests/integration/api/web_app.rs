@@ -222,6 +222,33 @@ async fn the_page_fits_each_width_and_is_usable_by_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tap_on_a_notification_opens_the_link_and_a_new_endpoint_is_subscribed() {
+    limited(async {
+        let folder = certificates();
+        let test = "a_tap_on_a_notification_opens_the_link_and_a_new_endpoint_is_subscribed";
+        let script = BrowserScript::start(test, "worker.mjs", "chromium", folder.path());
+        let Some(mut script) = script else { return };
+        let service = PushService::start(listener().await, pki()).unwrap();
+        let host = format!("localhost:{}", service.address().port());
+        let link = "https://webmail.example.org/";
+        let api = ApiWorld::with(|config| {
+            config.web_push = Some(web_push(folder.path(), &[host]));
+            config.api.mail_url = Some(link.to_owned());
+        })
+        .await;
+        api.backend.create_mailbox(ALICE, "Lists").unwrap();
+        let key = api.ask("GET /v1/vapid").await.json()["applicationServerKey"].clone();
+        let given = service.subscribe(key.as_str().unwrap()).to_json().to_string();
+        let app = api.world.mailchime.api.unwrap().port();
+        for line in [&format!("https://localhost:{app}"), link, &given] {
+            script.tell(line);
+        }
+        assert_eq!(script.next().await, None);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn firefox_is_notified_of_new_mail() {
     let test = "firefox_is_notified_of_new_mail";
     firefox(test, "push.mjs", PreviewContent::None, MAIL).await;
