@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mailchime::config::{ListenerTls, RelayedLogins};
+use rustls::pki_types::ServerName;
 use rustls::version::TLS13;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
 
 use super::backends::route;
 use super::tls::{handshake, sni, trusting, write_certificate};
-use crate::support::in_process::{InProcess, demo_backend, logins, plain, register};
+use crate::support::in_process::{InProcess, demo_backend, logins, loopback, plain, register};
 use crate::support::line::Line;
 use crate::support::{limited, listener, soon};
 
@@ -39,6 +41,34 @@ async fn new_sessions_go_by_it_and_the_others_go_on() {
         let _third = world.session("a@b.example").await;
         let refusal = world.client().await.log_in("a@b.example", "secret").await;
         assert_eq!(refusal, "in NO [LIMIT] Too many sessions from your address");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_api_shows_the_certificates_of_the_reload() {
+    limited(async {
+        let backend = demo_backend(&["alice"]).await;
+        let mut world = InProcess::start(backend.address(), |config| {
+            config.api.address = Some(loopback());
+        })
+        .await;
+        let folder = tempfile::tempdir().unwrap();
+        write_certificate(folder.path(), "new", &["new.example"]);
+        let trusted = Arc::new(trusting(&[&folder.path().join("new.pem")], &[&TLS13]));
+        let address = world.mailchime.api.expect("[api] is on");
+        let trusts = async || {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let name = ServerName::try_from("new.example").unwrap();
+            let connector = TlsConnector::from(Arc::clone(&trusted));
+            soon("the end of the handshake", connector.connect(name, stream)).await.is_ok()
+        };
+        assert!(!trusts().await);
+
+        let mut config = world.config.clone();
+        config.tls.sni.push(sni(folder.path(), "new", "new.example"));
+        world.mailchime.reload(&config).unwrap();
+        assert!(trusts().await);
     })
     .await;
 }
