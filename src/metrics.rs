@@ -329,8 +329,7 @@ impl Metrics {
         self.pushes.begin(name);
     }
 
-    /// Takes note of what became of a push by this transport, for a change that was seen this long ago. That time is
-    /// measured where the push was accepted.
+    /// Counts a push by this transport, and where it was accepted, how long ago its change was seen.
     pub fn pushed(&self, transport: &str, outcome: PushOutcome, since_seen: Duration) {
         self.pushes.count(transport, outcome);
         if outcome == PushOutcome::Accepted {
