@@ -122,12 +122,7 @@ impl AccountState {
         id: u64,
         snapshot: Snapshot,
     ) -> Option<ChangeId> {
-        let under_way = match &self.read {
-            ReadState::UnderWay { changes, .. } => changes.contains_key(mailbox),
-            _ => false,
-        };
-        let idle = !under_way
-            && !self.unread.contains_key(mailbox)
+        let idle = !self.is_unread(mailbox)
             && !self.telling.contains_key(mailbox)
             && !self.devices.iter().any(|device| device.holds_up(mailbox));
         let asked = match &mut self.read {
@@ -148,11 +143,7 @@ impl AccountState {
 
     /// What is known of the newest mail of the mailbox; `None` if nothing will be.
     pub(super) fn previewed(&mut self, mailbox: &Mailbox, preview: Option<Preview>, now: Instant) {
-        let under_way = match &self.read {
-            ReadState::UnderWay { changes, .. } => changes.contains_key(mailbox),
-            _ => false,
-        };
-        if under_way || self.unread.contains_key(mailbox) {
+        if self.is_unread(mailbox) {
             // The devices get it with the change, when they have been read.
             self.previews.came(mailbox, preview, now);
             return;
@@ -161,6 +152,15 @@ impl AccountState {
         for device in &mut self.devices {
             device.previewed(mailbox, preview.as_ref(), now);
         }
+    }
+
+    /// Whether the devices of a change of this mailbox have yet to be read.
+    fn is_unread(&self, mailbox: &Mailbox) -> bool {
+        let under_way = match &self.read {
+            ReadState::UnderWay { changes, .. } => changes.contains_key(mailbox),
+            _ => false,
+        };
+        under_way || self.unread.contains_key(mailbox)
     }
 
     /// The devices are to be read, now or when a failed read may be repeated.
