@@ -133,7 +133,10 @@ function newestOf(isNew, preview, before, unread) {
   if (!isNew) return before && unread.has(before.mailbox) ? before : null;
   if (typeof preview?.mailbox !== 'string' || !unread.has(preview.mailbox)) return null;
   const earlier = before?.mailbox === preview.mailbox ? before.messages : 0;
-  return { ...preview, messages: (Number(preview.messages) || 1) + earlier };
+  const messages = (Number(preview.messages) || 1) + earlier;
+  const unseen = unread.get(preview.mailbox);
+  // What was read elsewhere is counted no more.
+  return { ...preview, messages: typeof unseen === 'number' ? Math.min(messages, unseen) : messages };
 }
 
 async function announce(account, tag, unread, isNew, newest) {
