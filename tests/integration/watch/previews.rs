@@ -1,4 +1,5 @@
-//! What is asked for sender and subject of new mail, and when: dialogues with backends.
+//! When mailchime asks for sender and subject of new mail, and what it makes of the answer: dialogues with
+//! backends.
 
 use std::time::Duration;
 
@@ -187,14 +188,23 @@ S: * 5 EXISTS
 S: w9 OK open
 C: w10 IDLE
 S: + idling
+C: DONE
+S: w10 OK done
+C: w11 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 1)
+S: w11 OK done
+C: w12 IDLE
+S: + idling
 "
         ))
         .await;
+        // What happens in INBOX while another mailbox is open is not told: it is looked at once more.
         watching
             .expect(&[
                 "Team: new mail, announced, a preview follows",
                 "Team: confirmed, next 10 of 5 with 2 unseen",
                 "Team: newest of 2: \"Bob\" about \"Hi\"",
+                "INBOX: quiet, next 10 of 5 with 1 unseen",
             ])
             .await;
         watching.expect_nothing();

@@ -66,6 +66,8 @@ impl Watcher {
         session: &mut ImapSession<'_>,
     ) -> Result<(), SessionEnd> {
         if session.open.is_some() {
+            // What happened in INBOX meanwhile is not told any more.
+            session.left_inbox = true;
             return self.examine_inbox(session).await;
         }
         session.connection.command("CLOSE", |_| {}).await?;

@@ -7,7 +7,7 @@ use super::connection::{Completion, ConnectionLost};
 use super::preview_requests::DuePreview;
 use super::session::{ImapSession, quoted};
 use crate::imap::preview::{FetchedHeader, fetch_item, fetched_header, preview};
-use crate::model::{ChangeKind, Preview};
+use crate::model::{ChangeKind, PREVIEW_WAIT, Preview};
 use crate::watch::ledger::Consequence;
 use crate::watch::watcher::{SessionEnd, Watcher};
 
@@ -53,21 +53,26 @@ impl Watcher {
         session: &mut ImapSession<'_>,
     ) -> Result<(), SessionEnd> {
         let due = self.previews.as_mut().map(|previews| previews.take()).unwrap_or_default();
-        let mut elsewhere = false;
+        let (mut elsewhere, began) = (false, Instant::now());
         for due in due {
-            let rests = self.faults.rests(&due.mailbox, Instant::now());
-            let asked = match rests {
+            let asked_at = Instant::now();
+            // Nothing else is heard meanwhile, and the pushes go without after this time.
+            let is_late = asked_at.duration_since(began) >= PREVIEW_WAIT;
+            let asked = match is_late || self.faults.rests(&due.mailbox, asked_at) {
                 true => Ok(NewestAnswer { preview: None, is_bad: false }),
                 false => self.ask_for_newest(session, &due, &mut elsewhere).await,
             };
+            let took = asked_at.elapsed();
             let (preview, is_bad, lost) = match asked {
                 Ok(NewestAnswer { preview, is_bad }) => (preview, is_bad, None),
                 Err(lost) => (None, false, Some(lost)),
             };
-            if is_bad || lost.is_some() {
-                let why =
-                    lost.as_ref().map_or("it is answered BAD".to_owned(), ToString::to_string);
-                self.pause_previews(&why);
+            if let Some(lost) = &lost {
+                self.pause_previews(&lost.to_string());
+            } else if is_bad {
+                self.pause_previews("it is answered BAD");
+            } else if took >= PREVIEW_WAIT {
+                self.pause_previews(&format!("the answer took {} seconds", took.as_secs()));
             }
             self.tell_preview(due.mailbox, preview).await?;
             if let Some(lost) = lost {
@@ -89,13 +94,14 @@ impl Watcher {
         elsewhere: &mut bool,
     ) -> Result<NewestAnswer, ConnectionLost> {
         let nothing = |answer| NewestAnswer { preview: None, is_bad: answer == Completion::Bad };
+        let asked_at = Instant::now();
         let is_open = due.mailbox.is_inbox() && session.open.is_some() && !*elsewhere;
         if !is_open {
             *elsewhere = true;
             session.connection.unsolicited.leave_inbox();
             let examine = format!("EXAMINE {}", quoted(&due.mailbox));
             let answer = session.connection.command(&examine, |_| {}).await?;
-            if answer != Completion::Ok {
+            if answer != Completion::Ok || asked_at.elapsed() >= PREVIEW_WAIT {
                 return Ok(nothing(answer));
             }
         }
@@ -121,7 +127,7 @@ impl Watcher {
         tracing::warn!(
             target: "mailchime::watch::previews_paused",
             account = %self.account, why,
-            "could not ask the backend for sender and subject of new mail; pushes of this account name the \
+            "the backend did not tell sender and subject of new mail in time; pushes of this account name the \
              mailbox alone for an hour. See the backend's log"
         );
     }

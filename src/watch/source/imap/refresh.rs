@@ -35,6 +35,7 @@ impl Watcher {
             if due.iter().any(|index| self.mailboxes[*index].mailbox.is_inbox()) {
                 // News from here on may be later than the snapshot.
                 session.connection.unsolicited.settle();
+                session.left_inbox = false;
             }
             let mut asked_for_flags = false;
             let mut told = self.ask(session, &due).await;

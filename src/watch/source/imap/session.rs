@@ -69,6 +69,8 @@ pub(in crate::watch) struct ImapSession<'a> {
     pub(in crate::watch) answered: bool,
     /// INBOX is open, so that IDLE tells of it, since then.
     pub(in crate::watch) open: Option<Instant>,
+    /// Another mailbox was opened for a moment since INBOX was last looked at.
+    pub(super) left_inbox: bool,
     /// NOTIFY tells of all mailboxes that are not open.
     pub(in crate::watch) armed: bool,
     /// A NOTIFY SET was accepted and not taken back, whatever it asks for.
@@ -112,6 +114,11 @@ impl Watcher {
                 }
                 let changed = self.refresh(&mut session, reason).await?;
                 self.fetch_previews(&mut session).await?;
+                if std::mem::take(&mut session.left_inbox)
+                    && let Some(inbox) = self.place(&Mailbox::inbox())
+                {
+                    self.mailboxes[inbox].due = true;
+                }
                 Ok::<_, SessionEnd>(changed)
             })
             .await?;
@@ -453,6 +460,7 @@ impl<'a> ImapSession<'a> {
             lists: granted.has("LIST-STATUS"),
             answered: false,
             open: None,
+            left_inbox: false,
             armed: false,
             notified: false,
             overflow: NotifyOverflow::default(),
