@@ -5,6 +5,7 @@
 
 mod domain;
 pub mod event;
+mod follow;
 mod hint;
 mod preview;
 mod subscription;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use secrecy::{ExposeSecret, SecretBox};
 
 pub use self::domain::AmbiguousDomain;
+pub use self::follow::{FollowRequest, MailboxToFollow};
 pub use self::preview::{PREVIEW_CHARACTERS, PREVIEW_WAIT, Preview};
 pub use self::subscription::{
     PushEndpoint, Registration, RegistrationResult, Subscription, SubscriptionKey,

@@ -205,11 +205,7 @@ pub(super) fn is_own_page(
 }
 
 fn foreign() -> ApiError {
-    ApiError::forbidden(
-        "foreign_origin",
-        "With a cookie, a request that changes something must come from a page of this server, which its \
-         Origin header says.",
-    )
+    ApiError::forbidden("foreign_origin", "A page of another site may not ask this.")
 }
 
 /// The host that was asked: HTTP/2's authority was put there by the server.

@@ -49,7 +49,7 @@ use tower_service::Service;
 use self::changes::OpenStreams;
 pub use self::changes::{StreamInbox, StreamLimits};
 use self::error::ApiError;
-pub use self::live_side::{LiveGuard, LiveMailbox, LiveRequest, LiveSide};
+pub use self::live_side::{LiveGuard, LiveSide};
 pub use self::push_side::{Delivered, Delivering, PushSide};
 use self::sends::Sends;
 use self::web_sessions::WebSessions;

@@ -112,6 +112,14 @@ impl WebSessions {
         Some(session.clone())
     }
 
+    /// The session of this cookie is used now. Whether it goes on.
+    pub(super) fn touch(&self, cookie: &str) -> bool {
+        let now = Instant::now();
+        let mut open = self.open.lock();
+        let session = open.get_mut(&hash(cookie)).map(|open| &mut open.session);
+        session.filter(|session| session.lives(now)).map(|session| session.used = now).is_some()
+    }
+
     /// The backend has accepted what this session was opened with once more.
     pub(super) fn proved(&self, cookie: &str, login: AcceptedLogin) {
         if let Some(OpenSession { session, .. }) = self.open.lock().get_mut(&hash(cookie)) {
@@ -181,10 +189,10 @@ mod tests {
         let minute = Duration::from_mins(1);
         for _ in 0..12 * 6 - 1 {
             tokio::time::advance(10 * minute).await;
-            assert!(sessions.used(&cookie).is_some());
+            assert!(sessions.touch(&cookie));
         }
         tokio::time::advance(10 * minute).await;
-        assert!(sessions.used(&cookie).is_none(), "after 12 hours");
+        assert!(sessions.used(&cookie).is_none() && !sessions.touch(&cookie), "after 12 hours");
         let cookie = open(&sessions, "alice");
         tokio::time::advance(15 * minute).await;
         assert!(sessions.used(&cookie).is_none(), "unused for 15 minutes");

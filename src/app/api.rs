@@ -12,12 +12,11 @@ use tokio_util::sync::CancellationToken;
 use super::StartError;
 use super::background::SubscriptionNews;
 use crate::api::{
-    self, ApiParts, Delivered, Delivering, LiveGuard, LiveMailbox, LiveRequest, LiveSide, PushSide,
-    StreamInbox, StreamLimits,
+    self, ApiParts, Delivered, Delivering, LiveGuard, LiveSide, PushSide, StreamInbox, StreamLimits,
 };
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
-use crate::model::{Account, Subscription, SubscriptionKey, Timestamp, TransportId};
+use crate::model::{Account, FollowRequest, Subscription, SubscriptionKey, Timestamp, TransportId};
 use crate::net::counters::LimitCounters;
 use crate::net::door::SessionDoor;
 use crate::net::http::{HttpLimits, HttpServer, TlsSource};
@@ -28,7 +27,7 @@ use crate::push::transport::enrol::{Enrolled, Transports};
 use crate::push::transport::{Routes, Verdict};
 use crate::registrar::Registrar;
 use crate::store::{Alive, Store};
-use crate::watch::{FollowEvent, FollowListener, FollowRequest, Followers, MailboxToFollow};
+use crate::watch::{FollowEvent, FollowListener, Followers};
 
 /// The socket of `[api]`, listening.
 #[derive(Debug)]
@@ -176,18 +175,12 @@ impl PushSide for JoinedPushSide {
 }
 
 impl LiveSide for JoinedLiveSide {
-    fn follow(&self, wanted: LiveRequest, inbox: Arc<StreamInbox>) -> LiveGuard {
-        let LiveRequest { account, backend, credentials, mailboxes } = wanted;
-        let mailboxes = mailboxes
-            .into_iter()
-            .map(|LiveMailbox { mailbox, told, now }| MailboxToFollow { mailbox, told, now });
-        let mailboxes = mailboxes.collect();
-        let request = FollowRequest { account, backend, credentials, mailboxes };
+    fn follow(&self, wanted: FollowRequest, inbox: Arc<StreamInbox>) -> LiveGuard {
         let hears = FollowListener::new(move |event| match event {
             FollowEvent::State { mailbox, kind, state } => inbox.state(mailbox, kind, state),
             FollowEvent::Refused => inbox.refused(),
         });
-        Box::new(self.0.follow(request, hears))
+        Box::new(self.0.follow(wanted, hears))
     }
 }
 

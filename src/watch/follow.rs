@@ -34,7 +34,8 @@ use crate::imap::refusal::Refusal;
 use crate::imap::responses::printable;
 use crate::metrics::{Held, Metrics};
 use crate::model::{
-    Account, BackendId, ChangeKind, Credentials, Hint, Mailbox, MailboxEvent, Snapshot,
+    Account, BackendId, ChangeKind, Credentials, FollowRequest, Hint, Mailbox, MailboxEvent,
+    MailboxToFollow, Snapshot,
 };
 use crate::net::backend::{Backend, LoggedIn, LoginError};
 use crate::net::backoff::Backoff;
@@ -54,30 +55,6 @@ struct FollowersInner {
     followed: Mutex<HashMap<Account, Vec<Arc<Followed>>>>,
     last_number: AtomicU64,
     tasks: TaskTracker,
-}
-
-/// What somebody wants to follow.
-#[derive(Debug)]
-pub struct FollowRequest {
-    /// Whose mailboxes they are.
-    pub account: Account,
-    /// The backend that has accepted the credentials.
-    pub backend: BackendId,
-    /// With which the account was proved.
-    pub credentials: Credentials,
-    /// Each once.
-    pub mailboxes: Vec<MailboxToFollow>,
-}
-
-/// One mailbox of a [`FollowRequest`].
-#[derive(Debug)]
-pub struct MailboxToFollow {
-    /// The mailbox.
-    pub mailbox: Mailbox,
-    /// The state that the follower knows, if there is one.
-    pub told: Option<Snapshot>,
-    /// The state that it has; nothing, where it is not known.
-    pub now: Snapshot,
 }
 
 /// What a follower hears.

@@ -38,9 +38,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
 
-pub use self::follow::{
-    FollowEvent, FollowGuard, FollowListener, FollowRequest, Followers, MailboxToFollow,
-};
+pub use self::follow::{FollowEvent, FollowGuard, FollowListener, Followers};
 pub use self::hint_writer::HintError;
 use self::source::imap::health::BackendHealthTable;
 pub use self::source::imap::mailbox_faults::LeftOut;

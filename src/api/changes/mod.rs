@@ -31,9 +31,8 @@ use self::websocket::WebSocketHandshake;
 use super::ApiContext;
 use super::caller::{Caller, Demand, is_from_script, is_own_page};
 use super::error::ApiError;
-use super::live_side::{LiveMailbox, LiveRequest};
 use super::subscriptions::mailbox_named;
-use crate::model::Mailbox;
+use crate::model::{FollowRequest, Mailbox, MailboxToFollow};
 use crate::net::http::ConnectionHandle;
 
 /// Most mailboxes of a stream: an id names all of them, and a header has room for so many.
@@ -62,12 +61,11 @@ pub(super) async fn changes(
 async fn open(context: &Arc<ApiContext>, parts: &mut Parts) -> Result<Response, ApiError> {
     let asked = StreamRequest::of(parts, context.most_mailboxes)?;
     let handshake = WebSocketHandshake::of(parts)?;
-    if handshake.is_some() {
-        // A browser opens one for a page of any site, with the password that it remembers, too.
-        let by_header = parts.headers.contains_key(AUTHORIZATION);
-        let demand = if by_header { Demand::Nothing } else { Demand::Origin };
-        is_own_page(&parts.headers, context, demand)?;
-    }
+    // A browser asks for a page of any site, with the password that it remembers, too; with WebSockets it
+    // always says for which.
+    let by_cookie = !parts.headers.contains_key(AUTHORIZATION);
+    let demand = if handshake.is_some() && by_cookie { Demand::Origin } else { Demand::Nothing };
+    is_own_page(&parts.headers, context, demand)?;
     let connection = parts.extensions.get::<ConnectionHandle>().cloned();
     let connection = connection.ok_or_else(ApiError::not_found)?;
     let mut caller = Caller::from_request_parts(parts, context).await?;
@@ -83,16 +81,18 @@ async fn open(context: &Arc<ApiContext>, parts: &mut Parts) -> Result<Response, 
     let inbox = StreamInbox::new(known);
     let mailboxes = readable.into_iter().map(|(mailbox, now)| {
         let told = told(&mailbox);
-        LiveMailbox { mailbox, told, now }
+        MailboxToFollow { mailbox, told, now }
     });
-    let wanted = LiveRequest {
+    let wanted = FollowRequest {
         account: caller.account.clone(),
         backend: caller.login().backend,
         credentials: caller.credentials.clone(),
         mailboxes: mailboxes.collect(),
     };
     let follows = context.live.follow(wanted, Arc::clone(&inbox));
-    place.read_by(Arc::clone(&inbox), connection);
+    if handshake.is_none() {
+        place.read_by(Arc::clone(&inbox), connection);
+    }
     let stream = LiveStream {
         context: Arc::clone(context),
         account: caller.account,
@@ -114,6 +114,7 @@ impl StreamRequest {
     fn of(parts: &Parts, most: usize) -> Result<Self, ApiError> {
         let (mut mailboxes, mut id) = (Vec::new(), None);
         let query = parts.uri.query().unwrap_or_default();
+        let most = most.min(MAILBOXES);
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
             match &*key {
                 "mailbox" => {
@@ -123,14 +124,14 @@ impl StreamRequest {
                     if !mailboxes.contains(&mailbox) {
                         mailboxes.push(mailbox);
                     }
+                    if mailboxes.len() > most {
+                        let message = format!("Name at most {most} mailboxes.");
+                        return Err(ApiError::invalid("mailbox", message));
+                    }
                 }
                 LAST_EVENT_ID => id = ClientPosition::parse(&value),
                 _ => {}
             }
-        }
-        let most = most.min(MAILBOXES);
-        if mailboxes.len() > most {
-            return Err(ApiError::invalid("mailbox", format!("Name at most {most} mailboxes.")));
         }
         if mailboxes.is_empty() {
             mailboxes.push(Mailbox::inbox());

@@ -42,9 +42,9 @@ pub struct StreamLimits {
 #[derive(Debug, Default)]
 struct OpenTable {
     last: u64,
-    all: usize,
     by_account: HashMap<Account, usize>,
-    streams: HashMap<u64, ReadBy>,
+    /// Those that a connection of the server carries, by number; one that was cut off is gone from here.
+    carried: HashMap<u64, ReadBy>,
 }
 
 /// What a stream waits for, and the connection that reads it.
@@ -80,14 +80,14 @@ impl OpenStreams {
     /// A place for a stream of this account.
     pub(super) fn place(self: &Arc<Self>, account: &Account) -> Result<StreamPlace, ApiError> {
         let mut open = self.open.lock();
-        let OpenTable { last, all, by_account, .. } = &mut *open;
+        let OpenTable { last, by_account, .. } = &mut *open;
         let StreamLimits { streams: most, streams_per_account, .. } = self.limits;
         let of_account = by_account.get(account).copied().unwrap_or(0);
         if of_account >= streams_per_account {
             self.counters.streams_per_account.hit();
             return Err(ApiError::too_many("The account has too many streams. Close one of them."));
         }
-        if *all >= most {
+        if by_account.values().sum::<usize>() >= most {
             if self.counters.streams.hit() {
                 tracing::warn!(
                     target: "mailchime::api::streams_reached",
@@ -97,7 +97,7 @@ impl OpenStreams {
             }
             return Err(ApiError::unavailable("There are too many streams. Try again later."));
         }
-        (*last, *all) = (*last + 1, *all + 1);
+        *last += 1;
         *by_account.entry(account.clone()).or_default() += 1;
         let number = *last;
         Ok(StreamPlace {
@@ -111,13 +111,19 @@ impl OpenStreams {
     /// Ends the connections that have taken nothing for too long of what waits for them.
     pub(in crate::api) fn cut_off(&self) {
         let limit = self.limits.write_timeout;
-        let open = self.open.lock();
-        for ReadBy { inbox, connection } in open.streams.values() {
-            if inbox.waits_since().is_some_and(|since| since.elapsed() >= limit) {
+        self.open.lock().carried.retain(|_, ReadBy { inbox, connection }| {
+            let reads = inbox.waits_since().is_none_or(|since| since.elapsed() < limit);
+            if !reads {
                 self.counters.write_timeout.hit();
                 connection.close();
             }
-        }
+            reads
+        });
+    }
+
+    /// The client of a WebSocket has taken nothing for too long.
+    pub(super) fn web_socket_cut_off(&self) {
+        self.counters.write_timeout.hit();
     }
 
     /// Waits for the streams that are no answers of the server any more.
@@ -128,17 +134,17 @@ impl OpenStreams {
 }
 
 impl StreamPlace {
-    /// This connection reads the stream.
+    /// The client reads the stream on this connection of the server. One that was upgraded is not: it has
+    /// its own limit.
     pub(super) fn read_by(&self, inbox: Arc<StreamInbox>, connection: ConnectionHandle) {
-        self.of.open.lock().streams.insert(self.number, ReadBy { inbox, connection });
+        self.of.open.lock().carried.insert(self.number, ReadBy { inbox, connection });
     }
 }
 
 impl Drop for StreamPlace {
     fn drop(&mut self) {
         let mut open = self.of.open.lock();
-        open.all -= 1;
-        open.streams.remove(&self.number);
+        open.carried.remove(&self.number);
         if let Some(streams) = open.by_account.get_mut(&self.account) {
             *streams -= 1;
             if *streams == 0 {

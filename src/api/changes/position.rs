@@ -19,9 +19,12 @@ const NAME: usize = 4;
 /// Longest id that is read, in bytes: of as many mailboxes as a stream may have, with large numbers.
 const LONGEST: usize = 8 * 1024;
 
+/// What stands for a mailbox in an id.
+pub(super) type MailboxName = [u8; NAME];
+
 /// What a client says that it knows.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct ClientPosition(Vec<([u8; NAME], Snapshot)>);
+pub(super) struct ClientPosition(Vec<(MailboxName, Snapshot)>);
 
 impl ClientPosition {
     /// The position that this id is of; `None` where it is no id.
@@ -59,12 +62,12 @@ impl ClientPosition {
 }
 
 /// The id of these states.
-pub(super) fn id<'a>(states: impl Iterator<Item = (&'a Mailbox, Snapshot)>) -> String {
+pub(super) fn id(states: impl Iterator<Item = (MailboxName, Snapshot)>) -> String {
     let mut bytes = vec![VERSION];
-    for (mailbox, state) in states {
+    for (name, state) in states {
         let Snapshot { uid_validity, uid_next, messages, unseen, highest_mod_seq } = state;
         let numbers = [uid_validity, uid_next, messages, unseen, highest_mod_seq];
-        bytes.extend(name(mailbox));
+        bytes.extend(name);
         let known = numbers.iter().zip(0..).map(|(number, bit)| u8::from(number.is_some()) << bit);
         bytes.push(known.sum());
         numbers.into_iter().flatten().for_each(|number| write(&mut bytes, number));
@@ -72,7 +75,8 @@ pub(super) fn id<'a>(states: impl Iterator<Item = (&'a Mailbox, Snapshot)>) -> S
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-fn name(mailbox: &Mailbox) -> [u8; NAME] {
+/// The name of this mailbox in ids: the start of a hash.
+pub(super) fn name(mailbox: &Mailbox) -> MailboxName {
     let mut name = [0; NAME];
     name.copy_from_slice(&digest(&SHA256, mailbox.as_str().as_bytes()).as_ref()[..NAME]);
     name
@@ -116,12 +120,12 @@ mod tests {
         };
         let part = Snapshot { messages: Some(7), ..Snapshot::default() };
         let (one, other) = (Mailbox::inbox(), Mailbox::new("Entw\u{fc}rfe"));
-        let text = id([(&one, inbox), (&other, part)].into_iter());
+        let text = id([(name(&one), inbox), (name(&other), part)].into_iter());
         assert!(text.len() < 60, "{text}");
         let read = ClientPosition::parse(&text).unwrap();
         assert_eq!((read.state_of(&one), read.state_of(&other)), (Some(inbox), Some(part)));
         assert_eq!(read.state_of(&Mailbox::new("Other")), None);
-        let unknown = id([(&one, Snapshot::default())].into_iter());
+        let unknown = id([(name(&one), Snapshot::default())].into_iter());
         assert_eq!(ClientPosition::parse(&unknown).unwrap().state_of(&one), None);
     }
 
@@ -142,7 +146,7 @@ mod tests {
         #[test]
         fn each_number_comes_back(number: u64) {
             let state = Snapshot { unseen: Some(number), ..Snapshot::default() };
-            let text = id([(&Mailbox::inbox(), state)].into_iter());
+            let text = id([(name(&Mailbox::inbox()), state)].into_iter());
             prop_assert_eq!(ClientPosition::parse(&text).unwrap().state_of(&Mailbox::inbox()), Some(state));
         }
     }

@@ -128,10 +128,10 @@ impl LiveStream {
                 () = logged_out => return ended(StreamEnd::LoggedOut),
                 () = sleep_until(self.next_sign) => {
                     self.next_sign = Instant::now() + self.keepalive();
-                    let used = |cookie: &ByCookie| self.context.sessions.used(&cookie.cookie);
-                    return match self.cookie.as_ref().map(used) {
-                        Some(None) => ended(StreamEnd::LoggedOut),
-                        _ => StreamStep::Alive,
+                    let lives = |by: &ByCookie| self.context.sessions.touch(&by.cookie);
+                    return match self.cookie.as_ref().is_none_or(lives) {
+                        true => StreamStep::Alive,
+                        false => ended(StreamEnd::LoggedOut),
                     };
                 }
             }
@@ -139,7 +139,7 @@ impl LiveStream {
     }
 
     /// Between two signs of life.
-    pub(super) fn keepalive(&self) -> Duration {
+    fn keepalive(&self) -> Duration {
         self.context.streams.limits().keepalive
     }
 
@@ -148,7 +148,7 @@ impl LiveStream {
         let at = Timestamp::now();
         let event: EventMessage<MailboxData<'_>> =
             EventMessage::changed(&self.account, mailbox, (*kind, *state), at);
-        message(Some(id.clone()), event)
+        message(id.clone(), event)
     }
 
     fn opened(&self, unreadable: &[Mailbox]) -> StreamMessage {

@@ -1,6 +1,7 @@
 //! A stream over a WebSocket (RFC 6455): each event is a text message, a ping is the sign of life. What the
 //! client says is not listened to.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
@@ -114,7 +115,6 @@ async fn serve(upgraded: Upgraded, mut stream: LiveStream) {
         .max_frame_size(Some(SAID));
     let upgraded = TokioIo::new(upgraded);
     let mut socket = WebSocketStream::from_raw_socket(upgraded, Role::Server, Some(config)).await;
-    let limit = stream.context.streams.limits().write_timeout;
     let mut unanswered = 0;
     loop {
         let mut messages = Vec::new();
@@ -148,10 +148,16 @@ async fn serve(upgraded: Upgraded, mut stream: LiveStream) {
                 }
             },
         }
-        // The last words do not wait for a client that takes nothing.
-        let limit = if is_last { FAREWELL } else { limit };
-        let sent = timeout(limit, send(&mut socket, messages)).await;
-        if is_last || !matches!(sent, Ok(Ok(()))) {
+        if is_last {
+            // It does not wait for a client that takes nothing.
+            let _ = timeout(FAREWELL, send(&mut socket, messages)).await;
+            return;
+        }
+        // The connection has the limit of writing.
+        if let Err(error) = send(&mut socket, messages).await {
+            if matches!(error, Error::Io(error) if error.kind() == ErrorKind::TimedOut) {
+                stream.context.streams.web_socket_cut_off();
+            }
             return;
         }
     }

@@ -63,6 +63,9 @@ async fn curl_hears_of_what_happens_in_dovecot_until_its_password_is_another_one
     }
     let Some(mut dovecot) = Dovecot::start(test, &Options::default()) else { return };
     dovecot.deliver("alice", "Team", &mail("an old one"));
+    for _ in 0..5 {
+        dovecot.deliver("bob", "INBOX", &mail("an old one"));
+    }
     limited(async {
         let world = InProcess::start(dovecot.plain, |config| {
             config.api.address = Some(loopback());
@@ -102,7 +105,8 @@ async fn curl_hears_of_what_happens_in_dovecot_until_its_password_is_another_one
         // Bob's goes on, and none of it was for him.
         tokio::task::block_in_place(|| dovecot.deliver_by_lmtp("bob", &mail("for bob")));
         let event = bob.next().await.unwrap();
-        assert_eq!(event["data"]["account"], "bob", "{event}");
+        let data = &event["data"];
+        assert_eq!((&data["account"], &data["messages"]), (&"bob".into(), &6.into()), "{event}");
     })
     .await;
 }

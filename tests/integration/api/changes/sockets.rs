@@ -129,7 +129,7 @@ async fn a_web_socket_carries_the_same_json() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_of_another_site_opens_no_web_socket() {
+async fn a_page_of_another_site_opens_no_stream() {
     limited(async {
         let api = ApiWorld::start().await;
         let cookie = api.cookie(ALICE).await;
@@ -145,6 +145,11 @@ async fn a_page_of_another_site_opens_no_web_socket() {
         ] {
             let (_, head) = api.upgrade("", &format!("{fields}{origin}")).await;
             assert!(head.starts_with("http/1.1 403 "), "{origin}: {head}");
+        }
+        for who in [format!("Cookie: {cookie}"), basic(ALICE, "secret")] {
+            let ask = format!("GET /v1/changes\n{who}\nOrigin: https://evil.example");
+            assert_eq!(api.ask(&ask).await.error(), (403, "foreign_origin".to_owned()), "{who}");
+            api.opened(&format!("\n{who}\nOrigin: https://localhost")).await;
         }
         let mut socket =
             api.socket("", &format!("Cookie: {cookie}\r\nOrigin: https://localhost")).await;
@@ -175,6 +180,22 @@ async fn a_web_socket_is_pinged_and_one_that_does_not_answer_ends() {
                 socket.say(PONG, b"").await;
             }
         }
+        socket.end().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_socket_ends_with_the_password_that_it_was_opened_with() {
+    limited(async {
+        let api = ApiWorld::with(|config| config.watch.retry_min = Duration::from_secs(1)).await;
+        let mut socket = api.socket("", &basic(ALICE, "secret")).await;
+        socket.event().await;
+        api.backend.set_password(ALICE, b"other").unwrap();
+        api.backend.drop_connections();
+        assert_eq!(socket.event().await["data"]["reason"], "unauthorized");
+        let (kind, payload) = socket.frame().await;
+        assert_eq!((kind, &payload[..]), (CLOSE, &b"\x03\xf0unauthorized"[..]), "1008");
         socket.end().await;
     })
     .await;
