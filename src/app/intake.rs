@@ -167,7 +167,7 @@ impl HintRecorder for DueMarks {
     }
 }
 
-/// Nobody watches. Who begins to do so looks at everything.
+/// No watcher runs. One that starts looks at everything.
 fn mark(hint: Hint) -> DueMark {
     let Hint { account, mailbox, .. } = hint;
     DueMark { account, mailbox, state: None, is_due: false, for_another_node: false }

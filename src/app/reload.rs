@@ -22,7 +22,8 @@ enum ListenerPlace {
 
 impl Server {
     /// Goes by `config` from now on: listeners, certificates, backends, routes, limits, recording,
-    /// the push identities, Web Push, FCM and web hooks. What is left of it takes effect at the next start, which a log line says.
+    /// the push identities, Web Push, FCM and web hooks. The rest takes effect at the next start; a log line
+    /// says so.
     /// Watchers whose account has another backend now move there.
     ///
     /// # Errors

@@ -26,8 +26,8 @@ pub struct FetchedHeader<'a> {
     pub header: Bytes<'a>,
 }
 
-/// The item of FETCH that asks for the sender, and with `subject` for that as well. No flag is set by it, and
-/// no more than [`HEADER_SIZE`] bytes are told (RFC 9051 section 6.4.5).
+/// The item of FETCH that asks for the sender, and with `subject` for that as well. It sets no flag, and
+/// the backend tells at most [`HEADER_SIZE`] bytes (RFC 9051 section 6.4.5).
 pub fn fetch_item(subject: bool) -> String {
     let fields = if subject { "FROM SUBJECT" } else { "FROM" };
     format!("BODY.PEEK[HEADER.FIELDS ({fields})]<0.{HEADER_SIZE}>")
