@@ -14,11 +14,13 @@ use super::labels::{Labels, PushOutcome};
 const LATENCY: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
+type PushLatencies = Family<[(&'static str, String); 1], Histogram, fn() -> Histogram>;
+
 /// What is counted of all transports.
 #[derive(Clone, Debug)]
 pub(super) struct PushFamilies {
     outcomes: Family<[(&'static str, String); 2], Counter>,
-    latency: Family<[(&'static str, String); 1], Histogram, fn() -> Histogram>,
+    latency: PushLatencies,
 }
 
 impl PushFamilies {
