@@ -1,10 +1,11 @@
 //! `mailchime store copy`: from one kind of database to another.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::{CommandFailure, not_empty, runtime, say};
 use crate::cli::logging;
-use crate::config::{Config, DatabaseUrl, LogFormat, StoreConfig};
+use crate::config::{Config, DatabaseUrl, LogFormat, NodeConfig, StoreConfig};
 use crate::store::{CopyError, StoreError, copy};
 
 /// What `mailchime store copy` takes.
@@ -21,14 +22,15 @@ pub(super) struct CopyOptions {
 pub(super) fn run(options: &CopyOptions) -> Result<(), CommandFailure> {
     // Rows that cannot be read are named there.
     logging::init(LogFormat::Text, "warn").map_err(CommandFailure::failed)?;
-    let (from, to) = (database(&options.from)?, database(&options.to)?);
+    let ((from, takeover), (to, _)) = (database(&options.from)?, database(&options.to)?);
     let patience = StoreConfig::default().busy_timeout;
-    let copied = runtime()?.block_on(copy(&from, &to, patience)).map_err(|error| match error {
-        CopyError::Store(StoreError::Unusable { .. } | StoreError::Newer { .. })
-        | CopyError::NotEmpty { .. } => CommandFailure::Usage(error.to_string()),
-        error => CommandFailure::failed(error),
-    })?;
-    say(format_args!("{to} has all that {from} has:"));
+    let copied =
+        runtime()?.block_on(copy(&from, &to, patience, takeover)).map_err(|error| match error {
+            CopyError::Store(StoreError::Unusable { .. } | StoreError::Newer { .. })
+            | CopyError::NotEmpty { .. } => CommandFailure::Usage(error.to_string()),
+            error => CommandFailure::failed(error),
+        })?;
+    say(format_args!("copied from {from} to {to}:"));
     for rows in copied {
         say(format_args!("{:>9} {}", rows.rows, rows.table));
     }
@@ -36,12 +38,13 @@ pub(super) fn run(options: &CopyOptions) -> Result<(), CommandFailure> {
     Ok(())
 }
 
-/// The database of a URL without a password, or of a configuration.
-fn database(given: &str) -> Result<DatabaseUrl, CommandFailure> {
+/// The database of a URL without a password, or of a configuration; and the longest that its nodes may have as
+/// `[node] takeover`.
+fn database(given: &str) -> Result<(DatabaseUrl, Duration), CommandFailure> {
     if !given.contains("://") {
         let config = Config::load(Path::new(given));
         let config = config.map_err(|error| CommandFailure::Usage(error.to_string()))?;
-        return Ok(config.store.url);
+        return Ok((config.store.url, config.node.takeover));
     }
     let url: DatabaseUrl = given.parse().map_err(CommandFailure::Usage)?;
     if url.holds_password() {
@@ -50,5 +53,5 @@ fn database(given: &str) -> Result<DatabaseUrl, CommandFailure> {
              that only you can read, and name its file"
         )));
     }
-    Ok(url)
+    Ok((url, NodeConfig::LONGEST_TAKEOVER))
 }

@@ -13,6 +13,11 @@ pub struct NodeConfig {
     pub takeover: Duration,
 }
 
+impl NodeConfig {
+    /// The longest `takeover`.
+    pub const LONGEST_TAKEOVER: Duration = HOUR;
+}
+
 table!(RawNode {
     name: Option<String>,
     takeover: Option<String>,
@@ -33,7 +38,12 @@ impl Check<'_> {
             let allowed = "allowed are 1 to 64 characters of ASCII without blanks";
             return Err(self.refusal("[node] name", format!("{name:?} is no name; {allowed}")));
         }
-        self.duration("[node] takeover", raw.takeover, 3 * SECOND..=HOUR, &mut node.takeover)?;
+        self.duration(
+            "[node] takeover",
+            raw.takeover,
+            3 * SECOND..=NodeConfig::LONGEST_TAKEOVER,
+            &mut node.takeover,
+        )?;
         Ok(node)
     }
 }

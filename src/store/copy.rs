@@ -15,9 +15,8 @@ use crate::config::DatabaseUrl;
 /// Rows that are read, and written, at a time.
 const BATCH: usize = 50;
 
-/// How often a node is looked at, and how long between two looks. It gives a sign of life every thirtieth of
-/// `[node] takeover`.
-const LOOKS: u32 = 5;
+/// A node gives a sign of life in every such part of `[node] takeover`.
+const SIGNS: u32 = 30;
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// Why nothing was copied.
@@ -161,7 +160,8 @@ const TABLES: [CopiedTable; 6] = [
 const OF_NODES: [&str; 2] = ["node", "invalidation"];
 
 /// Copies all rows of the database of `from` into the empty one of `to`, which is made where it is a file. All
-/// or nothing is there afterwards. What the vault has sealed stays sealed: the same key file opens it.
+/// or nothing is there afterwards. `takeover` is the longest that the nodes of `from` may have as
+/// `[node] takeover`: where one is on record, it is watched for twice the time between its signs of life. What the vault has sealed stays sealed: the same key file opens it.
 ///
 /// # Errors
 /// [`CopyError`], which says what is in the way.
@@ -169,11 +169,12 @@ pub async fn copy(
     from: &DatabaseUrl,
     to: &DatabaseUrl,
     busy_timeout: Duration,
+    takeover: Duration,
 ) -> Result<Vec<CopiedRows>, CopyError> {
     // It is there, and has the schema of now. A file is then locked against programs that serve.
     Store::open_existing(from, busy_timeout).await?.close().await;
     let source = Store::open(from, busy_timeout).await?;
-    let copied = copy_from(&source, to, busy_timeout).await;
+    let copied = copy_from(&source, to, busy_timeout, takeover).await;
     source.close().await;
     copied
 }
@@ -182,8 +183,9 @@ async fn copy_from(
     source: &Store,
     to: &DatabaseUrl,
     busy_timeout: Duration,
+    takeover: Duration,
 ) -> Result<Vec<CopiedRows>, CopyError> {
-    if let Some(node) = source.live_node().await? {
+    if let Some(node) = source.live_node(takeover).await? {
         return Err(CopyError::InService { database: Arc::clone(&source.database), node });
     }
     let target = Store::open(to, busy_timeout).await?;
@@ -218,9 +220,9 @@ async fn fill(source: &Store, target: &Store) -> Result<Vec<CopiedRows>, CopyErr
 
 impl Store {
     /// A node that gives signs of life.
-    async fn live_node(&self) -> Result<Option<String>, StoreError> {
+    async fn live_node(&self, takeover: Duration) -> Result<Option<String>, StoreError> {
         let before = self.nodes().await?;
-        let mut looks = if before.is_empty() { 0 } else { LOOKS };
+        let mut looks = if before.is_empty() { 0 } else { looks(takeover) };
         while looks > 0 {
             tokio::time::sleep(BETWEEN_LOOKS).await;
             looks -= 1;
@@ -231,6 +233,11 @@ impl Store {
         }
         Ok(None)
     }
+}
+
+/// How often the nodes are looked at, so that a sign of life falls between two looks.
+fn looks(takeover: Duration) -> u64 {
+    (2 * takeover / SIGNS).as_secs() / BETWEEN_LOOKS.as_secs() + 2
 }
 
 impl CopiedTable {
@@ -314,6 +321,14 @@ impl Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_is_watched_for_longer_than_two_of_its_signs_of_life() {
+        for takeover in [3, 30, 45, 3600].map(Duration::from_secs) {
+            let watched = BETWEEN_LOOKS * u32::try_from(looks(takeover)).unwrap();
+            assert!(watched > 2 * takeover / SIGNS, "{takeover:?}: {watched:?}");
+        }
+    }
 
     /// A column that a migration adds is copied, too.
     #[tokio::test]

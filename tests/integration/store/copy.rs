@@ -12,6 +12,8 @@ use crate::support::limited;
 
 const BUSY: Duration = Duration::from_secs(15);
 
+const TAKEOVER: Duration = Duration::from_secs(30);
+
 const TABLES: [&str; 8] = [
     "account",
     "credential",
@@ -148,7 +150,7 @@ async fn every_row_comes_through_all_six_ways() {
         ];
         for step in way.windows(2) {
             let [from, to] = [step[0], step[1]].map(|url| url.parse::<DatabaseUrl>().unwrap());
-            let copied = copy(&from, &to, BUSY).await.unwrap();
+            let copied = copy(&from, &to, BUSY, TAKEOVER).await.unwrap();
             let dumped = dump(step[1]).await;
             assert_eq!(dumped, original, "{from} to {to}");
             for rows in &copied {
@@ -167,17 +169,17 @@ async fn what_is_in_service_or_holds_something_is_left_alone() {
     limited(async {
         let folder = tempfile::tempdir().unwrap();
         let (from, to) = (file(&folder, "from.db"), file(&folder, "to.db"));
-        let missing = copy(&from, &to, BUSY).await.unwrap_err();
+        let missing = copy(&from, &to, BUSY, TAKEOVER).await.unwrap_err();
         assert!(matches!(missing, CopyError::Store(StoreError::Unusable { .. })), "{missing}");
         assert!(!folder.path().join("from.db").exists() && !folder.path().join("to.db").exists());
         let store = Store::open(&from, BUSY).await.unwrap();
         register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
-        let served = copy(&from, &to, BUSY).await.unwrap_err();
+        let served = copy(&from, &to, BUSY, TAKEOVER).await.unwrap_err();
         assert!(matches!(served, CopyError::Store(StoreError::InUse { .. })), "{served}");
         store.close().await;
-        copy(&from, &to, BUSY).await.unwrap();
+        copy(&from, &to, BUSY, TAKEOVER).await.unwrap();
         let before = dump(&to.to_string()).await;
-        let full = copy(&from, &to, BUSY).await.unwrap_err();
+        let full = copy(&from, &to, BUSY, TAKEOVER).await.unwrap_err();
         assert!(matches!(full, CopyError::NotEmpty { table: "account", .. }), "{full}");
         assert_eq!(dump(&to.to_string()).await, before);
     })
@@ -201,11 +203,11 @@ async fn nodes_that_live_are_named_and_one_that_was_killed_is_in_nobodys_way() {
             }
         };
         let copied = tokio::select! {
-            copied = copy(&from, &to, BUSY) => copied.unwrap_err(),
+            copied = copy(&from, &to, BUSY, TAKEOVER) => copied.unwrap_err(),
             () = living => unreachable!("it lives on"),
         };
         assert!(copied.to_string().contains("the node mail1 serves from postgres://"), "{copied}");
-        copy(&from, &to, BUSY).await.unwrap();
+        copy(&from, &to, BUSY, TAKEOVER).await.unwrap();
         let copied = dump(&to.to_string()).await;
         assert_eq!((copied["account"].len(), copied["node"].len()), (1, 0));
     })
@@ -225,12 +227,12 @@ async fn a_row_that_does_not_fit_leaves_the_target_empty() {
         let long = Account::from_login(&"a".repeat(513));
         register(&store, device(&long, 'a'), &["INBOX"], 5, 100).await;
         store.close().await;
-        let refused = copy(&from, &to, BUSY).await.unwrap_err();
+        let refused = copy(&from, &to, BUSY, TAKEOVER).await.unwrap_err();
         assert!(refused.to_string().contains("512 characters"), "{refused}");
         let store = Store::open(&from, BUSY).await.unwrap();
         assert!(store.remove_account(&long).await.unwrap());
         store.close().await;
-        copy(&from, &to, BUSY).await.unwrap();
+        copy(&from, &to, BUSY, TAKEOVER).await.unwrap();
         assert_eq!(dump(&database.url).await["account"].len(), 1);
     })
     .await;
