@@ -67,15 +67,20 @@ const SET: &[(&str, &str)] = &[
     ("due_since", "coalesce(mailbox.due_since, v.since)"),
 ];
 
+/// What is due already changes by word of other nodes alone.
 const MARK: UpdateFrom<'_> = UpdateFrom {
     table: "mailbox",
     columns: &["account", "mailbox", "state", "others", "since"],
     joins: &["account a on a.name = v.account"],
-    on: "mailbox.account = a.id and mailbox.name = v.mailbox",
+    on: "mailbox.account = a.id and mailbox.name = v.mailbox \
+         and (mailbox.due_since is null or v.others = 1)",
     set: SET,
 };
 
-const MARK_ALL: UpdateFrom<'_> = UpdateFrom { on: "mailbox.account = a.id", ..MARK };
+const MARK_ALL: UpdateFrom<'_> = UpdateFrom {
+    on: "mailbox.account = a.id and (mailbox.due_since is null or v.others = 1)",
+    ..MARK
+};
 
 const CLEAR: UpdateFrom<'_> = UpdateFrom {
     table: "mailbox",
