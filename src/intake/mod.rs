@@ -6,7 +6,8 @@
 //! | `PUT /v1/events/ox` | what Dovecot's `ox` driver says of a delivery |
 //!
 //! An event becomes a [`Hint`], and is answered 204 once it is on disk that the mailbox has
-//! to be looked at. Many events go to disk in one transaction. Whether anybody has registered for the mailbox
+//! to be looked at. Of an account with a held connection on this node nothing is written: the connection looks at
+//! all mailboxes when it begins. Many events go to disk in one transaction. Whether anybody has registered for the mailbox
 //! makes no difference to the answer: who sends events learns nothing of mailchime's users.
 //!
 //! A source proves who it is by a secret, and may speak for its domains only. A sender, a subject or a snippet
@@ -46,7 +47,8 @@ use crate::net::proxy_protocol::Addresses;
 
 /// Puts hints on disk, and has those hear of them who watch the mailboxes.
 pub trait HintRecorder: std::fmt::Debug + Send + Sync {
-    /// Marks the mailboxes of these hints as due, in one transaction. When this returns, the marks are on disk.
+    /// Marks the mailboxes of these hints as due, in one transaction. When this returns, the marks are on disk. A
+    /// connection that is held here needs none: it looks at all mailboxes when it begins.
     /// Says of each hint whether somebody has registered for its mailbox, or why none was recorded.
     fn record(&self, hints: Vec<Hint>) -> RecordingHints<'_>;
 }

@@ -10,10 +10,11 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::net::UdpSocket;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::IntakeContext;
@@ -31,6 +32,9 @@ const DELIVERY: &[u8] = b"MAIL";
 
 /// Datagrams that are heard in a second, on average.
 const PER_SECOND: u32 = 1000;
+
+/// Pause after an error of the socket.
+const AFTER_ERROR: Duration = Duration::from_millis(100);
 
 /// The socket of `[events] udp_address`, and whom it hears.
 #[derive(Debug)]
@@ -82,8 +86,14 @@ impl UdpEvents {
                 () = stop.cancelled() => return,
                 received = self.socket.recv_from(&mut bytes) => received,
             };
-            // An error is that of a datagram that was sent, and none is.
-            let Ok((length, peer)) = received else { continue };
+            let Ok((length, peer)) = received else {
+                // It may last.
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = sleep(AFTER_ERROR) => {}
+                }
+                continue;
+            };
             let hint = match self.hint(&bytes[..length], peer) {
                 Ok(Some(hint)) => hint,
                 Ok(None) => continue,
