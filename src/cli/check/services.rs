@@ -68,7 +68,7 @@ pub(super) fn events(config: &Config, report: &mut Report) {
                     report.ok("[events]", format_args!("{address}, {how}, for {names}"));
                 }
                 None => {
-                    let problem = "[events] has no address, so nobody can send events; add one";
+                    let problem = "[events] has no address, so no source can send events; add one";
                     report.warning("[events]", problem);
                 }
             }
