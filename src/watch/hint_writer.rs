@@ -45,7 +45,7 @@ pub(super) struct HintWriter {
 #[derive(Debug)]
 struct HintCall {
     hints: Vec<Hint>,
-    /// A session's end has nobody to answer.
+    /// `None` where nobody waits for an answer: after a session's end, and of news that another node is to get.
     reply: Option<HintReply>,
 }
 
@@ -133,7 +133,8 @@ impl HintWriter {
                 None => store.mark_due(&looked_at, &marks, Timestamp::now()).await,
             };
             let known = known.map_err(|error| {
-                tracing::warn!(
+                // Who sends them says so, and how often.
+                tracing::debug!(
                     target: "mailchime::watch::events_not_recorded",
                     events = hints.len(), %error,
                     "could not record events of mail servers in the database; mailchime refuses them, \

@@ -119,6 +119,20 @@ impl Watcher {
 
     /// Waits for what is next; `None` on stop. Returns whether its user has just logged in or registered.
     pub(super) async fn pause(&mut self, next: NextStep) -> Option<bool> {
+        let asks = matches!(next, NextStep::Stop | NextStep::Rest | NextStep::Try(Duration::ZERO));
+        self.asks(asks);
+        let told = self.wait_for(next).await;
+        self.asks(true);
+        told
+    }
+
+    fn asks(&mut self, asks: bool) {
+        if let Some(asking) = &mut self.asking {
+            asking.set(asks);
+        }
+    }
+
+    async fn wait_for(&mut self, next: NextStep) -> Option<bool> {
         let pause = match next {
             NextStep::Stop | NextStep::Rest => return None,
             NextStep::Login(waiting) => return self.wait_for_login(waiting).await,

@@ -12,6 +12,7 @@
 //! whatever was interrupted shows as a difference again. The push side moves it.
 
 mod accounts;
+mod asking;
 mod credential_history;
 mod events;
 mod follow;

@@ -10,17 +10,18 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::WatchContext;
+use super::asking::AskingTasks;
 use super::status::{StatusCell, WatchMode, WatcherState, WatcherStatus};
 use super::watcher::{TakenOver, WatchedMailbox, Watcher, WatcherStart};
 use crate::model::{Account, Timestamp};
 use crate::nodes::Assignment;
-use crate::store::{DueMark, LiveAccount, LookedAt, StoreError};
+use crate::store::{DueMark, LookedAt, StoreError};
 
-/// Accounts of a sweep that are under way at once.
+/// While so many tasks are asking, none of a sweep begins.
 const VISITS: usize = 256;
 
 /// Accounts whose sessions have ended that may wait. Of more, the next sweep learns.
@@ -51,7 +52,12 @@ pub(super) struct OnDemand {
     sweep_at: Instant,
     /// It is of the accounts of all nodes.
     everybody: bool,
+    /// When the last reading began that told what is due, as the supervisor counts.
+    read: u64,
     visits: JoinSet<VisitEnd>,
+    /// Whose tasks these are.
+    accounts: HashMap<Id, Account>,
+    asking: AskingTasks,
 }
 
 /// What happens to accounts on demand.
@@ -61,8 +67,10 @@ pub(super) enum OnDemandEvent {
     Ended(VisitEnd),
     /// A session of the account's user ended some time ago.
     AfterSession(Account),
-    /// A task broke off, which the next reading of all accounts finds.
-    Broken,
+    /// The task of this account broke off.
+    Broken(Account),
+    /// More tasks may begin.
+    Room,
 }
 
 /// Which accounts are marked as due when all are read.
@@ -97,7 +105,10 @@ impl OnDemand {
             after_session: HashSet::new(),
             sweep_at: Instant::now(),
             everybody: false,
+            read: 0,
             visits: JoinSet::new(),
+            accounts: HashMap::new(),
+            asking: AskingTasks::new(),
         }
     }
 
@@ -130,6 +141,15 @@ impl OnDemand {
         }
     }
 
+    /// A sweep that was begun has not come to its end: it begins again then.
+    pub(super) fn sweep_again(&mut self, sweep: Sweep, at: Instant) {
+        match sweep {
+            Sweep::None => {}
+            Sweep::Ours => self.sweep_at(at),
+            Sweep::Everybody => self.everybody_at(at),
+        }
+    }
+
     /// A session has ended: the account is to be asked for then, unless it is anyway.
     pub(super) fn session_ended(&mut self, account: Account, at: Instant) {
         if self.sessions.len() < ENDED && self.after_session.insert(account.clone()) {
@@ -142,12 +162,15 @@ impl OnDemand {
         if let Some((_, mailboxes)) = self.told.remove(&watcher.account) {
             watcher.mailboxes = mailboxes;
         }
-        self.visits.spawn(async move {
+        watcher.asking = Some(self.asking.begin());
+        let account = watcher.account.clone();
+        let task = self.visits.spawn(async move {
             watcher.run(begin).await;
             let taken_over = watcher.taken_over();
             let Watcher { account, mailboxes, looked_at, .. } = watcher;
             VisitEnd { account, began, taken_over, mailboxes, looked_at }
         });
+        self.accounts.insert(task.id(), account);
     }
 
     /// What this task of an account has told is remembered for a while.
@@ -172,17 +195,23 @@ impl OnDemand {
     pub(super) async fn next(&mut self) -> OnDemandEvent {
         let at = self.sessions.front().map(|(at, _)| *at);
         tokio::select! {
-            Some(ended) = self.visits.join_next() => match ended {
-                Ok(end) => OnDemandEvent::Ended(end),
-                Err(_) => OnDemandEvent::Broken,
+            Some(ended) = self.visits.join_next_with_id() => match ended {
+                Ok((task, end)) => {
+                    self.accounts.remove(&task);
+                    OnDemandEvent::Ended(end)
+                }
+                Err(error) => {
+                    self.accounts.remove(&error.id()).map_or(OnDemandEvent::Room, OnDemandEvent::Broken)
+                }
             },
+            () = self.asking.below(VISITS), if !self.waiting.is_empty() => OnDemandEvent::Room,
             () = sleep_until(at.unwrap_or_else(Instant::now)), if at.is_some() => {
                 match self.sessions.pop_front() {
                     Some((_, account)) => {
                         self.after_session.remove(&account);
                         OnDemandEvent::AfterSession(account)
                     }
-                    None => OnDemandEvent::Broken,
+                    None => OnDemandEvent::Room,
                 }
             }
             else => std::future::pending().await,
@@ -221,14 +250,16 @@ impl OnDemand {
         self.resting.keys().filter(|account| !is_ours(account)).cloned().collect()
     }
 
-    /// These are to be asked for, in this order.
-    pub(super) fn ask_for(&mut self, accounts: Vec<Account>) {
-        self.waiting = accounts.into();
+    /// These are to be asked for, in this order, by a reading that began at that moment.
+    pub(super) fn ask_for(&mut self, moment: u64, accounts: Vec<Account>) {
+        if moment >= self.read {
+            (self.read, self.waiting) = (moment, accounts.into());
+        }
     }
 
-    /// The next one that is to be asked for, if so many more may be under way.
+    /// The next one that is to be asked for, if another task may begin.
     pub(super) fn next_waiting(&mut self) -> Option<Account> {
-        (self.visits.len() < VISITS).then(|| self.waiting.pop_front()).flatten()
+        (self.asking.count() < VISITS).then(|| self.waiting.pop_front()).flatten()
     }
 
     /// How many wait to be asked for.
@@ -241,13 +272,18 @@ impl OnDemand {
         !self.resting.is_empty() || !self.visits.is_empty()
     }
 
+    /// How many have no task.
+    pub(super) fn len(&self) -> usize {
+        self.resting.len()
+    }
+
     pub(super) fn statuses(&self, account: Option<&Account>) -> Vec<WatcherStatus> {
         let asked = self.resting.iter().filter(|(it, _)| account.is_none_or(|asked| asked == *it));
         let waiting: HashSet<&Account> = self.waiting.iter().collect();
         let reason = |account: &Account| match waiting.contains(account) {
             true => Some("it waits for its turn to be asked for, in a sweep"),
             false if self.after_session.contains(account) => {
-                Some("it is asked for soon, since a session of its user has ended")
+                Some("it is asked for soon: a session of its user has ended, or its task broke off")
             }
             false => None,
         };
@@ -259,34 +295,109 @@ impl OnDemand {
     }
 }
 
-/// The accounts on demand of this node that are due, the one that has been for longest first.
+/// What is due, and what kept the database from saying or taking it.
+#[derive(Debug)]
+pub(super) struct DueAccounts {
+    pub(super) accounts: Option<Vec<Account>>,
+    pub(super) error: Option<StoreError>,
+}
+
+/// Marks those of these accounts on demand as due that a sweep is about. Returns those of this node that are
+/// due, the one that has been for longest first; the marks that failed do not keep them back.
 pub(super) async fn due(
     context: &WatchContext,
     assignment: &Assignment,
-    accounts: &[LiveAccount],
+    all: &[Account],
     sweep: Sweep,
-) -> Result<Vec<Account>, StoreError> {
-    let all = accounts.iter().map(|live| &live.account);
-    let all: Vec<&Account> = all.filter(|account| context.is_on_demand(account)).collect();
+) -> DueAccounts {
     let is_ours =
         |account: &&Account| assignment.is_mine(account) || context.credentials.holds(account);
-    let ours: HashSet<&Account> = all.iter().copied().filter(is_ours).collect();
+    let ours: HashSet<&Account> = all.iter().filter(is_ours).collect();
     let marks: Vec<DueMark> = match sweep {
         Sweep::None => Vec::new(),
         Sweep::Ours => ours.iter().copied().map(sweeps).collect(),
-        Sweep::Everybody => all.iter().copied().map(sweeps).collect(),
+        Sweep::Everybody => all.iter().map(sweeps).collect(),
     };
+    let mut error = None;
     for marks in marks.chunks(BATCH) {
-        context.store.mark_due(&[], marks, Timestamp::now()).await?;
+        if let Err(failed) = context.store.mark_due(&[], marks, Timestamp::now()).await {
+            error = Some(failed);
+            break;
+        }
     }
     if ours.is_empty() {
-        return Ok(Vec::new());
+        return DueAccounts { accounts: Some(Vec::new()), error };
     }
-    let due = context.store.due_accounts().await?.into_iter().map(|(account, _)| account);
-    Ok(due.filter(|account| ours.contains(account)).collect())
+    match context.store.due_accounts().await {
+        Ok(due) => {
+            let due = due.into_iter().map(|(account, _)| account);
+            let mut due: Vec<Account> = due.filter(|account| ours.contains(account)).collect();
+            if sweep != Sweep::None && error.is_none() {
+                // The task of a hint may have taken the sweep's mark for its own.
+                let found: HashSet<&Account> = due.iter().collect();
+                let more = all.iter().filter(|it| ours.contains(it) && !found.contains(it));
+                let more: Vec<Account> = more.cloned().collect();
+                due.extend(more);
+            }
+            DueAccounts { accounts: Some(due), error }
+        }
+        Err(failed) => DueAccounts { accounts: None, error: Some(failed) },
+    }
 }
 
 fn sweeps(account: &Account) -> DueMark {
     let account = account.clone();
     DueMark { account, mailbox: None, state: None, is_due: true, for_another_node: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_breaks_off_is_told_with_its_account() {
+        let (mut on_demand, alice) = (OnDemand::new(), Account::from_login("alice"));
+        let task = on_demand.visits.spawn(async { panic!("broken off") });
+        on_demand.accounts.insert(task.id(), alice.clone());
+        match on_demand.next().await {
+            OnDemandEvent::Broken(account) => assert_eq!(account, alice),
+            other => panic!("{other:?}"),
+        }
+        assert!(on_demand.accounts.is_empty());
+    }
+
+    #[test]
+    fn a_reading_that_fails_begins_no_sweep_but_the_one_that_it_was_about() {
+        let (mut on_demand, now) = (OnDemand::new(), Instant::now());
+        let every = Duration::from_hours(6);
+        on_demand.sweep_at(now);
+        assert_eq!(on_demand.begin_sweep(now, every), Sweep::Ours);
+        on_demand.sweep_again(Sweep::None, now);
+        assert_eq!(on_demand.begin_sweep(now, every), Sweep::None);
+        for sweep in [Sweep::Ours, Sweep::Everybody] {
+            on_demand.sweep_again(sweep, now);
+            assert_eq!(on_demand.begin_sweep(now, every), sweep);
+            assert_eq!(on_demand.begin_sweep(now, every), Sweep::None);
+        }
+    }
+
+    /// Two readings may be under way at once.
+    #[test]
+    fn what_an_earlier_reading_found_does_not_replace_what_a_later_one_did() {
+        let mut on_demand = OnDemand::new();
+        on_demand.ask_for(2, vec![Account::from_login("alice")]);
+        on_demand.ask_for(1, Vec::new());
+        assert_eq!(on_demand.waiting(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_sweep_waits_for_room_and_hears_of_it() {
+        let mut on_demand = OnDemand::new();
+        let mut asking: Vec<_> = (0..VISITS).map(|_| on_demand.asking.begin()).collect();
+        on_demand.ask_for(1, vec![Account::from_login("alice")]);
+        assert_eq!(on_demand.next_waiting(), None);
+        asking[0].set(false);
+        assert!(matches!(on_demand.next().await, OnDemandEvent::Room));
+        assert_eq!(on_demand.next_waiting(), Some(Account::from_login("alice")));
+    }
 }

@@ -6,6 +6,7 @@
 //! Of several nodes each watches the accounts that the [`Assignment`] gives it. What a session of this
 //! node tells of an account that another one watches reaches that one through the database.
 
+mod answers;
 mod hints;
 mod logins;
 
@@ -23,7 +24,7 @@ use super::WatchContext;
 use super::accounts::{adopt, live};
 use super::hint_writer::HintWriter;
 use super::hints::Hints;
-use super::on_demand::{OnDemand, OnDemandEvent, VisitEnd, due};
+use super::on_demand::{DueAccounts, OnDemand, OnDemandEvent, Sweep, VisitEnd, due};
 use super::status::{
     StatusCell, SupervisorRequest, SupervisorRequests, WatchMode, WatcherState, WatcherStatus,
 };
@@ -64,6 +65,8 @@ struct Supervisor {
     asked: JoinSet<StoreReply>,
     /// All accounts are being read.
     reading: bool,
+    /// They were read once. Only a watcher can take the news that a user logged in.
+    begun: bool,
     /// Logins that are being passed on. Each gives its user, and with what he logged in if he can be
     /// watched here alone.
     logins: JoinSet<(Account, Option<AcceptedLogin>)>,
@@ -102,8 +105,9 @@ struct StoreReply {
 enum ReplyKind {
     /// All accounts with a live device, after those without were removed; as [`Assignment::joined`] was
     /// when that began.
-    /// Those on demand that are due, too.
-    All { joined: u64, accounts: Result<(Vec<LiveAccount>, Vec<Account>), StoreError> },
+    All { joined: u64, sweep: Sweep, accounts: Result<Vec<LiveAccount>, StoreError> },
+    /// What of them is due, once those of this sweep are marked.
+    Due { sweep: Sweep, due: DueAccounts },
     /// What is due was counted.
     Counted,
     /// One account, if it is to be watched; with the news that had it looked up.
@@ -135,6 +139,7 @@ pub async fn run(
         moment: 0,
         asked: JoinSet::new(),
         reading: false,
+        begun: false,
         logins: JoinSet::new(),
         passing: HashMap::new(),
         early: HashMap::new(),
@@ -145,8 +150,6 @@ pub async fn run(
     let mut counting = interval(COUNTED);
     let mut replacements = supervisor.context.backends.replacements();
     let mut next_refresh = Instant::now();
-    // Only a watcher can take the news that a user logged in. So the accounts are read first.
-    let mut begun = false;
     loop {
         if !supervisor.reading && Instant::now() >= next_refresh {
             supervisor.read_all();
@@ -159,41 +162,12 @@ pub async fn run(
         tokio::select! {
             () = stop.cancelled() => break,
             () = sleep_until(next_refresh), if !supervisor.reading => {}
-            Some(answer) = supervisor.asked.join_next() => match answer {
-                Ok(StoreReply { moment, what: ReplyKind::All { joined, accounts } }) => {
-                    supervisor.reading = false;
-                    match accounts {
-                        Ok((accounts, due)) => {
-                            supervisor.refresh(moment, joined, accounts);
-                            supervisor.on_demand.ask_for(due);
-                            begun = true;
-                        }
-                        Err(error) => {
-                            tracing::error!(
-                                target: "mailchime::watch::accounts_unreadable",
-                                %error,
-                                "could not read from the database which accounts to watch; \
-                                 mailchime tries again"
-                            );
-                            next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
-                            supervisor.on_demand.everybody_at(next_refresh);
-                        }
-                    }
+            Some(answer) = supervisor.asked.join_next() => {
+                let again = Instant::now() + REFRESH_RETRY;
+                if supervisor.answered(answer, again).is_err() {
+                    next_refresh = next_refresh.min(again);
                 }
-                Ok(StoreReply { what: ReplyKind::Counted, .. }) => {}
-                Ok(StoreReply { moment, what: ReplyKind::One { account, live, news } }) => {
-                    if supervisor.looked_up(moment, &account, live, news).is_err() {
-                        // What it was about is lost, so all is to be read again.
-                        supervisor.joined = 0;
-                        next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
-                    }
-                }
-                // It is not known what it was about.
-                Err(_) => {
-                    (supervisor.reading, supervisor.joined) = (false, 0);
-                    next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
-                }
-            },
+            }
             Ok(()) = assignment.changed() => {
                 next_refresh = Instant::now();
                 // A node that is gone, or was, may have missed events.
@@ -225,7 +199,8 @@ pub async fn run(
             next = supervisor.on_demand.next() => match next {
                 OnDemandEvent::Ended(end) => supervisor.visit_ended(end),
                 OnDemandEvent::AfterSession(account) => supervisor.look_after_session(account),
-                OnDemandEvent::Broken => {}
+                OnDemandEvent::Broken(account) => supervisor.visit_broke_off(account),
+                OnDemandEvent::Room => {}
             },
             Some(account) = unwatched.recv(), if may_ask => supervisor.look_up(account, None),
             Some(request) = requests.next() => match request {
@@ -237,7 +212,7 @@ pub async fn run(
                     supervisor.hint_writer.add(hints, Some(reply));
                 }
             },
-            event = sessions.recv(), if begun => match event {
+            event = sessions.recv(), if supervisor.begun => match event {
                 Some(SessionEvent::Registered { account, login }) => {
                     supervisor.registered(account, login);
                 }
@@ -270,7 +245,7 @@ impl Supervisor {
     fn read_all(&mut self) {
         self.reading = true;
         let (moment, joined) = (self.now(), self.assignment.borrow().joined());
-        let (context, assignment) = (Arc::clone(&self.context), self.assignment.borrow().clone());
+        let context = Arc::clone(&self.context);
         let (now, every) = (Instant::now(), context.config.sweep);
         let sweep = self.on_demand.begin_sweep(now, every);
         self.asked.spawn(async move {
@@ -286,10 +261,20 @@ impl Supervisor {
                 }
                 let accounts = context.store.accounts(alive).await?;
                 adopt(&context, &accounts).await?;
-                let due = due(&context, &assignment, &accounts, sweep).await?;
-                Ok((accounts, due))
+                Ok(accounts)
             };
-            StoreReply { moment, what: ReplyKind::All { joined, accounts: accounts.await } }
+            let accounts = accounts.await;
+            StoreReply { moment, what: ReplyKind::All { joined, sweep, accounts } }
+        });
+    }
+
+    /// Marks what a sweep is about, and finds what is due, of accounts that are known by now: an event that
+    /// comes meanwhile has its task begin.
+    fn find_due(&mut self, moment: u64, sweep: Sweep, accounts: Vec<Account>) {
+        let (context, assignment) = (Arc::clone(&self.context), self.assignment.borrow().clone());
+        self.asked.spawn(async move {
+            let due = due(&context, &assignment, &accounts, sweep).await;
+            StoreReply { moment, what: ReplyKind::Due { sweep, due } }
         });
     }
 
@@ -367,7 +352,7 @@ impl Supervisor {
         tracing::info!(
             target: "mailchime::watch::accounts_loaded",
             accounts = all,
-            here = self.watchers.len() + self.on_demand.statuses(None).len(),
+            here = self.watchers.len() + self.on_demand.len(),
             started = missing,
             handed_over = elsewhere.len(),
             "watching accounts"
@@ -399,7 +384,7 @@ impl Supervisor {
 
     /// The task of an account on demand has ended. What came too late for it is for another one.
     fn visit_ended(&mut self, end: VisitEnd) {
-        let VisitEnd { account, began, taken_over: (logins, looks), mailboxes, looked_at } = end;
+        let VisitEnd { account, began, taken_over, mailboxes, looked_at } = end;
         self.hint_writer.looked_at(looked_at);
         if self.watchers.get(&account).is_none_or(|handle| handle.began != began) {
             return;
@@ -408,14 +393,29 @@ impl Supervisor {
         self.on_demand.remember(&account, began, mailboxes);
         let now = handle.directive.borrow().clone();
         let mut next = Directive::default();
-        if now.logins != logins.0 {
+        if now.logins != taken_over.logins {
             (next.login, next.logins) = (now.login, 1);
         }
-        next.looks = u64::from(now.looks != looks);
-        if handle.hints.is_empty() && next.logins == 0 && next.looks == 0 {
+        next.looks = u64::from(now.looks != taken_over.looks);
+        // What is due may have been marked by another node since it was read.
+        let has_news = now.registrations != taken_over.registrations;
+        if handle.hints.is_empty() && next.logins == 0 && next.looks == 0 && !has_news {
             self.on_demand.rest(account, handle.status, handle.moment);
         } else {
             self.start_with(account, next, WatcherStart::AtOnce, handle.hints);
+        }
+    }
+
+    /// The task of an account on demand broke off. What it was told is lost, so the account is looked at, but
+    /// not at once: the next task may break off, too.
+    fn visit_broke_off(&mut self, account: Account) {
+        // There may be another task by now.
+        let broke_off = |handle: &WatcherHandle| handle.directive.is_closed();
+        if self.watchers.get(&account).is_some_and(broke_off)
+            && let Some(handle) = self.watchers.remove(&account)
+        {
+            self.on_demand.rest(account.clone(), handle.status, handle.moment);
+            self.session_ended(account);
         }
     }
 
@@ -443,50 +443,6 @@ impl Supervisor {
     /// Each watcher sees for itself whether its backend is another one now.
     fn backends_are_replaced(&self) {
         self.watchers.values().for_each(|handle| handle.directive.send_modify(|_| {}));
-    }
-
-    /// What the database said at that moment of an account that another process has changed, or whose
-    /// last device is said to be gone. It may have registered since. An error where news is lost.
-    fn looked_up(
-        &mut self,
-        moment: u64,
-        account: &Account,
-        live: Result<Option<LiveAccount>, StoreError>,
-        news: Option<Invalidation>,
-    ) -> Result<(), StoreError> {
-        let live = match live {
-            Ok(live) => live,
-            Err(error) => {
-                tracing::warn!(
-                    target: "mailchime::watch::account_unreadable",
-                    %account, %error,
-                    "could not look up an account in the database; mailchime tries again at its \
-                     next refresh"
-                );
-                // Without news it watches for nobody until the next refresh.
-                return if news.is_some() { Err(error) } else { Ok(()) };
-            }
-        };
-        if news.is_some() {
-            self.tell_of_devices(account.clone());
-        }
-        let is_ours = self.is_ours(account);
-        let handle = self.watchers.get_mut(account).filter(|handle| !handle.directive.is_closed());
-        match (handle, live, news) {
-            (Some(handle), None, _) if handle.moment > moment => {}
-            (_, None, _) => self.stop(account),
-            (Some(handle), Some(_), Some(Invalidation { login, .. })) => {
-                handle.moment = handle.moment.max(moment);
-                handle.look_again(login && self.context.credentials.are_shared());
-            }
-            (None, Some(live), Some(_)) if is_ours => {
-                // What was refused counts here, too.
-                let begin = self.begin(&live);
-                self.start(account.clone(), Directive::default(), begin);
-            }
-            (_, Some(_), _) => {}
-        }
-        Ok(())
     }
 
     fn start(&mut self, account: Account, directive: Directive, begin: WatcherStart) {

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::WatchContext;
+use super::asking::AskingTask;
 use super::credential_history::CredentialHistory;
 use super::hints::Hints;
 use super::ledger::{Consequence, Ledger};
@@ -84,6 +85,10 @@ pub(super) struct Watcher {
     pub(super) on_demand: bool,
     /// Those of [`Directive::looks`] that are taken over.
     pub(super) looks: u64,
+    /// Those of [`Directive::registrations`] that came before it last read what is due.
+    pub(super) found: u64,
+    /// Of an account on demand: whether it asks, or waits.
+    pub(super) asking: Option<AskingTask>,
     /// What was looked at, or told in full. Its marks are taken away when the task ends.
     pub(super) looked_at: Vec<LookedAt>,
     /// The account was last found to be of another backend than it has by the configuration.
@@ -132,12 +137,17 @@ pub(super) struct WatchedMailbox {
     pub(super) marked: bool,
     /// How often other nodes have marked it.
     pub(super) marks: i64,
-    /// What another node marked it for is not known: numbers do not spare the look.
+    /// Numbers do not spare the look: what another node marked it for is not known, or all is looked at.
     pub(super) must_look: bool,
 }
 
-/// How much of a [`Directive`] a watcher has taken over: logins here and elsewhere, and looks.
-pub(super) type TakenOver = ((u64, u64), u64);
+/// How much of a [`Directive`] a watcher on demand has taken over.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TakenOver {
+    pub(super) logins: u64,
+    pub(super) looks: u64,
+    pub(super) registrations: u64,
+}
 
 /// Why a connection ended, or never was.
 #[derive(Debug)]
@@ -264,6 +274,8 @@ impl Watcher {
             previews,
             on_demand,
             looks: 0,
+            found: 0,
+            asking: None,
             looked_at: Vec::new(),
             elsewhere: false,
             instead: None,
@@ -313,7 +325,8 @@ impl Watcher {
 
     /// What it has taken over.
     pub(super) fn taken_over(&self) -> TakenOver {
-        (self.known.logins(), self.looks)
+        let logins = self.known.logins().0;
+        TakenOver { logins, looks: self.looks, registrations: self.found }
     }
 
     /// After a change of the orders while connected: takes them; returns whether the list of
@@ -342,7 +355,7 @@ impl Watcher {
                 }
                 None => {
                     for watched in &mut self.mailboxes {
-                        (watched.due, watched.marked) = (true, true);
+                        (watched.due, watched.marked, watched.must_look) = (true, true, true);
                     }
                     due = true;
                 }

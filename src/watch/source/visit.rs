@@ -32,11 +32,13 @@ impl Watcher {
         self.backend = backend.clone();
         self.take_directive().await;
         self.reload(backend).await?;
+        self.found = self.registrations;
         let looks = self.directive.borrow().looks;
         let all = std::mem::replace(&mut self.looks, looks) != looks;
         for watched in &mut self.mailboxes {
             let unknown = *watched.ledger.known() == Snapshot::default();
             watched.due |= all || unknown;
+            watched.must_look |= all || unknown;
         }
         let due = self.context.store.due(&self.account).await?;
         self.hear_marks(due).await?;
@@ -63,7 +65,7 @@ impl Watcher {
             let Some(index) = self.place(&mailbox) else { continue };
             let watched = &mut self.mailboxes[index];
             (watched.marked, watched.marks) = (true, marks);
-            watched.must_look = marks > 0 && state.is_none();
+            watched.must_look |= marks > 0 && state.is_none();
             match state {
                 Some(state) if marks > 0 => {
                     let (event, seen_at) = (MailboxEvent::FlagsSet, Instant::now());
@@ -79,11 +81,12 @@ impl Watcher {
 
     /// The marks of mailboxes that are not due any more are to be taken away.
     pub(in crate::watch) fn note_what_is_known(&mut self) {
-        for watched in &mut self.mailboxes {
-            if !watched.due && std::mem::take(&mut watched.marked) {
+        for watched in self.mailboxes.iter_mut().filter(|watched| !watched.due) {
+            watched.must_look = false;
+            if std::mem::take(&mut watched.marked) {
                 let (account, mailbox) = (self.account.clone(), watched.mailbox.clone());
-                self.looked_at.push(LookedAt { account, mailbox, marks: watched.marks });
-                (watched.marks, watched.must_look) = (0, false);
+                let marks = std::mem::take(&mut watched.marks);
+                self.looked_at.push(LookedAt { account, mailbox, marks });
             }
         }
     }
@@ -139,15 +142,16 @@ impl Watcher {
         for (index, state) in due.into_iter().zip(states) {
             let context = Arc::clone(&self.context);
             let watched = &mut self.mailboxes[index];
-            watched.due = false;
             let Some(now) = state else {
                 tracing::info!(
                     target: "mailchime::watch::status_refused",
                     account = %self.account, mailbox = %watched.mailbox, why = "not listed by doveadm",
                     "the backend refuses STATUS; mailchime does not watch this mailbox for now"
                 );
+                // It stays due, on disk too.
                 continue;
             };
+            watched.due = false;
             watched.looked_at = Some(Instant::now());
             let follows = watched.ledger.look(&now, None, || context.next_id());
             if let Err(end) = self.tell(index, follows, false).await {

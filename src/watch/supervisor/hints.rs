@@ -45,7 +45,7 @@ impl Supervisor {
             None if !others_know && !self.is_ours(&hint.account) => {
                 self.hint_writer.add(vec![hint], None);
             }
-            // Nobody has registered, or the account is being read and then looked at.
+            // Nobody has registered, or the account is being read: then what is due is read after that.
             None => {}
         }
     }

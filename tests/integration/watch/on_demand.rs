@@ -11,8 +11,9 @@ use mailchime::store::DueMark;
 use super::hints::hint;
 use super::mail::backend;
 use super::nodes::Others;
-use crate::support::limited;
+use crate::support::stage::{IDLE, Stage};
 use crate::support::watching::{PASSWORD, Watching, World, told};
+use crate::support::{limited, until};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
@@ -285,6 +286,101 @@ async fn a_refused_password_parks_the_account_until_its_user_logs_in() {
         watching.logged_in("alice", "changed").await;
         watching.expect(&["INBOX: confirmed, next 2 of 1 with 1 unseen"]).await;
         world.until_parked("alice", false).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// More of them than may be asked for at once take no place of the sweep while they wait.
+#[tokio::test]
+async fn a_sweep_goes_on_beside_many_accounts_that_are_parked() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        for number in 0..260 {
+            let user = format!("parked{number}");
+            world.register(&user, &[("INBOX", told(1, 1, 0, 0))]).await;
+            let (account, now) = (Account::from_login(&user), Timestamp::now());
+            world.store.refused(&account, &world.id(), 10, Some("no"), now).await.unwrap();
+        }
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        let mut watching = world.watch();
+        watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_mailbox_whose_state_is_refused_stays_due_on_disk() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let inbox = ("INBOX", told(1, 1, 0, 0));
+        world.register("alice", &[inbox, ("Gone", told(1, 1, 0, 0))]).await;
+        let watching = world.watch();
+        backend.wait_until(|c| c.commands.contains_key("LOGOUT") && c.connections == 0).await;
+        let alice = Account::from_login("alice");
+        let due = async || world.store.due(&alice).await.unwrap();
+        until(async || due().await.iter().all(|due| !due.mailbox.is_inbox())).await;
+        let due: Vec<_> = due().await.into_iter().map(|due| due.mailbox).collect();
+        assert_eq!(due, [Mailbox::new("Gone")]);
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// The numbers of an event say nothing of what came before somebody registered.
+#[tokio::test]
+async fn numbers_do_not_spare_the_first_look_at_a_mailbox() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let watching = resting(&world, &backend).await;
+        backend.create_mailbox("alice", "Work").unwrap();
+        let inbox = ("INBOX", told(1, 1, 0, 0));
+        world.register("alice", &[inbox, ("Work", Snapshot::default())]).await;
+        let work = Some(Mailbox::new("Work"));
+        hint(&watching, work, MailboxEvent::FlagsSet, told(2, 1, 0, 0)).await;
+        backend.wait_until(|c| c.accepted == 2 && c.connections == 0).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// Word of another node that comes while an account is asked for is read after that.
+#[tokio::test]
+async fn word_of_another_node_during_a_visit_is_not_lost() {
+    limited(async {
+        let mut stage = Stage::new().await;
+        stage.world.watch.connection = WatchConnection::OnDemand;
+        let (others, cluster) = Others::new(true);
+        let mut watching = stage.world.watch_beside(cluster);
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        let status = peer.line().await;
+        assert!(status.starts_with("w1 STATUS"), "{status}");
+        let mark = DueMark {
+            account: Account::from_login("alice"),
+            mailbox: Some(Mailbox::inbox()),
+            state: Some(told(7, 11, 6, 3)),
+            is_due: true,
+            for_another_node: true,
+        };
+        stage.world.store.mark_due(&[], &[mark], Timestamp::now()).await.unwrap();
+        others.tell("alice", false).await;
+        watching.word_of_devices().await;
+        peer.play(
+            "\
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2)
+S: w1 OK done
+C: w2 LOGOUT
+S: * BYE
+S: w2 OK out
+",
+        )
+        .await;
+        watching.expect(&["INBOX: new mail, next 11 of 6 with 3 unseen"]).await;
         watching.stop().await;
     })
     .await;

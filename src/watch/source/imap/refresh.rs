@@ -65,7 +65,8 @@ impl Watcher {
                     // It was not answered: the next connection asks again.
                     None if told.lost.is_some() => {}
                     None => {
-                        watched.due = false;
+                        // Without a connection that is held it stays due, on disk too.
+                        watched.due = self.on_demand;
                         let refusal = told.refusals.iter().rfind(|(of, _)| *of == index);
                         let why = refusal.map_or("no STATUS", |(_, refusal)| refusal.trim());
                         self.status_refused(index, why);
@@ -87,13 +88,17 @@ impl Watcher {
         Ok(changed)
     }
 
-    /// The mailboxes that are to be looked at now, by place. One that is left out is not.
+    /// The mailboxes that are to be looked at now, by place. One that is left out is not; of an account on
+    /// demand it stays due.
     fn due(&mut self) -> Vec<usize> {
-        let (faults, now) = (&self.faults, Instant::now());
-        for watched in &mut self.mailboxes {
-            watched.due &= !faults.rests(&watched.mailbox, now);
+        let (faults, now, mut due) = (&self.faults, Instant::now(), Vec::new());
+        for (index, watched) in self.mailboxes.iter_mut().enumerate().filter(|(_, it)| it.due) {
+            match faults.rests(&watched.mailbox, now) {
+                true => watched.due = self.on_demand,
+                false => due.push(index),
+            }
         }
-        (0..self.mailboxes.len()).filter(|index| self.mailboxes[*index].due).collect()
+        due
     }
 
     /// STATUS of a mailbox was refused, although the connection goes on. INBOX is asked for again after
