@@ -23,4 +23,5 @@ pub mod resolve;
 pub mod stream;
 pub mod tls;
 pub mod tunnel;
+pub mod unix_socket;
 pub mod webhook_signature;
