@@ -188,6 +188,36 @@ impl ApnsOptions {
 // === impl XAppleRegistration ===
 
 impl XAppleRegistration {
+    /// What a device asks for with these values, which are as they came. A version above 2 is 2. `mailboxes` are
+    /// names of the wire, and with version 1 none counts.
+    ///
+    /// # Errors
+    /// [`MalformedRegistration`] when a value is not allowed.
+    pub fn new(
+        version: u64,
+        account_id: String,
+        token: &str,
+        subtopic: String,
+        mailboxes: Vec<Vec<u8>>,
+    ) -> Result<Self, MalformedRegistration> {
+        let (version, mailboxes) = match version {
+            0 => return Err(MalformedRegistration::Value(VERSION)),
+            1 => (1, Vec::new()),
+            2.. => (2, mailboxes),
+        };
+        let is_text = |text: &str| {
+            (1..=128).contains(&text.len()) && text.bytes().all(|b| matches!(b, b' '..=b'~'))
+        };
+        if !is_text(&account_id) {
+            return Err(MalformedRegistration::Value(ACCOUNT_ID));
+        }
+        let token = DeviceToken::new(token).ok_or(MalformedRegistration::Value(TOKEN))?;
+        if !is_text(&subtopic) {
+            return Err(MalformedRegistration::Value(SUBTOPIC));
+        }
+        Ok(Self { version, account_id, token, subtopic, mailboxes })
+    }
+
     /// The app that asks.
     pub fn app(&self) -> &str {
         &self.subtopic
@@ -296,27 +326,16 @@ pub fn parse(arguments: &[u8]) -> Result<XAppleRegistration, MalformedRegistrati
             return Err(MalformedRegistration::Repeated(name));
         }
     }
-    let version = match text(version, VERSION)?.parse::<u64>() {
-        Ok(1) => 1,
-        Ok(2..) => 2,
-        Ok(0) | Err(_) => return Err(MalformedRegistration::Value(VERSION)),
-    };
+    let version = text(version, VERSION)?.parse::<u64>();
+    let version = version.map_err(|_| MalformedRegistration::Value(VERSION))?;
     let account_id = text(account_id, ACCOUNT_ID)?;
-    if !(1..=128).contains(&account_id.len()) {
-        return Err(MalformedRegistration::Value(ACCOUNT_ID));
-    }
-    let token =
-        DeviceToken::new(&text(token, TOKEN)?).ok_or(MalformedRegistration::Value(TOKEN))?;
-    let subtopic = text(subtopic, SUBTOPIC)?;
-    if !(1..=128).contains(&subtopic.len()) {
-        return Err(MalformedRegistration::Value(SUBTOPIC));
-    }
+    let (token, subtopic) = (text(token, TOKEN)?, text(subtopic, SUBTOPIC)?);
     let mailboxes = match (version, mailboxes) {
-        (1, _) => Vec::new(),
         (_, Some(names)) => names.into_iter().map(Bytes::into_owned).collect(),
+        (0 | 1, None) => Vec::new(),
         (_, None) => return Err(MalformedRegistration::Missing(MAILBOXES)),
     };
-    Ok(XAppleRegistration { version, account_id, token, subtopic, mailboxes })
+    XAppleRegistration::new(version, account_id, &token, subtopic, mailboxes)
 }
 
 /// Whether a refused STATUS says that the mailbox may be there and is readable at another time (RFC 5530).
