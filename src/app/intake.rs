@@ -4,13 +4,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch as cell;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
 use crate::config::{self, Config};
+use crate::imap::contract::PushOffer;
 use crate::intake::{
-    self, HintRecorder, IntakeParts, KnownSource, NotRecorded, RecordingHints, UdpEvents,
+    self, CyrusDevices, CyrusEvents, HintRecorder, IntakeParts, KnownSource, NotRecorded,
+    RecordingHints, UdpEvents,
 };
 use crate::metrics::Metrics;
 use crate::model::{Hint, Timestamp};
@@ -19,6 +22,7 @@ use crate::net::http::{HttpLimits, HttpServer, TlsSource};
 use crate::net::listen;
 use crate::proxy;
 use crate::push::transport::Routes;
+use crate::registrar::Registrar;
 use crate::store::{DueMark, Store};
 use crate::watch::SupervisorHandle;
 
@@ -27,6 +31,7 @@ use crate::watch::SupervisorHandle;
 pub(super) struct EventSockets {
     http: Option<(TcpListener, SocketAddr)>,
     udp: Option<(UdpEvents, SocketAddr)>,
+    cyrus: Option<CyrusEvents>,
 }
 
 /// What the intake is joined to.
@@ -37,6 +42,10 @@ pub(super) struct IntakeJoints {
     pub(super) backends: Backends,
     pub(super) marks: DueMarks,
     pub(super) metrics: Arc<Metrics>,
+    /// For devices that register at the mail server.
+    pub(super) registrar: Registrar,
+    /// Push as it is offered at the moment.
+    pub(super) offered: cell::Receiver<Option<PushOffer>>,
 }
 
 /// Marks mailboxes as due, and has their watchers know.
@@ -77,7 +86,7 @@ impl EventSockets {
         config: &config::EventsConfig,
         metrics: &Metrics,
     ) -> Result<Self, StartError> {
-        let mut sockets = Self { http: None, udp: None };
+        let mut sockets = Self { http: None, udp: None, cyrus: None };
         if let Some(wanted) = config.address {
             let failed = |error| StartError::key("[events] address", format!("{wanted}: {error}"));
             let listener = listen::bind(wanted).map_err(failed)?;
@@ -92,7 +101,16 @@ impl EventSockets {
             let address = socket.address().map_err(failed)?;
             sockets.udp = Some((socket, address));
         }
+        if let Some(cyrus) = &config.cyrus {
+            let bound = CyrusEvents::bind(cyrus, metrics.source(&cyrus.source.name));
+            sockets.cyrus = Some(bound.map_err(|(key, error)| StartError::key(key, error))?);
+        }
         Ok(sockets)
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.http.is_none() && self.udp.is_none() && self.cyrus.is_none()
     }
 
     /// Where it listens: for HTTP, and for datagrams.
@@ -107,7 +125,7 @@ impl EventSockets {
         joints: IntakeJoints,
         stop: CancellationToken,
     ) -> JoinHandle<()> {
-        let Self { http, udp } = self;
+        let Self { http, udp, cyrus } = self;
         if let Some((_, address)) = &http {
             tracing::info!(
                 target: "mailchime::intake::listening",
@@ -120,7 +138,21 @@ impl EventSockets {
                 %address, "taking datagrams of mail servers"
             );
         }
-        let IntakeJoints { current, sources, backends, marks, metrics } = joints;
+        let paths = config.events.cyrus.iter().flat_map(|cyrus| [&cyrus.socket, &cyrus.stream]);
+        for path in paths.flatten() {
+            tracing::info!(
+                target: "mailchime::intake::listening_cyrus",
+                path = %path.display(), "taking events of Cyrus"
+            );
+        }
+        let IntakeJoints { current, sources, backends, marks, metrics, registrar, offered } =
+            joints;
+        let route = config.events.cyrus.as_ref().and_then(|cyrus| cyrus.route.clone());
+        let devices = route.map(|route| CyrusDevices { registrar, offered, route });
+        let cyrus = cyrus.map(|cyrus| match devices {
+            Some(devices) => cyrus.registering(devices),
+            None => cyrus,
+        });
         let (events, limits) = (&config.events, &config.limits);
         let counters = backends.counters();
         let server = http.map(|(listener, _)| HttpServer {
@@ -139,6 +171,7 @@ impl EventSockets {
         let parts = IntakeParts {
             sources,
             udp: udp.map(|(socket, _)| socket),
+            cyrus,
             backends,
             recorder: Arc::new(marks),
             request_timeout: events.request_timeout,

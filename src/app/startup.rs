@@ -161,7 +161,7 @@ impl Built {
         let inputs = WatchInputs { session_events, unwatched, cluster };
         let (watchers, followers) = self.start_watching(config, &mut tasks, inputs, changes);
         let current = self.sessions(config, offered.clone(), sessions, registrar.clone());
-        self.start_background(config, &mut tasks, offered, news.clone());
+        self.start_background(config, &mut tasks, offered.clone(), news.clone());
         let stop = tasks.stop_of(StopStage::Serving);
         let local_sessions = proxy::LocalSessions::new(current.clone(), stop.clone());
         let ended = local_sessions.clone().ended();
@@ -178,7 +178,8 @@ impl Built {
         let door: Arc<dyn SessionDoor> = Arc::new(local_sessions);
         let joined = (&door, &current, &registrar, &news, followers);
         let api = self.start_api(config, &mut tasks, joined);
-        let (events, udp_events) = self.start_intake(config, &mut tasks, &current, watchers);
+        let (events, udp_events) =
+            self.start_intake(config, &mut tasks, &current, (watchers, registrar.clone(), offered));
         let mut server = Server {
             admin,
             api,
@@ -411,13 +412,15 @@ impl Built {
         config: &Config,
         tasks: &mut Tasks,
         current: &proxy::CurrentContext,
-        watchers: watch::SupervisorHandle,
+        (watchers, registrar, offered): (
+            watch::SupervisorHandle,
+            Registrar,
+            cell::Receiver<Option<PushOffer>>,
+        ),
     ) -> (Option<SocketAddr>, Option<SocketAddr>) {
-        let Some(sockets) = self.event_sockets.take() else { return (None, None) };
+        let sockets = self.event_sockets.take().filter(|sockets| !sockets.is_empty());
+        let Some(sockets) = sockets else { return (None, None) };
         let addresses = sockets.addresses();
-        if addresses == (None, None) {
-            return addresses;
-        }
         let joints = intake::IntakeJoints {
             current: current.clone(),
             sources: std::mem::take(&mut self.event_sources),
@@ -428,6 +431,8 @@ impl Built {
                 watchers,
             },
             metrics: Arc::clone(&self.metrics),
+            registrar,
+            offered,
         };
         let serving = sockets.serve(config, joints, tasks.stop_of(StopStage::Serving));
         tasks.add(StopStage::Serving, "events", serving);

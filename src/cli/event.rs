@@ -44,6 +44,10 @@ pub(super) struct EventOptions {
     #[arg(long, value_name = "FILE", requires = "url")]
     ca: Option<PathBuf>,
 
+    /// Standard input has an event as Cyrus gives it to the program of notify_external
+    #[arg(long)]
+    cyrus: bool,
+
     #[command(flatten)]
     configured: Configured,
 }
@@ -53,7 +57,8 @@ pub(super) fn run(options: &EventOptions) -> Result<(), CommandFailure> {
         (Some(_), Some(_)) => None,
         _ => Some(configuration(&options.configured)?),
     };
-    let url = url(options, config.as_ref())?;
+    let path = if options.cyrus { "/v1/events/cyrus" } else { "/v1/events" };
+    let url = url(options, config.as_ref())? + path;
     let secret = secret(options, config.as_ref())?;
     let mut body = Vec::new();
     stdin().take(LONGEST).read_to_end(&mut body).map_err(CommandFailure::failed)?;
@@ -71,15 +76,15 @@ pub(super) fn run(options: &EventOptions) -> Result<(), CommandFailure> {
     Err(CommandFailure::Failed(format!("{url}: {}: {}", answer.status(), said.escape_debug())))
 }
 
-/// The URL that takes events.
+/// The URL of the server that takes events.
 fn url(options: &EventOptions, config: Option<&Config>) -> Result<String, CommandFailure> {
     if let Some(url) = &options.url {
-        return Ok(format!("{}/v1/events", url.trim_end_matches('/')));
+        return Ok(url.trim_end_matches('/').to_owned());
     }
     let file = options.configured.config.display();
     let events = config.map(|config| &config.events);
     match events.and_then(|events| Some((events.address?, events.tls))) {
-        Some((address, false)) => Ok(format!("http://{}/v1/events", reachable(address))),
+        Some((address, false)) => Ok(format!("http://{}", reachable(address))),
         Some((_, true)) => Err(CommandFailure::Usage(format!(
             "{file}: [events] is HTTPS; give --url with the name that its certificate bears"
         ))),

@@ -25,6 +25,8 @@ pub struct EventsConfig {
     pub tls: bool,
     /// `None`: no datagrams are heard.
     pub udp: Option<UdpEventsConfig>,
+    /// `None`: there is no socket for Cyrus.
+    pub cyrus: Option<CyrusEventsConfig>,
     /// Who may send events, each with a name of its own.
     pub sources: Vec<EventSourceConfig>,
     /// Connections at once.
@@ -46,6 +48,21 @@ pub struct UdpEventsConfig {
     pub networks: Vec<Network>,
     /// The domain of users whose name comes without one, in lower case.
     pub default_domain: Option<String>,
+}
+
+/// The sockets to which Cyrus writes: at least one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CyrusEventsConfig {
+    /// For datagrams.
+    pub socket: Option<PathBuf>,
+    /// For connections.
+    pub stream: Option<PathBuf>,
+    /// Name or number of a group that may write to them, beside mailchime's user.
+    pub group: Option<String>,
+    /// For whom Cyrus may speak. It has no secret: the sockets' files say who may write.
+    pub source: EventSourceConfig,
+    /// Under which one devices register at Cyrus. `None`: nothing follows from that.
+    pub route: Option<String>,
 }
 
 /// `[[events.source]]`: who may send events.
@@ -73,6 +90,12 @@ table!(RawEvents {
     udp_address: Option<String>,
     udp_networks: Vec<String>,
     udp_default_domain: Option<String>,
+    cyrus_socket: Option<String>,
+    cyrus_stream: Option<String>,
+    cyrus_group: Option<String>,
+    cyrus_domains: Vec<String>,
+    cyrus_default_domain: Option<String>,
+    cyrus_route: Option<String>,
     source: Vec<RawEventSource>,
 });
 
@@ -98,6 +121,7 @@ impl Default for EventsConfig {
             address: None,
             tls: false,
             udp: None,
+            cyrus: None,
             sources: Vec::new(),
             connections: 1024,
             request_timeout: Duration::from_secs(10),
@@ -126,10 +150,24 @@ impl EventSourceConfig {
     }
 }
 
+impl CyrusEventsConfig {
+    /// Without a socket; for all accounts.
+    pub fn new() -> Self {
+        let source = EventSourceConfig::new("cyrus", PathBuf::new());
+        Self { socket: None, stream: None, group: None, source, route: None }
+    }
+}
+
+impl Default for CyrusEventsConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Check<'_> {
     #[rustfmt::skip] // a table: one key, one line
     pub(super) fn event_intake(&self, raw: RawEvents) -> CheckResult<EventsConfig> {
-        let mut events = EventsConfig::default();
+        let mut events = EventsConfig { cyrus: self.cyrus_events(&raw)?, ..EventsConfig::default() };
         if let Some(text) = raw.address {
             (events.address, events.tls) = self.events_address(&text, raw.tls)?;
         }
@@ -203,6 +241,46 @@ impl Check<'_> {
         Ok(Some(UdpEventsConfig { address, networks, default_domain: default_domain.transpose()? }))
     }
 
+    fn cyrus_events(&self, raw: &RawEvents) -> CheckResult<Option<CyrusEventsConfig>> {
+        let socket = |key: &str, path: &Option<String>| {
+            let path = path.as_ref().map(|path| self.folder().join(path));
+            // It is made under a longer name, and the system allows 107.
+            let fits = |path: &PathBuf| path.as_os_str().len() <= 90 && path.file_name().is_some();
+            match path {
+                Some(path) if !fits(&path) => {
+                    let allowed = "allowed is the path of a file of at most 90 bytes";
+                    let problem = format!("{} is no socket; {allowed}", path.display());
+                    Err(self.refusal(key, problem))
+                }
+                path => Ok(path),
+            }
+        };
+        let mut cyrus = CyrusEventsConfig::new();
+        cyrus.socket = socket("[events] cyrus_socket", &raw.cyrus_socket)?;
+        cyrus.stream = socket("[events] cyrus_stream", &raw.cyrus_stream)?;
+        if cyrus.socket.is_none() && cyrus.stream.is_none() {
+            return Ok(None);
+        }
+        if cyrus.socket.is_some() && cyrus.socket == cyrus.stream {
+            let problem = "is that of cyrus_socket; give each a file of its own";
+            return Err(self.refusal("[events] cyrus_stream", problem));
+        }
+        let checked = |key: &str, text: &String| {
+            domain(text).ok_or_else(|| {
+                let allowed = "allowed is what stands behind the \"@\", such as \"example.org\"";
+                self.refusal(key, format!("{text:?} is no domain; {allowed}"))
+            })
+        };
+        let domains = raw.cyrus_domains.iter().map(|text| checked("[events] cyrus_domains", text));
+        cyrus.source.domains = domains.collect::<CheckResult<_>>()?;
+        let default = raw.cyrus_default_domain.as_ref();
+        let default = default.map(|text| checked("[events] cyrus_default_domain", text));
+        cyrus.source.default_domain = default.transpose()?;
+        cyrus.group.clone_from(&raw.cyrus_group);
+        cyrus.route.clone_from(&raw.cyrus_route);
+        Ok(Some(cyrus))
+    }
+
     fn event_source(&self, raw: RawEventSource) -> CheckResult<EventSourceConfig> {
         const NAME: &str = "[[events.source]] name";
         const SECRET: &str = "[[events.source]] secret_file";
@@ -268,6 +346,18 @@ mod tests {
             (
                 "[events]\nudp_address = \"127.0.0.1:1\"",
                 "[events] udp_networks: missing; name the networks that may send datagrams",
+            ),
+            (
+                "[events]\ncyrus_socket = \"/\"",
+                "[events] cyrus_socket: / is no socket; allowed is the path of a file",
+            ),
+            (
+                "[events]\ncyrus_socket = \"/a\"\ncyrus_stream = \"/a\"",
+                "[events] cyrus_stream: is that of cyrus_socket; give each a file",
+            ),
+            (
+                "[events]\ncyrus_socket = \"/a\"\ncyrus_domains = [\"@a\"]",
+                "[events] cyrus_domains: \"@a\" is no domain; allowed is",
             ),
             (
                 "[[events.source]]\nname = \"udp\"",

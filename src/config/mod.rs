@@ -56,7 +56,7 @@ use self::check::{Check, CheckResult, is_loopback};
 pub use self::credentials::CredentialsMode;
 pub use self::database_url::{DatabaseKind, DatabaseUrl, ServerUrl};
 pub use self::error::ConfigError;
-pub use self::events::{EventSourceConfig, EventsConfig, UdpEventsConfig};
+pub use self::events::{CyrusEventsConfig, EventSourceConfig, EventsConfig, UdpEventsConfig};
 pub use self::fcm::FcmConfig;
 pub use self::limits::LimitsConfig;
 pub use self::listener::{ListenerConfig, ListenerTls};

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::queue::{HintQueue, QueueError};
 use super::refusal::{IntakeRefusal, IntakeResponse};
 use super::source::{KnownSource, SourceProof};
-use super::{ox, report};
+use super::{cyrus, ox, report};
 use crate::metrics::{EventRefusal, SourceMetrics};
 use crate::model::{Hint, Timestamp};
 use crate::net::backends::Backends;
@@ -171,6 +171,7 @@ fn unknown() -> RefusedRequest {
 fn form<B>(request: &Request<B>) -> Result<ReadHints, IntakeRefusal> {
     let (method, read): (Method, ReadHints) = match request.uri().path() {
         "/v1/events" => (Method::POST, report::hints),
+        "/v1/events/cyrus" => (Method::POST, cyrus::event::hints),
         "/v1/events/ox" => (Method::PUT, ox::hints),
         _ => return Err(IntakeRefusal::not_found()),
     };

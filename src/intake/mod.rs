@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `POST /v1/events` | mailchime's own: a user, mailboxes, and as many of their numbers as are known |
 //! | `PUT /v1/events/ox` | what Dovecot's `ox` driver says of a delivery |
+//! | `POST /v1/events/cyrus` | what Cyrus says of a mailbox |
 //!
 //! An event becomes a [`Hint`], and is answered 204 once it is on disk that the mailbox has
 //! to be looked at. Of an account with a held connection on this node nothing is written: the connection looks at
@@ -13,11 +14,15 @@
 //! A source proves who it is by a secret, and may speak for its domains only. A sender, a subject or a snippet
 //! in a body is not kept, not even in memory: the types that are parsed have no field for them.
 //!
+//! [`CyrusEvents`] are the sockets to which Cyrus writes by itself.
+//!
 //! [`UdpEvents`] hears datagrams, which anybody can forge, so they are signs to look and nothing more.
 //!
 //! Nothing here knows the database or the watchers: `app` gives what leads to them.
 
 mod answer;
+mod cyrus;
+mod cyrus_sockets;
 mod ox;
 mod pace;
 mod queue;
@@ -35,6 +40,7 @@ use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
 use self::answer::IntakeContext;
+pub use self::cyrus_sockets::{CyrusDevices, CyrusEvents};
 use self::queue::HintQueue;
 pub use self::source::{KnownSource, first_secret};
 pub use self::udp::UdpEvents;
@@ -69,6 +75,8 @@ pub struct IntakeParts {
     pub sources: Vec<KnownSource>,
     /// Where datagrams come in.
     pub udp: Option<UdpEvents>,
+    /// The sockets for Cyrus.
+    pub cyrus: Option<CyrusEvents>,
     /// Know under which one name an account is known.
     pub backends: Backends,
     /// Takes what came.
@@ -98,6 +106,7 @@ pub async fn serve(server: Option<HttpServer>, parts: IntakeParts, stop: Cancell
         strangers: parts.strangers,
     });
     let udp = parts.udp.map(|udp| udp.run(Arc::clone(&context), stop.clone()));
+    let cyrus = parts.cyrus.map(|cyrus| cyrus.run(Arc::clone(&context), stop.clone()));
     let answer = move |request: Request<Incoming>, _: Addresses| {
         let context = Arc::clone(&context);
         async move { context.answer(request).await }
@@ -114,8 +123,13 @@ pub async fn serve(server: Option<HttpServer>, parts: IntakeParts, stop: Cancell
             udp.await;
         }
     };
+    let cyrus = async {
+        if let Some(cyrus) = cyrus {
+            cyrus.await;
+        }
+    };
     tokio::select! {
-        _ = async { tokio::join!(http, udp) } => {}
+        _ = async { tokio::join!(http, udp, cyrus) } => {}
         () = recording.run() => {}
     }
 }

@@ -27,7 +27,7 @@ const MOST_EVENTS: usize = 64;
 const LONGEST_NAME: usize = 1024;
 
 /// Events that change nothing a device shows.
-const OF_NO_MATTER: [&str; 10] = [
+pub(super) const OF_NO_MATTER: [&str; 10] = [
     "AclChange",
     "AnnotationChange",
     "Login",

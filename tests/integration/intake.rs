@@ -4,6 +4,7 @@
 
 mod answers;
 mod bad_days;
+mod cyrus;
 mod dovecot;
 mod pushes;
 

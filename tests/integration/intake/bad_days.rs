@@ -140,6 +140,10 @@ async fn check_reads_the_secrets_of_sources() {
         let said = world.command(&["check"]).await;
         let line = said.line("FAILED   [events]: ");
         assert!(line.contains("at least 16 characters"), "{line}");
+        world.configure("[events]\n", "[events]\ncyrus_stream = \"none/cyrus\"\n");
+        let said = world.command(&["check"]).await;
+        let line = said.line("FAILED   [events] cyrus_stream: ");
+        assert!(line.contains("is in no folder; make it"), "{line}");
         assert_eq!(said.code, 1);
     })
     .await;
@@ -176,6 +180,13 @@ async fn a_script_sends_an_event_by_the_program() {
         let file = world.file("events.secret").display().to_string();
         let by_url = ["--source", "dovecot", "--url", &url, "--secret-file", &file];
         assert_eq!(event(&world, &by_url, EVENT), (true, String::new()));
+        // As Cyrus gives it to a program.
+        let of_cyrus =
+            r#"{"event":"MessageNew","uri":"imap://localhost/user/alice;UIDVALIDITY=7"}"#;
+        world.deliver();
+        let well = event(&world, &["--source", "dovecot", "--cyrus"], of_cyrus);
+        assert_eq!(well, (true, String::new()));
+        world.push().await;
         for (arguments, body, expected) in [
             (dovecot, "{", "422 Unprocessable Entity: {\\\"error\\\":\\\"invalid\\\""),
             (&["--source", "nobody"], EVENT, "no [[events.source]] with the name \"nobody\""),

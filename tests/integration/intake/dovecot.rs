@@ -69,7 +69,7 @@ impl ScriptFolder {
 
 /// Hears the hints that came with one request or some, each as a person reads it.
 #[derive(Debug)]
-struct Heard(mpsc::UnboundedSender<String>);
+pub(super) struct Heard(pub(super) mpsc::UnboundedSender<String>);
 
 impl HintRecorder for Heard {
     fn record(&self, hints: Vec<Hint>) -> RecordingHints<'_> {
@@ -110,6 +110,7 @@ async fn intake(folder: &Path) -> (SocketAddr, mpsc::UnboundedReceiver<String>) 
     let parts = IntakeParts {
         sources: vec![KnownSource::load(&config, metrics.source("dovecot")).unwrap()],
         udp: None,
+        cyrus: None,
         backends: backends(),
         recorder: Arc::new(Heard(sender)),
         request_timeout: limit,

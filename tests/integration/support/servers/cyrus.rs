@@ -26,10 +26,16 @@ pub(crate) struct Cyrus {
 
 impl Cyrus {
     pub(crate) fn start(test: &str) -> Option<Self> {
+        Self::with_events(test, "event_notifier: log\nevent_groups: applepushservice\n")
+    }
+
+    /// One that tells of events as these lines of `imapd.conf` say.
+    pub(crate) fn with_events(test: &str, events: &str) -> Option<Self> {
         if !available_unpacked(test, "cyrus", &FILES) {
             return None;
         }
-        let (process, [plain, tls]) = process::start(plan);
+        let (process, [plain, tls]) =
+            process::start(|folder, addresses| plan(folder, addresses, events));
         let mut cyrus = Self { plain, tls, process };
         let mut admin = Client::connect(plain);
         admin.login(ADMIN);
@@ -51,6 +57,11 @@ impl Cyrus {
         deliver_by_lmtp(&self.process.folder().join("conf/socket/lmtp"), user, mail);
     }
 
+    /// Gives a user another password.
+    pub(crate) fn set_password(&self, user: User<'_>) {
+        set_password(self.process.folder(), user);
+    }
+
     /// Ends it; sessions get no `* BYE`.
     pub(crate) fn stop(&mut self) {
         self.process.stop();
@@ -62,21 +73,19 @@ impl Cyrus {
     }
 }
 
-fn plan(folder: &Path, [plain, tls]: [SocketAddr; 2]) -> Plan {
+fn plan(folder: &Path, [plain, tls]: [SocketAddr; 2], events: &str) -> Plan {
     let dir = folder.display().to_string();
     folder_of_nobody(&folder.join("conf/socket"));
     folder_of_nobody(&folder.join("spool"));
-    for (name, password) in users().chain([ADMIN]) {
-        let mut command = Command::new("saslpasswd2");
-        command.args(["-p", "-c", "-f"]).arg(folder.join("sasldb2"));
-        run(command.args(["-u", "localhost", name]), password);
+    for user in users().chain([ADMIN]) {
+        set_password(folder, user);
     }
     let ports = |text: &str| {
         let text = text.replace("{dir}", &dir).replace("{plain}", &plain.port().to_string());
         text.replace("{tls}", &tls.port().to_string())
     };
     for (name, text) in [
-        ("imapd.conf", &*ports(IMAPD_CONF)),
+        ("imapd.conf", &*(ports(IMAPD_CONF) + events)),
         ("cyrus.conf", &ports(CYRUS_CONF)),
         ("server.pem", &pki().server.certificate),
         ("server.key", pki().server.expose_private_key()),
@@ -99,6 +108,12 @@ fn plan(folder: &Path, [plain, tls]: [SocketAddr; 2]) -> Plan {
     }
 }
 
+fn set_password(folder: &Path, (name, password): User<'_>) {
+    let mut command = Command::new("saslpasswd2");
+    command.args(["-p", "-c", "-f"]).arg(folder.join("sasldb2"));
+    run(command.args(["-u", "localhost", name]), password);
+}
+
 const IMAPD_CONF: &str = "
 configdirectory: {dir}/conf
 partition-default: {dir}/spool
@@ -114,8 +129,6 @@ sasl_mech_list: PLAIN LOGIN CRAM-MD5 SCRAM-SHA-256
 tls_server_cert: {dir}/server.pem
 tls_server_key: {dir}/server.key
 cyrus_user: nobody
-event_notifier: log
-event_groups: applepushservice
 aps_topic: com.apple.mail.XServer.11111111-2222-3333-4444-555555555555
 ";
 
