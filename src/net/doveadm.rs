@@ -207,8 +207,12 @@ mod tests {
     #[test]
     fn each_user_has_a_command_and_its_answer_by_its_tag() {
         assert_eq!(
-            commands(&queries()[..1]).to_string(),
-            r#"[["mailboxStatus",{"user":"alice","field":["uidvalidity","uidnext","messages","unseen","highestmodseq"],"mailboxMask":["INBOX","T*m"]},"0"]]"#
+            commands(&queries()[..1]),
+            json!([["mailboxStatus", {
+                "user": "alice",
+                "field": ["uidvalidity", "uidnext", "messages", "unseen", "highestmodseq"],
+                "mailboxMask": ["INBOX", "T*m"],
+            }, "0"]])
         );
         let body = r#"[["error",{"type":"exitCode","exitCode":67},"1"],
             ["doveadmResponse",[{"mailbox":"Team","uidnext":"9"},
