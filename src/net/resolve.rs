@@ -294,8 +294,8 @@ impl NameRecord {
         let fresh = self.answer.as_ref().is_some_and(|answer| now < answer.fresh_until);
         let resting = self.failure.as_ref().is_some_and(|(_, until)| now < *until);
         // What other servers said before is no more than an old answer.
-        let settled = self.generation == generation && (fresh || resting);
-        !under_way && !settled
+        let answered = self.generation == generation && (fresh || resting);
+        !under_way && !answered
     }
 
     fn verdict(&mut self, now: Instant) -> CacheAnswer {

@@ -77,10 +77,10 @@ pub async fn rotate(store: &Store, vault: &Vault) -> Result<u64, RotationError> 
     if !seals.iter().any(|(seal, _)| vault.knows(seal)) {
         return Err(vault.wrong_key_file(&seals).into());
     }
-    settled(store, vault, RowChange::Look).await?;
+    all_changed(store, vault, RowChange::Look).await?;
     store.is_in_place()?;
     vault.add_key()?;
-    let resealed = settled(store, vault, RowChange::Reseal).await?;
+    let resealed = all_changed(store, vault, RowChange::Reseal).await?;
     // A backup that was put in its place meanwhile may need the old key.
     store.is_in_place()?;
     vault.drop_old_key()?;
@@ -108,7 +108,7 @@ struct Pass {
 }
 
 /// Goes through all rows until nothing is left to do.
-async fn settled(store: &Store, vault: &Vault, work: RowChange) -> Result<u64, RotationError> {
+async fn all_changed(store: &Store, vault: &Vault, work: RowChange) -> Result<u64, RotationError> {
     let (mut resealed, mut before) = (0, Vec::new());
     loop {
         let Pass { resealed: more, unreadable } = pass(store, vault, work).await?;

@@ -16,7 +16,7 @@ use crate::support::limited;
 use crate::support::pushing::register;
 
 /// A database that nodes share. In an SQLite file they share it as one process does.
-struct World {
+struct NodesWorld {
     store: Store,
     _folder: TempDir,
 }
@@ -28,7 +28,7 @@ struct Node {
     task: JoinHandle<()>,
 }
 
-impl World {
+impl NodesWorld {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
@@ -86,7 +86,7 @@ fn shares(assignments: &[&Assignment]) -> Vec<usize> {
 #[tokio::test]
 async fn nodes_that_join_or_leave_are_seen_and_the_accounts_are_divided_anew() {
     limited(async {
-        let world = World::new().await;
+        let world = NodesWorld::new().await;
         let mut a = world.node("a", "1").await;
         assert_eq!(shares(&[&a.sees(&["a"]).await]), [3000]);
         let mut b = world.node("b", "2").await;
@@ -109,7 +109,7 @@ async fn nodes_that_join_or_leave_are_seen_and_the_accounts_are_divided_anew() {
 #[tokio::test]
 async fn a_name_that_two_have_is_of_the_later_until_that_one_dies() {
     limited(async {
-        let world = World::new().await;
+        let world = NodesWorld::new().await;
         let mut earlier = world.node("a", "1").await;
         earlier.until(|assignment| assignment.is_mine(&Account::from_login("alice"))).await;
         let mut later = world.node("a", "2").await;
@@ -126,7 +126,7 @@ async fn a_name_that_two_have_is_of_the_later_until_that_one_dies() {
 #[tokio::test]
 async fn a_node_taken_for_dead_comes_back_and_reads_everything_again() {
     limited(async {
-        let world = World::new().await;
+        let world = NodesWorld::new().await;
         let mut a = world.node("a", "1").await;
         let before = a.sees(&["a"]).await.joined();
         // As another node does that has not seen it beat for long.
@@ -142,7 +142,7 @@ async fn a_node_taken_for_dead_comes_back_and_reads_everything_again() {
 #[tokio::test]
 async fn a_change_by_another_session_is_announced() {
     limited(async {
-        let world = World::new().await;
+        let world = NodesWorld::new().await;
         let mut a = world.node("a", "1").await;
         a.sees(&["a"]).await;
         // More than is taken at a time.

@@ -25,7 +25,7 @@ use crate::support::servers::cyrus::Cyrus;
 use crate::support::servers::dovecot::{Dovecot, Options};
 use crate::support::servers::imap4d::Imap4d;
 use crate::support::servers::{ALICE, OTHERS, mail};
-use crate::support::watching::{Watching, World};
+use crate::support::watching::{WatchWorld, Watching};
 
 /// Between two polls: the least that the configuration takes.
 const POLL: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ const POLL: Duration = Duration::from_secs(1);
 /// A user who is watched at a server.
 struct Scene {
     watching: Watching,
-    _world: World,
+    _world: WatchWorld,
     began: Instant,
     /// What was seen, and after how many milliseconds.
     seen: Vec<String>,
@@ -46,9 +46,9 @@ impl Scene {
         login: &str,
         mailboxes: &[&str],
         mode: Mode,
-        adjust: impl FnOnce(&mut World),
+        adjust: impl FnOnce(&mut WatchWorld),
     ) -> Self {
-        let mut world = World::new(address).await;
+        let mut world = WatchWorld::new(address).await;
         world.password = ALICE.1;
         (world.watch.poll_interval, world.watch.poll_max) = (POLL, POLL);
         world.watch.answer_timeout = Duration::from_secs(10);
@@ -126,7 +126,7 @@ impl Scene {
 const SILENCE: Duration = Duration::from_millis(1500);
 
 /// No poll comes in any test: every event begins with something that the server says.
-fn without_polls(world: &mut World) {
+fn without_polls(world: &mut WatchWorld) {
     let hour = Duration::from_hours(1);
     (world.watch.poll_interval, world.watch.poll_max) = (hour, hour);
 }
@@ -146,7 +146,7 @@ lda_mailbox_autocreate = yes
 
 async fn dovecot_tells(dovecot: &Dovecot, mode: Mode) -> Scene {
     let boxes = ["INBOX", "Team"];
-    let adjust = |world: &mut World| {
+    let adjust = |world: &mut WatchWorld| {
         if mode == Mode::Notify {
             without_polls(world);
         }
@@ -182,7 +182,7 @@ async fn dovecot_by_notify_that_is_asked_for_again() {
     limited(async {
         // Longer than a delivery takes to be told.
         let check = 2 * SILENCE;
-        let adjust = |world: &mut World| {
+        let adjust = |world: &mut WatchWorld| {
             world.watch.idle_check = check;
             without_polls(world);
         };
@@ -341,7 +341,7 @@ async fn dovecot_behind_a_network_that_cuts_quiet_connections() {
     let cut = Duration::from_secs(5);
     let run = async {
         let (network, connections) = network_that_cuts(dovecot.plain, cut).await;
-        let adjust = |world: &mut World| {
+        let adjust = |world: &mut WatchWorld| {
             let watch = &mut world.watch;
             (watch.poll_interval, watch.poll_max) = (20 * cut, 20 * cut);
             (watch.retry_min, watch.retry_max) = (Duration::from_millis(200), 20 * cut);
@@ -411,7 +411,7 @@ async fn courier_with_a_tilde_in_the_password() {
     let Some(courier) = Courier::start(test) else { return };
     limited(async {
         let (carol, password) = OTHERS[0];
-        let adjust = |world: &mut World| world.password = password;
+        let adjust = |world: &mut WatchWorld| world.password = password;
         let mut scene = Scene::new(courier.plain, carol, &["INBOX"], Mode::Idle, adjust).await;
         let deliver = || courier.deliver(carol, "INBOX", &mail("hello"));
         scene.expect("INBOX: new mail", deliver).await;
@@ -427,7 +427,7 @@ async fn imap4d_announces_nothing_in_idle_and_is_polled() {
     let Some(imap4d) = Imap4d::start("watch_servers::imap4d") else { return };
     limited(async {
         let login = Imap4d::login_name(ALICE.0);
-        let adjust = |world: &mut World| world.watch.idle_check = POLL;
+        let adjust = |world: &mut WatchWorld| world.watch.idle_check = POLL;
         let mut scene = Scene::new(imap4d.plain, &login, &["INBOX"], Mode::Idle, adjust).await;
         for _ in 0..3 {
             let deliver = || imap4d.deliver(ALICE.0, &mail("hello"));

@@ -85,7 +85,7 @@ const TURNS: usize = 50;
 
 async fn a_watcher_hears(flood: &[u8]) -> usize {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let world = watching::World::new(listener.local_addr().unwrap()).await;
+    let world = watching::WatchWorld::new(listener.local_addr().unwrap()).await;
     world.register("alice", &[("INBOX", Default::default())]).await;
     let watching = world.watch();
     let mut backend = Peer::accepted(&listener).await;

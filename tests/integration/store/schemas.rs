@@ -364,6 +364,71 @@ async fn has_all_rows(url: &str) {
     }
 }
 
+/// Rows of the third schema with names that are easily taken for each other, or long.
+const AWKWARD_ACCOUNTS: &str = "insert into account (name, created_at, parked, parked_since) values \
+    ('bob', 1, null, null), ('bob ', 2, 'AUTHENTICATIONFAILED', 3), ('🔔@example.org', 4, null, null)";
+const AWKWARD_DEVICES: &str = "insert into device (account, token, subtopic, token_given, \
+    aps_account_id, version, topic, registered_at) \
+    select name, 'cd34cd34cd34cd34cd34cd34cd34cd34cd34cd34cd34cd34cd34cd34cd34cd34', \
+    'com.apple.mobilemail', 'CD34cd34cd34cd34cd34cd34cd34cd34cd34cd34cd34cd34cd34cd34cd34cd34', \
+    'ID', 2, 'com.apple.mail.XServer.1', created_at from account \
+    where name in ('bob', 'bob ', '🔔@example.org')";
+const AWKWARD_MAILBOXES: &str = "insert into device_mailbox \
+    (account, token, subtopic, mailbox, owed_since) \
+    select d.account, d.token, d.subtopic, m.name, m.owed from device d, \
+    (select 'Work' as name, 5 as owed union all select 'work', null union all \
+     select 'work ', 6 union all select '📎', null union all select 'LONG', 7) m \
+    where d.account in ('bob', 'bob ', '🔔@example.org')";
+const AWKWARD_SNAPSHOTS: &str = "insert into snapshot \
+    (account, mailbox, uid_validity, uid_next, messages) \
+    select account, mailbox, 1, length(mailbox), 3 from device_mailbox \
+    where account in ('bob', 'bob ', '🔔@example.org')";
+
+/// Accounts and mailboxes of the third schema come through with what is owed, however they are called.
+async fn keeps_awkward_names_of_the_third(url: &str) {
+    sqlx::any::install_default_drivers();
+    let mut connection = AnyConnection::connect(url).await.unwrap();
+    let long = "é".repeat(700);
+    for rows in [AWKWARD_ACCOUNTS, AWKWARD_DEVICES, AWKWARD_MAILBOXES, AWKWARD_SNAPSHOTS] {
+        let rows = rows.replace("LONG", &long);
+        connection.execute(AssertSqlSafe(rows)).await.unwrap();
+    }
+    let [before, now] = SAME[1];
+    let before = lines(&mut connection, before).await;
+    assert_eq!(before.len(), 3 + 3 * 5, "{before:?}");
+    let parked = "select name || '|' || created_at || '|' || coalesce(parked, '-') from account";
+    let accounts = lines(&mut connection, parked).await;
+    let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
+    assert_eq!(lines(&mut connection, now).await, before);
+    assert_eq!(lines(&mut connection, parked).await, accounts);
+    holds_what_it_held(&store).await;
+    store.close().await;
+}
+
+#[tokio::test]
+async fn awkward_names_of_the_third_schema_come_through_in_sqlite() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        restored(&folder, THIRD_SQLITE).await;
+        let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
+        keeps_awkward_names_of_the_third(&url).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn awkward_names_of_the_third_schema_come_through_in_postgres() {
+    let test = "store::schemas::awkward_names_of_the_third_schema_come_through_in_postgres";
+    let Some(database) = postgres::Database::make(test).await else { return };
+    limited(async {
+        let mut connection = database.beside().await;
+        connection.execute(AssertSqlSafe(THIRD_POSTGRES)).await.unwrap();
+        connection.close().await.unwrap();
+        keeps_awkward_names_of_the_third(&database.url).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_sqlite_database_of_the_eighth_schema_keeps_every_row() {
     limited(async {

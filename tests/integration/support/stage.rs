@@ -5,7 +5,7 @@ use mailchime::model::Snapshot;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::watching::{Watching, World, told};
+use super::watching::{WatchWorld, Watching, told};
 
 pub(crate) const IDLE: &str = "\
 S: * OK [CAPABILITY IMAP4rev1] hi
@@ -27,7 +27,7 @@ S: + idling
 
 pub(crate) struct Stage {
     listener: TcpListener,
-    pub(crate) world: World,
+    pub(crate) world: WatchWorld,
 }
 
 impl Stage {
@@ -39,7 +39,7 @@ impl Stage {
     /// Alice's devices were told of this state of INBOX.
     pub(crate) async fn told(inbox: Snapshot) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let world = World::new(listener.local_addr().unwrap()).await;
+        let world = WatchWorld::new(listener.local_addr().unwrap()).await;
         world.register("alice", &[("INBOX", inbox)]).await;
         Self { listener, world }
     }

@@ -47,7 +47,7 @@ fn subscription(user: &str) -> Subscription {
 }
 
 /// What outlives the program: the backend's address, the database, the key.
-pub(crate) struct World {
+pub(crate) struct WatchWorld {
     pub(crate) folder: TempDir,
     pub(crate) store: Store,
     pub(crate) key_file: PathBuf,
@@ -82,7 +82,7 @@ pub(crate) struct Watching {
     pub(crate) announced: Vec<u64>,
 }
 
-impl World {
+impl WatchWorld {
     /// Nothing happens by time alone, unless a test changes that.
     pub(crate) async fn new(backend: SocketAddr) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -141,7 +141,7 @@ impl World {
         self.subscribe(browser, &self.id(), user, mailboxes).await;
     }
 
-    /// The same as [`World::register`] at this backend.
+    /// The same as [`WatchWorld::register`] at this backend.
     pub(crate) async fn register_at(
         &self,
         id: &BackendId,

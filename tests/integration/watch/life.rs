@@ -7,7 +7,7 @@ use mailchime::model::Account;
 use sqlx::{Connection, Executor, SqliteConnection};
 
 use super::mail::{backend, idling, reconnected, world};
-use crate::support::watching::{PASSWORD, World, told};
+use crate::support::watching::{PASSWORD, WatchWorld, told};
 use crate::support::{limited, until};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
@@ -433,7 +433,7 @@ async fn the_end_does_not_wait_for_a_push_side_that_takes_nothing() {
         for mailbox in ["INBOX", "Notes", "Sent"] {
             backend.deliver("alice", mailbox, MAIL).unwrap();
         }
-        let mut world = World::new(backend.address()).await;
+        let mut world = WatchWorld::new(backend.address()).await;
         world.queue = 1;
         let mailboxes =
             [("INBOX", told(1, 1, 0, 0)), ("Notes", told(2, 1, 0, 0)), ("Sent", told(3, 1, 0, 0))];

@@ -10,7 +10,7 @@ use mailchime::watch::WatcherStatus;
 
 use super::mail::{backend, idling, reconnected, world};
 use crate::support::stage::{IDLE, QUIET, Stage, stop};
-use crate::support::watching::{PASSWORD, Watching, World, told};
+use crate::support::watching::{PASSWORD, WatchWorld, Watching, told};
 use crate::support::{limited, until};
 
 /// Another client of alice's logs in with an access token.
@@ -21,11 +21,11 @@ async fn logs_in_with_a_token(watching: &Watching) {
 }
 
 /// Waits until this password is the last one that is known of the user.
-async fn is_known(world: &World, user: &str, password: &str) {
+async fn is_known(world: &WatchWorld, user: &str, password: &str) {
     until(async || world.stored_password(user).await == password.as_bytes()).await;
 }
 
-async fn with_bob(backend: &DemoBackend) -> World {
+async fn with_bob(backend: &DemoBackend) -> WatchWorld {
     backend.add_account("bob", PASSWORD.as_bytes());
     let world = world(backend).await;
     world.register("bob", &[("INBOX", told(2, 1, 0, 0))]).await;
@@ -114,9 +114,9 @@ async fn a_reload_that_changes_nothing_tries_nothing() {
 
 const USERS: [&str; 4] = ["ann", "ben", "cat", "dan"];
 
-async fn four() -> (DemoBackend, World) {
+async fn four() -> (DemoBackend, WatchWorld) {
     let backend = backend().await;
-    let world = World::new(backend.address()).await;
+    let world = WatchWorld::new(backend.address()).await;
     for (user, validity) in USERS.iter().zip(2..) {
         backend.add_account(user, PASSWORD.as_bytes());
         world.register(user, &[("INBOX", told(validity, 1, 0, 0))]).await;
@@ -180,7 +180,7 @@ async fn until_quiet(watching: &Watching) {
 }
 
 /// Everybody is refused, until few try any more.
-async fn outage(backend: &DemoBackend, world: &World) -> Watching {
+async fn outage(backend: &DemoBackend, world: &WatchWorld) -> Watching {
     let watching = world.watch();
     backend.wait_until(|c| c.idling == 4).await;
     nobody_is_known(backend);

@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::limited;
-use crate::support::watching::{PASSWORD, Watching, World, told};
+use crate::support::watching::{PASSWORD, WatchWorld, Watching, told};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
@@ -20,14 +20,14 @@ pub(super) async fn backend() -> DemoBackend {
 }
 
 /// A world in which alice registered for her INBOX when it was empty.
-pub(super) async fn world(backend: &DemoBackend) -> World {
-    let world = World::new(backend.address()).await;
+pub(super) async fn world(backend: &DemoBackend) -> WatchWorld {
+    let world = WatchWorld::new(backend.address()).await;
     world.register("alice", &[("INBOX", told(1, 1, 0, 0))]).await;
     world
 }
 
 /// Watches until all is quiet: one connection, in IDLE.
-pub(super) async fn idling(world: &World, backend: &DemoBackend) -> Watching {
+pub(super) async fn idling(world: &WatchWorld, backend: &DemoBackend) -> Watching {
     let watching = world.watch();
     backend.wait_until(|c| c.idling == 1 && c.connections == 1).await;
     watching
@@ -107,7 +107,7 @@ async fn read_unread_and_expunged_are_one_quiet_change_each_time_all_has_settled
         for _ in 0..3 {
             backend.deliver("alice", "INBOX", MAIL).unwrap();
         }
-        let mut world = World::new(backend.address()).await;
+        let mut world = WatchWorld::new(backend.address()).await;
         world.watch.settle = Duration::from_secs(1);
         world.register("alice", &[("INBOX", told(1, 4, 3, 3))]).await;
         let mut watching = idling(&world, &backend).await;
@@ -137,7 +137,7 @@ async fn another_mailbox_is_polled_beside_idle() {
     limited(async {
         let backend = backend().await;
         backend.create_mailbox("alice", "Entw&APw-rfe").unwrap();
-        let mut world = World::new(backend.address()).await;
+        let mut world = WatchWorld::new(backend.address()).await;
         world.watch.poll_interval = Duration::from_millis(50);
         let mailboxes = [("Entwürfe", told(2, 1, 0, 0)), ("INBOX", told(1, 1, 0, 0))];
         world.register("alice", &mailboxes).await;
@@ -158,7 +158,7 @@ async fn a_backend_without_idle_is_polled_altogether() {
         let backend = backend().await;
         backend.behave(|behaviour| behaviour.remove("IDLE"));
         backend.create_mailbox("alice", "Notes").unwrap();
-        let mut world = World::new(backend.address()).await;
+        let mut world = WatchWorld::new(backend.address()).await;
         world.watch.poll_interval = Duration::from_millis(20);
         let mailboxes = [("INBOX", told(1, 1, 0, 0)), ("Notes", told(2, 1, 0, 0))];
         world.register("alice", &mailboxes).await;
@@ -204,7 +204,7 @@ async fn a_state_that_devices_know_is_not_pushed_again() {
     limited(async {
         let backend = backend().await;
         backend.deliver("alice", "INBOX", MAIL).unwrap();
-        let world = World::new(backend.address()).await;
+        let world = WatchWorld::new(backend.address()).await;
         world.register("alice", &[("INBOX", told(1, 2, 1, 1))]).await;
         let mut watching = idling(&world, &backend).await;
         watching.expect_nothing();
@@ -241,7 +241,7 @@ async fn a_mailbox_that_is_registered_while_watching_is_watched() {
     limited(async {
         let backend = backend().await;
         backend.create_mailbox("alice", "Notes").unwrap();
-        let world = World::new(backend.address()).await;
+        let world = WatchWorld::new(backend.address()).await;
         world.register("alice", &[("Notes", told(2, 1, 0, 0))]).await;
         let mut watching = world.watch();
         backend.wait_until(|c| c.commands.contains_key("STATUS")).await;
@@ -264,7 +264,7 @@ async fn a_mailbox_that_is_deleted_disturbs_nothing_and_may_come_back() {
     limited(async {
         let backend = backend().await;
         backend.create_mailbox("alice", "Notes").unwrap();
-        let mut world = World::new(backend.address()).await;
+        let mut world = WatchWorld::new(backend.address()).await;
         world.watch.poll_interval = Duration::from_millis(20);
         let mailboxes = [("INBOX", told(1, 1, 0, 0)), ("Notes", told(2, 1, 0, 0))];
         world.register("alice", &mailboxes).await;

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::mail::{backend, world};
 use crate::support::stage::{IDLE, QUIET, Stage, stop};
-use crate::support::watching::{PASSWORD, Watching, World, credentials, told};
+use crate::support::watching::{PASSWORD, WatchWorld, Watching, credentials, told};
 use crate::support::{limited, until};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
@@ -43,7 +43,7 @@ impl Others {
 }
 
 /// What another node does when `user` has logged in there.
-async fn store_password(world: &World, user: &str, password: &str) {
+async fn store_password(world: &WatchWorld, user: &str, password: &str) {
     let text = world.vault().seal(&Account::from_login(user), &credentials(user, password));
     let sealed = Sealed { text, until: None };
     let id = world.id();

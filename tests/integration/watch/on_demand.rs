@@ -12,21 +12,21 @@ use super::hints::hint;
 use super::mail::backend;
 use super::nodes::Others;
 use crate::support::stage::{IDLE, Stage};
-use crate::support::watching::{PASSWORD, Watching, World, told};
+use crate::support::watching::{PASSWORD, WatchWorld, Watching, told};
 use crate::support::{limited, until};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
 /// Alice's INBOX is empty, and her devices know it. Nothing is swept twice.
-async fn world(backend: &DemoBackend) -> World {
-    let mut world = World::new(backend.address()).await;
+async fn world(backend: &DemoBackend) -> WatchWorld {
+    let mut world = WatchWorld::new(backend.address()).await;
     world.watch.connection = WatchConnection::OnDemand;
     world.register("alice", &[("INBOX", told(1, 1, 0, 0))]).await;
     world
 }
 
 /// A sweep that began then was to look at the account.
-async fn mark(world: &World, user: &str, at: i64) {
+async fn mark(world: &WatchWorld, user: &str, at: i64) {
     let account = Account::from_login(user);
     let mark =
         DueMark { account, mailbox: None, state: None, is_due: true, for_another_node: false };
@@ -34,14 +34,14 @@ async fn mark(world: &World, user: &str, at: i64) {
 }
 
 /// The sweep after the start is over, and nobody is connected.
-async fn resting(world: &World, backend: &DemoBackend) -> Watching {
+async fn resting(world: &WatchWorld, backend: &DemoBackend) -> Watching {
     let watching = world.watch();
     backend.wait_until(|c| c.commands.contains_key("LOGOUT") && c.connections == 0).await;
     until_resting(world, &watching).await;
     watching
 }
 
-async fn until_resting(world: &World, watching: &Watching) {
+async fn until_resting(world: &WatchWorld, watching: &Watching) {
     while !world.store.due_accounts().await.unwrap().is_empty() {
         tokio::task::yield_now().await;
     }
@@ -250,7 +250,7 @@ async fn an_account_is_asked_for_with_credentials_in_memory_and_as_a_master() {
 async fn a_route_may_have_another_connection() {
     limited(async {
         let backend = backend().await;
-        let mut world = World::new(backend.address()).await;
+        let mut world = WatchWorld::new(backend.address()).await;
         let routes = &mut world.watch.connection_of_routes;
         routes.insert("example.com".to_owned(), WatchConnection::OnDemand);
         for user in ["bob@example.com", "bob@example.org"] {

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::apart::apart;
 use crate::support::servers::pki;
-use crate::support::watching::{PASSWORD, World, told};
+use crate::support::watching::{PASSWORD, WatchWorld, told};
 
 /// How many accounts, and how many logins a second: below what the default would allow.
 const ACCOUNTS: usize = 2000;
@@ -45,7 +45,7 @@ async fn measure(tls: bool) {
 
 async fn measured(tls: bool) {
     let backend = demo(tls).await;
-    let mut world = World::new(backend.address()).await;
+    let mut world = WatchWorld::new(backend.address()).await;
     world.watch.logins_per_second = RATE;
     let ca = world.folder.path().join("ca.pem");
     std::fs::write(&ca, &pki().ca.certificate).unwrap();

@@ -6,7 +6,7 @@ use mailchime::metrics::Watching as Mode;
 
 use super::mail::backend;
 use crate::support::stage::{IDLE, Stage, stop};
-use crate::support::watching::{PASSWORD, World, told};
+use crate::support::watching::{PASSWORD, WatchWorld, told};
 use crate::support::{limited, until};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
@@ -484,7 +484,7 @@ C: w5 IDLE
 async fn more_accounts_than_connections_take_turns() {
     limited(async {
         let backend = backend().await;
-        let mut world = World::new(backend.address()).await;
+        let mut world = WatchWorld::new(backend.address()).await;
         world.watch.connections = 2;
         world.watch.poll_interval = Duration::from_millis(30);
         let users: Vec<String> = (0..5).map(|number| format!("user{number}")).collect();

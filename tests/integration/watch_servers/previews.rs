@@ -21,7 +21,7 @@ type Deliver<'a> = &'a dyn Fn(&[u8]);
 
 impl Scene {
     async fn previewing(address: SocketAddr, boxes: &[&str], mode: Mode) -> Self {
-        let adjust = |world: &mut super::World| world.preview = PreviewContent::Subject;
+        let adjust = |world: &mut super::WatchWorld| world.preview = PreviewContent::Subject;
         Self::new(address, ALICE.0, boxes, mode, adjust).await
     }
 

@@ -34,7 +34,7 @@ impl Watcher {
             let due = self.due();
             if due.iter().any(|index| self.mailboxes[*index].mailbox.is_inbox()) {
                 // News from here on may be later than the snapshot.
-                session.connection.unsolicited.settle();
+                session.connection.unsolicited.clear();
                 session.left_inbox = false;
             }
             let mut asked_for_flags = false;

@@ -121,7 +121,7 @@ impl Unsolicited {
     }
 
     /// The open mailbox is about to be looked at, which tells all that was said of it so far.
-    pub(in crate::watch) fn settle(&mut self) {
+    pub(in crate::watch) fn clear(&mut self) {
         (self.grown, self.other) = (None, false);
     }
 }
@@ -165,7 +165,7 @@ mod tests {
             assert_eq!(news.has_read(), read, "{said}");
         }
         news.read(b"* 9 EXISTS\r\n");
-        news.settle();
+        news.clear();
         news.leave_inbox();
         for line in ["* 40 EXISTS\r\n", "* 1 FETCH (FLAGS (\\Seen))\r\n"] {
             news.read(line.as_bytes());
