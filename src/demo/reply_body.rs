@@ -27,4 +27,9 @@ impl Body for ReplyBody {
             Self::Endless => Some(Ok(Frame::data(Bytes::from_static(MORE)))),
         })
     }
+
+    /// A text that is empty has no frame: a client of HTTP/2 ends a connection with too many empty ones.
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Text(text) if text.as_ref().is_none_or(Bytes::is_empty))
+    }
 }
