@@ -4,7 +4,7 @@
 //! method NUL class NUL priority NUL user NUL mailbox NUL …
 //! ```
 //!
-//! Whoever can send a datagram can forge one, and its sender's address. So only named networks are heard, and
+//! Each host that can send a datagram can forge one, and its sender's address. So only named networks are heard, and
 //! a datagram is a sign to look and nothing more: no push follows from it alone.
 
 use std::io;

@@ -1,4 +1,4 @@
-//! New mail of which the watcher asks for sender and subject: who waits for it, and who is told.
+//! New mail of which the watcher asks for sender and subject: which pushes wait for it, and which carry it.
 
 use super::*;
 use crate::model::Preview;
