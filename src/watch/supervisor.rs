@@ -325,8 +325,7 @@ impl Supervisor {
             let begin = self.begin(&live);
             let LiveAccount { account, parked, .. } = live;
             let handle = self.watchers.get(&account);
-            // The end of a task of an account on demand is still to be heard.
-            match handle.filter(|it| it.on_demand || !it.directive.is_closed()) {
+            match handle.filter(|it| it.is_live()) {
                 Some(handle) if joined != self.joined => {
                     let login = parked.is_none() && self.context.credentials.are_shared();
                     handle.look_again(login);
@@ -485,7 +484,7 @@ impl Supervisor {
     }
 
     fn statuses(&self, account: Option<&Account>) -> Vec<WatcherStatus> {
-        let live = self.watchers.iter().filter(|(_, handle)| !handle.directive.is_closed());
+        let live = self.watchers.iter().filter(|(_, handle)| handle.is_live());
         let asked = live.filter(|(watched, _)| account.is_none_or(|account| account == *watched));
         let mut statuses: Vec<_> =
             asked.map(|(account, handle)| handle.status.of(account)).collect();
@@ -530,6 +529,11 @@ impl Directive {
 }
 
 impl WatcherHandle {
+    /// Whether somebody still watches the account: of a task of an account on demand, the end is heard first.
+    fn is_live(&self) -> bool {
+        self.on_demand || !self.directive.is_closed()
+    }
+
     /// The rows of the account are others now; with `login` its stored credentials, too. What its user has
     /// logged in with here stays: it may have come since, and be nowhere else.
     fn look_again(&self, login: bool) {

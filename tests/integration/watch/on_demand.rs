@@ -262,6 +262,8 @@ async fn a_route_may_have_another_connection() {
             c.logins.contains_key("bob@example.com") && c.idling == 1 && c.connections == 1
         };
         backend.wait_until(held).await;
+        watching.until_of("bob@example.com", "watching").await;
+        watching.until_of("bob@example.org", "watching").await;
         let all = watching.inquirer.watchers(None).await.unwrap();
         let modes: Vec<_> = all.iter().map(|it| (it.account.as_str(), it.mode)).collect();
         let expected = [("bob@example.com", "on_demand"), ("bob@example.org", "idle")];
