@@ -34,10 +34,6 @@ pub(super) async fn measure(options: &Options) -> Result<(), Box<dyn Error>> {
          secret_file = \"events.secret\"\nevents_per_second = 1000000\n"
     );
     configure(folder.path(), options, port, &backend, &apns, &more)?;
-    let file = folder.path().join("proxy.toml");
-    let config = fs::read_to_string(&file)?;
-    fs::write(&file, config.replace("[watch]\n", "[watch]\nconnection = \"on_demand\"\n"))?;
-
     register(folder.path(), &backend, options.accounts).await?;
     let (program, _) = start(folder.path(), port, options).await?;
     let accounts = options.accounts as u64;

@@ -205,7 +205,7 @@ fn configure(
          [log]\nlevel = \"info\"\n",
         backend.address().port(),
         options.logins_per_second,
-        if options.on_demand { "on_demand" } else { "held" },
+        if options.on_demand || options.events { "on_demand" } else { "held" },
         apns.address().port(),
     );
     Ok(fs::write(folder.join("proxy.toml"), config)?)
