@@ -65,6 +65,8 @@ pub(super) fn ask(
             .map_err(|_| silent(address, "what answers there is not mailchime"))?;
         match (status, value["error"].as_str()) {
             (StatusCode::OK, _) => Ok(value),
+            // /readyz: a part does not work.
+            (StatusCode::SERVICE_UNAVAILABLE, None) if value["parts"].is_object() => Ok(value),
             (_, Some(error)) => Err(CommandFailure::Failed(error.to_owned())),
             (status, None) => Err(silent(address, &format!("it answered {status}"))),
         }

@@ -7,7 +7,9 @@ mod credentials;
 mod demo;
 mod devices;
 mod event;
+mod health;
 pub mod logging;
+mod package_files;
 mod push;
 mod replay;
 mod serve;
@@ -23,7 +25,7 @@ use std::process::ExitCode;
 use std::task::Poll;
 
 use clap::builder::NonEmptyStringValueParser;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use rustix::process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -70,6 +72,8 @@ enum CliCommand {
     Push(push::PushOptions),
     /// Tell the running mailchime of an event in a mailbox, which is read from standard input
     Event(event::EventOptions),
+    /// Whether the running mailchime is well, as an exit code
+    Health(health::HealthOptions),
     /// See a push on this machine within seconds, without any setup
     Demo(demo::DemoOptions),
     /// Play written dialogues and show the first difference of each
@@ -83,6 +87,9 @@ enum CliCommand {
     /// The stored credentials
     #[command(subcommand)]
     Credentials(CredentialsCommand),
+    /// Write the manual pages and the completions of shells, for a package
+    #[command(hide = true)]
+    PackageFiles(package_files::PackageFilesOptions),
 }
 
 #[derive(Debug, Subcommand)]
@@ -136,6 +143,8 @@ pub fn main() -> ExitCode {
         CliCommand::Watchers(options) => watchers::run(&options),
         CliCommand::Push(options) => push::run(&options),
         CliCommand::Event(options) => event::run(&options),
+        CliCommand::Health(options) => health::run(&options),
+        CliCommand::PackageFiles(options) => package_files::run(&options, Arguments::command()),
         CliCommand::Demo(options) => demo::run(&options),
         CliCommand::Replay(options) => replay::run(&options),
         CliCommand::Certs(Certs::Dev(options)) => certs::run(&options),
