@@ -3,7 +3,7 @@
 #
 #   tests/run.sh            changes nothing outside the folder of the build
 #   tests/run.sh --install  first installs what the tests need, with apt-get, as root or through sudo, and
-#                           with pip and npm below the folder of the build. The tests start their own
+#                           with pip, npm and cargo below the folder of the build. The tests start their own
 #                           servers: services that the packages bring are stopped and disabled
 #
 # Without --install the script names what is missing, and the tests that need it say that they are
@@ -51,6 +51,11 @@ needs=(
     puppeteer-core:nodejs:node
     puppeteer-core:npm:npm
     schemathesis:python3-pip:pip3
+    check-jsonschema:python3-pip:pip3
+    kubernetes-validate:python3-pip:pip3
+    promtool:prometheus:promtool
+    debootstrap:debootstrap:debootstrap
+    systemd:systemd-container:systemd-nspawn
 )
 
 # Packages that conflict with Dovecot's, in the same form. They are unpacked below $servers, and
@@ -64,7 +69,8 @@ unpacked=(
     courier:courier-imap:usr/bin/imapd
 )
 
-# Mail clients that are libraries, a push service, what drives and judges browsers, and what judges an API, each in a folder of its own below
+# Mail clients that are libraries, a push service, what drives and judges browsers, what judges an API and files of
+# `contrib/`, and what makes the Debian package, each in a folder of its own below
 # $clients that bears its version: what a test calls it : its version : what installs it : a file that shows it is here.
 clients=$target/clients
 libraries=(
@@ -74,6 +80,9 @@ libraries=(
     puppeteer-core:24.43.1:npm:node_modules/puppeteer-core/package.json
     axe-core:4.14.1:npm:node_modules/axe-core/package.json
     schemathesis:4.32.5:pip:schemathesis/__init__.py
+    check-jsonschema:0.39.0:pip:check_jsonschema/__init__.py
+    kubernetes-validate:1.37.0:pip:kubernetes_validate/__init__.py
+    cargo-deb:3.8.0:cargo:bin/cargo-deb
 )
 
 log=$(mktemp)
@@ -222,6 +231,7 @@ install_library() {
             --target "$folder" "$name==$version" ;;
         npm) npm install --prefix "$folder" --ignore-scripts --no-audit --no-fund --loglevel error \
             "$name@$version" ;;
+        cargo) cargo install --quiet --locked --root "$folder" "$name@$version" ;;
     esac && rm -rf "$clients/$name-$version" && mv "$folder" "$clients/$name-$version" ||
         { rm -rf "$folder"; echo "$name $version could not be installed"; }
 }
@@ -282,6 +292,7 @@ step cargo clippy --all-targets --locked -- -D warnings
 step cargo clippy --test soak --locked -- -D warnings
 step env RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked --document-private-items
 step cargo test --locked --no-fail-fast
+step env PATH="$PATH:$clients/cargo-deb-3.8.0/bin" tests/packages.sh "$target/debug/mailchime" "$target/debian"
 # It has dependencies and a lock of its own; that it compiles is all that is looked at here.
 step cargo clippy --manifest-path fuzz/Cargo.toml --target-dir "$target" --locked -- -D warnings
 

@@ -6,6 +6,7 @@ mod admin;
 mod api;
 mod attacks;
 mod config;
+mod contrib;
 mod demo_parts;
 mod dialogues;
 mod end_to_end;

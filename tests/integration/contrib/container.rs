@@ -1,0 +1,126 @@
+//! The image and what runs it: what is in it, and that the files for compose, Kubernetes and the workflows keep to
+//! the schemas of these.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+
+use super::{ends, file, program, python, succeeds, text};
+
+const SCHEMAS: &str = "check-jsonschema-0.39.0";
+const KUBERNETES: &str = "kubernetes-validate-1.37.0";
+const COMPOSE: &str = "contrib/container/compose.yaml";
+
+/// The folders of the image, from a small program in place of mailchime.
+#[test]
+fn the_image_has_the_program_the_authorities_and_no_more() {
+    let test = "contrib::container::the_image_has_the_program_the_authorities_and_no_more";
+    let Some(mut id) = program(test, "id", "id") else { return };
+    if succeeds(id.arg("-u")).trim() != "0" {
+        return crate::support::skip::report(test, "only root can give folders to another user");
+    }
+    if !Path::new("/etc/ssl/certs/ca-certificates.crt").exists() {
+        return crate::support::skip::report(test, "ca-certificates is not on this machine");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("small.c");
+    let small = "#include <stdio.h>\n#include <unistd.h>\nint main(void) { FILE *state = fopen(\"/var/lib/mailchime/x\", \
+                 \"w\"); printf(\"%d %d %d\\n\", getuid(), state != 0, fopen(\"/etc/x\", \"w\") != 0); return 0; }\n";
+    fs::write(&source, small).unwrap();
+    let program = folder.path().join("small");
+    succeeds(Command::new("cc").arg("-static").arg(&source).arg("-o").arg(&program));
+    let root = folder.path().join("root");
+    let rootfs = || Command::new(file("contrib/container/rootfs.sh"));
+    succeeds(rootfs().arg(&program).arg(&root));
+
+    let found = succeeds(Command::new("find").arg(".").args(["-type", "f"]).current_dir(&root));
+    let mut found: Vec<_> = found.lines().collect();
+    found.sort_unstable();
+    let expected = [
+        "./etc/group",
+        "./etc/nsswitch.conf",
+        "./etc/passwd",
+        "./etc/ssl/certs/ca-certificates.crt",
+        "./usr/bin/mailchime",
+    ];
+    assert_eq!(found, expected);
+    let state = fs::metadata(root.join("var/lib/mailchime")).unwrap();
+    assert_eq!((state.uid(), state.permissions().mode() & 0o7777), (65532, 0o700));
+    // Its user writes to the state and nowhere else.
+    let mut inside = Command::new("chroot");
+    inside.args(["--userspec=65532:65532"]).arg(&root).arg("/usr/bin/mailchime");
+    assert_eq!(succeeds(&mut inside), "65532 1 0\n");
+
+    let (succeeded, said) = ends(rootfs().arg("/bin/true").arg(folder.path().join("other")));
+    assert!(!succeeded && said.contains("is not static"), "{said}");
+}
+
+#[test]
+fn the_image_runs_as_nobody_who_is_root_and_knows_its_health() {
+    let image = text("contrib/container/Containerfile");
+    let (_, last) = image.rsplit_once("\nFROM ").unwrap();
+    assert!(last.starts_with("scratch\n") && last.contains("\nUSER 65532:65532\n"), "{last}");
+    assert!(!last.contains("\nRUN "), "there is no shell: {last}");
+    let health = last.split("HEALTHCHECK").nth(1).unwrap().split("CMD ").nth(1).unwrap();
+    let command: Vec<String> = serde_json::from_str(health.lines().next().unwrap()).unwrap();
+    assert_eq!(command[1..], ["health", "--config", "/etc/mailchime/proxy.toml"]);
+    // The tools of the image are those of the release.
+    let release = text(".github/workflows/release.yml");
+    for tools in ["ziglang==", "cargo-zigbuild=="] {
+        let version = |text: &str| {
+            text.split(tools).nth(1).unwrap().split_whitespace().next().unwrap().to_owned()
+        };
+        let builder = text("contrib/release/build.sh");
+        let stated = builder.split(tools).nth(1).unwrap();
+        assert_eq!(version(&image), version(&release), "{tools}");
+        assert!(stated.starts_with(&version(&image)), "{tools}{stated}");
+    }
+}
+
+#[test]
+fn compose_takes_its_file() {
+    let test = "contrib::container::compose_takes_its_file";
+    let check = |path: &Path| {
+        let mut command = python(test, SCHEMAS)?;
+        command.args(["-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]);
+        command.arg(path);
+        Some(command)
+    };
+    let Some(mut command) = check(&file(COMPOSE)) else { return };
+    succeeds(&mut command);
+    let folder = tempfile::tempdir().unwrap();
+    let wrong = folder.path().join("compose.yaml");
+    fs::write(&wrong, text(COMPOSE).replace("restart:", "restarts:")).unwrap();
+    let (succeeded, said) = ends(&mut check(&wrong).unwrap());
+    assert!(!succeeded && said.contains("restarts"), "{said}");
+}
+
+#[test]
+fn kubernetes_takes_the_manifests() {
+    let test = "contrib::container::kubernetes_takes_the_manifests";
+    let check = |path: &Path| {
+        let mut command = python(test, KUBERNETES)?;
+        command.args(["-m", "kubernetes_validate", "--strict"]).arg(path);
+        Some(command)
+    };
+    let manifests = file("contrib/kubernetes/mailchime.yaml");
+    let Some(mut command) = check(&manifests) else { return };
+    succeeds(&mut command);
+    let folder = tempfile::tempdir().unwrap();
+    let wrong = folder.path().join("wrong.yaml");
+    let text = text("contrib/kubernetes/mailchime.yaml").replace("readinessProbe", "readyProbe");
+    fs::write(&wrong, text).unwrap();
+    let (succeeded, said) = ends(&mut check(&wrong).unwrap());
+    assert!(!succeeded && said.contains("readyProbe"), "{said}");
+}
+
+#[test]
+fn the_workflows_keep_to_their_schema() {
+    let test = "contrib::container::the_workflows_keep_to_their_schema";
+    let Some(mut command) = python(test, SCHEMAS) else { return };
+    command.args(["-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows"]);
+    succeeds(
+        command.args(["ci", "release"].map(|name| file(&format!(".github/workflows/{name}.yml")))),
+    );
+}

@@ -1,0 +1,194 @@
+//! mailchime as a service: the unit, the jail of fail2ban, certbot's hook, configurations, manual pages.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use mailchime::config::Config;
+
+use super::{ends, file, program, succeeds, text};
+use crate::support::limited;
+use crate::support::program::mailchime;
+use crate::support::world::World;
+
+/// `tests/packages.sh` shows what the unit does; this is what it must not lose.
+#[test]
+fn the_unit_gives_up_at_a_wrong_configuration_alone() {
+    let unit = text("contrib/systemd/mailchime.service");
+    for line in [
+        "Restart=on-failure",
+        "RestartPreventExitStatus=64",
+        "StartLimitIntervalSec=0",
+        "ExecStart=mailchime serve --config /etc/mailchime/proxy.toml",
+    ] {
+        assert!(unit.lines().any(|it| it == line), "no {line} in {unit}");
+    }
+}
+
+#[test]
+fn systemd_takes_the_users_and_folders() {
+    let test = "contrib::service::systemd_takes_the_users_and_folders";
+    let root = tempfile::tempdir().unwrap();
+    let option = format!("--root={}", root.path().display());
+    let Some(mut users) = program(test, "systemd", "systemd-sysusers") else { return };
+    fs::create_dir(root.path().join("etc")).unwrap();
+    succeeds(users.arg(&option).arg(file("contrib/systemd/sysusers.d/mailchime.conf")));
+    let passwd = fs::read_to_string(root.path().join("etc/passwd")).unwrap();
+    assert!(passwd.starts_with("mailchime:x:") && passwd.contains("/nologin"), "{passwd}");
+    let Some(mut folders) = program(test, "systemd", "systemd-tmpfiles") else { return };
+    let rules = file("contrib/systemd/tmpfiles.d/mailchime.conf");
+    let (succeeded, said) = ends(folders.args(["--create", &option]).arg(rules));
+    if !is_root() {
+        return; // Nobody else can give the folders away.
+    }
+    assert!(succeeded, "{said}");
+    for (folder, mode) in [("etc/mailchime", 0o750), ("var/lib/mailchime", 0o700)] {
+        let found = fs::metadata(root.path().join(folder)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(found, mode, "{folder}");
+    }
+}
+
+/// The filter itself is tested on real lines in `attacks::logs`.
+#[test]
+fn fail2ban_takes_the_jail() {
+    let test = "contrib::service::fail2ban_takes_the_jail";
+    let Some(mut client) = program(test, "fail2ban", "fail2ban-client") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("fail2ban");
+    succeeds(Command::new("cp").arg("-r").arg("/etc/fail2ban").arg(&config));
+    // A machine's own jails read logs that this one may lack.
+    let _ = fs::remove_dir_all(config.join("jail.d"));
+    for part in ["jail.d", "filter.d"] {
+        fs::create_dir_all(config.join(part)).unwrap();
+        let from = file("contrib/fail2ban").join(part).join("mailchime.conf");
+        fs::copy(from, config.join(part).join("mailchime.conf")).unwrap();
+    }
+    let said = succeeds(client.arg("-c").arg(&config).arg("-d"));
+    for part in ["'add', 'mailchime'", "_SYSTEMD_UNIT=mailchime.service", "login refused", "1h"] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+}
+
+/// With files in the places of the certificates and keys that an operator brings.
+#[test]
+fn configurations_are_valid() {
+    let manifest = text("contrib/kubernetes/mailchime.yaml");
+    let inside = manifest.split("  proxy.toml: |\n").nth(1).unwrap();
+    let inside = inside.lines().take_while(|line| line.is_empty() || line.starts_with("    "));
+    let inside: Vec<_> = inside.map(str::trim_start).collect();
+    for toml in
+        [text("contrib/debian/proxy.toml"), text("contrib/container/proxy.toml"), inside.join("\n")]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = toml.lines().map(|line| match line.split_once(" = ") {
+            Some((key @ ("certificate" | "private_key"), _)) => {
+                fs::write(folder.path().join(key), "").unwrap();
+                format!("{key} = \"{key}\"\n")
+            }
+            _ => format!("{line}\n"),
+        });
+        let toml: String = lines.collect();
+        assert!(toml.contains("[backend]") && toml.contains("\ncertificate = "), "{toml}");
+        let path = folder.path().join("proxy.toml");
+        Config::parse(&toml, &path).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+#[test]
+fn certbots_hook_copies_a_renewed_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    let (renewed, into) = (folder.path().join("imap.example.org"), folder.path().join("into"));
+    for folder in [&renewed, &into] {
+        fs::create_dir(folder).unwrap();
+    }
+    fs::write(renewed.join("fullchain.pem"), "certificate").unwrap();
+    fs::write(renewed.join("privkey.pem"), "key").unwrap();
+    let hook = || {
+        let mut hook = Command::new(file("contrib/certbot/mailchime"));
+        let [owner, group] = ["-u", "-g"].map(|of| succeeds(Command::new("id").arg(of)));
+        hook.env("RENEWED_LINEAGE", &renewed).env("FOLDER", &into);
+        hook.env("OWNER", owner.trim()).env("GROUP", group.trim());
+        hook
+    };
+    // That of another server is not taken.
+    succeeds(hook().env("LINEAGE", "www.example.org"));
+    assert_eq!(fs::read_dir(&into).unwrap().count(), 0);
+    succeeds(hook().env("LINEAGE", "imap.example.org"));
+    succeeds(&mut hook());
+    assert_eq!(fs::read_dir(&into).unwrap().count(), 2);
+    for (name, text) in [("server.pem", "certificate"), ("server.key", "key")] {
+        let path = into.join(name);
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+    }
+    let (succeeded, said) = ends(hook().env_remove("RENEWED_LINEAGE"));
+    assert!(!succeeded && said.contains("certbot sets it"), "{said}");
+}
+
+#[test]
+fn manual_pages_and_completions_know_the_commands() {
+    let folder = tempfile::tempdir().unwrap();
+    let into = folder.path().join("new/files");
+    succeeds(mailchime(&["package-files"]).arg(&into));
+    let help = succeeds(&mut mailchime(&["--help"]));
+    let commands: Vec<_> = help
+        .split("Commands:\n")
+        .nth(1)
+        .unwrap()
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help")
+        .collect();
+    assert!(commands.contains(&"serve") && commands.len() > 8, "{commands:?}");
+    let read = |path: String| fs::read_to_string(into.join(path)).unwrap();
+    let main = read("man/mailchime.1".to_owned());
+    let completions = ["mailchime.bash", "mailchime.fish", "_mailchime"]
+        .map(|name| read(format!("completions/{name}")));
+    for command in commands {
+        assert!(main.contains(&format!("mailchime\\-{command}(1)")), "{command}: {main}");
+        assert!(read(format!("man/mailchime-{command}.1")).contains(".SH SYNOPSIS"), "{command}");
+        assert!(completions.iter().all(|text| text.contains(command)), "{command}");
+    }
+    for part in [".SH FILES", ".SH \"EXIT STATUS\"", "/etc/mailchime/proxy.toml"] {
+        assert!(main.contains(part), "no {part} in {main}");
+    }
+    assert!(!main.contains("package\\-files"), "it is for packagers alone");
+    succeeds(Command::new("bash").arg("-n").arg(into.join("completions/mailchime.bash")));
+}
+
+#[tokio::test]
+async fn health_is_an_exit_code() {
+    limited(async {
+        let world = World::new().await;
+        let server = world.serve_with_admin().await;
+        let said = world.command(&["health"]).await;
+        assert_eq!((said.code, said.stdout.as_str()), (0, "mailchime answers"), "{}", said.stderr);
+        let said = world.command(&["health", "--ready"]).await;
+        assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
+        assert_eq!(said.line("database"), "database: ok");
+
+        // It lives, and cannot work.
+        world.backend.refuse().await;
+        let said = world.command(&["health", "--ready"]).await;
+        assert_eq!((said.code, said.stderr.as_str()), (1, "mailchime: not ready"));
+        assert!(said.line("backend").starts_with("backend: FAILED: "), "{}", said.stdout);
+        assert_eq!(said.line("database"), "database: ok");
+        assert_eq!(world.command(&["health"]).await.code, 0);
+        let excluded = world.command(&["health", "--ready", "--exclude", "backend"]).await;
+        assert_eq!(excluded.code, 0, "{}{}", excluded.stdout, excluded.stderr);
+        let said = world.command(&["health", "--ready", "--exclude", "nothing"]).await;
+        assert!(said.code == 1 && said.stderr.contains("there is no part"), "{}", said.stderr);
+
+        drop(server);
+        let said = world.command(&["health"]).await;
+        assert!(said.code == 1 && said.stderr.contains("is mailchime running"), "{}", said.stderr);
+    })
+    .await;
+}
+
+/// Whether root runs the tests.
+fn is_root() -> bool {
+    succeeds(Command::new("id").arg("-u")).trim() == "0"
+}
