@@ -19,6 +19,14 @@ pub struct Hint {
     pub seen_at: Instant,
 }
 
+impl Hint {
+    /// Something may have happened to any mailbox of the account, just now.
+    pub fn of_all(account: Account) -> Self {
+        let (event, state) = (MailboxEvent::FlagsSet, Snapshot::default());
+        Self { account, mailbox: None, event, state, seen_at: Instant::now() }
+    }
+}
+
 /// What happened, by the names of RFC 5423 section 4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MailboxEvent {

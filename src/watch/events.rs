@@ -29,7 +29,7 @@ impl Watcher {
         let follows = watched.ledger.hint(kind, state, || context.next_id());
         watched.due |= follows.urgency().is_some();
         let preview_follows = self.begins_preview(index, &follows, uid_next);
-        self.tell(index, follows, preview_follows).await?;
+        self.tell_news(index, follows, preview_follows).await?;
         Ok(follows)
     }
 
@@ -50,22 +50,39 @@ impl Watcher {
         };
         watched.due |= follows.urgency().is_some();
         let preview_follows = self.begins_preview(index, &follows, uid_next);
-        self.tell(index, follows, preview_follows).await?;
+        self.tell_news(index, follows, preview_follows).await?;
         Ok(follows)
     }
 
-    /// Tells `push` what follows, if that concerns it, and whether a preview is going to.
+    /// The same as [`Self::tell`] of what is no look. Where nothing follows, nobody learns anything by it.
+    async fn tell_news(
+        &self,
+        index: usize,
+        follows: Consequence,
+        preview_follows: bool,
+    ) -> Result<(), SessionEnd> {
+        match follows {
+            Consequence::Nothing => Ok(()),
+            follows => self.tell(index, follows, preview_follows).await,
+        }
+    }
+
+    /// Tells those who follow the mailbox what follows from a look or from news. Tells `push`, if that concerns
+    /// it, and whether a preview is going to.
     pub(super) async fn tell(
         &self,
         index: usize,
         follows: Consequence,
         preview_follows: bool,
     ) -> Result<(), SessionEnd> {
+        let watched = &self.mailboxes[index];
+        let known = watched.ledger.known();
         if let Some(instead) = &self.instead {
-            let watched = &self.mailboxes[index];
-            (instead.0)(&watched.mailbox, follows, watched.ledger.known());
+            (instead.0)(&watched.mailbox, follows, known);
             return Ok(());
         }
+        let whose = (&self.account, self.backend.id());
+        self.context.followed.saw(whose, &watched.mailbox, (follows, known));
         if matches!(follows, Consequence::Nothing | Consequence::LookDue(_)) {
             return Ok(());
         }

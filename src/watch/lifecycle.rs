@@ -207,6 +207,9 @@ impl Watcher {
 
     async fn after(&mut self, end: SessionEnd) -> NextStep {
         self.previews_on(false);
+        if !matches!(end, SessionEnd::Visited) {
+            self.context.followed.unwatched(&self.account);
+        }
         let account = &self.account;
         let config = &self.context.config;
         let backoff = Backoff::new(config.retry_min, config.retry_max);

@@ -39,6 +39,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
 
+use self::follow::FollowedTable;
 pub use self::follow::{FollowEvent, FollowGuard, FollowListener, Followers};
 pub use self::hint_writer::HintError;
 use self::source::imap::health::BackendHealthTable;
@@ -66,6 +67,7 @@ pub struct WatchContext {
     backend_health: BackendHealthTable,
     last_id: AtomicU64,
     metrics: Arc<Metrics>,
+    followed: FollowedTable,
     /// Whose pushes may say what is known of new mail.
     carry_previews: PreviewCarriers,
 }
@@ -99,6 +101,7 @@ impl WatchContext {
             events,
             last_id: AtomicU64::new(0),
             metrics: Arc::default(),
+            followed: FollowedTable::default(),
             carry_previews: PreviewCarriers(Box::new(|_| false)),
         }
     }

@@ -170,6 +170,11 @@ impl StatusCell {
         (inner.now, inner.since) = (doing, Timestamp::now());
     }
 
+    /// Whether it is parked, or waits after a failure.
+    pub(super) fn rests(&self) -> bool {
+        matches!(self.inner().now, WatcherState::BackingOff { .. } | WatcherState::Parked { .. })
+    }
+
     /// These mailboxes are not watched for now.
     pub(super) fn leave_out(&self, mailboxes: Vec<LeftOut>) {
         let mut inner = self.inner();

@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use super::WatchContext;
 use super::accounts::{adopt, live};
+use super::follow::LookRequest;
 use super::hint_writer::HintWriter;
 use super::hints::Hints;
 use super::on_demand::{DueAccounts, OnDemand, OnDemandEvent, Sweep, VisitEnd, due};
@@ -148,6 +149,7 @@ pub async fn run(
         tasks: TaskTracker::new(),
     };
     let mut counting = interval(COUNTED);
+    let mut looks = supervisor.context.followed.attend();
     let mut replacements = supervisor.context.backends.replacements();
     let mut next_refresh = Instant::now();
     loop {
@@ -212,6 +214,10 @@ pub async fn run(
                     supervisor.hint_writer.add(hints, Some(reply));
                 }
             },
+            Some(LookRequest { account, reply }) = looks.recv(), if supervisor.begun => {
+                // Who asked may have gone.
+                let _ = reply.send(supervisor.look(account));
+            }
             event = sessions.recv(), if supervisor.begun => match event {
                 Some(SessionEvent::Registered { account, login }) => {
                     supervisor.registered(account, login);
@@ -494,6 +500,7 @@ impl Supervisor {
     }
 
     fn stop(&mut self, account: &Account) {
+        self.context.followed.unwatched(account);
         let rested = self.on_demand.take(account).is_some();
         let watched = self.watchers.remove(account);
         if rested || watched.is_some() {
@@ -510,6 +517,7 @@ impl Supervisor {
 
     /// Another node watches the account from now on.
     fn hand_over(&mut self, account: &Account) {
+        self.context.followed.unwatched(account);
         self.on_demand.take(account);
         if let Some(WatcherHandle { directive, .. }) = self.watchers.remove(account) {
             directive.send_modify(|directive| directive.stop = true);

@@ -343,6 +343,19 @@ impl Watcher {
 }
 
 impl Watcher {
+    /// Those who follow the account learn which of its mailboxes are watched, after a look.
+    pub(super) fn watches(&self) {
+        if self.instead.is_some() {
+            return;
+        }
+        let watches = |mailbox: &Mailbox| {
+            let watched = self.place(mailbox).map(|index| &self.mailboxes[index]);
+            // What a visit could not learn is still due.
+            watched.is_some_and(|it| self.faults.is_sound(mailbox) && !(self.on_demand && it.due))
+        };
+        self.context.followed.watched((&self.account, self.backend.id()), watches);
+    }
+
     /// Takes note of what other sources say, and tells `push` what follows. Whether there is something to look
     /// at.
     pub(super) async fn hear_hints(&mut self) -> Result<bool, SessionEnd> {

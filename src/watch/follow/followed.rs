@@ -1,13 +1,13 @@
 //! An account that is followed by one proof, and those who follow it.
 
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::follower::{FollowEvent, Follower};
-use crate::model::{Account, BackendId, Credentials, Hint, Mailbox, MailboxEvent, Snapshot};
+use crate::model::{Account, BackendId, Credentials, Hint, Mailbox, Snapshot};
 use crate::watch::hints::Hints;
 use crate::watch::ledger::Consequence;
 use crate::watch::watcher::{Directive, WatchedMailbox, in_order};
@@ -21,13 +21,39 @@ pub(super) struct Followed {
     pub(super) followers: Mutex<Vec<Follower>>,
     /// A mailbox is wanted that the connection does not watch.
     pub(super) more: Notify,
+    /// For a connection of its own.
     pub(super) hints: Hints,
     pub(super) directive: watch::Sender<Directive>,
+    /// The account's watcher is listened to.
+    listens: AtomicBool,
+    /// Whether that one watches all that is wanted; `None` until it has looked once more.
+    watched: watch::Sender<Option<bool>>,
     /// Cancelled when the last follower has gone.
     pub(super) left: CancellationToken,
 }
 
 impl Followed {
+    /// What this first one follows.
+    pub(super) fn new(
+        account: Account,
+        backend: BackendId,
+        credentials: Credentials,
+        follower: Follower,
+    ) -> Self {
+        Self {
+            account,
+            backend,
+            credentials,
+            followers: Mutex::new(vec![follower]),
+            more: Notify::new(),
+            hints: Hints::default(),
+            directive: watch::Sender::default(),
+            listens: AtomicBool::new(false),
+            watched: watch::Sender::default(),
+            left: CancellationToken::new(),
+        }
+    }
+
     /// One more follows.
     pub(super) fn join(&self, follower: Follower) {
         let mut followers = self.followers.lock();
@@ -35,24 +61,64 @@ impl Followed {
         let more = !follower.mailboxes.iter().all(|wanted| watched(&wanted.mailbox));
         followers.push(follower);
         drop(followers);
-        if more {
+        if more || self.listens() {
             self.more.notify_one();
         } else {
             // The others may have been told what this one does not know.
-            self.look();
+            self.hint(Hint::of_all(self.account.clone()));
         }
     }
 
-    /// Has all mailboxes looked at.
-    pub(super) fn look(&self) {
-        self.hints.add(Hint {
-            account: self.account.clone(),
-            mailbox: None,
-            event: MailboxEvent::FlagsSet,
-            state: Snapshot::default(),
-            seen_at: Instant::now(),
-        });
+    /// Another source has news, for a connection of its own.
+    pub(super) fn hint(&self, hint: Hint) {
+        self.hints.add(hint);
         self.directive.send_modify(|_| {});
+    }
+
+    /// Whether this is the backend of what is followed.
+    pub(super) fn is_of(&self, backend: &BackendId) -> bool {
+        self.backend.is(backend.as_str())
+    }
+
+    /// Hears of the account's watcher from now on, which is to look.
+    pub(super) fn begin_to_listen(&self) {
+        self.listens.store(true, Ordering::Relaxed);
+        self.watched.send_replace(None);
+    }
+
+    pub(super) fn stop_listening(&self) {
+        self.listens.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn listens(&self) -> bool {
+        self.listens.load(Ordering::Relaxed)
+    }
+
+    /// The account's watcher has looked, or ends; whether it watches all that is wanted.
+    pub(super) fn is_watched(&self, watched: bool) {
+        self.watched.send_if_modified(|before| before.replace(watched) != Some(watched));
+    }
+
+    /// Waits until the account's watcher has looked. Whether it watches all that is wanted.
+    pub(super) async fn looked(&self) -> bool {
+        // The sender is here.
+        self.watched.subscribe().wait_for(Option::is_some).await.is_ok_and(|it| *it == Some(true))
+    }
+
+    /// Waits until the account's watcher watches all that is wanted.
+    pub(super) async fn watched(&self) {
+        let _ = self.watched.subscribe().wait_for(|watched| *watched == Some(true)).await;
+    }
+
+    /// Waits until it does not.
+    pub(super) async fn unwatched(&self) {
+        let _ = self.watched.subscribe().wait_for(|watched| *watched != Some(true)).await;
+    }
+
+    /// Whether this is so of all mailboxes that are followed.
+    pub(super) fn all_wanted(&self, is: impl Fn(&Mailbox) -> bool) -> bool {
+        let followers = self.followers.lock();
+        followers.iter().flat_map(|follower| &follower.mailboxes).all(|wanted| is(&wanted.mailbox))
     }
 
     /// Takes what follows for a mailbox that is known to have this state.

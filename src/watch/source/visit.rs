@@ -166,6 +166,7 @@ impl Watcher {
     pub(in crate::watch) fn visited(&mut self) -> NextStep {
         self.failures = 0;
         self.status.set(WatcherState::Watching(WatchMode::OnDemand));
+        self.watches();
         NextStep::Rest
     }
 }

@@ -27,6 +27,7 @@ impl Supervisor {
     /// Another source has news of an account. Any node may receive it; with `others_know` the other ones have
     /// word of it.
     fn hint(&mut self, hint: Hint, others_know: bool) {
+        self.context.followed.hint(&hint);
         match self.watchers.get(&hint.account) {
             Some(handle) => {
                 handle.status.hint();
@@ -47,6 +48,25 @@ impl Supervisor {
             }
             // Nobody has registered, or the account is being read: then what is due is read after that.
             None => {}
+        }
+    }
+
+    /// Somebody follows the account, and wants all of it to be looked at. Whether anything here is about to.
+    pub(super) fn look(&mut self, account: Account) -> bool {
+        match self.watchers.get(&account).filter(|handle| handle.is_live()) {
+            Some(handle) if handle.status.rests() => false,
+            Some(handle) => {
+                handle.hints.add(Hint::of_all(account));
+                handle.directive.send_modify(|_| {});
+                true
+            }
+            None if self.on_demand.is_resting(&account) => {
+                let hints = Hints::default();
+                hints.add(Hint::of_all(account.clone()));
+                self.start_with(account, Directive::default(), WatcherStart::AtOnce, hints);
+                true
+            }
+            None => false,
         }
     }
 }

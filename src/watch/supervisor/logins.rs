@@ -1,12 +1,11 @@
 //! What sessions say of their users: they have logged in, or registered.
 
 use std::sync::Arc;
-use std::time::Instant as StdInstant;
 
 use tokio::time::Instant;
 
 use super::{EARLY, LOGINS, Supervisor, WatcherHandle};
-use crate::model::{AcceptedLogin, Account, Hint, MailboxEvent, Snapshot, WatchEvent};
+use crate::model::{AcceptedLogin, Account, Hint, WatchEvent};
 use crate::watch::accounts::pass_on;
 use crate::watch::watcher::{Directive, WatcherStart};
 
@@ -91,10 +90,7 @@ impl Supervisor {
             let looks = Directive { looks: 1, ..Directive::default() };
             self.start(account, looks, WatcherStart::AtOnce);
         } else if !self.is_ours(&account) {
-            let (event, state) = (MailboxEvent::FlagsSet, Snapshot::default());
-            let seen_at = StdInstant::now();
-            let hint = Hint { account, mailbox: None, event, state, seen_at };
-            self.hint_writer.add(vec![hint], None);
+            self.hint_writer.add(vec![Hint::of_all(account)], None);
         }
     }
 

@@ -4,6 +4,7 @@ mod events;
 mod limits;
 mod servers;
 mod sockets;
+mod watched;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

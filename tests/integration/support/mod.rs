@@ -4,7 +4,7 @@
 //! The soak uses it, too (`tests/soak/main.rs`).
 
 use std::panic::Location;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
@@ -58,6 +58,25 @@ pub(crate) fn until(mut holds: impl AsyncFnMut() -> bool) -> impl Future<Output 
             assert!(began.elapsed() < SOON, "not within {SOON:?}: what {place} waits for");
             tokio::task::yield_now().await;
         }
+    }
+}
+
+/// Lets time pass at once: for what waits, while nothing else is under way; in a runtime of one thread.
+pub(crate) async fn later(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+/// [`limited`] for tests in which days pass.
+pub(crate) async fn patient(test: impl Future<Output = ()>) {
+    let (done, waiting) = std::sync::mpsc::channel::<()>();
+    let late = tokio::task::spawn_blocking(move || {
+        waiting.recv_timeout(Duration::from_secs(180)) == Err(RecvTimeoutError::Timeout)
+    });
+    tokio::select! {
+        () = test => drop(done),
+        late = late => assert!(!late.unwrap(), "the test takes too long"),
     }
 }
 

@@ -75,6 +75,7 @@ pub(crate) struct Watching {
     pub(crate) sessions: mpsc::Sender<SessionEvent>,
     pub(crate) unwatched: mpsc::Sender<Account>,
     pub(crate) inquirer: watch::SupervisorHandle,
+    pub(crate) followers: watch::Followers,
     pub(crate) stop: CancellationToken,
     pub(crate) task: JoinHandle<()>,
     /// Of the last change, and of those that are to be confirmed.
@@ -258,6 +259,7 @@ impl WatchWorld {
         let (unwatched, unwatched_accounts) = mpsc::channel(10);
         let stop = CancellationToken::new();
         let (inquirer, inquiries) = watch::requests();
+        let followers = watch::Followers::new(Arc::clone(&context));
         let task = tokio::spawn(watch::run(
             context,
             session_events,
@@ -273,6 +275,7 @@ impl WatchWorld {
             sessions,
             unwatched,
             inquirer,
+            followers,
             stop,
             task,
             last_id: 0,

@@ -1,7 +1,6 @@
 //! With what watchers log in, and what becomes of refusals: several credentials of one account, a
 //! backend that refuses everybody, and the tries that an account has.
 
-use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use mailchime::demo::backend::{Counters, DemoBackend};
@@ -11,7 +10,7 @@ use mailchime::watch::WatcherStatus;
 use super::mail::{backend, idling, reconnected, world};
 use crate::support::stage::{IDLE, QUIET, Stage, stop};
 use crate::support::watching::{PASSWORD, WatchWorld, Watching, told};
-use crate::support::{limited, until};
+use crate::support::{later, limited, patient, until};
 
 /// Another client of alice's logs in with an access token.
 async fn logs_in_with_a_token(watching: &Watching) {
@@ -136,25 +135,6 @@ fn everybody_is_known(backend: &DemoBackend) {
 /// How often anybody was refused.
 fn refused(backend: &DemoBackend) -> u64 {
     backend.counters().refused.values().sum()
-}
-
-/// Lets time pass at once: for watchers that wait, and nothing else is under way.
-async fn later(time: Duration) {
-    tokio::time::pause();
-    tokio::time::advance(time).await;
-    tokio::time::resume();
-}
-
-/// [`limited`] for tests in which days pass.
-async fn patient(test: impl Future<Output = ()>) {
-    let (done, waiting) = std::sync::mpsc::channel::<()>();
-    let late = tokio::task::spawn_blocking(move || {
-        waiting.recv_timeout(Duration::from_secs(180)) == Err(RecvTimeoutError::Timeout)
-    });
-    tokio::select! {
-        () = test => drop(done),
-        late = late => assert!(!late.unwrap(), "the test takes too long"),
-    }
 }
 
 /// Waits until each of the users is in this state.

@@ -126,6 +126,7 @@ impl Watcher {
             session.refreshed(reason, changed, config);
             self.status.set(WatcherState::Watching(session.mode()));
             self.watches_since.get_or_insert_with(Instant::now);
+            self.watches();
             let left_undone =
                 suspicious && (session.notifies || session.idles && session.open.is_none());
             reason = match session.is_believed(&self.methods) && !left_undone {
