@@ -6,7 +6,8 @@
 Plays the IMAP server itself, starts the program with a new database, opens N sessions in IDLE and then N
 streams by Server-Sent Events and N by WebSocket, each in a process of its own, and prints how much the
 program's memory (PSS) grew for each of them. Streams of one account share a connection to the backend:
-with as many accounts as streams, that connection is in the figure. Needs nothing but Python.
+with as many accounts as streams, that connection is in the figure. Where the accounts are watched for a
+device, their streams have none. Needs nothing but Python.
 """
 
 import argparse
@@ -44,6 +45,11 @@ sessions = 100000
 sessions_per_ip = 100000
 dials_per_minute = 1000000
 dials_at_once = 1000
+[apns]
+endpoint = "https://127.0.0.1:{apns}"
+ca = "{folder}/ca.pem"
+certificate = "{folder}/apns.pem"
+private_key = "{folder}/apns.key"
 [watch]
 logins_per_second = 10000
 [log]
@@ -86,6 +92,20 @@ def trust(folder):
     return ssl.create_default_context(cafile=str(folder / "ca.pem"))
 
 
+async def register(port, tls, user):
+    """A phone registers, and leaves."""
+    reader, writer = await asyncio.open_connection("localhost", port, ssl=tls)
+    await reader.readline()
+    writer.write(
+        f"a LOGIN {user} secret\r\n"
+        'b XAPPLEPUSHSERVICE "aps-version" "2" "aps-account-id" "0715A26B-CA09-4730-A419-793000CA982E" '
+        f'"aps-device-token" "{user.encode().hex():0<64}" "aps-subtopic" "com.apple.mobilemail" '
+        '"mailboxes" ("INBOX")\r\nc LOGOUT\r\n'.encode()
+    )
+    assert b"\r\nb OK" in (answer := await reader.read(-1)), answer
+    writer.close()
+
+
 async def session(port, tls, user):
     """An IMAP session in IDLE."""
     reader, writer = await asyncio.open_connection("localhost", port, ssl=tls)
@@ -103,7 +123,7 @@ async def session(port, tls, user):
 
 
 async def stream(port, tls, user, upgrade=""):
-    """A stream, behind its first event."""
+    """A stream by Server-Sent Events, behind its first event."""
     reader, writer = await asyncio.open_connection("localhost", port, ssl=tls)
     who = base64.b64encode(f"{user}:secret".encode()).decode()
     head = f"GET /v1/changes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic {who}\r\n{upgrade}\r\n"
@@ -140,15 +160,23 @@ def free_ports(count):
     return ports
 
 
-async def figure(program, name, opens, streams, accounts):
+async def by_fifties(opens, port, tls, streams, accounts):
+    opened = []
+    for first in range(0, streams, 50):
+        users = (f"user{at % accounts}" for at in range(first, min(first + 50, streams)))
+        opened += await asyncio.gather(*(opens(port, tls, user) for user in users))
+    return opened
+
+
+async def figure(program, name, opens, streams, accounts, watched=False):
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         subprocess.run([program, "certs", "dev", "--out", folder], check=True, stdout=subprocess.DEVNULL)
-        imap, api = free_ports(2)
+        imap, api, apns = free_ports(3)
         backend = await asyncio.start_server(imap_server, "127.0.0.1", 0, backlog=1024)
         config = folder / "proxy.toml"
         backend_port = backend.sockets[0].getsockname()[1]
-        config.write_text(CONFIG.format(folder=folder, imap=imap, api=api, backend=backend_port))
+        config.write_text(CONFIG.format(folder=folder, imap=imap, api=api, apns=apns, backend=backend_port))
         process = subprocess.Popen([program, "serve", "--config", config])
         try:
             port, tls = {"session": imap}.get(opens.__name__, api), trust(folder)
@@ -160,13 +188,13 @@ async def figure(program, name, opens, streams, accounts):
                     await asyncio.sleep(0.1)
             # What is needed once.
             held = [await opens(port, tls, f"warm{at}") for at in range(20)]
-            await asyncio.sleep(2)
+            if watched:
+                await by_fifties(register, imap, tls, accounts, accounts)
+            await asyncio.sleep(5 if watched else 2)
             before, began = pss(process.pid), time.monotonic()
-            for first in range(0, streams, 50):
-                users = (f"user{at % accounts}" for at in range(first, min(first + 50, streams)))
-                held += await asyncio.gather(*(opens(port, tls, user) for user in users))
+            held += await by_fifties(opens, port, tls, streams, accounts)
             took = time.monotonic() - began
-            await asyncio.sleep(5)
+            await asyncio.sleep(8 if watched else 5)
             each = (pss(process.pid) - before) / streams
             print(f"{name:52} {each:6.1f} KiB each   ({streams} of {accounts} accounts, {took:.0f} s)", flush=True)
             for writer in held:
@@ -185,14 +213,16 @@ async def main():
     options.add_argument("--accounts", type=int, default=100)
     options = options.parse_args()
     program, streams, accounts = os.path.abspath(options.program), options.streams, options.accounts
-    for name, opens, accounts in [
-        ("an idle IMAP session", session, accounts),
-        ("an idle stream by Server-Sent Events", stream, accounts),
-        ("an idle stream by WebSocket", socket_stream, accounts),
-        ("the same, each of an account of its own", stream, streams),
+    for name, opens, accounts, watched in [
+        ("an idle IMAP session", session, accounts, False),
+        ("an idle stream by Server-Sent Events", stream, accounts, False),
+        ("an idle stream by WebSocket", socket_stream, accounts, False),
+        ("each of an account of its own: by Server-Sent Events", stream, streams, False),
+        ("the same of accounts that are watched", stream, streams, True),
+        ("the same by WebSocket", socket_stream, streams, True),
     ]:
-        each = await figure(program, name, opens, streams, accounts)
-        if opens is not session and accounts != streams:
+        each = await figure(program, name, opens, streams, accounts, watched)
+        if opens is not session and (watched or accounts != streams):
             verdict = "reached" if each <= 12 else "missed"
             print(f"{'':52} at most 12 KiB: {verdict}")
 

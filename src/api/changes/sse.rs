@@ -24,7 +24,7 @@ const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering
 
 /// The answer that this stream is.
 pub(super) fn respond(stream: LiveStream) -> Response {
-    let body = SseBody { step: Some(Box::pin(step(stream))), begun: false };
+    let body = SseBody { step: Some(Box::pin(step(Box::new(stream)))), begun: false };
     let mut response = Body::new(body).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -34,9 +34,9 @@ pub(super) fn respond(stream: LiveStream) -> Response {
 }
 
 /// The next step, and the stream for the one after it.
-type PendingStep = Pin<Box<dyn Future<Output = (StreamStep, LiveStream)> + Send>>;
+type PendingStep = Pin<Box<dyn Future<Output = (StreamStep, Box<LiveStream>)> + Send>>;
 
-async fn step(mut stream: LiveStream) -> (StreamStep, LiveStream) {
+async fn step(mut stream: Box<LiveStream>) -> (StreamStep, Box<LiveStream>) {
     (stream.next().await, stream)
 }
 

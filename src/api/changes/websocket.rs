@@ -37,7 +37,7 @@ const KEY: usize = 24;
 const SAID: usize = 4096;
 
 /// Bytes that are read at once.
-const READ: usize = 512;
+const READ: usize = 128;
 
 /// Bytes that may wait to be sent: more than all events of a stream together.
 const UNSENT: usize = 2 * 1024 * 1024;
@@ -85,6 +85,7 @@ impl WebSocketHandshake {
     pub(super) fn respond(self, stream: LiveStream) -> Response {
         let Self { upgrade, accept } = self;
         let tasks = stream.context.streams.tasks.clone();
+        let stream = Box::new(stream);
         tasks.spawn(async move {
             // Where it fails, the client has gone.
             if let Ok(upgraded) = upgrade.await {
@@ -106,7 +107,7 @@ fn names(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
     fields.flat_map(|field| field.split(',')).any(|it| it.trim().eq_ignore_ascii_case(word))
 }
 
-async fn serve(upgraded: Upgraded, mut stream: LiveStream) {
+async fn serve(upgraded: Upgraded, mut stream: Box<LiveStream>) {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ)
         .write_buffer_size(0)

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +26,9 @@ pub(super) struct AdmittedConnection {
     /// The client's network.
     origin: Mutex<IpAddr>,
     /// How many requests are under way.
-    requests: watch::Sender<usize>,
+    requests: AtomicUsize,
+    /// That number is another one.
+    changed: Notify,
     /// Cancelled when it has to go.
     pub(super) leave: CancellationToken,
 }
@@ -53,7 +56,8 @@ impl OpenConnections {
         let admitted = Arc::new(AdmittedConnection {
             number,
             origin: Mutex::new(network(address)),
-            requests: watch::Sender::new(0),
+            requests: AtomicUsize::new(0),
+            changed: Notify::new(),
             leave: CancellationToken::new(),
         });
         open.1.insert(number, Arc::clone(&admitted));
@@ -82,7 +86,7 @@ fn evict(open: &mut BTreeMap<u64, Arc<AdmittedConnection>>) {
         return;
     };
     let of_crowd = || open.values().filter(|admitted| *admitted.origin.lock() == crowd);
-    let idle = of_crowd().find(|admitted| *admitted.requests.borrow() == 0);
+    let idle = of_crowd().find(|admitted| admitted.is_idle());
     if let Some(number) = idle.or_else(|| of_crowd().next()).map(|admitted| admitted.number)
         && let Some(admitted) = open.remove(&number)
     {
@@ -106,23 +110,25 @@ impl AdmittedConnection {
 
     /// A request begins.
     pub(super) fn request(this: &Arc<Self>) -> RequestUnderWay {
-        this.requests.send_modify(|requests| *requests += 1);
+        this.requests.fetch_add(1, Ordering::SeqCst);
+        this.changed.notify_one();
         RequestUnderWay(Arc::clone(this))
+    }
+
+    fn is_idle(&self) -> bool {
+        self.requests.load(Ordering::SeqCst) == 0
     }
 
     /// Ends when no request has been under way for `later`, or `first` before the first one: then it
     /// returns true.
     pub(super) async fn idle(&self, first: Duration, later: Duration) -> bool {
-        let mut requests = self.requests.subscribe();
         let (mut limit, mut is_first) = (first, true);
         loop {
-            let idle = *requests.borrow_and_update() == 0;
-            let changed = requests.changed();
-            let changed = match idle {
-                true => timeout(limit, changed).await.is_ok(),
-                false => changed.await.is_ok(),
-            };
-            if !changed {
+            // One that has changed meanwhile is heard of at once.
+            let changed = self.changed.notified();
+            if !self.is_idle() {
+                changed.await;
+            } else if timeout(limit, changed).await.is_err() {
                 return is_first;
             }
             (limit, is_first) = (later, false);
@@ -132,7 +138,8 @@ impl AdmittedConnection {
 
 impl Drop for RequestUnderWay {
     fn drop(&mut self) {
-        self.0.requests.send_modify(|requests| *requests -= 1);
+        self.0.requests.fetch_sub(1, Ordering::SeqCst);
+        self.0.changed.notify_one();
     }
 }
 

@@ -27,7 +27,7 @@ use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use tokio_io_timeout::TimeoutStream;
+use tokio_io_timeout::TimeoutWriter;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
@@ -114,7 +114,7 @@ pub struct HttpLimits {
 }
 
 /// A client's connection. Writing to it fails where the client takes nothing for too long.
-type HttpStream = Pin<Box<TimeoutStream<Either<TlsStream<TcpStream>, TcpStream>>>>;
+type HttpStream = Pin<Box<TimeoutWriter<Either<TlsStream<TcpStream>, TcpStream>>>>;
 
 impl TlsSource {
     /// As `current` says each time.
@@ -151,6 +151,7 @@ impl HttpServer {
         let connections = Arc::new(OpenConnections::new(limits.connections));
         let proxy_protocol: Arc<[Network]> = proxy_protocol.into();
         let tasks = TaskTracker::new();
+        let mut shown = None;
         loop {
             let make_room = || connections.make_room();
             let (stream, peer) = tokio::select! {
@@ -173,13 +174,26 @@ impl HttpServer {
                 admitted: Arc::clone(&admitted),
                 stop: stop.clone(),
             };
-            let tls = tls.as_ref().map(|tls| with_alpn(&(tls.0)()));
+            let tls = tls.as_ref().map(|tls| with_alpn(&mut shown, (tls.0)()));
             let proxies = Arc::clone(&proxy_protocol);
             let (connections, answer) = (Arc::clone(&connections), answer.clone());
+            let for_endless = tasks.clone();
             tasks.spawn(async move {
-                let served = connection.run(stream, peer, tls, &proxies, answer);
-                admitted.leave.run_until_cancelled(served).await;
-                connections.leave(&admitted);
+                let endless = tokio::select! {
+                    endless = connection.run(stream, peer, tls, &proxies, answer) => endless,
+                    () = admitted.leave.cancelled() => None,
+                };
+                match endless {
+                    None => connections.leave(&admitted),
+                    // It lasts, and needs less than what it has come out of.
+                    Some((stream, body)) => drop(for_endless.spawn(async move {
+                        tokio::select! {
+                            () = connection.send_endless(peer, stream, body) => {}
+                            () = admitted.leave.cancelled() => {}
+                        }
+                        connections.leave(&admitted);
+                    })),
+                }
             });
         }
         drop(listener);
@@ -188,11 +202,21 @@ impl HttpServer {
     }
 }
 
-/// The same certificates, for clients that speak HTTP.
-fn with_alpn(tls: &ServerConfig) -> Arc<ServerConfig> {
-    let mut tls = tls.clone();
+/// What clients that speak HTTP are shown, behind what it was made of.
+type ShownTls = (Arc<ServerConfig>, Arc<ServerConfig>);
+
+/// The same certificates, for clients that speak HTTP. Connections share it while `shown` is of these.
+fn with_alpn(shown: &mut Option<ShownTls>, current: Arc<ServerConfig>) -> Arc<ServerConfig> {
+    if let Some((before, shown)) = shown
+        && Arc::ptr_eq(before, &current)
+    {
+        return Arc::clone(shown);
+    }
+    let mut tls = ServerConfig::clone(&current);
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Arc::new(tls)
+    let tls = Arc::new(tls);
+    *shown = Some((current, Arc::clone(&tls)));
+    tls
 }
 
 /// What a client speaks.
@@ -213,6 +237,7 @@ struct ServedConnection {
 }
 
 impl ServedConnection {
+    /// Serves a connection to its end, or until all that is left is an endless body.
     async fn run<A, F, B>(
         &self,
         stream: TcpStream,
@@ -220,32 +245,16 @@ impl ServedConnection {
         tls: Option<Arc<ServerConfig>>,
         proxies: &[Network],
         answer: A,
-    ) where
+    ) -> Option<(HttpStream, Box<CountedBody<B>>)>
+    where
         A: Fn(Request<Incoming>, Addresses) -> F + Clone + Send + Sync + Unpin + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         // Boxed: it is large, and soon over.
-        let opening = Box::pin(opening(stream, peer, tls, proxies, self.limits.write_timeout));
-        let opened = tokio::select! {
-            () = self.stop.cancelled() => return,
-            opened = timeout(self.limits.request_timeout, opening) => opened,
-        };
-        let (stream, addresses, version) = match opened {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(error)) => {
-                tracing::debug!(
-                    target: "mailchime::net::http_connection_failed",
-                    %peer, %error, "a connection to an HTTP server failed"
-                );
-                return;
-            }
-            Err(_) => {
-                self.counters.request_timeout.hit();
-                return;
-            }
-        };
+        let opened = Box::pin(self.open(stream, peer, tls, proxies)).await;
+        let (stream, addresses, version) = opened?;
         self.admitted.comes_from(addresses.source.ip());
         let admitted = Arc::clone(&self.admitted);
         let slot = BodySlot::default();
@@ -271,10 +280,41 @@ impl ServedConnection {
                 }))
             }
         });
-        // Boxed: what is served with HTTP/1.1 may last longer than hyper does.
         match version {
             Spoken::Http1 => Box::pin(self.serve_http1(peer, stream, service, slot)).await,
-            Spoken::Any => Box::pin(self.serve_any(peer, stream, service)).await,
+            Spoken::Any => {
+                Box::pin(self.serve_any(peer, stream, service)).await;
+                None
+            }
+        }
+    }
+
+    /// Opens a connection in time.
+    async fn open(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        tls: Option<Arc<ServerConfig>>,
+        proxies: &[Network],
+    ) -> Option<(HttpStream, Addresses, Spoken)> {
+        let opening = opening(stream, peer, tls, proxies, self.limits.write_timeout);
+        let opened = tokio::select! {
+            () = self.stop.cancelled() => return None,
+            opened = timeout(self.limits.request_timeout, opening) => opened,
+        };
+        match opened {
+            Ok(Ok(opened)) => Some(opened),
+            Ok(Err(error)) => {
+                tracing::debug!(
+                    target: "mailchime::net::http_connection_failed",
+                    %peer, %error, "a connection to an HTTP server failed"
+                );
+                None
+            }
+            Err(_) => {
+                self.counters.request_timeout.hit();
+                None
+            }
         }
     }
 
@@ -292,14 +332,15 @@ impl ServedConnection {
         self.ended(peer, served.and_then(Result::err));
     }
 
-    /// Serves HTTP/1.1, and then the endless body that comes into `slot`.
+    /// Serves HTTP/1.1, until an endless body comes into `slot`: then it is to be sent here.
     async fn serve_http1<S, B>(
         &self,
         peer: SocketAddr,
         stream: HttpStream,
         service: S,
         slot: BodySlot<B>,
-    ) where
+    ) -> Option<(HttpStream, Box<B>)>
+    where
         S: Service<Request<Incoming>, Response = Response<ServedBody<B>>, Error = Infallible>
             + Unpin,
         S::Future: Send + 'static,
@@ -323,11 +364,20 @@ impl ServedConnection {
         let served = self.until_end(Pin::new(&mut serving), goodbye).await;
         let body = serving.slot.lock().take();
         let (Some(Ok(())), Some(body)) = (&served, body) else {
-            return self.ended(peer, served.and_then(Result::err).map(Into::into));
+            self.ended(peer, served.and_then(Result::err).map(Into::into));
+            return None;
         };
         // What hyper kept goes.
-        let Some(http1::Parts { io, .. }) = serving.connection.into_parts() else { return };
-        let mut sending = Box::pin(endless::send(io.into_inner().inner, body));
+        let http1::Parts { io, .. } = serving.connection.into_parts()?;
+        Some((io.into_inner().inner, Box::new(body)))
+    }
+
+    /// Sends an endless body until it or the connection ends, or the program does.
+    async fn send_endless<B>(&self, peer: SocketAddr, stream: HttpStream, body: B)
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let mut sending = pin!(endless::send(stream, body));
         let sent = tokio::select! {
             sent = &mut sending => sent,
             () = self.stop.cancelled() => {
@@ -393,8 +443,8 @@ async fn opening(
         Either::Left(tls) if tls.get_ref().1.alpn_protocol() != Some(b"h2") => Spoken::Http1,
         _ => Spoken::Any,
     };
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(write_timeout));
+    let mut stream = TimeoutWriter::new(stream);
+    stream.set_timeout(Some(write_timeout));
     Ok((Box::pin(stream), addresses, version))
 }
 
