@@ -127,7 +127,8 @@ async fn serve(upgraded: Upgraded, mut stream: Box<LiveStream>) {
                     unanswered = 0;
                     is_last = matches!(said, Message::Close(_));
                 }
-                Some(Err(_)) | None => return,
+                Some(Err(error)) => return stream.failed(&error),
+                None => return,
             },
             next = stream.next() => match next {
                 StreamStep::Messages(next) => {
@@ -156,10 +157,16 @@ async fn serve(upgraded: Upgraded, mut stream: Box<LiveStream>) {
         }
         // The connection has the limit of writing.
         if let Err(error) = send(&mut socket, messages).await {
-            if matches!(error, Error::Io(error) if error.kind() == ErrorKind::TimedOut) {
-                stream.context.streams.web_socket_cut_off();
-            }
-            return;
+            return stream.failed(&error);
+        }
+    }
+}
+
+impl LiveStream {
+    /// The connection of its WebSocket has ended.
+    fn failed(&self, error: &Error) {
+        if matches!(error, Error::Io(error) if error.kind() == ErrorKind::TimedOut) {
+            self.context.streams.web_socket_cut_off();
         }
     }
 }

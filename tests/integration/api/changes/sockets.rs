@@ -186,6 +186,25 @@ async fn a_web_socket_is_pinged_and_one_that_does_not_answer_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_web_socket_that_is_not_read_is_cut_off() {
+    limited(async {
+        let api =
+            ApiWorld::with(|config| config.limits.write_timeout = Duration::from_secs(1)).await;
+        let mut socket = api.socket("", &basic(ALICE, "secret")).await;
+        socket.event().await;
+        // Each ping has an answer, which it does not read, until nothing more goes on the way.
+        let cut_off = soon("the end", async {
+            let pings =
+                [[0x89, 0x80 | 125, 0, 0, 0, 0].as_slice(), &[b'x'; 125]].concat().repeat(100);
+            while socket.0.write_all(&pings).await.is_ok() {}
+        });
+        cut_off.await;
+        assert_eq!(api.world.mailchime.counters().api.write_timeout.hits(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_web_socket_ends_with_the_password_that_it_was_opened_with() {
     limited(async {
         let api = ApiWorld::with(|config| config.watch.retry_min = Duration::from_secs(1)).await;
