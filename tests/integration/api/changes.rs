@@ -1,5 +1,6 @@
 //! `GET /v1/changes`: streams as their clients see them.
 
+mod ends;
 mod events;
 mod limits;
 mod servers;

@@ -11,14 +11,11 @@ use crate::support::{limited, skip};
 
 const NAME: &str = "schemathesis-4.32.5";
 
-/// Where the tool is wrong. The answers of `/v1/changes` have no end, and it takes each event for the whole of one. A
+/// Where the tool is wrong. A
 /// document cannot say which transports and names there are, so what fits the document may be refused. Beside the
 /// header that it always sends, the body of a login is not read, so any body is taken.
 const RULES: &str = "[checks]
 positive_data_acceptance.enabled = false
-[[operations]]
-include-operation-id = \"followChanges\"
-enabled = false
 [[operations]]
 include-operation-id = \"openSession\"
 checks.negative_data_rejection.enabled = false
@@ -46,7 +43,8 @@ async fn the_server_answers_as_the_document_says_by_schemathesis() {
     limited(async {
         let test = "api::schemathesis::the_server_answers_as_the_document_says_by_schemathesis";
         let Some(folder) = installed(test) else { return };
-        let api = ApiWorld::start().await;
+        // A stream has no end, which the tool would wait for. So each one is one too many.
+        let api = ApiWorld::with(|config| config.api.streams_per_account = 0).await;
         let _paper = Paper::subscribable(&api);
         let address = api.world.mailchime.api.expect("[api] is on");
         let rules = api.world.file("schemathesis.toml");
