@@ -186,8 +186,8 @@ async def figure(program, name, opens, streams, accounts, watched=False):
                     break
                 except OSError:
                     await asyncio.sleep(0.1)
-            # What is needed once.
-            held = [await opens(port, tls, f"warm{at}") for at in range(20)]
+            # What is needed once, for as many as come at a time.
+            held = await asyncio.gather(*(opens(port, tls, f"warm{at}") for at in range(50)))
             if watched:
                 await by_fifties(register, imap, tls, accounts, accounts)
             await asyncio.sleep(5 if watched else 2)
