@@ -21,10 +21,9 @@ use crate::net::backends::Backends;
 use crate::net::http::{HttpLimits, HttpServer, TlsSource};
 use crate::net::listen;
 use crate::proxy;
-use crate::push::transport::Routes;
 use crate::registrar::Registrar;
 use crate::store::{DueMark, Store};
-use crate::watch::SupervisorHandle;
+use crate::watch::{HintError, SupervisorHandle};
 
 /// The sockets of `[events]`.
 #[derive(Debug)]
@@ -52,9 +51,9 @@ pub(super) struct IntakeJoints {
 #[derive(Debug)]
 pub(super) struct DueMarks {
     pub(super) store: Store,
-    /// Without a route nobody watches.
-    pub(super) routes: Routes,
     pub(super) watchers: SupervisorHandle,
+    /// Which accounts have no connection.
+    pub(super) config: config::WatchConfig,
 }
 
 /// The sources of the configuration, with their secrets.
@@ -176,7 +175,6 @@ impl EventSockets {
             recorder: Arc::new(marks),
             request_timeout: events.request_timeout,
             body_size: events.body_size,
-            waiting: events.waiting,
             counters,
             strangers: metrics.source(""),
         };
@@ -187,21 +185,24 @@ impl EventSockets {
 impl HintRecorder for DueMarks {
     fn record(&self, hints: Vec<Hint>) -> RecordingHints<'_> {
         Box::pin(async move {
-            let recorded = match self.routes.is_empty() {
-                false => self.watchers.hints(hints).await.map_err(|error| error.to_string()),
-                true => {
-                    let marks: Vec<_> = hints.into_iter().map(mark).collect();
-                    let recorded = self.store.mark_due(&[], &marks, Timestamp::now()).await;
-                    recorded.map_err(|error| error.to_string())
-                }
-            };
-            recorded.map_err(NotRecorded)
+            if self.watchers.has_begun() {
+                return self.watchers.hints(hints).await.map_err(|error| match error {
+                    HintError::Busy => NotRecorded::Full,
+                    error => NotRecorded::Failed(error.to_string()),
+                });
+            }
+            let marks: Vec<_> = hints.into_iter().map(|hint| self.mark(hint)).collect();
+            let recorded = self.store.mark_due(&[], &marks, Timestamp::now()).await;
+            recorded.map_err(|error| NotRecorded::Failed(error.to_string()))
         })
     }
 }
 
-/// No watcher runs. One that starts looks at everything.
-fn mark(hint: Hint) -> DueMark {
-    let Hint { account, mailbox, .. } = hint;
-    DueMark { account, mailbox, state: None, is_due: false, for_another_node: false }
+impl DueMarks {
+    /// Nobody watches here, so it is another node's account.
+    fn mark(&self, hint: Hint) -> DueMark {
+        let Hint { account, mailbox, .. } = hint;
+        let is_due = self.config.is_on_demand(&account);
+        DueMark { account, mailbox, state: None, is_due, for_another_node: true }
+    }
 }

@@ -427,8 +427,8 @@ impl Built {
             backends: self.backends.clone(),
             marks: intake::DueMarks {
                 store: self.store.clone(),
-                routes: self.routes.clone(),
                 watchers,
+                config: config.watch.clone(),
             },
             metrics: Arc::clone(&self.metrics),
             registrar,

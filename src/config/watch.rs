@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::check::{Check, CheckResult, DAY, HOUR, MILLISECOND, MINUTE, SECOND};
+use crate::model::Account;
 
 /// Whether an account that is watched has a connection to its backend all the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -48,6 +49,16 @@ pub struct WatchConfig {
     pub retry_max: Duration,
     /// From flag or expunge activity to the look that it causes.
     pub settle: Duration,
+}
+
+impl WatchConfig {
+    /// Whether the account has a connection for a moment only, when there is a reason.
+    pub fn is_on_demand(&self, account: &Account) -> bool {
+        let routes = &self.connection_of_routes;
+        let route = account.domain_among(|domain| routes.contains_key(domain)).ok().flatten();
+        let connection = route.and_then(|domain| routes.get(domain));
+        *connection.unwrap_or(&self.connection) == WatchConnection::OnDemand
+    }
 }
 
 table!(RawWatch {

@@ -9,10 +9,9 @@ use hyper::header::CONTENT_TYPE;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::time::timeout;
 
-use super::queue::{HintQueue, QueueError};
 use super::refusal::{IntakeRefusal, IntakeResponse};
 use super::source::{KnownSource, SourceProof};
-use super::{cyrus, ox, report};
+use super::{HintRecorder, NotRecorded, cyrus, ox, report};
 use crate::metrics::{EventRefusal, SourceMetrics};
 use crate::model::{Hint, Timestamp};
 use crate::net::backends::Backends;
@@ -26,7 +25,7 @@ const RECORD_TIME: Duration = Duration::from_secs(10);
 pub(super) struct IntakeContext {
     pub(super) sources: Vec<KnownSource>,
     pub(super) backends: Backends,
-    pub(super) queue: HintQueue,
+    pub(super) recorder: Arc<dyn HintRecorder>,
     pub(super) request_timeout: Duration,
     pub(super) body_size: usize,
     pub(super) counters: Arc<LimitCounters>,
@@ -60,11 +59,14 @@ impl IntakeContext {
     }
 
     /// Returns when the hints are on disk, with whether somebody has registered for each mailbox.
-    pub(super) async fn record_hints(&self, mut hints: Vec<Hint>) -> Result<Vec<bool>, QueueError> {
+    pub(super) async fn record_hints(
+        &self,
+        mut hints: Vec<Hint>,
+    ) -> Result<Vec<bool>, NotRecorded> {
         for hint in &mut hints {
             hint.account = self.backends.canonical(hint.account.clone());
         }
-        self.queue.record(hints).await
+        self.recorder.record(hints).await
     }
 
     /// Takes a request's events in; an error where none of them is.
@@ -111,8 +113,8 @@ impl IntakeContext {
                 source.metrics.recorded(&known);
                 Ok(())
             }
-            Ok(Err(QueueError::Full)) => Err(IntakeRefusal::full()),
-            Ok(Err(QueueError::NotRecorded(error))) => {
+            Ok(Err(NotRecorded::Full)) => Err(IntakeRefusal::full()),
+            Ok(Err(error @ NotRecorded::Failed(_))) => {
                 if self.counters.events_unrecorded.due(source.name()).is_some() {
                     tracing::warn!(
                         target: "mailchime::intake::not_recorded",

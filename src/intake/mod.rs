@@ -25,7 +25,6 @@ mod cyrus;
 mod cyrus_sockets;
 mod ox;
 mod pace;
-mod queue;
 mod refusal;
 mod report;
 mod source;
@@ -41,7 +40,6 @@ use tokio_util::sync::CancellationToken;
 
 use self::answer::IntakeContext;
 pub use self::cyrus_sockets::{CyrusDevices, CyrusEvents};
-use self::queue::HintQueue;
 pub use self::source::{KnownSource, first_secret};
 pub use self::udp::UdpEvents;
 use crate::metrics::SourceMetrics;
@@ -53,8 +51,9 @@ use crate::net::proxy_protocol::Addresses;
 
 /// Puts hints on disk, and has those hear of them who watch the mailboxes.
 pub trait HintRecorder: std::fmt::Debug + Send + Sync {
-    /// Marks the mailboxes of these hints as due, in one transaction. When this returns, the marks are on disk. A
-    /// connection that is held here needs none: it looks at all mailboxes when it begins.
+    /// Marks the mailboxes of these hints as due, in one transaction, which calls at the same time share. When this
+    /// returns, the marks are on disk. A connection that is held here needs none: it looks at all mailboxes when it
+    /// begins. Where the future is dropped once it has begun, they are made all the same.
     /// Says of each hint whether somebody has registered for its mailbox, or why none was recorded.
     fn record(&self, hints: Vec<Hint>) -> RecordingHints<'_>;
 }
@@ -65,8 +64,14 @@ pub type RecordingHints<'a> =
 
 /// Why hints were not recorded, for the log.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct NotRecorded(pub String);
+pub enum NotRecorded {
+    /// As many wait as may.
+    #[error("as many events wait as may")]
+    Full,
+    /// They cannot be written, for this reason.
+    #[error("{0}")]
+    Failed(String),
+}
 
 /// What the intake is made of.
 #[derive(Debug)]
@@ -85,8 +90,6 @@ pub struct IntakeParts {
     pub request_timeout: Duration,
     /// Bytes of a request's body.
     pub body_size: usize,
-    /// Events that wait until they are on disk.
-    pub waiting: usize,
     /// The limits that were reached.
     pub counters: Arc<LimitCounters>,
     /// Where requests are counted of which nobody knows whose they are.
@@ -95,11 +98,10 @@ pub struct IntakeParts {
 
 /// Takes events until `stop`.
 pub async fn serve(server: Option<HttpServer>, parts: IntakeParts, stop: CancellationToken) {
-    let (queue, recording) = HintQueue::new(parts.recorder, parts.waiting);
     let context = Arc::new(IntakeContext {
         sources: parts.sources,
         backends: parts.backends,
-        queue,
+        recorder: parts.recorder,
         request_timeout: parts.request_timeout,
         body_size: parts.body_size,
         counters: parts.counters,
@@ -128,8 +130,5 @@ pub async fn serve(server: Option<HttpServer>, parts: IntakeParts, stop: Cancell
             cyrus.await;
         }
     };
-    tokio::select! {
-        _ = async { tokio::join!(http, udp, cyrus) } => {}
-        () = recording.run() => {}
-    }
+    tokio::join!(http, udp, cyrus);
 }

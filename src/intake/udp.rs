@@ -17,9 +17,9 @@ use tokio::net::UdpSocket;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::NotRecorded;
 use super::answer::IntakeContext;
 use super::pace::SourcePace;
-use super::queue::QueueError;
 use crate::config::UdpEventsConfig;
 use crate::metrics::{EventRefusal, SourceMetrics};
 use crate::model::{Account, Hint, Mailbox, MailboxEvent, Snapshot};
@@ -107,10 +107,10 @@ impl UdpEvents {
             tokio::spawn(async move {
                 match context.record_hints(vec![hint]).await {
                     Ok(known) => metrics.recorded(&known),
-                    Err(QueueError::Full) => {
+                    Err(NotRecorded::Full) => {
                         context.refuse(Some("udp"), &metrics, EventRefusal::Waiting);
                     }
-                    Err(QueueError::NotRecorded(_)) => {
+                    Err(NotRecorded::Failed(_)) => {
                         context.refuse(Some("udp"), &metrics, EventRefusal::Unrecorded);
                     }
                 }

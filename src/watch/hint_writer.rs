@@ -13,8 +13,8 @@ use super::WatchContext;
 use crate::model::{Account, Hint, Timestamp};
 use crate::store::{DueMark, LookedAt, StoreError};
 
-/// Hints that may wait. More are refused.
-const WAITING: usize = 10_000;
+/// Marks that may wait to be taken away. Of more, the mailboxes are looked at once more.
+const LOOKED_AT: usize = 10_000;
 
 /// Hints that are written in one transaction, but for the last call's, and marks that are taken away.
 const BATCH: usize = 500;
@@ -30,7 +30,7 @@ pub enum HintError {
     Store(Arc<StoreError>),
 }
 
-/// What waits to be written, and the batch that is.
+/// What waits to be written, and the batch that is. While one is being written, the next one gathers.
 #[derive(Debug)]
 pub(super) struct HintWriter {
     context: Arc<WatchContext>,
@@ -39,6 +39,8 @@ pub(super) struct HintWriter {
     hints: usize,
     looked_at: Vec<LookedAt>,
     writing: JoinSet<RecordedHints>,
+    /// Hints in `writing`.
+    written: usize,
 }
 
 /// What one call has brought.
@@ -65,12 +67,13 @@ pub(super) struct RecordedHints {
 impl HintWriter {
     pub(super) fn new(context: Arc<WatchContext>) -> Self {
         let (waiting, looked_at, writing) = (VecDeque::new(), Vec::new(), JoinSet::new());
-        Self { context, waiting, hints: 0, looked_at, writing }
+        Self { context, waiting, hints: 0, looked_at, writing, written: 0 }
     }
 
-    /// Has hints written, and answers then.
+    /// Has hints written, and answers then. Those of one call may be more than may wait, where nothing else does.
     pub(super) fn add(&mut self, hints: Vec<Hint>, reply: Option<HintReply>) {
-        if self.hints + hints.len() > WAITING {
+        let before = self.hints + self.written;
+        if before > 0 && before + hints.len() > self.context.most_hints {
             match reply {
                 // Who asked may have gone.
                 Some(reply) => drop(reply.send(Err(HintError::Busy))),
@@ -89,8 +92,7 @@ impl HintWriter {
 
     /// These were looked at.
     pub(super) fn looked_at(&mut self, looked_at: Vec<LookedAt>) {
-        // What is left out is looked at once more.
-        if self.looked_at.len() < WAITING {
+        if self.looked_at.len() < LOOKED_AT {
             self.looked_at.extend(looked_at);
         }
     }
@@ -116,6 +118,7 @@ impl HintWriter {
                 (hint, others)
             }));
         }
+        self.written = hints.len();
         let most = self.looked_at.len().min(BATCH);
         let looked_at: Vec<_> = self.looked_at.drain(..most).collect();
         let on_demand = |hint: &Hint| self.context.is_on_demand(&hint.account);
@@ -149,10 +152,11 @@ impl HintWriter {
 
     /// A batch is written. Cancel safe.
     pub(super) async fn written(&mut self) -> Option<RecordedHints> {
-        match self.writing.join_next().await {
-            Some(written) => written.ok(),
-            None => std::future::pending().await,
-        }
+        let Some(written) = self.writing.join_next().await else {
+            return std::future::pending().await;
+        };
+        self.written = 0;
+        written.ok()
     }
 }
 

@@ -58,6 +58,8 @@ pub struct WatchContext {
     config: config::WatchConfig,
     /// For how long devices live.
     push: config::PushConfig,
+    /// Hints that may wait until they are on disk.
+    most_hints: usize,
     /// Longest response of a backend, in bytes.
     response_size: usize,
     backends: Backends,
@@ -93,6 +95,7 @@ impl WatchContext {
         Self {
             config: config.watch.clone(),
             push: config.push.clone(),
+            most_hints: config.events.waiting,
             response_size: config.limits.capability_size,
             backend_health: BackendHealthTable::new(&config.watch, backends.counters()),
             backends,
@@ -137,10 +140,7 @@ impl WatchContext {
 
     /// Whether the account has a connection for a moment only, when there is a reason.
     fn is_on_demand(&self, account: &Account) -> bool {
-        let routes = &self.config.connection_of_routes;
-        let route = account.domain_among(|domain| routes.contains_key(domain)).ok().flatten();
-        let connection = route.and_then(|domain| routes.get(domain));
-        *connection.unwrap_or(&self.config.connection) == config::WatchConnection::OnDemand
+        self.config.is_on_demand(account)
     }
 
     /// Other devices are gone.

@@ -4,6 +4,7 @@
 //! neither ever waits for the other.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
@@ -42,11 +43,17 @@ pub struct WatcherStatus {
 
 /// Speaks to the supervisor. Clones speak to the same one.
 #[derive(Clone, Debug)]
-pub struct SupervisorHandle(mpsc::Sender<SupervisorRequest>);
+pub struct SupervisorHandle {
+    requests: mpsc::Sender<SupervisorRequest>,
+    has_begun: Arc<AtomicBool>,
+}
 
 /// What a [`SupervisorHandle`] asks and says.
 #[derive(Debug)]
-pub struct SupervisorRequests(mpsc::Receiver<SupervisorRequest>);
+pub struct SupervisorRequests {
+    requests: mpsc::Receiver<SupervisorRequest>,
+    has_begun: Arc<AtomicBool>,
+}
 
 #[derive(Debug)]
 pub(super) enum SupervisorRequest {
@@ -58,8 +65,10 @@ pub(super) enum SupervisorRequest {
 
 /// For a supervisor, and for those who want to know of it.
 pub fn requests() -> (SupervisorHandle, SupervisorRequests) {
-    let (questions, asked) = mpsc::channel(QUESTIONS);
-    (SupervisorHandle(questions), SupervisorRequests(asked))
+    let (handle, requests) = mpsc::channel(QUESTIONS);
+    let has_begun = Arc::new(AtomicBool::new(false));
+    let handle = SupervisorHandle { requests: handle, has_begun: Arc::clone(&has_begun) };
+    (handle, SupervisorRequests { requests, has_begun })
 }
 
 /// What a watcher does at the moment; clones are of the same watcher.
@@ -114,8 +123,13 @@ impl SupervisorHandle {
     /// the supervisor has ended.
     pub async fn watchers(&self, account: Option<Account>) -> Option<Vec<WatcherStatus>> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(SupervisorRequest::Status { account, reply }).await.ok()?;
+        self.requests.send(SupervisorRequest::Status { account, reply }).await.ok()?;
         answer.await.ok()
+    }
+
+    /// Whether there is a supervisor, or was. One that begins looks at everything; until then it answers nothing.
+    pub fn has_begun(&self) -> bool {
+        self.has_begun.load(Ordering::Acquire)
     }
 
     /// Other sources than the accounts' connections have news. It may be of accounts that any node watches, or
@@ -131,15 +145,20 @@ impl SupervisorHandle {
     pub async fn hints(&self, hints: Vec<Hint>) -> Result<Vec<bool>, HintError> {
         let (reply, answer) = oneshot::channel();
         let request = SupervisorRequest::Hints { hints, reply };
-        self.0.send(request).await.map_err(|_| HintError::Stopped)?;
+        self.requests.send(request).await.map_err(|_| HintError::Stopped)?;
         answer.await.unwrap_or(Err(HintError::Stopped))
     }
 }
 
 impl SupervisorRequests {
+    /// There is a supervisor that answers.
+    pub(super) fn begin(&self) {
+        self.has_begun.store(true, Ordering::Release);
+    }
+
     /// The next one; `None` when nobody is left to ask. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<SupervisorRequest> {
-        self.0.recv().await
+        self.requests.recv().await
     }
 }
 

@@ -131,6 +131,7 @@ pub async fn run(
     mut requests: SupervisorRequests,
     stop: CancellationToken,
 ) {
+    requests.begin();
     let ClusterView { mut assignment, mut news } = cluster;
     let mut supervisor = Supervisor {
         hint_writer: HintWriter::new(Arc::clone(&context)),

@@ -26,10 +26,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use self::device::CyrusDevices;
+use super::NotRecorded;
 use super::answer::IntakeContext;
 use super::cyrus::event::{self, CyrusNews};
 use super::cyrus::notification::{self, LONGEST, Notification, Parsed};
-use super::queue::QueueError;
 use super::source::KnownSource;
 use crate::config::CyrusEventsConfig;
 use crate::metrics::{EventRefusal, SourceMetrics};
@@ -156,8 +156,8 @@ impl CyrusIntake {
                     self.source.metrics.recorded(&[known.contains(&true)]);
                     Ok(())
                 }
-                Err(QueueError::Full) => Err(EventRefusal::Waiting),
-                Err(QueueError::NotRecorded(_)) => Err(EventRefusal::Unrecorded),
+                Err(NotRecorded::Full) => Err(EventRefusal::Waiting),
+                Err(NotRecorded::Failed(_)) => Err(EventRefusal::Unrecorded),
             },
             CyrusNews::Device(account, request) => {
                 let Some(devices) = self.devices.clone() else { return Ok(()) };

@@ -103,7 +103,6 @@ impl CyrusSide {
             recorder,
             request_timeout: Duration::from_secs(60),
             body_size: 64 * 1024,
-            waiting: 1000,
             counters: Arc::new(LimitCounters::default()),
             strangers: metrics.source(""),
         };

@@ -115,7 +115,6 @@ async fn intake(folder: &Path) -> (SocketAddr, mpsc::UnboundedReceiver<String>) 
         recorder: Arc::new(Heard(sender)),
         request_timeout: limit,
         body_size: 64 * 1024,
-        waiting: 1000,
         counters: Arc::new(LimitCounters::default()),
         strangers: metrics.source(""),
     };
