@@ -196,6 +196,10 @@ impl HintRecorder for DueMarks {
             recorded.map_err(|error| NotRecorded::Failed(error.to_string()))
         })
     }
+
+    fn missed(&self) {
+        self.watchers.missed_events();
+    }
 }
 
 impl DueMarks {

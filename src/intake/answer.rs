@@ -106,27 +106,45 @@ impl IntakeContext {
             return Ok(());
         }
         if !source.may_send(hints.len()) {
+            self.recorder.missed();
             return Err(IntakeRefusal::too_many());
         }
-        match timeout(RECORD_TIME, self.record_hints(hints)).await {
-            Ok(Ok(known)) => {
+        let recorded = timeout(RECORD_TIME, self.record_hints(hints)).await;
+        let late = |_| {
+            self.recorder.missed();
+            Err(NotRecorded::late())
+        };
+        match recorded.unwrap_or_else(late) {
+            Ok(known) => {
                 source.metrics.recorded(&known);
                 Ok(())
             }
-            Ok(Err(NotRecorded::Full)) => Err(IntakeRefusal::full()),
-            Ok(Err(error @ NotRecorded::Failed(_))) => {
-                if self.counters.events_unrecorded.due(source.name()).is_some() {
-                    tracing::warn!(
-                        target: "mailchime::intake::not_recorded",
-                        source = source.name(), %error,
-                        "could not record events in the database; mailchime answers 503, and finds the \
-                         changes when it looks at the mailboxes again"
-                    );
-                }
-                Err(IntakeRefusal::unrecorded())
+            Err(error) => {
+                self.tell_of(source.name(), &error);
+                Err(match error {
+                    NotRecorded::Full => IntakeRefusal::full(),
+                    NotRecorded::Failed(_) => IntakeRefusal::unrecorded(),
+                })
             }
-            Err(_) => Err(IntakeRefusal::unrecorded()),
         }
+    }
+
+    /// Events of a source were not recorded: says so to the log, once in a while, and how that is counted.
+    pub(super) fn tell_of(&self, source: &str, error: &NotRecorded) -> EventRefusal {
+        let why = match error {
+            NotRecorded::Full => EventRefusal::Waiting,
+            NotRecorded::Failed(_) => EventRefusal::Unrecorded,
+        };
+        let key = format!("{source} {}", why.word());
+        if let Some(left_out) = self.counters.events_unrecorded.due(&key) {
+            tracing::warn!(
+                target: "mailchime::intake::not_recorded",
+                source, %error, left_out,
+                "could not record events in the database; mailchime refuses them, and finds the changes when it \
+                 looks at the mailboxes again"
+            );
+        }
+        why
     }
 
     async fn body(&self, body: Incoming) -> Result<Bytes, IntakeRefusal> {
@@ -151,6 +169,10 @@ impl IntakeContext {
             EventRefusal::TooMany => drop(self.counters.events_per_second.hit()),
             EventRefusal::Waiting => drop(self.counters.events_waiting.hit()),
             _ => {}
+        }
+        // They have a line of their own.
+        if matches!(why, EventRefusal::Waiting | EventRefusal::Unrecorded) {
+            return;
         }
         let (name, why) = (source.unwrap_or_default(), why.word());
         if let Some(left_out) = self.counters.events_refused.due(&format!("{name} {why}")) {

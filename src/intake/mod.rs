@@ -56,6 +56,9 @@ pub trait HintRecorder: std::fmt::Debug + Send + Sync {
     /// begins. Where the future is dropped once it has begun, they are made all the same.
     /// Says of each hint whether somebody has registered for its mailbox, or why none was recorded.
     fn record(&self, hints: Vec<Hint>) -> RecordingHints<'_>;
+
+    /// Events are refused and not handed in: what they told of is to be found without them. Does not wait.
+    fn missed(&self);
 }
 
 /// What [`HintRecorder::record`] returns.
@@ -71,6 +74,13 @@ pub enum NotRecorded {
     /// They cannot be written, for this reason.
     #[error("{0}")]
     Failed(String),
+}
+
+impl NotRecorded {
+    /// Nobody waits for them any longer.
+    fn late() -> Self {
+        Self::Failed("the database has not answered in time".to_owned())
+    }
 }
 
 /// What the intake is made of.

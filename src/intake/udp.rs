@@ -17,7 +17,6 @@ use tokio::net::UdpSocket;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::NotRecorded;
 use super::answer::IntakeContext;
 use super::pace::SourcePace;
 use crate::config::UdpEventsConfig;
@@ -98,6 +97,9 @@ impl UdpEvents {
                 Ok(Some(hint)) => hint,
                 Ok(None) => continue,
                 Err(why) => {
+                    if why == EventRefusal::TooMany {
+                        context.recorder.missed();
+                    }
                     context.refuse(Some("udp"), metrics, why);
                     continue;
                 }
@@ -107,11 +109,9 @@ impl UdpEvents {
             tokio::spawn(async move {
                 match context.record_hints(vec![hint]).await {
                     Ok(known) => metrics.recorded(&known),
-                    Err(NotRecorded::Full) => {
-                        context.refuse(Some("udp"), &metrics, EventRefusal::Waiting);
-                    }
-                    Err(NotRecorded::Failed(_)) => {
-                        context.refuse(Some("udp"), &metrics, EventRefusal::Unrecorded);
+                    Err(error) => {
+                        let why = context.tell_of("udp", &error);
+                        context.refuse(Some("udp"), &metrics, why);
                     }
                 }
             });

@@ -51,7 +51,7 @@ struct HintCall {
     reply: Option<HintReply>,
 }
 
-type HintReply = oneshot::Sender<Result<Vec<bool>, HintError>>;
+pub(super) type HintReply = oneshot::Sender<Result<Vec<bool>, HintError>>;
 
 /// A batch that was written, or was not.
 #[derive(Debug)]
@@ -71,7 +71,12 @@ impl HintWriter {
     }
 
     /// Has hints written, and answers then. Those of one call may be more than may wait, where nothing else does.
-    pub(super) fn add(&mut self, hints: Vec<Hint>, reply: Option<HintReply>) {
+    /// An error where they are not taken, which is answered.
+    pub(super) fn add(
+        &mut self,
+        hints: Vec<Hint>,
+        reply: Option<HintReply>,
+    ) -> Result<(), HintError> {
         let before = self.hints + self.written;
         if before > 0 && before + hints.len() > self.context.most_hints {
             match reply {
@@ -84,10 +89,11 @@ impl HintWriter {
                      changed, and finds it with the next sweep"
                 ),
             }
-            return;
+            return Err(HintError::Busy);
         }
         self.hints += hints.len();
         self.waiting.push_back(HintCall { hints, reply });
+        Ok(())
     }
 
     /// These were looked at.
@@ -161,8 +167,10 @@ impl HintWriter {
 }
 
 impl RecordedHints {
-    /// Answers those that wait for it. An error where nothing was written.
+    /// Answers those that wait for it. An error where hints were not written: what was looked at is still due then,
+    /// and is looked at once more.
     pub(super) fn answer(self) -> Result<(), HintError> {
+        let had_hints = !self.replies.is_empty();
         let mut known = self.known.map(Vec::into_iter);
         for (hints, reply) in self.replies {
             let answer = match &mut known {
@@ -174,7 +182,7 @@ impl RecordedHints {
                 let _ = reply.send(answer);
             }
         }
-        known.map(drop)
+        if had_hints { known.map(drop) } else { Ok(()) }
     }
 }
 
@@ -197,3 +205,22 @@ impl fmt::Display for HintError {
 }
 
 impl std::error::Error for HintError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(replies: Vec<(usize, Option<HintReply>)>) -> RecordedHints {
+        RecordedHints { hints: Vec::new(), replies, known: Err(HintError::Busy) }
+    }
+
+    #[test]
+    fn marks_that_could_not_be_taken_away_are_no_lost_events() {
+        assert!(failed(Vec::new()).answer().is_ok());
+        let (reply, mut answer) = oneshot::channel();
+        assert!(failed(vec![(1, Some(reply))]).answer().is_err());
+        assert!(answer.try_recv().unwrap().is_err());
+        // So it is where nobody waits.
+        assert!(failed(vec![(1, None)]).answer().is_err());
+    }
+}

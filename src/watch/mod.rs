@@ -24,6 +24,7 @@ mod hints;
 mod ledger;
 mod lifecycle;
 mod login;
+mod missed_events;
 mod on_demand;
 mod parked;
 mod refusal;
@@ -141,6 +142,13 @@ impl WatchContext {
     /// Whether the account has a connection for a moment only, when there is a reason.
     fn is_on_demand(&self, account: &Account) -> bool {
         self.config.is_on_demand(account)
+    }
+
+    /// Whether any may have.
+    fn knows_on_demand(&self) -> bool {
+        let mut connections = self.config.connection_of_routes.values();
+        let is_on_demand = |connection: &_| *connection == config::WatchConnection::OnDemand;
+        is_on_demand(&self.config.connection) || connections.any(is_on_demand)
     }
 
     /// Other devices are gone.

@@ -4,8 +4,8 @@
 //! What was told is remembered for a while, so that the next hint is compared with it.
 //!
 //! A sweep asks for all accounts: after a start, after a time in which events may have been missed, and every
-//! `[watch] sweep`. It begins by marking them as due in the database, each visit takes its marks away, and those that have been due for longest come first. So a
-//! sweep that the end of the program interrupts goes on where it stopped.
+//! `[watch] sweep`. It begins by marking them as due in the database, each visit takes its marks away, and those that
+//! have been due for longest come first. So a sweep that the end of the program interrupts goes on where it stopped.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::WatchContext;
 use super::asking::AskingTasks;
+use super::missed_events::MissedEvents;
 use super::status::{StatusCell, WatchMode, WatcherState, WatcherStatus};
 use super::watcher::{TakenOver, WatchedMailbox, Watcher, WatcherStart};
 use crate::model::{Account, Timestamp};
@@ -52,6 +53,7 @@ pub(super) struct OnDemand {
     sweep_at: Instant,
     /// It is of the accounts of all nodes.
     everybody: bool,
+    missed: MissedEvents,
     /// When the last reading began that told what is due, as the supervisor counts.
     read: u64,
     visits: JoinSet<VisitEnd>,
@@ -105,6 +107,7 @@ impl OnDemand {
             after_session: HashSet::new(),
             sweep_at: Instant::now(),
             everybody: false,
+            missed: MissedEvents::default(),
             read: 0,
             visits: JoinSet::new(),
             accounts: HashMap::new(),
@@ -114,7 +117,13 @@ impl OnDemand {
 
     /// When the next sweep is due.
     pub(super) fn next_sweep(&self) -> Instant {
-        self.sweep_at
+        self.missed.sweep_at().map_or(self.sweep_at, |at| at.min(self.sweep_at))
+    }
+
+    /// Events were missed, of accounts of any node. Those of other nodes are marked as due by the sweep, and looked
+    /// at when their nodes next read all.
+    pub(super) fn missed_events(&mut self, now: Instant) {
+        self.missed.note(now);
     }
 
     /// The next sweep is due then at the latest.
@@ -122,8 +131,7 @@ impl OnDemand {
         self.sweep_at = self.sweep_at.min(at);
     }
 
-    /// The same, and it is of the accounts of all nodes: events of them were missed here. Those of other nodes
-    /// are marked as due, and looked at when their nodes next read all.
+    /// The same, and it is of the accounts of all nodes.
     pub(super) fn everybody_at(&mut self, at: Instant) {
         self.everybody = true;
         self.sweep_at(at);
@@ -131,11 +139,18 @@ impl OnDemand {
 
     /// Whether a sweep begins now, and of which accounts; the next one is due after this time.
     pub(super) fn begin_sweep(&mut self, now: Instant, every: Duration) -> Sweep {
-        if now < self.sweep_at {
+        if now < self.next_sweep() {
             return Sweep::None;
         }
         self.sweep_at = now + every;
-        match std::mem::take(&mut self.everybody) {
+        let missed = self.missed.begin_sweep(now);
+        if missed {
+            tracing::info!(
+                target: "mailchime::watch::events_missed",
+                "events of mail servers were not recorded; mailchime asks for all accounts without a connection"
+            );
+        }
+        match std::mem::take(&mut self.everybody) || missed {
             true => Sweep::Everybody,
             false => Sweep::Ours,
         }

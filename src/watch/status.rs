@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::hint_writer::HintError;
 use super::source::imap::mailbox_faults::LeftOut;
@@ -45,20 +45,29 @@ pub struct WatcherStatus {
 #[derive(Clone, Debug)]
 pub struct SupervisorHandle {
     requests: mpsc::Sender<SupervisorRequest>,
-    has_begun: Arc<AtomicBool>,
+    shared: Arc<SharedWithSupervisor>,
 }
 
 /// What a [`SupervisorHandle`] asks and says.
 #[derive(Debug)]
 pub struct SupervisorRequests {
     requests: mpsc::Receiver<SupervisorRequest>,
-    has_begun: Arc<AtomicBool>,
+    shared: Arc<SharedWithSupervisor>,
+}
+
+/// What takes no room in the queue of requests.
+#[derive(Debug, Default)]
+struct SharedWithSupervisor {
+    has_begun: AtomicBool,
+    missed_events: Notify,
 }
 
 #[derive(Debug)]
 pub(super) enum SupervisorRequest {
     /// How an account is watched; `None` asks for all.
     Status { account: Option<Account>, reply: oneshot::Sender<Vec<WatcherStatus>> },
+    /// Events of other sources were not handed in.
+    MissedEvents,
     /// Other sources have news.
     Hints { hints: Vec<Hint>, reply: oneshot::Sender<Result<Vec<bool>, HintError>> },
 }
@@ -66,9 +75,9 @@ pub(super) enum SupervisorRequest {
 /// For a supervisor, and for those who want to know of it.
 pub fn requests() -> (SupervisorHandle, SupervisorRequests) {
     let (handle, requests) = mpsc::channel(QUESTIONS);
-    let has_begun = Arc::new(AtomicBool::new(false));
-    let handle = SupervisorHandle { requests: handle, has_begun: Arc::clone(&has_begun) };
-    (handle, SupervisorRequests { requests, has_begun })
+    let shared = Arc::<SharedWithSupervisor>::default();
+    let handle = SupervisorHandle { requests: handle, shared: Arc::clone(&shared) };
+    (handle, SupervisorRequests { requests, shared })
 }
 
 /// What a watcher does at the moment; clones are of the same watcher.
@@ -129,7 +138,13 @@ impl SupervisorHandle {
 
     /// Whether there is a supervisor, or was. One that begins looks at everything; until then it answers nothing.
     pub fn has_begun(&self) -> bool {
-        self.has_begun.load(Ordering::Acquire)
+        self.shared.has_begun.load(Ordering::Acquire)
+    }
+
+    /// Events of other sources were not handed in. Accounts without a connection are all asked for, some time after
+    /// the last of them. Does not wait.
+    pub fn missed_events(&self) {
+        self.shared.missed_events.notify_one();
     }
 
     /// Other sources than the accounts' connections have news. It may be of accounts that any node watches, or
@@ -153,12 +168,15 @@ impl SupervisorHandle {
 impl SupervisorRequests {
     /// There is a supervisor that answers.
     pub(super) fn begin(&self) {
-        self.has_begun.store(true, Ordering::Release);
+        self.shared.has_begun.store(true, Ordering::Release);
     }
 
     /// The next one; `None` when nobody is left to ask. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<SupervisorRequest> {
-        self.requests.recv().await
+        tokio::select! {
+            () = self.shared.missed_events.notified() => Some(SupervisorRequest::MissedEvents),
+            request = self.requests.recv() => request,
+        }
     }
 }
 

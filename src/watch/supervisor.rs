@@ -154,17 +154,17 @@ pub async fn run(
     let mut replacements = supervisor.context.backends.replacements();
     let mut next_refresh = Instant::now();
     loop {
-        if !supervisor.reading && Instant::now() >= next_refresh {
+        if !supervisor.reading && Instant::now() >= supervisor.reads_at(next_refresh) {
             supervisor.read_all();
-            let next = Instant::now() + REFRESH_INTERVAL;
-            next_refresh = next.min(supervisor.on_demand.next_sweep());
+            next_refresh = Instant::now() + REFRESH_INTERVAL;
         }
         supervisor.ask_for_those_due();
         supervisor.record();
+        let reads_at = supervisor.reads_at(next_refresh);
         let may_ask = supervisor.asked.len() < LOOK_UPS;
         tokio::select! {
             () = stop.cancelled() => break,
-            () = sleep_until(next_refresh), if !supervisor.reading => {}
+            () = sleep_until(reads_at), if !supervisor.reading => {}
             Some(answer) = supervisor.asked.join_next() => {
                 let again = Instant::now() + REFRESH_RETRY;
                 if supervisor.answered(answer, again).is_err() {
@@ -193,10 +193,8 @@ pub async fn run(
                 Err(_) => supervisor.passing.clear(),
             },
             written = supervisor.hint_writer.written() => {
-                let lost = written.is_some_and(|written| supervisor.recorded(written).is_err());
-                if lost {
-                    next_refresh = next_refresh.min(Instant::now() + REFRESH_RETRY);
-                    supervisor.on_demand.everybody_at(next_refresh);
+                if let Some(written) = written {
+                    supervisor.recorded(written);
                 }
             }
             next = supervisor.on_demand.next() => match next {
@@ -212,8 +210,9 @@ pub async fn run(
                     let _ = reply.send(supervisor.statuses(account.as_ref()));
                 }
                 SupervisorRequest::Hints { hints, reply } => {
-                    supervisor.hint_writer.add(hints, Some(reply));
+                    supervisor.write(hints, Some(reply));
                 }
+                SupervisorRequest::MissedEvents => supervisor.missed_events(),
             },
             Some(LookRequest { account, reply }) = looks.recv(), if supervisor.begun => {
                 // Who asked may have gone.
@@ -245,6 +244,11 @@ impl Supervisor {
     fn now(&mut self) -> u64 {
         self.moment += 1;
         self.moment
+    }
+
+    /// When all accounts are read next: at this time, or for a sweep.
+    fn reads_at(&self, next_refresh: Instant) -> Instant {
+        next_refresh.min(self.on_demand.next_sweep())
     }
 
     /// Has devices forgotten that have not registered for long, and all accounts with others read: also where not all

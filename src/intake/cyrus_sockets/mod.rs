@@ -156,8 +156,7 @@ impl CyrusIntake {
                     self.source.metrics.recorded(&[known.contains(&true)]);
                     Ok(())
                 }
-                Err(NotRecorded::Full) => Err(EventRefusal::Waiting),
-                Err(NotRecorded::Failed(_)) => Err(EventRefusal::Unrecorded),
+                Err(error) => Err(self.context.tell_of(self.source.name(), &error)),
             },
             CyrusNews::Device(account, request) => {
                 let Some(devices) = self.devices.clone() else { return Ok(()) };
@@ -185,7 +184,9 @@ impl CyrusIntake {
                 let taking = tokio::spawn(Arc::clone(&self).take(news));
                 match timeout(RECORD_TIME, taking).await {
                     Ok(Ok(taken)) => taken,
-                    Ok(Err(_)) | Err(_) => Err(EventRefusal::Unrecorded),
+                    Ok(Err(_)) | Err(_) => {
+                        Err(self.context.tell_of(self.source.name(), &NotRecorded::late()))
+                    }
                 }
             }
             Err(why) => Err(why),
@@ -325,7 +326,10 @@ fn read_datagrams(
         };
         let queued = read.and_then(|news| match news {
             CyrusNews::Hints(hints) if hints.is_empty() => Ok(()),
-            news => sender.try_send(news).map_err(|_| EventRefusal::Waiting),
+            news => sender.try_send(news).map_err(|_| {
+                intake.context.recorder.missed();
+                intake.context.tell_of(intake.source.name(), &NotRecorded::Full)
+            }),
         });
         if let Err(why) = queued {
             intake.refuse(why);

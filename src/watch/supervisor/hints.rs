@@ -1,8 +1,10 @@
 //! What other sources say of accounts: it goes to disk, and then to the watchers.
 
+use tokio::time::Instant;
+
 use super::Supervisor;
 use crate::model::{Account, Hint};
-use crate::watch::hint_writer::{HintError, RecordedHints};
+use crate::watch::hint_writer::{HintReply, RecordedHints};
 use crate::watch::hints::Hints;
 use crate::watch::watcher::{Directive, WatcherStart};
 
@@ -15,13 +17,28 @@ impl Supervisor {
         self.hint_writer.write(is_ours, is_watched);
     }
 
+    /// Has hints recorded; with `reply` somebody waits for that.
+    pub(super) fn write(&mut self, hints: Vec<Hint>, reply: Option<HintReply>) {
+        if self.hint_writer.add(hints, reply).is_err() {
+            self.missed_events();
+        }
+    }
+
     /// Hints are on disk, and go to their watchers. Who brought them gets an answer.
-    /// An error where they are lost.
-    pub(super) fn recorded(&mut self, mut written: RecordedHints) -> Result<(), HintError> {
+    pub(super) fn recorded(&mut self, mut written: RecordedHints) {
         for (hint, others_know) in written.hints.drain(..) {
             self.hint(hint, others_know);
         }
-        written.answer()
+        if written.answer().is_err() {
+            self.missed_events();
+        }
+    }
+
+    /// Events were not recorded. Connections that are held tell of the same, and accounts without one are asked for.
+    pub(super) fn missed_events(&mut self) {
+        if self.context.knows_on_demand() {
+            self.on_demand.missed_events(Instant::now());
+        }
     }
 
     /// Another source has news of an account. Any node may receive it; with `others_know` the other ones have
@@ -44,7 +61,7 @@ impl Supervisor {
             }
             // Another node has got it meanwhile.
             None if !others_know && !self.is_ours(&hint.account) => {
-                self.hint_writer.add(vec![hint], None);
+                self.write(vec![hint], None);
             }
             // Nobody has registered, or the account is being read: then what is due is read after that.
             None => {}

@@ -90,7 +90,7 @@ impl Supervisor {
             let looks = Directive { looks: 1, ..Directive::default() };
             self.start(account, looks, WatcherStart::AtOnce);
         } else if !self.is_ours(&account) {
-            self.hint_writer.add(vec![Hint::of_all(account)], None);
+            self.write(vec![Hint::of_all(account)], None);
         }
     }
 

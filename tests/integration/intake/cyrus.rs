@@ -130,6 +130,8 @@ impl HintRecorder for SlowDisk {
             Ok(vec![true; hints.len()])
         })
     }
+
+    fn missed(&self) {}
 }
 
 impl CyrusSession {

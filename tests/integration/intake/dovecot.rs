@@ -84,6 +84,8 @@ impl HintRecorder for Heard {
         }
         Box::pin(async { Ok(known) })
     }
+
+    fn missed(&self) {}
 }
 
 /// An intake of events without a mailchime behind it.

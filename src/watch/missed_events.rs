@@ -1,0 +1,84 @@
+//! Events that were not recorded. What they told of is found by a sweep of all accounts, which waits until none is
+//! missed any more, and comes seldom: a source that sends too much all day has the backend asked for everything now
+//! and then, and not all day.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The sweep begins when none was missed for this time.
+const CALM: Duration = Duration::from_secs(5);
+
+/// It begins after this time although some are.
+const LONGEST: Duration = Duration::from_mins(1);
+
+/// Between the beginnings of two such sweeps.
+const APART: Duration = Duration::from_mins(2);
+
+/// What was missed since the last sweep for it began.
+#[derive(Debug, Default)]
+pub(super) struct MissedEvents {
+    /// When the first one was, and the last one.
+    missed: Option<(Instant, Instant)>,
+    /// When that sweep began.
+    swept: Option<Instant>,
+}
+
+impl MissedEvents {
+    /// One was.
+    pub(super) fn note(&mut self, now: Instant) {
+        let first = self.missed.map_or(now, |(first, _)| first);
+        self.missed = Some((first, now));
+    }
+
+    /// When a sweep for them is due, if any was missed.
+    pub(super) fn sweep_at(&self) -> Option<Instant> {
+        let (first, last) = self.missed?;
+        let calm = (last + CALM).min(first + LONGEST);
+        Some(self.swept.map_or(calm, |swept| calm.max(swept + APART)))
+    }
+
+    /// Whether a sweep for them begins now.
+    pub(super) fn begin_sweep(&mut self, now: Instant) -> bool {
+        let begins = self.sweep_at().is_some_and(|at| at <= now);
+        if begins {
+            (self.missed, self.swept) = (None, Some(now));
+        }
+        begins
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seconds after the start at which sweeps begin, where one is missed at each of these seconds.
+    fn sweeps(missed: impl Iterator<Item = u64>, until: u64) -> Vec<u64> {
+        let (mut events, start, mut sweeps) = (MissedEvents::default(), Instant::now(), Vec::new());
+        let mut missed = missed.peekable();
+        for second in 0..until {
+            let now = start + Duration::from_secs(second);
+            if missed.next_if_eq(&second).is_some() {
+                events.note(now);
+            }
+            if events.begin_sweep(now) {
+                sweeps.push(second);
+            }
+        }
+        sweeps
+    }
+
+    #[test]
+    fn a_sweep_comes_once_when_it_is_calm() {
+        assert_eq!(sweeps([].into_iter(), 1000), [0; 0]);
+        assert_eq!(sweeps([10].into_iter(), 1000), [15]);
+        assert_eq!(sweeps(10..=30, 1000), [35]);
+        // What is missed later is for another one.
+        assert_eq!(sweeps([10, 16, 200].into_iter(), 1000), [15, 135, 255]);
+    }
+
+    #[test]
+    fn where_events_are_missed_all_the_time_sweeps_come_seldom() {
+        assert_eq!(sweeps(10..2000, 500), [70, 190, 310, 430]);
+    }
+}
