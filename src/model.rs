@@ -35,7 +35,7 @@ pub struct Account(Arc<str>);
 
 /// Which backend, as the row of an account says which one has accepted its user: by the name that the
 /// configuration gives it, or else by its address.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BackendId {
     name: Option<Arc<str>>,
     /// `host:port`, the host in lower case.

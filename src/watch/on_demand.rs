@@ -14,16 +14,13 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::WatchContext;
-use super::asking::AskingTasks;
+use super::asking::{AskingTasks, WaitingAccounts};
 use super::missed_events::MissedEvents;
 use super::status::{StatusCell, WatchMode, WatcherState, WatcherStatus};
 use super::watcher::{TakenOver, WatchedMailbox, Watcher, WatcherStart};
-use crate::model::{Account, Timestamp};
+use crate::model::{Account, BackendId, Timestamp};
 use crate::nodes::Assignment;
 use crate::store::{DueMark, LookedAt, StoreError};
-
-/// While so many tasks are asking, none of a sweep begins.
-const VISITS: usize = 256;
 
 /// Accounts whose sessions have ended that may wait. Of more, the next sweep learns.
 const ENDED: usize = 100_000;
@@ -44,7 +41,7 @@ pub(super) struct OnDemand {
     /// When that is forgotten.
     forget: VecDeque<(Instant, Account, u64)>,
     /// What waits to be asked for.
-    waiting: VecDeque<Account>,
+    waiting: WaitingAccounts,
     /// Accounts of which sessions have ended, each with when it is to be asked for.
     sessions: VecDeque<(Instant, Account)>,
     /// Those of `sessions`.
@@ -102,7 +99,7 @@ impl OnDemand {
             resting: HashMap::new(),
             told: HashMap::new(),
             forget: VecDeque::new(),
-            waiting: VecDeque::new(),
+            waiting: WaitingAccounts::default(),
             sessions: VecDeque::new(),
             after_session: HashSet::new(),
             sweep_at: Instant::now(),
@@ -177,7 +174,8 @@ impl OnDemand {
         if let Some((_, mailboxes)) = self.told.remove(&watcher.account) {
             watcher.mailboxes = mailboxes;
         }
-        watcher.asking = Some(self.asking.begin());
+        let backend = watcher.considered.as_ref().map(|backend| backend.id().clone());
+        watcher.asking = Some(self.asking.begin(backend));
         let account = watcher.account.clone();
         let task = self.visits.spawn(async move {
             watcher.run(begin).await;
@@ -219,7 +217,7 @@ impl OnDemand {
                     self.accounts.remove(&error.id()).map_or(OnDemandEvent::Room, OnDemandEvent::Broken)
                 }
             },
-            () = self.asking.below(VISITS), if !self.waiting.is_empty() => OnDemandEvent::Room,
+            () = self.asking.room(&self.waiting), if !self.waiting.is_empty() => OnDemandEvent::Room,
             () = sleep_until(at.unwrap_or_else(Instant::now)), if at.is_some() => {
                 match self.sessions.pop_front() {
                     Some((_, account)) => {
@@ -266,15 +264,21 @@ impl OnDemand {
     }
 
     /// These are to be asked for, in this order, by a reading that began at that moment.
-    pub(super) fn ask_for(&mut self, moment: u64, accounts: Vec<Account>) {
+    pub(super) fn ask_for(
+        &mut self,
+        moment: u64,
+        accounts: Vec<Account>,
+        backend_of: impl Fn(&Account) -> Option<BackendId>,
+    ) {
         if moment >= self.read {
-            (self.read, self.waiting) = (moment, accounts.into());
+            self.read = moment;
+            self.waiting = WaitingAccounts::new(accounts, backend_of);
         }
     }
 
     /// The next one that is to be asked for, if another task may begin.
     pub(super) fn next_waiting(&mut self) -> Option<Account> {
-        (self.asking.count() < VISITS).then(|| self.waiting.pop_front()).flatten()
+        self.waiting.next(&self.asking)
     }
 
     /// How many wait to be asked for.
@@ -367,6 +371,7 @@ fn sweeps(account: &Account) -> DueMark {
 
 #[cfg(test)]
 mod tests {
+    use super::super::asking::MOST_OF_BACKEND;
     use super::*;
 
     #[tokio::test]
@@ -400,16 +405,17 @@ mod tests {
     #[test]
     fn what_an_earlier_reading_found_does_not_replace_what_a_later_one_did() {
         let mut on_demand = OnDemand::new();
-        on_demand.ask_for(2, vec![Account::from_login("alice")]);
-        on_demand.ask_for(1, Vec::new());
+        on_demand.ask_for(2, vec![Account::from_login("alice")], |_| None);
+        on_demand.ask_for(1, Vec::new(), |_| None);
         assert_eq!(on_demand.waiting(), 1);
     }
 
     #[tokio::test]
     async fn a_sweep_waits_for_room_and_hears_of_it() {
         let mut on_demand = OnDemand::new();
-        let mut asking: Vec<_> = (0..VISITS).map(|_| on_demand.asking.begin()).collect();
-        on_demand.ask_for(1, vec![Account::from_login("alice")]);
+        let mut asking: Vec<_> =
+            (0..MOST_OF_BACKEND).map(|_| on_demand.asking.begin(None)).collect();
+        on_demand.ask_for(1, vec![Account::from_login("alice")], |_| None);
         assert_eq!(on_demand.next_waiting(), None);
         asking[0].set(false);
         assert!(matches!(on_demand.next().await, OnDemandEvent::Room));

@@ -47,7 +47,9 @@ impl Supervisor {
             }
             ReplyKind::Due { sweep, due: DueAccounts { accounts, error } } => {
                 if let Some(accounts) = accounts {
-                    self.on_demand.ask_for(moment, accounts);
+                    let backends = &self.context.backends;
+                    let of = |account: &Account| backends.id_of(account);
+                    self.on_demand.ask_for(moment, accounts, of);
                 }
                 if let Some(error) = error {
                     tracing::error!(
