@@ -148,7 +148,8 @@ impl Watcher {
                     account = %self.account, mailbox = %watched.mailbox, why = "not listed by doveadm",
                     "the backend refuses STATUS; mailchime does not watch this mailbox for now"
                 );
-                // It stays due, on disk too.
+                // INBOX stays due, on disk too. Another one is gone, and asked for again by the next sweep.
+                watched.due = watched.mailbox.is_inbox();
                 continue;
             };
             watched.due = false;

@@ -18,7 +18,7 @@ use crate::support::{limited, until};
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
 /// Alice's INBOX is empty, and her devices know it. Nothing is swept twice.
-async fn world(backend: &DemoBackend) -> WatchWorld {
+pub(super) async fn world(backend: &DemoBackend) -> WatchWorld {
     let mut world = WatchWorld::new(backend.address()).await;
     world.watch.connection = WatchConnection::OnDemand;
     world.register("alice", &[("INBOX", told(1, 1, 0, 0))]).await;
@@ -34,7 +34,7 @@ async fn mark(world: &WatchWorld, user: &str, at: i64) {
 }
 
 /// The sweep after the start is over, and nobody is connected.
-async fn resting(world: &WatchWorld, backend: &DemoBackend) -> Watching {
+pub(super) async fn resting(world: &WatchWorld, backend: &DemoBackend) -> Watching {
     let watching = world.watch();
     backend.wait_until(|c| c.commands.contains_key("LOGOUT") && c.connections == 0).await;
     until_resting(world, &watching).await;
@@ -313,20 +313,72 @@ async fn a_sweep_goes_on_beside_many_accounts_that_are_parked() {
     .await;
 }
 
+/// It is asked for again by the next sweep.
 #[tokio::test]
-async fn a_mailbox_whose_state_is_refused_stays_due_on_disk() {
+async fn a_mailbox_that_is_gone_does_not_stay_due() {
+    limited(async {
+        let backend = backend().await;
+        let mut world = world(&backend).await;
+        world.watch.sweep = Duration::from_secs(2);
+        let inbox = ("INBOX", told(1, 1, 0, 0));
+        world.register("alice", &[inbox, ("Gone", told(1, 1, 0, 0))]).await;
+        let mut watching = resting(&world, &backend).await;
+        backend.create_mailbox("alice", "Gone").unwrap();
+        backend.deliver("alice", "Gone", MAIL).unwrap();
+        let line = watching.next().await;
+        assert!(line.starts_with("Gone: new mail"), "{line}");
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_mailbox_whose_state_is_refused_for_now_stays_due_on_disk() {
+    limited(async {
+        let mut stage = Stage::new().await;
+        stage.world.watch.connection = WatchConnection::OnDemand;
+        let told_of = [("INBOX", told(7, 10, 5, 2)), ("Team", told(1, 1, 0, 0))];
+        stage.world.register("alice", &told_of).await;
+        let watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(
+            "\
+C: w1 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+C: w2 STATUS \"Team\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2)
+S: w1 OK done
+S: w2 NO [INUSE] later
+C: w3 LOGOUT
+S: * BYE
+S: w3 OK out
+",
+        )
+        .await;
+        let alice = Account::from_login("alice");
+        let due = async || stage.world.store.due(&alice).await.unwrap();
+        until(async || due().await.iter().all(|due| !due.mailbox.is_inbox())).await;
+        let due: Vec<_> = due().await.into_iter().map(|due| due.mailbox).collect();
+        assert_eq!(due, [Mailbox::new("Team")]);
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// What they told of is found without them.
+#[tokio::test]
+async fn events_that_were_missed_have_all_accounts_asked_for() {
     limited(async {
         let backend = backend().await;
         let world = world(&backend).await;
-        let inbox = ("INBOX", told(1, 1, 0, 0));
-        world.register("alice", &[inbox, ("Gone", told(1, 1, 0, 0))]).await;
-        let watching = world.watch();
-        backend.wait_until(|c| c.commands.contains_key("LOGOUT") && c.connections == 0).await;
-        let alice = Account::from_login("alice");
-        let due = async || world.store.due(&alice).await.unwrap();
-        until(async || due().await.iter().all(|due| !due.mailbox.is_inbox())).await;
-        let due: Vec<_> = due().await.into_iter().map(|due| due.mailbox).collect();
-        assert_eq!(due, [Mailbox::new("Gone")]);
+        let mut watching = resting(&world, &backend).await;
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        for _ in 0..3 {
+            watching.inquirer.missed_events();
+        }
+        watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
+        let seen = backend.wait_until(|c| c.connections == 0).await;
+        assert_eq!(seen.accepted, 2, "they are one reason");
         watching.stop().await;
     })
     .await;

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::health::BackendHealth;
 use super::session::{ImapSession, RefreshReason};
 use super::status_query::StatusAnswers;
+use crate::imap::refusal::Refusal;
 use crate::model::{ChangeKind, Mailbox, Snapshot, Timestamp};
 use crate::net::backoff::Backoff;
 use crate::watch::ledger::Consequence;
@@ -65,10 +66,13 @@ impl Watcher {
                     // It was not answered: the next connection asks again.
                     None if told.lost.is_some() => {}
                     None => {
-                        // Without a connection that is held it stays due, on disk too.
-                        watched.due = self.on_demand;
                         let refusal = told.refusals.iter().rfind(|(of, _)| *of == index);
                         let why = refusal.map_or("no STATUS", |(_, refusal)| refusal.trim());
+                        // Without a connection that is held it stays due, on disk too, where the refusal will pass.
+                        // One that is gone, or denied, is asked for again by the next sweep.
+                        let may_pass = watched.mailbox.is_inbox()
+                            || Refusal::of(why.as_bytes()) == Refusal::Temporary;
+                        watched.due = self.on_demand && may_pass;
                         self.status_refused(index, why);
                     }
                 }
