@@ -43,7 +43,8 @@ impl Watcher {
         let due = self.context.store.due(&self.account).await?;
         self.hear_marks(due).await?;
         self.hear_hints().await?;
-        if self.is_due() {
+        // A sweep has its own pace.
+        if self.is_due() && !all {
             tokio::select! {
                 () = sleep(MERGED) => {}
                 () = stopped(self.directive.clone()) => return Err(SessionEnd::Stop),
