@@ -19,6 +19,7 @@ mod apns;
 mod backend;
 mod clock;
 mod database;
+mod events;
 mod fcm;
 mod killed;
 mod scene;
@@ -33,6 +34,7 @@ const AT_ONCE: usize = 4;
 const LIMIT: Duration = Duration::from_secs(400);
 
 /// A row: what is done and at which step, and what must hold afterwards.
+#[derive(Clone)]
 struct Fault {
     name: &'static str,
     holds: &'static str,
@@ -57,6 +59,7 @@ async fn every_fault_is_survived() {
         .chain(webhook::faults())
         .chain(webpush::faults())
         .chain(database::faults())
+        .chain(events::faults())
         .chain(clock::faults())
         .collect();
     let places = Arc::new(Semaphore::new(AT_ONCE));

@@ -1,0 +1,544 @@
+//! Events of mail servers, by each way that they come: what is lost, refused or wrong is found by a look.
+
+use std::net::SocketAddr;
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+
+use sqlx::{Executor, SqliteConnection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket, UnixStream};
+use tokio::task::JoinSet;
+
+use super::Fault;
+use super::scene::Scene;
+use crate::intake::{TOKEN, ask};
+use crate::support::soon;
+use crate::support::world::Server;
+
+/// The ways that events come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// mailchime's own form.
+    Http,
+    /// Dovecot's driver `ox`.
+    Ox,
+    CyrusStream,
+    CyrusDatagram,
+    Udp,
+}
+
+/// Where they come in, of a program that runs, and where that is asked for its metrics.
+#[derive(Clone, Copy)]
+struct Doors {
+    http: SocketAddr,
+    udp: SocketAddr,
+    admin: SocketAddr,
+}
+
+/// What became of an event, as its source sees it.
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    Taken,
+    Refused,
+    /// There was nobody, or no answer.
+    Unanswered,
+}
+
+/// What an event says of INBOX: UIDNEXT, MESSAGES and UNSEEN.
+type Numbers = [u64; 3];
+
+/// A row for each of these ways.
+macro_rules! by {
+    ([$($way:ident $word:literal),+], $run:path, $name:literal, $holds:literal) => {
+        vec![$(Fault {
+            name: concat!("event, ", $word, ": ", $name),
+            holds: $holds,
+            run: |scene| tokio::spawn($run(scene, Way::$way)),
+        }),+]
+    };
+}
+
+pub(super) fn faults() -> Vec<Fault> {
+    [
+        by!(
+            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+            away,
+            "mailchime is away",
+            "the next start finds the mail"
+        ),
+        by!(
+            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+            killed_when_on_disk,
+            "SIGKILL when it is answered, or read",
+            "it is on disk, and the next start pushes"
+        ),
+        by!(
+            [Http "HTTP", Ox "OX", CyrusStream "Cyrus"],
+            killed_before_the_answer,
+            "SIGKILL before it is answered",
+            "there is no answer, and the next start pushes"
+        ),
+        by!(
+            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+            database_away,
+            "the database is away",
+            "it is refused, and a sweep finds the mail"
+        ),
+        by!(
+            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+            flood,
+            "others flood",
+            "it is refused, and a sweep finds the mail"
+        ),
+        by!(
+            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+            doubled,
+            "it comes twice",
+            "there is one push"
+        ),
+        by!(
+            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram"],
+            late,
+            "it comes behind a later one",
+            "the mailbox is looked at, and there is no second push"
+        ),
+        by!(
+            [Http "HTTP", Ox "OX", Udp "UDP"],
+            forged,
+            "it is forged",
+            "nothing is pushed, and the true one is"
+        ),
+        by!(
+            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+            foreign,
+            "its source may not speak for the user",
+            "nothing is due or pushed, and the next start finds the mail"
+        ),
+        by!(
+            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+            truncated,
+            "it is cut off",
+            "nothing is pushed, and the whole one is"
+        ),
+        by!(
+            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram"],
+            lies,
+            "its numbers lie",
+            "the next sweep heals them, and what comes then is pushed"
+        ),
+    ]
+    .concat()
+}
+
+impl Way {
+    /// Whether the source gets an answer.
+    fn answers(self) -> bool {
+        matches!(self, Self::Http | Self::Ox | Self::CyrusStream)
+    }
+
+    /// An event of new mail in the INBOX of this user.
+    fn event(self, user: &str, numbers: Option<Numbers>) -> String {
+        let said = |names: [&str; 3]| {
+            let numbers = numbers.into_iter().flatten();
+            names.iter().zip(numbers).map(|(name, it)| format!(",\"{name}\":{it}")).collect()
+        };
+        match self {
+            Self::Http => {
+                let numbers: String = said(["uidnext", "messages", "unseen"]);
+                format!(
+                    r#"{{"user":"{user}","changes":[{{"mailbox":"INBOX","events":["MessageNew"]{numbers}}}]}}"#
+                )
+            }
+            Self::Ox => {
+                let uid = numbers.map(|[next, ..]| format!(",\"imap-uid\":{}", next - 1));
+                let uid = uid.unwrap_or_default();
+                format!(r#"{{"user":"{user}","event":"messageNew","folder":"INBOX"{uid}}}"#)
+            }
+            Self::CyrusStream | Self::CyrusDatagram => {
+                let numbers: String = said(["uidnext", "messages", "vnd.cmu.unseenMessages"]);
+                let json = format!(
+                    r#"{{"event":"MessageNew","uri":"imap://localhost/user/{user};UIDVALIDITY=1/"{numbers}}}"#
+                );
+                match self {
+                    Self::CyrusDatagram => format!("external\0EVENT\0\0\0\x000\0{json}\0"),
+                    _ => format!(
+                        "NOTIFY %(METHOD m CLASS EVENT PRIORITY NIL USER NIL MAILBOX NIL OPTIONS () \
+                         MESSAGE {{{}+}}\r\n{json} FILEPATH NIL)\r\n",
+                        json.len()
+                    ),
+                }
+            }
+            Self::Udp => format!("log\0MAIL\0\0{user}\0INBOX\x000\0From: a@b\n\0"),
+        }
+    }
+
+    /// Sends what may be an event, and returns what came of it.
+    async fn send(self, scene: &Scene, doors: &Doors, event: &str) -> Told {
+        self.send_as(scene, doors, event, TOKEN).await
+    }
+
+    async fn send_as(self, scene: &Scene, doors: &Doors, event: &str, secret: &str) -> Told {
+        let first = match self {
+            Self::Http => "POST /v1/events",
+            Self::Ox => "PUT /v1/events/ox",
+            Self::CyrusStream => return by_stream(scene, event).await,
+            Self::CyrusDatagram => {
+                // Cyrus goes on where nobody listens.
+                let socket = UnixDatagram::unbound().unwrap();
+                let _ = socket.send_to(event.as_bytes(), scene.file("cyrus"));
+                return Told::Unanswered;
+            }
+            Self::Udp => {
+                let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+                let _ = socket.send_to(event.as_bytes(), doors.udp).await;
+                return Told::Unanswered;
+            }
+        };
+        if TcpStream::connect(doors.http).await.is_err() {
+            return Told::Unanswered;
+        }
+        let request = format!("{first}\nAuthorization: Bearer {secret}\n\n{event}");
+        match ask(doors.http, &request).await.status {
+            204 => Told::Taken,
+            0 => Told::Unanswered,
+            _ => Told::Refused,
+        }
+    }
+
+    /// Tells of new mail, which is taken.
+    async fn tell(self, scene: &Scene, doors: &Doors, numbers: Numbers) {
+        let told = self.send(scene, doors, &self.event("alice", Some(numbers))).await;
+        assert_eq!(told == Told::Taken, self.answers(), "{told:?}");
+    }
+
+    /// Tells of new mail without numbers, which is not taken. Returns when that is known.
+    async fn is_refused(self, scene: &Scene, doors: &Doors) {
+        let before = doors.refused().await;
+        let told = self.send(scene, doors, &self.event("alice", None)).await;
+        assert_eq!(told == Told::Refused, self.answers(), "{told:?}");
+        doors.until_refused(before + 1).await;
+    }
+}
+
+impl Doors {
+    async fn of(server: &mut Server) -> Self {
+        let mut address = async |message: &str| {
+            let line = server.logged(message).await;
+            server.process.stderr.rewind();
+            line["address"].as_str().unwrap().parse().unwrap()
+        };
+        let http = address("taking events of mail servers over HTTP").await;
+        let udp = address("taking datagrams of mail servers").await;
+        Self { http, udp, admin: address("serving metrics, health and status").await }
+    }
+
+    /// How many events were refused.
+    async fn refused(&self) -> u64 {
+        let metrics = ask(self.admin, "GET /metrics").await.body;
+        let refused =
+            metrics.lines().filter(|line| line.starts_with("mailchime_events_refused_total{"));
+        refused.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+    }
+
+    async fn until_refused(&self, count: u64) {
+        while self.refused().await < count {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn by_stream(scene: &Scene, event: &str) -> Told {
+    let Ok(mut stream) = UnixStream::connect(scene.file("cyrus-stream")).await else {
+        return Told::Unanswered;
+    };
+    // It may be closed before all is read.
+    let _ = stream.write_all(event.as_bytes()).await;
+    let _ = stream.shutdown().await;
+    let mut answer = Vec::new();
+    let _ = soon("an answer", stream.read_to_end(&mut answer)).await;
+    match answer.as_slice() {
+        b"OK ()\r\n" => Told::Taken,
+        b"" => Told::Unanswered,
+        _ => Told::Refused,
+    }
+}
+
+/// Events come by all ways, for accounts without a connection.
+fn configure(scene: &Scene) {
+    use std::os::unix::fs::PermissionsExt;
+
+    let secret = scene.file("events.secret");
+    std::fs::write(&secret, TOKEN).unwrap();
+    std::fs::set_permissions(secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    // Nobody is asked for after a session, either.
+    let watch = "[watch]\nconnection = \"on_demand\"\npoll_interval = \"1h\"\npoll_max = \"1h\"\n";
+    scene.configure("[watch]\n", watch);
+    scene.configure(
+        "[store]\n",
+        "[admin]\naddress = \"127.0.0.1:0\"\n[events]\naddress = \"127.0.0.1:0\"\nudp_address = \"127.0.0.1:0\"\n\
+         udp_networks = [\"127.0.0.1\"]\ncyrus_socket = \"cyrus\"\ncyrus_stream = \"cyrus-stream\"\n\
+         [[events.source]]\nname = \"dovecot\"\nsecret_file = \"events.secret\"\n[store]\n",
+    );
+}
+
+/// The program with a phone that has registered, when nothing is due any more.
+async fn registered(scene: &Scene) -> (Server, Doors) {
+    let mut server = scene.serve().await;
+    let doors = Doors::of(&mut server).await;
+    scene.register(server.address).await.unwrap();
+    scene.backend.wait_until(|c| c.commands.contains_key("STATUS") && c.connections == 0).await;
+    until_due(scene, 0).await;
+    (server, doors)
+}
+
+async fn due(database: &mut SqliteConnection) -> i64 {
+    let count = "select count(*) from mailbox where due_since is not null";
+    sqlx::query_scalar(count).fetch_one(database).await.unwrap()
+}
+
+/// Waits until so many mailboxes are due on disk.
+async fn until_due(scene: &Scene, count: i64) {
+    let mut database = scene.beside().await;
+    while due(&mut database).await != count {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Waits until nothing is due, and nobody is connected.
+async fn rest(scene: &Scene) {
+    until_due(scene, 0).await;
+    scene.backend.wait_until(|c| c.connections == 0).await;
+}
+
+/// A look since then, which has ended.
+async fn looked(scene: &Scene, visits: u64) {
+    scene.backend.wait_until(|c| c.accepted > visits && c.connections == 0).await;
+    rest(scene).await;
+}
+
+async fn away(scene: Scene, way: Way) {
+    configure(&scene);
+    let (server, doors) = registered(&scene).await;
+    scene.kill(server);
+    scene.deliver();
+    let told = way.send(&scene, &doors, &way.event("alice", Some([2, 1, 1]))).await;
+    assert_eq!(told, Told::Unanswered);
+    let _server = scene.serve().await;
+    scene.push().await;
+}
+
+async fn killed_when_on_disk(scene: Scene, way: Way) {
+    configure(&scene);
+    let (server, doors) = registered(&scene).await;
+    // Nobody can look or push yet.
+    scene.backend.behave(|behaviour| behaviour.unavailable = true);
+    scene.apns.stall(true);
+    scene.apns.drop_connections();
+    scene.deliver();
+    let told = way.send(&scene, &doors, &way.event("alice", None)).await;
+    match way.answers() {
+        true => assert_eq!(told, Told::Taken),
+        false => until_due(&scene, 1).await,
+    }
+    scene.kill(server);
+    assert_eq!(due(&mut scene.beside().await).await, 1, "it is on disk");
+    scene.backend.behave(|behaviour| behaviour.unavailable = false);
+    scene.apns.stall(false);
+    let _server = scene.serve().await;
+    scene.push().await;
+}
+
+async fn killed_before_the_answer(scene: Scene, way: Way) {
+    configure(&scene);
+    scene.configure("busy_timeout = \"5s\"", "busy_timeout = \"60s\"");
+    let (server, doors) = registered(&scene).await;
+    let mut database = scene.beside().await;
+    database.execute("begin immediate").await.unwrap();
+    scene.deliver();
+    let event = way.event("alice", None);
+    let sending = way.send(&scene, &doors, &event);
+    let killing = async {
+        // What comes later is answered.
+        for _ in 0..3 {
+            assert_eq!(way.send(&scene, &doors, &garbage(way)).await, Told::Refused);
+        }
+        scene.kill(server);
+    };
+    let (told, ()) = tokio::join!(sending, killing);
+    assert_eq!(told, Told::Unanswered);
+    database.execute("rollback").await.unwrap();
+    assert_eq!(due(&mut database).await, 0);
+    let _server = scene.serve().await;
+    scene.push().await;
+}
+
+/// What is refused at once.
+fn garbage(way: Way) -> String {
+    match way {
+        Way::CyrusStream => way.event("%FF", None),
+        _ => "{".to_owned(),
+    }
+}
+
+async fn database_away(scene: Scene, way: Way) {
+    configure(&scene);
+    scene.configure("busy_timeout = \"5s\"", "busy_timeout = \"500ms\"");
+    let (_server, doors) = registered(&scene).await;
+    let mut database = scene.beside().await;
+    scene.fault();
+    database.execute("begin immediate").await.unwrap();
+    scene.deliver();
+    way.is_refused(&scene, &doors).await;
+    database.execute("rollback").await.unwrap();
+    scene.push().await;
+}
+
+async fn flood(scene: Scene, way: Way) {
+    configure(&scene);
+    scene.configure("busy_timeout = \"5s\"", "busy_timeout = \"60s\"");
+    scene.configure("[events]\n", "[events]\nwaiting = 2\n");
+    let (_server, doors) = registered(&scene).await;
+    let mut database = scene.beside().await;
+    scene.fault();
+    database.execute("begin immediate").await.unwrap();
+    scene.deliver();
+    let scene = Arc::new(scene);
+    let mut flood = JoinSet::new();
+    for _ in 0..20 {
+        let scene = Arc::clone(&scene);
+        flood.spawn(async move { way.send(&scene, &doors, &way.event("bob", None)).await });
+    }
+    // The others wait, so there is no place left for alice's.
+    doors.until_refused(18).await;
+    way.is_refused(&scene, &doors).await;
+    database.execute("rollback").await.unwrap();
+    scene.push().await;
+    flood.join_all().await;
+}
+
+async fn doubled(scene: Scene, way: Way) {
+    configure(&scene);
+    let (_server, doors) = registered(&scene).await;
+    scene.fault();
+    scene.deliver();
+    way.tell(&scene, &doors, [2, 1, 1]).await;
+    scene.push().await;
+    rest(&scene).await;
+    way.tell(&scene, &doors, [2, 1, 1]).await;
+    rest(&scene).await;
+    the_next_is_pushed(&scene, way, &doors, 2).await;
+}
+
+async fn late(scene: Scene, way: Way) {
+    configure(&scene);
+    let (_server, doors) = registered(&scene).await;
+    scene.fault();
+    scene.deliver();
+    scene.deliver();
+    way.tell(&scene, &doors, [3, 2, 2]).await;
+    scene.push().await;
+    rest(&scene).await;
+    let visits = scene.backend.counters().accepted;
+    way.tell(&scene, &doors, [2, 1, 1]).await;
+    looked(&scene, visits).await;
+    the_next_is_pushed(&scene, way, &doors, 2).await;
+}
+
+/// One more mail is one more push, which is this one of all.
+async fn the_next_is_pushed(scene: &Scene, way: Way, doors: &Doors, push: u64) {
+    scene.deliver();
+    let messages = scene.backend.messages("alice", "INBOX").unwrap().len() as u64;
+    way.tell(scene, doors, [messages + 1, messages, messages]).await;
+    scene.push().await;
+    rest(scene).await;
+    assert_eq!(scene.apns.received(), push);
+}
+
+async fn forged(scene: Scene, way: Way) {
+    configure(&scene);
+    let (_server, doors) = registered(&scene).await;
+    scene.fault();
+    let event = way.event("alice", Some([900, 800, 700]));
+    let visits = scene.backend.counters().accepted;
+    match way {
+        // There is no such mail.
+        Way::Udp => {
+            way.send(&scene, &doors, &event).await;
+            looked(&scene, visits).await;
+        }
+        _ => {
+            let told = way.send_as(&scene, &doors, &event, &format!("{TOKEN}1")).await;
+            assert_eq!(told, Told::Refused);
+        }
+    }
+    the_next_is_pushed(&scene, way, &doors, 1).await;
+}
+
+async fn foreign(scene: Scene, way: Way) {
+    configure(&scene);
+    let for_others = "secret_file = \"events.secret\"\ndomains = [\"example.org\"]\n";
+    scene.configure("secret_file = \"events.secret\"\n", for_others);
+    scene.configure(
+        "udp_networks = [\"127.0.0.1\"]\n",
+        "udp_networks = [\"192.0.2.1\"]\ncyrus_domains = [\"example.org\"]\n",
+    );
+    let (server, doors) = registered(&scene).await;
+    scene.fault();
+    scene.deliver();
+    way.is_refused(&scene, &doors).await;
+    assert_eq!(due(&mut scene.beside().await).await, 0);
+    assert_eq!(scene.apns.received(), 0);
+    scene.kill(server);
+    let _server = scene.serve().await;
+    scene.push().await;
+}
+
+async fn truncated(scene: Scene, way: Way) {
+    configure(&scene);
+    let (_server, doors) = registered(&scene).await;
+    scene.fault();
+    let whole = way.event("alice", Some([2, 1, 1]));
+    let cut = match way {
+        // In the middle of the name.
+        Way::Udp => &whole[..12],
+        _ => &whole[..whole.len() - 20],
+    };
+    let told = way.send(&scene, &doors, cut).await;
+    assert_ne!(told, Told::Taken);
+    doors.until_refused(1).await;
+    assert_eq!(due(&mut scene.beside().await).await, 0);
+    the_next_is_pushed(&scene, way, &doors, 1).await;
+}
+
+async fn lies(scene: Scene, way: Way) {
+    configure(&scene);
+    let (server, doors) = registered(&scene).await;
+    scene.fault();
+    scene.deliver();
+    way.tell(&scene, &doors, [900, 800, 700]).await;
+    // The look that follows an event of Dovecot's driver has healed it already.
+    until_told(&scene, if way == Way::Ox { 2 } else { 900 }).await;
+    // A sweep follows.
+    scene.kill(server);
+    let mut server = scene.serve().await;
+    let doors = Doors::of(&mut server).await;
+    until_told(&scene, 2).await;
+    rest(&scene).await;
+    scene.deliver();
+    way.tell(&scene, &doors, [3, 2, 2]).await;
+    until_told(&scene, 3).await;
+    assert!(scene.apns.received() >= 2);
+}
+
+/// Waits until the device was told of this UIDNEXT: that is on disk once APNs has taken the push.
+async fn until_told(scene: &Scene, uid_next: i64) {
+    let mut database = scene.beside().await;
+    let told = "select uid_next from mailbox";
+    loop {
+        let told: Option<i64> = sqlx::query_scalar(told).fetch_one(&mut database).await.unwrap();
+        if told == Some(uid_next) {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
