@@ -1,6 +1,8 @@
 //! Three processes on one PostgreSQL or MariaDB: they divide the watching, take over from one that is killed,
 //! and lose no push by it.
 
+mod events;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
@@ -30,6 +32,8 @@ struct Cluster {
     database: Box<dyn DatabaseServer>,
     users: Vec<Phone>,
     delivered: usize,
+    /// What the nodes' configuration has otherwise than that of the world.
+    other: Vec<(&'static str, &'static str)>,
 }
 
 /// A node that runs.
@@ -44,7 +48,8 @@ impl Cluster {
     }
 
     async fn on(database: Box<dyn DatabaseServer>) -> Self {
-        Self { world: World::new().await, database, users: Vec::new(), delivered: 0 }
+        let (world, other) = (World::new().await, Vec::new());
+        Self { world, database, users: Vec::new(), delivered: 0, other }
     }
 
     /// Nodes find each other dead after 8 s, not 30: none that lives says nothing for so long, on a
@@ -54,7 +59,10 @@ impl Cluster {
     async fn start(&self, name: &'static str, more: &str) -> Node {
         let any = "[admin]\naddress = \"127.0.0.1:0\"\n";
         let node = format!("[node]\nname = \"{name}\"\ntakeover = \"8s\"\n{more}");
-        let config = self.world.config();
+        let mut config = self.world.config();
+        for (old, new) in &self.other {
+            config = config.replace(old, new);
+        }
         let config = config.replace("[log]", &format!("{any}{node}[log]"));
         let config = config.replace(
             "[store]\n",
