@@ -51,6 +51,9 @@ struct Tally {
     apns: AtomicU64,
     database: AtomicU64,
     passwords: AtomicU64,
+    /// Events of the mail server that were taken, and those that were not.
+    events: AtomicU64,
+    lost_events: AtomicU64,
     /// Messages that sessions read whole, and connections that they lost.
     read: AtomicU64,
     lost: AtomicU64,
@@ -58,14 +61,15 @@ struct Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { deliveries, quiet, kills, backend, apns, database, passwords, read, lost } =
-            self;
+        let Self { deliveries, quiet, kills, backend, apns, database, passwords, .. } = self;
+        let Self { events, lost_events, read, lost, .. } = self;
         let sum = [kills, backend, apns, database, passwords].map(|count| count.load(Relaxed));
         write!(
             f,
             "{deliveries:?} deliveries, {quiet:?} mails read or deleted, {} faults ({kills:?} \
              SIGKILL, {backend:?} of the backend, {apns:?} of APNs, {database:?} locks, \
-             {passwords:?} passwords), {read:?} mails fetched, {lost:?} sessions lost",
+             {passwords:?} passwords), {events:?} events taken and {lost_events:?} lost, {read:?} mails \
+             fetched, {lost:?} sessions lost",
             sum.iter().sum::<u64>()
         )
     }
@@ -73,22 +77,33 @@ impl fmt::Display for Tally {
 
 #[test]
 fn after_a_storm_every_device_has_a_push_for_each_change() {
-    let test = "faults::storm::after_a_storm_every_device_has_a_push_for_each_change";
+    a_storm("faults::storm::after_a_storm_every_device_has_a_push_for_each_change", false);
+}
+
+/// Accounts have no connection. Events that are lost in the storm are not sent again.
+#[test]
+fn after_a_storm_with_events_every_device_has_a_push_for_each_change() {
+    let test = "faults::storm::after_a_storm_with_events_every_device_has_a_push_for_each_change";
+    a_storm(test, true);
+}
+
+fn a_storm(test: &str, with_events: bool) {
     let storm = || {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        runtime.worker_threads(2).enable_all().build().unwrap().block_on(the_storm_itself());
+        let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(the_storm_itself(with_events));
     };
     if let Some([_, errors]) = apart(test, 8192, storm) {
         say(&errors);
     }
 }
 
-async fn the_storm_itself() {
+async fn the_storm_itself(with_events: bool) {
     let seed = std::env::var(SEED).ok().map(|text| text.parse().expect("the seed is a number"));
     let seed = seed.unwrap_or_else(rand::random::<u32>);
     say(&format!("a storm with {SEED}={seed}\n"));
     let began = Instant::now();
-    let site = Arc::new(Site::start(ACCOUNTS, seed).await);
+    let site = Arc::new(Site::start(ACCOUNTS, seed, with_events).await);
     let before = site.growth().await;
     say(&format!("{ACCOUNTS} accounts watched after {:.1?}\n", began.elapsed()));
 
@@ -131,6 +146,8 @@ async fn the_storm_itself() {
     ] {
         assert!(count.load(Relaxed) > 0, "{what}: there was none");
     }
+    let some = [&tally.events, &tally.lost_events].map(|count| count.load(Relaxed) > 0);
+    assert_eq!(some, [with_events; 2], "events taken, and lost");
 }
 
 /// Everything at once, until the time is over.

@@ -1,5 +1,6 @@
 //! What goes on and what goes wrong, each kind in a stream of its own.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -8,8 +9,12 @@ use std::time::{Duration, Instant};
 use mailchime::demo::apns::Answer;
 use mailchime::imap::registration::xapple::DeviceToken;
 use sqlx::{Connection, Executor};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
+use super::Tally;
 use super::site::{FIRST, MAIL, Site};
+use crate::intake::{TOKEN, written};
 use crate::support::chance::Chance;
 
 /// Goes on until it is dropped.
@@ -26,7 +31,10 @@ const TOO_OFTEN: Duration = Duration::from_secs(25);
 /// To how many devices that is said at once.
 const MANY: usize = 50;
 
-/// Mail comes, is read, is deleted: the numbers of a mailbox never become again what they were, so
+/// For an event to be answered. A mail server does not wait longer, and does not try again.
+const ANSWERED: Duration = Duration::from_millis(500);
+
+/// Mail comes, is read, is deleted, and with events the mail server tells of it once: the numbers of a mailbox never become again what they were, so
 /// that there is always something to tell.
 pub(super) fn mail(site: Arc<Site>, mut chance: Chance) -> Stream {
     Box::pin(async move {
@@ -37,25 +45,51 @@ pub(super) fn mail(site: Arc<Site>, mut chance: Chance) -> Stream {
             let messages = backend.messages(&user.login, mailbox).unwrap();
             // The first one stays, to be read.
             let others: Vec<_> = messages.iter().filter(|(uid, ..)| *uid > FIRST).collect();
-            match chance.below(10) {
+            let event = match chance.below(10) {
                 0 | 1 if !others.is_empty() => {
                     let (uid, ..) = chance.of(&others);
                     backend.set_flags(&user.login, mailbox, *uid, &["\\Seen"]).unwrap();
                     site.tally.quiet.fetch_add(1, Relaxed);
+                    "MessageRead"
                 }
                 2 if !others.is_empty() => {
                     let (uid, ..) = chance.of(&others);
                     backend.expunge(&user.login, mailbox, *uid).unwrap();
                     site.tally.quiet.fetch_add(1, Relaxed);
+                    "MessageExpunge"
                 }
                 _ => {
                     backend.deliver(&user.login, mailbox, MAIL).unwrap();
                     site.tally.deliveries.fetch_add(1, Relaxed);
+                    "MessageNew"
                 }
+            };
+            if let Some(address) = site.events() {
+                let body = format!(
+                    r#"{{"user":"{}","changes":[{{"mailbox":"{mailbox}","events":["{event}"]}}]}}"#,
+                    user.login
+                );
+                let site = site.clone();
+                tokio::spawn(async move {
+                    let told = tokio::time::timeout(ANSWERED, tell(address, &body)).await;
+                    let taken = told.is_ok_and(|told| told.is_ok_and(|taken| taken));
+                    let Tally { events, lost_events, .. } = &site.tally;
+                    if taken { events } else { lost_events }.fetch_add(1, Relaxed);
+                });
             }
             chance.pause(5..40).await;
         }
     })
+}
+
+/// Whether the event is taken.
+async fn tell(address: SocketAddr, body: &str) -> std::io::Result<bool> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("POST /v1/events\nAuthorization: Bearer {TOKEN}\n\n{body}");
+    stream.write_all(written(&request).as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer.starts_with("HTTP/1.1 204"))
 }
 
 /// The program is killed and started again, half of the times while pushes are under way of which

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::interval;
 
 use super::{Tally, Told, users};
+use crate::intake::TOKEN;
 use crate::support::program::Process;
 use crate::support::world::World;
 
@@ -35,8 +38,16 @@ const LIMITS: &str = "[limits]\nlogin_failures_per_minute = 1000000\n\
 const POLLS: &str = "settle = \"50ms\"\npoll_interval = \"2s\"\npoll_max = \"4s\"\n\
                      answer_timeout = \"5s\"\nlogins_per_second = 400";
 
+/// Accounts have no connection, and the mail server tells of changes.
+const WITH_EVENTS: &str = "connection = \"on_demand\"\n";
+const EVENTS: &str = "[events]\naddress = \"127.0.0.1:0\"\n[[events.source]]\nname = \"dovecot\"\n\
+                      secret_file = \"events.secret\"\nevents_per_second = 100000\n[store]\n";
+
 /// How many phones register at once before the storm.
 const AT_ONCE: usize = 16;
+
+/// What the program says when it takes events.
+const TAKES_EVENTS: &str = "taking events of mail servers over HTTP";
 
 /// After the storm the test looks this often whether all devices have their pushes.
 const LOOK: Duration = Duration::from_millis(250);
@@ -50,7 +61,9 @@ pub(super) struct Site {
     pub(super) first: Vec<u8>,
     pub(super) client_config: Arc<ClientConfig>,
     process: AsyncMutex<Process>,
-    address: watch::Sender<std::net::SocketAddr>,
+    address: watch::Sender<SocketAddr>,
+    /// Where it takes events, if it does.
+    events: Option<watch::Sender<SocketAddr>>,
     /// Of all processes that have ended.
     log: Mutex<Vec<String>>,
     /// Since when phones are to be told.
@@ -124,23 +137,10 @@ impl User {
 }
 
 impl Site {
-    /// A phone of each user has registered, and all are watched.
-    pub(super) async fn start(accounts: usize, seed: u32) -> Self {
+    /// A phone of each user has registered, and all are watched: by a connection each, or with events by none.
+    pub(super) async fn start(accounts: usize, seed: u32, with_events: bool) -> Self {
         let world = World::new().await;
-        for (old, new) in [
-            // As short as a minute demands, and long enough for a machine that is busy.
-            ("busy_timeout = \"5s\"", "busy_timeout = \"2s\""),
-            ("retry_min = \"10ms\"", "retry_min = \"100ms\""),
-            ("retry_max = \"200ms\"", "retry_max = \"2s\""),
-            ("settle = \"10ms\"", POLLS),
-            ("quiet_delay = \"100ms\"", "quiet_delay = \"300ms\""),
-            ("min_interval = \"10ms\"", "min_interval = \"100ms\""),
-            ("[apns]\n", "[apns]\nconnect_timeout = \"2s\"\nrequest_timeout = \"2s\"\n"),
-            ("[log]\n", LIMITS),
-            ("\"info,mailchime=debug\"", "\"info\""),
-        ] {
-            world.configure(old, new);
-        }
+        configure(&world, with_events);
         let first: Vec<u8> = (0..400)
             .flat_map(|n| {
                 format!("* {n} OK {{{n}}} as if this were a line of IMAP\r\n").into_bytes()
@@ -156,8 +156,16 @@ impl Site {
             }
         }
         let client_config = Arc::new(world.pki.client_config(None).unwrap());
-        let server = world.serve().await;
+        let mut server = world.serve().await;
         let address = watch::Sender::new(server.address);
+        let events = match with_events {
+            true => {
+                let line = server.logged(TAKES_EVENTS).await;
+                let events = line["address"].as_str().unwrap().parse().unwrap();
+                Some(watch::Sender::new(events))
+            }
+            false => None,
+        };
         let mut registering = JoinSet::new();
         for user in &users {
             if registering.len() >= AT_ONCE {
@@ -177,8 +185,7 @@ impl Site {
             });
         }
         registering.join_all().await;
-        world.backend.wait_until(|counters| counters.idling == accounts).await;
-        Self {
+        let site = Self {
             world,
             seed,
             users,
@@ -187,13 +194,24 @@ impl Site {
             client_config,
             process: AsyncMutex::new(server.process),
             address,
+            events,
             log: Mutex::default(),
             watched_at: Instant::now(),
+        };
+        let mut look = interval(LOOK);
+        while site.unrest().await.is_some() {
+            look.tick().await;
         }
+        Self { watched_at: Instant::now(), ..site }
     }
 
-    pub(super) fn address(&self) -> std::net::SocketAddr {
+    pub(super) fn address(&self) -> SocketAddr {
         *self.address.borrow()
+    }
+
+    /// Where the program takes events, if it does.
+    pub(super) fn events(&self) -> Option<SocketAddr> {
+        self.events.as_ref().map(|events| *events.borrow())
     }
 
     /// The database as another program sees it.
@@ -211,11 +229,19 @@ impl Site {
         let _ = process.end().await;
         loop {
             *process = Process::spawn(self.world.program());
+            let mut missing = 1 + usize::from(self.events.is_some());
             while let Some(line) = process.stderr.next().await {
                 let line: Value = serde_json::from_str(&line).unwrap_or_default();
-                if line["message"] == "listening" {
-                    let address = line["address"].as_str().unwrap().parse().unwrap();
-                    self.address.send_replace(address);
+                let address = match line["message"].as_str() {
+                    Some("listening") => Some(&self.address),
+                    Some(TAKES_EVENTS) => self.events.as_ref(),
+                    _ => None,
+                };
+                if let Some(address) = address {
+                    address.send_replace(line["address"].as_str().unwrap().parse().unwrap());
+                    missing -= 1;
+                }
+                if missing == 0 {
                     return;
                 }
             }
@@ -254,14 +280,17 @@ impl Site {
     pub(super) async fn unrest(&self) -> Option<String> {
         let counters = self.world.backend.counters();
         let (idling, connections) = (counters.idling, counters.connections);
-        if (idling, connections) != (self.users.len(), self.users.len()) {
+        let watched = if self.events.is_some() { 0 } else { self.users.len() };
+        if (idling, connections) != (watched, watched) {
             return Some(format!("{idling} of {connections} connections are in IDLE"));
         }
         let mut database = self.database().await;
         let owed: i64 =
             count(&mut database, "subscription_mailbox where owed_since is not null").await;
         let parked: i64 = count(&mut database, "account where parked is not null").await;
-        (owed + parked > 0).then(|| format!("{owed} marks, {parked} accounts parked"))
+        let due: i64 = count(&mut database, "mailbox where due_since is not null").await;
+        (owed + parked + due > 0)
+            .then(|| format!("{owed} marks, {parked} accounts parked, {due} mailboxes due"))
     }
 
     /// The users and mailboxes whose last state a device was not told.
@@ -338,6 +367,31 @@ impl Site {
             writeln!(text, "{line}").unwrap();
         }
         text
+    }
+}
+
+/// What the storm takes of the configuration.
+fn configure(world: &World, with_events: bool) {
+    for (old, new) in [
+        // As short as a minute demands, and long enough for a machine that is busy.
+        ("busy_timeout = \"5s\"", "busy_timeout = \"2s\""),
+        ("retry_min = \"10ms\"", "retry_min = \"100ms\""),
+        ("retry_max = \"200ms\"", "retry_max = \"2s\""),
+        ("settle = \"10ms\"", POLLS),
+        ("quiet_delay = \"100ms\"", "quiet_delay = \"300ms\""),
+        ("min_interval = \"10ms\"", "min_interval = \"100ms\""),
+        ("[apns]\n", "[apns]\nconnect_timeout = \"2s\"\nrequest_timeout = \"2s\"\n"),
+        ("[log]\n", LIMITS),
+        ("\"info,mailchime=debug\"", "\"info\""),
+    ] {
+        world.configure(old, new);
+    }
+    if with_events {
+        let secret = world.file("events.secret");
+        std::fs::write(&secret, TOKEN).unwrap();
+        std::fs::set_permissions(secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+        world.configure("[watch]\n", &format!("[watch]\n{WITH_EVENTS}"));
+        world.configure("[store]\n", EVENTS);
     }
 }
 
