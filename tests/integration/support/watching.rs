@@ -63,6 +63,8 @@ pub(crate) struct WatchWorld {
     pub(crate) connect_timeout: Duration,
     /// How many events may wait for `push`.
     pub(crate) queue: usize,
+    /// `[events] waiting`.
+    pub(crate) most_hints: usize,
     /// `[push] preview`, which browsers may be told of.
     pub(crate) preview: config::PreviewContent,
 }
@@ -121,6 +123,7 @@ impl WatchWorld {
             doveadm: None,
             connect_timeout,
             queue,
+            most_hints: config::EventsConfig::default().waiting,
             preview,
         }
     }
@@ -232,6 +235,7 @@ impl WatchWorld {
         config.watch = self.watch.clone();
         config.limits.connect_timeout = self.connect_timeout;
         config.push.preview = self.preview;
+        config.events.waiting = self.most_hints;
         config
     }
 

@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use mailchime::demo::backend::Counters;
 use mailchime::model::{Account, Hint, Mailbox, MailboxEvent, SessionEvent, Snapshot};
+use mailchime::watch::HintError;
 use sqlx::{Connection, Executor, SqliteConnection};
 
 use super::mail::{backend, idling, world};
+use super::on_demand;
 use crate::support::limited;
 use crate::support::stage::{Stage, stop};
 use crate::support::watching::{PASSWORD, Watching, credentials, told};
@@ -231,6 +233,47 @@ async fn a_database_that_hangs_holds_up_nothing_else_that_the_supervisor_does() 
         hint(&watching, None, MailboxEvent::MessageNew, Snapshot::default()).await;
         backend.wait_until(|c| c.commands["STATUS"] > looks).await;
         beside.execute("rollback").await.unwrap();
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// The database is busy meanwhile.
+#[tokio::test]
+async fn as_many_hints_wait_as_may_and_each_call_has_its_own_answer() {
+    limited(async {
+        let backend = backend().await;
+        let mut world = on_demand::world(&backend).await;
+        world.most_hints = 6;
+        let url = world.reopened(Duration::from_secs(60)).await;
+        let watching = on_demand::resting(&world, &backend).await;
+        let mut beside = SqliteConnection::connect(&url).await.unwrap();
+        beside.execute("begin immediate").await.unwrap();
+        let hand_in = |users: &[&str]| {
+            let hint = |user: &&str| Hint {
+                account: Account::from_login(user),
+                mailbox: Some(Mailbox::inbox()),
+                event: MailboxEvent::MessageExpunge,
+                state: Snapshot::default(),
+                seen_at: Instant::now(),
+            };
+            let (hints, to) = (users.iter().map(hint).collect(), watching.inquirer.clone());
+            tokio::spawn(async move { to.hints(hints).await })
+        };
+        let mut calls = Vec::new();
+        for users in [&["alice"][..], &["bob", "alice"], &["alice", "alice", "bob"]] {
+            calls.push(hand_in(users));
+            tokio::task::yield_now().await;
+        }
+        taken_in(&watching).await;
+        let refused = hand_in(&["alice"]).await.unwrap();
+        assert!(matches!(refused, Err(HintError::Busy)), "{refused:?}");
+        beside.execute("rollback").await.unwrap();
+        for (call, known) in
+            calls.into_iter().zip([&[true][..], &[false, true], &[true, true, false]])
+        {
+            assert_eq!(call.await.unwrap().unwrap(), known);
+        }
         watching.stop().await;
     })
     .await;
