@@ -231,22 +231,7 @@ impl Watcher {
                 NextStep::Try(Duration::MAX)
             }
             SessionEnd::NoPassword { why, login_helps } => self.has_no_password(why, login_helps),
-            SessionEnd::Elsewhere(recorded) => {
-                let now = self.context.backends.id_of(account);
-                let now = now.as_ref().map_or("unknown", BackendId::as_str);
-                if !std::mem::replace(&mut self.elsewhere, true) {
-                    tracing::warn!(
-                        target: "mailchime::watch::parked_other_backend",
-                        %account, recorded, now,
-                        "parked: the account registered at another backend than the configuration \
-                         names; mailchime watches it again when its phone registers there, or when \
-                         the configuration names the former one"
-                    );
-                }
-                let why = format!("it registered at {recorded}, and its backend is {now} now");
-                self.status.set(WatcherState::Parked { why });
-                NextStep::Try(Duration::MAX)
-            }
+            SessionEnd::Elsewhere(recorded) => self.is_elsewhere(&recorded),
             SessionEnd::NoMaster => {
                 let why = "its backend has no master_user";
                 self.status.set(WatcherState::Parked { why: why.to_owned() });
@@ -259,27 +244,7 @@ impl Watcher {
                 Some(retry) => NextStep::Login(LoginWait { retry: Some(retry), push: None }),
                 None => NextStep::Try(Duration::ZERO),
             },
-            SessionEnd::MasterRefused { answer, rest } => {
-                self.known.refusals = self.known.refusals.saturating_add(1);
-                let wait = refusal::master_wait(self.known.refusals, rand::random());
-                let reason = printable(&answer);
-                match rest {
-                    Some(rest) => tracing::error!(
-                        target: "mailchime::watch::master_user_refused",
-                        %account, reason, wait = ?rest, remedy = MASTER_REMEDY,
-                        "the backend refuses the master user for any account; mailchime begins no \
-                         watching there until it is accepted"
-                    ),
-                    None => tracing::warn!(
-                        target: "mailchime::watch::master_user_refused_for_account",
-                        %account, reason, ?wait,
-                        "the backend refuses the master user for this account; mailchime tries \
-                         again"
-                    ),
-                }
-                self.rest(Some(wait), &format!("the master user is refused: {reason}"));
-                NextStep::Later(wait)
-            }
+            SessionEnd::MasterRefused { answer, rest } => self.master_refused(&answer, rest),
             SessionEnd::Failed(why) => {
                 self.failures = self.failures.saturating_add(1);
                 let wait = backoff.wait(self.failures, rand::random());
@@ -303,6 +268,48 @@ impl Watcher {
                 NextStep::Try(wait)
             }
         }
+    }
+
+    /// This backend has accepted the account's user, and the configuration names another one.
+    fn is_elsewhere(&mut self, recorded: &str) -> NextStep {
+        let account = &self.account;
+        let now = self.context.backends.id_of(account);
+        let now = now.as_ref().map_or("unknown", BackendId::as_str);
+        if !std::mem::replace(&mut self.elsewhere, true) {
+            tracing::warn!(
+                target: "mailchime::watch::parked_other_backend",
+                %account, recorded, now,
+                "parked: the account registered at another backend than the configuration \
+                 names; mailchime watches it again when its phone registers there, or when \
+                 the configuration names the former one"
+            );
+        }
+        let why = format!("it registered at {recorded}, and its backend is {now} now");
+        self.status.set(WatcherState::Parked { why });
+        NextStep::Try(Duration::MAX)
+    }
+
+    /// The backend refused the master user: with `rest`, for any account.
+    fn master_refused(&mut self, answer: &[u8], rest: Option<Duration>) -> NextStep {
+        self.known.refusals = self.known.refusals.saturating_add(1);
+        let wait = refusal::master_wait(self.known.refusals, rand::random());
+        let (account, reason) = (&self.account, printable(answer));
+        match rest {
+            Some(rest) => tracing::error!(
+                target: "mailchime::watch::master_user_refused",
+                %account, reason, wait = ?rest, remedy = MASTER_REMEDY,
+                "the backend refuses the master user for any account; mailchime begins no \
+                 watching there until it is accepted"
+            ),
+            None => tracing::warn!(
+                target: "mailchime::watch::master_user_refused_for_account",
+                %account, reason, ?wait,
+                "the backend refuses the master user for this account; mailchime tries \
+                 again"
+            ),
+        }
+        self.rest(Some(wait), &format!("the master user is refused: {reason}"));
+        NextStep::Later(wait)
     }
 
     /// Whether it logs in as the master user, whom no user's login can help.

@@ -59,6 +59,8 @@ const EARLY: usize = 1024;
 struct Supervisor {
     context: Arc<WatchContext>,
     assignment: cell::Receiver<Assignment>,
+    /// When all accounts are read again, unless a sweep comes before that.
+    next_refresh: Instant,
     /// As [`Assignment::joined`], when all was last read again.
     joined: u64,
     /// Counts what was asked of the database and what was learnt from elsewhere, in their order.
@@ -133,34 +135,17 @@ pub async fn run(
 ) {
     requests.begin();
     let ClusterView { mut assignment, mut news } = cluster;
-    let mut supervisor = Supervisor {
-        hint_writer: HintWriter::new(Arc::clone(&context)),
-        context,
-        assignment: assignment.clone(),
-        joined: 0,
-        moment: 0,
-        asked: JoinSet::new(),
-        reading: false,
-        begun: false,
-        logins: JoinSet::new(),
-        passing: HashMap::new(),
-        early: HashMap::new(),
-        watchers: HashMap::new(),
-        on_demand: OnDemand::new(),
-        tasks: TaskTracker::new(),
-    };
+    let mut supervisor = Supervisor::new(context, assignment.clone());
     let mut counting = interval(COUNTED);
     let mut looks = supervisor.context.followed.attend();
     let mut replacements = supervisor.context.backends.replacements();
-    let mut next_refresh = Instant::now();
     loop {
-        if !supervisor.reading && Instant::now() >= supervisor.reads_at(next_refresh) {
+        if !supervisor.reading && Instant::now() >= supervisor.reads_at() {
             supervisor.read_all();
-            next_refresh = Instant::now() + REFRESH_INTERVAL;
         }
         supervisor.ask_for_those_due();
         supervisor.record();
-        let reads_at = supervisor.reads_at(next_refresh);
+        let reads_at = supervisor.reads_at();
         let may_ask = supervisor.asked.len() < LOOK_UPS;
         tokio::select! {
             () = stop.cancelled() => break,
@@ -168,19 +153,19 @@ pub async fn run(
             Some(answer) = supervisor.asked.join_next() => {
                 let again = Instant::now() + REFRESH_RETRY;
                 if supervisor.answered(answer, again).is_err() {
-                    next_refresh = next_refresh.min(again);
+                    supervisor.next_refresh = supervisor.next_refresh.min(again);
                 }
             }
             Ok(()) = assignment.changed() => {
-                next_refresh = Instant::now();
+                supervisor.next_refresh = Instant::now();
                 // A node that is gone, or was, may have missed events.
-                supervisor.on_demand.sweep_at(next_refresh);
+                supervisor.on_demand.sweep_at(Instant::now());
             }
             _ = counting.tick(), if supervisor.on_demand.is_used() => supervisor.count(),
             Ok(()) = replacements.changed() => {
                 supervisor.backends_are_replaced();
                 // Backends may have got names.
-                next_refresh = Instant::now();
+                supervisor.next_refresh = Instant::now();
             }
             Some(news) = news.recv(), if may_ask => {
                 if supervisor.is_ours(&news.account) {
@@ -197,64 +182,97 @@ pub async fn run(
                     supervisor.recorded(written);
                 }
             }
-            next = supervisor.on_demand.next() => match next {
-                OnDemandEvent::Ended(end) => supervisor.visit_ended(end),
-                OnDemandEvent::AfterSession(account) => supervisor.look_after_session(account),
-                OnDemandEvent::Broken(account) => supervisor.visit_broke_off(account),
-                OnDemandEvent::Room => {}
-            },
+            next = supervisor.on_demand.next() => supervisor.on_demand_event(next),
             Some(account) = unwatched.recv(), if may_ask => supervisor.look_up(account, None),
-            Some(request) = requests.next() => match request {
-                SupervisorRequest::Status { account, reply } => {
-                    // Who asked may have gone.
-                    let _ = reply.send(supervisor.statuses(account.as_ref()));
-                }
-                SupervisorRequest::Hints { hints, reply } => {
-                    supervisor.write(hints, Some(reply));
-                }
-                SupervisorRequest::MissedEvents => supervisor.missed_events(),
-            },
+            Some(request) = requests.next() => supervisor.request(request),
             Some(LookRequest { account, reply }) = looks.recv(), if supervisor.begun => {
                 // Who asked may have gone.
                 let _ = reply.send(supervisor.look(account));
             }
             event = sessions.recv(), if supervisor.begun => match event {
-                Some(SessionEvent::Registered { account, login }) => {
-                    supervisor.registered(account, login);
-                }
-                Some(SessionEvent::LoggedIn { account, login }) => {
-                    supervisor.logged_in(account, login);
-                }
-                Some(SessionEvent::Ended { account }) => supervisor.session_ended(account),
+                Some(event) => supervisor.session_event(event),
                 // No session is left to speak: the program is ending.
                 None => break,
             },
         }
     }
-    for WatcherHandle { directive, .. } in supervisor.watchers.values() {
-        directive.send_modify(|directive| directive.stop = true);
-    }
-    supervisor.tasks.close();
-    supervisor.tasks.wait().await;
-    supervisor.on_demand.wait().await;
+    supervisor.end().await;
 }
 
 impl Supervisor {
+    fn new(context: Arc<WatchContext>, assignment: cell::Receiver<Assignment>) -> Self {
+        Self {
+            hint_writer: HintWriter::new(Arc::clone(&context)),
+            context,
+            assignment,
+            next_refresh: Instant::now(),
+            joined: 0,
+            moment: 0,
+            asked: JoinSet::new(),
+            reading: false,
+            begun: false,
+            logins: JoinSet::new(),
+            passing: HashMap::new(),
+            early: HashMap::new(),
+            watchers: HashMap::new(),
+            on_demand: OnDemand::new(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// All watchers log out.
+    async fn end(mut self) {
+        for WatcherHandle { directive, .. } in self.watchers.values() {
+            directive.send_modify(|directive| directive.stop = true);
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.on_demand.wait().await;
+    }
+
+    fn on_demand_event(&mut self, event: OnDemandEvent) {
+        match event {
+            OnDemandEvent::Ended(end) => self.visit_ended(end),
+            OnDemandEvent::AfterSession(account) => self.look_after_session(account),
+            OnDemandEvent::Broken(account) => self.visit_broke_off(account),
+            OnDemandEvent::Room => {}
+        }
+    }
+
+    fn request(&mut self, request: SupervisorRequest) {
+        match request {
+            SupervisorRequest::Status { account, reply } => {
+                // Who asked may have gone.
+                let _ = reply.send(self.statuses(account.as_ref()));
+            }
+            SupervisorRequest::Hints { hints, reply } => self.write(hints, Some(reply)),
+            SupervisorRequest::MissedEvents => self.missed_events(),
+        }
+    }
+
+    fn session_event(&mut self, event: SessionEvent) {
+        match event {
+            SessionEvent::Registered { account, login } => self.registered(account, login),
+            SessionEvent::LoggedIn { account, login } => self.logged_in(account, login),
+            SessionEvent::Ended { account } => self.session_ended(account),
+        }
+    }
+
     /// The next moment.
     fn now(&mut self) -> u64 {
         self.moment += 1;
         self.moment
     }
 
-    /// When all accounts are read next: at this time, or for a sweep.
-    fn reads_at(&self, next_refresh: Instant) -> Instant {
-        next_refresh.min(self.on_demand.next_sweep())
+    /// When all accounts are read next.
+    fn reads_at(&self) -> Instant {
+        self.next_refresh.min(self.on_demand.next_sweep())
     }
 
     /// Has devices forgotten that have not registered for long, and all accounts with others read: also where not all
     /// of those can be forgotten.
     fn read_all(&mut self) {
-        self.reading = true;
+        (self.reading, self.next_refresh) = (true, Instant::now() + REFRESH_INTERVAL);
         let (moment, joined) = (self.now(), self.assignment.borrow().joined());
         let context = Arc::clone(&self.context);
         let (now, every) = (Instant::now(), context.config.sweep);

@@ -288,21 +288,7 @@ impl Watcher {
         let methods = &self.methods;
         let polls = self.mailboxes.iter().any(|watched| !session.covers(&watched.mailbox, methods));
         let checks = session.armed || session.open.is_some();
-        let check_at = session.check_at;
-        let mut look_at = match (polls, checks) {
-            (true, true) => session.poll_at.min(check_at),
-            (true, false) => session.poll_at,
-            _ => check_at,
-        };
-        for at in [session.again_at, session.overflow.until].into_iter().flatten() {
-            look_at = look_at.min(at);
-        }
-        if self.mailboxes.iter().any(|watched| watched.due) {
-            look_at = look_at.min(began + settle);
-        }
-        if let Some(next_try) = self.faults.next_try() {
-            look_at = look_at.min(next_try.max(began + settle));
-        }
+        let mut look_at = self.next_look(session, polls, checks, began + settle);
         // Something on the way would end a connection on which nothing is said for longer.
         let quiet = self.keepalive.renewal();
         let renewal =
@@ -356,14 +342,50 @@ impl Watcher {
             Box::pin(session.connection.command("NOOP", |_| {})).await?;
         }
         Box::pin(session.connection.done()).await?;
+        Ok(self.reason_to_look(session, polls, checks, anew))
+    }
+
+    /// When there is a look if nothing happens until then: `polls` says that mailboxes are polled, `checks` that
+    /// the backend tells of others. What is due already is looked at at `soon`.
+    fn next_look(
+        &self,
+        session: &ImapSession<'_>,
+        polls: bool,
+        checks: bool,
+        soon: Instant,
+    ) -> Instant {
+        let mut look_at = match (polls, checks) {
+            (true, true) => session.poll_at.min(session.check_at),
+            (true, false) => session.poll_at,
+            _ => session.check_at,
+        };
+        for at in [session.again_at, session.overflow.until].into_iter().flatten() {
+            look_at = look_at.min(at);
+        }
+        if self.mailboxes.iter().any(|watched| watched.due) {
+            look_at = look_at.min(soon);
+        }
+        if let Some(next_try) = self.faults.next_try() {
+            look_at = look_at.min(next_try.max(soon));
+        }
+        look_at
+    }
+
+    /// Why there is a look now; with `anew` all has to be looked at, and polls begin anew.
+    fn reason_to_look(
+        &mut self,
+        session: &mut ImapSession<'_>,
+        polls: bool,
+        checks: bool,
+        anew: bool,
+    ) -> RefreshReason {
         let now = Instant::now();
         if session.again_at.take_if(|again_at| now >= *again_at).is_some()
             && let Some(inbox) = self.place(&Mailbox::inbox())
         {
             self.mailboxes[inbox].due = true;
         }
-        let tries = self.faults.take_due(now);
-        Ok(if tries {
+        if self.faults.take_due(now) {
             // With it what was left out for it is asked for anew.
             RefreshReason::All
         } else if anew {
@@ -371,7 +393,7 @@ impl Watcher {
             RefreshReason::All
         } else if session.overflow.until.is_some_and(|until| now >= until) {
             RefreshReason::All
-        } else if checks && now >= check_at {
+        } else if checks && now >= session.check_at {
             RefreshReason::Check { idle: session.idle_tells(), notify: session.armed }
         } else if polls && now >= session.poll_at {
             match checks {
@@ -381,7 +403,7 @@ impl Watcher {
             }
         } else {
             RefreshReason::Unsolicited
-        })
+        }
     }
 
     /// Starts IDLE; false if that is refused.
