@@ -34,7 +34,7 @@ pub(super) async fn measure(options: &Options) -> Result<(), Box<dyn Error>> {
          secret_file = \"events.secret\"\nevents_per_second = 1000000\n"
     );
     configure(folder.path(), options, port, &backend, &apns, &more)?;
-    register(folder.path(), &backend, options.accounts).await?;
+    register(folder.path(), &backend, options.accounts, options.devices).await?;
     let (program, _) = start(folder.path(), port, options).await?;
     let accounts = options.accounts as u64;
     let swept = |c: &Counters| c.commands.get("LOGOUT").is_some_and(|count| *count >= accounts);

@@ -44,9 +44,12 @@ const TICK: f64 = 0.01;
 /// Measures the watching of many accounts on loopback.
 #[derive(Parser)]
 struct Options {
-    /// Watched accounts, each with one device and INBOX registered.
+    /// Watched accounts, each with INBOX registered.
     #[arg(long, default_value_t = 2000)]
     accounts: usize,
+    /// Devices of each account, with `--on-demand` or `--events`.
+    #[arg(long, default_value_t = 1)]
+    devices: usize,
     /// `watch.logins_per_second`; the program's default is 100.
     #[arg(long, default_value_t = 100_000)]
     logins_per_second: u32,
@@ -112,7 +115,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     verdict("MB resident", empty as f64 / f64::from(1 << 20), |mb| mb < 30.0, "under 30");
     drop(program);
 
-    let accounts = register(folder.path(), &backend, options.accounts).await?;
+    let devices = if options.on_demand { options.devices } else { 1 };
+    let accounts = register(folder.path(), &backend, options.accounts, devices).await?;
     let began = Instant::now();
     let (program, listening) = start(folder.path(), port, &options).await?;
     if options.on_demand {
@@ -306,19 +310,22 @@ fn device(number: usize, user: &str) -> Result<Subscription, Box<dyn Error>> {
     Ok(registration.subscription(Account::from_login(user), TOPIC))
 }
 
-/// Gives each account a device; the account by the device's token.
+/// Gives each account so many devices; the account by the device's token.
 async fn register(
     folder: &Path,
     backend: &DemoBackend,
     accounts: usize,
+    devices: usize,
 ) -> Result<HashMap<String, String>, Box<dyn Error>> {
     let registrar = registrar(folder, backend).await?;
     let mut by_token = HashMap::new();
     for number in 0..accounts {
         let user = format!("user{number}@example.org");
-        let device = device(number, &user)?;
-        by_token.insert(device.endpoint.as_given().to_owned(), user.clone());
-        registrar.register(backend, &user, device).await?;
+        for of_user in 0..devices {
+            let device = device(number + of_user * accounts, &user)?;
+            by_token.insert(device.endpoint.as_given().to_owned(), user.clone());
+            registrar.register(backend, &user, device).await?;
+        }
     }
     registrar.store.close().await;
     Ok(by_token)
