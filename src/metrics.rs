@@ -128,6 +128,7 @@ struct Asked {
 
 impl Metrics {
     /// All of them, registered.
+    #[expect(clippy::too_many_lines, reason = "one line or some for each metric")]
     pub fn new(registry: &mut Registry) -> Self {
         let registry = registry.sub_registry_with_prefix("mailchime");
         let (certificates, server_certificates) = (Family::default(), Family::default());

@@ -53,6 +53,7 @@ fn the_invalid_are_refused_with_the_message_in_their_first_line() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table of all keys")]
 fn every_key_takes_effect() {
     let file = files("valid").into_iter().find(|file| file.ends_with("every-key.toml")).unwrap();
     let config = Config::load(&file).unwrap();

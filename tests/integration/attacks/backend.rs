@@ -257,6 +257,7 @@ async fn a_bye_for_a_greeting_is_shown_and_logged() {
 /// After the login all goes to the client as it is; what is asked of the backend for a registration
 /// may be answered in any way.
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one table of all attacks")]
 async fn a_hostile_backend_after_the_login_and_in_a_registration() {
     const FENCE: Act = Hear("NOOP");
     const DONE: Act = Say("# OK done\r\n");

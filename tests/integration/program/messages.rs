@@ -62,6 +62,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one table of all messages")]
 async fn a_bad_configuration_is_refused_in_one_line() {
     limited(async {
         let folder = folder();
