@@ -66,6 +66,23 @@ main(async () => {
     await page.click('#notify-button');
     await until('the word that it works again', async () => (await text(page, '#status')).startsWith('It works'));
 
+    // Made with another key than the server has, as after its key file was lost, it is made anew, and the former one goes.
+    await page.evaluate(async login => {
+      const manager = (await navigator.serviceWorker.ready).pushManager;
+      await (await manager.getSubscription()).unsubscribe();
+      const { publicKey } = await crypto.subtle.generateKey({ name: 'ECDSA', namedCurve: 'P-256' }, false, ['sign']);
+      const applicationServerKey = await crypto.subtle.exportKey('raw', publicKey);
+      const { endpoint } = await manager.subscribe({ userVisibleOnly: true, applicationServerKey });
+      await remember(login, { ...(await remembered())[login], endpoint });
+    }, login);
+    await page.reload();
+    await until('the word that it works with this key', async () => (await text(page, '#status')).startsWith('It works'));
+    await until('the end of the former one', () => page.evaluate(async () => {
+      const { subscriptions } = await (await fetch('/v1/subscriptions')).json();
+      return subscriptions.length === 1;
+    }));
+    await until('the list without it', async () => (await page.$$('#subscriptions > li')).length === 1);
+
     // Removed, the browser is notified of nothing, and its subscription has ended at the push service.
     await page.click('#subscriptions button:last-of-type');
     await page.waitForSelector('#none:not([hidden])');

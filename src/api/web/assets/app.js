@@ -283,7 +283,8 @@ function firstPush() {
 
 /**
  * Subscribes again where the push service has given this browser another endpoint, or none, since it subscribed
- * for the account. With the same endpoint somebody has removed the subscription, and it stays removed.
+ * for the account, or where the server has another key. Otherwise somebody has removed the subscription, and it stays
+ * removed.
  */
 async function subscribeAnew() {
   const kept = await remembered();
@@ -293,8 +294,16 @@ async function subscribeAnew() {
   const manager = await pushManager();
   const current = await manager.getSubscription();
   if (account !== of) return;
-  if (current?.endpoint !== before.endpoint) await subscribe(manager, before.mailboxes);
-  else if (own === null) {
+  const given = current?.options.applicationServerKey;
+  const isOfOtherKey = Boolean(given) && base64url(given) !== key;
+  if (isOfOtherKey || current?.endpoint !== before.endpoint) {
+    await subscribe(manager, before.mailboxes);
+    // Nothing is sent to the former one any more, so no push service says that it is gone.
+    if (account === of && own?.state === 'active' && own.id !== before.id) {
+      await api(`/v1/subscriptions/${encodeURIComponent(before.id)}`, 'DELETE').catch(console.warn);
+      await showSubscriptions();
+    }
+  } else if (own === null) {
     await remember(account, null);
     say(texts.removed_elsewhere);
   }
