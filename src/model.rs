@@ -21,7 +21,7 @@ pub use self::domain::AmbiguousDomain;
 pub use self::follow::{FollowRequest, MailboxToFollow};
 pub use self::preview::{PREVIEW_CHARACTERS, PREVIEW_WAIT, Preview};
 pub use self::subscription::{
-    PushEndpoint, Registration, RegistrationResult, Subscription, SubscriptionKey,
+    LastingFailure, PushEndpoint, Registration, RegistrationResult, Subscription, SubscriptionKey,
     SubscriptionSecrets, SubscriptionState, TransportId,
 };
 

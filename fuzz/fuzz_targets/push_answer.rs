@@ -56,6 +56,10 @@ fuzz_target!(|data: &[u8]| -> Corpus {
         Verdict::OtherRoute => panic!("none of them says so"),
         Verdict::Unrenderable { .. } => panic!("an answer to what was never sent"),
         Verdict::TooLarge => assert_eq!(status, 413),
+        Verdict::Refused { why } => {
+            assert!(service == FuzzedService::WebPush && matches!(status, 401 | 403), "{status}");
+            short(why);
+        }
         Verdict::Misconfigured { why } => short(why),
         Verdict::TooMany { retry_after } => assert_eq!(*retry_after, later),
         Verdict::Unavailable { why, retry_after } | Verdict::RouteClosed { why, retry_after } => {

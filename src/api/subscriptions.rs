@@ -365,7 +365,8 @@ fn shown(listed: &ListedSubscription) -> Value {
         "state": listed.state.name(),
         "registered_at": at(listed.registered_at),
         "pushed_at": listed.pushed_at.map(at),
-        "failing_since": listed.failing_since.map(at),
+        "failing_since": listed.failing.as_ref().map(|failing| at(failing.since)),
+        "failing_kind": listed.failing.as_ref().map(|failing| &*failing.kind),
         "expires_at": subscription.expires_at.map(at),
     })
 }

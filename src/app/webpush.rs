@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::StartError;
 use crate::config::WebPushConfig;
+use crate::model::Timestamp;
 use crate::net::guard::Guard;
 use crate::net::resolve::NameResolver;
 use crate::push::transport::enrol::{Enrol, Transports};
@@ -83,7 +84,8 @@ impl KeyNews {
         Ok(routes.filter(|(route, _)| *route != *self.name).collect())
     }
 
-    /// Says what is to be known of the key: that it is new, and that there are subscriptions of another one.
+    /// Says what is to be known of the key: that it is new, and that there are subscriptions of another one. Users and
+    /// operators see of each whether it is.
     pub(super) async fn tell(&self, store: &Store) {
         let (file, fingerprint) = (&self.file, &*self.name);
         if self.made_key {
@@ -105,6 +107,16 @@ impl KeyNews {
                 return;
             }
         };
+        if let Err(error) =
+            store.only_route(&webpush::transport(), &self.name, Timestamp::now()).await
+        {
+            tracing::warn!(
+                target: "mailchime::push::vapid_key_not_noted",
+                %error,
+                "could not write to the database which browsers have subscribed with another VAPID key; lists do not \
+                 show it; mailchime pushes with the key that it has"
+            );
+        }
         for (other, subscriptions) in strangers {
             tracing::error!(
                 target: "mailchime::push::vapid_key_changed",
@@ -136,7 +148,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::{Account, BackendId, Registration, Timestamp};
+    use crate::model::{Account, BackendId, Registration};
     use crate::store::Registrant;
 
     const BROWSER: &str =
@@ -173,6 +185,15 @@ mod tests {
         assert!(other.key.made_key);
         let strangers = other.key.strangers(&store).await.unwrap();
         assert_eq!(strangers, [(first.key.name.to_string(), 1)]);
+
+        let kind = async || {
+            let [listed] = &store.subscriptions_of(&alice).await.unwrap()[..] else { panic!() };
+            listed.failing.as_ref().map(|failing| failing.kind.to_string())
+        };
+        for (key, expected) in [(&first, None), (&other, Some("other-route")), (&first, None)] {
+            key.news().tell(&store).await;
+            assert_eq!(kind().await.as_deref(), expected);
+        }
         assert!(WebPushSetup::new(None, &NameResolver::default()).unwrap().is_none());
     }
 

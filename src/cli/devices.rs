@@ -2,15 +2,17 @@
 //! whether mailchime runs or not. One that runs learns of a removal, if there is a way.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use hyper::Method;
 use serde_json::{Value, json};
 
 use super::ask::ask;
-use super::table::{at, from_now, table};
+use super::table::{at, from_now, millis, short, table};
 use super::{CommandFailure, Configured, configuration, logging, not_empty, runtime, say};
 use crate::config::LogFormat;
-use crate::model::{Account, Mailbox, SubscriptionKey};
+use crate::model::{Account, LastingFailure, Mailbox, SubscriptionKey};
+use crate::push::dispatcher::OWN_FAULT;
 use crate::store::{Store, StoreError, Target};
 
 /// Accounts that are read at once.
@@ -210,17 +212,30 @@ fn row(target: &Target) -> Vec<String> {
             None => from_now(Some(at(target.registered_at.0))),
             Some(_) => format!("{}, old password", from_now(Some(at(target.registered_at.0)))),
         },
-        match target.failing_since {
+        match &target.failing {
             None => from_now(target.pushed_at.map(|time| at(time.0))),
-            Some(since) => {
-                let [pushed, since] =
-                    [target.pushed_at, Some(since)].map(|it| from_now(it.map(|time| at(time.0))));
-                format!("{pushed}, failing since {since}")
+            Some(failing) => {
+                let pushed = from_now(target.pushed_at.map(|time| at(time.0)));
+                format!("{pushed}, {}", failing_text(failing))
             }
         },
         target.backend.as_deref().unwrap_or("-").escape_debug().to_string(),
         mailboxes.join(", "),
     ]
+}
+
+/// How its pushes fail, and what comes of that.
+fn failing_text(failing: &LastingFailure) -> String {
+    let (since, kind) = (from_now(Some(at(failing.since.0))), failing.kind.escape_debug());
+    match failing.own_fault {
+        Duration::ZERO => format!("failing since {since}: {kind}"),
+        counted => {
+            let left = short(OWN_FAULT.saturating_sub(counted));
+            format!(
+                "failing since {since}: {kind} by its own fault, removed after {left} more of it"
+            )
+        }
+    }
 }
 
 fn mailbox((name, owed): &(Mailbox, bool)) -> String {
@@ -242,7 +257,9 @@ fn shown(target: &Target) -> Value {
         "route": &*device.route,
         "registered_at": target.registered_at.0,
         "pushed_at": target.pushed_at.map(|time| time.0),
-        "failing_since": target.failing_since.map(|time| time.0),
+        "failing_since": target.failing.as_ref().map(|failing| failing.since.0),
+        "failing_kind": target.failing.as_ref().map(|failing| &*failing.kind),
+        "own_fault": target.failing.as_ref().map(|failing| millis(failing.own_fault)),
         "backend": target.backend,
         "outdated_since": target.outdated_since.map(|time| time.0),
         "mailboxes": names(false),

@@ -1,11 +1,14 @@
 //! `mailchime push USER`: a test push by the running mailchime, or why there would be none.
 
+use std::time::Duration;
+
 use hyper::Method;
 use serde_json::Value;
 
 use super::ask::ask;
-use super::table::{table, told, word};
+use super::table::{short, table, told, word};
 use super::{CommandFailure, Configured, not_empty, say, watchers};
+use crate::push::dispatcher::OWN_FAULT;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct PushOptions {
@@ -74,6 +77,17 @@ fn tested(devices: &[Value]) {
     }
 }
 
+/// What comes of a failure by its own fault.
+fn own_fault(device: &Value) -> String {
+    match device["own_fault"].as_u64().unwrap_or_default() {
+        0 => String::new(),
+        counted => {
+            let left = short(OWN_FAULT.saturating_sub(Duration::from_millis(counted)));
+            format!(" by its own fault; mailchime removes it after {left} more of that")
+        }
+    }
+}
+
 fn explain(answer: &Value, devices: &[Value]) {
     let [here, watched_by] = ["node", "watched_by"].map(|key| word(&answer[key]));
     match &answer["watcher"] {
@@ -96,6 +110,10 @@ fn explain(answer: &Value, devices: &[Value]) {
             if !names.is_empty() {
                 say(format_args!("    {what}: {}", names.join(", ")));
             }
+        }
+        if let Some(kind) = device["failing_kind"].as_str() {
+            let (since, kind) = (told(&device["failing_since"]), kind.escape_debug());
+            say(format_args!("    its pushes fail since {since}: {kind}{}", own_fault(device)));
         }
         if device["preview"] == true {
             say("    its pushes say who sent new mail, as [push] preview has it");

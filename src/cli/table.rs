@@ -25,14 +25,19 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
 pub(super) fn from_now(time: Option<SystemTime>) -> String {
     let Some(time) = time else { return "-".to_owned() };
     match SystemTime::now().duration_since(time) {
-        Ok(ago) => format!("{} ago", shown(ago)),
-        Err(ahead) => format!("in {}", shown(ahead.duration())),
+        Ok(ago) => format!("{} ago", short(ago)),
+        Err(ahead) => format!("in {}", short(ahead.duration())),
     }
 }
 
 /// A time in milliseconds since 1970.
 pub(super) fn at(millis: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap_or_default())
+}
+
+/// A span in milliseconds.
+pub(super) fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How far a time of a JSON answer is from now; see [`from_now`].
@@ -45,7 +50,8 @@ pub(super) fn word(text: &Value) -> String {
     text.as_str().unwrap_or("-").escape_debug().to_string()
 }
 
-fn shown(duration: Duration) -> String {
+/// A span in its largest unit.
+pub(super) fn short(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
         0..60 => format!("{seconds}s"),

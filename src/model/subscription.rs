@@ -7,6 +7,7 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use secrecy::{ExposeSecret, SecretString};
@@ -42,6 +43,18 @@ pub enum SubscriptionState {
     /// It is pushed to.
     #[default]
     Active,
+}
+
+/// That the pushes of a subscription fail for a reason that lasts: one of its own, or one that an operator mends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastingFailure {
+    /// Since when, by the time of day.
+    pub since: Timestamp,
+    /// How the last push failed: the verdict's name, one word.
+    pub kind: Arc<str>,
+    /// For how long the pushes that were tried have shown the fault to be the subscription's own. It counts neither
+    /// what an operator has to mend nor the time in which nothing was tried.
+    pub own_fault: Duration,
 }
 
 /// One subscription of one account. `Debug` leaves out the options and the secrets.

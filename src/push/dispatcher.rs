@@ -13,7 +13,7 @@ use tracing::{debug, error, info, warn};
 use super::explain::{Explanation, Facts};
 
 use super::push_id::push_id;
-pub use super::scheduler::BackendOf;
+pub use super::scheduler::{BackendOf, OWN_FAULT};
 use super::scheduler::{Batch, ChangeId, Delivery, Effect, Rules, Scheduler};
 use super::transport::{MailboxChange, Notice, RouteId, Routes, Verdict};
 use crate::config;
@@ -504,7 +504,7 @@ fn count(metrics: &Metrics, verdict: &Verdict, push: &Delivery) {
         Verdict::OtherRoute => PushOutcome::OtherRoute,
         Verdict::TooLarge => PushOutcome::TooLarge,
         Verdict::Unrenderable { .. } => PushOutcome::Unrenderable,
-        Verdict::Misconfigured { .. } => PushOutcome::Refused,
+        Verdict::Refused { .. } | Verdict::Misconfigured { .. } => PushOutcome::Refused,
         Verdict::TooMany { .. } => PushOutcome::TooMany,
         Verdict::Unavailable { .. } | Verdict::RouteClosed { .. } => PushOutcome::Unavailable,
     };

@@ -30,6 +30,13 @@ pub struct Explanation {
     pub registered_at: i64,
     /// When the service last accepted a push for it.
     pub pushed_at: Option<i64>,
+    /// Since when its pushes fail for a reason that lasts, and how the last one failed.
+    pub failing_since: Option<i64>,
+    /// The verdict's name.
+    pub failing_kind: Option<String>,
+    /// For how many milliseconds that was seen to be its own fault; it is removed after
+    /// [`OWN_FAULT`](super::dispatcher::OWN_FAULT).
+    pub own_fault: u64,
     /// What it registered for.
     pub mailboxes: Vec<String>,
     /// Those of which a mark on disk says that a push is owed.
@@ -138,8 +145,15 @@ impl Facts<'_> {
         wall: Timestamp,
         served: Timestamp,
     ) -> Explanation {
-        let Target { subscription: device, registered_at, heard_at, pushed_at, mailboxes, .. } =
-            self.target;
+        let Target {
+            subscription: device,
+            registered_at,
+            heard_at,
+            pushed_at,
+            failing,
+            mailboxes,
+            ..
+        } = self.target;
         let DeliveryView {
             under_way,
             waiting,
@@ -202,6 +216,12 @@ impl Facts<'_> {
             route: device.route.to_string(),
             registered_at: registered_at.0,
             pushed_at: pushed_at.map(|at| at.0),
+            failing_since: failing.as_ref().map(|failing| failing.since.0),
+            failing_kind: failing.as_ref().map(|failing| failing.kind.to_string()),
+            own_fault: failing
+                .as_ref()
+                .map(|failing| millis(failing.own_fault))
+                .unwrap_or_default(),
             mailboxes: mailboxes.iter().map(|(mailbox, _)| name(mailbox)).collect(),
             owed: mailboxes.iter().filter(|(_, owed)| *owed).map(|(m, _)| name(m)).collect(),
             waiting: waiting.iter().map(name).collect(),
@@ -320,7 +340,7 @@ mod tests {
             outdated_since: None,
             outdated_at: None,
             pushed_at: None,
-            failing_since: None,
+            failing: None,
             mailboxes,
         }
     }

@@ -135,6 +135,7 @@ const TABLES: [CopiedTable; 6] = [
             "renews",
             "expires_at",
             "failing_since",
+            "own_fault",
         ],
         texts: &[
             "transport",
@@ -145,6 +146,7 @@ const TABLES: [CopiedTable; 6] = [
             "options",
             "state",
             "secrets",
+            "failing_kind",
         ],
     },
     CopiedTable {

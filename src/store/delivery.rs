@@ -8,12 +8,13 @@ use sqlx::any::AnyRow;
 
 use crate::metrics::Call;
 use crate::model::{
-    Account, BackendId, Mailbox, Snapshot, Subscription, SubscriptionKey, SubscriptionState,
-    Timestamp, TransportId,
+    Account, BackendId, LastingFailure, Mailbox, Snapshot, Subscription, SubscriptionKey,
+    SubscriptionState, Timestamp, TransportId,
 };
 
 use super::records::{
-    account, bind_snapshot, live, snapshot, state, subscription, subscription_columns,
+    account, bind_snapshot, failure, failure_columns, live, snapshot, state, subscription,
+    subscription_columns,
 };
 use super::sql::statement::Statement;
 use super::sql::work::Work;
@@ -42,8 +43,8 @@ pub struct Target {
     pub outdated_at: Option<Timestamp>,
     /// When a push for it was last accepted.
     pub pushed_at: Option<Timestamp>,
-    /// Since when its pushes have failed for a reason of its own; `None` if the last one did not.
-    pub failing_since: Option<Timestamp>,
+    /// How its pushes fail for a reason that lasts; `None` if the last one did not.
+    pub failing: Option<LastingFailure>,
     /// Each mailbox, and whether a push for it is still owed to this device.
     pub mailboxes: Vec<(Mailbox, bool)>,
 }
@@ -69,12 +70,13 @@ pub enum Settlement {
         /// Since when, in milliseconds since 1970.
         since: Timestamp,
     },
-    /// Pushes of the subscription fail for a reason of its own. A time that is there stays.
+    /// Pushes of the subscription fail for a reason that lasts. The time of a failure that is there stays, and the rest
+    /// is as it is now.
     Failing {
         /// The subscription.
         subscription: SubscriptionKey,
-        /// Since when.
-        since: Timestamp,
+        /// How.
+        failure: LastingFailure,
     },
     /// A push for these mailboxes was accepted: they are no longer owed, and the subscription fails no longer.
     Accepted {
@@ -93,8 +95,10 @@ macro_rules! entries {
         concat!(
             "select ",
             subscription_columns!(),
+            ", ",
+            failure_columns!(),
             ", a.backend, s.state, s.registered_at, s.heard_at, s.renews, s.outdated_since, s.outdated_at, \
-             s.pushed_at, s.failing_since, m.name as mailbox, wanted.owed_since from account a \
+             s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
              join subscription s on s.account = a.id \
              left join subscription_mailbox wanted on wanted.subscription = s.id \
              left join mailbox m on m.id = wanted.mailbox "
@@ -194,8 +198,10 @@ impl Store {
             let query = sql::query(concat!(
                 "select ",
                 subscription_columns!(),
+                ", ",
+                failure_columns!(),
                 ", a.backend, s.secrets, s.state, s.registered_at, s.heard_at, s.renews, s.outdated_since, \
-                 s.outdated_at, s.pushed_at, s.failing_since, m.name as mailbox, wanted.owed_since from account a \
+                 s.outdated_at, s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
                  join subscription s on s.account = a.id \
                  left join subscription_mailbox wanted on wanted.subscription = s.id \
                  left join mailbox m on m.id = wanted.mailbox \
@@ -210,26 +216,6 @@ impl Store {
             Ok(targets(entries.await?))
         });
         Ok(self.opened(found.await?))
-    }
-
-    /// How many subscriptions of this transport each of its routes has, live or not, by the routes' names.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn routes(&self, transport: &TransportId) -> Result<Vec<(String, u64)>, StoreError> {
-        self.read(Call::Devices, async {
-            let query = sql::query(
-                "select route, count(*) as subscriptions from subscription where transport = $1 \
-                 group by route order by route",
-            )
-            .bind(transport.as_str());
-            self.rows(query, |row| {
-                let subscriptions: i64 = row.try_get("subscriptions")?;
-                Ok((row.try_get("route")?, subscriptions.unsigned_abs()))
-            })
-            .await
-        })
-        .await
     }
 
     /// All subscriptions, in any state, live or not, without secrets, by account: those of the next `accounts` accounts behind
@@ -337,7 +323,7 @@ fn entry(row: &AnyRow) -> sqlx::Result<Target> {
         outdated_since: row.try_get::<Option<i64>, _>("outdated_since")?.map(Timestamp),
         outdated_at: row.try_get::<Option<i64>, _>("outdated_at")?.map(Timestamp),
         pushed_at: row.try_get::<Option<i64>, _>("pushed_at").ok().flatten().map(Timestamp),
-        failing_since: row.try_get::<Option<i64>, _>("failing_since").ok().flatten().map(Timestamp),
+        failing: failure(row),
         mailboxes: mailbox.map(|mailbox| (Mailbox::new(mailbox), owed)).into_iter().collect(),
     })
 }
@@ -364,7 +350,7 @@ struct Outcome<'a> {
     told: BTreeMap<(&'a str, &'a str), &'a Snapshot>,
     marks: BTreeMap<(NaturalKey<'a>, &'a str), Mark>,
     pushed: BTreeMap<NaturalKey<'a>, Timestamp>,
-    failing: BTreeMap<NaturalKey<'a>, Timestamp>,
+    failing: BTreeMap<NaturalKey<'a>, &'a LastingFailure>,
 }
 
 /// Account, transport, hash of the endpoint, app.
@@ -402,15 +388,24 @@ const PUSHED: UpdateFrom<'_> = UpdateFrom {
     joins: &["account a on a.name = v.account"],
     on: "subscription.account = a.id and subscription.transport = v.transport \
          and subscription.endpoint_hash = v.hash and subscription.app = v.app",
-    set: &[("pushed_at", "v.pushed_at"), ("failing_since", "null")],
+    set: &[
+        ("pushed_at", "v.pushed_at"),
+        ("failing_since", "null"),
+        ("failing_kind", "null"),
+        ("own_fault", "null"),
+    ],
 };
 
 const FAILING: UpdateFrom<'_> = UpdateFrom {
     table: "subscription",
-    columns: &["account", "transport", "hash", "app", "since"],
+    columns: &["account", "transport", "hash", "app", "since", "kind", "own_fault"],
     joins: PUSHED.joins,
     on: PUSHED.on,
-    set: &[("failing_since", "coalesce(subscription.failing_since, v.since)")],
+    set: &[
+        ("failing_since", "coalesce(subscription.failing_since, v.since)"),
+        ("failing_kind", "v.kind"),
+        ("own_fault", "v.own_fault"),
+    ],
 };
 
 const TOLD: UpdateFrom<'_> = UpdateFrom {
@@ -448,8 +443,8 @@ impl<'a> Outcome<'a> {
                         outcome.marks.entry((key(subscription), mailbox.as_str())).or_default();
                     mark.since.get_or_insert(*since);
                 }
-                Settlement::Failing { subscription, since } => {
-                    outcome.failing.entry(key(subscription)).or_insert(*since);
+                Settlement::Failing { subscription, failure } => {
+                    outcome.failing.insert(key(subscription), failure);
                 }
                 Settlement::Accepted { subscription, mailboxes, at } => {
                     outcome.pushed.insert(key(subscription), *at);
@@ -469,28 +464,30 @@ impl<'a> Outcome<'a> {
     async fn write(&self, work: &mut Work) -> sqlx::Result<()> {
         for marks in chunks(&self.marks) {
             let mut query = sql::query(work.dialect().update_from(&MARKS, marks.len()));
-            for (((account, transport, hash, app), mailbox), mark) in marks {
-                query = query
-                    .bind(*account)
-                    .bind(*transport)
-                    .bind(hash.as_str())
-                    .bind(*app)
+            for ((subscription, mailbox), mark) in marks {
+                query = bind_key(query, subscription)
                     .bind(*mailbox)
                     .bind(i64::from(mark.cleared))
                     .bind(mark.since.map(|since| since.0));
             }
             query.execute_in(work).await?;
         }
-        // One that was accepted and has failed since fails since then.
-        for (statement, times) in [(&PUSHED, &self.pushed), (&FAILING, &self.failing)] {
-            for times in chunks(times) {
-                let mut query = sql::query(work.dialect().update_from(statement, times.len()));
-                for ((account, transport, hash, app), at) in times {
-                    query = query.bind(*account).bind(*transport).bind(hash.as_str());
-                    query = query.bind(*app).bind(at.0);
-                }
-                query.execute_in(work).await?;
+        for times in chunks(&self.pushed) {
+            let mut query = sql::query(work.dialect().update_from(&PUSHED, times.len()));
+            for (subscription, at) in times {
+                query = bind_key(query, subscription).bind(at.0);
             }
+            query.execute_in(work).await?;
+        }
+        // One that was accepted and has failed since fails since then.
+        for failing in chunks(&self.failing) {
+            let mut query = sql::query(work.dialect().update_from(&FAILING, failing.len()));
+            for (subscription, failure) in failing {
+                let own_fault = i64::try_from(failure.own_fault.as_millis()).unwrap_or(i64::MAX);
+                query = bind_key(query, subscription).bind(failure.since.0);
+                query = query.bind(&*failure.kind).bind(own_fault);
+            }
+            query.execute_in(work).await?;
         }
         for told in chunks(&self.told) {
             let mut query = sql::query(work.dialect().update_from(&TOLD, told.len()));
@@ -505,6 +502,11 @@ impl<'a> Outcome<'a> {
 
 fn key(key: &SubscriptionKey) -> NaturalKey<'_> {
     (key.account.as_str(), key.transport.as_str(), key.endpoint.hash_hex(), &key.app)
+}
+
+fn bind_key<'q>(query: Statement<'q>, key: &'q NaturalKey<'_>) -> Statement<'q> {
+    let (account, transport, hash, app) = key;
+    query.bind(*account).bind(*transport).bind(hash.as_str()).bind(*app)
 }
 
 /// What is written by one statement at a time.

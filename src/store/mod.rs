@@ -36,6 +36,7 @@ mod records;
 mod registrant;
 mod removal;
 mod rotation;
+mod routes;
 mod secrets;
 mod service;
 mod shares;

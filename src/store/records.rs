@@ -1,5 +1,7 @@
 //! Single rows: finding, locking and removing them, and what their columns say.
 
+use std::time::Duration;
+
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
@@ -7,8 +9,8 @@ use super::sql;
 use super::sql::statement::Statement;
 use super::sql::work::Work;
 use crate::model::{
-    Account, PushEndpoint, Snapshot, Subscription, SubscriptionKey, SubscriptionState, Timestamp,
-    TransportId,
+    Account, LastingFailure, PushEndpoint, Snapshot, Subscription, SubscriptionKey,
+    SubscriptionState, Timestamp, TransportId,
 };
 
 /// That a subscription `s` is live: it counts, is not silent for too long where silence counts
@@ -35,6 +37,25 @@ macro_rules! subscription_columns {
     };
 }
 pub(super) use subscription_columns;
+
+/// What [`failure`] reads, of a subscription `s`.
+macro_rules! failure_columns {
+    () => {
+        "s.failing_since, s.failing_kind, s.own_fault"
+    };
+}
+pub(super) use failure_columns;
+
+/// How the subscription's pushes fail, if they do. What cannot be read is none.
+pub(super) fn failure(row: &AnyRow) -> Option<LastingFailure> {
+    let number = |column| row.try_get::<Option<i64>, _>(column).ok().flatten();
+    let kind = row.try_get::<Option<String>, _>("failing_kind").ok().flatten();
+    Some(LastingFailure {
+        since: Timestamp(number("failing_since")?),
+        kind: kind.unwrap_or_default().into(),
+        own_fault: Duration::from_millis(number("own_fault").unwrap_or_default().unsigned_abs()),
+    })
+}
 
 /// Makes other transactions that add or remove devices of the account wait for this one.
 pub(super) async fn lock(work: &mut Work, account: &str) -> sqlx::Result<()> {

@@ -322,6 +322,8 @@ static UPSERT_SUBSCRIPTION: Shaped = Shaped::new(|dialect| {
             ("renews", "new.renews"),
             // What failed was the registration before.
             ("failing_since", "null"),
+            ("failing_kind", "null"),
+            ("own_fault", "null"),
             ("state", "case when old.state = 'active' then 'active' else new.state end"),
             (
                 "outdated_at",

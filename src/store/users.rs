@@ -2,13 +2,16 @@
 
 use sqlx::Row;
 
-use super::records::{id_of, lock, state, subscription, subscription_columns};
+use super::records::{
+    failure, failure_columns, id_of, lock, state, subscription, subscription_columns,
+};
 use super::removal::sweep;
 use super::sql;
 use super::{MadeRoom, RegisterOutcome, Store, StoreError};
 use crate::metrics::Call;
 use crate::model::{
-    AcceptedLogin, Account, Mailbox, Subscription, SubscriptionKey, SubscriptionState, Timestamp,
+    AcceptedLogin, Account, LastingFailure, Mailbox, Subscription, SubscriptionKey,
+    SubscriptionState, Timestamp,
 };
 
 /// A subscription as its user sees it.
@@ -24,8 +27,8 @@ pub struct ListedSubscription {
     pub registered_at: Timestamp,
     /// When a push for it was last accepted.
     pub pushed_at: Option<Timestamp>,
-    /// Since when pushes for it have failed.
-    pub failing_since: Option<Timestamp>,
+    /// How pushes for it fail, if they do.
+    pub failing: Option<LastingFailure>,
     /// Its mailboxes, by name.
     pub mailboxes: Vec<Mailbox>,
 }
@@ -44,7 +47,9 @@ impl Store {
             let query = sql::query(concat!(
                 "select s.id, ",
                 subscription_columns!(),
-                ", s.state, s.registered_at, s.pushed_at, s.failing_since, m.name as mailbox \
+                ", ",
+                failure_columns!(),
+                ", s.state, s.registered_at, s.pushed_at, m.name as mailbox \
                  from account a join subscription s on s.account = a.id \
                  left join subscription_mailbox wanted on wanted.subscription = s.id \
                  left join mailbox m on m.id = wanted.mailbox \
@@ -61,7 +66,7 @@ impl Store {
                     state: state(row)?,
                     registered_at: Timestamp(row.try_get("registered_at")?),
                     pushed_at: time("pushed_at")?,
-                    failing_since: time("failing_since")?,
+                    failing: failure(row),
                     mailboxes: mailbox.map(Mailbox::new).into_iter().collect(),
                 })
             });

@@ -80,8 +80,9 @@ use self::users::{
     a_pending_subscription_displaces_nothing_until_it_is_confirmed,
     a_pending_subscription_gets_nothing_until_it_is_confirmed,
     a_subscription_fails_since_its_first_failure_until_a_push_is_accepted,
-    a_user_removes_any_of_their_own, secrets_are_sealed_for_their_subscription,
-    what_did_not_answer_and_what_has_ended_goes,
+    a_user_removes_any_of_their_own,
+    it_is_kept_how_a_subscription_fails_and_for_how_long_by_its_own_fault,
+    secrets_are_sealed_for_their_subscription, what_did_not_answer_and_what_has_ended_goes,
 };
 
 const EVER: Timestamp = Timestamp(0);
@@ -309,6 +310,7 @@ contract! {
     a_pending_subscription_displaces_nothing_until_it_is_confirmed,
     a_user_removes_any_of_their_own,
     a_subscription_fails_since_its_first_failure_until_a_push_is_accepted,
+    it_is_kept_how_a_subscription_fails_and_for_how_long_by_its_own_fault,
     a_browser_that_is_pushed_gives_its_place_to_none_that_is_older,
     secrets_are_sealed_for_their_subscription,
     a_closed_store_says_so,

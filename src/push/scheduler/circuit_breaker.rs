@@ -145,6 +145,11 @@ impl CircuitBreaker {
     pub(super) fn is_open(&self) -> bool {
         self.shut_until.is_none()
     }
+
+    /// Whether the last pushes failed to most devices, and to more than one.
+    pub(super) fn fails_mostly(&self) -> bool {
+        !self.is_open() || (self.devices.bad() > 1 && self.devices.are_mostly_bad())
+    }
 }
 
 impl BadEndpointMonitor {
@@ -179,7 +184,8 @@ impl BadEndpointMonitor {
         })
     }
 
-    fn is_only_bad_one(&self) -> bool {
+    /// Whether one token is bad at most, of all that are remembered.
+    pub(super) fn is_only_bad_one(&self) -> bool {
         let accounts = self.domains.last.iter().flat_map(|(_, accounts, _)| &accounts.last);
         let tokens = accounts.flat_map(|(_, tokens, _)| &tokens.last);
         tokens.filter(|(.., bad)| *bad).count() == 1

@@ -14,7 +14,8 @@ use super::circuit_breaker::BreakerPass;
 use super::preview::{NewestMail, PreviewState, Previews};
 use super::{Delivery, DeliveryView, Rules};
 use crate::model::{
-    Change, ChangeKind, Mailbox, Preview, Snapshot, Subscription, SubscriptionKey, Timestamp,
+    Change, ChangeKind, LastingFailure, Mailbox, Preview, Snapshot, Subscription, SubscriptionKey,
+    Timestamp,
 };
 use crate::store::Target;
 
@@ -54,8 +55,10 @@ pub(super) struct DeviceState {
     /// The last push that was accepted.
     pub(super) told: Option<LastDelivery>,
     failures: u32,
-    /// It is written that its pushes fail for a reason of its own.
-    failing: bool,
+    /// How its pushes fail for a reason that lasts, as it is written.
+    failing: Option<LastingFailure>,
+    /// When its last push was tried, if that showed the fault to be its own.
+    at_fault_at: Option<Instant>,
     back_off_until: Option<Instant>,
     /// It is left alone for a reason that goes when it registers anew.
     heals: bool,
@@ -145,7 +148,8 @@ impl DeviceState {
             in_flight: None,
             told: None,
             failures: 0,
-            failing: target.failing_since.is_some(),
+            failing: target.failing.clone(),
+            at_fault_at: None,
             back_off_until: None,
             heals: false,
             held_until: None,
@@ -172,7 +176,7 @@ impl DeviceState {
             (self.route, self.peer) = (RouteId::of(new), transport.peer(new));
         }
         if self.registered_at < target.registered_at {
-            self.failing = target.failing_since.is_some();
+            (self.failing, self.at_fault_at) = (target.failing.clone(), None);
             if self.heals {
                 // The device lives, and so may its token.
                 self.try_anew();
@@ -424,7 +428,7 @@ impl DeviceState {
     pub(super) fn accepted(&mut self, now: Instant) -> Vec<Mailbox> {
         let Some(push) = self.in_flight.take() else { return Vec::new() };
         self.try_anew();
-        self.failing = false;
+        self.failing = None;
         let InFlight { mailboxes, newest, in_vain, sent_at, seen_at, .. } = push;
         let told = if in_vain { BTreeMap::new() } else { mailboxes.clone() };
         let names = told.keys().cloned().collect();
@@ -433,12 +437,6 @@ impl DeviceState {
             self.put_back((mailboxes, newest), seen_at, now, false);
         }
         names
-    }
-
-    /// A push that was sent to the registration of `registered_at` failed for a reason of its own. Returns whether
-    /// that is new, and not of a registration before.
-    pub(super) fn begins_to_fail(&mut self, registered_at: Timestamp) -> bool {
-        self.registered_at <= registered_at && !std::mem::replace(&mut self.failing, true)
     }
 
     /// The push failed, and another goes after `wait`, which is given the number of failures in a row.

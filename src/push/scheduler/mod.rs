@@ -44,7 +44,8 @@ use account::{AccountState, ReadState};
 pub(super) use change_id::ChangeId;
 use circuit_breaker::BreakerPass;
 use device::SendSlot;
-use device::follow_up::{Doubts, FollowUp};
+pub use device::follow_up::OWN_FAULT;
+use device::follow_up::{Circumstances, Doubts, FollowUp};
 use endpoint_limits::EndpointLimits;
 pub(super) use outbox::Batch;
 use outbox::Outbox;
@@ -383,24 +384,26 @@ impl Scheduler {
         let device = self.accounts.get_mut(&key.account).and_then(|state| state.device(key));
         let under_way = device.and_then(|device| device.in_flight.as_ref());
         let under_way = under_way.map(|push| (push.pass, push.registered_at));
-        // Then what their receivers answer is nothing that an operator can mend.
-        let by_users = queue.as_ref().is_some_and(|queue| queue.has_peers());
-        let doubts = queue.and_then(|queue| {
+        let circumstances = queue.map(|queue| {
             let pass = under_way.map(|(pass, _)| pass);
-            let bad = queue.answered(PushAnswer { sent, verdict, pass, chance }, now)?;
-            let renewed_since = served.minus(queue.limits.silence);
-            bad.mostly
-                .then(|| Doubts { renewed_since, say: bad.say.then(|| queue.transport.remedy()) })
+            let news = queue.answered(PushAnswer { sent, verdict, pass, chance }, now);
+            let doubts = news.bad.filter(|bad| bad.mostly).map(|bad| Doubts {
+                renewed_since: served.minus(queue.limits.silence),
+                say: bad.say.then(|| queue.transport.remedy()),
+            });
+            Circumstances { doubts, fault: news.fault, by_users: queue.has_peers() }
         });
+        let circumstances = circumstances.unwrap_or_default();
         let Some((_, registered_at)) = under_way else { return };
         let Some(state) = self.accounts.get_mut(&key.account) else { return };
         let Some(device) = state.device(key) else { return };
-        let became = device.became(verdict, registered_at, doubts, by_users);
+        let failing = device.fails(verdict, registered_at, circumstances.fault, wall, now);
+        let became = device.became(verdict, registered_at, circumstances);
         match became {
             FollowUp::Delivered => self.outbox.accepted(key, device.accepted(now), wall),
             FollowUp::Owed { backoff, heals } => {
-                if verdict.is_failure_of_subscription() && device.begins_to_fail(registered_at) {
-                    self.outbox.failing(key, wall);
+                if let Some(failing) = failing {
+                    self.outbox.failing(key, failing);
                 }
                 let least = at_least(verdict);
                 let wait = |failures| backoff.wait(failures, chance).max(least);

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::change_id::ChangeId;
-use crate::model::{Account, Mailbox, Snapshot, SubscriptionKey, Timestamp};
+use crate::model::{Account, LastingFailure, Mailbox, Snapshot, SubscriptionKey, Timestamp};
 use crate::net::backoff::Backoff;
 use crate::store::Settlement;
 
@@ -37,8 +37,8 @@ pub(crate) struct Batch {
 #[derive(Default)]
 struct Marks {
     accepted_at: Option<Timestamp>,
-    /// Its pushes have failed since then, for a reason of its own.
-    failing_since: Option<Timestamp>,
+    /// Its pushes fail for a reason that lasts.
+    failing: Option<LastingFailure>,
     /// Owed since, or no longer owed.
     mailboxes: HashMap<Mailbox, Option<Timestamp>>,
 }
@@ -58,9 +58,9 @@ impl Outbox {
         self.marks(device).mailboxes.insert(mailbox, Some(since));
     }
 
-    /// A push failed for a reason of the device's own.
-    pub(super) fn failing(&mut self, device: &SubscriptionKey, since: Timestamp) {
-        self.marks(device).failing_since.get_or_insert(since);
+    /// The device's pushes fail so, for a reason that lasts.
+    pub(super) fn failing(&mut self, device: &SubscriptionKey, failure: LastingFailure) {
+        self.marks(device).failing = Some(failure);
     }
 
     pub(super) fn accepted(
@@ -70,7 +70,7 @@ impl Outbox {
         at: Timestamp,
     ) {
         let marks = self.marks(device);
-        (marks.accepted_at, marks.failing_since) = (Some(at), None);
+        (marks.accepted_at, marks.failing) = (Some(at), None);
         marks.mailboxes.extend(mailboxes.into_iter().map(|mailbox| (mailbox, None)));
     }
 
@@ -122,8 +122,8 @@ impl Outbox {
                 let device = device.clone();
                 settlements.push(Settlement::Accepted { subscription: device, mailboxes, at });
             }
-            if let Some(since) = marks.failing_since {
-                settlements.push(Settlement::Failing { subscription: device.clone(), since });
+            if let Some(failure) = marks.failing {
+                settlements.push(Settlement::Failing { subscription: device.clone(), failure });
             }
             settlements.extend(owed.into_iter().filter_map(|(mailbox, since)| {
                 Some(Settlement::Owed { subscription: device.clone(), mailbox, since: since? })
@@ -149,11 +149,10 @@ impl Outbox {
                 Settlement::Owed { subscription: device, mailbox, since } => {
                     self.marks(&device).mailboxes.entry(mailbox).or_insert(Some(since));
                 }
-                Settlement::Failing { subscription: device, since } => {
+                Settlement::Failing { subscription: device, failure } => {
                     let marks = self.marks(&device);
-                    if marks.accepted_at.is_none_or(|accepted| accepted <= since) {
-                        let newer = marks.failing_since.unwrap_or(since);
-                        marks.failing_since = Some(since.min(newer));
+                    if marks.accepted_at.is_none_or(|accepted| accepted <= failure.since) {
+                        marks.failing.get_or_insert(failure);
                     }
                 }
                 Settlement::Accepted { subscription: device, mailboxes, at } => {

@@ -19,6 +19,9 @@ use crate::model::{Account, Subscription};
 /// that a peer has answered is forgotten, too.
 const SWEEP: usize = 1024;
 const MOST: usize = 16 * SWEEP;
+/// For so long a push that a service accepted shows that it knows who mailchime is. A subscription is removed for its
+/// own fault after several times as long, so what an operator breaks is seen before.
+const LATELY: Duration = Duration::from_hours(24);
 /// Of the pushes that may be under way, the part for peers that have not shown that they answer.
 const UNPROVEN_PART: usize = 2;
 
@@ -40,6 +43,8 @@ pub(super) struct RouteQueue {
     sweep_at: usize,
     /// The last moment that a push began or was answered.
     now: Option<Instant>,
+    /// When a push of the route was last accepted, by any peer.
+    accepted_at: Option<Instant>,
 }
 
 type Agenda = BTreeSet<(Instant, Arc<str>)>;
@@ -54,8 +59,28 @@ struct PeerQueue {
     sending: usize,
     breaker: CircuitBreaker,
     monitor: BadEndpointMonitor,
+    /// When a push to it was last accepted.
+    accepted_at: Option<Instant>,
     /// Where it stands in the agenda.
     due_at: Option<(Instant, bool)>,
+}
+
+/// What an answer says besides what becomes of its push.
+#[derive(Default)]
+pub(super) struct AnswerNews {
+    /// Of endpoints, if it says something of them.
+    pub(super) bad: Option<BadEndpoints>,
+    /// Whose fault a failure that lasts is, as far as the other pushes of the route show that.
+    pub(super) fault: Option<Fault>,
+}
+
+/// Whose fault a failure that lasts is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The subscription's own: its service takes the pushes of others.
+    Subscription,
+    /// One that an operator mends.
+    Operator,
 }
 
 /// A push that is under way and was answered.
@@ -94,6 +119,7 @@ impl RouteQueue {
             queued: 0,
             sweep_at: SWEEP,
             now: None,
+            accepted_at: None,
         }
     }
 
@@ -144,18 +170,26 @@ impl RouteQueue {
         });
     }
 
-    /// What an answer says of the peer; returns what it says of endpoints, if it does.
-    pub(super) fn answered(
-        &mut self,
-        answer: PushAnswer<'_>,
-        now: Instant,
-    ) -> Option<BadEndpoints> {
+    /// Takes note of what an answer says of the peer and of the route; returns what else it says.
+    pub(super) fn answered(&mut self, answer: PushAnswer<'_>, now: Instant) -> AnswerNews {
         self.now = Some(now);
-        let route = self.id.clone();
+        let PushAnswer { verdict, pass, .. } = answer;
+        // What was sent under another identity says nothing of this one.
+        let counts = pass.is_some_and(|pass| pass != BreakerPass::Late);
+        let is_accepted = counts && matches!(verdict, Verdict::Accepted { .. });
+        if is_accepted {
+            self.accepted_at = Some(now);
+        }
+        let (route, route_accepted_at) = (self.id.clone(), self.accepted_at);
         let peer = self.transport.peer(answer.sent);
         self.change(&peer, |queue| {
             queue.sending = queue.sending.saturating_sub(1);
-            queue.answered(answer, &route, &peer, now)
+            if is_accepted {
+                queue.accepted_at = Some(now);
+            }
+            let bad = queue.answered(answer, &route, &peer, now);
+            let fault = counts.then(|| queue.fault(verdict, route_accepted_at, now)).flatten();
+            AnswerNews { bad, fault }
         })
     }
 
@@ -279,6 +313,28 @@ impl PeerQueue {
             );
         }
         None
+    }
+
+    /// Whose fault this is. Nothing counts that was accepted longer ago than lately, by the peer or by the route.
+    fn fault(
+        &self,
+        verdict: &Verdict,
+        route_accepted_at: Option<Instant>,
+        now: Instant,
+    ) -> Option<Fault> {
+        let (mostly, accepted_at) = match verdict {
+            Verdict::TooLarge | Verdict::Misconfigured { .. } => return Some(Fault::Operator),
+            // That another service takes pushes says nothing: some take them from anybody.
+            Verdict::Refused { .. } => (self.breaker.fails_mostly(), self.accepted_at),
+            // Something that answers in the place of the services would do so for all of them.
+            Verdict::BadEndpoint => (!self.monitor.is_only_bad_one(), route_accepted_at),
+            _ => return None,
+        };
+        let lately = |at: Instant| now.saturating_duration_since(at) < LATELY;
+        match mostly {
+            true => Some(Fault::Operator),
+            false => accepted_at.is_some_and(lately).then_some(Fault::Subscription),
+        }
     }
 
     /// When a push may go, of which `most` may be under way.

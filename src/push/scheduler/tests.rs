@@ -1,12 +1,13 @@
 //! The rules as dialogues: what happens, and at which second what is done about it.
 
 mod lasting;
+mod own_fault;
 mod previews;
 mod routes;
 mod verdicts;
 
 use super::*;
-use crate::model::{Change, PushEndpoint, Snapshot, TransportId};
+use crate::model::{Change, LastingFailure, PushEndpoint, Snapshot, TransportId};
 use crate::push::transport::stub::{OF_INBOX_ALONE, OF_NEW_MAIL_ALONE, PER_HOST, Stub};
 use crate::store::Settlement;
 
@@ -24,8 +25,9 @@ struct Simulation {
     database: bool,
     /// What the service makes of a push; while `None` it does not answer.
     service: Option<Verdict>,
-    /// The endpoints for which it always has trouble.
+    /// The endpoints for which it always has trouble, and which.
     failing: Vec<&'static str>,
+    trouble: Verdict,
     under_way: Vec<Arc<Subscription>>,
     id: u64,
     /// The watcher asks for the sender and the subject of new mail.
@@ -98,7 +100,7 @@ fn phone_of(account: &Account, name: &str) -> Target {
         outdated_since: None,
         outdated_at: None,
         pushed_at: None,
-        failing_since: None,
+        failing: None,
         mailboxes,
     }
 }
@@ -140,6 +142,7 @@ impl Simulation {
             database: true,
             service: Some(accepted()),
             failing: Vec::new(),
+            trouble: unavailable(),
             under_way: Vec::new(),
             id: 0,
             previews: false,
@@ -192,7 +195,7 @@ impl Simulation {
                     format!(": {sender} in {}, {}", it.mailbox, it.preview.messages)
                 });
                 self.say(format!("push {name} {}{newest}", names.join("+")));
-                let fails = self.failing.contains(&name).then(unavailable);
+                let fails = self.failing.contains(&name).then(|| self.trouble.clone());
                 match fails.or_else(|| self.service.clone()) {
                     Some(outcome) => {
                         self.scheduler.answered(&push.device, &outcome, self.now, NOW, NOW)
@@ -286,8 +289,10 @@ fn written(batch: &Batch) -> Vec<String> {
         Settlement::Owed { subscription: device, mailbox, .. } => {
             format!("owed {} {mailbox}", name(&device.endpoint))
         }
-        Settlement::Failing { subscription: device, .. } => {
-            format!("failing {}", name(&device.endpoint))
+        Settlement::Failing { subscription: device, failure } => {
+            let own_fault = failure.own_fault.as_secs();
+            let by_itself = if own_fault > 0 { format!(" {own_fault} s") } else { String::new() };
+            format!("failing {}{by_itself}", name(&device.endpoint))
         }
         Settlement::Accepted { subscription: device, mailboxes, .. } => {
             let mut names: Vec<_> = mailboxes.iter().map(Mailbox::as_str).collect();

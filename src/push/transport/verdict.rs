@@ -29,6 +29,12 @@ pub enum Verdict {
         /// What is wrong.
         why: String,
     },
+    /// The service refuses who mailchime says it is, for this subscription. Where it takes pushes of others, the
+    /// fault is the subscription's; else an operator can mend it.
+    Refused {
+        /// What is wrong.
+        why: String,
+    },
     /// The service refuses the push for a reason that only an operator can mend.
     Misconfigured {
         /// What is wrong.
@@ -68,7 +74,7 @@ pub enum Blame {
     ///
     /// [`Transport::peer`]: super::Transport::peer
     Route,
-    /// The configuration or mailchime.
+    /// The configuration or mailchime, as far as one answer says.
     Us,
 }
 
@@ -85,25 +91,15 @@ impl Verdict {
             | Self::TooMany { .. }
             | Self::Unrenderable { .. } => Blame::Subscription,
             Self::RouteClosed { .. } => Blame::Route,
-            Self::TooLarge | Self::Misconfigured { .. } => Blame::Us,
+            Self::TooLarge | Self::Refused { .. } | Self::Misconfigured { .. } => Blame::Us,
         }
     }
 
-    /// Whether its service refuses its push, or none can be written: that lasts until its client, its user or
-    /// the operator mends it.
-    pub fn is_failure_of_subscription(&self) -> bool {
-        match self {
-            Self::Gone { .. }
-            | Self::BadEndpoint
-            | Self::OtherRoute
-            | Self::TooLarge
-            | Self::Unrenderable { .. }
-            | Self::Misconfigured { .. } => true,
-            Self::Accepted { .. }
-            | Self::TooMany { .. }
-            | Self::Unavailable { .. }
-            | Self::RouteClosed { .. } => false,
-        }
+    /// Whether it lasts until its client, its user or the operator mends it: its service refuses its push, or none can
+    /// be written.
+    pub fn lasts(&self) -> bool {
+        let is_of_now = matches!(self, Self::TooMany { .. });
+        !is_of_now && matches!(self.blames(), Blame::Subscription | Blame::Us)
     }
 
     /// One word, for logs and metrics.
@@ -115,7 +111,7 @@ impl Verdict {
             Self::OtherRoute => "other-route",
             Self::TooLarge => "too-large",
             Self::Unrenderable { .. } => "unrenderable",
-            Self::Misconfigured { .. } => "refused",
+            Self::Refused { .. } | Self::Misconfigured { .. } => "refused",
             Self::TooMany { .. } => "too-many",
             Self::Unavailable { .. } | Self::RouteClosed { .. } => "unavailable",
         }
@@ -125,6 +121,7 @@ impl Verdict {
     pub fn detail(&self) -> Option<&str> {
         match self {
             Self::Unrenderable { why }
+            | Self::Refused { why }
             | Self::Misconfigured { why }
             | Self::Unavailable { why, .. }
             | Self::RouteClosed { why, .. } => Some(why),

@@ -94,8 +94,8 @@ impl Scene {
             .await
             .unwrap();
         let mailboxes = "insert into subscription_mailbox (subscription, mailbox) select s.id, m.id from \
-                         subscription s join mailbox m on m.account = s.account where s.transport = $1";
-        let mailboxes = sqlx::query(mailboxes).bind(subscription.transport.as_str());
+                         subscription s join mailbox m on m.account = s.account where s.endpoint_hash = $1";
+        let mailboxes = sqlx::query(mailboxes).bind(subscription.endpoint.hash_hex());
         mailboxes.execute(&mut database).await.unwrap();
     }
 

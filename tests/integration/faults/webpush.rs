@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::Arc;
 
 use mailchime::demo::push_service::{Browser, PushService, PushedMessage, Reply};
-use mailchime::model::Account;
+use mailchime::model::{Account, Subscription};
 use mailchime::net::guard::Guard;
 use mailchime::push::transport::enrol::Enrol;
 use mailchime::push::transport::webpush::WebPush;
@@ -50,8 +50,13 @@ pub(super) fn faults() -> Vec<Fault> {
         ),
         fault!(
             wrong_key,
-            "Web Push: 403, as for a wrong VAPID key",
-            "the log says so, the row stays owed, the phone hears at once"
+            "Web Push: 403 for all browsers, as for a wrong contact",
+            "a warning says so, the row stays owed after any time, the phone hears at once"
+        ),
+        fault!(
+            one_refused,
+            "Web Push: 403 for one browser, others are accepted",
+            "its row goes after seven days, the others stay, the phone hears at once"
         ),
         fault!(
             lost_key,
@@ -71,6 +76,10 @@ pub(super) fn faults() -> Vec<Fault> {
     ]
 }
 
+/// What the log says where a push service takes pushes of no browser.
+const IDENTITY_REFUSED: &str = "the push service refuses mailchime's key or contact, and has accepted no other push lately, \
+                                or few; check them and the clock; mailchime keeps the push and tries again";
+
 /// The program with a phone and a browser that has subscribed.
 async fn with_browser(scene: &Scene) -> (PushService, Arc<Browser>, Server) {
     let service = PushService::start(listener().await, &scene.pki).unwrap();
@@ -81,13 +90,20 @@ async fn with_browser(scene: &Scene) -> (PushService, Arc<Browser>, Server) {
     );
     scene.configure("[log]\n", &table);
     let server = scene.registered().await;
+    let (browser, _) = subscribed(scene, &service).await;
+    (service, browser, server)
+}
+
+/// One more browser of the same user.
+async fn subscribed(scene: &Scene, service: &PushService) -> (Arc<Browser>, Subscription) {
+    let host = format!("localhost:{}", service.address().port());
     let key = VapidKey::open_existing(&scene.file("vapid.key"), CONTACT).unwrap();
     let guard = Guard::new(&[host.parse().unwrap()], &[]);
     let web_push = WebPush::new(Arc::new(key), Arc::new(guard));
     let browser = service.subscribe(web_push.public_key());
     let enrolled = web_push.enrol(&Account::from_login(LOGIN), &browser.to_json()).unwrap();
     scene.subscribe(&enrolled.subscription).await;
-    (service, browser, server)
+    (browser, enrolled.subscription)
 }
 
 /// The next message that the push service takes; those that it does not take are passed over.
@@ -167,11 +183,45 @@ async fn gone(scene: Scene) {
 
 async fn wrong_key(scene: Scene) {
     let (service, _browser, mut server) = with_browser(&scene).await;
+    has_failed_for_seven_days(&scene, "webpush").await;
     scene.fault();
     service.reply_to_all(Reply::Status(403, None));
     mail(&scene).await;
-    said(&mut server, "403 Forbidden to the VAPID key").await;
+    let line = server.logged(IDENTITY_REFUSED).await;
+    assert_eq!(line["level"], "WARN", "{line}");
+    assert!(line["why"].as_str().unwrap().contains("403 Forbidden to the VAPID key"), "{line}");
     scene.owed("webpush").await;
+}
+
+/// The subscription whose transport or endpoint this is, by its own fault, as far as the database knows.
+async fn has_failed_for_seven_days(scene: &Scene, which: &str) {
+    let failing = "update subscription set failing_since = 1, failing_kind = 'refused', own_fault = 604800000 \
+                   where transport = $1 or endpoint = $1";
+    let failing = sqlx::query(failing).bind(which);
+    assert_eq!(failing.execute(&mut scene.beside().await).await.unwrap().rows_affected(), 1);
+}
+
+async fn one_refused(scene: Scene) {
+    let (service, _well, mut server) = with_browser(&scene).await;
+    mail(&scene).await;
+    push_to(&mut server, "https://localhost", "accepted").await;
+    let (ill, subscription) = subscribed(&scene, &service).await;
+    has_failed_for_seven_days(&scene, subscription.endpoint.as_given()).await;
+    scene.fault();
+    service.reply_to(&ill, Reply::Status(403, None));
+    mail(&scene).await;
+    said(&mut server, "mailchime removes the subscription").await;
+    let mut database = scene.beside().await;
+    loop {
+        let left = sqlx::query_scalar("select transport from subscription order by transport");
+        let left: Vec<String> = left.fetch_all(&mut database).await.unwrap();
+        if left == ["apns", "webpush"] {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    mail(&scene).await;
+    push_to(&mut server, "https://localhost", "accepted").await;
 }
 
 async fn lost_key(scene: Scene) {

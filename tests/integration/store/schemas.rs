@@ -454,8 +454,9 @@ async fn has_all_rows_of_the_tenth(url: &str) {
     }
     let new = "select distinct state || cast(renews as text) || coalesce(secrets, '-') \
                || coalesce(cast(expires_at as text), '-') \
-               || coalesce(cast(failing_since as text), '-') from subscription";
-    assert_eq!(lines(&mut connection, new).await, ["active1---"]);
+               || coalesce(cast(failing_since as text), '-') || coalesce(failing_kind, '-') \
+               || coalesce(cast(own_fault as text), '-') from subscription";
+    assert_eq!(lines(&mut connection, new).await, ["active1-----"]);
     assert_eq!(store.subscriptions(None, 100).await.unwrap().unwrap().1.len(), 7);
     store.close().await;
 }

@@ -5,7 +5,8 @@ use std::fs;
 
 use mailchime::config;
 use mailchime::model::{
-    AcceptedLogin, Credentials, PushEndpoint, SubscriptionSecrets, SubscriptionState, TransportId,
+    AcceptedLogin, Credentials, LastingFailure, PushEndpoint, SubscriptionSecrets,
+    SubscriptionState, TransportId,
 };
 use mailchime::store::{
     CredentialSource, Full, ListedSubscription, MadeRoom, RegisterOutcome, Vault, rotate,
@@ -199,7 +200,10 @@ pub(super) async fn a_subscription_fails_since_its_first_failure_until_a_push_is
     let [phone, other] = ['a', 'b'].map(|digit| device(&alice(), digit));
     register(&store, phone.clone(), &["INBOX"], 5, 100).await;
     register(&store, other, &["INBOX"], 5, 100).await;
-    let failing = |since| Settlement::Failing { subscription: (&phone).into(), since };
+    let failing = |since| Settlement::Failing {
+        subscription: (&phone).into(),
+        failure: failure(since, "refused", 0),
+    };
     let accepted = |at| {
         let subscription = (&phone).into();
         Settlement::Accepted { subscription, mailboxes: Vec::new(), at }
@@ -209,13 +213,10 @@ pub(super) async fn a_subscription_fails_since_its_first_failure_until_a_push_is
         let targets = store.targets(&alice(), EVER).await.unwrap();
         let users = store.subscriptions_of(&alice()).await.unwrap();
         let all = store.subscriptions(None, 10).await.unwrap().unwrap().1;
-        let all = all.iter().map(|it| it.failing_since);
-        assert!(targets.iter().map(|it| it.failing_since).eq(all));
-        assert_eq!(
-            (users[0].failing_since, users[1].failing_since),
-            (targets[0].failing_since, None)
-        );
-        targets[0].failing_since
+        let all = all.iter().map(|it| &it.failing);
+        assert!(targets.iter().map(|it| &it.failing).eq(all));
+        assert_eq!((&users[0].failing, &users[1].failing), (&targets[0].failing, &None));
+        targets[0].failing.as_ref().map(|it| it.since)
     };
     assert_eq!(since(&[]).await, None);
     assert_eq!(since(&[failing(Timestamp(7))]).await, Some(Timestamp(7)));
@@ -224,6 +225,39 @@ pub(super) async fn a_subscription_fails_since_its_first_failure_until_a_push_is
     let both = [accepted(Timestamp(11)), failing(Timestamp(12))];
     assert_eq!(since(&both).await, Some(Timestamp(12)));
     assert_eq!(since(&[accepted(Timestamp(13))]).await, None);
+}
+
+fn failure(since: Timestamp, kind: &str, own_fault: u64) -> LastingFailure {
+    LastingFailure { since, kind: kind.into(), own_fault: Duration::from_millis(own_fault) }
+}
+
+pub(super) async fn it_is_kept_how_a_subscription_fails_and_for_how_long_by_its_own_fault(
+    store: Store,
+) {
+    let phone = device(&alice(), 'a');
+    register(&store, phone.clone(), &["INBOX"], 5, 100).await;
+    let failing = async || store.targets(&alice(), EVER).await.unwrap().remove(0).failing;
+    for (kind, own_fault) in [("refused", 0), ("refused", 900_000), ("bad-endpoint", 0)] {
+        let failure = failure(Timestamp(7), kind, own_fault);
+        let subscription = (&phone).into();
+        store
+            .settle(&[Settlement::Failing { subscription, failure: failure.clone() }])
+            .await
+            .unwrap();
+        assert_eq!(failing().await, Some(failure));
+    }
+    // Of another route than there is, until there is that one again.
+    let transport = &phone.transport;
+    let others = failure(Timestamp(7), "other-route", 0);
+    store.only_route(transport, "another", Timestamp(9)).await.unwrap();
+    assert_eq!(failing().await, Some(others));
+    store.only_route(transport, &phone.route, Timestamp(10)).await.unwrap();
+    assert_eq!(failing().await, None);
+    store.only_route(transport, "another", Timestamp(11)).await.unwrap();
+    assert_eq!(failing().await.map(|it| it.since), Some(Timestamp(11)));
+    // What failed was the registration before.
+    register(&store, phone.clone(), &["INBOX"], 5, 200).await;
+    assert_eq!(failing().await, None);
 }
 
 /// A browser is registered once, and then it is its pushes that show that it lives.

@@ -1,12 +1,31 @@
 //! What follows for a device from the verdict on its push, and what is said of it in the log.
 
+use std::time::{Duration, Instant};
+
 use tracing::{error, info, warn};
 
+use super::super::route_queue::Fault;
 use super::super::{OTHER_ROUTE, REFUSED, TOO_MANY, UNAVAILABLE};
 use super::DeviceState;
-use crate::model::Timestamp;
+use crate::model::{LastingFailure, Timestamp};
 use crate::net::backoff::Backoff;
 use crate::push::transport::Verdict;
+
+/// A subscription that no client registers again is removed when its pushes have failed for so long by its own fault.
+/// What an operator has to mend and the time in which nothing was tried do not count.
+pub const OWN_FAULT: Duration = Duration::from_hours(7 * 24);
+/// Between two tries no more than this counts: tries are no further apart, unless something else held them up.
+const BETWEEN_TRIES: Duration = Duration::from_hours(1);
+
+/// What the other pushes of its route say of a verdict.
+#[derive(Default)]
+pub(in super::super) struct Circumstances {
+    pub(in super::super) doubts: Option<Doubts>,
+    /// Whose fault a failure that lasts is; `None` where that cannot be told.
+    pub(in super::super) fault: Option<Fault>,
+    /// Users say where pushes of the route go: what their receivers answer is nothing that an operator can mend.
+    pub(in super::super) by_users: bool,
+}
 
 /// The service does not know most endpoints of a route, so the fault is hardly theirs.
 pub(in super::super) struct Doubts {
@@ -31,18 +50,54 @@ pub(in super::super) enum FollowUp {
 }
 
 impl DeviceState {
+    /// Takes note of whether its pushes fail for a reason that lasts, by a verdict on a push to the registration of
+    /// `registered_at`; `wall` is the time of day. Returns what is to be written of that, if it is not written yet.
+    pub(in super::super) fn fails(
+        &mut self,
+        verdict: &Verdict,
+        registered_at: Timestamp,
+        fault: Option<Fault>,
+        wall: Timestamp,
+        now: Instant,
+    ) -> Option<LastingFailure> {
+        if registered_at < self.registered_at {
+            return None;
+        }
+        let lasts = verdict.lasts();
+        let is_own = lasts && fault == Some(Fault::Subscription);
+        let tried_at = std::mem::replace(&mut self.at_fault_at, is_own.then_some(now));
+        if !lasts {
+            return None;
+        }
+        let before = self.failing.as_ref();
+        let counted = before.map(|before| before.own_fault).unwrap_or_default();
+        let since_try = tried_at.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
+        let own_fault = match fault {
+            // Its silence ends it.
+            _ if self.renews => Duration::ZERO,
+            Some(Fault::Operator) => Duration::ZERO,
+            Some(Fault::Subscription) => counted + since_try.min(BETWEEN_TRIES),
+            None => counted,
+        };
+        let since = before.map_or(wall, |before| before.since);
+        let failing = LastingFailure { since, kind: verdict.name().into(), own_fault };
+        (self.failing.replace(failing.clone()).as_ref() != Some(&failing)).then_some(failing)
+    }
+
     /// What follows from a verdict on the push that is under way, which was sent to the registration of
-    /// `registered_at`. With `by_users` users say where pushes of the route go.
+    /// `registered_at`, after [`DeviceState::fails`].
     pub(in super::super) fn became(
         &mut self,
         verdict: &Verdict,
         registered_at: Timestamp,
-        doubts: Option<Doubts>,
-        by_users: bool,
+        Circumstances { doubts, fault, by_users }: Circumstances,
     ) -> FollowUp {
         // Since the push was sent: what was said of the device was said of the registration before.
         let renewed = registered_at < self.registered_at;
         let soon_if_renewed = |backoff| if renewed { UNAVAILABLE } else { backoff };
+        if !renewed && fault == Some(Fault::Subscription) && self.is_given_up(verdict) {
+            return FollowUp::Dead { not_after: registered_at };
+        }
         let DeviceState { device, .. } = self;
         let (account, endpoint, route) = (&device.account, &device.endpoint, &self.route.name);
         match verdict {
@@ -84,8 +139,8 @@ impl DeviceState {
                 );
                 FollowUp::Owed { backoff: soon_if_renewed(OTHER_ROUTE), heals: true }
             }
-            Verdict::TooLarge | Verdict::Misconfigured { .. } => {
-                self.say_refused(verdict, by_users);
+            Verdict::TooLarge | Verdict::Refused { .. } | Verdict::Misconfigured { .. } => {
+                self.say_refused(verdict, fault, by_users);
                 FollowUp::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
             }
             Verdict::Unrenderable { why } if by_users => {
@@ -113,11 +168,37 @@ impl DeviceState {
         }
     }
 
-    fn say_refused(&self, verdict: &Verdict, by_users: bool) {
+    /// Whether it has failed by its own fault for as long as one is kept; then the log says so.
+    fn is_given_up(&self, verdict: &Verdict) -> bool {
+        let DeviceState { device, failing, .. } = self;
+        let given_up =
+            verdict.lasts() && failing.as_ref().is_some_and(|it| it.own_fault >= OWN_FAULT);
+        if given_up {
+            info!(
+                target: "mailchime::push::subscription_given_up",
+                outcome = verdict.name(), why = verdict.detail(),
+                account = %device.account, endpoint = %device.endpoint, route = %self.route.name,
+                "for seven days the push service has refused the pushes of a subscription and accepted others; \
+                 mailchime removes the subscription"
+            );
+        }
+        given_up
+    }
+
+    fn say_refused(&self, verdict: &Verdict, fault: Option<Fault>, by_users: bool) {
         let DeviceState { device, .. } = self;
         let (account, endpoint, route) = (&device.account, &device.endpoint, &self.route.name);
         let (outcome, why) = (verdict.name(), verdict.detail());
-        if by_users {
+        if let Verdict::Refused { .. } = verdict
+            && fault != Some(Fault::Subscription)
+        {
+            warn!(
+                target: "mailchime::push::identity_refused",
+                why, %account, %endpoint, %route,
+                "the push service refuses mailchime's key or contact, and has accepted no other push lately, or few; \
+                 check them and the clock; mailchime keeps the push and tries again"
+            );
+        } else if by_users {
             info!(
                 target: "mailchime::push::push_refused_by_receiver",
                 outcome, why, %account, %endpoint, %route,

@@ -25,7 +25,7 @@ pub(in crate::push::transport) fn judge(response: &Response<Bytes>) -> Verdict {
             why: format!("the push service answered {status}, a redirect, which is not followed"),
             retry_after,
         },
-        401 | 403 => Verdict::Misconfigured {
+        401 | 403 => Verdict::Refused {
             why: format!(
                 "the push service answered {status} to the VAPID key: {:?}",
                 reason(response.body())
@@ -59,6 +59,7 @@ mod tests {
     fn each_answer_has_its_verdict() {
         let later = Some(Duration::from_secs(7));
         let refused = |why: &str| Verdict::Misconfigured { why: why.to_owned() };
+        let of_key = |why: &str| Verdict::Refused { why: why.to_owned() };
         let unavailable =
             |why: &str| Verdict::Unavailable { why: why.to_owned(), retry_after: later };
         let accepted = Verdict::Accepted { id: None };
@@ -70,11 +71,11 @@ mod tests {
             (404, "", Verdict::BadEndpoint),
             (410, "", Verdict::Gone { since: None }),
             (400, "no\nTTL", refused("the push service answered 400 Bad Request: \"no\\nTTL\"")),
-            (401, "", refused("the push service answered 401 Unauthorized to the VAPID key: \"\"")),
+            (401, "", of_key("the push service answered 401 Unauthorized to the VAPID key: \"\"")),
             (
                 403,
                 r#"{"reason":"BadJwtToken"}"#,
-                refused(
+                of_key(
                     "the push service answered 403 Forbidden to the VAPID key: \
                      \"{\\\"reason\\\":\\\"BadJwtToken\\\"}\"",
                 ),

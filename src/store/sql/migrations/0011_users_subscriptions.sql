@@ -12,6 +12,10 @@ alter table subscription add column expires_at bigint; -- it ends then, however 
 
 alter table subscription add column failing_since bigint; -- pushes have failed since then; null is not
 
+alter table subscription add column failing_kind text; -- how the last of them failed: the name of the verdict
+
+alter table subscription add column own_fault bigint; -- for so many milliseconds the fault was seen to be its own
+
 create index subscription_pending on subscription (registered_at) where state = 'pending';
 
 create index subscription_by_expiry on subscription (expires_at) where expires_at is not null;

@@ -79,6 +79,8 @@ create table if not exists subscription (
     secrets mediumtext,
     expires_at bigint,
     failing_since bigint,
+    failing_kind varchar(32),
+    own_fault bigint,
     unique key (account, transport, endpoint_hash, app),
     key subscription_by_endpoint (endpoint_hash),
     key subscription_by_silence (heard_at),
