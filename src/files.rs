@@ -27,6 +27,30 @@ pub(crate) fn stamp(metadata: &Metadata) -> Stamp {
     (metadata.dev(), metadata.ino(), metadata.len(), seconds, nanos)
 }
 
+/// Whether there is something of this name, also if nothing else is known of it.
+pub fn exists(path: &Path) -> bool {
+    !fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+/// Whether the first start can make this file, as far as its folder says; a sentence for people.
+///
+/// # Errors
+/// What is wrong, and what to do.
+pub fn to_be_made(path: &Path) -> Result<String, String> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let shown = path.display();
+    match fs::metadata(folder) {
+        Ok(found) if found.is_dir() => Ok(format!("{shown}: is made at the first start")),
+        _ => Err(format!(
+            "{shown}: there is no folder {}; make it, writable for the user that mailchime runs as",
+            folder.display()
+        )),
+    }
+}
+
 /// Opens a regular file for reading.
 ///
 /// # Errors

@@ -2,10 +2,9 @@
 //! wrong with it and what to do. Nothing is changed: no file is made, no database brought up to date.
 
 mod api;
+mod events;
 mod files;
 mod peers;
-mod services;
-mod webpush;
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -67,10 +66,6 @@ async fn check(
     files::secrets(config, report);
     let store = files::database(&config.store, report).await;
     files::credentials(config, store.as_ref(), report).await;
-    webpush::web_push(config, store.as_ref(), report).await;
-    if let Some(store) = store {
-        store.close().await;
-    }
     peers::backends(config, report).await;
     if let Some(user) = login {
         if let Some(password) = password {
@@ -78,10 +73,11 @@ async fn check(
         }
         peers::watch(config, user, report).await;
     }
-    peers::push(config, report).await;
-    services::fcm(config, report).await;
-    services::webhooks(config, report);
-    services::events(config, report);
+    peers::push(config, store.as_ref(), report).await;
+    if let Some(store) = store {
+        store.close().await;
+    }
+    events::events(config, report);
     api::api(config, report);
 }
 

@@ -1,9 +1,8 @@
 //! What lies on this machine: certificates, the key of the credentials, the database.
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -115,7 +114,7 @@ pub(super) async fn credentials(config: &Config, store: Option<&Store>, report: 
         CredentialsMode::Master => report.ok(PART, "no user's password is kept"),
     }
     let shown = key_file.display();
-    let vault = match exists(key_file).then(|| Vault::open_existing(key_file)).transpose() {
+    let vault = match files::exists(key_file).then(|| Vault::open_existing(key_file)).transpose() {
         Ok(vault) => vault,
         Err(error) => return report.failed(PART, error),
     };
@@ -147,7 +146,7 @@ pub(super) async fn credentials(config: &Config, store: Option<&Store>, report: 
 pub(super) async fn database(config: &config::StoreConfig, report: &mut Report) -> Option<Store> {
     const PART: &str = "[store]";
     if let DatabaseKind::Sqlite(path) = config.url.kind()
-        && !exists(path)
+        && !files::exists(path)
     {
         to_be_made(PART, path, report);
         return None;
@@ -168,27 +167,10 @@ pub(super) async fn database(config: &config::StoreConfig, report: &mut Report) 
     Some(store)
 }
 
-pub(super) fn exists(file: &Path) -> bool {
-    !fs::metadata(file).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-}
-
-/// A file that the first start makes: its folder must be there.
-pub(super) fn to_be_made(part: &str, file: &Path, report: &mut Report) {
-    let folder = match file.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
-        _ => PathBuf::from("."),
-    };
-    let (shown, folder_shown) = (file.display(), folder.display());
-    match fs::metadata(&folder) {
-        Ok(found) if found.is_dir() => {
-            report.ok(part, format_args!("{shown}: is made at the first start"));
-        }
-        _ => report.failed(
-            part,
-            format_args!(
-                "{shown}: there is no folder {folder_shown}; make it, writable for the \
-                          user that mailchime runs as"
-            ),
-        ),
+/// A file that the first start makes.
+fn to_be_made(part: &str, file: &Path, report: &mut Report) {
+    match files::to_be_made(file) {
+        Ok(well) => report.ok(part, well),
+        Err(problem) => report.failed(part, problem),
     }
 }

@@ -18,6 +18,7 @@ use crate::net::backend::{Backend, ConnectError, LoginError};
 use crate::net::backends::{Backends, Table};
 use crate::net::resolve::NameResolver;
 use crate::push::transport::check::{self, CheckLine, CheckOutcome};
+use crate::store::Store;
 
 /// For a backend's answers.
 const ANSWER_TIME: Duration = Duration::from_secs(15);
@@ -254,11 +255,11 @@ async fn try_login(
     }
 }
 
-pub(super) async fn push(config: &Config, report: &mut Report) {
+pub(super) async fn push(config: &Config, store: Option<&Store>, report: &mut Report) {
     let report_line = |line: CheckLine| match line.result {
         CheckOutcome::Ok => report.ok(&line.part, line.text),
         CheckOutcome::Warning => report.warning(&line.part, line.text),
         CheckOutcome::Failed => report.failed(&line.part, line.text),
     };
-    check::run(config, &resolver(config), report_line).await;
+    check::run(config, store, &resolver(config), report_line).await;
 }

@@ -1,8 +1,9 @@
 //! What `mailchime check` says of push: each transport checks its own configuration and its service.
 
-use super::apns;
+use super::{apns, fcm, webhook, webpush};
 use crate::config::Config;
 use crate::net::resolve::NameResolver;
+use crate::store::Store;
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +27,51 @@ pub enum CheckOutcome {
     Failed,
 }
 
-/// Checks all transports. `report` gets each line as soon as it is known. Nothing is pushed to anybody.
-pub async fn run(config: &Config, resolver: &NameResolver, mut report: impl FnMut(CheckLine)) {
+/// The lines about one part of the configuration.
+pub(super) struct CheckLines<'a> {
+    part: String,
+    report: &'a mut dyn FnMut(CheckLine),
+}
+
+/// Checks all transports. `report` gets each line as soon as it is known; `store` is the database, if it can be
+/// read. Nothing is pushed to anybody.
+pub async fn run(
+    config: &Config,
+    store: Option<&Store>,
+    resolver: &NameResolver,
+    mut report: impl FnMut(CheckLine),
+) {
     apns::check::run(config, resolver, &mut report).await;
+    fcm::check::run(config, resolver, &mut report).await;
+    webhook::check::run(config, resolver, &mut report);
+    webpush::check::run(config, store, &mut report).await;
+}
+
+// === impl CheckLines ===
+
+impl<'a> CheckLines<'a> {
+    pub(super) fn new(part: impl Into<String>, report: &'a mut dyn FnMut(CheckLine)) -> Self {
+        Self { part: part.into(), report }
+    }
+
+    /// Those about another part.
+    pub(super) fn part(&mut self, part: impl Into<String>) -> CheckLines<'_> {
+        CheckLines { part: part.into(), report: &mut *self.report }
+    }
+
+    pub(super) fn ok(&mut self, text: impl ToString) {
+        self.say(CheckOutcome::Ok, &text);
+    }
+
+    pub(super) fn warning(&mut self, text: impl ToString) {
+        self.say(CheckOutcome::Warning, &text);
+    }
+
+    pub(super) fn failed(&mut self, text: impl ToString) {
+        self.say(CheckOutcome::Failed, &text);
+    }
+
+    fn say(&mut self, result: CheckOutcome, text: &impl ToString) {
+        (self.report)(CheckLine { part: self.part.clone(), result, text: text.to_string() });
+    }
 }

@@ -6,23 +6,17 @@ use crate::model::Timestamp;
 use crate::net::resolve::NameResolver;
 use crate::net::tls::EXPIRY_WARNING_DAYS;
 use crate::push::transport::Verdict;
-use crate::push::transport::check::{CheckLine, CheckOutcome};
+use crate::push::transport::check::{CheckLine, CheckLines};
 
 const DAY: i64 = 24 * 3600 * 1000;
-
-/// The lines of one identity.
-struct Lines<'a, R> {
-    part: String,
-    report: &'a mut R,
-}
 
 /// Checks each identity of the configuration, and asks its service.
 pub(in crate::push::transport) async fn run(
     config: &Config,
     resolver: &NameResolver,
-    report: &mut impl FnMut(CheckLine),
+    report: &mut dyn FnMut(CheckLine),
 ) {
-    let mut lines = Lines { part: "[apns]".to_owned(), report };
+    let mut lines = CheckLines::new("[apns]", report);
     if config.apns.is_empty() {
         let Config { web_push, fcm, webhooks, .. } = config;
         return match web_push.is_none() && fcm.is_empty() && webhooks.is_empty() {
@@ -33,8 +27,7 @@ pub(in crate::push::transport) async fn run(
     for apns in &config.apns {
         match ApnsIdentity::load(&apns.identity) {
             Ok(identity) => {
-                let part = format!("[apns] {}", identity.topic().escape_debug());
-                let mut lines = Lines { part, report: &mut *lines.report };
+                let mut lines = lines.part(format!("[apns] {}", identity.topic().escape_debug()));
                 of_identity(&identity, &mut lines);
                 match ApnsClient::new(&identity, apns, resolver) {
                     Ok(client) => of_service(&client, &apns.endpoint, &mut lines).await,
@@ -46,7 +39,7 @@ pub(in crate::push::transport) async fn run(
     }
 }
 
-fn of_identity(identity: &ApnsIdentity, lines: &mut Lines<'_, impl FnMut(CheckLine)>) {
+fn of_identity(identity: &ApnsIdentity, lines: &mut CheckLines<'_>) {
     let file = identity.file().display();
     let now = Timestamp::now();
     let left = identity.not_after().map(|end| (end.0 - now.0).div_euclid(DAY));
@@ -75,7 +68,7 @@ fn of_identity(identity: &ApnsIdentity, lines: &mut Lines<'_, impl FnMut(CheckLi
 async fn of_service(
     client: &ApnsClient,
     endpoint: &config::ApnsServer,
-    lines: &mut Lines<'_, impl FnMut(CheckLine)>,
+    lines: &mut CheckLines<'_>,
 ) {
     match client.probe().await {
         Verdict::BadEndpoint => {
@@ -103,29 +96,10 @@ async fn of_service(
     }
 }
 
-// === impl Lines ===
-
-impl<R: FnMut(CheckLine)> Lines<'_, R> {
-    fn ok(&mut self, text: impl ToString) {
-        self.say(CheckOutcome::Ok, &text);
-    }
-
-    fn warning(&mut self, text: impl ToString) {
-        self.say(CheckOutcome::Warning, &text);
-    }
-
-    fn failed(&mut self, text: impl ToString) {
-        self.say(CheckOutcome::Failed, &text);
-    }
-
-    fn say(&mut self, result: CheckOutcome, text: &impl ToString) {
-        (self.report)(CheckLine { part: self.part.clone(), result, text: text.to_string() });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::push::transport::check::CheckOutcome;
 
     #[tokio::test]
     async fn without_apns_push_is_off_only_where_nothing_else_pushes() {

@@ -2,6 +2,7 @@
 //! `judge`), and what apps ask for (`enrol`). Each project is a route of its own, by the project's name.
 
 mod account;
+pub(super) mod check;
 mod client;
 mod enrol;
 pub(super) mod judge;

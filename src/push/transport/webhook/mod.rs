@@ -4,6 +4,7 @@
 //! account that it is for; `app` keeps these rows. What both send is in `message`, what answers mean in
 //! `judge`.
 
+pub(super) mod check;
 pub(super) mod judge;
 mod message;
 pub mod operator;

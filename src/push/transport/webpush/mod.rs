@@ -6,6 +6,7 @@
 //! key with which its browser made it. Endpoints are given by users, so what they name is guarded
 //! ([`crate::net::guard`]).
 
+pub(super) mod check;
 pub mod encrypt;
 mod enrol;
 pub(super) mod judge;
