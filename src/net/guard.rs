@@ -50,45 +50,20 @@ impl Guard {
     /// # Errors
     /// A clause for people: what is wrong with it, or what is allowed.
     pub fn check(&self, url: &str) -> Result<UrlOrigin, String> {
-        if url.len() > MAX_URL {
-            return Err(format!("is longer than {MAX_URL} bytes"));
-        }
-        // What stands behind a "#" is not sent, so it is not wanted either.
-        if !url.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
-            return Err("is no URL of ASCII letters and signs without \"#\"".to_owned());
-        }
-        let uri: Uri = url.parse().map_err(|_| "is no URL".to_owned())?;
-        if uri.scheme_str() != Some("https") {
-            return Err("is not an https:// URL".to_owned());
-        }
-        let authority = uri.authority().ok_or("has no host")?;
-        if authority.as_str().contains('@') {
-            return Err("has a user in it, which is not allowed".to_owned());
-        }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        let host = host.to_ascii_lowercase();
-        let in_names = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
-        let is_name = host.bytes().all(in_names) && !host.ends_with('.');
-        let address = host.parse::<IpAddr>().ok();
-        if !(address.is_some() || is_name) || ServerName::try_from(host.as_str()).is_err() {
-            return Err("has no host name that is allowed".to_owned());
-        }
-        let port = match authority.port() {
-            None if authority.as_str().ends_with(':') => return Err("has an empty port".to_owned()),
-            None => HTTPS,
-            Some(port) => port.as_u16(),
-        };
-        let listed = self.hosts.iter().any(|pattern| pattern.matches(&host, port));
+        let origin = UrlOrigin::of(url)?;
+        let UrlOrigin { host, port } = &origin;
+        let port = *port;
+        let listed = self.hosts.iter().any(|pattern| pattern.matches(host, port));
         if !self.hosts.is_empty() && !listed {
             return Err(format!("is at {host}:{port}, which is not one of the allowed hosts"));
         }
         if self.hosts.is_empty() && port != HTTPS {
             return Err(format!("is at port {port}; allowed is {HTTPS}"));
         }
-        if address.is_some_and(|address| !self.allows(address)) {
+        if host.parse().is_ok_and(|address| !self.allows(address)) {
             return Err(format!("is at {host}, which is no public address"));
         }
-        Ok(UrlOrigin { host, port })
+        Ok(origin)
     }
 
     /// Those of the addresses of `host` that may be connected to.
@@ -119,12 +94,40 @@ impl Guard {
 // === impl UrlOrigin ===
 
 impl UrlOrigin {
-    /// Whose an `https://` URL is, whether or not it may be connected to. `None` of all else.
-    pub fn of(url: &str) -> Option<Self> {
-        let uri: Uri = url.parse().ok()?;
-        let uri = Some(uri).filter(|uri| uri.scheme_str() == Some("https"))?;
-        let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
-        Some(Self { host: host.to_ascii_lowercase(), port: uri.port_u16().unwrap_or(HTTPS) })
+    /// Whose an `https://` URL is, whether or not it may be connected to.
+    ///
+    /// # Errors
+    /// A clause for people: what is wrong with the URL.
+    pub fn of(url: &str) -> Result<Self, String> {
+        if url.len() > MAX_URL {
+            return Err(format!("is longer than {MAX_URL} bytes"));
+        }
+        // What stands behind a "#" is not sent, so it is not wanted either.
+        if !url.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+            return Err("is no URL of ASCII letters and signs without \"#\"".to_owned());
+        }
+        let uri: Uri = url.parse().map_err(|_| "is no URL".to_owned())?;
+        if uri.scheme_str() != Some("https") {
+            return Err("is not an https:// URL".to_owned());
+        }
+        let authority = uri.authority().ok_or("has no host")?;
+        if authority.as_str().contains('@') {
+            return Err("has a user in it, which is not allowed".to_owned());
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let host = host.to_ascii_lowercase();
+        let in_names = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+        let is_name = host.bytes().all(in_names) && !host.ends_with('.');
+        let is_address = host.parse::<IpAddr>().is_ok();
+        if !(is_address || is_name) || ServerName::try_from(host.as_str()).is_err() {
+            return Err("has no host name that is allowed".to_owned());
+        }
+        let port = match authority.port() {
+            None if authority.as_str().ends_with(':') => return Err("has an empty port".to_owned()),
+            None => HTTPS,
+            Some(port) => port.as_u16(),
+        };
+        Ok(Self { host, port })
     }
 
     /// `host`, with the port where it is not 443.
@@ -282,7 +285,7 @@ mod tests {
             ("https://[2606:4700::1111]/", "https://[2606:4700::1111]"),
         ] {
             assert_eq!(any.check(url).unwrap().to_string(), origin);
-            assert_eq!(UrlOrigin::of(url), any.check(url).ok());
+            assert_eq!(UrlOrigin::of(url), any.check(url));
         }
         let long = format!("https://push.example.net/{}", "x".repeat(MAX_URL));
         for (url, why) in [

@@ -119,7 +119,7 @@ impl Transport for WebPush {
     /// The push service that the endpoint names, with its port.
     fn peer(&self, subscription: &Subscription) -> Arc<str> {
         let origin = UrlOrigin::of(subscription.endpoint.as_given());
-        origin.map_or_else(|| Arc::clone(&subscription.route), |it| it.authority().into())
+        origin.map_or_else(|_| Arc::clone(&subscription.route), |it| it.authority().into())
     }
 
     fn remedy(&self) -> &'static str {
