@@ -144,11 +144,6 @@ impl Verdict {
         Self::Unrenderable { why: why.into() }
     }
 
-    /// Only an operator can mend this.
-    pub fn misconfigured(why: impl Into<String>) -> Self {
-        Self::Misconfigured { why: why.into() }
-    }
-
     /// This push got no answer, for this reason.
     pub fn unavailable(why: impl Into<String>) -> Self {
         Self::Unavailable { why: why.into(), retry_after: None }

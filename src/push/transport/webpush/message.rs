@@ -77,7 +77,7 @@ impl WebPush {
         let origin = origin.map_err(|why| Verdict::unrenderable(format!("the endpoint {why}")))?;
         let authorization = self.key.authorization(&origin.to_string(), at);
         let authorization =
-            authorization.ok_or_else(|| Verdict::misconfigured("no token can be signed"))?;
+            authorization.ok_or_else(|| Verdict::unrenderable("no token can be signed"))?;
         let body = keys.encrypt(plain.as_bytes());
         let body =
             body.map_err(|_| Verdict::unrenderable("the client's key is no point of P-256"))?;
@@ -90,7 +90,7 @@ impl WebPush {
         if let Some(topic) = &terms.topic {
             request = request.header("topic", topic);
         }
-        request.body(body.into()).map_err(|error| Verdict::misconfigured(error.to_string()))
+        request.body(body.into()).map_err(|error| Verdict::unrenderable(error.to_string()))
     }
 }
 
