@@ -56,13 +56,6 @@ impl MailPushSetup {
         config.apns.iter().flat_map(|apns| files(&apns.identity)).cloned().collect()
     }
 
-    /// The routes that are open, for the log.
-    pub(super) fn open_routes(&self) -> String {
-        let offers = self.0.offers(Timestamp::now());
-        let topics: Vec<_> = offers.into_iter().filter_map(|offer| offer.topic).collect();
-        if topics.is_empty() { "none: push is off".into() } else { topics.join(" ") }
-    }
-
     /// What sessions offer, which follows the certificates.
     pub(super) fn start_offer(
         &self,

@@ -23,7 +23,7 @@ use crate::files;
 use crate::imap::contract::PushOffer;
 use crate::intake::KnownSource;
 use crate::metrics::{Metrics, Queue};
-use crate::model::{Account, SessionEvent, WatchEvent};
+use crate::model::{Account, SessionEvent, Timestamp, WatchEvent};
 use crate::net::backends::{Backends, Table};
 use crate::net::counters::LimitCounters;
 use crate::net::door::SessionDoor;
@@ -138,7 +138,7 @@ impl Built {
             target: "mailchime::app::started",
             version = env!("CARGO_PKG_VERSION"),
             backend = self.backends.default().name(),
-            routes = self.mail_push.open_routes(),
+            routes = self.routes.open(Timestamp::now()),
             node = self.node,
             "mailchime starts"
         );

@@ -41,6 +41,11 @@ pub async fn run(
     resolver: &NameResolver,
     mut report: impl FnMut(CheckLine),
 ) {
+    let is_off = config.apns.is_empty() && config.fcm.is_empty();
+    if is_off && config.web_push.is_none() && config.webhooks.is_empty() {
+        let why = "there is none of [apns], [webpush], [[fcm]] and [[webhook]]: push is off";
+        return CheckLines::new("push", &mut report).warning(why);
+    }
     apns::check::run(config, resolver, &mut report).await;
     fcm::check::run(config, resolver, &mut report).await;
     webhook::check::run(config, resolver, &mut report);
@@ -73,5 +78,32 @@ impl<'a> CheckLines<'a> {
 
     fn say(&mut self, result: CheckOutcome, text: &impl ToString) {
         (self.report)(CheckLine { part: self.part.clone(), result, text: text.to_string() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    #[tokio::test]
+    async fn without_apns_push_is_off_only_where_nothing_else_pushes() {
+        let backend = config::BackendConfig::new("imap", 993, config::BackendTls::None);
+        let mut config = Config::new(config::TlsConfig::new("", ""), backend);
+        config.apns.clear();
+        for (fcm, expected) in [
+            (Vec::new(), (CheckOutcome::Warning, "push is off")),
+            (
+                vec![config::FcmConfig::new("/none/firebase.json")],
+                (CheckOutcome::Ok, "iOS Mail gets no push"),
+            ),
+        ] {
+            config.fcm = fcm;
+            let mut lines = Vec::new();
+            run(&config, None, &NameResolver::default(), |line| lines.push(line)).await;
+            assert_eq!(lines[0].result, expected.0, "{lines:?}");
+            assert!(lines[0].text.ends_with(expected.1), "{lines:?}");
+            assert_eq!(lines.len(), 1 + config.fcm.len(), "{lines:?}");
+        }
     }
 }

@@ -141,6 +141,19 @@ impl Routes {
         of_it.any(|(_, route)| route.transport.carries_preview())
     }
 
+    /// Those that are open at `now`, the time of day, each `transport:name`, for the log.
+    pub fn open(&self, now: Timestamp) -> String {
+        let routes = self.0.borrow();
+        let open = routes.iter().filter(|(_, route)| route.closed(now).is_none());
+        let open: Vec<_> =
+            open.map(|(RouteId { transport, name }, _)| format!("{transport}:{name}")).collect();
+        match (routes.is_empty(), open.is_empty()) {
+            (true, _) => "none: push is off".to_owned(),
+            (false, true) => "none is open".to_owned(),
+            (false, false) => open.join(" "),
+        }
+    }
+
     /// Whether there is none: push is off.
     pub fn is_empty(&self) -> bool {
         self.0.borrow().is_empty()

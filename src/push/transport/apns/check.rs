@@ -18,11 +18,7 @@ pub(in crate::push::transport) async fn run(
 ) {
     let mut lines = CheckLines::new("[apns]", report);
     if config.apns.is_empty() {
-        let Config { web_push, fcm, webhooks, .. } = config;
-        return match web_push.is_none() && fcm.is_empty() && webhooks.is_empty() {
-            true => lines.warning("there is none, nor another way to push: push is off"),
-            false => lines.ok("there is none: iOS Mail gets no push"),
-        };
+        return lines.ok("there is none: iOS Mail gets no push");
     }
     for apns in &config.apns {
         match ApnsIdentity::load(&apns.identity) {
@@ -92,33 +88,6 @@ async fn of_service(
             lines.failed(format_args!(
                 "{endpoint} says {outcome} to a token that cannot be; is it APNs?"
             ));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::push::transport::check::CheckOutcome;
-
-    #[tokio::test]
-    async fn without_apns_push_is_off_only_where_nothing_else_pushes() {
-        let backend = config::BackendConfig::new("imap", 993, config::BackendTls::None);
-        let mut config = Config::new(config::TlsConfig::new("", ""), backend);
-        config.apns.clear();
-        for (fcm, expected) in [
-            (Vec::new(), (CheckOutcome::Warning, "push is off")),
-            (
-                vec![config::FcmConfig::new("firebase.json")],
-                (CheckOutcome::Ok, "iOS Mail gets no push"),
-            ),
-        ] {
-            config.fcm = fcm;
-            let mut lines = Vec::new();
-            run(&config, &NameResolver::default(), &mut |line| lines.push(line)).await;
-            let [line] = &lines[..] else { panic!("{lines:?}") };
-            assert_eq!(line.result, expected.0, "{line:?}");
-            assert!(line.text.ends_with(expected.1), "{line:?}");
         }
     }
 }
