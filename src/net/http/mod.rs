@@ -13,8 +13,8 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_io_timeout::TimeoutWriter;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -152,6 +152,7 @@ impl HttpServer {
         let proxy_protocol: Arc<[Network]> = proxy_protocol.into();
         let tasks = TaskTracker::new();
         let mut shown = None;
+        let stopped_at = Arc::default();
         loop {
             let make_room = || connections.make_room();
             let (stream, peer) = tokio::select! {
@@ -173,6 +174,7 @@ impl HttpServer {
                 counters: Arc::clone(&counters),
                 admitted: Arc::clone(&admitted),
                 stop: stop.clone(),
+                stopped_at: Arc::clone(&stopped_at),
             };
             let tls = tls.as_ref().map(|tls| with_alpn(&mut shown, (tls.0)()));
             let proxies = Arc::clone(&proxy_protocol);
@@ -234,6 +236,8 @@ struct ServedConnection {
     counters: Arc<HttpCounters>,
     admitted: Arc<AdmittedConnection>,
     stop: CancellationToken,
+    /// When the first connection saw that the server stops.
+    stopped_at: Arc<OnceLock<Instant>>,
 }
 
 impl ServedConnection {
@@ -380,9 +384,7 @@ impl ServedConnection {
         let mut sending = pin!(endless::send(stream, body));
         let sent = tokio::select! {
             sent = &mut sending => sent,
-            () = self.stop.cancelled() => {
-                timeout(self.limits.shutdown_grace, sending).await.unwrap_or(Ok(()))
-            }
+            () = self.grace_is_over() => Ok(()),
         };
         self.ended(peer, sent.err().map(Into::into));
     }
@@ -393,19 +395,30 @@ impl ServedConnection {
         mut serving: Pin<&mut F>,
         goodbye: impl FnOnce(Pin<&mut F>),
     ) -> Option<F::Output> {
-        let farewell = tokio::select! {
+        let is_idle = tokio::select! {
             served = serving.as_mut() => return Some(served),
             slow = self.admitted.idle(self.limits.request_timeout, IDLE) => {
                 if slow {
                     self.counters.request_timeout.hit();
                 }
-                FAREWELL
+                true
             }
-            () = self.stop.cancelled() => self.limits.shutdown_grace,
+            () = self.stop.cancelled() => false,
         };
         goodbye(serving.as_mut());
         // Nothing is under way, or the program ends.
-        timeout(farewell, serving).await.ok()
+        tokio::select! {
+            served = serving => Some(served),
+            () = sleep(FAREWELL), if is_idle => None,
+            () = self.grace_is_over() => None,
+        }
+    }
+
+    /// Waits until the server has stopped, and then for as long as requests have that were under way.
+    async fn grace_is_over(&self) {
+        self.stop.cancelled().await;
+        let stopped_at = *self.stopped_at.get_or_init(Instant::now);
+        sleep_until(stopped_at + self.limits.shutdown_grace).await;
     }
 
     fn ended(&self, peer: SocketAddr, error: Option<Box<dyn Error + Send + Sync>>) {
@@ -491,7 +504,7 @@ impl<B> CountedBody<B> {
         let deadline = (!endless).then(|| {
             let leave = connection.leave.clone();
             AbortOnDropHandle::new(tokio::spawn(async move {
-                tokio::time::sleep(BODY_TIME).await;
+                sleep(BODY_TIME).await;
                 leave.cancel();
             }))
         });
@@ -553,17 +566,38 @@ mod tests {
         let whole = body(2 * PIECE + 1);
         assert_eq!(whole.size_hint().exact(), Some(2 * PIECE as u64 + 1));
         assert_eq!(whole.collect().await.unwrap().to_bytes().len(), 2 * PIECE + 1);
-        tokio::time::sleep(BODY_TIME * 2).await;
+        sleep(BODY_TIME * 2).await;
         assert!(!admitted.leave.is_cancelled(), "it was taken");
         let _endless = of(PIECE, true);
-        tokio::time::sleep(BODY_TIME * 2).await;
+        sleep(BODY_TIME * 2).await;
         assert!(!admitted.leave.is_cancelled(), "it may last");
 
         let mut held = body(PIECE + 1);
         let first = held.frame().await.unwrap().unwrap().into_data().unwrap();
         assert_eq!((first.len(), held.size_hint().exact()), (PIECE, Some(1)));
         assert!(!held.is_end_stream());
-        tokio::time::sleep(BODY_TIME + FAREWELL).await;
+        sleep(BODY_TIME + FAREWELL).await;
         assert!(admitted.leave.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_grace_of_a_stop_counts_once_for_a_head_and_an_endless_body_behind_it() {
+        let (admitted, _) = OpenConnections::new(1).admit("192.0.2.1".parse().unwrap());
+        let minute = Duration::from_mins(1);
+        let limits = HttpLimits {
+            connections: 1,
+            request_timeout: minute,
+            write_timeout: minute,
+            shutdown_grace: 2 * minute,
+        };
+        let (counters, stop, stopped_at) =
+            (Arc::default(), CancellationToken::new(), Arc::default());
+        let connection = ServedConnection { limits, counters, admitted, stop, stopped_at };
+        let begin = Instant::now();
+        connection.stop.cancel();
+        let head = connection.until_end(pin!(sleep(minute)), |_| {}).await;
+        assert_eq!((head, begin.elapsed()), (Some(()), minute));
+        connection.grace_is_over().await;
+        assert_eq!(begin.elapsed(), 2 * minute);
     }
 }
