@@ -10,7 +10,7 @@ use super::startup::{check_record, exposed};
 use super::tasks::StopStage;
 use super::webpush::{self, WebPushSetup};
 use super::{Renewal, Server, StartError};
-use crate::config::{AuthConfig, Config, LimitsConfig, LogConfig, PushConfig};
+use crate::config::{AuthConfig, Config, LimitsConfig, LogConfig, PushConfig, WebhookConfig};
 use crate::net::backends::Table;
 use crate::record;
 
@@ -45,6 +45,14 @@ impl Server {
         webpush::publish(web_push, &self.routes, &self.transports);
         services.publish(&self.routes, &self.transports);
         self.webhooks.send_if_modified(|webhooks| {
+            for webhook in changed_webhooks(webhooks, &config.webhooks) {
+                tracing::info!(
+                    target: "mailchime::app::webhook_changed",
+                    webhook,
+                    "a web hook has changed in the configuration; events go by the new one from now on, those that are \
+                     due, too"
+                );
+            }
             let changed = **webhooks != *config.webhooks;
             *webhooks = config.webhooks.as_slice().into();
             changed
@@ -139,6 +147,17 @@ impl Server {
     }
 }
 
+/// The names of the web hooks that are there as before, but otherwise.
+fn changed_webhooks<'a>(
+    old: &'a [WebhookConfig],
+    new: &'a [WebhookConfig],
+) -> impl Iterator<Item = &'a str> {
+    let is_other = |webhook: &&WebhookConfig| {
+        old.iter().any(|before| before.name == webhook.name && before != *webhook)
+    };
+    new.iter().filter(is_other).map(|webhook| &*webhook.name)
+}
+
 /// The tables and keys that changed and take effect at the next start.
 ///
 /// Every field is named, so that a new one does not compile before it is decided here what a reload does
@@ -229,9 +248,18 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BackendConfig, BackendTls, CredentialsMode, FcmConfig, ListenerConfig, LogFormat,
-        RecordConfig, RelayedLogins, RouteConfig, TlsConfig, WebPushConfig, WebhookConfig,
+        BackendConfig, BackendTls, BodyTemplate, CredentialsMode, FcmConfig, ListenerConfig,
+        LogFormat, RecordConfig, RelayedLogins, RouteConfig, TlsConfig, WebPushConfig,
     };
+
+    #[test]
+    fn a_web_hook_that_has_another_template_is_named_and_those_that_come_and_go_are_not() {
+        let webhook = |name| WebhookConfig::new(name, "https://a.example/".parse().unwrap(), "x");
+        let old = [webhook("same"), webhook("text"), webhook("gone")];
+        let mut new = [webhook("new"), webhook("same"), webhook("text")];
+        new[2].template = Some(BodyTemplate::parse("{mailbox}").unwrap());
+        assert_eq!(changed_webhooks(&old, &new).collect::<Vec<_>>(), ["text"]);
+    }
 
     /// One change for each table, and for the tables of which a part needs a restart one for each part.
     #[test]
