@@ -227,7 +227,8 @@ enum Done {
     Loaded(Vec<Account>),
     Read(Account, Option<Vec<Target>>),
     Answered(Arc<Subscription>, Verdict),
-    Asked(Explain, Result<Vec<Target>, StoreError>),
+    /// All subscriptions of an account in any state, and those of them that can be sent to.
+    Asked(Explain, Result<[Vec<Target>; 2], StoreError>),
     /// With what could not be written, and the accounts of devices that were to be removed and have
     /// registered since.
     Written(Batch, Vec<Account>),
@@ -330,9 +331,13 @@ impl Jobs {
     fn ask(&mut self, request: Explain) {
         let store = self.store.clone();
         self.under_way.spawn(async move {
-            // Devices that are forgotten for their silence too: that is the explanation then.
-            let targets = store.targets(&request.account, Timestamp::default()).await;
-            Done::Asked(request, targets)
+            let both = async {
+                let all = store.all_targets(&request.account).await?;
+                // Devices that are forgotten for their silence too: that is the explanation then.
+                Ok([all, store.targets(&request.account, Timestamp::default()).await?])
+            };
+            let both = both.await;
+            Done::Asked(request, both)
         });
     }
 
@@ -372,12 +377,15 @@ impl Jobs {
             }
             Ok(Done::Asked(Explain { mailbox, reply, .. }, targets)) => {
                 let wall = Timestamp::now();
-                let explained = targets.map(|targets| {
-                    let explained = targets.iter().map(|target| {
+                let explained = targets.map(|[all, usable]| {
+                    let explained = all.iter().map(|target| {
                         let home = self.home(&target.subscription.account);
                         let route = self.routes.find(&RouteId::of(&target.subscription));
                         let facts = Facts {
                             target,
+                            opened: usable
+                                .iter()
+                                .any(|it| it.subscription.is(&(&target.subscription).into())),
                             home: home.as_ref(),
                             config: &self.config,
                             route: route.as_ref(),

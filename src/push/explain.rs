@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::scheduler::DeliveryView;
 use super::transport::Route;
 use crate::config;
-use crate::model::{BackendId, Mailbox, Timestamp};
+use crate::model::{BackendId, Mailbox, SubscriptionState, Timestamp};
 use crate::store::{Alive, Target};
 
 /// One device, and what would become of new mail that comes now. Times are in milliseconds since
@@ -57,6 +57,10 @@ pub struct Explanation {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "reason", rename_all = "snake_case")]
 pub enum Reason {
+    /// Its client has not confirmed it with the code that a first push brings.
+    Pending,
+    /// The key file does not open its secrets.
+    Sealed,
     /// It has not registered for too long.
     Expired {
         /// For how many milliseconds.
@@ -127,6 +131,8 @@ pub enum Reason {
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
     pub(super) target: &'a Target,
+    /// Its secrets can be opened, if it counts and has any.
+    pub(super) opened: bool,
     /// How long a registration counts.
     pub(super) config: &'a config::PushConfig,
     /// The backend of its account.
@@ -166,6 +172,11 @@ impl Facts<'_> {
             shut,
         } = &self.pending;
         let mut reasons = Vec::new();
+        match self.target.state {
+            SubscriptionState::Pending => reasons.push(Reason::Pending),
+            SubscriptionState::Active if !self.opened => reasons.push(Reason::Sealed),
+            SubscriptionState::Active => {}
+        }
         let alive = Alive::at(served, self.config);
         if *heard_at < alive.registered_since && self.target.renews {
             let since = served.0.saturating_sub(heard_at.0);
@@ -247,6 +258,13 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = |millis: &u64| format!("{:.1} s", *millis as f64 / 1000.0);
         match self {
+            Self::Pending => f.write_str(
+                "it is pending: its client has not confirmed it with the code that its first push brings",
+            ),
+            Self::Sealed => f.write_str(
+                "[credentials] key_file does not open its secrets; put the key file back that sealed them, or its \
+                 user subscribes again",
+            ),
             Self::Expired { since } => {
                 let days = since / (24 * 3600 * 1000);
                 write!(f, "it has not registered for {days} days, so it is taken for gone")
@@ -311,7 +329,7 @@ fn millis(span: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Account, PushEndpoint, Subscription, TransportId};
+    use crate::model::{Account, LastingFailure, PushEndpoint, Subscription, TransportId};
     use crate::push::transport::stub::{OF_INBOX_ALONE, Stub};
 
     const NOW: Timestamp = Timestamp(1_800_000_000_000);
@@ -353,7 +371,8 @@ mod tests {
     ) -> Explanation {
         let config = config::PushConfig { registration_ttl: TTL, ..Default::default() };
         let home = BackendId::new(None, "imap", 993);
-        let facts = Facts { target, config: &config, home: Some(&home), route, pending };
+        let home = Some(&home);
+        let facts = Facts { target, opened: true, config: &config, home, route, pending };
         facts.explain(mailbox.map(Mailbox::new).as_ref(), NOW, NOW)
     }
 
@@ -384,7 +403,8 @@ mod tests {
             let route = Stub { previews, ..Stub::default() }.route(1);
             let (home, route) = (Some(&home), Some(&route));
             let pending = DeliveryView::default();
-            let facts = Facts { target: &target, config: &config, home, route, pending };
+            let target = &target;
+            let facts = Facts { target, opened: true, config: &config, home, route, pending };
             assert_eq!(facts.explain(None, NOW, NOW).preview, expected, "{preview:?}");
         }
     }
@@ -437,6 +457,18 @@ mod tests {
                 "the last push was a moment ago; the next may go in 1.0 s",
             ]
         );
+
+        let mut failing = target();
+        failing.state = SubscriptionState::Pending;
+        failing.failing = Some(LastingFailure {
+            since: NOW.minus(TTL),
+            kind: "refused".into(),
+            own_fault: Duration::from_hours(24),
+        });
+        let pending = explain(&failing, Some(&open), DeliveryView::default(), None);
+        assert_eq!(pending.reasons, [Reason::Pending]);
+        assert_eq!(pending.failing_kind.as_deref(), Some("refused"));
+        assert_eq!(pending.own_fault, 24 * 3600 * 1000);
 
         let other = explain(&target(), None, DeliveryView::default(), Some("Spam"));
         let json = serde_json::to_value(&other).unwrap();
