@@ -13,8 +13,8 @@ use crate::model::{
 };
 
 use super::records::{
-    account, bind_snapshot, failure, failure_columns, live, snapshot, state, subscription,
-    subscription_columns,
+    ACCOUNT_MAILBOX_STATE, STATE_OF_V, account, bind_snapshot, failure, failure_columns, live,
+    snapshot, state, subscription, subscription_columns,
 };
 use super::sql::statement::Statement;
 use super::sql::work::Work;
@@ -410,24 +410,10 @@ const FAILING: UpdateFrom<'_> = UpdateFrom {
 
 const TOLD: UpdateFrom<'_> = UpdateFrom {
     table: "mailbox",
-    columns: &[
-        "account",
-        "mailbox",
-        "uid_validity",
-        "uid_next",
-        "messages",
-        "unseen",
-        "highest_mod_seq",
-    ],
+    columns: ACCOUNT_MAILBOX_STATE,
     joins: &["account a on a.name = v.account"],
     on: "mailbox.account = a.id and mailbox.name = v.mailbox",
-    set: &[
-        ("uid_validity", "v.uid_validity"),
-        ("uid_next", "v.uid_next"),
-        ("messages", "v.messages"),
-        ("unseen", "v.unseen"),
-        ("highest_mod_seq", "v.highest_mod_seq"),
-    ],
+    set: STATE_OF_V,
 };
 
 impl<'a> Outcome<'a> {

@@ -87,6 +87,19 @@ pub(super) async fn id_of(work: &mut Work, key: &SubscriptionKey) -> sqlx::Resul
     row.map(|row| row.try_get("id")).transpose()
 }
 
+/// Has a mailbox take the state of a row `v` of [`super::sql::UpdateFrom`].
+pub(super) const STATE_OF_V: &[(&str, &str)] = &[
+    ("uid_validity", "v.uid_validity"),
+    ("uid_next", "v.uid_next"),
+    ("messages", "v.messages"),
+    ("unseen", "v.unseen"),
+    ("highest_mod_seq", "v.highest_mod_seq"),
+];
+
+/// The columns of such a row.
+pub(super) const ACCOUNT_MAILBOX_STATE: &[&str] =
+    &["account", "mailbox", "uid_validity", "uid_next", "messages", "unseen", "highest_mod_seq"];
+
 /// Binds a mailbox's name and the five columns of its state.
 pub(super) fn bind_snapshot<'q>(
     query: Statement<'q>,

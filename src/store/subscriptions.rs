@@ -12,11 +12,14 @@ use crate::model::{
 
 use super::batches::Waiting;
 use super::kept_rows::{kept, outdate_subscriptions, put};
-use super::records::{bind_snapshot, delete, id_of, lock, subscription, subscription_columns};
+use super::records::{
+    ACCOUNT_MAILBOX_STATE, STATE_OF_V, bind_snapshot, delete, id_of, lock, subscription,
+    subscription_columns,
+};
 use super::removal::sweep;
 use super::shares;
 use super::sql::work::Work;
-use super::sql::{self, Shaped, Upsert, rows};
+use super::sql::{self, Shaped, UpdateFrom, Upsert, rows};
 use super::{Full, MadeRoom, Registrant, Store, StoreError};
 
 /// Most pending subscriptions of one account.
@@ -304,6 +307,18 @@ static UPSERT_ACCOUNT: Shaped = Shaped::new(|dialect| {
     })
 });
 
+/// The state of mailboxes of which nobody is told yet, as they are there for pending subscriptions alone: a later state
+/// is not news for who registers with it.
+const UNHEARD_OF: UpdateFrom<'_> = UpdateFrom {
+    table: "mailbox",
+    columns: ACCOUNT_MAILBOX_STATE,
+    joins: &[],
+    on: "mailbox.account = v.account and mailbox.name = v.mailbox and not exists (select 1 from \
+         subscription_mailbox wanted join subscription s on s.id = wanted.subscription \
+         where wanted.mailbox = mailbox.id and s.state = 'active')",
+    set: STATE_OF_V,
+};
+
 static UPSERT_SUBSCRIPTION: Shaped = Shaped::new(|dialect| {
     dialect.upsert(&Upsert {
         table: "subscription",
@@ -454,6 +469,15 @@ async fn replace_mailboxes(
             query = bind_snapshot(query.bind(account), mailbox, state);
         }
         query.execute_in(work).await?;
+        let known: Vec<_> =
+            wanted.iter().filter(|(_, state)| **state != Snapshot::default()).collect();
+        if !known.is_empty() {
+            let mut query = sql::query(work.dialect().update_from(&UNHEARD_OF, known.len()));
+            for (mailbox, state) in known {
+                query = bind_snapshot(query.bind(account), mailbox, state);
+            }
+            query.execute_in(work).await?;
+        }
         let insert = format!(
             "insert into subscription_mailbox (subscription, mailbox) select $1, m.id \
              from mailbox m where m.account = $2 and m.name in {}",

@@ -43,6 +43,25 @@ async fn adds(source: &CredentialSource, subscription: Subscription, now: i64) {
     source.register_pending(&registration, &login(), 10, Timestamp(now)).await.unwrap();
 }
 
+pub(super) async fn a_phone_hears_of_nothing_that_came_before_it_while_a_browser_was_pending(
+    store: Store,
+) {
+    let folder = tempfile::tempdir().unwrap();
+    let key_file = folder.path().join("key");
+    let store = store.sealing(&key_file);
+    let source =
+        CredentialSource::open(config::CredentialsMode::Memory, &key_file, store.clone()).unwrap();
+    // With UIDNEXT 5.
+    adds(&source, browser("one"), 100).await;
+    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 9, 200).await;
+    assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(9)), "the phone has seen it");
+    // From then on it is the phone that has to be told.
+    register(&store, device(&alice(), 'b'), &["INBOX"], 12, 300).await;
+    register(&store, device(&alice(), 'a'), &["INBOX"], 13, 400).await;
+    adds(&source, browser("two"), 500).await;
+    assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(9)));
+}
+
 /// Confirms it, in an account with room for ten; whether there is one.
 async fn confirms(store: &Store, account: &Account, id: i64) -> bool {
     store.confirm(account, id, &login(), 10).await.unwrap().is_some()
