@@ -18,7 +18,7 @@ case $target in
         dictionary=toml longest=12000
         corpora+=(fixtures/config/valid fixtures/config/invalid)
         ;;
-    apns_answer | push_answer) dictionary=json longest=400 ;;
+    apns_answer | push_answer | token_answer | doveadm_answer) dictionary=json longest=400 ;;
     deflate) dictionary=other longest=4096 ;;
     *) dictionary=other longest=1500 ;;
 esac

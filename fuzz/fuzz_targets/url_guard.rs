@@ -34,6 +34,6 @@ fuzz_target!(|data: &[u8]| -> Corpus {
         }
         Err(_) => assert!(!host.is_empty() && !host.ends_with('.')),
     }
-    assert_eq!(UrlOrigin::of(url), Some(origin));
+    assert_eq!(UrlOrigin::of(url), Ok(origin));
     Corpus::Keep
 });

@@ -168,6 +168,16 @@ fn answers(body: &[u8], queries: &[DoveadmQuery]) -> Option<Vec<DoveadmAnswer>> 
     Some(answers)
 }
 
+/// The same for `fuzz/`: the states of these mailboxes of each user, or why there are none.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzzed(
+    body: &[u8],
+    queries: &[DoveadmQuery],
+) -> Option<Vec<Result<Vec<Option<Snapshot>>, String>>> {
+    answers(body, queries)
+}
+
 fn states(rows: &[Value], mailboxes: &[Mailbox]) -> Vec<Option<Snapshot>> {
     let named = |row: &Value, mailbox: &Mailbox| {
         // A name with a wildcard stands for others, too.

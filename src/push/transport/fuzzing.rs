@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::Response;
-use hyper::header::RETRY_AFTER;
+use hyper::header::{DATE, HeaderValue, RETRY_AFTER};
+use hyper::{HeaderMap, Response};
 
 use super::webhook::WebhookOwner;
-use super::{Verdict, fcm, webhook, webpush};
+use super::{Verdict, fcm, retry_after, webhook, webpush};
 
 /// Whose answer it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,4 +40,22 @@ pub fn judge(
         FuzzedService::UsersWebhook => webhook::judge::judge(WebhookOwner::User, &response),
         FuzzedService::OperatorsWebhook => webhook::judge::judge(WebhookOwner::Operator, &response),
     })
+}
+
+/// How long the server asks to be left alone with these values of `Retry-After` and `Date`. `None` if they are no values
+/// of a header.
+pub fn wait(value: &[u8], date: Option<&[u8]>) -> Option<Option<Duration>> {
+    let mut headers = HeaderMap::new();
+    headers.insert(RETRY_AFTER, HeaderValue::from_bytes(value).ok()?);
+    if let Some(date) = date {
+        headers.insert(DATE, HeaderValue::from_bytes(date).ok()?);
+    }
+    Some(retry_after::retry_after(&headers))
+}
+
+/// What an answer of the server of FCM's access tokens gives: the value of `authorization` and its life, or why there is
+/// none. `None` if there is no such status.
+pub fn access_token(status: u16, body: &[u8]) -> Option<Result<(HeaderValue, Duration), String>> {
+    let response = Response::builder().status(status).body(Bytes::copy_from_slice(body)).ok()?;
+    Some(fcm::token::fuzzed(&response))
 }

@@ -7,7 +7,7 @@ mod client;
 mod enrol;
 pub(super) mod judge;
 mod message;
-mod token;
+pub(super) mod token;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -220,6 +220,16 @@ fn given(response: &Response<Bytes>) -> Result<(HeaderValue, Duration), RenewalE
     }
 }
 
+/// The same for `fuzz/`.
+#[cfg(feature = "fuzzing")]
+pub(in crate::push::transport) fn fuzzed(
+    response: &Response<Bytes>,
+) -> Result<(HeaderValue, Duration), String> {
+    given(response).map_err(|error| match error {
+        RenewalError::Passing(why) | RenewalError::Lasting(why) => why,
+    })
+}
+
 impl RenewalFailure {
     fn verdict(&self) -> Verdict {
         let left = self.until.saturating_duration_since(Instant::now());
