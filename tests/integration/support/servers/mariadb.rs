@@ -42,7 +42,8 @@ impl MariaDb {
             let mut made = as_nobody(install);
             made.args(["--no-defaults", "--auth-root-authentication-method=normal"]);
             made.arg("--skip-test-db").arg(format!("--datadir={}", folder.join("data").display()));
-            run(made.current_dir(folder), "");
+            // A server that starts removes the temporary tables of others in a folder that they share.
+            run(made.current_dir(folder).env("TMPDIR", folder), "");
             let mut plan = plan(folder, address);
             for (option, name, text) in [
                 ("--ssl-cert", "server.pem", &*pki().server.certificate),
@@ -87,6 +88,7 @@ impl DatabaseServer for MariaDb {
 fn plan(folder: &Path, address: SocketAddr) -> Plan {
     let file = |name: &str| folder.join(name).display().to_string();
     let mut command = as_nobody(Path::new("/usr/sbin/mariadbd"));
+    command.env("TMPDIR", folder);
     command.arg("--no-defaults").arg(format!("--datadir={}", file("data")));
     command.arg(format!("--socket={}", file("s.sock")));
     command.arg(format!("--pid-file={}", file("pid")));
