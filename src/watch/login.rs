@@ -17,6 +17,9 @@ const MOST_AT_ONCE: usize = 3;
 /// Credentials that were refused and are remembered for as long as none is accepted.
 const MOST_REFUSED: usize = 6;
 
+/// Credentials that were refused as often are not tried behind those of a new login.
+const MOST_TRIES: usize = 2;
+
 /// How long the same login counts as known, in milliseconds.
 const ASKED_AGAIN: i64 = 3_600_000;
 
@@ -129,6 +132,10 @@ impl Watcher {
         let refused = &self.known.refused;
         kept.sort_by_key(|kept| refused.iter().any(|it| it.same_as(&kept.credentials)));
         if let Some(brought) = &brought {
+            // Its user has another one by now.
+            let tries =
+                |it: &Kept| refused.iter().filter(|old| old.same_as(&it.credentials)).count();
+            kept.retain(|kept| tries(kept) < MOST_TRIES);
             put_first(&mut kept, brought, true);
         }
         if kept.is_empty() {

@@ -103,6 +103,29 @@ async fn a_wrong_password_is_tried_twice_and_then_the_account_is_parked_until_it
     .await;
 }
 
+/// The new password may be old, too, by the time that it is tried.
+#[tokio::test]
+async fn a_password_that_was_refused_twice_is_not_tried_behind_a_new_one() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let watching = idling(&world, &backend).await;
+        backend.set_password("alice", b"third").unwrap();
+        backend.drop_connections();
+        world.until_parked("alice", true).await;
+        assert_eq!(backend.counters().refused["alice"], 2);
+
+        watching.logged_in("alice", "second").await;
+        backend.wait_until(|c| c.refused["alice"] > 2).await;
+        watching.until("parked").await;
+        watching.logged_in("alice", "third").await;
+        backend.wait_until(|c| c.idling == 1).await;
+        assert_eq!(backend.counters().refused["alice"], 4, "the second one twice as well");
+        watching.stop().await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_login_with_the_same_password_ends_the_parking_for_good() {
     limited(async {
