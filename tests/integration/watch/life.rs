@@ -108,18 +108,21 @@ async fn a_wrong_password_is_tried_twice_and_then_the_account_is_parked_until_it
 async fn a_password_that_was_refused_twice_is_not_tried_behind_a_new_one() {
     limited(async {
         let backend = backend().await;
+        backend.add_account("bob", PASSWORD.as_bytes());
         let world = world(&backend).await;
-        let watching = idling(&world, &backend).await;
+        world.register("bob", &[("INBOX", told(2, 1, 0, 0))]).await;
+        let watching = world.watch();
+        backend.wait_until(|c| c.idling == 2).await;
         backend.set_password("alice", b"third").unwrap();
         backend.drop_connections();
+        backend.wait_until(|c| c.refused.get("alice") == Some(&2)).await;
         world.until_parked("alice", true).await;
-        assert_eq!(backend.counters().refused["alice"], 2);
 
         watching.logged_in("alice", "second").await;
         backend.wait_until(|c| c.refused["alice"] > 2).await;
-        watching.until("parked").await;
+        watching.until_of("alice", "parked").await;
         watching.logged_in("alice", "third").await;
-        backend.wait_until(|c| c.idling == 1).await;
+        backend.wait_until(|c| c.idling == 2).await;
         assert_eq!(backend.counters().refused["alice"], 4, "the second one twice as well");
         watching.stop().await;
     })
