@@ -195,6 +195,14 @@ pub enum SessionEvent {
         /// What the client or user logged in with; without credentials where the configuration registers.
         login: AcceptedLogin,
     },
+    /// A registration of this account was on disk already. The watching side may not know it: what was refused as too
+    /// late may have been written all the same.
+    RegisteredAgain {
+        /// The account.
+        account: Account,
+        /// As with [`SessionEvent::Registered`].
+        login: AcceptedLogin,
+    },
     /// This account's user has just logged in.
     LoggedIn {
         /// The account.

@@ -115,7 +115,7 @@ impl Enrolment {
                     let (account, login, is_login) = match event {
                         SessionEvent::LoggedIn { account, login } => (account, login, true),
                         SessionEvent::Registered { account, login } => (account, login, false),
-                        SessionEvent::Ended { .. } => continue,
+                        SessionEvent::RegisteredAgain { .. } | SessionEvent::Ended { .. } => continue,
                     };
                     let now = Instant::now();
                     let fresh = |at: &Instant| now.duration_since(*at) < COMPARE;

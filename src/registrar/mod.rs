@@ -167,6 +167,8 @@ impl Registrar {
                 target: "mailchime::registrar::registration_unchanged",
                 %account, %endpoint, mailboxes, "a client registered again, without a change"
             );
+            // If the watching side is gone the program is ending, and starts it next time.
+            let _ = events.send(SessionEvent::RegisteredAgain { account, login }).await;
             return stored;
         }
         let patience = patience.saturating_sub(asked.elapsed());

@@ -253,6 +253,9 @@ impl Supervisor {
     fn session_event(&mut self, event: SessionEvent) {
         match event {
             SessionEvent::Registered { account, login } => self.registered(account, login),
+            SessionEvent::RegisteredAgain { account, login } => {
+                self.registered_again(account, login);
+            }
             SessionEvent::LoggedIn { account, login } => self.logged_in(account, login),
             SessionEvent::Ended { account } => self.session_ended(account),
         }

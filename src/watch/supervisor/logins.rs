@@ -30,6 +30,14 @@ impl Supervisor {
         });
     }
 
+    /// The registration was on disk before: of an account that is watched it is no news.
+    pub(super) fn registered_again(&mut self, account: Account, login: AcceptedLogin) {
+        let is_watched = self.watchers.get(&account).is_some_and(WatcherHandle::is_live);
+        if !is_watched && !self.on_demand.is_resting(&account) {
+            self.registered(account, login);
+        }
+    }
+
     /// What waits to be pushed to the account's devices may not be for them any more. Where nobody takes
     /// it in, much waits, and each device is read before it is pushed.
     pub(super) fn tell_of_devices(&self, account: Account) {

@@ -278,3 +278,26 @@ async fn as_many_hints_wait_as_may_and_each_call_has_its_own_answer() {
     })
     .await;
 }
+
+/// A registration that was refused as too late may be on disk all the same, and the next one changes nothing there.
+#[tokio::test]
+async fn an_account_whose_registration_was_on_disk_already_is_watched_from_then_on() {
+    limited(async {
+        let backend = backend().await;
+        backend.add_account("bob", PASSWORD.as_bytes());
+        let world = world(&backend).await;
+        let watching = idling(&world, &backend).await;
+        // Nobody has told the supervisor.
+        world.register("bob", &[("INBOX", told(2, 1, 0, 0))]).await;
+        let (account, login) =
+            (Account::from_login("bob"), watching.login(credentials("bob", PASSWORD)));
+        let again = SessionEvent::RegisteredAgain { account, login };
+        watching.sessions.send(again.clone()).await.unwrap();
+        backend.wait_until(|c| c.idling == 2).await;
+        watching.sessions.send(again).await.unwrap();
+        taken_in(&watching).await;
+        assert_eq!(backend.counters().accepted, 2, "it is watched already");
+        watching.stop().await;
+    })
+    .await;
+}
