@@ -91,13 +91,13 @@ impl Drop for AskingTask {
 }
 
 impl WaitingAccounts {
-    /// These wait, in this order.
-    pub(super) fn new(accounts: Vec<Account>, of: impl Fn(&Account) -> AskedBackend) -> Self {
-        let mut by_backend: HashMap<AskedBackend, VecDeque<Account>> = HashMap::new();
+    /// These wait, too, in this order.
+    pub(super) fn add(&mut self, accounts: Vec<Account>, of: impl Fn(&Account) -> AskedBackend) {
+        let mut by_backend: HashMap<AskedBackend, VecDeque<Account>> = self.0.drain(..).collect();
         for account in accounts {
             by_backend.entry(of(&account)).or_default().push_back(account);
         }
-        Self(by_backend.into_iter().collect())
+        self.0.extend(by_backend);
     }
 
     /// The next one whose task may begin.
@@ -136,7 +136,9 @@ mod tests {
     /// Each waits at the backend of its domain.
     fn waiting(users: &[&str]) -> WaitingAccounts {
         let accounts = users.iter().map(|user| Account::from_login(user)).collect();
-        WaitingAccounts::new(accounts, |account| backend(account.as_str().split_once('@')?.1))
+        let mut waiting = WaitingAccounts::default();
+        waiting.add(accounts, |account| backend(account.as_str().split_once('@')?.1));
+        waiting
     }
 
     fn next(waiting: &mut WaitingAccounts, asking: &AskingTasks) -> Option<String> {

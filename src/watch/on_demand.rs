@@ -4,8 +4,9 @@
 //! What was told is remembered for a while, so that the next hint is compared with it.
 //!
 //! A sweep asks for all accounts: after a start, after a time in which events may have been missed, and every
-//! `[watch] sweep`. It begins by marking them as due in the database, each visit takes its marks away, and those that
-//! have been due for longest come first. So a sweep that the end of the program interrupts goes on where it stopped.
+//! `[watch] sweep`. Those that have been due for longest come first. The others are marked as due in the database, some
+//! at a time, and then asked for; each visit takes its marks away. So a sweep that the end of the program interrupts
+//! goes on where it stopped.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -53,6 +54,8 @@ pub(super) struct OnDemand {
     missed: MissedEvents,
     /// When the last reading began that told what is due, as the supervisor counts.
     read: u64,
+    /// When that of the last sweep did.
+    swept: u64,
     visits: JoinSet<VisitEnd>,
     /// Whose tasks these are.
     accounts: HashMap<Id, Account>,
@@ -106,6 +109,7 @@ impl OnDemand {
             everybody: false,
             missed: MissedEvents::default(),
             read: 0,
+            swept: 0,
             visits: JoinSet::new(),
             accounts: HashMap::new(),
             asking: AskingTasks::new(),
@@ -263,17 +267,37 @@ impl OnDemand {
         self.resting.keys().filter(|account| !is_ours(account)).cloned().collect()
     }
 
-    /// These are to be asked for, in this order, by a reading that began at that moment.
-    pub(super) fn ask_for(
+    /// These are due, in this order, by a reading that began at that moment, for this sweep.
+    pub(super) fn found_due(
+        &mut self,
+        moment: u64,
+        sweep: Sweep,
+        accounts: Vec<Account>,
+        backend_of: impl Fn(&Account) -> Option<BackendId>,
+    ) {
+        if sweep != Sweep::None {
+            self.swept = self.swept.max(moment);
+        }
+        if moment >= self.read {
+            self.read = moment;
+            self.waiting = WaitingAccounts::default();
+            self.waiting.add(accounts, backend_of);
+        }
+    }
+
+    /// These are to be asked for, too, by a sweep whose reading began at that moment. Whether it goes on: a later
+    /// one is of all accounts as well.
+    pub(super) fn marked(
         &mut self,
         moment: u64,
         accounts: Vec<Account>,
         backend_of: impl Fn(&Account) -> Option<BackendId>,
-    ) {
-        if moment >= self.read {
-            self.read = moment;
-            self.waiting = WaitingAccounts::new(accounts, backend_of);
+    ) -> bool {
+        let goes_on = moment >= self.swept;
+        if goes_on {
+            self.waiting.add(accounts, backend_of);
         }
+        goes_on
     }
 
     /// The next one that is to be asked for, if another task may begin.
@@ -314,54 +338,56 @@ impl OnDemand {
     }
 }
 
-/// What is due, and what kept the database from saying or taking it.
+/// What is to be asked for, and what a sweep has still to mark.
 #[derive(Debug)]
 pub(super) struct DueAccounts {
-    pub(super) accounts: Option<Vec<Account>>,
-    pub(super) error: Option<StoreError>,
+    /// Of this node, in their order.
+    pub(super) accounts: Vec<Account>,
+    /// In the order in which they are to be marked.
+    pub(super) unmarked: Vec<Account>,
 }
 
-/// Marks those of these accounts on demand as due that a sweep is about. Returns those of this node that are
-/// due, the one that has been for longest first; the marks that failed do not keep them back.
+/// Finds those of these accounts on demand that are due and this node's, the one that has been for longest first. A
+/// sweep has the others still to mark.
 pub(super) async fn due(
     context: &WatchContext,
     assignment: &Assignment,
-    all: &[Account],
+    all: Vec<Account>,
     sweep: Sweep,
-) -> DueAccounts {
-    let is_ours =
-        |account: &&Account| assignment.is_mine(account) || context.credentials.holds(account);
-    let ours: HashSet<&Account> = all.iter().filter(is_ours).collect();
-    let marks: Vec<DueMark> = match sweep {
+) -> Result<DueAccounts, StoreError> {
+    let is_ours = |account: &Account| is_ours(context, assignment, account);
+    let ours: HashSet<&Account> = all.iter().filter(|account| is_ours(account)).collect();
+    if ours.is_empty() && sweep != Sweep::Everybody {
+        return Ok(DueAccounts { accounts: Vec::new(), unmarked: Vec::new() });
+    }
+    let due = context.store.due_accounts().await?.into_iter().map(|(account, _)| account);
+    let accounts: Vec<Account> = due.filter(|account| ours.contains(account)).collect();
+    let found: HashSet<&Account> = accounts.iter().collect();
+    let others = |account: &&Account| !ours.contains(account);
+    let more = all.iter().filter(|account| ours.contains(account) && !found.contains(account));
+    let unmarked = match sweep {
         Sweep::None => Vec::new(),
-        Sweep::Ours => ours.iter().copied().map(sweeps).collect(),
-        Sweep::Everybody => all.iter().map(sweeps).collect(),
+        Sweep::Ours => more.cloned().collect(),
+        Sweep::Everybody => more.chain(all.iter().filter(others)).cloned().collect(),
     };
-    let mut error = None;
-    for marks in marks.chunks(BATCH) {
-        if let Err(failed) = context.store.mark_due(&[], marks, Timestamp::now()).await {
-            error = Some(failed);
-            break;
-        }
-    }
-    if ours.is_empty() {
-        return DueAccounts { accounts: Some(Vec::new()), error };
-    }
-    match context.store.due_accounts().await {
-        Ok(due) => {
-            let due = due.into_iter().map(|(account, _)| account);
-            let mut due: Vec<Account> = due.filter(|account| ours.contains(account)).collect();
-            if sweep != Sweep::None && error.is_none() {
-                // The task of a hint may have taken the sweep's mark for its own.
-                let found: HashSet<&Account> = due.iter().collect();
-                let more = all.iter().filter(|it| ours.contains(it) && !found.contains(it));
-                let more: Vec<Account> = more.cloned().collect();
-                due.extend(more);
-            }
-            DueAccounts { accounts: Some(due), error }
-        }
-        Err(failed) => DueAccounts { accounts: None, error: Some(failed) },
-    }
+    Ok(DueAccounts { accounts, unmarked })
+}
+
+/// Marks the first of those that a sweep has to mark; those of them that are this node's are to be asked for.
+pub(super) async fn mark(
+    context: &WatchContext,
+    assignment: &Assignment,
+    mut unmarked: Vec<Account>,
+) -> Result<DueAccounts, StoreError> {
+    let rest = unmarked.split_off(unmarked.len().min(BATCH));
+    let marks: Vec<DueMark> = unmarked.iter().map(sweeps).collect();
+    context.store.mark_due(&[], &marks, Timestamp::now()).await?;
+    unmarked.retain(|account| is_ours(context, assignment, account));
+    Ok(DueAccounts { accounts: unmarked, unmarked: rest })
+}
+
+fn is_ours(context: &WatchContext, assignment: &Assignment, account: &Account) -> bool {
+    assignment.is_mine(account) || context.credentials.holds(account)
 }
 
 fn sweeps(account: &Account) -> DueMark {
@@ -405,8 +431,21 @@ mod tests {
     #[test]
     fn what_an_earlier_reading_found_does_not_replace_what_a_later_one_did() {
         let mut on_demand = OnDemand::new();
-        on_demand.ask_for(2, vec![Account::from_login("alice")], |_| None);
-        on_demand.ask_for(1, Vec::new(), |_| None);
+        on_demand.found_due(2, Sweep::None, vec![Account::from_login("alice")], |_| None);
+        on_demand.found_due(1, Sweep::None, Vec::new(), |_| None);
+        assert_eq!(on_demand.waiting(), 1);
+    }
+
+    #[test]
+    fn a_sweep_goes_on_beside_a_reading_and_not_beside_another_sweep() {
+        let mut on_demand = OnDemand::new();
+        let users = |users: &[&str]| users.iter().map(|user| Account::from_login(user)).collect();
+        on_demand.found_due(1, Sweep::Ours, users(&["alice"]), |_| None);
+        on_demand.found_due(2, Sweep::None, users(&["alice"]), |_| None);
+        assert!(on_demand.marked(1, users(&["bob"]), |_| None));
+        assert_eq!(on_demand.waiting(), 2);
+        on_demand.found_due(3, Sweep::Ours, users(&["bob"]), |_| None);
+        assert!(!on_demand.marked(1, users(&["carol"]), |_| None));
         assert_eq!(on_demand.waiting(), 1);
     }
 
@@ -415,7 +454,7 @@ mod tests {
         let mut on_demand = OnDemand::new();
         let mut asking: Vec<_> =
             (0..MOST_OF_BACKEND).map(|_| on_demand.asking.begin(None)).collect();
-        on_demand.ask_for(1, vec![Account::from_login("alice")], |_| None);
+        on_demand.found_due(1, Sweep::None, vec![Account::from_login("alice")], |_| None);
         assert_eq!(on_demand.next_waiting(), None);
         asking[0].set(false);
         assert!(matches!(on_demand.next().await, OnDemandEvent::Room));

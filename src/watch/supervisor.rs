@@ -9,6 +9,7 @@
 mod answers;
 mod hints;
 mod logins;
+mod sweeps;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use super::accounts::{adopt, live};
 use super::follow::LookRequest;
 use super::hint_writer::HintWriter;
 use super::hints::Hints;
-use super::on_demand::{DueAccounts, OnDemand, OnDemandEvent, Sweep, VisitEnd, due};
+use super::on_demand::{DueAccounts, OnDemand, OnDemandEvent, Sweep, VisitEnd};
 use super::status::{
     StatusCell, SupervisorRequest, SupervisorRequests, WatchMode, WatcherState, WatcherStatus,
 };
@@ -109,8 +110,10 @@ enum ReplyKind {
     /// All accounts with a live device, after those without were removed; as [`Assignment::joined`] was
     /// when that began.
     All { joined: u64, sweep: Sweep, accounts: Result<Vec<LiveAccount>, StoreError> },
-    /// What of them is due, once those of this sweep are marked.
-    Due { sweep: Sweep, due: DueAccounts },
+    /// What of them is due.
+    Due { sweep: Sweep, due: Result<DueAccounts, StoreError> },
+    /// The first of those that this sweep has still to mark are marked.
+    Marked { sweep: Sweep, due: Result<DueAccounts, StoreError> },
     /// What is due was counted.
     Counted,
     /// One account, if it is to be watched; with the news that had it looked up.
@@ -297,16 +300,6 @@ impl Supervisor {
             };
             let accounts = accounts.await;
             StoreReply { moment, what: ReplyKind::All { joined, sweep, accounts } }
-        });
-    }
-
-    /// Marks what a sweep is about, and finds what is due, of accounts that are known by now: an event that
-    /// comes meanwhile has its task begin.
-    fn find_due(&mut self, moment: u64, sweep: Sweep, accounts: Vec<Account>) {
-        let (context, assignment) = (Arc::clone(&self.context), self.assignment.borrow().clone());
-        self.asked.spawn(async move {
-            let due = due(&context, &assignment, &accounts, sweep).await;
-            StoreReply { moment, what: ReplyKind::Due { sweep, due } }
         });
     }
 

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::{ReplyKind, StoreReply, Supervisor};
 use crate::model::Account;
 use crate::store::{Invalidation, LiveAccount, StoreError};
-use crate::watch::on_demand::DueAccounts;
+use crate::watch::on_demand::Sweep;
 use crate::watch::watcher::Directive;
 
 /// All is to be read again soon.
@@ -45,22 +45,13 @@ impl Supervisor {
                 self.find_due(moment, sweep, on_demand);
                 self.begun = true;
             }
-            ReplyKind::Due { sweep, due: DueAccounts { accounts, error } } => {
-                if let Some(accounts) = accounts {
-                    let backends = &self.context.backends;
-                    let of = |account: &Account| backends.id_of(account);
-                    self.on_demand.ask_for(moment, accounts, of);
-                }
-                if let Some(error) = error {
-                    tracing::error!(
-                        target: "mailchime::watch::due_unreadable",
-                        %error,
-                        "could not record in the database, or read from it, which accounts are to be \
-                         asked for; mailchime tries again"
-                    );
-                    self.on_demand.sweep_again(sweep, again);
-                    return Err(ReadAgain);
-                }
+            ReplyKind::Due { sweep, due } => {
+                let due = due.map_err(|error| self.due_unreadable(&error, sweep, again))?;
+                self.found_due(moment, sweep, due);
+            }
+            ReplyKind::Marked { sweep, due } => {
+                let due = due.map_err(|error| self.due_unreadable(&error, sweep, again))?;
+                self.marked(moment, sweep, due);
             }
             ReplyKind::Counted => {}
             ReplyKind::One { account, live, news } => {
@@ -72,6 +63,18 @@ impl Supervisor {
             }
         }
         Ok(())
+    }
+
+    /// The database did not say what is due, or did not take a mark: the sweep begins again then.
+    fn due_unreadable(&mut self, error: &StoreError, sweep: Sweep, again: Instant) -> ReadAgain {
+        tracing::error!(
+            target: "mailchime::watch::due_unreadable",
+            %error,
+            "could not record in the database, or read from it, which accounts are to be asked for; mailchime \
+             tries again"
+        );
+        self.on_demand.sweep_again(sweep, again);
+        ReadAgain
     }
 
     /// What the database said at that moment of an account that another process has changed, or whose

@@ -1,0 +1,44 @@
+//! Sweeps: what is due is read, what is not is marked, and both is asked for.
+
+use std::sync::Arc;
+
+use super::{ReplyKind, StoreReply, Supervisor};
+use crate::model::Account;
+use crate::watch::on_demand::{self, DueAccounts, Sweep};
+
+impl Supervisor {
+    /// Finds what is due, of accounts that are known by now: an event that comes meanwhile has its task begin.
+    pub(super) fn find_due(&mut self, moment: u64, sweep: Sweep, accounts: Vec<Account>) {
+        let (context, assignment) = (Arc::clone(&self.context), self.assignment.borrow().clone());
+        self.asked.spawn(async move {
+            let due = on_demand::due(&context, &assignment, accounts, sweep).await;
+            StoreReply { moment, what: ReplyKind::Due { sweep, due } }
+        });
+    }
+
+    /// These are due.
+    pub(super) fn found_due(&mut self, moment: u64, sweep: Sweep, due: DueAccounts) {
+        let backends = &self.context.backends;
+        self.on_demand.found_due(moment, sweep, due.accounts, |account| backends.id_of(account));
+        self.mark(moment, sweep, due.unmarked);
+    }
+
+    /// These are marked. The next ones follow.
+    pub(super) fn marked(&mut self, moment: u64, sweep: Sweep, due: DueAccounts) {
+        let backends = &self.context.backends;
+        if self.on_demand.marked(moment, due.accounts, |account| backends.id_of(account)) {
+            self.mark(moment, sweep, due.unmarked);
+        }
+    }
+
+    fn mark(&mut self, moment: u64, sweep: Sweep, unmarked: Vec<Account>) {
+        if unmarked.is_empty() {
+            return;
+        }
+        let (context, assignment) = (Arc::clone(&self.context), self.assignment.borrow().clone());
+        self.asked.spawn(async move {
+            let due = on_demand::mark(&context, &assignment, unmarked).await;
+            StoreReply { moment, what: ReplyKind::Marked { sweep, due } }
+        });
+    }
+}
