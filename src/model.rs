@@ -336,6 +336,11 @@ impl fmt::Debug for Mailbox {
     }
 }
 
+/// How long something took or is to take, as logs have it: in seconds, to the millisecond.
+pub fn seconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
 // === impl Timestamp ===
 
 impl Timestamp {

@@ -5,6 +5,8 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::model::seconds;
+
 /// When a task is stopped. The stages are stopped in this order, in which bytes flow, so that what is
 /// under way arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +96,8 @@ async fn ended(part: &'static str, task: JoinHandle<()>, limit: Duration) {
             tracing::warn!(
                 target: "mailchime::app::task_abandoned",
                 part,
-                "a part of mailchime did not stop within {limit:?}; mailchime exits without it"
+                limit_seconds = seconds(limit),
+                "a part of mailchime did not stop in time; mailchime exits without it"
             );
             abort.abort();
         }

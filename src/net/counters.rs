@@ -93,6 +93,8 @@ pub struct LimitCounters {
     pub events_unrecorded: Folded,
     /// "a client cannot use TLS as mailchime offers it", by what it lacks, once an hour.
     pub tls_incompatible: Folded,
+    /// "TLS with a client failed", and what else keeps clients from it, by the reason.
+    pub tls_failed: Folded,
 }
 
 /// The limits of an HTTP server, named as its table's keys.

@@ -1,17 +1,74 @@
-//! Clients whose TLS has too little in common with mailchime's: the one log line that says why.
+//! Connections on which TLS does not come about: the log lines that say why.
+//!
+//! Anybody can cause them, so each reason has one line a minute, or an hour. Others are there at `debug`.
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use rustls::PeerIncompatible;
+use rustls::{AlertDescription, Error, InvalidMessage, PeerIncompatible};
 
+use crate::model::seconds;
 use crate::net::counters::LimitCounters;
 
-/// Logs that the handshake with `peer` failed for what the client cannot do, if it did: once an hour for
-/// each reason. Anybody can cause it, and only an old program's user needs to know.
-pub(super) fn cannot_use_tls(peer: SocketAddr, error: &io::Error, counters: &LimitCounters) {
-    let error = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
-    let Some(rustls::Error::PeerIncompatible(reason)) = error else { return };
+/// Logs that what comes before the first word of IMAP failed with `peer`. A client that only hangs up is
+/// a detail, of which the caller has a line.
+pub(super) fn handshake_failed(peer: SocketAddr, error: &io::Error, counters: &LimitCounters) {
+    match error.get_ref().and_then(|error| error.downcast_ref::<Error>()) {
+        Some(Error::PeerIncompatible(reason)) => cannot_use_tls(peer, reason, counters),
+        Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
+            if let Some(left_out) = counters.tls_failed.due("clear text") {
+                tracing::info!(
+                    target: "mailchime::proxy::clear_text",
+                    %peer,
+                    left_out,
+                    "a client speaks without TLS where TLS is expected; mailchime closes the connection"
+                );
+            }
+        }
+        Some(why) => {
+            if let Some(left_out) = counters.tls_failed.due(&matter(why)) {
+                tracing::info!(
+                    target: "mailchime::proxy::tls_failed",
+                    %peer, %why, left_out,
+                    "TLS with a client failed; mailchime closes the connection"
+                );
+            }
+        }
+        None => {}
+    }
+}
+
+/// Logs that it took longer than `limit`.
+pub(super) fn handshake_too_slow(peer: SocketAddr, limit: Duration, counters: &LimitCounters) {
+    counters.handshake_timeout.hit();
+    let limit_seconds = seconds(limit);
+    match counters.tls_failed.due("time") {
+        Some(left_out) => tracing::info!(
+            target: "mailchime::proxy::tls_handshake_timeout",
+            %peer, limit_seconds, left_out,
+            "[limits] handshake_timeout is reached; mailchime closes the connection"
+        ),
+        None => tracing::debug!(
+            target: "mailchime::proxy::tls_handshake_timeout",
+            %peer, limit_seconds,
+            "[limits] handshake_timeout is reached; mailchime closes the connection"
+        ),
+    }
+}
+
+/// What is told of once a minute: an alert by its name, of which there are few, and all else together.
+fn matter(why: &Error) -> String {
+    match why {
+        Error::AlertReceived(AlertDescription::Unknown(_)) => "other".to_owned(),
+        Error::AlertReceived(alert) => format!("{alert:?}"),
+        _ => "other".to_owned(),
+    }
+}
+
+/// The client's TLS has too little in common with mailchime's: a line an hour for each reason. Only an old
+/// program's user needs to know.
+fn cannot_use_tls(peer: SocketAddr, reason: &PeerIncompatible, counters: &LimitCounters) {
     let why = why(reason);
     if let Some(left_out) = counters.tls_incompatible.due_hourly(why) {
         tracing::info!(

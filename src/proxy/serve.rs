@@ -15,10 +15,11 @@ use tokio_util::task::TaskTracker;
 use super::admission::WaitingPermit;
 use super::context::{CurrentContext, SessionContext};
 use super::ended::Ended;
-use super::handshake::cannot_use_tls;
+use super::handshake::{handshake_failed, handshake_too_slow};
 use super::session_task::{LoginSender, SessionTask};
 use crate::config::{ListenerConfig, ListenerTls};
 use crate::metrics::{Held, SessionEnd};
+use crate::model::seconds;
 use crate::net::listen::{accept, canonical};
 use crate::net::proxy_protocol::{self, Addresses};
 use crate::net::stream::Stream;
@@ -83,13 +84,18 @@ pub(super) async fn session(
     let _open = Held::new(&context.metrics.sessions);
     // Boxed, as what follows is too where it is rare: a session spends its life in what is left.
     let Some(mut task) = Box::pin(logged_in(client, &context, &stop)).await else { return };
+    let account = |task: &SessionTask| {
+        task.account().map_or_else(|| "?".to_owned(), |account| account.to_string())
+    };
+    tracing::info!(
+        target: "mailchime::proxy::session_began",
+        peer = %task.peer(), account = account(&task), "session began"
+    );
     let ended = task.run(&stop).await;
     task.report_end();
     context.metrics.sessions_ended.of(SessionEnd::from(&ended)).inc();
-    let seconds = started.elapsed().as_secs_f64();
-    let (peer, account, [received, sent]) = (task.peer(), task.account(), task.relayed());
-    // One line a session.
-    let account = account.map_or_else(|| "?".to_owned(), |account| account.to_string());
+    let seconds = seconds(started.elapsed());
+    let (peer, account, [received, sent]) = (task.peer(), account(&task), task.relayed());
     match &ended {
         Ended::Fault(why) => {
             tracing::warn!(
@@ -127,7 +133,7 @@ async fn logged_in(
         context.counters.login_timeout.hit();
     }
     // It is of interest to few.
-    let (peer, seconds) = (task.peer(), started.elapsed().as_secs_f64());
+    let (peer, seconds) = (task.peer(), seconds(started.elapsed()));
     tracing::debug!(
         target: "mailchime::proxy::connection_ended",
         %peer, seconds, ?ended, "connection ended without login"
@@ -171,7 +177,7 @@ async fn opened(
             Ok((Box::new(task), wait))
         }
         Ok(Err(error)) => {
-            cannot_use_tls(peer, &error, &context.counters);
+            handshake_failed(peer, &error, &context.counters);
             tracing::debug!(
                 target: "mailchime::proxy::connection_failed",
                 %peer, %error, "the connection ended before its session began"
@@ -179,12 +185,7 @@ async fn opened(
             Err(SessionEnd::Handshake)
         }
         Err(_) => {
-            context.counters.handshake_timeout.hit();
-            tracing::debug!(
-                target: "mailchime::proxy::tls_handshake_timeout",
-                %peer, ?limit,
-                "[limits] handshake_timeout is reached; mailchime closes the connection"
-            );
+            handshake_too_slow(peer, limit, &context.counters);
             Err(SessionEnd::Handshake)
         }
     }

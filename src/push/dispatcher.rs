@@ -20,6 +20,7 @@ use crate::config;
 use crate::metrics::{Metrics, PushOutcome, Queue};
 use crate::model::{
     Account, BackendId, Change, ChangeKind, Mailbox, Snapshot, Subscription, Timestamp, WatchEvent,
+    seconds,
 };
 use crate::net::backends::Backends;
 use crate::net::backoff::Backoff;
@@ -497,8 +498,7 @@ async fn send(routes: &Routes, ttl: Duration, push: &Delivery) -> Verdict {
             Verdict::Accepted { id: Some(id) } => id,
             _ => &id,
         },
-        // What is wider would be text in JSON.
-        milliseconds = u64::try_from(since_seen.as_millis()).unwrap_or(u64::MAX),
+        seconds = seconds(since_seen),
         "push attempted"
     );
     verdict

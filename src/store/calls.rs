@@ -13,6 +13,7 @@ use super::sql::statement::Statement;
 use super::sql::work::Work;
 use super::{Stopping, Store, StoreError, error};
 use crate::metrics::{Call, Labels};
+use crate::model::seconds;
 
 /// What a call may take from the moment in which the program gets the signal to stop.
 const LAST: Duration = Duration::from_secs(2);
@@ -123,10 +124,9 @@ impl Store {
         }
         *said = Some(Instant::now());
         let call = call.pairs().first().map_or("", |(_, name)| name);
-        let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         tracing::warn!(
             target: "mailchime::store::slow_call",
-            call, milliseconds, "a database call took long"
+            call, seconds = seconds(took), "a database call took long"
         );
     }
 

@@ -24,7 +24,7 @@ use super::watcher::{
 use crate::imap::capability::Capabilities;
 use crate::imap::refusal::Refusal;
 use crate::imap::responses::printable;
-use crate::model::BackendId;
+use crate::model::{BackendId, seconds};
 use crate::net::backend::{Backend, LoggedIn, LoginError};
 use crate::net::backoff::Backoff;
 
@@ -250,7 +250,7 @@ impl Watcher {
                 let wait = backoff.wait(self.failures, rand::random());
                 tracing::info!(
                     target: "mailchime::watch::connection_failed",
-                    %account, why, ?wait, "watching is interrupted; mailchime tries again"
+                    %account, why, wait_seconds = seconds(wait), "watching is interrupted; mailchime tries again"
                 );
                 self.rest(Some(wait), &why);
                 NextStep::Try(wait)
@@ -262,7 +262,7 @@ impl Watcher {
                 let wait = backoff.wait(self.unread, rand::random());
                 tracing::info!(
                     target: "mailchime::watch::waiting_for_database",
-                    %account, why, ?wait, "watching waits for the database; mailchime tries again"
+                    %account, why, wait_seconds = seconds(wait), "watching waits for the database; mailchime tries again"
                 );
                 self.rest(Some(wait), &why);
                 NextStep::Try(wait)
@@ -297,13 +297,13 @@ impl Watcher {
         match rest {
             Some(rest) => tracing::error!(
                 target: "mailchime::watch::master_user_refused",
-                %account, reason, wait = ?rest, remedy = MASTER_REMEDY,
+                %account, reason, wait_seconds = seconds(rest), remedy = MASTER_REMEDY,
                 "the backend refuses the master user for any account; mailchime begins no \
                  watching there until it is accepted"
             ),
             None => tracing::warn!(
                 target: "mailchime::watch::master_user_refused_for_account",
-                %account, reason, ?wait,
+                %account, reason, wait_seconds = seconds(wait),
                 "the backend refuses the master user for this account; mailchime tries \
                  again"
             ),
@@ -406,7 +406,7 @@ impl Watcher {
         if let Some(renewal) = learnt {
             tracing::info!(
                 target: "mailchime::watch::quiet_connections_cut",
-                %account, quiet = ?loss.quiet, ?renewal,
+                %account, quiet_seconds = seconds(loss.quiet), renewal_seconds = seconds(renewal),
                 "something on the way to the backend ends quiet connections; mailchime uses them \
                  more often"
             );

@@ -13,7 +13,7 @@ use super::watcher::{LoginWait, NextStep, Watcher, WatcherStart};
 use crate::imap::refusal::Refusal;
 use crate::imap::responses::printable;
 use crate::metrics::Parked;
-use crate::model::{Timestamp, WatchEvent};
+use crate::model::{Timestamp, WatchEvent, seconds};
 use crate::net::backoff::Backoff;
 
 /// Between attempts to store what was refused.
@@ -73,7 +73,7 @@ impl Watcher {
             AfterRefusal::Again(wait) => {
                 tracing::warn!(
                     target: "mailchime::watch::password_refused",
-                    %account, reason, ?wait,
+                    %account, reason, wait_seconds = seconds(wait),
                     "the backend refuses the stored password; mailchime tries again"
                 );
                 self.rest(Some(wait), &reason);
@@ -84,7 +84,7 @@ impl Watcher {
             AfterRefusal::Park(retry) => {
                 tracing::warn!(
                     target: "mailchime::watch::parked_password_refused",
-                    %account, reason, tries, again_in = ?retry,
+                    %account, reason, tries, again_in_seconds = retry.map(seconds),
                     "not watched until its user logs in again: the backend refuses the stored \
                      password; mailchime pushes the devices so that they log in"
                 );
@@ -106,7 +106,7 @@ impl Watcher {
         let account = &self.account;
         tracing::info!(
             target: "mailchime::watch::refusal_excused",
-            %account, reason, ?wait,
+            %account, reason, wait_seconds = seconds(wait),
             "the backend refuses many accounts; mailchime does not park this one and tries again"
         );
         (self.known.excused, self.known.parked) = (true, false);

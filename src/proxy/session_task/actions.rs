@@ -6,7 +6,7 @@ use std::task::{Context as Poller, Poll, ready};
 
 use tokio::time::Instant;
 
-use super::super::handshake::cannot_use_tls;
+use super::super::handshake::handshake_failed;
 use super::super::pump::{Endpoint, Side};
 use super::side_task::Finished;
 use super::{SessionTask, Switch};
@@ -135,7 +135,7 @@ impl SessionTask {
             }
             Err(error) => {
                 let peer = self.addresses.source;
-                cannot_use_tls(peer, &error, &self.context.counters);
+                handshake_failed(peer, &error, &self.context.counters);
                 tracing::debug!(
                     target: "mailchime::proxy::tls_handshake_failed",
                     %peer, %error, "TLS handshake failed"

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::super::ended::Ended;
 use super::SessionTask;
 use crate::imap::contract::Awaited;
+use crate::model::seconds;
 
 /// For a registration to be written before its session's other commands go on. It is answered when that
 /// is known.
@@ -46,7 +47,7 @@ impl SessionTask {
                 target: "mailchime::proxy::answer_timeout_reached",
                 backend,
                 account,
-                limit_s = limit.as_secs(),
+                limit_seconds = seconds(limit),
                 "[limits] answer_timeout is reached; the backend does not answer, and the client's \
                  session goes on"
             );

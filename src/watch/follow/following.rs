@@ -17,6 +17,7 @@ use super::FollowersInner;
 use super::connection::{FollowedEnd, PROOF, until_proof};
 use super::followed::Followed;
 use super::follower::{FollowEvent, Follower};
+use crate::model::seconds;
 use crate::net::backoff::Backoff;
 use crate::watch::WatchContext;
 
@@ -64,7 +65,7 @@ impl Followed {
                     let wait = backoff.wait(failures, rand::random());
                     tracing::info!(
                         target: "mailchime::watch::stream_interrupted",
-                        %account, why, ?wait,
+                        %account, why, wait_seconds = seconds(wait),
                         "the connection for a user's streams ended; mailchime connects again, and the \
                          streams hear then what has changed"
                     );
@@ -115,7 +116,7 @@ impl Followed {
                     wait = backoff.wait(failures, rand::random());
                     tracing::info!(
                         target: "mailchime::watch::stream_not_proved",
-                        account = %self.account, why, ?wait,
+                        account = %self.account, why, wait_seconds = seconds(wait),
                         "could not learn whether what a user opened streams with still counts; mailchime \
                          keeps these streams open and tries again"
                     );

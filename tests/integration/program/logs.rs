@@ -4,12 +4,18 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use mailchime::demo::apns::Answer;
+use mailchime::demo::pki::Pki;
+use rustls::pki_types::ServerName;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::support::limited;
 use crate::support::program::{Process, mailchime, mailchime_after};
@@ -134,8 +140,20 @@ async fn json_tells_each_session_and_push_in_a_line_and_no_secret() {
         assert_eq!(outcomes, ["accepted", "unavailable", "accepted", "gone"], "{pushes:#?}");
         for push in pushes {
             assert_eq!((&push["account"], &push["endpoint"]), (&LOGIN.into(), &"8df2a4c1…".into()));
-            assert!(push["milliseconds"].is_u64(), "{push}");
+            assert!(push["seconds"].is_f64(), "{push}");
         }
+        // Numbers are numbers, and times are seconds.
+        for (name, value) in lines.iter().flat_map(|line| line.as_object().unwrap()) {
+            assert!(!name.ends_with("seconds") || value.is_number(), "{name}: {value}");
+            let text = value.as_str().unwrap_or_default();
+            let rest = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+            let number = text[..text.len() - rest.len()].parse::<f64>().is_ok();
+            let unit = ["", "ns", "µs", "ms", "s", "m", "h", "d"].contains(&rest);
+            assert!(!number || !unit, "{name}: {value}");
+        }
+        let began = said("session began");
+        assert_eq!(began.len(), 3, "{began:#?}");
+        assert!(began.iter().all(|line| line["account"] == LOGIN && line["peer"].is_string()));
         let registered = said("a client registered for push");
         assert!(registered.iter().all(|line| line["endpoint"] == "8df2a4c1…"), "{registered:#?}");
     })
@@ -167,9 +185,85 @@ async fn text_tells_each_session_and_push_in_a_line_and_no_secret() {
             3,
             "{log:#?}"
         );
-        let push = ["push attempted account=\"alice\" endpoint=\"8df2a4c1…\" ", "milliseconds="];
+        let push = ["push attempted account=\"alice\" endpoint=\"8df2a4c1…\" ", " seconds="];
         assert_eq!(count([push[0], push[1], "outcome=\"accepted\"", ""]), 2, "{log:#?}");
         assert_eq!(count([push[0], push[1], "outcome=\"gone\"", ""]), 1, "{log:#?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_journal_gets_priorities_and_no_second_time() {
+    limited(async {
+        let world = World::new().await;
+        world.configure("\"json\"", "\"text\"");
+        let arguments = world.arguments();
+        // As systemd says it to a service whose standard error is the journal.
+        let journal = "JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); export JOURNAL_STREAM";
+        let command = mailchime_after(journal, &arguments.each_ref().map(String::as_str));
+        let mut process = Process::spawn(command);
+        let address = process
+            .stderr
+            .find("the address", |line| line.split_once("listening address=")?.1.parse().ok())
+            .await;
+        let log = full_run(&world, Server { process, address }).await;
+        for line in &log {
+            let (priority, rest) = line.split_at(3);
+            let level = match priority {
+                "<3>" => "ERROR mailchime::",
+                "<4>" => " WARN mailchime::",
+                "<6>" => " INFO mailchime::",
+                "<7>" => "DEBUG mailchime::",
+                _ => panic!("no priority: {line}"),
+            };
+            assert!(rest.starts_with(level), "{line}");
+        }
+        let starts = |start: &str| log.iter().any(|line| line.starts_with(start));
+        assert!(starts(
+            "<4> WARN mailchime::login: login refused peer=127.0.0.1 account=\"alice\""
+        ));
+        assert!(starts("<6> INFO mailchime::proxy::session_began: session began peer=127.0.0.1:"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn clients_with_which_tls_fails_have_a_line_that_says_why() {
+    limited(async {
+        let world = World::new().await;
+        world.configure("[log]", "[limits]\nhandshake_timeout = \"5s\"\n[log]");
+        let mut server = world.serve().await;
+        let clear =
+            "a client speaks without TLS where TLS is expected; mailchime closes the connection";
+        for _ in 0..3 {
+            let mut stream = TcpStream::connect(server.address).await.unwrap();
+            stream.write_all(b"a LOGIN alice secret\r\n").await.unwrap();
+            // The answer is an alert of TLS.
+            stream.read_to_end(&mut Vec::new()).await.unwrap();
+        }
+        let line = server.logged(clear).await;
+        assert_eq!((&line["level"], &line["left_out"]), (&"INFO".into(), &0.into()), "{line}");
+        assert!(line["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
+
+        // One that does not know the authority.
+        let stranger = Pki::generate(None).unwrap().client_config(None).unwrap();
+        let stream = TcpStream::connect(server.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        TlsConnector::from(Arc::new(stranger)).connect(name, stream).await.unwrap_err();
+        let line = server.logged("TLS with a client failed; mailchime closes the connection").await;
+        assert!(line["why"].as_str().unwrap().starts_with("received fatal alert: "), "{line}");
+
+        // One without TLS that waits for a greeting.
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.read_to_end(&mut Vec::new()).await.unwrap();
+        let message = "[limits] handshake_timeout is reached; mailchime closes the connection";
+        let line = server.logged(message).await;
+        assert_eq!((&line["level"], &line["limit_seconds"]), (&"INFO".into(), &5.0.into()));
+
+        server.process.signal("TERM");
+        server.process.end().await;
+        let lines = server.process.stderr.seen.iter().filter(|line| line.contains(clear));
+        assert_eq!(lines.count(), 1, "one line a minute");
     })
     .await;
 }
@@ -240,7 +334,7 @@ async fn a_statement_that_takes_long_is_named_by_its_call_and_not_by_its_text() 
         client.send(format!("r {}\r\n", registration()).as_bytes()).await;
         let line = server.logged("a database call took long").await;
         assert_eq!((&line["level"], &line["call"]), (&"WARN".into(), &"register".into()), "{line}");
-        assert!(line["milliseconds"].as_u64().unwrap() >= 1000, "{line}");
+        assert!(line["seconds"].as_f64().unwrap() >= 1.0, "{line}");
         let log = server.process.stderr.so_far().join("\n");
         for part in ["insert into subscription", "on conflict", "slow statement"] {
             assert!(!log.contains(part), "{part:?} is in {log}");

@@ -10,7 +10,7 @@ async fn ends_whole(server: &mut Server) {
     let status = server.process.end().await;
     let log = server.process.stderr.seen.join("\n");
     assert_eq!(status.code(), Some(0), "{log}");
-    assert!(!log.contains("did not stop within"), "{log}");
+    assert!(!log.contains("did not stop in time"), "{log}");
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ use tokio_rustls::client::TlsStream;
 use tracing::{debug, info, warn};
 
 use crate::config::{self, ApnsServer};
+use crate::model::seconds;
 use crate::net::backoff::Backoff;
 use crate::net::dial::Dialer;
 use crate::net::https::causes;
@@ -180,12 +181,12 @@ impl LinkState {
 async fn dial_and_tell(shared: Arc<LinkParts>) {
     let start = Instant::now();
     let dialled = shared.dial().await;
-    let milliseconds = start.elapsed().as_millis();
+    let seconds = seconds(start.elapsed());
     match dialled {
         Ok((sender, connection)) => {
             info!(
                 target: "mailchime::push::connected",
-                endpoint = %shared.endpoint, milliseconds, "connected to APNs"
+                endpoint = %shared.endpoint, seconds, "connected to APNs"
             );
             shared.state.send_modify(|state| {
                 state.number += 1;
@@ -197,7 +198,7 @@ async fn dial_and_tell(shared: Arc<LinkParts>) {
         Err(why) => {
             warn!(
                 target: "mailchime::push::connect_failed",
-                endpoint = %shared.endpoint, milliseconds, why,
+                endpoint = %shared.endpoint, seconds, why,
                 "could not connect to APNs; mailchime tries again"
             );
             shared.state.send_modify(|state| {

@@ -10,7 +10,7 @@ use super::health::BackendHealth;
 use super::session::{ImapSession, RefreshReason};
 use super::status_query::StatusAnswers;
 use crate::imap::refusal::Refusal;
-use crate::model::{ChangeKind, Mailbox, Snapshot, Timestamp};
+use crate::model::{ChangeKind, Mailbox, Snapshot, Timestamp, seconds};
 use crate::net::backoff::Backoff;
 use crate::watch::ledger::Consequence;
 use crate::watch::snapshot::only_uid_next_grew;
@@ -119,7 +119,7 @@ impl Watcher {
                 self.faults.rest(mailbox, Instant::now() + wait, Timestamp::now().plus(wait));
                 tracing::warn!(
                     target: "mailchime::watch::status_refused",
-                    %account, %mailbox, why, ?wait,
+                    %account, %mailbox, why, wait_seconds = seconds(wait),
                     "the backend refuses STATUS; mailchime does not watch this mailbox for now"
                 );
             }

@@ -28,7 +28,7 @@ use crate::imap::args::quote;
 use crate::imap::capability::Capabilities;
 use crate::imap::mailbox;
 use crate::imap::status::{Activity, activity};
-use crate::model::{ChangeKind, Mailbox};
+use crate::model::{ChangeKind, Mailbox, seconds};
 use crate::watch::status::{WatchMode, WatcherState};
 use crate::watch::watcher::{SessionEnd, WatchedMailbox, Watcher};
 
@@ -271,7 +271,7 @@ impl Watcher {
         let wait = session.overflow.begins(&self.context.config);
         tracing::debug!(
             target: "mailchime::watch::notify_overflowed",
-            %account, ?wait,
+            %account, wait_seconds = seconds(wait),
             "the backend ended NOTIFY for too many events; mailchime asks for it again"
         );
         (session.armed, session.notified) = (false, false);

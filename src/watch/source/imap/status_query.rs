@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::connection::{CommandRefused, ConnectionLost};
 use super::session::{ImapSession, LONGEST_COMMAND, quoted};
 use super::unsolicited::Unsolicited;
-use crate::model::{Mailbox, Snapshot, Timestamp};
+use crate::model::{Mailbox, Snapshot, Timestamp, seconds};
 use crate::net::backoff::Backoff;
 use crate::watch::snapshot::merged;
 use crate::watch::watcher::Watcher;
@@ -237,7 +237,7 @@ impl Watcher {
         self.faults.rest(mailbox, Instant::now() + wait, Timestamp::now().plus(wait));
         tracing::warn!(
             target: "mailchime::watch::mailbox_set_aside",
-            %account, %mailbox, why, ?wait,
+            %account, %mailbox, why, wait_seconds = seconds(wait),
             "the backend closes the connection, or does not answer, when asked for this mailbox; \
              mailchime leaves it out and watches the others. See the backend's log"
         );
