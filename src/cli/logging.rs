@@ -3,16 +3,19 @@
 //! It knows the two keys of `[log]` and nothing of what is logged. Standard output belongs to the
 //! commands.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, IsTerminal};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 
+use rustix::fs::fstat;
 use tracing::field::{Field, Visit};
-use tracing::{Metadata, Subscriber};
+use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{ParseError, filter_fn};
 use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FormatFields, MakeWriter};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
@@ -22,6 +25,9 @@ use crate::config::LogFormat;
 
 /// Overrides `[log] level` when it is set and not empty.
 const VARIABLE: &str = "RUST_LOG";
+
+/// Systemd sets it to the device and the inode of the socket that leads to the journal (systemd.exec(5)).
+const JOURNAL: &str = "JOURNAL_STREAM";
 
 /// Why logging did not begin.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +63,9 @@ impl Level {
 /// Logs to standard error from now on, to the end of the process.
 ///
 /// `level` are directives as in `info,mailchime::watch=debug`; the environment variable `RUST_LOG`
-/// goes before them. Colours appear only on a terminal, and not where `NO_COLOR` is set.
+/// goes before them. Colours appear only on a terminal, and not where `NO_COLOR` is set. Where standard
+/// error is systemd's journal, text is as with [`LogFormat::Journal`], and each object of JSON has its
+/// priority before it, too.
 ///
 /// # Errors
 /// [`LoggingError`] when the level or the variable is not understood, or logging has begun already.
@@ -65,8 +73,18 @@ pub fn init(format: LogFormat, level: &str) -> Result<Level, LoggingError> {
     let filter = filter(std::env::var(VARIABLE).ok().as_deref(), level)?;
     let (filter, level) = reload::Layer::new(filter);
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    subscriber(format, filter, colours, io::stderr).try_init().map_err(LoggingError::Twice)?;
+    let form =
+        LineForm::new(format, is_journal(std::env::var_os(JOURNAL).as_deref(), io::stderr()));
+    subscriber(form, filter, colours, io::stderr).try_init().map_err(LoggingError::Twice)?;
     Ok(Level(level))
+}
+
+/// Whether `stream` is the one that [`JOURNAL`] names.
+fn is_journal(variable: Option<&OsStr>, stream: impl AsFd) -> bool {
+    let named = |name: &OsStr| {
+        fstat(stream).is_ok_and(|file| name == format!("{}:{}", file.st_dev, file.st_ino).as_str())
+    };
+    variable.is_some_and(named)
 }
 
 fn filter(variable: Option<&str>, level: &str) -> Result<EnvFilter, LoggingError> {
@@ -78,8 +96,23 @@ fn filter(variable: Option<&str>, level: &str) -> Result<EnvFilter, LoggingError
     }
 }
 
+/// The form of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct LineForm {
+    json: bool,
+    /// For the journal: a line begins with its priority. The journal knows the time.
+    journal: bool,
+}
+
+impl LineForm {
+    fn new(format: LogFormat, to_journal: bool) -> Self {
+        let journal = to_journal || format == LogFormat::Journal;
+        Self { json: format == LogFormat::Json, journal }
+    }
+}
+
 fn subscriber<W>(
-    format: LogFormat,
+    LineForm { json, journal }: LineForm,
     filter: impl Layer<Registry> + Send + Sync,
     colours: bool,
     writer: W,
@@ -87,17 +120,44 @@ fn subscriber<W>(
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let lines = match format {
-        LogFormat::Text => tracing_subscriber::fmt::layer()
-            .fmt_fields(Quoted)
-            .with_ansi(colours)
-            .with_writer(writer)
-            .boxed(),
-        LogFormat::Json => {
-            tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(writer).boxed()
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let lines = match (json, journal) {
+        (false, false) => lines.fmt_fields(Quoted).with_ansi(colours).boxed(),
+        (false, true) => {
+            let lines = lines.fmt_fields(Quoted).with_ansi(false).without_time();
+            lines.map_event_format(Prioritized).boxed()
         }
+        (true, false) => lines.json().flatten_event(true).boxed(),
+        (true, true) => lines.json().flatten_event(true).map_event_format(Prioritized).boxed(),
     };
     tracing_subscriber::registry().with(filter).with(lines).with(filter_fn(may_be_told))
+}
+
+/// A line behind its priority, as the journal reads it (sd-daemon(3)).
+struct Prioritized<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for Prioritized<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'w> FormatFields<'w> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        // Those of syslog (RFC 5424 section 6.2.1).
+        let priority = match *event.metadata().level() {
+            tracing::Level::ERROR => 3,
+            tracing::Level::WARN => 4,
+            tracing::Level::INFO => 6,
+            tracing::Level::DEBUG | tracing::Level::TRACE => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        self.0.format_event(context, writer, event)
+    }
 }
 
 /// The fields of the text form: `name=value`, parted by blanks.
@@ -225,7 +285,8 @@ mod tests {
     /// What is written for the events of `happen`.
     fn written(format: LogFormat, colours: bool, level: &str, happen: impl FnOnce()) -> String {
         let memory = Memory::default();
-        let subscriber = subscriber(format, filter(None, level).unwrap(), colours, memory.clone());
+        let form = LineForm::new(format, false);
+        let subscriber = subscriber(form, filter(None, level).unwrap(), colours, memory.clone());
         tracing::subscriber::with_default(subscriber, happen);
         let written = memory.0.lock().unwrap().clone();
         String::from_utf8(written).unwrap()
@@ -279,6 +340,50 @@ mod tests {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
             assert_eq!((&line["error"], &line["why"]), (&name.into(), &name.into()));
         }
+    }
+
+    #[test]
+    fn a_line_for_the_journal_begins_with_its_priority_and_has_no_time_of_its_own() {
+        let log = |form, colours| {
+            let memory = Memory::default();
+            let subscriber =
+                subscriber(form, filter(None, "trace").unwrap(), colours, memory.clone());
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::error!(account = "a\n<0>b", "first");
+                tracing::warn!("second\n<0>third");
+                tracing::info!("fourth");
+                tracing::debug!("fifth");
+                tracing::trace!("sixth");
+            });
+            String::from_utf8(memory.0.lock().unwrap().clone()).unwrap()
+        };
+        let here = "mailchime::cli::logging::tests:";
+        let expected = format!(
+            "<3>ERROR {here} first account=\"a\\n<0>b\"\n<4> WARN {here} second <0>third\n\
+             <6> INFO {here} fourth\n<7>DEBUG {here} fifth\n<7>TRACE {here} sixth\n",
+        );
+        for form in [LineForm::new(LogFormat::Journal, false), LineForm::new(LogFormat::Text, true)]
+        {
+            assert_eq!(log(form, true), expected);
+        }
+        let json = log(LineForm::new(LogFormat::Json, true), true);
+        let priorities = json.lines().map(|line| {
+            let object: serde_json::Value = serde_json::from_str(&line[3..]).unwrap();
+            assert!(object["timestamp"].is_string(), "{line}");
+            &line[..3]
+        });
+        assert_eq!(priorities.collect::<Vec<_>>(), ["<3>", "<4>", "<6>", "<7>", "<7>"]);
+    }
+
+    #[test]
+    fn the_journal_is_the_stream_that_systemd_names() {
+        let (_reader, writer) = io::pipe().unwrap();
+        let file = fstat(&writer).unwrap();
+        let named =
+            |device, inode| is_journal(Some(OsStr::new(&format!("{device}:{inode}"))), &writer);
+        assert!(named(file.st_dev, file.st_ino));
+        assert!(!named(file.st_dev, file.st_ino + 1));
+        assert!(!is_journal(Some(OsStr::new("")), &writer) && !is_journal(None, &writer));
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub enum LogFormat {
     Text,
     /// For programs: an object a line.
     Json,
+    /// Text for systemd's journal: a priority before each line, and no time.
+    Journal,
 }
 
 table!(RawLog {
