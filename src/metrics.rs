@@ -7,25 +7,25 @@
 //! Counting is an addition to an atomic number, found by an index. Histograms take a lock that is
 //! held for as long, and measure only what does I/O anyway.
 
+mod by;
 mod labels;
 mod pushes;
 mod sources;
 
 use std::fmt::{self, Debug};
-use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, MutexGuard};
 use prometheus_client::encoding::text;
-use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Metric, Registry, Unit};
+use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::mpsc;
 
+pub use self::by::{By, Held};
 pub use self::labels::{
     Answer, ApiAnswer, Call, Direction, EventRefusal, Form, Kind, Labels, Parked, Phase,
     PushOutcome, Queue, SessionEnd, Verb, VisitBy, Watching,
@@ -104,16 +104,6 @@ pub struct Metrics {
     /// What is measured only when it is asked for.
     asked: Mutex<Asked>,
 }
-
-/// One metric for each value of `L`.
-pub struct By<L, M> {
-    metrics: Box<[M]>,
-    labels: PhantomData<L>,
-}
-
-/// A gauge that is one higher while this lives.
-#[derive(Debug)]
-pub struct Held(Gauge);
 
 type Measure<T> = Box<dyn Fn() -> T + Send + Sync>;
 
@@ -392,55 +382,6 @@ fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
     gauge
 }
 
-// === impl By ===
-
-impl<L: Labels, M: Metric + TypedMetric + Clone + Default> By<L, M> {
-    fn new(registry: &mut Registry, name: &str, unit: Option<Unit>, help: &str) -> Self {
-        Self::made(registry, name, unit, help, M::default)
-    }
-}
-
-impl<L: Labels, M: Metric + TypedMetric + Clone> By<L, M> {
-    fn made(
-        registry: &mut Registry,
-        name: &str,
-        unit: Option<Unit>,
-        help: &str,
-        make: fn() -> M,
-    ) -> Self {
-        let family = Family::<Vec<(&str, &str)>, M, _>::new_with_constructor(make);
-        let metric = |labels: L| family.get_or_create_owned(&labels.pairs());
-        let metrics = L::all().into_iter().map(metric).collect();
-        match unit {
-            Some(unit) => registry.register_with_unit(name, help, unit, family),
-            None => registry.register(name, help, family),
-        }
-        Self { metrics, labels: PhantomData }
-    }
-}
-
-impl<L: Labels, M> By<L, M> {
-    /// The metric with these labels.
-    pub fn of(&self, labels: L) -> &M {
-        &self.metrics[labels.index()]
-    }
-}
-
-impl<L: Labels> By<L, Gauge> {
-    /// Counts one more, until what this returns is dropped.
-    pub fn hold(&self, labels: L) -> Held {
-        Held::new(self.of(labels))
-    }
-}
-
-impl<L, M> Debug for By<L, M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("By").finish_non_exhaustive()
-    }
-}
-
-// === impl Held ===
-
 /// Seconds until then, negative afterwards.
 fn left(end: SystemTime) -> f64 {
     let left = match end.duration_since(SystemTime::now()) {
@@ -448,20 +389,6 @@ fn left(end: SystemTime) -> f64 {
         Err(past) => -past.duration().as_secs_f64(),
     };
     left.round()
-}
-
-impl Held {
-    /// Counts one more in `gauge`, until this is dropped.
-    pub fn new(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }
 
 #[cfg(test)]
